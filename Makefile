@@ -1,0 +1,75 @@
+# Everything a developer runs. Needs Python 3.11 or newer and make; no root, no Docker.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+# 3.12 and 3.11 come first: every dependency has a wheel for them.
+PYTHONS ?= python3.12 python3.11 python3.13 python3.14 python3 python
+BIN := .venv/bin
+ENVIRONMENT := .venv/.installed
+# A test starts several processes; a pool of threads in each would make them fight for the cores.
+QUIET_THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
+
+.PHONY: help demo test test-fast check catalog up clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+demo: $(ENVIRONMENT) ## Teacher to downloaded student on this machine, in one go
+	@$(BIN)/retort demo
+
+test: check ## All checks, then the whole test suite
+	@echo "test: the whole suite"
+	@$(QUIET_THREADS) $(BIN)/python -m pytest
+
+test-fast: $(ENVIRONMENT) ## Tests that take under a second each
+	@echo "test-fast: without slow tests and journeys"
+	@$(QUIET_THREADS) $(BIN)/python -m pytest -m "not slow and not journey"
+
+check: $(ENVIRONMENT) ## Lint, format, types, import contracts
+	@echo "check: lint, format, types, import contracts"
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet > /dev/null || { echo "check: run '$(BIN)/ruff format'" >&2; exit 1; }
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-logo > .venv/lint-imports.log || { cat .venv/lint-imports.log; exit 1; }
+
+catalog: $(ENVIRONMENT) ## Write what is generated: catalog.json, docs/methods.md, .env.example
+	@echo "catalog: models_registry/catalog.json, docs/methods.md, .env.example"
+	@$(BIN)/python -m workers.export_catalog
+	@$(BIN)/python -m models_registry.settings > .venv/env.example
+	@mv .venv/env.example .env.example
+
+up: $(ENVIRONMENT) ## Run the service on this machine (Ctrl-C stops it)
+	@$(BIN)/retort up
+
+clean: ## Remove the environment and caches; data of `up` and `demo` stays
+	@echo "clean: .venv and caches"
+	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .import_linter_cache
+	@find api models_registry workers migrations tests benchmarks -name __pycache__ -prune \
+	  -exec rm -rf {} +
+
+# A candidate is run, not looked up: a version manager's shim may exist without its interpreter.
+$(ENVIRONMENT): pyproject.toml constraints.txt
+	@set -eu; \
+	if [ ! -x $(BIN)/python ]; then \
+	  found=; \
+	  for candidate in $(PYTHONS); do \
+	    if $$candidate -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' \
+	      >/dev/null 2>&1; then found=$$candidate; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo "error: no Python 3.11 or newer with its venv module among: $(PYTHONS)" >&2; \
+	    echo "       install one (Debian, Ubuntu: also python3-venv), or name it:" >&2; \
+	    echo "       make PYTHONS=/path/to/python3.12" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "environment: .venv from $$($$found --version)"; \
+	  $$found -m venv .venv; \
+	fi; \
+	echo "environment: installing dependencies (minutes the first time)"; \
+	export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore; \
+	$(BIN)/python -m pip install -qq -c constraints.txt uv; \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[worker,dev]'; \
+	touch $@
