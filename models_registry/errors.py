@@ -1,0 +1,162 @@
+"""Every error that the registry raises; `api/errors.py` alone turns them into HTTP problems.
+
+RegistryError
+├── NotFound          an id or name that does not exist in this project
+│   └── Gone          it existed, and was deleted or has expired
+├── Refused           well-formed, but cannot be accepted: says which field and why
+│   ├── TooLarge      over a size limit
+│   └── DigestMismatch  bytes differ from the announced digest
+├── Malformed         a cursor, range or name that cannot be read
+├── Conflict          true request, wrong moment
+│   ├── IllegalMove   the job's state does not allow this event
+│   ├── AlreadyExists a name that is taken
+│   └── InUse         something still refers to it
+├── PreconditionFailed  `If-Match` no longer holds
+├── PreconditionRequired  `If-Match` is needed here
+├── Unauthenticated   no key, or one that is unknown, expired or revoked
+├── Forbidden         the key's role does not allow this
+├── Unavailable       a dependency cannot be reached
+│   ├── StorageDown   the byte store
+│   └── QueueDown     the broker
+└── StaleFence        a worker that no longer holds the lease tried to write
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with one field: a JSON Pointer, a stable code, and a sentence."""
+
+    pointer: str
+    code: str
+    detail: str
+
+
+class RegistryError(Exception):
+    """Base of all: a sentence for people, a stable `code`, and faults by field."""
+
+    code = "error"
+
+    def __init__(
+        self, message: str, *, code: str | None = None, faults: Sequence[Fault] = ()
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.faults = tuple(faults)
+        if code is not None:
+            self.code = code
+
+
+class NotFound(RegistryError):
+    """No such thing in this project."""
+
+    code = "not_found"
+
+
+class Gone(NotFound):
+    """It existed, and was deleted or has expired."""
+
+    code = "gone"
+
+
+class Refused(RegistryError):
+    """Understood, but not acceptable."""
+
+    code = "refused"
+
+
+class TooLarge(Refused):
+    """Over a size limit."""
+
+    code = "too_large"
+
+
+class DigestMismatch(Refused):
+    """The bytes differ from the announced digest."""
+
+    code = "digest_mismatch"
+
+
+class Malformed(RegistryError):
+    """Cannot be read at all."""
+
+    code = "malformed"
+
+
+class Conflict(RegistryError):
+    """A true request at the wrong moment."""
+
+    code = "conflict"
+
+
+class IllegalMove(Conflict):
+    """The job's state does not allow this event; `allowed` lists those it does."""
+
+    code = "illegal_transition"
+
+    def __init__(self, message: str, *, state: str, allowed: Sequence[str]) -> None:
+        super().__init__(message)
+        self.state = state
+        self.allowed = tuple(allowed)
+
+
+class AlreadyExists(Conflict):
+    """The name is taken."""
+
+    code = "already_exists"
+
+
+class InUse(Conflict):
+    """Something still refers to it."""
+
+    code = "in_use"
+
+
+class PreconditionFailed(RegistryError):
+    """`If-Match` no longer holds."""
+
+    code = "precondition_failed"
+
+
+class PreconditionRequired(RegistryError):
+    """`If-Match` is needed for this request."""
+
+    code = "precondition_required"
+
+
+class Unauthenticated(RegistryError):
+    """No key, or one that is unknown, expired or revoked."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(RegistryError):
+    """The key's role does not allow this."""
+
+    code = "forbidden"
+
+
+class StaleFence(RegistryError):
+    """A worker that no longer holds the lease tried to write: it must stop."""
+
+    code = "stale_fence"
+
+
+class Unavailable(RegistryError):
+    """A dependency cannot be reached just now."""
+
+    code = "unavailable"
+
+
+class StorageDown(Unavailable):
+    """The byte store cannot be reached."""
+
+    code = "storage_down"
+
+
+class QueueDown(Unavailable):
+    """The broker cannot be reached."""
+
+    code = "queue_down"

@@ -1,0 +1,543 @@
+"""Where do bytes live? One door for them: a local folder, or a bucket of an S3-compatible store.
+
+A blob's key is the SHA-256 of its content, so the same bytes have the same key, a download can be
+verified, and no path ever comes from a caller. Parts of an upload have random keys: nothing else
+ever shares one, so a part may be deleted without asking who else needs it.
+
+No put is visible before it is complete, verified and durable. Reads and writes stream: memory does
+not grow with the size of the bytes.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import tempfile
+import urllib.parse
+import uuid
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Protocol, Self, runtime_checkable
+
+import obstore
+import obstore.exceptions
+import obstore.store
+
+from models_registry import errors
+from models_registry.settings import Settings
+
+CHUNK_BYTES = 2**20
+# Of one S3 request. A store takes 10,000 parts for one upload, so this bounds a blob to 78 GiB.
+TRANSFER_BYTES = 8 * 2**20
+# In flight at one time, for each put.
+TRANSFERS = 3
+
+KEY = re.compile(
+    r"sha256/(?P<first>[0-9a-f]{2})/(?P<second>[0-9a-f]{2})/(?P=first)(?P=second)[0-9a-f]{60}"
+    r"|parts/[0-9a-f]{32}"
+)
+
+
+class BytesNotFound(errors.NotFound):
+    """No bytes are stored under this key."""
+
+    code = "bytes_not_found"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a put has made durable; `sha256` is lower-case hexadecimal."""
+
+    key: str
+    size_bytes: int
+    sha256: str
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """Anything with `read`, such as a file opened in binary mode."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return at most `size` bytes; none at the end."""
+        ...
+
+
+Source = Readable | Iterable[bytes]
+
+
+class ByteStream(Iterator[bytes]):
+    """The bytes of one key, chunk by chunk; close it, or use `with`, when stopping early."""
+
+    def __init__(
+        self, chunks: Generator[bytes], release: Callable[[], None] = lambda: None
+    ) -> None:
+        self._chunks = chunks
+        self._release = release
+
+    def __next__(self) -> bytes:
+        """Return the next chunk."""
+        return next(self._chunks)
+
+    def __enter__(self) -> Self:
+        """Return itself, to be closed at the end of the block."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close it."""
+        self.close()
+
+    def __del__(self) -> None:
+        """Close a stream that was dropped half-read, as a web server does with a lost client."""
+        self.close()
+
+    def close(self) -> None:
+        """End the stream and release what it holds; may be called again."""
+        self._chunks.close()
+        # Not the generator's own business: one that was never started has nothing to clean up.
+        self._release()
+
+
+class Storage(Protocol):
+    """Four verbs for bytes, and what upload and maintenance need beside them.
+
+    Every method raises `errors.StorageDown` when the store cannot do its work, and
+    `errors.Malformed` for a key that is not one of ours.
+    """
+
+    def put(self, stream: Source, *, expected: str | None = None) -> Stored:
+        """Store a blob under its digest, all or nothing.
+
+        `expected` is a SHA-256 in hexadecimal; other bytes raise `errors.DigestMismatch`. Bytes
+        that are there already are stored again, which makes them young for `stored_before`. What
+        the stream raises passes through, and nothing is kept.
+        """
+        ...
+
+    def put_part(self, stream: Source, *, expected: str | None = None) -> Stored:
+        """Store one part of an upload under a key of its own; like `put` in all else."""
+        ...
+
+    def open(self, key: str, *, start: int = 0, end: int | None = None) -> ByteStream:
+        """Stream bytes `start` up to, not including, `end`; beyond the last byte there are none.
+
+        Raises `BytesNotFound` here, not at the first chunk.
+        """
+        ...
+
+    def exists(self, key: str) -> bool:
+        """Return whether bytes are stored under this key."""
+        ...
+
+    def delete(self, key: str, *, unless_stored_since: datetime | None = None) -> None:
+        """Forget these bytes; nothing there is a success.
+
+        `unless_stored_since` keeps bytes that were put, perhaps again, at that moment or later: a
+        sweep passes the moment of its `stored_before`.
+        """
+        ...
+
+    def stored_before(self, moment: datetime) -> Iterator[str]:
+        """Yield the keys of blobs and parts that were last put before this moment."""
+        ...
+
+    def discard_unfinished(self, moment: datetime) -> int:
+        """Remove what puts that died before this moment left behind; return how many."""
+        ...
+
+    def check(self) -> None:
+        """Raise `errors.StorageDown` unless the store can be reached and used, within seconds."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class S3Options:
+    """How to reach a bucket; without keys, those of the environment or the instance are used."""
+
+    endpoint: str | None = None
+    region: str = "us-east-1"
+    access_key_id: str | None = None
+    secret_access_key: str | None = None
+    # Needs room for the largest blobs being put at one time; must not be a memory file system.
+    spool_folder: Path | None = None
+
+
+def from_url(url: str, options: S3Options | None = None) -> Storage:
+    """Return the storage that `file:///folder` or `s3://bucket/prefix` names."""
+    place = urllib.parse.urlsplit(url)
+    if place.query or place.fragment:
+        raise ValueError(f"storage_url must have neither ? nor #, got {url!r}")
+    if place.scheme == "file" and place.netloc in ("", "localhost") and place.path:
+        return LocalStorage(Path(urllib.parse.unquote(place.path)))
+    if place.scheme == "s3" and place.netloc:
+        return S3Storage(place.netloc, place.path.strip("/"), options or S3Options())
+    raise ValueError(f"storage_url must be file:///folder or s3://bucket/prefix, got {url!r}")
+
+
+def from_settings(settings: Settings) -> Storage:
+    """Return the storage that the settings name."""
+    secret = settings.s3_secret_access_key
+    options = S3Options(
+        endpoint=settings.s3_endpoint,
+        region=settings.s3_region,
+        access_key_id=settings.s3_access_key_id,
+        secret_access_key=secret.get_secret_value() if secret else None,
+    )
+    return from_url(settings.storage_url, options)
+
+
+def assemble(storage: Storage, part_keys: Sequence[str], *, expected: str | None = None) -> Stored:
+    """Put the parts, one after the other, as one blob.
+
+    The parts stay: delete them after the row that names the blob is committed, so that a crash
+    between the two can be repeated.
+    """
+    return storage.put(_joined(storage, part_keys), expected=expected)
+
+
+class LocalStorage:
+    """Bytes in a folder of this machine, or of a file system that all processes mount."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.resolve()
+        # On the file system of the blobs, or the rename would not be atomic.
+        self._unfinished = self._folder / "unfinished"
+        with _reported():
+            self._unfinished.mkdir(parents=True, exist_ok=True)
+
+    def put(self, stream: Source, *, expected: str | None = None) -> Stored:
+        """Store a blob under its digest, all or nothing."""
+        return self._write(_Tally(stream), expected, _blob_key)
+
+    def put_part(self, stream: Source, *, expected: str | None = None) -> Stored:
+        """Store one part of an upload under a key of its own."""
+        return self._write(_Tally(stream), expected, _part_key)
+
+    def open(self, key: str, *, start: int = 0, end: int | None = None) -> ByteStream:
+        """Stream bytes `start` up to, not including, `end`."""
+        path = self._path(key)
+        _check_range(start, end)
+        with _reported(key):
+            file = path.open("rb", buffering=0)
+            size_bytes = os.fstat(file.fileno()).st_size
+            file.seek(start)
+        stop = size_bytes if end is None else min(end, size_bytes)
+
+        def chunks() -> Generator[bytes]:
+            remaining = stop - start
+            while remaining > 0:
+                with _reported(key):
+                    chunk = file.read(min(CHUNK_BYTES, remaining))
+                if not chunk:
+                    raise errors.StorageDown(f"the bytes of {key} end too early")
+                remaining -= len(chunk)
+                yield chunk
+
+        return ByteStream(chunks(), file.close)
+
+    def exists(self, key: str) -> bool:
+        """Return whether bytes are stored under this key."""
+        path = self._path(key)
+        with _reported():
+            return path.is_file()
+
+    def delete(self, key: str, *, unless_stored_since: datetime | None = None) -> None:
+        """Forget these bytes; nothing there is a success."""
+        path = self._path(key)
+        with _reported(), contextlib.suppress(FileNotFoundError):
+            if unless_stored_since is None or _modified_at(path) < unless_stored_since:
+                path.unlink()
+
+    def stored_before(self, moment: datetime) -> Iterator[str]:
+        """Yield the keys of blobs and parts that were last put before this moment."""
+        for pattern in ("sha256/*/*/*", "parts/*"):
+            for path in self._older(pattern, moment):
+                key = path.relative_to(self._folder).as_posix()
+                if KEY.fullmatch(key):
+                    yield key
+
+    def discard_unfinished(self, moment: datetime) -> int:
+        """Remove what puts that died before this moment left behind; return how many."""
+        leftovers = list(self._older("unfinished/*", moment))
+        for leftover in leftovers:
+            with _reported():
+                leftover.unlink(missing_ok=True)
+        return len(leftovers)
+
+    def check(self) -> None:
+        """Raise `errors.StorageDown` unless a file can be written here."""
+        with _reported(), tempfile.TemporaryFile(dir=self._unfinished, buffering=0) as probe:
+            probe.write(b"ready")
+
+    def _path(self, key: str) -> Path:
+        _check_key(key)
+        return self._folder / key
+
+    def _older(self, pattern: str, moment: datetime) -> Iterator[Path]:
+        for path in self._folder.glob(pattern):
+            # Another process may delete or publish a file while this one looks.
+            with _reported(), contextlib.suppress(FileNotFoundError):
+                if _modified_at(path) < moment:
+                    yield path
+
+    def _write(self, tally: "_Tally", expected: str | None, name: "_Namer") -> Stored:
+        unfinished = self._unfinished / uuid.uuid4().hex
+        try:
+            with _reported():
+                file = unfinished.open("xb", buffering=0)
+            with file:
+                _drain(tally, file.fileno())
+                with _reported():
+                    os.fsync(file.fileno())
+            stored = tally.stored(expected, name)
+            with _reported():
+                self._publish(unfinished, stored.key)
+        finally:
+            # Gone if published; and a broken disk must not hide the error that it caused.
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+        return stored
+
+    def _publish(self, unfinished: Path, key: str) -> None:
+        target = self._folder / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Replacing equal bytes renews their age, so that a sweep which saw the old ones as orphans
+        # leaves them; readers of the old file keep it until they close it.
+        unfinished.replace(target)
+        # The name is durable when every folder on the way to it is.
+        folder = target.parent
+        while True:
+            _sync_folder(folder)
+            if folder == self._folder:
+                return
+            folder = folder.parent
+
+
+class S3Storage:
+    """Bytes in a bucket of an S3-compatible store.
+
+    Threads may share it; a process that has used it must not fork, for the client's own threads
+    stay behind and the child would wait for them for ever. Made but unused, it survives a fork.
+
+    A put is written to a local temporary file first, and uploaded when its digest is known and
+    right. The other way, a temporary object and a server-side copy, costs a second write of
+    everything, leaves objects behind when killed, and stops at the 5 GiB that one copy may have. An
+    upload becomes visible as a whole. Set a lifecycle rule for incomplete multipart uploads: those
+    of killed processes are invisible, but cost money.
+    """
+
+    def __init__(self, bucket: str, prefix: str, options: S3Options) -> None:
+        self._spool_folder = options.spool_folder
+        self._store = _s3_store(
+            bucket, prefix, options, timeout=timedelta(minutes=5), patience=timedelta(seconds=60)
+        )
+        # Readiness wants an answer now; the other calls rather wait for a store that restarts.
+        self._impatient = _s3_store(
+            bucket, prefix, options, timeout=timedelta(seconds=3), patience=timedelta(0)
+        )
+
+    def put(self, stream: Source, *, expected: str | None = None) -> Stored:
+        """Store a blob under its digest, all or nothing."""
+        return self._write(_Tally(stream), expected, _blob_key)
+
+    def put_part(self, stream: Source, *, expected: str | None = None) -> Stored:
+        """Store one part of an upload under a key of its own."""
+        return self._write(_Tally(stream), expected, _part_key)
+
+    def open(self, key: str, *, start: int = 0, end: int | None = None) -> ByteStream:
+        """Stream bytes `start` up to, not including, `end`."""
+        _check_key(key)
+        _check_range(start, end)
+        with _reported(key):
+            size_bytes = obstore.head(self._store, key)["size"]
+        stop = size_bytes if end is None else min(end, size_bytes)
+
+        # Many short requests, not one long one: a slow reader would let the store hang up, and the
+        # bytes of a key never change in between.
+        def chunks() -> Generator[bytes]:
+            for position in range(start, stop, TRANSFER_BYTES):
+                with _reported(key):
+                    chunk = obstore.get_range(
+                        self._store,
+                        key,
+                        start=position,
+                        end=min(position + TRANSFER_BYTES, stop),
+                    )
+                yield bytes(chunk)
+
+        return ByteStream(chunks())
+
+    def exists(self, key: str) -> bool:
+        """Return whether bytes are stored under this key."""
+        return self._stored_at(key) is not None
+
+    def delete(self, key: str, *, unless_stored_since: datetime | None = None) -> None:
+        """Forget these bytes; nothing there is a success."""
+        _check_key(key)
+        if unless_stored_since is not None:
+            stored_at = self._stored_at(key)
+            if stored_at is None or stored_at >= unless_stored_since:
+                return
+        with _reported():
+            obstore.delete(self._store, key)
+
+    def stored_before(self, moment: datetime) -> Iterator[str]:
+        """Yield the keys of blobs and parts that were last put before this moment."""
+        with _reported():
+            for page in obstore.list(self._store):
+                for found in page:
+                    if found["last_modified"] < moment and KEY.fullmatch(found["path"]):
+                        yield found["path"]
+
+    def discard_unfinished(self, moment: datetime) -> int:  # noqa: ARG002 - the protocol's name
+        """Return 0: temporary files die with their process, the rest is the lifecycle rule's."""
+        return 0
+
+    def check(self) -> None:
+        """Raise `errors.StorageDown` unless the bucket answers and knows our keys."""
+        with _reported():
+            next(iter(obstore.list(self._impatient, "check", chunk_size=1)), None)
+
+    def _stored_at(self, key: str) -> datetime | None:
+        _check_key(key)
+        try:
+            with _reported(key):
+                return obstore.head(self._store, key)["last_modified"]
+        except BytesNotFound:
+            return None
+
+    def _write(self, tally: "_Tally", expected: str | None, name: "_Namer") -> Stored:
+        with _reported():
+            spool = tempfile.TemporaryFile(dir=self._spool_folder, buffering=0)  # noqa: SIM115 - closed below
+        with spool:
+            _drain(tally, spool.fileno())
+            stored = tally.stored(expected, name)
+            spool.seek(0)
+            with _reported():
+                obstore.put(
+                    self._store,
+                    stored.key,
+                    spool,
+                    chunk_size=TRANSFER_BYTES,
+                    max_concurrency=TRANSFERS,
+                )
+        return stored
+
+
+_Namer = Callable[[str], str]
+
+
+class _Tally:
+    """Counts and hashes a stream as it passes."""
+
+    def __init__(self, stream: Source) -> None:
+        self._stream = stream
+        self._digest = hashlib.sha256()
+        self._size_bytes = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in _chunks(self._stream):
+            self._digest.update(chunk)
+            self._size_bytes += len(chunk)
+            yield chunk
+
+    def stored(self, expected: str | None, name: _Namer) -> Stored:
+        sha256 = self._digest.hexdigest()
+        if expected is not None and expected != sha256:
+            raise errors.DigestMismatch(
+                f"the {self._size_bytes} bytes received have the SHA-256 {sha256}, "
+                f"{expected} was announced: send them again"
+            )
+        return Stored(key=name(sha256), size_bytes=self._size_bytes, sha256=sha256)
+
+
+def _blob_key(sha256: str) -> str:
+    return f"sha256/{sha256[:2]}/{sha256[2:4]}/{sha256}"
+
+
+def _part_key(_sha256: str) -> str:
+    return f"parts/{uuid.uuid4().hex}"
+
+
+def _check_key(key: str) -> None:
+    if not KEY.fullmatch(key):
+        raise errors.Malformed(f"not a key of this store: {key[:200]!r}")
+
+
+def _check_range(start: int, end: int | None) -> None:
+    if start < 0 or (end is not None and end < start):
+        raise errors.Malformed(f"a range must be 0 <= start <= end, got {start} to {end}")
+
+
+def _chunks(stream: Source) -> Iterator[bytes]:
+    # A binary file is iterable as well, but by lines, and a line may be as long as the file.
+    if isinstance(stream, Readable):
+        while chunk := stream.read(CHUNK_BYTES):
+            yield chunk
+    else:
+        yield from stream
+
+
+def _drain(chunks: Iterable[bytes], descriptor: int) -> None:
+    # Only our own writes are reported as trouble of the store: reading the stream may raise OSError
+    # too (a caller's time-out is one), and that is not ours to rename.
+    for chunk in chunks:
+        rest = memoryview(chunk)
+        while rest:
+            with _reported():
+                rest = rest[os.write(descriptor, rest) :]
+
+
+def _joined(storage: Storage, keys: Sequence[str]) -> Iterator[bytes]:
+    for key in keys:
+        with storage.open(key) as stream:
+            yield from stream
+
+
+@contextlib.contextmanager
+def _reported(key: str | None = None) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, obstore.exceptions.BaseError) as error:
+        if key is not None and isinstance(error, FileNotFoundError):
+            raise BytesNotFound(f"no bytes are stored under {key}") from error
+        # The cause, which may name hosts and folders, is for the log and not for callers.
+        raise errors.StorageDown(
+            f"the byte store cannot be used just now ({type(error).__name__}): try again later"
+        ) from error
+
+
+def _modified_at(path: Path) -> datetime:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _s3_store(
+    bucket: str, prefix: str, options: S3Options, *, timeout: timedelta, patience: timedelta
+) -> obstore.store.S3Store:
+    config: obstore.store.S3Config = {"region": options.region}
+    if options.endpoint is not None:
+        config["endpoint"] = options.endpoint
+    if options.access_key_id is not None and options.secret_access_key is not None:
+        config["access_key_id"] = options.access_key_id
+        config["secret_access_key"] = options.secret_access_key
+    return obstore.store.S3Store(
+        bucket,
+        prefix=prefix or None,
+        config=config,
+        client_options={
+            "allow_http": (options.endpoint or "").startswith("http://"),
+            "connect_timeout": min(timeout, timedelta(seconds=5)),
+            # Of one request: eight megabytes, not a whole blob.
+            "timeout": timeout,
+        },
+        retry_config={"max_retries": 10 if patience else 0, "retry_timeout": patience},
+    )

@@ -1,0 +1,146 @@
+"""Fixtures of all tests: a fresh database each, on both kinds, and the app over it.
+
+Migrations run once for each kind, so that a test's database costs milliseconds.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from api.app import create_app
+from models_registry import database, keys, schema, tables
+from models_registry.settings import Settings
+from models_registry.storage import LocalStorage, Storage
+from tests import services
+
+NOBODY_LISTENS = "redis://127.0.0.1:1/0"
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite file, to be copied."""
+    path = tmp_path_factory.mktemp("sqlite") / "template.sqlite3"
+    engine = database.connect(f"sqlite:///{path}")
+    schema.upgrade(engine)
+    engine.dispose()
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL server of our own; the URL of its default database."""
+    with services.postgres(tmp_path_factory.mktemp("postgres")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def postgres_database(postgres_server: str) -> Iterator[str]:
+    """The URL of a migrated database, to be emptied after each test.
+
+    Copying it for each test would take a third of a second; for a test of the schema itself,
+    `services.database(postgres_server)` makes another one.
+    """
+    with services.database(postgres_server) as url:
+        engine = database.connect(url, pool_size=1)
+        schema.upgrade(engine)
+        engine.dispose()
+        yield url
+
+
+def empty(postgres_url: str) -> None:
+    """Delete every row, after ending whatever a test has left behind."""
+    with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        # Without this, rows would have to go in the order of their references.
+        connection.execute("SET session_replication_role = replica")
+        for table in tables.Row.metadata.tables:
+            connection.execute(f'DELETE FROM "{table}"'.encode())
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a fresh, migrated database: each test runs on both kinds."""
+    if request.param == "sqlite":
+        path = tmp_path / "retort.sqlite3"
+        shutil.copy(request.getfixturevalue("sqlite_template"), path)
+        yield f"sqlite:///{path}"
+        return
+    url = request.getfixturevalue("postgres_database")
+    yield url
+    empty(url)
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[sa.Engine]:
+    """Connections of the test itself, apart from those of the app."""
+    engine = database.connect(database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def sessions(engine: sa.Engine) -> database.Sessions:
+    """The factory of sessions of the test itself."""
+    return database.sessions(engine)
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    """The store that the app uses as well."""
+    return LocalStorage(tmp_path / "storage")
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path) -> Settings:
+    """Settings without a broker: nothing that the API does may need one."""
+    return Settings(
+        environment="test",
+        data_dir=tmp_path,
+        database_url=database_url,
+        broker_url=NOBODY_LISTENS,
+        storage_url=(tmp_path / "storage").as_uri(),
+        cursor_secret="a secret of the tests, 32 bytes long",
+    )
+
+
+@pytest.fixture
+def project(sessions: database.Sessions) -> tables.ProjectRow:
+    """The project that `client` belongs to."""
+    with sessions.begin() as session:
+        return keys.create_project(session, name="laboratory")
+
+
+@pytest.fixture
+def api_key(sessions: database.Sessions, project: tables.ProjectRow) -> str:
+    """The text of an administrator's key."""
+    with sessions.begin() as session:
+        _, text = keys.create_key(
+            session,
+            project_id=project.id,
+            name="tests",
+            role=keys.Role.ADMIN,
+            environment="test",
+        )
+    return text
+
+
+@pytest.fixture
+def app(settings: Settings) -> FastAPI:
+    """The application, not started."""
+    return create_app(settings)
+
+
+@pytest.fixture
+def client(app: FastAPI, api_key: str) -> Iterator[TestClient]:
+    """A client with an administrator's key, to the started application."""
+    with TestClient(app, headers={"authorization": f"Bearer {api_key}"}) as client:
+        yield client

@@ -1,0 +1,116 @@
+"""Rows that tests need, made through the registry's own verbs."""
+
+import io
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from models_registry import jobs, leases, models, tables, uploads
+from models_registry.lifecycle import Event, Reason
+from models_registry.spec import JobSpec
+from models_registry.storage import Storage
+
+DIGITS_INPUT: dict[str, Any] = {
+    "channels": 1,
+    "height": 8,
+    "width": 8,
+    "mean": [0.3],
+    "std": [0.3],
+}
+
+
+def spec(**changes: Any) -> dict[str, Any]:
+    """Return the body of a job that needs no teacher's weights to be accepted."""
+    return {
+        "name": "digits-kd",
+        "teacher": "digits-teacher@1",
+        "student": {"network": "retort/resnet8"},
+        "dataset": "digits@1",
+        "method": {"name": "kd"},
+        "training": {"recipe": "small", "epochs": 2},
+        **changes,
+    }
+
+
+def stored(session: Session, storage: Storage, content: bytes = b"weights") -> leases.StoredFile:
+    """Store bytes as the weights of a model, with their blob's row."""
+    kept = storage.put(io.BytesIO(content))
+    uploads.adopt(session, sha256=kept.sha256, size_bytes=kept.size_bytes, storage_key=kept.key)
+    return leases.StoredFile(models.WEIGHTS, kept.sha256, kept.size_bytes, kept.key)
+
+
+def new_version(name: str = "digits-teacher", **changes: Any) -> models.NewVersion:
+    """Return a version that fits the built-in data set `digits`."""
+    facts: dict[str, Any] = {
+        "name": name,
+        "network": "retort/resnet8x4",
+        "arguments": {},
+        "task": "classification",
+        "classes": 10,
+        "input": DIGITS_INPUT,
+        **changes,
+    }
+    return models.NewVersion(**facts)
+
+
+def teacher(
+    session: Session,
+    storage: Storage,
+    *,
+    project_id: str,
+    name: str = "digits-teacher",
+    content: bytes = b"weights",
+) -> tables.ModelVersionRow:
+    """Add a version that is ready to teach."""
+    file = stored(session, storage, content)
+    return models.add_version(
+        session,
+        project_id=project_id,
+        new=new_version(name),
+        files={file.path: file.sha256},
+        state="ready",
+    )
+
+
+def job(session: Session, *, project_id: str, **changes: Any) -> tables.JobRow:
+    """Submit a job; its teacher must be there."""
+    wanted = JobSpec.model_validate(spec(**changes))
+    return jobs.submit(session, project_id=project_id, spec=wanted)
+
+
+def claimed(session: Session, row: tables.JobRow, *, worker_id: str = "wrk_1") -> leases.Lease:
+    """Have a worker take a queued job."""
+    lease = leases.claim(session, job_id=row.id, worker_id=worker_id, lease_seconds=60)
+    if lease is None:
+        raise AssertionError(f"{row.id} is {row.state} and cannot be claimed")
+    return lease
+
+
+def running(session: Session, row: tables.JobRow, *, worker_id: str = "wrk_1") -> leases.Lease:
+    """Have a worker take a queued job and start its engine."""
+    lease = claimed(session, row, worker_id=worker_id)
+    leases.started(session, lease, device="cpu", resumed_from_step=None)
+    return lease
+
+
+def lost(session: Session, row: tables.JobRow) -> None:
+    """Let the worker of a job fall silent, and queue the job again at once."""
+    jobs.move(session, row, Event.LEASE_EXPIRED, because=Reason.ATTEMPT_LOST)
+    row.not_before = row.created_at
+    session.flush()
+
+
+def succeeded(
+    session: Session, storage: Storage, row: tables.JobRow, *, content: bytes = b"student"
+) -> tables.JobRow:
+    """Run a queued job to its end, with a student that has these bytes."""
+    lease = running(session, row)
+    file = stored(session, storage, content)
+    leases.complete(
+        session,
+        lease,
+        result={"scores": {"student": {"accuracy": 0.97}}, "parameters": {"student": 78_042}},
+        student=new_version("digits-student", network="retort/resnet8", job_id=row.id),
+        files=[file],
+    )
+    return row
