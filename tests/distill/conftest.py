@@ -1,0 +1,19 @@
+"""Surroundings of the engine's tests: what a run sets for its process is put back."""
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def process_settings() -> Iterator[None]:
+    """Restore torch's global settings and the signal handler after each test."""
+    strict = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    previous = signal.getsignal(signal.SIGTERM)
+    with torch.random.fork_rng(devices=[]):
+        yield
+    torch.use_deterministic_algorithms(strict, warn_only=warns)
+    signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,137 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.distill.methods import checks
+from tests.distill.methods.logit.test_ce import batch, features
+from tests.distill.methods.logit.test_kd import network, random_pair
+from workers.distill import errors
+from workers.distill.functional import divergences
+from workers.distill.method import Moment
+from workers.distill.methods.logit import dkd, kd
+
+
+class TestDKDLoss:
+    @pytest.mark.parametrize("temperature", [1.0, 4.0])
+    def test_parts_equal_the_published_values(self, temperature: float) -> None:
+        wanted = checks.expected(f"dkd_parts_tau{temperature:.0f}")
+        given_tensors = (checks.tensor("logits_s"), checks.tensor("logits_t"))
+        labels = checks.tensor("target")
+        whole = divergences.softened_kl(*given_tensors, temperature=temperature)
+        target = divergences.target_kl(*given_tensors, labels, temperature=temperature)
+        others = divergences.non_target_kl(*given_tensors, labels, temperature=temperature)
+        assert checks.close(whole, wanted["kl_per_sample"])
+        assert checks.close(target, wanted["tckd_per_sample"])
+        assert checks.close(others, wanted["nckd_per_sample"])
+        assert checks.close(temperature**2 * target.mean(), wanted["tckd"])
+        assert checks.close(temperature**2 * others.mean(), wanted["nckd"])
+
+    def test_whole_equals_the_published_value(self) -> None:
+        loss = dkd.dkd_loss(
+            checks.tensor("logits_s"),
+            checks.tensor("logits_t"),
+            checks.tensor("target"),
+            alpha=1.0,
+            beta=8.0,
+            temperature=4.0,
+        )
+        assert checks.close(loss, checks.expected("dkd_a1_b8_tau4")["loss"])
+
+    def test_two_classes_have_no_non_target_part(self) -> None:
+        pair = (checks.tensor("logits2_s"), checks.tensor("logits2_t"))
+        labels = checks.tensor("target2")
+        wanted = checks.expected("dkd_two_classes")
+        others = divergences.non_target_kl(*pair, labels, temperature=4.0)
+        assert torch.equal(others, torch.zeros(2, dtype=torch.float64))
+        loss = dkd.dkd_loss(*pair, labels, alpha=1.0, beta=8.0, temperature=4.0)
+        assert checks.close(loss, wanted["tckd"])
+        assert checks.close(kd.kd_loss(*pair, temperature=4.0), wanted["kd"])
+
+    @given(
+        seed=st.integers(0, 10_000),
+        classes=st.sampled_from([2, 3, 100]),
+        temperature=st.sampled_from([0.5, 1.0, 4.0, 20.0]),
+    )
+    def test_equals_kd_when_beta_is_the_teachers_doubt(
+        self, seed: int, classes: int, temperature: float
+    ) -> None:
+        student, teacher = random_pair(seed, 1, classes)
+        label = torch.tensor([seed % classes])
+        doubt = 1 - (teacher / temperature).softmax(1)[0, label[0]]
+        found = dkd.dkd_loss(
+            student, teacher, label, alpha=1.0, beta=float(doubt), temperature=temperature
+        )
+        # Absolute too: near agreement both are differences of numbers near one.
+        wanted = kd.kd_loss(student, teacher, temperature=temperature)
+        assert torch.allclose(found, wanted, rtol=1e-9, atol=1e-11)
+
+    def test_is_zero_when_both_agree(self) -> None:
+        _, teacher = random_pair(4, 6, 5)
+        labels = torch.arange(6) % 5
+        assert (
+            float(dkd.dkd_loss(teacher, teacher, labels, alpha=1.0, beta=8.0, temperature=4.0)) == 0
+        )
+
+    def test_ignores_a_constant_added_to_a_row(self) -> None:
+        student, teacher = random_pair(5, 6, 5)
+        labels = torch.arange(6) % 5
+        shifted = student + torch.arange(6, dtype=torch.float64)[:, None]
+        one, other = (
+            dkd.dkd_loss(logits, teacher, labels, alpha=1.0, beta=8.0, temperature=4.0)
+            for logits in (student, shifted)
+        )
+        assert torch.allclose(one, other, rtol=1e-9)
+
+    def test_has_the_gradient_of_its_value(self) -> None:
+        student, teacher = random_pair(6, 4, 5)
+        labels = torch.tensor([0, 4, 2, 2])
+        student.requires_grad_()
+        assert torch.autograd.gradcheck(
+            lambda logits: dkd.dkd_loss(
+                logits, teacher, labels, alpha=1.0, beta=8.0, temperature=2.0
+            ),
+            (student,),
+        )
+
+    @pytest.mark.parametrize("gap", [500.0, 1000.0, 50_000.0])
+    @pytest.mark.parametrize("label", [0, 1])
+    def test_is_finite_however_far_apart_the_logits_are(self, gap: float, label: int) -> None:
+        student = torch.tensor([[gap, 0.0, -gap]], requires_grad=True)
+        teacher = torch.tensor([[-gap, gap, 0.0]])
+        labels = torch.tensor([label])
+        loss = dkd.dkd_loss(student, teacher, labels, alpha=1.0, beta=8.0, temperature=1.0)
+        loss.backward()
+        assert loss.isfinite()
+        assert student.grad is not None
+        assert student.grad.isfinite().all()
+
+    def test_one_class_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="at least 2 classes"):
+            dkd.dkd_loss(
+                torch.ones(2, 1),
+                torch.ones(2, 1),
+                torch.zeros(2, dtype=torch.int64),
+                alpha=1.0,
+                beta=8.0,
+                temperature=4.0,
+            )
+
+
+class TestDKD:
+    @pytest.mark.parametrize("epoch", [1, 20, 240])
+    def test_fades_in_by_whole_epochs(self, epoch: int) -> None:
+        method = dkd.DKD(dkd.DKD.Params(), network(3), network(3))
+        terms = method.terms(
+            features(checks.tensor("logits_s")),
+            features(checks.tensor("logits_t")),
+            batch(checks.tensor("target")),
+            Moment(epoch=epoch, step=epoch, steps_per_epoch=1),
+        )
+        wanted = checks.expected("dkd_a1_b8_tau4")[f"warmup20_epoch{epoch}"]
+        assert checks.close(terms["dkd"], wanted)
+        assert checks.close(terms["task"], checks.expected("ce")["loss"])
+
+    def test_refuses_one_class(self) -> None:
+        with pytest.raises(errors.IncompatibleNetworks, match="at least 2 classes, got 1"):
+            dkd.DKD(dkd.DKD.Params(), network(1), network(1))

@@ -1,0 +1,262 @@
+"""Every upload ends in one line: what it became, or why it was refused."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from workers.distill import inspection, report, weights
+from workers.distill.data import stored
+from workers.distill.networks import catalog, interface
+
+INPUT = {"channels": 1, "height": 8, "width": 8, "mean": [0.3], "std": [0.4]}
+
+
+def a_network(seed: int = 1, name: str = "retort/resnet8") -> interface.Network:
+    torch.manual_seed(seed)
+    return catalog.build(name, classes=10, channels=1, height=8, width=8, arguments={})
+
+
+def a_model_request(**changes: Any) -> dict[str, Any]:
+    return {
+        "kind": "model",
+        "source": "upload",
+        "network": "retort/resnet8",
+        "arguments": {},
+        "classes": 10,
+        "input": INPUT,
+        "allow_pickle": True,
+        **changes,
+    }
+
+
+def a_dataset_request(format_name: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "kind": "dataset",
+        "source": "upload",
+        "filename": "x.zip",
+        "format": format_name,
+        "task": "classification",
+        "input": None,
+        **changes,
+    }
+
+
+class Inspected:
+    """What the report stream said, with the exit code."""
+
+    def __init__(self, code: int, text: str) -> None:
+        self.code = code
+        self.lines = [json.loads(line) for line in text.splitlines()]
+        self.last = self.lines[-1]
+
+
+@pytest.fixture
+def inspect(tmp_path: Path) -> Callable[[dict[str, Any]], Inspected]:
+    def run(request: dict[str, Any]) -> Inspected:
+        (tmp_path / "request.json").write_text(json.dumps(request))
+        lines = tmp_path / "lines"
+        with lines.open("wb") as stream:
+            code = inspection.execute(
+                tmp_path / "request.json", tmp_path, report.Reporter(stream.fileno())
+            )
+        return Inspected(code, lines.read_text())
+
+    return run
+
+
+Inspect = Callable[[dict[str, Any]], Inspected]
+
+
+class TestModel:
+    @pytest.mark.parametrize("kind", ["safetensors", "torch"])
+    def test_weights_become_safetensors(self, tmp_path: Path, inspect: Inspect, kind: str) -> None:
+        network = a_network()
+        if kind == "torch":
+            torch.save({"model": network.state_dict()}, tmp_path / "upload")
+        else:
+            safetensors.torch.save_file(network.state_dict(), tmp_path / "upload")
+        found = inspect(a_model_request())
+        assert found.code == 0
+        assert found.last["type"] == "result"
+        assert found.last["format"] == kind
+        assert found.last["parameters"] == sum(p.numel() for p in network.parameters())
+        assert found.last["flops"] > 0
+        assert found.last["warnings"] == []
+        twin = a_network(2)
+        weights.load_into(twin, tmp_path / "model.safetensors")
+        images = torch.rand(2, 1, 8, 8)
+        assert torch.equal(twin.eval()(images), network.eval()(images))
+
+    def test_every_difference_stands_in_the_line(self, tmp_path: Path, inspect: Inspect) -> None:
+        state = dict(a_network().state_dict())
+        state["fc.bias"] = torch.zeros(7)
+        state["more"] = state.pop("conv1.weight")
+        torch.save(state, tmp_path / "upload")
+        found = inspect(a_model_request())
+        assert found.code == 1
+        assert found.last["type"] == "failure"
+        assert found.last["code"] == "keys_mismatch"
+        assert found.last["missing_keys"] == ["conv1.weight"]
+        assert found.last["unexpected_keys"] == ["more"]
+        assert found.last["shape_mismatches"] == [{"key": "fc.bias", "expected": [10], "got": [7]}]
+        assert not (tmp_path / "model.safetensors").exists()
+
+    def test_pickle_with_code_is_refused_and_never_run(
+        self, tmp_path: Path, inspect: Inspect
+    ) -> None:
+        marker = tmp_path / "marker"
+
+        class Evil:
+            def __reduce__(self) -> tuple[Any, tuple[str, int]]:
+                return os.mknod, (str(marker), 0o600)
+
+        (tmp_path / "upload").write_bytes(pickle.dumps({"model": Evil()}))
+        found = inspect(a_model_request())
+        assert (found.code, found.last["code"]) == (1, "unsafe_pickle")
+        assert not marker.exists()
+
+    def test_pickle_is_refused_where_it_is_not_allowed(
+        self, tmp_path: Path, inspect: Inspect
+    ) -> None:
+        torch.save(a_network().state_dict(), tmp_path / "upload")
+        assert inspect(a_model_request(allow_pickle=False)).last["code"] == "unsafe_pickle"
+
+    def test_cut_file_is_unreadable(self, tmp_path: Path, inspect: Inspect) -> None:
+        safetensors.torch.save_file(a_network().state_dict(), tmp_path / "upload")
+        whole = (tmp_path / "upload").read_bytes()
+        (tmp_path / "upload").write_bytes(whole[:-10])
+        found = inspect(a_model_request())
+        assert found.last["code"] == "unreadable"
+        assert "cut short" in found.last["message"]
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"network": "retort/resnet9"},
+            {"network": "torchvision/resnet19"},
+            {"arguments": {"depth": 3}},
+            {"input": {**INPUT, "height": 4}},
+        ],
+    )
+    def test_network_that_cannot_be_built_is_named(
+        self, inspect: Inspect, changes: dict[str, Any]
+    ) -> None:
+        found = inspect(a_model_request(**changes))
+        assert (found.code, found.last["code"]) == (1, "bad_network")
+
+    def test_weights_that_are_not_finite_fail(self, tmp_path: Path, inspect: Inspect) -> None:
+        network = a_network()
+        with torch.no_grad():
+            next(network.parameters()).fill_(torch.nan)
+        torch.save(network.state_dict(), tmp_path / "upload")
+        found = inspect(a_model_request())
+        assert found.last["code"] == "forward_failed"
+        assert "not finite" in found.last["message"]
+
+    def test_malformed_request_names_the_field(self, inspect: Inspect) -> None:
+        found = inspect(a_model_request(classes=0))
+        assert (found.code, found.last["code"]) == (1, "internal_error")
+        assert "classes" in found.last["message"]
+
+    def test_missing_upload_ends_in_a_line_too(self, inspect: Inspect) -> None:
+        assert inspect(a_model_request()).last["type"] == "failure"
+
+
+class TestDataset:
+    def test_arrays_become_a_prepared_set(self, tmp_path: Path, inspect: Inspect) -> None:
+        images = np.zeros((20, 1, 8, 8), dtype=np.uint8)
+        with (tmp_path / "upload").open("wb") as stream:
+            np.savez(stream, images=images, labels=np.arange(20) % 2)
+        found = inspect(a_dataset_request("npz"))
+        assert found.code == 0
+        described = json.loads((tmp_path / "dataset" / "dataset.json").read_text())
+        assert found.last["dataset"] == described
+        assert stored.load(tmp_path / "dataset").record.splits["train"] == 14
+
+    def test_input_may_be_given_in_part(self, tmp_path: Path, inspect: Inspect) -> None:
+        with (tmp_path / "upload").open("wb") as stream:
+            images = np.zeros((20, 1, 8, 8), dtype=np.uint8)
+            np.savez(stream, images=images, labels=np.arange(20) % 2)
+        found = inspect(a_dataset_request("npz", input={"mean": [0.5], "std": [0.5]}))
+        assert found.last["dataset"]["input"]["mean"] == [0.5]
+
+    @pytest.mark.parametrize("format_name", ["imagefolder", "cifar10", "cifar100", "npz"])
+    def test_other_files_are_refused(
+        self, tmp_path: Path, inspect: Inspect, format_name: str
+    ) -> None:
+        (tmp_path / "upload").write_bytes(b"hello")
+        found = inspect(a_dataset_request(format_name))
+        assert found.code == 1
+        assert found.last["code"] in ("unreadable", "unsupported_format")
+
+    def test_archive_that_leads_elsewhere_is_refused(
+        self, tmp_path: Path, inspect: Inspect
+    ) -> None:
+        with zipfile.ZipFile(tmp_path / "upload", "w") as archive:
+            archive.writestr("../evil.png", b"x")
+        assert inspect(a_dataset_request("imagefolder")).last["code"] == "unsafe_archive"
+        assert not (tmp_path.parent / "evil.png").exists()
+
+    def test_archive_without_pictures_is_refused(self, tmp_path: Path, inspect: Inspect) -> None:
+        with zipfile.ZipFile(tmp_path / "upload", "w") as archive:
+            archive.writestr("cat/readme.txt", b"x")
+        assert inspect(a_dataset_request("imagefolder")).last["code"] == "no_images"
+
+    def test_unknown_format_lists_those_that_exist(self, inspect: Inspect) -> None:
+        found = inspect(a_dataset_request("coco"))
+        assert found.last["code"] == "unsupported_format"
+        assert "imagefolder" in found.last["message"]
+
+    def test_nothing_stays_behind_a_refusal(self, tmp_path: Path, inspect: Inspect) -> None:
+        with zipfile.ZipFile(tmp_path / "upload", "w") as archive:
+            for index in range(5):
+                archive.writestr(f"a/{index}.png", b"x")
+                archive.writestr(f"b/{index}.png", b"x")
+        assert inspect(a_dataset_request("imagefolder")).last["code"] == "unreadable"
+        assert {file.name for file in tmp_path.iterdir()} == {"upload", "request.json", "lines"}
+
+
+class TestBuiltin:
+    def test_digits_are_written(self, tmp_path: Path, inspect: Inspect) -> None:
+        found = inspect({"kind": "builtin", "name": "digits"})
+        assert found.code == 0
+        assert found.last["dataset"]["splits"] == {"train": 1257, "validation": 180, "test": 360}
+        assert stored.load(tmp_path / "dataset").split("test").images.shape == (360, 1, 8, 8)
+
+    def test_unknown_set_lists_those_that_exist(self, inspect: Inspect) -> None:
+        assert "digits" in inspect({"kind": "builtin", "name": "letters"}).last["message"]
+
+
+class TestMain:
+    @pytest.mark.slow
+    def test_standard_output_is_report_lines_only(self, tmp_path: Path) -> None:
+        torch.save(a_network().state_dict(), tmp_path / "upload")
+        (tmp_path / "request.json").write_text(json.dumps(a_model_request(classes=9)))
+        ended = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "workers.distill.inspection",
+                str(tmp_path / "request.json"),
+                "--workdir",
+                str(tmp_path),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode == 1
+        (line,) = [json.loads(line) for line in ended.stdout.splitlines()]
+        assert line["code"] == "keys_mismatch"
+        assert "Traceback" in ended.stderr

@@ -1,0 +1,117 @@
+import json
+
+import jsonschema
+import pydantic
+import pytest
+
+from tests.distill import folders
+from workers.distill import optimizers, recipe
+from workers.distill.method import Moment
+
+
+def a_recipe(**changes: object) -> recipe.Recipe:
+    content = {"student": folders.network(), "method": {"name": "ce"}, **changes}
+    return recipe.Recipe.model_validate(content)
+
+
+class TestExpand:
+    def test_small_is_the_default(self) -> None:
+        full = recipe.expand({})
+        assert (full.recipe, full.epochs, full.batch_size) == ("small", 30, 64)
+        assert full.schedule == recipe.Step(milestones=[15, 22, 27], factor=0.1)
+
+    def test_cifar100_is_the_published_one(self) -> None:
+        full = recipe.expand({"recipe": "cifar100"})
+        assert (full.epochs, full.batch_size) == (240, 64)
+        assert full.optimizer == recipe.SGD(learning_rate=0.05, momentum=0.9, weight_decay=5e-4)
+        assert full.schedule == recipe.Step(milestones=[150, 180, 210], factor=0.1)
+
+    def test_imagenet_is_the_published_one(self) -> None:
+        full = recipe.expand({"recipe": "imagenet"})
+        assert (full.epochs, full.batch_size) == (100, 512)
+        assert full.optimizer == recipe.SGD(learning_rate=0.2, momentum=0.9, weight_decay=1e-4)
+        assert full.schedule == recipe.Step(milestones=[30, 60, 90], factor=0.1)
+
+    def test_milestones_follow_epochs_unless_given(self) -> None:
+        assert recipe.expand({"epochs": 10}).schedule == recipe.Step(milestones=[5, 7, 9])
+        assert recipe.expand({"epochs": 1}).schedule == recipe.Step(milestones=[1, 1, 1])
+        given = recipe.expand({"epochs": 10, "schedule": {"milestones": [2]}})
+        assert given.schedule == recipe.Step(milestones=[2], factor=0.1)
+
+    def test_nested_fields_merge_while_the_name_stays(self) -> None:
+        full = recipe.expand({"optimizer": {"learning_rate": 0.01}})
+        assert full.optimizer == recipe.SGD(learning_rate=0.01, weight_decay=5e-4)
+
+    def test_another_name_starts_from_its_own_defaults(self) -> None:
+        full = recipe.expand({"optimizer": {"name": "adamw"}, "schedule": {"name": "cosine"}})
+        assert full.optimizer == recipe.AdamW()
+        assert full.schedule == recipe.Cosine()
+
+    @pytest.mark.parametrize("name", sorted(recipe.RECIPES))
+    def test_a_full_training_expands_to_itself(self, name: str) -> None:
+        full = recipe.expand({"recipe": name, "epochs": 17})
+        assert recipe.expand(full.model_dump()) == full
+
+    @pytest.mark.parametrize("name", sorted(recipe.RECIPES))
+    def test_every_recipe_meets_the_published_schema(self, name: str) -> None:
+        jsonschema.validate(recipe.RECIPES[name], recipe.Training.model_json_schema())
+
+    @pytest.mark.parametrize(
+        ("partial", "field"),
+        [
+            ({"epochs": 0}, "epochs"),
+            ({"batch_size": 1}, "batch_size"),
+            ({"optimizer": {"learning_rate": 0}}, "learning_rate"),
+            ({"optimizer": {"name": "lion"}}, "optimizer"),
+            ({"seed": -1}, "seed"),
+            ({"nonsense": 1}, "nonsense"),
+            ({"recipe": "none"}, "recipe"),
+        ],
+    )
+    def test_what_is_out_of_bounds_is_refused_by_name(
+        self, partial: dict[str, object], field: str
+    ) -> None:
+        with pytest.raises(pydantic.ValidationError, match=field):
+            recipe.expand(partial)
+
+
+class TestRecipe:
+    def test_survives_json(self) -> None:
+        asked = a_recipe(training={"epochs": 3}, teacher=folders.network())
+        assert recipe.Recipe.model_validate(json.loads(asked.model_dump_json())) == asked
+
+    def test_two_attempts_share_a_digest(self) -> None:
+        first, second = (
+            a_recipe(provenance={"job": "job_1", "attempt": attempt}) for attempt in (1, 2)
+        )
+        assert first.digest() == second.digest()
+
+    def test_another_teacher_or_field_is_another_digest(self) -> None:
+        digests = {
+            a_recipe().digest(),
+            a_recipe(provenance={"teacher_digest": "sha256:1"}).digest(),
+            a_recipe(training={"epochs": 3}).digest(),
+            a_recipe(method={"name": "ce", "task_weight": 2.0}).digest(),
+        }
+        assert len(digests) == 4
+
+    def test_a_normalisation_has_one_number_per_channel(self) -> None:
+        wrong = {**folders.INPUT, "mean": [0.1, 0.2]}
+        with pytest.raises(pydantic.ValidationError, match="one number per channel"):
+            a_recipe(student=folders.network(input=wrong))
+
+    def test_a_method_has_a_name(self) -> None:
+        with pytest.raises(pydantic.ValidationError, match="a method needs a name"):
+            a_recipe(method={"temperature": 4})
+
+
+class TestPublishedSchedule:
+    def test_rates_of_cifar100_drop_after_their_milestones(self) -> None:
+        full = recipe.expand({"recipe": "cifar100"})
+        epochs = [1, 150, 151, 180, 181, 210, 211, 240]
+        rates = [
+            0.05 * optimizers.rate_factor(full.schedule, Moment(epoch, epoch, 1), full.epochs)
+            for epoch in epochs
+        ]
+        wanted = [0.05, 0.05, 0.005, 0.005, 0.0005, 0.0005, 0.00005, 0.00005]
+        assert rates == pytest.approx(wanted, rel=1e-12)

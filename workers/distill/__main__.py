@@ -1,0 +1,27 @@
+"""The engine's command line: `python -m workers.distill RECIPE.json --workdir DIR`."""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from workers.distill import report, stopping
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Distil one recipe in a folder, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m workers.distill", description=__doc__)
+    parser.add_argument("recipe", type=pathlib.Path, help="what to do")
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="inputs and outputs")
+    asked = parser.parse_args(arguments)
+    reporter = report.open_stream()
+    stop = stopping.Stop()
+    stop.listen()
+    # Imported only now: torch takes seconds to load, and a SIGTERM in them must be answered.
+    from workers.distill import run
+
+    return run.execute(asked.recipe, asked.workdir, reporter, stop)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,47 @@
+"""Which data sets are built in, and which upload formats are understood."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workers.distill.data import digits, stored
+
+FORMATS = ("imagefolder", "cifar10", "cifar100", "npz")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One built-in data set."""
+
+    version: int
+    title: str
+    source: str
+    describe: Callable[[], stored.DatasetRecord]
+    write: Callable[[Path], stored.DatasetRecord]
+
+
+DATASETS: dict[str, Entry] = {
+    "digits": Entry(
+        version=1,
+        title="Handwritten digits, 8x8",
+        source="Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998; "
+        "the copy in scikit-learn",
+        describe=digits.describe,
+        write=digits.write,
+    ),
+}
+
+
+def describe() -> list[dict[str, Any]]:  # Any: JSON for the catalog
+    """Return the built-in data sets as the catalog publishes them."""
+    return [
+        {
+            **entry.describe().model_dump(mode="json"),
+            "name": name,
+            "version": entry.version,
+            "title": entry.title,
+            "source": entry.source,
+        }
+        for name, entry in DATASETS.items()
+    ]

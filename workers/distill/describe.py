@@ -1,0 +1,39 @@
+"""Prints what this machine offers to an engine, as one JSON line: devices and versions."""
+
+import json
+import os
+import platform
+import sys
+
+import torch
+import torchvision
+
+
+def describe() -> dict[str, object]:
+    """Return the devices (kind, name, memory in bytes) and the versions of what trains."""
+    devices: list[dict[str, object]] = [
+        {
+            "kind": "cuda",
+            "name": torch.cuda.get_device_name(index),
+            "memory_bytes": torch.cuda.get_device_properties(index).total_memory,
+        }
+        for index in range(torch.cuda.device_count())
+    ]
+    devices.append({"kind": "cpu", "name": platform.machine(), "cores": _cores()})
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
+    return {"devices": devices, "versions": versions}
+
+
+def _cores() -> int:
+    """Return how many cores this process may use; only Linux tells that from all there are."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(describe()) + "\n")

@@ -1,0 +1,134 @@
+"""What can go wrong inside the engine, each with the code that a caller sees.
+
+DistillError
+├── BadRecipe             the recipe itself cannot be carried out
+├── UnknownNetwork        no network of that name
+├── IncompatibleNetworks  teacher, student and method do not fit together
+├── BadDataset            the prepared data set cannot be read or is empty
+├── TeacherLoad           the teacher's weights do not fit its network
+├── InitialLoad           the student's start weights do not fit its network
+├── KeysMismatch          a file of weights and a network differ in names or shapes
+├── Diverged              a loss or weight stopped being finite
+├── OutOfMemory           the device ran out of memory
+├── HostOutOfMemory       the machine ran out of memory
+└── UploadRefused         an uploaded file cannot become a model or a data set
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+RUN_CODES = (
+    "diverged",
+    "out_of_memory",
+    "host_out_of_memory",
+    "incompatible_networks",
+    "bad_dataset",
+    "bad_recipe",
+    "teacher_load",
+    "initial_load",
+    "internal_error",
+)
+"""Every code with which a distillation can fail; the list is closed."""
+
+
+class DistillError(Exception):
+    """A failure with a stable code, a sentence for people, and facts for programs."""
+
+    code: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+
+
+class BadRecipe(DistillError):
+    """The recipe itself cannot be carried out."""
+
+    code = "bad_recipe"
+
+
+class IncompatibleNetworks(DistillError):
+    """Teacher, student, data set and method do not fit together."""
+
+    code = "incompatible_networks"
+
+
+class UnknownNetwork(IncompatibleNetworks):
+    """No network of that name exists, or its arguments are not accepted."""
+
+    code = "bad_network"
+
+
+class BadDataset(DistillError):
+    """The prepared data set cannot be read, or holds nothing to learn from."""
+
+    code = "bad_dataset"
+
+
+class TeacherLoad(DistillError):
+    """The teacher's weights do not fit its network."""
+
+    code = "teacher_load"
+
+
+class InitialLoad(DistillError):
+    """The student's start weights do not fit its network."""
+
+    code = "initial_load"
+
+
+class KeysMismatch(DistillError):
+    """A file of weights and a network differ in the names or shapes of their tensors."""
+
+    code = "keys_mismatch"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        missing_keys: Sequence[str],
+        unexpected_keys: Sequence[str],
+        shape_mismatches: Sequence[Mapping[str, Any]],
+    ) -> None:
+        super().__init__(
+            message,
+            missing_keys=list(missing_keys),
+            unexpected_keys=list(unexpected_keys),
+            shape_mismatches=[dict(mismatch) for mismatch in shape_mismatches],
+        )
+        self.missing_keys = list(missing_keys)
+        self.unexpected_keys = list(unexpected_keys)
+        self.shape_mismatches = [dict(mismatch) for mismatch in shape_mismatches]
+
+
+class Diverged(DistillError):
+    """A loss stopped being finite."""
+
+    code = "diverged"
+
+
+class OutOfMemory(DistillError):
+    """The device ran out of memory."""
+
+    code = "out_of_memory"
+
+
+class HostOutOfMemory(DistillError):
+    """The machine, not the device, ran out of memory; another machine may have more."""
+
+    code = "host_out_of_memory"
+    retryable = True
+
+
+class UploadRefused(DistillError):
+    """An uploaded file cannot become a model or a data set; `code` says why."""
+
+    def __init__(self, code: str, message: str, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.refusal = code
+
+
+class Interrupted(Exception):
+    """The process was asked to stop; the state at hand can be written and continued later."""

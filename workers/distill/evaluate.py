@@ -1,0 +1,134 @@
+"""Answers how good a network is on a split, and how sure one can be of that.
+
+Runs alone as well: `python -m workers.distill.evaluate STUDENT.safetensors --dataset digits`
+rebuilds a student from its file and prints one JSON line.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from workers.distill import recipe, weights
+from workers.distill.data import batches, stored
+from workers.distill.data import catalog as datasets
+from workers.distill.networks.interface import Network
+
+BATCH = 256
+"""Images at a time; part of the result, since sums in another order round differently."""
+BINS = 15
+Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images with labels on the device, in stored order."""
+
+    images: UInt8[Tensor, "N c h w"]
+    labels: Int[Tensor, " N"]
+
+
+def predict(
+    network: Network,
+    view: batches.View,
+    images: UInt8[Tensor, "N c h w"],
+    *,
+    between: Callable[[], None] = lambda: None,
+) -> Float[Tensor, "N C"]:
+    """Return the logits of all images, in evaluation mode; `between` runs before each batch."""
+    training = network.training
+    network.eval()
+    try:
+        logits = []
+        with torch.inference_mode():
+            for part in torch.split(images, BATCH):
+                between()
+                logits.append(network(view(part)).float())
+        return torch.cat(logits)
+    finally:
+        network.train(training)
+
+
+def scores(
+    logits: Float[Tensor, "N C"],
+    labels: Int[Tensor, " N"],
+    teacher_logits: Float[Tensor, "N D"] | None = None,
+) -> dict[str, Any]:
+    """Return accuracy with its interval, calibration error, loss, and agreement with a teacher."""
+    # Imported here because it takes seconds, which a start should not pay.
+    from torchmetrics.functional import classification
+
+    logits, labels = logits.cpu(), labels.cpu()
+    classes = logits.shape[1]
+    samples = len(labels)
+    accuracy = classification.multiclass_accuracy(logits, labels, classes, average="micro")
+    calibration = classification.multiclass_calibration_error(
+        logits.softmax(1), labels, classes, n_bins=BINS
+    )
+    found: dict[str, Any] = {
+        # From the count, since the library's ratio is a float32.
+        "accuracy": round(float(accuracy) * samples) / samples,
+        "accuracy_interval": list(wilson(round(float(accuracy) * samples), samples)),
+        "ece": float(calibration),
+        "loss": float(F.cross_entropy(logits.double(), labels)),
+        "samples": samples,
+    }
+    if teacher_logits is not None:
+        same = teacher_logits.cpu().argmax(1) == logits.argmax(1)
+        found["agreement"] = int(same.sum()) / samples
+    return found
+
+
+def wilson(correct: int, samples: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a share."""
+    share = correct / samples
+    spread = Z95**2 / samples
+    middle = share + spread / 2
+    half = Z95 * math.sqrt(share * (1 - share) / samples + spread / (4 * samples))
+    low, high = (middle - half) / (1 + spread), (middle + half) / (1 + spread)
+    # Rounding may leave a share of 0 or 1 just outside its own interval.
+    return max(min(low, share), 0.0), min(max(high, share), 1.0)
+
+
+def score_file(student: pathlib.Path, dataset: pathlib.Path, split: str) -> dict[str, Any]:
+    """Rebuild a student from its file alone and count what it gets right on a split."""
+    network, header = weights.rebuild(student)
+    expected = recipe.Input.model_validate(header["input"])
+    network.to(memory_format=torch.channels_last)
+    found = stored.load(dataset)
+    view = batches.View("student", expected, found.record.input, torch.device("cpu"))
+    held = found.split(split)
+    correct = int((predict(network, view, held.images).argmax(1) == held.labels).sum())
+    samples = len(held.labels)
+    return {"accuracy": correct / samples, "correct": correct, "samples": samples}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print one JSON line with the accuracy of a student's file."""
+    parser = argparse.ArgumentParser(prog="python -m workers.distill.evaluate")
+    parser.add_argument("student", type=pathlib.Path, help="student.safetensors")
+    parser.add_argument("--dataset", required=True, help="prepared folder, or a built-in name")
+    parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
+    asked = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pathlib.Path(asked.dataset)
+        if asked.dataset in datasets.DATASETS and not folder.is_dir():
+            folder = pathlib.Path(scratch)
+            datasets.DATASETS[asked.dataset].write(folder)
+        line = score_file(asked.student, folder, asked.split)
+    sys.stdout.write(json.dumps(line) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

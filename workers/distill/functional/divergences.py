@@ -1,0 +1,67 @@
+"""Divergences between softened outputs, whole and split at the true class.
+
+All work on log-probabilities from log-sum-exp, so they and their gradients stay finite however far
+apart the logits are. Units are nats; none is multiplied by the squared temperature unless it says
+so.
+"""
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def softened_kl(
+    student_logits: Float[Tensor, "N C"],
+    teacher_logits: Float[Tensor, "N C"],
+    *,
+    temperature: float,
+) -> Float[Tensor, " N"]:
+    """Return KL(teacher || student) of each sample, both softened by `temperature`."""
+    student = F.log_softmax(student_logits / temperature, dim=1)
+    teacher = F.log_softmax(teacher_logits / temperature, dim=1)
+    return (teacher.exp() * (teacher - student)).sum(1)
+
+
+def target_kl(
+    student_logits: Float[Tensor, "N C"],
+    teacher_logits: Float[Tensor, "N C"],
+    labels: Int[Tensor, " N"],
+    *,
+    temperature: float,
+) -> Float[Tensor, " N"]:
+    """Return KL between [p_y, 1 - p_y] of teacher and student, for each sample."""
+    student = _log_binary(student_logits / temperature, labels)
+    teacher = _log_binary(teacher_logits / temperature, labels)
+    return (teacher.exp() * (teacher - student)).sum(1)
+
+
+def non_target_kl(
+    student_logits: Float[Tensor, "N C"],
+    teacher_logits: Float[Tensor, "N C"],
+    labels: Int[Tensor, " N"],
+    *,
+    temperature: float,
+) -> Float[Tensor, " N"]:
+    """Return KL between the distributions over all classes but the true one, for each sample."""
+    return softened_kl(
+        non_target(student_logits, labels),
+        non_target(teacher_logits, labels),
+        temperature=temperature,
+    )
+
+
+def non_target(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> Float[Tensor, "N D"]:
+    """Return the C - 1 logits of each sample without that of its true class, in order."""
+    if logits.shape[1] < 2:
+        raise ValueError("one class has no non-target class; at least 2 classes are needed")
+    columns = torch.arange(logits.shape[1] - 1, device=logits.device).expand(len(labels), -1)
+    return logits.gather(1, columns + (columns >= labels[:, None]))
+
+
+def _log_binary(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> Float[Tensor, "N two"]:
+    # log(1 - p_y) through the log-sum-exp of the others: 1 - p_y itself would round to 0.
+    everything = logits.logsumexp(1)
+    target = logits.gather(1, labels[:, None]).squeeze(1) - everything
+    others = non_target(logits, labels).logsumexp(1) - everything
+    return torch.stack([target, others], dim=1)

@@ -1,0 +1,224 @@
+"""Turn an upload into a model or a data set, or say why it cannot be one.
+
+`python -m workers.distill.inspection REQUEST.json --workdir DIR` reads `DIR/upload`, trusts nothing
+in it, and writes `DIR/model.safetensors` or `DIR/dataset/`. One JSON line on standard output
+ends it: `result` (exit 0) or `failure` (exit 1).
+"""
+
+import argparse
+import errno
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import torch
+
+from workers.distill import errors, recipe, report, speed, weights
+from workers.distill.data import catalog as datasets
+from workers.distill.data import cifar, imagefolder, npz, prepared, stored
+from workers.distill.networks import catalog as networks
+from workers.distill.networks import interface
+
+BATCH = 2
+"""More than one image, so that a network which mixes up samples and channels is found out."""
+
+
+class ModelRequest(recipe.Values):
+    """An uploaded file of weights, and the network that it is said to fit."""
+
+    kind: Literal["model"]
+    source: Literal["upload"] = "upload"
+    network: str
+    # Any: JSON, checked by the network itself.
+    arguments: dict[str, Any] = pydantic.Field(default_factory=dict)
+    classes: int = pydantic.Field(ge=1)
+    input: recipe.Input
+    allow_pickle: bool = True
+
+
+class DatasetRequest(recipe.Values):
+    """An uploaded archive of images."""
+
+    kind: Literal["dataset"]
+    source: Literal["upload"] = "upload"
+    filename: str = ""
+    format: str
+    task: Literal["classification"] = "classification"
+    input: prepared.Wish | None = None
+
+
+class BuiltinRequest(recipe.Values):
+    """A data set that comes with Retort."""
+
+    kind: Literal["builtin"]
+    name: str
+
+
+Request = Annotated[
+    ModelRequest | DatasetRequest | BuiltinRequest, pydantic.Field(discriminator="kind")
+]
+REQUEST: pydantic.TypeAdapter[ModelRequest | DatasetRequest | BuiltinRequest] = (
+    pydantic.TypeAdapter(Request)
+)
+
+
+def inspect_model(request: ModelRequest, workdir: Path) -> dict[str, Any]:  # Any: a report line
+    """Build the network, load every key, run it on a batch, and write safetensors."""
+    size = request.input
+    network = networks.build(
+        request.network,
+        classes=request.classes,
+        channels=size.channels,
+        height=size.height,
+        width=size.width,
+        arguments=request.arguments,
+    )
+    loaded = weights.load_into(network, workdir / "upload", allow_pickle=request.allow_pickle)
+    images = torch.rand(
+        (BATCH, size.channels, size.height, size.width), generator=torch.Generator().manual_seed(0)
+    )
+    _check_forward(network, images, request)
+    weights.save_student(workdir / "model.safetensors", network, {"format": "pt"})
+    return {
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "format": loaded.format,
+        "flops": speed.flops(network, images[:1]),
+        "warnings": list(loaded.warnings),
+    }
+
+
+def inspect_dataset(request: DatasetRequest, workdir: Path) -> dict[str, Any]:  # Any: a report line
+    """Convert an uploaded archive to the prepared form."""
+    upload, folder, wish = workdir / "upload", workdir / "dataset", request.input or prepared.Wish()
+    if request.format not in datasets.FORMATS:
+        raise errors.UploadRefused(
+            "unsupported_format",
+            f"there is no data set format {request.format!r}; there are "
+            + ", ".join(datasets.FORMATS),
+        )
+    # Below the working folder: the system's own folder for such files may be small or in memory.
+    with tempfile.TemporaryDirectory(dir=workdir) as scratch:
+        if request.format == "npz":
+            record = npz.convert(upload, folder, wish)
+        elif request.format == "imagefolder":
+            record = imagefolder.convert(upload, Path(scratch) / "unpacked", folder, wish)
+        else:
+            record = cifar.convert(upload, Path(scratch) / "unpacked", folder, request.format, wish)
+    return _described(record, folder)
+
+
+def make_builtin(request: BuiltinRequest, workdir: Path) -> dict[str, Any]:  # Any: a report line
+    """Write a data set that comes with Retort."""
+    entry = datasets.DATASETS.get(request.name)
+    if entry is None:
+        raise errors.UploadRefused(
+            "unsupported_format",
+            f"there is no built-in data set {request.name!r}; there are "
+            + ", ".join(datasets.DATASETS),
+        )
+    return _described(entry.write(workdir / "dataset"), workdir / "dataset")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Carry out one request and report how it ended."""
+    parser = argparse.ArgumentParser(prog="python -m workers.distill.inspection")
+    parser.add_argument("request", type=Path, help="REQUEST.json")
+    parser.add_argument("--workdir", type=Path, required=True, help="folder with `upload` in it")
+    asked = parser.parse_args(arguments)
+    return execute(asked.request, asked.workdir, report.open_stream())
+
+
+def execute(request: Path, workdir: Path, reporter: report.Reporter) -> int:
+    """Carry out the request in a file, report how it ended, and return the exit code."""
+    try:
+        reporter.result(**_carry_out(REQUEST.validate_json(request.read_bytes()), workdir))
+    # The last line of defence: whatever an upload provokes must end in a line for its owner.
+    except Exception as error:
+        traceback.print_exc()
+        shutil.rmtree(workdir / "dataset", ignore_errors=True)
+        reporter.failure(**_failure(error))
+        return 1
+    return 0
+
+
+def _carry_out(
+    request: ModelRequest | DatasetRequest | BuiltinRequest, workdir: Path
+) -> dict[str, Any]:
+    if isinstance(request, ModelRequest):
+        return inspect_model(request, workdir)
+    if isinstance(request, DatasetRequest):
+        return inspect_dataset(request, workdir)
+    return make_builtin(request, workdir)
+
+
+@torch.no_grad()
+def _check_forward(network: interface.Network, images: torch.Tensor, request: ModelRequest) -> None:
+    """Refuse a network that does not give one finite number a class for ordinary images."""
+    mean = torch.tensor(request.input.mean)[:, None, None]
+    std = torch.tensor(request.input.std)[:, None, None]
+    network.eval()
+    try:
+        logits = network((images - mean) / std)
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        raise errors.UploadRefused(
+            "forward_failed", f"{request.network} cannot be run on a batch of images: {error}"
+        ) from error
+    expected = (len(images), request.classes)
+    if tuple(logits.shape) != expected:
+        raise errors.UploadRefused(
+            "forward_failed",
+            f"{request.network} answers with shape {list(logits.shape)}, expected {list(expected)}",
+        )
+    if not torch.isfinite(logits).all():
+        raise errors.UploadRefused(
+            "forward_failed",
+            f"{request.network} with these weights answers with numbers that are not finite; the "
+            "file may come from a training that diverged",
+        )
+
+
+def _described(record: stored.DatasetRecord, folder: Path) -> dict[str, Any]:
+    # Read back what was written: the engine must be able to open it.
+    found = stored.load(folder)
+    for name in stored.SPLITS:
+        found.split(name)
+    return {"dataset": record.model_dump(mode="json")}
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    """Return the fields of the failure line."""
+    if isinstance(error, errors.UploadRefused):
+        return {
+            "code": error.refusal,
+            "message": error.message,
+            "retryable": False,
+            "details": error.details,
+        }
+    if isinstance(error, errors.DistillError):
+        return {
+            "code": error.code,
+            "message": error.message,
+            "retryable": error.retryable,
+            "details": error.details,
+            **(error.details if isinstance(error, errors.KeysMismatch) else {}),
+        }
+    if isinstance(error, pydantic.ValidationError):
+        fault = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in fault["loc"])
+        message = f"the request is malformed at {place or 'its start'}: {fault['msg']}"
+        return {"code": "internal_error", "message": message, "retryable": False, "details": {}}
+    if isinstance(error, MemoryError):
+        message = "the upload needs more memory than this machine has"
+        return {"code": "too_large", "message": message, "retryable": False, "details": {}}
+    is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    message = "the disk is full" if is_full else f"{type(error).__name__}: {error}"
+    return {"code": "internal_error", "message": message, "retryable": is_full, "details": {}}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

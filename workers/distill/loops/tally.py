@@ -1,0 +1,103 @@
+"""Running sums that stay on the device until somebody looks, so that no step waits for it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workers.distill import errors
+from workers.distill.method import Terms
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Averages since the last look: `total` first, then each term."""
+
+    losses: dict[str, float]
+
+
+class Tally:
+    """Sums of losses and of correct answers, and the first step whose loss was not finite."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._names: list[str] = []
+        self._sums = torch.zeros(0, device=device)
+        self._steps = 0
+        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._samples = 0
+        self._bad_step = torch.full((), -1, dtype=torch.int64, device=device)
+        self._bad = torch.zeros(0, device=device)
+
+    @torch.no_grad()
+    def add(
+        self,
+        step: int,
+        total: Tensor,
+        terms: Terms,
+        logits: Float[Tensor, "N C"],
+        labels: Int[Tensor, " N"],
+    ) -> None:
+        """Count one step."""
+        values = torch.stack([total, *terms.values()]).float()
+        if not self._names:
+            self._names = ["total", *terms]
+            self._sums = torch.zeros_like(values)
+            self._bad = torch.zeros_like(values)
+        self._sums += values
+        self._steps += 1
+        self._correct += (logits.argmax(1) == labels).sum()
+        self._samples += len(labels)
+        broke = ~values.isfinite().all() & (self._bad_step < 0)
+        self._bad = torch.where(broke, values, self._bad)
+        self._bad_step = torch.where(broke, step, self._bad_step)
+
+    def look(self) -> Seen:
+        """Return averages since the last look, and start anew; waits for the device."""
+        sums, steps = self._sums.tolist(), max(self._steps, 1)
+        self._sums.zero_()
+        self._steps = 0
+        averages = {name: value / steps for name, value in zip(self._names, sums, strict=True)}
+        return Seen(averages)
+
+    def check(self) -> None:
+        """Raise `Diverged` with all terms if some step's loss was not finite."""
+        step = int(self._bad_step)
+        if step < 0:
+            return
+        terms = dict(zip(self._names, self._bad.tolist(), strict=True))
+        told = ", ".join(f"{name} {value:g}" for name, value in terms.items())
+        raise errors.Diverged(
+            f"the loss was not finite at step {step} ({told}); lower "
+            "training.optimizer.learning_rate, set training.clip_norm, or lower the method's "
+            "weights",
+            step=step,
+            terms=terms,
+        )
+
+    def close_epoch(self) -> float:
+        """Return the share of correct answers in the epoch, and start anew."""
+        share = int(self._correct) / max(self._samples, 1)
+        self._correct.zero_()
+        self._samples = 0
+        return share
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint must keep."""
+        return {
+            "names": list(self._names),
+            "sums": self._sums,
+            "steps": self._steps,
+            "correct": self._correct,
+            "samples": self._samples,
+            "bad_step": self._bad_step,
+            "bad": self._bad,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+        device = self._sums.device
+        self._names, self._steps, self._samples = state["names"], state["steps"], state["samples"]
+        self._sums, self._correct = state["sums"].to(device), state["correct"].to(device)
+        self._bad_step, self._bad = state["bad_step"].to(device), state["bad"].to(device)

@@ -1,0 +1,27 @@
+"""Cross-entropy with the labels: the student without a teacher.
+
+The number printed as "student" in every result table, and the yardstick of every other method.
+
+Source: common practice; see section 4.3 of Hinton et al., arXiv:1503.02531, for the comparison.
+"""
+
+from workers.distill.method import Batch, LogitMethod, Moment, Source, Terms
+from workers.distill.networks.interface import Features
+
+
+class CE(LogitMethod):
+    """Plain training on the labels."""
+
+    name = "ce"
+    title = "Cross-entropy without a teacher"
+    source = Source("Training on the labels alone", venue="common practice")
+    needs = ("labels",)
+
+    class Params(LogitMethod.Params):
+        """Only the weight of the cross-entropy."""
+
+    params: Params
+
+    def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
+        """Return the task term alone."""
+        return self.task(student, batch)

@@ -1,0 +1,74 @@
+"""Knowledge distillation through softened outputs.
+
+A raised temperature shows how the teacher ranks the wrong classes; the student imitates that whole
+distribution besides learning the labels. Weights are those used for CIFAR-100 by MDistiller and
+RepDistiller. With `stop_epoch` it is ESKD's second switch: imitate early, finish on labels.
+
+Source: Hinton et al., 2015, arXiv:1503.02531, equation 1; Cho & Hariharan, ICCV 2019.
+Differs: the loss is a divergence, not a soft cross-entropy, so it is zero when both agree; the
+gradient is the same.
+"""
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from workers.distill.functional import divergences
+from workers.distill.method import Batch, LogitMethod, Moment, Source, Terms
+from workers.distill.networks.interface import Features
+
+
+def kd_loss(
+    student_logits: Float[Tensor, "N C"],
+    teacher_logits: Float[Tensor, "N C"],
+    *,
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Return the softened KL divergence, averaged over the batch.
+
+    Units: nats times temperature squared, so gradients keep their size whatever the temperature.
+    """
+    divergence = divergences.softened_kl(student_logits, teacher_logits, temperature=temperature)
+    return temperature**2 * divergence.mean()
+
+
+class KD(LogitMethod):
+    """Imitate the teacher's softened outputs."""
+
+    name = "kd"
+    title = "Knowledge distillation"
+    source = Source(
+        "Distilling the Knowledge in a Neural Network",
+        venue="NIPS 2014 Deep Learning Workshop",
+        arxiv="1503.02531",
+        equations="1",
+    )
+
+    class Params(LogitMethod.Params):
+        """Two weights and a temperature."""
+
+        task_weight: float = Field(
+            0.1, ge=0, le=1e6, description="Weight of cross-entropy with the true labels."
+        )
+        kd_weight: float = Field(
+            0.9, ge=0, le=1e6, description="Weight of the imitation of the teacher."
+        )
+        temperature: float = Field(
+            4.0, gt=0, le=1e4, description="Divides the logits of both networks before softmax."
+        )
+        stop_epoch: int | None = Field(
+            None,
+            ge=0,
+            description="Last epoch in which the teacher is imitated (ESKD); afterwards only the "
+            "task term is left, with its weight unchanged. Null imitates to the end.",
+        )
+
+    params: Params
+
+    def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
+        """Return the task term and the imitation."""
+        params = self.params
+        stopped = params.stop_epoch is not None and moment.epoch > params.stop_epoch
+        weight = 0.0 if stopped else params.kd_weight
+        loss = kd_loss(student.logits, teacher.logits, temperature=params.temperature)
+        return {**self.task(student, batch), "kd": weight * loss}

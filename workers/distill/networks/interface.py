@@ -1,0 +1,119 @@
+"""What every network shows to the methods: logits, pooled features and stages.
+
+`forward(images)` stays plain, so a delivered student is an ordinary module; `observe(images)`
+returns everything a method may look at. `Tap` is the only place with forward hooks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one forward pass shows.
+
+    `stages` are maps after the last activation of a stage, shallow to deep, without the stem;
+    `pre_activations` the same maps before that activation, or empty where a network has none.
+    """
+
+    logits: Float[Tensor, "N C"]
+    pooled: Float[Tensor, "N D"]
+    stem: Float[Tensor, "N c h w"] | None = None
+    stages: tuple[Tensor, ...] = ()
+    pre_activations: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class StageInfo:
+    """Channels of a stage and the factor by which it is smaller than the image."""
+
+    channels: int
+    stride: int
+
+
+@runtime_checkable
+class Observable(Protocol):
+    """The part of a network that the loops and methods rely on."""
+
+    stages_info: Sequence[StageInfo]
+    pooled_width: int
+
+    def observe(self, images: Float[Tensor, "N c h w"]) -> Features:
+        """Return logits and features of one forward pass."""
+        ...
+
+
+class Network(nn.Module):
+    """Base of every network that Retort builds, own or foreign."""
+
+    stages_info: tuple[StageInfo, ...] = ()
+    pooled_width: int = 0
+    classes: int = 0
+
+    def observe(self, images: Float[Tensor, "N c h w"]) -> Features:
+        """Return logits and features of one forward pass; logits equal `forward(images)`."""
+        raise NotImplementedError(f"{type(self).__name__} does not show its features")
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the logits (typed here because `nn.Module.__call__` is not)."""
+        logits: Tensor = super().__call__(images)
+        return logits
+
+
+class Tap:
+    """Record what named modules receive and return, for as long as the `with` block lasts.
+
+    `inputs[name]` and `outputs[name]` hold the tensors of the module's latest call. For networks
+    that we did not write; leaving the block removes every hook.
+    """
+
+    def __init__(
+        self, network: nn.Module, outputs: Sequence[str] = (), *, inputs: Sequence[str] = ()
+    ) -> None:
+        known = dict(network.named_modules())
+        for name in (*outputs, *inputs):
+            if name not in known:
+                raise KeyError(f"{type(network).__name__} has no module named {name!r}")
+        self.inputs: dict[str, Tensor] = {}
+        self.outputs: dict[str, Tensor] = {}
+        self._outputs = {name: known[name] for name in outputs}
+        self._inputs = {name: known[name] for name in inputs}
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        """Add the hooks."""
+        for name, module in self._outputs.items():
+            self._handles.append(module.register_forward_hook(self._keep_output(name)))
+        for name, module in self._inputs.items():
+            self._handles.append(module.register_forward_pre_hook(self._keep_input(name)))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    # Any: torch types the arguments and results of hooks so.
+    def _keep_output(self, name: str) -> Any:
+        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            self.outputs[name] = output
+
+        return keep
+
+    def _keep_input(self, name: str) -> Any:
+        def keep(_module: nn.Module, inputs: Any) -> None:
+            self.inputs[name] = inputs[0]
+
+        return keep

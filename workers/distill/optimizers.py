@@ -1,0 +1,166 @@
+"""How weights move, and at which precision: everything about a step that no loop should know."""
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workers.distill import errors
+from workers.distill.method import Moment
+from workers.distill.networks.interface import Features, Network
+from workers.distill.recipe import AdamW, Constant, Cosine, Schedule, Step, Training
+
+COMPILE_STEPS = 5_000
+"""Compiling takes about a minute; a shorter run does not earn that back."""
+
+Observe = Callable[[Tensor], Features]
+
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The number format of the networks' arithmetic; weights and losses stay float32."""
+
+    name: str
+    device: torch.device
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return a context in which networks compute at this precision."""
+        context: AbstractContextManager[None] = torch.autocast(
+            self.device.type, dtype=_DTYPES[self.name], enabled=self.name != "float32"
+        )
+        return context
+
+
+def choose_precision(training: Training, device: torch.device) -> Precision:
+    """Resolve `auto`, and refuse what the device cannot do."""
+    name: str = training.precision
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    if name == "float16" and device.type != "cuda":
+        raise errors.BadRecipe(
+            "precision float16 needs a CUDA device; choose float32 or bfloat16 on the CPU"
+        )
+    return Precision(name, device)
+
+
+def choose_compile(training: Training, device: torch.device, steps: int) -> bool:
+    """Resolve `auto`: compile on CUDA when the run is long enough to earn it back."""
+    if training.compile == "auto":
+        return device.type == "cuda" and steps >= COMPILE_STEPS
+    return training.compile == "on"
+
+
+def compiled(network: Network, example: Tensor, precision: Precision) -> Observe:
+    """Return a compiled `observe`, tried once forwards and backwards; raises what that raises.
+
+    Weights, statistics and random numbers are the same afterwards.
+    """
+    observe: Observe = torch.compile(network.observe, dynamic=False)
+    kept = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    devices = [precision.device] if precision.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        learns = any(parameter.requires_grad for parameter in network.parameters())
+        with torch.set_grad_enabled(learns), precision.autocast():
+            logits = observe(example).logits
+        if learns:
+            logits.float().sum().backward()  # type: ignore[no-untyped-call]  # torch's stub
+    network.load_state_dict(kept)
+    network.zero_grad(set_to_none=True)
+    return observe
+
+
+def rate_factor(schedule: Schedule, moment: Moment, epochs: int) -> float:
+    """Return the share of the learning rate that a step uses; it needs no state."""
+    match schedule:
+        case Step():
+            # "After epoch 150" means from epoch 151 on: the milestone's own epoch is unchanged.
+            passed = sum(moment.epoch > milestone for milestone in schedule.milestones or ())
+            return math.pow(schedule.factor, passed)
+        case Cosine():
+            warmup = schedule.warmup_epochs * moment.steps_per_epoch
+            if moment.step <= warmup:
+                return moment.step / warmup
+            left = max(epochs * moment.steps_per_epoch - warmup, 1)
+            done = min((moment.step - 1 - warmup) / left, 1.0)
+            final = schedule.final_factor
+            return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * max(done, 0.0)))
+        case Constant():
+            return 1.0
+
+
+class Stepper:
+    """Moves weights: optimizer, schedule, clipping and loss scaling behind one verb."""
+
+    def __init__(self, modules: Iterable[nn.Module], training: Training, precision: Precision):
+        self._training = training
+        self._parameters = learned(modules)
+        self._optimizer = _optimizer(training, self._parameters)
+        self._scaler = torch.amp.GradScaler(
+            precision.device.type, enabled=precision.name == "float16"
+        )
+
+    def step_on(self, loss: Tensor, moment: Moment) -> None:
+        """Move the weights against the gradient of the loss."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.rate_at(moment)
+        self._optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch's stub
+        if self._training.clip_norm is not None:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self._parameters, self._training.clip_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+
+    def rate_at(self, moment: Moment) -> float:
+        """Return the learning rate of a step."""
+        factor = rate_factor(self._training.schedule, moment, self._training.epochs)
+        return self._training.optimizer.learning_rate * factor
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint must keep."""
+        return {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+
+
+def learned(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """Return each parameter that wants a gradient once, in order."""
+    found: dict[int, nn.Parameter] = {}
+    for module in modules:
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                found.setdefault(id(parameter), parameter)
+    return list(found.values())
+
+
+def _optimizer(training: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    choice = training.optimizer
+    if isinstance(choice, AdamW):
+        return torch.optim.AdamW(
+            parameters,
+            lr=choice.learning_rate,
+            betas=(choice.beta1, choice.beta2),
+            weight_decay=choice.weight_decay,
+            fused=True,
+        )
+    return torch.optim.SGD(
+        parameters,
+        lr=choice.learning_rate,
+        momentum=choice.momentum,
+        weight_decay=choice.weight_decay,
+        nesterov=choice.nesterov,
+        fused=True,
+    )

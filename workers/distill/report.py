@@ -1,0 +1,100 @@
+"""The engine's only way out: one JSON object a line on a private copy of standard output.
+
+After `open_stream` the process's own standard output points at standard error, so whatever a
+library prints can never break the stream. Metrics are collected and sent at most a second apart.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+METRICS_SECONDS = 1.0
+PROGRESS_SECONDS = 0.5
+
+
+class Reporter:
+    """Writes report lines to a descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._points: list[dict[str, Any]] = []
+        self._points_since = 0.0
+        self._progress_at = -math.inf
+
+    def started(self, **facts: Any) -> None:
+        """Say on what, and from where, the work starts."""
+        self._write("started", facts)
+
+    def progress(self, **facts: Any) -> None:
+        """Say how far the work is, unless that was said within the last half second."""
+        now = time.monotonic()
+        if now - self._progress_at >= PROGRESS_SECONDS:
+            self._progress_at = now
+            self._write("progress", facts)
+        if self._points and now - self._points_since >= METRICS_SECONDS:
+            self.flush()
+
+    def metric(self, key: str, value: float, *, step: int, epoch: int) -> None:
+        """Add one point of one curve; it travels with the next batch."""
+        if not self._points:
+            self._points_since = time.monotonic()
+        self._points.append({"key": key, "step": step, "epoch": epoch, "value": value})
+        if time.monotonic() - self._points_since >= METRICS_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send the points collected so far."""
+        if self._points:
+            points, self._points = self._points, []
+            self._write("metrics", {"points": points})
+
+    def checkpoint(self, **facts: Any) -> None:
+        """Say that a checkpoint can be used from now on, after the metrics that led to it."""
+        self.flush()
+        self._write("checkpoint", facts)
+
+    def warning(self, code: str, message: str) -> None:
+        """Say what is odd but not fatal."""
+        self._write("warning", {"code": code, "message": message})
+
+    def result(self, **facts: Any) -> None:
+        """Say that the work is done; the last line of a run that succeeded."""
+        self.flush()
+        self._write("result", facts)
+
+    def failure(self, code: str, message: str, **facts: Any) -> None:
+        """Say why the work cannot be done; the last line of a run that failed."""
+        self.flush()
+        self._write("failure", {"code": code, "message": message, **facts})
+
+    def _write(self, kind: str, facts: Mapping[str, Any]) -> None:
+        content = portable({"type": kind, **facts})
+        line = json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
+        rest = line.encode(errors="replace")
+        while rest:
+            rest = rest[os.write(self._descriptor, rest) :]
+
+
+def open_stream() -> Reporter:
+    """Take standard output for reports, and send all other prints to standard error."""
+    sys.stdout.flush()
+    descriptor = os.dup(1)
+    os.dup2(2, 1)
+    return Reporter(descriptor)
+
+
+def portable(value: Any) -> Any:
+    """Return the value with non-finite numbers as the words NaN, Infinity and -Infinity."""
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    if isinstance(value, Mapping):
+        return {str(key): portable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [portable(item) for item in value]
+    return value

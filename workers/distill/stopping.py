@@ -1,0 +1,41 @@
+"""How SIGTERM is answered, from the first import on; this file must not import torch."""
+
+import os
+import signal
+from types import FrameType
+
+from workers.distill import errors
+
+EXIT_CODE = 75
+"""EX_TEMPFAIL: stopped on request, and can be continued."""
+
+
+class Stop:
+    """Whether somebody asked the process to stop.
+
+    While work looks at `check` often, a signal only leaves a note, so that the work can be saved
+    first. At other times (start-up, final evaluation) everything worth keeping is on the disk
+    already, and a signal ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self.can_wait = False
+        self._asked = False
+
+    def listen(self) -> None:
+        """Answer SIGTERM from now on."""
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def ignore(self) -> None:
+        """Answer no more: the work is done, and its result is about to be told."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def check(self) -> None:
+        """Raise `Interrupted` if somebody asked."""
+        if self._asked:
+            raise errors.Interrupted
+
+    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+        self._asked = True
+        if not self.can_wait:
+            os._exit(EXIT_CODE)
