@@ -1,0 +1,15 @@
+"""Starts a Celery worker: `python -m workers --queues any,cuda`.
+
+The options of `celery worker` are taken as they are; what they cannot be told by settings, that
+workers do not talk to each other, is added here.
+"""
+
+import sys
+
+from workers.celery_app import app
+
+# They would cost broker traffic and keys, and nothing reads them.
+_SILENT = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+
+if __name__ == "__main__":
+    app.worker_main(["worker", *_SILENT, *sys.argv[1:]])

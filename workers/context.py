@@ -1,0 +1,73 @@
+"""What a worker process works with: settings, database, storage, and its own identity."""
+
+import functools
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import sqlalchemy as sa
+import sqlalchemy.exc
+import structlog
+from sqlalchemy.orm import Session
+
+from models_registry import database, errors, ids, storage
+from models_registry.settings import Settings
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+_RETRY_SECONDS = 1.0
+# What a database that restarts, or cannot be reached, makes its driver and pool raise.
+_AWAY = (
+    sqlalchemy.exc.OperationalError,
+    sqlalchemy.exc.InterfaceError,
+    sqlalchemy.exc.TimeoutError,
+)
+
+
+@dataclass(frozen=True)
+class Context:
+    """One per process: connections must not be shared over a fork."""
+
+    settings: Settings
+    engine: sa.Engine
+    sessions: database.Sessions
+    storage: storage.Storage
+    worker_id: str
+    shutting_down: threading.Event = field(default_factory=threading.Event)
+
+    @functools.cached_property
+    def readers(self) -> database.Sessions:
+        """Sessions that only read, and on SQLite do not queue behind its one writer."""
+        return database.sessions(self.engine.execution_options(read_only=True))
+
+    def persist(self, work: Callable[[Session], T], *, hopeless: Callable[[], bool]) -> T:
+        """Run `work` in a transaction, again and again while the database is away.
+
+        Raises: errors.Unavailable once that is `hopeless`.
+        """
+        while True:
+            try:
+                with self.sessions.begin() as session:
+                    return work(session)
+            except _AWAY as error:
+                if hopeless():
+                    raise errors.Unavailable("the database was away for too long") from error
+                log.warning("transaction_repeated", error=str(error))
+                time.sleep(_RETRY_SECONDS)
+
+
+def build(settings: Settings, *, worker_id: str | None = None) -> Context:
+    """Return a context with fresh connections."""
+    engine = database.connect(settings.database_url, pool_size=4)
+    settings.cache_dir.mkdir(parents=True, exist_ok=True)
+    settings.scratch_dir.mkdir(parents=True, exist_ok=True)
+    return Context(
+        settings=settings,
+        engine=engine,
+        sessions=database.sessions(engine),
+        storage=storage.from_settings(settings),
+        worker_id=worker_id or ids.new("wrk"),
+    )

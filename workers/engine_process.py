@@ -1,0 +1,163 @@
+"""An engine as a child process: start it, hear its reports, stop it, and see that it is gone.
+
+The child gets its own process group, a scrubbed environment (no database, no broker, no
+credentials: its files are handed to it), and dies with this process (`leash.py`).
+"""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+
+log = structlog.get_logger()
+
+CHECKPOINTED = 75  # exit code: SIGTERM was received, a checkpoint is written
+# What a child may inherit; everything else, above all RETORT_*, stays here.
+_INHERITED = (
+    *("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH"),
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"),
+    *("VIRTUAL_ENV", "XDG_RUNTIME_DIR", "CUDA_HOME", "NVIDIA_DRIVER_CAPABILITIES"),
+    "CUDA_DEVICE_ORDER",  # without it, CUDA_VISIBLE_DEVICES may mean other devices
+)
+# A killed process whose new parent never asks after it stays in its group as a zombie.
+_GONE_SECONDS = 5.0
+_TAIL_LINES = 50
+_TAIL_WIDTH = 400
+Report = dict[str, Any]
+
+
+class EngineProcess:
+    """One running child; use it with `with`, which leaves no process behind."""
+
+    def __init__(
+        self, module: str, arguments: list[str], *, workdir: Path, device: str = "auto"
+    ) -> None:
+        self.log_path = workdir / "engine.log"
+        self._log = self.log_path.open("ab")
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "workers.leash", str(os.getpid()), module, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=scrubbed_environment(device),
+            start_new_session=True,
+        )
+        self._reports: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, name="engine-reports", daemon=True)
+        self._reader.start()
+        self._ended = False
+        self._kill_at: float | None = None
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Kill what still runs."""
+        self.kill()
+        self._reader.join()
+        if self._child.stdout is not None:
+            self._child.stdout.close()
+        self._log.close()
+
+    @property
+    def pid(self) -> int:
+        """Return the child's process id, which is also its group's."""
+        return self._child.pid
+
+    def next_report(self, timeout_seconds: float) -> Report | None:
+        """Return the next report, or None when none came in time or the stream has ended."""
+        if self._ended:
+            return None
+        if self._child.poll() is not None:
+            # What it has left behind would hold the stream open, and the device, for ever.
+            self._signal_group(signal.SIGKILL)
+        try:
+            report = self._reports.get(timeout=timeout_seconds)
+        except queue.Empty:
+            return None
+        self._ended = report is None
+        return report
+
+    @property
+    def has_ended(self) -> bool:
+        """Return whether the report stream is finished: nothing more will come."""
+        return self._ended
+
+    def ask_to_stop(self, *, grace_seconds: float) -> None:
+        """Send SIGTERM once; `enforce_stop` kills after the grace.
+
+        Only to the child itself, which still needs its own children to write a checkpoint.
+        """
+        if self._kill_at is None:
+            self._kill_at = time.monotonic() + grace_seconds
+            self._child.send_signal(signal.SIGTERM)
+
+    def enforce_stop(self) -> bool:
+        """Kill the group when the grace is over; return whether that was needed."""
+        if self._kill_at is None or time.monotonic() < self._kill_at:
+            return False
+        self.kill()
+        return True
+
+    def kill(self) -> None:
+        """End the whole process group now, and wait until it is gone."""
+        self._signal_group(signal.SIGKILL)
+        self._child.wait()
+        deadline = time.monotonic() + _GONE_SECONDS
+        while self._signal_group(0) and time.monotonic() < deadline:
+            time.sleep(0.01)  # the others of the group still hold the device
+
+    def wait(self) -> int:
+        """Return the exit code; negative for a signal."""
+        return self._child.wait()
+
+    def log_tail(self) -> list[str]:
+        """Return the last lines of the child's log, each cut to a readable width."""
+        self._log.flush()
+        with self.log_path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_LINES * _TAIL_WIDTH))
+            text = file.read().decode(errors="replace").replace("\x00", "")
+        return [line[:_TAIL_WIDTH] for line in text.splitlines()[-_TAIL_LINES:]]
+
+    def _signal_group(self, number: int) -> bool:
+        """Send a signal to the whole group, and return whether there was anyone left."""
+        try:
+            os.killpg(self._child.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def _read(self) -> None:
+        for line in self._child.stdout or ():
+            try:
+                report = json.loads(line)
+            except ValueError:
+                report = None
+            if isinstance(report, dict) and "type" in report:
+                self._reports.put(report)
+            else:
+                log.warning("engine_line_unreadable", line=line[:200].decode(errors="replace"))
+        self._reports.put(None)
+
+
+def scrubbed_environment(device: str) -> dict[str, str]:
+    """Return what a child of a worker may know of the environment, and no credentials."""
+    kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    if device == "cpu":
+        kept["CUDA_VISIBLE_DEVICES"] = ""  # this worker offers no GPU, even where there is one
+    return {**kept, "PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,229 @@
+"""Looks at uploads in a child process without credentials, and writes the answer to the registry.
+
+Models become safetensors, data sets the engine's canonical form; what cannot become one is
+rejected with the reason. Built-in data sets are written the same way.
+"""
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+from sqlalchemy.orm import Session
+
+from models_registry import errors, inspections, leases, tables
+from workers import staging
+from workers.context import Context
+from workers.engine_process import EngineProcess, Report
+
+log = structlog.get_logger()
+
+_MODULE = "workers.distill.inspection"
+_TICK_SECONDS = 0.2
+# A database that is away for longer loses the answer; the claim runs out, and all is repeated.
+_PATIENCE_SECONDS = 600.0
+# A child that hangs is ended while the claim still holds.
+_LIMIT_SECONDS = inspections.LEASE_SECONDS * 0.75
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What to say of a version, and how that is written to the database."""
+
+    state: str | None
+    write: Callable[[Session], None]
+
+
+def inspect(context: Context, kind: inspections.Kind, version_id: str) -> str | None:
+    """Inspect a pending version; return `ready` or `rejected`, None where nothing was decided."""
+    with context.sessions.begin() as session:
+        inspection = inspections.claim(session, kind=kind, version_id=version_id)
+    if inspection is None:
+        return None
+    try:
+        with staging.scratch(context.settings.scratch_dir, version_id) as workdir:
+            answer = _examine(context, inspection, workdir)
+    except (errors.RegistryError, OSError) as error:
+        log.warning("inspection_postponed", version_id=version_id, error=str(error))
+        answer = _postponed(inspection)
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    try:
+        context.persist(
+            answer.write,
+            hopeless=lambda: context.shutting_down.is_set() or time.monotonic() > deadline,
+        )
+    except (errors.StaleFence, errors.Unavailable) as error:
+        log.warning("inspection_stale", kind=kind, version_id=version_id, because=str(error))
+        return None
+    return answer.state
+
+
+def _examine(context: Context, inspection: inspections.Inspection, workdir: Path) -> _Answer:
+    staging.fetch(context.storage, inspection.blob, workdir / "upload")
+    report = _ask(_request(context, inspection), workdir, hurry=context.shutting_down)
+    if report is None or report.get("retryable"):
+        return _postponed(inspection)
+    if report["type"] == "failure":
+        rejection = _rejection(report)
+        return _Answer("rejected", lambda s: inspections.reject(s, inspection, rejection=rejection))
+    version = inspection.version
+    if isinstance(version, tables.ModelVersionRow):
+        return _accepted_model(context, inspection, version, report, workdir)
+    return _accepted_dataset(context, inspection, report, workdir)
+
+
+def _postponed(inspection: inspections.Inspection) -> _Answer:
+    return _Answer(None, lambda s: inspections.give_back(s, inspection))
+
+
+def _request(context: Context, inspection: inspections.Inspection) -> dict[str, Any]:
+    version = inspection.version
+    if isinstance(version, tables.ModelVersionRow):
+        return {
+            "kind": "model",
+            "source": "upload",
+            "network": version.network,
+            "arguments": version.arguments,
+            "classes": len(version.classes),
+            "input": version.input,
+            "allow_pickle": context.settings.allow_pickle,
+        }
+    return {
+        "kind": "dataset",
+        "source": "upload",
+        "filename": inspection.filename,
+        "format": version.format,
+        "task": version.task,
+        "input": version.input,
+    }
+
+
+def _ask(
+    request: dict[str, Any],
+    workdir: Path,
+    *,
+    hurry: threading.Event | None = None,
+    limit_seconds: float = _LIMIT_SECONDS,
+) -> Report | None:
+    """Run the child and return its last word.
+
+    None when it ended without one, took longer than the limit, or was stopped by `hurry`.
+    """
+    path = workdir / "request.json"
+    path.write_text(json.dumps(request))
+    arguments = [str(path), "--workdir", str(workdir)]
+    answer: Report | None = None
+    deadline = time.monotonic() + limit_seconds
+    # Without a GPU: loading weights and one forward pass need none, and a job may be using it.
+    with EngineProcess(_MODULE, arguments, workdir=workdir, device="cpu") as child:
+        while not child.has_ended:
+            if hurry is not None and hurry.is_set():
+                return None
+            if time.monotonic() > deadline:
+                log.warning("inspection_too_slow", seconds=limit_seconds)
+                return None
+            report = child.next_report(_TICK_SECONDS)
+            if report is not None and report["type"] in ("result", "failure"):
+                answer = report
+        code = child.wait()
+        if answer is None:
+            log.warning("inspection_died", code=code, log_tail=child.log_tail())
+    return answer
+
+
+def _accepted_model(
+    context: Context,
+    inspection: inspections.Inspection,
+    version: tables.ModelVersionRow,
+    report: Report,
+    workdir: Path,
+) -> _Answer:
+    weights = _put(context, workdir / "model.safetensors", "model.safetensors")
+    facts = {"parameters": report["parameters"]}
+    description = {
+        "network": version.network,
+        "arguments": version.arguments,
+        "task": version.task,
+        "classes": version.classes,
+        "input": version.input,
+        **facts,
+        "sha256": weights.sha256,
+    }
+    path = workdir / "config.json"
+    path.write_text(json.dumps(description, indent=2) + "\n")
+    files = [weights, _put(context, path, "config.json")]
+    return _accepted(inspection, files, weights.sha256, facts)
+
+
+def _accepted_dataset(
+    context: Context, inspection: inspections.Inspection, report: Report, workdir: Path
+) -> _Answer:
+    folder = workdir / "dataset"
+    files = [_put(context, path, path.name) for path in sorted(folder.iterdir())]
+    facts = {name: report["dataset"][name] for name in ("classes", "splits", "input")}
+    return _accepted(inspection, files, _manifest_digest(files), facts)
+
+
+def _accepted(
+    inspection: inspections.Inspection,
+    files: list[leases.StoredFile],
+    sha256: str,
+    facts: dict[str, Any],
+) -> _Answer:
+    return _Answer(
+        "ready",
+        lambda s: inspections.accept(s, inspection, files=files, sha256=sha256, facts=facts),
+    )
+
+
+def _manifest_digest(files: list[leases.StoredFile]) -> str:
+    """Return the digest of the list of files and digests: one name for the whole content."""
+    lines = "".join(f"{file.sha256}  {file.path}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _put(context: Context, path: Path, name: str) -> leases.StoredFile:
+    with path.open("rb") as file:
+        stored = context.storage.put(file)
+    return leases.StoredFile(name, stored.sha256, stored.size_bytes, stored.key)
+
+
+def _rejection(report: Report) -> dict[str, Any]:
+    details = report.get("details") or report
+    return {
+        "code": report["code"],
+        "message": report["message"],
+        **{
+            name: report.get(name) or details.get(name) or []
+            for name in ("missing_keys", "unexpected_keys", "shape_mismatches")
+        },
+    }
+
+
+def builtin_dataset(name: str, folder: Path, *, cache: Path) -> str | None:
+    """Make `folder` the built-in data set `name`; return a sentence where that fails.
+
+    It is written once on a machine, under a lock, and linked from then on.
+    """
+    kept = builtin_folder(cache) / name
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with staging.locked(kept.parent / f".{name}.lock"):
+        if not kept.exists():
+            with staging.scratch(kept.parent, f".{name}") as workdir:
+                report = _ask({"kind": "builtin", "name": name}, workdir)
+                if report is None or report["type"] == "failure":
+                    return str(report["message"]) if report else "the process writing it died"
+                (workdir / "dataset").rename(kept)
+    for path in kept.iterdir():
+        staging.link(path, folder / path.name)
+    return None
+
+
+def builtin_folder(cache: Path) -> Path:
+    """Return where a machine keeps its built-in data sets."""
+    return cache / "builtin"

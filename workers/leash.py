@@ -1,0 +1,37 @@
+"""Runs a module so that it dies with the process that started it.
+
+`python -m workers.leash PARENT MODULE ARGS...`: an engine whose supervisor is killed would go on
+using the device; the kernel's parent-death signal ends it. Done in the child itself, because code
+between fork and exec is unsafe in a process with threads. The kernel watches the thread that
+started the child: start it from one that lives as long as the child may.
+"""
+
+import ctypes
+import os
+import resource
+import runpy
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process when `parent` dies; Linux only, elsewhere nothing."""
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)  # the parent died before the kernel was asked
+
+
+def main() -> None:
+    """Run `MODULE ARGS...` as if by `python -m`, on the leash, and without core dumps."""
+    die_with_parent(int(sys.argv[1]))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sys.argv = sys.argv[2:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

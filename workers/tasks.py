@@ -1,0 +1,66 @@
+"""The Celery tasks: one call each. A message names a row; the row says what is to be done."""
+
+import functools
+import threading
+from typing import Any
+
+import structlog
+
+from models_registry import broker, logs
+from workers import context, inspector, maintenance, presence, runner
+from workers.celery_app import WORKER_ID, app, settings
+
+log = structlog.get_logger()
+
+
+@functools.cache
+def _context() -> context.Context:
+    """Return this process's context; made in the forked child, at its first task."""
+    made = context.build(settings, worker_id=WORKER_ID)
+    threading.Thread(target=_forward_shutdown, args=(made,), daemon=True).start()
+    return made
+
+
+def _forward_shutdown(made: context.Context) -> None:
+    presence.shutting_down.wait()
+    made.shutting_down.set()
+
+
+def _send(task: str, queue: str, payload: dict[str, Any], priority: int) -> None:
+    app.send_task(task, kwargs=payload, queue=queue, priority=broker.redis_priority(priority))
+
+
+@app.task(name="jobs.run")
+def run_job(job_id: str, dispatch_seq: int) -> None:
+    """Work on a job, if it can still be claimed."""
+    with logs.bind(job_id=job_id, dispatch_seq=dispatch_seq):
+        maintenance.tidy(_context())
+        runner.run_job(_context(), job_id)
+
+
+@app.task(name="models.inspect")
+def inspect_model(version_id: str) -> None:
+    """Look at an uploaded model."""
+    with logs.bind(version_id=version_id):
+        maintenance.tidy(_context())
+        inspector.inspect(_context(), "models", version_id)
+
+
+@app.task(name="datasets.inspect")
+def inspect_dataset(version_id: str) -> None:
+    """Look at an uploaded data set."""
+    with logs.bind(version_id=version_id):
+        maintenance.tidy(_context())
+        inspector.inspect(_context(), "datasets", version_id)
+
+
+@app.task(name="maintenance.sweep")
+def sweep() -> None:
+    """Relay, reap, enforce deadlines, publish again."""
+    maintenance.sweep(_context(), _send)
+
+
+@app.task(name="maintenance.collect")
+def collect() -> None:
+    """Expire uploads, forget keys, delete bytes that nothing refers to."""
+    maintenance.collect(_context())
