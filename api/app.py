@@ -1,0 +1,117 @@
+"""Builds the HTTP application. Importing this never imports torch."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator
+from types import FrameType
+
+import prometheus_client
+from fastapi import FastAPI
+from fastapi.concurrency import run_in_threadpool
+
+from api import dependencies, edge, errors, metrics, openapi, queue, streams
+from api.routes import datasets, health, jobs, keys, methods, models, networks, uploads, workers
+from models_registry import database, logs, storage
+from models_registry.settings import Settings
+
+POOL_SIZE = 20  # with its overflow: one connection for each of the framework's 40 threads
+STATEMENT_SECONDS = 10
+ROUTERS = (
+    *(uploads.router, models.router, datasets.router, jobs.router, methods.router),
+    *(networks.router, workers.router, keys.router, health.router),
+)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Return the application; everything it needs hangs on `app.state.service`.
+
+    Raises: ValueError for settings that cannot work.
+    """
+    settings = settings or Settings()
+    logs.set_up(level=settings.log_level, as_json=settings.log_json)
+    app = FastAPI(
+        title="Retort",
+        version="1",
+        summary="Knowledge distillation as a service.",
+        openapi_url="/v1/openapi.json",
+        docs_url="/docs",
+        redoc_url=None,
+        lifespan=_lifespan,
+        redirect_slashes=False,
+    )
+    collected = prometheus_client.CollectorRegistry()
+    app.state.service = _service(settings)
+    app.state.collected = collected
+    collected.register(metrics.ServiceState(app.state.service.readers))
+    for router in ROUTERS:
+        app.include_router(router)
+    errors.install(app)
+    app.add_middleware(errors.LastHandler)
+    app.add_middleware(edge.Edge, measured=metrics.Requests(collected))
+    openapi.install(app)
+    return app
+
+
+def _service(settings: Settings) -> dependencies.Service:
+    if settings.cursor_secret is None:
+        raise ValueError(
+            "RETORT_CURSOR_SECRET is not set: give every api process the same random text of "
+            "32 characters or more (`retort up` makes one by itself)"
+        )
+    engine = database.connect(
+        settings.database_url, pool_size=POOL_SIZE, statement_timeout_seconds=STATEMENT_SECONDS
+    )
+    sessions = database.sessions(engine)
+    readers = database.sessions(engine.execution_options(read_only=True))
+    messages = queue.CeleryQueue(settings.broker_url)
+    return dependencies.Service(
+        settings=settings,
+        engine=engine,
+        sessions=sessions,
+        readers=readers,
+        storage=storage.from_settings(settings),
+        queue=messages,
+        bell=dependencies.Bell(sessions, messages),
+        hub=streams.Hub(readers),
+        cursor_secret=settings.cursor_secret.get_secret_value().encode(),
+    )
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service: dependencies.Service = app.state.service
+    try:
+        async with service.hub.running():
+            with _draining_on_signal(service.hub):
+                yield
+    finally:
+        service.queue.close()
+        await run_in_threadpool(service.engine.dispose)
+
+
+@contextlib.contextmanager
+def _draining_on_signal(hub: streams.Hub) -> Iterator[None]:
+    """End streams as soon as the process is told to stop.
+
+    The server waits for open responses before it ends the lifespan, so waiting for that end
+    would be waiting for each other.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals arrive in the main thread alone; there, somebody else is in charge
+        return
+    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def drain(number: int, frame: FrameType | None) -> None:
+        hub.drain_soon()
+        server = former[signal.Signals(number)]
+        if callable(server):
+            server(number, frame)
+
+    for number in former:
+        signal.signal(number, drain)
+    try:
+        yield
+    finally:
+        for number, server in former.items():
+            signal.signal(number, server)

@@ -1,0 +1,178 @@
+"""What routes may ask for: the service's parts, who is calling, and which page is wanted."""
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Protocol
+
+import sqlalchemy as sa
+import structlog
+from fastapi import BackgroundTasks, Depends, Query, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy.exc import SQLAlchemyError
+
+from api import streams
+from models_registry import database, errors, keys, outbox, paging, settings
+from models_registry.storage import Storage
+
+log = structlog.get_logger()
+
+
+class Queue(Protocol):
+    """Where messages go; `api.queue` has the real one."""
+
+    def send(self, task: str, queue: str, payload: dict[str, Any], priority: int) -> None:
+        """Publish one message, or raise QueueDown."""
+
+    def check(self) -> None:
+        """Raise QueueDown unless the broker answers."""
+
+    def close(self) -> None:
+        """Close the connections."""
+
+
+@dataclass
+class Bell:
+    """Tells workers that there is something to do, after a commit; one relay at a time."""
+
+    sessions: database.Sessions
+    queue: Queue
+    _wanted: threading.Event = field(default_factory=threading.Event)
+    _relaying: threading.Lock = field(default_factory=threading.Lock)
+
+    def ring(self) -> None:
+        """Publish the outbox. A broker that is down costs latency: maintenance relays later."""
+        self._wanted.set()
+        while self._wanted.is_set() and self._relaying.acquire(blocking=False):
+            try:
+                self._wanted.clear()
+                outbox.relay(self.sessions, self.queue.send)
+            except (errors.QueueDown, SQLAlchemyError) as error:
+                log.warning("outbox_left", reason=str(error))
+            finally:
+                self._relaying.release()
+
+
+@dataclass(frozen=True)
+class Service:
+    """Everything a route needs; hangs on `app.state.service`."""
+
+    settings: settings.Settings
+    engine: sa.Engine
+    sessions: database.Sessions
+    readers: database.Sessions
+    storage: Storage
+    queue: Queue
+    bell: Bell
+    hub: streams.Hub
+    cursor_secret: bytes
+
+
+def service(request: Request) -> Service:
+    """Return the parts of this app."""
+    parts: Service = request.app.state.service
+    return parts
+
+
+ServiceDep = Annotated[Service, Depends(service)]
+
+
+def _sessions(parts: ServiceDep) -> database.Sessions:
+    return parts.sessions
+
+
+def _readers(parts: ServiceDep) -> database.Sessions:
+    return parts.readers
+
+
+def _storage(parts: ServiceDep) -> Storage:
+    return parts.storage
+
+
+SessionsDep = Annotated[database.Sessions, Depends(_sessions)]
+ReadersDep = Annotated[database.Sessions, Depends(_readers)]
+StorageDep = Annotated[Storage, Depends(_storage)]
+
+_bearer = HTTPBearer(
+    auto_error=False,
+    scheme_name="ApiKey",
+    description="`Authorization: Bearer ak_<environment>_<id>_<secret>`",
+)
+
+
+def _caller(
+    request: Request,
+    parts: ServiceDep,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> keys.Caller:
+    if credentials is None:
+        raise errors.Unauthenticated("send an API key: Authorization: Bearer ak_...")
+    with parts.readers() as session:
+        caller, due = keys.authenticate(session, text=credentials.credentials)
+    if due:
+        with parts.sessions.begin() as session:
+            keys.note_use(session, key_id=caller.key_id)
+    # For the log line of the request, which is written outside of the route.
+    request.scope["caller"] = caller
+    return caller
+
+
+CallerDep = Annotated[keys.Caller, Depends(_caller)]
+
+
+def _editor(caller: CallerDep) -> keys.Caller:
+    caller.require(keys.Role.EDITOR)
+    return caller
+
+
+def _admin(caller: CallerDep) -> keys.Caller:
+    caller.require(keys.Role.ADMIN)
+    return caller
+
+
+EditorDep = Annotated[keys.Caller, Depends(_editor)]
+AdminDep = Annotated[keys.Caller, Depends(_admin)]
+
+
+def _ring(parts: ServiceDep, background: BackgroundTasks) -> Callable[[], None]:
+    return lambda: background.add_task(parts.bell.ring)
+
+
+# Call it after the commit: workers are told once the response is on its way.
+RingDep = Annotated[Callable[[], None], Depends(_ring)]
+
+
+def _page(
+    request: Request,
+    parts: ServiceDep,
+    caller: CallerDep,
+    limit: Annotated[
+        int, Query(ge=1, le=paging.MAX_LIMIT, description="Most entries to return.")
+    ] = paging.DEFAULT_LIMIT,
+    cursor: Annotated[
+        str | None, Query(max_length=1000, description="`next_cursor` of the page before.")
+    ] = None,
+) -> paging.Wanted:
+    filters = sorted(
+        (name, value)
+        for name, value in request.query_params.multi_items()
+        if name not in {"limit", "cursor"}
+    )
+    binding = f"{caller.project_id} {request.url.path} {filters}"
+    return paging.Wanted(parts.cursor_secret, binding, limit, cursor)
+
+
+# Bound to the project, the path and every other query parameter of the request.
+PageDep = Annotated[paging.Wanted, Depends(_page)]
+
+
+def _labels(request: Request) -> Mapping[str, str]:
+    prefix = "label."
+    return {
+        name.removeprefix(prefix): value
+        for name, value in request.query_params.items()
+        if name.startswith(prefix)
+    }
+
+
+LabelsDep = Annotated[Mapping[str, str], Depends(_labels)]

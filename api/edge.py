@@ -1,0 +1,177 @@
+"""The outermost layer: request ids, limits on bodies, one log line and one measurement each."""
+
+import json
+import math
+import re
+import time
+from typing import Any, NoReturn
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import errors, metrics
+from models_registry import errors as registry_errors
+from models_registry import ids, logs
+
+log = structlog.get_logger()
+
+MAX_BODY_BYTES = 2**20
+MAX_JSON_DEPTH = 32
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# Parts of uploads are large; their route counts its own bytes.
+_PART = re.compile(r"/v1/uploads/[^/]+/parts/[^/]+")
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_BRACKET = re.compile(rb"[\[\]{}]")
+_QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
+
+
+class Edge:
+    """Wraps the app: what every request gets, whatever becomes of it."""
+
+    def __init__(self, app: ASGIApp, *, measured: metrics.Requests) -> None:
+        self._app = app
+        self._measured = measured
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else ids.new("req")
+        scope["request_id"] = request_id
+        with logs.bind(request_id=request_id):
+            await self._measure(scope, receive, send, request_id)
+
+    async def _measure(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        started, status = time.perf_counter(), 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = int(message["status"])
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                headers["x-content-type-options"] = "nosniff"
+            await send(message)
+
+        try:
+            await self._serve(scope, receive, send_with_id)
+        finally:
+            self._note(scope, status, time.perf_counter() - started)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+            # PostgreSQL cannot even be asked about such text.
+            refused = registry_errors.Malformed("the URL contains a NUL character")
+            await errors.of(HTTPConnection(scope), refused)(scope, receive, send)
+            return
+        if not _PART.fullmatch(scope["path"]):
+            receive = _Body(receive, is_json=_is_json(scope)).receive
+        await self._app(scope, receive, send)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        # The template, not the path: one series per route, and no ids in labels.
+        route = getattr(scope.get("route"), "path", "unknown")
+        self._measured.note(scope["method"], route, status, seconds)
+        caller = scope.get("caller")
+        who = {"project_id": caller.project_id, "key_id": caller.key_id} if caller else {}
+        level = "debug" if scope["path"] in _QUIET else "info"
+        getattr(log, level)(
+            "request_served",
+            method=scope["method"],
+            path=scope["path"],
+            route=route,
+            status=status,
+            seconds=round(seconds, 4),
+            **who,
+        )
+
+
+class _Body:
+    """A request's body, counted as it arrives; JSON is also looked at as a whole."""
+
+    def __init__(self, receive: Receive, *, is_json: bool) -> None:
+        self._receive = receive
+        self._is_json = is_json
+        self._size_bytes = 0
+        self._chunks: list[bytes] = []
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] != "http.request":
+            return message
+        chunk = message.get("body", b"")
+        self._size_bytes += len(chunk)
+        if self._size_bytes > MAX_BODY_BYTES:
+            raise errors.BodyRejected(
+                413,
+                code="too_large",
+                detail=f"a body may have {MAX_BODY_BYTES} bytes; send files through /v1/uploads",
+            )
+        if self._is_json:
+            self._chunks.append(chunk)
+            if not message.get("more_body", False):
+                check_json(b"".join(self._chunks))
+        return message
+
+
+def check_json(body: bytes) -> None:
+    """Refuse what the JSON parser lets pass and a database or a careful reader would not.
+
+    That is: nesting beyond reason, NaN and infinities, NUL characters and half surrogate pairs.
+    What is not JSON at all is left for the parser to report.
+
+    Raises: errors.BodyRejected.
+    """
+    depth = 0
+    for bracket in _BRACKET.findall(_STRING.sub(b"", body)):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > MAX_JSON_DEPTH:
+            _refuse(f"the body is nested deeper than {MAX_JSON_DEPTH} levels", "too_deep")
+    try:
+        document = json.loads(body, parse_constant=_not_a_number, parse_float=_finite)
+    except ValueError:
+        return
+    _check_text(document)
+
+
+def _check_text(document: Any) -> None:
+    waiting = [document]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.keys()
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, str) and not _is_plain(value):
+            _refuse("a text contains a NUL character or half of a surrogate pair", "bad_text")
+
+
+def _is_plain(text: str) -> bool:
+    if text.isascii():
+        return "\0" not in text
+    return not re.search("[\0\ud800-\udfff]", text)
+
+
+def _not_a_number(text: str) -> NoReturn:
+    _refuse(f"{text} is not a JSON number", "malformed")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        _refuse(f"the number {text[:40]} is out of range", "malformed")
+    return number
+
+
+def _refuse(detail: str, code: str) -> NoReturn:
+    raise errors.BodyRejected(400, code=code, detail=detail)
+
+
+def _is_json(scope: Scope) -> bool:
+    kind = Headers(scope=scope).get("content-type", "").split(";")[0].strip().lower()
+    return kind == "application/json" or kind.endswith("+json")

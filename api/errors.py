@@ -1,0 +1,266 @@
+"""Turn errors into RFC 9457 problems. No other file knows which status an error has."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import sqlalchemy.exc
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.schemas import problems
+from models_registry import errors
+
+log = structlog.get_logger()
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = 2
+
+
+class TooManyStreams(errors.RegistryError):
+    """The project has as many open streams as it may."""
+
+    code = "too_many_streams"
+
+
+class BodyRejected(HTTPException):
+    """The request's body was refused while it was being read.
+
+    An `HTTPException`, because the framework passes only those through while it reads a body.
+    """
+
+    def __init__(self, status: int, *, code: str, detail: str) -> None:
+        super().__init__(status, detail)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a class of errors is answered."""
+
+    status: HTTPStatus
+    title: str
+    retryable: bool = False
+
+
+# The one table; the nearest class in an error's ancestry wins.
+TABLE: dict[type[Exception], Answer] = {
+    errors.Malformed: Answer(HTTPStatus.BAD_REQUEST, "Malformed request"),
+    errors.Unauthenticated: Answer(HTTPStatus.UNAUTHORIZED, "Not authenticated"),
+    errors.Forbidden: Answer(HTTPStatus.FORBIDDEN, "Not allowed for this key"),
+    errors.NotFound: Answer(HTTPStatus.NOT_FOUND, "Not found"),
+    errors.Conflict: Answer(HTTPStatus.CONFLICT, "Conflict"),
+    errors.IllegalMove: Answer(HTTPStatus.CONFLICT, "Illegal transition"),
+    errors.AlreadyExists: Answer(HTTPStatus.CONFLICT, "Already exists"),
+    errors.InUse: Answer(HTTPStatus.CONFLICT, "In use"),
+    errors.StaleFence: Answer(HTTPStatus.CONFLICT, "Lease lost"),
+    errors.Gone: Answer(HTTPStatus.GONE, "Gone"),
+    errors.PreconditionFailed: Answer(HTTPStatus.PRECONDITION_FAILED, "Precondition failed"),
+    errors.PreconditionRequired: Answer(HTTPStatus.PRECONDITION_REQUIRED, "Precondition required"),
+    errors.TooLarge: Answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "Too large"),
+    errors.Refused: Answer(HTTPStatus.UNPROCESSABLE_ENTITY, "Refused"),
+    errors.DigestMismatch: Answer(HTTPStatus.UNPROCESSABLE_ENTITY, "Digest mismatch"),
+    TooManyStreams: Answer(HTTPStatus.TOO_MANY_REQUESTS, "Too many streams", retryable=True),
+    errors.Unavailable: Answer(HTTPStatus.SERVICE_UNAVAILABLE, "Unavailable", retryable=True),
+    errors.RegistryError: Answer(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error"),
+}
+
+# Codes of what the framework refuses before a route is reached.
+_FRAMEWORK_CODES = {
+    HTTPStatus.BAD_REQUEST: "malformed",
+    HTTPStatus.NOT_FOUND: "not_found",
+    HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "too_large",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "unsupported_media_type",
+    HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE: "range_not_satisfiable",
+}
+# Statuses that the same request may not meet again.
+_PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of `app` with a problem."""
+    app.add_exception_handler(errors.RegistryError, _registry_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(sqlalchemy.exc.OperationalError, _database_error)
+    app.add_exception_handler(sqlalchemy.exc.TimeoutError, _database_error)
+
+
+def internal(connection: HTTPConnection) -> Response:
+    """Return the answer to an error that nobody foresaw; it says nothing about our insides."""
+    return _problem(
+        connection,
+        Answer(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error", retryable=True),
+        code="internal_error",
+        detail="something went wrong on our side; the request id finds it in the logs",
+    )
+
+
+def draining(connection: HTTPConnection) -> Response:
+    """Return the answer to a request that needs longer than this process has left."""
+    return of(connection, errors.Unavailable("this process is shutting down", code="draining"))
+
+
+def of(connection: HTTPConnection, error: errors.RegistryError) -> Response:
+    """Return the problem that answers `error`."""
+    answer = next(TABLE[kind] for kind in type(error).__mro__ if kind in TABLE)
+    return _problem(
+        connection,
+        answer,
+        code=error.code,
+        detail=error.message,
+        faults=error.faults,
+        allowed=list(error.allowed) if isinstance(error, errors.IllegalMove) else None,
+    )
+
+
+def _registry_error(request: Request, error: Exception) -> Response:
+    # The framework's type for handlers takes any exception.
+    if not isinstance(error, errors.RegistryError):
+        raise error
+    return of(request, error)
+
+
+def _database_error(request: Request, error: Exception) -> Response:
+    log.error("database_failed", exc_info=error)
+    down = errors.Unavailable("the database cannot be reached", code="database_unavailable")
+    return of(request, down)
+
+
+def _http_exception(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    status = HTTPStatus(error.status_code)
+    code = _FRAMEWORK_CODES.get(status, status.name.lower())
+    detail, headers = error.detail, error.headers
+    if status is HTTPStatus.NOT_FOUND and detail == status.phrase:
+        detail = f"there is nothing at {request.url.path}"
+    if status is HTTPStatus.METHOD_NOT_ALLOWED:
+        detail = f"{request.method} is not possible at {request.url.path}"
+        headers = {"allow": _allowed(request)} if "route" in request.scope else headers
+    return _problem(
+        request,
+        Answer(status, status.phrase, retryable=status in _PASSING),
+        code=error.code if isinstance(error, BodyRejected) else code,
+        detail=detail,
+        headers=headers,
+    )
+
+
+def _allowed(request: Request) -> str:
+    # The framework names only the methods of the first route with this path.
+    described = request.app.openapi()["paths"].get(request.scope["route"].path, {})
+    return ", ".join(sorted(verb.upper() for verb in described))
+
+
+def _validation_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    found = error.errors()
+    if any(fault["type"] == "json_invalid" for fault in found):
+        return of(request, errors.Malformed(f"the body is not JSON: {found[0]['ctx']['error']}"))
+    if _body_was_not_json(request, found):
+        return _problem(
+            request,
+            Answer(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Unsupported media type"),
+            code="unsupported_media_type",
+            detail="the body must be JSON, with content-type: application/json",
+        )
+    faults = [
+        errors.Fault(_pointer(fault["loc"]), fault["type"], _sentence(fault)) for fault in found
+    ]
+    count = "one field is" if len(faults) == 1 else f"{len(faults)} fields are"
+    message = f"{count} not acceptable: {faults[0].pointer or '/'}: {faults[0].detail}"
+    return of(request, errors.Refused(message, code="invalid_request", faults=faults))
+
+
+def _body_was_not_json(request: Request, found: Any) -> bool:
+    # A body of another content type reaches validation as bytes, and fails there as a whole.
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    is_json = kind == "application/json" or kind.endswith("+json")
+    whole_body = any(tuple(fault["loc"]) == ("body",) for fault in found)
+    has_body = request.headers.get("content-length", "0") != "0" or (
+        "transfer-encoding" in request.headers
+    )
+    return whole_body and has_body and not is_json
+
+
+def _pointer(location: tuple[int | str, ...]) -> str:
+    first, *rest = location
+    parts = rest if first == "body" else [str(first), *rest]
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+
+
+def _sentence(fault: Mapping[str, Any]) -> str:
+    message = str(fault["msg"])
+    return message.removeprefix("Value error, ")
+
+
+def _problem(
+    connection: HTTPConnection,
+    answer: Answer,
+    *,
+    code: str,
+    detail: str,
+    faults: tuple[errors.Fault, ...] = (),
+    allowed: list[str] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    body = problems.Problem(
+        type=f"urn:retort:problem:{code}",
+        title=answer.title,
+        status=answer.status,
+        detail=detail,
+        instance=connection.scope.get("request_id", ""),
+        code=code,
+        errors=[
+            problems.ProblemFault(pointer=fault.pointer, code=fault.code, detail=fault.detail)
+            for fault in faults
+        ],
+        retryable=answer.retryable,
+        allowed=allowed,
+    )
+    extra = dict(headers or {})
+    if answer.status is HTTPStatus.UNAUTHORIZED:
+        extra["www-authenticate"] = "Bearer"
+    if answer.retryable:
+        extra["retry-after"] = str(RETRY_AFTER_SECONDS)
+    return JSONResponse(
+        body.model_dump(mode="json", exclude_none=True),
+        status_code=answer.status.value,
+        headers=extra,
+        media_type=MEDIA_TYPE,
+    )
+
+
+class LastHandler:
+    """Answers what no other code foresaw, and logs it with its traceback."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; a response that has begun is cut off, so that its reader notices."""
+        has_begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = has_begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception:
+            if scope["type"] != "http":
+                raise
+            log.exception("request_failed", path=scope["path"])
+            if has_begun:
+                raise
+            await internal(HTTPConnection(scope))(scope, receive, send)

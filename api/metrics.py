@@ -1,0 +1,104 @@
+"""Prometheus: requests of this process, and the state of the whole service from its database."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import prometheus_client
+import structlog
+from prometheus_client import core, registry
+from sqlalchemy.exc import SQLAlchemyError
+
+from models_registry import database, job_queries, lifecycle, outbox
+
+log = structlog.get_logger()
+
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class Requests:
+    """Rate, errors and latency by route template; no ids in labels."""
+
+    def __init__(self, collected: registry.CollectorRegistry) -> None:
+        self._seconds = prometheus_client.Histogram(
+            "retort_http_request_seconds",
+            "Time to serve a request, streams included",
+            ["method", "route", "status"],
+            registry=collected,
+            buckets=_BUCKETS,
+        )
+
+    def note(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one request."""
+        known = method if method in _METHODS else "OTHER"
+        self._seconds.labels(known, route, str(status)).observe(seconds)
+
+
+# A caller can invent methods, and each would be a new series.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+@dataclass(eq=False)
+class ServiceState(registry.Collector):
+    """Looks into the database at each scrape, so every process tells the same."""
+
+    readers: database.Sessions
+
+    def collect(self) -> Iterator[core.Metric]:
+        """Yield jobs by state, ages of the queues, and what went wrong so far."""
+        try:
+            yield from self._collect()
+        except SQLAlchemyError as error:
+            log.warning("scrape_failed", reason=type(error).__name__)
+
+    def _collect(self) -> Iterator[core.Metric]:
+        with self.readers() as session:
+            states = job_queries.count_states(session)
+            outcomes = job_queries.count_outcomes(session)
+            ages = job_queries.queue_ages(session)
+            lag = outbox.lag_seconds(session)
+        yield _gauge(
+            "retort_jobs",
+            "Jobs by state and reason",
+            ("state", "reason"),
+            [((state, reason or ""), count) for (state, reason), count in states.items()],
+        )
+        yield _gauge(
+            "retort_queue_age_seconds",
+            "Age of the oldest job that a worker could claim, by queue",
+            ("queue",),
+            [((queue,), seconds) for queue, seconds in ages.items()],
+        )
+        yield _gauge(
+            "retort_outbox_lag_seconds",
+            "Age of the oldest message that is not published yet",
+            (),
+            [((), lag)],
+        )
+        ended = core.CounterMetricFamily(
+            "retort_attempts_ended", "Attempts that have ended, by outcome", labels=["outcome"]
+        )
+        for outcome, count in outcomes.items():
+            ended.add_metric([outcome], count)
+        yield ended
+        expired = core.CounterMetricFamily(
+            "retort_lease_expiries", "Attempts whose worker fell silent"
+        )
+        expired.add_metric([], outcomes.get(lifecycle.Reason.ATTEMPT_LOST, 0))
+        yield expired
+
+
+def _gauge(
+    name: str,
+    meaning: str,
+    labels: Sequence[str],
+    samples: Iterable[tuple[tuple[str, ...], float]],
+) -> core.Metric:
+    gauge = core.GaugeMetricFamily(name, meaning, labels=list(labels))
+    for values, value in samples:
+        gauge.add_metric(list(values), value)
+    return gauge
+
+
+def render(collected: registry.CollectorRegistry) -> bytes:
+    """Return the registry in Prometheus' text format."""
+    return prometheus_client.generate_latest(collected)

@@ -1,0 +1,230 @@
+"""The OpenAPI document: FastAPI's, with problems, the catalog's schemas and examples added."""
+
+import copy
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+
+from api import errors
+from api.schemas import problems
+from models_registry import catalog
+
+# An OpenAPI document and its parts are free-form JSON.
+Json = dict[str, Any]
+
+EXAMPLE_JOB: Json = {
+    "name": "digits-dkd",
+    "teacher": "digits-teacher@1",
+    "student": {"network": "retort/resnet8", "register_as": "digits-student"},
+    "dataset": "digits@1",
+    "method": {"name": "dkd", "alpha": 1.0, "beta": 8.0, "temperature": 4.0},
+    "training": {"recipe": "small", "epochs": 10},
+    "baseline": True,
+    "labels": {"team": "vision"},
+}
+DESCRIPTION = """\
+A trained **teacher** goes in, a smaller **student** comes out. Upload a teacher, submit a job, \
+watch it, download the student.
+
+Every answer that is not a success is a problem (RFC 9457, `application/problem+json`). Its `type` \
+is `urn:retort:problem:<code>`; `code` is stable, `detail` is for people, `errors` names fields by \
+JSON Pointer, and `retryable` says whether the same request may succeed later.
+
+Lists are pages: `data`, `has_more`, and `next_cursor` for the next one. Fields may be added to \
+answers at any time; unknown fields of a request are refused.
+"""
+_SECURED = "security"
+_BODY_STATUSES = (
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+)
+_METHODS_THAT_CHANGE = {"post", "put", "patch", "delete"}
+_DOWNLOADS = ("/student", "/files/{path}")
+_PARTS = "/parts/{number}"
+
+
+def install(app: FastAPI) -> None:
+    """Make `app` serve the complete document."""
+    original = app.openapi
+
+    def described() -> Json:
+        document = original()
+        if "Problem" not in document["components"]["schemas"]:
+            complete(document)
+        return document
+
+    # FastAPI's own way to extend the document is to replace this method.
+    app.openapi = described  # type: ignore[method-assign]
+
+
+def complete(document: Json) -> None:
+    """Add to a document what FastAPI cannot know."""
+    document["info"]["description"] = DESCRIPTION
+    schemas = document["components"]["schemas"]
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    schemas |= _problem_schemas()
+    schemas |= method_schemas()
+    schemas |= training_schemas()
+    schemas["JobSpec"]["properties"]["method"] = {"$ref": "#/components/schemas/Method"}
+    schemas["JobSpec"]["properties"]["training"] = {"$ref": "#/components/schemas/Training"}
+    document["components"]["responses"] = _problem_responses()
+    for path, verb, operation in _operations(document):
+        _declare_problems(path, verb, operation)
+        if path.endswith(_DOWNLOADS):
+            operation["responses"] |= _download_responses(verb)
+        for content in operation["responses"].get("200", {}).get("content", {}).values():
+            # FastAPI describes streams as OpenAPI 3.2 does; in 3.1 they are plain text.
+            if content.pop("itemSchema", None):
+                content["schema"] = {"type": "string"}
+    for path in ("/v1/jobs", "/v1/jobs/validate"):
+        body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+        body["examples"] = {"digits": {"summary": "Digits by DKD", "value": EXAMPLE_JOB}}
+
+
+def method_schemas() -> Json:
+    """Return one schema for each method, and `Method`: one of them, told apart by `name`."""
+    schemas: Json = {}
+    mapping = {}
+    for name, entry in catalog.load().methods.items():
+        component = "Method" + name.title().replace("_", "").replace("-", "")
+        schema = hoisted(entry["params_schema"], component, schemas)
+        constant = {"const": name, "title": "Name", "type": "string"}
+        schemas[component] = {
+            **schema,
+            "title": component,
+            "type": "object",
+            "description": entry["title"],
+            "properties": {"name": constant, **schema.get("properties", {})},
+            "required": ["name", *schema.get("required", [])],
+        }
+        mapping[name] = f"#/components/schemas/{component}"
+    schemas["Method"] = {
+        "description": "A method and its hyper-parameters, flat in one object.",
+        "oneOf": [{"$ref": reference} for reference in mapping.values()],
+        "discriminator": {"propertyName": "name", "mapping": mapping},
+    }
+    return schemas
+
+
+def training_schemas() -> Json:
+    """Return `Training`: every field may be left out, for a recipe fills it in."""
+    schemas: Json = {}
+    partial = _optional(catalog.load().training_schema)
+    schemas["Training"] = {**hoisted(partial, "Training", schemas), "title": "Training"}
+    return schemas
+
+
+def hoisted(schema: Json, prefix: str, into: Json) -> Json:
+    """Return a schema whose own definitions have moved to the document's components.
+
+    In an OpenAPI document `#/$defs/...` would be looked for at the document's root.
+    """
+    definitions = schema.get("$defs", {})
+    targets = {f"#/$defs/{name}": f"#/components/schemas/{prefix}{name}" for name in definitions}
+
+    def redirected(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {
+                key: targets.get(value, value) if isinstance(value, str) else redirected(value)
+                for key, value in node.items()
+                if key != "$defs"
+            }
+        return [redirected(entry) for entry in node] if isinstance(node, list) else node
+
+    for name, definition in definitions.items():
+        into[f"{prefix}{name}"] = redirected(definition)
+    moved: Json = redirected(schema)
+    return moved
+
+
+def _optional(node: Any) -> Any:
+    # Parts of `optimizer` may be given as well, and then fit more than one alternative.
+    if isinstance(node, list):
+        return [_optional(entry) for entry in node]
+    if not isinstance(node, dict):
+        return node
+    changed = {}
+    for key, value in node.items():
+        if (key == "required" and isinstance(value, list)) or (
+            key == "discriminator" and isinstance(value, dict) and "propertyName" in value
+        ):
+            continue
+        changed["anyOf" if key == "oneOf" else key] = _optional(value)
+    return changed
+
+
+def _problem_schemas() -> Json:
+    schema = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    faults = schema.pop("$defs")
+    return {"Problem": schema, **faults}
+
+
+def _problem_responses() -> Json:
+    titles: dict[HTTPStatus, str] = {status: status.phrase for status in _BODY_STATUSES}
+    for status in (HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, HTTPStatus.REQUEST_TIMEOUT):
+        titles[status] = status.phrase
+    for answer in errors.TABLE.values():
+        titles.setdefault(answer.status, answer.title)
+    content = {errors.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {
+        _component(status): {"description": title, "content": copy.deepcopy(content)}
+        for status, title in titles.items()
+    }
+
+
+def _download_responses(verb: str) -> Json:
+    content: Json = {} if verb == "head" else {"content": {"application/octet-stream": {}}}
+    return {
+        "200": {"description": "The whole file", **content},
+        "206": {"description": "One range of it", **content},
+        "304": {"description": "The caller's copy is current"},
+    }
+
+
+def _component(status: HTTPStatus) -> str:
+    return f"Problem{status.value}"
+
+
+def _operations(document: Json) -> Iterator[tuple[str, str, Json]]:
+    for path, verbs in document["paths"].items():
+        for verb, operation in verbs.items():
+            yield path, verb, operation
+
+
+def _declare_problems(path: str, verb: str, operation: Json) -> None:
+    responses = operation.setdefault("responses", {})
+    if "HTTPValidationError" in str(responses.get("422")):
+        del responses["422"]
+    for status in sorted(set(_possible(path, verb, operation))):
+        reference = {"$ref": f"#/components/responses/{_component(status)}"}
+        responses.setdefault(str(status.value), reference)
+
+
+def _possible(path: str, verb: str, operation: Json) -> Iterator[HTTPStatus]:
+    parameters = operation.get("parameters", [])
+    headers = {entry["name"].lower() for entry in parameters if entry["in"] == "header"}
+    yield HTTPStatus.BAD_REQUEST
+    yield HTTPStatus.INTERNAL_SERVER_ERROR
+    yield HTTPStatus.SERVICE_UNAVAILABLE
+    if operation.get(_SECURED):
+        yield from (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+    if "{" in path:
+        yield from (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
+    if parameters or "requestBody" in operation:
+        yield HTTPStatus.UNPROCESSABLE_ENTITY
+    if "requestBody" in operation:
+        yield from _BODY_STATUSES
+    if verb in _METHODS_THAT_CHANGE or path.endswith(_DOWNLOADS):
+        yield HTTPStatus.CONFLICT
+    if "if-match" in headers:
+        yield from (HTTPStatus.PRECONDITION_FAILED, HTTPStatus.PRECONDITION_REQUIRED)
+    if path.endswith("/stream"):
+        yield HTTPStatus.TOO_MANY_REQUESTS
+    if path.endswith(_DOWNLOADS):
+        yield HTTPStatus.PRECONDITION_FAILED
+        yield HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+    if path.endswith(_PARTS):
+        yield HTTPStatus.REQUEST_TIMEOUT

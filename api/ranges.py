@@ -1,0 +1,109 @@
+"""Answers downloads: whole or one range, with preconditions, and a digest to check them by.
+
+The entity tag is the SHA-256 of the content, so it is strong, never changes, and is the same in
+every process. Several ranges in one request are answered with the whole, as RFC 9110 allows.
+"""
+
+import base64
+import re
+from collections.abc import Iterator
+from http import HTTPStatus
+from pathlib import PurePosixPath
+
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.exceptions import HTTPException
+
+from api import preconditions
+from models_registry import errors, models
+from models_registry import storage as bytes_store
+
+_ONE_RANGE = re.compile(r"\s*bytes\s*=\s*([0-9]{0,30})\s*-\s*([0-9]{0,30})\s*", re.IGNORECASE)
+_MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown; charset=utf-8"}
+_NOT_PLAIN = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+def respond(request: Request, storage: bytes_store.Storage, file: models.File) -> Response:
+    """Return the answer to a GET or HEAD for these bytes.
+
+    Raises: errors.PreconditionFailed; errors.Malformed; an HTTPException 416 for a range that
+    lies beyond the end.
+    """
+    etag, headers = _etag(file), _headers(file)
+    expected = preconditions.tags(request.headers.get("if-match"), header="If-Match")
+    if expected is not None and not {"*", etag} & set(expected):
+        raise errors.PreconditionFailed(f"the ETag is {etag}")
+    known = preconditions.tags(request.headers.get("if-none-match"), header="If-None-Match")
+    if known is not None and {"*", etag} & {tag.removeprefix("W/") for tag in known}:
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+    span = _span(request, file)
+    start, end = span or (0, file.size_bytes)
+    headers["content-length"] = str(end - start)
+    if span:
+        headers["content-range"] = f"bytes {start}-{end - 1}/{file.size_bytes}"
+        status = HTTPStatus.PARTIAL_CONTENT
+    else:
+        # Of what is sent; of a range it would be another one, which nobody has computed.
+        headers["content-digest"] = headers["repr-digest"]
+        status = HTTPStatus.OK
+    media_type = _MEDIA_TYPES.get(PurePosixPath(file.path).suffix, "application/octet-stream")
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers, media_type=media_type)
+    stream = _open(storage, file, start, end)
+    return StreamingResponse(stream, status, headers=headers, media_type=media_type)
+
+
+def _etag(file: models.File) -> str:
+    return f'"{file.sha256}"'
+
+
+def _headers(file: models.File) -> dict[str, str]:
+    encoded = base64.b64encode(bytes.fromhex(file.sha256)).decode()
+    name = _NOT_PLAIN.sub("-", file.filename)
+    return {
+        "etag": _etag(file),
+        "accept-ranges": "bytes",
+        "cache-control": "private, max-age=31536000, immutable",
+        "content-disposition": f'attachment; filename="{name}"',
+        "repr-digest": f"sha-256=:{encoded}:",
+    }
+
+
+def _span(request: Request, file: models.File) -> tuple[int, int] | None:
+    """Return start and end (exclusive) of the wanted range, None for the whole."""
+    value = request.headers.get("range")
+    condition = request.headers.get("if-range")
+    if value is None or request.method != "GET":
+        return None
+    if condition is not None and condition.strip() != _etag(file):
+        return None  # also for a date: without Last-Modified none can match
+    found = _ONE_RANGE.fullmatch(value)
+    if found is None or not (found[1] or found[2]):
+        return None
+    size = file.size_bytes
+    if not found[1]:
+        start, end = max(size - int(found[2]), 0), size
+    else:
+        start, end = int(found[1]), min(int(found[2]) + 1, size) if found[2] else size
+        if found[2] and int(found[2]) < start:
+            return None  # not a range at all, so as if it were not there
+    if start >= size:
+        raise HTTPException(
+            HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
+            f"the file has {size} bytes, nothing lies at {value[:100]!r}",
+            headers={"content-range": f"bytes */{size}"},
+        )
+    return start, end
+
+
+def _open(storage: bytes_store.Storage, file: models.File, start: int, end: int) -> Iterator[bytes]:
+    try:
+        stream = storage.open(file.storage_key, start=start, end=end)
+    except bytes_store.BytesNotFound as error:
+        raise errors.Gone("the file was deleted a moment ago") from error
+    return _closing(stream)
+
+
+def _closing(stream: bytes_store.ByteStream) -> Iterator[bytes]:
+    with stream:
+        yield from stream

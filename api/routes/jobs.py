@@ -1,0 +1,283 @@
+"""Jobs: submit, look, steer, watch."""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import AwareDatetime
+from sqlalchemy.orm import Session
+
+from api import ranges, streams
+from api.dependencies import (
+    CallerDep,
+    EditorDep,
+    LabelsDep,
+    PageDep,
+    ReadersDep,
+    RingDep,
+    ServiceDep,
+    SessionsDep,
+    StorageDep,
+)
+from api.once import OnceDep
+from api.schemas import jobs as bodies
+from api.schemas import lists
+from models_registry import errors, job_queries, jobs, lifecycle, tables
+from models_registry.spec import JobSpec
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+LONGEST_WAIT_SECONDS = 25
+
+
+def _read(session: Session, job: tables.JobRow) -> bodies.JobRead:
+    metrics = job_queries.latest_metrics(session, job_ids=[job.id])
+    return bodies.JobRead.of(job, metrics[job.id])
+
+
+def _accepted(session: Session, job: tables.JobRow) -> tuple[bodies.JobRead, str]:
+    body = _read(session, job)
+    return body, body.links.job
+
+
+@router.post("", operation_id="submit_job", status_code=202, response_model=bodies.JobRead)
+def submit(spec: JobSpec, caller: EditorDep, once: OnceDep, ring: RingDep) -> Response:
+    """Submit a job. The spec is checked at once; it is frozen from then on."""
+
+    def work(session: Session) -> tuple[bodies.JobRead, str]:
+        return _accepted(session, jobs.submit(session, project_id=caller.project_id, spec=spec))
+
+    response = once.answer(work, status=202)
+    ring()
+    return response
+
+
+@router.post("/validate", operation_id="validate_job")
+def validate(spec: JobSpec, caller: CallerDep, readers: ReadersDep) -> JobSpec:
+    """Check a spec as on submission, store nothing, and return it with defaults filled in."""
+    with readers() as session:
+        return jobs.check(session, project_id=caller.project_id, spec=spec)
+
+
+@router.get("", operation_id="list_jobs")
+def index(
+    caller: CallerDep,
+    readers: ReadersDep,
+    wanted: PageDep,
+    labels: LabelsDep,
+    state: Annotated[list[lifecycle.State], Query(description="May be repeated.")] = [],  # noqa: B006 - FastAPI copies defaults
+    method: Annotated[str | None, Query(max_length=64)] = None,
+    name: Annotated[str | None, Query(max_length=200)] = None,
+    created_after: AwareDatetime | None = None,
+    created_before: AwareDatetime | None = None,
+) -> lists.ListRead[bodies.JobRead]:
+    """List the project's jobs, newest first. `label.<key>=<value>` filters by label."""
+    filters = job_queries.Filters(
+        states=state,
+        method=method,
+        name=name,
+        labels=labels,
+        created_after=created_after,
+        created_before=created_before,
+    )
+    with readers() as session:
+        page = job_queries.page(
+            session, project_id=caller.project_id, filters=filters, wanted=wanted
+        )
+        metrics = job_queries.latest_metrics(session, job_ids=[job.id for job in page.rows])
+    return lists.ListRead.of(page, lambda job: bodies.JobRead.of(job, metrics[job.id]))
+
+
+@router.get("/{job_id}", operation_id="get_job")
+def show(job_id: str, caller: CallerDep, readers: ReadersDep) -> bodies.JobRead:
+    """Return a job as it is now."""
+    with readers() as session:
+        return _read(session, jobs.get(session, project_id=caller.project_id, job_id=job_id))
+
+
+@router.delete("/{job_id}", operation_id="delete_job", status_code=204)
+def delete(job_id: str, caller: EditorDep, sessions: SessionsDep) -> None:
+    """Delete a job that has ended. Registered students stay."""
+    with sessions.begin() as session:
+        jobs.delete(session, project_id=caller.project_id, job_id=job_id)
+
+
+@router.post("/{job_id}/cancel", operation_id="cancel_job")
+def cancel(job_id: str, caller: EditorDep, sessions: SessionsDep) -> bodies.JobRead:
+    """Stop a job for good. A running one is `cancelling` until its device is free."""
+    with sessions.begin() as session:
+        return _read(session, jobs.cancel(session, project_id=caller.project_id, job_id=job_id))
+
+
+@router.post("/{job_id}/pause", operation_id="pause_job")
+def pause(job_id: str, caller: EditorDep, sessions: SessionsDep) -> bodies.JobRead:
+    """Stop a job so that it can go on from a checkpoint."""
+    with sessions.begin() as session:
+        return _read(session, jobs.pause(session, project_id=caller.project_id, job_id=job_id))
+
+
+@router.post("/{job_id}/resume", operation_id="resume_job")
+def resume(job_id: str, caller: EditorDep, sessions: SessionsDep, ring: RingDep) -> bodies.JobRead:
+    """Let a paused job go on from its last checkpoint."""
+    with sessions.begin() as session:
+        body = _read(session, jobs.resume(session, project_id=caller.project_id, job_id=job_id))
+    ring()
+    return body
+
+
+@router.post(
+    "/{job_id}/retry", operation_id="retry_job", status_code=202, response_model=bodies.JobRead
+)
+def retry(job_id: str, caller: EditorDep, once: OnceDep, ring: RingDep) -> Response:
+    """Submit the spec of a failed or cancelled job again, as a new job."""
+
+    def work(session: Session) -> tuple[bodies.JobRead, str]:
+        job = jobs.retry(session, project_id=caller.project_id, job_id=job_id)
+        return _accepted(session, job)
+
+    response = once.answer(work, status=202)
+    ring()
+    return response
+
+
+@router.get("/{job_id}/attempts", operation_id="list_attempts")
+def attempts(
+    job_id: str, caller: CallerDep, readers: ReadersDep
+) -> lists.ListRead[bodies.AttemptRead]:
+    """List a job's attempts, oldest first: all of them, for there are few."""
+    with readers() as session:
+        job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
+        rows = job_queries.attempts(session, job_id=job.id)
+    return lists.ListRead(data=[bodies.AttemptRead.of(row) for row in rows])
+
+
+@router.get("/{job_id}/logs", operation_id="list_logs")
+def logs(job_id: str, caller: CallerDep, readers: ReadersDep) -> lists.ListRead[bodies.AttemptLog]:
+    """Return the last lines of each attempt's log, oldest attempt first."""
+    with readers() as session:
+        job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
+        rows = job_queries.attempts(session, job_id=job.id)
+    return lists.ListRead(data=[bodies.AttemptLog.of(row) for row in rows])
+
+
+@router.get("/{job_id}/checkpoints", operation_id="list_checkpoints")
+def checkpoints(
+    job_id: str, caller: CallerDep, readers: ReadersDep, wanted: PageDep
+) -> lists.ListRead[bodies.CheckpointRead]:
+    """List the points from which a job can go on, newest first."""
+    with readers() as session:
+        job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
+        page = job_queries.checkpoints(session, job_id=job.id, wanted=wanted)
+    return lists.ListRead.of(page, bodies.CheckpointRead.of)
+
+
+@router.get("/{job_id}/metrics", operation_id="get_metrics")
+def metrics(
+    job_id: str,
+    caller: CallerDep,
+    readers: ReadersDep,
+    keys: Annotated[
+        str | None, Query(max_length=2000, description="Separated by commas; all by default.")
+    ] = None,
+    from_step: Annotated[int, Query(ge=0, le=2**62)] = 0,
+    max_points: Annotated[
+        int, Query(ge=1, le=job_queries.MAX_POINTS, description="Of each series.")
+    ] = job_queries.DEFAULT_POINTS,
+) -> bodies.MetricsRead:
+    """Return measured values by key, thinned out so that spikes survive."""
+    with readers() as session:
+        job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
+        found = job_queries.series(
+            session,
+            job_id=job.id,
+            keys=[key for key in (keys or "").split(",") if key],
+            from_step=from_step,
+            max_points=max_points,
+        )
+    return bodies.MetricsRead(
+        data=[bodies.MetricSeries.of(key, points) for key, points in found.items()]
+    )
+
+
+@router.get("/{job_id}/student", operation_id="download_student", response_class=Response)
+def student(
+    job_id: str, request: Request, caller: CallerDep, readers: ReadersDep, storage: StorageDep
+) -> Response:
+    """Download the student's `model.safetensors`."""
+    with readers() as session:
+        job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
+        file = job_queries.student_file(session, job=job)
+    return ranges.respond(request, storage, file)
+
+
+def _watched(job_id: str, caller: CallerDep, readers: ReadersDep) -> str:
+    # Before a stream begins: afterwards it is too late for a 404.
+    with readers() as session:
+        return jobs.get(session, project_id=caller.project_id, job_id=job_id).id
+
+
+WatchedDep = Annotated[str, Depends(_watched)]
+Sequence = Annotated[int, Query(ge=0, le=2**31 - 1)]
+
+
+@router.get("/{job_id}/events", operation_id="list_events")
+async def events(
+    job_id: WatchedDep,
+    service: ServiceDep,
+    after: Sequence = 0,
+    limit: Annotated[int, Query(ge=1, le=job_queries.MAX_EVENTS)] = 100,
+    wait_seconds: Annotated[
+        float, Query(ge=0, le=LONGEST_WAIT_SECONDS, description="For the first new event.")
+    ] = 0,
+) -> bodies.EventsRead:
+    """Return events after a sequence number; wait for one if there is none yet."""
+    found = await service.hub.events_after(
+        job_id, after, limit=limit + 1, wait_seconds=wait_seconds
+    )
+    return bodies.EventsRead(
+        data=[bodies.EventRead.of(event) for event in found[:limit]], has_more=len(found) > limit
+    )
+
+
+def _after(
+    given: Annotated[
+        str | None, Header(alias="Last-Event-ID", description="Of the last event received.")
+    ] = None,
+) -> int:
+    if given is None or given == "":
+        return 0
+    if not (given.isascii() and given.isdigit() and len(given) < 10):
+        fault = errors.Fault(
+            "/header/last-event-id", "bad_event_id", "Last-Event-ID is a sequence number"
+        )
+        raise errors.Malformed(fault.detail, code=fault.code, faults=[fault])
+    return int(given)
+
+
+def _seat(caller: CallerDep, service: ServiceDep) -> Iterator[None]:
+    with service.hub.seat(caller.project_id):
+        yield
+
+
+@router.get(
+    "/{job_id}/stream",
+    operation_id="stream_job",
+    response_class=EventSourceResponse,
+    dependencies=[Depends(_seat)],
+)
+async def stream(
+    job_id: WatchedDep, service: ServiceDep, after: Annotated[int, Depends(_after)]
+) -> AsyncIterator[ServerSentEvent]:
+    """Stream a job's events as they happen, and its progress in between, until it ends.
+
+    Events carry their sequence number as `id`; `progress` records carry none.
+    """
+    async for told in service.hub.follow(job_id, after):
+        if isinstance(told, streams.Progress):
+            yield ServerSentEvent(data=bodies.ProgressRead.of(told), event="progress")
+        else:
+            body = bodies.EventRead.of(told)
+            yield ServerSentEvent(data=body, event=body.type, id=str(body.sequence))
+    if service.hub.draining:
+        yield ServerSentEvent(retry=streams.RETRY_MILLISECONDS)

@@ -1,0 +1,107 @@
+"""Uploads: a file in parts, in any order, until it is complete."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request, Response
+from sqlalchemy.orm import Session
+
+from api import incoming
+from api.dependencies import CallerDep, EditorDep, ReadersDep, ServiceDep, SessionsDep, StorageDep
+from api.once import OnceDep
+from api.schemas import uploads as bodies
+from models_registry import tables, uploads
+
+router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
+
+PART_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+def _read(session: Session, upload: tables.UploadRow) -> bodies.UploadRead:
+    return bodies.UploadRead.of(upload, uploads.parts(session, upload))
+
+
+@router.post("", operation_id="create_upload", status_code=201, response_model=bodies.UploadRead)
+def create(
+    body: bodies.UploadNew, caller: EditorDep, once: OnceDep, service: ServiceDep
+) -> Response:
+    """Announce a file; the answer says where to send its parts."""
+
+    def work(session: Session) -> tuple[bodies.UploadRead, str]:
+        row = uploads.create(
+            session,
+            project_id=caller.project_id,
+            settings=service.settings,
+            **body.model_dump(),
+        )
+        return _read(session, row), f"/v1/uploads/{row.id}"
+
+    return once.answer(work, status=201)
+
+
+@router.get("/{upload_id}", operation_id="get_upload")
+def show(upload_id: str, caller: CallerDep, readers: ReadersDep) -> bodies.UploadRead:
+    """Return an upload with the parts that have arrived."""
+    with readers() as session:
+        row = uploads.get(session, project_id=caller.project_id, upload_id=upload_id)
+        return _read(session, row)
+
+
+@router.put(
+    "/{upload_id}/parts/{number}",
+    operation_id="put_part",
+    status_code=204,
+    openapi_extra=PART_BODY,
+)
+async def put_part(
+    upload_id: str,
+    number: Annotated[int, Path(ge=1, le=uploads.MAX_PARTS)],
+    request: Request,
+    caller: EditorDep,
+    service: ServiceDep,
+) -> None:
+    """Send the bytes of a part; sending them again changes nothing.
+
+    `Repr-Digest` or `Content-Digest` (`sha-256=:<base64>:`) is checked when it is given.
+    """
+    incoming.check_encoding(request.headers)
+    sha256 = incoming.announced_sha256(request.headers)
+    chunks = incoming.Body(request, stall_seconds=service.settings.upload_stall_seconds)
+    await incoming.in_thread(
+        lambda: uploads.receive(
+            service.sessions,
+            service.storage,
+            project_id=caller.project_id,
+            upload_id=upload_id,
+            number=number,
+            chunks=chunks,
+            announced_bytes=incoming.announced_bytes(request.headers),
+            sha256=sha256,
+            settings=service.settings,
+        )
+    )
+
+
+@router.post("/{upload_id}/complete", operation_id="complete_upload")
+def complete(upload_id: str, caller: EditorDep, service: ServiceDep) -> bodies.UploadRead:
+    """Join the parts and check size and SHA-256 of the whole; may be repeated."""
+    row = uploads.complete(
+        service.sessions,
+        service.storage,
+        project_id=caller.project_id,
+        upload_id=upload_id,
+        settings=service.settings,
+    )
+    return bodies.UploadRead.of(row, {})
+
+
+@router.delete("/{upload_id}", operation_id="delete_upload", status_code=204)
+def delete(upload_id: str, caller: EditorDep, sessions: SessionsDep, storage: StorageDep) -> None:
+    """Give an upload up. What was made from it stays."""
+    with sessions.begin() as session:
+        keys = uploads.delete(session, project_id=caller.project_id, upload_id=upload_id)
+    uploads.forget(storage, keys)

@@ -1,0 +1,41 @@
+"""Bodies that models and data sets share."""
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models_registry import tables
+
+
+class Images(BaseModel):
+    """What images look like to a network, and how their pixels are normalised."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    channels: int = Field(description="1 or more.")
+    height: int = Field(description="1 to 4096.")
+    width: int = Field(description="1 to 4096.")
+    mean: list[float] = Field(description="One value per channel, of pixels scaled to 0..1.")
+    std: list[float] = Field(description="One value per channel, greater than 0.")
+
+
+class Rejection(BaseModel):
+    """Why an upload was turned down."""
+
+    model_config = ConfigDict(extra="allow")
+
+    code: str
+    message: str
+
+
+class StoredFile(BaseModel):
+    """One file of a version."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, row: tables.ModelFileRow) -> Self:
+        """Return the body of a row."""
+        return cls(path=row.path, size_bytes=row.size_bytes, sha256=row.sha256)

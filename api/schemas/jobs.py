@@ -1,0 +1,268 @@
+"""Bodies of jobs and of what belongs to one."""
+
+from datetime import datetime
+from typing import Any, Self
+
+from pydantic import BaseModel, Field
+
+from api import numbers, streams
+from models_registry import job_queries, tables
+
+# Everything that is free-form JSON here is written by the engine or frozen at submission.
+Json = dict[str, Any]
+Number = float | str
+
+
+class JobFailure(BaseModel):
+    """Why a job failed."""
+
+    code: str = Field(description="From a closed list, such as `diverged` or `worker_lost`.")
+    message: str
+    retryable: bool
+    attempt: int
+    log_tail: list[str] = Field(default=[], description="Last lines of the engine's log.")
+
+
+class JobResult(BaseModel):
+    """What a job that succeeded has made."""
+
+    student: str = Field(description="Reference of the registered model version.")
+    digest: str = Field(description="`sha256:` and the digest of the student's weights.")
+    scores: dict[str, Json | None] = Field(default={}, description="On the test split.")
+    parameters: dict[str, int | None] = {}
+    images_per_second: float | None = None
+    floor_share: float | None = None
+    wall_seconds: float | None = None
+
+    model_config = {"extra": "allow"}
+
+
+class JobLinks(BaseModel):
+    """Where to go from here."""
+
+    job: str
+    events: str
+    stream: str
+    metrics: str
+    attempts: str
+    checkpoints: str
+    logs: str
+    student: str | None = None
+
+
+class JobRead(BaseModel):
+    """A job as it is now."""
+
+    id: str
+    name: str
+    state: str = Field(description="Treat a state that you do not know as not final.")
+    state_reason: str | None
+    state_message: str | None
+    attempt: int
+    progress: float = Field(ge=0, le=1)
+    created_at: datetime
+    queued_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    estimated_end_at: datetime | None
+    retry_of: str | None = None
+    spec: Json = Field(description="As stored: defaults filled in, references resolved.")
+    metrics: dict[str, Number] = Field(description="Latest values.")
+    failure: JobFailure | None
+    result: JobResult | None
+    labels: dict[str, str]
+    priority: int = 0
+    max_attempts: int = 1
+    links: JobLinks
+
+    @classmethod
+    def of(cls, job: tables.JobRow, metrics: dict[str, float]) -> Self:
+        """Return the body of a row with its latest metrics."""
+        return cls(
+            id=job.id,
+            name=job.name,
+            state=job.state,
+            state_reason=job.state_reason,
+            state_message=job.state_message,
+            attempt=job.attempt,
+            progress=job.progress,
+            created_at=job.created_at,
+            queued_at=job.queued_at,
+            started_at=job.started_at,
+            finished_at=job.finished_at,
+            estimated_end_at=job.estimated_end_at,
+            retry_of=job.retry_of,
+            spec=job.spec,
+            metrics={key: numbers.in_json(value) for key, value in metrics.items()},
+            failure=JobFailure.model_validate(job.failure) if job.failure else None,
+            result=JobResult.model_validate(job.result) if job.result else None,
+            labels=job.labels,
+            priority=job.priority,
+            max_attempts=job.max_attempts,
+            links=_links(job),
+        )
+
+
+class AttemptRead(BaseModel):
+    """One lease on a job."""
+
+    number: int
+    worker_id: str | None
+    device: str | None
+    resumed_from_step: int | None
+    started_at: datetime
+    ended_at: datetime | None
+    outcome: str | None
+    message: str | None
+
+    @classmethod
+    def of(cls, attempt: tables.AttemptRow) -> Self:
+        """Return the body of a row."""
+        return cls(
+            number=attempt.number,
+            worker_id=attempt.worker_id,
+            device=attempt.device,
+            resumed_from_step=attempt.resumed_from_step,
+            started_at=attempt.started_at,
+            ended_at=attempt.ended_at,
+            outcome=attempt.outcome,
+            message=attempt.message,
+        )
+
+
+class AttemptLog(BaseModel):
+    """The last lines that an attempt's engine wrote."""
+
+    attempt: int
+    lines: list[str]
+    ended_at: datetime | None
+
+    @classmethod
+    def of(cls, attempt: tables.AttemptRow) -> Self:
+        """Return the log of a row; an attempt that runs has not handed in its own yet."""
+        return cls(attempt=attempt.number, lines=attempt.log_tail or [], ended_at=attempt.ended_at)
+
+
+class CheckpointRead(BaseModel):
+    """A point from which a job can go on."""
+
+    id: str
+    attempt: int
+    step: int
+    epoch: int
+    phase: str
+    sha256: str
+    size_bytes: int
+    created_at: datetime
+
+    @classmethod
+    def of(cls, checkpoint: tables.CheckpointRow) -> Self:
+        """Return the body of a row."""
+        return cls(
+            id=checkpoint.id,
+            attempt=checkpoint.attempt,
+            step=checkpoint.step,
+            epoch=checkpoint.epoch,
+            phase=checkpoint.phase,
+            sha256=checkpoint.sha256,
+            size_bytes=checkpoint.size_bytes,
+            created_at=checkpoint.created_at,
+        )
+
+
+class EventRead(BaseModel):
+    """One entry of a job's log; sequence numbers have no gaps."""
+
+    sequence: int
+    type: str
+    at: datetime
+    data: Json
+
+    @classmethod
+    def of(cls, event: tables.EventRow) -> Self:
+        """Return the body of a row."""
+        return cls(sequence=event.sequence, type=event.type, at=event.at, data=event.data)
+
+
+class EventsRead(BaseModel):
+    """Events after a sequence number."""
+
+    data: list[EventRead]
+    has_more: bool
+
+
+class ProgressRead(BaseModel):
+    """Where a job is between two events; not numbered, and not kept."""
+
+    state: str
+    attempt: int
+    progress: float
+    estimated_end_at: datetime | None
+    metrics: dict[str, Number]
+
+    @classmethod
+    def of(cls, told: streams.Progress) -> Self:
+        """Return the body of what a stream tells."""
+        return cls(
+            state=told.snapshot.state,
+            attempt=told.snapshot.attempt,
+            progress=told.snapshot.progress,
+            estimated_end_at=told.snapshot.estimated_end_at,
+            metrics=told.metrics,
+        )
+
+
+class MetricPoint(BaseModel):
+    """One measured value."""
+
+    step: int
+    epoch: int | None
+    value: Number = Field(description='A number, or "NaN", "Infinity", "-Infinity".')
+    at: datetime
+
+
+class MetricSeries(BaseModel):
+    """The values of one key, in order of step."""
+
+    key: str
+    points: list[MetricPoint]
+
+    @classmethod
+    def of(cls, key: str, points: list[job_queries.Point]) -> Self:
+        """Return the body of a series."""
+        return cls(
+            key=key,
+            points=[
+                MetricPoint(
+                    step=point.step,
+                    epoch=point.epoch,
+                    value=numbers.in_json(point.value),
+                    at=point.at,
+                )
+                for point in points
+            ],
+        )
+
+
+class MetricsRead(BaseModel):
+    """Series of a job, by key."""
+
+    data: list[MetricSeries]
+
+
+class SpecChecked(BaseModel):
+    """A spec that would be accepted, with its defaults filled in."""
+
+    model_config = {"extra": "allow"}
+
+
+def _links(job: tables.JobRow) -> JobLinks:
+    here = f"/v1/jobs/{job.id}"
+    return JobLinks(
+        job=here,
+        student=f"{here}/student" if job.student_version_id else None,
+        **{
+            name: f"{here}/{name}"
+            for name in ("events", "stream", "metrics", "attempts", "checkpoints", "logs")
+        },
+    )

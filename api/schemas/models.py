@@ -1,0 +1,283 @@
+"""Bodies of models, their versions, aliases and lineage."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+)
+
+from api.schemas import described, lists
+from models_registry import datasets, lineage, models, references, tables
+
+# Free-form JSON: arguments of a network, scores and lineage as the engine wrote them.
+Json = dict[str, Any]
+Tags = dict[str, str]
+State = Literal["pending", "ready", "rejected"]
+
+
+def _classes(value: Any) -> int | list[str]:
+    # By hand: of a union, the framework would report faults at fields that do not exist.
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return value
+    raise ValueError('must be a number of classes, or a list of their names, such as ["cat"]')
+
+
+Classes = Annotated[
+    int | list[str],
+    PlainValidator(_classes),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 2, "maximum": 100_000},
+                {"type": "array", "items": {"type": "string"}, "minItems": 2},
+            ],
+            "description": "How many, or their names in the order of the logits.",
+        }
+    ),
+]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ModelNew(_Body):
+    """A line of versions."""
+
+    name: str = Field(description="1 to 96 of a-z, 0-9, '.', '_', '-'.")
+    card: str = Field("", description="Markdown.")
+    tags: Tags = Field({}, description="At most 64.")
+
+
+class ModelChange(_Body):
+    """What is to be different; what is left out stays."""
+
+    card: str = Field("", description="Replaces the card.")
+    tags: Tags = Field({}, description="Replaces all tags.")
+
+
+class VersionNew(_Body):
+    """An upload that is to become a version."""
+
+    upload: str = Field(description="Id of a completed upload with purpose `model`.")
+    network: str = Field(max_length=160, description="Such as `retort/resnet32x4`.")
+    arguments: Json = Field({}, description="Keyword arguments of the network.")
+    task: str = Field("classification", json_schema_extra={"enum": ["classification"]})
+    classes: Classes
+    input: described.Images
+    card: str = Field("", description="Markdown.")
+    tags: Tags = Field({}, description="At most 64.")
+
+    def new(self, name: str) -> models.NewVersion:
+        """Return what the registry takes."""
+        return models.NewVersion(
+            name=name,
+            upload_id=self.upload,
+            **self.model_dump(exclude={"upload"}),
+        )
+
+
+class VersionChange(_Body):
+    """What is to be different; what is left out stays. Files never change."""
+
+    card: str = Field("", description="Replaces the card.")
+    tags: Tags = Field({}, description="Replaces all tags.")
+    deprecated: bool = Field(False, description="Discourages use; nothing else.")
+
+
+class AliasPut(_Body):
+    """Where an alias is to point."""
+
+    version: int = Field(ge=1, le=999_999_999)
+
+
+class ModelRead(BaseModel):
+    """A line of versions."""
+
+    name: str
+    card: str
+    tags: Tags
+    latest_version: int | None = Field(description="Newest version that is ready.")
+    aliases: dict[str, int]
+    created_at: datetime
+    updated_at: datetime
+
+    @classmethod
+    def of(cls, row: tables.ModelRow, standing: models.Standing) -> Self:
+        """Return the body of a row."""
+        return cls(
+            name=row.name,
+            card=row.card,
+            tags=row.tags,
+            latest_version=standing.latest_version,
+            aliases=standing.aliases,
+            created_at=row.created_at,
+            updated_at=row.updated_at,
+        )
+
+
+class VersionRead(BaseModel):
+    """One version."""
+
+    name: str
+    version: int
+    state: str = Field(description="`pending`, `ready` or `rejected`.")
+    reference: str
+    network: str
+    arguments: Json
+    task: str
+    classes: list[str]
+    input: Json
+    digest: str | None = Field(description="`sha256:` and the digest of the weights, once ready.")
+    parameters: int | None
+    scores: Json
+    lineage: Json
+    rejection: described.Rejection | None
+    files: list[described.StoredFile]
+    card: str
+    tags: Tags
+    deprecated: bool
+    upload: str | None
+    job: str | None = Field(description="The job that made it.")
+    created_at: datetime
+    updated_at: datetime
+
+    @classmethod
+    def of(cls, row: tables.ModelVersionRow, files: Iterable[tables.ModelFileRow]) -> Self:
+        """Return the body of a row that belongs to a session."""
+        name = models.name_of(row)
+        return cls(
+            name=name,
+            version=row.version,
+            state=row.state,
+            reference=references.write(name, row.version),
+            network=row.network,
+            arguments=row.arguments,
+            task=row.task,
+            classes=row.classes,
+            input=row.input,
+            digest=f"sha256:{row.sha256}" if row.sha256 else None,
+            parameters=row.parameters,
+            scores=row.scores,
+            lineage=row.lineage,
+            rejection=described.Rejection(**row.rejection) if row.rejection else None,
+            files=[described.StoredFile.of(file) for file in files],
+            card=row.card,
+            tags=row.tags,
+            deprecated=row.deprecated,
+            upload=row.upload_id,
+            job=row.job_id,
+            created_at=row.created_at,
+            updated_at=row.updated_at,
+        )
+
+
+class AliasMove(BaseModel):
+    """One move of an alias."""
+
+    version: int
+    at: datetime
+
+
+class AliasRead(BaseModel):
+    """A movable pointer to a version."""
+
+    alias: str
+    version: int
+    reference: str
+    history: list[AliasMove] = Field(description="Oldest first; the last one is where it points.")
+    updated_at: datetime
+
+    @classmethod
+    def of(cls, name: str, row: tables.ModelAliasRow) -> Self:
+        """Return the body of a row."""
+        return cls(
+            alias=row.alias,
+            version=row.version,
+            reference=references.write(name, row.version),
+            history=[AliasMove(**move) for move in row.history],
+            updated_at=row.updated_at,
+        )
+
+
+class AliasList(BaseModel):
+    """All aliases of a model."""
+
+    data: list[AliasRead]
+
+
+class Relative(BaseModel):
+    """A version that another one was made from, or made into."""
+
+    reference: str
+    digest: str | None
+    job: str | None = Field(description="The job that made it.")
+    deleted: bool = Field(description="Whether only its tombstone is left.")
+
+    @classmethod
+    def of(cls, row: tables.ModelVersionRow) -> Self:
+        """Return the body of a row that belongs to a session."""
+        return cls(
+            reference=models.reference_of(row),
+            digest=f"sha256:{row.sha256}" if row.sha256 else None,
+            job=row.job_id,
+            deleted=row.deleted_at is not None,
+        )
+
+
+class Backward(BaseModel):
+    """What a version was made from: an upload, or a job and what that took."""
+
+    upload: str | None
+    job: str | None
+    teacher: Relative | None
+    initial: Relative | None
+    dataset: str | None = Field(description="Reference of the data set's version.")
+
+    @classmethod
+    def of(cls, row: tables.ModelVersionRow, origins: lineage.Origins) -> Self:
+        """Return the body of a version's origins."""
+        dataset = origins.dataset
+        return cls(
+            upload=row.upload_id,
+            job=row.job_id,
+            teacher=Relative.of(origins.teacher) if origins.teacher else None,
+            initial=Relative.of(origins.initial) if origins.initial else None,
+            dataset=datasets.reference_of(dataset) if dataset else None,
+        )
+
+
+class LineageRead(BaseModel):
+    """Where a version comes from, and what came from it."""
+
+    reference: str
+    digest: str | None
+    recorded: Json = Field(description="As written by the server when the version was made.")
+    backward: Backward
+    forward: lists.ListRead[Relative] = Field(
+        description="Versions made directly from this one, newest first; a page."
+    )
+
+    @classmethod
+    def of(
+        cls,
+        row: tables.ModelVersionRow,
+        origins: lineage.Origins,
+        forward: lists.ListRead[Relative],
+    ) -> Self:
+        """Return the body of a version's lineage."""
+        return cls(
+            reference=models.reference_of(row),
+            digest=f"sha256:{row.sha256}" if row.sha256 else None,
+            recorded=row.lineage,
+            backward=Backward.of(row, origins),
+            forward=forward,
+        )

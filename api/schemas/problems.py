@@ -1,0 +1,29 @@
+"""The body of every answer that is not a success (RFC 9457)."""
+
+from pydantic import BaseModel, Field
+
+
+class ProblemFault(BaseModel):
+    """One thing wrong with one field."""
+
+    pointer: str = Field(
+        description="JSON Pointer into the body, or `/query/...`, `/path/...`, `/header/...`."
+    )
+    code: str = Field(description="Stable machine word.")
+    detail: str = Field(description="A sentence for people.")
+
+
+class Problem(BaseModel):
+    """What went wrong, which field, and whether trying again can help."""
+
+    type: str = Field(description="Stable URI of the kind of problem, `urn:retort:problem:<code>`.")
+    title: str = Field(description="Short name of the kind of problem.")
+    status: int = Field(description="The HTTP status.")
+    detail: str = Field(description="What happened, with which value, and what to do.")
+    instance: str = Field(description="The request's id, as in the `x-request-id` header.")
+    code: str = Field(description="Stable machine word; the last part of `type`.")
+    errors: list[ProblemFault] = Field(default=[], description="Faults by field.")
+    retryable: bool = Field(description="Whether the same request may succeed later.")
+    allowed: list[str] | None = Field(
+        default=None, description="For an illegal transition: the events that are allowed."
+    )

@@ -1,0 +1,75 @@
+"""Bodies of uploads."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models_registry import tables, uploads
+
+
+class UploadNew(BaseModel):
+    """A file that is about to be sent."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    filename: str = Field(description="Name of the file without folders; kept as a label only.")
+    size_bytes: int = Field(description="Size of the whole file.")
+    sha256: str = Field(description="SHA-256 of the whole file, 64 hexadecimal digits.")
+    purpose: str = Field(
+        description="What it is for.", json_schema_extra={"enum": ["model", "dataset"]}
+    )
+
+
+class UploadPart(BaseModel):
+    """One part of an upload."""
+
+    number: int
+    url: str = Field(description="PUT the bytes of the part here.")
+    size_bytes: int
+    received: bool
+    sha256: str | None = Field(description="Of the bytes received; null before, and at the end.")
+
+
+class UploadRead(BaseModel):
+    """An upload as it is now."""
+
+    id: str
+    state: str = Field(description="`open` or `completed`.")
+    filename: str
+    purpose: str
+    size_bytes: int
+    sha256: str
+    part_size_bytes: int = Field(description="Size of every part but the last.")
+    blob: str | None = Field(description="`sha256:<hex>` once completed.")
+    created_at: datetime
+    expires_at: datetime = Field(description="Idle uploads vanish then; each part postpones it.")
+    parts: list[UploadPart]
+
+    @classmethod
+    def of(cls, upload: tables.UploadRow, received: Mapping[int, tables.UploadPartRow]) -> Self:
+        """Return the body of a row with its received parts."""
+        is_completed = upload.state == uploads.COMPLETED
+        return cls(
+            id=upload.id,
+            state=upload.state,
+            filename=upload.filename,
+            purpose=upload.purpose,
+            size_bytes=upload.size_bytes,
+            sha256=upload.sha256,
+            part_size_bytes=upload.part_size_bytes,
+            blob=f"sha256:{upload.blob_sha256}" if upload.blob_sha256 else None,
+            created_at=upload.created_at,
+            expires_at=upload.expires_at,
+            parts=[
+                UploadPart(
+                    number=number,
+                    url=f"/v1/uploads/{upload.id}/parts/{number}",
+                    size_bytes=uploads.part_bytes(upload, number),
+                    received=is_completed or number in received,
+                    sha256=received[number].sha256 if number in received else None,
+                )
+                for number in range(1, uploads.part_count(upload) + 1)
+            ],
+        )

@@ -1,0 +1,202 @@
+"""Who is watching which job? One poller per process feeds every stream and long poll.
+
+A watcher holds no database connection and no thread while it waits: the poller asks the database
+about all watched jobs in one query, and wakes those whose job has changed.
+"""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+
+import structlog
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy.exc import SQLAlchemyError
+
+from api import errors, numbers
+from models_registry import database, job_queries, lifecycle, tables
+
+log = structlog.get_logger()
+
+POLL_SECONDS = 0.5
+RETRY_MILLISECONDS = 2000  # after a drain: by then another process listens
+STREAMS_PER_PROJECT = 100
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a stream tells between events; it has no sequence number and may be skipped."""
+
+    snapshot: job_queries.Snapshot
+    metrics: dict[str, float | str]  # as JSON has it: comparable, which NaN is not
+
+
+@dataclass
+class Topic:
+    """What is known of one watched job, and who wants to hear of changes."""
+
+    watchers: int = 0
+    latest: Progress | None = None
+    gone: bool = False
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def tell(self, latest: Progress | None) -> None:
+        """Wake the watchers, if there is news."""
+        if latest != self.latest or (latest is None) != self.gone:
+            self.latest, self.gone = latest, latest is None
+            self.wake()
+
+    def wake(self) -> None:
+        """Wake the watchers; whoever waits from now on waits for the next change."""
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+@dataclass
+class Hub:
+    """The watched jobs of this process."""
+
+    readers: database.Sessions
+    draining: bool = False
+    _topics: dict[str, Topic] = field(default_factory=dict)
+    _open: Counter[str] = field(default_factory=Counter)
+    _needed: asyncio.Event = field(default_factory=asyncio.Event)
+    _loop: asyncio.AbstractEventLoop | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Poll while the block runs; on leaving, end every stream."""
+        self._loop, self._needed = asyncio.get_running_loop(), asyncio.Event()
+        self.draining = False
+        poller = asyncio.create_task(self._poll())
+        try:
+            yield
+        finally:
+            # It ends by itself: cancelled, it would leave its query behind in a thread.
+            self.drain()
+            await poller
+
+    def drain_soon(self) -> None:
+        """Drain from a signal's callback, which may interrupt the event loop anywhere."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.drain)
+
+    def drain(self) -> None:
+        """End every stream and long poll: this process is about to stop."""
+        self.draining = True
+        self._needed.set()
+        for topic in self._topics.values():
+            topic.wake()
+
+    @contextlib.contextmanager
+    def seat(self, project_id: str) -> Iterator[None]:
+        """Count one open stream of a project.
+
+        Raises: errors.TooManyStreams.
+        """
+        if self._open[project_id] >= STREAMS_PER_PROJECT:
+            raise errors.TooManyStreams(
+                f"this project has {STREAMS_PER_PROJECT} open streams here: close some first"
+            )
+        self._open[project_id] += 1
+        try:
+            yield
+        finally:
+            self._open[project_id] -= 1
+
+    @contextlib.contextmanager
+    def watching(self, job_id: str) -> Iterator[Topic]:
+        """Have a job polled while the block runs."""
+        topic = self._topics.setdefault(job_id, Topic())
+        topic.watchers += 1
+        self._needed.set()
+        try:
+            yield topic
+        finally:
+            topic.watchers -= 1
+            if not topic.watchers:
+                del self._topics[job_id]
+
+    async def events_after(
+        self, job_id: str, after: int, *, limit: int, wait_seconds: float
+    ) -> list[tables.EventRow]:
+        """Return events after a sequence number, waiting a while for the first."""
+        deadline = asyncio.get_running_loop().time() + wait_seconds
+        with self.watching(job_id) as topic:
+            while True:
+                changed = topic.changed
+                found = await run_in_threadpool(self._read, job_id, after, limit)
+                left = deadline - asyncio.get_running_loop().time()
+                if found or left <= 0 or self.draining or _is_over(topic, after):
+                    return found
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), left)
+
+    async def follow(self, job_id: str, after: int) -> AsyncIterator[tables.EventRow | Progress]:
+        """Yield the events after a sequence number as they come, and progress in between.
+
+        It ends after the event that ends the job, when the job is deleted, or on a drain.
+        """
+        told: Progress | None = None
+        with self.watching(job_id) as topic:
+            while not self.draining:
+                changed, latest = topic.changed, topic.latest
+                if latest is None or latest.snapshot.last_sequence > after:
+                    while found := await run_in_threadpool(self._read, job_id, after):
+                        for event in found:
+                            after = event.sequence
+                            yield event
+                if latest is not None and latest != told and not _is_final(latest):
+                    told = latest
+                    yield latest
+                if _is_over(topic, after):
+                    return
+                if topic.changed is changed:
+                    await changed.wait()
+
+    def _read(
+        self, job_id: str, after: int, limit: int = job_queries.MAX_EVENTS
+    ) -> list[tables.EventRow]:
+        with self.readers() as session:
+            return job_queries.events(session, job_id=job_id, after=after, limit=limit)
+
+    async def _poll(self) -> None:
+        while not self.draining:
+            self._needed.clear()
+            if not self._topics:
+                await self._needed.wait()
+                continue
+            try:
+                found = await run_in_threadpool(self._look, list(self._topics))
+            except SQLAlchemyError as error:
+                # Watchers wait on; the database comes back or their clients give up.
+                log.warning("stream_poll_failed", reason=type(error).__name__)
+            else:
+                for job_id, latest in found.items():
+                    if job_id in self._topics:
+                        self._topics[job_id].tell(latest)
+            # A new watcher is served at once; those that wait are looked after twice a second.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._needed.wait(), POLL_SECONDS)
+
+    def _look(self, job_ids: list[str]) -> dict[str, Progress | None]:
+        with self.readers() as session:
+            snapshots = job_queries.snapshots(session, job_ids=job_ids)
+            metrics = job_queries.latest_metrics(session, job_ids=list(snapshots))
+        latest: dict[str, Progress | None] = dict.fromkeys(job_ids)
+        for job_id, snapshot in snapshots.items():
+            shown = {key: numbers.in_json(value) for key, value in metrics[job_id].items()}
+            latest[job_id] = Progress(snapshot, shown)
+        return latest
+
+
+def _is_final(latest: Progress) -> bool:
+    return lifecycle.is_final(latest.snapshot.state) or latest.snapshot.deleted
+
+
+def _is_over(topic: Topic, after: int) -> bool:
+    if topic.gone:
+        return True
+    latest = topic.latest
+    return latest is not None and _is_final(latest) and after >= latest.snapshot.last_sequence

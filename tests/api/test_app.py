@@ -1,0 +1,143 @@
+"""The application as a whole: what every request gets, and how it starts and stops."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import structlog
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from api.app import create_app
+from models_registry import tables
+from models_registry.settings import Settings
+from tests import databases
+from tests.contracts import source
+
+pytestmark = databases.SQLITE_ONLY
+
+
+class TestCreateApp:
+    def test_says_what_to_set_where_the_secret_of_cursors_is_missing(
+        self, settings: Settings
+    ) -> None:
+        without = settings.model_copy(update={"cursor_secret": None})
+        with pytest.raises(ValueError, match="RETORT_CURSOR_SECRET"):
+            create_app(without)
+
+    @pytest.mark.slow
+    def test_starts_within_seconds_and_without_torch(self, database_url: str) -> None:
+        program = (
+            "import sys, time; import api.app; assert 'torch' not in sys.modules;"
+            "print(time.process_time())"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=source.ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        # About 1.5 s of processor time; what else the machine does is not counted.
+        assert float(done.stdout) < 4, database_url
+
+    def test_makes_apps_that_count_for_themselves(self, settings: Settings) -> None:
+        first, second = create_app(settings), create_app(settings)
+        assert first.state.collected is not second.state.collected
+
+
+class TestEveryRequest:
+    def test_gets_an_id_of_its_own(self, client: TestClient) -> None:
+        first, second = (client.get("/healthz").headers["x-request-id"] for _ in range(2))
+        assert re.fullmatch(r"req_[0-9a-z]{26}", first)
+        assert first != second
+
+    def test_keeps_a_sensible_id_of_the_caller(self, client: TestClient) -> None:
+        answer = client.get("/healthz", headers={"x-request-id": "trace-1.2"})
+        assert answer.headers["x-request-id"] == "trace-1.2"
+
+    @pytest.mark.parametrize("given", ["a b", "x" * 65, "<script>", ""])
+    def test_replaces_an_id_that_could_hurt_a_log(self, client: TestClient, given: str) -> None:
+        answer = client.get("/healthz", headers={"x-request-id": given})
+        assert answer.headers["x-request-id"].startswith("req_")
+
+    def test_is_one_line_in_the_log_with_its_template_and_caller(
+        self, client: TestClient, project: tables.ProjectRow
+    ) -> None:
+        with structlog.testing.capture_logs() as lines:
+            client.get("/v1/jobs/job_1", headers={"x-request-id": "r1"})
+        served = [line for line in lines if line["event"] == "request_served"]
+        assert len(served) == 1
+        assert served[0]["route"] == "/v1/jobs/{job_id}"
+        assert served[0]["status"] == 404
+        assert served[0]["project_id"] == project.id
+
+    def test_logs_no_key(self, client: TestClient, api_key: str) -> None:
+        with structlog.testing.capture_logs() as lines:
+            client.get("/v1/jobs")
+            client.post("/v1/api-keys", json={"name": "x"})
+        assert "_".join(api_key.split("_")[3:]) not in str(lines)
+        assert "ak_" not in str(lines)
+
+    def test_may_not_come_from_another_site(self, client: TestClient) -> None:
+        answer = client.get("/v1/jobs", headers={"origin": "https://elsewhere.example"})
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+class TestBodies:
+    def test_over_a_mebibyte_are_refused(self, client: TestClient) -> None:
+        answer = client.post("/v1/jobs", json={"name": "x" * 2**20})
+        assert answer.status_code == 413
+        assert answer.json()["code"] == "too_large"
+
+    def test_are_counted_while_they_stream_whatever_was_announced(self, client: TestClient) -> None:
+        chunks = (b" " * 2**16 for _ in range(32))
+        answer = client.post(
+            "/v1/jobs", content=chunks, headers={"content-type": "application/json"}
+        )
+        assert answer.status_code == 413
+
+    @pytest.mark.parametrize(
+        ("body", "code"),
+        [
+            ("[" * 100 + "]" * 100, "too_deep"),
+            ('{"a":' * 60 + "1" + "}" * 60, "too_deep"),
+            ('{"name": NaN}', "malformed"),
+            ('{"name": -Infinity}', "malformed"),
+            ('{"name": 1e999}', "malformed"),
+            ('{"name": "\\u0000"}', "bad_text"),
+            ('{"name": "\\ud800"}', "bad_text"),
+            ('{"na\\u0000me": 1}', "bad_text"),
+            ("{", "malformed"),
+            ('{"name": ' + "1" * 5000 + "}", "malformed"),
+            ("\xff\xfe", "malformed"),
+        ],
+    )
+    def test_that_a_database_or_a_reader_would_choke_on_are_refused(
+        self, client: TestClient, body: str, code: str
+    ) -> None:
+        answer = client.post(
+            "/v1/jobs",
+            content=body.encode("latin-1"),
+            headers={"content-type": "application/json"},
+        )
+        assert answer.status_code == 400
+        assert answer.json()["code"] == code
+
+    def test_with_brackets_in_texts_are_not_deep(self, client: TestClient) -> None:
+        answer = client.post("/v1/jobs", json={"name": "[{" * 100 + '\\"['})
+        assert answer.status_code == 422
+
+    def test_of_another_type_are_not_supported(self, client: TestClient) -> None:
+        answer = client.post("/v1/jobs", content=b"name=x", headers={"content-type": "text/plain"})
+        assert answer.status_code == 415
+
+
+class TestStop:
+    def test_ends_every_connection_to_the_database(self, app: FastAPI, api_key: str) -> None:
+        with TestClient(app, headers={"authorization": f"Bearer {api_key}"}) as client:
+            assert client.get("/v1/jobs").status_code == 200
+            assert app.state.service.engine.pool.checkedin() > 0
+        assert app.state.service.engine.pool.checkedin() == 0
+        assert app.state.service.hub.draining

@@ -1,0 +1,127 @@
+"""Data sets by HTTP: the built-in one, and uploads on their way."""
+
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from models_registry import database, keys, tables
+from tests import sending
+
+
+def register(client: TestClient, name: str = "scans", **changes: Any) -> Any:
+    upload = sending.send(client, b"archive", purpose="dataset", filename="scans.zip")
+    body = {"upload": upload, "format": "imagefolder", **changes}
+    return client.post(f"/v1/datasets/{name}/versions", json=body)
+
+
+class TestBuiltIn:
+    def test_digits_are_ready_in_every_project(self, client: TestClient) -> None:
+        listed = client.get("/v1/datasets").json()["data"]
+        assert [(row["name"], row["latest_version"]) for row in listed] == [("digits", 1)]
+        body = client.get("/v1/datasets/digits/versions/1").json()
+        assert body["state"] == "ready"
+        assert body["format"] == "builtin"
+        assert body["reference"] == "digits@1"
+        assert body["classes"] == [str(number) for number in range(10)]
+        assert body["splits"] == {"train": 1257, "validation": 180, "test": 360}
+        assert (body["input"]["channels"], body["input"]["height"]) == (1, 8)
+        assert body["digest"].startswith("sha256:")
+
+
+class TestRegister:
+    def test_makes_a_pending_version_and_calls_for_its_inspection(
+        self, client: TestClient, sessions: database.Sessions
+    ) -> None:
+        answer = register(client, tags={"site": "b"})
+        assert answer.status_code == 202
+        assert answer.headers["location"] == "/v1/datasets/scans/versions/1"
+        body = answer.json()
+        assert (body["state"], body["reference"]) == ("pending", "scans@1")
+        assert body["input"] is None
+        assert client.get(answer.headers["location"]).json() == body
+        assert client.get("/v1/datasets/scans").json()["latest_version"] is None
+        with sessions() as session:
+            message = session.scalars(sa.select(tables.OutboxRow)).one()
+        assert (message.task, message.queue) == ("datasets.inspect", "inspect")
+
+    def test_gives_the_same_version_to_a_repeated_request(self, client: TestClient) -> None:
+        upload = sending.send(client, b"archive", purpose="dataset")
+        body = {"upload": upload, "format": "npz"}
+        headers = {"idempotency-key": "again"}
+        first, second = (
+            client.post("/v1/datasets/scans/versions", json=body, headers=headers) for _ in range(2)
+        )
+        assert first.json() == second.json()
+
+    @pytest.mark.parametrize(
+        ("changes", "pointer", "code"),
+        [
+            ({"format": "coco"}, "/format", "unsupported_format"),
+            ({"format": "builtin"}, "/format", "unsupported_format"),
+            ({"task": "detection"}, "/task", "unknown_task"),
+            ({"card": "x" * 100_001}, "/card", "too_long"),
+        ],
+    )
+    def test_points_at_what_is_wrong(
+        self, client: TestClient, changes: dict[str, Any], pointer: str, code: str
+    ) -> None:
+        answer = register(client, **changes)
+        assert answer.status_code == 422
+        assert sending.faults(answer) == {pointer: code}
+
+    def test_checks_the_input_where_one_is_given(self, client: TestClient) -> None:
+        images = {"channels": 3, "height": 32, "width": 32, "mean": [0.5], "std": [1, 1, 0]}
+        answer = register(client, input=images)
+        assert set(sending.faults(answer)) == {"/input/mean", "/input/std/2"}
+
+    def test_names_the_formats_that_there_are(self, client: TestClient) -> None:
+        assert "imagefolder" in register(client, format="image-folder").json()["detail"]
+
+    def test_needs_an_upload_for_data_sets(self, client: TestClient) -> None:
+        body = {"upload": sending.send(client), "format": "npz"}
+        answer = client.post("/v1/datasets/scans/versions", json=body)
+        assert sending.faults(answer) == {"/upload": "wrong_purpose"}
+
+    def test_refuses_a_bad_name(self, client: TestClient) -> None:
+        assert sending.faults(register(client, "Scans")) == {"/name": "bad_name"}
+
+
+class TestLists:
+    def test_of_versions_are_newest_first(self, client: TestClient) -> None:
+        for _ in range(3):
+            register(client)
+        page = client.get("/v1/datasets/scans/versions?limit=2").json()
+        assert [row["version"] for row in page["data"]] == [3, 2]
+        rest = client.get(f"/v1/datasets/scans/versions?limit=2&cursor={page['next_cursor']}")
+        assert [row["version"] for row in rest.json()["data"]] == [1]
+        ready = client.get("/v1/datasets/scans/versions?state=ready").json()
+        assert ready["data"] == []
+
+    def test_of_names_are_filtered_by_prefix(self, client: TestClient) -> None:
+        register(client)
+        page = client.get("/v1/datasets?prefix=sc").json()
+        assert [row["name"] for row in page["data"]] == ["scans"]
+
+    def test_suggest_the_nearest_name(self, client: TestClient) -> None:
+        answer = client.get("/v1/datasets/digit")
+        assert answer.status_code == 404
+        assert "did you mean 'digits'" in answer.json()["detail"]
+        assert "digits@1" in client.get("/v1/datasets/digits/versions/2").json()["detail"]
+
+
+def test_other_projects_find_nothing(
+    app: FastAPI, client: TestClient, sessions: database.Sessions
+) -> None:
+    register(client)
+    with sessions.begin() as session:
+        project = keys.create_project(session, name="another")
+        _, text = keys.create_key(
+            session, project_id=project.id, name="x", role="admin", environment="test"
+        )
+    stranger = TestClient(app, headers={"authorization": f"Bearer {text}"})
+    for path in ("", "/versions", "/versions/1"):
+        assert stranger.get(f"/v1/datasets/scans{path}").status_code == 404
+    assert [row["name"] for row in stranger.get("/v1/datasets").json()["data"]] == ["digits"]

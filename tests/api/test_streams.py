@@ -1,0 +1,351 @@
+"""Streams and long polls over a real server: order, resumption, progress, ends and drains."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from api import streams
+from api.client import server_events
+from models_registry import database, jobs, leases, tables
+from models_registry.settings import Settings
+from models_registry.storage import Storage
+from tests import databases, factories
+from tests.contracts import source
+
+PATIENCE_SECONDS = 20.0
+
+
+@pytest.fixture
+def server(app: FastAPI) -> Iterator[uvicorn.Server]:
+    """The app behind a real server, on a free port of the loopback interface."""
+    config = uvicorn.Config(app, port=0, log_config=None, ws="none", timeout_graceful_shutdown=5)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, name="server")
+    thread.start()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not server.started and time.monotonic() < deadline:
+        time.sleep(0.01)
+    yield server
+    app.state.service.hub.drain_soon()
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def http(server: uvicorn.Server, api_key: str) -> Iterator[httpx.Client]:
+    """A client of that server."""
+    port = server.servers[0].sockets[0].getsockname()[1]
+    headers = {"authorization": f"Bearer {api_key}"}
+    with httpx.Client(
+        base_url=f"http://127.0.0.1:{port}",
+        headers=headers,
+        timeout=PATIENCE_SECONDS,
+        trust_env=False,
+    ) as client:
+        yield client
+
+
+@pytest.fixture
+def job_id(sessions: database.Sessions, storage: Storage, project: tables.ProjectRow) -> str:
+    """A queued job, with two events so far."""
+    with sessions.begin() as session:
+        factories.teacher(session, storage, project_id=project.id)
+        return factories.job(session, project_id=project.id).id
+
+
+class Reader:
+    """Reads a stream in a thread, so that a test can act meanwhile."""
+
+    def __init__(self, http: httpx.Client, job_id: str, headers: dict[str, str] | None = None):
+        self.events: list[server_events.ServerEvent] = []
+        self.ended = threading.Event()
+        self._news = threading.Condition()
+        arguments = (http, f"/v1/jobs/{job_id}/stream", headers or {})
+        self.thread = threading.Thread(target=self._read, args=arguments)
+        self.thread.start()
+
+    def _read(self, http: httpx.Client, url: str, headers: dict[str, str]) -> None:
+        with http.stream("GET", url, headers=headers) as response:
+            assert response.headers["content-type"].startswith("text/event-stream")
+            assert response.headers["cache-control"] == "no-cache"
+            lines = server_events.lines(response.iter_bytes())
+            for found in server_events.parse(lines):
+                with self._news:
+                    self.events.append(found)
+                    self._news.notify_all()
+        self.ended.set()
+
+    def wait_for(self, kind: str) -> server_events.ServerEvent:
+        """Return the first event of a kind, once it is there."""
+        with self._news:
+            there = self._news.wait_for(lambda: self._of(kind), PATIENCE_SECONDS)
+            assert there, f"no {kind} came"
+            return self._of(kind)[0]
+
+    def finish(self) -> list[server_events.ServerEvent]:
+        """Return everything, once the stream has ended."""
+        assert self.ended.wait(PATIENCE_SECONDS), "the stream did not end"
+        self.thread.join()
+        return self.events
+
+    def _of(self, kind: str) -> list[server_events.ServerEvent]:
+        return [found for found in self.events if found.event == kind]
+
+
+def numbered(events: list[server_events.ServerEvent]) -> list[int]:
+    """Return the sequence numbers of what was sent, and check that ids say the same."""
+    records = [found for found in events if found.event.startswith("job.")]
+    sequences = [json.loads(found.data)["sequence"] for found in records]
+    assert [found.id for found in records] == [str(sequence) for sequence in sequences]
+    return sequences
+
+
+def cancel(sessions: database.Sessions, job_id: str) -> None:
+    """Cancel a job as another process would."""
+    with sessions.begin() as session:
+        row = session.get_one(tables.JobRow, job_id)
+        jobs.cancel(session, project_id=row.project_id, job_id=job_id)
+
+
+class TestStream:
+    def test_tells_what_happens_elsewhere_and_ends_with_the_job(
+        self,
+        http: httpx.Client,
+        sessions: database.Sessions,
+        storage: Storage,
+        job_id: str,
+    ) -> None:
+        reader = Reader(http, job_id)
+        reader.wait_for("job.queued")
+        with sessions.begin() as session:
+            lease = factories.running(session, session.get_one(tables.JobRow, job_id))
+        reader.wait_for("job.running")
+        with sessions.begin() as session:
+            point = leases.Point("loss/total", 1, 1, float("inf"))
+            leases.report(session, lease, progress=0.25, estimated_end_at=None, points=[point])
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        told: dict[str, Any] = {}
+        while told.get("progress") != 0.25 and time.monotonic() < deadline:
+            seen = [found for found in reader.events if found.event == "progress"]
+            told = json.loads(seen[-1].data) if seen else {}
+            time.sleep(0.05)
+        assert told["progress"] == 0.25
+        assert told["state"] == "running"
+        assert told["metrics"] == {"loss/total": "Infinity"}
+        with sessions.begin() as session:
+            jobs.add_event(session, job_id, "warning", {"code": "slow", "message": "x"})
+        reader.wait_for("job.warning")
+        cancel(sessions, job_id)
+        with sessions.begin() as session:
+            leases.stopped(session, lease, log_tail=[])
+        events = reader.finish()
+        assert numbered(events) == list(range(1, len(numbered(events)) + 1))
+        assert events[-1].event == "job.cancelled"
+        # What is not numbered must not move the place from which a reader resumes.
+        progress = [json.loads(found.data) for found in events if found.event == "progress"]
+        assert progress
+        assert not any("sequence" in told for told in progress)
+
+    def test_resumes_after_the_last_event_that_was_seen(
+        self, http: httpx.Client, sessions: database.Sessions, job_id: str
+    ) -> None:
+        cancel(sessions, job_id)
+        assert numbered(Reader(http, job_id).finish()) == [1, 2, 3]
+        assert numbered(Reader(http, job_id, {"last-event-id": "2"}).finish()) == [3]
+        assert numbered(Reader(http, job_id, {"last-event-id": "3"}).finish()) == []
+
+    def test_carries_more_events_than_fit_into_one_read(
+        self, http: httpx.Client, sessions: database.Sessions, job_id: str
+    ) -> None:
+        with sessions.begin() as session:
+            for _ in range(600):
+                jobs.add_event(session, job_id, "warning", {})
+        cancel(sessions, job_id)
+        assert numbered(Reader(http, job_id).finish()) == list(range(1, 604))
+
+    def test_feeds_many_readers_of_one_job_alike(
+        self, http: httpx.Client, sessions: database.Sessions, job_id: str
+    ) -> None:
+        readers = [Reader(http, job_id) for _ in range(8)]
+        for reader in readers:
+            reader.wait_for("job.queued")
+        cancel(sessions, job_id)
+        assert {tuple(numbered(reader.finish())) for reader in readers} == {(1, 2, 3)}
+
+    def test_holds_no_connection_to_the_database_while_it_waits(
+        self, http: httpx.Client, app: FastAPI, sessions: database.Sessions, job_id: str
+    ) -> None:
+        readers = [Reader(http, job_id) for _ in range(5)]
+        for reader in readers:
+            reader.wait_for("progress")
+        pool = app.state.service.engine.pool
+        idle = 0
+        for _ in range(40):
+            idle += pool.checkedout() == 0
+            time.sleep(0.02)
+        # The one poller looks twice a second; in between, nobody holds anything.
+        assert idle > 10
+        cancel(sessions, job_id)
+        for reader in readers:
+            reader.finish()
+
+    def test_ends_when_the_job_is_deleted(
+        self, http: httpx.Client, sessions: database.Sessions, job_id: str
+    ) -> None:
+        reader = Reader(http, job_id)
+        reader.wait_for("job.queued")
+        cancel(sessions, job_id)
+        http.delete(f"/v1/jobs/{job_id}")
+        assert numbered(reader.finish()) == [1, 2, 3]
+
+    def test_ends_on_a_drain_and_says_when_to_come_back(
+        self, http: httpx.Client, app: FastAPI, job_id: str
+    ) -> None:
+        reader = Reader(http, job_id)
+        reader.wait_for("progress")
+        app.state.service.hub.drain_soon()
+        last = reader.finish()[-1]
+        assert last.retry_seconds == streams.RETRY_MILLISECONDS / 1000
+        ready = http.get("/readyz")
+        assert ready.status_code == 503
+        assert "shutting down" in ready.json()["detail"]
+
+    def test_has_a_limit_per_project(
+        self,
+        http: httpx.Client,
+        sessions: database.Sessions,
+        job_id: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(streams, "STREAMS_PER_PROJECT", 1)
+        reader = Reader(http, job_id)
+        reader.wait_for("job.queued")
+        refused = http.get(f"/v1/jobs/{job_id}/stream")
+        assert refused.status_code == 429
+        assert refused.json()["code"] == "too_many_streams"
+        assert refused.headers["retry-after"]
+        cancel(sessions, job_id)
+        reader.finish()
+        assert numbered(Reader(http, job_id).finish()) == [1, 2, 3]
+
+    @pytest.mark.parametrize("value", ["-1", "x", "1.5", "99999999999"])
+    def test_refuses_an_event_id_that_is_none(
+        self, http: httpx.Client, job_id: str, value: str
+    ) -> None:
+        answer = http.get(f"/v1/jobs/{job_id}/stream", headers={"last-event-id": value})
+        assert answer.status_code == 400
+
+
+class TestLongPoll:
+    def test_returns_at_once_where_there_is_something(
+        self, http: httpx.Client, job_id: str
+    ) -> None:
+        started = time.monotonic()
+        found = http.get(f"/v1/jobs/{job_id}/events?wait_seconds=15").json()
+        assert len(found["data"]) == 2
+        assert time.monotonic() - started < 10
+
+    def test_wakes_up_when_something_happens(
+        self, http: httpx.Client, sessions: database.Sessions, job_id: str
+    ) -> None:
+        timer = threading.Timer(0.5, cancel, (sessions, job_id))
+        timer.start()
+        started = time.monotonic()
+        found = http.get(f"/v1/jobs/{job_id}/events?after=2&wait_seconds=15").json()
+        timer.join()
+        assert [event["type"] for event in found["data"]] == ["job.cancelled"]
+        assert time.monotonic() - started < 12
+
+    def test_gives_up_after_the_time_it_was_given(self, http: httpx.Client, job_id: str) -> None:
+        started = time.monotonic()
+        found = http.get(f"/v1/jobs/{job_id}/events?after=2&wait_seconds=0.3").json()
+        assert found == {"data": [], "has_more": False}
+        assert time.monotonic() - started >= 0.3
+
+    def test_does_not_wait_for_a_job_that_has_ended(
+        self, http: httpx.Client, sessions: database.Sessions, job_id: str
+    ) -> None:
+        cancel(sessions, job_id)
+        started = time.monotonic()
+        found = http.get(f"/v1/jobs/{job_id}/events?after=3&wait_seconds=20").json()
+        assert found["data"] == []
+        assert time.monotonic() - started < 10
+
+
+@pytest.mark.slow
+@databases.SQLITE_ONLY
+class TestSignal:
+    def test_stops_a_server_at_once_although_streams_are_open(
+        self, settings: Settings, api_key: str, job_id: str, tmp_path: Path
+    ) -> None:
+        port = free_port()
+        program = (
+            "import sys, uvicorn; uvicorn.run('api.app:create_app', factory=True,"
+            " port=int(sys.argv[1]), timeout_graceful_shutdown=30)"
+        )
+        variables = {
+            "RETORT_DATABASE_URL": settings.database_url,
+            "RETORT_STORAGE_URL": settings.storage_url,
+            "RETORT_BROKER_URL": settings.broker_url,
+            "RETORT_CURSOR_SECRET": "x" * 32,
+        }
+        with (tmp_path / "server.log").open("wb") as log:
+            server = subprocess.Popen(
+                [sys.executable, "-c", program, str(port)],
+                cwd=source.ROOT,
+                env=source.environment(variables),
+                stderr=log,
+            )
+        http = httpx.Client(
+            base_url=f"http://127.0.0.1:{port}",
+            headers={"authorization": f"Bearer {api_key}"},
+            timeout=PATIENCE_SECONDS,
+            trust_env=False,
+            transport=httpx.HTTPTransport(retries=0),
+        )
+        try:
+            with http:
+                wait_until_answered(http)
+                reader = Reader(http, job_id)
+                reader.wait_for("progress")
+                server.send_signal(signal.SIGTERM)
+                asked = time.monotonic()
+                assert reader.finish()[-1].retry_seconds is not None
+                assert server.wait(PATIENCE_SECONDS) in {0, -signal.SIGTERM}
+                assert time.monotonic() - asked < 10
+        finally:
+            server.kill()
+            server.wait()
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that is free just now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until_answered(http: httpx.Client) -> None:
+    """Wait until a server answers."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            http.get("/healthz")
+        except httpx.ConnectError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return
