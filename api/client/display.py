@@ -1,0 +1,281 @@
+"""Show answers to a person: tables and short cards, made of plain text."""
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+import rich.console
+import rich.table
+import rich.text
+
+from api.client import errors, types
+
+Cell = str | int | float | None
+STYLES = {
+    "succeeded": "green",
+    "ready": "green",
+    "running": "cyan",
+    "failed": "red",
+    "rejected": "red",
+    "cancelled": "yellow",
+}
+
+
+def table(
+    console: rich.console.Console, heads: Sequence[str], rows: Iterable[Sequence[Cell]]
+) -> None:
+    """Print rows in aligned columns under upper-case heads."""
+    grid = rich.table.Table(box=None, pad_edge=False, header_style="bold")
+    for head in heads:
+        grid.add_column(head.upper(), no_wrap=True)
+    for row in rows:
+        grid.add_row(*(_styled(cell) for cell in row))
+    console.print(grid)
+
+
+def card(console: rich.console.Console, pairs: Iterable[tuple[str, Cell]]) -> None:
+    """Print names and values, one pair on a line; pairs without a value are left out."""
+    grid = rich.table.Table(box=None, pad_edge=False, show_header=False)
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in pairs:
+        if value not in (None, ""):
+            grid.add_row(name, _styled(value))
+    console.print(grid)
+
+
+def jobs(console: rich.console.Console, found: Iterable[types.Job]) -> None:
+    """Print a list of jobs."""
+    table(
+        console,
+        ("id", "name", "state", "done", "method", "teacher", "accuracy", "age"),
+        (
+            (
+                job.id,
+                job.name,
+                job.state,
+                f"{100 * job.progress:.0f} %",
+                method_name(job),
+                job.spec.get("teacher") and str(job.spec["teacher"]),
+                number(score(job, "student", "accuracy") or job.metrics.get("validation/accuracy")),
+                age(job.created_at),
+            )
+            for job in found
+        ),
+    )
+
+
+def job(console: rich.console.Console, shown: types.Job) -> None:
+    """Print everything about a job."""
+    student = shown.spec.get("student") or {}
+    training = shown.spec.get("training") or {}
+    result = shown.result
+    card(
+        console,
+        [
+            ("job", shown.id),
+            ("name", shown.name),
+            ("state", shown.state),
+            ("reason", shown.state_reason),
+            ("message", shown.state_message),
+            ("progress", f"{100 * shown.progress:.0f} %"),
+            ("attempt", shown.attempt),
+            ("retry of", shown.retry_of),
+            ("teacher", shown.spec.get("teacher")),
+            ("student", student.get("network")),
+            ("data set", shown.spec.get("dataset")),
+            ("method", method_name(shown)),
+            ("epochs", training.get("epochs")),
+            ("labels", ", ".join(f"{k}={v}" for k, v in shown.labels.items())),
+            ("created", moment(shown.created_at)),
+            ("started", moment(shown.started_at)),
+            ("finished", moment(shown.finished_at)),
+            *((name, number(value)) for name, value in sorted(shown.metrics.items())),
+            ("made", result.student if result else None),
+            ("digest", result.digest if result else None),
+            (
+                "failure",
+                f"{shown.failure.code}: {shown.failure.message}" if shown.failure else None,
+            ),
+        ],
+    )
+    if result:
+        console.print()
+        scores(console, shown)
+
+
+def scores(console: rich.console.Console, shown: types.Job) -> None:
+    """Print how teacher, student and baseline did on the test split."""
+    if shown.result is None:
+        return
+    table(
+        console,
+        ("network", "accuracy", "agreement", "ece", "parameters"),
+        (
+            (
+                who,
+                number(score(shown, who, "accuracy")),
+                number(score(shown, who, "agreement")),
+                number(score(shown, who, "ece")),
+                count(shown.result.parameters.get("student" if who == "baseline" else who)),
+            )
+            for who in ("teacher", "student", "baseline")
+            if shown.result.scores.get(who)
+        ),
+    )
+
+
+def version(console: rich.console.Console, shown: types.ModelVersion) -> None:
+    """Print everything about a model version."""
+    rejection = shown.rejection
+    card(
+        console,
+        [
+            ("model", shown.reference),
+            ("state", shown.state),
+            ("rejected", f"{rejection.message} ({rejection.code})" if rejection else None),
+            *rejected_keys(rejection),
+            ("network", shown.network),
+            ("arguments", compact(shown.arguments)),
+            ("task", shown.task),
+            ("classes", class_count(shown.classes)),
+            ("input", compact(shown.input)),
+            ("parameters", count(shown.parameters)),
+            ("digest", shown.digest),
+            ("scores", compact(shown.scores)),
+            ("lineage", compact(shown.lineage)),
+            ("tags", compact(shown.tags)),
+            ("created", moment(shown.created_at)),
+            *(("file", f"{f.path}  {size(f.size_bytes)}") for f in shown.files),
+        ],
+    )
+
+
+def rejected_keys(rejection: types.Rejection | None) -> list[tuple[str, Cell]]:
+    """Return what a rejected upload had too little or too much of."""
+    if rejection is None:
+        return []
+    return [
+        ("missing", some(rejection.missing_keys)),
+        ("unexpected", some(rejection.unexpected_keys)),
+        ("mismatched", some([compact(m) or "" for m in rejection.shape_mismatches])),
+    ]
+
+
+def method(console: rich.console.Console, shown: types.Method) -> None:
+    """Print a method with its hyper-parameters."""
+    source = shown.source
+    card(
+        console,
+        [
+            ("method", shown.name),
+            ("family", shown.family),
+            ("title", shown.title),
+            ("source", ", ".join(str(source[k]) for k in ("venue", "arxiv") if source.get(k))),
+            ("about", shown.description),
+            ("differs", shown.differs),
+            ("needs", ", ".join(shown.needs)),
+        ],
+    )
+    fields = shown.params_schema.get("properties") or {}
+    if fields:
+        console.print()
+        table(
+            console,
+            ("parameter", "type", "default", "range", "meaning"),
+            (
+                (
+                    name,
+                    str(field.get("type") or "any"),
+                    compact(field.get("default")),
+                    bounds(field),
+                    field.get("description"),
+                )
+                for name, field in fields.items()
+            ),
+        )
+
+
+def method_name(job: types.Job) -> str:
+    """Return the method of a job, or the methods it combines."""
+    chosen = job.spec.get("method") or {}
+    parts = chosen.get("methods")
+    if isinstance(parts, list):
+        return "+".join(str(p.get("name")) for p in parts if isinstance(p, dict))
+    return str(chosen.get("name") or "")
+
+
+def score(job: types.Job, who: str, what: str) -> float | None:
+    """Return one final score, or None if it was not measured."""
+    value = ((job.result.scores.get(who) or {}) if job.result else {}).get(what)
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def bounds(field: types.Json) -> str:
+    """Return the range that a JSON Schema allows, as in `> 0, <= 1`."""
+    signs = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+    allowed = [f"{sign} {field[key]:g}" for key, sign in signs.items() if key in field]
+    if "enum" in field:
+        allowed.append(" | ".join(str(value) for value in field["enum"]))
+    return ", ".join(allowed)
+
+
+def number(value: float | None) -> str | None:
+    """Return a measured value with four digits, or more if they stand before the point."""
+    if value is None:
+        return None
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def count(value: int | None) -> str | None:
+    """Return a whole number with separators."""
+    return None if value is None else f"{value:,}"
+
+
+def size(value: int) -> str:
+    """Return a number of bytes in the unit that suits it."""
+    amount = float(value)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+def age(at: datetime | None) -> str:
+    """Return how long ago something was, in its largest unit."""
+    if at is None:
+        return ""
+    seconds = max(0.0, (datetime.now(UTC) - at).total_seconds())
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def moment(at: datetime | None) -> str | None:
+    """Return a time of day where the reader is."""
+    return None if at is None else at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def compact(value: object) -> str | None:
+    """Return JSON on one line, or None for what is empty."""
+    return None if value in (None, {}, []) else json.dumps(value, ensure_ascii=False)
+
+
+def class_count(classes: int | list[str] | None) -> Cell:
+    """Return the number of classes, with their names if they are few."""
+    if isinstance(classes, list):
+        return f"{len(classes)} ({some(classes)})"
+    return classes
+
+
+def some(names: Sequence[str], most: int = 10) -> str:
+    """Return the first names of a list, and how many follow."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _styled(cell: Cell) -> rich.text.Text:
+    text = "" if cell is None else errors.one_line(str(cell))
+    return rich.text.Text(text, style=STYLES.get(text, ""))

@@ -1,0 +1,269 @@
+"""What the server answers: one class for each body.
+
+Fields that this version does not know are ignored, and a state that it does not know counts as
+"not final yet": a newer server must not break an older client.
+"""
+
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
+SETTLED_STATES = frozenset({"ready", "rejected"})
+
+# Free-form JSON written by the server (specs, schemas, lineage): its shape is not this client's.
+Json = dict[str, Any]
+Item = TypeVar("Item")
+
+
+class Body(BaseModel):
+    """What every answer has in common."""
+
+    # Losses can be NaN or infinite; JSON has neither, so they travel as strings both ways.
+    model_config = ConfigDict(extra="ignore", frozen=True, ser_json_inf_nan="strings")
+
+
+class Page(Body, Generic[Item]):
+    """One page of a list."""
+
+    data: list[Item]
+    next_cursor: str | None = None
+    has_more: bool = False
+
+
+class Failure(Body):
+    """Why a job failed."""
+
+    code: str
+    message: str = ""
+    retryable: bool = False
+    attempt: int | None = None
+    log_tail: list[str] = Field(default_factory=list)
+
+
+class JobResult(Body):
+    """What a job that succeeded has made."""
+
+    student: str | None = None
+    digest: str | None = None
+    scores: dict[str, Json | None] = Field(default_factory=dict)
+    parameters: dict[str, int | None] = Field(default_factory=dict)
+    images_per_second: float | None = None
+    floor_share: float | None = None
+    wall_seconds: float | None = None
+
+
+class Job(Body):
+    """One request to distil, with its state."""
+
+    id: str
+    name: str | None = None
+    state: str
+    state_reason: str | None = None
+    state_message: str | None = None
+    attempt: int = 0
+    progress: float = 0.0
+    created_at: datetime | None = None
+    queued_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    estimated_end_at: datetime | None = None
+    retry_of: str | None = None
+    spec: Json = Field(default_factory=dict)
+    metrics: dict[str, float | None] = Field(default_factory=dict)
+    priority: int = 0
+    max_attempts: int | None = None
+    failure: Failure | None = None
+    result: JobResult | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def is_final(self) -> bool:
+        """Say whether the job will never change state again."""
+        return self.state in FINAL_STATES
+
+
+class Event(Body):
+    """One entry of a job's log of events."""
+
+    sequence: int
+    type: str
+    at: datetime | None = None
+    data: Json = Field(default_factory=dict)
+
+
+class MetricPoint(Body):
+    """One measured value."""
+
+    step: int
+    epoch: int | None = None
+    value: float | None
+    at: datetime | None = None
+
+
+class MetricSeries(Body):
+    """The measured values of one key, in order of step."""
+
+    key: str
+    points: list[MetricPoint] = Field(default_factory=list)
+
+
+class Part(Body):
+    """One part of an upload."""
+
+    number: int
+    url: str
+    received: bool = False
+    sha256: str | None = None  # of the bytes received
+
+
+class Upload(Body):
+    """A file on its way to the server."""
+
+    id: str
+    state: str
+    filename: str | None = None
+    size_bytes: int | None = None
+    sha256: str | None = None
+    part_size_bytes: int | None = None
+    expires_at: datetime | None = None
+    blob: str | None = None
+    parts: list[Part] = Field(default_factory=list)
+
+
+class Rejection(Body):
+    """Why a worker turned an upload down."""
+
+    code: str
+    message: str = ""
+    missing_keys: list[str] = Field(default_factory=list)
+    unexpected_keys: list[str] = Field(default_factory=list)
+    shape_mismatches: list[Any] = Field(default_factory=list)  # shape depends on the code
+
+
+class StoredFile(Body):
+    """One file of a model version."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class ModelVersion(Body):
+    """One immutable set of weights."""
+
+    name: str
+    version: int
+    state: str
+    reference: str
+    network: str | None = None
+    arguments: Json = Field(default_factory=dict)
+    task: str | None = None
+    classes: int | list[str] | None = None
+    input: Json | None = None
+    digest: str | None = None
+    parameters: int | None = None
+    scores: Json = Field(default_factory=dict)
+    lineage: Json | None = None
+    rejection: Rejection | None = None
+    files: list[StoredFile] = Field(default_factory=list)
+    card: str | None = None
+    tags: Json = Field(default_factory=dict)
+    deprecated: bool = False
+    upload: str | None = None
+    job: str | None = None
+    created_at: datetime | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Say whether the inspection of the upload is over."""
+        return self.state in SETTLED_STATES
+
+
+class Model(Body):
+    """A name that versions belong to."""
+
+    name: str
+    latest_version: int | None = None
+    card: str | None = None
+    tags: Json = Field(default_factory=dict)
+    aliases: dict[str, int] = Field(default_factory=dict)
+    created_at: datetime | None = None
+
+
+class Alias(Body):
+    """A movable pointer to a model version."""
+
+    alias: str
+    version: int
+
+
+class DatasetVersion(Body):
+    """One immutable data set."""
+
+    name: str
+    version: int
+    reference: str
+    state: str
+    task: str | None = None
+    classes: list[str] = Field(default_factory=list)
+    splits: dict[str, int] = Field(default_factory=dict)
+    input: Json | None = None
+    digest: str | None = None
+    rejection: Rejection | None = None
+    card: str | None = None
+    tags: Json = Field(default_factory=dict)
+    created_at: datetime | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Say whether the inspection of the upload is over."""
+        return self.state in SETTLED_STATES
+
+
+class Dataset(Body):
+    """A name that data set versions belong to."""
+
+    name: str
+    latest_version: int | None = None
+    created_at: datetime | None = None
+
+
+class Method(Body):
+    """One published way to distil."""
+
+    name: str
+    family: str
+    title: str = ""
+    description: str = ""
+    source: Json = Field(default_factory=dict)
+    needs: list[str] = Field(default_factory=list)
+    params_schema: Json = Field(default_factory=dict)
+    differs: str | None = None
+
+
+class Network(Body):
+    """One architecture that a student or teacher can have."""
+
+    name: str
+    family: str | None = None
+    parameters_100: int | None = None
+    description: str = ""
+    arguments_schema: Json = Field(default_factory=dict)
+
+
+class Worker(Body):
+    """One process that runs jobs."""
+
+    id: str
+    name: str | None = None
+    state: str | None = None
+    device: str | None = None
+    devices: list[Any] = Field(default_factory=list)  # as the worker announced them
+    queues: list[str] = Field(default_factory=list)
+    memory_bytes: int | None = None
+    versions: Json = Field(default_factory=dict)
+    job_id: str | None = None
+    started_at: datetime | None = None
+    last_seen_at: datetime | None = None
