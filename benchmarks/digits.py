@@ -1,0 +1,130 @@
+"""How good teacher, baseline, KD and DKD are on the digits, over several seeds.
+
+    python -m benchmarks.digits [--seeds 5] [--first-seed 0]
+
+Uses the networks and trainings of the demonstration. Each seed trains its own teacher; all
+methods of a seed share it, and the student's start. Scores are of the test split (360 images).
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import rich.console
+
+from api.client import demo
+from models_registry import catalog
+
+Scores = dict[str, dict[str, float]]
+
+
+def main() -> None:
+    """Run all seeds; print a line for each on stderr, and the summary as JSON on stdout."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.digits")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
+    asked = parser.parse_args()
+    say = rich.console.Console(stderr=True, highlight=False).print
+    rows: list[Scores] = []
+    with tempfile.TemporaryDirectory(prefix="retort-digits-") as name:
+        folder = Path(name)
+        prepare(folder)
+        for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
+            rows.append(run_seed(folder, seed))
+            say(seed, {role: f"{100 * got['accuracy']:.2f}" for role, got in rows[-1].items()})
+    sys.stdout.write(json.dumps(summary(rows), indent=2) + "\n")
+
+
+def prepare(folder: Path) -> None:
+    """Write the digits in the engine's form."""
+    request = folder / "request.json"
+    request.write_text(json.dumps({"kind": "builtin", "name": "digits"}))
+    _run("workers.distill.inspection", str(request), "--workdir", str(folder))
+
+
+def run_seed(folder: Path, seed: int) -> Scores:
+    """Train a teacher and all students of one seed; return accuracy and seconds by role."""
+    teacher, taught = run_recipe(
+        folder, f"{seed}-teacher", demo.TEACHER, {"name": "ce"}, demo.TEACHER_TRAINING, seed, None
+    )
+    scores = {"teacher": taught}
+    methods = {"baseline": {"name": "ce"}, **demo.METHODS}
+    for name, method in methods.items():
+        _, scores[name] = run_recipe(
+            folder, f"{seed}-{name}", demo.STUDENT, method, demo.STUDENT_TRAINING, seed, teacher
+        )
+    return scores
+
+
+def run_recipe(
+    folder: Path,
+    name: str,
+    network: dict[str, Any],
+    method: dict[str, Any],
+    training: dict[str, Any],
+    seed: int,
+    teacher: Path | None,
+) -> tuple[Path, dict[str, float]]:
+    """Run the engine once; return the student's file, its accuracies and the seconds."""
+    workdir = folder / name
+    (workdir / "teacher").mkdir(parents=True)
+    (workdir / "dataset").symlink_to(folder / "dataset")
+    size = json.loads((folder / "dataset" / "dataset.json").read_text())["input"]
+    if teacher is not None:
+        (workdir / "teacher" / "model.safetensors").symlink_to(teacher)
+    recipe = {
+        "version": 1,
+        "task": "classification",
+        "teacher": teacher and {**demo.TEACHER, "classes": 10, "input": size},
+        "student": {**network, "classes": 10, "input": size},
+        "initial": False,
+        "method": method,
+        "training": catalog.complete_training({**training, "seed": seed}),
+        "baseline": False,
+        "accelerator": "cpu",
+        "provenance": {},
+    }
+    path = workdir / "recipe.json"
+    path.write_text(json.dumps(recipe))
+    began = time.perf_counter()
+    lines = _run("workers.distill", str(path), "--workdir", str(workdir))
+    score = lines[-1]["scores"]["student"]["accuracy"]
+    points = [p for line in lines if line["type"] == "metrics" for p in line["points"]]
+    best = max(p["value"] for p in points if p["key"] == "validation/accuracy")
+    seconds = time.perf_counter() - began
+    got = {"accuracy": score, "validation": best, "seconds": seconds}
+    return workdir / "student.safetensors", got
+
+
+def _run(module: str, *arguments: str) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def summary(rows: list[Scores]) -> dict[str, dict[str, float]]:
+    """Return mean and spread by role, and each role's difference to the baseline by seed."""
+    found: dict[str, dict[str, float]] = {}
+    for role in rows[0]:
+        accuracy = [row[role]["accuracy"] for row in rows]
+        difference = [row[role]["accuracy"] - row["baseline"]["accuracy"] for row in rows]
+        found[role] = {
+            "accuracy_mean": statistics.fmean(accuracy),
+            "accuracy_sd": statistics.stdev(accuracy) if len(rows) > 1 else 0.0,
+            "validation_mean": statistics.fmean(row[role]["validation"] for row in rows),
+            "difference_mean": statistics.fmean(difference),
+            "difference_sd": statistics.stdev(difference) if len(rows) > 1 else 0.0,
+            "seeds_above_baseline": sum(value > 0 for value in difference),
+            "seconds_mean": statistics.fmean(row[role]["seconds"] for row in rows),
+        }
+    return found
+
+
+if __name__ == "__main__":
+    main()

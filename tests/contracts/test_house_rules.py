@@ -1,0 +1,312 @@
+"""House rules that a machine can check; each rule is also shown a breach that it must notice.
+
+A rule yields one line per breach. Sizes are advice and are not checked.
+"""
+
+import ast
+import io
+import re
+import textwrap
+import tokenize
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.contracts import source
+
+Rule = Callable[[Path, ast.Module], Iterator[str]]
+
+SERVICE = ("api", "models_registry", "workers", "migrations")
+CODE = (*SERVICE, "tests", "benchmarks", "examples")
+
+FORBIDDEN_NAMES = {"utils", "common", "misc", "manager", "handler", "data", "info", "base"}
+# A folder of loaders and partitions inside the engine, named so by the tree in the style guide.
+ALLOWED_FOLDERS = {Path("workers/distill/data"), Path("tests/distill/data")}
+
+MAY_READ_ENVIRONMENT = {
+    "models_registry/settings.py": "the settings of every process",
+    "api/client/up.py": "hands its own environment to the processes that it starts",
+    "workers/engine_process.py": "picks the few variables that an engine may see",
+}
+MAY_CATCH_EVERYTHING = {
+    "models_registry/outbox.py": "passes the failure on once what went out is recorded",
+    "api/errors.py": "the API's last handler",
+    "api/client/shell.py": "the command line's last resort: a sentence, not a traceback",
+    "workers/distill/run.py": "top of the engine; and a compiler that fails in any way",
+    "workers/distill/checkpoint.py": "a damaged file fails in any way: the one before is tried",
+    "workers/distill/inspection.py": "top of the inspection of uploads",
+}
+MAY_WRITE_JOB_STATE = {"models_registry/jobs.py"}
+
+
+def at(path: Path, node: ast.AST, what: str) -> str:
+    """Return one breach as `file:line: what`."""
+    return f"{path}:{getattr(node, 'lineno', 1)}: {what}"
+
+
+def no_print(path: Path, module: ast.Module) -> Iterator[str]:
+    """Forbid `print`: processes log, the engine reports, the command line has its console."""
+    for node in ast.walk(module):
+        match node:
+            case ast.Call(func=ast.Name(id="print" | "pprint")):
+                yield at(path, node, "print")
+
+
+def no_environment(path: Path, module: ast.Module) -> Iterator[str]:
+    """Forbid reading the environment anywhere but in settings."""
+    if str(path) in MAY_READ_ENVIRONMENT:
+        return
+    for node in ast.walk(module):
+        match node:
+            case ast.Attribute(value=ast.Name(id="os"), attr="environ" | "environb" | "getenv"):
+                yield at(path, node, f"os.{node.attr}")
+            case ast.ImportFrom(module="os", names=names):
+                yield from (
+                    at(path, node, f"from os import {name.name}")
+                    for name in names
+                    if name.name in {"environ", "environb", "getenv"}
+                )
+
+
+def no_empty_names(path: Path, module: ast.Module) -> Iterator[str]:
+    """Forbid names that do not say what they hold; fields of bodies are the contract's own."""
+    for part in (path, *path.parents):
+        if part.stem.removeprefix("test_") in FORBIDDEN_NAMES and part not in ALLOWED_FOLDERS:
+            yield at(path, module, f"file or folder {part.name}")
+    fields = fields_of(module)
+    for node in ast.walk(module):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                pass
+            case ast.ClassDef(name=name) | ast.arg(arg=name):
+                pass
+            case ast.Name(id=name, ctx=ast.Store()) if node not in fields:
+                pass
+            case _:
+                continue
+        if name.lower() in FORBIDDEN_NAMES:
+            yield at(path, node, f"name {name}")
+
+
+def fields_of(module: ast.Module) -> set[ast.expr]:
+    """Return the names that are annotated directly in a class's body."""
+    return {
+        statement.target
+        for node in ast.walk(module)
+        if isinstance(node, ast.ClassDef)
+        for statement in node.body
+        if isinstance(statement, ast.AnnAssign)
+    }
+
+
+def no_broad_except(path: Path, module: ast.Module) -> Iterator[str]:
+    """Forbid swallowing everything, but at the top of a task, of the API and of the engine.
+
+    Cleaning up and raising again swallows nothing.
+    """
+    if str(path) in MAY_CATCH_EVERYTHING:
+        return
+    for node in ast.walk(module):
+        if not isinstance(node, ast.ExceptHandler):
+            continue
+        if isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None:
+            continue
+        caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+        for kind in caught:
+            match kind:
+                case None:
+                    yield at(path, node, "bare except")
+                case ast.Name(id="Exception" | "BaseException"):
+                    yield at(path, node, f"except {kind.id}")
+
+
+def no_state_write(path: Path, module: ast.Module) -> Iterator[str]:
+    """Forbid writing a job's state outside the one door for it."""
+    if str(path) in MAY_WRITE_JOB_STATE:
+        return
+    for node in ast.walk(module):
+        match node:
+            case ast.Attribute(attr="state", ctx=ast.Store()) if names_a_job(node.value):
+                yield at(path, node, ast.unparse(node) + " =")
+            case ast.Call(func=ast.Name(id="setattr"), args=[owner, ast.Constant("state"), *_]):
+                if names_a_job(owner):
+                    yield at(path, node, ast.unparse(node))
+            case ast.Call(func=ast.Attribute(attr="values", value=statement), keywords=keywords):
+                of_jobs = re.search(r"update\((\w+\.)*Job(Row)?\)", ast.unparse(statement))
+                if of_jobs and any(keyword.arg == "state" for keyword in keywords):
+                    yield at(path, node, "update(Job) ... values(state=...)")
+
+
+def names_a_job(owner: ast.expr) -> bool:
+    """Tell whether an expression reads like a job: `job`, `self.job`, `queued_job`."""
+    last = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
+    return last == "job" or last.endswith("_job")
+
+
+def no_assert(path: Path, module: ast.Module) -> Iterator[str]:
+    """Forbid `assert` outside tests: callers get named errors."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.Assert):
+            yield at(path, node, "assert")
+
+
+def silences(path: Path, lines: io.StringIO) -> Iterator[str]:
+    """Yield the comments that silence a tool without a code or a reason, or postpone work.
+
+    The reason stands behind the code, or in a comment of its own on the line before.
+    """
+    above = -1
+    for token in tokenize.generate_tokens(lines.readline):
+        if token.type != tokenize.COMMENT:
+            continue
+        reason = r"" if above == token.start[0] - 1 else r"( -|:| +#)? +\S.{7,}"
+        explained = r"[A-Z]+\d+(, ?[A-Z]+\d+)*" + reason
+        ignored = r"\[[a-z-]+(, ?[a-z-]+)*\]" + reason
+        above = token.start[0] if token.line.lstrip().startswith("#") else -1
+        where = f"{path}:{token.start[0]}: "
+        noqa = re.search(r"#\s*noqa\b:? ?(.*)", token.string, re.IGNORECASE)
+        if noqa and not re.match(explained, noqa[1]):
+            yield where + "noqa without code and reason"
+        ignore = re.search(r"#\s*type:\s*ignore(.*)", token.string)
+        if ignore and not re.match(ignored, ignore[1]):
+            yield where + "type: ignore without code and reason"
+        if re.search(r"\b(TO" + r"DO|FIX" + r"ME)\b", token.string):
+            yield where + "postponed work belongs in an issue"
+
+
+RULES: list[tuple[Rule, tuple[str, ...], str]] = [
+    (no_print, SERVICE, "print('x')"),
+    (no_environment, SERVICE, "import os\nx = os.environ['A']"),
+    (no_environment, SERVICE, "from os import getenv"),
+    (no_empty_names, CODE, "def handler(): ..."),
+    (no_empty_names, CODE, "class Manager: ..."),
+    (no_empty_names, CODE, "def read(data): ..."),
+    (no_empty_names, CODE, "info = 1"),
+    (no_broad_except, SERVICE, "try: ...\nexcept Exception: ..."),
+    (no_broad_except, SERVICE, "try: ...\nexcept (OSError, BaseException): ..."),
+    (no_broad_except, SERVICE, "try: ...\nexcept: ..."),
+    (no_state_write, CODE, "self.job.state = 'failed'"),
+    (no_state_write, CODE, "setattr(job, 'state', 'failed')"),
+    (no_state_write, CODE, "sa.update(tables.JobRow).where(x).values(state='failed')"),
+    (no_assert, SERVICE, "assert x"),
+]
+
+
+class TestCode:
+    @pytest.mark.parametrize(
+        ("rule", "tops"),
+        {rule.__name__: (rule, tops) for rule, tops, _ in RULES}.values(),
+        ids=lambda value: getattr(value, "__name__", ""),
+    )
+    def test_keeps(self, rule: Rule, tops: tuple[str, ...]) -> None:
+        breaches = [
+            line for path in source.python_files(*tops) for line in rule(path, source.tree(path))
+        ]
+        assert not breaches, "\n" + "\n".join(breaches)
+
+    @pytest.mark.parametrize(("rule", "breach"), [(rule, breach) for rule, _, breach in RULES])
+    def test_would_be_caught_breaking(self, rule: Rule, breach: str) -> None:
+        assert list(rule(Path("api/example.py"), ast.parse(breach))) != []
+
+    def test_explains_every_silence_and_postpones_nothing(self) -> None:
+        breaches = [
+            line
+            for path in source.python_files(*CODE)
+            for line in silences(path, io.StringIO(source.text(path)))
+        ]
+        assert not breaches, "\n" + "\n".join(breaches)
+
+    @pytest.mark.parametrize(
+        "comment",
+        [
+            "# no" + "qa",
+            "# no" + "qa: E501",
+            "# type: " + "ignore",
+            "# type: " + "ignore[arg-type]",
+            "# TO" + "DO: later",
+        ],
+    )
+    def test_would_be_caught_silencing(self, comment: str) -> None:
+        assert list(silences(Path("x.py"), io.StringIO(f"x = 1  {comment}\n"))) != []
+
+    @pytest.mark.parametrize(
+        "comment",
+        [
+            "# no" + "qa: S603 - the command is ours",
+            "# type: " + "ignore[misc]  # the library has no types",
+            "\n# The library has no types.\nx = 1  # type: " + "ignore[misc]",
+        ],
+    )
+    def test_may_silence_with_a_reason(self, comment: str) -> None:
+        assert list(silences(Path("x.py"), io.StringIO(f"x = 1  {comment}\n"))) == []
+
+    def test_may_name_a_field_as_the_contract_does(self) -> None:
+        body = textwrap.dedent(
+            """
+            class Page:
+                data: list[int]
+            """
+        )
+        assert list(no_empty_names(Path("api/example.py"), ast.parse(body))) == []
+
+    def test_exceptions_to_the_rules_are_still_needed(self) -> None:
+        """A line in a list of exceptions that its file does not use any more must go."""
+        unused = [
+            path
+            for path in MAY_CATCH_EVERYTHING
+            if not re.search(r"except (Base)?Exception\b", source.text(Path(path)))
+        ]
+        unused += [
+            path
+            for path in MAY_READ_ENVIRONMENT.keys() - {"models_registry/settings.py"}
+            if "os.environ" not in source.text(Path(path))
+        ]
+        assert unused == []
+
+
+class TestMirror:
+    def test_every_method_has_a_test_of_the_same_name(self) -> None:
+        methods = [
+            path.relative_to("workers/distill")
+            for path in source.python_files("workers")
+            if path.match("workers/distill/methods/*/*.py") and path.name != "__init__.py"
+        ]
+        expected = {Path("tests/distill", path).with_name(f"test_{path.name}") for path in methods}
+        assert expected - set(source.files()) == set()
+
+
+class TestFiles:
+    def texts(self) -> Iterator[tuple[Path, str]]:
+        for path in source.files():
+            content = (source.ROOT / path).read_bytes()
+            if b"\0" not in content[:4096]:
+                yield path, content.decode()
+
+    def test_name_no_machine(self) -> None:
+        """A path below somebody's home or work folder exists on one machine only."""
+        place = re.compile(r"(?<![\w.~/-])/(home|Users|root|work)/\w")
+        breaches = [
+            f"{path}: {found[0]}"
+            for path, content in self.texts()
+            for found in place.finditer(content)
+        ]
+        assert not breaches, "\n" + "\n".join(breaches)
+
+    def test_name_no_package_registry(self) -> None:
+        """Where packages come from is the machine's own setting."""
+        hosts = [
+            "py" + "pi.org",
+            "python" + "hosted.org",
+            "download.py" + "torch.org",
+            "registry.npm" + "js.org",
+            "deb.deb" + "ian.org",
+        ]
+        breaches = [
+            f"{path}: {host}" for path, content in self.texts() for host in hosts if host in content
+        ]
+        assert not breaches, "\n" + "\n".join(breaches)
+
+    def test_constraints_pin_versions_and_nothing_else(self) -> None:
+        lines = source.text(Path("constraints.txt")).splitlines()
+        assert [line for line in lines if not re.fullmatch(r"[a-z0-9.-]+==[\w.]+", line)] == []

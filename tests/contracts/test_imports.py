@@ -1,0 +1,132 @@
+"""The arrows between the packages hold, on paper and in a running interpreter."""
+
+import subprocess
+import sys
+import textwrap
+
+import grimp
+import pytest
+
+from tests.contracts import source
+
+# A finder that comes first and refuses, so that a forbidden import fails where it stands.
+BLOCKED = """
+import importlib.abc
+import sys
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ImportError("forbidden here: " + name)
+        return None
+
+sys.meta_path.insert(0, Refuse())
+import {module}
+loaded = sorted(set(sys.modules) & {blocked!r})
+assert not loaded, loaded
+"""
+LINT = "from importlinter import cli; raise SystemExit(cli.lint_imports(no_cache=True))"
+ENGINE_LIBRARIES = {"torch", "torchvision", "timm", "safetensors", "sklearn", "scipy", "jaxtyping"}
+
+
+def import_without(module: str, blocked: set[str]) -> subprocess.CompletedProcess[str]:
+    """Import a module in a fresh interpreter in which some packages cannot be imported."""
+    program = textwrap.dedent(BLOCKED).format(module=module, blocked=blocked)
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=source.ROOT,
+        env=source.environment(),
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+
+
+class TestFreshInterpreter:
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        "module",
+        [
+            "api.app",
+            "api.client.cli",
+            "workers.celery_app",
+            "workers.tasks",
+            "workers.runner",
+            "workers.maintenance",
+        ],
+    )
+    def test_loads_a_process_of_the_service_without_the_engine(self, module: str) -> None:
+        done = import_without(module, ENGINE_LIBRARIES)
+        assert done.returncode == 0, done.stderr
+
+    @pytest.mark.slow
+    def test_loads_the_client_without_the_server(self) -> None:
+        done = import_without("api.client.cli", {"fastapi", "starlette", "uvicorn", "celery"})
+        assert done.returncode == 0, done.stderr
+
+    @pytest.mark.slow
+    def test_loads_the_engine_without_the_service(self) -> None:
+        service = {"api", "models_registry", "fastapi", "celery", "sqlalchemy", "httpx", "redis"}
+        done = import_without("workers.distill.run", service)
+        assert done.returncode == 0, done.stderr
+
+    def test_notices_a_forbidden_import(self) -> None:
+        done = import_without("json.decoder", {"json"})
+        assert done.returncode == 1
+        assert "forbidden here: json" in done.stderr
+
+
+class TestContracts:
+    @pytest.mark.slow
+    def test_hold(self) -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", LINT],
+            cwd=source.ROOT,
+            env=source.environment(),
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def test_cover_every_package(self) -> None:
+        contracts = source.pyproject()["tool"]["importlinter"]
+        assert set(contracts["root_packages"]) == set(source.PACKAGES)
+
+    def test_engine_imports_nothing_of_ours_outside_itself(self) -> None:
+        graph = grimp.build_graph(*source.PACKAGES, cache_dir=None)
+        engine = {"workers.distill", *graph.find_descendants("workers.distill")}
+        outside = {
+            f"{module} -> {imported}"
+            for module in engine
+            for imported in graph.find_modules_directly_imported_by(module)
+            if imported not in engine
+        }
+        assert outside == set()
+
+    def test_everything_that_is_imported_is_declared(self) -> None:
+        """A base install must be able to load the API: no import hides in an extra."""
+        graph = grimp.build_graph(
+            "api", "models_registry", include_external_packages=True, cache_dir=None
+        )
+        ours = {module for module in graph.modules if module.partition(".")[0] in source.PACKAGES}
+        external = {
+            imported.partition(".")[0]
+            for module in ours
+            for imported in graph.find_modules_directly_imported_by(module)
+        }
+        third_party = external - set(source.PACKAGES) - set(sys.stdlib_module_names)
+        assert third_party <= declared_imports()
+
+
+def declared_imports() -> set[str]:
+    """Return the top-level modules that the base dependencies bring, directly named ones only."""
+    module_of = {"pyyaml": "yaml", "prometheus-client": "prometheus_client"}
+    # Starlette is FastAPI's own foundation, kombu is Celery's: both are part of their interface.
+    modules = {"starlette", "kombu"}
+    for requirement in source.pyproject()["project"]["dependencies"]:
+        name = requirement.split(";")[0].split(">=")[0].split("[")[0].strip()
+        modules.add(module_of.get(name, name.replace("-", "_")))
+    return modules

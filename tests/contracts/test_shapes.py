@@ -1,0 +1,25 @@
+"""Shapes in the engine's signatures are checked while tests run."""
+
+import importlib
+import pkgutil
+
+import jaxtyping
+import pytest
+import torch
+
+from workers import distill
+
+
+class TestShapes:
+    @pytest.mark.slow
+    def test_of_every_module_can_be_checked(self) -> None:
+        for found in pkgutil.walk_packages(distill.__path__, "workers.distill."):
+            if not found.name.endswith("__main__"):
+                importlib.import_module(found.name)
+
+    @pytest.mark.slow
+    def test_that_are_wrong_do_not_survive(self) -> None:
+        from workers.distill.networks import interface
+
+        with pytest.raises(jaxtyping.TypeCheckError):
+            interface.Features(logits=torch.zeros(2, 3, 4), pooled=torch.zeros(2, 3))

@@ -1,0 +1,210 @@
+"""The whole path, over HTTP: teacher in, student out, and what happens on the way."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.client import errors, types
+from api.client.client import Client
+from tests.journeys.stacks import Stack
+
+pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(300)]
+
+TINY = {"network": "retort/resnet8", "arguments": {"widths": [4, 4, 8, 16]}}
+
+
+def a_job(teacher: str | None, **changes: Any) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "name": "journey",
+        "teacher": teacher,
+        "student": TINY,
+        "dataset": "digits@1",
+        "method": {"name": "kd"},
+        "training": {"epochs": 4},
+    }
+    return {**spec, **changes}
+
+
+def wait_for(retort: Client, job_id: str, *states: str, seconds: float = 60) -> types.Job:
+    """Return the job once it is in one of the states."""
+    deadline = time.monotonic() + seconds
+    while (job := retort.jobs.get(job_id)).state not in states:
+        assert not job.is_final, job
+        assert time.monotonic() < deadline, job
+        time.sleep(0.1)
+    return job
+
+
+def wait_for_event(retort: Client, job_id: str, kind: str, *, seconds: float = 90) -> None:
+    """Wait until the job's log has an event of this type."""
+    deadline, after = time.monotonic() + seconds, 0
+    while time.monotonic() < deadline:
+        page = retort.jobs.events(job_id, after=after, wait_seconds=5)
+        for event in page.data:
+            after = event.sequence
+            if event.type == kind:
+                return
+    raise AssertionError(f"no {kind} within {seconds} s")
+
+
+class TestAJob:
+    def test_gives_a_student_that_scores_what_the_registry_states(
+        self, retort: Client, teacher: str, tmp_path: Path
+    ):
+        spec = a_job(teacher, method={"name": "dkd", "warmup_epochs": 2}, baseline=True)
+        job = retort.jobs.submit(spec)
+        events = list(retort.jobs.stream(job.id))
+        ended = retort.jobs.get(job.id)
+        assert ended.state == "succeeded", ended
+        assert ended.result is not None
+        assert set(ended.result.scores) == {"teacher", "student", "baseline"}
+        kinds = [event.type for event in events]
+        assert kinds[:2] == ["job.validating", "job.queued"]
+        assert kinds[-1] == "job.succeeded"
+        assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+        series = {one.key: one.points for one in retort.jobs.metrics(job.id)}
+        assert {"loss/total", "loss/task", "loss/dkd", "validation/accuracy"} <= series.keys()
+        assert "baseline/validation/accuracy" in series
+        assert [p.epoch for p in series["validation/accuracy"]] == [1, 2, 3, 4]
+
+        student = retort.jobs.download_student(job.id, tmp_path / "student.safetensors")
+        digest = hashlib.sha256(student.read_bytes()).hexdigest()
+        assert ended.result.digest == f"sha256:{digest}"
+        measured = subprocess.run(
+            [sys.executable, "-m", "workers.distill.evaluate", student, "--dataset", "digits"],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parents[2],
+        )
+        stated = ended.result.scores["student"]
+        assert stated is not None
+        assert json.loads(measured.stdout)["accuracy"] == stated["accuracy"]
+        version = retort.models.resolve(ended.result.student or "")
+        lineage = retort.models.lineage(version.name, version.version)
+        assert job.id in json.dumps(lineage)
+        assert teacher in json.dumps(lineage)
+
+    def test_shows_metrics_and_progress_while_it_runs(self, retort: Client, teacher: str):
+        job = retort.jobs.submit(a_job(teacher, training={"epochs": 60}))
+        wait_for(retort, job.id, "running")
+        deadline = time.monotonic() + 60
+        while not (now := retort.jobs.get(job.id)).metrics:
+            assert time.monotonic() < deadline
+            assert now.state == "running"
+            time.sleep(0.2)
+        assert 0 < now.progress < 1
+        assert now.estimated_end_at is not None
+        retort.jobs.cancel(job.id)
+        assert retort.jobs.wait(job.id, timeout=30).state == "cancelled"
+
+    def test_that_is_cancelled_stops_within_seconds_and_registers_nothing(
+        self, retort: Client, teacher: str
+    ):
+        student = {**TINY, "register_as": "never"}
+        job = retort.jobs.submit(a_job(teacher, student=student, training={"epochs": 500}))
+        wait_for(retort, job.id, "running")
+        began = time.monotonic()
+        assert retort.jobs.cancel(job.id).state == "cancelling"
+        assert retort.jobs.wait(job.id, timeout=30, poll_seconds=0.2).state == "cancelled"
+        assert time.monotonic() - began < 15
+        with pytest.raises(errors.ProblemError) as caught:
+            retort.models.get("never")
+        assert caught.value.status == 404
+
+    def test_that_is_paused_goes_on_where_it_stopped(self, retort: Client, teacher: str):
+        job = retort.jobs.submit(a_job(teacher, training={"epochs": 60}))
+        wait_for(retort, job.id, "running")
+        wait_for_metrics(retort, job.id)
+        retort.jobs.pause(job.id)
+        wait_for(retort, job.id, "paused", seconds=30)
+        retort.jobs.resume(job.id)
+        ended = retort.jobs.wait(job.id, timeout=120)
+        assert ended.state == "succeeded", ended
+        assert ended.attempt == 2
+        assert sum(e.type == "job.running" for e in retort.jobs.events(job.id).data) == 2
+
+    def test_survives_the_death_of_worker_and_engine_with_the_same_bytes(
+        self, stack: Stack, retort: Client, teacher: str
+    ):
+        spec = a_job(
+            teacher,
+            training={"epochs": 80, "checkpoint_seconds": 1},
+            method={"name": "dkd"},
+        )
+        job = retort.jobs.submit(spec)
+        wait_for_event(retort, job.id, "job.checkpoint")
+        stack.kill_worker_and_engine()
+        ended = retort.jobs.wait(job.id, timeout=150)
+        assert ended.state == "succeeded", ended
+        assert ended.attempt == 2
+        log = [event.type for event in retort.jobs.events(job.id).data]
+        assert log.count("job.succeeded") == 1
+        undisturbed = retort.jobs.wait(retort.jobs.submit(spec).id, timeout=150)
+        assert undisturbed.attempt == 1
+        assert ended.result is not None
+        assert undisturbed.result is not None
+        assert ended.result.digest == undisturbed.result.digest
+
+
+def wait_for_metrics(retort: Client, job_id: str, *, seconds: float = 60) -> None:
+    """Wait until the job has shown its first metrics."""
+    deadline = time.monotonic() + seconds
+    while not retort.jobs.get(job_id).metrics:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+class TestBadInput:
+    def test_a_misspelt_hyper_parameter_is_refused_with_its_name_and_the_nearest(
+        self, stack: Stack, teacher: str, tmp_path: Path
+    ):
+        spec = tmp_path / "spec.json"
+        wrong = a_job(teacher, method={"name": "dkd", "betta": 8})
+        spec.write_text(json.dumps(wrong))
+        answer = stack.run("submit", str(spec))
+        assert answer.returncode == 3
+        assert "betta" in answer.stderr
+        assert "beta" in answer.stderr
+        assert "Traceback" not in answer.stderr
+
+    def test_a_pickle_with_code_is_rejected_and_not_run(
+        self, stack: Stack, retort: Client, tmp_path: Path
+    ):
+        marker = tmp_path / "executed"
+        path = tmp_path / "evil.pt"
+        path.write_bytes(b"cos\nsystem\n(S'touch " + str(marker).encode() + b"'\ntR.")
+        answer = stack.run(
+            *("upload", "model", "evil", str(path), "--network", "retort/resnet8"),
+            *("--classes", "10", "--channels", "1", "--height", "8", "--width", "8"),
+            *("--mean", "0.3", "--std", "0.4", "--wait"),
+        )
+        assert answer.returncode == 3, answer
+        assert retort.models.version("evil", 1).state == "rejected"
+        assert not marker.exists()
+
+    def test_a_teacher_of_another_shape_is_rejected_with_the_keys(
+        self, retort: Client, teacher: str, tmp_path: Path
+    ):
+        made = retort.models.resolve(teacher)
+        path = retort.models.download(made, tmp_path / "teacher.safetensors")
+        upload = retort.uploads.send(path, purpose="model")
+        version = retort.models.register(
+            "too-deep", upload, network="retort/resnet14", classes=10, input=made.input or {}
+        )
+        with pytest.raises(errors.Rejected) as caught:
+            retort.models.wait("too-deep", version.version, timeout=60)
+        assert "layer1.1" in str(caught.value)
+        rejected = retort.models.version("too-deep", 1)
+        assert rejected.state == "rejected"
+        assert rejected.rejection is not None
+        assert "layer1.1.conv1.weight" in rejected.rejection.missing_keys
+        with pytest.raises(errors.ProblemError) as refused:
+            retort.jobs.submit(a_job("too-deep@1"))
+        assert refused.value.status == 422
