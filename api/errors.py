@@ -103,11 +103,6 @@ def internal(connection: HTTPConnection) -> Response:
     )
 
 
-def draining(connection: HTTPConnection) -> Response:
-    """Return the answer to a request that needs longer than this process has left."""
-    return of(connection, errors.Unavailable("this process is shutting down", code="draining"))
-
-
 def of(connection: HTTPConnection, error: errors.RegistryError) -> Response:
     """Return the problem that answers `error`."""
     answer = next(TABLE[kind] for kind in type(error).__mro__ if kind in TABLE)

@@ -106,3 +106,10 @@ def _first_answer(first: tables.IdempotencyRow | None, wanted: Request) -> Answe
         fault = errors.Fault("/header/idempotency-key", "idempotency_key_reused", message)
         raise errors.Refused(message, code="idempotency_key_reused", faults=[fault])
     return Answer(first.status, first.response, first.location)
+
+
+def forget(session: Session) -> int:
+    """Delete the answers that are past their time, and return how many."""
+    row = tables.IdempotencyRow
+    old = row.created_at < database.now(session) - KEPT_FOR
+    return len(session.scalars(sa.delete(row).where(old).returning(row.key)).all())

@@ -24,7 +24,7 @@ Kind = Literal["models", "datasets"]
 KINDS: tuple[Kind, ...] = ("models", "datasets")
 QUEUE = "inspect"
 MAX_ATTEMPTS = 3
-LEASE_SECONDS = 3600.0
+LEASE_SECONDS = 60.0
 
 Version = tables.ModelVersionRow | tables.DatasetVersionRow
 _ROWS: dict[Kind, type[Version]] = {
@@ -49,7 +49,9 @@ class Inspection:
     version: Version
 
 
-def claim(session: Session, *, kind: Kind, version_id: str) -> Inspection | None:
+def claim(
+    session: Session, *, kind: Kind, version_id: str, lease_seconds: float = LEASE_SECONDS
+) -> Inspection | None:
     """Take a pending version, or return None where there is nothing to take (any more)."""
     row: Any = _ROWS[kind]
     now = database.now(session)
@@ -63,7 +65,7 @@ def claim(session: Session, *, kind: Kind, version_id: str) -> Inspection | None
         .values(
             inspection_fence=row.inspection_fence + 1,
             inspection_attempts=row.inspection_attempts + 1,
-            inspection_expires_at=now + timedelta(seconds=LEASE_SECONDS),
+            inspection_expires_at=now + timedelta(seconds=lease_seconds),
         )
         .returning(row.inspection_fence)
         .execution_options(synchronize_session=False)
@@ -77,6 +79,18 @@ def claim(session: Session, *, kind: Kind, version_id: str) -> Inspection | None
     upload = session.get_one(tables.UploadRow, version.upload_id)
     blob = session.get_one(tables.BlobRow, upload.blob_sha256)
     return Inspection(kind, version_id, fence, upload.filename, blob, version)
+
+
+def renew(
+    session: Session, inspection: Inspection, *, lease_seconds: float = LEASE_SECONDS
+) -> None:
+    """Extend the claim: large files take longer than one lease.
+
+    Raises: errors.StaleFence when another inspector has taken over.
+    """
+    version = _held(session, inspection)
+    version.inspection_expires_at = database.now(session) + timedelta(seconds=lease_seconds)
+    session.flush()
 
 
 def accept(
@@ -121,9 +135,14 @@ def reject(session: Session, inspection: Inspection, *, rejection: dict[str, Any
     _reject(session, _held(session, inspection), rejection)
 
 
-def give_back(session: Session, inspection: Inspection) -> None:
-    """Let another worker inspect the version soon; the attempt has counted."""
+def give_back(session: Session, inspection: Inspection, *, counted: bool) -> None:
+    """Let another worker inspect the version soon.
+
+    `counted` attempts are those that the file itself may be to blame for; too many reject it.
+    """
     version = _held(session, inspection)
+    if not counted:
+        version.inspection_attempts -= 1
     version.inspection_expires_at = None
     version.announced_at = None
     session.flush()

@@ -171,6 +171,7 @@ def _consequences(job: tables.JobRow, state: State, event: Event, now: datetime)
     columns: dict[str, Any] = {}
     if state is State.QUEUED:
         columns |= {"queued_at": now, "not_before": now, "announced_at": None}
+        columns["announce_again_at"] = None
         if event in (Event.FAIL_RETRYABLE, Event.LEASE_EXPIRED):
             columns["not_before"] = now + backoff(job.attempt - job.releases)
     if event is Event.RELEASED or (job.state, state) == (State.PAUSING, State.PAUSED):

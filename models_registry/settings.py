@@ -6,9 +6,9 @@ Read once (`Settings()`) where a process starts, then handed on. `.env.example` 
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -69,6 +69,15 @@ class Settings(BaseSettings):
     allow_pickle: bool = Field(
         True, description="Convert weights-only PyTorch files; false: safetensors only."
     )
+
+    @model_validator(mode="after")
+    def _heartbeats_fit_into_a_lease(self) -> Self:
+        if self.heartbeat_seconds > self.lease_seconds / 2:
+            raise ValueError(
+                f"RETORT_HEARTBEAT_SECONDS is {self.heartbeat_seconds:g}: at most half of "
+                f"RETORT_LEASE_SECONDS ({self.lease_seconds:g}), or every lease is lost"
+            )
+        return self
 
     @property
     def cache_dir(self) -> Path:

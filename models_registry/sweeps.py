@@ -19,7 +19,7 @@ log = structlog.get_logger()
 
 BATCH = 100
 ORPHAN_GRACE = timedelta(hours=24)
-IDEMPOTENCY_KEPT = timedelta(hours=24)
+LONGEST_SILENCE = timedelta(minutes=15)
 
 
 def reap(
@@ -127,27 +127,27 @@ def republish(session: Session, *, after_seconds: float) -> int:
     """Announce queued jobs again that nobody has claimed, and return how many.
 
     This alone makes the loss of every message in the broker harmless. It is also what announces
-    a job whose back-off has passed.
+    a job whose back-off has passed. The pauses grow with the time a job has waited, so that a long
+    queue does not fill the broker with messages that busy workers have no use for.
     """
     now = database.now(session)
     row = tables.JobRow
+    early = now - timedelta(seconds=after_seconds)
     silent = sa.or_(
-        row.announced_at.is_(None), row.announced_at < now - timedelta(seconds=after_seconds)
+        row.announced_at.is_(None),
+        sa.and_(row.announce_again_at.is_(None), row.announced_at < early),
+        row.announce_again_at < now,
     )
     due = sa.select(row).where(row.state == State.QUEUED, row.not_before <= now, silent)
     batch = due.order_by(row.priority.desc(), row.queued_at).limit(BATCH)
     unclaimed = session.scalars(batch.with_for_update(skip_locked=True)).all()
     for job in unclaimed:
+        waited = now - (job.queued_at or now)
+        pause = min(max(waited, timedelta(seconds=after_seconds)), LONGEST_SILENCE)
         jobs.announce(session, job, now)
+        job.announce_again_at = now + pause
     session.flush()
     return len(unclaimed)
-
-
-def forget_idempotency_keys(session: Session) -> int:
-    """Delete idempotency keys past their time, and return how many."""
-    row = tables.IdempotencyRow
-    old = row.created_at < database.now(session) - IDEMPOTENCY_KEPT
-    return len(session.scalars(sa.delete(row).where(old).returning(row.key)).all())
 
 
 _REFERENCES = (

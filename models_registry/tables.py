@@ -289,6 +289,7 @@ class JobRow(Row):
     lease_expires_at: Mapped[datetime | None]
     not_before: Mapped[datetime]
     announced_at: Mapped[datetime | None]
+    announce_again_at: Mapped[datetime | None]  # set from the second announcement on
     max_runtime_seconds: Mapped[float | None]
     queue_deadline_seconds: Mapped[float | None]
     active_seconds: Mapped[float] = mapped_column(default=0.0)  # of ended attempts

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import sqlalchemy.exc
 import structlog
 from sqlalchemy.orm import Session
 
@@ -27,8 +28,12 @@ _MODULE = "workers.distill.inspection"
 _TICK_SECONDS = 0.2
 # A database that is away for longer loses the answer; the claim runs out, and all is repeated.
 _PATIENCE_SECONDS = 600.0
-# A child that hangs is ended while the claim still holds.
-_LIMIT_SECONDS = inspections.LEASE_SECONDS * 0.75
+# A child that hangs is ended.
+_LIMIT_SECONDS = 3600.0
+
+
+class _Died(Exception):
+    """The child ended without a last word, or took too long: perhaps the file's fault."""
 
 
 @dataclass(frozen=True)
@@ -42,32 +47,87 @@ class _Answer:
 def inspect(context: Context, kind: inspections.Kind, version_id: str) -> str | None:
     """Inspect a pending version; return `ready` or `rejected`, None where nothing was decided."""
     with context.sessions.begin() as session:
-        inspection = inspections.claim(session, kind=kind, version_id=version_id)
+        inspection = inspections.claim(
+            session,
+            kind=kind,
+            version_id=version_id,
+            lease_seconds=context.settings.lease_seconds,
+        )
     if inspection is None:
         return None
-    try:
-        with staging.scratch(context.settings.scratch_dir, version_id) as workdir:
-            answer = _examine(context, inspection, workdir)
-    except (errors.RegistryError, OSError) as error:
-        log.warning("inspection_postponed", version_id=version_id, error=str(error))
-        answer = _postponed(inspection)
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    try:
-        context.persist(
-            answer.write,
-            hopeless=lambda: context.shutting_down.is_set() or time.monotonic() > deadline,
-        )
-    except (errors.StaleFence, errors.Unavailable) as error:
-        log.warning("inspection_stale", kind=kind, version_id=version_id, because=str(error))
-        return None
+    with _Hold(context, inspection) as hold:
+        answer = _answer(context, inspection, hold)
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        try:
+            context.persist(
+                answer.write,
+                hopeless=lambda: hold.must_stop() or time.monotonic() > deadline,
+            )
+        except (errors.StaleFence, errors.Unavailable) as error:
+            log.warning("inspection_stale", kind=kind, version_id=version_id, because=str(error))
+            return None
     return answer.state
 
 
-def _examine(context: Context, inspection: inspections.Inspection, workdir: Path) -> _Answer:
+class _Hold:
+    """Keeps a claim while its inspection lasts, however large the file is."""
+
+    def __init__(self, context: Context, inspection: inspections.Inspection) -> None:
+        self._context = context
+        self._inspection = inspection
+        self._done = threading.Event()
+        self._lost = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="inspection-hold", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Start to renew the claim."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Stop to renew it."""
+        self._done.set()
+        self._thread.join()
+
+    def must_stop(self) -> bool:
+        """Return whether the work is in vain, or this worker shuts down."""
+        return self._lost.is_set() or self._context.shutting_down.is_set()
+
+    def _beat(self) -> None:
+        settings = self._context.settings
+        while not self._done.wait(settings.heartbeat_seconds):
+            try:
+                with self._context.sessions.begin() as session:
+                    inspections.renew(
+                        session, self._inspection, lease_seconds=settings.lease_seconds
+                    )
+            except errors.StaleFence:
+                self._lost.set()
+                return
+            except sqlalchemy.exc.SQLAlchemyError as error:
+                log.warning("database_unreachable", error=str(error))
+
+
+def _answer(context: Context, inspection: inspections.Inspection, hold: _Hold) -> _Answer:
+    """Inspect, and turn what is not the file's fault into another attempt."""
+    try:
+        with staging.scratch(context.settings.scratch_dir, inspection.version_id) as workdir:
+            return _examine(context, inspection, workdir, hold)
+    except _Died as error:
+        log.warning("inspection_died", version_id=inspection.version_id, because=str(error))
+        return _postponed(inspection, counted=True)
+    except (errors.RegistryError, OSError) as error:
+        log.warning("inspection_postponed", version_id=inspection.version_id, error=str(error))
+        return _postponed(inspection, counted=False)
+
+
+def _examine(
+    context: Context, inspection: inspections.Inspection, workdir: Path, hold: _Hold
+) -> _Answer:
     staging.fetch(context.storage, inspection.blob, workdir / "upload")
-    report = _ask(_request(context, inspection), workdir, hurry=context.shutting_down)
+    report = _ask(_request(context, inspection), workdir, must_stop=hold.must_stop)
     if report is None or report.get("retryable"):
-        return _postponed(inspection)
+        return _postponed(inspection, counted=False)
     if report["type"] == "failure":
         rejection = _rejection(report)
         return _Answer("rejected", lambda s: inspections.reject(s, inspection, rejection=rejection))
@@ -77,8 +137,8 @@ def _examine(context: Context, inspection: inspections.Inspection, workdir: Path
     return _accepted_dataset(context, inspection, report, workdir)
 
 
-def _postponed(inspection: inspections.Inspection) -> _Answer:
-    return _Answer(None, lambda s: inspections.give_back(s, inspection))
+def _postponed(inspection: inspections.Inspection, *, counted: bool) -> _Answer:
+    return _Answer(None, lambda s: inspections.give_back(s, inspection, counted=counted))
 
 
 def _request(context: Context, inspection: inspections.Inspection) -> dict[str, Any]:
@@ -107,12 +167,12 @@ def _ask(
     request: dict[str, Any],
     workdir: Path,
     *,
-    hurry: threading.Event | None = None,
+    must_stop: Callable[[], bool] = lambda: False,
     limit_seconds: float = _LIMIT_SECONDS,
 ) -> Report | None:
-    """Run the child and return its last word.
+    """Run the child and return its last word, or None when it was stopped by `must_stop`.
 
-    None when it ended without one, took longer than the limit, or was stopped by `hurry`.
+    Raises: _Died when it ended without a last word, or took longer than the limit.
     """
     path = workdir / "request.json"
     path.write_text(json.dumps(request))
@@ -122,17 +182,17 @@ def _ask(
     # Without a GPU: loading weights and one forward pass need none, and a job may be using it.
     with EngineProcess(_MODULE, arguments, workdir=workdir, device="cpu") as child:
         while not child.has_ended:
-            if hurry is not None and hurry.is_set():
+            if must_stop():
                 return None
             if time.monotonic() > deadline:
-                log.warning("inspection_too_slow", seconds=limit_seconds)
-                return None
+                raise _Died(f"it took longer than {limit_seconds:g} s")
             report = child.next_report(_TICK_SECONDS)
             if report is not None and report["type"] in ("result", "failure"):
                 answer = report
         code = child.wait()
         if answer is None:
-            log.warning("inspection_died", code=code, log_tail=child.log_tail())
+            tail = " | ".join(child.log_tail()[-5:])
+            raise _Died(f"it ended with exit code {code} and no answer: {tail}")
     return answer
 
 
@@ -215,9 +275,12 @@ def builtin_dataset(name: str, folder: Path, *, cache: Path) -> str | None:
     with staging.locked(kept.parent / f".{name}.lock"):
         if not kept.exists():
             with staging.scratch(kept.parent, f".{name}") as workdir:
-                report = _ask({"kind": "builtin", "name": name}, workdir)
+                try:
+                    report = _ask({"kind": "builtin", "name": name}, workdir)
+                except _Died as error:
+                    return f"the process that writes it died: {error}"
                 if report is None or report["type"] == "failure":
-                    return str(report["message"]) if report else "the process writing it died"
+                    return str((report or {}).get("message"))
                 (workdir / "dataset").rename(kept)
     for path in kept.iterdir():
         staging.link(path, folder / path.name)

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import structlog
 
-from models_registry import database, inspections, outbox, sweeps, uploads
+from models_registry import database, idempotency, inspections, outbox, sweeps, uploads
 from workers import inspector, staging
 from workers.context import Context
 
@@ -69,15 +69,26 @@ def sweep(context: Context, send: outbox.Send) -> dict[str, int]:
 def collect(context: Context) -> dict[str, int]:
     """Do what must be done every hour, and return how often each was needed."""
     done: dict[str, int] = {}
+    done["uploads_expired"] = _expire_uploads(context)
     with context.sessions.begin() as session:
-        done["uploads_expired"] = uploads.expire(session, context.storage)
-        done["keys_forgotten"] = sweeps.forget_idempotency_keys(session)
+        done["keys_forgotten"] = idempotency.forget(session)
         done["messages_forgotten"] = outbox.sweep(session)
     done["blobs_swept"] = sweeps.sweep_bytes(
         context.sessions, context.storage, grace=sweeps.ORPHAN_GRACE
     )
     _log(done, "collection_done")
     return done
+
+
+def _expire_uploads(context: Context) -> int:
+    """Close idle uploads, batch by batch; the call after the last closing drops the bytes."""
+    total = 0
+    while True:
+        with context.sessions.begin() as session:
+            closed = uploads.expire(session, context.storage)
+        if closed == 0:
+            return total
+        total += closed
 
 
 def tidy(context: Context) -> dict[str, int]:

@@ -55,9 +55,13 @@ def _stay(settings: Settings, worker_id: str, queues: list[str]) -> None:
     engine = database.connect(settings.database_url, pool_size=1)
     sessions = database.sessions(engine)
     _say(sessions, worker_id, queues=queues, described={"devices": [], "versions": {}})
-    _say(sessions, worker_id, queues=queues, described=_describe(settings.worker_device))
+    described = _describe(settings.worker_device)
+    is_announced = _say(sessions, worker_id, queues=queues, described=described)
     while not _leaving.wait(settings.heartbeat_seconds):
-        _say(sessions, worker_id)
+        if is_announced:
+            _say(sessions, worker_id)
+        else:
+            is_announced = _say(sessions, worker_id, queues=queues, described=described)
     _say(sessions, worker_id, leaving=True)
     engine.dispose()
 
@@ -69,7 +73,8 @@ def _say(
     queues: list[str] | None = None,
     described: Mapping[str, Any] | None = None,
     leaving: bool = False,
-) -> None:
+) -> bool:
+    """Write one of three things, and return whether the database took it."""
     try:
         with sessions.begin() as session:
             if described is not None:
@@ -88,6 +93,8 @@ def _say(
                 workers.seen(session, worker_id=worker_id)
     except sqlalchemy.exc.SQLAlchemyError as error:
         log.warning("presence_not_written", worker_id=worker_id, error=str(error))
+        return False
+    return True
 
 
 def _describe(device: str) -> dict[str, Any]:

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import rich.console
-import rich.table
 
-from api.client import client, errors, types, up, watching
+from api.client import client, display, errors, shell, types, up, watching
 
 # A teacher that is better than the student alone, with room between them; chosen on the validation
 # split, and measured over fresh seeds in docs/measurements.md.
@@ -41,18 +40,19 @@ def run(*, data_dir: Path = Path("demo-data"), port: int = 8766) -> None:
 
     Raises: errors.RetortError when a step fails; the message says which.
     """
-    console = rich.console.Console(stderr=True, highlight=False, markup=False)
+    console = shell.console(sys.stderr)
     began = time.monotonic()
     with _service(data_dir, port) as service, client.Client(service.url, service.api_key) as retort:
         console.print(f"The service is up at {service.url}, its data is in {service.data_dir}.")
-        teacher = _teacher(retort, console, data_dir)
+        pretraining, teacher = _teacher(retort, console, data_dir)
         jobs = {
             name: retort.jobs.submit(_spec(name, method, teacher))
             for name, method in METHODS.items()
         }
-        console.print("Submitted the distillation jobs: " + ", ".join(j.id for j in jobs.values()))
+        for name, job in jobs.items():
+            console.print(f"Submitted a {name.upper()} job: {job.id}", soft_wrap=True)
         done = {name: _watch(retort, console, job) for name, job in jobs.items()}
-        _print_table(done)
+        _print_table(pretraining, done)
         _check_best(retort, console, done, data_dir)
     console.print(f"The demonstration took {time.monotonic() - began:.0f} seconds.")
 
@@ -68,7 +68,7 @@ def _service(data_dir: Path, port: int) -> Iterator[up.Service]:
 
 def _teacher(
     retort: client.Client, console: rich.console.Console, data_dir: Path
-) -> types.ModelVersion:
+) -> tuple[types.Job, types.ModelVersion]:
     """Train a teacher, take its checkpoint out of the service, and upload it as a user would."""
     console.print(f"Training a teacher, {TEACHER['network']}, on the digits through a `ce` job.")
     job = retort.jobs.submit(
@@ -97,7 +97,7 @@ def _teacher(
     )
     ready = retort.models.wait(version.name, version.version)
     console.print(f"The teacher is registered as {ready.reference}: {ready.parameters:,} weights.")
-    return ready
+    return trained, ready
 
 
 def _spec(name: str, method: dict[str, Any], teacher: types.ModelVersion) -> dict[str, Any]:
@@ -139,36 +139,43 @@ def _scores(job: types.Job, role: str) -> dict[str, Any]:
     return score
 
 
-def _print_table(done: dict[str, types.Job]) -> None:
+def _print_table(pretraining: types.Job, done: dict[str, types.Job]) -> None:
     """Print teacher, baseline and students, and say what the numbers allow to be said."""
     first = next(iter(done.values()))
     baseline = _scores(first, "baseline")
     rows = [
-        ("teacher", _scores(first, "teacher"), _parameters(first, "teacher"), None),
+        ("teacher", _scores(first, "teacher"), _parameters(first, "teacher"), pretraining),
         ("student alone", baseline, _parameters(first, "student"), None),
         *(
             (name.upper(), _scores(job, "student"), _parameters(job, "student"), job)
             for name, job in done.items()
         ),
     ]
-    grid = rich.table.Table(title="Digits, test split of 360 images", title_justify="left")
-    for head in ("", "accuracy", "95 % interval", "parameters", "agreement", "job seconds"):
-        grid.add_column(head, justify="left" if not head else "right")
-    for name, score, parameters, job in rows:
-        low, high = score["accuracy_interval"]
-        agreement = score.get("agreement")
-        grid.add_row(
-            name,
-            f"{score['accuracy']:.2%}",
-            f"{low:.2%} to {high:.2%}",
-            f"{parameters:,}",
-            "" if agreement is None else f"{agreement:.2%}",
-            "" if job is None or job.result is None else f"{job.result.wall_seconds:.1f}",
-        )
-    out = rich.console.Console(highlight=False, markup=False)
-    out.print(grid)
+    out = shell.console(sys.stdout)
+    out.print(
+        "\nDigits, test split of 360 images; the first student's job trained the baseline too."
+    )
+    heads = ("", "accuracy", "95 % interval", "parameters", "agreement", "seconds")
+    display.table(out, heads, [_row(*row) for row in rows])
     for name, job in done.items():
-        out.print(verdict(name.upper(), _scores(job, "student"), baseline))
+        sentence = verdict(name.upper(), _scores(job, "student"), baseline)
+        out.print(sentence, soft_wrap=True)
+
+
+def _row(
+    name: str, score: dict[str, Any], parameters: int, job: types.Job | None
+) -> tuple[str, ...]:
+    low, high = score["accuracy_interval"]
+    agreement = score.get("agreement")
+    seconds = job.result.wall_seconds if job and job.result else None
+    return (
+        name,
+        f"{score['accuracy']:.2%}",
+        f"{low:.2%} to {high:.2%}",
+        f"{parameters:,}",
+        "" if agreement is None else f"{agreement:.2%}",
+        "" if seconds is None else f"{seconds:.1f}",
+    )
 
 
 def _parameters(job: types.Job, role: str) -> int:
@@ -215,4 +222,4 @@ def _check_best(
     )
     if not math.isclose(measured["accuracy"], stated):
         raise errors.JobFailed(f"{line}: these differ")
-    console.print(f"{line}.")
+    console.print(f"{line}.", soft_wrap=True)

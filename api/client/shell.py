@@ -75,12 +75,12 @@ class Shell:
     @functools.cached_property
     def out(self) -> "rich.console.Console":
         """Return the console of results."""
-        return _console(sys.stdout)
+        return console(sys.stdout)
 
     @functools.cached_property
     def err(self) -> "rich.console.Console":
         """Return the console of everything that is not a result."""
-        return _console(sys.stderr)
+        return console(sys.stderr)
 
     @property
     def client(self) -> "client.Client":
@@ -205,15 +205,16 @@ def _command_path(error: Any) -> str:  # Any: see Misuse
     return str(context.command_path) if context is not None else "retort"
 
 
-def _console(stream: Any) -> "rich.console.Console":  # Any: sys.stdout may be replaced in tests
+def console(stream: Any) -> "rich.console.Console":  # Any: sys.stdout may be replaced in tests
+    """Return a console that prints text as it is, as wide as it comes unless on a terminal."""
     import rich.console
 
-    console = rich.console.Console(file=stream, highlight=False, markup=False)
-    if not console.is_terminal:
-        console = rich.console.Console(
+    made = rich.console.Console(file=stream, highlight=False, markup=False)
+    if not made.is_terminal:
+        made = rich.console.Console(
             file=stream, highlight=False, markup=False, width=PIPED_WIDTH, color_system=None
         )
-    return console
+    return made
 
 
 def _plain(shown: Any) -> object:  # Any: bodies, lists of them and plain JSON

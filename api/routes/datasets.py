@@ -42,16 +42,16 @@ def show(name: str, caller: CallerDep, readers: ReadersDep) -> bodies.DatasetRea
     "/{name}/versions",
     operation_id="create_dataset_version",
     status_code=202,
-    response_model=bodies.VersionRead,
+    response_model=bodies.DatasetVersionRead,
 )
 def create_version(
-    name: str, body: bodies.VersionNew, caller: EditorDep, once: OnceDep, ring: RingDep
+    name: str, body: bodies.DatasetVersionNew, caller: EditorDep, once: OnceDep, ring: RingDep
 ) -> Response:
     """Make a version from a completed upload. A worker unpacks and checks it first."""
 
-    def work(session: Session) -> tuple[bodies.VersionRead, str]:
+    def work(session: Session) -> tuple[bodies.DatasetVersionRead, str]:
         row = datasets.register(session, project_id=caller.project_id, new=body.new(name))
-        return bodies.VersionRead.of(row), f"/v1/datasets/{name}/versions/{row.version}"
+        return bodies.DatasetVersionRead.of(row), f"/v1/datasets/{name}/versions/{row.version}"
 
     response = once.answer(work, status=202)
     ring()
@@ -65,22 +65,22 @@ def index_versions(
     readers: ReadersDep,
     wanted: PageDep,
     state: bodies.State | None = None,
-) -> lists.ListRead[bodies.VersionRead]:
+) -> lists.ListRead[bodies.DatasetVersionRead]:
     """List a data set's versions, newest first."""
     with readers() as session:
         page = datasets.page_versions(
             session, project_id=caller.project_id, name=name, wanted=wanted, state=state
         )
-        return lists.ListRead.of(page, bodies.VersionRead.of)
+        return lists.ListRead.of(page, bodies.DatasetVersionRead.of)
 
 
 @router.get("/{name}/versions/{version}", operation_id="get_dataset_version")
 def show_version(
     name: str, version: Version, caller: CallerDep, readers: ReadersDep
-) -> bodies.VersionRead:
+) -> bodies.DatasetVersionRead:
     """Return a version."""
     with readers() as session:
         row = datasets.get_version(
             session, project_id=caller.project_id, name=name, version=version
         )
-        return bodies.VersionRead.of(row)
+        return bodies.DatasetVersionRead.of(row)

@@ -44,9 +44,7 @@ def ready(service: ServiceDep) -> bodies.ReadyRead:
     return bodies.ReadyRead(status="degraded" if broker else "ready", checks=checks)
 
 
-@router.get(
-    "/metrics", operation_id="get_prometheus_metrics", response_class=PlainTextResponse
-)
+@router.get("/metrics", operation_id="get_prometheus_metrics", response_class=PlainTextResponse)
 def measurements(request: Request) -> Response:
     """Return measurements in Prometheus' text format."""
     content = metrics.render(request.app.state.collected)

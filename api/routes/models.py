@@ -42,8 +42,8 @@ def _read(session: Session, row: tables.ModelRow) -> bodies.ModelRead:
     return bodies.ModelRead.of(row, models.standings(session, [row])[row.id])
 
 
-def _read_version(session: Session, row: tables.ModelVersionRow) -> bodies.VersionRead:
-    return bodies.VersionRead.of(row, models.files(session, [row])[row.id])
+def _read_version(session: Session, row: tables.ModelVersionRow) -> bodies.ModelVersionRead:
+    return bodies.ModelVersionRead.of(row, models.files(session, [row])[row.id])
 
 
 # -- lines -----------------------------------------------------------------------------------
@@ -119,14 +119,14 @@ def delete(name: str, caller: AdminDep, sessions: SessionsDep, expected: Expecte
     "/{name}/versions",
     operation_id="create_model_version",
     status_code=202,
-    response_model=bodies.VersionRead,
+    response_model=bodies.ModelVersionRead,
 )
 def create_version(
-    name: str, body: bodies.VersionNew, caller: EditorDep, once: OnceDep, ring: RingDep
+    name: str, body: bodies.ModelVersionNew, caller: EditorDep, once: OnceDep, ring: RingDep
 ) -> Response:
     """Make a version from a completed upload. A worker inspects it before it is `ready`."""
 
-    def work(session: Session) -> tuple[bodies.VersionRead, str]:
+    def work(session: Session) -> tuple[bodies.ModelVersionRead, str]:
         row = models.register(session, project_id=caller.project_id, new=body.new(name))
         return _read_version(session, row), f"/v1/models/{name}/versions/{row.version}"
 
@@ -143,7 +143,7 @@ def index_versions(
     wanted: PageDep,
     state: bodies.State | None = None,
     deprecated: bool | None = None,
-) -> lists.ListRead[bodies.VersionRead]:
+) -> lists.ListRead[bodies.ModelVersionRead]:
     """List a model's versions, newest first."""
     with readers() as session:
         page = models.page_versions(
@@ -155,13 +155,13 @@ def index_versions(
             deprecated=deprecated,
         )
         files = models.files(session, page.rows)
-        return lists.ListRead.of(page, lambda row: bodies.VersionRead.of(row, files[row.id]))
+        return lists.ListRead.of(page, lambda row: bodies.ModelVersionRead.of(row, files[row.id]))
 
 
 @router.get("/{name}/versions/{version}", operation_id="get_model_version")
 def show_version(
     name: str, version: Version, caller: CallerDep, readers: ReadersDep, response: Response
-) -> bodies.VersionRead:
+) -> bodies.ModelVersionRead:
     """Return a version. Its ETag stands for card, tags and deprecation."""
     with readers() as session:
         row = models.get_version(session, project_id=caller.project_id, name=name, version=version)
@@ -178,7 +178,7 @@ def update_version(
     sessions: SessionsDep,
     expected: ExpectedDep,
     response: Response,
-) -> bodies.VersionRead:
+) -> bodies.ModelVersionRead:
     """Replace card or tags, or set `deprecated`. All else is immutable."""
     with sessions.begin() as session:
         row = models.update_version(

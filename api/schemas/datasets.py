@@ -11,7 +11,7 @@ from models_registry import datasets, references, tables
 State = Literal["pending", "ready", "rejected"]
 
 
-class VersionNew(BaseModel):
+class DatasetVersionNew(BaseModel):
     """An upload that is to become a data set."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -53,7 +53,7 @@ class DatasetRead(BaseModel):
         )
 
 
-class VersionRead(BaseModel):
+class DatasetVersionRead(BaseModel):
     """One immutable version."""
 
     name: str

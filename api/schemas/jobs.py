@@ -250,12 +250,6 @@ class MetricsRead(BaseModel):
     data: list[MetricSeries]
 
 
-class SpecChecked(BaseModel):
-    """A spec that would be accepted, with its defaults filled in."""
-
-    model_config = {"extra": "allow"}
-
-
 def _links(job: tables.JobRow) -> JobLinks:
     here = f"/v1/jobs/{job.id}"
     return JobLinks(

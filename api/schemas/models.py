@@ -64,7 +64,7 @@ class ModelChange(_Body):
     tags: Tags = Field({}, description="Replaces all tags.")
 
 
-class VersionNew(_Body):
+class ModelVersionNew(_Body):
     """An upload that is to become a version."""
 
     upload: str = Field(description="Id of a completed upload with purpose `model`.")
@@ -124,7 +124,7 @@ class ModelRead(BaseModel):
         )
 
 
-class VersionRead(BaseModel):
+class ModelVersionRead(BaseModel):
     """One version."""
 
     name: str

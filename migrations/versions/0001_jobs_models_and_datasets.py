@@ -327,6 +327,7 @@ def upgrade() -> None:
         sa.Column("lease_expires_at", UTC, nullable=True),
         sa.Column("not_before", UTC, nullable=False),
         sa.Column("announced_at", UTC, nullable=True),
+        sa.Column("announce_again_at", UTC, nullable=True),
         sa.Column("max_runtime_seconds", sa.Double(), nullable=True),
         sa.Column("queue_deadline_seconds", sa.Double(), nullable=True),
         sa.Column("active_seconds", sa.Double(), nullable=False),

@@ -30,7 +30,6 @@ MAY_READ_ENVIRONMENT = {
     "workers/engine_process.py": "picks the few variables that an engine may see",
 }
 MAY_CATCH_EVERYTHING = {
-    "models_registry/outbox.py": "passes the failure on once what went out is recorded",
     "api/errors.py": "the API's last handler",
     "api/client/shell.py": "the command line's last resort: a sentence, not a traceback",
     "workers/distill/run.py": "top of the engine; and a compiler that fails in any way",

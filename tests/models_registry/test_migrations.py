@@ -1,0 +1,86 @@
+"""The migrations lead to the tables, and back, on both kinds of database."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from models_registry import database, schema, tables
+from tests import services
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
+    """A database without tables."""
+    if request.param == "sqlite":
+        engine = database.connect(f"sqlite:///{tmp_path / 'empty.sqlite3'}")
+        yield engine
+        engine.dispose()
+        return
+    with services.database(request.getfixturevalue("postgres_server")) as url:
+        engine = database.connect(url)
+        yield engine
+        engine.dispose()
+
+
+def names(engine: sa.Engine) -> set[str]:
+    return set(sa.inspect(engine).get_table_names())
+
+
+class TestUpgrade:
+    def test_makes_exactly_the_tables_that_are_mapped(self, empty_engine: sa.Engine) -> None:
+        schema.upgrade(empty_engine)
+        with empty_engine.connect() as connection:
+            context = MigrationContext.configure(connection, opts={"compare_type": True})
+            assert compare_metadata(context, tables.Row.metadata) == []
+        assert names(empty_engine) == {*tables.Row.metadata.tables, "alembic_version"}
+
+    def test_names_every_constraint(self, empty_engine: sa.Engine) -> None:
+        # A constraint without a name could not be changed by a later migration.
+        schema.upgrade(empty_engine)
+        found = sa.inspect(empty_engine)
+        for name, table in tables.Row.metadata.tables.items():
+            assert found.get_pk_constraint(name)["name"] == table.primary_key.name
+            for key in found.get_foreign_keys(name):
+                assert str(key["name"]).startswith(f"fk_{name}_")
+            for unique in found.get_unique_constraints(name):
+                assert str(unique["name"]).startswith(f"uq_{name}_")
+
+    def test_repeated_changes_nothing(self, empty_engine: sa.Engine) -> None:
+        schema.upgrade(empty_engine)
+        before = names(empty_engine)
+        schema.upgrade(empty_engine)
+        assert names(empty_engine) == before
+
+
+class TestDowngrade:
+    def test_takes_everything_back_and_can_be_undone(self, empty_engine: sa.Engine) -> None:
+        schema.upgrade(empty_engine)
+        schema.downgrade(empty_engine, "base")
+        assert names(empty_engine) <= {"alembic_version"}
+        schema.upgrade(empty_engine)
+        assert names(empty_engine) == {*tables.Row.metadata.tables, "alembic_version"}
+
+
+class TestIsCurrent:
+    def test_tells_whether_the_newest_revision_is_there(self, empty_engine: sa.Engine) -> None:
+        with empty_engine.connect() as connection:
+            assert not schema.is_current(connection)
+        schema.upgrade(empty_engine)
+        with empty_engine.connect() as connection:
+            assert schema.is_current(connection)
+        schema.downgrade(empty_engine, "base")
+        with empty_engine.connect() as connection:
+            assert not schema.is_current(connection)
+
+
+class TestRevisions:
+    def test_follow_each_other_in_one_line(self) -> None:
+        scripts = ScriptDirectory(str(Path(schema.__file__).parents[1] / "migrations"))
+        assert len(scripts.get_heads()) == 1
+        assert len(scripts.get_bases()) == 1
+        assert all(not script.is_merge_point for script in scripts.walk_revisions())

@@ -1,0 +1,37 @@
+"""Fixtures of the worker's tests: a context as a worker process has one, with quick clocks."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from models_registry.settings import Settings
+from tests import conftest
+from workers import context as contexts
+
+
+def quick_settings(database_url: str, folder: Path, broker_url: str | None = None) -> Settings:
+    """Return settings under which a test need not wait for a poll or a sweep."""
+    return Settings(
+        environment="test",
+        data_dir=folder,
+        database_url=database_url,
+        broker_url=broker_url or conftest.NOBODY_LISTENS,
+        storage_url=(folder / "storage").as_uri(),
+        heartbeat_seconds=0.5,
+        poll_seconds=0.1,
+        sweep_seconds=0.5,
+        republish_after_seconds=1,
+    )
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path) -> Settings:
+    return quick_settings(database_url, tmp_path)
+
+
+@pytest.fixture
+def context(settings: Settings) -> Iterator[contexts.Context]:
+    made = contexts.build(settings, worker_id="wrk_tests")
+    yield made
+    made.engine.dispose()

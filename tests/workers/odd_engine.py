@@ -1,0 +1,104 @@
+"""A child process that behaves oddly on request: `python -m tests.workers.odd_engine WAY`.
+
+Stands where an engine stands, in tests of those who start, hear and end one.
+"""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from workers import engine_process
+
+MODULE = "tests.workers.odd_engine"
+LONG_SECONDS = 600
+
+
+def report(kind: str, **facts: Any) -> None:
+    """Write one report line."""
+    sys.stdout.write(json.dumps({"type": kind, **facts}) + "\n")
+    sys.stdout.flush()
+
+
+def polite() -> None:
+    """Report, and end."""
+    report("started", arguments=sys.argv[1:])
+    report("result", core_bytes=list(resource.getrlimit(resource.RLIMIT_CORE)))
+
+
+def babbling() -> None:
+    """Write lines that are no reports around one that is."""
+    for line in (b"loading...\n", b"5\n", b"[1]\n", b"\xff\xfe\n", b'{"no": "type"}\n', b"\n"):
+        sys.stdout.buffer.write(line)
+    report("result")
+    sys.stdout.buffer.write(b"unfinished")
+
+
+def saying_its_environment() -> None:
+    """Report every variable."""
+    report("result", environment=dict(os.environ))
+
+
+def verbose() -> None:
+    """Write a long log with bytes that no database takes."""
+    for number in range(2000):
+        sys.stderr.buffer.write(b"line %d \x00\xff" % number + b"x" * 1000 + b"\n")
+    report("result")
+
+
+def stubborn() -> None:
+    """Take no notice of SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    report("started", pid=os.getpid())
+    time.sleep(LONG_SECONDS)
+
+
+def obedient() -> None:
+    """Stop on SIGTERM as an engine does, with the help of a child."""
+    helper = _child()
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    report("started", pid=os.getpid())
+    while not stopped.is_set():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    report("checkpoint", helper_lives=helper.poll() is None)
+    sys.exit(engine_process.CHECKPOINTED)
+
+
+def with_family() -> None:
+    """Start a child of its own, and wait."""
+    report("started", pid=os.getpid(), child=_child().pid)
+    time.sleep(LONG_SECONDS)
+
+
+def leaving_family() -> None:
+    """Start a child that holds the report stream open, and end before it."""
+    report("result", child=_child().pid)
+
+
+def falling() -> None:
+    """Die as if for want of memory."""
+    report("started")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def supervising() -> None:
+    """Start an engine process of its own, and wait to be killed."""
+    with engine_process.EngineProcess(MODULE, ["stubborn"], workdir=Path(sys.argv[2])) as engine:
+        report("started", child=engine.pid, first=engine.next_report(LONG_SECONDS))
+        time.sleep(LONG_SECONDS)
+
+
+def _child() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({LONG_SECONDS})"])
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()

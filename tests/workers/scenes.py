@@ -1,0 +1,178 @@
+"""What the tests of the worker do again and again: submit, look, wait, act meanwhile."""
+
+import contextlib
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import psycopg
+
+from models_registry import jobs, keys, models, tables, uploads
+from models_registry.spec import JobSpec
+from tests import factories
+from workers.context import Context
+
+PATIENCE_SECONDS = 90
+TINY: dict[str, Any] = {"network": "retort/resnet8", "arguments": {"widths": [4, 4, 8, 16]}}
+ENDLESS = {"epochs": 2000}
+
+
+def project(context: Context, name: str = "laboratory") -> str:
+    """Make a project and return its id."""
+    with context.sessions.begin() as session:
+        return keys.create_project(session, name=name).id
+
+
+def submit(context: Context, project_id: str, **changes: Any) -> str:
+    """Submit a job that trains a tiny student without a teacher, and return its id."""
+    spec = {
+        "name": "tiny",
+        "student": TINY,
+        "dataset": "digits@1",
+        "method": {"name": "ce"},
+        "training": {"epochs": 1},
+        "baseline": False,
+        **changes,
+    }
+    with context.sessions.begin() as session:
+        wanted = JobSpec.model_validate(spec)
+        return jobs.submit(session, project_id=project_id, spec=wanted).id
+
+
+def job(context: Context, job_id: str) -> tables.JobRow:
+    """Return the job as it is now."""
+    with context.readers.begin() as session:
+        return session.get_one(tables.JobRow, job_id)
+
+
+def attempts(context: Context, job_id: str) -> list[tables.AttemptRow]:
+    """Return the attempts at a job, oldest first."""
+    row = tables.AttemptRow
+    with context.readers.begin() as session:
+        return session.query(row).filter_by(job_id=job_id).order_by(row.number).all()
+
+
+def events(context: Context, job_id: str) -> list[tables.EventRow]:
+    """Return the events of a job in order."""
+    row = tables.EventRow
+    with context.readers.begin() as session:
+        return session.query(row).filter_by(job_id=job_id).order_by(row.sequence).all()
+
+
+def wait_until(is_so: Callable[[], Any], what: str) -> Any:
+    """Return the first answer of `is_so` that is true."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (answer := is_so()):
+        assert time.monotonic() < deadline, f"waited in vain until {what}"
+        time.sleep(0.05)
+    return answer
+
+
+@contextlib.contextmanager
+def meanwhile(act: Callable[[], None]) -> Iterator[None]:
+    """Run `act` in a thread beside the block, and pass on what goes wrong in it."""
+    wrong: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            act()
+        except BaseException as error:
+            wrong.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(PATIENCE_SECONDS)
+    if wrong:
+        raise wrong[0]
+
+
+def has_state(context: Context, job_id: str, state: str) -> Callable[[], bool]:
+    """Return a question for `wait_until`."""
+    return lambda: job(context, job_id).state == state
+
+
+def engines(module: str = "workers.distill") -> list[psutil.Process]:
+    """Return the engines that this process, or a child of it, has started."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if module in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def has_ended(pid: int) -> bool:
+    """Tell whether a process is gone, or only waits for its parent to notice."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def upload(context: Context, project_id: str, content: bytes, *, purpose: str, name: str) -> str:
+    """Upload a file as a whole, and return the upload's id."""
+    with context.sessions.begin() as session:
+        opened = uploads.create(
+            session,
+            project_id=project_id,
+            filename=name,
+            size_bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+            purpose=purpose,
+            settings=context.settings,
+        )
+    uploads.receive(
+        context.sessions,
+        context.storage,
+        project_id=project_id,
+        upload_id=opened.id,
+        number=1,
+        chunks=[content],
+        announced_bytes=len(content),
+        sha256=None,
+        settings=context.settings,
+    )
+    uploads.complete(
+        context.sessions,
+        context.storage,
+        project_id=project_id,
+        upload_id=opened.id,
+        settings=context.settings,
+    )
+    return opened.id
+
+
+def uploaded_model(context: Context, project_id: str, content: bytes, **changes: Any) -> str:
+    """Upload a file as weights, and return the id of the version that waits for inspection."""
+    made = upload(context, project_id, content, purpose="model", name="teacher.pt")
+    facts = {**TINY, "upload_id": made, **changes}
+    with context.sessions.begin() as session:
+        new = factories.new_version(**facts)
+        return models.register(session, project_id=project_id, new=new).id
+
+
+@contextlib.contextmanager
+def unreachable(database_url: str) -> Iterator[None]:
+    """Let the server throw everybody out of the database, and nobody in."""
+    address, name, query = _split(database_url)
+    with psycopg.connect(f"{address}postgres?{query}", autocommit=True) as connection:
+        connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false'.encode())
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
+        )
+        try:
+            yield
+        finally:
+            connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true'.encode())
+
+
+def _split(database_url: str) -> tuple[str, str, str]:
+    address, _, query = database_url.replace("+psycopg", "").partition("?")
+    start, _, name = address.rpartition("/")
+    return f"{start}/", name, query

@@ -1,0 +1,387 @@
+"""Uploads as users send them, good and bad, looked at by the real child process."""
+
+import functools
+import io
+import json
+import os
+import pickle
+import threading
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import structlog.testing
+import torch
+from PIL import Image
+
+from models_registry import datasets, inspections, jobs, models, tables
+from models_registry.lifecycle import State
+from models_registry.spec import JobSpec
+from tests import factories
+from tests.workers import scenes
+from workers import inspector
+from workers.context import Context
+from workers.distill import weights
+from workers.distill.networks import catalog
+from workers.distill.networks.interface import Network
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def project(context: Context) -> str:
+    return scenes.project(context)
+
+
+def tiny_network() -> Network:
+    torch.manual_seed(0)
+    return catalog.build(
+        scenes.TINY["network"],
+        classes=10,
+        channels=1,
+        height=8,
+        width=8,
+        arguments=scenes.TINY["arguments"],
+    )
+
+
+def safetensors_bytes(folder: Path) -> bytes:
+    path = folder / "made.safetensors"
+    weights.save_student(path, tiny_network(), {"format": "pt"})
+    return path.read_bytes()
+
+
+def torch_bytes(content: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+def uploaded_dataset(context: Context, project: str, content: bytes, kind: str, name: str) -> str:
+    made = scenes.upload(context, project, content, purpose="dataset", name=name)
+    new = datasets.NewVersion(name="mine", upload_id=made, format=kind, task="classification")
+    with context.sessions.begin() as session:
+        return datasets.register(session, project_id=project, new=new).id
+
+
+def model(context: Context, version_id: str) -> tables.ModelVersionRow:
+    with context.readers.begin() as session:
+        return session.get_one(tables.ModelVersionRow, version_id)
+
+
+def dataset(context: Context, version_id: str) -> tables.DatasetVersionRow:
+    with context.readers.begin() as session:
+        return session.get_one(tables.DatasetVersionRow, version_id)
+
+
+def waiting_job(context: Context, project: str) -> str:
+    """Submit a job whose teacher is still to be inspected."""
+    with context.sessions.begin() as session:
+        wanted = JobSpec.model_validate(factories.spec())
+        job = jobs.submit(session, project_id=project, spec=wanted)
+        assert job.state == State.VALIDATING
+        return job.id
+
+
+class Marker:
+    """A pickle that leaves a file behind when it is loaded with trust."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.slow
+class TestModels:
+    def test_become_ready_with_parameters_digest_and_files(
+        self, context: Context, project: str, tmp_path: Path
+    ) -> None:
+        content = safetensors_bytes(tmp_path)
+        version_id = scenes.uploaded_model(context, project, content)
+        job_id = waiting_job(context, project)
+        assert inspector.inspect(context, "models", version_id) == "ready"
+        version = model(context, version_id)
+        assert version.state == "ready"
+        assert version.parameters == sum(p.numel() for p in tiny_network().parameters())
+        with context.readers.begin() as session:
+            files = {row.path: row for row in models.files(session, [version])[version.id]}
+            keys = {
+                path: session.get_one(tables.BlobRow, row.sha256).storage_key
+                for path, row in files.items()
+            }
+        assert files.keys() == {"model.safetensors", "config.json"}
+        assert files["model.safetensors"].sha256 == version.sha256
+        config = json.loads(b"".join(context.storage.open(keys["config.json"])))
+        assert config["parameters"] == version.parameters
+        assert config["sha256"] == version.sha256
+        assert config["network"] == version.network
+        assert scenes.job(context, job_id).state == State.QUEUED
+        assert inspector.inspect(context, "models", version_id) is None
+
+    def test_of_pytorch_become_safetensors(self, context: Context, project: str) -> None:
+        content = torch_bytes({"state_dict": tiny_network().state_dict(), "epoch": 3})
+        version_id = scenes.uploaded_model(context, project, content)
+        assert inspector.inspect(context, "models", version_id) == "ready"
+
+    def test_with_other_keys_are_rejected_with_lists(self, context: Context, project: str) -> None:
+        state = tiny_network().state_dict()
+        names = list(state)
+        gone = state.pop(names[0])
+        state["extra.weight"] = gone
+        state[names[-1]] = torch.zeros(3)
+        job_version = scenes.uploaded_model(context, project, torch_bytes(state))
+        job_id = waiting_job(context, project)
+        assert inspector.inspect(context, "models", job_version) == "rejected"
+        rejection = model(context, job_version).rejection
+        assert rejection is not None
+        assert rejection["code"] == "keys_mismatch"
+        assert rejection["missing_keys"] == [names[0]]
+        assert rejection["unexpected_keys"] == ["extra.weight"]
+        assert [entry["key"] for entry in rejection["shape_mismatches"]] == [names[-1]]
+        job = scenes.job(context, job_id)
+        assert job.state == State.FAILED
+        assert job.failure is not None
+        assert job.failure["code"] == "input_rejected"
+
+    def test_that_are_malicious_pickles_do_nothing(
+        self, context: Context, project: str, tmp_path: Path
+    ) -> None:
+        marker = tmp_path / "marker"
+        content = torch_bytes({"state_dict": Marker(marker)})
+        version_id = scenes.uploaded_model(context, project, content)
+        assert inspector.inspect(context, "models", version_id) == "rejected"
+        rejection = model(context, version_id).rejection
+        assert rejection is not None
+        assert rejection["code"] == "unsafe_pickle"
+        assert not marker.exists()
+        pickle.loads(pickle.dumps(Marker(marker)))  # it would have, if it had been trusted
+        assert marker.exists()
+
+    def test_that_are_no_weights_are_rejected(self, context: Context, project: str) -> None:
+        version_id = scenes.uploaded_model(context, project, os.urandom(5000))
+        assert inspector.inspect(context, "models", version_id) == "rejected"
+        version = model(context, version_id)
+        assert version.rejection is not None
+        assert version.rejection["code"] == "unreadable"
+        assert version.rejection["missing_keys"] == []
+        assert version.sha256 is None
+
+
+def npz(**arrays: Any) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def image_folder(classes: int, count: int) -> bytes:
+    generator = np.random.default_rng(0)
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for label in range(classes):
+            for number in range(count):
+                picture = io.BytesIO()
+                pixels = generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(picture, "PNG")
+                archive.writestr(f"train/class-{label}/{number}.png", picture.getvalue())
+    return file.getvalue()
+
+
+@pytest.mark.slow
+class TestDatasets:
+    def test_of_arrays_become_ready_with_splits(self, context: Context, project: str) -> None:
+        generator = np.random.default_rng(0)
+        content = npz(
+            x_train=generator.integers(0, 255, (60, 8, 8), dtype=np.uint8),
+            y_train=np.arange(60) % 3,
+            x_test=generator.integers(0, 255, (12, 8, 8), dtype=np.uint8),
+            y_test=np.arange(12) % 3,
+        )
+        version_id = uploaded_dataset(context, project, content, "npz", "mine.npz")
+        assert inspector.inspect(context, "datasets", version_id) == "ready"
+        version = dataset(context, version_id)
+        assert version.classes == ["0", "1", "2"]
+        assert version.splits["test"] == 12
+        assert sum(version.splits.values()) == 72
+        assert version.input is not None
+        assert (version.input["channels"], version.input["height"]) == (1, 8)
+        with context.readers.begin() as session:
+            rows = session.query(tables.DatasetFileRow).filter_by(version_id=version_id).all()
+        assert {row.path for row in rows} == {
+            "dataset.json",
+            *(f"{split}.safetensors" for split in ("train", "validation", "test")),
+        }
+        assert len(version.sha256 or "") == 64
+
+    def test_of_folders_become_ready_with_class_names(self, context: Context, project: str) -> None:
+        content = image_folder(classes=2, count=20)
+        version_id = uploaded_dataset(context, project, content, "imagefolder", "mine.zip")
+        assert inspector.inspect(context, "datasets", version_id) == "ready"
+        version = dataset(context, version_id)
+        assert version.classes == ["class-0", "class-1"]
+        assert sum(version.splits.values()) == 40
+        assert version.input is not None
+        assert version.input["channels"] == 3
+
+    def test_that_are_no_archives_are_rejected(self, context: Context, project: str) -> None:
+        version_id = uploaded_dataset(context, project, b"no archive", "npz", "mine.npz")
+        assert inspector.inspect(context, "datasets", version_id) == "rejected"
+        version = dataset(context, version_id)
+        assert version.state == "rejected"
+        assert version.rejection is not None
+        assert version.rejection["code"] == "unreadable"
+
+
+def kill_each_child(times: int) -> None:
+    for _ in range(times):
+        child = scenes.wait_until(lambda: scenes.engines(inspector._MODULE), "a child runs")[0]
+        child.kill()
+        scenes.wait_until(functools.partial(scenes.has_ended, child.pid), "it has ended")
+
+
+class TestPostponed:
+    """What says nothing of the upload must not be held against it at once."""
+
+    def test_is_a_version_whose_inspecting_process_dies(
+        self, context: Context, project: str
+    ) -> None:
+        version_id = scenes.uploaded_model(context, project, b"weights")
+        job_id = waiting_job(context, project)
+        with scenes.meanwhile(lambda: kill_each_child(inspections.MAX_ATTEMPTS)):
+            for _ in range(inspections.MAX_ATTEMPTS):
+                assert inspector.inspect(context, "models", version_id) is None
+                assert model(context, version_id).state == "pending"
+        assert inspector.inspect(context, "models", version_id) is None
+        version = model(context, version_id)
+        assert version.state == "rejected"
+        assert version.rejection is not None
+        assert version.rejection["code"] == "inspection_failed"
+        job = scenes.job(context, job_id)
+        assert job.state == State.FAILED
+        assert job.failure is not None
+        assert job.failure["code"] == "input_rejected"
+
+    def test_is_a_version_whose_bytes_cannot_be_had(self, context: Context, project: str) -> None:
+        version_id = scenes.uploaded_model(context, project, b"weights")
+        folder = context.settings.data_dir / "storage"
+        folder.rename(folder.with_name("away"))
+        with structlog.testing.capture_logs() as logged:
+            assert inspector.inspect(context, "models", version_id) is None
+        assert "inspection_postponed" in {line["event"] for line in logged}
+        version = model(context, version_id)
+        assert (version.state, version.inspection_expires_at) == ("pending", None)
+        with context.sessions.begin() as session:
+            assert inspections.republish(session, after_seconds=1000) == 1
+
+    @pytest.mark.slow
+    def test_is_a_version_whose_result_cannot_be_stored(
+        self, context: Context, project: str, tmp_path: Path
+    ) -> None:
+        version_id = scenes.uploaded_model(context, project, safetensors_bytes(tmp_path))
+        folder = context.settings.data_dir / "storage" / "unfinished"
+
+        def break_storage() -> None:
+            scenes.wait_until(lambda: scenes.engines(inspector._MODULE), "a child runs")
+            folder.rmdir()
+            folder.touch()
+
+        with scenes.meanwhile(break_storage):
+            assert inspector.inspect(context, "models", version_id) is None
+        version = model(context, version_id)
+        assert (version.state, version.inspection_expires_at) == ("pending", None)
+
+    def test_is_a_version_when_the_worker_shuts_down(self, context: Context, project: str) -> None:
+        version_id = scenes.uploaded_model(context, project, b"weights")
+
+        def shut_down() -> None:
+            scenes.wait_until(lambda: scenes.engines(inspector._MODULE), "a child runs")
+            context.shutting_down.set()
+
+        with scenes.meanwhile(shut_down):
+            assert inspector.inspect(context, "models", version_id) is None
+        assert model(context, version_id).state == "pending"
+        assert scenes.engines(inspector._MODULE) == []
+
+    def test_is_a_version_where_no_folder_can_be_made(self, context: Context, project: str) -> None:
+        version_id = scenes.uploaded_model(context, project, b"weights")
+        context.settings.scratch_dir.rmdir()
+        context.settings.scratch_dir.touch()
+        assert inspector.inspect(context, "models", version_id) is None
+        assert model(context, version_id).inspection_expires_at is None
+
+
+class TestClaim:
+    def test_of_what_does_not_exist_is_nothing(self, context: Context) -> None:
+        assert inspector.inspect(context, "models", "mdl_none") is None
+        assert inspector.inspect(context, "datasets", "dsv_none") is None
+
+    def test_that_was_lost_meanwhile_writes_nothing(self, context: Context, project: str) -> None:
+        version_id = scenes.uploaded_model(context, project, b"weights")
+
+        def take_over() -> None:
+            (child,) = scenes.wait_until(lambda: scenes.engines(inspector._MODULE), "it runs")
+            with context.sessions.begin() as session:
+                row = session.get_one(tables.ModelVersionRow, version_id)
+                row.inspection_fence += 1
+            child.kill()
+
+        with structlog.testing.capture_logs() as logged, scenes.meanwhile(take_over):
+            assert inspector.inspect(context, "models", version_id) is None
+        assert "inspection_stale" in {line["event"] for line in logged}
+        assert model(context, version_id).inspection_expires_at is not None
+
+
+class TestAsk:
+    def test_ends_a_child_that_takes_too_long(self, context: Context, tmp_path: Path) -> None:
+        request = {"kind": "builtin", "name": "digits"}
+        with pytest.raises(inspector._Died, match="took longer"):
+            inspector._ask(request, tmp_path, limit_seconds=0.1)
+        assert scenes.engines(inspector._MODULE) == []
+
+
+@pytest.mark.slow
+class TestBuiltinDataset:
+    def test_is_written_once_for_two_callers_at_the_same_time(
+        self, context: Context, tmp_path: Path
+    ) -> None:
+        cache = context.settings.cache_dir
+        folders = [tmp_path / name / "dataset" for name in ("one", "two")]
+        failures: list[str | None] = []
+        done = threading.Event()
+
+        def call(folder: Path) -> None:
+            failures.append(inspector.builtin_dataset("digits", folder, cache=cache))
+
+        def count() -> None:
+            while not done.is_set():
+                pids.update(child.pid for child in scenes.engines(inspector._MODULE))
+                time.sleep(0.05)
+
+        pids: set[int] = set()
+        threads = [threading.Thread(target=call, args=(folder,)) for folder in folders]
+        with scenes.meanwhile(count):
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            done.set()
+        assert failures == [None, None]
+        assert len(pids) == 1
+        kept = inspector.builtin_folder(cache) / "digits"
+        assert {path.name for path in kept.iterdir()} == {
+            "dataset.json",
+            *(f"{split}.safetensors" for split in ("train", "validation", "test")),
+        }
+        for path in kept.iterdir():
+            assert all((folder / path.name).samefile(path) for folder in folders)
+
+    def test_that_does_not_exist_is_a_sentence(self, context: Context, tmp_path: Path) -> None:
+        cache = context.settings.cache_dir
+        failure = inspector.builtin_dataset("numbers", tmp_path / "dataset", cache=cache)
+        assert failure is not None
+        assert "numbers" in failure
+        assert not (inspector.builtin_folder(cache) / "numbers").exists()

@@ -1,0 +1,245 @@
+import io
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from models_registry import outbox, tables
+from models_registry.lifecycle import Reason, State
+from tests import factories
+from tests.workers import scenes
+from workers import context as contexts
+from workers import inspector, maintenance, staging
+from workers.context import Context
+
+Message = tuple[str, str, dict[str, Any], int]
+
+
+@pytest.fixture(autouse=True)
+def watch() -> Iterator[None]:
+    """A watch of its own for each test, as each process has one."""
+    maintenance._watch.cache_clear()
+    yield
+    maintenance._watch.cache_clear()
+
+
+@pytest.fixture
+def project(context: Context) -> str:
+    return scenes.project(context)
+
+
+@pytest.fixture
+def sent() -> list[Message]:
+    return []
+
+
+def sweep(context: Context, sent: list[Message]) -> dict[str, int]:
+    return maintenance.sweep(context, lambda *message: sent.append(message))
+
+
+def hasty(context: Context, **clocks: float) -> Context:
+    clocks = {"lease_seconds": 0.2, "sweep_seconds": 10, **clocks}
+    return contexts.build(context.settings.model_copy(update=clocks))
+
+
+class TestSweep:
+    def test_relays_what_waits(self, context: Context, project: str, sent: list[Message]) -> None:
+        job_id = scenes.submit(context, project, priority=7)
+        assert sweep(context, sent)["relayed"] == 1
+        assert sweep(context, sent)["relayed"] == 0
+        ((task, queue, payload, priority),) = sent
+        assert (task, queue, priority) == ("jobs.run", "any", 7)
+        assert payload["job_id"] == job_id
+
+    def test_publishes_again_what_nobody_claims(
+        self, context: Context, project: str, sent: list[Message]
+    ) -> None:
+        eager = hasty(context, republish_after_seconds=0.1)
+        job_id = scenes.submit(context, project)
+        sweep(eager, sent)
+        time.sleep(0.2)
+        assert sweep(eager, sent)["jobs_republished"] == 1
+        assert [payload["job_id"] for _, _, payload, _ in sent] == [job_id, job_id]
+        eager.engine.dispose()
+
+    def test_publishes_an_inspection_again(
+        self, context: Context, project: str, sent: list[Message]
+    ) -> None:
+        eager = hasty(context, republish_after_seconds=0.1)
+        version_id = scenes.uploaded_model(context, project, b"weights")
+        sweep(eager, sent)
+        time.sleep(0.2)
+        assert sweep(eager, sent)["inspections_republished"] == 1
+        message = ("models.inspect", "inspect", {"version_id": version_id}, 0)
+        assert sent == [message, message]
+        eager.engine.dispose()
+
+    def test_ends_the_leases_of_silent_workers(
+        self, context: Context, project: str, sent: list[Message]
+    ) -> None:
+        quick = hasty(context)
+        job_id = scenes.submit(context, project)
+        with context.sessions.begin() as session:
+            row = session.get_one(tables.JobRow, job_id)
+            factories.running(session, row)
+            row.lease_expires_at = datetime.now(UTC) - timedelta(minutes=5)
+        assert sweep(quick, sent)["leases_ended"] == 0  # it has only begun to look
+        time.sleep(0.3)
+        assert sweep(quick, sent)["leases_ended"] == 1
+        job = scenes.job(context, job_id)
+        assert (job.state, job.state_reason) == (State.QUEUED, Reason.ATTEMPT_LOST)
+        assert job.fence == 2
+        quick.engine.dispose()
+
+    def test_ends_jobs_whose_time_is_up(
+        self, context: Context, project: str, sent: list[Message]
+    ) -> None:
+        job_id = scenes.submit(context, project, resources={"queue_deadline_seconds": 0.1})
+        time.sleep(0.2)
+        assert sweep(context, sent)["deadlines"] == 1
+        job = scenes.job(context, job_id)
+        assert (job.state, job.state_reason) == (State.FAILED, Reason.QUEUE_DEADLINE)
+
+    def test_keeps_messages_that_the_broker_does_not_take(
+        self, context: Context, project: str, sent: list[Message]
+    ) -> None:
+        def refuse(*_: Any) -> None:
+            raise ConnectionError("the broker is away")
+
+        scenes.submit(context, project)
+        with pytest.raises(ConnectionError):
+            maintenance.sweep(context, refuse)
+        assert sweep(context, sent)["relayed"] == 1
+
+
+class TestWatch:
+    """The reaper must tell "the worker is dead" from "I could not look"."""
+
+    def test_begins_with_nothing(self) -> None:
+        assert maintenance._Watch().seconds(10) < 1
+
+    def test_grows_while_the_database_answers(self) -> None:
+        watch = maintenance._Watch()
+        for _ in range(3):
+            time.sleep(0.05)
+            watch.seconds(5)
+            watch.looked()
+        assert watch.seconds(5) >= 0.15
+
+    def test_begins_again_after_a_gap(self) -> None:
+        watch = maintenance._Watch()
+        time.sleep(0.4)
+        began = time.monotonic()
+        assert watch.seconds(0.05) == 0
+        watch.looked()
+        time.sleep(0.1)
+        assert 0.1 <= watch.seconds(5) <= time.monotonic() - began
+
+    def test_does_not_count_looks_at_a_database_that_is_away(self) -> None:
+        watch = maintenance._Watch()
+        for _ in range(8):
+            time.sleep(0.05)
+            watch.seconds(0.05)
+        assert watch.seconds(0.05) == 0
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+    def test_grants_every_lease_a_full_period_after_an_outage(
+        self, context: Context, project: str, sent: list[Message]
+    ) -> None:
+        quick = hasty(context, sweep_seconds=0.2, lease_seconds=0.3)
+        job_id = scenes.submit(context, project)
+        sweep(quick, sent)
+        time.sleep(0.3)
+        sweep(quick, sent)  # it has looked for a whole lease by now
+        with context.sessions.begin() as session:
+            row = session.get_one(tables.JobRow, job_id)
+            factories.running(session, row)
+            row.lease_expires_at = datetime.now(UTC)
+        time.sleep(1.4)  # longer than six sweeps
+        assert sweep(quick, sent)["leases_ended"] == 0
+        time.sleep(0.4)
+        assert sweep(quick, sent)["leases_ended"] == 1
+        quick.engine.dispose()
+
+
+class TestCollect:
+    def test_expires_uploads_forgets_keys_and_messages_and_deletes_bytes(
+        self, context: Context, project: str
+    ) -> None:
+        long_ago = datetime.now(UTC) - timedelta(days=3)
+        upload_id = scenes.upload(context, project, b"idle", purpose="model", name="x.pt")
+        orphan = context.storage.put(io.BytesIO(b"orphan"))
+        young = context.storage.put(io.BytesIO(b"young"))
+        job_id = scenes.submit(context, project)
+        outbox.relay(context.sessions, lambda *_: None)
+        with context.sessions.begin() as session:
+            session.get_one(tables.UploadRow, upload_id).expires_at = long_ago
+            session.add(
+                tables.IdempotencyRow(
+                    project_id=project,
+                    route="POST /v1/jobs",
+                    key="k",
+                    body_sha256="0" * 64,
+                    created_at=long_ago,
+                )
+            )
+            for kept in (orphan, young):
+                at = long_ago if kept is orphan else datetime.now(UTC)
+                session.add(
+                    tables.BlobRow(
+                        sha256=kept.sha256,
+                        size_bytes=kept.size_bytes,
+                        storage_key=kept.key,
+                        created_at=at,
+                    )
+                )
+            for message in session.query(tables.OutboxRow):
+                message.published_at = long_ago
+        done = maintenance.collect(context)
+        assert done["uploads_expired"] == 1
+        assert done["keys_forgotten"] == 1
+        assert done["messages_forgotten"] == 1
+        assert done["blobs_swept"] == 1
+        assert context.storage.exists(young.key)
+        with context.readers.begin() as session:
+            assert session.get_one(tables.UploadRow, upload_id).state == "expired"
+            assert session.get(tables.BlobRow, orphan.sha256) is None
+        assert scenes.job(context, job_id).state == State.QUEUED
+        again = maintenance.collect(context)
+        assert set(again.values()) == {0}
+
+
+class TestTidy:
+    def test_drops_old_inputs_and_the_folders_of_killed_processes(self, context: Context) -> None:
+        small = contexts.build(context.settings.model_copy(update={"worker_cache_bytes": 5}))
+        (context.settings.cache_dir / "a").write_bytes(b"1234567")
+        left = [
+            folder / "left"
+            for folder in (
+                context.settings.scratch_dir,
+                inspector.builtin_folder(context.settings.cache_dir),
+            )
+        ]
+        for path in left:
+            path.mkdir(parents=True)
+            (path / ".lock").touch()
+        with staging.scratch(context.settings.scratch_dir, "ours") as ours:
+            done = maintenance.tidy(small)
+            assert ours.exists()
+        assert done == {"scratch_removed": 2, "cache_bytes_dropped": 7}
+        assert not any(path.exists() for path in left)
+        small.engine.dispose()
+
+
+class TestNothing:
+    def test_is_done_twice(self, context: Context, project: str, sent: list[Message]) -> None:
+        """Two workers with the same clock: the second finds nothing to do."""
+        scenes.submit(context, project)
+        other = contexts.build(context.settings)
+        counts = [sweep(context, sent), sweep(other, sent)]
+        assert [sum(count.values()) for count in counts] == [1, 0]
+        assert len(sent) == 1
+        other.engine.dispose()

@@ -1,0 +1,122 @@
+"""Messages to real worker processes: done, refused, handed back."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from models_registry import tables, workers
+from models_registry.lifecycle import Reason, State
+from models_registry.settings import Settings
+from tests import services
+from tests.workers import conftest, processes, scenes
+from workers.context import Context
+
+JOBS = ("-Q", "any,cpu")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def broker_url(tmp_path: Path) -> Iterator[str]:
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    with services.redis_server(folder) as url:
+        yield url
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path, broker_url: str) -> Settings:
+    return conftest.quick_settings(database_url, tmp_path, broker_url)
+
+
+@pytest.fixture
+def project(context: Context) -> str:
+    return scenes.project(context)
+
+
+def announced(context: Context) -> list[tables.WorkerRow]:
+    with context.readers.begin() as session:
+        return session.query(tables.WorkerRow).all()
+
+
+def is_described(context: Context) -> bool:
+    return any(row.versions for row in announced(context))
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+class TestWorker:
+    def test_announces_itself_does_a_job_and_leaves(self, context: Context, project: str) -> None:
+        with processes.worker(context.settings, *JOBS) as worker:
+            scenes.wait_until(lambda: is_described(context), "the worker is announced")
+            (row,) = announced(context)
+            assert row.queues == ["any", "cpu"]
+            assert row.devices[-1]["kind"] == "cpu"
+            assert 1 <= row.devices[-1]["cores"] <= (os.cpu_count() or 1)
+            assert row.versions.keys() >= {"python", "torch"}
+            assert row.memory_bytes > 0
+            assert row.name.endswith(f":{worker.process.pid}")
+            job_id = scenes.submit(context, project)
+            assert scenes.job(context, job_id).state_message is None  # somebody will take it
+            assert processes.relay(context) == 1
+            scenes.wait_until(scenes.has_state(context, job_id, State.SUCCEEDED), "the job is done")
+            (attempt,) = scenes.attempts(context, job_id)
+            assert attempt.worker_id == row.id
+            assert processes.stop(worker) < 20
+            assert worker.process.returncode == 0
+            assert worker.complaints() == []
+            assert f'"job_id": "{job_id}"' in worker.log()
+        (row,) = announced(context)
+        assert row.stopped_at is not None
+        with context.readers.begin() as session:
+            assert workers.anyone_takes(session, queue="any") is False
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+class TestStoppedWorker:
+    def test_hands_its_job_back_and_leaves_the_next_message_alone(
+        self, context: Context, project: str
+    ) -> None:
+        with processes.worker(context.settings, *JOBS) as worker:
+            first = scenes.submit(context, project, training=scenes.ENDLESS)
+            processes.relay(context)
+            scenes.wait_until(scenes.has_state(context, first, State.RUNNING), "the job runs")
+            second = scenes.submit(context, project)
+            processes.relay(context)
+            waiting = processes.waiting(context.settings.broker_url)
+            assert list(waiting.values()) == [1]
+            assert processes.stop(worker) < 20
+            assert worker.process.returncode == 0
+            assert worker.complaints() == []
+        job = scenes.job(context, first)
+        assert (job.state, job.state_reason) == (State.QUEUED, Reason.WORKER_SHUTDOWN)
+        assert job.releases == 1
+        assert scenes.job(context, second).attempt == 0
+        assert processes.waiting(context.settings.broker_url) == waiting
+        (row,) = announced(context)
+        assert row.stopped_at is not None
+
+    def test_that_is_killed_takes_pool_engine_and_clock_along(
+        self, context: Context, project: str
+    ) -> None:
+        with processes.worker(context.settings, "-Q", "any,maintenance", "-B") as worker:
+            job_id = scenes.submit(context, project, training=scenes.ENDLESS)
+            processes.relay(context)
+            scenes.wait_until(scenes.has_state(context, job_id, State.STARTING), "it starts")
+            scenes.wait_until(lambda: scenes.engines(), "the engine runs")
+            family = worker.family()
+            assert len(family) >= 4  # itself, its supervisor, the engine, the clock
+            try:
+                os.kill(worker.process.pid, signal.SIGKILL)
+                worker.process.wait()
+                scenes.wait_until(
+                    lambda: all(scenes.has_ended(process.pid) for process in family), "all are gone"
+                )
+            finally:
+                for process in family:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
