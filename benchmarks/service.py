@@ -45,15 +45,14 @@ def main() -> None:
     say = rich.console.Console(stderr=True).print
     with tempfile.TemporaryDirectory(prefix="retort-benchmark-") as name:
         folder = Path(name)
-        figures: dict[str, Any] = {}
+        say("API start and memory")
+        figures: dict[str, Any] = {"api": _api(folder, asked.port + 1)}
         with (
             up.started(
                 data_dir=folder / "data", host="127.0.0.1", port=asked.port, device="cpu"
             ) as service,
             client.Client(service.url, service.api_key) as retort,
         ):
-            say("API start and memory")
-            figures["api"] = _api(folder, asked.port + 1)
             say("jobs, each beside the engine alone")
             figures["job"] = _jobs(retort, folder, asked.pairs)
             say(f"an upload of {asked.upload_mib} MiB")
