@@ -49,15 +49,15 @@ def faults_of_classes(classes: int | list[str], pointer: str = "/classes") -> It
 
 
 def faults_of_input(images: dict[str, Any], pointer: str = "/input") -> Iterator[Fault]:
-    """Yield what is wrong with `channels`, `height`, `width`, `mean` and `std` of images."""
+    """Yield what is wrong with `channels`, `height`, `width`, `mean` and `std`, where given."""
     for name, most in (("channels", MAX_CHANNELS), ("height", MAX_SIDE), ("width", MAX_SIDE)):
-        if not 1 <= images[name] <= most:
+        if name in images and not 1 <= images[name] <= most:
             detail = f"{name} must be 1 to {most}, got {images[name]}"
             yield Fault(f"{pointer}/{name}", "out_of_range", detail)
-    channels = images["channels"]
+    channels = images.get("channels")
     for name in ("mean", "std"):
-        values = images[name]
-        if len(values) != channels:
+        values = images.get(name, ())
+        if name in images and channels is not None and len(values) != channels:
             detail = f"{name} needs one value per channel ({channels}), got {len(values)}"
             yield Fault(f"{pointer}/{name}", "wrong_length", detail)
         for index, value in enumerate(values):

@@ -19,17 +19,16 @@ class DatasetVersionNew(BaseModel):
     upload: str = Field(description="Id of a completed upload with purpose `dataset`.")
     format: str = Field(description="How the upload is laid out, such as `imagefolder`.")
     task: str = Field("classification", json_schema_extra={"enum": ["classification"]})
-    input: described.Images | None = Field(
-        None, description="Size and normalisation to use; measured where it is left out."
+    input: described.ImagesWish | None = Field(
+        None, description="Size and normalisation to use; each is measured where it is left out."
     )
     card: str = Field("", description="Markdown.")
     tags: dict[str, str] = Field({}, description="At most 64.")
 
     def new(self, name: str) -> datasets.NewVersion:
         """Return what the registry takes."""
-        return datasets.NewVersion(
-            name=name, upload_id=self.upload, **self.model_dump(exclude={"upload"})
-        )
+        fields = self.model_dump(exclude={"upload"}, exclude_none=True)
+        return datasets.NewVersion(name=name, upload_id=self.upload, **fields)
 
 
 class DatasetRead(BaseModel):
@@ -85,7 +84,7 @@ class DatasetVersionRead(BaseModel):
             task=row.task,
             classes=row.classes,
             splits=row.splits,
-            input=row.input,
+            input=row.input if row.state == "ready" else None,
             digest=f"sha256:{row.sha256}" if row.sha256 else None,
             rejection=described.Rejection(**row.rejection) if row.rejection else None,
             card=row.card,

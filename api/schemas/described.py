@@ -19,6 +19,18 @@ class Images(BaseModel):
     std: list[float] = Field(description="One value per channel, greater than 0.")
 
 
+class ImagesWish(BaseModel):
+    """What an uploader says of images; whatever is absent is measured when they are inspected."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    channels: int | None = Field(None, description="1 or more.")
+    height: int | None = Field(None, description="1 to 4096; pictures are resized to it.")
+    width: int | None = Field(None, description="1 to 4096.")
+    mean: list[float] | None = Field(None, description="One value per channel, of pixels in 0..1.")
+    std: list[float] | None = Field(None, description="One value per channel, greater than 0.")
+
+
 class Rejection(BaseModel):
     """Why an upload was turned down."""
 

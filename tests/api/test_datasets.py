@@ -77,6 +77,22 @@ class TestRegister:
         answer = register(client, input=images)
         assert set(sending.faults(answer)) == {"/input/mean", "/input/std/2"}
 
+    def test_takes_a_size_alone_and_leaves_the_rest_to_be_measured(
+        self, client: TestClient, sessions: database.Sessions
+    ) -> None:
+        answer = register(client, input={"height": 16, "width": 16})
+        assert answer.status_code == 202
+        assert answer.json()["input"] is None
+        with sessions() as session:
+            row = session.scalars(
+                sa.select(tables.DatasetVersionRow).where(
+                    tables.DatasetVersionRow.format != "builtin"
+                )
+            ).one()
+            assert row.input == {"height": 16, "width": 16}
+        wrong = register(client, input={"height": 0, "std": [0.0]})
+        assert set(sending.faults(wrong)) == {"/input/height", "/input/std/0"}
+
     def test_names_the_formats_that_there_are(self, client: TestClient) -> None:
         assert "imagefolder" in register(client, format="image-folder").json()["detail"]
 

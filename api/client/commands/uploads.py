@@ -52,9 +52,10 @@ def upload_model(
     wait: WaitOption = False,
 ) -> None:
     """Upload weights and register them as a new version of a model."""
-    given = _input(channels, height, width, mean, std)
-    if given is None:
+    if height is None or mean is None or std is None:
         raise errors.BadOption("--height, --mean and --std are needed: they belong to the weights")
+    given = _input(channels, height, width, mean, std)
+    given.setdefault("channels", len(_numbers("--mean", mean)))
     keywords = _object("--arguments", arguments)
     upload = _send(retort, file, "model", resume)
     models = retort.client.models
@@ -90,7 +91,7 @@ def upload_dataset(
     wait: WaitOption = False,
 ) -> None:
     """Upload an archive of images and register it as a new version of a data set."""
-    given = _input(channels, height, width, mean, std)
+    given = _input(channels, height, width, mean, std) or None  # the rest is measured
     upload = _send(retort, file, "dataset", resume)
     datasets = retort.client.datasets
     version = datasets.register(name, upload, format=format, input=given, card=card)
@@ -125,22 +126,20 @@ def _send(retort: shell.Shell, file: Path, purpose: str, resume: str | None) -> 
 
 def _input(
     channels: int | None, height: int | None, width: int | None, mean: str | None, std: str | None
-) -> dict[str, object] | None:
-    if (channels, height, width, mean, std) == (None,) * 5:
-        return None
-    if height is None or mean is None or std is None:
-        raise errors.BadOption("--height, --mean and --std belong together")
-    means, deviations = _numbers("--mean", mean), _numbers("--std", std)
-    channels = channels or len(means)
-    if len(means) != channels or len(deviations) != channels:
-        raise errors.BadOption(f"--mean and --std need one number for each of {channels} channels")
-    return {
-        "channels": channels,
-        "height": height,
-        "width": width or height,
-        "mean": means,
-        "std": deviations,
-    }
+) -> dict[str, object]:
+    """Return what was said of the images, and nothing else."""
+    given: dict[str, object] = {}
+    for name, size in (("channels", channels), ("height", height), ("width", width or height)):
+        if size is not None:
+            given[name] = size
+    for name, text in (("mean", mean), ("std", std)):
+        if text is not None:
+            given[name] = _numbers(f"--{name}", text)
+    counts = {len(values) for values in given.values() if isinstance(values, list)}
+    expected = channels or next(iter(counts), None)
+    if counts - {expected}:
+        raise errors.BadOption(f"--mean and --std need one number for each of {expected} channels")
+    return given
 
 
 def _classes(text: str) -> int | list[str]:

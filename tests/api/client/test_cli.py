@@ -169,7 +169,8 @@ class TestErrors:
         file.write_bytes(b"x")
         for extra, words in (
             ((), "--height, --mean and --std are needed"),
-            (("--height", "8"), "belong together"),
+            (("--height", "8"), "--height, --mean and --std are needed"),
+            (("--height", "8", "--mean", "0.5", "--std", "1,1"), "one number for each"),
             (("--height", "8", "--mean", "0.5", "--std", "a"), "expected numbers"),
             (("--height", "8", "--mean", "0.5", "--std", "1", "--channels", "3"), "3 channels"),
             (("--height", "8", "--mean", "0.5", "--std", "1", "--arguments", "["), "not JSON"),
