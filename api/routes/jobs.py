@@ -103,11 +103,21 @@ def delete(job_id: str, caller: EditorDep, sessions: SessionsDep) -> None:
         jobs.delete(session, project_id=caller.project_id, job_id=job_id)
 
 
-@router.post("/{job_id}/cancel", operation_id="cancel_job")
-def cancel(job_id: str, caller: EditorDep, sessions: SessionsDep) -> bodies.JobRead:
-    """Stop a job for good. A running one is `cancelling` until its device is free."""
+@router.post(
+    "/{job_id}/cancel",
+    operation_id="cancel_job",
+    responses={202: {"model": bodies.JobRead, "description": "Asked for; still `cancelling`."}},
+)
+def cancel(
+    job_id: str, caller: EditorDep, sessions: SessionsDep, response: Response
+) -> bodies.JobRead:
+    """Stop a job for good. A running one is `cancelling` (202) until its device is free."""
     with sessions.begin() as session:
-        return _read(session, jobs.cancel(session, project_id=caller.project_id, job_id=job_id))
+        job = jobs.cancel(session, project_id=caller.project_id, job_id=job_id)
+        body = _read(session, job)
+    if job.state == lifecycle.State.CANCELLING:
+        response.status_code = 202
+    return body
 
 
 @router.post("/{job_id}/pause", operation_id="pause_job")
