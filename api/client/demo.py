@@ -20,8 +20,8 @@ import rich.console
 
 from api.client import client, display, errors, shell, types, up, watching
 
-# A teacher that is better than the student alone, with room between them; chosen on the validation
-# split, and measured over fresh seeds in docs/measurements.md.
+# A teacher that is better than the student alone, with room between them; chosen with two seeds,
+# and measured with five others in docs/measurements.md.
 TEACHER: dict[str, Any] = {
     "network": "retort/resnet20",
     "arguments": {},
