@@ -5,7 +5,6 @@ model at the same time must notice each other.
 """
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from models_registry import catalog, database, errors, models, references, tables
@@ -96,10 +95,8 @@ def _target(session: Session, line: tables.ModelRow, version: int) -> tables.Mod
 def _create(session: Session, target: tables.ModelVersionRow, alias: str) -> bool:
     row = tables.ModelAliasRow
     now = database.now(session)
-    is_postgresql = session.get_bind().dialect.name == "postgresql"
-    insert = postgresql.insert if is_postgresql else sqlite.insert
     made = session.scalars(
-        insert(row)
+        database.insert(session, row)
         .values(
             model_id=target.model_id,
             alias=alias,

@@ -32,7 +32,6 @@ class Catalog:
     training_schema: dict[str, Any]
     recipes: dict[str, dict[str, Any]]
     milestone_shares: dict[str, list[float]]
-    failure_codes: list[str]
 
 
 @functools.cache
@@ -48,7 +47,6 @@ def load() -> Catalog:
         training_schema=content["training_schema"],
         recipes=content["recipes"],
         milestone_shares=content["milestone_shares"],
-        failure_codes=content["failure_codes"],
     )
 
 

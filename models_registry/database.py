@@ -5,8 +5,9 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
 
 Sessions = sessionmaker[Session]
@@ -67,6 +68,13 @@ def now(session: Session) -> datetime:
         return datetime.now(UTC)
     moment: datetime = session.scalars(sa.select(sa.func.clock_timestamp())).one()
     return moment.astimezone(UTC)
+
+
+def insert(session: Session, row: type[DeclarativeBase]) -> postgresql.Insert | sqlite.Insert:
+    """Return an INSERT that can say what happens on a conflict, in the database's own dialect."""
+    if session.get_bind().dialect.name == "postgresql":
+        return postgresql.insert(row)
+    return sqlite.insert(row)
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

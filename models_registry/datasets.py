@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, object_session
 
 from models_registry import (
@@ -227,10 +226,8 @@ def _add_version(
     **columns: Any,  # of the version's row
 ) -> tables.DatasetVersionRow:
     line = tables.DatasetRow
-    is_postgresql = session.get_bind().dialect.name == "postgresql"
-    insert = postgresql.insert if is_postgresql else sqlite.insert
     session.execute(
-        insert(line)
+        database.insert(session, line)
         .values(
             id=ids.new("ds"),
             project_id=project_id,

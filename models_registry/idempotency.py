@@ -12,7 +12,6 @@ from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from models_registry import database, errors, tables
@@ -65,9 +64,8 @@ def begin(session: Session, wanted: Request) -> Answer | None:
         row.project_id == wanted.project_id, row.route == wanted.route, row.key == wanted.key
     )
     session.execute(sa.delete(row).where(mine, row.created_at < now - KEPT_FOR))
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     claimed = session.scalars(
-        insert(row)
+        database.insert(session, row)
         .values(
             project_id=wanted.project_id,
             route=wanted.route,

@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from models_registry import database, errors, ids, jobs, lifecycle, models, tables, uploads
@@ -121,10 +120,9 @@ def report(
         columns = {"progress": progress, "estimated_end_at": estimated_end_at}
     state = _touch(session, lease, columns)
     if points:
-        insert = postgresql.insert if _is_postgresql(session) else sqlite.insert
         now = database.now(session)
         session.execute(
-            insert(tables.MetricRow).on_conflict_do_nothing(),
+            database.insert(session, tables.MetricRow).on_conflict_do_nothing(),
             [
                 {
                     "job_id": lease.job_id,
@@ -307,7 +305,3 @@ def _keep_log(session: Session, lease: Lease, log_tail: list[str]) -> None:
     attempt = session.get_one(tables.AttemptRow, (lease.job_id, lease.attempt))
     attempt.log_tail = log_tail
     session.flush()
-
-
-def _is_postgresql(session: Session) -> bool:
-    return session.get_bind().dialect.name == "postgresql"

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, object_session
 
 from models_registry import (
@@ -487,10 +486,8 @@ def _is_new_line(session: Session, project_id: str, name: str) -> bool:
     """Make the line, or bring it back from its tombstone; return False where it is alive."""
     row = tables.ModelRow
     now = database.now(session)
-    is_postgresql = session.get_bind().dialect.name == "postgresql"
-    insert = postgresql.insert if is_postgresql else sqlite.insert
     made = session.scalars(
-        insert(row)
+        database.insert(session, row)
         .values(
             id=ids.new("mod"),
             project_id=project_id,

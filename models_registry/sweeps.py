@@ -180,17 +180,20 @@ def sweep_bytes(sessions: database.Sessions, storage: Storage, *, grace: timedel
     for key in orphans:
         storage.delete(key, unless_stored_since=before)
         swept += 1
-    for key in list(storage.stored_before(before)):
-        with sessions.begin() as session:
-            known = session.scalars(
-                sa.select(sa.literal(1)).where(
-                    sa.or_(
-                        sa.exists().where(blob.storage_key == key),
-                        sa.exists().where(tables.UploadPartRow.storage_key == key),
-                    )
-                )
-            ).first()
-            if known is None:
-                storage.delete(key, unless_stored_since=before)
-                swept += 1
+    stored = list(storage.stored_before(before))
+    for start in range(0, len(stored), BATCH):
+        for key in _unknown(sessions, stored[start : start + BATCH]):
+            storage.delete(key, unless_stored_since=before)
+            swept += 1
     return swept
+
+
+def _unknown(sessions: database.Sessions, keys: list[str]) -> list[str]:
+    """Return those of the storage's keys that no row names."""
+    with sessions() as session:
+        known = {
+            key
+            for column in (tables.BlobRow.storage_key, tables.UploadPartRow.storage_key)
+            for key in session.scalars(sa.select(column).where(column.in_(keys)))
+        }
+    return [key for key in keys if key not in known]

@@ -12,7 +12,6 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from models_registry import database, described, errors, ids, storage, tables
@@ -163,10 +162,8 @@ def adopt(session: Session, *, sha256: str, size_bytes: int, storage_key: str) -
     """
     row = tables.BlobRow
     now = database.now(session)
-    is_postgresql = session.get_bind().dialect.name == "postgresql"
-    insert = postgresql.insert if is_postgresql else sqlite.insert
     session.execute(
-        insert(row)
+        database.insert(session, row)
         .values(sha256=sha256, size_bytes=size_bytes, storage_key=storage_key, created_at=now)
         .on_conflict_do_update(index_elements=[row.sha256], set_={"created_at": now})
     )

@@ -58,7 +58,8 @@ class _Part:
         self.starts.append(time.monotonic())
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command,
+                # A killed parent must not leave a second Redis writing into the data folder.
+                [sys.executable, "-m", "workers.leash", str(os.getpid()), "--", *self.command],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -96,8 +97,8 @@ def run(
     console = rich.console.Console(stderr=True, highlight=False)
     stop = threading.Event()
     with (
+        _signals(stop),  # first: a SIGTERM while parts start must stop those that have
         started(data_dir=data_dir, host=host, port=port, device=device, workers=workers) as service,
-        _signals(stop),
     ):
         console.print(f"[bold]Retort[/bold] is up at {service.url}  (API docs: {service.url}/docs)")
         console.print(f"  data    {service.data_dir}")

@@ -47,3 +47,22 @@ class TestLeash:
         )
         started = json.loads(done.stdout.splitlines()[0])
         assert started == {"type": "started", "arguments": ["polite"]}
+
+    def test_becomes_a_program_that_still_dies_with_its_parent(self) -> None:
+        supervising = (
+            "import os, subprocess, sys;"
+            "child = subprocess.Popen([sys.executable, '-m', 'workers.leash', str(os.getpid()),"
+            " '--', sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(600)'],"
+            " stdout=subprocess.PIPE, start_new_session=True);"
+            "child.stdout.readline();"
+            "print(child.pid, flush=True);"
+            "child.wait()"
+        )
+        supervisor = subprocess.Popen([sys.executable, "-c", supervising], stdout=subprocess.PIPE)
+        assert supervisor.stdout is not None
+        with supervisor.stdout:
+            child = int(supervisor.stdout.readline())
+            assert not scenes.has_ended(child)
+            supervisor.kill()
+            supervisor.wait()
+        scenes.wait_until(lambda: scenes.has_ended(child), "the program is gone")

@@ -7,7 +7,7 @@ returns everything a method may look at. `Tap` is the only place with forward ho
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Self
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -35,18 +35,6 @@ class StageInfo:
 
     channels: int
     stride: int
-
-
-@runtime_checkable
-class Observable(Protocol):
-    """The part of a network that the loops and methods rely on."""
-
-    stages_info: Sequence[StageInfo]
-    pooled_width: int
-
-    def observe(self, images: Float[Tensor, "N c h w"]) -> Features:
-        """Return logits and features of one forward pass."""
-        ...
 
 
 class Network(nn.Module):
