@@ -60,6 +60,11 @@ def describe_method(name: str) -> dict[str, Any]:
         },
         "description": idea,
         "needs": list(method.needs),
+        "student_shows": list(method.student_shows),
+        "teacher_shows": list(method.teacher_shows),
+        "has_task": method.has_task,
+        "accepts_mixed": method.accepts_mixed,
+        "combines": method.combines,
         "params_schema": method.Params.model_json_schema(),
         "differs": deviations,
     }

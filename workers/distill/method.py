@@ -9,20 +9,34 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
+import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
 from workers.distill import errors, recipe
+from workers.distill.networks import shapes
 from workers.distill.networks.interface import Features, Network
 
 Terms: TypeAlias = dict[str, Tensor]
-"""Named parts of a loss, weighted; the loop minimises their sum."""
+"""Named parts of a loss, weighted; the loop minimises their sum.
 
-Need: TypeAlias = Literal[
-    "labels", "teacher", "equal_classes", "pooled", "stages", "pre_activations", "bn_statistics"
-]
+`task` is what the student learns from labels, every other term what it learns from the teacher.
+A method gives the same names at every step; a term that is switched off is a zero without gradient.
+"""
+
+Need: TypeAlias = Literal["labels", "teacher", "equal_classes"]
+Show: TypeAlias = Literal["stages", "pre_activations", "final", "norms", "classifier"]
+"""What a network may or may not show, besides its logits and its pooled features."""
+
+SHOWN: dict[Show, str] = {
+    "stages": "feature maps of its stages",
+    "pre_activations": "feature maps before the last activation of every stage",
+    "final": "a last feature map whose average is its embedding",
+    "norms": "a batch norm before the last activation of every stage",
+    "classifier": "a linear classifier on its embedding",
+}
 
 
 @dataclass(frozen=True)
@@ -36,12 +50,28 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Mixed:
+    """The second image of each mixed one: its labels, and the share that the first one keeps."""
+
+    labels: Int[Tensor, " N"]
+    share: Float[Tensor, " N"]
+
+
+@dataclass(frozen=True)
 class Batch:
-    """Images as stored (uint8, augmented), their labels, and their places in the split."""
+    """Images as stored (uint8, augmented), their labels, and their places in the split.
+
+    `view` counts the stored views of an image, where the recipe has a teacher cache. `mixed` is
+    there where images were mixed; `strong` holds a second, strongly augmented view of the same
+    images where the method asks for one.
+    """
 
     images: UInt8[Tensor, "N c h w"]
     labels: Int[Tensor, " N"]
     index: Int[Tensor, " N"]
+    view: Int[Tensor, " N"] | None = None
+    mixed: Mixed | None = None
+    strong: UInt8[Tensor, "N c h w"] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,13 +93,28 @@ class Moment:
 
 
 class Method(nn.Module):
-    """One published way to distil."""
+    """One published way to distil.
+
+    Besides its name and source, a method states what it needs, so that a recipe that cannot work
+    is refused before anything is trained.
+    """
 
     name: ClassVar[str]
     family: ClassVar[str]
     title: ClassVar[str]
     source: ClassVar[Source]
     needs: ClassVar[tuple[Need, ...]] = ("labels", "teacher")
+    student_shows: ClassVar[tuple[Show, ...]] = ()
+    teacher_shows: ClassVar[tuple[Show, ...]] = ()
+    has_task: ClassVar[bool] = True
+    """Whether there is a `task` term."""
+    accepts_mixed: ClassVar[bool] = True
+    """Whether images may be mixed; not where each must have one true class."""
+    wants_strong: ClassVar[bool] = False
+    """Whether the student and the teacher see a second, strongly augmented view."""
+    combines: ClassVar[bool] = True
+    """Whether its distillation terms may stand beside those of other methods."""
+    smallest_batch: ClassVar[int] = 1
 
     class Params(recipe.Values):
         """Hyper-parameters; every field has a default from the paper, a bound, a description."""
@@ -83,6 +128,18 @@ class Method(nn.Module):
             raise errors.BadRecipe(f"method {self.name} needs a teacher, and the recipe has none")
         if "equal_classes" in self.needs and teacher is not None:
             check_equal_classes(self.name, student, teacher)
+        self.student_shapes = shapes.measure(student) if self.student_shows else None
+        self.teacher_shapes = (
+            shapes.measure(teacher) if self.teacher_shows and teacher is not None else None
+        )
+        for role, network in (("student", student), ("teacher", teacher)):
+            if network is not None:
+                self._check_shows(role, network)
+
+    @property
+    def teacher_trains(self) -> bool:
+        """Whether the teacher is observed with the batch's own statistics, as OFD's authors did."""
+        return False
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Look at the training batches once before training starts."""
@@ -95,12 +152,42 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
+    def store(self, teacher: Features) -> dict[str, Tensor]:
+        """Return what of a batch's teacher features a teacher cache keeps, one row an image."""
+        return {"logits": teacher.logits, "pooled": teacher.pooled}
+
+    def recall(self, stored: dict[str, Tensor]) -> Features:
+        """Return teacher features from rows of what `store` returned."""
+        return Features(logits=stored["logits"], pooled=stored["pooled"])
+
     def after_step(self, moment: Moment) -> None:
         """Do what follows each optimizer step, such as moving a temperature."""
 
     def deliver(self, student: Network) -> Network:
         """Return the network to validate and deliver."""
         return student
+
+    def _check_shows(self, role: str, network: Network) -> None:
+        found = self.student_shapes if role == "student" else self.teacher_shapes
+        for wanted in self.student_shows if role == "student" else self.teacher_shows:
+            match wanted:
+                case "stages":
+                    there = found is not None and bool(found.stages)
+                case "pre_activations":
+                    there = found is not None and bool(found.pre_activations)
+                case "final":
+                    there = found is not None and found.final is not None
+                case "norms":
+                    there = bool(network.stage_norms())
+                case "classifier":
+                    there = network.pooled_classifier() is not None
+            if not there:
+                raise errors.IncompatibleNetworks(
+                    f"method {self.name} needs {SHOWN[wanted]}, and the {role} "
+                    f"{network.reference or type(network).__name__} shows none; choose another "
+                    f"{role}, or a method that compares logits",
+                    **{role: network.reference, "missing": wanted},
+                )
 
 
 def check_equal_classes(name: str, student: Network, teacher: Network) -> None:
@@ -114,14 +201,11 @@ def check_equal_classes(name: str, student: Network, teacher: Network) -> None:
         )
 
 
-class LogitMethod(Method):
-    """Methods that compare outputs; all carry the usual cross-entropy as their `task` term."""
-
-    family = "logit"
-    needs: ClassVar[tuple[Need, ...]] = ("labels", "teacher", "equal_classes")
+class SupervisedMethod(Method):
+    """Methods that learn from labels too: all carry cross-entropy as their `task` term."""
 
     class Params(Method.Params):
-        """The weight that all logit methods share."""
+        """The weight that all of them share."""
 
         task_weight: float = Field(
             1.0, ge=0, le=1e6, description="Weight of cross-entropy with the true labels."
@@ -130,6 +214,36 @@ class LogitMethod(Method):
     params: Params
 
     def task(self, student: Features, batch: Batch) -> Terms:
-        """Return cross-entropy at temperature 1, weighted."""
-        loss = F.cross_entropy(student.logits, batch.labels)
+        """Return the weighted cross-entropy, of both labels where images are mixed."""
+        loss = cross_entropy(student.logits, batch)
         return {"task": self.params.task_weight * loss}
+
+
+class LogitMethod(SupervisedMethod):
+    """Methods that compare outputs."""
+
+    family = "logit"
+    needs: ClassVar[tuple[Need, ...]] = ("labels", "teacher", "equal_classes")
+
+
+class FeatureMethod(SupervisedMethod):
+    """Methods that compare feature maps, image by image."""
+
+    family = "feature"
+    student_shows: ClassVar[tuple[Show, ...]] = ("stages",)
+    teacher_shows: ClassVar[tuple[Show, ...]] = ("stages",)
+
+
+class RelationMethod(SupervisedMethod):
+    """Methods that compare how the images of a batch lie to each other."""
+
+    family = "relation"
+
+
+def cross_entropy(logits: Float[Tensor, "N C"], batch: Batch) -> Float[Tensor, ""]:
+    """Return the mean cross-entropy with the labels, each mixed image with both of its own."""
+    if batch.mixed is None:
+        return F.cross_entropy(logits, batch.labels)
+    first = F.cross_entropy(logits, batch.labels, reduction="none")
+    second = F.cross_entropy(logits, batch.mixed.labels, reduction="none")
+    return torch.lerp(second, first, batch.mixed.share.to(first.dtype)).mean()

@@ -258,7 +258,7 @@ def check_classes(role: str, choice: recipe.NetworkChoice | None, classes: int) 
 
 def build(choice: recipe.NetworkChoice) -> Network:
     """Build a network with fresh weights."""
-    network = networks.build(
+    return networks.build(
         choice.network,
         classes=choice.classes,
         channels=choice.input.channels,
@@ -266,8 +266,6 @@ def build(choice: recipe.NetworkChoice) -> Network:
         width=choice.input.width,
         arguments=choice.arguments,
     )
-    network.classes = choice.classes
-    return network
 
 
 def load_teacher(

@@ -78,6 +78,7 @@ class Course:
             stem=shown.stem,
             stages=shown.stages,
             pre_activations=shown.pre_activations,
+            final=shown.final,
         )
 
     def advance(

@@ -66,6 +66,7 @@ class Watching:
             stem=None if maps.stem is None else maps.stem.clone(),
             stages=tuple(stage.clone() for stage in maps.stages),
             pre_activations=tuple(stage.clone() for stage in maps.pre_activations),
+            final=None if maps.final is None else maps.final.clone(),
         )
 
 
@@ -84,7 +85,7 @@ class Remembering:
 
 def wants_stages(method: Method) -> bool:
     """Whether a method looks at maps, not only at logits and pooled features."""
-    return bool({"stages", "pre_activations"} & set(method.needs))
+    return bool({"stages", "pre_activations", "final"} & set(method.teacher_shows))
 
 
 def fits_cache(count: int, classes: int, width: int) -> bool:

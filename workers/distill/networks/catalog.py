@@ -64,6 +64,28 @@ def build(
     Raises `UnknownNetwork` when the name is unknown, an argument is not accepted, or the network
     cannot be built for this size of image.
     """
+    network = _built(
+        reference,
+        classes=classes,
+        channels=channels,
+        height=height,
+        width=width,
+        arguments=arguments,
+    )
+    network.reference, network.arguments = reference, dict(arguments)
+    network.classes, network.image_shape = classes, (channels, height, width)
+    return network
+
+
+def _built(
+    reference: str,
+    *,
+    classes: int,
+    channels: int,
+    height: int,
+    width: int,
+    arguments: Mapping[str, Any],  # Any: as in `build`
+) -> interface.Network:
     family, _, name = reference.partition("/")
     if min(classes, channels, height, width) < 1:
         raise errors.UnknownNetwork(

@@ -4,9 +4,9 @@
 returns everything a method may look at. `Tap` is the only place with forward hooks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from jaxtyping import Float
@@ -20,6 +20,9 @@ class Features:
 
     `stages` are maps after the last activation of a stage, shallow to deep, without the stem;
     `pre_activations` the same maps before that activation, or empty where a network has none.
+    `final` is the map whose average over positions is `pooled`: often the last stage, or what a
+    last convolution makes of it; None where the embedding is no average (a class token).
+    `strong` is what the network shows of the batch's strong view; only a loop fills it in.
     """
 
     logits: Float[Tensor, "N C"]
@@ -27,6 +30,8 @@ class Features:
     stem: Float[Tensor, "N c h w"] | None = None
     stages: tuple[Tensor, ...] = ()
     pre_activations: tuple[Tensor, ...] = ()
+    final: Float[Tensor, "N k i j"] | None = None
+    strong: "Features | None" = None
 
 
 @dataclass(frozen=True)
@@ -38,15 +43,30 @@ class StageInfo:
 
 
 class Network(nn.Module):
-    """Base of every network that Retort builds, own or foreign."""
+    """Base of every network that Retort builds, own or foreign.
 
+    `reference`, `arguments`, `classes` and `image_shape` are what `networks.catalog.build` was
+    asked for: enough to build the same network again.
+    """
+
+    reference: str = ""
+    arguments: Mapping[str, Any] = MappingProxyType({})  # Any: JSON values
+    classes: int = 0
+    image_shape: tuple[int, int, int] = (0, 0, 0)
     stages_info: tuple[StageInfo, ...] = ()
     pooled_width: int = 0
-    classes: int = 0
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> Features:
         """Return logits and features of one forward pass; logits equal `forward(images)`."""
         raise NotImplementedError(f"{type(self).__name__} does not show its features")
+
+    def pooled_classifier(self) -> nn.Linear | None:
+        """Return the linear layer from `pooled` to logits, or None where there is none."""
+        return None
+
+    def stage_norms(self) -> tuple[nn.BatchNorm2d, ...]:
+        """Return, stage by stage, the batch norm before its last activation, or nothing."""
+        return ()
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the logits (typed here because `nn.Module.__call__` is not)."""

@@ -86,7 +86,16 @@ class ResNet(interface.Network):
             stem=stem,
             stages=tuple(stages),
             pre_activations=tuple(pre_activations),
+            final=maps,
         )
+
+    def pooled_classifier(self) -> nn.Linear:
+        """Return the last layer, `fc`."""
+        return self.fc
+
+    def stage_norms(self) -> tuple[nn.BatchNorm2d, ...]:
+        """Return the norm of each stage's last block, which the shortcut is added to."""
+        return tuple(stage[-1].bn2 for stage in (self.layer1, self.layer2, self.layer3))  # type: ignore[misc]  # a Sequential hides the names of `Block`
 
 
 class Arguments(pydantic.BaseModel):

@@ -69,6 +69,7 @@ class KD(LogitMethod):
         """Return the task term and the imitation."""
         params = self.params
         stopped = params.stop_epoch is not None and moment.epoch > params.stop_epoch
-        weight = 0.0 if stopped else params.kd_weight
+        if stopped:
+            return {**self.task(student, batch), "kd": student.logits.new_zeros(())}
         loss = kd_loss(student.logits, teacher.logits, temperature=params.temperature)
-        return {**self.task(student, batch), "kd": weight * loss}
+        return {**self.task(student, batch), "kd": params.kd_weight * loss}

@@ -1,0 +1,54 @@
+"""Which shapes a network shows, found by one forward pass of a made-up image.
+
+Methods build their adapters from this in the first second of a job, so that what does not fit is
+refused by name, not by a size mismatch in the first step.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.distill.networks.interface import Network
+
+Shape = tuple[int, int, int]
+"""Channels, height and width of a map."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Shapes of everything that a network shows, without the batch."""
+
+    pooled: int
+    stem: Shape | None
+    stages: tuple[Shape, ...]
+    pre_activations: tuple[Shape, ...]
+    final: Shape | None
+
+
+@torch.no_grad()
+def measure(network: Network) -> Shapes:
+    """Observe a made-up image in evaluation mode; the network's mode is restored."""
+    place = next(network.parameters()).device
+    images = torch.zeros((1, *network.image_shape), device=place)
+    was_training = network.training
+    network.eval()
+    try:
+        shown = network.observe(images)
+    finally:
+        network.train(was_training)
+    return Shapes(
+        pooled=shown.pooled.shape[1],
+        stem=_shape(shown.stem),
+        stages=tuple(_map_shape(stage) for stage in shown.stages),
+        pre_activations=tuple(_map_shape(stage) for stage in shown.pre_activations),
+        final=_shape(shown.final),
+    )
+
+
+def _shape(seen: Tensor | None) -> Shape | None:
+    return None if seen is None else _map_shape(seen)
+
+
+def _map_shape(seen: Tensor) -> Shape:
+    return (seen.shape[1], seen.shape[2], seen.shape[3])
