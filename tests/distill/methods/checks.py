@@ -25,3 +25,9 @@ def close(found: torch.Tensor, wanted: Any) -> bool:
     """Return whether values agree within the guide's tolerance."""
     target = torch.as_tensor(wanted, dtype=found.dtype)
     return torch.allclose(found, target, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def parameters(name: str) -> dict[str, Any]:
+    """Return the parameters that a check was computed with."""
+    check = next(check for check in CONTENT["checks"] if check["name"] == name)
+    return check.get("parameters", {})
