@@ -29,5 +29,4 @@ def close(found: torch.Tensor, wanted: Any) -> bool:
 
 def parameters(name: str) -> dict[str, Any]:
     """Return the parameters that a check was computed with."""
-    check = next(check for check in CONTENT["checks"] if check["name"] == name)
-    return check.get("parameters", {})
+    return next(check["params"] for check in CONTENT["checks"] if check["name"] == name)
