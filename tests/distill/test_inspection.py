@@ -1,5 +1,6 @@
 """Every upload ends in one line: what it became, or why it was refused."""
 
+import argparse
 import json
 import os
 import pickle
@@ -97,6 +98,29 @@ class TestModel:
         weights.load_into(twin, tmp_path / "model.safetensors")
         images = torch.rand(2, 1, 8, 8)
         assert torch.equal(twin.eval()(images), network.eval()(images))
+
+    def test_run_of_another_program_becomes_its_student_and_says_so(
+        self, tmp_path: Path, inspect: Inspect
+    ) -> None:
+        student, teacher = a_network(1), a_network(2)
+        distiller = {
+            f"module.{role}.{key}": tensor
+            for role, network in (("student", student), ("teacher", teacher))
+            for key, tensor in network.state_dict().items()
+        }
+        torch.save({"epoch": 1, "model": distiller, "best_acc": 70.0}, tmp_path / "upload")
+        found = inspect(a_model_request())
+        assert found.code == 0
+        (warning,) = found.last["warnings"]
+        assert "its student was taken" in warning
+        stored_state = safetensors.torch.load_file(tmp_path / "model.safetensors")
+        for key, tensor in student.state_dict().items():
+            assert torch.equal(stored_state[key], tensor)
+
+    def test_namespace_of_options_is_no_obstacle(self, tmp_path: Path, inspect: Inspect) -> None:
+        options = argparse.Namespace(lr=0.05, lr_decay_epochs=[150, 180, 210], model_s="resnet8")
+        torch.save({"opt": options, "model": a_network().state_dict()}, tmp_path / "upload")
+        assert inspect(a_model_request()).code == 0
 
     def test_every_difference_stands_in_the_line(self, tmp_path: Path, inspect: Inspect) -> None:
         state = dict(a_network().state_dict())

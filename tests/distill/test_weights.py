@@ -172,6 +172,150 @@ class TestLoadInto:
             weights.load_into(a_network(0), tmp_path / "x")
 
 
+def resized(name: str, **arguments: Any) -> interface.Network:
+    torch.manual_seed(1)
+    return catalog.build(name, classes=3, channels=3, height=32, width=32, arguments=arguments)
+
+
+class TestPublishedFiles:
+    """Files of other programs, written here as those programs write them."""
+
+    NETWORKS = (
+        ("retort/resnet8x4", {"widths": [2, 3, 4, 5]}),
+        ("retort/resnet50", {"widths": [2, 1, 1, 1, 1]}),
+        ("retort/wrn_40_2", {"widths": [2, 3, 4, 5]}),
+        ("retort/vgg13", {"widths": [2, 3, 4, 5, 6]}),
+        ("retort/mobilenetv2", {"width_multiplier": 0.1, "expansion": 1}),
+        ("retort/shufflev1", {"widths": [36, 48, 60]}),
+        ("retort/shufflev2", {"widths": [2, 4, 6], "last_width": 8}),
+        ("retort/mobilenetv1", {"width_multiplier": 0.05}),
+        ("retort/imagenet_resnet18", {"widths": [2, 2, 3, 4, 5]}),
+    )
+
+    def loaded(
+        self, tmp_path: Path, saved: Any, trained: interface.Network, **options: Any
+    ) -> weights.Loaded:
+        """Load a file into a fresh twin of the trained network, and check every tensor."""
+        torch.save(saved, tmp_path / "file")
+        network = catalog.build(
+            trained.reference,
+            classes=trained.classes,
+            channels=trained.image_shape[0],
+            height=trained.image_shape[1],
+            width=trained.image_shape[2],
+            arguments=trained.arguments,
+        )
+        found = weights.load_into(network, tmp_path / "file", **options)
+        assert is_same(network, trained)
+        return found
+
+    @pytest.mark.parametrize(("name", "arguments"), NETWORKS)
+    def test_every_family_loads_behind_its_wrapper(
+        self, tmp_path: Path, name: str, arguments: dict[str, Any]
+    ) -> None:
+        trained = resized(name, **arguments)
+        # One network's own names begin with `model.` too, and are told from a wrapper's.
+        wrapper = "module.model." if name == "retort/mobilenetv1" else "module."
+        state = prefixed(trained.state_dict(), wrapper)
+        self.loaded(tmp_path, {"epoch": 240, "model": state}, trained)
+
+    def test_run_directory_of_mdistiller(self, tmp_path: Path) -> None:
+        student, teacher = a_network(1), a_network(2, widths=[4, 4, 4, 4])
+        distiller = {
+            **prefixed(student.state_dict(), "module.student."),
+            **prefixed(teacher.state_dict(), "module.teacher."),
+            "module.conv_reg.conv.weight": torch.ones(3, 3, 1, 1),
+        }
+        saved = {"epoch": 3, "model": distiller, "optimizer": {"state": {}}, "best_acc": 71.0}
+        (remark,) = self.loaded(tmp_path, saved, student).warnings
+        assert "(student, teacher, conv_reg); its student was taken" in remark
+        (remark,) = self.loaded(tmp_path, saved, teacher).warnings
+        assert "its teacher was taken" in remark
+        (remark,) = self.loaded(tmp_path, saved, teacher, role="teacher").warnings
+        assert "to have another, save that part alone" in remark
+
+    def test_projector_of_simkd_is_left_aside_and_named(self, tmp_path: Path) -> None:
+        trained = a_network(1)
+        saved = {
+            "epoch": 240,
+            "model": trained.state_dict(),
+            "best_acc": torch.tensor([76.7]),
+            "proj": {"transfer.0.weight": torch.ones(2, 2, 1, 1)},
+        }
+        (remark,) = self.loaded(tmp_path, saved, trained).warnings
+        assert "left aside: proj" in remark
+
+    def test_averaged_weights_of_timm_are_preferred(self, tmp_path: Path) -> None:
+        trained = a_network(1)
+        saved = {
+            "epoch": 3,
+            "arch": "resnet18",
+            "state_dict": a_network(2).state_dict(),
+            "optimizer": {"state": {}, "param_groups": []},
+            "version": 2,
+            "args": argparse.Namespace(lr=0.1),
+            "state_dict_ema": trained.state_dict(),
+            "metric": 71.0,
+        }
+        averaged, others = self.loaded(tmp_path, saved, trained).warnings
+        assert "averaged weights (state_dict_ema)" in averaged
+        assert "left aside: state_dict" in others
+
+    def test_averaged_weights_of_torchvision_are_preferred(self, tmp_path: Path) -> None:
+        trained = a_network(1)
+        averaged = torch.optim.swa_utils.AveragedModel(trained)
+        saved = {"model": a_network(2).state_dict(), "model_ema": averaged.state_dict()}
+        assert "model_ema" in self.loaded(tmp_path, saved, trained).warnings[0]
+
+    @pytest.mark.parametrize("prefix", ["_orig_mod.", "model.", "module._orig_mod.", "net.model."])
+    def test_words_before_all_keys_are_dropped(self, tmp_path: Path, prefix: str) -> None:
+        trained = a_network(1)
+        assert self.loaded(tmp_path, prefixed(trained.state_dict(), prefix), trained).warnings == ()
+
+    def test_linear_layers_stored_as_convolutions_are_read(self, tmp_path: Path) -> None:
+        trained = resized("retort/tiny_mobilenetv2", width_multiplier=0.1)
+        state = dict(trained.state_dict())
+        state["conv2.weight"] = state["conv2.weight"][:, :, None, None]
+        self.loaded(tmp_path, {"model": state}, trained)
+
+    def test_tensors_saved_on_a_gpu_by_old_programs_are_read(self, tmp_path: Path) -> None:
+        trained = a_network(1)
+        saved = {
+            "epoch": 240,
+            "model": trained.state_dict(),
+            "accuracy": torch.tensor([72.3]),
+            "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
+        }
+        path = tmp_path / "ckpt_epoch_240.pth"
+        torch.save(saved, path, _use_new_zipfile_serialization=False)
+        # What such a file differs in, where no GPU is at hand to write one: the kind of storage,
+        # and its place, a string behind its length.
+        content = path.read_bytes()
+        for name in (b"FloatStorage", b"LongStorage"):
+            content = content.replace(b"ctorch\n" + name, b"ctorch.cuda\n" + name)
+        content = content.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0")
+        assert content.count(b"cuda:0") > 0
+        path.write_bytes(content)
+        network = a_network(0)
+        weights.load_into(network, path)
+        assert is_same(network, trained)
+
+    def test_the_nearest_reading_says_what_is_wrong(self, tmp_path: Path) -> None:
+        state = dict(a_network(1).state_dict())
+        state["fc.bias"] = torch.ones(100)
+        torch.save({"model": prefixed(state, "module.student.")}, tmp_path / "x")
+        with pytest.raises(errors.KeysMismatch) as caught:
+            weights.load_into(a_network(0), tmp_path / "x")
+        assert caught.value.shape_mismatches == [{"key": "fc.bias", "expected": [3], "got": [100]}]
+        assert not caught.value.missing_keys
+
+    def test_other_networks_are_never_read_in_part(self, tmp_path: Path) -> None:
+        torch.save(a_network(1, name="retort/resnet14").state_dict(), tmp_path / "x")
+        with pytest.raises(errors.KeysMismatch) as caught:
+            weights.load_into(a_network(0), tmp_path / "x")
+        assert all(".1." in key for key in caught.value.unexpected_keys)
+
+
 class TestRefusedFiles:
     def refusal(self, path: Path, **arguments: Any) -> errors.UploadRefused:
         with pytest.raises(errors.UploadRefused) as caught:

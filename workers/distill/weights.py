@@ -1,49 +1,36 @@
 """Weights: from a file into a network, and from a network into a file that can rebuild it.
 
-Reads safetensors and torch state dictionaries as published (guide to checkpoint files:
-`{"model": ...}`, `{"state_dict": ...}`, `module.` and `student.`/`teacher.` prefixes), told apart
-by content. Pickles are opened with torch's weights-only reader and never executed.
+Reads safetensors and torch state dictionaries as RepDistiller, MDistiller, timm and torchvision
+publish them (`{"model": ...}`, `{"state_dict": ...}`, averaged weights, `module.` and
+`student.`/`teacher.` prefixes), told apart by content. Pickles are opened with torch's weights-only
+reader and never executed.
 """
 
-import argparse
 import json
-import pickle
-import re
-import warnings
-import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from workers.distill import errors, pickle_scan, tensorfile
+from workers.distill import errors, tensorfile, torchfile
 from workers.distill.networks import catalog, interface
 
 Format = Literal["safetensors", "torch"]
 Role = Literal["teacher", "student"]
 
 HEADER_KEY = "retort"
-ZIP_SIGNATURE = b"PK\x03\x04"
-REFUSED_BY_READER = r"unsupported global|unsupported class|trying to|can only (create|build)"
-HARMLESS_PACKAGES = frozenset({"_codecs", "argparse", "collections", "numpy", "torch"})
-LARGEST_SCANNED_BYTES = 64 << 20
 LISTED_KEYS = 6
 """A message names so many keys of each kind; the error itself carries all."""
 
-NUMPY_SCALAR = np.float64(0).__reduce__()[0]
-# What published training scripts put beside the weights: an argparse Namespace (RepDistiller's
-# `_last.pth`) and NumPy numbers (best accuracy). None of these can run code when rebuilt.
-SAFE_GLOBALS: list[Any] = [  # Any: torch takes classes, and pairs of an object and its old name
-    argparse.Namespace,
-    np.dtype,
-    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")),
-    (NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
-    (NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
-]
+AVERAGED = ("state_dict_ema", "model_ema")
+WRAPPED = (*AVERAGED, "model", "state_dict")
+"""Where checkpoints keep weights; the averaged ones are those that were validated."""
+AVERAGING_COUNTER = "n_averaged"
+MOST_PREFIXES = 4
+"""Wrappers for several devices, for averaging and for training each put a word before all keys."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +42,20 @@ class Loaded:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """The tensors of a file under their names there, with remarks on what else it holds."""
+
+    format: Format
+    state: dict[str, Tensor]
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class _Candidate:
-    """One reading of a file's keys: as they are, or those of one role."""
+    """One reading of a file's keys: as they are, without a prefix, or those of one role."""
 
     state: dict[str, Tensor]
-    remarks: tuple[str, ...] = field(default=())
+    remarks: tuple[str, ...] = ()
 
 
 def load_into(
@@ -70,35 +66,31 @@ def load_into(
     `role` decides when a file holds a teacher and a student and both would fit. Raises
     `KeysMismatch` when names or shapes differ, `UploadRefused` when the file is unreadable.
     """
-    found, state = read_state(path, allow_pickle=allow_pickle)
+    stored = read_state(path, allow_pickle=allow_pickle)
     expected = network.state_dict()
-    candidates = _candidates(state, role)
-    faults = [_compare(expected, candidate.state) for candidate in candidates]
-    fitting = next((index for index, fault in enumerate(faults) if fault is None), None)
-    if fitting is None:
-        raise next(fault for fault in faults if fault is not None)
-    chosen = candidates[fitting]
-    remarks = list(chosen.remarks)
+    chosen = _fitting(expected, _candidates(stored.state, role))
+    remarks = [*stored.remarks, *chosen.remarks]
     if any(key not in chosen.state for key in expected):
         remarks.append("the counters num_batches_tracked are missing and start at their own value")
     with torch.no_grad():
         for key, target in expected.items():
             if key in chosen.state:
-                target.copy_(chosen.state[key])
-    return Loaded(found, tuple(remarks))
+                # A linear layer may have been stored as a 1x1 convolution, or the other way round.
+                target.copy_(chosen.state[key].reshape(target.shape))
+    return Loaded(stored.format, tuple(remarks))
 
 
-def read_state(path: Path, *, allow_pickle: bool = True) -> tuple[Format, dict[str, Tensor]]:
-    """Return the format and the state dictionary of a file, unwrapped, its keys as stored."""
+def read_state(path: Path, *, allow_pickle: bool = True) -> Stored:
+    """Return the state dictionary of a file, unwrapped, its keys as stored."""
     if tensorfile.looks_like(path):
-        return "safetensors", tensorfile.read(path)
+        return Stored("safetensors", tensorfile.read(path))
     if not allow_pickle:
         raise errors.UploadRefused(
             "unsafe_pickle",
             "this file is not safetensors, and this service accepts no pickle files; "
             "convert it with safetensors.torch.save_file",
         )
-    return "torch", _unwrap(_read_torch(path))
+    return _unwrap(torchfile.read(path))
 
 
 def save_student(path: Path, network: interface.Network, header: Mapping[str, str]) -> None:
@@ -147,25 +139,60 @@ def rebuild(path: Path) -> tuple[interface.Network, dict[str, Any]]:  # Any: as 
     return network, said
 
 
+def _fitting(expected: Mapping[str, Tensor], candidates: list[_Candidate]) -> _Candidate:
+    """Return the first reading that fits, or raise what keeps the nearest one from fitting."""
+    faults = []
+    for candidate in candidates:
+        fault = _compare(expected, candidate.state)
+        if fault is None:
+            return candidate
+        faults.append(fault)
+    raise min(faults, key=_faults_counted)
+
+
 def _candidates(state: Mapping[str, Tensor], role: Role) -> list[_Candidate]:
     """Return the readings of a file's keys, the preferred one first."""
-    plain = _stripped(dict(state))
-    other: Role = "teacher" if role == "student" else "student"
-    readings = []
-    for wanted in (role, other):
-        prefix = f"{wanted}."
-        chosen = {key.removeprefix(prefix): plain[key] for key in plain if key.startswith(prefix)}
-        if chosen:
-            remark = f"the file holds more than one network; its {wanted} was taken"
-            readings.append(_Candidate(_stripped(chosen), (remark,)))
-    return readings or [_Candidate(plain)]
+    roles: tuple[Role, Role] = (
+        ("student", "teacher") if role == "student" else ("teacher", "student")
+    )
+    readings: list[_Candidate] = []
+    for plain in _unprefixed(dict(state)):
+        parts = {wanted: _part(plain, f"{wanted}.") for wanted in roles}
+        if not any(parts.values()):
+            readings.append(_Candidate(plain))
+            continue
+        remark = f"it holds more than one network ({', '.join(_first_words(plain))})"
+        for wanted in roles:
+            taken = f"{remark}; its {wanted} was taken"
+            if all(parts.values()):
+                taken += "; to have another, save that part alone"
+            readings += [_Candidate(part, (taken,)) for part in _unprefixed(parts[wanted]) if part]
+    return readings
 
 
-def _stripped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state without the `module.` that wrappers for several devices put before."""
-    while state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
-    return state
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)
+    }
+
+
+def _first_words(state: Mapping[str, Tensor]) -> list[str]:
+    return list(dict.fromkeys(key.partition(".")[0] for key in state))
+
+
+def _unprefixed(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Return the state as it is, then without the first, the second... word before all its keys."""
+    readings = [state]
+    for _ in range(MOST_PREFIXES):
+        words = _first_words(readings[-1])
+        if len(words) != 1 or words[0] in readings[-1]:
+            break
+        readings.append(_part(readings[-1], f"{words[0]}."))
+    return readings
+
+
+def _faults_counted(fault: errors.KeysMismatch) -> int:
+    return len(fault.missing_keys) + len(fault.unexpected_keys) + len(fault.shape_mismatches)
 
 
 def _compare(
@@ -179,7 +206,7 @@ def _compare(
     shapes = [
         {"key": key, "expected": list(expected[key].shape), "got": list(state[key].shape)}
         for key in expected
-        if key in state and expected[key].shape != state[key].shape
+        if key in state and _essential(expected[key].shape) != _essential(state[key].shape)
     ]
     if not (missing or unexpected or shapes):
         return None
@@ -201,6 +228,11 @@ def _compare(
     )
 
 
+def _essential(shape: torch.Size) -> tuple[int, ...]:
+    """Return a shape without the two sides of a 1x1 convolution, whose weight is a matrix."""
+    return tuple(shape[:2]) if len(shape) == 4 and shape[2:] == (1, 1) else tuple(shape)
+
+
 def _shape_words(mismatch: Mapping[str, Any]) -> str:
     return f"{mismatch['key']}: expected {mismatch['expected']}, got {mismatch['got']}"
 
@@ -210,116 +242,31 @@ def _listed(keys: list[str]) -> str:
     return ", ".join(keys[:LISTED_KEYS]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _read_torch(path: Path) -> Any:  # Any: whatever was saved; `_unwrap` checks it
-    """Return what torch.save wrote, without running any code that the file names."""
-    _check_zip(path)
-    try:
-        # A stream, because by a path torch would go by its ending.
-        with (
-            path.open("rb") as stream,
-            warnings.catch_warnings(),
-            torch.serialization.safe_globals(SAFE_GLOBALS),
-        ):
-            # It warns of pickles that other programs wrote; whether one can be read is seen below.
-            warnings.simplefilter("ignore")
-            return torch.load(stream, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _refused_pickle(path, str(error)) from error
-    # A damaged file fails wherever its damage lies; none of these says more than that.
-    except (
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        EOFError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+def _unwrap(checkpoint: Any) -> Stored:  # Any: whatever was saved
+    """Return the state dictionary inside a checkpoint, and say which others were left aside."""
+    if not isinstance(checkpoint, Mapping):
         raise errors.UploadRefused(
-            "unreadable", f"{path.name} cannot be read: {_first_line(str(error))}"
-        ) from error
-
-
-def _check_zip(path: Path) -> None:
-    """Refuse zip files that torch.save did not write, before torch sees them."""
-    with path.open("rb") as stream:
-        if stream.read(4) != ZIP_SIGNATURE:
-            return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise errors.UploadRefused(
-            "unreadable", f"{path.name} is a damaged or cut zip file: {error}"
-        ) from error
-    names = [entry.filename for entry in entries]
-    if any(name.endswith("/constants.pkl") for name in names):
-        raise errors.UploadRefused(
-            "unsafe_pickle",
-            f"{path.name} is a TorchScript program, not a state dictionary; "
-            "save model.state_dict() instead",
+            "unreadable", f"the file holds a {type(checkpoint).__name__}, not a state dictionary"
         )
-    if not any(name.endswith("data.pkl") for name in names):
-        raise errors.UploadRefused(
-            "unreadable", f"{path.name} is a zip file, but not one that torch.save wrote"
-        )
-    # torch.save compresses nothing: an entry larger than its bytes in the file is a bomb.
-    if (
-        any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-        or sum(entry.file_size for entry in entries) > path.stat().st_size
-    ):
-        raise errors.UploadRefused(
-            "unreadable", f"{path.name} holds compressed entries, which torch.save never writes"
-        )
+    chosen = next((key for key in WRAPPED if isinstance(checkpoint.get(key), Mapping)), None)
+    if chosen is None:
+        return Stored("torch", _checked_state(checkpoint))
+    state = dict(checkpoint[chosen])
+    remarks = []
+    if chosen in AVERAGED:
+        state.pop(AVERAGING_COUNTER, None)
+        remarks.append(f"the averaged weights ({chosen}) were taken")
+    others = [str(key) for key, entry in checkpoint.items() if key != chosen and _is_state(entry)]
+    if others:
+        remarks.append(f"other weights in the file were left aside: {_listed(others)}")
+    return Stored("torch", _checked_state(state), tuple(remarks))
 
 
-def _refused_pickle(path: Path, words: str) -> errors.UploadRefused:
-    """Return why torch's reader stopped: the file names code, or it is no such file."""
-    named = re.search(r"GLOBAL (\S+)", words)
-    name = (
-        named.group(1)
-        if named
-        else pickle_scan.foreign_name(_pickle_bytes(path), HARMLESS_PACKAGES)
-    )
-    if name or re.search(REFUSED_BY_READER, words, re.IGNORECASE):
-        what = f"it refers to {name}" if name else "it asks for code to be run"
-        return errors.UploadRefused(
-            "unsafe_pickle",
-            f"{path.name} is a pickle with more than tensors in it: {what}. Nothing of it was run. "
-            "Save the state dictionary alone, best as safetensors",
-            refers_to=name,
-        )
-    return errors.UploadRefused(
-        "unreadable",
-        f"{path.name} is neither a safetensors file nor a state dictionary written by torch.save "
-        "with its own pickle protocol, 2",
-    )
-
-
-def _pickle_bytes(path: Path) -> bytes:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            return archive.read(name)
-    with path.open("rb") as stream:
-        return stream.read(LARGEST_SCANNED_BYTES)
-
-
-def _first_line(words: str) -> str:
-    return words.strip().splitlines()[0] if words.strip() else "it is damaged"
-
-
-def _unwrap(checkpoint: Any) -> dict[str, Tensor]:  # Any: whatever was saved
-    """Return the state dictionary inside a checkpoint: `model`, else `state_dict`, else itself."""
-    if isinstance(checkpoint, Mapping):
-        for key in ("model", "state_dict"):
-            if isinstance(checkpoint.get(key), Mapping):
-                return _checked_state(checkpoint[key])
-        return _checked_state(checkpoint)
-    raise errors.UploadRefused(
-        "unreadable", f"the file holds a {type(checkpoint).__name__}, not a state dictionary"
+def _is_state(entry: Any) -> bool:  # Any: whatever was saved
+    return (
+        isinstance(entry, Mapping)
+        and bool(entry)
+        and all(isinstance(tensor, Tensor) for tensor in entry.values())
     )
 
 

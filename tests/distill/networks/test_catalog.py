@@ -24,7 +24,7 @@ class TestBuild:
         [
             ("retort/resnet33", "did you mean 'retort/resnet32'?"),
             ("resnet20", "did you mean 'retort/resnet20'?"),
-            ("retort/", "did you mean 'retort/resnet8'?"),
+            ("wrn-40-2", "did you mean 'retort/wrn_40_2'?"),
             ("zebra", "names start with 'retort/', 'timm/' or 'torchvision/'"),
             ("torchvision/resnet19", "did you mean 'torchvision/resnet18'?"),
         ],
@@ -51,6 +51,10 @@ class TestBuild:
         with pytest.raises(errors.UnknownNetwork, match="at least 8x8, got 7x7"):
             build("retort/resnet8", side=7)
 
+    def test_networks_for_large_pictures_say_so(self) -> None:
+        with pytest.raises(errors.UnknownNetwork, match="at least 32x32, got 31x31"):
+            build("retort/imagenet_resnet18", side=31)
+
     def test_classes_must_be_positive(self) -> None:
         with pytest.raises(errors.UnknownNetwork, match="must be positive"):
             catalog.build(
@@ -76,8 +80,10 @@ class TestDescribe:
             schema = line["arguments_schema"]
             jsonschema.Draft202012Validator.check_schema(schema)
             assert schema["additionalProperties"] is False
-            default = schema["properties"]["widths"]["default"]
-            jsonschema.validate({"widths": default}, schema)
+            assert "required" not in schema
+            defaults = {name: says["default"] for name, says in schema["properties"].items()}
+            jsonschema.validate(defaults, schema)
+            assert all(says["description"].endswith(".") for says in schema["properties"].values())
         assert [line["name"] for line in catalog.describe()] == list(catalog.NETWORKS)
 
 

@@ -10,7 +10,7 @@ import torchvision.models
 from torch import Tensor, nn
 
 from workers.distill import errors
-from workers.distill.networks import catalog, interface
+from workers.distill.networks import catalog, interface, observation, planning
 
 SMALL = [
     "timm/resnet10t",
@@ -38,6 +38,52 @@ def build(
 
 def pictures(channels: int = 3, side: int = 32) -> Tensor:
     return torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(1))
+
+
+class Plain(nn.Module):
+    """Convolutions as torchvision writes its VGG, with activations in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            *(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True)),
+            nn.MaxPool2d(2),
+            *(nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True)),
+            nn.MaxPool2d(2),
+            *(nn.Conv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)),
+        )
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.pool(self.features(images)).flatten(1))
+        return logits
+
+
+class PoolingHead(nn.Module):
+    """Averages maps whose channels come last, as some of timm's heads do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        logits: Tensor = self.fc(maps.mean(dim=(1, 2)))
+        return logits
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 8, 2, 2))
+        self.head = PoolingHead()
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.stages(images).permute(0, 2, 3, 1))
+        return logits
 
 
 class TestBuild:
@@ -148,3 +194,142 @@ class TestBuild:
         network: nn.Module = build("torchvision/resnet18")
         assert isinstance(network, torchvision.models.ResNet)
         assert isinstance(network, interface.Network)
+
+
+class TestShows:
+    """What is found by trial beyond logits and stages."""
+
+    # Where the last map is pooled and a linear layer follows.
+    @pytest.mark.parametrize(
+        ("reference", "arguments"),
+        [
+            ("timm/resnet10t", {}),
+            ("timm/test_efficientnet", {}),
+            ("timm/test_byobnet", {}),
+            ("timm/test_nfnet", {}),
+            ("timm/swin_tiny_patch4_window7_224", {"embed_dim": 24}),
+            ("torchvision/resnet18", {}),
+            ("torchvision/mnasnet0_5", {}),
+            ("torchvision/shufflenet_v2_x0_5", {}),
+        ],
+    )
+    def test_the_last_map_averages_to_the_embedding(
+        self, reference: str, arguments: dict[str, Any]
+    ) -> None:
+        network = build(reference, side=64, **arguments).eval()
+        seen = network.observe(pictures(side=64))
+        classifier = network.pooled_classifier()
+        assert seen.final is not None
+        assert seen.final.shape[1:] == (network.pooled_width, 2, 2)
+        assert classifier is not None
+        for mine, theirs in (
+            (seen.final.mean(dim=(2, 3)), seen.pooled),
+            (classifier(seen.pooled), seen.logits),
+        ):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+    # A class token, a norm or a layer after pooling.
+    @pytest.mark.parametrize(
+        "reference",
+        ["timm/vit_tiny_patch16_224", "timm/test_convnext", "timm/mobilenetv3_small_050"],
+    )
+    def test_no_map_is_made_up_where_the_embedding_is_no_average(self, reference: str) -> None:
+        network = build(reference, side=64).eval()
+        assert network.observe(pictures(side=64)).final is None
+        assert network.pooled_classifier() is not None
+
+    @pytest.mark.parametrize(
+        "reference", ["torchvision/squeezenet1_1", "timm/deit_tiny_distilled_patch16_224"]
+    )
+    def test_other_classifiers_are_not_passed_off_as_linear(self, reference: str) -> None:
+        assert build(reference, side=64).pooled_classifier() is None
+
+    def test_classifier_that_starts_with_zeros_is_found(self) -> None:
+        network = build("timm/test_vit", side=64, global_pool="avg")
+        classifier = network.pooled_classifier()
+        assert isinstance(classifier, nn.Linear)
+        assert classifier.out_features == 5
+
+    @pytest.mark.parametrize(
+        ("reference", "norms"),
+        [
+            ("torchvision/resnet18", [f"layer{stage}.1.bn2" for stage in (1, 2, 3, 4)]),
+            ("timm/resnet10t", [f"layer{stage}.0.bn2" for stage in (1, 2, 3, 4)]),
+        ],
+    )
+    def test_residual_stages_show_what_stood_before_their_activation(
+        self, reference: str, norms: list[str]
+    ) -> None:
+        network = build(reference, side=64).eval()
+        network.reveal(["pre_activations"])
+        with torch.no_grad():
+            # timm starts these at zero, where a block is nothing but its shortcut.
+            for norm in network.stage_norms():
+                norm.weight.fill_(1)
+        for is_training in (False, True):
+            seen = network.train(is_training).observe(pictures(side=64))
+            for before, stage in zip(seen.pre_activations, seen.stages, strict=True):
+                assert (before < 0).any()
+                assert torch.equal(stage, before.relu())
+        assert list(network.stage_norms()) == [network.get_submodule(name) for name in norms]
+
+    def test_plain_stages_show_what_stood_before_their_activation(self) -> None:
+        module = Plain()
+        plan = planning.make_plan(
+            module, classes=5, images=observation.picture(3, 32, 32), taps=None
+        )
+        seen = observation.trial(module, plan, pictures())
+        assert [stage.shape[1] for stage in seen.stages] == [6, 8]
+        for before, stage in zip(seen.pre_activations, seen.stages, strict=True):
+            assert (before < 0).any()
+            assert torch.equal(stage, before.relu())
+        assert plan.norms == ("features.5", "features.9")
+        assert seen.final is seen.stages[-1]
+
+    def test_hooks_of_timm_wait_until_they_are_wanted(self) -> None:
+        network = build("timm/resnet10t", side=64).eval()
+        assert network.observe(pictures(side=64)).pre_activations == ()
+        network.reveal(["stages"])
+        assert network.observe(pictures(side=64)).pre_activations == ()
+
+    @pytest.mark.parametrize(
+        "reference", ["timm/vit_tiny_patch16_224", "timm/test_convnext", "timm/test_efficientnet"]
+    )
+    def test_stages_that_end_otherwise_show_nothing_before(self, reference: str) -> None:
+        network = build(reference, side=64).eval()
+        network.reveal(["pre_activations"])
+        assert network.observe(pictures(side=64)).pre_activations == ()
+        assert network.stage_norms() == ()
+
+    def test_gradients_pass_through_what_is_shown(self) -> None:
+        network = build("torchvision/resnet18", side=64).train()
+        seen = network.observe(pictures(side=64))
+        assert seen.final is not None
+        total = seen.final.square().sum() + sum(
+            before.square().sum() for before in seen.pre_activations
+        )
+        total.backward()
+        assert network.get_submodule("conv1").weight.grad is not None
+
+    def test_heads_that_pool_channels_last_maps_are_looked_into(self) -> None:
+        module = ChannelsLast()
+        plan = planning.make_plan(
+            module, classes=5, images=observation.picture(3, 32, 32), taps=None
+        )
+        seen = observation.trial(module, plan, pictures())
+        assert plan.classifier == "head.fc"
+        assert plan.is_linear
+        assert seen.final is not None
+        torch.testing.assert_close(seen.pooled, seen.final.mean(dim=(2, 3)))
+
+    def test_tokens_of_torchvision_become_maps_without_the_class_token(self) -> None:
+        encoder = torchvision.models.VisionTransformer(
+            image_size=64, patch_size=16, num_layers=4, num_heads=2, hidden_dim=8, mlp_dim=8
+        )
+        plan = planning.make_plan(
+            encoder, classes=1000, images=observation.picture(3, 64, 64), taps=None
+        )
+        seen = observation.trial(encoder, plan, pictures(side=64))
+        assert [tuple(stage.shape[1:]) for stage in seen.stages] == [(8, 4, 4)] * 4
+        assert seen.final is None
+        assert plan.is_linear

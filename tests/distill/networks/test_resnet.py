@@ -2,22 +2,11 @@
 
 import pytest
 import torch
+import torchvision.models
 from torch import Tensor
 
+from tests.distill.networks import plain
 from workers.distill.networks import catalog, interface
-
-# The guide's table: parameters at 100 classes and 3 channels, widths of stem and stages.
-PUBLISHED = {
-    "resnet8": (83_892, (16, 16, 32, 64)),
-    "resnet14": (181_108, (16, 16, 32, 64)),
-    "resnet20": (278_324, (16, 16, 32, 64)),
-    "resnet32": (472_756, (16, 16, 32, 64)),
-    "resnet44": (667_188, (16, 16, 32, 64)),
-    "resnet56": (861_620, (16, 16, 32, 64)),
-    "resnet110": (1_736_564, (16, 16, 32, 64)),
-    "resnet8x4": (1_233_540, (32, 64, 128, 256)),
-    "resnet32x4": (7_433_860, (32, 64, 128, 256)),
-}
 
 
 def a_resnet(
@@ -39,23 +28,6 @@ def pictures(*, channels: int = 3, side: int = 32) -> Tensor:
 
 
 class TestResNet:
-    @pytest.mark.parametrize("name", PUBLISHED)
-    def test_has_the_published_number_of_parameters_and_stages(self, name: str) -> None:
-        count, (stem, *stages) = PUBLISHED[name]
-        network = a_resnet(name)
-        assert sum(parameter.numel() for parameter in network.parameters()) == count
-        seen = network.eval().observe(pictures())
-        assert seen.stem is not None
-        assert seen.stem.shape[1:] == (stem, 32, 32)
-        expected = [(stages[0], 32, 32), (stages[1], 16, 16), (stages[2], 8, 8)]
-        assert [tuple(stage.shape[1:]) for stage in seen.stages] == expected
-        assert [tuple(before.shape[1:]) for before in seen.pre_activations] == expected
-        assert network.stages_info == tuple(
-            interface.StageInfo(width, stride)
-            for width, stride in zip(stages, (1, 2, 4), strict=True)
-        )
-        assert network.pooled_width == seen.pooled.shape[1] == stages[2]
-
     def test_names_its_parameters_as_published_checkpoints_do(self) -> None:
         names = set(a_resnet("resnet14").state_dict())
         norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -69,6 +41,52 @@ class TestResNet:
             prefix = f"layer{stage}.0.downsample."
             expected |= {f"{prefix}0.weight", *(f"{prefix}1.{part}" for part in norm)}
         assert names == expected
+
+    def test_deep_networks_for_small_images_have_names_of_their_own(self) -> None:
+        network = a_resnet("resnet18", widths=[2, 2, 3, 4, 5])
+        expected = {"conv1.weight", "linear.weight", "linear.bias", *plain.norm_names("bn1")}
+        for stage in (1, 2, 3, 4):
+            for block in (0, 1):
+                prefix = f"layer{stage}.{block}"
+                for number in (1, 2):
+                    expected |= {f"{prefix}.conv{number}.weight"}
+                    expected |= plain.norm_names(f"{prefix}.bn{number}")
+        for stage in (2, 3, 4):
+            prefix = f"layer{stage}.0.shortcut"
+            expected |= {f"{prefix}.0.weight"} | plain.norm_names(f"{prefix}.1")
+        assert plain.names(network) == expected
+        bottlenecks = plain.names(a_resnet("resnet50", widths=[2, 2, 3, 4, 5]))
+        assert {"layer1.0.shortcut.0.weight", "layer4.2.bn3.weight"} <= bottlenecks
+
+    @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+    def test_networks_for_large_images_have_torchvisions_names_and_shapes(self, name: str) -> None:
+        with torch.device("meta"):
+            theirs = torchvision.models.get_model(name, weights=None).state_dict()
+            mine = catalog.build(
+                f"retort/imagenet_{name}",
+                classes=1000,
+                channels=3,
+                height=224,
+                width=224,
+                arguments={},
+            ).state_dict()
+        assert {key: tensor.shape for key, tensor in mine.items()} == {
+            key: tensor.shape for key, tensor in theirs.items()
+        }
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+    def test_networks_for_large_images_compute_what_torchvisions_do(self, name: str) -> None:
+        network = plain.build(f"retort/imagenet_{name}", side=64).eval()
+        theirs = torchvision.models.get_model(name, weights=None, num_classes=5).double().eval()
+        theirs.load_state_dict(network.state_dict())
+        images = plain.pictures(64)
+        torch.testing.assert_close(network(images), theirs(images))
+
+    def test_the_norm_of_a_stage_is_what_the_shortcut_is_added_to(self) -> None:
+        for name, last in (("resnet18", "1.bn2"), ("resnet50", "2.bn3")):
+            network = a_resnet(name, widths=[2, 2, 3, 4, 5])
+            assert network.stage_norms()[0] is network.get_submodule(f"layer1.{last}")
 
     def test_widening_the_first_stage_adds_a_projection(self) -> None:
         assert "layer1.0.downsample.0.weight" in a_resnet("resnet8x4").state_dict()

@@ -5,7 +5,8 @@ those libraries, which are imported only when asked for.
 """
 
 import difflib
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,39 +15,213 @@ import torch
 
 from workers.distill import errors
 from workers.distill.networks import foreign as foreign_networks
-from workers.distill.networks import interface, resnet
+from workers.distill.networks import (
+    interface,
+    mobilenetv1,
+    mobilenetv2,
+    resnet,
+    reused,
+    shufflev1,
+    shufflev2,
+    tiny_mobilenetv2,
+    vgg,
+    wrn,
+)
 
 Accepted = TypeVar("Accepted", bound=pydantic.BaseModel)
 
 MOST_PARAMETERS = 2_000_000_000
-SMALLEST_SIDE = 8
-"""Below this side the last stage of our networks would be a single pixel."""
+
+ALL = ("stages", "pre_activations", "final", "norms", "classifier")
+WITHOUT_NORMS = ("stages", "pre_activations", "final", "classifier")
+LINEAR_STAGES = ("stages", "final", "classifier")
 
 
 @dataclass(frozen=True)
-class ResNetEntry:
-    """One line of the table: a depth, its size at 100 classes and 3 channels, its arguments."""
+class Entry:
+    """One line of the table.
 
-    depth: int
+    `parameters_100` counts them at 100 classes and 3 channels. Below `smallest_side` the last
+    stages would have less than a pixel. `shows` is what `observe` shows besides logits and pooled
+    features, in the words of `method.Show`. A network `is_composed` if `make` calls `build` for a
+    part of it, which is then checked there.
+    """
+
+    family: str
+    make: Callable[[Any, interface.Sizes], interface.Network]  # Any: the entry's own arguments
     parameters_100: int
-    arguments: type[resnet.Arguments] = resnet.Arguments
+    arguments: type[pydantic.BaseModel]
+    smallest_side: int
+    shows: tuple[str, ...]
+    description: str
+    is_composed: bool = False
 
-    @property
-    def blocks(self) -> int:
-        """Return the number of blocks in a stage: depth is six times that, plus two."""
-        return (self.depth - 2) // 6
+
+def _small_resnet(
+    depth: int, parameters: int, accepted: type[resnet.Arguments] = resnet.Arguments
+) -> Entry:
+    return Entry(
+        "resnet",
+        functools.partial(resnet.build, resnet.small(depth)),
+        parameters,
+        accepted,
+        smallest_side=8,
+        shows=ALL,
+        description=f"Residual network for small images: {depth} layers, "
+        f"stem and stages of {', '.join(map(str, accepted().widths))} channels.",
+    )
 
 
-NETWORKS: dict[str, ResNetEntry] = {
-    "retort/resnet8": ResNetEntry(8, 83_892),
-    "retort/resnet14": ResNetEntry(14, 181_108),
-    "retort/resnet20": ResNetEntry(20, 278_324),
-    "retort/resnet32": ResNetEntry(32, 472_756),
-    "retort/resnet44": ResNetEntry(44, 667_188),
-    "retort/resnet56": ResNetEntry(56, 861_620),
-    "retort/resnet110": ResNetEntry(110, 1_736_564),
-    "retort/resnet8x4": ResNetEntry(8, 1_233_540, resnet.WideArguments),
-    "retort/resnet32x4": ResNetEntry(32, 7_433_860, resnet.WideArguments),
+def _deep_resnet(layout: resnet.Layout, parameters: int) -> Entry:
+    is_large = layout.is_for_large_images
+    depth = 2 + sum(layout.blocks) * (3 if layout.block is resnet.Bottleneck else 2)
+    return Entry(
+        "imagenet_resnet" if is_large else "resnet",
+        functools.partial(resnet.build, layout),
+        parameters,
+        resnet.FourStageArguments,
+        smallest_side=32 if is_large else 8,
+        shows=ALL,
+        description=f"Residual network for {'large' if is_large else 'small'} images: {depth} "
+        "layers, four stages" + (", with torchvision's names." if is_large else "."),
+    )
+
+
+def _wrn(depth: int, parameters: int, accepted: type[wrn.Arguments]) -> Entry:
+    return Entry(
+        "wrn",
+        functools.partial(wrn.build, depth),
+        parameters,
+        accepted,
+        smallest_side=8,
+        shows=ALL,
+        description=f"Wide residual network for small images: {depth} layers, "
+        f"stem and stages of {', '.join(map(str, accepted().widths))} channels.",
+    )
+
+
+def _vgg(depth: int, parameters: int) -> Entry:
+    return Entry(
+        "vgg",
+        functools.partial(vgg.build, depth),
+        parameters,
+        vgg.Arguments,
+        smallest_side=8,
+        shows=ALL,
+        description=f"Plain convolutions with batch norm for small images: {depth} layers.",
+    )
+
+
+def _reused_classifier(accepted: reused.Arguments, sizes: interface.Sizes) -> interface.Network:
+    chosen = accepted.backbone
+    if chosen.network == reused.REFERENCE:
+        # Refused before it is built: arguments could nest without end.
+        raise errors.UnknownNetwork(
+            f"{reused.REFERENCE} cannot be its own backbone; choose another",
+            network=reused.REFERENCE,
+            argument="backbone",
+        )
+    backbone = build(
+        chosen.network,
+        classes=sizes.classes,
+        channels=sizes.channels,
+        height=sizes.height,
+        width=sizes.width,
+        arguments=chosen.arguments,
+    )
+    return reused.build(accepted, backbone)
+
+
+NETWORKS: dict[str, Entry] = {
+    "retort/resnet8": _small_resnet(8, 83_892),
+    "retort/resnet14": _small_resnet(14, 181_108),
+    "retort/resnet20": _small_resnet(20, 278_324),
+    "retort/resnet32": _small_resnet(32, 472_756),
+    "retort/resnet44": _small_resnet(44, 667_188),
+    "retort/resnet56": _small_resnet(56, 861_620),
+    "retort/resnet110": _small_resnet(110, 1_736_564),
+    "retort/resnet8x4": _small_resnet(8, 1_233_540, resnet.WideArguments),
+    "retort/resnet32x4": _small_resnet(32, 7_433_860, resnet.WideArguments),
+    "retort/resnet18": _deep_resnet(
+        resnet.small_with_four_stages(resnet.BasicBlock, 2, 2, 2, 2), 11_220_132
+    ),
+    "retort/resnet50": _deep_resnet(
+        resnet.small_with_four_stages(resnet.Bottleneck, 3, 4, 6, 3), 23_705_252
+    ),
+    "retort/wrn_16_1": _wrn(16, 180_916, wrn.Arguments),
+    "retort/wrn_16_2": _wrn(16, 703_284, wrn.WideArguments),
+    "retort/wrn_40_1": _wrn(40, 569_780, wrn.Arguments),
+    "retort/wrn_40_2": _wrn(40, 2_255_156, wrn.WideArguments),
+    "retort/vgg8": _vgg(8, 3_965_028),
+    "retort/vgg11": _vgg(11, 9_277_284),
+    "retort/vgg13": _vgg(13, 9_462_180),
+    "retort/vgg16": _vgg(16, 14_774_436),
+    "retort/vgg19": _vgg(19, 20_086_692),
+    "retort/mobilenetv2": Entry(
+        "mobilenetv2",
+        mobilenetv2.build,
+        812_836,
+        mobilenetv2.Arguments,
+        smallest_side=16,
+        shows=LINEAR_STAGES,
+        description="Inverted residuals for small images, half the usual width.",
+    ),
+    "retort/tiny_mobilenetv2": Entry(
+        "mobilenetv2",
+        tiny_mobilenetv2.build,
+        2_369_380,
+        tiny_mobilenetv2.Arguments,
+        smallest_side=8,
+        shows=LINEAR_STAGES,
+        description="Inverted residuals for images of 64x64.",
+    ),
+    "retort/shufflev1": Entry(
+        "shufflenet",
+        shufflev1.build,
+        949_258,
+        shufflev1.Arguments,
+        smallest_side=8,
+        shows=WITHOUT_NORMS,
+        description="Grouped convolutions with shuffled channels for small images.",
+    ),
+    "retort/shufflev2": Entry(
+        "shufflenet",
+        shufflev2.build,
+        1_355_528,
+        shufflev2.Arguments,
+        smallest_side=8,
+        shows=WITHOUT_NORMS,
+        description="Blocks over half of the channels, then shuffled, for small images.",
+    ),
+    "retort/imagenet_resnet18": _deep_resnet(
+        resnet.large(resnet.BasicBlock, 2, 2, 2, 2), 11_227_812
+    ),
+    "retort/imagenet_resnet34": _deep_resnet(
+        resnet.large(resnet.BasicBlock, 3, 4, 6, 3), 21_335_972
+    ),
+    "retort/imagenet_resnet50": _deep_resnet(
+        resnet.large(resnet.Bottleneck, 3, 4, 6, 3), 23_712_932
+    ),
+    "retort/mobilenetv1": Entry(
+        "mobilenetv1",
+        mobilenetv1.build,
+        3_309_476,
+        mobilenetv1.Arguments,
+        smallest_side=32,
+        shows=ALL,
+        description="Depthwise separable convolutions for large images.",
+    ),
+    reused.REFERENCE: Entry(
+        "reused_classifier",
+        _reused_classifier,
+        1_473_256,
+        reused.Arguments,
+        smallest_side=1,
+        shows=ALL,
+        description="A backbone, a projector and a teacher's classifier: what simkd delivers. It "
+        "shows what its backbone shows.",
+        is_composed=True,
+    ),
 }
 
 
@@ -106,18 +281,19 @@ def _built(
     entry = NETWORKS.get(reference)
     if entry is None:
         raise _unknown(reference)
-    if min(height, width) < SMALLEST_SIDE:
+    side = entry.smallest_side
+    if min(height, width) < side:
         raise errors.UnknownNetwork(
-            f"{reference} needs images of at least {SMALLEST_SIDE}x{SMALLEST_SIDE}, "
-            f"got {height}x{width}",
+            f"{reference} needs images of at least {side}x{side}, got {height}x{width}",
             network=reference,
         )
     accepted = _checked(reference, arguments, entry.arguments)
-    if arguments:
+    sizes = interface.Sizes(classes, channels, height, width)
+    if arguments and not entry.is_composed:
         # Counted without memory: a few digits in an argument can ask for all that a machine has.
         with torch.device("meta"):
-            _check_size(reference, _resnet(entry, accepted, classes, channels))
-    return _resnet(entry, accepted, classes, channels)
+            _check_size(reference, entry.make(accepted, sizes))
+    return entry.make(accepted, sizes)
 
 
 def describe() -> list[dict[str, Any]]:  # Any: JSON for the catalog
@@ -125,11 +301,12 @@ def describe() -> list[dict[str, Any]]:  # Any: JSON for the catalog
     return [
         {
             "name": name,
-            "family": "resnet",
+            "family": entry.family,
             "parameters_100": entry.parameters_100,
+            "shows": list(entry.shows),
+            "smallest_side": entry.smallest_side,
             "arguments_schema": entry.arguments.model_json_schema(),
-            "description": f"Residual network for small images: {entry.depth} layers, "
-            f"stem and stages of {', '.join(map(str, entry.arguments().widths))} channels.",
+            "description": entry.description,
         }
         for name, entry in NETWORKS.items()
     ]
@@ -138,14 +315,6 @@ def describe() -> list[dict[str, Any]]:  # Any: JSON for the catalog
 def foreign() -> dict[str, list[str]]:
     """Return the classifiers that timm and torchvision offer, sorted by name."""
     return {library: foreign_networks.names(library) for library in foreign_networks.LIBRARIES}
-
-
-def _resnet(
-    entry: ResNetEntry, arguments: resnet.Arguments, classes: int, channels: int
-) -> resnet.ResNet:
-    return resnet.ResNet(
-        blocks=entry.blocks, widths=arguments.widths, classes=classes, channels=channels
-    )
 
 
 def _check_size(reference: str, network: interface.Network) -> None:

@@ -8,6 +8,7 @@ into the plain library. Weights are never fetched.
 import difflib
 import functools
 import importlib
+from collections.abc import Collection
 from typing import Any
 
 import pydantic
@@ -15,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from workers.distill import errors
-from workers.distill.networks import interface, observation
+from workers.distill.networks import interface, observation, planning
 
 LIBRARIES = ("timm", "torchvision")
 
@@ -75,7 +76,7 @@ class Arguments(pydantic.BaseModel):
 
 
 class Foreign(interface.Network):
-    """What a foreign class gains: `observe`, `stages_info` and `pooled_width`."""
+    """What a foreign class gains: it shows its features, as its plan says."""
 
     retort_plan: observation.Plan
 
@@ -88,6 +89,22 @@ class Foreign(interface.Network):
     def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
         """Return logits, embedding, and stages where the network has maps."""
         return observation.observe(self, self.retort_plan, images)
+
+    def pooled_classifier(self) -> nn.Linear | None:
+        """Return the linear layer from `pooled` to logits, if trial showed it to be one."""
+        plan = self.retort_plan
+        found = self.get_submodule(plan.classifier) if plan.is_linear else None
+        return found if isinstance(found, nn.Linear) else None
+
+    def stage_norms(self) -> tuple[nn.BatchNorm2d, ...]:
+        """Return the norms found before the rectifiers that end the stages."""
+        found = (self.get_submodule(name) for name in self.retort_plan.norms)
+        return tuple(norm for norm in found if isinstance(norm, nn.BatchNorm2d))
+
+    def reveal(self, wanted: Collection[str]) -> None:
+        """Watch what stands before the stages' activations from now on, if that is wanted."""
+        if "pre_activations" in wanted:
+            self.retort_plan = planning.watch(self, self.retort_plan)
 
 
 def names(library: str) -> list[str]:
@@ -121,7 +138,7 @@ def build(
         module = make(name, classes, channels, (height, width), arguments.keywords())
         network = adopt(module)
         probe = observation.picture(channels, height, width)
-        plan = observation.make_plan(network, classes=classes, images=probe, taps=arguments.taps)
+        plan = planning.make_plan(network, classes=classes, images=probe, taps=arguments.taps)
         network.retort_plan = plan
         network.stages_info = plan.stages
         network.pooled_width = observation.trial(network, plan, probe).pooled.shape[1]

@@ -4,7 +4,7 @@
 returns everything a method may look at. `Tap` is the only place with forward hooks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -18,8 +18,9 @@ from torch.utils.hooks import RemovableHandle
 class Features:
     """What one forward pass shows.
 
-    `stages` are maps after the last activation of a stage, shallow to deep, without the stem;
-    `pre_activations` the same maps before that activation, or empty where a network has none.
+    `stages` are what each stage gives to the next, shallow to deep, without the stem: mostly after
+    an activation; `pre_activations` are maps of the same shapes before the activation that ends a
+    stage or follows it, or empty where a network has none.
     `final` is the map whose average over positions is `pooled`: often the last stage, or what a
     last convolution makes of it; None where the embedding is no average (a class token).
     `strong` is what the network shows of the batch's strong view; only a loop fills it in.
@@ -32,6 +33,16 @@ class Features:
     pre_activations: tuple[Tensor, ...] = ()
     final: Float[Tensor, "N k i j"] | None = None
     strong: "Features | None" = None
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a network is built for: its classes, and the shape of an image."""
+
+    classes: int
+    channels: int
+    height: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,12 @@ class Network(nn.Module):
     def stage_norms(self) -> tuple[nn.BatchNorm2d, ...]:
         """Return, stage by stage, the batch norm before its last activation, or nothing."""
         return ()
+
+    def reveal(self, wanted: Collection[str]) -> None:
+        """Get ready to show what is left out by default because it slows every step down.
+
+        A method calls it with what it needs before it looks; most networks show all they have.
+        """
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the logits (typed here because `nn.Module.__call__` is not)."""

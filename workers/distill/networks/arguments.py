@@ -1,0 +1,13 @@
+"""What the arguments of our own networks have in common: strict, and bounded channels."""
+
+from typing import Annotated
+
+import pydantic
+
+Channels = Annotated[int, pydantic.Field(ge=1, le=4096)]
+
+
+class Arguments(pydantic.BaseModel):
+    """Keyword arguments of a network; none but those named are accepted."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
