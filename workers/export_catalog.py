@@ -10,7 +10,7 @@ import pathlib
 import sys
 from typing import Any
 
-from workers.distill import catalog, errors, recipe
+from workers.distill import catalog, combination, errors, recipe
 from workers.distill.data import catalog as datasets
 from workers.distill.method import Method
 from workers.distill.networks import catalog as networks
@@ -31,7 +31,10 @@ def describe() -> dict[str, Any]:
     """Return everything that a caller may choose from."""
     return {
         "version": 1,
-        "methods": [describe_method(name) for name in sorted(catalog.METHODS)],
+        "methods": [
+            *(describe_method(catalog.METHODS[name]) for name in sorted(catalog.METHODS)),
+            describe_method(combination.Combination),
+        ],
         "networks": networks.describe(),
         "foreign_networks": networks.foreign(),
         "datasets": datasets.describe(),
@@ -43,13 +46,12 @@ def describe() -> dict[str, Any]:
     }
 
 
-def describe_method(name: str) -> dict[str, Any]:
+def describe_method(method: type[Method]) -> dict[str, Any]:
     """Return one method's entry."""
-    method = catalog.METHODS[name]
     idea, deviations = _prose(method)
     source = method.source
     return {
-        "name": name,
+        "name": method.name,
         "family": method.family,
         "title": method.title,
         "source": {
@@ -64,7 +66,9 @@ def describe_method(name: str) -> dict[str, Any]:
         "teacher_shows": list(method.teacher_shows),
         "has_task": method.has_task,
         "accepts_mixed": method.accepts_mixed,
+        "wants_strong": method.wants_strong,
         "combines": method.combines,
+        "smallest_batch": method.smallest_batch,
         "params_schema": method.Params.model_json_schema(),
         "differs": deviations,
     }

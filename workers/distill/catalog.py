@@ -1,32 +1,116 @@
 """Which methods exist: one explicit table, one line each."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic
 
-from workers.distill import errors
+from workers.distill import combination, errors, recipe
 from workers.distill.method import Method
+from workers.distill.methods.feature.at import AT
+from workers.distill.methods.feature.catkd import CATKD
+from workers.distill.methods.feature.fitnet import FitNet
+from workers.distill.methods.feature.kdsvd import KDSVD
+from workers.distill.methods.feature.nst import NST
+from workers.distill.methods.feature.ofd import OFD
+from workers.distill.methods.feature.reviewkd import ReviewKD
+from workers.distill.methods.feature.simkd import SimKD
+from workers.distill.methods.feature.srrl import SRRL
+from workers.distill.methods.feature.vid import VID
 from workers.distill.methods.logit.ce import CE
+from workers.distill.methods.logit.ctkd import CTKD
+from workers.distill.methods.logit.dist import DIST
 from workers.distill.methods.logit.dkd import DKD
 from workers.distill.methods.logit.kd import KD
+from workers.distill.methods.logit.labelsmoothing import LabelSmoothing
+from workers.distill.methods.logit.mlld import MLLD
+from workers.distill.methods.logit.nkd import NKD
+from workers.distill.methods.relation.cc import CC
+from workers.distill.methods.relation.crd import CRD
+from workers.distill.methods.relation.mmd import MMD
+from workers.distill.methods.relation.pcka import PCKA
+from workers.distill.methods.relation.pkt import PKT
+from workers.distill.methods.relation.rcka import RCKA
+from workers.distill.methods.relation.rkd import RKD
+from workers.distill.methods.relation.sp import SP
 from workers.distill.networks.interface import Network
 
+Checked = TypeVar("Checked", bound=Method.Params)
+
 METHODS: dict[str, type[Method]] = {
+    "at": AT,
+    "catkd": CATKD,
+    "cc": CC,
     "ce": CE,
+    "crd": CRD,
+    "ctkd": CTKD,
+    "dist": DIST,
     "dkd": DKD,
+    "fitnet": FitNet,
     "kd": KD,
+    "kdsvd": KDSVD,
+    "labelsmoothing": LabelSmoothing,
+    "mlld": MLLD,
+    "mmd": MMD,
+    "nkd": NKD,
+    "nst": NST,
+    "ofd": OFD,
+    "pcka": PCKA,
+    "pkt": PKT,
+    "rcka": RCKA,
+    "reviewkd": ReviewKD,
+    "rkd": RKD,
+    "simkd": SimKD,
+    "sp": SP,
+    "srrl": SRRL,
+    "vid": VID,
 }
 
 
 def find(choice: dict[str, Any]) -> tuple[type[Method], Method.Params]:
     """Return the method that a recipe names, and its checked hyper-parameters."""
     name = choice.get("name")
-    if name not in METHODS:
-        known = ", ".join(sorted(METHODS))
-        raise errors.BadRecipe(f"no method {name!r} exists; choose one of {known}", method=name)
     given = {key: value for key, value in choice.items() if key != "name"}
+    if name == combination.NAME:
+        return _combined(given)
+    if name not in METHODS:
+        known = ", ".join([*sorted(METHODS), combination.NAME])
+        raise errors.BadRecipe(f"no method {name!r} exists; choose one of {known}", method=name)
+    return METHODS[name], _checked(name, METHODS[name].Params, given)
+
+
+def _combined(given: dict[str, Any]) -> tuple[type[Method], Method.Params]:
+    params = _checked(combination.NAME, combination.Combination.Params, given)
+    parts = []
+    for place, wanted in enumerate(params.methods):
+        where = f"method combine: methods.{place}"
+        weight = wanted.get("weight", 1.0)
+        if (
+            isinstance(weight, bool)
+            or not isinstance(weight, int | float)
+            or not 0 <= weight <= 1e6
+        ):
+            raise errors.BadRecipe(f"{where}.weight: must be between 0 and 1e6, got {weight!r}")
+        method = METHODS.get(str(wanted.get("name")))
+        if method is None or not method.combines:
+            known = ", ".join(sorted(name for name in METHODS if METHODS[name].combines))
+            raise errors.BadRecipe(
+                f"{where}.name: {wanted.get('name')!r} is no method that combines; choose one of "
+                f"{known}"
+            )
+        if "task_weight" in wanted:
+            raise errors.BadRecipe(
+                f"{where}.task_weight: the labels are learned once; set method.task_weight instead"
+            )
+        fields = {key: value for key, value in wanted.items() if key not in ("name", "weight")}
+        parts.append(
+            combination.Part(float(weight), method, _checked(method.name, method.Params, fields))
+        )
+    return combination.of(parts), params
+
+
+def _checked(name: str, params: type[Checked], given: dict[str, Any]) -> Checked:
     try:
-        return METHODS[name], METHODS[name].Params.model_validate(given)
+        return params.model_validate(given)
     except pydantic.ValidationError as error:
         raise errors.BadRecipe(f"method {name}: {first_complaint(error)}") from None
 
@@ -35,6 +119,20 @@ def build(choice: dict[str, Any], student: Network, teacher: Network | None) -> 
     """Build the method that a recipe names for these two networks."""
     method, params = find(choice)
     return method(params, student, teacher)
+
+
+def check(method: type[Method], training: recipe.Training) -> None:
+    """Raise `BadRecipe` unless a method can be trained so."""
+    if training.mixing is not None and not method.accepts_mixed:
+        raise errors.BadRecipe(
+            f"training.mixing: method {method.name} needs one true class for each image, so "
+            "images cannot be mixed; leave mixing out or choose a method without that need"
+        )
+    if training.batch_size < method.smallest_batch:
+        raise errors.BadRecipe(
+            f"training.batch_size: method {method.name} needs at least {method.smallest_batch} images "
+            f"in a batch, got {training.batch_size}"
+        )
 
 
 def first_complaint(error: pydantic.ValidationError) -> str:

@@ -128,6 +128,9 @@ class Method(nn.Module):
             raise errors.BadRecipe(f"method {self.name} needs a teacher, and the recipe has none")
         if "equal_classes" in self.needs and teacher is not None:
             check_equal_classes(self.name, student, teacher)
+        student.reveal(self.student_shows)
+        if teacher is not None:
+            teacher.reveal(self.teacher_shows)
         self.student_shapes = shapes.measure(student) if self.student_shows else None
         self.teacher_shapes = (
             shapes.measure(teacher) if self.teacher_shows and teacher is not None else None

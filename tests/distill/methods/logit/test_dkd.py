@@ -7,7 +7,7 @@ from tests.distill.methods import checks
 from tests.distill.methods.logit.test_ce import batch, features
 from tests.distill.methods.logit.test_kd import network, random_pair
 from workers.distill import errors
-from workers.distill.functional import divergences
+from workers.distill.functional import divergences, standardization
 from workers.distill.method import Moment
 from workers.distill.methods.logit import dkd, kd
 
@@ -135,3 +135,26 @@ class TestDKD:
     def test_refuses_one_class(self) -> None:
         with pytest.raises(errors.IncompatibleNetworks, match="at least 2 classes, got 1"):
             dkd.DKD(dkd.DKD.Params(), network(1), network(1))
+
+    @pytest.mark.parametrize("by", ["population", "sample"])
+    def test_standardizes_both_networks_logits_when_asked(
+        self, by: standardization.Deviation
+    ) -> None:
+        # As LSKD's authors: alpha and beta times 9, temperature 2.
+        params = dkd.DKD.Params(alpha=9, beta=72, temperature=2, warmup_epochs=0, standardize=by)
+        student, teacher = random_pair(7, 3, 5)
+        labels = torch.tensor([0, 4, 2])
+        terms = dkd.DKD(params, network(5), network(5)).terms(
+            features(5 * student + 1), features(teacher), batch(labels), Moment(1, 1, 1)
+        )
+        one, other = (
+            (logits - logits.mean(1, keepdim=True))
+            / (logits.std(1, correction=int(by == "sample"), keepdim=True) + 1e-7)
+            for logits in (student, teacher)
+        )
+        wanted = dkd.dkd_loss(one, other, labels, alpha=9.0, beta=72.0, temperature=2.0)
+        # The student's scale is gone, up to the 1e-7 in the denominator.
+        assert torch.allclose(terms["dkd"], wanted, rtol=1e-6)
+
+    def test_wants_one_true_class_for_each_image(self) -> None:
+        assert not dkd.DKD.accepts_mixed

@@ -6,6 +6,7 @@ import torch
 from tests.distill.methods import checks
 from tests.distill.methods.logit.test_ce import batch, features
 from workers.distill import errors
+from workers.distill.functional import standardization
 from workers.distill.method import Moment
 from workers.distill.methods.logit import kd
 from workers.distill.networks.interface import Network
@@ -115,3 +116,56 @@ class TestKD:
     ) -> None:
         with pytest.raises(ValueError, match="temperature"):
             kd.KD.Params(temperature=temperature)
+
+
+class TestStandardizedKD:
+    @pytest.mark.parametrize(
+        ("by", "check"), [("sample", "lskd_unbiased_code"), ("population", "lskd_biased")]
+    )
+    def test_equals_the_published_values(self, by: standardization.Deviation, check: str) -> None:
+        params = kd.KD.Params(kd_weight=9, temperature=2, standardize=by)
+        terms = kd.KD(params, network(3), network(3)).terms(
+            features(checks.tensor("logits_s")),
+            features(checks.tensor("logits_t")),
+            batch(checks.tensor("target")),
+            Moment(1, 1, 1),
+        )
+        wanted = checks.expected(check)
+        assert checks.close(terms["kd"], wanted["loss_w9"])
+        assert checks.close(terms["kd"] / 9, wanted["loss"])
+
+    @pytest.mark.parametrize("by", ["population", "sample"])
+    def test_ignores_scale_and_shift_of_each_sample(self, by: standardization.Deviation) -> None:
+        logits, _ = random_pair(8, 4, 5)
+        scale = torch.tensor([0.5, 2.0, 30.0, 1.0], dtype=torch.float64)[:, None]
+        found = standardization.standardized(scale * logits - 3 * scale, by=by)
+        # Up to the 1e-7 in the denominator.
+        assert torch.allclose(found, standardization.standardized(logits, by=by), rtol=1e-6)
+
+    def test_changes_nothing_unless_asked(self) -> None:
+        logits, _ = random_pair(9, 4, 5)
+        assert standardization.standardized(logits, by="none") is logits
+
+    @pytest.mark.parametrize("by", ["population", "sample"])
+    def test_has_the_gradient_of_its_value(self, by: standardization.Deviation) -> None:
+        logits, _ = random_pair(10, 3, 4)
+        assert torch.autograd.gradcheck(
+            lambda given: standardization.standardized(given, by=by), (logits.requires_grad_(),)
+        )
+
+    @pytest.mark.parametrize("by", ["population", "sample"])
+    @pytest.mark.parametrize("classes", [1, 3])
+    def test_is_finite_for_constant_logits_and_for_one_class(
+        self, classes: int, by: standardization.Deviation
+    ) -> None:
+        logits = torch.full((2, classes), 7.0, requires_grad=True)
+        teacher = torch.arange(2.0 * classes).reshape(2, classes)
+        loss = kd.kd_loss(
+            standardization.standardized(logits, by=by),
+            standardization.standardized(teacher, by=by),
+            temperature=2.0,
+        )
+        loss.backward()
+        assert loss.isfinite()
+        assert logits.grad is not None
+        assert logits.grad.isfinite().all()

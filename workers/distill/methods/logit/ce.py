@@ -16,6 +16,7 @@ class CE(LogitMethod):
     title = "Cross-entropy without a teacher"
     source = Source("Training on the labels alone", venue="common practice")
     needs = ("labels",)
+    combines = False
 
     class Params(LogitMethod.Params):
         """Only the weight of the cross-entropy."""

@@ -2,12 +2,16 @@
 
 Softened KL mixes what the teacher says of the true class with what it says of all the others, and
 damps the second by the teacher's own confidence. Weigh the two apart: beta should grow with that
-confidence (2 to 8 for the published pairs of CIFAR-100).
+confidence (2 to 8 for the published pairs of CIFAR-100). With `standardize` both networks' logits
+are compared as z-scores (LSKD).
 
-Source: Zhao et al., CVPR 2022, arXiv:2203.08679, equations 5 to 7.
+Source: Zhao et al., CVPR 2022, arXiv:2203.08679, equations 5 to 7; Sun et al., CVPR 2024,
+arXiv:2403.01427.
 Differs: the true class is left out by gathering the others, not by subtracting 1000 from its
 logit, and both log-probabilities of the target part come from log-sum-exp; the authors' code
-returns NaN or infinity for logits some hundreds apart.
+returns NaN or infinity for logits some hundreds apart. LSKD's paper reads as the deviation over C,
+its code takes that over C - 1; both are offered, and neither unless asked for: z-scores want other
+weights and temperatures.
 Checked against: megvii-research/mdistiller, mdistiller/distillers/DKD.py (published values).
 """
 
@@ -16,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from workers.distill import errors
-from workers.distill.functional import divergences
+from workers.distill.functional import divergences, standardization
 from workers.distill.method import Batch, LogitMethod, Moment, Source, Terms
 from workers.distill.networks.interface import Features, Network
 
@@ -49,9 +53,10 @@ class DKD(LogitMethod):
     source = Source(
         "Decoupled Knowledge Distillation", venue="CVPR 2022", arxiv="2203.08679", equations="5-7"
     )
+    accepts_mixed = False  # the parts are split at one true class
 
     class Params(LogitMethod.Params):
-        """Two weights, a temperature and a warm-up."""
+        """Two weights, a temperature, a warm-up and a switch."""
 
         alpha: float = Field(
             1.0, ge=0, le=1e6, description="Weight of the target-class part (TCKD)."
@@ -72,6 +77,13 @@ class DKD(LogitMethod):
             description="Epochs over which the term fades in, as min(epoch / warmup_epochs, 1); "
             "0 starts at full weight.",
         )
+        standardize: standardization.Deviation = Field(
+            "none",
+            description="Standard deviation by which each sample's centred logits are divided "
+            "before the temperature (LSKD, arXiv 2403.01427): none is plain DKD; population is "
+            "how the paper reads; sample is its authors' code, used there with alpha and beta "
+            "times 9 and temperature 2.",
+        )
 
     params: Params
 
@@ -87,8 +99,8 @@ class DKD(LogitMethod):
         """Return the task term and the decoupled divergence, faded in."""
         params = self.params
         loss = dkd_loss(
-            student.logits,
-            teacher.logits,
+            standardization.standardized(student.logits, by=params.standardize),
+            standardization.standardized(teacher.logits, by=params.standardize),
             batch.labels,
             alpha=params.alpha,
             beta=params.beta,

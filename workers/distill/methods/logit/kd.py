@@ -2,18 +2,24 @@
 
 A raised temperature shows how the teacher ranks the wrong classes; the student imitates that whole
 distribution besides learning the labels. Weights are those used for CIFAR-100 by MDistiller and
-RepDistiller. With `stop_epoch` it is ESKD's second switch: imitate early, finish on labels.
+RepDistiller. With `stop_epoch` it is ESKD's second switch: imitate early, finish on labels. With
+`standardize` it is LSKD: both networks' logits are compared as z-scores, so that the student need
+not reach the teacher's scale.
 
-Source: Hinton et al., 2015, arXiv:1503.02531, equation 1; Cho & Hariharan, ICCV 2019.
+Source: Hinton et al., 2015, arXiv:1503.02531, equation 1; Cho & Hariharan, ICCV 2019; Sun et al.,
+CVPR 2024, arXiv:2403.01427.
 Differs: the loss is a divergence, not a soft cross-entropy, so it is zero when both agree; the
-gradient is the same.
+gradient is the same. LSKD's paper reads as the deviation over C, its code takes that over C - 1;
+both are offered, and neither unless asked for: z-scores want other weights and temperatures.
+Checked against: megvii-research/mdistiller, mdistiller/distillers/KD.py;
+sunshangquan/logit-standardization-KD, mdistiller/distillers/KD.py (published values).
 """
 
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from workers.distill.functional import divergences
+from workers.distill.functional import divergences, standardization
 from workers.distill.method import Batch, LogitMethod, Moment, Source, Terms
 from workers.distill.networks.interface import Features
 
@@ -45,7 +51,7 @@ class KD(LogitMethod):
     )
 
     class Params(LogitMethod.Params):
-        """Two weights and a temperature."""
+        """Two weights, a temperature, and two switches."""
 
         task_weight: float = Field(
             0.1, ge=0, le=1e6, description="Weight of cross-entropy with the true labels."
@@ -62,6 +68,13 @@ class KD(LogitMethod):
             description="Last epoch in which the teacher is imitated (ESKD); afterwards only the "
             "task term is left, with its weight unchanged. Null imitates to the end.",
         )
+        standardize: standardization.Deviation = Field(
+            "none",
+            description="Standard deviation by which each sample's centred logits are divided "
+            "before the temperature (LSKD, arXiv 2403.01427): none is plain KD; population is how "
+            "the paper reads; sample is its authors' code, used there with task_weight 0.1, "
+            "kd_weight 9 and temperature 2.",
+        )
 
     params: Params
 
@@ -71,5 +84,9 @@ class KD(LogitMethod):
         stopped = params.stop_epoch is not None and moment.epoch > params.stop_epoch
         if stopped:
             return {**self.task(student, batch), "kd": student.logits.new_zeros(())}
-        loss = kd_loss(student.logits, teacher.logits, temperature=params.temperature)
+        loss = kd_loss(
+            standardization.standardized(student.logits, by=params.standardize),
+            standardization.standardized(teacher.logits, by=params.standardize),
+            temperature=params.temperature,
+        )
         return {**self.task(student, batch), "kd": params.kd_weight * loss}

@@ -1,0 +1,116 @@
+import pytest
+import torch
+
+from tests.distill.methods import checks, scenes
+from workers.distill.methods.feature import at
+
+DISTANCES: tuple[at.Distance, ...] = ("squared_mean", "norm")
+
+
+class TestATLoss:
+    def test_equals_the_published_value(self) -> None:
+        loss = at.at_loss(
+            [checks.tensor("map_s")],
+            [checks.tensor("map_t")],
+            power=2.0,
+            distance="squared_mean",
+        )
+        assert checks.close(loss, checks.expected("at_same_size")["loss"])
+
+    def test_equals_the_published_value_of_different_sizes(self) -> None:
+        loss = at.at_loss(
+            [checks.tensor("map_s_8x8")],
+            [checks.tensor("map_t")],
+            power=2.0,
+            distance="squared_mean",
+        )
+        assert checks.close(loss, checks.expected("at_pooled")["loss"])
+
+    def test_equals_the_published_value_of_the_papers_norm(self) -> None:
+        loss = at.at_loss(
+            [checks.tensor("map_s")], [checks.tensor("map_t")], power=2.0, distance="norm"
+        )
+        wanted = checks.expected("at_paper_norm")["sum_over_layer_of_mean_l2norm"]
+        assert checks.close(loss, wanted)
+
+    @pytest.mark.parametrize("distance", DISTANCES)
+    @pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
+    def test_ignores_order_sign_and_scale_of_channels(
+        self, power: float, distance: at.Distance
+    ) -> None:
+        student, teacher = checks.tensor("map_s"), checks.tensor("map_t")
+        moved = -3 * teacher[:, [2, 0, 1]]
+        one, other = (
+            at.at_loss([student], [maps], power=power, distance=distance)
+            for maps in (teacher, moved)
+        )
+        assert torch.allclose(one, other, rtol=1e-9)
+        assert at.at_loss([moved], [teacher], power=power, distance=distance) < 1e-15
+
+    @pytest.mark.parametrize("distance", DISTANCES)
+    def test_ignores_the_order_of_the_batch(self, distance: at.Distance) -> None:
+        student, teacher = checks.tensor("map_s"), checks.tensor("map_t")
+        one = at.at_loss([student], [teacher], power=2.0, distance=distance)
+        other = at.at_loss([student.flip(0)], [teacher.flip(0)], power=2.0, distance=distance)
+        assert torch.allclose(one, other, rtol=1e-9)
+
+    @pytest.mark.parametrize("distance", DISTANCES)
+    @pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
+    def test_has_the_gradient_of_its_value(self, power: float, distance: at.Distance) -> None:
+        student = checks.tensor("map_s_8x8").requires_grad_()
+        teacher = checks.tensor("map_t")
+        assert torch.autograd.gradcheck(
+            lambda given: at.at_loss([given], [teacher], power=power, distance=distance),
+            (student,),
+        )
+
+    @pytest.mark.parametrize("distance", DISTANCES)
+    @pytest.mark.parametrize("scale", [0.0, 1e15])
+    def test_is_finite_for_maps_of_zeros_and_of_large_values(
+        self, scale: float, distance: at.Distance
+    ) -> None:
+        student = (scale * checks.tensor("map_s").float()).requires_grad_()
+        teacher = scale * checks.tensor("map_t").float()
+        loss = at.at_loss([student], [teacher], power=2.0, distance=distance)
+        loss.backward()
+        assert loss.isfinite()
+        assert student.grad is not None
+        assert student.grad.isfinite().all()
+
+    def test_sums_over_stages(self) -> None:
+        student, teacher = checks.tensor("map_s"), checks.tensor("map_t")
+        one = at.at_loss([student], [teacher], power=2.0, distance="norm")
+        three = at.at_loss([student] * 3, [teacher] * 3, power=2.0, distance="norm")
+        assert torch.allclose(three, 3 * one, rtol=1e-12)
+
+
+class TestAT:
+    @pytest.mark.parametrize("count", [1, 2, 5])
+    def test_teaches_the_student_alone(self, count: int) -> None:
+        student, teacher = scenes.network(), scenes.other_network()
+        method = at.AT(at.AT.Params(), student, teacher)
+        scenes.shown_terms(method, student, teacher, scenes.pictures(count))["at"].backward()
+        assert student.get_parameter("conv1.weight").grad is not None
+        assert student.get_parameter("fc.weight").grad is None
+        assert all(parameter.grad is None for parameter in teacher.parameters())
+        assert not list(method.parameters())
+
+    def test_weighs_its_term(self) -> None:
+        student, teacher = scenes.network(), scenes.other_network()
+        learned, taught = scenes.observed(student, teacher, scenes.pictures(4))
+        wanted = at.at_loss(learned.stages, taught.stages, power=2.0, distance="squared_mean")
+        method = at.AT(at.AT.Params(), student, teacher)
+        terms = method.terms(learned, taught, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
+        assert list(terms) == ["task", "at"]
+        assert torch.allclose(terms["at"], 1000 * wanted)
+
+    def test_pairs_stages_of_one_size_where_networks_differ(self) -> None:
+        teacher = scenes.Pyramid([(2, 6, 6), (3, 8, 8), (4, 4, 4), (5, 2, 2)])
+        method = at.AT(at.AT.Params(), scenes.network(), teacher)
+        assert method.pairs == ((0, 1), (1, 2), (2, 3))
+
+    def test_takes_maps_that_are_not_square(self) -> None:
+        student, teacher = scenes.network(size=(8, 12)), scenes.other_network(size=(8, 12))
+        method = at.AT(at.AT.Params(), student, teacher)
+        images = scenes.pictures(3, (8, 12))
+        assert scenes.shown_terms(method, student, teacher, images)["at"] > 0

@@ -1,0 +1,106 @@
+import pytest
+import torch
+
+from tests.distill.methods import checks, scenes
+from workers.distill import errors
+from workers.distill.functional import classifiers
+from workers.distill.methods.feature import catkd
+
+
+def maps(seed: int, *shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+class TestCATLoss:
+    @pytest.mark.parametrize("check", ["cat_unnormalised", "cat_normalised"])
+    def test_equals_the_published_value(self, check: str) -> None:
+        params = checks.parameters(check)
+        loss = catkd.cat_loss(
+            checks.tensor("map_s_8x8"),
+            checks.tensor("map_t_8x8"),
+            side=params["cam_resolution"],
+            normalize=params["normalize"],
+        )
+        assert checks.close(loss, checks.expected(check)["loss"])
+
+    def test_of_one_cell_is_the_squared_difference_of_logits(self) -> None:
+        student, teacher = maps(0, 3, 4, 4, 4), maps(1, 3, 4, 2, 2)
+        loss = catkd.cat_loss(student, teacher, side=1, normalize=False)
+        wanted = (student.mean((2, 3)) - teacher.mean((2, 3))).square().mean()
+        assert torch.allclose(loss, wanted, rtol=1e-9)
+
+    def test_normalised_ignores_the_strength_of_each_map(self) -> None:
+        student, teacher = maps(2, 3, 4, 4, 4), maps(3, 3, 4, 4, 4)
+        strength = torch.rand(3, 4, 1, 1, dtype=torch.float64) + 0.5
+        one, other = (
+            catkd.cat_loss(seen, teacher, side=2, normalize=True)
+            for seen in (student, strength * student)
+        )
+        assert torch.allclose(one, other, rtol=1e-9)
+        assert float(catkd.cat_loss(teacher, teacher, side=2, normalize=True)) == 0
+
+    @pytest.mark.parametrize("normalize", [False, True])
+    def test_has_the_gradient_of_its_value(self, normalize: bool) -> None:
+        student, teacher = maps(4, 2, 3, 4, 4).requires_grad_(), maps(5, 2, 3, 2, 2)
+        assert torch.autograd.gradcheck(
+            lambda seen: catkd.cat_loss(seen, teacher, side=2, normalize=normalize), (student,)
+        )
+
+    @pytest.mark.parametrize("normalize", [False, True])
+    def test_is_finite_for_maps_of_zeros(self, normalize: bool) -> None:
+        student = torch.zeros(1, 3, 4, 4, requires_grad=True)
+        loss = catkd.cat_loss(student, torch.zeros(1, 3, 4, 4), side=2, normalize=normalize)
+        loss.backward()
+        assert float(loss.detach()) == 0
+        assert student.grad is not None
+        assert student.grad.isfinite().all()
+
+
+class TestClassMaps:
+    def test_average_to_the_logits(self) -> None:
+        network = scenes.network()
+        shown = network.observe(scenes.pictures(3))
+        maps_of = classifiers.class_maps(
+            classifiers.last_map(shown.final), *classifiers.layer(network.pooled_classifier())
+        )
+        # float32, in another order.
+        assert torch.allclose(maps_of.mean((2, 3)), shown.logits, atol=1e-5)
+
+    def test_need_a_map_and_a_classifier(self) -> None:
+        with pytest.raises(ValueError, match="no last map"):
+            classifiers.last_map(None)
+        with pytest.raises(ValueError, match="no classifier"):
+            classifiers.layer(None)
+
+
+class TestCATKD:
+    def test_compares_the_maps_of_both_classifiers(self) -> None:
+        student, teacher = scenes.network(size=(16, 16)), scenes.other_network(size=(16, 16))
+        method = catkd.CATKD(catkd.CATKD.Params(), student, teacher)
+        learned, taught = scenes.observed(student, teacher, scenes.pictures(4, (16, 16)))
+        terms = method.terms(learned, taught, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
+        assert list(terms) == ["task", "catkd"]
+        whole = [
+            classifiers.class_maps(
+                classifiers.last_map(shown.final), *classifiers.layer(network.pooled_classifier())
+            )
+            for network, shown in ((student, learned), (teacher, taught))
+        ]
+        wanted = 15 * catkd.cat_loss(*whole, side=2, normalize=False)
+        # float32: averaged after the classifier, not before.
+        assert torch.allclose(terms["catkd"], wanted, rtol=1e-4)
+        terms["catkd"].backward()
+        classifier = student.pooled_classifier()
+        assert classifier is not None
+        assert classifier.weight.grad is not None
+        assert all(parameter.grad is None for parameter in teacher.parameters())
+
+    def test_trains_and_saves_nothing_of_its_own(self) -> None:
+        method = catkd.CATKD(catkd.CATKD.Params(), scenes.network(), scenes.other_network())
+        assert not list(method.parameters())
+        assert not method.state_dict()
+
+    def test_refuses_different_classes(self) -> None:
+        with pytest.raises(errors.IncompatibleNetworks, match="teacher has 5, the student 3"):
+            catkd.CATKD(catkd.CATKD.Params(), scenes.network(), scenes.other_network(classes=5))

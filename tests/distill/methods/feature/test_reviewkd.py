@@ -1,0 +1,203 @@
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
+
+from tests.distill.methods import checks, scenes
+from workers.distill import errors
+from workers.distill.method import Moment
+from workers.distill.methods.feature import reviewkd
+from workers.distill.networks import catalog
+
+
+class TestHCLLoss:
+    def test_equals_the_published_values(self) -> None:
+        small = (checks.tensor("map_s"), checks.tensor("map_t_same_channels"))
+        large = (checks.tensor("map_s_8x8"), checks.tensor("map_t_8x8"))
+        for name, pairs in (
+            ("hcl_4x4", [small]),
+            ("hcl_8x8", [large]),
+            ("hcl_two_stages", [small, large]),
+        ):
+            loss = reviewkd.hcl_loss([one for one, _ in pairs], [other for _, other in pairs])
+            assert checks.close(loss, checks.expected(name)["loss"]), name
+
+    def test_of_single_pixels_is_the_mean_squared_error(self) -> None:
+        one, other = (checks.tensor(name)[:, :, None, None] for name in ("emb_s", "emb_s"))
+        other = other.flip(0)
+        assert torch.equal(reviewkd.hcl_loss([one], [other]), F.mse_loss(one, other))
+
+    def test_of_a_constant_difference_is_its_square(self) -> None:
+        student = checks.tensor("map_s_8x8")
+        loss = reviewkd.hcl_loss([student + 3], [student])
+        assert torch.allclose(loss, torch.tensor(9.0, dtype=torch.float64), rtol=1e-9)
+
+    def test_pools_no_side_beyond_its_length(self) -> None:
+        one, other = checks.tensor("map_s_8x8"), checks.tensor("map_t_8x8")
+        one, other = one[:, :, :2, :6], other[:, :, :2, :6]
+        grids = [(2, 6), (2, 4), (2, 2), (1, 1)]
+        wanted = sum(
+            2.0**-place
+            * F.mse_loss(F.adaptive_avg_pool2d(one, grid), F.adaptive_avg_pool2d(other, grid))
+            for place, grid in enumerate(grids)
+        )
+        found = reviewkd.hcl_loss([one], [other])
+        assert torch.allclose(found, torch.as_tensor(wanted) / 1.875, rtol=1e-9)
+
+    def test_has_the_gradient_of_its_value(self) -> None:
+        student = checks.tensor("map_s_8x8").requires_grad_()
+        teacher = checks.tensor("map_t_8x8")
+        assert torch.autograd.gradcheck(
+            lambda given: reviewkd.hcl_loss([given], [teacher]), (student,)
+        )
+
+
+def fusion() -> reviewkd.Fusion:
+    """Return the published check's block: single channels, norms in evaluation mode."""
+    params = checks.parameters("reviewkd_abf_tiny")
+    block = reviewkd.Fusion(1, 1, 1, (params["out_shape"],) * 2, deepest=False).double().eval()
+    assert block.attention is not None
+    values: dict[str, Any] = {
+        "enter.0.weight": [[[[params["conv1_weight"]]]]],
+        "leave.0.weight": [[[[params["conv2_weight_all"]] * 3] * 3]],
+        "attention.weight": params["attention_weight"],
+        "attention.bias": params["attention_bias"],
+    }
+    tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+    missing = block.load_state_dict(tensors, strict=False)
+    assert not missing.unexpected_keys
+    return block
+
+
+class TestFusion:
+    def test_equals_the_published_values(self) -> None:
+        wanted = checks.expected("reviewkd_abf_tiny")
+        output, handed = fusion()(checks.tensor("abf_x"), checks.tensor("abf_residual"))
+        assert checks.close(output[0, 0], wanted["output"])
+        assert checks.close(handed[0, 0], wanted["residual_out"])
+
+    def test_attention_is_a_convolution_of_both_side_by_side(self) -> None:
+        torch.manual_seed(0)
+        block = reviewkd.Fusion(3, 4, 5, (6, 6), deepest=False).double()
+        assert block.attention is not None
+        given, deeper = torch.randn(2, 3, 6, 6).double(), torch.randn(2, 4, 3, 3).double()
+        entered, grown = block.enter(given), F.interpolate(deeper, (6, 6), mode="nearest")
+        weight = block.attention.weight[:, :, None, None]
+        shares = F.conv2d(torch.cat([entered, grown], 1), weight, block.attention.bias).sigmoid()
+        wanted = entered * shares[:, :1] + grown * shares[:, 1:]
+        assert torch.allclose(block(given, deeper)[1], wanted, rtol=1e-9)
+
+    def test_has_the_gradient_of_its_value(self) -> None:
+        torch.manual_seed(1)
+        block = reviewkd.Fusion(2, 2, 2, (3, 4), deepest=False).double()
+        given = torch.randn(2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+        deeper = torch.randn(2, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+        # The outputs' mean has no gradient behind a batch norm, their mean square a tiny one.
+        pattern = torch.sin(torch.arange(48, dtype=torch.float64)).reshape(2, 2, 3, 4)
+        assert torch.autograd.gradcheck(
+            lambda *both: sum((pattern * out).sum() for out in block(*both)), (given, deeper)
+        )
+
+    def test_starts_uniform_with_a_of_one(self) -> None:
+        torch.manual_seed(2)
+        block = reviewkd.Fusion(100, 50, 30, (4, 4), deepest=True)
+        # Bound: sqrt(6 / ((1 + a^2) * inputs)).
+        for layers, inputs in ((block.enter, 100), (block.leave, 450)):
+            largest = float(layers.get_parameter("0.weight").detach().abs().max())
+            bound = (3 / inputs) ** 0.5
+            assert 0.98 * bound < largest < 1.0001 * bound
+
+    def test_the_deepest_has_no_attention(self) -> None:
+        assert reviewkd.Fusion(3, 4, 5, (1, 1), deepest=True).attention is None
+
+
+class TestReviewKD:
+    def test_adds_as_many_parameters_as_published(self) -> None:
+        with torch.device("meta"):
+            student, teacher = (
+                catalog.build(
+                    f"retort/{name}", classes=100, channels=3, height=32, width=32, arguments={}
+                )
+                for name in ("resnet8x4", "resnet32x4")
+            )
+            method = reviewkd.ReviewKD(reviewkd.ReviewKD.Params(), student, teacher)
+        assert sum(parameter.numel() for parameter in method.parameters()) == 1_808_774
+
+    @pytest.mark.parametrize("student_maps", ["post", "pre"])
+    @pytest.mark.parametrize("teacher_maps", ["post", "pre"])
+    def test_teaches_student_and_fusions_alone(
+        self, student_maps: reviewkd.Maps, teacher_maps: reviewkd.Maps
+    ) -> None:
+        student, teacher = scenes.network(), scenes.other_network()
+        params = reviewkd.ReviewKD.Params(student_maps=student_maps, teacher_maps=teacher_maps)
+        method = reviewkd.ReviewKD(params, student, teacher)
+        terms = scenes.shown_terms(method, student, teacher, scenes.pictures(2))
+        terms["reviewkd"].backward()
+        assert all(parameter.grad is not None for parameter in method.parameters())
+        assert student.get_parameter("conv1.weight").grad is not None
+        assert student.get_parameter("fc.weight").grad is None
+        assert all(parameter.grad is None for parameter in teacher.parameters())
+
+    @pytest.mark.parametrize("which", ["post", "pre"])
+    def test_compares_the_maps_asked_for(self, which: reviewkd.Maps) -> None:
+        student, teacher = scenes.network(), scenes.other_network()
+        params = reviewkd.ReviewKD.Params(teacher_maps=which, warmup_epochs=0)
+        method = reviewkd.ReviewKD(params, student, teacher)
+        for block in method.fusions:
+            # Every level now gives zeros, so the loss is that of zeros.
+            torch.nn.init.zeros_(block.get_parameter("leave.1.weight"))
+        learned, taught = scenes.observed(student, teacher, scenes.pictures(3))
+        terms = method.terms(learned, taught, scenes.batch([0, 1, 2]), scenes.MOMENT)
+        stages = taught.stages if which == "post" else taught.pre_activations
+        targets = [taught.pooled[:, :, None, None], *stages]
+        wanted = reviewkd.hcl_loss([torch.zeros_like(target) for target in targets], targets)
+        assert torch.allclose(terms["reviewkd"], wanted)
+
+    @pytest.mark.parametrize(("epoch", "share"), [(1, 0.05), (10, 0.5), (20, 1.0), (240, 1.0)])
+    def test_fades_in_by_whole_epochs(self, epoch: int, share: float) -> None:
+        student, teacher = scenes.network(), scenes.other_network()
+        losses = []
+        for warmup_epochs in (0, 20):
+            params = reviewkd.ReviewKD.Params(warmup_epochs=warmup_epochs, reviewkd_weight=5.0)
+            torch.manual_seed(4)
+            method = reviewkd.ReviewKD(params, student, teacher).eval()
+            moment = Moment(epoch=epoch, step=epoch, steps_per_epoch=1)
+            images = scenes.pictures(3)
+            student.eval()
+            losses.append(scenes.shown_terms(method, student, teacher, images, moment)["reviewkd"])
+        assert torch.allclose(losses[1], share * losses[0], rtol=1e-5)
+
+    def test_pairs_stages_of_one_size_where_networks_differ(self) -> None:
+        teacher = scenes.Pyramid([(2, 6, 6), (3, 8, 8), (4, 4, 4), (5, 2, 2)]).eval()
+        student = scenes.network()
+        method = reviewkd.ReviewKD(reviewkd.ReviewKD.Params(teacher_maps="post"), student, teacher)
+        assert method.pairs == ((0, 1), (1, 2), (2, 3))
+        terms = scenes.shown_terms(method, student, teacher, scenes.pictures(3))
+        assert terms["reviewkd"].isfinite()
+
+    def test_takes_maps_that_are_not_square(self) -> None:
+        student, teacher = scenes.network(size=(8, 12)), scenes.other_network(size=(8, 12))
+        method = reviewkd.ReviewKD(reviewkd.ReviewKD.Params(), student, teacher)
+        images = scenes.pictures(3, (8, 12))
+        assert scenes.shown_terms(method, student, teacher, images)["reviewkd"] > 0
+
+    def test_refuses_a_teacher_without_maps_before_activations(self) -> None:
+        with pytest.raises(
+            errors.IncompatibleNetworks,
+            match=r"teacher test/pyramid shows none.*teacher_maps: post",
+        ):
+            reviewkd.ReviewKD(
+                reviewkd.ReviewKD.Params(), scenes.network(), scenes.Pyramid([(4, 8, 8)])
+            )
+
+    def test_refuses_a_student_without_them_where_they_are_asked_for(self) -> None:
+        with pytest.raises(
+            errors.IncompatibleNetworks,
+            match=r"student test/pyramid shows none.*student_maps: post",
+        ):
+            reviewkd.ReviewKD(
+                reviewkd.ReviewKD.Params(student_maps="pre"),
+                scenes.Pyramid([(4, 8, 8)]),
+                scenes.network(),
+            )

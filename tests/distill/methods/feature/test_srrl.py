@@ -1,0 +1,96 @@
+import pytest
+import torch
+from torch import nn
+
+from tests.distill.methods import checks, scenes
+from workers.distill import errors
+from workers.distill.methods.feature import srrl
+from workers.distill.networks.interface import Features, Network
+
+
+def rows(seed: int, *shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+class TestLosses:
+    def test_of_features_equals_the_published_value(self) -> None:
+        student, teacher = checks.tensor("map_s"), checks.tensor("map_t_same_channels")
+        loss = srrl.matching_loss(student.mean((2, 3)), teacher.mean((2, 3)))
+        assert checks.close(loss, checks.expected("srrl_fm")["loss"])
+
+    def test_are_zero_for_the_teachers_own_embedding(self) -> None:
+        pooled, weight, bias = rows(0, 5, 4), rows(1, 3, 4), rows(2, 3)
+        logits = pooled @ weight.mT + bias
+        assert float(srrl.matching_loss(pooled, pooled)) == 0
+        # A linear layer computed twice, in another order.
+        assert float(srrl.regression_loss(pooled, logits, weight, bias)) < 1e-25
+
+    def test_of_logits_is_that_of_features_seen_through_the_classifier(self) -> None:
+        student, teacher, weight, bias = rows(3, 5, 4), rows(4, 5, 4), rows(5, 3, 4), rows(6, 3)
+        loss = srrl.regression_loss(student, teacher @ weight.mT + bias, weight, bias)
+        wanted = ((student - teacher) @ weight.mT).square().mean()
+        assert torch.allclose(loss, wanted, rtol=1e-9)
+
+    def test_have_the_gradients_of_their_values(self) -> None:
+        student, teacher = rows(7, 4, 3).requires_grad_(), rows(8, 4, 3)
+        assert torch.autograd.gradcheck(lambda seen: srrl.matching_loss(seen, teacher), (student,))
+        weight, bias, logits = rows(9, 2, 3), rows(10, 2), rows(11, 4, 2)
+        assert torch.autograd.gradcheck(
+            lambda seen: srrl.regression_loss(seen, logits, weight, bias), (student,)
+        )
+
+
+class TestSRRL:
+    def test_teaches_through_the_frozen_classifier_of_the_teacher(self) -> None:
+        student, teacher = scenes.network(), scenes.other_network()
+        method = srrl.SRRL(srrl.SRRL.Params(classifier_weight=2.0), student, teacher)
+        learned, taught = scenes.observed(student, teacher, scenes.pictures(5))
+        terms = method.terms(learned, taught, scenes.batch([0, 1, 2, 0, 1]), scenes.MOMENT)
+        assert list(terms) == ["task", "srrl_features", "srrl_classifier"]
+        assert learned.final is not None
+        classifier = teacher.pooled_classifier()
+        assert classifier is not None
+        pooled = method.connector(learned.final).mean((2, 3))
+        wanted = (classifier(pooled) - taught.logits).square().mean()
+        assert torch.allclose(terms["srrl_classifier"], 2 * wanted)
+        assert torch.allclose(terms["srrl_features"], (pooled - taught.pooled).square().mean())
+        torch.stack(list(terms.values())).sum().backward()
+        assert all(parameter.grad is not None for parameter in method.parameters())
+        assert all(parameter.grad is None for parameter in teacher.parameters())
+
+    def test_keeps_the_classifier_out_of_what_is_trained_and_saved(self) -> None:
+        method = srrl.SRRL(srrl.SRRL.Params(), scenes.network(), scenes.other_network())
+        assert all(name.startswith("connector.") for name in method.state_dict())
+        assert all(name.startswith("connector.") for name, _ in method.named_parameters())
+
+    @pytest.mark.parametrize("size", [0.0, 1e6])
+    def test_is_finite_for_maps_of_any_size(self, size: float) -> None:
+        method = srrl.SRRL(srrl.SRRL.Params(), scenes.network(), scenes.other_network())
+        final = (size * rows(12, 2, 8, 2, 2).float()).requires_grad_()
+        terms = method.terms(
+            scenes.features(final=final),
+            scenes.features(torch.zeros(2, 3), pooled=torch.zeros(2, 9)),
+            scenes.batch([0, 1]),
+            scenes.MOMENT,
+        )
+        torch.stack(list(terms.values())).sum().backward()
+        assert all(term.isfinite() for term in terms.values())
+        assert final.grad is not None
+        assert final.grad.isfinite().all()
+
+    def test_refuses_a_teacher_without_a_linear_classifier(self) -> None:
+        class Plain(Network):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer = nn.Linear(1, 1)
+                self.reference, self.classes, self.image_shape = "plain", 3, (1, 1, 3)
+
+            def observe(self, images: torch.Tensor) -> Features:
+                return Features(logits=images.flatten(1), pooled=images.flatten(1))
+
+        with pytest.raises(
+            errors.IncompatibleNetworks,
+            match=r"a linear classifier .* the teacher plain shows none",
+        ):
+            srrl.SRRL(srrl.SRRL.Params(), scenes.network(), Plain())

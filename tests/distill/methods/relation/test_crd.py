@@ -1,0 +1,306 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
+
+from tests.distill.methods import checks, scenes
+from workers.distill import errors
+from workers.distill.method import Batch, Terms
+from workers.distill.methods.relation import crd
+
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+CHECK = checks.parameters("crd_first_step")
+
+
+def random_rows(seed: int, *shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def batch(*places: int, labels: torch.Tensor = LABELS) -> Batch:
+    index = torch.tensor(places)
+    pictures = torch.zeros(len(places), 1, 8, 8, dtype=torch.uint8)
+    return Batch(images=pictures, labels=labels[index], index=index)
+
+
+def method(labels: torch.Tensor = LABELS, **values: float | str) -> crd.CRD:
+    params = crd.CRD.Params.model_validate({"width": 4, "negatives": 4, **values})
+    made = crd.CRD(params, scenes.network(), scenes.other_network(classes=5))
+    made.prepare([batch(5, 6, labels=labels), batch(4, 0, 1, 2, 3, labels=labels)])
+    return made
+
+
+def terms_of(made: crd.CRD, shown: Batch, seed: int = 0) -> Terms:
+    student, teacher = random_rows(seed, 7, 8).float(), random_rows(seed + 1, 7, 9).float()
+    logits = torch.zeros(len(shown.index), 3)
+    return made.terms(
+        scenes.features(logits, pooled=student[shown.index]),
+        scenes.features(logits, pooled=teacher[shown.index]),
+        shown,
+        scenes.MOMENT,
+    )
+
+
+class TestFirstStep:
+    def scored(self, embeddings: str, memories: torch.Tensor) -> tuple[crd.Drawn, torch.Tensor]:
+        places = checks.tensor("crd_contrast_index").long()
+        counts = F.one_hot(places[:, 1:], CHECK["n_data"]).sum(1).double()
+        rows = checks.tensor(embeddings)
+        drawn = crd.score(rows, memories[places[:, 0]], memories, counts, temperature=CHECK["tau"])
+        return drawn, rows
+
+    def test_and_the_second_equal_the_published_values(self) -> None:
+        wanted = checks.expected("crd_first_step")
+        memories = {side: checks.tensor(f"crd_memory_{side}") for side in "st"}
+        index = checks.tensor("crd_index").long()
+        log_z, losses = {}, []
+        for side, other in ("st", "ts"):
+            drawn, rows = self.scored(f"crd_emb_{side}", memories[other])
+            log_z[side] = crd.log_normaliser(drawn, images=CHECK["n_data"])
+            assert checks.close(log_z[side].exp(), wanted[f"Z_{side}"])
+            loss = crd.crd_loss(drawn, log_z[side], negatives=CHECK["K"], images=CHECK["n_data"])
+            assert checks.close(loss, wanted[f"loss_{side}"])
+            losses.append(loss)
+        assert checks.close(torch.stack(losses).sum(), wanted["loss"])
+        for side in "st":
+            rows = checks.tensor(f"crd_emb_{side}")
+            moved = crd.moved(memories[side][index], rows, momentum=CHECK["momentum"])
+            memories[side][index] = moved
+        assert checks.close(memories["s"][1], wanted["memory_s_row1_after"])
+        assert checks.close(memories["t"][4], wanted["memory_t_row4_after"])
+        second = [
+            crd.crd_loss(
+                self.scored(f"crd_emb_{side}", memories[other])[0],
+                log_z[side],
+                negatives=CHECK["K"],
+                images=CHECK["n_data"],
+            )
+            for side, other in ("st", "ts")
+        ]
+        assert checks.close(torch.stack(second).sum(), wanted["loss_second_step_same_batch"])
+
+
+class TestCRDLoss:
+    def drawn(self, embeddings: torch.Tensor) -> crd.Drawn:
+        counts = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]], dtype=torch.float64)
+        return crd.score(
+            embeddings, random_rows(1, 2, 4), random_rows(2, 3, 4), counts, temperature=0.5
+        )
+
+    def test_equals_the_sum_over_every_single_draw(self) -> None:
+        drawn = self.drawn(random_rows(0, 2, 4))
+        noise, z = 3 / 10, 7.0
+        total = 0.0
+        for row in range(2):
+            positive = math.exp(float(drawn.positive[row])) / z
+            total -= math.log(positive / (positive + noise + crd.EPS))
+            for column in range(3):
+                negative = math.exp(float(drawn.negative[row, column])) / z
+                share = math.log(noise / (negative + noise + crd.EPS))
+                total -= float(drawn.counts[row, column]) * share
+        log_z = torch.tensor(math.log(z), dtype=torch.float64)
+        found = crd.crd_loss(drawn, log_z, negatives=3, images=10)
+        assert math.isclose(float(found), total / 2, rel_tol=1e-9)
+        # And Z is a mean over the same draws.
+        several = drawn.negative.exp() * drawn.counts
+        mean = (drawn.positive.exp().sum() + several.sum()) / 8 * 10
+        assert torch.allclose(crd.log_normaliser(drawn, images=10).exp(), mean, rtol=1e-9)
+
+    def test_has_the_gradient_of_its_value(self) -> None:
+        log_z = torch.tensor(1.0, dtype=torch.float64)
+        assert torch.autograd.gradcheck(
+            lambda rows: crd.crd_loss(self.drawn(rows), log_z, negatives=3, images=10),
+            (random_rows(0, 2, 4).requires_grad_(),),
+        )
+
+    def test_is_finite_for_scores_of_any_size(self) -> None:
+        for size in (0.0, 1e3, 1e6):
+            rows = (size * random_rows(0, 2, 4)).float().requires_grad_()
+            drawn = crd.score(
+                rows, torch.ones(2, 4), torch.ones(3, 4), torch.ones(2, 3), temperature=0.07
+            )
+            log_z = crd.log_normaliser(drawn, images=10).detach()
+            loss = crd.crd_loss(drawn, log_z, negatives=3, images=10)
+            loss.backward()
+            assert loss.isfinite()
+            assert rows.grad is not None
+            assert rows.grad.isfinite().all()
+
+
+class TestPools:
+    def counted(self, negatives: int, labels: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """Return how often each image is a negative of each sample, by its place."""
+        places, counts = crd.Pools(labels, negatives).draw(wanted)
+        if places is None:
+            return counts
+        whole = torch.zeros(len(wanted), len(labels))
+        return whole.index_add_(1, places, counts)
+
+    @pytest.mark.parametrize("negatives", [1, 3, 4])
+    def test_draw_without_replacement_where_every_pool_is_large_enough(
+        self, negatives: int
+    ) -> None:
+        wanted = torch.tensor([0, 1, 2, 1])
+        for _ in range(20):
+            counts = self.counted(negatives, LABELS, wanted)
+            assert (counts.sum(1) == negatives).all()
+            assert counts.max() == 1
+            assert not counts[wanted[:, None] == LABELS].any()
+        # Four is every image that is not of class 0.
+        if negatives == 4:
+            assert torch.equal(counts[0], (LABELS != 0).float())
+
+    @pytest.mark.parametrize("by_class", [True, False])
+    def test_draw_with_replacement_from_other_classes_where_one_is_too_small(
+        self, by_class: bool
+    ) -> None:
+        wanted = torch.tensor([0, 1, 2, 1] if by_class else [2, 0])
+        counts = self.counted(5, LABELS, wanted)
+        assert (counts.sum(1) == 5).all()
+        assert not counts[wanted[:, None] == LABELS].any()
+
+    @pytest.mark.parametrize("negatives", [2, 5])
+    def test_draw_every_image_of_other_classes_equally_often(self, negatives: int) -> None:
+        torch.manual_seed(0)
+        wanted = torch.tensor([0, 1, 2])
+        draws = 1_000
+        total = torch.stack([self.counted(negatives, LABELS, wanted) for _ in range(draws)]).sum(0)
+        pools = torch.tensor([4, 5, 5])[:, None]
+        expected = (wanted[:, None] != LABELS) * draws * negatives / pools
+        # Six standard deviations of a count.
+        assert ((total - expected).abs() <= 6 * expected.sqrt()).all()
+
+    def test_draw_pairs_of_images_equally_often(self) -> None:
+        torch.manual_seed(1)
+        draws = [self.counted(2, LABELS, torch.tensor([0]))[0] for _ in range(1_200)]
+        pairs = torch.stack([torch.outer(drawn, drawn) for drawn in draws]).sum(0)
+        others = torch.tensor([1, 2, 4, 5])
+        together = pairs[others][:, others][~torch.eye(4, dtype=torch.bool)]
+        # Six pairs, 200 times each, give or take six standard deviations.
+        assert ((together - 200).abs() <= 6 * math.sqrt(200)).all()
+
+    def test_relatives_are_of_the_same_class(self) -> None:
+        pools = crd.Pools(LABELS, 4)
+        wanted = torch.tensor([0, 1, 2] * 50)
+        found = pools.relatives(wanted)
+        assert torch.equal(LABELS[found], wanted)
+        assert len(found[wanted == 0].unique()) == 3
+
+
+class TestCRD:
+    def test_scores_every_image_of_other_classes_where_so_many_are_asked_for(self) -> None:
+        labels = torch.tensor([0, 0, 1, 1, 2, 2, 2])
+        made = method(labels, negatives=4, crd_weight=2.0)
+        shown = batch(4, 5, labels=labels)  # class 2, whose pool is exactly four
+        memories = {"student": made.memory_student.clone(), "teacher": made.memory_teacher.clone()}
+        terms = terms_of(made, shown)
+        student, teacher = random_rows(0, 7, 8).float()[4:6], random_rows(1, 7, 9).float()[4:6]
+        total = torch.zeros(())
+        for rows, bank in (
+            (F.normalize(made.student_head(student), dim=1), memories["teacher"]),
+            (F.normalize(made.teacher_head(teacher), dim=1), memories["student"]),
+        ):
+            scores = (rows @ bank.mT / 0.07).exp()
+            every = torch.cat([scores[[0, 1], [4, 5]][:, None], scores[:, :4]], dim=1)
+            every = every / (every.mean() * 7)
+            noise = 4 / 7
+            kept = (every[:, 0] / (every[:, 0] + noise + crd.EPS)).log()
+            left = (noise / (every[:, 1:] + noise + crd.EPS)).log().sum(1)
+            total = total - (kept + left).mean()
+        # float32.
+        assert torch.allclose(terms["crd"], 2 * total, rtol=1e-4)
+
+    def test_trains_both_heads(self) -> None:
+        made = method()
+        terms_of(made, batch(0, 1, 2))["crd"].backward()
+        heads = (made.student_head, made.teacher_head)
+        assert all(head.weight.grad is not None and head.weight.grad.any() for head in heads)
+
+    def test_moves_memories_after_the_step_towards_what_was_seen(self) -> None:
+        made = method()
+        before = made.memory_student.clone()
+        terms_of(made, batch(1, 4))
+        assert torch.equal(made.memory_student, before)
+        made.after_step(scenes.MOMENT)
+        rows = F.normalize(made.student_head(random_rows(0, 7, 8).float()[[1, 4]]), dim=1)
+        wanted = F.normalize(before[[1, 4]] + rows, dim=1)
+        assert torch.allclose(made.memory_student[[1, 4]], wanted, atol=1e-6)
+        others = [0, 2, 3, 5, 6]
+        assert torch.equal(made.memory_student[others], before[others])
+        made.after_step(scenes.MOMENT)  # nothing was seen since
+        assert torch.allclose(made.memory_student[[1, 4]], wanted, atol=1e-6)
+
+    @pytest.mark.parametrize("negatives", [3, 50])
+    def test_keeps_the_constants_of_the_first_batch(self, negatives: int) -> None:
+        made = method(negatives=negatives)
+        assert made.log_z.isnan().all()
+        terms_of(made, batch(0, 1, 2))["crd"].backward()
+        first = made.log_z.clone()
+        assert first.isfinite().all()
+        made.after_step(scenes.MOMENT)
+        terms_of(made, batch(3, 4), seed=5)["crd"].backward()
+        assert torch.equal(made.log_z, first)
+
+    @pytest.mark.parametrize(("negatives", "mode"), [(4, "exact"), (50, "relax")])
+    def test_continues_exactly_from_its_state_and_the_generators(
+        self, negatives: int, mode: str
+    ) -> None:
+        made = method(negatives=negatives, mode=mode)
+        terms_of(made, batch(0, 1, 2))
+        made.after_step(scenes.MOMENT)
+        state = {name: value.clone() for name, value in made.state_dict().items()}
+        generator = torch.get_rng_state()
+        wanted = terms_of(made, batch(3, 4, 5))
+        again = method(negatives=negatives, mode=mode)
+        again.load_state_dict(state)
+        torch.set_rng_state(generator)
+        found = terms_of(again, batch(3, 4, 5))
+        assert torch.equal(found["crd"], wanted["crd"])
+
+    def test_sets_its_constants_again_when_its_state_goes_back_before_them(self) -> None:
+        made = method()
+        fresh = {name: value.clone() for name, value in made.state_dict().items()}
+        terms_of(made, batch(0, 1))
+        made.load_state_dict(fresh)
+        assert terms_of(made, batch(2, 3))["crd"].isfinite()
+
+    def test_saves_what_it_learned_and_nothing_that_the_split_says(self) -> None:
+        state = method().state_dict()
+        assert {name.partition(".")[0] for name in state} == {
+            "student_head",
+            "teacher_head",
+            "memory_student",
+            "memory_teacher",
+            "log_z",
+        }
+        assert state["memory_student"].shape == (7, 4)
+        bound = math.sqrt(3 / 4)
+        assert 0.5 * bound < float(state["memory_student"].abs().max()) <= bound
+
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_is_finite_for_the_smallest_batches_and_for_zeros(self, count: int) -> None:
+        made = method()
+        shown = batch(*range(count))
+        pooled = torch.zeros(count, 8, requires_grad=True)
+        terms = made.terms(
+            scenes.features(torch.zeros(count, 3), pooled=pooled),
+            scenes.features(torch.zeros(count, 3), pooled=torch.zeros(count, 9)),
+            shown,
+            scenes.MOMENT,
+        )
+        terms["crd"].backward()
+        assert terms["crd"].isfinite()
+        assert pooled.grad is not None
+        assert pooled.grad.isfinite().all()
+
+    def test_refuses_what_has_one_class_only(self) -> None:
+        with pytest.raises(errors.IncompatibleNetworks, match="at least 2 classes, got 1"):
+            crd.CRD(crd.CRD.Params(), scenes.network(classes=1), scenes.other_network(classes=1))
+        with pytest.raises(errors.BadDataset, match="all 7 images of the train split are of one"):
+            method(torch.ones(7, dtype=torch.int64))
+
+    def test_says_that_it_was_not_prepared(self) -> None:
+        made = crd.CRD(crd.CRD.Params(), scenes.network(), scenes.other_network())
+        with pytest.raises(RuntimeError, match="not shown the training split"):
+            terms_of(made, batch(0, 1))

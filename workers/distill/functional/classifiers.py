@@ -1,0 +1,47 @@
+"""How a network's last map and its linear classifier belong together.
+
+Averaging over positions and a linear layer commute, so the classifier can be read at every
+position, and one network's classifier can judge another's maps.
+"""
+
+import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from workers.distill.functional import maps
+
+
+def last_map(final: Float[Tensor, "N c h w"] | None) -> Float[Tensor, "N c h w"]:
+    """Return a last map in float32 at least; raises `ValueError` where a network showed none."""
+    if final is None:
+        raise ValueError("the features hold no last map, which the method asked for")
+    return maps.at_least_float(final)
+
+
+def layer(classifier: nn.Linear | None) -> tuple[Float[Tensor, "C D"], Float[Tensor, " C"]]:
+    """Return weight and bias of a classifier, zeros where it has no bias.
+
+    Raises `ValueError` where a network showed no classifier.
+    """
+    if classifier is None:
+        raise ValueError("the network shows no classifier, which the method asked for")
+    weight, bias = classifier.weight, classifier.bias
+    return weight, weight.new_zeros(len(weight)) if bias is None else bias
+
+
+def frozen(classifier: nn.Linear | None) -> tuple[Float[Tensor, "C D"], Float[Tensor, " C"]]:
+    """Return copies of weight and bias, without a gradient.
+
+    To be kept as buffers: registered as a module, they would be trained with the student.
+    """
+    weight, bias = layer(classifier)
+    return weight.detach().clone(), bias.detach().clone()
+
+
+def class_maps(
+    final: Float[Tensor, "N D h w"],
+    weight: Float[Tensor, "C D"],
+    bias: Float[Tensor, " C"],
+) -> Float[Tensor, "N C h w"]:
+    """Return each class's evidence at each position (CAM); its average is the class's logit."""
+    return F.conv2d(final, weight[:, :, None, None], bias)

@@ -1,0 +1,147 @@
+"""How alike two sets of rows are by their kernel matrices, and how far apart as distributions.
+
+Rows (images, classes, patches) stand on the last axis but one; axes before it are sets of their
+own. Centred kernel alignment (CKA): Kornblith et al., ICML 2019, arXiv:1905.00414; maximum mean
+discrepancy (MMD): Gretton et al., JMLR 2012.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from workers.distill.functional import relations
+
+Kernel = Callable[[Tensor, Tensor], Tensor]
+"""Returns the kernel of all rows of one set with all rows of another."""
+
+SMALLEST = 1e-12
+"""A kernel matrix of no larger norm has no direction."""
+SMALLEST_BANDWIDTH = 1e-6
+
+
+def gram(rows: Float[Tensor, "*sets N D"], *, row_norm: bool = False) -> Float[Tensor, "*sets N N"]:
+    """Return all inner products of rows; with `row_norm`, row i divided by the norm of row i."""
+    left = relations.unit_vectors(rows) if row_norm else rows
+    return left @ rows.mT
+
+
+def center(kernel: Float[Tensor, "*sets N N"]) -> Float[Tensor, "*sets N N"]:
+    """Return HKH: the kernel as if the mean of all rows had been subtracted from each."""
+    centred = kernel - kernel.mean(-1, keepdim=True)
+    return centred - centred.mean(-2, keepdim=True)
+
+
+def hsic(
+    one: Float[Tensor, "*sets N N"], other: Float[Tensor, "*sets N N"]
+) -> Float[Tensor, "*sets"]:
+    """Return the biased estimate of the Hilbert-Schmidt independence criterion of two kernels.
+
+    One row has nothing to vary with: 0.
+    """
+    # H is idempotent, so centring one of the two is enough.
+    return (center(one) * other).sum((-2, -1)) / max(one.shape[-1] - 1, 1) ** 2
+
+
+def cka(
+    one: Float[Tensor, "*sets N D"],
+    other: Float[Tensor, "*sets N E"],
+    *,
+    centered: bool,
+    row_norm: bool = False,
+) -> Float[Tensor, "*sets"]:
+    """Return the cosine of both sets' linear kernels, each seen as one long vector.
+
+    0 without a gradient where one set has no kernel: equal rows if centred, rows of zeros if not.
+    """
+    (one, one_size), (other, other_size) = _scaled(one, centered), _scaled(other, centered)
+    kernel, other_kernel = gram(one, row_norm=row_norm), gram(other, row_norm=row_norm)
+    # A kernel grows with the square of its rows; divided by their norms, with the rows.
+    power = 1 if row_norm else 2
+    length = _length(kernel, one_size**power)
+    # One by one: the product of a length and infinity has no gradient that is a number.
+    return (kernel * other_kernel).sum((-2, -1)) / length / _length(other_kernel, other_size**power)
+
+
+def cka_by_columns(
+    one: Float[Tensor, "*sets N D"], other: Float[Tensor, "*sets N E"], *, centered: bool
+) -> Float[Tensor, "*sets"]:
+    """Return what `cka` does, from matrices of columns: cheaper where rows outnumber columns."""
+    (one, one_size), (other, other_size) = _scaled(one, centered), _scaled(other, centered)
+    length = _length(one.mT @ one, one_size**2)
+    squares = (other.mT @ one).square().sum((-2, -1))
+    return squares / length / _length(other.mT @ other, other_size**2)
+
+
+def cka_gap(
+    one: Float[Tensor, "*sets N D"],
+    other: Float[Tensor, "*sets N E"],
+    *,
+    centered: bool,
+    row_norm: bool = False,
+) -> Float[Tensor, "*sets"]:
+    """Return 1 - CKA, or 0 without a gradient where there are too few rows to differ.
+
+    All centred kernels of two rows are proportional, and all kernels of one row.
+    """
+    if one.shape[-2] < (3 if centered else 2):
+        return ((one * 0).sum(-1) + (other * 0).sum(-1)).sum(-1)
+    return 1 - cka(one, other, centered=centered, row_norm=row_norm)
+
+
+def mmd(
+    one: Float[Tensor, "N D"], other: Float[Tensor, "M D"], kernel: Kernel
+) -> Float[Tensor, ""]:
+    """Return the biased estimate of the squared maximum mean discrepancy of two sets of rows."""
+    return kernel(one, one).mean() + kernel(other, other).mean() - 2 * kernel(one, other).mean()
+
+
+def polynomial(
+    one: Float[Tensor, "N D"], other: Float[Tensor, "M D"], *, degree: int, offset: float
+) -> Float[Tensor, "N M"]:
+    """Return (a . b + offset) ** degree of all pairs; degree 1 and offset 0 is linear."""
+    return (one @ other.mT + offset) ** degree
+
+
+def gaussian(
+    one: Float[Tensor, "N D"],
+    other: Float[Tensor, "M D"],
+    *,
+    bandwidth: float | Float[Tensor, ""],
+) -> Float[Tensor, "N M"]:
+    """Return exp(-|a - b|^2 / (2 bandwidth^2)) of all pairs."""
+    squares = one.square().sum(1)[:, None] + other.square().sum(1)
+    # Rounding may leave less than nothing between rows that are equal.
+    distances = (squares - 2 * one @ other.mT).clamp_min(0)
+    return (-distances / (2 * bandwidth**2)).exp()
+
+
+def median_bandwidth(one: Float[Tensor, "N D"], other: Float[Tensor, "M D"]) -> Float[Tensor, ""]:
+    """Return the median distance between all rows of both sets, without a gradient."""
+    distances = torch.nn.functional.pdist(torch.cat([one.detach(), other.detach()]))
+    return distances.median().clamp_min(SMALLEST_BANDWIDTH)
+
+
+def _scaled(
+    rows: Float[Tensor, "*sets N D"], centered: bool
+) -> tuple[Float[Tensor, "*sets N D"], Float[Tensor, "*sets"]]:
+    """Return rows with a largest entry of 1, less their mean if asked, and that entry.
+
+    Alignment ignores scale, so the scale needs no gradient; without it, squares of squares of
+    large features would overflow.
+    """
+    if centered:
+        rows = rows - rows.mean(-2, keepdim=True)
+    size = rows.detach().abs().amax((-2, -1))
+    return rows / torch.where(size > 0, size, 1)[..., None, None], size
+
+
+def _length(
+    kernel: Float[Tensor, "*sets N M"], scale: Float[Tensor, "*sets"]
+) -> Float[Tensor, "*sets"]:
+    length = torch.linalg.vector_norm(kernel, dim=(-2, -1))
+    # Divided by infinity, what has no direction counts as orthogonal and gets no gradient.
+    guarded: Tensor = length.masked_fill(length.detach() * scale < SMALLEST, math.inf)
+    return guarded

@@ -1,0 +1,76 @@
+"""How feature maps of two networks are made comparable: which stage meets which, at which size.
+
+All of it works on rectangular maps too, such as the token grids of transformers.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
+from jaxtyping import Float
+from torch import Tensor
+
+Size = tuple[int, int]
+"""Height and width of a map."""
+Shape = tuple[int, int, int]
+"""Channels, height and width of a map."""
+
+
+def at_least_float(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return half-precision values in float32, others as they are."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
+
+def average_to(maps: Float[Tensor, "N c h w"], size: Size) -> Float[Tensor, "N c i j"]:
+    """Return the maps averaged over the cells of a grid of this size, or as they are if equal."""
+    height, width = maps.shape[2:]
+    if (height, width) == size:
+        return maps
+    if height % size[0] == 0 and width % size[1] == 0:
+        # The same numbers as adaptive pooling, whose gradient is not reproducible on a GPU.
+        return F.avg_pool2d(maps, (height // size[0], width // size[1]))
+    return F.adaptive_avg_pool2d(maps, size)
+
+
+def pool_to_smaller(
+    student: Float[Tensor, "N c h w"], teacher: Float[Tensor, "N d i j"]
+) -> tuple[Float[Tensor, "N c a b"], Float[Tensor, "N d a b"]]:
+    """Return both maps at the smaller of their heights and of their widths."""
+    size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
+    return average_to(student, size), average_to(teacher, size)
+
+
+def attention(maps: Float[Tensor, "N c h w"], *, power: float) -> Float[Tensor, "N p"]:
+    """Return where each image's maps are strong: mean of |values|^power over channels, unit norm.
+
+    Maps of zeros stay zeros.
+    """
+    strength = maps.square() if power == 2 else maps.abs().pow(power)
+    return F.normalize(strength.mean(1).flatten(1), dim=1)
+
+
+def pair_by_size(
+    students: Sequence[Shape], teachers: Sequence[Shape]
+) -> tuple[tuple[int, int], ...]:
+    """Return which stage of the student meets which of the teacher, as indices, shallow to deep.
+
+    Every stage of the network with fewer stages gets a partner, in order: the choice with the
+    least sum of size ratios (in octaves), the shallower one where several are equal. Networks
+    with equally many stages are therefore paired one by one.
+    """
+    if len(students) > len(teachers):
+        return tuple((one, other) for other, one in pair_by_size(teachers, students))
+
+    def distance(chosen: tuple[int, ...]) -> float:
+        shapes = zip(students, (teachers[index] for index in chosen), strict=True)
+        return sum(_octaves(one, other) for one, other in shapes)
+
+    choices = itertools.combinations(range(len(teachers)), len(students))
+    best = min(choices, key=distance)
+    return tuple(enumerate(best))
+
+
+def _octaves(one: Shape, other: Shape) -> float:
+    return sum(abs(math.log2(a / b)) for a, b in zip(one[1:], other[1:], strict=True))

@@ -1,0 +1,102 @@
+"""DIST: match relations, not probabilities.
+
+A strong teacher's exact probabilities are too much to ask of a small student; that they rise and
+fall together is enough. Correlate each sample's probabilities over classes (the paper's
+inter-class relation) and each class's probabilities over the batch (its intra-class relation).
+
+Source: Huang et al., NeurIPS 2022, arXiv:2205.10536.
+Differs: a batch of one has no relation between samples, so its intra-class part is 0, not 1: the
+constant would have no gradient and would only show as a jump in the loss.
+Checked against: hunto/image_classification_sota, lib/models/losses/dist_kd.py (published values).
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from workers.distill.functional import relations
+from workers.distill.method import Batch, LogitMethod, Moment, Source, Terms
+from workers.distill.networks.interface import Features
+
+EPS = 1e-8
+
+
+class Relations(NamedTuple):
+    """The two parts of the loss."""
+
+    inter: Float[Tensor, ""]
+    intra: Float[Tensor, ""]
+
+
+def dist_loss(
+    student_logits: Float[Tensor, "N C"],
+    teacher_logits: Float[Tensor, "N C"],
+    *,
+    temperature: float,
+) -> Relations:
+    """Return 1 - mean correlation over classes of each sample, and over samples of each class.
+
+    Units: multiplied by the squared temperature, so gradients keep their size.
+    """
+    student = (student_logits / temperature).softmax(1)
+    teacher = (teacher_logits / temperature).softmax(1)
+    inter = 1 - relations.pearson(student, teacher, eps=EPS).mean()
+    if len(student) > 1:
+        intra = 1 - relations.pearson(student.mT, teacher.mT, eps=EPS).mean()
+    else:
+        intra = (student - student).sum()
+    return Relations(temperature**2 * inter, temperature**2 * intra)
+
+
+class DIST(LogitMethod):
+    """Correlate the student's probabilities with the teacher's, along classes and samples."""
+
+    name = "dist"
+    title = "Distillation from a stronger teacher"
+    source = Source(
+        "Knowledge Distillation from A Stronger Teacher",
+        venue="NeurIPS 2022",
+        arxiv="2205.10536",
+    )
+
+    class Params(LogitMethod.Params):
+        """A weight for both parts, a weight for each, a temperature."""
+
+        dist_weight: float = Field(
+            2.0, ge=0, le=1e6, description="Weight of both relations together."
+        )
+        beta: float = Field(
+            1.0,
+            ge=0,
+            le=1e6,
+            description="Weight of the inter-class relation: each sample's probabilities over "
+            "the classes.",
+        )
+        gamma: float = Field(
+            1.0,
+            ge=0,
+            le=1e6,
+            description="Weight of the intra-class relation: each class's probabilities over the "
+            "samples of the batch.",
+        )
+        temperature: float = Field(
+            4.0,
+            gt=0,
+            le=1e4,
+            description="Divides the logits of both networks before softmax; the authors use 4 "
+            "for CIFAR-100 and 1 for ImageNet.",
+        )
+
+    params: Params
+
+    def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
+        """Return the task term and the two relations."""
+        params = self.params
+        loss = dist_loss(student.logits, teacher.logits, temperature=params.temperature)
+        return {
+            **self.task(student, batch),
+            "inter": params.dist_weight * params.beta * loss.inter,
+            "intra": params.dist_weight * params.gamma * loss.intra,
+        }

@@ -1,0 +1,60 @@
+"""Label smoothing: cross-entropy with labels that leave a little to every class.
+
+Imitation of a teacher that knows nothing: the yardstick for what a method gains by regularising
+alone. A share of each label's weight, the same for all classes, goes to every class, the true one
+included.
+
+Source: Szegedy et al., CVPR 2016, arXiv:1512.00567, section 7.
+"""
+
+import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from workers.distill import method
+from workers.distill.method import Batch, LogitMethod, Moment, Source, Terms
+from workers.distill.networks.interface import Features
+
+
+def uniform_cross_entropy(logits: Float[Tensor, "N C"]) -> Float[Tensor, ""]:
+    """Return the cross-entropy with the uniform distribution, averaged over the batch."""
+    return -F.log_softmax(logits, dim=1).mean(1).mean()
+
+
+class LabelSmoothing(LogitMethod):
+    """Train on smoothed labels; the `task` term is the smoothed loss."""
+
+    name = "labelsmoothing"
+    title = "Label smoothing"
+    source = Source(
+        "Rethinking the Inception Architecture for Computer Vision",
+        venue="CVPR 2016",
+        arxiv="1512.00567",
+    )
+    needs = ("labels",)
+    combines = False
+
+    class Params(LogitMethod.Params):
+        """The weight of the loss, and the share that is spread."""
+
+        task_weight: float = Field(
+            1.0, ge=0, le=1e6, description="Weight of cross-entropy with the smoothed labels."
+        )
+        smoothing: float = Field(
+            0.1,
+            ge=0,
+            le=1,
+            description="Share of a label that is spread evenly over all classes, the true one "
+            "included; 0 is plain cross-entropy.",
+        )
+
+    params: Params
+
+    def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
+        """Return the task term alone."""
+        share = self.params.smoothing
+        # Linear in the label, so smoothing it is mixing two losses; mixed images need no more.
+        hard = method.cross_entropy(student.logits, batch)
+        loss = (1 - share) * hard + share * uniform_cross_entropy(student.logits)
+        return {"task": self.params.task_weight * loss}

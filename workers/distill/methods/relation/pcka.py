@@ -1,0 +1,213 @@
+"""Patch-based centred kernel alignment.
+
+Maps are cut into patches, and the student learns how alike the patches of an image are to each
+other: one kernel between patches for each channel, aligned with the teacher's. Made for dense
+tasks; for classification an ablation that helps where both networks are of one family.
+
+Source: Zhou et al., IJCAI 2024, arXiv:2401.11824 (the patch-based form, PCKA).
+Differs: kernels are centred, as the definition says (`centered: false` as released), and the loss
+is 1 - CKA, not -CKA. The connector for unequal channels is trained; the authors' variant for
+classification draws a new random one in every step. Maps too small for several patches of 16x16
+are cut into quarters unless `patch` is given, and a stage that remains a single patch is refused:
+its alignment is always 1. Where sizes differ, the smaller map is resized with the larger one.
+Checked against: Klayand/PCKA, released code (published values).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from workers.distill import errors
+from workers.distill.functional import kernels, maps
+from workers.distill.method import Batch, Moment, RelationMethod, Show, Source, Terms
+from workers.distill.networks import shapes
+from workers.distill.networks.interface import Features, Network
+
+Axis: TypeAlias = Literal["channel", "batch", "position"]
+
+LAST = 0
+"""Stands for the last stage of each network; as an index, one less, it is that stage."""
+PUBLISHED_SIDE = 16
+QUARTERS = 4
+ORDERS: dict[Axis, tuple[int, ...]] = {
+    "channel": (1, 2, 4, 0, 3, 5),
+    "batch": (0, 2, 4, 1, 3, 5),
+    "position": (3, 5, 2, 4, 0, 1),
+}
+"""Order of the axes [image, channel, patch row, row, patch column, column] that puts the axis whose
+kernels are averaged first, then patches, then what a patch is described by."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One stage of both networks, the size its maps get, and the side of a patch."""
+
+    index: int
+    size: tuple[int, int]
+    side: int
+
+
+def patch_rows(
+    seen: Float[Tensor, "N c h w"], *, side: int, axis: Axis
+) -> Float[Tensor, "sets P D"]:
+    """Return a matrix of patches for each channel, image or position in a patch."""
+    images, channels, height, width = seen.shape
+    rows, columns = height // side, width // side
+    cut = seen.reshape(images, channels, rows, side, columns, side).permute(ORDERS[axis])
+    sets = {"channel": channels, "batch": images, "position": side**2}[axis]
+    return cut.reshape(sets, rows * columns, -1)
+
+
+def pcka_loss(
+    student_rows: Float[Tensor, "sets P D"],
+    teacher_rows: Float[Tensor, "sets P D"],
+    *,
+    centered: bool,
+) -> Float[Tensor, ""]:
+    """Return 1 - CKA of patches, averaged over sets."""
+    return kernels.cka_gap(student_rows, teacher_rows, centered=centered).mean()
+
+
+def transposed_loss(
+    student_rows: Float[Tensor, "sets P D"],
+    teacher_rows: Float[Tensor, "sets P D"],
+    *,
+    centered: bool,
+) -> Float[Tensor, ""]:
+    """Return 1 - CKA of what describes patches, averaged over sets.
+
+    Its own kernels would be as large as a batch has pixels, squared; those of patches say the same.
+    """
+    alignment = kernels.cka_by_columns(student_rows.mT, teacher_rows.mT, centered=centered)
+    return (1 - alignment).mean()
+
+
+class PCKA(RelationMethod):
+    """Align how the patches of a map lie to each other."""
+
+    name = "pcka"
+    title = "Patch-based centred kernel alignment"
+    source = Source(
+        "Rethinking Centered Kernel Alignment in Knowledge Distillation",
+        venue="IJCAI 2024",
+        arxiv="2401.11824",
+    )
+    student_shows: ClassVar[tuple[Show, ...]] = ("stages",)
+    teacher_shows: ClassVar[tuple[Show, ...]] = ("stages",)
+
+    class Params(RelationMethod.Params):
+        """Two weights, and how maps are cut."""
+
+        pcka_weight: float = Field(
+            15.0, ge=0, le=1e6, description="Weight of the patch term of every stage."
+        )
+        transposed_weight: float = Field(
+            0.0,
+            ge=0,
+            le=1e6,
+            description="Weight of the same term with patches and what describes them exchanged.",
+        )
+        stages: list[Annotated[int, Field(ge=1, le=64)]] | None = Field(
+            None,
+            min_length=1,
+            max_length=16,
+            description="Stages of both networks that are compared, from 1; null takes the last "
+            "of each.",
+        )
+        patch: int | None = Field(
+            None,
+            ge=1,
+            le=1024,
+            description="Pixels along the side of a patch; maps are resized up to a multiple of "
+            "it. Null takes 16, or half a map's longer side where 16 leaves fewer than 4 patches.",
+        )
+        axis: Axis = Field(
+            "channel",
+            description="What has its own kernels, over which alignments are averaged: each "
+            "channel, each image of the batch, or each position in a patch.",
+        )
+        centered: bool = Field(
+            True, description="Centre the kernels, as defined; false as in the released code."
+        )
+
+    params: Params
+
+    def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
+        super().__init__(params, student, teacher)
+        self.levels: list[Level] = []
+        self.connectors = nn.ModuleList()
+        for stage in params.stages or [LAST]:
+            given = self._shape(stage, "student", self.student_shapes)
+            wanted = self._shape(stage, "teacher", self.teacher_shapes)
+            self.levels.append(self._level(stage, given, wanted))
+            connector: nn.Module = nn.Identity()
+            if given[0] != wanted[0]:
+                connector = nn.Conv2d(given[0], wanted[0], 1, bias=False)
+            self.connectors.append(connector)
+
+    def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
+        """Return the task term and the alignment of patches both ways, summed over stages."""
+        params, off = self.params, student.logits.new_zeros(())
+        patches, transposed = [off], [off]
+        for level, connector in zip(self.levels, self.connectors, strict=True):
+            learned = connector(maps.at_least_float(student.stages[level.index]))
+            taught = maps.at_least_float(teacher.stages[level.index])
+            rows = [
+                patch_rows(_resized(seen, level.size), side=level.side, axis=params.axis)
+                for seen in (learned, taught)
+            ]
+            if params.pcka_weight:
+                patches.append(pcka_loss(*rows, centered=params.centered))
+            if params.transposed_weight:
+                transposed.append(transposed_loss(*rows, centered=params.centered))
+        return {
+            **self.task(student, batch),
+            "pcka": params.pcka_weight * torch.stack(patches).sum(),
+            "pcka_transposed": params.transposed_weight * torch.stack(transposed).sum(),
+        }
+
+    def _shape(self, stage: int, role: str, found: shapes.Shapes | None) -> shapes.Shape:
+        stages = () if found is None else found.stages
+        if stage > len(stages):
+            raise errors.IncompatibleNetworks(
+                f"method pcka compares stage {stage} (stages), and the {role} shows "
+                f"{len(stages)} stages; choose smaller numbers",
+                stage=stage,
+                role=role,
+            )
+        return stages[stage - 1] if stage != LAST else stages[-1]
+
+    def _level(self, stage: int, given: shapes.Shape, wanted: shapes.Shape) -> Level:
+        height, width = (max(pair) for pair in zip(given[1:], wanted[1:], strict=True))
+        side = self.params.patch or _fitting_side(height, width)
+        grid = (math.ceil(height / side), math.ceil(width / side))
+        least = 3 if self.params.centered else 2
+        if math.prod(grid) < least:
+            where = "the last stage" if stage == LAST else f"stage {stage}"
+            raise errors.IncompatibleNetworks(
+                f"method pcka compares patches with each other, and {where} of {height}x{width} "
+                f"cut into patches of {side}x{side} gives {math.prod(grid)}, of at least {least} "
+                "that alignment needs; choose stages with larger maps, or a smaller patch",
+                stage=stage,
+                height=height,
+                width=width,
+                patch=side,
+            )
+        return Level(stage - 1, (grid[0] * side, grid[1] * side), side)
+
+
+def _fitting_side(height: int, width: int) -> int:
+    patches = math.ceil(height / PUBLISHED_SIDE) * math.ceil(width / PUBLISHED_SIDE)
+    return PUBLISHED_SIDE if patches >= QUARTERS else math.ceil(max(height, width) / 2)
+
+
+def _resized(seen: Float[Tensor, "N c h w"], size: tuple[int, int]) -> Float[Tensor, "N c i j"]:
+    if tuple(seen.shape[2:]) == size:
+        return seen
+    return F.interpolate(seen, size=size, mode="bilinear", align_corners=False)

@@ -1,0 +1,135 @@
+"""Relation-based centred kernel alignment.
+
+Instead of the teacher's numbers, the student learns how the teacher's numbers lie to each other:
+how alike the images of a batch are by their logits and by their last feature maps, and how alike
+the classes are by their logits over the batch. Each of the three is 1 - CKA, between 0 and 1.
+
+Source: Zhou et al., IJCAI 2024, arXiv:2401.11824 (CKA: Kornblith et al., ICML 2019,
+arXiv:1905.00414).
+Differs: kernels are centred, as the definition says; the released code leaves that out
+(`centered: false`) and can divide each row of a kernel by the norm of its image (`row_norm`), which
+makes it asymmetric. Terms are 1 - CKA, not -CKA: same gradient, never negative. A term with
+too few rows to say anything (fewer than 3 images or classes if centred) is 0. The weights of the
+logit terms are those of the authors' classification code; the feature term's could not be read and
+is set equal. Maps are flattened as they are, without the transformation that the paper allows.
+Checked against: Klayand/PCKA, released code (published values).
+"""
+
+from typing import ClassVar
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from workers.distill.functional import classifiers, kernels
+from workers.distill.method import Batch, Moment, Need, RelationMethod, Show, Source, Terms
+from workers.distill.networks.interface import Features
+
+
+def samples_loss(
+    student_logits: Float[Tensor, "N C"],
+    teacher_logits: Float[Tensor, "N C"],
+    *,
+    centered: bool,
+    row_norm: bool = False,
+    temperature: float | None = None,
+) -> Float[Tensor, ""]:
+    """Return 1 - CKA of the images, by their logits or, softened, by their probabilities."""
+    if temperature is not None:
+        student_logits = (student_logits / temperature).softmax(1)
+        teacher_logits = (teacher_logits / temperature).softmax(1)
+    return kernels.cka_gap(student_logits, teacher_logits, centered=centered, row_norm=row_norm)
+
+
+def classes_loss(
+    student_logits: Float[Tensor, "N C"],
+    teacher_logits: Float[Tensor, "N C"],
+    *,
+    centered: bool,
+    row_norm: bool = False,
+) -> Float[Tensor, ""]:
+    """Return 1 - CKA of the classes, by their logits over the batch."""
+    return kernels.cka_gap(
+        student_logits.mT, teacher_logits.mT, centered=centered, row_norm=row_norm
+    )
+
+
+def features_loss(
+    student_maps: Float[Tensor, "N c h w"],
+    teacher_maps: Float[Tensor, "N d i j"],
+    *,
+    centered: bool,
+    row_norm: bool = False,
+) -> Float[Tensor, ""]:
+    """Return 1 - CKA of the images, by their flattened maps; shapes may differ."""
+    return kernels.cka_gap(
+        student_maps.flatten(1), teacher_maps.flatten(1), centered=centered, row_norm=row_norm
+    )
+
+
+class RCKA(RelationMethod):
+    """Align how images, classes and features lie to each other."""
+
+    name = "rcka"
+    title = "Relation-based centred kernel alignment"
+    source = Source(
+        "Rethinking Centered Kernel Alignment in Knowledge Distillation",
+        venue="IJCAI 2024",
+        arxiv="2401.11824",
+    )
+    needs: ClassVar[tuple[Need, ...]] = ("labels", "teacher", "equal_classes")
+    student_shows: ClassVar[tuple[Show, ...]] = ("final",)
+    teacher_shows: ClassVar[tuple[Show, ...]] = ("final",)
+    smallest_batch = 3
+
+    class Params(RelationMethod.Params):
+        """Three weights, and how kernels are made."""
+
+        samples_weight: float = Field(
+            15.0, ge=0, le=1e6, description="Weight of how images lie by their logits."
+        )
+        classes_weight: float = Field(
+            15.0, ge=0, le=1e6, description="Weight of how classes lie by their logits."
+        )
+        features_weight: float = Field(
+            15.0, ge=0, le=1e6, description="Weight of how images lie by their last feature maps."
+        )
+        centered: bool = Field(
+            True, description="Centre the kernels, as defined; false as in the released code."
+        )
+        row_norm: bool = Field(
+            False,
+            description="Divide each row of a kernel by the norm of what it stands for, as the "
+            "released code can.",
+        )
+        temperature: float | None = Field(
+            None,
+            gt=0,
+            le=1e4,
+            description="Softens the logits of the samples term into probabilities; null compares "
+            "the logits as they are.",
+        )
+
+    params: Params
+
+    def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
+        """Return the task term and one term for samples, classes and features each."""
+        params = self.params
+        centered, row_norm = params.centered, params.row_norm
+        samples = classes = features = student.logits.new_zeros(())
+        pair = (student.logits, teacher.logits)
+        if params.samples_weight:
+            samples = samples_loss(
+                *pair, centered=centered, row_norm=row_norm, temperature=params.temperature
+            )
+        if params.classes_weight:
+            classes = classes_loss(*pair, centered=centered, row_norm=row_norm)
+        if params.features_weight:
+            final = (classifiers.last_map(student.final), classifiers.last_map(teacher.final))
+            features = features_loss(*final, centered=centered, row_norm=row_norm)
+        return {
+            **self.task(student, batch),
+            "rcka_samples": params.samples_weight * samples,
+            "rcka_classes": params.classes_weight * classes,
+            "rcka_features": params.features_weight * features,
+        }
