@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tests.distill import folders
+from tests.distill.methods import checks
 from workers.distill import errors, optimizers, recipe
 from workers.distill.method import Moment
 
@@ -24,7 +25,7 @@ def quadratic(training: recipe.Training, steps: int) -> torch.Tensor:
     nn.init.constant_(module.weight, 1.0)
     stepper = optimizers.Stepper((module,), training, FLOAT32)
     for step in range(1, steps + 1):
-        stepper.step_on(module.weight.square().sum() / 2, moment(step))
+        stepper.step_on({"task": module.weight.square().sum() / 2}, moment(step))
     return module.weight.detach()
 
 
@@ -52,6 +53,10 @@ class TestCompile:
         assert not optimizers.choose_compile(training, cuda, 100)
         assert optimizers.choose_compile(training, cuda, 10**6)
 
+    def test_auto_is_off_for_an_optimizer_that_goes_backwards_twice(self) -> None:
+        training = recipe.expand({"optimizer": {"name": "dot"}})
+        assert not optimizers.choose_compile(training, torch.device("cuda"), 10**6)
+
     def test_on_and_off_are_obeyed(self) -> None:
         on, off = (recipe.expand({"compile": word}) for word in ("on", "off"))
         assert optimizers.choose_compile(on, CPU, 1)
@@ -75,6 +80,27 @@ class TestRateFactor:
 
     def test_constant_stays(self) -> None:
         assert optimizers.rate_factor(recipe.Constant(), moment(999), 5) == 1.0
+
+    @pytest.mark.parametrize(
+        "schedule",
+        [
+            recipe.Constant(warmup_epochs=2),
+            recipe.Step(milestones=[3], warmup_epochs=2),
+            recipe.Cosine(final_factor=1.0, warmup_epochs=2),
+        ],
+    )
+    def test_every_schedule_rises_in_a_straight_line(self, schedule: recipe.Schedule) -> None:
+        factors = [optimizers.rate_factor(schedule, moment(step), 4) for step in range(1, 31)]
+        assert factors == pytest.approx([min(step / 20, 1) for step in range(1, 31)])
+
+    def test_follows_the_published_sequence(self) -> None:
+        given = checks.parameters("lr_schedule")
+        schedule = recipe.Step(milestones=given["milestones"], factor=given["gamma"])
+        rates = [
+            given["base"] * optimizers.rate_factor(schedule, moment(10 * epoch), 240)
+            for epoch in given["epochs_1_based"]
+        ]
+        assert rates == pytest.approx(checks.expected("lr_schedule")["lr"], rel=1e-12)
 
 
 class TestStepper:
@@ -108,13 +134,13 @@ class TestStepper:
         loss = [torch.randn(5, 3) for _ in range(4)]
         stepper = optimizers.Stepper((whole,), training, FLOAT32)
         for step in (1, 2):
-            stepper.step_on(whole(loss[step]).square().sum(), moment(step))
+            stepper.step_on({"task": whole(loss[step]).square().sum()}, moment(step))
         other = nn.Linear(3, 1)
         other.load_state_dict(whole.state_dict())
         continued = optimizers.Stepper((other,), training, FLOAT32)
         continued.restore(copy.deepcopy(stepper.state()))
-        stepper.step_on(whole(loss[3]).square().sum(), moment(3))
-        continued.step_on(other(loss[3]).square().sum(), moment(3))
+        stepper.step_on({"task": whole(loss[3]).square().sum()}, moment(3))
+        continued.step_on({"task": other(loss[3]).square().sum()}, moment(3))
         assert torch.equal(whole.weight, other.weight)
 
     def test_learns_a_shared_parameter_once(self) -> None:

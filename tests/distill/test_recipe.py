@@ -32,6 +32,12 @@ class TestExpand:
         assert full.optimizer == recipe.SGD(learning_rate=0.2, momentum=0.9, weight_decay=1e-4)
         assert full.schedule == recipe.Step(milestones=[30, 60, 90], factor=0.1)
 
+    def test_tiny_imagenet_is_the_published_one(self) -> None:
+        full = recipe.expand({"recipe": "tiny_imagenet"})
+        assert (full.epochs, full.batch_size) == (200, 256)
+        assert full.optimizer == recipe.SGD(learning_rate=0.2, momentum=0.9, weight_decay=5e-4)
+        assert full.schedule == recipe.Step(milestones=[60, 120, 160], factor=0.1)
+
     def test_milestones_follow_epochs_unless_given(self) -> None:
         assert recipe.expand({"epochs": 10}).schedule == recipe.Step(milestones=[5, 7, 9])
         assert recipe.expand({"epochs": 1}).schedule == recipe.Step(milestones=[1, 1, 1])
@@ -66,6 +72,16 @@ class TestExpand:
             ({"seed": -1}, "seed"),
             ({"nonsense": 1}, "nonsense"),
             ({"recipe": "none"}, "recipe"),
+            ({"augmentation": "cutout"}, "augmentation"),
+            ({"mixing": {"name": "mosaic"}}, "mixing"),
+            ({"mixing": {"name": "mixup", "alpha": 0}}, "alpha"),
+            ({"label_noise": 1.1}, "label_noise"),
+            ({"teacher_cache": {"views": 0}}, "views"),
+            ({"ema_decay": 1.0}, "ema_decay"),
+            ({"max_steps": 0}, "max_steps"),
+            ({"max_seconds": 0}, "max_seconds"),
+            ({"patience_epochs": 0}, "patience_epochs"),
+            ({"randaugment_operations": 15}, "randaugment_operations"),
         ],
     )
     def test_what_is_out_of_bounds_is_refused_by_name(
@@ -73,6 +89,81 @@ class TestExpand:
     ) -> None:
         with pytest.raises(pydantic.ValidationError, match=field):
             recipe.expand(partial)
+
+
+class TestTraining:
+    @pytest.mark.parametrize(
+        ("partial", "complaint"),
+        [
+            (
+                {"teacher_cache": {"views": 2}, "mixing": {"name": "mixup"}},
+                "mixing makes new images",
+            ),
+            ({"teacher_cache": {"views": 2}, "augmentation": "none"}, "views 2 would be equal"),
+            (
+                {"teacher_cache": {"views": 2, "per_visit": 4}},
+                "per_visit 4 must .* at most views 2",
+            ),
+            (
+                {"teacher_cache": {"views": 9, "per_visit": 3}, "batch_size": 64},
+                "per_visit 3 must divide batch_size 64",
+            ),
+            ({"optimizer": {"name": "dot"}, "precision": "float16"}, "dot .* float16"),
+            ({"optimizer": {"name": "dot"}, "compile": "on"}, "choose compile off"),
+            (
+                {"optimizer": {"name": "dot", "momentum": 0.9, "delta": 0.1}},
+                "momentum 0.9 and delta 0.1",
+            ),
+            (
+                {"optimizer": {"name": "dot", "momentum": 0.0, "delta": 0.1}},
+                "momentum 0 and delta 0.1",
+            ),
+            (
+                {"patience_epochs": 2, "evaluate_every_epochs": 3},
+                "patience_epochs 2 is shorter than evaluate_every_epochs 3",
+            ),
+            (
+                {"epochs": 3, "schedule": {"name": "constant", "warmup_epochs": 4}},
+                "warmup_epochs 4 is longer than epochs 3",
+            ),
+        ],
+    )
+    def test_refuses_what_does_not_go_together(
+        self, partial: dict[str, object], complaint: str
+    ) -> None:
+        with pytest.raises(pydantic.ValidationError, match=complaint):
+            recipe.expand(partial)
+
+    @pytest.mark.parametrize(
+        "partial",
+        [
+            {"mixing": {"name": "cutmix"}},
+            {"teacher_cache": {}},
+            {"optimizer": {"name": "dot"}},
+            {"optimizer": {"name": "dot", "delta": 0.09}, "schedule": {"warmup_epochs": 1.5}},
+            {"max_steps": 10, "max_seconds": 1.5, "patience_epochs": 4, "ema_decay": 0.99},
+        ],
+    )
+    def test_expands_to_itself_and_meets_the_published_schema(
+        self, partial: dict[str, object]
+    ) -> None:
+        full = recipe.expand(partial)
+        assert recipe.expand(full.model_dump()) == full
+        jsonschema.validate(full.model_dump(mode="json"), recipe.Training.model_json_schema())
+
+    def test_null_takes_back_what_was_chosen(self) -> None:
+        assert recipe.expand({"mixing": None, "teacher_cache": None}) == recipe.expand({})
+
+    def test_counts_steps_up_to_the_first_limit(self) -> None:
+        assert recipe.expand({"epochs": 3}).steps(7) == 21
+        assert recipe.expand({"epochs": 3, "max_steps": 10}).steps(7) == 10
+        assert recipe.expand({"epochs": 3, "max_steps": 100}).steps(7) == 21
+
+    def test_every_field_is_described(self) -> None:
+        schema = recipe.Training.model_json_schema()
+        for part in (schema, *schema["$defs"].values()):
+            for name, field in part["properties"].items():
+                assert name == "name" or field["description"].endswith("."), name
 
 
 class TestRecipe:
