@@ -11,15 +11,26 @@ from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 
 from api import dependencies, edge, errors, metrics, openapi, queue, streams
-from api.routes import datasets, health, jobs, keys, methods, models, networks, uploads, workers
+from api.routes import (
+    datasets,
+    health,
+    jobs,
+    keys,
+    methods,
+    models,
+    networks,
+    studies,
+    uploads,
+    workers,
+)
 from models_registry import database, logs, storage
 from models_registry.settings import Settings
 
 POOL_SIZE = 20  # with its overflow: one connection for each of the framework's 40 threads
 STATEMENT_SECONDS = 10
 ROUTERS = (
-    *(uploads.router, models.router, datasets.router, jobs.router, methods.router),
-    *(networks.router, workers.router, keys.router, health.router),
+    *(uploads.router, models.router, datasets.router, jobs.router, studies.router),
+    *(methods.router, networks.router, workers.router, keys.router, health.router),
 )
 
 

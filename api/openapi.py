@@ -24,9 +24,27 @@ EXAMPLE_JOB: Json = {
     "baseline": True,
     "labels": {"team": "vision"},
 }
+EXAMPLE_STUDY: Json = {
+    "name": "digits-methods",
+    "teacher": "digits-teacher@1",
+    "student": {"network": "retort/resnet8"},
+    "dataset": "digits@1",
+    "methods": [
+        {"name": "kd", "temperature": {"grid": [2.0, 4.0]}},
+        {"name": "dkd", "beta": 2.0, "warmup_epochs": 5},
+    ],
+    "training": {"recipe": "small", "epochs": 10},
+    "seeds": [0, 1, 2, 3, 4],
+    "baseline": True,
+    "labels": {"team": "vision"},
+}
+_EXAMPLES = {
+    "/v1/jobs": {"digits": {"summary": "Digits by DKD", "value": EXAMPLE_JOB}},
+    "/v1/studies": {"digits": {"summary": "KD and DKD on digits", "value": EXAMPLE_STUDY}},
+}
 DESCRIPTION = """\
 A trained **teacher** goes in, a smaller **student** comes out. Upload a teacher, submit a job, \
-watch it, download the student.
+watch it, download the student. A **study** is many jobs at once, with a leaderboard.
 
 Every answer that is not a success is a problem (RFC 9457, `application/problem+json`). Its `type` \
 is `urn:retort:problem:<code>`; `code` is stable, `detail` is for people, `errors` names fields by \
@@ -41,7 +59,8 @@ _BODY_STATUSES = (
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
 )
 _METHODS_THAT_CHANGE = {"post", "put", "patch", "delete"}
-_DOWNLOADS = ("/student", "/files/{path}")
+_DOWNLOADS = ("/student", "/files/{path}", "/report/{path}")
+_REPORTS = ("/report", "/report.zip")
 _PARTS = "/parts/{number}"
 
 
@@ -70,6 +89,10 @@ def complete(document: Json) -> None:
     schemas |= training_schemas()
     schemas["JobSpec"]["properties"]["method"] = {"$ref": "#/components/schemas/Method"}
     schemas["JobSpec"]["properties"]["training"] = {"$ref": "#/components/schemas/Training"}
+    schemas["StudyMethod"] = study_method_schema()
+    schemas["StudySpec"]["properties"]["methods"]["items"] = {
+        "$ref": "#/components/schemas/StudyMethod"
+    }
     document["components"]["responses"] = _problem_responses()
     for path, verb, operation in _operations(document):
         _declare_problems(path, verb, operation)
@@ -79,9 +102,10 @@ def complete(document: Json) -> None:
             # FastAPI describes streams as OpenAPI 3.2 does; in 3.1 they are plain text.
             if content.pop("itemSchema", None):
                 content["schema"] = {"type": "string"}
-    for path in ("/v1/jobs", "/v1/jobs/validate"):
-        body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
-        body["examples"] = {"digits": {"summary": "Digits by DKD", "value": EXAMPLE_JOB}}
+    for path, examples in _EXAMPLES.items():
+        for place in (path, f"{path}/validate"):
+            body = document["paths"][place]["post"]["requestBody"]["content"]["application/json"]
+            body["examples"] = copy.deepcopy(examples)
 
 
 def method_schemas() -> Json:
@@ -107,6 +131,19 @@ def method_schemas() -> Json:
         "discriminator": {"propertyName": "name", "mapping": mapping},
     }
     return schemas
+
+
+def study_method_schema() -> Json:
+    """Return what a study says of a method: any value may be a grid, so only names are fixed."""
+    return {
+        "title": "StudyMethod",
+        "type": "object",
+        "description": "A method and its hyper-parameters as in `Method`; a value that is given as "
+        '`{"grid": [...]}` stands for one variant with each of its values.',
+        "properties": {"name": {"type": "string", "enum": sorted(catalog.load().methods)}},
+        "required": ["name"],
+        "additionalProperties": True,
+    }
 
 
 def training_schemas() -> Json:
@@ -217,8 +254,10 @@ def _possible(path: str, verb: str, operation: Json) -> Iterator[HTTPStatus]:
         yield HTTPStatus.UNPROCESSABLE_ENTITY
     if "requestBody" in operation:
         yield from _BODY_STATUSES
-    if verb in _METHODS_THAT_CHANGE or path.endswith(_DOWNLOADS):
+    if verb in _METHODS_THAT_CHANGE or path.endswith((*_DOWNLOADS, *_REPORTS)):
         yield HTTPStatus.CONFLICT
+    if path.endswith("/report.zip"):
+        yield HTTPStatus.PRECONDITION_FAILED
     if "if-match" in headers:
         yield from (HTTPStatus.PRECONDITION_FAILED, HTTPStatus.PRECONDITION_REQUIRED)
     if path.endswith("/stream"):

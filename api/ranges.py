@@ -8,18 +8,16 @@ import base64
 import re
 from collections.abc import Iterator
 from http import HTTPStatus
-from pathlib import PurePosixPath
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
-from api import preconditions
+from api import media_types, preconditions
 from models_registry import errors, models
 from models_registry import storage as bytes_store
 
 _ONE_RANGE = re.compile(r"\s*bytes\s*=\s*([0-9]{0,30})\s*-\s*([0-9]{0,30})\s*", re.IGNORECASE)
-_MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown; charset=utf-8"}
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -29,12 +27,8 @@ def respond(request: Request, storage: bytes_store.Storage, file: models.File) -
     Raises: errors.PreconditionFailed; errors.Malformed; an HTTPException 416 for a range that
     lies beyond the end.
     """
-    etag, headers = _etag(file), _headers(file)
-    expected = preconditions.tags(request.headers.get("if-match"), header="If-Match")
-    if expected is not None and not {"*", etag} & set(expected):
-        raise errors.PreconditionFailed(f"the ETag is {etag}")
-    known = preconditions.tags(request.headers.get("if-none-match"), header="If-None-Match")
-    if known is not None and {"*", etag} & {tag.removeprefix("W/") for tag in known}:
+    headers = _headers(file)
+    if is_known(request, _etag(file)):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     span = _span(request, file)
     start, end = span or (0, file.size_bytes)
@@ -46,11 +40,23 @@ def respond(request: Request, storage: bytes_store.Storage, file: models.File) -
         # Of what is sent; of a range it would be another one, which nobody has computed.
         headers["content-digest"] = headers["repr-digest"]
         status = HTTPStatus.OK
-    media_type = _MEDIA_TYPES.get(PurePosixPath(file.path).suffix, "application/octet-stream")
+    media_type = media_types.of(file.path)
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=media_type)
     stream = _open(storage, file, start, end)
     return StreamingResponse(stream, status, headers=headers, media_type=media_type)
+
+
+def is_known(request: Request, etag: str) -> bool:
+    """Return whether the caller has these bytes already.
+
+    Raises: errors.PreconditionFailed when it demands other ones.
+    """
+    expected = preconditions.tags(request.headers.get("if-match"), header="If-Match")
+    if expected is not None and not {"*", etag} & set(expected):
+        raise errors.PreconditionFailed(f"the ETag is {etag}")
+    known = preconditions.tags(request.headers.get("if-none-match"), header="If-None-Match")
+    return known is not None and bool({"*", etag} & {tag.removeprefix("W/") for tag in known})
 
 
 def _etag(file: models.File) -> str:

@@ -7,7 +7,7 @@ connects by itself.
 from alembic import context
 from sqlalchemy import Connection
 
-from models_registry import database, tables
+from models_registry import database, schema, tables
 from models_registry.settings import Settings
 
 
@@ -27,6 +27,6 @@ if given is not None:
     _run(given)
 else:
     engine = database.connect(Settings().database_url)
-    with engine.begin() as connection:
+    with schema.changing(engine) as connection:
         _run(connection)
     engine.dispose()

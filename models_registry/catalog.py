@@ -15,7 +15,7 @@ from typing import Any
 
 import jsonschema
 
-from models_registry import errors
+from models_registry import errors, training_rules
 
 _PATH = Path(__file__).with_name("catalog.json")
 
@@ -104,20 +104,65 @@ def check_network(reference: str, arguments: dict[str, Any], *, pointer: str) ->
 
 
 def complete_method(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the method with its defaults filled in.
+    """Return the method with its defaults filled in; of a combination, each of its parts.
 
     Raises: errors.Refused for an unknown method, or hyper-parameters misspelt or out of range.
     """
     entry = method(given["name"])
-    params = {key: value for key, value in given.items() if key != "name"}
-    schema = entry["params_schema"]
-    faults = list(faults_of(params, schema, "/method"))
+    faults = list(_faults_of_params(given, entry["params_schema"], "/method"))
+    completed = _filled(given, entry["params_schema"])
+    if given["name"] == "combine" and not faults:
+        completed["methods"] = []
+        for place, part in enumerate(given["methods"]):
+            try:
+                completed["methods"].append(_complete_part(part, f"/method/methods/{place}"))
+            except errors.Refused as error:
+                faults += error.faults
     if faults:
         raise errors.Refused(
             f"{faults[0].detail} (method {given['name']})",
             code="invalid_hyperparameters",
             faults=faults,
         )
+    return completed
+
+
+def _complete_part(part: dict[str, Any], pointer: str) -> dict[str, Any]:
+    """Return a method of a combination with its defaults and its weight filled in."""
+    known = {name: entry for name, entry in load().methods.items() if entry["combines"]}
+    name = part.get("name")
+    if not isinstance(name, str) or name not in known:
+        hint = nearest(str(name), known)
+        fault = errors.Fault(
+            f"{pointer}/name", "unknown_method", f"{name!r} is no method that combines{hint}"
+        )
+        raise errors.Refused(fault.detail, faults=[fault])
+    if "task_weight" in part:
+        fault = errors.Fault(
+            f"{pointer}/task_weight",
+            "task_weight_twice",
+            "the labels are learned once: set /method/task_weight instead",
+        )
+        raise errors.Refused(fault.detail, faults=[fault])
+    own = known[name]["params_schema"]
+    properties = {key: value for key, value in own["properties"].items() if key != "task_weight"}
+    weight = {"type": "number", "minimum": 0, "maximum": 1e6, "default": 1.0}
+    schema = {**own, "properties": {"weight": weight, **properties}}
+    faults = list(_faults_of_params(part, schema, pointer))
+    if faults:
+        raise errors.Refused(faults[0].detail, faults=faults)
+    return _filled(part, schema)
+
+
+def _faults_of_params(
+    given: dict[str, Any], schema: dict[str, Any], pointer: str
+) -> Iterator[errors.Fault]:
+    params = {key: value for key, value in given.items() if key != "name"}
+    return faults_of(params, schema, pointer)
+
+
+def _filled(given: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    params = {key: value for key, value in given.items() if key != "name"}
     return {"name": given["name"], **fill(params, schema)}
 
 
@@ -138,17 +183,32 @@ def complete_training(given: dict[str, Any]) -> dict[str, Any]:
     faults = list(faults_of(merged, catalog.training_schema, "/training"))
     if faults:
         raise errors.Refused(faults[0].detail, code="invalid_training", faults=faults)
-    for field in ("optimizer", "schedule"):
-        merged[field] = fill(merged[field], _kind(catalog.training_schema, field, merged[field]))
+    for field, schema in catalog.training_schema["properties"].items():
+        if isinstance(merged.get(field), dict):
+            kind = _kind(schema, catalog.training_schema["$defs"], merged[field])
+            merged[field] = fill(merged[field], kind)
     _place_milestones(merged, given, catalog.milestone_shares[recipe])
+    contradictions = list(training_rules.faults(merged))
+    if contradictions:
+        raise errors.Refused(
+            contradictions[0].detail, code="invalid_training", faults=contradictions
+        )
     return merged
 
 
-def _kind(schema: dict[str, Any], field: str, value: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of the kind of `field` that `value` names."""
-    reference = schema["properties"][field]["discriminator"]["mapping"][value["name"]]
-    kind: dict[str, Any] = schema["$defs"][reference.rpartition("/")[2]]
-    return kind
+def _kind(
+    schema: dict[str, Any], definitions: dict[str, Any], value: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the schema of the kind of object that `value`, which is valid, says that it is."""
+    choices = [*schema.get("anyOf", []), *schema.get("oneOf", [])] or [schema]
+    for choice in choices:
+        if "oneOf" in choice and choice is not schema:
+            return _kind(choice, definitions, value)
+        found: dict[str, Any] = definitions.get(choice.get("$ref", "").rpartition("/")[2], choice)
+        name = found.get("properties", {}).get("name", {}).get("const")
+        if found.get("type") == "object" and name in (None, value.get("name", name)):
+            return found
+    raise LookupError(f"no kind of object for {value} in {schema}")
 
 
 def _place_milestones(merged: dict[str, Any], given: dict[str, Any], at: list[float]) -> None:

@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from models_registry import database, errors, lifecycle, models, paging, tables
 from models_registry.lifecycle import State
@@ -24,6 +25,7 @@ class Filters:
     states: Sequence[State] = ()
     method: str | None = None
     name: str | None = None
+    study_id: str | None = None
     labels: Mapping[str, str] | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
@@ -63,18 +65,22 @@ def page(
         statement = statement.where(row.method == filters.method)
     if filters.name is not None:
         statement = statement.where(row.name == filters.name)
+    if filters.study_id is not None:
+        statement = statement.where(row.study_id == filters.study_id)
     if filters.created_after is not None:
         statement = statement.where(row.created_at > filters.created_after)
     if filters.created_before is not None:
         statement = statement.where(row.created_at < filters.created_before)
     for key, value in (filters.labels or {}).items():
-        statement = statement.where(_label(session, key) == value)
+        statement = statement.where(label(session, row.labels, key) == value)
     return paging.take(session, statement, by=(row.created_at, row.id), wanted=wanted)
 
 
-def _label(session: Session, key: str) -> sa.ColumnElement[str]:
+def label(
+    session: Session, labels: InstrumentedAttribute[dict[str, Any]], key: str
+) -> sa.ColumnElement[str]:
+    """Return one label of a row, to be compared; NULL where the row has none of this key."""
     # A label's key may hold dots, quotes and brackets: each database is given it as a value.
-    labels = tables.JobRow.labels
     if session.get_bind().dialect.name == "postgresql":
         return sa.func.jsonb_extract_path_text(labels, key)
     entry = sa.func.json_each(labels).table_valued("key", "value", joins_implicitly=True)

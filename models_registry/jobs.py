@@ -8,6 +8,7 @@ it then finds. What a worker does while it holds a job is in `leases.py`; what t
 
 import random
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -25,11 +26,12 @@ from models_registry import (
     lifecycle,
     models,
     outbox,
+    requirements,
     tables,
     workers,
 )
 from models_registry.lifecycle import Answer, Event, Reason, State
-from models_registry.spec import NAME_PATTERN, VERSION, JobSpec
+from models_registry.spec import NAME_PATTERN, VERSION, JobSpec, Request
 
 log = structlog.get_logger()
 
@@ -246,7 +248,16 @@ def add_event(session: Session, job_id: str, kind: str, facts: dict[str, Any]) -
 
 
 @dataclass(frozen=True)
-class _Inputs:
+class Seat:
+    """A job's place in a study: no two jobs have the same."""
+
+    study_id: str
+    variant: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Inputs:
     """The rows that a spec's references lead to."""
 
     teacher: tables.ModelVersionRow | None
@@ -254,6 +265,7 @@ class _Inputs:
     dataset: tables.DatasetVersionRow | None
 
     def all(self) -> list[tuple[str, tables.ModelVersionRow | tables.DatasetVersionRow]]:
+        """Return those that are there, each with the field that names it."""
         found = (
             ("/teacher", self.teacher),
             ("/student/initial", self.initial),
@@ -272,13 +284,40 @@ def check(session: Session, *, project_id: str, spec: JobSpec) -> JobSpec:
 
 
 def submit(
-    session: Session, *, project_id: str, spec: JobSpec, retry_of: str | None = None
+    session: Session,
+    *,
+    project_id: str,
+    spec: JobSpec,
+    retry_of: str | None = None,
+    seat: Seat | None = None,
 ) -> tables.JobRow:
     """Store a job; it is queued at once if its inputs are ready, else it validates them first.
 
     Raises: errors.Refused with the fields at fault; nothing is stored then.
     """
     completed, inputs = _examine(session, project_id, spec)
+    return store(
+        session,
+        project_id=project_id,
+        completed=completed,
+        inputs=inputs,
+        notice=notice(session, queue=completed.resources.accelerator),
+        retry_of=retry_of,
+        seat=seat,
+    )
+
+
+def store(
+    session: Session,
+    *,
+    project_id: str,
+    completed: JobSpec,
+    inputs: Inputs,
+    notice: str | None,
+    retry_of: str | None = None,
+    seat: Seat | None = None,
+) -> tables.JobRow:
+    """Store a job whose spec was completed and found right; `notice` is shown while it waits."""
     now = database.now(session)
     waiting = [pointer for pointer, row in inputs.all() if row.state == "pending"]
     job = tables.JobRow(
@@ -295,6 +334,9 @@ def submit(
         initial_version_id=inputs.initial and inputs.initial.id,
         dataset_version_id=inputs.dataset and inputs.dataset.id,
         retry_of=retry_of,
+        study_id=seat and seat.study_id,
+        study_variant=seat and seat.variant,
+        study_seed=seat and seat.seed,
         state=State.VALIDATING,
         state_reason=Reason.WAITING_FOR_INPUT if waiting else None,
         state_message=f"Waiting until {', '.join(waiting)} is inspected." if waiting else None,
@@ -308,51 +350,80 @@ def submit(
     session.flush()
     add_event(session, job.id, "validating", {"to": State.VALIDATING})
     if not waiting:
-        _queue(session, job)
+        move(session, job, Event.VALID, message=notice)
     session.refresh(job)
     return job
 
 
-def _queue(session: Session, job: tables.JobRow) -> None:
-    message = None
-    if not workers.anyone_takes(session, queue=job.queue):
-        message = f"No worker that takes {job.queue!r} jobs is online; the job waits for one."
-    move(session, job, Event.VALID, message=message)
+def notice(session: Session, *, queue: str) -> str | None:
+    """Return what the submitter of a job should know of its queue, if anything."""
+    if workers.anyone_takes(session, queue=queue):
+        return None
+    return f"No worker that takes {queue!r} jobs is online; the job waits for one."
 
 
-def _examine(session: Session, project_id: str, spec: JobSpec) -> tuple[JobSpec, _Inputs]:
+def _examine(session: Session, project_id: str, spec: JobSpec) -> tuple[JobSpec, Inputs]:
     """Check everything that can be known now; collect all faults before refusing."""
+    inputs, unresolved = find_inputs(session, project_id=project_id, spec=spec)
+    completed, faults = complete(spec, inputs)
+    faults += unresolved
+    if faults:
+        raise errors.Refused(summary(faults), code="invalid_spec", faults=faults)
+    return completed, inputs
+
+
+def find_inputs(
+    session: Session, *, project_id: str, spec: Request
+) -> tuple[Inputs, list[errors.Fault]]:
+    """Return what the references of a spec lead to, and what is wrong with those that do not."""
     faults: list[errors.Fault] = []
-    fields: dict[str, Any] = {}
-    for name, complete in (
-        ("method", catalog.complete_method),
-        ("training", catalog.complete_training),
-    ):
-        try:
-            fields[name] = complete(getattr(spec, name))
-        except errors.Refused as error:
-            faults += error.faults or [errors.Fault(f"/{name}", error.code, error.message)]
-    try:
-        catalog.check_network(spec.student.network, spec.student.arguments, pointer="/student")
-    except errors.Refused as error:
-        faults += error.faults
-    inputs = _Inputs(
+    inputs = Inputs(
         teacher=_resolve(session, project_id, spec.teacher, models.resolve, "/teacher", faults),
         initial=_resolve(
             session, project_id, spec.student.initial, models.resolve, "/student/initial", faults
         ),
         dataset=_resolve(session, project_id, spec.dataset, datasets.resolve, "/dataset", faults),
     )
+    return inputs, faults
+
+
+def complete(spec: JobSpec, inputs: Inputs) -> tuple[JobSpec, list[errors.Fault]]:
+    """Return `spec` with defaults filled in and references pinned, and all that is wrong with it.
+
+    With a fault, the spec is returned as it was.
+    """
+    faults: list[errors.Fault] = []
+    fields: dict[str, Any] = {}
+    for name, fill_in in (
+        ("method", catalog.complete_method),
+        ("training", catalog.complete_training),
+    ):
+        try:
+            fields[name] = fill_in(getattr(spec, name))
+        except errors.Refused as error:
+            faults += error.faults or [errors.Fault(f"/{name}", error.code, error.message)]
+    try:
+        catalog.check_network(spec.student.network, spec.student.arguments, pointer="/student")
+    except errors.Refused as error:
+        faults += error.faults
     if "method" in fields:
-        faults += _missing(spec, catalog.method(fields["method"]["name"])["needs"])
+        asked = requirements.of(fields["method"])
+        faults += _missing(spec, asked.needs)
+        if "training" in fields:
+            faults += requirements.faults(
+                asked,
+                fields["training"],
+                student=spec.student.network,
+                teacher=inputs.teacher.network if inputs.teacher is not None else None,
+            )
     faults += mismatches(spec, inputs)
     if faults:
-        raise errors.Refused(_summary(faults), code="invalid_spec", faults=faults)
+        return spec, faults
     pinned = _pinned(inputs)
     initial = pinned.pop("initial", None)
-    register_as = spec.student.register_as or _slug(spec.name)
+    register_as = spec.student.register_as or student_name(spec.name)
     student = spec.student.model_copy(update={"register_as": register_as, "initial": initial})
-    return spec.model_copy(update={**fields, "student": student, **pinned}), inputs
+    return spec.model_copy(update={**fields, "student": student, **pinned}), []
 
 
 def _resolve(
@@ -379,7 +450,7 @@ def _resolve(
     return found
 
 
-def _missing(spec: JobSpec, needs: list[str]) -> list[errors.Fault]:
+def _missing(spec: JobSpec, needs: Collection[str]) -> list[errors.Fault]:
     name = spec.method["name"]
     faults = []
     if "teacher" in needs and spec.teacher is None:
@@ -391,7 +462,7 @@ def _missing(spec: JobSpec, needs: list[str]) -> list[errors.Fault]:
     return faults
 
 
-def mismatches(spec: JobSpec, inputs: _Inputs) -> list[errors.Fault]:
+def mismatches(spec: JobSpec, inputs: Inputs) -> list[errors.Fault]:
     """Return what does not fit among inputs that are ready; pending ones are judged later."""
     faults = []
     teacher, initial, dataset = inputs.teacher, inputs.initial, inputs.dataset
@@ -447,19 +518,21 @@ def _channel_faults(
     ]
 
 
-def _summary(faults: list[errors.Fault]) -> str:
+def summary(faults: list[errors.Fault]) -> str:
+    """Return the first fault as a sentence, and how many more there are."""
     first = faults[0].detail
     sentence = first[:1].upper() + first[1:]
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     return f"{sentence}{more}"
 
 
-def _slug(name: str) -> str:
+def student_name(name: str) -> str:
+    """Return the registry name of a student whose job has this name."""
     slug = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:96]
     return slug if re.match(NAME_PATTERN, slug) else "student"
 
 
-def _pinned(inputs: _Inputs) -> dict[str, Any]:
+def _pinned(inputs: Inputs) -> dict[str, Any]:
     """Return the references by number: what was resolved stays resolved."""
     pinned: dict[str, Any] = {}
     if inputs.teacher is not None:
@@ -471,7 +544,7 @@ def _pinned(inputs: _Inputs) -> dict[str, Any]:
     return pinned
 
 
-def _digests(inputs: _Inputs) -> dict[str, str | None]:
+def _digests(inputs: Inputs) -> dict[str, str | None]:
     rows = {
         "teacher_digest": inputs.teacher,
         "initial_digest": inputs.initial,
@@ -488,7 +561,7 @@ def settle(session: Session, job: tables.JobRow) -> None:
     if job.state != State.VALIDATING:
         return
     spec = spec_of(job)
-    inputs = _Inputs(
+    inputs = Inputs(
         teacher=_row(session, tables.ModelVersionRow, job.teacher_version_id),
         initial=_row(session, tables.ModelVersionRow, job.initial_version_id),
         dataset=_row(session, tables.DatasetVersionRow, job.dataset_version_id),
@@ -512,7 +585,7 @@ def settle(session: Session, job: tables.JobRow) -> None:
     elif all(row.state == "ready" for _, row in inputs.all()):
         job.spec = {**job.spec, **_digests(inputs)}
         session.flush()
-        _queue(session, job)
+        move(session, job, Event.VALID, message=notice(session, queue=job.queue))
 
 
 def _row(session: Session, kind: Any, identity: str | None) -> Any:
@@ -581,6 +654,8 @@ def resume(session: Session, *, project_id: str, job_id: str) -> tables.JobRow:
 def retry(session: Session, *, project_id: str, job_id: str) -> tables.JobRow:
     """Submit the spec of a failed or cancelled job again, as a new job.
 
+    In a study, the new job takes the old one's seat.
+
     Raises: errors.IllegalMove for any other state.
     """
     job = get(session, project_id=project_id, job_id=job_id)
@@ -590,17 +665,50 @@ def retry(session: Session, *, project_id: str, job_id: str) -> tables.JobRow:
             state=job.state,
             allowed=lifecycle.allowed(State(job.state)),
         )
-    return submit(session, project_id=project_id, spec=spec_of(job), retry_of=job.id)
+    seat = _give_up_seat(session, job)
+    return submit(session, project_id=project_id, spec=spec_of(job), retry_of=job.id, seat=seat)
+
+
+def _give_up_seat(session: Session, job: tables.JobRow) -> Seat | None:
+    if job.study_id is None or job.study_variant is None or job.study_seed is None:
+        return None
+    seat = Seat(job.study_id, job.study_variant, job.study_seed)
+    row, study = tables.JobRow, tables.StudyRow
+    # Held, so that the study is not deleted before its new job is there.
+    session.scalars(
+        sa.select(study.id).where(study.id == seat.study_id).with_for_update(read=True)
+    ).one()
+    left = session.scalars(
+        # Of two retries at the same time, one finds the seat empty.
+        sa.update(row)
+        .where(row.id == job.id, row.study_id.is_not(None), row.deleted_at.is_(None))
+        .values(study_id=None, study_variant=None, study_seed=None)
+        .returning(row.id)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    session.refresh(job)
+    return seat if left is not None else None
 
 
 def delete(session: Session, *, project_id: str, job_id: str) -> None:
     """Hide a final job for good; the students it made stay.
 
-    Raises: errors.IllegalMove while the job is not final.
+    Raises: errors.InUse for a job of a study, which would lose a result; errors.IllegalMove while
+    the job is not final.
     """
     job = get(session, project_id=project_id, job_id=job_id)
+    if job.study_id is not None:
+        raise errors.InUse(
+            f"Job {job_id!r} belongs to study {job.study_id!r}: delete the study, and its jobs go "
+            "with it."
+        )
     if not lifecycle.is_final(State(job.state)):
         raise _illegal(job, "be deleted")
+    hide(session, job)
+
+
+def hide(session: Session, job: tables.JobRow) -> None:
+    """Hide a job that has ended, with what could resume it."""
     job.deleted_at = database.now(session)
     session.execute(sa.delete(tables.CheckpointRow).where(tables.CheckpointRow.job_id == job.id))
     session.flush()

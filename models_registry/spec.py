@@ -1,15 +1,17 @@
-"""JobSpec: what a caller asks for. Immutable once a job is submitted.
+"""JobSpec and StudySpec: what a caller asks for. Immutable once submitted.
 
 What depends on the engine (hyper-parameters of a method, fields of `training`) is checked by
 `catalog.py` against JSON Schemas that the engine exports; this file holds the rest.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 VERSION = 1
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,95}$"
+MAX_SEEDS = 100
+MAX_SEED = 2**31 - 1
 
 
 class _Part(BaseModel):
@@ -46,8 +48,14 @@ class ResourcesSpec(_Part):
     )
 
 
-class JobSpec(_Part):
-    """One request to distil a teacher into a student."""
+def _named(method: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(method.get("name"), str):
+        raise ValueError('needs a "name", such as {"name": "kd"}')
+    return method
+
+
+class Request(_Part):
+    """What a job and a study have in common."""
 
     name: str = Field(min_length=1, max_length=200, description="For people; need not be unique.")
     task: Literal["classification"] = Field("classification", description="What is learned.")
@@ -56,26 +64,16 @@ class JobSpec(_Part):
     )
     student: StudentSpec
     dataset: str | None = Field(None, max_length=300, description="Reference, as for `teacher`.")
-    method: dict[str, Any] = Field(
-        description="`name` of the method and its hyper-parameters, flat in one object."
-    )
     training: dict[str, Any] = Field(
         {}, description="`recipe` to start from, and the fields that differ from it."
     )
-    baseline: bool = Field(
-        False, description="Also train the same student without the teacher, for comparison."
-    )
     resources: ResourcesSpec = ResourcesSpec()
-    max_attempts: int = Field(3, ge=1, le=10, description="Attempts before the job fails.")
+    max_attempts: int = Field(3, ge=1, le=10, description="Attempts before a job fails.")
     priority: int = Field(0, ge=0, le=9, description="Higher goes first.")
     labels: dict[str, str] = Field({}, max_length=32, description="For filters; at most 32.")
-
-    @field_validator("method")
-    @classmethod
-    def _method_has_a_name(cls, method: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(method.get("name"), str):
-            raise ValueError('needs a "name", such as {"name": "kd"}')
-        return method
+    report: bool = Field(
+        True, description="Explain each finished job with numbers and pictures; takes seconds."
+    )
 
     @field_validator("labels")
     @classmethod
@@ -84,3 +82,50 @@ class JobSpec(_Part):
             if not 0 < len(key) <= 63 or len(value) > 255:
                 raise ValueError(f"label {key!r}: keys have 1 to 63 characters, values up to 255")
         return labels
+
+
+class JobSpec(Request):
+    """One request to distil a teacher into a student."""
+
+    method: Annotated[dict[str, Any], AfterValidator(_named)] = Field(
+        description="`name` of the method and its hyper-parameters, flat in one object."
+    )
+    baseline: bool = Field(
+        False, description="Also train the same student without the teacher, for comparison."
+    )
+
+
+class StudySpec(Request):
+    """One request for many jobs that differ in method, hyper-parameters and seed.
+
+    A value inside `methods` and `training` may be given as `{"grid": [...]}`: then there is one
+    variant for each combination of the grids' values, and one job for each variant and seed.
+    """
+
+    methods: list[Annotated[dict[str, Any], AfterValidator(_named)]] = Field(
+        min_length=1,
+        max_length=100,
+        description='Methods as in a job; any value may be a grid: `{"grid": [1, 2, 4]}`.',
+    )
+    training: dict[str, Any] = Field(
+        {}, description="As in a job, without `seed`; any value may be a grid."
+    )
+    seeds: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] = Field(
+        min_length=1,
+        max_length=MAX_SEEDS,
+        description="One job of every variant for each; a spread needs two, a test more.",
+        json_schema_extra={"uniqueItems": True},
+    )
+    baseline: bool = Field(
+        True,
+        description="Also train the same student on the labels alone (`ce`), by jobs of its own: "
+        "what the others are compared with, seed by seed.",
+    )
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: list[int]) -> list[int]:
+        twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+        if twice:
+            raise ValueError(f"seeds must differ; twice: {', '.join(map(str, twice))}")
+        return seeds

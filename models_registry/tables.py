@@ -248,11 +248,32 @@ class DatasetFileRow(Row):
     size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
 
 
+class StudyRow(Row):
+    """Jobs that differ in method, hyper-parameters and seed; its state is that of its jobs."""
+
+    __tablename__ = "studies"
+    __table_args__ = (
+        sa.Index("ix_studies_project_id_created_at_id", "project_id", "created_at", "id"),
+    )
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"))
+    name: Mapped[str] = mapped_column(sa.String(200))
+    labels: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    spec: Mapped[dict[str, Any]]
+    variants: Mapped[list[Any]]  # what its jobs differ in, by number from 1
+    created_at: Mapped[datetime]
+    deleted_at: Mapped[datetime | None]
+
+
 class JobRow(Row):
-    """One request to distil; `state` is written by `jobs.move` alone."""
+    """One request to distil; `state` is written by `jobs.move` alone.
+
+    In a study, each variant and seed is the seat of one job; a retry takes over its seat.
+    """
 
     __tablename__ = "jobs"
     __table_args__ = (
+        sa.UniqueConstraint("study_id", "study_variant", "study_seed"),
         sa.Index("ix_jobs_project_id_created_at_id", "project_id", "created_at", "id"),
         sa.Index("ix_jobs_state_not_before", "state", "not_before"),
     )
@@ -275,6 +296,9 @@ class JobRow(Row):
         sa.ForeignKey("dataset_versions.id"), index=True
     )
     retry_of: Mapped[str | None] = mapped_column(sa.ForeignKey("jobs.id"))
+    study_id: Mapped[str | None] = mapped_column(sa.ForeignKey("studies.id"))
+    study_variant: Mapped[int | None]
+    study_seed: Mapped[int | None]
 
     state: Mapped[str] = mapped_column(sa.String(16))
     state_reason: Mapped[str | None] = mapped_column(sa.String(64))

@@ -1,13 +1,15 @@
 """Rows that tests need, made through the registry's own verbs."""
 
 import io
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from models_registry import jobs, leases, models, tables, uploads
+from models_registry import jobs, leases, models, studies, tables, uploads
 from models_registry.lifecycle import Event, Reason
-from models_registry.spec import JobSpec
+from models_registry.spec import JobSpec, StudySpec
 from models_registry.storage import Storage
 
 DIGITS_INPUT: dict[str, Any] = {
@@ -32,11 +34,27 @@ def spec(**changes: Any) -> dict[str, Any]:
     }
 
 
-def stored(session: Session, storage: Storage, content: bytes = b"weights") -> leases.StoredFile:
-    """Store bytes as the weights of a model, with their blob's row."""
+def study_spec(**changes: Any) -> dict[str, Any]:
+    """Return the body of a study: a baseline and two variants of KD, with two seeds each."""
+    return {
+        "name": "digits-methods",
+        "teacher": "digits-teacher@1",
+        "student": {"network": "retort/resnet8"},
+        "dataset": "digits@1",
+        "methods": [{"name": "kd", "temperature": {"grid": [2.0, 4.0]}}],
+        "training": {"recipe": "small", "epochs": 2},
+        "seeds": [0, 1],
+        **changes,
+    }
+
+
+def stored(
+    session: Session, storage: Storage, content: bytes = b"weights", *, path: str = models.WEIGHTS
+) -> leases.StoredFile:
+    """Store bytes, by default as the weights of a model, with their blob's row."""
     kept = storage.put(io.BytesIO(content))
     uploads.adopt(session, sha256=kept.sha256, size_bytes=kept.size_bytes, storage_key=kept.key)
-    return leases.StoredFile(models.WEIGHTS, kept.sha256, kept.size_bytes, kept.key)
+    return leases.StoredFile(path, kept.sha256, kept.size_bytes, kept.key)
 
 
 def new_version(name: str = "digits-teacher", **changes: Any) -> models.NewVersion:
@@ -78,6 +96,12 @@ def job(session: Session, *, project_id: str, **changes: Any) -> tables.JobRow:
     return jobs.submit(session, project_id=project_id, spec=wanted)
 
 
+def study(session: Session, *, project_id: str, **changes: Any) -> tables.StudyRow:
+    """Submit a study; its teacher must be there."""
+    wanted = StudySpec.model_validate(study_spec(**changes))
+    return studies.submit(session, project_id=project_id, spec=wanted)
+
+
 def claimed(session: Session, row: tables.JobRow, *, worker_id: str = "wrk_1") -> leases.Lease:
     """Have a worker take a queued job."""
     lease = leases.claim(session, job_id=row.id, worker_id=worker_id, lease_seconds=60)
@@ -101,16 +125,24 @@ def lost(session: Session, row: tables.JobRow) -> None:
 
 
 def succeeded(
-    session: Session, storage: Storage, row: tables.JobRow, *, content: bytes = b"student"
+    session: Session,
+    storage: Storage,
+    row: tables.JobRow,
+    *,
+    content: bytes = b"student",
+    accuracy: float = 0.97,
+    report: Mapping[str, bytes] = MappingProxyType({}),
 ) -> tables.JobRow:
-    """Run a queued job to its end, with a student that has these bytes."""
+    """Run a queued job to its end, with a student that has these bytes and is this good."""
     lease = running(session, row)
-    file = stored(session, storage, content)
+    files = [stored(session, storage, content)]
+    for path, text in report.items():
+        files.append(stored(session, storage, text, path=f"report/{path}"))
     leases.complete(
         session,
         lease,
-        result={"scores": {"student": {"accuracy": 0.97}}, "parameters": {"student": 78_042}},
+        result={"scores": {"student": {"accuracy": accuracy}}, "parameters": {"student": 78_042}},
         student=new_version("digits-student", network="retort/resnet8", job_id=row.id),
-        files=[file],
+        files=files,
     )
     return row

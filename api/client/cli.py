@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from api.client import errors, shell
-from api.client.commands import jobs, offers, registry, uploads
+from api.client.commands import jobs, offers, registry, studies, uploads
 
 app = typer.Typer(
     cls=shell.OneLineErrors,
@@ -21,6 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(jobs.app)
+app.add_typer(studies.app, name="study")
 app.add_typer(registry.app)
 app.add_typer(uploads.app, name="upload")
 app.add_typer(offers.app)

@@ -11,7 +11,7 @@ with client.connect() as retort:
 from types import TracebackType
 from typing import Self
 
-from api.client import config, datasets, jobs, models, offers, transport, uploads
+from api.client import config, datasets, jobs, models, offers, studies, transport, uploads
 
 
 class Client:
@@ -23,6 +23,7 @@ class Client:
         self.models = models.Models(self._http)
         self.datasets = datasets.Datasets(self._http)
         self.jobs = jobs.Jobs(self._http)
+        self.studies = studies.Studies(self._http)
         self.offers = offers.Offers(self._http)
 
     @property

@@ -78,6 +78,7 @@ def _teacher(
             "dataset": "digits@1",
             "method": {"name": "ce"},
             "training": TEACHER_TRAINING,
+            "report": False,
             "labels": {"demo": "teacher"},
         }
     )

@@ -18,6 +18,9 @@ STYLES = {
     "failed": "red",
     "rejected": "red",
     "cancelled": "yellow",
+    "incomplete": "yellow",
+    "beats": "green",
+    "misses": "red",
 }
 
 
@@ -81,6 +84,7 @@ def job(console: rich.console.Console, shown: types.Job) -> None:
             ("progress", f"{100 * shown.progress:.0f} %"),
             ("attempt", shown.attempt),
             ("retry of", shown.retry_of),
+            ("study", shown.study),
             ("teacher", shown.spec.get("teacher")),
             ("student", student.get("network")),
             ("data set", shown.spec.get("dataset")),
@@ -123,6 +127,123 @@ def scores(console: rich.console.Console, shown: types.Job) -> None:
             if shown.result.scores.get(who)
         ),
     )
+
+
+def studies(console: rich.console.Console, found: Iterable[types.Study]) -> None:
+    """Print a list of studies."""
+    table(
+        console,
+        ("id", "name", "state", "done", "jobs", "teacher", "age"),
+        (
+            (
+                study.id,
+                study.name,
+                study.state,
+                f"{100 * study.progress:.0f} %",
+                study.job_count,
+                study.spec.get("teacher") and str(study.spec["teacher"]),
+                age(study.created_at),
+            )
+            for study in found
+        ),
+    )
+
+
+def study(console: rich.console.Console, shown: types.Study) -> None:
+    """Print everything about a study but its results."""
+    student = shown.spec.get("student") or {}
+    card(
+        console,
+        [
+            ("study", shown.id),
+            ("name", shown.name),
+            ("state", shown.state),
+            ("progress", f"{100 * shown.progress:.0f} %"),
+            ("jobs", f"{shown.job_count}: {job_counts(shown)}"),
+            ("teacher", shown.spec.get("teacher")),
+            ("student", student.get("network")),
+            ("data set", shown.spec.get("dataset")),
+            ("methods", ", ".join(str(m.get("name")) for m in shown.spec.get("methods") or ())),
+            ("seeds", ", ".join(map(str, shown.spec.get("seeds") or ()))),
+            ("labels", ", ".join(f"{k}={v}" for k, v in shown.labels.items())),
+            ("created", moment(shown.created_at)),
+            ("started", moment(shown.started_at)),
+            ("finished", moment(shown.finished_at)),
+        ],
+    )
+
+
+def job_counts(shown: types.Study) -> str:
+    """Return how many jobs are in which state, in words."""
+    return ", ".join(f"{count} {state}" for state, count in shown.jobs.items())
+
+
+def plan(console: rich.console.Console, shown: types.StudyPlan) -> None:
+    """Print what a study would consist of."""
+    rows = ((one.variant, one.name, "yes" if one.is_baseline else None) for one in shown.variants)
+    table(console, ("variant", "method", "baseline"), rows)
+
+
+def leaderboard(console: rich.console.Console, shown: types.Leaderboard) -> None:
+    """Print variants best first, each with its difference to the baseline in points."""
+    table(
+        console,
+        (
+            *("rank", "variant", "seeds", "accuracy", "± sd", "vs baseline", "95 % interval"),
+            *("p", "above", "verdict", "agreement", "seconds", "images/s", "parameters"),
+        ),
+        (_leaderboard_row(row, len(shown.seeds)) for row in shown.rows),
+    )
+    for sentence in reading_aids(shown):
+        console.print(errors.one_line(sentence), soft_wrap=True)
+
+
+def _leaderboard_row(row: types.LeaderboardRow, seeds: int) -> Sequence[Cell]:
+    accuracy, difference = row.accuracy, row.difference
+    interval = difference.interval if difference else None
+    return (
+        row.rank,
+        row.name,
+        f"{row.finished}/{seeds}" + (f", {row.failed} failed" if row.failed else ""),
+        percent(accuracy.mean) if accuracy else None,
+        points(accuracy.standard_deviation, sign="") if accuracy else None,
+        "(baseline)" if row.is_baseline else points(difference.mean) if difference else None,
+        f"{points(interval[0])} to {points(interval[1])}" if interval else None,
+        number(difference.p_value) if difference else None,
+        f"{difference.seeds_above} of {difference.pairs}" if difference else None,
+        difference.verdict if difference else None,
+        percent(row.agreement),
+        None if row.wall_seconds is None else f"{row.wall_seconds:,.1f}",
+        None if row.images_per_second is None else f"{row.images_per_second:,.0f}",
+        count(row.parameters),
+    )
+
+
+def reading_aids(shown: types.Leaderboard) -> list[str]:
+    """Return the sentences that a leaderboard should not be read without."""
+    said = []
+    if shown.teacher_accuracy is not None:
+        said.append(f"The teacher {shown.teacher} has {percent(shown.teacher_accuracy)}.")
+    unfinished = sum(row.unfinished for row in shown.rows)
+    if unfinished:
+        said.append(f"{unfinished} jobs have not ended: this is not the last word.")
+    pairs = [row.difference.pairs for row in shown.rows if row.difference]
+    if pairs:
+        said.append(
+            "Differences are paired by seed, in points; `beats` and `misses` mean that the 95 % "
+            "interval leaves out 0, `matches` that it does not."
+        )
+        if min(pairs) < 3:
+            said.append("Fewer than three seeds give no verdict.")
+        # Two-sided, all signs: nothing can be below 2 of 2^n.
+        elif 2 / 2 ** max(pairs) > 0.05:
+            said.append(
+                f"With {max(pairs)} seeds, p cannot be below {2 / 2 ** max(pairs):.4g}: six are "
+                "needed to get below 0.05."
+            )
+    if len(pairs) > 1:
+        said.append("The best of several variants looks better than it is: p is not corrected.")
+    return said
 
 
 def version(console: rich.console.Console, shown: types.ModelVersion) -> None:
@@ -225,6 +346,16 @@ def number(value: float | None) -> str | None:
     if value is None:
         return None
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def percent(value: float | None) -> str | None:
+    """Return a share of one in percent."""
+    return None if value is None else f"{value:.2%}"
+
+
+def points(value: float | None, sign: str = "+") -> str | None:
+    """Return a difference of shares in percentage points."""
+    return None if value is None else f"{100 * value:{sign}.2f}"
 
 
 def count(value: int | None) -> str | None:

@@ -1,4 +1,4 @@
-"""Choose the files that `retort download` writes, and where."""
+"""Choose the files that `retort download` and `retort report` write, and where."""
 
 from pathlib import Path, PurePosixPath
 
@@ -26,6 +26,23 @@ def fetch(
     with transfer_bar.shown(retort.err, destination.name) as progress:
         retort.client.jobs.download_student(what, destination, progress=progress)
     return [destination]
+
+
+def report(retort: shell.Shell, job_id: str, output: Path | None, *, force: bool) -> list[Path]:
+    """Download a job's report, as a folder or as one archive, and return the files written."""
+    if output is not None and output.suffix == ".zip":
+        if output.exists() and not force:
+            raise errors.LocalFileProblem(
+                output, "exists already: give --force or another --output"
+            )
+        return [retort.client.jobs.download_report(job_id, output)]
+    folder = output or Path(f"{job_id}-report")
+    wanted = [(file, _inside(folder, file.path)) for file in retort.client.jobs.report(job_id)]
+    for file, destination in wanted:
+        _may_write(destination, file.sha256, force=force)
+    for file, destination in wanted:
+        retort.client.jobs.download_report_file(job_id, file, destination)
+    return [destination for _, destination in wanted]
 
 
 def _version(

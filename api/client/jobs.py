@@ -3,6 +3,7 @@
 import contextlib
 import json
 import time
+import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -41,11 +42,13 @@ class Jobs:
         self,
         *,
         state: str | None = None,
+        study: str | None = None,
         labels: Mapping[str, str] | None = None,
         page_size: int = 100,
     ) -> Iterator[types.Job]:
         """Walk through jobs, newest first."""
-        query = {"state": state, **{f"label.{k}": v for k, v in (labels or {}).items()}}
+        wanted = {f"label.{key}": value for key, value in (labels or {}).items()}
+        query = {"state": state, "study": study, **wanted}
         return self._http.pages(types.Job, "/v1/jobs", query=query, size=page_size)
 
     def cancel(self, job_id: str) -> types.Job:
@@ -147,6 +150,20 @@ class Jobs:
             sha256=digests.hexadecimal(digest),
             progress=progress,
         )
+
+    def report(self, job_id: str) -> Sequence[types.ReportFile]:
+        """Return the files that explain a job that succeeded; none if it was to make no report."""
+        return self._http.fetch(types.Report, "GET", f"/v1/jobs/{job_id}/report").data
+
+    def download_report_file(self, job_id: str, file: types.ReportFile, destination: Path) -> Path:
+        """Save one file of a report, checked against its digest."""
+        path = f"/v1/jobs/{job_id}/report/{urllib.parse.quote(file.path)}"
+        return downloads.save(self._http, path, destination, sha256=file.sha256)
+
+    def download_report(self, job_id: str, destination: Path) -> Path:
+        """Save a whole report as one zip archive."""
+        path = f"/v1/jobs/{job_id}/report.zip"
+        return downloads.save(self._http, path, destination, sha256=None)
 
     def _act(self, job_id: str, verb: str, headers: Mapping[str, str] | None = None) -> types.Job:
         return self._http.fetch(

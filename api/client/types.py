@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
+FINAL_STUDY_STATES = frozenset({"succeeded", "incomplete", "failed", "cancelled"})
 SETTLED_STATES = frozenset({"ready", "rejected"})
 
 # Free-form JSON written by the server (specs, schemas, lineage): its shape is not this client's.
@@ -70,6 +71,8 @@ class Job(Body):
     finished_at: datetime | None = None
     estimated_end_at: datetime | None = None
     retry_of: str | None = None
+    study: str | None = None
+    variant: int | None = None
     spec: Json = Field(default_factory=dict)
     metrics: dict[str, float | None] = Field(default_factory=dict)
     priority: int = 0
@@ -107,6 +110,106 @@ class MetricSeries(Body):
 
     key: str
     points: list[MetricPoint] = Field(default_factory=list)
+
+
+class Study(Body):
+    """Jobs that differ in method, hyper-parameters and seed."""
+
+    id: str
+    name: str | None = None
+    state: str
+    progress: float = 0.0
+    job_count: int = 0
+    jobs: dict[str, int] = Field(default_factory=dict)
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    spec: Json = Field(default_factory=dict)
+    labels: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def is_final(self) -> bool:
+        """Say whether every job has ended; the retry of one would go on with the study."""
+        return self.state in FINAL_STUDY_STATES
+
+
+class Variant(Body):
+    """What the jobs of one method with one choice of hyper-parameters have in common."""
+
+    variant: int
+    name: str
+    method: Json = Field(default_factory=dict)
+    settings: Json = Field(default_factory=dict)
+    is_baseline: bool = False
+    compared_with: int | None = None
+
+
+class StudyPlan(Body):
+    """What a study would consist of."""
+
+    spec: Json = Field(default_factory=dict)
+    job_count: int
+    variants: list[Variant] = Field(default_factory=list)
+
+
+class Spread(Body):
+    """Values over seeds."""
+
+    mean: float
+    standard_deviation: float | None = None
+    smallest: float
+    largest: float
+
+
+class Difference(Body):
+    """A variant less its baseline, seed by seed."""
+
+    pairs: int
+    mean: float
+    standard_deviation: float | None = None
+    interval: tuple[float, float] | None = None
+    p_value: float | None = None
+    seeds_above: int = 0
+    verdict: str | None = None
+
+
+class SeedRun(Body):
+    """One job of a variant."""
+
+    seed: int
+    job: str
+    state: str
+    accuracy: float | None = None
+    student: str | None = None
+
+
+class LeaderboardRow(Variant):
+    """A variant and what it achieved."""
+
+    rank: int | None = None
+    finished: int = 0
+    failed: int = 0
+    unfinished: int = 0
+    accuracy: Spread | None = None
+    difference: Difference | None = None
+    agreement: float | None = None
+    ece: float | None = None
+    wall_seconds: float | None = None
+    images_per_second: float | None = None
+    parameters: int | None = None
+    runs: list[SeedRun] = Field(default_factory=list)
+
+
+class Leaderboard(Body):
+    """All variants of a study, best first."""
+
+    study: str
+    name: str | None = None
+    state: str
+    teacher: str | None = None
+    teacher_accuracy: float | None = None
+    seeds: list[int] = Field(default_factory=list)
+    rows: list[LeaderboardRow] = Field(default_factory=list)
 
 
 class Part(Body):
@@ -148,6 +251,20 @@ class StoredFile(Body):
     path: str
     size_bytes: int
     sha256: str
+    media_type: str | None = None
+
+
+class ReportFile(StoredFile):
+    """One file of a job's report; `path` is relative to the report."""
+
+    url: str
+
+
+class Report(Body):
+    """The files that explain a finished job."""
+
+    data: list[ReportFile] = Field(default_factory=list)
+    archive: str | None = None
 
 
 class ModelVersion(Body):

@@ -7,9 +7,10 @@ the view alive when the stream is down.
 import queue
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import httpx
 import rich.console
@@ -21,6 +22,7 @@ POLL_SECONDS = 2.0
 LINE_SECONDS = 10.0
 PATIENCE_SECONDS = 120.0
 LOSS_KEYS = ("loss/total", "baseline/loss/total")
+Shown = TypeVar("Shown", types.Job, types.Study)
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,23 @@ def follow(retort: client.Client, job_id: str, shown: View) -> types.Job:
             for event in feed.take(POLL_SECONDS):
                 if event.type == "job.warning":
                     shown.say(f"warning: {event.data.get('message', event.data)}")
-            job = _patiently(retort, job_id, shown)
+            job = _patiently(lambda: retort.jobs.get(job_id), shown, "job")
         shown.show(snapshot(retort, job))
         return job
     finally:
         feed.stop()
+
+
+def follow_study(retort: client.Client, study_id: str, shown: View) -> types.Study:
+    """Show a study until all of its jobs have ended, and return it."""
+    study = retort.studies.get(study_id)
+    while True:
+        counts = ", ".join(f"{count} {state}" for state, count in study.jobs.items())
+        shown.show(Snapshot(state=study.state, progress=study.progress, phase=counts))
+        if study.is_final:
+            return study
+        time.sleep(POLL_SECONDS)
+        study = _patiently(lambda: retort.studies.get(study_id), shown, "study")
 
 
 def snapshot(retort: client.Client, job: types.Job) -> Snapshot:
@@ -208,16 +222,16 @@ class _Feed:
             return
 
 
-def _patiently(retort: client.Client, job_id: str, shown: View) -> types.Job:
-    """Read the job, through an outage of the server if it is not too long."""
+def _patiently(read: Callable[[], Shown], shown: View, what: str) -> Shown:
+    """Read a job or study, through an outage of the server if it is not too long."""
     lost_at: float | None = None
     while True:
         try:
-            return retort.jobs.get(job_id)
+            return read()
         except errors.ConnectionFailed as error:
             if lost_at is None:
                 lost_at = time.monotonic()
-                shown.say(f"{error}; trying again, the job is not affected")
+                shown.say(f"{error}; trying again, the {what} is not affected")
             if time.monotonic() - lost_at > PATIENCE_SECONDS:
                 raise
         time.sleep(POLL_SECONDS)

@@ -8,7 +8,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import AwareDatetime
 from sqlalchemy.orm import Session
 
-from api import ranges, streams
+from api import archives, ranges, streams
 from api.dependencies import (
     CallerDep,
     EditorDep,
@@ -23,7 +23,7 @@ from api.dependencies import (
 from api.once import OnceDep
 from api.schemas import jobs as bodies
 from api.schemas import lists
-from models_registry import errors, job_queries, jobs, lifecycle, tables
+from models_registry import errors, job_queries, jobs, lifecycle, reports, tables
 from models_registry.spec import JobSpec
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -69,6 +69,7 @@ def index(
     state: Annotated[list[lifecycle.State], Query(description="May be repeated.")] = [],  # noqa: B006 - FastAPI copies defaults
     method: Annotated[str | None, Query(max_length=64)] = None,
     name: Annotated[str | None, Query(max_length=200)] = None,
+    study: Annotated[str | None, Query(max_length=40, description="Id of a study.")] = None,
     created_after: AwareDatetime | None = None,
     created_before: AwareDatetime | None = None,
 ) -> lists.ListRead[bodies.JobRead]:
@@ -77,6 +78,7 @@ def index(
         states=state,
         method=method,
         name=name,
+        study_id=study,
         labels=labels,
         created_after=created_after,
         created_before=created_before,
@@ -218,6 +220,60 @@ def student(
     with readers() as session:
         job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
         file = job_queries.student_file(session, job=job)
+    return ranges.respond(request, storage, file)
+
+
+@router.get("/{job_id}/report", operation_id="list_report")
+def report(job_id: str, caller: CallerDep, readers: ReadersDep) -> bodies.ReportRead:
+    """List the files that explain a job that succeeded: numbers (JSON), pictures, a card."""
+    with readers() as session:
+        job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
+        return bodies.ReportRead.of(job.id, reports.files(session, job=job))
+
+
+@router.get(
+    "/{job_id}/report.zip",
+    operation_id="download_report",
+    response_class=Response,
+    responses={
+        200: {
+            # Generators of clients know the first, and nothing of the second.
+            "content": {"application/octet-stream": {}, archives.MEDIA_TYPE: {}},
+            "description": "All files of the report, as a zip archive",
+        },
+        304: {"description": "The caller's copy is current"},
+    },
+)
+def report_archive(
+    job_id: str, request: Request, caller: CallerDep, readers: ReadersDep, storage: StorageDep
+) -> Response:
+    """Download the whole report as one archive."""
+    with readers() as session:
+        job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
+        files = reports.whole(session, job=job)
+    entries = [
+        archives.Entry(file.path, file.sha256, file.size_bytes, file.storage_key) for file in files
+    ]
+    return archives.respond(request, storage, entries, filename=f"{job_id}-report.zip")
+
+
+@router.get(
+    "/{job_id}/report/{path:path}",
+    operation_id="download_report_file",
+    response_class=Response,
+)
+def report_file(
+    job_id: str,
+    path: str,
+    request: Request,
+    caller: CallerDep,
+    readers: ReadersDep,
+    storage: StorageDep,
+) -> Response:
+    """Download a file of the report, whole or one range of it. Its ETag is its SHA-256."""
+    with readers() as session:
+        job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
+        file = reports.file(session, job=job, path=path)
     return ranges.respond(request, storage, file)
 
 

@@ -4,6 +4,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from api import media_types
 from models_registry import tables
 
 
@@ -46,8 +47,14 @@ class StoredFile(BaseModel):
     path: str
     size_bytes: int
     sha256: str
+    media_type: str = Field(description="By the ending of its path.")
 
     @classmethod
     def of(cls, row: tables.ModelFileRow) -> Self:
         """Return the body of a row."""
-        return cls(path=row.path, size_bytes=row.size_bytes, sha256=row.sha256)
+        return cls(
+            path=row.path,
+            size_bytes=row.size_bytes,
+            sha256=row.sha256,
+            media_type=media_types.of(row.path),
+        )

@@ -5,8 +5,9 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field
 
-from api import numbers, streams
-from models_registry import job_queries, tables
+from api import media_types, numbers, streams
+from api.schemas import described
+from models_registry import job_queries, models, reports, tables
 
 # Everything that is free-form JSON here is written by the engine or frozen at submission.
 Json = dict[str, Any]
@@ -48,6 +49,7 @@ class JobLinks(BaseModel):
     checkpoints: str
     logs: str
     student: str | None = None
+    report: str | None = None
 
 
 class JobRead(BaseModel):
@@ -66,6 +68,10 @@ class JobRead(BaseModel):
     finished_at: datetime | None
     estimated_end_at: datetime | None
     retry_of: str | None = None
+    study: str | None = Field(
+        default=None, description="Study that it belongs to; a retry takes its place there."
+    )
+    variant: int | None = Field(default=None, description="Number of its variant in the study.")
     spec: Json = Field(description="As stored: defaults filled in, references resolved.")
     metrics: dict[str, Number] = Field(description="Latest values.")
     failure: JobFailure | None
@@ -92,6 +98,8 @@ class JobRead(BaseModel):
             finished_at=job.finished_at,
             estimated_end_at=job.estimated_end_at,
             retry_of=job.retry_of,
+            study=job.study_id,
+            variant=job.study_variant,
             spec=job.spec,
             metrics={key: numbers.in_json(value) for key, value in metrics.items()},
             failure=JobFailure.model_validate(job.failure) if job.failure else None,
@@ -244,6 +252,39 @@ class MetricSeries(BaseModel):
         )
 
 
+class ReportFile(described.StoredFile):
+    """One file of a report; `path` is relative to the report."""
+
+    url: str
+
+    @classmethod
+    def part_of(cls, job_id: str, file: models.File) -> Self:
+        """Return the body of a file of a job's report."""
+        path = reports.name_of(file)
+        return cls(
+            path=path,
+            size_bytes=file.size_bytes,
+            sha256=file.sha256,
+            media_type=media_types.of(path),
+            url=f"/v1/jobs/{job_id}/report/{path}",
+        )
+
+
+class ReportRead(BaseModel):
+    """The files that explain a finished job: none where it was to make no report."""
+
+    data: list[ReportFile]
+    archive: str | None = Field(description="All of them in one file.")
+
+    @classmethod
+    def of(cls, job_id: str, files: list[models.File]) -> Self:
+        """Return the body of a job's report."""
+        return cls(
+            data=[ReportFile.part_of(job_id, file) for file in files],
+            archive=f"/v1/jobs/{job_id}/report.zip" if files else None,
+        )
+
+
 class MetricsRead(BaseModel):
     """Series of a job, by key."""
 
@@ -255,6 +296,7 @@ def _links(job: tables.JobRow) -> JobLinks:
     return JobLinks(
         job=here,
         student=f"{here}/student" if job.student_version_id else None,
+        report=f"{here}/report" if job.student_version_id else None,
         **{
             name: f"{here}/{name}"
             for name in ("events", "stream", "metrics", "attempts", "checkpoints", "logs")

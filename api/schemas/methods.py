@@ -17,6 +17,19 @@ class MethodRead(BaseModel):
     description: str
     source: Json
     needs: list[str] = Field(description="What a spec must have for this method to work.")
+    student_shows: list[str] = Field(
+        default=[], description="What the student's network must show besides logits."
+    )
+    teacher_shows: list[str] = Field(
+        default=[], description="What the teacher's network must show besides logits."
+    )
+    has_task: bool = Field(default=True, description="Whether it learns from labels as well.")
+    accepts_mixed: bool = Field(default=True, description="Whether it works with mixed images.")
+    wants_strong: bool = Field(
+        default=False, description="Whether it looks at a second, strongly augmented view."
+    )
+    combines: bool = Field(default=True, description="Whether it can be part of `combine`.")
+    smallest_batch: int = Field(default=1, description="Fewest images of a batch.")
     params_schema: Json = Field(description="JSON Schema of its hyper-parameters, with defaults.")
     differs: str | None = Field(default=None, description="Where it departs from the paper.")
 
@@ -29,6 +42,13 @@ class NetworkRead(BaseModel):
     description: str = ""
     parameters_100: int | None = Field(default=None, description="Parameters with 100 classes.")
     arguments_schema: Json = Field(default={}, description="JSON Schema of keyword arguments.")
+    smallest_side: int | None = Field(
+        default=None, description="Smallest images it takes, in pixels; null where not known."
+    )
+    shows: list[str] | None = Field(
+        default=None,
+        description="What it shows to methods besides logits; null where only a trial tells.",
+    )
 
 
 class RecipeRead(BaseModel):

@@ -1,6 +1,9 @@
 """Jobs over HTTP: submit once, look, steer, and take what came out."""
 
+import hashlib
+import io
 import json
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -424,3 +427,103 @@ class TestStudent:
         assert (part.status_code, part.content) == (206, b"yt")
         etag = {"if-none-match": answer.headers["etag"]}
         assert client.get(body["links"]["student"], headers=etag).status_code == 304
+
+
+REPORT = {"index.json": b"{}", "accuracy.png": b"a picture", "accuracy.svg": b"<svg/>"}
+
+
+@pytest.fixture
+def reported(
+    client: TestClient,
+    sessions: database.Sessions,
+    storage: Storage,
+    submitted: dict[str, Any],
+) -> str:
+    """Where the report of a job that has succeeded is listed."""
+    with sessions.begin() as session:
+        factories.succeeded(session, storage, row_of(session, submitted), report=REPORT)
+    where: str = client.get(f"/v1/jobs/{submitted['id']}").json()["links"]["report"]
+    return where
+
+
+class TestReport:
+    def test_is_not_there_before_the_job_has_succeeded(
+        self, client: TestClient, submitted: dict[str, Any]
+    ) -> None:
+        assert client.get(f"/v1/jobs/{submitted['id']}").json()["links"]["report"] is None
+        for path in ("report", "report.zip", "report/index.json"):
+            answer = client.get(f"/v1/jobs/{submitted['id']}/{path}")
+            assert (answer.status_code, answer.json()["code"]) == (409, "report_not_ready")
+
+    def test_lists_files_with_all_that_is_needed_to_fetch_them(
+        self, client: TestClient, reported: str
+    ) -> None:
+        listed = client.get(reported).json()
+        assert [file["path"] for file in listed["data"]] == sorted(REPORT)
+        types = ["image/png", "image/svg+xml", "application/json"]
+        assert [file["media_type"] for file in listed["data"]] == types
+        for file in listed["data"]:
+            answer = client.get(file["url"])
+            assert answer.content == REPORT[file["path"]]
+            assert len(answer.content) == file["size_bytes"]
+            assert json.loads(answer.headers["etag"]) == file["sha256"]
+            assert answer.headers["content-type"].startswith(file["media_type"])
+            assert answer.headers["content-disposition"].startswith("attachment")
+            assert "repr-digest" in answer.headers
+
+    def test_gives_a_part_of_a_file(self, client: TestClient, reported: str) -> None:
+        part = client.get(f"{reported}/accuracy.png", headers={"range": "bytes=2-"})
+        assert (part.status_code, part.content) == (206, b"picture")
+
+    def test_comes_as_one_archive(self, client: TestClient, reported: str) -> None:
+        answer = client.get(client.get(reported).json()["archive"])
+        assert answer.headers["content-type"] == "application/zip"
+        assert int(answer.headers["content-length"]) == len(answer.content)
+        assert answer.headers["content-disposition"].endswith('-report.zip"')
+        with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+            found = {name: archive.read(name) for name in archive.namelist()}
+        assert found == {f"report/{path}": content for path, content in REPORT.items()}
+        known = {"if-none-match": answer.headers["etag"]}
+        assert client.get(f"{reported}.zip", headers=known).status_code == 304
+        other = {"if-match": '"other"'}
+        assert client.get(f"{reported}.zip", headers=other).status_code == 412
+
+    def test_of_lost_bytes_is_gone_before_it_begins(
+        self, client: TestClient, storage: Storage, reported: str
+    ) -> None:
+        digest = hashlib.sha256(REPORT["index.json"]).hexdigest()
+        storage.delete(f"sha256/{digest[:2]}/{digest[2:4]}/{digest}")
+        assert client.get(f"{reported}.zip").status_code == 410
+
+    def test_leads_to_no_other_file(self, client: TestClient, reported: str) -> None:
+        for path in ("model.safetensors", "%2E%2E/model.safetensors", "%2Findex.json", ""):
+            assert client.get(f"{reported}/{path}").status_code == 404
+
+    def test_is_nobody_elses(
+        self, app: FastAPI, sessions: database.Sessions, client: TestClient, reported: str
+    ) -> None:
+        with sessions.begin() as session:
+            other = keys.create_project(session, name="elsewhere")
+            _, text = keys.create_key(
+                session,
+                project_id=other.id,
+                name="stranger",
+                role=keys.Role.ADMIN,
+                environment="test",
+            )
+        stranger = {"authorization": f"Bearer {text}"}
+        for path in ("", ".zip", "/index.json"):
+            assert client.get(f"{reported}{path}", headers=stranger).status_code == 404
+
+    def test_may_have_been_switched_off(
+        self,
+        client: TestClient,
+        sessions: database.Sessions,
+        storage: Storage,
+        submitted: dict[str, Any],
+    ) -> None:
+        with sessions.begin() as session:
+            factories.succeeded(session, storage, row_of(session, submitted))
+        where = f"/v1/jobs/{submitted['id']}/report"
+        assert client.get(where).json() == {"data": [], "archive": None}
+        assert client.get(f"{where}.zip").status_code == 404

@@ -258,7 +258,12 @@ class TestVersions:
         body = client.get("/v1/models/digits-teacher/versions/1").json()
         assert body["digest"] == f"sha256:{digest}"
         assert body["files"] == [
-            {"path": "model.safetensors", "size_bytes": len(WEIGHTS), "sha256": digest}
+            {
+                "path": "model.safetensors",
+                "size_bytes": len(WEIGHTS),
+                "sha256": digest,
+                "media_type": "application/octet-stream",
+            }
         ]
         assert client.get("/v1/models/digits-teacher").json()["latest_version"] == 1
 

@@ -139,13 +139,20 @@ class TestExamples:
     ) -> None:
         with sessions.begin() as session:
             factories.teacher(session, storage, project_id=project.id)
-        for path in ("/v1/jobs", "/v1/jobs/validate"):
-            content = document["paths"][path]["post"]["requestBody"]["content"]
-            [example] = content["application/json"]["examples"].values()
-            answer = client.post(path, json=example["value"])
-            assert answer.status_code in {200, 202}, answer.text
-            schema = {"$ref": "#/components/schemas/JobSpec", **document}
-            jsonschema.Draft202012Validator(schema).validate(example["value"])
+        for path, body in (("/v1/jobs", "JobSpec"), ("/v1/studies", "StudySpec")):
+            self.run_examples(client, document, path, body)
+            self.run_examples(client, document, f"{path}/validate", body)
+
+    def run_examples(
+        self, client: TestClient, document: dict[str, Any], path: str, body: str
+    ) -> None:
+        """Send the examples of an operation, and hold them to its schema."""
+        content = document["paths"][path]["post"]["requestBody"]["content"]
+        [example] = content["application/json"]["examples"].values()
+        answer = client.post(path, json=example["value"])
+        assert answer.status_code in {200, 202}, answer.text
+        schema = {"$ref": f"#/components/schemas/{body}", **document}
+        jsonschema.Draft202012Validator(schema).validate(example["value"])
 
 
 class TestHoisted:
@@ -179,11 +186,13 @@ class TestOddRequests:
         with sessions.begin() as session:
             factories.teacher(session, storage, project_id=project.id)
             job_id = factories.job(session, project_id=project.id).id
+            study_id = factories.study(session, project_id=project.id, seeds=[0]).id
             finished = factories.job(session, project_id=project.id)
             factories.succeeded(session, storage, finished)
         there: dict[str, dict[str, Any]] = {
             "/v1/jobs": {"job_id": job_id},
             "/v1/jobs/{job_id}/student": {"job_id": finished.id},
+            "/v1/studies": {"study_id": study_id},
             "/v1/models": {"name": "digits-teacher", "version": 1, "path": "model.safetensors"},
             "/v1/datasets": {"name": "digits", "version": 1},
             "/v1/methods": {"name": "kd"},

@@ -131,11 +131,21 @@ class TestTraining:
 
     def test_milestones_follow_epochs_also_beside_another_factor(self) -> None:
         found = catalog.complete_training({"epochs": 100, "schedule": {"factor": 0.5}})
-        assert found["schedule"] == {"name": "step", "milestones": [50, 75, 90], "factor": 0.5}
+        assert found["schedule"] == {
+            "name": "step",
+            "milestones": [50, 75, 90],
+            "factor": 0.5,
+            "warmup_epochs": 0.0,
+        }
 
     def test_milestones_stay_where_the_caller_puts_them(self) -> None:
         found = catalog.complete_training({"epochs": 10, "schedule": {"milestones": [1]}})
-        assert found["schedule"] == {"name": "step", "milestones": [1], "factor": 0.1}
+        assert found["schedule"] == {
+            "name": "step",
+            "milestones": [1],
+            "factor": 0.1,
+            "warmup_epochs": 0.0,
+        }
 
     def test_milestones_never_drop_the_rate_before_the_first_epoch(self) -> None:
         found = catalog.complete_training({"epochs": 1})

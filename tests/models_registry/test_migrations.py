@@ -9,8 +9,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from models_registry import database, schema, tables
-from tests import services
+from models_registry import database, keys, schema, tables
+from models_registry.storage import LocalStorage
+from tests import factories, services
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -64,6 +65,54 @@ class TestDowngrade:
         assert names(empty_engine) <= {"alembic_version"}
         schema.upgrade(empty_engine)
         assert names(empty_engine) == {*tables.Row.metadata.tables, "alembic_version"}
+
+
+class TestStudies:
+    def test_come_and_go_without_a_job_or_its_events_being_lost(
+        self, empty_engine: sa.Engine, tmp_path: Path
+    ) -> None:
+        schema.upgrade(empty_engine)
+        sessions = database.sessions(empty_engine)
+        with sessions.begin() as session:
+            project = keys.create_project(session, name="laboratory")
+            factories.teacher(session, LocalStorage(tmp_path / "s"), project_id=project.id)
+            alone = factories.job(session, project_id=project.id).id
+            study = factories.study(session, project_id=project.id, seeds=[0]).id
+        with empty_engine.connect() as connection:
+            before = kept(connection)
+        schema.downgrade(empty_engine, "0001")
+        with empty_engine.connect() as connection:
+            assert kept(connection) == before
+        schema.upgrade(empty_engine)
+        with sessions.begin() as session:
+            assert session.get_one(tables.JobRow, alone).study_id is None
+            assert session.get(tables.StudyRow, study) is None
+            # References are watched again.
+            with pytest.raises(sa.exc.IntegrityError):
+                session.execute(sa.update(tables.JobRow).values(study_id="stu_nothing"))
+            session.rollback()
+
+
+def kept(connection: sa.Connection) -> list[list[object]]:
+    """Return what must survive any change of the schema."""
+    queries = (
+        "SELECT id, spec, state, retry_of FROM jobs ORDER BY id",
+        "SELECT job_id, sequence, type FROM job_events ORDER BY job_id, sequence",
+    )
+    return [list(map(tuple, connection.exec_driver_sql(query))) for query in queries]
+
+
+class TestChanging:
+    def test_leaves_no_row_that_refers_to_nothing(self, tmp_path: Path) -> None:
+        engine = database.connect(f"sqlite:///{tmp_path / 'some.sqlite3'}")
+        schema.upgrade(engine)
+        insert = "INSERT INTO job_events VALUES ('job_0', 1, 'x', '2026-01-01', '{}')"
+        refused = pytest.raises(RuntimeError, match="1 rows would refer to nothing")
+        with refused, schema.changing(engine) as connection:
+            connection.exec_driver_sql(insert)
+        with engine.connect() as connection:
+            assert connection.exec_driver_sql("SELECT * FROM job_events").all() == []
+        engine.dispose()
 
 
 class TestIsCurrent:

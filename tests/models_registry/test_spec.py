@@ -5,7 +5,7 @@ from typing import Any
 import pydantic
 import pytest
 
-from models_registry.spec import JobSpec
+from models_registry.spec import JobSpec, StudySpec
 from tests import factories
 
 
@@ -94,3 +94,46 @@ class TestLabels:
     def test_beyond_their_limits_are_refused(self, labels: dict[str, Any]) -> None:
         with pytest.raises(pydantic.ValidationError, match="labels"):
             read(labels=labels)
+
+
+class TestStudySpec:
+    def read(self, **changes: Any) -> StudySpec:
+        return StudySpec.model_validate(factories.study_spec(**changes))
+
+    def test_has_a_baseline_unless_told_otherwise(self) -> None:
+        assert self.read().baseline is True
+        assert self.read(baseline=False).baseline is False
+
+    def test_survives_json(self) -> None:
+        found = self.read(labels={"team": "vision"})
+        assert StudySpec.model_validate_json(found.model_dump_json()) == found
+
+    @pytest.mark.parametrize(
+        ("changes", "where"),
+        [
+            ({"method": {"name": "kd"}}, ("method",)),
+            ({"methods": []}, ("methods",)),
+            ({"methods": [{"name": "kd"}, {"temperature": 4}]}, ("methods", 1)),
+            ({"methods": [{"name": {"grid": ["kd", "dkd"]}}]}, ("methods", 0)),
+            ({"seeds": []}, ("seeds",)),
+            ({"seeds": list(range(101))}, ("seeds",)),
+            ({"seeds": [1, 2, 1]}, ("seeds",)),
+            ({"seeds": [0, -1]}, ("seeds", 1)),
+            ({"seeds": [2**31]}, ("seeds", 0)),
+            ({"name": ""}, ("name",)),
+            ({"labels": {"": "v"}}, ("labels",)),
+        ],
+        ids=lambda value: str(value)[:50],
+    )
+    def test_refuses_what_is_misspelt_or_out_of_range(
+        self, changes: dict[str, Any], where: tuple[str | int, ...]
+    ) -> None:
+        with pytest.raises(pydantic.ValidationError) as refused:
+            self.read(**changes)
+        assert [error["loc"] for error in refused.value.errors()] == [where]
+
+    def test_needs_seeds(self) -> None:
+        body = factories.study_spec()
+        del body["seeds"]
+        with pytest.raises(pydantic.ValidationError, match="seeds"):
+            StudySpec.model_validate(body)

@@ -56,6 +56,7 @@ def submit(
 def list_jobs(
     retort: shell.Shell,
     state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
+    study: Annotated[str | None, typer.Option(help="Only jobs of this study.")] = None,
     label: Annotated[
         list[str] | None, typer.Option(metavar="K=V", help="Only jobs with this label.")
     ] = None,
@@ -63,7 +64,9 @@ def list_jobs(
 ) -> None:
     """List jobs."""
     labels = dict(_pair("--label", text) for text in label or ())
-    walk = retort.client.jobs.list(state=state, labels=labels, page_size=min(limit, 100))
+    walk = retort.client.jobs.list(
+        state=state, study=study, labels=labels, page_size=min(limit, 100)
+    )
     found = list(itertools.islice(walk, limit))
     if retort.json:
         retort.emit(found)
@@ -118,6 +121,32 @@ def retry(retort: shell.Shell, job_id: JobArgument) -> None:
     else:
         retort.out.print(job.id)
         retort.note(f"{job.state}; follow it with: retort watch {job.id}")
+
+
+@app.command()
+@shell.connected
+def report(
+    retort: shell.Shell,
+    job_id: JobArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FOLDER|FILE.zip", help="Where to; JOB-report by default."
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+) -> None:
+    """Download what explains a finished job: numbers, pictures, a model card."""
+    from api.client import fetching
+
+    saved = fetching.report(retort, job_id, output, force=force)
+    if retort.json:
+        retort.emit({"files": [str(path) for path in saved]})
+        return
+    for path in saved:
+        retort.out.print(str(path), soft_wrap=True)
+    if not saved:
+        retort.note(f"{job_id} made no report: its spec says `report: false`")
 
 
 def _watch(retort: shell.Shell, job_id: str) -> None:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.api.client.wire import problem, told
 COMMAND = [sys.executable, "-m", "api.client.cli"]
 ROOT = Path(__file__).parents[3]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+STUDIES = sorted((ROOT / "examples" / "studies").glob("*.yaml"))
 
 
 def run(*arguments: str, stdin: str = "") -> Result:
@@ -86,7 +88,9 @@ class TestHelp:
         listed = run("--help").stdout.partition("Commands")[2]
         names = re.findall(r"^│ ([a-z]+) ", listed, re.MULTILINE)
         assert {"up", "demo", "submit", "jobs", "models", "methods", "upload"} < set(names)
-        for name in [*names, "upload model", "upload dataset"]:
+        steered = ("submit", "list", "show", "watch", "cancel", "leaderboard")
+        studies = [f"study {verb}" for verb in steered]
+        for name in [*names, "upload model", "upload dataset", *studies]:
             result = run(*name.split(), flag)
             assert result.exit_code == 0, name
             assert "Usage: retort" in result.stdout
@@ -343,6 +347,94 @@ class TestWatch:
         assert [r.method for r in known.requests if r.method != "GET"] == []
 
 
+class TestStudy:
+    @pytest.fixture(autouse=True)
+    def swift(self, monkeypatch):
+        monkeypatch.setattr(watching, "POLL_SECONDS", 0.05)
+
+    @pytest.fixture
+    def study_file(self, tmp_path):
+        path = tmp_path / "study.yaml"
+        path.write_text(json.dumps(factories.study_spec()))
+        return path
+
+    @pytest.fixture
+    def study(self, real, retort, staff):
+        return retort.studies.submit(factories.study_spec(teacher=staff.teacher()))
+
+    def test_is_submitted_and_followed_by_its_id(self, real, staff, study_file):
+        staff.teacher()
+        result = run("study", "submit", str(study_file), "--set", "seeds=[7]")
+        assert result.exit_code == 0
+        study_id = result.stdout.strip()
+        assert result.stderr == f"3 jobs; follow them with: retort study watch {study_id}\n"
+        shown = json.loads(run("study", "show", study_id, "--json").stdout)
+        assert shown["spec"]["seeds"] == [7]
+        assert len(json.loads(run("jobs", "--study", study_id, "--json").stdout)) == 3
+
+    @pytest.mark.parametrize("example", STUDIES, ids=lambda path: path.stem)
+    def test_takes_every_example(self, real, staff, example):
+        staff.teacher()
+        result = run("study", "submit", str(example), "--validate")
+        assert result.exit_code == 0
+        assert "the study is valid and has 30 jobs" in result.stderr
+        assert "kd temperature=8.0" in result.stdout
+
+    def test_that_is_wrong_is_refused_with_every_field(self, real, staff, study_file):
+        staff.teacher()
+        result = run("study", "submit", str(study_file), "--set", "methods.0.temperature=-1")
+        assert result.exit_code == 3
+        assert "/methods/0/temperature" in one_error(result)
+
+    def test_is_listed_shown_and_cancelled(self, study):
+        head, row = run("study", "list", "--active").stdout.splitlines()
+        assert head.split()[:3] == ["ID", "NAME", "STATE"]
+        assert row.split()[0] == study.id
+        assert "6: 6 queued" in run("study", "show", study.id).stdout
+        told = run("study", "cancel", study.id).stdout
+        assert told == f"{study.id} is cancelled: 6 cancelled\n"
+        assert json.loads(run("study", "list", "--active", "--json").stdout) == []
+
+    def test_is_watched_to_its_end_and_compared(self, study, retort, staff):
+        for place, job in enumerate(retort.jobs.list(study=study.id)):
+            staff.finish(staff.start(job.id), f"{place}".encode(), accuracy=0.9 + 0.01 * place)
+        result = run("study", "watch", study.id)
+        assert result.exit_code == 0
+        assert "succeeded 100 % 6 succeeded" in result.stderr
+        assert result.stderr.splitlines()[-1] == "succeeded: all 6 jobs"
+        head, *rows = result.stdout.splitlines()
+        assert head.split()[:3] == ["RANK", "VARIANT", "SEEDS"]
+        assert {row.split()[1] for row in rows[:3]} == {"kd", "ce"}
+        assert "The teacher digits-teacher@1 has 99.00%." in rows
+        assert "Fewer than three seeds give no verdict." in rows
+        told = json.loads(run("study", "leaderboard", study.id, "--json").stdout)
+        assert [row["rank"] for row in told["rows"]] == [1, 2, 3]
+        text = run("study", "leaderboard", study.id, "--csv").stdout
+        assert text.splitlines()[0].startswith("rank,variant,name,")
+
+    def test_of_which_a_job_failed_ends_with_1(self, study, retort, staff):
+        first, *others = retort.jobs.list(study=study.id)
+        staff.fail(staff.start(first.id), "diverged", "the loss is NaN")
+        for job in others:
+            staff.finish(staff.start(job.id), job.id.encode())
+        result = run("study", "watch", study.id)
+        assert result.exit_code == 1
+        assert result.stderr.splitlines()[-1] == (
+            f"error: {study.id} incomplete: 1 failed, 5 succeeded; retort jobs --study {study.id}"
+        )
+
+    def test_goes_on_when_watching_is_interrupted(self, known):
+        body = {"id": "stu_1", "state": "running", "jobs": {"running": 1}, "job_count": 1}
+        known.on("GET", "/v1/studies/stu_1", told(body))
+        process = started("study", "watch", "stu_1")
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("running")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+        assert (process.returncode, out) == (130, "")
+        assert err == "stopped watching; stu_1 goes on: retort study watch stu_1\n"
+
+
 class TestUpload:
     MODEL = ("--network", "retort/resnet8x4", "--classes", "10", "--height", "8")
     IMAGES = ("--mean", "0.3", "--std", "0.3")
@@ -441,6 +533,8 @@ class TestDownload:
         assert sorted(result.stdout.split()) == [
             "digits-student-1/config.json",
             "digits-student-1/model.safetensors",
+            "digits-student-1/report/accuracy.png",
+            "digits-student-1/report/index.json",
         ]
         assert json.loads(Path("digits-student-1/config.json").read_text())["network"]
 
@@ -470,6 +564,44 @@ class TestDownload:
         result = run("download", "a@1", "--all")
         assert result.exit_code == 4
         assert "not safe" in one_error(result)
+
+
+class TestReport:
+    @pytest.fixture
+    def job(self, real, retort, staff):
+        job = retort.jobs.submit(factories.spec(teacher=staff.teacher()))
+        staff.finish(staff.start(job.id), b"student")
+        return job
+
+    def test_writes_a_folder_and_may_be_repeated(self, job):
+        for _ in range(2):
+            result = run("report", job.id)
+            assert result.stdout.split() == [
+                f"{job.id}-report/accuracy.png",
+                f"{job.id}-report/index.json",
+            ]
+        assert Path(f"{job.id}-report/accuracy.png").read_bytes() == b"a picture"
+
+    def test_writes_one_archive(self, job):
+        result = run("report", job.id, "--output", "new/all.zip", "--json")
+        assert json.loads(result.stdout) == {"files": ["new/all.zip"]}
+        with zipfile.ZipFile("new/all.zip") as archive:
+            assert archive.read("report/accuracy.png") == b"a picture"
+        again = run("report", job.id, "-o", "new/all.zip")
+        assert (again.exit_code, "--force" in one_error(again)) == (5, True)
+        assert run("report", job.id, "-o", "new/all.zip", "--force").exit_code == 0
+
+    def test_says_so_where_there_is_none(self, known):
+        known.on("GET", "/v1/jobs/job_1/report", told({"data": [], "archive": None}))
+        result = run("report", "job_1")
+        assert (result.exit_code, result.stdout) == (0, "")
+        assert "made no report" in result.stderr
+
+    @pytest.mark.parametrize("path", ["../x", "/x", "a\\x", ""])
+    def test_lets_no_server_choose_a_place_outside(self, known, path):
+        file = {"path": path, "size_bytes": 1, "sha256": "0" * 64, "url": "/x"}
+        known.on("GET", "/v1/jobs/job_1/report", told({"data": [file], "archive": None}))
+        assert "not safe" in one_error(run("report", "job_1"))
 
 
 class TestCatalog:

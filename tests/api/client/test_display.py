@@ -72,3 +72,72 @@ class TestSome:
     def test_counts_what_it_does_not_show(self):
         assert display.some(["a", "b", "c"], most=2) == "a, b and 1 more"
         assert display.some(["a", "b"], most=2) == "a, b"
+
+
+class TestLeaderboard:
+    def row(self, number, mean, difference=None, **more):
+        accuracy = {"mean": mean, "smallest": mean, "largest": mean, "standard_deviation": 0.01}
+        return types.LeaderboardRow.model_validate(
+            {
+                "rank": number,
+                "variant": number,
+                "name": f"m{number}",
+                "finished": 3,
+                "accuracy": accuracy,
+                "difference": difference,
+                **more,
+            }
+        )
+
+    def difference(self, pairs=3, verdict="beats", interval=(0.004, 0.036)):
+        return {
+            "pairs": pairs,
+            "mean": 0.02,
+            "interval": interval,
+            "p_value": 0.25,
+            "seeds_above": pairs,
+            "verdict": verdict,
+        }
+
+    def board(self, *rows):
+        return types.Leaderboard(
+            study="stu_1",
+            state="succeeded",
+            teacher="t@1",
+            teacher_accuracy=0.99,
+            seeds=[0, 1, 2],
+            rows=list(rows),
+        )
+
+    def test_says_differences_in_points_with_their_noise(self, page):
+        wide = rich.console.Console(file=page, width=200)
+        baseline = self.row(2, 0.9, is_baseline=True)
+        best = self.row(1, 0.92, self.difference(), wall_seconds=12.34, parameters=78_042)
+        display.leaderboard(wide, self.board(best, baseline))
+        head, first, second, *_ = page.getvalue().splitlines()
+        assert "95 % INTERVAL" in head
+        for shown in ("92.00%", "+2.00", "+0.40 to +3.60", "beats", "3 of 3", "12.3", "78,042"):
+            assert shown in first
+        assert "(baseline)" in second
+
+    def test_is_not_to_be_read_without_what_the_numbers_cannot_tell(self):
+        said = display.reading_aids(self.board(self.row(1, 0.92, self.difference())))
+        assert said[0] == "The teacher t@1 has 99.00%."
+        assert "With 3 seeds, p cannot be below 0.25: six are needed to get below 0.05." in said
+        assert "not corrected" not in " ".join(said)
+
+    def test_warns_of_few_seeds_many_variants_and_what_has_not_ended(self):
+        few = self.difference(pairs=2, verdict=None)
+        rows = [self.row(n, 0.9, few, unfinished=1) for n in (1, 2)]
+        said = " ".join(display.reading_aids(self.board(*rows)))
+        assert "2 jobs have not ended" in said
+        assert "Fewer than three seeds give no verdict." in said
+        assert "p is not corrected" in said
+
+    def test_of_six_seeds_needs_no_excuse(self):
+        said = display.reading_aids(self.board(self.row(1, 0.9, self.difference(pairs=6))))
+        assert "cannot be below" not in " ".join(said)
+
+    def test_without_results_says_nothing(self):
+        empty = types.Leaderboard(study="stu_1", state="queued")
+        assert display.reading_aids(empty) == []

@@ -15,7 +15,8 @@ import sys
 from generated_retort import AuthenticatedClient
 from generated_retort.api.catalog import list_methods
 client = AuthenticatedClient(base_url=sys.argv[1], token=sys.argv[2])
-sys.stdout.write(" ".join(sorted(method.name for method in list_methods.sync(client=client).data)))
+methods = list_methods.sync(client=client, limit=100).data
+sys.stdout.write(" ".join(sorted(method.name for method in methods)))
 """
 
 

@@ -1,10 +1,11 @@
+import hashlib
 import json
 
 import pytest
 
 from api.client import errors, jobs
 from tests.api.client import wire as wires
-from tests.api.client.wire import problem, stream, told
+from tests.api.client.wire import Reply, problem, stream, told
 
 STREAM = "/v1/jobs/job_1/stream"
 JOB = {"id": "job_1", "state": "running"}
@@ -128,3 +129,15 @@ class TestWait:
         wire.on("GET", "/v1/jobs/job_1", told(JOB))
         with pytest.raises(errors.TimedOut, match="job_1 is still running"):
             made.wait("job_1", timeout=0.5)
+
+
+class TestReport:
+    def test_is_fetched_from_where_its_name_leads(self, wire, made, tmp_path):
+        content = b"a picture"
+        digest = hashlib.sha256(content).hexdigest()
+        file = {"path": "a b.png", "size_bytes": 9, "sha256": digest, "url": "/elsewhere"}
+        wire.on("GET", "/v1/jobs/job_1/report", told({"data": [file], "archive": None}))
+        wire.on("GET", "/v1/jobs/job_1/report/a%20b.png", Reply(200, content))
+        (listed,) = made.report("job_1")
+        target = made.download_report_file("job_1", listed, tmp_path / "a b.png")
+        assert target.read_bytes() == content

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import zipfile
 
 import pytest
 
@@ -292,3 +293,68 @@ class TestJobs:
         target = retort.jobs.download_student(job.id, tmp_path / "student.safetensors")
         assert target.read_bytes() == TEACHER
         assert [path.name for path in tmp_path.glob("*.part")] == []
+
+    def test_hand_their_report_over(self, retort, staff, job, tmp_path):
+        staff.finish(staff.start(job.id), b"weights")
+        files = {file.path: file for file in retort.jobs.report(job.id)}
+        assert set(files) == {"index.json", "accuracy.png"}
+        assert files["accuracy.png"].media_type == "image/png"
+        target = tmp_path / "accuracy.png"
+        retort.jobs.download_report_file(job.id, files["accuracy.png"], target)
+        assert target.read_bytes() == b"a picture"
+        archive = retort.jobs.download_report(job.id, tmp_path / "all.zip")
+        with zipfile.ZipFile(archive) as opened:
+            assert opened.testzip() is None
+            assert opened.namelist() == ["report/accuracy.png", "report/index.json"]
+
+
+class TestStudies:
+    @pytest.fixture
+    def study(self, retort, staff):
+        """A study that waits for workers."""
+        return retort.studies.submit(factories.study_spec(teacher=staff.teacher()))
+
+    def test_are_planned_without_being_stored(self, retort, staff):
+        plan = retort.studies.validate(factories.study_spec(teacher=staff.teacher()))
+        assert plan.job_count == 6
+        assert [variant.is_baseline for variant in plan.variants] == [True, False, False]
+        assert list(retort.studies.list()) == []
+
+    def test_are_submitted_once_for_one_key(self, retort, staff):
+        spec = factories.study_spec(teacher=staff.teacher())
+        first = retort.studies.submit(spec, idempotency_key="k")
+        assert retort.studies.submit(spec, idempotency_key="k").id == first.id
+        assert len(list(retort.jobs.list())) == 6
+
+    def test_are_listed_with_their_jobs(self, retort, staff, study):
+        other = retort.studies.submit(
+            factories.study_spec(name="other", labels={"n": "1"}, seeds=[0])
+        )
+        assert [found.id for found in retort.studies.list(page_size=1)] == [other.id, study.id]
+        assert [found.id for found in retort.studies.list(labels={"n": "1"})] == [other.id]
+        assert [found.id for found in retort.studies.list(name="other")] == [other.id]
+        jobs = list(retort.jobs.list(study=study.id, page_size=4))
+        assert (len(jobs), {job.study for job in jobs}) == (6, {study.id})
+        assert retort.studies.cancel(other.id).is_final
+        assert [found.id for found in retort.studies.list(active=True)] == [study.id]
+        retort.studies.delete(other.id)
+        assert [found.id for found in retort.studies.list()] == [study.id]
+
+    def test_are_waited_for_and_compared(self, retort, staff, study):
+        jobs = sorted(retort.jobs.list(study=study.id), key=lambda job: job.variant)
+        for place, job in enumerate(jobs):
+            content = f"student {place}".encode()
+            staff.finish(staff.start(job.id), content, accuracy=0.9 + 0.01 * place)
+        done = retort.studies.wait(study.id)
+        assert (done.state, done.jobs) == ("succeeded", {"succeeded": 6})
+        board = retort.studies.leaderboard(study.id)
+        assert board.teacher_accuracy == 0.99
+        assert [row.variant for row in board.rows] == [3, 2, 1]
+        best, *_ = board.rows
+        assert best.accuracy is not None
+        assert best.accuracy.mean == pytest.approx(0.945)
+        assert best.difference is not None
+        assert (best.difference.pairs, best.difference.seeds_above) == (2, 2)
+        assert best.runs[0].student is not None
+        text = retort.studies.leaderboard_csv(study.id)
+        assert text.splitlines()[1].startswith("1,3,kd temperature=4.0,false,1,2,0,0,")

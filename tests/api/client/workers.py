@@ -39,7 +39,7 @@ class Staff:
         with self.sessions.begin() as session:
             leases.warn(session, lease, code="odd", message=message)
 
-    def finish(self, lease: leases.Lease, content: bytes) -> None:
+    def finish(self, lease: leases.Lease, content: bytes, *, accuracy: float = 0.97) -> None:
         """End a job with a student of these bytes, and a config.json beside it."""
         with self.sessions.begin() as session:
             weights = factories.stored(session, self.storage, content)
@@ -51,15 +51,22 @@ class Staff:
                 result={
                     "scores": {
                         "teacher": {"accuracy": 0.99},
-                        "student": {"accuracy": 0.97, "agreement": 0.98, "ece": 0.01},
+                        "student": {"accuracy": accuracy, "agreement": 0.98, "ece": 0.01},
                     },
                     "parameters": {"teacher": 1_234_567, "student": 78_042},
                 },
                 student=factories.new_version(
                     "digits-student", network="retort/resnet8", job_id=lease.job_id
                 ),
-                files=[weights, config],
+                files=[weights, config, *self._report(session)],
             )
+
+    def _report(self, session: Any) -> list[leases.StoredFile]:
+        files = {"index.json": b"{}", "accuracy.png": b"a picture"}
+        return [
+            factories.stored(session, self.storage, content, path=f"report/{path}")
+            for path, content in files.items()
+        ]
 
     def fail(self, lease: leases.Lease, code: str, message: str, *log_tail: str) -> None:
         """End a job for good, without a student."""

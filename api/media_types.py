@@ -1,0 +1,15 @@
+"""Answers what kind of bytes a stored file holds, by the ending of its path."""
+
+from pathlib import PurePosixPath
+
+_BY_ENDING = {
+    ".json": "application/json",
+    ".md": "text/markdown; charset=utf-8",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+}
+
+
+def of(path: str) -> str:
+    """Return the media type of a file; `application/octet-stream` where it is not known."""
+    return _BY_ENDING.get(PurePosixPath(path).suffix, "application/octet-stream")

@@ -1,0 +1,162 @@
+"""Studies: many jobs submitted as one, and what comes out of comparing them."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Header, Query, Response
+from pydantic import AwareDatetime
+from sqlalchemy.orm import Session
+
+from api.dependencies import (
+    CallerDep,
+    EditorDep,
+    LabelsDep,
+    PageDep,
+    ReadersDep,
+    RingDep,
+    SessionsDep,
+)
+from api.once import OnceDep
+from api.schemas import lists
+from api.schemas import studies as bodies
+from models_registry import studies, tables
+from models_registry.spec import StudySpec
+
+router = APIRouter(prefix="/v1/studies", tags=["studies"])
+
+CSV = "text/csv"
+_UNFINISHED = {studies.StudyState.QUEUED, studies.StudyState.RUNNING}
+
+
+def _read(session: Session, study: tables.StudyRow) -> bodies.StudyRead:
+    standing = studies.standings(session, study_ids=[study.id])[study.id]
+    return bodies.StudyRead.of(study, standing)
+
+
+@router.post("", operation_id="submit_study", status_code=202, response_model=bodies.StudyRead)
+def submit(spec: StudySpec, caller: EditorDep, once: OnceDep, ring: RingDep) -> Response:
+    """Submit a study: all its jobs, or none. Each job's spec is checked as on its own."""
+
+    def work(session: Session) -> tuple[bodies.StudyRead, str]:
+        study = studies.submit(session, project_id=caller.project_id, spec=spec)
+        body = _read(session, study)
+        return body, body.links.study
+
+    response = once.answer(work, status=202)
+    ring()
+    return response
+
+
+@router.post("/validate", operation_id="validate_study")
+def validate(spec: StudySpec, caller: CallerDep, readers: ReadersDep) -> bodies.StudyPlanRead:
+    """Check a study as on submission, store nothing, and return the variants it would have."""
+    with readers() as session:
+        plan = studies.plan(session, project_id=caller.project_id, spec=spec)
+    return bodies.StudyPlanRead.of(plan)
+
+
+@router.get("", operation_id="list_studies")
+def index(
+    caller: CallerDep,
+    readers: ReadersDep,
+    wanted: PageDep,
+    labels: LabelsDep,
+    active: Annotated[
+        bool | None, Query(description="Whether jobs are left that have not ended.")
+    ] = None,
+    name: Annotated[str | None, Query(max_length=200)] = None,
+    created_after: AwareDatetime | None = None,
+    created_before: AwareDatetime | None = None,
+) -> lists.ListRead[bodies.StudyRead]:
+    """List the project's studies, newest first. `label.<key>=<value>` filters by label."""
+    filters = studies.Filters(
+        name=name,
+        is_active=active,
+        labels=labels,
+        created_after=created_after,
+        created_before=created_before,
+    )
+    with readers() as session:
+        page = studies.page(session, project_id=caller.project_id, filters=filters, wanted=wanted)
+        standings = studies.standings(session, study_ids=[study.id for study in page.rows])
+    return lists.ListRead.of(page, lambda study: bodies.StudyRead.of(study, standings[study.id]))
+
+
+@router.get("/{study_id}", operation_id="get_study")
+def show(study_id: str, caller: CallerDep, readers: ReadersDep) -> bodies.StudyRead:
+    """Return a study as it is now."""
+    with readers() as session:
+        study = studies.get(session, project_id=caller.project_id, study_id=study_id)
+        return _read(session, study)
+
+
+@router.delete("/{study_id}", operation_id="delete_study", status_code=204)
+def delete(study_id: str, caller: EditorDep, sessions: SessionsDep) -> None:
+    """Delete a study with its jobs, once all have ended. Registered students stay."""
+    with sessions.begin() as session:
+        studies.delete(session, project_id=caller.project_id, study_id=study_id)
+
+
+@router.post(
+    "/{study_id}/cancel",
+    operation_id="cancel_study",
+    responses={202: {"model": bodies.StudyRead, "description": "Asked for; jobs still stop."}},
+)
+def cancel(
+    study_id: str, caller: EditorDep, sessions: SessionsDep, response: Response
+) -> bodies.StudyRead:
+    """Stop all jobs that have not ended. 202 while devices are not free yet."""
+    with sessions.begin() as session:
+        study = studies.cancel(session, project_id=caller.project_id, study_id=study_id)
+        body = _read(session, study)
+    if body.state in _UNFINISHED:
+        response.status_code = 202
+    return body
+
+
+@router.get(
+    "/{study_id}/leaderboard",
+    operation_id="get_leaderboard",
+    response_model=bodies.LeaderboardRead,
+    responses={200: {"content": {CSV: {"schema": {"type": "string"}}}}},
+)
+def leaderboard(
+    study_id: str,
+    caller: CallerDep,
+    readers: ReadersDep,
+    response: Response,
+    form: Annotated[
+        Literal["json", "csv"] | None,
+        Query(alias="format", description="Stronger than the header `Accept`."),
+    ] = None,
+    accept: Annotated[str | None, Header(include_in_schema=False)] = None,
+) -> bodies.LeaderboardRead | Response:
+    """Compare the variants of a study by what their jobs have measured by now, best first.
+
+    As JSON, or as CSV with `Accept: text/csv` or `format=csv`.
+    """
+    with readers() as session:
+        study = studies.get(session, project_id=caller.project_id, study_id=study_id)
+        state = studies.standings(session, study_ids=[study.id])[study.id].state
+        compared = studies.compare(session, study)
+    body = bodies.LeaderboardRead.of(study, state, compared)
+    headers = {"vary": "Accept"}
+    if form == "csv" or (form is None and prefers_csv(accept or "")):
+        return Response(body.csv(), media_type=CSV, headers=headers)
+    response.headers.update(headers)
+    return body
+
+
+def prefers_csv(accept: str) -> bool:
+    """Return whether an `Accept` header wants CSV more than JSON."""
+    qualities: dict[str, float] = {}
+    for entry in accept.lower().split(","):
+        kind, *parameters = (part.strip() for part in entry.split(";"))
+        quality = next((p.removeprefix("q=") for p in parameters if p.startswith("q=")), "1")
+        qualities[kind] = float(quality) if quality.replace(".", "", 1).isdecimal() else 0.0
+
+    def wish(*kinds: str) -> float:
+        # The most specific that is there decides (RFC 9110, 12.5.1).
+        return next((qualities[kind] for kind in kinds if kind in qualities), 0.0)
+
+    csv = wish(CSV, "text/*", "*/*")
+    return csv > wish("application/json", "application/*", "*/*")

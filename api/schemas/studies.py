@@ -1,0 +1,250 @@
+"""Bodies of studies and their leaderboards."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, Field
+
+from models_registry import leaderboard, studies, tables
+from models_registry.spec import StudySpec
+
+# Methods and settings are the caller's JSON, frozen at submission.
+Json = dict[str, Any]
+
+
+class StudyLinks(BaseModel):
+    """Where to go from here."""
+
+    study: str
+    jobs: str
+    leaderboard: str
+
+
+class StudyRead(BaseModel):
+    """A study as it is now: what its jobs amount to."""
+
+    id: str
+    name: str
+    state: str = Field(
+        description="`queued` and `running` are not final, nor is a state that you do not know; "
+        "`succeeded`, `incomplete` (some jobs failed), `failed` and `cancelled` are."
+    )
+    progress: float = Field(ge=0, le=1)
+    job_count: int
+    jobs: dict[str, int] = Field(description="Number of jobs by state.")
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None = Field(description="When the last job ended.")
+    spec: Json = Field(description="As stored: references resolved, grids as given.")
+    labels: dict[str, str]
+    links: StudyLinks
+
+    @classmethod
+    def of(cls, study: tables.StudyRow, standing: studies.Standing) -> Self:
+        """Return the body of a row with the standing of its jobs."""
+        here = f"/v1/studies/{study.id}"
+        return cls(
+            id=study.id,
+            name=study.name,
+            state=standing.state,
+            progress=standing.progress,
+            job_count=sum(standing.counts.values()),
+            jobs={str(state): count for state, count in sorted(standing.counts.items())},
+            created_at=study.created_at,
+            started_at=standing.started_at,
+            finished_at=standing.finished_at,
+            spec=study.spec,
+            labels=study.labels,
+            links=StudyLinks(
+                study=here, jobs=f"/v1/jobs?study={study.id}", leaderboard=f"{here}/leaderboard"
+            ),
+        )
+
+
+class VariantRead(BaseModel):
+    """What the jobs of one method with one choice of hyper-parameters have in common."""
+
+    variant: int = Field(description="Number in the study, from 1.")
+    name: str = Field(description="Method and settings in words.")
+    method: Json = Field(description="With defaults filled in.")
+    settings: Json = Field(description="What tells it from variants of the same method.")
+    is_baseline: bool
+    compared_with: int | None = Field(description="Number of its baseline.")
+
+    @classmethod
+    def of(cls, variant: leaderboard.Variant) -> Self:
+        """Return the body of a variant."""
+        return cls(
+            variant=variant.number,
+            name=studies.label_of(variant),
+            method=variant.method,
+            settings=variant.settings,
+            is_baseline=variant.is_baseline,
+            compared_with=variant.compared_with,
+        )
+
+
+class StudyPlanRead(BaseModel):
+    """What a study would consist of."""
+
+    spec: StudySpec
+    job_count: int
+    variants: list[VariantRead]
+
+    @classmethod
+    def of(cls, plan: studies.Plan) -> Self:
+        """Return the body of a plan."""
+        return cls(
+            spec=plan.spec,
+            job_count=plan.job_count,
+            variants=[VariantRead.of(variant) for variant in plan.variants],
+        )
+
+
+class SpreadRead(BaseModel):
+    """Values over seeds."""
+
+    mean: float
+    standard_deviation: float | None = Field(description="Of the sample; null with one seed.")
+    smallest: float
+    largest: float
+
+
+class DifferenceRead(BaseModel):
+    """A variant less its baseline, over the seeds that both have finished."""
+
+    pairs: int
+    mean: float
+    standard_deviation: float | None
+    interval: list[float] | None = Field(
+        description="95 % confidence interval of the mean by Student's t; null with one pair."
+    )
+    p_value: float | None = Field(
+        description="Two-sided, of flipping the signs of the differences; null with one pair. With "
+        "n pairs it is never below 2 / 2^n, and it is not corrected for the number of variants."
+    )
+    seeds_above: int = Field(description="Seeds with which it did better than its baseline.")
+    verdict: Literal["beats", "matches", "misses"] | None = Field(
+        description="Whether the interval lies above 0, around it or below; null under 3 pairs."
+    )
+
+
+class RunRead(BaseModel):
+    """One job of a variant."""
+
+    seed: int
+    job: str
+    state: str
+    accuracy: float | None
+    student: str | None = Field(description="Reference of the registered model version.")
+
+
+class LeaderboardRow(VariantRead):
+    """A variant and what it achieved; means are over the jobs that succeeded."""
+
+    rank: int | None = Field(description="By mean accuracy; equal means share one.")
+    finished: int = Field(description="Jobs that succeeded.")
+    failed: int = Field(description="Jobs that failed or were cancelled.")
+    unfinished: int
+    accuracy: SpreadRead | None
+    difference: DifferenceRead | None = Field(description="Null without a baseline to compare.")
+    agreement: float | None = Field(description="With the teacher.")
+    ece: float | None = Field(description="Expected calibration error.")
+    wall_seconds: float | None = Field(description="Of one job.")
+    images_per_second: float | None
+    parameters: int | None = Field(description="Of the student.")
+    runs: list[RunRead] = Field(description="By seed.")
+
+    @classmethod
+    def of_row(cls, row: leaderboard.Row) -> Self:
+        """Return the body of a row."""
+        return cls(
+            **VariantRead.of(row.variant).model_dump(),
+            rank=row.rank,
+            finished=row.finished,
+            failed=row.failed,
+            unfinished=row.unfinished,
+            accuracy=SpreadRead(**vars(row.accuracy)) if row.accuracy else None,
+            difference=DifferenceRead(**vars(row.difference)) if row.difference else None,
+            agreement=row.agreement,
+            ece=row.ece,
+            wall_seconds=row.wall_seconds,
+            images_per_second=row.images_per_second,
+            parameters=row.parameters,
+            runs=[
+                RunRead(
+                    seed=run.seed,
+                    job=run.job_id,
+                    state=run.state,
+                    accuracy=run.accuracy,
+                    student=run.student,
+                )
+                for run in row.runs
+            ],
+        )
+
+
+class LeaderboardRead(BaseModel):
+    """All variants of a study, best first, as measured on the test split."""
+
+    study: str
+    name: str
+    state: str
+    teacher: str | None
+    teacher_accuracy: float | None
+    seeds: list[int]
+    rows: list[LeaderboardRow]
+
+    @classmethod
+    def of(cls, study: tables.StudyRow, state: str, compared: leaderboard.Leaderboard) -> Self:
+        """Return the body of a leaderboard."""
+        return cls(
+            study=study.id,
+            name=study.name,
+            state=state,
+            teacher=study.spec["teacher"],
+            teacher_accuracy=compared.teacher_accuracy,
+            seeds=study.spec["seeds"],
+            rows=[LeaderboardRow.of_row(row) for row in compared.rows],
+        )
+
+    def csv(self) -> str:
+        """Return one line for each variant, under a line of names; what is unknown is empty."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\r\n")  # RFC 4180
+        writer.writerow(CSV_COLUMNS)
+        writer.writerows(_cells(row, self.teacher_accuracy) for row in self.rows)
+        return text.getvalue()
+
+
+CSV_COLUMNS = (
+    *("rank", "variant", "name", "is_baseline", "compared_with"),
+    *("finished", "failed", "unfinished"),
+    *("accuracy_mean", "accuracy_standard_deviation", "accuracy_smallest", "accuracy_largest"),
+    *("pairs", "difference_mean", "difference_standard_deviation"),
+    *("difference_low", "difference_high", "p_value", "seeds_above", "verdict"),
+    *("agreement", "ece", "wall_seconds", "images_per_second", "parameters"),
+    "teacher_accuracy",
+)
+
+
+def _cells(row: LeaderboardRow, teacher_accuracy: float | None) -> Sequence[object]:
+    accuracy, difference = row.accuracy, row.difference
+    low, high = difference.interval if difference and difference.interval else (None, None)
+    return (
+        *(row.rank, row.variant, row.name, str(row.is_baseline).lower(), row.compared_with),
+        *(row.finished, row.failed, row.unfinished),
+        *_fields(accuracy, ("mean", "standard_deviation", "smallest", "largest")),
+        *_fields(difference, ("pairs", "mean", "standard_deviation")),
+        *(low, high),
+        *_fields(difference, ("p_value", "seeds_above", "verdict")),
+        *(row.agreement, row.ece, row.wall_seconds, row.images_per_second, row.parameters),
+        teacher_accuracy,
+    )
+
+
+def _fields(body: BaseModel | None, names: Iterable[str]) -> list[object]:
+    return [getattr(body, name, None) for name in names]
