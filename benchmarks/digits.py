@@ -87,6 +87,7 @@ def run_recipe(
         "method": method,
         "training": catalog.complete_training({**training, "seed": seed}),
         "baseline": False,
+        "report": False,
         "accelerator": "cpu",
         "provenance": {},
     }

@@ -32,6 +32,7 @@ SPEC: dict[str, Any] = {
     "dataset": "digits@1",
     "method": {"name": "ce"},
     "training": {"epochs": 40},
+    "report": False,
 }
 
 
@@ -150,6 +151,7 @@ def _recipe(job: types.Job, folder: Path) -> Path:
         "method": job.spec["method"],
         "training": job.spec["training"],
         "baseline": False,
+        "report": job.spec["report"],
         "accelerator": "cpu",
         "provenance": {},
     }

@@ -64,6 +64,7 @@ def prepare(workdir: Path, **changes: Any) -> Path:
         "student": network(),
         "method": {"name": "dkd", "warmup_epochs": 2},
         "training": training,
+        "report": False,
         "accelerator": "cpu",
         "provenance": {"job": "job_1", "attempt": 1, "teacher": "rows@1"},
         **changes,

@@ -25,6 +25,11 @@ def a_network(seed: int = 0) -> Network:
     return network
 
 
+def a_source(images: torch.Tensor, labels: torch.Tensor) -> batches.Batches:
+    training = expand({"batch_size": 4, "augmentation": "none"})
+    return batches.Batches(images, labels, training=training, classes=3, flip=False, device=CPU)
+
+
 def a_course(accuracies: list[float], every: int = 1) -> course.Course:
     """Return a course over 3 steps an epoch whose validation gives these accuracies in turn."""
     training = expand(
@@ -43,12 +48,12 @@ def a_course(accuracies: list[float], every: int = 1) -> course.Course:
         method=method,
         view=batches.View("student", size, size, CPU),
         source=batches.Batches(
-            images, labels, batch_size=4, seed=0, augment=False, flip=False, device=CPU
+            images, labels, training=training, classes=3, flip=False, device=CPU
         ),
         precision=FLOAT32,
         stepper=optimizers.Stepper((student, method), training, FLOAT32),
         tally=tally.Tally(CPU),
-        validate=lambda _network: (next(given), 1.0),
+        validate=lambda _network: {"accuracy": next(given), "loss": 1.0},
     )
 
 
@@ -56,10 +61,10 @@ def walk_epoch(moving: course.Course, after: Callable[[], None] = lambda: None) 
     for moment, batch in moving.walk():
         learned = moving.learn(batch)
         terms = moving.method.terms(learned, learned, batch, moment)
-        moving.stepper.step_on(terms["task"], moment)
+        moving.stepper.step_on(terms, moment)
         moving.advance(moment, terms["task"], terms, learned, batch)
         after()
-        if moment.closes_epoch:
+        if moving.owes_close:
             moving.close_epoch()
 
 
@@ -129,7 +134,7 @@ class TestCourse:
         with pytest.raises(errors.Interrupted):
             walk_epoch(moving)
         assert (moving.step, moving.closed_epoch, moving.owes_close) == (3, 0, True)
-        moving.validate = lambda _network: (0.5, 1.0)
+        moving.validate = lambda _network: {"accuracy": 0.5, "loss": 1.0}
         moving.close_epoch()
         assert not moving.owes_close
         assert moving.best.epoch == 1
@@ -140,7 +145,7 @@ def interrupt_at(moving: course.Course, step: int) -> None:
         raise errors.Interrupted
 
 
-def refuse(_network: Network) -> tuple[float, float]:
+def refuse(_network: Network) -> dict[str, float]:
     raise errors.Interrupted
 
 
@@ -157,7 +162,22 @@ class TestTally:
         assert counted.look().losses == {"total": 1.5, "task": 1.5}
         self.add(counted, 3, 4.0)
         assert counted.look().losses == {"total": 4.0, "task": 4.0}
-        assert counted.close_epoch() == 0.5
+        closed = counted.close_epoch()
+        assert closed.accuracy == 0.5
+        assert closed.losses == {"total": 7 / 3, "task": 7 / 3}
+
+    def test_an_epochs_losses_survive_a_pause_inside_it(self) -> None:
+        whole, first, second = tally.Tally(CPU), tally.Tally(CPU), tally.Tally(CPU)
+        for step, total in enumerate([1.0, 2.0, 4.0], start=1):
+            self.add(whole, step, total)
+        self.add(first, 1, 1.0)
+        first.look()
+        self.add(first, 2, 2.0)
+        second.restore(first.state())
+        self.add(second, 3, 4.0)
+        for counted in (whole, second):
+            counted.look()
+        assert second.close_epoch() == whole.close_epoch()
 
     def test_remembers_the_first_step_that_was_not_finite(self) -> None:
         counted = tally.Tally(CPU)
@@ -177,9 +197,7 @@ class TestTeacher:
         network = a_network(3).eval()
         size = Input.model_validate(folders.INPUT)
         images, labels = folders.images(12, 3, 0)
-        source = batches.Batches(
-            images, labels, batch_size=4, seed=0, augment=False, flip=False, device=CPU
-        )
+        source = a_source(images, labels)
         view = batches.View("teacher", size, size, CPU)
         watching = teacher.Watching(network.observe, view, FLOAT32, stages=False)
         remembering = teacher.Remembering(watching, source)
@@ -194,9 +212,7 @@ class TestTeacher:
         size = Input.model_validate(folders.INPUT)
         view = batches.View("teacher", size, size, CPU)
         images, labels = folders.images(12, 3, 0)
-        source = batches.Batches(
-            images, labels, batch_size=4, seed=0, augment=False, flip=False, device=CPU
-        )
+        source = a_source(images, labels)
         shown = teacher.Watching(network.observe, view, FLOAT32, stages=True).observe(
             next(source.epoch(1))
         )

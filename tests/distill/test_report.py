@@ -78,6 +78,23 @@ class TestReporter:
         ]
 
 
+class TestMembers:
+    def test_lines_of_a_member_carry_its_key(self, sheet: Sheet) -> None:
+        sheet.reporter.of_member("one").warning("code", "odd")
+        sheet.reporter.warning("code", "odd for all")
+        assert [line.get("member") for line in sheet.lines()] == ["one", None]
+
+    def test_each_member_is_heard_as_often_as_one_alone(self, sheet: Sheet) -> None:
+        members = [sheet.reporter.of_member(key) for key in ("one", "other")]
+        for step in range(3):
+            for member in members:
+                member.progress(step=step)
+        assert [(line["member"], line["step"]) for line in sheet.lines()] == [
+            ("one", 0),
+            ("other", 0),
+        ]
+
+
 class TestOpenStream:
     def test_other_prints_never_reach_the_stream(self) -> None:
         done = subprocess.run(

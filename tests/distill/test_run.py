@@ -154,6 +154,11 @@ class TestResume:
         whole = undisturbed[0] / "student.safetensors"
         assert (tmp_path / "student.safetensors").read_bytes() == whole.read_bytes()
         assert lines[-1]["scores"] == undisturbed[1][-1]["scores"]
+        curves = (
+            json.loads((folder / "metrics.json").read_text())["history"]
+            for folder in (tmp_path, undisturbed[0])
+        )
+        assert next(curves) == next(curves)
 
     def test_a_signal_during_start_up_leaves_at_once(self, tmp_path: Path) -> None:
         process = folders.start(folders.prepare(tmp_path))

@@ -180,7 +180,7 @@ class TestMake:
     def test_counts_what_ended_how_and_averages_what_succeeded(self) -> None:
         runs = [
             run(1, 3, 0.5, wall_seconds=10.0, parameters=78_042, images_per_second=100.0),
-            run(1, 1, 0.7, wall_seconds=20.0, parameters=78_042, ece=0.1, agreement=0.8),
+            run(1, 1, 0.7, wall_seconds=20.0, shared_with=5, ece=0.1, agreement=0.8),
             run(1, 0, None, state=State.FAILED),
             run(1, 2, None, state=State.CANCELLED),
             run(1, 4, None, state=State.CANCELLING),
@@ -188,6 +188,7 @@ class TestMake:
         [row] = leaderboard.make(self.VARIANTS[:1], runs).rows
         assert (row.finished, row.failed, row.unfinished) == (2, 2, 1)
         assert (row.wall_seconds, row.images_per_second) == (15.0, 100.0)
+        assert row.side_by_side == 1
         assert (row.parameters, row.ece, row.agreement) == (78_042, 0.1, 0.8)
         assert [found.seed for found in row.runs] == [0, 1, 2, 3, 4]
 

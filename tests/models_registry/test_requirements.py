@@ -86,7 +86,7 @@ class TestFaults:
         ]
 
     def test_dot_needs_labels_and_batches_need_enough_images(self) -> None:
-        dot = {"optimizer": {"name": "dot"}}
+        dot: dict[str, Any] = {"optimizer": {"name": "dot"}}
         assert faults({"name": "kd"}, **dot) == faults({"name": "ce"}, **dot) == []
         assert faults({"name": "simkd"}, **dot) == [
             ("/training/optimizer/name", "optimizer_refused")

@@ -20,6 +20,7 @@ from workers.distill.methods.logit.ce import CE
 from workers.distill.methods.logit.ctkd import CTKD
 from workers.distill.methods.logit.dist import DIST
 from workers.distill.methods.logit.dkd import DKD
+from workers.distill.methods.logit.fkd import FKD
 from workers.distill.methods.logit.kd import KD
 from workers.distill.methods.logit.labelsmoothing import LabelSmoothing
 from workers.distill.methods.logit.mlld import MLLD
@@ -46,6 +47,7 @@ METHODS: dict[str, type[Method]] = {
     "dist": DIST,
     "dkd": DKD,
     "fitnet": FitNet,
+    "fkd": FKD,
     "kd": KD,
     "kdsvd": KDSVD,
     "labelsmoothing": LabelSmoothing,
@@ -128,10 +130,15 @@ def check(method: type[Method], training: recipe.Training) -> None:
             f"training.mixing: method {method.name} needs one true class for each image, so "
             "images cannot be mixed; leave mixing out or choose a method without that need"
         )
+    if training.optimizer.name == "dot" and not method.has_task:
+        raise errors.BadRecipe(
+            f"training.optimizer.name: dot keeps one momentum for the labels, and method "
+            f"{method.name} does not learn from them; choose sgd or adamw"
+        )
     if training.batch_size < method.smallest_batch:
         raise errors.BadRecipe(
-            f"training.batch_size: method {method.name} needs at least {method.smallest_batch} images "
-            f"in a batch, got {training.batch_size}"
+            f"training.batch_size: method {method.name} needs at least {method.smallest_batch} "
+            f"images in a batch, got {training.batch_size}"
         )
 
 

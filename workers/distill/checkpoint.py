@@ -9,6 +9,7 @@ import hashlib
 import os
 import pathlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -70,6 +71,13 @@ def newest(
     folder: pathlib.Path, recipe_digest: str, reporter: report.Reporter
 ) -> dict[str, Any] | None:
     """Return the state of the newest checkpoint of this recipe that can be read, or None."""
+    return next(readable(folder, recipe_digest, reporter), None)
+
+
+def readable(
+    folder: pathlib.Path, recipe_digest: str, reporter: report.Reporter
+) -> Iterator[dict[str, Any]]:
+    """Yield the states of this recipe's checkpoints, the newest first; warn of all others."""
     for leftover in folder.glob("*.ckpt.tmp"):
         leftover.unlink(missing_ok=True)
     for path in newest_first(folder):
@@ -88,8 +96,7 @@ def newest(
             )
             continue
         found: dict[str, Any] = state
-        return found
-    return None
+        yield found
 
 
 def newest_first(folder: pathlib.Path) -> list[pathlib.Path]:

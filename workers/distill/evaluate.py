@@ -38,6 +38,14 @@ class Labelled:
     labels: Int[Tensor, " N"]
 
 
+@dataclass(frozen=True)
+class Shown:
+    """The logits of all images, and the pooled features of those that were asked for."""
+
+    logits: Float[Tensor, "N C"]
+    pooled: Float[Tensor, "K D"]
+
+
 def predict(
     network: Network,
     view: batches.View,
@@ -46,15 +54,38 @@ def predict(
     between: Callable[[], None] = lambda: None,
 ) -> Float[Tensor, "N C"]:
     """Return the logits of all images, in evaluation mode; `between` runs before each batch."""
+    return survey(network, view, images, between=between).logits
+
+
+def survey(
+    network: Network,
+    view: batches.View,
+    images: UInt8[Tensor, "N c h w"],
+    *,
+    keep: Int[Tensor, " K"] | None = None,
+    between: Callable[[], None] = lambda: None,
+) -> Shown:
+    """Return logits, and in the same pass the pooled features of the images in `keep`.
+
+    `keep` holds rows of `images` in rising order. Of features only those are kept: a large split
+    would not fit.
+    """
     training = network.training
     network.eval()
+    logits, pooled = [], []
     try:
-        logits = []
         with torch.inference_mode():
-            for part in torch.split(images, BATCH):
+            for first in range(0, len(images), BATCH):
                 between()
-                logits.append(network(view(part)).float())
-        return torch.cat(logits)
+                seen = view(images[first : first + BATCH])
+                if keep is None:
+                    logits.append(network(seen).float())
+                    continue
+                shown = network.observe(seen)
+                here = keep[(keep >= first) & (keep < first + BATCH)] - first
+                logits.append(shown.logits.float())
+                pooled.append(shown.pooled[here.to(shown.pooled.device)].float())
+        return Shown(torch.cat(logits), torch.cat(pooled) if pooled else torch.empty(0, 0))
     finally:
         network.train(training)
 

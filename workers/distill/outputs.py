@@ -21,7 +21,7 @@ def write(
     histories: dict[str, list[dict[str, int | float]]],
 ) -> None:
     """Write all outputs, each whole or not at all."""
-    said = header(asked, classes)
+    said = header(asked, classes, student)
     # No time, attempt or measurement goes into the student's file: the same recipe must give the
     # same bytes.
     texts = {"format": "pt", weights.HEADER_KEY: json.dumps(said, sort_keys=True)}
@@ -39,11 +39,12 @@ def write(
     checkpoint.sync_folder(workdir)
 
 
-def header(asked: recipe.Recipe, classes: list[str]) -> dict[str, Any]:
+def header(asked: recipe.Recipe, classes: list[str], student: Network) -> dict[str, Any]:
     """Return what the student's file says of itself: enough to rebuild it without us."""
     return {
-        "network": asked.student.network,
-        "arguments": asked.student.arguments,
+        # Not what was asked for: a method may deliver the student as part of another network.
+        "network": student.reference,
+        "arguments": dict(student.arguments),
         "classes": classes,
         "input": asked.student.input.model_dump(mode="json"),
         "task": asked.task,

@@ -17,13 +17,18 @@ PROGRESS_SECONDS = 0.5
 
 
 class Reporter:
-    """Writes report lines to a descriptor."""
+    """Writes report lines to a descriptor; those of one member of a group carry its key."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, member: str | None = None) -> None:
         self._descriptor = descriptor
+        self._member = {} if member is None else {"member": member}
         self._points: list[dict[str, Any]] = []
         self._points_since = 0.0
         self._progress_at = -math.inf
+
+    def of_member(self, key: str) -> "Reporter":
+        """Return a reporter for one member of a group, with metrics and pauses of its own."""
+        return Reporter(self._descriptor, key)
 
     def started(self, **facts: Any) -> None:
         """Say on what, and from where, the work starts."""
@@ -72,7 +77,7 @@ class Reporter:
         self._write("failure", {"code": code, "message": message, **facts})
 
     def _write(self, kind: str, facts: Mapping[str, Any]) -> None:
-        content = portable({"type": kind, **facts})
+        content = portable({"type": kind, **self._member, **facts})
         line = json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
         rest = line.encode(errors="replace")
         while rest:

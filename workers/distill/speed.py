@@ -5,6 +5,7 @@ already there. What a run spends beyond it is overhead.
 """
 
 import copy
+import ctypes
 import statistics
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from workers.distill.networks.interface import Features, Network
 MEASURE_SECONDS = 0.5
 EXAMPLES = 4
 """Images on which a folded network is compared with the plain one."""
+# Numbers of <malloc.h>; glibc takes no larger threshold than 32 MiB.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _LARGEST_THRESHOLD = -1, -3, 32 << 20
 
 
 def folded(network: Network, example: Tensor) -> Network:
@@ -36,7 +39,8 @@ def folded(network: Network, example: Tensor) -> Network:
     changed = copy.deepcopy(plain)
     # Rounded to TF32, as CUDA convolutions are, equal networks would look different.
     exact = torch.backends.cudnn.flags(allow_tf32=False) if example.is_cuda else nullcontext()
-    with torch.inference_mode(), exact:
+    # Not in inference mode: weights made there could never be loaded or compiled.
+    with torch.no_grad(), exact:
         expected = plain.observe(example)
         for conv_name, norm_name in _pairs(changed, example):
             conv, norm = changed.get_submodule(conv_name), changed.get_submodule(norm_name)
@@ -80,6 +84,21 @@ def forward(
     return run
 
 
+class Floor:
+    """A student's arithmetic of one step, forward and backward, on a copy that learns nothing."""
+
+    def __init__(self, student: Network, precision: optimizers.Precision) -> None:
+        self._student = copy.deepcopy(student).train()  # its running statistics move
+        self._parameters = optimizers.learned([self._student])
+        self._precision = precision
+
+    def __call__(self, images: Tensor) -> None:
+        """Compute a step's gradient, uncompiled."""
+        with self._precision.autocast():
+            logits = self._student(images)
+        torch.autograd.grad(logits.float().sum(), self._parameters, allow_unused=True)
+
+
 def floor_seconds(
     student: Network,
     images: Tensor,
@@ -87,33 +106,52 @@ def floor_seconds(
     precision: optimizers.Precision,
 ) -> float:
     """Return the seconds that the arithmetic of one step takes, uncompiled."""
-    trained = copy.deepcopy(student).train()  # its running statistics move
-    parameters = optimizers.learned([trained])
+    floor = Floor(student, precision)
 
     def step() -> None:
         if teacher is not None:
             teacher()
-        with precision.autocast():
-            logits = trained(images)
-        torch.autograd.grad(logits.float().sum(), parameters, allow_unused=True)
+        floor(images)
 
     return _median_seconds(step, images.device)
 
 
-def _median_seconds(work: Callable[[], None], device: torch.device) -> float:
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
+
+def generators(device: torch.device) -> list[torch.device]:
+    """Return the devices whose random numbers `fork_rng` keeps, besides the CPU."""
+    return [device] if device.type == "cuda" else []
+
+
+def keep_memory() -> None:
+    """Let the process keep freed memory for its next step, instead of asking for fresh pages.
+
+    A step allocates and frees the same large maps again and again; the kernel would have to clear
+    each page anew, which takes 6 % of a step on the CPU. Only glibc is asked; others are left as
+    they are.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        return
+    mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _median_seconds(work: Callable[[], None], device: torch.device) -> float:
     times: list[float] = []
     for _ in range(2):
         work()
-    wait()
+    wait_for(device)
     end = time.monotonic() + MEASURE_SECONDS
     while not times or (time.monotonic() < end and len(times) < 200):
         start = time.perf_counter()
         work()
-        wait()
+        wait_for(device)
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 

@@ -1,21 +1,26 @@
 """One network's way through its training: everything that moves, in one place that can be saved."""
 
-from collections.abc import Callable, Iterator
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from workers.distill import optimizers
+from workers.distill import errors, optimizers
 from workers.distill.data import batches
-from workers.distill.loops import tally, teacher
+from workers.distill.loops import average, tally, teacher
 from workers.distill.method import Batch, Method, Moment, Terms
 from workers.distill.networks.interface import Features, Network
 from workers.distill.recipe import Training
 
-Validate = Callable[[Network], tuple[float, float]]
-"""Returns accuracy and loss of a network on the validation split."""
+Validate = Callable[[Network], Mapping[str, float]]
+"""Returns `accuracy`, `loss` and more of a network on the validation split, by name."""
+
+Ending = Literal["epochs", "max_steps", "max_seconds", "patience_epochs"]
+"""The field of the recipe that ended a training."""
 
 
 @dataclass
@@ -30,7 +35,11 @@ class Best:
 
 @dataclass
 class Course:
-    """A student, its method and its optimizer on their way through the training split."""
+    """A student, its method and its optimizer on their way through the training split.
+
+    An epoch is closed after its last step, or after the step at which a limit of steps or seconds
+    is reached; the way is over when that was the last.
+    """
 
     phase: str
     training: Training
@@ -45,14 +54,44 @@ class Course:
     validate: Validate
     step: int = 0
     closed_epoch: int = 0
+    validated_epoch: int = 0
     seconds: float = 0.0
+    time_is_up: bool = False
+    """Set after a step by whoever looks at the clock."""
     best: Best = field(default_factory=Best)
     history: list[dict[str, int | float]] = field(default_factory=list)
 
+    ema: average.Average | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        """Begin the average of the weights, where one is wanted."""
+        if self.training.ema_decay is not None:
+            learners = {"student": self.student, "method": self.method}
+            self.ema = average.Average(learners, self.training.ema_decay)
+
     @property
     def steps(self) -> int:
-        """Return the number of steps from start to end."""
-        return self.training.epochs * self.source.steps_per_epoch
+        """Return the number of steps from start to end, if nothing ends it early."""
+        return self.training.steps(self.source.steps_per_epoch)
+
+    @property
+    def ended_by(self) -> Ending | None:
+        """Return what has ended the training, or None while it goes on."""
+        training = self.training
+        if self.step >= self.steps:
+            whole = training.epochs * self.source.steps_per_epoch
+            return "epochs" if self.step >= whole else "max_steps"
+        if self.time_is_up:
+            return "max_seconds"
+        waited = self.validated_epoch - self.best.epoch
+        if training.patience_epochs is not None and waited >= training.patience_epochs:
+            return "patience_epochs"
+        return None
+
+    @property
+    def over(self) -> bool:
+        """Whether no step is left."""
+        return self.ended_by is not None
 
     def moment(self, step: int) -> Moment:
         """Return where a step (from 1) stands."""
@@ -62,37 +101,35 @@ class Course:
     def walk(self) -> Iterator[tuple[Moment, Batch]]:
         """Yield the steps that are left, each with its batch."""
         per_epoch = self.source.steps_per_epoch
-        for epoch in range(self.step // per_epoch + 1, self.training.epochs + 1):
-            for batch in self.source.epoch(epoch, first=self.step % per_epoch):
+        while not self.over:
+            epoch, first = self.step // per_epoch + 1, self.step % per_epoch
+            for batch in self.source.epoch(epoch, first=first):
                 yield self.moment(self.step + 1), batch
+                if self.over:
+                    break
 
     def learn(self, batch: Batch) -> Features:
         """Return what the student shows for a batch, ready for a loss."""
-        with self.precision.autocast():
-            shown = self.observe(self.view(batch.images))
-        if self.precision.name == "float32":
+        shown = self._look(batch.images)
+        if batch.strong is None or not self.method.wants_strong:
             return shown
-        return Features(
-            logits=teacher.at_least_float(shown.logits),
-            pooled=teacher.at_least_float(shown.pooled),
-            stem=shown.stem,
-            stages=shown.stages,
-            pre_activations=shown.pre_activations,
-            final=shown.final,
-        )
+        return dataclasses.replace(shown, strong=self._look(batch.strong))
 
     def advance(
         self, moment: Moment, total: Tensor, terms: Terms, learned: Features, batch: Batch
     ) -> None:
         """Count a finished step."""
-        self.tally.add(moment.step, total, terms, learned.logits, batch.labels)
+        self.tally.add(moment.step, total, terms, learned.logits, seen_labels(batch))
+        if self.ema is not None:
+            self.ema.follow(moment.step)
         self.step = moment.step
 
     @property
     def owes_close(self) -> bool:
-        """Whether the last step ended an epoch that was not closed yet."""
-        per_epoch = self.source.steps_per_epoch
-        return self.step % per_epoch == 0 and self.closed_epoch < self.step // per_epoch
+        """Whether the last step ended an epoch, or the training, and it was not closed yet."""
+        if self.step == 0 or self.closed_epoch == self.moment(self.step).epoch:
+            return False
+        return self.moment(self.step).closes_epoch or self.over
 
     def close_epoch(self) -> dict[str, float]:
         """Validate if it is time, remember the best weights, and return the epoch's numbers.
@@ -100,20 +137,20 @@ class Course:
         Nothing changes until validation is through, so an interruption inside it loses nothing.
         """
         epoch = self.closed_epoch + 1
-        last = epoch == self.training.epochs
         numbers: dict[str, float] = {}
-        if last or epoch % self.training.evaluate_every_epochs == 0:
-            accuracy, loss = self.validate(self.method.deliver(self.student))
-            numbers = {"validation/accuracy": accuracy, "validation/loss": loss}
-            if accuracy > self.best.accuracy:
-                self._remember(epoch, accuracy)
-        numbers["train/accuracy"] = self.tally.close_epoch()
+        if self.over or epoch % self.training.evaluate_every_epochs == 0:
+            numbers = self._validate(epoch)
+        closed = self.tally.close_epoch()
+        numbers["train/accuracy"] = closed.accuracy
         self.closed_epoch = epoch
-        self.history.append({"epoch": epoch, **numbers})
+        losses = {f"loss/{name}": value for name, value in closed.losses.items()}
+        self.history.append({"epoch": epoch, **numbers, **losses})
         return numbers
 
     def use_best(self) -> Network:
         """Return the network to deliver, with the best epoch's weights."""
+        if self.best.epoch == 0:
+            raise errors.DistillError("no epoch was validated, so there is nothing to deliver")
         self.student.load_state_dict(self.best.student)
         self.method.load_state_dict(self.best.method)
         return self.method.deliver(self.student).eval()
@@ -124,7 +161,10 @@ class Course:
             "phase": self.phase,
             "step": self.step,
             "closed_epoch": self.closed_epoch,
+            "validated_epoch": self.validated_epoch,
             "seconds": self.seconds,
+            "time_is_up": self.time_is_up,
+            "ema": None if self.ema is None else self.ema.state(),
             "student": self.student.state_dict(),
             "method": self.method.state_dict(),
             "stepper": self.stepper.state(),
@@ -137,7 +177,10 @@ class Course:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
         self.step, self.closed_epoch = state["step"], state["closed_epoch"]
-        self.seconds = state["seconds"]
+        self.validated_epoch = state["validated_epoch"]
+        self.seconds, self.time_is_up = state["seconds"], state["time_is_up"]
+        if self.ema is not None:
+            self.ema.restore(state["ema"])
         self.student.load_state_dict(state["student"])
         self.method.load_state_dict(state["method"])
         self.stepper.restore(state["stepper"])
@@ -150,7 +193,9 @@ class Course:
         """Return what is left of a phase when it is over."""
         return {
             "step": self.step,
+            "validated_epoch": self.validated_epoch,
             "seconds": self.seconds,
+            "time_is_up": self.time_is_up,
             "best": vars(self.best),
             "history": self.history,
         }
@@ -158,13 +203,41 @@ class Course:
     def restore_outcome(self, outcome: dict[str, Any]) -> None:
         """Stand at the end of a phase again."""
         self.step, self.seconds = outcome["step"], outcome["seconds"]
+        self.validated_epoch = outcome["validated_epoch"]
+        self.time_is_up = outcome["time_is_up"]
         self.best = Best(**outcome["best"])
         self.history = list(outcome["history"])
+
+    def _look(self, images: Tensor) -> Features:
+        with self.precision.autocast():
+            shown = self.observe(self.view(images))
+        if self.precision.name == "float32":
+            return shown
+        return dataclasses.replace(
+            shown,
+            logits=teacher.at_least_float(shown.logits),
+            pooled=teacher.at_least_float(shown.pooled),
+        )
+
+    def _validate(self, epoch: int) -> dict[str, float]:
+        with self.ema.in_place() if self.ema else contextlib.nullcontext():
+            found = self.validate(self.method.deliver(self.student))
+            self.validated_epoch = epoch
+            if found["accuracy"] > self.best.accuracy:
+                self._remember(epoch, found["accuracy"])
+        return {f"validation/{name}": value for name, value in found.items()}
 
     def _remember(self, epoch: int, accuracy: float) -> None:
         student = {name: value.clone() for name, value in self.student.state_dict().items()}
         method = {name: value.clone() for name, value in self.method.state_dict().items()}
         self.best = Best(epoch, accuracy, student, method)
+
+
+def seen_labels(batch: Batch) -> Tensor:
+    """Return the labels that count as right: of a mixed image, those of its larger share."""
+    if batch.mixed is None:
+        return batch.labels
+    return torch.where(batch.mixed.share >= 0.5, batch.labels, batch.mixed.labels)
 
 
 def random_state() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where a loop reports: progress, metrics, checkpoints, and the wish to stop."""
+"""Where a loop reports: progress, metrics and checkpoints."""
 
 import pathlib
 import time
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from workers.distill import checkpoint, report, stopping
+from workers.distill import checkpoint, report
 from workers.distill.loops.course import Course
 from workers.distill.method import Moment
 
@@ -21,7 +21,6 @@ class Desk:
     def __init__(
         self,
         reporter: report.Reporter,
-        stop: stopping.Stop,
         *,
         folder: pathlib.Path,
         digest: str,
@@ -30,7 +29,6 @@ class Desk:
         finished: dict[str, Any],
     ) -> None:
         self._reporter = reporter
-        self._stop = stop
         self._folder = folder
         self._digest = digest
         self._before = steps_before
@@ -43,23 +41,26 @@ class Desk:
         self._rate = 0.0
 
     def after_step(self, course: Course, moment: Moment, images: int) -> None:
-        """Report, look for divergence, checkpoint, stop: whatever is due after a step."""
+        """Report, and look for divergence."""
         self._images += images
+        limit = course.training.max_seconds
+        if limit is not None and course.seconds + time.monotonic() - self._looked_at >= limit:
+            course.time_is_up = True
         every = max(LOOK_STEPS, course.steps // POINTS)
-        if moment.step % every == 0 or moment.closes_epoch:
+        if moment.step % every == 0 or course.owes_close:
             self._look(course, moment)
-        left = self._overall - self._before - moment.step
         self._reporter.progress(
             phase=course.phase,
             step=moment.step,
             epoch=moment.epoch,
-            progress=round((self._before + moment.step) / (self._overall + 1), 6),
+            progress=round((self._before + steps_done(course)) / (self._overall + 1), 6),
             images_per_second=round(self._rate, 2),
-            remaining_seconds=round(left * images / self._rate, 1) if self._rate else None,
+            remaining_seconds=self._remaining(course, images),
         )
-        if time.monotonic() - self._saved_at >= course.training.checkpoint_seconds:
-            self.save(course)
-        self._stop.check()
+
+    def is_due(self, course: Course) -> bool:
+        """Whether a checkpoint should be written."""
+        return time.monotonic() - self._saved_at >= course.training.checkpoint_seconds
 
     def close_epoch(self, course: Course) -> None:
         """Validate what is due and report the epoch's numbers."""
@@ -67,6 +68,11 @@ class Desk:
         for key, value in numbers.items():
             self._metric(course, key, value, course.moment(course.step))
         self._looked_at = time.monotonic()  # validation is not training time
+
+    def rest(self, since: float) -> None:
+        """Leave out the time since a moment: no student of the group made a step in it."""
+        now = time.monotonic()
+        self._looked_at = min(self._looked_at + now - since, now)
 
     def save(self, course: Course) -> None:
         """Write a checkpoint and say so."""
@@ -88,6 +94,17 @@ class Desk:
         )
         self._saved_at = self._looked_at = time.monotonic()
 
+    def _remaining(self, course: Course, images: int) -> float | None:
+        """Return the seconds to the end of the last phase, unless one ends early."""
+        if not self._rate:
+            return None
+        here = (course.steps - course.step) * images / self._rate
+        later = (self._overall - self._before - course.steps) * images / self._rate
+        limit = course.training.max_seconds
+        if limit is not None:
+            here, later = min(here, max(limit - course.seconds, 0.0)), min(later, limit)
+        return round(here + later, 1)
+
     def _look(self, course: Course, moment: Moment) -> None:
         seen = course.tally.look()  # waits for the device, so the clock is read after it
         images = self._images - self._looked_images
@@ -108,3 +125,10 @@ class Desk:
     def _metric(self, course: Course, key: str, value: float, moment: Moment) -> None:
         prefix = "baseline/" if course.phase == "baseline" else ""
         self._reporter.metric(prefix + key, value, step=moment.step, epoch=moment.epoch)
+
+
+def steps_done(course: Course) -> float:
+    """Return the steps that are made, or their like in seconds where those run out before."""
+    limit = course.training.max_seconds
+    by_time = 0.0 if limit is None else min(course.seconds / limit, 1.0) * course.steps
+    return max(float(course.step), by_time)

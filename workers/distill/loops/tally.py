@@ -18,6 +18,14 @@ class Seen:
     losses: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Closed:
+    """An epoch's share of correct answers, and its mean losses up to the last look."""
+
+    accuracy: float
+    losses: dict[str, float]
+
+
 class Tally:
     """Sums of losses and of correct answers, and the first step whose loss was not finite."""
 
@@ -25,6 +33,8 @@ class Tally:
         self._names: list[str] = []
         self._sums = torch.zeros(0, device=device)
         self._steps = 0
+        self._epoch_sums: list[float] = []
+        self._epoch_steps = 0
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
         self._samples = 0
         self._bad_step = torch.full((), -1, dtype=torch.int64, device=device)
@@ -56,6 +66,9 @@ class Tally:
     def look(self) -> Seen:
         """Return averages since the last look, and start anew; waits for the device."""
         sums, steps = self._sums.tolist(), max(self._steps, 1)
+        before = self._epoch_sums or [0.0] * len(sums)
+        self._epoch_sums = [one + other for one, other in zip(before, sums, strict=True)]
+        self._epoch_steps += self._steps
         self._sums.zero_()
         self._steps = 0
         averages = {name: value / steps for name, value in zip(self._names, sums, strict=True)}
@@ -76,12 +89,15 @@ class Tally:
             terms=terms,
         )
 
-    def close_epoch(self) -> float:
-        """Return the share of correct answers in the epoch, and start anew."""
+    def close_epoch(self) -> Closed:
+        """Return what the epoch amounts to, and start anew."""
         share = int(self._correct) / max(self._samples, 1)
+        pairs = zip(self._names, self._epoch_sums, strict=False)  # no sums before the first look
+        losses = {name: value / max(self._epoch_steps, 1) for name, value in pairs}
         self._correct.zero_()
         self._samples = 0
-        return share
+        self._epoch_sums, self._epoch_steps = [], 0
+        return Closed(share, losses)
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint must keep."""
@@ -89,6 +105,8 @@ class Tally:
             "names": list(self._names),
             "sums": self._sums,
             "steps": self._steps,
+            "epoch_sums": list(self._epoch_sums),
+            "epoch_steps": self._epoch_steps,
             "correct": self._correct,
             "samples": self._samples,
             "bad_step": self._bad_step,
@@ -100,4 +118,6 @@ class Tally:
         device = self._sums.device
         self._names, self._steps, self._samples = state["names"], state["steps"], state["samples"]
         self._sums, self._correct = state["sums"].to(device), state["correct"].to(device)
+        self._epoch_sums = list(state["epoch_sums"])
+        self._epoch_steps = state["epoch_steps"]
         self._bad_step, self._bad = state["bad_step"].to(device), state["bad"].to(device)

@@ -1,18 +1,23 @@
 """What the teacher shows for a batch: computed, looked up, or nothing at all."""
 
+import copy
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from workers.distill import optimizers
+from workers.distill import errors, optimizers
 from workers.distill.data import batches
 from workers.distill.method import Batch, Method
-from workers.distill.networks.interface import Features
+from workers.distill.networks.interface import Features, Network
 
 CACHE_BYTES = 1 << 30
+"""Most that a cache which nobody asked for may keep."""
+STORE_BYTES = 4 << 30
+"""Most that a method's teacher cache may keep."""
 CACHE_BATCH = 256
 
 
@@ -37,7 +42,7 @@ class Absent:
 
 
 class Watching:
-    """A teacher that looks at every batch."""
+    """A teacher that looks at every batch, and at its strong view where it has one."""
 
     def __init__(
         self,
@@ -53,21 +58,52 @@ class Watching:
         self._stages = stages
 
     def observe(self, batch: Batch) -> Features:
-        """Return what the method may look at, as tensors that a loss may keep for its gradient."""
-        with torch.inference_mode(), self._precision.autocast():
-            shown = self._observe(self._view(batch.images))
-        # Inference tensors cannot be saved for a backward pass, so what a loss reads is copied
-        # out: always two small matrices, maps only for methods that want them.
-        maps = shown if self._stages else Features(shown.logits, shown.pooled)
+        """Return what methods may look at, as tensors that a loss may keep for its gradient."""
+        shown = self._look(batch.images)
+        if batch.strong is None:
+            return shown
+        return dataclasses.replace(shown, strong=self._look(batch.strong))
+
+    def _look(self, images: Tensor) -> Features:
+        # Not in inference mode: its tensors cannot be saved for a backward pass, and copying them
+        # out costs more than that mode saves.
+        with torch.no_grad(), self._precision.autocast():
+            shown = self._observe(self._view(images))
+        # Maps that nobody reads are let go before the student needs the memory.
+        kept = shown if self._stages else Features(shown.logits, shown.pooled)
         return dataclasses.replace(
-            maps,
-            logits=at_least_float(shown.logits).clone(),
-            pooled=at_least_float(shown.pooled).clone(),
-            stem=None if maps.stem is None else maps.stem.clone(),
-            stages=tuple(stage.clone() for stage in maps.stages),
-            pre_activations=tuple(stage.clone() for stage in maps.pre_activations),
-            final=None if maps.final is None else maps.final.clone(),
+            kept, logits=at_least_float(shown.logits), pooled=at_least_float(shown.pooled)
         )
+
+
+class Training(Watching):
+    """A teacher that normalises by the statistics of the batch it looks at, as OFD's did.
+
+    It is a copy of its own, since its running statistics move; no result depends on those.
+    """
+
+    def __init__(
+        self, network: Network, view: batches.View, precision: optimizers.Precision
+    ) -> None:
+        moving = copy.deepcopy(network).train()
+        super().__init__(moving.observe, view, precision, stages=True)
+
+
+class Once:
+    """A teacher that several students ask about the same batch, and that looks once."""
+
+    def __init__(self, watching: Teacher) -> None:
+        self._watching = watching
+        self._batch: Batch | None = None
+        self._shown: Features | None = None
+
+    def observe(self, batch: Batch) -> Features:
+        """Return what the teacher shows, from memory if it was this very batch."""
+        if self._shown is None or self._batch is not batch:
+            self._shown = None  # the maps of the batch before are let go first
+            self._shown = self._watching.observe(batch)
+            self._batch = batch
+        return self._shown
 
 
 class Remembering:
@@ -81,6 +117,89 @@ class Remembering:
     def observe(self, batch: Batch) -> Features:
         """Look up what the teacher showed for these images."""
         return Features(logits=self._logits[batch.index], pooled=self._pooled[batch.index])
+
+
+class Stored:
+    """A teacher whose word on every view of every image was written down by the method itself."""
+
+    def __init__(self, method: Method, example: Features, *, count: int, views: int) -> None:
+        """Make room for all views; `example` shows what the teacher says of one at least."""
+        refusal = cannot_store(method)
+        if refusal is not None:
+            raise errors.BadRecipe(
+                f"method {method.name} {refusal}; set training.teacher_cache to null",
+                method=method.name,
+            )
+        self._method = method
+        self._views = views
+        entries = method.store(example)
+        check_size(method.name, sum(entry[0].nbytes for entry in entries.values()), count, views)
+        self._kept = {
+            name: entry.new_empty(count * views, *entry.shape[1:])
+            for name, entry in entries.items()
+        }
+
+    @property
+    def rows(self) -> int:
+        """Return how many views there are of all images together."""
+        return len(next(iter(self._kept.values())))
+
+    def write(self, features: Features, batch: Batch) -> None:
+        """Write down what the teacher shows for a batch of views."""
+        rows = self._rows_of(batch)
+        for name, entry in self._method.store(features).items():
+            self._kept[name][rows] = entry
+
+    def observe(self, batch: Batch) -> Features:
+        """Look up what was written about these views."""
+        rows = self._rows_of(batch)
+        return self._method.recall({name: kept[rows] for name, kept in self._kept.items()})
+
+    def _rows_of(self, batch: Batch) -> Int[Tensor, " N"]:
+        rows = batch.index * self._views
+        return rows if batch.view is None else rows + batch.view
+
+
+def check_size(name: str, row_bytes: int, count: int, views: int) -> None:
+    """Raise `BadRecipe` if a cache of so many views would keep too much."""
+    size = row_bytes * count * views
+    if size > STORE_BYTES:
+        most = STORE_BYTES // (row_bytes * count)
+        raise errors.BadRecipe(
+            f"a teacher_cache of {views} views of {count} images would keep {size} bytes with "
+            f"method {name} ({row_bytes} a view), and at most {STORE_BYTES} are kept; lower "
+            f"training.teacher_cache.views to {most}, or choose a method that keeps less, such as "
+            "fkd",
+            views=views,
+            bytes=size,
+        )
+
+
+def write_all(
+    stores: Sequence[Stored],
+    watching: Watching,
+    source: batches.Batches,
+    between: Callable[[int, int], None],
+) -> None:
+    """Show the teacher every view of every image once; `between` hears how many of all are done."""
+    done, rows = 0, stores[0].rows
+    for batch in source.views_in_order(CACHE_BATCH):
+        between(done, rows)
+        features = watching.observe(batch)
+        for store in stores:
+            store.write(features, batch)
+        done += len(batch.labels)
+
+
+def cannot_store(method: Method) -> str | None:
+    """Return why a method cannot work from a teacher cache, or None if it can."""
+    if wants_stages(method):
+        return "looks at the teacher's feature maps, which are too large for a teacher cache"
+    if method.wants_strong:
+        return "compares two views of each image, of which a teacher cache holds one"
+    if method.teacher_trains:
+        return "observes the teacher with the batch's own statistics, which a cache cannot know"
+    return None
 
 
 def wants_stages(method: Method) -> bool:

@@ -1,0 +1,630 @@
+"""How many images a second a student learns from: Retort's loop against a plain research loop.
+
+    python -m benchmarks.train_step [--rows kd,dkd,six,losses,...] [--pairs 4] [--seconds 8]
+
+Same pair (resnet32x4 teaches resnet8x4), same batch of 64, same number of threads, images as in
+CIFAR-100 (random pixels: speed does not depend on what they show). The two loops run in processes
+of their own and take turns; what counts is the median over the turns, and the spread is told.
+
+The plain loop is what the public repositories do: a data loader of two worker processes with
+torchvision's transforms on PIL images, networks as they are built (float32, batch norms of the
+teacher unfolded, plain memory layout), `torch.optim.SGD`, and loss and accuracy read with `.item()`
+at every step. It computes the very same losses, so that loops are compared, not losses.
+
+Several students of one study are compared with as many plain loops, one after the other. What
+`losses` tells of each method is the time of its loss, forward and backward, as a share of a step,
+and the share that its arithmetic alone would take. `accuracy` tells what a teacher cache costs: the
+test accuracy on the digits with ever fresh views, and with a few stored ones.
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import platform
+import queue
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rich.console
+import rich.table
+import torch
+from PIL import Image
+from torch.utils import data as loading
+from torch.utils import flop_counter
+from torchvision import transforms
+
+from api.client import demo
+from benchmarks import digits
+from workers.distill import (
+    catalog,
+    optimizers,
+    preparation,
+    recipe,
+    report,
+    run,
+    speed,
+    stopping,
+    teaching,
+    weights,
+)
+from workers.distill.data import stored
+from workers.distill.loops import desk, pace, supervised
+from workers.distill.loops.course import Course
+from workers.distill.method import Batch, Method, Moment
+from workers.distill.networks.interface import Features
+
+BATCH = 64
+CLASSES = 100
+TEACHER, STUDENT = "retort/resnet32x4", "retort/resnet8x4"
+MEAN, STD = [0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]
+IMAGES = 50_000
+CACHED_IMAGES = 1_024
+"""The teacher looks at all views before the first step: at those of a set this large, a minute."""
+LOADER_PROCESSES = 2
+STUDY = ("kd", "dkd", "dist", "rkd", "pkt", "sp")
+"""The methods of the students of one study, in this order."""
+LOSS_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison: what Retort trains, and the plain loop that stands beside it."""
+
+    name: str
+    methods: tuple[str, ...]
+    training: dict[str, Any]  # Any: fields of a recipe
+    images: int = IMAGES
+
+
+ROWS = {
+    row.name: row
+    for row in (
+        *(Row(name, (name,), {}) for name in ("kd", "dkd", "reviewkd", "crd", "rcka")),
+        Row("three", STUDY[:3], {}),
+        Row("six", STUDY, {}),
+        Row("cache", ("kd",), {"teacher_cache": {"views": 2}}, CACHED_IMAGES),
+        Row("bfloat16", ("kd",), {"precision": "bfloat16"}),
+        Row("compiled", ("kd",), {"compile": "on"}),
+    )
+}
+OTHERS = ("losses", "accuracy")
+DEFAULT = "kd,dkd,reviewkd,crd,rcka,three,six,cache,bfloat16,losses,accuracy"
+VIEWS = (1, 4, 16)
+
+
+def main() -> None:
+    """Run the rows; print a table on stderr and all numbers as JSON on stdout."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step")
+    parser.add_argument("--rows", default=DEFAULT, help=f"of {', '.join((*ROWS, *OTHERS))}")
+    parser.add_argument("--pairs", type=int, default=4, help="turns of each loop")
+    parser.add_argument("--seconds", type=float, default=8.0, help="length of a turn, about")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--seeds", type=int, default=3, help="runs behind each accuracy")
+    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.serve:
+        serve(*asked.serve)
+        return
+    names = asked.rows.split(",")
+    unknown = set(names) - {*ROWS, *OTHERS}
+    if unknown:
+        parser.error(f"no row {', '.join(sorted(unknown))}; see --help")
+    found: dict[str, Any] = {"machine": machine(asked.threads), "rows": []}
+    with tempfile.TemporaryDirectory(prefix="retort-train-step-") as name:
+        folder = Path(name)
+        for images in {ROWS[name].images for name in names if name in ROWS}:
+            write_inputs(folder / str(images), images)
+        for name in names:
+            if name in ROWS and set(ROWS[name].methods) <= set(catalog.METHODS):
+                found["rows"].append(compare(ROWS[name], folder, asked))
+                say(found["rows"][-1])
+    if "losses" in names:
+        found["losses"] = in_process(asked.threads)
+    if "accuracy" in names:
+        found["accuracy"] = accuracy(asked.seeds)
+    show(found)
+    sys.stdout.write(json.dumps(found, indent=2) + "\n")
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """Return what the numbers depend on."""
+    names = [
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
+        "bfloat16_in_hardware": torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+
+
+# -- the two loops, each in a process of its own ---------------------------------------------------
+
+
+def serve(kind: str, row: str, folder: str) -> None:
+    """Make as many steps as each line of standard input asks for, and answer with the seconds."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    made = plain_steps if kind == "plain" else retort_steps
+    # What a step costs besides its arithmetic includes that of the reports, written to nowhere.
+    steps = made(ROWS[row], Path(folder) / str(ROWS[row].images))
+    for _ in range(2):
+        next(steps)
+    answers.write("ready\n")
+    answers.flush()
+    for line in sys.stdin:
+        start = time.perf_counter()
+        for _ in range(int(line)):
+            next(steps)
+        answers.write(json.dumps(time.perf_counter() - start) + "\n")
+        answers.flush()
+
+
+class Pictures(loading.Dataset[tuple[torch.Tensor, int, int]]):
+    """A set of pictures as torchvision's CIFAR classes hold them, which also tells the place."""
+
+    def __init__(self, folder: Path) -> None:
+        train = stored.load(folder / "dataset").split("train")
+        self._pixels = train.images.permute(0, 2, 3, 1).contiguous().numpy()
+        self._labels = train.labels.tolist()
+        self._transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(MEAN, STD),
+            ]
+        )
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self._labels)
+
+    def __getitem__(self, place: int) -> tuple[torch.Tensor, int, int]:
+        """Return an augmented picture, its label and its place."""
+        picture = Image.fromarray(self._pixels[place])
+        return self._transform(picture), self._labels[place], place
+
+
+def plain_steps(row: Row, folder: Path) -> Iterator[None]:
+    """Train one student the plain way."""
+    asked = recipe_of(row.methods[0], {})
+    teacher = preparation.build(choice(TEACHER)).eval()
+    weights.load_into(teacher, folder / "teacher" / "model.safetensors")
+    student = preparation.build(choice(STUDENT)).train()
+    method = catalog.build(asked.method, student, teacher)
+    method.prepare(in_order(folder))
+    learned = [*student.parameters(), *method.parameters()]
+    optimizer = torch.optim.SGD(learned, lr=0.05, momentum=0.9, weight_decay=5e-4)
+    loader = loading.DataLoader(
+        Pictures(folder), batch_size=BATCH, shuffle=True, num_workers=LOADER_PROCESSES
+    )
+    losses, right, seen, number = 0.0, 0.0, 0, 0
+    while True:
+        for images, labels, places in loader:
+            number += 1
+            optimizer.zero_grad()
+            with torch.no_grad():
+                taught = teacher.observe(images)
+            shown = student.observe(images)
+            terms = method.terms(
+                shown, taught, Batch(images, labels, places), Moment(1, number, 782)
+            )
+            loss = torch.stack(list(terms.values())).sum()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
+            optimizer.step()
+            losses += loss.item()
+            right += (shown.logits.argmax(1) == labels).float().sum().item()
+            seen += len(labels)
+            yield
+
+
+def in_order(folder: Path) -> Iterator[Batch]:
+    """Yield all images once, for methods that look at them before training."""
+    train = stored.load(folder / "dataset").split("train")
+    for start in range(0, len(train.labels), 1024):
+        index = torch.arange(start, min(start + 1024, len(train.labels)))
+        yield Batch(train.images[index], train.labels[index], index)
+
+
+class Turns(desk.Desk):
+    """A desk that reports as always, and gives the word back after every step of all students."""
+
+    def __init__(self, *arguments: Any, after: Callable[[], None], **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._after = after
+
+    def after_step(self, course: Course, moment: Moment, images: int) -> None:
+        """Report, then wait for the next turn."""
+        super().after_step(course, moment, images)
+        self._after()
+
+
+def retort_steps(row: Row, folder: Path) -> Iterator[None]:
+    """Train the row's students with Retort's own loop, which runs in a thread of its own."""
+    go: queue.Queue[None] = queue.Queue()
+    done: queue.Queue[BaseException | None] = queue.Queue()
+
+    def after() -> None:
+        done.put(None)
+        go.get()
+
+    def work() -> None:
+        try:
+            go.get()
+            train(row, folder, after)
+        except BaseException as error:
+            done.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    while True:
+        go.put(None)
+        failure = done.get()
+        if failure is not None:
+            raise failure
+        yield
+
+
+def train(row: Row, folder: Path, after: Callable[[], None]) -> None:
+    """Train side by side, as the engine does."""
+    speed.keep_memory()
+    stop = stopping.Stop()
+    nowhere = report.Reporter(os.open(os.devnull, os.O_WRONLY))
+    recipes = [recipe_of(name, row.training) for name in row.methods]
+    ground = preparation.prepare(recipes[0], folder, stop, strong=False)
+    compiles = optimizers.choose_compile(recipes[0].training, ground.device, 10**6)
+    pupils: list[supervised.Pupil] = []
+    settings = [
+        preparation.settle(ground, preparation.Asked(asked, folder / str(place), nowhere))
+        for place, asked in enumerate(recipes)
+    ]
+    courses = [run.plan(setting, "student", compiles=compiles) for setting in settings]
+    view = ground.teacher_view or settings[0].student_view
+    teachers = teaching.Teaching(
+        ground,
+        [course.method for course in courses],
+        (lambda network: run.try_compile(settings[0], network, view)) if compiles else None,
+    )
+    for setting, course in zip(settings, courses, strict=True):
+        reports = Turns(
+            nowhere,
+            folder=setting.workdir / "checkpoints",
+            digest="",
+            steps_before=0,
+            steps_overall=course.steps,
+            finished={},
+            after=after if course is courses[-1] else lambda: None,
+        )
+        apart = supervised.Randomness(apart=len(courses) > 1)
+        teacher = teachers.of(setting, course.method)
+        pupils.append(supervised.Pupil(course, teacher, reports, apart))
+    teachers.write([nowhere], 0, 0.0)
+    supervised.train(
+        pupils,
+        stop=stop,
+        pace=pace.Pace(ground.device, ground.precision, teachers.arithmetic()),
+        guard=lambda _pupil: contextlib.nullcontext(),  # no failure may pass for a fast step
+        ends=lambda _through: None,
+    )
+
+
+# -- what both loops are given ---------------------------------------------------------------------
+
+
+def choice(network: str) -> recipe.NetworkChoice:
+    """Return a network for pictures like those of CIFAR-100."""
+    size = {"channels": 3, "height": 32, "width": 32, "mean": MEAN, "std": STD}
+    return recipe.NetworkChoice.model_validate(
+        {"network": network, "classes": CLASSES, "input": size}
+    )
+
+
+def recipe_of(method: str, training: dict[str, Any]) -> recipe.Recipe:
+    """Return the published training of 240 epochs, of which the benchmark makes the first steps."""
+    fields = {"recipe": "cifar100", "checkpoint_seconds": 86_400, **training}
+    return recipe.Recipe.model_validate(
+        {
+            "teacher": choice(TEACHER).model_dump(),
+            "student": choice(STUDENT).model_dump(),
+            "method": {"name": method},
+            "training": fields,
+            "accelerator": "cpu",
+        }
+    )
+
+
+def write_inputs(folder: Path, images: int) -> None:
+    """Write a data set of random pixels and a teacher that has learned nothing."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"train": images, "validation": BATCH, "test": BATCH}
+    record = stored.DatasetRecord(
+        classes=[str(number) for number in range(CLASSES)],
+        splits=sizes,
+        input=choice(TEACHER).input,
+        flip=True,
+    )
+    splits = {
+        name: (
+            torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8),
+            torch.arange(count) % CLASSES,
+        )
+        for name, count in sizes.items()
+    }
+    stored.write(folder / "dataset", record, splits)
+    (folder / "teacher").mkdir()
+    torch.manual_seed(0)
+    teacher = preparation.build(choice(TEACHER))
+    weights.save_student(folder / "teacher" / "model.safetensors", teacher, {"format": "pt"})
+
+
+# -- turns -----------------------------------------------------------------------------------------
+
+
+class Server:
+    """One of the two loops in its process."""
+
+    def __init__(self, kind: str, row: Row, folder: Path, threads: int) -> None:
+        # Libraries read the number of threads when they are loaded.
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.train_step", "--serve", kind, row.name, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        began = time.perf_counter()
+        self._answer()
+        self.ready_seconds = time.perf_counter() - began
+
+    def seconds(self, steps: int) -> float:
+        """Make steps, and return how long they took."""
+        if self._process.stdin is None:
+            raise RuntimeError("the loop was started without a way to ask it")
+        self._process.stdin.write(f"{steps}\n")
+        self._process.stdin.flush()
+        return float(self._answer())
+
+    def end(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+    def _answer(self) -> str:
+        line = self._process.stdout.readline() if self._process.stdout else ""
+        if not line:
+            raise RuntimeError(f"a loop ended with code {self._process.wait()}; see above")
+        return line
+
+
+def compare(row: Row, folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
+    """Let both loops take turns, each first as often as the other."""
+    students = len(row.methods)
+    servers = {kind: Server(kind, row, folder, asked.threads) for kind in ("plain", "retort")}
+    try:
+        # A turn lasts equally long for both: what disturbs the machine then disturbs both alike.
+        steps = {
+            kind: max(2, round(asked.seconds / max(server.seconds(2) / 2, 1e-9)))
+            for kind, server in servers.items()
+        }
+        rates: dict[str, list[float]] = {"plain": [], "retort": []}
+        for turn in range(asked.pairs):
+            for kind in ("plain", "retort") if turn % 2 == 0 else ("retort", "plain"):
+                learned = steps[kind] * BATCH * (students if kind == "retort" else 1)
+                rates[kind].append(learned / servers[kind].seconds(steps[kind]))
+    finally:
+        for server in servers.values():
+            server.end()
+    ratios = [ours / theirs for ours, theirs in zip(rates["retort"], rates["plain"], strict=True)]
+    return {
+        "row": row.name,
+        "methods": list(row.methods),
+        "training": row.training,
+        "students": students,
+        "plain_images_per_second": spread(rates["plain"]),
+        "retort_images_per_second": spread(rates["retort"]),
+        "ratio": spread(ratios),
+        "steps_a_turn": steps,
+        "retort_ready_seconds": round(servers["retort"].ready_seconds, 1),
+    }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Return median, smallest and largest."""
+    found = {"median": statistics.median(values), "least": min(values), "most": max(values)}
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+# -- losses ----------------------------------------------------------------------------------------
+
+
+def in_process(threads: int) -> dict[str, Any]:
+    """Measure the losses with the asked number of threads."""
+    torch.set_num_threads(threads)
+    speed.keep_memory()
+    return losses()
+
+
+def losses() -> dict[str, Any]:
+    """Return the milliseconds of the bare step, and of each method's loss, forward and backward."""
+    torch.manual_seed(0)
+    teacher = preparation.placed(preparation.build(choice(TEACHER)), torch.device("cpu"))
+    teacher.eval().requires_grad_(False)
+    student = preparation.placed(preparation.build(choice(STUDENT)), torch.device("cpu"))
+    pixels = torch.randint(0, 256, (BATCH, 3, 32, 32), dtype=torch.uint8)
+    seen = torch.randn(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        taught = teacher.observe(seen)
+    shown = student.observe(seen)
+    fast = speed.folded(teacher, seen[: speed.EXAMPLES])
+    precision = optimizers.Precision("float32", torch.device("cpu"))
+    look = speed.forward(fast, seen, precision)
+    step = speed.floor_seconds(student, seen, look, precision)
+    labels = torch.arange(BATCH) % CLASSES
+    batch = Batch(pixels, labels, torch.arange(BATCH), strong=pixels)
+    work = flops_of(lambda: (teacher(seen), speed.Floor(student, precision)(seen)))
+    found: dict[str, Any] = {
+        "step_ms": round(1000 * step, 2),
+        "step_gflop": round(work / 1e9, 1),
+        "methods": {},
+    }
+    for name in sorted(catalog.METHODS):
+        method = catalog.build({"name": name}, student, teacher)
+        method.prepare(
+            Batch(pixels, labels, torch.arange(start, start + BATCH))
+            for start in range(0, IMAGES - BATCH + 1, BATCH)
+        )
+        seconds = loss_seconds(method, shown, taught, batch)
+        own = flops_of(functools.partial(gradient, method, leaves(shown), taught, batch, 1))
+        found["methods"][name] = {
+            "loss_ms": round(1000 * seconds, 2),
+            "share": round(seconds / (step + seconds), 4),
+            "arithmetic_share": round(own / (work + own), 4),
+        }
+    return found
+
+
+def loss_seconds(method: Method, shown: Features, taught: Features, batch: Batch) -> float:
+    """Return the median time of a method's terms, and of their gradient back to the features."""
+    times: list[float] = []
+    end = time.monotonic() + LOSS_SECONDS
+    number = 0
+    while len(times) < 3 or (time.monotonic() < end and len(times) < 200):
+        number += 1
+        student = leaves(shown)
+        start = time.perf_counter()
+        gradient(method, student, taught, batch, number)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])  # the first finds nothing in the caches
+
+
+def gradient(
+    method: Method, student: Features, taught: Features, batch: Batch, number: int
+) -> None:
+    """Go through a method's terms, and back to the features and to what it learns."""
+    method.zero_grad(set_to_none=True)
+    terms = method.terms(student, taught_of(method, taught), batch, Moment(20, number, 782))
+    total = torch.stack(list(terms.values())).sum()
+    total.backward()  # type: ignore[no-untyped-call]  # torch's stub
+
+
+def flops_of(work: Callable[[], object]) -> int:
+    """Return the floating-point operations of convolutions and matrix products."""
+    with flop_counter.FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+# -- accuracy --------------------------------------------------------------------------------------
+
+
+def accuracy(seeds: int) -> dict[str, Any]:
+    """Return the test accuracy on the digits by method and number of stored views."""
+    asked: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {"kd": (demo.METHODS["kd"], {})}
+    for views in VIEWS:
+        cache = {"teacher_cache": {"views": views}}
+        asked[f"kd, {views} views"] = (demo.METHODS["kd"], cache)
+        asked[f"fkd, {views} views"] = ({"name": "fkd"}, cache)
+    scores: dict[str, list[float]] = {name: [] for name in asked}
+    with tempfile.TemporaryDirectory(prefix="retort-accuracy-") as scratch:
+        folder = Path(scratch)
+        digits.prepare(folder)
+        for seed in range(seeds):
+            teacher, _ = digits.run_recipe(
+                *(folder, f"{seed}-teacher", demo.TEACHER, {"name": "ce"}),
+                *(demo.TEACHER_TRAINING, seed, None),
+            )
+            for name, (method, cache) in asked.items():
+                training = {**demo.STUDENT_TRAINING, **cache}
+                place = f"{seed}-{name.replace(' ', '').replace(',', '-')}"
+                _, got = digits.run_recipe(
+                    folder, place, demo.STUDENT, method, training, seed, teacher
+                )
+                scores[name].append(got["accuracy"])
+    return {name: spread(values) for name, values in scores.items()}
+
+
+def leaves(features: Features) -> Features:
+    """Return features that a gradient ends at, with a strong view where one may be looked at."""
+
+    def leaf(values: torch.Tensor) -> torch.Tensor:
+        return values.detach().requires_grad_()
+
+    found = Features(
+        logits=leaf(features.logits),
+        pooled=leaf(features.pooled),
+        stem=None if features.stem is None else leaf(features.stem),
+        stages=tuple(leaf(stage) for stage in features.stages),
+        pre_activations=tuple(leaf(stage) for stage in features.pre_activations),
+        final=None if features.final is None else leaf(features.final),
+    )
+    strong = Features(leaf(features.logits), leaf(features.pooled))
+    return Features(**{**vars(found), "strong": strong})
+
+
+def taught_of(method: Method, features: Features) -> Features:
+    """Return what the teacher shows, twice where the method compares two views."""
+    if not method.wants_strong:
+        return features
+    return Features(**{**vars(features), "strong": features})
+
+
+# -- what is said ----------------------------------------------------------------------------------
+
+
+def console() -> rich.console.Console:
+    """Return the console for people; standard output carries JSON."""
+    return rich.console.Console(stderr=True, highlight=False)
+
+
+def say(row: dict[str, Any]) -> None:
+    """Print a row as soon as it is known."""
+    console().print(row["row"], row["ratio"], row["retort_images_per_second"])
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print all numbers as tables."""
+    table = rich.table.Table("row", "students", "plain img/s", "Retort img/s", "ratio", "spread")
+    for row in found["rows"]:
+        ratio = row["ratio"]
+        table.add_row(
+            row["row"],
+            str(row["students"]),
+            f"{row['plain_images_per_second']['median']:.1f}",
+            f"{row['retort_images_per_second']['median']:.1f}",
+            f"{ratio['median']:.2f}",
+            f"{ratio['least']:.2f} to {ratio['most']:.2f}",
+        )
+    console().print(table)
+    if "losses" in found:
+        told = rich.table.Table("method", "loss ms", "share of a step", "of its arithmetic")
+        for name, loss in found["losses"]["methods"].items():
+            told.add_row(
+                name,
+                f"{loss['loss_ms']:.1f}",
+                f"{100 * loss['share']:.1f} %",
+                f"{100 * loss['arithmetic_share']:.1f} %",
+            )
+        console().print(told)
+    for name, score in found.get("accuracy", {}).items():
+        console().print(f"accuracy, {name}: {score}")
+
+
+if __name__ == "__main__":
+    main()

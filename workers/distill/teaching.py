@@ -1,0 +1,120 @@
+"""Which teacher answers for a student: none, one that looks, or one that has written down.
+
+All students of a group that watch the same teacher share one look at each batch.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from workers.distill import optimizers, report, speed
+from workers.distill.loops import teacher
+from workers.distill.method import Method
+from workers.distill.networks.interface import Features, Network
+from workers.distill.preparation import Ground, Setting
+
+Compile = Callable[[Network], optimizers.Observe]
+
+
+class Teaching:
+    """Gives each method the teacher that it needs, each made once."""
+
+    def __init__(self, ground: Ground, methods: Sequence[Method], compiled: Compile | None) -> None:
+        self._ground = ground
+        self._stages = any(teacher.wants_stages(method) for method in methods)
+        self._compiled = compiled
+        self._stores: list[teacher.Stored] = []
+        self._watches = False
+
+    def of(self, setting: Setting, method: Method) -> teacher.Teacher:
+        """Return what answers for the teacher; raises `BadRecipe` for a cache that cannot be."""
+        ground, training = self._ground, setting.recipe.training
+        if ground.teacher is None or "teacher" not in method.needs:
+            return teacher.Absent(ground.device)
+        if training.teacher_cache is not None:
+            rows = ground.source.count, training.teacher_cache.views
+            store = teacher.Stored(method, self._sample, count=rows[0], views=rows[1])
+            self._stores.append(store)
+            return store
+        if method.teacher_trains and ground.teacher_view is not None:
+            self._watches = True
+            return teacher.Training(ground.teacher, ground.teacher_view, ground.precision)
+        if self._repeats(setting, method):
+            return self._remembering
+        self._watches = True
+        return self._once
+
+    def write(self, reporters: Sequence[report.Reporter], step: int, share: float) -> None:
+        """Let the teacher look at every view, where there are caches to fill.
+
+        `share` is how far the whole work is, and stays so up to the next step.
+        """
+        if not self._stores:
+            return
+        source, began = self._ground.source, time.monotonic()
+
+        def between(done: int, rows: int) -> None:
+            self._ground.stop.check()
+            rate = done / max(time.monotonic() - began, 1e-9)
+            for reporter in reporters:
+                reporter.progress(
+                    phase="teacher_cache",
+                    step=step,
+                    epoch=0,
+                    progress=share,
+                    images_per_second=round(rate, 2),
+                    remaining_seconds=round((rows - done) / rate, 1) if done else None,
+                )
+
+        teacher.write_all(self._stores, self._watching, source, between)
+
+    def arithmetic(self) -> Callable[[Tensor], object] | None:
+        """Return the teacher's part of every step's arithmetic, or None if it has none."""
+        view = self._ground.teacher_view
+        if not self._watches or view is None:
+            return None
+
+        def look(images: Tensor) -> Features:
+            with torch.no_grad(), self._ground.precision.autocast():
+                return self._fast.observe(view(images))
+
+        return look
+
+    def _repeats(self, setting: Setting, method: Method) -> bool:
+        """Whether images never change for this method, whatever others of its group look at."""
+        training, network = setting.recipe.training, self._ground.teacher
+        changes = training.augmentation != "none" or training.mixing is not None
+        if changes or method.wants_strong or teacher.wants_stages(method) or network is None:
+            return False
+        return teacher.fits_cache(self._ground.source.count, network.classes, network.pooled_width)
+
+    @functools.cached_property
+    def _fast(self) -> Network:
+        view, network = self._ground.teacher_view, self._ground.teacher
+        if view is None or network is None:
+            raise ValueError("there is no teacher to fold")
+        return speed.folded(network, view(self._ground.test.images[: speed.EXAMPLES]))
+
+    @functools.cached_property
+    def _watching(self) -> teacher.Watching:
+        view = self._ground.teacher_view
+        if view is None:
+            raise ValueError("there is no teacher to watch")
+        observe = self._compiled(self._fast) if self._compiled else self._fast.observe
+        return teacher.Watching(observe, view, self._ground.precision, stages=self._stages)
+
+    @functools.cached_property
+    def _once(self) -> teacher.Once:
+        return teacher.Once(self._watching)
+
+    @functools.cached_property
+    def _remembering(self) -> teacher.Remembering:
+        return teacher.Remembering(self._watching, self._ground.source)
+
+    @functools.cached_property
+    def _sample(self) -> Features:
+        first = next(self._ground.source.views_in_order(teacher.CACHE_BATCH))
+        return self._watching.observe(first)
