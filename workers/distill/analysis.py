@@ -162,6 +162,8 @@ def cka(one: Float[np.ndarray, "N D"], other: Float[np.ndarray, "N E"]) -> float
         raise ValueError(f"CKA needs at least {FEWEST_FOR_CKA} images, got {len(one)}")
     if not (np.isfinite(one).all() and np.isfinite(other).all()):
         return float("nan")
+    if not (np.isfinite(one).all() and np.isfinite(other).all()):
+        return float("nan")  # the loop says by itself that a student diverged
     first, second = _gram(one), _gram(other)
     both, alone, beside = _hsic(first, second), _hsic(first, first), _hsic(second, second)
     if not (alone > 0 and beside > 0):

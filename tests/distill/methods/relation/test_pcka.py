@@ -190,3 +190,8 @@ class TestPCKA:
         wanted = pcka.PCKA.Params.model_validate(params)
         with pytest.raises(errors.IncompatibleNetworks, match=says):
             pcka.PCKA(wanted, scenes.network(), scenes.other_network())
+
+    def test_refuses_a_map_of_one_pixel_which_looks_alike_everywhere(self) -> None:
+        tiny = scenes.Pyramid([(2, 4, 4), (2, 1, 1)])
+        with pytest.raises(errors.IncompatibleNetworks, match="the student's map .* is one pixel"):
+            pcka.PCKA(pcka.PCKA.Params(), tiny, scenes.network())

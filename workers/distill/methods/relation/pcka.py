@@ -184,6 +184,15 @@ class PCKA(RelationMethod):
         return stages[stage - 1] if stage != LAST else stages[-1]
 
     def _level(self, stage: int, given: shapes.Shape, wanted: shapes.Shape) -> Level:
+        for role, shape in (("student", given), ("teacher", wanted)):
+            if shape[1] * shape[2] < 2:
+                raise errors.IncompatibleNetworks(
+                    f"method pcka compares patches of a map with each other, and the {role}'s "
+                    f"map ({'the last stage' if stage == LAST else f'stage {stage}'}) is one "
+                    "pixel; choose stages with larger maps",
+                    stage=stage,
+                    role=role,
+                )
         height, width = (max(pair) for pair in zip(given[1:], wanted[1:], strict=True))
         side = self.params.patch or _fitting_side(height, width)
         grid = (math.ceil(height / side), math.ceil(width / side))
