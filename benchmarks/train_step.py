@@ -94,11 +94,12 @@ ROWS = {
         Row("six", STUDY, {}),
         Row("cache", ("kd",), {"teacher_cache": {"views": 2}}, CACHED_IMAGES),
         Row("bfloat16", ("kd",), {"precision": "bfloat16"}),
+        Row("six_bfloat16", STUDY, {"precision": "bfloat16"}),
         Row("compiled", ("kd",), {"compile": "on"}),
     )
 }
 OTHERS = ("losses", "accuracy")
-DEFAULT = "kd,dkd,reviewkd,crd,rcka,three,six,cache,bfloat16,losses,accuracy"
+DEFAULT = "kd,dkd,reviewkd,crd,rcka,three,six,cache,bfloat16,six_bfloat16,compiled,losses,accuracy"
 VIEWS = (1, 4, 16)
 
 

@@ -46,6 +46,7 @@ class Run:
     ece: float | None = None
     wall_seconds: float | None = None
     images_per_second: float | None = None
+    shared_with: int | None = None  # students in the same process
     parameters: int | None = None
     teacher_accuracy: float | None = None
 
@@ -89,6 +90,7 @@ class Row:
     ece: float | None
     wall_seconds: float | None
     images_per_second: float | None
+    side_by_side: int  # of those finished: their times are not those of runs alone
     parameters: int | None
 
 
@@ -146,6 +148,7 @@ def _row(variant: Variant, by_variant: dict[int, list[Run]]) -> Row:
         ece=_mean_of(run.ece for run in done),
         wall_seconds=_mean_of(run.wall_seconds for run in done),
         images_per_second=_mean_of(run.images_per_second for run in done),
+        side_by_side=sum(bool(run.shared_with) for run in done),
         parameters=next((run.parameters for run in done if run.parameters is not None), None),
     )
 

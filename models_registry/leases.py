@@ -15,6 +15,9 @@ from models_registry import database, errors, ids, jobs, lifecycle, models, tabl
 from models_registry.lifecycle import Event, Reason, State
 
 KEPT_CHECKPOINTS = 2
+SHUT_DOWN = "The worker was shut down; the job goes on from its newest checkpoint."
+# Attempts that ended so may have been too much for the machine, or for their neighbours.
+_RUNS_ALONE_AFTER = (Reason.ATTEMPT_FAILED, Reason.ATTEMPT_LOST, Reason.SHARED_ENGINE_FAILED)
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,40 @@ def claim(session: Session, *, job_id: str, worker_id: str, lease_seconds: float
     )
     session.flush()
     return Lease(job_id, attempt, fence)
+
+
+def companions(session: Session, lease: Lease) -> list[tables.JobRow]:
+    """Return jobs that may be trained beside a claimed one, in the order of their submission.
+
+    They belong to the same study, are queued and due, and go on from the same step, since an
+    engine has one batch at a time for all of its students. A job that has failed or was lost runs
+    alone from then on, and so does one whose time is limited: beside others it takes longer.
+    """
+    job = _job(session, lease)
+    if job.study_id is None:
+        return []
+    row, attempt, kept = tables.JobRow, tables.AttemptRow, tables.CheckpointRow
+    disturbed = sa.exists().where(attempt.job_id == row.id, attempt.outcome.in_(_RUNS_ALONE_AFTER))
+    newest = sa.select(sa.func.max(kept.step)).where(kept.job_id == row.id).scalar_subquery()
+    may_share = (
+        row.study_id == job.study_id,
+        row.queue == job.queue,
+        row.teacher_version_id.is_not_distinct_from(job.teacher_version_id),
+        row.dataset_version_id.is_not_distinct_from(job.dataset_version_id),
+        row.max_runtime_seconds.is_(None),
+        ~disturbed,
+    )
+    stands = session.execute(sa.select(newest).where(row.id == job.id, *may_share)).one_or_none()
+    if stands is None:
+        return []
+    found = sa.select(row).where(
+        *may_share,
+        row.id != job.id,
+        row.state == State.QUEUED,
+        row.not_before <= database.now(session),
+        newest.is_not_distinct_from(stands[0]),
+    )
+    return list(session.scalars(found.order_by(row.created_at, row.id)))
 
 
 def renew(session: Session, lease: Lease, *, lease_seconds: float) -> State:
@@ -264,18 +301,17 @@ def stopped(session: Session, lease: Lease, *, log_tail: list[str]) -> State:
     return State(job.state)
 
 
-def release(session: Session, lease: Lease, *, log_tail: list[str]) -> State:
-    """Hand the job back because this worker shuts down; the attempt is not counted."""
+def release(
+    session: Session,
+    lease: Lease,
+    *,
+    because: Reason = Reason.WORKER_SHUTDOWN,
+    message: str = SHUT_DOWN,
+    log_tail: list[str],
+) -> State:
+    """Hand the job back for a reason that is not its own; the attempt is not counted."""
     job = _job(session, lease)
-    message = "The worker was shut down; the job goes on from its newest checkpoint."
-    jobs.move(
-        session,
-        job,
-        Event.RELEASED,
-        because=Reason.WORKER_SHUTDOWN,
-        message=message,
-        fence=lease.fence,
-    )
+    jobs.move(session, job, Event.RELEASED, because=because, message=message, fence=lease.fence)
     _keep_log(session, lease, log_tail)
     return State(job.state)
 

@@ -67,6 +67,8 @@ class Reason(StrEnum):
     ATTEMPT_FAILED = "attempt_failed"
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
     WORKER_SHUTDOWN = "worker_shutdown"
+    COMPANION_STOPPED = "companion_stopped"
+    SHARED_ENGINE_FAILED = "shared_engine_failed"
     DEADLINE = "deadline"
     QUEUE_DEADLINE = "queue_deadline"
     ENGINE_FAILED = "engine_failed"

@@ -63,6 +63,9 @@ class Settings(BaseSettings):
     worker_device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Accelerator that this worker offers."
     )
+    study_students: int = Field(
+        6, ge=1, description="Jobs of one study that an engine may train side by side; 1: none."
+    )
     worker_cache_bytes: int = Field(
         50 * 2**30, ge=0, description="Least recently used inputs above this are dropped."
     )

@@ -544,6 +544,7 @@ def run_of(
     scores = told.get("scores") or {}
     student = scores.get("student") or {}
     parameters = (told.get("parameters") or {}).get("student")
+    shared_with = told.get("shared_with")
     return Run(
         variant=variant,
         seed=seed,
@@ -555,6 +556,7 @@ def run_of(
         ece=_number(student.get("ece")),
         wall_seconds=_number(told.get("wall_seconds")),
         images_per_second=_number(told.get("images_per_second")),
+        shared_with=shared_with if isinstance(shared_with, int) else None,
         parameters=parameters if isinstance(parameters, int) else None,
         teacher_accuracy=_number((scores.get("teacher") or {}).get("accuracy")),
     )

@@ -60,10 +60,15 @@ def state(worker: tables.WorkerRow, *, now: datetime) -> str:
 
 def anyone_takes(session: Session, *, queue: str) -> bool:
     """Return whether a worker that takes messages of `queue` is online."""
+    return count_takers(session, queue=queue) > 0
+
+
+def count_takers(session: Session, *, queue: str) -> int:
+    """Return how many workers that take messages of `queue` are online."""
     row = tables.WorkerRow
     recently = database.now(session) - SILENT_AFTER
     online = sa.select(row.queues).where(row.stopped_at.is_(None), row.last_seen_at > recently)
-    return any(queue in queues for queues in session.scalars(online))
+    return sum(queue in queues for queues in session.scalars(online))
 
 
 def page(session: Session, *, wanted: paging.Wanted) -> paging.Page[tables.WorkerRow]:
@@ -75,9 +80,13 @@ def page(session: Session, *, wanted: paging.Wanted) -> paging.Page[tables.Worke
 
 
 def busy_with(session: Session, *, project_id: str, worker_ids: Sequence[str]) -> dict[str, str]:
-    """Return which of the project's jobs each of these workers holds, by worker."""
+    """Return which of the project's jobs each of these workers holds, by worker.
+
+    Of several that share an engine, the first to be submitted is named.
+    """
     row = tables.JobRow
     held = sa.select(row.lease_owner, row.id).where(
         row.project_id == project_id, row.lease_owner.in_(worker_ids)
     )
-    return {str(owner): job_id for owner, job_id in session.execute(held)}
+    newest_first = held.order_by(row.created_at.desc(), row.id.desc())
+    return {str(owner): job_id for owner, job_id in session.execute(newest_first)}

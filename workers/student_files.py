@@ -1,18 +1,24 @@
 """What a finished job leaves in the registry: the student's files, card and lineage."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models_registry import jobs, models, tables
+from sqlalchemy.orm import Session
+
+from models_registry import jobs, models, reports, tables
 from models_registry.spec import JobSpec
+from workers import model_card
 
 # Facts about the run that everyone may see; the report's own fields stay out.
 _RESULT_FIELDS = (
     *("scores", "parameters", "flops", "images_per_second", "floor_share", "wall_seconds"),
     *("epochs", "steps", "best_epoch", "device", "precision", "compile", "versions", "latency_ms"),
+    *("report_seconds", "shared_with"),
 )
+CARD = "card.md"
 
 
 @dataclass(frozen=True)
@@ -24,19 +30,56 @@ class Kit:
     result: dict[str, Any]
 
 
-def make(job: tables.JobRow, report: dict[str, Any], workdir: Path) -> Kit:
-    """Return everything that `leases.complete` needs, written into `workdir` where it is a file."""
-    spec = jobs.spec_of(job)
+@dataclass(frozen=True)
+class Origin:
+    """A job as its student's files tell of it."""
+
+    job: tables.JobRow
+    told: model_card.Origin
+
+
+def origin(session: Session, job_id: str) -> Origin:
+    """Return a job and what is known of its inputs."""
+    job = session.get_one(tables.JobRow, job_id)
+    teacher = session.get(tables.ModelVersionRow, job.teacher_version_id or "")
+    dataset = session.get(tables.DatasetVersionRow, job.dataset_version_id or "")
+    told = model_card.Origin(
+        job_id=job.id,
+        attempt=job.attempt,
+        spec=jobs.spec_of(job),
+        dataset=None if dataset is None else model_card.DataFacts.of(dataset),
+        teacher=None if teacher is None else model_card.TeacherFacts.of(teacher),
+    )
+    return Origin(job, told)
+
+
+def report_files(workdir: Path) -> dict[str, Path]:
+    """Return the files of the engine's report by the path they get; none if it wrote none."""
+    folder = workdir / reports.FOLDER
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {f"{reports.FOLDER}{path.name}": path for path in found if path.is_file()}
+
+
+def make(
+    origin: Origin, report: dict[str, Any], workdir: Path, *, stored: Collection[str] = ()
+) -> Kit:
+    """Return everything that `leases.complete` needs, written into `workdir` where it is a file.
+
+    `stored` are the paths of the files of the report that are in the store: the card shows them.
+    """
+    job, spec = origin.job, origin.told.spec
     result = {name: report[name] for name in _RESULT_FIELDS if name in report}
     description = json.loads((workdir / "model.json").read_text())
     lineage = _lineage(job, spec, result)
-    card = _card(job, spec, result)
-    written = {
-        "card.md": card,
-        "manifest.json": json.dumps(lineage, indent=2) + "\n",
-    }
+    facts = {"description": description, "result": result}
+    card = model_card.write(origin.told, pictures=stored, **facts)
+    written = {CARD: card, "manifest.json": json.dumps(lineage, indent=2) + "\n"}
+    if stored:
+        # Once more inside the report, where the pictures are its neighbours.
+        beside = [path.removeprefix(reports.FOLDER) for path in stored]
+        written[f"{reports.FOLDER}{CARD}"] = model_card.write(origin.told, pictures=beside, **facts)
     for name, text in written.items():
-        (workdir / name).write_text(text)
+        (workdir / name).write_text(text, encoding="utf-8")
     files = {
         models.WEIGHTS: workdir / "student.safetensors",
         "config.json": workdir / "model.json",
@@ -75,39 +118,3 @@ def _lineage(job: tables.JobRow, spec: JobSpec, result: dict[str, Any]) -> dict[
         "device": result.get("device"),
         "versions": result.get("versions", {}),
     }
-
-
-def _card(job: tables.JobRow, spec: JobSpec, result: dict[str, Any]) -> str:
-    """Return the model card: how it was made, what it scores, how to load it."""
-    scores = result["scores"]
-    rows = [
-        f"| {name} | {_percent(score)} | {float(score['ece']):.4f} |"
-        for name, score in scores.items()
-        if score is not None
-    ]
-    taught = f"from `{spec.teacher}` " if spec.teacher else ""
-    return "\n".join(
-        [
-            f"# {spec.student.register_as}",
-            "",
-            f"`{spec.student.network}`, trained {taught}with the method `{spec.method['name']}` "
-            f"on `{spec.dataset}` by job `{job.id}`.",
-            "",
-            "| | test accuracy (95 % interval) | calibration error |",
-            "| --- | --- | --- |",
-            *rows,
-            "",
-            f"Parameters: {result['parameters']['student']:,}. Chosen by validation accuracy, "
-            f"epoch {result.get('best_epoch')} of {result.get('epochs')}; the scores are of the "
-            "test split, which was used once.",
-            "",
-            "`model.safetensors` holds the weights; its header and `config.json` say how to build "
-            "the network, its classes, and the size and normalisation of its input.",
-            "",
-        ]
-    )
-
-
-def _percent(score: dict[str, Any]) -> str:
-    low, high = score["accuracy_interval"]
-    return f"{score['accuracy']:.2%} ({low:.2%} to {high:.2%})"

@@ -227,6 +227,8 @@ def reading_aids(shown: types.Leaderboard) -> list[str]:
     unfinished = sum(row.unfinished for row in shown.rows)
     if unfinished:
         said.append(f"{unfinished} jobs have not ended: this is not the last word.")
+    if any(row.side_by_side for row in shown.rows):
+        said.append("Students were trained side by side: their times are longer than alone.")
     pairs = [row.difference.pairs for row in shown.rows if row.difference]
     if pairs:
         said.append(

@@ -53,6 +53,7 @@ class JobResult(Body):
     images_per_second: float | None = None
     floor_share: float | None = None
     wall_seconds: float | None = None
+    shared_with: int | None = None
 
 
 class Job(Body):
@@ -196,6 +197,7 @@ class LeaderboardRow(Variant):
     ece: float | None = None
     wall_seconds: float | None = None
     images_per_second: float | None = None
+    side_by_side: int = 0
     parameters: int | None = None
     runs: list[SeedRun] = Field(default_factory=list)
 

@@ -34,6 +34,11 @@ class JobResult(BaseModel):
     images_per_second: float | None = None
     floor_share: float | None = None
     wall_seconds: float | None = None
+    shared_with: int | None = Field(
+        default=None,
+        description="How many other students of the study were trained by the same process; they "
+        "shared its time, so `wall_seconds` and `images_per_second` are not those of a run alone.",
+    )
 
     model_config = {"extra": "allow"}
 

@@ -155,6 +155,10 @@ class LeaderboardRow(VariantRead):
     ece: float | None = Field(description="Expected calibration error.")
     wall_seconds: float | None = Field(description="Of one job.")
     images_per_second: float | None
+    side_by_side: int = Field(
+        description="Jobs that succeeded beside others in one process: their times are longer than "
+        "those of runs alone."
+    )
     parameters: int | None = Field(description="Of the student.")
     runs: list[RunRead] = Field(description="By seed.")
 
@@ -173,6 +177,7 @@ class LeaderboardRow(VariantRead):
             ece=row.ece,
             wall_seconds=row.wall_seconds,
             images_per_second=row.images_per_second,
+            side_by_side=row.side_by_side,
             parameters=row.parameters,
             runs=[
                 RunRead(
@@ -226,7 +231,7 @@ CSV_COLUMNS = (
     *("accuracy_mean", "accuracy_standard_deviation", "accuracy_smallest", "accuracy_largest"),
     *("pairs", "difference_mean", "difference_standard_deviation"),
     *("difference_low", "difference_high", "p_value", "seeds_above", "verdict"),
-    *("agreement", "ece", "wall_seconds", "images_per_second", "parameters"),
+    *("agreement", "ece", "wall_seconds", "images_per_second", "side_by_side", "parameters"),
     "teacher_accuracy",
 )
 
@@ -241,7 +246,8 @@ def _cells(row: LeaderboardRow, teacher_accuracy: float | None) -> Sequence[obje
         *_fields(difference, ("pairs", "mean", "standard_deviation")),
         *(low, high),
         *_fields(difference, ("p_value", "seeds_above", "verdict")),
-        *(row.agreement, row.ece, row.wall_seconds, row.images_per_second, row.parameters),
+        *(row.agreement, row.ece, row.wall_seconds, row.images_per_second),
+        *(row.side_by_side, row.parameters),
         teacher_accuracy,
     )
 

@@ -44,6 +44,7 @@ def teacher(stack: stacks.Stack, tmp_path_factory: pytest.TempPathFactory) -> st
                 "dataset": "digits@1",
                 "method": {"name": "ce"},
                 "training": {"epochs": 8},
+                "report": False,
             }
         )
         ended = retort.jobs.wait(job.id, timeout=120)

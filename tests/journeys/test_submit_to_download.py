@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def a_job(teacher: str | None, **changes: Any) -> dict[str, Any]:
         "dataset": "digits@1",
         "method": {"name": "kd"},
         "training": {"epochs": 4},
+        "report": False,
     }
     return {**spec, **changes}
 
@@ -57,7 +59,8 @@ class TestAJob:
     def test_gives_a_student_that_scores_what_the_registry_states(
         self, retort: Client, teacher: str, tmp_path: Path
     ):
-        spec = a_job(teacher, method={"name": "dkd", "warmup_epochs": 2}, baseline=True)
+        method = {"name": "dkd", "warmup_epochs": 2}
+        spec = a_job(teacher, method=method, baseline=True, report=True)
         job = retort.jobs.submit(spec)
         events = list(retort.jobs.stream(job.id))
         ended = retort.jobs.get(job.id)
@@ -87,6 +90,12 @@ class TestAJob:
         assert stated is not None
         assert json.loads(measured.stdout)["accuracy"] == stated["accuracy"]
         version = retort.models.resolve(ended.result.student or "")
+        drawn = {file.path for file in retort.jobs.report(job.id)}
+        assert {"tsne.png", "correlation.svg", "curves.json", "card.md", "index.json"} <= drawn
+        archive = retort.jobs.download_report(job.id, tmp_path / "report.zip")
+        with zipfile.ZipFile(archive) as opened:
+            assert opened.testzip() is None
+            assert set(opened.namelist()) == {f"report/{path}" for path in drawn}
         lineage = retort.models.lineage(version.name, version.version)
         assert job.id in json.dumps(lineage)
         assert teacher in json.dumps(lineage)
@@ -159,6 +168,26 @@ def wait_for_metrics(retort: Client, job_id: str, *, seconds: float = 60) -> Non
     while not retort.jobs.get(job_id).metrics:
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+class TestAStudy:
+    def test_compares_a_method_with_its_baseline_over_seeds(self, retort: Client, teacher: str):
+        study = retort.studies.submit(
+            {
+                "name": "journey-study",
+                "teacher": teacher,
+                "dataset": "digits@1",
+                "student": TINY,
+                "methods": [{"name": "combine", "methods": [{"name": "kd"}, {"name": "fitnet"}]}],
+                "seeds": [0, 1],
+                "training": {"epochs": 2},
+                "report": False,
+            }
+        )
+        assert retort.studies.wait(study.id, timeout=240).state == "succeeded"
+        rows = retort.studies.leaderboard(study.id).rows
+        assert [row.finished for row in rows] == [2, 2]
+        assert [row.difference.pairs for row in rows if row.difference] == [2]
 
 
 class TestBadInput:

@@ -35,6 +35,7 @@ def submit(context: Context, project_id: str, **changes: Any) -> str:
         "method": {"name": "ce"},
         "training": {"epochs": 1},
         "baseline": False,
+        "report": False,
         **changes,
     }
     with context.sessions.begin() as session:

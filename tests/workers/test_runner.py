@@ -18,7 +18,7 @@ import pytest
 import structlog.testing
 from safetensors.numpy import load
 
-from models_registry import jobs, leases, models, tables
+from models_registry import errors, jobs, leases, models, storage, tables
 from models_registry.lifecycle import Reason, State
 from tests import factories
 from tests.workers import conftest, scenes
@@ -188,7 +188,7 @@ class TestSuccess:
         version = student_of(workshop, job)
         assert version.lineage["teacher"] == "undisturbed@1"
         assert version.lineage["teacher_digest"] == undisturbed.result["digest"]
-        assert all(f"| {who} |" in version.card for who in ("teacher", "student", "baseline"))
+        assert all(f"| {who}" in version.card for who in ("teacher", "**student", "baseline"))
         kept = workshop.settings.cache_dir / undisturbed.result["digest"].removeprefix("sha256:")
         assert kept.exists()
 
@@ -551,3 +551,39 @@ class TestOutage:
             assert runner.run_job(context, job_id) == State.SUCCEEDED
         assert "transaction_repeated" in {line["event"] for line in logged}
         assert scenes.job(context, job_id).student_version_id is not None
+
+
+class Choosy(storage.LocalStorage):
+    """A store that breaks down when it is handed a certain file."""
+
+    def put(self, stream: storage.Source, *, expected: str | None = None) -> storage.Stored:
+        if str(getattr(stream, "name", "")).endswith("tsne.png"):
+            raise errors.StorageDown("the byte store cannot be used just now")
+        return super().put(stream, expected=expected)
+
+
+@pytest.mark.slow
+class TestReport:
+    def test_is_kept_with_the_student_and_never_costs_it(
+        self, workshop: Context, project: str, undisturbed: tables.JobRow
+    ) -> None:
+        job_id = scenes.submit(workshop, project, name="undisturbed", report=True, **SPEC)
+        where = workshop.settings.data_dir / "storage"
+        broken = dataclasses.replace(workshop, storage=Choosy(where))
+        assert runner.run_job(broken, job_id) == State.SUCCEEDED
+        job = scenes.job(workshop, job_id)
+        files = files_of(workshop, student_of(workshop, job))
+        assert files["report/accuracy.png"].startswith(b"\x89PNG")
+        assert b"<svg" in files["report/confusion.svg"]
+        assert "report/tsne.png" not in files
+        topics = json.loads(files["report/index.json"])["topics"]
+        assert {topic["numbers"] for topic in topics} <= {path[7:] for path in files}
+        assert "](report/accuracy.png)" in files["card.md"].decode()
+        assert "](accuracy.png)" in files["report/card.md"].decode()
+        assert "tsne.png" not in files["card.md"].decode()
+        warned = [e.data["code"] for e in scenes.events(workshop, job_id) if "warning" in e.type]
+        assert warned == ["report_not_stored"]
+        assert job.result is not None
+        assert job.result["report_seconds"] > 0
+        # Drawing changes nothing of what is drawn.
+        assert student_of(workshop, job).sha256 == student_of(workshop, undisturbed).sha256

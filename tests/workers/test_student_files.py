@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from models_registry import tables
+from models_registry import database, tables
+from models_registry.spec import JobSpec
+from models_registry.storage import Storage
 from tests import factories
-from workers import student_files
+from workers import model_card, student_files
 
 SCORE = {
     "accuracy": 0.9,
@@ -34,18 +36,21 @@ REPORT: dict[str, Any] = {
     "versions": {"torch": "2.0"},
     "latency_ms": {"teacher": 2.0, "student": 1.0},
     "files": [{"path": "student.safetensors"}],
+    "report_seconds": 3.5,
 }
 
 
 @pytest.fixture
-def job() -> tables.JobRow:
+def origin() -> student_files.Origin:
     spec = factories.spec(
         student={"network": "retort/resnet8", "register_as": "digits-student"},
         method={"name": "kd", "alpha": 0.5},
     )
     digests = {"teacher_digest": "sha256:aa", "initial_digest": None, "dataset_digest": "sha256:bb"}
     now = datetime.now(UTC)
-    return tables.JobRow(id="job_1", attempt=2, spec={**spec, **digests}, created_at=now)
+    job = tables.JobRow(id="job_1", attempt=2, spec={**spec, **digests}, created_at=now)
+    told = model_card.Origin("job_1", 2, JobSpec.model_validate(spec), dataset=None, teacher=None)
+    return student_files.Origin(job, told)
 
 
 @pytest.fixture
@@ -64,8 +69,10 @@ def workdir(tmp_path: Path) -> Path:
 
 
 class TestMake:
-    def test_gives_five_files_by_the_path_they_get(self, job: tables.JobRow, workdir: Path) -> None:
-        kit = student_files.make(job, REPORT, workdir)
+    def test_gives_five_files_by_the_path_they_get(
+        self, origin: student_files.Origin, workdir: Path
+    ) -> None:
+        kit = student_files.make(origin, REPORT, workdir)
         assert {path: file.name for path, file in kit.files.items()} == {
             "model.safetensors": "student.safetensors",
             "config.json": "model.json",
@@ -75,8 +82,8 @@ class TestMake:
         }
         assert all(file.is_file() for file in kit.files.values())
 
-    def test_describes_the_version(self, job: tables.JobRow, workdir: Path) -> None:
-        version = student_files.make(job, REPORT, workdir).version
+    def test_describes_the_version(self, origin: student_files.Origin, workdir: Path) -> None:
+        version = student_files.make(origin, REPORT, workdir).version
         assert (version.name, version.job_id) == ("digits-student", "job_1")
         assert version.classes == ["zero", "one"]
         assert version.parameters == 78_042
@@ -84,8 +91,10 @@ class TestMake:
         assert version.card == (workdir / "card.md").read_text()
         assert version.lineage == json.loads((workdir / "manifest.json").read_text())
 
-    def test_tells_where_the_student_comes_from(self, job: tables.JobRow, workdir: Path) -> None:
-        lineage = student_files.make(job, REPORT, workdir).version.lineage
+    def test_tells_where_the_student_comes_from(
+        self, origin: student_files.Origin, workdir: Path
+    ) -> None:
+        lineage = student_files.make(origin, REPORT, workdir).version.lineage
         assert lineage["job"] == "job_1"
         assert lineage["attempt"] == 2
         assert (lineage["teacher"], lineage["teacher_digest"]) == ("digits-teacher@1", "sha256:aa")
@@ -94,26 +103,44 @@ class TestMake:
         assert lineage["versions"] == {"torch": "2.0"}
 
     def test_keeps_what_is_the_reports_own_business_out_of_the_result(
-        self, job: tables.JobRow, workdir: Path
+        self, origin: student_files.Origin, workdir: Path
     ) -> None:
-        result = student_files.make(job, REPORT, workdir).result
+        result = student_files.make(origin, REPORT, workdir).result
         assert result == {name: REPORT[name] for name in REPORT.keys() - {"type", "files"}}
 
-
-class TestCard:
-    def test_has_a_row_for_each_that_was_scored(self, job: tables.JobRow, workdir: Path) -> None:
-        card = student_files.make(job, REPORT, workdir).version.card
-        assert "| teacher | 97.00% (86.00% to 93.00%) | 0.0321 |" in card
-        assert "| student | 90.00% (86.00% to 93.00%) | 0.0321 |" in card
-        assert "| baseline |" not in card
-        assert card.startswith("# digits-student\n")
-        assert "from `digits-teacher@1` with the method `kd` on `digits@1` by job `job_1`" in card
-        assert "Parameters: 78,042." in card
-
-    def test_can_be_written_of_a_student_whose_calibration_is_no_number(
-        self, job: tables.JobRow, workdir: Path
+    def test_puts_a_card_beside_the_pictures_as_well(
+        self, origin: student_files.Origin, workdir: Path
     ) -> None:
-        """In JSON the engine has to write NaN as a word."""
-        scores = {**REPORT["scores"], "student": {**SCORE, "ece": "NaN"}}
-        card = student_files.make(job, {**REPORT, "scores": scores}, workdir).version.card
-        assert "| student | 90.00% (86.00% to 93.00%) | nan |" in card
+        (workdir / "report").mkdir()
+        (workdir / "report" / "tsne.png").write_bytes(b"a picture")
+        stored = student_files.report_files(workdir)
+        assert stored == {"report/tsne.png": workdir / "report" / "tsne.png"}
+        kit = student_files.make(origin, REPORT, workdir, stored=stored)
+        assert "](report/tsne.png)" in kit.files["card.md"].read_text()
+        assert "](tsne.png)" in kit.files["report/card.md"].read_text()
+
+    def test_shows_no_picture_that_is_not_stored(
+        self, origin: student_files.Origin, workdir: Path
+    ) -> None:
+        assert student_files.report_files(workdir) == {}
+        kit = student_files.make(origin, REPORT, workdir)
+        assert "![" not in kit.version.card
+        assert "report/card.md" not in kit.files
+
+
+class TestOrigin:
+    def test_names_the_inputs_of_a_job(
+        self, sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
+    ) -> None:
+        with sessions.begin() as session:
+            factories.teacher(session, storage, project_id=project.id)
+            job = factories.job(session, project_id=project.id)
+            found = student_files.origin(session, job.id).told
+        assert found.dataset is not None
+        assert found.teacher is not None
+        assert (found.dataset.reference, found.dataset.splits["test"]) == ("digits@1", 360)
+        assert (found.teacher.reference, found.teacher.network) == (
+            "digits-teacher@1",
+            "retort/resnet8x4",
+        )
+        assert found.spec.student.register_as == "digits-kd"

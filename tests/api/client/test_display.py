@@ -128,9 +128,10 @@ class TestLeaderboard:
 
     def test_warns_of_few_seeds_many_variants_and_what_has_not_ended(self):
         few = self.difference(pairs=2, verdict=None)
-        rows = [self.row(n, 0.9, few, unfinished=1) for n in (1, 2)]
+        rows = [self.row(n, 0.9, few, unfinished=1, side_by_side=1) for n in (1, 2)]
         said = " ".join(display.reading_aids(self.board(*rows)))
         assert "2 jobs have not ended" in said
+        assert "trained side by side" in said
         assert "Fewer than three seeds give no verdict." in said
         assert "p is not corrected" in said
 

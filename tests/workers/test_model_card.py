@@ -1,0 +1,209 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from models_registry.spec import JobSpec
+from tests import factories
+from workers import model_card
+
+SCORE = {
+    "accuracy": 0.9,
+    "accuracy_interval": [0.86, 0.93],
+    "agreement": 0.95,
+    "ece": 0.0321,
+    "loss": 0.4,
+    "samples": 360,
+}
+RESULT: dict[str, Any] = {
+    "scores": {"teacher": {**SCORE, "accuracy": 0.97}, "student": SCORE, "baseline": None},
+    "parameters": {"teacher": 1_234_567, "student": 78_042},
+    "flops": {"teacher": 10_000, "student": 5},
+    "latency_ms": {"teacher": 2.0, "student": 1.0},
+    "epochs": 2,
+    "steps": 40,
+    "best_epoch": 1,
+    "device": "cpu",
+    "precision": "float32",
+    "versions": {"torch": "2.0"},
+}
+DESCRIPTION: dict[str, Any] = {
+    "network": "retort/resnet8",
+    "arguments": {},
+    "task": "classification",
+    "classes": ["zero", "one"],
+    "input": factories.DIGITS_INPUT,
+}
+DIGITS = model_card.DataFacts(
+    "digits@1", "sha256:bb", "Handwritten digits", {"train": 1257, "validation": 180, "test": 360}
+)
+TEACHER = model_card.TeacherFacts("digits-teacher@1", "sha256:aa", "retort/resnet20")
+
+
+def origin(**changes: Any) -> model_card.Origin:
+    spec = factories.spec(
+        student={"network": "retort/resnet8", "register_as": "digits-student"},
+        method={"name": "dkd", "alpha": 1.0, "beta": 8.0},
+        training={"recipe": "small", "optimizer": {"name": "sgd", "learning_rate": 0.05}},
+    )
+    facts: dict[str, Any] = {
+        "job_id": "job_1",
+        "attempt": 2,
+        "spec": JobSpec.model_validate(spec),
+        "dataset": DIGITS,
+        "teacher": TEACHER,
+        **changes,
+    }
+    return model_card.Origin(**facts)
+
+
+def card(
+    *,
+    description: dict[str, Any] = DESCRIPTION,
+    result: dict[str, Any] = RESULT,
+    pictures: tuple[str, ...] = (),
+    **changes: Any,
+) -> str:
+    return model_card.write(
+        origin(**changes), description=description, result=result, pictures=pictures
+    )
+
+
+class TestWrite:
+    def test_begins_with_what_model_hubs_read(self) -> None:
+        _, front, rest = card().split("---\n", 2)
+        told = yaml.safe_load(front)
+        assert told["license"] == "unknown"
+        assert told["pipeline_tag"] == "image-classification"
+        assert "dkd" in told["tags"]
+        (measured,) = told["model-index"][0]["results"]
+        assert measured["metrics"] == [{"type": "accuracy", "value": 0.9}]
+        assert measured["dataset"] == {"name": "digits@1", "type": "digits", "split": "test"}
+        assert rest.lstrip().startswith("# digits-student\n")
+
+    def test_has_every_section_in_order(self) -> None:
+        assert re.findall(r"^## (.*)$", card(pictures=("report/tsne.png",)), re.MULTILINE) == [
+            "Scores",
+            "Data",
+            "Method and training",
+            "Size and speed",
+            "Limits",
+            "How to load it",
+            "Lineage",
+            "Report",
+        ]
+
+    def test_scores_those_that_were_scored(self) -> None:
+        text = card()
+        assert "| teacher | 97.00% (86.00% to 93.00%) | 95.00% | 0.0321 | 0.4000 |" in text
+        assert "| **student (this model)** | 90.00% (86.00% to 93.00%) | 95.00% " in text
+        assert "| baseline" not in text
+        assert "360 images of the test split" in text
+
+    def test_tells_of_data_teacher_and_method_with_their_sources(self) -> None:
+        text = card()
+        assert "- Data set: `digits@1`, `sha256:bb`" in text
+        assert "- Images: 1,257 train, 180 validation, 360 test" in text
+        assert "- Classes: zero, one" in text
+        assert "- Teacher: `digits-teacher@1`, `retort/resnet20`, `sha256:aa`" in text
+        assert "Decoupled Knowledge Distillation, CVPR 2022, arXiv:2203.08679" in text
+        assert "| method.beta | `8.0` |" in text
+        assert "| training.optimizer.learning_rate | `0.05` |" in text
+
+    def test_names_the_source_of_every_part_of_a_combination(self) -> None:
+        parts = [{"name": "dkd", "weight": 1.0}, {"name": "kd", "weight": 0.5}]
+        spec = factories.spec(
+            student={"network": "retort/resnet8", "register_as": "digits-student"},
+            method={"name": "combine", "methods": parts},
+        )
+        text = card(spec=JobSpec.model_validate(spec))
+        assert "(`combine`)" in text
+        assert "arXiv:2203.08679" in text
+        assert "arXiv:1503.02531" in text
+
+    def test_can_be_written_of_numbers_that_are_no_numbers(self) -> None:
+        """In JSON the engine has to write NaN as a word."""
+        scores = {**RESULT["scores"], "student": {**SCORE, "ece": "NaN"}}
+        assert "| 95.00% | nan | 0.4000 |" in card(result={**RESULT, "scores": scores})
+
+    def test_of_a_student_without_teacher_names_none(self) -> None:
+        text = card(teacher=None)
+        assert "trained alone" in text
+        assert "- Teacher:" not in text
+
+    def test_shows_the_pictures_that_there_are(self) -> None:
+        text = card(pictures=("report/accuracy.png", "report/accuracy.svg", "report/index.json"))
+        assert "![Accuracy while training](report/accuracy.png)" in text
+        assert text.count("![") == 1
+        assert "## Report" not in card()
+
+    def test_lets_no_name_of_a_class_become_markdown(self) -> None:
+        names = ["a|b", "<img src=x>", "[x](y)", "two\nlines"]
+        text = card(description={**DESCRIPTION, "classes": names})
+        assert r"- Classes: a\|b, \<img src=x\>, \[x\](y), two lines" in text
+
+    def test_does_not_list_a_thousand_classes(self) -> None:
+        names = [f"class {number}" for number in range(1000)]
+        text = card(description={**DESCRIPTION, "classes": names})
+        assert "class 19 and 980 more" in text
+        assert "class 20," not in text
+
+
+# Builds a network, saves it as the engine does, and says what it answers to the snippet's image.
+DELIVER = """
+import json, pathlib, sys
+import torch
+from workers.distill import weights
+from workers.distill.networks import catalog
+
+said = json.loads(sys.argv[1])
+size = said["input"]
+network = catalog.build(
+    said["network"], classes=len(said["classes"]), channels=size["channels"],
+    height=size["height"], width=size["width"], arguments=said["arguments"],
+)
+header = {"format": "pt", weights.HEADER_KEY: json.dumps(said)}
+weights.save_student(pathlib.Path("model.safetensors"), network, header)
+pathlib.Path("config.json").write_text(json.dumps(said))
+"""
+
+
+@pytest.mark.slow
+class TestSnippet:
+    @pytest.mark.parametrize(
+        ("network", "arguments"),
+        [
+            ("retort/resnet8", {}),
+            ("torchvision/mobilenet_v3_small", {}),
+            ("timm/resnet10t", {"drop_rate": 0.1}),
+            ("timm/vit_tiny_patch16_224", {"patch_size": 8, "depth": 1}),
+        ],
+    )
+    def test_runs_beside_the_files_of_a_student(
+        self, network: str, arguments: dict[str, Any], tmp_path: Path
+    ) -> None:
+        size = {"channels": 1, "height": 32, "width": 32, "mean": [0.3], "std": [0.3]}
+        said = {**DESCRIPTION, "network": network, "arguments": arguments, "input": size}
+        text = card(description=said)
+        found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+        assert found is not None
+        if network.startswith("timm/"):
+            assert "workers" not in found[1]
+        # One process, since loading torch costs more than all the rest.
+        program = f"{DELIVER}\ndel weights, catalog, torch\n{found[1]}"
+        ran = subprocess.run(
+            [sys.executable, "-c", program, json.dumps(said)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        name, sure = ran.stdout.split()
+        assert name in {"zero", "one"}
+        assert 0.5 <= float(sure) <= 1

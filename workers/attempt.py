@@ -1,0 +1,225 @@
+"""One attempt at one job: what its engine tells goes to database and storage, and so does its end.
+
+Every write proves the fence. An attempt ends once; whatever comes for it afterwards is not heard.
+"""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+from sqlalchemy.orm import Session
+
+from models_registry import errors, leases
+from models_registry.lifecycle import Reason, State
+from workers import inputs, student_files
+from workers.context import Context
+from workers.engine_process import Report
+from workers.heartbeat import Heartbeat
+from workers.inputs import Inputs
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+_FLUSH_SECONDS = 1.0
+_FORESEEABLE_SECONDS = 1e9
+
+
+class Attempt:
+    """The state of one attempt between claim and end."""
+
+    folder: Path  # of its own inputs and outputs; both from `look_up` on
+    inputs: Inputs
+
+    def __init__(self, context: Context, lease: leases.Lease) -> None:
+        self.lease = lease
+        self.heartbeat = Heartbeat(context, lease)
+        self.neighbours = 0
+        """How many other students its engine trains."""
+        self.result: Report | None = None
+        self.failure: Report | None = None
+        self.is_over = False
+        self.state: State | None = None
+        """In which the attempt left the job; None where the lease was lost."""
+        self._context = context
+        self._points: list[leases.Point] = []
+        self._progress: float | None = None
+        self._remaining_seconds: float | None = None
+        self._flushed_at = 0.0
+
+    def give_up(self, because: str) -> None:
+        """End without a word to the database: the job is somebody else's by now."""
+        log.warning("attempt_lost", job_id=self.lease.job_id, because=because)
+        self.is_over = True
+
+    def persist(self, write: Callable[[Session], T]) -> T:
+        """Run `write` in a transaction, again and again while the database is away.
+
+        Raises: errors.StaleFence when the lease is lost meanwhile.
+        """
+        try:
+            return self._context.persist(write, hopeless=lambda: self.heartbeat.lost)
+        except errors.Unavailable as error:
+            raise errors.StaleFence(f"{self.lease.job_id}: {error}, the lease is lost") from error
+
+    def look_up(self, folder: Path) -> None:
+        """Learn what the engine needs for this job; its own files go into `folder`."""
+        self.folder = folder
+        self.inputs = self.persist(lambda s: inputs.of(s, self.lease.job_id))
+
+    # -- while ---------------------------------------------------------------------------------
+
+    def relay(self, report: Report) -> None:
+        """Pass on what the engine tells of this job."""
+        match report["type"]:
+            case "started":
+                self.persist(lambda s: self._started(s, report))
+            case "progress":
+                self._progress = report["progress"]
+                self._remaining_seconds = report.get("remaining_seconds")
+            case "metrics":
+                self._points += [
+                    leases.Point(p["key"], p["step"], p.get("epoch"), float(p["value"]))
+                    for p in report["points"]
+                ]
+            case "checkpoint":
+                self._store_checkpoint(report)
+            case "warning":
+                self.persist(
+                    lambda s: leases.warn(
+                        s, self.lease, code=report["code"], message=report["message"]
+                    )
+                )
+            case "result":
+                self.result = report
+            case "failure":
+                self.failure = report
+
+    def flush(self, *, force: bool = False) -> None:
+        """Write progress and points if that was not done a moment ago."""
+        now = time.monotonic()
+        if not force and now - self._flushed_at < _FLUSH_SECONDS:
+            return
+        if not self._points and self._progress is None:
+            return
+        points, self._points = self._points, []
+        progress, self._progress = self._progress, None
+        ends_at = _from_now(self._remaining_seconds)
+        self.persist(
+            lambda s: leases.report(
+                s, self.lease, progress=progress, estimated_end_at=ends_at, points=points
+            )
+        )
+        self._flushed_at = now
+
+    def _started(self, session: Session, report: Report) -> None:
+        leases.started(
+            session,
+            self.lease,
+            device=report["device"],
+            resumed_from_step=report["resumed_from_step"],
+        )
+
+    def _store_checkpoint(self, report: Report) -> None:
+        """Publish a checkpoint's bytes, then its row; one overtaken by newer ones is skipped."""
+        path = self.folder / report["path"]
+        try:
+            stored = self._put(path, report["path"], expected=report["sha256"])
+        except FileNotFoundError:
+            return  # the engine has written two newer ones since
+        except errors.Unavailable as error:
+            # A job must not die for want of a checkpoint; the next one is tried again.
+            log.warning("checkpoint_not_stored", job_id=self.lease.job_id, error=str(error))
+            return
+        self.persist(
+            lambda s: leases.checkpoint(
+                s,
+                self.lease,
+                stored,
+                step=report["step"],
+                epoch=report["epoch"],
+                phase=report["phase"],
+            )
+        )
+
+    def _put(self, path: Path, name: str, *, expected: str | None = None) -> leases.StoredFile:
+        with path.open("rb") as file:
+            stored = self._context.storage.put(file, expected=expected)
+        return leases.StoredFile(name, stored.sha256, stored.size_bytes, stored.key)
+
+    # -- after ---------------------------------------------------------------------------------
+
+    def complete(self, tail: list[str]) -> None:
+        """Publish the student's bytes, then register it and end the job in one transaction."""
+        result = dict(self.result or {})
+        if self.neighbours:
+            result["shared_with"] = self.neighbours
+        origin = self.persist(lambda s: student_files.origin(s, self.lease.job_id))
+        pictures = self._store_report()
+        try:
+            stored = [file.path for file in pictures]
+            kit = student_files.make(origin, result, self.folder, stored=stored)
+            files = [self._put(path, name) for name, path in kit.files.items()]
+        except (errors.Unavailable, OSError) as error:
+            self.fail("store_failed", f"The student could not be stored: {error}", True, tail)
+            return
+        self._end(
+            lambda s: leases.complete(
+                s, self.lease, result=kit.result, student=kit.version, files=[*files, *pictures]
+            )
+        )
+
+    def _store_report(self) -> list[leases.StoredFile]:
+        """Publish the report's bytes; a picture that cannot be stored never costs the student."""
+        stored: list[leases.StoredFile] = []
+        try:
+            for name, path in student_files.report_files(self.folder).items():
+                stored.append(self._put(path, name))
+        except (errors.Unavailable, OSError) as error:
+            # The rest would wait for the same store in vain.
+            message = f"The report is not complete, a file could not be stored: {error}"
+            log.warning("report_not_stored", job_id=self.lease.job_id, error=str(error))
+            self.persist(
+                lambda s: leases.warn(s, self.lease, code="report_not_stored", message=message)
+            )
+        return stored
+
+    def stop(self, tail: list[str], *, because: Reason, message: str) -> None:
+        """End as the user asked; where this job was not asked for, hand it back."""
+
+        def write(session: Session) -> State:
+            wanted = leases.wanted(session, self.lease)
+            if wanted in (State.PAUSING, State.CANCELLING):
+                return leases.stopped(session, self.lease, log_tail=tail)
+            return leases.release(
+                session, self.lease, because=because, message=message, log_tail=tail
+            )
+
+        self._end(write)
+
+    def hand_back(self, tail: list[str], *, because: Reason, message: str) -> None:
+        """Queue the job again, without counting the attempt."""
+        self._end(
+            lambda s: leases.release(s, self.lease, because=because, message=message, log_tail=tail)
+        )
+
+    def fail(self, code: str, message: str, retryable: bool, tail: list[str]) -> None:
+        """End in failure; a retryable one is queued again while attempts are left."""
+        log.warning("attempt_failed", job_id=self.lease.job_id, code=code, message=message)
+        self._end(
+            lambda s: leases.fail(
+                s, self.lease, code=code, message=message, retryable=retryable, log_tail=tail
+            )
+        )
+
+    def _end(self, write: Callable[[Session], State]) -> None:
+        self.state = self.persist(write)
+        self.is_over = True
+
+
+def _from_now(seconds: float | None) -> datetime | None:
+    if seconds is None or seconds > _FORESEEABLE_SECONDS:
+        return None
+    return datetime.now(UTC) + timedelta(seconds=seconds)

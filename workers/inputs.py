@@ -1,0 +1,126 @@
+"""What an engine needs of a job: the files it reads, and the recipe it carries out.
+
+Teacher and data set are the same for all jobs that share an engine; start weights, checkpoints
+and the recipe are each job's own.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from models_registry import datasets, errors, jobs, leases, tables
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the database knows of a job's inputs: blobs by the path they get, and the recipe."""
+
+    shared: dict[str, tables.BlobRow]
+    builtin: str | None
+    """Name of a data set that is not in the store, but written by a child process."""
+    own: dict[str, tables.BlobRow]
+    checkpoints: dict[str, tables.BlobRow]
+    # Any: recipes are JSON.
+    recipe: dict[str, Any]
+
+
+def of(session: Session, job_id: str) -> Inputs:
+    """Return the inputs of a job."""
+    job = session.get_one(tables.JobRow, job_id)
+    teacher, initial, dataset = _versions(session, job)
+    builtin = None
+    if dataset is not None and dataset.format == datasets.BUILTIN:
+        builtin = datasets.name_of(dataset)
+    return Inputs(
+        shared={**_weights(session, "teacher", teacher), **_dataset_files(session, dataset)},
+        builtin=builtin,
+        own=_weights(session, "initial", initial),
+        checkpoints=_checkpoint_files(session, job.id),
+        recipe=recipe_of(session, job),
+    )
+
+
+def recipe_of(session: Session, job: tables.JobRow) -> dict[str, Any]:
+    """Return the engine's view of a job: plain values, no ids of ours.
+
+    The job's own id is left out on purpose: the same spec gives the same bytes.
+    """
+    teacher, initial, dataset = _versions(session, job)
+    spec = jobs.spec_of(job)
+    source = dataset or teacher
+    if source is None or source.input is None:
+        raise errors.Refused("A job needs a data set or a teacher to know its input from.")
+    provenance = {
+        "teacher": spec.teacher,
+        "teacher_digest": job.spec.get("teacher_digest"),
+        "dataset": spec.dataset,
+        "dataset_digest": job.spec.get("dataset_digest"),
+    }
+    return {
+        "version": 1,
+        "task": spec.task,
+        "teacher": None if teacher is None else _network(teacher),
+        "student": {
+            "network": spec.student.network,
+            "arguments": spec.student.arguments,
+            "classes": len(source.classes),
+            "input": source.input,
+        },
+        "initial": initial is not None,
+        "method": spec.method,
+        "training": spec.training,
+        "baseline": spec.baseline,
+        "report": spec.report,
+        "accelerator": spec.resources.accelerator,
+        "provenance": {key: value for key, value in provenance.items() if value},
+    }
+
+
+def _network(version: tables.ModelVersionRow) -> dict[str, Any]:
+    return {
+        "network": version.network,
+        "arguments": version.arguments,
+        "classes": len(version.classes),
+        "input": version.input,
+    }
+
+
+def _versions(
+    session: Session, job: tables.JobRow
+) -> tuple[
+    tables.ModelVersionRow | None, tables.ModelVersionRow | None, tables.DatasetVersionRow | None
+]:
+    return (
+        _version(session, tables.ModelVersionRow, job.teacher_version_id),
+        _version(session, tables.ModelVersionRow, job.initial_version_id),
+        _version(session, tables.DatasetVersionRow, job.dataset_version_id),
+    )
+
+
+# Any: the row of either kind.
+def _version(session: Session, kind: Any, identity: str | None) -> Any:
+    return None if identity is None else session.get_one(kind, identity)
+
+
+def _weights(
+    session: Session, folder: str, version: tables.ModelVersionRow | None
+) -> dict[str, tables.BlobRow]:
+    if version is None:
+        return {}
+    return {f"{folder}/model.safetensors": session.get_one(tables.BlobRow, version.sha256)}
+
+
+def _dataset_files(
+    session: Session, dataset: tables.DatasetVersionRow | None
+) -> dict[str, tables.BlobRow]:
+    if dataset is None:
+        return {}
+    rows = session.query(tables.DatasetFileRow).filter_by(version_id=dataset.id)
+    return {f"dataset/{row.path}": session.get_one(tables.BlobRow, row.sha256) for row in rows}
+
+
+def _checkpoint_files(session: Session, job_id: str) -> dict[str, tables.BlobRow]:
+    # Newest last: of two attempts that reached the same step, the later one counts.
+    rows = reversed(leases.checkpoints(session, job_id=job_id))
+    return {row.path: session.get_one(tables.BlobRow, row.sha256) for row in rows}

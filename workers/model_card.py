@@ -1,0 +1,362 @@
+"""Writes a student's model card: what it is, where it comes from, how good it is, how to load it.
+
+Markdown with the front matter that model hubs read. Everything in it is taken from rows and from
+the engine's own report; nothing is known that was not measured.
+"""
+
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from models_registry import catalog, datasets, models, references, tables
+from models_registry.spec import JobSpec
+
+# Free-form JSON: what the engine reported, a spec as stored.
+Json = dict[str, Any]
+
+_MOST_CLASSES = 20
+_PICTURES = (
+    ("accuracy.png", "Accuracy while training"),
+    ("losses.png", "Loss terms while training"),
+    ("cka.png", "Likeness of the features to the teacher's while training"),
+    ("confusion.png", "Which classes the student takes for which"),
+    ("correlation.png", "Correlation of logits, compared with the teacher"),
+    ("calibration.png", "How far the confidence can be trusted"),
+    ("tsne.png", "Features of test images, by t-SNE"),
+    ("pca.png", "Features of test images, by PCA"),
+)
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a card says of the data set."""
+
+    reference: str
+    digest: str | None
+    card: str
+    splits: dict[str, int]
+
+    @classmethod
+    def of(cls, row: tables.DatasetVersionRow) -> "DataFacts":
+        """Return the facts of a row that belongs to a session."""
+        digest = f"sha256:{row.sha256}" if row.sha256 else None
+        return cls(datasets.reference_of(row), digest, row.card, row.splits)
+
+
+@dataclass(frozen=True)
+class TeacherFacts:
+    """What a card says of the teacher."""
+
+    reference: str
+    digest: str
+    network: str
+
+    @classmethod
+    def of(cls, row: tables.ModelVersionRow) -> "TeacherFacts":
+        """Return the facts of a row that belongs to a session."""
+        return cls(models.reference_of(row), f"sha256:{row.sha256}", row.network)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A job and its inputs."""
+
+    job_id: str
+    attempt: int
+    spec: JobSpec
+    dataset: DataFacts | None
+    teacher: TeacherFacts | None
+
+
+def write(origin: Origin, *, description: Json, result: Json, pictures: Collection[str]) -> str:
+    """Return the card; `pictures` are paths relative to it, those that are there.
+
+    `description` is what the engine says of the student, `result` what it measured.
+    """
+    sections = (
+        _front_matter(origin, description, result),
+        _summary(origin, description, result),
+        _scores(result),
+        _data(origin, description),
+        _training(origin, result),
+        _size_and_speed(result),
+        _limits(origin),
+        _loading(description),
+        _lineage(origin, result),
+        _report(pictures),
+    )
+    return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
+
+
+def _front_matter(origin: Origin, description: Json, result: Json) -> list[str]:
+    score = result["scores"]["student"]
+    name = origin.spec.student.register_as or "student"
+    trained_on = origin.spec.dataset or "none"
+    # JSON is YAML, and needs no rules for quoting.
+    told = {
+        "license": "unknown",
+        "library_name": _library(description["network"]),
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "knowledge-distillation", origin.spec.method["name"]],
+        "model-index": [
+            {
+                "name": name,
+                "results": [
+                    {
+                        "task": {"type": "image-classification"},
+                        "dataset": {
+                            "name": trained_on,
+                            "type": references.parse(trained_on).name,
+                            "split": "test",
+                        },
+                        "metrics": [{"type": "accuracy", "value": round(score["accuracy"], 6)}],
+                    }
+                ],
+            }
+        ],
+    }
+    return ["---", *(f"{key}: {json.dumps(value)}" for key, value in told.items()), "---"]
+
+
+def _summary(origin: Origin, description: Json, result: Json) -> list[str]:
+    spec, size = origin.spec, description["input"]
+    source = f" distilled from `{origin.teacher.reference}`" if origin.teacher else " trained alone"
+    return [
+        f"# {spec.student.register_as}",
+        "",
+        f"An image classifier, `{description['network']}` with "
+        f"{result['parameters']['student']:,} parameters,{source} by the method "
+        f"`{spec.method['name']}` on `{spec.dataset}`. It takes images of "
+        f"{size['channels']} x {size['height']} x {size['width']} (channels, height, width) and "
+        f"tells apart {len(description['classes'])} classes.",
+    ]
+
+
+def _scores(result: Json) -> list[str]:
+    scores = {name: score for name, score in result["scores"].items() if score is not None}
+    names = {
+        "teacher": "teacher",
+        "student": "**student (this model)**",
+        "baseline": "baseline (same student, no teacher)",
+    }
+    samples = scores["student"]["samples"]
+    rows = [
+        f"| {names[name]} | {_percent(score)} | {_number(score.get('agreement'), '.2%')} "
+        f"| {_number(score['ece'], '.4f')} | {_number(score['loss'], '.4f')} |"
+        for name, score in scores.items()
+    ]
+    return [
+        "## Scores",
+        "",
+        f"On the {samples:,} images of the test split, which was looked at once, after training. "
+        "The epoch was chosen by validation accuracy: "
+        f"{result.get('best_epoch')} of {result.get('epochs')}.",
+        "",
+        "| | accuracy (95 % interval) | agrees with the teacher | calibration error | loss |",
+        "| --- | --- | --- | --- | --- |",
+        *rows,
+        "",
+        "Intervals are Wilson's and speak of the choice of test images alone; another seed may "
+        "differ by more. The calibration error is the expected one over 15 bins of confidence, "
+        "without any correction; loss is cross-entropy in nats.",
+    ]
+
+
+def _data(origin: Origin, description: Json) -> list[str]:
+    if origin.dataset is None:
+        return ["## Data", "", "The student was made without a data set."]
+    facts, names = origin.dataset, [_plain(str(name)) for name in description["classes"]]
+    more = len(names) - _MOST_CLASSES
+    listed = ", ".join(names[:_MOST_CLASSES]) + (f" and {more} more" if more > 0 else "")
+    splits = ", ".join(f"{count:,} {name}" for name, count in facts.splits.items())
+    return [
+        "## Data",
+        "",
+        f"- Data set: `{facts.reference}`" + (f", `{facts.digest}`" if facts.digest else ""),
+        *([f"- About: {_plain(facts.card.strip().splitlines()[0])}"] if facts.card.strip() else []),
+        f"- Images: {splits}",
+        f"- Classes: {listed}",
+        "- Pixels are scaled to 0..1 and normalised with mean "
+        f"{description['input']['mean']} and deviation {description['input']['std']}",
+    ]
+
+
+def _training(origin: Origin, result: Json) -> list[str]:
+    spec, method = origin.spec, origin.spec.method
+    parts = [part["name"] for part in method.get("methods", [])]  # of a combination
+    lines = ["## Method and training", ""]
+    for name in (method["name"], *parts):
+        lines += _method(name)
+    if origin.teacher:
+        teacher = origin.teacher
+        lines.append(f"- Teacher: `{teacher.reference}`, `{teacher.network}`, `{teacher.digest}`")
+    if spec.student.initial:
+        lines.append(f"- Start weights: `{spec.student.initial}`")
+    settings = {key: value for key, value in method.items() if key != "name"}
+    rows = [*_rows("method", settings), *_rows("training", spec.training)]
+    ran = f"{result.get('steps'):,} steps on {result.get('device')} in {result.get('precision')}"
+    return [
+        *lines,
+        f"- Ran: {ran}",
+        "",
+        "| setting | value |",
+        "| --- | --- |",
+        *(f"| {name} | {value} |" for name, value in rows),
+    ]
+
+
+def _method(name: str) -> Iterator[str]:
+    """Yield what a method is called, where it comes from, and how ours differs."""
+    entry = catalog.load().methods.get(name, {})
+    source = entry.get("source", {})
+    paper = [source.get("title"), source.get("venue")]
+    if source.get("arxiv"):
+        paper.append(f"arXiv:{source['arxiv']}")
+    yield f"- Method: {entry.get('title', name)} (`{name}`)"
+    yield f"- Source: {', '.join(part for part in paper if part) or 'unknown'}"
+    if entry.get("differs"):
+        yield f"- Differs from the source: {entry['differs']}"
+
+
+def _size_and_speed(result: Json) -> list[str]:
+    rows = (
+        ("parameters", result.get("parameters", {}), ",d"),
+        ("operations of one image (FLOPs)", result.get("flops", {}), ",d"),
+        ("time from one image to its logits (ms)", result.get("latency_ms", {}), ".2f"),
+    )
+    return [
+        "## Size and speed",
+        "",
+        "| | teacher | student |",
+        "| --- | --- | --- |",
+        *(
+            f"| {name} | {_number(values.get('teacher'), form)} "
+            f"| {_number(values.get('student'), form)} |"
+            for name, values, form in rows
+        ),
+        "",
+        f"Measured on the training machine ({result.get('device')}), other work beside it.",
+    ]
+
+
+def _limits(origin: Origin) -> list[str]:
+    return [
+        "## Limits",
+        "",
+        f"- Measured on the test split of `{origin.spec.dataset}` alone; nothing is known of other "
+        "images, and images of no class are still given one.",
+        "- Not measured: robustness to noise, to shifted data or to attacks; fairness between "
+        "groups; differences between runs with other seeds.",
+        "- A student may inherit errors and biases of its teacher and of the data.",
+        "- Licence unknown: whoever passes it on has to look up the terms of the data and of the "
+        "teacher.",
+    ]
+
+
+def _loading(description: Json) -> list[str]:
+    return ["## How to load it", "", "```python", *snippet(description), "```"]
+
+
+def snippet(description: Json) -> Iterator[str]:
+    """Yield the lines of a program that classifies one image, run beside the weights."""
+    size, library = description["input"], _library(description["network"])
+    if library == "timm":
+        yield from _plain_timm(description)
+    else:
+        yield 'from pathlib import Path  # needs: pip install "retort[worker]"'
+        yield ""
+        yield "import torch"
+        yield "from workers.distill import weights"
+        yield ""
+        yield f'network, _ = weights.rebuild(Path("{models.WEIGHTS}"))'
+    yield "network.eval()"
+    yield (
+        'classes = json.load(open("config.json"))["classes"]'
+        if library == "timm"
+        else (
+            f"classes = {json.dumps(description['classes'], ensure_ascii=True)}"
+            if len(description["classes"]) <= _MOST_CLASSES
+            else f"classes = range({len(description['classes'])})  # names: config.json"
+        )
+    )
+    yield ""
+    yield f"mean = torch.tensor({size['mean']}).view(1, -1, 1, 1)"
+    yield f"std = torch.tensor({size['std']}).view(1, -1, 1, 1)"
+    shape = f"1, {size['channels']}, {size['height']}, {size['width']}"
+    yield f"images = torch.rand({shape})  # yours: pixels from 0 to 1"
+    yield "with torch.inference_mode():"
+    yield "    probabilities = network((images - mean) / std).softmax(1)"
+    yield "print(classes[int(probabilities[0].argmax())], float(probabilities[0].max()))"
+
+
+def _plain_timm(description: Json) -> Iterator[str]:
+    name = description["network"].partition("/")[2]
+    settings = {key: value for key, value in description["arguments"].items() if key != "taps"}
+    given = {
+        "num_classes": len(description["classes"]),
+        "in_chans": description["input"]["channels"],
+        **settings,
+    }
+    size = (description["input"]["height"], description["input"]["width"])
+    yield "import json"
+    yield ""
+    yield "import timm  # needs: pip install timm"
+    yield "import torch"
+    yield "from safetensors.torch import load_file"
+    yield ""
+    yield f"settings = {given!r}"
+    yield "try:"
+    yield f"    network = timm.create_model({name!r}, img_size={size!r}, **settings)"
+    yield "except TypeError:  # networks that take images of any size"
+    yield f"    network = timm.create_model({name!r}, **settings)"
+    yield f'network.load_state_dict(load_file("{models.WEIGHTS}"))'
+
+
+def _lineage(origin: Origin, result: Json) -> list[str]:
+    versions = ", ".join(f"{name} {number}" for name, number in result.get("versions", {}).items())
+    return [
+        "## Lineage",
+        "",
+        f"Made by job `{origin.job_id}`, attempt {origin.attempt}, with {versions or 'unknown'}. "
+        "`manifest.json` holds the digests of everything it was made from.",
+    ]
+
+
+def _report(pictures: Collection[str]) -> list[str]:
+    by_name = {path.rpartition("/")[2]: path for path in pictures}
+    shown = [(by_name[name], title) for name, title in _PICTURES if name in by_name]
+    if not shown:
+        return []
+    lines = [f"![{title}]({path})" for path, title in shown]
+    return ["## Report", "", *(text for line in lines for text in (line, ""))][:-1]
+
+
+def _rows(prefix: str, settings: Json) -> Iterator[tuple[str, str]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _rows(f"{prefix}.{key}", value)
+        else:
+            yield f"{prefix}.{key}", f"`{json.dumps(value)}`".replace("|", "\\|")
+
+
+def _library(network: str) -> str:
+    """Return the library that builds a network with nothing of ours."""
+    return "timm" if network.startswith("timm/") else "retort"
+
+
+def _percent(score: Json) -> str:
+    low, high = score["accuracy_interval"]
+    return f"{score['accuracy']:.2%} ({low:.2%} to {high:.2%})"
+
+
+def _number(value: Any, form: str) -> str:  # Any: a number, the word NaN, or nothing
+    if value is None:
+        return "–"
+    return format(int(value) if form.endswith("d") else float(value), form)
+
+
+def _plain(words: str) -> str:
+    """Return somebody's words as plain text, which no Markdown can hide in."""
+    kept = "".join(letter if letter.isprintable() else " " for letter in words)
+    return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#!" else letter for letter in kept)
