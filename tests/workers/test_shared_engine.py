@@ -123,6 +123,7 @@ def tidiness(workshop: Context) -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("shared engine")
 class TestSharedEngine:
     def test_ends_each_job_as_it_would_end_alone(
         self, workshop: Context, project: str, alone: str
