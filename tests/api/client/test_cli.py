@@ -18,7 +18,6 @@ from tests import factories
 from tests.api.client import wire as wires
 from tests.api.client.wire import problem, told
 
-COMMAND = [sys.executable, "-m", "api.client.cli"]
 ROOT = Path(__file__).parents[3]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 STUDIES = sorted((ROOT / "examples" / "studies").glob("*.yaml"))
@@ -29,11 +28,19 @@ def run(*arguments: str, stdin: str = "") -> Result:
     return CliRunner().invoke(cli.app, arguments, input=stdin, prog_name="retort")
 
 
+# A shell that runs tests in the background has them, and all their children, ignore Ctrl-C.
+INTERRUPTIBLE = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("api.client.cli", run_name="__main__", alter_sys=True)
+"""
+
+
 def started(*arguments: str) -> subprocess.Popen[str]:
     """Run the command line as a process of its own, in the current folder."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
     return subprocess.Popen(
-        [*COMMAND, *arguments],
+        [sys.executable, "-c", INTERRUPTIBLE, *arguments],
         env=environment,
         text=True,
         stdin=subprocess.DEVNULL,
