@@ -99,20 +99,21 @@ def _lone_api(folder: Path, port: int) -> Iterator[tuple[psutil.Process, float]]
 
 def _jobs(retort: client.Client, folder: Path, pairs: int) -> dict[str, Any]:
     """Alternate jobs with the engine alone, after one of each that is not counted."""
-    waited, through, alone, starts = [], [], [], []
+    waited, through, alone, starts, slower = [], [], [], [], []
     recipe = None
     for index in range(pairs + 1):
         job = retort.jobs.wait(retort.jobs.submit(SPEC).id, poll_seconds=0.1)
         if job.state != "succeeded":
             raise RuntimeError(f"the benchmark's job {job.state}: {job.failure}")
         recipe = recipe or _recipe(job, folder)
-        engine_seconds = _engine_alone(recipe)
-        if index == 0:
+        engine_seconds, engine_rate = _engine_alone(recipe)
+        if index == 0 or job.result is None:
             continue
         waited.append(_seconds(job, "queued_at", "started_at"))
         through.append(_seconds(job, "created_at", "finished_at"))
         alone.append(engine_seconds)
-        starts.append(through[-1] - (job.result.wall_seconds or 0.0 if job.result else 0.0))
+        starts.append(through[-1] - (job.result.wall_seconds or 0.0))
+        slower.append(100 * (1 - (job.result.images_per_second or 0.0) / engine_rate))
     overhead = [service - engine for service, engine in zip(through, alone, strict=True)]
     return {
         "submit_to_running_seconds": _spread(waited),
@@ -120,6 +121,7 @@ def _jobs(retort: client.Client, folder: Path, pairs: int) -> dict[str, Any]:
         "engine_alone_seconds": _spread(alone),
         "overhead_seconds": _spread(overhead),
         "outside_training_seconds": _spread(starts),
+        "throughput_lost_percent": _spread(slower),
     }
 
 
@@ -160,13 +162,15 @@ def _recipe(job: types.Job, folder: Path) -> Path:
     return path
 
 
-def _engine_alone(recipe: Path) -> float:
+def _engine_alone(recipe: Path) -> tuple[float, float]:
+    """Return seconds from start to end, and images a second while training."""
     with tempfile.TemporaryDirectory(dir=recipe.parent.parent) as name:
         (Path(name) / "dataset").symlink_to(recipe.parent / "dataset")
         command = [sys.executable, "-m", "workers.distill", str(recipe), "--workdir", name]
         began = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        return time.perf_counter() - began
+        done = subprocess.run(command, check=True, capture_output=True)
+        seconds = time.perf_counter() - began
+    return seconds, float(json.loads(done.stdout.splitlines()[-1])["images_per_second"])
 
 
 def _upload(retort: client.Client, service: up.Service, folder: Path, mib: int) -> dict[str, Any]:
