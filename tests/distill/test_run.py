@@ -231,6 +231,10 @@ class TestFailures:
         assert "temperature" in failure["message"]
         assert "-1" in failure["message"]
 
+    def test_a_training_that_does_not_fit_the_method_is_refused(self, tmp_path: Path) -> None:
+        asked = folders.prepare(tmp_path, training={"mixing": {"name": "mixup"}})
+        assert "method dkd needs one true class" in self.fails(asked)["message"]
+
     def test_a_recipe_that_is_no_json_is_refused(self, tmp_path: Path) -> None:
         asked = folders.prepare(tmp_path)
         asked.write_text("{")

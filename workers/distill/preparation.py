@@ -134,6 +134,8 @@ def prepare(
 
 def settle(ground: Ground, asked: Asked) -> Setting:
     """Return the setting of one recipe on the ground it shares, and check that it fits there."""
+    method, _ = catalog.find(asked.recipe.method)
+    catalog.check(method, asked.recipe.training)
     check_classes("student", asked.recipe.student, len(ground.classes))
     shared = {field.name: getattr(ground, field.name) for field in dataclasses.fields(ground)}
     return Setting(
