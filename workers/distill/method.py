@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Real, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -26,7 +26,7 @@ Terms: TypeAlias = dict[str, Tensor]
 A method gives the same names at every step; a term that is switched off is a zero without gradient.
 """
 
-Need: TypeAlias = Literal["labels", "teacher", "equal_classes"]
+Need: TypeAlias = Literal["labels", "teacher", "equal_classes", "batch_norm"]
 Show: TypeAlias = Literal["stages", "pre_activations", "final", "norms", "classifier"]
 """What a network may or may not show, besides its logits and its pooled features."""
 
@@ -61,17 +61,20 @@ class Mixed:
 class Batch:
     """Images as stored (uint8, augmented), their labels, and their places in the split.
 
+    Invented images may be floats of 0..255; their labels are the classes that they were to show,
+    their places those in the replay buffer, and `weights` what each counts (None: all the same).
     `view` counts the stored views of an image, where the recipe has a teacher cache. `mixed` is
     there where images were mixed; `strong` holds a second, strongly augmented view of the same
     images where the method asks for one.
     """
 
-    images: UInt8[Tensor, "N c h w"]
+    images: Real[Tensor, "N c h w"]
     labels: Int[Tensor, " N"]
     index: Int[Tensor, " N"]
     view: Int[Tensor, " N"] | None = None
     mixed: Mixed | None = None
     strong: UInt8[Tensor, "N c h w"] | None = None
+    weights: Float[Tensor, " N"] | None = None
 
 
 @dataclass(frozen=True)

@@ -24,15 +24,26 @@ class Features:
     `final` is the map whose average over positions is `pooled`: often the last stage, or what a
     last convolution makes of it; None where the embedding is no average (a class token).
     `strong` is what the network shows of the batch's strong view; only a loop fills it in.
+    Dense networks have logits for each position, [N, C, H, W] at the size of the image.
     """
 
-    logits: Float[Tensor, "N C"]
+    logits: Float[Tensor, "N C *S"]
     pooled: Float[Tensor, "N D"]
     stem: Float[Tensor, "N c h w"] | None = None
     stages: tuple[Tensor, ...] = ()
     pre_activations: tuple[Tensor, ...] = ()
     final: Float[Tensor, "N k i j"] | None = None
     strong: "Features | None" = None
+
+
+@dataclass(frozen=True)
+class NormInput:
+    """What a batch norm received in one forward pass, beside the moments it has stored."""
+
+    name: str
+    received: Float[Tensor, "N C h w"]
+    mean: Float[Tensor, " C"]
+    variance: Float[Tensor, " C"]
 
 
 @dataclass(frozen=True)
@@ -142,3 +153,30 @@ class Tap:
             self.inputs[name] = inputs[0]
 
         return keep
+
+
+def batch_norms(network: nn.Module) -> dict[str, nn.BatchNorm2d]:
+    """Return the batch norms over maps that keep running moments, by name, in their order."""
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
+    }
+
+
+def observe_norms(
+    network: Network, images: Float[Tensor, "N c h w"]
+) -> tuple[Features, tuple[NormInput, ...]]:
+    """Return what a network shows, and what its batch norms received on the way; hooks are gone.
+
+    A norm that the forward pass does not reach (an auxiliary head) is left out.
+    """
+    norms = batch_norms(network)
+    with Tap(network, inputs=list(norms)) as tap:
+        shown = network.observe(images)
+    received = tuple(
+        NormInput(name, tap.inputs[name], norm.running_mean, norm.running_var)
+        for name, norm in norms.items()
+        if name in tap.inputs and norm.running_mean is not None and norm.running_var is not None
+    )
+    return shown, received
