@@ -27,6 +27,7 @@ A method gives the same names at every step; a term that is switched off is a ze
 """
 
 Need: TypeAlias = Literal["labels", "teacher", "equal_classes", "batch_norm"]
+Task: TypeAlias = Literal["classification", "segmentation"]
 Show: TypeAlias = Literal["stages", "pre_activations", "final", "norms", "classifier"]
 """What a network may or may not show, besides its logits and its pooled features."""
 
@@ -109,6 +110,8 @@ class Method(nn.Module):
     needs: ClassVar[tuple[Need, ...]] = ("labels", "teacher")
     student_shows: ClassVar[tuple[Show, ...]] = ()
     teacher_shows: ClassVar[tuple[Show, ...]] = ()
+    tasks: ClassVar[tuple[Task, ...]] = ("classification",)
+    """What may be learned with it; `task` in a recipe."""
     has_task: ClassVar[bool] = True
     """Whether there is a `task` term."""
     accepts_mixed: ClassVar[bool] = True

@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from workers.distill import errors, recipe
 from workers.distill.functional import priorities
 from workers.distill.functional.rows import rows
-from workers.distill.method import Method, Need, Terms
+from workers.distill.method import Method, Need, Task, Terms
 from workers.distill.networks import generators
 from workers.distill.networks.interface import Features, Network, NormInput, batch_norms
 
 InverterName: TypeAlias = Literal["noise", "stream", "latent", "pixels"]
 """What is moved: nothing; a generator; a generator and one batch of latent vectors; pixels."""
+Eviction: TypeAlias = Literal["oldest", "lowest"]
+"""Which images give way: those that came first, or those of the lowest priority."""
 
 
 class Synthesis(recipe.Values):
@@ -237,7 +239,7 @@ class DataFreeMethod(Method):
     has_task = False
     accepts_mixed = False
     combines = False
-    tasks: ClassVar[tuple[str, ...]] = ("classification", "segmentation")
+    tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation")
     inverter: ClassVar[InverterName] = "latent"
     renews_generator: ClassVar[bool] = False
     """Whether each call begins with a new generator."""
@@ -305,6 +307,11 @@ class DataFreeMethod(Method):
     def priority(self) -> priorities.Priority | None:
         """Return how the student's images are drawn from the buffer; None draws evenly."""
         return None
+
+    @property
+    def eviction(self) -> Eviction:
+        """Return which images a full buffer gives up for new ones."""
+        return "oldest"
 
     def synthesis_terms(self, shown: Invented) -> Terms:
         """Return the weighted terms of the loss that the images of a call are moved against."""
