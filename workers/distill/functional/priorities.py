@@ -22,10 +22,16 @@ class Priority:
 def probabilities(
     delta: Float[Tensor, " N"], *, alpha: float, epsilon: float
 ) -> Float[Tensor, " N"]:
-    """Return the share with which each member is drawn: (|delta| + epsilon)^alpha, normalised."""
-    raise NotImplementedError
+    """Return the share with which each member is drawn: (|delta| + epsilon)^alpha, normalised.
+
+    A member that matters nothing is still drawn now and then, as long as `epsilon` is above 0.
+    """
+    return (alpha * (delta.abs() + epsilon).log()).softmax(0)
 
 
 def importance(shares: Float[Tensor, " N"], *, beta: float) -> Float[Tensor, " N"]:
-    """Return (N * share)^-beta, which undoes for a mean what drawing unevenly did to it."""
-    raise NotImplementedError
+    """Return (N * share)^-beta, which undoes for a mean what drawing unevenly did to it.
+
+    At `beta` 1 it undoes all of that, at 0 nothing; a share of 0 would count infinitely.
+    """
+    return (len(shares) * shares).pow(-beta)
