@@ -7,6 +7,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
 
 from workers.distill import errors
 from workers.distill.networks import catalog
@@ -88,9 +89,41 @@ class TestDescribe:
 
 
 class TestForeign:
-    def test_lists_classifiers_of_both_libraries(self) -> None:
+    def test_lists_networks_of_both_libraries(self) -> None:
         listed = catalog.foreign()
         assert {"resnet18", "vit_tiny_patch16_224"} <= set(listed["timm"])
         assert {"resnet18", "vit_b_16"} <= set(listed["torchvision"])
-        assert "fcn_resnet50" not in listed["torchvision"]
+        assert {"fcn_resnet50", "deeplabv3_resnet50"} <= set(listed["torchvision"])
+        assert "fasterrcnn_resnet50_fpn" not in listed["torchvision"]
         assert all(names == sorted(names) for names in listed.values())
+
+
+class TestTask:
+    @pytest.mark.parametrize(
+        ("reference", "task"),
+        [
+            ("retort/resnet8", "classification"),
+            ("retort/fcn", "segmentation"),
+            ("timm/resnet18", "classification"),
+            ("torchvision/resnet18", "classification"),
+            ("torchvision/fcn_resnet50", "segmentation"),
+            ("torchvision/fcn_resnet51", "classification"),
+            ("nothing", "classification"),
+        ],
+    )
+    def test_is_known_without_building(self, reference: str, task: str) -> None:
+        assert catalog.task(reference) == task
+
+    def test_own_networks_are_built_for_what_the_table_says(self) -> None:
+        for reference, entry in catalog.NETWORKS.items():
+            with torch.device("meta"):
+                network = catalog.build(
+                    reference, classes=2, channels=3, height=64, width=64, arguments={}
+                )
+            assert network.task == entry.task
+
+    def test_of_other_libraries_lists_those_that_are_no_classifiers(self) -> None:
+        listed = catalog.foreign_tasks()
+        assert listed["torchvision/deeplabv3_resnet50"] == "segmentation"
+        assert set(listed.values()) == {"segmentation"}
+        assert all(catalog.task(reference) == task for reference, task in listed.items())

@@ -14,8 +14,9 @@ import pydantic
 import torch
 
 from workers.distill import errors
-from workers.distill.networks import foreign as foreign_networks
 from workers.distill.networks import (
+    convnet,
+    fcn,
     interface,
     mobilenetv1,
     mobilenetv2,
@@ -27,6 +28,8 @@ from workers.distill.networks import (
     vgg,
     wrn,
 )
+from workers.distill.networks import foreign as foreign_networks
+from workers.distill.recipe import Task
 
 Accepted = TypeVar("Accepted", bound=pydantic.BaseModel)
 
@@ -34,6 +37,7 @@ MOST_PARAMETERS = 2_000_000_000
 
 ALL = ("stages", "pre_activations", "final", "norms", "classifier")
 WITHOUT_NORMS = ("stages", "pre_activations", "final", "classifier")
+WITHOUT_CLASSIFIER = ("stages", "pre_activations", "final", "norms")
 LINEAR_STAGES = ("stages", "final", "classifier")
 
 
@@ -55,6 +59,7 @@ class Entry:
     shows: tuple[str, ...]
     description: str
     is_composed: bool = False
+    task: Task = "classification"
 
 
 def _small_resnet(
@@ -222,6 +227,26 @@ NETWORKS: dict[str, Entry] = {
         "shows what its backbone shows.",
         is_composed=True,
     ),
+    "retort/convnet": Entry(
+        "convnet",
+        convnet.build,
+        30_196,
+        convnet.Arguments,
+        smallest_side=4,
+        shows=ALL,
+        description="A layer a stage for the smallest images: stages of 16, 32, 64 channels.",
+    ),
+    "retort/fcn": Entry(
+        "fcn",
+        fcn.build,
+        35_268,
+        fcn.Arguments,
+        smallest_side=8,
+        shows=WITHOUT_CLASSIFIER,
+        description="A class for each pixel of small images: layers at full resolution, as many "
+        "as `widths` has numbers.",
+        task="segmentation",
+    ),
 }
 
 
@@ -302,6 +327,7 @@ def describe() -> list[dict[str, Any]]:  # Any: JSON for the catalog
         {
             "name": name,
             "family": entry.family,
+            "task": entry.task,
             "parameters_100": entry.parameters_100,
             "shows": list(entry.shows),
             "smallest_side": entry.smallest_side,
@@ -313,8 +339,26 @@ def describe() -> list[dict[str, Any]]:  # Any: JSON for the catalog
 
 
 def foreign() -> dict[str, list[str]]:
-    """Return the classifiers that timm and torchvision offer, sorted by name."""
+    """Return the networks that timm and torchvision offer, sorted by name."""
     return {library: foreign_networks.names(library) for library in foreign_networks.LIBRARIES}
+
+
+def foreign_tasks() -> dict[str, Task]:
+    """Return what the networks of other libraries are for, of those that are no classifiers."""
+    return {
+        f"{library}/{name}": found
+        for library, names in foreign().items()
+        for name in names
+        if (found := foreign_networks.task(library, name)) != "classification"
+    }
+
+
+def task(reference: str) -> Task:
+    """Return what a network is for, without building it; unknown ones count as classifiers."""
+    if reference in NETWORKS:
+        return NETWORKS[reference].task
+    library, _, name = reference.partition("/")
+    return foreign_networks.task(library, name)
 
 
 def _check_size(reference: str, network: interface.Network) -> None:

@@ -1,4 +1,4 @@
-"""Classifiers of timm and torchvision as networks that show their features.
+"""Networks of timm and torchvision as networks that show their features.
 
 A foreign module becomes a `Network` by widening its class, not by wrapping it: its parameter names
 stay the library's own, so its published checkpoints load as they are and a delivered student loads
@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from workers.distill import errors
-from workers.distill.networks import interface, observation, planning
+from workers.distill.networks import dense, interface, observation, planning
+from workers.distill.recipe import Task
 
 LIBRARIES = ("timm", "torchvision")
 
@@ -69,6 +70,11 @@ class Arguments(pydantic.BaseModel):
     width_mult: float | None = pydantic.Field(
         None, gt=0, le=8, description="Factor of all channels (torchvision, MobileNet)."
     )
+    aux_loss: bool | None = pydantic.Field(
+        None,
+        description="Whether there is an auxiliary classifier (torchvision, segmentation): for "
+        "checkpoints that hold one, with keys `aux_classifier.*`.",
+    )
 
     def keywords(self) -> dict[str, Any]:  # Any: keyword arguments of two libraries
         """Return what the caller set, without our own `taps`."""
@@ -108,11 +114,17 @@ class Foreign(interface.Network):
 
 
 def names(library: str) -> list[str]:
-    """Return the classifiers that a library offers, sorted."""
+    """Return the classifiers and segmentation networks that a library offers, sorted."""
     if library == "timm":
         return sorted(importlib.import_module("timm").list_models())
     models = importlib.import_module("torchvision.models")
-    return sorted(models.list_models(module=models))
+    return sorted([*models.list_models(module=models), *dense.names()])
+
+
+def task(library: str, name: str) -> Task:
+    """Return what a network of a library is for."""
+    is_dense = library == "torchvision" and name in dense.names()
+    return "segmentation" if is_dense else "classification"
 
 
 def build(
@@ -125,9 +137,9 @@ def build(
     width: int,
     arguments: Arguments,
 ) -> interface.Network:
-    """Build a foreign classifier with fresh weights and learn how to observe it.
+    """Build a foreign network with fresh weights and learn how to observe it.
 
-    Raises `UnknownNetwork` when the library has no such classifier or cannot build it so.
+    Raises `UnknownNetwork` when the library has no such network or cannot build it so.
     """
     reference = f"{library}/{name}"
     # timm writes the weights it would fetch after a dot; the network is the same without.
@@ -135,6 +147,8 @@ def build(
         raise _unknown(library, name)
     make = _timm if library == "timm" else _torchvision
     try:
+        if task(library, name) == "segmentation":
+            return _segmenter(name, classes, channels, arguments)
         module = make(name, classes, channels, (height, width), arguments.keywords())
         network = adopt(module)
         probe = observation.picture(channels, height, width)
@@ -185,7 +199,7 @@ def _unknown(library: str, name: str) -> errors.UnknownNetwork:
     close = difflib.get_close_matches(name, names(library), n=1)
     advice = f"; did you mean '{library}/{close[0]}'?" if close else ""
     return errors.UnknownNetwork(
-        f"{library} has no classifier {name!r}{advice}", network=f"{library}/{name}"
+        f"{library} has no network {name!r}{advice}", network=f"{library}/{name}"
     )
 
 
@@ -221,6 +235,14 @@ def _torchvision(
     module: nn.Module = models.get_model(name, **given)
     _set_channels(module, channels)
     return module
+
+
+def _segmenter(name: str, classes: int, channels: int, arguments: Arguments) -> dense.Segmenter:
+    given = dense.keywords(arguments.model_dump(exclude_none=True))
+    models = importlib.import_module("torchvision.models")
+    module: nn.Module = models.get_model(name, weights=None, num_classes=classes, **given)
+    _set_channels(module, channels)
+    return dense.adopt(module)
 
 
 def _set_channels(module: nn.Module, channels: int) -> None:

@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from workers.distill.recipe import Task
+
 
 @dataclass(frozen=True)
 class Features:
@@ -68,9 +70,11 @@ class Network(nn.Module):
     """Base of every network that Retort builds, own or foreign.
 
     `reference`, `arguments`, `classes` and `image_shape` are what `networks.catalog.build` was
-    asked for: enough to build the same network again.
+    asked for: enough to build the same network again. `task` says whether logits are an image's
+    or each pixel's.
     """
 
+    task: Task = "classification"
     reference: str = ""
     arguments: Mapping[str, Any] = MappingProxyType({})  # Any: JSON values
     classes: int = 0

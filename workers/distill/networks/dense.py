@@ -1,0 +1,75 @@
+"""Segmentation networks of torchvision as networks that show their features.
+
+They answer with a dictionary of maps; here they give the logits of every pixel, as our own dense
+networks do. Their parameters keep their names, so that checkpoints load as they are. An auxiliary
+classifier, where a checkpoint has one, is held but never run.
+"""
+
+import functools
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from workers.distill.networks import interface
+
+ACCEPTED = ("aux_loss",)
+"""Arguments that reach torchvision, which drops others without a word."""
+
+
+class Segmenter(interface.Network):
+    """What a class of torchvision gains: it shows its features, and pixels' logits alone."""
+
+    task = "segmentation"
+    backbone: nn.Module
+    classifier: nn.Module
+
+    def forward(self, images: Float[Tensor, "N c h w"]) -> Float[Tensor, "N C h w"]:
+        """Return the logits of every pixel, at the size of the images."""
+        return self.observe(images).logits
+
+    def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
+        """Return logits, the backbone's last map and its average."""
+        maps: Mapping[str, Tensor] = self.backbone(images)
+        # LR-ASPP classifies a high and a low map together, the others one map.
+        last = maps["high"] if "high" in maps else maps["out"]
+        coarse = self.classifier(maps if "high" in maps else last)
+        size = (images.shape[2], images.shape[3])
+        logits = functional.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
+        return interface.Features(logits=logits, pooled=last.mean(dim=(2, 3)), final=last)
+
+
+@functools.cache
+def names() -> tuple[str, ...]:
+    """Return the segmentation networks that torchvision offers, sorted."""
+    models = importlib.import_module("torchvision.models")
+    return tuple(sorted(models.list_models(module=models.segmentation)))
+
+
+def adopt(module: nn.Module) -> Segmenter:
+    """Turn a network of torchvision into one of ours, in place; its parameters keep their names."""
+    # Any: assigning a widened class is legal for ordinary objects but unknown to the type checker.
+    widened: Any = module
+    widened.__class__ = _widened(widened.__class__)
+    network: Segmenter = widened
+    first = (part for part in network.classifier.modules() if isinstance(part, nn.Conv2d))
+    # Every head begins with a convolution of the last map.
+    network.pooled_width = next(first).in_channels
+    return network
+
+
+def keywords(given: Mapping[str, Any]) -> dict[str, Any]:  # Any: arguments of the library
+    """Return what torchvision is to be called with; raises `ValueError` for what it would drop."""
+    for name in given:
+        if name not in ACCEPTED:
+            raise ValueError(f"it has no argument {name!r}; it accepts {', '.join(ACCEPTED)}")
+    # The backbone's own weights would be fetched.
+    return {"weights_backbone": None, **given}
+
+
+@functools.cache
+def _widened(kind: Any) -> type[nn.Module]:  # Any: a class, which mypy holds for unhashable
+    return type(kind.__name__, (Segmenter, kind), {"__module__": __name__})
