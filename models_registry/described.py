@@ -13,7 +13,7 @@ from typing import Any
 from models_registry import errors, spec
 from models_registry.errors import Fault
 
-TASKS = ("classification",)
+TASKS = ("classification", "segmentation")
 MIN_CLASSES = 2
 MAX_CLASSES = 100_000
 MAX_CHANNELS = 1024

@@ -58,12 +58,20 @@ class Request(_Part):
     """What a job and a study have in common."""
 
     name: str = Field(min_length=1, max_length=200, description="For people; need not be unique.")
-    task: Literal["classification"] = Field("classification", description="What is learned.")
+    task: Literal["classification", "segmentation"] = Field(
+        "classification",
+        description="What is learned: a class for each image, or for each of its pixels.",
+    )
     teacher: str | None = Field(
         None, max_length=300, description="`name@version`, `name@alias` or `name@sha256:...`."
     )
     student: StudentSpec
-    dataset: str | None = Field(None, max_length=300, description="Reference, as for `teacher`.")
+    dataset: str | None = Field(
+        None,
+        max_length=300,
+        description="Reference, as for `teacher`. For a data-free method it is optional, and used "
+        "for evaluation only: no training image is read.",
+    )
     training: dict[str, Any] = Field(
         {}, description="`recipe` to start from, and the fields that differ from it."
     )
@@ -91,7 +99,9 @@ class JobSpec(Request):
         description="`name` of the method and its hyper-parameters, flat in one object."
     )
     baseline: bool = Field(
-        False, description="Also train the same student without the teacher, for comparison."
+        False,
+        description="Also train the same student without the teacher, for comparison; of a "
+        "data-free method, the same student on noise.",
     )
 
 
@@ -119,7 +129,8 @@ class StudySpec(Request):
     baseline: bool = Field(
         True,
         description="Also train the same student on the labels alone (`ce`), by jobs of its own: "
-        "what the others are compared with, seed by seed.",
+        "what the others are compared with, seed by seed. Data-free methods are compared with the "
+        "same student on images of noise (`noise`).",
     )
 
     @field_validator("seeds")

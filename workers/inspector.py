@@ -4,11 +4,10 @@ Models become safetensors, data sets the engine's canonical form; what cannot be
 rejected with the reason. Built-in data sets are written the same way.
 """
 
-import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +16,7 @@ import sqlalchemy.exc
 import structlog
 from sqlalchemy.orm import Session
 
-from models_registry import errors, inspections, leases, tables
+from models_registry import datasets, errors, inspections, leases, tables
 from workers import staging
 from workers.context import Context
 from workers.engine_process import EngineProcess, Report
@@ -149,6 +148,7 @@ def _request(context: Context, inspection: inspections.Inspection) -> dict[str, 
             "source": "upload",
             "network": version.network,
             "arguments": version.arguments,
+            "task": version.task,
             "classes": len(version.classes),
             "input": version.input,
             "allow_pickle": context.settings.allow_pickle,
@@ -226,7 +226,8 @@ def _accepted_dataset(
     folder = workdir / "dataset"
     files = [_put(context, path, path.name) for path in sorted(folder.iterdir())]
     facts = {name: report["dataset"][name] for name in ("classes", "splits", "input")}
-    return _accepted(inspection, files, _manifest_digest(files), facts)
+    digest = datasets.digest({file.path: file.sha256 for file in files})
+    return _accepted(inspection, files, digest, facts)
 
 
 def _accepted(
@@ -239,12 +240,6 @@ def _accepted(
         "ready",
         lambda s: inspections.accept(s, inspection, files=files, sha256=sha256, facts=facts),
     )
-
-
-def _manifest_digest(files: list[leases.StoredFile]) -> str:
-    """Return the digest of the list of files and digests: one name for the whole content."""
-    lines = "".join(f"{file.sha256}  {file.path}\n" for file in files)
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _put(context: Context, path: Path, name: str) -> leases.StoredFile:
@@ -265,10 +260,13 @@ def _rejection(report: Report) -> dict[str, Any]:
     }
 
 
-def builtin_dataset(name: str, folder: Path, *, cache: Path) -> str | None:
+def builtin_dataset(
+    name: str, folder: Path, *, cache: Path, without: Collection[str] = ()
+) -> str | None:
     """Make `folder` the built-in data set `name`; return a sentence where that fails.
 
-    It is written once on a machine, under a lock, and linked from then on.
+    It is written once on a machine, under a lock, and linked from then on, but for the files
+    `without`.
     """
     kept = builtin_folder(cache) / name
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -283,7 +281,8 @@ def builtin_dataset(name: str, folder: Path, *, cache: Path) -> str | None:
                     return str((report or {}).get("message"))
                 (workdir / "dataset").rename(kept)
     for path in kept.iterdir():
-        staging.link(path, folder / path.name)
+        if path.name not in without:
+            staging.link(path, folder / path.name)
     return None
 
 

@@ -22,4 +22,4 @@ class TestShapes:
         from workers.distill.networks import interface
 
         with pytest.raises(jaxtyping.TypeCheckError):
-            interface.Features(logits=torch.zeros(2, 3, 4), pooled=torch.zeros(2, 3))
+            interface.Features(logits=torch.zeros(2, 3), pooled=torch.zeros(2, 3, 4))

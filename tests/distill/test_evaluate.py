@@ -1,3 +1,4 @@
+import json
 import math
 from pathlib import Path
 
@@ -6,7 +7,8 @@ import torch
 from torch import nn
 
 from tests.distill import folders
-from workers.distill import evaluate, speed
+from workers.distill import errors, evaluate, recipe, speed, weights
+from workers.distill.data import batches, stored
 from workers.distill.networks import catalog
 from workers.distill.networks.interface import Features, Network
 
@@ -82,6 +84,125 @@ class TestScoreFile:
         )
         assert found["samples"] == 12
         assert found["accuracy"] == found["correct"] / 12
+
+
+CPU = torch.device("cpu")
+DENSE_SIZE = recipe.Input(channels=1, height=8, width=8, mean=[0.3], std=[0.3])
+
+
+def masks(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return pictures of 8x8 whose bright pixels are of class 1, and some without a class."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.randint(0, 2, (count, 8, 8), generator=generator).to(torch.uint8)
+    truth[:, 0, 0] = 255
+    return (truth == 1).to(torch.uint8)[:, None] * 200, truth
+
+
+def a_dense_network(seed: int, side: int = 8) -> Network:
+    torch.manual_seed(seed)
+    return catalog.build(
+        "retort/fcn", classes=2, channels=1, height=side, width=side, arguments={"widths": [4]}
+    )
+
+
+def a_view(side: int = 8) -> batches.View:
+    expected = DENSE_SIZE.model_copy(update={"height": side, "width": side})
+    return batches.View("student", expected, DENSE_SIZE, CPU)
+
+
+class TestDenseScores:
+    def test_equal_the_scores_of_all_logits_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        images, truth = masks(7)
+        student, teacher = a_dense_network(1).train(), a_dense_network(2).eval()
+        # Two images at a time.
+        monkeypatch.setattr(evaluate, "DENSE_LOGITS", 2 * 2 * 64)
+        rounds: list[None] = []
+        found = evaluate.dense_scores(
+            student,
+            a_view(),
+            images,
+            truth,
+            classes=2,
+            teacher=(teacher, a_view()),
+            between=lambda: rounds.append(None),
+        )
+        assert len(rounds) == 4
+        assert student.training
+        assert not teacher.training
+        with torch.no_grad():
+            answers, taught = (one.eval()(a_view()(images)).argmax(1) for one in (student, teacher))
+        judged = truth != 255
+        assert found["samples"] == 7
+        assert found["pixels"] == int(judged.sum()) == 7 * 63
+        assert found["accuracy"] == int((answers == truth)[judged].sum()) / (7 * 63)
+        assert found["agreement"] == int((answers == taught)[judged].sum()) / (7 * 63)
+        wanted = []
+        for number in range(2):
+            there, said = (truth == number) & judged, (answers == number) & judged
+            wanted.append(int((there & said).sum()) / int((there | said).sum()))
+        assert found["iou"] == wanted
+        assert found["miou"] == pytest.approx(sum(wanted) / 2, rel=1e-12)
+
+    def test_say_nothing_of_agreement_without_a_teacher(self) -> None:
+        images, truth = masks(3)
+        found = evaluate.dense_scores(a_dense_network(1), a_view(), images, truth, classes=2)
+        assert list(found) == ["accuracy", "miou", "iou", "samples", "pixels"]
+
+    def test_a_network_of_another_size_is_judged_at_the_size_of_the_masks(self) -> None:
+        images, truth = masks(3)
+        network = a_dense_network(1, side=16)
+        found = evaluate.dense_scores(network, a_view(16), images, truth, classes=2)
+        assert found["pixels"] == 3 * 63
+
+    def test_teacher_agrees_with_itself(self) -> None:
+        images, truth = masks(3)
+        network = a_dense_network(1)
+        found = evaluate.dense_scores(
+            network, a_view(), images, truth, classes=2, teacher=(network, a_view())
+        )
+        assert found["agreement"] == 1
+
+
+class TestScoreFileOfMasks:
+    def write(self, folder: Path, network: Network) -> Path:
+        record = stored.DatasetRecord(
+            task="segmentation",
+            classes=["dark", "bright"],
+            splits={"train": 4, "validation": 2, "test": 3},
+            input=DENSE_SIZE,
+        )
+        stored.write(
+            folder / "dataset", record, {name: masks(n) for name, n in record.splits.items()}
+        )
+        said = {
+            "network": network.reference,
+            "arguments": dict(network.arguments),
+            "classes": 2,
+            "input": DENSE_SIZE.model_dump(),
+        }
+        student = folder / "student.safetensors"
+        weights.save_student(student, network, {weights.HEADER_KEY: json.dumps(said)})
+        return student
+
+    def test_counts_pixels_on_any_split(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        network = a_dense_network(1)
+        student = self.write(tmp_path, network)
+        asked = [str(student), "--dataset", str(tmp_path / "dataset"), "--split", "test"]
+        assert evaluate.main(asked) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found == evaluate.dense_scores(network, a_view(), *masks(3), classes=2)
+        assert found["samples"] == 3
+
+    def test_student_of_another_task_is_refused(self, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        network = catalog.build(
+            folders.NETWORK, classes=2, channels=1, height=8, width=8, arguments={}
+        )
+        student = self.write(tmp_path, network)
+        with pytest.raises(errors.IncompatibleNetworks, match="is for classification, and the"):
+            evaluate.score_file(student, tmp_path / "dataset", "test")
 
 
 class Twice(Network):

@@ -197,6 +197,56 @@ class TestModel:
         assert inspect(a_model_request()).last["type"] == "failure"
 
 
+class TestDenseModel:
+    def request(self, **changes: Any) -> dict[str, Any]:
+        dense: dict[str, Any] = {"network": "retort/fcn", "arguments": {"widths": [4, 3]}}
+        return a_model_request(**{**dense, "task": "segmentation", **changes})
+
+    def upload(self, folder: Path) -> interface.Network:
+        torch.manual_seed(1)
+        network = catalog.build(
+            "retort/fcn", classes=10, channels=1, height=8, width=8, arguments={"widths": [4, 3]}
+        )
+        torch.save(network.state_dict(), folder / "upload")
+        return network
+
+    def test_weights_become_safetensors(self, tmp_path: Path, inspect: Inspect) -> None:
+        network = self.upload(tmp_path)
+        found = inspect(self.request())
+        assert found.code == 0
+        assert found.last["parameters"] == sum(p.numel() for p in network.parameters())
+        assert found.last["flops"] > 0
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"task": "classification"}, {"network": "retort/resnet8", "arguments": {}}],
+    )
+    def test_network_of_another_task_is_refused(
+        self, tmp_path: Path, inspect: Inspect, changes: dict[str, Any]
+    ) -> None:
+        self.upload(tmp_path)
+        found = inspect(self.request(**changes))
+        assert (found.code, found.last["code"]) == (1, "bad_network")
+        assert "the model is said to be for" in found.last["message"]
+
+
+class TestDenseDataset:
+    def test_arrays_become_a_prepared_set(self, tmp_path: Path, inspect: Inspect) -> None:
+        images = np.zeros((20, 1, 8, 8), dtype=np.uint8)
+        with (tmp_path / "upload").open("wb") as stream:
+            np.savez(stream, images=images, labels=np.arange(20 * 64).reshape(20, 8, 8) % 3)
+        found = inspect(a_dataset_request("npz", task="segmentation"))
+        assert found.code == 0
+        assert found.last["dataset"]["task"] == "segmentation"
+        assert stored.load(tmp_path / "dataset").split("train").labels.shape == (14, 8, 8)
+
+    def test_formats_without_masks_are_refused(self, tmp_path: Path, inspect: Inspect) -> None:
+        (tmp_path / "upload").write_bytes(b"hello")
+        found = inspect(a_dataset_request("imagefolder", task="segmentation"))
+        assert found.last["code"] == "unsupported_format"
+        assert "holds no masks; for segmentation upload npz" in found.last["message"]
+
+
 class TestDataset:
     def test_arrays_become_a_prepared_set(self, tmp_path: Path, inspect: Inspect) -> None:
         images = np.zeros((20, 1, 8, 8), dtype=np.uint8)

@@ -54,6 +54,44 @@ class TestValidator:
         assert {name: beside[name] for name in alone} == alone
 
 
+def a_dense_network(seed: int) -> Network:
+    torch.manual_seed(seed)
+    return catalog.build(
+        "retort/fcn", classes=3, channels=1, height=8, width=8, arguments={"widths": [4]}
+    )
+
+
+def a_dense_split(count: int = 12) -> validation.Split:
+    images, _ = folders.images(count, 3, 0)
+    masks = (images[:, 0] // 100).to(torch.uint8)
+    masks[:, 7] = 255
+    held = evaluate.Labelled(images, masks)
+    return validation.Split(held, optimizers.Precision("float32", CPU), lambda: None)
+
+
+class TestValidatorOfMasks:
+    def test_judges_the_pixels(self) -> None:
+        split, network = a_dense_split(), a_dense_network(1)
+        example = validation.Example(split, a_dense_network(2), VIEW)
+        found = validation.Validator(split, VIEW, example)(network)
+        assert list(found) == ["accuracy", "miou", "loss"]
+        scored = evaluate.dense_scores(
+            network, VIEW, split.held.images, split.held.labels, classes=3
+        )
+        assert found["accuracy"] == scored["accuracy"]
+        assert found["miou"] == scored["miou"]
+        with torch.no_grad():
+            logits = network.eval()(VIEW(split.held.images))
+        loss = torch.nn.functional.cross_entropy(logits, split.held.labels.long(), ignore_index=255)
+        # A mean of float32 against one in float64.
+        assert found["loss"] == pytest.approx(float(loss), rel=1e-5)
+
+    def test_teacher_is_judged_alike(self) -> None:
+        split, teacher = a_dense_split(), a_dense_network(2)
+        example = validation.Example(split, teacher, VIEW)
+        assert example.accuracy == validation.Validator(split, VIEW)(teacher)["accuracy"]
+
+
 class TestSample:
     def test_is_drawn_once_for_all_and_in_order(self) -> None:
         images, labels = torch.zeros(2000, 1, 1, 1, dtype=torch.uint8), torch.arange(2000) % 7

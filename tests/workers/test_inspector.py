@@ -60,9 +60,16 @@ def torch_bytes(content: Any) -> bytes:
     return file.getvalue()
 
 
-def uploaded_dataset(context: Context, project: str, content: bytes, kind: str, name: str) -> str:
+def uploaded_dataset(
+    context: Context,
+    project: str,
+    content: bytes,
+    kind: str,
+    name: str,
+    task: str = "classification",
+) -> str:
     made = scenes.upload(context, project, content, purpose="dataset", name=name)
-    new = datasets.NewVersion(name="mine", upload_id=made, format=kind, task="classification")
+    new = datasets.NewVersion(name="mine", upload_id=made, format=kind, task=task)
     with context.sessions.begin() as session:
         return datasets.register(session, project_id=project, new=new).id
 
@@ -127,6 +134,27 @@ class TestModels:
         content = torch_bytes({"state_dict": tiny_network().state_dict(), "epoch": 3})
         version_id = scenes.uploaded_model(context, project, content)
         assert inspector.inspect(context, "models", version_id) == "ready"
+
+    @pytest.mark.parametrize(
+        ("task", "answer"), [("segmentation", "ready"), ("classification", "rejected")]
+    )
+    def test_of_dense_networks_are_for_segmentation(
+        self, context: Context, project: str, task: str, answer: str
+    ) -> None:
+        dense: dict[str, Any] = {"network": "retort/fcn", "arguments": {"widths": [4]}}
+        network = catalog.build(
+            dense["network"],
+            classes=10,
+            channels=1,
+            height=8,
+            width=8,
+            arguments=dense["arguments"],
+        )
+        content = torch_bytes(network.state_dict())
+        version_id = scenes.uploaded_model(context, project, content, **dense, task=task)
+        assert inspector.inspect(context, "models", version_id) == answer
+        rejection = model(context, version_id).rejection
+        assert (rejection or {}).get("code") == (None if answer == "ready" else "bad_network")
 
     def test_with_other_keys_are_rejected_with_lists(self, context: Context, project: str) -> None:
         state = tiny_network().state_dict()
@@ -216,6 +244,16 @@ class TestDatasets:
             *(f"{split}.safetensors" for split in ("train", "validation", "test")),
         }
         assert len(version.sha256 or "") == 64
+
+    def test_of_masks_become_ready_for_segmentation(self, context: Context, project: str) -> None:
+        masks = np.arange(20 * 64).reshape(20, 8, 8) % 3
+        content = npz(images=np.zeros((20, 8, 8), np.uint8), labels=masks)
+        version_id = uploaded_dataset(
+            context, project, content, "npz", "mine.npz", task="segmentation"
+        )
+        assert inspector.inspect(context, "datasets", version_id) == "ready"
+        version = dataset(context, version_id)
+        assert (version.task, version.classes) == ("segmentation", ["0", "1", "2"])
 
     def test_of_folders_become_ready_with_class_names(self, context: Context, project: str) -> None:
         content = image_folder(classes=2, count=20)
@@ -378,6 +416,16 @@ class TestBuiltinDataset:
         }
         for path in kept.iterdir():
             assert all((folder / path.name).samefile(path) for folder in folders)
+
+    def test_leaves_out_what_a_job_may_not_see(self, context: Context, tmp_path: Path) -> None:
+        cache, without = context.settings.cache_dir, ("train.safetensors",)
+        for folder in (tmp_path / "one", tmp_path / "two"):  # as written, and as kept
+            assert inspector.builtin_dataset("digits", folder, cache=cache, without=without) is None
+            assert {path.name for path in folder.iterdir()} == {
+                *("dataset.json", "validation.safetensors", "test.safetensors")
+            }
+        assert inspector.builtin_dataset("digits", tmp_path / "three", cache=cache) is None
+        assert (tmp_path / "three" / "train.safetensors").is_file()
 
     def test_that_does_not_exist_is_a_sentence(self, context: Context, tmp_path: Path) -> None:
         cache = context.settings.cache_dir

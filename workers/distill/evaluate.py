@@ -1,7 +1,8 @@
 """Answers how good a network is on a split, and how sure one can be of that.
 
 Runs alone as well: `python -m workers.distill.evaluate STUDENT.safetensors --dataset digits`
-rebuilds a student from its file and prints one JSON line.
+rebuilds a student from its file and prints one JSON line. Dense networks are scored by pixels,
+which are counted batch by batch.
 """
 
 import argparse
@@ -16,26 +17,28 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Integer, UInt8
 from torch import Tensor
 
-from workers.distill import recipe, weights
+from workers.distill import errors, pixels, recipe, weights
 from workers.distill.data import batches, stored
 from workers.distill.data import catalog as datasets
 from workers.distill.networks.interface import Network
 
 BATCH = 256
 """Images at a time; part of the result, since sums in another order round differently."""
+DENSE_LOGITS = 1 << 23
+"""Numbers that dense logits of one batch may have: 32 MiB."""
 BINS = 15
 Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images with labels on the device, in stored order."""
+    """Images with labels, classes or masks, on the device, in stored order."""
 
     images: UInt8[Tensor, "N c h w"]
-    labels: Int[Tensor, " N"]
+    labels: Integer[Tensor, "N *S"]
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,77 @@ def scores(
     return found
 
 
+def count_pixels(
+    network: Network,
+    view: batches.View,
+    images: UInt8[Tensor, "N c h w"],
+    masks: Integer[Tensor, "N i j"],
+    *,
+    classes: int,
+    teacher: tuple[Network, batches.View] | None = None,
+    between: Callable[[], None] = lambda: None,
+) -> pixels.Counts:
+    """Count what a dense network takes the pixels for, in evaluation mode.
+
+    A teacher sees the same batches; `between` runs before each.
+    """
+    asked = [(network, view)] if teacher is None else [(network, view), teacher]
+    was_training = [one.training for one, _ in asked]
+    counts = pixels.Counts(classes, images.device)
+    largest = max(math.prod(one.image_shape[1:]) for one, _ in asked)
+    batch = DENSE_LOGITS // (classes * max(largest, masks[0].numel()))
+    batch = max(1, min(batch, BATCH))
+    try:
+        for one, _ in asked:
+            one.eval()
+        with torch.inference_mode():
+            for first in range(0, len(images), batch):
+                between()
+                here = slice(first, first + batch)
+                found = [one(sees(images[here])) for one, sees in asked]
+                counts.add(found[0], masks[here], *found[1:])
+    finally:
+        for (one, _), training in zip(asked, was_training, strict=True):
+            one.train(training)
+    return counts
+
+
+def dense_scores(
+    network: Network,
+    view: batches.View,
+    images: UInt8[Tensor, "N c h w"],
+    masks: Integer[Tensor, "N i j"],
+    *,
+    classes: int,
+    teacher: tuple[Network, batches.View] | None = None,
+    between: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Return pixel accuracy, IoU by class, their mean, and agreement with a teacher.
+
+    Pixels of `stored.IGNORED` count nowhere. `iou` has None for a class that neither the masks nor
+    the answers have; it is left out of `miou`.
+    """
+    counts = count_pixels(
+        network, view, images, masks, classes=classes, teacher=teacher, between=between
+    )
+    return pixel_scores(counts, samples=len(images))
+
+
+def pixel_scores(counts: pixels.Counts, *, samples: int) -> dict[str, Any]:
+    """Return what counts of the pixels of so many images amount to."""
+    confusion = counts.confusion
+    found: dict[str, Any] = {
+        "accuracy": pixels.accuracy(confusion),
+        "miou": pixels.miou(confusion),
+        "iou": pixels.iou(confusion),
+        "samples": samples,
+        "pixels": int(confusion.sum()),
+    }
+    if counts.agreement is not None:
+        found["agreement"] = counts.agreement
+    return found
+
+
 def wilson(correct: int, samples: int) -> tuple[float, float]:
     """Return the 95 % Wilson score interval of a share."""
     share = correct / samples
@@ -132,20 +206,32 @@ def wilson(correct: int, samples: int) -> tuple[float, float]:
 
 
 def score_file(student: pathlib.Path, dataset: pathlib.Path, split: str) -> dict[str, Any]:
-    """Rebuild a student from its file alone and count what it gets right on a split."""
+    """Rebuild a student from its file alone and count what it gets right on a split.
+
+    Raises `IncompatibleNetworks` where it is for another task than the data set.
+    """
     network, header = weights.rebuild(student)
     expected = recipe.Input.model_validate(header["input"])
     network.to(memory_format=torch.channels_last)
     found = stored.load(dataset)
+    if network.task != found.record.task:
+        raise errors.IncompatibleNetworks(
+            f"the student {network.reference} is for {network.task}, and the data set for "
+            f"{found.record.task}",
+            student_task=network.task,
+            dataset_task=found.record.task,
+        )
     view = batches.View("student", expected, found.record.input, torch.device("cpu"))
     held = found.split(split)
+    if found.record.task == "segmentation":
+        return dense_scores(network, view, held.images, held.labels, classes=network.classes)
     correct = int((predict(network, view, held.images).argmax(1) == held.labels).sum())
     samples = len(held.labels)
     return {"accuracy": correct / samples, "correct": correct, "samples": samples}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print one JSON line with the accuracy of a student's file."""
+    """Print one JSON line with what a student's file gets right."""
     parser = argparse.ArgumentParser(prog="python -m workers.distill.evaluate")
     parser.add_argument("student", type=pathlib.Path, help="student.safetensors")
     parser.add_argument("--dataset", required=True, help="prepared folder, or a built-in name")

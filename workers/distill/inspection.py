@@ -34,6 +34,7 @@ class ModelRequest(recipe.Values):
     kind: Literal["model"]
     source: Literal["upload"] = "upload"
     network: str
+    task: recipe.Task = "classification"
     # Any: JSON, checked by the network itself.
     arguments: dict[str, Any] = pydantic.Field(default_factory=dict)
     classes: int = pydantic.Field(ge=1)
@@ -48,7 +49,7 @@ class DatasetRequest(recipe.Values):
     source: Literal["upload"] = "upload"
     filename: str = ""
     format: str
-    task: Literal["classification"] = "classification"
+    task: recipe.Task = "classification"
     input: prepared.Wish | None = None
 
 
@@ -78,6 +79,12 @@ def inspect_model(request: ModelRequest, workdir: Path) -> dict[str, Any]:  # An
         width=size.width,
         arguments=request.arguments,
     )
+    if network.task != request.task:
+        raise errors.UnknownNetwork(
+            f"{request.network} is for {network.task}, and the model is said to be for "
+            f"{request.task}",
+            network=request.network,
+        )
     loaded = weights.load_into(network, workdir / "upload", allow_pickle=request.allow_pickle)
     images = torch.rand(
         (BATCH, size.channels, size.height, size.width), generator=torch.Generator().manual_seed(0)
@@ -101,10 +108,16 @@ def inspect_dataset(request: DatasetRequest, workdir: Path) -> dict[str, Any]:  
             f"there is no data set format {request.format!r}; there are "
             + ", ".join(datasets.FORMATS),
         )
+    if request.task == "segmentation" and request.format not in datasets.DENSE_FORMATS:
+        raise errors.UploadRefused(
+            "unsupported_format",
+            f"{request.format} holds no masks; for segmentation upload "
+            + ", ".join(datasets.DENSE_FORMATS),
+        )
     # Below the working folder: the system's own folder for such files may be small or in memory.
     with tempfile.TemporaryDirectory(dir=workdir) as scratch:
         if request.format == "npz":
-            record = npz.convert(upload, folder, wish)
+            record = npz.convert(upload, folder, wish, task=request.task)
         elif request.format == "imagefolder":
             record = imagefolder.convert(upload, Path(scratch) / "unpacked", folder, wish)
         else:
@@ -158,7 +171,10 @@ def _carry_out(
 
 @torch.no_grad()
 def _check_forward(network: interface.Network, images: torch.Tensor, request: ModelRequest) -> None:
-    """Refuse a network that does not give one finite number a class for ordinary images."""
+    """Refuse a network that does not give one finite number a class for ordinary images.
+
+    Dense networks give as many for each pixel.
+    """
     mean = torch.tensor(request.input.mean)[:, None, None]
     std = torch.tensor(request.input.std)[:, None, None]
     network.eval()
@@ -168,7 +184,8 @@ def _check_forward(network: interface.Network, images: torch.Tensor, request: Mo
         raise errors.UploadRefused(
             "forward_failed", f"{request.network} cannot be run on a batch of images: {error}"
         ) from error
-    expected = (len(images), request.classes)
+    positions = images.shape[2:] if request.task == "segmentation" else ()
+    expected = (len(images), request.classes, *positions)
     if tuple(logits.shape) != expected:
         raise errors.UploadRefused(
             "forward_failed",

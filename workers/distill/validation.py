@@ -1,7 +1,8 @@
 """Answers how a network does on the validation split: accuracy, loss, likeness to its teacher.
 
 Likeness is CKA between pooled features of a few hundred images, the same ones every time. The
-student shows them in the pass that its accuracy needs anyway; the teacher is asked once.
+student shows them in the pass that its accuracy needs anyway; the teacher is asked once. Dense
+networks are judged by their pixels instead: accuracy, mean IoU, loss.
 """
 
 import functools
@@ -14,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812 - the name that every reader of Py
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workers.distill import analysis, evaluate, optimizers
+from workers.distill import analysis, evaluate, optimizers, pixels
 from workers.distill.data import batches
 from workers.distill.networks.interface import Network
 
@@ -30,6 +31,11 @@ class Split:
     precision: optimizers.Precision
     between: Callable[[], None]
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether the labels are masks."""
+        return self.held.labels.dim() > 1
+
     @functools.cached_property
     def sample(self) -> Int[Tensor, " K"]:
         """Return the images whose features are compared: drawn once for all, in order."""
@@ -41,6 +47,24 @@ class Split:
         keep = self.sample if features else None
         with self.precision.autocast():
             return evaluate.survey(network, view, self.held.images, keep=keep, between=self.between)
+
+    def judge_pixels(self, network: Network, view: batches.View) -> dict[str, float]:
+        """Return `accuracy` and `loss` of a pixel, and `miou`."""
+        with self.precision.autocast():
+            counts = evaluate.count_pixels(
+                network,
+                view,
+                self.held.images,
+                self.held.labels,
+                classes=network.classes,
+                between=self.between,
+            )
+        confusion = counts.confusion
+        return {
+            "accuracy": pixels.accuracy(confusion),
+            "miou": pixels.miou(confusion),
+            "loss": counts.loss,
+        }
 
     def accuracy(self, logits: Float[Tensor, "N C"]) -> float:
         """Return the share of right answers."""
@@ -60,9 +84,11 @@ class Example:
         """Return its logits and the features that students are compared with."""
         return self.split.look(self.network, self.view, features=True)
 
-    @property
+    @functools.cached_property
     def accuracy(self) -> float:
-        """Return the teacher's own accuracy."""
+        """Return the teacher's own accuracy; of a dense teacher, its share of right pixels."""
+        if self.split.is_dense:
+            return self.split.judge_pixels(self.network, self.view)["accuracy"]
         return self.split.accuracy(self.shown.logits)
 
 
@@ -75,7 +101,12 @@ class Validator:
     example: Example | None = None
 
     def __call__(self, network: Network) -> dict[str, float]:
-        """Return accuracy and loss, and CKA where there is a teacher and it can be told."""
+        """Return accuracy and loss, and CKA where there is a teacher and it can be told.
+
+        Of a dense network: accuracy and loss of a pixel, and `miou`.
+        """
+        if self.split.is_dense:
+            return self.split.judge_pixels(network, self.view)
         compares = self.example is not None and len(self.split.sample) >= analysis.FEWEST_FOR_CKA
         shown = self.split.look(network, self.view, features=compares)
         found = {

@@ -102,6 +102,81 @@ class TestConvert:
         assert "1 classes have no training images: 0" in record.notes
 
 
+def dense_arrays(count: int = 20, *, classes: int = 3) -> dict[str, Any]:
+    draw = np.random.RandomState(0)
+    masks = draw.randint(0, classes, (count, 6, 5))
+    masks[:, 0, 0] = 255
+    return {"images": arrays(count)["images"], "labels": masks}
+
+
+def convert_dense(tmp_path: Path, contents: dict[str, Any]) -> stored.DatasetRecord:
+    np.savez_compressed(tmp_path / "upload.npz", **contents)
+    upload, folder = tmp_path / "upload.npz", tmp_path / "dataset"
+    return npz.convert(upload, folder, prepared.Wish(), task="segmentation")
+
+
+class TestConvertMasks:
+    def test_images_and_masks_become_three_splits(self, tmp_path: Path) -> None:
+        record = convert_dense(tmp_path, dense_arrays())
+        assert record.task == "segmentation"
+        assert record.classes == ["0", "1", "2"]
+        assert record.splits == {"train": 14, "validation": 2, "test": 4}
+        assert stored.load(tmp_path / "dataset").split("test").labels.dtype == torch.uint8
+
+    @pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int64])
+    def test_given_splits_are_kept(self, tmp_path: Path, kind: type) -> None:
+        whole = dense_arrays()
+        contents = {
+            f"{letter}_{name}": value
+            for name in ("train", "val", "test")
+            for letter, value in (("x", whole["images"]), ("y", whole["labels"].astype(kind)))
+        }
+        convert_dense(tmp_path, contents)
+        test = stored.load(tmp_path / "dataset").split("test")
+        assert torch.equal(test.images, torch.from_numpy(whole["images"]))
+        assert torch.equal(test.labels, torch.from_numpy(whole["labels"].astype(np.uint8)))
+
+    def test_classes_may_be_given_by_number_or_name(self, tmp_path: Path) -> None:
+        for given, wanted in (
+            (np.array(4), ["0", "1", "2", "3"]),
+            (np.array(["sky", "road", "car", "tree"]), ["sky", "road", "car", "tree"]),
+        ):
+            record = convert_dense(tmp_path, {**dense_arrays(), "classes": given})
+            assert record.classes == wanted
+            assert f"1 classes have no training pixels: {wanted[3]}" in record.notes
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"labels": np.zeros(20, int)}, "one whole number a pixel"),
+            ({"labels": np.zeros((20, 6, 5))}, "one whole number a pixel"),
+            ({"labels": np.zeros((20, 5, 6), int)}, r"for images of \[20, 6, 5\]"),
+            ({"labels": np.zeros((19, 6, 5), int)}, r"for images of \[20, 6, 5\]"),
+            ({"labels": np.full((20, 6, 5), 256)}, "outside 0..254"),
+            ({"labels": np.full((20, 6, 5), -1)}, "outside 0..254"),
+            ({"labels": np.full((20, 6, 5), 255)}, "no pixel of y_train has a class"),
+            ({"labels": np.zeros((20, 6, 5), int)}, "the highest label is 0"),
+            ({"classes": np.array(2)}, "highest class in the masks is 2, but 'classes' has 2"),
+            ({"classes": np.array(10**15)}, "2 to 255 different classes"),
+            ({"classes": np.array(1)}, "2 to 255 different classes"),
+            ({"classes": np.array(["a", "b", "b"])}, "2 to 255 different classes"),
+            ({"classes": np.array([1.5])}, "give their number, or a list of their names"),
+        ],
+    )
+    def test_faults_are_refused(self, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+        with pytest.raises(errors.UploadRefused, match=words) as caught:
+            convert_dense(tmp_path, {**dense_arrays(), **changes})
+        assert caught.value.refusal == "bad_labels"
+
+    def test_missing_masks_are_named(self, tmp_path: Path) -> None:
+        with pytest.raises(errors.UploadRefused, match="no array 'y_train'"):
+            convert_dense(tmp_path, {"x_train": dense_arrays()["images"]})
+
+    def test_classes_of_whole_images_are_counted_still(self, tmp_path: Path) -> None:
+        record = convert(tmp_path, {**arrays(20), "classes": np.array(["a", "b"])})
+        assert record.classes == ["0", "1", "2", "3"]
+
+
 class TestRefusedFiles:
     @pytest.mark.parametrize(
         ("changes", "code"),

@@ -55,6 +55,22 @@ class TestDivide:
         assert len(division.notes) == (not has_validation) + (not has_test)
         assert all("seed" in note for note in division.notes)
 
+    def test_images_with_masks_are_drawn_without_regard_to_their_classes(self) -> None:
+        masks = np.zeros((50, 2, 2), dtype=np.uint8)
+        masks[:25] = 1
+        division, other = (
+            splits.divide(given, has_validation=False, has_test=False)
+            for given in (masks, 1 - masks)
+        )
+        parts = (division.train, division.validation, division.test)
+        assert [0 if part is None else len(part) for part in parts] == [35, 5, 10]
+        assert sorted(np.concatenate([part for part in parts if part is not None])) == list(
+            range(50)
+        )
+        assert division.train.tolist() != list(range(35))
+        assert np.array_equal(division.train, other.train)
+        assert all("at random, with seed" in note for note in division.notes)
+
     def test_three_images_make_three_splits(self) -> None:
         division = splits.divide(labels_of(3), has_validation=False, has_test=False)
         assert division.validation is not None

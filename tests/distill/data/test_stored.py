@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydantic
 import pytest
 import torch
 from torch import Tensor
@@ -95,6 +96,57 @@ class TestLoad:
         for name in ("train", "test"):
             with pytest.raises(errors.BadDataset, match=name):
                 stored.load(tmp_path).split(name)
+
+
+def a_dense_record(**changes: Any) -> stored.DatasetRecord:
+    return a_record(task="segmentation", **changes)
+
+
+def some_masks(kind: torch.dtype = torch.uint8) -> dict[str, tuple[Tensor, Tensor]]:
+    found = {}
+    for name, (images, _) in some_splits().items():
+        masks = torch.arange(15).reshape(3, 5).expand(len(images), 3, 5) % 2
+        masks = masks.clone().to(kind)
+        masks[:, 0, 0] = stored.IGNORED
+        found[name] = (images, masks)
+    return found
+
+
+class TestLoadMasks:
+    @pytest.mark.parametrize("kind", [torch.uint8, torch.int64])
+    def test_returns_what_was_written(self, tmp_path: Path, kind: torch.dtype) -> None:
+        stored.write(tmp_path, a_dense_record(), some_masks(kind))
+        found = stored.load(tmp_path)
+        assert found.record.task == "segmentation"
+        for name, (_, masks) in some_masks(kind).items():
+            assert found.split(name).labels.dtype == kind
+            assert torch.equal(found.split(name).labels, masks)
+
+    @pytest.mark.parametrize(
+        ("masks", "words"),
+        [
+            (torch.zeros(4, dtype=torch.int64), r"uint8 or int64 \[4, 3, 5\], got int64 \[4\]"),
+            (torch.zeros(4, 5, 3, dtype=torch.uint8), r"got uint8 \[4, 5, 3\]"),
+            (torch.zeros(4, 3, 5, dtype=torch.int32), "got int32"),
+            (torch.full((4, 3, 5), 2, dtype=torch.uint8), "2 to 2, but there are 2 classes"),
+            (torch.full((4, 3, 5), 255, dtype=torch.uint8), "no pixel of the train split has"),
+            (torch.full((4, 3, 5), -1), "-1 to -1"),
+        ],
+    )
+    def test_masks_that_are_not_as_recorded_are_a_bad_data_set(
+        self, tmp_path: Path, masks: Tensor, words: str
+    ) -> None:
+        splits = some_masks()
+        stored.write(tmp_path, a_dense_record(), {**splits, "train": (splits["train"][0], masks)})
+        with pytest.raises(errors.BadDataset, match=words):
+            stored.load(tmp_path).split("train")
+
+    def test_classes_leave_a_number_for_ignored_pixels(self) -> None:
+        names = [str(number) for number in range(256)]
+        assert len(a_dense_record(classes=names[:255]).classes) == 255
+        with pytest.raises(pydantic.ValidationError, match="at most 255 classes"):
+            a_dense_record(classes=names)
+        assert len(a_record(classes=names).classes) == 256
 
 
 class TestMoments:

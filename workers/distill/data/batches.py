@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Real, UInt8
 from torch import Tensor
 
 from workers.distill import errors
@@ -44,8 +44,11 @@ class View:
         self._scale = (1 / (255 * std))[:, None, None]
         self._shift = (-mean / std)[:, None, None]
 
-    def __call__(self, images: UInt8[Tensor, "N c h w"]) -> Float[Tensor, "N C H W"]:
-        """Return the images as this network expects them, channels last."""
+    def __call__(self, images: Real[Tensor, "N c h w"]) -> Float[Tensor, "N C H W"]:
+        """Return images with pixels of 0..255 as this network expects them, channels last.
+
+        Gradients flow through it to images that are floats.
+        """
         seen = images.float()
         if seen.shape[2:] != self._size:
             seen = F.interpolate(

@@ -8,6 +8,8 @@ from typing import Any
 from workers.distill.data import digits, stored
 
 FORMATS = ("imagefolder", "cifar10", "cifar100", "npz")
+DENSE_FORMATS = ("npz",)
+"""Those that can hold masks."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """NPZ archives of NumPy arrays: `x_train`, `y_train`, further splits, or `images` and `labels`.
 
+For segmentation labels are masks [N, H, W], in which 255 means no class, and an array `classes` may
+give their number or their names; else they are counted.
 Arrays of objects are refused: they are pickles. Headers are compared with the bytes behind them
 before any memory is reserved.
 """
@@ -7,13 +9,14 @@ before any memory is reserved.
 import math
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.distill import errors
+from workers.distill import errors, recipe
 from workers.distill.data import archives, prepared, stored
 
 KEYS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -21,7 +24,9 @@ MOST_CLASSES = 100_000
 GREY_OR_RGB = (1, 3)
 
 
-def convert(upload: Path, folder: Path, wish: prepared.Wish) -> stored.DatasetRecord:
+def convert(
+    upload: Path, folder: Path, wish: prepared.Wish, *, task: recipe.Task = "classification"
+) -> stored.DatasetRecord:
     """Read an NPZ archive and write it as a prepared data set."""
     arrays = _read(upload, archives.Limits())
     given: dict[str, prepared.Labelled] = {}
@@ -30,7 +35,7 @@ def convert(upload: Path, folder: Path, wish: prepared.Wish) -> stored.DatasetRe
     for suffix, split in KEYS.items():
         if f"x_{suffix}" in arrays:
             images = _images(f"x_{suffix}", arrays[f"x_{suffix}"])
-            given[split] = (images, _labels(f"y_{suffix}", arrays.get(f"y_{suffix}"), len(images)))
+            given[split] = (images, _truth(f"y_{suffix}", arrays, images, task))
     if "train" not in given:
         raise errors.UploadRefused(
             "unsupported_format",
@@ -42,20 +47,77 @@ def convert(upload: Path, folder: Path, wish: prepared.Wish) -> stored.DatasetRe
         raise errors.UploadRefused("mixed_sizes", f"the splits differ in size: {sorted(sizes)}")
     if len(given["train"][1]) == 0:
         raise errors.UploadRefused("no_images", "the training split has no images")
-    highest = max(int(labels.max()) for _, labels in given.values() if len(labels))
+    named = arrays.get("classes") if task == "segmentation" else None
+    return prepared.write_arrays(
+        folder,
+        given,
+        classes=_counted_classes(given) if named is None else _given_classes(named, given),
+        flip=False,
+        wish=wish,
+        notes=["pictures are not mirrored in training: the file does not say whether they may be"],
+        task=task,
+    )
+
+
+def _truth(
+    name: str,
+    arrays: dict[str, Any],  # Any: as `_read` returns them
+    images: NDArray[np.uint8],
+    task: recipe.Task,
+) -> NDArray[np.int64] | NDArray[np.uint8]:
+    labels = arrays.get(name)
+    if labels is None:
+        raise errors.UploadRefused("bad_labels", f"the NPZ file has no array {name!r}")
+    return _masks(name, labels, images) if task == "segmentation" else _labels(name, labels, images)
+
+
+def _counted_classes(given: Mapping[str, prepared.Labelled]) -> list[str]:
+    highest = _highest(given)
     if not 1 <= highest < MOST_CLASSES:
         raise errors.UploadRefused(
             "bad_labels",
             f"the highest label is {highest}; labels count from 0, there are at least two classes, "
             f"and at most {MOST_CLASSES}",
         )
-    return prepared.write_arrays(
-        folder,
-        given,
-        classes=[str(label) for label in range(highest + 1)],
-        flip=False,
-        wish=wish,
-        notes=["pictures are not mirrored in training: the file does not say whether they may be"],
+    return [str(label) for label in range(highest + 1)]
+
+
+def _given_classes(
+    named: NDArray[Any],  # Any: a number, or names
+    given: Mapping[str, prepared.Labelled],
+) -> list[str]:
+    """Return the names of the classes that the file gives, or numbers where it counts them."""
+    if named.ndim == 0 and np.issubdtype(named.dtype, np.integer):
+        # Bounded before it is counted out.
+        classes = [str(number) for number in range(min(int(named), MOST_CLASSES))]
+    elif named.ndim == 1 and named.dtype.kind == "U":
+        classes = [str(name) for name in named]
+    else:
+        raise errors.UploadRefused(
+            "bad_labels",
+            f"'classes' is {named.dtype} {list(named.shape)}; give their number, or a list of "
+            "their names",
+        )
+    if not 2 <= len(classes) <= stored.IGNORED or len(set(classes)) < len(classes):
+        raise errors.UploadRefused(
+            "bad_labels", f"'classes' has to name 2 to {stored.IGNORED} different classes"
+        )
+    highest = _highest(given)
+    if highest >= len(classes):
+        raise errors.UploadRefused(
+            "bad_labels",
+            f"the highest class in the masks is {highest}, but 'classes' has {len(classes)}: they "
+            "count from 0",
+        )
+    return classes
+
+
+def _highest(given: Mapping[str, prepared.Labelled]) -> int:
+    """Return the highest class of an image or a pixel."""
+    return max(
+        int(labels[labels != stored.IGNORED].max() if labels.ndim > 1 else labels.max())
+        for _, labels in given.values()
+        if len(labels)
     )
 
 
@@ -151,9 +213,34 @@ def _images(name: str, pixels: NDArray[Any]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.rint(pixels * 255).astype(np.uint8))
 
 
-def _labels(name: str, labels: Any, count: int) -> NDArray[np.int64]:  # Any: an array or None
-    if labels is None:
-        raise errors.UploadRefused("bad_labels", f"the NPZ file has no array {name!r}")
+def _masks(name: str, masks: NDArray[Any], images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return masks of uint8 [N, H, W], of the size of their images."""
+    if masks.ndim != 3 or not np.issubdtype(masks.dtype, np.integer):
+        raise errors.UploadRefused(
+            "bad_labels",
+            f"{name} is {masks.dtype} {list(masks.shape)}; give one whole number a pixel, as "
+            "[N, H, W]",
+        )
+    expected = (len(images), *images.shape[2:])
+    if masks.shape != expected:
+        raise errors.UploadRefused(
+            "bad_labels", f"{name} has shape {list(masks.shape)} for images of {list(expected)}"
+        )
+    if masks.size and not (masks.min() >= 0 and masks.max() <= stored.IGNORED):
+        raise errors.UploadRefused(
+            "bad_labels",
+            f"{name} has classes outside 0..{stored.IGNORED - 1}, and other than "
+            f"{stored.IGNORED}, which means none",
+        )
+    if masks.size and not np.any(masks != stored.IGNORED):
+        raise errors.UploadRefused(
+            "bad_labels", f"no pixel of {name} has a class: all are {stored.IGNORED}"
+        )
+    return np.ascontiguousarray(masks.astype(np.uint8))
+
+
+def _labels(name: str, labels: NDArray[Any], images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    count = len(images)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from workers.distill import errors, recipe
 from workers.distill.data import splits, stored
 
-Labelled = tuple[NDArray[np.uint8], NDArray[np.int64]]
+Labelled = tuple[NDArray[np.uint8], NDArray[np.int64] | NDArray[np.uint8]]
+"""Images with their classes, or with masks of uint8 (`stored.IGNORED`: no class)."""
 
 
 class Wish(pydantic.BaseModel):
@@ -65,6 +66,7 @@ def write_arrays(
     flip: bool,
     wish: Wish,
     notes: Sequence[str] = (),
+    task: recipe.Task = "classification",
 ) -> stored.DatasetRecord:
     """Write arrays as a prepared data set; splits that are missing are taken from training."""
     images, labels = given["train"]
@@ -81,6 +83,7 @@ def write_arrays(
             raise errors.UploadRefused("no_images", f"the {name} split has no images")
     mean, std = wish.normalisation(channels, stored.moments(complete["train"][0]))
     record = stored.DatasetRecord(
+        task=task,
         classes=list(classes),
         splits={
             "train": len(complete["train"][1]),
@@ -106,9 +109,12 @@ def write_arrays(
     return record
 
 
-def _absent_classes(classes: Sequence[str], labels: NDArray[np.int64]) -> list[str]:
+def _absent_classes(
+    classes: Sequence[str], labels: NDArray[np.int64] | NDArray[np.uint8]
+) -> list[str]:
     absent = sorted(set(range(len(classes))) - set(np.unique(labels).tolist()))
     if not absent:
         return []
     some = ", ".join(classes[label] for label in absent[:6])
-    return [f"{len(absent)} classes have no training images: {some}"]
+    what = "pixels" if labels.ndim > 1 else "images"
+    return [f"{len(absent)} classes have no training {what}: {some}"]

@@ -1,7 +1,8 @@
 """Which images train, choose and judge, when a data set does not say so itself.
 
 Shares are drawn class by class with a fixed seed, so the same upload gives the same splits
-on every machine, and every class is represented as evenly as whole images allow.
+on every machine, and every class is represented as evenly as whole images allow. Images with
+masks have many classes each: they are drawn without regard to them.
 """
 
 from collections.abc import Sequence
@@ -29,9 +30,12 @@ class Division:
     notes: tuple[str, ...]
 
 
-def divide(labels: NDArray[np.int64], *, has_validation: bool, has_test: bool) -> Division:
+def divide(
+    labels: NDArray[np.int64] | NDArray[np.uint8], *, has_validation: bool, has_test: bool
+) -> Division:
     """Take the missing splits from the training split, and note what was done.
 
+    `labels` are one class an image, or one mask [H, W] an image.
     Raises `UploadRefused` when there are too few images to share.
     """
     count = len(labels)
@@ -44,11 +48,14 @@ def divide(labels: NDArray[np.int64], *, has_validation: bool, has_test: bool) -
         )
     validation = 0 if has_validation else max(1, round(count * VALIDATION_SHARE))
     test = 0 if has_test else max(1, round(count * TEST_SHARE))
-    train, chosen, judged = stratified(labels, (count - validation - test, validation, test))
+    is_dense = labels.ndim > 1
+    alike = np.zeros(count, dtype=np.int64) if is_dense else labels.astype(np.int64, copy=False)
+    train, chosen, judged = stratified(alike, (count - validation - test, validation, test))
+    how = "at random" if is_dense else "class by class"
     made = [(name, size) for name, size in (("validation", validation), ("test", test)) if size]
     notes = tuple(
         f"the {name} split was missing: {size} of the {count} training images were set aside for "
-        f"it, class by class, with seed {SEED}"
+        f"it, {how}, with seed {SEED}"
         for name, size in made
     )
     return Division(train, chosen if validation else None, judged if test else None, notes)

@@ -1,7 +1,8 @@
 """The one form in which every data set reaches the engine.
 
 A folder with `dataset.json` (what the set is) and one safetensors file a split, `images` as uint8
-[N, C, H, W] and `labels` as int64 [N]. Reading maps the files and copies nothing.
+[N, C, H, W] and `labels` as int64 [N]; for segmentation, labels are masks [N, H, W], uint8 or
+int64. Reading maps the files and copies nothing.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from typing import Literal
 import numpy as np
 import pydantic
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Integer, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,6 +21,8 @@ from workers.distill import errors, recipe, tensorfile
 
 SPLITS = ("train", "validation", "test")
 RECORD_FILE = "dataset.json"
+IGNORED = 255
+"""Value of the pixels of a mask that belong to no class and are not judged."""
 CHUNK = 4096
 """Images that are averaged at a time, so that a large set never has to fit in memory."""
 
@@ -30,20 +33,29 @@ class DatasetRecord(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     version: Literal[1] = 1
-    task: Literal["classification"] = "classification"
+    task: recipe.Task = "classification"
     classes: list[str] = pydantic.Field(min_length=1)
     splits: dict[Literal["train", "validation", "test"], int]
     input: recipe.Input
     flip: bool = False
     notes: list[str] = []
 
+    @pydantic.model_validator(mode="after")
+    def _leaves_a_number_for_ignored_pixels(self) -> "DatasetRecord":
+        if self.task == "segmentation" and len(self.classes) > IGNORED:
+            raise ValueError(
+                f"masks have at most {IGNORED} classes, since {IGNORED} means that a pixel has "
+                f"none; got {len(self.classes)}"
+            )
+        return self
+
 
 @dataclass(frozen=True)
 class Split:
-    """Images with their labels."""
+    """Images with their labels: a class, or a mask."""
 
     images: UInt8[Tensor, "N c h w"]
-    labels: Int[Tensor, " N"]
+    labels: Integer[Tensor, "N *S"]
 
 
 @dataclass(frozen=True)
@@ -136,9 +148,13 @@ def _read_split(path: Path, name: str, record: DatasetRecord) -> Split:
             f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}",
             split=name,
         )
-    if tuple(labels.shape) != (count,) or labels.dtype != torch.int64:
+    if record.task == "segmentation":
+        judged = _judged_pixels(labels, name, (count, size.height, size.width))
+    elif tuple(labels.shape) != (count,) or labels.dtype != torch.int64:
         raise errors.BadDataset(f"labels of the {name} split should be int64 [{count}]", split=name)
-    lowest, highest = int(labels.min()), int(labels.max())
+    else:
+        judged = labels
+    lowest, highest = int(judged.min()), int(judged.max())
     if lowest < 0 or highest >= len(record.classes):
         raise errors.BadDataset(
             f"labels of the {name} split run from {lowest} to {highest}, but there are "
@@ -146,3 +162,19 @@ def _read_split(path: Path, name: str, record: DatasetRecord) -> Split:
             split=name,
         )
     return Split(images, labels)
+
+
+def _judged_pixels(masks: Tensor, name: str, expected: tuple[int | None, int, int]) -> Tensor:
+    """Return the pixels of a split that have a class; raises `BadDataset` if there are none."""
+    if tuple(masks.shape) != expected or masks.dtype not in (torch.uint8, torch.int64):
+        raise errors.BadDataset(
+            f"masks of the {name} split should be uint8 or int64 {list(expected)}, got "
+            f"{str(masks.dtype).removeprefix('torch.')} {list(masks.shape)}",
+            split=name,
+        )
+    judged = masks[masks != IGNORED]
+    if judged.numel() == 0:
+        raise errors.BadDataset(
+            f"no pixel of the {name} split has a class: all are {IGNORED}", split=name
+        )
+    return judged
