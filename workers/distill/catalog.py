@@ -1,11 +1,24 @@
 """Which methods exist: one explicit table, one line each."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pydantic
 
 from workers.distill import combination, errors, recipe
 from workers.distill.method import Method
+from workers.distill.methods.datafree.cmi import CMI
+from workers.distill.methods.datafree.dafl import DAFL
+from workers.distill.methods.datafree.deepinversion import DeepInversion
+from workers.distill.methods.datafree.dfad import DFAD
+from workers.distill.methods.datafree.dfq import DFQ
+from workers.distill.methods.datafree.fast import Fast
+from workers.distill.methods.datafree.mad import MAD
+from workers.distill.methods.datafree.nayer import NAYER
+from workers.distill.methods.datafree.noise import Noise
+from workers.distill.methods.datafree.spaceshipnet import SpaceshipNet
+from workers.distill.methods.datafree.ssdkd import SSDKD
+from workers.distill.methods.datafree.zskt import ZSKT
 from workers.distill.methods.feature.at import AT
 from workers.distill.methods.feature.catkd import CATKD
 from workers.distill.methods.feature.fitnet import FitNet
@@ -34,6 +47,7 @@ from workers.distill.methods.relation.rcka import RCKA
 from workers.distill.methods.relation.rkd import RKD
 from workers.distill.methods.relation.sp import SP
 from workers.distill.networks.interface import Network
+from workers.distill.synthesis import DataFreeMethod
 
 Checked = TypeVar("Checked", bound=Method.Params)
 
@@ -42,18 +56,27 @@ METHODS: dict[str, type[Method]] = {
     "catkd": CATKD,
     "cc": CC,
     "ce": CE,
+    "cmi": CMI,
     "crd": CRD,
     "ctkd": CTKD,
+    "dafl": DAFL,
+    "deepinversion": DeepInversion,
+    "dfad": DFAD,
+    "dfq": DFQ,
     "dist": DIST,
     "dkd": DKD,
+    "fast": Fast,
     "fitnet": FitNet,
     "fkd": FKD,
     "kd": KD,
     "kdsvd": KDSVD,
     "labelsmoothing": LabelSmoothing,
+    "mad": MAD,
     "mlld": MLLD,
     "mmd": MMD,
+    "nayer": NAYER,
     "nkd": NKD,
+    "noise": Noise,
     "nst": NST,
     "ofd": OFD,
     "pcka": PCKA,
@@ -63,8 +86,11 @@ METHODS: dict[str, type[Method]] = {
     "rkd": RKD,
     "simkd": SimKD,
     "sp": SP,
+    "spaceshipnet": SpaceshipNet,
     "srrl": SRRL,
+    "ssdkd": SSDKD,
     "vid": VID,
+    "zskt": ZSKT,
 }
 
 
@@ -123,6 +149,17 @@ def build(choice: dict[str, Any], student: Network, teacher: Network | None) -> 
     return method(params, student, teacher)
 
 
+def check_task(method: type[Method], task: recipe.Task) -> None:
+    """Raise `BadRecipe` unless a method is for this task."""
+    if task not in method.tasks:
+        raise errors.BadRecipe(
+            f"task: method {method.name} is for {' and '.join(method.tasks)}, and the recipe asks "
+            f"for {task}; choose a method for {task}",
+            method=method.name,
+            task=task,
+        )
+
+
 def check(method: type[Method], training: recipe.Training) -> None:
     """Raise `BadRecipe` unless a method can be trained so."""
     if training.mixing is not None and not method.accepts_mixed:
@@ -140,6 +177,43 @@ def check(method: type[Method], training: recipe.Training) -> None:
             f"training.batch_size: method {method.name} needs at least {method.smallest_batch} "
             f"images in a batch, got {training.batch_size}"
         )
+    if issubclass(method, DataFreeMethod):
+        for field, refused, way_out in _WITHOUT_DATA:
+            if refused(training):
+                raise errors.BadRecipe(
+                    f"training.{field}: method {method.name} invents its images; {way_out}"
+                )
+
+
+_WITHOUT_DATA: tuple[tuple[str, Callable[[recipe.Training], bool], str], ...] = (
+    (
+        "label_noise",
+        lambda training: training.label_noise > 0,
+        "they have no labels to be wrong, so leave it at 0",
+    ),
+    (
+        "teacher_cache",
+        lambda training: training.teacher_cache is not None,
+        "there are no fixed views of them to keep, so leave it out",
+    ),
+    (
+        "augmentation",
+        lambda training: training.augmentation not in ("none", "standard"),
+        "choose none or standard",
+    ),
+    (
+        "patience_epochs",
+        lambda training: training.patience_epochs is not None,
+        "no image of a data set may decide when its student is done, so leave it out",
+    ),
+    (
+        "precision",
+        lambda training: training.precision == "float16",
+        "its gradients towards the images are not scaled for float16, so choose bfloat16 or "
+        "float32",
+    ),
+)
+"""What has no meaning where images are invented: field, whether it is asked for, the way out."""
 
 
 def first_complaint(error: pydantic.ValidationError) -> str:

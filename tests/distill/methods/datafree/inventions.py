@@ -1,0 +1,132 @@
+"""Made-up steps of a synthesis call: looks at the guide's logits, and two tiny networks."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from tests.distill.cases import tensor
+from workers.distill.networks.interface import Features, Network, NormInput, observe_norms
+from workers.distill.synthesis import DataFreeMethod, Invented, Look, Stock
+
+TEACHER = tensor("inputs", "teacher_logits")
+STUDENT = tensor("inputs", "student_logits")
+TARGETS = tensor("random_targets").long()
+EMPTY = Stock(images=0, class_shares=torch.zeros(3, dtype=torch.float64))
+FILLED = Stock(images=8, class_shares=tensor("buffer_class_fraction"))
+RECEIVED = ((torch.arange(16, dtype=torch.float64) ** 1.5) / 10).view(2, 2, 2, 2)
+"""What the guide's batch norm receives."""
+
+
+class Small(Network):
+    """A batch norm over both channels of images of 2x2, and a linear layer on their means.
+
+    Dense, the layer reads every position. `normed` False has no batch norm.
+    """
+
+    def __init__(self, *, classes: int = 3, dense: bool = False, normed: bool = True) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(2) if normed else None
+        self.fc = nn.Linear(2, classes)
+        self.dense = dense
+        self.reference, self.classes, self.image_shape = "test/small", classes, (2, 2, 2)
+
+    def observe(self, images: torch.Tensor) -> Features:
+        """Return logits and their input."""
+        maps = torch.tanh(images if self.norm is None else self.norm(images))
+        pooled = maps.mean((2, 3))
+        if self.dense:
+            return Features(self.fc(maps.movedim(1, 3)).movedim(3, 1), pooled)
+        return Features(self.fc(pooled), pooled)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the logits."""
+        return self.observe(images).logits
+
+
+def small(seed: int = 0, *, classes: int = 3, dense: bool = False, normed: bool = True) -> Small:
+    """Return a frozen network in evaluation mode, with the guide's stored moments, in float64."""
+    torch.manual_seed(seed)
+    made = Small(classes=classes, dense=dense, normed=normed).double().eval().requires_grad_(False)
+    if made.norm is not None:
+        made.norm.running_mean = tensor("bn_running_mean")
+        made.norm.running_var = tensor("bn_running_var")
+    return made
+
+
+def norm_input(received: torch.Tensor = RECEIVED) -> NormInput:
+    """Return what the batch norm of `small` received, with the moments that it has stored."""
+    return NormInput("norm", received, tensor("bn_running_mean"), tensor("bn_running_var"))
+
+
+def with_moments(mean: Sequence[float], variance: Sequence[float]) -> torch.Tensor:
+    """Return maps whose channels have just these moments."""
+    middle = torch.tensor(mean, dtype=torch.float64)
+    spread = torch.tensor(variance, dtype=torch.float64).sqrt()
+    return torch.stack([middle - spread, middle + spread])[:, :, None, None]
+
+
+def look(logits: torch.Tensor, *norms: NormInput) -> Look:
+    """Return a look that shows these logits."""
+    return Look(Features(logits, pooled=logits.new_zeros(len(logits), 2)), norms)
+
+
+def shown(
+    teacher: Look,
+    student: Look | None = None,
+    *,
+    second: Look | None = None,
+    stock: Stock = FILLED,
+    targets: torch.Tensor = TARGETS,
+    seen: torch.Tensor | None = None,
+) -> Invented:
+    """Return a step that shows these looks."""
+    images = torch.zeros(len(targets), 2, 2, 2, dtype=torch.float64)
+    return Invented(
+        images=images,
+        seen=images if seen is None else seen,
+        targets=targets,
+        teacher=teacher,
+        student=student,
+        second=second,
+        stock=stock,
+        call=1,
+    )
+
+
+def dense(logits: torch.Tensor) -> torch.Tensor:
+    """Return rows of logits as two images of two pixels each, in the guide's layout."""
+    return logits.view(2, 2, 1, 3).permute(0, 3, 2, 1)
+
+
+def examined(
+    method: DataFreeMethod,
+    images: torch.Tensor,
+    teacher: Network,
+    student: Network | None,
+    *,
+    stock: Stock = FILLED,
+) -> Invented:
+    """Return what networks show of images; a second view is made of their squares."""
+    targets = torch.arange(len(images)) % teacher.classes
+    return Invented(
+        images=images,
+        seen=images,
+        targets=targets,
+        teacher=Look(*observe_norms(teacher, images)),
+        student=None if student is None else Look(*observe_norms(student, images)),
+        second=Look(*observe_norms(teacher, images**2)) if method.wants_second else None,
+        stock=stock,
+        call=1,
+    )
+
+
+def images(count: int = 4, seed: int = 0) -> torch.Tensor:
+    """Return random images for `small`."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 2, 2, 2, generator=generator, dtype=torch.float64)
+
+
+def loss(method: DataFreeMethod, invented: Invented) -> torch.Tensor:
+    """Return the sum of a method's terms of synthesis."""
+    return torch.stack(list(method.synthesis_terms(invented).values())).sum()

@@ -1,0 +1,324 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
+from torch import nn
+
+from tests.distill.cases import TOLERANCE, case, tensor
+from tests.distill.methods import scenes
+from tests.distill.methods.datafree import inventions
+from tests.distill.methods.datafree.inventions import STUDENT, TEACHER
+from workers.distill import errors
+from workers.distill.methods.datafree import cmi
+from workers.distill.networks.interface import batch_norms
+from workers.distill.synthesis import Invented
+
+LOCAL, WHOLE = tensor("cmi", "local_raw"), tensor("cmi", "global_raw")
+SEED = 8
+"""Of the head: with two hidden units, most others leave one of them without any gradient."""
+
+
+def method(**values: Any) -> cmi.CMI:  # Any: what a recipe may say
+    params = cmi.CMI.Params.model_validate({"head_width": 4, **values})
+    student, teacher = inventions.small(1), inventions.small()
+    torch.manual_seed(SEED)
+    return cmi.CMI(params, student, teacher).double()
+
+
+def step(made: cmi.CMI, seed: int = 0, *, competes: bool = True, count: int = 4) -> Invented:
+    images = inventions.images(count, seed).requires_grad_()
+    student = inventions.small(1) if competes else None
+    return inventions.examined(made, images, inventions.small(), student)
+
+
+def numbered(first: int, count: int) -> torch.Tensor:
+    return torch.arange(first, first + count, dtype=torch.float32)[:, None].expand(count, 2)
+
+
+def close(found: torch.Tensor, wanted: float) -> bool:
+    return math.isclose(float(found), wanted, abs_tol=TOLERANCE)
+
+
+class TestBank:
+    def test_keeps_the_latest_rows(self) -> None:
+        bank = cmi.Bank(2, size=5)
+        for first, count in ((0, 3), (3, 3), (6, 1)):
+            bank.append(numbered(first, count), 100 + numbered(first, count))
+        assert bank.local[:, 0].tolist() == [2, 3, 4, 5, 6]
+        assert bank.whole[:, 0].tolist() == [102, 103, 104, 105, 106]
+
+    def test_keeps_the_end_of_a_batch_that_is_larger(self) -> None:
+        bank = cmi.Bank(2, size=3)
+        bank.append(numbered(0, 2), numbered(0, 2))
+        bank.append(numbered(2, 5), numbered(2, 5))
+        assert bank.local[:, 0].tolist() == [4, 5, 6]
+
+    def test_draws_different_rows_and_both_views_of_each(self) -> None:
+        bank = cmi.Bank(2, size=9)
+        bank.append(numbered(0, 9), 100 + numbered(0, 9))
+        seen: set[float] = set()
+        for _ in range(20):
+            local, whole = bank.draw(4)
+            assert len(local[:, 0].unique()) == 4
+            assert torch.equal(whole, local + 100)
+            seen.update(local[:, 0].tolist())
+        assert len(seen) == 9
+
+    @pytest.mark.parametrize("count", [0, 2])
+    def test_draws_all_rows_while_there_are_few(self, count: int) -> None:
+        bank = cmi.Bank(2, size=9)
+        bank.append(numbered(0, count), numbered(0, count))
+        local, _ = bank.draw(4)
+        assert sorted(local[:, 0].tolist()) == list(range(count))
+
+    def test_keeps_no_gradient(self) -> None:
+        bank = cmi.Bank(2, size=9)
+        bank.append(numbered(0, 2).clone().requires_grad_(), numbered(0, 2))
+        assert not bank.local.requires_grad
+
+    @pytest.mark.parametrize("rows_before", [0, 1, 6])
+    def test_takes_a_state_of_any_number_of_rows(self, rows_before: int) -> None:
+        bank, again = cmi.Bank(2, size=7), cmi.Bank(2, size=7)
+        bank.append(numbered(0, 4), 100 + numbered(0, 4))
+        again.append(numbered(50, rows_before), numbered(50, rows_before))
+        again.load_state_dict(bank.state_dict())
+        for each in (bank, again):
+            each.append(numbered(4, 5), numbered(4, 5))
+        assert torch.equal(again.local, bank.local)
+        assert torch.equal(again.whole, bank.whole)
+        torch.manual_seed(1)
+        wanted = bank.draw(3)
+        torch.manual_seed(1)
+        assert torch.equal(again.draw(3)[0], wanted[0])
+
+
+class TestContrast:
+    def test_equals_the_published_value_with_a_bank(self) -> None:
+        made = method()
+        made.bank.append(LOCAL[2:], WHOLE[2:])
+        found = made.contrast(nn.Identity(), LOCAL[:2], WHOLE[:2])
+        assert close(found, case("cmi", "loss_with_bank"))
+
+    def test_equals_the_published_value_without_a_bank(self) -> None:
+        found = method().contrast(nn.Identity(), LOCAL, WHOLE)
+        assert close(found, case("cmi", "loss_without_bank"))
+
+    def test_compares_what_norms_receive_of_both_views(self) -> None:
+        made = method(contrast_weight=3.0)
+        shown = step(made)
+        assert made.head is not None
+        local = made.head((shown.images**2).mean((2, 3)))
+        whole = made.head(shown.images.mean((2, 3)))
+        scores = F.normalize(local, dim=1) @ F.normalize(whole, dim=1).T / 0.2
+        wanted = 3 * F.cross_entropy(scores, torch.arange(4))
+        assert torch.allclose(made.synthesis_terms(shown)["contrast"], wanted, rtol=1e-9)
+
+    def test_draws_no_more_of_the_bank_than_it_is_told(self) -> None:
+        made = method(bank_draws=2)
+        made.bank.append(LOCAL.repeat(3, 1), WHOLE.repeat(3, 1))
+        counted = nn.Identity()
+        seen: list[int] = []
+        counted.register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))
+        made.contrast(counted, LOCAL, WHOLE)
+        assert seen == [5, 5]
+
+
+class TestSynthesis:
+    def test_has_the_published_terms(self) -> None:
+        made = method(adversarial_weight=1)
+        other = inventions.norm_input(inventions.images(4, 9))
+        first = inventions.norm_input()
+        shown = inventions.shown(
+            inventions.look(TEACHER, first),
+            inventions.look(STUDENT),
+            # Of another size, as if distances were taken of the second view by mistake.
+            second=inventions.look(TEACHER, inventions.norm_input(other.received[:2])),
+        )
+        terms = made.synthesis_terms(shown)
+        assert close(terms["bn"], case("bn_loss_l2norm_var"))
+        assert close(terms["onehot"], case("ce_to_targets_mean"))
+        assert close(terms["adversarial"], case("adv_loss_masked"))
+
+    def test_aims_at_what_the_teacher_sees_where_asked_to_and_in_dense_tasks(self) -> None:
+        values = {"bn_weight": 0, "contrast_weight": 0}
+        plain = inventions.shown(inventions.look(TEACHER))
+        found = method(target="argmax", **values).synthesis_terms(plain)["onehot"]
+        assert close(found, case("ce_to_argmax_mean"))
+        dense = inventions.look(inventions.dense(TEACHER))
+        shown = inventions.shown(dense, targets=torch.tensor([2, 2]))
+        assert close(method(**values).synthesis_terms(shown)["onehot"], case("ce_to_argmax_mean"))
+
+    @pytest.mark.parametrize(
+        ("values", "competes", "off"),
+        [
+            ({"bn_weight": 0}, True, "bn"),
+            ({"adversarial_weight": 0}, True, "adversarial"),
+            ({"contrast_weight": 0}, True, "contrast"),
+            ({}, False, "adversarial"),
+        ],
+    )
+    def test_shows_what_is_off_as_a_zero_without_gradient(
+        self, values: dict[str, float], competes: bool, off: str
+    ) -> None:
+        made = method(**values)
+        terms = made.synthesis_terms(step(made, competes=competes))
+        assert list(terms) == ["bn", "onehot", "adversarial", "contrast"]
+        for name, term in terms.items():
+            assert term.shape == ()
+            assert term.requires_grad is (name != off)
+        assert not terms[off].any()
+
+    def test_weighs_its_terms(self) -> None:
+        weights = {"bn": 2.0, "onehot": 0.5, "adversarial": 0.7, "contrast": 0.3}
+        plain = method(**{f"{name}_weight": 1 for name in weights})
+        weighed = method(**{f"{name}_weight": weight for name, weight in weights.items()})
+        wanted, found = plain.synthesis_terms(step(plain)), weighed.synthesis_terms(step(weighed))
+        for name, weight in weights.items():
+            assert torch.allclose(found[name], weight * wanted[name], rtol=1e-12)
+
+    def test_has_the_gradient_of_its_value(self) -> None:
+        # The first view gets no gradient from the contrast, by design: only the rest is checked.
+        made = method(contrast_weight=0)
+        assert torch.autograd.gradcheck(
+            lambda images: inventions.loss(
+                made, inventions.examined(made, images, inventions.small(), inventions.small(1))
+            ),
+            (inventions.images(2).requires_grad_(),),
+        )
+        local = LOCAL.clone().requires_grad_()
+        contrasting = method()
+        assert contrasting.head is not None
+        assert torch.autograd.gradcheck(
+            lambda rows: contrasting.contrast(contrasting.head or nn.Identity(), rows, WHOLE),
+            (local,),
+        )
+
+    def test_moves_images_by_their_cropped_view_alone(self) -> None:
+        made = method()
+        shown = step(made)
+        (gradient,) = torch.autograd.grad(
+            made.synthesis_terms(shown)["contrast"], shown.images, retain_graph=True
+        )
+        assert shown.second is not None
+        local = shown.second.norms[0].received
+        (through,) = torch.autograd.grad(made.synthesis_terms(shown)["contrast"], local)
+        # The second view of these scenes are the squares of the images.
+        assert torch.allclose(gradient, through * 2 * shown.images, rtol=1e-9)
+
+
+class TestHead:
+    def test_is_an_mlp_as_wide_as_all_norms_together(self) -> None:
+        student, teacher = scenes.network(), scenes.other_network()
+        made = cmi.CMI(cmi.CMI.Params(), student, teacher)
+        width = sum(norm.num_features for norm in batch_norms(teacher).values())
+        assert made.head is not None
+        shapes = [tuple(parameter.shape) for parameter in made.head.parameters()]
+        assert shapes == [(width, width), (width,), (256, width), (256,)]
+
+    def test_learns_with_the_images(self) -> None:
+        made = method()
+        made.bank.append(LOCAL, WHOLE)
+        inventions.loss(made, step(made)).backward()
+        assert made.head is not None
+        ((module, differs),) = made.synthesis_modules().values()
+        assert module is made.head
+        assert differs == {"lr": 1e-3, "betas": (0.9, 0.999)}
+        for parameter in made.head.parameters():
+            assert parameter.grad is not None
+            assert parameter.grad.any()
+
+    def test_is_not_there_where_nothing_is_contrasted(self) -> None:
+        made = method(contrast_weight=0)
+        assert made.synthesis_modules() == {}
+        made.after_call(step(made), step(made))
+        assert not len(made.bank.local)
+
+
+class TestChannels:
+    def test_leaves_the_teacher_as_it_is(self) -> None:
+        teacher = scenes.network()
+        before = {name: value.clone() for name, value in teacher.state_dict().items()}
+        for training in (True, False):
+            teacher.train(training)
+            wanted = sum(norm.num_features for norm in batch_norms(teacher).values())
+            assert cmi.channels(teacher) == wanted
+            assert teacher.training is training
+        for name, value in teacher.state_dict().items():
+            assert torch.equal(value, before[name])
+
+    def test_leaves_out_norms_that_no_image_reaches(self) -> None:
+        teacher = inventions.small()
+        teacher.spare = nn.BatchNorm2d(7)
+        assert cmi.channels(teacher) == 2
+
+
+class TestCMI:
+    def test_puts_what_is_kept_into_the_bank(self) -> None:
+        made = method()
+        last, kept = step(made), step(made, seed=1)
+        made.after_call(last, kept)
+        images = kept.images.detach()
+        assert torch.allclose(made.bank.whole, images.mean((2, 3)), rtol=1e-12)
+        assert torch.allclose(made.bank.local, (images**2).mean((2, 3)), rtol=1e-12)
+        made.after_call(last, last)
+        assert len(made.bank.local) == 8
+
+    def test_never_keeps_more_than_the_size_of_its_bank(self) -> None:
+        made = method(bank_size=6)
+        for seed in range(3):
+            made.after_call(step(made), step(made, seed=seed))
+        images = inventions.images(4, 2)
+        assert len(made.bank.whole) == 6
+        assert torch.allclose(made.bank.whole[2:], images.mean((2, 3)), rtol=1e-12)
+
+    def test_continues_exactly_from_its_state(self) -> None:
+        made = method(bank_draws=3)
+        for seed in range(2):
+            made.after_call(step(made), step(made, seed=seed))
+        state = {name: value.clone() for name, value in made.state_dict().items()}
+        numbers = torch.get_rng_state()
+        wanted = made.synthesis_terms(step(made, seed=7))["contrast"]
+        torch.manual_seed(99)
+        again = cmi.CMI(made.params, inventions.small(1), inventions.small()).double()
+        again.load_state_dict(state)
+        torch.set_rng_state(numbers)
+        assert torch.equal(again.synthesis_terms(step(again, seed=7))["contrast"], wanted)
+
+    def test_imitates_softened_outputs(self) -> None:
+        seen = scenes.features(STUDENT), scenes.features(TEACHER), scenes.batch([0, 1, 2, 0])
+        assert close(method().terms(*seen, scenes.MOMENT)["kd"], case("kd_mean_T20"))
+        student, teacher = (
+            inventions.look(inventions.dense(logits)).features for logits in (STUDENT, TEACHER)
+        )
+        terms = method(temperature=1).terms(student, teacher, scenes.batch([0, 1]), scenes.MOMENT)
+        assert close(terms["kd"], case("seg", "kd_per_pixel_mean"))
+
+    def test_begins_each_call_anew_and_looks_twice(self) -> None:
+        made = method()
+        assert made.renews_generator
+        assert made.wants_second
+        assert made.competes
+        assert not method(adversarial_weight=0).competes
+        once = inventions.shown(inventions.look(TEACHER, inventions.norm_input()))
+        with pytest.raises(ValueError, match="needs a second view"):
+            made.synthesis_terms(once)
+
+    def test_needs_norms_for_anything_but_classes_and_competition(self) -> None:
+        student, teacher = inventions.small(1), inventions.small(normed=False)
+        for values in ({}, {"bn_weight": 0}, {"contrast_weight": 0}):
+            params = cmi.CMI.Params.model_validate(values)
+            with pytest.raises(errors.IncompatibleNetworks, match="batch norms"):
+                cmi.CMI(params, student, teacher)
+        made = cmi.CMI(cmi.CMI.Params(bn_weight=0, contrast_weight=0), student, teacher)
+        assert not made.reads_norms
+        terms = made.synthesis_terms(inventions.shown(inventions.look(TEACHER)))
+        assert close(terms["onehot"], case("ce_to_targets_mean"))
+
+    def test_keeps_its_defaults_where_a_budget_is_given_in_part(self) -> None:
+        params = cmi.CMI.Params.model_validate({"synthesis": {"steps": 500}})
+        default = cmi.CMI.Params().synthesis
+        assert params.synthesis == default.model_copy(update={"steps": 500})
+        assert cmi.CMI.Params.model_validate_json(params.model_dump_json()) == params
+        assert (default.steps, default.learning_rate, default.student_steps) == (200, 1e-3, 400)

@@ -1,0 +1,96 @@
+import pytest
+import torch
+
+from tests.distill import cases
+from tests.distill.cases import TOLERANCE
+from tests.distill.methods import scenes
+from tests.distill.methods.datafree import exhibits
+from workers.distill.methods.datafree import dfad
+from workers.distill.methods.datafree.dfad import DFAD
+
+TEACHER = cases.tensor("inputs", "teacher_logits")
+STUDENT = cases.tensor("inputs", "student_logits")
+PLAIN, LOG = (cases.case(f"adv_loss_{name} (DFAD") for name in ("L1", "log_L1"))
+
+
+def method(**params) -> DFAD:
+    return DFAD(DFAD.Params(**params), scenes.network(), scenes.other_network())
+
+
+class TestContest:
+    @pytest.mark.parametrize(("log_loss", "wanted"), [(False, PLAIN), (True, LOG)])
+    def test_equals_the_numeric_case(self, log_loss: bool, wanted: float) -> None:
+        assert abs(dfad.contest(STUDENT, TEACHER, log_loss=log_loss) - wanted) < TOLERANCE
+
+    @pytest.mark.parametrize("log_loss", [False, True])
+    def test_is_highest_where_both_agree(self, log_loss: bool) -> None:
+        assert float(dfad.contest(TEACHER, TEACHER, log_loss=log_loss)) == 0
+        assert dfad.contest(STUDENT, TEACHER, log_loss=log_loss) < 0
+
+    def test_logarithm_pulls_less_the_further_apart_they_are(self) -> None:
+        pulls = []
+        for scale in (1.0, 10.0):
+            learned = (scale * STUDENT).requires_grad_()
+            loss = dfad.contest(learned, scale * TEACHER, log_loss=True)
+            pulls.append(torch.autograd.grad(loss, learned)[0].abs().sum())
+        # The gradient of -log(d + 1) is that of -d over d + 1.
+        wanted = (1 - 10 * PLAIN) / (1 - PLAIN)
+        assert abs(pulls[0] / pulls[1] - wanted) < 10 * TOLERANCE
+
+    @pytest.mark.parametrize("log_loss", [False, True])
+    def test_has_the_gradient_of_its_value(self, log_loss: bool) -> None:
+        assert torch.autograd.gradcheck(
+            lambda learned, taught: dfad.contest(learned, taught, log_loss=log_loss),
+            (STUDENT.clone().requires_grad_(), TEACHER.clone().requires_grad_()),
+        )
+
+
+class TestDFAD:
+    @pytest.mark.parametrize(
+        ("chosen", "shape", "wanted"),
+        [
+            (None, torch.clone, PLAIN),
+            (None, exhibits.dense, LOG),
+            (True, torch.clone, LOG),
+            (False, exhibits.dense, PLAIN),
+        ],
+    )
+    def test_generator_follows_the_logarithm_in_dense_tasks(self, chosen, shape, wanted) -> None:
+        terms = method(log_loss=chosen).synthesis_terms(
+            exhibits.exhibit(shape(TEACHER), shape(STUDENT))
+        )
+        assert list(terms) == ["adversarial"]
+        assert abs(terms["adversarial"] - wanted) < TOLERANCE
+
+    @pytest.mark.parametrize("log_loss", [False, True])
+    def test_moves_the_generator(self, log_loss: bool) -> None:
+        built = method(log_loss=log_loss, synthesis={"latent_size": 8, "width": 4})
+        assert built.competes
+        moved = exhibits.gradients(built, scenes.network(), scenes.other_network())
+        assert all(gradient.abs().sum() > 0 for gradient in moved)
+
+    def test_is_a_zero_without_gradient_while_there_is_no_student(self) -> None:
+        logits = TEACHER.clone().requires_grad_()
+        term = method().synthesis_terms(exhibits.exhibit(logits))["adversarial"]
+        assert float(term) == 0
+        assert not term.requires_grad
+
+    @pytest.mark.parametrize("shape", [torch.clone, exhibits.dense])
+    def test_student_closes_the_mean_difference_of_all_logits(self, shape) -> None:
+        learned, taught = (exhibits.shown(shape(logits)) for logits in (STUDENT, TEACHER))
+        terms = method().terms(learned, taught, exhibits.batch(len(learned.logits)), scenes.MOMENT)
+        assert list(terms) == ["difference"]
+        assert abs(terms["difference"] + PLAIN) < TOLERANCE
+
+    def test_refuses_a_warm_up_without_the_student(self) -> None:
+        with pytest.raises(ValueError, match="warmup_calls must be 0"):
+            DFAD.Params.model_validate({"synthesis": {"warmup_calls": 2}})
+
+    def test_needs_no_batch_norms(self) -> None:
+        assert not DFAD(DFAD.Params(), scenes.network(), exhibits.Plain()).reads_norms
+
+    def test_a_partial_budget_keeps_the_other_defaults(self) -> None:
+        params = DFAD.Params.model_validate({"synthesis": {"generator": "dcgan"}})
+        assert params.synthesis.generator == "dcgan"
+        assert (params.synthesis.steps, params.synthesis.student_steps) == (1, 5)
+        assert DFAD.Params.model_validate_json(params.model_dump_json()) == params

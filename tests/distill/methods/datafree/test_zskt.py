@@ -1,0 +1,149 @@
+import pytest
+import torch
+
+from tests.distill import cases
+from tests.distill.cases import TOLERANCE
+from tests.distill.methods import checks, scenes
+from tests.distill.methods.datafree import exhibits
+from workers.distill import errors
+from workers.distill.methods.datafree import zskt
+from workers.distill.methods.datafree.zskt import ZSKT
+
+TEACHER = cases.tensor("inputs", "teacher_logits")
+STUDENT = cases.tensor("inputs", "student_logits")
+SHALLOW = [(2, 8, 8), (3, 4, 4)]
+DEEP = [(2, 8, 8), (3, 6, 6), (4, 2, 2)]
+
+
+def method(**params) -> ZSKT:
+    return ZSKT(ZSKT.Params(**params), scenes.network(), scenes.other_network())
+
+
+class TestAttentionLoss:
+    def test_equals_the_published_value(self) -> None:
+        loss = zskt.attention_loss([checks.tensor("map_s")], [checks.tensor("map_t")])
+        assert checks.close(loss, checks.expected("at_same_size")["loss"])
+
+    def test_equals_the_published_value_of_different_sizes(self) -> None:
+        loss = zskt.attention_loss([checks.tensor("map_s_8x8")], [checks.tensor("map_t")])
+        assert checks.close(loss, checks.expected("at_pooled")["loss"])
+
+    def test_ignores_order_sign_and_scale_of_channels(self) -> None:
+        taught = checks.tensor("map_t")
+        assert zskt.attention_loss([-3 * taught[:, [2, 0, 1]]], [taught]) < 1e-15
+
+    def test_sums_over_stages(self) -> None:
+        student, teacher = checks.tensor("map_s"), checks.tensor("map_t")
+        one = zskt.attention_loss([student], [teacher])
+        three = zskt.attention_loss([student] * 3, [teacher] * 3)
+        assert torch.allclose(three, 3 * one, rtol=1e-12)
+
+    def test_has_the_gradient_of_its_value(self) -> None:
+        taught = checks.tensor("map_t")
+        assert torch.autograd.gradcheck(
+            lambda maps: zskt.attention_loss([maps], [taught]),
+            (checks.tensor("map_s_8x8").requires_grad_(),),
+        )
+
+
+class TestSynthesis:
+    @pytest.mark.parametrize("shape", [torch.clone, exhibits.dense])
+    def test_seeks_the_divergence(self, shape) -> None:
+        terms = method().synthesis_terms(exhibits.exhibit(shape(TEACHER), shape(STUDENT)))
+        assert list(terms) == ["adversarial"]
+        assert abs(terms["adversarial"] - cases.case("adv_loss_plain")) < TOLERANCE
+
+    def test_may_divide_by_the_classes(self) -> None:
+        terms = method(element_mean=True).synthesis_terms(exhibits.exhibit(TEACHER, STUDENT))
+        assert abs(terms["adversarial"] + cases.case("kl_element_mean_T1")) < TOLERANCE
+
+    def test_has_the_gradient_of_its_value_through_both_networks(self) -> None:
+        built = method()
+        assert torch.autograd.gradcheck(
+            lambda taught, learned: built.synthesis_terms(exhibits.exhibit(taught, learned))[
+                "adversarial"
+            ],
+            (TEACHER.clone().requires_grad_(), STUDENT.clone().requires_grad_()),
+        )
+
+    def test_moves_the_generator(self) -> None:
+        built = method(synthesis={"latent_size": 8, "width": 4})
+        assert built.competes
+        moved = exhibits.gradients(built, scenes.network(), scenes.other_network())
+        assert all(gradient.abs().sum() > 0 for gradient in moved)
+
+    def test_is_a_zero_without_gradient_while_there_is_no_student(self) -> None:
+        logits = TEACHER.clone().requires_grad_()
+        term = method().synthesis_terms(exhibits.exhibit(logits))["adversarial"]
+        assert float(term) == 0
+        assert not term.requires_grad
+
+    def test_refuses_a_warm_up_without_the_student(self) -> None:
+        with pytest.raises(ValueError, match="warmup_calls must be 0"):
+            ZSKT.Params.model_validate({"synthesis": {"warmup_calls": 2}})
+
+    def test_needs_no_batch_norms(self) -> None:
+        assert not ZSKT(ZSKT.Params(), scenes.network(), exhibits.Plain()).reads_norms
+
+    def test_a_partial_budget_keeps_the_other_defaults(self) -> None:
+        params = ZSKT.Params.model_validate({"synthesis": {"clip_norm": 5}})
+        assert params.synthesis.clip_norm == 5
+        assert (params.synthesis.generator, params.synthesis.calls_per_epoch) == ("large", 80)
+        assert ZSKT.Params.model_validate_json(params.model_dump_json()) == params
+
+
+class TestStudent:
+    @pytest.mark.parametrize("temperature", [1, 4, 20])
+    @pytest.mark.parametrize("shape", [torch.clone, exhibits.dense])
+    def test_imitates_the_teacher(self, temperature: int, shape) -> None:
+        learned, taught = (exhibits.shown(shape(logits)) for logits in (STUDENT, TEACHER))
+        terms = method(temperature=temperature).terms(
+            learned, taught, exhibits.batch(len(learned.logits)), scenes.MOMENT
+        )
+        assert list(terms) == ["kd", "attention"]
+        assert abs(terms["kd"] - cases.case(f"kd_mean_T{temperature}")) < TOLERANCE
+
+    def test_may_divide_by_the_classes(self) -> None:
+        terms = method(element_mean=True).terms(
+            exhibits.shown(STUDENT), exhibits.shown(TEACHER), exhibits.batch(4), scenes.MOMENT
+        )
+        assert abs(terms["kd"] - cases.case("kl_element_mean_T1")) < TOLERANCE
+
+    def test_looks_at_no_maps_unless_asked(self) -> None:
+        logits = STUDENT.clone().requires_grad_()
+        learned, taught = exhibits.shown(logits), exhibits.shown(TEACHER)
+        term = method().terms(learned, taught, exhibits.batch(4), scenes.MOMENT)["attention"]
+        assert float(term) == 0
+        assert not term.requires_grad
+
+    def test_may_learn_where_the_teacher_looks(self) -> None:
+        student, teacher = scenes.network(), scenes.other_network()
+        built = ZSKT(ZSKT.Params(attention_weight=250), student, teacher)
+        learned, taught = scenes.observed(student, teacher, scenes.pictures(4))
+        term = built.terms(learned, taught, exhibits.batch(4), scenes.MOMENT)["attention"]
+        wanted = 250 * zskt.attention_loss(learned.stages, taught.stages)
+        assert torch.allclose(term, wanted)
+        term.backward()
+        assert student.get_parameter("conv1.weight").grad is not None
+        assert student.get_parameter("fc.weight").grad is None
+
+    def test_attention_takes_stages_of_other_sizes(self) -> None:
+        teacher = scenes.Pyramid(DEEP)
+        params = ZSKT.Params(attention_weight=1)
+        student = scenes.network()
+        learned, taught = scenes.observed(student, teacher, scenes.pictures(2))
+        built = ZSKT(params, student, teacher)
+        assert built.terms(learned, taught, exhibits.batch(2), scenes.MOMENT)["attention"] > 0
+
+    @pytest.mark.parametrize(
+        ("student", "teacher"),
+        [
+            (scenes.Pyramid(SHALLOW), scenes.Pyramid(DEEP)),
+            (scenes.Pyramid(DEEP), scenes.Pyramid(SHALLOW)),
+            (exhibits.Plain(), exhibits.Plain()),
+        ],
+    )
+    def test_attention_needs_equally_many_stages(self, student, teacher) -> None:
+        with pytest.raises(errors.IncompatibleNetworks, match="equally many stages; the student"):
+            ZSKT(ZSKT.Params(attention_weight=1), student, teacher)
+        assert ZSKT(ZSKT.Params(), student, teacher).params.attention_weight == 0

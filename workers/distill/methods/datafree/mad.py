@@ -1,0 +1,109 @@
+"""Momentum adversarial distillation.
+
+A generator that competes with the student moves on from what the student has just learned, and the
+student forgets. So half of what the student sees comes from a moving average of the generator,
+which changes slowly and still makes what earlier generators made.
+
+Source: Do et al., NeurIPS 2022, arXiv:2209.10359.
+Differs: that both generators have the same share of a batch is our choice. For data sets of many
+classes the paper conditions the generator on a class; here it never is. The terms of the generator
+are those of DFQ without the balance of classes, with the weights of CMI's benchmark (Fang et al.,
+IJCAI 2021), not the paper's own.
+"""
+
+import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
+from pydantic import Field
+
+from workers.distill.functional import adversaries, divergences, statistics
+from workers.distill.functional.rows import rows
+from workers.distill.method import Batch, Moment, Source, Terms
+from workers.distill.networks.interface import Features
+from workers.distill.synthesis import DataFreeMethod, Invented, StreamSynthesis
+
+
+class MAD(DataFreeMethod):
+    """Remind the student of what the generator used to make."""
+
+    name = "mad"
+    title = "Momentum adversarial distillation"
+    source = Source(
+        "Momentum Adversarial Distillation: Handling Large Distribution Shifts in Data-Free "
+        "Knowledge Distillation",
+        venue="NeurIPS 2022",
+        arxiv="2209.10359",
+    )
+    inverter = "stream"
+
+    class Params(DataFreeMethod.Params):
+        """A temperature for the student, three weights for the generator, and the budget."""
+
+        temperature: float = Field(
+            1.0,
+            gt=0,
+            le=1e4,
+            description="Divides the logits of both networks before softmax in the student's loss.",
+        )
+        adversarial_weight: float = Field(
+            1.0, ge=0, le=1e6, description="Weight of the divergence that the generator seeks."
+        )
+        bn_weight: float = Field(
+            1.0,
+            ge=0,
+            le=1e6,
+            description="Weight of the distance from the moments in the teacher's batch norms; 0 "
+            "does without batch norms.",
+        )
+        onehot_weight: float = Field(
+            1.0,
+            ge=0,
+            le=1e6,
+            description="Weight of the teacher's cross-entropy with its own decision.",
+        )
+        synthesis: StreamSynthesis = Field(
+            StreamSynthesis(
+                steps=1,
+                student_steps=10,
+                calls_per_epoch=40,
+                buffer_images=1024,
+                augmentation="none",
+                generator="large",
+                average_decay=0.95,
+            ),
+            description="How images are invented: budget and generator, of which `average_decay` "
+            "is the method's own. The buffer keeps the newest images to be looked at, the student "
+            "never sees them again.",
+        )
+
+    params: Params
+
+    @property
+    def reads_norms(self) -> bool:
+        """Whether the loss of synthesis compares with the moments in the teacher's batch norms."""
+        return self.params.bn_weight > 0
+
+    @property
+    def competes(self) -> bool:
+        """Whether synthesis looks at the student too, to find where it is wrong."""
+        return self.params.adversarial_weight > 0
+
+    def synthesis_terms(self, shown: Invented) -> Terms:
+        """Return the agreement of both networks, and how far images are from real ones."""
+        params, logits = self.params, shown.teacher.features.logits
+        adversarial = bn = onehot = logits.new_zeros(())
+        if params.adversarial_weight > 0 and shown.student is not None:
+            gap = adversaries.discrepancy(shown.student.features.logits, logits, masked=False)
+            adversarial = -params.adversarial_weight * gap
+        if params.bn_weight > 0:
+            bn = params.bn_weight * statistics.moment_distance(shown.teacher.norms)
+        if params.onehot_weight > 0:
+            answers = rows(logits)
+            onehot = params.onehot_weight * F.cross_entropy(answers, answers.detach().argmax(1))
+        return {"adversarial": adversarial, "bn": bn, "onehot": onehot}
+
+    def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
+        """Return the imitation of the teacher's outputs, on images of both generators."""
+        temperature = self.params.temperature
+        divergence = divergences.softened_kl(
+            rows(student.logits), rows(teacher.logits), temperature=temperature
+        )
+        return {"kd": temperature**2 * divergence.mean()}

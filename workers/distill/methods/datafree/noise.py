@@ -1,0 +1,60 @@
+"""Distillation on noise: what a student learns from a teacher without any image.
+
+The baseline of the data-free family. Where images are small, Gaussian noise alone can carry a
+student surprisingly far, so a data-free result says little without this one beside it.
+
+Source: Fang et al., 2019, arXiv:1912.11006, which compares with it; the loss is that of Hinton et
+al., 2015, arXiv:1503.02531, equation 1.
+Differs: the paper does not say which noise it means. Pixels are N(0, 1) after normalisation unless
+`distribution` is uniform, which teaches far less on small grey images.
+"""
+
+from pydantic import Field
+
+from workers.distill.functional import divergences
+from workers.distill.functional.rows import rows
+from workers.distill.method import Batch, Moment, Source, Terms
+from workers.distill.networks.interface import Features
+from workers.distill.synthesis import DataFreeMethod, Invented, NoiseSynthesis
+
+
+class Noise(DataFreeMethod):
+    """Imitate the teacher's answers to noise."""
+
+    name = "noise"
+    title = "Distillation on noise"
+    source = Source("Data-Free Adversarial Distillation", venue="arXiv 2019", arxiv="1912.11006")
+    needs = ("teacher", "equal_classes")
+    inverter = "noise"
+
+    class Params(DataFreeMethod.Params):
+        """A temperature, and the budget."""
+
+        temperature: float = Field(
+            4.0, gt=0, le=1e4, description="Divides the logits of both networks before softmax."
+        )
+        synthesis: NoiseSynthesis = Field(
+            NoiseSynthesis(
+                steps=1,
+                student_steps=5,
+                calls_per_epoch=80,
+                buffer_images=1024,
+                augmentation="none",
+            ),
+            description="How noise is drawn, and how often. The buffer keeps the newest images "
+            "to be looked at.",
+        )
+
+    params: Params
+
+    def synthesis_terms(self, shown: Invented) -> Terms:
+        """Return nothing: noise is not moved."""
+        return {}
+
+    def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
+        """Return the imitation of the teacher's outputs."""
+        temperature = self.params.temperature
+        divergence = divergences.softened_kl(
+            rows(student.logits), rows(teacher.logits), temperature=temperature
+        )
+        return {"kd": temperature**2 * divergence.mean()}

@@ -1,0 +1,228 @@
+"""Feature exchange and activation regions.
+
+Two images of a batch that exchange half of their channels inside the generator make new images,
+farther from those that it was moved for. Such images carry more noise, too; so the student shall
+not only say what the teacher says, but see its evidence for each class at the same places.
+
+Source: Yu et al., CVPR 2023, "Data-Free Knowledge Distillation via Feature Exchange and Activation
+Region Constraint".
+Differs: channels are exchanged once, in the last step of a call, whose images are kept; the
+authors keep the maps inside the generator, of 8 to 64 thousand numbers an image, and exchange
+those of random pairs anew at each of the student's steps. Partners are of one batch. Regions are
+compared on class activation maps alone: the authors also compare Grad-CAM maps of earlier stages,
+which need the gradient of the teacher's logits with respect to its stages, and the teacher is
+observed without a graph. Maps of different sizes are compared at the smaller one. KL is summed over
+classes; the authors' code averages it over them, so that there the maps weigh as with a
+`cam_weight` that is multiplied by the number of classes. Each call begins with a new generator, as
+in CMI; the published code goes on with one, which `renews` false does.
+Checked against: skgyu/SpaceshipNet, model_CFE_mSARC_base_V37.py (weights and schedule).
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+from workers.distill import errors
+from workers.distill.functional import classifiers, maps
+from workers.distill.functional.divergences import softened_kl
+from workers.distill.functional.statistics import moment_distance
+from workers.distill.method import Batch, Moment, Show, Source, Task, Terms
+from workers.distill.networks import generators
+from workers.distill.networks.interface import Features, Network
+from workers.distill.synthesis import DataFreeMethod, Invented, LatentSynthesis
+
+PLACES = 3
+"""Maps may be exchanged before the first block, the second, and what follows it."""
+
+
+def exchanged(seen: Float[Tensor, "N k i j"]) -> Float[Tensor, "N k i j"]:
+    """Return maps of which each image keeps half of the channels, and has the rest of another.
+
+    The halves are drawn for each image; the other images are a random order of the batch.
+    """
+    images, channels = seen.shape[:2]
+    partners = torch.randperm(images, device=seen.device)
+    order = torch.rand(images, channels, device=seen.device).argsort(1)
+    own = order < channels // 2
+    return torch.where(own[:, :, None, None], seen, seen[partners])
+
+
+def region_loss(
+    student_maps: Float[Tensor, "N C h w"], teacher_maps: Float[Tensor, "N C i j"]
+) -> Float[Tensor, ""]:
+    """Return the mean squared difference of class activation maps, at the smaller size."""
+    return mse_loss(*maps.pool_to_smaller(student_maps, teacher_maps))
+
+
+class Exchanging(generators.Convolutional):
+    """A generator that exchanges channels between images in the last step of a call."""
+
+    def __init__(self, made_of: generators.Parts, *, steps: int, probability: float) -> None:
+        super().__init__(made_of)
+        self.steps = steps
+        self.probability = probability
+        self._step = 0
+        self._place: int | None = None
+
+    def renew(self) -> None:
+        """Count the steps of a new call."""
+        self._step = 0
+
+    def forward(self, latent: Float[Tensor, "N *z"]) -> Float[Tensor, "N c h w"]:
+        """Return images with pixels in 0..1; in training mode, this is a step."""
+        self._place = None
+        if self.training:
+            self._step += 1
+            # Numbers on the host: no step waits for them.
+            if self._step == self.steps and float(torch.rand(())) < self.probability:
+                self._place = int(torch.randint(PLACES, ()))
+        return super().forward(latent)
+
+    def between(self, grown: Float[Tensor, "N k i j"], place: int) -> Float[Tensor, "N k i j"]:
+        """Return maps that are exchanged if this is the place for it."""
+        return exchanged(grown) if place == self._place else grown
+
+    def get_extra_state(self) -> int:
+        """Return how many steps the call has made, to be saved with the weights."""
+        return self._step
+
+    def set_extra_state(self, state: Any) -> None:  # Any: torch types it so
+        """Continue a call."""
+        self._step = state
+
+
+class SpaceshipNet(DataFreeMethod):
+    """Learn from images with exchanged channels, and where the teacher sees its evidence."""
+
+    name = "spaceshipnet"
+    title = "Feature exchange and activation regions"
+    source = Source(
+        "Data-Free Knowledge Distillation via Feature Exchange and Activation Region Constraint",
+        venue="CVPR 2023",
+    )
+    tasks: ClassVar[tuple[Task, ...]] = ("classification",)
+    student_shows: ClassVar[tuple[Show, ...]] = ("final", "classifier")
+    teacher_shows: ClassVar[tuple[Show, ...]] = ("final", "classifier")
+    renews_generator = True
+
+    class Params(DataFreeMethod.Params):
+        """Weights of synthesis and of the student's terms, and how channels are exchanged."""
+
+        temperature: float = Field(
+            30.0, gt=0, le=1e4, description="Divides the logits of both networks before softmax."
+        )
+        cam_weight: float = Field(
+            1.0,
+            ge=0,
+            le=1e6,
+            description="Weight of the difference of class activation maps in the student's loss.",
+        )
+        bn_weight: float = Field(
+            1.0,
+            ge=0,
+            le=1e6,
+            description="Weight of the distance to the moments in the teacher's batch norms.",
+        )
+        onehot_weight: float = Field(
+            0.5,
+            ge=0,
+            le=1e6,
+            description="Weight of cross-entropy with the class that an image is to show.",
+        )
+        exchange_probability: float = Field(
+            0.7,
+            ge=0,
+            le=1,
+            description="Share of calls whose images exchange channels, at one of three places.",
+        )
+        renews: bool = Field(
+            True, description="Begin each call with a new generator; false goes on with one."
+        )
+        synthesis: LatentSynthesis = Field(
+            LatentSynthesis(
+                steps=200,
+                student_steps=2000,
+                learning_rate=1e-3,
+                latent_learning_rate=0,
+                keep="last",
+            ),
+            description="How images are invented: budget, generator, buffer. Channels are "
+            "exchanged in the last step, so `keep` must be last.",
+        )
+
+    params: Params
+    weight: Tensor
+
+    def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
+        if params.exchange_probability > 0 and params.synthesis.keep != "last":
+            raise errors.BadRecipe(
+                "method spaceshipnet exchanges channels in the last step of a call, and "
+                f"synthesis.keep is {params.synthesis.keep}; set it to last, or "
+                "exchange_probability to 0"
+            )
+        super().__init__(params, student, teacher)
+        weight, _ = classifiers.frozen(teacher.pooled_classifier() if teacher else None)
+        self.register_buffer("weight", weight, persistent=False)
+        # In a tuple, so that it stays the student's own and is not saved twice.
+        self._classifier: tuple[nn.Linear | None] = (student.pooled_classifier(),)
+
+    @property
+    def reads_norms(self) -> bool:
+        """Whether the distance of moments counts."""
+        return self.params.bn_weight > 0
+
+    def make_generator(self) -> Exchanging:
+        """Return a new generator that exchanges channels."""
+        budget = self.params.synthesis
+        made_of = generators.parts(
+            budget.generator,
+            image_shape=self.image_shape,
+            latent_size=budget.latent_size,
+            width=budget.width,
+        )
+        probability = self.params.exchange_probability
+        return Exchanging(made_of, steps=budget.steps, probability=probability)
+
+    def renews_at(self, call: int) -> bool:
+        """Whether calls begin with a new generator."""
+        return self.params.renews
+
+    def targets(self, count: int) -> Int[Tensor, " N"]:
+        """Return all classes in turn, cycle after cycle."""
+        return torch.arange(count) % self.classes
+
+    def synthesis_terms(self, shown: Invented) -> Terms:
+        """Return the distance of moments and cross-entropy."""
+        params, logits = self.params, shown.teacher.features.logits
+        # At least a zero without gradient, so that each step has all terms.
+        bn = logits.new_zeros(())
+        if self.reads_norms:
+            bn = params.bn_weight * moment_distance(shown.teacher.norms)
+        onehot = cross_entropy(logits, shown.targets)
+        return {"bn": bn, "onehot": params.onehot_weight * onehot}
+
+    def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
+        """Return the imitation of outputs (nats times temperature^2) and of where they come from.
+
+        The student's classifier reads its maps and learns nothing from that, as in the authors'
+        code.
+        """
+        temperature = self.params.temperature
+        apart = softened_kl(student.logits, teacher.logits, temperature=temperature)
+        return {
+            "kd": temperature**2 * apart.mean(),
+            "cam": self.params.cam_weight * self._regions(student, teacher),
+        }
+
+    def _regions(self, student: Features, teacher: Features) -> Float[Tensor, ""]:
+        (classifier,) = self._classifier
+        weight, _ = classifiers.layer(classifier)
+        none = weight.new_zeros(len(weight))
+        return region_loss(
+            classifiers.class_maps(classifiers.last_map(student.final), weight.detach(), none),
+            classifiers.class_maps(classifiers.last_map(teacher.final), self.weight, none),
+        )
