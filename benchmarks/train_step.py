@@ -48,10 +48,10 @@ from benchmarks import digits
 from workers.distill import (
     catalog,
     optimizers,
+    plans,
     preparation,
     recipe,
     report,
-    run,
     speed,
     stopping,
     teaching,
@@ -206,9 +206,9 @@ class Pictures(loading.Dataset[tuple[torch.Tensor, int, int]]):
 def plain_steps(row: Row, folder: Path) -> Iterator[None]:
     """Train one student the plain way."""
     asked = recipe_of(row.methods[0], {})
-    teacher = preparation.build(choice(TEACHER)).eval()
+    teacher = preparation.build("teacher", choice(TEACHER), "classification").eval()
     weights.load_into(teacher, folder / "teacher" / "model.safetensors")
-    student = preparation.build(choice(STUDENT)).train()
+    student = preparation.build("student", choice(STUDENT), "classification").train()
     method = catalog.build(asked.method, student, teacher)
     method.prepare(in_order(folder))
     learned = [*student.parameters(), *method.parameters()]
@@ -295,12 +295,12 @@ def train(row: Row, folder: Path, after: Callable[[], None]) -> None:
         preparation.settle(ground, preparation.Asked(asked, folder / str(place), nowhere))
         for place, asked in enumerate(recipes)
     ]
-    courses = [run.plan(setting, "student", compiles=compiles) for setting in settings]
+    courses = [plans.plan(setting, "student", compiles=compiles) for setting in settings]
     view = ground.teacher_view or settings[0].student_view
     teachers = teaching.Teaching(
         ground,
         [course.method for course in courses],
-        (lambda network: run.try_compile(settings[0], network, view)) if compiles else None,
+        (lambda network: plans.try_compile(settings[0], network, view)) if compiles else None,
     )
     for setting, course in zip(settings, courses, strict=True):
         reports = Turns(
@@ -370,7 +370,7 @@ def write_inputs(folder: Path, images: int) -> None:
     stored.write(folder / "dataset", record, splits)
     (folder / "teacher").mkdir()
     torch.manual_seed(0)
-    teacher = preparation.build(choice(TEACHER))
+    teacher = preparation.build("teacher", choice(TEACHER), "classification")
     weights.save_student(folder / "teacher" / "model.safetensors", teacher, {"format": "pt"})
 
 
@@ -465,9 +465,13 @@ def in_process(threads: int) -> dict[str, Any]:
 def losses() -> dict[str, Any]:
     """Return the milliseconds of the bare step, and of each method's loss, forward and backward."""
     torch.manual_seed(0)
-    teacher = preparation.placed(preparation.build(choice(TEACHER)), torch.device("cpu"))
+    teacher = preparation.placed(
+        preparation.build("teacher", choice(TEACHER), "classification"), torch.device("cpu")
+    )
     teacher.eval().requires_grad_(False)
-    student = preparation.placed(preparation.build(choice(STUDENT)), torch.device("cpu"))
+    student = preparation.placed(
+        preparation.build("student", choice(STUDENT), "classification"), torch.device("cpu")
+    )
     pixels = torch.randint(0, 256, (BATCH, 3, 32, 32), dtype=torch.uint8)
     seen = torch.randn(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():

@@ -27,7 +27,7 @@ A method gives the same names at every step; a term that is switched off is a ze
 """
 
 Need: TypeAlias = Literal["labels", "teacher", "equal_classes", "batch_norm"]
-Task: TypeAlias = Literal["classification", "segmentation"]
+Task: TypeAlias = recipe.Task
 Show: TypeAlias = Literal["stages", "pre_activations", "final", "norms", "classifier"]
 """What a network may or may not show, besides its logits and its pooled features."""
 

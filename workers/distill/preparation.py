@@ -1,6 +1,8 @@
 """What stays fixed while recipes are carried out: device, data, teacher, and views of the images.
 
-`Ground` is what all members of a group stand on; a `Setting` adds what one of them is asked for.
+A data-free recipe has no training split, and its validation and test splits may be absent: what is
+read of a data set is decided here, and nowhere else. `Ground` is what all members of a group stand
+on; a `Setting` adds what one of them is asked for.
 """
 
 import dataclasses
@@ -9,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 from torch.utils import deterministic
 
 from workers.distill import (
@@ -18,6 +22,7 @@ from workers.distill import (
     recipe,
     report,
     stopping,
+    synthesis,
     validation,
     weights,
 )
@@ -25,8 +30,12 @@ from workers.distill.data import batches, stored
 from workers.distill.evaluate import Labelled
 from workers.distill.networks import catalog as networks
 from workers.distill.networks.interface import Network
+from workers.distill.synthesis import DataFreeMethod, Synthesis
 
 BASELINE: dict[str, Any] = {"name": "ce", "task_weight": 1.0}
+NOISE = "noise"
+"""The method of the baseline where there are no labels: images that show nothing."""
+SAMPLE_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -48,14 +57,34 @@ class Ground:
     precision: optimizers.Precision
     classes: list[str]
     size: recipe.Input
-    """The images as stored."""
-    source: batches.Batches
-    held: validation.Split
-    test: Labelled
+    """The images as stored, or as invented."""
+    flip: bool
+    source: batches.Batches | None
+    """The training split; None where images are invented, and no image of it is read."""
+    known_images: int | None
+    """How many training images the record states, where there is one."""
+    held: validation.Split | None
+    test: Labelled | None
+    """Both None where a data-free recipe came without a data set."""
     teacher_view: batches.View | None
     teacher: Network | None
     """As loaded; what runs beside the student is a folded copy."""
     example: validation.Example | None
+
+    @property
+    def split_to_learn(self) -> batches.Batches:
+        """Return the training split; only for those who have one."""
+        if self.source is None:
+            raise ValueError("a data-free recipe has no training split")
+        return self.source
+
+    def sample(self, count: int) -> UInt8[Tensor, "N c h w"]:
+        """Return some images to try networks on: real ones, or made-up ones without data."""
+        if self.test is not None and self.source is not None:
+            return self.test.images[:count]
+        shape = (count, self.size.channels, self.size.height, self.size.width)
+        generator = torch.Generator().manual_seed(SAMPLE_SEED)
+        return torch.randint(256, shape, generator=generator, dtype=torch.uint8).to(self.device)
 
 
 @dataclass(frozen=True)
@@ -75,12 +104,50 @@ class Setting(Ground):
     @property
     def trains_baseline(self) -> bool:
         """Whether a baseline is wanted that is not the student itself."""
-        return self.recipe.baseline and catalog.find(self.recipe.method) != catalog.find(BASELINE)
+        return self.recipe.baseline and catalog.find(self.recipe.method) != catalog.find(
+            self.method_of("baseline")
+        )
+
+    @property
+    def budget(self) -> Synthesis | None:
+        """Return how images are invented, or None where they are not."""
+        _, params = catalog.find(self.recipe.method)
+        if not isinstance(params, DataFreeMethod.Params):
+            return None
+        batch_size = self.recipe.training.batch_size
+        return synthesis.settle(
+            params.synthesis, batch_size=batch_size, known_images=self.known_images
+        )
 
     @property
     def steps(self) -> int:
         """Return the steps of one phase."""
-        return self.recipe.training.steps(self.source.steps_per_epoch)
+        budget = self.budget
+        if budget is None:
+            per_epoch = self.split_to_learn.steps_per_epoch
+        else:
+            per_epoch = (budget.student_steps or 0) * budget.calls_per_epoch
+        return self.recipe.training.steps(per_epoch)
+
+    def method_of(self, phase: str) -> dict[str, Any]:
+        """Return the method of a phase: what was asked for, or the baseline.
+
+        The baseline learns from the labels alone; without data, from the teacher on noise, with
+        as many steps and, where the method has one, at the same temperature.
+        """
+        budget = self.budget
+        if phase == "student":
+            return self.recipe.method
+        if budget is None:
+            return BASELINE
+        _, params = catalog.find(self.recipe.method)
+        temperature = getattr(params, "temperature", None)
+        steps = {
+            "student_steps": budget.student_steps,
+            "calls_per_epoch": budget.calls_per_epoch,
+        }
+        same = {} if temperature is None else {"temperature": temperature}
+        return {"name": NOISE, **same, "synthesis": steps}
 
 
 def prepare(
@@ -90,10 +157,13 @@ def prepare(
 
     Of the recipe it reads what all members of a group agree in. `strong` asks for a second view.
     """
+    if issubclass(catalog.find(asked.method)[0], DataFreeMethod):
+        return prepare_without_data(asked, workdir, stop)
     device = choose_device(asked.accelerator)
     found = stored.load(workdir / "dataset")
     size = found.record.input
     train, held_out, test = (found.split(name) for name in stored.SPLITS)
+    check_task(found.record.task, asked.task)
     classes = list(found.record.classes)
     check_classes("teacher", asked.teacher, len(classes))
     if len(train.labels) < 2:
@@ -103,7 +173,7 @@ def prepare(
     teacher_view = (
         batches.View("teacher", asked.teacher.input, size, device) if asked.teacher else None
     )
-    network = load_teacher(asked.teacher, workdir, device) if asked.teacher else None
+    network = load_teacher(asked.teacher, workdir, device, asked.task) if asked.teacher else None
     precision = optimizers.choose_precision(asked.training, device)
     held = validation.Split(on_device(held_out, device), precision, stop.check)
     example = None
@@ -115,6 +185,8 @@ def prepare(
         precision=precision,
         classes=classes,
         size=size,
+        flip=found.record.flip,
+        known_images=len(train.labels),
         source=batches.Batches(
             train.images,
             train.labels,
@@ -132,9 +204,55 @@ def prepare(
     )
 
 
+def prepare_without_data(
+    asked: recipe.Recipe, workdir: pathlib.Path, stop: stopping.Stop
+) -> Ground:
+    """Choose the device and load the teacher; of a data set, read what is only evaluated on.
+
+    Images have the size, the channels and the normalisation that the teacher's record states.
+    """
+    if asked.teacher is None:
+        raise errors.BadRecipe("a data-free method needs a teacher, and the recipe has none")
+    device = choose_device(asked.accelerator)
+    size = asked.teacher.input
+    precision = optimizers.choose_precision(asked.training, device)
+    network = load_teacher(asked.teacher, workdir, device, asked.task)
+    teacher_view = batches.View("teacher", asked.teacher.input, size, device)
+    classes = asked.class_names or [str(label) for label in range(asked.teacher.classes)]
+    held = test = example = record = None
+    if (workdir / "dataset").is_dir():
+        found = stored.load(workdir / "dataset")
+        record = found.record
+        check_task(record.task, asked.task)
+        classes = list(record.classes)
+        for role, choice in (("teacher", asked.teacher), ("student", asked.student)):
+            # Refuses channels that cannot be adapted.
+            batches.View(role, choice.input, record.input, device)
+        held = validation.Split(on_device(found.split("validation"), device), precision, stop.check)
+        test = on_device(found.split("test"), device)
+        example = validation.Example(held, network, teacher_view)
+    check_classes("teacher", asked.teacher, len(classes))
+    return Ground(
+        stop=stop,
+        device=device,
+        precision=precision,
+        classes=classes,
+        size=size,
+        flip=record is not None and record.flip,
+        source=None,
+        known_images=None if record is None else record.splits["train"],
+        held=held,
+        test=test,
+        teacher_view=teacher_view,
+        teacher=network,
+        example=example,
+    )
+
+
 def settle(ground: Ground, asked: Asked) -> Setting:
     """Return the setting of one recipe on the ground it shares, and check that it fits there."""
     method, _ = catalog.find(asked.recipe.method)
+    catalog.check_task(method, asked.recipe.task)
     catalog.check(method, asked.recipe.training)
     check_classes("student", asked.recipe.student, len(ground.classes))
     shared = {field.name: getattr(ground, field.name) for field in dataclasses.fields(ground)}
@@ -171,6 +289,17 @@ def on_device(split: stored.Split, device: torch.device) -> Labelled:
     return Labelled(images, split.labels.to(device))
 
 
+def check_task(of_dataset: recipe.Task, asked: recipe.Task) -> None:
+    """Raise `BadRecipe` unless a data set is for the task of the recipe."""
+    if of_dataset != asked:
+        raise errors.BadRecipe(
+            f"task: the recipe asks for {asked}, and the data set is for {of_dataset}; name that "
+            "task, or another data set",
+            task=asked,
+            dataset_task=of_dataset,
+        )
+
+
 def check_classes(role: str, choice: recipe.NetworkChoice | None, classes: int) -> None:
     """Raise `IncompatibleNetworks` unless a network tells apart the data set's classes."""
     if choice is not None and choice.classes != classes:
@@ -181,9 +310,9 @@ def check_classes(role: str, choice: recipe.NetworkChoice | None, classes: int) 
         )
 
 
-def build(choice: recipe.NetworkChoice) -> Network:
-    """Build a network with fresh weights."""
-    return networks.build(
+def build(role: str, choice: recipe.NetworkChoice, task: recipe.Task) -> Network:
+    """Build a network with fresh weights; raises `IncompatibleNetworks` if it has another task."""
+    network = networks.build(
         choice.network,
         classes=choice.classes,
         channels=choice.input.channels,
@@ -191,13 +320,21 @@ def build(choice: recipe.NetworkChoice) -> Network:
         width=choice.input.width,
         arguments=choice.arguments,
     )
+    if network.task != task:
+        raise errors.IncompatibleNetworks(
+            f"the {role} {choice.network} is for {network.task}, and the recipe's task is {task}; "
+            f"choose a {role} for {task}",
+            task=task,
+            **{f"{role}_task": network.task},
+        )
+    return network
 
 
 def load_teacher(
-    choice: recipe.NetworkChoice, workdir: pathlib.Path, device: torch.device
+    choice: recipe.NetworkChoice, workdir: pathlib.Path, device: torch.device, task: recipe.Task
 ) -> Network:
     """Return the teacher with its weights, frozen."""
-    network = build(choice)
+    network = build("teacher", choice, task)
     load(network, workdir / "teacher" / "model.safetensors", choice, errors.TeacherLoad)
     network.eval().requires_grad_(False)
     return placed(network, device)

@@ -8,9 +8,12 @@ one of them.
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Task: TypeAlias = Literal["classification", "segmentation"]
+"""What is learned: a class for each image, or for each of its pixels."""
 
 
 class Values(BaseModel):
@@ -411,7 +414,7 @@ class Recipe(Values):
     """One student to be made: the whole request, as the engine reads it."""
 
     version: Literal[1] = 1
-    task: Literal["classification"] = "classification"
+    task: Task = "classification"
     teacher: NetworkChoice | None = None
     student: NetworkChoice
     initial: bool = False
@@ -420,6 +423,8 @@ class Recipe(Values):
     baseline: bool = False
     report: bool = True
     accelerator: Literal["any", "cpu", "cuda"] = "any"
+    class_names: list[str] = []
+    """What the teacher's classes are called; for a job that has no data set to name them."""
     provenance: dict[str, str | int | None] = {}
 
     @field_validator("training", mode="before")

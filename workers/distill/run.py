@@ -9,50 +9,43 @@ import contextlib
 import json
 import logging
 import pathlib
-import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import pydantic
 import torch
-from jaxtyping import Int
 
 from workers.distill import (
-    analysis,
     catalog,
     checkpoint,
+    conclusion,
     errors,
-    evaluate,
     group,
     optimizers,
-    outputs,
+    plans,
     preparation,
     recipe,
     report,
     speed,
     stopping,
     teaching,
-    validation,
 )
-from workers.distill.data import batches, draws
-from workers.distill.loops import course, desk, pace, supervised, tally, teacher
+from workers.distill.data import batches
+from workers.distill.loops import (
+    course,
+    datafree,
+    desk,
+    pace,
+    supervised,
+    teacher,
+)
 from workers.distill.networks.interface import Network
 from workers.distill.preparation import Asked, Ground, Setting
+from workers.distill.synthesis import DataFreeMethod
 
 LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A phase that is over: the network to deliver, and how it got there."""
-
-    network: Network
-    course: course.Course
-    floor_share: float | None
-    """Which part of a step was arithmetic, where that could be measured while it was trained."""
 
 
 @dataclass
@@ -64,7 +57,7 @@ class Member:
     # Any: what a checkpoint holds.
     saved: dict[str, Any] | None = None
     finished: dict[str, Any] = field(default_factory=dict)
-    trained: dict[str, Trained] = field(default_factory=dict)
+    trained: dict[str, conclusion.Trained] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
@@ -149,6 +142,8 @@ def read_group(
         raise errors.BadRecipe("two members of the group have the same key")
     plain = {key: asked.model_dump(mode="json") for key, asked in recipes.items()}
     refusal = group.refusal(plain)
+    if refusal is None and len(recipes) > 1 and any(map(is_data_free, recipes.values())):
+        refusal = "a data-free method invents its own images, so it shares nothing; run it alone"
     if refusal is not None:
         raise errors.BadRecipe(f"the group is refused: {refusal}")
     return [
@@ -163,6 +158,12 @@ def checked(content: object, what: str) -> recipe.Recipe:
         return recipe.Recipe.model_validate_json(json.dumps(content))
     except pydantic.ValidationError as error:
         raise errors.BadRecipe(f"{what} is refused: {catalog.first_complaint(error)}") from None
+
+
+def is_data_free(asked: recipe.Recipe) -> bool:
+    """Whether a recipe names a method that invents its images."""
+    method = catalog.METHODS.get(asked.method["name"])
+    return method is not None and issubclass(method, DataFreeMethod)
 
 
 def tell(reporter: report.Reporter, failure: errors.DistillError) -> None:
@@ -264,14 +265,14 @@ def start(member: Member) -> None:
     phase = saved["course"]["phase"] if saved else "student"
     setting.reporter.started(
         device=setting.device.type,
-        device_name=describe(setting.device),
+        device_name=conclusion.describe(setting.device),
         precision=setting.precision.name,
         compile=member.compiles,
         resumed_from_step=setting.phases.index(phase) * setting.steps + member.step,
         steps=setting.steps,
         epochs=training.epochs,
         phases=setting.phases,
-        versions=versions(),
+        versions=conclusion.versions(),
         threads=torch.get_num_threads(),
     )
     if setting.example is not None and not saved:
@@ -310,9 +311,7 @@ class Phase:
         stop = self._ground.stop
         stop.can_wait = True
         try:
-            supervised.train(
-                self._pupils, stop=stop, pace=self._pace, guard=self._guard_of, ends=self._ends
-            )
+            self._train(stop)
         except errors.Interrupted:
             for pupil in self._pupils:
                 with pupil.randomness.own():
@@ -320,12 +319,21 @@ class Phase:
             raise
         stop.can_wait = False
 
+    def _train(self, stop: stopping.Stop) -> None:
+        guard, ends = self._guard_of, self._ends
+        if isinstance(self._ground.source, batches.Batches):
+            supervised.train(self._pupils, stop=stop, pace=self._pace, guard=guard, ends=ends)
+        elif self._pupils:
+            # Without a training split, all were enrolled with a studio.
+            apprentices = cast("list[datafree.Apprentice]", self._pupils)
+            datafree.train(apprentices, stop=stop, guard=guard, ends=ends)
+
     def _enrol(self, member: Member) -> None:
         setting, ended = member.setting, self._name in member.finished
-        moving = plan(setting, self._name, compiles=member.compiles and not ended)
+        moving = plans.plan(setting, self._name, compiles=member.compiles and not ended)
         if ended:
             moving.restore_outcome(member.finished[self._name])
-            member.trained[self._name] = Trained(moving.use_best(), moving, None)
+            member.trained[self._name] = conclusion.Trained(moving.use_best(), moving, None)
             return
         if member.saved and member.saved["course"]["phase"] == self._name:
             moving.restore(member.saved["course"])
@@ -337,7 +345,8 @@ class Phase:
             steps_overall=len(setting.phases) * setting.steps,
             finished=dict(member.finished),
         )
-        pupil = supervised.Pupil(
+        kind = supervised.Pupil if moving.studio is None else datafree.Apprentice
+        pupil = kind(
             moving,
             teacher.Absent(setting.device),
             reports,
@@ -353,7 +362,7 @@ class Phase:
 
         def compiled(network: Network) -> optimizers.Observe:
             setting = compiling[0].setting
-            return try_compile(setting, network, view or setting.student_view)
+            return plans.try_compile(setting, network, view or setting.student_view)
 
         teachers = teaching.Teaching(
             self._ground,
@@ -380,7 +389,7 @@ class Phase:
     def _guard_of(self, pupil: supervised.Pupil) -> contextlib.AbstractContextManager[None]:
         return self._guard(self._owners[pupil])
 
-    def _ends(self, through: list[supervised.Pupil]) -> None:
+    def _ends(self, through: Sequence[supervised.Pupil]) -> None:
         saved = []
         for pupil in through:
             with self._guard_of(pupil), pupil.randomness.own():
@@ -397,10 +406,10 @@ class Phase:
 
     def _finish(self, member: Member, moving: course.Course, *, last: bool) -> None:
         member.finished[self._name] = moving.outcome()
-        done = Trained(moving.use_best(), moving, self._pace.share)
+        done = conclusion.Trained(moving.use_best(), moving, self._pace.share)
         member.trained[self._name] = done
         if self._name == member.setting.phases[-1]:
-            conclude(
+            conclusion.conclude(
                 member.setting,
                 member.trained,
                 compiles=member.compiles,
@@ -410,54 +419,6 @@ class Phase:
 
     def _guard(self, member: Member) -> contextlib.AbstractContextManager[None]:
         return self._failures.of(member.setting.recipe, member.setting.reporter)
-
-
-def plan(setting: Setting, phase: str, *, compiles: bool) -> course.Course:
-    """Return a phase of training at its start."""
-    asked, device = setting.recipe, setting.device
-    seed = asked.training.seed
-    # Both phases draw the same start weights, whatever their methods draw afterwards.
-    torch.manual_seed(seed)
-    student = preparation.placed(preparation.build(asked.student), device)
-    if asked.initial:
-        path = setting.workdir / "initial" / "model.safetensors"
-        preparation.load(student, path, asked.student, errors.InitialLoad)
-    torch.manual_seed(draws.mix(seed, 1))
-    choice = asked.method if phase == "student" else preparation.BASELINE
-    method = catalog.build(choice, student, setting.teacher).to(device)
-    method.prepare(setting.source.in_order(asked.training.batch_size))
-    torch.manual_seed(draws.mix(seed, 2))
-    observe: optimizers.Observe = student.observe
-    if compiles:
-        observe = try_compile(setting, student, setting.student_view)
-    return course.Course(
-        phase=phase,
-        training=asked.training,
-        student=student,
-        observe=observe,
-        method=method,
-        view=setting.student_view,
-        source=setting.source,
-        precision=setting.precision,
-        stepper=optimizers.Stepper((student, method), asked.training, setting.precision),
-        tally=tally.Tally(device),
-        validate=validation.Validator(setting.held, setting.student_view, setting.example),
-    )
-
-
-def try_compile(setting: Setting, network: Network, view: batches.View) -> optimizers.Observe:
-    """Return a compiled `observe`, or the plain one with a warning where compiling fails."""
-    example = view(next(setting.source.in_order(setting.recipe.training.batch_size)).images)
-    try:
-        return optimizers.compiled(network, example, setting.precision)
-    except Exception as error:  # compilers fail in any way; plain code still works
-        LOG.warning("compiling failed", exc_info=True)
-        setting.reporter.warning(
-            "compile_failed",
-            f"compiling {type(network).__name__} failed ({type(error).__name__}); it runs "
-            "uncompiled",
-        )
-        return network.observe
 
 
 def check_finite(moving: course.Course) -> None:
@@ -474,164 +435,3 @@ def check_finite(moving: course.Course) -> None:
             "training.clip_norm",
             step=moving.step,
         )
-
-
-def conclude(
-    setting: Setting, trained: dict[str, Trained], *, compiles: bool, began: float, last: bool
-) -> None:
-    """Score what was trained on the test split, once, and write the outputs.
-
-    `last` says that no other member of the group has anything left to do.
-    """
-    student = trained["student"]
-    mapped = analysis.images_to_map(setting.test.labels.cpu().numpy())
-    seen = examine(setting, trained, mapped)
-    facts = {
-        "scores": score(setting, seen),
-        **measure(setting, student),
-        "wall_seconds": round(time.monotonic() - began, 3),
-        "epochs": setting.recipe.training.epochs,
-        "steps": setting.steps,
-        "best_epoch": student.course.best.epoch,
-        "device": setting.device.type,
-        "device_name": describe(setting.device),
-        "precision": setting.precision.name,
-        "compile": compiles,
-        "versions": versions(),
-        "files": [{"path": name} for name in outputs.FILES],
-    }
-    histories = {phase: done.course.history for phase, done in trained.items()}
-    outputs.write(
-        setting.workdir, setting.recipe, setting.classes, student.network, facts, histories
-    )
-    if setting.recipe.report:
-        explain(setting, trained, seen, mapped, facts)
-    if last:
-        setting.stop.ignore()
-    setting.reporter.result(**facts)
-
-
-def examine(
-    setting: Setting, trained: dict[str, Trained], mapped: Int[np.ndarray, " K"]
-) -> dict[str, evaluate.Shown]:
-    """Return what each network shows of the test split, which is looked at this once."""
-    networks = {phase: (done.network, setting.student_view) for phase, done in trained.items()}
-    if setting.teacher is not None and setting.teacher_view is not None:
-        networks["teacher"] = (setting.teacher, setting.teacher_view)
-    keep = torch.from_numpy(mapped) if setting.recipe.report else None
-    say = evaluating(setting)
-    return {
-        name: evaluate.survey(*networks[name], setting.test.images, keep=keep, between=say)
-        for name in ("teacher", "student", "baseline")
-        if name in networks
-    }
-
-
-def score(setting: Setting, seen: dict[str, evaluate.Shown]) -> dict[str, Any]:
-    """Return the test scores of teacher, student and baseline."""
-    labels = setting.test.labels
-    scores: dict[str, Any] = {"teacher": None, "student": None, "baseline": None}
-    taught = seen["teacher"].logits if "teacher" in seen else None
-    for name, shown in seen.items():
-        compared = None if name == "teacher" else taught
-        scores[name] = evaluate.scores(shown.logits, labels, compared)
-    if setting.recipe.baseline and not setting.trains_baseline:
-        scores["baseline"] = scores["student"]  # the method is the baseline: the same run
-    return scores
-
-
-def explain(
-    setting: Setting,
-    trained: dict[str, Trained],
-    seen: dict[str, evaluate.Shown],
-    mapped: Int[np.ndarray, " K"],
-    facts: dict[str, Any],
-) -> None:
-    """Write the report's folder, and add its files and its time to the facts.
-
-    The student is on the disk by now, and no picture is worth losing it.
-    """
-    began = time.monotonic()
-    # Imported here because drawing takes a second to load, which a start should not pay.
-    from workers.distill import report_folder
-
-    evidence = report_folder.Evidence(
-        classes=setting.classes,
-        labels=setting.test.labels.cpu().numpy(),
-        mapped=mapped,
-        outputs={
-            name: report_folder.Outputs(shown.logits.cpu().numpy(), shown.pooled.cpu().numpy())
-            for name, shown in seen.items()
-        },
-        histories={phase: done.course.history for phase, done in trained.items()},
-        best_epochs={phase: done.course.best.epoch for phase, done in trained.items()},
-        teacher_accuracy=None if setting.example is None else setting.example.accuracy,
-    )
-    try:
-        written = report_folder.write(setting.workdir, evidence)
-    except Exception as error:  # told as a warning; whatever a drawing library may raise
-        LOG.exception("the report failed")
-        setting.reporter.warning(
-            "report_failed", f"the report could not be written ({type(error).__name__}: {error})"
-        )
-        return
-    facts["files"] += [{"path": path} for path in written]
-    facts["report_seconds"] = round(time.monotonic() - began, 3)
-
-
-def evaluating(setting: Setting) -> Callable[[], None]:
-    """Return what keeps saying that the evaluation goes on."""
-    total = len(setting.phases) * setting.steps
-
-    def say() -> None:
-        setting.reporter.progress(
-            phase="evaluation",
-            step=setting.steps,
-            epoch=setting.recipe.training.epochs,
-            progress=round(total / (total + 1), 6),
-            images_per_second=0.0,
-            remaining_seconds=None,
-        )
-
-    return say
-
-
-def measure(setting: Setting, student: Trained) -> dict[str, Any]:
-    """Return sizes and speeds of teacher and student."""
-    moving, network = student.course, student.network
-    images = next(setting.source.in_order(setting.recipe.training.batch_size)).images
-    seen = setting.student_view(images)
-    sizes: dict[str, Any] = {
-        "parameters": {"teacher": None, "student": count(network)},
-        "flops": {"teacher": None, "student": speed.flops(network, seen)},
-        "latency_ms": {"teacher": None, "student": round(speed.latency_ms(network, seen), 4)},
-    }
-    if setting.teacher is not None and setting.teacher_view is not None:
-        seen_by_teacher = setting.teacher_view(images)
-        sizes["parameters"]["teacher"] = count(setting.teacher)
-        sizes["flops"]["teacher"] = speed.flops(setting.teacher, seen_by_teacher)
-        latency = speed.latency_ms(setting.teacher, seen_by_teacher)
-        sizes["latency_ms"]["teacher"] = round(latency, 4)
-    rows = setting.source.rows_per_epoch / setting.source.steps_per_epoch
-    rate = moving.step * rows / moving.seconds
-    share = student.floor_share
-    return {
-        **sizes,
-        "images_per_second": round(rate, 2),
-        "floor_share": None if share is None else round(share, 4),
-    }
-
-
-def count(network: Network) -> int:
-    """Return the number of parameters."""
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def describe(device: torch.device) -> str:
-    """Return the device in words."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
-    return {"python": platform.python_version(), "torch": str(torch.__version__)}

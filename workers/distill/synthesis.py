@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from workers.distill import errors, recipe
@@ -137,7 +137,7 @@ class StreamSynthesis(GeneratorSynthesis):
         "none",
         description="What the student's steps use again of the call before them. none: new latent "
         "vectors each step; latent: the call's vectors, seen by the generator as it is by then; "
-        "images: the call's very images.",
+        "images: the call's very images, so `batch_size` of them, not `training.batch_size`.",
     )
     average_decay: float | None = Field(
         None,
@@ -146,6 +146,15 @@ class StreamSynthesis(GeneratorSynthesis):
         description="Half of each of the student's batches comes from a moving average of the "
         "generator that keeps this share of itself at a call; null has no average.",
     )
+
+    @model_validator(mode="after")
+    def _average_makes_new_images(self) -> "StreamSynthesis":
+        if self.average_decay is not None and self.reuse != "none":
+            raise ValueError(
+                f"average_decay makes new images, and reuse {self.reuse} asks for those of the "
+                "call; set one of both to its default"
+            )
+        return self
 
 
 class LatentSynthesis(GeneratorSynthesis):
@@ -294,6 +303,10 @@ class DataFreeMethod(Method):
         """Whether the loss of synthesis compares with the moments in the teacher's batch norms."""
         return "batch_norm" in self.needs
 
+    def renews_at(self, call: int) -> bool:
+        """Whether this call, counted from 1 through warm-up and epochs, gets a new generator."""
+        return self.renews_generator
+
     def targets(self, count: int) -> Int[Tensor, " N"]:
         """Return the classes that the images of a call are to show, drawn from torch's numbers."""
         return torch.randint(self.classes, (count,))
@@ -317,8 +330,12 @@ class DataFreeMethod(Method):
         """Return the weighted terms of the loss that the images of a call are moved against."""
         raise NotImplementedError
 
-    def after_call(self, kept: Invented) -> None:
-        """Do what follows a call; `kept` is its last step, detached, with the images to keep."""
+    def after_call(self, last: Invented, kept: Invented) -> None:
+        """Do what follows a call, before its images go into the buffer; everything is detached.
+
+        `last` is the call's last step. `kept` shows the images that are kept, unaugmented and
+        without the student; its `second` is a view drawn for them alone.
+        """
 
     def synthesis_modules(self) -> dict[str, tuple[nn.Module, dict[str, Any]]]:
         """Return parts that learn with each call, each with what its Adam differs in.

@@ -34,6 +34,9 @@ class Teaching:
         ground, training = self._ground, setting.recipe.training
         if ground.teacher is None or "teacher" not in method.needs:
             return teacher.Absent(ground.device)
+        if ground.source is None:
+            self._watches = True
+            return self._once
         if training.teacher_cache is not None:
             rows = ground.source.count, training.teacher_cache.views
             store = teacher.Stored(method, self._sample, count=rows[0], views=rows[1])
@@ -52,9 +55,9 @@ class Teaching:
 
         `share` is how far the whole work is, and stays so up to the next step.
         """
-        if not self._stores:
-            return
         source, began = self._ground.source, time.monotonic()
+        if not self._stores or source is None:
+            return
 
         def between(done: int, rows: int) -> None:
             self._ground.stop.check()
@@ -89,14 +92,15 @@ class Teaching:
         changes = training.augmentation != "none" or training.mixing is not None
         if changes or method.wants_strong or teacher.wants_stages(method) or network is None:
             return False
-        return teacher.fits_cache(self._ground.source.count, network.classes, network.pooled_width)
+        source = self._ground.split_to_learn
+        return teacher.fits_cache(source.count, network.classes, network.pooled_width)
 
     @functools.cached_property
     def _fast(self) -> Network:
         view, network = self._ground.teacher_view, self._ground.teacher
         if view is None or network is None:
             raise ValueError("there is no teacher to fold")
-        return speed.folded(network, view(self._ground.test.images[: speed.EXAMPLES]))
+        return speed.folded(network, view(self._ground.sample(speed.EXAMPLES)))
 
     @functools.cached_property
     def _watching(self) -> teacher.Watching:
@@ -112,9 +116,9 @@ class Teaching:
 
     @functools.cached_property
     def _remembering(self) -> teacher.Remembering:
-        return teacher.Remembering(self._watching, self._ground.source)
+        return teacher.Remembering(self._watching, self._ground.split_to_learn)
 
     @functools.cached_property
     def _sample(self) -> Features:
-        first = next(self._ground.source.views_in_order(teacher.CACHE_BATCH))
+        first = next(self._ground.split_to_learn.views_in_order(teacher.CACHE_BATCH))
         return self._watching.observe(first)

@@ -45,6 +45,12 @@ class Average:
             with torch.no_grad():
                 torch._foreach_copy_(self._sources, kept)
 
+    @torch.no_grad()
+    def lend_to(self, modules: Mapping[str, nn.Module]) -> None:
+        """Copy the averages into modules like those that are followed."""
+        found = followed(modules)
+        torch._foreach_copy_([found[name] for name in self._names], self._values)
+
     def state(self) -> dict[str, Tensor]:
         """Return what a checkpoint must keep."""
         return dict(zip(self._names, self._values, strict=True))

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from workers.distill import errors, optimizers
 from workers.distill.data import batches
 from workers.distill.loops import average, tally, teacher
+from workers.distill.loops.studio import Studio
 from workers.distill.method import Batch, Method, Moment, Terms
 from workers.distill.networks.interface import Features, Network
 from workers.distill.recipe import Training
@@ -23,9 +24,25 @@ Ending = Literal["epochs", "max_steps", "max_seconds", "patience_epochs"]
 """The field of the recipe that ended a training."""
 
 
+class Source(Protocol):
+    """Where the batches of an epoch come from."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the number of batches in an epoch."""
+        ...
+
+    def epoch(self, epoch: int, *, first: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch (from 1), leaving out those before `first`."""
+        ...
+
+
 @dataclass
 class Best:
-    """The weights to deliver so far: highest validation accuracy, the earliest if several."""
+    """The weights to deliver so far: highest validation accuracy, the earliest if several.
+
+    Without data they are those of the last epoch: no image may choose between epochs.
+    """
 
     epoch: int = 0
     accuracy: float = -1.0
@@ -47,11 +64,14 @@ class Course:
     observe: optimizers.Observe
     method: Method
     view: batches.View
-    source: batches.Batches
+    source: Source
     precision: optimizers.Precision
     stepper: optimizers.Stepper
     tally: tally.Tally
-    validate: Validate
+    validate: Validate | None
+    """None where there is nothing to validate on."""
+    studio: Studio | None = None
+    """Where the images are invented, if they are."""
     step: int = 0
     closed_epoch: int = 0
     validated_epoch: int = 0
@@ -116,10 +136,18 @@ class Course:
         return dataclasses.replace(shown, strong=self._look(batch.strong))
 
     def advance(
-        self, moment: Moment, total: Tensor, terms: Terms, learned: Features, batch: Batch
+        self,
+        moment: Moment,
+        total: Tensor,
+        terms: Terms,
+        learned: Features,
+        batch: Batch,
+        *,
+        right: Tensor | None = None,
     ) -> None:
-        """Count a finished step."""
-        self.tally.add(moment.step, total, terms, learned.logits, seen_labels(batch))
+        """Count a finished step; right answers are the batch's labels unless they are given."""
+        labels = seen_labels(batch) if right is None else right
+        self.tally.add(moment.step, total, terms, learned.logits, labels)
         if self.ema is not None:
             self.ema.follow(moment.step)
         self.step = moment.step
@@ -141,7 +169,11 @@ class Course:
         if self.over or epoch % self.training.evaluate_every_epochs == 0:
             numbers = self._validate(epoch)
         closed = self.tally.close_epoch()
-        numbers["train/accuracy"] = closed.accuracy
+        if self.studio is None:
+            numbers["train/accuracy"] = closed.accuracy
+        else:
+            numbers["train/agreement"] = closed.accuracy
+            numbers |= self.studio.close_epoch(epoch, last=self.over)
         self.closed_epoch = epoch
         losses = {f"loss/{name}": value for name, value in closed.losses.items()}
         self.history.append({"epoch": epoch, **numbers, **losses})
@@ -171,6 +203,7 @@ class Course:
             "tally": self.tally.state(),
             "best": vars(self.best),
             "history": self.history,
+            "studio": None if self.studio is None else self.studio.state(),
             "random": random_state(),
         }
 
@@ -187,6 +220,8 @@ class Course:
         self.tally.restore(state["tally"])
         self.best = Best(**state["best"])
         self.history = list(state["history"])
+        if self.studio is not None:
+            self.studio.restore(state["studio"])
         set_random_state(state["random"])
 
     def outcome(self) -> dict[str, Any]:
@@ -198,6 +233,7 @@ class Course:
             "time_is_up": self.time_is_up,
             "best": vars(self.best),
             "history": self.history,
+            "studio": None if self.studio is None else self.studio.state(),
         }
 
     def restore_outcome(self, outcome: dict[str, Any]) -> None:
@@ -207,6 +243,8 @@ class Course:
         self.time_is_up = outcome["time_is_up"]
         self.best = Best(**outcome["best"])
         self.history = list(outcome["history"])
+        if self.studio is not None:
+            self.studio.restore(outcome["studio"])
 
     def _look(self, images: Tensor) -> Features:
         with self.precision.autocast():
@@ -221,10 +259,11 @@ class Course:
 
     def _validate(self, epoch: int) -> dict[str, float]:
         with self.ema.in_place() if self.ema else contextlib.nullcontext():
-            found = self.validate(self.method.deliver(self.student))
+            found = self.validate(self.method.deliver(self.student)) if self.validate else {}
             self.validated_epoch = epoch
-            if found["accuracy"] > self.best.accuracy:
-                self._remember(epoch, found["accuracy"])
+            accuracy = found.get("accuracy", -1.0)
+            if self.over if self.studio else accuracy > self.best.accuracy:
+                self._remember(epoch, accuracy)
         return {f"validation/{name}": value for name, value in found.items()}
 
     def _remember(self, epoch: int, accuracy: float) -> None:

@@ -53,9 +53,20 @@ class Desk:
             phase=course.phase,
             step=moment.step,
             epoch=moment.epoch,
-            progress=round((self._before + steps_done(course)) / (self._overall + 1), 6),
+            progress=self._share(course),
             images_per_second=round(self._rate, 2),
             remaining_seconds=self._remaining(course, images),
+        )
+
+    def after_synthesis(self, course: Course) -> None:
+        """Report a step that moved images, not the student."""
+        self._reporter.progress(
+            phase=course.phase,
+            step=course.step,
+            epoch=course.moment(course.step + 1).epoch if course.step else 0,
+            progress=self._share(course),
+            images_per_second=round(self._rate, 2),
+            remaining_seconds=self._remaining(course, course.training.batch_size),
         )
 
     def is_due(self, course: Course) -> bool:
@@ -94,6 +105,9 @@ class Desk:
         )
         self._saved_at = self._looked_at = time.monotonic()
 
+    def _share(self, course: Course) -> float:
+        return round((self._before + steps_done(course)) / (self._overall + 1), 6)
+
     def _remaining(self, course: Course, images: int) -> float | None:
         """Return the seconds to the end of the last phase, unless one ends early."""
         if not self._rate:
@@ -131,4 +145,6 @@ def steps_done(course: Course) -> float:
     """Return the steps that are made, or their like in seconds where those run out before."""
     limit = course.training.max_seconds
     by_time = 0.0 if limit is None else min(course.seconds / limit, 1.0) * course.steps
+    if course.studio is not None:
+        return max(course.studio.share_done(course.step, course.steps) * course.steps, by_time)
     return max(float(course.step), by_time)

@@ -8,9 +8,9 @@ numbers, so it ends with the bytes that it would have alone.
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from workers.distill import errors, stopping
 from workers.distill.loops import course as courses
@@ -79,7 +79,8 @@ class Pupil:
 
 Guard = Callable[[Pupil], contextlib.AbstractContextManager[None]]
 """Takes what one student's part of the work raises, so that it does not reach the others."""
-Ends = Callable[[list[Pupil]], None]
+Ends = Callable[[Sequence[Pupil]], None]
+AnyPupil = TypeVar("AnyPupil", bound=Pupil)
 
 
 def train(
@@ -116,7 +117,7 @@ def train(
                 break
 
 
-def each(pupils: list[Pupil], work: Callable[[Pupil], None], guard: Guard) -> None:
+def each(pupils: list[AnyPupil], work: Callable[[AnyPupil], None], guard: Guard) -> None:
     """Let each do its part; an interruption waits until all have done so."""
     interrupted = False
     for pupil in list(pupils):
@@ -133,7 +134,7 @@ def each(pupils: list[Pupil], work: Callable[[Pupil], None], guard: Guard) -> No
         raise errors.Interrupted
 
 
-def let_go(pupils: list[Pupil], ends: Ends) -> None:
+def let_go(pupils: list[AnyPupil], ends: Ends) -> None:
     """Take out of the list those that are through."""
     through = [pupil for pupil in pupils if pupil.course.over]
     if through:

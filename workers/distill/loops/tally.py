@@ -46,10 +46,10 @@ class Tally:
         step: int,
         total: Tensor,
         terms: Terms,
-        logits: Float[Tensor, "N C"],
-        labels: Int[Tensor, " N"],
+        logits: Float[Tensor, "N C *S"] | None = None,
+        labels: Int[Tensor, "N *S"] | None = None,
     ) -> None:
-        """Count one step."""
+        """Count one step, and its answers where there are any."""
         values = torch.stack([total, *terms.values()]).float()
         if not self._names:
             self._names = ["total", *terms]
@@ -57,8 +57,9 @@ class Tally:
             self._bad = torch.zeros_like(values)
         self._sums += values
         self._steps += 1
-        self._correct += (logits.argmax(1) == labels).sum()
-        self._samples += len(labels)
+        if logits is not None and labels is not None:
+            self._correct += (logits.argmax(1) == labels).sum()
+            self._samples += labels.numel()
         broke = ~values.isfinite().all() & (self._bad_step < 0)
         self._bad = torch.where(broke, values, self._bad)
         self._bad_step = torch.where(broke, step, self._bad_step)
@@ -74,17 +75,20 @@ class Tally:
         averages = {name: value / steps for name, value in zip(self._names, sums, strict=True)}
         return Seen(averages)
 
-    def check(self) -> None:
-        """Raise `Diverged` with all terms if some step's loss was not finite."""
+    def check(
+        self,
+        work: str = "",
+        advice: str = "lower training.optimizer.learning_rate, set training.clip_norm, or lower "
+        "the method's weights",
+    ) -> None:
+        """Raise `Diverged` with all terms if the loss of some step of this work was not finite."""
         step = int(self._bad_step)
         if step < 0:
             return
         terms = dict(zip(self._names, self._bad.tolist(), strict=True))
         told = ", ".join(f"{name} {value:g}" for name, value in terms.items())
         raise errors.Diverged(
-            f"the loss was not finite at step {step} ({told}); lower "
-            "training.optimizer.learning_rate, set training.clip_norm, or lower the method's "
-            "weights",
+            f"the loss{work and f' of {work}'} was not finite at step {step} ({told}); {advice}",
             step=step,
             terms=terms,
         )
