@@ -50,6 +50,7 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     ),
     "calibration": lambda: figures.calibration({"student": analysis.reliability(LOGITS, LABELS)}),
     "embedding": an_embedding,
+    "overlap": lambda: figures.overlap({"student": np.array([0.5, 0.2, 0.9, 0.1, 0.3])}, NAMES),
 }
 
 
@@ -98,6 +99,20 @@ class TestWords:
         )
         assert {"plain", "costs $5 or $6", "very long name …"} <= {word.strip() for word in words}
 
+    def test_of_classes_that_overlap_best_come_first(self) -> None:
+        shares = np.array([0.25, np.nan, 0.75])
+        words = words_of(figures.overlap({"student": shares}, ["low", "nowhere", "high"]))
+        classes = [word for word in words if word in ("low", "nowhere", "high")]
+        assert classes == ["high", "low", "nowhere"]
+        assert "student (mean 50.0 %)" in words
+
+    def test_of_many_classes_that_overlap_are_the_worst(self) -> None:
+        shares = np.linspace(0, 1, 50)
+        words = words_of(figures.overlap({"student": shares}, [f"c{n}" for n in range(50)]))
+        assert [word for word in words if word.startswith("c")] == [
+            f"c{n}" for n in range(39, -1, -1)
+        ]
+
     @pytest.mark.parametrize(("classes", "every"), [(26, "2nd"), (100, "4th"), (550, "22nd")])
     def test_of_many_classes_are_thinned_out(self, classes: int, every: str) -> None:
         counts = np.eye(classes, dtype=np.int64)
@@ -109,6 +124,15 @@ class TestWords:
 
 
 class TestExtremes:
+    def test_a_network_may_never_have_been_validated(self) -> None:
+        history = [{"epoch": 1, "train/accuracy": 0.5}]
+        histories = {"student": HISTORY, "baseline": history}
+        words = words_of(
+            figures.accuracy(histories, teacher=None, best_epochs={"student": 4, "baseline": 1})
+        )
+        assert "baseline, train" in words
+        assert not {"baseline, validation", "baseline, delivered (epoch 1)"} & set(words)
+
     @pytest.mark.parametrize(
         "value", [0.0, -1.0, float("nan"), float("inf")], ids=["zero", "below", "nan", "infinite"]
     )

@@ -39,6 +39,13 @@ def recipe_of(**changes: Any) -> dict[str, Any]:
     }
 
 
+def test_a_method_that_invents_its_images_shares_nothing() -> None:
+    alone = recipe_of(method={"name": "noise", "synthesis": {"steps": 1}})
+    assert group.refusal({"noise": alone}) is None
+    refused = group.refusal({"kd": recipe_of(), "noise": alone})
+    assert refused == "member noise invents its own images; run it alone"
+
+
 def prepare(workdir: Path, members: dict[str, dict[str, Any]]) -> Path:
     """Write a group's folder, and return the path of its file."""
     folders.dataset(workdir / "dataset")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.distill import folders
-from workers.distill import analysis, report_folder
+from workers.distill import analysis, report_folder, synthesis_report
 
 RANDOM = np.random.default_rng(0)
 PICTURES = {"losses", "accuracy", "cka", "confusion", "calibration", "correlation", "tsne", "pca"}
@@ -34,6 +34,33 @@ def evidence(classes: int = 3, images: int = 12, **changes: Any) -> report_folde
         "teacher_accuracy": 0.75,
     }
     return report_folder.Evidence(**{**facts, **changes})
+
+
+def invention(**changes: Any) -> synthesis_report.Invention:
+    """Return what is told of a job that kept no snapshot of its buffer."""
+    facts: dict[str, Any] = {
+        "method": "fast",
+        "snapshots": [],
+        "synthesis_seconds": [2.0],
+        "distillation_seconds": [3.0],
+        "images": 64,
+        "calls": 2,
+        "training_images_read": 0,
+    }
+    return synthesis_report.Invention(**{**facts, **changes})
+
+
+def without_test(**changes: Any) -> report_folder.Evidence:
+    """Return what a job without any data set leaves."""
+    nothing = np.zeros(0, np.int64)
+    facts: dict[str, Any] = {
+        "labels": nothing,
+        "mapped": nothing,
+        "outputs": {},
+        "histories": {"student": [{"epoch": 1, "loss/total": 1.0}]},
+        "teacher_accuracy": None,
+    }
+    return evidence(**{**facts, **changes})
 
 
 def named(content: report_folder.Evidence) -> dict[str, report_folder.Topic]:
@@ -118,8 +145,58 @@ class TestWrite:
         assert contents[0] == contents[1]
         assert "report/left-over.png" not in contents[0]
 
+    def test_says_how_many_training_images_were_read(self, tmp_path: Path) -> None:
+        files = report_folder.write(tmp_path, without_test(invention=invention()))
+        folder = tmp_path / "report"
+        index = json.loads((folder / "index.json").read_text())
+        assert (index["training_images_read"], index["test_images"]) == (0, 0)
+        assert index["networks"] == []
+        assert {path.removeprefix("report/") for path in files} == {
+            *("index.json", "curves.json", "synthesis.json"),
+            *("losses.png", "losses.svg", "time-split.png", "time-split.svg"),
+        }
+        told = json.loads((folder / "synthesis.json").read_text())
+        assert told["images_invented"] == 64
+        seconds = told["seconds_until_the_end_of_each_epoch"]
+        assert seconds == {"synthesis": [2.0], "distillation": [3.0]}
+
 
 class TestTopics:
+    def test_without_a_test_split_are_those_of_training(self) -> None:
+        found = named(without_test())
+        assert set(found) == {"curves"}
+        assert set(found["curves"].pictures) == {"losses"}
+        assert set(named(without_test(invention=invention()))) == {"curves", "synthesis"}
+
+    def test_of_invented_images_follow_agreement(self) -> None:
+        history = [{"epoch": 1, "loss/total": 1.0, "train/agreement": 0.5}]
+        found = named(without_test(histories={"student": history}))
+        assert set(found["curves"].pictures) == {"losses", "agreement"}
+
+    def test_say_which_epoch_is_delivered(self) -> None:
+        for told, words in ((None, "The epoch with the highest"), (invention(), "The last epoch")):
+            _, about = report_folder.curves(evidence(invention=told)).pictures["accuracy"]
+            assert about.startswith(words)
+            assert "Train accuracy" in about
+
+    def test_of_a_dense_task_follow_from_its_confusion(self) -> None:
+        history = [
+            {"epoch": 1, "loss/total": 1.0, "validation/accuracy": 0.5, "validation/miou": 0.3}
+        ]
+        student = np.array([[6, 2, 0], [4, 8, 0], [0, 0, 0]])
+        confusions = {"teacher": np.diag([8, 12, 0]), "student": student}
+        found = named(
+            without_test(histories={"student": history}, confusions=confusions, test_images=5)
+        )
+        assert set(found) == {"curves", "confusion", "overlap"}
+        assert set(found["curves"].pictures) == {"losses", "accuracy", "miou"}
+        counted = found["confusion"].numbers["networks"]["student"]
+        assert counted == [[0, 0, 6], [0, 1, 2], [1, 0, 4], [1, 1, 8]]
+        shares = found["overlap"].numbers["networks"]
+        assert shares["student"]["intersection_over_union"] == [0.5, round(8 / 14, 6), None]
+        assert shares["student"]["mean"] == pytest.approx((0.5 + 8 / 14) / 2, abs=1e-6)
+        assert shares["teacher"] == {"intersection_over_union": [1.0, 1.0, None], "mean": 1.0}
+
     def test_need_no_teacher(self) -> None:
         whole = evidence()
         alone = {"student": whole.outputs["student"]}

@@ -34,6 +34,7 @@ MOST_LABELS = 25
 MOST_COUNTS = 20
 NAME_WIDTH = 16
 FEWEST_FOR_LINE = 10
+MOST_BARS = 40
 STYLE: Any = {  # Any: the keys are literals that matplotlib lists
     "axes.grid": False,
     "axes.spines.right": False,
@@ -85,21 +86,15 @@ def losses(student: History, baseline: History | None) -> Figure:
     keys = sorted({key for entry in student for key in entry if key.startswith("loss/")})
     terms = ["loss/total", *(key for key in keys if key != "loss/total")]
     curves = [
-        _curve(student, key, key.removeprefix("loss/"), PALETTE[place % len(PALETTE)], place)
+        curve_of(student, key, key.removeprefix("loss/"), PALETTE[place % len(PALETTE)], place)
         for place, key in enumerate(terms)
     ]
     if baseline:
-        curves.append(_curve(baseline, "loss/total", "baseline's total", ROLES["baseline"], 3))
-    figure, axes = _one("Loss while the student trains", "loss (nats, mean of an epoch)")
+        curves.append(curve_of(baseline, "loss/total", "baseline's total", ROLES["baseline"], 3))
+    figure, axes = one_chart("Loss while the student trains", "loss (nats, mean of an epoch)")
     with mpl.rc_context(STYLE):
-        _draw(axes, curves)
-        values = [value for curve in curves for value in curve.values if math.isfinite(value)]
-        above = [value for value in values if value > 0]
-        if len(above) == len(values) and above and max(above) > 30 * min(above):
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_locator(ticker.NullLocator())
+        draw(axes, curves)
+        log_if_wide(axes, [value for curve in curves for value in curve.values])
     return figure
 
 
@@ -107,27 +102,34 @@ def accuracy(
     histories: Mapping[str, History], *, teacher: float | None, best_epochs: Mapping[str, int]
 ) -> Figure:
     """Draw accuracy on the train and validation splits, epoch by epoch."""
-    figure, axes = _one("Accuracy while training", "accuracy (%)")
+    figure, axes = one_chart("Accuracy while training", "accuracy (%)")
     with mpl.rc_context(STYLE):
         for phase, history in histories.items():
             colour = ROLES[phase]
             for split, stroke in (("validation", 0), ("train", 2)):
-                curve = _curve(history, f"{split}/accuracy", f"{phase}, {split}", colour, stroke)
-                _draw(axes, [_percent(curve)], legend=False)
-            best = [e for e in history if e["epoch"] == best_epochs[phase]]
-            axes.plot(
-                *(
-                    [entry["epoch"] for entry in best],
-                    [100 * entry["validation/accuracy"] for entry in best],
-                ),
-                marker="o",
-                markersize=9,
-                markerfacecolor="white",
-                markeredgecolor=colour,
-                markeredgewidth=2,
-                linestyle="none",
-                label=f"{phase}, delivered (epoch {best_epochs[phase]})",
+                curve = curve_of(history, f"{split}/accuracy", f"{phase}, {split}", colour, stroke)
+                if curve.values:
+                    draw(axes, [_percent(curve)], legend=False)
+            delivered = best_epochs[phase]
+            best = curve_of(
+                [entry for entry in history if entry["epoch"] == delivered],
+                "validation/accuracy",
+                f"{phase}, delivered (epoch {delivered})",
+                colour,
+                0,
             )
+            if best.values:
+                axes.plot(
+                    best.epochs,
+                    _percent(best).values,
+                    marker="o",
+                    markersize=9,
+                    markerfacecolor="white",
+                    markeredgecolor=colour,
+                    markeredgewidth=2,
+                    linestyle="none",
+                    label=best.label,
+                )
         if teacher is not None:
             axes.axhline(
                 100 * teacher,
@@ -142,15 +144,12 @@ def accuracy(
 
 def likeness(histories: Mapping[str, History]) -> Figure:
     """Draw how alike the pooled features of student and teacher become."""
-    figure, axes = _one(
+    figure, axes = one_chart(
         "How alike the features of student and teacher are", "linear CKA with the teacher"
     )
     with mpl.rc_context(STYLE):
-        curves = [
-            _curve(history, "validation/cka", phase, ROLES[phase], 0 if phase == "student" else 1)
-            for phase, history in histories.items()
-        ]
-        _draw(axes, curves)
+        curves = _by_phase(histories, "validation/cka")
+        draw(axes, curves)
         low = min((v for c in curves for v in c.values if math.isfinite(v)), default=0.0)
         axes.set_ylim(min(0.0, low - 0.02), 1.02)
     return figure
@@ -298,7 +297,7 @@ def embedding(
             axes.set(title=name, xticks=[], yticks=[])
             axes.spines[:].set(visible=True, color="#BBBBBB")
             axes.set(xlabel=axis_names[name][0], ylabel=axis_names[name][1])
-        names = [_short(classes[label]) for label in np.unique(labels)]
+        names = [short(classes[label]) for label in np.unique(labels)]
         figure.legend(
             marks,
             names,
@@ -311,7 +310,66 @@ def embedding(
     return figure
 
 
-def _one(title: str, values: str) -> tuple[Figure, Axes]:
+def agreement(histories: Mapping[str, History]) -> Figure:
+    """Draw how often a student answers as its teacher does, on the images it learns from."""
+    figure, axes = one_chart("Agreement with the teacher on invented images", "equal answers (%)")
+    with mpl.rc_context(STYLE):
+        draw(axes, [_percent(curve) for curve in _by_phase(histories, "train/agreement")])
+        axes.set_ylim(0, 101.5)
+    return figure
+
+
+def overlap_curve(histories: Mapping[str, History]) -> Figure:
+    """Draw mean intersection over union on the validation split, epoch by epoch."""
+    figure, axes = one_chart("Overlap with the true areas while training", "mean IoU (%)")
+    with mpl.rc_context(STYLE):
+        curves = [
+            curve_of(
+                history, "validation/miou", phase, ROLES[phase], 0 if phase == "student" else 1
+            )
+            for phase, history in histories.items()
+        ]
+        draw(axes, [_percent(curve) for curve in curves if curve.values])
+        axes.set_ylim(0, 101.5)
+    return figure
+
+
+def overlap(found: Mapping[str, Float[np.ndarray, " C"]], classes: Sequence[str]) -> Figure:
+    """Draw the intersection over union of each class, a bar for each network.
+
+    The student's best class is on top; of many classes its worst ones are shown. A class that no
+    pixel has, and none was taken for, has no bar.
+    """
+    order = np.argsort(-np.nan_to_num(found["student"], nan=-1.0), kind="stable")
+    shown = order[-MOST_BARS:]
+    part = f" (the lowest {MOST_BARS} of {len(order)} classes)" if len(order) > MOST_BARS else ""
+    thick = 0.8 / len(found)
+    with mpl.rc_context(STYLE):
+        size = (7.6, 1.6 + len(shown) * (0.1 + 0.13 * len(found)))
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots()
+        for place, (name, values) in enumerate(found.items()):
+            mean = np.nanmean(values) if np.isfinite(values).any() else math.nan
+            axes.barh(
+                np.arange(len(shown)) - 0.4 + (place + 0.5) * thick,
+                100 * np.nan_to_num(values[shown]),
+                height=0.92 * thick,
+                color=ROLES[name],
+                label=f"{name} (mean {100 * mean:.1f} %)",
+            )
+        axes.set_yticks(range(len(shown)), [short(classes[place]) for place in shown])
+        axes.invert_yaxis()
+        axes.margins(y=0.01)
+        axes.grid(axis="x", color="#E5E5E5", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.set(xlim=(0, 100), xlabel="intersection over union on the test split (%)")
+        axes.set_title(f"How well the areas of each class are met{part}")
+        figure.legend(loc="outside lower center", ncols=len(found))
+    return figure
+
+
+def one_chart(title: str, values: str) -> tuple[Figure, Axes]:
+    """Return a figure with one chart over epochs; `values` names what stands upwards."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.6, 4.6), layout="constrained")
         axes = figure.subplots()
@@ -322,7 +380,8 @@ def _one(title: str, values: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _curve(history: History, key: str, label: str, colour: str, stroke: int) -> Curve:
+def curve_of(history: History, key: str, label: str, colour: str, stroke: int) -> Curve:
+    """Return the line through the epochs that have this number."""
     known = [entry for entry in history if key in entry]
     return Curve(
         label,
@@ -333,12 +392,22 @@ def _curve(history: History, key: str, label: str, colour: str, stroke: int) -> 
     )
 
 
+def _by_phase(histories: Mapping[str, History], key: str) -> list[Curve]:
+    """Return the line of each phase that has this number."""
+    curves = [
+        curve_of(history, key, phase, ROLES[phase], 0 if phase == "student" else 1)
+        for phase, history in histories.items()
+    ]
+    return [curve for curve in curves if curve.values]
+
+
 def _percent(curve: Curve) -> Curve:
     values = [100 * value for value in curve.values]
     return Curve(curve.label, curve.epochs, values, curve.colour, curve.stroke)
 
 
-def _draw(axes: Axes, curves: Sequence[Curve], *, legend: bool = True) -> None:
+def draw(axes: Axes, curves: Sequence[Curve], *, legend: bool = True) -> None:
+    """Draw lines into a chart."""
     for curve in curves:
         axes.plot(
             curve.epochs,
@@ -353,22 +422,45 @@ def _draw(axes: Axes, curves: Sequence[Curve], *, legend: bool = True) -> None:
         _legend(axes)
 
 
+def log_if_wide(axes: Axes, values: Sequence[float]) -> None:
+    """Take a logarithmic scale for positive numbers of very different sizes."""
+    finite = [value for value in values if math.isfinite(value)]
+    if finite and min(finite) > 0 and max(finite) > 30 * min(finite):
+        axes.set_yscale("log")
+        many = max(finite) > 1e4 * min(finite)
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0,) if many else (1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(ticker.NullLocator())
+
+
 def _legend(axes: Axes) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _class_axes(axes: Axes, names: list[str], *, rows: str, columns: str) -> None:
     """Name the classes along both sides, as many as can be read."""
-    every = math.ceil(len(names) / MOST_LABELS)
-    places = list(range(0, len(names), every))
-    shown = [_short(names[place]) for place in places]
+    name_classes(axes, names, columns)
+    places, shown = _named(names)
+    axes.set_yticks(places, shown, fontsize=9 if len(shown) <= 12 else 7.5)
+    axes.set_ylabel(rows)
+    axes.spines[:].set_visible(False)
+
+
+def name_classes(axes: Axes, names: list[str], what: str) -> None:
+    """Name the classes below a chart, as many as can be read."""
+    places, shown = _named(names)
     size = 9 if len(shown) <= 12 else 7.5
     long = max((len(name) for name in shown), default=0) > 3 or len(shown) > 12
     axes.set_xticks(places, shown, rotation=90 if long else 0, fontsize=size)
-    axes.set_yticks(places, shown, fontsize=size)
+    every = math.ceil(len(names) / MOST_LABELS)
     note = f" (every {_ordinal(every)} of {len(names)} is named)" if every > 1 else ""
-    axes.set(xlabel=columns + note, ylabel=rows)
-    axes.spines[:].set_visible(False)
+    axes.set_xlabel(what + note)
+
+
+def _named(names: list[str]) -> tuple[list[int], list[str]]:
+    """Return the places of the classes that are named on an axis, and their names."""
+    places = list(range(0, len(names), math.ceil(len(names) / MOST_LABELS)))
+    return places, [short(names[place]) for place in places]
 
 
 def _ordinal(number: int) -> str:
@@ -385,8 +477,8 @@ def _bar(
     bar.outline.set_visible(False)
 
 
-def _short(name: str) -> str:
+def short(name: str, width: int = NAME_WIDTH) -> str:
     """Return a name that fits beside an axis: printable, not long, not hidden from a legend."""
     plain = "".join(letter if letter.isprintable() else " " for letter in name)
-    cut = plain if len(plain) <= NAME_WIDTH else plain[: NAME_WIDTH - 1] + "…"
+    cut = plain if len(plain) <= width else plain[: width - 1] + "…"
     return f" {cut}" if cut.startswith("_") else cut  # matplotlib hides labels that begin so

@@ -1,7 +1,7 @@
 """Which recipes may be trained side by side by one engine process, and why others may not.
 
-A group shares the data pipeline and the teacher's forward pass, so its members must agree in
-whatever decides what a batch holds, what the teacher shows of it, and how numbers are rounded.
+A group shares the data pipeline and the teacher's forward pass, so its members have a data set, and
+must agree in whatever decides what a batch holds, what the teacher shows of it, and how numbers are rounded.
 They may differ in the student, in the method, and in how weights are moved, scored and kept.
 
 The rule reads plain dictionaries, recipes as they are written with `training` in full, so that
@@ -41,6 +41,8 @@ def refusal(members: Mapping[str, Mapping[str, Any]]) -> str | None:
     for key, recipe in members.items():
         if not _KEY.fullmatch(key):
             return f"the key {key!r} cannot name a folder; use letters, digits, _ and -"
+        if "synthesis" in recipe["method"] and len(members) > 1:
+            return f"member {key} invents its own images; run it alone"
         if recipe.get("baseline"):
             return f"member {key} asks for a baseline, which a group does not train; run it alone"
         if recipe["training"].get("max_seconds") is not None:

@@ -1,21 +1,23 @@
 """Writes the folder that explains a finished run: numbers as JSON, each picture as PNG and SVG.
 
 `index.json` lists what there is and how to read it. The same run gives the same files, but for
-t-SNE, which another kind of processor rounds differently.
+t-SNE, which another kind of processor rounds differently, and for times. Without a test split
+there is what happened in training; of a dense task what follows from the pixels' confusion.
 """
 
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
-from workers.distill import analysis, figures, report
+from workers.distill import analysis, figures, pixels, report, synthesis_report
 
 FOLDER = "report"
 MOST_CLASSES_DRAWN = 1000
@@ -34,7 +36,11 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything a report is made from; networks in the order in which they are shown."""
+    """Everything a report is made from; networks in the order in which they are shown.
+
+    Without a test split, `labels`, `mapped` and `outputs` are empty. Dense tasks leave them empty
+    as well and give `confusions`: of each network, test pixels by true and predicted class.
+    """
 
     classes: list[str]
     labels: Int[np.ndarray, " N"]
@@ -44,6 +50,10 @@ class Evidence:
     best_epochs: Mapping[str, int]
     teacher_accuracy: float | None
     """On the validation split."""
+    confusions: Mapping[str, Int[np.ndarray, "C C"]] = field(default_factory=dict)
+    invention: synthesis_report.Invention | None = None
+    test_images: int | None = None
+    """Their number, where the labels do not tell."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +79,16 @@ def write(workdir: Path, evidence: Evidence) -> list[str]:
             files = [path.name for path in figures.save(figure, unfinished, stem)]
             pictures.append({"files": files, "about": about})
         listed.append({"topic": topic.name, "numbers": f"{topic.name}.json", "pictures": pictures})
+    images = evidence.test_images
     facts = {
         "version": 1,
         "classes": evidence.classes,
-        "test_images": len(evidence.labels),
-        "networks": list(evidence.outputs),
+        "test_images": len(evidence.labels) if images is None else images,
+        "networks": list(evidence.outputs or evidence.confusions),
         "topics": listed,
     }
+    if evidence.invention is not None:
+        facts["training_images_read"] = evidence.invention.training_images_read
     _json(unfinished / "index.json", facts)
     unfinished.replace(folder)
     return [f"{FOLDER}/{path.name}" for path in sorted(folder.iterdir())]
@@ -83,7 +96,22 @@ def write(workdir: Path, evidence: Evidence) -> list[str]:
 
 def topics(evidence: Evidence) -> list[Topic]:
     """Return what can be told; likeness only with a teacher, a map only of enough images."""
-    found = [curves(evidence), confusion(evidence), calibration(evidence)]
+    found = [curves(evidence)]
+    if evidence.invention is not None:
+        found.append(
+            Topic(
+                "synthesis",
+                synthesis_report.numbers(evidence.invention, evidence.classes),
+                synthesis_report.pictures(
+                    evidence.invention, evidence.classes, evidence.histories["student"]
+                ),
+            )
+        )
+    if evidence.confusions:
+        return [*found, confusion(evidence), overlap(evidence)]
+    if not evidence.outputs:
+        return found
+    found += [confusion(evidence), calibration(evidence)]
     if "teacher" in evidence.outputs:
         found.append(correlation(evidence))
     if all(analysis.can_be_mapped(shown.pooled) for shown in evidence.outputs.values()):
@@ -92,23 +120,35 @@ def topics(evidence: Evidence) -> list[Topic]:
 
 
 def curves(evidence: Evidence) -> Topic:
-    """Return loss terms, accuracy, and CKA with the teacher, over epochs."""
+    """Return loss terms, and what validation found, over epochs."""
     histories = evidence.histories
+    known = {key for history in histories.values() for entry in history for key in entry}
     pictures = {
         "losses": (
             figures.losses(histories["student"], histories.get("baseline")),
             "Mean of each weighted loss term over an epoch; the total is their sum. Terms of "
             "different methods cannot be compared.",
-        ),
-        "accuracy": (
+        )
+    }
+    if "train/agreement" in known:
+        pictures["agreement"] = (
+            figures.agreement(histories),
+            "How often the student answers as the teacher does on the images it learns from, while "
+            "it still moves. New images that it does not know yet let it fall again.",
+        )
+    if "validation/accuracy" in known:
+        pictures["accuracy"] = (
             figures.accuracy(
                 histories, teacher=evidence.teacher_accuracy, best_epochs=evidence.best_epochs
             ),
-            "The epoch with the highest validation accuracy is delivered. Train accuracy is "
-            "measured on augmented images while the network still moves.",
-        ),
-    }
-    if any("validation/cka" in entry for entry in histories["student"]):
+            _about_accuracy(evidence),
+        )
+    if "validation/miou" in known:
+        pictures["miou"] = (
+            figures.overlap_curve(histories),
+            "Intersection over union of predicted and true area, mean over the classes.",
+        )
+    if "validation/cka" in known:
         pictures["cka"] = (
             figures.likeness(histories),
             "Unbiased linear CKA of pooled features on up to 512 validation images: 1 is alike up "
@@ -123,22 +163,23 @@ def curves(evidence: Evidence) -> Topic:
 
 
 def confusion(evidence: Evidence) -> Topic:
-    """Return which classes are taken for which."""
-    counts = {
+    """Return which classes the images, or the pixels of a dense task, are taken for."""
+    unit = "pixels" if evidence.confusions else "images"
+    counts = dict(evidence.confusions) or {
         name: analysis.confusion(shown.logits, evidence.labels)
         for name, shown in evidence.outputs.items()
     }
-    student, images = counts["student"], len(evidence.labels)
-    right = int(student.trace())
+    student = counts["student"]
+    right, tested = int(student.trace()), int(student.sum())
     picture = figures.confusion(
         student,
         evidence.classes,
-        title=f"The student's answers: {right:,} of {images:,} test images right "
-        f"({right / images:.1%})",
-        kept=_kept(evidence),
+        title=f"The student's answers: {right:,} of {tested:,} test {unit} right "
+        f"({right / max(1, tested):.1%})",
+        kept=_kept(student.sum(1)),
     )
     numbers = {
-        "entries": "[true class, predicted class, images], where there are images",
+        "entries": f"[true class, predicted class, {unit}], where there are {unit}",
         "classes": evidence.classes,
         "networks": {
             name: [[*map(int, place), int(matrix[tuple(place)])] for place in np.argwhere(matrix)]
@@ -146,8 +187,34 @@ def confusion(evidence: Evidence) -> Topic:
         },
         "students_most_frequent_errors": _errors(student, evidence.classes),
     }
-    about = "Each row is a true class; numbers are test images, colours shares of the row."
+    about = f"Each row is a true class; numbers are test {unit}, colours shares of the row."
     return Topic("confusion", numbers, {"confusion": (picture, about)})
+
+
+def overlap(evidence: Evidence) -> Topic:
+    """Return how well predicted and true areas of each class overlap in a dense task."""
+    counted = {name: torch.from_numpy(counts) for name, counts in evidence.confusions.items()}
+    found = {name: pixels.iou(counts) for name, counts in counted.items()}
+    numbers = {
+        "classes": evidence.classes,
+        "networks": {
+            name: {
+                "intersection_over_union": [
+                    None if value is None else round(value, DIGITS) for value in values
+                ],
+                "mean": round(pixels.miou(counted[name]), DIGITS),
+            }
+            for name, values in found.items()
+        },
+    }
+    drawn = {name: np.array(values, dtype=np.float64) for name, values in found.items()}
+    picture = figures.overlap(drawn, evidence.classes)
+    about = (
+        "Of the pixels that have a class or are taken for it, the share that is both. Classes are "
+        "sorted by the student's share; those that occur nowhere have no bar, and are left out of "
+        "the mean."
+    )
+    return Topic("overlap", numbers, {"overlap": (picture, about)})
 
 
 def calibration(evidence: Evidence) -> Topic:
@@ -177,7 +244,7 @@ def calibration(evidence: Evidence) -> Topic:
 
 def correlation(evidence: Evidence) -> Topic:
     """Return how the correlations between classes' logits differ from the teacher's."""
-    kept = _kept(evidence)
+    kept = _kept(np.bincount(evidence.labels, minlength=len(evidence.classes)))
     matrices = {
         name: analysis.correlation(shown.logits[:, kept])
         for name, shown in evidence.outputs.items()
@@ -258,9 +325,21 @@ def embedding(evidence: Evidence) -> Topic:
     return Topic("embedding", numbers, pictures)
 
 
-def _kept(evidence: Evidence) -> list[int]:
+def _about_accuracy(evidence: Evidence) -> str:
+    about = (
+        "The epoch with the highest validation accuracy is delivered. "
+        if evidence.invention is None
+        else "The last epoch is delivered: no image of the data set chooses between epochs. "
+    )
+    if any("train/accuracy" in entry for entry in evidence.histories["student"]):
+        about += "Train accuracy is measured on augmented images while the network still moves. "
+    if evidence.confusions:
+        about += "Accuracy is the share of pixels. "
+    return about.strip()
+
+
+def _kept(counts: Int[np.ndarray, " C"]) -> list[int]:
     """Return the classes to draw, in order: all, or those with the most test images."""
-    counts = np.bincount(evidence.labels, minlength=len(evidence.classes))
     most = np.argsort(-counts, kind="stable")[:MOST_CLASSES_DRAWN]
     return [int(place) for place in np.sort(most)]
 
