@@ -157,7 +157,8 @@ def training_schemas() -> Json:
 def hoisted(schema: Json, prefix: str, into: Json) -> Json:
     """Return a schema whose own definitions have moved to the document's components.
 
-    In an OpenAPI document `#/$defs/...` would be looked for at the document's root.
+    In an OpenAPI document `#/$defs/...` would be looked for at the document's root. Titles follow:
+    generators name classes by them, and several methods have a definition of the same name.
     """
     definitions = schema.get("$defs", {})
     targets = {f"#/$defs/{name}": f"#/components/schemas/{prefix}{name}" for name in definitions}
@@ -172,7 +173,9 @@ def hoisted(schema: Json, prefix: str, into: Json) -> Json:
         return [redirected(entry) for entry in node] if isinstance(node, list) else node
 
     for name, definition in definitions.items():
-        into[f"{prefix}{name}"] = redirected(definition)
+        component = f"{prefix}{name}"
+        title = {"title": component} if "title" in definition else {}
+        into[component] = {**redirected(definition), **title}
     moved: Json = redirected(schema)
     return moved
 

@@ -27,6 +27,7 @@ class Catalog:
     methods: dict[str, dict[str, Any]]
     networks: dict[str, dict[str, Any]]
     foreign_networks: dict[str, list[str]]
+    foreign_tasks: dict[str, str]  # by reference; those that are not named classify images
     datasets: dict[str, dict[str, Any]]
     dataset_formats: list[str]
     training_schema: dict[str, Any]
@@ -42,6 +43,7 @@ def load() -> Catalog:
         methods={method["name"]: method for method in content["methods"]},
         networks={network["name"]: network for network in content["networks"]},
         foreign_networks=content["foreign_networks"],
+        foreign_tasks=content["foreign_tasks"],
         datasets={dataset["name"]: dataset for dataset in content["datasets"]},
         dataset_formats=content["dataset_formats"],
         training_schema=content["training_schema"],
@@ -103,8 +105,19 @@ def check_network(reference: str, arguments: dict[str, Any], *, pointer: str) ->
     )
 
 
+def task_of_network(reference: str) -> str:
+    """Return what a known network is for."""
+    catalog = load()
+    if reference in catalog.networks:
+        task: str = catalog.networks[reference]["task"]
+        return task
+    return catalog.foreign_tasks.get(reference, "classification")
+
+
 def complete_method(given: dict[str, Any]) -> dict[str, Any]:
     """Return the method with its defaults filled in; of a combination, each of its parts.
+
+    Of an object among the hyper-parameters, such as `synthesis`, single fields may be given.
 
     Raises: errors.Refused for an unknown method, or hyper-parameters misspelt or out of range.
     """
@@ -163,7 +176,16 @@ def _faults_of_params(
 
 def _filled(given: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     params = {key: value for key, value in given.items() if key != "name"}
-    return {"name": given["name"], **fill(params, schema)}
+    return {"name": given["name"], **_filled_deep(params, schema)}
+
+
+def _filled_deep(given: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """Return `given` over the defaults; an object of named fields is filled key by key."""
+    filled = fill(given, schema)
+    for name, field in schema.get("properties", {}).items():
+        if "$ref" in field and isinstance(given.get(name), dict):
+            filled[name] = merge(field.get("default", {}), given[name])
+    return filled
 
 
 def complete_training(given: dict[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """Data sets and their versions: register, find, describe; `digits` and the like are built in.
 
 Versions are immutable and in the engine's canonical form once a worker has unpacked and checked
-the upload.
+the upload. The images that a data-free job has kept are in that form already (`invented.py`).
 """
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,14 +60,15 @@ def register(session: Session, *, project_id: str, new: NewVersion) -> tables.Da
         hint = catalog.nearest(new.format, formats)
         detail = f"format must be one of {', '.join(formats)}, got {new.format[:80]!r}{hint}"
         faults.append(errors.Fault("/format", "unsupported_format", detail))
+    upload = None
     try:
-        uploads.completed(
+        upload = uploads.completed(
             session, project_id=project_id, upload_id=new.upload_id, purpose="dataset"
         )
     except errors.Refused as error:
         faults += error.faults
     described.refuse(faults, code="invalid_version")
-    row = _add_version(
+    row = add_version(
         session,
         project_id=project_id,
         name=new.name,
@@ -79,6 +80,8 @@ def register(session: Session, *, project_id: str, new: NewVersion) -> tables.Da
         card=new.card,
         tags=dict(new.tags),
     )
+    if upload is not None:
+        row.lineage = {"upload": upload.id, "upload_digest": f"sha256:{upload.sha256}"}
     row.announced_at = row.created_at
     outbox.add(session, task="datasets.inspect", queue="inspect", payload={"version_id": row.id})
     session.flush()
@@ -93,7 +96,7 @@ def add_builtins(session: Session, *, project_id: str) -> None:
         if name in taken:
             continue
         manifest = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-        _add_version(
+        add_version(
             session,
             project_id=project_id,
             name=name,
@@ -218,13 +221,20 @@ def name_of(version: tables.DatasetVersionRow) -> str:
     return session.get_one(tables.DatasetRow, version.dataset_id).name
 
 
-def _add_version(
+def digest(files: Mapping[str, str]) -> str:
+    """Return the SHA-256 of the list of paths and their SHA-256: one name for the whole content."""
+    lines = "".join(f"{sha256}  {path}\n" for path, sha256 in sorted(files.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def add_version(
     session: Session,
     *,
     project_id: str,
     name: str,
     **columns: Any,  # of the version's row
 ) -> tables.DatasetVersionRow:
+    """Add a version to its line, which is made if it does not exist."""
     line = tables.DatasetRow
     session.execute(
         database.insert(session, line)

@@ -8,7 +8,6 @@ it then finds. What a worker does while it holds a job is in `leases.py`; what t
 
 import random
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -404,11 +403,17 @@ def complete(spec: JobSpec, inputs: Inputs) -> tuple[JobSpec, list[errors.Fault]
             faults += error.faults or [errors.Fault(f"/{name}", error.code, error.message)]
     try:
         catalog.check_network(spec.student.network, spec.student.arguments, pointer="/student")
+        faults += _wrong_network(spec)
     except errors.Refused as error:
         faults += error.faults
     if "method" in fields:
         asked = requirements.of(fields["method"])
-        faults += _missing(spec, asked.needs)
+        faults += _missing(spec, asked)
+        faults += requirements.faults_of_task(asked, spec.task)
+        if asked.is_data_free:
+            faults += requirements.faults_of_synthesis(
+                fields["method"]["synthesis"], has_dataset=spec.dataset is not None
+            )
         if "training" in fields:
             faults += requirements.faults(
                 asked,
@@ -450,15 +455,24 @@ def _resolve(
     return found
 
 
-def _missing(spec: JobSpec, needs: Collection[str]) -> list[errors.Fault]:
-    name = spec.method["name"]
+def _wrong_network(spec: JobSpec) -> list[errors.Fault]:
+    network = spec.student.network
+    task = catalog.task_of_network(network)
+    if task == spec.task:
+        return []
+    detail = f"{network} is for {task}, and the task is {spec.task}; choose another network"
+    return [errors.Fault("/student/network", "wrong_task", detail)]
+
+
+def _missing(spec: JobSpec, asked: requirements.Requirements) -> list[errors.Fault]:
     faults = []
-    if "teacher" in needs and spec.teacher is None:
-        faults.append(errors.Fault("/teacher", "required", f"method {name} needs a teacher"))
-    if "labels" in needs and spec.dataset is None:
-        faults.append(
-            errors.Fault("/dataset", "required", f"method {name} needs a labelled data set")
-        )
+    if "teacher" in asked.needs and spec.teacher is None:
+        detail = f"method {asked.name} needs a teacher"
+        faults.append(errors.Fault("/teacher", "required", detail))
+    if spec.dataset is None and not asked.is_data_free:
+        what = "a labelled data set" if "labels" in asked.needs else "the images of a data set"
+        detail = f"method {asked.name} needs {what}"
+        faults.append(errors.Fault("/dataset", "required", detail))
     return faults
 
 
@@ -472,9 +486,14 @@ def mismatches(spec: JobSpec, inputs: Inputs) -> list[errors.Fault]:
             errors.Fault("/dataset", "wrong_task", f"{spec.dataset} is for {dataset.task}")
         )
     for pointer, model in (("/teacher", teacher), ("/student/initial", initial)):
+        if model is not None and model.task != spec.task:
+            detail = f"the model is for {model.task}, and the task is {spec.task}"
+            faults.append(errors.Fault(pointer, "wrong_task", detail))
         if model is not None and dataset is not None and known:
             faults += _class_faults(pointer, model, dataset)
             faults += _channel_faults(pointer, model, dataset)
+    if initial is not None and teacher is not None and requirements.is_data_free(spec.method):
+        faults += _faults_of_start(initial, teacher)
     if initial is not None and (initial.network, initial.arguments) != (
         spec.student.network,
         spec.student.arguments,
@@ -488,6 +507,26 @@ def mismatches(spec: JobSpec, inputs: Inputs) -> list[errors.Fault]:
             )
         )
     return faults
+
+
+def _faults_of_start(
+    initial: tables.ModelVersionRow, teacher: tables.ModelVersionRow
+) -> list[errors.Fault]:
+    """Return why a student that sees what its teacher sees cannot start from these weights."""
+    mine, taught = (
+        (len(row.classes), row.input["channels"])  # what the shapes of weights follow from
+        for row in (initial, teacher)
+    )
+    if mine == taught:
+        return []
+    return [
+        errors.Fault(
+            "/student/initial",
+            "not_as_teacher",
+            "without a data set to train on, a student has its teacher's classes and channels, "
+            f"{taught[0]} and {taught[1]}; this model has {mine[0]} and {mine[1]}",
+        )
+    ]
 
 
 def _class_faults(

@@ -1,11 +1,14 @@
-"""What a model version was made from, and what was made from it; written by nobody but jobs."""
+"""What a version was made from, and what was made from it; written by nobody but jobs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from models_registry import paging, tables
+
+MAX_DATASETS = 100
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,28 @@ def forward(
         )
     )
     return paging.take(session, statement, by=(row.created_at, row.id), wanted=wanted)
+
+
+def invented(
+    session: Session, version: tables.ModelVersionRow
+) -> Sequence[tables.DatasetVersionRow]:
+    """Return the newest data sets of images that were invented with this version's help.
+
+    It was the teacher of the job that invented them, its start, or its student.
+    """
+    row, job = tables.DatasetVersionRow, tables.JobRow
+    took_part = sa.or_(
+        job.teacher_version_id == version.id,
+        job.initial_version_id == version.id,
+        job.student_version_id == version.id,
+    )
+    query = (
+        sa.select(row)
+        .join(job, row.job_id == job.id)
+        .where(row.project_id == version.project_id, took_part)
+        .order_by(row.created_at.desc(), row.id.desc())
+    )
+    return session.scalars(query.limit(MAX_DATASETS)).all()
 
 
 def _model(session: Session, version_id: str | None) -> tables.ModelVersionRow | None:

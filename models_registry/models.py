@@ -366,6 +366,22 @@ def file(session: Session, version: tables.ModelVersionRow, *, path: str) -> Fil
     return File(path, filename, row.sha256, row.size_bytes, blob.storage_key)
 
 
+def files_under(session: Session, version: tables.ModelVersionRow, *, folder: str) -> list[File]:
+    """Return the files of a version whose paths begin with `folder`, by path."""
+    stem = f"{name_of(version)}-{version.version}"
+    row, blob = tables.ModelFileRow, tables.BlobRow
+    query = (
+        sa.select(row, blob.storage_key)
+        .join(blob, blob.sha256 == row.sha256)
+        .where(row.version_id == version.id, row.path.startswith(folder, autoescape=True))
+        .order_by(row.path)
+    )
+    return [
+        File(found.path, f"{stem}-{found.path}", found.sha256, found.size_bytes, key)
+        for found, key in session.execute(query)
+    ]
+
+
 # -- references ------------------------------------------------------------------------------
 
 

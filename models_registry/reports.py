@@ -3,7 +3,6 @@
 They live and die with that version: whoever keeps a student keeps what explains it.
 """
 
-import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from models_registry import errors, models, tables
@@ -17,19 +16,7 @@ def files(session: Session, *, job: tables.JobRow) -> list[models.File]:
     Raises: errors.Conflict while the job has made nothing; errors.Gone when its student was
     deleted.
     """
-    version = _student(session, job)
-    stem = f"{models.name_of(version)}-{version.version}"
-    row, blob = tables.ModelFileRow, tables.BlobRow
-    query = (
-        sa.select(row, blob.storage_key)
-        .join(blob, blob.sha256 == row.sha256)
-        .where(row.version_id == version.id, row.path.startswith(FOLDER, autoescape=True))
-        .order_by(row.path)
-    )
-    return [
-        models.File(found.path, f"{stem}-{found.path}", found.sha256, found.size_bytes, key)
-        for found, key in session.execute(query)
-    ]
+    return models.files_under(session, _student(session, job), folder=FOLDER)
 
 
 def file(session: Session, *, job: tables.JobRow, path: str) -> models.File:

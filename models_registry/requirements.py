@@ -1,7 +1,8 @@
 """Whether method, training and networks of a spec fit together, known before anything is trained.
 
-The engine refuses the same in the first second of a job (`workers/distill/catalog.py: check`, and
-each method's constructor); here the caller hears it at submission, with the field.
+The engine refuses the same in the first second of a job (`workers/distill/catalog.py: check`,
+`synthesis.py: settle`, and each method's constructor); here the caller hears it at submission, with
+the field.
 """
 
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from typing import Any
 from models_registry import catalog, errors
 
 COMBINE = "combine"
+DATA_FREE = "datafree"
+_SIMPLE_AUGMENTATIONS = ("none", "standard")
 _SHOWN = {
     "stages": "feature maps of its stages",
     "pre_activations": "feature maps before the last activation of every stage",
@@ -26,6 +29,8 @@ class Requirements:
     """What a method, or all parts of a combination together, ask for."""
 
     name: str
+    tasks: tuple[str, ...]
+    is_data_free: bool
     needs: frozenset[str]
     student_shows: tuple[str, ...]
     teacher_shows: tuple[str, ...]
@@ -40,6 +45,10 @@ def of(method: dict[str, Any]) -> Requirements:
     entries = [catalog.method(part["name"]) for part in parts(method)]
     return Requirements(
         name=method["name"],
+        tasks=tuple(
+            task for task in entries[0]["tasks"] if all(task in entry["tasks"] for entry in entries)
+        ),
+        is_data_free=is_data_free(method),
         needs=frozenset(need for entry in entries for need in entry["needs"]),
         student_shows=_union(entries, "student_shows"),
         teacher_shows=_union(entries, "teacher_shows"),
@@ -55,10 +64,58 @@ def parts(method: dict[str, Any]) -> list[dict[str, Any]]:
     return list(method["methods"]) if method["name"] == COMBINE else [method]
 
 
+def is_data_free(method: dict[str, Any]) -> bool:
+    """Return whether a method invents its images, so that a data set is for evaluation only."""
+    entry = catalog.load().methods.get(method["name"], {})
+    return entry.get("family") == DATA_FREE
+
+
+def faults_of_task(asked: Requirements, task: str) -> Iterator[errors.Fault]:
+    """Yield that a method is not for a task, if so."""
+    if task not in asked.tasks:
+        yield errors.Fault(
+            "/method/name",
+            "wrong_task",
+            f"method {asked.name} is for {' and '.join(asked.tasks)}, and the task is {task}; "
+            "choose another method",
+        )
+
+
+def faults_of_synthesis(budget: dict[str, Any], *, has_dataset: bool) -> Iterator[errors.Fault]:
+    """Yield what a budget leaves open, as `settle` in the engine's `synthesis.py` sees it."""
+    where = "/method/synthesis"
+    if budget["student_steps"] is not None and budget["data_scale"] is not None:
+        yield errors.Fault(
+            f"{where}/student_steps",
+            "steps_twice",
+            f"student_steps {budget['student_steps']} and data_scale {budget['data_scale']:g} both "
+            "say how many steps the student makes; set one of them to null",
+        )
+    if budget["student_steps"] is not None:
+        return
+    if budget["data_scale"] is None:
+        yield errors.Fault(
+            f"{where}/student_steps",
+            "budget_open",
+            "student_steps and data_scale are both null; give one of them",
+        )
+    elif budget["original_images"] is None and not has_dataset:
+        yield errors.Fault(
+            f"{where}/original_images",
+            "size_unknown",
+            "data_scale is a share of the teacher's training set, whose size is not known without "
+            "a data set; give original_images, or student_steps instead",
+        )
+
+
 def faults(
     asked: Requirements, training: dict[str, Any], *, student: str, teacher: str | None
 ) -> Iterator[errors.Fault]:
     """Yield what does not fit; `student` and `teacher` are references of networks."""
+    if asked.is_data_free:
+        yield from _of_data_free(asked, training)
+    else:
+        yield from _of_images(asked, training)
     yield from _of_training(asked, training)
     for role, reference, shows in (
         ("student", student, asked.student_shows),
@@ -78,7 +135,36 @@ def faults(
                 )
 
 
-def _of_training(asked: Requirements, training: dict[str, Any]) -> Iterator[errors.Fault]:
+def _of_data_free(asked: Requirements, training: dict[str, Any]) -> Iterator[errors.Fault]:
+    invents = f"method {asked.name} invents its images"
+    if training["mixing"] is not None:
+        detail = f"{invents}, which are not mixed; set mixing to null"
+        yield errors.Fault("/training/mixing", "mixing_refused", detail)
+    if training["label_noise"] > 0:
+        detail = f"{invents} and has no labels that could be wrong; set label_noise to 0"
+        yield errors.Fault("/training/label_noise", "no_labels", detail)
+    if training["teacher_cache"] is not None:
+        detail = f"{invents}, so that the teacher sees new ones all the time; leave it out"
+        yield errors.Fault("/training/teacher_cache", "images_not_fixed", detail)
+    if training["augmentation"] not in _SIMPLE_AUGMENTATIONS:
+        detail = (
+            f"{invents}, for which {training['augmentation']} is not made; choose none or standard"
+        )
+        yield errors.Fault("/training/augmentation", "augmentation_refused", detail)
+    if training["patience_epochs"] is not None:
+        detail = (
+            f"{invents}, and no student of it is chosen by looking at real ones; leave "
+            "patience_epochs out, and limit epochs, max_steps or max_seconds"
+        )
+        yield errors.Fault("/training/patience_epochs", "never_chosen", detail)
+    if training["precision"] == "float16":
+        detail = (
+            f"{invents} by gradients that float16 cannot hold; choose auto, bfloat16 or float32"
+        )
+        yield errors.Fault("/training/precision", "precision_refused", detail)
+
+
+def _of_images(asked: Requirements, training: dict[str, Any]) -> Iterator[errors.Fault]:
     if training["mixing"] is not None and not asked.accepts_mixed:
         yield errors.Fault(
             "/training/mixing",
@@ -86,6 +172,11 @@ def _of_training(asked: Requirements, training: dict[str, Any]) -> Iterator[erro
             f"method {asked.name} needs one true class for each image, so images cannot be mixed; "
             "leave mixing out or choose a method without that need, such as kd",
         )
+    if training["teacher_cache"] is not None:
+        yield from _of_teacher_cache(asked)
+
+
+def _of_training(asked: Requirements, training: dict[str, Any]) -> Iterator[errors.Fault]:
     if training["optimizer"]["name"] == "dot" and not asked.has_task:
         yield errors.Fault(
             "/training/optimizer/name",
@@ -100,8 +191,6 @@ def _of_training(asked: Requirements, training: dict[str, Any]) -> Iterator[erro
             f"method {asked.name} needs at least {asked.smallest_batch} images in a batch, got "
             f"batch_size {training['batch_size']}",
         )
-    if training["teacher_cache"] is not None:
-        yield from _of_teacher_cache(asked)
 
 
 def _of_teacher_cache(asked: Requirements) -> Iterator[errors.Fault]:

@@ -36,6 +36,8 @@ from models_registry.spec import VERSION, JobSpec, StudySpec
 MAX_JOBS = 1000
 MAX_FAULTS = 100
 BASELINE: dict[str, Any] = {"name": "ce"}
+NOISE = "noise"
+_STEPS_OF_STUDENT = ("student_steps", "data_scale", "original_images", "calls_per_epoch")
 _JOB_NAME_CHARACTERS = 200
 
 
@@ -167,12 +169,12 @@ def _faults_of_size(spec: StudySpec) -> Iterator[errors.Fault]:
     of_methods = sum(grids.count(method) for method in spec.methods)
     of_training = grids.count(spec.training)
     # A list that is too long already is not searched.
-    baselines = int(spec.baseline and (of_methods > MAX_JOBS or not _lists_baseline(spec)))
+    baselines = int(spec.baseline) if of_methods > MAX_JOBS else len(_added_baselines(spec))
     count = (of_methods + baselines) * of_training * len(spec.seeds)
     if count > MAX_JOBS:
         factors = [f"{of_methods} variants of the methods"]
         if baselines:
-            factors = [f"({factors[0]} + 1 baseline)"]
+            factors = [f"({factors[0]} + {baselines} baseline{'s' * (baselines > 1)})"]
         if of_training > 1:
             factors.append(f"{of_training} of the training")
         factors.append(f"{len(spec.seeds)} seeds")
@@ -180,29 +182,47 @@ def _faults_of_size(spec: StudySpec) -> Iterator[errors.Fault]:
         yield errors.Fault("/methods", "too_many_jobs", detail)
 
 
-def _lists_baseline(spec: StudySpec) -> bool:
-    """Return whether a method of the study is what the baseline would be."""
-    baseline = catalog.complete_method(BASELINE)
+def baseline_of(method: dict[str, Any]) -> dict[str, Any]:
+    """Return what a completed method is compared with.
+
+    That is the labels alone; for a method that has none, images of noise that show nothing, with
+    as many steps of the student and, where the method has one, at the same temperature. It is what
+    the engine trains where a single job asks for a baseline.
+    """
+    if not requirements.is_data_free(method):
+        return BASELINE
+    shared = {name: method[name] for name in ("temperature",) if name in method}
+    budget = {name: method["synthesis"][name] for name in _STEPS_OF_STUDENT}
+    return {"name": NOISE, **shared, "synthesis": budget}
+
+
+def _added_baselines(spec: StudySpec) -> list[dict[str, Any]]:
+    """Return the baselines of a study that are none of its methods."""
+    if not spec.baseline:
+        return []
+    listed: dict[str, dict[str, Any]] = {}
     for method in spec.methods:
-        if method["name"] == BASELINE["name"]:
-            for point in grids.expand(method):
-                try:
-                    if catalog.complete_method(point.document) == baseline:
-                        return True
-                except errors.Refused:
-                    continue  # said with all other faults when the variants are checked
-    return False
+        for point in grids.expand(method):
+            try:
+                completed = catalog.complete_method(point.document)
+            except errors.Refused:
+                continue  # said with all other faults when the variants are checked
+            listed[_key(completed)] = completed
+    wanted = (baseline_of(method) for method in listed.values())
+    distinct = {_key(catalog.complete_method(baseline)): baseline for baseline in wanted}
+    return [baseline for key, baseline in distinct.items() if key not in listed]
 
 
 def _drafts(spec: StudySpec) -> Iterator[_Draft]:
-    """Yield all variants: for each training, the baseline and then the methods as listed."""
-    adds_baseline = spec.baseline and not _lists_baseline(spec)
+    """Yield all variants: for each training, the baselines and then the methods as listed."""
+    baselines = _added_baselines(spec)
     has_baseline: set[str] = set()
     for training in grids.expand(spec.training):
         alone = grids.Point(_without_teacher(training.document), training.chosen)
-        if adds_baseline and _key(alone.document) not in has_baseline:
+        if _key(alone.document) not in has_baseline:
             has_baseline.add(_key(alone.document))
-            yield _Draft("/baseline", BASELINE, grids.Point(BASELINE, {}), alone)
+            for baseline in baselines:
+                yield _Draft("/baseline", baseline, grids.Point(baseline, {}), alone)
         for place, method in enumerate(spec.methods):
             for point in grids.expand(method):
                 yield _Draft(f"/methods/{place}", method, point, training)
@@ -289,16 +309,17 @@ def _shown(value: Any) -> str:  # Any: JSON
 def _variants(
     spec: StudySpec, drafts: Sequence[_Draft], specs: Sequence[JobSpec]
 ) -> Iterator[Variant]:
-    baseline = catalog.complete_method(BASELINE) if spec.baseline else None
     differing = _differing(drafts, specs)
     trainings = [_key(_without_teacher(draft.training.document)) for draft in drafts]
-    baselines = {
-        training: number
+    numbers = {
+        (training, _key(done.method)): number
         for number, (training, done) in enumerate(zip(trainings, specs, strict=True), 1)
-        if done.method == baseline
     }
     for number, (draft, done) in enumerate(zip(drafts, specs, strict=True), 1):
-        against = baselines.get(trainings[number - 1])
+        against = None
+        if spec.baseline:
+            baseline = catalog.complete_method(baseline_of(done.method))
+            against = numbers.get((trainings[number - 1], _key(baseline)))
         yield Variant(
             number=number,
             method=done.method,
@@ -345,7 +366,7 @@ def _differing(
 
 def _leaves(node: Any, at: grids.Path = ()) -> Iterator[grids.Path]:  # Any: JSON
     """Yield where the values of a method are; names are none, and a list of numbers is one."""
-    if isinstance(node, dict) and node:
+    if isinstance(node, dict):
         for key, value in node.items():
             if key != "name":
                 yield from _leaves(value, (*at, key))

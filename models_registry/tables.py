@@ -230,7 +230,10 @@ class DatasetVersionRow(Inspected, Row):
     splits: Mapped[dict[str, Any]] = mapped_column(default=dict)
     input: Mapped[dict[str, Any] | None]
     sha256: Mapped[str | None] = mapped_column(sa.String(64))  # of its manifest
+    lineage: Mapped[dict[str, Any]] = mapped_column(default=dict)
     upload_id: Mapped[str | None] = mapped_column(sa.ForeignKey("uploads.id"), index=True)
+    # The job that invented its images; as for models, no foreign key.
+    job_id: Mapped[str | None] = mapped_column(sa.String(40), index=True)
     card: Mapped[str] = mapped_column(sa.Text, default="")
     tags: Mapped[dict[str, Any]] = mapped_column(default=dict)
     created_at: Mapped[datetime]

@@ -1,6 +1,7 @@
 """Rows that tests need, made through the registry's own verbs."""
 
 import io
+import json
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -46,6 +47,11 @@ def study_spec(**changes: Any) -> dict[str, Any]:
         "seeds": [0, 1],
         **changes,
     }
+
+
+def data_free_spec(**changes: Any) -> dict[str, Any]:
+    """Return the body of a job that invents its images, and has no data set."""
+    return spec(**{"dataset": None, "method": {"name": "dafl"}, **changes})
 
 
 def stored(
@@ -132,12 +138,17 @@ def succeeded(
     content: bytes = b"student",
     accuracy: float = 0.97,
     report: Mapping[str, bytes] = MappingProxyType({}),
+    images: Mapping[str, bytes] = MappingProxyType({}),
 ) -> tables.JobRow:
-    """Run a queued job to its end, with a student that has these bytes and is this good."""
+    """Run a queued job to its end, with a student that has these bytes and is this good.
+
+    `images` are files that a data-free method has kept.
+    """
     lease = running(session, row)
     files = [stored(session, storage, content)]
-    for path, text in report.items():
-        files.append(stored(session, storage, text, path=f"report/{path}"))
+    for folder, beside in (("report", report), ("synthetic", images)):
+        for path, text in beside.items():
+            files.append(stored(session, storage, text, path=f"{folder}/{path}"))
     leases.complete(
         session,
         lease,
@@ -146,3 +157,32 @@ def succeeded(
         files=files,
     )
     return row
+
+
+IMAGES_RECORD: dict[str, Any] = {
+    "version": 1,
+    "task": "classification",
+    "classes": [str(number) for number in range(10)],
+    "splits": {"train": 6, "validation": 2, "test": 2},
+    "input": DIGITS_INPUT,
+    "flip": False,
+    "notes": [],
+}
+IMAGES = {
+    "dataset.json": json.dumps(IMAGES_RECORD).encode(),
+    **{f"{split}.safetensors": split.encode() for split in ("train", "validation", "test")},
+}
+
+
+def invented(
+    session: Session,
+    storage: Storage,
+    *,
+    project_id: str,
+    images: Mapping[str, bytes] = MappingProxyType(IMAGES),
+    **changes: Any,
+) -> tables.JobRow:
+    """Run a job to its end that has invented images and kept these; its teacher must be there."""
+    wanted = JobSpec.model_validate(data_free_spec(**changes))
+    row = jobs.submit(session, project_id=project_id, spec=wanted)
+    return succeeded(session, storage, row, images=images)

@@ -8,6 +8,7 @@ import inspect
 import json
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from workers.distill import catalog, combination, errors, recipe
@@ -37,6 +38,7 @@ def describe() -> dict[str, Any]:
         ],
         "networks": networks.describe(),
         "foreign_networks": networks.foreign(),
+        "foreign_tasks": networks.foreign_tasks(),
         "datasets": datasets.describe(),
         "dataset_formats": list(datasets.FORMATS),
         "training_schema": recipe.Training.model_json_schema(),
@@ -61,6 +63,7 @@ def describe_method(method: type[Method]) -> dict[str, Any]:
             "equations": source.equations,
         },
         "description": idea,
+        "tasks": list(method.tasks),
         "needs": list(method.needs),
         "student_shows": list(method.student_shows),
         "teacher_shows": list(method.teacher_shows),
@@ -105,15 +108,28 @@ def _section(entry: dict[str, Any]) -> list[str]:
         if part
     )
     lines = [f"## {entry['name']}: {entry['title']}", "", entry["description"], ""]
-    lines += [f"* Family: {entry['family']}", f"* Needs: {', '.join(entry['needs'])}"]
+    lines += [f"* Family: {entry['family']}", f"* Tasks: {', '.join(entry['tasks'])}"]
+    lines += [f"* Needs: {', '.join(entry['needs'])}"]
     lines += [f"* Source: {cited}"]
     if entry["differs"]:
         lines.append(f"* Differs: {entry['differs']}")
     lines += ["", "| hyper-parameter | default | meaning |", "| --- | --- | --- |"]
-    for name, schema in entry["params_schema"]["properties"].items():
-        default = json.dumps(schema.get("default"))
-        lines.append(f"| `{name}` | {default} | {schema.get('description', '')} |")
+    lines += _rows(entry["params_schema"])
     return [*lines, ""]
+
+
+def _rows(schema: dict[str, Any]) -> Iterator[str]:
+    """Yield the hyper-parameters, those within an object as `object.field`."""
+    for name, field in schema["properties"].items():
+        default, meaning = field.get("default"), field.get("description", "")
+        if "$ref" not in field:
+            yield f"| `{name}` | {json.dumps(default)} | {meaning} |"
+            continue
+        within = schema["$defs"][field["$ref"].rpartition("/")[2]]
+        for key, inner in within["properties"].items():
+            # Each method has its own defaults of such an object.
+            value = json.dumps(default[key])
+            yield f"| `{name}.{key}` | {value} | {inner.get('description', '')} |"
 
 
 def _prose(method: type[Method]) -> tuple[str, str | None]:

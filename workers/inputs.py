@@ -4,12 +4,16 @@ Teacher and data set are the same for all jobs that share an engine; start weigh
 and the recipe are each job's own.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from models_registry import datasets, errors, jobs, leases, tables
+from models_registry import datasets, errors, jobs, leases, requirements, tables
+
+# An engine that finds no such file cannot have read it.
+_TRAINING_IMAGES = frozenset({"train.safetensors"})
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,8 @@ class Inputs:
     shared: dict[str, tables.BlobRow]
     builtin: str | None
     """Name of a data set that is not in the store, but written by a child process."""
+    withheld: frozenset[str]
+    """Files of the data set that the job has no business with."""
     own: dict[str, tables.BlobRow]
     checkpoints: dict[str, tables.BlobRow]
     # Any: recipes are JSON.
@@ -29,12 +35,17 @@ def of(session: Session, job_id: str) -> Inputs:
     """Return the inputs of a job."""
     job = session.get_one(tables.JobRow, job_id)
     teacher, initial, dataset = _versions(session, job)
+    withheld = _withheld(job)
     builtin = None
     if dataset is not None and dataset.format == datasets.BUILTIN:
         builtin = datasets.name_of(dataset)
     return Inputs(
-        shared={**_weights(session, "teacher", teacher), **_dataset_files(session, dataset)},
+        shared={
+            **_weights(session, "teacher", teacher),
+            **_dataset_files(session, dataset, withheld),
+        },
         builtin=builtin,
+        withheld=withheld,
         own=_weights(session, "initial", initial),
         checkpoints=_checkpoint_files(session, job.id),
         recipe=recipe_of(session, job),
@@ -48,7 +59,8 @@ def recipe_of(session: Session, job: tables.JobRow) -> dict[str, Any]:
     """
     teacher, initial, dataset = _versions(session, job)
     spec = jobs.spec_of(job)
-    source = dataset or teacher
+    # Invented images are as the teacher wants them, whatever the student is measured on.
+    source = teacher if requirements.is_data_free(spec.method) else dataset or teacher
     if source is None or source.input is None:
         raise errors.Refused("A job needs a data set or a teacher to know its input from.")
     provenance = {
@@ -67,6 +79,7 @@ def recipe_of(session: Session, job: tables.JobRow) -> dict[str, Any]:
             "classes": len(source.classes),
             "input": source.input,
         },
+        "class_names": source.classes,
         "initial": initial is not None,
         "method": spec.method,
         "training": spec.training,
@@ -75,6 +88,10 @@ def recipe_of(session: Session, job: tables.JobRow) -> dict[str, Any]:
         "accelerator": spec.resources.accelerator,
         "provenance": {key: value for key, value in provenance.items() if value},
     }
+
+
+def _withheld(job: tables.JobRow) -> frozenset[str]:
+    return _TRAINING_IMAGES if requirements.is_data_free(job.spec["method"]) else frozenset()
 
 
 def _network(version: tables.ModelVersionRow) -> dict[str, Any]:
@@ -112,12 +129,16 @@ def _weights(
 
 
 def _dataset_files(
-    session: Session, dataset: tables.DatasetVersionRow | None
+    session: Session, dataset: tables.DatasetVersionRow | None, withheld: Collection[str]
 ) -> dict[str, tables.BlobRow]:
     if dataset is None:
         return {}
     rows = session.query(tables.DatasetFileRow).filter_by(version_id=dataset.id)
-    return {f"dataset/{row.path}": session.get_one(tables.BlobRow, row.sha256) for row in rows}
+    return {
+        f"dataset/{row.path}": session.get_one(tables.BlobRow, row.sha256)
+        for row in rows
+        if row.path not in withheld
+    }
 
 
 def _checkpoint_files(session: Session, job_id: str) -> dict[str, tables.BlobRow]:

@@ -16,6 +16,11 @@ from models_registry.spec import JobSpec
 Json = dict[str, Any]
 
 _MOST_CLASSES = 20
+_SEGMENTATION = "segmentation"
+_KINDS = {
+    "classification": ("image-classification", "An image classifier"),
+    _SEGMENTATION: ("image-segmentation", "A segmentation network"),
+}
 _PICTURES = (
     ("accuracy.png", "Accuracy while training"),
     ("losses.png", "Loss terms while training"),
@@ -77,11 +82,11 @@ def write(origin: Origin, *, description: Json, result: Json, pictures: Collecti
     sections = (
         _front_matter(origin, description, result),
         _summary(origin, description, result),
-        _scores(result),
-        _data(origin, description),
+        _scores(origin, description, result),
+        _data(origin, description, result),
         _training(origin, result),
         _size_and_speed(result),
-        _limits(origin),
+        _limits(origin, result),
         _loading(description),
         _lineage(origin, result),
         _report(pictures),
@@ -90,69 +95,120 @@ def write(origin: Origin, *, description: Json, result: Json, pictures: Collecti
 
 
 def _front_matter(origin: Origin, description: Json, result: Json) -> list[str]:
-    score = result["scores"]["student"]
-    name = origin.spec.student.register_as or "student"
-    trained_on = origin.spec.dataset or "none"
+    kind, _ = _KINDS[description["task"]]
     # JSON is YAML, and needs no rules for quoting.
     told = {
         "license": "unknown",
         "library_name": _library(description["network"]),
-        "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "knowledge-distillation", origin.spec.method["name"]],
-        "model-index": [
-            {
-                "name": name,
-                "results": [
-                    {
-                        "task": {"type": "image-classification"},
-                        "dataset": {
-                            "name": trained_on,
-                            "type": references.parse(trained_on).name,
-                            "split": "test",
-                        },
-                        "metrics": [{"type": "accuracy", "value": round(score["accuracy"], 6)}],
-                    }
-                ],
-            }
-        ],
+        "pipeline_tag": kind,
+        "tags": [kind, "knowledge-distillation", origin.spec.method["name"]],
     }
+    score, measured_on = result["scores"]["student"], origin.spec.dataset
+    if score is not None and measured_on is not None:
+        measured = {
+            "task": {"type": kind},
+            "dataset": {
+                "name": measured_on,
+                "type": references.parse(measured_on).name,
+                "split": "test",
+            },
+            "metrics": [
+                {"type": name, "value": round(score[key], 6)}
+                for key, name in (("accuracy", "accuracy"), ("miou", "mean_iou"))
+                if key in score
+            ],
+        }
+        name = origin.spec.student.register_as or "student"
+        told["model-index"] = [{"name": name, "results": [measured]}]
     return ["---", *(f"{key}: {json.dumps(value)}" for key, value in told.items()), "---"]
 
 
 def _summary(origin: Origin, description: Json, result: Json) -> list[str]:
     spec, size = origin.spec, description["input"]
     source = f" distilled from `{origin.teacher.reference}`" if origin.teacher else " trained alone"
+    learned_on = f"on `{spec.dataset}`"
+    if _is_data_free(result):
+        learned_on = "on invented images, without a training image"
+    _, kind = _KINDS[description["task"]]
     return [
         f"# {spec.student.register_as}",
         "",
-        f"An image classifier, `{description['network']}` with "
+        f"{kind}, `{description['network']}` with "
         f"{result['parameters']['student']:,} parameters,{source} by the method "
-        f"`{spec.method['name']}` on `{spec.dataset}`. It takes images of "
+        f"`{spec.method['name']}` {learned_on}. It takes images of "
         f"{size['channels']} x {size['height']} x {size['width']} (channels, height, width) and "
         f"tells apart {len(description['classes'])} classes.",
     ]
 
 
-def _scores(result: Json) -> list[str]:
+def _is_data_free(result: Json) -> bool:
+    return "synthesis" in result
+
+
+def _scores(origin: Origin, description: Json, result: Json) -> list[str]:
     scores = {name: score for name, score in result["scores"].items() if score is not None}
+    if "student" not in scores:
+        return ["## Scores", "", "Not measured: the job had no data set to evaluate on."]
     names = {
         "teacher": "teacher",
         "student": "**student (this model)**",
         "baseline": "baseline (same student, no teacher)",
     }
+    chosen = (
+        "The epoch was chosen by validation accuracy: "
+        f"{result.get('best_epoch')} of {result.get('epochs')}."
+    )
+    if _is_data_free(result):
+        names["baseline"] = "baseline (same student, on noise)"
+        chosen = _not_chosen(result)
     samples = scores["student"]["samples"]
-    rows = [
-        f"| {names[name]} | {_percent(score)} | {_number(score.get('agreement'), '.2%')} "
-        f"| {_number(score['ece'], '.4f')} | {_number(score['loss'], '.4f')} |"
-        for name, score in scores.items()
-    ]
-    return [
+    told = [
         "## Scores",
         "",
-        f"On the {samples:,} images of the test split, which was looked at once, after training. "
-        "The epoch was chosen by validation accuracy: "
-        f"{result.get('best_epoch')} of {result.get('epochs')}.",
+        f"On the {samples:,} images of the test split of `{origin.spec.dataset}`, which was looked "
+        f"at once, after training. {chosen}",
         "",
+    ]
+    named = [(names[name], score) for name, score in scores.items()]
+    if description["task"] == _SEGMENTATION:
+        return [*told, *_pixel_scores(named)]
+    return [*told, *_image_scores(named)]
+
+
+def _not_chosen(result: Json) -> str:
+    """Return that the last epoch was delivered, and how far the best one was from it."""
+    said = "The student is that of the last epoch: no image had a say in which one."
+    seen = result.get("validation") or {}
+    if "last" not in seen:
+        return said
+    return (
+        f"{said} Its validation accuracy is {float(seen['last']):.2%}, the best was "
+        f"{float(seen['best']):.2%} after epoch {seen['best_epoch']}."
+    )
+
+
+def _pixel_scores(named: list[tuple[str, Json]]) -> list[str]:
+    rows = [
+        f"| {name} | {_number(score['accuracy'], '.2%')} | {_number(score['miou'], '.2%')} "
+        f"| {_number(score.get('agreement'), '.2%')} |"
+        for name, score in named
+    ]
+    return [
+        "| | pixel accuracy | mean IoU | agrees with the teacher |",
+        "| --- | --- | --- | --- |",
+        *rows,
+        "",
+        "Mean IoU leaves out classes that neither the masks nor the answers have.",
+    ]
+
+
+def _image_scores(named: list[tuple[str, Json]]) -> list[str]:
+    rows = [
+        f"| {name} | {_percent(score)} | {_number(score.get('agreement'), '.2%')} "
+        f"| {_number(score['ece'], '.4f')} | {_number(score['loss'], '.4f')} |"
+        for name, score in named
+    ]
+    return [
         "| | accuracy (95 % interval) | agrees with the teacher | calibration error | loss |",
         "| --- | --- | --- | --- | --- |",
         *rows,
@@ -163,23 +219,57 @@ def _scores(result: Json) -> list[str]:
     ]
 
 
-def _data(origin: Origin, description: Json) -> list[str]:
-    if origin.dataset is None:
-        return ["## Data", "", "The student was made without a data set."]
-    facts, names = origin.dataset, [_plain(str(name)) for name in description["classes"]]
+def _data(origin: Origin, description: Json, result: Json) -> list[str]:
+    names = [_plain(str(name)) for name in description["classes"]]
     more = len(names) - _MOST_CLASSES
     listed = ", ".join(names[:_MOST_CLASSES]) + (f" and {more} more" if more > 0 else "")
-    splits = ", ".join(f"{count:,} {name}" for name, count in facts.splits.items())
+    if _is_data_free(result):
+        where = list(_invented(origin, result))
+    elif origin.dataset is None:
+        where = []
+    else:
+        where = list(_facts_of(origin.dataset))
     return [
         "## Data",
         "",
-        f"- Data set: `{facts.reference}`" + (f", `{facts.digest}`" if facts.digest else ""),
-        *([f"- About: {_plain(facts.card.strip().splitlines()[0])}"] if facts.card.strip() else []),
-        f"- Images: {splits}",
+        *where,
         f"- Classes: {listed}",
         "- Pixels are scaled to 0..1 and normalised with mean "
         f"{description['input']['mean']} and deviation {description['input']['std']}",
     ]
+
+
+def _facts_of(facts: DataFacts) -> Iterator[str]:
+    yield f"- Data set: `{facts.reference}`" + (f", `{facts.digest}`" if facts.digest else "")
+    if facts.card.strip():
+        yield f"- About: {_plain(facts.card.strip().splitlines()[0])}"
+    splits = ", ".join(f"{count:,} {name}" for name, count in facts.splits.items())
+    yield f"- Images: {splits}"
+
+
+def _invented(origin: Origin, result: Json) -> Iterator[str]:
+    """Yield where the images come from that a student has learned on."""
+    made = result["synthesis"]
+    yield f"- Training images read: {result['training_images_read']}"
+    yield (
+        f"- Invented by the method against the teacher: {made['images']:,} images in "
+        f"{made['calls']:,} calls of {made['steps']:,} optimizer steps altogether"
+    )
+    buffer = made.get("buffer") or {"images": 0, "classes": []}
+    if buffer["images"]:
+        present = sum(count > 0 for count in buffer["classes"])
+        yield (
+            f"- In the replay buffer at the end: {buffer['images']:,} images, which the teacher "
+            f"takes for {present} of {len(buffer['classes'])} classes"
+        )
+    yield (
+        f"- Time: {made['synthesis_seconds']:,.1f} s to invent images, "
+        f"{made['distillation_seconds']:,.1f} s to learn on them"
+    )
+    if origin.dataset is not None:
+        facts = origin.dataset
+        digest = f", `{facts.digest}`" if facts.digest else ""
+        yield f"- For evaluation only: `{facts.reference}`{digest}"
 
 
 def _training(origin: Origin, result: Json) -> list[str]:
@@ -240,12 +330,15 @@ def _size_and_speed(result: Json) -> list[str]:
     ]
 
 
-def _limits(origin: Origin) -> list[str]:
+def _limits(origin: Origin, result: Json) -> list[str]:
+    measured = f"Measured on the test split of `{origin.spec.dataset}` alone"
+    if result["scores"]["student"] is None:
+        measured = "Never measured on a real image"
     return [
         "## Limits",
         "",
-        f"- Measured on the test split of `{origin.spec.dataset}` alone; nothing is known of other "
-        "images, and images of no class are still given one.",
+        f"- {measured}; nothing is known of other images, and images of no class are still given "
+        "one.",
         "- Not measured: robustness to noise, to shifted data or to attacks; fairness between "
         "groups; differences between runs with other seeds.",
         "- A student may inherit errors and biases of its teacher and of the data.",
@@ -287,6 +380,10 @@ def snippet(description: Json) -> Iterator[str]:
     yield f"images = torch.rand({shape})  # yours: pixels from 0 to 1"
     yield "with torch.inference_mode():"
     yield "    probabilities = network((images - mean) / std).softmax(1)"
+    if description["task"] == _SEGMENTATION:
+        yield "mask = probabilities[0].argmax(0)  # a class for each pixel"
+        yield "print(*sorted(classes[number] for number in mask.unique().tolist()))"
+        return
     yield "print(classes[int(probabilities[0].argmax())], float(probabilities[0].max()))"
 
 

@@ -9,7 +9,7 @@ lease.
 import contextlib
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import structlog
@@ -141,7 +141,7 @@ class _Run:
             for path, blob in attempt.inputs.shared.items():
                 self._place(blob, self._workdir / path)
             if attempt.inputs.builtin is not None:
-                self._place_builtin(attempt.inputs.builtin)
+                self._place_builtin(attempt.inputs.builtin, without=attempt.inputs.withheld)
         for attempt in self._open:
             for path, blob in attempt.inputs.own.items():
                 self._place(blob, attempt.folder / path)
@@ -165,9 +165,10 @@ class _Run:
         cache = self._context.settings.cache_dir
         staging.place(self._context.storage, blob, path, cache=cache)
 
-    def _place_builtin(self, name: str) -> None:
+    def _place_builtin(self, name: str, *, without: Collection[str]) -> None:
         folder = self._workdir / "dataset"
-        failure = builtin_dataset(name, folder, cache=self._context.settings.cache_dir)
+        cache = self._context.settings.cache_dir
+        failure = builtin_dataset(name, folder, cache=cache, without=without)
         if failure is not None:
             raise _BuiltinFailed(failure)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from models_registry import jobs, models, reports, tables
+from models_registry import invented, jobs, models, reports, tables
 from models_registry.spec import JobSpec
 from workers import model_card
 
@@ -17,6 +17,7 @@ _RESULT_FIELDS = (
     *("scores", "parameters", "flops", "images_per_second", "floor_share", "wall_seconds"),
     *("epochs", "steps", "best_epoch", "device", "precision", "compile", "versions", "latency_ms"),
     *("report_seconds", "shared_with"),
+    *("training_images_read", "evaluated_on", "synthesis", "validation"),
 )
 CARD = "card.md"
 
@@ -55,9 +56,13 @@ def origin(session: Session, job_id: str) -> Origin:
 
 def report_files(workdir: Path) -> dict[str, Path]:
     """Return the files of the engine's report by the path they get; none if it wrote none."""
-    folder = workdir / reports.FOLDER
+    return _files_in(workdir, reports.FOLDER)
+
+
+def _files_in(workdir: Path, name: str) -> dict[str, Path]:
+    folder = workdir / name
     found = sorted(folder.iterdir()) if folder.is_dir() else []
-    return {f"{reports.FOLDER}{path.name}": path for path in found if path.is_file()}
+    return {f"{name}{path.name}": path for path in found if path.is_file()}
 
 
 def make(
@@ -84,6 +89,8 @@ def make(
         models.WEIGHTS: workdir / "student.safetensors",
         "config.json": workdir / "model.json",
         "metrics.json": workdir / "metrics.json",
+        # Images that a data-free method has invented, where they are to be kept.
+        **_files_in(workdir, invented.FOLDER),
         **{name: workdir / name for name in written},
     }
     version = models.NewVersion(
@@ -95,7 +102,7 @@ def make(
         input=description["input"],
         job_id=job.id,
         parameters=result["parameters"]["student"],
-        scores=result["scores"]["student"],
+        scores=result["scores"]["student"] or {},
         lineage=lineage,
         card=card,
         tags={},

@@ -23,6 +23,7 @@ app = typer.Typer(
 app.add_typer(jobs.app)
 app.add_typer(studies.app, name="study")
 app.add_typer(registry.app)
+app.add_typer(registry.dataset_app, name="dataset")
 app.add_typer(uploads.app, name="upload")
 app.add_typer(offers.app)
 

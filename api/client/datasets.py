@@ -1,4 +1,4 @@
-"""Everything a caller can do with data sets: register an archive, find, wait for inspection."""
+"""Everything a caller can do with data sets: register, find, wait for inspection."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -32,14 +32,18 @@ class Datasets:
             "card": card,
             "tags": dict(tags or {}),
         }
+        return self._register(name, body)
+
+    def register_job(
+        self, name: str, job_id: str, *, card: str = "", tags: Mapping[str, str] | None = None
+    ) -> types.DatasetVersion:
+        """Make a new version of a data set from the images that a data-free job has kept."""
+        return self._register(name, {"job": job_id, "card": card, "tags": dict(tags or {})})
+
+    def _register(self, name: str, body: Mapping[str, object]) -> types.DatasetVersion:
         headers = {"idempotency-key": transport.fresh_key()}
-        return self._http.fetch(
-            types.DatasetVersion,
-            "POST",
-            f"/v1/datasets/{name}/versions",
-            body=body,
-            headers=headers,
-        )
+        path = f"/v1/datasets/{name}/versions"
+        return self._http.fetch(types.DatasetVersion, "POST", path, body=body, headers=headers)
 
     def list(self, *, page_size: int = 100) -> Iterator[types.Dataset]:
         """Walk through the data sets, newest first."""

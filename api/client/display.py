@@ -95,6 +95,7 @@ def job(console: rich.console.Console, shown: types.Job) -> None:
             ("started", moment(shown.started_at)),
             ("finished", moment(shown.finished_at)),
             *((name, number(value)) for name, value in sorted(shown.metrics.items())),
+            *invented(result),
             ("made", result.student if result else None),
             ("digest", result.digest if result else None),
             (
@@ -108,9 +109,28 @@ def job(console: rich.console.Console, shown: types.Job) -> None:
         scores(console, shown)
 
 
+def invented(result: types.JobResult | None) -> list[tuple[str, Cell]]:
+    """Return what a data-free job has read and made."""
+    if result is None or result.synthesis is None:
+        return []
+    made = result.synthesis
+    seconds = ", ".join(
+        f"{made[name]:,.1f} s {what}"
+        for name, what in (("synthesis_seconds", "inventing"), ("distillation_seconds", "learning"))
+        if name in made
+    )
+    return [
+        ("images read", f"{result.training_images_read} for training"),
+        ("invented", f"{made.get('images', 0):,} images ({seconds})"),
+    ]
+
+
 def scores(console: rich.console.Console, shown: types.Job) -> None:
     """Print how teacher, student and baseline did on the test split."""
     if shown.result is None:
+        return
+    if not any(shown.result.scores.values()):
+        console.print("Nothing was scored: the job had no data set to evaluate on.")
         return
     table(
         console,
@@ -227,6 +247,8 @@ def reading_aids(shown: types.Leaderboard) -> list[str]:
     unfinished = sum(row.unfinished for row in shown.rows)
     if unfinished:
         said.append(f"{unfinished} jobs have not ended: this is not the last word.")
+    if all(row.accuracy is None for row in shown.rows) and any(row.finished for row in shown.rows):
+        said.append("No student was scored: the study has no data set to evaluate on.")
     if any(row.side_by_side for row in shown.rows):
         said.append("Students were trained side by side: their times are longer than alone.")
     pairs = [row.difference.pairs for row in shown.rows if row.difference]
@@ -297,10 +319,11 @@ def method(console: rich.console.Console, shown: types.Method) -> None:
             ("source", ", ".join(str(source[k]) for k in ("venue", "arxiv") if source.get(k))),
             ("about", shown.description),
             ("differs", shown.differs),
+            ("tasks", ", ".join(shown.tasks)),
             ("needs", ", ".join(shown.needs)),
         ],
     )
-    fields = shown.params_schema.get("properties") or {}
+    fields = hyper_parameters(shown.params_schema)
     if fields:
         console.print()
         table(
@@ -309,7 +332,7 @@ def method(console: rich.console.Console, shown: types.Method) -> None:
             (
                 (
                     name,
-                    str(field.get("type") or "any"),
+                    type_name(field),
                     compact(field.get("default")),
                     bounds(field),
                     field.get("description"),
@@ -317,6 +340,27 @@ def method(console: rich.console.Console, shown: types.Method) -> None:
                 for name, field in fields.items()
             ),
         )
+
+
+def hyper_parameters(schema: types.Json) -> dict[str, types.Json]:
+    """Return the fields of a method, those within an object as `object.field`."""
+    found: dict[str, types.Json] = {}
+    definitions = schema.get("$defs") or {}
+    for name, field in (schema.get("properties") or {}).items():
+        within = definitions.get(str(field.get("$ref", "")).rpartition("/")[2])
+        if within is None:
+            found[name] = field
+            continue
+        defaults = field.get("default") or {}
+        for key, inner in (within.get("properties") or {}).items():
+            found[f"{name}.{key}"] = {**inner, "default": defaults.get(key, inner.get("default"))}
+    return found
+
+
+def type_name(field: types.Json) -> str:
+    """Return the JSON type of a field; of one with a choice, all of them."""
+    choices = [str(choice.get("type")) for choice in field.get("anyOf") or ()]
+    return str(field.get("type") or " or ".join(choices) or "any")
 
 
 def method_name(job: types.Job) -> str:
@@ -337,9 +381,11 @@ def score(job: types.Job, who: str, what: str) -> float | None:
 def bounds(field: types.Json) -> str:
     """Return the range that a JSON Schema allows, as in `> 0, <= 1`."""
     signs = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
-    allowed = [f"{sign} {field[key]:g}" for key, sign in signs.items() if key in field]
-    if "enum" in field:
-        allowed.append(" | ".join(str(value) for value in field["enum"]))
+    allowed = []
+    for kind in (field, *(field.get("anyOf") or ())):
+        allowed += [f"{sign} {kind[key]:g}" for key, sign in signs.items() if key in kind]
+        if "enum" in kind:
+            allowed.append(" | ".join(str(value) for value in kind["enum"]))
     return ", ".join(allowed)
 
 

@@ -54,6 +54,10 @@ class JobResult(Body):
     floor_share: float | None = None
     wall_seconds: float | None = None
     shared_with: int | None = None
+    training_images_read: int | None = None
+    evaluated_on: str | None = None
+    synthesis: Json | None = None
+    validation: Json | None = None
 
 
 class Job(Body):
@@ -328,8 +332,11 @@ class DatasetVersion(Body):
     task: str | None = None
     classes: list[str] = Field(default_factory=list)
     splits: dict[str, int] = Field(default_factory=dict)
+    format: str | None = None
     input: Json | None = None
     digest: str | None = None
+    job: str | None = None
+    lineage: Json = Field(default_factory=dict)
     rejection: Rejection | None = None
     card: str | None = None
     tags: Json = Field(default_factory=dict)
@@ -357,6 +364,7 @@ class Method(Body):
     title: str = ""
     description: str = ""
     source: Json = Field(default_factory=dict)
+    tasks: list[str] = Field(default_factory=list)
     needs: list[str] = Field(default_factory=list)
     params_schema: Json = Field(default_factory=dict)
     differs: str | None = None
@@ -367,6 +375,7 @@ class Network(Body):
 
     name: str
     family: str | None = None
+    task: str | None = None
     parameters_100: int | None = None
     description: str = ""
     arguments_schema: Json = Field(default_factory=dict)

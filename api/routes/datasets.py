@@ -5,11 +5,11 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Response
 from sqlalchemy.orm import Session
 
-from api.dependencies import CallerDep, EditorDep, PageDep, ReadersDep, RingDep
+from api.dependencies import CallerDep, EditorDep, PageDep, ReadersDep, RingDep, StorageDep
 from api.once import OnceDep
 from api.schemas import datasets as bodies
 from api.schemas import lists
-from models_registry import datasets
+from models_registry import datasets, invented
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
@@ -43,17 +43,32 @@ def show(name: str, caller: CallerDep, readers: ReadersDep) -> bodies.DatasetRea
     operation_id="create_dataset_version",
     status_code=202,
     response_model=bodies.DatasetVersionRead,
+    responses={
+        201: {"model": bodies.DatasetVersionRead, "description": "Made of a job's images; ready."}
+    },
 )
 def create_version(
-    name: str, body: bodies.DatasetVersionNew, caller: EditorDep, once: OnceDep, ring: RingDep
+    name: str,
+    body: bodies.DatasetVersionNew,
+    caller: EditorDep,
+    once: OnceDep,
+    ring: RingDep,
+    storage: StorageDep,
 ) -> Response:
-    """Make a version from a completed upload. A worker unpacks and checks it first."""
+    """Make a version from a completed upload, or from the images that a job has invented.
+
+    A worker unpacks and checks an upload first; a job's images are ready at once.
+    """
 
     def work(session: Session) -> tuple[bodies.DatasetVersionRead, str]:
-        row = datasets.register(session, project_id=caller.project_id, new=body.new(name))
+        new, project_id = body.new(name), caller.project_id
+        if isinstance(new, invented.NewVersion):
+            row = invented.register(session, storage, project_id=project_id, new=new)
+        else:
+            row = datasets.register(session, project_id=project_id, new=new)
         return bodies.DatasetVersionRead.of(row), f"/v1/datasets/{name}/versions/{row.version}"
 
-    response = once.answer(work, status=202)
+    response = once.answer(work, status=202 if body.job is None else 201)
     ring()
     return response
 

@@ -243,7 +243,9 @@ def show_lineage(
         row = models.get_version(session, project_id=caller.project_id, name=name, version=version)
         page = lineage.forward(session, row, wanted=wanted)
         forward = lists.ListRead.of(page, bodies.Relative.of)
-        return bodies.LineageRead.of(row, lineage.backward(session, row), forward)
+        return bodies.LineageRead.of(
+            row, lineage.backward(session, row), forward, lineage.invented(session, row)
+        )
 
 
 # -- aliases ---------------------------------------------------------------------------------

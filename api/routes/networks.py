@@ -36,7 +36,11 @@ def _own() -> list[bodies.NetworkRead]:
 
 def _foreign() -> list[bodies.NetworkRead]:
     return [
-        bodies.NetworkRead(name=f"{library}/{name}", family=library)
+        bodies.NetworkRead(
+            name=(reference := f"{library}/{name}"),
+            family=library,
+            task=catalog.task_of_network(reference),
+        )
         for library, names in catalog.load().foreign_networks.items()
         for name in names
     ]

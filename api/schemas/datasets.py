@@ -6,29 +6,72 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.schemas import described
-from models_registry import datasets, references, tables
+from models_registry import datasets, errors, invented, references, tables
+from models_registry import described as rules
+from models_registry.described import TASKS
 
 State = Literal["pending", "ready", "rejected"]
 
 
 class DatasetVersionNew(BaseModel):
-    """An upload that is to become a data set."""
+    """An upload that is to become a data set, or a job whose invented images are to."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    upload: str = Field(description="Id of a completed upload with purpose `dataset`.")
-    format: str = Field(description="How the upload is laid out, such as `imagefolder`.")
-    task: str = Field("classification", json_schema_extra={"enum": ["classification"]})
+    upload: str | None = Field(
+        None, description="Id of a completed upload with purpose `dataset`; needs `format`."
+    )
+    format: str | None = Field(
+        None, description="How the upload is laid out, such as `imagefolder`."
+    )
+    task: str = Field("classification", json_schema_extra={"enum": list(TASKS)})
     input: described.ImagesWish | None = Field(
         None, description="Size and normalisation to use; each is measured where it is left out."
     )
-    card: str = Field("", description="Markdown.")
+    job: str | None = Field(
+        None,
+        description="Instead of `upload`, `format` and `input`: id of a data-free job that "
+        "succeeded and kept its images.",
+    )
+    card: str = Field("", description="Markdown; of a job's images, written where left out.")
     tags: dict[str, str] = Field({}, description="At most 64.")
 
-    def new(self, name: str) -> datasets.NewVersion:
-        """Return what the registry takes."""
-        fields = self.model_dump(exclude={"upload"}, exclude_none=True)
-        return datasets.NewVersion(name=name, upload_id=self.upload, **fields)
+    def new(self, name: str) -> datasets.NewVersion | invented.NewVersion:
+        """Return what the registry takes of an upload, or of a job.
+
+        Raises: errors.Refused where something is missing, or is said of a job's images.
+        """
+        if self.job is not None:
+            self._refuse_given("upload", "format", "input")
+            task = self.task if "task" in self.model_fields_set else None
+            return invented.NewVersion(
+                name=name, job_id=self.job, task=task, card=self.card, tags=self.tags
+            )
+        if self.upload is None or self.format is None:
+            raise self._incomplete()
+        told = self.model_dump(exclude={"upload", "job"}, exclude_none=True)
+        return datasets.NewVersion(name=name, upload_id=self.upload, **told)
+
+    def _refuse_given(self, *names: str) -> None:
+        detail = "leave it out: what a job has kept is known"
+        faults = [
+            errors.Fault(f"/{name}", "not_with_job", detail)
+            for name in names
+            if getattr(self, name) is not None
+        ]
+        rules.refuse(faults, code="invalid_version")
+
+    def _incomplete(self) -> errors.Refused:
+        details = {
+            "upload": "name a completed upload and its format, or a job that kept images",
+            "format": "say how the upload is laid out, such as imagefolder",
+        }
+        faults = [
+            errors.Fault(f"/{name}", "missing", detail)
+            for name, detail in details.items()
+            if getattr(self, name) is None
+        ]
+        return errors.Refused(faults[0].detail, code="invalid_version", faults=faults)
 
 
 class DatasetRead(BaseModel):
@@ -69,6 +112,11 @@ class DatasetVersionRead(BaseModel):
     card: str
     tags: dict[str, str]
     upload: str | None
+    job: str | None = Field(description="The job that invented its images.")
+    lineage: dict[str, Any] = Field(
+        description="As written by the server: the upload, or the job, its teacher and its method; "
+        "empty where nothing is known."
+    )
     created_at: datetime
 
     @classmethod
@@ -90,5 +138,7 @@ class DatasetVersionRead(BaseModel):
             card=row.card,
             tags=row.tags,
             upload=row.upload_id,
+            job=row.job_id,
+            lineage=row.lineage,
             created_at=row.created_at,
         )

@@ -29,7 +29,9 @@ class JobResult(BaseModel):
 
     student: str = Field(description="Reference of the registered model version.")
     digest: str = Field(description="`sha256:` and the digest of the student's weights.")
-    scores: dict[str, Json | None] = Field(default={}, description="On the test split.")
+    scores: dict[str, Json | None] = Field(
+        default={}, description="On the test split; null for what was not measured."
+    )
     parameters: dict[str, int | None] = {}
     images_per_second: float | None = None
     floor_share: float | None = None
@@ -38,6 +40,23 @@ class JobResult(BaseModel):
         default=None,
         description="How many other students of the study were trained by the same process; they "
         "shared its time, so `wall_seconds` and `images_per_second` are not those of a run alone.",
+    )
+
+    training_images_read: int | None = Field(
+        default=None, description="Images of a training split; 0 for a data-free method."
+    )
+    evaluated_on: str | None = Field(
+        default=None, description="`dataset`; null where there was none to evaluate on."
+    )
+    synthesis: Json | None = Field(
+        default=None,
+        description="Of a data-free method: `calls`, `steps` and `images` of its synthesis, "
+        "`synthesis_seconds` and `distillation_seconds`, and what its `buffer` holds by class.",
+    )
+    validation: Json | None = Field(
+        default=None,
+        description="Validation accuracy of a data-free student, by which nothing was chosen: "
+        "`last`, `best` and `best_epoch`.",
     )
 
     model_config = {"extra": "allow"}

@@ -16,6 +16,7 @@ class MethodRead(BaseModel):
     title: str
     description: str
     source: Json
+    tasks: list[str] = Field(description="What can be learned with it: `task` of a job.")
     needs: list[str] = Field(description="What a spec must have for this method to work.")
     student_shows: list[str] = Field(
         default=[], description="What the student's network must show besides logits."
@@ -39,6 +40,7 @@ class NetworkRead(BaseModel):
 
     name: str = Field(description="Reference, such as `retort/resnet8` or `timm/resnet18`.")
     family: str
+    task: str = Field(description="What it is for.")
     description: str = ""
     parameters_100: int | None = Field(default=None, description="Parameters with 100 classes.")
     arguments_schema: Json = Field(default={}, description="JSON Schema of keyword arguments.")

@@ -14,6 +14,7 @@ from pydantic import (
 
 from api.schemas import described, lists
 from models_registry import datasets, lineage, models, references, tables
+from models_registry.described import TASKS
 
 # Free-form JSON: arguments of a network, scores and lineage as the engine wrote them.
 Json = dict[str, Any]
@@ -70,7 +71,7 @@ class ModelVersionNew(_Body):
     upload: str = Field(description="Id of a completed upload with purpose `model`.")
     network: str = Field(max_length=160, description="Such as `retort/resnet32x4`.")
     arguments: Json = Field({}, description="Keyword arguments of the network.")
-    task: str = Field("classification", json_schema_extra={"enum": ["classification"]})
+    task: str = Field("classification", json_schema_extra={"enum": list(TASKS)})
     classes: Classes
     input: described.Images
     card: str = Field("", description="Markdown.")
@@ -241,6 +242,10 @@ class Backward(BaseModel):
     teacher: Relative | None
     initial: Relative | None
     dataset: str | None = Field(description="Reference of the data set's version.")
+    dataset_lineage: Json = Field(
+        description="Where that data set comes from, as recorded: an upload, or a job that "
+        "invented its images."
+    )
 
     @classmethod
     def of(cls, row: tables.ModelVersionRow, origins: lineage.Origins) -> Self:
@@ -252,6 +257,7 @@ class Backward(BaseModel):
             teacher=Relative.of(origins.teacher) if origins.teacher else None,
             initial=Relative.of(origins.initial) if origins.initial else None,
             dataset=datasets.reference_of(dataset) if dataset else None,
+            dataset_lineage=dataset.lineage if dataset else {},
         )
 
 
@@ -265,6 +271,10 @@ class LineageRead(BaseModel):
     forward: lists.ListRead[Relative] = Field(
         description="Versions made directly from this one, newest first; a page."
     )
+    datasets: list[str] = Field(
+        description="Data sets of images that were invented with its help, newest first; at most "
+        "100."
+    )
 
     @classmethod
     def of(
@@ -272,6 +282,7 @@ class LineageRead(BaseModel):
         row: tables.ModelVersionRow,
         origins: lineage.Origins,
         forward: lists.ListRead[Relative],
+        invented: Iterable[tables.DatasetVersionRow],
     ) -> Self:
         """Return the body of a version's lineage."""
         return cls(
@@ -280,4 +291,5 @@ class LineageRead(BaseModel):
             recorded=row.lineage,
             backward=Backward.of(row, origins),
             forward=forward,
+            datasets=[datasets.reference_of(found) for found in invented],
         )

@@ -8,7 +8,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from models_registry import database, keys, tables
-from tests import sending
+from models_registry.storage import Storage
+from tests import factories, sending
 
 
 def register(client: TestClient, name: str = "scans", **changes: Any) -> Any:
@@ -141,3 +142,108 @@ def test_other_projects_find_nothing(
     for path in ("", "/versions", "/versions/1"):
         assert stranger.get(f"/v1/datasets/scans{path}").status_code == 404
     assert [row["name"] for row in stranger.get("/v1/datasets").json()["data"]] == ["digits"]
+
+
+class TestFromJob:
+    @pytest.fixture
+    def job(
+        self, sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
+    ) -> tables.JobRow:
+        """A job that has invented images and kept them."""
+        with sessions.begin() as session:
+            factories.teacher(session, storage, project_id=project.id)
+            return factories.invented(session, storage, project_id=project.id)
+
+    def test_is_ready_at_once_and_says_where_it_comes_from(
+        self, client: TestClient, job: tables.JobRow
+    ) -> None:
+        body = {"job": job.id, "tags": {"site": "b"}}
+        answer = client.post("/v1/datasets/dreams/versions", json=body)
+        assert answer.status_code == 201, answer.text
+        made = answer.json()
+        assert (made["reference"], made["state"], made["job"]) == ("dreams@1", "ready", job.id)
+        assert made["splits"] == factories.IMAGES_RECORD["splits"]
+        assert made["lineage"]["teacher"] == "digits-teacher@1"
+        assert made["lineage"]["job"] == job.id
+        assert client.get(answer.headers["location"]).json() == made
+        assert client.get("/v1/datasets/dreams").json()["latest_version"] == 1
+
+    def test_is_made_once_for_a_repeated_request(
+        self, client: TestClient, job: tables.JobRow
+    ) -> None:
+        headers = {"idempotency-key": "again"}
+        first, second = (
+            client.post("/v1/datasets/dreams/versions", json={"job": job.id}, headers=headers)
+            for _ in range(2)
+        )
+        assert first.status_code == second.status_code == 201
+        assert first.json() == second.json()
+
+    def test_is_found_from_the_models_that_took_part(
+        self, client: TestClient, job: tables.JobRow
+    ) -> None:
+        client.post("/v1/datasets/dreams/versions", json={"job": job.id})
+        for name in ("digits-teacher", "digits-student"):
+            found = client.get(f"/v1/models/{name}/versions/1/lineage").json()
+            assert found["datasets"] == ["dreams@1"]
+
+    def test_is_named_by_students_that_learned_on_it(
+        self,
+        client: TestClient,
+        job: tables.JobRow,
+        sessions: database.Sessions,
+        storage: Storage,
+        project: tables.ProjectRow,
+    ) -> None:
+        client.post("/v1/datasets/dreams/versions", json={"job": job.id})
+        with sessions.begin() as session:
+            child = factories.job(session, project_id=project.id, dataset="dreams@1")
+            factories.succeeded(session, storage, child, content=b"another student")
+        backward = client.get("/v1/models/digits-student/versions/2/lineage").json()["backward"]
+        assert backward["dataset"] == "dreams@1"
+        assert backward["dataset_lineage"]["job"] == job.id
+
+    def test_leaves_the_images_to_be_downloaded_with_the_student(
+        self, client: TestClient, job: tables.JobRow
+    ) -> None:
+        here = "/v1/models/digits-student/versions/1"
+        paths = {file["path"] for file in client.get(here).json()["files"]}
+        assert {f"synthetic/{path}" for path in factories.IMAGES} < paths
+        answer = client.get(f"{here}/files/synthetic/train.safetensors")
+        assert answer.content == factories.IMAGES["train.safetensors"]
+
+    @pytest.mark.parametrize(
+        ("changes", "faults"),
+        [
+            ({"format": "npz"}, {"/format": "not_with_job"}),
+            ({"upload": "upl_1", "input": {}}, {"/upload": "not_with_job"}),
+            ({"task": "segmentation"}, {"/task": "wrong_task"}),
+            ({"job": "job_none"}, {"/job": "not_found"}),
+            ({"job": 7}, {"/job": "string_type"}),
+        ],
+    )
+    def test_points_at_what_is_wrong(
+        self,
+        client: TestClient,
+        job: tables.JobRow,
+        changes: dict[str, Any],
+        faults: dict[str, str],
+    ) -> None:
+        body = {"job": job.id, **changes}
+        answer = client.post("/v1/datasets/dreams/versions", json=body)
+        assert answer.status_code == 422
+        assert faults.items() <= sending.faults(answer).items()
+
+    @pytest.mark.parametrize(
+        ("body", "faults"),
+        [
+            ({}, {"/upload": "missing", "/format": "missing"}),
+            ({"upload": "upl_1"}, {"/format": "missing"}),
+        ],
+    )
+    def test_or_from_an_upload_and_its_format(
+        self, client: TestClient, body: dict[str, Any], faults: dict[str, str]
+    ) -> None:
+        answer = client.post("/v1/datasets/dreams/versions", json=body)
+        assert answer.status_code == 422
+        assert sending.faults(answer) == faults

@@ -96,6 +96,8 @@ class TestMethodSchemas:
             ({"name": "kd", "temperature": 2.0}, True),
             ({"name": "kd", "temperature": -2.0}, False),
             ({"name": "kd", "temperatur": 2.0}, False),
+            ({"name": "dafl", "synthesis": {"steps": 3}}, True),
+            ({"name": "dafl", "synthesis": {"stps": 3}}, False),
             ({"name": "no"}, False),
             ({}, False),
         ],
@@ -162,6 +164,12 @@ class TestHoisted:
         moved = openapi.hoisted(schema, "X", components)
         assert moved == {"anyOf": [{"$ref": "#/components/schemas/XA"}]}
         assert components == {"XA": {"type": "null"}}
+
+    def test_gives_each_component_a_title_of_its_own(self) -> None:
+        components: dict[str, Any] = {}
+        for prefix in ("X", "Y"):
+            openapi.hoisted({"$defs": {"A": {"title": "A"}}}, prefix, components)
+        assert components == {"XA": {"title": "XA"}, "YA": {"title": "YA"}}
 
 
 CHECKS: list[schemathesis.CheckFunction] = [

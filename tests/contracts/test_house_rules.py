@@ -32,7 +32,9 @@ MAY_READ_ENVIRONMENT = {
 MAY_CATCH_EVERYTHING = {
     "api/errors.py": "the API's last handler",
     "api/client/shell.py": "the command line's last resort: a sentence, not a traceback",
-    "workers/distill/run.py": "top of the engine; and a compiler that fails in any way",
+    "workers/distill/run.py": "top of the engine",
+    "workers/distill/plans.py": "a compiler that fails in any way",
+    "workers/distill/conclusion.py": "a drawing library that fails in any way",
     "workers/distill/checkpoint.py": "a damaged file fails in any way: the one before is tried",
     "workers/distill/inspection.py": "top of the inspection of uploads",
 }

@@ -18,6 +18,7 @@ BUDGET = {
     "student_steps": 2,
     "calls_per_epoch": 1,
     "buffer_images": 10,
+    "data_scale": None,
 }
 GENERATOR = {**BUDGET, "latent_size": 8, "width": 4, "warmup_calls": 1}
 TRAINING = {"epochs": 3, "batch_size": 5, "checkpoint_seconds": 1000}
@@ -243,13 +244,28 @@ class TestBudget:
         assert f"training.{field}" in lines[-1]["message"]
 
     def test_refuses_a_scale_of_an_unknown_number(self, tmp_path: Path) -> None:
-        path = prepare(tmp_path, {"name": "ssdkd", "synthesis": {"student_steps": None}})
+        path = prepare(tmp_path, {"name": "ssdkd"})
         for file in (tmp_path / "dataset").iterdir():
             file.unlink()
         (tmp_path / "dataset").rmdir()
         code, lines = folders.run_here(path)
         assert (code, lines[-1]["code"]) == (1, "bad_recipe")
         assert "original_images" in lines[-1]["message"]
+
+    @pytest.mark.parametrize(
+        ("name", "budget"),
+        [
+            ("ssdkd", {"student_steps": 3}),
+            ("fast", {"data_scale": 0.1}),
+            ("fast", {"student_steps": None}),
+        ],
+    )
+    def test_refuses_steps_that_are_given_twice_or_not_at_all(
+        self, tmp_path: Path, name: str, budget: dict[str, Any]
+    ) -> None:
+        code, lines = folders.run_here(prepare(tmp_path, {"name": name, "synthesis": budget}))
+        assert (code, lines[-1]["code"]) == (1, "bad_recipe")
+        assert "student_steps" in lines[-1]["message"]
 
     def test_refuses_a_loss_that_moves_nothing(self, tmp_path: Path) -> None:
         weights = {"onehot_weight": 0, "balance_weight": 0, "activation_weight": 0}

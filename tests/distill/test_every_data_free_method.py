@@ -152,7 +152,7 @@ class TestEveryDataFreeMethod:
         scene.call(1, competes=scene.method.competes)
         scene.inverter.begin(2)
         scene.inverter.step(scene.stock, competes=scene.method.competes)
-        kept = {
+        kept: dict[str, Any] = {
             "inverter": scene.inverter.state(),
             "method": scene.method.state_dict(),
             "random": torch.get_rng_state(),
@@ -207,8 +207,12 @@ class TestEveryDataFreeMethod:
 
 class TestIdentity:
     def test_without_its_modules_ssdkd_is_fast_without_meta_learning(self) -> None:
-        weights = {"bn_weight": 2.0, "onehot_weight": 0.7, "adversarial_weight": 1.3}
-        off = {"diversity": False, "difficulty": False, "prioritise": False}
+        weights: dict[str, Any] = {
+            "bn_weight": 2.0,
+            "onehot_weight": 0.7,
+            "adversarial_weight": 1.3,
+        }
+        off: dict[str, Any] = {"diversity": False, "difficulty": False, "prioritise": False}
         found = []
         for name, more in (("ssdkd", off), ("fast", {})):
             budget = {

@@ -76,6 +76,42 @@ class TestMethod:
         }
 
 
+class TestNestedParameters:
+    def test_may_be_given_in_part_and_are_filled_with_the_methods_own_defaults(self) -> None:
+        """The same object has other defaults in another method."""
+        for name in ("dafl", "fast"):
+            default = catalog.load().methods[name]["params_schema"]["properties"]["synthesis"]
+            found = catalog.complete_method({"name": name, "synthesis": {"steps": 7}})
+            assert found["synthesis"] == {**default["default"], "steps": 7}
+            assert found["temperature"] == catalog.complete_method({"name": name})["temperature"]
+
+    def test_completing_twice_changes_nothing(self) -> None:
+        once = catalog.complete_method({"name": "fast", "synthesis": {"student_steps": None}})
+        assert once["synthesis"]["student_steps"] is None
+        assert catalog.complete_method(once) == once
+
+    @pytest.mark.parametrize(
+        ("synthesis", "pointer", "code", "hint"),
+        [
+            ({"stps": 7}, "/method/synthesis/stps", "unknown_field", "did you mean 'steps'"),
+            ({"steps": 0}, "/method/synthesis/steps", "invalid_minimum", "at least 1, got 0"),
+            (
+                {"generator": "huge"},
+                "/method/synthesis/generator",
+                "invalid_enum",
+                "generator must be one of",
+            ),
+            (7, "/method/synthesis", "invalid_type", "must be of type object"),
+        ],
+    )
+    def test_that_are_wrong_are_named_where_they_stand(
+        self, synthesis: object, pointer: str, code: str, hint: str
+    ) -> None:
+        with pytest.raises(errors.Refused, match=hint) as refused:
+            catalog.complete_method({"name": "dafl", "synthesis": synthesis})
+        assert pointers(refused.value) == [(pointer, code)]
+
+
 class TestCheckNetwork:
     def test_takes_ours_with_their_arguments(self) -> None:
         catalog.check_network("retort/resnet8", {"widths": [8, 8, 16, 32]}, pointer="/student")

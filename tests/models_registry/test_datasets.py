@@ -74,7 +74,7 @@ def test_numbers_are_given_once_each_to_many_at_the_same_time(
 ) -> None:
     def add(_: int) -> int:
         with sessions.begin() as session:
-            row = datasets._add_version(
+            row = datasets.add_version(
                 session,
                 project_id=project.id,
                 name="scans",

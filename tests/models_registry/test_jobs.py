@@ -437,6 +437,108 @@ class TestRefusals:
             assert job.state == State.QUEUED
 
 
+@SQLITE_ONLY
+class TestDataFree:
+    @pytest.fixture(autouse=True)
+    def ready(self, teacher: tables.ModelVersionRow) -> None:
+        """Have a teacher."""
+
+    def test_needs_no_data_set_and_has_its_defaults_filled_in(
+        self, sessions: database.Sessions, project: tables.ProjectRow
+    ) -> None:
+        body = factories.data_free_spec(
+            method={"name": "dafl", "synthesis": {"steps": 3}}, baseline=True
+        )
+        with sessions.begin() as session:
+            job = jobs.submit(session, project_id=project.id, spec=JobSpec.model_validate(body))
+            assert (job.state, job.dataset_version_id) == (State.QUEUED, None)
+            assert job.spec["method"]["synthesis"]["steps"] == 3
+            assert job.spec["method"]["synthesis"]["keep_images"] is True
+            assert job.spec["dataset"] is None
+
+    def test_may_have_one_to_be_evaluated_on(
+        self, sessions: database.Sessions, project: tables.ProjectRow
+    ) -> None:
+        with sessions.begin() as session:
+            job = factories.job(session, project_id=project.id, method={"name": "dafl"})
+            assert job.spec["dataset"] == "digits@1"
+
+    @pytest.mark.parametrize("method", ["kd", "simkd", "ce"])
+    def test_is_the_only_kind_that_needs_none(
+        self, sessions: database.Sessions, project: tables.ProjectRow, method: str
+    ) -> None:
+        refused = refusal(sessions, project, dataset=None, method={"name": method})
+        assert faults(refused) == {"/dataset": "required"}
+
+    @pytest.mark.parametrize(
+        ("changes", "pointer", "code"),
+        [
+            ({"teacher": None}, "/teacher", "required"),
+            ({"training": {"patience_epochs": 2}}, "/training/patience_epochs", "never_chosen"),
+            (
+                {"method": {"name": "dafl", "synthesis": {"student_steps": None}}},
+                "/method/synthesis/student_steps",
+                "budget_open",
+            ),
+            ({"method": {"name": "ssdkd"}}, "/method/synthesis/original_images", "size_unknown"),
+            (
+                {"task": "segmentation", "dataset": "digits@1", "method": {"name": "crd"}},
+                "/method/name",
+                "wrong_task",
+            ),
+        ],
+    )
+    def test_is_refused_with_the_field(
+        self,
+        sessions: database.Sessions,
+        project: tables.ProjectRow,
+        changes: dict[str, Any],
+        pointer: str,
+        code: str,
+    ) -> None:
+        refused = refusal(sessions, project, **factories.data_free_spec(**changes))
+        assert faults(refused)[pointer] == code
+
+    def test_is_refused_networks_that_are_for_another_task(
+        self, sessions: database.Sessions, project: tables.ProjectRow
+    ) -> None:
+        body = factories.data_free_spec(
+            task="segmentation", student={"network": "torchvision/fcn_resnet50"}
+        )
+        assert faults(refusal(sessions, project, **body)) == {"/teacher": "wrong_task"}
+        body = factories.data_free_spec(student={"network": "retort/fcn"})
+        assert faults(refusal(sessions, project, **body)) == {"/student/network": "wrong_task"}
+
+    def test_takes_the_teachers_size_from_a_data_set(
+        self, sessions: database.Sessions, project: tables.ProjectRow
+    ) -> None:
+        with sessions.begin() as session:
+            job = factories.job(session, project_id=project.id, method={"name": "ssdkd"})
+            assert job.spec["method"]["synthesis"]["student_steps"] is None
+
+    def test_starts_only_from_weights_for_what_the_teacher_sees(
+        self, sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
+    ) -> None:
+        network = {"network": "retort/resnet8", "arguments": {}}
+        with sessions.begin() as session:
+            for name, classes in (("ten", 10), ("two", 2)):
+                file = factories.stored(session, storage, name.encode())
+                new = factories.new_version(name, classes=classes, **network)
+                models.add_version(
+                    session,
+                    project_id=project.id,
+                    new=new,
+                    files={file.path: file.sha256},
+                    state="ready",
+                )
+        asked = {"dataset": None, "method": {"name": "dafl"}}
+        refused = refusal(sessions, project, student={**network, "initial": "two@1"}, **asked)
+        assert faults(refused) == {"/student/initial": "not_as_teacher"}
+        with sessions.begin() as session:
+            student = {**network, "initial": "ten@1"}
+            factories.job(session, project_id=project.id, student=student, **asked)
+
+
 class TestCheck:
     def test_says_what_submit_would_and_stores_nothing(
         self,

@@ -196,3 +196,10 @@ class TestMake:
         runs = [run(1, 0, 0.9), run(2, 0, 0.9, teacher_accuracy=0.99)]
         assert leaderboard.make(self.VARIANTS[:2], runs).teacher_accuracy == 0.99
         assert leaderboard.make(self.VARIANTS, []).teacher_accuracy is None
+
+    def test_ranks_nobody_where_nothing_was_measured(self) -> None:
+        variants = [variant(1, compared_with=None), variant(2)]
+        board = leaderboard.make(variants, [run(1, 0, None), run(2, 0, None)])
+        for row in board.rows:
+            assert (row.finished, row.rank, row.accuracy, row.difference) == (1, None, None, None)
+        assert board.teacher_accuracy is None

@@ -9,7 +9,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from models_registry import database, keys, schema, tables
+from models_registry import database, invented, keys, schema, tables
 from models_registry.storage import LocalStorage
 from tests import factories, services
 
@@ -91,6 +91,39 @@ class TestStudies:
             with pytest.raises(sa.exc.IntegrityError):
                 session.execute(sa.update(tables.JobRow).values(study_id="stu_nothing"))
             session.rollback()
+
+
+class TestDatasetsFromJobs:
+    def test_come_and_go_without_a_data_set_or_its_files_being_lost(
+        self, empty_engine: sa.Engine, tmp_path: Path
+    ) -> None:
+        schema.upgrade(empty_engine)
+        sessions, storage = database.sessions(empty_engine), LocalStorage(tmp_path / "s")
+        with sessions.begin() as session:
+            project = keys.create_project(session, name="laboratory")
+            factories.teacher(session, storage, project_id=project.id)
+            job = factories.invented(session, storage, project_id=project.id)
+            new = invented.NewVersion(name="dreams", job_id=job.id)
+            made = invented.register(session, storage, project_id=project.id, new=new).id
+        with empty_engine.connect() as connection:
+            before = kept_of_datasets(connection)
+        assert len(before[1]) == len(factories.IMAGES)
+        schema.downgrade(empty_engine, "0002")
+        with empty_engine.connect() as connection:
+            assert kept_of_datasets(connection) == before
+        schema.upgrade(empty_engine)
+        with sessions.begin() as session:
+            row = session.get_one(tables.DatasetVersionRow, made)
+            assert (row.lineage, row.job_id) == ({}, None)
+
+
+def kept_of_datasets(connection: sa.Connection) -> list[list[object]]:
+    """Return what must survive a change of the data sets' tables."""
+    queries = (
+        "SELECT id, version, state, sha256 FROM dataset_versions ORDER BY id",
+        "SELECT version_id, path, sha256 FROM dataset_files ORDER BY version_id, path",
+    )
+    return [list(map(tuple, connection.exec_driver_sql(query))) for query in queries]
 
 
 def kept(connection: sa.Connection) -> list[list[object]]:

@@ -5,6 +5,9 @@ from typing import Any
 import pytest
 
 from models_registry import catalog, errors, requirements
+from workers.distill import catalog as engine
+from workers.distill import recipe, synthesis
+from workers.distill.errors import BadRecipe
 
 COMBINED = {"name": "combine", "methods": [{"name": "kd"}, {"name": "dkd", "weight": 0.5}]}
 
@@ -105,3 +108,97 @@ class TestFaults:
         assert faults({"name": "fitnet"}, teacher_cache={}) == [(where, "maps_not_stored")]
         assert faults({"name": "ce"}, teacher_cache={}) == [(where, "no_teacher")]
         assert faults({"name": "mlld"}, teacher_cache={}) == [(where, "strong_not_stored")]
+
+
+class TestDataFree:
+    def test_recipes_of_ordinary_kinds_fit(self) -> None:
+        assert faults({"name": "dafl"}, augmentation="none", precision="bfloat16") == []
+
+    @pytest.mark.parametrize(
+        ("training", "pointer", "code"),
+        [
+            ({"mixing": {"name": "mixup"}}, "/training/mixing", "mixing_refused"),
+            ({"label_noise": 0.1}, "/training/label_noise", "no_labels"),
+            ({"teacher_cache": {}}, "/training/teacher_cache", "images_not_fixed"),
+            ({"augmentation": "autoaugment"}, "/training/augmentation", "augmentation_refused"),
+            ({"augmentation": "randaugment"}, "/training/augmentation", "augmentation_refused"),
+            ({"patience_epochs": 3}, "/training/patience_epochs", "never_chosen"),
+            ({"precision": "float16"}, "/training/precision", "precision_refused"),
+            ({"optimizer": {"name": "dot"}}, "/training/optimizer/name", "optimizer_refused"),
+        ],
+    )
+    def test_what_needs_images_of_a_data_set_is_refused(
+        self, training: dict[str, Any], pointer: str, code: str
+    ) -> None:
+        assert faults({"name": "dafl"}, **training) == [(pointer, code)]
+
+    @pytest.mark.parametrize(
+        ("training", "agrees"),
+        [
+            ({}, True),
+            ({"augmentation": "none"}, True),
+            ({"label_noise": 0.1}, False),
+            ({"teacher_cache": {}}, False),
+            ({"augmentation": "autoaugment"}, False),
+            ({"patience_epochs": 3}, False),
+            ({"precision": "float16"}, False),
+            ({"mixing": {"name": "mixup"}}, False),
+        ],
+    )
+    def test_the_engine_refuses_the_same(self, training: dict[str, Any], agrees: bool) -> None:
+        method, _ = engine.find({"name": "dafl"})
+        complete = catalog.complete_training(training)
+        full = recipe.Training.model_validate(complete)
+        if agrees:
+            engine.check(method, full)
+        else:
+            with pytest.raises(BadRecipe):
+                engine.check(method, full)
+        assert (faults({"name": "dafl"}, **training) == []) is agrees
+
+    @pytest.mark.parametrize(
+        ("budget", "has_dataset", "found"),
+        [
+            ({"student_steps": 5}, False, []),
+            ({"student_steps": None}, True, ["/method/synthesis/student_steps"]),
+            (
+                {"student_steps": 5, "data_scale": 0.5},
+                True,
+                ["/method/synthesis/student_steps"],
+            ),
+            (
+                {"student_steps": None, "data_scale": 0.5},
+                False,
+                ["/method/synthesis/original_images"],
+            ),
+            ({"student_steps": None, "data_scale": 0.5}, True, []),
+            ({"student_steps": None, "data_scale": 0.5, "original_images": 60_000}, False, []),
+        ],
+    )
+    def test_a_budget_is_open_where_the_engine_finds_it_so(
+        self, budget: dict[str, Any], has_dataset: bool, found: list[str]
+    ) -> None:
+        complete = catalog.complete_method({"name": "dafl", "synthesis": budget})["synthesis"]
+        told = requirements.faults_of_synthesis(complete, has_dataset=has_dataset)
+        assert [fault.pointer for fault in told] == found
+        value = synthesis.StreamSynthesis.model_validate(complete)
+        known = 1000 if has_dataset else None
+        if found:
+            with pytest.raises(BadRecipe):
+                synthesis.settle(value, batch_size=64, known_images=known)
+        else:
+            synthesis.settle(value, batch_size=64, known_images=known)
+
+
+class TestTask:
+    def test_must_be_one_that_the_method_is_for(self) -> None:
+        asked = requirements.of(catalog.complete_method({"name": "dafl"}))
+        assert asked.tasks == ("classification", "segmentation")
+        assert list(requirements.faults_of_task(asked, "segmentation")) == []
+        asked = requirements.of(catalog.complete_method({"name": "crd"}))
+        (fault,) = requirements.faults_of_task(asked, "segmentation")
+        assert (fault.pointer, fault.code) == ("/method/name", "wrong_task")
+        assert "crd is for classification" in fault.detail
+
+    def test_of_a_combination_is_one_that_all_parts_are_for(self) -> None:
+        assert requirements.of(catalog.complete_method(COMBINED)).tasks == ("classification",)

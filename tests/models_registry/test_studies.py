@@ -239,6 +239,56 @@ class TestVariants:
         assert [variant.is_baseline for variant in plan.variants] == [False, True]
         assert [variant.compared_with for variant in plan.variants] == [2, None]
 
+    def test_without_data_are_compared_with_the_same_student_on_noise(
+        self, sessions: database.Sessions, project: tables.ProjectRow
+    ) -> None:
+        methods = [{"name": "fast", "synthesis": {"steps": {"grid": [2, 5]}}}, {"name": "cmi"}]
+        plan = planned(sessions, project, methods=methods, dataset=None)
+        assert labels(plan) == [
+            "noise",
+            "fast synthesis.steps=2",
+            "fast synthesis.steps=5",
+            "cmi",
+        ]
+        assert [variant.compared_with for variant in plan.variants] == [None, 1, 1, 1]
+        noise, fast = plan.specs[0].method, plan.specs[1].method
+        for name in ("student_steps", "calls_per_epoch"):
+            assert noise["synthesis"][name] == fast["synthesis"][name]
+        assert noise["temperature"] == fast["temperature"]
+        assert plan.spec.dataset is None
+
+    def test_have_a_noise_baseline_for_each_number_of_the_students_steps(
+        self, sessions: database.Sessions, project: tables.ProjectRow
+    ) -> None:
+        steps = {"student_steps": {"grid": [10, 20]}, "batch_size": {"grid": [32, 64]}}
+        methods = [{"name": "fast", "synthesis": steps}]
+        plan = planned(sessions, project, methods=methods, dataset=None)
+        assert labels(plan)[:2] == [
+            "noise synthesis.student_steps=10",
+            "noise synthesis.student_steps=20",
+        ]
+        told = [spec.method["synthesis"]["student_steps"] for spec in plan.specs]
+        assert told == [10, 20, 10, 10, 20, 20]
+        assert [variant.compared_with for variant in plan.variants] == [None, None, 1, 1, 2, 2]
+
+    def test_of_both_kinds_have_each_their_own_baseline(
+        self, sessions: database.Sessions, project: tables.ProjectRow
+    ) -> None:
+        plan = planned(sessions, project, methods=[{"name": "kd"}, {"name": "dafl"}])
+        assert labels(plan) == ["ce", "noise", "kd", "dafl"]
+        assert [variant.is_baseline for variant in plan.variants] == [True, True, False, False]
+        assert [variant.compared_with for variant in plan.variants] == [None, None, 1, 2]
+
+    def test_that_are_the_noise_baseline_take_its_place(
+        self, sessions: database.Sessions, project: tables.ProjectRow
+    ) -> None:
+        noise = {"name": "noise", "temperature": 1.0}
+        plan = planned(sessions, project, methods=[noise, {"name": "dafl"}], dataset=None)
+        assert labels(plan) == ["noise", "dafl"]
+        budgets = [spec.method["synthesis"] for spec in plan.specs]
+        assert budgets[0]["student_steps"] == budgets[1]["student_steps"]
+        assert [variant.compared_with for variant in plan.variants] == [None, 1]
+
     def test_store_nothing_while_they_are_planned(
         self, sessions: database.Sessions, project: tables.ProjectRow
     ) -> None:
@@ -340,6 +390,31 @@ class TestRefusals:
         grid = {"grid": list(range(1000))}
         method = {"name": "ce", **{f"x{place}": grid for place in range(20)}}
         assert refusal(sessions, project, methods=[method]).code == "too_many_jobs"
+
+
+@SQLITE_ONLY
+class TestRefusalsWithoutData:
+    def test_lead_to_the_value_within_an_object(
+        self, sessions: database.Sessions, project: tables.ProjectRow
+    ) -> None:
+        methods = [{"name": "dafl", "synthesis": {"steps": {"grid": [2, 0]}, "stps": 1}}]
+        refused = refusal(sessions, project, methods=methods, dataset=None)
+        assert {fault.pointer: fault.code for fault in refused.faults} == {
+            "/methods/0/synthesis/steps/grid/1": "invalid_minimum",
+            "/methods/0/synthesis/stps": "unknown_field",
+        }
+
+    def test_name_what_the_other_methods_miss(
+        self, sessions: database.Sessions, project: tables.ProjectRow
+    ) -> None:
+        methods = [{"name": "dafl"}, {"name": "kd"}]
+        refused = refusal(sessions, project, methods=methods, dataset=None)
+        assert {fault.pointer: fault.code for fault in refused.faults} == {"/dataset": "required"}
+        training = {"epochs": 2, "teacher_cache": {}}
+        refused = refusal(sessions, project, methods=methods, training=training)
+        assert {fault.pointer: fault.code for fault in refused.faults} == {
+            "/training/teacher_cache": "images_not_fixed"
+        }
 
 
 class TestGet:

@@ -154,6 +154,83 @@ class TestWrite:
         assert "class 20," not in text
 
 
+SYNTHESIS: dict[str, Any] = {
+    "calls": 30,
+    "steps": 300,
+    "images": 7680,
+    "synthesis_seconds": 12.34,
+    "distillation_seconds": 60.0,
+    "buffer": {"images": 1024, "classes": [1000, 24]},
+}
+INVENTED: dict[str, Any] = {
+    **RESULT,
+    "training_images_read": 0,
+    "evaluated_on": "dataset",
+    "synthesis": SYNTHESIS,
+    "validation": {"last": 0.88, "best": 0.91, "best_epoch": 1},
+}
+UNMEASURED: dict[str, Any] = {
+    **INVENTED,
+    "scores": {"teacher": None, "student": None, "baseline": None},
+    "evaluated_on": None,
+    "validation": {},
+}
+
+
+class TestDataFree:
+    def test_says_where_the_images_come_from(self) -> None:
+        text = card(result=INVENTED)
+        assert "on invented images, without a training image" in text
+        assert "- Training images read: 0" in text
+        assert "7,680 images in 30 calls of 300 optimizer steps altogether" in text
+        assert "1,024 images, which the teacher takes for 2 of 2 classes" in text
+        assert "12.3 s to invent images, 60.0 s to learn on them" in text
+        assert "- For evaluation only: `digits@1`, `sha256:bb`" in text
+        assert "1,257 train" not in text
+
+    def test_says_that_no_epoch_was_chosen(self) -> None:
+        text = card(result=INVENTED)
+        assert "The student is that of the last epoch" in text
+        assert "validation accuracy is 88.00%, the best was 91.00% after epoch 1" in text
+        assert "The epoch was chosen" not in text
+        scores = {**RESULT["scores"], "baseline": SCORE}
+        assert "| baseline (same student, on noise) |" in card(
+            result={**INVENTED, "scores": scores}
+        )
+
+    def test_of_an_unmeasured_student_claims_nothing(self) -> None:
+        spec = JobSpec.model_validate(
+            factories.data_free_spec(
+                student={"network": "retort/resnet8", "register_as": "digits-student"}
+            )
+        )
+        text = card(result=UNMEASURED, dataset=None, spec=spec)
+        _, front, _ = text.split("---\n", 2)
+        assert "model-index" not in yaml.safe_load(front)
+        assert "Not measured: the job had no data set to evaluate on." in text
+        assert "Never measured on a real image" in text
+        assert "None" not in text.replace("`null`", "")
+        assert "- Classes: zero, one" in text
+
+
+class TestSegmentation:
+    def test_tells_of_pixels(self) -> None:
+        score = {"accuracy": 0.9, "miou": 0.75, "iou": [0.7, 0.8], "samples": 12, "pixels": 768}
+        result = {
+            **RESULT,
+            "scores": {"teacher": score, "student": {**score, "agreement": 0.8}, "baseline": None},
+        }
+        text = card(result=result, description={**DESCRIPTION, "task": "segmentation"})
+        assert "| **student (this model)** | 90.00% | 75.00% | 80.00% |" in text
+        assert "A segmentation network" in text
+        _, front, _ = text.split("---\n", 2)
+        told = yaml.safe_load(front)
+        assert told["pipeline_tag"] == "image-segmentation"
+        (measured,) = told["model-index"][0]["results"]
+        assert [metric["type"] for metric in measured["metrics"]] == ["accuracy", "mean_iou"]
+        assert "a class for each pixel" in text
+
+
 # Builds a network, saves it as the engine does, and says what it answers to the snippet's image.
 DELIVER = """
 import json, pathlib, sys

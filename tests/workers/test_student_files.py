@@ -108,6 +108,36 @@ class TestMake:
         result = student_files.make(origin, REPORT, workdir).result
         assert result == {name: REPORT[name] for name in REPORT.keys() - {"type", "files"}}
 
+    def test_keeps_invented_images_beside_the_student(
+        self, origin: student_files.Origin, workdir: Path
+    ) -> None:
+        (workdir / "synthetic").mkdir()
+        (workdir / "synthetic" / "dataset.json").write_text("{}")
+        (workdir / "synthetic" / "train.safetensors").write_bytes(b"images")
+        files = student_files.make(origin, REPORT, workdir).files
+        assert files["synthetic/dataset.json"] == workdir / "synthetic" / "dataset.json"
+        assert files["synthetic/train.safetensors"].read_bytes() == b"images"
+
+    def test_of_a_student_that_nothing_could_measure_has_no_scores(
+        self, origin: student_files.Origin, workdir: Path
+    ) -> None:
+        facts = {
+            "scores": {"teacher": None, "student": None, "baseline": None},
+            "training_images_read": 0,
+            "evaluated_on": None,
+            "synthesis": {
+                "calls": 2,
+                "steps": 4,
+                "images": 8,
+                "synthesis_seconds": 1.0,
+                "distillation_seconds": 2.0,
+            },
+            "validation": {},
+        }
+        kit = student_files.make(origin, {**REPORT, **facts}, workdir)
+        assert kit.version.scores == {}
+        assert {name: kit.result[name] for name in facts} == facts
+
     def test_puts_a_card_beside_the_pictures_as_well(
         self, origin: student_files.Origin, workdir: Path
     ) -> None:

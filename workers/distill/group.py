@@ -1,8 +1,9 @@
 """Which recipes may be trained side by side by one engine process, and why others may not.
 
 A group shares the data pipeline and the teacher's forward pass, so its members have a data set, and
-must agree in whatever decides what a batch holds, what the teacher shows of it, and how numbers are rounded.
-They may differ in the student, in the method, and in how weights are moved, scored and kept.
+must agree in whatever decides what a batch holds, what the teacher shows of it, and how numbers are
+rounded. They may differ in the student, in the method, and in how weights are moved, scored and
+kept.
 
 The rule reads plain dictionaries, recipes as they are written with `training` in full, so that
 whoever puts a group together can apply it without loading the engine. That all members use one

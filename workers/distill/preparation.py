@@ -157,7 +157,9 @@ def prepare(
 
     Of the recipe it reads what all members of a group agree in. `strong` asks for a second view.
     """
-    if issubclass(catalog.find(asked.method)[0], DataFreeMethod):
+    method, _ = catalog.find(asked.method)
+    catalog.check_task(method, asked.task)
+    if issubclass(method, DataFreeMethod):
         return prepare_without_data(asked, workdir, stop)
     device = choose_device(asked.accelerator)
     found = stored.load(workdir / "dataset")

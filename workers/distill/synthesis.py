@@ -44,7 +44,7 @@ class Synthesis(recipe.Values):
         gt=0,
         le=100,
         description="Images that the student sees in an epoch, as a share of the teacher's "
-        "training set; counts where `student_steps` is null.",
+        "training set; one of `student_steps` and this is null.",
     )
     original_images: int | None = Field(
         None,
@@ -363,6 +363,12 @@ def settle(budget: Synthesis, *, batch_size: int, known_images: int | None) -> S
 
     `known_images` is the number of training images that the data set's record states.
     """
+    if budget.student_steps is not None and budget.data_scale is not None:
+        raise errors.BadRecipe(
+            f"method.synthesis: student_steps {budget.student_steps} and data_scale "
+            f"{budget.data_scale:g} both say how many steps the student makes; set one of them to "
+            "null"
+        )
     if budget.student_steps is not None:
         return budget
     if budget.data_scale is None:

@@ -9,6 +9,7 @@ import typer
 from api.client import shell
 
 app = typer.Typer()
+dataset_app = typer.Typer(help="Make a data set of what is on the server already.")
 
 
 @app.command("models")
@@ -95,6 +96,24 @@ def list_datasets(retort: shell.Shell) -> None:
     )
     heads = ("data set", "state", "classes", "train", "validation", "test", "why rejected")
     display.table(retort.out, heads, rows)
+
+
+@dataset_app.command("from-job")
+@shell.connected
+def dataset_from_job(
+    retort: shell.Shell,
+    job_id: Annotated[str, typer.Argument(metavar="JOB", help="A data-free job that succeeded.")],
+    name: Annotated[str, typer.Option(help="Name of the data set in the registry.")],
+    card: Annotated[str, typer.Option(help="A description, in Markdown.")] = "",
+) -> None:
+    """Register the images that a data-free job has invented, so that other jobs can use them."""
+    version = retort.client.datasets.register_job(name, job_id, card=card)
+    if retort.json:
+        retort.emit(version)
+        return
+    retort.out.print(version.reference)
+    splits = ", ".join(f"{count:,} {split}" for split, count in version.splits.items())
+    retort.note(f"{version.state}: {splits}; see it with: retort datasets")
 
 
 @app.command()

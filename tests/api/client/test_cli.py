@@ -515,6 +515,20 @@ class TestUpload:
         assert ["shapes@1", "ready", "2", "8", "2"] in rows
 
 
+class TestDatasetFromJob:
+    def test_registers_invented_images(self, real, staff):
+        result = run("dataset", "from-job", staff.invent(), "--name", "dreams")
+        assert result.stdout == "dreams@1\n"
+        assert "6 train, 2 validation, 2 test" in result.stderr
+        rows = [line.split() for line in run("datasets").stdout.splitlines()]
+        assert ["dreams@1", "ready", "10", "6", "2", "2"] in rows
+
+    def test_says_why_there_are_none(self, real, staff):
+        result = run("dataset", "from-job", "job_none", "--name", "dreams")
+        assert result.exit_code == 3
+        assert "job_none" in one_error(result)
+
+
 class TestDownload:
     @pytest.fixture
     def job(self, real, retort, staff):

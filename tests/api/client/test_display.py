@@ -45,6 +45,46 @@ class TestBounds:
         assert display.bounds(field) == "> 0, <= 1e+06, a | b"
         assert display.bounds({}) == ""
 
+    def test_are_those_of_the_value_where_there_need_not_be_one(self):
+        choice = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]}
+        assert display.bounds(choice) == ">= 1"
+        assert display.type_name(choice) == "integer or null"
+
+
+class TestHyperParameters:
+    def test_within_an_object_are_named_with_it_and_have_the_methods_own_defaults(self):
+        schema = {
+            "$defs": {"Budget": {"properties": {"steps": {"type": "integer", "default": 10}}}},
+            "properties": {
+                "temperature": {"type": "number", "default": 4.0},
+                "synthesis": {"$ref": "#/$defs/Budget", "default": {"steps": 5}},
+            },
+        }
+        assert display.hyper_parameters(schema) == {
+            "temperature": {"type": "number", "default": 4.0},
+            "synthesis.steps": {"type": "integer", "default": 5},
+        }
+
+
+class TestScores:
+    def test_say_so_where_nothing_could_be_measured(self, console, page):
+        scores = {"teacher": None, "student": None, "baseline": None}
+        result = types.JobResult(scores=scores, parameters={"student": 10})
+        shown = types.Job(id="job_1", state="succeeded", result=result)
+        display.scores(console, shown)
+        assert "Nothing was scored" in page.getvalue()
+        display.jobs(console, [shown])
+        assert "job_1" in page.getvalue()
+
+    def test_of_a_data_free_job_come_with_what_it_read_and_made(self, console, page):
+        made = {"images": 7680, "synthesis_seconds": 1.26, "distillation_seconds": 2.0}
+        result = types.JobResult(
+            scores={"student": {"accuracy": 0.5}}, training_images_read=0, synthesis=made
+        )
+        display.job(console, types.Job(id="job_1", state="succeeded", result=result))
+        assert "0 for training" in page.getvalue()
+        assert "7,680 images (1.3 s inventing, 2.0 s learning)" in page.getvalue()
+
 
 class TestNumbers:
     @pytest.mark.parametrize(
@@ -72,6 +112,15 @@ class TestSome:
     def test_counts_what_it_does_not_show(self):
         assert display.some(["a", "b", "c"], most=2) == "a, b and 1 more"
         assert display.some(["a", "b"], most=2) == "a, b"
+
+
+class TestReadingAids:
+    def test_say_why_no_student_has_a_rank(self):
+        row = types.LeaderboardRow(variant=1, name="dafl", finished=2)
+        shown = types.Leaderboard(study="stu_1", state="succeeded", seeds=[0, 1], rows=[row])
+        assert display.reading_aids(shown) == [
+            "No student was scored: the study has no data set to evaluate on."
+        ]
 
 
 class TestLeaderboard:

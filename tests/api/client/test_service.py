@@ -191,6 +191,15 @@ class TestDatasets:
         ready = retort.datasets.wait("shapes", 1)
         assert (ready.classes, ready.splits["train"]) == (["round", "square"], 8)
 
+    def test_are_made_of_the_images_that_a_job_has_invented(self, retort, staff):
+        job_id = staff.invent()
+        version = retort.datasets.register_job("dreams", job_id, tags={"site": "b"})
+        assert (version.reference, version.state, version.job) == ("dreams@1", "ready", job_id)
+        assert version.lineage["teacher"] == "digits-teacher@1"
+        assert retort.datasets.version("dreams", 1) == version
+        with pytest.raises(errors.ProblemError, match="job_none"):
+            retort.datasets.register_job("dreams", "job_none")
+
     def test_are_listed_with_the_one_that_is_built_in(self, retort):
         assert "digits" in [dataset.name for dataset in retort.datasets.list()]
         assert retort.datasets.get("digits").latest_version == 1

@@ -83,6 +83,12 @@ class Staff:
             )
             return f"digits-teacher@{row.version}"
 
+    def invent(self) -> str:
+        """Run a data-free job to its end, which keeps its images, and return its id."""
+        with self.sessions.begin() as session:
+            factories.teacher(session, self.storage, project_id=self.project_id)
+            return factories.invented(session, self.storage, project_id=self.project_id).id
+
     def accept_model(self, content: bytes) -> None:
         """Inspect the only pending model and make these bytes its weights."""
         with self.sessions.begin() as session:

@@ -81,7 +81,7 @@ class TestCrop:
         cropped.backward(arriving)
         expected = torch.zeros(images.numel() + 1, dtype=torch.float64)
         expected[cropped.detach().long().flatten()] = arriving.flatten()
-        assert torch.equal(images.grad.flatten(), expected[1:])  # type: ignore[union-attr]
+        assert torch.equal(images.grad.flatten(), expected[1:])  # type: ignore[union-attr]  # there is one after a backward pass
 
     def test_gradients_agree_with_differences(self) -> None:
         images = torch.rand(5, 2, 4, 3, dtype=torch.float64, requires_grad=True)

@@ -95,7 +95,7 @@ class _Shift(torch.autograd.Function):
         down, across, mirrored = moves
         # What came from `across` further right is, in a mirror, that much further left.
         back = torch.stack([-down, across * (2 * mirrored - 1), mirrored])
-        moved: Tensor = _Shift.apply(gradient, back, *ctx.pads)  # type: ignore[attr-defined]
+        moved: Tensor = _Shift.apply(gradient, back, *ctx.pads)  # type: ignore[attr-defined]  # torch's stub
         return moved, None, None, None
 
 

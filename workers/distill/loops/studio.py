@@ -115,7 +115,9 @@ class Studio:
         student = self._sight.student
         student.eval()
         if self._inverter.steps_done is None:
+            # What the device still does for the student is the student's time.
             speed.wait_for(self._sight.device)
+            self.seconds.distillation += time.monotonic() - began
             began = time.monotonic()
             self._inverter.begin(self.calls + 1)
         if self._stock is None:
