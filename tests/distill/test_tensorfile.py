@@ -1,6 +1,7 @@
 """Safetensors files have the same bytes every time, and damage is found before it is believed."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,22 @@ class TestRead:
             stream.truncate(300_000_000)
         with pytest.raises(errors.UploadRefused, match="more than 100000000"):
             tensorfile.read(path)
+
+
+class TestLooksLike:
+    def test_whatever_the_length_of_the_header(self, tmp_path: Path) -> None:
+        path = tmp_path / "file"
+        seen = set()
+        for length in range(0, 600, 8):
+            tensorfile.write(path, {"one": torch.zeros(1)}, header={"text": "x" * length})
+            seen.add(path.read_bytes()[0])
+            assert tensorfile.looks_like(path), length
+        assert 0x80 in seen  # the byte with which a pickle begins
+
+    def test_a_pickle_does_not(self, tmp_path: Path) -> None:
+        path = tmp_path / "file"
+        for protocol in range(2, 6):
+            path.write_bytes(pickle.dumps({"{{{{{{{{": "{" * 20}, protocol=protocol))
+            assert not tensorfile.looks_like(path), protocol
+        torch.save({"one": torch.zeros(1)}, path, _use_new_zipfile_serialization=False)
+        assert not tensorfile.looks_like(path)

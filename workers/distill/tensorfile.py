@@ -121,7 +121,9 @@ def looks_like(path: Path) -> bool:
     """Return whether the content (never the name) is that of a safetensors file."""
     with path.open("rb") as stream:
         head = stream.read(9)
-    return head[8:] == b"{" and not head.startswith(b"\x80")
+    # A header's length, as eight bytes, has its upper half empty. Its lowest byte may well be the
+    # one with which pickles begin; taken for a file by mistake, a pickle is refused, never run.
+    return head[8:] == b"{" and head[4:8] == bytes(4)
 
 
 def _read_head(path: Path) -> tuple[dict[str, Any], int]:  # Any: JSON that is checked above
