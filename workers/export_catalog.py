@@ -119,12 +119,13 @@ def _section(entry: dict[str, Any]) -> list[str]:
 
 
 def _rows(schema: dict[str, Any]) -> Iterator[str]:
-    """Yield the hyper-parameters, those within an object as `object.field`."""
+    """Yield the hyper-parameters; those within an object follow it as `object.field`."""
     for name, field in schema["properties"].items():
         default, meaning = field.get("default"), field.get("description", "")
         if "$ref" not in field:
             yield f"| `{name}` | {json.dumps(default)} | {meaning} |"
             continue
+        yield f"| `{name}` | | {meaning} |"
         within = schema["$defs"][field["$ref"].rpartition("/")[2]]
         for key, inner in within["properties"].items():
             # Each method has its own defaults of such an object.

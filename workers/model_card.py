@@ -5,6 +5,7 @@ the engine's own report; nothing is known that was not measured.
 """
 
 import json
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,14 +24,24 @@ _KINDS = {
 }
 _PICTURES = (
     ("accuracy.png", "Accuracy while training"),
+    ("miou.png", "Mean IoU while training"),
     ("losses.png", "Loss terms while training"),
+    ("agreement.png", "How often the student answers as the teacher while training"),
+    ("synthesis-losses.png", "Loss terms while images are invented"),
+    ("buffer.png", "The replay buffer after each epoch"),
+    ("class-histogram.png", "What the teacher takes the invented images for"),
+    ("difficulty.png", "How sure the teacher is of the invented images"),
+    ("priority.png", "How often images are drawn, and how far the student is from the teacher"),
+    ("time-split.png", "Time to invent images, and to learn on them"),
     ("cka.png", "Likeness of the features to the teacher's while training"),
+    ("overlap.png", "How well the areas of each class are met"),
     ("confusion.png", "Which classes the student takes for which"),
     ("correlation.png", "Correlation of logits, compared with the teacher"),
     ("calibration.png", "How far the confidence can be trusted"),
     ("tsne.png", "Features of test images, by t-SNE"),
     ("pca.png", "Features of test images, by PCA"),
 )
+_SHEET = re.compile(r"sheet-epoch-(\d+)\.png")
 
 
 @dataclass(frozen=True)
@@ -423,6 +434,10 @@ def _lineage(origin: Origin, result: Json) -> list[str]:
 def _report(pictures: Collection[str]) -> list[str]:
     by_name = {path.rpartition("/")[2]: path for path in pictures}
     shown = [(by_name[name], title) for name, title in _PICTURES if name in by_name]
+    sheets = {int(found[1]): name for name in by_name if (found := _SHEET.fullmatch(name))}
+    if sheets:
+        newest = by_name[sheets[max(sheets)]]
+        shown.insert(0, (newest, "The newest of the images that the method invented"))
     if not shown:
         return []
     lines = [f"![{title}]({path})" for path, title in shown]

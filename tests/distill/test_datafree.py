@@ -12,6 +12,8 @@ from tests.distill import folders
 from workers.distill import errors, report, run, speed, stopping, tensorfile
 from workers.distill.data import stored
 
+pytestmark = pytest.mark.slow
+
 BUDGET = {
     "steps": 3,
     "batch_size": 6,
@@ -102,7 +104,6 @@ def method(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 class TestResume:
-    @pytest.mark.slow
     def test_goes_on_exactly_from_anywhere(self, tmp_path: Path, method: dict[str, Any]) -> None:
         whole = prepare(tmp_path / "whole", method)
         expected = done(whole)

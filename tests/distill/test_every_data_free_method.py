@@ -19,6 +19,7 @@ from workers.distill.synthesis import DataFreeMethod, GeneratorSynthesis, Stock
 
 NAMES = sorted(n for n, kind in catalog.METHODS.items() if issubclass(kind, DataFreeMethod))
 DENSE = [name for name in NAMES if "segmentation" in catalog.METHODS[name].tasks]
+WEIGHED = [name for name in NAMES if "onehot_weight" in catalog.METHODS[name].Params.model_fields]
 SIZE = Input.model_validate(folders.INPUT)
 CPU = torch.device("cpu")
 SMALL: dict[str, dict[str, Any]] = {
@@ -203,6 +204,43 @@ class TestEveryDataFreeMethod:
                 kind(kind.Params(), student, plain)
             return
         assert isinstance(kind(kind.Params(), student, plain), DataFreeMethod)
+
+
+class TestHyperParameters:
+    def test_of_one_name_mean_the_same_within_the_same_bounds(self) -> None:
+        meanings: dict[str, set[str]] = {}
+        bounds: dict[str, set[str]] = {}
+        for name in NAMES:
+            schema = catalog.METHODS[name].Params.model_json_schema()
+            for key, field in schema["properties"].items():
+                if "$ref" in field:  # a budget of its own kind
+                    continue
+                meaning, ends, _ = field["description"].partition(".")
+                assert ends, (name, key)
+                meanings.setdefault(key, set()).add(meaning)
+                told = ("description", "default", "title")
+                limits = {part: value for part, value in field.items() if part not in told}
+                bounds.setdefault(key, set()).add(repr(sorted(limits.items())))
+        assert {key: found for key, found in meanings.items() if len(found) > 1} == {}
+        assert {key: found for key, found in bounds.items() if len(found) > 1} == {}
+
+    @pytest.mark.parametrize("name", WEIGHED)
+    def test_of_no_weight_switch_their_terms_off(self, name: str) -> None:
+        fields = catalog.METHODS[name].Params.model_fields
+        off: dict[str, Any] = {key: 0 for key in fields if key.endswith("_weight")}
+        scene = Scene(name, **off)
+        images = torch.rand(IMAGES, 1, 8, 8, requires_grad=True)
+        shown = scene.sight.examine(
+            images,
+            torch.arange(IMAGES) % 3,
+            stock=scene.stock,
+            call=1,
+            competes=True,
+            change=inversion.unchanged,
+        )
+        for key, term in scene.method.synthesis_terms(shown).items():
+            assert float(term) == 0, key
+            assert not term.requires_grad, key
 
 
 class TestIdentity:

@@ -142,6 +142,17 @@ class TestWrite:
         assert text.count("![") == 1
         assert "## Report" not in card()
 
+    def test_of_invented_images_shows_the_newest_sheet_first(self) -> None:
+        names = ("sheet-epoch-9999.png", "sheet-epoch-10000.png", "time-split.png", "losses.png")
+        text = card(pictures=tuple(f"report/{name}" for name in names))
+        assert re.findall(r"!\[.*\]\(report/(.*)\)", text) == [names[1], names[3], names[2]]
+
+    @pytest.mark.parametrize(
+        "stem", ["agreement", "class-histogram", "difficulty", "miou", "overlap", "priority"]
+    )
+    def test_shows_what_the_report_of_a_data_free_or_dense_job_draws(self, stem: str) -> None:
+        assert re.search(rf"!\[.+\]\(report/{stem}\.png\)", card(pictures=(f"report/{stem}.png",)))
+
     def test_lets_no_name_of_a_class_become_markdown(self) -> None:
         names = ["a|b", "<img src=x>", "[x](y)", "two\nlines"]
         text = card(description={**DESCRIPTION, "classes": names})

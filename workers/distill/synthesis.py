@@ -7,8 +7,9 @@ does with real images. No method reads an image of a data set.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Concatenate, Literal, ParamSpec, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 
 from workers.distill import errors, recipe
 from workers.distill.functional import priorities
-from workers.distill.functional.rows import rows
 from workers.distill.method import Method, Need, Task, Terms
 from workers.distill.networks import generators
 from workers.distill.networks.interface import Features, Network, NormInput, batch_norms
+
+Given = ParamSpec("Given")
 
 InverterName: TypeAlias = Literal["noise", "stream", "latent", "pixels"]
 """What is moved: nothing; a generator; a generator and one batch of latent vectors; pixels."""
@@ -96,6 +98,12 @@ class NoiseSynthesis(Synthesis):
 class PixelSynthesis(Synthesis):
     """A budget for moving pixels, which are rolled and mirrored as a whole batch."""
 
+    augmentation: Literal["none", "standard"] = Field(
+        "standard",
+        description="How invented images are changed before the networks see them while they are "
+        "made. standard: the whole batch is rolled by up to `shift`, and mirrored where `flip` "
+        "allows it. What the student trains on follows `training.augmentation`.",
+    )
     learning_rate: float = Field(0.1, gt=0, le=100, description="Step size of the pixels (Adam).")
     beta1: float = Field(0.5, ge=0, lt=1, description="Memory of Adam's mean gradient.")
     beta2: float = Field(0.99, ge=0, lt=1, description="Memory of Adam's squared gradient.")
@@ -144,15 +152,16 @@ class StreamSynthesis(GeneratorSynthesis):
         gt=0,
         lt=1,
         description="Half of each of the student's batches comes from a moving average of the "
-        "generator that keeps this share of itself at a call; null has no average.",
+        "generator that keeps this share of itself at a call, less in the first calls (at most "
+        "(1 + n) / (10 + n) at call n); null has no average.",
     )
 
     @model_validator(mode="after")
     def _average_makes_new_images(self) -> "StreamSynthesis":
         if self.average_decay is not None and self.reuse != "none":
             raise ValueError(
-                f"average_decay makes new images, and reuse {self.reuse} asks for those of the "
-                "call; set one of both to its default"
+                f"average_decay {self.average_decay:g} makes new images, and reuse {self.reuse} "
+                "asks for those of the call; set average_decay to null, or reuse to none"
             )
         return self
 
@@ -235,6 +244,37 @@ class Invented:
     call: int
     """Counted from 1, through warm-up and epochs."""
 
+    @property
+    def nothing(self) -> Float[Tensor, ""]:
+        """Return a zero without gradient: a term that is switched off."""
+        return self.teacher.features.logits.new_zeros(())
+
+    def term(
+        self,
+        weight: float,
+        loss: Callable[Given, Tensor],
+        *arguments: Given.args,
+        **named: Given.kwargs,
+    ) -> Float[Tensor, ""]:
+        """Return weight * loss(...); with weight 0 it is `nothing`, and costs nothing."""
+        return self.nothing if weight == 0 else weight * loss(*arguments, **named)
+
+    def against_student(
+        self,
+        weight: float,
+        loss: Callable[Concatenate[Tensor, Tensor, Given], Tensor],
+        *arguments: Given.args,
+        **named: Given.kwargs,
+    ) -> Float[Tensor, ""]:
+        """Return weight * loss(student's logits, teacher's logits, ...).
+
+        It is `nothing` with weight 0, and where no student is shown.
+        """
+        if self.student is None or weight == 0:
+            return self.nothing
+        logits = self.student.features.logits, self.teacher.features.logits
+        return weight * loss(*logits, *arguments, **named)
+
 
 class DataFreeMethod(Method):
     """Methods that learn from a teacher and from no image of a data set.
@@ -252,8 +292,6 @@ class DataFreeMethod(Method):
     inverter: ClassVar[InverterName] = "latent"
     renews_generator: ClassVar[bool] = False
     """Whether each call begins with a new generator."""
-    wants_second: ClassVar[bool] = False
-    wants_student_norms: ClassVar[bool] = False
 
     class Params(Method.Params):
         """The budget; each method has its own defaults, and a caller changes single fields."""
@@ -303,6 +341,16 @@ class DataFreeMethod(Method):
         """Whether the loss of synthesis compares with the moments in the teacher's batch norms."""
         return "batch_norm" in self.needs
 
+    @property
+    def wants_second(self) -> bool:
+        """Whether the teacher is to look at a second, strongly cropped view of the images."""
+        return False
+
+    @property
+    def wants_student_norms(self) -> bool:
+        """Whether what the student's batch norms receive is shown, where the student is."""
+        return False
+
     def renews_at(self, call: int) -> bool:
         """Whether this call, counted from 1 through warm-up and epochs, gets a new generator."""
         return self.renews_generator
@@ -310,6 +358,11 @@ class DataFreeMethod(Method):
     def targets(self, count: int) -> Int[Tensor, " N"]:
         """Return the classes that the images of a call are to show, drawn from torch's numbers."""
         return torch.randint(self.classes, (count,))
+
+    def in_turn(self, count: int) -> Int[Tensor, " N"]:
+        """Return all classes in turn; of more classes than images, different ones each time."""
+        turns = torch.arange(count) % self.classes
+        return torch.randperm(self.classes)[turns] if count < self.classes else turns
 
     @property
     def competes(self) -> bool:
@@ -344,18 +397,6 @@ class DataFreeMethod(Method):
         a data-free method alone.
         """
         return {}
-
-
-def aims(
-    logits: Float[Tensor, "N C *S"], targets: Int[Tensor, " N"], *, predicted: bool
-) -> Int[Tensor, " R"]:
-    """Return the class that each row of logits is to show: its target, or what it shows most.
-
-    In dense tasks a target of a whole image means nothing, so each pixel follows itself.
-    """
-    if predicted or logits.dim() > 2:
-        return rows(logits).detach().argmax(1)
-    return targets
 
 
 def settle(budget: Synthesis, *, batch_size: int, known_images: int | None) -> Synthesis:

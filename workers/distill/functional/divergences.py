@@ -10,6 +10,8 @@ import torch.nn.functional as F  # noqa: N812 - the name that every reader of Py
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workers.distill.functional.rows import rows
+
 
 def softened_kl(
     student_logits: Float[Tensor, "N C"],
@@ -21,6 +23,20 @@ def softened_kl(
     student = F.log_softmax(student_logits / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits / temperature, dim=1)
     return (teacher.exp() * (teacher - student)).sum(1)
+
+
+def scaled_kl(
+    student_logits: Float[Tensor, "N C *S"],
+    teacher_logits: Float[Tensor, "N C *S"],
+    *,
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Return temperature^2 * KL(teacher || student), averaged over images and positions.
+
+    Units: nats times temperature squared, so that gradients keep their size (Hinton et al., 2015).
+    """
+    apart = softened_kl(rows(student_logits), rows(teacher_logits), temperature=temperature)
+    return temperature**2 * apart.mean()
 
 
 def target_kl(

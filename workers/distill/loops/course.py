@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from workers.distill import errors, optimizers
 from workers.distill.data import batches
@@ -22,6 +22,10 @@ Validate = Callable[[Network], Mapping[str, float]]
 
 Ending = Literal["epochs", "max_steps", "max_seconds", "patience_epochs"]
 """The field of the recipe that ended a training."""
+
+
+UNKNOWN = -1.0
+"""An accuracy that nobody has measured; below every other."""
 
 
 class Source(Protocol):
@@ -45,7 +49,7 @@ class Best:
     """
 
     epoch: int = 0
-    accuracy: float = -1.0
+    accuracy: float = UNKNOWN
     student: dict[str, Tensor] = field(default_factory=dict)
     method: dict[str, Tensor] = field(default_factory=dict)
 
@@ -86,7 +90,9 @@ class Course:
     def __post_init__(self) -> None:
         """Begin the average of the weights, where one is wanted."""
         if self.training.ema_decay is not None:
-            learners = {"student": self.student, "method": self.method}
+            learners: dict[str, nn.Module] = {"student": self.student}
+            if self.studio is None:  # what synthesis learns is no part of what is delivered
+                learners["method"] = self.method
             self.ema = average.Average(learners, self.training.ema_decay)
 
     @property
@@ -184,7 +190,8 @@ class Course:
         if self.best.epoch == 0:
             raise errors.DistillError("no epoch was validated, so there is nothing to deliver")
         self.student.load_state_dict(self.best.student)
-        self.method.load_state_dict(self.best.method)
+        if self.best.method:
+            self.method.load_state_dict(self.best.method)
         return self.method.deliver(self.student).eval()
 
     def state(self) -> dict[str, Any]:
@@ -261,15 +268,23 @@ class Course:
         with self.ema.in_place() if self.ema else contextlib.nullcontext():
             found = self.validate(self.method.deliver(self.student)) if self.validate else {}
             self.validated_epoch = epoch
-            accuracy = found.get("accuracy", -1.0)
-            if self.over if self.studio else accuracy > self.best.accuracy:
+            accuracy = found.get("accuracy", UNKNOWN)
+            delivers = accuracy > self.best.accuracy if self.studio is None else self.over
+            if delivers:
                 self._remember(epoch, accuracy)
         return {f"validation/{name}": value for name, value in found.items()}
 
     def _remember(self, epoch: int, accuracy: float) -> None:
         student = {name: value.clone() for name, value in self.student.state_dict().items()}
-        method = {name: value.clone() for name, value in self.method.state_dict().items()}
+        # Memories can be larger than any student; they are kept where something is made of them.
+        learned = self.method.state_dict() if delivers_more(self.method) else {}
+        method = {name: value.clone() for name, value in learned.items()}
         self.best = Best(epoch, accuracy, student, method)
+
+
+def delivers_more(method: Method) -> bool:
+    """Whether what is delivered depends on what the method itself has learned."""
+    return type(method).deliver is not Method.deliver
 
 
 def seen_labels(batch: Batch) -> Tensor:

@@ -56,7 +56,9 @@ def small(seed: int = 0, *, classes: int = 3, dense: bool = False, normed: bool 
 
 def norm_input(received: torch.Tensor = RECEIVED) -> NormInput:
     """Return what the batch norm of `small` received, with the moments that it has stored."""
-    return NormInput("norm", received, tensor("bn_running_mean"), tensor("bn_running_var"))
+    moments = tensor("bn_running_mean"), tensor("bn_running_var")
+    # A copy: some tests ask for its gradient.
+    return NormInput("norm", received.clone(), *moments)
 
 
 def with_moments(mean: Sequence[float], variance: Sequence[float]) -> torch.Tensor:
@@ -66,9 +68,15 @@ def with_moments(mean: Sequence[float], variance: Sequence[float]) -> torch.Tens
     return torch.stack([middle - spread, middle + spread])[:, :, None, None]
 
 
-def look(logits: torch.Tensor, *norms: NormInput) -> Look:
-    """Return a look that shows these logits."""
-    return Look(Features(logits, pooled=logits.new_zeros(len(logits), 2)), norms)
+def look(logits: torch.Tensor, *norms: NormInput, pooled: torch.Tensor | None = None) -> Look:
+    """Return a look that shows these logits, of images or of pixels."""
+    embedding = logits.new_zeros(len(logits), 2) if pooled is None else pooled
+    return Look(Features(logits, embedding), norms)
+
+
+def features(logits: torch.Tensor) -> Features:
+    """Return features with these logits, of images or of pixels."""
+    return look(logits).features
 
 
 def shown(
@@ -91,6 +99,21 @@ def shown(
         second=second,
         stock=stock,
         call=1,
+    )
+
+
+def step(
+    teacher: torch.Tensor,
+    student: torch.Tensor | None = None,
+    *,
+    pooled: torch.Tensor | None = None,
+    norms: Sequence[NormInput] = (),
+) -> Invented:
+    """Return a step in which the networks show these logits; classes take turns as targets."""
+    return shown(
+        look(teacher, *norms, pooled=pooled),
+        None if student is None else look(student),
+        targets=torch.arange(len(teacher)) % teacher.shape[1],
     )
 
 
@@ -130,3 +153,12 @@ def images(count: int = 4, seed: int = 0) -> torch.Tensor:
 def loss(method: DataFreeMethod, invented: Invented) -> torch.Tensor:
     """Return the sum of a method's terms of synthesis."""
     return torch.stack(list(method.synthesis_terms(invented).values())).sum()
+
+
+def gradients(method: DataFreeMethod, student: Network, teacher: Network) -> list[torch.Tensor]:
+    """Return how the sum of a method's terms of synthesis moves what its generator is made of."""
+    generator = method.make_generator()
+    made = generator(generator.draw(method.targets(6)))
+    learner = student.eval() if method.competes else None
+    total = loss(method, examined(method, made, teacher, learner))
+    return list(torch.autograd.grad(total, list(generator.parameters())))

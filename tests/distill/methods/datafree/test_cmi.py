@@ -299,6 +299,7 @@ class TestCMI:
         made = method()
         assert made.renews_generator
         assert made.wants_second
+        assert not method(contrast_weight=0).wants_second
         assert made.competes
         assert not method(adversarial_weight=0).competes
         once = inventions.shown(inventions.look(TEACHER, inventions.norm_input()))

@@ -4,35 +4,17 @@ import torch
 from tests.distill import cases
 from tests.distill.cases import TOLERANCE
 from tests.distill.methods import scenes
-from tests.distill.methods.datafree import exhibits
-from workers.distill.functional import adversaries
+from tests.distill.methods.datafree import inventions
+from tests.distill.methods.datafree.inventions import STUDENT, TEACHER
+from workers.distill.functional import adversaries, entropies
 from workers.distill.methods.datafree import dafl
 from workers.distill.methods.datafree.dafl import DAFL
 
-TEACHER = cases.tensor("inputs", "teacher_logits")
-STUDENT = cases.tensor("inputs", "student_logits")
 POOLED = cases.tensor("dafl_features")
 
 
 def method(**params) -> DAFL:
     return DAFL(DAFL.Params(**params), scenes.network(), scenes.other_network())
-
-
-class TestOnehotLoss:
-    def test_equals_the_numeric_case(self) -> None:
-        assert abs(dafl.onehot_loss(TEACHER) - cases.case("dafl_onehot")) < TOLERANCE
-
-    def test_counts_every_pixel_of_dense_logits(self) -> None:
-        flat, dense = (dafl.onehot_loss(each) for each in (TEACHER, exhibits.dense(TEACHER)))
-        assert torch.allclose(flat, dense, rtol=1e-12)
-
-    def test_falls_when_confidence_grows(self) -> None:
-        losses = [float(dafl.onehot_loss(scale * TEACHER)) for scale in (0.5, 1, 2, 4, 8)]
-        assert losses == sorted(losses, reverse=True)
-        assert losses[0] > losses[-1]
-
-    def test_has_the_gradient_of_its_value(self) -> None:
-        assert torch.autograd.gradcheck(dafl.onehot_loss, (TEACHER.clone().requires_grad_(),))
 
 
 class TestActivationLoss:
@@ -60,14 +42,14 @@ class TestDAFL:
         ],
     )
     def test_sum_of_the_terms_equals_the_numeric_case(self, params: dict, key: str) -> None:
-        terms = method(**params).synthesis_terms(exhibits.exhibit(TEACHER, pooled=POOLED))
+        terms = method(**params).synthesis_terms(inventions.step(TEACHER, pooled=POOLED))
         assert list(terms) == ["onehot", "balance", "activation"]
         assert abs(sum(terms.values()) - cases.case(key)) < TOLERANCE
 
     def test_takes_dense_logits(self) -> None:
         flat, dense = (
-            method().synthesis_terms(exhibits.exhibit(logits))
-            for logits in (TEACHER, exhibits.dense(TEACHER))
+            method().synthesis_terms(inventions.step(logits))
+            for logits in (TEACHER, inventions.dense(TEACHER))
         )
         for name in ("onehot", "balance"):
             assert torch.allclose(flat[name], dense[name], rtol=1e-12)
@@ -76,7 +58,7 @@ class TestDAFL:
     def test_a_weight_of_zero_switches_its_term_off(self, name: str) -> None:
         logits, pooled = TEACHER.clone().requires_grad_(), POOLED.clone().requires_grad_()
         terms = method(**{f"{name}_weight": 0}).synthesis_terms(
-            exhibits.exhibit(logits, pooled=pooled)
+            inventions.step(logits, pooled=pooled)
         )
         assert list(terms) == ["onehot", "balance", "activation"]
         assert [other for other, term in terms.items() if not term.requires_grad] == [name]
@@ -84,30 +66,30 @@ class TestDAFL:
 
     def test_weighs_its_terms(self) -> None:
         weighed = method(onehot_weight=0.5, balance_weight=3, activation_weight=2)
-        terms = weighed.synthesis_terms(exhibits.exhibit(TEACHER, pooled=POOLED))
-        assert torch.allclose(terms["onehot"], 0.5 * dafl.onehot_loss(TEACHER))
+        terms = weighed.synthesis_terms(inventions.step(TEACHER, pooled=POOLED))
+        assert torch.allclose(terms["onehot"], 0.5 * entropies.mean_cross_entropy(TEACHER))
         assert torch.allclose(terms["balance"], 3 * adversaries.class_balance(TEACHER))
         assert torch.allclose(terms["activation"], 2 * dafl.activation_loss(POOLED))
 
     def test_moves_the_generator(self) -> None:
         budget = {"latent_size": 8, "width": 4}
-        moved = exhibits.gradients(
+        moved = inventions.gradients(
             method(synthesis=budget), scenes.network(), scenes.other_network()
         )
         assert all(gradient.abs().sum() > 0 for gradient in moved)
 
     @pytest.mark.parametrize("temperature", [1, 4, 20])
-    @pytest.mark.parametrize("shape", [torch.clone, exhibits.dense])
+    @pytest.mark.parametrize("shape", [torch.clone, inventions.dense])
     def test_student_imitates_the_teacher(self, temperature: int, shape) -> None:
-        learned, taught = (exhibits.shown(shape(logits)) for logits in (STUDENT, TEACHER))
+        learned, taught = (inventions.features(shape(logits)) for logits in (STUDENT, TEACHER))
         terms = method(temperature=temperature).terms(
-            learned, taught, exhibits.batch(len(learned.logits)), scenes.MOMENT
+            learned, taught, scenes.batch(range(len(learned.logits))), scenes.MOMENT
         )
         assert list(terms) == ["kd"]
         assert abs(terms["kd"] - cases.case(f"kd_mean_T{temperature}")) < TOLERANCE
 
     def test_needs_neither_batch_norms_nor_the_student(self) -> None:
-        built = DAFL(DAFL.Params(), scenes.network(), exhibits.Plain())
+        built = DAFL(DAFL.Params(), scenes.network(), inventions.small(normed=False))
         assert not built.reads_norms
         assert not built.competes
 

@@ -187,6 +187,8 @@ class TestDeepInversion:
         made = method()
         assert made.inverter == "pixels"
         assert made.wants_student_norms
+        assert not method(student_bn_weight=0).wants_student_norms
+        assert not method(bn_weight=0).wants_student_norms
         assert isinstance(made.params.synthesis, PixelSynthesis)
 
     def test_needs_norms_only_where_moments_count(self) -> None:
@@ -213,3 +215,4 @@ class TestDeepInversion:
         assert params.synthesis == default.model_copy(update={"steps": 2000})
         assert kind.model_validate_json(params.model_dump_json()) == params
         assert (default.steps, default.learning_rate, default.beta2) == (1000, 0.1, 0.99)
+        assert kind().tv_weight == kind().l2_weight == 0

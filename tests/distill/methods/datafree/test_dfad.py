@@ -4,12 +4,11 @@ import torch
 from tests.distill import cases
 from tests.distill.cases import TOLERANCE
 from tests.distill.methods import scenes
-from tests.distill.methods.datafree import exhibits
+from tests.distill.methods.datafree import inventions
+from tests.distill.methods.datafree.inventions import STUDENT, TEACHER
 from workers.distill.methods.datafree import dfad
 from workers.distill.methods.datafree.dfad import DFAD
 
-TEACHER = cases.tensor("inputs", "teacher_logits")
-STUDENT = cases.tensor("inputs", "student_logits")
 PLAIN, LOG = (cases.case(f"adv_loss_{name} (DFAD") for name in ("L1", "log_L1"))
 
 
@@ -50,14 +49,14 @@ class TestDFAD:
         ("chosen", "shape", "wanted"),
         [
             (None, torch.clone, PLAIN),
-            (None, exhibits.dense, LOG),
+            (None, inventions.dense, LOG),
             (True, torch.clone, LOG),
-            (False, exhibits.dense, PLAIN),
+            (False, inventions.dense, PLAIN),
         ],
     )
     def test_generator_follows_the_logarithm_in_dense_tasks(self, chosen, shape, wanted) -> None:
         terms = method(log_loss=chosen).synthesis_terms(
-            exhibits.exhibit(shape(TEACHER), shape(STUDENT))
+            inventions.step(shape(TEACHER), shape(STUDENT))
         )
         assert list(terms) == ["adversarial"]
         assert abs(terms["adversarial"] - wanted) < TOLERANCE
@@ -66,19 +65,21 @@ class TestDFAD:
     def test_moves_the_generator(self, log_loss: bool) -> None:
         built = method(log_loss=log_loss, synthesis={"latent_size": 8, "width": 4})
         assert built.competes
-        moved = exhibits.gradients(built, scenes.network(), scenes.other_network())
+        moved = inventions.gradients(built, scenes.network(), scenes.other_network())
         assert all(gradient.abs().sum() > 0 for gradient in moved)
 
     def test_is_a_zero_without_gradient_while_there_is_no_student(self) -> None:
         logits = TEACHER.clone().requires_grad_()
-        term = method().synthesis_terms(exhibits.exhibit(logits))["adversarial"]
+        term = method().synthesis_terms(inventions.step(logits))["adversarial"]
         assert float(term) == 0
         assert not term.requires_grad
 
-    @pytest.mark.parametrize("shape", [torch.clone, exhibits.dense])
+    @pytest.mark.parametrize("shape", [torch.clone, inventions.dense])
     def test_student_closes_the_mean_difference_of_all_logits(self, shape) -> None:
-        learned, taught = (exhibits.shown(shape(logits)) for logits in (STUDENT, TEACHER))
-        terms = method().terms(learned, taught, exhibits.batch(len(learned.logits)), scenes.MOMENT)
+        learned, taught = (inventions.features(shape(logits)) for logits in (STUDENT, TEACHER))
+        terms = method().terms(
+            learned, taught, scenes.batch(range(len(learned.logits))), scenes.MOMENT
+        )
         assert list(terms) == ["difference"]
         assert abs(terms["difference"] + PLAIN) < TOLERANCE
 
@@ -87,7 +88,7 @@ class TestDFAD:
             DFAD.Params.model_validate({"synthesis": {"warmup_calls": 2}})
 
     def test_needs_no_batch_norms(self) -> None:
-        assert not DFAD(DFAD.Params(), scenes.network(), exhibits.Plain()).reads_norms
+        assert not DFAD(DFAD.Params(), scenes.network(), inventions.small(normed=False)).reads_norms
 
     def test_a_partial_budget_keeps_the_other_defaults(self) -> None:
         params = DFAD.Params.model_validate({"synthesis": {"generator": "dcgan"}})

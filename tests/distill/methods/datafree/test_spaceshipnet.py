@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tests.distill.cases import TOLERANCE, case
 from tests.distill.methods import scenes
@@ -249,8 +250,13 @@ class TestSpaceshipNet:
     def test_aims_at_all_classes_in_turn(self) -> None:
         assert method().targets(7).tolist() == [0, 1, 2, 0, 1, 2, 0]
 
+    def test_aims_at_every_class_in_time_where_a_batch_cannot_hold_all(self) -> None:
+        made, few = method(), 2
+        torch.manual_seed(0)
+        assert {each for _ in range(20) for each in made.targets(few).tolist()} == {0, 1, 2}
+
     def test_refuses_to_keep_the_best_images_unless_nothing_is_exchanged(self) -> None:
-        with pytest.raises(errors.BadRecipe, match=r"synthesis\.keep is best"):
+        with pytest.raises(ValidationError, match=r"synthesis\.keep is best"):
             method(synthesis={"keep": "best"})
         assert method(exchange_probability=0, synthesis={"keep": "best"}).params.synthesis
 

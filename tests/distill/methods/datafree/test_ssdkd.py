@@ -219,7 +219,7 @@ class TestWithoutItsParts:
 class TestCorrectedKD:
     RAW = tensor("w_step0_beta_0.4_raw")
 
-    def loss(self, omega: torch.Tensor | None, *, normalise: bool = False) -> torch.Tensor:
+    def loss(self, omega: torch.Tensor, *, normalise: bool = False) -> torch.Tensor:
         return ssdkd.corrected_kd(STUDENT, TEACHER, omega, temperature=1.0, normalise=normalise)
 
     def test_equals_the_published_value(self) -> None:
@@ -234,14 +234,18 @@ class TestCorrectedKD:
         assert torch.allclose(scaled, self.loss(self.RAW, normalise=True), rtol=1e-12)
 
     @pytest.mark.parametrize("normalise", [False, True])
-    def test_counts_all_alike_for_ones_and_for_none(self, normalise: bool) -> None:
-        for omega in (None, torch.ones(4).double()):
-            assert close(self.loss(omega, normalise=normalise), case("kd_mean_T1"))
+    def test_counts_all_alike_for_ones(self, normalise: bool) -> None:
+        found = self.loss(torch.ones(4).double(), normalise=normalise)
+        assert close(found, case("kd_mean_T1"))
 
     @pytest.mark.parametrize("temperature", [4, 20])
     def test_keeps_the_size_of_gradients_at_any_temperature(self, temperature: int) -> None:
         found = ssdkd.corrected_kd(
-            STUDENT, TEACHER, None, temperature=float(temperature), normalise=True
+            STUDENT,
+            TEACHER,
+            torch.ones(4).double(),
+            temperature=float(temperature),
+            normalise=True,
         )
         assert close(found, case(f"kd_mean_T{temperature}"))
 
@@ -299,6 +303,10 @@ class TestPriority:
     def test_refuses_a_beta_that_never_settles(self, name: str) -> None:
         with pytest.raises(ValidationError):
             method(**{name: 1.0})
+
+    def test_refuses_to_give_up_images_by_priorities_that_are_not_kept(self) -> None:
+        with pytest.raises(ValidationError, match="set eviction to oldest"):
+            method(eviction="lowest", prioritise=False)
 
     def test_keeps_beta_unless_told_where_to_go(self) -> None:
         made = method()

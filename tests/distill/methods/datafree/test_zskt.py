@@ -4,13 +4,12 @@ import torch
 from tests.distill import cases
 from tests.distill.cases import TOLERANCE
 from tests.distill.methods import checks, scenes
-from tests.distill.methods.datafree import exhibits
+from tests.distill.methods.datafree import inventions
+from tests.distill.methods.datafree.inventions import STUDENT, TEACHER
 from workers.distill import errors
 from workers.distill.methods.datafree import zskt
 from workers.distill.methods.datafree.zskt import ZSKT
 
-TEACHER = cases.tensor("inputs", "teacher_logits")
-STUDENT = cases.tensor("inputs", "student_logits")
 SHALLOW = [(2, 8, 8), (3, 4, 4)]
 DEEP = [(2, 8, 8), (3, 6, 6), (4, 2, 2)]
 
@@ -47,20 +46,20 @@ class TestAttentionLoss:
 
 
 class TestSynthesis:
-    @pytest.mark.parametrize("shape", [torch.clone, exhibits.dense])
+    @pytest.mark.parametrize("shape", [torch.clone, inventions.dense])
     def test_seeks_the_divergence(self, shape) -> None:
-        terms = method().synthesis_terms(exhibits.exhibit(shape(TEACHER), shape(STUDENT)))
+        terms = method().synthesis_terms(inventions.step(shape(TEACHER), shape(STUDENT)))
         assert list(terms) == ["adversarial"]
         assert abs(terms["adversarial"] - cases.case("adv_loss_plain")) < TOLERANCE
 
     def test_may_divide_by_the_classes(self) -> None:
-        terms = method(element_mean=True).synthesis_terms(exhibits.exhibit(TEACHER, STUDENT))
+        terms = method(element_mean=True).synthesis_terms(inventions.step(TEACHER, STUDENT))
         assert abs(terms["adversarial"] + cases.case("kl_element_mean_T1")) < TOLERANCE
 
     def test_has_the_gradient_of_its_value_through_both_networks(self) -> None:
         built = method()
         assert torch.autograd.gradcheck(
-            lambda taught, learned: built.synthesis_terms(exhibits.exhibit(taught, learned))[
+            lambda taught, learned: built.synthesis_terms(inventions.step(taught, learned))[
                 "adversarial"
             ],
             (TEACHER.clone().requires_grad_(), STUDENT.clone().requires_grad_()),
@@ -69,12 +68,12 @@ class TestSynthesis:
     def test_moves_the_generator(self) -> None:
         built = method(synthesis={"latent_size": 8, "width": 4})
         assert built.competes
-        moved = exhibits.gradients(built, scenes.network(), scenes.other_network())
+        moved = inventions.gradients(built, scenes.network(), scenes.other_network())
         assert all(gradient.abs().sum() > 0 for gradient in moved)
 
     def test_is_a_zero_without_gradient_while_there_is_no_student(self) -> None:
         logits = TEACHER.clone().requires_grad_()
-        term = method().synthesis_terms(exhibits.exhibit(logits))["adversarial"]
+        term = method().synthesis_terms(inventions.step(logits))["adversarial"]
         assert float(term) == 0
         assert not term.requires_grad
 
@@ -83,7 +82,7 @@ class TestSynthesis:
             ZSKT.Params.model_validate({"synthesis": {"warmup_calls": 2}})
 
     def test_needs_no_batch_norms(self) -> None:
-        assert not ZSKT(ZSKT.Params(), scenes.network(), exhibits.Plain()).reads_norms
+        assert not ZSKT(ZSKT.Params(), scenes.network(), inventions.small(normed=False)).reads_norms
 
     def test_a_partial_budget_keeps_the_other_defaults(self) -> None:
         params = ZSKT.Params.model_validate({"synthesis": {"clip_norm": 5}})
@@ -94,25 +93,28 @@ class TestSynthesis:
 
 class TestStudent:
     @pytest.mark.parametrize("temperature", [1, 4, 20])
-    @pytest.mark.parametrize("shape", [torch.clone, exhibits.dense])
+    @pytest.mark.parametrize("shape", [torch.clone, inventions.dense])
     def test_imitates_the_teacher(self, temperature: int, shape) -> None:
-        learned, taught = (exhibits.shown(shape(logits)) for logits in (STUDENT, TEACHER))
+        learned, taught = (inventions.features(shape(logits)) for logits in (STUDENT, TEACHER))
         terms = method(temperature=temperature).terms(
-            learned, taught, exhibits.batch(len(learned.logits)), scenes.MOMENT
+            learned, taught, scenes.batch(range(len(learned.logits))), scenes.MOMENT
         )
         assert list(terms) == ["kd", "attention"]
         assert abs(terms["kd"] - cases.case(f"kd_mean_T{temperature}")) < TOLERANCE
 
     def test_may_divide_by_the_classes(self) -> None:
         terms = method(element_mean=True).terms(
-            exhibits.shown(STUDENT), exhibits.shown(TEACHER), exhibits.batch(4), scenes.MOMENT
+            inventions.features(STUDENT),
+            inventions.features(TEACHER),
+            scenes.batch(range(4)),
+            scenes.MOMENT,
         )
         assert abs(terms["kd"] - cases.case("kl_element_mean_T1")) < TOLERANCE
 
     def test_looks_at_no_maps_unless_asked(self) -> None:
         logits = STUDENT.clone().requires_grad_()
-        learned, taught = exhibits.shown(logits), exhibits.shown(TEACHER)
-        term = method().terms(learned, taught, exhibits.batch(4), scenes.MOMENT)["attention"]
+        learned, taught = inventions.features(logits), inventions.features(TEACHER)
+        term = method().terms(learned, taught, scenes.batch(range(4)), scenes.MOMENT)["attention"]
         assert float(term) == 0
         assert not term.requires_grad
 
@@ -120,7 +122,7 @@ class TestStudent:
         student, teacher = scenes.network(), scenes.other_network()
         built = ZSKT(ZSKT.Params(attention_weight=250), student, teacher)
         learned, taught = scenes.observed(student, teacher, scenes.pictures(4))
-        term = built.terms(learned, taught, exhibits.batch(4), scenes.MOMENT)["attention"]
+        term = built.terms(learned, taught, scenes.batch(range(4)), scenes.MOMENT)["attention"]
         wanted = 250 * zskt.attention_loss(learned.stages, taught.stages)
         assert torch.allclose(term, wanted)
         term.backward()
@@ -133,14 +135,14 @@ class TestStudent:
         student = scenes.network()
         learned, taught = scenes.observed(student, teacher, scenes.pictures(2))
         built = ZSKT(params, student, teacher)
-        assert built.terms(learned, taught, exhibits.batch(2), scenes.MOMENT)["attention"] > 0
+        assert built.terms(learned, taught, scenes.batch(range(2)), scenes.MOMENT)["attention"] > 0
 
     @pytest.mark.parametrize(
         ("student", "teacher"),
         [
             (scenes.Pyramid(SHALLOW), scenes.Pyramid(DEEP)),
             (scenes.Pyramid(DEEP), scenes.Pyramid(SHALLOW)),
-            (exhibits.Plain(), exhibits.Plain()),
+            (inventions.small(normed=False).float(), inventions.small(normed=False).float()),
         ],
     )
     def test_attention_needs_equally_many_stages(self, student, teacher) -> None:

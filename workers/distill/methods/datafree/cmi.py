@@ -11,7 +11,7 @@ is compared with the moments in its batch norms. What enters the bank are featur
 they are stored, in place of the augmented view in which they were found; their cropped view is
 drawn for them alone. The bank grows until it is full and then loses its oldest rows. The head's
 optimizer begins anew with each call, as the generator's does. In dense tasks each position is
-pulled to the class that the teacher sees there.
+pulled to the class that the teacher decides for there.
 Checked against: zju-vipa/CMI, datafree/synthesis/contrastive.py (weights and schedule).
 """
 
@@ -21,17 +21,12 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from workers.distill import errors
-from workers.distill.functional.adversaries import discrepancy
-from workers.distill.functional.contrast import bank_contrast
-from workers.distill.functional.divergences import softened_kl
-from workers.distill.functional.rows import rows
-from workers.distill.functional.statistics import moment_distance, spatial_means
+from workers.distill.functional import adversaries, contrast, divergences, entropies, statistics
 from workers.distill.method import Batch, Moment, Source, Terms
 from workers.distill.networks.interface import Features, Network, batch_norms, observe_norms
-from workers.distill.synthesis import DataFreeMethod, Invented, LatentSynthesis, aims
+from workers.distill.synthesis import DataFreeMethod, Invented, LatentSynthesis
 
 
 class Bank(nn.Module):
@@ -87,51 +82,58 @@ class CMI(DataFreeMethod):
         equations="2-8",
     )
     renews_generator = True
-    wants_second = True
 
     class Params(DataFreeMethod.Params):
         """Weights of synthesis, the contrast and its bank, and the student's temperature."""
 
         temperature: float = Field(
-            20.0, gt=0, le=1e4, description="Divides the logits of both networks before softmax."
+            20.0,
+            gt=0,
+            le=1e4,
+            description="Divides the logits of both networks before softmax in the student's loss.",
         )
         bn_weight: float = Field(
             1.0,
             ge=0,
             le=1e6,
-            description="Weight of the distance to the moments in the teacher's batch norms.",
+            description="Weight of the distance to the moments in the teacher's batch norms. With "
+            "`contrast_weight` 0 too, the teacher needs none.",
         )
         onehot_weight: float = Field(
             1.0,
             ge=0,
             le=1e6,
-            description="Weight of cross-entropy with the class that an image is to show; "
-            "published: 1, and 0.5 for a ResNet-34.",
+            description="Weight of the teacher's cross-entropy with the class that an image is to "
+            "show. Published: 1, and 0.5 for a ResNet-34.",
         )
         adversarial_weight: float = Field(
             0.5,
             ge=0,
             le=1e6,
-            description="Weight of the teacher's divergence from the student, which images are to "
-            "raise.",
+            description="Weight of the divergence of the student from the teacher, which images "
+            "are to raise.",
         )
         contrast_weight: float = Field(
             0.8,
             ge=0,
             le=1e6,
-            description="Weight of telling each image's two views from those of all others.",
+            description="Weight of telling each image's two views from those of all others. At 0 "
+            "there is no second view, no head and no bank.",
         )
         masked: bool = Field(
             True,
-            description="Count the divergence only where both networks decide for one class.",
+            description="Count the divergence only where both networks decide for the same class.",
         )
         target: Literal["random", "argmax"] = Field(
             "random",
             description="The class that an image is to show: one drawn evenly, or that which the "
-            "teacher sees most of.",
+            "teacher decides for. In dense tasks it is always the latter, at each position.",
         )
         contrast_temperature: float = Field(
-            0.2, gt=0, le=100, description="Divides cosines in the contrast; published: 0.1 to 0.2."
+            0.2,
+            gt=0,
+            le=100,
+            description="Divides cosines in the contrast. Published: 0.1 to 0.2.",
         )
         head_width: int = Field(
             256, ge=1, le=4096, description="Length of the embeddings that are contrasted."
@@ -181,28 +183,31 @@ class CMI(DataFreeMethod):
         return self.params.bn_weight > 0 or self.params.contrast_weight > 0
 
     @property
+    def wants_second(self) -> bool:
+        """Whether a second view of the images is contrasted with the first."""
+        return self.params.contrast_weight > 0
+
+    @property
     def competes(self) -> bool:
-        """Whether images are to raise the teacher's divergence from the student."""
+        """Whether synthesis looks at the student too, to find where it is wrong."""
         return self.params.adversarial_weight > 0
 
     def synthesis_terms(self, shown: Invented) -> Terms:
         """Return distance of moments, cross-entropy, contrast, and the divergence taken off."""
         params, logits = self.params, shown.teacher.features.logits
-        aimed = aims(logits, shown.targets, predicted=params.target == "argmax")
-        # At least a zero without gradient, so that each step has all terms.
-        bn = adversarial = contrast = logits.new_zeros(())
-        if params.bn_weight > 0:
-            bn = params.bn_weight * moment_distance(shown.teacher.norms)
-        if self.competes and shown.student is not None:
-            apart = discrepancy(shown.student.features.logits, logits, masked=params.masked)
-            adversarial = -params.adversarial_weight * apart
+        wanted = None if params.target == "argmax" else shown.targets
+        contrasted = shown.nothing
         if self.head is not None:
-            contrast = params.contrast_weight * self.contrast(self.head, *_views(shown))
+            contrasted = params.contrast_weight * self.contrast(self.head, *_views(shown))
         return {
-            "bn": bn,
-            "onehot": params.onehot_weight * cross_entropy(rows(logits), aimed),
-            "adversarial": adversarial,
-            "contrast": contrast,
+            "bn": shown.term(params.bn_weight, statistics.moment_distance, shown.teacher.norms),
+            "onehot": shown.term(
+                params.onehot_weight, entropies.mean_cross_entropy, logits, wanted
+            ),
+            "adversarial": shown.against_student(
+                -params.adversarial_weight, adversaries.discrepancy, masked=params.masked
+            ),
+            "contrast": contrasted,
         }
 
     def contrast(
@@ -210,7 +215,7 @@ class CMI(DataFreeMethod):
     ) -> Float[Tensor, ""]:
         """Return how badly both views of an image find each other in the batch and the bank."""
         old_local, old_whole = self.bank.draw(self.params.bank_draws)
-        return bank_contrast(
+        return contrast.bank_contrast(
             head(torch.cat([local, old_local])),
             head(torch.cat([whole, old_whole])),
             temperature=self.params.contrast_temperature,
@@ -231,9 +236,10 @@ class CMI(DataFreeMethod):
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the imitation of the teacher's softened outputs, in nats times temperature^2."""
-        temperature = self.params.temperature
-        apart = softened_kl(rows(student.logits), rows(teacher.logits), temperature=temperature)
-        return {"kd": temperature**2 * apart.mean()}
+        kd = divergences.scaled_kl(
+            student.logits, teacher.logits, temperature=self.params.temperature
+        )
+        return {"kd": kd}
 
 
 def channels(teacher: Network) -> int:
@@ -253,4 +259,5 @@ def _views(shown: Invented) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N D"]]
     """Return the teacher's features of the cropped view and of the first one."""
     if shown.second is None:
         raise ValueError("method cmi needs a second view of the images")
-    return spatial_means(shown.second.norms), spatial_means(shown.teacher.norms)
+    local, whole = (statistics.spatial_means(look.norms) for look in (shown.second, shown.teacher))
+    return local, whole

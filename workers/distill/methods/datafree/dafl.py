@@ -15,24 +15,16 @@ Checked against: zju-vipa/CMI, datafree/synthesis/generative.py (terms; publishe
 
 from typing import Literal, TypeAlias
 
-import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from workers.distill.functional import adversaries, divergences
-from workers.distill.functional.rows import rows
+from workers.distill.functional import adversaries, divergences, entropies
 from workers.distill.method import Batch, Moment, Source, Terms
 from workers.distill.networks.interface import Features
 from workers.distill.synthesis import DataFreeMethod, Invented, StreamSynthesis
 
 Logarithm: TypeAlias = Literal["e", "10"]
-
-
-def onehot_loss(logits: Float[Tensor, "N C *S"]) -> Float[Tensor, ""]:
-    """Return the cross-entropy of each row with its own largest class, averaged, in nats."""
-    answers = rows(logits)
-    return F.cross_entropy(answers, answers.detach().argmax(1))
 
 
 def activation_loss(pooled: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
@@ -53,21 +45,25 @@ class DAFL(DataFreeMethod):
         """A temperature for the student, three weights for the generator, and the budget."""
 
         temperature: float = Field(
-            1.0, gt=0, le=1e4, description="Divides the logits of both networks before softmax."
+            1.0,
+            gt=0,
+            le=1e4,
+            description="Divides the logits of both networks before softmax in the student's loss.",
         )
         onehot_weight: float = Field(
             1.0,
             ge=0,
             le=1e6,
-            description="Weight of the teacher's cross-entropy with its own decision; the paper "
-            "has 1 on MNIST, 0.05 on CIFAR-10, 0.5 on CIFAR-100.",
+            description="Weight of the teacher's cross-entropy with the class that an image is to "
+            "show. That is the class that the teacher decides for. Published: 1 on MNIST, "
+            "0.05 on CIFAR-10, 0.5 on CIFAR-100.",
         )
         balance_weight: float = Field(
             20.0,
             ge=0,
             le=1e6,
-            description="Weight of the negative entropy of the mean class distribution; the paper "
-            "has 5 on MNIST and CIFAR-10, 20 on CIFAR-100, all with `balance_base` 10.",
+            description="Weight of the negative entropy of the mean class distribution. Published: "
+            "5 on MNIST and CIFAR-10, 20 on CIFAR-100, all with `balance_base` 10.",
         )
         balance_base: Logarithm = Field(
             "e", description="Base of the logarithm in that entropy; the authors' code has 10."
@@ -76,8 +72,8 @@ class DAFL(DataFreeMethod):
             0.001,
             ge=0,
             le=1e6,
-            description="Weight of the mean strength of the features before the classifier; the "
-            "paper has 0.1 on MNIST and CIFAR-100, 0.01 on CIFAR-10.",
+            description="Weight of the mean strength of the features before the classifier. "
+            "Published: 0.1 on MNIST and CIFAR-100, 0.01 on CIFAR-10.",
         )
         synthesis: StreamSynthesis = Field(
             StreamSynthesis(
@@ -90,7 +86,7 @@ class DAFL(DataFreeMethod):
                 latent_size=512,
             ),
             description="How images are invented: budget and generator. The buffer keeps the "
-            "newest images to be looked at, the student never sees them again. The paper has "
+            "newest images to be looked at, the student never sees them again. Published: "
             "`student_steps` 1, `reuse` images and `calls_per_epoch` 120, with `latent_size` 100, "
             "`batch_size` 512 and `learning_rate` 0.2 on MNIST, 1000, 1024 and 0.02 on CIFAR-10.",
         )
@@ -100,22 +96,20 @@ class DAFL(DataFreeMethod):
     def synthesis_terms(self, shown: Invented) -> Terms:
         """Return how unsure, how uneven and how weak the teacher's answers are."""
         params, seen = self.params, shown.teacher.features
-        onehot = balance = activation = seen.logits.new_zeros(())
-        if params.onehot_weight > 0:
-            onehot = params.onehot_weight * onehot_loss(seen.logits)
-        if params.balance_weight > 0:
-            base_ten = params.balance_base == "10"
-            balance = params.balance_weight * adversaries.class_balance(
-                seen.logits, base_ten=base_ten
-            )
-        if params.activation_weight > 0:
-            activation = params.activation_weight * activation_loss(seen.pooled)
-        return {"onehot": onehot, "balance": balance, "activation": activation}
+        return {
+            "onehot": shown.term(params.onehot_weight, entropies.mean_cross_entropy, seen.logits),
+            "balance": shown.term(
+                params.balance_weight,
+                adversaries.class_balance,
+                seen.logits,
+                base_ten=params.balance_base == "10",
+            ),
+            "activation": shown.term(params.activation_weight, activation_loss, seen.pooled),
+        }
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
-        """Return the imitation of the teacher's outputs."""
-        temperature = self.params.temperature
-        divergence = divergences.softened_kl(
-            rows(student.logits), rows(teacher.logits), temperature=temperature
+        """Return the imitation of the teacher's softened outputs, in nats times temperature^2."""
+        kd = divergences.scaled_kl(
+            student.logits, teacher.logits, temperature=self.params.temperature
         )
-        return {"kd": temperature**2 * divergence.mean()}
+        return {"kd": kd}

@@ -64,7 +64,7 @@ class DFAD(DataFreeMethod):
                 generator="large",
             ),
             description="How images are invented: budget and generator. The buffer keeps the "
-            "newest images to be looked at, the student never sees them again. The paper has "
+            "newest images to be looked at, the student never sees them again. Published: "
             "`calls_per_epoch` 50 and `beta1` 0.9; for segmentation `batch_size` 64 and "
             "`generator` dcgan.",
         )
@@ -87,13 +87,9 @@ class DFAD(DataFreeMethod):
 
     def synthesis_terms(self, shown: Invented) -> Terms:
         """Return the closeness of student and teacher: their difference with a minus."""
-        logits = shown.teacher.features.logits
-        if shown.student is None:
-            return {"adversarial": logits.new_zeros(())}
-        chosen = self.params.log_loss
-        log_loss = logits.dim() > 2 if chosen is None else chosen
-        loss = contest(shown.student.features.logits, logits, log_loss=log_loss)
-        return {"adversarial": loss}
+        chosen, is_dense = self.params.log_loss, shown.teacher.features.logits.dim() > 2
+        log_loss = is_dense if chosen is None else chosen
+        return {"adversarial": shown.against_student(1.0, contest, log_loss=log_loss)}
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the mean absolute difference of the logits."""

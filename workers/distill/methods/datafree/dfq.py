@@ -11,11 +11,9 @@ matched by the Euclidean distance of moments, not by a divergence of Gaussians.
 Checked against: zju-vipa/CMI, datafree/synthesis/generative.py (terms; published values).
 """
 
-import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 from pydantic import Field
 
-from workers.distill.functional import adversaries, divergences, statistics
-from workers.distill.functional.rows import rows
+from workers.distill.functional import adversaries, divergences, entropies, statistics
 from workers.distill.method import Batch, Moment, Source, Terms
 from workers.distill.networks.interface import Features
 from workers.distill.synthesis import DataFreeMethod, Invented, StreamSynthesis
@@ -43,20 +41,25 @@ class DFQ(DataFreeMethod):
             description="Divides the logits of both networks before softmax in the student's loss.",
         )
         adversarial_weight: float = Field(
-            1.0, ge=0, le=1e6, description="Weight of the divergence that the generator seeks."
+            1.0,
+            ge=0,
+            le=1e6,
+            description="Weight of the divergence of the student from the teacher, which images "
+            "are to raise.",
         )
         bn_weight: float = Field(
             1.0,
             ge=0,
             le=1e6,
-            description="Weight of the distance from the moments in the teacher's batch norms; 0 "
-            "does without batch norms.",
+            description="Weight of the distance to the moments in the teacher's batch norms. At 0 "
+            "the teacher needs none.",
         )
         onehot_weight: float = Field(
             1.0,
             ge=0,
             le=1e6,
-            description="Weight of the teacher's cross-entropy with its own decision.",
+            description="Weight of the teacher's cross-entropy with the class that an image is to "
+            "show. That is the class that the teacher decides for.",
         )
         balance_weight: float = Field(
             20.0,
@@ -92,23 +95,18 @@ class DFQ(DataFreeMethod):
     def synthesis_terms(self, shown: Invented) -> Terms:
         """Return the agreement of both networks, and how far images are from real ones."""
         params, logits = self.params, shown.teacher.features.logits
-        adversarial = bn = onehot = balance = logits.new_zeros(())
-        if params.adversarial_weight > 0 and shown.student is not None:
-            gap = adversaries.discrepancy(shown.student.features.logits, logits, masked=False)
-            adversarial = -params.adversarial_weight * gap
-        if params.bn_weight > 0:
-            bn = params.bn_weight * statistics.moment_distance(shown.teacher.norms)
-        if params.onehot_weight > 0:
-            answers = rows(logits)
-            onehot = params.onehot_weight * F.cross_entropy(answers, answers.detach().argmax(1))
-        if params.balance_weight > 0:
-            balance = params.balance_weight * adversaries.class_balance(logits)
-        return {"adversarial": adversarial, "bn": bn, "onehot": onehot, "balance": balance}
+        return {
+            "adversarial": shown.against_student(
+                -params.adversarial_weight, adversaries.discrepancy, masked=False
+            ),
+            "bn": shown.term(params.bn_weight, statistics.moment_distance, shown.teacher.norms),
+            "onehot": shown.term(params.onehot_weight, entropies.mean_cross_entropy, logits),
+            "balance": shown.term(params.balance_weight, adversaries.class_balance, logits),
+        }
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
-        """Return the imitation of the teacher's outputs."""
-        temperature = self.params.temperature
-        divergence = divergences.softened_kl(
-            rows(student.logits), rows(teacher.logits), temperature=temperature
+        """Return the imitation of the teacher's softened outputs, in nats times temperature^2."""
+        kd = divergences.scaled_kl(
+            student.logits, teacher.logits, temperature=self.params.temperature
         )
-        return {"kd": temperature**2 * divergence.mean()}
+        return {"kd": kd}

@@ -23,10 +23,9 @@ import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize, pad
+from torch.nn.functional import normalize, pad
 
-from workers.distill.functional.adversaries import discrepancy
-from workers.distill.functional.divergences import softened_kl
+from workers.distill.functional import adversaries, divergences, entropies
 from workers.distill.functional.statistics import MomentMemory
 from workers.distill.method import Batch, Moment, Source, Task, Terms
 from workers.distill.networks import generators
@@ -131,30 +130,35 @@ class NAYER(DataFreeMethod):
         """Three weights of synthesis, its memory, the generator's life and codes."""
 
         temperature: float = Field(
-            20.0, gt=0, le=1e4, description="Divides the logits of both networks before softmax."
+            20.0,
+            gt=0,
+            le=1e4,
+            description="Divides the logits of both networks before softmax in the student's loss.",
         )
         bn_weight: float = Field(
             10.0,
             ge=0,
             le=1e6,
-            description="Weight of the distance to the moments in the teacher's batch norms.",
+            description="Weight of the distance to the moments in the teacher's batch norms. At 0 "
+            "the teacher needs none.",
         )
         onehot_weight: float = Field(
             0.5,
             ge=0,
             le=1e6,
-            description="Weight of cross-entropy with the class that an image is to show.",
+            description="Weight of the teacher's cross-entropy with the class that an image is to "
+            "show.",
         )
         adversarial_weight: float = Field(
             1.33,
             ge=0,
             le=1e6,
-            description="Weight of the teacher's divergence from the student, which images are to "
-            "raise.",
+            description="Weight of the divergence of the student from the teacher, which images "
+            "are to raise.",
         )
         masked: bool = Field(
             True,
-            description="Count the divergence only where both networks decide for one class.",
+            description="Count the divergence only where both networks decide for the same class.",
         )
         bn_momentum: float = Field(
             0.9,
@@ -200,12 +204,12 @@ class NAYER(DataFreeMethod):
 
     @property
     def reads_norms(self) -> bool:
-        """Whether the distance of moments counts."""
+        """Whether the loss of synthesis compares with the moments in the teacher's batch norms."""
         return self.params.bn_weight > 0
 
     @property
     def competes(self) -> bool:
-        """Whether images are to raise the teacher's divergence from the student."""
+        """Whether synthesis looks at the student too, to find where it is wrong."""
         return self.params.adversarial_weight > 0
 
     def make_generator(self) -> NoisyGenerator:
@@ -241,17 +245,14 @@ class NAYER(DataFreeMethod):
     def synthesis_terms(self, shown: Invented) -> Terms:
         """Return distance of moments, cross-entropy, and the divergence taken off."""
         params, logits = self.params, shown.teacher.features.logits
-        # At least a zero without gradient, so that each step has all terms.
-        bn = adversarial = logits.new_zeros(())
-        if self.reads_norms:
-            bn = params.bn_weight * self.memory.distance(shown.teacher.norms)
-        if self.competes and shown.student is not None:
-            apart = discrepancy(shown.student.features.logits, logits, masked=params.masked)
-            adversarial = -params.adversarial_weight * apart
         return {
-            "bn": bn,
-            "onehot": params.onehot_weight * cross_entropy(logits, shown.targets),
-            "adversarial": adversarial,
+            "bn": shown.term(params.bn_weight, self.memory.distance, shown.teacher.norms),
+            "onehot": shown.term(
+                params.onehot_weight, entropies.mean_cross_entropy, logits, shown.targets
+            ),
+            "adversarial": shown.against_student(
+                -params.adversarial_weight, adversaries.discrepancy, masked=params.masked
+            ),
         }
 
     def after_call(self, last: Invented, kept: Invented) -> None:
@@ -261,6 +262,7 @@ class NAYER(DataFreeMethod):
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the imitation of the teacher's softened outputs, in nats times temperature^2."""
-        temperature = self.params.temperature
-        apart = softened_kl(student.logits, teacher.logits, temperature=temperature)
-        return {"kd": temperature**2 * apart.mean()}
+        kd = divergences.scaled_kl(
+            student.logits, teacher.logits, temperature=self.params.temperature
+        )
+        return {"kd": kd}

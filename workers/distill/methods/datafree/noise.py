@@ -12,7 +12,6 @@ Differs: the paper does not say which noise it means. Pixels are N(0, 1) after n
 from pydantic import Field
 
 from workers.distill.functional import divergences
-from workers.distill.functional.rows import rows
 from workers.distill.method import Batch, Moment, Source, Terms
 from workers.distill.networks.interface import Features
 from workers.distill.synthesis import DataFreeMethod, Invented, NoiseSynthesis
@@ -31,7 +30,10 @@ class Noise(DataFreeMethod):
         """A temperature, and the budget."""
 
         temperature: float = Field(
-            4.0, gt=0, le=1e4, description="Divides the logits of both networks before softmax."
+            4.0,
+            gt=0,
+            le=1e4,
+            description="Divides the logits of both networks before softmax in the student's loss.",
         )
         synthesis: NoiseSynthesis = Field(
             NoiseSynthesis(
@@ -52,9 +54,8 @@ class Noise(DataFreeMethod):
         return {}
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
-        """Return the imitation of the teacher's outputs."""
-        temperature = self.params.temperature
-        divergence = divergences.softened_kl(
-            rows(student.logits), rows(teacher.logits), temperature=temperature
+        """Return the imitation of the teacher's softened outputs, in nats times temperature^2."""
+        kd = divergences.scaled_kl(
+            student.logits, teacher.logits, temperature=self.params.temperature
         )
-        return {"kd": temperature**2 * divergence.mean()}
+        return {"kd": kd}

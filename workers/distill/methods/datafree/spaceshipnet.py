@@ -18,18 +18,15 @@ in CMI; the published code goes on with one, which `renews` false does.
 Checked against: skgyu/SpaceshipNet, model_CFE_mSARC_base_V37.py (weights and schedule).
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import mse_loss
 
-from workers.distill import errors
-from workers.distill.functional import classifiers, maps
-from workers.distill.functional.divergences import softened_kl
-from workers.distill.functional.statistics import moment_distance
+from workers.distill.functional import classifiers, divergences, entropies, maps, statistics
 from workers.distill.method import Batch, Moment, Show, Source, Task, Terms
 from workers.distill.networks import generators
 from workers.distill.networks.interface import Features, Network
@@ -113,7 +110,10 @@ class SpaceshipNet(DataFreeMethod):
         """Weights of synthesis and of the student's terms, and how channels are exchanged."""
 
         temperature: float = Field(
-            30.0, gt=0, le=1e4, description="Divides the logits of both networks before softmax."
+            30.0,
+            gt=0,
+            le=1e4,
+            description="Divides the logits of both networks before softmax in the student's loss.",
         )
         cam_weight: float = Field(
             1.0,
@@ -125,13 +125,15 @@ class SpaceshipNet(DataFreeMethod):
             1.0,
             ge=0,
             le=1e6,
-            description="Weight of the distance to the moments in the teacher's batch norms.",
+            description="Weight of the distance to the moments in the teacher's batch norms. At 0 "
+            "the teacher needs none.",
         )
         onehot_weight: float = Field(
             0.5,
             ge=0,
             le=1e6,
-            description="Weight of cross-entropy with the class that an image is to show.",
+            description="Weight of the teacher's cross-entropy with the class that an image is to "
+            "show.",
         )
         exchange_probability: float = Field(
             0.7,
@@ -154,16 +156,19 @@ class SpaceshipNet(DataFreeMethod):
             "exchanged in the last step, so `keep` must be last.",
         )
 
+        @model_validator(mode="after")
+        def _exchanged_images_are_kept(self) -> Self:
+            if self.exchange_probability > 0 and self.synthesis.keep != "last":
+                raise ValueError(
+                    f"synthesis.keep is {self.synthesis.keep}, and channels are exchanged in the "
+                    "last step of a call; set synthesis.keep to last, or exchange_probability to 0"
+                )
+            return self
+
     params: Params
     weight: Tensor
 
     def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
-        if params.exchange_probability > 0 and params.synthesis.keep != "last":
-            raise errors.BadRecipe(
-                "method spaceshipnet exchanges channels in the last step of a call, and "
-                f"synthesis.keep is {params.synthesis.keep}; set it to last, or "
-                "exchange_probability to 0"
-            )
         super().__init__(params, student, teacher)
         weight, _ = classifiers.frozen(teacher.pooled_classifier() if teacher else None)
         self.register_buffer("weight", weight, persistent=False)
@@ -172,7 +177,7 @@ class SpaceshipNet(DataFreeMethod):
 
     @property
     def reads_norms(self) -> bool:
-        """Whether the distance of moments counts."""
+        """Whether the loss of synthesis compares with the moments in the teacher's batch norms."""
         return self.params.bn_weight > 0
 
     def make_generator(self) -> Exchanging:
@@ -193,17 +198,17 @@ class SpaceshipNet(DataFreeMethod):
 
     def targets(self, count: int) -> Int[Tensor, " N"]:
         """Return all classes in turn, cycle after cycle."""
-        return torch.arange(count) % self.classes
+        return self.in_turn(count)
 
     def synthesis_terms(self, shown: Invented) -> Terms:
         """Return the distance of moments and cross-entropy."""
         params, logits = self.params, shown.teacher.features.logits
-        # At least a zero without gradient, so that each step has all terms.
-        bn = logits.new_zeros(())
-        if self.reads_norms:
-            bn = params.bn_weight * moment_distance(shown.teacher.norms)
-        onehot = cross_entropy(logits, shown.targets)
-        return {"bn": bn, "onehot": params.onehot_weight * onehot}
+        return {
+            "bn": shown.term(params.bn_weight, statistics.moment_distance, shown.teacher.norms),
+            "onehot": shown.term(
+                params.onehot_weight, entropies.mean_cross_entropy, logits, shown.targets
+            ),
+        }
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the imitation of outputs (nats times temperature^2) and of where they come from.
@@ -211,10 +216,10 @@ class SpaceshipNet(DataFreeMethod):
         The student's classifier reads its maps and learns nothing from that, as in the authors'
         code.
         """
-        temperature = self.params.temperature
-        apart = softened_kl(student.logits, teacher.logits, temperature=temperature)
         return {
-            "kd": temperature**2 * apart.mean(),
+            "kd": divergences.scaled_kl(
+                student.logits, teacher.logits, temperature=self.params.temperature
+            ),
             "cam": self.params.cam_weight * self._regions(student, teacher),
         }
 

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from workers.distill import errors
 from workers.distill.functional import adversaries, divergences, maps
-from workers.distill.functional.rows import rows
 from workers.distill.method import Batch, Moment, Source, Terms
 from workers.distill.networks import shapes
 from workers.distill.networks.interface import Features, Network
@@ -73,7 +72,7 @@ class ZSKT(DataFreeMethod):
             ge=0,
             le=1e6,
             description="Weight of attention transfer, which needs networks with equally many "
-            "stages; the paper has 250, with `element_mean`.",
+            "stages. Published: 250, with `element_mean`.",
         )
         element_mean: bool = Field(
             False,
@@ -89,7 +88,7 @@ class ZSKT(DataFreeMethod):
                 generator="large",
             ),
             description="How images are invented: budget and generator. The buffer keeps the "
-            "newest images to be looked at, the student never sees them again. The paper has "
+            "newest images to be looked at, the student never sees them again. Published: "
             "`student_steps` 10 with `reuse` latent, `batch_size` 128, `latent_size` 100 and "
             "`clip_norm` 5.",
         )
@@ -117,23 +116,18 @@ class ZSKT(DataFreeMethod):
 
     def synthesis_terms(self, shown: Invented) -> Terms:
         """Return the agreement of student and teacher: their divergence with a minus."""
-        logits = shown.teacher.features.logits
-        if shown.student is None:
-            return {"adversarial": logits.new_zeros(())}
-        gap = adversaries.discrepancy(shown.student.features.logits, logits, masked=False)
-        return {"adversarial": -gap / self._divisor(logits)}
+        weight = -1 / self._divisor(shown.teacher.features.logits)
+        gap = shown.against_student(weight, adversaries.discrepancy, masked=False)
+        return {"adversarial": gap}
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the imitation of the teacher's outputs, and of where it looks."""
         params = self.params
-        divergence = divergences.softened_kl(
-            rows(student.logits), rows(teacher.logits), temperature=params.temperature
-        )
+        kd = divergences.scaled_kl(student.logits, teacher.logits, temperature=params.temperature)
         attention = student.logits.new_zeros(())
         if params.attention_weight > 0:
             attention = params.attention_weight * attention_loss(student.stages, teacher.stages)
-        kd = params.temperature**2 * divergence.mean() / self._divisor(student.logits)
-        return {"kd": kd, "attention": attention}
+        return {"kd": kd / self._divisor(student.logits), "attention": attention}
 
     def _divisor(self, logits: Float[Tensor, "N C *S"]) -> int:
         return logits.shape[1] if self.params.element_mean else 1
