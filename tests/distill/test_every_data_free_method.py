@@ -9,13 +9,14 @@ import torch
 
 from tests.distill import folders
 from workers.distill import catalog, errors, optimizers
+from workers.distill.budgets import GeneratorSynthesis
 from workers.distill.data import batches
 from workers.distill.loops import inversion
 from workers.distill.method import Batch, Moment
 from workers.distill.networks import catalog as networks
 from workers.distill.networks.interface import Network, batch_norms
 from workers.distill.recipe import Input, Task
-from workers.distill.synthesis import DataFreeMethod, GeneratorSynthesis, Stock
+from workers.distill.synthesis import DataFreeMethod, Stock
 
 NAMES = sorted(n for n, kind in catalog.METHODS.items() if issubclass(kind, DataFreeMethod))
 DENSE = [name for name in NAMES if "segmentation" in catalog.METHODS[name].tasks]

@@ -7,11 +7,11 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from workers.distill import (
+    budgets,
     catalog,
     errors,
     optimizers,
     preparation,
-    synthesis,
     validation,
 )
 from workers.distill.data import batches, draws
@@ -71,7 +71,7 @@ def furnish(setting: Setting, method: Method, student: Network) -> studio.Studio
         return None
     training = setting.recipe.training
     params = method.params
-    budget = synthesis.settle(
+    budget = budgets.settle(
         params.synthesis, batch_size=training.batch_size, known_images=setting.known_images
     )
     flip = setting.flip if budget.flip is None else budget.flip

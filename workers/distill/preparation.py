@@ -16,21 +16,22 @@ from torch import Tensor
 from torch.utils import deterministic
 
 from workers.distill import (
+    budgets,
     catalog,
     errors,
     optimizers,
     recipe,
     report,
     stopping,
-    synthesis,
     validation,
     weights,
 )
+from workers.distill.budgets import Synthesis
 from workers.distill.data import batches, stored
 from workers.distill.evaluate import Labelled
 from workers.distill.networks import catalog as networks
 from workers.distill.networks.interface import Network
-from workers.distill.synthesis import DataFreeMethod, Synthesis
+from workers.distill.synthesis import DataFreeMethod
 
 BASELINE: dict[str, Any] = {"name": "ce", "task_weight": 1.0}
 NOISE = "noise"
@@ -115,7 +116,7 @@ class Setting(Ground):
         if not isinstance(params, DataFreeMethod.Params):
             return None
         batch_size = self.recipe.training.batch_size
-        return synthesis.settle(
+        return budgets.settle(
             params.synthesis, batch_size=batch_size, known_images=self.known_images
         )
 

@@ -15,25 +15,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from workers.distill import errors, optimizers, synthesis
+from workers.distill import budgets, errors, optimizers
+from workers.distill.budgets import (
+    GeneratorSynthesis,
+    LatentSynthesis,
+    MetaSynthesis,
+    NoiseSynthesis,
+    PixelSynthesis,
+    StreamSynthesis,
+)
 from workers.distill.data import batches, jitter
 from workers.distill.loops.average import Average
 from workers.distill.method import Terms
 from workers.distill.networks import interface
 from workers.distill.networks.generators import Generator
 from workers.distill.networks.interface import Features, Network
-from workers.distill.synthesis import (
-    DataFreeMethod,
-    GeneratorSynthesis,
-    Invented,
-    LatentSynthesis,
-    Look,
-    MetaSynthesis,
-    NoiseSynthesis,
-    PixelSynthesis,
-    Stock,
-    StreamSynthesis,
-)
+from workers.distill.synthesis import DataFreeMethod, Invented, Look, Stock
 
 REPTILE = 67.0
 """Factor of the step from the meta-learned generator to its moved copy (Fast-DFKD's code)."""
@@ -63,7 +60,7 @@ class Sight:
     flip: bool
 
     @property
-    def budget(self) -> synthesis.Synthesis:
+    def budget(self) -> budgets.Synthesis:
         """Return the method's budget."""
         return self.method.params.synthesis
 

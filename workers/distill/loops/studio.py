@@ -15,13 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workers.distill import errors, gallery, speed
+from workers.distill.budgets import Synthesis
 from workers.distill.data import jitter, replay
 from workers.distill.functional import divergences
 from workers.distill.functional.rows import per_image, rows
 from workers.distill.loops import inversion, tally
 from workers.distill.method import Batch
 from workers.distill.recipe import Training
-from workers.distill.synthesis import Invented, Stock, Synthesis
+from workers.distill.synthesis import Invented, Stock
 
 LOOK_BATCH = 256
 """Images of the buffer that are looked at in one pass."""

@@ -9,8 +9,9 @@ from tests.distill.methods import scenes
 from tests.distill.methods.datafree import inventions
 from tests.distill.methods.datafree.inventions import RECEIVED, STUDENT, TARGETS, TEACHER
 from workers.distill import errors
+from workers.distill.budgets import PixelSynthesis
 from workers.distill.methods.datafree import deepinversion
-from workers.distill.synthesis import Invented, PixelSynthesis
+from workers.distill.synthesis import Invented
 
 NAMES = ["bn", "onehot", "tv", "l2", "competition", "student_bn"]
 ONES = {

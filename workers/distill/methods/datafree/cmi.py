@@ -23,10 +23,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workers.distill import errors
+from workers.distill.budgets import LatentSynthesis
 from workers.distill.functional import adversaries, contrast, divergences, entropies, statistics
 from workers.distill.method import Batch, Moment, Source, Terms
 from workers.distill.networks.interface import Features, Network, batch_norms, observe_norms
-from workers.distill.synthesis import DataFreeMethod, Invented, LatentSynthesis
+from workers.distill.synthesis import DataFreeMethod, Invented
 
 
 class Bank(nn.Module):

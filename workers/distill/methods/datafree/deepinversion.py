@@ -22,10 +22,11 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from workers.distill.budgets import PixelSynthesis
 from workers.distill.functional import adversaries, divergences, entropies, statistics
 from workers.distill.method import Batch, Moment, Source, Terms
 from workers.distill.networks.interface import Features
-from workers.distill.synthesis import DataFreeMethod, Invented, PixelSynthesis
+from workers.distill.synthesis import DataFreeMethod, Invented
 
 
 def competition(

@@ -17,10 +17,11 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from workers.distill.budgets import StreamSynthesis
 from workers.distill.functional import adversaries
 from workers.distill.method import Batch, Moment, Source, Terms
 from workers.distill.networks.interface import Features
-from workers.distill.synthesis import DataFreeMethod, Invented, StreamSynthesis
+from workers.distill.synthesis import DataFreeMethod, Invented
 
 
 def contest(

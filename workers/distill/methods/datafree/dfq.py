@@ -13,10 +13,11 @@ Checked against: zju-vipa/CMI, datafree/synthesis/generative.py (terms; publishe
 
 from pydantic import Field
 
+from workers.distill.budgets import StreamSynthesis
 from workers.distill.functional import adversaries, divergences, entropies, statistics
 from workers.distill.method import Batch, Moment, Source, Terms
 from workers.distill.networks.interface import Features
-from workers.distill.synthesis import DataFreeMethod, Invented, StreamSynthesis
+from workers.distill.synthesis import DataFreeMethod, Invented
 
 
 class DFQ(DataFreeMethod):

@@ -16,11 +16,12 @@ from typing import Literal
 
 from pydantic import Field
 
+from workers.distill.budgets import MetaSynthesis
 from workers.distill.functional import adversaries, divergences, entropies
 from workers.distill.functional.statistics import MomentMemory
 from workers.distill.method import Batch, Moment, Source, Terms
 from workers.distill.networks.interface import Features, Network, batch_norms
-from workers.distill.synthesis import DataFreeMethod, Invented, MetaSynthesis
+from workers.distill.synthesis import DataFreeMethod, Invented
 
 
 class Fast(DataFreeMethod):

@@ -15,10 +15,11 @@ IJCAI 2021), not the paper's own.
 
 from pydantic import Field
 
+from workers.distill.budgets import StreamSynthesis
 from workers.distill.functional import adversaries, divergences, entropies, statistics
 from workers.distill.method import Batch, Moment, Source, Terms
 from workers.distill.networks.interface import Features
-from workers.distill.synthesis import DataFreeMethod, Invented, StreamSynthesis
+from workers.distill.synthesis import DataFreeMethod, Invented
 
 
 class MAD(DataFreeMethod):

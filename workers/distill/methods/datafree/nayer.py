@@ -25,12 +25,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
+from workers.distill.budgets import LatentSynthesis
 from workers.distill.functional import adversaries, divergences, entropies
 from workers.distill.functional.statistics import MomentMemory
 from workers.distill.method import Batch, Moment, Source, Task, Terms
 from workers.distill.networks import generators
 from workers.distill.networks.interface import Features, Network, batch_norms
-from workers.distill.synthesis import DataFreeMethod, Invented, LatentSynthesis
+from workers.distill.synthesis import DataFreeMethod, Invented
 
 CODES_SEED = 20_240
 

@@ -11,10 +11,11 @@ Differs: the paper does not say which noise it means. Pixels are N(0, 1) after n
 
 from pydantic import Field
 
+from workers.distill.budgets import NoiseSynthesis
 from workers.distill.functional import divergences
 from workers.distill.method import Batch, Moment, Source, Terms
 from workers.distill.networks.interface import Features
-from workers.distill.synthesis import DataFreeMethod, Invented, NoiseSynthesis
+from workers.distill.synthesis import DataFreeMethod, Invented
 
 
 class Noise(DataFreeMethod):

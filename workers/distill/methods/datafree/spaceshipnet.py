@@ -26,11 +26,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from workers.distill.budgets import LatentSynthesis
 from workers.distill.functional import classifiers, divergences, entropies, maps, statistics
 from workers.distill.method import Batch, Moment, Show, Source, Task, Terms
 from workers.distill.networks import generators
 from workers.distill.networks.interface import Features, Network
-from workers.distill.synthesis import DataFreeMethod, Invented, LatentSynthesis
+from workers.distill.synthesis import DataFreeMethod, Invented
 
 PLACES = 3
 """Maps may be exchanged before the first block, the second, and what follows it."""

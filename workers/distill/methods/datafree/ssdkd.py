@@ -18,7 +18,8 @@ prioritised replay (beta 0.4). The authors' objective prints all three terms of 
 one maximum; distance of moments and cross-entropy are minimised here, as they must be, and only
 the divergence from the student is raised. Images are to show classes that are drawn evenly, as in
 Fast-DFKD; the paper speaks of the teacher's own predictions (`target` argmax). phi compares with
-the buffer before the present call. In dense tasks phi belongs to a position, and each is pulled to
+the buffer before the present call. A member that was drawn is measured by the same recursion as in
+a refresh of all: its next weight follows from the shares after the measurement. In dense tasks phi belongs to a position, and each is pulled to
 the class that the teacher decides for there.
 """
 
@@ -30,19 +31,14 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from workers.distill import errors
+from workers.distill.budgets import MetaSynthesis
 from workers.distill.functional import adversaries, divergences, entropies, modulation
 from workers.distill.functional.priorities import Priority
 from workers.distill.functional.rows import per_image, rows
 from workers.distill.functional.statistics import MomentMemory
 from workers.distill.method import Batch, Moment, Source, Terms
 from workers.distill.networks.interface import Features, Network, batch_norms
-from workers.distill.synthesis import (
-    DataFreeMethod,
-    Eviction,
-    Invented,
-    MetaSynthesis,
-    Stock,
-)
+from workers.distill.synthesis import DataFreeMethod, Eviction, Invented, Stock
 
 
 def modulated_loss(

@@ -23,11 +23,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from workers.distill import errors
+from workers.distill.budgets import StreamSynthesis
 from workers.distill.functional import adversaries, divergences, maps
 from workers.distill.method import Batch, Moment, Source, Terms
 from workers.distill.networks import shapes
 from workers.distill.networks.interface import Features, Network
-from workers.distill.synthesis import DataFreeMethod, Invented, StreamSynthesis
+from workers.distill.synthesis import DataFreeMethod, Invented
 
 
 def attention_loss(
