@@ -12,7 +12,7 @@ from tests.distill import folders
 from workers.distill import errors, optimizers
 from workers.distill.data import batches
 from workers.distill.loops import average, course, desk, tally
-from workers.distill.method import Batch, Mixed, Moment, Terms
+from workers.distill.method import Batch, Method, Mixed, Moment, Terms
 from workers.distill.methods.logit.ce import CE
 from workers.distill.networks.interface import Features, Network
 from workers.distill.recipe import Input, expand
@@ -59,6 +59,13 @@ class Adapted(CE):
         self.get_buffer("memory")[batch.index] += 1.0
         shown = self.adapter(student.pooled) * (1 + 0.1 * self.noise)
         return {**self.task(student, batch), "adapted": 0.1 * shown.square().mean()}
+
+    def deliver(self, student: Network) -> Network:
+        return student  # as those methods do whose own parts belong to what they deliver
+
+
+class KeepsNothing(Adapted):
+    deliver = Method.deliver
 
 
 class WantsStrong(Adapted):
@@ -326,6 +333,14 @@ class TestAverage:
         delivered = moving.use_best()
         assert torch.equal(delivered.get_parameter("fc.weight"), averaged)
         assert torch.equal(moving.method.get_parameter("adapter.0.weight"), method)
+
+    def test_memories_stay_behind_where_nothing_is_made_of_them(self) -> None:
+        for kind in (Adapted, KeepsNothing):
+            moving = a_course(method=kind)
+            walk(moving)
+            kept = moving.outcome()["best"]["method"]
+            assert bool(kept) is (kind is Adapted)
+            moving.use_best()
 
     def test_validation_leaves_the_weights_that_learn_alone(self) -> None:
         plain = a_course(scores(0.5))
