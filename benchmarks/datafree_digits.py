@@ -1,7 +1,7 @@
 """How good every data-free method is on the digits, over several seeds, from one teacher.
 
     OMP_NUM_THREADS=1 python -m benchmarks.datafree_digits [--seeds 3] [--rows ssdkd,fast]
-        [--part methods|ablation|scale] [--markdown]
+        [--part methods|ablation|scale|real] [--pair convnet|resnet] [--markdown]
 
 The small experiment of the field guide: a teacher of 24,058 parameters trained on 1,257 real
 digits, students of 6,274, 540 updates of batches of 64 for each of them. Beside the methods stand
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import rich.console
 import torch
@@ -29,9 +29,10 @@ from workers.distill.data import splits, stored
 
 Json = dict[str, Any]  # recipes and lines of the engine
 
-TEACHER: Json = {"network": "retort/convnet", "arguments": {"widths": [16, 32, 64]}}
-STUDENT: Json = {"network": "retort/convnet", "arguments": {"widths": [8, 16, 32]}}
-TEACHER_TRAINING: Json = {
+Pair: TypeAlias = tuple[Json, Json, Json]
+"""A teacher, how it was trained, and a student."""
+
+SMALL_TRAINING: Json = {
     "epochs": 40,
     "batch_size": 64,
     "optimizer": {
@@ -42,6 +43,14 @@ TEACHER_TRAINING: Json = {
         "nesterov": True,
     },
     "schedule": {"name": "cosine"},
+}
+PAIRS: dict[str, Pair] = {
+    "convnet": (
+        {"network": "retort/convnet", "arguments": {"widths": [16, 32, 64]}},
+        SMALL_TRAINING,
+        {"network": "retort/convnet", "arguments": {"widths": [8, 16, 32]}},
+    ),
+    "resnet": ({"network": "retort/resnet20"}, {"epochs": 30}, {"network": "retort/resnet8"}),
 }
 EPOCHS, UPDATES = 27, 20
 TRAINING: Json = {
@@ -107,7 +116,13 @@ METHODS: dict[str, Json] = {
         **WEIGHTS,
         "temperature": 4.0,
         "code_size": 64,
-        "synthesis": {**LATENT, "steps": 30, "learning_rate": 4e-3, "latent_learning_rate": 0.0},
+        "synthesis": {
+            **LATENT,
+            "steps": 30,
+            "calls_per_epoch": 1,
+            "learning_rate": 4e-3,
+            "latent_learning_rate": 0.0,
+        },
     },
     "spaceshipnet, 60 steps": {
         "name": "spaceshipnet",
@@ -163,6 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.datafree_digits")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--part", choices=[*PARTS, "real"], default="methods")
+    parser.add_argument("--pair", choices=list(PAIRS), default="convnet")
     parser.add_argument("--rows", help="names, or beginnings of names, with commas")
     parser.add_argument("--markdown", action="store_true")
     asked = parser.parse_args()
@@ -171,7 +187,7 @@ def main() -> None:
     rows = REAL if asked.part == "real" else PARTS[asked.part]
     table: dict[str, list[Json]] = {}
     with tempfile.TemporaryDirectory(prefix="retort-datafree-") as name:
-        bench = Bench(Path(name))
+        bench = Bench(Path(name), PAIRS[asked.pair])
         say(f"teacher {100 * bench.teach():.2f}")
         for row, method in rows.items():
             if wanted is not None and not row.startswith(wanted):
@@ -186,8 +202,9 @@ def main() -> None:
 class Bench:
     """A folder with the digits, a tenth of them, and a teacher."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, pair: Pair) -> None:
         self._folder = folder
+        self._teacher, self._taught_by, self._student = pair
         datasets.DATASETS["digits"].write(folder / "dataset")
         whole = stored.load(folder / "dataset")
         self._input = whole.record.input.model_dump()
@@ -201,7 +218,7 @@ class Bench:
 
     def teach(self) -> float:
         """Train the teacher, and return its accuracy on the test split."""
-        line = self._run("teacher", TEACHER, {"name": "ce"}, TEACHER_TRAINING, "dataset")
+        line = self._run("teacher", self._teacher, {"name": "ce"}, self._taught_by, "dataset")
         return float(line["scores"]["student"]["accuracy"])
 
     def row(self, row: str, method: Any, seed: int) -> Json:
@@ -211,10 +228,10 @@ class Bench:
             dataset, epochs = method
             kd = {"name": "kd", "task_weight": 0.0, "kd_weight": 1.0, "temperature": 4.0}
             training = {**TRAINING, "epochs": epochs, "seed": seed}
-            line = self._run(f"{row}-{seed}", STUDENT, kd, training, dataset)
+            line = self._run(f"{row}-{seed}", self._student, kd, training, dataset)
         else:
             training = {**TRAINING, "seed": seed}
-            line = self._run(f"{row}-{seed}", STUDENT, method, training, "dataset")
+            line = self._run(f"{row}-{seed}", self._student, method, training, "dataset")
         made = line.get("synthesis", {})
         return {
             "accuracy": line["scores"]["student"]["accuracy"],
@@ -235,7 +252,7 @@ class Bench:
         if name != "teacher":
             (workdir / "teacher").mkdir()
             (workdir / "teacher" / "model.safetensors").symlink_to(taught)
-            teacher = self._choice(TEACHER)
+            teacher = self._choice(self._teacher)
         recipe = {
             "version": 1,
             "teacher": teacher,

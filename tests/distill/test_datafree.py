@@ -10,6 +10,7 @@ import torch
 
 from tests.distill import folders
 from workers.distill import errors, report, run, speed, stopping, tensorfile
+from workers.distill.data import catalog as datasets
 from workers.distill.data import stored
 
 pytestmark = pytest.mark.slow
@@ -297,3 +298,64 @@ class TestProgress:
         points = [point for line in folders.of_type(lines, "metrics") for point in line["points"]]
         for key in ("synthesis/bn", "buffer/effective_share", "seconds/synthesis"):
             assert [p["epoch"] for p in points if p["key"] == key] == [1, 2, 3], key
+
+
+DIGITS = {"channels": 1, "height": 8, "width": 8, "mean": [0.305338], "std": [0.376186]}
+
+
+def convnet(*widths: int) -> dict[str, Any]:
+    return {
+        "network": "retort/convnet",
+        "arguments": {"widths": list(widths)},
+        "classes": 10,
+        "input": DIGITS,
+    }
+
+
+class TestDigits:
+    def test_a_student_learns_digits_that_it_never_saw(self, tmp_path: Path) -> None:
+        datasets.DATASETS["digits"].write(tmp_path / "dataset")
+        optimizer = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}
+        training = {"batch_size": 64, "optimizer": optimizer, "schedule": {"name": "cosine"}}
+
+        def carried_out(name: str, **changes: Any) -> dict[str, Any]:
+            workdir = tmp_path / name
+            (workdir / "teacher").mkdir(parents=True)
+            (workdir / "dataset").symlink_to(tmp_path / "dataset")
+            if name != "taught":
+                weights = workdir / "teacher" / "model.safetensors"
+                weights.symlink_to(tmp_path / "taught" / "student.safetensors")
+            asked = {"version": 1, "report": False, "accelerator": "cpu", **changes}
+            (workdir / "recipe.json").write_text(json.dumps(asked))
+            return done(workdir / "recipe.json")
+
+        taught = carried_out(
+            "taught",
+            student=convnet(16, 32, 64),
+            method={"name": "ce"},
+            training={**training, "epochs": 14},
+        )
+        assert taught["scores"]["student"]["accuracy"] > 0.95
+        budget = {
+            "steps": 10,
+            "batch_size": 64,
+            "student_steps": 20,
+            "data_scale": None,
+            "warmup_calls": 3,
+            "buffer_images": 640,
+            "latent_size": 64,
+            "width": 24,
+            "learning_rate": 2e-3,
+        }
+        weights = {"bn_weight": 1.0, "onehot_weight": 1.0, "temperature": 4.0}
+        result = carried_out(
+            "ssdkd",
+            teacher=convnet(16, 32, 64),
+            student=convnet(8, 16, 32),
+            method={"name": "ssdkd", **weights, "synthesis": budget},
+            training={**training, "epochs": 12},
+            baseline=True,
+        )
+        scores = result["scores"]
+        assert scores["student"]["accuracy"] > 0.7
+        assert scores["student"]["accuracy"] > scores["baseline"]["accuracy"] + 0.08
