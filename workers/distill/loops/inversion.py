@@ -146,6 +146,8 @@ class Kept:
     targets: Int[Tensor, " N"]
     last: Invented
     """The call's last step, detached."""
+    shown: Invented | None = None
+    """What the teacher shows of these very images, unchanged; None where it is yet to look."""
 
 
 class Inverter(Protocol):
@@ -307,7 +309,10 @@ class Stream:
         last, self._last, self._call = _detached(self._last), None, None
         if self._average is not None:
             self._average.follow(last.call)
-        return Kept(self._images, last.targets, last)
+        # Unchanged images are not looked at again: a call has often no more than one step.
+        seen = last.second is None and self._change is unchanged
+        shown = dataclasses.replace(last, student=None) if seen else None
+        return Kept(self._images, last.targets, last, shown)
 
     def supply(self, count: int) -> Float[Tensor, "N c h w"]:
         """Return images as the generator makes them by now."""

@@ -114,7 +114,8 @@ class Studio:
         """Make one step of the call that is due; the student looks on and learns nothing."""
         began = time.monotonic()
         student = self._sight.student
-        student.eval()
+        if student.training:  # not so after the first step of a call
+            student.eval()
         if self._inverter.steps_done is None:
             # What the device still does for the student is the student's time.
             speed.wait_for(self._sight.device)
@@ -130,15 +131,15 @@ class Studio:
             self._tally.add(self.steps + 1, total, terms)
         if (self._inverter.steps_done or self._budget.steps) >= self._budget.steps:
             self._close()
+            student.train()
             speed.wait_for(self._sight.device)
-        student.train()
         self.seconds.synthesis += time.monotonic() - began
 
     def _close(self) -> None:
         kept = self._inverter.close()
         self.calls += 1
         stock, self._stock = self._stock, None
-        shown = self._examined(kept, stock or Stock(0, self.replay.class_shares()))
+        shown = kept.shown or self._examined(kept, stock or Stock(0, self.replay.class_shares()))
         self._method.after_call(kept.last, shown)
         logits = shown.teacher.features.logits
         self.replay.insert(kept.images.clamp(0, 1), kept.targets, logits, call=self.calls)
