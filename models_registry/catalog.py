@@ -145,7 +145,8 @@ def _complete_part(part: dict[str, Any], pointer: str) -> dict[str, Any]:
     known = {name: entry for name, entry in load().methods.items() if entry["combines"]}
     name = part.get("name")
     if not isinstance(name, str) or name not in known:
-        hint = nearest(str(name), known)
+        # A method that exists is not misspelt: it is of a kind that learns alone.
+        hint = "; it learns alone" if name in load().methods else nearest(str(name), known)
         fault = errors.Fault(
             f"{pointer}/name", "unknown_method", f"{name!r} is no method that combines{hint}"
         )
@@ -311,7 +312,8 @@ def _faults_of_choice(error: jsonschema.ValidationError, pointer: str) -> Iterat
         yield errors.Fault(f"{at}/name", "unknown_name", f"no {field} is called {name!r}{hint}")
         return
     choices = ({"type": "object"},) if names else schema[str(error.validator)]
-    types = " or ".join(str(kind.get("type")) for kind in choices)
+    # Kinds that are spelt out elsewhere are objects.
+    types = " or ".join(str(kind.get("type", "object")) for kind in choices)
     detail = f"{field} must be of type {types}, got {_shown(error.instance)}"
     yield errors.Fault(at, "invalid_type", detail)
 

@@ -410,6 +410,7 @@ def complete(spec: JobSpec, inputs: Inputs) -> tuple[JobSpec, list[errors.Fault]
         asked = requirements.of(fields["method"])
         faults += _missing(spec, asked)
         faults += requirements.faults_of_task(asked, spec.task)
+        faults += requirements.faults_of_method(fields["method"])
         if asked.is_data_free:
             faults += requirements.faults_of_synthesis(
                 fields["method"]["synthesis"], has_dataset=spec.dataset is not None
@@ -467,11 +468,13 @@ def _wrong_network(spec: JobSpec) -> list[errors.Fault]:
 def _missing(spec: JobSpec, asked: requirements.Requirements) -> list[errors.Fault]:
     faults = []
     if "teacher" in asked.needs and spec.teacher is None:
-        detail = f"method {asked.name} needs a teacher"
+        detail = f"method {asked.name} needs a teacher: name one of the models"
         faults.append(errors.Fault("/teacher", "required", detail))
     if spec.dataset is None and not asked.is_data_free:
         what = "a labelled data set" if "labels" in asked.needs else "the images of a data set"
-        detail = f"method {asked.name} needs {what}"
+        detail = (
+            f"method {asked.name} needs {what}: name one, or choose a method of the family datafree"
+        )
         faults.append(errors.Fault("/dataset", "required", detail))
     return faults
 
@@ -482,12 +485,16 @@ def mismatches(spec: JobSpec, inputs: Inputs) -> list[errors.Fault]:
     teacher, initial, dataset = inputs.teacher, inputs.initial, inputs.dataset
     known = dataset is not None and dataset.state == "ready"
     if dataset is not None and dataset.task != spec.task:
-        faults.append(
-            errors.Fault("/dataset", "wrong_task", f"{spec.dataset} is for {dataset.task}")
+        detail = (
+            f"{spec.dataset} is for {dataset.task}, and the task is {spec.task}; choose another "
+            "data set"
         )
+        faults.append(errors.Fault("/dataset", "wrong_task", detail))
     for pointer, model in (("/teacher", teacher), ("/student/initial", initial)):
         if model is not None and model.task != spec.task:
-            detail = f"the model is for {model.task}, and the task is {spec.task}"
+            detail = (
+                f"the model is for {model.task}, and the task is {spec.task}; choose another model"
+            )
             faults.append(errors.Fault(pointer, "wrong_task", detail))
         if model is not None and dataset is not None and known:
             faults += _class_faults(pointer, model, dataset)
@@ -560,7 +567,9 @@ def _channel_faults(
 def summary(faults: list[errors.Fault]) -> str:
     """Return the first fault as a sentence, and how many more there are."""
     first = faults[0].detail
-    sentence = first[:1].upper() + first[1:]
+    # Names such as student_steps or retort/fcn stay as they are written.
+    is_word = first.partition(" ")[0].isalpha()
+    sentence = first[:1].upper() + first[1:] if is_word else first
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     return f"{sentence}{more}"
 

@@ -19,6 +19,7 @@ MAX_EXACT = 16  # differences; beyond, flips are drawn at random
 RANDOM_FLIPS = 9_999
 PAIRS_FOR_A_VERDICT = 3
 Verdict = Literal["beats", "matches", "misses"]
+Metric = Literal["accuracy", "miou"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Run:
     state: State
     student: str | None = None
     accuracy: float | None = None
+    miou: float | None = None  # of dense networks
     agreement: float | None = None
     ece: float | None = None
     wall_seconds: float | None = None
@@ -49,6 +51,7 @@ class Run:
     shared_with: int | None = None  # students in the same process
     parameters: int | None = None
     teacher_accuracy: float | None = None
+    teacher_miou: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class Row:
     failed: int  # or cancelled
     unfinished: int
     accuracy: Spread | None
+    miou: Spread | None
     difference: Difference | None
     agreement: float | None
     ece: float | None
@@ -96,45 +100,57 @@ class Row:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All variants of a study, best first."""
+    """All variants of a study, best first by `metric`."""
 
+    metric: Metric
     teacher_accuracy: float | None
+    teacher_miou: float | None
     rows: tuple[Row, ...]
 
 
 def make(variants: Sequence[Variant], runs: Iterable[Run]) -> Leaderboard:
-    """Rank variants by their mean accuracy; those without a result stand at the end."""
+    """Rank variants by their mean IoU where one was measured, else by their mean accuracy.
+
+    Those without a result stand at the end.
+    """
+    runs = list(runs)
+    metric: Metric = "accuracy" if all(run.miou is None for run in runs) else "miou"
     by_variant: dict[int, list[Run]] = {variant.number: [] for variant in variants}
     for run in sorted(runs, key=lambda run: run.seed):
         by_variant[run.variant].append(run)
-    rows = [_row(variant, by_variant) for variant in variants]
-    ranked = sorted(rows, key=lambda row: (-_score(row), row.variant.number))
-    scores = [_score(row) for row in ranked]
-    taught = (run.teacher_accuracy for found in by_variant.values() for run in found)
+    rows = [_row(variant, by_variant, metric) for variant in variants]
+    ranked = sorted(rows, key=lambda row: (-_score(row, metric), row.variant.number))
+    scores = [_score(row, metric) for row in ranked]
+    in_order = [run for found in by_variant.values() for run in found]
     return Leaderboard(
-        teacher_accuracy=next((value for value in taught if value is not None), None),
-        rows=tuple(_ranked(row, scores) for row in ranked),
+        metric=metric,
+        teacher_accuracy=_first(run.teacher_accuracy for run in in_order),
+        teacher_miou=_first(run.teacher_miou for run in in_order),
+        # Equal means share a rank.
+        rows=tuple(
+            row if score == -math.inf else replace(row, rank=scores.index(score) + 1)
+            for row, score in zip(ranked, scores, strict=True)
+        ),
     )
 
 
-def _score(row: Row) -> float:
-    return -math.inf if row.accuracy is None else row.accuracy.mean
+def _score(row: Row, metric: Metric) -> float:
+    measured = row.miou if metric == "miou" else row.accuracy
+    return -math.inf if measured is None else measured.mean
 
 
-def _ranked(row: Row, scores: list[float]) -> Row:
-    if row.accuracy is None:
-        return row
-    # Equal means share a rank.
-    return replace(row, rank=scores.index(_score(row)) + 1)
+def _first(values: Iterable[float | None]) -> float | None:
+    return next((value for value in values if value is not None), None)
 
 
-def _row(variant: Variant, by_variant: dict[int, list[Run]]) -> Row:
+def _row(variant: Variant, by_variant: dict[int, list[Run]], metric: Metric) -> Row:
     runs = by_variant[variant.number]
     ended = [run for run in runs if lifecycle.is_final(run.state)]
     done = [run for run in ended if run.state is State.SUCCEEDED]
     difference = None
     if variant.compared_with is not None:
-        difference = compare(_accuracies(runs), _accuracies(by_variant[variant.compared_with]))
+        baseline = by_variant[variant.compared_with]
+        difference = compare(_measured(runs, metric), _measured(baseline, metric))
     return Row(
         rank=None,
         variant=variant,
@@ -142,7 +158,8 @@ def _row(variant: Variant, by_variant: dict[int, list[Run]]) -> Row:
         finished=len(done),
         failed=len(ended) - len(done),
         unfinished=len(runs) - len(ended),
-        accuracy=spread(list(_accuracies(runs).values())),
+        accuracy=spread(list(_measured(runs, "accuracy").values())),
+        miou=spread(list(_measured(runs, "miou").values())),
         difference=difference,
         agreement=_mean_of(run.agreement for run in done),
         ece=_mean_of(run.ece for run in done),
@@ -153,13 +170,14 @@ def _row(variant: Variant, by_variant: dict[int, list[Run]]) -> Row:
     )
 
 
-def _accuracies(runs: Iterable[Run]) -> dict[int, float]:
+def _measured(runs: Iterable[Run], metric: Metric) -> dict[int, float]:
     """Return what was measured, by seed."""
-    return {
-        run.seed: run.accuracy
+    values = {
+        run.seed: run.miou if metric == "miou" else run.accuracy
         for run in runs
-        if run.state is State.SUCCEEDED and run.accuracy is not None
+        if run.state is State.SUCCEEDED
     }
+    return {seed: value for seed, value in values.items() if value is not None}
 
 
 def spread(values: Sequence[float]) -> Spread | None:

@@ -1,7 +1,7 @@
 """Whether method, training and networks of a spec fit together, known before anything is trained.
 
 The engine refuses the same in the first second of a job (`workers/distill/catalog.py: check`,
-`synthesis.py: settle`, and each method's constructor); here the caller hears it at submission, with
+`budgets.py: settle`, and each method's constructor); here the caller hears it at submission, with
 the field.
 """
 
@@ -22,6 +22,8 @@ _SHOWN = {
     "classifier": "a linear classifier on its embedding",
 }
 _MAPS = {"stages", "pre_activations", "final"}
+_ONLY_AGAINST_THE_STUDENT = ("dfad", "zskt")
+"""Methods whose images are moved by nothing but the student's mistakes."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,46 @@ def faults_of_task(asked: Requirements, task: str) -> Iterator[errors.Fault]:
         )
 
 
+def faults_of_method(method: dict[str, Any]) -> Iterator[errors.Fault]:
+    """Yield which hyper-parameters of a completed method contradict each other.
+
+    The validators of the engine's methods say the same, in the same words.
+    """
+    name, budget = method["name"], method.get("synthesis", {})
+    if name in _ONLY_AGAINST_THE_STUDENT and budget["warmup_calls"]:
+        yield errors.Fault(
+            "/method/synthesis/warmup_calls",
+            "nothing_to_learn_from",
+            "synthesis.warmup_calls must be 0: the generator learns from nothing but the student, "
+            f"which is not there during warm-up; got {budget['warmup_calls']}",
+        )
+    if name == "spaceshipnet" and method["exchange_probability"] > 0 and budget["keep"] != "last":
+        yield errors.Fault(
+            "/method/synthesis/keep",
+            "exchange_not_kept",
+            f"synthesis.keep is {budget['keep']}, and channels are exchanged in the last step of a "
+            "call; set synthesis.keep to last, or exchange_probability to 0",
+        )
+    if name == "ssdkd" and method["eviction"] == "lowest" and not method["prioritise"]:
+        yield errors.Fault(
+            "/method/eviction",
+            "no_priorities",
+            "eviction lowest follows priorities, which are kept only where prioritise is true; set "
+            "eviction to oldest, or prioritise to true",
+        )
+
+
 def faults_of_synthesis(budget: dict[str, Any], *, has_dataset: bool) -> Iterator[errors.Fault]:
-    """Yield what a budget leaves open, as `settle` in the engine's `synthesis.py` sees it."""
+    """Yield what a budget contradicts or leaves open, as the engine's `budgets.py` sees it."""
     where = "/method/synthesis"
+    if budget.get("average_decay") is not None and budget["reuse"] != "none":
+        yield errors.Fault(
+            f"{where}/average_decay",
+            "nothing_new_to_average",
+            f"average_decay {budget['average_decay']:g} makes new images, and reuse "
+            f"{budget['reuse']} asks for those of the call; set average_decay to null, or reuse to "
+            "none",
+        )
     if budget["student_steps"] is not None and budget["data_scale"] is not None:
         yield errors.Fault(
             f"{where}/student_steps",

@@ -563,7 +563,7 @@ def run_of(
     """Return what a job contributes, from its result as the engine wrote it."""
     told = result or {}
     scores = told.get("scores") or {}
-    student = scores.get("student") or {}
+    student, teacher = scores.get("student") or {}, scores.get("teacher") or {}
     parameters = (told.get("parameters") or {}).get("student")
     shared_with = told.get("shared_with")
     return Run(
@@ -573,13 +573,15 @@ def run_of(
         state=state,
         student=told.get("student"),
         accuracy=_number(student.get("accuracy")),
+        miou=_number(student.get("miou")),
         agreement=_number(student.get("agreement")),
         ece=_number(student.get("ece")),
         wall_seconds=_number(told.get("wall_seconds")),
         images_per_second=_number(told.get("images_per_second")),
         shared_with=shared_with if isinstance(shared_with, int) else None,
         parameters=parameters if isinstance(parameters, int) else None,
-        teacher_accuracy=_number((scores.get("teacher") or {}).get("accuracy")),
+        teacher_accuracy=_number(teacher.get("accuracy")),
+        teacher_miou=_number(teacher.get("miou")),
     )
 
 

@@ -3,15 +3,18 @@
 Migrations run once for each kind, so that a test's database costs milliseconds.
 """
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from xdist.scheduler import LoadGroupScheduling  # type: ignore[import-untyped]
 
 from api.app import create_app
 from models_registry import database, keys, schema, tables
@@ -20,6 +23,36 @@ from models_registry.storage import LocalStorage, Storage
 from tests import services
 
 NOBODY_LISTENS = "redis://127.0.0.1:1/0"
+# What is marked with xdist_group, by the ids of the tests.
+TOGETHER = re.compile(
+    r"^tests/journeys/.*\[(?:production|embedded)\b|^tests/workers/test_shared_engine\.py::\w+"
+)
+
+
+class Together(LoadGroupScheduling):  # type: ignore[misc]  # xdist has no types
+    """Keeps the tests of a group in one process, so that what they share is started once.
+
+    Xdist 3.8 writes the group of a test into a field of it that pytest 9.2 no longer reads, and
+    then leaves the tests of all groups to any process.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        group = TOGETHER.match(nodeid)
+        # A journey's group is the kind of service, whatever file it stands in.
+        return group[0].rpartition("[")[2] if group else super()._split_scope(nodeid)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse a group that the scheduler would not know."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") and not TOGETHER.match(item.nodeid):
+            raise pytest.UsageError(f"{item.nodeid} is in an xdist_group; add it to TOGETHER")
+
+
+# Any: xdist has no types.
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together | None:
+    """Schedule with groups where they are asked for."""
+    return Together(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Show answers to a person: tables and short cards, made of plain text."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 
 import rich.console
@@ -25,12 +25,19 @@ STYLES = {
 
 
 def table(
-    console: rich.console.Console, heads: Sequence[str], rows: Iterable[Sequence[Cell]]
+    console: rich.console.Console,
+    heads: Sequence[str],
+    rows: Iterable[Sequence[Cell]],
+    *,
+    folds: Collection[str] = (),
 ) -> None:
-    """Print rows in aligned columns under upper-case heads."""
+    """Print rows in aligned columns under upper-case heads; those in `folds` take several lines."""
     grid = rich.table.Table(box=None, pad_edge=False, header_style="bold")
     for head in heads:
-        grid.add_column(head.upper(), no_wrap=True)
+        is_long = head in folds
+        grid.add_column(
+            head.upper(), no_wrap=not is_long, overflow="fold" if is_long else "ellipsis"
+        )
     for row in rows:
         grid.add_row(*(_styled(cell) for cell in row))
     console.print(grid)
@@ -132,15 +139,16 @@ def scores(console: rich.console.Console, shown: types.Job) -> None:
     if not any(shown.result.scores.values()):
         console.print("Nothing was scored: the job had no data set to evaluate on.")
         return
+    measured = ("accuracy", "agreement", "ece")
+    if score(shown, "student", "miou") is not None:
+        measured = ("miou", "accuracy", "agreement")  # of pixels
     table(
         console,
-        ("network", "accuracy", "agreement", "ece", "parameters"),
+        ("network", *measured, "parameters"),
         (
             (
                 who,
-                number(score(shown, who, "accuracy")),
-                number(score(shown, who, "agreement")),
-                number(score(shown, who, "ece")),
+                *(number(score(shown, who, what)) for what in measured),
                 count(shown.result.parameters.get("student" if who == "baseline" else who)),
             )
             for who in ("teacher", "student", "baseline")
@@ -209,24 +217,25 @@ def leaderboard(console: rich.console.Console, shown: types.Leaderboard) -> None
     table(
         console,
         (
-            *("rank", "variant", "seeds", "accuracy", "± sd", "vs baseline", "95 % interval"),
+            *("rank", "variant", "seeds", shown.metric, "± sd", "vs baseline", "95 % interval"),
             *("p", "above", "verdict", "agreement", "seconds", "images/s", "parameters"),
         ),
-        (_leaderboard_row(row, len(shown.seeds)) for row in shown.rows),
+        (_leaderboard_row(row, shown) for row in shown.rows),
     )
     for sentence in reading_aids(shown):
         console.print(errors.one_line(sentence), soft_wrap=True)
 
 
-def _leaderboard_row(row: types.LeaderboardRow, seeds: int) -> Sequence[Cell]:
-    accuracy, difference = row.accuracy, row.difference
+def _leaderboard_row(row: types.LeaderboardRow, shown: types.Leaderboard) -> Sequence[Cell]:
+    measured = row.miou if shown.metric == "miou" else row.accuracy
+    difference = row.difference
     interval = difference.interval if difference else None
     return (
         row.rank,
         row.name,
-        f"{row.finished}/{seeds}" + (f", {row.failed} failed" if row.failed else ""),
-        percent(accuracy.mean) if accuracy else None,
-        points(accuracy.standard_deviation, sign="") if accuracy else None,
+        f"{row.finished}/{len(shown.seeds)}" + (f", {row.failed} failed" if row.failed else ""),
+        percent(measured.mean) if measured else None,
+        points(measured.standard_deviation, sign="") if measured else None,
         "(baseline)" if row.is_baseline else points(difference.mean) if difference else None,
         f"{points(interval[0])} to {points(interval[1])}" if interval else None,
         number(difference.p_value) if difference else None,
@@ -242,8 +251,11 @@ def _leaderboard_row(row: types.LeaderboardRow, seeds: int) -> Sequence[Cell]:
 def reading_aids(shown: types.Leaderboard) -> list[str]:
     """Return the sentences that a leaderboard should not be read without."""
     said = []
-    if shown.teacher_accuracy is not None:
-        said.append(f"The teacher {shown.teacher} has {percent(shown.teacher_accuracy)}.")
+    taught = shown.teacher_miou if shown.metric == "miou" else shown.teacher_accuracy
+    if taught is not None:
+        said.append(f"The teacher {shown.teacher} has {percent(taught)}.")
+    if shown.metric == "miou":
+        said.append("miou is the mean over classes of intersection over union, of all pixels.")
     unfinished = sum(row.unfinished for row in shown.rows)
     if unfinished:
         said.append(f"{unfinished} jobs have not ended: this is not the last word.")
@@ -339,6 +351,7 @@ def method(console: rich.console.Console, shown: types.Method) -> None:
                 )
                 for name, field in fields.items()
             ),
+            folds=("range", "meaning"),
         )
 
 

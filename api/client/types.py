@@ -185,6 +185,7 @@ class SeedRun(Body):
     job: str
     state: str
     accuracy: float | None = None
+    miou: float | None = None
     student: str | None = None
 
 
@@ -196,6 +197,7 @@ class LeaderboardRow(Variant):
     failed: int = 0
     unfinished: int = 0
     accuracy: Spread | None = None
+    miou: Spread | None = None
     difference: Difference | None = None
     agreement: float | None = None
     ece: float | None = None
@@ -213,7 +215,9 @@ class Leaderboard(Body):
     name: str | None = None
     state: str
     teacher: str | None = None
+    metric: str = "accuracy"
     teacher_accuracy: float | None = None
+    teacher_miou: float | None = None
     seeds: list[int] = Field(default_factory=list)
     rows: list[LeaderboardRow] = Field(default_factory=list)
 

@@ -139,18 +139,22 @@ class RunRead(BaseModel):
     job: str
     state: str
     accuracy: float | None
+    miou: float | None = Field(description="In segmentation: mean intersection over union.")
     student: str | None = Field(description="Reference of the registered model version.")
 
 
 class LeaderboardRow(VariantRead):
     """A variant and what it achieved; means are over the jobs that succeeded."""
 
-    rank: int | None = Field(description="By mean accuracy; equal means share one.")
+    rank: int | None = Field(description="By the mean of `metric`; equal means share one.")
     finished: int = Field(description="Jobs that succeeded.")
     failed: int = Field(description="Jobs that failed or were cancelled.")
     unfinished: int
-    accuracy: SpreadRead | None
-    difference: DifferenceRead | None = Field(description="Null without a baseline to compare.")
+    accuracy: SpreadRead | None = Field(description="In segmentation: of pixels.")
+    miou: SpreadRead | None = Field(description="In segmentation: mean intersection over union.")
+    difference: DifferenceRead | None = Field(
+        description="In `metric`; null without a baseline to compare."
+    )
     agreement: float | None = Field(description="With the teacher.")
     ece: float | None = Field(description="Expected calibration error.")
     wall_seconds: float | None = Field(description="Of one job.")
@@ -172,6 +176,7 @@ class LeaderboardRow(VariantRead):
             failed=row.failed,
             unfinished=row.unfinished,
             accuracy=SpreadRead(**vars(row.accuracy)) if row.accuracy else None,
+            miou=SpreadRead(**vars(row.miou)) if row.miou else None,
             difference=DifferenceRead(**vars(row.difference)) if row.difference else None,
             agreement=row.agreement,
             ece=row.ece,
@@ -185,6 +190,7 @@ class LeaderboardRow(VariantRead):
                     job=run.job_id,
                     state=run.state,
                     accuracy=run.accuracy,
+                    miou=run.miou,
                     student=run.student,
                 )
                 for run in row.runs
@@ -199,7 +205,11 @@ class LeaderboardRead(BaseModel):
     name: str
     state: str
     teacher: str | None
+    metric: Literal["accuracy", "miou"] = Field(
+        description="What ranks and differences are of: `miou` in segmentation."
+    )
     teacher_accuracy: float | None
+    teacher_miou: float | None
     seeds: list[int]
     rows: list[LeaderboardRow]
 
@@ -211,7 +221,9 @@ class LeaderboardRead(BaseModel):
             name=study.name,
             state=state,
             teacher=study.spec["teacher"],
+            metric=compared.metric,
             teacher_accuracy=compared.teacher_accuracy,
+            teacher_miou=compared.teacher_miou,
             seeds=study.spec["seeds"],
             rows=[LeaderboardRow.of_row(row) for row in compared.rows],
         )
@@ -221,7 +233,7 @@ class LeaderboardRead(BaseModel):
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\r\n")  # RFC 4180
         writer.writerow(CSV_COLUMNS)
-        writer.writerows(_cells(row, self.teacher_accuracy) for row in self.rows)
+        writer.writerows(_cells(row, self) for row in self.rows)
         return text.getvalue()
 
 
@@ -232,23 +244,26 @@ CSV_COLUMNS = (
     *("pairs", "difference_mean", "difference_standard_deviation"),
     *("difference_low", "difference_high", "p_value", "seeds_above", "verdict"),
     *("agreement", "ece", "wall_seconds", "images_per_second", "side_by_side", "parameters"),
-    "teacher_accuracy",
+    *("teacher_accuracy", "metric"),
+    *("miou_mean", "miou_standard_deviation", "miou_smallest", "miou_largest", "teacher_miou"),
 )
+_SPREAD = ("mean", "standard_deviation", "smallest", "largest")
 
 
-def _cells(row: LeaderboardRow, teacher_accuracy: float | None) -> Sequence[object]:
+def _cells(row: LeaderboardRow, board: LeaderboardRead) -> Sequence[object]:
     accuracy, difference = row.accuracy, row.difference
     low, high = difference.interval if difference and difference.interval else (None, None)
     return (
         *(row.rank, row.variant, row.name, str(row.is_baseline).lower(), row.compared_with),
         *(row.finished, row.failed, row.unfinished),
-        *_fields(accuracy, ("mean", "standard_deviation", "smallest", "largest")),
+        *_fields(accuracy, _SPREAD),
         *_fields(difference, ("pairs", "mean", "standard_deviation")),
         *(low, high),
         *_fields(difference, ("p_value", "seeds_above", "verdict")),
         *(row.agreement, row.ece, row.wall_seconds, row.images_per_second),
         *(row.side_by_side, row.parameters),
-        teacher_accuracy,
+        *(board.teacher_accuracy, board.metric),
+        *(*_fields(row.miou, _SPREAD), board.teacher_miou),
     )
 
 

@@ -273,6 +273,7 @@ class TestLeaderboard:
         assert (float(rows[0]["difference_low"]), float(rows[0]["difference_high"])) == (low, high)
         assert rows[1]["difference_mean"] == rows[2]["p_value"] == ""
         assert rows[1]["is_baseline"] == "true"
+        assert (rows[0]["metric"], rows[0]["miou_mean"]) == ("accuracy", "")
 
     def test_of_a_study_without_results_claims_nothing(
         self, client: TestClient, submitted: dict[str, Any]

@@ -225,6 +225,7 @@ class TestTraining:
             ({"optimizer": {"name": []}}, "/training/optimizer/name", "no optimizer is called"),
             ({"schedule": "cosine"}, "/training/schedule", "of type object"),
             ({"schedule": None}, "/training/schedule", "of type object"),
+            ({"teacher_cache": "x"}, "/training/teacher_cache", "of type object or null"),
             (
                 {"schedule": {"milestones": [3, -1]}},
                 "/training/schedule/milestones/1",

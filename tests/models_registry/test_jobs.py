@@ -88,6 +88,21 @@ def refusal(
     return refused.value
 
 
+class TestSummary:
+    @pytest.mark.parametrize(
+        ("detail", "sentence"),
+        [
+            ("method kd needs a teacher", "Method kd needs a teacher"),
+            ("student_steps 5 is too much", "student_steps 5 is too much"),
+            ("retort/fcn is for segmentation", "retort/fcn is for segmentation"),
+        ],
+    )
+    def test_begins_as_a_sentence_but_for_names(self, detail: str, sentence: str) -> None:
+        fault = errors.Fault("/x", "wrong", detail)
+        assert jobs.summary([fault]) == sentence
+        assert jobs.summary([fault, fault]) == f"{sentence} (and 1 more)"
+
+
 def faults(refused: errors.Refused) -> dict[str, str]:
     return {fault.pointer: fault.code for fault in refused.faults}
 

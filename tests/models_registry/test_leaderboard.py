@@ -192,6 +192,26 @@ class TestMake:
         assert (row.parameters, row.ece, row.agreement) == (78_042, 0.1, 0.8)
         assert [found.seed for found in row.runs] == [0, 1, 2, 3, 4]
 
+    def test_of_dense_networks_ranks_and_compares_by_mean_iou(self) -> None:
+        board = leaderboard.make(
+            [variant(1, compared_with=None), variant(2)],
+            [
+                run(1, 0, 0.9, miou=0.4, teacher_accuracy=0.99, teacher_miou=0.95),
+                run(2, 0, 0.8, miou=0.7),
+            ],
+        )
+        assert (board.metric, board.teacher_miou) == ("miou", 0.95)
+        assert [row.variant.number for row in board.rows] == [2, 1]
+        best = row_of(board, 2)
+        assert best.miou == leaderboard.Spread(0.7, None, 0.7, 0.7)
+        assert best.accuracy == leaderboard.Spread(0.8, None, 0.8, 0.8)
+        assert best.difference is not None
+        assert best.difference.mean == pytest.approx(0.3)
+
+    def test_of_classifiers_knows_no_mean_iou(self) -> None:
+        board = leaderboard.make([variant(1, compared_with=None)], [run(1, 0, 0.9)])
+        assert (board.metric, board.rows[0].miou) == ("accuracy", None)
+
     def test_knows_the_teachers_accuracy_from_any_job(self) -> None:
         runs = [run(1, 0, 0.9), run(2, 0, 0.9, teacher_accuracy=0.99)]
         assert leaderboard.make(self.VARIANTS[:2], runs).teacher_accuracy == 0.99

@@ -3,10 +3,11 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from models_registry import catalog, errors, requirements
+from workers.distill import budgets, recipe
 from workers.distill import catalog as engine
-from workers.distill import recipe, synthesis
 from workers.distill.errors import BadRecipe
 
 COMBINED = {"name": "combine", "methods": [{"name": "kd"}, {"name": "dkd", "weight": 0.5}]}
@@ -43,6 +44,7 @@ class TestCombination:
         [
             ({"name": "kdd"}, "/method/methods/1/name", "unknown_method"),
             ({"name": "ce"}, "/method/methods/1/name", "unknown_method"),
+            ({"name": "ssdkd"}, "/method/methods/1/name", "unknown_method"),
             ({}, "/method/methods/1/name", "unknown_method"),
             (
                 {"name": "kd", "task_weight": 1},
@@ -64,6 +66,11 @@ class TestCombination:
         with pytest.raises(errors.Refused) as refused:
             catalog.complete_method({"name": "combine", "methods": [{"name": "dkd"}, part]})
         assert [(fault.pointer, fault.code) for fault in refused.value.faults] == [(pointer, code)]
+
+    def test_takes_no_method_that_exists_for_misspelt(self) -> None:
+        with pytest.raises(errors.Refused, match="it learns alone") as refused:
+            catalog.complete_method({"name": "combine", "methods": [{"name": "ssdkd"}] * 2})
+        assert "did you mean" not in str(refused.value)
 
     def test_needs_at_least_two_parts(self) -> None:
         with pytest.raises(errors.Refused) as refused:
@@ -181,13 +188,83 @@ class TestDataFree:
         complete = catalog.complete_method({"name": "dafl", "synthesis": budget})["synthesis"]
         told = requirements.faults_of_synthesis(complete, has_dataset=has_dataset)
         assert [fault.pointer for fault in told] == found
-        value = synthesis.StreamSynthesis.model_validate(complete)
+        value = budgets.StreamSynthesis.model_validate(complete)
         known = 1000 if has_dataset else None
         if found:
             with pytest.raises(BadRecipe):
-                synthesis.settle(value, batch_size=64, known_images=known)
+                budgets.settle(value, batch_size=64, known_images=known)
         else:
-            synthesis.settle(value, batch_size=64, known_images=known)
+            budgets.settle(value, batch_size=64, known_images=known)
+
+    @pytest.mark.parametrize(
+        ("reuse", "average_decay", "found"),
+        [
+            ("none", 0.9, []),
+            ("latent", None, []),
+            ("latent", 0.9, ["/method/synthesis/average_decay"]),
+            ("images", 0.9, ["/method/synthesis/average_decay"]),
+        ],
+    )
+    def test_an_average_makes_new_images_as_the_engine_says(
+        self, reuse: str, average_decay: float | None, found: list[str]
+    ) -> None:
+        budget = {"reuse": reuse, "average_decay": average_decay}
+        complete = catalog.complete_method({"name": "dafl", "synthesis": budget})["synthesis"]
+        told = list(requirements.faults_of_synthesis(complete, has_dataset=True))
+        assert [fault.pointer for fault in told] == found
+        if found:
+            with pytest.raises(ValidationError) as refused:
+                budgets.StreamSynthesis.model_validate(complete)
+            assert told[0].detail in str(refused.value)
+        else:
+            budgets.StreamSynthesis.model_validate(complete)
+
+
+class TestContradictions:
+    """Held equal to the engine's, sentence by sentence."""
+
+    def told(self, method: dict[str, Any]) -> list[errors.Fault]:
+        complete = catalog.complete_method(method)
+        found = list(requirements.faults_of_method(complete))
+        if found:
+            with pytest.raises(BadRecipe) as refused:
+                engine.find(complete)
+            assert all(fault.detail in str(refused.value) for fault in found)
+        else:
+            engine.find(complete)
+        return found
+
+    @pytest.mark.parametrize("name", sorted(engine.METHODS))
+    def test_ordinary_methods_have_none(self, name: str) -> None:
+        assert self.told({"name": name}) == []
+
+    @pytest.mark.parametrize(
+        "name", sorted(n for n in engine.METHODS if requirements.is_data_free({"name": n}))
+    )
+    def test_images_that_only_the_student_moves_wait_for_it(self, name: str) -> None:
+        found = self.told({"name": name, "synthesis": {"warmup_calls": 2}})
+        wanted = ["/method/synthesis/warmup_calls"] if name in ("dfad", "zskt") else []
+        assert [fault.pointer for fault in found] == wanted
+
+    @pytest.mark.parametrize(
+        ("values", "found"),
+        [
+            ({"synthesis": {"keep": "best"}}, ["/method/synthesis/keep"]),
+            ({"synthesis": {"keep": "best"}, "exchange_probability": 0}, []),
+        ],
+    )
+    def test_exchanged_channels_are_those_of_the_last_images(
+        self, values: dict[str, Any], found: list[str]
+    ) -> None:
+        told = self.told({"name": "spaceshipnet", **values})
+        assert [fault.pointer for fault in told] == found
+
+    @pytest.mark.parametrize(("prioritise", "found"), [(True, []), (False, ["/method/eviction"])])
+    def test_images_leave_by_priority_where_there_are_priorities(
+        self, prioritise: bool, found: list[str]
+    ) -> None:
+        told = self.told({"name": "ssdkd", "eviction": "lowest", "prioritise": prioritise})
+        assert [fault.pointer for fault in told] == found
 
 
 class TestTask:

@@ -29,6 +29,9 @@ MeanOption = Annotated[
 StdOption = Annotated[
     str | None, typer.Option(metavar="S,S,S", help="Standard deviation of each channel.")
 ]
+TaskOption = Annotated[
+    str, typer.Option(help="classification, or segmentation: a class for each pixel.")
+]
 
 
 @app.command("model")
@@ -47,6 +50,7 @@ def upload_model(
     arguments: Annotated[
         str, typer.Option(metavar="JSON", help="Keyword arguments of the network.")
     ] = "{}",
+    task: TaskOption = "classification",
     card: Annotated[str, typer.Option(help="A description, in Markdown.")] = "",
     resume: ResumeOption = None,
     wait: WaitOption = False,
@@ -66,6 +70,7 @@ def upload_model(
         classes=_classes(classes),
         input=given,
         arguments=keywords,
+        task=task,
         card=card,
     )
     if wait:
@@ -86,6 +91,7 @@ def upload_dataset(
     channels: ChannelsOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
+    task: TaskOption = "classification",
     card: Annotated[str, typer.Option(help="A description, in Markdown.")] = "",
     resume: ResumeOption = None,
     wait: WaitOption = False,
@@ -94,7 +100,7 @@ def upload_dataset(
     given = _input(channels, height, width, mean, std) or None  # the rest is measured
     upload = _send(retort, file, "dataset", resume)
     datasets = retort.client.datasets
-    version = datasets.register(name, upload, format=format, input=given, card=card)
+    version = datasets.register(name, upload, format=format, task=task, input=given, card=card)
     if wait:
         retort.note(f"{version.reference} is being inspected")
         version = datasets.wait(name, version.version, timeout=None)

@@ -495,6 +495,16 @@ class TestUpload:
         [request] = known.sent("POST", "/v1/models/a/versions")
         assert request.json()["classes"] == ["cat", "dog"]
 
+    def test_says_what_a_dense_network_is_for(self, known, weights):
+        known.on("POST", "/v1/uploads", told({"id": "upl_1", "state": "completed"}, 201))
+        known.on("POST", "/v1/uploads/upl_1/complete", told({"id": "upl_1", "state": "completed"}))
+        version = {"name": "a", "version": 1, "reference": "a@1", "state": "pending"}
+        known.on("POST", "/v1/models/a/versions", told(version, 202))
+        given = (*self.MODEL, *self.IMAGES, "--task", "segmentation")
+        assert run("upload", "model", "a", str(weights), *given).exit_code == 0
+        [request] = known.sent("POST", "/v1/models/a/versions")
+        assert request.json()["task"] == "segmentation"
+
     def test_says_how_to_go_on_when_it_is_cut_off(self, known, weights, monkeypatch):
         part = {"number": 1, "url": "/v1/uploads/upl_1/parts/1", "received": False}
         upload = {"id": "upl_1", "state": "open", "part_size_bytes": 10_000, "parts": [part]}
@@ -513,6 +523,13 @@ class TestUpload:
         staff.accept_dataset(classes=["round", "square"], splits={"train": 8, "test": 2})
         rows = [line.split() for line in run("datasets").stdout.splitlines()]
         assert ["shapes@1", "ready", "2", "8", "2"] in rows
+
+    def test_registers_masks(self, real, staff, tmp_path):
+        archive = tmp_path / "stripes.npz"
+        archive.write_bytes(b"PK")
+        given = ("--format", "npz", "--task", "segmentation")
+        result = run("upload", "dataset", "stripes", str(archive), *given, "--json")
+        assert json.loads(result.stdout)["task"] == "segmentation"
 
 
 class TestDatasetFromJob:

@@ -24,6 +24,16 @@ class TestTable:
         assert head.split() == ["NAME", "N"]
         assert [row.split() for row in rows] == [["[red]x[/red]", "[2J", "3"], ["0"]]
 
+    def test_folds_long_words_so_that_names_can_be_read(self, console, page):
+        names = [f"synthesis.parameter_{number}" for number in range(3)]
+        display.table(
+            console, ("name", "meaning"), [(n, "word " * 60) for n in names], folds=("meaning",)
+        )
+        text = page.getvalue()
+        assert all(name in text for name in names)
+        assert text.count("word") == 180
+        assert "…" not in text
+
 
 class TestCard:
     def test_leaves_out_what_has_no_value(self, console, page):
@@ -75,6 +85,18 @@ class TestScores:
         assert "Nothing was scored" in page.getvalue()
         display.jobs(console, [shown])
         assert "job_1" in page.getvalue()
+
+    def test_of_a_dense_network_are_mean_iou_and_accuracy_of_pixels(self, console, page):
+        student = {"miou": 0.4692, "accuracy": 0.8036, "agreement": 0.8057}
+        scores = {"teacher": {"miou": 0.9943, "accuracy": 0.998}, "student": student}
+        result = types.JobResult(scores=scores, parameters={"teacher": 9, "student": 3})
+        display.scores(console, types.Job(id="job_1", state="succeeded", result=result))
+        head, *rows = [line.split() for line in page.getvalue().splitlines()]
+        assert head == ["NETWORK", "MIOU", "ACCURACY", "AGREEMENT", "PARAMETERS"]
+        assert rows == [
+            ["teacher", "0.9943", "0.998", "9"],
+            ["student", "0.4692", "0.8036", "0.8057", "3"],
+        ]
 
     def test_of_a_data_free_job_come_with_what_it_read_and_made(self, console, page):
         made = {"images": 7680, "synthesis_seconds": 1.26, "distillation_seconds": 2.0}
@@ -168,6 +190,18 @@ class TestLeaderboard:
         for shown in ("92.00%", "+2.00", "+0.40 to +3.60", "beats", "3 of 3", "12.3", "78,042"):
             assert shown in first
         assert "(baseline)" in second
+
+    def test_of_dense_networks_shows_mean_iou(self, page):
+        wide = rich.console.Console(file=page, width=200)
+        miou = {"mean": 0.47, "smallest": 0.4, "largest": 0.5, "standard_deviation": 0.02}
+        board = self.board(self.row(1, 0.8, miou=miou))
+        shown = board.model_copy(update={"metric": "miou", "teacher_miou": 0.95})
+        display.leaderboard(wide, shown)
+        head, first, *said = page.getvalue().splitlines()
+        assert "MIOU" in head
+        assert "ACCURACY" not in head
+        assert "47.00%" in first
+        assert "The teacher t@1 has 95.00%." in said
 
     def test_is_not_to_be_read_without_what_the_numbers_cannot_tell(self):
         said = display.reading_aids(self.board(self.row(1, 0.92, self.difference())))
