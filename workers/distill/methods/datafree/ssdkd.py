@@ -7,20 +7,20 @@ more often, and weights omega undo what that does to the mean. Images are made a
 
 Source: Liu et al., CVPR 2024, arXiv:2406.07876.
 Differs: the authors published no code, and what is public of the paper does not state its
-constants, so every one of them is a parameter, marked "not established" where it is described.
-Not established are gamma, beta and its schedule, alpha, epsilon, the size of the buffer and which
+constants, so every one of them is a parameter, marked "not established" where it is described. Not
+established are gamma, beta and its schedule, alpha, epsilon, the size of the buffer and which
 images leave it, the weights of the terms, the number of steps, rates and epochs of generator and
 student, the temperature, whether images are meta-learned, whether phi carries a gradient, and
 whether omega counts in the student's loss. Established are a tenth of the training images for each
-epoch, both factors of phi, and what priorities are made of. Defaults are those of the code that
-the method extends (Fast-DFKD, without its meta-learning), of the focal loss (gamma 2) and of
+epoch, both factors of phi, and what priorities are made of. Defaults are those of the code that the
+method extends (Fast-DFKD, without its meta-learning), of the focal loss (gamma 2) and of
 prioritised replay (beta 0.4). The authors' objective prints all three terms of the generator under
-one maximum; distance of moments and cross-entropy are minimised here, as they must be, and only
-the divergence from the student is raised. Images are to show classes that are drawn evenly, as in
+one maximum; distance of moments and cross-entropy are minimised here, as they must be, and only the
+divergence from the student is raised. Images are to show classes that are drawn evenly, as in
 Fast-DFKD; the paper speaks of the teacher's own predictions (`target` argmax). phi compares with
 the buffer before the present call. A member that was drawn is measured by the same recursion as in
-a refresh of all: its next weight follows from the shares after the measurement. In dense tasks phi belongs to a position, and each is pulled to
-the class that the teacher decides for there.
+a refresh of all: its next weight follows from the shares after the measurement. In dense tasks phi
+belongs to a position, and each is pulled to the class that the teacher decides for there.
 """
 
 from typing import Any, Literal, Self
