@@ -181,8 +181,8 @@ def keep_images(setting: Setting, moving: course.Course, facts: dict[str, Any]) 
             f"{synthetic.FEWEST}: one for each split",
         )
         return
-    flip = setting.flip if budget.flip is None else budget.flip
-    facts["files"] += [{"path": path} for path in synthetic.write(setting, made, flip=flip)]
+    written = synthetic.write(setting, made, flip=setting.mirrors(budget))
+    facts["files"] += [{"path": path} for path in written]
 
 
 def explain(

@@ -74,7 +74,6 @@ def furnish(setting: Setting, method: Method, student: Network) -> studio.Studio
     budget = budgets.settle(
         params.synthesis, batch_size=training.batch_size, known_images=setting.known_images
     )
-    flip = setting.flip if budget.flip is None else budget.flip
     sight = inversion.Sight(
         method=method,
         teacher=teacher,
@@ -85,7 +84,7 @@ def furnish(setting: Setting, method: Method, student: Network) -> studio.Studio
         device=setting.device,
         mean=tuple(setting.size.mean),
         std=tuple(setting.size.std),
-        flip=flip,
+        flip=setting.mirrors(budget),
     )
     return studio.Studio(
         sight,

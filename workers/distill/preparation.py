@@ -130,6 +130,10 @@ class Setting(Ground):
             per_epoch = (budget.student_steps or 0) * budget.calls_per_epoch
         return self.recipe.training.steps(per_epoch)
 
+    def mirrors(self, budget: Synthesis) -> bool:
+        """Whether mirrored images mean the same: as the budget says, else as the data set does."""
+        return self.flip if budget.flip is None else budget.flip
+
     def method_of(self, phase: str) -> dict[str, Any]:
         """Return the method of a phase: what was asked for, or the baseline.
 
