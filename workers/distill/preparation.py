@@ -162,9 +162,7 @@ def prepare(
 
     Of the recipe it reads what all members of a group agree in. `strong` asks for a second view.
     """
-    method, _ = catalog.find(asked.method)
-    catalog.check_task(method, asked.task)
-    if issubclass(method, DataFreeMethod):
+    if issubclass(catalog.find(asked.method)[0], DataFreeMethod):
         return prepare_without_data(asked, workdir, stop)
     device = choose_device(asked.accelerator)
     found = stored.load(workdir / "dataset")
@@ -259,7 +257,6 @@ def prepare_without_data(
 def settle(ground: Ground, asked: Asked) -> Setting:
     """Return the setting of one recipe on the ground it shares, and check that it fits there."""
     method, _ = catalog.find(asked.recipe.method)
-    catalog.check_task(method, asked.recipe.task)
     catalog.check(method, asked.recipe.training)
     check_classes("student", asked.recipe.student, len(ground.classes))
     shared = {field.name: getattr(ground, field.name) for field in dataclasses.fields(ground)}

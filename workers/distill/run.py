@@ -204,9 +204,13 @@ def distil(asked: Sequence[Asked], workdir: pathlib.Path, stop: stopping.Stop) -
     fitting, strong = [], False
     for one in asked:
         with failures.of(one.recipe, one.reporter):
-            strong |= catalog.find(one.recipe.method)[0].wants_strong
+            method, _ = catalog.find(one.recipe.method)
+            catalog.check_task(method, one.recipe.task)
+            strong |= method.wants_strong
             fitting.append(one)
-    ground = preparation.prepare(asked[0].recipe, workdir, stop, strong=strong)
+    if not fitting:
+        return group.SOME_FAILED
+    ground = preparation.prepare(fitting[0].recipe, workdir, stop, strong=strong)
     members = []
     for one in fitting:
         with failures.of(one.recipe, one.reporter):
