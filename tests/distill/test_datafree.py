@@ -206,6 +206,15 @@ class TestSynthetic:
             (again.parent / "dataset" / file.name).write_bytes(file.read_bytes())
         assert done(again)["training_images_read"] == found.record.splits["train"]
 
+    def test_too_few_images_are_no_data_set(self, tmp_path: Path) -> None:
+        budget = {**BUDGET, "batch_size": 2, "buffer_images": 2}
+        path = prepare(tmp_path, {"name": "noise", "synthesis": budget}, training={"epochs": 1})
+        code, lines = folders.run_here(path)
+        assert code == 0, lines[-1]
+        (warning,) = folders.of_type(lines, "warning")
+        assert (warning["code"], "2 images" in warning["message"]) == ("images_not_kept", True)
+        assert not (tmp_path / "synthetic").exists()
+
     def test_is_left_out_where_it_is_not_wanted(self, tmp_path: Path) -> None:
         method = {"name": "noise", "synthesis": {**BUDGET, "keep_images": False}}
         result = done(prepare(tmp_path, method))

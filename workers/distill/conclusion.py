@@ -174,12 +174,9 @@ def keep_images(setting: Setting, moving: course.Course, facts: dict[str, Any]) 
     budget, made = setting.budget, moving.studio
     if budget is None or made is None or not budget.keep_images:
         return
-    if made.replay.count < synthetic.FEWEST:
-        setting.reporter.warning(
-            "images_not_kept",
-            f"the buffer holds {made.replay.count} images, and a data set needs at least "
-            f"{synthetic.FEWEST}: one for each split",
-        )
+    refusal = synthetic.refusal(setting, made)
+    if refusal is not None:
+        setting.reporter.warning("images_not_kept", refusal)
         return
     written = synthetic.write(setting, made, flip=setting.mirrors(budget))
     facts["files"] += [{"path": path} for path in written]

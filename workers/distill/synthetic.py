@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor
 
-from workers.distill.data import prepared
+from workers.distill.data import prepared, stored
 from workers.distill.loops.studio import Studio
 from workers.distill.preparation import Setting
 
@@ -22,6 +22,19 @@ NOTES = (
     "images were invented by distillation without data; no image of a data set was read",
     "labels are the teacher's answers: accuracy on this data set is agreement with the teacher",
 )
+
+
+def refusal(setting: Setting, studio: Studio) -> str | None:
+    """Return why the buffer cannot be a data set, or None if it can."""
+    held, classes = studio.replay.count, len(setting.classes)
+    if held < FEWEST:
+        return (
+            f"the buffer holds {held} images, and a data set needs at least {FEWEST}: one for each "
+            "split"
+        )
+    if setting.recipe.task == "segmentation" and classes > stored.IGNORED:
+        return f"masks have at most {stored.IGNORED} classes, and the teacher tells {classes} apart"
+    return None
 
 
 def write(setting: Setting, studio: Studio, *, flip: bool) -> list[str]:

@@ -129,17 +129,18 @@ class Studio:
         total, terms = self._inverter.step(self._stock, competes=begun and self._method.competes)
         if terms:
             self._tally.add(self.steps + 1, total, terms)
+        # A call of noise has no steps, and is over at once.
         if (self._inverter.steps_done or self._budget.steps) >= self._budget.steps:
-            self._close()
+            self._close(self._stock)
             student.train()
             speed.wait_for(self._sight.device)
         self.seconds.synthesis += time.monotonic() - began
 
-    def _close(self) -> None:
+    def _close(self, stock: Stock) -> None:
         kept = self._inverter.close()
         self.calls += 1
-        stock, self._stock = self._stock, None
-        shown = kept.shown or self._examined(kept, stock or Stock(0, self.replay.class_shares()))
+        self._stock = None
+        shown = kept.shown or self._examined(kept, stock)
         self._method.after_call(kept.last, shown)
         logits = shown.teacher.features.logits
         self.replay.insert(kept.images.clamp(0, 1), kept.targets, logits, call=self.calls)
