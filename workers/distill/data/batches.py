@@ -94,8 +94,8 @@ class Batches:
         self._flip = flip
         # A strong view is cropped, whatever the first one is.
         pads = self._crops or strong
-        self._pad_y = max(1, round(self._height / CROP_SHARE)) if pads else 0
-        self._pad_x = max(1, round(self._width / CROP_SHARE)) if pads else 0
+        self._pad_y = padding(self._height) if pads else 0
+        self._pad_x = padding(self._width) if pads else 0
         padded = F.pad(images, (self._pad_x, self._pad_x, self._pad_y, self._pad_y))
         # One row per pixel, channels together: a crop is then a plain look-up of rows, and what
         # comes out is channels-last without a copy.
@@ -242,6 +242,11 @@ class Batches:
         cut = self._pixels.index_select(0, places.reshape(-1))
         shape = (len(index), self._height, self._width, self._channels)
         return cut.view(shape).permute(0, 3, 1, 2)
+
+
+def padding(side: int) -> int:
+    """Return the pixels of zeros on each end of a side before a random crop; at least one."""
+    return max(1, round(side / CROP_SHARE))
 
 
 def bounds(count: int, batch_size: int) -> list[tuple[int, int]]:

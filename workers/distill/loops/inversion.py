@@ -37,7 +37,6 @@ REPTILE = 67.0
 BETA2 = 0.999
 SECOND_AREA = 0.25
 """Smallest share of an image's area that its second view shows (CMI)."""
-CROP_SHARE = batches.CROP_SHARE
 
 Change: TypeAlias = Callable[[Tensor], Tensor]
 """What is done to images before the networks see them; gradients flow through it."""
@@ -103,7 +102,7 @@ class Sight:
         if self.budget.augmentation == "none":
             return unchanged
         _, height, width = self.method.image_shape
-        pad_y, pad_x = (max(1, round(side / CROP_SHARE)) for side in (height, width))
+        pad_y, pad_x = batches.padding(height), batches.padding(width)
         return lambda images: jitter.crop(images, pad_y=pad_y, pad_x=pad_x, flip=self.flip)
 
     def rolls(self, shift: int | None) -> Change:
@@ -111,7 +110,7 @@ class Sight:
         if self.budget.augmentation == "none":
             return unchanged
         _, height, width = self.method.image_shape
-        most = max(1, round(min(height, width) / CROP_SHARE)) if shift is None else shift
+        most = batches.padding(min(height, width)) if shift is None else shift
         return lambda images: jitter.roll(images, shift=most, flip=self.flip)
 
     def per_channel(self, values: tuple[float, ...]) -> Float[Tensor, "c 1 1"]:

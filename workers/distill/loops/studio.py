@@ -16,7 +16,7 @@ from torch import Tensor
 
 from workers.distill import errors, gallery, speed
 from workers.distill.budgets import Synthesis
-from workers.distill.data import jitter, replay
+from workers.distill.data import batches, jitter, replay
 from workers.distill.functional import divergences
 from workers.distill.functional.rows import per_image, rows
 from workers.distill.loops import inversion, tally
@@ -210,8 +210,7 @@ class Studio:
         self.seconds.distillation += time.monotonic() - self._part_began
 
     def _cropped(self, images: Tensor) -> Tensor:
-        pads = (max(1, round(side / inversion.CROP_SHARE)) for side in images.shape[2:])
-        pad_y, pad_x = pads
+        pad_y, pad_x = (batches.padding(side) for side in images.shape[2:])
         return jitter.crop(images, pad_y=pad_y, pad_x=pad_x, flip=self._sight.flip)
 
     # -- what is told --------------------------------------------------------------------------
