@@ -31,6 +31,7 @@ COPY README.md ./
 COPY migrations/ migrations/
 COPY models_registry/ models_registry/
 COPY api/ api/
+COPY retort/ retort/
 RUN uv pip install --quiet --no-deps -e .
 USER retort
 EXPOSE 8765

@@ -49,7 +49,7 @@ clean: ## Remove the environment and caches; data of `up` and `demo` stays
 	@echo "clean: .venv and caches"
 	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@rm -rf .import_linter_cache
-	@find api models_registry workers migrations tests benchmarks -name __pycache__ -prune \
+	@find api models_registry retort workers migrations tests benchmarks -name __pycache__ -prune \
 	  -exec rm -rf {} +
 
 # A candidate is run, not looked up: a version manager's shim may exist without its interpreter.

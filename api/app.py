@@ -10,7 +10,7 @@ import prometheus_client
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 
-from api import dependencies, edge, errors, metrics, openapi, queue, streams
+from api import dependencies, errors, metrics, middleware, openapi, queue, streams
 from api.routes import (
     datasets,
     health,
@@ -23,7 +23,8 @@ from api.routes import (
     uploads,
     workers,
 )
-from models_registry import database, logs, storage
+from models_registry import logs
+from models_registry.persistence import database, storage
 from models_registry.settings import Settings
 
 POOL_SIZE = 20  # with its overflow: one connection for each of the framework's 40 threads
@@ -59,7 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(router)
     errors.install(app)
     app.add_middleware(errors.LastHandler)
-    app.add_middleware(edge.Edge, measured=metrics.Requests(collected))
+    app.add_middleware(middleware.Edge, measured=metrics.Requests(collected))
     openapi.install(app)
     return app
 

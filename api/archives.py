@@ -16,7 +16,7 @@ from fastapi.responses import StreamingResponse
 
 from api import ranges
 from models_registry import errors
-from models_registry import storage as bytes_store
+from models_registry.persistence import storage as bytes_store
 
 MEDIA_TYPE = "application/zip"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment that the format knows

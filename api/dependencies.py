@@ -12,8 +12,10 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.exc import SQLAlchemyError
 
 from api import streams
-from models_registry import database, errors, keys, outbox, paging, settings
-from models_registry.storage import Storage
+from models_registry import errors, settings
+from models_registry.access import keys
+from models_registry.persistence import database, outbox, paging
+from models_registry.persistence.storage import Storage
 
 log = structlog.get_logger()
 

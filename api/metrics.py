@@ -8,7 +8,8 @@ import structlog
 from prometheus_client import core, registry
 from sqlalchemy.exc import SQLAlchemyError
 
-from models_registry import database, job_queries, lifecycle, outbox
+from models_registry.jobs import lifecycle, queries
+from models_registry.persistence import database, outbox
 
 log = structlog.get_logger()
 
@@ -52,9 +53,9 @@ class ServiceState(registry.Collector):
 
     def _collect(self) -> Iterator[core.Metric]:
         with self.readers() as session:
-            states = job_queries.count_states(session)
-            outcomes = job_queries.count_outcomes(session)
-            ages = job_queries.queue_ages(session)
+            states = queries.count_states(session)
+            outcomes = queries.count_outcomes(session)
+            ages = queries.queue_ages(session)
             lag = outbox.lag_seconds(session)
         yield _gauge(
             "retort_jobs",

@@ -7,7 +7,8 @@ from typing import Any
 import celery
 import kombu.exceptions
 
-from models_registry import broker, errors
+from models_registry import errors
+from models_registry.persistence import broker
 
 SOCKET_SECONDS = 2.0
 # After a failure the broker is left alone for a while: requests must not pay for it one by one.

@@ -14,8 +14,9 @@ from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
 from api import media_types, preconditions
-from models_registry import errors, models
-from models_registry import storage as bytes_store
+from models_registry import errors
+from models_registry.artifacts import models
+from models_registry.persistence import storage as bytes_store
 
 _ONE_RANGE = re.compile(r"\s*bytes\s*=\s*([0-9]{0,30})\s*-\s*([0-9]{0,30})\s*", re.IGNORECASE)
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9._-]+")

@@ -15,7 +15,8 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.exc import SQLAlchemyError
 
 from api import errors, numbers
-from models_registry import database, job_queries, lifecycle, tables
+from models_registry.jobs import lifecycle, queries
+from models_registry.persistence import database, tables
 
 log = structlog.get_logger()
 
@@ -28,7 +29,7 @@ STREAMS_PER_PROJECT = 100
 class Progress:
     """What a stream tells between events; it has no sequence number and may be skipped."""
 
-    snapshot: job_queries.Snapshot
+    snapshot: queries.Snapshot
     metrics: dict[str, float | str]  # as JSON has it: comparable, which NaN is not
 
 
@@ -156,10 +157,10 @@ class Hub:
                     await changed.wait()
 
     def _read(
-        self, job_id: str, after: int, limit: int = job_queries.MAX_EVENTS
+        self, job_id: str, after: int, limit: int = queries.MAX_EVENTS
     ) -> list[tables.EventRow]:
         with self.readers() as session:
-            return job_queries.events(session, job_id=job_id, after=after, limit=limit)
+            return queries.events(session, job_id=job_id, after=after, limit=limit)
 
     async def _poll(self) -> None:
         while not self.draining:
@@ -182,8 +183,8 @@ class Hub:
 
     def _look(self, job_ids: list[str]) -> dict[str, Progress | None]:
         with self.readers() as session:
-            snapshots = job_queries.snapshots(session, job_ids=job_ids)
-            metrics = job_queries.latest_metrics(session, job_ids=list(snapshots))
+            snapshots = queries.snapshots(session, job_ids=job_ids)
+            metrics = queries.latest_metrics(session, job_ids=list(snapshots))
         latest: dict[str, Progress | None] = dict.fromkeys(job_ids)
         for job_id, snapshot in snapshots.items():
             shown = {key: numbers.in_json(value) for key, value in metrics[job_id].items()}

@@ -22,9 +22,10 @@ from typing import Any
 import rich.console
 import torch
 
-from api.client import demo
 from benchmarks import digits
-from models_registry import catalog, leaderboard
+from models_registry import catalog
+from models_registry.studies import leaderboard
+from retort.cli import demo
 from workers.distill import catalog as engine_catalog
 from workers.distill import errors
 from workers.distill.data import stored

@@ -18,8 +18,8 @@ from typing import Any
 
 import rich.console
 
-from api.client import demo
 from models_registry import catalog
+from retort.cli import demo
 
 Scores = dict[str, dict[str, float]]
 

@@ -24,7 +24,8 @@ import httpx
 import psutil
 import rich.console
 
-from api.client import client, types, up
+from retort import client, types
+from retort.cli import up
 
 SPEC: dict[str, Any] = {
     "name": "benchmark",

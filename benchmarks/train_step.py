@@ -43,8 +43,8 @@ from torch.utils import data as loading
 from torch.utils import flop_counter
 from torchvision import transforms
 
-from api.client import demo
 from benchmarks import digits
+from retort.cli import demo
 from workers.distill import (
     catalog,
     optimizers,

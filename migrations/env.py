@@ -1,4 +1,4 @@
-"""Points Alembic at `models_registry.tables`, and at the database of the settings.
+"""Points Alembic at `models_registry.persistence.tables`, and at the database of the settings.
 
 Callers inside a process pass a connection (`config.attributes["connection"]`); the command line
 connects by itself.
@@ -7,7 +7,7 @@ connects by itself.
 from alembic import context
 from sqlalchemy import Connection
 
-from models_registry import database, schema, tables
+from models_registry.persistence import database, schema, tables
 from models_registry.settings import Settings
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import jsonschema
 
-from models_registry import errors, training_rules
+from models_registry import errors
+from models_registry.jobs import training_rules
 
 _PATH = Path(__file__).with_name("catalog.json")
 

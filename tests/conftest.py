@@ -17,9 +17,10 @@ from fastapi.testclient import TestClient
 from xdist.scheduler import LoadGroupScheduling  # type: ignore[import-untyped]  # xdist has no types
 
 from api.app import create_app
-from models_registry import database, keys, schema, tables
+from models_registry.access import keys
+from models_registry.persistence import database, schema, tables
+from models_registry.persistence.storage import LocalStorage, Storage
 from models_registry.settings import Settings
-from models_registry.storage import LocalStorage, Storage
 from tests import services
 
 NOBODY_LISTENS = "redis://127.0.0.1:1/0"

@@ -8,10 +8,13 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from models_registry import jobs, leases, models, studies, tables, uploads
-from models_registry.lifecycle import Event, Reason
-from models_registry.spec import JobSpec, StudySpec
-from models_registry.storage import Storage
+from models_registry.artifacts import models, uploads
+from models_registry.jobs import jobs, leases
+from models_registry.jobs.lifecycle import Event, Reason
+from models_registry.jobs.spec import JobSpec, StudySpec
+from models_registry.persistence import tables
+from models_registry.persistence.storage import Storage
+from models_registry.studies import studies
 
 DIGITS_INPUT: dict[str, Any] = {
     "channels": 1,

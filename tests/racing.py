@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from sqlalchemy.orm import Session
 
-from models_registry import database
+from models_registry.persistence import database
 
 T = TypeVar("T")
 

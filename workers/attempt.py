@@ -12,8 +12,9 @@ from typing import TypeVar
 import structlog
 from sqlalchemy.orm import Session
 
-from models_registry import errors, leases
-from models_registry.lifecycle import Reason, State
+from models_registry import errors
+from models_registry.jobs import leases
+from models_registry.jobs.lifecycle import Reason, State
 from workers import inputs, student_files
 from workers.context import Context
 from workers.engine_process import Report

@@ -10,7 +10,8 @@ from typing import Any
 from celery import Celery, signals
 from kombu.entity import Exchange, Queue
 
-from models_registry import broker, ids, logs
+from models_registry import ids, logs
+from models_registry.persistence import broker
 from models_registry.settings import Settings
 from workers import leash, presence
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from models_registry import leases, tables, workers
+from models_registry.jobs import leases, workers
+from models_registry.persistence import tables
 from workers import inputs
 from workers.distill import group
 

@@ -12,7 +12,8 @@ import sqlalchemy.exc
 import structlog
 from sqlalchemy.orm import Session
 
-from models_registry import database, errors, ids, storage
+from models_registry import errors, ids
+from models_registry.persistence import database, storage
 from models_registry.settings import Settings
 
 log = structlog.get_logger()

@@ -13,8 +13,9 @@ from typing import Self
 import sqlalchemy.exc
 import structlog
 
-from models_registry import errors, leases
-from models_registry.lifecycle import State
+from models_registry import errors
+from models_registry.jobs import leases
+from models_registry.jobs.lifecycle import State
 from workers.context import Context
 
 log = structlog.get_logger()

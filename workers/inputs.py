@@ -10,7 +10,10 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from models_registry import datasets, errors, jobs, leases, requirements, tables
+from models_registry import errors
+from models_registry.artifacts import datasets
+from models_registry.jobs import jobs, leases, validation
+from models_registry.persistence import tables
 
 # An engine that finds no such file cannot have read it.
 _TRAINING_IMAGES = frozenset({"train.safetensors"})
@@ -60,7 +63,7 @@ def recipe_of(session: Session, job: tables.JobRow) -> dict[str, Any]:
     teacher, initial, dataset = _versions(session, job)
     spec = jobs.spec_of(job)
     # Invented images are as the teacher wants them, whatever the student is measured on.
-    source = teacher if requirements.is_data_free(spec.method) else dataset or teacher
+    source = teacher if validation.is_data_free(spec.method) else dataset or teacher
     if source is None or source.input is None:
         raise errors.Refused("A job needs a data set or a teacher to know its input from.")
     provenance = {
@@ -91,7 +94,7 @@ def recipe_of(session: Session, job: tables.JobRow) -> dict[str, Any]:
 
 
 def _withheld(job: tables.JobRow) -> frozenset[str]:
-    return _TRAINING_IMAGES if requirements.is_data_free(job.spec["method"]) else frozenset()
+    return _TRAINING_IMAGES if validation.is_data_free(job.spec["method"]) else frozenset()
 
 
 def _network(version: tables.ModelVersionRow) -> dict[str, Any]:

@@ -16,7 +16,10 @@ import sqlalchemy.exc
 import structlog
 from sqlalchemy.orm import Session
 
-from models_registry import datasets, errors, inspections, leases, tables
+from models_registry import errors
+from models_registry.artifacts import datasets, inspections
+from models_registry.jobs import leases
+from models_registry.persistence import tables
 from workers import staging
 from workers.context import Context
 from workers.engine_process import EngineProcess, Report

@@ -6,7 +6,10 @@ from datetime import timedelta
 
 import structlog
 
-from models_registry import database, idempotency, inspections, outbox, sweeps, uploads
+from models_registry.access import idempotency
+from models_registry.artifacts import inspections, uploads
+from models_registry.jobs import sweeps
+from models_registry.persistence import database, outbox
 from workers import inspector, staging
 from workers.context import Context
 

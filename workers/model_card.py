@@ -10,8 +10,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from models_registry import catalog, datasets, models, references, tables
-from models_registry.spec import JobSpec
+from models_registry import catalog
+from models_registry.artifacts import datasets, models, references
+from models_registry.jobs.spec import JobSpec
+from models_registry.persistence import tables
 
 # Free-form JSON: what the engine reported, a spec as stored.
 Json = dict[str, Any]

@@ -20,7 +20,8 @@ import psutil
 import sqlalchemy.exc
 import structlog
 
-from models_registry import database, workers
+from models_registry.jobs import workers
+from models_registry.persistence import database
 from models_registry.settings import Settings
 from workers import engine_process
 

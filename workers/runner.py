@@ -15,8 +15,10 @@ from pathlib import Path
 import structlog
 from sqlalchemy.orm import Session
 
-from models_registry import errors, leases, tables
-from models_registry.lifecycle import Reason, State
+from models_registry import errors
+from models_registry.jobs import leases
+from models_registry.jobs.lifecycle import Reason, State
+from models_registry.persistence import tables
 from workers import companions, engine_process, staging
 from workers.attempt import Attempt
 from workers.context import Context

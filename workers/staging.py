@@ -13,8 +13,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from models_registry import errors, tables
-from models_registry.storage import Storage
+from models_registry import errors
+from models_registry.persistence import tables
+from models_registry.persistence.storage import Storage
 
 _LOCK = ".lock"
 

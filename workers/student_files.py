@@ -8,8 +8,10 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from models_registry import invented, jobs, models, reports, tables
-from models_registry.spec import JobSpec
+from models_registry.artifacts import models, synthetic_datasets
+from models_registry.jobs import jobs, reports
+from models_registry.jobs.spec import JobSpec
+from models_registry.persistence import tables
 from workers import model_card
 
 # Facts about the run that everyone may see; the report's own fields stay out.
@@ -90,7 +92,7 @@ def make(
         "config.json": workdir / "model.json",
         "metrics.json": workdir / "metrics.json",
         # Images that a data-free method has invented, where they are to be kept.
-        **_files_in(workdir, invented.FOLDER),
+        **_files_in(workdir, synthetic_datasets.FOLDER),
         **{name: workdir / name for name in written},
     }
     version = models.NewVersion(

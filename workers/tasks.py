@@ -6,7 +6,8 @@ from typing import Any
 
 import structlog
 
-from models_registry import broker, logs
+from models_registry import logs
+from models_registry.persistence import broker
 from workers import context, inspector, maintenance, presence, runner
 from workers.celery_app import WORKER_ID, app, settings
 

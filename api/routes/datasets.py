@@ -6,10 +6,10 @@ from fastapi import APIRouter, Path, Query, Response
 from sqlalchemy.orm import Session
 
 from api.dependencies import CallerDep, EditorDep, PageDep, ReadersDep, RingDep, StorageDep
-from api.once import OnceDep
+from api.idempotency import OnceDep
 from api.schemas import datasets as bodies
 from api.schemas import lists
-from models_registry import datasets, invented
+from models_registry.artifacts import datasets, synthetic_datasets
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
@@ -62,8 +62,8 @@ def create_version(
 
     def work(session: Session) -> tuple[bodies.DatasetVersionRead, str]:
         new, project_id = body.new(name), caller.project_id
-        if isinstance(new, invented.NewVersion):
-            row = invented.register(session, storage, project_id=project_id, new=new)
+        if isinstance(new, synthetic_datasets.NewVersion):
+            row = synthetic_datasets.register(session, storage, project_id=project_id, new=new)
         else:
             row = datasets.register(session, project_id=project_id, new=new)
         return bodies.DatasetVersionRead.of(row), f"/v1/datasets/{name}/versions/{row.version}"

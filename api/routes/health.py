@@ -11,7 +11,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from api import metrics
 from api.dependencies import Service, ServiceDep
 from api.schemas import health as bodies
-from models_registry import errors, schema
+from models_registry import errors
+from models_registry.persistence import schema
 
 router = APIRouter(tags=["health"])
 

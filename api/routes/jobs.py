@@ -20,11 +20,13 @@ from api.dependencies import (
     SessionsDep,
     StorageDep,
 )
-from api.once import OnceDep
+from api.idempotency import OnceDep
 from api.schemas import jobs as bodies
 from api.schemas import lists
-from models_registry import errors, job_queries, jobs, lifecycle, reports, tables
-from models_registry.spec import JobSpec
+from models_registry import errors
+from models_registry.jobs import jobs, lifecycle, queries, reports
+from models_registry.jobs.spec import JobSpec
+from models_registry.persistence import tables
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -32,7 +34,7 @@ LONGEST_WAIT_SECONDS = 25
 
 
 def _read(session: Session, job: tables.JobRow) -> bodies.JobRead:
-    metrics = job_queries.latest_metrics(session, job_ids=[job.id])
+    metrics = queries.latest_metrics(session, job_ids=[job.id])
     return bodies.JobRead.of(job, metrics[job.id])
 
 
@@ -74,7 +76,7 @@ def index(
     created_before: AwareDatetime | None = None,
 ) -> lists.ListRead[bodies.JobRead]:
     """List the project's jobs, newest first. `label.<key>=<value>` filters by label."""
-    filters = job_queries.Filters(
+    filters = queries.Filters(
         states=state,
         method=method,
         name=name,
@@ -84,10 +86,8 @@ def index(
         created_before=created_before,
     )
     with readers() as session:
-        page = job_queries.page(
-            session, project_id=caller.project_id, filters=filters, wanted=wanted
-        )
-        metrics = job_queries.latest_metrics(session, job_ids=[job.id for job in page.rows])
+        page = queries.page(session, project_id=caller.project_id, filters=filters, wanted=wanted)
+        metrics = queries.latest_metrics(session, job_ids=[job.id for job in page.rows])
     return lists.ListRead.of(page, lambda job: bodies.JobRead.of(job, metrics[job.id]))
 
 
@@ -160,7 +160,7 @@ def attempts(
     """List a job's attempts, oldest first: all of them, for there are few."""
     with readers() as session:
         job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
-        rows = job_queries.attempts(session, job_id=job.id)
+        rows = queries.attempts(session, job_id=job.id)
     return lists.ListRead(data=[bodies.AttemptRead.of(row) for row in rows])
 
 
@@ -169,7 +169,7 @@ def logs(job_id: str, caller: CallerDep, readers: ReadersDep) -> lists.ListRead[
     """Return the last lines of each attempt's log, oldest attempt first."""
     with readers() as session:
         job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
-        rows = job_queries.attempts(session, job_id=job.id)
+        rows = queries.attempts(session, job_id=job.id)
     return lists.ListRead(data=[bodies.AttemptLog.of(row) for row in rows])
 
 
@@ -180,7 +180,7 @@ def checkpoints(
     """List the points from which a job can go on, newest first."""
     with readers() as session:
         job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
-        page = job_queries.checkpoints(session, job_id=job.id, wanted=wanted)
+        page = queries.checkpoints(session, job_id=job.id, wanted=wanted)
     return lists.ListRead.of(page, bodies.CheckpointRead.of)
 
 
@@ -194,13 +194,13 @@ def metrics(
     ] = None,
     from_step: Annotated[int, Query(ge=0, le=2**62)] = 0,
     max_points: Annotated[
-        int, Query(ge=1, le=job_queries.MAX_POINTS, description="Of each series.")
-    ] = job_queries.DEFAULT_POINTS,
+        int, Query(ge=1, le=queries.MAX_POINTS, description="Of each series.")
+    ] = queries.DEFAULT_POINTS,
 ) -> bodies.MetricsRead:
     """Return measured values by key, thinned out so that spikes survive."""
     with readers() as session:
         job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
-        found = job_queries.series(
+        found = queries.series(
             session,
             job_id=job.id,
             keys=[key for key in (keys or "").split(",") if key],
@@ -219,7 +219,7 @@ def student(
     """Download the student's `model.safetensors`."""
     with readers() as session:
         job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
-        file = job_queries.student_file(session, job=job)
+        file = queries.student_file(session, job=job)
     return ranges.respond(request, storage, file)
 
 
@@ -292,7 +292,7 @@ async def events(
     job_id: WatchedDep,
     service: ServiceDep,
     after: Sequence = 0,
-    limit: Annotated[int, Query(ge=1, le=job_queries.MAX_EVENTS)] = 100,
+    limit: Annotated[int, Query(ge=1, le=queries.MAX_EVENTS)] = 100,
     wait_seconds: Annotated[
         float, Query(ge=0, le=LONGEST_WAIT_SECONDS, description="For the first new event.")
     ] = 0,

@@ -5,7 +5,7 @@ from fastapi import APIRouter
 from api.dependencies import AdminDep, PageDep, ReadersDep, ServiceDep, SessionsDep
 from api.schemas import keys as bodies
 from api.schemas import lists
-from models_registry import keys
+from models_registry.access import keys
 
 router = APIRouter(prefix="/v1/api-keys", tags=["keys"])
 

@@ -5,7 +5,8 @@ from fastapi import APIRouter
 from api.dependencies import CallerDep, PageDep
 from api.schemas import lists
 from api.schemas import methods as bodies
-from models_registry import catalog, errors, paging
+from models_registry import catalog, errors
+from models_registry.persistence import paging
 
 router = APIRouter(prefix="/v1", tags=["catalog"])
 

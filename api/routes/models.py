@@ -17,11 +17,12 @@ from api.dependencies import (
     SessionsDep,
     StorageDep,
 )
-from api.once import OnceDep
+from api.idempotency import OnceDep
 from api.preconditions import ExpectedDep, MustBeNewDep
 from api.schemas import lists
 from api.schemas import models as bodies
-from models_registry import aliases, lineage, models, tables
+from models_registry.artifacts import aliases, lineage, models
+from models_registry.persistence import tables
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 

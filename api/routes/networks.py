@@ -7,7 +7,8 @@ from fastapi import APIRouter, Query
 from api.dependencies import PageDep
 from api.schemas import lists
 from api.schemas import methods as bodies
-from models_registry import catalog, paging
+from models_registry import catalog
+from models_registry.persistence import paging
 
 router = APIRouter(prefix="/v1/networks", tags=["catalog"])
 

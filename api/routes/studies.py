@@ -15,11 +15,12 @@ from api.dependencies import (
     RingDep,
     SessionsDep,
 )
-from api.once import OnceDep
+from api.idempotency import OnceDep
 from api.schemas import lists
 from api.schemas import studies as bodies
-from models_registry import studies, tables
-from models_registry.spec import StudySpec
+from models_registry.jobs.spec import StudySpec
+from models_registry.persistence import tables
+from models_registry.studies import studies
 
 router = APIRouter(prefix="/v1/studies", tags=["studies"])
 

@@ -5,11 +5,12 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 from sqlalchemy.orm import Session
 
-from api import incoming
+from api import request_body
 from api.dependencies import CallerDep, EditorDep, ReadersDep, ServiceDep, SessionsDep, StorageDep
-from api.once import OnceDep
+from api.idempotency import OnceDep
 from api.schemas import uploads as bodies
-from models_registry import tables, uploads
+from models_registry.artifacts import uploads
+from models_registry.persistence import tables
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 
@@ -68,10 +69,10 @@ async def put_part(
 
     `Repr-Digest` or `Content-Digest` (`sha-256=:<base64>:`) is checked when it is given.
     """
-    incoming.check_encoding(request.headers)
-    sha256 = incoming.announced_sha256(request.headers)
-    chunks = incoming.Body(request, stall_seconds=service.settings.upload_stall_seconds)
-    await incoming.in_thread(
+    request_body.check_encoding(request.headers)
+    sha256 = request_body.announced_sha256(request.headers)
+    chunks = request_body.Body(request, stall_seconds=service.settings.upload_stall_seconds)
+    await request_body.in_thread(
         lambda: uploads.receive(
             service.sessions,
             service.storage,
@@ -79,7 +80,7 @@ async def put_part(
             upload_id=upload_id,
             number=number,
             chunks=chunks,
-            announced_bytes=incoming.announced_bytes(request.headers),
+            announced_bytes=request_body.announced_bytes(request.headers),
             sha256=sha256,
             settings=service.settings,
         )

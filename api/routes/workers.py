@@ -5,7 +5,8 @@ from fastapi import APIRouter
 from api.dependencies import CallerDep, PageDep, ReadersDep
 from api.schemas import lists
 from api.schemas import workers as bodies
-from models_registry import database, workers
+from models_registry.jobs import workers
+from models_registry.persistence import database
 
 router = APIRouter(prefix="/v1/workers", tags=["workers"])
 

@@ -6,9 +6,11 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.schemas import described
-from models_registry import datasets, errors, invented, references, tables
-from models_registry import described as rules
-from models_registry.described import TASKS
+from models_registry import errors
+from models_registry.artifacts import datasets, references, synthetic_datasets
+from models_registry.artifacts import input_checks as rules
+from models_registry.artifacts.input_checks import TASKS
+from models_registry.persistence import tables
 
 State = Literal["pending", "ready", "rejected"]
 
@@ -36,7 +38,7 @@ class DatasetVersionNew(BaseModel):
     card: str = Field("", description="Markdown; of a job's images, written where left out.")
     tags: dict[str, str] = Field({}, description="At most 64.")
 
-    def new(self, name: str) -> datasets.NewVersion | invented.NewVersion:
+    def new(self, name: str) -> datasets.NewVersion | synthetic_datasets.NewVersion:
         """Return what the registry takes of an upload, or of a job.
 
         Raises: errors.Refused where something is missing, or is said of a job's images.
@@ -44,7 +46,7 @@ class DatasetVersionNew(BaseModel):
         if self.job is not None:
             self._refuse_given("upload", "format", "input")
             task = self.task if "task" in self.model_fields_set else None
-            return invented.NewVersion(
+            return synthetic_datasets.NewVersion(
                 name=name, job_id=self.job, task=task, card=self.card, tags=self.tags
             )
         if self.upload is None or self.format is None:

@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from api import media_types
-from models_registry import tables
+from models_registry.persistence import tables
 
 
 class Images(BaseModel):

@@ -7,7 +7,9 @@ from pydantic import BaseModel, Field
 
 from api import media_types, numbers, streams
 from api.schemas import described
-from models_registry import job_queries, models, reports, tables
+from models_registry.artifacts import models
+from models_registry.jobs import queries, reports
+from models_registry.persistence import tables
 
 # Everything that is free-form JSON here is written by the engine or frozen at submission.
 Json = dict[str, Any]
@@ -260,7 +262,7 @@ class MetricSeries(BaseModel):
     points: list[MetricPoint]
 
     @classmethod
-    def of(cls, key: str, points: list[job_queries.Point]) -> Self:
+    def of(cls, key: str, points: list[queries.Point]) -> Self:
         """Return the body of a series."""
         return cls(
             key=key,

@@ -5,7 +5,8 @@ from typing import Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from models_registry import keys, tables
+from models_registry.access import keys
+from models_registry.persistence import tables
 
 
 class KeyCreate(BaseModel):

@@ -5,7 +5,7 @@ from typing import Generic, Self, TypeVar
 
 from pydantic import BaseModel, Field
 
-from models_registry import paging
+from models_registry.persistence import paging
 
 Entry = TypeVar("Entry")
 Source = TypeVar("Source")

@@ -13,8 +13,9 @@ from pydantic import (
 )
 
 from api.schemas import described, lists
-from models_registry import datasets, lineage, models, references, tables
-from models_registry.described import TASKS
+from models_registry.artifacts import datasets, lineage, models, references
+from models_registry.artifacts.input_checks import TASKS
+from models_registry.persistence import tables
 
 # Free-form JSON: arguments of a network, scores and lineage as the engine wrote them.
 Json = dict[str, Any]

@@ -6,7 +6,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models_registry import tables, uploads
+from models_registry.artifacts import uploads
+from models_registry.persistence import tables
 
 
 class UploadNew(BaseModel):

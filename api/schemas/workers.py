@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field
 
-from models_registry import tables
+from models_registry.persistence import tables
 
 
 class WorkerRead(BaseModel):

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from api.app import create_app
-from models_registry import tables
+from models_registry.persistence import tables
 from models_registry.settings import Settings
 from tests import databases
 from tests.contracts import source

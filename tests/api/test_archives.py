@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from api import archives
-from models_registry.storage import LocalStorage, Storage
+from models_registry.persistence.storage import LocalStorage, Storage
 
 CONTENTS = {"report/index.json": b"{}", "report/a.png": bytes(range(256)) * 8192, "report/ö": b""}
 

@@ -6,7 +6,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from models_registry import database, keys, tables
+from models_registry.access import keys
+from models_registry.persistence import database, tables
 from tests import databases
 
 MakeKey = Callable[[str], dict[str, str]]

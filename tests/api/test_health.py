@@ -12,9 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from api.app import create_app
 from api.queue import CeleryQueue
-from models_registry import database, outbox, tables
+from models_registry.persistence import database, outbox, tables
+from models_registry.persistence.storage import Storage
 from models_registry.settings import Settings
-from models_registry.storage import Storage
 from tests import databases, factories, services
 from workers import celery_app
 

@@ -12,8 +12,10 @@ import sqlalchemy as sa
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from models_registry import database, keys, leases, tables
-from models_registry.storage import Storage
+from models_registry.access import keys
+from models_registry.jobs import leases
+from models_registry.persistence import database, tables
+from models_registry.persistence.storage import Storage
 from tests import factories
 
 

@@ -8,8 +8,10 @@ import sqlalchemy as sa
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from models_registry import database, keys, models, tables
-from models_registry.storage import Storage
+from models_registry.access import keys
+from models_registry.artifacts import models
+from models_registry.persistence import database, tables
+from models_registry.persistence.storage import Storage
 from tests import factories, sending
 
 WEIGHTS = bytes(range(256)) * 4

@@ -17,8 +17,9 @@ from schemathesis import checks
 from schemathesis.specs.openapi import checks as openapi_checks
 
 from api import openapi
-from models_registry import catalog, database, tables
-from models_registry.storage import Storage
+from models_registry import catalog
+from models_registry.persistence import database, tables
+from models_registry.persistence.storage import Storage
 from tests import databases, factories
 
 # Made once: describing every route takes half a second.

@@ -17,10 +17,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from api import streams
-from api.client import server_events
-from models_registry import database, jobs, leases, tables
+from models_registry.jobs import jobs, leases
+from models_registry.persistence import database, tables
+from models_registry.persistence.storage import Storage
 from models_registry.settings import Settings
-from models_registry.storage import Storage
+from retort import server_events
 from tests import databases, factories
 from tests.contracts import source
 

@@ -9,8 +9,9 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
 from api.routes import studies as routes
-from models_registry import database, keys, tables
-from models_registry.storage import Storage
+from models_registry.access import keys
+from models_registry.persistence import database, tables
+from models_registry.persistence.storage import Storage
 from tests import factories
 from tests.databases import SQLITE_ONLY
 

@@ -22,9 +22,11 @@ import sqlalchemy as sa
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from models_registry import database, keys, tables, uploads
+from models_registry.access import keys
+from models_registry.artifacts import uploads
+from models_registry.persistence import database, tables
+from models_registry.persistence.storage import LocalStorage, Storage
 from models_registry.settings import Settings
-from models_registry.storage import LocalStorage, Storage
 from tests import sending
 
 MEBIBYTE = 2**20

@@ -6,8 +6,11 @@ import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
-from models_registry import database, ids, keys, tables, workers
-from models_registry.storage import Storage
+from models_registry import ids
+from models_registry.access import keys
+from models_registry.jobs import workers
+from models_registry.persistence import database, tables
+from models_registry.persistence.storage import Storage
 from tests import factories
 
 

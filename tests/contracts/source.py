@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("api", "models_registry", "workers", "migrations")
+PACKAGES = ("api", "models_registry", "retort", "workers", "migrations")
 # What a source archive without its history may contain beside the project's files.
 NOT_OURS = {"build", "dist", "retort-data", "demo-data", "__pycache__", "venv"}
 OURS_WITH_A_DOT = {".ci", ".github", ".dockerignore", ".env.example", ".gitignore"}

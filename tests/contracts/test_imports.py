@@ -49,7 +49,7 @@ class TestFreshInterpreter:
         "module",
         [
             "api.app",
-            "api.client.cli",
+            "retort.cli.app",
             "workers.celery_app",
             "workers.tasks",
             "workers.runner",
@@ -62,7 +62,7 @@ class TestFreshInterpreter:
 
     @pytest.mark.slow
     def test_loads_the_client_without_the_server(self) -> None:
-        done = import_without("api.client.cli", {"fastapi", "starlette", "uvicorn", "celery"})
+        done = import_without("retort.cli.app", {"fastapi", "starlette", "uvicorn", "celery"})
         assert done.returncode == 0, done.stderr
 
     @pytest.mark.slow

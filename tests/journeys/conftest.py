@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from api.client.client import Client
+from retort.client import Client
 from tests.journeys import stacks
 
 

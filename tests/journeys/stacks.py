@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from api.client.client import Client
+from retort.client import Client
 from tests import services
 
 # Patience in seconds is what these tests would otherwise consist of.
@@ -47,7 +47,7 @@ class Stack:
 
     def run(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         """Run the command line against the service, as a user would."""
-        command = [sys.executable, "-m", "api.client.cli", *arguments]
+        command = [sys.executable, "-m", "retort", *arguments]
         environment = {
             **os.environ,
             "RETORT_URL": self.url,
@@ -127,7 +127,14 @@ def production(folder: Path) -> Iterator[Stack]:
         }
         alembic = [sys.executable, "-m", "alembic", "-c", "migrations/alembic.ini"]
         subprocess.run([*alembic, "upgrade", "head"], env=environment, check=True)
-        make_key = [sys.executable, "-m", "models_registry.keys", "create", "--role", "admin"]
+        make_key = [
+            sys.executable,
+            "-m",
+            "models_registry.access.keys",
+            "create",
+            "--role",
+            "admin",
+        ]
         made = subprocess.run(make_key, env=environment, check=True, capture_output=True, text=True)
         running = Stack(f"http://127.0.0.1:{port}", made.stdout.strip(), environment, folder, False)
         stack.callback(running.stop)
@@ -147,7 +154,7 @@ def embedded(folder: Path) -> Iterator[Stack]:
     data_dir = folder / "retort-data"
     environment = {**os.environ, **QUICK, "XDG_CONFIG_HOME": str(folder)}
     running = Stack(f"http://127.0.0.1:{port}", "", environment, folder, True)
-    command = ["-m", "api.client.cli", "up", "--data-dir", str(data_dir), "--port", str(port)]
+    command = ["-m", "retort", "up", "--data-dir", str(data_dir), "--port", str(port)]
     running.start("up", *command, "--device", "cpu")
     try:
         _wait_until_ready(running)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from api.client import errors, types
-from api.client.client import Client
+from retort import errors, types
+from retort.client import Client
 from tests.journeys.stacks import Stack
 
 pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(300)]

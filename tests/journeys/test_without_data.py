@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from api.client import errors, types
-from api.client.client import Client
+from retort import errors, types
+from retort.client import Client
 from tests.journeys.stacks import Stack
 from workers.distill import weights
 

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import redis
 
-from models_registry import broker, outbox
+from models_registry.persistence import broker, outbox
 from models_registry.settings import Settings
 from tests.workers import scenes
 from workers.celery_app import app

@@ -10,8 +10,11 @@ from typing import Any
 import psutil
 import psycopg
 
-from models_registry import jobs, keys, models, tables, uploads
-from models_registry.spec import JobSpec
+from models_registry.access import keys
+from models_registry.artifacts import models, uploads
+from models_registry.jobs import jobs
+from models_registry.jobs.spec import JobSpec
+from models_registry.persistence import tables
 from tests import factories
 from workers.context import Context
 

@@ -13,7 +13,8 @@ import redis
 from kombu.connection import Connection
 from kombu.messaging import Consumer
 
-from models_registry import broker, jobs
+from models_registry.jobs import jobs
+from models_registry.persistence import broker
 from tests import services
 from tests.workers import processes
 from workers import celery_app

@@ -6,9 +6,10 @@ from datetime import timedelta
 import pytest
 from sqlalchemy.orm import Session
 
-from models_registry import database, leases, tables, workers
-from models_registry.lifecycle import Reason
-from models_registry.storage import Storage
+from models_registry.jobs import leases, workers
+from models_registry.jobs.lifecycle import Reason
+from models_registry.persistence import database, tables
+from models_registry.persistence.storage import Storage
 from tests import factories
 from workers import companions
 

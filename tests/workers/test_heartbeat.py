@@ -5,7 +5,8 @@ import psycopg
 import pytest
 import structlog.testing
 
-from models_registry import jobs, leases, tables
+from models_registry.jobs import jobs, leases
+from models_registry.persistence import tables
 from tests import factories
 from tests.workers import scenes
 from workers import context as contexts

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from models_registry import database, invented, models, tables
-from models_registry.storage import Storage
+from models_registry.artifacts import models, synthetic_datasets
+from models_registry.persistence import database, tables
+from models_registry.persistence.storage import Storage
 from tests import factories
 from tests.databases import SQLITE_ONLY
 from workers import inputs
@@ -73,8 +74,8 @@ class TestFiles:
     ) -> None:
         with sessions.begin() as session:
             job = factories.invented(session, storage, project_id=project.id)
-            new = invented.NewVersion(name="dreams", job_id=job.id)
-            invented.register(session, storage, project_id=project.id, new=new)
+            new = synthetic_datasets.NewVersion(name="dreams", job_id=job.id)
+            synthetic_datasets.register(session, storage, project_id=project.id, new=new)
         everything = {f"dataset/{path}" for path in factories.IMAGES}
         weights = {"teacher/model.safetensors"}
         supervised = found(sessions, project, dataset="dreams@1")

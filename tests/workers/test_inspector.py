@@ -17,9 +17,11 @@ import structlog.testing
 import torch
 from PIL import Image
 
-from models_registry import datasets, inspections, jobs, models, tables
-from models_registry.lifecycle import State
-from models_registry.spec import JobSpec
+from models_registry.artifacts import datasets, inspections, models
+from models_registry.jobs import jobs
+from models_registry.jobs.lifecycle import State
+from models_registry.jobs.spec import JobSpec
+from models_registry.persistence import tables
 from tests import factories
 from tests.workers import scenes
 from workers import inspector

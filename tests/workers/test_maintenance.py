@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from models_registry import outbox, tables
-from models_registry.lifecycle import Reason, State
+from models_registry.jobs.lifecycle import Reason, State
+from models_registry.persistence import outbox, tables
 from tests import factories
 from tests.workers import scenes
 from workers import context as contexts

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from models_registry.spec import JobSpec
+from models_registry.jobs.spec import JobSpec
 from tests import factories
 from workers import model_card
 

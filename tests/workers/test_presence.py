@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 import structlog.testing
 
-from models_registry import tables, workers
+from models_registry.jobs import workers
+from models_registry.persistence import tables
 from models_registry.settings import Settings
 from tests.workers import scenes
 from workers import presence

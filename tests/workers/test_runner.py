@@ -18,8 +18,11 @@ import pytest
 import structlog.testing
 from safetensors.numpy import load
 
-from models_registry import errors, jobs, leases, models, storage, tables
-from models_registry.lifecycle import Reason, State
+from models_registry import errors
+from models_registry.artifacts import models
+from models_registry.jobs import jobs, leases
+from models_registry.jobs.lifecycle import Reason, State
+from models_registry.persistence import storage, tables
 from tests import factories
 from tests.workers import conftest, scenes
 from workers import context as contexts

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from models_registry import jobs, leases, studies, tables
-from models_registry.lifecycle import Reason, State
-from models_registry.spec import StudySpec
+from models_registry.jobs import jobs, leases
+from models_registry.jobs.lifecycle import Reason, State
+from models_registry.jobs.spec import StudySpec
+from models_registry.persistence import tables
+from models_registry.studies import studies
 from tests import factories
 from tests.workers import conftest, scenes
 from workers import context as contexts

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from models_registry import errors, tables
-from models_registry.storage import LocalStorage, Storage
+from models_registry import errors
+from models_registry.persistence import tables
+from models_registry.persistence.storage import LocalStorage, Storage
 from workers import staging
 
 HOLDING_A_FOLDER = """

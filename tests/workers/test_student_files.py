@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from models_registry import database, tables
-from models_registry.spec import JobSpec
-from models_registry.storage import Storage
+from models_registry.jobs.spec import JobSpec
+from models_registry.persistence import database, tables
+from models_registry.persistence.storage import Storage
 from tests import factories
 from workers import model_card, student_files
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from models_registry import tables, workers
-from models_registry.lifecycle import Reason, State
+from models_registry.jobs import workers
+from models_registry.jobs.lifecycle import Reason, State
+from models_registry.persistence import tables
 from models_registry.settings import Settings
 from tests import services
 from tests.workers import conftest, processes, scenes

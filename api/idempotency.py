@@ -1,0 +1,73 @@
+"""Requests that may be sent twice: with an `Idempotency-Key`, the first answer is given again."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
+
+from api.dependencies import EditorDep, SessionsDep
+from models_registry.access import idempotency
+from models_registry.persistence import database
+
+
+@dataclass(frozen=True)
+class Once:
+    """Does a request's work, unless it was done before under the same key."""
+
+    sessions: database.Sessions
+    wanted: idempotency.Request | None
+
+    def answer(self, work: Callable[[Session], tuple[BaseModel, str]], *, status: int) -> Response:
+        """Run `work` in one transaction with its key; it returns the body and its location."""
+        with self.sessions.begin() as session:
+            first = idempotency.begin(session, self.wanted) if self.wanted else None
+            answer = first or self._do(session, work, status)
+        headers = {"location": answer.location or ""}
+        if first is not None:
+            headers["idempotency-replayed"] = "true"
+        return JSONResponse(answer.body, answer.status, headers)
+
+    def _do(
+        self, session: Session, work: Callable[[Session], tuple[BaseModel, str]], status: int
+    ) -> idempotency.Answer:
+        body, location = work(session)
+        answer = idempotency.Answer(status, body.model_dump(mode="json"), location)
+        if self.wanted is not None:
+            idempotency.finish(session, self.wanted, answer)
+        return answer
+
+
+async def _json(request: Request) -> Any:
+    # The body as it came: that is what a key stands for.
+    try:
+        return await request.json() if await request.body() else None
+    except (ValueError, RecursionError):
+        return None  # not JSON: the route refuses it before anything is done under the key
+
+
+def _once(
+    request: Request,
+    caller: EditorDep,
+    sessions: SessionsDep,
+    raw: Annotated[Any, Depends(_json)],
+    key: Annotated[
+        str | None,
+        Header(
+            alias="Idempotency-Key",
+            max_length=255,
+            description="Makes the request safe to repeat: the first answer is given for 24 h.",
+        ),
+    ] = None,
+) -> Once:
+    if key is None:
+        return Once(sessions, None)
+    route = f"{request.method} {request.url.path}"
+    wanted = idempotency.request(project_id=caller.project_id, route=route, key=key, body=raw)
+    return Once(sessions, wanted)
+
+
+OnceDep = Annotated[Once, Depends(_once)]

@@ -1,0 +1,217 @@
+"""Uploaded models and data sets on their way from `pending` to `ready` or `rejected`.
+
+The API stores an upload and rings; a worker claims the version, lets a child process look at the
+bytes, and writes the answer here. As for jobs, a fence proves that the answer is from the last
+claimant, and a silent inspector loses its claim when that expires.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.orm import Session
+
+from models_registry import errors
+from models_registry.artifacts import uploads
+from models_registry.jobs import jobs
+from models_registry.jobs.leases import StoredFile
+from models_registry.jobs.lifecycle import State
+from models_registry.persistence import database, outbox, tables
+
+log = structlog.get_logger()
+
+Kind = Literal["models", "datasets"]
+KINDS: tuple[Kind, ...] = ("models", "datasets")
+QUEUE = "inspect"
+MAX_ATTEMPTS = 3
+LEASE_SECONDS = 60.0
+
+Version = tables.ModelVersionRow | tables.DatasetVersionRow
+_ROWS: dict[Kind, type[Version]] = {
+    "models": tables.ModelVersionRow,
+    "datasets": tables.DatasetVersionRow,
+}
+_FILES: dict[Kind, type[tables.ModelFileRow] | type[tables.DatasetFileRow]] = {
+    "models": tables.ModelFileRow,
+    "datasets": tables.DatasetFileRow,
+}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The right to answer for one version, and what is to be looked at."""
+
+    kind: Kind
+    version_id: str
+    fence: int
+    filename: str
+    blob: tables.BlobRow
+    version: Version
+
+
+def claim(
+    session: Session, *, kind: Kind, version_id: str, lease_seconds: float = LEASE_SECONDS
+) -> Inspection | None:
+    """Take a pending version, or return None where there is nothing to take (any more)."""
+    row: Any = _ROWS[kind]
+    now = database.now(session)
+    fence = session.scalars(
+        sa.update(row)
+        .where(
+            row.id == version_id,
+            row.state == "pending",
+            sa.or_(row.inspection_expires_at.is_(None), row.inspection_expires_at < now),
+        )
+        .values(
+            inspection_fence=row.inspection_fence + 1,
+            inspection_attempts=row.inspection_attempts + 1,
+            inspection_expires_at=now + timedelta(seconds=lease_seconds),
+        )
+        .returning(row.inspection_fence)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    if fence is None:
+        return None
+    version: Version = session.get_one(row, version_id, populate_existing=True)
+    if version.inspection_attempts > MAX_ATTEMPTS:
+        _reject(session, version, _gave_up())
+        return None
+    upload = session.get_one(tables.UploadRow, version.upload_id)
+    blob = session.get_one(tables.BlobRow, upload.blob_sha256)
+    return Inspection(kind, version_id, fence, upload.filename, blob, version)
+
+
+def renew(
+    session: Session, inspection: Inspection, *, lease_seconds: float = LEASE_SECONDS
+) -> None:
+    """Extend the claim: large files take longer than one lease.
+
+    Raises: errors.StaleFence when another inspector has taken over.
+    """
+    version = _held(session, inspection)
+    version.inspection_expires_at = database.now(session) + timedelta(seconds=lease_seconds)
+    session.flush()
+
+
+def accept(
+    session: Session,
+    inspection: Inspection,
+    *,
+    files: Sequence[StoredFile],
+    sha256: str,
+    facts: dict[str, Any],
+) -> None:
+    """Make a version `ready` with its files (bytes stored before) and what was found out.
+
+    Raises: errors.StaleFence when another inspector has taken over.
+    """
+    version = _held(session, inspection)
+    for file in files:
+        uploads.adopt(
+            session, sha256=file.sha256, size_bytes=file.size_bytes, storage_key=file.storage_key
+        )
+        session.add(
+            _FILES[inspection.kind](
+                version_id=version.id,
+                path=file.path,
+                sha256=file.sha256,
+                size_bytes=file.size_bytes,
+            )
+        )
+    for name, value in facts.items():
+        setattr(version, name, value)
+    version.sha256 = sha256
+    version.state, version.rejection, version.inspection_expires_at = "ready", None, None
+    session.flush()
+    log.info("version_accepted", kind=inspection.kind, version_id=version.id)
+    _settle_jobs(session, version)
+
+
+def reject(session: Session, inspection: Inspection, *, rejection: dict[str, Any]) -> None:
+    """Make a version `rejected`, with code and sentence (and the keys that do not fit).
+
+    Raises: errors.StaleFence when another inspector has taken over.
+    """
+    _reject(session, _held(session, inspection), rejection)
+
+
+def give_back(session: Session, inspection: Inspection, *, counted: bool) -> None:
+    """Let another worker inspect the version soon.
+
+    `counted` attempts are those that the file itself may be to blame for; too many reject it.
+    """
+    version = _held(session, inspection)
+    if not counted:
+        version.inspection_attempts -= 1
+    version.inspection_expires_at = None
+    version.announced_at = None
+    session.flush()
+
+
+def republish(session: Session, *, after_seconds: float) -> int:
+    """Announce versions again that nobody has inspected, and return how many."""
+    now = database.now(session)
+    count = 0
+    for kind in KINDS:
+        row: Any = _ROWS[kind]
+        early = now - timedelta(seconds=after_seconds)
+        unclaimed = sa.or_(row.inspection_expires_at.is_(None), row.inspection_expires_at < now)
+        silent = sa.or_(row.announced_at.is_(None), row.announced_at < early)
+        query = sa.select(row).where(row.state == "pending", unclaimed, silent)
+        for version in session.scalars(query.with_for_update(skip_locked=True)):
+            announce(session, kind, version)
+            count += 1
+    return count
+
+
+def announce(session: Session, kind: Kind, version: Version) -> None:
+    """Write the message that tells inspectors of a pending version."""
+    version.announced_at = database.now(session)
+    outbox.add(session, task=f"{kind}.inspect", queue=QUEUE, payload={"version_id": version.id})
+    session.flush()
+
+
+def _held(session: Session, inspection: Inspection) -> Version:
+    row: Any = _ROWS[inspection.kind]
+    version: Version = session.get_one(
+        row, inspection.version_id, with_for_update=True, populate_existing=True
+    )
+    if version.inspection_fence != inspection.fence or version.state != "pending":
+        raise errors.StaleFence(f"{version.id} is inspected by somebody else")
+    return version
+
+
+def _reject(session: Session, version: Version, rejection: dict[str, Any]) -> None:
+    version.state, version.rejection, version.inspection_expires_at = "rejected", rejection, None
+    session.flush()
+    log.info("version_rejected", version_id=version.id, code=rejection["code"])
+    _settle_jobs(session, version)
+
+
+def _settle_jobs(session: Session, version: Version) -> None:
+    job = tables.JobRow
+    refers = sa.or_(
+        job.teacher_version_id == version.id,
+        job.initial_version_id == version.id,
+        job.dataset_version_id == version.id,
+    )
+    waiting = sa.select(job).where(job.state == State.VALIDATING, refers).order_by(job.id)
+    # Locked: of two inspections that end at the same time, the later must see the earlier's end.
+    for row in session.scalars(waiting.with_for_update(key_share=True)).all():
+        jobs.settle(session, row)
+
+
+def _gave_up() -> dict[str, Any]:
+    return {
+        "code": "inspection_failed",
+        "message": (
+            f"The file could not be inspected in {MAX_ATTEMPTS} attempts: the inspecting process "
+            "died each time, most likely for want of memory. Upload a smaller file."
+        ),
+        "missing_keys": [],
+        "unexpected_keys": [],
+        "shape_mismatches": [],
+    }

@@ -1,0 +1,81 @@
+"""What a version was made from, and what was made from it; written by nobody but jobs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from models_registry.persistence import paging, tables
+
+MAX_DATASETS = 100
+
+
+@dataclass(frozen=True)
+class Origins:
+    """The direct inputs of a version; all None for one that was uploaded."""
+
+    job: tables.JobRow | None
+    teacher: tables.ModelVersionRow | None
+    initial: tables.ModelVersionRow | None
+    dataset: tables.DatasetVersionRow | None
+
+
+def backward(session: Session, version: tables.ModelVersionRow) -> Origins:
+    """Return what a version was made from; deleted inputs are shown as well."""
+    job = session.get(tables.JobRow, version.job_id) if version.job_id else None
+    if job is None:
+        return Origins(None, None, None, None)
+    return Origins(
+        job=job,
+        teacher=_model(session, job.teacher_version_id),
+        initial=_model(session, job.initial_version_id),
+        dataset=(
+            session.get(tables.DatasetVersionRow, job.dataset_version_id)
+            if job.dataset_version_id
+            else None
+        ),
+    )
+
+
+def forward(
+    session: Session, version: tables.ModelVersionRow, *, wanted: paging.Wanted
+) -> paging.Page[tables.ModelVersionRow]:
+    """Return a page of the versions that were made directly from this one, newest first."""
+    row, job = tables.ModelVersionRow, tables.JobRow
+    statement = (
+        sa.select(row)
+        .join(job, row.job_id == job.id)
+        .where(
+            row.project_id == version.project_id,
+            row.deleted_at.is_(None),
+            sa.or_(job.teacher_version_id == version.id, job.initial_version_id == version.id),
+        )
+    )
+    return paging.take(session, statement, by=(row.created_at, row.id), wanted=wanted)
+
+
+def invented(
+    session: Session, version: tables.ModelVersionRow
+) -> Sequence[tables.DatasetVersionRow]:
+    """Return the newest data sets of images that were invented with this version's help.
+
+    It was the teacher of the job that invented them, its start, or its student.
+    """
+    row, job = tables.DatasetVersionRow, tables.JobRow
+    took_part = sa.or_(
+        job.teacher_version_id == version.id,
+        job.initial_version_id == version.id,
+        job.student_version_id == version.id,
+    )
+    query = (
+        sa.select(row)
+        .join(job, row.job_id == job.id)
+        .where(row.project_id == version.project_id, took_part)
+        .order_by(row.created_at.desc(), row.id.desc())
+    )
+    return session.scalars(query.limit(MAX_DATASETS)).all()
+
+
+def _model(session: Session, version_id: str | None) -> tables.ModelVersionRow | None:
+    return session.get(tables.ModelVersionRow, version_id) if version_id else None

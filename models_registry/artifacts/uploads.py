@@ -1,0 +1,456 @@
+"""Uploads: parts on their way to one immutable blob, then an input of a model or data set.
+
+`receive` and `complete` open their own short transactions, because bytes move between them and
+no transaction may be held meanwhile. All other verbs run in the caller's.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.orm import Session
+
+from models_registry import errors, ids
+from models_registry.artifacts import input_checks
+from models_registry.errors import Fault
+from models_registry.persistence import database, storage, tables
+from models_registry.settings import Settings
+
+log = structlog.get_logger()
+
+OPEN, COMPLETED, EXPIRED, DELETED = "open", "completed", "expired", "deleted"
+PURPOSES = ("model", "dataset")
+MAX_PARTS = 10_000
+_MEBIBYTE = 2**20
+_BATCH = 100
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_ID = re.compile(r"upl_[0-9a-z]{26}")
+# Characters that some program, somewhere, takes for a separator of folders.
+_SEPARATORS = frozenset(
+    "/\\\u2044\u2215\u2216\u2571\u2572\u29f5\u29f6\u29f8\u29f9\ufe68\uff0f\uff3c"
+)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The part that is about to arrive: whose it is, and how many bytes it has."""
+
+    upload_id: str
+    number: int
+    size_bytes: int
+
+
+# -- one upload ------------------------------------------------------------------------------
+
+
+def create(
+    session: Session,
+    *,
+    project_id: str,
+    filename: str,
+    size_bytes: int,
+    sha256: str,
+    purpose: str,
+    settings: Settings,
+) -> tables.UploadRow:
+    """Open an upload.
+
+    Raises: errors.Refused for a name, digest or purpose that is not acceptable; errors.TooLarge.
+    """
+    if size_bytes > settings.upload_max_bytes:
+        detail = f"size_bytes must be at most {settings.upload_max_bytes}, got {size_bytes}"
+        fault = Fault("/size_bytes", "too_large", detail)
+        raise errors.TooLarge(detail, faults=[fault])
+    faults = [*_faults_of_filename(filename), *_faults_of_size(size_bytes)]
+    if not _SHA256.fullmatch(sha256.lower()):
+        detail = f"sha256 must be the file's SHA-256 in 64 hexadecimal digits, got {sha256[:80]!r}"
+        faults.append(Fault("/sha256", "bad_digest", detail))
+    if purpose not in PURPOSES:
+        detail = f"purpose must be one of {', '.join(PURPOSES)}, got {purpose[:80]!r}"
+        faults.append(Fault("/purpose", "bad_purpose", detail))
+    input_checks.refuse(faults, code="invalid_upload")
+    now = database.now(session)
+    row = tables.UploadRow(
+        id=ids.new("upl"),
+        project_id=project_id,
+        filename=filename,
+        purpose=purpose,
+        size_bytes=size_bytes,
+        sha256=sha256.lower(),
+        part_size_bytes=_part_size(size_bytes, settings.upload_part_bytes),
+        state=OPEN,
+        created_at=now,
+        expires_at=now + timedelta(seconds=settings.upload_expiry_seconds),
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def get(session: Session, *, project_id: str, upload_id: str) -> tables.UploadRow:
+    """Return an upload that is open or completed.
+
+    Raises: errors.NotFound; errors.Gone when it was deleted or has expired.
+    """
+    return _find(session, project_id=project_id, upload_id=upload_id, lock=False)
+
+
+def parts(session: Session, upload: tables.UploadRow) -> dict[int, tables.UploadPartRow]:
+    """Return the parts received so far, by number; a completed upload has none any more."""
+    row = tables.UploadPartRow
+    query = sa.select(row).where(row.upload_id == upload.id).order_by(row.number)
+    return {part.number: part for part in session.scalars(query)}
+
+
+def part_count(upload: tables.UploadRow) -> int:
+    """Return how many parts the upload has."""
+    return -(-upload.size_bytes // upload.part_size_bytes)
+
+
+def part_bytes(upload: tables.UploadRow, number: int) -> int:
+    """Return the size of a part: all but the last are of the same size."""
+    before = (number - 1) * upload.part_size_bytes
+    return min(upload.part_size_bytes, upload.size_bytes - before)
+
+
+def delete(session: Session, *, project_id: str, upload_id: str) -> list[str]:
+    """Give an upload up; return the storage keys to delete once this is committed.
+
+    Raises: errors.InUse while a version that was made from it waits for its inspection.
+    """
+    upload = _find(session, project_id=project_id, upload_id=upload_id, lock=True)
+    if _is_awaited(session, upload):
+        raise errors.InUse(
+            f"{upload_id} is about to be inspected for a version: delete that version first"
+        )
+    upload.state, upload.blob_sha256 = DELETED, None
+    return _drop_parts(session, upload)
+
+
+def completed(
+    session: Session, *, project_id: str, upload_id: str, purpose: str
+) -> tables.UploadRow:
+    """Return an upload that a version can be made from, held until the transaction ends.
+
+    Raises: errors.Refused, pointing at `/upload`.
+    """
+    try:
+        upload = _find(session, project_id=project_id, upload_id=upload_id, lock=True)
+    except errors.NotFound as error:
+        raise _refused_upload(error.code, error.message) from error
+    if upload.state != COMPLETED:
+        raise _refused_upload(
+            "upload_not_completed",
+            f"{upload_id} is {upload.state}: send its parts and POST "
+            f"/v1/uploads/{upload_id}/complete first",
+        )
+    if upload.purpose != purpose:
+        raise _refused_upload(
+            "wrong_purpose",
+            f"{upload_id} was made with purpose {upload.purpose!r}: a {purpose} needs an upload "
+            f"with purpose {purpose!r}",
+        )
+    return upload
+
+
+def adopt(session: Session, *, sha256: str, size_bytes: int, storage_key: str) -> tables.BlobRow:
+    """Return the row of a blob whose bytes were just put, made if it is new.
+
+    It becomes young again, so that a sweep of orphans that runs meanwhile leaves it alone.
+    """
+    row = tables.BlobRow
+    now = database.now(session)
+    session.execute(
+        database.insert(session, row)
+        .values(sha256=sha256, size_bytes=size_bytes, storage_key=storage_key, created_at=now)
+        .on_conflict_do_update(index_elements=[row.sha256], set_={"created_at": now})
+    )
+    return session.get_one(row, sha256, populate_existing=True)
+
+
+# -- bytes -----------------------------------------------------------------------------------
+
+
+def receive(
+    sessions: database.Sessions,
+    store: storage.Storage,
+    *,
+    project_id: str,
+    upload_id: str,
+    number: int,
+    chunks: Iterable[bytes],
+    announced_bytes: int | None,
+    sha256: str | None,
+    settings: Settings,
+) -> None:
+    """Store one part as it streams in; the same part sent again changes nothing.
+
+    Raises: errors.NotFound, errors.Gone, errors.Conflict for an upload that takes no parts;
+    errors.TooLarge, errors.Refused, errors.DigestMismatch for other bytes than were announced.
+    """
+    with sessions.begin() as session:
+        slot = _slot(session, project_id=project_id, upload_id=upload_id, number=number)
+    if announced_bytes is not None:
+        _check_size(slot, announced_bytes, is_whole=True)
+    stored = store.put_part(_measured(slot, chunks), expected=sha256)
+    try:
+        with sessions.begin() as session:
+            superfluous = _record(session, project_id, slot, stored, settings)
+    except errors.RegistryError:
+        store.delete(stored.key)  # the upload was closed while its part was on the way
+        raise
+    forget(store, superfluous)
+
+
+def complete(
+    sessions: database.Sessions,
+    store: storage.Storage,
+    *,
+    project_id: str,
+    upload_id: str,
+    settings: Settings,
+) -> tables.UploadRow:
+    """Join the parts to one verified blob; completing again returns the same.
+
+    Raises: errors.Conflict, naming the parts that are missing; errors.DigestMismatch.
+    """
+    with sessions.begin() as session:
+        upload = _find(session, project_id=project_id, upload_id=upload_id, lock=True)
+        if upload.state == COMPLETED:
+            return upload
+        keys = _all_keys(session, upload)
+        _prolong(session, upload, settings)
+    stored = _assemble(store, upload, keys)
+    with sessions.begin() as session:
+        upload = _find(session, project_id=project_id, upload_id=upload_id, lock=True)
+        if upload.state == COMPLETED:  # by another request, with the same bytes
+            return upload
+        if stored is None:
+            raise errors.Conflict(
+                f"parts of {upload_id} changed while it was completed: complete it again",
+                code="parts_changed",
+            )
+        adopt(
+            session,
+            sha256=stored.sha256,
+            size_bytes=stored.size_bytes,
+            storage_key=stored.key,
+        )
+        upload.state, upload.blob_sha256 = COMPLETED, stored.sha256
+        upload.completed_at = _prolong(session, upload, settings)
+        keys = _drop_parts(session, upload)
+    forget(store, keys)
+    log.info("upload_completed", upload_id=upload_id, size_bytes=stored.size_bytes)
+    return upload
+
+
+def forget(store: storage.Storage, keys: Iterable[str]) -> None:
+    """Delete parts that no row names any more; what fails is left to the sweep of orphans."""
+    try:
+        for key in keys:
+            store.delete(key)
+    except errors.StorageDown as error:
+        log.warning("parts_left_behind", reason=error.message)
+
+
+def expire(session: Session, store: storage.Storage) -> int:
+    """Close uploads that were idle for too long, and return how many.
+
+    Their bytes go in the next call, when it is certain that the closing was committed. The blob
+    of a completed upload is let go too, once no version waits for it: versions keep their own.
+    """
+    part, row = tables.UploadPartRow, tables.UploadRow
+    closed = sa.select(row.id).where(row.state != OPEN)
+    leftovers = session.scalars(
+        sa.select(part)
+        .where(part.upload_id.in_(closed))
+        .limit(_BATCH)
+        .with_for_update(skip_locked=True)
+    ).all()
+    for leftover in leftovers:
+        store.delete(leftover.storage_key)
+        session.delete(leftover)
+    idle = session.scalars(
+        sa.select(row)
+        .where(row.state.in_((OPEN, COMPLETED)), row.expires_at < database.now(session))
+        .order_by(row.expires_at)
+        .limit(_BATCH)
+        .with_for_update(skip_locked=True)
+    ).all()
+    expired = [upload for upload in idle if not _is_awaited(session, upload)]
+    for upload in expired:
+        upload.state, upload.blob_sha256 = EXPIRED, None
+    session.flush()
+    return len(expired)
+
+
+# -- details ---------------------------------------------------------------------------------
+
+
+def _find(session: Session, *, project_id: str, upload_id: str, lock: bool) -> tables.UploadRow:
+    row = tables.UploadRow
+    query = sa.select(row).where(row.id == upload_id, row.project_id == project_id)
+    if lock:
+        query = query.with_for_update()
+    upload = session.scalars(query).one_or_none() if _ID.fullmatch(upload_id) else None
+    if upload is None:
+        raise errors.NotFound(f"no upload {input_checks.printable(upload_id[:60])} in this project")
+    is_over = upload.state == OPEN and upload.expires_at <= database.now(session)
+    if upload.state in (EXPIRED, DELETED) or is_over:
+        what = "was deleted" if upload.state == DELETED else "has expired"
+        raise errors.Gone(f"upload {upload_id} {what}: make a new one")
+    return upload
+
+
+def _slot(session: Session, *, project_id: str, upload_id: str, number: int) -> Slot:
+    upload = _find(session, project_id=project_id, upload_id=upload_id, lock=False)
+    if upload.state == COMPLETED:
+        raise errors.Conflict(
+            f"upload {upload_id} is completed and takes no more parts", code="upload_completed"
+        )
+    count = part_count(upload)
+    if not 1 <= number <= count:
+        raise errors.NotFound(f"upload {upload_id} has parts 1 to {count}, not {number}")
+    return Slot(upload_id, number, part_bytes(upload, number))
+
+
+def _measured(slot: Slot, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    received = 0
+    for chunk in chunks:
+        received += len(chunk)
+        _check_size(slot, received, is_whole=False)
+        yield chunk
+    _check_size(slot, received, is_whole=True)
+
+
+def _check_size(slot: Slot, received: int, *, is_whole: bool) -> None:
+    expected = f"part {slot.number} of {slot.upload_id} has {slot.size_bytes} bytes"
+    if received > slot.size_bytes:
+        raise errors.TooLarge(f"{expected}, got {received} or more", code="part_too_large")
+    if is_whole and received < slot.size_bytes:
+        raise errors.Refused(f"{expected}, got {received}: send it again", code="part_too_small")
+
+
+def _record(
+    session: Session, project_id: str, slot: Slot, stored: storage.Stored, settings: Settings
+) -> list[str]:
+    """Write the row of a part; return the storage keys that it makes superfluous."""
+    upload = _find(session, project_id=project_id, upload_id=slot.upload_id, lock=True)
+    if upload.state == COMPLETED:
+        raise errors.Conflict(
+            f"upload {slot.upload_id} was completed meanwhile", code="upload_completed"
+        )
+    now = _prolong(session, upload, settings)
+    part = session.get(tables.UploadPartRow, (slot.upload_id, slot.number), with_for_update=True)
+    if part is None:
+        part = tables.UploadPartRow(upload_id=slot.upload_id, number=slot.number)
+        session.add(part)
+        superfluous = []
+    elif part.sha256 == stored.sha256:
+        return [stored.key]
+    else:
+        superfluous = [part.storage_key]
+    part.size_bytes, part.sha256 = stored.size_bytes, stored.sha256
+    part.storage_key, part.received_at = stored.key, now
+    session.flush()
+    return superfluous
+
+
+def _prolong(session: Session, upload: tables.UploadRow, settings: Settings) -> datetime:
+    now = database.now(session)
+    upload.expires_at = now + timedelta(seconds=settings.upload_expiry_seconds)
+    session.flush()
+    return now
+
+
+def _all_keys(session: Session, upload: tables.UploadRow) -> list[str]:
+    received = parts(session, upload)
+    missing = [n for n in range(1, part_count(upload) + 1) if n not in received]
+    if missing:
+        shown = ", ".join(str(number) for number in missing[:20])
+        more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
+        count = part_count(upload)
+        raise errors.Conflict(
+            f"{len(missing)} of {count} parts are missing: {shown}{more}; send them, then "
+            "complete again",
+            code="parts_missing",
+            faults=[
+                Fault(f"/parts/{number - 1}", "part_missing", f"part {number} is missing")
+                for number in missing[:100]
+            ],
+        )
+    return [received[number].storage_key for number in sorted(received)]
+
+
+def _assemble(
+    store: storage.Storage, upload: tables.UploadRow, keys: list[str]
+) -> storage.Stored | None:
+    """Return the blob, or None where parts were taken away meanwhile."""
+    try:
+        return storage.assemble(store, keys, expected=upload.sha256)
+    except storage.BytesNotFound:
+        return None
+    except errors.DigestMismatch as error:
+        detail = (
+            f"{error.message}. GET /v1/uploads/{upload.id} shows the SHA-256 of each part: send "
+            "those that differ, then complete again"
+        )
+        fault = Fault("/sha256", error.code, detail)
+        raise errors.DigestMismatch(detail, faults=[fault]) from error
+
+
+def _drop_parts(session: Session, upload: tables.UploadRow) -> list[str]:
+    row = tables.UploadPartRow
+    dropped = sa.delete(row).where(row.upload_id == upload.id).returning(row.storage_key)
+    keys = list(session.scalars(dropped).all())
+    session.flush()
+    return keys
+
+
+def _is_awaited(session: Session, upload: tables.UploadRow) -> bool:
+    model, dataset = tables.ModelVersionRow, tables.DatasetVersionRow
+    return any(
+        session.scalars(
+            sa.select(row.id).where(row.upload_id == upload.id, row.state == "pending").limit(1)
+        ).first()
+        for row in (model, dataset)
+    )
+
+
+def _part_size(size_bytes: int, wanted: int) -> int:
+    least = -(-size_bytes // MAX_PARTS)
+    return max(wanted, -(-least // _MEBIBYTE) * _MEBIBYTE)
+
+
+def _faults_of_size(size_bytes: int) -> Iterator[Fault]:
+    if size_bytes < 1:
+        detail = f"size_bytes must be at least 1, got {size_bytes}: an empty file holds nothing"
+        yield Fault("/size_bytes", "out_of_range", detail)
+
+
+def _faults_of_filename(filename: str) -> Iterator[Fault]:
+    # Only kept as a label, but labels end up in headers, logs and somebody's shell.
+    shown = input_checks.printable(filename[:100])
+    why = None
+    if not filename.strip() or len(filename.encode(errors="replace")) > 255:
+        why = "a name has 1 to 255 bytes"
+    elif any(unicodedata.category(character) in {"Cc", "Cf", "Cs"} for character in filename):
+        why = "control and invisible characters are not allowed"
+    elif any(character in _SEPARATORS for character in filename):
+        why = "send the name of the file without its folders"
+    elif _SEPARATORS & set(unicodedata.normalize("NFKC", filename)):
+        why = "characters that look like a separator of folders are not allowed"
+    elif ".." in filename or filename == ".":
+        why = "'..' is not allowed"
+    elif set("#?") & set(filename):
+        why = "'#' and '?' are not allowed"
+    if why:
+        yield Fault("/filename", "bad_filename", f"filename {shown!r} is not acceptable: {why}")
+
+
+def _refused_upload(code: str, detail: str) -> errors.Refused:
+    return errors.Refused(detail, code=code, faults=[Fault("/upload", code, detail)])

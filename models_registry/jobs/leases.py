@@ -1,0 +1,346 @@
+"""What a worker does with a job while it holds the lease: claim, report, finish.
+
+Every write proves by the fencing token that the worker still holds the job; zero rows touched
+means that it does not, and `errors.StaleFence` tells it to stop.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from models_registry import errors, ids
+from models_registry.artifacts import models, uploads
+from models_registry.jobs import jobs, lifecycle
+from models_registry.jobs.lifecycle import Event, Reason, State
+from models_registry.persistence import database, tables
+
+KEPT_CHECKPOINTS = 2
+SHUT_DOWN = "The worker was shut down; the job goes on from its newest checkpoint."
+# Attempts that ended so may have been too much for the machine, or for their neighbours.
+_RUNS_ALONE_AFTER = (Reason.ATTEMPT_FAILED, Reason.ATTEMPT_LOST, Reason.SHARED_ENGINE_FAILED)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to work on a job, until it expires or the fence moves on."""
+
+    job_id: str
+    attempt: int
+    fence: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of one metric."""
+
+    key: str
+    step: int
+    epoch: int | None
+    value: float
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file whose bytes are in storage already."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+    storage_key: str
+
+
+def claim(session: Session, *, job_id: str, worker_id: str, lease_seconds: float) -> Lease | None:
+    """Take a queued job, or return None where there is nothing to take (any more)."""
+    # Locked before it is looked at: fence and attempt are counted on from what is seen here.
+    job = session.get(
+        tables.JobRow, job_id, populate_existing=True, with_for_update={"key_share": True}
+    )
+    now = database.now(session)
+    if job is None or job.state != State.QUEUED or job.not_before > now:
+        return None
+    fence, attempt = job.fence + 1, job.attempt + 1
+    values = {
+        "fence": fence,
+        "attempt": attempt,
+        "lease_owner": worker_id,
+        "lease_expires_at": now + timedelta(seconds=lease_seconds),
+    }
+    if not jobs.move(session, job, Event.CLAIM, values=values).happened:
+        return None
+    session.add(
+        tables.AttemptRow(
+            job_id=job_id, number=attempt, fence=fence, worker_id=worker_id, started_at=now
+        )
+    )
+    session.flush()
+    return Lease(job_id, attempt, fence)
+
+
+def companions(session: Session, lease: Lease) -> list[tables.JobRow]:
+    """Return jobs that may be trained beside a claimed one, in the order of their submission.
+
+    They belong to the same study, are queued and due, and go on from the same step, since an
+    engine has one batch at a time for all of its students. A job that has failed or was lost runs
+    alone from then on, and so does one whose time is limited: beside others it takes longer.
+    """
+    job = _job(session, lease)
+    if job.study_id is None:
+        return []
+    row, attempt, kept = tables.JobRow, tables.AttemptRow, tables.CheckpointRow
+    disturbed = sa.exists().where(attempt.job_id == row.id, attempt.outcome.in_(_RUNS_ALONE_AFTER))
+    newest = sa.select(sa.func.max(kept.step)).where(kept.job_id == row.id).scalar_subquery()
+    may_share = (
+        row.study_id == job.study_id,
+        row.queue == job.queue,
+        row.teacher_version_id.is_not_distinct_from(job.teacher_version_id),
+        row.dataset_version_id.is_not_distinct_from(job.dataset_version_id),
+        row.max_runtime_seconds.is_(None),
+        ~disturbed,
+    )
+    stands = session.execute(sa.select(newest).where(row.id == job.id, *may_share)).one_or_none()
+    if stands is None:
+        return []
+    found = sa.select(row).where(
+        *may_share,
+        row.id != job.id,
+        row.state == State.QUEUED,
+        row.not_before <= database.now(session),
+        newest.is_not_distinct_from(stands[0]),
+    )
+    return list(session.scalars(found.order_by(row.created_at, row.id)))
+
+
+def renew(session: Session, lease: Lease, *, lease_seconds: float) -> State:
+    """Extend the lease and return the job's state, which tells what the user wants.
+
+    Raises: errors.StaleFence when the job is no longer held.
+    """
+    expires = database.now(session) + timedelta(seconds=lease_seconds)
+    return _touch(session, lease, {"lease_expires_at": expires})
+
+
+def wanted(session: Session, lease: Lease) -> State:
+    """Return the job's state without writing.
+
+    Raises: errors.StaleFence when the job is no longer held.
+    """
+    row = tables.JobRow
+    found = session.execute(sa.select(row.state, row.fence).where(row.id == lease.job_id)).one()
+    if found.fence != lease.fence or State(found.state) not in lifecycle.HELD:
+        raise errors.StaleFence(f"{lease.job_id} is {found.state}, fence {found.fence}")
+    return State(found.state)
+
+
+def started(session: Session, lease: Lease, *, device: str, resumed_from_step: int | None) -> None:
+    """Say that the engine runs."""
+    job = _job(session, lease)
+    jobs.move(session, job, Event.STARTED, fence=lease.fence)
+    attempt = session.get_one(tables.AttemptRow, (lease.job_id, lease.attempt))
+    attempt.device, attempt.resumed_from_step = device, resumed_from_step
+    session.flush()
+
+
+def report(
+    session: Session,
+    lease: Lease,
+    *,
+    progress: float | None,
+    estimated_end_at: datetime | None,
+    points: list[Point],
+) -> State:
+    """Write progress and metrics; a batch that comes twice is stored once.
+
+    Raises: errors.StaleFence when the job is no longer held.
+    """
+    columns: dict[str, Any] = {}
+    if progress is not None:
+        columns = {"progress": progress, "estimated_end_at": estimated_end_at}
+    state = _touch(session, lease, columns)
+    if points:
+        now = database.now(session)
+        session.execute(
+            database.insert(session, tables.MetricRow).on_conflict_do_nothing(),
+            [
+                {
+                    "job_id": lease.job_id,
+                    "attempt": lease.attempt,
+                    "key": point.key,
+                    "step": point.step,
+                    "epoch": point.epoch,
+                    "value": point.value,
+                    "at": now,
+                }
+                for point in points
+            ],
+        )
+    return state
+
+
+def warn(session: Session, lease: Lease, *, code: str, message: str) -> None:
+    """Add a warning of the engine to the job's events."""
+    _touch(session, lease, {})
+    jobs.add_event(session, lease.job_id, "warning", {"code": code, "message": message})
+
+
+def checkpoint(
+    session: Session, lease: Lease, file: StoredFile, *, step: int, epoch: int, phase: str
+) -> None:
+    """Commit a checkpoint whose bytes are stored; older ones beyond the kept are forgotten."""
+    _touch(session, lease, {})
+    if any(
+        (known.path, known.sha256) == (file.path, file.sha256)
+        for known in checkpoints(session, job_id=lease.job_id)
+    ):
+        return  # the commit whose answer was lost had happened
+    uploads.adopt(
+        session, sha256=file.sha256, size_bytes=file.size_bytes, storage_key=file.storage_key
+    )
+    session.add(
+        tables.CheckpointRow(
+            id=ids.new("ckp"),
+            job_id=lease.job_id,
+            attempt=lease.attempt,
+            step=step,
+            epoch=epoch,
+            phase=phase,
+            path=file.path,
+            sha256=file.sha256,
+            size_bytes=file.size_bytes,
+            created_at=database.now(session),
+        )
+    )
+    session.flush()
+    for old in checkpoints(session, job_id=lease.job_id)[KEPT_CHECKPOINTS:]:
+        session.delete(old)
+    facts = {"step": step, "epoch": epoch, "phase": phase, "size_bytes": file.size_bytes}
+    jobs.add_event(session, lease.job_id, "checkpoint", facts)
+
+
+def checkpoints(session: Session, *, job_id: str) -> list[tables.CheckpointRow]:
+    """Return the committed checkpoints of a job, newest first."""
+    row = tables.CheckpointRow
+    query = (
+        sa.select(row).where(row.job_id == job_id).order_by(row.created_at.desc(), row.id.desc())
+    )
+    return list(session.scalars(query))
+
+
+def complete(
+    session: Session,
+    lease: Lease,
+    *,
+    result: dict[str, Any],
+    student: models.NewVersion,
+    files: list[StoredFile],
+) -> State:
+    """Register the student and end the job, in the caller's one transaction.
+
+    A job that is being cancelled ends as cancelled, and nothing is registered.
+
+    Raises: errors.StaleFence when the job is no longer held: nothing is written then.
+    """
+    job = _job(session, lease)
+    moved = jobs.move(session, job, Event.COMPLETE, fence=lease.fence)
+    if job.state != State.SUCCEEDED:
+        return State(job.state)
+    for file in files:
+        uploads.adopt(
+            session, sha256=file.sha256, size_bytes=file.size_bytes, storage_key=file.storage_key
+        )
+    version = models.add_version(
+        session,
+        project_id=job.project_id,
+        new=student,
+        files={file.path: file.sha256 for file in files},
+        state="ready",
+    )
+    moved.job.result = {
+        **result,
+        "student": models.reference_of(version),
+        "digest": f"sha256:{version.sha256}",
+    }
+    moved.job.student_version_id = version.id
+    for row in checkpoints(session, job_id=job.id):
+        session.delete(row)  # nothing resumes a finished job
+    session.flush()
+    return State.SUCCEEDED
+
+
+def fail(
+    session: Session,
+    lease: Lease,
+    *,
+    code: str,
+    message: str,
+    retryable: bool,
+    log_tail: list[str],
+) -> State:
+    """End the attempt in failure; a retryable one is queued again while attempts are left."""
+    job = _job(session, lease)
+    failure = {
+        "code": code,
+        "message": message,
+        "retryable": retryable,
+        "attempt": lease.attempt,
+        "log_tail": log_tail,
+    }
+    event = Event.FAIL_RETRYABLE if retryable else Event.FAIL
+    because = Reason.ATTEMPT_FAILED if retryable else Reason.ENGINE_FAILED
+    moved = jobs.move(session, job, event, because=because, message=message, fence=lease.fence)
+    if job.state == State.FAILED and not job.failure:
+        moved.job.failure = failure
+    _keep_log(session, lease, log_tail)
+    return State(job.state)
+
+
+def stopped(session: Session, lease: Lease, *, log_tail: list[str]) -> State:
+    """Say that the engine has stopped because the user paused or cancelled the job."""
+    job = _job(session, lease)
+    jobs.move(session, job, Event.STOPPED, fence=lease.fence)
+    _keep_log(session, lease, log_tail)
+    return State(job.state)
+
+
+def release(
+    session: Session,
+    lease: Lease,
+    *,
+    because: Reason = Reason.WORKER_SHUTDOWN,
+    message: str = SHUT_DOWN,
+    log_tail: list[str],
+) -> State:
+    """Hand the job back for a reason that is not its own; the attempt is not counted."""
+    job = _job(session, lease)
+    jobs.move(session, job, Event.RELEASED, because=because, message=message, fence=lease.fence)
+    _keep_log(session, lease, log_tail)
+    return State(job.state)
+
+
+def _job(session: Session, lease: Lease) -> tables.JobRow:
+    return session.get_one(tables.JobRow, lease.job_id)
+
+
+def _touch(session: Session, lease: Lease, columns: dict[str, Any]) -> State:
+    """Write `columns` if the lease is held, and return the job's state."""
+    row = tables.JobRow
+    held = [row.id == lease.job_id, row.fence == lease.fence, row.state.in_(lifecycle.HELD)]
+    state = session.scalars(
+        sa.update(row)
+        .where(*held)
+        .values(columns or {"fence": lease.fence})
+        .returning(row.state)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    if state is None:
+        raise errors.StaleFence(f"{lease.job_id}: fence {lease.fence} no longer holds the job")
+    return State(state)
+
+
+def _keep_log(session: Session, lease: Lease, log_tail: list[str]) -> None:
+    # After the move: the job's row is locked first by everybody, so nobody waits in a circle.
+    attempt = session.get_one(tables.AttemptRow, (lease.job_id, lease.attempt))
+    attempt.log_tail = log_tail
+    session.flush()

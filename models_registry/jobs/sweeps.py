@@ -1,0 +1,200 @@
+"""What time does to jobs: leases end, deadlines pass, lost messages are sent again.
+
+Every function here may run anywhere, any number of times, at the same time: each move is
+conditional, and a move that somebody else has made is not made twice.
+"""
+
+import math
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.orm import Session
+
+from models_registry.jobs import jobs, lifecycle
+from models_registry.jobs.lifecycle import Event, Reason, State
+from models_registry.persistence import database, tables
+from models_registry.persistence.storage import Storage
+
+log = structlog.get_logger()
+
+BATCH = 100
+ORPHAN_GRACE = timedelta(hours=24)
+LONGEST_SILENCE = timedelta(minutes=15)
+
+
+def reap(
+    session: Session, *, looking_since: datetime, lease_seconds: float, kill_grace_seconds: float
+) -> int:
+    """End the leases of silent workers, and return how many were ended.
+
+    `looking_since` is when the caller began to look without a gap. A lease that ran out while
+    nobody could look may be the fault of the outage and not of its worker, so every worker first
+    gets a full lease's time. A job that is being cancelled also waits for the kill grace, so that
+    its device is really free.
+    """
+    now = database.now(session)
+    if now < looking_since + timedelta(seconds=lease_seconds):
+        return 0
+    row = tables.JobRow
+    killed = row.lease_expires_at < now - timedelta(seconds=kill_grace_seconds)
+    expired = sa.select(row).where(
+        row.state.in_(lifecycle.HELD),
+        row.lease_expires_at < now,
+        sa.or_(row.state != State.CANCELLING, killed),
+    )
+    # Locked, so that no worker renews its lease between this look and its end; a row that
+    # somebody else has locked is not silent.
+    locked = expired.order_by(row.lease_expires_at).limit(BATCH)
+    silent = session.scalars(locked.with_for_update(skip_locked=True, key_share=True)).all()
+    return sum(_end_lease(session, job) for job in silent)
+
+
+def _end_lease(session: Session, job: tables.JobRow) -> int:
+    message = f"Attempt {job.attempt} was lost: its worker has fallen silent."
+    moved = jobs.move(
+        session, job, Event.LEASE_EXPIRED, because=Reason.ATTEMPT_LOST, message=message
+    )
+    if job.state == State.FAILED and job.failure is None:
+        job.failure = {
+            "code": "worker_lost",
+            "message": message,
+            "retryable": True,
+            "attempt": job.attempt,
+            "log_tail": [],
+        }
+        session.flush()
+    return int(moved.happened)
+
+
+def enforce_deadlines(session: Session) -> int:
+    """End jobs that ran, or waited, longer than their spec allows; return how many."""
+    now = database.now(session)
+    row = tables.JobRow
+    ended = 0
+    running = sa.select(row, tables.AttemptRow.started_at).join(
+        tables.AttemptRow,
+        sa.and_(
+            tables.AttemptRow.job_id == row.id,
+            tables.AttemptRow.number == row.attempt,
+        ),
+    )
+    held = running.where(
+        row.state.in_((State.STARTING, State.RUNNING, State.PAUSING)),
+        row.max_runtime_seconds.is_not(None),
+    )
+    for job, since in session.execute(held).all():
+        active = job.active_seconds + (now - since).total_seconds()
+        if active > (job.max_runtime_seconds or math.inf):
+            ended += _expire(
+                session, job, Reason.DEADLINE, f"max_runtime_seconds is {job.max_runtime_seconds:g}"
+            )
+    waiting = sa.select(row).where(
+        row.state.in_((State.VALIDATING, State.QUEUED)), row.queue_deadline_seconds.is_not(None)
+    )
+    for job in session.scalars(waiting).all():
+        waited = (now - (job.queued_at or job.created_at)).total_seconds()
+        if waited > (job.queue_deadline_seconds or math.inf):
+            ended += _expire(
+                session,
+                job,
+                Reason.QUEUE_DEADLINE,
+                f"queue_deadline_seconds is {job.queue_deadline_seconds:g}",
+            )
+    return ended
+
+
+def _expire(session: Session, job: tables.JobRow, because: Reason, message: str) -> int:
+    row = tables.JobRow
+    unmoved = sa.select(row.id).where(row.id == job.id, row.last_sequence == job.last_sequence)
+    if session.scalars(unmoved.with_for_update(skip_locked=True, key_share=True)).first() is None:
+        return 0  # somebody moves it just now: the next sweep looks again
+    sentence = f"The job's time is up: {message}."
+    failure = {
+        "code": "deadline",
+        "message": sentence,
+        "retryable": False,
+        "attempt": job.attempt,
+        "log_tail": [],
+    }
+    values = {"failure": failure, "cancel_target": State.FAILED}
+    moved = jobs.move(
+        session, job, Event.DEADLINE, because=because, message=sentence, values=values
+    )
+    return int(moved.happened)
+
+
+def republish(session: Session, *, after_seconds: float) -> int:
+    """Announce queued jobs again that nobody has claimed, and return how many.
+
+    This alone makes the loss of every message in the broker harmless. It is also what announces
+    a job whose back-off has passed. The pauses grow with the time a job has waited, so that a long
+    queue does not fill the broker with messages that busy workers have no use for.
+    """
+    now = database.now(session)
+    row = tables.JobRow
+    early = now - timedelta(seconds=after_seconds)
+    silent = sa.or_(
+        row.announced_at.is_(None),
+        sa.and_(row.announce_again_at.is_(None), row.announced_at < early),
+        row.announce_again_at < now,
+    )
+    due = sa.select(row).where(row.state == State.QUEUED, row.not_before <= now, silent)
+    batch = due.order_by(row.priority.desc(), row.queued_at).limit(BATCH)
+    unclaimed = session.scalars(batch.with_for_update(skip_locked=True)).all()
+    for job in unclaimed:
+        waited = now - (job.queued_at or now)
+        pause = min(max(waited, timedelta(seconds=after_seconds)), LONGEST_SILENCE)
+        jobs.announce(session, job, now)
+        job.announce_again_at = now + pause
+    session.flush()
+    return len(unclaimed)
+
+
+_REFERENCES = (
+    tables.UploadRow.blob_sha256,
+    tables.ModelFileRow.sha256,
+    tables.DatasetFileRow.sha256,
+    tables.CheckpointRow.sha256,
+)
+
+
+def sweep_bytes(sessions: database.Sessions, storage: Storage, *, grace: timedelta) -> int:
+    """Delete blobs that no row points at and that are older than `grace`; return how many.
+
+    The row goes first, in a transaction that looks again; the bytes follow. A crash in between
+    leaves bytes without a row, which the next sweep finds by listing the store.
+    """
+    blob = tables.BlobRow
+    referenced = sa.union_all(
+        *(sa.select(column).where(column.is_not(None)) for column in _REFERENCES)
+    ).subquery()
+    swept = 0
+    with sessions.begin() as session:
+        before = database.now(session) - grace
+        orphans = session.scalars(
+            sa.delete(blob)
+            .where(blob.created_at < before, blob.sha256.not_in(sa.select(referenced.c[0])))
+            .returning(blob.storage_key)
+        ).all()
+    storage.discard_unfinished(before)
+    for key in orphans:
+        storage.delete(key, unless_stored_since=before)
+        swept += 1
+    stored = list(storage.stored_before(before))
+    for start in range(0, len(stored), BATCH):
+        for key in _unknown(sessions, stored[start : start + BATCH]):
+            storage.delete(key, unless_stored_since=before)
+            swept += 1
+    return swept
+
+
+def _unknown(sessions: database.Sessions, keys: list[str]) -> list[str]:
+    """Return those of the storage's keys that no row names."""
+    with sessions() as session:
+        known = {
+            key
+            for column in (tables.BlobRow.storage_key, tables.UploadPartRow.storage_key)
+            for key in session.scalars(sa.select(column).where(column.in_(keys)))
+        }
+    return [key for key in keys if key not in known]

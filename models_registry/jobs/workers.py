@@ -1,0 +1,92 @@
+"""Worker processes: they announce themselves, are seen, and fall silent or stop."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from models_registry.persistence import database, paging, tables
+
+SILENT_AFTER = timedelta(seconds=60)  # four missed heartbeats of the default setting
+FORGOTTEN_AFTER = timedelta(hours=24)
+
+
+def announce(
+    session: Session,
+    *,
+    worker_id: str,
+    name: str,
+    queues: list[str],
+    devices: list[dict[str, Any]],
+    memory_bytes: int,
+    versions: dict[str, str],
+) -> tables.WorkerRow:
+    """Register a worker process, or what it has found out about itself since."""
+    now = database.now(session)
+    row = session.get(tables.WorkerRow, worker_id)
+    if row is None:
+        row = tables.WorkerRow(id=worker_id, started_at=now)
+        session.add(row)
+    row.name, row.queues, row.devices = name, queues, devices
+    row.memory_bytes, row.versions, row.last_seen_at = memory_bytes, versions, now
+    session.flush()
+    return row
+
+
+def seen(session: Session, *, worker_id: str) -> None:
+    """Note that a worker is alive; one that was taken for lost is online again."""
+    row = tables.WorkerRow
+    session.execute(
+        sa.update(row).where(row.id == worker_id).values(last_seen_at=database.now(session))
+    )
+
+
+def stopped(session: Session, *, worker_id: str) -> None:
+    """Note that a worker has shut down on purpose."""
+    row = tables.WorkerRow
+    session.execute(
+        sa.update(row).where(row.id == worker_id).values(stopped_at=database.now(session))
+    )
+
+
+def state(worker: tables.WorkerRow, *, now: datetime) -> str:
+    """Return `online`, `lost` (silent for too long) or `stopped` (on purpose)."""
+    if worker.stopped_at is not None:
+        return "stopped"
+    return "online" if now - worker.last_seen_at < SILENT_AFTER else "lost"
+
+
+def anyone_takes(session: Session, *, queue: str) -> bool:
+    """Return whether a worker that takes messages of `queue` is online."""
+    return count_takers(session, queue=queue) > 0
+
+
+def count_takers(session: Session, *, queue: str) -> int:
+    """Return how many workers that take messages of `queue` are online."""
+    row = tables.WorkerRow
+    recently = database.now(session) - SILENT_AFTER
+    online = sa.select(row.queues).where(row.stopped_at.is_(None), row.last_seen_at > recently)
+    return sum(queue in queues for queues in session.scalars(online))
+
+
+def page(session: Session, *, wanted: paging.Wanted) -> paging.Page[tables.WorkerRow]:
+    """Return a page of the workers seen within a day, newest first."""
+    row = tables.WorkerRow
+    recently = database.now(session) - FORGOTTEN_AFTER
+    statement = sa.select(row).where(row.last_seen_at > recently)
+    return paging.take(session, statement, by=(row.started_at, row.id), wanted=wanted)
+
+
+def busy_with(session: Session, *, project_id: str, worker_ids: Sequence[str]) -> dict[str, str]:
+    """Return which of the project's jobs each of these workers holds, by worker.
+
+    Of several that share an engine, the first to be submitted is named.
+    """
+    row = tables.JobRow
+    held = sa.select(row.lease_owner, row.id).where(
+        row.project_id == project_id, row.lease_owner.in_(worker_ids)
+    )
+    newest_first = held.order_by(row.created_at.desc(), row.id.desc())
+    return {str(owner): job_id for owner, job_id in session.execute(newest_first)}

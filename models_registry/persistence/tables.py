@@ -1,0 +1,435 @@
+"""Every row of the service: SQLAlchemy 2 typed mappings, no methods, no queries.
+
+Every tenant's row carries `project_id`. `blobs` do not: bytes are addressed by their content and
+shared, and only rows of a project can lead to them.
+"""
+
+import math
+from datetime import datetime
+from typing import Any, ClassVar
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+from models_registry.persistence.database import UTCDateTime
+
+JSON = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+
+
+class Number(TypeDecorator[float]):
+    """A float that may be NaN: SQLite has none, so NaN is stored as NULL."""
+
+    impl = sa.Float(53)
+    cache_ok = True
+
+    def process_bind_param(self, value: float | None, _dialect: Dialect) -> float | None:
+        """Store NaN as NULL."""
+        return None if value is None or math.isnan(value) else value
+
+    def process_result_value(self, value: float | None, _dialect: Dialect) -> float:
+        """Read NULL as NaN."""
+        return math.nan if value is None else value
+
+
+Big = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLite counts only INTEGER keys
+
+
+class Row(DeclarativeBase):
+    """Base of all rows; names constraints, so that migrations can find them again."""
+
+    metadata = sa.MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar = {datetime: UTCDateTime, dict[str, Any]: JSON, list[Any]: JSON}
+
+
+class ProjectRow(Row):
+    """A tenant: owns everything below."""
+
+    __tablename__ = "projects"
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(96), unique=True)
+    created_at: Mapped[datetime]
+
+
+class ApiKeyRow(Row):
+    """A credential; only the hash of its secret is stored."""
+
+    __tablename__ = "api_keys"
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"), index=True)
+    name: Mapped[str] = mapped_column(sa.String(96))
+    role: Mapped[str] = mapped_column(sa.String(16))
+    secret_sha256: Mapped[str] = mapped_column(sa.String(64))
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+
+
+class BlobRow(Row):
+    """Immutable bytes in storage, by SHA-256."""
+
+    __tablename__ = "blobs"
+    sha256: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
+    storage_key: Mapped[str] = mapped_column(sa.String(200))
+    created_at: Mapped[datetime]
+
+
+class UploadRow(Row):
+    """Parts on their way to one blob."""
+
+    __tablename__ = "uploads"
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"), index=True)
+    filename: Mapped[str] = mapped_column(sa.String(255))
+    purpose: Mapped[str] = mapped_column(sa.String(16))
+    size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
+    sha256: Mapped[str] = mapped_column(sa.String(64))
+    part_size_bytes: Mapped[int]
+    state: Mapped[str] = mapped_column(sa.String(16))  # open, completed, expired, deleted
+    blob_sha256: Mapped[str | None] = mapped_column(sa.ForeignKey("blobs.sha256"), index=True)
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+    completed_at: Mapped[datetime | None]
+
+
+class UploadPartRow(Row):
+    """One received part; sending it again replaces it."""
+
+    __tablename__ = "upload_parts"
+    upload_id: Mapped[str] = mapped_column(
+        sa.ForeignKey("uploads.id", ondelete="CASCADE"), primary_key=True
+    )
+    number: Mapped[int] = mapped_column(primary_key=True)
+    size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
+    sha256: Mapped[str] = mapped_column(sa.String(64))
+    storage_key: Mapped[str] = mapped_column(sa.String(200))
+    received_at: Mapped[datetime]
+
+
+class Inspected:
+    """Columns of a version whose upload a worker inspects before it may be used.
+
+    `inspection_fence` proves, as a job's fence does, that an answer is from the last inspector.
+    """
+
+    state: Mapped[str] = mapped_column(sa.String(16), index=True)  # pending, ready, rejected
+    rejection: Mapped[dict[str, Any] | None]
+    inspection_fence: Mapped[int] = mapped_column(default=0)
+    inspection_attempts: Mapped[int] = mapped_column(default=0)
+    inspection_expires_at: Mapped[datetime | None]
+    announced_at: Mapped[datetime | None]
+
+
+class ModelRow(Row):
+    """A line of versions under one name."""
+
+    __tablename__ = "models"
+    __table_args__ = (sa.UniqueConstraint("project_id", "name"),)
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"))
+    name: Mapped[str] = mapped_column(sa.String(96))
+    card: Mapped[str] = mapped_column(sa.Text, default="")
+    tags: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    last_version: Mapped[int] = mapped_column(default=0)  # never goes back: no number twice
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    deleted_at: Mapped[datetime | None]
+
+
+class ModelVersionRow(Inspected, Row):
+    """One trained network: immutable but for card, tags and deprecation."""
+
+    __tablename__ = "model_versions"
+    __table_args__ = (sa.UniqueConstraint("model_id", "version"),)
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"), index=True)
+    model_id: Mapped[str] = mapped_column(sa.ForeignKey("models.id"))
+    version: Mapped[int]
+    network: Mapped[str] = mapped_column(sa.String(160))
+    arguments: Mapped[dict[str, Any]]
+    task: Mapped[str] = mapped_column(sa.String(32))
+    classes: Mapped[list[Any]]  # names, in the order of the logits
+    input: Mapped[dict[str, Any]]
+    sha256: Mapped[str | None] = mapped_column(sa.String(64), index=True)  # of the weights
+    parameters: Mapped[int | None] = mapped_column(sa.BigInteger)
+    scores: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    lineage: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    upload_id: Mapped[str | None] = mapped_column(sa.ForeignKey("uploads.id"), index=True)
+    # The job that made it; no foreign key, since jobs refer to their teachers already.
+    job_id: Mapped[str | None] = mapped_column(sa.String(40), index=True)
+    card: Mapped[str] = mapped_column(sa.Text, default="")
+    tags: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    deprecated: Mapped[bool] = mapped_column(default=False)
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    deleted_at: Mapped[datetime | None]
+
+
+class ModelFileRow(Row):
+    """One file of a model version."""
+
+    __tablename__ = "model_files"
+    version_id: Mapped[str] = mapped_column(
+        sa.ForeignKey("model_versions.id", ondelete="CASCADE"), primary_key=True
+    )
+    path: Mapped[str] = mapped_column(sa.String(200), primary_key=True)
+    sha256: Mapped[str] = mapped_column(sa.ForeignKey("blobs.sha256"), index=True)
+    size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
+
+
+class ModelAliasRow(Row):
+    """A movable pointer to a version, such as `champion`."""
+
+    __tablename__ = "model_aliases"
+    model_id: Mapped[str] = mapped_column(sa.ForeignKey("models.id"), primary_key=True)
+    alias: Mapped[str] = mapped_column(sa.String(96), primary_key=True)
+    version: Mapped[int]
+    revision: Mapped[int]  # counts moves; the ETag of the alias
+    history: Mapped[list[Any]]
+    updated_at: Mapped[datetime]
+
+
+class DatasetRow(Row):
+    """A line of data set versions under one name."""
+
+    __tablename__ = "datasets"
+    __table_args__ = (sa.UniqueConstraint("project_id", "name"),)
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"))
+    name: Mapped[str] = mapped_column(sa.String(96))
+    card: Mapped[str] = mapped_column(sa.Text, default="")
+    tags: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    last_version: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[datetime]
+
+
+class DatasetVersionRow(Inspected, Row):
+    """One immutable data set in the engine's canonical form."""
+
+    __tablename__ = "dataset_versions"
+    __table_args__ = (sa.UniqueConstraint("dataset_id", "version"),)
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"), index=True)
+    dataset_id: Mapped[str] = mapped_column(sa.ForeignKey("datasets.id"))
+    version: Mapped[int]
+    format: Mapped[str] = mapped_column(sa.String(32))
+    task: Mapped[str] = mapped_column(sa.String(32))
+    classes: Mapped[list[Any]] = mapped_column(default=list)
+    splits: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    input: Mapped[dict[str, Any] | None]
+    sha256: Mapped[str | None] = mapped_column(sa.String(64))  # of its manifest
+    lineage: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    upload_id: Mapped[str | None] = mapped_column(sa.ForeignKey("uploads.id"), index=True)
+    # The job that invented its images; as for models, no foreign key.
+    job_id: Mapped[str | None] = mapped_column(sa.String(40), index=True)
+    card: Mapped[str] = mapped_column(sa.Text, default="")
+    tags: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    created_at: Mapped[datetime]
+
+
+class DatasetFileRow(Row):
+    """One file of a data set version."""
+
+    __tablename__ = "dataset_files"
+    version_id: Mapped[str] = mapped_column(
+        sa.ForeignKey("dataset_versions.id", ondelete="CASCADE"), primary_key=True
+    )
+    path: Mapped[str] = mapped_column(sa.String(200), primary_key=True)
+    sha256: Mapped[str] = mapped_column(sa.ForeignKey("blobs.sha256"), index=True)
+    size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
+
+
+class StudyRow(Row):
+    """Jobs that differ in method, hyper-parameters and seed; its state is that of its jobs."""
+
+    __tablename__ = "studies"
+    __table_args__ = (
+        sa.Index("ix_studies_project_id_created_at_id", "project_id", "created_at", "id"),
+    )
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"))
+    name: Mapped[str] = mapped_column(sa.String(200))
+    labels: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    spec: Mapped[dict[str, Any]]
+    variants: Mapped[list[Any]]  # what its jobs differ in, by number from 1
+    created_at: Mapped[datetime]
+    deleted_at: Mapped[datetime | None]
+
+
+class JobRow(Row):
+    """One request to distil; `state` is written by `jobs.move` alone.
+
+    In a study, each variant and seed is the seat of one job; a retry takes over its seat.
+    """
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        sa.UniqueConstraint("study_id", "study_variant", "study_seed"),
+        sa.Index("ix_jobs_project_id_created_at_id", "project_id", "created_at", "id"),
+        sa.Index("ix_jobs_state_not_before", "state", "not_before"),
+    )
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"))
+    name: Mapped[str] = mapped_column(sa.String(200))
+    task: Mapped[str] = mapped_column(sa.String(32))
+    method: Mapped[str] = mapped_column(sa.String(64))
+    queue: Mapped[str] = mapped_column(sa.String(32))
+    priority: Mapped[int] = mapped_column(default=0)
+    labels: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    spec: Mapped[dict[str, Any]]
+    teacher_version_id: Mapped[str | None] = mapped_column(
+        sa.ForeignKey("model_versions.id"), index=True
+    )
+    initial_version_id: Mapped[str | None] = mapped_column(
+        sa.ForeignKey("model_versions.id"), index=True
+    )
+    dataset_version_id: Mapped[str | None] = mapped_column(
+        sa.ForeignKey("dataset_versions.id"), index=True
+    )
+    retry_of: Mapped[str | None] = mapped_column(sa.ForeignKey("jobs.id"))
+    study_id: Mapped[str | None] = mapped_column(sa.ForeignKey("studies.id"))
+    study_variant: Mapped[int | None]
+    study_seed: Mapped[int | None]
+
+    state: Mapped[str] = mapped_column(sa.String(16))
+    state_reason: Mapped[str | None] = mapped_column(sa.String(64))
+    state_message: Mapped[str | None] = mapped_column(sa.Text)
+    cancel_target: Mapped[str | None] = mapped_column(sa.String(16))
+    last_sequence: Mapped[int] = mapped_column(default=0)
+    attempt: Mapped[int] = mapped_column(default=0)
+    releases: Mapped[int] = mapped_column(default=0)  # attempts that did not count
+    max_attempts: Mapped[int] = mapped_column(default=3)
+    fence: Mapped[int] = mapped_column(default=0)
+    lease_owner: Mapped[str | None] = mapped_column(sa.String(40))
+    lease_expires_at: Mapped[datetime | None]
+    not_before: Mapped[datetime]
+    announced_at: Mapped[datetime | None]
+    announce_again_at: Mapped[datetime | None]  # set from the second announcement on
+    max_runtime_seconds: Mapped[float | None]
+    queue_deadline_seconds: Mapped[float | None]
+    active_seconds: Mapped[float] = mapped_column(default=0.0)  # of ended attempts
+
+    progress: Mapped[float] = mapped_column(default=0.0)
+    estimated_end_at: Mapped[datetime | None]
+    failure: Mapped[dict[str, Any] | None]
+    result: Mapped[dict[str, Any] | None]
+    student_version_id: Mapped[str | None] = mapped_column(
+        sa.ForeignKey("model_versions.id"), index=True
+    )
+    created_at: Mapped[datetime]
+    queued_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]
+
+
+class AttemptRow(Row):
+    """One lease on a job: one fence, one engine process."""
+
+    __tablename__ = "job_attempts"
+    job_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    fence: Mapped[int]
+    worker_id: Mapped[str | None] = mapped_column(sa.String(40))
+    device: Mapped[str | None] = mapped_column(sa.String(64))
+    resumed_from_step: Mapped[int | None]
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    outcome: Mapped[str | None] = mapped_column(sa.String(32))
+    message: Mapped[str | None] = mapped_column(sa.Text)
+    log_tail: Mapped[list[Any] | None]
+
+
+class EventRow(Row):
+    """One entry of a job's log; `sequence` is total and without gaps."""
+
+    __tablename__ = "job_events"
+    job_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id"), primary_key=True)
+    sequence: Mapped[int] = mapped_column(primary_key=True)
+    type: Mapped[str] = mapped_column(sa.String(64))
+    at: Mapped[datetime]
+    data: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class MetricRow(Row):
+    """One point of one series."""
+
+    __tablename__ = "job_metrics"
+    job_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(sa.String(96), primary_key=True)
+    step: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    epoch: Mapped[int | None]
+    value: Mapped[float] = mapped_column(Number, nullable=True)
+    at: Mapped[datetime]
+
+
+class CheckpointRow(Row):
+    """A point from which a job can go on."""
+
+    __tablename__ = "job_checkpoints"
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    job_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id"), index=True)
+    attempt: Mapped[int]
+    step: Mapped[int] = mapped_column(sa.BigInteger)
+    epoch: Mapped[int]
+    phase: Mapped[str] = mapped_column(sa.String(16))
+    path: Mapped[str] = mapped_column(sa.String(200))
+    sha256: Mapped[str] = mapped_column(sa.ForeignKey("blobs.sha256"), index=True)
+    size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
+    created_at: Mapped[datetime]
+
+
+class OutboxRow(Row):
+    """A message that is to be published after the transaction that wrote it."""
+
+    __tablename__ = "outbox"
+    __table_args__ = (sa.Index("ix_outbox_published_at_id", "published_at", "id"),)
+    id: Mapped[int] = mapped_column(Big, primary_key=True, autoincrement=True)
+    task: Mapped[str] = mapped_column(sa.String(64))
+    queue: Mapped[str] = mapped_column(sa.String(32))
+    payload: Mapped[dict[str, Any]]
+    priority: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[datetime]
+    published_at: Mapped[datetime | None]
+
+
+class IdempotencyRow(Row):
+    """The first answer to a request, replayed when its key comes again."""
+
+    __tablename__ = "idempotency_keys"
+    project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"), primary_key=True)
+    route: Mapped[str] = mapped_column(sa.String(200), primary_key=True)  # method and path
+    key: Mapped[str] = mapped_column(sa.String(255), primary_key=True)
+    body_sha256: Mapped[str] = mapped_column(sa.String(64))
+    status: Mapped[int | None]
+    response: Mapped[dict[str, Any] | None]
+    location: Mapped[str | None] = mapped_column(sa.String(255))
+    created_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class WorkerRow(Row):
+    """A worker process that has announced itself."""
+
+    __tablename__ = "workers"
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(200))
+    queues: Mapped[list[Any]]
+    devices: Mapped[list[Any]]
+    memory_bytes: Mapped[int] = mapped_column(sa.BigInteger)
+    versions: Mapped[dict[str, Any]]
+    started_at: Mapped[datetime]
+    last_seen_at: Mapped[datetime] = mapped_column(index=True)
+    stopped_at: Mapped[datetime | None]

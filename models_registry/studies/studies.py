@@ -1,0 +1,580 @@
+"""Submit, read and end studies: jobs that differ in method, hyper-parameters and seed.
+
+All jobs of a study are made in one transaction, or none. A study has no state of its own: what it
+shows is what its jobs are. How a study's results are compared is in `leaderboard.py`.
+"""
+
+import functools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from models_registry import catalog, errors, ids
+from models_registry.jobs import jobs, lifecycle, queries, validation
+from models_registry.jobs.lifecycle import State
+from models_registry.jobs.spec import VERSION, JobSpec, StudySpec
+from models_registry.persistence import database, paging, tables
+from models_registry.studies import grids, leaderboard
+from models_registry.studies.leaderboard import Run, Variant
+
+MAX_JOBS = 1000
+MAX_FAULTS = 100
+BASELINE: dict[str, Any] = {"name": "ce"}
+NOISE = "noise"
+_STEPS_OF_STUDENT = ("student_steps", "data_scale", "original_images", "calls_per_epoch")
+_JOB_NAME_CHARACTERS = 200
+
+
+class StudyState(StrEnum):
+    """What the states of its jobs amount to."""
+
+    QUEUED = "queued"  # no job has started
+    RUNNING = "running"  # jobs have started, and not all have ended
+    SUCCEEDED = "succeeded"  # every job
+    INCOMPLETE = "incomplete"  # some jobs succeeded, others failed
+    FAILED = "failed"  # no job succeeded
+    CANCELLED = "cancelled"  # all jobs have ended, some because they were cancelled
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which studies a list is about; an empty field does not restrict."""
+
+    name: str | None = None
+    is_active: bool | None = None
+    labels: Mapping[str, str] | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study is made of, before anything is stored."""
+
+    spec: StudySpec  # references pinned
+    inputs: jobs.Inputs
+    variants: tuple[Variant, ...]
+    specs: tuple[JobSpec, ...]  # of each variant, with the first seed
+
+    @property
+    def job_count(self) -> int:
+        """Return how many jobs there will be."""
+        return len(self.variants) * len(self.spec.seeds)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far the jobs of a study are."""
+
+    counts: Mapping[State, int]
+    progress: float
+    started_at: datetime | None
+    finished_at: datetime | None  # None until all have ended
+
+    @property
+    def state(self) -> StudyState:
+        """Return what the states of the jobs amount to."""
+        there = self.counts.keys()
+        if there <= {State.VALIDATING, State.QUEUED}:
+            return StudyState.QUEUED
+        if not there <= lifecycle.FINAL:
+            return StudyState.RUNNING
+        if State.CANCELLED in there:
+            return StudyState.CANCELLED
+        if State.SUCCEEDED not in there:
+            return StudyState.FAILED
+        return StudyState.INCOMPLETE if State.FAILED in there else StudyState.SUCCEEDED
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """One variant before it is checked: where it comes from, and the job that it asks for."""
+
+    pointer: str  # of the method, in the study
+    document: dict[str, Any]  # the method with its grids
+    method: grids.Point
+    training: grids.Point
+
+
+# -- what a study consists of ------------------------------------------------------------------
+
+
+def plan(session: Session, *, project_id: str, spec: StudySpec) -> Plan:
+    """Return the variants of a study with defaults filled in, storing nothing.
+
+    Raises: errors.Refused with the fields at fault, as they stand in the study.
+    """
+    _refuse(list(_faults_of_grids(spec)))
+    _refuse(list(_faults_of_size(spec)))
+    inputs, faults = jobs.find_inputs(session, project_id=project_id, spec=spec)
+    register_as = spec.student.register_as or jobs.student_name(spec.name)
+    student = spec.student.model_copy(update={"register_as": register_as})
+    spec = spec.model_copy(update={"student": student})
+
+    drafts = list(_drafts(spec))
+    specs: list[JobSpec] = []
+    for draft in drafts:
+        completed, wrong = jobs.complete(_job(spec, draft), inputs)
+        faults += (_led_back(fault, spec, draft) for fault in wrong)
+        specs.append(completed)
+    _refuse(faults)
+    _refuse(list(_faults_of_doubles(drafts, specs)))
+    first = specs[0]
+    student = student.model_copy(update={"initial": first.student.initial})
+    pinned = {"teacher": first.teacher, "dataset": first.dataset, "student": student}
+    return Plan(
+        spec=spec.model_copy(update=pinned),
+        inputs=inputs,
+        variants=tuple(_variants(spec, drafts, specs)),
+        specs=tuple(specs),
+    )
+
+
+def _refuse(faults: Sequence[errors.Fault]) -> None:
+    if faults:
+        distinct = list(dict.fromkeys(faults))  # variants share most of their faults
+        code = "too_many_jobs" if distinct[0].code == "too_many_jobs" else "invalid_spec"
+        raise errors.Refused(jobs.summary(distinct), code=code, faults=distinct[:MAX_FAULTS])
+
+
+def _faults_of_grids(spec: StudySpec) -> Iterator[errors.Fault]:
+    methods = [(f"/methods/{place}", method) for place, method in enumerate(spec.methods)]
+    for pointer, document in (*methods, ("/training", spec.training)):
+        if grids.is_grid(document):
+            detail = 'a grid stands in the place of one value: {"temperature": {"grid": [2, 4]}}'
+            yield errors.Fault(f"{pointer}/{grids.GRID}", "grid_misplaced", detail)
+        else:
+            yield from grids.faults_of(document, pointer)
+    if "seed" in spec.training:
+        yield errors.Fault("/training/seed", "seed_of_study", "in a study, give `seeds` instead")
+
+
+def _faults_of_size(spec: StudySpec) -> Iterator[errors.Fault]:
+    of_methods = sum(grids.count(method) for method in spec.methods)
+    of_training = grids.count(spec.training)
+    # A list that is too long already is not searched.
+    baselines = int(spec.baseline) if of_methods > MAX_JOBS else len(_added_baselines(spec))
+    count = (of_methods + baselines) * of_training * len(spec.seeds)
+    if count > MAX_JOBS:
+        factors = [f"{of_methods} variants of the methods"]
+        if baselines:
+            factors = [f"({factors[0]} + {baselines} baseline{'s' * (baselines > 1)})"]
+        if of_training > 1:
+            factors.append(f"{of_training} of the training")
+        factors.append(f"{len(spec.seeds)} seeds")
+        detail = f"{' x '.join(factors)} make {count:,} jobs; a study has at most {MAX_JOBS:,}"
+        yield errors.Fault("/methods", "too_many_jobs", detail)
+
+
+def baseline_of(method: dict[str, Any]) -> dict[str, Any]:
+    """Return what a completed method is compared with.
+
+    That is the labels alone; for a method that has none, images of noise that show nothing, with
+    as many steps of the student and, where the method has one, at the same temperature. It is what
+    the engine trains where a single job asks for a baseline.
+    """
+    if not validation.is_data_free(method):
+        return BASELINE
+    shared = {name: method[name] for name in ("temperature",) if name in method}
+    budget = {name: method["synthesis"][name] for name in _STEPS_OF_STUDENT}
+    return {"name": NOISE, **shared, "synthesis": budget}
+
+
+def _added_baselines(spec: StudySpec) -> list[dict[str, Any]]:
+    """Return the baselines of a study that are none of its methods."""
+    if not spec.baseline:
+        return []
+    listed: dict[str, dict[str, Any]] = {}
+    for method in spec.methods:
+        for point in grids.expand(method):
+            try:
+                completed = catalog.complete_method(point.document)
+            except errors.Refused:
+                continue  # said with all other faults when the variants are checked
+            listed[_key(completed)] = completed
+    wanted = (baseline_of(method) for method in listed.values())
+    distinct = {_key(catalog.complete_method(baseline)): baseline for baseline in wanted}
+    return [baseline for key, baseline in distinct.items() if key not in listed]
+
+
+def _drafts(spec: StudySpec) -> Iterator[_Draft]:
+    """Yield all variants: for each training, the baselines and then the methods as listed."""
+    baselines = _added_baselines(spec)
+    has_baseline: set[str] = set()
+    for training in grids.expand(spec.training):
+        alone = grids.Point(_without_teacher(training.document), training.chosen)
+        if _key(alone.document) not in has_baseline:
+            has_baseline.add(_key(alone.document))
+            for baseline in baselines:
+                yield _Draft("/baseline", baseline, grids.Point(baseline, {}), alone)
+        for place, method in enumerate(spec.methods):
+            for point in grids.expand(method):
+                yield _Draft(f"/methods/{place}", method, point, training)
+
+
+def _without_teacher(training: dict[str, Any]) -> dict[str, Any]:
+    """Return a training as it is where no teacher is asked."""
+    return {**training, "teacher_cache": None} if "teacher_cache" in training else training
+
+
+def _job(spec: StudySpec, draft: _Draft) -> JobSpec:
+    shared = {name: getattr(spec, name) for name in type(spec).model_fields}
+    for name in ("methods", "seeds", "baseline"):
+        del shared[name]
+    training = {**draft.training.document, "seed": spec.seeds[0]}
+    # Every part was checked as a part of the study.
+    return JobSpec.model_construct(
+        **{**shared, "method": draft.method.document, "training": training, "baseline": False}
+    )
+
+
+def _led_back(fault: errors.Fault, spec: StudySpec, draft: _Draft) -> errors.Fault:
+    """Return a fault of a job with the place in the study that it comes from."""
+    _, first, *rest = fault.pointer.split("/")
+    below = "".join(f"/{step}" for step in rest)
+    if first == "method":
+        pointer = draft.pointer
+        if draft.pointer != "/baseline":
+            pointer += grids.pointer_into(draft.document, draft.method, below)
+    elif first == "training":
+        pointer = "/training" + grids.pointer_into(spec.training, draft.training, below)
+    else:
+        pointer = fault.pointer
+    return errors.Fault(pointer, fault.code, fault.detail)
+
+
+def _faults_of_doubles(
+    drafts: Sequence[_Draft], specs: Sequence[JobSpec]
+) -> Iterator[errors.Fault]:
+    seen: dict[str, _Draft] = {}
+    for draft, spec in zip(drafts, specs, strict=True):
+        twin = seen.setdefault(_key([spec.method, spec.training]), draft)
+        if twin is not draft:
+            where = draft.pointer if draft.pointer != twin.pointer else "/training"
+            detail = (
+                f"{method_name(spec.method)} stands twice: with defaults filled in, a variant of "
+                f"{draft.pointer} is the same as one of {twin.pointer}"
+            )
+            yield errors.Fault(where, "duplicate_variant", detail)
+
+
+def _key(document: Any) -> str:  # Any: JSON
+    """Return a text that equal documents share."""
+    return json.dumps(_canonical(document), sort_keys=True)
+
+
+def _canonical(value: Any) -> Any:  # Any: JSON
+    """Return JSON in which equal numbers are written alike."""
+    if isinstance(value, dict):
+        return {key: _canonical(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_canonical(entry) for entry in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# -- what tells variants apart -----------------------------------------------------------------
+
+
+def method_name(method: dict[str, Any]) -> str:
+    """Return the name of a method, or of the methods that are combined: `crd+kd`."""
+    return "+".join(part["name"] for part in validation.parts(method))
+
+
+def label_of(variant: Variant) -> str:
+    """Return a variant in words: `kd temperature=4`."""
+    settings = (f"{key}={_shown(value)}" for key, value in variant.settings.items())
+    return " ".join([method_name(variant.method), *settings])
+
+
+def _shown(value: Any) -> str:  # Any: JSON
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def _variants(
+    spec: StudySpec, drafts: Sequence[_Draft], specs: Sequence[JobSpec]
+) -> Iterator[Variant]:
+    differing = _differing(drafts, specs)
+    trainings = [_key(_without_teacher(draft.training.document)) for draft in drafts]
+    numbers = {
+        (training, _key(done.method)): number
+        for number, (training, done) in enumerate(zip(trainings, specs, strict=True), 1)
+    }
+    for number, (draft, done) in enumerate(zip(drafts, specs, strict=True), 1):
+        against = None
+        if spec.baseline:
+            baseline = catalog.complete_method(baseline_of(done.method))
+            against = numbers.get((trainings[number - 1], _key(baseline)))
+        yield Variant(
+            number=number,
+            method=done.method,
+            settings={
+                **{
+                    _dotted(at): _value(at, done.method, draft.method.document)
+                    for at in differing[method_name(done.method)]
+                },
+                **_settings_of_training(spec, draft),
+            },
+            is_baseline=number == against,
+            compared_with=None if number == against else against,
+        )
+
+
+def _settings_of_training(spec: StudySpec, draft: _Draft) -> dict[str, Any]:
+    return {
+        f"training.{_dotted(at)}": _value(at, draft.training.document)
+        for at, values in grids.find(spec.training)
+        if len(values) > 1
+    }
+
+
+def _differing(
+    drafts: Sequence[_Draft], specs: Sequence[JobSpec]
+) -> dict[str, tuple[grids.Path, ...]]:
+    """Return for each method the hyper-parameters that its variants differ in.
+
+    Only what some variant states is looked at: what follows from it is not named again.
+    """
+    stated: dict[str, dict[grids.Path, set[str]]] = {}
+    for draft, spec in zip(drafts, specs, strict=True):
+        paths = stated.setdefault(method_name(spec.method), {})
+        paths.update({at: set() for at in _leaves(draft.method.document) if at not in paths})
+    for draft, spec in zip(drafts, specs, strict=True):
+        for at, values in stated[method_name(spec.method)].items():
+            value = _value(at, spec.method, draft.method.document)
+            values.add(_key(value))
+    return {
+        name: tuple(at for at, values in paths.items() if len(values) > 1)
+        for name, paths in stated.items()
+    }
+
+
+def _leaves(node: Any, at: grids.Path = ()) -> Iterator[grids.Path]:  # Any: JSON
+    """Yield where the values of a method are; names are none, and a list of numbers is one."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key != "name":
+                yield from _leaves(value, (*at, key))
+    elif isinstance(node, list) and any(isinstance(entry, dict) for entry in node):
+        for place, value in enumerate(node):
+            yield from _leaves(value, (*at, place))
+    else:
+        yield at
+
+
+def _value(at: grids.Path, *documents: Any) -> Any:  # Any: JSON
+    """Return what stands at a path in the first document that has it."""
+    for document in documents:
+        try:
+            return functools.reduce(lambda node, step: node[step], at, document)
+        except (KeyError, IndexError, TypeError):
+            continue
+    return None
+
+
+def _dotted(at: grids.Path) -> str:
+    return ".".join(map(str, at))
+
+
+# -- what a user does --------------------------------------------------------------------------
+
+
+def submit(session: Session, *, project_id: str, spec: StudySpec) -> tables.StudyRow:
+    """Store a study with all its jobs, which are queued seed by seed.
+
+    Raises: errors.Refused with the fields at fault; nothing is stored then.
+    """
+    planned = plan(session, project_id=project_id, spec=spec)
+    study = tables.StudyRow(
+        id=ids.new("stu"),
+        project_id=project_id,
+        name=spec.name,
+        labels=spec.labels,
+        spec={"version": VERSION, **planned.spec.model_dump(mode="json")},
+        variants=[vars(variant) for variant in planned.variants],
+        created_at=database.now(session),
+    )
+    session.add(study)
+    session.flush()
+    notice = jobs.notice(session, queue=spec.resources.accelerator)
+    for seed in spec.seeds:  # seed by seed, so that what has ended can soon be compared
+        for variant, completed in zip(planned.variants, planned.specs, strict=True):
+            name = f"{spec.name}: {label_of(variant)}, seed {seed}"
+            training = {**completed.training, "seed": seed}
+            jobs.store(
+                session,
+                project_id=project_id,
+                completed=completed.model_copy(
+                    update={"name": name[:_JOB_NAME_CHARACTERS], "training": training}
+                ),
+                inputs=planned.inputs,
+                notice=notice,
+                seat=jobs.Seat(study.id, variant.number, seed),
+            )
+    return study
+
+
+def get(session: Session, *, project_id: str, study_id: str) -> tables.StudyRow:
+    """Return a study of the project.
+
+    Raises: errors.NotFound, also for another project's study; errors.Gone for a deleted one.
+    """
+    study = session.get(tables.StudyRow, study_id)
+    if study is None or study.project_id != project_id:
+        raise errors.NotFound(f"There is no study {study_id!r}.")
+    if study.deleted_at is not None:
+        raise errors.Gone(f"Study {study_id!r} was deleted.")
+    return study
+
+
+def page(
+    session: Session, *, project_id: str, filters: Filters, wanted: paging.Wanted
+) -> paging.Page[tables.StudyRow]:
+    """Return a page of the project's studies, newest first; deleted ones are left out."""
+    row, job = tables.StudyRow, tables.JobRow
+    statement = sa.select(row).where(row.project_id == project_id, row.deleted_at.is_(None))
+    if filters.name is not None:
+        statement = statement.where(row.name == filters.name)
+    if filters.is_active is not None:
+        unfinished = sa.exists().where(job.study_id == row.id, job.state.not_in(lifecycle.FINAL))
+        statement = statement.where(unfinished if filters.is_active else ~unfinished)
+    if filters.created_after is not None:
+        statement = statement.where(row.created_at > filters.created_after)
+    if filters.created_before is not None:
+        statement = statement.where(row.created_at < filters.created_before)
+    for key, value in (filters.labels or {}).items():
+        statement = statement.where(queries.label(session, row.labels, key) == value)
+    return paging.take(session, statement, by=(row.created_at, row.id), wanted=wanted)
+
+
+def standings(session: Session, *, study_ids: Iterable[str]) -> dict[str, Standing]:
+    """Return how far the jobs of these studies are, in one query."""
+    row = tables.JobRow
+    found = session.execute(
+        sa.select(
+            row.study_id,
+            row.state,
+            sa.func.count(),
+            sa.func.sum(row.progress),
+            sa.func.min(row.started_at),
+            sa.func.max(row.finished_at),
+        )
+        .where(row.study_id.in_(list(study_ids)))
+        .group_by(row.study_id, row.state)
+    )
+    groups: dict[str, list[Any]] = {}  # Any: rows of this query
+    for study_id, *group in found:
+        groups.setdefault(str(study_id), []).append(group)
+    return {study_id: _standing(group) for study_id, group in groups.items()}
+
+
+def _standing(groups: list[Any]) -> Standing:
+    counts: dict[State, int] = {}
+    # A job that failed will not go on: for the study, it is done.
+    progress = 0.0
+    for state, count, total, _, _ in groups:
+        counts[State(state)] = count
+        progress += count if lifecycle.is_final(State(state)) else total
+    starts = [start for *_, start, _ in groups if start is not None]
+    ends = [end for *_, end in groups if end is not None]
+    return Standing(
+        counts=counts,
+        progress=progress / sum(counts.values()),
+        started_at=min(starts, default=None),
+        finished_at=max(ends, default=None) if counts.keys() <= lifecycle.FINAL else None,
+    )
+
+
+def cancel(session: Session, *, project_id: str, study_id: str) -> tables.StudyRow:
+    """Ask for the end of all jobs that have not ended."""
+    study = get(session, project_id=project_id, study_id=study_id)
+    row = tables.JobRow
+    unfinished = sa.select(row.id).where(
+        row.study_id == study.id, row.state.not_in(lifecycle.FINAL)
+    )
+    for job_id in session.scalars(unfinished.order_by(row.id)).all():
+        jobs.cancel(session, project_id=project_id, job_id=job_id)
+    return study
+
+
+def delete(session: Session, *, project_id: str, study_id: str) -> None:
+    """Hide a study and its jobs for good; the students they made stay.
+
+    Raises: errors.IllegalMove while a job has not ended.
+    """
+    study = get(session, project_id=project_id, study_id=study_id)
+    # Before the jobs: a retry, which would add one, waits here.
+    session.refresh(study, with_for_update=True)
+    row = tables.JobRow
+    members = session.scalars(sa.select(row).where(row.study_id == study.id).order_by(row.id)).all()
+    state = standings(session, study_ids=[study.id])[study.id].state
+    if not all(lifecycle.is_final(State(job.state)) for job in members):
+        raise errors.IllegalMove(
+            f"A study that is {state} cannot be deleted; cancel it, and delete it once all of its "
+            "jobs have ended.",
+            state=state,
+            allowed=("cancel",),
+        )
+    study.deleted_at = database.now(session)
+    for job in members:
+        jobs.hide(session, job)
+    session.flush()
+
+
+def variants_of(study: tables.StudyRow) -> list[Variant]:
+    """Return the variants of a stored study."""
+    return [Variant(**variant) for variant in study.variants]
+
+
+def compare(session: Session, study: tables.StudyRow) -> leaderboard.Leaderboard:
+    """Return the leaderboard of a study, from what its jobs have measured by now."""
+    row = tables.JobRow
+    found = session.execute(
+        sa.select(row.study_variant, row.study_seed, row.id, row.state, row.result).where(
+            row.study_id == study.id
+        )
+    )
+    runs = [
+        run_of(variant, seed, job_id, State(state), result)
+        for variant, seed, job_id, state, result in found
+        if variant is not None and seed is not None
+    ]
+    return leaderboard.make(variants_of(study), runs)
+
+
+def run_of(
+    variant: int, seed: int, job_id: str, state: State, result: dict[str, Any] | None
+) -> Run:
+    """Return what a job contributes, from its result as the engine wrote it."""
+    told = result or {}
+    scores = told.get("scores") or {}
+    student, teacher = scores.get("student") or {}, scores.get("teacher") or {}
+    parameters = (told.get("parameters") or {}).get("student")
+    shared_with = told.get("shared_with")
+    return Run(
+        variant=variant,
+        seed=seed,
+        job_id=job_id,
+        state=state,
+        student=told.get("student"),
+        accuracy=_number(student.get("accuracy")),
+        miou=_number(student.get("miou")),
+        agreement=_number(student.get("agreement")),
+        ece=_number(student.get("ece")),
+        wall_seconds=_number(told.get("wall_seconds")),
+        images_per_second=_number(told.get("images_per_second")),
+        shared_with=shared_with if isinstance(shared_with, int) else None,
+        parameters=parameters if isinstance(parameters, int) else None,
+        teacher_accuracy=_number(teacher.get("accuracy")),
+        teacher_miou=_number(teacher.get("miou")),
+    )
+
+
+def _number(value: object) -> float | None:
+    """Return a finite number; what was not measured, or came as `"NaN"`, is None."""
+    return float(value) if isinstance(value, int | float) else None

@@ -1,0 +1,16 @@
+"""The Python client of Retort: `retort.connect()` returns a connection to a server."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from retort.client import Client, connect
+
+__all__ = ["Client", "connect"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: `retort --help` imports this package too, and must not wait for HTTP.
+    if name in __all__:
+        return getattr(importlib.import_module("retort.client"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,109 @@
+"""The command line: `retort`.
+
+Commands import what they need when they run, so that `retort --help` answers at once and nothing
+here ever loads an engine.
+"""
+
+import importlib.metadata
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from retort import errors
+from retort.cli import shell
+from retort.cli.commands import jobs, offers, registry, studies, uploads
+
+app = typer.Typer(
+    cls=shell.OneLineErrors,
+    help="Distil large networks into small ones, on a Retort server.",
+    epilog=shell.EXIT_CODES,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(jobs.app)
+app.add_typer(studies.app, name="study")
+app.add_typer(registry.app)
+app.add_typer(registry.dataset_app, name="dataset")
+app.add_typer(uploads.app, name="upload")
+app.add_typer(offers.app)
+
+DataDirOption = Annotated[
+    Path, typer.Option(envvar="RETORT_DATA_DIR", help="Folder that holds everything.")
+]
+DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where jobs run.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    ctx: typer.Context,
+    url: shell.UrlOption = None,
+    api_key: shell.KeyOption = None,
+    as_json: shell.JsonOption = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where a defect is.")] = False,
+) -> None:
+    """Distil large networks into small ones, on a Retort server."""
+    del debug  # read by OneLineErrors, which must know it even if this never runs
+    ctx.obj = shell.Given(url, api_key, as_json)
+    if version:
+        typer.echo(f"retort {importlib.metadata.version('retort')}")
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+@app.command()
+def up(
+    data_dir: DataDirOption = Path("retort-data"),
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8765,
+    workers: Annotated[int, typer.Option(min=1, help="Jobs that run at a time.")] = 1,
+    device: DeviceOption = "auto",
+) -> None:
+    """Run the whole service on this machine: server, worker, queue and storage."""
+    from retort.cli import up as service
+
+    try:
+        service.run(data_dir=data_dir, host=host, port=port, workers=workers, device=device)
+    except service.UpFailed as error:
+        raise errors.CannotStart(str(error)) from error
+
+
+@app.command()
+def demo(
+    data_dir: Annotated[Path, typer.Option(help="Folder for it, kept apart.")] = Path("demo-data"),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8766,
+) -> None:
+    """Train a teacher on handwritten digits, distil it, and show the students."""
+    from retort.cli import demo as demonstration
+
+    demonstration.run(data_dir=data_dir, port=port)
+
+
+@app.command()
+def login(
+    url: Annotated[str, typer.Option("--url", metavar="URL", help="Address of the server.")],
+    key: Annotated[
+        str,
+        typer.Option(
+            "--key", metavar="KEY", prompt="API key", hide_input=True, help="Asked if left out."
+        ),
+    ],
+) -> None:
+    """Check an address and key, and remember them for this user."""
+    from retort import client, config
+
+    with client.Client(url, key.strip()) as retort:
+        next(retort.jobs.list(page_size=1), None)
+        path = config.save(retort.url, key.strip())
+    shell.say(f"{retort.url} answers; its key is kept in {path}")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

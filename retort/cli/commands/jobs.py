@@ -1,0 +1,214 @@
+"""Commands about jobs: submit, look, follow, steer."""
+
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retort import errors
+from retort.cli import shell
+
+if TYPE_CHECKING:
+    from retort import types
+
+app = typer.Typer()
+
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job: job_...")]
+
+
+@app.command()
+@shell.connected
+def submit(
+    retort: shell.Shell,
+    spec_file: Annotated[
+        Path, typer.Argument(metavar="SPEC.yaml", help="The job: YAML or JSON, `-` for stdin.")
+    ],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one value of the spec."),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
+    validate: Annotated[
+        bool, typer.Option("--validate", help="Have the spec checked, submit nothing.")
+    ] = False,
+) -> None:
+    """Submit a job and print its id."""
+    from retort import specs
+
+    spec = specs.load(spec_file, changes or ())
+    if validate:
+        checked = retort.client.jobs.validate(spec)
+        _emit_or_say(retort, checked, "the spec is valid")
+        return
+    job = retort.client.jobs.submit(spec)
+    if follow:
+        retort.note(f"submitted {job.id}")
+        _watch(retort, job.id)
+    elif retort.json:
+        retort.emit(job)
+    else:
+        retort.out.print(job.id)
+        retort.note(f"{job.state}; follow it with: retort watch {job.id}")
+
+
+@app.command("jobs")
+@shell.connected
+def list_jobs(
+    retort: shell.Shell,
+    state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
+    study: Annotated[str | None, typer.Option(help="Only jobs of this study.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="K=V", help="Only jobs with this label.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 20,
+) -> None:
+    """List jobs."""
+    labels = dict(_pair("--label", text) for text in label or ())
+    walk = retort.client.jobs.list(
+        state=state, study=study, labels=labels, page_size=min(limit, 100)
+    )
+    found = list(itertools.islice(walk, limit))
+    if retort.json:
+        retort.emit(found)
+        return
+    from retort.cli import display
+
+    display.jobs(retort.out, found)
+
+
+@app.command("job")
+@shell.connected
+def show_job(retort: shell.Shell, job_id: JobArgument) -> None:
+    """Show a job."""
+    _show_job(retort, retort.client.jobs.get(job_id))
+
+
+@app.command()
+@shell.connected
+def watch(retort: shell.Shell, job_id: JobArgument) -> None:
+    """Follow a job to its end; exit with 1 if it failed or was cancelled."""
+    _watch(retort, job_id)
+
+
+@app.command()
+@shell.connected
+def cancel(retort: shell.Shell, job_id: JobArgument) -> None:
+    """Stop a job for good."""
+    _moved(retort, retort.client.jobs.cancel(job_id))
+
+
+@app.command()
+@shell.connected
+def pause(retort: shell.Shell, job_id: JobArgument) -> None:
+    """Stop a job so that it can go on later."""
+    _moved(retort, retort.client.jobs.pause(job_id))
+
+
+@app.command()
+@shell.connected
+def resume(retort: shell.Shell, job_id: JobArgument) -> None:
+    """Let a paused job go on."""
+    _moved(retort, retort.client.jobs.resume(job_id))
+
+
+@app.command()
+@shell.connected
+def retry(retort: shell.Shell, job_id: JobArgument) -> None:
+    """Submit a failed or cancelled job again, as a new one, and print its id."""
+    job = retort.client.jobs.retry(job_id)
+    if retort.json:
+        retort.emit(job)
+    else:
+        retort.out.print(job.id)
+        retort.note(f"{job.state}; follow it with: retort watch {job.id}")
+
+
+@app.command()
+@shell.connected
+def report(
+    retort: shell.Shell,
+    job_id: JobArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FOLDER|FILE.zip", help="Where to; JOB-report by default."
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+) -> None:
+    """Download what explains a finished job: numbers, pictures, a model card."""
+    from retort import fetching
+
+    saved = fetching.report(retort, job_id, output, force=force)
+    if retort.json:
+        retort.emit({"files": [str(path) for path in saved]})
+        return
+    for path in saved:
+        retort.out.print(str(path), soft_wrap=True)
+    if not saved:
+        retort.note(f"{job_id} made no report: its spec says `report: false`")
+
+
+def _watch(retort: shell.Shell, job_id: str) -> None:
+    from retort import watching
+    from retort.cli import display
+
+    shown = watching.view(retort.err, job_id)
+    try:
+        job = watching.follow(retort.client, job_id, shown)
+    except KeyboardInterrupt:
+        shown.close()
+        retort.note(f"stopped watching; {job_id} goes on: retort watch {job_id}")
+        raise typer.Exit(shell.Code.INTERRUPTED) from None
+    finally:
+        shown.close()
+    if retort.json:
+        retort.emit(job)
+    elif job.result:
+        display.scores(retort.out, job)
+    if job.state == "succeeded":
+        student = f" as {job.result.student}" if job.result and job.result.student else ""
+        retort.note(f"succeeded{student}; get it with: retort download {job_id}")
+        return
+    _explain_end(retort, job)
+    raise typer.Exit(shell.Code.JOB_FAILED)
+
+
+def _explain_end(retort: shell.Shell, job: "types.Job") -> None:
+    failure = job.failure
+    if failure is None:
+        why = job.state_message or job.state_reason or "no reason given"
+        retort.note(f"error: {job.id} {job.state}: {why}")
+        return
+    attempt = f" (attempt {failure.attempt})" if failure.attempt else ""
+    retort.note(f"error: {job.id} {job.state}: {failure.code}: {failure.message}{attempt}")
+    for line in failure.log_tail:
+        retort.note(f"| {line}")
+
+
+def _show_job(retort: shell.Shell, job: "types.Job") -> None:
+    if retort.json:
+        retort.emit(job)
+        return
+    from retort.cli import display
+
+    display.job(retort.out, job)
+
+
+def _moved(retort: shell.Shell, job: "types.Job") -> None:
+    _emit_or_say(retort, job, f"{job.id} is {job.state}")
+
+
+def _emit_or_say(retort: shell.Shell, answer: Any, sentence: str) -> None:  # Any: see Shell.emit
+    if retort.json:
+        retort.emit(answer)
+    else:
+        retort.out.print(sentence, soft_wrap=True)
+
+
+def _pair(option: str, text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise errors.BadOption(f"{option} {text}: expected KEY=VALUE")
+    return key, value

@@ -1,0 +1,142 @@
+"""Commands about what the registry keeps: models and data sets."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from retort.cli import shell
+
+app = typer.Typer()
+dataset_app = typer.Typer(help="Make a data set of what is on the server already.")
+
+
+@app.command("models")
+@shell.connected
+def list_models(retort: shell.Shell) -> None:
+    """List models."""
+    found = list(retort.client.models.list())
+    if retort.json:
+        retort.emit(found)
+        return
+    from retort.cli import display
+
+    rows = (
+        (
+            m.name,
+            m.latest_version,
+            ", ".join(f"{alias}={version}" for alias, version in m.aliases.items()),
+            display.age(m.created_at),
+        )
+        for m in found
+    )
+    display.table(retort.out, ("name", "latest", "aliases", "age"), rows)
+
+
+@app.command("model")
+@shell.connected
+def show_model(
+    retort: shell.Shell,
+    reference: Annotated[str, typer.Argument(metavar="NAME[@V]", help="A model or a version.")],
+) -> None:
+    """Show the versions of a model, or one version with its lineage."""
+    from retort.cli import display
+
+    if "@" in reference:
+        version = retort.client.models.resolve(reference)
+        if retort.json:
+            retort.emit(version)
+        else:
+            display.version(retort.out, version)
+        return
+    model = retort.client.models.get(reference)
+    versions = list(retort.client.models.versions(reference))
+    if retort.json:
+        told = [json.loads(v.model_dump_json()) for v in versions]
+        retort.emit({**json.loads(model.model_dump_json()), "versions": told})
+        return
+    rows = (
+        (
+            v.reference,
+            v.state,
+            v.network,
+            display.count(v.parameters),
+            display.number((v.scores or {}).get("accuracy")),
+            display.age(v.created_at),
+        )
+        for v in versions
+    )
+    heads = ("version", "state", "network", "parameters", "accuracy", "age")
+    display.table(retort.out, heads, rows)
+
+
+@app.command("datasets")
+@shell.connected
+def list_datasets(retort: shell.Shell) -> None:
+    """List data sets and their versions."""
+    datasets = retort.client.datasets
+    found = [v for d in datasets.list() for v in datasets.versions(d.name)]
+    if retort.json:
+        retort.emit(found)
+        return
+    from retort.cli import display
+
+    rows = (
+        (
+            v.reference,
+            v.state,
+            len(v.classes) or None,
+            v.splits.get("train"),
+            v.splits.get("validation"),
+            v.splits.get("test"),
+            v.rejection.message if v.rejection else None,
+        )
+        for v in found
+    )
+    heads = ("data set", "state", "classes", "train", "validation", "test", "why rejected")
+    display.table(retort.out, heads, rows)
+
+
+@dataset_app.command("from-job")
+@shell.connected
+def dataset_from_job(
+    retort: shell.Shell,
+    job_id: Annotated[str, typer.Argument(metavar="JOB", help="A data-free job that succeeded.")],
+    name: Annotated[str, typer.Option(help="Name of the data set in the registry.")],
+    card: Annotated[str, typer.Option(help="A description, in Markdown.")] = "",
+) -> None:
+    """Register the images that a data-free job has invented, so that other jobs can use them."""
+    version = retort.client.datasets.register_job(name, job_id, card=card)
+    if retort.json:
+        retort.emit(version)
+        return
+    retort.out.print(version.reference)
+    splits = ", ".join(f"{count:,} {split}" for split, count in version.splits.items())
+    retort.note(f"{version.state}: {splits}; see it with: retort datasets")
+
+
+@app.command()
+@shell.connected
+def download(
+    retort: shell.Shell,
+    what: Annotated[
+        str, typer.Argument(metavar="JOB|NAME[@V]", help="A job's student, or a model version.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File, or folder, to write to.")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All files of the version, config.json included.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+) -> None:
+    """Download a student or any model; a download that was cut off goes on where it stopped."""
+    from retort import fetching
+
+    saved = fetching.fetch(retort, what, output, everything=everything, force=force)
+    if retort.json:
+        retort.emit({"files": [str(path) for path in saved]})
+    else:
+        for path in saved:
+            retort.out.print(str(path), soft_wrap=True)

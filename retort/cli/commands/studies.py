@@ -1,0 +1,161 @@
+"""Commands about studies: `retort study ...`."""
+
+import itertools
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from retort.cli import shell
+
+if TYPE_CHECKING:
+    from retort import types
+
+app = typer.Typer(help="Compare methods over seeds: many jobs submitted as one.")
+
+StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="Id of the study: stu_...")]
+
+
+@app.command()
+@shell.connected
+def submit(
+    retort: shell.Shell,
+    spec_file: Annotated[
+        Path, typer.Argument(metavar="STUDY.yaml", help="The study: YAML or JSON, `-` for stdin.")
+    ],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one value of the study."),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--watch", help="Follow the study to its end.")] = False,
+    validate: Annotated[
+        bool, typer.Option("--validate", help="Show what it would consist of, submit nothing.")
+    ] = False,
+) -> None:
+    """Submit a study and print its id."""
+    from retort import specs
+    from retort.cli import display
+
+    spec = specs.load(spec_file, changes or ())
+    if validate:
+        plan = retort.client.studies.validate(spec)
+        if retort.json:
+            retort.emit(plan)
+        else:
+            display.plan(retort.out, plan)
+            retort.note(f"the study is valid and has {plan.job_count:,} jobs")
+        return
+    study = retort.client.studies.submit(spec)
+    if follow:
+        retort.note(f"submitted {study.id}: {study.job_count:,} jobs")
+        _watch(retort, study.id)
+    elif retort.json:
+        retort.emit(study)
+    else:
+        retort.out.print(study.id)
+        retort.note(f"{study.job_count:,} jobs; follow them with: retort study watch {study.id}")
+
+
+@app.command("list")
+@shell.connected
+def list_studies(
+    retort: shell.Shell,
+    active: Annotated[
+        bool, typer.Option("--active", help="Only studies that have not ended.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 20,
+) -> None:
+    """List studies."""
+    walk = retort.client.studies.list(active=active or None, page_size=min(limit, 100))
+    found = list(itertools.islice(walk, limit))
+    if retort.json:
+        retort.emit(found)
+        return
+    from retort.cli import display
+
+    display.studies(retort.out, found)
+
+
+@app.command()
+@shell.connected
+def show(retort: shell.Shell, study_id: StudyArgument) -> None:
+    """Show a study."""
+    study = retort.client.studies.get(study_id)
+    if retort.json:
+        retort.emit(study)
+        return
+    from retort.cli import display
+
+    display.study(retort.out, study)
+
+
+@app.command()
+@shell.connected
+def watch(retort: shell.Shell, study_id: StudyArgument) -> None:
+    """Follow a study to its end; exit with 1 unless all of its jobs succeeded."""
+    _watch(retort, study_id)
+
+
+@app.command()
+@shell.connected
+def cancel(retort: shell.Shell, study_id: StudyArgument) -> None:
+    """Stop all jobs of a study that have not ended."""
+    study = retort.client.studies.cancel(study_id)
+    if retort.json:
+        retort.emit(study)
+        return
+    from retort.cli import display
+
+    retort.out.print(f"{study.id} is {study.state}: {display.job_counts(study)}", soft_wrap=True)
+
+
+@app.command()
+@shell.connected
+def leaderboard(
+    retort: shell.Shell,
+    study_id: StudyArgument,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV for a spreadsheet.")] = False,
+) -> None:
+    """Compare the variants of a study, best first."""
+    if as_csv and not retort.json:
+        sys.stdout.write(retort.client.studies.leaderboard_csv(study_id))
+        return
+    _show_leaderboard(retort, study_id)
+
+
+def _show_leaderboard(retort: shell.Shell, study_id: str) -> None:
+    shown = retort.client.studies.leaderboard(study_id)
+    if retort.json:
+        retort.emit(shown)
+        return
+    from retort.cli import display
+
+    display.leaderboard(retort.out, shown)
+
+
+def _watch(retort: shell.Shell, study_id: str) -> None:
+    from retort import watching
+
+    shown = watching.view(retort.err, study_id)
+    try:
+        study = watching.follow_study(retort.client, study_id, shown)
+    except KeyboardInterrupt:
+        shown.close()
+        retort.note(f"stopped watching; {study_id} goes on: retort study watch {study_id}")
+        raise typer.Exit(shell.Code.INTERRUPTED) from None
+    finally:
+        shown.close()
+    _show_leaderboard(retort, study_id)
+    _tell_end(retort, study)
+
+
+def _tell_end(retort: shell.Shell, study: "types.Study") -> None:
+    from retort.cli import display
+
+    if study.state == "succeeded":
+        retort.note(f"succeeded: all {study.job_count:,} jobs")
+        return
+    counts = display.job_counts(study)
+    retort.note(f"error: {study.id} {study.state}: {counts}; retort jobs --study {study.id}")
+    raise typer.Exit(shell.Code.JOB_FAILED)

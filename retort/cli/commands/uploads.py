@@ -1,0 +1,170 @@
+"""Commands that upload: a teacher's weights, or a data set."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from retort import errors
+from retort.cli import shell
+
+if TYPE_CHECKING:
+    from retort import types
+
+app = typer.Typer(help="Upload a teacher's weights or a data set, and register it.")
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name in the registry.")]
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="File to upload.")]
+ResumeOption = Annotated[
+    str | None,
+    typer.Option("--resume", metavar="UPLOAD", help="Go on with an upload that was cut off."),
+]
+WaitOption = Annotated[bool, typer.Option("--wait", help="Wait until a worker has inspected it.")]
+ChannelsOption = Annotated[int | None, typer.Option(min=1, help="Channels of an image.")]
+HeightOption = Annotated[int | None, typer.Option(min=1, help="Height of an image in pixels.")]
+WidthOption = Annotated[int | None, typer.Option(min=1, help="Width; by default the height.")]
+MeanOption = Annotated[
+    str | None, typer.Option(metavar="M,M,M", help="Mean of each channel, of pixels in 0..1.")
+]
+StdOption = Annotated[
+    str | None, typer.Option(metavar="S,S,S", help="Standard deviation of each channel.")
+]
+TaskOption = Annotated[
+    str, typer.Option(help="classification, or segmentation: a class for each pixel.")
+]
+
+
+@app.command("model")
+@shell.connected
+def upload_model(
+    retort: shell.Shell,
+    name: NameArgument,
+    file: FileArgument,
+    network: Annotated[str, typer.Option(help="Such as retort/resnet32x4 or timm/resnet18.")],
+    classes: Annotated[str, typer.Option(metavar="N|A,B,C", help="Their number, or their names.")],
+    height: HeightOption = None,
+    width: WidthOption = None,
+    channels: ChannelsOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    arguments: Annotated[
+        str, typer.Option(metavar="JSON", help="Keyword arguments of the network.")
+    ] = "{}",
+    task: TaskOption = "classification",
+    card: Annotated[str, typer.Option(help="A description, in Markdown.")] = "",
+    resume: ResumeOption = None,
+    wait: WaitOption = False,
+) -> None:
+    """Upload weights and register them as a new version of a model."""
+    if height is None or mean is None or std is None:
+        raise errors.BadOption("--height, --mean and --std are needed: they belong to the weights")
+    given = _input(channels, height, width, mean, std)
+    given.setdefault("channels", len(_numbers("--mean", mean)))
+    keywords = _object("--arguments", arguments)
+    upload = _send(retort, file, "model", resume)
+    models = retort.client.models
+    version = models.register(
+        name,
+        upload,
+        network=network,
+        classes=_classes(classes),
+        input=given,
+        arguments=keywords,
+        task=task,
+        card=card,
+    )
+    if wait:
+        retort.note(f"{version.reference} is being inspected")
+        version = models.wait(name, version.version, timeout=None)
+    _registered(retort, version, f"retort model {version.reference}")
+
+
+@app.command("dataset")
+@shell.connected
+def upload_dataset(
+    retort: shell.Shell,
+    name: NameArgument,
+    file: FileArgument,
+    format: Annotated[str, typer.Option(help="imagefolder, cifar10, cifar100, npz, ...")],
+    height: HeightOption = None,
+    width: WidthOption = None,
+    channels: ChannelsOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    task: TaskOption = "classification",
+    card: Annotated[str, typer.Option(help="A description, in Markdown.")] = "",
+    resume: ResumeOption = None,
+    wait: WaitOption = False,
+) -> None:
+    """Upload an archive of images and register it as a new version of a data set."""
+    given = _input(channels, height, width, mean, std) or None  # the rest is measured
+    upload = _send(retort, file, "dataset", resume)
+    datasets = retort.client.datasets
+    version = datasets.register(name, upload, format=format, task=task, input=given, card=card)
+    if wait:
+        retort.note(f"{version.reference} is being inspected")
+        version = datasets.wait(name, version.version, timeout=None)
+    _registered(retort, version, "retort datasets")
+
+
+def _registered(
+    retort: shell.Shell, version: "types.ModelVersion | types.DatasetVersion", hint: str
+) -> None:
+    if retort.json:
+        retort.emit(version)
+        return
+    retort.out.print(version.reference)
+    retort.note(f"{version.state}; see it with: {hint}")
+
+
+def _send(retort: shell.Shell, file: Path, purpose: str, resume: str | None) -> "types.Upload":
+    from retort.cli import transfer_bar
+
+    uploads = retort.client.uploads
+    begun = uploads.resume(file, resume) if resume else uploads.begin(file, purpose=purpose)
+    try:
+        with transfer_bar.shown(retort.err, file.name) as progress:
+            return uploads.finish(begun, file, progress=progress)
+    except (errors.UploadInterrupted, KeyboardInterrupt):
+        retort.note(f"go on with the same command and --resume {begun.id}")
+        raise
+
+
+def _input(
+    channels: int | None, height: int | None, width: int | None, mean: str | None, std: str | None
+) -> dict[str, object]:
+    """Return what was said of the images, and nothing else."""
+    given: dict[str, object] = {}
+    for name, size in (("channels", channels), ("height", height), ("width", width or height)):
+        if size is not None:
+            given[name] = size
+    for name, text in (("mean", mean), ("std", std)):
+        if text is not None:
+            given[name] = _numbers(f"--{name}", text)
+    counts = {len(values) for values in given.values() if isinstance(values, list)}
+    expected = channels or next(iter(counts), None)
+    if counts - {expected}:
+        raise errors.BadOption(f"--mean and --std need one number for each of {expected} channels")
+    return given
+
+
+def _classes(text: str) -> int | list[str]:
+    return int(text) if text.isdecimal() else [name.strip() for name in text.split(",")]
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise errors.BadOption(f"{option} {text}: expected numbers such as 0.5,0.5,0.5") from error
+
+
+def _object(option: str, text: str) -> dict[str, object]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise errors.BadOption(f"{option} {text}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise errors.BadOption(f'{option} {text}: expected an object such as {{"depth": 20}}')
+    return value

@@ -1,0 +1,473 @@
+"""Show answers to a person: tables and short cards, made of plain text."""
+
+import json
+from collections.abc import Collection, Iterable, Sequence
+from datetime import UTC, datetime
+
+import rich.console
+import rich.table
+import rich.text
+
+from retort import errors, types
+
+Cell = str | int | float | None
+STYLES = {
+    "succeeded": "green",
+    "ready": "green",
+    "running": "cyan",
+    "failed": "red",
+    "rejected": "red",
+    "cancelled": "yellow",
+    "incomplete": "yellow",
+    "beats": "green",
+    "misses": "red",
+}
+
+
+def table(
+    console: rich.console.Console,
+    heads: Sequence[str],
+    rows: Iterable[Sequence[Cell]],
+    *,
+    folds: Collection[str] = (),
+) -> None:
+    """Print rows in aligned columns under upper-case heads; those in `folds` take several lines."""
+    grid = rich.table.Table(box=None, pad_edge=False, header_style="bold")
+    for head in heads:
+        is_long = head in folds
+        grid.add_column(
+            head.upper(), no_wrap=not is_long, overflow="fold" if is_long else "ellipsis"
+        )
+    for row in rows:
+        grid.add_row(*(_styled(cell) for cell in row))
+    console.print(grid)
+
+
+def card(console: rich.console.Console, pairs: Iterable[tuple[str, Cell]]) -> None:
+    """Print names and values, one pair on a line; pairs without a value are left out."""
+    grid = rich.table.Table(box=None, pad_edge=False, show_header=False)
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in pairs:
+        if value not in (None, ""):
+            grid.add_row(name, _styled(value))
+    console.print(grid)
+
+
+def jobs(console: rich.console.Console, found: Iterable[types.Job]) -> None:
+    """Print a list of jobs."""
+    table(
+        console,
+        ("id", "name", "state", "done", "method", "teacher", "accuracy", "age"),
+        (
+            (
+                job.id,
+                job.name,
+                job.state,
+                f"{100 * job.progress:.0f} %",
+                method_name(job),
+                job.spec.get("teacher") and str(job.spec["teacher"]),
+                number(score(job, "student", "accuracy") or job.metrics.get("validation/accuracy")),
+                age(job.created_at),
+            )
+            for job in found
+        ),
+    )
+
+
+def job(console: rich.console.Console, shown: types.Job) -> None:
+    """Print everything about a job."""
+    student = shown.spec.get("student") or {}
+    training = shown.spec.get("training") or {}
+    result = shown.result
+    card(
+        console,
+        [
+            ("job", shown.id),
+            ("name", shown.name),
+            ("state", shown.state),
+            ("reason", shown.state_reason),
+            ("message", shown.state_message),
+            ("progress", f"{100 * shown.progress:.0f} %"),
+            ("attempt", shown.attempt),
+            ("retry of", shown.retry_of),
+            ("study", shown.study),
+            ("teacher", shown.spec.get("teacher")),
+            ("student", student.get("network")),
+            ("data set", shown.spec.get("dataset")),
+            ("method", method_name(shown)),
+            ("epochs", training.get("epochs")),
+            ("labels", ", ".join(f"{k}={v}" for k, v in shown.labels.items())),
+            ("created", moment(shown.created_at)),
+            ("started", moment(shown.started_at)),
+            ("finished", moment(shown.finished_at)),
+            *((name, number(value)) for name, value in sorted(shown.metrics.items())),
+            *invented(result),
+            ("made", result.student if result else None),
+            ("digest", result.digest if result else None),
+            (
+                "failure",
+                f"{shown.failure.code}: {shown.failure.message}" if shown.failure else None,
+            ),
+        ],
+    )
+    if result:
+        console.print()
+        scores(console, shown)
+
+
+def invented(result: types.JobResult | None) -> list[tuple[str, Cell]]:
+    """Return what a data-free job has read and made."""
+    if result is None or result.synthesis is None:
+        return []
+    made = result.synthesis
+    seconds = ", ".join(
+        f"{made[name]:,.1f} s {what}"
+        for name, what in (("synthesis_seconds", "inventing"), ("distillation_seconds", "learning"))
+        if name in made
+    )
+    return [
+        ("images read", f"{result.training_images_read} for training"),
+        ("invented", f"{made.get('images', 0):,} images ({seconds})"),
+    ]
+
+
+def scores(console: rich.console.Console, shown: types.Job) -> None:
+    """Print how teacher, student and baseline did on the test split."""
+    if shown.result is None:
+        return
+    if not any(shown.result.scores.values()):
+        console.print("Nothing was scored: the job had no data set to evaluate on.")
+        return
+    measured = ("accuracy", "agreement", "ece")
+    if score(shown, "student", "miou") is not None:
+        measured = ("miou", "accuracy", "agreement")  # of pixels
+    table(
+        console,
+        ("network", *measured, "parameters"),
+        (
+            (
+                who,
+                *(number(score(shown, who, what)) for what in measured),
+                count(shown.result.parameters.get("student" if who == "baseline" else who)),
+            )
+            for who in ("teacher", "student", "baseline")
+            if shown.result.scores.get(who)
+        ),
+    )
+
+
+def studies(console: rich.console.Console, found: Iterable[types.Study]) -> None:
+    """Print a list of studies."""
+    table(
+        console,
+        ("id", "name", "state", "done", "jobs", "teacher", "age"),
+        (
+            (
+                study.id,
+                study.name,
+                study.state,
+                f"{100 * study.progress:.0f} %",
+                study.job_count,
+                study.spec.get("teacher") and str(study.spec["teacher"]),
+                age(study.created_at),
+            )
+            for study in found
+        ),
+    )
+
+
+def study(console: rich.console.Console, shown: types.Study) -> None:
+    """Print everything about a study but its results."""
+    student = shown.spec.get("student") or {}
+    card(
+        console,
+        [
+            ("study", shown.id),
+            ("name", shown.name),
+            ("state", shown.state),
+            ("progress", f"{100 * shown.progress:.0f} %"),
+            ("jobs", f"{shown.job_count}: {job_counts(shown)}"),
+            ("teacher", shown.spec.get("teacher")),
+            ("student", student.get("network")),
+            ("data set", shown.spec.get("dataset")),
+            ("methods", ", ".join(str(m.get("name")) for m in shown.spec.get("methods") or ())),
+            ("seeds", ", ".join(map(str, shown.spec.get("seeds") or ()))),
+            ("labels", ", ".join(f"{k}={v}" for k, v in shown.labels.items())),
+            ("created", moment(shown.created_at)),
+            ("started", moment(shown.started_at)),
+            ("finished", moment(shown.finished_at)),
+        ],
+    )
+
+
+def job_counts(shown: types.Study) -> str:
+    """Return how many jobs are in which state, in words."""
+    return ", ".join(f"{count} {state}" for state, count in shown.jobs.items())
+
+
+def plan(console: rich.console.Console, shown: types.StudyPlan) -> None:
+    """Print what a study would consist of."""
+    rows = ((one.variant, one.name, "yes" if one.is_baseline else None) for one in shown.variants)
+    table(console, ("variant", "method", "baseline"), rows)
+
+
+def leaderboard(console: rich.console.Console, shown: types.Leaderboard) -> None:
+    """Print variants best first, each with its difference to the baseline in points."""
+    table(
+        console,
+        (
+            *("rank", "variant", "seeds", shown.metric, "± sd", "vs baseline", "95 % interval"),
+            *("p", "above", "verdict", "agreement", "seconds", "images/s", "parameters"),
+        ),
+        (_leaderboard_row(row, shown) for row in shown.rows),
+    )
+    for sentence in reading_aids(shown):
+        console.print(errors.one_line(sentence), soft_wrap=True)
+
+
+def _leaderboard_row(row: types.LeaderboardRow, shown: types.Leaderboard) -> Sequence[Cell]:
+    measured = row.miou if shown.metric == "miou" else row.accuracy
+    difference = row.difference
+    interval = difference.interval if difference else None
+    return (
+        row.rank,
+        row.name,
+        f"{row.finished}/{len(shown.seeds)}" + (f", {row.failed} failed" if row.failed else ""),
+        percent(measured.mean) if measured else None,
+        points(measured.standard_deviation, sign="") if measured else None,
+        "(baseline)" if row.is_baseline else points(difference.mean) if difference else None,
+        f"{points(interval[0])} to {points(interval[1])}" if interval else None,
+        number(difference.p_value) if difference else None,
+        f"{difference.seeds_above} of {difference.pairs}" if difference else None,
+        difference.verdict if difference else None,
+        percent(row.agreement),
+        None if row.wall_seconds is None else f"{row.wall_seconds:,.1f}",
+        None if row.images_per_second is None else f"{row.images_per_second:,.0f}",
+        count(row.parameters),
+    )
+
+
+def reading_aids(shown: types.Leaderboard) -> list[str]:
+    """Return the sentences that a leaderboard should not be read without."""
+    said = []
+    taught = shown.teacher_miou if shown.metric == "miou" else shown.teacher_accuracy
+    if taught is not None:
+        said.append(f"The teacher {shown.teacher} has {percent(taught)}.")
+    if shown.metric == "miou":
+        said.append("miou is the mean over classes of intersection over union, of all pixels.")
+    unfinished = sum(row.unfinished for row in shown.rows)
+    if unfinished:
+        said.append(f"{unfinished} jobs have not ended: this is not the last word.")
+    if all(row.accuracy is None for row in shown.rows) and any(row.finished for row in shown.rows):
+        said.append("No student was scored: the study has no data set to evaluate on.")
+    if any(row.side_by_side for row in shown.rows):
+        said.append("Students were trained side by side: their times are longer than alone.")
+    pairs = [row.difference.pairs for row in shown.rows if row.difference]
+    if pairs:
+        said.append(
+            "Differences are paired by seed, in points; `beats` and `misses` mean that the 95 % "
+            "interval leaves out 0, `matches` that it does not."
+        )
+        if min(pairs) < 3:
+            said.append("Fewer than three seeds give no verdict.")
+        # Two-sided, all signs: nothing can be below 2 of 2^n.
+        elif 2 / 2 ** max(pairs) > 0.05:
+            said.append(
+                f"With {max(pairs)} seeds, p cannot be below {2 / 2 ** max(pairs):.4g}: six are "
+                "needed to get below 0.05."
+            )
+    if len(pairs) > 1:
+        said.append("The best of several variants looks better than it is: p is not corrected.")
+    return said
+
+
+def version(console: rich.console.Console, shown: types.ModelVersion) -> None:
+    """Print everything about a model version."""
+    rejection = shown.rejection
+    card(
+        console,
+        [
+            ("model", shown.reference),
+            ("state", shown.state),
+            ("rejected", f"{rejection.message} ({rejection.code})" if rejection else None),
+            *rejected_keys(rejection),
+            ("network", shown.network),
+            ("arguments", compact(shown.arguments)),
+            ("task", shown.task),
+            ("classes", class_count(shown.classes)),
+            ("input", compact(shown.input)),
+            ("parameters", count(shown.parameters)),
+            ("digest", shown.digest),
+            ("scores", compact(shown.scores)),
+            ("lineage", compact(shown.lineage)),
+            ("tags", compact(shown.tags)),
+            ("created", moment(shown.created_at)),
+            *(("file", f"{f.path}  {size(f.size_bytes)}") for f in shown.files),
+        ],
+    )
+
+
+def rejected_keys(rejection: types.Rejection | None) -> list[tuple[str, Cell]]:
+    """Return what a rejected upload had too little or too much of."""
+    if rejection is None:
+        return []
+    return [
+        ("missing", some(rejection.missing_keys)),
+        ("unexpected", some(rejection.unexpected_keys)),
+        ("mismatched", some([compact(m) or "" for m in rejection.shape_mismatches])),
+    ]
+
+
+def method(console: rich.console.Console, shown: types.Method) -> None:
+    """Print a method with its hyper-parameters."""
+    source = shown.source
+    card(
+        console,
+        [
+            ("method", shown.name),
+            ("family", shown.family),
+            ("title", shown.title),
+            ("source", ", ".join(str(source[k]) for k in ("venue", "arxiv") if source.get(k))),
+            ("about", shown.description),
+            ("differs", shown.differs),
+            ("tasks", ", ".join(shown.tasks)),
+            ("needs", ", ".join(shown.needs)),
+        ],
+    )
+    fields = hyper_parameters(shown.params_schema)
+    if fields:
+        console.print()
+        table(
+            console,
+            ("parameter", "type", "default", "range", "meaning"),
+            (
+                (
+                    name,
+                    type_name(field),
+                    compact(field.get("default")),
+                    bounds(field),
+                    field.get("description"),
+                )
+                for name, field in fields.items()
+            ),
+            folds=("range", "meaning"),
+        )
+
+
+def hyper_parameters(schema: types.Json) -> dict[str, types.Json]:
+    """Return the fields of a method, those within an object as `object.field`."""
+    found: dict[str, types.Json] = {}
+    definitions = schema.get("$defs") or {}
+    for name, field in (schema.get("properties") or {}).items():
+        within = definitions.get(str(field.get("$ref", "")).rpartition("/")[2])
+        if within is None:
+            found[name] = field
+            continue
+        defaults = field.get("default") or {}
+        for key, inner in (within.get("properties") or {}).items():
+            found[f"{name}.{key}"] = {**inner, "default": defaults.get(key, inner.get("default"))}
+    return found
+
+
+def type_name(field: types.Json) -> str:
+    """Return the JSON type of a field; of one with a choice, all of them."""
+    choices = [str(choice.get("type")) for choice in field.get("anyOf") or ()]
+    return str(field.get("type") or " or ".join(choices) or "any")
+
+
+def method_name(job: types.Job) -> str:
+    """Return the method of a job, or the methods it combines."""
+    chosen = job.spec.get("method") or {}
+    parts = chosen.get("methods")
+    if isinstance(parts, list):
+        return "+".join(str(p.get("name")) for p in parts if isinstance(p, dict))
+    return str(chosen.get("name") or "")
+
+
+def score(job: types.Job, who: str, what: str) -> float | None:
+    """Return one final score, or None if it was not measured."""
+    value = ((job.result.scores.get(who) or {}) if job.result else {}).get(what)
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def bounds(field: types.Json) -> str:
+    """Return the range that a JSON Schema allows, as in `> 0, <= 1`."""
+    signs = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+    allowed = []
+    for kind in (field, *(field.get("anyOf") or ())):
+        allowed += [f"{sign} {kind[key]:g}" for key, sign in signs.items() if key in kind]
+        if "enum" in kind:
+            allowed.append(" | ".join(str(value) for value in kind["enum"]))
+    return ", ".join(allowed)
+
+
+def number(value: float | None) -> str | None:
+    """Return a measured value with four digits, or more if they stand before the point."""
+    if value is None:
+        return None
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def percent(value: float | None) -> str | None:
+    """Return a share of one in percent."""
+    return None if value is None else f"{value:.2%}"
+
+
+def points(value: float | None, sign: str = "+") -> str | None:
+    """Return a difference of shares in percentage points."""
+    return None if value is None else f"{100 * value:{sign}.2f}"
+
+
+def count(value: int | None) -> str | None:
+    """Return a whole number with separators."""
+    return None if value is None else f"{value:,}"
+
+
+def size(value: int) -> str:
+    """Return a number of bytes in the unit that suits it."""
+    amount = float(value)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+def age(at: datetime | None) -> str:
+    """Return how long ago something was, in its largest unit."""
+    if at is None:
+        return ""
+    seconds = max(0.0, (datetime.now(UTC) - at).total_seconds())
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def moment(at: datetime | None) -> str | None:
+    """Return a time of day where the reader is."""
+    return None if at is None else at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def compact(value: object) -> str | None:
+    """Return JSON on one line, or None for what is empty."""
+    return None if value in (None, {}, []) else json.dumps(value, ensure_ascii=False)
+
+
+def class_count(classes: int | list[str] | None) -> Cell:
+    """Return the number of classes, with their names if they are few."""
+    if isinstance(classes, list):
+        return f"{len(classes)} ({some(classes)})"
+    return classes
+
+
+def some(names: Sequence[str], most: int = 10) -> str:
+    """Return the first names of a list, and how many follow."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _styled(cell: Cell) -> rich.text.Text:
+    text = "" if cell is None else errors.one_line(str(cell))
+    return rich.text.Text(text, style=STYLES.get(text, ""))

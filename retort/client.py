@@ -1,0 +1,53 @@
+"""The Python client of Retort: one object, one attribute for each kind of thing.
+
+with client.connect() as retort:
+    teacher = retort.uploads.send(Path("teacher.pt"), purpose="model")
+    version = retort.models.register("digits-teacher", teacher, network=..., classes=10, ...)
+    job = retort.jobs.submit(spec)
+    for event in retort.jobs.stream(job.id): ...
+    retort.jobs.download_student(job.id, Path("student.safetensors"))
+"""
+
+from types import TracebackType
+from typing import Self
+
+from retort import config, datasets, jobs, models, offers, studies, transport, uploads
+
+
+class Client:
+    """A connection to one server, usable from several threads."""
+
+    def __init__(self, url: str, api_key: str, *, timeout: float = 30.0) -> None:
+        self._http = transport.Transport(url, api_key, timeout=timeout)
+        self.uploads = uploads.Uploads(self._http)
+        self.models = models.Models(self._http)
+        self.datasets = datasets.Datasets(self._http)
+        self.jobs = jobs.Jobs(self._http)
+        self.studies = studies.Studies(self._http)
+        self.offers = offers.Offers(self._http)
+
+    @property
+    def url(self) -> str:
+        """Return the address of the server."""
+        return self._http.url
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def connect(url: str | None = None, api_key: str | None = None, *, timeout: float = 30.0) -> Client:
+    """Return a client for the server that the arguments, environment or configuration name."""
+    found = config.find(url, api_key)
+    return Client(found.url, found.api_key, timeout=timeout)

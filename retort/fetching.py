@@ -1,0 +1,98 @@
+"""Choose the files that `retort download` and `retort report` write, and where."""
+
+from pathlib import Path, PurePosixPath
+
+from retort import digests, errors, types
+from retort.cli import shell, transfer_bar
+
+WEIGHTS = "model.safetensors"
+
+
+def fetch(
+    retort: shell.Shell, what: str, output: Path | None, *, everything: bool, force: bool
+) -> list[Path]:
+    """Download a job's student or a model version and return the files written."""
+    if not what.startswith("job_"):
+        version = retort.client.models.resolve(what)
+        return _version(retort, version, output, everything=everything, force=force)
+    job = retort.client.jobs.get(what)
+    student = job.result.student if job.result else None
+    if everything:
+        if student is None:
+            raise errors.BadOption(f"--all: {what} has no student in the registry ({job.state})")
+        version = retort.client.models.resolve(student)
+        return _version(retort, version, output, everything=True, force=force)
+    destination = _destination(output, f"{_stem(student) if student else what}.safetensors")
+    _may_write(destination, job.result.digest if job.result else None, force=force)
+    with transfer_bar.shown(retort.err, destination.name) as progress:
+        retort.client.jobs.download_student(what, destination, progress=progress)
+    return [destination]
+
+
+def report(retort: shell.Shell, job_id: str, output: Path | None, *, force: bool) -> list[Path]:
+    """Download a job's report, as a folder or as one archive, and return the files written."""
+    if output is not None and output.suffix == ".zip":
+        if output.exists() and not force:
+            raise errors.LocalFileProblem(
+                output, "exists already: give --force or another --output"
+            )
+        return [retort.client.jobs.download_report(job_id, output)]
+    folder = output or Path(f"{job_id}-report")
+    wanted = [(file, _inside(folder, file.path)) for file in retort.client.jobs.report(job_id)]
+    for file, destination in wanted:
+        _may_write(destination, file.sha256, force=force)
+    for file, destination in wanted:
+        retort.client.jobs.download_report_file(job_id, file, destination)
+    return [destination for _, destination in wanted]
+
+
+def _version(
+    retort: shell.Shell,
+    version: types.ModelVersion,
+    output: Path | None,
+    *,
+    everything: bool,
+    force: bool,
+) -> list[Path]:
+    stem = _stem(version.reference)
+    if everything:
+        folder = output or Path(stem)
+        wanted = [(stored.path, _inside(folder, stored.path)) for stored in version.files]
+    else:
+        wanted = [(WEIGHTS, _destination(output, f"{stem}.safetensors"))]
+    known = {stored.path: stored.sha256 for stored in version.files}
+    for path, destination in wanted:
+        _may_write(destination, known.get(path), force=force)
+    for path, destination in wanted:
+        with transfer_bar.shown(retort.err, destination.name) as progress:
+            retort.client.models.download(version, destination, file=path, progress=progress)
+    return [destination for _, destination in wanted]
+
+
+def _stem(reference: str) -> str:
+    return reference.replace("@", "-")
+
+
+def _destination(output: Path | None, name: str) -> Path:
+    if output is None:
+        return Path(name)
+    return output / name if output.is_dir() else output
+
+
+def _inside(folder: Path, path: str) -> Path:
+    """Return where a file of a version goes; the server's names lead nowhere else."""
+    steps = PurePosixPath(path).parts
+    if not steps or path.startswith("/") or "\\" in path or ".." in steps:
+        raise errors.UnexpectedAnswer(f"the server names a file {path!r}, which is not safe here")
+    return folder.joinpath(*steps)
+
+
+def _may_write(destination: Path, digest: str | None, *, force: bool) -> None:
+    if force or not destination.exists():
+        return
+    if destination.is_dir():
+        raise errors.LocalFileProblem(destination, "is a folder")
+    if digests.measure(destination).sha256 != digests.hexadecimal(digest):
+        raise errors.LocalFileProblem(
+            destination, "exists already with other content: give --force or another --output"
+        )

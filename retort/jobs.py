@@ -1,0 +1,209 @@
+"""Everything a caller can do with jobs: submit, steer, watch, wait, and take the student home."""
+
+import contextlib
+import json
+import time
+import urllib.parse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import httpx
+import pydantic
+
+from retort import digests, downloads, errors, server_events, transport, types
+
+# The server sends a comment every 15 s; three missing ones mean that the line is dead.
+STREAM_SILENCE_SECONDS = 45.0
+LONGEST_RECONNECT_SECONDS = 15.0
+
+
+class Jobs:
+    """The jobs of the key's project."""
+
+    def __init__(self, http: transport.Transport) -> None:
+        self._http = http
+
+    def submit(
+        self, spec: Mapping[str, object], *, idempotency_key: str | None = None
+    ) -> types.Job:
+        """Submit a spec; the same key submits it once, however often this is called."""
+        headers = {"idempotency-key": idempotency_key or transport.fresh_key()}
+        return self._http.fetch(types.Job, "POST", "/v1/jobs", body=spec, headers=headers)
+
+    def validate(self, spec: Mapping[str, object]) -> types.Json:
+        """Have a spec checked as on submission and return it with defaults filled in."""
+        return dict(self._http.request("POST", "/v1/jobs/validate", body=spec).json())
+
+    def get(self, job_id: str) -> types.Job:
+        """Return a job as it is now."""
+        return self._http.fetch(types.Job, "GET", f"/v1/jobs/{job_id}")
+
+    def list(
+        self,
+        *,
+        state: str | None = None,
+        study: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        page_size: int = 100,
+    ) -> Iterator[types.Job]:
+        """Walk through jobs, newest first."""
+        wanted = {f"label.{key}": value for key, value in (labels or {}).items()}
+        query = {"state": state, "study": study, **wanted}
+        return self._http.pages(types.Job, "/v1/jobs", query=query, size=page_size)
+
+    def cancel(self, job_id: str) -> types.Job:
+        """Ask for a job to be stopped for good."""
+        return self._act(job_id, "cancel")
+
+    def pause(self, job_id: str) -> types.Job:
+        """Ask for a job to be stopped so that it can go on later."""
+        return self._act(job_id, "pause")
+
+    def resume(self, job_id: str) -> types.Job:
+        """Let a paused job go on from its last checkpoint."""
+        return self._act(job_id, "resume")
+
+    def retry(self, job_id: str) -> types.Job:
+        """Submit a failed or cancelled job again, as a new job."""
+        return self._act(job_id, "retry", {"idempotency-key": transport.fresh_key()})
+
+    def delete(self, job_id: str) -> None:
+        """Delete a job that has ended; a registered student stays."""
+        self._http.request("DELETE", f"/v1/jobs/{job_id}")
+
+    def events(
+        self, job_id: str, *, after: int = 0, wait_seconds: float | None = None
+    ) -> types.Page[types.Event]:
+        """Return the events after a sequence number, waiting for one if there is none yet."""
+        query = {"after": after, "wait_seconds": wait_seconds}
+        return self._http.fetch(
+            types.Page[types.Event], "GET", f"/v1/jobs/{job_id}/events", query=query
+        )
+
+    def metrics(
+        self, job_id: str, *, keys: tuple[str, ...] = (), max_points: int | None = None
+    ) -> Sequence[types.MetricSeries]:
+        """Return the measured values of a job by key."""
+        query = {"keys": ",".join(keys) or None, "max_points": max_points}
+        answer = self._http.fetch(
+            types.Page[types.MetricSeries], "GET", f"/v1/jobs/{job_id}/metrics", query=query
+        )
+        return answer.data
+
+    def stream(
+        self, job_id: str, *, after: int = 0, patience_seconds: float = 120.0
+    ) -> Iterator[types.Event]:
+        """Yield each event once, in order, until the job ends; reconnect when the line is lost.
+
+        Gives up when no event and no connection came for `patience_seconds`.
+        """
+        failures, wish = 0, 0.0
+        lost_at: float | None = None
+        while True:
+            try:
+                for sent in self._connected(job_id, after):
+                    wish = sent.retry_seconds if sent.retry_seconds is not None else wish
+                    event, lost_at = _event(sent), None
+                    if event is not None and event.sequence > after:
+                        after, failures = event.sequence, 0
+                        yield event
+                if self.get(job_id).is_final:
+                    # What happened between the last event seen and the end of the stream.
+                    yield from self._rest(job_id, after)
+                    return
+            except (errors.RetortError, httpx.TransportError) as error:
+                problem = _worth_another_try(self._http.url, error)
+                lost_at = lost_at or time.monotonic()
+                if time.monotonic() - lost_at > patience_seconds:
+                    raise problem from error
+                if isinstance(problem, errors.ProblemError):
+                    wish = max(wish, problem.retry_after_seconds or 0.0)
+            pause = transport.backoff_seconds(failures, 0.5, LONGEST_RECONNECT_SECONDS)
+            self._http.sleep(min(max(wish, pause), LONGEST_RECONNECT_SECONDS))
+            failures += 1
+
+    def wait(
+        self, job_id: str, *, timeout: float | None = None, poll_seconds: float = 1.0
+    ) -> types.Job:
+        """Return the job once it has ended, in whatever state."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not (job := self.get(job_id)).is_final:
+            if deadline is not None and time.monotonic() + poll_seconds > deadline:
+                raise errors.TimedOut(f"{job_id} is still {job.state} after {timeout:g} s")
+            self._http.sleep(poll_seconds)
+        return job
+
+    def download_student(
+        self,
+        job_id: str,
+        destination: Path,
+        *,
+        progress: downloads.Progress | None = None,
+    ) -> Path:
+        """Save the student of a job that succeeded, checked against its digest."""
+        job = self.get(job_id)
+        digest = job.result.digest if job.result else None
+        return downloads.save(
+            self._http,
+            f"/v1/jobs/{job_id}/student",
+            destination,
+            sha256=digests.hexadecimal(digest),
+            progress=progress,
+        )
+
+    def report(self, job_id: str) -> Sequence[types.ReportFile]:
+        """Return the files that explain a job that succeeded; none if it was to make no report."""
+        return self._http.fetch(types.Report, "GET", f"/v1/jobs/{job_id}/report").data
+
+    def download_report_file(self, job_id: str, file: types.ReportFile, destination: Path) -> Path:
+        """Save one file of a report, checked against its digest."""
+        path = f"/v1/jobs/{job_id}/report/{urllib.parse.quote(file.path)}"
+        return downloads.save(self._http, path, destination, sha256=file.sha256)
+
+    def download_report(self, job_id: str, destination: Path) -> Path:
+        """Save a whole report as one zip archive."""
+        path = f"/v1/jobs/{job_id}/report.zip"
+        return downloads.save(self._http, path, destination, sha256=None)
+
+    def _act(self, job_id: str, verb: str, headers: Mapping[str, str] | None = None) -> types.Job:
+        return self._http.fetch(
+            types.Job, "POST", f"/v1/jobs/{job_id}/{verb}", body={}, headers=headers
+        )
+
+    def _connected(self, job_id: str, after: int) -> Iterator[server_events.ServerEvent]:
+        headers = {"accept": "text/event-stream", "cache-control": "no-cache"}
+        if after:
+            headers["last-event-id"] = str(after)
+        with self._http.open(
+            f"/v1/jobs/{job_id}/stream", headers, read_timeout=STREAM_SILENCE_SECONDS
+        ) as response:
+            yield server_events.ServerEvent()  # empty: says that the connection stands
+            yield from server_events.parse(server_events.lines(response.iter_bytes()))
+
+    def _rest(self, job_id: str, after: int) -> Iterator[types.Event]:
+        has_more = True
+        while has_more:
+            page = self.events(job_id, after=after)
+            yield from page.data
+            has_more = page.has_more and bool(page.data)
+            after = page.data[-1].sequence if page.data else after
+
+
+def _event(sent: server_events.ServerEvent) -> types.Event | None:
+    """Read the record an SSE event carries; None for one that carries no record."""
+    with contextlib.suppress(ValueError, pydantic.ValidationError):
+        told = json.loads(sent.data) if sent.data else None
+        if isinstance(told, dict):
+            return types.Event.model_validate(told)
+    return None
+
+
+def _worth_another_try(url: str, error: Exception) -> errors.RetortError:
+    """Return the error as ours, or raise it at once if trying again cannot help."""
+    if isinstance(error, httpx.TransportError):
+        return transport.failed(url, error)
+    if isinstance(error, errors.ConnectionFailed):
+        return error
+    if isinstance(error, errors.ProblemError) and error.retryable:
+        return error
+    raise error

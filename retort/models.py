@@ -1,0 +1,152 @@
+"""Everything a caller can do with models: register weights, find, name, download, trace back."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from retort import digests, downloads, errors, transport, types
+
+
+class Models:
+    """The registry of trained networks of the key's project."""
+
+    def __init__(self, http: transport.Transport) -> None:
+        self._http = http
+
+    def register(
+        self,
+        name: str,
+        upload: types.Upload | str,
+        *,
+        network: str,
+        classes: int | Sequence[str],
+        input: Mapping[str, object],
+        arguments: Mapping[str, object] | None = None,
+        task: str = "classification",
+        card: str = "",
+        tags: Mapping[str, str] | None = None,
+    ) -> types.ModelVersion:
+        """Make a new version of a model from an upload; a worker inspects it before it is ready."""
+        body = {
+            "upload": upload if isinstance(upload, str) else upload.id,
+            "network": network,
+            "arguments": dict(arguments or {}),
+            "task": task,
+            "classes": classes if isinstance(classes, int) else list(classes),
+            "input": dict(input),
+            "card": card,
+            "tags": dict(tags or {}),
+        }
+        headers = {"idempotency-key": transport.fresh_key()}
+        return self._http.fetch(
+            types.ModelVersion, "POST", f"/v1/models/{name}/versions", body=body, headers=headers
+        )
+
+    def list(self, *, page_size: int = 100) -> Iterator[types.Model]:
+        """Walk through the models, newest first."""
+        return self._http.pages(types.Model, "/v1/models", size=page_size)
+
+    def get(self, name: str) -> types.Model:
+        """Return a model line."""
+        return self._http.fetch(types.Model, "GET", f"/v1/models/{name}")
+
+    def versions(
+        self, name: str, *, state: str | None = None, page_size: int = 100
+    ) -> Iterator[types.ModelVersion]:
+        """Walk through the versions of a model, newest first."""
+        path = f"/v1/models/{name}/versions"
+        return self._http.pages(types.ModelVersion, path, query={"state": state}, size=page_size)
+
+    def version(self, name: str, version: int) -> types.ModelVersion:
+        """Return one version."""
+        return self._http.fetch(types.ModelVersion, "GET", f"/v1/models/{name}/versions/{version}")
+
+    def resolve(self, reference: str) -> types.ModelVersion:
+        """Return the version that `name`, `name@3`, `name@alias` or `name@latest` means."""
+        name, _, selector = reference.partition("@")
+        if selector.isdecimal():
+            return self.version(name, int(selector))
+        if selector and selector != "latest":
+            return self.version(name, self.alias(name, selector).version)
+        newest = next(self.versions(name, state="ready", page_size=1), None)
+        if newest is None:
+            raise errors.ProblemError(404, "not_found", f"{name} has no version that is ready")
+        return newest
+
+    def wait(
+        self, name: str, version: int, *, timeout: float | None = 600.0, poll_seconds: float = 0.5
+    ) -> types.ModelVersion:
+        """Return a version once it is ready; raise `Rejected` if its upload was turned down."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not (found := self.version(name, version)).is_settled:
+            if deadline is not None and time.monotonic() + poll_seconds > deadline:
+                raise errors.TimedOut(f"{found.reference} is still {found.state}")
+            self._http.sleep(poll_seconds)
+        if found.rejection is not None:
+            raise errors.Rejected(found.reference, found.rejection.code, found.rejection.message)
+        return found
+
+    def alias(self, name: str, alias: str) -> types.Alias:
+        """Return the version that an alias points to."""
+        return self._http.fetch(types.Alias, "GET", f"/v1/models/{name}/aliases/{alias}")
+
+    def set_alias(self, name: str, alias: str, version: int) -> types.Alias:
+        """Point an alias at a version, unless somebody else moves it in the same moment."""
+        path = f"/v1/models/{name}/aliases/{alias}"
+        found, condition = self._alias_now(path)
+        if found is not None and found.version == version:
+            return found
+        try:
+            return self._http.fetch(
+                types.Alias, "PUT", path, body={"version": version}, headers=condition
+            )
+        except errors.ProblemError as error:
+            if error.status != 412:
+                raise
+            # Either somebody was faster, or our own first request was, and its answer got lost.
+            found, _ = self._alias_now(path)
+            if found is None or found.version != version:
+                raise
+            return found
+
+    def _alias_now(self, path: str) -> tuple[types.Alias | None, dict[str, str]]:
+        """Return an alias and the condition under which it is still the same."""
+        try:
+            response = self._http.request("GET", path)
+        except errors.ProblemError as error:
+            if error.status != 404:
+                raise
+            return None, {"if-none-match": "*"}
+        return transport.parsed(types.Alias, response), {"if-match": response.headers["etag"]}
+
+    def delete(self, name: str, version: int | None = None) -> None:
+        """Delete a version that nothing refers to, or without a version the whole model."""
+        path = f"/v1/models/{name}" + ("" if version is None else f"/versions/{version}")
+        self._http.request("DELETE", path)
+
+    def lineage(self, name: str, version: int) -> types.Json:
+        """Return what a version was made from, and what was made from it."""
+        path = f"/v1/models/{name}/versions/{version}/lineage"
+        return dict(self._http.request("GET", path).json())
+
+    def download(
+        self,
+        found: types.ModelVersion,
+        destination: Path,
+        *,
+        file: str = "model.safetensors",
+        progress: downloads.Progress | None = None,
+    ) -> Path:
+        """Save one file of a version, checked against its digest."""
+        known = {stored.path: stored.sha256 for stored in found.files}
+        if known and file not in known:
+            raise errors.ProblemError(
+                404, "not_found", f"{found.reference} has no file {file}: it has {', '.join(known)}"
+            )
+        return downloads.save(
+            self._http,
+            f"/v1/models/{found.name}/versions/{found.version}/files/{file}",
+            destination,
+            sha256=digests.hexadecimal(known.get(file)),
+            progress=progress,
+        )

@@ -1,0 +1,28 @@
+"""What this server offers: its methods, networks and workers."""
+
+from collections.abc import Iterator
+
+from retort import transport, types
+
+
+class Offers:
+    """What a job can be made of, and who would run it."""
+
+    def __init__(self, http: transport.Transport) -> None:
+        self._http = http
+
+    def methods(self) -> Iterator[types.Method]:
+        """Walk through the methods, in the catalog's order."""
+        return self._http.pages(types.Method, "/v1/methods")
+
+    def method(self, name: str) -> types.Method:
+        """Return one method with the schema of its hyper-parameters."""
+        return self._http.fetch(types.Method, "GET", f"/v1/methods/{name}")
+
+    def networks(self, *, search: str | None = None) -> Iterator[types.Network]:
+        """Walk through the networks that students and teachers can have, our own first."""
+        return self._http.pages(types.Network, "/v1/networks", query={"search": search})
+
+    def workers(self) -> Iterator[types.Worker]:
+        """Walk through the workers that have announced themselves."""
+        return self._http.pages(types.Worker, "/v1/workers")

@@ -1,0 +1,72 @@
+"""Everything a caller can do with studies: submit, look, wait, cancel, and compare."""
+
+import time
+from collections.abc import Iterator, Mapping
+
+from retort import errors, transport, types
+
+
+class Studies:
+    """The studies of the key's project."""
+
+    def __init__(self, http: transport.Transport) -> None:
+        self._http = http
+
+    def submit(
+        self, spec: Mapping[str, object], *, idempotency_key: str | None = None
+    ) -> types.Study:
+        """Submit a study; the same key submits it once, however often this is called."""
+        headers = {"idempotency-key": idempotency_key or transport.fresh_key()}
+        return self._http.fetch(types.Study, "POST", "/v1/studies", body=spec, headers=headers)
+
+    def validate(self, spec: Mapping[str, object]) -> types.StudyPlan:
+        """Have a study checked as on submission and return the variants it would have."""
+        return self._http.fetch(types.StudyPlan, "POST", "/v1/studies/validate", body=spec)
+
+    def get(self, study_id: str) -> types.Study:
+        """Return a study as it is now."""
+        return self._http.fetch(types.Study, "GET", f"/v1/studies/{study_id}")
+
+    def list(
+        self,
+        *,
+        active: bool | None = None,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        page_size: int = 100,
+    ) -> Iterator[types.Study]:
+        """Walk through studies, newest first."""
+        query = {
+            "active": None if active is None else str(active).lower(),
+            "name": name,
+            **{f"label.{key}": value for key, value in (labels or {}).items()},
+        }
+        return self._http.pages(types.Study, "/v1/studies", query=query, size=page_size)
+
+    def cancel(self, study_id: str) -> types.Study:
+        """Ask for all jobs that have not ended to be stopped for good."""
+        return self._http.fetch(types.Study, "POST", f"/v1/studies/{study_id}/cancel", body={})
+
+    def delete(self, study_id: str) -> None:
+        """Delete a study that has ended with its jobs; registered students stay."""
+        self._http.request("DELETE", f"/v1/studies/{study_id}")
+
+    def leaderboard(self, study_id: str) -> types.Leaderboard:
+        """Return how the variants compare by now, best first."""
+        return self._http.fetch(types.Leaderboard, "GET", f"/v1/studies/{study_id}/leaderboard")
+
+    def leaderboard_csv(self, study_id: str) -> str:
+        """Return the same as text for a spreadsheet."""
+        path = f"/v1/studies/{study_id}/leaderboard"
+        return self._http.request("GET", path, headers={"accept": "text/csv"}).text
+
+    def wait(
+        self, study_id: str, *, timeout: float | None = None, poll_seconds: float = 2.0
+    ) -> types.Study:
+        """Return the study once all of its jobs have ended, in whatever state."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not (study := self.get(study_id)).is_final:
+            if deadline is not None and time.monotonic() + poll_seconds > deadline:
+                raise errors.TimedOut(f"{study_id} is still {study.state} after {timeout:g} s")
+            self._http.sleep(poll_seconds)
+        return study

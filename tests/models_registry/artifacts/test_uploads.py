@@ -1,0 +1,267 @@
+"""Uploads as verbs: what must hold when several requests and the clock interfere."""
+
+import hashlib
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from models_registry import errors
+from models_registry.artifacts import datasets, models, uploads
+from models_registry.persistence import database, tables
+from models_registry.persistence.storage import ByteStream, LocalStorage
+from models_registry.settings import Settings
+from tests import factories
+
+MEBIBYTE = 2**20
+CONTENT = b"0123456789"
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> LocalStorage:
+    return LocalStorage(tmp_path / "storage")
+
+
+def begin(
+    session: Session, settings: Settings, project: tables.ProjectRow, purpose: str = "model"
+) -> tables.UploadRow:
+    return uploads.create(
+        session,
+        project_id=project.id,
+        filename="file",
+        size_bytes=len(CONTENT),
+        sha256=hashlib.sha256(CONTENT).hexdigest(),
+        purpose=purpose,
+        settings=settings,
+    )
+
+
+class Sender:
+    """Holds what a request holds: project, upload, settings, storage."""
+
+    def __init__(
+        self,
+        sessions: database.Sessions,
+        storage: LocalStorage,
+        settings: Settings,
+        project: tables.ProjectRow,
+    ) -> None:
+        self.sessions, self.storage, self.settings = sessions, storage, settings
+        self.project = project
+        with sessions.begin() as session:
+            self.upload_id = begin(session, settings, project).id
+
+    def receive(self, chunks: Iterator[bytes], **changes: object) -> None:
+        wanted = {"announced_bytes": None, "sha256": None, "number": 1, **changes}
+        uploads.receive(
+            self.sessions,
+            self.storage,
+            project_id=self.project.id,
+            upload_id=self.upload_id,
+            chunks=chunks,
+            settings=self.settings,
+            **wanted,  # type: ignore[arg-type]  # mixed values by name
+        )
+
+    def complete(self, storage: LocalStorage | None = None) -> tables.UploadRow:
+        return uploads.complete(
+            self.sessions,
+            storage or self.storage,
+            project_id=self.project.id,
+            upload_id=self.upload_id,
+            settings=self.settings,
+        )
+
+    def age(self) -> None:
+        """Let the upload have been idle for longer than it may."""
+        with self.sessions.begin() as session:
+            row = session.get_one(tables.UploadRow, self.upload_id)
+            row.expires_at -= timedelta(days=2)
+
+    def expire(self) -> int:
+        with self.sessions.begin() as session:
+            return uploads.expire(session, self.storage)
+
+
+class Overtaken(LocalStorage):
+    """A store so slow that something else happens before its first part is opened."""
+
+    def __init__(self, folder: Path, overtake: Callable[[], object]) -> None:
+        super().__init__(folder)
+        self._overtake = overtake
+
+    def open(self, key: str, *, start: int = 0, end: int | None = None) -> ByteStream:
+        self._overtake()
+        return super().open(key, start=start, end=end)
+
+
+@pytest.fixture
+def sender(
+    sessions: database.Sessions,
+    storage: LocalStorage,
+    settings: Settings,
+    project: tables.ProjectRow,
+) -> Sender:
+    return Sender(sessions, storage, settings, project)
+
+
+def stored_files(tmp_path: Path) -> list[Path]:
+    return [path for path in (tmp_path / "storage").rglob("*") if path.is_file()]
+
+
+class TestReceive:
+    def test_stops_reading_at_the_first_byte_too_many(self, sender: Sender) -> None:
+        taken = []
+
+        def endless() -> Iterator[bytes]:
+            for number in itertools.count():
+                taken.append(number)
+                yield b"1234"
+
+        with pytest.raises(errors.TooLarge):
+            sender.receive(endless())
+        assert taken == [0, 1, 2]
+
+    def test_reads_nothing_when_the_announced_size_is_wrong(self, sender: Sender) -> None:
+        for announced, kind in ((11, errors.TooLarge), (9, errors.Refused)):
+            chunks = iter([CONTENT])
+            with pytest.raises(kind):
+                sender.receive(chunks, announced_bytes=announced)
+            assert next(chunks) == CONTENT
+
+    def test_keeps_nothing_of_a_part_whose_upload_was_closed_meanwhile(
+        self, sender: Sender, tmp_path: Path
+    ) -> None:
+        def interrupted() -> Iterator[bytes]:
+            yield CONTENT[:5]
+            with sender.sessions.begin() as session:
+                uploads.delete(session, project_id=sender.project.id, upload_id=sender.upload_id)
+            yield CONTENT[5:]
+
+        with pytest.raises(errors.Gone):
+            sender.receive(interrupted())
+        assert stored_files(tmp_path) == []
+
+    def test_of_the_same_part_by_many_keeps_one(self, sender: Sender, tmp_path: Path) -> None:
+        together = threading.Barrier(4)
+
+        def send(number: int) -> None:
+            def chunks() -> Iterator[bytes]:
+                together.wait(10)
+                yield CONTENT if number % 2 else CONTENT[::-1]
+
+            sender.receive(chunks())
+
+        with futures.ThreadPoolExecutor(4) as pool:
+            list(pool.map(send, range(4)))
+        with sender.sessions() as session:
+            part = session.scalars(sa.select(tables.UploadPartRow)).one()
+        (file,) = stored_files(tmp_path)
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == part.sha256
+
+
+class TestComplete:
+    def test_survives_parts_that_another_completion_has_taken(
+        self, sender: Sender, tmp_path: Path
+    ) -> None:
+        sender.receive(iter([CONTENT]))
+        slow = Overtaken(tmp_path / "storage", overtake=sender.complete)
+        second = sender.complete(slow)
+        assert second.state == "completed"
+        assert second.blob_sha256 == hashlib.sha256(CONTENT).hexdigest()
+
+    def test_of_the_same_bytes_twice_shares_a_blob(
+        self, sender: Sender, sessions: database.Sessions
+    ) -> None:
+        other = Sender(sessions, sender.storage, sender.settings, sender.project)
+        for one in (sender, other):
+            one.receive(iter([CONTENT]))
+            one.complete()
+        with sessions() as session:
+            assert len(session.scalars(sa.select(tables.BlobRow)).all()) == 1
+
+
+class TestExpire:
+    def test_takes_idle_uploads_and_then_their_bytes(self, sender: Sender, tmp_path: Path) -> None:
+        sender.receive(iter([CONTENT]))
+        assert sender.expire() == 0
+        sender.age()
+        assert [sender.expire(), sender.expire()] == [1, 0]
+        assert stored_files(tmp_path) == []
+        with sender.sessions() as session:
+            assert session.scalars(sa.select(tables.UploadPartRow)).all() == []
+            with pytest.raises(errors.Gone):
+                uploads.get(session, project_id=sender.project.id, upload_id=sender.upload_id)
+
+    def test_deletes_no_bytes_before_the_closing_is_committed(
+        self, sender: Sender, tmp_path: Path
+    ) -> None:
+        sender.receive(iter([CONTENT]))
+        sender.age()
+        with sender.sessions() as session:
+            uploads.expire(session, sender.storage)
+            session.rollback()
+        assert len(stored_files(tmp_path)) == 1
+
+    def test_lets_go_of_the_blob_of_a_completed_upload(self, sender: Sender) -> None:
+        sender.receive(iter([CONTENT]))
+        sender.complete()
+        sender.age()
+        assert sender.expire() == 1
+        with sender.sessions() as session:
+            assert session.get_one(tables.UploadRow, sender.upload_id).blob_sha256 is None
+
+    @pytest.mark.parametrize("purpose", ["model", "dataset"])
+    def test_waits_for_versions_that_are_to_be_inspected(
+        self, sender: Sender, purpose: str
+    ) -> None:
+        sender.receive(iter([CONTENT]))
+        sender.complete()
+        with sender.sessions.begin() as session:
+            row = session.get_one(tables.UploadRow, sender.upload_id)
+            row.purpose = purpose
+            if purpose == "model":
+                new = factories.new_version(upload_id=row.id)
+                models.register(session, project_id=sender.project.id, new=new)
+            else:
+                datasets.register(
+                    session,
+                    project_id=sender.project.id,
+                    new=datasets.NewVersion(
+                        name="d", upload_id=row.id, format="npz", task="classification"
+                    ),
+                )
+        sender.age()
+        assert sender.expire() == 0
+        with sender.sessions.begin() as session, pytest.raises(errors.InUse):
+            uploads.delete(session, project_id=sender.project.id, upload_id=sender.upload_id)
+
+
+class TestAdopt:
+    def test_makes_an_old_blob_young(self, sessions: database.Sessions) -> None:
+        wanted = {"sha256": "0" * 64, "size_bytes": 1, "storage_key": "k"}
+        with sessions.begin() as session:
+            old = uploads.adopt(session, **wanted)  # type: ignore[arg-type]  # mixed values
+            old.created_at -= timedelta(days=2)
+        with sessions.begin() as session:
+            again = uploads.adopt(session, **wanted)  # type: ignore[arg-type]  # mixed values
+            assert database.now(session) - again.created_at < timedelta(hours=1)
+
+
+class TestPartSize:
+    @pytest.mark.parametrize("size_bytes", [1, 8 * MEBIBYTE, 2**36, 2**40])
+    def test_keeps_the_number_of_parts_in_bounds(self, size_bytes: int) -> None:
+        part = uploads._part_size(size_bytes, 8 * MEBIBYTE)
+        row = tables.UploadRow(size_bytes=size_bytes, part_size_bytes=part)
+        count = uploads.part_count(row)
+        assert 1 <= count <= uploads.MAX_PARTS
+        sizes = [uploads.part_bytes(row, number) for number in range(1, count + 1)]
+        assert sum(sizes) == size_bytes
+        assert set(sizes[:-1]) <= {part}
+        assert 0 < sizes[-1] <= part

@@ -1,0 +1,190 @@
+"""Times are aware, writers wait for their turn, and leases are judged by one clock."""
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+import sqlalchemy as sa
+import sqlalchemy.exc
+from sqlalchemy.orm import Session
+
+from models_registry.persistence import database, tables
+from tests import racing
+from tests.databases import SQLITE_ONLY
+
+POSTGRES_ONLY = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+
+
+def project(name: str, created_at: datetime) -> tables.ProjectRow:
+    return tables.ProjectRow(id=f"prj_{name}", name=name, created_at=created_at)
+
+
+class TestUTCDateTime:
+    @pytest.mark.parametrize("hours", [0, 5.5, -11])
+    def test_gives_back_the_same_moment_in_utc(
+        self, sessions: database.Sessions, hours: float
+    ) -> None:
+        moment = datetime(2026, 3, 29, 1, 30, 0, 123456, timezone(timedelta(hours=hours)))
+        with sessions.begin() as session:
+            session.add(project("a", moment))
+        with sessions.begin() as session:
+            found = session.get_one(tables.ProjectRow, "prj_a").created_at
+        assert found == moment
+        assert found.tzinfo is UTC
+
+    def test_refuses_naive_times(self, sessions: database.Sessions) -> None:
+        naive = datetime(2026, 1, 1)
+        with (
+            pytest.raises(sqlalchemy.exc.StatementError, match="without a zone"),
+            sessions.begin() as session,
+        ):
+            session.add(project("a", naive))
+
+    def test_refuses_naive_times_in_comparisons_too(self, sessions: database.Sessions) -> None:
+        late = sa.select(tables.ProjectRow).where(
+            tables.ProjectRow.created_at > datetime(2026, 1, 1)
+        )
+        with (
+            sessions.begin() as session,
+            pytest.raises(sqlalchemy.exc.StatementError, match="without a zone"),
+        ):
+            session.scalars(late)
+
+    def test_compares_and_sorts_by_moment_whatever_the_zone(
+        self, sessions: database.Sessions
+    ) -> None:
+        noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+        east = timezone(timedelta(hours=9))
+        row = tables.ProjectRow
+        with sessions.begin() as session:
+            session.add_all(
+                [
+                    project("later", noon + timedelta(seconds=1)),
+                    project("earlier", (noon - timedelta(seconds=1)).astimezone(east)),
+                ]
+            )
+        with sessions.begin() as session:
+            before = session.scalars(
+                sa.select(row.name).where(row.created_at < noon.astimezone(east))
+            )
+            assert before.all() == ["earlier"]
+            ordered = session.scalars(sa.select(row.name).order_by(row.created_at))
+            assert ordered.all() == ["earlier", "later"]
+
+    def test_keeps_nothing_as_nothing(self, sessions: database.Sessions) -> None:
+        now = datetime.now(UTC)
+        key = {"id": "key_1", "project_id": "prj_a", "name": "k", "role": "admin"}
+        with sessions.begin() as session:
+            session.add(project("a", now))
+            session.flush()
+            session.add(tables.ApiKeyRow(**key, secret_sha256="0" * 64, created_at=now))
+        with sessions.begin() as session:
+            assert session.get_one(tables.ApiKeyRow, "key_1").expires_at is None
+
+
+class TestNow:
+    def test_is_aware_and_never_goes_back_within_a_transaction(
+        self, sessions: database.Sessions
+    ) -> None:
+        with sessions.begin() as session:
+            first = database.now(session)
+            time.sleep(0.002)
+            second = database.now(session)
+        assert first.tzinfo is UTC
+        assert second > first
+
+    def test_can_be_stored_and_read_without_loss(self, sessions: database.Sessions) -> None:
+        with sessions.begin() as session:
+            now = database.now(session)
+            session.add(project("a", now))
+        with sessions.begin() as session:
+            assert session.get_one(tables.ProjectRow, "prj_a").created_at == now
+
+
+class TestConnect:
+    def test_keeps_rows_readable_after_commit(self, sessions: database.Sessions) -> None:
+        with sessions.begin() as session:
+            row = project("a", datetime.now(UTC))
+            session.add(row)
+        assert row.name == "a"
+
+    def test_enforces_foreign_keys(self, sessions: database.Sessions) -> None:
+        event = tables.EventRow(
+            job_id="job_nowhere", sequence=1, type="t", at=datetime.now(UTC), data={}
+        )
+        with pytest.raises(sqlalchemy.exc.IntegrityError), sessions.begin() as session:
+            session.add(event)
+
+    @POSTGRES_ONLY
+    def test_limits_statements_and_locks_on_postgresql(self, database_url: str) -> None:
+        engine = database.connect(database_url, statement_timeout_seconds=1)
+        with engine.connect() as connection:
+            assert connection.exec_driver_sql("SHOW statement_timeout").scalar() == "1s"
+            assert connection.exec_driver_sql("SHOW lock_timeout").scalar() == "10s"
+            with pytest.raises(sqlalchemy.exc.OperationalError, match="statement timeout"):
+                connection.exec_driver_sql("SELECT pg_sleep(5)")
+        engine.dispose()
+
+    @SQLITE_ONLY
+    def test_logs_ahead_on_sqlite(self, engine: sa.Engine) -> None:
+        with engine.connect() as connection:
+            assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+
+
+class TestWriters:
+    def test_wait_for_each_other_and_lose_nothing(self, sessions: database.Sessions) -> None:
+        with sessions.begin() as session:
+            session.add(project("0", datetime.now(UTC)))
+        row = tables.ProjectRow
+
+        def count() -> None:
+            for _ in range(25):
+                with sessions.begin() as session:
+                    # Reads first: on SQLite, the moment at which a transaction that turns from
+                    # reader to writer would fail at once, and not wait.
+                    mine = session.scalars(sa.select(row).with_for_update()).one()
+                    time.sleep(0.0005)
+                    mine.name = str(int(mine.name) + 1)
+
+        racing.together([count, count])
+        with sessions.begin() as session:
+            assert session.scalars(sa.select(row.name)).one() == "50"
+
+    def test_do_not_hold_up_readers(self, engine: sa.Engine, sessions: database.Sessions) -> None:
+        readers = database.sessions(engine.execution_options(read_only=True))
+        with sessions.begin() as session:
+            session.add(project("a", datetime.now(UTC)))
+            session.flush()
+            started = time.monotonic()
+            with readers.begin() as reading:
+                assert reading.scalars(sa.select(tables.ProjectRow)).all() == []
+        assert time.monotonic() - started < 5  # SQLite's writers would wait for thirty
+
+    def test_that_fail_leave_nothing_behind(self, sessions: database.Sessions) -> None:
+        def broken(session: Session) -> None:
+            session.add(project("a", datetime.now(UTC)))
+            session.flush()
+            raise RuntimeError("on purpose")
+
+        with pytest.raises(RuntimeError), sessions.begin() as session:
+            broken(session)
+        with sessions.begin() as session:
+            assert session.scalars(sa.select(tables.ProjectRow)).all() == []
+
+    def test_of_many_threads_share_the_pool(self, sessions: database.Sessions) -> None:
+        lock = threading.Lock()
+        made: list[str] = []
+
+        def one(number: int) -> Callable[[], None]:
+            def add() -> None:
+                with sessions.begin() as session:
+                    session.add(project(f"p{number}", database.now(session)))
+                with lock:
+                    made.append(str(number))
+
+            return add
+
+        racing.together([one(number) for number in range(30)])
+        assert len(made) == 30

@@ -1,0 +1,699 @@
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from retort import config, errors, watching
+from retort.cli import app, shell
+from tests import factories
+from tests.retort import wire as wires
+from tests.retort.wire import problem, told
+
+ROOT = Path(__file__).parents[3]
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+STUDIES = sorted((ROOT / "examples" / "studies").glob("*.yaml"))
+
+
+def run(*arguments: str, stdin: str = "") -> Result:
+    """Run the command line in this process."""
+    return CliRunner().invoke(app.app, arguments, input=stdin, prog_name="retort")
+
+
+# A shell that runs tests in the background has them, and all their children, ignore Ctrl-C.
+INTERRUPTIBLE = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("retort.cli.app", run_name="__main__", alter_sys=True)
+"""
+
+
+def started(*arguments: str) -> subprocess.Popen[str]:
+    """Run the command line as a process of its own, in the current folder."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    return subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTIBLE, *arguments],
+        env=environment,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def one_error(result: Result) -> str:
+    """Return the only line on stderr; there must be nothing on stdout."""
+    assert result.stdout == ""
+    [line] = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.fixture
+def known(monkeypatch, wire):
+    """A scripted server that the command line finds in its environment."""
+    monkeypatch.setenv("RETORT_URL", wire.url)
+    monkeypatch.setenv("RETORT_API_KEY", "key")
+    return wire
+
+
+@pytest.fixture
+def real(monkeypatch, service, api_key):
+    """The real service, found in the environment."""
+    monkeypatch.setenv("RETORT_URL", service)
+    monkeypatch.setenv("RETORT_API_KEY", api_key)
+    return service
+
+
+@pytest.fixture
+def spec_file(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text(json.dumps(factories.spec()))
+    return path
+
+
+class TestHelp:
+    def test_states_the_exit_codes(self):
+        words = " ".join(run("--help").stdout.split())
+        assert "1 the job failed or was cancelled" in words
+
+    def test_is_shown_when_nothing_is_asked(self):
+        result = run()
+        assert result.exit_code == 0
+        assert "submit" in result.stdout
+
+    @pytest.mark.parametrize("flag", ["-h", "--help"])
+    def test_exists_for_every_command(self, flag):
+        listed = run("--help").stdout.partition("Commands")[2]
+        names = re.findall(r"^│ ([a-z]+) ", listed, re.MULTILINE)
+        assert {"up", "demo", "submit", "jobs", "models", "methods", "upload"} < set(names)
+        steered = ("submit", "list", "show", "watch", "cancel", "leaderboard")
+        studies = [f"study {verb}" for verb in steered]
+        for name in [*names, "upload model", "upload dataset", *studies]:
+            result = run(*name.split(), flag)
+            assert result.exit_code == 0, name
+            assert "Usage: retort" in result.stdout
+
+    def test_needs_neither_engine_nor_server_nor_http(self):
+        """What makes a start slow is what it imports: this is half of a second's budget."""
+        program = (
+            "import sys; from retort.cli import app; "
+            "sys.argv[1:] = ['--help']\n"
+            "try: app.main()\n"
+            "except SystemExit: pass\n"
+            "heavy = {'torch', 'httpx', 'pydantic', 'sqlalchemy', 'fastapi', 'celery', 'yaml'}\n"
+            "sys.exit(repr(sorted(heavy & set(sys.modules))) if heavy & set(sys.modules) else 0)"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+    def test_tells_the_version(self):
+        assert run("--version").stdout.startswith("retort ")
+
+
+class TestErrors:
+    def test_of_usage_are_one_line_and_2(self):
+        for arguments in (["nonsense"], ["jobs", "--nonsense"], ["job"], ["jobs", "--limit", "x"]):
+            result = run(*arguments)
+            assert result.exit_code == 2
+            assert "--help`)" in one_error(result)
+
+    def test_without_a_server_say_how_to_get_one(self):
+        result = run("jobs")
+        assert result.exit_code == 2
+        assert "`retort up`" in one_error(result)
+
+    def test_of_an_unreachable_server_are_4(self):
+        url = f"http://127.0.0.1:{wires.free_port()}"
+        result = run("jobs", "--url", url, "--api-key", "k")
+        assert result.exit_code == 4
+        assert url in one_error(result)
+
+    def test_of_a_foreign_server_are_4(self, known):
+        known.on("GET", "/v1/jobs", wires.Reply(200, b"<html>hello</html>"))
+        result = run("jobs")
+        assert result.exit_code == 4
+        assert "did not answer like a Retort server" in one_error(result)
+
+    def test_of_a_refusal_are_3_and_name_every_field(self, known, spec_file):
+        faults = [
+            {"pointer": "/training/epochs", "code": "a", "detail": "at least 1"},
+            {"pointer": "/method/beta", "code": "b", "detail": "at least 0"},
+        ]
+        known.on("POST", "/v1/jobs", problem(422, "invalid_spec", "2 faults", errors=faults))
+        result = run("submit", str(spec_file))
+        assert result.exit_code == 3
+        assert one_error(result).endswith("/training/epochs: at least 1; /method/beta: at least 0")
+
+    def test_of_a_local_file_are_5(self, known):
+        result = run("submit", "none.yaml")
+        assert result.exit_code == 5
+        assert one_error(result) == "error: none.yaml: No such file or directory"
+
+    def test_of_a_bad_override_are_2(self, known, spec_file):
+        result = run("submit", str(spec_file), "--set", "epochs")
+        assert result.exit_code == 2
+        assert "KEY.PATH=VALUE" in one_error(result)
+
+    def test_that_nobody_foresaw_are_70_and_still_one_line(self, known, monkeypatch):
+        monkeypatch.setattr(shell, "emit", lambda _: 1 / 0)
+        known.on("GET", "/v1/jobs", told({"data": []}))
+        result = run("jobs", "--json")
+        assert result.exit_code == 70
+        assert "ZeroDivisionError" in one_error(result)
+        with pytest.raises(ZeroDivisionError):
+            CliRunner().invoke(app.app, ["--debug", "jobs", "--json"], catch_exceptions=False)
+
+    def test_come_before_any_request_if_they_can(self, known, tmp_path):
+        file = tmp_path / "x.pt"
+        file.write_bytes(b"x")
+        for extra, words in (
+            ((), "--height, --mean and --std are needed"),
+            (("--height", "8"), "--height, --mean and --std are needed"),
+            (("--height", "8", "--mean", "0.5", "--std", "1,1"), "one number for each"),
+            (("--height", "8", "--mean", "0.5", "--std", "a"), "expected numbers"),
+            (("--height", "8", "--mean", "0.5", "--std", "1", "--channels", "3"), "3 channels"),
+            (("--height", "8", "--mean", "0.5", "--std", "1", "--arguments", "["), "not JSON"),
+            (("--height", "8", "--mean", "0.5", "--std", "1", "--arguments", "[]"), "an object"),
+        ):
+            result = run(
+                *("upload", "model", "a", str(file), "--network", "n", "--classes", "2"), *extra
+            )
+            assert result.exit_code == 2
+            assert words in one_error(result)
+        assert known.requests == []
+
+
+class TestUp:
+    def test_says_in_one_line_what_is_in_the_way(self, tmp_path):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = str(taken.getsockname()[1])
+            result = run("up", "--data-dir", str(tmp_path / "up"), "--port", port)
+        assert result.exit_code == 5
+        assert one_error(result).startswith(f"error: port {port} on 127.0.0.1 cannot be used")
+
+
+class TestOptions:
+    @pytest.mark.parametrize("place", ["before", "after"])
+    def test_may_stand_before_and_after_the_command(self, wire, place):
+        wire.on("GET", "/v1/jobs", told({"data": []}))
+        options = ("--url", wire.url, "--api-key", "said-key", "--json")
+        result = run(*options, "jobs") if place == "before" else run("jobs", *options)
+        assert json.loads(result.stdout) == []
+        assert wire.requests[0].headers["authorization"] == "Bearer said-key"
+
+    def test_for_labels_must_be_pairs(self, known):
+        assert run("jobs", "--label", "team").exit_code == 2
+
+
+class TestLogin:
+    def test_checks_the_key_and_keeps_it(self, service, api_key):
+        result = run("login", "--url", service, "--key", api_key)
+        assert result.exit_code == 0
+        assert api_key not in result.output
+        assert config.find().api_key == api_key
+        assert run("jobs", "--json").stdout == "[]\n"
+
+    def test_asks_for_the_key(self, service, api_key):
+        assert run("login", "--url", service, stdin=f"{api_key}\n").exit_code == 0
+        assert config.find().url == service
+
+    def test_keeps_no_key_that_is_refused(self, service):
+        result = run("login", "--url", service, "--key", "ak_test_no_no")
+        assert result.exit_code == 3
+        with pytest.raises(errors.NotConfigured):
+            config.find()
+
+
+class TestSubmit:
+    def test_prints_the_id_and_nothing_else_on_stdout(self, real, staff, spec_file):
+        staff.teacher()
+        result = run("submit", str(spec_file), "--set", "training.epochs=5")
+        assert result.exit_code == 0
+        job_id = result.stdout.strip()
+        shown = json.loads(run("job", job_id, "--json").stdout)
+        assert shown["spec"]["training"]["epochs"] == 5
+        assert f"retort watch {job_id}" in result.stderr
+
+    def test_reads_standard_input(self, real, staff):
+        staff.teacher()
+        result = run("submit", "-", "--json", stdin=json.dumps(factories.spec()))
+        assert json.loads(result.stdout)["state"] == "queued"
+
+    def test_can_only_validate(self, real, staff, spec_file):
+        staff.teacher()
+        assert run("submit", str(spec_file), "--validate").stdout == "the spec is valid\n"
+        told = json.loads(run("submit", str(spec_file), "--validate", "--json").stdout)
+        assert told["max_attempts"] == 3
+        assert json.loads(run("jobs", "--json").stdout) == []
+        result = run("submit", str(spec_file), "--validate", "--set", "method.name=magic")
+        assert result.exit_code == 3
+
+    @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+    def test_takes_every_example(self, real, staff, example):
+        staff.teacher()
+        result = run("submit", str(example), "--validate")
+        assert (result.exit_code, result.stderr) == (0, "")
+
+
+class TestJobs:
+    def test_are_listed_shown_and_steered(self, real, retort, staff):
+        teacher = staff.teacher()
+        job = retort.jobs.submit(factories.spec(teacher=teacher, labels={"team": "vision"}))
+        retort.jobs.submit(factories.spec(teacher=teacher))
+        head, *rows = run("jobs", "--label", "team=vision").stdout.splitlines()
+        assert head.split()[:3] == ["ID", "NAME", "STATE"]
+        assert [row.split()[0] for row in rows] == [job.id]
+        assert len(json.loads(run("jobs", "--limit", "1", "--json").stdout)) == 1
+        assert "team=vision" in run("job", job.id).stdout
+        assert run("pause", job.id).stdout == f"{job.id} is paused\n"
+        assert run("resume", job.id).stdout == f"{job.id} is queued\n"
+        assert json.loads(run("cancel", job.id, "--json").stdout)["state"] == "cancelled"
+        assert run("pause", job.id).exit_code == 3
+        again = run("retry", job.id).stdout.strip()
+        assert retort.jobs.get(again).retry_of == job.id
+        assert run("jobs", "--state", "cancelled").stdout.count("job_") == 1
+
+    def test_show_their_scores(self, real, retort, staff):
+        job = retort.jobs.submit(factories.spec(teacher=staff.teacher()))
+        staff.finish(staff.start(job.id), b"student")
+        shown = run("job", job.id).stdout
+        assert "digits-student@1" in shown
+        assert "78,042" in shown
+
+
+class TestWatch:
+    @pytest.fixture(autouse=True)
+    def swift(self, monkeypatch):
+        monkeypatch.setattr(watching, "POLL_SECONDS", 0.05)
+
+    @pytest.fixture
+    def job(self, real, retort, staff):
+        return retort.jobs.submit(factories.spec(teacher=staff.teacher()))
+
+    def test_ends_with_the_scores_of_a_success(self, job, staff):
+        staff.finish(staff.start(job.id), b"student")
+        result = run("watch", job.id)
+        assert result.exit_code == 0
+        assert [line.split()[0] for line in result.stdout.splitlines()] == [
+            "NETWORK",
+            "teacher",
+            "student",
+        ]
+        assert "succeeded as digits-student@1" in result.stderr
+
+    def test_explains_a_failure_and_ends_with_1(self, job, staff):
+        lease = staff.start(job.id)
+        staff.fail(lease, "diverged", "the loss is NaN", "step 119", "step \x1b[31m120")
+        result = run("watch", job.id)
+        assert result.exit_code == 1
+        assert result.stderr.splitlines()[-3:] == [
+            f"error: {job.id} failed: diverged: the loss is NaN (attempt 1)",
+            "| step 119",
+            "| step [31m120",
+        ]
+
+    def test_ends_with_1_for_a_cancelled_job(self, job, retort):
+        retort.jobs.cancel(job.id)
+        result = run("watch", job.id, "--json")
+        assert result.exit_code == 1
+        assert json.loads(result.stdout)["state"] == "cancelled"
+
+    def test_of_a_job_that_does_not_exist_is_3(self, real):
+        assert run("watch", "job_nothing").exit_code == 3
+
+    def test_follows_submission(self, known, spec_file):
+        known.on("POST", "/v1/jobs", told({"id": "job_1", "state": "queued"}, 202))
+        states = ["queued", "running", "succeeded"]
+        known.on("GET", "/v1/jobs/job_1", *[told({"id": "job_1", "state": s}) for s in states])
+        result = run("submit", str(spec_file), "--watch")
+        assert result.exit_code == 0
+        lines = [line.split()[0] for line in result.stderr.splitlines()]
+        assert lines == ["submitted", "queued", "running", "succeeded", "succeeded;"]
+
+    def test_leaves_the_job_running_when_it_is_interrupted(self, known):
+        known.on("GET", "/v1/jobs/job_1", told({"id": "job_1", "state": "running"}))
+        process = started("watch", "job_1")
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("running")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+        assert (process.returncode, out) == (130, "")
+        assert err == "stopped watching; job_1 goes on: retort watch job_1\n"
+        assert [r.method for r in known.requests if r.method != "GET"] == []
+
+
+class TestStudy:
+    @pytest.fixture(autouse=True)
+    def swift(self, monkeypatch):
+        monkeypatch.setattr(watching, "POLL_SECONDS", 0.05)
+
+    @pytest.fixture
+    def study_file(self, tmp_path):
+        path = tmp_path / "study.yaml"
+        path.write_text(json.dumps(factories.study_spec()))
+        return path
+
+    @pytest.fixture
+    def study(self, real, retort, staff):
+        return retort.studies.submit(factories.study_spec(teacher=staff.teacher()))
+
+    def test_is_submitted_and_followed_by_its_id(self, real, staff, study_file):
+        staff.teacher()
+        result = run("study", "submit", str(study_file), "--set", "seeds=[7]")
+        assert result.exit_code == 0
+        study_id = result.stdout.strip()
+        assert result.stderr == f"3 jobs; follow them with: retort study watch {study_id}\n"
+        shown = json.loads(run("study", "show", study_id, "--json").stdout)
+        assert shown["spec"]["seeds"] == [7]
+        assert len(json.loads(run("jobs", "--study", study_id, "--json").stdout)) == 3
+
+    @pytest.mark.parametrize("example", STUDIES, ids=lambda path: path.stem)
+    def test_takes_every_example(self, real, staff, example):
+        staff.teacher()
+        result = run("study", "submit", str(example), "--validate")
+        assert result.exit_code == 0
+        assert "the study is valid and has 30 jobs" in result.stderr
+        assert "kd temperature=8.0" in result.stdout
+
+    def test_that_is_wrong_is_refused_with_every_field(self, real, staff, study_file):
+        staff.teacher()
+        result = run("study", "submit", str(study_file), "--set", "methods.0.temperature=-1")
+        assert result.exit_code == 3
+        assert "/methods/0/temperature" in one_error(result)
+
+    def test_is_listed_shown_and_cancelled(self, study):
+        head, row = run("study", "list", "--active").stdout.splitlines()
+        assert head.split()[:3] == ["ID", "NAME", "STATE"]
+        assert row.split()[0] == study.id
+        assert "6: 6 queued" in run("study", "show", study.id).stdout
+        told = run("study", "cancel", study.id).stdout
+        assert told == f"{study.id} is cancelled: 6 cancelled\n"
+        assert json.loads(run("study", "list", "--active", "--json").stdout) == []
+
+    def test_is_watched_to_its_end_and_compared(self, study, retort, staff):
+        for place, job in enumerate(retort.jobs.list(study=study.id)):
+            staff.finish(staff.start(job.id), f"{place}".encode(), accuracy=0.9 + 0.01 * place)
+        result = run("study", "watch", study.id)
+        assert result.exit_code == 0
+        assert "succeeded 100 % 6 succeeded" in result.stderr
+        assert result.stderr.splitlines()[-1] == "succeeded: all 6 jobs"
+        head, *rows = result.stdout.splitlines()
+        assert head.split()[:3] == ["RANK", "VARIANT", "SEEDS"]
+        assert {row.split()[1] for row in rows[:3]} == {"kd", "ce"}
+        assert "The teacher digits-teacher@1 has 99.00%." in rows
+        assert "Fewer than three seeds give no verdict." in rows
+        told = json.loads(run("study", "leaderboard", study.id, "--json").stdout)
+        assert [row["rank"] for row in told["rows"]] == [1, 2, 3]
+        text = run("study", "leaderboard", study.id, "--csv").stdout
+        assert text.splitlines()[0].startswith("rank,variant,name,")
+
+    def test_of_which_a_job_failed_ends_with_1(self, study, retort, staff):
+        first, *others = retort.jobs.list(study=study.id)
+        staff.fail(staff.start(first.id), "diverged", "the loss is NaN")
+        for job in others:
+            staff.finish(staff.start(job.id), job.id.encode())
+        result = run("study", "watch", study.id)
+        assert result.exit_code == 1
+        assert result.stderr.splitlines()[-1] == (
+            f"error: {study.id} incomplete: 1 failed, 5 succeeded; retort jobs --study {study.id}"
+        )
+
+    def test_goes_on_when_watching_is_interrupted(self, known):
+        body = {"id": "stu_1", "state": "running", "jobs": {"running": 1}, "job_count": 1}
+        known.on("GET", "/v1/studies/stu_1", told(body))
+        process = started("study", "watch", "stu_1")
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("running")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+        assert (process.returncode, out) == (130, "")
+        assert err == "stopped watching; stu_1 goes on: retort study watch stu_1\n"
+
+
+class TestUpload:
+    MODEL = ("--network", "retort/resnet8x4", "--classes", "10", "--height", "8")
+    IMAGES = ("--mean", "0.3", "--std", "0.3")
+
+    @pytest.fixture
+    def weights(self, tmp_path):
+        path = tmp_path / "teacher.pt"
+        path.write_bytes(b"weights" * 1000)
+        return path
+
+    def test_registers_a_model(self, real, staff, weights):
+        result = run("upload", "model", "digits-teacher", str(weights), *self.MODEL, *self.IMAGES)
+        assert result.stdout == "digits-teacher@1\n"
+        staff.accept_model(b"weights" * 1000)
+        shown = json.loads(run("model", "digits-teacher@1", "--json").stdout)
+        assert shown["state"] == "ready"
+        assert shown["input"] == {
+            "channels": 1,
+            "height": 8,
+            "width": 8,
+            "mean": [0.3],
+            "std": [0.3],
+        }
+
+    def test_waits_and_explains_a_rejection(self, known, weights):
+        known.on("POST", "/v1/uploads", told({"id": "upl_1", "state": "completed"}, 201))
+        known.on("POST", "/v1/uploads/upl_1/complete", told({"id": "upl_1", "state": "completed"}))
+        version: dict[str, Any] = {"name": "a", "version": 1, "reference": "a@1"}
+        known.on("POST", "/v1/models/a/versions", told({**version, "state": "pending"}, 202))
+        rejection = {
+            "code": "keys_mismatch",
+            "message": "1 key is missing",
+            "missing_keys": ["fc.bias"],
+        }
+        rejected = {**version, "state": "rejected", "rejection": rejection}
+        known.on("GET", "/v1/models/a/versions/1", told(rejected))
+        result = run("upload", "model", "a", str(weights), *self.MODEL, *self.IMAGES, "--wait")
+        assert result.exit_code == 3
+        assert result.stderr.splitlines() == [
+            "a@1 is being inspected",
+            "error: a@1 was rejected: 1 key is missing (keys_mismatch)",
+        ]
+
+    def test_names_classes(self, known, weights):
+        known.on("POST", "/v1/uploads", told({"id": "upl_1", "state": "completed"}, 201))
+        known.on("POST", "/v1/uploads/upl_1/complete", told({"id": "upl_1", "state": "completed"}))
+        version = {"name": "a", "version": 1, "reference": "a@1", "state": "pending"}
+        known.on("POST", "/v1/models/a/versions", told(version, 202))
+        arguments = ("--network", "n", "--classes", "cat, dog", "--height", "8", *self.IMAGES)
+        assert run("upload", "model", "a", str(weights), *arguments).exit_code == 0
+        [request] = known.sent("POST", "/v1/models/a/versions")
+        assert request.json()["classes"] == ["cat", "dog"]
+
+    def test_says_what_a_dense_network_is_for(self, known, weights):
+        known.on("POST", "/v1/uploads", told({"id": "upl_1", "state": "completed"}, 201))
+        known.on("POST", "/v1/uploads/upl_1/complete", told({"id": "upl_1", "state": "completed"}))
+        version = {"name": "a", "version": 1, "reference": "a@1", "state": "pending"}
+        known.on("POST", "/v1/models/a/versions", told(version, 202))
+        given = (*self.MODEL, *self.IMAGES, "--task", "segmentation")
+        assert run("upload", "model", "a", str(weights), *given).exit_code == 0
+        [request] = known.sent("POST", "/v1/models/a/versions")
+        assert request.json()["task"] == "segmentation"
+
+    def test_says_how_to_go_on_when_it_is_cut_off(self, known, weights, monkeypatch):
+        part = {"number": 1, "url": "/v1/uploads/upl_1/parts/1", "received": False}
+        upload = {"id": "upl_1", "state": "open", "part_size_bytes": 10_000, "parts": [part]}
+        known.on("POST", "/v1/uploads", told(upload, 201))
+        known.on("PUT", "/v1/uploads/upl_1/parts/1", wires.Reply(cut_after=-1))
+        monkeypatch.setattr("retort.transport.backoff_seconds", lambda *_: 0.0)
+        result = run("upload", "model", "a", str(weights), *self.MODEL, *self.IMAGES)
+        assert result.exit_code == 4
+        assert result.stderr.startswith("go on with the same command and --resume upl_1\nerror: ")
+
+    def test_registers_a_dataset(self, real, staff, tmp_path):
+        archive = tmp_path / "shapes.zip"
+        archive.write_bytes(b"PK")
+        result = run("upload", "dataset", "shapes", str(archive), "--format", "imagefolder")
+        assert result.stdout == "shapes@1\n"
+        staff.accept_dataset(classes=["round", "square"], splits={"train": 8, "test": 2})
+        rows = [line.split() for line in run("datasets").stdout.splitlines()]
+        assert ["shapes@1", "ready", "2", "8", "2"] in rows
+
+    def test_registers_masks(self, real, staff, tmp_path):
+        archive = tmp_path / "stripes.npz"
+        archive.write_bytes(b"PK")
+        given = ("--format", "npz", "--task", "segmentation")
+        result = run("upload", "dataset", "stripes", str(archive), *given, "--json")
+        assert json.loads(result.stdout)["task"] == "segmentation"
+
+
+class TestDatasetFromJob:
+    def test_registers_invented_images(self, real, staff):
+        result = run("dataset", "from-job", staff.invent(), "--name", "dreams")
+        assert result.stdout == "dreams@1\n"
+        assert "6 train, 2 validation, 2 test" in result.stderr
+        rows = [line.split() for line in run("datasets").stdout.splitlines()]
+        assert ["dreams@1", "ready", "10", "6", "2", "2"] in rows
+
+    def test_says_why_there_are_none(self, real, staff):
+        result = run("dataset", "from-job", "job_none", "--name", "dreams")
+        assert result.exit_code == 3
+        assert "job_none" in one_error(result)
+
+
+class TestDownload:
+    @pytest.fixture
+    def job(self, real, retort, staff):
+        job = retort.jobs.submit(factories.spec(teacher=staff.teacher(b"teacher")))
+        staff.finish(staff.start(job.id), b"student" * 100_000)
+        return job
+
+    def test_writes_the_student_of_a_job(self, job):
+        result = run("download", job.id)
+        assert result.stdout == "digits-student-1.safetensors\n"
+        assert Path("digits-student-1.safetensors").read_bytes() == b"student" * 100_000
+
+    def test_writes_to_a_file_or_into_a_folder(self, job):
+        Path("folder").mkdir()
+        run("download", job.id, "--output", "folder")
+        assert Path("folder/digits-student-1.safetensors").exists()
+        result = run("download", "digits-teacher", "-o", "new/t.safetensors", "--json")
+        assert json.loads(result.stdout) == {"files": ["new/t.safetensors"]}
+        assert Path("new/t.safetensors").read_bytes() == b"teacher"
+
+    def test_writes_every_file_of_a_version(self, job):
+        result = run("download", job.id, "--all")
+        assert sorted(result.stdout.split()) == [
+            "digits-student-1/config.json",
+            "digits-student-1/model.safetensors",
+            "digits-student-1/report/accuracy.png",
+            "digits-student-1/report/index.json",
+        ]
+        assert json.loads(Path("digits-student-1/config.json").read_text())["network"]
+
+    def test_may_be_repeated(self, job):
+        assert run("download", job.id).exit_code == 0
+        assert run("download", job.id).exit_code == 0
+
+    def test_replaces_another_file_only_when_told_to(self, job):
+        Path("mine").write_bytes(b"mine")
+        result = run("download", job.id, "-o", "mine")
+        assert result.exit_code == 5
+        assert "--force" in one_error(result)
+        assert Path("mine").read_bytes() == b"mine"
+        assert run("download", job.id, "-o", "mine", "--force").exit_code == 0
+        assert Path("mine").read_bytes() == b"student" * 100_000
+
+    def test_of_a_job_without_student_is_refused(self, real, retort, staff):
+        job = retort.jobs.submit(factories.spec(teacher=staff.teacher()))
+        assert run("download", job.id).exit_code == 3
+        assert run("download", job.id, "--all").exit_code == 2
+
+    @pytest.mark.parametrize("path", ["../x", "/x", "a/../../x", "a\\x", ""])
+    def test_lets_no_server_choose_a_place_outside(self, known, path):
+        file = {"path": path, "size_bytes": 1, "sha256": "0" * 64}
+        version = {"name": "a", "version": 1, "reference": "a@1", "state": "ready"}
+        known.on("GET", "/v1/models/a/versions/1", told({**version, "files": [file]}))
+        result = run("download", "a@1", "--all")
+        assert result.exit_code == 4
+        assert "not safe" in one_error(result)
+
+
+class TestReport:
+    @pytest.fixture
+    def job(self, real, retort, staff):
+        job = retort.jobs.submit(factories.spec(teacher=staff.teacher()))
+        staff.finish(staff.start(job.id), b"student")
+        return job
+
+    def test_writes_a_folder_and_may_be_repeated(self, job):
+        for _ in range(2):
+            result = run("report", job.id)
+            assert result.stdout.split() == [
+                f"{job.id}-report/accuracy.png",
+                f"{job.id}-report/index.json",
+            ]
+        assert Path(f"{job.id}-report/accuracy.png").read_bytes() == b"a picture"
+
+    def test_writes_one_archive(self, job):
+        result = run("report", job.id, "--output", "new/all.zip", "--json")
+        assert json.loads(result.stdout) == {"files": ["new/all.zip"]}
+        with zipfile.ZipFile("new/all.zip") as archive:
+            assert archive.read("report/accuracy.png") == b"a picture"
+        again = run("report", job.id, "-o", "new/all.zip")
+        assert (again.exit_code, "--force" in one_error(again)) == (5, True)
+        assert run("report", job.id, "-o", "new/all.zip", "--force").exit_code == 0
+
+    def test_says_so_where_there_is_none(self, known):
+        known.on("GET", "/v1/jobs/job_1/report", told({"data": [], "archive": None}))
+        result = run("report", "job_1")
+        assert (result.exit_code, result.stdout) == (0, "")
+        assert "made no report" in result.stderr
+
+    @pytest.mark.parametrize("path", ["../x", "/x", "a\\x", ""])
+    def test_lets_no_server_choose_a_place_outside(self, known, path):
+        file = {"path": path, "size_bytes": 1, "sha256": "0" * 64, "url": "/x"}
+        known.on("GET", "/v1/jobs/job_1/report", told({"data": [file], "archive": None}))
+        assert "not safe" in one_error(run("report", "job_1"))
+
+
+class TestCatalog:
+    def test_lists_methods_and_shows_one(self, real):
+        assert "dkd" in run("methods").stdout
+        shown = run("methods", "dkd").stdout
+        assert "temperature" in shown
+        assert "CVPR 2022" in shown
+        assert json.loads(run("methods", "dkd", "--json").stdout)["name"] == "dkd"
+        assert run("methods", "magic").exit_code == 3
+
+    def test_lists_networks_that_contain_a_text(self, real):
+        names = [n["name"] for n in json.loads(run("networks", "--filter", "8x4", "--json").stdout)]
+        assert names == ["retort/resnet8x4"]
+        assert "retort/resnet8x4" in run("networks", "--filter", "8X4").stdout
+
+    def test_lists_models_datasets_and_workers(self, real, staff):
+        staff.teacher()
+        assert "digits-teacher" in run("models").stdout
+        assert "digits-teacher@1" in run("model", "digits-teacher").stdout
+        told = json.loads(run("model", "digits-teacher", "--json").stdout)
+        assert [version["version"] for version in told["versions"]] == [1]
+        assert "retort/resnet8x4" in run("model", "digits-teacher@latest").stdout
+        assert "digits@1" in run("datasets").stdout
+        assert json.loads(run("workers", "--json").stdout) == []
+
+    @pytest.mark.parametrize("name", ["jobs", "models", "datasets", "methods", "networks"])
+    def test_prints_nothing_but_json_on_stdout_if_asked(self, real, name):
+        result = run(name, "--json")
+        assert isinstance(json.loads(result.stdout), list)
+        assert result.stderr == ""
+
+
+class TestProcess:
+    def test_answers_like_the_function_does(self, real):
+        process = started("jobs", "--json")
+        out, err = process.communicate(timeout=30)
+        assert (process.returncode, json.loads(out), err) == (0, [], "")
+
+    def test_shows_no_traceback_when_its_reader_has_enough(self, real):
+        process = started("networks")
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+        process.stderr.close()
+        process.wait(timeout=20)
+
+    def test_ends_with_the_code_of_its_error(self):
+        began = time.monotonic()
+        process = started("jobs", "--url", f"http://127.0.0.1:{wires.free_port()}", "--api-key=k")
+        out, err = process.communicate(timeout=30)
+        assert (process.returncode, out) == (4, "")
+        assert len(err.splitlines()) == 1
+        assert time.monotonic() - began < 20

@@ -1,0 +1,228 @@
+import io
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import rich.console
+
+from retort import types
+from retort.cli import display
+
+
+@pytest.fixture
+def page():
+    return io.StringIO()
+
+
+@pytest.fixture
+def console(page):
+    return rich.console.Console(file=page, width=120)
+
+
+class TestTable:
+    def test_shows_markup_and_terminal_codes_as_plain_text(self, console, page):
+        display.table(console, ("name", "n"), [("[red]x[/red]\x1b[2J\n", 3), (None, 0)])
+        head, *rows = [line.rstrip() for line in page.getvalue().splitlines()]
+        assert head.split() == ["NAME", "N"]
+        assert [row.split() for row in rows] == [["[red]x[/red]", "[2J", "3"], ["0"]]
+
+    def test_folds_long_words_so_that_names_can_be_read(self, console, page):
+        names = [f"synthesis.parameter_{number}" for number in range(3)]
+        display.table(
+            console, ("name", "meaning"), [(n, "word " * 60) for n in names], folds=("meaning",)
+        )
+        text = page.getvalue()
+        assert all(name in text for name in names)
+        assert text.count("word") == 180
+        assert "…" not in text
+
+
+class TestCard:
+    def test_leaves_out_what_has_no_value(self, console, page):
+        display.card(console, [("a", 0), ("b", None), ("c", ""), ("d", "x")])
+        assert [line.split() for line in page.getvalue().splitlines()] == [["a", "0"], ["d", "x"]]
+
+
+class TestMethodName:
+    def test_names_what_a_combination_is_made_of(self):
+        combined = {"name": "combine", "methods": [{"name": "crd"}, {"name": "kd"}]}
+        for method, shown in (({"name": "kd"}, "kd"), (combined, "crd+kd"), (None, "")):
+            job = types.Job(id="job_1", state="queued", spec={"method": method})
+            assert display.method_name(job) == shown
+
+
+class TestBounds:
+    def test_read_like_inequalities(self):
+        field = {"exclusiveMinimum": 0, "maximum": 1e6, "enum": ["a", "b"]}
+        assert display.bounds(field) == "> 0, <= 1e+06, a | b"
+        assert display.bounds({}) == ""
+
+    def test_are_those_of_the_value_where_there_need_not_be_one(self):
+        choice = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]}
+        assert display.bounds(choice) == ">= 1"
+        assert display.type_name(choice) == "integer or null"
+
+
+class TestHyperParameters:
+    def test_within_an_object_are_named_with_it_and_have_the_methods_own_defaults(self):
+        schema = {
+            "$defs": {"Budget": {"properties": {"steps": {"type": "integer", "default": 10}}}},
+            "properties": {
+                "temperature": {"type": "number", "default": 4.0},
+                "synthesis": {"$ref": "#/$defs/Budget", "default": {"steps": 5}},
+            },
+        }
+        assert display.hyper_parameters(schema) == {
+            "temperature": {"type": "number", "default": 4.0},
+            "synthesis.steps": {"type": "integer", "default": 5},
+        }
+
+
+class TestScores:
+    def test_say_so_where_nothing_could_be_measured(self, console, page):
+        scores = {"teacher": None, "student": None, "baseline": None}
+        result = types.JobResult(scores=scores, parameters={"student": 10})
+        shown = types.Job(id="job_1", state="succeeded", result=result)
+        display.scores(console, shown)
+        assert "Nothing was scored" in page.getvalue()
+        display.jobs(console, [shown])
+        assert "job_1" in page.getvalue()
+
+    def test_of_a_dense_network_are_mean_iou_and_accuracy_of_pixels(self, console, page):
+        student = {"miou": 0.4692, "accuracy": 0.8036, "agreement": 0.8057}
+        scores = {"teacher": {"miou": 0.9943, "accuracy": 0.998}, "student": student}
+        result = types.JobResult(scores=scores, parameters={"teacher": 9, "student": 3})
+        display.scores(console, types.Job(id="job_1", state="succeeded", result=result))
+        head, *rows = [line.split() for line in page.getvalue().splitlines()]
+        assert head == ["NETWORK", "MIOU", "ACCURACY", "AGREEMENT", "PARAMETERS"]
+        assert rows == [
+            ["teacher", "0.9943", "0.998", "9"],
+            ["student", "0.4692", "0.8036", "0.8057", "3"],
+        ]
+
+    def test_of_a_data_free_job_come_with_what_it_read_and_made(self, console, page):
+        made = {"images": 7680, "synthesis_seconds": 1.26, "distillation_seconds": 2.0}
+        result = types.JobResult(
+            scores={"student": {"accuracy": 0.5}}, training_images_read=0, synthesis=made
+        )
+        display.job(console, types.Job(id="job_1", state="succeeded", result=result))
+        assert "0 for training" in page.getvalue()
+        assert "7,680 images (1.3 s inventing, 2.0 s learning)" in page.getvalue()
+
+
+class TestNumbers:
+    @pytest.mark.parametrize(
+        ("value", "shown"),
+        [(None, None), (0.97222222, "0.9722"), (5e-05, "5e-05"), (11734.2, "11,734")],
+    )
+    def test_have_four_digits(self, value, shown):
+        assert display.number(value) == shown
+
+    @pytest.mark.parametrize(
+        ("value", "shown"),
+        [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**40 * 3, "3.0 TiB")],
+    )
+    def test_of_bytes_have_a_unit(self, value, shown):
+        assert display.size(value) == shown
+
+    @pytest.mark.parametrize(
+        ("seconds", "shown"), [(5, "5 s"), (90, "1 min"), (7200, "2 h"), (200_000, "2 d")]
+    )
+    def test_of_time_passed_have_its_largest_unit(self, seconds, shown):
+        assert display.age(datetime.now(UTC) - timedelta(seconds=seconds)) == shown
+
+
+class TestSome:
+    def test_counts_what_it_does_not_show(self):
+        assert display.some(["a", "b", "c"], most=2) == "a, b and 1 more"
+        assert display.some(["a", "b"], most=2) == "a, b"
+
+
+class TestReadingAids:
+    def test_say_why_no_student_has_a_rank(self):
+        row = types.LeaderboardRow(variant=1, name="dafl", finished=2)
+        shown = types.Leaderboard(study="stu_1", state="succeeded", seeds=[0, 1], rows=[row])
+        assert display.reading_aids(shown) == [
+            "No student was scored: the study has no data set to evaluate on."
+        ]
+
+
+class TestLeaderboard:
+    def row(self, number, mean, difference=None, **more):
+        accuracy = {"mean": mean, "smallest": mean, "largest": mean, "standard_deviation": 0.01}
+        return types.LeaderboardRow.model_validate(
+            {
+                "rank": number,
+                "variant": number,
+                "name": f"m{number}",
+                "finished": 3,
+                "accuracy": accuracy,
+                "difference": difference,
+                **more,
+            }
+        )
+
+    def difference(self, pairs=3, verdict="beats", interval=(0.004, 0.036)):
+        return {
+            "pairs": pairs,
+            "mean": 0.02,
+            "interval": interval,
+            "p_value": 0.25,
+            "seeds_above": pairs,
+            "verdict": verdict,
+        }
+
+    def board(self, *rows):
+        return types.Leaderboard(
+            study="stu_1",
+            state="succeeded",
+            teacher="t@1",
+            teacher_accuracy=0.99,
+            seeds=[0, 1, 2],
+            rows=list(rows),
+        )
+
+    def test_says_differences_in_points_with_their_noise(self, page):
+        wide = rich.console.Console(file=page, width=200)
+        baseline = self.row(2, 0.9, is_baseline=True)
+        best = self.row(1, 0.92, self.difference(), wall_seconds=12.34, parameters=78_042)
+        display.leaderboard(wide, self.board(best, baseline))
+        head, first, second, *_ = page.getvalue().splitlines()
+        assert "95 % INTERVAL" in head
+        for shown in ("92.00%", "+2.00", "+0.40 to +3.60", "beats", "3 of 3", "12.3", "78,042"):
+            assert shown in first
+        assert "(baseline)" in second
+
+    def test_of_dense_networks_shows_mean_iou(self, page):
+        wide = rich.console.Console(file=page, width=200)
+        miou = {"mean": 0.47, "smallest": 0.4, "largest": 0.5, "standard_deviation": 0.02}
+        board = self.board(self.row(1, 0.8, miou=miou))
+        shown = board.model_copy(update={"metric": "miou", "teacher_miou": 0.95})
+        display.leaderboard(wide, shown)
+        head, first, *said = page.getvalue().splitlines()
+        assert "MIOU" in head
+        assert "ACCURACY" not in head
+        assert "47.00%" in first
+        assert "The teacher t@1 has 95.00%." in said
+
+    def test_is_not_to_be_read_without_what_the_numbers_cannot_tell(self):
+        said = display.reading_aids(self.board(self.row(1, 0.92, self.difference())))
+        assert said[0] == "The teacher t@1 has 99.00%."
+        assert "With 3 seeds, p cannot be below 0.25: six are needed to get below 0.05." in said
+        assert "not corrected" not in " ".join(said)
+
+    def test_warns_of_few_seeds_many_variants_and_what_has_not_ended(self):
+        few = self.difference(pairs=2, verdict=None)
+        rows = [self.row(n, 0.9, few, unfinished=1, side_by_side=1) for n in (1, 2)]
+        said = " ".join(display.reading_aids(self.board(*rows)))
+        assert "2 jobs have not ended" in said
+        assert "trained side by side" in said
+        assert "Fewer than three seeds give no verdict." in said
+        assert "p is not corrected" in said
+
+    def test_of_six_seeds_needs_no_excuse(self):
+        said = display.reading_aids(self.board(self.row(1, 0.9, self.difference(pairs=6))))
+        assert "cannot be below" not in " ".join(said)
+
+    def test_without_results_says_nothing(self):
+        empty = types.Leaderboard(study="stu_1", state="queued")
+        assert display.reading_aids(empty) == []
