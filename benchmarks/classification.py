@@ -26,10 +26,10 @@ from benchmarks import digits
 from models_registry import catalog
 from models_registry.studies import leaderboard
 from retort.cli import demo
-from workers.distill import catalog as engine_catalog
 from workers.distill import errors
-from workers.distill.data import stored
-from workers.distill.method import Batch
+from workers.distill.data import dataset
+from workers.distill.data.types import Batch
+from workers.distill.methods import catalog as engine_catalog
 from workers.distill.networks import catalog as networks
 
 Json = dict[str, Any]  # specs and lines of the engine
@@ -171,13 +171,13 @@ def seconds_an_epoch(folder: Path, pair: str, row: str, choice: Json, teacher: P
     last = list(engine(path, workdir))[-1]
     if last["type"] == "failure":
         return float("nan")
-    count = stored.load(workdir / "dataset").record.splits["train"]
+    count = dataset.load(workdir / "dataset").record.splits["train"]
     return round(count / float(last["images_per_second"]), 3)
 
 
 def extra_parameters(folder: Path, pair: str, choice: Json) -> int | None:
     """Return how many numbers a method keeps besides the student: parameters and buffers."""
-    found = stored.load(folder / "dataset")
+    found = dataset.load(folder / "dataset")
     size = found.record.input
     built = [
         networks.build(

@@ -39,10 +39,16 @@ from torch import Tensor, nn
 
 from benchmarks import datafree_digits
 from benchmarks.train_step import machine, spread
-from workers.distill import catalog, plans, preparation, recipe, report, speed, stopping, teaching
-from workers.distill import weights as weight_files
-from workers.distill.loops import datafree, desk, supervised
+from workers.distill.config.job import JobConfig, NetworkChoice
+from workers.distill.evaluation import profiling
+from workers.distill.methods import catalog
 from workers.distill.networks import generators
+from workers.distill.networks import weights as weight_files
+from workers.distill.run import build, prepare, teacher_factory
+from workers.distill.runtime import events, signals
+from workers.distill.synthesis.loop import DataFreeTrainer
+from workers.distill.training import loop
+from workers.distill.training.progress import ProgressReporter
 
 Json: TypeAlias = dict[str, Any]  # fields of a recipe, and numbers to print
 Round: TypeAlias = tuple[float, float]
@@ -145,16 +151,16 @@ def params_of(row: Row) -> Any:
     return catalog.find(row.method)[1]
 
 
-def choice(network: Json, row: Row) -> recipe.NetworkChoice:
+def choice(network: Json, row: Row) -> NetworkChoice:
     """Return a network for the row's images, of ten classes."""
     fields = {**network, "classes": 10, "input": row.size}
-    return recipe.NetworkChoice.model_validate(fields)
+    return NetworkChoice.model_validate(fields)
 
 
-def recipe_of(row: Row) -> recipe.Recipe:
+def recipe_of(row: Row) -> JobConfig:
     """Return a training that is longer than any measurement."""
     training = {**datafree_digits.TRAINING, "epochs": EPOCHS, "checkpoint_seconds": 86_400}
-    return recipe.Recipe.model_validate(
+    return JobConfig.model_validate(
         {
             "teacher": choice(row.teacher, row).model_dump(),
             "student": choice(row.student, row).model_dump(),
@@ -170,7 +176,7 @@ def recipe_of(row: Row) -> recipe.Recipe:
 def write_teacher(row: Row, folder: Path) -> None:
     """Write a teacher that has seen random pixels, so that its batch norms know some moments."""
     torch.manual_seed(0)
-    teacher = preparation.build("teacher", choice(row.teacher, row), "classification").train()
+    teacher = prepare.build("teacher", choice(row.teacher, row), "classification").train()
     shape = (64, *(row.size[name] for name in ("channels", "height", "width")))
     for _ in range(20):
         teacher(torch.randn(shape))
@@ -183,15 +189,15 @@ def write_teacher(row: Row, folder: Path) -> None:
 
 def engine_rounds(row: Row, folder: Path) -> Iterator[Round]:
     """Go the engine's way through training, as `loops.datafree.train` does, round by round."""
-    speed.keep_memory()
-    asked, stop = recipe_of(row), stopping.Stop()
+    profiling.keep_memory()
+    asked, stop = recipe_of(row), signals.Stop()
     # What a step costs besides its arithmetic includes that of the reports, written to nowhere.
-    nowhere = report.Reporter(os.open(os.devnull, os.O_WRONLY))
-    ground = preparation.prepare(asked, folder, stop, strong=False)
-    setting = preparation.settle(ground, preparation.Asked(asked, folder, nowhere))
-    course = plans.plan(setting, "student", compiles=False)
-    teachers = teaching.Teaching(ground, [course.method], None)
-    reports = desk.Desk(
+    nowhere = events.Reporter(os.open(os.devnull, os.O_WRONLY))
+    ground = prepare.prepare(asked, folder, stop, strong=False)
+    setting = prepare.settle(ground, prepare.JobRequest(asked, folder, nowhere))
+    course = build.plan(setting, "student", compiles=False)
+    teachers = teacher_factory.TeacherFactory(ground, [course.method], None)
+    reports = ProgressReporter(
         nowhere,
         folder=folder / "checkpoints",
         digest="",
@@ -199,11 +205,11 @@ def engine_rounds(row: Row, folder: Path) -> Iterator[Round]:
         steps_overall=course.steps,
         finished={},
     )
-    pupil = datafree.Apprentice(
+    pupil = DataFreeTrainer(
         course,
         teachers.of(setting, course.method),
         reports,
-        supervised.Randomness(apart=False),
+        loop.RandomState(apart=False),
     )
     pupil.begin()
     steps = course.walk()
@@ -273,10 +279,10 @@ class Plain:
         self.training = asked.training
         self.image_shape = (row.size["channels"], row.size["height"], row.size["width"])
         self.classes = asked.student.classes
-        self.teacher = preparation.build("teacher", choice(row.teacher, row), "classification")
+        self.teacher = prepare.build("teacher", choice(row.teacher, row), "classification")
         weight_files.load_into(self.teacher, folder / "teacher" / "model.safetensors")
         self.teacher.eval().requires_grad_(False)
-        self.student = preparation.build("student", asked.student, "classification")
+        self.student = prepare.build("student", asked.student, "classification")
         self.optimizer = torch.optim.SGD(
             self.student.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4
         )

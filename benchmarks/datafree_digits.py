@@ -23,9 +23,10 @@ from typing import Any, TypeAlias
 import rich.console
 import torch
 
-from workers.distill import report, run, stopping
 from workers.distill.data import catalog as datasets
-from workers.distill.data import splits, stored
+from workers.distill.data import dataset, splits
+from workers.distill.run import run
+from workers.distill.runtime import events, signals
 
 Json = dict[str, Any]  # recipes and lines of the engine
 
@@ -206,15 +207,15 @@ class Bench:
         self._folder = folder
         self._teacher, self._taught_by, self._student = pair
         datasets.DATASETS["digits"].write(folder / "dataset")
-        whole = stored.load(folder / "dataset")
+        whole = dataset.load(folder / "dataset")
         self._input = whole.record.input.model_dump()
-        parts = {name: whole.split(name) for name in stored.SPLITS}
+        parts = {name: whole.split(name) for name in dataset.SPLITS}
         train = parts["train"]
         (chosen,) = splits.stratified(train.labels.numpy(), (round(0.1 * len(train.labels)),))
         tenth = {name: (part.images, part.labels) for name, part in parts.items()}
         tenth["train"] = (train.images[chosen].clone(), train.labels[chosen].clone())
         counts = {**whole.record.splits, "train": len(chosen)}
-        stored.write(folder / "tenth", whole.record.model_copy(update={"splits": counts}), tenth)
+        dataset.write(folder / "tenth", whole.record.model_copy(update={"splits": counts}), tenth)
 
     def teach(self) -> float:
         """Train the teacher, and return its accuracy on the test split."""
@@ -266,7 +267,7 @@ class Bench:
         path.write_text(json.dumps(recipe))
         lines = workdir / "lines.jsonl"
         descriptor = os.open(lines, os.O_WRONLY | os.O_CREAT)
-        code = run.execute(path, workdir, report.Reporter(descriptor), stopping.Stop())
+        code = run.execute(path, workdir, events.Reporter(descriptor), signals.Stop())
         os.close(descriptor)
         last: Json = json.loads(lines.read_text().splitlines()[-1])
         if code:

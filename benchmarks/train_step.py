@@ -45,23 +45,20 @@ from torchvision import transforms
 
 from benchmarks import digits
 from retort.cli import demo
-from workers.distill import (
-    catalog,
-    optimizers,
-    plans,
-    preparation,
-    recipe,
-    report,
-    speed,
-    stopping,
-    teaching,
-    weights,
-)
-from workers.distill.data import stored
-from workers.distill.loops import desk, pace, supervised
-from workers.distill.loops.course import Course
-from workers.distill.method import Batch, Method, Moment
+from workers.distill.config.job import JobConfig, NetworkChoice
+from workers.distill.data import dataset
+from workers.distill.data.types import Batch
+from workers.distill.evaluation import profiling
+from workers.distill.methods import catalog
+from workers.distill.methods.base import Method, Moment
+from workers.distill.networks import weights
 from workers.distill.networks.interface import Features
+from workers.distill.run import build, prepare, teacher_factory
+from workers.distill.runtime import events, signals
+from workers.distill.training import loop, optimizers
+from workers.distill.training.progress import ProgressReporter
+from workers.distill.training.state import TrainState
+from workers.distill.training.throughput import ThroughputMeter
 
 BATCH = 64
 CLASSES = 100
@@ -181,7 +178,7 @@ class Pictures(loading.Dataset[tuple[torch.Tensor, int, int]]):
     """A set of pictures as torchvision's CIFAR classes hold them, which also tells the place."""
 
     def __init__(self, folder: Path) -> None:
-        train = stored.load(folder / "dataset").split("train")
+        train = dataset.load(folder / "dataset").split("train")
         self._pixels = train.images.permute(0, 2, 3, 1).contiguous().numpy()
         self._labels = train.labels.tolist()
         self._transform = transforms.Compose(
@@ -206,9 +203,9 @@ class Pictures(loading.Dataset[tuple[torch.Tensor, int, int]]):
 def plain_steps(row: Row, folder: Path) -> Iterator[None]:
     """Train one student the plain way."""
     asked = recipe_of(row.methods[0], {})
-    teacher = preparation.build("teacher", choice(TEACHER), "classification").eval()
+    teacher = prepare.build("teacher", choice(TEACHER), "classification").eval()
     weights.load_into(teacher, folder / "teacher" / "model.safetensors")
-    student = preparation.build("student", choice(STUDENT), "classification").train()
+    student = prepare.build("student", choice(STUDENT), "classification").train()
     method = catalog.build(asked.method, student, teacher)
     method.prepare(in_order(folder))
     learned = [*student.parameters(), *method.parameters()]
@@ -238,20 +235,20 @@ def plain_steps(row: Row, folder: Path) -> Iterator[None]:
 
 def in_order(folder: Path) -> Iterator[Batch]:
     """Yield all images once, for methods that look at them before training."""
-    train = stored.load(folder / "dataset").split("train")
+    train = dataset.load(folder / "dataset").split("train")
     for start in range(0, len(train.labels), 1024):
         index = torch.arange(start, min(start + 1024, len(train.labels)))
         yield Batch(train.images[index], train.labels[index], index)
 
 
-class Turns(desk.Desk):
+class Turns(ProgressReporter):
     """A desk that reports as always, and gives the word back after every step of all students."""
 
     def __init__(self, *arguments: Any, after: Callable[[], None], **more: Any) -> None:
         super().__init__(*arguments, **more)
         self._after = after
 
-    def after_step(self, course: Course, moment: Moment, images: int) -> None:
+    def after_step(self, course: TrainState, moment: Moment, images: int) -> None:
         """Report, then wait for the next turn."""
         super().after_step(course, moment, images)
         self._after()
@@ -284,23 +281,23 @@ def retort_steps(row: Row, folder: Path) -> Iterator[None]:
 
 def train(row: Row, folder: Path, after: Callable[[], None]) -> None:
     """Train side by side, as the engine does."""
-    speed.keep_memory()
-    stop = stopping.Stop()
-    nowhere = report.Reporter(os.open(os.devnull, os.O_WRONLY))
+    profiling.keep_memory()
+    stop = signals.Stop()
+    nowhere = events.Reporter(os.open(os.devnull, os.O_WRONLY))
     recipes = [recipe_of(name, row.training) for name in row.methods]
-    ground = preparation.prepare(recipes[0], folder, stop, strong=False)
+    ground = prepare.prepare(recipes[0], folder, stop, strong=False)
     compiles = optimizers.choose_compile(recipes[0].training, ground.device, 10**6)
-    pupils: list[supervised.Pupil] = []
+    pupils: list[loop.StudentTrainer] = []
     settings = [
-        preparation.settle(ground, preparation.Asked(asked, folder / str(place), nowhere))
+        prepare.settle(ground, prepare.JobRequest(asked, folder / str(place), nowhere))
         for place, asked in enumerate(recipes)
     ]
-    courses = [plans.plan(setting, "student", compiles=compiles) for setting in settings]
+    courses = [build.plan(setting, "student", compiles=compiles) for setting in settings]
     view = ground.teacher_view or settings[0].student_view
-    teachers = teaching.Teaching(
+    teachers = teacher_factory.TeacherFactory(
         ground,
         [course.method for course in courses],
-        (lambda network: plans.try_compile(settings[0], network, view)) if compiles else None,
+        (lambda network: build.try_compile(settings[0], network, view)) if compiles else None,
     )
     for setting, course in zip(settings, courses, strict=True):
         reports = Turns(
@@ -312,14 +309,14 @@ def train(row: Row, folder: Path, after: Callable[[], None]) -> None:
             finished={},
             after=after if course is courses[-1] else lambda: None,
         )
-        apart = supervised.Randomness(apart=len(courses) > 1)
+        apart = loop.RandomState(apart=len(courses) > 1)
         teacher = teachers.of(setting, course.method)
-        pupils.append(supervised.Pupil(course, teacher, reports, apart))
+        pupils.append(loop.StudentTrainer(course, teacher, reports, apart))
     teachers.write([nowhere], 0, 0.0)
-    supervised.train(
+    loop.train(
         pupils,
         stop=stop,
-        pace=pace.Pace(ground.device, ground.precision, teachers.arithmetic()),
+        pace=ThroughputMeter(ground.device, ground.precision, teachers.arithmetic()),
         guard=lambda _pupil: contextlib.nullcontext(),  # no failure may pass for a fast step
         ends=lambda _through: None,
     )
@@ -328,18 +325,16 @@ def train(row: Row, folder: Path, after: Callable[[], None]) -> None:
 # -- what both loops are given ---------------------------------------------------------------------
 
 
-def choice(network: str) -> recipe.NetworkChoice:
+def choice(network: str) -> NetworkChoice:
     """Return a network for pictures like those of CIFAR-100."""
     size = {"channels": 3, "height": 32, "width": 32, "mean": MEAN, "std": STD}
-    return recipe.NetworkChoice.model_validate(
-        {"network": network, "classes": CLASSES, "input": size}
-    )
+    return NetworkChoice.model_validate({"network": network, "classes": CLASSES, "input": size})
 
 
-def recipe_of(method: str, training: dict[str, Any]) -> recipe.Recipe:
+def recipe_of(method: str, training: dict[str, Any]) -> JobConfig:
     """Return the published training of 240 epochs, of which the benchmark makes the first steps."""
     fields = {"recipe": "cifar100", "checkpoint_seconds": 86_400, **training}
-    return recipe.Recipe.model_validate(
+    return JobConfig.model_validate(
         {
             "teacher": choice(TEACHER).model_dump(),
             "student": choice(STUDENT).model_dump(),
@@ -354,7 +349,7 @@ def write_inputs(folder: Path, images: int) -> None:
     """Write a data set of random pixels and a teacher that has learned nothing."""
     generator = torch.Generator().manual_seed(0)
     sizes = {"train": images, "validation": BATCH, "test": BATCH}
-    record = stored.DatasetRecord(
+    record = dataset.DatasetRecord(
         classes=[str(number) for number in range(CLASSES)],
         splits=sizes,
         input=choice(TEACHER).input,
@@ -367,10 +362,10 @@ def write_inputs(folder: Path, images: int) -> None:
         )
         for name, count in sizes.items()
     }
-    stored.write(folder / "dataset", record, splits)
+    dataset.write(folder / "dataset", record, splits)
     (folder / "teacher").mkdir()
     torch.manual_seed(0)
-    teacher = preparation.build("teacher", choice(TEACHER), "classification")
+    teacher = prepare.build("teacher", choice(TEACHER), "classification")
     weights.save_student(folder / "teacher" / "model.safetensors", teacher, {"format": "pt"})
 
 
@@ -458,32 +453,32 @@ def spread(values: list[float]) -> dict[str, float]:
 def in_process(threads: int) -> dict[str, Any]:
     """Measure the losses with the asked number of threads."""
     torch.set_num_threads(threads)
-    speed.keep_memory()
+    profiling.keep_memory()
     return losses()
 
 
 def losses() -> dict[str, Any]:
     """Return the milliseconds of the bare step, and of each method's loss, forward and backward."""
     torch.manual_seed(0)
-    teacher = preparation.placed(
-        preparation.build("teacher", choice(TEACHER), "classification"), torch.device("cpu")
+    teacher = prepare.placed(
+        prepare.build("teacher", choice(TEACHER), "classification"), torch.device("cpu")
     )
     teacher.eval().requires_grad_(False)
-    student = preparation.placed(
-        preparation.build("student", choice(STUDENT), "classification"), torch.device("cpu")
+    student = prepare.placed(
+        prepare.build("student", choice(STUDENT), "classification"), torch.device("cpu")
     )
     pixels = torch.randint(0, 256, (BATCH, 3, 32, 32), dtype=torch.uint8)
     seen = torch.randn(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         taught = teacher.observe(seen)
     shown = student.observe(seen)
-    fast = speed.folded(teacher, seen[: speed.EXAMPLES])
+    fast = profiling.folded(teacher, seen[: profiling.EXAMPLES])
     precision = optimizers.Precision("float32", torch.device("cpu"))
-    look = speed.forward(fast, seen, precision)
-    step = speed.floor_seconds(student, seen, look, precision)
+    look = profiling.forward(fast, seen, precision)
+    step = profiling.floor_seconds(student, seen, look, precision)
     labels = torch.arange(BATCH) % CLASSES
     batch = Batch(pixels, labels, torch.arange(BATCH), strong=pixels)
-    work = flops_of(lambda: (teacher(seen), speed.Floor(student, precision)(seen)))
+    work = flops_of(lambda: (teacher(seen), profiling.Floor(student, precision)(seen)))
     found: dict[str, Any] = {
         "step_ms": round(1000 * step, 2),
         "step_gflop": round(work / 1e9, 1),

@@ -13,7 +13,7 @@ from kombu.entity import Exchange, Queue
 from models_registry import ids, logs
 from models_registry.persistence import broker
 from models_registry.settings import Settings
-from workers import leash, presence
+from workers import parent_death, worker_registration
 
 settings = Settings()
 
@@ -90,21 +90,21 @@ def _set_up_logging(**_: Any) -> None:
 @signals.worker_ready.connect
 def _announce(sender: Any, **_: Any) -> None:
     queues = sorted(str(name) for name in sender.app.amqp.queues.consume_from)
-    presence.begin(settings, worker_id=WORKER_ID, queues=queues)
+    worker_registration.begin(settings, worker_id=WORKER_ID, queues=queues)
 
 
 @signals.worker_shutting_down.connect
 def _shut_down(**_: Any) -> None:
-    presence.shutting_down.set()
+    worker_registration.shutting_down.set()
 
 
 @signals.worker_shutdown.connect
 def _leave(**_: Any) -> None:
-    presence.end()
+    worker_registration.end()
 
 
 @signals.worker_process_init.connect
 @signals.beat_embedded_init.connect
 def _begin_child(**_: Any) -> None:
     # A killed worker takes its supervisor along, and that its engine; and no clock goes on alone.
-    leash.die_with_parent(_MAIN_PROCESS)
+    parent_death.die_with_parent(_MAIN_PROCESS)

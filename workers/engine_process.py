@@ -44,7 +44,7 @@ class EngineProcess:
         self.log_path = workdir / "engine.log"
         self._log = self.log_path.open("ab")
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "workers.leash", str(os.getpid()), module, *arguments],
+            [sys.executable, "-m", "workers.parent_death", str(os.getpid()), module, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -11,9 +11,11 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from workers.distill import catalog, combination, errors, recipe
+from workers.distill import errors
+from workers.distill.config.training import MILESTONE_SHARES, PRESETS, Training
 from workers.distill.data import catalog as datasets
-from workers.distill.method import Method
+from workers.distill.methods import catalog, combination
+from workers.distill.methods.base import Method
 from workers.distill.networks import catalog as networks
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -41,9 +43,9 @@ def describe() -> dict[str, Any]:
         "foreign_tasks": networks.foreign_tasks(),
         "datasets": datasets.describe(),
         "dataset_formats": list(datasets.FORMATS),
-        "training_schema": recipe.Training.model_json_schema(),
-        "recipes": recipe.RECIPES,
-        "milestone_shares": {name: list(at) for name, at in recipe.MILESTONE_SHARES.items()},
+        "training_schema": Training.model_json_schema(),
+        "recipes": PRESETS,
+        "milestone_shares": {name: list(at) for name, at in MILESTONE_SHARES.items()},
         "failure_codes": list(errors.RUN_CODES),
     }
 

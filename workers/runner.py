@@ -19,7 +19,7 @@ from models_registry import errors
 from models_registry.jobs import leases
 from models_registry.jobs.lifecycle import Reason, State
 from models_registry.persistence import tables
-from workers import companions, engine_process, staging
+from workers import engine_process, job_grouping, staging
 from workers.attempt import Attempt
 from workers.context import Context
 from workers.engine_process import EngineProcess, Report
@@ -77,7 +77,7 @@ def _find_companions(context: Context, leader: Attempt) -> list[str]:
     limit = context.settings.study_students
     if limit == 1:
         return []
-    return leader.persist(lambda s: companions.find(s, leader.lease, limit=limit))
+    return leader.persist(lambda s: job_grouping.find(s, leader.lease, limit=limit))
 
 
 class _Run:
@@ -153,7 +153,7 @@ class _Run:
     def _folder_of(self, attempt: Attempt) -> Path:
         if not self._is_shared:
             return self._workdir
-        return companions.folder(self._workdir, attempt.lease.job_id)
+        return job_grouping.folder(self._workdir, attempt.lease.job_id)
 
     def _restore(self, blob: tables.BlobRow, path: Path, *, job_id: str) -> None:
         # Not through the cache: a checkpoint is read once, by this attempt.
@@ -185,7 +185,7 @@ class _Run:
     def _write_order(self) -> Path:
         """Write what the engine is to do: a recipe, or those of all that share it."""
         recipes = {attempt.lease.job_id: attempt.inputs.recipe for attempt in self._open}
-        order = companions.group_of(recipes) if self._is_shared else self._open[0].inputs.recipe
+        order = job_grouping.group_of(recipes) if self._is_shared else self._open[0].inputs.recipe
         path = self._workdir / "recipe.json"
         path.write_text(json.dumps(order))
         return path

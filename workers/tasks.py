@@ -8,7 +8,7 @@ import structlog
 
 from models_registry import logs
 from models_registry.persistence import broker
-from workers import context, inspector, maintenance, presence, runner
+from workers import context, inspector, maintenance, runner, worker_registration
 from workers.celery_app import WORKER_ID, app, settings
 
 log = structlog.get_logger()
@@ -23,7 +23,7 @@ def _context() -> context.Context:
 
 
 def _forward_shutdown(made: context.Context) -> None:
-    presence.shutting_down.wait()
+    worker_registration.shutting_down.wait()
     made.shutting_down.set()
 
 

@@ -1,6 +1,6 @@
 """Rules between fields of a complete `training`, which a JSON Schema cannot say.
 
-The engine's own checks (`workers/distill/recipe.py: Training`) are the truth; a test holds these
+The engine's own checks (`workers/distill/config/training.py`) are the truth; a test holds these
 equal to them, so that a caller hears of a contradiction at submission, with the field.
 """
 

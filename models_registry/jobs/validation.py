@@ -1,6 +1,6 @@
 """Whether method, training and networks of a spec fit together, known before anything is trained.
 
-The engine refuses the same in the first second of a job (`workers/distill/catalog.py: check`,
+The engine refuses the same in the first second of a job (`methods/catalog.py: check`,
 `budgets.py: settle`, and each method's constructor); here the caller hears it at submission, with
 the field.
 """

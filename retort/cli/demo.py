@@ -213,7 +213,14 @@ def _check_best(
     stated = retort.models.resolve(_student_of(best)).scores["accuracy"]
     path = retort.jobs.download_student(best.id, data_dir / "student.safetensors")
     console.print(f"Downloaded {_student_of(best)} to {path} ({path.stat().st_size:,} bytes).")
-    command = [sys.executable, "-m", "workers.distill.evaluate", str(path), "--dataset", "digits"]
+    command = [
+        sys.executable,
+        "-m",
+        "workers.distill.evaluation.evaluate",
+        str(path),
+        "--dataset",
+        "digits",
+    ]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
         raise errors.JobFailed(f"the student could not be rebuilt: {answer.stderr.strip()[-500:]}")

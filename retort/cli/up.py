@@ -60,7 +60,14 @@ class _Part:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 # A killed parent must not leave a second Redis writing into the data folder.
-                [sys.executable, "-m", "workers.leash", str(os.getpid()), "--", *self.command],
+                [
+                    sys.executable,
+                    "-m",
+                    "workers.parent_death",
+                    str(os.getpid()),
+                    "--",
+                    *self.command,
+                ],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -32,10 +32,10 @@ MAY_READ_ENVIRONMENT = {
 MAY_CATCH_EVERYTHING = {
     "api/errors.py": "the API's last handler",
     "retort/cli/shell.py": "the command line's last resort: a sentence, not a traceback",
-    "workers/distill/run.py": "top of the engine",
-    "workers/distill/plans.py": "a compiler that fails in any way",
-    "workers/distill/conclusion.py": "a drawing library that fails in any way",
-    "workers/distill/checkpoint.py": "a damaged file fails in any way: the one before is tried",
+    "workers/distill/run/run.py": "top of the engine",
+    "workers/distill/run/build.py": "a compiler that fails in any way",
+    "workers/distill/run/finish.py": "a drawing library that fails in any way",
+    "workers/distill/training/checkpoint.py": "a damaged file: the one before is tried",
     "workers/distill/inspection.py": "top of the inspection of uploads",
 }
 MAY_WRITE_JOB_STATE = {"models_registry/jobs/jobs.py"}
@@ -271,7 +271,8 @@ class TestMirror:
         methods = [
             path.relative_to("workers/distill")
             for path in source.python_files("workers")
-            if path.match("workers/distill/methods/*/*.py") and path.name != "__init__.py"
+            if path.match("workers/distill/methods/*/*.py")
+            and path.name not in ("__init__.py", "base.py")
         ]
         expected = {Path("tests/distill", path).with_name(f"test_{path.name}") for path in methods}
         assert expected - set(source.files()) == set()

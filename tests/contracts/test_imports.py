@@ -68,7 +68,7 @@ class TestFreshInterpreter:
     @pytest.mark.slow
     def test_loads_the_engine_without_the_service(self) -> None:
         service = {"api", "models_registry", "fastapi", "celery", "sqlalchemy", "httpx", "redis"}
-        done = import_without("workers.distill.run", service)
+        done = import_without("workers.distill.run.run", service)
         assert done.returncode == 0, done.stderr
 
     def test_notices_a_forbidden_import(self) -> None:

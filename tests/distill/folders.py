@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
-from workers.distill import recipe, report, run, stopping, weights
-from workers.distill.data import stored
-from workers.distill.networks import catalog
+from workers.distill.config.job import Input
+from workers.distill.data import dataset
+from workers.distill.networks import catalog, weights
+from workers.distill.run import run
+from workers.distill.runtime import events, signals
 
 ROOT = Path(__file__).parents[2]
 NETWORK = "retort/resnet8"
@@ -34,15 +36,15 @@ def network(classes: int = 3, **changes: Any) -> dict[str, Any]:
     return {"network": NETWORK, "arguments": {}, "classes": classes, "input": INPUT, **changes}
 
 
-def dataset(folder: Path, classes: int = 3, counts: dict[str, int] | None = None) -> None:
+def make_dataset(folder: Path, classes: int = 3, counts: dict[str, int] | None = None) -> None:
     """Write the set in its canonical form."""
     sizes = counts or COUNTS
-    record = stored.DatasetRecord(
+    record = dataset.DatasetRecord(
         classes=[f"row {number}" for number in range(classes)],
         splits=sizes,
-        input=recipe.Input.model_validate(INPUT),
+        input=Input.model_validate(INPUT),
     )
-    stored.write(folder, record, {name: images(sizes[name], classes, len(name)) for name in sizes})
+    dataset.write(folder, record, {name: images(sizes[name], classes, len(name)) for name in sizes})
 
 
 def teacher(folder: Path, classes: int = 3) -> None:
@@ -55,7 +57,7 @@ def teacher(folder: Path, classes: int = 3) -> None:
 
 def prepare(workdir: Path, **changes: Any) -> Path:
     """Write a whole working folder, and return the path of its recipe."""
-    dataset(workdir / "dataset")
+    make_dataset(workdir / "dataset")
     training = {"epochs": 3, "batch_size": 8, **changes.pop("training", {})}
     asked = {
         "version": 1,
@@ -102,7 +104,7 @@ def run_here(recipe_path: Path) -> tuple[int, list[dict[str, Any]]]:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
         code = run.execute(
-            recipe_path, recipe_path.parent, report.Reporter(descriptor), stopping.Stop()
+            recipe_path, recipe_path.parent, events.Reporter(descriptor), signals.Stop()
         )
     finally:
         os.close(descriptor)

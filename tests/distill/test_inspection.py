@@ -16,9 +16,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from workers.distill import inspection, report, weights
-from workers.distill.data import stored
-from workers.distill.networks import catalog, interface
+from workers.distill import inspection
+from workers.distill.data import dataset
+from workers.distill.networks import catalog, interface, weights
+from workers.distill.runtime import events
 
 INPUT = {"channels": 1, "height": 8, "width": 8, "mean": [0.3], "std": [0.4]}
 
@@ -69,7 +70,7 @@ def inspect(tmp_path: Path) -> Callable[[dict[str, Any]], Inspected]:
         lines = tmp_path / "lines"
         with lines.open("wb") as stream:
             code = inspection.execute(
-                tmp_path / "request.json", tmp_path, report.Reporter(stream.fileno())
+                tmp_path / "request.json", tmp_path, events.Reporter(stream.fileno())
             )
         return Inspected(code, lines.read_text())
 
@@ -238,7 +239,7 @@ class TestDenseDataset:
         found = inspect(a_dataset_request("npz", task="segmentation"))
         assert found.code == 0
         assert found.last["dataset"]["task"] == "segmentation"
-        assert stored.load(tmp_path / "dataset").split("train").labels.shape == (14, 8, 8)
+        assert dataset.load(tmp_path / "dataset").split("train").labels.shape == (14, 8, 8)
 
     def test_formats_without_masks_are_refused(self, tmp_path: Path, inspect: Inspect) -> None:
         (tmp_path / "upload").write_bytes(b"hello")
@@ -256,7 +257,7 @@ class TestDataset:
         assert found.code == 0
         described = json.loads((tmp_path / "dataset" / "dataset.json").read_text())
         assert found.last["dataset"] == described
-        assert stored.load(tmp_path / "dataset").record.splits["train"] == 14
+        assert dataset.load(tmp_path / "dataset").record.splits["train"] == 14
 
     def test_input_may_be_given_in_part(self, tmp_path: Path, inspect: Inspect) -> None:
         with (tmp_path / "upload").open("wb") as stream:
@@ -306,7 +307,7 @@ class TestBuiltin:
         found = inspect({"kind": "builtin", "name": "digits"})
         assert found.code == 0
         assert found.last["dataset"]["splits"] == {"train": 1257, "validation": 180, "test": 360}
-        assert stored.load(tmp_path / "dataset").split("test").images.shape == (360, 1, 8, 8)
+        assert dataset.load(tmp_path / "dataset").split("test").images.shape == (360, 1, 8, 8)
 
     def test_unknown_set_lists_those_that_exist(self, inspect: Inspect) -> None:
         assert "digits" in inspect({"kind": "builtin", "name": "letters"}).last["message"]

@@ -80,7 +80,14 @@ class TestAJob:
         digest = hashlib.sha256(student.read_bytes()).hexdigest()
         assert ended.result.digest == f"sha256:{digest}"
         measured = subprocess.run(
-            [sys.executable, "-m", "workers.distill.evaluate", student, "--dataset", "digits"],
+            [
+                sys.executable,
+                "-m",
+                "workers.distill.evaluation.evaluate",
+                student,
+                "--dataset",
+                "digits",
+            ],
             capture_output=True,
             text=True,
             check=True,

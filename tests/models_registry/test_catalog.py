@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models_registry import catalog, errors
-from workers.distill import recipe
+from workers.distill.config.training import expand
 
 
 def refusal_of_training(given_fields: dict[str, Any]) -> errors.Refused:
@@ -277,7 +277,7 @@ class TestTraining:
         )
     )
     def test_fills_in_what_the_engine_would(self, fields: dict[str, Any]) -> None:
-        assert catalog.complete_training(fields) == recipe.expand(fields).model_dump(mode="json")
+        assert catalog.complete_training(fields) == expand(fields).model_dump(mode="json")
 
     def test_leaves_the_catalog_as_it_was(self) -> None:
         catalog.complete_training({"epochs": 7})["schedule"]["milestones"].append(99)

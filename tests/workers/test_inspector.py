@@ -26,8 +26,7 @@ from tests import factories
 from tests.workers import scenes
 from workers import inspector
 from workers.context import Context
-from workers.distill import weights
-from workers.distill.networks import catalog
+from workers.distill.networks import catalog, weights
 from workers.distill.networks.interface import Network
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -5,7 +5,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from workers.distill import report, stopping
+from workers.distill.runtime import events, signals
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -14,11 +14,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("recipe", type=pathlib.Path, help="what to do")
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="inputs and outputs")
     asked = parser.parse_args(arguments)
-    reporter = report.open_stream()
-    stop = stopping.Stop()
+    reporter = events.open_stream()
+    stop = signals.Stop()
     stop.listen()
     # Imported only now: torch takes seconds to load, and a SIGTERM in them must be answered.
-    from workers.distill import run
+    from workers.distill.run import run
 
     return run.execute(asked.recipe, asked.workdir, reporter, stop)
 

@@ -18,42 +18,47 @@ from typing import Annotated, Any, Literal
 import pydantic
 import torch
 
-from workers.distill import errors, recipe, report, speed, weights
+from workers.distill import errors
+from workers.distill.config.job import Input, Task
+from workers.distill.config.training import Values
 from workers.distill.data import catalog as datasets
-from workers.distill.data import cifar, imagefolder, npz, prepared, stored
+from workers.distill.data import dataset
+from workers.distill.data.formats import cifar, conversion, imagefolder, npz
+from workers.distill.evaluation import profiling
 from workers.distill.networks import catalog as networks
-from workers.distill.networks import interface
+from workers.distill.networks import interface, weights
+from workers.distill.runtime import events
 
 BATCH = 2
 """More than one image, so that a network which mixes up samples and channels is found out."""
 
 
-class ModelRequest(recipe.Values):
+class ModelRequest(Values):
     """An uploaded file of weights, and the network that it is said to fit."""
 
     kind: Literal["model"]
     source: Literal["upload"] = "upload"
     network: str
-    task: recipe.Task = "classification"
+    task: Task = "classification"
     # Any: JSON, checked by the network itself.
     arguments: dict[str, Any] = pydantic.Field(default_factory=dict)
     classes: int = pydantic.Field(ge=1)
-    input: recipe.Input
+    input: Input
     allow_pickle: bool = True
 
 
-class DatasetRequest(recipe.Values):
+class DatasetRequest(Values):
     """An uploaded archive of images."""
 
     kind: Literal["dataset"]
     source: Literal["upload"] = "upload"
     filename: str = ""
     format: str
-    task: recipe.Task = "classification"
-    input: prepared.Wish | None = None
+    task: Task = "classification"
+    input: conversion.InputHints | None = None
 
 
-class BuiltinRequest(recipe.Values):
+class BuiltinRequest(Values):
     """A data set that comes with Retort."""
 
     kind: Literal["builtin"]
@@ -94,14 +99,18 @@ def inspect_model(request: ModelRequest, workdir: Path) -> dict[str, Any]:  # An
     return {
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "format": loaded.format,
-        "flops": speed.flops(network, images[:1]),
+        "flops": profiling.flops(network, images[:1]),
         "warnings": list(loaded.warnings),
     }
 
 
 def inspect_dataset(request: DatasetRequest, workdir: Path) -> dict[str, Any]:  # Any: a report line
     """Convert an uploaded archive to the prepared form."""
-    upload, folder, wish = workdir / "upload", workdir / "dataset", request.input or prepared.Wish()
+    upload, folder, wish = (
+        workdir / "upload",
+        workdir / "dataset",
+        request.input or conversion.InputHints(),
+    )
     if request.format not in datasets.FORMATS:
         raise errors.UploadRefused(
             "unsupported_format",
@@ -143,10 +152,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("request", type=Path, help="REQUEST.json")
     parser.add_argument("--workdir", type=Path, required=True, help="folder with `upload` in it")
     asked = parser.parse_args(arguments)
-    return execute(asked.request, asked.workdir, report.open_stream())
+    return execute(asked.request, asked.workdir, events.open_stream())
 
 
-def execute(request: Path, workdir: Path, reporter: report.Reporter) -> int:
+def execute(request: Path, workdir: Path, reporter: events.Reporter) -> int:
     """Carry out the request in a file, report how it ended, and return the exit code."""
     try:
         reporter.result(**_carry_out(REQUEST.validate_json(request.read_bytes()), workdir))
@@ -199,10 +208,10 @@ def _check_forward(network: interface.Network, images: torch.Tensor, request: Mo
         )
 
 
-def _described(record: stored.DatasetRecord, folder: Path) -> dict[str, Any]:
+def _described(record: dataset.DatasetRecord, folder: Path) -> dict[str, Any]:
     # Read back what was written: the engine must be able to open it.
-    found = stored.load(folder)
-    for name in stored.SPLITS:
+    found = dataset.load(folder)
+    for name in dataset.SPLITS:
         found.split(name)
     return {"dataset": record.model_dump(mode="json")}
 

@@ -5,8 +5,8 @@ from torch import nn
 from tests.distill.cases import TOLERANCE, case, tensor
 from workers.distill.functional import statistics
 from workers.distill.functional.statistics import MomentMemory
-from workers.distill.loops.average import Average
 from workers.distill.networks.interface import NormInput
+from workers.distill.training.ema import EMA
 
 MAPS = (torch.arange(16, dtype=torch.float64) ** 1.5 / 10).view(2, 2, 2, 2)
 RATE: float = case("bn_momentum", "rate")
@@ -255,7 +255,7 @@ class TestMovingAverage:
         part = nn.Linear(2, 1, bias=False).double()
         with torch.no_grad():
             part.weight.copy_(tensor("ema", "w_ema"))
-        average = Average({"part": part}, case("ema", "alpha"))
+        average = EMA({"part": part}, case("ema", "alpha"))
         with torch.no_grad():
             part.weight.copy_(tensor("ema", "w"))
         # Late enough for the average to keep its full share.

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 from torch import nn
 
-from workers.distill.method import Batch, Method, Moment, Terms
+from workers.distill.data.types import Batch
+from workers.distill.methods.base import Method, Moment, Terms
 from workers.distill.networks import catalog
 from workers.distill.networks.interface import Features, Network
 

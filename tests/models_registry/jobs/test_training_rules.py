@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models_registry import catalog, errors
-from workers.distill import recipe
+from workers.distill.config.training import expand
 
 OPTIMIZERS = st.one_of(
     st.fixed_dictionaries(
@@ -58,7 +58,7 @@ class TestFaults:
     @given(asked=TRAININGS)
     def test_refuses_exactly_what_the_engine_refuses(self, asked: dict[str, Any]) -> None:
         try:
-            recipe.expand(copy.deepcopy(asked))
+            expand(copy.deepcopy(asked))
             wanted = True
         except pydantic.ValidationError:
             wanted = False
@@ -68,7 +68,7 @@ class TestFaults:
             assert not wanted
         else:
             assert wanted
-            assert recipe.expand(completed).model_dump(mode="json") == completed
+            assert expand(completed).model_dump(mode="json") == completed
 
     @pytest.mark.parametrize(
         ("asked", "pointer"),

@@ -7,9 +7,10 @@ from pydantic import ValidationError
 
 from models_registry import catalog, errors
 from models_registry.jobs import validation
-from workers.distill import budgets, recipe
-from workers.distill import catalog as engine
+from workers.distill.config.synthesis import StreamSynthesis, resolve_budget
+from workers.distill.config.training import Training
 from workers.distill.errors import BadRecipe
+from workers.distill.methods import catalog as engine
 
 COMBINED = {"name": "combine", "methods": [{"name": "kd"}, {"name": "dkd", "weight": 0.5}]}
 
@@ -156,7 +157,7 @@ class TestDataFree:
     def test_the_engine_refuses_the_same(self, training: dict[str, Any], agrees: bool) -> None:
         method, _ = engine.find({"name": "dafl"})
         complete = catalog.complete_training(training)
-        full = recipe.Training.model_validate(complete)
+        full = Training.model_validate(complete)
         if agrees:
             engine.check(method, full)
         else:
@@ -189,13 +190,13 @@ class TestDataFree:
         complete = catalog.complete_method({"name": "dafl", "synthesis": budget})["synthesis"]
         told = validation.faults_of_synthesis(complete, has_dataset=has_dataset)
         assert [fault.pointer for fault in told] == found
-        value = budgets.StreamSynthesis.model_validate(complete)
+        value = StreamSynthesis.model_validate(complete)
         known = 1000 if has_dataset else None
         if found:
             with pytest.raises(BadRecipe):
-                budgets.settle(value, batch_size=64, known_images=known)
+                resolve_budget(value, batch_size=64, known_images=known)
         else:
-            budgets.settle(value, batch_size=64, known_images=known)
+            resolve_budget(value, batch_size=64, known_images=known)
 
     @pytest.mark.parametrize(
         ("reuse", "average_decay", "found"),
@@ -215,10 +216,10 @@ class TestDataFree:
         assert [fault.pointer for fault in told] == found
         if found:
             with pytest.raises(ValidationError) as refused:
-                budgets.StreamSynthesis.model_validate(complete)
+                StreamSynthesis.model_validate(complete)
             assert told[0].detail in str(refused.value)
         else:
-            budgets.StreamSynthesis.model_validate(complete)
+            StreamSynthesis.model_validate(complete)
 
 
 class TestContradictions:

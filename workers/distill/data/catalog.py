@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workers.distill.data import digits, stored
+from workers.distill.data import dataset
+from workers.distill.data.builtin import digits
 
 FORMATS = ("imagefolder", "cifar10", "cifar100", "npz")
 DENSE_FORMATS = ("npz",)
@@ -19,8 +20,8 @@ class Entry:
     version: int
     title: str
     source: str
-    describe: Callable[[], stored.DatasetRecord]
-    write: Callable[[Path], stored.DatasetRecord]
+    describe: Callable[[], dataset.DatasetRecord]
+    write: Callable[[Path], dataset.DatasetRecord]
 
 
 DATASETS: dict[str, Entry] = {

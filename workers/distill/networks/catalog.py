@@ -14,10 +14,12 @@ import pydantic
 import torch
 
 from workers.distill import errors
-from workers.distill.networks import (
+from workers.distill.config.job import Task
+from workers.distill.networks import interface
+from workers.distill.networks.dense import fcn
+from workers.distill.networks.external import libraries as foreign_networks
+from workers.distill.networks.zoo import (
     convnet,
-    fcn,
-    interface,
     mobilenetv1,
     mobilenetv2,
     resnet,
@@ -28,8 +30,6 @@ from workers.distill.networks import (
     vgg,
     wrn,
 )
-from workers.distill.networks import foreign as foreign_networks
-from workers.distill.recipe import Task
 
 Accepted = TypeVar("Accepted", bound=pydantic.BaseModel)
 

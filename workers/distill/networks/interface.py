@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from workers.distill.recipe import Task
+from workers.distill.config.job import Task
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,19 @@ import torch
 from torch import nn
 
 from tests.distill.cases import tensor
+from workers.distill.methods.datafree.base import (
+    BufferStats,
+    DataFreeMethod,
+    ForwardResult,
+    SynthesisBatch,
+)
 from workers.distill.networks.interface import Features, Network, NormInput, observe_norms
-from workers.distill.synthesis import DataFreeMethod, Invented, Look, Stock
 
 TEACHER = tensor("inputs", "teacher_logits")
 STUDENT = tensor("inputs", "student_logits")
 TARGETS = tensor("random_targets").long()
-EMPTY = Stock(images=0, class_shares=torch.zeros(3, dtype=torch.float64))
-FILLED = Stock(images=8, class_shares=tensor("buffer_class_fraction"))
+EMPTY = BufferStats(images=0, class_shares=torch.zeros(3, dtype=torch.float64))
+FILLED = BufferStats(images=8, class_shares=tensor("buffer_class_fraction"))
 RECEIVED = ((torch.arange(16, dtype=torch.float64) ** 1.5) / 10).view(2, 2, 2, 2)
 """What the guide's batch norm receives."""
 
@@ -68,10 +73,12 @@ def with_moments(mean: Sequence[float], variance: Sequence[float]) -> torch.Tens
     return torch.stack([middle - spread, middle + spread])[:, :, None, None]
 
 
-def look(logits: torch.Tensor, *norms: NormInput, pooled: torch.Tensor | None = None) -> Look:
+def look(
+    logits: torch.Tensor, *norms: NormInput, pooled: torch.Tensor | None = None
+) -> ForwardResult:
     """Return a look that shows these logits, of images or of pixels."""
     embedding = logits.new_zeros(len(logits), 2) if pooled is None else pooled
-    return Look(Features(logits, embedding), norms)
+    return ForwardResult(Features(logits, embedding), norms)
 
 
 def features(logits: torch.Tensor) -> Features:
@@ -80,17 +87,17 @@ def features(logits: torch.Tensor) -> Features:
 
 
 def shown(
-    teacher: Look,
-    student: Look | None = None,
+    teacher: ForwardResult,
+    student: ForwardResult | None = None,
     *,
-    second: Look | None = None,
-    stock: Stock = FILLED,
+    second: ForwardResult | None = None,
+    stock: BufferStats = FILLED,
     targets: torch.Tensor = TARGETS,
     seen: torch.Tensor | None = None,
-) -> Invented:
+) -> SynthesisBatch:
     """Return a step that shows these looks."""
     images = torch.zeros(len(targets), 2, 2, 2, dtype=torch.float64)
-    return Invented(
+    return SynthesisBatch(
         images=images,
         seen=images if seen is None else seen,
         targets=targets,
@@ -108,7 +115,7 @@ def step(
     *,
     pooled: torch.Tensor | None = None,
     norms: Sequence[NormInput] = (),
-) -> Invented:
+) -> SynthesisBatch:
     """Return a step in which the networks show these logits; classes take turns as targets."""
     return shown(
         look(teacher, *norms, pooled=pooled),
@@ -128,17 +135,17 @@ def examined(
     teacher: Network,
     student: Network | None,
     *,
-    stock: Stock = FILLED,
-) -> Invented:
+    stock: BufferStats = FILLED,
+) -> SynthesisBatch:
     """Return what networks show of images; a second view is made of their squares."""
     targets = torch.arange(len(images)) % teacher.classes
-    return Invented(
+    return SynthesisBatch(
         images=images,
         seen=images,
         targets=targets,
-        teacher=Look(*observe_norms(teacher, images)),
-        student=None if student is None else Look(*observe_norms(student, images)),
-        second=Look(*observe_norms(teacher, images**2)) if method.wants_second else None,
+        teacher=ForwardResult(*observe_norms(teacher, images)),
+        student=None if student is None else ForwardResult(*observe_norms(student, images)),
+        second=ForwardResult(*observe_norms(teacher, images**2)) if method.wants_second else None,
         stock=stock,
         call=1,
     )
@@ -150,7 +157,7 @@ def images(count: int = 4, seed: int = 0) -> torch.Tensor:
     return torch.rand(count, 2, 2, 2, generator=generator, dtype=torch.float64)
 
 
-def loss(method: DataFreeMethod, invented: Invented) -> torch.Tensor:
+def loss(method: DataFreeMethod, invented: SynthesisBatch) -> torch.Tensor:
     """Return the sum of a method's terms of synthesis."""
     return torch.stack(list(method.synthesis_terms(invented).values())).sum()
 

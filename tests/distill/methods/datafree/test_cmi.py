@@ -12,8 +12,8 @@ from tests.distill.methods.datafree import inventions
 from tests.distill.methods.datafree.inventions import STUDENT, TEACHER
 from workers.distill import errors
 from workers.distill.methods.datafree import cmi
+from workers.distill.methods.datafree.base import SynthesisBatch
 from workers.distill.networks.interface import batch_norms
-from workers.distill.synthesis import Invented
 
 LOCAL, WHOLE = tensor("cmi", "local_raw"), tensor("cmi", "global_raw")
 SEED = 8
@@ -27,7 +27,7 @@ def method(**values: Any) -> cmi.CMI:  # Any: what a recipe may say
     return cmi.CMI(params, student, teacher).double()
 
 
-def step(made: cmi.CMI, seed: int = 0, *, competes: bool = True, count: int = 4) -> Invented:
+def step(made: cmi.CMI, seed: int = 0, *, competes: bool = True, count: int = 4) -> SynthesisBatch:
     images = inventions.images(count, seed).requires_grad_()
     student = inventions.small(1) if competes else None
     return inventions.examined(made, images, inventions.small(), student)

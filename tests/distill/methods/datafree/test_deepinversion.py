@@ -9,9 +9,9 @@ from tests.distill.methods import scenes
 from tests.distill.methods.datafree import inventions
 from tests.distill.methods.datafree.inventions import RECEIVED, STUDENT, TARGETS, TEACHER
 from workers.distill import errors
-from workers.distill.budgets import PixelSynthesis
+from workers.distill.config.synthesis import PixelSynthesis
 from workers.distill.methods.datafree import deepinversion
-from workers.distill.synthesis import Invented
+from workers.distill.methods.datafree.base import SynthesisBatch
 
 NAMES = ["bn", "onehot", "tv", "l2", "competition", "student_bn"]
 ONES = {
@@ -32,7 +32,7 @@ def method(*, classes: int = 3, **values: Any) -> deepinversion.DeepInversion:
     ).double()
 
 
-def step(student: bool = True) -> Invented:
+def step(student: bool = True) -> SynthesisBatch:
     """Return a step whose teacher, student and view show what the guide's cases are made of."""
     norm = inventions.norm_input()
     return inventions.shown(

@@ -12,10 +12,11 @@ from tests.distill.methods import scenes
 from tests.distill.methods.datafree import inventions
 from tests.distill.methods.datafree.inventions import STUDENT, TEACHER
 from workers.distill import errors
+from workers.distill.data.types import Batch
 from workers.distill.functional.priorities import Priority
-from workers.distill.method import Batch, Moment
+from workers.distill.methods.base import Moment
 from workers.distill.methods.datafree import fast, ssdkd
-from workers.distill.synthesis import Stock
+from workers.distill.methods.datafree.base import BufferStats
 
 STEP = inventions.shown(inventions.look(TEACHER, inventions.norm_input()), inventions.look(STUDENT))
 ABLATED = {"diversity": False, "difficulty": False, "prioritise": False}
@@ -80,7 +81,7 @@ class TestPhi:
         assert close(found.view(2, 2).mean(1), wanted)
 
     def test_is_zero_for_the_only_class_of_a_buffer(self) -> None:
-        stock = Stock(images=3, class_shares=torch.tensor([1.0, 0.0, 0.0]))
+        stock = BufferStats(images=3, class_shares=torch.tensor([1.0, 0.0, 0.0]))
         for normalise in (False, True):
             found = method(normalise_modulation=normalise).phi(TEACHER[[0, 1, 3]], stock)
             assert not found.any()

@@ -6,7 +6,7 @@ import torch.nn.functional as F  # noqa: N812 - the name that every reader of Py
 
 from tests.distill.methods import checks, scenes
 from workers.distill import errors
-from workers.distill.method import Moment
+from workers.distill.methods.base import Moment
 from workers.distill.methods.feature import reviewkd
 from workers.distill.networks import catalog
 

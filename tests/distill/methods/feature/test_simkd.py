@@ -6,10 +6,12 @@ import torch
 
 from tests.distill import folders
 from tests.distill.methods import scenes
-from workers.distill import errors, evaluate, weights
+from workers.distill import errors
+from workers.distill.evaluation import evaluate
 from workers.distill.methods.feature import simkd
-from workers.distill.networks import catalog, reused
+from workers.distill.networks import catalog, weights
 from workers.distill.networks.interface import Network
+from workers.distill.networks.zoo import reused
 
 
 def maps(seed: int, *shape: int) -> torch.Tensor:

@@ -1,7 +1,8 @@
 import torch
 
 from tests.distill.methods import checks
-from workers.distill.method import Batch, Moment
+from workers.distill.data.types import Batch
+from workers.distill.methods.base import Moment
 from workers.distill.methods.logit import ce
 from workers.distill.networks.interface import Features, Network
 

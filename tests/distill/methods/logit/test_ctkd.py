@@ -6,7 +6,7 @@ import torch
 
 from tests.distill.methods import checks, scenes
 from tests.distill.methods.logit.test_kd import network, random_pair
-from workers.distill.method import Moment
+from workers.distill.methods.base import Moment
 from workers.distill.methods.logit import ctkd, kd
 
 Scope = Literal["global", "instance"]

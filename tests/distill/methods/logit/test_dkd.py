@@ -8,7 +8,7 @@ from tests.distill.methods.logit.test_ce import batch, features
 from tests.distill.methods.logit.test_kd import network, random_pair
 from workers.distill import errors
 from workers.distill.functional import divergences, standardization
-from workers.distill.method import Moment
+from workers.distill.methods.base import Moment
 from workers.distill.methods.logit import dkd, kd
 
 

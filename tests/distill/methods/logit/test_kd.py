@@ -7,7 +7,7 @@ from tests.distill.methods import checks
 from tests.distill.methods.logit.test_ce import batch, features
 from workers.distill import errors
 from workers.distill.functional import standardization
-from workers.distill.method import Moment
+from workers.distill.methods.base import Moment
 from workers.distill.methods.logit import kd
 from workers.distill.networks.interface import Network
 

@@ -4,7 +4,7 @@ import torch
 from tests.distill.methods import checks, scenes
 from tests.distill.methods.logit.test_ce import NOTHING
 from tests.distill.methods.logit.test_kd import random_pair
-from workers.distill.method import Batch, Mixed
+from workers.distill.data.types import Batch, Mixed
 from workers.distill.methods.logit import labelsmoothing
 from workers.distill.networks.interface import Network
 

@@ -8,7 +8,7 @@ from tests.distill.methods import checks, scenes
 from tests.distill.methods.logit.test_kd import network, random_pair
 from workers.distill import errors
 from workers.distill.functional import standardization
-from workers.distill.method import Terms
+from workers.distill.methods.base import Terms
 from workers.distill.methods.logit import mlld
 from workers.distill.networks.interface import Features
 

@@ -6,7 +6,8 @@ import torch.nn.functional as F  # noqa: N812 - the name that every reader of Py
 
 from tests.distill.methods import checks, scenes
 from workers.distill import errors
-from workers.distill.method import Batch, Terms
+from workers.distill.data.types import Batch
+from workers.distill.methods.base import Terms
 from workers.distill.methods.relation import crd
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0])

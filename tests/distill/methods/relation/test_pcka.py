@@ -6,7 +6,7 @@ from torch import nn
 from tests.distill.methods import checks, scenes
 from workers.distill import errors
 from workers.distill.functional import kernels
-from workers.distill.method import Terms
+from workers.distill.methods.base import Terms
 from workers.distill.methods.relation import pcka
 
 AXES: list[pcka.Axis] = ["channel", "batch", "position"]

@@ -23,11 +23,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workers.distill import errors
-from workers.distill.budgets import LatentSynthesis
+from workers.distill.config.synthesis import LatentSynthesis
+from workers.distill.data.types import Batch
 from workers.distill.functional import adversaries, contrast, divergences, entropies, statistics
-from workers.distill.method import Batch, Moment, Source, Terms
+from workers.distill.methods.base import Moment, Source, Terms
+from workers.distill.methods.datafree.base import DataFreeMethod, SynthesisBatch
 from workers.distill.networks.interface import Features, Network, batch_norms, observe_norms
-from workers.distill.synthesis import DataFreeMethod, Invented
 
 
 class Bank(nn.Module):
@@ -193,7 +194,7 @@ class CMI(DataFreeMethod):
         """Whether synthesis looks at the student too, to find where it is wrong."""
         return self.params.adversarial_weight > 0
 
-    def synthesis_terms(self, shown: Invented) -> Terms:
+    def synthesis_terms(self, shown: SynthesisBatch) -> Terms:
         """Return distance of moments, cross-entropy, contrast, and the divergence taken off."""
         params, logits = self.params, shown.teacher.features.logits
         wanted = None if params.target == "argmax" else shown.targets
@@ -223,7 +224,7 @@ class CMI(DataFreeMethod):
             current=len(local),
         )
 
-    def after_call(self, last: Invented, kept: Invented) -> None:
+    def after_call(self, last: SynthesisBatch, kept: SynthesisBatch) -> None:
         """Put both views of the images that are kept into the bank."""
         if self.head is not None:
             self.bank.append(*_views(kept))
@@ -256,7 +257,7 @@ def channels(teacher: Network) -> int:
     return sum(norm.received.shape[1] for norm in norms)
 
 
-def _views(shown: Invented) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N D"]]:
+def _views(shown: SynthesisBatch) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N D"]]:
     """Return the teacher's features of the cropped view and of the first one."""
     if shown.second is None:
         raise ValueError("method cmi needs a second view of the images")

@@ -19,11 +19,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from workers.distill.budgets import StreamSynthesis
+from workers.distill.config.synthesis import StreamSynthesis
+from workers.distill.data.types import Batch
 from workers.distill.functional import adversaries, divergences, entropies
-from workers.distill.method import Batch, Moment, Source, Terms
+from workers.distill.methods.base import Moment, Source, Terms
+from workers.distill.methods.datafree.base import DataFreeMethod, SynthesisBatch
 from workers.distill.networks.interface import Features
-from workers.distill.synthesis import DataFreeMethod, Invented
 
 Logarithm: TypeAlias = Literal["e", "10"]
 
@@ -94,7 +95,7 @@ class DAFL(DataFreeMethod):
 
     params: Params
 
-    def synthesis_terms(self, shown: Invented) -> Terms:
+    def synthesis_terms(self, shown: SynthesisBatch) -> Terms:
         """Return how unsure, how uneven and how weak the teacher's answers are."""
         params, seen = self.params, shown.teacher.features
         return {

@@ -22,11 +22,12 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from workers.distill.budgets import PixelSynthesis
+from workers.distill.config.synthesis import PixelSynthesis
+from workers.distill.data.types import Batch
 from workers.distill.functional import adversaries, divergences, entropies, statistics
-from workers.distill.method import Batch, Moment, Source, Terms
+from workers.distill.methods.base import Moment, Source, Terms
+from workers.distill.methods.datafree.base import DataFreeMethod, SynthesisBatch
 from workers.distill.networks.interface import Features
-from workers.distill.synthesis import DataFreeMethod, Invented
 
 
 def competition(
@@ -145,7 +146,7 @@ class DeepInversion(DataFreeMethod):
         """Whether anything counts of what the student sees."""
         return self.params.competition_weight > 0 or self.wants_student_norms
 
-    def synthesis_terms(self, shown: Invented) -> Terms:
+    def synthesis_terms(self, shown: SynthesisBatch) -> Terms:
         """Return distance of moments, cross-entropy, priors, and both terms of the student."""
         params, logits = self.params, shown.teacher.features.logits
         return {
@@ -161,7 +162,7 @@ class DeepInversion(DataFreeMethod):
             "student_bn": self._student_bn(shown),
         }
 
-    def _student_bn(self, shown: Invented) -> Float[Tensor, ""]:
+    def _student_bn(self, shown: SynthesisBatch) -> Float[Tensor, ""]:
         # A student without batch norms has no moments to move away from.
         if shown.student is None or not shown.student.norms:
             return shown.nothing

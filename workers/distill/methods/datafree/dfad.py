@@ -17,11 +17,12 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from workers.distill.budgets import StreamSynthesis
+from workers.distill.config.synthesis import StreamSynthesis
+from workers.distill.data.types import Batch
 from workers.distill.functional import adversaries
-from workers.distill.method import Batch, Moment, Source, Terms
+from workers.distill.methods.base import Moment, Source, Terms
+from workers.distill.methods.datafree.base import DataFreeMethod, SynthesisBatch
 from workers.distill.networks.interface import Features
-from workers.distill.synthesis import DataFreeMethod, Invented
 
 
 def contest(
@@ -86,7 +87,7 @@ class DFAD(DataFreeMethod):
         """Whether synthesis looks at the student too: it looks at nothing else."""
         return True
 
-    def synthesis_terms(self, shown: Invented) -> Terms:
+    def synthesis_terms(self, shown: SynthesisBatch) -> Terms:
         """Return the closeness of student and teacher: their difference with a minus."""
         chosen, is_dense = self.params.log_loss, shown.teacher.features.logits.dim() > 2
         log_loss = is_dense if chosen is None else chosen

@@ -16,12 +16,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from workers.distill.budgets import MetaSynthesis
+from workers.distill.config.synthesis import MetaSynthesis
+from workers.distill.data.types import Batch
 from workers.distill.functional import adversaries, divergences, entropies
 from workers.distill.functional.statistics import MomentMemory
-from workers.distill.method import Batch, Moment, Source, Terms
+from workers.distill.methods.base import Moment, Source, Terms
+from workers.distill.methods.datafree.base import DataFreeMethod, SynthesisBatch
 from workers.distill.networks.interface import Features, Network, batch_norms
-from workers.distill.synthesis import DataFreeMethod, Invented
 
 
 class Fast(DataFreeMethod):
@@ -114,7 +115,7 @@ class Fast(DataFreeMethod):
         """Whether synthesis looks at the student too, to find where it is wrong."""
         return self.params.adversarial_weight > 0
 
-    def synthesis_terms(self, shown: Invented) -> Terms:
+    def synthesis_terms(self, shown: SynthesisBatch) -> Terms:
         """Return distance of moments, cross-entropy, and the divergence taken off."""
         params, logits = self.params, shown.teacher.features.logits
         wanted = None if params.target == "argmax" else shown.targets
@@ -128,7 +129,7 @@ class Fast(DataFreeMethod):
             ),
         }
 
-    def after_call(self, last: Invented, kept: Invented) -> None:
+    def after_call(self, last: SynthesisBatch, kept: SynthesisBatch) -> None:
         """Remember the moments of the last step, as the authors' code does."""
         if self.reads_norms:
             self.memory.remember(last.teacher.norms)

@@ -15,11 +15,12 @@ IJCAI 2021), not the paper's own.
 
 from pydantic import Field
 
-from workers.distill.budgets import StreamSynthesis
+from workers.distill.config.synthesis import StreamSynthesis
+from workers.distill.data.types import Batch
 from workers.distill.functional import adversaries, divergences, entropies, statistics
-from workers.distill.method import Batch, Moment, Source, Terms
+from workers.distill.methods.base import Moment, Source, Terms
+from workers.distill.methods.datafree.base import DataFreeMethod, SynthesisBatch
 from workers.distill.networks.interface import Features
-from workers.distill.synthesis import DataFreeMethod, Invented
 
 
 class MAD(DataFreeMethod):
@@ -92,7 +93,7 @@ class MAD(DataFreeMethod):
         """Whether synthesis looks at the student too, to find where it is wrong."""
         return self.params.adversarial_weight > 0
 
-    def synthesis_terms(self, shown: Invented) -> Terms:
+    def synthesis_terms(self, shown: SynthesisBatch) -> Terms:
         """Return the agreement of both networks, and how far images are from real ones."""
         params, logits = self.params, shown.teacher.features.logits
         return {

@@ -25,13 +25,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
-from workers.distill.budgets import LatentSynthesis
+from workers.distill.config.job import Task
+from workers.distill.config.synthesis import LatentSynthesis
+from workers.distill.data.types import Batch
 from workers.distill.functional import adversaries, divergences, entropies
 from workers.distill.functional.statistics import MomentMemory
-from workers.distill.method import Batch, Moment, Source, Task, Terms
+from workers.distill.methods.base import Moment, Source, Terms
+from workers.distill.methods.datafree.base import DataFreeMethod, SynthesisBatch
 from workers.distill.networks import generators
 from workers.distill.networks.interface import Features, Network, batch_norms
-from workers.distill.synthesis import DataFreeMethod, Invented
 
 CODES_SEED = 20_240
 
@@ -243,7 +245,7 @@ class NAYER(DataFreeMethod):
         whole = torch.arange(self.classes).repeat(cycles)
         return torch.cat([whole, torch.randperm(self.classes)[:rest]])
 
-    def synthesis_terms(self, shown: Invented) -> Terms:
+    def synthesis_terms(self, shown: SynthesisBatch) -> Terms:
         """Return distance of moments, cross-entropy, and the divergence taken off."""
         params, logits = self.params, shown.teacher.features.logits
         return {
@@ -256,7 +258,7 @@ class NAYER(DataFreeMethod):
             ),
         }
 
-    def after_call(self, last: Invented, kept: Invented) -> None:
+    def after_call(self, last: SynthesisBatch, kept: SynthesisBatch) -> None:
         """Remember the moments of the call's last step."""
         if self.reads_norms:
             self.memory.remember(last.teacher.norms)

@@ -11,11 +11,12 @@ Differs: the paper does not say which noise it means. Pixels are N(0, 1) after n
 
 from pydantic import Field
 
-from workers.distill.budgets import NoiseSynthesis
+from workers.distill.config.synthesis import NoiseSynthesis
+from workers.distill.data.types import Batch
 from workers.distill.functional import divergences
-from workers.distill.method import Batch, Moment, Source, Terms
+from workers.distill.methods.base import Moment, Source, Terms
+from workers.distill.methods.datafree.base import DataFreeMethod, SynthesisBatch
 from workers.distill.networks.interface import Features
-from workers.distill.synthesis import DataFreeMethod, Invented
 
 
 class Noise(DataFreeMethod):
@@ -50,7 +51,7 @@ class Noise(DataFreeMethod):
 
     params: Params
 
-    def synthesis_terms(self, shown: Invented) -> Terms:
+    def synthesis_terms(self, shown: SynthesisBatch) -> Terms:
         """Return nothing: noise is not moved."""
         return {}
 

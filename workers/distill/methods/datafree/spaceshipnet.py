@@ -26,12 +26,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from workers.distill.budgets import LatentSynthesis
+from workers.distill.config.job import Task
+from workers.distill.config.synthesis import LatentSynthesis
+from workers.distill.data.types import Batch
 from workers.distill.functional import classifiers, divergences, entropies, maps, statistics
-from workers.distill.method import Batch, Moment, Show, Source, Task, Terms
+from workers.distill.methods.base import FeatureName, Moment, Source, Terms
+from workers.distill.methods.datafree.base import DataFreeMethod, SynthesisBatch
 from workers.distill.networks import generators
 from workers.distill.networks.interface import Features, Network
-from workers.distill.synthesis import DataFreeMethod, Invented
 
 PLACES = 3
 """Maps may be exchanged before the first block, the second, and what follows it."""
@@ -103,8 +105,8 @@ class SpaceshipNet(DataFreeMethod):
         venue="CVPR 2023",
     )
     tasks: ClassVar[tuple[Task, ...]] = ("classification",)
-    student_shows: ClassVar[tuple[Show, ...]] = ("final", "classifier")
-    teacher_shows: ClassVar[tuple[Show, ...]] = ("final", "classifier")
+    student_shows: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
+    teacher_shows: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
     renews_generator = True
 
     class Params(DataFreeMethod.Params):
@@ -201,7 +203,7 @@ class SpaceshipNet(DataFreeMethod):
         """Return all classes in turn, cycle after cycle."""
         return self.in_turn(count)
 
-    def synthesis_terms(self, shown: Invented) -> Terms:
+    def synthesis_terms(self, shown: SynthesisBatch) -> Terms:
         """Return the distance of moments and cross-entropy."""
         params, logits = self.params, shown.teacher.features.logits
         return {

@@ -31,14 +31,20 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from workers.distill import errors
-from workers.distill.budgets import MetaSynthesis
+from workers.distill.config.synthesis import MetaSynthesis
+from workers.distill.data.types import Batch
 from workers.distill.functional import adversaries, divergences, entropies, modulation
 from workers.distill.functional.priorities import Priority
 from workers.distill.functional.rows import per_image, rows
 from workers.distill.functional.statistics import MomentMemory
-from workers.distill.method import Batch, Moment, Source, Terms
+from workers.distill.methods.base import Moment, Source, Terms
+from workers.distill.methods.datafree.base import (
+    BufferStats,
+    DataFreeMethod,
+    Eviction,
+    SynthesisBatch,
+)
 from workers.distill.networks.interface import Features, Network, batch_norms
-from workers.distill.synthesis import DataFreeMethod, Eviction, Invented, Stock
 
 
 def modulated_loss(
@@ -288,7 +294,7 @@ class SSDKD(DataFreeMethod):
         """Return which images leave a full buffer."""
         return self.params.eviction
 
-    def phi(self, logits: Float[Tensor, "N C *S"], stock: Stock) -> Float[Tensor, " R"]:
+    def phi(self, logits: Float[Tensor, "N C *S"], stock: BufferStats) -> Float[Tensor, " R"]:
         """Return the weight of each row's cross-entropy; ones without both factors.
 
         The classes of an empty buffer are those of the batch itself.
@@ -306,7 +312,7 @@ class SSDKD(DataFreeMethod):
             phi = phi / phi.mean().clamp_min(torch.finfo(phi.dtype).tiny)
         return phi
 
-    def synthesis_terms(self, shown: Invented) -> Terms:
+    def synthesis_terms(self, shown: SynthesisBatch) -> Terms:
         """Return distance of moments, modulated cross-entropy, and the divergence taken off."""
         params, logits = self.params, shown.teacher.features.logits
         wanted = None if params.target == "argmax" else shown.targets
@@ -319,7 +325,7 @@ class SSDKD(DataFreeMethod):
             ),
         }
 
-    def after_call(self, last: Invented, kept: Invented) -> None:
+    def after_call(self, last: SynthesisBatch, kept: SynthesisBatch) -> None:
         """Remember the moments of the last step."""
         if self.reads_norms:
             self.memory.remember(last.teacher.norms)

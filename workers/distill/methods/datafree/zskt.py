@@ -23,12 +23,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from workers.distill import errors
-from workers.distill.budgets import StreamSynthesis
+from workers.distill.config.synthesis import StreamSynthesis
+from workers.distill.data.types import Batch
 from workers.distill.functional import adversaries, divergences, maps
-from workers.distill.method import Batch, Moment, Source, Terms
+from workers.distill.methods.base import Moment, Source, Terms
+from workers.distill.methods.datafree.base import DataFreeMethod, SynthesisBatch
 from workers.distill.networks import shapes
 from workers.distill.networks.interface import Features, Network
-from workers.distill.synthesis import DataFreeMethod, Invented
 
 
 def attention_loss(
@@ -115,7 +116,7 @@ class ZSKT(DataFreeMethod):
         """Whether synthesis looks at the student too: it looks at nothing else."""
         return True
 
-    def synthesis_terms(self, shown: Invented) -> Terms:
+    def synthesis_terms(self, shown: SynthesisBatch) -> Terms:
         """Return the agreement of student and teacher: their divergence with a minus."""
         weight = -1 / self._divisor(shown.teacher.features.logits)
         gap = shown.against_student(weight, adversaries.discrepancy, masked=False)

@@ -19,8 +19,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from workers.distill.data.types import Batch
 from workers.distill.functional import classifiers, maps
-from workers.distill.method import Batch, FeatureMethod, Moment, Need, Show, Source, Terms
+from workers.distill.methods.base import FeatureMethod, FeatureName, Moment, Need, Source, Terms
 from workers.distill.networks.interface import Features, Network
 
 
@@ -51,8 +52,8 @@ class CATKD(FeatureMethod):
         arxiv="2304.12777",
     )
     needs: ClassVar[tuple[Need, ...]] = ("labels", "teacher", "equal_classes")
-    student_shows: ClassVar[tuple[Show, ...]] = ("final", "classifier")
-    teacher_shows: ClassVar[tuple[Show, ...]] = ("final", "classifier")
+    student_shows: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
+    teacher_shows: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
 
     class Params(FeatureMethod.Params):
         """A weight, and how maps are compared."""

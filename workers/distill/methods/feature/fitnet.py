@@ -19,8 +19,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workers.distill import errors
+from workers.distill.data.types import Batch
 from workers.distill.functional import adapters, maps
-from workers.distill.method import Batch, FeatureMethod, Moment, Source, Terms
+from workers.distill.methods.base import FeatureMethod, Moment, Source, Terms
 from workers.distill.networks import shapes
 from workers.distill.networks.interface import Features, Network
 

@@ -27,8 +27,9 @@ from pydantic import Field
 from torch import Tensor
 
 from workers.distill import errors
+from workers.distill.data.types import Batch
 from workers.distill.functional import maps, singular
-from workers.distill.method import Batch, FeatureMethod, Moment, Source, Terms
+from workers.distill.methods.base import FeatureMethod, Moment, Source, Terms
 from workers.distill.networks.interface import Features, Network
 from workers.distill.networks.shapes import Shape, Shapes
 

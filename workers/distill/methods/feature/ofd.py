@@ -23,8 +23,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workers.distill import errors
+from workers.distill.data.types import Batch
 from workers.distill.functional import adapters, maps
-from workers.distill.method import Batch, FeatureMethod, Moment, Show, Source, Terms
+from workers.distill.methods.base import FeatureMethod, FeatureName, Moment, Source, Terms
 from workers.distill.networks.interface import Features, Network
 from workers.distill.networks.shapes import Shapes
 
@@ -73,8 +74,8 @@ class OFD(FeatureMethod):
         venue="ICCV 2019",
         arxiv="1904.01866",
     )
-    student_shows: ClassVar[tuple[Show, ...]] = ("pre_activations",)
-    teacher_shows: ClassVar[tuple[Show, ...]] = ("pre_activations", "norms")
+    student_shows: ClassVar[tuple[FeatureName, ...]] = ("pre_activations",)
+    teacher_shows: ClassVar[tuple[FeatureName, ...]] = ("pre_activations", "norms")
     smallest_batch = 2
     """One image with a map of one pixel has no batch statistics."""
 

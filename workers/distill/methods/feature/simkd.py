@@ -18,10 +18,11 @@ from pydantic import Field
 from torch import Tensor
 
 from workers.distill import errors
+from workers.distill.data.types import Batch
 from workers.distill.functional import classifiers, maps
-from workers.distill.method import Batch, Method, Moment, Need, Show, Source, Terms
-from workers.distill.networks import reused
+from workers.distill.methods.base import FeatureName, Method, Moment, Need, Source, Terms
 from workers.distill.networks.interface import Features, Network
+from workers.distill.networks.zoo import reused
 
 
 def simkd_loss(
@@ -43,8 +44,8 @@ class SimKD(Method):
         arxiv="2203.14001",
     )
     needs: ClassVar[tuple[Need, ...]] = ("teacher", "equal_classes")
-    student_shows: ClassVar[tuple[Show, ...]] = ("final",)
-    teacher_shows: ClassVar[tuple[Show, ...]] = ("final", "classifier")
+    student_shows: ClassVar[tuple[FeatureName, ...]] = ("final",)
+    teacher_shows: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
     has_task = False
     combines = False
     smallest_batch = 2

@@ -18,8 +18,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from workers.distill.data.types import Batch
 from workers.distill.functional import adapters, classifiers
-from workers.distill.method import Batch, FeatureMethod, Moment, Need, Show, Source, Terms
+from workers.distill.methods.base import FeatureMethod, FeatureName, Moment, Need, Source, Terms
 from workers.distill.networks.interface import Features, Network
 
 
@@ -49,8 +50,8 @@ class SRRL(FeatureMethod):
         "Knowledge Distillation via Softmax Regression Representation Learning", venue="ICLR 2021"
     )
     needs: ClassVar[tuple[Need, ...]] = ("labels", "teacher")
-    student_shows: ClassVar[tuple[Show, ...]] = ("final",)
-    teacher_shows: ClassVar[tuple[Show, ...]] = ("classifier",)
+    student_shows: ClassVar[tuple[FeatureName, ...]] = ("final",)
+    teacher_shows: ClassVar[tuple[FeatureName, ...]] = ("classifier",)
     smallest_batch = 2
     """One image with a map of one pixel has no batch statistics."""
 

@@ -5,7 +5,8 @@ The number printed as "student" in every result table, and the yardstick of ever
 Source: common practice; see section 4.3 of Hinton et al., arXiv:1503.02531, for the comparison.
 """
 
-from workers.distill.method import Batch, LogitMethod, Moment, Source, Terms
+from workers.distill.data.types import Batch
+from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
 from workers.distill.networks.interface import Features
 
 

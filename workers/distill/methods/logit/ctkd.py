@@ -21,8 +21,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from workers.distill.data.types import Batch
 from workers.distill.functional import divergences
-from workers.distill.method import Batch, LogitMethod, Moment, Source, Terms
+from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
 from workers.distill.networks.interface import Features, Network
 
 FIRST = 1.0

@@ -21,7 +21,8 @@ from jaxtyping import Float, Int, Integer
 from pydantic import Field
 from torch import Tensor
 
-from workers.distill.method import Batch, LogitMethod, Moment, Source, Terms
+from workers.distill.data.types import Batch
+from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
 from workers.distill.networks.interface import Features, Network
 
 Storage = Literal["hard", "smoothing", "marginal_smoothing", "marginal_renorm"]

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from workers.distill import method
-from workers.distill.method import Batch, LogitMethod, Moment, Source, Terms
+from workers.distill.data.types import Batch
+from workers.distill.methods.base import LogitMethod, Moment, Source, Terms, cross_entropy
 from workers.distill.networks.interface import Features
 
 
@@ -55,6 +55,6 @@ class LabelSmoothing(LogitMethod):
         """Return the task term alone."""
         share = self.params.smoothing
         # Linear in the label, so smoothing it is mixing two losses; mixed images need no more.
-        hard = method.cross_entropy(student.logits, batch)
+        hard = cross_entropy(student.logits, batch)
         loss = (1 - share) * hard + share * uniform_cross_entropy(student.logits)
         return {"task": self.params.task_weight * loss}

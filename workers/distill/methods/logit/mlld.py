@@ -22,9 +22,10 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from workers.distill import errors, method
+from workers.distill import errors
+from workers.distill.data.types import Batch
 from workers.distill.functional import divergences, standardization
-from workers.distill.method import Batch, LogitMethod, Moment, Source, Terms
+from workers.distill.methods.base import LogitMethod, Moment, Source, Terms, cross_entropy
 from workers.distill.networks.interface import Features
 
 FIXED_TEMPERATURES = (3.0, 5.0, 2.0, 6.0)
@@ -151,8 +152,8 @@ class MLLD(LogitMethod):
                 "method mlld compares two views of every image, and only one is shown; train it "
                 "without a teacher cache, on images that may be augmented"
             )
-        task = method.cross_entropy(student.logits, batch)
-        task = task + method.cross_entropy(student.strong.logits, batch)
+        task = cross_entropy(student.logits, batch)
+        task = task + cross_entropy(student.strong.logits, batch)
         weak = (student.logits, teacher.logits)
         strong = (student.strong.logits, teacher.strong.logits)
         levels = (

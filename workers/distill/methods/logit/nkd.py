@@ -14,8 +14,9 @@ from pydantic import Field
 from torch import Tensor
 
 from workers.distill import errors
+from workers.distill.data.types import Batch
 from workers.distill.functional import divergences
-from workers.distill.method import Batch, LogitMethod, Moment, Source, Terms
+from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
 from workers.distill.networks.interface import Features, Network
 
 

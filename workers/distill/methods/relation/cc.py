@@ -15,7 +15,8 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from workers.distill.method import Batch, Moment, RelationMethod, Source, Terms
+from workers.distill.data.types import Batch
+from workers.distill.methods.base import Moment, RelationMethod, Source, Terms
 from workers.distill.networks import shapes
 from workers.distill.networks.interface import Features, Network
 

@@ -28,7 +28,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workers.distill import errors
-from workers.distill.method import Batch, Moment, RelationMethod, Source, Terms
+from workers.distill.data.types import Batch
+from workers.distill.methods.base import Moment, RelationMethod, Source, Terms
 from workers.distill.networks.interface import Features, Network
 
 EPS = 1e-7

@@ -18,15 +18,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from workers.distill.data.types import Batch
 from workers.distill.functional import kernels
-from workers.distill.method import (
-    Batch,
-    Moment,
-    RelationMethod,
-    Source,
-    Terms,
-    check_equal_classes,
-)
+from workers.distill.methods.base import Moment, RelationMethod, Source, Terms, check_equal_classes
 from workers.distill.networks.interface import Features, Network
 
 KernelName: TypeAlias = Literal["linear", "polynomial", "rbf"]

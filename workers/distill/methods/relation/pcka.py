@@ -24,8 +24,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workers.distill import errors
+from workers.distill.data.types import Batch
 from workers.distill.functional import kernels, maps
-from workers.distill.method import Batch, Moment, RelationMethod, Show, Source, Terms
+from workers.distill.methods.base import FeatureName, Moment, RelationMethod, Source, Terms
 from workers.distill.networks import shapes
 from workers.distill.networks.interface import Features, Network
 
@@ -98,8 +99,8 @@ class PCKA(RelationMethod):
         venue="IJCAI 2024",
         arxiv="2401.11824",
     )
-    student_shows: ClassVar[tuple[Show, ...]] = ("stages",)
-    teacher_shows: ClassVar[tuple[Show, ...]] = ("stages",)
+    student_shows: ClassVar[tuple[FeatureName, ...]] = ("stages",)
+    teacher_shows: ClassVar[tuple[FeatureName, ...]] = ("stages",)
 
     class Params(RelationMethod.Params):
         """Two weights, and how maps are cut."""

@@ -21,8 +21,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from workers.distill.data.types import Batch
 from workers.distill.functional import classifiers, kernels
-from workers.distill.method import Batch, Moment, Need, RelationMethod, Show, Source, Terms
+from workers.distill.methods.base import FeatureName, Moment, Need, RelationMethod, Source, Terms
 from workers.distill.networks.interface import Features
 
 
@@ -78,8 +79,8 @@ class RCKA(RelationMethod):
         arxiv="2401.11824",
     )
     needs: ClassVar[tuple[Need, ...]] = ("labels", "teacher", "equal_classes")
-    student_shows: ClassVar[tuple[Show, ...]] = ("final",)
-    teacher_shows: ClassVar[tuple[Show, ...]] = ("final",)
+    student_shows: ClassVar[tuple[FeatureName, ...]] = ("final",)
+    teacher_shows: ClassVar[tuple[FeatureName, ...]] = ("final",)
     smallest_batch = 3
 
     class Params(RelationMethod.Params):

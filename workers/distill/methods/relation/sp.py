@@ -14,8 +14,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from workers.distill.data.types import Batch
 from workers.distill.functional import relations
-from workers.distill.method import Batch, Moment, RelationMethod, Source, Terms
+from workers.distill.methods.base import Moment, RelationMethod, Source, Terms
 from workers.distill.networks.interface import Features
 
 

@@ -1,0 +1,244 @@
+"""NPZ arrays in every usual layout become a prepared data set; objects are refused."""
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from workers.distill import errors
+from workers.distill.data import dataset
+from workers.distill.data.formats import conversion, npz
+
+
+def arrays(count: int, *, shape: tuple[int, ...] = (3, 6, 5), seed: int = 0) -> dict[str, Any]:
+    draw = np.random.RandomState(seed)
+    return {
+        "images": draw.randint(0, 256, (count, *shape)).astype(np.uint8),
+        "labels": np.arange(count) % 4,
+    }
+
+
+def convert(tmp_path: Path, contents: dict[str, Any], **wish: Any) -> dataset.DatasetRecord:
+    np.savez_compressed(tmp_path / "upload.npz", **contents)
+    return npz.convert(tmp_path / "upload.npz", tmp_path / "dataset", conversion.InputHints(**wish))
+
+
+def refusal(tmp_path: Path, contents: dict[str, Any], **wish: Any) -> errors.UploadRefused:
+    with pytest.raises(errors.UploadRefused) as caught:
+        convert(tmp_path, contents, **wish)
+    return caught.value
+
+
+class TestConvert:
+    def test_images_and_labels_become_three_splits(self, tmp_path: Path) -> None:
+        record = convert(tmp_path, arrays(40))
+        assert record.splits == {"train": 28, "validation": 4, "test": 8}
+        assert record.classes == ["0", "1", "2", "3"]
+        assert not record.flip
+        assert "not mirrored" in record.notes[0]
+        assert (record.input.channels, record.input.height, record.input.width) == (3, 6, 5)
+
+    @pytest.mark.parametrize("validation", ["val", "validation"])
+    def test_given_splits_are_kept(self, tmp_path: Path, validation: str) -> None:
+        contents: dict[str, Any] = {}
+        for seed, (name, count) in enumerate({"train": 12, validation: 4, "test": 8}.items()):
+            split = arrays(count, seed=seed)
+            contents |= {f"x_{name}": split["images"], f"y_{name}": split["labels"]}
+        record = convert(tmp_path, contents)
+        assert record.splits == {"train": 12, "validation": 4, "test": 8}
+        test = dataset.load(tmp_path / "dataset").split("test")
+        assert torch.equal(test.images, torch.from_numpy(contents["x_test"]))
+        assert torch.equal(test.labels, torch.from_numpy(contents["y_test"]))
+
+    @pytest.mark.parametrize(
+        ("shape", "axes"),
+        [
+            ((3, 6, 5), (0, 1, 2, 3)),
+            ((3, 6, 6), (0, 2, 3, 1)),
+            ((1, 6, 5), (0, 2, 3, 1)),
+            ((3, 3, 3), (0, 1, 2, 3)),
+        ],
+    )
+    def test_both_layouts_are_recognised(
+        self, tmp_path: Path, shape: tuple[int, int, int], axes: tuple[int, int, int, int]
+    ) -> None:
+        split = arrays(8, shape=shape)
+        contents = {
+            f"{letter}_{name}": value
+            for name in ("train", "val", "test")
+            for letter, value in (("x", split["images"].transpose(axes)), ("y", split["labels"]))
+        }
+        convert(tmp_path, contents)
+        images = dataset.load(tmp_path / "dataset").split("train").images
+        assert torch.equal(images, torch.from_numpy(split["images"]))
+
+    def test_grey_images_need_no_channel_axis(self, tmp_path: Path) -> None:
+        assert convert(tmp_path, arrays(20, shape=(6, 5))).input.channels == 1
+
+    def test_floats_in_zero_to_one_are_rounded_to_bytes(self, tmp_path: Path) -> None:
+        whole = arrays(20)
+        found = []
+        for name, images in (("u", whole["images"]), ("f", whole["images"] / 255)):
+            (tmp_path / name).mkdir()
+            convert(tmp_path / name, {**whole, "images": images})
+            found.append(dataset.load(tmp_path / name / "dataset").split("train").images)
+        assert torch.equal(found[0], found[1])
+
+    def test_labels_may_be_a_column(self, tmp_path: Path) -> None:
+        whole = arrays(20)
+        record = convert(tmp_path, {**whole, "labels": whole["labels"][:, None].astype(np.uint8)})
+        assert len(record.classes) == 4
+
+    def test_fortran_order_is_understood(self, tmp_path: Path) -> None:
+        whole = arrays(20)
+        record = convert(tmp_path, {**whole, "images": np.asfortranarray(whole["images"])})
+        assert record.input.mean == convert(tmp_path, whole).input.mean
+
+    def test_classes_without_images_are_noted(self, tmp_path: Path) -> None:
+        record = convert(tmp_path, {**arrays(20), "labels": np.arange(20) % 4 + 1})
+        assert "1 classes have no training images: 0" in record.notes
+
+
+def dense_arrays(count: int = 20, *, classes: int = 3) -> dict[str, Any]:
+    draw = np.random.RandomState(0)
+    masks = draw.randint(0, classes, (count, 6, 5))
+    masks[:, 0, 0] = 255
+    return {"images": arrays(count)["images"], "labels": masks}
+
+
+def convert_dense(tmp_path: Path, contents: dict[str, Any]) -> dataset.DatasetRecord:
+    np.savez_compressed(tmp_path / "upload.npz", **contents)
+    upload, folder = tmp_path / "upload.npz", tmp_path / "dataset"
+    return npz.convert(upload, folder, conversion.InputHints(), task="segmentation")
+
+
+class TestConvertMasks:
+    def test_images_and_masks_become_three_splits(self, tmp_path: Path) -> None:
+        record = convert_dense(tmp_path, dense_arrays())
+        assert record.task == "segmentation"
+        assert record.classes == ["0", "1", "2"]
+        assert record.splits == {"train": 14, "validation": 2, "test": 4}
+        assert dataset.load(tmp_path / "dataset").split("test").labels.dtype == torch.uint8
+
+    @pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int64])
+    def test_given_splits_are_kept(self, tmp_path: Path, kind: type) -> None:
+        whole = dense_arrays()
+        contents = {
+            f"{letter}_{name}": value
+            for name in ("train", "val", "test")
+            for letter, value in (("x", whole["images"]), ("y", whole["labels"].astype(kind)))
+        }
+        convert_dense(tmp_path, contents)
+        test = dataset.load(tmp_path / "dataset").split("test")
+        assert torch.equal(test.images, torch.from_numpy(whole["images"]))
+        assert torch.equal(test.labels, torch.from_numpy(whole["labels"].astype(np.uint8)))
+
+    def test_classes_may_be_given_by_number_or_name(self, tmp_path: Path) -> None:
+        for given, wanted in (
+            (np.array(4), ["0", "1", "2", "3"]),
+            (np.array(["sky", "road", "car", "tree"]), ["sky", "road", "car", "tree"]),
+        ):
+            record = convert_dense(tmp_path, {**dense_arrays(), "classes": given})
+            assert record.classes == wanted
+            assert f"1 classes have no training pixels: {wanted[3]}" in record.notes
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"labels": np.zeros(20, int)}, "one whole number a pixel"),
+            ({"labels": np.zeros((20, 6, 5))}, "one whole number a pixel"),
+            ({"labels": np.zeros((20, 5, 6), int)}, r"for images of \[20, 6, 5\]"),
+            ({"labels": np.zeros((19, 6, 5), int)}, r"for images of \[20, 6, 5\]"),
+            ({"labels": np.full((20, 6, 5), 256)}, "outside 0..254"),
+            ({"labels": np.full((20, 6, 5), -1)}, "outside 0..254"),
+            ({"labels": np.full((20, 6, 5), 255)}, "no pixel of y_train has a class"),
+            ({"labels": np.zeros((20, 6, 5), int)}, "the highest label is 0"),
+            ({"classes": np.array(2)}, "highest class in the masks is 2, but 'classes' has 2"),
+            ({"classes": np.array(10**15)}, "2 to 255 different classes"),
+            ({"classes": np.array(1)}, "2 to 255 different classes"),
+            ({"classes": np.array(["a", "b", "b"])}, "2 to 255 different classes"),
+            ({"classes": np.array([1.5])}, "give their number, or a list of their names"),
+        ],
+    )
+    def test_faults_are_refused(self, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+        with pytest.raises(errors.UploadRefused, match=words) as caught:
+            convert_dense(tmp_path, {**dense_arrays(), **changes})
+        assert caught.value.refusal == "bad_labels"
+
+    def test_missing_masks_are_named(self, tmp_path: Path) -> None:
+        with pytest.raises(errors.UploadRefused, match="no array 'y_train'"):
+            convert_dense(tmp_path, {"x_train": dense_arrays()["images"]})
+
+    def test_classes_of_whole_images_are_counted_still(self, tmp_path: Path) -> None:
+        record = convert(tmp_path, {**arrays(20), "classes": np.array(["a", "b"])})
+        assert record.classes == ["0", "1", "2", "3"]
+
+
+class TestRefusedFiles:
+    @pytest.mark.parametrize(
+        ("changes", "code"),
+        [
+            ({"images": np.array([{}] * 20, dtype=object)}, "unsafe_archive"),
+            ({"images": np.zeros((20, 3, 6, 5), dtype=np.int32)}, "unsupported_format"),
+            ({"images": np.full((20, 3, 6, 5), 1.5)}, "unsupported_format"),
+            ({"images": np.full((20, 3, 6, 5), np.nan)}, "unsupported_format"),
+            ({"images": np.zeros((20, 7, 6, 5), dtype=np.uint8)}, "unsupported_format"),
+            ({"images": np.zeros((20, 6), dtype=np.uint8)}, "unsupported_format"),
+            ({"images": np.zeros((0, 3, 6, 5), np.uint8), "labels": np.zeros(0, int)}, "no_images"),
+            ({"labels": np.zeros(19, int)}, "bad_labels"),
+            ({"labels": np.zeros(20)}, "bad_labels"),
+            ({"labels": np.zeros((20, 4), int)}, "bad_labels"),
+            ({"labels": np.full(20, -1)}, "bad_labels"),
+            ({"labels": np.full(20, 10**12)}, "bad_labels"),
+            ({"labels": np.zeros(20, int)}, "bad_labels"),
+        ],
+    )
+    def test_faults_are_refused(self, tmp_path: Path, changes: dict[str, Any], code: str) -> None:
+        assert refusal(tmp_path, {**arrays(20), **changes}).refusal == code
+
+    def test_missing_labels_are_named(self, tmp_path: Path) -> None:
+        found = refusal(tmp_path, {"x_train": arrays(20)["images"]})
+        assert found.refusal == "bad_labels"
+        assert "'y_train'" in found.message
+
+    def test_other_arrays_are_listed(self, tmp_path: Path) -> None:
+        found = refusal(tmp_path, {"pictures": np.zeros(3)})
+        assert found.refusal == "unsupported_format"
+        assert "pictures" in found.message
+
+    def test_splits_of_different_sizes_are_refused(self, tmp_path: Path) -> None:
+        small, large = arrays(20), arrays(20, shape=(3, 8, 8))
+        contents = {
+            "x_train": small["images"],
+            "y_train": small["labels"],
+            "x_test": large["images"],
+            "y_test": large["labels"],
+        }
+        assert refusal(tmp_path, contents).refusal == "mixed_sizes"
+
+    def test_size_that_was_not_asked_for_is_refused(self, tmp_path: Path) -> None:
+        assert "input.height says 8" in refusal(tmp_path, arrays(20), height=8).message
+
+    def test_headers_that_claim_more_than_there_is_cost_nothing(self, tmp_path: Path) -> None:
+        stream = io.BytesIO()
+        header = {"descr": "|u1", "fortran_order": False, "shape": (10**12, 3, 8, 8)}
+        np.lib.format.write_array_header_1_0(stream, header)
+        with zipfile.ZipFile(tmp_path / "x", "w") as archive:
+            archive.writestr("images.npy", stream.getvalue() + bytes(100))
+        with pytest.raises(errors.UploadRefused, match="cut short"):
+            npz.convert(tmp_path / "x", tmp_path / "dataset", conversion.InputHints())
+
+    def test_bombs_are_refused(self, tmp_path: Path) -> None:
+        found = refusal(tmp_path, {**arrays(20), "padding": np.zeros(80 << 20, dtype=np.uint8)})
+        assert found.refusal == "too_large"
+
+    @pytest.mark.parametrize("text", [b"", b"hello", b"PK\x03\x04 broken"])
+    def test_other_files_are_unreadable(self, tmp_path: Path, text: bytes) -> None:
+        (tmp_path / "x").write_bytes(text)
+        with pytest.raises(errors.UploadRefused) as caught:
+            npz.convert(tmp_path / "x", tmp_path / "dataset", conversion.InputHints())
+        assert caught.value.refusal == "unreadable"

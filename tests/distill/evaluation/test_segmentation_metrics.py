@@ -1,0 +1,120 @@
+"""Counts of pixels give the published scores, however the split is cut into batches."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tests.distill import cases
+from workers.distill.evaluation import segmentation_metrics
+
+CPU = torch.device("cpu")
+CASE = cases.case("seg", "miou")
+
+
+def decided(answers: Tensor, classes: int = 3) -> Tensor:
+    """Return logits that are highest at the answers."""
+    return functional.one_hot(answers, classes).movedim(-1, 1).double()
+
+
+def the_case() -> tuple[Tensor, Tensor]:
+    return (
+        torch.tensor(CASE["pred"]).reshape(1, 2, 4),
+        torch.tensor(CASE["gt"], dtype=torch.uint8).reshape(1, 2, 4),
+    )
+
+
+def scene(seed: int, count: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    logits = torch.randn(count, 4, 5, 7, generator=draw)
+    taught = torch.randn(count, 4, 5, 7, generator=draw)
+    masks = torch.randint(0, 5, (count, 5, 7), generator=draw)
+    masks[masks == 4] = 255
+    return logits, taught, masks
+
+
+class TestCounts:
+    def test_equals_the_guides_case(self) -> None:
+        answers, masks = the_case()
+        counts = segmentation_metrics.Counts(3, CPU)
+        counts.add(decided(answers), masks)
+        assert counts.confusion.tolist() == CASE["confusion[gt][pred]"]
+        assert segmentation_metrics.iou(counts.confusion) == pytest.approx(
+            CASE["iou"], abs=cases.TOLERANCE
+        )
+        assert segmentation_metrics.miou(counts.confusion) == pytest.approx(
+            CASE["miou"], abs=cases.TOLERANCE
+        )
+        assert segmentation_metrics.accuracy(counts.confusion) == pytest.approx(
+            CASE["pixel_acc"], abs=cases.TOLERANCE
+        )
+        assert CASE["ignore"] == 255
+
+    def test_batches_add_up(self) -> None:
+        logits, taught, masks = scene(0)
+        whole, parts = segmentation_metrics.Counts(4, CPU), segmentation_metrics.Counts(4, CPU)
+        whole.add(logits, masks, taught)
+        for first in (0, 1, 4):
+            here = slice(first, {0: 1, 1: 4, 4: 6}[first])
+            parts.add(logits[here], masks[here], taught[here])
+        assert torch.equal(whole.confusion, parts.confusion)
+        assert whole.agreement == parts.agreement
+        assert whole.loss == pytest.approx(parts.loss, rel=1e-12)
+
+    def test_loss_is_the_mean_over_judged_pixels(self) -> None:
+        logits, _, masks = scene(1)
+        counts = segmentation_metrics.Counts(4, CPU)
+        counts.add(logits, masks)
+        likely = logits.double().log_softmax(1).numpy()
+        judged = np.argwhere(masks.numpy() != 255)
+        losses = [-likely[n, int(masks[n, y, x]), y, x] for n, y, x in judged]
+        # Each pixel's loss is a float32.
+        assert counts.loss == pytest.approx(np.mean(losses), rel=1e-6)
+
+    def test_agreement_counts_equal_answers_on_judged_pixels(self) -> None:
+        logits, taught, masks = scene(2)
+        counts = segmentation_metrics.Counts(4, CPU)
+        counts.add(logits, masks, taught)
+        same = (logits.argmax(1) == taught.argmax(1))[masks != 255]
+        assert counts.agreement == int(same.sum()) / len(same)
+
+    def test_says_nothing_of_agreement_without_a_teacher(self) -> None:
+        logits, _, masks = scene(2)
+        counts = segmentation_metrics.Counts(4, CPU)
+        counts.add(logits, masks)
+        assert counts.agreement is None
+
+    def test_ignored_pixels_change_nothing(self) -> None:
+        logits, taught, masks = scene(3)
+        other = torch.where((masks == 255)[:, None], -logits, logits)
+        found = []
+        for one in (logits, other):
+            counts = segmentation_metrics.Counts(4, CPU)
+            counts.add(one, masks.to(torch.uint8), taught)
+            found.append((counts.confusion.tolist(), counts.loss, counts.agreement))
+        assert found[0] == found[1]
+
+    def test_logits_of_another_size_are_interpolated(self) -> None:
+        coarse = torch.tensor([[0.0, 1.0], [0.0, 1.0]])[None, None]
+        logits = torch.cat([torch.full_like(coarse, 0.5), coarse], dim=1)
+        masks = torch.tensor([[0, 0, 1, 1]] * 4)[None]
+        counts = segmentation_metrics.Counts(2, CPU)
+        counts.add(logits, masks, -logits)
+        # At pixel centres the second class has 0, 1/4, 3/4 and 1.
+        assert counts.confusion.tolist() == [[8, 0], [0, 8]]
+        assert counts.agreement == 0
+
+
+class TestIoU:
+    def test_absent_classes_are_skipped(self) -> None:
+        confusion = torch.tensor([[3, 0, 1], [0, 0, 0], [0, 0, 0]])
+        assert segmentation_metrics.iou(confusion) == [0.75, None, 0.0]
+        assert segmentation_metrics.miou(confusion) == 0.375
+
+    def test_right_answers_everywhere_are_one(self) -> None:
+        assert segmentation_metrics.miou(torch.diag(torch.tensor([4, 0, 7]))) == 1.0
+        assert segmentation_metrics.accuracy(torch.diag(torch.tensor([4, 0, 7]))) == 1.0
+
+    def test_a_class_that_is_only_answered_counts_as_missed(self) -> None:
+        assert segmentation_metrics.iou(torch.tensor([[2, 2], [0, 0]])) == [0.5, 0.0]

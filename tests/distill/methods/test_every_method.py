@@ -1,0 +1,369 @@
+"""The promise that all methods keep."""
+
+import copy
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distill import folders
+from workers import export_catalog
+from workers.distill import errors
+from workers.distill.config.job import Input
+from workers.distill.config.training import expand
+from workers.distill.data.preprocessing import Preprocessor
+from workers.distill.data.types import Batch, Mixed
+from workers.distill.methods import catalog
+from workers.distill.methods.base import Method, Moment, Terms
+from workers.distill.methods.datafree.base import DataFreeMethod
+from workers.distill.networks import catalog as networks
+from workers.distill.networks import weights
+from workers.distill.networks.interface import Features, Network
+from workers.distill.training import optimizers
+
+NAMES = sorted(catalog.METHODS)
+CPU = torch.device("cpu")
+MOMENT = Moment(epoch=1, step=1, steps_per_epoch=1)
+IMAGES = 9
+
+CHOICES: dict[str, dict[str, Any]] = {
+    # As many negatives as nine images can give.
+    "crd": {"negatives": 4},
+}
+ORDERED = {
+    "cc": "compares neighbours in the batch",
+    "crd": "draws other images for each place in the batch",
+}
+UNTRAINED = {"simkd": "the teacher's classifier takes the place of the student's"}
+COMBINED = {"name": "combine", "methods": [{"name": "kd"}, {"name": "fitnet"}, {"name": "rkd"}]}
+
+
+def choice(name: str) -> dict[str, Any]:
+    return COMBINED if name == "combine" else {"name": name, **CHOICES.get(name, {})}
+
+
+def a_network(seed: int, widths: list[int]) -> Network:
+    torch.manual_seed(seed)
+    arguments = {"widths": widths}
+    return networks.build(
+        folders.NETWORK, classes=3, channels=1, height=8, width=8, arguments=arguments
+    )
+
+
+class Scene:
+    """A method between two networks of other widths, with a batch."""
+
+    def __init__(self, name: str) -> None:
+        self.student = a_network(1, [4, 4, 6, 8])
+        self.teacher = a_network(2, [4, 6, 8, 12]).eval().requires_grad_(False)
+        images, labels = folders.images(IMAGES, 3, 0)
+        strong, _ = folders.images(IMAGES, 3, 1)
+        index = torch.arange(IMAGES)
+        self.batch = Batch(images=images, labels=labels, index=index, strong=strong)
+        torch.manual_seed(3)
+        self.method: Method = catalog.build(choice(name), self.student, self.teacher)
+        self.method.prepare([self.batch])
+        size = Input.model_validate(folders.INPUT)
+        self.view = Preprocessor("student", size, size, CPU)
+        training = expand({"optimizer": {"learning_rate": 0.01}, "schedule": {"name": "constant"}})
+        precision = optimizers.Precision("float32", CPU)
+        # What a data-free method learns is moved by its synthesis, which has tests of its own.
+        self.is_data_free = isinstance(self.method, DataFreeMethod)
+        learning = (self.student,) if self.is_data_free else (self.student, self.method)
+        self.stepper = optimizers.Stepper(learning, training, precision)
+
+    def observe(self, network: Network, shown: Batch) -> Features:
+        seen = network.observe(self.view(shown.images))
+        if not self.method.wants_strong or shown.strong is None:
+            return seen
+        return dataclasses.replace(seen, strong=network.observe(self.view(shown.strong)))
+
+    def terms(
+        self,
+        batch: Batch | None = None,
+        changed: Callable[[Features], Features] = lambda features: features,
+    ) -> Terms:
+        shown = batch or self.batch
+        with torch.no_grad():
+            taught = self.observe(self.teacher, shown)
+        learned = self.observe(self.student, shown)
+        return self.method.terms(changed(learned), changed(taught), shown, MOMENT)
+
+    def step(self) -> float:
+        total = float(self.stepper.step_on(self.terms(), MOMENT).detach())
+        self.method.after_step(MOMENT)
+        return total
+
+    def state(self) -> dict[str, Any]:
+        return copy.deepcopy(
+            {
+                "student": self.student.state_dict(),
+                "method": self.method.state_dict(),
+                "stepper": self.stepper.state(),
+                "random": torch.get_rng_state(),
+            }
+        )
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.student.load_state_dict(state["student"])
+        self.method.load_state_dict(state["method"])
+        self.stepper.restore(state["stepper"])
+        torch.set_rng_state(state["random"])
+
+
+@pytest.fixture(params=[*NAMES, "combine"])
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def scene(name: str) -> Scene:
+    return Scene(name)
+
+
+def part_of(batch: Batch, count: int) -> Batch:
+    assert batch.strong is not None
+    return Batch(
+        images=batch.images[:count],
+        labels=batch.labels[:count],
+        index=batch.index[:count],
+        strong=batch.strong[:count],
+    )
+
+
+def total(terms: Terms) -> torch.Tensor:
+    return torch.stack(list(terms.values())).sum()
+
+
+def is_bounded(says: dict[str, Any]) -> bool:
+    """Whether a field's schema leaves out some values of its type."""
+    kinds: list[dict[str, Any]] = says.get("anyOf", [says])
+    bounds = {"minimum", "exclusiveMinimum", "enum", "minItems"}
+    is_switch = any(kind.get("type") == "boolean" for kind in kinds)
+    return is_switch or any(bounds & set(kind) for kind in kinds)
+
+
+class TestEveryMethod:
+    def test_terms_are_finite_scalars_and_one_of_them_the_task(self, scene: Scene) -> None:
+        terms = scene.terms()
+        assert all(term.shape == () and term.isfinite() for term in terms.values())
+        assert ("task" in terms) is scene.method.has_task
+        assert len(terms) > ("teacher" in scene.method.needs) * scene.method.has_task
+        assert list(scene.terms()) == list(terms)
+
+    def test_student_and_learned_parts_receive_a_gradient_and_the_teacher_none(
+        self, scene: Scene, name: str
+    ) -> None:
+        before = {name: value.clone() for name, value in scene.teacher.state_dict().items()}
+        total(scene.terms()).backward()
+        head = {id(p) for p in scene.student.get_submodule("fc").parameters()}
+        learning = (scene.student,) if scene.is_data_free else (scene.student, scene.method)
+        for module in learning:
+            for path, parameter in module.named_parameters():
+                if name in UNTRAINED and id(parameter) in head:
+                    assert parameter.grad is None
+                else:
+                    assert parameter.grad is not None, path
+        assert all(parameter.grad is None for parameter in scene.teacher.parameters())
+        for path, value in scene.teacher.state_dict().items():
+            assert torch.equal(value, before[path]), path
+        theirs = {value.data_ptr() for value in scene.teacher.parameters()}
+        assert not theirs & {value.data_ptr() for value in scene.method.parameters()}
+
+    def test_the_order_of_the_batch_is_irrelevant(self, scene: Scene, name: str) -> None:
+        scene.student.eval()
+        scene.method.eval()
+        order = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(0))
+        assert scene.batch.strong is not None
+        turned = Batch(
+            images=scene.batch.images[order],
+            labels=scene.batch.labels[order],
+            index=scene.batch.index[order],
+            strong=scene.batch.strong[order],
+        )
+        one, other = scene.terms(), scene.terms(turned)
+        if name in ORDERED:
+            assert any(not torch.allclose(one[key], other[key], rtol=1e-5) for key in one)
+            return
+        for key in one:
+            # float32 sums in another order.
+            assert torch.allclose(one[key], other[key], rtol=1e-4, atol=1e-6), key
+
+    def test_a_few_steps_lower_the_total(self, scene: Scene) -> None:
+        totals = [scene.step() for _ in range(6)]
+        assert min(totals[3:]) < totals[0]
+
+    def test_continues_exactly_from_its_state(self, scene: Scene, name: str) -> None:
+        scene.step()
+        kept = scene.state()
+        going_on = [scene.step(), scene.step()]
+        resumed = Scene(name)
+        resumed.restore(kept)
+        assert [resumed.step(), resumed.step()] == going_on
+        for key, value in scene.state()["student"].items():
+            assert torch.equal(value, resumed.state()["student"][key]), key
+
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_a_tiny_batch_gives_finite_terms_and_gradients(self, scene: Scene, count: int) -> None:
+        if count < scene.method.smallest_batch:
+            assert catalog.find(choice(scene.method.name))[0].smallest_batch > count
+            return
+        terms = scene.terms(part_of(scene.batch, count))
+        assert all(term.isfinite() for term in terms.values())
+        total(terms).backward()
+        for module in (scene.student, scene.method):
+            for path, parameter in module.named_parameters():
+                assert parameter.grad is None or parameter.grad.isfinite().all(), path
+
+    @pytest.mark.parametrize("factor", [0.0, 1e4])
+    def test_extreme_logits_give_finite_terms_and_gradients(
+        self, scene: Scene, factor: float
+    ) -> None:
+        def stretched(features: Features) -> Features:
+            strong = None if features.strong is None else stretched(features.strong)
+            return dataclasses.replace(features, logits=factor * features.logits, strong=strong)
+
+        terms = scene.terms(changed=stretched)
+        assert all(term.isfinite() for term in terms.values())
+        total(terms).backward()
+        for path, parameter in scene.student.named_parameters():
+            assert parameter.grad is None or parameter.grad.isfinite().all(), path
+
+    def test_features_of_nothing_give_finite_terms_and_gradients(self, scene: Scene) -> None:
+        def emptied(features: Features) -> Features:
+            return Features(
+                logits=features.logits,
+                pooled=0 * features.pooled,
+                stem=features.stem,
+                stages=tuple(0 * stage for stage in features.stages),
+                pre_activations=tuple(0 * stage for stage in features.pre_activations),
+                final=None if features.final is None else 0 * features.final,
+                strong=features.strong,
+            )
+
+        terms = scene.terms(changed=emptied)
+        assert all(term.isfinite() for term in terms.values())
+        total(terms).backward()
+        for path, parameter in scene.student.named_parameters():
+            assert parameter.grad is None or parameter.grad.isfinite().all(), path
+
+    def test_says_whether_mixed_images_are_welcome(self, scene: Scene) -> None:
+        if not scene.method.accepts_mixed:
+            with pytest.raises(errors.BadRecipe, match=r"training\.mixing"):
+                catalog.check(type(scene.method), expand({"mixing": {"name": "mixup"}}))
+            return
+        labels, share = scene.batch.labels.roll(1), torch.full((IMAGES,), 0.3)
+        mixed = dataclasses.replace(scene.batch, mixed=Mixed(labels, share))
+        terms = scene.terms(mixed)
+        assert all(term.isfinite() for term in terms.values())
+        task = scene.terms().get("task")
+        if task is not None and float(task.detach()) != 0:  # not where its weight is 0, as in FKD
+            assert not torch.allclose(terms["task"], task)
+
+    @pytest.mark.parametrize("known", NAMES)
+    def test_hyperparameters_survive_json(self, known: str) -> None:
+        params = catalog.METHODS[known].Params()
+        restored = catalog.METHODS[known].Params.model_validate_json(params.model_dump_json())
+        assert restored == params
+
+    @pytest.mark.parametrize("known", NAMES)
+    def test_every_hyperparameter_is_bounded_described_and_optional(self, known: str) -> None:
+        schema = catalog.METHODS[known].Params.model_json_schema()
+        assert schema["additionalProperties"] is False
+        assert "required" not in schema
+        assert "weight" not in schema["properties"]  # a combination's word for a part's share
+        for field, says in schema["properties"].items():
+            assert says["description"].endswith("."), field
+            assert "default" in says, field
+            if "$ref" in says:
+                says = schema["$defs"][says["$ref"].rpartition("/")[2]]
+                for inner, part in says["properties"].items():
+                    assert part["description"].endswith("."), inner
+                    assert "default" in part, inner
+                    assert is_bounded(part), inner
+            else:
+                assert is_bounded(says), field
+
+    @pytest.mark.parametrize("known", NAMES)
+    def test_name_file_and_key_are_one_word(self, known: str) -> None:
+        kind = catalog.METHODS[known]
+        assert kind.name == kind.__module__.rpartition(".")[2] == known
+        assert kind.__module__.split(".")[-2] == kind.family
+
+    @pytest.mark.parametrize("known", NAMES)
+    def test_every_method_has_its_own_test(self, known: str) -> None:
+        family = catalog.METHODS[known].family
+        assert (Path(__file__).parent / family / f"test_{known}.py").exists()
+
+
+LOADER = """
+import sys
+from pathlib import Path
+import torch
+
+class Forbidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith(("workers.distill.methods", "workers.distill.methods.base")):
+            raise ImportError(f"{name} is code of a method")
+
+sys.meta_path.insert(0, Forbidden())
+from workers.distill import weights
+
+images = torch.load(sys.argv[1], weights_only=True)
+for path in sys.argv[2:]:
+    network, _ = weights.rebuild(Path(path))
+    torch.save(network.eval()(images).detach(), path + ".logits")
+"""
+
+
+@pytest.mark.slow
+class TestDelivered:
+    def test_every_student_loads_without_the_code_of_methods(self, tmp_path: Path) -> None:
+        said: dict[Path, torch.Tensor] = {}
+        images = torch.zeros(0)
+        for name in [*NAMES, "combine"]:
+            scene = Scene(name)
+            scene.step()
+            delivered = scene.method.deliver(scene.student).eval()
+            header = {
+                "network": delivered.reference,
+                "arguments": dict(delivered.arguments),
+                "classes": ["a", "b", "c"],
+                "input": folders.INPUT,
+            }
+            path = tmp_path / f"{name}.safetensors"
+            texts = {"format": "pt", weights.HEADER_KEY: json.dumps(header)}
+            weights.save_student(path, delivered, texts)
+            images = scene.view(scene.batch.images)
+            said[path] = delivered(images).detach()
+        torch.save(images, tmp_path / "images")
+        subprocess.run(
+            [sys.executable, "-c", LOADER, tmp_path / "images", *said],
+            check=True,
+            cwd=folders.ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for path, logits in said.items():
+            found = torch.load(f"{path}.logits", weights_only=True)
+            assert torch.allclose(found, logits, rtol=1e-4, atol=1e-5), path.name
+
+
+class TestExport:
+    def test_committed_files_equal_the_code(self) -> None:
+        for path, text in export_catalog.rendered().items():
+            assert (export_catalog.ROOT / path).read_text(encoding="utf-8") == text, (
+                f"{path} is out of date; run python -m workers.export_catalog"
+            )
+
+    def test_methods_say_what_callers_need(self) -> None:
+        for entry in export_catalog.describe()["methods"]:
+            assert entry["description"]
+            assert entry["source"]["title"]
+            assert json.dumps(entry["params_schema"])

@@ -1,0 +1,245 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.distill import folders
+from workers.distill.evaluation import analysis
+from workers.distill.reporting import report_folder, synthesis_report
+
+RANDOM = np.random.default_rng(0)
+PICTURES = {"losses", "accuracy", "cka", "confusion", "calibration", "correlation", "tsne", "pca"}
+
+
+def evidence(classes: int = 3, images: int = 12, **changes: Any) -> report_folder.Evidence:
+    """Return made-up outputs of a teacher and a student."""
+    labels = np.arange(images) % classes
+    mapped = analysis.images_to_map(labels)
+    outputs = {
+        name: report_folder.Outputs(
+            RANDOM.normal(size=(images, classes)).astype(np.float32),
+            RANDOM.normal(size=(len(mapped), 4)).astype(np.float32),
+        )
+        for name in ("teacher", "student")
+    }
+    history = [{"epoch": 1, "validation/accuracy": 0.5, "train/accuracy": 0.4, "loss/total": 1.0}]
+    facts: dict[str, Any] = {
+        "classes": [f"class {number}" for number in range(classes)],
+        "labels": labels,
+        "mapped": mapped,
+        "outputs": outputs,
+        "histories": {"student": history},
+        "best_epochs": {"student": 1},
+        "teacher_accuracy": 0.75,
+    }
+    return report_folder.Evidence(**{**facts, **changes})
+
+
+def invention(**changes: Any) -> synthesis_report.SynthesisEvidence:
+    """Return what is told of a job that kept no snapshot of its buffer."""
+    facts: dict[str, Any] = {
+        "method": "fast",
+        "snapshots": [],
+        "synthesis_seconds": [2.0],
+        "distillation_seconds": [3.0],
+        "images": 64,
+        "calls": 2,
+        "training_images_read": 0,
+    }
+    return synthesis_report.SynthesisEvidence(**{**facts, **changes})
+
+
+def without_test(**changes: Any) -> report_folder.Evidence:
+    """Return what a job without any data set leaves."""
+    nothing = np.zeros(0, np.int64)
+    facts: dict[str, Any] = {
+        "labels": nothing,
+        "mapped": nothing,
+        "outputs": {},
+        "histories": {"student": [{"epoch": 1, "loss/total": 1.0}]},
+        "teacher_accuracy": None,
+    }
+    return evidence(**{**facts, **changes})
+
+
+def named(content: report_folder.Evidence) -> dict[str, report_folder.Topic]:
+    return {topic.name: topic for topic in report_folder.topics(content)}
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """A run with teacher and baseline that makes a report."""
+    workdir = tmp_path_factory.mktemp("reported")
+    training = {"epochs": 2, "batch_size": 8}
+    asked = folders.prepare(workdir, report=True, baseline=True, training=training)
+    code, lines = folders.run_here(asked)
+    assert code == 0
+    return workdir, lines
+
+
+@pytest.mark.slow
+class TestRun:
+    def test_lists_every_file_that_it_wrote(
+        self, reported: tuple[Path, list[dict[str, Any]]]
+    ) -> None:
+        workdir, lines = reported
+        assert folders.of_type(lines, "warning") == []
+        listed = {file["path"] for file in lines[-1]["files"]}
+        found = {f"report/{path.name}" for path in (workdir / "report").iterdir()}
+        assert {path for path in listed if path.startswith("report/")} == found
+        assert lines[-1]["report_seconds"] > 0
+        index = json.loads((workdir / "report" / "index.json").read_text())
+        pictures = [picture for topic in index["topics"] for picture in topic["pictures"]]
+        assert {picture["files"][0].removesuffix(".png") for picture in pictures} == PICTURES
+        named = {name for picture in pictures for name in picture["files"]}
+        named |= {topic["numbers"] for topic in index["topics"]}
+        assert {f"report/{name}" for name in named} == found - {"report/index.json"}
+        assert all(picture["about"].endswith(".") for picture in pictures)
+
+    def test_agrees_with_the_scores(self, reported: tuple[Path, list[dict[str, Any]]]) -> None:
+        workdir, lines = reported
+        scores = lines[-1]["scores"]
+        folder = workdir / "report"
+        confusion = json.loads((folder / "confusion.json").read_text())["networks"]
+        bins = json.loads((folder / "calibration.json").read_text())["networks"]
+        for name in ("teacher", "student", "baseline"):
+            right = sum(images for true, said, images in confusion[name] if true == said)
+            assert right / 20 == scores[name]["accuracy"]
+            assert sum(bins[name]["counts"]) == 20
+            error = bins[name]["expected_calibration_error"]
+            assert error == pytest.approx(scores[name]["ece"], abs=2e-6)
+
+    def test_changes_nothing_of_the_student(
+        self, reported: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+    ) -> None:
+        training = {"epochs": 2, "batch_size": 8}
+        asked = folders.prepare(tmp_path, report=False, baseline=True, training=training)
+        _, lines = folders.run_here(asked)
+        assert lines[-1]["scores"] == reported[1][-1]["scores"]
+        assert not (tmp_path / "report").exists()
+        weights, others = (
+            (folder / "student.safetensors").read_bytes() for folder in (tmp_path, reported[0])
+        )
+        assert weights == others
+
+    def test_tells_of_a_report_that_cannot_be_written(self, tmp_path: Path) -> None:
+        asked = folders.prepare(tmp_path, report=True, method={"name": "ce"}, teacher=None)
+        (tmp_path / "report.tmp").write_text("a file where the folder should be")
+        code, lines = folders.run_here(asked)
+        assert code == 0
+        assert [line["code"] for line in folders.of_type(lines, "warning")] == ["report_failed"]
+        assert lines[-1]["scores"]["student"]["accuracy"] > 0
+
+
+class TestWrite:
+    @pytest.mark.slow
+    def test_gives_the_same_files_again_and_leaves_no_others(self, tmp_path: Path) -> None:
+        content = evidence()
+        contents = []
+        for _ in range(2):
+            (tmp_path / "report").mkdir(exist_ok=True)
+            (tmp_path / "report" / "left-over.png").write_text("")
+            files = report_folder.write(tmp_path, content)
+            contents.append({path: (tmp_path / path).read_bytes() for path in files})
+        assert contents[0] == contents[1]
+        assert "report/left-over.png" not in contents[0]
+
+    def test_says_how_many_training_images_were_read(self, tmp_path: Path) -> None:
+        files = report_folder.write(tmp_path, without_test(invention=invention()))
+        folder = tmp_path / "report"
+        index = json.loads((folder / "index.json").read_text())
+        assert (index["training_images_read"], index["test_images"]) == (0, 0)
+        assert index["networks"] == []
+        assert {path.removeprefix("report/") for path in files} == {
+            *("index.json", "curves.json", "synthesis.json"),
+            *("losses.png", "losses.svg", "time-split.png", "time-split.svg"),
+        }
+        told = json.loads((folder / "synthesis.json").read_text())
+        assert told["images_invented"] == 64
+        seconds = told["seconds_until_the_end_of_each_epoch"]
+        assert seconds == {"synthesis": [2.0], "distillation": [3.0]}
+
+
+class TestTopics:
+    def test_without_a_test_split_are_those_of_training(self) -> None:
+        found = named(without_test())
+        assert set(found) == {"curves"}
+        assert set(found["curves"].pictures) == {"losses"}
+        assert set(named(without_test(invention=invention()))) == {"curves", "synthesis"}
+
+    def test_of_invented_images_follow_agreement(self) -> None:
+        history = [{"epoch": 1, "loss/total": 1.0, "train/agreement": 0.5}]
+        found = named(without_test(histories={"student": history}))
+        assert set(found["curves"].pictures) == {"losses", "agreement"}
+
+    def test_say_which_epoch_is_delivered(self) -> None:
+        for told, words in ((None, "The epoch with the highest"), (invention(), "The last epoch")):
+            _, about = report_folder.curves(evidence(invention=told)).pictures["accuracy"]
+            assert about.startswith(words)
+            assert "Train accuracy" in about
+
+    def test_of_a_dense_task_follow_from_its_confusion(self) -> None:
+        history = [
+            {"epoch": 1, "loss/total": 1.0, "validation/accuracy": 0.5, "validation/miou": 0.3}
+        ]
+        student = np.array([[6, 2, 0], [4, 8, 0], [0, 0, 0]])
+        confusions = {"teacher": np.diag([8, 12, 0]), "student": student}
+        found = named(
+            without_test(histories={"student": history}, confusions=confusions, test_images=5)
+        )
+        assert set(found) == {"curves", "confusion", "overlap"}
+        assert set(found["curves"].pictures) == {"losses", "accuracy", "miou"}
+        counted = found["confusion"].numbers["networks"]["student"]
+        assert counted == [[0, 0, 6], [0, 1, 2], [1, 0, 4], [1, 1, 8]]
+        shares = found["overlap"].numbers["networks"]
+        assert shares["student"]["intersection_over_union"] == [0.5, round(8 / 14, 6), None]
+        assert shares["student"]["mean"] == pytest.approx((0.5 + 8 / 14) / 2, abs=1e-6)
+        assert shares["teacher"] == {"intersection_over_union": [1.0, 1.0, None], "mean": 1.0}
+
+    def test_need_no_teacher(self) -> None:
+        whole = evidence()
+        alone = {"student": whole.outputs["student"]}
+        found = named(evidence(outputs=alone, teacher_accuracy=None))
+        assert set(found) == {"curves", "confusion", "calibration", "embedding"}
+        assert set(found["curves"].pictures) == {"losses", "accuracy"}
+
+    def test_need_no_map_of_a_handful_of_images(self) -> None:
+        assert "embedding" not in named(evidence(images=4))
+
+    def test_tell_of_the_errors_by_name(self) -> None:
+        logits = np.eye(3, dtype=np.float32)[[0, 1, 2, 1, 1, 0]]
+        shown = report_folder.Outputs(logits, RANDOM.normal(size=(6, 4)).astype(np.float32))
+        found = named(evidence(images=6, outputs={"student": shown}))["confusion"].numbers
+        assert found["networks"]["student"] == [
+            [0, 0, 1],
+            [0, 1, 1],
+            [1, 1, 2],
+            [2, 0, 1],
+            [2, 2, 1],
+        ]
+        assert found["students_most_frequent_errors"] == [
+            ["class 0", "class 1", 1],
+            ["class 2", "class 0", 1],
+        ]
+
+    def test_hold_the_correlations_of_the_logits(self) -> None:
+        content = evidence()
+        found = report_folder.correlation(content).numbers
+        logits = {name: shown.logits for name, shown in content.outputs.items()}
+        expected = np.corrcoef(logits["student"], rowvar=False)
+        np.testing.assert_allclose(found["matrices"]["student"], expected, atol=1e-6)
+        difference = np.abs(expected - np.corrcoef(logits["teacher"], rowvar=False))
+        mean = found["mean_size_of_difference"]["student"]
+        assert mean == pytest.approx(difference.mean(), abs=1e-5)
+        first, second, size = found["largest_differences"]["student"][0]
+        assert abs(size) == pytest.approx(difference.max(), abs=1e-5)
+        assert first != second
+
+    @pytest.mark.slow
+    def test_of_a_thousand_classes_leave_out_what_nobody_reads(self) -> None:
+        found = named(evidence(classes=1200, images=2400))
+        assert found["correlation"].numbers["matrices"] is None
+        assert len(found["correlation"].numbers["classes"]) == 1000
+        assert len(found["confusion"].numbers["networks"]["student"]) <= 2400

@@ -1,0 +1,234 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distill import folders
+from workers.distill import errors
+from workers.distill.config.job import Input
+from workers.distill.config.training import expand
+from workers.distill.data.loader import BatchLoader
+from workers.distill.data.preprocessing import Preprocessor
+from workers.distill.methods.logit.ce import CE
+from workers.distill.methods.logit.kd import KD
+from workers.distill.networks import catalog
+from workers.distill.networks.interface import Features, Network
+from workers.distill.training import optimizers
+from workers.distill.training.meters import LossMeter
+from workers.distill.training.state import TrainState
+from workers.distill.training.teachers import CachedTeacher, OnlineTeacher, wants_stages
+
+CPU = torch.device("cpu")
+FLOAT32 = optimizers.Precision("float32", CPU)
+
+
+def a_network(seed: int = 0) -> Network:
+    torch.manual_seed(seed)
+    network = catalog.build(folders.NETWORK, classes=3, channels=1, height=8, width=8, arguments={})
+    network.classes = 3
+    return network
+
+
+def a_source(images: torch.Tensor, labels: torch.Tensor) -> BatchLoader:
+    training = expand({"batch_size": 4, "augmentation": "none"})
+    return BatchLoader(images, labels, training=training, classes=3, flip=False, device=CPU)
+
+
+def a_course(accuracies: list[float], every: int = 1) -> TrainState:
+    """Return a course over 3 steps an epoch whose validation gives these accuracies in turn."""
+    training = expand(
+        {"epochs": 4, "batch_size": 4, "evaluate_every_epochs": every, "augmentation": "none"}
+    )
+    student = a_network()
+    method = CE(CE.Params(), student, None)
+    images, labels = folders.images(12, 3, 0)
+    given = iter(accuracies)
+    size = Input.model_validate(folders.INPUT)
+    return TrainState(
+        phase="student",
+        training=training,
+        student=student,
+        observe=student.observe,
+        method=method,
+        view=Preprocessor("student", size, size, CPU),
+        source=BatchLoader(images, labels, training=training, classes=3, flip=False, device=CPU),
+        precision=FLOAT32,
+        stepper=optimizers.Stepper((student, method), training, FLOAT32),
+        tally=LossMeter(CPU),
+        validate=lambda _network: {"accuracy": next(given), "loss": 1.0},
+    )
+
+
+def walk_epoch(moving: TrainState, after: Callable[[], None] = lambda: None) -> None:
+    for moment, batch in moving.walk():
+        learned = moving.learn(batch)
+        terms = moving.method.terms(learned, learned, batch, moment)
+        moving.stepper.step_on(terms, moment)
+        moving.advance(moment, terms["task"], terms, learned, batch)
+        after()
+        if moving.owes_close:
+            moving.close_epoch()
+
+
+class TestTraining:
+    def test_learns_a_set_that_can_be_learned(self, tmp_path: Path) -> None:
+        training = {"epochs": 15, "augmentation": "none"}
+        asked = folders.prepare(tmp_path, method={"name": "ce"}, teacher=None, training=training)
+        code, lines = folders.run_here(asked)
+        assert code == 0
+        assert lines[-1]["scores"]["student"]["accuracy"] > 0.9
+
+    def test_the_same_seed_gives_the_same_bytes_and_another_does_not(self, tmp_path: Path) -> None:
+        files = []
+        for name, seed in (("one", 1), ("again", 1), ("other", 2)):
+            asked = folders.prepare(tmp_path / name, training={"seed": seed})
+            assert folders.run_here(asked)[0] == 0
+            files.append((tmp_path / name / "student.safetensors").read_bytes())
+        assert files[0] == files[1]
+        assert files[0] != files[2]
+
+    def test_the_teacher_does_not_move(self, tmp_path: Path) -> None:
+        asked = folders.prepare(tmp_path)
+        path = tmp_path / "teacher" / "model.safetensors"
+        before = path.read_bytes()
+        assert folders.run_here(asked)[0] == 0
+        assert path.read_bytes() == before
+
+
+class TestCourse:
+    def test_the_earliest_of_equal_epochs_is_best(self) -> None:
+        moving = a_course([0.5, 0.75, 0.75, 0.25])
+        walk_epoch(moving)
+        assert (moving.best.epoch, moving.best.accuracy) == (2, 0.75)
+
+    def test_the_best_epochs_weights_are_delivered(self) -> None:
+        moving = a_course([0.5, 0.75, 0.25, 0.25])
+        kept: dict[int, torch.Tensor] = {}
+        weight = next(moving.student.parameters())
+        walk_epoch(moving, lambda: kept.update({moving.step: weight.detach().clone()}))
+        delivered = moving.use_best()
+        assert torch.equal(next(delivered.parameters()), kept[6])
+        assert not delivered.training
+
+    def test_validates_as_often_as_asked_and_at_the_end(self) -> None:
+        moving = a_course([0.5, 0.25], every=3)
+        walk_epoch(moving)
+        validated = [e["epoch"] for e in moving.history if "validation/accuracy" in e]
+        assert validated == [3, 4]
+
+    def test_continues_from_its_state(self, tmp_path: Path) -> None:
+        whole = a_course([0.1] * 4)
+        walk_epoch(whole)
+        first = a_course([0.1] * 4)
+        with pytest.raises(errors.Interrupted):
+            walk_epoch(first, lambda: interrupt_at(first, 5))
+        torch.save(first.state(), tmp_path / "state")
+        second = a_course([0.1] * 4)
+        second.restore(torch.load(tmp_path / "state", weights_only=True))
+        walk_epoch(second)
+        for name, value in whole.student.state_dict().items():
+            assert torch.equal(value, second.student.state_dict()[name]), name
+        assert whole.history == second.history
+
+    def test_an_interrupted_validation_is_made_up_for(self) -> None:
+        moving = a_course([])
+        moving.validate = refuse
+        with pytest.raises(errors.Interrupted):
+            walk_epoch(moving)
+        assert (moving.step, moving.closed_epoch, moving.owes_close) == (3, 0, True)
+        moving.validate = lambda _network: {"accuracy": 0.5, "loss": 1.0}
+        moving.close_epoch()
+        assert not moving.owes_close
+        assert moving.best.epoch == 1
+
+
+def interrupt_at(moving: TrainState, step: int) -> None:
+    if moving.step == step:
+        raise errors.Interrupted
+
+
+def refuse(_network: Network) -> dict[str, float]:
+    raise errors.Interrupted
+
+
+class TestTally:
+    def add(self, counted: LossMeter, step: int, total: float) -> None:
+        logits = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        terms = {"task": torch.tensor(total)}
+        counted.add(step, torch.tensor(total), terms, logits, torch.tensor([1, 1]))
+
+    def test_averages_since_the_last_look(self) -> None:
+        counted = LossMeter(CPU)
+        for step, total in enumerate([1.0, 2.0], start=1):
+            self.add(counted, step, total)
+        assert counted.look().losses == {"total": 1.5, "task": 1.5}
+        self.add(counted, 3, 4.0)
+        assert counted.look().losses == {"total": 4.0, "task": 4.0}
+        closed = counted.close_epoch()
+        assert closed.accuracy == 0.5
+        assert closed.losses == {"total": 7 / 3, "task": 7 / 3}
+
+    def test_an_epochs_losses_survive_a_pause_inside_it(self) -> None:
+        whole, first, second = LossMeter(CPU), LossMeter(CPU), LossMeter(CPU)
+        for step, total in enumerate([1.0, 2.0, 4.0], start=1):
+            self.add(whole, step, total)
+        self.add(first, 1, 1.0)
+        first.look()
+        self.add(first, 2, 2.0)
+        second.restore(first.state())
+        self.add(second, 3, 4.0)
+        for counted in (whole, second):
+            counted.look()
+        assert second.close_epoch() == whole.close_epoch()
+
+    def test_remembers_the_first_step_that_was_not_finite(self) -> None:
+        counted = LossMeter(CPU)
+        for step, total in enumerate([1.0, float("inf"), float("nan")], start=1):
+            self.add(counted, step, total)
+        with pytest.raises(errors.Diverged, match=r"at step 2 .*total inf.*learning_rate"):
+            counted.check()
+
+    def test_is_silent_while_all_is_finite(self) -> None:
+        counted = LossMeter(CPU)
+        self.add(counted, 1, 1.0)
+        counted.check()
+
+
+class TestTeacher:
+    def test_a_remembering_teacher_shows_what_a_watching_one_shows(self) -> None:
+        network = a_network(3).eval()
+        size = Input.model_validate(folders.INPUT)
+        images, labels = folders.images(12, 3, 0)
+        source = a_source(images, labels)
+        view = Preprocessor("teacher", size, size, CPU)
+        watching = OnlineTeacher(network.observe, view, FLOAT32, stages=False)
+        remembering = CachedTeacher(watching, source)
+        for batch in source.epoch(1):
+            seen, known = watching.observe(batch), remembering.observe(batch)
+            # Other batch sizes: other sums.
+            assert torch.allclose(seen.logits, known.logits, rtol=1e-4, atol=1e-5)
+            assert torch.allclose(seen.pooled, known.pooled, rtol=1e-4, atol=1e-5)
+
+    def test_what_it_shows_can_be_kept_for_a_gradient(self) -> None:
+        network = a_network(3).eval()
+        size = Input.model_validate(folders.INPUT)
+        view = Preprocessor("teacher", size, size, CPU)
+        images, labels = folders.images(12, 3, 0)
+        source = a_source(images, labels)
+        shown = OnlineTeacher(network.observe, view, FLOAT32, stages=True).observe(
+            next(source.epoch(1))
+        )
+        maps = [shown.logits, shown.pooled, *shown.stages, *shown.pre_activations]
+        for values in maps:
+            scale = torch.ones((), requires_grad=True)
+            (scale * values).square().sum().backward()
+            assert scale.grad is not None
+
+    def test_logit_methods_want_no_maps(self) -> None:
+        assert not wants_stages(KD(KD.Params(), a_network(), a_network()))
+
+
+def test_features_keep_their_rows() -> None:
+    with pytest.raises(Exception, match="Type-check"):
+        Features(logits=torch.zeros(2, 3), pooled=torch.zeros(3, 4))

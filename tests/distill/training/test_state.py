@@ -1,0 +1,397 @@
+import contextlib
+import io
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.distill import folders
+from workers.distill import errors
+from workers.distill.config.job import Input
+from workers.distill.config.training import expand
+from workers.distill.data.loader import BatchLoader
+from workers.distill.data.preprocessing import Preprocessor
+from workers.distill.data.types import Batch, Mixed
+from workers.distill.methods.base import Method, Moment, Terms
+from workers.distill.methods.logit.ce import CE
+from workers.distill.networks.interface import Features, Network
+from workers.distill.training import optimizers
+from workers.distill.training.ema import EMA, followed
+from workers.distill.training.meters import LossMeter
+from workers.distill.training.progress import steps_done
+from workers.distill.training.state import TrainState, Validate, seen_labels
+
+CPU = torch.device("cpu")
+FLOAT32 = optimizers.Precision("float32", CPU)
+IMAGES = 12
+Fields = dict[str, Any]
+"""Fields of a recipe's training; Any: JSON values."""
+
+
+class Small(Network):
+    """As little as a network with a batch norm can be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classes = 3
+        self.first = nn.Linear(64, 6)
+        self.norm = nn.BatchNorm1d(6)
+        self.fc = nn.Linear(6, 3)
+
+    def observe(self, images: torch.Tensor) -> Features:
+        pooled = self.norm(self.first(images.flatten(1))).relu()
+        return Features(logits=self.fc(pooled), pooled=pooled)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.observe(images).logits
+
+
+class Adapted(CE):
+    """Cross-entropy with a learned part, a norm, and a memory that is no average."""
+
+    name = "adapted"
+    wants_strong = False
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.adapter = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
+        self.register_buffer("memory", torch.zeros(IMAGES))
+        self.noise = 0.0
+
+    def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
+        self.noise = float(torch.rand(()))  # what a method draws is part of what resumes
+        self.get_buffer("memory")[batch.index] += 1.0
+        shown = self.adapter(student.pooled) * (1 + 0.1 * self.noise)
+        return {**self.task(student, batch), "adapted": 0.1 * shown.square().mean()}
+
+    def deliver(self, student: Network) -> Network:
+        return student  # as those methods do whose own parts belong to what they deliver
+
+
+class KeepsNothing(Adapted):
+    deliver = Method.deliver
+
+
+class WantsStrong(Adapted):
+    wants_strong = True
+
+    def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
+        assert student.strong is not None
+        return {
+            **super().terms(student, teacher, batch, moment),
+            "strong": student.strong.logits.std(),
+        }
+
+
+def scores(*accuracies: float) -> Callable[[Network], dict[str, float]]:
+    """Return a validation that gives these accuracies in turn, and then the last for ever."""
+    given = itertools.chain(accuracies, itertools.repeat(accuracies[-1]))
+    return lambda _network: {"accuracy": next(given), "loss": 1.0}
+
+
+def likeness(network: Network) -> dict[str, float]:
+    """Score a network by its weights alone, so that another attempt finds the same."""
+    return {"accuracy": float(network.get_parameter("fc.weight").detach().std()), "loss": 1.0}
+
+
+def a_course(
+    validate: Validate = likeness, *, method: type[CE] = Adapted, **fields: Any
+) -> TrainState:
+    """Return a course over 3 steps an epoch."""
+    training = expand({"epochs": 4, "batch_size": 4, **fields})
+    torch.manual_seed(0)
+    student = Small()
+    made = method(method.Params(), student, None)
+    size = Input.model_validate(folders.INPUT)
+    source = BatchLoader(
+        *folders.images(IMAGES, 3, 0),
+        training=training,
+        classes=3,
+        flip=True,
+        device=CPU,
+        strong=made.wants_strong,
+    )
+    torch.manual_seed(1)
+    return TrainState(
+        phase="student",
+        training=training,
+        student=student,
+        observe=student.observe,
+        method=made,
+        view=Preprocessor("student", size, size, CPU),
+        source=source,
+        precision=FLOAT32,
+        stepper=optimizers.Stepper((student, made), training, FLOAT32),
+        tally=LossMeter(CPU),
+        validate=validate,
+    )
+
+
+def walk(moving: TrainState, after: Callable[[], None] = lambda: None) -> None:
+    if moving.owes_close:
+        moving.close_epoch()
+    for moment, batch in moving.walk():
+        learned = moving.learn(batch)
+        terms = moving.method.terms(learned, learned, batch, moment)
+        total = moving.stepper.step_on(terms, moment)
+        moving.advance(moment, total, terms, learned, batch)
+        after()
+        if moving.owes_close:
+            moving.close_epoch()
+
+
+def stop_at(moving: TrainState, step: int) -> Callable[[], None]:
+    def stop() -> None:
+        if moving.step == step:
+            raise errors.Interrupted
+
+    return stop
+
+
+def kept(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state as a checkpoint gives it back."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    found: dict[str, Any] = torch.load(file, weights_only=True)
+    return found
+
+
+def tensors(content: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield all tensors and numbers inside, each with its place."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if key != "seconds":
+                yield from tensors(value, f"{path}/{key}")
+    elif isinstance(content, list | tuple):
+        for key, value in enumerate(content):
+            yield from tensors(value, f"{path}/{key}")
+    elif isinstance(content, torch.Tensor):
+        yield path, content
+    elif isinstance(content, int | float):
+        yield path, torch.tensor(content)
+
+
+FEATURES: list[tuple[Fields, type[CE]]] = [
+    ({"augmentation": "autoaugment"}, Adapted),
+    ({"augmentation": "randaugment"}, Adapted),
+    ({"mixing": {"name": "mixup"}}, Adapted),
+    ({"mixing": {"name": "cutmix"}}, Adapted),
+    ({"label_noise": 0.4}, Adapted),
+    ({"ema_decay": 0.9}, Adapted),
+    ({"ema_decay": 0.9, "optimizer": {"name": "dot"}, "clip_norm": 0.1}, Adapted),
+    ({"optimizer": {"name": "adamw"}, "schedule": {"warmup_epochs": 2.5}}, Adapted),
+    ({"patience_epochs": 1}, Adapted),
+    ({"max_steps": 7}, Adapted),
+    ({"teacher_cache": {"views": 4, "per_visit": 2}}, Adapted),
+    ({}, WantsStrong),
+]
+
+
+class TestResume:
+    @pytest.mark.parametrize("step", [2, 6])
+    @pytest.mark.parametrize(("fields", "method"), FEATURES)
+    def test_ends_with_the_bytes_of_a_run_that_was_never_stopped(
+        self, fields: Fields, method: type[CE], step: int
+    ) -> None:
+        whole = a_course(method=method, **{"epochs": 3, **fields})
+        walk(whole)
+        first = a_course(method=method, **{"epochs": 3, **fields})
+        with contextlib.suppress(errors.Interrupted):  # some end before
+            walk(first, stop_at(first, step))
+        saved = kept(first.state())
+        second = a_course(method=method, **{"epochs": 3, **fields})
+        second.restore(saved)
+        walk(second)
+        wanted, found = dict(tensors(whole.state())), dict(tensors(second.state()))
+        assert wanted.keys() == found.keys()
+        for place, value in wanted.items():
+            assert torch.equal(value, found[place]), place
+        assert whole.ended_by == second.ended_by
+        delivered, other = whole.use_best().state_dict(), second.use_best().state_dict()
+        assert all(torch.equal(value, other[name]) for name, value in delivered.items())
+
+    def test_a_finished_phase_remembers_what_ended_it(self) -> None:
+        endings: list[Fields] = [{"max_steps": 4}, {"patience_epochs": 1}, {}]
+        for fields in endings:
+            moving = a_course(scores(0.5), **fields)
+            walk(moving)
+            again = a_course(scores(0.5), **fields)
+            again.restore_outcome(kept(moving.outcome()))
+            assert again.ended_by == moving.ended_by
+            assert again.best.epoch == moving.best.epoch
+
+
+class TestEnding:
+    def test_epochs(self) -> None:
+        moving = a_course()
+        walk(moving)
+        assert (moving.step, moving.closed_epoch, moving.ended_by) == (12, 4, "epochs")
+
+    @pytest.mark.parametrize(("limit", "epoch"), [(1, 1), (3, 1), (4, 2), (11, 4)])
+    def test_max_steps_ends_with_a_validation(self, limit: int, epoch: int) -> None:
+        moving = a_course(scores(0.1, 0.2, 0.3, 0.4), max_steps=limit, evaluate_every_epochs=4)
+        walk(moving)
+        assert (moving.step, moving.closed_epoch) == (limit, epoch)
+        assert moving.ended_by == "max_steps"
+        assert moving.best.epoch == moving.validated_epoch == epoch
+        assert moving.history[-1]["validation/accuracy"] == 0.1
+
+    def test_more_steps_than_epochs_have_change_nothing(self) -> None:
+        moving = a_course(max_steps=13)
+        walk(moving)
+        assert (moving.step, moving.ended_by) == (12, "epochs")
+
+    def test_the_schedule_runs_over_all_epochs_however_early_the_end(self) -> None:
+        short, whole = a_course(max_steps=5), a_course()
+        assert short.stepper.rate_at(short.moment(5)) == whole.stepper.rate_at(whole.moment(5))
+
+    def test_patience_ends_when_nothing_got_better_for_so_long(self) -> None:
+        moving = a_course(scores(0.5, 0.6, 0.6, 0.55, 0.9), epochs=9, patience_epochs=2)
+        walk(moving)
+        assert (moving.closed_epoch, moving.best.epoch) == (4, 2)
+        assert moving.ended_by == "patience_epochs"
+
+    def test_patience_counts_only_epochs_that_were_looked_at(self) -> None:
+        moving = a_course(scores(0.5), epochs=9, patience_epochs=3, evaluate_every_epochs=2)
+        walk(moving)
+        # Best at 2; at 4 two epochs have passed, at 5 three, but nobody looks before 6.
+        assert (moving.closed_epoch, moving.validated_epoch) == (6, 6)
+
+    def test_patience_lasts_while_it_gets_better(self) -> None:
+        moving = a_course(scores(*(number / 10 for number in range(1, 10))), patience_epochs=1)
+        walk(moving)
+        assert (moving.closed_epoch, moving.ended_by) == (4, "epochs")
+
+    def test_seconds_end_after_the_step_that_reaches_them(self) -> None:
+        moving = a_course(scores(0.5), evaluate_every_epochs=4, max_seconds=10)
+
+        def clock() -> None:
+            moving.time_is_up = moving.step == 5
+
+        walk(moving, clock)
+        assert (moving.step, moving.closed_epoch, moving.ended_by) == (5, 2, "max_seconds")
+        assert moving.best.epoch == 2
+
+    def test_a_validation_interrupted_at_the_end_is_made_up_for(self) -> None:
+        first = a_course(max_steps=5)
+        first.validate = interrupted
+        first.closed_epoch, first.step = 1, 3  # the first epoch was closed before
+        with pytest.raises(errors.Interrupted):
+            walk(first)
+        assert first.owes_close
+        second = a_course(max_steps=5)
+        second.restore(kept(first.state()))
+        walk(second)
+        assert (second.closed_epoch, second.best.epoch) == (2, 2)
+
+    def test_nothing_is_delivered_that_was_not_validated(self) -> None:
+        moving = a_course()
+        with pytest.raises(errors.DistillError, match="no epoch was validated"):
+            moving.use_best()
+
+
+def interrupted(_network: Network) -> dict[str, float]:
+    raise errors.Interrupted
+
+
+class TestAverage:
+    def test_follows_parameters_and_moments_by_hand(self) -> None:
+        module = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(module.weight, 1.0)
+        moving = EMA({"student": module}, 0.25)
+        wanted = 1.0
+        for step, weight in enumerate([3.0, 2.0, 5.0], start=1):
+            nn.init.constant_(module.weight, weight)
+            moving.follow(step)
+            decay = min(0.25, (1 + step) / (10 + step))
+            wanted = decay * wanted + (1 - decay) * weight
+        assert float(moving.state()["student.weight"]) == pytest.approx(wanted)
+
+    def test_takes_norms_along_and_leaves_other_buffers(self) -> None:
+        moving = a_course(ema_decay=0.9)
+        names = set(followed({"student": moving.student, "method": moving.method}))
+        assert {"student.norm.running_mean", "method.adapter.1.running_var"} <= names
+        assert {"student.first.weight", "method.adapter.0.bias"} <= names
+        assert not {name for name in names if "memory" in name or "batches" in name}
+
+    def test_a_tensor_that_two_share_is_followed_once(self) -> None:
+        one = nn.Linear(2, 2)
+        assert len(followed({"student": one, "method": one})) == 2
+
+    def test_is_what_is_validated_and_delivered(self) -> None:
+        seen: list[torch.Tensor] = []
+
+        def look(network: Network) -> dict[str, float]:
+            seen.append(network.get_parameter("fc.weight").detach().clone())
+            return {"accuracy": len(seen) / 10, "loss": 1.0}
+
+        moving = a_course(look, ema_decay=0.9)
+        walk(moving)
+        assert moving.ema is not None
+        weight = moving.student.get_parameter("fc.weight")
+        averaged = moving.ema.state()["student.fc.weight"]
+        assert torch.equal(seen[-1], averaged)
+        assert not torch.equal(seen[-1], weight)
+        method = moving.ema.state()["method.adapter.0.weight"].clone()
+        delivered = moving.use_best()
+        assert torch.equal(delivered.get_parameter("fc.weight"), averaged)
+        assert torch.equal(moving.method.get_parameter("adapter.0.weight"), method)
+
+    def test_memories_stay_behind_where_nothing_is_made_of_them(self) -> None:
+        for kind in (Adapted, KeepsNothing):
+            moving = a_course(method=kind)
+            walk(moving)
+            kept = moving.outcome()["best"]["method"]
+            assert bool(kept) is (kind is Adapted)
+            moving.use_best()
+
+    def test_validation_leaves_the_weights_that_learn_alone(self) -> None:
+        plain = a_course(scores(0.5))
+        walk(plain)
+        moving = a_course(scores(0.5), ema_decay=0.9)
+        walk(moving)
+        for name, value in plain.student.state_dict().items():
+            assert torch.equal(value, moving.student.state_dict()[name]), name
+
+    def test_an_interrupted_validation_puts_the_weights_back(self) -> None:
+        moving = a_course(ema_decay=0.9, epochs=1)
+        moving.validate = interrupted
+        before: list[torch.Tensor] = []
+        weight = moving.student.get_parameter("fc.weight")
+        with pytest.raises(errors.Interrupted):
+            walk(moving, lambda: before.append(weight.detach().clone()))
+        assert torch.equal(weight, before[-1])
+
+
+class TestLearn:
+    def test_shows_the_strong_view_to_methods_that_want_it(self) -> None:
+        moving = a_course(method=WantsStrong)
+        batch = next(iter(moving.walk()))[1]
+        shown = moving.learn(batch)
+        assert shown.strong is not None
+        assert batch.strong is not None
+        again = moving.observe(moving.view(batch.strong))
+        assert torch.equal(shown.strong.logits, again.logits)
+
+    def test_a_mixed_image_counts_by_its_larger_share(self) -> None:
+        index = torch.arange(3)
+        images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+        mixed = Mixed(torch.tensor([7, 8, 9]), torch.tensor([0.6, 0.5, 0.4]))
+        assert seen_labels(Batch(images, index, index, mixed=mixed)).tolist() == [0, 1, 9]
+        assert seen_labels(Batch(images, index, index)).tolist() == [0, 1, 2]
+
+
+class TestStepsDone:
+    def test_counts_steps_or_seconds_whichever_is_further(self) -> None:
+        moving = a_course()
+        moving.step = 6
+        assert steps_done(moving) == 6
+        timed = a_course(max_seconds=100)
+        timed.step, timed.seconds = 3, 50.0
+        assert steps_done(timed) == 6
+        timed.seconds = 500.0
+        assert steps_done(timed) == 12

@@ -1,0 +1,97 @@
+"""A worker's main process, as far as it speaks of itself; `test_tasks.py` has whole workers."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import structlog.testing
+
+from models_registry.jobs import workers
+from models_registry.persistence import tables
+from models_registry.settings import Settings
+from tests.workers import scenes
+from workers import worker_registration
+from workers.context import Context
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """Each process leaves once; here several do."""
+    worker_registration._leaving.clear()
+    yield
+    worker_registration.end()
+    worker_registration._leaving.clear()
+
+
+def row(context: Context) -> tables.WorkerRow | None:
+    with context.readers.begin() as session:
+        return session.get(tables.WorkerRow, "wrk_1")
+
+
+def described(context: Context) -> tables.WorkerRow | None:
+    found = row(context)
+    return found if found is not None and found.versions else None
+
+
+def begin(settings: Settings) -> None:
+    worker_registration.begin(settings, worker_id="wrk_1", queues=["any", "cpu"])
+
+
+class TestPresence:
+    def test_is_announced_before_the_devices_are_known(self, context: Context) -> None:
+        begin(context.settings)
+        scenes.wait_until(lambda: row(context), "the worker is announced")
+        with context.readers.begin() as session:
+            assert workers.anyone_takes(session, queue="cpu")
+            assert not workers.anyone_takes(session, queue="cuda")
+        found = row(context)
+        assert found is not None
+        assert found.name.endswith(f":{os.getpid()}")
+
+    def test_ends_at_once_although_the_devices_are_not_known_yet(self, context: Context) -> None:
+        begin(context.settings)
+        scenes.wait_until(lambda: row(context), "the worker is announced")
+        began = time.monotonic()
+        worker_registration.end()
+        assert time.monotonic() - began < 5
+        found = row(context)
+        assert found is not None
+        assert found.stopped_at is not None
+        assert scenes.engines("workers.distill.runtime.describe") == []
+        assert "presence" not in [thread.name for thread in threading.enumerate()]
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+    def test_is_announced_when_the_database_comes_back_and_seen_from_then_on(
+        self, context: Context, database_url: str
+    ) -> None:
+        with structlog.testing.capture_logs() as logged:
+            with scenes.unreachable(database_url):
+                begin(context.settings)
+                scenes.wait_until(
+                    # Twice: as a newcomer, and with its devices.
+                    lambda: [line["event"] for line in logged].count("presence_not_written") >= 2,
+                    "it has tried",
+                )
+            found = scenes.wait_until(lambda: described(context), "the worker is announced")
+
+        def is_seen_later() -> bool:
+            later = row(context)
+            return later is not None and later.last_seen_at > found.last_seen_at
+
+        scenes.wait_until(is_seen_later, "it is seen again")
+
+    def test_of_a_worker_whose_child_dies_is_without_devices(self) -> None:
+        child = subprocess.Popen(
+            [sys.executable, "-c", "import sys; sys.exit('no torch here')"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        answer, complaints = worker_registration._answer_of(child)
+        assert answer == ""
+        assert "no torch here" in complaints

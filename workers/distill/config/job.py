@@ -1,0 +1,84 @@
+"""What one run is asked to do: networks, method, training, as plain, frozen, bounded values."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field, field_validator, model_validator
+
+from workers.distill.config.training import Training, Values, expand
+
+Task: TypeAlias = Literal["classification", "segmentation"]
+"""What is learned: a class for each image, or for each of its pixels."""
+
+
+class Input(Values):
+    """Images a network expects: size, and the normalisation of pixels in 0..1."""
+
+    channels: int = Field(ge=1, le=64)
+    height: int = Field(ge=1, le=4096)
+    width: int = Field(ge=1, le=4096)
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
+
+    @model_validator(mode="after")
+    def _one_moment_per_channel(self) -> "Input":
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(
+                f"mean and std need one number per channel ({self.channels}), "
+                f"got {len(self.mean)} and {len(self.std)}"
+            )
+        return self
+
+
+class NetworkChoice(Values):
+    """Which network plays a role, and what it expects."""
+
+    network: str = Field(min_length=1, max_length=200)
+    arguments: dict[str, Any] = Field(
+        default_factory=dict
+    )  # Any: JSON, checked by the network's own schema
+    classes: int = Field(ge=1)
+    input: Input
+
+
+class JobConfig(Values):
+    """One student to be made: the whole request, as the engine reads it."""
+
+    version: Literal[1] = 1
+    task: Task = "classification"
+    teacher: NetworkChoice | None = None
+    student: NetworkChoice
+    initial: bool = False
+    method: dict[str, Any]  # Any: checked by the method's own Params
+    training: Training = Field(default_factory=lambda: expand({}))
+    baseline: bool = False
+    report: bool = True
+    accelerator: Literal["any", "cpu", "cuda"] = "any"
+    class_names: list[str] = Field(default_factory=list)
+    """What the teacher's classes are called; for a job that has no data set to name them."""
+    provenance: dict[str, str | int | None] = Field(default_factory=dict)
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _expanded(cls, value: object) -> object:
+        return expand(value) if isinstance(value, Mapping) else value
+
+    @field_validator("method")
+    @classmethod
+    def _named(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(value.get("name"), str):
+            raise ValueError('a method needs a name, such as {"name": "kd"}')
+        return value
+
+    def lineage(self) -> dict[str, str | int | None]:
+        """Return the provenance without what differs from one attempt to the next."""
+        return {key: value for key, value in self.provenance.items() if key != "attempt"}
+
+    def digest(self) -> str:
+        """Return a digest that two attempts at the same work share."""
+        content = self.model_dump(mode="json")
+        content["provenance"] = self.lineage()
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,377 @@
+"""What the engine is asked to do: plain, frozen, bounded values.
+
+`Training` says how to train and is part of the API's documentation through its JSON Schema;
+`RECIPES` holds the published settings a caller starts from; `expand` lays the caller's fields over
+one of them.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Values(BaseModel):
+    """Frozen values that refuse unknown fields and non-finite numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SGD(Values):
+    """Stochastic gradient descent with momentum."""
+
+    name: Literal["sgd"] = "sgd"
+    learning_rate: float = Field(0.05, gt=0, le=100, description="Step size before the schedule.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Share of the last step that is kept.")
+    weight_decay: float = Field(
+        5e-4, ge=0, le=1, description="L2 penalty on every parameter, batch norm and biases too."
+    )
+    nesterov: bool = Field(False, description="Look ahead along the momentum.")
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> "SGD":
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum greater than 0, got momentum 0")
+        return self
+
+
+class AdamW(Values):
+    """Adam with decoupled weight decay."""
+
+    name: Literal["adamw"] = "adamw"
+    learning_rate: float = Field(1e-3, gt=0, le=100, description="Step size before the schedule.")
+    weight_decay: float = Field(0.05, ge=0, le=1, description="Decoupled decay of the weights.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Memory of the mean gradient.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="Memory of the squared gradient.")
+
+
+class DOT(Values):
+    """Distillation-oriented trainer: SGD with one momentum for the task, one for the teacher.
+
+    Zhao et al., ICCV 2023, arXiv 2307.08436. Where a method has only one of both, as the baseline
+    has, this is SGD. Clipping measures the sum of both gradients and shrinks both alike.
+    """
+
+    name: Literal["dot"] = "dot"
+    learning_rate: float = Field(0.05, gt=0, le=100, description="Step size before the schedule.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Share of the last step that is kept.")
+    delta: float = Field(
+        0.075,
+        ge=0,
+        lt=1,
+        description="What the momentum of the task term loses and that of all other terms gains; "
+        "published: 0.075 on CIFAR-100 and Tiny-ImageNet, 0.09 on ImageNet.",
+    )
+    weight_decay: float = Field(
+        5e-4, ge=0, le=1, description="L2 penalty on every parameter, on the side of the task."
+    )
+
+    @model_validator(mode="after")
+    def _momenta_are_shares(self) -> "DOT":
+        if self.delta > self.momentum or self.momentum + self.delta >= 1:
+            raise ValueError(
+                "dot needs a delta of at most the momentum, and a sum of both below 1, got "
+                f"momentum {self.momentum:g} and delta {self.delta:g}"
+            )
+        return self
+
+
+WarmupEpochs = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=10_000,
+        description="Epochs over which the rate rises from zero, a little with every step.",
+    ),
+]
+
+
+class Step(Values):
+    """Multiply the learning rate by `factor` after each milestone."""
+
+    name: Literal["step"] = "step"
+    milestones: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None,
+        max_length=100,
+        description="Epochs after which the rate drops; null places the recipe's own milestones "
+        "at the same shares of `epochs`.",
+    )
+    factor: float = Field(0.1, gt=0, le=1, description="What the rate is multiplied by.")
+    warmup_epochs: WarmupEpochs = 0
+
+
+class Cosine(Values):
+    """Warm up linearly, then fall along half a cosine, step by step."""
+
+    name: Literal["cosine"] = "cosine"
+    warmup_epochs: WarmupEpochs = 0
+    final_factor: float = Field(0.0, ge=0, le=1, description="Rate at the end, as a share.")
+
+
+class Constant(Values):
+    """Keep the learning rate."""
+
+    name: Literal["constant"] = "constant"
+    warmup_epochs: WarmupEpochs = 0
+
+
+class Mixup(Values):
+    """Blend each image with another of its batch; the labels count by the same shares."""
+
+    name: Literal["mixup"] = "mixup"
+    alpha: float = Field(
+        1.0, gt=0, le=100, description="Both parameters of the Beta distribution of the share."
+    )
+
+
+class CutMix(Values):
+    """Paste a box of another image of the batch; the labels count by the areas."""
+
+    name: Literal["cutmix"] = "cutmix"
+    alpha: float = Field(
+        1.0, gt=0, le=100, description="Both parameters of the Beta distribution of the share."
+    )
+
+
+class TeacherCache(Values):
+    """Look at a fixed number of views of each image, so that the teacher sees each only once."""
+
+    views: int = Field(
+        10,
+        ge=1,
+        le=1000,
+        description="Augmented views of each image; an epoch draws among them. Crop, flip and "
+        "augmentation of a view depend on seed, image and view alone.",
+    )
+    per_visit: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Different views of an image that follow one another in a batch. An epoch "
+        "keeps its number of steps and shows as many times fewer images; as many epochs show each "
+        "image once.",
+    )
+
+
+Optimizer = Annotated[SGD | AdamW | DOT, Field(discriminator="name")]
+Schedule = Annotated[Step | Cosine | Constant, Field(discriminator="name")]
+Mixing = Annotated[Mixup | CutMix, Field(discriminator="name")]
+
+MILESTONE_SHARES: dict[str, tuple[float, ...]] = {
+    "small": (0.5, 0.75, 0.9),
+    "cifar100": (0.625, 0.75, 0.875),
+    "tiny_imagenet": (0.3, 0.6, 0.8),
+    "imagenet": (0.3, 0.6, 0.9),
+}
+
+
+class Training(Values):
+    """How a student is trained."""
+
+    recipe: Literal["small", "cifar100", "tiny_imagenet", "imagenet"] = Field(
+        "small", description="Published settings that fill in what is not given."
+    )
+    epochs: int = Field(
+        30,
+        ge=1,
+        le=100_000,
+        description="Passes over the training split, at most; the schedule runs over all of them, "
+        "however early another limit ends the training.",
+    )
+    max_steps: int | None = Field(
+        None,
+        ge=1,
+        le=10**9,
+        description="Steps after which training ends at the latest, with a last validation; null "
+        "leaves it to `epochs`.",
+    )
+    max_seconds: float | None = Field(
+        None,
+        gt=0,
+        le=10**7,
+        description="Seconds of training, of all attempts together and without validation, after "
+        "which it ends with a last validation. How far a machine comes is not repeatable.",
+    )
+    patience_epochs: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="End when the validation accuracy has not risen for so many epochs; null "
+        "never does.",
+    )
+    batch_size: int = Field(
+        64,
+        ge=2,
+        le=65_536,
+        description="Images per step. A last batch of a single image joins the batch before it, "
+        "because batch norm cannot learn from one.",
+    )
+    optimizer: Optimizer = Field(default_factory=SGD, description="How weights are moved.")
+    schedule: Schedule = Field(default_factory=Step, description="How the rate changes.")
+    augmentation: Literal["none", "standard", "autoaugment", "randaugment"] = Field(
+        "standard",
+        description="standard: random crop after zero padding (an eighth of the side, 4 pixels at "
+        "32), and a horizontal flip where the data set allows mirrored images. autoaugment: "
+        "standard, then the policy that was found for CIFAR-10. randaugment: standard, then "
+        "operations drawn anew for each image.",
+    )
+    randaugment_operations: int = Field(
+        2, ge=1, le=14, description="Operations that randaugment applies one after the other."
+    )
+    randaugment_magnitude: int = Field(
+        9, ge=0, le=30, description="How strong the operations of randaugment are."
+    )
+    mixing: Mixing | None = Field(
+        None, description="Train on mixtures of two images; null does not mix."
+    )
+    label_noise: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the training labels that are replaced by another class, the same "
+        "for a seed; validation and test keep theirs.",
+    )
+    teacher_cache: TeacherCache | None = Field(
+        None, description="Keep what the teacher shows of a fixed set of views; null does not."
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 mixed precision on CUDA, float32 on the CPU."
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="Compile the networks; auto: on CUDA when the run is long enough."
+    )
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Start of every random choice.")
+    checkpoint_seconds: float = Field(
+        60, gt=0, le=86_400, description="Most work that a killed worker can lose."
+    )
+    clip_norm: float | None = Field(
+        None, gt=0, description="Largest norm of a step's gradient; null does not clip."
+    )
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Validate and deliver a moving average of the weights that keeps this share of "
+        "itself at a step (less in the first steps, where it is still young); null delivers the "
+        "weights themselves.",
+    )
+    evaluate_every_epochs: int = Field(
+        1, ge=1, le=100_000, description="Epochs between two looks at the validation split."
+    )
+
+    def steps(self, per_epoch: int) -> int:
+        """Return how many steps are made at most."""
+        whole = self.epochs * per_epoch
+        return whole if self.max_steps is None else min(whole, self.max_steps)
+
+    @model_validator(mode="after")
+    def _limits_fit(self) -> "Training":
+        if self.patience_epochs is not None and self.patience_epochs < self.evaluate_every_epochs:
+            raise ValueError(
+                f"patience_epochs {self.patience_epochs} is shorter than evaluate_every_epochs "
+                f"{self.evaluate_every_epochs}; raise the first or lower the second"
+            )
+        if self.schedule.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} is longer than epochs "
+                f"{self.epochs}; lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _dot_has_two_gradients(self) -> "Training":
+        if self.optimizer.name != "dot":
+            return self
+        if self.precision == "float16":
+            raise ValueError(
+                "optimizer dot cannot scale two gradients for precision float16; choose bfloat16 "
+                "or float32"
+            )
+        if self.compile == "on":
+            raise ValueError(
+                "optimizer dot goes backwards twice through one graph, which a compiled network "
+                "does not allow; choose compile off or auto"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _views_can_be_kept(self) -> "Training":
+        cache = self.teacher_cache
+        if cache is None:
+            return self
+        if self.mixing is not None:
+            raise ValueError(
+                "mixing makes new images at every step, which a teacher_cache cannot hold; set "
+                "one of both to null"
+            )
+        if cache.views > 1 and self.augmentation == "none":
+            raise ValueError(
+                f"teacher_cache.views {cache.views} would be equal to one another with "
+                "augmentation none; set views to 1 or choose an augmentation"
+            )
+        if cache.per_visit > cache.views or self.batch_size % cache.per_visit:
+            raise ValueError(
+                f"teacher_cache.per_visit {cache.per_visit} must divide batch_size "
+                f"{self.batch_size} and be at most views {cache.views}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _place_milestones(self) -> "Training":
+        if isinstance(self.schedule, Step) and self.schedule.milestones is None:
+            shares = MILESTONE_SHARES[self.recipe]
+            # Rounded first, since 0.7 * 10 may be 6.999...; never 0, which would drop at once.
+            placed = [max(1, int(round(share * self.epochs, 6))) for share in shares]
+            schedule = self.schedule.model_copy(update={"milestones": placed})
+            object.__setattr__(self, "schedule", schedule)
+        return self
+
+
+_CIFAR100: dict[str, Any] = {  # guide 6.1
+    "epochs": 240,
+    "batch_size": 64,
+    "optimizer": {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
+    "schedule": {"name": "step", "milestones": None, "factor": 0.1},
+    "augmentation": "standard",
+}
+_TINY_IMAGENET: dict[str, Any] = {  # guide 6.3, but cropped and mirrored, not rotated
+    **_CIFAR100,
+    "epochs": 200,
+    "batch_size": 256,
+    "optimizer": {"name": "sgd", "learning_rate": 0.2, "momentum": 0.9, "weight_decay": 5e-4},
+}
+_IMAGENET: dict[str, Any] = {  # guide 6.4
+    **_CIFAR100,
+    "epochs": 100,
+    "batch_size": 512,
+    "optimizer": {"name": "sgd", "learning_rate": 0.2, "momentum": 0.9, "weight_decay": 1e-4},
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    name: Training.model_validate({"recipe": name, **fields}).model_dump(mode="json")
+    for name, fields in (
+        ("small", {}),
+        ("cifar100", _CIFAR100),
+        ("tiny_imagenet", _TINY_IMAGENET),
+        ("imagenet", _IMAGENET),
+    )
+}
+
+
+def expand(partial: Mapping[str, Any]) -> Training:
+    """Lay the caller's fields over the recipe they name.
+
+    Nested objects merge key by key unless their `name` changes. Milestones that the caller does
+    not give follow `epochs`.
+    """
+    fields = dict(partial)
+    full = dict(PRESETS.get(fields.get("recipe", "small"), PRESETS["small"]))
+    full["schedule"] = {**full["schedule"], "milestones": None}
+    for key, value in fields.items():
+        default = full.get(key)
+        if isinstance(default, dict) and isinstance(value, Mapping):
+            same = value.get("name", default["name"]) == default["name"]
+            full[key] = {**default, **value} if same else dict(value)
+        else:
+            full[key] = value
+    return Training.model_validate(full)

@@ -1,0 +1,52 @@
+"""The built-in data set: scikit-learn's handwritten digits, real, small, and always at hand.
+
+1,797 grey pictures of 8x8 pixels. Values 0..16 become 0..255; the splits are fixed.
+Source: Alpaydin and Kaynak, UCI "Optical Recognition of Handwritten Digits" (test part).
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workers.distill.config.job import Input
+from workers.distill.data import dataset, splits
+
+SIZES = (1257, 180, 360)
+HIGHEST = 16
+
+
+def prepare() -> tuple[dataset.DatasetRecord, dict[str, tuple[Tensor, Tensor]]]:
+    """Return the record, and images and labels of each split."""
+    # Imported only now: scikit-learn takes longer to load than most uploads to inspect.
+    from sklearn import datasets
+
+    pixels, labels = datasets.load_digits(return_X_y=True)
+    scaled = np.rint(pixels * (255 / HIGHEST)).astype(np.uint8).reshape(-1, 1, 8, 8)
+    labels = labels.astype(np.int64)
+    chosen = dict(zip(dataset.SPLITS, splits.stratified(labels, SIZES), strict=True))
+    mean, std = dataset.moments(scaled[chosen["train"]])
+    record = dataset.DatasetRecord(
+        classes=[str(digit) for digit in range(10)],
+        splits={"train": SIZES[0], "validation": SIZES[1], "test": SIZES[2]},
+        input=Input(channels=1, height=8, width=8, mean=mean, std=std),
+        # A mirrored digit is no digit.
+        flip=False,
+    )
+    return record, {
+        name: (torch.from_numpy(scaled[index]), torch.from_numpy(labels[index]))
+        for name, index in chosen.items()
+    }
+
+
+def write(folder: Path) -> dataset.DatasetRecord:
+    """Write the digits as a prepared data set and return its record."""
+    record, tensors = prepare()
+    dataset.write(folder, record, tensors)
+    return record
+
+
+def describe() -> dataset.DatasetRecord:
+    """Return the record alone."""
+    return prepare()[0]

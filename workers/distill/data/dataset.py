@@ -1,0 +1,182 @@
+"""The one form in which every data set reaches the engine.
+
+A folder with `dataset.json` (what the set is) and one safetensors file a split, `images` as uint8
+[N, C, H, W] and `labels` as int64 [N]; for segmentation, labels are masks [N, H, W], uint8 or
+int64. Reading maps the files and copies nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pydantic
+import torch
+from jaxtyping import Integer, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workers.distill import errors
+from workers.distill.config.job import Input, Task
+from workers.distill.files import tensorfile
+
+SPLITS = ("train", "validation", "test")
+RECORD_FILE = "dataset.json"
+IGNORE_INDEX = 255
+"""Value of the pixels of a mask that belong to no class and are not judged."""
+CHUNK = 4096
+"""Images that are averaged at a time, so that a large set never has to fit in memory."""
+
+
+class DatasetRecord(pydantic.BaseModel):
+    """What a data set is: the content of `dataset.json`."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    task: Task = "classification"
+    classes: list[str] = pydantic.Field(min_length=1)
+    splits: dict[Literal["train", "validation", "test"], int]
+    input: Input
+    flip: bool = False
+    notes: list[str] = []
+
+    @pydantic.model_validator(mode="after")
+    def _leaves_a_number_for_ignored_pixels(self) -> "DatasetRecord":
+        if self.task == "segmentation" and len(self.classes) > IGNORE_INDEX:
+            raise ValueError(
+                f"masks have at most {IGNORE_INDEX} classes, since {IGNORE_INDEX} means that a "
+                f"pixel has none; got {len(self.classes)}"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images with their labels: a class, or a mask."""
+
+    images: UInt8[Tensor, "N c h w"]
+    labels: Integer[Tensor, "N *S"]
+
+
+@dataclass(frozen=True)
+class StoredDataset:
+    """A data set in its folder."""
+
+    record: DatasetRecord
+    folder: Path
+
+    def split(self, name: str) -> Split:
+        """Return a split, mapped from its file; raises `BadDataset` when it is not as recorded."""
+        return _read_split(self.folder / f"{name}.safetensors", name, self.record)
+
+
+def load(folder: Path) -> StoredDataset:
+    """Return the data set of a folder; its splits are read when asked for.
+
+    Raises `BadDataset` when the record is missing, malformed, or names a split without images.
+    """
+    path = folder / RECORD_FILE
+    try:
+        record = DatasetRecord.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise errors.BadDataset(f"the data set has no readable {RECORD_FILE}: {error}") from error
+    except pydantic.ValidationError as error:
+        raise errors.BadDataset(f"{RECORD_FILE} is malformed: {error}") from error
+    for name in SPLITS:
+        if record.splits.get(name, 0) < 1:  # type: ignore[call-overload]  # names are the literals
+            raise errors.BadDataset(f"the data set has no images in its {name} split", split=name)
+    return StoredDataset(record, folder)
+
+
+def write(folder: Path, record: DatasetRecord, splits: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Write a data set; the same content gives the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (images, labels) in splits.items():
+        tensorfile.write(
+            folder / f"{name}.safetensors", {"images": images, "labels": labels}, header={}
+        )
+    write_record(folder, record)
+
+
+def write_record(folder: Path, record: DatasetRecord) -> None:
+    """Write `dataset.json`, last: a folder with it is complete."""
+    temporary = folder / (RECORD_FILE + ".tmp")
+    temporary.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    temporary.replace(folder / RECORD_FILE)
+
+
+def moments(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of each channel, of pixels in 0..1, to six digits.
+
+    Exact sums of integers, so the result depends on no order of addition.
+    """
+    channels, pixels = images.shape[1], images[:, 0].size
+    total = [0] * channels
+    squares = [0] * channels
+    for start in range(0, len(images), CHUNK):
+        wide = images[start : start + CHUNK].astype(np.int64)
+        for channel in range(channels):
+            total[channel] += int(wide[:, channel].sum())
+            squares[channel] += int((wide[:, channel] ** 2).sum())
+    mean = [value / pixels / 255 for value in total]
+    # Integers of any size: the difference below loses nothing.
+    variance = [
+        (square * pixels - value * value) / pixels**2 / 255**2
+        for square, value in zip(squares, total, strict=True)
+    ]
+    # A channel without any contrast is left as it is, not divided by zero.
+    std = [round(value**0.5, 6) or 1.0 for value in variance]
+    return [round(value, 6) for value in mean], std
+
+
+def _read_split(path: Path, name: str, record: DatasetRecord) -> Split:
+    try:
+        tensors = tensorfile.read(path)
+        images, labels = tensors["images"], tensors["labels"]
+    except errors.UploadRefused as error:
+        raise errors.BadDataset(f"the {name} split is damaged: {error.message}") from error
+    except (OSError, KeyError) as error:
+        raise errors.BadDataset(
+            f"the {name} split cannot be read: {error!r}", split=name
+        ) from error
+    size = record.input
+    count = record.splits.get(name)  # type: ignore[call-overload]  # any name may be asked for
+    expected = (count, size.channels, size.height, size.width)
+    if tuple(images.shape) != expected or images.dtype != torch.uint8:
+        raise errors.BadDataset(
+            f"images of the {name} split should be uint8 {list(expected)}, got "
+            f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}",
+            split=name,
+        )
+    if record.task == "segmentation":
+        judged = _judged_pixels(labels, name, (count, size.height, size.width))
+    elif tuple(labels.shape) != (count,) or labels.dtype != torch.int64:
+        raise errors.BadDataset(f"labels of the {name} split should be int64 [{count}]", split=name)
+    else:
+        judged = labels
+    lowest, highest = int(judged.min()), int(judged.max())
+    if lowest < 0 or highest >= len(record.classes):
+        raise errors.BadDataset(
+            f"labels of the {name} split run from {lowest} to {highest}, but there are "
+            f"{len(record.classes)} classes",
+            split=name,
+        )
+    return Split(images, labels)
+
+
+def _judged_pixels(masks: Tensor, name: str, expected: tuple[int | None, int, int]) -> Tensor:
+    """Return the pixels of a split that have a class; raises `BadDataset` if there are none."""
+    if tuple(masks.shape) != expected or masks.dtype not in (torch.uint8, torch.int64):
+        raise errors.BadDataset(
+            f"masks of the {name} split should be uint8 or int64 {list(expected)}, got "
+            f"{str(masks.dtype).removeprefix('torch.')} {list(masks.shape)}",
+            split=name,
+        )
+    judged = masks[masks != IGNORE_INDEX]
+    if judged.numel() == 0:
+        raise errors.BadDataset(
+            f"no pixel of the {name} split has a class: all are {IGNORE_INDEX}", split=name
+        )
+    return judged

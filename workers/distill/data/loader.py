@@ -1,0 +1,248 @@
+"""Small labelled sets on the device: which images make a step, and how a network sees them.
+
+An epoch is a pure function of seed and epoch number, and a stored view one of seed, image and view,
+so a resumed run needs no state to see the same images in the same order with the same crops. Images
+stay uint8 until a network's own `View` normalises them.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from workers.distill import errors
+from workers.distill.config.training import TeacherCache, Training
+from workers.distill.data import stateless_rng
+from workers.distill.data.transforms import mixing, operations, policies
+from workers.distill.data.types import Batch
+
+CROP_SHARE = 8
+"""Zero padding of the random crop is this share of the side: 4 pixels at 32."""
+
+AUGMENT, STRONG, MIX, VISIT, VIEW, NOISE = range(1, 7)
+"""What random numbers are for; each purpose has its own, so none changes those of another."""
+
+
+class BatchLoader:
+    """The training split of a small set, held on the device and augmented there in batches.
+
+    With a teacher cache of k views a visit, a batch holds k views of each of its images. An epoch
+    has as many steps as without, so it shows every k-th image; k epochs show each once (and, where
+    k does not divide their number, a few twice).
+    """
+
+    def __init__(
+        self,
+        images: UInt8[Tensor, "N c h w"],
+        labels: Int[Tensor, " N"],
+        *,
+        training: Training,
+        classes: int,
+        flip: bool,
+        device: torch.device,
+        strong: bool = False,
+    ) -> None:
+        if strong and (training.mixing or training.teacher_cache):
+            raise errors.BadRecipe(
+                "the method wants a second, strong view of each image, which neither mixing nor a "
+                "teacher_cache can offer; set both to null, or choose another method"
+            )
+        self.count, self._channels, self._height, self._width = images.shape
+        self._training = training
+        self._per_visit = training.teacher_cache.per_visit if training.teacher_cache else 1
+        self._visited = math.ceil(self.count / self._per_visit)
+        self._bounds = bounds(self.rows_per_epoch, training.batch_size)
+        self._strong = strong
+        self._crops = training.augmentation != "none"
+        self._flip = flip
+        # A strong view is cropped, whatever the first one is.
+        pads = self._crops or strong
+        self._pad_y = crop_padding(self._height) if pads else 0
+        self._pad_x = crop_padding(self._width) if pads else 0
+        padded = F.pad(images, (self._pad_x, self._pad_x, self._pad_y, self._pad_y))
+        # One row per pixel, channels together: a crop is then a plain look-up of rows, and what
+        # comes out is channels-last without a copy.
+        pixels = padded.permute(0, 2, 3, 1).reshape(-1, self._channels)
+        self._pixels = pixels.contiguous().to(device)
+        noisy = with_noise(labels, training.label_noise, classes=classes, seed=training.seed)
+        self._labels = noisy.to(device)
+        self._device = device
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the number of batches in an epoch."""
+        return len(self._bounds)
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Return how many images an epoch shows; several views of one count as several."""
+        return self._visited * self._per_visit
+
+    def epoch(self, epoch: int, *, first: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch (from 1), leaving out those before `first`."""
+        if self._training.teacher_cache:
+            yield from self._visit(epoch, self._training.teacher_cache, first)
+            return
+        generator = torch.Generator().manual_seed(stateless_rng.mix(self._training.seed, epoch))
+        order = torch.randperm(self.count, generator=generator)
+        drawn = (order, *self._draw(generator))
+        places, top, left, mirrored = (
+            column.to(self._device, non_blocking=True) for column in drawn
+        )
+        mixes = self._mixture(epoch)
+        for start, end in self._bounds[first:]:
+            index = places[start:end]
+            images = self._cut(index, top[start:end], left[start:end], mirrored[start:end])
+            images = self._augment(images, self._stream(order[start:end], epoch, AUGMENT))
+            strong = self._strong_view(order[start:end], epoch) if self._strong else None
+            batch = Batch(images, self._labels[index], index, strong=strong)
+            yield mixes.part(start, end).mix(batch) if mixes else batch
+
+    def in_order(self, batch_size: int) -> Iterator[Batch]:
+        """Yield all images once, unaugmented, in stored order, with the labels of training."""
+        for start in range(0, self.count, batch_size):
+            index = torch.arange(start, min(start + batch_size, self.count), device=self._device)
+            top = torch.full_like(index, self._pad_y)
+            left = torch.full_like(index, self._pad_x)
+            images = self._cut(index, top, left, torch.zeros_like(index, dtype=torch.bool))
+            yield Batch(images=images, labels=self._labels[index], index=index)
+
+    def views_in_order(self, batch_size: int) -> Iterator[Batch]:
+        """Yield every view of the teacher cache once: all of the first image, then of the next.
+
+        Counted through, the view `v` of the image `i` is number `i * views + v`.
+        """
+        cache = self._training.teacher_cache
+        views = cache.views if cache else 1
+        for start in range(0, self.count * views, batch_size):
+            number = torch.arange(start, min(start + batch_size, self.count * views))
+            yield self._views(number // views, number % views)
+
+    def _visit(self, epoch: int, cache: TeacherCache, first: int) -> Iterator[Batch]:
+        turn, part = divmod(epoch - 1, cache.per_visit)
+        seed = self._training.seed
+        generator = torch.Generator().manual_seed(stateless_rng.mix(seed, turn, VISIT))
+        order = torch.randperm(self.count, generator=generator)
+        index = order[(part * self._visited + torch.arange(self._visited)) % self.count]
+        chosen = self._stream(index, epoch, VISIT).some_of(cache.per_visit, cache.views)
+        index, view = index.repeat_interleave(cache.per_visit), chosen.flatten()
+        for start, end in self._bounds[first:]:
+            yield self._views(index[start:end], view[start:end])
+
+    def _views(self, index: Tensor, view: Tensor) -> Batch:
+        stream = stateless_rng.StatelessRNG(
+            stateless_rng.mix(self._training.seed, 0, VIEW), index, view
+        )
+        images = self._augment(self._recut(index, stream, crops=self._crops), stream)
+        on_device = index.to(self._device, non_blocking=True)
+        labels = self._labels[on_device]
+        return Batch(images, labels, on_device, view=view.to(self._device, non_blocking=True))
+
+    def _strong_view(self, index: Tensor, epoch: int) -> Tensor:
+        stream = self._stream(index, epoch, STRONG)
+        images = self._recut(index, stream, crops=True)
+        images = operations.apply(images, policies.draw_strong(stream))
+        images = policies.cut_out(images, stream)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def _stream(self, index: Tensor, epoch: int, purpose: int) -> stateless_rng.StatelessRNG:
+        return stateless_rng.StatelessRNG(
+            stateless_rng.mix(self._training.seed, epoch, purpose), index
+        )
+
+    def _augment(self, images: Tensor, stream: stateless_rng.StatelessRNG) -> Tensor:
+        match self._training.augmentation:
+            case "autoaugment":
+                drawn = policies.draw_autoaugment(stream)
+            case "randaugment":
+                drawn = policies.draw_randaugment(
+                    stream,
+                    self._training.randaugment_operations,
+                    self._training.randaugment_magnitude,
+                )
+            case _:
+                return images
+        done = operations.apply(images, drawn)
+        return done.contiguous(memory_format=torch.channels_last)
+
+    def _mixture(self, epoch: int) -> mixing.Mixture | None:
+        wanted = self._training.mixing
+        if wanted is None:
+            return None
+        return mixing.draw(wanted, self.count, stateless_rng.mix(self._training.seed, epoch, MIX))
+
+    def _draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        def whole(high: int) -> Tensor:
+            return torch.randint(high, (self.count,), generator=generator)
+
+        none = torch.zeros(self.count, dtype=torch.bool)
+        if not self._crops:
+            return (
+                torch.full((self.count,), self._pad_y),
+                torch.full((self.count,), self._pad_x),
+                none,
+            )
+        top, left = whole(2 * self._pad_y + 1), whole(2 * self._pad_x + 1)
+        return top, left, whole(2).bool() if self._flip else none
+
+    def _recut(self, index: Tensor, stream: stateless_rng.StatelessRNG, *, crops: bool) -> Tensor:
+        """Return images whose crop and flip come from their own streams."""
+        if crops:
+            top, left = stream.whole(2 * self._pad_y + 1), stream.whole(2 * self._pad_x + 1)
+            mirrored = stream.coins() & self._flip
+        else:
+            top, left = torch.full_like(index, self._pad_y), torch.full_like(index, self._pad_x)
+            mirrored = torch.zeros_like(index, dtype=torch.bool)
+        return self._cut(
+            *(column.to(self._device, non_blocking=True) for column in (index, top, left, mirrored))
+        )
+
+    def _cut(self, index: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
+        wide = self._width + 2 * self._pad_x
+        tall = self._height + 2 * self._pad_y
+        columns = torch.arange(self._width, device=self._device)
+        columns = torch.where(mirrored[:, None], self._width - 1 - columns, columns)
+        columns = columns + left[:, None]
+        rows = torch.arange(self._height, device=self._device) + top[:, None]
+        rows = (index[:, None] * tall + rows) * wide
+        places = rows[:, :, None] + columns[:, None, :]
+        cut = self._pixels.index_select(0, places.reshape(-1))
+        shape = (len(index), self._height, self._width, self._channels)
+        return cut.view(shape).permute(0, 3, 1, 2)
+
+
+def crop_padding(side: int) -> int:
+    """Return the pixels of zeros on each end of a side before a random crop; at least one."""
+    return max(1, round(side / CROP_SHARE))
+
+
+def bounds(count: int, batch_size: int) -> list[tuple[int, int]]:
+    """Return where each batch of an epoch starts and ends.
+
+    The last batch may be smaller. If a single image would be left, it joins the batch before it:
+    batch norm has no variance to learn from one image.
+    """
+    starts = list(range(0, count, batch_size))
+    if len(starts) > 1 and count - starts[-1] == 1:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], count], strict=True))
+
+
+def with_noise(
+    labels: Int[Tensor, " N"], share: float, *, classes: int, seed: int
+) -> Int[Tensor, " N"]:
+    """Return the labels with this share of them, to a whole image, replaced by another class."""
+    count = round(share * len(labels))
+    if count == 0:
+        return labels
+    if classes < 2:
+        raise errors.BadRecipe("label_noise needs a second class to choose; set it to 0")
+    generator = torch.Generator().manual_seed(stateless_rng.mix(seed, 0, NOISE))
+    chosen = torch.randperm(len(labels), generator=generator)[:count]
+    away = torch.randint(1, classes, (count,), generator=generator)
+    noisy = labels.clone()
+    noisy[chosen] = (labels[chosen] + away) % classes
+    return noisy

@@ -1,0 +1,44 @@
+"""From stored images to a network's input: size, channels, normalisation."""
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
+from jaxtyping import Float, Real
+from torch import Tensor
+
+from workers.distill import errors
+from workers.distill.config.job import Input
+
+
+class Preprocessor:
+    """How one network sees stored images: its size, its channels, its normalisation."""
+
+    def __init__(self, role: str, expected: Input, stored: Input, device: torch.device) -> None:
+        if expected.channels != stored.channels and (stored.channels, expected.channels) != (1, 3):
+            raise errors.IncompatibleNetworks(
+                f"the {role} expects {expected.channels} channels and the data set has "
+                f"{stored.channels}; only 1 to 3 can be adapted, so choose another network or "
+                "data set",
+                expected_channels=expected.channels,
+                dataset_channels=stored.channels,
+            )
+        self._size = (expected.height, expected.width)
+        self._channels = expected.channels
+        mean = torch.tensor(expected.mean, dtype=torch.float32, device=device)
+        std = torch.tensor(expected.std, dtype=torch.float32, device=device)
+        self._scale = (1 / (255 * std))[:, None, None]
+        self._shift = (-mean / std)[:, None, None]
+
+    def __call__(self, images: Real[Tensor, "N c h w"]) -> Float[Tensor, "N C H W"]:
+        """Return images with pixels of 0..255 as this network expects them, channels last.
+
+        Gradients flow through it to images that are floats.
+        """
+        seen = images.float()
+        if seen.shape[2:] != self._size:
+            seen = F.interpolate(
+                seen, size=self._size, mode="bilinear", antialias=True, align_corners=False
+            )
+        if seen.shape[1] != self._channels:
+            seen = seen.expand(-1, self._channels, -1, -1)
+        seen = torch.addcmul(self._shift, seen, self._scale)
+        return seen.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,92 @@
+"""Answers how good a dense network is, from counts of pixels that are added batch by batch.
+
+The logits of a whole split would not fit into memory; the counts are a few numbers a class.
+"""
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
+from jaxtyping import Float, Int, Integer
+from torch import Tensor
+
+from workers.distill.data import dataset
+
+
+class Counts:
+    """Pixels by true and by predicted class, kept on the device; ignored pixels do not count."""
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        self._classes = classes
+        # One row more than classes: that of ignored pixels, which is dropped in the end.
+        self._cells = torch.zeros((classes + 1) * classes, dtype=torch.int64, device=device)
+        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._agreeing: Tensor | None = None
+
+    def add(
+        self,
+        logits: Float[Tensor, "N C i j"],
+        masks: Integer[Tensor, "N h w"],
+        teacher_logits: Float[Tensor, "N D k l"] | None = None,
+    ) -> None:
+        """Count a batch; logits are brought to the size of the masks."""
+        truth = masks.long()
+        is_judged = truth != dataset.IGNORE_INDEX
+        resized = resize(logits, masks)
+        found = resized.argmax(1)
+        row = torch.where(is_judged, truth, self._classes)
+        cells = (row * self._classes + found).flatten()
+        self._cells += torch.bincount(cells, minlength=len(self._cells))
+        losses = F.cross_entropy(
+            resized, truth, ignore_index=dataset.IGNORE_INDEX, reduction="none"
+        )
+        self._loss += losses.double().sum()
+        if teacher_logits is not None:
+            same = (resize(teacher_logits, masks).argmax(1) == found) & is_judged
+            self._agreeing = same.sum() + (0 if self._agreeing is None else self._agreeing)
+
+    @property
+    def confusion(self) -> Int[Tensor, "C C"]:
+        """Return how many pixels of each class (row) were taken for each class (column)."""
+        return self._cells.view(self._classes + 1, self._classes)[:-1].cpu()
+
+    @property
+    def loss(self) -> float:
+        """Return the mean cross-entropy of a pixel, in nats."""
+        return float(self._loss) / self._counted
+
+    @property
+    def agreement(self) -> float | None:
+        """Return the share of pixels that the teacher takes for the same class."""
+        return None if self._agreeing is None else int(self._agreeing) / self._counted
+
+    @property
+    def _counted(self) -> int:
+        return int(self.confusion.sum())
+
+
+def resize(logits: Float[Tensor, "N C i j"], masks: Integer[Tensor, "N h w"]) -> Tensor:
+    """Return the logits in float32 at the size of the masks, interpolated bilinearly."""
+    size = (masks.shape[1], masks.shape[2])
+    if logits.shape[2:] == size:
+        return logits.float()
+    return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+
+
+def accuracy(confusion: Int[Tensor, "C C"]) -> float:
+    """Return the share of pixels that were taken for what they are."""
+    return int(confusion.diagonal().sum()) / int(confusion.sum())
+
+
+def iou(confusion: Int[Tensor, "C C"]) -> list[float | None]:
+    """Return TP / (TP + FP + FN) of each class; None where neither truth nor answers have it."""
+    right = confusion.diagonal()
+    either = confusion.sum(0) + confusion.sum(1) - right
+    return [
+        hits / pixels if pixels else None
+        for hits, pixels in zip(right.tolist(), either.tolist(), strict=True)
+    ]
+
+
+def miou(confusion: Int[Tensor, "C C"]) -> float:
+    """Return the mean of the classes' `iou`, of those that are there."""
+    there = [value for value in iou(confusion) if value is not None]
+    return sum(there) / len(there)

@@ -1,0 +1,69 @@
+"""The files that a finished run leaves: the student, what it is, and how it was measured."""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from workers.distill.config.job import JobConfig
+from workers.distill.networks import weights
+from workers.distill.networks.interface import Network
+from workers.distill.runtime import events
+from workers.distill.training import checkpoint
+
+FILES = ("student.safetensors", "model.json", "metrics.json")
+
+
+def write(
+    workdir: pathlib.Path,
+    asked: JobConfig,
+    classes: list[str],
+    student: Network,
+    facts: dict[str, Any],
+    histories: dict[str, list[dict[str, int | float]]],
+) -> None:
+    """Write all outputs, each whole or not at all."""
+    said = header(asked, classes, student)
+    # No time, attempt or measurement goes into the student's file: the same recipe must give the
+    # same bytes.
+    texts = {"format": "pt", weights.HEADER_KEY: json.dumps(said, sort_keys=True)}
+    name_student, name_model, name_metrics = FILES
+    _whole(workdir / name_student, lambda path: weights.save_student(path, student, texts))
+    model = {
+        "version": 1,
+        **said,
+        **{key: facts[key] for key in ("parameters", "flops", "latency_ms", "scores", "versions")},
+        "training": asked.training.model_dump(mode="json"),
+    }
+    _whole(workdir / name_model, lambda path: _json(path, model))
+    metrics = {"version": 1, "result": facts, "history": histories}
+    _whole(workdir / name_metrics, lambda path: _json(path, metrics))
+    checkpoint.sync_folder(workdir)
+
+
+def header(asked: JobConfig, classes: list[str], student: Network) -> dict[str, Any]:
+    """Return what the student's file says of itself: enough to rebuild it without us."""
+    return {
+        # Not what was asked for: a method may deliver the student as part of another network.
+        "network": student.reference,
+        "arguments": dict(student.arguments),
+        "classes": classes,
+        "input": asked.student.input.model_dump(mode="json"),
+        "task": asked.task,
+        "method": asked.method,
+        **asked.lineage(),
+    }
+
+
+def _whole(path: pathlib.Path, write_to: Callable[[pathlib.Path], None]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    write_to(temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _json(path: pathlib.Path, content: dict[str, Any]) -> None:
+    text = json.dumps(events.portable(content), indent=2, allow_nan=False, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,228 @@
+"""Which methods exist: one explicit table, one line each."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pydantic
+
+from workers.distill import errors
+from workers.distill.config.job import Task
+from workers.distill.config.training import Training
+from workers.distill.methods import combination
+from workers.distill.methods.base import Method
+from workers.distill.methods.datafree.base import DataFreeMethod
+from workers.distill.methods.datafree.cmi import CMI
+from workers.distill.methods.datafree.dafl import DAFL
+from workers.distill.methods.datafree.deepinversion import DeepInversion
+from workers.distill.methods.datafree.dfad import DFAD
+from workers.distill.methods.datafree.dfq import DFQ
+from workers.distill.methods.datafree.fast import Fast
+from workers.distill.methods.datafree.mad import MAD
+from workers.distill.methods.datafree.nayer import NAYER
+from workers.distill.methods.datafree.noise import Noise
+from workers.distill.methods.datafree.spaceshipnet import SpaceshipNet
+from workers.distill.methods.datafree.ssdkd import SSDKD
+from workers.distill.methods.datafree.zskt import ZSKT
+from workers.distill.methods.feature.at import AT
+from workers.distill.methods.feature.catkd import CATKD
+from workers.distill.methods.feature.fitnet import FitNet
+from workers.distill.methods.feature.kdsvd import KDSVD
+from workers.distill.methods.feature.nst import NST
+from workers.distill.methods.feature.ofd import OFD
+from workers.distill.methods.feature.reviewkd import ReviewKD
+from workers.distill.methods.feature.simkd import SimKD
+from workers.distill.methods.feature.srrl import SRRL
+from workers.distill.methods.feature.vid import VID
+from workers.distill.methods.logit.ce import CE
+from workers.distill.methods.logit.ctkd import CTKD
+from workers.distill.methods.logit.dist import DIST
+from workers.distill.methods.logit.dkd import DKD
+from workers.distill.methods.logit.fkd import FKD
+from workers.distill.methods.logit.kd import KD
+from workers.distill.methods.logit.labelsmoothing import LabelSmoothing
+from workers.distill.methods.logit.mlld import MLLD
+from workers.distill.methods.logit.nkd import NKD
+from workers.distill.methods.relation.cc import CC
+from workers.distill.methods.relation.crd import CRD
+from workers.distill.methods.relation.mmd import MMD
+from workers.distill.methods.relation.pcka import PCKA
+from workers.distill.methods.relation.pkt import PKT
+from workers.distill.methods.relation.rcka import RCKA
+from workers.distill.methods.relation.rkd import RKD
+from workers.distill.methods.relation.sp import SP
+from workers.distill.networks.interface import Network
+
+Checked = TypeVar("Checked", bound=Method.Params)
+
+METHODS: dict[str, type[Method]] = {
+    "at": AT,
+    "catkd": CATKD,
+    "cc": CC,
+    "ce": CE,
+    "cmi": CMI,
+    "crd": CRD,
+    "ctkd": CTKD,
+    "dafl": DAFL,
+    "deepinversion": DeepInversion,
+    "dfad": DFAD,
+    "dfq": DFQ,
+    "dist": DIST,
+    "dkd": DKD,
+    "fast": Fast,
+    "fitnet": FitNet,
+    "fkd": FKD,
+    "kd": KD,
+    "kdsvd": KDSVD,
+    "labelsmoothing": LabelSmoothing,
+    "mad": MAD,
+    "mlld": MLLD,
+    "mmd": MMD,
+    "nayer": NAYER,
+    "nkd": NKD,
+    "noise": Noise,
+    "nst": NST,
+    "ofd": OFD,
+    "pcka": PCKA,
+    "pkt": PKT,
+    "rcka": RCKA,
+    "reviewkd": ReviewKD,
+    "rkd": RKD,
+    "simkd": SimKD,
+    "sp": SP,
+    "spaceshipnet": SpaceshipNet,
+    "srrl": SRRL,
+    "ssdkd": SSDKD,
+    "vid": VID,
+    "zskt": ZSKT,
+}
+
+
+def find(choice: dict[str, Any]) -> tuple[type[Method], Method.Params]:
+    """Return the method that a recipe names, and its checked hyper-parameters."""
+    name = choice.get("name")
+    given = {key: value for key, value in choice.items() if key != "name"}
+    if name == combination.NAME:
+        return _combined(given)
+    if name not in METHODS:
+        known = ", ".join([*sorted(METHODS), combination.NAME])
+        raise errors.BadRecipe(f"no method {name!r} exists; choose one of {known}", method=name)
+    return METHODS[name], _checked(name, METHODS[name].Params, given)
+
+
+def _combined(given: dict[str, Any]) -> tuple[type[Method], Method.Params]:
+    params = _checked(combination.NAME, combination.Combination.Params, given)
+    parts = []
+    for place, wanted in enumerate(params.methods):
+        where = f"method combine: methods.{place}"
+        weight = wanted.get("weight", 1.0)
+        if (
+            isinstance(weight, bool)
+            or not isinstance(weight, int | float)
+            or not 0 <= weight <= 1e6
+        ):
+            raise errors.BadRecipe(f"{where}.weight: must be between 0 and 1e6, got {weight!r}")
+        method = METHODS.get(str(wanted.get("name")))
+        if method is None or not method.combines:
+            known = ", ".join(sorted(name for name in METHODS if METHODS[name].combines))
+            raise errors.BadRecipe(
+                f"{where}.name: {wanted.get('name')!r} is no method that combines; choose one of "
+                f"{known}"
+            )
+        if "task_weight" in wanted:
+            raise errors.BadRecipe(
+                f"{where}.task_weight: the labels are learned once; set method.task_weight instead"
+            )
+        fields = {key: value for key, value in wanted.items() if key not in ("name", "weight")}
+        parts.append(
+            combination.Part(float(weight), method, _checked(method.name, method.Params, fields))
+        )
+    return combination.of(parts), params
+
+
+def _checked(name: str, params: type[Checked], given: dict[str, Any]) -> Checked:
+    try:
+        return params.model_validate(given)
+    except pydantic.ValidationError as error:
+        raise errors.BadRecipe(f"method {name}: {first_complaint(error)}") from None
+
+
+def build(choice: dict[str, Any], student: Network, teacher: Network | None) -> Method:
+    """Build the method that a recipe names for these two networks."""
+    method, params = find(choice)
+    return method(params, student, teacher)
+
+
+def check_task(method: type[Method], task: Task) -> None:
+    """Raise `BadRecipe` unless a method is for this task."""
+    if task not in method.tasks:
+        raise errors.BadRecipe(
+            f"task: method {method.name} is for {' and '.join(method.tasks)}, and the recipe asks "
+            f"for {task}; choose a method for {task}",
+            method=method.name,
+            task=task,
+        )
+
+
+def check(method: type[Method], training: Training) -> None:
+    """Raise `BadRecipe` unless a method can be trained so."""
+    if training.mixing is not None and not method.accepts_mixed:
+        raise errors.BadRecipe(
+            f"training.mixing: method {method.name} needs one true class for each image, so "
+            "images cannot be mixed; leave mixing out or choose a method without that need"
+        )
+    if training.optimizer.name == "dot" and not method.has_task:
+        raise errors.BadRecipe(
+            f"training.optimizer.name: dot keeps one momentum for the labels, and method "
+            f"{method.name} does not learn from them; choose sgd or adamw"
+        )
+    if training.batch_size < method.smallest_batch:
+        raise errors.BadRecipe(
+            f"training.batch_size: method {method.name} needs at least {method.smallest_batch} "
+            f"images in a batch, got {training.batch_size}"
+        )
+    if issubclass(method, DataFreeMethod):
+        for field, refused, way_out in _WITHOUT_DATA:
+            if refused(training):
+                raise errors.BadRecipe(
+                    f"training.{field}: method {method.name} invents its images; {way_out}"
+                )
+
+
+_WITHOUT_DATA: tuple[tuple[str, Callable[[Training], bool], str], ...] = (
+    (
+        "label_noise",
+        lambda training: training.label_noise > 0,
+        "they have no labels to be wrong, so leave it at 0",
+    ),
+    (
+        "teacher_cache",
+        lambda training: training.teacher_cache is not None,
+        "there are no fixed views of them to keep, so leave it out",
+    ),
+    (
+        "augmentation",
+        lambda training: training.augmentation not in ("none", "standard"),
+        "choose none or standard",
+    ),
+    (
+        "patience_epochs",
+        lambda training: training.patience_epochs is not None,
+        "no image of a data set may decide when its student is done, so leave it out",
+    ),
+    (
+        "precision",
+        lambda training: training.precision == "float16",
+        "its gradients towards the images are not scaled for float16, so choose bfloat16 or "
+        "float32",
+    ),
+)
+"""What has no meaning where images are invented: field, whether it is asked for, the way out."""
+
+
+def first_complaint(error: pydantic.ValidationError) -> str:
+    """Return the first problem as one sentence that names field and value."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"]) or "the whole"
+    value = "" if problem["type"] == "missing" else f", got {problem['input']!r}"[:200]
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where}: {problem['msg']}{value}{more}"

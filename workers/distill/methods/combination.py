@@ -1,0 +1,120 @@
+"""Several methods at once, as papers combine them: CRD + KD, features + logits.
+
+The student learns the labels once, with the combination's own `task_weight`; of each part only
+what it learns from the teacher counts, times the part's `weight`. A part brings its own adapters,
+memory and schedule, exactly as it would alone.
+
+Source: Tian et al., ICLR 2020, arXiv:1910.10699, section 4.1 (CRD + KD adds 1.0 times KD's loss).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+
+from workers.distill.data.types import Batch
+from workers.distill.methods.base import (
+    FeatureName,
+    Method,
+    Moment,
+    Need,
+    Source,
+    SupervisedMethod,
+    Terms,
+)
+from workers.distill.networks.interface import Features, Network
+
+NAME = "combine"
+MOST_PARTS = 8
+
+
+@dataclass(frozen=True)
+class Part:
+    """One method of a combination, and how much it counts."""
+
+    weight: float
+    method: type[Method]
+    params: Method.Params
+
+
+class Combination(SupervisedMethod):
+    """Add the distillation terms of several methods to one cross-entropy."""
+
+    name = NAME
+    family = "combination"
+    title = "Several methods at once"
+    source = Source(
+        "Contrastive Representation Distillation",
+        venue="ICLR 2020",
+        arxiv="1910.10699",
+        equations="section 4.1",
+    )
+
+    class Params(SupervisedMethod.Params):
+        """The weight of the labels, and the parts."""
+
+        methods: list[dict[str, Any]] = Field(  # Any: checked by each part's own Params
+            min_length=2,
+            max_length=MOST_PARTS,
+            description="Methods with their hyper-parameters, as alone but without `task_weight`, "
+            "and each with a `weight` (1 if absent) that multiplies all its terms.",
+        )
+
+    params: Params
+    parts_asked: tuple[Part, ...] = ()
+    """Set by `of`, which makes a class of its own for each choice of parts."""
+
+    def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
+        super().__init__(params, student, teacher)
+        self._parts = [part.method(part.params, student, teacher) for part in self.parts_asked]
+        for place, part in enumerate(self._parts):
+            self.add_module(f"part_{place}", part)
+
+    @property
+    def teacher_trains(self) -> bool:
+        """Whether any part observes the teacher with the batch's own statistics."""
+        return any(part.teacher_trains for part in self._parts)
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Let each part look at the training batches."""
+        looking = [part for part in self._parts if type(part).prepare is not Method.prepare]
+        seen = batches if len(looking) == 1 else list(batches) if looking else ()
+        for part in looking:
+            part.prepare(seen)
+
+    def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
+        """Return the task term, and every part's distillation terms under its own names."""
+        terms = self.task(student, batch)
+        for place, (asked, part) in enumerate(zip(self.parts_asked, self._parts, strict=True)):
+            for name, term in part.terms(student, teacher, batch, moment).items():
+                if name != "task":
+                    # The same method twice, on different stages: the second one is numbered.
+                    unique = name if name not in terms else f"{name}_{place + 1}"
+                    terms[unique] = asked.weight * term
+        return terms
+
+    def after_step(self, moment: Moment) -> None:
+        """Let each part follow the step."""
+        for part in self._parts:
+            part.after_step(moment)
+
+
+def of(parts: Sequence[Part]) -> type[Combination]:
+    """Return the class of these parts together: it needs whatever one of them needs."""
+    kinds = [part.method for part in parts]
+
+    class Combined(Combination):
+        parts_asked = tuple(parts)
+        needs: tuple[Need, ...] = _union(kind.needs for kind in kinds)  # type: ignore[misc]  # filled in once, for this class
+        student_shows: tuple[FeatureName, ...] = _union(kind.student_shows for kind in kinds)  # type: ignore[misc]  # the same
+        teacher_shows: tuple[FeatureName, ...] = _union(kind.teacher_shows for kind in kinds)  # type: ignore[misc]  # the same
+        accepts_mixed = all(kind.accepts_mixed for kind in kinds)
+        wants_strong = any(kind.wants_strong for kind in kinds)
+        smallest_batch = max(kind.smallest_batch for kind in kinds)
+
+    return Combined
+
+
+def _union(several: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:  # Any: a need or a show
+    return tuple(dict.fromkeys(one for each in several for one in each))

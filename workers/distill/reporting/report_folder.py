@@ -1,0 +1,379 @@
+"""Writes the folder that explains a finished run: numbers as JSON, each picture as PNG and SVG.
+
+`index.json` lists what there is and how to read it. The same run gives the same files, but for
+t-SNE, which another kind of processor rounds differently, and for times. Without a test split
+there is what happened in training; of a dense task what follows from the pixels' confusion.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from matplotlib.figure import Figure
+
+from workers.distill.evaluation import analysis, segmentation_metrics
+from workers.distill.reporting import figures, synthesis_report
+from workers.distill.runtime import events
+
+FOLDER = "report"
+MOST_CLASSES_DRAWN = 1000
+MOST_CLASSES_IN_MATRICES = 200
+LARGEST = 20
+DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one network showed of the test split; features of the images to map alone."""
+
+    logits: Float[np.ndarray, "N C"]
+    pooled: Float[np.ndarray, "K D"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything a report is made from; networks in the order in which they are shown.
+
+    Without a test split, `labels`, `mapped` and `outputs` are empty. Dense tasks leave them empty
+    as well and give `confusions`: of each network, test pixels by true and predicted class.
+    """
+
+    classes: list[str]
+    labels: Int[np.ndarray, " N"]
+    mapped: Int[np.ndarray, " K"]
+    outputs: Mapping[str, Outputs]
+    histories: Mapping[str, Sequence[Mapping[str, int | float]]]
+    best_epochs: Mapping[str, int]
+    teacher_accuracy: float | None
+    """On the validation split."""
+    confusions: Mapping[str, Int[np.ndarray, "C C"]] = field(default_factory=dict)
+    invention: synthesis_report.SynthesisEvidence | None = None
+    test_images: int | None = None
+    """Their number, where the labels do not tell."""
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One question: its numbers, and pictures by file stem with a word on how to read each."""
+
+    name: str
+    numbers: dict[str, Any]  # Any: JSON
+    pictures: dict[str, tuple[Figure, str]]
+
+
+def write(workdir: Path, evidence: Evidence) -> list[str]:
+    """Write the whole folder or nothing, and return its files, relative to the working folder."""
+    folder, unfinished = workdir / FOLDER, workdir / f"{FOLDER}.tmp"
+    for old in (folder, unfinished):
+        shutil.rmtree(old, ignore_errors=True)
+    unfinished.mkdir()
+    listed = []
+    for topic in topics(evidence):
+        _json(unfinished / f"{topic.name}.json", {"version": 1, **topic.numbers})
+        pictures = []
+        for stem, (figure, about) in topic.pictures.items():
+            files = [path.name for path in figures.save(figure, unfinished, stem)]
+            pictures.append({"files": files, "about": about})
+        listed.append({"topic": topic.name, "numbers": f"{topic.name}.json", "pictures": pictures})
+    images = evidence.test_images
+    facts = {
+        "version": 1,
+        "classes": evidence.classes,
+        "test_images": len(evidence.labels) if images is None else images,
+        "networks": list(evidence.outputs or evidence.confusions),
+        "topics": listed,
+    }
+    if evidence.invention is not None:
+        facts["training_images_read"] = evidence.invention.training_images_read
+    _json(unfinished / "index.json", facts)
+    unfinished.replace(folder)
+    return [f"{FOLDER}/{path.name}" for path in sorted(folder.iterdir())]
+
+
+def topics(evidence: Evidence) -> list[Topic]:
+    """Return what can be told; likeness only with a teacher, a map only of enough images."""
+    found = [curves(evidence)]
+    if evidence.invention is not None:
+        found.append(
+            Topic(
+                "synthesis",
+                synthesis_report.numbers(evidence.invention, evidence.classes),
+                synthesis_report.pictures(
+                    evidence.invention, evidence.classes, evidence.histories["student"]
+                ),
+            )
+        )
+    if evidence.confusions:
+        return [*found, confusion(evidence), overlap(evidence)]
+    if not evidence.outputs:
+        return found
+    found += [confusion(evidence), calibration(evidence)]
+    if "teacher" in evidence.outputs:
+        found.append(correlation(evidence))
+    if all(analysis.can_be_mapped(shown.pooled) for shown in evidence.outputs.values()):
+        found.append(embedding(evidence))
+    return found
+
+
+def curves(evidence: Evidence) -> Topic:
+    """Return loss terms, and what validation found, over epochs."""
+    histories = evidence.histories
+    known = {key for history in histories.values() for entry in history for key in entry}
+    pictures = {
+        "losses": (
+            figures.losses(histories["student"], histories.get("baseline")),
+            "Mean of each weighted loss term over an epoch; the total is their sum. Terms of "
+            "different methods cannot be compared.",
+        )
+    }
+    if "train/agreement" in known:
+        pictures["agreement"] = (
+            figures.agreement(histories),
+            "How often the student answers as the teacher does on the images it learns from, while "
+            "it still moves. New images that it does not know yet let it fall again.",
+        )
+    if "validation/accuracy" in known:
+        pictures["accuracy"] = (
+            figures.accuracy(
+                histories, teacher=evidence.teacher_accuracy, best_epochs=evidence.best_epochs
+            ),
+            _about_accuracy(evidence),
+        )
+    if "validation/miou" in known:
+        pictures["miou"] = (
+            figures.overlap_curve(histories),
+            "Intersection over union of predicted and true area, mean over the classes.",
+        )
+    if "validation/cka" in known:
+        pictures["cka"] = (
+            figures.likeness(histories),
+            "Unbiased linear CKA of pooled features on up to 512 validation images: 1 is alike up "
+            "to rotation and scale, 0 is unrelated.",
+        )
+    numbers = {
+        "histories": {phase: list(history) for phase, history in histories.items()},
+        "best_epochs": dict(evidence.best_epochs),
+        "teacher_validation_accuracy": evidence.teacher_accuracy,
+    }
+    return Topic("curves", numbers, pictures)
+
+
+def confusion(evidence: Evidence) -> Topic:
+    """Return which classes the images, or the pixels of a dense task, are taken for."""
+    unit = "pixels" if evidence.confusions else "images"
+    counts = dict(evidence.confusions) or {
+        name: analysis.confusion(shown.logits, evidence.labels)
+        for name, shown in evidence.outputs.items()
+    }
+    student = counts["student"]
+    right, tested = int(student.trace()), int(student.sum())
+    picture = figures.confusion(
+        student,
+        evidence.classes,
+        title=f"The student's answers: {right:,} of {tested:,} test {unit} right "
+        f"({right / max(1, tested):.1%})",
+        kept=_kept(student.sum(1)),
+    )
+    numbers = {
+        "entries": f"[true class, predicted class, {unit}], where there are {unit}",
+        "classes": evidence.classes,
+        "networks": {
+            name: [[*map(int, place), int(matrix[tuple(place)])] for place in np.argwhere(matrix)]
+            for name, matrix in counts.items()
+        },
+        "students_most_frequent_errors": _errors(student, evidence.classes),
+    }
+    about = f"Each row is a true class; numbers are test {unit}, colours shares of the row."
+    return Topic("confusion", numbers, {"confusion": (picture, about)})
+
+
+def overlap(evidence: Evidence) -> Topic:
+    """Return how well predicted and true areas of each class overlap in a dense task."""
+    counted = {name: torch.from_numpy(counts) for name, counts in evidence.confusions.items()}
+    found = {name: segmentation_metrics.iou(counts) for name, counts in counted.items()}
+    numbers = {
+        "classes": evidence.classes,
+        "networks": {
+            name: {
+                "intersection_over_union": [
+                    None if value is None else round(value, DIGITS) for value in values
+                ],
+                "mean": round(segmentation_metrics.miou(counted[name]), DIGITS),
+            }
+            for name, values in found.items()
+        },
+    }
+    drawn = {name: np.array(values, dtype=np.float64) for name, values in found.items()}
+    picture = figures.overlap(drawn, evidence.classes)
+    about = (
+        "Of the pixels that have a class or are taken for it, the share that is both. Classes are "
+        "sorted by the student's share; those that occur nowhere have no bar, and are left out of "
+        "the mean."
+    )
+    return Topic("overlap", numbers, {"overlap": (picture, about)})
+
+
+def calibration(evidence: Evidence) -> Topic:
+    """Return how far confidence can be trusted."""
+    found = {
+        name: analysis.reliability(shown.logits, evidence.labels)
+        for name, shown in evidence.outputs.items()
+    }
+    numbers = {
+        "bins": analysis.BINS,
+        "networks": {
+            name: {
+                "counts": bins.counts.tolist(),
+                "confidence": _rounded(bins.confidence),
+                "accuracy": _rounded(bins.accuracy),
+                "expected_calibration_error": round(bins.error, DIGITS),
+            }
+            for name, bins in found.items()
+        },
+    }
+    about = (
+        "Test images in 15 bins by confidence, and how many fall into each. Below the diagonal a "
+        "network is surer than it should be; bins of a few images are hollow. ECE is the mean gap."
+    )
+    return Topic("calibration", numbers, {"calibration": (figures.calibration(found), about)})
+
+
+def correlation(evidence: Evidence) -> Topic:
+    """Return how the correlations between classes' logits differ from the teacher's."""
+    kept = _kept(np.bincount(evidence.labels, minlength=len(evidence.classes)))
+    matrices = {
+        name: analysis.correlation(shown.logits[:, kept])
+        for name, shown in evidence.outputs.items()
+    }
+    differences = {
+        name: matrix - matrices["teacher"] for name, matrix in matrices.items() if name != "teacher"
+    }
+    names = [evidence.classes[place] for place in kept]
+    few = len(kept) <= MOST_CLASSES_IN_MATRICES
+    numbers = {
+        "classes": names,
+        "matrices": {n: _rounded(m) for n, m in matrices.items()} if few else None,
+        "mean_size_of_difference": {
+            name: round(float(np.nanmean(np.abs(matrix))), DIGITS)
+            if np.isfinite(matrix).any()
+            else None
+            for name, matrix in differences.items()
+        },
+        "largest_differences": {name: _largest(m, names) for name, m in differences.items()},
+    }
+    about = (
+        "Pearson's correlation of every two classes' logits over the test split, less the "
+        "teacher's. Paler is closer to the teacher; red pairs rise together more than the "
+        "teacher's do, blue pairs less."
+    )
+    picture = figures.correlation_difference(differences, names)
+    return Topic("correlation", numbers, {"correlation": (picture, about)})
+
+
+def embedding(evidence: Evidence) -> Topic:
+    """Return the networks' pooled features in two dimensions."""
+    outputs, labels = evidence.outputs, evidence.labels[evidence.mapped]
+    planes = {name: analysis.pca(shown.pooled) for name, shown in outputs.items()}
+    spots = {name: analysis.tsne(shown.pooled) for name, shown in outputs.items()}
+    shown, every = len(np.unique(labels)), len(np.unique(evidence.labels))
+    part = f", {shown} of {every} classes" if shown < every else ""
+    what = f"of {len(labels)} test images{part}"
+    axis_names = {
+        name: (
+            f"first component ({plane.shares[0]:.0%} of variance)",
+            f"second component ({plane.shares[1]:.0%})",
+        )
+        for name, plane in planes.items()
+    }
+    pictures = {
+        "tsne": (
+            figures.embedding(
+                spots,
+                labels,
+                evidence.classes,
+                title=f"Pooled features {what}, by t-SNE",
+                axis_names=dict.fromkeys(spots, ("", "")),
+            ),
+            "Images near each other have similar features. Sizes of groups and distances between "
+            "far groups mean nothing, nor does the orientation.",
+        ),
+        "pca": (
+            figures.embedding(
+                {name: plane.points for name, plane in planes.items()},
+                labels,
+                evidence.classes,
+                title=f"Pooled features {what}, by PCA",
+                axis_names=axis_names,
+            ),
+            "The plane in which the features vary most; groups that overlap here may be apart in "
+            "other directions.",
+        ),
+    }
+    numbers = {
+        "images": evidence.mapped.tolist(),
+        "labels": labels.tolist(),
+        "pca": {
+            name: {"points": _rounded(plane.points), "shares": _rounded(np.array(plane.shares))}
+            for name, plane in planes.items()
+        },
+        "tsne": {name: np.round(points, 3).tolist() for name, points in spots.items()},
+    }
+    return Topic("embedding", numbers, pictures)
+
+
+def _about_accuracy(evidence: Evidence) -> str:
+    about = (
+        "The epoch with the highest validation accuracy is delivered. "
+        if evidence.invention is None
+        else "The last epoch is delivered: no image of the data set chooses between epochs. "
+    )
+    if any("train/accuracy" in entry for entry in evidence.histories["student"]):
+        about += "Train accuracy is measured on augmented images while the network still moves. "
+    if evidence.confusions:
+        about += "Accuracy is the share of pixels. "
+    return about.strip()
+
+
+def _kept(counts: Int[np.ndarray, " C"]) -> list[int]:
+    """Return the classes to draw, in order: all, or those with the most test images."""
+    most = np.argsort(-counts, kind="stable")[:MOST_CLASSES_DRAWN]
+    return [int(place) for place in np.sort(most)]
+
+
+def _largest(matrix: Float[np.ndarray, "C C"], names: list[str]) -> list[list[str | float]]:
+    """Return the pairs of classes with the largest entries by size, each pair once."""
+    rows, columns = np.triu_indices(len(matrix), 1)
+    values = matrix[rows, columns]
+    order = np.argsort(-np.nan_to_num(np.abs(values)), kind="stable")[:LARGEST]
+    return [
+        [names[rows[place]], names[columns[place]], round(float(values[place]), DIGITS)]
+        for place in order
+        if np.isfinite(values[place])
+    ]
+
+
+def _errors(counts: Int[np.ndarray, "C C"], names: list[str]) -> list[list[str | int]]:
+    """Return true class, predicted class and images of the most frequent errors."""
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:LARGEST]
+    places = (divmod(int(place), len(names)) for place in order)
+    return [
+        [names[true], names[said], int(wrong[true, said])]
+        for true, said in places
+        if wrong[true, said]
+    ]
+
+
+def _rounded(values: Float[np.ndarray, "..."]) -> Any:  # Any: lists as deep as the array
+    return np.round(values, DIGITS).tolist()
+
+
+def _json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(events.portable(content), allow_nan=False, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,127 @@
+"""Running sums that stay on the device until somebody looks, so that no step waits for it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workers.distill import errors
+from workers.distill.methods.base import Terms
+
+
+@dataclass(frozen=True)
+class LossAverages:
+    """Averages since the last look: `total` first, then each term."""
+
+    losses: dict[str, float]
+
+
+@dataclass(frozen=True)
+class EpochAverages:
+    """An epoch's share of correct answers, and its mean losses up to the last look."""
+
+    accuracy: float
+    losses: dict[str, float]
+
+
+class LossMeter:
+    """Sums of losses and of correct answers, and the first step whose loss was not finite."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._names: list[str] = []
+        self._sums = torch.zeros(0, device=device)
+        self._steps = 0
+        self._epoch_sums: list[float] = []
+        self._epoch_steps = 0
+        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._samples = 0
+        self._bad_step = torch.full((), -1, dtype=torch.int64, device=device)
+        self._bad = torch.zeros(0, device=device)
+
+    @torch.no_grad()
+    def add(
+        self,
+        step: int,
+        total: Tensor,
+        terms: Terms,
+        logits: Float[Tensor, "N C *S"] | None = None,
+        labels: Int[Tensor, "N *S"] | None = None,
+    ) -> None:
+        """Count one step, and its answers where there are any."""
+        values = torch.stack([total, *terms.values()]).float()
+        if not self._names:
+            self._names = ["total", *terms]
+            self._sums = torch.zeros_like(values)
+            self._bad = torch.zeros_like(values)
+        self._sums += values
+        self._steps += 1
+        if logits is not None and labels is not None:
+            self._correct += (logits.argmax(1) == labels).sum()
+            self._samples += labels.numel()
+        broke = ~values.isfinite().all() & (self._bad_step < 0)
+        self._bad = torch.where(broke, values, self._bad)
+        self._bad_step = torch.where(broke, step, self._bad_step)
+
+    def look(self) -> LossAverages:
+        """Return averages since the last look, and start anew; waits for the device."""
+        sums, steps = self._sums.tolist(), max(self._steps, 1)
+        before = self._epoch_sums or [0.0] * len(sums)
+        self._epoch_sums = [one + other for one, other in zip(before, sums, strict=True)]
+        self._epoch_steps += self._steps
+        self._sums.zero_()
+        self._steps = 0
+        averages = {name: value / steps for name, value in zip(self._names, sums, strict=True)}
+        return LossAverages(averages)
+
+    def check(
+        self,
+        work: str = "",
+        advice: str = "lower training.optimizer.learning_rate, set training.clip_norm, or lower "
+        "the method's weights",
+    ) -> None:
+        """Raise `Diverged` with all terms if the loss of some step of this work was not finite."""
+        step = int(self._bad_step)
+        if step < 0:
+            return
+        terms = dict(zip(self._names, self._bad.tolist(), strict=True))
+        told = ", ".join(f"{name} {value:g}" for name, value in terms.items())
+        raise errors.Diverged(
+            f"the loss{work and f' of {work}'} was not finite at step {step} ({told}); {advice}",
+            step=step,
+            terms=terms,
+        )
+
+    def close_epoch(self) -> EpochAverages:
+        """Return what the epoch amounts to, and start anew."""
+        share = int(self._correct) / max(self._samples, 1)
+        pairs = zip(self._names, self._epoch_sums, strict=False)  # no sums before the first look
+        losses = {name: value / max(self._epoch_steps, 1) for name, value in pairs}
+        self._correct.zero_()
+        self._samples = 0
+        self._epoch_sums, self._epoch_steps = [], 0
+        return EpochAverages(share, losses)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint must keep."""
+        return {
+            "names": list(self._names),
+            "sums": self._sums,
+            "steps": self._steps,
+            "epoch_sums": list(self._epoch_sums),
+            "epoch_steps": self._epoch_steps,
+            "correct": self._correct,
+            "samples": self._samples,
+            "bad_step": self._bad_step,
+            "bad": self._bad,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+        device = self._sums.device
+        self._names, self._steps, self._samples = state["names"], state["steps"], state["samples"]
+        self._sums, self._correct = state["sums"].to(device), state["correct"].to(device)
+        self._epoch_sums = list(state["epoch_sums"])
+        self._epoch_steps = state["epoch_steps"]
+        self._bad_step, self._bad = state["bad_step"].to(device), state["bad"].to(device)

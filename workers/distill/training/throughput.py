@@ -1,0 +1,112 @@
+"""Answers which share of a step is arithmetic, in turns with real steps.
+
+Real steps and the bare arithmetic are timed one right after the other, all through training, so
+that both meet the machine in the same state; the median of the ratios is what counts. This takes
+about a hundredth of the time.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from workers.distill.data.types import Batch
+from workers.distill.evaluation import profiling
+from workers.distill.training import optimizers
+from workers.distill.training.state import TrainState
+
+BLOCK_SECONDS = 0.05
+"""Steps are timed together until they take this long: a clock and a device need some time."""
+COST = 0.01
+"""Share of the training time that measuring may take."""
+WARM_STEPS = 3
+"""The first steps find caches cold; they count only where there are no others."""
+
+
+class ThroughputMeter:
+    """Compares steps with their arithmetic."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        precision: optimizers.Precision,
+        teacher: Callable[[Tensor], object] | None,
+    ) -> None:
+        self._device = device
+        self._precision = precision
+        self._teacher = teacher
+        self._floors: dict[int, profiling.Floor] = {}
+        self._shares: list[float] = []
+        self._cold: list[float] = []
+        self._steps = 0
+        self._began = time.monotonic()
+        self._spent = 0.0
+        self._block_began: float | None = None
+        self._block_steps = 0
+
+    @property
+    def share(self) -> float | None:
+        """Return the share of a step that is arithmetic, or None if no step was made."""
+        shares = self._shares or self._cold
+        return min(statistics.median(shares), 1.0) if shares else None
+
+    def step_done(self, batch: Batch, courses: Sequence[TrainState], *, last: bool) -> None:
+        """Count a step; measure if enough were counted, or if something else follows."""
+        self._steps += 1
+        if self._block_began is None:
+            return
+        self._block_steps += 1
+        if time.perf_counter() - self._block_began < BLOCK_SECONDS and not last:
+            return
+        profiling.wait_for(self._device)
+        real = time.perf_counter() - self._block_began
+        self._block_began = None
+        if courses:  # none is left where all have just failed
+            share = self._floor_seconds(batch, courses) / real
+            (self._shares if self._steps > WARM_STEPS else self._cold).append(share)
+
+    def step_over(self, *, disturbed: bool) -> None:
+        """Start to count, if it is time; drop what was counted if more than steps went on."""
+        if disturbed:
+            self._block_began = None
+        if self._block_began is None and self._is_due():
+            profiling.wait_for(self._device)
+            self._block_began = time.perf_counter()
+            self._block_steps = 0
+
+    def _is_due(self) -> bool:
+        budget = COST * (time.monotonic() - self._began)
+        first = self._steps == 0 or (self._steps >= WARM_STEPS and not self._shares)
+        return first or self._spent < budget
+
+    def _floor_seconds(self, batch: Batch, courses: Sequence[TrainState]) -> float:
+        """Return the seconds of as many bare steps as were counted."""
+        began = time.monotonic()
+        images = [course.view(batch.images) for course in courses]
+        floors = [self._floor_of(course) for course in courses]
+
+        def work() -> None:
+            if self._teacher is not None:
+                self._teacher(batch.images)
+            for floor, seen in zip(floors, images, strict=True):
+                floor(seen)
+
+        # A student may draw random numbers, and must find its own ones untouched.
+        with torch.random.fork_rng(devices=profiling.generators(self._device)):
+            if not self._spent:
+                work()
+            profiling.wait_for(self._device)
+            start = time.perf_counter()
+            for _ in range(self._block_steps):
+                work()
+            profiling.wait_for(self._device)
+            seconds = time.perf_counter() - start
+        self._spent += time.monotonic() - began
+        return seconds
+
+    def _floor_of(self, course: TrainState) -> profiling.Floor:
+        if id(course) not in self._floors:
+            self._floors[id(course)] = profiling.Floor(course.student, self._precision)
+        return self._floors[id(course)]
