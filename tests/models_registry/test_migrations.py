@@ -9,7 +9,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from models_registry import database, invented, keys, schema, tables
+from models_registry import database, invented, keys, outbox, schema, tables
 from models_registry.storage import LocalStorage
 from tests import factories, services
 
@@ -115,6 +115,27 @@ class TestDatasetsFromJobs:
         with sessions.begin() as session:
             row = session.get_one(tables.DatasetVersionRow, made)
             assert (row.lineage, row.job_id) == ({}, None)
+
+
+class TestOutboxClaims:
+    def test_come_and_go_without_a_message_being_lost(self, empty_engine: sa.Engine) -> None:
+        waiting = (
+            "INSERT INTO outbox (task, queue, payload, priority, created_at)"
+            " VALUES ('jobs.run', 'cpu', '{}', 7, '2026-01-01')"
+        )
+        claimed = "UPDATE outbox SET claim_expires_at = '9999-01-01'"
+        schema.upgrade(empty_engine, "0003")
+        with empty_engine.begin() as connection:
+            connection.exec_driver_sql(waiting)
+        schema.upgrade(empty_engine)
+        with empty_engine.begin() as connection:
+            connection.exec_driver_sql(claimed)
+        schema.downgrade(empty_engine, "0003")
+        schema.upgrade(empty_engine)
+        sent: list[object] = []
+        sessions = database.sessions(empty_engine)
+        assert outbox.relay(sessions, lambda *message: sent.append(message)) == 1
+        assert sent == [("jobs.run", "cpu", {}, 7)]
 
 
 def kept_of_datasets(connection: sa.Connection) -> list[list[object]]:

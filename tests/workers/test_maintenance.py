@@ -53,6 +53,20 @@ class TestSweep:
         assert (task, queue, priority) == ("jobs.run", "any", 7)
         assert payload["job_id"] == job_id
 
+    def test_relays_what_a_crashed_relay_had_claimed_once_the_claim_has_expired(
+        self, context: Context, project: str, sent: list[Message]
+    ) -> None:
+        job_id = scenes.submit(context, project)
+        minute = timedelta(minutes=1)
+        for expires_at, relayed in (
+            (datetime.now(UTC) + minute, 0),
+            (datetime.now(UTC) - minute, 1),
+        ):
+            with context.sessions.begin() as session:
+                session.query(tables.OutboxRow).one().claim_expires_at = expires_at
+            assert sweep(context, sent)["relayed"] == relayed
+        assert [payload["job_id"] for _, _, payload, _ in sent] == [job_id]
+
     def test_publishes_again_what_nobody_claims(
         self, context: Context, project: str, sent: list[Message]
     ) -> None:
