@@ -1,11 +1,12 @@
 """Messages that leave with their transaction: written here, published by whoever relays first.
 
 A message carries ids only. A crash between commit and publication, or between publication and
-its mark, costs latency or a duplicate, never a job: the claim in the database decides.
+its mark, costs latency or a duplicate, never a job: the worker's claim of the job decides.
 """
 
-from collections.abc import Callable
-from datetime import timedelta
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,6 +17,7 @@ from models_registry.persistence import database, tables
 Send = Callable[[str, str, dict[str, Any], int], None]  # task, queue, payload, priority
 
 BATCH = 100
+CLAIM = timedelta(seconds=30)
 KEEP_PUBLISHED = timedelta(hours=24)
 
 
@@ -34,42 +36,79 @@ def add(
     )
 
 
-def relay(sessions: database.Sessions, send: Send) -> int:
+def relay(sessions: database.Sessions, send: Send, *, claim: timedelta = CLAIM) -> int:
     """Publish what waits, urgent and then old first, and return how many messages went out.
 
-    On PostgreSQL several relays share the work (`SKIP LOCKED`); on SQLite two at a time may send
-    a message twice, which is harmless.
+    Messages are claimed in a short transaction before any is sent, so any number of relays may
+    run at once, and none keeps a transaction open while it waits for the broker. A relay that is
+    killed keeps its claim until that expires; then the next relay sends those messages.
 
-    Raises: whatever `send` raises; what was not sent stays for the next relay.
+    `claim` is how long a claim lasts by the database's clock.
+
+    Raises: whatever `send` raises; what was not sent is free for the next relay at once.
     """
     total = 0
-    while sent := _relay_batch(sessions, send):
-        total += sent
-    return total
+    while True:
+        # Half a claim is for the last send, which may begin in time and end late.
+        stop_at = time.monotonic() + claim.total_seconds() / 2
+        messages, expires_at = _claim(sessions, claim)
+        if not messages:
+            return total
+        total += _publish(sessions, send, messages, expires_at=expires_at, stop_at=stop_at)
 
 
-def _relay_batch(sessions: database.Sessions, send: Send) -> int:
+def _claim(
+    sessions: database.Sessions, claim: timedelta
+) -> tuple[Sequence[tables.OutboxRow], datetime]:
+    """Claim the next batch, and return it with the time at which the claim expires."""
     row = tables.OutboxRow
-    with sessions() as session:
-        waiting = session.scalars(
+    with sessions.begin() as session:
+        now = database.now(session)
+        free = sa.or_(row.claim_expires_at.is_(None), row.claim_expires_at < now)
+        messages = session.scalars(
             sa.select(row)
-            .where(row.published_at.is_(None))
+            .where(row.published_at.is_(None), free)
             .order_by(row.priority.desc(), row.id)
             .limit(BATCH)
             .with_for_update(skip_locked=True)
         ).all()
-        if session.get_bind().dialect.name == "sqlite":
-            session.commit()  # its one writer must not wait for the broker
-        sent: list[int] = []
-        try:
-            for message in waiting:
-                send(message.task, message.queue, message.payload, message.priority)
-                sent.append(message.id)
-        finally:
-            # What went out is marked, also when the broker goes away in between.
+        expires_at = now + claim
+        if messages:
+            claimed = sa.update(row).where(row.id.in_([message.id for message in messages]))
+            session.execute(claimed.values(claim_expires_at=expires_at))
+    return messages, expires_at
+
+
+def _publish(
+    sessions: database.Sessions,
+    send: Send,
+    messages: Sequence[tables.OutboxRow],
+    *,
+    expires_at: datetime,
+    stop_at: float,
+) -> int:
+    """Send claimed messages until `stop_at`, and return how many went out; free the others.
+
+    One is sent in any case, so that a slow database does not keep a relay from getting on.
+    """
+    row = tables.OutboxRow
+    sent: list[int] = []
+    try:
+        for message in messages:
+            if sent and time.monotonic() >= stop_at:
+                break
+            send(message.task, message.queue, message.payload, message.priority)
+            sent.append(message.id)
+    finally:
+        # What went out is marked, also when the broker goes away in between.
+        with sessions.begin() as session:
             published = sa.update(row).where(row.id.in_(sent), row.published_at.is_(None))
             session.execute(published.values(published_at=database.now(session)))
-            session.commit()
+            # A claim that another relay has taken over expires later, and is not touched.
+            left = [message.id for message in messages[len(sent) :]]
+            if left:
+                ours = sa.update(row).where(row.id.in_(left), row.claim_expires_at == expires_at)
+                session.execute(ours.values(claim_expires_at=None))
     return len(sent)
 
 

@@ -404,6 +404,7 @@ class OutboxRow(Row):
     priority: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[datetime]
     published_at: Mapped[datetime | None]
+    claim_expires_at: Mapped[datetime | None]  # of the relay that is sending it
 
 
 class IdempotencyRow(Row):

@@ -8,6 +8,7 @@ import pytest
 
 from models_registry.jobs.lifecycle import Reason, State
 from models_registry.persistence import outbox, tables
+from models_registry.settings import Settings
 from tests import factories
 from tests.workers import scenes
 from workers import context as contexts
@@ -15,6 +16,12 @@ from workers import inspector, maintenance, staging
 from workers.context import Context
 
 Message = tuple[str, str, dict[str, Any], int]
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Settings under which nothing is published again, lost or late unless a test says so."""
+    return settings.model_copy(update={"republish_after_seconds": 3600, "sweep_seconds": 600})
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +47,6 @@ def sweep(context: Context, sent: list[Message]) -> dict[str, int]:
 
 
 def hasty(context: Context, **clocks: float) -> Context:
-    clocks = {"lease_seconds": 0.2, "sweep_seconds": 10, **clocks}
     return contexts.build(context.settings.model_copy(update=clocks))
 
 
@@ -53,12 +59,26 @@ class TestSweep:
         assert (task, queue, priority) == ("jobs.run", "any", 7)
         assert payload["job_id"] == job_id
 
+    def test_relays_what_a_crashed_relay_had_claimed_once_the_claim_has_expired(
+        self, context: Context, project: str, sent: list[Message]
+    ) -> None:
+        job_id = scenes.submit(context, project)
+        minute = timedelta(minutes=1)
+        for expires_at, relayed in (
+            (datetime.now(UTC) + minute, 0),
+            (datetime.now(UTC) - minute, 1),
+        ):
+            with context.sessions.begin() as session:
+                session.query(tables.OutboxRow).one().claim_expires_at = expires_at
+            assert sweep(context, sent)["relayed"] == relayed
+        assert [payload["job_id"] for _, _, payload, _ in sent] == [job_id]
+
     def test_publishes_again_what_nobody_claims(
         self, context: Context, project: str, sent: list[Message]
     ) -> None:
         eager = hasty(context, republish_after_seconds=0.1)
         job_id = scenes.submit(context, project)
-        sweep(eager, sent)
+        sweep(context, sent)
         time.sleep(0.2)
         assert sweep(eager, sent)["jobs_republished"] == 1
         assert [payload["job_id"] for _, _, payload, _ in sent] == [job_id, job_id]
@@ -69,7 +89,7 @@ class TestSweep:
     ) -> None:
         eager = hasty(context, republish_after_seconds=0.1)
         version_id = scenes.uploaded_model(context, project, b"weights")
-        sweep(eager, sent)
+        sweep(context, sent)
         time.sleep(0.2)
         assert sweep(eager, sent)["inspections_republished"] == 1
         message = ("models.inspect", "inspect", {"version_id": version_id}, 0)
@@ -79,13 +99,13 @@ class TestSweep:
     def test_ends_the_leases_of_silent_workers(
         self, context: Context, project: str, sent: list[Message]
     ) -> None:
-        quick = hasty(context)
+        quick = hasty(context, lease_seconds=0.2)
         job_id = scenes.submit(context, project)
         with context.sessions.begin() as session:
             row = session.get_one(tables.JobRow, job_id)
             factories.running(session, row)
             row.lease_expires_at = datetime.now(UTC) - timedelta(minutes=5)
-        assert sweep(quick, sent)["leases_ended"] == 0  # it has only begun to look
+        assert sweep(context, sent)["leases_ended"] == 0  # it has only begun to look
         time.sleep(0.3)
         assert sweep(quick, sent)["leases_ended"] == 1
         job = scenes.job(context, job_id)
@@ -159,9 +179,10 @@ class TestWatch:
             factories.running(session, row)
             row.lease_expires_at = datetime.now(UTC)
         time.sleep(1.4)  # longer than six sweeps
+        back = time.monotonic()
         assert sweep(quick, sent)["leases_ended"] == 0
-        time.sleep(0.4)
-        assert sweep(quick, sent)["leases_ended"] == 1
+        scenes.wait_until(lambda: sweep(quick, sent)["leases_ended"], "the lease is ended")
+        assert time.monotonic() - back >= 0.3
         quick.engine.dispose()
 
 

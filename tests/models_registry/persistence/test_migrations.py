@@ -11,7 +11,7 @@ from alembic.script import ScriptDirectory
 
 from models_registry.access import keys
 from models_registry.artifacts import synthetic_datasets
-from models_registry.persistence import database, schema, tables
+from models_registry.persistence import database, outbox, schema, tables
 from models_registry.persistence.storage import LocalStorage
 from tests import factories, services
 
@@ -119,6 +119,27 @@ class TestDatasetsFromJobs:
             assert (row.lineage, row.job_id) == ({}, None)
 
 
+class TestOutboxClaims:
+    def test_come_and_go_without_a_message_being_lost(self, empty_engine: sa.Engine) -> None:
+        waiting = (
+            "INSERT INTO outbox (task, queue, payload, priority, created_at)"
+            " VALUES ('jobs.run', 'cpu', '{}', 7, '2026-01-01')"
+        )
+        claimed = "UPDATE outbox SET claim_expires_at = '9999-01-01'"
+        schema.upgrade(empty_engine, "0003")
+        with empty_engine.begin() as connection:
+            connection.exec_driver_sql(waiting)
+        schema.upgrade(empty_engine)
+        with empty_engine.begin() as connection:
+            connection.exec_driver_sql(claimed)
+        schema.downgrade(empty_engine, "0003")
+        schema.upgrade(empty_engine)
+        sent: list[object] = []
+        sessions = database.sessions(empty_engine)
+        assert outbox.relay(sessions, lambda *message: sent.append(message)) == 1
+        assert sent == [("jobs.run", "cpu", {}, 7)]
+
+
 def kept_of_datasets(connection: sa.Connection) -> list[list[object]]:
     """Return what must survive a change of the data sets' tables."""
     queries = (
@@ -164,7 +185,7 @@ class TestIsCurrent:
 
 class TestRevisions:
     def test_follow_each_other_in_one_line(self) -> None:
-        scripts = ScriptDirectory(str(Path(schema.__file__).parents[1] / "migrations"))
+        scripts = ScriptDirectory(str(Path(schema.__file__).parents[2] / "migrations"))
         assert len(scripts.get_heads()) == 1
         assert len(scripts.get_bases()) == 1
         assert all(not script.is_merge_point for script in scripts.walk_revisions())
