@@ -2,13 +2,13 @@
 # Tests of the engine on a CUDA device, then its train step against a plain loop; one table at the
 # end. Installs nothing from a registry: what the Python lacks comes from a folder of wheels.
 #
-#   scripts/gpu.sh [FOLDER]      gpu.md and gpu.json go to FOLDER, or to $OUT where that is set
+#   scripts/gpu.sh [FOLDER]   gpu.md, gpu.json and gpu-tests.log go to FOLDER, or to $OUT if set
 #
 #   PYTHON               default: .venv/bin/python where it exists, else python3
 #   WHEELS               folder of wheels to use beside it; default: .whl, but not with .venv
 #   RETORT_TEST_DEVICE   cpu puts the CPU in the place of the card, to check this script itself
 #   ROWS, PAIRS, TURN    what benchmarks.train_step measures, how often, and for how many seconds
-#   TESTS                what pytest runs; default: tests/gpu
+#   TESTS, TEST_SECONDS  what pytest runs, and how long at most; default: tests/gpu, 270
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -52,9 +52,13 @@ END
 # fixtures, in the tests' own folder, are left out.
 failed=0
 began=$SECONDS
-PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 "$PYTHON" -m pytest ${TESTS:-tests/gpu} --confcutdir tests/gpu \
+export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
+# Networks are tiny: more threads would only wait for each other. Interrupted, pytest still tells
+# what has failed until then.
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} timeout -s INT "${TEST_SECONDS:-270}" \
+  "$PYTHON" -m pytest ${TESTS:-tests/gpu} --confcutdir tests/gpu \
   -p pytest_timeout -p jaxtyping._pytest_plugin -p no:cacheprovider -W default \
-  --quiet --durations 5 --tb short || failed=1
+  --quiet --durations 5 --tb short 2>&1 | tee "$results/gpu-tests.log" || failed=1
 echo "gpu: tests took $((SECONDS - began)) s"
 
 began=$SECONDS

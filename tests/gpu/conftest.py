@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def exact_products(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def exact_products() -> Iterator[None]:
     """Compute in float32 where it is asked for, not in TF32; restore cuDNN's settings."""
     benchmark = torch.backends.cudnn.benchmark
     allowed = torch.backends.cudnn.allow_tf32
