@@ -13,7 +13,7 @@ QUIET_THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
 # Whole running services are shared by the tests of one group, so a group stays in one process.
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadgroup
 
-.PHONY: help demo test test-fast check catalog up clean
+.PHONY: help demo test test-fast check gpu catalog up clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -35,6 +35,9 @@ check: $(ENVIRONMENT) ## Lint, format, types, import contracts
 	@$(BIN)/ruff format --check --quiet > /dev/null || { echo "check: run '$(BIN)/ruff format'" >&2; exit 1; }
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-logo > .venv/lint-imports.log || { cat .venv/lint-imports.log; exit 1; }
+
+gpu: ## Tests and train-step benchmark on a CUDA machine; installs nothing from a registry
+	@scripts/gpu.sh
 
 catalog: $(ENVIRONMENT) ## Write what is generated: catalog.json, docs/methods.md, .env.example
 	@echo "catalog: models_registry/catalog.json, docs/methods.md, .env.example"

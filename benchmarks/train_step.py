@@ -1,15 +1,18 @@
 """How many images a second a student learns from: Retort's loop against a plain research loop.
 
     python -m benchmarks.train_step [--rows kd,dkd,six,losses,...] [--pairs 4] [--seconds 8]
+        [--device cuda] [--table FILE.md]
 
 Same pair (resnet32x4 teaches resnet8x4), same batch of 64, same number of threads, images as in
 CIFAR-100 (random pixels: speed does not depend on what they show). The two loops run in processes
 of their own and take turns; what counts is the median over the turns, and the spread is told.
 
-The plain loop is what the public repositories do: a data loader of two worker processes with
-torchvision's transforms on PIL images, networks as they are built (float32, batch norms of the
-teacher unfolded, plain memory layout), `torch.optim.SGD`, and loss and accuracy read with `.item()`
-at every step. It computes the very same losses, so that loops are compared, not losses.
+The plain loop is what the public repositories do: a data loader of two worker processes (on a card:
+eight, and pinned memory) with torchvision's transforms on PIL images, networks as they are built
+(float32, batch norms of the teacher unfolded, plain memory layout), `torch.optim.SGD`, and loss and
+accuracy read with `.item()` at every step. On a card it lets cuDNN look for the fastest kernels,
+and convolutions are TF32 in both loops, as torch has it. It computes the very same losses, so that
+loops are compared, not losses. Rows of half precision and compiled ones have the same plain loop.
 
 Several students of one study are compared with as many plain loops, one after the other. What
 `losses` tells of each method is the time of its loss, forward and backward, as a share of a step,
@@ -43,8 +46,6 @@ from torch.utils import data as loading
 from torch.utils import flop_counter
 from torchvision import transforms
 
-from benchmarks import digits
-from retort.cli import demo
 from workers.distill.config.job import JobConfig, NetworkChoice
 from workers.distill.data import dataset
 from workers.distill.data.types import Batch
@@ -67,7 +68,7 @@ MEAN, STD = [0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]
 IMAGES = 50_000
 CACHED_IMAGES = 1_024
 """The teacher looks at all views before the first step: at those of a set this large, a minute."""
-LOADER_PROCESSES = 2
+LOADER_PROCESSES = {"cpu": 2, "cuda": 8}
 STUDY = ("kd", "dkd", "dist", "rkd", "pkt", "sp")
 """The methods of the students of one study, in this order."""
 LOSS_SECONDS = 1.0
@@ -92,7 +93,9 @@ ROWS = {
         Row("cache", ("kd",), {"teacher_cache": {"views": 2}}, CACHED_IMAGES),
         Row("bfloat16", ("kd",), {"precision": "bfloat16"}),
         Row("six_bfloat16", STUDY, {"precision": "bfloat16"}),
+        Row("crd_bfloat16", ("crd",), {"precision": "bfloat16"}),
         Row("compiled", ("kd",), {"compile": "on"}),
+        Row("compiled_bfloat16", ("kd",), {"compile": "on", "precision": "bfloat16"}),
     )
 }
 OTHERS = ("losses", "accuracy")
@@ -108,7 +111,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a turn, about")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seeds", type=int, default=3, help="runs behind each accuracy")
-    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--device", choices=LOADER_PROCESSES, default="cpu", help="of the loops")
+    parser.add_argument("--table", type=Path, help="write the rows to this file as well")
+    parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.serve:
         serve(*asked.serve)
@@ -117,24 +122,36 @@ def main() -> None:
     unknown = set(names) - {*ROWS, *OTHERS}
     if unknown:
         parser.error(f"no row {', '.join(sorted(unknown))}; see --help")
-    found: dict[str, Any] = {"machine": machine(asked.threads), "rows": []}
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        parser.error("this machine has no CUDA device")
+    found: dict[str, Any] = {"machine": machine(asked.threads, asked.device), "rows": []}
+    failed = False
     with tempfile.TemporaryDirectory(prefix="retort-train-step-") as name:
         folder = Path(name)
         for images in {ROWS[name].images for name in names if name in ROWS}:
             write_inputs(folder / str(images), images)
         for name in names:
             if name in ROWS and set(ROWS[name].methods) <= set(catalog.METHODS):
-                found["rows"].append(compare(ROWS[name], folder, asked))
+                try:
+                    found["rows"].append(compare(ROWS[name], folder, asked))
+                except RuntimeError as error:  # the other rows are worth having all the same
+                    failed = True
+                    console().print(f"{name} failed: {error}")
+                    continue
                 say(found["rows"][-1])
     if "losses" in names:
         found["losses"] = in_process(asked.threads)
     if "accuracy" in names:
         found["accuracy"] = accuracy(asked.seeds)
     show(found)
+    if asked.table:
+        asked.table.write_text(markdown(found))
     sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    if failed:
+        sys.exit(1)
 
 
-def machine(threads: int) -> dict[str, Any]:
+def machine(threads: int, device: str) -> dict[str, Any]:
     """Return what the numbers depend on."""
     names = [
         line.split(":")[1].strip()
@@ -142,6 +159,7 @@ def machine(threads: int) -> dict[str, Any]:
         if line.startswith("model name")
     ]
     return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "threads": threads,
@@ -155,21 +173,23 @@ def machine(threads: int) -> dict[str, Any]:
 # -- the two loops, each in a process of its own ---------------------------------------------------
 
 
-def serve(kind: str, row: str, folder: str) -> None:
+def serve(kind: str, row: str, folder: str, device: str) -> None:
     """Make as many steps as each line of standard input asks for, and answer with the seconds."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     made = plain_steps if kind == "plain" else retort_steps
     # What a step costs besides its arithmetic includes that of the reports, written to nowhere.
-    steps = made(ROWS[row], Path(folder) / str(ROWS[row].images))
+    steps = made(ROWS[row], Path(folder) / str(ROWS[row].images), torch.device(device))
     for _ in range(2):
         next(steps)
+    profiling.wait_for(torch.device(device))
     answers.write("ready\n")
     answers.flush()
     for line in sys.stdin:
         start = time.perf_counter()
         for _ in range(int(line)):
             next(steps)
+        profiling.wait_for(torch.device(device))
         answers.write(json.dumps(time.perf_counter() - start) + "\n")
         answers.flush()
 
@@ -200,22 +220,31 @@ class Pictures(loading.Dataset[tuple[torch.Tensor, int, int]]):
         return self._transform(picture), self._labels[place], place
 
 
-def plain_steps(row: Row, folder: Path) -> Iterator[None]:
+def plain_steps(row: Row, folder: Path, device: torch.device) -> Iterator[None]:
     """Train one student the plain way."""
-    asked = recipe_of(row.methods[0], {})
+    asked = recipe_of(row.methods[0], {}, device)
+    torch.backends.cudnn.benchmark = True
     teacher = prepare.build("teacher", choice(TEACHER), "classification").eval()
     weights.load_into(teacher, folder / "teacher" / "model.safetensors")
     student = prepare.build("student", choice(STUDENT), "classification").train()
-    method = catalog.build(asked.method, student, teacher)
-    method.prepare(in_order(folder))
+    teacher.to(device)
+    student.to(device)
+    method = catalog.build(asked.method, student, teacher).to(device)
+    method.prepare(in_order(folder, device))
     learned = [*student.parameters(), *method.parameters()]
     optimizer = torch.optim.SGD(learned, lr=0.05, momentum=0.9, weight_decay=5e-4)
+    on_card = device.type == "cuda"
     loader = loading.DataLoader(
-        Pictures(folder), batch_size=BATCH, shuffle=True, num_workers=LOADER_PROCESSES
+        Pictures(folder),
+        batch_size=BATCH,
+        shuffle=True,
+        num_workers=LOADER_PROCESSES[device.type],
+        pin_memory=on_card,
     )
     losses, right, seen, number = 0.0, 0.0, 0, 0
     while True:
-        for images, labels, places in loader:
+        for loaded in loader:
+            images, labels, places = (part.to(device, non_blocking=on_card) for part in loaded)
             number += 1
             optimizer.zero_grad()
             with torch.no_grad():
@@ -227,18 +256,20 @@ def plain_steps(row: Row, folder: Path) -> Iterator[None]:
             loss = torch.stack(list(terms.values())).sum()
             loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
             optimizer.step()
+            method.after_step(Moment(1, number, 782))
             losses += loss.item()
             right += (shown.logits.argmax(1) == labels).float().sum().item()
             seen += len(labels)
             yield
 
 
-def in_order(folder: Path) -> Iterator[Batch]:
+def in_order(folder: Path, device: torch.device) -> Iterator[Batch]:
     """Yield all images once, for methods that look at them before training."""
     train = dataset.load(folder / "dataset").split("train")
     for start in range(0, len(train.labels), 1024):
         index = torch.arange(start, min(start + 1024, len(train.labels)))
-        yield Batch(train.images[index], train.labels[index], index)
+        parts = train.images[index], train.labels[index], index
+        yield Batch(*(part.to(device) for part in parts))
 
 
 class Turns(ProgressReporter):
@@ -254,7 +285,7 @@ class Turns(ProgressReporter):
         self._after()
 
 
-def retort_steps(row: Row, folder: Path) -> Iterator[None]:
+def retort_steps(row: Row, folder: Path, device: torch.device) -> Iterator[None]:
     """Train the row's students with Retort's own loop, which runs in a thread of its own."""
     go: queue.Queue[None] = queue.Queue()
     done: queue.Queue[BaseException | None] = queue.Queue()
@@ -266,7 +297,7 @@ def retort_steps(row: Row, folder: Path) -> Iterator[None]:
     def work() -> None:
         try:
             go.get()
-            train(row, folder, after)
+            train(row, folder, device, after)
         except BaseException as error:
             done.put(error)
 
@@ -279,12 +310,12 @@ def retort_steps(row: Row, folder: Path) -> Iterator[None]:
         yield
 
 
-def train(row: Row, folder: Path, after: Callable[[], None]) -> None:
+def train(row: Row, folder: Path, device: torch.device, after: Callable[[], None]) -> None:
     """Train side by side, as the engine does."""
     profiling.keep_memory()
     stop = signals.Stop()
     nowhere = events.Reporter(os.open(os.devnull, os.O_WRONLY))
-    recipes = [recipe_of(name, row.training) for name in row.methods]
+    recipes = [recipe_of(name, row.training, device) for name in row.methods]
     ground = prepare.prepare(recipes[0], folder, stop, strong=False)
     compiles = optimizers.choose_compile(recipes[0].training, ground.device, 10**6)
     pupils: list[loop.StudentTrainer] = []
@@ -331,16 +362,20 @@ def choice(network: str) -> NetworkChoice:
     return NetworkChoice.model_validate({"network": network, "classes": CLASSES, "input": size})
 
 
-def recipe_of(method: str, training: dict[str, Any]) -> JobConfig:
-    """Return the published training of 240 epochs, of which the benchmark makes the first steps."""
-    fields = {"recipe": "cifar100", "checkpoint_seconds": 86_400, **training}
+def recipe_of(method: str, training: dict[str, Any], device: torch.device) -> JobConfig:
+    """Return the published training of 240 epochs, of which the benchmark makes the first steps.
+
+    Half precision and compiling are rows of their own, whatever a card would choose by itself.
+    """
+    usual = {"precision": "float32", "compile": "off", "checkpoint_seconds": 86_400}
+    fields = {"recipe": "cifar100", **usual, **training}
     return JobConfig.model_validate(
         {
             "teacher": choice(TEACHER).model_dump(),
             "student": choice(STUDENT).model_dump(),
             "method": {"name": method},
             "training": fields,
-            "accelerator": "cpu",
+            "accelerator": device.type,
         }
     )
 
@@ -375,11 +410,12 @@ def write_inputs(folder: Path, images: int) -> None:
 class Server:
     """One of the two loops in its process."""
 
-    def __init__(self, kind: str, row: Row, folder: Path, threads: int) -> None:
+    def __init__(self, kind: str, row: Row, folder: Path, threads: int, device: str) -> None:
         # Libraries read the number of threads when they are loaded.
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        what = (kind, row.name, str(folder), device)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.train_step", "--serve", kind, row.name, str(folder)],
+            [sys.executable, "-m", "benchmarks.train_step", "--serve", *what],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -412,8 +448,10 @@ class Server:
 def compare(row: Row, folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
     """Let both loops take turns, each first as often as the other."""
     students = len(row.methods)
-    servers = {kind: Server(kind, row, folder, asked.threads) for kind in ("plain", "retort")}
+    servers: dict[str, Server] = {}
     try:
+        for kind in ("plain", "retort"):
+            servers[kind] = Server(kind, row, folder, asked.threads, asked.device)
         # A turn lasts equally long for both: what disturbs the machine then disturbs both alike.
         steps = {
             kind: max(2, round(asked.seconds / max(server.seconds(2) / 2, 1e-9)))
@@ -536,6 +574,10 @@ def flops_of(work: Callable[[], object]) -> int:
 
 def accuracy(seeds: int) -> dict[str, Any]:
     """Return the test accuracy on the digits by method and number of stored views."""
+    # Imported here because they need the service's packages, which a machine with a card may lack.
+    from api.client import demo
+    from benchmarks import digits
+
     asked: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {"kd": (demo.METHODS["kd"], {})}
     for views in VIEWS:
         cache = {"teacher_cache": {"views": views}}
@@ -598,12 +640,20 @@ def say(row: dict[str, Any]) -> None:
     console().print(row["row"], row["ratio"], row["retort_images_per_second"])
 
 
-def show(found: dict[str, Any]) -> None:
-    """Print all numbers as tables."""
-    table = rich.table.Table("row", "students", "plain img/s", "Retort img/s", "ratio", "spread")
+HEADINGS = ("row", "students", "plain img/s", "Retort img/s", "ratio", "spread")
+
+
+def title(found: dict[str, Any]) -> str:
+    """Return on what the numbers were measured."""
+    facts = found["machine"]
+    return f"{facts['device']}, torch {facts['torch']}, Python {facts['python']}"
+
+
+def rows_of(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield the cells of each row."""
     for row in found["rows"]:
         ratio = row["ratio"]
-        table.add_row(
+        yield (
             row["row"],
             str(row["students"]),
             f"{row['plain_images_per_second']['median']:.1f}",
@@ -611,6 +661,20 @@ def show(found: dict[str, Any]) -> None:
             f"{ratio['median']:.2f}",
             f"{ratio['least']:.2f} to {ratio['most']:.2f}",
         )
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """Return the rows as a table in Markdown, under what they were measured on."""
+    lines = [HEADINGS, ("---",) * len(HEADINGS), *rows_of(found)]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return f"{title(found)}\n\n{table}\n"
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print all numbers as tables."""
+    table = rich.table.Table(*HEADINGS, title=title(found))
+    for cells in rows_of(found):
+        table.add_row(*cells)
     console().print(table)
     if "losses" in found:
         told = rich.table.Table("method", "loss ms", "share of a step", "of its arithmetic")

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 NETWORK = "retort/resnet8"
 INPUT = {"channels": 1, "height": 8, "width": 8, "mean": [0.3], "std": [0.3]}
 COUNTS = {"train": 41, "validation": 12, "test": 20}
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+SEARCHED = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": SEARCHED}
 
 
 def images(count: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

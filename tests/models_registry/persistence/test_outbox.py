@@ -20,7 +20,7 @@ PATIENCE_SECONDS = 60
 # A relay that is killed while it sends its third message.
 KILLED_RELAY = """
 import os, sys
-from models_registry import database, outbox
+from models_registry.persistence import database, outbox
 
 def send(task, queue, payload, priority):
     if payload["number"] == 2:

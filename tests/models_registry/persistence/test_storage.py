@@ -60,7 +60,7 @@ STORED_ONCE = settings(
 
 KILLED_PUT = """
 import json, sys, time
-from models_registry import storage
+from models_registry.persistence import storage
 url, options = json.loads(sys.argv[1])
 def stream():
     for _ in range(20):
@@ -73,7 +73,7 @@ storage.from_url(url, storage.S3Options(**options)).put(stream())
 MEASURED_PUT = """
 import json, sys, threading, time
 import psutil
-from models_registry import storage
+from models_registry.persistence import storage
 url, options = json.loads(sys.argv[1])
 store = storage.from_url(url, storage.S3Options(**options))
 store.open(store.put([b"warm"]).key).close()

@@ -9,7 +9,7 @@ import ctypes
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ def folded(network: Network, example: Tensor) -> Network:
     plain.requires_grad_(False)
     changed = copy.deepcopy(plain)
     # Rounded to TF32, as CUDA convolutions are, equal networks would look different.
-    exact = torch.backends.cudnn.flags(allow_tf32=False) if example.is_cuda else nullcontext()
+    exact = without_tf32() if example.is_cuda else nullcontext()
     # Not in inference mode: weights made there could never be loaded or compiled.
     with torch.no_grad(), exact:
         expected = plain.observe(example)
@@ -52,6 +52,19 @@ def folded(network: Network, example: Tensor) -> Network:
         except (AttributeError, TypeError, RuntimeError):  # it looked inside a norm that is gone
             same = False
     return changed if same else plain
+
+
+def without_tf32() -> AbstractContextManager[None]:
+    """Return a context in which CUDA's convolutions keep all bits of float32."""
+    cudnn = torch.backends.cudnn
+    # What is not named would be switched off, cuDNN itself first of all.
+    context: AbstractContextManager[None] = cudnn.flags(
+        enabled=cudnn.enabled,
+        benchmark=cudnn.benchmark,
+        deterministic=cudnn.deterministic,
+        allow_tf32=False,
+    )
+    return context
 
 
 def flops(network: Network, example: Tensor) -> int:

@@ -300,7 +300,9 @@ def seen_labels(batch: Batch) -> Tensor:
 
 def random_state() -> dict[str, Any]:
     """Return the state of torch's global generators."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    # A run on the CPU leaves the cards alone: asking them would take memory on each.
+    initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch's stub
+    cuda = torch.cuda.get_rng_state_all() if initialized else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
