@@ -44,10 +44,9 @@ from workers.distill.evaluation import profiling
 from workers.distill.methods import catalog
 from workers.distill.networks import generators
 from workers.distill.networks import weights as weight_files
-from workers.distill.run import build, prepare, teacher_factory
+from workers.distill.run import build, datafree, prepare, teacher_factory
+from workers.distill.run.context import JobRequest
 from workers.distill.runtime import events, signals
-from workers.distill.synthesis.loop import DataFreeTrainer
-from workers.distill.training import loop
 from workers.distill.training.progress import ProgressReporter
 
 Json: TypeAlias = dict[str, Any]  # fields of a recipe, and numbers to print
@@ -188,45 +187,41 @@ def write_teacher(row: Row, folder: Path) -> None:
 
 
 def engine_rounds(row: Row, folder: Path) -> Iterator[Round]:
-    """Go the engine's way through training, as `loops.datafree.train` does, round by round."""
+    """Go the engine's way through training, as `synthesis.loop.train` does, round by round."""
     profiling.keep_memory()
     asked, stop = recipe_of(row), signals.Stop()
     # What a step costs besides its arithmetic includes that of the reports, written to nowhere.
     nowhere = events.Reporter(os.open(os.devnull, os.O_WRONLY))
-    ground = prepare.prepare(asked, folder, stop, strong=False)
-    setting = prepare.settle(ground, prepare.JobRequest(asked, folder, nowhere))
-    course = build.plan(setting, "student", compiles=False)
-    teachers = teacher_factory.TeacherFactory(ground, [course.method], None)
+    shared = datafree.LOOP.prepare(asked, folder, stop, strong=False)
+    context = prepare.job_context(shared, JobRequest(asked, folder, nowhere))
+    state, step = build.build(context, "student", compiles=False)
+    teachers = teacher_factory.TeacherFactory(shared, [state.method], None)
+    step.teacher = teachers.make(context, state.method)
     reports = ProgressReporter(
         nowhere,
         folder=folder / "checkpoints",
         digest="",
         steps_before=0,
-        steps_overall=course.steps,
+        steps_overall=state.steps,
         finished={},
     )
-    pupil = DataFreeTrainer(
-        course,
-        teachers.of(setting, course.method),
-        reports,
-        loop.RandomState(apart=False),
-    )
-    pupil.begin()
-    steps = course.walk()
-    while not course.over:
+    trainer = datafree.LOOP.make_trainer(state, step, reports)
+    trainer.start()
+    steps = state.iter_steps()
+    while not state.finished:
         began = time.process_time()
-        while pupil.studio.owes(course.step + 1):
-            pupil.invent()
-            pupil.desk.is_due(course)
+        while trainer.source.needs_synthesis(state.step + 1):
+            trainer.synthesis_step()
+            trainer.checkpoint_is_due()
             stop.check()
-        invented = time.process_time()
-        while not course.over and not pupil.studio.owes(course.step + 1):
+        synthesized = time.process_time()
+        while not state.finished and not trainer.source.needs_synthesis(state.step + 1):
             moment, batch = next(steps)
-            pupil.learn(batch, moment)
-            pupil.close()
-            pupil.desk.is_due(course)
+            trainer.train_step(batch, moment)
+            trainer.finish_epoch()
+            trainer.checkpoint_is_due()
             stop.check()
-        yield invented - began, time.process_time() - invented
+        yield synthesized - began, time.process_time() - synthesized
 
 
 # -- the plain loop --------------------------------------------------------------------------------

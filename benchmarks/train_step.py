@@ -54,9 +54,13 @@ from workers.distill.methods import catalog
 from workers.distill.methods.base import Method, Moment
 from workers.distill.networks import weights
 from workers.distill.networks.interface import Features
-from workers.distill.run import build, prepare, teacher_factory
+from workers.distill.run import build, group, prepare, supervised, teacher_factory
+from workers.distill.run.context import JobRequest
+from workers.distill.run.group import GroupStudent, RandomState
 from workers.distill.runtime import events, signals
-from workers.distill.training import loop, optimizers
+from workers.distill.runtime.precision import Precision
+from workers.distill.training import compilation, loop
+from workers.distill.training.loop import StudentTrainer
 from workers.distill.training.progress import ProgressReporter
 from workers.distill.training.state import TrainState
 from workers.distill.training.throughput import ThroughputMeter
@@ -316,40 +320,45 @@ def train(row: Row, folder: Path, device: torch.device, after: Callable[[], None
     stop = signals.Stop()
     nowhere = events.Reporter(os.open(os.devnull, os.O_WRONLY))
     recipes = [recipe_of(name, row.training, device) for name in row.methods]
-    ground = prepare.prepare(recipes[0], folder, stop, strong=False)
-    compiles = optimizers.choose_compile(recipes[0].training, ground.device, 10**6)
-    pupils: list[loop.StudentTrainer] = []
-    settings = [
-        prepare.settle(ground, prepare.JobRequest(asked, folder / str(place), nowhere))
-        for place, asked in enumerate(recipes)
+    shared = supervised.LOOP.prepare(recipes[0], folder, stop, strong=False)
+    compiles = compilation.choose_compile(recipes[0].training, shared.device, 10**6)
+    students: list[GroupStudent] = []
+    contexts = [
+        prepare.job_context(shared, JobRequest(config, folder / str(place), nowhere))
+        for place, config in enumerate(recipes)
     ]
-    courses = [build.plan(setting, "student", compiles=compiles) for setting in settings]
-    view = ground.teacher_view or settings[0].student_view
+    built = [build.build(context, "student", compiles=compiles) for context in contexts]
+    view = shared.teacher_view or contexts[0].student_view
     teachers = teacher_factory.TeacherFactory(
-        ground,
-        [course.method for course in courses],
-        (lambda network: build.try_compile(settings[0], network, view)) if compiles else None,
+        shared,
+        [state.method for state, _ in built],
+        (lambda network: build.try_compile(contexts[0], network, view)) if compiles else None,
     )
-    for setting, course in zip(settings, courses, strict=True):
+    for context, (state, step) in zip(contexts, built, strict=True):
         reports = Turns(
             nowhere,
-            folder=setting.workdir / "checkpoints",
+            folder=context.workdir / "checkpoints",
             digest="",
             steps_before=0,
-            steps_overall=course.steps,
+            steps_overall=state.steps,
             finished={},
-            after=after if course is courses[-1] else lambda: None,
+            after=after if state is built[-1][0] else lambda: None,
         )
-        apart = loop.RandomState(apart=len(courses) > 1)
-        teacher = teachers.of(setting, course.method)
-        pupils.append(loop.StudentTrainer(course, teacher, reports, apart))
-    teachers.write([nowhere], 0, 0.0)
-    loop.train(
-        pupils,
+        step.teacher = teachers.make(context, state.method)
+        trainer = StudentTrainer(state, step, reports)
+        students.append(GroupStudent(trainer, RandomState(apart=len(built) > 1)))
+    teachers.fill_caches([nowhere], step=0, share=0.0)
+    throughput = ThroughputMeter(shared.device, shared.precision, teachers.arithmetic())
+    if len(students) == 1:
+        loop.train(students[0].trainer, stop=stop, throughput=throughput)
+        return
+    group.train(
+        students,
         stop=stop,
-        pace=ThroughputMeter(ground.device, ground.precision, teachers.arithmetic()),
-        guard=lambda _pupil: contextlib.nullcontext(),  # no failure may pass for a fast step
-        ends=lambda _through: None,
+        throughput=throughput,
+        # No failure may pass for a fast step.
+        isolate_failure=lambda _student: contextlib.nullcontext(),
+        on_finished=lambda _students: None,
     )
 
 
@@ -511,7 +520,7 @@ def losses() -> dict[str, Any]:
         taught = teacher.observe(seen)
     shown = student.observe(seen)
     fast = profiling.folded(teacher, seen[: profiling.EXAMPLES])
-    precision = optimizers.Precision("float32", torch.device("cpu"))
+    precision = Precision("float32", torch.device("cpu"))
     look = profiling.forward(fast, seen, precision)
     step = profiling.floor_seconds(student, seen, look, precision)
     labels = torch.arange(BATCH) % CLASSES

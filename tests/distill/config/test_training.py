@@ -8,7 +8,7 @@ from tests.distill import folders
 from workers.distill.config.job import JobConfig
 from workers.distill.config.training import PRESETS, SGD, AdamW, Cosine, Step, Training, expand
 from workers.distill.methods.base import Moment
-from workers.distill.training import optimizers
+from workers.distill.training.schedules import rate_factor
 
 
 def a_recipe(**changes: object) -> JobConfig:
@@ -203,7 +203,7 @@ class TestPublishedSchedule:
         full = expand({"recipe": "cifar100"})
         epochs = [1, 150, 151, 180, 181, 210, 211, 240]
         rates = [
-            0.05 * optimizers.rate_factor(full.schedule, Moment(epoch, epoch, 1), full.epochs)
+            0.05 * rate_factor(full.schedule, Moment(epoch, epoch, 1), full.epochs)
             for epoch in epochs
         ]
         wanted = [0.05, 0.05, 0.005, 0.005, 0.0005, 0.0005, 0.00005, 0.00005]

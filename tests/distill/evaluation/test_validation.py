@@ -10,7 +10,7 @@ from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.evaluation import evaluate, validation
 from workers.distill.networks import catalog
 from workers.distill.networks.interface import Network
-from workers.distill.training import optimizers
+from workers.distill.runtime.precision import Precision
 
 CPU = torch.device("cpu")
 SIZE = Input.model_validate(folders.INPUT)
@@ -25,7 +25,7 @@ def a_network(seed: int) -> Network:
 def a_split(count: int = 12) -> validation.ValidationSplit:
     images, labels = folders.images(count, 3, 0)
     held = evaluate.LabelledImages(images, labels)
-    return validation.ValidationSplit(held, optimizers.Precision("float32", CPU), lambda: None)
+    return validation.ValidationSplit(held, Precision("float32", CPU), lambda: None)
 
 
 class TestValidator:
@@ -67,7 +67,7 @@ def a_dense_split(count: int = 12) -> validation.ValidationSplit:
     masks = (images[:, 0] // 100).to(torch.uint8)
     masks[:, 7] = 255
     held = evaluate.LabelledImages(images, masks)
-    return validation.ValidationSplit(held, optimizers.Precision("float32", CPU), lambda: None)
+    return validation.ValidationSplit(held, Precision("float32", CPU), lambda: None)
 
 
 class TestValidatorOfMasks:
@@ -98,9 +98,7 @@ class TestSample:
         images, labels = torch.zeros(2000, 1, 1, 1, dtype=torch.uint8), torch.arange(2000) % 7
         held = evaluate.LabelledImages(images, labels)
         first, second = (
-            validation.ValidationSplit(
-                held, optimizers.Precision("float32", CPU), lambda: None
-            ).sample
+            validation.ValidationSplit(held, Precision("float32", CPU), lambda: None).sample
             for _ in range(2)
         )
         assert torch.equal(first, second)

@@ -259,5 +259,5 @@ class TestMovingAverage:
         with torch.no_grad():
             part.weight.copy_(tensor("ema", "w"))
         # Late enough for the average to keep its full share.
-        average.follow(1000)
-        assert close(average.state()["part.weight"][0], "ema", "next")
+        average.update(1000)
+        assert close(average.state_dict()["part.weight"][0], "ema", "next")

@@ -18,8 +18,8 @@ from workers.distill.methods.base import Moment
 from workers.distill.methods.datafree.base import BufferStats, DataFreeMethod
 from workers.distill.networks import catalog as networks
 from workers.distill.networks.interface import Network, batch_norms
+from workers.distill.runtime.precision import Precision
 from workers.distill.synthesis import synthesizers
-from workers.distill.training import optimizers
 
 NAMES = sorted(n for n, kind in catalog.METHODS.items() if issubclass(kind, DataFreeMethod))
 DENSE = [name for name in NAMES if "segmentation" in catalog.METHODS[name].tasks]
@@ -64,7 +64,7 @@ class Scene:
             student=self.student,
             teacher_view=Preprocessor("teacher", SIZE, SIZE, CPU),
             student_view=Preprocessor("student", SIZE, SIZE, CPU),
-            precision=optimizers.Precision("float32", CPU),
+            precision=Precision("float32", CPU),
             device=CPU,
             mean=tuple(SIZE.mean),
             std=tuple(SIZE.std),

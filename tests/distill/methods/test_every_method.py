@@ -26,7 +26,8 @@ from workers.distill.methods.datafree.base import DataFreeMethod
 from workers.distill.networks import catalog as networks
 from workers.distill.networks import weights
 from workers.distill.networks.interface import Features, Network
-from workers.distill.training import optimizers
+from workers.distill.runtime.precision import Precision
+from workers.distill.training.optimizers import TrainOptimizer
 
 NAMES = sorted(catalog.METHODS)
 CPU = torch.device("cpu")
@@ -73,11 +74,11 @@ class Scene:
         size = Input.model_validate(folders.INPUT)
         self.view = Preprocessor("student", size, size, CPU)
         training = expand({"optimizer": {"learning_rate": 0.01}, "schedule": {"name": "constant"}})
-        precision = optimizers.Precision("float32", CPU)
+        precision = Precision("float32", CPU)
         # What a data-free method learns is moved by its synthesis, which has tests of its own.
         self.is_data_free = isinstance(self.method, DataFreeMethod)
         learning = (self.student,) if self.is_data_free else (self.student, self.method)
-        self.stepper = optimizers.Stepper(learning, training, precision)
+        self.optimizer = TrainOptimizer(learning, training, precision)
 
     def observe(self, network: Network, shown: Batch) -> Features:
         seen = network.observe(self.view(shown.images))
@@ -97,7 +98,7 @@ class Scene:
         return self.method.terms(changed(learned), changed(taught), shown, MOMENT)
 
     def step(self) -> float:
-        total = float(self.stepper.step_on(self.terms(), MOMENT).detach())
+        total = float(self.optimizer.step(self.terms(), MOMENT).detach())
         self.method.after_step(MOMENT)
         return total
 
@@ -106,7 +107,7 @@ class Scene:
             {
                 "student": self.student.state_dict(),
                 "method": self.method.state_dict(),
-                "stepper": self.stepper.state(),
+                "optimizer": self.optimizer.state_dict(),
                 "random": torch.get_rng_state(),
             }
         )
@@ -114,7 +115,7 @@ class Scene:
     def restore(self, state: dict[str, Any]) -> None:
         self.student.load_state_dict(state["student"])
         self.method.load_state_dict(state["method"])
-        self.stepper.restore(state["stepper"])
+        self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
 
 

@@ -13,7 +13,7 @@ import torch
 from tests.distill import folders
 from workers.distill import errors
 from workers.distill.networks import weights
-from workers.distill.run import run
+from workers.distill.run import failures
 
 SLOW_ENOUGH = {"epochs": 12, "batch_size": 4, "checkpoint_seconds": 0.02}
 """About two seconds of training, so that a signal meets the engine at work."""
@@ -289,7 +289,7 @@ class TestFailures:
 
 class TestTranslate:
     def test_memory_of_the_device(self) -> None:
-        failure = run.translate(torch.OutOfMemoryError("CUDA out of memory."), batch_size=512)
+        failure = failures.translate(torch.OutOfMemoryError("CUDA out of memory."), batch_size=512)
         assert failure.code == "out_of_memory"
         assert "batch_size 512" in failure.message
 
@@ -298,17 +298,17 @@ class TestTranslate:
         [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 10 bytes")],
     )
     def test_memory_of_the_machine(self, error: Exception) -> None:
-        failure = run.translate(error)
+        failure = failures.translate(error)
         assert failure.code == "host_out_of_memory"
         assert failure.retryable
 
     def test_what_nobody_foresaw(self) -> None:
-        failure = run.translate(KeyError("weights"))
+        failure = failures.translate(KeyError("weights"))
         assert failure.code == "internal_error"
         assert "KeyError" in failure.message
 
     def test_codes_stay_in_the_closed_list(self) -> None:
-        refused = run.translate(errors.UploadRefused("unreadable", "damaged"))
+        refused = failures.translate(errors.UploadRefused("unreadable", "damaged"))
         assert refused.code in errors.RUN_CODES
 
 

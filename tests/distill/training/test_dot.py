@@ -8,9 +8,11 @@ from tests.distill.methods import checks
 from workers.distill import errors
 from workers.distill.config.training import Training, expand
 from workers.distill.methods.base import Moment, Terms
-from workers.distill.training import dot, optimizers
+from workers.distill.runtime.precision import Precision
+from workers.distill.training import dot
+from workers.distill.training.optimizers import TrainOptimizer
 
-FLOAT32 = optimizers.Precision("float32", torch.device("cpu"))
+FLOAT32 = Precision("float32", torch.device("cpu"))
 CHECK = checks.parameters("dot_scalar")
 
 
@@ -48,10 +50,10 @@ def training(name: str, **fields: object) -> Training:
 
 def trained(asked: Training, without: str = "") -> Learner:
     learner = Learner()
-    stepper = optimizers.Stepper((learner,), asked, FLOAT32)
+    optimizer = TrainOptimizer((learner,), asked, FLOAT32)
     for step in range(1, 7):
         terms = {name: term for name, term in learner.terms(step).items() if name != without}
-        stepper.step_on(terms, Moment(1, step, 10))
+        optimizer.step(terms, Moment(1, step, 10))
     return learner
 
 
@@ -149,38 +151,38 @@ class TestStepper:
         moved = []
         for name in ("dot", "sgd"):
             learner = Learner()
-            stepper = optimizers.Stepper((learner,), training(name), FLOAT32)
+            optimizer = TrainOptimizer((learner,), training(name), FLOAT32)
             for step in (1, 2, 3):
                 task = {"task": learner.terms(step)["task"]}
-                stepper.step_on(task, Moment(1, step, 10))
+                optimizer.step(task, Moment(1, step, 10))
             moved.append(learner)
         assert torch.allclose(moved[0].shared, moved[1].shared, rtol=1e-12, atol=1e-12)
         assert torch.equal(moved[0].adapter, Learner().adapter)
 
     def test_refuses_a_method_without_a_task(self) -> None:
         learner = Learner()
-        stepper = optimizers.Stepper((learner,), training("dot"), FLOAT32)
+        optimizer = TrainOptimizer((learner,), training("dot"), FLOAT32)
         with pytest.raises(errors.BadRecipe, match=r"no task term \(only far\).*sgd"):
-            stepper.step_on({"far": learner.terms(1)["far"]}, Moment(1, 1, 10))
+            optimizer.step({"far": learner.terms(1)["far"]}, Moment(1, 1, 10))
 
     def test_returns_the_sum_of_all_terms(self) -> None:
         learner = Learner()
-        stepper = optimizers.Stepper((learner,), training("dot"), FLOAT32)
+        optimizer = TrainOptimizer((learner,), training("dot"), FLOAT32)
         terms = learner.terms(1)
-        total = stepper.step_on(terms, Moment(1, 1, 10))
+        total = optimizer.step(terms, Moment(1, 1, 10))
         assert torch.equal(total, torch.stack(list(terms.values())).sum())
         assert not total.requires_grad
 
     def test_continues_from_its_state(self) -> None:
         whole = Learner()
-        stepper = optimizers.Stepper((whole,), training("dot"), FLOAT32)
+        optimizer = TrainOptimizer((whole,), training("dot"), FLOAT32)
         for step in (1, 2):
-            stepper.step_on(whole.terms(step), Moment(1, step, 10))
+            optimizer.step(whole.terms(step), Moment(1, step, 10))
         other = Learner()
         other.load_state_dict(whole.state_dict())
-        continued = optimizers.Stepper((other,), training("dot"), FLOAT32)
-        continued.restore(copy.deepcopy(stepper.state()))
-        stepper.step_on(whole.terms(3), Moment(1, 3, 10))
-        continued.step_on(other.terms(3), Moment(1, 3, 10))
+        continued = TrainOptimizer((other,), training("dot"), FLOAT32)
+        continued.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        optimizer.step(whole.terms(3), Moment(1, 3, 10))
+        continued.step(other.terms(3), Moment(1, 3, 10))
         for found, wanted in zip(other.parameters(), whole.parameters(), strict=True):
             assert torch.equal(found, wanted)

@@ -14,13 +14,20 @@ from workers.distill.methods.logit.ce import CE
 from workers.distill.methods.logit.kd import KD
 from workers.distill.networks import catalog
 from workers.distill.networks.interface import Features, Network
-from workers.distill.training import optimizers
+from workers.distill.runtime.precision import Precision
 from workers.distill.training.meters import LossMeter
-from workers.distill.training.state import TrainState
-from workers.distill.training.teachers import CachedTeacher, OnlineTeacher, wants_stages
+from workers.distill.training.optimizers import TrainOptimizer
+from workers.distill.training.state import TrainState, larger_share_labels
+from workers.distill.training.step import DistillationStep
+from workers.distill.training.teachers import (
+    CachedTeacher,
+    NoTeacher,
+    OnlineTeacher,
+    uses_feature_maps,
+)
 
 CPU = torch.device("cpu")
-FLOAT32 = optimizers.Precision("float32", CPU)
+FLOAT32 = Precision("float32", CPU)
 
 
 def a_network(seed: int = 0) -> Network:
@@ -44,31 +51,35 @@ def a_course(accuracies: list[float], every: int = 1) -> TrainState:
     method = CE(CE.Params(), student, None)
     images, labels = folders.images(12, 3, 0)
     given = iter(accuracies)
-    size = Input.model_validate(folders.INPUT)
     return TrainState(
         phase="student",
         training=training,
         student=student,
-        observe=student.observe,
         method=method,
-        view=Preprocessor("student", size, size, CPU),
         source=BatchLoader(images, labels, training=training, classes=3, flip=False, device=CPU),
-        precision=FLOAT32,
-        stepper=optimizers.Stepper((student, method), training, FLOAT32),
-        tally=LossMeter(CPU),
+        optimizer=TrainOptimizer((student, method), training, FLOAT32),
+        meter=LossMeter(CPU),
         validate=lambda _network: {"accuracy": next(given), "loss": 1.0},
     )
 
 
 def walk_epoch(moving: TrainState, after: Callable[[], None] = lambda: None) -> None:
-    for moment, batch in moving.walk():
-        learned = moving.learn(batch)
-        terms = moving.method.terms(learned, learned, batch, moment)
-        moving.stepper.step_on(terms, moment)
-        moving.advance(moment, terms["task"], terms, learned, batch)
+    step = step_of(moving)
+    for moment, batch in moving.iter_steps():
+        output = step(batch, moment)
+        total = moving.optimizer.step(output.terms, moment)
+        labels = larger_share_labels(batch)
+        moving.record_step(moment, total, output.terms, output.student.logits, labels)
         after()
-        if moving.owes_close:
-            moving.close_epoch()
+        if moving.epoch_is_over:
+            moving.finish_epoch()
+
+
+def step_of(moving: TrainState) -> DistillationStep:
+    """Return the step of a state, without a teacher."""
+    size = Input.model_validate(folders.INPUT)
+    preprocess = Preprocessor("student", size, size, CPU)
+    return DistillationStep(moving.student, moving.method, NoTeacher(CPU), preprocess, FLOAT32)
 
 
 class TestTraining:
@@ -96,18 +107,18 @@ class TestTraining:
         assert path.read_bytes() == before
 
 
-class TestCourse:
+class TestTrainState:
     def test_the_earliest_of_equal_epochs_is_best(self) -> None:
         moving = a_course([0.5, 0.75, 0.75, 0.25])
         walk_epoch(moving)
-        assert (moving.best.epoch, moving.best.accuracy) == (2, 0.75)
+        assert (moving.best.epoch, moving.best.score) == (2, 0.75)
 
     def test_the_best_epochs_weights_are_delivered(self) -> None:
         moving = a_course([0.5, 0.75, 0.25, 0.25])
         kept: dict[int, torch.Tensor] = {}
         weight = next(moving.student.parameters())
         walk_epoch(moving, lambda: kept.update({moving.step: weight.detach().clone()}))
-        delivered = moving.use_best()
+        delivered = moving.load_best()
         assert torch.equal(next(delivered.parameters()), kept[6])
         assert not delivered.training
 
@@ -123,9 +134,9 @@ class TestCourse:
         first = a_course([0.1] * 4)
         with pytest.raises(errors.Interrupted):
             walk_epoch(first, lambda: interrupt_at(first, 5))
-        torch.save(first.state(), tmp_path / "state")
+        torch.save(first.state_dict(), tmp_path / "state")
         second = a_course([0.1] * 4)
-        second.restore(torch.load(tmp_path / "state", weights_only=True))
+        second.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
         walk_epoch(second)
         for name, value in whole.student.state_dict().items():
             assert torch.equal(value, second.student.state_dict()[name]), name
@@ -136,10 +147,10 @@ class TestCourse:
         moving.validate = refuse
         with pytest.raises(errors.Interrupted):
             walk_epoch(moving)
-        assert (moving.step, moving.closed_epoch, moving.owes_close) == (3, 0, True)
+        assert (moving.step, moving.finished_epoch, moving.epoch_is_over) == (3, 0, True)
         moving.validate = lambda _network: {"accuracy": 0.5, "loss": 1.0}
-        moving.close_epoch()
-        assert not moving.owes_close
+        moving.finish_epoch()
+        assert not moving.epoch_is_over
         assert moving.best.epoch == 1
 
 
@@ -152,20 +163,20 @@ def refuse(_network: Network) -> dict[str, float]:
     raise errors.Interrupted
 
 
-class TestTally:
+class TestLossMeter:
     def add(self, counted: LossMeter, step: int, total: float) -> None:
         logits = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
         terms = {"task": torch.tensor(total)}
-        counted.add(step, torch.tensor(total), terms, logits, torch.tensor([1, 1]))
+        counted.update(step, torch.tensor(total), terms, logits, torch.tensor([1, 1]))
 
     def test_averages_since_the_last_look(self) -> None:
         counted = LossMeter(CPU)
         for step, total in enumerate([1.0, 2.0], start=1):
             self.add(counted, step, total)
-        assert counted.look().losses == {"total": 1.5, "task": 1.5}
+        assert counted.compute_and_reset() == {"total": 1.5, "task": 1.5}
         self.add(counted, 3, 4.0)
-        assert counted.look().losses == {"total": 4.0, "task": 4.0}
-        closed = counted.close_epoch()
+        assert counted.compute_and_reset() == {"total": 4.0, "task": 4.0}
+        closed = counted.compute_and_reset_epoch()
         assert closed.accuracy == 0.5
         assert closed.losses == {"total": 7 / 3, "task": 7 / 3}
 
@@ -174,25 +185,25 @@ class TestTally:
         for step, total in enumerate([1.0, 2.0, 4.0], start=1):
             self.add(whole, step, total)
         self.add(first, 1, 1.0)
-        first.look()
+        first.compute_and_reset()
         self.add(first, 2, 2.0)
-        second.restore(first.state())
+        second.load_state_dict(first.state_dict())
         self.add(second, 3, 4.0)
         for counted in (whole, second):
-            counted.look()
-        assert second.close_epoch() == whole.close_epoch()
+            counted.compute_and_reset()
+        assert second.compute_and_reset_epoch() == whole.compute_and_reset_epoch()
 
     def test_remembers_the_first_step_that_was_not_finite(self) -> None:
         counted = LossMeter(CPU)
         for step, total in enumerate([1.0, float("inf"), float("nan")], start=1):
             self.add(counted, step, total)
         with pytest.raises(errors.Diverged, match=r"at step 2 .*total inf.*learning_rate"):
-            counted.check()
+            counted.check_finite()
 
     def test_is_silent_while_all_is_finite(self) -> None:
         counted = LossMeter(CPU)
         self.add(counted, 1, 1.0)
-        counted.check()
+        counted.check_finite()
 
 
 class TestTeacher:
@@ -226,7 +237,7 @@ class TestTeacher:
             assert scale.grad is not None
 
     def test_logit_methods_want_no_maps(self) -> None:
-        assert not wants_stages(KD(KD.Params(), a_network(), a_network()))
+        assert not uses_feature_maps(KD(KD.Params(), a_network(), a_network()))
 
 
 def test_features_keep_their_rows() -> None:

@@ -12,10 +12,13 @@ from tests.distill.methods import checks
 from workers.distill import errors
 from workers.distill.config.training import Constant, Cosine, Schedule, Step, Training, expand
 from workers.distill.methods.base import Moment
-from workers.distill.training import optimizers
+from workers.distill.runtime.precision import Precision, choose_precision
+from workers.distill.training.compilation import choose_compile
+from workers.distill.training.optimizers import TrainOptimizer, trainable_parameters
+from workers.distill.training.schedules import rate_factor
 
 CPU = torch.device("cpu")
-FLOAT32 = optimizers.Precision("float32", CPU)
+FLOAT32 = Precision("float32", CPU)
 
 
 def moment(step: int, per_epoch: int = 10) -> Moment:
@@ -25,55 +28,55 @@ def moment(step: int, per_epoch: int = 10) -> Moment:
 def quadratic(training: Training, steps: int) -> torch.Tensor:
     module = nn.Linear(3, 1, bias=False)
     nn.init.constant_(module.weight, 1.0)
-    stepper = optimizers.Stepper((module,), training, FLOAT32)
+    optimizer = TrainOptimizer((module,), training, FLOAT32)
     for step in range(1, steps + 1):
-        stepper.step_on({"task": module.weight.square().sum() / 2}, moment(step))
+        optimizer.step({"task": module.weight.square().sum() / 2}, moment(step))
     return module.weight.detach()
 
 
 class TestPrecision:
     def test_auto_is_float32_on_the_cpu(self) -> None:
-        assert optimizers.choose_precision(expand({}), CPU).name == "float32"
+        assert choose_precision(expand({}), CPU).name == "float32"
 
     def test_auto_is_bfloat16_on_cuda(self) -> None:
-        chosen = optimizers.choose_precision(expand({}), torch.device("cuda"))
+        chosen = choose_precision(expand({}), torch.device("cuda"))
         assert chosen.name == "bfloat16"
 
     def test_float16_is_refused_on_the_cpu(self) -> None:
         with pytest.raises(errors.BadRecipe, match="float16 needs a CUDA device"):
-            optimizers.choose_precision(expand({"precision": "float16"}), CPU)
+            choose_precision(expand({"precision": "float16"}), CPU)
 
     def test_bfloat16_computes_in_bfloat16(self) -> None:
-        with optimizers.Precision("bfloat16", CPU).autocast():
+        with Precision("bfloat16", CPU).autocast():
             assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.bfloat16
 
 
 class TestCompile:
     def test_auto_is_off_on_the_cpu_and_for_short_runs(self) -> None:
         training, cuda = expand({}), torch.device("cuda")
-        assert not optimizers.choose_compile(training, CPU, 10**6)
-        assert not optimizers.choose_compile(training, cuda, 100)
-        assert optimizers.choose_compile(training, cuda, 10**6)
+        assert not choose_compile(training, CPU, 10**6)
+        assert not choose_compile(training, cuda, 100)
+        assert choose_compile(training, cuda, 10**6)
 
     def test_auto_is_off_for_an_optimizer_that_goes_backwards_twice(self) -> None:
         training = expand({"optimizer": {"name": "dot"}})
-        assert not optimizers.choose_compile(training, torch.device("cuda"), 10**6)
+        assert not choose_compile(training, torch.device("cuda"), 10**6)
 
     def test_on_and_off_are_obeyed(self) -> None:
         on, off = (expand({"compile": word}) for word in ("on", "off"))
-        assert optimizers.choose_compile(on, CPU, 1)
-        assert not optimizers.choose_compile(off, torch.device("cuda"), 10**6)
+        assert choose_compile(on, CPU, 1)
+        assert not choose_compile(off, torch.device("cuda"), 10**6)
 
 
 class TestRateFactor:
     def test_step_drops_after_its_milestone(self) -> None:
         schedule = Step(milestones=[1, 2], factor=0.1)
-        factors = [optimizers.rate_factor(schedule, moment(step), 3) for step in (10, 11, 20, 21)]
+        factors = [rate_factor(schedule, moment(step), 3) for step in (10, 11, 20, 21)]
         assert factors == pytest.approx([1, 0.1, 0.1, 0.01])
 
     def test_cosine_warms_up_and_falls_to_its_end(self) -> None:
         schedule = Cosine(warmup_epochs=1, final_factor=0.1)
-        factors = [optimizers.rate_factor(schedule, moment(step), 4) for step in range(1, 41)]
+        factors = [rate_factor(schedule, moment(step), 4) for step in range(1, 41)]
         assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
         assert factors[10] == 1
         assert factors[25] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
@@ -81,7 +84,7 @@ class TestRateFactor:
         assert 0.1 < factors[-1] < 0.11
 
     def test_constant_stays(self) -> None:
-        assert optimizers.rate_factor(Constant(), moment(999), 5) == 1.0
+        assert rate_factor(Constant(), moment(999), 5) == 1.0
 
     @pytest.mark.parametrize(
         "schedule",
@@ -92,14 +95,14 @@ class TestRateFactor:
         ],
     )
     def test_every_schedule_rises_in_a_straight_line(self, schedule: Schedule) -> None:
-        factors = [optimizers.rate_factor(schedule, moment(step), 4) for step in range(1, 31)]
+        factors = [rate_factor(schedule, moment(step), 4) for step in range(1, 31)]
         assert factors == pytest.approx([min(step / 20, 1) for step in range(1, 31)])
 
     def test_follows_the_published_sequence(self) -> None:
         given = checks.parameters("lr_schedule")
         schedule = Step(milestones=given["milestones"], factor=given["gamma"])
         rates = [
-            given["base"] * optimizers.rate_factor(schedule, moment(10 * epoch), 240)
+            given["base"] * rate_factor(schedule, moment(10 * epoch), 240)
             for epoch in given["epochs_1_based"]
         ]
         assert rates == pytest.approx(checks.expected("lr_schedule")["lr"], rel=1e-12)
@@ -134,24 +137,24 @@ class TestStepper:
         whole = nn.Linear(3, 1)
         torch.manual_seed(1)
         loss = [torch.randn(5, 3) for _ in range(4)]
-        stepper = optimizers.Stepper((whole,), training, FLOAT32)
+        optimizer = TrainOptimizer((whole,), training, FLOAT32)
         for step in (1, 2):
-            stepper.step_on({"task": whole(loss[step]).square().sum()}, moment(step))
+            optimizer.step({"task": whole(loss[step]).square().sum()}, moment(step))
         other = nn.Linear(3, 1)
         other.load_state_dict(whole.state_dict())
-        continued = optimizers.Stepper((other,), training, FLOAT32)
-        continued.restore(copy.deepcopy(stepper.state()))
-        stepper.step_on({"task": whole(loss[3]).square().sum()}, moment(3))
-        continued.step_on({"task": other(loss[3]).square().sum()}, moment(3))
+        continued = TrainOptimizer((other,), training, FLOAT32)
+        continued.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        optimizer.step({"task": whole(loss[3]).square().sum()}, moment(3))
+        continued.step({"task": other(loss[3]).square().sum()}, moment(3))
         assert torch.equal(whole.weight, other.weight)
 
     def test_learns_a_shared_parameter_once(self) -> None:
         one = nn.Linear(2, 2)
-        assert len(optimizers.learned((one, one))) == 2
+        assert len(trainable_parameters((one, one))) == 2
 
     def test_leaves_frozen_parameters_out(self) -> None:
         frozen = nn.Linear(2, 2).requires_grad_(False)
-        assert optimizers.learned((frozen,)) == []
+        assert trainable_parameters((frozen,)) == []
 
 
 COMPILES = """
@@ -175,8 +178,8 @@ network = Small()
 before = {name: value.clone() for name, value in network.state_dict().items()}
 example = torch.randn(4, 1, 8, 8)
 random_before = torch.get_rng_state()
-precision = optimizers.Precision("float32", torch.device("cpu"))
-observe = optimizers.compiled(network, example, precision)
+precision = Precision("float32", torch.device("cpu"))
+observe = compilation.compile_network(network, example, precision)
 assert torch.equal(random_before, torch.get_rng_state())
 assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 assert all(parameter.grad is None for parameter in network.parameters())

@@ -9,23 +9,23 @@ import torch
 from torch import nn
 
 from tests.distill import folders
+from tests.distill.training.test_loop import step_of
 from workers.distill import errors
-from workers.distill.config.job import Input
 from workers.distill.config.training import expand
 from workers.distill.data.loader import BatchLoader
-from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.data.types import Batch, Mixed
 from workers.distill.methods.base import Method, Moment, Terms
 from workers.distill.methods.logit.ce import CE
 from workers.distill.networks.interface import Features, Network
-from workers.distill.training import optimizers
-from workers.distill.training.ema import EMA, followed
+from workers.distill.runtime.precision import Precision
+from workers.distill.training.ema import EMA, averaged_tensors
 from workers.distill.training.meters import LossMeter
+from workers.distill.training.optimizers import TrainOptimizer
 from workers.distill.training.progress import steps_done
-from workers.distill.training.state import TrainState, Validate, seen_labels
+from workers.distill.training.state import TrainState, Validate, larger_share_labels
 
 CPU = torch.device("cpu")
-FLOAT32 = optimizers.Precision("float32", CPU)
+FLOAT32 = Precision("float32", CPU)
 IMAGES = 12
 Fields = dict[str, Any]
 """Fields of a recipe's training; Any: JSON values."""
@@ -105,7 +105,6 @@ def a_course(
     torch.manual_seed(0)
     student = Small()
     made = method(method.Params(), student, None)
-    size = Input.model_validate(folders.INPUT)
     source = BatchLoader(
         *folders.images(IMAGES, 3, 0),
         training=training,
@@ -119,28 +118,29 @@ def a_course(
         phase="student",
         training=training,
         student=student,
-        observe=student.observe,
         method=made,
-        view=Preprocessor("student", size, size, CPU),
         source=source,
-        precision=FLOAT32,
-        stepper=optimizers.Stepper((student, made), training, FLOAT32),
-        tally=LossMeter(CPU),
+        optimizer=TrainOptimizer((student, made), training, FLOAT32),
+        ema=EMA({"student": student, "method": made}, training.ema_decay)
+        if training.ema_decay
+        else None,
+        meter=LossMeter(CPU),
         validate=validate,
     )
 
 
 def walk(moving: TrainState, after: Callable[[], None] = lambda: None) -> None:
-    if moving.owes_close:
-        moving.close_epoch()
-    for moment, batch in moving.walk():
-        learned = moving.learn(batch)
-        terms = moving.method.terms(learned, learned, batch, moment)
-        total = moving.stepper.step_on(terms, moment)
-        moving.advance(moment, total, terms, learned, batch)
+    if moving.epoch_is_over:
+        moving.finish_epoch()
+    step = step_of(moving)
+    for moment, batch in moving.iter_steps():
+        output = step(batch, moment)
+        total = moving.optimizer.step(output.terms, moment)
+        labels = larger_share_labels(batch)
+        moving.record_step(moment, total, output.terms, output.student.logits, labels)
         after()
-        if moving.owes_close:
-            moving.close_epoch()
+        if moving.epoch_is_over:
+            moving.finish_epoch()
 
 
 def stop_at(moving: TrainState, step: int) -> Callable[[], None]:
@@ -202,16 +202,16 @@ class TestResume:
         first = a_course(method=method, **{"epochs": 3, **fields})
         with contextlib.suppress(errors.Interrupted):  # some end before
             walk(first, stop_at(first, step))
-        saved = kept(first.state())
+        saved = kept(first.state_dict())
         second = a_course(method=method, **{"epochs": 3, **fields})
-        second.restore(saved)
+        second.load_state_dict(saved)
         walk(second)
-        wanted, found = dict(tensors(whole.state())), dict(tensors(second.state()))
+        wanted, found = dict(tensors(whole.state_dict())), dict(tensors(second.state_dict()))
         assert wanted.keys() == found.keys()
         for place, value in wanted.items():
             assert torch.equal(value, found[place]), place
-        assert whole.ended_by == second.ended_by
-        delivered, other = whole.use_best().state_dict(), second.use_best().state_dict()
+        assert whole.end_reason == second.end_reason
+        delivered, other = whole.load_best().state_dict(), second.load_best().state_dict()
         assert all(torch.equal(value, other[name]) for name, value in delivered.items())
 
     def test_a_finished_phase_remembers_what_ended_it(self) -> None:
@@ -220,8 +220,8 @@ class TestResume:
             moving = a_course(scores(0.5), **fields)
             walk(moving)
             again = a_course(scores(0.5), **fields)
-            again.restore_outcome(kept(moving.outcome()))
-            assert again.ended_by == moving.ended_by
+            again.load_final_state_dict(kept(moving.final_state_dict()))
+            assert again.end_reason == moving.end_reason
             assert again.best.epoch == moving.best.epoch
 
 
@@ -229,42 +229,44 @@ class TestEnding:
     def test_epochs(self) -> None:
         moving = a_course()
         walk(moving)
-        assert (moving.step, moving.closed_epoch, moving.ended_by) == (12, 4, "epochs")
+        assert (moving.step, moving.finished_epoch, moving.end_reason) == (12, 4, "epochs")
 
     @pytest.mark.parametrize(("limit", "epoch"), [(1, 1), (3, 1), (4, 2), (11, 4)])
     def test_max_steps_ends_with_a_validation(self, limit: int, epoch: int) -> None:
         moving = a_course(scores(0.1, 0.2, 0.3, 0.4), max_steps=limit, evaluate_every_epochs=4)
         walk(moving)
-        assert (moving.step, moving.closed_epoch) == (limit, epoch)
-        assert moving.ended_by == "max_steps"
+        assert (moving.step, moving.finished_epoch) == (limit, epoch)
+        assert moving.end_reason == "max_steps"
         assert moving.best.epoch == moving.validated_epoch == epoch
         assert moving.history[-1]["validation/accuracy"] == 0.1
 
     def test_more_steps_than_epochs_have_change_nothing(self) -> None:
         moving = a_course(max_steps=13)
         walk(moving)
-        assert (moving.step, moving.ended_by) == (12, "epochs")
+        assert (moving.step, moving.end_reason) == (12, "epochs")
 
     def test_the_schedule_runs_over_all_epochs_however_early_the_end(self) -> None:
         short, whole = a_course(max_steps=5), a_course()
-        assert short.stepper.rate_at(short.moment(5)) == whole.stepper.rate_at(whole.moment(5))
+        assert short.optimizer.learning_rate(short.moment(5)) == whole.optimizer.learning_rate(
+            whole.moment(5)
+        )
 
     def test_patience_ends_when_nothing_got_better_for_so_long(self) -> None:
         moving = a_course(scores(0.5, 0.6, 0.6, 0.55, 0.9), epochs=9, patience_epochs=2)
         walk(moving)
-        assert (moving.closed_epoch, moving.best.epoch) == (4, 2)
-        assert moving.ended_by == "patience_epochs"
+        assert (moving.finished_epoch, moving.best.epoch) == (4, 2)
+        assert moving.end_reason == "patience_epochs"
 
     def test_patience_counts_only_epochs_that_were_looked_at(self) -> None:
         moving = a_course(scores(0.5), epochs=9, patience_epochs=3, evaluate_every_epochs=2)
         walk(moving)
         # Best at 2; at 4 two epochs have passed, at 5 three, but nobody looks before 6.
-        assert (moving.closed_epoch, moving.validated_epoch) == (6, 6)
+        assert (moving.finished_epoch, moving.validated_epoch) == (6, 6)
 
     def test_patience_lasts_while_it_gets_better(self) -> None:
         moving = a_course(scores(*(number / 10 for number in range(1, 10))), patience_epochs=1)
         walk(moving)
-        assert (moving.closed_epoch, moving.ended_by) == (4, "epochs")
+        assert (moving.finished_epoch, moving.end_reason) == (4, "epochs")
 
     def test_seconds_end_after_the_step_that_reaches_them(self) -> None:
         moving = a_course(scores(0.5), evaluate_every_epochs=4, max_seconds=10)
@@ -273,25 +275,25 @@ class TestEnding:
             moving.time_is_up = moving.step == 5
 
         walk(moving, clock)
-        assert (moving.step, moving.closed_epoch, moving.ended_by) == (5, 2, "max_seconds")
+        assert (moving.step, moving.finished_epoch, moving.end_reason) == (5, 2, "max_seconds")
         assert moving.best.epoch == 2
 
     def test_a_validation_interrupted_at_the_end_is_made_up_for(self) -> None:
         first = a_course(max_steps=5)
         first.validate = interrupted
-        first.closed_epoch, first.step = 1, 3  # the first epoch was closed before
+        first.finished_epoch, first.step = 1, 3  # the first epoch was closed before
         with pytest.raises(errors.Interrupted):
             walk(first)
-        assert first.owes_close
+        assert first.epoch_is_over
         second = a_course(max_steps=5)
-        second.restore(kept(first.state()))
+        second.load_state_dict(kept(first.state_dict()))
         walk(second)
-        assert (second.closed_epoch, second.best.epoch) == (2, 2)
+        assert (second.finished_epoch, second.best.epoch) == (2, 2)
 
     def test_nothing_is_delivered_that_was_not_validated(self) -> None:
         moving = a_course()
         with pytest.raises(errors.DistillError, match="no epoch was validated"):
-            moving.use_best()
+            moving.load_best()
 
 
 def interrupted(_network: Network) -> dict[str, float]:
@@ -306,21 +308,21 @@ class TestAverage:
         wanted = 1.0
         for step, weight in enumerate([3.0, 2.0, 5.0], start=1):
             nn.init.constant_(module.weight, weight)
-            moving.follow(step)
+            moving.update(step)
             decay = min(0.25, (1 + step) / (10 + step))
             wanted = decay * wanted + (1 - decay) * weight
-        assert float(moving.state()["student.weight"]) == pytest.approx(wanted)
+        assert float(moving.state_dict()["student.weight"]) == pytest.approx(wanted)
 
     def test_takes_norms_along_and_leaves_other_buffers(self) -> None:
         moving = a_course(ema_decay=0.9)
-        names = set(followed({"student": moving.student, "method": moving.method}))
+        names = set(averaged_tensors({"student": moving.student, "method": moving.method}))
         assert {"student.norm.running_mean", "method.adapter.1.running_var"} <= names
         assert {"student.first.weight", "method.adapter.0.bias"} <= names
         assert not {name for name in names if "memory" in name or "batches" in name}
 
-    def test_a_tensor_that_two_share_is_followed_once(self) -> None:
+    def test_a_tensor_that_two_share_is_averaged_once(self) -> None:
         one = nn.Linear(2, 2)
-        assert len(followed({"student": one, "method": one})) == 2
+        assert len(averaged_tensors({"student": one, "method": one})) == 2
 
     def test_is_what_is_validated_and_delivered(self) -> None:
         seen: list[torch.Tensor] = []
@@ -333,11 +335,11 @@ class TestAverage:
         walk(moving)
         assert moving.ema is not None
         weight = moving.student.get_parameter("fc.weight")
-        averaged = moving.ema.state()["student.fc.weight"]
+        averaged = moving.ema.state_dict()["student.fc.weight"]
         assert torch.equal(seen[-1], averaged)
         assert not torch.equal(seen[-1], weight)
-        method = moving.ema.state()["method.adapter.0.weight"].clone()
-        delivered = moving.use_best()
+        method = moving.ema.state_dict()["method.adapter.0.weight"].clone()
+        delivered = moving.load_best()
         assert torch.equal(delivered.get_parameter("fc.weight"), averaged)
         assert torch.equal(moving.method.get_parameter("adapter.0.weight"), method)
 
@@ -345,9 +347,9 @@ class TestAverage:
         for kind in (Adapted, KeepsNothing):
             moving = a_course(method=kind)
             walk(moving)
-            kept = moving.outcome()["best"]["method"]
+            kept = moving.final_state_dict()["best"]["method"]
             assert bool(kept) is (kind is Adapted)
-            moving.use_best()
+            moving.load_best()
 
     def test_validation_leaves_the_weights_that_learn_alone(self) -> None:
         plain = a_course(scores(0.5))
@@ -370,19 +372,20 @@ class TestAverage:
 class TestLearn:
     def test_shows_the_strong_view_to_methods_that_want_it(self) -> None:
         moving = a_course(method=WantsStrong)
-        batch = next(iter(moving.walk()))[1]
-        shown = moving.learn(batch)
+        batch = next(iter(moving.iter_steps()))[1]
+        step = step_of(moving)
+        shown = step.forward_student(batch)
         assert shown.strong is not None
         assert batch.strong is not None
-        again = moving.observe(moving.view(batch.strong))
+        again = moving.student.observe(step.preprocess(batch.strong))
         assert torch.equal(shown.strong.logits, again.logits)
 
     def test_a_mixed_image_counts_by_its_larger_share(self) -> None:
         index = torch.arange(3)
         images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
         mixed = Mixed(torch.tensor([7, 8, 9]), torch.tensor([0.6, 0.5, 0.4]))
-        assert seen_labels(Batch(images, index, index, mixed=mixed)).tolist() == [0, 1, 9]
-        assert seen_labels(Batch(images, index, index)).tolist() == [0, 1, 2]
+        assert larger_share_labels(Batch(images, index, index, mixed=mixed)).tolist() == [0, 1, 9]
+        assert larger_share_labels(Batch(images, index, index)).tolist() == [0, 1, 2]
 
 
 class TestStepsDone:

@@ -5,7 +5,7 @@ import torch
 
 from tests.distill import folders
 from tests.distill.methods import scenes
-from tests.distill.training.test_loop import a_course
+from tests.distill.training.test_loop import a_course, step_of
 from workers.distill import errors
 from workers.distill.config.job import Input
 from workers.distill.config.training import expand
@@ -18,7 +18,7 @@ from workers.distill.methods.logit.fkd import FKD
 from workers.distill.methods.logit.kd import KD
 from workers.distill.methods.logit.mlld import MLLD
 from workers.distill.networks.interface import Features, Network
-from workers.distill.training import optimizers
+from workers.distill.runtime.precision import Precision
 from workers.distill.training.teachers import (
     NoTeacher,
     OnlineTeacher,
@@ -31,7 +31,7 @@ from workers.distill.training.teachers import (
 from workers.distill.training.throughput import ThroughputMeter
 
 CPU = torch.device("cpu")
-FLOAT32 = optimizers.Precision("float32", CPU)
+FLOAT32 = Precision("float32", CPU)
 SIZE = Input.model_validate(folders.INPUT)
 VIEW = Preprocessor("teacher", SIZE, SIZE, CPU)
 
@@ -46,7 +46,7 @@ def watching(network: Network, *, stages: bool = False) -> OnlineTeacher:
     return OnlineTeacher(network.observe, VIEW, FLOAT32, stages=stages)
 
 
-class TestWatching:
+class TestOnlineTeacher:
     def test_shows_maps_only_to_those_who_want_them(self) -> None:
         network, batch = scenes.other_network(), next(source().epoch(1))
         assert watching(network).observe(batch).stages == ()
@@ -61,7 +61,7 @@ class TestWatching:
         assert torch.equal(shown.strong.logits, wanted.logits)
 
 
-class TestTraining:
+class TestTrainModeTeacher:
     def test_sees_with_the_batchs_own_statistics_and_moves_only_its_copy(self) -> None:
         network, batch = scenes.other_network(), next(source().epoch(1))
         before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -81,7 +81,7 @@ class TestTraining:
         assert not network.training
 
 
-class TestOnce:
+class TestSharedTeacher:
     def test_looks_once_at_each_batch(self) -> None:
         seen: list[Batch] = []
 
@@ -97,7 +97,7 @@ class TestOnce:
         assert seen == [one, other, one]
 
 
-class TestStored:
+class TestStoredTeacher:
     def stored(self, method: KD | FKD, network: Network) -> tuple[StoredTeacher, BatchLoader]:
         views = source(teacher_cache={"views": 3})
         looking = watching(network)
@@ -142,24 +142,24 @@ class TestStored:
         check_size("fkd", 25, 50_000, 500)
 
 
-class TestPace:
+class TestThroughputMeter:
     def steps(self, count: int, measured: ThroughputMeter) -> ThroughputMeter:
         moving = a_course([0.5])
         batch = next(source().epoch(1))
-        measured.step_over(disturbed=True)
+        measured.before_step(interrupted=True)
         for _ in range(count):
-            measured.step_done(batch, [moving], last=True)
-            measured.step_over(disturbed=False)
+            measured.after_step(batch, [step_of(moving)], last=True)
+            measured.before_step(interrupted=False)
         return measured
 
     @pytest.mark.parametrize("count", [1, 6])
     def test_measures_a_share_after_any_number_of_steps(self, count: int) -> None:
-        found = self.steps(count, ThroughputMeter(CPU, FLOAT32, None)).share
+        found = self.steps(count, ThroughputMeter(CPU, FLOAT32, None)).arithmetic_share
         assert found is not None
         assert 0 < found <= 1
 
     def test_knows_nothing_before_the_first_step(self) -> None:
-        assert ThroughputMeter(CPU, FLOAT32, None).share is None
+        assert ThroughputMeter(CPU, FLOAT32, None).arithmetic_share is None
 
     def test_moves_no_weights_of_the_student(self) -> None:
         student = scenes.network()

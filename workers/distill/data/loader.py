@@ -2,11 +2,12 @@
 
 An epoch is a pure function of seed and epoch number, and a stored view one of seed, image and view,
 so a resumed run needs no state to see the same images in the same order with the same crops. Images
-stay uint8 until a network's own `View` normalises them.
+stay uint8 until a network's own `Preprocessor` normalises them.
 """
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
@@ -100,6 +101,21 @@ class BatchLoader:
             strong = self._strong_view(order[start:end], epoch) if self._strong else None
             batch = Batch(images, self._labels[index], index, strong=strong)
             yield mixes.part(start, end).mix(batch) if mixes else batch
+
+    def share_done(self, step: int, steps: int) -> float:
+        """Return which share (0..1) of all work is done after a step of so many."""
+        return step / steps
+
+    def finish_epoch(self, epoch: int, *, last: bool) -> dict[str, float]:
+        """Return no metrics: an epoch of a loader has none of its own."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: an epoch depends on seed and number alone."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Do nothing: there is no state."""
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Yield all images once, unaugmented, in stored order, with the labels of training."""

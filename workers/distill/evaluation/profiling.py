@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from workers.distill.networks import interface
 from workers.distill.networks.interface import Features, Network
-from workers.distill.training import optimizers
+from workers.distill.runtime.precision import Precision
 
 MEASURE_SECONDS = 0.5
 EXAMPLES = 4
@@ -85,9 +85,7 @@ def latency_ms(network: Network, example: Tensor) -> float:
     return 1000 * _median_seconds(forward, one.device)
 
 
-def forward(
-    network: Network, images: Tensor, precision: optimizers.Precision
-) -> Callable[[], object]:
+def forward(network: Network, images: Tensor, precision: Precision) -> Callable[[], object]:
     """Return a forward pass as it runs beside a student."""
 
     def run() -> object:
@@ -100,9 +98,11 @@ def forward(
 class Floor:
     """A student's arithmetic of one step, forward and backward, on a copy that learns nothing."""
 
-    def __init__(self, student: Network, precision: optimizers.Precision) -> None:
+    def __init__(self, student: Network, precision: Precision) -> None:
         self._student = copy.deepcopy(student).train()  # its running statistics move
-        self._parameters = optimizers.learned([self._student])
+        self._parameters = [
+            parameter for parameter in self._student.parameters() if parameter.requires_grad
+        ]
         self._precision = precision
 
     def __call__(self, images: Tensor) -> None:
@@ -116,7 +116,7 @@ def floor_seconds(
     student: Network,
     images: Tensor,
     teacher: Callable[[], object] | None,
-    precision: optimizers.Precision,
+    precision: Precision,
 ) -> float:
     """Return the seconds that the arithmetic of one step takes, uncompiled."""
     floor = Floor(student, precision)

@@ -18,7 +18,7 @@ from torch import Tensor
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.evaluation import analysis, evaluate, segmentation_metrics
 from workers.distill.networks.interface import Network
-from workers.distill.training import optimizers
+from workers.distill.runtime.precision import Precision
 
 IMAGES = 512
 SEED = 0
@@ -29,7 +29,7 @@ class ValidationSplit:
     """The validation split, and how networks are asked about it."""
 
     held: evaluate.LabelledImages
-    precision: optimizers.Precision
+    precision: Precision
     between: Callable[[], None]
 
     @property

@@ -85,6 +85,8 @@ class Method(nn.Module):
     needs: ClassVar[tuple[Need, ...]] = ("labels", "teacher")
     student_shows: ClassVar[tuple[FeatureName, ...]] = ()
     teacher_shows: ClassVar[tuple[FeatureName, ...]] = ()
+    loop: ClassVar[str] = "supervised"
+    """The loop that trains the student; a key of `run.loops.LOOPS`."""
     tasks: ClassVar[tuple[Task, ...]] = ("classification",)
     """What may be learned with it; `task` in a recipe."""
     has_task: ClassVar[bool] = True

@@ -4,7 +4,7 @@
 returns everything a method may look at. `Tap` is the only place with forward hooks.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -36,6 +36,10 @@ class Features:
     pre_activations: tuple[Tensor, ...] = ()
     final: Float[Tensor, "N k i j"] | None = None
     strong: "Features | None" = None
+
+
+Observe = Callable[[Tensor], Features]
+"""A network's `observe`, plain or compiled."""
 
 
 @dataclass(frozen=True)

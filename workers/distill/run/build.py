@@ -1,111 +1,87 @@
-"""A phase of training at its start: student, method, optimizer, and where its images come from."""
+"""A phase of training at its start: student, method, data source, optimizer."""
 
 import logging
 
 import torch
 from jaxtyping import UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from workers.distill import errors
-from workers.distill.config.synthesis import resolve_budget
 from workers.distill.data import stateless_rng
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.evaluation import validation
 from workers.distill.methods import catalog
-from workers.distill.methods.base import Method
-from workers.distill.methods.datafree.base import DataFreeMethod
-from workers.distill.networks.interface import Network
+from workers.distill.networks.interface import Network, Observe
 from workers.distill.run import prepare
-from workers.distill.run.prepare import JobContext
-from workers.distill.synthesis import data_source, synthesizers
-from workers.distill.training import optimizers
+from workers.distill.run.context import JobContext
+from workers.distill.training.compilation import compile_network
+from workers.distill.training.ema import EMA
 from workers.distill.training.meters import LossMeter
+from workers.distill.training.optimizers import TrainOptimizer
 from workers.distill.training.state import TrainState
+from workers.distill.training.step import DistillationStep
+from workers.distill.training.teachers import NoTeacher
 
 LOG = logging.getLogger(__name__)
 
 
-def plan(setting: JobContext, phase: str, *, compiles: bool) -> TrainState:
-    """Return a phase of training at its start."""
-    asked, device = setting.recipe, setting.device
-    seed = asked.training.seed
+def build(
+    context: JobContext, phase: str, *, compiles: bool
+) -> tuple[TrainState, DistillationStep]:
+    """Return a phase's state and step at the start, the step still without its teacher."""
+    config, loop, device = context.recipe, context.loop, context.device
+    seed = config.training.seed
     # Both phases draw the same start weights, whatever their methods draw afterwards.
     torch.manual_seed(seed)
-    student = prepare.placed(prepare.build("student", asked.student, asked.task), device)
-    if asked.initial:
-        path = setting.workdir / "initial" / "model.safetensors"
-        prepare.load(student, path, asked.student, errors.InitialLoad)
+    student = prepare.placed(prepare.build("student", config.student, config.task), device)
+    if config.initial:
+        path = context.workdir / "initial" / "model.safetensors"
+        prepare.load(student, path, config.student, errors.InitialLoad)
     torch.manual_seed(stateless_rng.mix(seed, 1))
-    method = catalog.build(setting.method_of(phase), student, setting.teacher).to(device)
-    invented = furnish(setting, method, student)
-    if invented is None:
-        method.prepare(setting.split_to_learn.in_order(asked.training.batch_size))
+    method = catalog.build(context.method_of(phase), student, context.teacher).to(device)
+    source = loop.make_source(context, method, student)
     torch.manual_seed(stateless_rng.mix(seed, 2))
-    observe: optimizers.Observe = student.observe
+    observe: Observe = student.observe
     if compiles:
-        observe = try_compile(setting, student, setting.student_view)
-    # What a data-free method learns is moved by its synthesis calls alone.
-    learning = (student, method) if invented is None else (student,)
+        observe = try_compile(context, student, context.student_view)
+    trained: dict[str, nn.Module] = {"student": student}
+    if loop.trains_method:
+        trained["method"] = method
     validate = None
-    if setting.held is not None:
-        validate = validation.Validator(setting.held, setting.student_view, setting.example)
-    return TrainState(
+    if context.held is not None:
+        validate = validation.Validator(context.held, context.student_view, context.example)
+    state = TrainState(
         phase=phase,
-        training=asked.training,
+        training=config.training,
         student=student,
-        observe=observe,
         method=method,
-        view=setting.student_view,
-        source=invented or setting.split_to_learn,
-        precision=setting.precision,
-        stepper=optimizers.Stepper(learning, asked.training, setting.precision),
-        tally=LossMeter(device),
+        source=source,
+        optimizer=TrainOptimizer(trained.values(), config.training, context.precision),
+        meter=LossMeter(device),
         validate=validate,
-        studio=invented,
+        ema=None if config.training.ema_decay is None else EMA(trained, config.training.ema_decay),
+        train_metric=loop.train_metric,
+        delivers=loop.delivers,
     )
+    step = DistillationStep(
+        student,
+        method,
+        NoTeacher(device),
+        context.student_view,
+        context.precision,
+        observe=observe,
+    )
+    return state, step
 
 
-def furnish(
-    setting: JobContext, method: Method, student: Network
-) -> data_source.SyntheticDataSource | None:
-    """Return where a data-free method's images are invented; None for all other methods."""
-    teacher, view = setting.teacher, setting.teacher_view
-    if not isinstance(method, DataFreeMethod) or teacher is None or view is None:
-        return None
-    training = setting.recipe.training
-    params = method.params
-    budget = resolve_budget(
-        params.synthesis, batch_size=training.batch_size, known_images=setting.known_images
-    )
-    sight = synthesizers.SynthesisContext(
-        method=method,
-        teacher=teacher,
-        student=student,
-        teacher_view=view,
-        student_view=setting.student_view,
-        precision=setting.precision,
-        device=setting.device,
-        mean=tuple(setting.size.mean),
-        std=tuple(setting.size.std),
-        flip=setting.mirrors(budget),
-    )
-    return data_source.SyntheticDataSource(
-        sight,
-        budget,
-        training,
-        capacity=data_source.capacity(budget, training, method.image_shape),
-        caches_logits=setting.recipe.task == "classification",
-    )
-
-
-def try_compile(setting: JobContext, network: Network, view: Preprocessor) -> optimizers.Observe:
+def try_compile(context: JobContext, network: Network, view: Preprocessor) -> Observe:
     """Return a compiled `observe`, or the plain one with a warning where compiling fails."""
-    example = view(sample(setting))
+    example = view(sample(context))
     try:
-        return optimizers.compiled(network, example, setting.precision)
+        return compile_network(network, example, context.precision)
     except Exception as error:  # compilers fail in any way; plain code still works
         LOG.warning("compiling failed", exc_info=True)
-        setting.reporter.warning(
+        context.reporter.warning(
             "compile_failed",
             f"compiling {type(network).__name__} failed ({type(error).__name__}); it runs "
             "uncompiled",
@@ -113,9 +89,9 @@ def try_compile(setting: JobContext, network: Network, view: Preprocessor) -> op
         return network.observe
 
 
-def sample(setting: JobContext) -> UInt8[Tensor, "N c h w"]:
+def sample(context: JobContext) -> UInt8[Tensor, "N c h w"]:
     """Return a batch to try a network on."""
-    batch_size = setting.recipe.training.batch_size
-    if setting.source is None:
-        return setting.sample(batch_size)
-    return next(setting.source.in_order(batch_size)).images
+    batch_size = context.recipe.training.batch_size
+    if context.source is None:
+        return context.sample(batch_size)
+    return next(context.source.in_order(batch_size)).images

@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,12 +17,8 @@ from workers.distill.evaluation import analysis, evaluate, profiling
 from workers.distill.export import outputs
 from workers.distill.networks.interface import Network
 from workers.distill.run import build
-from workers.distill.run.prepare import JobContext
-from workers.distill.synthesis import export
+from workers.distill.run.context import JobContext
 from workers.distill.training.state import TrainState
-
-if TYPE_CHECKING:
-    from workers.distill.reporting import synthesis_report
 
 LOG = logging.getLogger(__name__)
 
@@ -35,12 +31,12 @@ class Trained:
     """A phase that is over: the network to deliver, and how it got there."""
 
     network: Network
-    course: TrainState
+    state: TrainState
     floor_share: float | None
     """Which part of a step was arithmetic, where that could be measured while it was trained."""
 
 
-def conclude(
+def finish(
     setting: JobContext, trained: dict[str, Trained], *, compiles: bool, began: float, last: bool
 ) -> None:
     """Score what was trained on the test split, once, and write the outputs.
@@ -53,12 +49,12 @@ def conclude(
         "scores": verdict.scores,
         "training_images_read": images_read(setting),
         "evaluated_on": None if setting.test is None else "dataset",
-        **synthesized(student.course),
+        **setting.loop.result_fields(setting, student.state),
         **measure(setting, student),
         "wall_seconds": round(time.monotonic() - began, 3),
         "epochs": setting.recipe.training.epochs,
         "steps": setting.steps,
-        "best_epoch": student.course.best.epoch,
+        "best_epoch": student.state.best.epoch,
         "device": setting.device.type,
         "device_name": describe(setting.device),
         "precision": setting.precision.name,
@@ -66,32 +62,16 @@ def conclude(
         "versions": versions(),
         "files": [{"path": name} for name in outputs.FILES],
     }
-    histories = {phase: done.course.history for phase, done in trained.items()}
+    histories = {phase: done.state.history for phase, done in trained.items()}
     outputs.write(
         setting.workdir, setting.recipe, setting.classes, student.network, facts, histories
     )
-    keep_images(setting, student.course, facts)
+    facts["files"] += [{"path": path} for path in setting.loop.write_files(setting, student.state)]
     if setting.recipe.report:
         explain(setting, trained, verdict, facts)
     if last:
         setting.stop.ignore()
     setting.reporter.result(**facts)
-
-
-def synthesized(moving: TrainState) -> dict[str, Any]:
-    """Return what the result says of invented images, and of the student's way with them."""
-    if moving.studio is None:
-        return {}
-    seen = {
-        int(entry["epoch"]): float(entry["validation/accuracy"])
-        for entry in moving.history
-        if "validation/accuracy" in entry
-    }
-    facts: dict[str, Any] = {"synthesis": moving.studio.facts()}
-    if seen:
-        best = max(seen, key=seen.__getitem__)
-        facts["validation"] = {"last": seen[max(seen)], "best": seen[best], "best_epoch": best}
-    return facts
 
 
 @dataclass(frozen=True)
@@ -172,19 +152,6 @@ def judge_pixels(setting: JobContext, test: evaluate.LabelledImages, networks: N
     return Verdict(scores, np.zeros(0, dtype=np.int64), {}, confusions)
 
 
-def keep_images(setting: JobContext, moving: TrainState, facts: dict[str, Any]) -> None:
-    """Write invented images as a data set where that is wanted, and add its files to the facts."""
-    budget, made = setting.budget, moving.studio
-    if budget is None or made is None or not budget.keep_images:
-        return
-    refusal = export.refusal(setting, made)
-    if refusal is not None:
-        setting.reporter.warning("images_not_kept", refusal)
-        return
-    written = export.write(setting, made, flip=setting.mirrors(budget))
-    facts["files"] += [{"path": path} for path in written]
-
-
 def explain(
     setting: JobContext, trained: dict[str, Trained], verdict: Verdict, facts: dict[str, Any]
 ) -> None:
@@ -207,11 +174,11 @@ def explain(
             name: report_folder.Outputs(shown.logits.cpu().numpy(), shown.pooled.cpu().numpy())
             for name, shown in verdict.shown.items()
         },
-        histories={phase: done.course.history for phase, done in trained.items()},
-        best_epochs={phase: done.course.best.epoch for phase, done in trained.items()},
+        histories={phase: done.state.history for phase, done in trained.items()},
+        best_epochs={phase: done.state.best.epoch for phase, done in trained.items()},
         teacher_accuracy=None if setting.example is None else setting.example.accuracy,
         confusions=verdict.confusions,
-        invention=invention(setting, trained["student"].course),
+        invention=setting.loop.evidence(setting, trained["student"].state),
         test_images=0 if setting.test is None else len(setting.test.images),
     )
     try:
@@ -224,27 +191,6 @@ def explain(
         return
     facts["files"] += [{"path": path} for path in written]
     facts["report_seconds"] = round(time.monotonic() - began, 3)
-
-
-def invention(
-    setting: JobContext, moving: TrainState
-) -> "synthesis_report.SynthesisEvidence | None":
-    """Return what the report shows of invented images, or None where there are none."""
-    # Imported here as above.
-    from workers.distill.reporting import synthesis_report
-
-    made = moving.studio
-    if made is None:
-        return None
-    return synthesis_report.SynthesisEvidence(
-        method=str(setting.recipe.method["name"]),
-        snapshots=made.gallery.snapshots,
-        synthesis_seconds=[float(entry["seconds/synthesis"]) for entry in moving.history],
-        distillation_seconds=[float(entry["seconds/distillation"]) for entry in moving.history],
-        images=made.images,
-        calls=made.calls,
-        training_images_read=images_read(setting),
-    )
 
 
 def evaluating(setting: JobContext) -> Callable[[], None]:
@@ -266,7 +212,7 @@ def evaluating(setting: JobContext) -> Callable[[], None]:
 
 def measure(setting: JobContext, student: Trained) -> dict[str, Any]:
     """Return sizes and speeds of teacher and student."""
-    moving, network = student.course, student.network
+    state, network = student.state, student.network
     images = build.sample(setting)
     seen = setting.student_view(images)
     sizes: dict[str, Any] = {
@@ -280,8 +226,8 @@ def measure(setting: JobContext, student: Trained) -> dict[str, Any]:
         sizes["flops"]["teacher"] = profiling.flops(setting.teacher, seen_by_teacher)
         latency = profiling.latency_ms(setting.teacher, seen_by_teacher)
         sizes["latency_ms"]["teacher"] = round(latency, 4)
-    source = moving.studio or setting.split_to_learn
-    rate = moving.step * source.rows_per_epoch / source.steps_per_epoch / moving.seconds
+    source = state.source
+    rate = state.step * source.rows_per_epoch / source.steps_per_epoch / state.seconds
     share = student.floor_share
     return {
         **sizes,

@@ -1,167 +1,38 @@
-"""What stays fixed while recipes are carried out: device, data, teacher, and views of the images.
+"""Preparation: choose the device, read the data set, load the teacher, check that all fit together.
 
-A data-free recipe has no training split, and its validation and test splits may be absent: what is
-read of a data set is decided here, and nowhere else. `Ground` is what all members of a group stand
-on; a `Setting` adds what one of them is asked for.
+A data-free job has no training split, and its validation and test splits may be absent: what is
+read of a data set is decided here, and nowhere else.
 """
 
 import dataclasses
 import pathlib
-from dataclasses import dataclass
-from typing import Any
 
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
 from torch.utils import deterministic
 
 from workers.distill import errors
-from workers.distill.config.job import Input, JobConfig, NetworkChoice, Task
-from workers.distill.config.synthesis import Synthesis, resolve_budget
+from workers.distill.config.job import JobConfig, NetworkChoice, Task
 from workers.distill.data import dataset
 from workers.distill.data.loader import BatchLoader
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.evaluation import validation
 from workers.distill.evaluation.evaluate import LabelledImages
 from workers.distill.methods import catalog
-from workers.distill.methods.datafree.base import DataFreeMethod
 from workers.distill.networks import catalog as networks
 from workers.distill.networks import weights
 from workers.distill.networks.interface import Network
-from workers.distill.runtime import events, signals
-from workers.distill.training import optimizers
-
-BASELINE: dict[str, Any] = {"name": "ce", "task_weight": 1.0}
-NOISE = "noise"
-"""The method of the baseline where there are no labels: images that show nothing."""
-SAMPLE_SEED = 0
-
-
-@dataclass(frozen=True)
-class JobRequest:
-    """A recipe, where its files are, and to whom to report; `key` names a member of a group."""
-
-    recipe: JobConfig
-    workdir: pathlib.Path
-    reporter: events.Reporter
-    key: str | None = None
-
-
-@dataclass(frozen=True)
-class SharedContext:
-    """What all students of a process share."""
-
-    stop: signals.Stop
-    device: torch.device
-    precision: optimizers.Precision
-    classes: list[str]
-    size: Input
-    """The images as stored, or as invented."""
-    flip: bool
-    source: BatchLoader | None
-    """The training split; None where images are invented, and no image of it is read."""
-    known_images: int | None
-    """How many training images the record states, where there is one."""
-    held: validation.ValidationSplit | None
-    test: LabelledImages | None
-    """Both None where a data-free recipe came without a data set."""
-    teacher_view: Preprocessor | None
-    teacher: Network | None
-    """As loaded; what runs beside the student is a folded copy."""
-    example: validation.TeacherScores | None
-
-    @property
-    def split_to_learn(self) -> BatchLoader:
-        """Return the training split; only for those who have one."""
-        if self.source is None:
-            raise ValueError("a data-free recipe has no training split")
-        return self.source
-
-    def sample(self, count: int) -> UInt8[Tensor, "N c h w"]:
-        """Return some images to try networks on: real ones, or made-up ones without data."""
-        if self.test is not None and self.source is not None:
-            return self.test.images[:count]
-        shape = (count, self.size.channels, self.size.height, self.size.width)
-        generator = torch.Generator().manual_seed(SAMPLE_SEED)
-        return torch.randint(256, shape, generator=generator, dtype=torch.uint8).to(self.device)
-
-
-@dataclass(frozen=True)
-class JobContext(SharedContext):
-    """What stays fixed while one recipe is carried out."""
-
-    recipe: JobConfig
-    workdir: pathlib.Path
-    reporter: events.Reporter
-    student_view: Preprocessor
-
-    @property
-    def phases(self) -> list[str]:
-        """Return the phases of training, in order."""
-        return ["student", "baseline"] if self.trains_baseline else ["student"]
-
-    @property
-    def trains_baseline(self) -> bool:
-        """Whether a baseline is wanted that is not the student itself."""
-        return self.recipe.baseline and catalog.find(self.recipe.method) != catalog.find(
-            self.method_of("baseline")
-        )
-
-    @property
-    def budget(self) -> Synthesis | None:
-        """Return how images are invented, or None where they are not."""
-        _, params = catalog.find(self.recipe.method)
-        if not isinstance(params, DataFreeMethod.Params):
-            return None
-        batch_size = self.recipe.training.batch_size
-        return resolve_budget(
-            params.synthesis, batch_size=batch_size, known_images=self.known_images
-        )
-
-    @property
-    def steps(self) -> int:
-        """Return the steps of one phase."""
-        budget = self.budget
-        if budget is None:
-            per_epoch = self.split_to_learn.steps_per_epoch
-        else:
-            per_epoch = (budget.student_steps or 0) * budget.calls_per_epoch
-        return self.recipe.training.steps(per_epoch)
-
-    def mirrors(self, budget: Synthesis) -> bool:
-        """Whether mirrored images mean the same: as the budget says, else as the data set does."""
-        return self.flip if budget.flip is None else budget.flip
-
-    def method_of(self, phase: str) -> dict[str, Any]:
-        """Return the method of a phase: what was asked for, or the baseline.
-
-        The baseline learns from the labels alone; without data, from the teacher on noise, with
-        as many steps and, where the method has one, at the same temperature.
-        """
-        budget = self.budget
-        if phase == "student":
-            return self.recipe.method
-        if budget is None:
-            return BASELINE
-        _, params = catalog.find(self.recipe.method)
-        temperature = getattr(params, "temperature", None)
-        steps = {
-            "student_steps": budget.student_steps,
-            "calls_per_epoch": budget.calls_per_epoch,
-        }
-        same = {} if temperature is None else {"temperature": temperature}
-        return {"name": NOISE, **same, "synthesis": steps}
+from workers.distill.run.context import JobContext, JobRequest, Loop, SharedContext
+from workers.distill.runtime import signals
+from workers.distill.runtime.precision import choose_precision
 
 
 def prepare(
-    asked: JobConfig, workdir: pathlib.Path, stop: signals.Stop, *, strong: bool
+    asked: JobConfig, workdir: pathlib.Path, stop: signals.Stop, *, loop: Loop, strong: bool
 ) -> SharedContext:
     """Choose the device, read the data set, load the teacher, and check that they fit.
 
     Of the recipe it reads what all members of a group agree in. `strong` asks for a second view.
     """
-    if issubclass(catalog.find(asked.method)[0], DataFreeMethod):
-        return prepare_without_data(asked, workdir, stop)
     device = choose_device(asked.accelerator)
     found = dataset.load(workdir / "dataset")
     size = found.record.input
@@ -177,12 +48,13 @@ def prepare(
         Preprocessor("teacher", asked.teacher.input, size, device) if asked.teacher else None
     )
     network = load_teacher(asked.teacher, workdir, device, asked.task) if asked.teacher else None
-    precision = optimizers.choose_precision(asked.training, device)
+    precision = choose_precision(asked.training, device)
     held = validation.ValidationSplit(on_device(held_out, device), precision, stop.check)
     example = None
     if network is not None and teacher_view is not None:
         example = validation.TeacherScores(held, network, teacher_view)
     return SharedContext(
+        loop=loop,
         stop=stop,
         device=device,
         precision=precision,
@@ -208,7 +80,7 @@ def prepare(
 
 
 def prepare_without_data(
-    asked: JobConfig, workdir: pathlib.Path, stop: signals.Stop
+    asked: JobConfig, workdir: pathlib.Path, stop: signals.Stop, *, loop: Loop
 ) -> SharedContext:
     """Choose the device and load the teacher; of a data set, read what is only evaluated on.
 
@@ -218,7 +90,7 @@ def prepare_without_data(
         raise errors.BadRecipe("a data-free method needs a teacher, and the recipe has none")
     device = choose_device(asked.accelerator)
     size = asked.teacher.input
-    precision = optimizers.choose_precision(asked.training, device)
+    precision = choose_precision(asked.training, device)
     network = load_teacher(asked.teacher, workdir, device, asked.task)
     teacher_view = Preprocessor("teacher", asked.teacher.input, size, device)
     classes = asked.class_names or [str(label) for label in range(asked.teacher.classes)]
@@ -238,6 +110,7 @@ def prepare_without_data(
         example = validation.TeacherScores(held, network, teacher_view)
     check_classes("teacher", asked.teacher, len(classes))
     return SharedContext(
+        loop=loop,
         stop=stop,
         device=device,
         precision=precision,
@@ -254,20 +127,19 @@ def prepare_without_data(
     )
 
 
-def settle(ground: SharedContext, asked: JobRequest) -> JobContext:
-    """Return the setting of one recipe on the ground it shares, and check that it fits there."""
-    method, _ = catalog.find(asked.recipe.method)
-    catalog.check(method, asked.recipe.training)
-    check_classes("student", asked.recipe.student, len(ground.classes))
-    shared = {field.name: getattr(ground, field.name) for field in dataclasses.fields(ground)}
+def job_context(shared: SharedContext, request: JobRequest) -> JobContext:
+    """Return the context of one job beside what it shares, and check that it fits there."""
+    config = request.recipe
+    method, _ = catalog.find(config.method)
+    catalog.check(method, config.training)
+    check_classes("student", config.student, len(shared.classes))
+    fields = {field.name: getattr(shared, field.name) for field in dataclasses.fields(shared)}
     return JobContext(
-        **shared,
-        recipe=asked.recipe,
-        workdir=asked.workdir,
-        reporter=asked.reporter,
-        student_view=Preprocessor(
-            "student", asked.recipe.student.input, ground.size, ground.device
-        ),
+        **fields,
+        recipe=config,
+        workdir=request.workdir,
+        reporter=request.reporter,
+        student_view=Preprocessor("student", config.student.input, shared.size, shared.device),
     )
 
 

@@ -1,6 +1,6 @@
-"""Which teacher answers for a student: none, one that looks, or one that has written down.
+"""Which teacher a student has: none, one that computes each batch, or one that reads a cache.
 
-All students of a group that watch the same teacher share one look at each batch.
+All students of a group whose methods need the teacher's forward pass share one of each batch.
 """
 
 import functools
@@ -12,10 +12,9 @@ from torch import Tensor
 
 from workers.distill.evaluation import profiling
 from workers.distill.methods.base import Method
-from workers.distill.networks.interface import Features, Network
-from workers.distill.run.prepare import JobContext, SharedContext
+from workers.distill.networks.interface import Features, Network, Observe
+from workers.distill.run.context import JobContext, SharedContext
 from workers.distill.runtime import events
-from workers.distill.training import optimizers
 from workers.distill.training.teachers import (
     CACHE_BATCH,
     CachedTeacher,
@@ -27,56 +26,54 @@ from workers.distill.training.teachers import (
     TrainModeTeacher,
     fill_stores,
     fits_cache,
-    wants_stages,
+    uses_feature_maps,
 )
 
-Compile = Callable[[Network], optimizers.Observe]
+Compile = Callable[[Network], Observe]
 
 
 class TeacherFactory:
-    """Gives each method the teacher that it needs, each made once."""
+    """Makes the teacher that each method needs, and shares what can be shared."""
 
     def __init__(
-        self, ground: SharedContext, methods: Sequence[Method], compiled: Compile | None
+        self, shared: SharedContext, methods: Sequence[Method], compiled: Compile | None
     ) -> None:
-        self._ground = ground
-        self._stages = any(wants_stages(method) for method in methods)
+        """Serve these methods; `compiled` compiles the teacher where that is wanted."""
+        self._shared = shared
+        self._stages = any(uses_feature_maps(method) for method in methods)
         self._compiled = compiled
         self._stores: list[StoredTeacher] = []
-        self._watches = False
+        self._is_online = False
 
-    def of(self, setting: JobContext, method: Method) -> Teacher:
-        """Return what answers for the teacher; raises `BadRecipe` for a cache that cannot be."""
-        ground, training = self._ground, setting.recipe.training
-        if ground.teacher is None or "teacher" not in method.needs:
-            return NoTeacher(ground.device)
-        if ground.source is None:
-            self._watches = True
-            return self._once
+    def make(self, context: JobContext, method: Method) -> Teacher:
+        """Return a method's teacher; raises `BadRecipe` for a cache that is not possible."""
+        shared, training = self._shared, context.recipe.training
+        if shared.teacher is None or "teacher" not in method.needs:
+            return NoTeacher(shared.device)
         if training.teacher_cache is not None:
-            rows = ground.source.count, training.teacher_cache.views
+            rows = shared.train_loader.count, training.teacher_cache.views
             store = StoredTeacher(method, self._sample, count=rows[0], views=rows[1])
             self._stores.append(store)
             return store
-        if method.teacher_trains and ground.teacher_view is not None:
-            self._watches = True
-            return TrainModeTeacher(ground.teacher, ground.teacher_view, ground.precision)
-        if self._repeats(setting, method):
-            return self._remembering
-        self._watches = True
-        return self._once
+        if method.teacher_trains and shared.teacher_view is not None:
+            self._is_online = True
+            return TrainModeTeacher(shared.teacher, shared.teacher_view, shared.precision)
+        if self._images_repeat(context, method):
+            return self._cached_teacher
+        self._is_online = True
+        return self._shared_teacher
 
-    def write(self, reporters: Sequence[events.Reporter], step: int, share: float) -> None:
-        """Let the teacher look at every view, where there are caches to fill.
+    def fill_caches(self, reporters: Sequence[events.Reporter], *, step: int, share: float) -> None:
+        """Compute every view once, where teacher caches were made; reports progress.
 
-        `share` is how far the whole work is, and stays so up to the next step.
+        `share` (0..1) is the progress of the whole work, which stays so up to the next step.
         """
-        source, began = self._ground.source, time.monotonic()
-        if not self._stores or source is None:
+        if not self._stores:
             return
+        began = time.monotonic()
 
-        def between(done: int, rows: int) -> None:
-            self._ground.stop.check()
+        def report(done: int, rows: int) -> None:
+            self._shared.stop.check()
             rate = done / max(time.monotonic() - began, 1e-9)
             for reporter in reporters:
                 reporter.progress(
@@ -88,53 +85,55 @@ class TeacherFactory:
                     remaining_seconds=round((rows - done) / rate, 1) if done else None,
                 )
 
-        fill_stores(self._stores, self._watching, source, between)
+        fill_stores(self._stores, self._online_teacher, self._shared.train_loader, report)
 
     def arithmetic(self) -> Callable[[Tensor], object] | None:
         """Return the teacher's part of every step's arithmetic, or None if it has none."""
-        view = self._ground.teacher_view
-        if not self._watches or view is None:
+        view = self._shared.teacher_view
+        if not self._is_online or view is None:
             return None
 
-        def look(images: Tensor) -> Features:
-            with torch.no_grad(), self._ground.precision.autocast():
-                return self._fast.observe(view(images))
+        def forward(images: Tensor) -> Features:
+            with torch.no_grad(), self._shared.precision.autocast():
+                return self._folded.observe(view(images))
 
-        return look
+        return forward
 
-    def _repeats(self, setting: JobContext, method: Method) -> bool:
-        """Whether images never change for this method, whatever others of its group look at."""
-        training, network = setting.recipe.training, self._ground.teacher
+    def _images_repeat(self, context: JobContext, method: Method) -> bool:
+        """Whether this method gets the same images in every epoch, and outputs fit a cache."""
+        training, network = context.recipe.training, self._shared.teacher
+        source = self._shared.source
         changes = training.augmentation != "none" or training.mixing is not None
-        if changes or method.wants_strong or wants_stages(method) or network is None:
+        if changes or method.wants_strong or uses_feature_maps(method):
             return False
-        source = self._ground.split_to_learn
+        if network is None or source is None:
+            return False
         return fits_cache(source.count, network.classes, network.pooled_width)
 
     @functools.cached_property
-    def _fast(self) -> Network:
-        view, network = self._ground.teacher_view, self._ground.teacher
+    def _folded(self) -> Network:
+        view, network = self._shared.teacher_view, self._shared.teacher
         if view is None or network is None:
             raise ValueError("there is no teacher to fold")
-        return profiling.folded(network, view(self._ground.sample(profiling.EXAMPLES)))
+        return profiling.folded(network, view(self._shared.sample(profiling.EXAMPLES)))
 
     @functools.cached_property
-    def _watching(self) -> OnlineTeacher:
-        view = self._ground.teacher_view
+    def _online_teacher(self) -> OnlineTeacher:
+        view = self._shared.teacher_view
         if view is None:
-            raise ValueError("there is no teacher to watch")
-        observe = self._compiled(self._fast) if self._compiled else self._fast.observe
-        return OnlineTeacher(observe, view, self._ground.precision, stages=self._stages)
+            raise ValueError("there is no teacher to compute")
+        observe = self._compiled(self._folded) if self._compiled else self._folded.observe
+        return OnlineTeacher(observe, view, self._shared.precision, stages=self._stages)
 
     @functools.cached_property
-    def _once(self) -> SharedTeacher:
-        return SharedTeacher(self._watching)
+    def _shared_teacher(self) -> SharedTeacher:
+        return SharedTeacher(self._online_teacher)
 
     @functools.cached_property
-    def _remembering(self) -> CachedTeacher:
-        return CachedTeacher(self._watching, self._ground.split_to_learn)
+    def _cached_teacher(self) -> CachedTeacher:
+        return CachedTeacher(self._online_teacher, self._shared.train_loader)
 
     @functools.cached_property
     def _sample(self) -> Features:
-        first = next(self._ground.split_to_learn.views_in_order(CACHE_BATCH))
-        return self._watching.observe(first)
+        first = next(self._shared.train_loader.views_in_order(CACHE_BATCH))
+        return self._online_teacher.observe(first)

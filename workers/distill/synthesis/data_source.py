@@ -1,7 +1,7 @@
-"""Where a data-free student's images come from: synthesis calls, and the replay buffer they fill.
+"""The data source of a data-free student: synthesis calls, and the replay buffer that they fill.
 
-The student's steps are counted as ever. `owes` says that a call is due before the next of them;
-`work` makes one step of that call, and at its end puts the images into the buffer.
+`needs_synthesis` tells that a call is due before the student's next step; `synthesis_step` makes
+one step of that call, and at its end inserts the images into the buffer.
 """
 
 import math
@@ -26,8 +26,8 @@ from workers.distill.methods.datafree.base import BufferStats, SynthesisBatch
 from workers.distill.synthesis import augmentation, replay_buffer, snapshots, synthesizers
 from workers.distill.training.meters import LossMeter
 
-LOOK_BATCH = 256
-"""Images of the buffer that are looked at in one pass."""
+FORWARD_BATCH = 256
+"""Images of the buffer in one forward pass."""
 BUFFER_BYTES = 16 << 30
 """Most that the images of a buffer may take."""
 
@@ -41,11 +41,11 @@ class PhaseSeconds:
 
 
 class SyntheticDataSource:
-    """Invents images for one student, and hands them out; the `source` of its course."""
+    """Makes images for one student; the `source` of its training state."""
 
     def __init__(
         self,
-        sight: synthesizers.SynthesisContext,
+        context: synthesizers.SynthesisContext,
         budget: Synthesis,
         training: Training,
         *,
@@ -54,31 +54,31 @@ class SyntheticDataSource:
     ) -> None:
         """Begin with an empty buffer.
 
-        `budget` is settled: the student's steps after a call are known.
+        `budget` is resolved: the student's steps after a call are known.
         """
         if budget.student_steps is None:
-            raise ValueError("the budget of synthesis is not settled")
-        self._sight = sight
-        self._method = sight.method
+            raise ValueError("the budget of synthesis is not resolved")
+        self._context = context
+        self._method = context.method
         self._budget = budget
         self._student_steps = budget.student_steps
         self._training = training
-        self._inverter = synthesizers.make(sight)
-        self.replay = replay_buffer.ReplayBuffer(
+        self._synthesizer = synthesizers.make(context)
+        self.buffer = replay_buffer.ReplayBuffer(
             capacity,
-            image_shape=sight.method.image_shape,
-            classes=sight.method.classes,
+            image_shape=context.method.image_shape,
+            classes=context.method.classes,
             caches_logits=caches_logits,
-            device=sight.device,
-            eviction=sight.method.eviction,
+            device=context.device,
+            eviction=context.method.eviction,
         )
-        self.gallery = snapshots.SnapshotKeeper(training.epochs)
+        self.snapshot_keeper = snapshots.SnapshotKeeper(training.epochs)
         self.seconds = PhaseSeconds()
         self.calls = 0
         """Calls that have ended."""
         self.images = 0
         """Images that were made in calls."""
-        self._tally = LossMeter(sight.device)
+        self._meter = LossMeter(context.device)
         self._stock: BufferStats | None = None
         self._part_began = time.monotonic()
 
@@ -95,14 +95,14 @@ class SyntheticDataSource:
     @property
     def steps(self) -> int:
         """Return the steps of synthesis made so far."""
-        return self.calls * self._budget.steps + (self._inverter.steps_done or 0)
+        return self.calls * self._budget.steps + (self._synthesizer.steps_done or 0)
 
     def due(self, step: int) -> int:
         """Return how many calls must have ended before a step (from 1) of the student."""
         return self._budget.warmup_calls + (step - 1) // self._student_steps + 1
 
-    def owes(self, step: int) -> bool:
-        """Whether there is work to do before a step (from 1) of the student."""
+    def needs_synthesis(self, step: int) -> bool:
+        """Whether a synthesis call is due before a step (from 1) of the student."""
         return self.calls < self.due(step)
 
     def share_done(self, step: int, steps: int) -> float:
@@ -112,47 +112,47 @@ class SyntheticDataSource:
 
     # -- synthesis -----------------------------------------------------------------------------
 
-    def work(self) -> None:
-        """Make one step of the call that is due; the student looks on and learns nothing."""
+    def synthesis_step(self) -> None:
+        """Make one step of the call that is due; the student is not changed by it."""
         began = time.monotonic()
-        student = self._sight.student
+        student = self._context.student
         if student.training:  # not so after the first step of a call
             student.eval()
-        if self._inverter.steps_done is None:
+        if self._synthesizer.steps_done is None:
             # What the device still does for the student is the student's time.
-            profiling.wait_for(self._sight.device)
+            profiling.wait_for(self._context.device)
             self.seconds.distillation += time.monotonic() - began
             began = time.monotonic()
-            self._inverter.begin(self.calls + 1)
+            self._synthesizer.begin(self.calls + 1)
         if self._stock is None:
             # What the buffer held before the call, all through it.
-            self._stock = BufferStats(self.replay.count, self.replay.class_shares())
+            self._stock = BufferStats(self.buffer.count, self.buffer.class_shares())
         begun = self.calls >= self._budget.warmup_calls
-        total, terms = self._inverter.step(self._stock, competes=begun and self._method.competes)
+        total, terms = self._synthesizer.step(self._stock, competes=begun and self._method.competes)
         if terms:
-            self._tally.add(self.steps + 1, total, terms)
+            self._meter.update(self.steps + 1, total, terms)
         # A call of noise has no steps, and is over at once.
-        if (self._inverter.steps_done or self._budget.steps) >= self._budget.steps:
+        if (self._synthesizer.steps_done or self._budget.steps) >= self._budget.steps:
             self._close(self._stock)
             student.train()
-            profiling.wait_for(self._sight.device)
+            profiling.wait_for(self._context.device)
         self.seconds.synthesis += time.monotonic() - began
 
     def _close(self, stock: BufferStats) -> None:
-        kept = self._inverter.close()
+        kept = self._synthesizer.close()
         self.calls += 1
         self._stock = None
         shown = kept.shown or self._examined(kept, stock)
         self._method.after_call(kept.last, shown)
         logits = shown.teacher.features.logits
-        self.replay.insert(kept.images.clamp(0, 1), kept.targets, logits, call=self.calls)
+        self.buffer.insert(kept.images.clamp(0, 1), kept.targets, logits, call=self.calls)
         self.images += len(kept.images)
         if self._method.priority is not None:
             self.refresh()
 
     @torch.no_grad()
     def _examined(self, kept: synthesizers.SynthesisResult, stock: BufferStats) -> SynthesisBatch:
-        return self._sight.examine(
+        return self._context.examine(
             kept.images,
             kept.targets,
             stock=stock,
@@ -164,27 +164,32 @@ class SyntheticDataSource:
     @torch.no_grad()
     def refresh(self) -> None:
         """Look at the whole buffer once, for where the student differs from the teacher."""
-        training = self._sight.student.training
-        self._sight.student.eval()
-        found = [self._divergence(first) for first in range(0, self.replay.count, LOOK_BATCH)]
-        self._sight.student.train(training)
-        self.replay.refresh(torch.cat(found), self._method.priority)
+        training = self._context.student.training
+        self._context.student.eval()
+        found = [self._divergence(first) for first in range(0, self.buffer.count, FORWARD_BATCH)]
+        self._context.student.train(training)
+        self.buffer.refresh(torch.cat(found), self._method.priority)
 
     def _divergence(self, first: int) -> Float[Tensor, " n"]:
-        sight, images = self._sight, self.replay.images[first : first + LOOK_BATCH]
-        with sight.precision.autocast():
-            learned = sight.student.observe(sight.student_view(images)).logits.float()
-            cached = self.replay.logits
+        context, images = self._context, self.buffer.images[first : first + FORWARD_BATCH]
+        with context.precision.autocast():
+            student_logits = context.student.observe(context.student_view(images)).logits.float()
+            cached = self.buffer.logits
             if cached is None:
-                taught = sight.teacher.observe(sight.teacher_view(images)).logits.float()
+                teacher_logits = context.teacher.observe(
+                    context.teacher_view(images)
+                ).logits.float()
             else:
-                taught = cached[first : first + LOOK_BATCH]
-        return divergence(learned, taught)
+                teacher_logits = cached[first : first + FORWARD_BATCH]
+        return divergence(student_logits, teacher_logits)
 
     # -- distillation --------------------------------------------------------------------------
 
     def epoch(self, epoch: int, *, first: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch from `first` on; before each, what `owes` says is done."""
+        """Yield the batches of an epoch from `first` on.
+
+        Before each, the synthesis that is due must have been done.
+        """
         for _ in range(first, self.steps_per_epoch):
             yield self.batch()
 
@@ -193,58 +198,58 @@ class SyntheticDataSource:
         """Return images for a step: new ones, or some of the buffer's."""
         self._part_began = time.monotonic()
         count = self._training.batch_size
-        supplied = self._inverter.supply(count)
+        supplied = self._synthesizer.supply(count)
         if supplied is not None:
             index = torch.arange(len(supplied), device=supplied.device)
             return Batch(images=255 * supplied, labels=torch.zeros_like(index), index=index)
-        drawn = self.replay.draw(count, self._method.priority)
-        images = self.replay.images[drawn.slots]
+        drawn = self.buffer.draw(count, self._method.priority)
+        images = self.buffer.images[drawn.slots]
         if self._training.augmentation == "standard":
             images = self._cropped(images)
-        targets = self.replay.targets[drawn.slots]
+        targets = self.buffer.targets[drawn.slots]
         return Batch(images, targets, drawn.slots, weights=drawn.weights)
 
     @torch.no_grad()
-    def learned(self, batch: Batch, student: Tensor, teacher: Tensor) -> None:
-        """Take in what a step showed: both networks' logits for a batch."""
+    def update_priorities(self, batch: Batch, student: Tensor, teacher: Tensor) -> None:
+        """Update the priorities of a step's images from both networks' logits for them."""
         if self._method.priority is not None:
-            self.replay.update(batch.index, divergence(student, teacher), self._method.priority)
+            self.buffer.update(batch.index, divergence(student, teacher), self._method.priority)
         self.seconds.distillation += time.monotonic() - self._part_began
 
     def _cropped(self, images: Tensor) -> Tensor:
         pad_y, pad_x = (crop_padding(side) for side in images.shape[2:])
-        return augmentation.crop(images, pad_y=pad_y, pad_x=pad_x, flip=self._sight.flip)
+        return augmentation.crop(images, pad_y=pad_y, pad_x=pad_x, flip=self._context.flip)
 
-    # -- what is told --------------------------------------------------------------------------
+    # -- results ------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Raise `Diverged` if the loss of synthesis was not finite at some step."""
-        self._tally.check(
+        self._meter.check_finite(
             "synthesis", "lower method.synthesis.learning_rate, or the method's weights"
         )
 
-    def close_epoch(self, epoch: int, *, last: bool) -> dict[str, float]:
-        """Return an epoch's numbers by name, and put the buffer into the gallery where due."""
-        losses = self._tally.look().losses
+    def finish_epoch(self, epoch: int, *, last: bool) -> dict[str, float]:
+        """Return an epoch's metrics by name, and keep a snapshot of the buffer where one is due."""
+        losses = self._meter.compute_and_reset()
         self.check()
-        if last or self.gallery.wants(epoch):
+        if last or self.snapshot_keeper.wants(epoch):
             if self._method.priority is None:
                 self.refresh()
-            self.gallery.add(
+            self.snapshot_keeper.add(
                 snapshots.take(
-                    self.replay, epoch=epoch, call=self.calls, priority=self._method.priority
+                    self.buffer, epoch=epoch, call=self.calls, priority=self._method.priority
                 )
             )
         return {
             **{f"synthesis/{name}": value for name, value in losses.items()},
-            **snapshots.numbers(self.replay, self._method.priority),
+            **snapshots.numbers(self.buffer, self._method.priority),
             "seconds/synthesis": self.seconds.synthesis,
             "seconds/distillation": self.seconds.distillation,
         }
 
-    def facts(self) -> dict[str, Any]:
-        """Return what the result says of synthesis."""
-        classes = self.replay.classes()
+    def summary(self) -> dict[str, Any]:
+        """Return what the result reports of synthesis."""
+        classes = self.buffer.classes()
         counts = torch.bincount(classes, minlength=self._method.classes).tolist()
         return {
             "calls": self.calls,
@@ -252,27 +257,27 @@ class SyntheticDataSource:
             "images": self.images,
             "synthesis_seconds": round(self.seconds.synthesis, 3),
             "distillation_seconds": round(self.seconds.distillation, 3),
-            "buffer": {"images": self.replay.count, "classes": counts},
+            "buffer": {"images": self.buffer.count, "classes": counts},
         }
 
-    def state(self) -> dict[str, Any]:
-        """Return everything that moves."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for a checkpoint."""
         return {
-            "inverter": self._inverter.state(),
-            "replay": self.replay.state(),
-            "gallery": self.gallery.state(),
-            "tally": self._tally.state(),
+            "synthesizer": self._synthesizer.state(),
+            "buffer": self.buffer.state(),
+            "snapshots": self.snapshot_keeper.state(),
+            "meter": self._meter.state_dict(),
             "calls": self.calls,
             "images": self.images,
             "seconds": vars(self.seconds),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
-        self._inverter.restore(state["inverter"])
-        self.replay.restore(state["replay"])
-        self.gallery.restore(state["gallery"])
-        self._tally.restore(state["tally"])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self._synthesizer.restore(state["synthesizer"])
+        self.buffer.restore(state["buffer"])
+        self.snapshot_keeper.restore(state["snapshots"])
+        self._meter.load_state_dict(state["meter"])
         self.calls, self.images = state["calls"], state["images"]
         self.seconds = PhaseSeconds(**state["seconds"])
 

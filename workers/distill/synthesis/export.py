@@ -12,7 +12,7 @@ from torch import Tensor
 
 from workers.distill.data import dataset
 from workers.distill.data.formats import conversion
-from workers.distill.run.prepare import JobContext
+from workers.distill.run.context import JobContext
 from workers.distill.synthesis.data_source import SyntheticDataSource
 
 FOLDER = "synthetic"
@@ -27,7 +27,7 @@ NOTES = (
 
 def refusal(setting: JobContext, studio: SyntheticDataSource) -> str | None:
     """Return why the buffer cannot be a data set, or None if it can."""
-    held, classes = studio.replay.count, len(setting.classes)
+    held, classes = studio.buffer.count, len(setting.classes)
     if held < FEWEST:
         return (
             f"the buffer holds {held} images, and a data set needs at least {FEWEST}: one for each "
@@ -47,7 +47,7 @@ def write(setting: JobContext, studio: SyntheticDataSource, *, flip: bool) -> li
     unfinished = setting.workdir / f"{FOLDER}.tmp"
     for old in (folder, unfinished):
         shutil.rmtree(old, ignore_errors=True)
-    images = studio.replay.images
+    images = studio.buffer.images
     size = setting.size
     conversion.write_arrays(
         unfinished,
@@ -66,8 +66,8 @@ def write(setting: JobContext, studio: SyntheticDataSource, *, flip: bool) -> li
 def answers(setting: JobContext, studio: SyntheticDataSource) -> Integer[Tensor, "N *S"]:
     """Return what the teacher takes each image for: a class, or a mask of classes."""
     if setting.recipe.task == "classification":
-        return studio.replay.classes()
-    teacher, view, images = setting.teacher, setting.teacher_view, studio.replay.images
+        return studio.buffer.classes()
+    teacher, view, images = setting.teacher, setting.teacher_view, studio.buffer.images
     if teacher is None or view is None:
         raise ValueError("invented images have a teacher")
     found = []

@@ -1,76 +1,59 @@
-"""The loop without data: images are invented, then the student learns from them, in turns.
+"""The training loop of one student without data: synthesis calls and training steps in turns.
 
-Both parts work on one replay buffer (see `studio`). Saved anywhere, inside a synthesis call too, a
-run goes on exactly: generator, latent vectors, buffer, priorities, random numbers.
+Both parts use one replay buffer (`data_source`). A run that was saved anywhere, inside a synthesis
+call too, continues exactly: generator, latent vectors, buffer, priorities, random numbers.
 """
 
-import functools
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from workers.distill.data.types import Batch
 from workers.distill.methods.base import Moment
-from workers.distill.runtime import signals
+from workers.distill.runtime.signals import Stop
 from workers.distill.synthesis.data_source import SyntheticDataSource
-from workers.distill.training.loop import (
-    IsolateFailure,
-    OnFinished,
-    StudentTrainer,
-    drop_finished,
-    for_each_student,
-)
+from workers.distill.training.loop import StudentTrainer
+from workers.distill.training.step import StepOutput
 
 
 @dataclass(eq=False)
 class DataFreeTrainer(StudentTrainer):
-    """A student that learns from images invented for it."""
+    """A student that is trained on synthetic images; a correct answer is the teacher's."""
 
-    @property
-    def studio(self) -> SyntheticDataSource:
-        """Return where its images are invented."""
-        if self.course.studio is None:
-            raise ValueError("the student's course has no studio")
-        return self.course.studio
+    source: SyntheticDataSource
 
-    def learn(self, batch: Batch, moment: Moment) -> None:
-        """Make one step; an answer is right when it is the teacher's."""
-        course = self.course
-        taught = self.teacher.observe(batch)
-        learned = course.learn(batch)
-        terms = course.method.terms(learned, taught, batch, moment)
-        total = course.stepper.step_on(terms, moment)
-        course.method.after_step(moment)
-        right = taught.logits.argmax(1)
-        course.advance(moment, total, terms, learned, batch, right=right)
-        self.studio.learned(batch, learned.logits.detach(), taught.logits)
-        self.desk.after_step(course, moment, len(batch.labels))
+    def train_step(self, batch: Batch, moment: Moment) -> StepOutput:
+        """Make one step, and update the priorities of the images that it used."""
+        output = super().train_step(batch, moment)
+        self.source.update_priorities(batch, output.student.logits.detach(), output.teacher.logits)
+        return output
 
-    def invent(self) -> None:
+    def correct_labels(self, batch: Batch, output: StepOutput) -> Tensor:
+        """Return the teacher's answers."""
+        return output.teacher.logits.argmax(1)
+
+    def synthesis_step(self) -> None:
         """Make one step of the synthesis call that is due."""
-        self.studio.work()
-        self.desk.after_synthesis(self.course)
+        self.source.synthesis_step()
+        state = self.state
+        epoch = state.moment(state.step + 1).epoch if state.step else 0
+        self.reporter.after_other_work(state, epoch)
 
 
-def train_data_free(
-    pupils: list[DataFreeTrainer], *, stop: signals.Stop, guard: IsolateFailure, ends: OnFinished
-) -> None:
-    """Train the one student in the list to its end; otherwise as `supervised.train`.
+def train(trainer: DataFreeTrainer, *, stop: Stop) -> None:
+    """Train one student to its end, from the step or the synthesis step at which it stands.
 
-    Raises `Interrupted` with the student in the list, ready to be saved.
+    Raises `Interrupted` between two steps of either kind, with a state that can be saved.
     """
-    (pupil,) = pupils
-    for_each_student(pupils, DataFreeTrainer.begin, guard)
-    drop_finished(pupils, ends)
-    steps = pupil.course.walk()
-    while pupils:
-        if pupil.studio.owes(pupil.course.step + 1):
-            for_each_student(pupils, DataFreeTrainer.invent, guard)
+    trainer.start()
+    steps = trainer.state.iter_steps()
+    while not trainer.state.finished:
+        if trainer.source.needs_synthesis(trainer.state.step + 1):
+            trainer.synthesis_step()
         else:
             moment, batch = next(steps)
-            for_each_student(
-                pupils, functools.partial(DataFreeTrainer.learn, batch=batch, moment=moment), guard
-            )
-            for_each_student(pupils, DataFreeTrainer.close, guard)
-            drop_finished(pupils, ends)
-        if pupils and pupil.desk.is_due(pupil.course):
-            for_each_student(pupils, DataFreeTrainer.save, guard)
+            trainer.train_step(batch, moment)
+            trainer.finish_epoch()
+        if trainer.checkpoint_is_due() and not trainer.state.finished:
+            trainer.save_checkpoint()
         stop.check()

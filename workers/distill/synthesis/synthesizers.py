@@ -37,8 +37,8 @@ from workers.distill.methods.datafree.base import (
 from workers.distill.networks import interface
 from workers.distill.networks.generators import Generator
 from workers.distill.networks.interface import Features, Network
+from workers.distill.runtime.precision import Precision
 from workers.distill.synthesis import augmentation
-from workers.distill.training import optimizers
 from workers.distill.training.ema import EMA
 
 REPTILE = 67.0
@@ -60,7 +60,7 @@ class SynthesisContext:
     student: Network
     teacher_view: Preprocessor
     student_view: Preprocessor
-    precision: optimizers.Precision
+    precision: Precision
     device: torch.device
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -316,7 +316,7 @@ class GeneratorSynthesizer:
             raise RuntimeError("a call of synthesis ended before its first step")
         last, self._last, self._call = _detached(self._last), None, None
         if self._average is not None:
-            self._average.follow(last.call)
+            self._average.update(last.call)
         # Unchanged images are not looked at again: a call has often no more than one step.
         seen = last.second is None and self._change is unchanged
         shown = dataclasses.replace(last, student=None) if seen else None
@@ -331,7 +331,7 @@ class GeneratorSynthesizer:
             return self._made(self._generator, self._latent)
         if self._mean is None or self._average is None:
             return self._made(self._generator, self._draw(count))
-        self._average.lend_to({"generator": self._mean})
+        self._average.copy_to({"generator": self._mean})
         own = self._made(self._generator, self._draw(count - count // 2))
         return torch.cat([own, self._made(self._mean, self._draw(count // 2))])
 
@@ -340,7 +340,7 @@ class GeneratorSynthesizer:
         return {
             "generator": self._generator.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "average": None if self._average is None else self._average.state(),
+            "average": None if self._average is None else self._average.state_dict(),
             "call": self._call,
             "step": self._step,
             "latent": self._latent,
@@ -352,7 +352,7 @@ class GeneratorSynthesizer:
         self._generator.load_state_dict(state["generator"])
         self._optimizer.load_state_dict(state["optimizer"])
         if self._average is not None:
-            self._average.restore(state["average"])
+            self._average.load_state_dict(state["average"])
         self._call, self._step = state["call"], state["step"]
         self._latent, self._images = (
             None if kept is None else kept.to(self._sight.device)

@@ -18,7 +18,8 @@ import torch
 from workers.distill.runtime import events
 
 KEPT = 2
-FORMAT = 1
+FORMAT = 2
+"""Format 1 used other names; `_upgraded` reads it."""
 _NAME = re.compile(r"step-(\d{8,})\.ckpt")
 
 
@@ -90,13 +91,55 @@ def readable(
                 f"{path.name} cannot be read ({type(error).__name__}); trying an older one",
             )
             continue
-        if digest != recipe_digest or content["format"] != FORMAT:
+        if digest != recipe_digest:
             reporter.warning(
                 "checkpoint_ignored", f"{path.name} belongs to another recipe and is not used"
             )
             continue
-        found: dict[str, Any] = state
-        yield found
+        if content["format"] not in (1, FORMAT):
+            reporter.warning(
+                "checkpoint_ignored",
+                f"{path.name} has format {content['format']}, and this version reads 1 to "
+                f"{FORMAT}; it is not used",
+            )
+            continue
+        yield _upgraded(state) if content["format"] == 1 else state
+
+
+def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state of format 1 under the names of format 2."""
+    return {
+        "train_state": _renamed_train_state(state["course"]),
+        "finished": {name: _renamed_train_state(kept) for name, kept in state["finished"].items()},
+        "threads": state["threads"],
+    }
+
+
+def _renamed_train_state(old: dict[str, Any]) -> dict[str, Any]:
+    """Rename the keys of a student's state, and of what it contains."""
+    state = _renamed(
+        old,
+        stepper="optimizer",
+        tally="meter",
+        studio="source",
+        closed_epoch="finished_epoch",
+    )
+    state["best"] = _renamed(state["best"], accuracy="score")
+    if state["source"] is None:
+        state["source"] = {}
+    else:
+        state["source"] = _renamed(
+            state["source"],
+            inverter="synthesizer",
+            replay="buffer",
+            gallery="snapshots",
+            tally="meter",
+        )
+    return state
+
+
+def _renamed(old: dict[str, Any], **names: str) -> dict[str, Any]:
+    return {names.get(key, key): value for key, value in old.items()}
 
 
 def newest_first(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -1,6 +1,6 @@
-"""A moving average of everything that is learned, beside the weights that learn.
+"""Exponential moving averages of weights.
 
-It follows the parameters and the running moments of batch norm, of the student and of its method:
+Averaged are the parameters and the running moments of batch norm, of the student and of its method:
 both can be part of what is delivered, and averaged weights need moments of their own time. Other
 buffers, such as memory banks and counters, stay as they are.
 """
@@ -14,28 +14,28 @@ from torch.nn.modules import batchnorm
 
 
 class EMA:
-    """An exponential moving average that can stand in for what it follows."""
+    """An exponential moving average of modules, which can replace their weights for a while."""
 
     def __init__(self, modules: Mapping[str, nn.Module], decay: float) -> None:
         self._decay = decay
-        found = followed(modules)
+        found = averaged_tensors(modules)
         self._names = list(found)
         self._sources = list(found.values())
         self._values = [source.clone() for source in self._sources]
 
     @torch.no_grad()
-    def follow(self, step: int) -> None:
-        """Take in the weights after a step (from 1).
+    def update(self, step: int) -> None:
+        """Average in the weights after a step (from 1).
 
-        The first steps count for more: an average that kept its full share would long remember
-        the random start.
+        The first steps count for more: an average with its full decay would keep much of
+        the random start for long.
         """
         decay = min(self._decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self._values, self._sources, 1 - decay)
 
     @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Put the averages in the place of what they follow, for as long as the context lasts."""
+    def swapped_in(self) -> Iterator[None]:
+        """Replace the weights by their averages inside the context."""
         kept = [source.clone() for source in self._sources]
         with torch.no_grad():
             torch._foreach_copy_(self._sources, self._values)
@@ -46,22 +46,22 @@ class EMA:
                 torch._foreach_copy_(self._sources, kept)
 
     @torch.no_grad()
-    def lend_to(self, modules: Mapping[str, nn.Module]) -> None:
-        """Copy the averages into modules like those that are followed."""
-        found = followed(modules)
+    def copy_to(self, modules: Mapping[str, nn.Module]) -> None:
+        """Copy the averages into modules of the same structure."""
+        found = averaged_tensors(modules)
         torch._foreach_copy_([found[name] for name in self._names], self._values)
 
-    def state(self) -> dict[str, Tensor]:
-        """Return what a checkpoint must keep."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the state for a checkpoint."""
         return dict(zip(self._names, self._values, strict=True))
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from a state."""
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what `state_dict` returned."""
         for name, value in zip(self._names, self._values, strict=True):
             value.copy_(state[name])
 
 
-def followed(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+def averaged_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """Return what is averaged, each tensor once, by the name of its module and its own."""
     found: dict[str, Tensor] = {}
     seen: set[int] = set()

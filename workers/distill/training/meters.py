@@ -1,4 +1,4 @@
-"""Running sums that stay on the device until somebody looks, so that no step waits for it."""
+"""Loss and accuracy sums kept on the device; reading them is the only host synchronisation."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,15 +12,8 @@ from workers.distill.methods.base import Terms
 
 
 @dataclass(frozen=True)
-class LossAverages:
-    """Averages since the last look: `total` first, then each term."""
-
-    losses: dict[str, float]
-
-
-@dataclass(frozen=True)
 class EpochAverages:
-    """An epoch's share of correct answers, and its mean losses up to the last look."""
+    """An epoch's share of correct answers, and its mean losses up to the last reading."""
 
     accuracy: float
     losses: dict[str, float]
@@ -41,7 +34,7 @@ class LossMeter:
         self._bad = torch.zeros(0, device=device)
 
     @torch.no_grad()
-    def add(
+    def update(
         self,
         step: int,
         total: Tensor,
@@ -49,7 +42,7 @@ class LossMeter:
         logits: Float[Tensor, "N C *S"] | None = None,
         labels: Int[Tensor, "N *S"] | None = None,
     ) -> None:
-        """Count one step, and its answers where there are any."""
+        """Add one step, and its answers where logits and labels are given."""
         values = torch.stack([total, *terms.values()]).float()
         if not self._names:
             self._names = ["total", *terms]
@@ -64,47 +57,49 @@ class LossMeter:
         self._bad = torch.where(broke, values, self._bad)
         self._bad_step = torch.where(broke, step, self._bad_step)
 
-    def look(self) -> LossAverages:
-        """Return averages since the last look, and start anew; waits for the device."""
+    def compute_and_reset(self) -> dict[str, float]:
+        """Return mean losses since the last reading, `total` first; waits for the device."""
         sums, steps = self._sums.tolist(), max(self._steps, 1)
         before = self._epoch_sums or [0.0] * len(sums)
         self._epoch_sums = [one + other for one, other in zip(before, sums, strict=True)]
         self._epoch_steps += self._steps
         self._sums.zero_()
         self._steps = 0
-        averages = {name: value / steps for name, value in zip(self._names, sums, strict=True)}
-        return LossAverages(averages)
+        return {name: value / steps for name, value in zip(self._names, sums, strict=True)}
 
-    def check(
-        self,
-        work: str = "",
-        advice: str = "lower training.optimizer.learning_rate, set training.clip_norm, or lower "
-        "the method's weights",
-    ) -> None:
-        """Raise `Diverged` with all terms if the loss of some step of this work was not finite."""
-        step = int(self._bad_step)
-        if step < 0:
-            return
-        terms = dict(zip(self._names, self._bad.tolist(), strict=True))
-        told = ", ".join(f"{name} {value:g}" for name, value in terms.items())
-        raise errors.Diverged(
-            f"the loss{work and f' of {work}'} was not finite at step {step} ({told}); {advice}",
-            step=step,
-            terms=terms,
-        )
-
-    def close_epoch(self) -> EpochAverages:
-        """Return what the epoch amounts to, and start anew."""
+    def compute_and_reset_epoch(self) -> EpochAverages:
+        """Return the epoch's averages and start a new epoch; waits for the device."""
         share = int(self._correct) / max(self._samples, 1)
-        pairs = zip(self._names, self._epoch_sums, strict=False)  # no sums before the first look
+        pairs = zip(self._names, self._epoch_sums, strict=False)  # no sums before the first reading
         losses = {name: value / max(self._epoch_steps, 1) for name, value in pairs}
         self._correct.zero_()
         self._samples = 0
         self._epoch_sums, self._epoch_steps = [], 0
         return EpochAverages(share, losses)
 
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint must keep."""
+    def check_finite(
+        self,
+        work: str = "",
+        advice: str = "lower training.optimizer.learning_rate, set training.clip_norm, or lower "
+        "the method's weights",
+    ) -> None:
+        """Raise `Diverged` with all terms if the loss of some step was not finite.
+
+        `work` names what was trained, for the message; waits for the device.
+        """
+        step = int(self._bad_step)
+        if step < 0:
+            return
+        terms = dict(zip(self._names, self._bad.tolist(), strict=True))
+        listed = ", ".join(f"{name} {value:g}" for name, value in terms.items())
+        raise errors.Diverged(
+            f"the loss{work and f' of {work}'} was not finite at step {step} ({listed}); {advice}",
+            step=step,
+            terms=terms,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for a checkpoint."""
         return {
             "names": list(self._names),
             "sums": self._sums,
@@ -117,8 +112,8 @@ class LossMeter:
             "bad": self._bad,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
         device = self._sums.device
         self._names, self._steps, self._samples = state["names"], state["steps"], state["samples"]
         self._sums, self._correct = state["sums"].to(device), state["correct"].to(device)

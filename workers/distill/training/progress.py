@@ -1,4 +1,4 @@
-"""Where a loop reports: progress, metrics and checkpoints."""
+"""Reports the progress of one student's training, and writes its checkpoints."""
 
 import pathlib
 import time
@@ -11,13 +11,17 @@ from workers.distill.runtime import events
 from workers.distill.training import checkpoint
 from workers.distill.training.state import TrainState
 
-POINTS = 2_000
+MOST_POINTS = 2_000
 """A curve has about this many points at most."""
-LOOK_STEPS = 10
+READ_STEPS = 10
+"""Fewest steps between two readings of the meter, each of which waits for the device."""
 
 
 class ProgressReporter:
-    """Reports one phase of training, and keeps it safe."""
+    """Reports one phase of training: progress, metrics, checkpoints, and the time that they take.
+
+    Only time between steps counts as training time: validation and checkpoints are left out.
+    """
 
     def __init__(
         self,
@@ -29,6 +33,11 @@ class ProgressReporter:
         steps_overall: int,
         finished: dict[str, Any],
     ) -> None:
+        """Report to `reporter`, and write checkpoints into `folder`.
+
+        `steps_before` are those of earlier phases, `steps_overall` those of all phases; `finished`
+        holds the final states of earlier phases, by name, for the checkpoints.
+        """
         self._reporter = reporter
         self._folder = folder
         self._digest = digest
@@ -36,116 +45,106 @@ class ProgressReporter:
         self._overall = steps_overall
         self._finished = finished
         self._saved_at = time.monotonic()
-        self._looked_at = time.monotonic()
-        self._looked_images = 0
+        self._counted_at = time.monotonic()
+        self._counted_images = 0
         self._images = 0
         self._rate = 0.0
 
-    def after_step(self, course: TrainState, moment: Moment, images: int) -> None:
-        """Report, and look for divergence."""
+    def after_step(self, state: TrainState, moment: Moment, images: int) -> None:
+        """Report a step of so many images; raises `Diverged` where a loss was not finite."""
         self._images += images
-        limit = course.training.max_seconds
-        if limit is not None and course.seconds + time.monotonic() - self._looked_at >= limit:
-            course.time_is_up = True
-        every = max(LOOK_STEPS, course.steps // POINTS)
-        if moment.step % every == 0 or course.owes_close:
-            self._look(course, moment)
-        self._reporter.progress(
-            phase=course.phase,
-            step=moment.step,
-            epoch=moment.epoch,
-            progress=self._share(course),
-            images_per_second=round(self._rate, 2),
-            remaining_seconds=self._remaining(course, images),
-        )
+        limit = state.training.max_seconds
+        if limit is not None and state.seconds + time.monotonic() - self._counted_at >= limit:
+            state.time_is_up = True
+        every = max(READ_STEPS, state.steps // MOST_POINTS)
+        if moment.step % every == 0 or state.epoch_is_over:
+            self._read_meter(state, moment)
+        self._progress(state, moment.step, moment.epoch, images)
 
-    def after_synthesis(self, course: TrainState) -> None:
-        """Report a step that moved images, not the student."""
-        self._reporter.progress(
-            phase=course.phase,
-            step=course.step,
-            epoch=course.moment(course.step + 1).epoch if course.step else 0,
-            progress=self._share(course),
-            images_per_second=round(self._rate, 2),
-            remaining_seconds=self._remaining(course, course.training.batch_size),
-        )
+    def after_other_work(self, state: TrainState, epoch: int) -> None:
+        """Report work that made no step of the student."""
+        self._progress(state, state.step, epoch, state.training.batch_size)
 
-    def is_due(self, course: TrainState) -> bool:
-        """Whether a checkpoint should be written."""
-        return time.monotonic() - self._saved_at >= course.training.checkpoint_seconds
+    def checkpoint_is_due(self, state: TrainState) -> bool:
+        """Whether `training.checkpoint_seconds` have passed since the last checkpoint."""
+        return time.monotonic() - self._saved_at >= state.training.checkpoint_seconds
 
-    def close_epoch(self, course: TrainState) -> None:
-        """Validate what is due and report the epoch's numbers."""
-        numbers = course.close_epoch()
-        for key, value in numbers.items():
-            self._metric(course, key, value, course.moment(course.step))
-        self._looked_at = time.monotonic()  # validation is not training time
+    def finish_epoch(self, state: TrainState) -> None:
+        """Finish the epoch, validation included, and report its metrics."""
+        for key, value in state.finish_epoch().items():
+            self._metric(state, key, value, state.moment(state.step))
+        self._counted_at = time.monotonic()
 
-    def rest(self, since: float) -> None:
+    def exclude_time_since(self, moment: float) -> None:
         """Leave out the time since a moment: no student of the group made a step in it."""
         now = time.monotonic()
-        self._looked_at = min(self._looked_at + now - since, now)
+        self._counted_at = min(self._counted_at + now - moment, now)
 
-    def save(self, course: TrainState) -> None:
-        """Write a checkpoint and say so."""
-        self._tick(course)
-        step = self._before + course.step
-        state = {
-            "course": course.state(),
+    def save_checkpoint(self, state: TrainState) -> None:
+        """Write a checkpoint and report it."""
+        self._count_time(state)
+        step = self._before + state.step
+        content = {
+            "train_state": state.state_dict(),
             "finished": self._finished,
             "threads": torch.get_num_threads(),
         }
-        written = checkpoint.write(self._folder, step, self._digest, state)
+        written = checkpoint.write(self._folder, step, self._digest, content)
         self._reporter.checkpoint(
             path=f"{self._folder.name}/{written.path.name}",
             step=step,
-            epoch=course.moment(max(course.step, 1)).epoch,
-            phase=course.phase,
+            epoch=state.moment(max(state.step, 1)).epoch,
+            phase=state.phase,
             size_bytes=written.size_bytes,
             sha256=written.sha256,
         )
-        self._saved_at = self._looked_at = time.monotonic()
+        self._saved_at = self._counted_at = time.monotonic()
 
-    def _share(self, course: TrainState) -> float:
-        return round((self._before + steps_done(course)) / (self._overall + 1), 6)
+    def _progress(self, state: TrainState, step: int, epoch: int, images: int) -> None:
+        self._reporter.progress(
+            phase=state.phase,
+            step=step,
+            epoch=epoch,
+            progress=round((self._before + steps_done(state)) / (self._overall + 1), 6),
+            images_per_second=round(self._rate, 2),
+            remaining_seconds=self._remaining_seconds(state, images),
+        )
 
-    def _remaining(self, course: TrainState, images: int) -> float | None:
+    def _remaining_seconds(self, state: TrainState, images: int) -> float | None:
         """Return the seconds to the end of the last phase, unless one ends early."""
         if not self._rate:
             return None
-        here = (course.steps - course.step) * images / self._rate
-        later = (self._overall - self._before - course.steps) * images / self._rate
-        limit = course.training.max_seconds
+        here = (state.steps - state.step) * images / self._rate
+        later = (self._overall - self._before - state.steps) * images / self._rate
+        limit = state.training.max_seconds
         if limit is not None:
-            here, later = min(here, max(limit - course.seconds, 0.0)), min(later, limit)
+            here, later = min(here, max(limit - state.seconds, 0.0)), min(later, limit)
         return round(here + later, 1)
 
-    def _look(self, course: TrainState, moment: Moment) -> None:
-        seen = course.tally.look()  # waits for the device, so the clock is read after it
-        images = self._images - self._looked_images
-        self._rate = images / max(self._tick(course), 1e-9)
-        for name, value in seen.losses.items():
-            self._metric(course, f"loss/{name}", value, moment)
-        self._metric(course, "learning_rate", course.stepper.rate_at(moment), moment)
-        self._metric(course, "throughput/images_per_second", self._rate, moment)
-        course.tally.check()
+    def _read_meter(self, state: TrainState, moment: Moment) -> None:
+        losses = state.meter.compute_and_reset()  # waits for the device: read the clock after it
+        images = self._images - self._counted_images
+        self._rate = images / max(self._count_time(state), 1e-9)
+        for name, value in losses.items():
+            self._metric(state, f"loss/{name}", value, moment)
+        self._metric(state, "learning_rate", state.optimizer.learning_rate(moment), moment)
+        self._metric(state, "throughput/images_per_second", self._rate, moment)
+        state.meter.check_finite()
 
-    def _tick(self, course: TrainState) -> float:
+    def _count_time(self, state: TrainState) -> float:
         now = time.monotonic()
-        passed, self._looked_at = now - self._looked_at, now
-        self._looked_images = self._images
-        course.seconds += passed
+        passed, self._counted_at = now - self._counted_at, now
+        self._counted_images = self._images
+        state.seconds += passed
         return passed
 
-    def _metric(self, course: TrainState, key: str, value: float, moment: Moment) -> None:
-        prefix = "baseline/" if course.phase == "baseline" else ""
+    def _metric(self, state: TrainState, key: str, value: float, moment: Moment) -> None:
+        prefix = "baseline/" if state.phase == "baseline" else ""
         self._reporter.metric(prefix + key, value, step=moment.step, epoch=moment.epoch)
 
 
-def steps_done(course: TrainState) -> float:
-    """Return the steps that are made, or their like in seconds where those run out before."""
-    limit = course.training.max_seconds
-    by_time = 0.0 if limit is None else min(course.seconds / limit, 1.0) * course.steps
-    if course.studio is not None:
-        return max(course.studio.share_done(course.step, course.steps) * course.steps, by_time)
-    return max(float(course.step), by_time)
+def steps_done(state: TrainState) -> float:
+    """Return the steps that are done, or their equivalent in seconds where those run out first."""
+    limit = state.training.max_seconds
+    by_time = 0.0 if limit is None else min(state.seconds / limit, 1.0) * state.steps
+    return max(state.source.share_done(state.step, state.steps) * state.steps, by_time)

@@ -1,4 +1,4 @@
-"""What the teacher shows for a batch: computed, looked up, or nothing at all."""
+"""The teacher's outputs for a batch: computed, read from a cache, or none at all."""
 
 import copy
 import dataclasses
@@ -14,8 +14,8 @@ from workers.distill.data.loader import BatchLoader
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.data.types import Batch
 from workers.distill.methods.base import Method
-from workers.distill.networks.interface import Features, Network
-from workers.distill.training import optimizers
+from workers.distill.networks.interface import Features, Network, Observe
+from workers.distill.runtime.precision import Precision
 
 CACHE_BYTES = 1 << 30
 """Most that a cache which nobody asked for may keep."""
@@ -25,7 +25,7 @@ CACHE_BATCH = 256
 
 
 class Teacher(Protocol):
-    """Answers what the teacher shows for a batch."""
+    """Returns the teacher's outputs for a batch."""
 
     def observe(self, batch: Batch) -> Features:
         """Return the teacher's features; no gradient leads back to it."""
@@ -45,88 +45,90 @@ class NoTeacher:
 
 
 class OnlineTeacher:
-    """A teacher that looks at every batch, and at its strong view where it has one."""
+    """A teacher that computes every batch, and its strong view where it has one."""
 
     def __init__(
         self,
-        observe: optimizers.Observe,
-        view: Preprocessor,
-        precision: optimizers.Precision,
+        observe: Observe,
+        preprocess: Preprocessor,
+        precision: Precision,
         *,
         stages: bool,
     ) -> None:
         self._observe = observe
-        self._view = view
+        self._preprocess = preprocess
         self._precision = precision
         self._stages = stages
 
     def observe(self, batch: Batch) -> Features:
-        """Return what methods may look at, as tensors that a loss may keep for its gradient."""
-        shown = self._look(batch.images)
+        """Return the teacher's features, as tensors that a loss may save for its backward pass."""
+        features = self._forward(batch.images)
         if batch.strong is None:
-            return shown
-        return dataclasses.replace(shown, strong=self._look(batch.strong))
+            return features
+        return dataclasses.replace(features, strong=self._forward(batch.strong))
 
-    def _look(self, images: Tensor) -> Features:
+    def _forward(self, images: Tensor) -> Features:
         # Not in inference mode: its tensors cannot be saved for a backward pass, and copying them
         # out costs more than that mode saves.
         with torch.no_grad(), self._precision.autocast():
-            shown = self._observe(self._view(images))
-        # Maps that nobody reads are let go before the student needs the memory.
-        kept = shown if self._stages else Features(shown.logits, shown.pooled)
+            features = self._observe(self._preprocess(images))
+        # Maps that no method reads are freed before the student needs the memory.
+        kept = features if self._stages else Features(features.logits, features.pooled)
         return dataclasses.replace(
-            kept, logits=at_least_float(shown.logits), pooled=at_least_float(shown.pooled)
+            kept, logits=at_least_float(features.logits), pooled=at_least_float(features.pooled)
         )
 
 
 class TrainModeTeacher(OnlineTeacher):
-    """A teacher that normalises by the statistics of the batch it looks at, as OFD's did.
+    """A teacher in training mode, which normalises by the batch's own statistics (OFD).
 
-    It is a copy of its own, since its running statistics move; no result depends on those.
+    It is a copy, since its running statistics change; no result depends on those.
     """
 
-    def __init__(
-        self, network: Network, view: Preprocessor, precision: optimizers.Precision
-    ) -> None:
-        moving = copy.deepcopy(network).train()
-        super().__init__(moving.observe, view, precision, stages=True)
+    def __init__(self, network: Network, preprocess: Preprocessor, precision: Precision) -> None:
+        own = copy.deepcopy(network).train()
+        super().__init__(own.observe, preprocess, precision, stages=True)
 
 
 class SharedTeacher:
-    """A teacher that several students ask about the same batch, and that looks once."""
+    """A teacher of several students, which computes each batch once for all of them."""
 
-    def __init__(self, watching: Teacher) -> None:
-        self._watching = watching
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher = teacher
         self._batch: Batch | None = None
-        self._shown: Features | None = None
+        self._features: Features | None = None
 
     def observe(self, batch: Batch) -> Features:
-        """Return what the teacher shows, from memory if it was this very batch."""
-        if self._shown is None or self._batch is not batch:
-            self._shown = None  # the maps of the batch before are let go first
-            self._shown = self._watching.observe(batch)
+        """Return the teacher's features, from memory if the last call was for this very batch."""
+        if self._features is None or self._batch is not batch:
+            self._features = None  # frees the maps of the batch before
+            self._features = self._teacher.observe(batch)
             self._batch = batch
-        return self._shown
+        return self._features
 
 
 class CachedTeacher:
-    """A teacher that looked at every image once, where images never change."""
+    """A teacher whose outputs for all images are kept, where images never change."""
 
-    def __init__(self, watching: OnlineTeacher, source: BatchLoader) -> None:
-        seen = [watching.observe(batch) for batch in source.in_order(CACHE_BATCH)]
-        self._logits = torch.cat([features.logits for features in seen])
-        self._pooled = torch.cat([features.pooled for features in seen])
+    def __init__(self, teacher: OnlineTeacher, source: BatchLoader) -> None:
+        outputs = [teacher.observe(batch) for batch in source.in_order(CACHE_BATCH)]
+        self._logits = torch.cat([features.logits for features in outputs])
+        self._pooled = torch.cat([features.pooled for features in outputs])
 
     def observe(self, batch: Batch) -> Features:
-        """Look up what the teacher showed for these images."""
+        """Return the features that were kept for these images."""
         return Features(logits=self._logits[batch.index], pooled=self._pooled[batch.index])
 
 
 class StoredTeacher:
-    """A teacher whose word on every view of every image was written down by the method itself."""
+    """A teacher cache: what the method keeps of the outputs for every view of every image."""
 
     def __init__(self, method: Method, example: Features, *, count: int, views: int) -> None:
-        """Make room for all views; `example` shows what the teacher says of one at least."""
+        """Allocate the cache for count x views entries.
+
+        Entries are shaped like `example`, the teacher's outputs for one or more images. Raises
+        `BadRecipe` for a method that cannot work from a cache, and for a cache that is too large.
+        """
         refusal = cannot_store(method)
         if refusal is not None:
             raise errors.BadRecipe(
@@ -144,17 +146,17 @@ class StoredTeacher:
 
     @property
     def rows(self) -> int:
-        """Return how many views there are of all images together."""
+        """Return the number of views of all images together."""
         return len(next(iter(self._kept.values())))
 
     def write(self, features: Features, batch: Batch) -> None:
-        """Write down what the teacher shows for a batch of views."""
+        """Store the teacher's outputs for a batch of views."""
         rows = self._rows_of(batch)
         for name, entry in self._method.store(features).items():
             self._kept[name][rows] = entry
 
     def observe(self, batch: Batch) -> Features:
-        """Look up what was written about these views."""
+        """Return the outputs that were stored for these views."""
         rows = self._rows_of(batch)
         return self._method.recall({name: kept[rows] for name, kept in self._kept.items()})
 
@@ -180,15 +182,18 @@ def check_size(name: str, row_bytes: int, count: int, views: int) -> None:
 
 def fill_stores(
     stores: Sequence[StoredTeacher],
-    watching: OnlineTeacher,
+    teacher: OnlineTeacher,
     source: BatchLoader,
-    between: Callable[[int, int], None],
+    on_batch: Callable[[int, int], None],
 ) -> None:
-    """Show the teacher every view of every image once; `between` hears how many of all are done."""
+    """Compute every view of every image once, for all stores.
+
+    `on_batch(done, rows)` is called before each batch with the number of views done, and of all.
+    """
     done, rows = 0, stores[0].rows
     for batch in source.views_in_order(CACHE_BATCH):
-        between(done, rows)
-        features = watching.observe(batch)
+        on_batch(done, rows)
+        features = teacher.observe(batch)
         for store in stores:
             store.write(features, batch)
         done += len(batch.labels)
@@ -196,7 +201,7 @@ def fill_stores(
 
 def cannot_store(method: Method) -> str | None:
     """Return why a method cannot work from a teacher cache, or None if it can."""
-    if wants_stages(method):
+    if uses_feature_maps(method):
         return "looks at the teacher's feature maps, which are too large for a teacher cache"
     if method.wants_strong:
         return "compares two views of each image, of which a teacher cache holds one"
@@ -205,8 +210,8 @@ def cannot_store(method: Method) -> str | None:
     return None
 
 
-def wants_stages(method: Method) -> bool:
-    """Whether a method looks at maps, not only at logits and pooled features."""
+def uses_feature_maps(method: Method) -> bool:
+    """Whether a method reads feature maps, not only logits and pooled features."""
     return bool({"stages", "pre_activations", "final"} & set(method.teacher_shows))
 
 

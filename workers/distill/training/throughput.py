@@ -1,7 +1,7 @@
-"""Answers which share of a step is arithmetic, in turns with real steps.
+"""Measures which share of a training step is arithmetic, by turns with real steps.
 
 Real steps and the bare arithmetic are timed one right after the other, all through training, so
-that both meet the machine in the same state; the median of the ratios is what counts. This takes
+that both meet the machine in the same state; the median of the ratios is the result. This takes
 about a hundredth of the time.
 """
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from workers.distill.data.types import Batch
 from workers.distill.evaluation import profiling
-from workers.distill.training import optimizers
-from workers.distill.training.state import TrainState
+from workers.distill.runtime.precision import Precision
+from workers.distill.training.step import DistillationStep
 
 BLOCK_SECONDS = 0.05
 """Steps are timed together until they take this long: a clock and a device need some time."""
@@ -26,14 +26,15 @@ WARM_STEPS = 3
 
 
 class ThroughputMeter:
-    """Compares steps with their arithmetic."""
+    """Times blocks of steps against their arithmetic."""
 
     def __init__(
         self,
         device: torch.device,
-        precision: optimizers.Precision,
+        precision: Precision,
         teacher: Callable[[Tensor], object] | None,
     ) -> None:
+        """Measure on a device; `teacher` is the teacher's arithmetic of a step, if it has any."""
         self._device = device
         self._precision = precision
         self._teacher = teacher
@@ -47,13 +48,22 @@ class ThroughputMeter:
         self._block_steps = 0
 
     @property
-    def share(self) -> float | None:
-        """Return the share of a step that is arithmetic, or None if no step was made."""
+    def arithmetic_share(self) -> float | None:
+        """Return the share (0..1) of a step that is arithmetic, or None if no step was made."""
         shares = self._shares or self._cold
         return min(statistics.median(shares), 1.0) if shares else None
 
-    def step_done(self, batch: Batch, courses: Sequence[TrainState], *, last: bool) -> None:
-        """Count a step; measure if enough were counted, or if something else follows."""
+    def before_step(self, *, interrupted: bool) -> None:
+        """Begin a block if it is time; drop the open one if more than steps went on in it."""
+        if interrupted:
+            self._block_began = None
+        if self._block_began is None and self._is_due():
+            profiling.wait_for(self._device)
+            self._block_began = time.perf_counter()
+            self._block_steps = 0
+
+    def after_step(self, batch: Batch, steps: Sequence[DistillationStep], *, last: bool) -> None:
+        """Count a step of each student; end the block if it is long enough, or `last`."""
         self._steps += 1
         if self._block_began is None:
             return
@@ -63,35 +73,26 @@ class ThroughputMeter:
         profiling.wait_for(self._device)
         real = time.perf_counter() - self._block_began
         self._block_began = None
-        if courses:  # none is left where all have just failed
-            share = self._floor_seconds(batch, courses) / real
+        if steps:  # none is left where all have just failed
+            share = self._floor_seconds(batch, steps) / real
             (self._shares if self._steps > WARM_STEPS else self._cold).append(share)
-
-    def step_over(self, *, disturbed: bool) -> None:
-        """Start to count, if it is time; drop what was counted if more than steps went on."""
-        if disturbed:
-            self._block_began = None
-        if self._block_began is None and self._is_due():
-            profiling.wait_for(self._device)
-            self._block_began = time.perf_counter()
-            self._block_steps = 0
 
     def _is_due(self) -> bool:
         budget = COST * (time.monotonic() - self._began)
         first = self._steps == 0 or (self._steps >= WARM_STEPS and not self._shares)
         return first or self._spent < budget
 
-    def _floor_seconds(self, batch: Batch, courses: Sequence[TrainState]) -> float:
-        """Return the seconds of as many bare steps as were counted."""
+    def _floor_seconds(self, batch: Batch, steps: Sequence[DistillationStep]) -> float:
+        """Return the seconds of as many bare steps as the block has."""
         began = time.monotonic()
-        images = [course.view(batch.images) for course in courses]
-        floors = [self._floor_of(course) for course in courses]
+        inputs = [step.preprocess(batch.images) for step in steps]
+        floors = [self._floor_of(step) for step in steps]
 
         def work() -> None:
             if self._teacher is not None:
                 self._teacher(batch.images)
-            for floor, seen in zip(floors, images, strict=True):
-                floor(seen)
+            for floor, images in zip(floors, inputs, strict=True):
+                floor(images)
 
         # A student may draw random numbers, and must find its own ones untouched.
         with torch.random.fork_rng(devices=profiling.generators(self._device)):
@@ -106,7 +107,7 @@ class ThroughputMeter:
         self._spent += time.monotonic() - began
         return seconds
 
-    def _floor_of(self, course: TrainState) -> profiling.Floor:
-        if id(course) not in self._floors:
-            self._floors[id(course)] = profiling.Floor(course.student, self._precision)
-        return self._floors[id(course)]
+    def _floor_of(self, step: DistillationStep) -> profiling.Floor:
+        if id(step) not in self._floors:
+            self._floors[id(step)] = profiling.Floor(step.student, self._precision)
+        return self._floors[id(step)]

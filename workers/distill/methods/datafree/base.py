@@ -113,6 +113,7 @@ class DataFreeMethod(Method):
     """
 
     family = "datafree"
+    loop = "datafree"
     needs: ClassVar[tuple[Need, ...]] = ("teacher", "equal_classes", "batch_norm")
     has_task = False
     accepts_mixed = False

@@ -1,0 +1,91 @@
+"""The jobs of one engine process on their way: where each continues, and what is done."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from workers.distill import errors
+from workers.distill.run import finish
+from workers.distill.run.context import JobContext
+from workers.distill.training import checkpoint
+from workers.distill.training.compilation import choose_compile
+
+
+@dataclass
+class GroupMember:
+    """One job of the process: its context, its checkpoint, and the phases that are finished."""
+
+    context: JobContext
+    compiles: bool = False
+    # Any: what a checkpoint holds.
+    saved: dict[str, Any] | None = None
+    finished: dict[str, Any] = field(default_factory=dict)
+    trained: dict[str, finish.Trained] = field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        """Return the step of its phase from which it continues."""
+        return int(self.saved["train_state"]["step"]) if self.saved else 0
+
+
+def resume(members: Sequence[GroupMember]) -> None:
+    """Find the newest step from which all can continue, and continue as it was reached."""
+    for member in members:
+        member.saved = next(checkpoints(member), None)
+    least = min((member.step for member in members), default=0)
+    reached = ", ".join(f"{member.context.workdir.name}: {member.step}" for member in members)
+    for member in members:
+        if member.step != least:
+            older = (kept for kept in checkpoints(member) if kept["train_state"]["step"] == least)
+            member.saved = next(older, None)
+            if member.saved is None:
+                raise errors.BadRecipe(
+                    f"the members of the group stand at different steps ({reached}), and kept no "
+                    "checkpoint of the same step; run them apart"
+                )
+    threads = {member.saved["threads"] for member in members if member.saved}
+    if len(threads) > 1:
+        raise errors.BadRecipe(
+            f"the members of the group were trained with different numbers of threads "
+            f"({sorted(threads)}); run them apart"
+        )
+    for number in threads:
+        # Sums split over another number of threads round differently: a job that moves to a
+        # machine with more cores must still end with the bytes it was heading for.
+        torch.set_num_threads(number)
+    for member in members:
+        member.finished = dict(member.saved["finished"]) if member.saved else {}
+
+
+def checkpoints(member: GroupMember) -> Iterator[dict[str, Any]]:
+    """Yield what a member's checkpoints hold, the newest first."""
+    context = member.context
+    return checkpoint.readable(
+        context.workdir / "checkpoints", context.recipe.digest(), context.reporter
+    )
+
+
+def report_start(member: GroupMember) -> None:
+    """Choose whether a member's networks are compiled, and report how and from where it starts."""
+    context, saved = member.context, member.saved
+    training = context.recipe.training
+    member.compiles = choose_compile(training, context.device, context.steps)
+    phase = saved["train_state"]["phase"] if saved else "student"
+    context.reporter.started(
+        device=context.device.type,
+        device_name=finish.describe(context.device),
+        precision=context.precision.name,
+        compile=member.compiles,
+        resumed_from_step=context.phases.index(phase) * context.steps + member.step,
+        steps=context.steps,
+        epochs=training.epochs,
+        phases=context.phases,
+        versions=finish.versions(),
+        threads=torch.get_num_threads(),
+    )
+    if context.example is not None and not saved:
+        context.reporter.metric(
+            "teacher/validation/accuracy", context.example.accuracy, step=0, epoch=0
+        )

@@ -1,0 +1,79 @@
+"""How methods that learn from a labelled training split are trained."""
+
+import pathlib
+from typing import TYPE_CHECKING, Any, Literal
+
+from workers.distill.config.job import JobConfig
+from workers.distill.data.loader import BatchLoader
+from workers.distill.methods.base import Method
+from workers.distill.networks.interface import Network
+from workers.distill.run import prepare
+from workers.distill.run.context import JobContext, SharedContext
+from workers.distill.runtime import signals
+from workers.distill.training import loop
+from workers.distill.training.loop import StudentTrainer
+from workers.distill.training.progress import ProgressReporter
+from workers.distill.training.state import TrainState
+from workers.distill.training.step import DistillationStep
+from workers.distill.training.throughput import ThroughputMeter
+
+if TYPE_CHECKING:
+    from workers.distill.reporting.synthesis_report import SynthesisEvidence
+
+BASELINE: dict[str, Any] = {"name": "ce", "task_weight": 1.0}
+"""The baseline learns from the labels alone."""
+
+
+class SupervisedLoop:
+    """Batches of the training split, a baseline of cross-entropy, the best epoch delivered."""
+
+    delivers: Literal["best", "last"] = "best"
+    train_metric = "accuracy"
+    trains_method = True
+
+    def prepare(
+        self, config: JobConfig, workdir: pathlib.Path, stop: signals.Stop, *, strong: bool
+    ) -> SharedContext:
+        """Read the data set, load the teacher, and check that they fit."""
+        return prepare.prepare(config, workdir, stop, loop=self, strong=strong)
+
+    def steps_per_epoch(self, context: JobContext) -> int:
+        """Return the number of batches of the training split."""
+        return context.train_loader.steps_per_epoch
+
+    def baseline(self, context: JobContext) -> dict[str, Any]:
+        """Return cross-entropy with the labels."""
+        return BASELINE
+
+    def make_source(self, context: JobContext, method: Method, student: Network) -> BatchLoader:
+        """Return the training split, which all students of a group share."""
+        loader = context.train_loader
+        method.prepare(loader.in_order(context.recipe.training.batch_size))
+        return loader
+
+    def make_trainer(
+        self, state: TrainState, step: DistillationStep, reporter: ProgressReporter
+    ) -> StudentTrainer:
+        """Return the plain trainer."""
+        return StudentTrainer(state, step, reporter)
+
+    def train(
+        self, trainer: StudentTrainer, *, stop: signals.Stop, throughput: ThroughputMeter
+    ) -> None:
+        """Train one student to its end."""
+        loop.train(trainer, stop=stop, throughput=throughput)
+
+    def result_fields(self, context: JobContext, state: TrainState) -> dict[str, Any]:
+        """Return nothing: the common fields say all."""
+        return {}
+
+    def write_files(self, context: JobContext, state: TrainState) -> list[str]:
+        """Write nothing beside the student."""
+        return []
+
+    def evidence(self, context: JobContext, state: TrainState) -> "SynthesisEvidence | None":
+        """Return None: no image was synthesized."""
+        return None
+
+
+LOOP = SupervisedLoop()
