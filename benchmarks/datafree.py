@@ -40,12 +40,12 @@ from torch import Tensor, nn
 from benchmarks import datafree_digits
 from benchmarks.train_step import machine, spread
 from workers.distill.config.job import JobConfig, NetworkChoice
-from workers.distill.evaluation import profiling
 from workers.distill.methods import catalog
 from workers.distill.networks import generators
 from workers.distill.networks import weights as weight_files
 from workers.distill.run import build, prepare, teacher_factory
 from workers.distill.runtime import events, signals
+from workers.distill.runtime.device import keep_memory
 from workers.distill.synthesis.loop import DataFreeTrainer
 from workers.distill.training import loop
 from workers.distill.training.progress import ProgressReporter
@@ -189,7 +189,7 @@ def write_teacher(row: Row, folder: Path) -> None:
 
 def engine_rounds(row: Row, folder: Path) -> Iterator[Round]:
     """Go the engine's way through training, as `loops.datafree.train` does, round by round."""
-    profiling.keep_memory()
+    keep_memory()
     asked, stop = recipe_of(row), signals.Stop()
     # What a step costs besides its arithmetic includes that of the reports, written to nowhere.
     nowhere = events.Reporter(os.open(os.devnull, os.O_WRONLY))

@@ -21,13 +21,13 @@ from workers.distill import errors
 from workers.distill.config import grouping
 from workers.distill.config.job import JobConfig
 from workers.distill.data.loader import BatchLoader
-from workers.distill.evaluation import profiling
 from workers.distill.methods import catalog
 from workers.distill.methods.datafree.base import DataFreeMethod
 from workers.distill.networks.interface import Network
 from workers.distill.run import build, finish, prepare, teacher_factory
 from workers.distill.run.prepare import JobContext, JobRequest, SharedContext
 from workers.distill.runtime import events, signals
+from workers.distill.runtime.device import keep_memory
 from workers.distill.synthesis.loop import DataFreeTrainer, train_data_free
 from workers.distill.training import checkpoint, loop, optimizers
 from workers.distill.training.progress import ProgressReporter
@@ -189,7 +189,7 @@ def translate(error: Exception, *, batch_size: int | None = None) -> errors.Dist
 def distil(asked: Sequence[JobRequest], workdir: pathlib.Path, stop: signals.Stop) -> int:
     """Carry out recipes side by side from where their checkpoints stand; return the exit code."""
     began = time.monotonic()
-    profiling.keep_memory()
+    keep_memory()
     failures = Failures(alone=asked[0].key is None)
     fitting, strong = [], False
     for one in asked:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from workers.distill.data.types import Batch
-from workers.distill.evaluation import profiling
+from workers.distill.runtime.device import generators, wait_for
 from workers.distill.training import optimizers
+from workers.distill.training.floor import Floor
 from workers.distill.training.state import TrainState
 
 BLOCK_SECONDS = 0.05
@@ -37,7 +38,7 @@ class ThroughputMeter:
         self._device = device
         self._precision = precision
         self._teacher = teacher
-        self._floors: dict[int, profiling.Floor] = {}
+        self._floors: dict[int, Floor] = {}
         self._shares: list[float] = []
         self._cold: list[float] = []
         self._steps = 0
@@ -60,7 +61,7 @@ class ThroughputMeter:
         self._block_steps += 1
         if time.perf_counter() - self._block_began < BLOCK_SECONDS and not last:
             return
-        profiling.wait_for(self._device)
+        wait_for(self._device)
         real = time.perf_counter() - self._block_began
         self._block_began = None
         if courses:  # none is left where all have just failed
@@ -72,7 +73,7 @@ class ThroughputMeter:
         if disturbed:
             self._block_began = None
         if self._block_began is None and self._is_due():
-            profiling.wait_for(self._device)
+            wait_for(self._device)
             self._block_began = time.perf_counter()
             self._block_steps = 0
 
@@ -94,19 +95,19 @@ class ThroughputMeter:
                 floor(seen)
 
         # A student may draw random numbers, and must find its own ones untouched.
-        with torch.random.fork_rng(devices=profiling.generators(self._device)):
+        with torch.random.fork_rng(devices=generators(self._device)):
             if not self._spent:
                 work()
-            profiling.wait_for(self._device)
+            wait_for(self._device)
             start = time.perf_counter()
             for _ in range(self._block_steps):
                 work()
-            profiling.wait_for(self._device)
+            wait_for(self._device)
             seconds = time.perf_counter() - start
         self._spent += time.monotonic() - began
         return seconds
 
-    def _floor_of(self, course: TrainState) -> profiling.Floor:
+    def _floor_of(self, course: TrainState) -> Floor:
         if id(course) not in self._floors:
-            self._floors[id(course)] = profiling.Floor(course.student, self._precision)
+            self._floors[id(course)] = Floor(course.student, self._precision)
         return self._floors[id(course)]
