@@ -32,7 +32,7 @@ def a_network(seed: int = 0) -> Network:
 
 def a_source(images: torch.Tensor, labels: torch.Tensor) -> BatchLoader:
     training = expand({"batch_size": 4, "augmentation": "none"})
-    return BatchLoader(images, labels, training=training, classes=3, flip=False, device=CPU)
+    return BatchLoader(images, labels, training=training, flip=False, device=CPU)
 
 
 def a_course(accuracies: list[float], every: int = 1) -> TrainState:
@@ -52,7 +52,7 @@ def a_course(accuracies: list[float], every: int = 1) -> TrainState:
         observe=student.observe,
         method=method,
         view=Preprocessor("student", size, size, CPU),
-        source=BatchLoader(images, labels, training=training, classes=3, flip=False, device=CPU),
+        source=BatchLoader(images, labels, training=training, flip=False, device=CPU),
         precision=FLOAT32,
         stepper=optimizers.Stepper((student, method), training, FLOAT32),
         tally=LossMeter(CPU),

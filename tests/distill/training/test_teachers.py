@@ -39,7 +39,7 @@ VIEW = Preprocessor("teacher", SIZE, SIZE, CPU)
 def source(**training: object) -> BatchLoader:
     images, labels = folders.images(10, 3, 0)
     wanted = expand({"batch_size": 4, **training})
-    return BatchLoader(images, labels, training=wanted, classes=3, flip=False, device=CPU)
+    return BatchLoader(images, labels, training=wanted, flip=False, device=CPU)
 
 
 def watching(network: Network, *, stages: bool = False) -> OnlineTeacher:

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from workers.distill.evaluation import analysis
+from workers.distill.evaluation import calibration as calibration_bins
 
 DPI = 110
 FORMATS = ("png", "svg")
@@ -98,22 +98,27 @@ def losses(student: History, baseline: History | None) -> Figure:
     return figure
 
 
-def accuracy(
-    histories: Mapping[str, History], *, teacher: float | None, best_epochs: Mapping[str, int]
+def primary_metric(
+    histories: Mapping[str, History],
+    name: str,
+    *,
+    teacher: float | None,
+    best_epochs: Mapping[str, int],
 ) -> Figure:
-    """Draw accuracy on the train and validation splits, epoch by epoch."""
-    figure, axes = one_chart("Accuracy while training", "accuracy (%)")
+    """Draw a share such as `accuracy` on the train and validation splits, epoch by epoch."""
+    words = name.replace("_", " ")
+    figure, axes = one_chart(f"{words.capitalize()} while training", f"{words} (%)")
     with mpl.rc_context(STYLE):
         for phase, history in histories.items():
             colour = ROLES[phase]
             for split, stroke in (("validation", 0), ("train", 2)):
-                curve = curve_of(history, f"{split}/accuracy", f"{phase}, {split}", colour, stroke)
+                curve = curve_of(history, f"{split}/{name}", f"{phase}, {split}", colour, stroke)
                 if curve.values:
                     draw(axes, [_percent(curve)], legend=False)
             delivered = best_epochs[phase]
             best = curve_of(
                 [entry for entry in history if entry["epoch"] == delivered],
-                "validation/accuracy",
+                f"validation/{name}",
                 f"{phase}, delivered (epoch {delivered})",
                 colour,
                 0,
@@ -211,7 +216,7 @@ def correlation_difference(
     return figure
 
 
-def calibration(found: Mapping[str, analysis.Reliability]) -> Figure:
+def calibration(found: Mapping[str, calibration_bins.Reliability]) -> Figure:
     """Draw how often a network is right where it is so sure, and how sure it is how often."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 6.6), layout="constrained")

@@ -59,8 +59,9 @@ def plan(setting: JobContext, phase: str, *, compiles: bool) -> TrainState:
         source=invented or setting.split_to_learn,
         precision=setting.precision,
         stepper=optimizers.Stepper(learning, asked.training, setting.precision),
-        tally=LossMeter(device),
+        tally=LossMeter(device, setting.task.count_correct),
         validate=validate,
+        primary_metric=setting.task.primary_metric,
         studio=invented,
     )
 
@@ -94,7 +95,7 @@ def furnish(
         budget,
         training,
         capacity=data_source.capacity(budget, training, method.image_shape),
-        caches_logits=setting.recipe.task == "classification",
+        caches_logits=setting.task.caches_logits,
     )
 
 

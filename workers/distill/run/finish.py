@@ -1,19 +1,17 @@
 """The end of a recipe: score what was trained, once, and write the outputs."""
 
-import dataclasses
 import logging
 import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Int
 
-from workers.distill.data.preprocessing import Preprocessor
-from workers.distill.evaluation import analysis, evaluate, profiling
+from workers.distill.evaluation import embedding, evaluate, profiling
 from workers.distill.export import outputs
 from workers.distill.networks.interface import Network
 from workers.distill.run import build
@@ -26,8 +24,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-Networks: TypeAlias = dict[str, tuple[Network, Preprocessor]]
-"""Networks by what they are, each with how it sees images."""
+ROLES = ("teacher", "student", "baseline")
 
 
 @dataclass(frozen=True)
@@ -48,12 +45,12 @@ def conclude(
     `last` says that no other member of the group has anything left to do.
     """
     student = trained["student"]
-    verdict = judge(setting, trained)
+    test = evaluate_test(setting, trained)
     facts = {
-        "scores": verdict.scores,
+        "scores": test.scores,
         "training_images_read": images_read(setting),
         "evaluated_on": None if setting.test is None else "dataset",
-        **synthesized(student.course),
+        **synthesis_facts(student.course, setting.task.primary_metric),
         **measure(setting, student),
         "wall_seconds": round(time.monotonic() - began, 3),
         "epochs": setting.recipe.training.epochs,
@@ -70,49 +67,52 @@ def conclude(
     outputs.write(
         setting.workdir, setting.recipe, setting.classes, student.network, facts, histories
     )
-    keep_images(setting, student.course, facts)
+    export_images(setting, student.course, facts)
     if setting.recipe.report:
-        explain(setting, trained, verdict, facts)
+        write_report(setting, trained, test, facts)
     if last:
         setting.stop.ignore()
     setting.reporter.result(**facts)
 
 
-def synthesized(moving: TrainState) -> dict[str, Any]:
-    """Return what the result says of invented images, and of the student's way with them."""
-    if moving.studio is None:
+def synthesis_facts(state: TrainState, primary_metric: str) -> dict[str, Any]:
+    """Return what the result says of synthetic images, and of the student's way with them."""
+    if state.studio is None:
         return {}
-    seen = {
-        int(entry["epoch"]): float(entry["validation/accuracy"])
-        for entry in moving.history
-        if "validation/accuracy" in entry
-    }
-    facts: dict[str, Any] = {"synthesis": moving.studio.facts()}
-    if seen:
-        best = max(seen, key=seen.__getitem__)
-        facts["validation"] = {"last": seen[max(seen)], "best": seen[best], "best_epoch": best}
+    key = f"validation/{primary_metric}"
+    values = {int(entry["epoch"]): float(entry[key]) for entry in state.history if key in entry}
+    facts: dict[str, Any] = {"synthesis": state.studio.facts()}
+    if values:
+        best = max(values, key=values.__getitem__)
+        facts["validation"] = {
+            "last": values[max(values)],
+            "best": values[best],
+            "best_epoch": best,
+        }
     return facts
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the test split says of each network; it is looked at this once."""
+class TestScores:
+    """What the test split says of each network; it is read once."""
+
+    __test__: ClassVar[bool] = False  # no class of tests, whatever its name says to pytest
 
     scores: dict[str, Any]
+    """By role; None for a network that was not evaluated."""
+    evaluations: dict[str, evaluate.Evaluation]
+    labels: Int[np.ndarray, " N"]
+    """The class of each image; empty for tasks whose images have no single class."""
     mapped: Int[np.ndarray, " K"]
-    """Images whose pooled features are shown."""
-    shown: dict[str, evaluate.Predictions]
-    """Of networks that tell images apart."""
-    confusions: dict[str, Int[np.ndarray, "C C"]]
-    """Of dense networks: pixels by true and predicted class."""
+    """Images whose pooled features were kept."""
 
 
 def images_read(setting: JobContext) -> int:
-    """Return how many images of a training split were looked at."""
+    """Return how many images of a training split were read."""
     return 0 if setting.source is None else setting.source.count
 
 
-def judge(setting: JobContext, trained: dict[str, Trained]) -> Verdict:
+def evaluate_test(setting: JobContext, trained: dict[str, Trained]) -> TestScores:
     """Return the test scores of teacher, student and baseline; each is None without a test split.
 
     A baseline that is the method itself is not trained twice: it has the student's scores.
@@ -120,73 +120,48 @@ def judge(setting: JobContext, trained: dict[str, Trained]) -> Verdict:
     networks = {phase: (done.network, setting.student_view) for phase, done in trained.items()}
     if setting.teacher is not None and setting.teacher_view is not None:
         networks["teacher"] = (setting.teacher, setting.teacher_view)
-    ordered: Networks = {
-        name: networks[name] for name in ("teacher", "student", "baseline") if name in networks
+    ordered = {name: networks[name] for name in ROLES if name in networks}
+    labels = mapped = np.zeros(0, dtype=np.int64)
+    feature_rows = None
+    evaluations: dict[str, evaluate.Evaluation] = {}
+    if setting.test is not None:
+        image_classes = setting.task.image_classes(setting.test.labels)
+        if image_classes is not None:
+            labels = image_classes.cpu().numpy()
+            mapped = embedding.images_to_map(labels)
+            feature_rows = torch.from_numpy(mapped) if setting.recipe.report else None
+        evaluations = evaluate.evaluate_split(
+            setting.task,
+            ordered,
+            setting.test,
+            classes=len(setting.classes),
+            feature_rows=feature_rows,
+            on_batch=evaluation_progress(setting),
+        )
+    scores = {
+        role: evaluations[role].metrics.test_scores() if role in evaluations else None
+        for role in ROLES
     }
-    if setting.test is None:
-        found = Verdict({}, np.zeros(0, dtype=np.int64), {}, {})
-    elif setting.recipe.task == "segmentation":
-        found = judge_pixels(setting, setting.test, ordered)
-    else:
-        found = judge_images(setting, setting.test, ordered)
-    scores = {name: found.scores.get(name) for name in ("teacher", "student", "baseline")}
     if setting.recipe.baseline and not setting.trains_baseline:
         scores["baseline"] = scores["student"]
-    return dataclasses.replace(found, scores=scores)
+    return TestScores(scores, evaluations, labels, mapped)
 
 
-def judge_images(setting: JobContext, test: evaluate.LabelledImages, networks: Networks) -> Verdict:
-    """Score classifiers, and keep what they show."""
-    mapped = analysis.images_to_map(test.labels.cpu().numpy())
-    keep = torch.from_numpy(mapped) if setting.recipe.report else None
-    say = evaluating(setting)
-    seen = {
-        name: evaluate.survey(network, view, test.images, keep=keep, between=say)
-        for name, (network, view) in networks.items()
-    }
-    taught = seen["teacher"].logits if "teacher" in seen else None
-    scores = {
-        name: evaluate.scores(shown.logits, test.labels, None if name == "teacher" else taught)
-        for name, shown in seen.items()
-    }
-    return Verdict(scores, mapped, seen, {})
-
-
-def judge_pixels(setting: JobContext, test: evaluate.LabelledImages, networks: Networks) -> Verdict:
-    """Score dense networks, and keep what they take for what."""
-    say, classes = evaluating(setting), len(setting.classes)
-    teacher = networks.get("teacher")
-    scores, confusions = {}, {}
-    for name, (network, view) in networks.items():
-        counts = evaluate.count_pixels(
-            network,
-            view,
-            test.images,
-            test.labels,
-            classes=classes,
-            teacher=None if name == "teacher" else teacher,
-            between=say,
-        )
-        scores[name] = evaluate.pixel_scores(counts, samples=len(test.images))
-        confusions[name] = counts.confusion.cpu().numpy()
-    return Verdict(scores, np.zeros(0, dtype=np.int64), {}, confusions)
-
-
-def keep_images(setting: JobContext, moving: TrainState, facts: dict[str, Any]) -> None:
-    """Write invented images as a data set where that is wanted, and add its files to the facts."""
-    budget, made = setting.budget, moving.studio
-    if budget is None or made is None or not budget.keep_images:
+def export_images(setting: JobContext, state: TrainState, facts: dict[str, Any]) -> None:
+    """Write synthetic images as a data set where that is wanted, and add its files to the facts."""
+    budget, source = setting.budget, state.studio
+    if budget is None or source is None or not budget.keep_images:
         return
-    refusal = export.refusal(setting, made)
+    refusal = export.refusal(setting, source)
     if refusal is not None:
         setting.reporter.warning("images_not_kept", refusal)
         return
-    written = export.write(setting, made, flip=setting.mirrors(budget))
+    written = export.write(setting, source, flip=setting.mirrors(budget))
     facts["files"] += [{"path": path} for path in written]
 
 
-def explain(
-    setting: JobContext, trained: dict[str, Trained], verdict: Verdict, facts: dict[str, Any]
+def write_report(
+    setting: JobContext, trained: dict[str, Trained], test: TestScores, facts: dict[str, Any]
 ) -> None:
     """Write the report's folder, and add its files and its time to the facts.
 
@@ -196,23 +171,30 @@ def explain(
     # Imported here because drawing takes a second to load, which a start should not pay.
     from workers.distill.reporting import report_folder
 
-    labels = np.zeros(0, dtype=np.int64)
-    if setting.test is not None and setting.recipe.task == "classification":
-        labels = setting.test.labels.cpu().numpy()
+    outputs, confusions = {}, {}
+    for role, evaluation in test.evaluations.items():
+        logits, confusion = evaluation.metrics.logits(), evaluation.metrics.confusion()
+        if logits is not None:
+            outputs[role] = report_folder.Outputs(
+                logits.cpu().numpy(), evaluation.pooled.cpu().numpy()
+            )
+        if confusion is not None:
+            confusions[role] = confusion.numpy()
     evidence = report_folder.Evidence(
+        topics=setting.task.report_topics,
+        unit=setting.task.unit,
+        primary_metric=setting.task.primary_metric,
         classes=setting.classes,
-        labels=labels,
-        mapped=verdict.mapped,
-        outputs={
-            name: report_folder.Outputs(shown.logits.cpu().numpy(), shown.pooled.cpu().numpy())
-            for name, shown in verdict.shown.items()
-        },
+        networks=list(test.evaluations),
+        test_images=0 if setting.test is None else len(setting.test.images),
+        labels=test.labels,
+        mapped=test.mapped,
+        outputs=outputs,
+        confusions=confusions,
         histories={phase: done.course.history for phase, done in trained.items()},
         best_epochs={phase: done.course.best.epoch for phase, done in trained.items()},
-        teacher_accuracy=None if setting.example is None else setting.example.accuracy,
-        confusions=verdict.confusions,
-        invention=invention(setting, trained["student"].course),
-        test_images=0 if setting.test is None else len(setting.test.images),
+        teacher_score=None if setting.example is None else setting.example.primary,
+        synthesis=synthesis_evidence(setting, trained["student"].course),
     )
     try:
         written = report_folder.write(setting.workdir, evidence)
@@ -226,32 +208,32 @@ def explain(
     facts["report_seconds"] = round(time.monotonic() - began, 3)
 
 
-def invention(
-    setting: JobContext, moving: TrainState
+def synthesis_evidence(
+    setting: JobContext, state: TrainState
 ) -> "synthesis_report.SynthesisEvidence | None":
-    """Return what the report shows of invented images, or None where there are none."""
+    """Return what the report shows of synthetic images, or None where there are none."""
     # Imported here as above.
     from workers.distill.reporting import synthesis_report
 
-    made = moving.studio
-    if made is None:
+    source = state.studio
+    if source is None:
         return None
     return synthesis_report.SynthesisEvidence(
         method=str(setting.recipe.method["name"]),
-        snapshots=made.gallery.snapshots,
-        synthesis_seconds=[float(entry["seconds/synthesis"]) for entry in moving.history],
-        distillation_seconds=[float(entry["seconds/distillation"]) for entry in moving.history],
-        images=made.images,
-        calls=made.calls,
+        snapshots=source.gallery.snapshots,
+        synthesis_seconds=[float(entry["seconds/synthesis"]) for entry in state.history],
+        distillation_seconds=[float(entry["seconds/distillation"]) for entry in state.history],
+        images=source.images,
+        calls=source.calls,
         training_images_read=images_read(setting),
     )
 
 
-def evaluating(setting: JobContext) -> Callable[[], None]:
-    """Return what keeps saying that the evaluation goes on."""
+def evaluation_progress(setting: JobContext) -> Callable[[], None]:
+    """Return a function that reports progress during the evaluation."""
     total = len(setting.phases) * setting.steps
 
-    def say() -> None:
+    def report_progress() -> None:
         setting.reporter.progress(
             phase="evaluation",
             step=setting.steps,
@@ -261,27 +243,27 @@ def evaluating(setting: JobContext) -> Callable[[], None]:
             remaining_seconds=None,
         )
 
-    return say
+    return report_progress
 
 
 def measure(setting: JobContext, student: Trained) -> dict[str, Any]:
     """Return sizes and speeds of teacher and student."""
-    moving, network = student.course, student.network
+    state, network = student.course, student.network
     images = build.sample(setting)
-    seen = setting.student_view(images)
+    inputs = setting.student_view(images)
     sizes: dict[str, Any] = {
         "parameters": {"teacher": None, "student": count(network)},
-        "flops": {"teacher": None, "student": profiling.flops(network, seen)},
-        "latency_ms": {"teacher": None, "student": round(profiling.latency_ms(network, seen), 4)},
+        "flops": {"teacher": None, "student": profiling.flops(network, inputs)},
+        "latency_ms": {"teacher": None, "student": round(profiling.latency_ms(network, inputs), 4)},
     }
     if setting.teacher is not None and setting.teacher_view is not None:
-        seen_by_teacher = setting.teacher_view(images)
+        teacher_inputs = setting.teacher_view(images)
         sizes["parameters"]["teacher"] = count(setting.teacher)
-        sizes["flops"]["teacher"] = profiling.flops(setting.teacher, seen_by_teacher)
-        latency = profiling.latency_ms(setting.teacher, seen_by_teacher)
+        sizes["flops"]["teacher"] = profiling.flops(setting.teacher, teacher_inputs)
+        latency = profiling.latency_ms(setting.teacher, teacher_inputs)
         sizes["latency_ms"]["teacher"] = round(latency, 4)
-    source = moving.studio or setting.split_to_learn
-    rate = moving.step * source.rows_per_epoch / source.steps_per_epoch / moving.seconds
+    source = state.studio or setting.split_to_learn
+    rate = state.step * source.rows_per_epoch / source.steps_per_epoch / state.seconds
     share = student.floor_share
     return {
         **sizes,

@@ -29,6 +29,8 @@ from workers.distill.networks import catalog as networks
 from workers.distill.networks import weights
 from workers.distill.networks.interface import Network
 from workers.distill.runtime import events, signals
+from workers.distill.tasks.base import BaseTask
+from workers.distill.tasks.catalog import TASKS
 from workers.distill.training import optimizers
 
 BASELINE: dict[str, Any] = {"name": "ce", "task_weight": 1.0}
@@ -52,6 +54,7 @@ class SharedContext:
     """What all students of a process share."""
 
     stop: signals.Stop
+    task: BaseTask
     device: torch.device
     precision: optimizers.Precision
     classes: list[str]
@@ -162,11 +165,11 @@ def prepare(
     """
     if issubclass(catalog.find(asked.method)[0], DataFreeMethod):
         return prepare_without_data(asked, workdir, stop)
-    device = choose_device(asked.accelerator)
+    device, task = choose_device(asked.accelerator), TASKS[asked.task]
     found = dataset.load(workdir / "dataset")
     size = found.record.input
-    train, held_out, test = (found.split(name) for name in dataset.SPLITS)
     check_task(found.record.task, asked.task)
+    train, held_out, test = (task.read_split(found, name) for name in dataset.SPLITS)
     classes = list(found.record.classes)
     check_classes("teacher", asked.teacher, len(classes))
     if len(train.labels) < 2:
@@ -178,12 +181,15 @@ def prepare(
     )
     network = load_teacher(asked.teacher, workdir, device, asked.task) if asked.teacher else None
     precision = optimizers.choose_precision(asked.training, device)
-    held = validation.ValidationSplit(on_device(held_out, device), precision, stop.check)
+    held = validation.ValidationSplit(
+        on_device(held_out, device), task, len(classes), precision, stop.check
+    )
     example = None
     if network is not None and teacher_view is not None:
         example = validation.TeacherScores(held, network, teacher_view)
     return SharedContext(
         stop=stop,
+        task=task,
         device=device,
         precision=precision,
         classes=classes,
@@ -192,9 +198,13 @@ def prepare(
         known_images=len(train.labels),
         source=BatchLoader(
             train.images,
-            train.labels,
+            task.add_label_noise(
+                train.labels,
+                asked.training.label_noise,
+                classes=len(classes),
+                seed=asked.training.seed,
+            ),
             training=asked.training,
-            classes=len(classes),
             flip=found.record.flip,
             strong=strong,
             device=device,
@@ -216,7 +226,7 @@ def prepare_without_data(
     """
     if asked.teacher is None:
         raise errors.BadRecipe("a data-free method needs a teacher, and the recipe has none")
-    device = choose_device(asked.accelerator)
+    device, task = choose_device(asked.accelerator), TASKS[asked.task]
     size = asked.teacher.input
     precision = optimizers.choose_precision(asked.training, device)
     network = load_teacher(asked.teacher, workdir, device, asked.task)
@@ -232,13 +242,18 @@ def prepare_without_data(
             # Refuses channels that cannot be adapted.
             Preprocessor(role, choice.input, record.input, device)
         held = validation.ValidationSplit(
-            on_device(found.split("validation"), device), precision, stop.check
+            on_device(task.read_split(found, "validation"), device),
+            task,
+            len(classes),
+            precision,
+            stop.check,
         )
-        test = on_device(found.split("test"), device)
+        test = on_device(task.read_split(found, "test"), device)
         example = validation.TeacherScores(held, network, teacher_view)
     check_classes("teacher", asked.teacher, len(classes))
     return SharedContext(
         stop=stop,
+        task=task,
         device=device,
         precision=precision,
         classes=classes,
@@ -324,13 +339,14 @@ def build(role: str, choice: NetworkChoice, task: Task) -> Network:
         width=choice.input.width,
         arguments=choice.arguments,
     )
-    if network.task != task:
+    if not TASKS[task].accepts(network):
         raise errors.IncompatibleNetworks(
             f"the {role} {choice.network} is for {network.task}, and the recipe's task is {task}; "
             f"choose a {role} for {task}",
             task=task,
             **{f"{role}_task": network.task},
         )
+    network.task = task
     return network
 
 

@@ -270,9 +270,8 @@ def start(member: GroupMember) -> None:
         threads=torch.get_num_threads(),
     )
     if setting.example is not None and not saved:
-        setting.reporter.metric(
-            "teacher/validation/accuracy", setting.example.accuracy, step=0, epoch=0
-        )
+        key = f"teacher/validation/{setting.task.primary_metric}"
+        setting.reporter.metric(key, setting.example.primary, step=0, epoch=0)
 
 
 class Phase:

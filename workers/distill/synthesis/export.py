@@ -1,16 +1,15 @@
-"""The images that a data-free job has invented, as a data set that other jobs can train on.
+"""The synthetic images of a data-free job, as a data set that other jobs can train on.
 
-A folder `synthetic/` in the working folder, in the form of every prepared data set (`data.stored`).
+A folder `synthetic/` in the working folder, in the form of every prepared data set: `data.dataset`.
 Labels are the teacher's answers, so accuracy on it is agreement with that teacher.
 """
 
 import shutil
 
 import torch
-from jaxtyping import Integer
+from jaxtyping import Shaped
 from torch import Tensor
 
-from workers.distill.data import dataset
 from workers.distill.data.formats import conversion
 from workers.distill.run.prepare import JobContext
 from workers.distill.synthesis.data_source import SyntheticDataSource
@@ -18,7 +17,7 @@ from workers.distill.synthesis.data_source import SyntheticDataSource
 FOLDER = "synthetic"
 FEWEST = 3
 """One image for each split."""
-LOOK_BATCH = 16
+TEACHER_BATCH = 16
 NOTES = (
     "images were invented by distillation without data; no image of a data set was read",
     "labels are the teacher's answers: accuracy on this data set is agreement with the teacher",
@@ -27,18 +26,13 @@ NOTES = (
 
 def refusal(setting: JobContext, studio: SyntheticDataSource) -> str | None:
     """Return why the buffer cannot be a data set, or None if it can."""
-    held, classes = studio.replay.count, len(setting.classes)
+    held = studio.replay.count
     if held < FEWEST:
         return (
             f"the buffer holds {held} images, and a data set needs at least {FEWEST}: one for each "
             "split"
         )
-    if setting.recipe.task == "segmentation" and classes > dataset.IGNORE_INDEX:
-        return (
-            f"masks have at most {dataset.IGNORE_INDEX} classes, and the teacher tells {classes} "
-            "apart"
-        )
-    return None
+    return setting.task.class_count_fault(len(setting.classes))
 
 
 def write(setting: JobContext, studio: SyntheticDataSource, *, flip: bool) -> list[str]:
@@ -51,7 +45,7 @@ def write(setting: JobContext, studio: SyntheticDataSource, *, flip: bool) -> li
     size = setting.size
     conversion.write_arrays(
         unfinished,
-        {"train": (images.cpu().numpy(), answers(setting, studio).cpu().numpy())},
+        {"train": (images.cpu().numpy(), teacher_targets(setting, studio).cpu().numpy())},
         classes=setting.classes,
         flip=flip,
         # Networks go on seeing such images as the teacher does.
@@ -63,16 +57,16 @@ def write(setting: JobContext, studio: SyntheticDataSource, *, flip: bool) -> li
     return [f"{FOLDER}/{path.name}" for path in sorted(folder.iterdir()) if path.is_file()]
 
 
-def answers(setting: JobContext, studio: SyntheticDataSource) -> Integer[Tensor, "N *S"]:
-    """Return what the teacher takes each image for: a class, or a mask of classes."""
-    if setting.recipe.task == "classification":
-        return studio.replay.classes()
+def teacher_targets(setting: JobContext, studio: SyntheticDataSource) -> Shaped[Tensor, "N *T"]:
+    """Return what the teacher says of each image, in the form in which the task stores targets."""
+    if studio.replay.logits is not None:
+        return setting.task.predicted_targets(studio.replay.logits)
     teacher, view, images = setting.teacher, setting.teacher_view, studio.replay.images
     if teacher is None or view is None:
-        raise ValueError("invented images have a teacher")
-    found = []
+        raise ValueError("synthetic images have a teacher")
+    targets = []
     with torch.inference_mode():
-        for first in range(0, len(images), LOOK_BATCH):
-            seen = view(images[first : first + LOOK_BATCH])
-            found.append(teacher(seen).argmax(1).to(torch.uint8))
-    return torch.cat(found)
+        for first in range(0, len(images), TEACHER_BATCH):
+            logits = teacher(view(images[first : first + TEACHER_BATCH]))
+            targets.append(setting.task.predicted_targets(logits))
+    return torch.cat(targets)

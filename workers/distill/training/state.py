@@ -78,6 +78,8 @@ class TrainState:
     tally: LossMeter
     validate: Validate | None
     """None where there is nothing to validate on."""
+    primary_metric: str = "accuracy"
+    """The validation score that decides which epoch is delivered."""
     studio: SyntheticDataSource | None = None
     """Where the images are invented, if they are."""
     step: int = 0
@@ -272,7 +274,7 @@ class TrainState:
         with self.ema.in_place() if self.ema else contextlib.nullcontext():
             found = self.validate(self.method.deliver(self.student)) if self.validate else {}
             self.validated_epoch = epoch
-            accuracy = found.get("accuracy", UNKNOWN)
+            accuracy = found.get(self.primary_metric, UNKNOWN)
             delivers = accuracy > self.best.accuracy if self.studio is None else self.over
             if delivers:
                 self._remember(epoch, accuracy)
