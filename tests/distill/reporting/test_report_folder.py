@@ -50,7 +50,7 @@ def evidence(classes: int = 3, images: int = 12, **changes: Any) -> report_folde
     return report_folder.Evidence(**{**facts, **changes})
 
 
-def invention(**changes: Any) -> synthesis_report.SynthesisEvidence:
+def synthesis(**changes: Any) -> synthesis_report.SynthesisEvidence:
     """Return what is told of a job that kept no snapshot of its buffer."""
     facts: dict[str, Any] = {
         "method": "fast",
@@ -162,7 +162,7 @@ class TestWrite:
         assert "report/left-over.png" not in contents[0]
 
     def test_says_how_many_training_images_were_read(self, tmp_path: Path) -> None:
-        files = report_folder.write(tmp_path, without_test(synthesis=invention()))
+        files = report_folder.write(tmp_path, without_test(synthesis=synthesis()))
         folder = tmp_path / "report"
         index = json.loads((folder / "index.json").read_text())
         assert (index["training_images_read"], index["test_images"]) == (0, 0)
@@ -182,15 +182,15 @@ class TestTopics:
         found = named(without_test())
         assert set(found) == {"curves"}
         assert set(found["curves"].pictures) == {"losses"}
-        assert set(named(without_test(synthesis=invention()))) == {"curves", "synthesis"}
+        assert set(named(without_test(synthesis=synthesis()))) == {"curves", "synthesis"}
 
-    def test_of_invented_images_follow_agreement(self) -> None:
+    def test_of_synthetic_images_follow_agreement(self) -> None:
         history = [{"epoch": 1, "loss/total": 1.0, "train/agreement": 0.5}]
         found = named(without_test(histories={"student": history}))
         assert set(found["curves"].pictures) == {"losses", "agreement"}
 
     def test_say_which_epoch_is_delivered(self) -> None:
-        for told, words in ((None, "The epoch with the highest"), (invention(), "The last epoch")):
+        for told, words in ((None, "The epoch with the highest"), (synthesis(), "The last epoch")):
             _, about = report_folder.curves(evidence(synthesis=told)).pictures["accuracy"]
             assert about.startswith(words)
             assert "Train accuracy" in about

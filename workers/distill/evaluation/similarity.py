@@ -15,8 +15,8 @@ def correlation(logits: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "C C"]:
     sizes = np.sqrt((centred**2).sum(0))
     sizes[sizes == 0] = np.nan
     scaled = centred / sizes
-    found: Float[np.ndarray, "C C"] = np.clip(scaled.T @ scaled, -1.0, 1.0)
-    return found
+    correlations: Float[np.ndarray, "C C"] = np.clip(scaled.T @ scaled, -1.0, 1.0)
+    return correlations
 
 
 def cka(one: Float[np.ndarray, "N D"], other: Float[np.ndarray, "N E"]) -> float:

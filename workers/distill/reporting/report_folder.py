@@ -125,7 +125,7 @@ def topics(evidence: Evidence) -> list[Topic]:
 
 
 def curves(evidence: Evidence) -> Topic:
-    """Return loss terms, and what validation found, over epochs."""
+    """Return loss terms, and validation scores, epoch by epoch."""
     histories = evidence.histories
     known = {key for history in histories.values() for entry in history for key in entry}
     pictures = {
@@ -199,7 +199,7 @@ def confusion(evidence: Evidence) -> Topic:
 def overlap(evidence: Evidence) -> Topic:
     """Return how well predicted and true areas of each class overlap ."""
     counted = {name: torch.from_numpy(counts) for name, counts in evidence.confusions.items()}
-    found = {name: segmentation_metrics.iou(counts) for name, counts in counted.items()}
+    overlaps = {name: segmentation_metrics.iou(counts) for name, counts in counted.items()}
     numbers = {
         "classes": evidence.classes,
         "networks": {
@@ -209,10 +209,10 @@ def overlap(evidence: Evidence) -> Topic:
                 ],
                 "mean": round(segmentation_metrics.miou(counted[name]), DIGITS),
             }
-            for name, values in found.items()
+            for name, values in overlaps.items()
         },
     }
-    drawn = {name: np.array(values, dtype=np.float64) for name, values in found.items()}
+    drawn = {name: np.array(values, dtype=np.float64) for name, values in overlaps.items()}
     picture = figures.overlap(drawn, evidence.classes)
     about = (
         "Of the pixels that have a class or are taken for it, the share that is both. Classes are "
@@ -224,7 +224,7 @@ def overlap(evidence: Evidence) -> Topic:
 
 def calibration(evidence: Evidence) -> Topic:
     """Return how far confidence can be trusted."""
-    found = {
+    reliabilities = {
         name: calibration_bins.reliability(shown.logits, evidence.labels)
         for name, shown in evidence.outputs.items()
     }
@@ -237,14 +237,16 @@ def calibration(evidence: Evidence) -> Topic:
                 "accuracy": _rounded(bins.accuracy),
                 "expected_calibration_error": round(bins.error, DIGITS),
             }
-            for name, bins in found.items()
+            for name, bins in reliabilities.items()
         },
     }
     about = (
         "Test images in 15 bins by confidence, and how many fall into each. Below the diagonal a "
         "network is surer than it should be; bins of a few images are hollow. ECE is the mean gap."
     )
-    return Topic("calibration", numbers, {"calibration": (figures.calibration(found), about)})
+    return Topic(
+        "calibration", numbers, {"calibration": (figures.calibration(reliabilities), about)}
+    )
 
 
 def correlation(evidence: Evidence) -> Topic | None:
@@ -381,9 +383,9 @@ def _errors(counts: Int[np.ndarray, "C C"], names: list[str]) -> list[list[str |
     order = np.argsort(-wrong, axis=None, kind="stable")[:LARGEST]
     places = (divmod(int(place), len(names)) for place in order)
     return [
-        [names[true], names[said], int(wrong[true, said])]
-        for true, said in places
-        if wrong[true, said]
+        [names[true], names[predicted], int(wrong[true, predicted])]
+        for true, predicted in places
+        if wrong[true, predicted]
     ]
 
 

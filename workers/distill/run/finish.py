@@ -152,12 +152,22 @@ def export_images(setting: JobContext, state: TrainState, facts: dict[str, Any])
     budget, source = setting.budget, state.studio
     if budget is None or source is None or not budget.keep_images:
         return
-    refusal = export.refusal(setting, source)
+    if setting.teacher is None or setting.teacher_view is None:
+        raise ValueError("synthetic images have a teacher")
+    context = export.ExportContext(
+        workdir=setting.workdir,
+        task=setting.task,
+        classes=setting.classes,
+        size=setting.size,
+        flip=setting.mirrors(budget),
+        teacher=setting.teacher,
+        teacher_view=setting.teacher_view,
+    )
+    refusal = export.refusal(context, source.replay)
     if refusal is not None:
         setting.reporter.warning("images_not_kept", refusal)
         return
-    written = export.write(setting, source, flip=setting.mirrors(budget))
-    facts["files"] += [{"path": path} for path in written]
+    facts["files"] += [{"path": path} for path in export.write(context, source.replay)]
 
 
 def write_report(
@@ -198,7 +208,7 @@ def write_report(
     )
     try:
         written = report_folder.write(setting.workdir, evidence)
-    except Exception as error:  # told as a warning; whatever a drawing library may raise
+    except Exception as error:  # reported as a warning; whatever a drawing library may raise
         LOG.exception("the report failed")
         setting.reporter.warning(
             "report_failed", f"the report could not be written ({type(error).__name__}: {error})"

@@ -5,14 +5,19 @@ Labels are the teacher's answers, so accuracy on it is agreement with that teach
 """
 
 import shutil
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from workers.distill.config.job import Input
 from workers.distill.data.formats import conversion
-from workers.distill.run.prepare import JobContext
-from workers.distill.synthesis.data_source import SyntheticDataSource
+from workers.distill.data.preprocessing import Preprocessor
+from workers.distill.networks.interface import Network
+from workers.distill.synthesis.replay_buffer import ReplayBuffer
+from workers.distill.tasks.base import BaseTask
 
 FOLDER = "synthetic"
 FEWEST = 3
@@ -24,49 +29,58 @@ NOTES = (
 )
 
 
-def refusal(setting: JobContext, studio: SyntheticDataSource) -> str | None:
+@dataclass(frozen=True)
+class ExportContext:
+    """What an export needs to know besides the images."""
+
+    workdir: Path
+    task: BaseTask
+    classes: list[str]
+    size: Input
+    flip: bool
+    """Whether mirrored images keep their labels."""
+    teacher: Network
+    teacher_view: Preprocessor
+
+
+def refusal(context: ExportContext, replay: ReplayBuffer) -> str | None:
     """Return why the buffer cannot be a data set, or None if it can."""
-    held = studio.replay.count
-    if held < FEWEST:
+    if replay.count < FEWEST:
         return (
-            f"the buffer holds {held} images, and a data set needs at least {FEWEST}: one for each "
-            "split"
+            f"the buffer holds {replay.count} images, and a data set needs at least {FEWEST}: one "
+            "for each split"
         )
-    return setting.task.class_count_fault(len(setting.classes))
+    return context.task.class_count_fault(len(context.classes))
 
 
-def write(setting: JobContext, studio: SyntheticDataSource, *, flip: bool) -> list[str]:
+def write(context: ExportContext, replay: ReplayBuffer) -> list[str]:
     """Write the replay buffer, and return the files, relative to the working folder."""
-    folder = setting.workdir / FOLDER
-    unfinished = setting.workdir / f"{FOLDER}.tmp"
+    folder = context.workdir / FOLDER
+    unfinished = context.workdir / f"{FOLDER}.tmp"
     for old in (folder, unfinished):
         shutil.rmtree(old, ignore_errors=True)
-    images = studio.replay.images
-    size = setting.size
+    targets = teacher_targets(context, replay)
     conversion.write_arrays(
         unfinished,
-        {"train": (images.cpu().numpy(), teacher_targets(setting, studio).cpu().numpy())},
-        classes=setting.classes,
-        flip=flip,
+        {"train": (replay.images.cpu().numpy(), targets.cpu().numpy())},
+        classes=context.classes,
+        flip=context.flip,
         # Networks go on seeing such images as the teacher does.
-        wish=conversion.InputHints(mean=size.mean, std=size.std),
+        wish=conversion.InputHints(mean=context.size.mean, std=context.size.std),
         notes=NOTES,
-        task=setting.recipe.task,
+        task=context.task.name,
     )
     unfinished.replace(folder)
     return [f"{FOLDER}/{path.name}" for path in sorted(folder.iterdir()) if path.is_file()]
 
 
-def teacher_targets(setting: JobContext, studio: SyntheticDataSource) -> Shaped[Tensor, "N *T"]:
+def teacher_targets(context: ExportContext, replay: ReplayBuffer) -> Shaped[Tensor, "N *T"]:
     """Return what the teacher says of each image, in the form in which the task stores targets."""
-    if studio.replay.logits is not None:
-        return setting.task.predicted_targets(studio.replay.logits)
-    teacher, view, images = setting.teacher, setting.teacher_view, studio.replay.images
-    if teacher is None or view is None:
-        raise ValueError("synthetic images have a teacher")
-    targets = []
+    if replay.logits is not None:
+        return context.task.predicted_targets(replay.logits)
+    images, targets = replay.images, []
     with torch.inference_mode():
         for first in range(0, len(images), TEACHER_BATCH):
-            logits = teacher(view(images[first : first + TEACHER_BATCH]))
-            targets.append(setting.task.predicted_targets(logits))
+            inputs = context.teacher_view(images[first : first + TEACHER_BATCH])
+            targets.append(context.task.predicted_targets(context.teacher(inputs)))
     return torch.cat(targets)
