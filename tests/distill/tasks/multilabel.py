@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
-from torchmetrics.functional import classification
 
 from workers.distill import errors
 from workers.distill.config import job
@@ -48,11 +47,8 @@ class MultiLabelMetrics(SplitMetrics):
     def validation_scores(self) -> dict[str, float]:
         """Return mean average precision, and binary cross-entropy in nats."""
         logits, labels = torch.cat(self._logits), torch.cat(self._labels)
-        precision = classification.multilabel_average_precision(
-            logits, labels.long(), num_labels=logits.shape[1]
-        )
         return {
-            "mean_average_precision": float(precision),
+            "mean_average_precision": mean_average_precision(logits, labels),
             "loss": float(F.binary_cross_entropy_with_logits(logits, labels)),
         }
 
@@ -115,6 +111,13 @@ def count_equal_labels(
 ) -> tuple[Int[Tensor, ""], int]:
     """Return how many labels are predicted as they are, and how many there are."""
     return ((logits > 0) == (targets > 0.5)).sum(), targets.numel()
+
+
+def mean_average_precision(logits: Float[Tensor, "N C"], labels: Float[Tensor, "N C"]) -> float:
+    """Return the mean over classes of the precision at the rank of each image that has it."""
+    ranked = labels.gather(0, logits.argsort(0, descending=True))
+    precision = ranked.cumsum(0) / torch.arange(1, len(labels) + 1)[:, None]
+    return float(((precision * ranked).sum(0) / ranked.sum(0)).mean())
 
 
 def register() -> None:
