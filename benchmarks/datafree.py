@@ -40,13 +40,13 @@ from torch import Tensor, nn
 from benchmarks import datafree_digits
 from benchmarks.train_step import machine, spread
 from workers.distill.config.job import JobConfig, NetworkChoice
-from workers.distill.evaluation import profiling
 from workers.distill.methods import catalog
 from workers.distill.networks import generators
 from workers.distill.networks import weights as weight_files
 from workers.distill.run import build, datafree, prepare, teacher_factory
 from workers.distill.run.context import JobRequest
 from workers.distill.runtime import events, signals
+from workers.distill.runtime.device import keep_memory
 from workers.distill.training.progress import ProgressReporter
 
 Json: TypeAlias = dict[str, Any]  # fields of a recipe, and numbers to print
@@ -188,7 +188,7 @@ def write_teacher(row: Row, folder: Path) -> None:
 
 def engine_rounds(row: Row, folder: Path) -> Iterator[Round]:
     """Go the engine's way through training, as `synthesis.loop.train` does, round by round."""
-    profiling.keep_memory()
+    keep_memory()
     asked, stop = recipe_of(row), signals.Stop()
     # What a step costs besides its arithmetic includes that of the reports, written to nowhere.
     nowhere = events.Reporter(os.open(os.devnull, os.O_WRONLY))

@@ -49,17 +49,17 @@ from torchvision import transforms
 from workers.distill.config.job import JobConfig, NetworkChoice
 from workers.distill.data import dataset
 from workers.distill.data.types import Batch
-from workers.distill.evaluation import profiling
 from workers.distill.methods import catalog
 from workers.distill.methods.base import Method, Moment
-from workers.distill.networks import weights
+from workers.distill.networks import folding, weights
 from workers.distill.networks.interface import Features
 from workers.distill.run import build, group, prepare, supervised, teacher_factory
 from workers.distill.run.context import JobRequest
 from workers.distill.run.group import GroupStudent, RandomState
 from workers.distill.runtime import events, signals
+from workers.distill.runtime.device import keep_memory, wait_for
 from workers.distill.runtime.precision import Precision
-from workers.distill.training import compilation, loop
+from workers.distill.training import compilation, floor, loop
 from workers.distill.training.loop import StudentTrainer
 from workers.distill.training.progress import ProgressReporter
 from workers.distill.training.state import TrainState
@@ -186,14 +186,14 @@ def serve(kind: str, row: str, folder: str, device: str) -> None:
     steps = made(ROWS[row], Path(folder) / str(ROWS[row].images), torch.device(device))
     for _ in range(2):
         next(steps)
-    profiling.wait_for(torch.device(device))
+    wait_for(torch.device(device))
     answers.write("ready\n")
     answers.flush()
     for line in sys.stdin:
         start = time.perf_counter()
         for _ in range(int(line)):
             next(steps)
-        profiling.wait_for(torch.device(device))
+        wait_for(torch.device(device))
         answers.write(json.dumps(time.perf_counter() - start) + "\n")
         answers.flush()
 
@@ -316,7 +316,7 @@ def retort_steps(row: Row, folder: Path, device: torch.device) -> Iterator[None]
 
 def train(row: Row, folder: Path, device: torch.device, after: Callable[[], None]) -> None:
     """Train side by side, as the engine does."""
-    profiling.keep_memory()
+    keep_memory()
     stop = signals.Stop()
     nowhere = events.Reporter(os.open(os.devnull, os.O_WRONLY))
     recipes = [recipe_of(name, row.training, device) for name in row.methods]
@@ -500,7 +500,7 @@ def spread(values: list[float]) -> dict[str, float]:
 def in_process(threads: int) -> dict[str, Any]:
     """Measure the losses with the asked number of threads."""
     torch.set_num_threads(threads)
-    profiling.keep_memory()
+    keep_memory()
     return losses()
 
 
@@ -519,13 +519,13 @@ def losses() -> dict[str, Any]:
     with torch.no_grad():
         taught = teacher.observe(seen)
     shown = student.observe(seen)
-    fast = profiling.folded(teacher, seen[: profiling.EXAMPLES])
+    fast = folding.folded(teacher, seen[: folding.EXAMPLES])
     precision = Precision("float32", torch.device("cpu"))
-    look = profiling.forward(fast, seen, precision)
-    step = profiling.floor_seconds(student, seen, look, precision)
+    look = floor.forward(fast, seen, precision)
+    step = floor.floor_seconds(student, seen, look, precision)
     labels = torch.arange(BATCH) % CLASSES
     batch = Batch(pixels, labels, torch.arange(BATCH), strong=pixels)
-    work = flops_of(lambda: (teacher(seen), profiling.Floor(student, precision)(seen)))
+    work = flops_of(lambda: (teacher(seen), floor.Floor(student, precision)(seen)))
     found: dict[str, Any] = {
         "step_ms": round(1000 * step, 2),
         "step_gflop": round(work / 1e9, 1),

@@ -12,7 +12,7 @@ import torch
 
 from tests.distill.conftest import process_settings as process_settings
 from tests.gpu import scenes
-from workers.distill.evaluation import profiling
+from workers.distill.runtime import device
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -39,7 +39,7 @@ def exact_products() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure no network's latency for long: nobody here asks for it."""
-    monkeypatch.setattr(profiling, "MEASURE_SECONDS", 0.001)
+    monkeypatch.setattr(device, "MEASURE_SECONDS", 0.001)
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from workers.distill.evaluation import profiling
 from workers.distill.networks import catalog as networks
 from workers.distill.networks import interface, weights
 from workers.distill.runtime import events
+from workers.distill.tasks.catalog import TASKS
 
 BATCH = 2
 """More than one image, so that a network which mixes up samples and channels is found out."""
@@ -84,7 +85,7 @@ def inspect_model(request: ModelRequest, workdir: Path) -> dict[str, Any]:  # An
         width=size.width,
         arguments=request.arguments,
     )
-    if network.task != request.task:
+    if not TASKS[request.task].accepts(network):
         raise errors.UnknownNetwork(
             f"{request.network} is for {network.task}, and the model is said to be for "
             f"{request.task}",
@@ -193,8 +194,7 @@ def _check_forward(network: interface.Network, images: torch.Tensor, request: Mo
         raise errors.UploadRefused(
             "forward_failed", f"{request.network} cannot be run on a batch of images: {error}"
         ) from error
-    positions = images.shape[2:] if request.task == "segmentation" else ()
-    expected = (len(images), request.classes, *positions)
+    expected = TASKS[request.task].output_shape(images, request.classes)
     if tuple(logits.shape) != expected:
         raise errors.UploadRefused(
             "forward_failed",
@@ -210,9 +210,9 @@ def _check_forward(network: interface.Network, images: torch.Tensor, request: Mo
 
 def _described(record: dataset.DatasetRecord, folder: Path) -> dict[str, Any]:
     # Read back what was written: the engine must be able to open it.
-    found = dataset.load(folder)
+    stored = dataset.load(folder)
     for name in dataset.SPLITS:
-        found.split(name)
+        TASKS[stored.record.task].read_split(stored, name)
     return {"dataset": record.model_dump(mode="json")}
 
 

@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pydantic
 import pytest
 import torch
 from torch import Tensor
@@ -75,9 +73,8 @@ class TestLoad:
         [
             ({"images": torch.zeros(3, 1, 3, 5, dtype=torch.uint8)}, "should be uint8"),
             ({"images": torch.zeros(4, 1, 3, 5)}, "got float32"),
-            ({"labels": torch.zeros(3, dtype=torch.int64)}, "should be int64"),
-            ({"labels": torch.tensor([0, 1, 2, 0])}, "0 to 2, but there are 2 classes"),
-            ({"labels": torch.tensor([0, 1, -1, 0])}, "-1 to 1"),
+            ({"labels": torch.zeros(3, dtype=torch.int64)}, r"4 images and labels of shape \[3\]"),
+            ({"labels": torch.tensor(0)}, r"labels of shape \[\]"),
         ],
     )
     def test_split_that_is_not_as_recorded_is_a_bad_data_set(
@@ -98,67 +95,3 @@ class TestLoad:
         for name in ("train", "test"):
             with pytest.raises(errors.BadDataset, match=name):
                 dataset.load(tmp_path).split(name)
-
-
-def a_dense_record(**changes: Any) -> dataset.DatasetRecord:
-    return a_record(task="segmentation", **changes)
-
-
-def some_masks(kind: torch.dtype = torch.uint8) -> dict[str, tuple[Tensor, Tensor]]:
-    found = {}
-    for name, (images, _) in some_splits().items():
-        masks = torch.arange(15).reshape(3, 5).expand(len(images), 3, 5) % 2
-        masks = masks.clone().to(kind)
-        masks[:, 0, 0] = dataset.IGNORE_INDEX
-        found[name] = (images, masks)
-    return found
-
-
-class TestLoadMasks:
-    @pytest.mark.parametrize("kind", [torch.uint8, torch.int64])
-    def test_returns_what_was_written(self, tmp_path: Path, kind: torch.dtype) -> None:
-        dataset.write(tmp_path, a_dense_record(), some_masks(kind))
-        found = dataset.load(tmp_path)
-        assert found.record.task == "segmentation"
-        for name, (_, masks) in some_masks(kind).items():
-            assert found.split(name).labels.dtype == kind
-            assert torch.equal(found.split(name).labels, masks)
-
-    @pytest.mark.parametrize(
-        ("masks", "words"),
-        [
-            (torch.zeros(4, dtype=torch.int64), r"uint8 or int64 \[4, 3, 5\], got int64 \[4\]"),
-            (torch.zeros(4, 5, 3, dtype=torch.uint8), r"got uint8 \[4, 5, 3\]"),
-            (torch.zeros(4, 3, 5, dtype=torch.int32), "got int32"),
-            (torch.full((4, 3, 5), 2, dtype=torch.uint8), "2 to 2, but there are 2 classes"),
-            (torch.full((4, 3, 5), 255, dtype=torch.uint8), "no pixel of the train split has"),
-            (torch.full((4, 3, 5), -1), "-1 to -1"),
-        ],
-    )
-    def test_masks_that_are_not_as_recorded_are_a_bad_data_set(
-        self, tmp_path: Path, masks: Tensor, words: str
-    ) -> None:
-        splits = some_masks()
-        dataset.write(tmp_path, a_dense_record(), {**splits, "train": (splits["train"][0], masks)})
-        with pytest.raises(errors.BadDataset, match=words):
-            dataset.load(tmp_path).split("train")
-
-    def test_classes_leave_a_number_for_ignored_pixels(self) -> None:
-        names = [str(number) for number in range(256)]
-        assert len(a_dense_record(classes=names[:255]).classes) == 255
-        with pytest.raises(pydantic.ValidationError, match="at most 255 classes"):
-            a_dense_record(classes=names)
-        assert len(a_record(classes=names).classes) == 256
-
-
-class TestMoments:
-    def test_equal_numpys(self) -> None:
-        images = np.random.RandomState(0).randint(0, 256, (50, 3, 4, 5)).astype(np.uint8)
-        mean, std = dataset.moments(images)
-        pixels = images.astype(np.float64) / 255
-        # Rounded to six digits.
-        np.testing.assert_allclose(mean, pixels.mean(axis=(0, 2, 3)), atol=5e-7)
-        np.testing.assert_allclose(std, pixels.std(axis=(0, 2, 3)), atol=5e-7)
-
-    def test_flat_channel_is_not_divided_by_zero(self) -> None:
-        assert dataset.moments(np.zeros((2, 1, 3, 3), dtype=np.uint8)) == ([0.0], [1.0])

@@ -9,7 +9,7 @@ from tests.distill import folders
 from workers.distill import errors
 from workers.distill.config.job import Input
 from workers.distill.config.training import expand
-from workers.distill.data.loader import BatchLoader, bounds, with_noise
+from workers.distill.data.loader import BatchLoader, bounds
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.data.types import Batch
 
@@ -42,7 +42,6 @@ def source(
         images,
         torch.arange(count),
         training=expand(training),
-        classes=count,
         flip=flip,
         device=CPU,
         strong=strong,
@@ -313,33 +312,6 @@ class TestStrong:
     def test_is_refused_beside_what_cannot_offer_it(self, fields: Fields) -> None:
         with pytest.raises(errors.BadRecipe, match="strong view"):
             source(strong=True, **fields)
-
-
-class TestLabelNoise:
-    @given(share=st.floats(0, 1), seed=st.integers(0, 5))
-    def test_replaces_exactly_this_share_by_another_class(self, share: float, seed: int) -> None:
-        labels = torch.arange(200) % 7
-        noisy = with_noise(labels, share, classes=7, seed=seed)
-        assert int((noisy != labels).sum()) == round(share * 200)
-        assert 0 <= int(noisy.min()) <= int(noisy.max()) < 7
-
-    def test_is_fixed_by_the_seed_and_spreads_over_all_other_classes(self) -> None:
-        labels = torch.zeros(3000, dtype=torch.int64)
-        one, again, other = (with_noise(labels, 1.0, classes=4, seed=seed) for seed in (1, 1, 2))
-        assert torch.equal(one, again)
-        assert not torch.equal(one, other)
-        assert one.bincount().tolist() == pytest.approx([0, 1000, 1000, 1000], abs=120)
-
-    def test_training_sees_it_in_every_look(self) -> None:
-        kept = source(20, label_noise=0.5)
-        stored = torch.cat([batch.labels for batch in kept.in_order(7)])
-        assert int((stored != torch.arange(20)).sum()) == 10
-        for batch in kept.epoch(2):
-            assert torch.equal(batch.labels, stored[batch.index])
-
-    def test_needs_a_second_class(self) -> None:
-        with pytest.raises(errors.BadRecipe, match="second class"):
-            with_noise(torch.zeros(4, dtype=torch.int64), 0.5, classes=1, seed=0)
 
 
 def test_the_synthetic_set_is_what_the_engine_reads() -> None:

@@ -11,6 +11,7 @@ from workers.distill.evaluation import evaluate, validation
 from workers.distill.networks import catalog
 from workers.distill.networks.interface import Network
 from workers.distill.runtime.precision import Precision
+from workers.distill.tasks.catalog import TASKS
 
 CPU = torch.device("cpu")
 SIZE = Input.model_validate(folders.INPUT)
@@ -22,10 +23,15 @@ def a_network(seed: int) -> Network:
     return catalog.build(folders.NETWORK, classes=3, channels=1, height=8, width=8, arguments={})
 
 
+def validating(task: str, images: torch.Tensor, labels: torch.Tensor) -> validation.ValidationSplit:
+    held = evaluate.LabelledImages(images, labels)
+    precision = Precision("float32", CPU)
+    return validation.ValidationSplit(held, TASKS[task], 3, precision, lambda: None)
+
+
 def a_split(count: int = 12) -> validation.ValidationSplit:
     images, labels = folders.images(count, 3, 0)
-    held = evaluate.LabelledImages(images, labels)
-    return validation.ValidationSplit(held, Precision("float32", CPU), lambda: None)
+    return validating("classification", images, labels)
 
 
 class TestValidator:
@@ -34,7 +40,7 @@ class TestValidator:
         teacher = a_network(1)
         example = validation.TeacherScores(split, teacher, VIEW)
         found = validation.Validator(split, VIEW, example)(teacher)
-        assert found["accuracy"] == example.accuracy
+        assert found["accuracy"] == example.primary
         assert found["cka"] == pytest.approx(1.0, abs=1e-6)
         other = validation.Validator(split, VIEW, example)(a_network(2))
         assert other["cka"] < 1
@@ -66,8 +72,7 @@ def a_dense_split(count: int = 12) -> validation.ValidationSplit:
     images, _ = folders.images(count, 3, 0)
     masks = (images[:, 0] // 100).to(torch.uint8)
     masks[:, 7] = 255
-    held = evaluate.LabelledImages(images, masks)
-    return validation.ValidationSplit(held, Precision("float32", CPU), lambda: None)
+    return validating("segmentation", images, masks)
 
 
 class TestValidatorOfMasks:
@@ -76,9 +81,7 @@ class TestValidatorOfMasks:
         example = validation.TeacherScores(split, a_dense_network(2), VIEW)
         found = validation.Validator(split, VIEW, example)(network)
         assert list(found) == ["accuracy", "miou", "loss"]
-        scored = evaluate.dense_scores(
-            network, VIEW, split.held.images, split.held.labels, classes=3
-        )
+        scored = split.evaluate(network, VIEW, features=False).metrics.test_scores()
         assert found["accuracy"] == scored["accuracy"]
         assert found["miou"] == scored["miou"]
         with torch.no_grad():
@@ -90,16 +93,14 @@ class TestValidatorOfMasks:
     def test_teacher_is_judged_alike(self) -> None:
         split, teacher = a_dense_split(), a_dense_network(2)
         example = validation.TeacherScores(split, teacher, VIEW)
-        assert example.accuracy == validation.Validator(split, VIEW)(teacher)["accuracy"]
+        assert example.primary == validation.Validator(split, VIEW)(teacher)["accuracy"]
 
 
 class TestSample:
     def test_is_drawn_once_for_all_and_in_order(self) -> None:
         images, labels = torch.zeros(2000, 1, 1, 1, dtype=torch.uint8), torch.arange(2000) % 7
-        held = evaluate.LabelledImages(images, labels)
         first, second = (
-            validation.ValidationSplit(held, Precision("float32", CPU), lambda: None).sample
-            for _ in range(2)
+            validating("classification", images, labels).feature_rows for _ in range(2)
         )
         assert torch.equal(first, second)
         assert len(first) == validation.IMAGES

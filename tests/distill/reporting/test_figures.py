@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 from matplotlib.figure import Figure
 
-from workers.distill.evaluation import analysis
+from workers.distill.evaluation import calibration, similarity
 from workers.distill.reporting import figures
 
 HISTORY = [
@@ -39,17 +39,19 @@ def an_embedding() -> Figure:
 
 DRAWINGS: dict[str, Callable[[], Figure]] = {
     "losses": lambda: figures.losses(HISTORY, HISTORY),
-    "accuracy": lambda: figures.accuracy(
-        HISTORIES, teacher=0.9, best_epochs={"student": 4, "baseline": 3}
+    "accuracy": lambda: figures.primary_metric(
+        HISTORIES, "accuracy", teacher=0.9, best_epochs={"student": 4, "baseline": 3}
     ),
     "likeness": lambda: figures.likeness(HISTORIES),
     "confusion": lambda: figures.confusion(
-        analysis.confusion(LOGITS, LABELS), NAMES, title="Answers", kept=range(5)
+        np.eye(5, dtype=np.int64) * 8, NAMES, title="Answers", kept=range(5)
     ),
     "correlation": lambda: figures.correlation_difference(
-        {"student": analysis.correlation(LOGITS) - 0.5}, NAMES
+        {"student": similarity.correlation(LOGITS) - 0.5}, NAMES
     ),
-    "calibration": lambda: figures.calibration({"student": analysis.reliability(LOGITS, LABELS)}),
+    "calibration": lambda: figures.calibration(
+        {"student": calibration.reliability(LOGITS, LABELS)}
+    ),
     "embedding": an_embedding,
     "overlap": lambda: figures.overlap({"student": np.array([0.5, 0.2, 0.9, 0.1, 0.3])}, NAMES),
 }
@@ -129,7 +131,9 @@ class TestExtremes:
         history = [{"epoch": 1, "train/accuracy": 0.5}]
         histories = {"student": HISTORY, "baseline": history}
         words = words_of(
-            figures.accuracy(histories, teacher=None, best_epochs={"student": 4, "baseline": 1})
+            figures.primary_metric(
+                histories, "accuracy", teacher=None, best_epochs={"student": 4, "baseline": 1}
+            )
         )
         assert "baseline, train" in words
         assert not {"baseline, validation", "baseline, delivered (epoch 1)"} & set(words)

@@ -4,10 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.distill import folders
-from workers.distill.evaluation import analysis
+from workers.distill.evaluation import embedding
 from workers.distill.reporting import report_folder, synthesis_report
+from workers.distill.tasks.catalog import TASKS
+from workers.distill.tasks.classification import confusion
 
 RANDOM = np.random.default_rng(0)
 PICTURES = {"losses", "accuracy", "cka", "confusion", "calibration", "correlation", "tsne", "pca"}
@@ -16,7 +19,7 @@ PICTURES = {"losses", "accuracy", "cka", "confusion", "calibration", "correlatio
 def evidence(classes: int = 3, images: int = 12, **changes: Any) -> report_folder.Evidence:
     """Return made-up outputs of a teacher and a student."""
     labels = np.arange(images) % classes
-    mapped = analysis.images_to_map(labels)
+    mapped = embedding.images_to_map(labels)
     outputs = {
         name: report_folder.Outputs(
             RANDOM.normal(size=(images, classes)).astype(np.float32),
@@ -25,19 +28,29 @@ def evidence(classes: int = 3, images: int = 12, **changes: Any) -> report_folde
         for name in ("teacher", "student")
     }
     history = [{"epoch": 1, "validation/accuracy": 0.5, "train/accuracy": 0.4, "loss/total": 1.0}]
+    shown = changes.get("outputs", outputs)
     facts: dict[str, Any] = {
+        "topics": TASKS["classification"].report_topics,
+        "unit": "images",
+        "primary_metric": "accuracy",
         "classes": [f"class {number}" for number in range(classes)],
+        "networks": list(shown),
+        "test_images": images,
+        "confusions": {
+            name: confusion(torch.from_numpy(one.logits), torch.from_numpy(labels)).numpy()
+            for name, one in shown.items()
+        },
         "labels": labels,
         "mapped": mapped,
         "outputs": outputs,
         "histories": {"student": history},
         "best_epochs": {"student": 1},
-        "teacher_accuracy": 0.75,
+        "teacher_score": 0.75,
     }
     return report_folder.Evidence(**{**facts, **changes})
 
 
-def invention(**changes: Any) -> synthesis_report.SynthesisEvidence:
+def synthesis(**changes: Any) -> synthesis_report.SynthesisEvidence:
     """Return what is told of a job that kept no snapshot of its buffer."""
     facts: dict[str, Any] = {
         "method": "fast",
@@ -58,8 +71,10 @@ def without_test(**changes: Any) -> report_folder.Evidence:
         "labels": nothing,
         "mapped": nothing,
         "outputs": {},
+        "confusions": {},
+        "test_images": 0,
         "histories": {"student": [{"epoch": 1, "loss/total": 1.0}]},
-        "teacher_accuracy": None,
+        "teacher_score": None,
     }
     return evidence(**{**facts, **changes})
 
@@ -147,7 +162,7 @@ class TestWrite:
         assert "report/left-over.png" not in contents[0]
 
     def test_says_how_many_training_images_were_read(self, tmp_path: Path) -> None:
-        files = report_folder.write(tmp_path, without_test(invention=invention()))
+        files = report_folder.write(tmp_path, without_test(synthesis=synthesis()))
         folder = tmp_path / "report"
         index = json.loads((folder / "index.json").read_text())
         assert (index["training_images_read"], index["test_images"]) == (0, 0)
@@ -167,16 +182,16 @@ class TestTopics:
         found = named(without_test())
         assert set(found) == {"curves"}
         assert set(found["curves"].pictures) == {"losses"}
-        assert set(named(without_test(invention=invention()))) == {"curves", "synthesis"}
+        assert set(named(without_test(synthesis=synthesis()))) == {"curves", "synthesis"}
 
-    def test_of_invented_images_follow_agreement(self) -> None:
+    def test_of_synthetic_images_follow_agreement(self) -> None:
         history = [{"epoch": 1, "loss/total": 1.0, "train/agreement": 0.5}]
         found = named(without_test(histories={"student": history}))
         assert set(found["curves"].pictures) == {"losses", "agreement"}
 
     def test_say_which_epoch_is_delivered(self) -> None:
-        for told, words in ((None, "The epoch with the highest"), (invention(), "The last epoch")):
-            _, about = report_folder.curves(evidence(invention=told)).pictures["accuracy"]
+        for told, words in ((None, "The epoch with the highest"), (synthesis(), "The last epoch")):
+            _, about = report_folder.curves(evidence(synthesis=told)).pictures["accuracy"]
             assert about.startswith(words)
             assert "Train accuracy" in about
 
@@ -187,7 +202,14 @@ class TestTopics:
         student = np.array([[6, 2, 0], [4, 8, 0], [0, 0, 0]])
         confusions = {"teacher": np.diag([8, 12, 0]), "student": student}
         found = named(
-            without_test(histories={"student": history}, confusions=confusions, test_images=5)
+            without_test(
+                topics=TASKS["segmentation"].report_topics,
+                unit="pixels",
+                networks=list(confusions),
+                histories={"student": history},
+                confusions=confusions,
+                test_images=5,
+            )
         )
         assert set(found) == {"curves", "confusion", "overlap"}
         assert set(found["curves"].pictures) == {"losses", "accuracy", "miou"}
@@ -201,7 +223,7 @@ class TestTopics:
     def test_need_no_teacher(self) -> None:
         whole = evidence()
         alone = {"student": whole.outputs["student"]}
-        found = named(evidence(outputs=alone, teacher_accuracy=None))
+        found = named(evidence(outputs=alone, teacher_score=None))
         assert set(found) == {"curves", "confusion", "calibration", "embedding"}
         assert set(found["curves"].pictures) == {"losses", "accuracy"}
 
@@ -226,7 +248,7 @@ class TestTopics:
 
     def test_hold_the_correlations_of_the_logits(self) -> None:
         content = evidence()
-        found = report_folder.correlation(content).numbers
+        found = named(content)["correlation"].numbers
         logits = {name: shown.logits for name, shown in content.outputs.items()}
         expected = np.corrcoef(logits["student"], rowvar=False)
         np.testing.assert_allclose(found["matrices"]["student"], expected, atol=1e-6)

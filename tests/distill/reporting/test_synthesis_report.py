@@ -25,7 +25,7 @@ def a_snapshot(epoch: int = 1, **changes: Any) -> snapshots.Snapshot:
     return snapshots.Snapshot(**{**facts, **changes})
 
 
-def an_invention(
+def some_evidence(
     *snapshots: snapshots.Snapshot, **changes: Any
 ) -> synthesis_report.SynthesisEvidence:
     facts: dict[str, Any] = {
@@ -44,7 +44,7 @@ class TestNumbers:
     def test_hold_what_the_pictures_show(self) -> None:
         uneven = torch.linspace(0.5, 1.5, snapshots.QUANTILES, dtype=torch.float64)
         told = synthesis_report.numbers(
-            an_invention(a_snapshot(), a_snapshot(7, shares=uneven, effective=0.9)), list("abc")
+            some_evidence(a_snapshot(), a_snapshot(7, shares=uneven, effective=0.9)), list("abc")
         )
         assert (told["images_invented"], told["training_images_read"]) == (8, 0)
         assert len(told["difficulty_edges"]) == snapshots.BINS + 1
@@ -64,7 +64,7 @@ class TestNumbers:
 class TestPictures:
     def test_are_one_sheet_for_each_snapshot_and_one_of_each_question(self) -> None:
         found = synthesis_report.pictures(
-            an_invention(a_snapshot(1), a_snapshot(20)), list("abc"), HISTORY
+            some_evidence(a_snapshot(1), a_snapshot(20)), list("abc"), HISTORY
         )
         assert list(found) == [
             *("sheet-epoch-0001", "sheet-epoch-0020", "class-histogram", "difficulty"),
@@ -73,29 +73,29 @@ class TestPictures:
         assert all(about.endswith(".") for _, about in found.values())
 
     def test_of_a_sheet_name_classes_and_their_images(self) -> None:
-        found = synthesis_report.pictures(an_invention(a_snapshot()), ["cat", "dog", "ape"], [])
+        found = synthesis_report.pictures(some_evidence(a_snapshot()), ["cat", "dog", "ape"], [])
         labels = found["sheet-epoch-0001"][0].axes[0].get_yticklabels()
         assert [label.get_text() for label in labels] == ["cat\n3 of 4", "ape\n1 of 4"]
 
     def test_compare_first_middle_and_last_snapshot(self) -> None:
         shots = [a_snapshot(epoch) for epoch in (1, 2, 4, 8, 16)]
-        found = synthesis_report.pictures(an_invention(*shots), list("abc"), [])
+        found = synthesis_report.pictures(some_evidence(*shots), list("abc"), [])
         titles = [axes.get_title(loc="left") for axes in found["difficulty"][0].axes]
         assert [title.splitlines()[0] for title in titles] == [
             f"after epoch {epoch}" for epoch in (1, 4, 16)
         ]
 
     def test_begin_with_the_total_of_the_losses(self) -> None:
-        found = synthesis_report.pictures(an_invention(), list("abc"), HISTORY)
+        found = synthesis_report.pictures(some_evidence(), list("abc"), HISTORY)
         titles = [axes.get_title(loc="left") for axes in found["synthesis-losses"][0].axes]
         assert titles == ["total", "bn"]
 
     def test_say_how_the_time_was_split(self) -> None:
-        (axes,) = synthesis_report.pictures(an_invention(), [], [])["time-split"][0].axes
+        (axes,) = synthesis_report.pictures(some_evidence(), [], [])["time-split"][0].axes
         assert axes.get_title(loc="left") == (
             "Where the time went: 75% synthesis, 25% distillation"
         )
 
     def test_leave_out_what_nobody_knows(self) -> None:
-        unknown = an_invention(synthesis_seconds=[], distillation_seconds=[])
+        unknown = some_evidence(synthesis_seconds=[], distillation_seconds=[])
         assert synthesis_report.pictures(unknown, [], [{"epoch": 1, "loss/total": 1.0}]) == {}

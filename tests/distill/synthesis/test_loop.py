@@ -12,10 +12,9 @@ from tests.distill import folders
 from workers.distill import errors
 from workers.distill.data import catalog as datasets
 from workers.distill.data import dataset
-from workers.distill.evaluation import profiling
 from workers.distill.files import tensorfile
 from workers.distill.run import run
-from workers.distill.runtime import events, signals
+from workers.distill.runtime import device, events, signals
 
 pytestmark = pytest.mark.slow
 
@@ -100,7 +99,7 @@ def done(path: Path) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure no student's latency for long: nobody here asks for it."""
-    monkeypatch.setattr(profiling, "MEASURE_SECONDS", 0.001)
+    monkeypatch.setattr(device, "MEASURE_SECONDS", 0.001)
 
 
 @pytest.fixture(params=METHODS)

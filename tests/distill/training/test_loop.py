@@ -39,7 +39,7 @@ def a_network(seed: int = 0) -> Network:
 
 def a_source(images: torch.Tensor, labels: torch.Tensor) -> BatchLoader:
     training = expand({"batch_size": 4, "augmentation": "none"})
-    return BatchLoader(images, labels, training=training, classes=3, flip=False, device=CPU)
+    return BatchLoader(images, labels, training=training, flip=False, device=CPU)
 
 
 def a_course(accuracies: list[float], every: int = 1) -> TrainState:
@@ -56,7 +56,7 @@ def a_course(accuracies: list[float], every: int = 1) -> TrainState:
         training=training,
         student=student,
         method=method,
-        source=BatchLoader(images, labels, training=training, classes=3, flip=False, device=CPU),
+        source=BatchLoader(images, labels, training=training, flip=False, device=CPU),
         optimizer=TrainOptimizer((student, method), training, FLOAT32),
         meter=LossMeter(CPU),
         validate=lambda _network: {"accuracy": next(given), "loss": 1.0},

@@ -108,7 +108,6 @@ def a_course(
     source = BatchLoader(
         *folders.images(IMAGES, 3, 0),
         training=training,
-        classes=3,
         flip=True,
         device=CPU,
         strong=made.wants_strong,

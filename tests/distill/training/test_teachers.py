@@ -12,13 +12,14 @@ from workers.distill.config.training import expand
 from workers.distill.data.loader import BatchLoader
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.data.types import Batch
-from workers.distill.evaluation import profiling
 from workers.distill.methods.feature.at import AT
 from workers.distill.methods.logit.fkd import FKD
 from workers.distill.methods.logit.kd import KD
 from workers.distill.methods.logit.mlld import MLLD
+from workers.distill.networks import folding
 from workers.distill.networks.interface import Features, Network
 from workers.distill.runtime.precision import Precision
+from workers.distill.training import floor
 from workers.distill.training.teachers import (
     NoTeacher,
     OnlineTeacher,
@@ -39,7 +40,7 @@ VIEW = Preprocessor("teacher", SIZE, SIZE, CPU)
 def source(**training: object) -> BatchLoader:
     images, labels = folders.images(10, 3, 0)
     wanted = expand({"batch_size": 4, **training})
-    return BatchLoader(images, labels, training=wanted, classes=3, flip=False, device=CPU)
+    return BatchLoader(images, labels, training=wanted, flip=False, device=CPU)
 
 
 def watching(network: Network, *, stages: bool = False) -> OnlineTeacher:
@@ -164,7 +165,7 @@ class TestThroughputMeter:
     def test_moves_no_weights_of_the_student(self) -> None:
         student = scenes.network()
         kept = {name: value.clone() for name, value in student.state_dict().items()}
-        profiling.Floor(student, FLOAT32)(scenes.pictures(4))
+        floor.Floor(student, FLOAT32)(scenes.pictures(4))
         assert all(torch.equal(kept[name], now) for name, now in student.state_dict().items())
         assert all(parameter.grad is None for parameter in student.parameters())
 
@@ -172,5 +173,5 @@ class TestThroughputMeter:
 class TestFolded:
     def test_weights_can_be_loaded_again_as_compiling_does(self) -> None:
         network = scenes.other_network()
-        folded = profiling.folded(network, scenes.pictures(4))
+        folded = folding.folded(network, scenes.pictures(4))
         folded.load_state_dict({name: value.clone() for name, value in folded.state_dict().items()})

@@ -1,8 +1,8 @@
 """The one form in which every data set reaches the engine.
 
 A folder with `dataset.json` (what the set is) and one safetensors file a split, `images` as uint8
-[N, C, H, W] and `labels` as int64 [N]; for segmentation, labels are masks [N, H, W], uint8 or
-int64. Reading maps the files and copies nothing.
+[N, C, H, W] and `labels` with a row for each image, whose form the task defines: int64 [N] for
+classification, masks [N, H, W] for segmentation. Reading maps the files and copies nothing.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import pydantic
 import torch
-from jaxtyping import Integer, UInt8
+from jaxtyping import Shaped, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,7 +24,7 @@ from workers.distill.files import tensorfile
 SPLITS = ("train", "validation", "test")
 RECORD_FILE = "dataset.json"
 IGNORE_INDEX = 255
-"""Value of the pixels of a mask that belong to no class and are not judged."""
+"""Value of the pixels of a mask that belong to no class and do not count."""
 CHUNK = 4096
 """Images that are averaged at a time, so that a large set never has to fit in memory."""
 
@@ -42,22 +42,13 @@ class DatasetRecord(pydantic.BaseModel):
     flip: bool = False
     notes: list[str] = []
 
-    @pydantic.model_validator(mode="after")
-    def _leaves_a_number_for_ignored_pixels(self) -> "DatasetRecord":
-        if self.task == "segmentation" and len(self.classes) > IGNORE_INDEX:
-            raise ValueError(
-                f"masks have at most {IGNORE_INDEX} classes, since {IGNORE_INDEX} means that a "
-                f"pixel has none; got {len(self.classes)}"
-            )
-        return self
-
 
 @dataclass(frozen=True)
 class Split:
-    """Images with their labels: a class, or a mask."""
+    """Images with their labels, in the form that the task defines."""
 
     images: UInt8[Tensor, "N c h w"]
-    labels: Integer[Tensor, "N *S"]
+    labels: Shaped[Tensor, "N *T"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +59,11 @@ class StoredDataset:
     folder: Path
 
     def split(self, name: str) -> Split:
-        """Return a split, mapped from its file; raises `BadDataset` when it is not as recorded."""
+        """Return a split, mapped from its file, its labels as they are stored.
+
+        Raises `BadDataset` when the images are not as recorded. Only the task can check labels:
+        `BaseTask.read_split` does both.
+        """
         return _read_split(self.folder / f"{name}.safetensors", name, self.record)
 
 
@@ -150,33 +145,20 @@ def _read_split(path: Path, name: str, record: DatasetRecord) -> Split:
             f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}",
             split=name,
         )
-    if record.task == "segmentation":
-        judged = _judged_pixels(labels, name, (count, size.height, size.width))
-    elif tuple(labels.shape) != (count,) or labels.dtype != torch.int64:
-        raise errors.BadDataset(f"labels of the {name} split should be int64 [{count}]", split=name)
-    else:
-        judged = labels
-    lowest, highest = int(judged.min()), int(judged.max())
+    if labels.dim() == 0 or len(labels) != len(images):
+        raise errors.BadDataset(
+            f"the {name} split has {len(images)} images and labels of shape {list(labels.shape)}",
+            split=name,
+        )
+    return Split(images, labels)
+
+
+def check_class_numbers(numbers: Tensor, record: DatasetRecord, name: str) -> None:
+    """Raise `BadDataset` unless the targets of a split are numbers of the record's classes."""
+    lowest, highest = int(numbers.min()), int(numbers.max())
     if lowest < 0 or highest >= len(record.classes):
         raise errors.BadDataset(
             f"labels of the {name} split run from {lowest} to {highest}, but there are "
             f"{len(record.classes)} classes",
             split=name,
         )
-    return Split(images, labels)
-
-
-def _judged_pixels(masks: Tensor, name: str, expected: tuple[int | None, int, int]) -> Tensor:
-    """Return the pixels of a split that have a class; raises `BadDataset` if there are none."""
-    if tuple(masks.shape) != expected or masks.dtype not in (torch.uint8, torch.int64):
-        raise errors.BadDataset(
-            f"masks of the {name} split should be uint8 or int64 {list(expected)}, got "
-            f"{str(masks.dtype).removeprefix('torch.')} {list(masks.shape)}",
-            split=name,
-        )
-    judged = masks[masks != IGNORE_INDEX]
-    if judged.numel() == 0:
-        raise errors.BadDataset(
-            f"no pixel of the {name} split has a class: all are {IGNORE_INDEX}", split=name
-        )
-    return judged

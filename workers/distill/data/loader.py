@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
-from jaxtyping import Int, UInt8
+from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
 from workers.distill import errors
@@ -38,10 +38,9 @@ class BatchLoader:
     def __init__(
         self,
         images: UInt8[Tensor, "N c h w"],
-        labels: Int[Tensor, " N"],
+        labels: Shaped[Tensor, "N *T"],
         *,
         training: Training,
-        classes: int,
         flip: bool,
         device: torch.device,
         strong: bool = False,
@@ -68,8 +67,7 @@ class BatchLoader:
         # comes out is channels-last without a copy.
         pixels = padded.permute(0, 2, 3, 1).reshape(-1, self._channels)
         self._pixels = pixels.contiguous().to(device)
-        noisy = with_noise(labels, training.label_noise, classes=classes, seed=training.seed)
-        self._labels = noisy.to(device)
+        self._labels = labels.to(device)
         self._device = device
 
     @property
@@ -245,20 +243,3 @@ def bounds(count: int, batch_size: int) -> list[tuple[int, int]]:
     if len(starts) > 1 and count - starts[-1] == 1:
         starts.pop()
     return list(zip(starts, [*starts[1:], count], strict=True))
-
-
-def with_noise(
-    labels: Int[Tensor, " N"], share: float, *, classes: int, seed: int
-) -> Int[Tensor, " N"]:
-    """Return the labels with this share of them, to a whole image, replaced by another class."""
-    count = round(share * len(labels))
-    if count == 0:
-        return labels
-    if classes < 2:
-        raise errors.BadRecipe("label_noise needs a second class to choose; set it to 0")
-    generator = torch.Generator().manual_seed(stateless_rng.mix(seed, 0, NOISE))
-    chosen = torch.randperm(len(labels), generator=generator)[:count]
-    away = torch.randint(1, classes, (count,), generator=generator)
-    noisy = labels.clone()
-    noisy[chosen] = (labels[chosen] + away) % classes
-    return noisy

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int, Real, UInt8
+from jaxtyping import Float, Int, Real, Shaped, UInt8
 from torch import Tensor
 
 
@@ -10,13 +10,15 @@ from torch import Tensor
 class Mixed:
     """The second image of each mixed one: its labels, and the share that the first one keeps."""
 
-    labels: Int[Tensor, " N"]
+    labels: Shaped[Tensor, "N *T"]
     share: Float[Tensor, " N"]
 
 
 @dataclass(frozen=True)
 class Batch:
     """Images as stored (uint8, augmented), their labels, and their places in the split.
+
+    The form of the labels is that of the task: for classification one class for each image.
 
     Invented images may be floats of 0..255; their labels are the classes that they were to show,
     their places those in the replay buffer, and `weights` what each counts (None: all the same).
@@ -26,7 +28,7 @@ class Batch:
     """
 
     images: Real[Tensor, "N c h w"]
-    labels: Int[Tensor, " N"]
+    labels: Shaped[Tensor, "N *T"]
     index: Int[Tensor, " N"]
     view: Int[Tensor, " N"] | None = None
     mixed: Mixed | None = None

@@ -1,8 +1,7 @@
-"""Answers how good a network is on a split, and how sure one can be of that.
+"""How good networks are on a split, by the metrics of its task.
 
 Runs alone as well: `python -m workers.distill.evaluation.evaluate STUDENT --dataset digits`
-rebuilds a student from its file and prints one JSON line. Dense networks are scored by pixels,
-which are counted batch by batch.
+rebuilds a student from its file and prints one JSON line.
 """
 
 import argparse
@@ -11,13 +10,12 @@ import math
 import pathlib
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
-from jaxtyping import Float, Int, Integer, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from workers.distill import errors
@@ -25,230 +23,138 @@ from workers.distill.config.job import Input
 from workers.distill.data import catalog as datasets
 from workers.distill.data import dataset
 from workers.distill.data.preprocessing import Preprocessor
-from workers.distill.evaluation import segmentation_metrics
 from workers.distill.networks import weights
 from workers.distill.networks.interface import Network
+from workers.distill.tasks.base import BaseTask, SplitMetrics
+from workers.distill.tasks.catalog import TASKS
 
-BATCH = 256
-"""Images at a time; part of the result, since sums in another order round differently."""
-DENSE_LOGITS = 1 << 23
-"""Numbers that dense logits of one batch may have: 32 MiB."""
-BINS = 15
-Z95 = 1.959963984540054
+Networks: TypeAlias = Mapping[str, tuple[Network, Preprocessor]]
+"""Networks by role, each with what prepares its images."""
+TEACHER = "teacher"
+"""The role whose logits agreement is measured against."""
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images with labels, classes or masks, on the device, in stored order."""
+    """Images with labels as the task stores them, on the device, in stored order."""
 
     images: UInt8[Tensor, "N c h w"]
-    labels: Integer[Tensor, "N *S"]
+    labels: Shaped[Tensor, "N *T"]
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """The logits of all images, and the pooled features of those that were asked for."""
+class Evaluation:
+    """The metrics of one network on a split, and the pooled features that were asked for."""
 
-    logits: Float[Tensor, "N C"]
+    metrics: SplitMetrics
     pooled: Float[Tensor, "K D"]
 
 
-def predict(
-    network: Network,
-    view: Preprocessor,
-    images: UInt8[Tensor, "N c h w"],
-    *,
-    between: Callable[[], None] = lambda: None,
-) -> Float[Tensor, "N C"]:
-    """Return the logits of all images, in evaluation mode; `between` runs before each batch."""
-    return survey(network, view, images, between=between).logits
-
-
-def survey(
-    network: Network,
-    view: Preprocessor,
-    images: UInt8[Tensor, "N c h w"],
-    *,
-    keep: Int[Tensor, " K"] | None = None,
-    between: Callable[[], None] = lambda: None,
-) -> Predictions:
-    """Return logits, and in the same pass the pooled features of the images in `keep`.
-
-    `keep` holds rows of `images` in rising order. Of features only those are kept: a large split
-    would not fit.
-    """
-    training = network.training
-    network.eval()
-    logits, pooled = [], []
-    try:
-        with torch.inference_mode():
-            for first in range(0, len(images), BATCH):
-                between()
-                seen = view(images[first : first + BATCH])
-                if keep is None:
-                    logits.append(network(seen).float())
-                    continue
-                shown = network.observe(seen)
-                here = keep[(keep >= first) & (keep < first + BATCH)] - first
-                logits.append(shown.logits.float())
-                pooled.append(shown.pooled[here.to(shown.pooled.device)].float())
-        return Predictions(torch.cat(logits), torch.cat(pooled) if pooled else torch.empty(0, 0))
-    finally:
-        network.train(training)
-
-
-def scores(
-    logits: Float[Tensor, "N C"],
-    labels: Int[Tensor, " N"],
-    teacher_logits: Float[Tensor, "N D"] | None = None,
-) -> dict[str, Any]:
-    """Return accuracy with its interval, calibration error, loss, and agreement with a teacher."""
-    # Imported here because it takes seconds, which a start should not pay.
-    from torchmetrics.functional import classification
-
-    logits, labels = logits.cpu(), labels.cpu()
-    classes = logits.shape[1]
-    samples = len(labels)
-    accuracy = classification.multiclass_accuracy(logits, labels, classes, average="micro")
-    calibration = classification.multiclass_calibration_error(
-        logits.softmax(1), labels, classes, n_bins=BINS
-    )
-    found: dict[str, Any] = {
-        # From the count, since the library's ratio is a float32.
-        "accuracy": round(float(accuracy) * samples) / samples,
-        "accuracy_interval": list(wilson(round(float(accuracy) * samples), samples)),
-        "ece": float(calibration),
-        "loss": float(F.cross_entropy(logits.double(), labels)),
-        "samples": samples,
-    }
-    if teacher_logits is not None:
-        same = teacher_logits.cpu().argmax(1) == logits.argmax(1)
-        found["agreement"] = int(same.sum()) / samples
-    return found
-
-
-def count_pixels(
-    network: Network,
-    view: Preprocessor,
-    images: UInt8[Tensor, "N c h w"],
-    masks: Integer[Tensor, "N i j"],
+def evaluate_split(
+    task: BaseTask,
+    networks: Networks,
+    split: LabelledImages,
     *,
     classes: int,
-    teacher: tuple[Network, Preprocessor] | None = None,
-    between: Callable[[], None] = lambda: None,
-) -> segmentation_metrics.Counts:
-    """Count what a dense network takes the pixels for, in evaluation mode.
+    feature_rows: Int[Tensor, " K"] | None = None,
+    on_batch: Callable[[], None] = lambda: None,
+) -> dict[str, Evaluation]:
+    """Show all networks the same batches, in evaluation mode, and return what each one scores.
 
-    A teacher sees the same batches; `between` runs before each.
+    `feature_rows` are the images, in rising order, whose pooled features are kept; without them
+    the features are not computed. A large split would not fit, so no other features are kept.
+    `on_batch` runs before each batch.
     """
-    asked = [(network, view)] if teacher is None else [(network, view), teacher]
-    was_training = [one.training for one, _ in asked]
-    counts = segmentation_metrics.Counts(classes, images.device)
-    largest = max(math.prod(one.image_shape[1:]) for one, _ in asked)
-    batch = DENSE_LOGITS // (classes * max(largest, masks[0].numel()))
-    batch = max(1, min(batch, BATCH))
+    images, labels = split.images, split.labels
+    sizes = [math.prod(images.shape[2:])]
+    sizes += [math.prod(network.image_shape[1:]) for network, _ in networks.values()]
+    batch_size = task.evaluation_batch_size(classes, max(sizes))
+    metrics = {role: task.metrics(classes, images.device) for role in networks}
+    pooled: dict[str, list[Tensor]] = {role: [] for role in networks}
+    was_training = {role: network.training for role, (network, _) in networks.items()}
     try:
-        for one, _ in asked:
-            one.eval()
+        for network, _ in networks.values():
+            network.eval()
         with torch.inference_mode():
-            for first in range(0, len(images), batch):
-                between()
-                here = slice(first, first + batch)
-                found = [one(sees(images[here])) for one, sees in asked]
-                counts.add(found[0], masks[here], *found[1:])
+            for first in range(0, len(images), batch_size):
+                on_batch()
+                rows = slice(first, first + batch_size)
+                logits = {}
+                for role, (network, preprocessor) in networks.items():
+                    inputs = preprocessor(images[rows])
+                    if feature_rows is None:
+                        logits[role] = network(inputs)
+                        continue
+                    features = network.observe(inputs)
+                    logits[role] = features.logits
+                    pooled[role].append(_kept(features.pooled, feature_rows, first))
+                for role, answers in logits.items():
+                    reference = None if role == TEACHER else logits.get(TEACHER)
+                    metrics[role].update(answers, labels[rows], reference)
     finally:
-        for (one, _), training in zip(asked, was_training, strict=True):
-            one.train(training)
-    return counts
-
-
-def dense_scores(
-    network: Network,
-    view: Preprocessor,
-    images: UInt8[Tensor, "N c h w"],
-    masks: Integer[Tensor, "N i j"],
-    *,
-    classes: int,
-    teacher: tuple[Network, Preprocessor] | None = None,
-    between: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Return pixel accuracy, IoU by class, their mean, and agreement with a teacher.
-
-    Pixels of `stored.IGNORED` count nowhere. `iou` has None for a class that neither the masks nor
-    the answers have; it is left out of `miou`.
-    """
-    counts = count_pixels(
-        network, view, images, masks, classes=classes, teacher=teacher, between=between
-    )
-    return pixel_scores(counts, samples=len(images))
-
-
-def pixel_scores(counts: segmentation_metrics.Counts, *, samples: int) -> dict[str, Any]:
-    """Return what counts of the pixels of so many images amount to."""
-    confusion = counts.confusion
-    found: dict[str, Any] = {
-        "accuracy": segmentation_metrics.accuracy(confusion),
-        "miou": segmentation_metrics.miou(confusion),
-        "iou": segmentation_metrics.iou(confusion),
-        "samples": samples,
-        "pixels": int(confusion.sum()),
+        for role, (network, _) in networks.items():
+            network.train(was_training[role])
+    return {
+        role: Evaluation(
+            metrics[role], torch.cat(pooled[role]) if pooled[role] else torch.empty(0, 0)
+        )
+        for role in networks
     }
-    if counts.agreement is not None:
-        found["agreement"] = counts.agreement
-    return found
 
 
-def wilson(correct: int, samples: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a share."""
-    share = correct / samples
-    spread = Z95**2 / samples
-    middle = share + spread / 2
-    half = Z95 * math.sqrt(share * (1 - share) / samples + spread / (4 * samples))
-    low, high = (middle - half) / (1 + spread), (middle + half) / (1 + spread)
-    # Rounding may leave a share of 0 or 1 just outside its own interval.
-    return max(min(low, share), 0.0), min(max(high, share), 1.0)
-
-
-def score_file(student: pathlib.Path, folder: pathlib.Path, split: str) -> dict[str, Any]:
-    """Rebuild a student from its file alone and count what it gets right on a split.
+def evaluate_file(student: pathlib.Path, folder: pathlib.Path, split: str) -> dict[str, Any]:
+    """Rebuild a student from its file alone, and return its scores on a split.
 
     Raises `IncompatibleNetworks` where it is for another task than the data set.
     """
     network, header = weights.rebuild(student)
     expected = Input.model_validate(header["input"])
     network.to(memory_format=torch.channels_last)
-    found = dataset.load(folder)
-    if network.task != found.record.task:
+    stored = dataset.load(folder)
+    # Students of old files name no task; theirs is that of their network.
+    student_task = header.get("task", network.task)
+    if student_task != stored.record.task:
         raise errors.IncompatibleNetworks(
-            f"the student {network.reference} is for {network.task}, and the data set for "
-            f"{found.record.task}",
-            student_task=network.task,
-            dataset_task=found.record.task,
+            f"the student {network.reference} is for {student_task}, and the data set for "
+            f"{stored.record.task}",
+            student_task=student_task,
+            dataset_task=stored.record.task,
         )
-    view = Preprocessor("student", expected, found.record.input, torch.device("cpu"))
-    held = found.split(split)
-    if found.record.task == "segmentation":
-        return dense_scores(network, view, held.images, held.labels, classes=network.classes)
-    correct = int((predict(network, view, held.images).argmax(1) == held.labels).sum())
-    samples = len(held.labels)
-    return {"accuracy": correct / samples, "correct": correct, "samples": samples}
+    task = TASKS[stored.record.task]
+    preprocessor = Preprocessor("student", expected, stored.record.input, torch.device("cpu"))
+    content = task.read_split(stored, split)
+    evaluation = evaluate_split(
+        task,
+        {"student": (network, preprocessor)},
+        LabelledImages(content.images, content.labels),
+        classes=network.classes,
+    )["student"]
+    return {**evaluation.metrics.test_scores(), "correct": evaluation.metrics.correct}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print one JSON line with what a student's file gets right."""
+    """Print one JSON line with the scores of a student's file."""
     parser = argparse.ArgumentParser(prog="python -m workers.distill.evaluation.evaluate")
     parser.add_argument("student", type=pathlib.Path, help="student.safetensors")
     parser.add_argument("--dataset", required=True, help="prepared folder, or a built-in name")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = pathlib.Path(asked.dataset)
-        if asked.dataset in datasets.DATASETS and not folder.is_dir():
+        folder = pathlib.Path(options.dataset)
+        if options.dataset in datasets.DATASETS and not folder.is_dir():
             folder = pathlib.Path(scratch)
-            datasets.DATASETS[asked.dataset].write(folder)
-        line = score_file(asked.student, folder, asked.split)
+            datasets.DATASETS[options.dataset].write(folder)
+        line = evaluate_file(options.student, folder, options.split)
     sys.stdout.write(json.dumps(line) + "\n")
     return 0
+
+
+def _kept(
+    pooled: Float[Tensor, "n D"], rows: Int[Tensor, " K"], first: int
+) -> Float[Tensor, "k D"]:
+    """Return the features of those images of a batch, which begins at `first`, that are kept."""
+    inside = rows[(rows >= first) & (rows < first + len(pooled))] - first
+    return pooled[inside.to(pooled.device)].float()
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
-import torch
-import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
@@ -21,6 +19,7 @@ from workers.distill.config.training import Values
 from workers.distill.data.types import Batch
 from workers.distill.networks import shapes
 from workers.distill.networks.interface import Features, Network
+from workers.distill.tasks.catalog import TASKS
 
 Terms: TypeAlias = dict[str, Tensor]
 """Named parts of a loss, weighted; the loop minimises their sum.
@@ -188,7 +187,7 @@ def check_equal_classes(name: str, student: Network, teacher: Network) -> None:
 
 
 class SupervisedMethod(Method):
-    """Methods that learn from labels too: all carry cross-entropy as their `task` term."""
+    """Methods that learn from labels too: all carry the task's loss as their `task` term."""
 
     class Params(Method.Params):
         """The weight that all of them share."""
@@ -199,10 +198,17 @@ class SupervisedMethod(Method):
 
     params: Params
 
+    def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
+        super().__init__(params, student, teacher)
+        self._task = TASKS[student.task]
+
+    def task_loss(self, logits: Float[Tensor, "N C *S"], batch: Batch) -> Float[Tensor, ""]:
+        """Return the mean loss against the labels, of both labels where images are mixed."""
+        return self._task.loss(logits, batch)
+
     def task(self, student: Features, batch: Batch) -> Terms:
-        """Return the weighted cross-entropy, of both labels where images are mixed."""
-        loss = cross_entropy(student.logits, batch)
-        return {"task": self.params.task_weight * loss}
+        """Return the weighted loss against the labels."""
+        return {"task": self.params.task_weight * self.task_loss(student.logits, batch)}
 
 
 class LogitMethod(SupervisedMethod):
@@ -224,12 +230,3 @@ class RelationMethod(SupervisedMethod):
     """Methods that compare how the images of a batch lie to each other."""
 
     family = "relation"
-
-
-def cross_entropy(logits: Float[Tensor, "N C"], batch: Batch) -> Float[Tensor, ""]:
-    """Return the mean cross-entropy with the labels, each mixed image with both of its own."""
-    if batch.mixed is None:
-        return F.cross_entropy(logits, batch.labels)
-    first = F.cross_entropy(logits, batch.labels, reduction="none")
-    second = F.cross_entropy(logits, batch.mixed.labels, reduction="none")
-    return torch.lerp(second, first, batch.mixed.share.to(first.dtype)).mean()

@@ -349,7 +349,7 @@ def foreign_tasks() -> dict[str, Task]:
         f"{library}/{name}": found
         for library, names in foreign().items()
         for name in names
-        if (found := foreign_networks.task(library, name)) != "classification"
+        if (found := foreign_networks.task(library, name)) != interface.Network.task
     }
 
 

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from workers.distill.evaluation import analysis
+from workers.distill.evaluation import calibration as calibration_bins
 
 DPI = 110
 FORMATS = ("png", "svg")
@@ -98,22 +98,27 @@ def losses(student: History, baseline: History | None) -> Figure:
     return figure
 
 
-def accuracy(
-    histories: Mapping[str, History], *, teacher: float | None, best_epochs: Mapping[str, int]
+def primary_metric(
+    histories: Mapping[str, History],
+    name: str,
+    *,
+    teacher: float | None,
+    best_epochs: Mapping[str, int],
 ) -> Figure:
-    """Draw accuracy on the train and validation splits, epoch by epoch."""
-    figure, axes = one_chart("Accuracy while training", "accuracy (%)")
+    """Draw a share such as `accuracy` on the train and validation splits, epoch by epoch."""
+    words = name.replace("_", " ")
+    figure, axes = one_chart(f"{words.capitalize()} while training", f"{words} (%)")
     with mpl.rc_context(STYLE):
         for phase, history in histories.items():
             colour = ROLES[phase]
             for split, stroke in (("validation", 0), ("train", 2)):
-                curve = curve_of(history, f"{split}/accuracy", f"{phase}, {split}", colour, stroke)
+                curve = curve_of(history, f"{split}/{name}", f"{phase}, {split}", colour, stroke)
                 if curve.values:
                     draw(axes, [_percent(curve)], legend=False)
             delivered = best_epochs[phase]
             best = curve_of(
                 [entry for entry in history if entry["epoch"] == delivered],
-                "validation/accuracy",
+                f"validation/{name}",
                 f"{phase}, delivered (epoch {delivered})",
                 colour,
                 0,
@@ -211,14 +216,14 @@ def correlation_difference(
     return figure
 
 
-def calibration(found: Mapping[str, analysis.Reliability]) -> Figure:
+def calibration(networks: Mapping[str, calibration_bins.Reliability]) -> Figure:
     """Draw how often a network is right where it is so sure, and how sure it is how often."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 6.6), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         above.plot([0, 100], [0, 100], color="#999999", linewidth=1, label="right as often as sure")
-        edges = np.linspace(0, 100, len(next(iter(found.values())).counts) + 1)
-        for place, (name, bins) in enumerate(found.items()):
+        edges = np.linspace(0, 100, len(next(iter(networks.values())).counts) + 1)
+        for place, (name, bins) in enumerate(networks.items()):
             x, y = 100 * bins.confidence, 100 * bins.accuracy
             # A few images prove little: their bins are only hinted at, and join no line.
             firm = bins.counts >= FEWEST_FOR_LINE
@@ -312,7 +317,7 @@ def embedding(
 
 def agreement(histories: Mapping[str, History]) -> Figure:
     """Draw how often a student answers as its teacher does, on the images it learns from."""
-    figure, axes = one_chart("Agreement with the teacher on invented images", "equal answers (%)")
+    figure, axes = one_chart("Agreement with the teacher on synthetic images", "equal answers (%)")
     with mpl.rc_context(STYLE):
         draw(axes, [_percent(curve) for curve in _by_phase(histories, "train/agreement")])
         axes.set_ylim(0, 101.5)
@@ -334,21 +339,21 @@ def overlap_curve(histories: Mapping[str, History]) -> Figure:
     return figure
 
 
-def overlap(found: Mapping[str, Float[np.ndarray, " C"]], classes: Sequence[str]) -> Figure:
+def overlap(networks: Mapping[str, Float[np.ndarray, " C"]], classes: Sequence[str]) -> Figure:
     """Draw the intersection over union of each class, a bar for each network.
 
     The student's best class is on top; of many classes its worst ones are shown. A class that no
     pixel has, and none was taken for, has no bar.
     """
-    order = np.argsort(-np.nan_to_num(found["student"], nan=-1.0), kind="stable")
+    order = np.argsort(-np.nan_to_num(networks["student"], nan=-1.0), kind="stable")
     shown = order[-MOST_BARS:]
     part = f" (the lowest {MOST_BARS} of {len(order)} classes)" if len(order) > MOST_BARS else ""
-    thick = 0.8 / len(found)
+    thick = 0.8 / len(networks)
     with mpl.rc_context(STYLE):
-        size = (7.6, 1.6 + len(shown) * (0.1 + 0.13 * len(found)))
+        size = (7.6, 1.6 + len(shown) * (0.1 + 0.13 * len(networks)))
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
-        for place, (name, values) in enumerate(found.items()):
+        for place, (name, values) in enumerate(networks.items()):
             mean = np.nanmean(values) if np.isfinite(values).any() else math.nan
             axes.barh(
                 np.arange(len(shown)) - 0.4 + (place + 0.5) * thick,
@@ -364,7 +369,7 @@ def overlap(found: Mapping[str, Float[np.ndarray, " C"]], classes: Sequence[str]
         axes.set_axisbelow(True)
         axes.set(xlim=(0, 100), xlabel="intersection over union on the test split (%)")
         axes.set_title(f"How well the areas of each class are met{part}")
-        figure.legend(loc="outside lower center", ncols=len(found))
+        figure.legend(loc="outside lower center", ncols=len(networks))
     return figure
 
 

@@ -2,13 +2,13 @@
 
 `index.json` lists what there is and how to read it. The same run gives the same files, but for
 t-SNE, which another kind of processor rounds differently, and for times. Without a test split
-there is what happened in training; of a dense task what follows from the pixels' confusion.
+there is what happened in training alone; with one, the topics that the task names follow.
 """
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,13 @@ import torch
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
-from workers.distill.evaluation import analysis, segmentation_metrics
+from workers.distill.evaluation import calibration as calibration_bins
+from workers.distill.evaluation import embedding as projection
+from workers.distill.evaluation import similarity
+from workers.distill.functional import segmentation_metrics
 from workers.distill.reporting import figures, synthesis_report
 from workers.distill.runtime import events
+from workers.distill.tasks.base import CALIBRATION_BINS, ReportTopic
 
 FOLDER = "report"
 MOST_CLASSES_DRAWN = 1000
@@ -40,22 +44,29 @@ class Outputs:
 class Evidence:
     """Everything a report is made from; networks in the order in which they are shown.
 
-    Without a test split, `labels`, `mapped` and `outputs` are empty. Dense tasks leave them empty
-    as well and give `confusions`: of each network, test pixels by true and predicted class.
+    What a task or a job does not have is empty: without a test split everything about it, without
+    one class for each image `labels` and `mapped`, where logits are not kept `outputs`.
     """
 
+    topics: Sequence[ReportTopic]
+    """What the task wants to be shown of the test split."""
+    unit: str
+    """What a confusion matrix counts: `images`, `pixels`."""
+    primary_metric: str
     classes: list[str]
+    networks: Sequence[str]
+    """Those that were evaluated on the test split."""
+    test_images: int
     labels: Int[np.ndarray, " N"]
     mapped: Int[np.ndarray, " K"]
     outputs: Mapping[str, Outputs]
+    confusions: Mapping[str, Int[np.ndarray, "C C"]]
+    """Of each network, counts by true class (row) and predicted class (column)."""
     histories: Mapping[str, Sequence[Mapping[str, int | float]]]
     best_epochs: Mapping[str, int]
-    teacher_accuracy: float | None
-    """On the validation split."""
-    confusions: Mapping[str, Int[np.ndarray, "C C"]] = field(default_factory=dict)
-    invention: synthesis_report.SynthesisEvidence | None = None
-    test_images: int | None = None
-    """Their number, where the labels do not tell."""
+    teacher_score: float | None
+    """The teacher's primary metric on the validation split."""
+    synthesis: synthesis_report.SynthesisEvidence | None = None
 
 
 @dataclass(frozen=True)
@@ -81,48 +92,40 @@ def write(workdir: Path, evidence: Evidence) -> list[str]:
             files = [path.name for path in figures.save(figure, unfinished, stem)]
             pictures.append({"files": files, "about": about})
         listed.append({"topic": topic.name, "numbers": f"{topic.name}.json", "pictures": pictures})
-    images = evidence.test_images
     facts = {
         "version": 1,
         "classes": evidence.classes,
-        "test_images": len(evidence.labels) if images is None else images,
-        "networks": list(evidence.outputs or evidence.confusions),
+        "test_images": evidence.test_images,
+        "networks": list(evidence.networks),
         "topics": listed,
     }
-    if evidence.invention is not None:
-        facts["training_images_read"] = evidence.invention.training_images_read
+    if evidence.synthesis is not None:
+        facts["training_images_read"] = evidence.synthesis.training_images_read
     _json(unfinished / "index.json", facts)
     unfinished.replace(folder)
     return [f"{FOLDER}/{path.name}" for path in sorted(folder.iterdir())]
 
 
 def topics(evidence: Evidence) -> list[Topic]:
-    """Return what can be told; likeness only with a teacher, a map only of enough images."""
-    found = [curves(evidence)]
-    if evidence.invention is not None:
-        found.append(
+    """Return what can be shown: training, synthesis, and what the task wants of the test split."""
+    shown: list[Topic | None] = [curves(evidence)]
+    if evidence.synthesis is not None:
+        shown.append(
             Topic(
                 "synthesis",
-                synthesis_report.numbers(evidence.invention, evidence.classes),
+                synthesis_report.numbers(evidence.synthesis, evidence.classes),
                 synthesis_report.pictures(
-                    evidence.invention, evidence.classes, evidence.histories["student"]
+                    evidence.synthesis, evidence.classes, evidence.histories["student"]
                 ),
             )
         )
-    if evidence.confusions:
-        return [*found, confusion(evidence), overlap(evidence)]
-    if not evidence.outputs:
-        return found
-    found += [confusion(evidence), calibration(evidence)]
-    if "teacher" in evidence.outputs:
-        found.append(correlation(evidence))
-    if all(analysis.can_be_mapped(shown.pooled) for shown in evidence.outputs.values()):
-        found.append(embedding(evidence))
-    return found
+    if evidence.networks:
+        shown += [TOPICS[name](evidence) for name in evidence.topics]
+    return [topic for topic in shown if topic is not None]
 
 
 def curves(evidence: Evidence) -> Topic:
-    """Return loss terms, and what validation found, over epochs."""
+    """Return loss terms, and validation scores, epoch by epoch."""
     histories = evidence.histories
     known = {key for history in histories.values() for entry in history for key in entry}
     pictures = {
@@ -138,12 +141,16 @@ def curves(evidence: Evidence) -> Topic:
             "How often the student answers as the teacher does on the images it learns from, while "
             "it still moves. New images that it does not know yet let it fall again.",
         )
-    if "validation/accuracy" in known:
-        pictures["accuracy"] = (
-            figures.accuracy(
-                histories, teacher=evidence.teacher_accuracy, best_epochs=evidence.best_epochs
+    primary = evidence.primary_metric
+    if f"validation/{primary}" in known:
+        pictures[primary] = (
+            figures.primary_metric(
+                histories,
+                primary,
+                teacher=evidence.teacher_score,
+                best_epochs=evidence.best_epochs,
             ),
-            _about_accuracy(evidence),
+            _about_primary_metric(evidence),
         )
     if "validation/miou" in known:
         pictures["miou"] = (
@@ -159,18 +166,14 @@ def curves(evidence: Evidence) -> Topic:
     numbers = {
         "histories": {phase: list(history) for phase, history in histories.items()},
         "best_epochs": dict(evidence.best_epochs),
-        "teacher_validation_accuracy": evidence.teacher_accuracy,
+        f"teacher_validation_{primary}": evidence.teacher_score,
     }
     return Topic("curves", numbers, pictures)
 
 
 def confusion(evidence: Evidence) -> Topic:
-    """Return which classes the images, or the pixels of a dense task, are taken for."""
-    unit = "pixels" if evidence.confusions else "images"
-    counts = dict(evidence.confusions) or {
-        name: analysis.confusion(shown.logits, evidence.labels)
-        for name, shown in evidence.outputs.items()
-    }
+    """Return which classes the images, or their pixels, are taken for."""
+    counts, unit = evidence.confusions, evidence.unit
     student = counts["student"]
     right, tested = int(student.trace()), int(student.sum())
     picture = figures.confusion(
@@ -194,9 +197,9 @@ def confusion(evidence: Evidence) -> Topic:
 
 
 def overlap(evidence: Evidence) -> Topic:
-    """Return how well predicted and true areas of each class overlap in a dense task."""
+    """Return how well predicted and true areas of each class overlap ."""
     counted = {name: torch.from_numpy(counts) for name, counts in evidence.confusions.items()}
-    found = {name: segmentation_metrics.iou(counts) for name, counts in counted.items()}
+    overlaps = {name: segmentation_metrics.iou(counts) for name, counts in counted.items()}
     numbers = {
         "classes": evidence.classes,
         "networks": {
@@ -206,10 +209,10 @@ def overlap(evidence: Evidence) -> Topic:
                 ],
                 "mean": round(segmentation_metrics.miou(counted[name]), DIGITS),
             }
-            for name, values in found.items()
+            for name, values in overlaps.items()
         },
     }
-    drawn = {name: np.array(values, dtype=np.float64) for name, values in found.items()}
+    drawn = {name: np.array(values, dtype=np.float64) for name, values in overlaps.items()}
     picture = figures.overlap(drawn, evidence.classes)
     about = (
         "Of the pixels that have a class or are taken for it, the share that is both. Classes are "
@@ -221,12 +224,12 @@ def overlap(evidence: Evidence) -> Topic:
 
 def calibration(evidence: Evidence) -> Topic:
     """Return how far confidence can be trusted."""
-    found = {
-        name: analysis.reliability(shown.logits, evidence.labels)
+    reliabilities = {
+        name: calibration_bins.reliability(shown.logits, evidence.labels)
         for name, shown in evidence.outputs.items()
     }
     numbers = {
-        "bins": analysis.BINS,
+        "bins": CALIBRATION_BINS,
         "networks": {
             name: {
                 "counts": bins.counts.tolist(),
@@ -234,21 +237,25 @@ def calibration(evidence: Evidence) -> Topic:
                 "accuracy": _rounded(bins.accuracy),
                 "expected_calibration_error": round(bins.error, DIGITS),
             }
-            for name, bins in found.items()
+            for name, bins in reliabilities.items()
         },
     }
     about = (
         "Test images in 15 bins by confidence, and how many fall into each. Below the diagonal a "
         "network is surer than it should be; bins of a few images are hollow. ECE is the mean gap."
     )
-    return Topic("calibration", numbers, {"calibration": (figures.calibration(found), about)})
+    return Topic(
+        "calibration", numbers, {"calibration": (figures.calibration(reliabilities), about)}
+    )
 
 
-def correlation(evidence: Evidence) -> Topic:
-    """Return how the correlations between classes' logits differ from the teacher's."""
+def correlation(evidence: Evidence) -> Topic | None:
+    """Return how the correlations between classes' logits differ from the teacher's, if any."""
+    if "teacher" not in evidence.outputs:
+        return None
     kept = _kept(np.bincount(evidence.labels, minlength=len(evidence.classes)))
     matrices = {
-        name: analysis.correlation(shown.logits[:, kept])
+        name: similarity.correlation(shown.logits[:, kept])
         for name, shown in evidence.outputs.items()
     }
     differences = {
@@ -276,11 +283,13 @@ def correlation(evidence: Evidence) -> Topic:
     return Topic("correlation", numbers, {"correlation": (picture, about)})
 
 
-def embedding(evidence: Evidence) -> Topic:
-    """Return the networks' pooled features in two dimensions."""
+def embedding(evidence: Evidence) -> Topic | None:
+    """Return the networks' pooled features in two dimensions; None of too few images."""
+    if not all(projection.can_be_mapped(shown.pooled) for shown in evidence.outputs.values()):
+        return None
     outputs, labels = evidence.outputs, evidence.labels[evidence.mapped]
-    planes = {name: analysis.pca(shown.pooled) for name, shown in outputs.items()}
-    spots = {name: analysis.tsne(shown.pooled) for name, shown in outputs.items()}
+    planes = {name: projection.pca(shown.pooled) for name, shown in outputs.items()}
+    spots = {name: projection.tsne(shown.pooled) for name, shown in outputs.items()}
     shown, every = len(np.unique(labels)), len(np.unique(evidence.labels))
     part = f", {shown} of {every} classes" if shown < every else ""
     what = f"of {len(labels)} test images{part}"
@@ -327,16 +336,26 @@ def embedding(evidence: Evidence) -> Topic:
     return Topic("embedding", numbers, pictures)
 
 
-def _about_accuracy(evidence: Evidence) -> str:
+TOPICS: dict[ReportTopic, Callable[[Evidence], Topic | None]] = {
+    "confusion": confusion,
+    "overlap": overlap,
+    "calibration": calibration,
+    "correlation": correlation,
+    "embedding": embedding,
+}
+
+
+def _about_primary_metric(evidence: Evidence) -> str:
+    name = evidence.primary_metric.replace("_", " ")
     about = (
-        "The epoch with the highest validation accuracy is delivered. "
-        if evidence.invention is None
+        f"The epoch with the highest validation {name} is delivered. "
+        if evidence.synthesis is None
         else "The last epoch is delivered: no image of the data set chooses between epochs. "
     )
-    if any("train/accuracy" in entry for entry in evidence.histories["student"]):
-        about += "Train accuracy is measured on augmented images while the network still moves. "
-    if evidence.confusions:
-        about += "Accuracy is the share of pixels. "
+    if any(f"train/{evidence.primary_metric}" in entry for entry in evidence.histories["student"]):
+        about += f"Train {name} is measured on augmented images while the network still moves. "
+    if evidence.unit != "images":
+        about += f"{name.capitalize()} is the share of {evidence.unit}. "
     return about.strip()
 
 
@@ -364,9 +383,9 @@ def _errors(counts: Int[np.ndarray, "C C"], names: list[str]) -> list[list[str |
     order = np.argsort(-wrong, axis=None, kind="stable")[:LARGEST]
     places = (divmod(int(place), len(names)) for place in order)
     return [
-        [names[true], names[said], int(wrong[true, said])]
-        for true, said in places
-        if wrong[true, said]
+        [names[true], names[predicted], int(wrong[true, predicted])]
+        for true, predicted in places
+        if wrong[true, predicted]
     ]
 
 

@@ -1,4 +1,4 @@
-"""Draws what a data-free method invented: sheets of images, what the buffer holds, and time.
+"""Draws the synthetic images of a data-free method: sheets, what the buffer holds, and time.
 
 Style and helpers are those of `figures`.
 """
@@ -146,7 +146,7 @@ def time_split(synthesis: Sequence[float], distillation: Sequence[float], *, tit
         axes.stackplot(
             range(len(synthesis) + 1),
             [[0.0, *(value / seconds for value in part)] for part in (synthesis, distillation)],
-            labels=["synthesis: images are invented", "distillation: the student learns"],
+            labels=["synthesis: images are made", "distillation: the student learns"],
             colors=[PALETTE[4], PALETTE[0]],
             linewidth=0,
         )

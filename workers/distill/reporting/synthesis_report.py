@@ -1,4 +1,4 @@
-"""Tells what a data-free method invented: numbers for JSON, and pictures with how to read them."""
+"""The report on synthetic images: numbers for JSON, and pictures with how to read them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ Pictures = dict[str, tuple[Figure, str]]
 
 @dataclass(frozen=True)
 class SynthesisEvidence:
-    """How images were invented for a data-free method.
+    """How a data-free method made its images.
 
     Seconds are those spent until the end of each epoch, all attempts together.
     """
@@ -60,39 +60,39 @@ class SynthesisEvidence:
     """Images of a training split that anything of the job has looked at."""
 
 
-def numbers(invention: SynthesisEvidence, classes: Sequence[str]) -> dict[str, Any]:  # Any: JSON
+def numbers(evidence: SynthesisEvidence, classes: Sequence[str]) -> dict[str, Any]:  # Any: JSON
     """Return everything that the pictures show but the images and the histories."""
     return {
-        "method": invention.method,
+        "method": evidence.method,
         "classes": list(classes),
-        "training_images_read": invention.training_images_read,
-        "images_invented": invention.images,
-        "calls": invention.calls,
+        "training_images_read": evidence.training_images_read,
+        "images_invented": evidence.images,
+        "calls": evidence.calls,
         "seconds_until_the_end_of_each_epoch": {
-            "synthesis": [round(value, 3) for value in invention.synthesis_seconds],
-            "distillation": [round(value, 3) for value in invention.distillation_seconds],
+            "synthesis": [round(value, 3) for value in evidence.synthesis_seconds],
+            "distillation": [round(value, 3) for value in evidence.distillation_seconds],
         },
         "difficulty_edges": _rounded(np.linspace(0, 1, snapshots.BINS + 1)),
         "quantiles": _rounded(np.linspace(0, 1, snapshots.QUANTILES)),
-        "snapshots": [_plain(shot) for shot in invention.snapshots],
+        "snapshots": [_snapshot_numbers(shot) for shot in evidence.snapshots],
     }
 
 
-def pictures(invention: SynthesisEvidence, classes: Sequence[str], history: History) -> Pictures:
+def pictures(evidence: SynthesisEvidence, classes: Sequence[str], history: History) -> Pictures:
     """Return what there is to see; without snapshots, what the history and the clock tell."""
-    found: Pictures = {}
-    for shot in invention.snapshots:
-        found[stem(shot)] = (_sheet(shot, classes, invention.method), ABOUT_SHEET)
-    if invention.snapshots:
-        found |= _of_the_buffer(invention.snapshots, classes)
-    found |= _over_epochs(history)
-    if invention.synthesis_seconds:
-        found["time-split"] = (
-            _time_split(invention),
+    shown: Pictures = {}
+    for shot in evidence.snapshots:
+        shown[stem(shot)] = (_sheet(shot, classes, evidence.method), ABOUT_SHEET)
+    if evidence.snapshots:
+        shown |= _buffer_pictures(evidence.snapshots, classes)
+    shown |= _epoch_pictures(history)
+    if evidence.synthesis_seconds:
+        shown["time-split"] = (
+            _time_split(evidence),
             "Seconds until the end of each epoch, attempts added up; pauses, validation and the "
             "report are left out. Calls before the first epoch count for it.",
         )
-    return found
+    return shown
 
 
 def stem(shot: snapshots.Snapshot) -> str:
@@ -100,7 +100,7 @@ def stem(shot: snapshots.Snapshot) -> str:
     return f"sheet-epoch-{shot.epoch:04}"
 
 
-def _plain(shot: snapshots.Snapshot) -> dict[str, Any]:  # Any: JSON
+def _snapshot_numbers(shot: snapshots.Snapshot) -> dict[str, Any]:  # Any: JSON
     return {
         "epoch": shot.epoch,
         "call": shot.call,
@@ -132,12 +132,12 @@ def _sheet(shot: snapshots.Snapshot, classes: Sequence[str], method: str) -> Fig
     return synthesis_figures.sheet(
         shot.images.numpy(),
         rows,
-        title=f"Images invented by {method}, after epoch {shot.epoch}",
+        title=f"Synthetic images of {method}, after epoch {shot.epoch}",
         about=f"The newest of {shot.count:,} in the buffer, by the class that the teacher sees",
     )
 
 
-def _of_the_buffer(shots: Sequence[snapshots.Snapshot], classes: Sequence[str]) -> Pictures:
+def _buffer_pictures(shots: Sequence[snapshots.Snapshot], classes: Sequence[str]) -> Pictures:
     """Return first, middle and last snapshot side by side."""
     three = [shots[place] for place in sorted({0, len(shots) // 2, len(shots) - 1})]
     names = {shot.epoch: f"after epoch {shot.epoch}" for shot in three}
@@ -173,39 +173,39 @@ def _of_the_buffer(shots: Sequence[snapshots.Snapshot], classes: Sequence[str]) 
     }
 
 
-def _over_epochs(history: History) -> Pictures:
+def _epoch_pictures(history: History) -> Pictures:
     """Return the losses of synthesis, and the buffer's numbers, epoch by epoch."""
     known = {key for entry in history for key in entry}
     terms = sorted(key for key in known if key.startswith("synthesis/"))
     terms.sort(key=lambda key: key != "synthesis/total")
-    found: Pictures = {}
+    shown: Pictures = {}
     if terms:
-        found["synthesis-losses"] = (
+        shown["synthesis-losses"] = (
             synthesis_figures.panels(
                 history,
                 {key: key.removeprefix("synthesis/") for key in terms},
-                title="Loss while images are invented, mean of an epoch",
+                title="Loss of image synthesis, mean of an epoch",
             ),
             "Each weighted term of the loss that images are moved against, on a scale of its own; "
             "the total is their sum. Terms that reward something are below 0.",
         )
     labels = {key: label for key, label in BUFFER_LABELS.items() if key in known}
     if labels:
-        found["buffer"] = (
+        shown["buffer"] = (
             synthesis_figures.panels(history, labels, title="The buffer after each epoch"),
             "An effective share of 0.6 means: the draws vary as if 60 % of the images were drawn "
             "evenly, and the others never.",
         )
-    return found
+    return shown
 
 
-def _time_split(invention: SynthesisEvidence) -> Figure:
-    synthesis, distillation = invention.synthesis_seconds, invention.distillation_seconds
+def _time_split(evidence: SynthesisEvidence) -> Figure:
+    synthesis, distillation = evidence.synthesis_seconds, evidence.distillation_seconds
     share = synthesis[-1] / max(1e-9, synthesis[-1] + distillation[-1])
     title = f"Where the time went: {share:.0%} synthesis, {1 - share:.0%} distillation"
     return synthesis_figures.time_split(synthesis, distillation, title=title)
 
 
 def _rounded(values: Float[np.ndarray, " K"]) -> list[float]:
-    found: list[float] = np.round(values.astype(np.float64), DIGITS).tolist()
-    return found
+    shown: list[float] = np.round(values.astype(np.float64), DIGITS).tolist()
+    return shown

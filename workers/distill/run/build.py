@@ -57,9 +57,10 @@ def build(
         method=method,
         source=source,
         optimizer=TrainOptimizer(trained.values(), config.training, context.precision),
-        meter=LossMeter(device),
+        meter=LossMeter(device, context.task.count_correct),
         validate=validate,
         ema=None if config.training.ema_decay is None else EMA(trained, config.training.ema_decay),
+        primary_metric=context.task.primary_metric,
         train_metric=loop.train_metric,
         delivers=loop.delivers,
     )

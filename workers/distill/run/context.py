@@ -18,6 +18,7 @@ from workers.distill.methods.base import Method
 from workers.distill.networks.interface import Network
 from workers.distill.runtime import events, signals
 from workers.distill.runtime.precision import Precision
+from workers.distill.tasks.base import BaseTask
 from workers.distill.training.loop import StudentTrainer
 from workers.distill.training.progress import ProgressReporter
 from workers.distill.training.state import DataSource, TrainState
@@ -99,6 +100,7 @@ class SharedContext:
 
     loop: Loop
     stop: signals.Stop
+    task: BaseTask
     device: torch.device
     precision: Precision
     classes: list[str]

@@ -92,7 +92,7 @@ class DataFreeLoop:
             budget,
             training,
             capacity=data_source.capacity(budget, training, method.image_shape),
-            caches_logits=context.recipe.task == "classification",
+            caches_logits=context.task.caches_logits,
         )
 
     def make_trainer(
@@ -131,11 +131,22 @@ class DataFreeLoop:
         budget, source = budget_of(context), source_of(state)
         if not budget.keep_images:
             return []
-        refusal = export.refusal(context, source)
+        if context.teacher is None or context.teacher_view is None:
+            raise ValueError("synthetic images have a teacher")
+        exported = export.ExportContext(
+            workdir=context.workdir,
+            task=context.task,
+            classes=context.classes,
+            size=context.size,
+            flip=may_flip(context, budget),
+            teacher=context.teacher,
+            teacher_view=context.teacher_view,
+        )
+        refusal = export.refusal(exported, source.buffer)
         if refusal is not None:
             context.reporter.warning("images_not_kept", refusal)
             return []
-        return export.write(context, source, flip=may_flip(context, budget))
+        return export.write(exported, source.buffer)
 
     def evidence(self, context: JobContext, state: TrainState) -> "SynthesisEvidence | None":
         """Return snapshots of the buffer, and where the time went."""

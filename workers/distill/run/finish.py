@@ -1,19 +1,17 @@
-"""The end of a recipe: score what was trained, once, and write the outputs."""
+"""The end of a job: score what was trained, once, and write the outputs."""
 
-import dataclasses
 import logging
 import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Int
 
-from workers.distill.data.preprocessing import Preprocessor
-from workers.distill.evaluation import analysis, evaluate, profiling
+from workers.distill.evaluation import embedding, evaluate, profiling
 from workers.distill.export import outputs
 from workers.distill.networks.interface import Network
 from workers.distill.run import build
@@ -22,8 +20,7 @@ from workers.distill.training.state import TrainState
 
 LOG = logging.getLogger(__name__)
 
-Networks: TypeAlias = dict[str, tuple[Network, Preprocessor]]
-"""Networks by what they are, each with how it sees images."""
+ROLES = ("teacher", "student", "baseline")
 
 
 @dataclass(frozen=True)
@@ -37,123 +34,100 @@ class Trained:
 
 
 def finish(
-    setting: JobContext, trained: dict[str, Trained], *, compiles: bool, began: float, last: bool
+    context: JobContext, trained: dict[str, Trained], *, compiles: bool, began: float, last: bool
 ) -> None:
     """Score what was trained on the test split, once, and write the outputs.
 
     `last` says that no other member of the group has anything left to do.
     """
     student = trained["student"]
-    verdict = judge(setting, trained)
+    test = evaluate_test(context, trained)
     facts = {
-        "scores": verdict.scores,
-        "training_images_read": images_read(setting),
-        "evaluated_on": None if setting.test is None else "dataset",
-        **setting.loop.result_fields(setting, student.state),
-        **measure(setting, student),
+        "scores": test.scores,
+        "training_images_read": images_read(context),
+        "evaluated_on": None if context.test is None else "dataset",
+        **context.loop.result_fields(context, student.state),
+        **measure(context, student),
         "wall_seconds": round(time.monotonic() - began, 3),
-        "epochs": setting.recipe.training.epochs,
-        "steps": setting.steps,
+        "epochs": context.recipe.training.epochs,
+        "steps": context.steps,
         "best_epoch": student.state.best.epoch,
-        "device": setting.device.type,
-        "device_name": describe(setting.device),
-        "precision": setting.precision.name,
+        "device": context.device.type,
+        "device_name": describe(context.device),
+        "precision": context.precision.name,
         "compile": compiles,
         "versions": versions(),
         "files": [{"path": name} for name in outputs.FILES],
     }
     histories = {phase: done.state.history for phase, done in trained.items()}
     outputs.write(
-        setting.workdir, setting.recipe, setting.classes, student.network, facts, histories
+        context.workdir, context.recipe, context.classes, student.network, facts, histories
     )
-    facts["files"] += [{"path": path} for path in setting.loop.write_files(setting, student.state)]
-    if setting.recipe.report:
-        explain(setting, trained, verdict, facts)
+    facts["files"] += [{"path": path} for path in context.loop.write_files(context, student.state)]
+    if context.recipe.report:
+        write_report(context, trained, test, facts)
     if last:
-        setting.stop.ignore()
-    setting.reporter.result(**facts)
+        context.stop.ignore()
+    context.reporter.result(**facts)
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the test split says of each network; it is looked at this once."""
+class TestScores:
+    """What the test split says of each network; it is read once."""
+
+    __test__: ClassVar[bool] = False  # no class of tests, whatever its name says to pytest
 
     scores: dict[str, Any]
+    """By role; None for a network that was not evaluated."""
+    evaluations: dict[str, evaluate.Evaluation]
+    labels: Int[np.ndarray, " N"]
+    """The class of each image; empty for tasks whose images have no single class."""
     mapped: Int[np.ndarray, " K"]
-    """Images whose pooled features are shown."""
-    shown: dict[str, evaluate.Predictions]
-    """Of networks that tell images apart."""
-    confusions: dict[str, Int[np.ndarray, "C C"]]
-    """Of dense networks: pixels by true and predicted class."""
+    """Images whose pooled features were kept."""
 
 
-def images_read(setting: JobContext) -> int:
-    """Return how many images of a training split were looked at."""
-    return 0 if setting.source is None else setting.source.count
+def images_read(context: JobContext) -> int:
+    """Return how many images of a training split were read."""
+    return 0 if context.source is None else context.source.count
 
 
-def judge(setting: JobContext, trained: dict[str, Trained]) -> Verdict:
+def evaluate_test(context: JobContext, trained: dict[str, Trained]) -> TestScores:
     """Return the test scores of teacher, student and baseline; each is None without a test split.
 
     A baseline that is the method itself is not trained twice: it has the student's scores.
     """
-    networks = {phase: (done.network, setting.student_view) for phase, done in trained.items()}
-    if setting.teacher is not None and setting.teacher_view is not None:
-        networks["teacher"] = (setting.teacher, setting.teacher_view)
-    ordered: Networks = {
-        name: networks[name] for name in ("teacher", "student", "baseline") if name in networks
-    }
-    if setting.test is None:
-        found = Verdict({}, np.zeros(0, dtype=np.int64), {}, {})
-    elif setting.recipe.task == "segmentation":
-        found = judge_pixels(setting, setting.test, ordered)
-    else:
-        found = judge_images(setting, setting.test, ordered)
-    scores = {name: found.scores.get(name) for name in ("teacher", "student", "baseline")}
-    if setting.recipe.baseline and not setting.trains_baseline:
-        scores["baseline"] = scores["student"]
-    return dataclasses.replace(found, scores=scores)
-
-
-def judge_images(setting: JobContext, test: evaluate.LabelledImages, networks: Networks) -> Verdict:
-    """Score classifiers, and keep what they show."""
-    mapped = analysis.images_to_map(test.labels.cpu().numpy())
-    keep = torch.from_numpy(mapped) if setting.recipe.report else None
-    say = evaluating(setting)
-    seen = {
-        name: evaluate.survey(network, view, test.images, keep=keep, between=say)
-        for name, (network, view) in networks.items()
-    }
-    taught = seen["teacher"].logits if "teacher" in seen else None
-    scores = {
-        name: evaluate.scores(shown.logits, test.labels, None if name == "teacher" else taught)
-        for name, shown in seen.items()
-    }
-    return Verdict(scores, mapped, seen, {})
-
-
-def judge_pixels(setting: JobContext, test: evaluate.LabelledImages, networks: Networks) -> Verdict:
-    """Score dense networks, and keep what they take for what."""
-    say, classes = evaluating(setting), len(setting.classes)
-    teacher = networks.get("teacher")
-    scores, confusions = {}, {}
-    for name, (network, view) in networks.items():
-        counts = evaluate.count_pixels(
-            network,
-            view,
-            test.images,
-            test.labels,
-            classes=classes,
-            teacher=None if name == "teacher" else teacher,
-            between=say,
+    networks = {phase: (done.network, context.student_view) for phase, done in trained.items()}
+    if context.teacher is not None and context.teacher_view is not None:
+        networks["teacher"] = (context.teacher, context.teacher_view)
+    ordered = {name: networks[name] for name in ROLES if name in networks}
+    labels = mapped = np.zeros(0, dtype=np.int64)
+    feature_rows = None
+    evaluations: dict[str, evaluate.Evaluation] = {}
+    if context.test is not None:
+        image_classes = context.task.image_classes(context.test.labels)
+        if image_classes is not None:
+            labels = image_classes.cpu().numpy()
+            mapped = embedding.images_to_map(labels)
+            feature_rows = torch.from_numpy(mapped) if context.recipe.report else None
+        evaluations = evaluate.evaluate_split(
+            context.task,
+            ordered,
+            context.test,
+            classes=len(context.classes),
+            feature_rows=feature_rows,
+            on_batch=evaluation_progress(context),
         )
-        scores[name] = evaluate.pixel_scores(counts, samples=len(test.images))
-        confusions[name] = counts.confusion.cpu().numpy()
-    return Verdict(scores, np.zeros(0, dtype=np.int64), {}, confusions)
+    scores = {
+        role: evaluations[role].metrics.test_scores() if role in evaluations else None
+        for role in ROLES
+    }
+    if context.recipe.baseline and not context.trains_baseline:
+        scores["baseline"] = scores["student"]
+    return TestScores(scores, evaluations, labels, mapped)
 
 
-def explain(
-    setting: JobContext, trained: dict[str, Trained], verdict: Verdict, facts: dict[str, Any]
+def write_report(
+    context: JobContext, trained: dict[str, Trained], test: TestScores, facts: dict[str, Any]
 ) -> None:
     """Write the report's folder, and add its files and its time to the facts.
 
@@ -163,29 +137,36 @@ def explain(
     # Imported here because drawing takes a second to load, which a start should not pay.
     from workers.distill.reporting import report_folder
 
-    labels = np.zeros(0, dtype=np.int64)
-    if setting.test is not None and setting.recipe.task == "classification":
-        labels = setting.test.labels.cpu().numpy()
+    outputs, confusions = {}, {}
+    for role, evaluation in test.evaluations.items():
+        logits, confusion = evaluation.metrics.logits(), evaluation.metrics.confusion()
+        if logits is not None:
+            outputs[role] = report_folder.Outputs(
+                logits.cpu().numpy(), evaluation.pooled.cpu().numpy()
+            )
+        if confusion is not None:
+            confusions[role] = confusion.numpy()
     evidence = report_folder.Evidence(
-        classes=setting.classes,
-        labels=labels,
-        mapped=verdict.mapped,
-        outputs={
-            name: report_folder.Outputs(shown.logits.cpu().numpy(), shown.pooled.cpu().numpy())
-            for name, shown in verdict.shown.items()
-        },
+        topics=context.task.report_topics,
+        unit=context.task.unit,
+        primary_metric=context.task.primary_metric,
+        classes=context.classes,
+        networks=list(test.evaluations),
+        test_images=0 if context.test is None else len(context.test.images),
+        labels=test.labels,
+        mapped=test.mapped,
+        outputs=outputs,
+        confusions=confusions,
         histories={phase: done.state.history for phase, done in trained.items()},
         best_epochs={phase: done.state.best.epoch for phase, done in trained.items()},
-        teacher_accuracy=None if setting.example is None else setting.example.accuracy,
-        confusions=verdict.confusions,
-        invention=setting.loop.evidence(setting, trained["student"].state),
-        test_images=0 if setting.test is None else len(setting.test.images),
+        teacher_score=None if context.example is None else context.example.primary,
+        synthesis=context.loop.evidence(context, trained["student"].state),
     )
     try:
-        written = report_folder.write(setting.workdir, evidence)
-    except Exception as error:  # told as a warning; whatever a drawing library may raise
+        written = report_folder.write(context.workdir, evidence)
+    except Exception as error:  # reported as a warning; whatever a drawing library may raise
         LOG.exception("the report failed")
-        setting.reporter.warning(
+        context.reporter.warning(
             "report_failed", f"the report could not be written ({type(error).__name__}: {error})"
         )
         return
@@ -193,38 +174,38 @@ def explain(
     facts["report_seconds"] = round(time.monotonic() - began, 3)
 
 
-def evaluating(setting: JobContext) -> Callable[[], None]:
-    """Return what keeps saying that the evaluation goes on."""
-    total = len(setting.phases) * setting.steps
+def evaluation_progress(context: JobContext) -> Callable[[], None]:
+    """Return a function that reports progress during the evaluation."""
+    total = len(context.phases) * context.steps
 
-    def say() -> None:
-        setting.reporter.progress(
+    def report_progress() -> None:
+        context.reporter.progress(
             phase="evaluation",
-            step=setting.steps,
-            epoch=setting.recipe.training.epochs,
+            step=context.steps,
+            epoch=context.recipe.training.epochs,
             progress=round(total / (total + 1), 6),
             images_per_second=0.0,
             remaining_seconds=None,
         )
 
-    return say
+    return report_progress
 
 
-def measure(setting: JobContext, student: Trained) -> dict[str, Any]:
+def measure(context: JobContext, student: Trained) -> dict[str, Any]:
     """Return sizes and speeds of teacher and student."""
     state, network = student.state, student.network
-    images = build.sample(setting)
-    seen = setting.student_view(images)
+    images = build.sample(context)
+    inputs = context.student_view(images)
     sizes: dict[str, Any] = {
         "parameters": {"teacher": None, "student": count(network)},
-        "flops": {"teacher": None, "student": profiling.flops(network, seen)},
-        "latency_ms": {"teacher": None, "student": round(profiling.latency_ms(network, seen), 4)},
+        "flops": {"teacher": None, "student": profiling.flops(network, inputs)},
+        "latency_ms": {"teacher": None, "student": round(profiling.latency_ms(network, inputs), 4)},
     }
-    if setting.teacher is not None and setting.teacher_view is not None:
-        seen_by_teacher = setting.teacher_view(images)
-        sizes["parameters"]["teacher"] = count(setting.teacher)
-        sizes["flops"]["teacher"] = profiling.flops(setting.teacher, seen_by_teacher)
-        latency = profiling.latency_ms(setting.teacher, seen_by_teacher)
+    if context.teacher is not None and context.teacher_view is not None:
+        teacher_inputs = context.teacher_view(images)
+        sizes["parameters"]["teacher"] = count(context.teacher)
+        sizes["flops"]["teacher"] = profiling.flops(context.teacher, teacher_inputs)
+        latency = profiling.latency_ms(context.teacher, teacher_inputs)
         sizes["latency_ms"]["teacher"] = round(latency, 4)
     source = state.source
     rate = state.step * source.rows_per_epoch / source.steps_per_epoch / state.seconds

@@ -86,6 +86,5 @@ def report_start(member: GroupMember) -> None:
         threads=torch.get_num_threads(),
     )
     if context.example is not None and not saved:
-        context.reporter.metric(
-            "teacher/validation/accuracy", context.example.accuracy, step=0, epoch=0
-        )
+        key = f"teacher/validation/{context.task.primary_metric}"
+        context.reporter.metric(key, context.example.primary, step=0, epoch=0)

@@ -24,6 +24,7 @@ from workers.distill.networks.interface import Network
 from workers.distill.run.context import JobContext, JobRequest, Loop, SharedContext
 from workers.distill.runtime import signals
 from workers.distill.runtime.precision import choose_precision
+from workers.distill.tasks.catalog import TASKS
 
 
 def prepare(
@@ -33,11 +34,11 @@ def prepare(
 
     Of the recipe it reads what all members of a group agree in. `strong` asks for a second view.
     """
-    device = choose_device(asked.accelerator)
+    device, task = choose_device(asked.accelerator), TASKS[asked.task]
     found = dataset.load(workdir / "dataset")
     size = found.record.input
-    train, held_out, test = (found.split(name) for name in dataset.SPLITS)
     check_task(found.record.task, asked.task)
+    train, held_out, test = (task.read_split(found, name) for name in dataset.SPLITS)
     classes = list(found.record.classes)
     check_classes("teacher", asked.teacher, len(classes))
     if len(train.labels) < 2:
@@ -49,13 +50,16 @@ def prepare(
     )
     network = load_teacher(asked.teacher, workdir, device, asked.task) if asked.teacher else None
     precision = choose_precision(asked.training, device)
-    held = validation.ValidationSplit(on_device(held_out, device), precision, stop.check)
+    held = validation.ValidationSplit(
+        on_device(held_out, device), task, len(classes), precision, stop.check
+    )
     example = None
     if network is not None and teacher_view is not None:
         example = validation.TeacherScores(held, network, teacher_view)
     return SharedContext(
         loop=loop,
         stop=stop,
+        task=task,
         device=device,
         precision=precision,
         classes=classes,
@@ -64,9 +68,13 @@ def prepare(
         known_images=len(train.labels),
         source=BatchLoader(
             train.images,
-            train.labels,
+            task.add_label_noise(
+                train.labels,
+                asked.training.label_noise,
+                classes=len(classes),
+                seed=asked.training.seed,
+            ),
             training=asked.training,
-            classes=len(classes),
             flip=found.record.flip,
             strong=strong,
             device=device,
@@ -88,7 +96,7 @@ def prepare_without_data(
     """
     if asked.teacher is None:
         raise errors.BadRecipe("a data-free method needs a teacher, and the recipe has none")
-    device = choose_device(asked.accelerator)
+    device, task = choose_device(asked.accelerator), TASKS[asked.task]
     size = asked.teacher.input
     precision = choose_precision(asked.training, device)
     network = load_teacher(asked.teacher, workdir, device, asked.task)
@@ -104,14 +112,19 @@ def prepare_without_data(
             # Refuses channels that cannot be adapted.
             Preprocessor(role, choice.input, record.input, device)
         held = validation.ValidationSplit(
-            on_device(found.split("validation"), device), precision, stop.check
+            on_device(task.read_split(found, "validation"), device),
+            task,
+            len(classes),
+            precision,
+            stop.check,
         )
-        test = on_device(found.split("test"), device)
+        test = on_device(task.read_split(found, "test"), device)
         example = validation.TeacherScores(held, network, teacher_view)
     check_classes("teacher", asked.teacher, len(classes))
     return SharedContext(
         loop=loop,
         stop=stop,
+        task=task,
         device=device,
         precision=precision,
         classes=classes,
@@ -196,13 +209,14 @@ def build(role: str, choice: NetworkChoice, task: Task) -> Network:
         width=choice.input.width,
         arguments=choice.arguments,
     )
-    if network.task != task:
+    if not TASKS[task].accepts(network):
         raise errors.IncompatibleNetworks(
             f"the {role} {choice.network} is for {network.task}, and the recipe's task is {task}; "
             f"choose a {role} for {task}",
             task=task,
             **{f"{role}_task": network.task},
         )
+    network.task = task
     return network
 
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from workers.distill import errors
 from workers.distill.config import grouping
-from workers.distill.evaluation import profiling
 from workers.distill.methods import catalog
 from workers.distill.run import failures, loops, members, prepare, requests
 from workers.distill.run.context import JobRequest
@@ -20,6 +19,7 @@ from workers.distill.run.failures import Failures
 from workers.distill.run.members import GroupMember
 from workers.distill.run.phase import Phase
 from workers.distill.runtime import events, signals
+from workers.distill.runtime.device import keep_memory
 
 LOG = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def execute(
 def run(jobs: Sequence[JobRequest], workdir: pathlib.Path, stop: signals.Stop) -> int:
     """Run jobs side by side from where their checkpoints stand, and return the exit code."""
     began = time.monotonic()
-    profiling.keep_memory()
+    keep_memory()
     failed = Failures(alone=jobs[0].key is None)
     fitting, strong = [], False
     for job in jobs:

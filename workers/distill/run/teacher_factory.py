@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from workers.distill.evaluation import profiling
 from workers.distill.methods.base import Method
+from workers.distill.networks import folding
 from workers.distill.networks.interface import Features, Network, Observe
 from workers.distill.run.context import JobContext, SharedContext
 from workers.distill.runtime import events
@@ -115,7 +115,7 @@ class TeacherFactory:
         view, network = self._shared.teacher_view, self._shared.teacher
         if view is None or network is None:
             raise ValueError("there is no teacher to fold")
-        return profiling.folded(network, view(self._shared.sample(profiling.EXAMPLES)))
+        return folding.folded(network, view(self._shared.sample(folding.EXAMPLES)))
 
     @functools.cached_property
     def _online_teacher(self) -> OnlineTeacher:

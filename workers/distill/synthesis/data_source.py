@@ -19,10 +19,10 @@ from workers.distill.config.synthesis import Synthesis
 from workers.distill.config.training import Training
 from workers.distill.data.loader import crop_padding
 from workers.distill.data.types import Batch
-from workers.distill.evaluation import profiling
 from workers.distill.functional import divergences
 from workers.distill.functional.rows import per_image, rows
 from workers.distill.methods.datafree.base import BufferStats, SynthesisBatch
+from workers.distill.runtime.device import wait_for
 from workers.distill.synthesis import augmentation, replay_buffer, snapshots, synthesizers
 from workers.distill.training.meters import LossMeter
 
@@ -120,7 +120,7 @@ class SyntheticDataSource:
             student.eval()
         if self._synthesizer.steps_done is None:
             # What the device still does for the student is the student's time.
-            profiling.wait_for(self._context.device)
+            wait_for(self._context.device)
             self.seconds.distillation += time.monotonic() - began
             began = time.monotonic()
             self._synthesizer.begin(self.calls + 1)
@@ -135,7 +135,7 @@ class SyntheticDataSource:
         if (self._synthesizer.steps_done or self._budget.steps) >= self._budget.steps:
             self._close(self._stock)
             student.train()
-            profiling.wait_for(self._context.device)
+            wait_for(self._context.device)
         self.seconds.synthesis += time.monotonic() - began
 
     def _close(self, stock: BufferStats) -> None:

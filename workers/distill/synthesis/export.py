@@ -1,78 +1,86 @@
-"""The images that a data-free job has invented, as a data set that other jobs can train on.
+"""The synthetic images of a data-free job, as a data set that other jobs can train on.
 
-A folder `synthetic/` in the working folder, in the form of every prepared data set (`data.stored`).
+A folder `synthetic/` in the working folder, in the form of every prepared data set: `data.dataset`.
 Labels are the teacher's answers, so accuracy on it is agreement with that teacher.
 """
 
 import shutil
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from jaxtyping import Integer
+from jaxtyping import Shaped
 from torch import Tensor
 
-from workers.distill.data import dataset
+from workers.distill.config.job import Input
 from workers.distill.data.formats import conversion
-from workers.distill.run.context import JobContext
-from workers.distill.synthesis.data_source import SyntheticDataSource
+from workers.distill.data.preprocessing import Preprocessor
+from workers.distill.networks.interface import Network
+from workers.distill.synthesis.replay_buffer import ReplayBuffer
+from workers.distill.tasks.base import BaseTask
 
 FOLDER = "synthetic"
 FEWEST = 3
 """One image for each split."""
-LOOK_BATCH = 16
+TEACHER_BATCH = 16
 NOTES = (
     "images were invented by distillation without data; no image of a data set was read",
     "labels are the teacher's answers: accuracy on this data set is agreement with the teacher",
 )
 
 
-def refusal(setting: JobContext, studio: SyntheticDataSource) -> str | None:
+@dataclass(frozen=True)
+class ExportContext:
+    """What an export needs to know besides the images."""
+
+    workdir: Path
+    task: BaseTask
+    classes: list[str]
+    size: Input
+    flip: bool
+    """Whether mirrored images keep their labels."""
+    teacher: Network
+    teacher_view: Preprocessor
+
+
+def refusal(context: ExportContext, replay: ReplayBuffer) -> str | None:
     """Return why the buffer cannot be a data set, or None if it can."""
-    held, classes = studio.buffer.count, len(setting.classes)
-    if held < FEWEST:
+    if replay.count < FEWEST:
         return (
-            f"the buffer holds {held} images, and a data set needs at least {FEWEST}: one for each "
-            "split"
+            f"the buffer holds {replay.count} images, and a data set needs at least {FEWEST}: one "
+            "for each split"
         )
-    if setting.recipe.task == "segmentation" and classes > dataset.IGNORE_INDEX:
-        return (
-            f"masks have at most {dataset.IGNORE_INDEX} classes, and the teacher tells {classes} "
-            "apart"
-        )
-    return None
+    return context.task.class_count_fault(len(context.classes))
 
 
-def write(setting: JobContext, studio: SyntheticDataSource, *, flip: bool) -> list[str]:
+def write(context: ExportContext, replay: ReplayBuffer) -> list[str]:
     """Write the replay buffer, and return the files, relative to the working folder."""
-    folder = setting.workdir / FOLDER
-    unfinished = setting.workdir / f"{FOLDER}.tmp"
+    folder = context.workdir / FOLDER
+    unfinished = context.workdir / f"{FOLDER}.tmp"
     for old in (folder, unfinished):
         shutil.rmtree(old, ignore_errors=True)
-    images = studio.buffer.images
-    size = setting.size
+    targets = teacher_targets(context, replay)
     conversion.write_arrays(
         unfinished,
-        {"train": (images.cpu().numpy(), answers(setting, studio).cpu().numpy())},
-        classes=setting.classes,
-        flip=flip,
+        {"train": (replay.images.cpu().numpy(), targets.cpu().numpy())},
+        classes=context.classes,
+        flip=context.flip,
         # Networks go on seeing such images as the teacher does.
-        wish=conversion.InputHints(mean=size.mean, std=size.std),
+        wish=conversion.InputHints(mean=context.size.mean, std=context.size.std),
         notes=NOTES,
-        task=setting.recipe.task,
+        task=context.task.name,
     )
     unfinished.replace(folder)
     return [f"{FOLDER}/{path.name}" for path in sorted(folder.iterdir()) if path.is_file()]
 
 
-def answers(setting: JobContext, studio: SyntheticDataSource) -> Integer[Tensor, "N *S"]:
-    """Return what the teacher takes each image for: a class, or a mask of classes."""
-    if setting.recipe.task == "classification":
-        return studio.buffer.classes()
-    teacher, view, images = setting.teacher, setting.teacher_view, studio.buffer.images
-    if teacher is None or view is None:
-        raise ValueError("invented images have a teacher")
-    found = []
+def teacher_targets(context: ExportContext, replay: ReplayBuffer) -> Shaped[Tensor, "N *T"]:
+    """Return what the teacher says of each image, in the form in which the task stores targets."""
+    if replay.logits is not None:
+        return context.task.predicted_targets(replay.logits)
+    images, targets = replay.images, []
     with torch.inference_mode():
-        for first in range(0, len(images), LOOK_BATCH):
-            seen = view(images[first : first + LOOK_BATCH])
-            found.append(teacher(seen).argmax(1).to(torch.uint8))
-    return torch.cat(found)
+        for first in range(0, len(images), TEACHER_BATCH):
+            inputs = context.teacher_view(images[first : first + TEACHER_BATCH])
+            targets.append(context.task.predicted_targets(context.teacher(inputs)))
+    return torch.cat(targets)

@@ -1,14 +1,19 @@
 """Loss and accuracy sums kept on the device; reading them is the only host synchronisation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from workers.distill import errors
 from workers.distill.methods.base import Terms
+from workers.distill.tasks.base import count_equal_answers
+
+CountCorrect: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, int]]
+"""Takes logits and labels; returns how many answers are right, and how many there are."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,10 @@ class EpochAverages:
 class LossMeter:
     """Sums of losses and of correct answers, and the first step whose loss was not finite."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(
+        self, device: torch.device, count_correct: CountCorrect = count_equal_answers
+    ) -> None:
+        self._count_correct = count_correct
         self._names: list[str] = []
         self._sums = torch.zeros(0, device=device)
         self._steps = 0
@@ -40,7 +48,7 @@ class LossMeter:
         total: Tensor,
         terms: Terms,
         logits: Float[Tensor, "N C *S"] | None = None,
-        labels: Int[Tensor, "N *S"] | None = None,
+        labels: Shaped[Tensor, "N *T"] | None = None,
     ) -> None:
         """Add one step, and its answers where logits and labels are given."""
         values = torch.stack([total, *terms.values()]).float()
@@ -51,8 +59,9 @@ class LossMeter:
         self._sums += values
         self._steps += 1
         if logits is not None and labels is not None:
-            self._correct += (logits.argmax(1) == labels).sum()
-            self._samples += labels.numel()
+            correct, answers = self._count_correct(logits, labels)
+            self._correct += correct
+            self._samples += answers
         broke = ~values.isfinite().all() & (self._bad_step < 0)
         self._bad = torch.where(broke, values, self._bad)
         self._bad_step = torch.where(broke, step, self._bad_step)

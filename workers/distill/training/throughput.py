@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from workers.distill.data.types import Batch
-from workers.distill.evaluation import profiling
+from workers.distill.runtime.device import generators, wait_for
 from workers.distill.runtime.precision import Precision
+from workers.distill.training.floor import Floor
 from workers.distill.training.step import DistillationStep
 
 BLOCK_SECONDS = 0.05
@@ -38,7 +39,7 @@ class ThroughputMeter:
         self._device = device
         self._precision = precision
         self._teacher = teacher
-        self._floors: dict[int, profiling.Floor] = {}
+        self._floors: dict[int, Floor] = {}
         self._shares: list[float] = []
         self._cold: list[float] = []
         self._steps = 0
@@ -58,7 +59,7 @@ class ThroughputMeter:
         if interrupted:
             self._block_began = None
         if self._block_began is None and self._is_due():
-            profiling.wait_for(self._device)
+            wait_for(self._device)
             self._block_began = time.perf_counter()
             self._block_steps = 0
 
@@ -70,7 +71,7 @@ class ThroughputMeter:
         self._block_steps += 1
         if time.perf_counter() - self._block_began < BLOCK_SECONDS and not last:
             return
-        profiling.wait_for(self._device)
+        wait_for(self._device)
         real = time.perf_counter() - self._block_began
         self._block_began = None
         if steps:  # none is left where all have just failed
@@ -95,19 +96,19 @@ class ThroughputMeter:
                 floor(images)
 
         # A student may draw random numbers, and must find its own ones untouched.
-        with torch.random.fork_rng(devices=profiling.generators(self._device)):
+        with torch.random.fork_rng(devices=generators(self._device)):
             if not self._spent:
                 work()
-            profiling.wait_for(self._device)
+            wait_for(self._device)
             start = time.perf_counter()
             for _ in range(self._block_steps):
                 work()
-            profiling.wait_for(self._device)
+            wait_for(self._device)
             seconds = time.perf_counter() - start
         self._spent += time.monotonic() - began
         return seconds
 
-    def _floor_of(self, step: DistillationStep) -> profiling.Floor:
+    def _floor_of(self, step: DistillationStep) -> Floor:
         if id(step) not in self._floors:
-            self._floors[id(step)] = profiling.Floor(step.student, self._precision)
+            self._floors[id(step)] = Floor(step.student, self._precision)
         return self._floors[id(step)]

@@ -109,7 +109,7 @@ class TestSimKD:
         code, lines = folders.run_here(path)
         assert code == 0
         student = tmp_path / "student.safetensors"
-        scored = evaluate.score_file(student, tmp_path / "dataset", "test")
+        scored = evaluate.evaluate_file(student, tmp_path / "dataset", "test")
         assert scored["accuracy"] == lines[-1]["scores"]["student"]["accuracy"]
         model = json.loads((tmp_path / "model.json").read_text())
         header = weights.read_header(student)

@@ -12,8 +12,7 @@ import torchvision.models.segmentation
 from torch import Tensor, nn
 
 from workers.distill import errors
-from workers.distill.evaluation import profiling
-from workers.distill.networks import catalog, interface, weights
+from workers.distill.networks import catalog, folding, interface, weights
 from workers.distill.networks.dense import segmenters
 
 NAMES = ("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large", "fcn_resnet50")
@@ -100,7 +99,7 @@ class TestSegmenter:
 
     def test_is_folded_to_the_same_answers(self) -> None:
         network = copy.deepcopy(built(LIGHT))
-        folded = profiling.folded(network, pictures())
+        folded = folding.folded(network, pictures())
         assert not interface.batch_norms(folded)
         torch.testing.assert_close(folded(pictures()), network(pictures()), rtol=1e-3, atol=1e-4)
 

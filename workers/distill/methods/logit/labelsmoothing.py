@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from workers.distill.data.types import Batch
-from workers.distill.methods.base import LogitMethod, Moment, Source, Terms, cross_entropy
+from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
 from workers.distill.networks.interface import Features
 
 
@@ -55,6 +55,6 @@ class LabelSmoothing(LogitMethod):
         """Return the task term alone."""
         share = self.params.smoothing
         # Linear in the label, so smoothing it is mixing two losses; mixed images need no more.
-        hard = cross_entropy(student.logits, batch)
+        hard = self.task_loss(student.logits, batch)
         loss = (1 - share) * hard + share * uniform_cross_entropy(student.logits)
         return {"task": self.params.task_weight * loss}

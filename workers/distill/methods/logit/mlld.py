@@ -25,7 +25,7 @@ from torch import Tensor
 from workers.distill import errors
 from workers.distill.data.types import Batch
 from workers.distill.functional import divergences, standardization
-from workers.distill.methods.base import LogitMethod, Moment, Source, Terms, cross_entropy
+from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
 from workers.distill.networks.interface import Features
 
 FIXED_TEMPERATURES = (3.0, 5.0, 2.0, 6.0)
@@ -152,8 +152,8 @@ class MLLD(LogitMethod):
                 "method mlld compares two views of every image, and only one is shown; train it "
                 "without a teacher cache, on images that may be augmented"
             )
-        task = cross_entropy(student.logits, batch)
-        task = task + cross_entropy(student.strong.logits, batch)
+        task = self.task_loss(student.logits, batch)
+        task = task + self.task_loss(student.strong.logits, batch)
         weak = (student.logits, teacher.logits)
         strong = (student.strong.logits, teacher.strong.logits)
         levels = (

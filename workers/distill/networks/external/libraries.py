@@ -125,8 +125,12 @@ def names(library: str) -> list[str]:
 
 def task(library: str, name: str) -> Task:
     """Return what a network of a library is for."""
-    is_dense = library == "torchvision" and name in segmenters.names()
-    return "segmentation" if is_dense else "classification"
+    return segmenters.Segmenter.task if is_segmenter(library, name) else interface.Network.task
+
+
+def is_segmenter(library: str, name: str) -> bool:
+    """Whether a network of a library gives the logits of every pixel."""
+    return library == "torchvision" and name in segmenters.names()
 
 
 def build(
@@ -149,7 +153,7 @@ def build(
         raise _unknown(library, name)
     make = _timm if library == "timm" else _torchvision
     try:
-        if task(library, name) == "segmentation":
+        if is_segmenter(library, name):
             return _segmenter(name, classes, channels, arguments)
         module = make(name, classes, channels, (height, width), arguments.keywords())
         network = adopt(module)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.distill import cases
-from workers.distill.evaluation import segmentation_metrics
+from workers.distill.functional import segmentation_metrics
 
 CPU = torch.device("cpu")
 CASE = cases.case("seg", "miou")

@@ -1,0 +1,31 @@
+import numpy as np
+import pytest
+import torch
+from torchmetrics.functional import classification
+
+from workers.distill.evaluation import calibration
+from workers.distill.tasks.base import CALIBRATION_BINS
+
+RANDOM = np.random.default_rng(0)
+LOGITS = RANDOM.normal(size=(60, 4)).astype(np.float32) * 2
+LABELS = RANDOM.integers(0, 4, size=60)
+
+
+class TestReliability:
+    def test_has_the_error_that_is_reported_as_a_score(self) -> None:
+        expected = classification.multiclass_calibration_error(
+            torch.from_numpy(LOGITS).softmax(1),
+            torch.from_numpy(LABELS),
+            num_classes=4,
+            n_bins=CALIBRATION_BINS,
+        )
+        found = calibration.reliability(LOGITS, LABELS)
+        assert found.counts.sum() == 60
+        # Theirs is computed in single precision.
+        assert found.error == pytest.approx(float(expected), rel=1e-4)
+
+    def test_of_a_network_that_is_always_sure_and_right_is_perfect(self) -> None:
+        logits = 1e4 * np.eye(4, dtype=np.float32)
+        found = calibration.reliability(logits, np.arange(4))
+        assert found.counts[-1] == 4
+        assert (found.confidence[-1], found.accuracy[-1], found.error) == (1, 1, 0)

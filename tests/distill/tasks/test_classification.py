@@ -1,0 +1,166 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import metrics
+from torch import Tensor, nn
+
+from tests.distill.data.test_dataset import a_record, some_splits
+from workers.distill import errors
+from workers.distill.data import dataset
+from workers.distill.data.types import Batch, Mixed
+from workers.distill.tasks import classification
+from workers.distill.tasks.catalog import TASKS
+
+TASK = TASKS["classification"]
+GENERATOR = torch.Generator().manual_seed(0)
+LOGITS = torch.randn(60, 4, generator=GENERATOR) * 2
+LABELS = torch.randint(0, 4, (60,), generator=GENERATOR)
+
+
+def rows(count: int = 12, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(count, classes, generator=generator), torch.arange(count) % classes
+
+
+class TestScores:
+    def test_accuracy_is_the_share_of_right_answers(self) -> None:
+        logits, labels = rows()
+        wanted = sum(
+            int(row.argmax()) == int(label) for row, label in zip(logits, labels, strict=True)
+        )
+        assert classification.scores(logits, labels)["accuracy"] == wanted / 12
+
+    def test_calibration_error_is_the_gap_between_confidence_and_accuracy_by_bin(self) -> None:
+        logits, labels = rows(200)
+        confidence, answer = logits.softmax(1).max(1)
+        right = (answer == labels).double()
+        bins = (confidence * 15).ceil().long() - 1
+        wanted = sum(
+            float((bins == number).double().mean())
+            * abs(float(confidence[bins == number].mean() - right[bins == number].mean()))
+            for number in bins.unique().tolist()
+        )
+        # The library sums in float32.
+        assert classification.scores(logits, labels)["ece"] == pytest.approx(wanted, rel=1e-4)
+
+    def test_loss_is_the_mean_negative_log_likelihood(self) -> None:
+        logits, labels = rows()
+        wanted = -sum(
+            math.log(float(row.double().softmax(0)[label]))
+            for row, label in zip(logits, labels.tolist(), strict=True)
+        )
+        assert classification.scores(logits, labels)["loss"] == pytest.approx(wanted / 12, rel=1e-9)
+
+    def test_agreement_counts_equal_answers_right_or_wrong(self) -> None:
+        logits, labels = rows()
+        teacher = logits.clone()
+        teacher[0] = -teacher[0]
+        assert classification.scores(logits, labels, teacher)["agreement"] == pytest.approx(11 / 12)
+        assert "agreement" not in classification.scores(logits, labels)
+
+    @pytest.mark.parametrize("classes", [2, 3])
+    def test_all_right_and_all_wrong_are_fine(self, classes: int) -> None:
+        labels = torch.arange(6) % classes
+        right = nn.functional.one_hot(labels, classes).float()
+        assert classification.scores(right, labels)["accuracy"] == 1
+        assert classification.scores(-right, labels)["accuracy"] == 0
+
+
+class TestWilson:
+    def test_equals_the_textbooks_value(self) -> None:
+        # 80 of 100, from the closed form by hand.
+        low, high = classification.wilson_interval(80, 100)
+        assert (low, high) == pytest.approx((0.711170, 0.866633), abs=1e-6)
+
+    @pytest.mark.parametrize("correct", [0, 1, 9, 10])
+    def test_holds_the_share_and_stays_within_zero_and_one(self, correct: int) -> None:
+        low, high = classification.wilson_interval(correct, 10)
+        assert 0 <= low <= correct / 10 <= high <= 1
+        assert high - low > 0.1
+
+
+class TestConfusion:
+    def test_equals_another_librarys(self) -> None:
+        expected = metrics.confusion_matrix(LABELS, LOGITS.argmax(1), labels=range(4))
+        assert np.array_equal(classification.confusion(LOGITS, LABELS).numpy(), expected)
+
+    def test_has_a_row_for_a_class_without_images(self) -> None:
+        counts = classification.confusion(LOGITS[:3], torch.zeros(3, dtype=torch.int64))
+        assert counts.shape == (4, 4)
+        assert counts[1:].sum() == 0
+
+
+class TestMetrics:
+    def test_of_batches_are_those_of_the_split(self) -> None:
+        whole, parts = (TASK.metrics(4, torch.device("cpu")) for _ in range(2))
+        whole.update(LOGITS, LABELS, LOGITS.flip(0))
+        for rows in (slice(0, 7), slice(7, 60)):
+            parts.update(LOGITS[rows], LABELS[rows], LOGITS.flip(0)[rows])
+        assert parts.test_scores() == whole.test_scores()
+        assert parts.validation_scores() == whole.validation_scores()
+        scores = parts.validation_scores()
+        assert list(scores) == ["accuracy", "loss"]
+        assert scores["accuracy"] == parts.correct / 60
+        counts = parts.confusion()
+        assert counts is not None
+        assert int(counts.trace()) == parts.correct
+
+
+class TestLoss:
+    def test_of_mixed_images_counts_both_labels_by_their_shares(self) -> None:
+        share = torch.rand(60, generator=torch.Generator().manual_seed(1))
+        others = LABELS.flip(0)
+        images, index = torch.zeros(60, 1, 1, 1), torch.arange(60)
+        plain = Batch(images, LABELS, index)
+        mixed = Batch(images, LABELS, index, mixed=Mixed(others, share))
+        log_probabilities = LOGITS.log_softmax(1)
+        first, second = (-log_probabilities[index, labels] for labels in (LABELS, others))
+        assert float(TASK.loss(LOGITS, plain)) == pytest.approx(float(first.mean()), rel=1e-5)
+        expected = (share * first + (1 - share) * second).mean()
+        assert float(TASK.loss(LOGITS, mixed)) == pytest.approx(float(expected), rel=1e-5)
+
+
+class TestTargets:
+    @pytest.mark.parametrize(
+        ("labels", "words"),
+        [
+            (torch.zeros(4, 1, dtype=torch.int64), r"should be int64 \[4\]"),
+            (torch.zeros(4), "should be int64"),
+            (torch.tensor([0, 1, 2, 0]), "0 to 2, but there are 2 classes"),
+            (torch.tensor([0, 1, -1, 0]), "-1 to 1"),
+        ],
+    )
+    def test_that_are_not_as_recorded_are_a_bad_data_set(
+        self, tmp_path: Path, labels: Tensor, words: str
+    ) -> None:
+        splits = some_splits()
+        dataset.write(tmp_path, a_record(), {**splits, "train": (splits["train"][0], labels)})
+        with pytest.raises(errors.BadDataset, match=words):
+            TASK.read_split(dataset.load(tmp_path), "train")
+
+
+class TestLabelNoise:
+    @given(share=st.floats(0, 1), seed=st.integers(0, 5))
+    def test_replaces_exactly_this_share_by_another_class(self, share: float, seed: int) -> None:
+        labels = torch.arange(200) % 7
+        noisy = TASK.add_label_noise(labels, share, classes=7, seed=seed)
+        assert int((noisy != labels).sum()) == round(share * 200)
+        assert 0 <= int(noisy.min()) <= int(noisy.max()) < 7
+
+    def test_is_fixed_by_the_seed_and_spreads_over_all_other_classes(self) -> None:
+        labels = torch.zeros(3000, dtype=torch.int64)
+        one, again, other = (
+            TASK.add_label_noise(labels, 1.0, classes=4, seed=seed) for seed in (1, 1, 2)
+        )
+        assert torch.equal(one, again)
+        assert not torch.equal(one, other)
+        assert one.bincount().tolist() == pytest.approx([0, 1000, 1000, 1000], abs=120)
+
+    def test_needs_a_second_class(self) -> None:
+        with pytest.raises(errors.BadRecipe, match="second class"):
+            TASK.add_label_noise(torch.zeros(4, dtype=torch.int64), 0.5, classes=1, seed=0)

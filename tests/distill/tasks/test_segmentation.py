@@ -1,0 +1,102 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
+from torch import Tensor
+
+from tests.distill.data.test_dataset import a_record, some_splits
+from workers.distill import errors
+from workers.distill.data import dataset
+from workers.distill.data.types import Batch, Mixed
+from workers.distill.tasks.catalog import TASKS
+
+TASK = TASKS["segmentation"]
+
+
+def a_dense_record(**changes: Any) -> dataset.DatasetRecord:
+    return a_record(task="segmentation", **changes)
+
+
+def some_masks(kind: torch.dtype = torch.uint8) -> dict[str, tuple[Tensor, Tensor]]:
+    found = {}
+    for name, (images, _) in some_splits().items():
+        masks = torch.arange(15).reshape(3, 5).expand(len(images), 3, 5) % 2
+        masks = masks.clone().to(kind)
+        masks[:, 0, 0] = dataset.IGNORE_INDEX
+        found[name] = (images, masks)
+    return found
+
+
+class TestLoadMasks:
+    @pytest.mark.parametrize("kind", [torch.uint8, torch.int64])
+    def test_returns_what_was_written(self, tmp_path: Path, kind: torch.dtype) -> None:
+        dataset.write(tmp_path, a_dense_record(), some_masks(kind))
+        found = dataset.load(tmp_path)
+        assert found.record.task == "segmentation"
+        for name, (_, masks) in some_masks(kind).items():
+            labels = TASK.read_split(found, name).labels
+            assert labels.dtype == kind
+            assert torch.equal(labels, masks)
+
+    @pytest.mark.parametrize(
+        ("masks", "words"),
+        [
+            (torch.zeros(4, dtype=torch.int64), r"uint8 or int64 \[4, 3, 5\], got int64 \[4\]"),
+            (torch.zeros(4, 5, 3, dtype=torch.uint8), r"got uint8 \[4, 5, 3\]"),
+            (torch.zeros(4, 3, 5, dtype=torch.int32), "got int32"),
+            (torch.full((4, 3, 5), 2, dtype=torch.uint8), "2 to 2, but there are 2 classes"),
+            (torch.full((4, 3, 5), 255, dtype=torch.uint8), "no pixel of the train split has"),
+            (torch.full((4, 3, 5), -1), "-1 to -1"),
+        ],
+    )
+    def test_masks_that_are_not_as_recorded_are_a_bad_data_set(
+        self, tmp_path: Path, masks: Tensor, words: str
+    ) -> None:
+        splits = some_masks()
+        dataset.write(tmp_path, a_dense_record(), {**splits, "train": (splits["train"][0], masks)})
+        with pytest.raises(errors.BadDataset, match=words):
+            TASK.read_split(dataset.load(tmp_path), "train")
+
+    def test_classes_leave_a_number_for_ignored_pixels(self, tmp_path: Path) -> None:
+        names = [str(number) for number in range(256)]
+        dataset.write(tmp_path, a_dense_record(classes=names), some_masks())
+        with pytest.raises(errors.BadDataset, match="malformed: masks have at most 255 classes"):
+            TASK.read_split(dataset.load(tmp_path), "train")
+        dataset.write(tmp_path, a_dense_record(classes=names[:255]), some_masks())
+        assert len(TASK.read_split(dataset.load(tmp_path), "train").labels) == 4
+
+
+class TestLoss:
+    def test_is_the_mean_over_pixels_that_have_a_class(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(2, 3, 4, 4, generator=generator)
+        masks = torch.randint(0, 3, (2, 4, 4), generator=generator).to(torch.uint8)
+        masks[:, 0] = dataset.IGNORE_INDEX
+        batch = Batch(torch.zeros(2, 1, 4, 4), masks, torch.arange(2))
+        kept = F.cross_entropy(logits[:, :, 1:], masks[:, 1:].long())
+        assert float(TASK.loss(logits, batch)) == pytest.approx(float(kept), rel=1e-6)
+
+    def test_of_mixed_images_is_refused(self) -> None:
+        masks = torch.zeros(2, 4, 4, dtype=torch.uint8)
+        mixed = Mixed(masks, torch.ones(2))
+        batch = Batch(torch.zeros(2, 1, 4, 4), masks, torch.arange(2), mixed=mixed)
+        with pytest.raises(errors.BadRecipe, match="not mixed"):
+            TASK.loss(torch.zeros(2, 3, 4, 4), batch)
+
+
+class TestLabelNoise:
+    def test_is_refused(self) -> None:
+        masks = torch.zeros(2, 4, 4, dtype=torch.uint8)
+        assert TASK.add_label_noise(masks, 0.0, classes=2, seed=0) is masks
+        with pytest.raises(errors.BadRecipe, match="label_noise"):
+            TASK.add_label_noise(masks, 0.5, classes=2, seed=0)
+
+
+class TestBatchSize:
+    def test_keeps_the_logits_within_their_memory(self) -> None:
+        assert TASK.evaluation_batch_size(2, 64) == 256
+        assert TASK.evaluation_batch_size(21, 512 * 512) == 1
+        assert TASK.evaluation_batch_size(1000, 4096 * 4096) == 1
+        assert TASK.evaluation_batch_size(8, 1 << 14) == 64

@@ -1,0 +1,166 @@
+"""What a task offers to the engine: targets, loss, metrics, and what its report shows.
+
+A task is one file that implements `BaseTask`, one line in `catalog.TASKS`, and its name in
+`config.job.Task`. The engine asks the object for everything and never compares the name.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from workers.distill import errors
+from workers.distill.config import job
+from workers.distill.data import dataset
+from workers.distill.data.types import Batch
+from workers.distill.networks.interface import Network
+
+ReportTopic: TypeAlias = Literal["confusion", "overlap", "calibration", "correlation", "embedding"]
+"""Parts of the report on the test split; those about training are there for every task."""
+
+
+CALIBRATION_BINS = 15
+"""Bins of confidence, for the calibration error of the scores and the report's picture alike."""
+
+
+class SplitMetrics(ABC):
+    """Sums over one split for one network, filled batch by batch like a torchmetrics `Metric`."""
+
+    @abstractmethod
+    def update(
+        self,
+        logits: Float[Tensor, "N C *S"],
+        targets: Shaped[Tensor, "N *T"],
+        teacher_logits: Float[Tensor, "N D *R"] | None = None,
+    ) -> None:
+        """Add one batch; `teacher_logits` are what agreement is measured against."""
+
+    @abstractmethod
+    def validation_scores(self) -> dict[str, float]:
+        """Return the scores of an epoch; the task's `primary_metric` and `loss` are among them."""
+
+    @abstractmethod
+    def test_scores(self) -> dict[str, Any]:  # Any: JSON
+        """Return the scores of a result; `primary_metric`, `accuracy` and `samples` among them."""
+
+    @property
+    @abstractmethod
+    def correct(self) -> int:
+        """Return the number of right answers, counted in the task's `unit`."""
+
+    def confusion(self) -> Int[Tensor, "C C"] | None:
+        """Return counts by true class (row) and predicted class, or None where they mean nothing.
+
+        The result is on the CPU.
+        """
+        return None
+
+    def logits(self) -> Float[Tensor, "N C"] | None:
+        """Return the logits of the whole split in stored order, or None if they were not kept."""
+        return None
+
+
+class BaseTask(ABC):
+    """What is learned, and everything that depends on it."""
+
+    name: ClassVar[job.Task]
+    network_task: ClassVar[job.Task]
+    """The task of the networks in the catalog whose logits have the shape that this task needs."""
+    unit: ClassVar[str]
+    """What accuracy is a share of, in the plural: `images`, `pixels`."""
+    primary_metric: ClassVar[str] = "accuracy"
+    """The validation score that decides which epoch is delivered: 0 to 1, higher is better."""
+    caches_logits: ClassVar[bool]
+    """Whether the logits of an image are few enough to keep them for each image of a buffer."""
+    compares_features: ClassVar[bool]
+    """Whether validation measures CKA between the pooled features of student and teacher."""
+    report_topics: ClassVar[tuple[ReportTopic, ...]] = ()
+
+    def accepts(self, network: Network) -> bool:
+        """Whether the logits of a network have the shape that this task needs."""
+        return network.task == self.network_task
+
+    @abstractmethod
+    def output_shape(self, images: Shaped[Tensor, "N c h w"], classes: int) -> tuple[int, ...]:
+        """Return the shape of the logits that a network has to give for these images."""
+
+    # -- targets -------------------------------------------------------------------------------
+
+    def class_count_fault(self, classes: int) -> str | None:
+        """Return why targets cannot be stored for so many classes, or None if they can."""
+        return None
+
+    @abstractmethod
+    def check_targets(self, targets: Tensor, record: dataset.DatasetRecord, split: str) -> None:
+        """Raise `BadDataset` unless the targets of a split are stored as this task needs them."""
+
+    def read_split(self, stored: dataset.StoredDataset, name: str) -> dataset.Split:
+        """Return a split of a data set for this task, its targets checked.
+
+        Raises `BadDataset` when images or targets are not as recorded.
+        """
+        fault = self.class_count_fault(len(stored.record.classes))
+        if fault is not None:
+            raise errors.BadDataset(f"{dataset.RECORD_FILE} is malformed: {fault}")
+        split = stored.split(name)
+        self.check_targets(split.labels, stored.record, name)
+        return split
+
+    def image_classes(self, targets: Shaped[Tensor, "N *T"]) -> Int[Tensor, " N"] | None:
+        """Return the one class of each image, or None where an image has no such class."""
+        return None
+
+    @abstractmethod
+    def predicted_targets(self, logits: Float[Tensor, "N C *S"]) -> Shaped[Tensor, "N *T"]:
+        """Return what a network says as targets, in the form in which a data set stores them."""
+
+    def add_label_noise(
+        self, targets: Shaped[Tensor, "N *T"], share: float, *, classes: int, seed: int
+    ) -> Shaped[Tensor, "N *T"]:
+        """Return the targets with this share of them wrong; raises `BadRecipe` if they cannot be.
+
+        Targets that name no single class for each image cannot be exchanged for another one.
+        """
+        if share:
+            raise errors.BadRecipe(
+                f"training.label_noise: the targets of {self.name} are not one class for each "
+                "image, so none can be replaced by another; set it to 0"
+            )
+        return targets
+
+    # -- training ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def loss(self, logits: Float[Tensor, "N C *S"], batch: Batch) -> Float[Tensor, ""]:
+        """Return the mean loss of a batch against its targets, in nats.
+
+        An image that is mixed from two counts with the targets of both, by their shares.
+        """
+
+    def count_correct(
+        self, logits: Float[Tensor, "N C *S"], targets: Shaped[Tensor, "N *T"]
+    ) -> tuple[Int[Tensor, ""], int]:
+        """Return how many answers are right, on the device, and how many there are."""
+        return count_equal_answers(logits, targets)
+
+    # -- evaluation ----------------------------------------------------------------------------
+
+    @abstractmethod
+    def evaluation_batch_size(self, classes: int, positions: int) -> int:
+        """Return how many images are evaluated at a time.
+
+        `positions` is the number of pixels of the largest image that a network or a target has.
+        """
+
+    @abstractmethod
+    def metrics(self, classes: int, device: torch.device) -> SplitMetrics:
+        """Return empty sums for one network on one split."""
+
+
+def count_equal_answers(
+    logits: Float[Tensor, "N C *S"], targets: Int[Tensor, "N *S"]
+) -> tuple[Int[Tensor, ""], int]:
+    """Return how often the largest logit is that of the target's class, and of how many."""
+    return (logits.argmax(1) == targets).sum(), targets.numel()

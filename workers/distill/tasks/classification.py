@@ -1,0 +1,187 @@
+"""Classification: one class for each image."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from workers.distill import errors
+from workers.distill.data import dataset, stateless_rng
+from workers.distill.data.loader import NOISE
+from workers.distill.data.types import Batch
+from workers.distill.tasks.base import CALIBRATION_BINS, BaseTask, SplitMetrics
+
+BATCH = 256
+"""Images at a time; part of the result, since sums in another order round differently."""
+Z95 = 1.959963984540054
+
+
+class ClassificationMetrics(SplitMetrics):
+    """Logits and labels of a split, from which every score follows."""
+
+    def __init__(self) -> None:
+        self._logits: list[Tensor] = []
+        self._labels: list[Tensor] = []
+        self._teacher_logits: list[Tensor] = []
+
+    def update(
+        self,
+        logits: Float[Tensor, "N C"],
+        targets: Int[Tensor, " N"],
+        teacher_logits: Float[Tensor, "N D"] | None = None,
+    ) -> None:
+        """Keep one batch."""
+        self._logits.append(logits.float())
+        self._labels.append(targets)
+        if teacher_logits is not None:
+            self._teacher_logits.append(teacher_logits.float())
+
+    def logits(self) -> Float[Tensor, "N C"]:
+        """Return all logits in stored order."""
+        return torch.cat(self._logits)
+
+    @property
+    def labels(self) -> Int[Tensor, " N"]:
+        """Return the labels that were given."""
+        return torch.cat(self._labels)
+
+    @property
+    def correct(self) -> int:
+        """Return how many images were taken for what they are."""
+        return int((self.logits().argmax(1) == self.labels).sum())
+
+    def validation_scores(self) -> dict[str, float]:
+        """Return accuracy, and the mean cross-entropy in nats."""
+        logits, labels = self.logits(), self.labels
+        return {
+            "accuracy": self.correct / len(labels),
+            "loss": float(F.cross_entropy(logits, labels)),
+        }
+
+    def test_scores(self) -> dict[str, Any]:
+        """Return accuracy with its interval, calibration error, loss, agreement with a teacher."""
+        teacher_logits = torch.cat(self._teacher_logits) if self._teacher_logits else None
+        return scores(self.logits(), self.labels, teacher_logits)
+
+    def confusion(self) -> Int[Tensor, "C C"]:
+        """Return how many images of each class (row) were taken for each class (column)."""
+        logits = self.logits()
+        return confusion(logits, self.labels).cpu()
+
+
+class Classification(BaseTask):
+    """Learn one class for each image; targets are int64 [N]."""
+
+    name = "classification"
+    network_task = "classification"
+    unit = "images"
+    caches_logits = True
+    compares_features = True
+    report_topics = ("confusion", "calibration", "correlation", "embedding")
+
+    def output_shape(self, images: Shaped[Tensor, "N c h w"], classes: int) -> tuple[int, ...]:
+        """Return [N, C]."""
+        return (len(images), classes)
+
+    def check_targets(self, targets: Tensor, record: dataset.DatasetRecord, split: str) -> None:
+        """Raise `BadDataset` unless targets are int64 [N], each the number of a class."""
+        count = record.splits.get(split)  # type: ignore[call-overload]  # any name may be asked for
+        if tuple(targets.shape) != (count,) or targets.dtype != torch.int64:
+            raise errors.BadDataset(
+                f"labels of the {split} split should be int64 [{count}]", split=split
+            )
+        dataset.check_class_numbers(targets, record, split)
+
+    def image_classes(self, targets: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+        """Return the targets themselves."""
+        return targets
+
+    def predicted_targets(self, logits: Float[Tensor, "N C"]) -> Int[Tensor, " N"]:
+        """Return the class of the largest logit."""
+        return logits.argmax(1)
+
+    def add_label_noise(
+        self, targets: Int[Tensor, " N"], share: float, *, classes: int, seed: int
+    ) -> Int[Tensor, " N"]:
+        """Return the labels with this share of them, to a whole image, replaced by another class.
+
+        Raises `BadRecipe` where there is no other class.
+        """
+        count = round(share * len(targets))
+        if count == 0:
+            return targets
+        if classes < 2:
+            raise errors.BadRecipe("label_noise needs a second class to choose; set it to 0")
+        generator = torch.Generator().manual_seed(stateless_rng.mix(seed, 0, NOISE))
+        chosen = torch.randperm(len(targets), generator=generator)[:count]
+        away = torch.randint(1, classes, (count,), generator=generator)
+        noisy = targets.clone()
+        noisy[chosen] = (targets[chosen] + away) % classes
+        return noisy
+
+    def loss(self, logits: Float[Tensor, "N C"], batch: Batch) -> Float[Tensor, ""]:
+        """Return the mean cross-entropy, each mixed image with both of its labels."""
+        if batch.mixed is None:
+            return F.cross_entropy(logits, batch.labels)
+        first = F.cross_entropy(logits, batch.labels, reduction="none")
+        second = F.cross_entropy(logits, batch.mixed.labels, reduction="none")
+        return torch.lerp(second, first, batch.mixed.share.to(first.dtype)).mean()
+
+    def evaluation_batch_size(self, classes: int, positions: int) -> int:
+        """Return the same number for all networks."""
+        return BATCH
+
+    def metrics(self, classes: int, device: torch.device) -> ClassificationMetrics:
+        """Return empty sums."""
+        return ClassificationMetrics()
+
+
+def scores(
+    logits: Float[Tensor, "N C"],
+    labels: Int[Tensor, " N"],
+    teacher_logits: Float[Tensor, "N D"] | None = None,
+) -> dict[str, Any]:
+    """Return accuracy with its interval, calibration error, loss, and agreement with a teacher."""
+    # Imported here because it takes seconds, which a start should not pay.
+    from torchmetrics.functional import classification
+
+    logits, labels = logits.cpu(), labels.cpu()
+    classes = logits.shape[1]
+    samples = len(labels)
+    accuracy = classification.multiclass_accuracy(logits, labels, classes, average="micro")
+    calibration = classification.multiclass_calibration_error(
+        logits.softmax(1), labels, classes, n_bins=CALIBRATION_BINS
+    )
+    result: dict[str, Any] = {
+        # From the count, since the library's ratio is a float32.
+        "accuracy": round(float(accuracy) * samples) / samples,
+        "accuracy_interval": list(wilson_interval(round(float(accuracy) * samples), samples)),
+        "ece": float(calibration),
+        "loss": float(F.cross_entropy(logits.double(), labels)),
+        "samples": samples,
+    }
+    if teacher_logits is not None:
+        same = teacher_logits.cpu().argmax(1) == logits.argmax(1)
+        result["agreement"] = int(same.sum()) / samples
+    return result
+
+
+def confusion(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> Int[Tensor, "C C"]:
+    """Return how many images of each class (row) were taken for each class (column)."""
+    classes = logits.shape[1]
+    cells = labels * classes + logits.argmax(1)
+    return torch.bincount(cells, minlength=classes * classes).view(classes, classes)
+
+
+def wilson_interval(correct: int, samples: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a share."""
+    share = correct / samples
+    spread = Z95**2 / samples
+    middle = share + spread / 2
+    half = Z95 * math.sqrt(share * (1 - share) / samples + spread / (4 * samples))
+    low, high = (middle - half) / (1 + spread), (middle + half) / (1 + spread)
+    # Rounding may leave a share of 0 or 1 just outside its own interval.
+    return max(min(low, share), 0.0), min(max(high, share), 1.0)

@@ -1,0 +1,142 @@
+"""Segmentation: one class for each pixel.
+
+The logits of a whole split would not fit into memory, so pixels are counted batch by batch.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
+from jaxtyping import Float, Int, Integer, Shaped, UInt8
+from torch import Tensor
+
+from workers.distill import errors
+from workers.distill.data import dataset
+from workers.distill.data.types import Batch
+from workers.distill.functional import segmentation_metrics
+from workers.distill.tasks.base import BaseTask, SplitMetrics
+
+MOST_IMAGES = 256
+BATCH_LOGITS = 1 << 23
+"""Numbers that the logits of one evaluated batch may have: 32 MiB."""
+MASK_TYPES = (torch.uint8, torch.int64)
+
+
+class SegmentationMetrics(SplitMetrics):
+    """Pixels by true and predicted class; those of `IGNORE_INDEX` count nowhere."""
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        self._counts = segmentation_metrics.Counts(classes, device)
+        self._samples = 0
+
+    def update(
+        self,
+        logits: Float[Tensor, "N C i j"],
+        targets: Integer[Tensor, "N h w"],
+        teacher_logits: Float[Tensor, "N D k l"] | None = None,
+    ) -> None:
+        """Count one batch; logits are brought to the size of the masks."""
+        self._counts.add(logits, targets, teacher_logits)
+        self._samples += len(targets)
+
+    @property
+    def correct(self) -> int:
+        """Return how many pixels were taken for what they are."""
+        return int(self.confusion().diagonal().sum())
+
+    def validation_scores(self) -> dict[str, float]:
+        """Return `accuracy` and `loss` (nats) of a pixel, and `miou`."""
+        confusion = self.confusion()
+        return {
+            "accuracy": segmentation_metrics.accuracy(confusion),
+            "miou": segmentation_metrics.miou(confusion),
+            "loss": self._counts.loss,
+        }
+
+    def test_scores(self) -> dict[str, Any]:
+        """Return pixel accuracy, IoU by class, their mean, and agreement with a teacher.
+
+        `iou` has None for a class that neither the masks nor the answers have; it is left out of
+        `miou`.
+        """
+        confusion = self.confusion()
+        result: dict[str, Any] = {
+            "accuracy": segmentation_metrics.accuracy(confusion),
+            "miou": segmentation_metrics.miou(confusion),
+            "iou": segmentation_metrics.iou(confusion),
+            "samples": self._samples,
+            "pixels": int(confusion.sum()),
+        }
+        if self._counts.agreement is not None:
+            result["agreement"] = self._counts.agreement
+        return result
+
+    def confusion(self) -> Int[Tensor, "C C"]:
+        """Return how many pixels of each class (row) were taken for each class (column)."""
+        return self._counts.confusion
+
+
+class Segmentation(BaseTask):
+    """Learn one class for each pixel; targets are masks [N, H, W], uint8 or int64."""
+
+    name = "segmentation"
+    network_task = "segmentation"
+    unit = "pixels"
+    caches_logits = False
+    compares_features = False
+    report_topics = ("confusion", "overlap")
+
+    def output_shape(self, images: Shaped[Tensor, "N c h w"], classes: int) -> tuple[int, ...]:
+        """Return [N, C, H, W]."""
+        return (len(images), classes, *images.shape[2:])
+
+    def class_count_fault(self, classes: int) -> str | None:
+        """Refuse classes whose number would be that of ignored pixels."""
+        if classes <= dataset.IGNORE_INDEX:
+            return None
+        return (
+            f"masks have at most {dataset.IGNORE_INDEX} classes, since {dataset.IGNORE_INDEX} "
+            f"means that a pixel has none; got {classes}"
+        )
+
+    def check_targets(self, targets: Tensor, record: dataset.DatasetRecord, split: str) -> None:
+        """Raise `BadDataset` unless targets are masks, with a class for one pixel at least."""
+        count = record.splits.get(split)  # type: ignore[call-overload]  # any name may be asked for
+        expected = (count, record.input.height, record.input.width)
+        if tuple(targets.shape) != expected or targets.dtype not in MASK_TYPES:
+            raise errors.BadDataset(
+                f"masks of the {split} split should be uint8 or int64 {list(expected)}, got "
+                f"{str(targets.dtype).removeprefix('torch.')} {list(targets.shape)}",
+                split=split,
+            )
+        labelled = targets[targets != dataset.IGNORE_INDEX]
+        if labelled.numel() == 0:
+            raise errors.BadDataset(
+                f"no pixel of the {split} split has a class: all are {dataset.IGNORE_INDEX}",
+                split=split,
+            )
+        dataset.check_class_numbers(labelled, record, split)
+
+    def predicted_targets(self, logits: Float[Tensor, "N C h w"]) -> UInt8[Tensor, "N h w"]:
+        """Return masks of the largest logit's class."""
+        return logits.argmax(1).to(torch.uint8)
+
+    def loss(self, logits: Float[Tensor, "N C i j"], batch: Batch) -> Float[Tensor, ""]:
+        """Return the mean cross-entropy of the pixels that have a class.
+
+        Logits are brought to the size of the masks.
+        """
+        if batch.mixed is not None:
+            raise errors.BadRecipe(
+                "training.mixing: images with masks are not mixed; leave mixing out"
+            )
+        resized = segmentation_metrics.resize(logits, batch.labels)
+        return F.cross_entropy(resized, batch.labels.long(), ignore_index=dataset.IGNORE_INDEX)
+
+    def evaluation_batch_size(self, classes: int, positions: int) -> int:
+        """Return as many images as the logits' memory allows, one at least."""
+        return max(1, min(BATCH_LOGITS // (classes * positions), MOST_IMAGES))
+
+    def metrics(self, classes: int, device: torch.device) -> SegmentationMetrics:
+        """Return empty counts."""
+        return SegmentationMetrics(classes, device)
