@@ -14,6 +14,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from workers.distill import errors
+from workers.distill.config import rules
 from workers.distill.config.training import TeacherCache, Training
 from workers.distill.data import stateless_rng
 from workers.distill.data.transforms import mixing, operations, policies
@@ -238,8 +239,7 @@ def with_noise(
     count = round(share * len(labels))
     if count == 0:
         return labels
-    if classes < 2:
-        raise errors.BadRecipe("label_noise needs a second class to choose; set it to 0")
+    errors.refuse(rules.of_label_noise({"label_noise": share}, classes))
     generator = torch.Generator().manual_seed(stateless_rng.mix(seed, 0, NOISE))
     chosen = torch.randperm(len(labels), generator=generator)[:count]
     away = torch.randint(1, classes, (count,), generator=generator)

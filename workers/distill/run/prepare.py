@@ -16,6 +16,9 @@ from torch import Tensor
 from torch.utils import deterministic
 
 from workers.distill import errors
+from workers.distill.config import rules
+from workers.distill.config.baseline import baseline_of
+from workers.distill.config.descriptions import NetworkDescription
 from workers.distill.config.job import Input, JobConfig, NetworkChoice, Task
 from workers.distill.config.synthesis import Synthesis, resolve_budget
 from workers.distill.data import dataset
@@ -31,9 +34,6 @@ from workers.distill.networks.interface import Network
 from workers.distill.runtime import events, signals
 from workers.distill.training import optimizers
 
-BASELINE: dict[str, Any] = {"name": "ce", "task_weight": 1.0}
-NOISE = "noise"
-"""The method of the baseline where there are no labels: images that show nothing."""
 SAMPLE_SEED = 0
 
 
@@ -133,24 +133,15 @@ class JobContext(SharedContext):
         return self.flip if budget.flip is None else budget.flip
 
     def method_of(self, phase: str) -> dict[str, Any]:
-        """Return the method of a phase: what was asked for, or the baseline.
-
-        The baseline learns from the labels alone; without data, from the teacher on noise, with
-        as many steps and, where the method has one, at the same temperature.
-        """
+        """Return the method of a phase: what was asked for, or its baseline."""
         budget = self.budget
         if phase == "student":
             return self.recipe.method
-        if budget is None:
-            return BASELINE
         _, params = catalog.find(self.recipe.method)
-        temperature = getattr(params, "temperature", None)
-        steps = {
-            "student_steps": budget.student_steps,
-            "calls_per_epoch": budget.calls_per_epoch,
-        }
-        same = {} if temperature is None else {"temperature": temperature}
-        return {"name": NOISE, **same, "synthesis": steps}
+        complete = params.model_dump()
+        if budget is not None:
+            complete["synthesis"] = {**budget.model_dump(), "data_scale": None}
+        return baseline_of(complete)
 
 
 def prepare(
@@ -214,8 +205,9 @@ def prepare_without_data(
 
     Images have the size, the channels and the normalisation that the teacher's record states.
     """
+    check_teacher(asked)
     if asked.teacher is None:
-        raise errors.BadRecipe("a data-free method needs a teacher, and the recipe has none")
+        raise ValueError("the config names no teacher")
     device = choose_device(asked.accelerator)
     size = asked.teacher.input
     precision = optimizers.choose_precision(asked.training, device)
@@ -256,8 +248,7 @@ def prepare_without_data(
 
 def settle(ground: SharedContext, asked: JobRequest) -> JobContext:
     """Return the setting of one recipe on the ground it shares, and check that it fits there."""
-    method, _ = catalog.find(asked.recipe.method)
-    catalog.check(method, asked.recipe.training)
+    check_config(asked.recipe, classes=len(ground.classes), known_images=ground.known_images)
     check_classes("student", asked.recipe.student, len(ground.classes))
     shared = {field.name: getattr(ground, field.name) for field in dataclasses.fields(ground)}
     return JobContext(
@@ -295,42 +286,76 @@ def on_device(split: dataset.Split, device: torch.device) -> LabelledImages:
 
 def check_task(of_dataset: Task, asked: Task) -> None:
     """Raise `BadRecipe` unless a data set is for the task of the recipe."""
-    if of_dataset != asked:
-        raise errors.BadRecipe(
-            f"task: the recipe asks for {asked}, and the data set is for {of_dataset}; name that "
-            "task, or another data set",
-            task=asked,
-            dataset_task=of_dataset,
-        )
+    errors.refuse(rules.of_dataset_task(of_dataset, asked), task=asked, dataset_task=of_dataset)
+
+
+def check_teacher(config: JobConfig) -> None:
+    """Raise `BadRecipe` where a method needs a teacher and the config names none."""
+    method, _ = catalog.find(config.method)
+    errors.refuse(
+        rules.of_inputs(method.describe(), has_teacher=config.teacher is not None, has_dataset=True)
+    )
 
 
 def check_classes(role: str, choice: NetworkChoice | None, classes: int) -> None:
     """Raise `IncompatibleNetworks` unless a network tells apart the data set's classes."""
-    if choice is not None and choice.classes != classes:
-        raise errors.IncompatibleNetworks(
-            f"the {role} {choice.network} has {choice.classes} classes and the data set has "
-            f"{classes}; choose a {role} made for this data set",
+    if choice is not None:
+        errors.refuse(
+            rules.of_dataset_classes(role, described(choice), classes),
+            errors.IncompatibleNetworks,
             **{f"{role}_classes": choice.classes, "dataset_classes": classes},
         )
 
 
+def check_config(config: JobConfig, *, classes: int, known_images: int | None) -> None:
+    """Raise `BadRecipe` for what a config contradicts, alone and with the data at hand."""
+    method, params = catalog.find(config.method)
+    description, training = method.describe(), config.training.model_dump()
+    catalog.check(method, config.training)
+    errors.refuse(rules.of_label_noise(training, classes))
+    errors.refuse(rules.of_precision(training, config.accelerator))
+    errors.refuse(
+        rules.of_original_images(
+            description, params.model_dump(), has_dataset=known_images is not None
+        )
+    )
+
+
+def described(choice: NetworkChoice) -> NetworkDescription:
+    """Return what a config says of a network."""
+    size = choice.input
+    return NetworkDescription(
+        choice.network,
+        classes=choice.classes,
+        channels=size.channels,
+        sides=(size.height, size.width),
+    )
+
+
 def build(role: str, choice: NetworkChoice, task: Task) -> Network:
-    """Build a network with fresh weights; raises `IncompatibleNetworks` if it has another task."""
+    """Build a network with fresh weights.
+
+    Raises `IncompatibleNetworks` if its images are too small for it, or if it has another task.
+    """
+    size = choice.input
+    known = dataclasses.replace(
+        networks.described(choice.network, choice.arguments), sides=(size.height, size.width)
+    )
+    errors.refuse(rules.of_smallest_side(role, known), errors.IncompatibleNetworks)
     network = networks.build(
         choice.network,
         classes=choice.classes,
         channels=choice.input.channels,
-        height=choice.input.height,
-        width=choice.input.width,
+        height=size.height,
+        width=size.width,
         arguments=choice.arguments,
     )
-    if network.task != task:
-        raise errors.IncompatibleNetworks(
-            f"the {role} {choice.network} is for {network.task}, and the recipe's task is {task}; "
-            f"choose a {role} for {task}",
-            task=task,
-            **{f"{role}_task": network.task},
-        )
+    errors.refuse(
+        rules.of_network_task(role, NetworkDescription(choice.network, task=network.task), task),
+        errors.IncompatibleNetworks,
+        task=task,
+        **{f"{role}_task": network.task},
+    )
     return network
 
 
