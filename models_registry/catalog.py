@@ -153,9 +153,7 @@ def read_method(given: dict[str, Any]) -> Reading:
 
 def _with_parts(whole: Reading) -> Reading:
     """Return a combination with its parts filled in, and described by them."""
-    parts = [
-        _read_part(part, place) for place, part in enumerate(dict.get(whole.document, "methods"))
-    ]
+    parts = [_read_part(part, place) for place, part in enumerate(whole.document["methods"])]
     found = [part.description for part in parts if part.description is not None]
     return Reading(
         rules.Partial(

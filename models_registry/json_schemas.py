@@ -44,7 +44,7 @@ class Schema:
         keyword = error.kind.name
         if keyword == "additionalProperties":
             known = self._schema_of(error).get("properties", {})
-            for name in sorted(error.kind.unexpected):
+            for name in sorted(error.kind.value):
                 hint = nearest(name, known) or f"; known: {', '.join(sorted(known)) or 'none'}"
                 yield Fault(at + step(name), "unknown_field", f"unknown field {name!r}{hint}")
         elif keyword in {"anyOf", "oneOf"}:
@@ -64,7 +64,7 @@ class Schema:
         field = _field(pointer, error)
         likely = [
             causes
-            for causes in error.kind.context
+            for causes in error.kind.value
             if not any(_is_other_kind(cause, error) for cause in causes)
         ]
         if len(likely) == 1:

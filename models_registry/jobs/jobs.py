@@ -365,8 +365,8 @@ def complete(spec: JobSpec, inputs: Inputs) -> tuple[JobSpec, list[errors.Fault]
 
     With a fault, the spec is returned as it was.
     """
-    document = validation.read(spec)
-    faults = [*document.faults, *validation.faults_of_inputs(spec, document, inputs)]
+    document = validation.read(spec.parts)
+    faults = [*document.faults, *validation.faults_of_inputs(document, inputs)]
     if faults:
         return spec, faults
     fields = {"method": document.method.document, "training": document.training.document}
@@ -445,7 +445,6 @@ def settle(session: Session, job: tables.JobRow) -> None:
     """Queue or fail a validating job, if its inputs have been inspected by now."""
     if job.state != State.VALIDATING:
         return
-    spec = spec_of(job)
     inputs = Inputs(
         teacher=_row(session, tables.ModelVersionRow, job.teacher_version_id),
         initial=_row(session, tables.ModelVersionRow, job.initial_version_id),
@@ -456,7 +455,7 @@ def settle(session: Session, job: tables.JobRow) -> None:
         for pointer, row in inputs.all()
         if row.state == "rejected"
     ]
-    wrong = validation.faults_of_inputs(spec, validation.read(spec), inputs)
+    wrong = validation.faults_of_inputs(validation.read(spec_of(job).parts), inputs)
     faults = rejected or [fault.detail for fault in wrong]
     if faults:
         failure = _failure("input_rejected", faults[0], attempt=0)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from models_registry import catalog, errors
-from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import tables
 from workers.distill.config import descriptions, rules
 from workers.distill.config.descriptions import NetworkDescription
@@ -38,9 +37,26 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """What of a spec is checked here; None is what is missing, or at fault by itself."""
+
+    task: str | None
+    method: dict[str, Any] | None
+    training: dict[str, Any] | None
+    network: str | None
+    """Reference of the student's network."""
+    arguments: dict[str, Any]
+    initial: str | None
+    has_teacher: bool
+    has_dataset: bool
+    accelerator: str
+
+
+@dataclass(frozen=True)
 class Document:
     """A spec as it is read without its inputs: its parts in full, and all that is wrong with it."""
 
+    parts: Parts
     method: catalog.Reading
     training: catalog.Reading
     student: NetworkDescription
@@ -58,59 +74,72 @@ def is_data_free(method: dict[str, Any]) -> bool:
     return method["name"] in known and catalog.describe_method(method["name"]).is_data_free
 
 
-def read(spec: JobSpec) -> Document:
+def read(parts: Parts) -> Document:
     """Return what a spec asks for, and what is wrong with it whatever its references lead to."""
-    method = catalog.read_method(spec.method)
-    training = catalog.read_training(spec.training)
-    student = NetworkDescription(spec.student.network)
-    try:
-        catalog.check_network(spec.student.network, spec.student.arguments, pointer="/student")
-        student = catalog.describe_network(spec.student.network, spec.student.arguments)
-        wrong = list(catalog.translated(rules.of_network_task("student", student, spec.task)))
-    except errors.Refused as error:
-        wrong = list(error.faults)
-    fitting = catalog.translated(_faults_of_document(spec, method, training))
+    method, training = catalog.Reading({}), catalog.Reading({})
+    if parts.method is not None:
+        method = catalog.read_method(parts.method)
+    if parts.training is not None:
+        training = catalog.read_training(parts.training)
+    student, wrong = _read_student(parts)
+    fitting = catalog.translated(_faults_of_document(parts, method, training))
     faults = [*method.faults, *training.faults, *wrong, *fitting]
-    return Document(method, training, student, faults)
+    return Document(parts, method, training, student, faults)
+
+
+def _read_student(parts: Parts) -> tuple[NetworkDescription, list[errors.Fault]]:
+    if parts.network is None:
+        return NetworkDescription(""), []
+    try:
+        catalog.check_network(parts.network, parts.arguments, pointer="/student")
+    except errors.Refused as error:
+        return NetworkDescription(parts.network), list(error.faults)
+    student = catalog.describe_network(parts.network, parts.arguments)
+    if parts.task is None:
+        return student, []
+    return student, list(catalog.translated(rules.of_network_task("student", student, parts.task)))
 
 
 def _faults_of_document(
-    spec: JobSpec, method: catalog.Reading, training: catalog.Reading
+    parts: Parts, method: catalog.Reading, training: catalog.Reading
 ) -> Iterator[rules.Fault]:
-    yield from rules.of_precision(training.document, spec.resources.accelerator)
+    if parts.training is not None:
+        yield from rules.of_precision(training.document, parts.accelerator)
     if method.description is None:
         return
-    has_dataset = spec.dataset is not None
     yield from rules.of_inputs(
-        method.description, has_teacher=spec.teacher is not None, has_dataset=has_dataset
+        method.description, has_teacher=parts.has_teacher, has_dataset=parts.has_dataset
     )
-    yield from rules.of_task(method.description, spec.task)
+    if parts.task is not None:
+        yield from rules.of_task(method.description, parts.task)
     yield from rules.of_original_images(
-        method.description, method.document, has_dataset=has_dataset
+        method.description, method.document, has_dataset=parts.has_dataset
     )
-    yield from rules.of_method_and_training(method.description, training.document)
+    if parts.training is not None:
+        yield from rules.of_method_and_training(method.description, training.document)
 
 
-def faults_of_inputs(spec: JobSpec, document: Document, inputs: Inputs) -> list[errors.Fault]:
+def faults_of_inputs(document: Document, inputs: Inputs) -> list[errors.Fault]:
     """Return what does not fit among inputs that are ready; pending ones are judged later."""
     return [
-        *catalog.translated(_faults_of_rows(spec, document, inputs)),
-        *_faults_of_start(spec, document, inputs),
+        *catalog.translated(_faults_of_rows(document, inputs)),
+        *_faults_of_start(document, inputs),
     ]
 
 
-def _faults_of_rows(spec: JobSpec, document: Document, inputs: Inputs) -> Iterator[rules.Fault]:
+def _faults_of_rows(document: Document, inputs: Inputs) -> Iterator[rules.Fault]:
     teacher = _described(inputs.teacher)
     start = _described(inputs.initial)
-    dataset = inputs.dataset
-    if dataset is not None:
-        yield from rules.of_dataset_task(dataset.task, spec.task)
+    dataset, task = inputs.dataset, document.parts.task
+    if dataset is not None and task is not None:
+        yield from rules.of_dataset_task(dataset.task, task)
     ready = dataset is not None and dataset.state == "ready"
     classes = len(dataset.classes) if dataset is not None and ready else None
     channels = (dataset.input or {}).get("channels") if dataset is not None and ready else None
     for role, model in (("teacher", teacher), ("start model", start)):
         if model is not None:
-            yield from rules.of_network_task(role, model, spec.task)
+            if task is not None:
+                yield from rules.of_network_task(role, model, task)
             yield from rules.of_dataset_classes(role, model, classes)
             yield from rules.of_dataset_channels(role, model.channels, channels)
             yield from rules.of_smallest_side(role, model)
@@ -128,9 +157,9 @@ def _faults_of_rows(spec: JobSpec, document: Document, inputs: Inputs) -> Iterat
         yield from rules.of_generator(description, method, teacher)
 
 
-def _faults_of_start(spec: JobSpec, document: Document, inputs: Inputs) -> Iterator[errors.Fault]:
+def _faults_of_start(document: Document, inputs: Inputs) -> Iterator[errors.Fault]:
     """Yield why the student cannot start from the weights that it is to start from."""
-    initial, student = inputs.initial, spec.student
+    initial, parts = inputs.initial, document.parts
     if initial is None:
         return
     description, teacher = document.method.description, inputs.teacher
@@ -146,12 +175,12 @@ def _faults_of_start(spec: JobSpec, document: Document, inputs: Inputs) -> Itera
                 "without a data set to train on, a student has its teacher's classes and "
                 f"channels, {taught[0]} and {taught[1]}; this model has {mine[0]} and {mine[1]}",
             )
-    if (initial.network, initial.arguments) != (student.network, student.arguments):
+    if (initial.network, initial.arguments) != (parts.network, parts.arguments):
         yield errors.Fault(
             "/student/initial",
             "wrong_network",
-            f"{student.initial} is a {initial.network} {initial.arguments}, the student a "
-            f"{student.network} {student.arguments}",
+            f"{parts.initial} is a {initial.network} {initial.arguments}, the student a "
+            f"{parts.network} {parts.arguments}",
         )
 
 

@@ -191,7 +191,7 @@ def a_case(draw: st.DrawFn) -> Case:
 
 
 def told_by_api(case: Case) -> list[tuple[str, str]]:
-    document = validation.read(case.spec)
+    document = validation.read(case.spec.parts)
     teacher, dataset = case.teacher, case.dataset
     inputs = validation.Inputs(
         teacher=None
@@ -214,7 +214,7 @@ def told_by_api(case: Case) -> list[tuple[str, str]]:
             state="ready",
         ),
     )
-    faults = [*document.faults, *validation.faults_of_inputs(case.spec, document, inputs)]
+    faults = [*document.faults, *validation.faults_of_inputs(document, inputs)]
     return [(fault.pointer, fault.detail) for fault in faults]
 
 

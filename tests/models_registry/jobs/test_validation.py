@@ -53,8 +53,8 @@ def told(
         if has_dataset
         else None,
     )
-    document = validation.read(spec)
-    return [*document.faults, *validation.faults_of_inputs(spec, document, inputs)]
+    document = validation.read(spec.parts)
+    return [*document.faults, *validation.faults_of_inputs(document, inputs)]
 
 
 def faults(method: dict[str, Any], **case: Any) -> list[tuple[str, str]]:

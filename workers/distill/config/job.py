@@ -71,7 +71,7 @@ class JobConfig(Values):
     def _without_contradiction(cls, value: Training) -> Training:
         for fault in rules.of_training(value.model_dump()):
             raise PydanticCustomError(
-                "contradiction",  # type: ignore[arg-type]  # a literal for every caller but a type
+                "contradiction",
                 "{message}",
                 {"message": fault.message, "field": fault.field, "code": fault.code},
             )
