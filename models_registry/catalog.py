@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from models_registry import errors
-from models_registry.json_schemas import Schema, nearest
+from models_registry.json_schemas import Schema
+from models_registry.json_schemas import nearest as nearest
 from workers.distill.config import descriptions, rules
 from workers.distill.config.descriptions import MethodDescription, NetworkDescription
 from workers.distill.config.training import PRESETS, Training, expand, merge_preset

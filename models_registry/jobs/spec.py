@@ -160,9 +160,9 @@ def _right_parts(value: dict[str, Any], faulty: Iterable[Any]) -> validation.Par
         task=None if "task" in faulty else right.get("task", "classification"),
         method=right.get("method"),
         training=None if "training" in faulty else right.get("training", {}),
-        network=student and student.network,
+        network=student.network if student else None,
         arguments=student.arguments if student else {},
-        initial=student and student.initial,
+        initial=student.initial if student else None,
         has_teacher=value.get("teacher") is not None,
         has_dataset=value.get("dataset") is not None,
         accelerator=resources.accelerator,
@@ -182,7 +182,7 @@ def _told_now(faults: Iterable[Fault]) -> list[InitErrorDetails]:
     return [
         InitErrorDetails(
             type=PydanticCustomError(
-                fault.code,  # type: ignore[arg-type]  # a literal for every caller but a type
+                fault.code,
                 "{detail}",
                 {"detail": fault.detail},
             ),

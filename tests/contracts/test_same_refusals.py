@@ -23,8 +23,10 @@ from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import tables
 from workers.distill import errors
 from workers.distill.config.job import Input, JobConfig
+from workers.distill.config.synthesis import GeneratorSynthesis
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.methods import catalog as methods
+from workers.distill.methods.datafree.base import DataFreeMethod
 from workers.distill.run import prepare
 
 Json = dict[str, Any]
@@ -266,7 +268,9 @@ def prepare_on_the_engine(case: Case) -> None:
         teacher = prepare.build("teacher", config.teacher, config.task).eval()
     student = prepare.build("student", config.student, config.task)
     method = methods.build(config.method, student, teacher)
-    if hasattr(method, "make_generator") and hasattr(method.params.synthesis, "generator"):
+    if isinstance(method, DataFreeMethod) and isinstance(
+        method.params.synthesis, GeneratorSynthesis
+    ):
         method.make_generator()
 
 
