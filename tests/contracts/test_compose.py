@@ -213,7 +213,7 @@ class TestDockerfile:
         lines = "\n".join(
             [*stages()["foundation"], *stages()["api-dependencies"], *stages()["api"]]
         )
-        assert "worker" not in lines
+        assert "--extra" not in lines
         assert "apt-get" not in lines
 
 
