@@ -1,22 +1,28 @@
-"""What can be asked for, from the committed `catalog.json`; checks specs without torch.
+"""What can be asked for, from the committed `catalog.json`; checks parts of specs without torch.
 
-The engine declares methods, networks, data sets and recipes once; `python -m
-workers.export_catalog` writes them here, and a test holds the file equal to the code.
+The engine declares methods, networks and data sets once; `python -m workers.export_catalog` writes
+them here, and a test holds the file equal to the code. How a student is trained is declared in
+`workers.distill.config.training`, which needs no torch and is read as it is.
+
+A part is read in two steps. Each value is held against its JSON Schema, and the defaults are filled
+in. Which values contradict each other stands in `workers.distill.config.rules`.
 """
 
 import copy
-import difflib
+import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-
 from models_registry import errors
-from models_registry.jobs import training_rules
+from models_registry.json_schemas import Schema
+from models_registry.json_schemas import nearest as nearest
+from workers.distill.config import descriptions, rules
+from workers.distill.config.descriptions import MethodDescription, NetworkDescription
+from workers.distill.config.training import PRESETS, Training, expand, merge_preset
 
 _PATH = Path(__file__).with_name("catalog.json")
 
@@ -33,7 +39,19 @@ class Catalog:
     dataset_formats: list[str]
     training_schema: dict[str, Any]
     recipes: dict[str, dict[str, Any]]
-    milestone_shares: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A part of a spec with its defaults filled in, and what is wrong with it.
+
+    Who reads a field of `document` that is at fault itself gets `rules.FaultyFieldError`.
+    """
+
+    document: dict[str, Any]
+    faults: tuple[errors.Fault, ...] = ()
+    description: MethodDescription | None = None
+    """Of a method; None where its name, or that of a part, is unknown."""
 
 
 @functools.cache
@@ -47,44 +65,32 @@ def load() -> Catalog:
         foreign_tasks=content["foreign_tasks"],
         datasets={dataset["name"]: dataset for dataset in content["datasets"]},
         dataset_formats=content["dataset_formats"],
-        training_schema=content["training_schema"],
-        recipes=content["recipes"],
-        milestone_shares=content["milestone_shares"],
+        training_schema=Training.model_json_schema(),
+        recipes=PRESETS,
     )
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?`, or nothing where no name is close."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def method(name: str) -> dict[str, Any]:
-    """Return the entry of a method; raise Refused, naming the nearest, when there is none."""
-    methods = load().methods
-    if name not in methods:
-        hint = nearest(name, methods)
-        fault = errors.Fault(
-            "/method/name", "unknown_method", f"no method is called {name!r}{hint}"
-        )
-        raise errors.Refused(
-            f"Unknown method {name!r}{hint}", code="unknown_method", faults=[fault]
-        )
-    return methods[name]
+def translated(faults: Iterable[rules.Fault]) -> Iterator[errors.Fault]:
+    """Yield what rules found as faults of a spec."""
+    for fault in faults:
+        yield errors.Fault(f"/{fault.field}", fault.code, fault.message)
 
 
 def check_network(reference: str, arguments: dict[str, Any], *, pointer: str) -> None:
     """Raise Refused unless `reference` is a known network that takes `arguments`."""
     catalog = load()
     if reference in catalog.networks:
-        schema = catalog.networks[reference]["arguments_schema"]
-        faults = list(faults_of(arguments, schema, f"{pointer}/arguments"))
+        faults = _arguments_schema(reference).faults(arguments, f"{pointer}/arguments")
         if faults:
             raise errors.Refused(
                 f"{reference} does not take these arguments: {faults[0].detail}",
                 code="bad_network",
                 faults=faults,
             )
+        part = descriptions.part_of(catalog.networks[reference], arguments)
+        if part is not None:
+            name = catalog.networks[reference]["composed_of"]
+            check_network(*part, pointer=f"{pointer}/arguments/{name}")
         return
     library, _, name = reference.partition("/")
     names = catalog.foreign_networks.get(library, [])
@@ -115,242 +121,192 @@ def task_of_network(reference: str) -> str:
     return catalog.foreign_tasks.get(reference, "classification")
 
 
-def complete_method(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the method with its defaults filled in; of a combination, each of its parts.
+def describe_network(reference: str, arguments: Mapping[str, Any]) -> NetworkDescription:
+    """Return what is known of a network without building it."""
+    found = descriptions.network_of(load().networks, reference, arguments)
+    if found.task is not None:
+        return found
+    return dataclasses.replace(found, task=task_of_network(reference))
+
+
+def describe_method(name: str) -> MethodDescription:
+    """Return what the rules read of a known method."""
+    return _descriptions()[name]
+
+
+def read_method(given: dict[str, Any]) -> Reading:
+    """Return a method with its defaults filled in; of a combination, each of its parts.
 
     Of an object among the hyper-parameters, such as `synthesis`, single fields may be given.
-
-    Raises: errors.Refused for an unknown method, or hyper-parameters misspelt or out of range.
     """
-    entry = method(given["name"])
-    faults = list(_faults_of_params(given, entry["params_schema"], "/method"))
-    completed = _filled(given, entry["params_schema"])
-    if given["name"] == "combine" and not faults:
-        completed["methods"] = []
-        for place, part in enumerate(given["methods"]):
-            try:
-                completed["methods"].append(_complete_part(part, f"/method/methods/{place}"))
-            except errors.Refused as error:
-                faults += error.faults
-    if faults:
-        raise errors.Refused(
-            f"{faults[0].detail} (method {given['name']})",
-            code="invalid_hyperparameters",
-            faults=faults,
-        )
-    return completed
+    name = given["name"]
+    if name not in load().methods:
+        detail = f"no method is called {name!r}{nearest(name, load().methods)}"
+        return Reading(dict(given), (errors.Fault("/method/name", "unknown_method", detail),))
+    reading = _read_params(given, _params_schema(name), "/method")
+    if name == descriptions.COMBINE and not _faulty(reading.faults, "/method") & {"methods"}:
+        return _with_parts(reading)
+    if name == descriptions.COMBINE:
+        return dataclasses.replace(reading, description=None)
+    contradictions = rules.of_method(describe_method(name), reading.document)
+    return dataclasses.replace(reading, faults=(*reading.faults, *translated(contradictions)))
 
 
-def _complete_part(part: dict[str, Any], pointer: str) -> dict[str, Any]:
+def _with_parts(whole: Reading) -> Reading:
+    """Return a combination with its parts filled in, and described by them."""
+    parts = [_read_part(part, place) for place, part in enumerate(whole.document["methods"])]
+    found = [part.description for part in parts if part.description is not None]
+    return Reading(
+        rules.Partial(
+            {**whole.document, "methods": [part.document for part in parts]},
+            _faulty(whole.faults, "/method"),
+        ),
+        (*whole.faults, *(fault for part in parts for fault in part.faults)),
+        descriptions.combined(describe_method(descriptions.COMBINE), found)
+        if len(found) == len(parts)
+        else None,
+    )
+
+
+def _read_part(given: dict[str, Any], place: int) -> Reading:
     """Return a method of a combination with its defaults and its weight filled in."""
+    pointer = f"/method/methods/{place}"
     known = {name: entry for name, entry in load().methods.items() if entry["combines"]}
-    name = part.get("name")
+    name = given.get("name")
     if not isinstance(name, str) or name not in known:
         # A method that exists is not misspelt: it is of a kind that learns alone.
         hint = "; it learns alone" if name in load().methods else nearest(str(name), known)
-        fault = errors.Fault(
-            f"{pointer}/name", "unknown_method", f"{name!r} is no method that combines{hint}"
-        )
-        raise errors.Refused(fault.detail, faults=[fault])
-    if "task_weight" in part:
-        fault = errors.Fault(
-            f"{pointer}/task_weight",
-            "task_weight_twice",
-            "the labels are learned once: set /method/task_weight instead",
-        )
-        raise errors.Refused(fault.detail, faults=[fault])
-    own = known[name]["params_schema"]
-    properties = {key: value for key, value in own["properties"].items() if key != "task_weight"}
-    weight = {"type": "number", "minimum": 0, "maximum": 1e6, "default": 1.0}
-    schema = {**own, "properties": {"weight": weight, **properties}}
-    faults = list(_faults_of_params(part, schema, pointer))
-    if faults:
-        raise errors.Refused(faults[0].detail, faults=faults)
-    return _filled(part, schema)
+        detail = f"{name!r} is no method that combines{hint}"
+        return Reading(dict(given), (errors.Fault(f"{pointer}/name", "unknown_method", detail),))
+    reading = _read_params(
+        {key: value for key, value in given.items() if key != "task_weight"},
+        _part_schema(name),
+        pointer,
+    )
+    contradictions = rules.of_part(describe_method(name), reading.document, place)
+    faults = (*reading.faults, *translated(contradictions))
+    if "task_weight" in given:
+        detail = "the labels are learned once: set /method/task_weight instead"
+        faults = (errors.Fault(f"{pointer}/task_weight", "task_weight_twice", detail), *faults)
+    return dataclasses.replace(reading, faults=faults)
 
 
-def _faults_of_params(
-    given: dict[str, Any], schema: dict[str, Any], pointer: str
-) -> Iterator[errors.Fault]:
+def _read_params(given: dict[str, Any], schema: Schema, pointer: str) -> Reading:
     params = {key: value for key, value in given.items() if key != "name"}
-    return faults_of(params, schema, pointer)
+    faults = schema.faults(params, pointer)
+    filled = {"name": given["name"], **_filled(params, schema.content)}
+    document = rules.Partial(filled, _faulty(faults, pointer)) if faults else filled
+    return Reading(document, tuple(faults), describe_method(given["name"]))
 
 
 def _filled(given: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    params = {key: value for key, value in given.items() if key != "name"}
-    return {"name": given["name"], **_filled_deep(params, schema)}
-
-
-def _filled_deep(given: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     """Return `given` over the defaults; an object of named fields is filled key by key."""
-    filled = fill(given, schema)
-    for name, field in schema.get("properties", {}).items():
+    properties = schema.get("properties", {})
+    defaults = {k: copy.deepcopy(p["default"]) for k, p in properties.items() if "default" in p}
+    filled = {**defaults, **given}
+    for name, field in properties.items():
         if "$ref" in field and isinstance(given.get(name), dict):
-            filled[name] = merge(field.get("default", {}), given[name])
+            filled[name] = {**defaults.get(name, {}), **given[name]}
     return filled
 
 
-def complete_training(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the training with its recipe's values filled in.
+def complete_method(given: dict[str, Any]) -> dict[str, Any]:
+    """Return a method with its defaults filled in.
 
-    Raises: errors.Refused for an unknown recipe or a field misspelt or out of range.
+    Raises: errors.Refused for an unknown method, and for hyper-parameters that are misspelt, out
+    of range or contradict each other.
     """
-    catalog = load()
-    recipe = given.get("recipe", "small")
-    if not isinstance(recipe, str) or recipe not in catalog.recipes:
-        hint = nearest(str(recipe), catalog.recipes)
-        fault = errors.Fault(
-            "/training/recipe", "unknown_recipe", f"no recipe is called {recipe!r}{hint}"
-        )
-        raise errors.Refused(f"Unknown recipe {recipe!r}{hint}", faults=[fault])
-    merged = merge(catalog.recipes[recipe], given)
-    faults = list(faults_of(merged, catalog.training_schema, "/training"))
-    if faults:
-        raise errors.Refused(faults[0].detail, code="invalid_training", faults=faults)
-    for field, schema in catalog.training_schema["properties"].items():
-        if isinstance(merged.get(field), dict):
-            kind = _kind(schema, catalog.training_schema["$defs"], merged[field])
-            merged[field] = fill(merged[field], kind)
-    _place_milestones(merged, given, catalog.milestone_shares[recipe])
-    contradictions = list(training_rules.faults(merged))
-    if contradictions:
+    reading = read_method(given)
+    if reading.faults:
+        first = reading.faults[0]
+        is_unknown = first == errors.Fault("/method/name", "unknown_method", first.detail)
         raise errors.Refused(
-            contradictions[0].detail, code="invalid_training", faults=contradictions
+            first.detail if is_unknown else f"{first.detail} (method {given['name']})",
+            code="unknown_method" if is_unknown else "invalid_hyperparameters",
+            faults=reading.faults,
         )
-    return merged
+    return reading.document
 
 
-def _kind(
-    schema: dict[str, Any], definitions: dict[str, Any], value: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the schema of the kind of object that `value`, which is valid, says that it is."""
-    choices = [*schema.get("anyOf", []), *schema.get("oneOf", [])] or [schema]
-    for choice in choices:
-        if "oneOf" in choice and choice is not schema:
-            return _kind(choice, definitions, value)
-        found: dict[str, Any] = definitions.get(choice.get("$ref", "").rpartition("/")[2], choice)
-        name = found.get("properties", {}).get("name", {}).get("const")
-        if found.get("type") == "object" and name in (None, value.get("name", name)):
-            return found
-    raise LookupError(f"no kind of object for {value} in {schema}")
-
-
-def _place_milestones(merged: dict[str, Any], given: dict[str, Any], at: list[float]) -> None:
-    """Put the recipe's milestones at the same shares of `epochs`, unless the caller placed them."""
-    placed = given.get("schedule", {}).get("milestones") is not None
-    if merged["schedule"]["name"] == "step" and not placed:
-        # As the engine places them: rounded first, since 0.7 * 10 may be 6.999..., and never at 0.
-        epochs = merged["epochs"]
-        merged["schedule"]["milestones"] = [max(1, int(round(share * epochs, 6))) for share in at]
-
-
-def merge(default: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Return `default` overridden by `given`.
-
-    Objects merge key by key, unless `name` says that they are of another kind.
-    """
-    merged = copy.deepcopy(default)
-    for key, value in given.items():
-        old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, dict):
-            same_kind = value.get("name", old.get("name")) == old.get("name")
-            merged[key] = merge(old, value) if same_kind else copy.deepcopy(value)
-        else:
-            merged[key] = copy.deepcopy(value)
-    return merged
-
-
-def fill(given: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """Return `given` with the defaults of the schema's properties filled in."""
-    properties = schema.get("properties", {})
-    defaults = {k: copy.deepcopy(p["default"]) for k, p in properties.items() if "default" in p}
-    return {**defaults, **given}
-
-
-def faults_of(value: Any, schema: dict[str, Any], pointer: str) -> Iterator[errors.Fault]:
-    """Yield what is wrong with `value`, each as field, given value and way out."""
-    validator = jsonschema.Draft202012Validator(schema)
-    for error in sorted(validator.iter_errors(value), key=lambda e: [str(p) for p in e.path]):
-        yield from _faults(error, pointer)
-
-
-def _faults(error: jsonschema.ValidationError, pointer: str) -> Iterator[errors.Fault]:
-    at = pointer + "".join(_step(part) for part in error.absolute_path)
-    field = _field(pointer, error)
-    if error.validator == "additionalProperties" and isinstance(error.instance, dict):
-        known = error.schema.get("properties", {}) if isinstance(error.schema, dict) else {}
-        for name in sorted(error.instance.keys() - known.keys()):
-            hint = nearest(name, known) or f"; known: {', '.join(sorted(known)) or 'none'}"
-            yield errors.Fault(at + _step(name), "unknown_field", f"unknown field {name!r}{hint}")
-        return
-    if error.validator in {"anyOf", "oneOf"} and error.context:
-        yield from _faults_of_choice(error, pointer)
-        return
-    yield errors.Fault(at, f"invalid_{error.validator}", _sentence(error, field))
-
-
-def _faults_of_choice(error: jsonschema.ValidationError, pointer: str) -> Iterator[errors.Fault]:
-    """Yield what is wrong with a value of which there are several kinds.
-
-    Where the value tells by its `name` or type which kind it wants to be, only that one is spoken
-    of.
-    """
-    at = pointer + "".join(_step(part) for part in error.absolute_path)
-    field = _field(pointer, error)
-    kinds: dict[Any, list[jsonschema.ValidationError]] = {}
-    for cause in error.context or []:
-        kinds.setdefault(cause.relative_schema_path[0], []).append(cause)
-    likely = [causes for causes in kinds.values() if not any(map(_is_other_kind, causes))]
-    if len(likely) == 1:
-        for cause in likely[0]:
-            yield from _faults(cause, pointer)
-        return
-    schema: Any = error.schema  # of a choice, it is always an object
-    names = schema.get("discriminator", {}).get("mapping", {})
-    if names and isinstance(error.instance, dict):
-        name = str(error.instance.get("name"))
-        hint = nearest(name, names) or f"; known: {', '.join(names)}"
-        yield errors.Fault(f"{at}/name", "unknown_name", f"no {field} is called {name!r}{hint}")
-        return
-    choices = ({"type": "object"},) if names else schema[str(error.validator)]
-    # Kinds that are spelt out elsewhere are objects.
-    types = " or ".join(str(kind.get("type", "object")) for kind in choices)
-    detail = f"{field} must be of type {types}, got {_shown(error.instance)}"
-    yield errors.Fault(at, "invalid_type", detail)
-
-
-def _is_other_kind(cause: jsonschema.ValidationError) -> bool:
-    return cause.validator == "const" or (cause.validator == "type" and not cause.relative_path)
-
-
-def _field(pointer: str, error: jsonschema.ValidationError) -> str:
-    """Return the name of a field; entries of a list follow the list's."""
-    path = [*pointer.split("/"), *error.absolute_path]
-    return f"{path[-2]}/{path[-1]}" if isinstance(path[-1], int) else str(path[-1])
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
-
-
-def _step(part: str | int) -> str:
-    """Return one step of a JSON Pointer."""
-    return f"/{str(part).replace('~', '~0').replace('/', '~1')}"
-
-
-def _sentence(error: jsonschema.ValidationError, field: str) -> str:
-    limits = {
-        "minimum": "must be at least {}",
-        "exclusiveMinimum": "must be greater than {}",
-        "maximum": "must be at most {}",
-        "exclusiveMaximum": "must be less than {}",
-        "type": "must be of type {}",
-        "enum": "must be one of {}",
-        "minItems": "needs at least {} entries",
-        "maxItems": "takes at most {} entries",
+def read_training(given: dict[str, Any]) -> Reading:
+    """Return the training with the values of its preset filled in."""
+    name = given.get("recipe", "small")
+    if not isinstance(name, str) or name not in PRESETS:
+        detail = f"no recipe is called {name!r}{nearest(str(name), PRESETS)}"
+        unknown = [errors.Fault("/training/recipe", "unknown_recipe", detail)]
+    else:
+        unknown = []
+    values = {**given, "recipe": "small"} if unknown else given
+    faults = _training_schema().faults(merge_preset(values), "/training")
+    faulty = _faulty(faults, "/training")
+    # What is left is right by itself.
+    known = {
+        field: value
+        for field, value in values.items()
+        if field in Training.model_fields and field not in faulty
     }
-    form = limits.get(str(error.validator))
-    if form is None:
-        return f"{field}: {error.message}"
-    return f"{field} {form.format(error.validator_value)}, got {_shown(error.instance)}"
+    document = expand(known).model_dump(mode="json")
+    # Nobody knows what an unknown preset would have filled in.
+    faulty |= set(document) - set(known) if unknown else set()
+    partial = rules.Partial(document, faulty) if faulty else document
+    contradictions = translated(rules.of_training(partial))
+    return Reading(partial, (*unknown, *faults, *contradictions))
+
+
+def complete_training(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the training with the values of its preset filled in.
+
+    Raises: errors.Refused for an unknown preset, and for fields that are misspelt, out of range or
+    contradict each other.
+    """
+    reading = read_training(given)
+    if reading.faults:
+        first = reading.faults[0]
+        if first.code == "unknown_recipe":
+            raise errors.Refused(first.detail, faults=reading.faults)
+        raise errors.Refused(first.detail, code="invalid_training", faults=reading.faults)
+    return reading.document
+
+
+def _faulty(faults: Iterable[errors.Fault], pointer: str) -> set[str]:
+    """Return which fields of the object at a pointer are at fault.
+
+    A field that the object does not have is beside the others; inside one of them it leaves that
+    one in doubt.
+    """
+    depth = pointer.count("/") + 1
+    paths = ((fault.pointer.split("/"), fault.code == "unknown_field") for fault in faults)
+    return {path[depth] for path, is_unknown in paths if len(path) > depth + is_unknown}
+
+
+@functools.cache
+def _descriptions() -> dict[str, MethodDescription]:
+    fields = MethodDescription.model_fields
+    return {
+        name: MethodDescription.model_validate({field: entry[field] for field in fields})
+        for name, entry in load().methods.items()
+    }
+
+
+@functools.cache
+def _training_schema() -> Schema:
+    return Schema(load().training_schema)
+
+
+@functools.cache
+def _params_schema(name: str) -> Schema:
+    return Schema(load().methods[name]["params_schema"])
+
+
+@functools.cache
+def _part_schema(name: str) -> Schema:
+    """Return the schema of a method's hyper-parameters as a part of a combination."""
+    own = load().methods[name]["params_schema"]
+    properties = {key: value for key, value in own["properties"].items() if key != "task_weight"}
+    weight = {"type": "number", "minimum": 0, "maximum": 1e6, "default": 1.0}
+    return Schema({**own, "properties": {"weight": weight, **properties}})
+
+
+@functools.cache
+def _arguments_schema(reference: str) -> Schema:
+    return Schema(load().networks[reference]["arguments_schema"])

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from workers.distill import errors
-from workers.distill.config.training import MILESTONE_SHARES, PRESETS, Training
 from workers.distill.data import catalog as datasets
 from workers.distill.methods import catalog, combination
 from workers.distill.methods.base import Method
@@ -43,9 +42,6 @@ def describe() -> dict[str, Any]:
         "foreign_tasks": networks.foreign_tasks(),
         "datasets": datasets.describe(),
         "dataset_formats": list(datasets.FORMATS),
-        "training_schema": Training.model_json_schema(),
-        "recipes": PRESETS,
-        "milestone_shares": {name: list(at) for name, at in MILESTONE_SHARES.items()},
         "failure_codes": list(errors.RUN_CODES),
     }
 
@@ -54,9 +50,10 @@ def describe_method(method: type[Method]) -> dict[str, Any]:
     """Return one method's entry."""
     idea, deviations = _prose(method)
     source = method.source
+    declared = method.describe().model_dump(mode="json")
     return {
-        "name": method.name,
-        "family": method.family,
+        "name": declared.pop("name"),
+        "family": declared.pop("family"),
         "title": method.title,
         "source": {
             "title": source.title,
@@ -65,15 +62,7 @@ def describe_method(method: type[Method]) -> dict[str, Any]:
             "equations": source.equations,
         },
         "description": idea,
-        "tasks": list(method.tasks),
-        "needs": list(method.needs),
-        "student_shows": list(method.student_shows),
-        "teacher_shows": list(method.teacher_shows),
-        "has_task": method.has_task,
-        "accepts_mixed": method.accepts_mixed,
-        "wants_strong": method.wants_strong,
-        "combines": method.combines,
-        "smallest_batch": method.smallest_batch,
+        **declared,
         "params_schema": method.Params.model_json_schema(),
         "differs": deviations,
     }

@@ -16,11 +16,12 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.orm import Session
 
-from models_registry import catalog, errors, ids
+from models_registry import errors, ids
 from models_registry.artifacts import datasets, models
 from models_registry.jobs import lifecycle, validation, workers
 from models_registry.jobs.lifecycle import Answer, Event, Reason, State
 from models_registry.jobs.spec import NAME_PATTERN, VERSION, JobSpec, Request
+from models_registry.jobs.validation import Inputs
 from models_registry.persistence import database, outbox, tables
 
 log = structlog.get_logger()
@@ -246,24 +247,6 @@ class Seat:
     seed: int
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """The rows that a spec's references lead to."""
-
-    teacher: tables.ModelVersionRow | None
-    initial: tables.ModelVersionRow | None
-    dataset: tables.DatasetVersionRow | None
-
-    def all(self) -> list[tuple[str, tables.ModelVersionRow | tables.DatasetVersionRow]]:
-        """Return those that are there, each with the field that names it."""
-        found = (
-            ("/teacher", self.teacher),
-            ("/student/initial", self.initial),
-            ("/dataset", self.dataset),
-        )
-        return [(pointer, row) for pointer, row in found if row is not None]
-
-
 def check(session: Session, *, project_id: str, spec: JobSpec) -> JobSpec:
     """Return `spec` with defaults filled in, storing nothing.
 
@@ -382,40 +365,11 @@ def complete(spec: JobSpec, inputs: Inputs) -> tuple[JobSpec, list[errors.Fault]
 
     With a fault, the spec is returned as it was.
     """
-    faults: list[errors.Fault] = []
-    fields: dict[str, Any] = {}
-    for name, fill_in in (
-        ("method", catalog.complete_method),
-        ("training", catalog.complete_training),
-    ):
-        try:
-            fields[name] = fill_in(getattr(spec, name))
-        except errors.Refused as error:
-            faults += error.faults or [errors.Fault(f"/{name}", error.code, error.message)]
-    try:
-        catalog.check_network(spec.student.network, spec.student.arguments, pointer="/student")
-        faults += _wrong_network(spec)
-    except errors.Refused as error:
-        faults += error.faults
-    if "method" in fields:
-        asked = validation.of(fields["method"])
-        faults += _missing(spec, asked)
-        faults += validation.faults_of_task(asked, spec.task)
-        faults += validation.faults_of_method(fields["method"])
-        if asked.is_data_free:
-            faults += validation.faults_of_synthesis(
-                fields["method"]["synthesis"], has_dataset=spec.dataset is not None
-            )
-        if "training" in fields:
-            faults += validation.faults(
-                asked,
-                fields["training"],
-                student=spec.student.network,
-                teacher=inputs.teacher.network if inputs.teacher is not None else None,
-            )
-    faults += mismatches(spec, inputs)
+    document = validation.read(spec.parts)
+    faults = [*document.faults, *validation.faults_of_inputs(document, inputs)]
     if faults:
         return spec, faults
+    fields = {"method": document.method.document, "training": document.training.document}
     pinned = _pinned(inputs)
     initial = pinned.pop("initial", None)
     register_as = spec.student.register_as or student_name(spec.name)
@@ -445,114 +399,6 @@ def _resolve(
         why = (found.rejection or {}).get("message", "its inspection failed")
         faults.append(errors.Fault(pointer, "rejected", f"{reference} was rejected: {why}"))
     return found
-
-
-def _wrong_network(spec: JobSpec) -> list[errors.Fault]:
-    network = spec.student.network
-    task = catalog.task_of_network(network)
-    if task == spec.task:
-        return []
-    detail = f"{network} is for {task}, and the task is {spec.task}; choose another network"
-    return [errors.Fault("/student/network", "wrong_task", detail)]
-
-
-def _missing(spec: JobSpec, asked: validation.Requirements) -> list[errors.Fault]:
-    faults = []
-    if "teacher" in asked.needs and spec.teacher is None:
-        detail = f"method {asked.name} needs a teacher: name one of the models"
-        faults.append(errors.Fault("/teacher", "required", detail))
-    if spec.dataset is None and not asked.is_data_free:
-        what = "a labelled data set" if "labels" in asked.needs else "the images of a data set"
-        detail = (
-            f"method {asked.name} needs {what}: name one, or choose a method of the family datafree"
-        )
-        faults.append(errors.Fault("/dataset", "required", detail))
-    return faults
-
-
-def mismatches(spec: JobSpec, inputs: Inputs) -> list[errors.Fault]:
-    """Return what does not fit among inputs that are ready; pending ones are judged later."""
-    faults = []
-    teacher, initial, dataset = inputs.teacher, inputs.initial, inputs.dataset
-    known = dataset is not None and dataset.state == "ready"
-    if dataset is not None and dataset.task != spec.task:
-        detail = (
-            f"{spec.dataset} is for {dataset.task}, and the task is {spec.task}; choose another "
-            "data set"
-        )
-        faults.append(errors.Fault("/dataset", "wrong_task", detail))
-    for pointer, model in (("/teacher", teacher), ("/student/initial", initial)):
-        if model is not None and model.task != spec.task:
-            detail = (
-                f"the model is for {model.task}, and the task is {spec.task}; choose another model"
-            )
-            faults.append(errors.Fault(pointer, "wrong_task", detail))
-        if model is not None and dataset is not None and known:
-            faults += _class_faults(pointer, model, dataset)
-            faults += _channel_faults(pointer, model, dataset)
-    if initial is not None and teacher is not None and validation.is_data_free(spec.method):
-        faults += _faults_of_start(initial, teacher)
-    if initial is not None and (initial.network, initial.arguments) != (
-        spec.student.network,
-        spec.student.arguments,
-    ):
-        faults.append(
-            errors.Fault(
-                "/student/initial",
-                "wrong_network",
-                f"{spec.student.initial} is a {initial.network} {initial.arguments}, the student "
-                f"a {spec.student.network} {spec.student.arguments}",
-            )
-        )
-    return faults
-
-
-def _faults_of_start(
-    initial: tables.ModelVersionRow, teacher: tables.ModelVersionRow
-) -> list[errors.Fault]:
-    """Return why a student that sees what its teacher sees cannot start from these weights."""
-    mine, taught = (
-        (len(row.classes), row.input["channels"])  # what the shapes of weights follow from
-        for row in (initial, teacher)
-    )
-    if mine == taught:
-        return []
-    return [
-        errors.Fault(
-            "/student/initial",
-            "not_as_teacher",
-            "without a data set to train on, a student has its teacher's classes and channels, "
-            f"{taught[0]} and {taught[1]}; this model has {mine[0]} and {mine[1]}",
-        )
-    ]
-
-
-def _class_faults(
-    pointer: str, model: tables.ModelVersionRow, dataset: tables.DatasetVersionRow
-) -> list[errors.Fault]:
-    if len(model.classes) == len(dataset.classes):
-        return []
-    return [
-        errors.Fault(
-            pointer,
-            "class_count",
-            f"the model knows {len(model.classes)} classes, the data set has "
-            f"{len(dataset.classes)}: use one that was trained for these classes",
-        )
-    ]
-
-
-def _channel_faults(
-    pointer: str, model: tables.ModelVersionRow, dataset: tables.DatasetVersionRow
-) -> list[errors.Fault]:
-    takes, gives = model.input["channels"], (dataset.input or {}).get("channels")
-    if gives is None or takes == gives or (takes, gives) == (3, 1):
-        return []
-    return [
-        errors.Fault(
-            pointer, "channels", f"the model takes {takes}-channel images, the data set has {gives}"
-        )
-    ]
 
 
 def summary(faults: list[errors.Fault]) -> str:
@@ -599,7 +445,6 @@ def settle(session: Session, job: tables.JobRow) -> None:
     """Queue or fail a validating job, if its inputs have been inspected by now."""
     if job.state != State.VALIDATING:
         return
-    spec = spec_of(job)
     inputs = Inputs(
         teacher=_row(session, tables.ModelVersionRow, job.teacher_version_id),
         initial=_row(session, tables.ModelVersionRow, job.initial_version_id),
@@ -610,7 +455,8 @@ def settle(session: Session, job: tables.JobRow) -> None:
         for pointer, row in inputs.all()
         if row.state == "rejected"
     ]
-    faults = rejected or [fault.detail for fault in mismatches(spec, inputs)]
+    wrong = validation.faults_of_inputs(validation.read(spec_of(job).parts), inputs)
+    faults = rejected or [fault.detail for fault in wrong]
     if faults:
         failure = _failure("input_rejected", faults[0], attempt=0)
         move(

@@ -1,12 +1,27 @@
 """JobSpec and StudySpec: what a caller asks for. Immutable once submitted.
 
 What depends on the engine (hyper-parameters of a method, fields of `training`) is checked by
-`catalog.py` against JSON Schemas that the engine exports; this file holds the rest.
+`validation.py`; this file holds the rest. Where something of the rest is at fault, both are told
+together.
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from models_registry.errors import Fault
+from models_registry.jobs import validation
 
 VERSION = 1
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,95}$"
@@ -103,6 +118,81 @@ class JobSpec(Request):
         description="Also train the same student without the teacher, for comparison; of a "
         "data-free method, the same student on noise.",
     )
+
+    @property
+    def parts(self) -> validation.Parts:
+        """Return what is checked against the catalog and the rules."""
+        return validation.Parts(
+            task=self.task,
+            method=self.method,
+            training=self.training,
+            network=self.student.network,
+            arguments=self.student.arguments,
+            initial=self.student.initial,
+            has_teacher=self.teacher is not None,
+            has_dataset=self.dataset is not None,
+            accelerator=self.resources.accelerator,
+        )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _all_faults(cls, value: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Beside what pydantic finds, name what else is wrong: nothing hides anything."""
+        try:
+            return handler(value)
+        except ValidationError as error:
+            if not isinstance(value, dict):
+                raise
+            faulty = {fault["loc"][0] for fault in error.errors() if fault["loc"]}
+            found = validation.read(_right_parts(value, faulty)).faults
+            raise ValidationError.from_exception_data(
+                error.title, [*_told_before(error), *_told_now(found)]
+            ) from None
+
+
+# Any: the caller's JSON.
+def _right_parts(value: dict[str, Any], faulty: Iterable[Any]) -> validation.Parts:
+    """Return the parts of a spec some of whose fields are at fault."""
+    right = {name: field for name, field in value.items() if name not in set(faulty)}
+    student = StudentSpec.model_validate(right["student"]) if "student" in right else None
+    resources = ResourcesSpec.model_validate(right.get("resources", {}))
+    return validation.Parts(
+        task=None if "task" in faulty else right.get("task", "classification"),
+        method=right.get("method"),
+        training=None if "training" in faulty else right.get("training", {}),
+        network=student.network if student else None,
+        arguments=student.arguments if student else {},
+        initial=student.initial if student else None,
+        has_teacher=value.get("teacher") is not None,
+        has_dataset=value.get("dataset") is not None,
+        accelerator=resources.accelerator,
+    )
+
+
+def _told_before(error: ValidationError) -> list[InitErrorDetails]:
+    return [
+        InitErrorDetails(
+            type=fault["type"], loc=fault["loc"], input=fault["input"], ctx=fault.get("ctx", {})
+        )
+        for fault in error.errors()
+    ]
+
+
+def _told_now(faults: Iterable[Fault]) -> list[InitErrorDetails]:
+    return [
+        InitErrorDetails(
+            type=PydanticCustomError(
+                fault.code,
+                "{detail}",
+                {"detail": fault.detail},
+            ),
+            loc=tuple(
+                step.replace("~1", "/").replace("~0", "~") for step in fault.pointer.split("/")[1:]
+            ),
+            input=None,
+        )
+        for fault in faults
+    ]
 
 
 class StudySpec(Request):

@@ -22,12 +22,10 @@ from models_registry.jobs.spec import VERSION, JobSpec, StudySpec
 from models_registry.persistence import database, paging, tables
 from models_registry.studies import grids, leaderboard
 from models_registry.studies.leaderboard import Run, Variant
+from workers.distill.config.baseline import baseline_of
 
 MAX_JOBS = 1000
 MAX_FAULTS = 100
-BASELINE: dict[str, Any] = {"name": "ce"}
-NOISE = "noise"
-_STEPS_OF_STUDENT = ("student_steps", "data_scale", "original_images", "calls_per_epoch")
 _JOB_NAME_CHARACTERS = 200
 
 
@@ -58,7 +56,7 @@ class Plan:
     """What a study is made of, before anything is stored."""
 
     spec: StudySpec  # references pinned
-    inputs: jobs.Inputs
+    inputs: validation.Inputs
     variants: tuple[Variant, ...]
     specs: tuple[JobSpec, ...]  # of each variant, with the first seed
 
@@ -170,20 +168,6 @@ def _faults_of_size(spec: StudySpec) -> Iterator[errors.Fault]:
         factors.append(f"{len(spec.seeds)} seeds")
         detail = f"{' x '.join(factors)} make {count:,} jobs; a study has at most {MAX_JOBS:,}"
         yield errors.Fault("/methods", "too_many_jobs", detail)
-
-
-def baseline_of(method: dict[str, Any]) -> dict[str, Any]:
-    """Return what a completed method is compared with.
-
-    That is the labels alone; for a method that has none, images of noise that show nothing, with
-    as many steps of the student and, where the method has one, at the same temperature. It is what
-    the engine trains where a single job asks for a baseline.
-    """
-    if not validation.is_data_free(method):
-        return BASELINE
-    shared = {name: method[name] for name in ("temperature",) if name in method}
-    budget = {name: method["synthesis"][name] for name in _STEPS_OF_STUDENT}
-    return {"name": NOISE, **shared, "synthesis": budget}
 
 
 def _added_baselines(spec: StudySpec) -> list[dict[str, Any]]:

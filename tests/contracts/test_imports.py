@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import grimp
 import pytest
@@ -29,13 +30,15 @@ LINT = "from importlinter import cli; raise SystemExit(cli.lint_imports(no_cache
 ENGINE_LIBRARIES = {"torch", "torchvision", "timm", "safetensors", "sklearn", "scipy", "jaxtyping"}
 
 
-def import_without(module: str, blocked: set[str]) -> subprocess.CompletedProcess[str]:
+def import_without(
+    module: str, blocked: set[str], *, cwd: Path = source.ROOT, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Import a module in a fresh interpreter in which some packages cannot be imported."""
     program = textwrap.dedent(BLOCKED).format(module=module, blocked=blocked)
     return subprocess.run(
         [sys.executable, "-c", program],
-        cwd=source.ROOT,
-        env=source.environment(),
+        cwd=cwd,
+        env={**source.environment(), **variables},
         capture_output=True,
         text=True,
         timeout=90,
@@ -58,6 +61,17 @@ class TestFreshInterpreter:
     )
     def test_loads_a_process_of_the_service_without_the_engine(self, module: str) -> None:
         done = import_without(module, ENGINE_LIBRARIES)
+        assert done.returncode == 0, done.stderr
+
+    @pytest.mark.slow
+    def test_loads_the_api_with_nothing_of_the_workers_but_config(self, tmp_path: Path) -> None:
+        """What the API's image holds is enough."""
+        for package in ("api", "models_registry", "retort", "migrations"):
+            (tmp_path / package).symlink_to(source.ROOT / package)
+        (tmp_path / "workers" / "distill").mkdir(parents=True)
+        for part in ("__init__.py", "distill/__init__.py", "distill/config"):
+            (tmp_path / "workers" / part).symlink_to(source.ROOT / "workers" / part)
+        done = import_without("api.app", ENGINE_LIBRARIES, cwd=tmp_path, PYTHONPATH=str(tmp_path))
         assert done.returncode == 0, done.stderr
 
     @pytest.mark.slow
@@ -108,10 +122,13 @@ class TestContracts:
 
     def test_everything_that_is_imported_is_declared(self) -> None:
         """A base install must be able to load the API: no import hides in an extra."""
-        graph = grimp.build_graph(
-            "api", "models_registry", include_external_packages=True, cache_dir=None
-        )
-        ours = {module for module in graph.modules if module.partition(".")[0] in source.PACKAGES}
+        graph = grimp.build_graph(*source.PACKAGES, include_external_packages=True, cache_dir=None)
+        config = {"workers.distill.config", *graph.find_descendants("workers.distill.config")}
+        ours = {
+            module
+            for module in graph.modules
+            if module.partition(".")[0] in ("api", "models_registry") or module in config
+        }
         external = {
             imported.partition(".")[0]
             for module in ours
@@ -124,8 +141,9 @@ class TestContracts:
 def declared_imports() -> set[str]:
     """Return the top-level modules that the base dependencies bring, directly named ones only."""
     module_of = {"pyyaml": "yaml", "prometheus-client": "prometheus_client"}
-    # Starlette is FastAPI's own foundation, kombu is Celery's: both are part of their interface.
-    modules = {"starlette", "kombu"}
+    # Starlette is FastAPI's own foundation, kombu is Celery's, and pydantic's errors are made in
+    # pydantic_core: they are part of their interface.
+    modules = {"starlette", "kombu", "pydantic_core"}
     for requirement in source.pyproject()["project"]["dependencies"]:
         name = requirement.split(";")[0].split(">=")[0].split("[")[0].strip()
         modules.add(module_of.get(name, name.replace("-", "_")))

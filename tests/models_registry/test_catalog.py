@@ -86,7 +86,8 @@ class TestNestedParameters:
             assert found["temperature"] == catalog.complete_method({"name": name})["temperature"]
 
     def test_completing_twice_changes_nothing(self) -> None:
-        once = catalog.complete_method({"name": "fast", "synthesis": {"student_steps": None}})
+        budget = {"student_steps": None, "data_scale": 0.5}
+        once = catalog.complete_method({"name": "fast", "synthesis": budget})
         assert once["synthesis"]["student_steps"] is None
         assert catalog.complete_method(once) == once
 
@@ -282,41 +283,3 @@ class TestTraining:
     def test_leaves_the_catalog_as_it_was(self) -> None:
         catalog.complete_training({"epochs": 7})["schedule"]["milestones"].append(99)
         assert catalog.load().recipes["small"]["schedule"]["milestones"] == [15, 22, 27]
-
-
-class TestMerge:
-    def test_overrides_key_by_key_in_depth(self) -> None:
-        default = {"a": 1, "b": {"c": 2, "d": {"e": 3, "f": 4}}}
-        assert catalog.merge(default, {"b": {"d": {"e": 5}}}) == {
-            "a": 1,
-            "b": {"c": 2, "d": {"e": 5, "f": 4}},
-        }
-
-    def test_replaces_an_object_whose_name_changes(self) -> None:
-        merged = catalog.merge({"o": {"name": "x", "k": 1}}, {"o": {"name": "y", "l": 2}})
-        assert merged == {"o": {"name": "y", "l": 2}}
-
-    def test_replaces_lists_and_plain_values_as_a_whole(self) -> None:
-        merged = catalog.merge({"l": [1, 2], "o": {"k": 1}}, {"l": [3], "o": None})
-        assert merged == {"l": [3], "o": None}
-
-    def test_shares_nothing_with_what_it_was_given(self) -> None:
-        default: dict[str, Any] = {"a": {"b": [1]}}
-        given_fields: dict[str, Any] = {"c": [2]}
-        merged = catalog.merge(default, given_fields)
-        merged["a"]["b"].append(9)
-        merged["c"].append(9)
-        assert default == {"a": {"b": [1]}}
-        assert given_fields == {"c": [2]}
-
-
-SCHEMA: dict[str, Any] = {"properties": {"a": {"default": [1]}, "b": {}, "c": {"default": None}}}
-
-
-class TestFill:
-    def test_adds_defaults_and_keeps_what_was_given(self) -> None:
-        assert catalog.fill({"a": 2, "x": 3}, SCHEMA) == {"a": 2, "c": None, "x": 3}
-
-    def test_shares_no_default(self) -> None:
-        catalog.fill({}, SCHEMA)["a"].append(2)
-        assert catalog.fill({}, SCHEMA)["a"] == [1]

@@ -14,8 +14,10 @@ DistillError
 └── UploadRefused         an uploaded file cannot become a model or a data set
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
+
+from workers.distill.config.rules import Fault
 
 RUN_CODES = (
     "diverged",
@@ -59,6 +61,12 @@ class UnknownNetwork(IncompatibleNetworks):
     """No network of that name exists, or its arguments are not accepted."""
 
     code = "bad_network"
+
+
+def refuse(faults: Iterable[Fault], kind: type[DistillError] = BadRecipe, **details: Any) -> None:
+    """Raise the first of some faults, with its field and its sentence; do nothing without any."""
+    for fault in faults:
+        raise kind(fault.message, field=fault.field, **details)
 
 
 class BadDataset(DistillError):

@@ -134,7 +134,7 @@ class TestTraining:
         self, partial: dict[str, object], complaint: str
     ) -> None:
         with pytest.raises(pydantic.ValidationError, match=complaint):
-            expand(partial)
+            a_recipe(training=partial)
 
     @pytest.mark.parametrize(
         "partial",

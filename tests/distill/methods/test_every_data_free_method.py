@@ -53,9 +53,9 @@ class Scene:
         budget: dict[str, Any] = {"batch_size": IMAGES, "steps": 3}
         if isinstance(kind.Params().synthesis, GeneratorSynthesis):  # type: ignore[attr-defined]  # those of the family
             budget |= {"latent_size": 8, "width": 4}
-        choice = {"name": name, **SMALL.get(name, {}), "synthesis": budget, **changes}
+        values = {**SMALL.get(name, {}), "synthesis": budget, **changes}
         torch.manual_seed(3)
-        method = catalog.build(choice, self.student, self.teacher)
+        method = kind(kind.Params.model_validate(values), self.student, self.teacher)
         assert isinstance(method, DataFreeMethod)
         self.method = method
         self.sight = synthesizers.SynthesisContext(

@@ -7,15 +7,16 @@ from torch import nn
 
 from tests.distill.cases import case
 from workers.distill import errors
+from workers.distill.config.synthesis import GeneratorName
 from workers.distill.networks import generators
 
-NAMES: list[generators.Name] = ["small", "large", "dcgan", "deep"]
+NAMES: list[GeneratorName] = ["small", "large", "dcgan", "deep"]
 COUNTS = "generator_parameter_counts"
 BLANK = torch.zeros(3, dtype=torch.long)
 
 
 def generator(
-    name: generators.Name, image_shape: tuple[int, int, int] = (2, 16, 32), *, seed: int = 0
+    name: GeneratorName, image_shape: tuple[int, int, int] = (2, 16, 32), *, seed: int = 0
 ) -> generators.Generator:
     torch.manual_seed(seed)
     return generators.build(name, image_shape=image_shape, latent_size=6, width=4)
@@ -39,7 +40,7 @@ class TestBuild:
         ],
     )
     def test_has_the_published_number_of_parameters(
-        self, name: generators.Name, image_shape: tuple[int, int, int], key: str
+        self, name: GeneratorName, image_shape: tuple[int, int, int], key: str
     ) -> None:
         with torch.device("meta"):
             built = generators.build(name, image_shape=image_shape, latent_size=256, width=64)
@@ -57,7 +58,7 @@ class TestBuild:
 
     @pytest.mark.parametrize("name", NAMES)
     def test_makes_pixels_of_0_to_1_for_images_that_are_not_square(
-        self, name: generators.Name
+        self, name: GeneratorName
     ) -> None:
         built = generator(name)
         latent = built.draw(BLANK)
@@ -72,7 +73,7 @@ class TestBuild:
         assert {generator(name).latent_shape for name in NAMES if name != "deep"} == {(6,)}
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_follows_its_latent_values_everywhere(self, name: generators.Name) -> None:
+    def test_follows_its_latent_values_everywhere(self, name: GeneratorName) -> None:
         built = generator(name)
         latent = built.draw(BLANK).requires_grad_()
         (gradient,) = torch.autograd.grad(built(latent)[0].sum(), latent)
@@ -93,7 +94,7 @@ class TestBuild:
     )
     def test_refuses_sides_that_do_not_divide(
         self,
-        name: generators.Name,
+        name: GeneratorName,
         image_shape: tuple[int, int, int],
         side: int,
         divisor: int,
@@ -101,8 +102,6 @@ class TestBuild:
     ) -> None:
         with pytest.raises(errors.BadRecipe) as refused:
             generator(name, image_shape)
-        facts = {"side": side, "divisor": divisor, "fitting": fitting}
-        assert refused.value.details == facts
         advice = ", ".join(fitting) or "deepinversion"
         assert f"{divisor} does not divide {side}" in refused.value.message
         assert refused.value.message.endswith(advice)
@@ -117,7 +116,7 @@ def _spread(network: nn.Module) -> float:
 
 class TestDraw:
     @pytest.mark.parametrize("name", NAMES)
-    def test_repeats_by_torchs_seed_and_differs_by_image(self, name: generators.Name) -> None:
+    def test_repeats_by_torchs_seed_and_differs_by_image(self, name: GeneratorName) -> None:
         built = generator(name)
         torch.manual_seed(5)
         one = built.draw(BLANK)
@@ -137,7 +136,7 @@ class TestDraw:
 
 class TestRestart:
     @pytest.mark.parametrize("name", NAMES)
-    def test_draws_every_weight_anew(self, name: generators.Name) -> None:
+    def test_draws_every_weight_anew(self, name: GeneratorName) -> None:
         built = generator(name, (3, 32, 32))
         built(built.draw(BLANK))
         before = {path: value.clone() for path, value in built.state_dict().items()}
@@ -168,7 +167,7 @@ class TestRestart:
             assert abs(float(weight.std()) - 0.02) < 4 * error, path
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_of_the_start_moves_the_first_layer_and_norm_alone(self, name: generators.Name) -> None:
+    def test_of_the_start_moves_the_first_layer_and_norm_alone(self, name: GeneratorName) -> None:
         built = generator(name, (3, 32, 32))
         built.restart()
         with torch.no_grad():

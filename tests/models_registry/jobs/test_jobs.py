@@ -404,7 +404,7 @@ class TestRefusals:
                 )
         refused = refusal(sessions, project, teacher="many")
         assert faults(refused) == {"/teacher": "class_count"}
-        assert "100 classes, the data set has 10" in refused.faults[0].detail
+        assert "100 classes and the data set has 10" in refused.faults[0].detail
         refused = refusal(sessions, project, teacher="wide")
         assert faults(refused) == {"/teacher": "channels"}
         refused = refusal(

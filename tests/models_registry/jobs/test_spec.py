@@ -137,3 +137,42 @@ class TestStudySpec:
         del body["seeds"]
         with pytest.raises(pydantic.ValidationError, match="seeds"):
             StudySpec.model_validate(body)
+
+
+class TestAllFaults:
+    def test_a_missing_name_hides_no_misspelt_method_and_no_contradiction(self) -> None:
+        with pytest.raises(pydantic.ValidationError) as refused:
+            JobSpec.model_validate(
+                {
+                    "student": {"network": "retort/resnet9"},
+                    "method": {"name": "kdd"},
+                    "training": {"epochs": 0, "optimizer": {"nesterov": True, "momentum": 0}},
+                    "priority": 99,
+                }
+            )
+        assert [(fault["loc"], fault["type"]) for fault in refused.value.errors()] == [
+            (("name",), "missing"),
+            (("priority",), "less_than_equal"),
+            (("method", "name"), "unknown_method"),
+            (("training", "epochs"), "invalid_minimum"),
+            (("training", "optimizer", "nesterov"), "nesterov_without_momentum"),
+            (("student", "network"), "unknown_network"),
+        ]
+
+    def test_a_part_at_fault_is_told_once_and_the_others_beside_it(self) -> None:
+        with pytest.raises(pydantic.ValidationError) as refused:
+            JobSpec.model_validate(
+                {
+                    "name": "n",
+                    "task": "nothing",
+                    "student": {"network": 3},
+                    "method": {"temperature": 4},
+                    "training": {"recipe": "nowhere"},
+                }
+            )
+        assert [fault["loc"] for fault in refused.value.errors()] == [
+            ("task",),
+            ("student", "network"),
+            ("method",),
+            ("training", "recipe"),
+        ]

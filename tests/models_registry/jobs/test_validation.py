@@ -1,31 +1,65 @@
-"""What a spec's parts ask of each other, from the catalog alone."""
+"""What a spec's parts ask of each other, from the catalog and the rows of the inputs."""
 
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from models_registry import catalog, errors
 from models_registry.jobs import validation
-from workers.distill.config.synthesis import StreamSynthesis, resolve_budget
-from workers.distill.config.training import Training
-from workers.distill.errors import BadRecipe
-from workers.distill.methods import catalog as engine
+from models_registry.jobs.spec import JobSpec
+from models_registry.persistence import tables
 
 COMBINED = {"name": "combine", "methods": [{"name": "kd"}, {"name": "dkd", "weight": 0.5}]}
+IMAGES = {"channels": 3, "height": 32, "width": 32, "mean": [0.0] * 3, "std": [1.0] * 3}
 
 
-def faults(
+def told(
     method: dict[str, Any],
     *,
     student: str = "retort/resnet8",
     teacher: str | None = "retort/resnet20",
-    **training: Any,
-) -> list[tuple[str, str]]:
-    asked = validation.of(catalog.complete_method(method))
-    complete = catalog.complete_training(training)
-    found = validation.faults(asked, complete, student=student, teacher=teacher)
-    return [(fault.pointer, fault.code) for fault in found]
+    side: int = 32,
+    has_dataset: bool = True,
+    training: dict[str, Any] | None = None,
+) -> list[errors.Fault]:
+    """Return the faults of a spec with ten classes."""
+    size = {**IMAGES, "height": side, "width": side}
+    classes = [str(label) for label in range(10)]
+    spec = JobSpec.model_validate(
+        {
+            "name": "n",
+            "method": method,
+            "training": training or {},
+            "student": {"network": student},
+            "teacher": teacher and "teacher@1",
+            "dataset": "data@1" if has_dataset else None,
+        }
+    )
+    inputs = validation.Inputs(
+        teacher=None
+        if teacher is None
+        else tables.ModelVersionRow(
+            network=teacher,
+            arguments={},
+            task="classification",
+            classes=classes,
+            input=size,
+            state="ready",
+        ),
+        initial=None,
+        dataset=tables.DatasetVersionRow(
+            task="classification", classes=classes, input=size, state="ready"
+        )
+        if has_dataset
+        else None,
+    )
+    document = validation.read(spec.parts)
+    return [*document.faults, *validation.faults_of_inputs(document, inputs)]
+
+
+def faults(method: dict[str, Any], **case: Any) -> list[tuple[str, str]]:
+    networks = {key: case.pop(key) for key in ("student", "teacher", "side") if key in case}
+    return [(fault.pointer, fault.code) for fault in told(method, **networks, training=case)]
 
 
 class TestCombination:
@@ -80,8 +114,9 @@ class TestCombination:
         assert [fault.pointer for fault in refused.value.faults] == ["/method/methods"]
 
     def test_asks_for_what_any_part_asks_for(self) -> None:
-        asked = validation.of(catalog.complete_method(COMBINED))
-        assert asked.needs == {"labels", "teacher", "equal_classes"}
+        asked = catalog.read_method(COMBINED).description
+        assert asked is not None
+        assert set(asked.needs) == {"labels", "teacher", "equal_classes"}
         assert not asked.accepts_mixed
 
 
@@ -109,7 +144,12 @@ class TestFaults:
         assert ("/student/network", "not_shown") in found
         assert ("/teacher", "not_shown") in found
         assert faults({"name": "ofd"}) == []
-        assert faults({"name": "ofd"}, student="timm/resnet18", teacher=None) == []
+        assert faults({"name": "ofd"}, student="timm/resnet18", teacher="timm/resnet18") == []
+
+    def test_images_must_be_large_enough_for_the_student(self) -> None:
+        (fault,) = told({"name": "kd"}, student="retort/mobilenetv2", side=8)
+        assert (fault.pointer, fault.code) == ("/student/network", "image_too_small")
+        assert fault.detail == "retort/mobilenetv2 needs images of at least 16x16, got 8x8"
 
     def test_a_teacher_cache_holds_no_maps_and_needs_a_teacher(self) -> None:
         where = "/training/teacher_cache"
@@ -142,30 +182,6 @@ class TestDataFree:
         assert faults({"name": "dafl"}, **training) == [(pointer, code)]
 
     @pytest.mark.parametrize(
-        ("training", "agrees"),
-        [
-            ({}, True),
-            ({"augmentation": "none"}, True),
-            ({"label_noise": 0.1}, False),
-            ({"teacher_cache": {}}, False),
-            ({"augmentation": "autoaugment"}, False),
-            ({"patience_epochs": 3}, False),
-            ({"precision": "float16"}, False),
-            ({"mixing": {"name": "mixup"}}, False),
-        ],
-    )
-    def test_the_engine_refuses_the_same(self, training: dict[str, Any], agrees: bool) -> None:
-        method, _ = engine.find({"name": "dafl"})
-        complete = catalog.complete_training(training)
-        full = Training.model_validate(complete)
-        if agrees:
-            engine.check(method, full)
-        else:
-            with pytest.raises(BadRecipe):
-                engine.check(method, full)
-        assert (faults({"name": "dafl"}, **training) == []) is agrees
-
-    @pytest.mark.parametrize(
         ("budget", "has_dataset", "found"),
         [
             ({"student_steps": 5}, False, []),
@@ -184,19 +200,11 @@ class TestDataFree:
             ({"student_steps": None, "data_scale": 0.5, "original_images": 60_000}, False, []),
         ],
     )
-    def test_a_budget_is_open_where_the_engine_finds_it_so(
+    def test_a_budget_says_how_many_steps_the_student_makes(
         self, budget: dict[str, Any], has_dataset: bool, found: list[str]
     ) -> None:
-        complete = catalog.complete_method({"name": "dafl", "synthesis": budget})["synthesis"]
-        told = validation.faults_of_synthesis(complete, has_dataset=has_dataset)
-        assert [fault.pointer for fault in told] == found
-        value = StreamSynthesis.model_validate(complete)
-        known = 1000 if has_dataset else None
-        if found:
-            with pytest.raises(BadRecipe):
-                resolve_budget(value, batch_size=64, known_images=known)
-        else:
-            resolve_budget(value, batch_size=64, known_images=known)
+        refused = told({"name": "dafl", "synthesis": budget}, has_dataset=has_dataset)
+        assert [fault.pointer for fault in refused] == found
 
     @pytest.mark.parametrize(
         ("reuse", "average_decay", "found"),
@@ -207,44 +215,27 @@ class TestDataFree:
             ("images", 0.9, ["/method/synthesis/average_decay"]),
         ],
     )
-    def test_an_average_makes_new_images_as_the_engine_says(
+    def test_an_average_makes_new_images(
         self, reuse: str, average_decay: float | None, found: list[str]
     ) -> None:
         budget = {"reuse": reuse, "average_decay": average_decay}
-        complete = catalog.complete_method({"name": "dafl", "synthesis": budget})["synthesis"]
-        told = list(validation.faults_of_synthesis(complete, has_dataset=True))
-        assert [fault.pointer for fault in told] == found
-        if found:
-            with pytest.raises(ValidationError) as refused:
-                StreamSynthesis.model_validate(complete)
-            assert told[0].detail in str(refused.value)
-        else:
-            StreamSynthesis.model_validate(complete)
+        refused = told({"name": "dafl", "synthesis": budget})
+        assert [fault.pointer for fault in refused] == found
+
+
+NAMES = sorted(catalog.load().methods.keys() - {"combine"})
 
 
 class TestContradictions:
-    """Held equal to the engine's, sentence by sentence."""
-
-    def told(self, method: dict[str, Any]) -> list[errors.Fault]:
-        complete = catalog.complete_method(method)
-        found = list(validation.faults_of_method(complete))
-        if found:
-            with pytest.raises(BadRecipe) as refused:
-                engine.find(complete)
-            assert all(fault.detail in str(refused.value) for fault in found)
-        else:
-            engine.find(complete)
-        return found
-
-    @pytest.mark.parametrize("name", sorted(engine.METHODS))
+    @pytest.mark.parametrize("name", NAMES)
     def test_ordinary_methods_have_none(self, name: str) -> None:
-        assert self.told({"name": name}) == []
+        assert told({"name": name}) == []
 
     @pytest.mark.parametrize(
-        "name", sorted(n for n in engine.METHODS if validation.is_data_free({"name": n}))
+        "name", [name for name in NAMES if validation.is_data_free({"name": name})]
     )
     def test_images_that_only_the_student_moves_wait_for_it(self, name: str) -> None:
-        found = self.told({"name": name, "synthesis": {"warmup_calls": 2}})
+        found = told({"name": name, "synthesis": {"warmup_calls": 2}})
         wanted = ["/method/synthesis/warmup_calls"] if name in ("dfad", "zskt") else []
         assert [fault.pointer for fault in found] == wanted
 
@@ -258,26 +249,56 @@ class TestContradictions:
     def test_exchanged_channels_are_those_of_the_last_images(
         self, values: dict[str, Any], found: list[str]
     ) -> None:
-        told = self.told({"name": "spaceshipnet", **values})
-        assert [fault.pointer for fault in told] == found
+        refused = told({"name": "spaceshipnet", **values})
+        assert [fault.pointer for fault in refused] == found
 
     @pytest.mark.parametrize(("prioritise", "found"), [(True, []), (False, ["/method/eviction"])])
     def test_images_leave_by_priority_where_there_are_priorities(
         self, prioritise: bool, found: list[str]
     ) -> None:
-        told = self.told({"name": "ssdkd", "eviction": "lowest", "prioritise": prioritise})
-        assert [fault.pointer for fault in told] == found
+        refused = told({"name": "ssdkd", "eviction": "lowest", "prioritise": prioritise})
+        assert [fault.pointer for fault in refused] == found
 
 
 class TestTask:
     def test_must_be_one_that_the_method_is_for(self) -> None:
-        asked = validation.of(catalog.complete_method({"name": "dafl"}))
+        asked = catalog.describe_method("dafl")
         assert asked.tasks == ("classification", "segmentation")
-        assert list(validation.faults_of_task(asked, "segmentation")) == []
-        asked = validation.of(catalog.complete_method({"name": "crd"}))
-        (fault,) = validation.faults_of_task(asked, "segmentation")
-        assert (fault.pointer, fault.code) == ("/method/name", "wrong_task")
-        assert "crd is for classification" in fault.detail
 
     def test_of_a_combination_is_one_that_all_parts_are_for(self) -> None:
-        assert validation.of(catalog.complete_method(COMBINED)).tasks == ("classification",)
+        asked = catalog.read_method(COMBINED).description
+        assert asked is not None
+        assert asked.tasks == ("classification",)
+
+
+class TestAllAtOnce:
+    def test_a_value_out_of_range_hides_no_contradiction_of_other_fields(self) -> None:
+        assert faults(
+            {"name": "dkd", "beta": -1},
+            epochs="ten",
+            mixing={"name": "mixup"},
+            patience_epochs=1,
+            evaluate_every_epochs=3,
+        ) == [
+            ("/method/beta", "invalid_minimum"),
+            ("/training/epochs", "invalid_type"),
+            ("/training/patience_epochs", "patience_too_short"),
+            ("/training/mixing", "mixing_refused"),
+        ]
+
+    def test_a_field_at_fault_contradicts_nothing(self) -> None:
+        found = faults({"name": "kd"}, epochs=0, schedule={"name": "cosine", "warmup_epochs": 5})
+        assert found == [("/training/epochs", "invalid_minimum")]
+
+    def test_an_unknown_preset_hides_no_contradiction_of_given_fields(self) -> None:
+        found = faults({"name": "kd"}, recipe="nowhere", optimizer={"name": "dot"}, compile="on")
+        assert found == [
+            ("/training/recipe", "unknown_recipe"),
+            ("/training/compile", "dot_compile"),
+        ]
+
+    def test_all_weights_off_is_a_fault_before_anything_is_synthesized(self) -> None:
+        off = {"name": "fast", "bn_weight": 0, "onehot_weight": 0, "adversarial_weight": 0}
+        assert faults(off) == [("/method/bn_weight", "nothing_to_learn_from")]
+        waiting = {**off, "adversarial_weight": 1, "synthesis": {"warmup_calls": 1}}
+        assert faults(waiting) == [("/method/synthesis/warmup_calls", "nothing_to_learn_from")]

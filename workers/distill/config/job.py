@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+from workers.distill.config import descriptions, rules
 from workers.distill.config.training import Training, Values, expand
 
-Task: TypeAlias = Literal["classification", "segmentation"]
-"""What is learned: a class for each image, or for each of its pixels."""
+Task: TypeAlias = descriptions.Task
 
 
 class Input(Values):
@@ -64,6 +65,17 @@ class JobConfig(Values):
     @classmethod
     def _expanded(cls, value: object) -> object:
         return expand(value) if isinstance(value, Mapping) else value
+
+    @field_validator("training")
+    @classmethod
+    def _without_contradiction(cls, value: Training) -> Training:
+        for fault in rules.of_training(value.model_dump()):
+            raise PydanticCustomError(
+                "contradiction",
+                "{message}",
+                {"message": fault.message, "field": fault.field, "code": fault.code},
+            )
+        return value
 
     @field_validator("method")
     @classmethod

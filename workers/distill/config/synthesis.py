@@ -5,13 +5,15 @@ caller changes single fields of it.
 """
 
 import math
-from typing import Literal
+from typing import Literal, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from workers.distill import errors
 from workers.distill.config.training import Values
-from workers.distill.networks import generators
+
+GeneratorName: TypeAlias = Literal["small", "large", "dcgan", "deep"]
+GENERATOR_STRIDES: dict[str, int] = {"small": 4, "large": 4, "dcgan": 16, "deep": 16}
+"""By how much the first map of each generator is smaller than the image."""
 
 
 class Synthesis(Values):
@@ -102,7 +104,7 @@ class PixelSynthesis(Synthesis):
 class GeneratorSynthesis(Synthesis):
     """A budget for moving a generator."""
 
-    generator: generators.Name = Field(
+    generator: GeneratorName = Field(
         "small",
         description="small: from a quarter of the side; large: small, twice as wide at its start; "
         "dcgan: transposed convolutions from a sixteenth; deep: from a map of latent values at a "
@@ -139,15 +141,6 @@ class StreamSynthesis(GeneratorSynthesis):
         "generator that keeps this share of itself at a call, less in the first calls (at most "
         "(1 + n) / (10 + n) at call n); null has no average.",
     )
-
-    @model_validator(mode="after")
-    def _average_makes_new_images(self) -> "StreamSynthesis":
-        if self.average_decay is not None and self.reuse != "none":
-            raise ValueError(
-                f"average_decay {self.average_decay:g} makes new images, and reuse {self.reuse} "
-                "asks for those of the call; set average_decay to null, or reuse to none"
-            )
-        return self
 
 
 class LatentSynthesis(GeneratorSynthesis):
@@ -189,27 +182,15 @@ class MetaSynthesis(LatentSynthesis):
 def resolve_budget(budget: Synthesis, *, batch_size: int, known_images: int | None) -> Synthesis:
     """Return the budget with the student's steps, and with the buffer's size where it is known.
 
-    `known_images` is the number of training images that the data set's record states.
+    `known_images` is the number of training images that the data set's record states. The budget
+    must follow the rules (`rules.of_method`, `rules.of_original_images`); raises `ValueError` for
+    one that leaves the number of steps open.
     """
-    if budget.student_steps is not None and budget.data_scale is not None:
-        raise errors.BadRecipe(
-            f"method.synthesis: student_steps {budget.student_steps} and data_scale "
-            f"{budget.data_scale:g} both say how many steps the student makes; set one of them to "
-            "null"
-        )
     if budget.student_steps is not None:
         return budget
-    if budget.data_scale is None:
-        raise errors.BadRecipe(
-            "method.synthesis: student_steps and data_scale are both null; give one of them"
-        )
     original = budget.original_images or known_images
-    if original is None:
-        raise errors.BadRecipe(
-            "method.synthesis.original_images: data_scale is a share of the teacher's training "
-            "set, whose size is not known without a data set; give original_images, or "
-            "student_steps instead"
-        )
+    if budget.data_scale is None or original is None:
+        raise ValueError("the budget says neither student_steps nor data_scale of how many images")
     shown = max(2, round(budget.data_scale * original))
     steps = math.ceil(shown / batch_size / budget.calls_per_epoch)
     kept = budget.buffer_images or shown

@@ -1,8 +1,8 @@
-"""What the engine is asked to do: plain, frozen, bounded values.
+"""How a student is trained: plain, frozen, bounded values.
 
-`Training` says how to train and is part of the API's documentation through its JSON Schema;
-`RECIPES` holds the published settings a caller starts from; `expand` lays the caller's fields over
-one of them.
+`Training` is part of the API's documentation through its JSON Schema; `PRESETS` holds the published
+settings a caller starts from; `expand` lays the caller's fields over one of them. Each field is
+checked on its own here; which values contradict each other stands in `rules.py`.
 """
 
 from collections.abc import Mapping
@@ -27,12 +27,6 @@ class SGD(Values):
         5e-4, ge=0, le=1, description="L2 penalty on every parameter, batch norm and biases too."
     )
     nesterov: bool = Field(False, description="Look ahead along the momentum.")
-
-    @model_validator(mode="after")
-    def _nesterov_has_momentum(self) -> "SGD":
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov needs a momentum greater than 0, got momentum 0")
-        return self
 
 
 class AdamW(Values):
@@ -65,15 +59,6 @@ class DOT(Values):
     weight_decay: float = Field(
         5e-4, ge=0, le=1, description="L2 penalty on every parameter, on the side of the task."
     )
-
-    @model_validator(mode="after")
-    def _momenta_are_shares(self) -> "DOT":
-        if self.delta > self.momentum or self.momentum + self.delta >= 1:
-            raise ValueError(
-                "dot needs a delta of at most the momentum, and a sum of both below 1, got "
-                f"momentum {self.momentum:g} and delta {self.delta:g}"
-            )
-        return self
 
 
 WarmupEpochs = Annotated[
@@ -265,58 +250,6 @@ class Training(Values):
         return whole if self.max_steps is None else min(whole, self.max_steps)
 
     @model_validator(mode="after")
-    def _limits_fit(self) -> "Training":
-        if self.patience_epochs is not None and self.patience_epochs < self.evaluate_every_epochs:
-            raise ValueError(
-                f"patience_epochs {self.patience_epochs} is shorter than evaluate_every_epochs "
-                f"{self.evaluate_every_epochs}; raise the first or lower the second"
-            )
-        if self.schedule.warmup_epochs > self.epochs:
-            raise ValueError(
-                f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} is longer than epochs "
-                f"{self.epochs}; lower it"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _dot_has_two_gradients(self) -> "Training":
-        if self.optimizer.name != "dot":
-            return self
-        if self.precision == "float16":
-            raise ValueError(
-                "optimizer dot cannot scale two gradients for precision float16; choose bfloat16 "
-                "or float32"
-            )
-        if self.compile == "on":
-            raise ValueError(
-                "optimizer dot goes backwards twice through one graph, which a compiled network "
-                "does not allow; choose compile off or auto"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _views_can_be_kept(self) -> "Training":
-        cache = self.teacher_cache
-        if cache is None:
-            return self
-        if self.mixing is not None:
-            raise ValueError(
-                "mixing makes new images at every step, which a teacher_cache cannot hold; set "
-                "one of both to null"
-            )
-        if cache.views > 1 and self.augmentation == "none":
-            raise ValueError(
-                f"teacher_cache.views {cache.views} would be equal to one another with "
-                "augmentation none; set views to 1 or choose an augmentation"
-            )
-        if cache.per_visit > cache.views or self.batch_size % cache.per_visit:
-            raise ValueError(
-                f"teacher_cache.per_visit {cache.per_visit} must divide batch_size "
-                f"{self.batch_size} and be at most views {cache.views}"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _place_milestones(self) -> "Training":
         if isinstance(self.schedule, Step) and self.schedule.milestones is None:
             shares = MILESTONE_SHARES[self.recipe]
@@ -359,19 +292,25 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def expand(partial: Mapping[str, Any]) -> Training:
-    """Lay the caller's fields over the recipe they name.
+    """Return the caller's fields over the preset they name, as `merge_preset` lays them."""
+    return Training.model_validate(merge_preset(partial))
+
+
+def merge_preset(partial: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the caller's fields over the preset they name, unchecked.
 
     Nested objects merge key by key unless their `name` changes. Milestones that the caller does
     not give follow `epochs`.
     """
-    fields = dict(partial)
-    full = dict(PRESETS.get(fields.get("recipe", "small"), PRESETS["small"]))
+    name = partial.get("recipe", "small")
+    is_known = isinstance(name, str) and name in PRESETS
+    full = dict(PRESETS[name if is_known else "small"])
     full["schedule"] = {**full["schedule"], "milestones": None}
-    for key, value in fields.items():
+    for key, value in partial.items():
         default = full.get(key)
         if isinstance(default, dict) and isinstance(value, Mapping):
             same = value.get("name", default["name"]) == default["name"]
             full[key] = {**default, **value} if same else dict(value)
         else:
             full[key] = value
-    return Training.model_validate(full)
+    return full

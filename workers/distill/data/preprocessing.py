@@ -6,6 +6,7 @@ from jaxtyping import Float, Real
 from torch import Tensor
 
 from workers.distill import errors
+from workers.distill.config import rules
 from workers.distill.config.job import Input
 
 
@@ -13,14 +14,12 @@ class Preprocessor:
     """How one network sees stored images: its size, its channels, its normalisation."""
 
     def __init__(self, role: str, expected: Input, stored: Input, device: torch.device) -> None:
-        if expected.channels != stored.channels and (stored.channels, expected.channels) != (1, 3):
-            raise errors.IncompatibleNetworks(
-                f"the {role} expects {expected.channels} channels and the data set has "
-                f"{stored.channels}; only 1 to 3 can be adapted, so choose another network or "
-                "data set",
-                expected_channels=expected.channels,
-                dataset_channels=stored.channels,
-            )
+        errors.refuse(
+            rules.of_dataset_channels(role, expected.channels, stored.channels),
+            errors.IncompatibleNetworks,
+            expected_channels=expected.channels,
+            dataset_channels=stored.channels,
+        )
         self._size = (expected.height, expected.width)
         self._channels = expected.channels
         mean = torch.tensor(expected.mean, dtype=torch.float32, device=device)

@@ -7,13 +7,15 @@ hyper-parameters and terms; it does no forward pass, no optimizer step and no lo
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar, TypeAlias
 
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from workers.distill import errors
+from workers.distill.config import descriptions, rules
+from workers.distill.config.descriptions import Contradiction, MethodDescription, NetworkDescription
 from workers.distill.config.job import Task
 from workers.distill.config.training import Values
 from workers.distill.data.types import Batch
@@ -28,18 +30,10 @@ Terms: TypeAlias = dict[str, Tensor]
 A method gives the same names at every step; a term that is switched off is a zero without gradient.
 """
 
-Need: TypeAlias = Literal["labels", "teacher", "equal_classes", "batch_norm"]
+Need: TypeAlias = descriptions.Need
 Task: TypeAlias = Task
-FeatureName: TypeAlias = Literal["stages", "pre_activations", "final", "norms", "classifier"]
-"""What a network may or may not show, besides its logits and its pooled features."""
-
-FEATURES: dict[FeatureName, str] = {
-    "stages": "feature maps of its stages",
-    "pre_activations": "feature maps before the last activation of every stage",
-    "final": "a last feature map whose average is its embedding",
-    "norms": "a batch norm before the last activation of every stage",
-    "classifier": "a linear classifier on its embedding",
-}
+FeatureName: TypeAlias = descriptions.FeatureName
+FEATURES = descriptions.FEATURES
 
 
 @dataclass(frozen=True)
@@ -97,6 +91,10 @@ class Method(nn.Module):
     combines: ClassVar[bool] = True
     """Whether its distillation terms may stand beside those of other methods."""
     smallest_batch: ClassVar[int] = 1
+    smallest_classes: ClassVar[int] = 0
+    """Of how many classes a student must at least be able to choose."""
+    contradictions: ClassVar[tuple[Contradiction, ...]] = ()
+    """Which hyper-parameters cannot stand together."""
 
     class Params(Values):
         """Hyper-parameters; every field has a default from the paper, a bound, a description."""
@@ -106,10 +104,16 @@ class Method(nn.Module):
     def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
         super().__init__()
         self.params = params
-        if "teacher" in self.needs and teacher is None:
-            raise errors.BadRecipe(f"method {self.name} needs a teacher, and the recipe has none")
+        errors.refuse(
+            rules.of_inputs(self.describe(), has_teacher=teacher is not None, has_dataset=True)
+        )
         if "equal_classes" in self.needs and teacher is not None:
             check_equal_classes(self.name, student, teacher)
+        errors.refuse(
+            rules.of_classes(self.describe(), student.classes),
+            errors.IncompatibleNetworks,
+            student_classes=student.classes,
+        )
         student.reveal(self.student_shows)
         if teacher is not None:
             teacher.reveal(self.teacher_shows)
@@ -120,6 +124,29 @@ class Method(nn.Module):
         for role, network in (("student", student), ("teacher", teacher)):
             if network is not None:
                 self._check_shows(role, network)
+
+    @classmethod
+    def describe(cls) -> MethodDescription:
+        """Return what the rules read of this method, as the catalog exports it."""
+        return MethodDescription(
+            name=cls.name,
+            family=cls.family,
+            tasks=cls.tasks,
+            needs=cls.needs,
+            student_shows=cls.student_shows,
+            teacher_shows=cls.teacher_shows,
+            has_task=cls.has_task,
+            accepts_mixed=cls.accepts_mixed,
+            wants_strong=cls.wants_strong,
+            combines=cls.combines,
+            smallest_batch=cls.smallest_batch,
+            smallest_classes=cls.smallest_classes,
+            image_weights=(),
+            adversarial_weights=(),
+            norm_weights=(),
+            learns_from_student_only=False,
+            contradictions=cls.contradictions,
+        )
 
     @property
     def teacher_trains(self) -> bool:
@@ -154,36 +181,40 @@ class Method(nn.Module):
 
     def _check_shows(self, role: str, network: Network) -> None:
         found = self.student_shapes if role == "student" else self.teacher_shapes
-        for wanted in self.student_shows if role == "student" else self.teacher_shows:
-            match wanted:
-                case "stages":
-                    there = found is not None and bool(found.stages)
-                case "pre_activations":
-                    there = found is not None and bool(found.pre_activations)
-                case "final":
-                    there = found is not None and found.final is not None
-                case "norms":
-                    there = bool(network.stage_norms())
-                case "classifier":
-                    there = network.pooled_classifier() is not None
-            if not there:
-                raise errors.IncompatibleNetworks(
-                    f"method {self.name} needs {FEATURES[wanted]}, and the {role} "
-                    f"{network.reference or type(network).__name__} shows none; choose another "
-                    f"{role}, or a method that compares logits",
-                    **{role: network.reference, "missing": wanted},
-                )
+        wanted = self.student_shows if role == "student" else self.teacher_shows
+        shows = frozenset(name for name in wanted if _is_shown(name, network, found))
+        reference = network.reference or type(network).__name__
+        shown = NetworkDescription(reference, shows=shows)
+        missing = next((name for name in wanted if name not in shows), None)
+        errors.refuse(
+            rules.of_features(self.describe(), role, shown),
+            errors.IncompatibleNetworks,
+            **{role: network.reference, "missing": missing},
+        )
+
+
+def _is_shown(name: FeatureName, network: Network, found: shapes.Shapes | None) -> bool:
+    match name:
+        case "stages":
+            return found is not None and bool(found.stages)
+        case "pre_activations":
+            return found is not None and bool(found.pre_activations)
+        case "final":
+            return found is not None and found.final is not None
+        case "norms":
+            return bool(network.stage_norms())
+        case "classifier":
+            return network.pooled_classifier() is not None
 
 
 def check_equal_classes(name: str, student: Network, teacher: Network) -> None:
     """Raise `IncompatibleNetworks` unless both networks tell apart the same number of classes."""
-    if student.classes != teacher.classes:
-        raise errors.IncompatibleNetworks(
-            f"method {name} compares logits, so teacher and student need equal classes; the "
-            f"teacher has {teacher.classes}, the student {student.classes}",
-            teacher_classes=teacher.classes,
-            student_classes=student.classes,
-        )
+    errors.refuse(
+        rules.equal_classes(name, student.classes, teacher.classes),
+        errors.IncompatibleNetworks,
+        teacher_classes=teacher.classes,
+        student_classes=student.classes,
+    )
 
 
 class SupervisedMethod(Method):

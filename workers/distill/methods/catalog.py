@@ -1,16 +1,15 @@
 """Which methods exist: one explicit table, one line each."""
 
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pydantic
 
 from workers.distill import errors
+from workers.distill.config import rules
 from workers.distill.config.job import Task
 from workers.distill.config.training import Training
 from workers.distill.methods import combination
 from workers.distill.methods.base import Method
-from workers.distill.methods.datafree.base import DataFreeMethod
 from workers.distill.methods.datafree.cmi import CMI
 from workers.distill.methods.datafree.dafl import DAFL
 from workers.distill.methods.datafree.deepinversion import DeepInversion
@@ -98,7 +97,11 @@ METHODS: dict[str, type[Method]] = {
 
 
 def find(choice: dict[str, Any]) -> tuple[type[Method], Method.Params]:
-    """Return the method that a recipe names, and its checked hyper-parameters."""
+    """Return the method that a config names, and its checked hyper-parameters.
+
+    Raises `BadRecipe` for an unknown method, for a value that is not accepted, and for values that
+    contradict each other.
+    """
     name = choice.get("name")
     given = {key: value for key, value in choice.items() if key != "name"}
     if name == combination.NAME:
@@ -106,11 +109,11 @@ def find(choice: dict[str, Any]) -> tuple[type[Method], Method.Params]:
     if name not in METHODS:
         known = ", ".join([*sorted(METHODS), combination.NAME])
         raise errors.BadRecipe(f"no method {name!r} exists; choose one of {known}", method=name)
-    return METHODS[name], _checked(name, METHODS[name].Params, given)
+    return METHODS[name], _checked(METHODS[name], METHODS[name].Params, given)
 
 
 def _combined(given: dict[str, Any]) -> tuple[type[Method], Method.Params]:
-    params = _checked(combination.NAME, combination.Combination.Params, given)
+    params = _checked(combination.Combination, combination.Combination.Params, given)
     parts = []
     for place, wanted in enumerate(params.methods):
         where = f"method combine: methods.{place}"
@@ -133,17 +136,27 @@ def _combined(given: dict[str, Any]) -> tuple[type[Method], Method.Params]:
                 f"{where}.task_weight: the labels are learned once; set method.task_weight instead"
             )
         fields = {key: value for key, value in wanted.items() if key not in ("name", "weight")}
-        parts.append(
-            combination.Part(float(weight), method, _checked(method.name, method.Params, fields))
-        )
+        own = _checked(method, method.Params, fields, place)
+        parts.append(combination.Part(float(weight), method, own))
     return combination.of(parts), params
 
 
-def _checked(name: str, params: type[Checked], given: dict[str, Any]) -> Checked:
+def _checked(
+    method: type[Method], accepted: type[Checked], given: dict[str, Any], place: int | None = None
+) -> Checked:
+    """Return hyper-parameters that are right, also together; `place`: of a part, from 0."""
     try:
-        return params.model_validate(given)
+        params = accepted.model_validate(given)
     except pydantic.ValidationError as error:
-        raise errors.BadRecipe(f"method {name}: {first_complaint(error)}") from None
+        raise errors.BadRecipe(f"method {method.name}: {first_complaint(error)}") from None
+    described, values = method.describe(), params.model_dump()
+    found = (
+        rules.of_method(described, values)
+        if place is None
+        else rules.of_part(described, values, place)
+    )
+    errors.refuse(found, method=method.name)
+    return params
 
 
 def build(choice: dict[str, Any], student: Network, teacher: Network | None) -> Method:
@@ -154,74 +167,21 @@ def build(choice: dict[str, Any], student: Network, teacher: Network | None) -> 
 
 def check_task(method: type[Method], task: Task) -> None:
     """Raise `BadRecipe` unless a method is for this task."""
-    if task not in method.tasks:
-        raise errors.BadRecipe(
-            f"task: method {method.name} is for {' and '.join(method.tasks)}, and the recipe asks "
-            f"for {task}; choose a method for {task}",
-            method=method.name,
-            task=task,
-        )
+    errors.refuse(rules.of_task(method.describe(), task), method=method.name, task=task)
 
 
 def check(method: type[Method], training: Training) -> None:
     """Raise `BadRecipe` unless a method can be trained so."""
-    if training.mixing is not None and not method.accepts_mixed:
-        raise errors.BadRecipe(
-            f"training.mixing: method {method.name} needs one true class for each image, so "
-            "images cannot be mixed; leave mixing out or choose a method without that need"
-        )
-    if training.optimizer.name == "dot" and not method.has_task:
-        raise errors.BadRecipe(
-            f"training.optimizer.name: dot keeps one momentum for the labels, and method "
-            f"{method.name} does not learn from them; choose sgd or adamw"
-        )
-    if training.batch_size < method.smallest_batch:
-        raise errors.BadRecipe(
-            f"training.batch_size: method {method.name} needs at least {method.smallest_batch} "
-            f"images in a batch, got {training.batch_size}"
-        )
-    if issubclass(method, DataFreeMethod):
-        for field, refused, way_out in _WITHOUT_DATA:
-            if refused(training):
-                raise errors.BadRecipe(
-                    f"training.{field}: method {method.name} invents its images; {way_out}"
-                )
-
-
-_WITHOUT_DATA: tuple[tuple[str, Callable[[Training], bool], str], ...] = (
-    (
-        "label_noise",
-        lambda training: training.label_noise > 0,
-        "they have no labels to be wrong, so leave it at 0",
-    ),
-    (
-        "teacher_cache",
-        lambda training: training.teacher_cache is not None,
-        "there are no fixed views of them to keep, so leave it out",
-    ),
-    (
-        "augmentation",
-        lambda training: training.augmentation not in ("none", "standard"),
-        "choose none or standard",
-    ),
-    (
-        "patience_epochs",
-        lambda training: training.patience_epochs is not None,
-        "no image of a data set may decide when its student is done, so leave it out",
-    ),
-    (
-        "precision",
-        lambda training: training.precision == "float16",
-        "its gradients towards the images are not scaled for float16, so choose bfloat16 or "
-        "float32",
-    ),
-)
-"""What has no meaning where images are invented: field, whether it is asked for, the way out."""
+    errors.refuse(
+        rules.of_method_and_training(method.describe(), training.model_dump()), method=method.name
+    )
 
 
 def first_complaint(error: pydantic.ValidationError) -> str:
     """Return the first problem as one sentence that names field and value."""
     problem = error.errors()[0]
+    if problem["type"] == "contradiction":
+        return problem["msg"]
     where = ".".join(str(part) for part in problem["loc"]) or "the whole"
     value = "" if problem["type"] == "missing" else f", got {problem['input']!r}"[:200]
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""

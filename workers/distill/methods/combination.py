@@ -13,6 +13,8 @@ from typing import Any
 
 from pydantic import Field
 
+from workers.distill.config import descriptions
+from workers.distill.config.job import Task
 from workers.distill.data.types import Batch
 from workers.distill.methods.base import (
     FeatureName,
@@ -25,7 +27,7 @@ from workers.distill.methods.base import (
 )
 from workers.distill.networks.interface import Features, Network
 
-NAME = "combine"
+NAME = descriptions.COMBINE
 MOST_PARTS = 8
 
 
@@ -102,19 +104,19 @@ class Combination(SupervisedMethod):
 
 def of(parts: Sequence[Part]) -> type[Combination]:
     """Return the class of these parts together: it needs whatever one of them needs."""
-    kinds = [part.method for part in parts]
+    found = descriptions.combined(
+        Combination.describe(), [part.method.describe() for part in parts]
+    )
 
     class Combined(Combination):
         parts_asked = tuple(parts)
-        needs: tuple[Need, ...] = _union(kind.needs for kind in kinds)  # type: ignore[misc]  # filled in once, for this class
-        student_shows: tuple[FeatureName, ...] = _union(kind.student_shows for kind in kinds)  # type: ignore[misc]  # the same
-        teacher_shows: tuple[FeatureName, ...] = _union(kind.teacher_shows for kind in kinds)  # type: ignore[misc]  # the same
-        accepts_mixed = all(kind.accepts_mixed for kind in kinds)
-        wants_strong = any(kind.wants_strong for kind in kinds)
-        smallest_batch = max(kind.smallest_batch for kind in kinds)
+        tasks: tuple[Task, ...] = found.tasks  # type: ignore[misc]  # filled in once, for this class
+        needs: tuple[Need, ...] = found.needs  # type: ignore[misc]  # the same
+        student_shows: tuple[FeatureName, ...] = found.student_shows  # type: ignore[misc]  # the same
+        teacher_shows: tuple[FeatureName, ...] = found.teacher_shows  # type: ignore[misc]  # the same
+        accepts_mixed = found.accepts_mixed
+        wants_strong = found.wants_strong
+        smallest_batch = found.smallest_batch
+        smallest_classes = found.smallest_classes
 
     return Combined
-
-
-def _union(several: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:  # Any: a need or a show
-    return tuple(dict.fromkeys(one for each in several for one in each))

@@ -14,6 +14,8 @@ import pydantic
 import torch
 
 from workers.distill import errors
+from workers.distill.config import descriptions, rules
+from workers.distill.config.descriptions import NetworkDescription
 from workers.distill.config.job import Task
 from workers.distill.networks import interface
 from workers.distill.networks.dense import fcn
@@ -47,8 +49,9 @@ class Entry:
 
     `parameters_100` counts them at 100 classes and 3 channels. Below `smallest_side` the last
     stages would have less than a pixel. `shows` is what `observe` shows besides logits and pooled
-    features, in the words of `method.Show`. A network `is_composed` if `make` calls `build` for a
-    part of it, which is then checked there.
+    features, in the words of `descriptions.FeatureName`. `composed_of` names the argument that
+    chooses a part which `make` calls `build` for: it is checked there, and shows what the part
+    shows.
     """
 
     family: str
@@ -58,8 +61,9 @@ class Entry:
     smallest_side: int
     shows: tuple[str, ...]
     description: str
-    is_composed: bool = False
+    composed_of: str | None = None
     task: Task = "classification"
+    has_batch_norm: bool = True
 
 
 def _small_resnet(
@@ -225,7 +229,7 @@ NETWORKS: dict[str, Entry] = {
         shows=ALL,
         description="A backbone, a projector and a teacher's classifier: what simkd delivers. It "
         "shows what its backbone shows.",
-        is_composed=True,
+        composed_of="backbone",
     ),
     "retort/convnet": Entry(
         "convnet",
@@ -306,15 +310,12 @@ def _built(
     entry = NETWORKS.get(reference)
     if entry is None:
         raise _unknown(reference)
-    side = entry.smallest_side
-    if min(height, width) < side:
-        raise errors.UnknownNetwork(
-            f"{reference} needs images of at least {side}x{side}, got {height}x{width}",
-            network=reference,
-        )
+    own = NetworkDescription(reference, smallest_side=entry.smallest_side, sides=(height, width))
+    for fault in rules.of_smallest_side("student", own):
+        raise errors.UnknownNetwork(fault.message, network=reference)
     accepted = _checked(reference, arguments, entry.arguments)
     sizes = interface.Sizes(classes, channels, height, width)
-    if arguments and not entry.is_composed:
+    if arguments and not entry.composed_of:
         # Counted without memory: a few digits in an argument can ask for all that a machine has.
         with torch.device("meta"):
             _check_size(reference, entry.make(accepted, sizes))
@@ -331,11 +332,23 @@ def describe() -> list[dict[str, Any]]:  # Any: JSON for the catalog
             "parameters_100": entry.parameters_100,
             "shows": list(entry.shows),
             "smallest_side": entry.smallest_side,
+            "has_batch_norm": entry.has_batch_norm,
+            "composed_of": entry.composed_of,
             "arguments_schema": entry.arguments.model_json_schema(),
             "description": entry.description,
         }
         for name, entry in NETWORKS.items()
     ]
+
+
+def described(reference: str, arguments: Mapping[str, Any]) -> NetworkDescription:
+    """Return what is known of a network without building it."""
+    return descriptions.network_of(_table(), reference, arguments)
+
+
+@functools.cache
+def _table() -> dict[str, dict[str, Any]]:
+    return {line["name"]: line for line in describe()}
 
 
 def foreign() -> dict[str, list[str]]:

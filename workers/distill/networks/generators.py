@@ -10,19 +10,17 @@ arXiv:1511.06434 (dcgan); Fang et al., AAAI 2022, arXiv:2112.06253 (deep).
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from workers.distill import errors
+from workers.distill.config import rules
+from workers.distill.config.synthesis import GENERATOR_STRIDES, GeneratorName
 
-Name: TypeAlias = Literal["small", "large", "dcgan", "deep"]
-
-STRIDES: dict[Name, int] = {"small": 4, "large": 4, "dcgan": 16, "deep": 16}
-"""By how much the first map of each generator is smaller than the image."""
-FIRST: dict[Name, int] = {"small": 2, "large": 4, "dcgan": 8, "deep": 2}
+FIRST: dict[GeneratorName, int] = {"small": 2, "large": 4, "dcgan": 8, "deep": 2}
 """Channels of the first map, over those of the last block."""
 STD = 0.02
 SLOPE = 0.2
@@ -105,7 +103,7 @@ class Convolutional(Generator):
 
 
 def build(
-    name: Name, *, image_shape: tuple[int, int, int], latent_size: int, width: int
+    name: GeneratorName, *, image_shape: tuple[int, int, int], latent_size: int, width: int
 ) -> Generator:
     """Return a generator with fresh weights; raises `BadRecipe` for sides it cannot make.
 
@@ -114,11 +112,13 @@ def build(
     return Convolutional(parts(name, image_shape=image_shape, latent_size=latent_size, width=width))
 
 
-def parts(name: Name, *, image_shape: tuple[int, int, int], latent_size: int, width: int) -> Parts:
+def parts(
+    name: GeneratorName, *, image_shape: tuple[int, int, int], latent_size: int, width: int
+) -> Parts:
     """Return the parts of a generator; raises `BadRecipe` for sides it cannot make."""
     check(name, image_shape)
     channels, *sides = image_shape
-    rows, columns = (side // STRIDES[name] for side in sides)
+    rows, columns = (side // GENERATOR_STRIDES[name] for side in sides)
     pixels = nn.Conv2d(width, channels, 3, padding=1)
     first = FIRST[name] * width
     if name == "deep":
@@ -141,26 +141,10 @@ def parts(name: Name, *, image_shape: tuple[int, int, int], latent_size: int, wi
     return Parts((latent_size,), start, blocks, pixels)
 
 
-def check(name: Name, image_shape: tuple[int, int, int]) -> None:
+def check(name: GeneratorName, image_shape: tuple[int, int, int]) -> None:
     """Raise `BadRecipe` unless the generator's stride divides both sides of the image."""
-    _, *sides = image_shape
-    divisor = STRIDES[name]
-    wrong = next((side for side in sides if side % divisor), None)
-    if wrong is None:
-        return
-    fitting = [other for other, stride in STRIDES.items() if not any(s % stride for s in sides)]
-    advice = (
-        f"generators that fit: {', '.join(fitting)}"
-        if fitting
-        else "no generator fits; choose a method that moves pixels, such as deepinversion"
-    )
-    raise errors.BadRecipe(
-        f"generator {name} makes images whose sides are multiples of {divisor}, and the teacher's "
-        f"have {sides[0]} x {sides[1]} pixels: {divisor} does not divide {wrong}; {advice}",
-        side=wrong,
-        divisor=divisor,
-        fitting=fitting,
-    )
+    _, height, width = image_shape
+    errors.refuse(rules.generator_and_sides(name, (height, width)))
 
 
 def redraw(network: nn.Module) -> None:

@@ -3,6 +3,7 @@
 import pathlib
 from typing import TYPE_CHECKING, Any, Literal
 
+from workers.distill.config.baseline import baseline_of
 from workers.distill.config.job import JobConfig
 from workers.distill.config.synthesis import Synthesis, resolve_budget
 from workers.distill.methods import catalog
@@ -23,9 +24,6 @@ from workers.distill.training.throughput import ThroughputMeter
 
 if TYPE_CHECKING:
     from workers.distill.reporting.synthesis_report import SynthesisEvidence
-
-NOISE = "noise"
-"""The method of the baseline: images that show nothing."""
 
 
 class DataFreeLoop:
@@ -52,15 +50,9 @@ class DataFreeLoop:
 
     def baseline(self, context: JobContext) -> dict[str, Any]:
         """Return distillation on noise, with as many steps and at the same temperature."""
-        budget = budget_of(context)
         _, params = catalog.find(context.recipe.method)
-        temperature = getattr(params, "temperature", None)
-        steps = {
-            "student_steps": budget.student_steps,
-            "calls_per_epoch": budget.calls_per_epoch,
-        }
-        same = {} if temperature is None else {"temperature": temperature}
-        return {"name": NOISE, **same, "synthesis": steps}
+        budget = {**budget_of(context).model_dump(), "data_scale": None}
+        return baseline_of({**params.model_dump(), "synthesis": budget})
 
     def make_source(
         self, context: JobContext, method: Method, student: Network

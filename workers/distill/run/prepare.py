@@ -11,6 +11,8 @@ import torch
 from torch.utils import deterministic
 
 from workers.distill import errors
+from workers.distill.config import rules
+from workers.distill.config.descriptions import NetworkDescription
 from workers.distill.config.job import JobConfig, NetworkChoice, Task
 from workers.distill.data import dataset
 from workers.distill.data.loader import BatchLoader
@@ -94,8 +96,9 @@ def prepare_without_data(
 
     Images have the size, the channels and the normalisation that the teacher's record states.
     """
+    check_teacher(asked)
     if asked.teacher is None:
-        raise errors.BadRecipe("a data-free method needs a teacher, and the recipe has none")
+        raise ValueError("the config names no teacher")
     device, task = choose_device(asked.accelerator), TASKS[asked.task]
     size = asked.teacher.input
     precision = choose_precision(asked.training, device)
@@ -143,8 +146,7 @@ def prepare_without_data(
 def job_context(shared: SharedContext, request: JobRequest) -> JobContext:
     """Return the context of one job beside what it shares, and check that it fits there."""
     config = request.recipe
-    method, _ = catalog.find(config.method)
-    catalog.check(method, config.training)
+    check_config(config, classes=len(shared.classes), known_images=shared.known_images)
     check_classes("student", config.student, len(shared.classes))
     fields = {field.name: getattr(shared, field.name) for field in dataclasses.fields(shared)}
     return JobContext(
@@ -180,39 +182,75 @@ def on_device(split: dataset.Split, device: torch.device) -> LabelledImages:
 
 def check_task(of_dataset: Task, asked: Task) -> None:
     """Raise `BadRecipe` unless a data set is for the task of the recipe."""
-    if of_dataset != asked:
-        raise errors.BadRecipe(
-            f"task: the recipe asks for {asked}, and the data set is for {of_dataset}; name that "
-            "task, or another data set",
-            task=asked,
-            dataset_task=of_dataset,
-        )
+    errors.refuse(rules.of_dataset_task(of_dataset, asked), task=asked, dataset_task=of_dataset)
+
+
+def check_teacher(config: JobConfig) -> None:
+    """Raise `BadRecipe` where a method needs a teacher and the config names none."""
+    method, _ = catalog.find(config.method)
+    errors.refuse(
+        rules.of_inputs(method.describe(), has_teacher=config.teacher is not None, has_dataset=True)
+    )
 
 
 def check_classes(role: str, choice: NetworkChoice | None, classes: int) -> None:
     """Raise `IncompatibleNetworks` unless a network tells apart the data set's classes."""
-    if choice is not None and choice.classes != classes:
-        raise errors.IncompatibleNetworks(
-            f"the {role} {choice.network} has {choice.classes} classes and the data set has "
-            f"{classes}; choose a {role} made for this data set",
+    if choice is not None:
+        errors.refuse(
+            rules.of_dataset_classes(role, described(choice), classes),
+            errors.IncompatibleNetworks,
             **{f"{role}_classes": choice.classes, "dataset_classes": classes},
         )
 
 
+def check_config(config: JobConfig, *, classes: int, known_images: int | None) -> None:
+    """Raise `BadRecipe` for what a config contradicts, alone and with the data at hand."""
+    method, params = catalog.find(config.method)
+    description, training = method.describe(), config.training.model_dump()
+    catalog.check(method, config.training)
+    errors.refuse(rules.of_label_noise(training, classes))
+    errors.refuse(rules.of_precision(training, config.accelerator))
+    errors.refuse(
+        rules.of_original_images(
+            description, params.model_dump(), has_dataset=known_images is not None
+        )
+    )
+
+
+def described(choice: NetworkChoice) -> NetworkDescription:
+    """Return what a config says of a network."""
+    size = choice.input
+    return NetworkDescription(
+        choice.network,
+        classes=choice.classes,
+        channels=size.channels,
+        sides=(size.height, size.width),
+    )
+
+
 def build(role: str, choice: NetworkChoice, task: Task) -> Network:
-    """Build a network with fresh weights; raises `IncompatibleNetworks` if it has another task."""
+    """Build a network with fresh weights.
+
+    Raises `IncompatibleNetworks` if its images are too small for it, or if it has another task.
+    """
+    size = choice.input
+    known = dataclasses.replace(
+        networks.described(choice.network, choice.arguments), sides=(size.height, size.width)
+    )
+    errors.refuse(rules.of_smallest_side(role, known), errors.IncompatibleNetworks)
     network = networks.build(
         choice.network,
         classes=choice.classes,
         channels=choice.input.channels,
-        height=choice.input.height,
-        width=choice.input.width,
+        height=size.height,
+        width=size.width,
         arguments=choice.arguments,
     )
     if not TASKS[task].accepts(network):
-        raise errors.IncompatibleNetworks(
-            f"the {role} {choice.network} is for {network.task}, and the recipe's task is {task}; "
-            f"choose a {role} for {task}",
+        built = NetworkDescription(choice.network, task=network.task)
+        errors.refuse(
+            rules.of_network_task(role, built, task),
+            errors.IncompatibleNetworks,
             task=task,
             **{f"{role}_task": network.task},
         )

@@ -32,7 +32,11 @@ def checked(content: object, what: str) -> JobConfig:
     try:
         return JobConfig.model_validate_json(json.dumps(content))
     except pydantic.ValidationError as error:
-        raise errors.BadRecipe(f"{what} is refused: {catalog.first_complaint(error)}") from None
+        field = error.errors()[0].get("ctx", {}).get("field")
+        details = {} if field is None else {"field": field}
+        raise errors.BadRecipe(
+            f"{what} is refused: {catalog.first_complaint(error)}", **details
+        ) from None
 
 
 def _read_group(

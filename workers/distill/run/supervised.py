@@ -3,6 +3,7 @@
 import pathlib
 from typing import TYPE_CHECKING, Any, Literal
 
+from workers.distill.config.baseline import LABELS_ALONE
 from workers.distill.config.job import JobConfig
 from workers.distill.data.loader import BatchLoader
 from workers.distill.methods.base import Method
@@ -19,9 +20,6 @@ from workers.distill.training.throughput import ThroughputMeter
 
 if TYPE_CHECKING:
     from workers.distill.reporting.synthesis_report import SynthesisEvidence
-
-BASELINE: dict[str, Any] = {"name": "ce", "task_weight": 1.0}
-"""The baseline learns from the labels alone."""
 
 
 class SupervisedLoop:
@@ -43,7 +41,7 @@ class SupervisedLoop:
 
     def baseline(self, context: JobContext) -> dict[str, Any]:
         """Return cross-entropy with the labels."""
-        return BASELINE
+        return dict(LABELS_ALONE)
 
     def make_source(self, context: JobContext, method: Method, student: Network) -> BatchLoader:
         """Return the training split, which all students of a group share."""

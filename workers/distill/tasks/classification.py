@@ -9,6 +9,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from workers.distill import errors
+from workers.distill.config import rules
 from workers.distill.data import dataset, stateless_rng
 from workers.distill.data.loader import NOISE
 from workers.distill.data.types import Batch
@@ -113,8 +114,7 @@ class Classification(BaseTask):
         count = round(share * len(targets))
         if count == 0:
             return targets
-        if classes < 2:
-            raise errors.BadRecipe("label_noise needs a second class to choose; set it to 0")
+        errors.refuse(rules.of_label_noise({"label_noise": share}, classes))
         generator = torch.Generator().manual_seed(stateless_rng.mix(seed, 0, NOISE))
         chosen = torch.randperm(len(targets), generator=generator)[:count]
         away = torch.randint(1, classes, (count,), generator=generator)

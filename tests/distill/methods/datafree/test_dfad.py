@@ -83,10 +83,6 @@ class TestDFAD:
         assert list(terms) == ["difference"]
         assert abs(terms["difference"] + PLAIN) < TOLERANCE
 
-    def test_refuses_a_warm_up_without_the_student(self) -> None:
-        with pytest.raises(ValueError, match="warmup_calls must be 0"):
-            DFAD.Params.model_validate({"synthesis": {"warmup_calls": 2}})
-
     def test_needs_no_batch_norms(self) -> None:
         assert not DFAD(DFAD.Params(), scenes.network(), inventions.small(normed=False)).reads_norms
 

@@ -3,7 +3,6 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 from tests.distill.cases import TOLERANCE, case
 from tests.distill.methods import scenes
@@ -254,11 +253,6 @@ class TestSpaceshipNet:
         made, few = method(), 2
         torch.manual_seed(0)
         assert {each for _ in range(20) for each in made.targets(few).tolist()} == {0, 1, 2}
-
-    def test_refuses_to_keep_the_best_images_unless_nothing_is_exchanged(self) -> None:
-        with pytest.raises(ValidationError, match=r"synthesis\.keep is best"):
-            method(synthesis={"keep": "best"})
-        assert method(exchange_probability=0, synthesis={"keep": "best"}).params.synthesis
 
     def test_does_not_look_at_the_student_while_images_are_made(self) -> None:
         assert not method().competes

@@ -305,10 +305,6 @@ class TestPriority:
         with pytest.raises(ValidationError):
             method(**{name: 1.0})
 
-    def test_refuses_to_give_up_images_by_priorities_that_are_not_kept(self) -> None:
-        with pytest.raises(ValidationError, match="set eviction to oldest"):
-            method(eviction="lowest", prioritise=False)
-
     def test_keeps_beta_unless_told_where_to_go(self) -> None:
         made = method()
         made.after_step(Moment(epoch=50, step=100, steps_per_epoch=2))

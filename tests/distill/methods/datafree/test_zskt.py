@@ -77,10 +77,6 @@ class TestSynthesis:
         assert float(term) == 0
         assert not term.requires_grad
 
-    def test_refuses_a_warm_up_without_the_student(self) -> None:
-        with pytest.raises(ValueError, match="warmup_calls must be 0"):
-            ZSKT.Params.model_validate({"synthesis": {"warmup_calls": 2}})
-
     def test_needs_no_batch_norms(self) -> None:
         assert not ZSKT(ZSKT.Params(), scenes.network(), inventions.small(normed=False)).reads_norms
 

@@ -16,6 +16,8 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from workers.distill import errors
+from workers.distill.config import rules
+from workers.distill.config.descriptions import MethodDescription, NetworkDescription
 from workers.distill.config.job import Task
 from workers.distill.config.synthesis import GeneratorSynthesis, Synthesis
 from workers.distill.functional import priorities
@@ -122,6 +124,14 @@ class DataFreeMethod(Method):
     inverter: ClassVar[SynthesizerName] = "latent"
     renews_generator: ClassVar[bool] = False
     """Whether each call begins with a new generator."""
+    image_weights: ClassVar[tuple[str, ...]] = ()
+    """Hyper-parameters that weigh the terms of the synthesis loss which need no student."""
+    adversarial_weights: ClassVar[tuple[str, ...]] = ()
+    """Those that weigh its terms against the student."""
+    norm_weights: ClassVar[tuple[str, ...]] = ()
+    """Those that need the teacher's batch norms; without any, `needs` alone decides."""
+    learns_from_student_only: ClassVar[bool] = False
+    """Whether nothing but the student's mistakes moves the images."""
 
     class Params(Method.Params):
         """The budget; each method has its own defaults, and a caller changes single fields."""
@@ -142,17 +152,40 @@ class DataFreeMethod(Method):
     def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
         super().__init__(params, student, teacher)
         if teacher is None:
-            raise errors.BadRecipe(f"method {self.name} needs a teacher, and the recipe has none")
+            raise ValueError(f"method {self.name} learns from a teacher, and none is given")
         self.classes = teacher.classes
         self.image_shape = teacher.image_shape
-        if self.reads_norms and not batch_norms(teacher):
-            raise errors.IncompatibleNetworks(
-                f"method {self.name} compares with the moments in the teacher's batch norms, and "
-                f"the teacher {teacher.reference or type(teacher).__name__} has none; set "
-                "bn_weight to 0, or choose a method that needs none, such as dafl",
-                teacher=teacher.reference,
-                missing="batch_norm",
+        described, values = self.describe(), params.model_dump()
+        self._reads_norms = described.needs_batch_norm(values)
+        errors.refuse(
+            rules.of_batch_norm(
+                described,
+                values,
+                NetworkDescription(
+                    teacher.reference or type(teacher).__name__,
+                    has_batch_norm=bool(batch_norms(teacher)),
+                ),
+            ),
+            errors.IncompatibleNetworks,
+            teacher=teacher.reference,
+            missing="batch_norm",
+        )
+
+    @classmethod
+    def describe(cls) -> MethodDescription:
+        """Return what the rules read of this method, as the catalog exports it."""
+        return (
+            super()
+            .describe()
+            .model_copy(
+                update={
+                    "image_weights": cls.image_weights,
+                    "adversarial_weights": cls.adversarial_weights,
+                    "norm_weights": cls.norm_weights,
+                    "learns_from_student_only": cls.learns_from_student_only,
+                }
             )
+        )
 
     def make_generator(self) -> generators.Generator:
         """Return a new generator of images of the teacher's size, with fresh weights."""
@@ -169,7 +202,7 @@ class DataFreeMethod(Method):
     @property
     def reads_norms(self) -> bool:
         """Whether the loss of synthesis compares with the moments in the teacher's batch norms."""
-        return "batch_norm" in self.needs
+        return self._reads_norms
 
     @property
     def wants_second(self) -> bool:

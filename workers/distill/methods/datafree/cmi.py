@@ -22,13 +22,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from workers.distill import errors
 from workers.distill.config.synthesis import LatentSynthesis
 from workers.distill.data.types import Batch
 from workers.distill.functional import adversaries, contrast, divergences, entropies, statistics
 from workers.distill.methods.base import Moment, Source, Terms
 from workers.distill.methods.datafree.base import DataFreeMethod, SynthesisBatch
-from workers.distill.networks.interface import Features, Network, batch_norms, observe_norms
+from workers.distill.networks.interface import Features, Network, observe_norms
 
 
 class Bank(nn.Module):
@@ -84,6 +83,9 @@ class CMI(DataFreeMethod):
         equations="2-8",
     )
     renews_generator = True
+    image_weights = ("bn_weight", "onehot_weight", "contrast_weight")
+    adversarial_weights = ("adversarial_weight",)
+    norm_weights = ("bn_weight", "contrast_weight")
 
     class Params(DataFreeMethod.Params):
         """Weights of synthesis, the contrast and its bank, and the student's temperature."""
@@ -161,16 +163,8 @@ class CMI(DataFreeMethod):
     params: Params
 
     def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
-        contrasts = params.contrast_weight > 0
-        if contrasts and teacher is not None and not batch_norms(teacher):
-            raise errors.IncompatibleNetworks(
-                "method cmi contrasts what the teacher's batch norms receive, and the teacher "
-                f"{teacher.reference or type(teacher).__name__} has none; choose a method that "
-                "needs none, such as dafl",
-                teacher=teacher.reference,
-                missing="batch_norm",
-            )
         super().__init__(params, student, teacher)
+        contrasts = params.contrast_weight > 0
         width = channels(teacher) if contrasts and teacher is not None else 0
         self.head = (
             nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, params.head_width))
@@ -178,11 +172,6 @@ class CMI(DataFreeMethod):
             else None
         )
         self.bank = Bank(width, size=params.bank_size)
-
-    @property
-    def reads_norms(self) -> bool:
-        """Whether anything counts of what the teacher's batch norms receive."""
-        return self.params.bn_weight > 0 or self.params.contrast_weight > 0
 
     @property
     def wants_second(self) -> bool:

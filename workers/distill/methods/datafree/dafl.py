@@ -42,6 +42,7 @@ class DAFL(DataFreeMethod):
     source = Source("Data-Free Learning of Student Networks", venue="ICCV 2019", arxiv="1904.01186")
     needs = ("teacher", "equal_classes")
     inverter = "stream"
+    image_weights = ("onehot_weight", "balance_weight", "activation_weight")
 
     class Params(DataFreeMethod.Params):
         """A temperature for the student, three weights for the generator, and the budget."""

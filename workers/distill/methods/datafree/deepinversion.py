@@ -56,6 +56,9 @@ class DeepInversion(DataFreeMethod):
         equations="2-8",
     )
     inverter = "pixels"
+    image_weights = ("bn_weight", "onehot_weight", "tv_weight", "l2_weight")
+    adversarial_weights = ("competition_weight",)
+    norm_weights = ("bn_weight",)
 
     class Params(DataFreeMethod.Params):
         """Weights of synthesis, and the student's temperature."""
@@ -130,11 +133,6 @@ class DeepInversion(DataFreeMethod):
         if not self.params.balanced:
             return super().targets(count)
         return self.in_turn(count)
-
-    @property
-    def reads_norms(self) -> bool:
-        """Whether the loss of synthesis compares with the moments in the teacher's batch norms."""
-        return self.params.bn_weight > 0
 
     @property
     def wants_student_norms(self) -> bool:

@@ -11,10 +11,8 @@ Checked against: VainF/Data-Free-Adversarial-Distillation, DFAD_cifar.py and DFA
 (signs, reductions; published values).
 """
 
-from typing import Self
-
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from workers.distill.config.synthesis import StreamSynthesis
@@ -47,6 +45,7 @@ class DFAD(DataFreeMethod):
     source = Source("Data-Free Adversarial Distillation", venue="arXiv 2019", arxiv="1912.11006")
     needs = ("teacher", "equal_classes")
     inverter = "stream"
+    learns_from_student_only = True
 
     class Params(DataFreeMethod.Params):
         """A switch for the generator's loss, and the budget."""
@@ -70,15 +69,6 @@ class DFAD(DataFreeMethod):
             "`calls_per_epoch` 50 and `beta1` 0.9; for segmentation `batch_size` 64 and "
             "`generator` dcgan.",
         )
-
-        @model_validator(mode="after")
-        def _the_student_is_there(self) -> Self:
-            if self.synthesis.warmup_calls:
-                raise ValueError(
-                    "synthesis.warmup_calls must be 0: the generator learns from nothing but the "
-                    f"student, which is not there during warm-up; got {self.synthesis.warmup_calls}"
-                )
-            return self
 
     params: Params
 

@@ -32,6 +32,9 @@ class DFQ(DataFreeMethod):
         arxiv="2005.04136",
     )
     inverter = "stream"
+    image_weights = ("bn_weight", "onehot_weight", "balance_weight")
+    adversarial_weights = ("adversarial_weight",)
+    norm_weights = ("bn_weight",)
 
     class Params(DataFreeMethod.Params):
         """A temperature for the student, four weights for the generator, and the budget."""
@@ -83,11 +86,6 @@ class DFQ(DataFreeMethod):
         )
 
     params: Params
-
-    @property
-    def reads_norms(self) -> bool:
-        """Whether the loss of synthesis compares with the moments in the teacher's batch norms."""
-        return self.params.bn_weight > 0
 
     @property
     def competes(self) -> bool:

@@ -36,6 +36,9 @@ class Fast(DataFreeMethod):
         arxiv="2112.06253",
         equations="2-8",
     )
+    image_weights = ("bn_weight", "onehot_weight")
+    adversarial_weights = ("adversarial_weight",)
+    norm_weights = ("bn_weight",)
 
     class Params(DataFreeMethod.Params):
         """Three weights of synthesis, its memory, and the student's temperature."""
@@ -104,11 +107,6 @@ class Fast(DataFreeMethod):
         super().__init__(params, student, teacher)
         known = batch_norms(teacher) if teacher is not None and self.reads_norms else {}
         self.memory = MomentMemory(known, rate=params.bn_momentum)
-
-    @property
-    def reads_norms(self) -> bool:
-        """Whether the loss of synthesis compares with the moments in the teacher's batch norms."""
-        return self.params.bn_weight > 0
 
     @property
     def competes(self) -> bool:

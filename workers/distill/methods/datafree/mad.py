@@ -35,6 +35,9 @@ class MAD(DataFreeMethod):
         arxiv="2209.10359",
     )
     inverter = "stream"
+    image_weights = ("bn_weight", "onehot_weight")
+    adversarial_weights = ("adversarial_weight",)
+    norm_weights = ("bn_weight",)
 
     class Params(DataFreeMethod.Params):
         """A temperature for the student, three weights for the generator, and the budget."""
@@ -82,11 +85,6 @@ class MAD(DataFreeMethod):
         )
 
     params: Params
-
-    @property
-    def reads_norms(self) -> bool:
-        """Whether the loss of synthesis compares with the moments in the teacher's batch norms."""
-        return self.params.bn_weight > 0
 
     @property
     def competes(self) -> bool:

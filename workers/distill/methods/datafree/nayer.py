@@ -128,6 +128,9 @@ class NAYER(DataFreeMethod):
         arxiv="2310.00258",
     )
     tasks: ClassVar[tuple[Task, ...]] = ("classification",)
+    image_weights = ("bn_weight", "onehot_weight")
+    adversarial_weights = ("adversarial_weight",)
+    norm_weights = ("bn_weight",)
 
     class Params(DataFreeMethod.Params):
         """Three weights of synthesis, its memory, the generator's life and codes."""
@@ -204,11 +207,6 @@ class NAYER(DataFreeMethod):
         super().__init__(params, student, teacher)
         known = batch_norms(teacher) if teacher is not None and self.reads_norms else {}
         self.memory = MomentMemory(known, rate=params.bn_momentum)
-
-    @property
-    def reads_norms(self) -> bool:
-        """Whether the loss of synthesis compares with the moments in the teacher's batch norms."""
-        return self.params.bn_weight > 0
 
     @property
     def competes(self) -> bool:

@@ -18,14 +18,15 @@ in CMI; the published code goes on with one, which `renews` false does.
 Checked against: skgyu/SpaceshipNet, model_CFE_mSARC_base_V37.py (weights and schedule).
 """
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from workers.distill.config.descriptions import Condition, Contradiction
 from workers.distill.config.job import Task
 from workers.distill.config.synthesis import LatentSynthesis
 from workers.distill.data.types import Batch
@@ -108,6 +109,20 @@ class SpaceshipNet(DataFreeMethod):
     student_shows: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
     teacher_shows: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
     renews_generator = True
+    image_weights = ("bn_weight", "onehot_weight")
+    norm_weights = ("bn_weight",)
+    contradictions = (
+        Contradiction(
+            when=(
+                Condition(field="exchange_probability", comparison=">", value=0),
+                Condition(field="synthesis.keep", comparison="!=", value="last"),
+            ),
+            field="synthesis.keep",
+            code="exchange_not_kept",
+            message="synthesis.keep is {synthesis.keep}, and channels are exchanged in the last "
+            "step of a call; set synthesis.keep to last, or exchange_probability to 0",
+        ),
+    )
 
     class Params(DataFreeMethod.Params):
         """Weights of synthesis and of the student's terms, and how channels are exchanged."""
@@ -159,15 +174,6 @@ class SpaceshipNet(DataFreeMethod):
             "exchanged in the last step, so `keep` must be last.",
         )
 
-        @model_validator(mode="after")
-        def _exchanged_images_are_kept(self) -> Self:
-            if self.exchange_probability > 0 and self.synthesis.keep != "last":
-                raise ValueError(
-                    f"synthesis.keep is {self.synthesis.keep}, and channels are exchanged in the "
-                    "last step of a call; set synthesis.keep to last, or exchange_probability to 0"
-                )
-            return self
-
     params: Params
     weight: Tensor
 
@@ -177,11 +183,6 @@ class SpaceshipNet(DataFreeMethod):
         self.register_buffer("weight", weight, persistent=False)
         # In a tuple, so that it stays the student's own and is not saved twice.
         self._classifier: tuple[nn.Linear | None] = (student.pooled_classifier(),)
-
-    @property
-    def reads_norms(self) -> bool:
-        """Whether the loss of synthesis compares with the moments in the teacher's batch norms."""
-        return self.params.bn_weight > 0
 
     def make_generator(self) -> Exchanging:
         """Return a new generator that exchanges channels."""

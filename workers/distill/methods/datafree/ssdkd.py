@@ -23,14 +23,14 @@ a refresh of all: its next weight follows from the shares after the measurement.
 belongs to a position, and each is pulled to the class that the teacher decides for there.
 """
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from workers.distill import errors
+from workers.distill.config.descriptions import Condition, Contradiction
 from workers.distill.config.synthesis import MetaSynthesis
 from workers.distill.data.types import Batch
 from workers.distill.functional import adversaries, divergences, entropies, modulation
@@ -83,6 +83,22 @@ class SSDKD(DataFreeMethod):
     title = "Small-scale data-free distillation"
     source = Source(
         "Small Scale Data-Free Knowledge Distillation", venue="CVPR 2024", arxiv="2406.07876"
+    )
+    image_weights = ("bn_weight", "onehot_weight")
+    adversarial_weights = ("adversarial_weight",)
+    norm_weights = ("bn_weight",)
+    smallest_classes = 2
+    contradictions = (
+        Contradiction(
+            when=(
+                Condition(field="eviction", comparison="==", value="lowest"),
+                Condition(field="prioritise", comparison="==", value=False),
+            ),
+            field="eviction",
+            code="no_priorities",
+            message="eviction lowest follows priorities, which are kept only where prioritise is "
+            "true; set eviction to oldest, or prioritise to true",
+        ),
     )
 
     class Params(DataFreeMethod.Params):
@@ -236,36 +252,17 @@ class SSDKD(DataFreeMethod):
             "cosine, momentum 0.9 and weight decay 1e-4.",
         )
 
-        @model_validator(mode="after")
-        def _priorities_are_kept(self) -> Self:
-            if self.eviction == "lowest" and not self.prioritise:
-                raise ValueError(
-                    "eviction lowest follows priorities, which are kept only where prioritise is "
-                    "true; set eviction to oldest, or prioritise to true"
-                )
-            return self
-
     params: Params
     finished_epochs: Tensor
 
     def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
         super().__init__(params, student, teacher)
-        if self.classes < 2:
-            raise errors.IncompatibleNetworks(
-                f"method ssdkd needs at least 2 classes, got {self.classes}",
-                teacher_classes=self.classes,
-            )
         known = batch_norms(teacher) if teacher is not None and self.reads_norms else {}
         self.memory = MomentMemory(known, rate=params.bn_momentum)
         # For checkpoints; read again only when a state is loaded, as a look waits for the device.
         self.register_buffer("finished_epochs", torch.zeros((), dtype=torch.int64))
         self._finished = 0
         self.register_load_state_dict_post_hook(_recall)  # type: ignore[no-untyped-call]  # torch's stub
-
-    @property
-    def reads_norms(self) -> bool:
-        """Whether the loss of synthesis compares with the moments in the teacher's batch norms."""
-        return self.params.bn_weight > 0
 
     @property
     def competes(self) -> bool:

@@ -15,11 +15,10 @@ datafree/synthesis/generative.py (published values).
 """
 
 from collections.abc import Sequence
-from typing import Self
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from workers.distill import errors
@@ -59,6 +58,7 @@ class ZSKT(DataFreeMethod):
     )
     needs = ("teacher", "equal_classes")
     inverter = "stream"
+    learns_from_student_only = True
 
     class Params(DataFreeMethod.Params):
         """A temperature, a weight and a switch for the student, and the budget."""
@@ -94,15 +94,6 @@ class ZSKT(DataFreeMethod):
             "`student_steps` 10 with `reuse` latent, `batch_size` 128, `latent_size` 100 and "
             "`clip_norm` 5.",
         )
-
-        @model_validator(mode="after")
-        def _the_student_is_there(self) -> Self:
-            if self.synthesis.warmup_calls:
-                raise ValueError(
-                    "synthesis.warmup_calls must be 0: the generator learns from nothing but the "
-                    f"student, which is not there during warm-up; got {self.synthesis.warmup_calls}"
-                )
-            return self
 
     params: Params
 

@@ -19,11 +19,10 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from workers.distill import errors
 from workers.distill.data.types import Batch
 from workers.distill.functional import divergences, standardization
 from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
-from workers.distill.networks.interface import Features, Network
+from workers.distill.networks.interface import Features
 
 
 def dkd_loss(
@@ -55,6 +54,7 @@ class DKD(LogitMethod):
         "Decoupled Knowledge Distillation", venue="CVPR 2022", arxiv="2203.08679", equations="5-7"
     )
     accepts_mixed = False  # the parts are split at one true class
+    smallest_classes = 2
 
     class Params(LogitMethod.Params):
         """Two weights, a temperature, a warm-up and a switch."""
@@ -87,14 +87,6 @@ class DKD(LogitMethod):
         )
 
     params: Params
-
-    def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
-        super().__init__(params, student, teacher)
-        if student.classes < 2:
-            raise errors.IncompatibleNetworks(
-                f"method dkd needs at least 2 classes, got {student.classes}",
-                student_classes=student.classes,
-            )
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the task term and the decoupled divergence, faded in."""

@@ -13,11 +13,10 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from workers.distill import errors
 from workers.distill.data.types import Batch
 from workers.distill.functional import divergences
 from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
-from workers.distill.networks.interface import Features, Network
+from workers.distill.networks.interface import Features
 
 
 def target_loss(
@@ -58,6 +57,7 @@ class NKD(LogitMethod):
         arxiv="2303.13005",
     )
     accepts_mixed = False  # the parts are split at one true class
+    smallest_classes = 2
 
     class Params(LogitMethod.Params):
         """The weight and the temperature of the other classes."""
@@ -78,14 +78,6 @@ class NKD(LogitMethod):
         )
 
     params: Params
-
-    def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
-        super().__init__(params, student, teacher)
-        if student.classes < 2:
-            raise errors.IncompatibleNetworks(
-                f"method nkd needs at least 2 classes, got {student.classes}",
-                student_classes=student.classes,
-            )
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the task term and the two parts."""

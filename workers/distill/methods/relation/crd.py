@@ -160,6 +160,7 @@ class CRD(RelationMethod):
         "Contrastive Representation Distillation", venue="ICLR 2020", arxiv="1910.10699"
     )
     accepts_mixed = False
+    smallest_classes = 2
 
     class Params(RelationMethod.Params):
         """A weight, the width of embeddings, and how they are contrasted."""
@@ -194,12 +195,6 @@ class CRD(RelationMethod):
 
     def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
         super().__init__(params, student, teacher)
-        if student.classes < 2:
-            raise errors.IncompatibleNetworks(
-                "method crd contrasts images with those of other classes and needs at least 2 "
-                f"classes, got {student.classes}; choose another method",
-                student_classes=student.classes,
-            )
         self.student_head = nn.Linear(student.pooled_width, params.width)
         self.teacher_head = nn.Linear(0 if teacher is None else teacher.pooled_width, params.width)
         self.register_buffer("memory_student", torch.zeros(0, params.width))

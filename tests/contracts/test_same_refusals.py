@@ -1,0 +1,303 @@
+"""The API refuses exactly what the engine refuses at preparation: same field, same sentence.
+
+Specs are generated from values that are right by themselves, since the rules are about what does
+not fit together. The API's side reads the spec and the rows of its inputs; the engine's side goes
+through preparation up to the built networks and method, and trains nothing.
+
+Left to the engine, and so not held against the API: what the machine at hand cannot do, and the
+shapes of feature maps, which some methods compare in their constructors.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pydantic
+import pytest
+import torch
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from models_registry import catalog
+from models_registry.jobs import validation
+from models_registry.jobs.spec import JobSpec
+from models_registry.persistence import tables
+from workers.distill import errors
+from workers.distill.config.job import Input, JobConfig
+from workers.distill.config.synthesis import GeneratorSynthesis
+from workers.distill.data.preprocessing import Preprocessor
+from workers.distill.methods import catalog as methods
+from workers.distill.methods.datafree.base import DataFreeMethod
+from workers.distill.run import prepare
+
+Json = dict[str, Any]
+CPU = torch.device("cpu")
+TRAIN_IMAGES = 40
+NAMES = sorted(methods.METHODS)
+DATA_FREE = [name for name in NAMES if catalog.describe_method(name).is_data_free]
+PARTS = [name for name in NAMES if catalog.describe_method(name).combines]
+
+NETWORKS = st.sampled_from(
+    [
+        ("retort/convnet", {}),
+        ("retort/convnet", {}),
+        ("retort/resnet8", {}),
+        ("retort/mobilenetv2", {}),
+        ("retort/shufflev2", {}),
+        ("retort/fcn", {}),
+        ("retort/imagenet_resnet18", {}),
+        ("retort/reused_classifier", {"backbone": {"network": "retort/convnet"}}),
+        ("retort/reused_classifier", {"backbone": {"network": "retort/mobilenetv2"}}),
+    ]
+)
+TRAININGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "epochs": st.integers(1, 4),
+        "batch_size": st.sampled_from([2, 12]),
+        "optimizer": st.sampled_from(
+            [
+                {"name": "adamw"},
+                {"name": "dot"},
+                {"name": "dot", "momentum": 0.9, "delta": 0.1},
+                {"nesterov": True},
+                {"nesterov": True, "momentum": 0.0},
+            ]
+        ),
+        "schedule": st.sampled_from(
+            [{"name": "cosine", "warmup_epochs": 3}, {"warmup_epochs": 1}, {"milestones": [1]}]
+        ),
+        "augmentation": st.sampled_from(["none", "standard", "autoaugment"]),
+        "mixing": st.sampled_from([None, {"name": "mixup"}, {"name": "cutmix"}]),
+        "label_noise": st.sampled_from([0.0, 0.2]),
+        "teacher_cache": st.sampled_from([None, {}, {"views": 1}, {"views": 2, "per_visit": 3}]),
+        "precision": st.sampled_from(["auto", "float32", "float16"]),
+        "compile": st.sampled_from(["auto", "on"]),
+        "patience_epochs": st.sampled_from([None, 2]),
+        "evaluate_every_epochs": st.sampled_from([1, 3]),
+    },
+)
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a teacher or a data set is made for."""
+
+    classes: int
+    channels: int
+    height: int
+    width: int
+
+    @property
+    def input(self) -> Json:
+        return {
+            "channels": self.channels,
+            "height": self.height,
+            "width": self.width,
+            "mean": [0.5] * self.channels,
+            "std": [0.5] * self.channels,
+        }
+
+
+SIDES = st.sampled_from([16, 16, 32, 20, 8, 4])
+IMAGES = st.builds(
+    Images,
+    classes=st.sampled_from([3, 3, 3, 2, 1]),
+    channels=st.sampled_from([3, 3, 1, 4]),
+    height=SIDES,
+    width=SIDES,
+)
+
+
+@st.composite
+def a_method(draw: st.DrawFn) -> Json:
+    """Return a method with some weights off, and of a data-free one a budget."""
+    kind = draw(st.sampled_from(["any", "any", "data-free", "combine"]))
+    if kind == "combine":
+        names = draw(st.lists(st.sampled_from(PARTS), min_size=2, max_size=3))
+        return {"name": "combine", "methods": [{"name": name} for name in names]}
+    name = draw(st.sampled_from(DATA_FREE if kind == "data-free" else NAMES))
+    properties = catalog.load().methods[name]["params_schema"]["properties"]
+    may_be_off = [
+        key for key, field in properties.items() if "weight" in key and field.get("minimum") == 0
+    ]
+    off = draw(st.just([]) | st.just(may_be_off) | st.lists(st.sampled_from(may_be_off or ["-"])))
+    method: Json = {"name": name, **{key: 0 for key in off if key in properties}}
+    for key, values in (
+        ("eviction", ["oldest", "lowest"]),
+        ("prioritise", [True, False]),
+        ("exchange_probability", [0, 0.5]),
+    ):
+        if key in properties and draw(st.booleans()):
+            method[key] = draw(st.sampled_from(values))
+    if "synthesis" in properties:
+        method["synthesis"] = draw(a_budget(properties["synthesis"]["default"]))
+    return method
+
+
+@st.composite
+def a_budget(draw: st.DrawFn, default: Json) -> Json:
+    values: dict[str, list[object]] = {
+        "warmup_calls": [0, 2],
+        "student_steps": [5, None],
+        "data_scale": [None, 0.5],
+        "original_images": [None, 100],
+        "generator": ["small", "dcgan"],
+        "reuse": ["none", "latent"],
+        "average_decay": [None, 0.9],
+        "keep": ["best", "last"],
+    }
+    return {
+        key: draw(st.sampled_from(choices))
+        for key, choices in values.items()
+        if key in default and draw(st.booleans())
+    }
+
+
+@dataclass(frozen=True)
+class Case:
+    """A spec with what its references lead to."""
+
+    spec: JobSpec
+    teacher: tuple[tuple[str, Json], Images] | None
+    dataset: tuple[str, Images] | None
+
+
+@st.composite
+def a_case(draw: st.DrawFn) -> Case:
+    method = draw(a_method())
+    network, arguments = draw(NETWORKS)
+    task = draw(st.sampled_from(["classification"] * 3 + ["segmentation"]))
+    images = draw(IMAGES)
+    # Mostly what belongs together, so that more than the first rule is reached.
+    teacher = draw(st.just(images) | IMAGES), draw(NETWORKS), draw(st.integers(0, 7)) > 0
+    is_data_free = validation.is_data_free(method)
+    has_dataset = not is_data_free or draw(st.booleans())
+    spec = JobSpec.model_validate(
+        {
+            "name": "case",
+            "task": task,
+            "teacher": "teacher@1" if teacher[2] else None,
+            "student": {"network": network, "arguments": arguments},
+            "dataset": "data@1" if has_dataset else None,
+            "method": method,
+            "training": draw(st.just({}) | TRAININGS),
+            "resources": {"accelerator": draw(st.sampled_from(["any", "cpu"]))},
+        }
+    )
+    for_task = draw(st.sampled_from([task] * 7 + ["segmentation"]))
+    return Case(
+        spec,
+        (teacher[1], teacher[0]) if teacher[2] else None,
+        (for_task, images) if has_dataset else None,
+    )
+
+
+def told_by_api(case: Case) -> list[tuple[str, str]]:
+    document = validation.read(case.spec.parts)
+    teacher, dataset = case.teacher, case.dataset
+    inputs = validation.Inputs(
+        teacher=None
+        if teacher is None
+        else tables.ModelVersionRow(
+            network=teacher[0][0],
+            arguments=teacher[0][1],
+            task=catalog.task_of_network(teacher[0][0]),
+            classes=[str(label) for label in range(teacher[1].classes)],
+            input=teacher[1].input,
+            state="ready",
+        ),
+        initial=None,
+        dataset=None
+        if dataset is None
+        else tables.DatasetVersionRow(
+            task=dataset[0],
+            classes=[str(label) for label in range(dataset[1].classes)],
+            input=dataset[1].input,
+            state="ready",
+        ),
+    )
+    faults = [*document.faults, *validation.faults_of_inputs(document, inputs)]
+    return [(fault.pointer, fault.detail) for fault in faults]
+
+
+def config_of(case: Case) -> JobConfig:
+    """Return what the worker hands to the engine."""
+    spec, teacher, dataset = case.spec, case.teacher, case.dataset
+    source = teacher[1] if teacher and validation.is_data_free(spec.method) else None
+    source = source or (dataset[1] if dataset else Images(3, 3, 16, 16))
+    return JobConfig.model_validate(
+        {
+            "task": spec.task,
+            "teacher": teacher
+            and {
+                "network": teacher[0][0],
+                "arguments": teacher[0][1],
+                "classes": teacher[1].classes,
+                "input": teacher[1].input,
+            },
+            "student": {
+                "network": spec.student.network,
+                "arguments": spec.student.arguments,
+                "classes": source.classes,
+                "input": source.input,
+            },
+            "method": spec.method,
+            "training": spec.training,
+            "accelerator": spec.resources.accelerator,
+        }
+    )
+
+
+def prepare_on_the_engine(case: Case) -> None:
+    """Do what a run does before its first step, in the engine's order."""
+    config = config_of(case)
+    kind, _ = methods.find(config.method)
+    methods.check_task(kind, config.task)
+    prepare.check_teacher(config)
+    dataset = case.dataset[1] if case.dataset else None
+    if case.dataset:
+        prepare.check_task(case.dataset[0], config.task)  # type: ignore[arg-type]  # drawn from both
+    classes = dataset.classes if dataset else config.student.classes
+    prepare.check_config(config, classes=classes, known_images=TRAIN_IMAGES if dataset else None)
+    for role, choice in (("teacher", config.teacher), ("student", config.student)):
+        if choice is not None and dataset is not None:
+            prepare.check_classes(role, choice, classes)
+            Preprocessor(role, choice.input, Input.model_validate(dataset.input), CPU)
+    teacher = None
+    if config.teacher is not None:
+        teacher = prepare.build("teacher", config.teacher, config.task).eval()
+    student = prepare.build("student", config.student, config.task)
+    method = methods.build(config.method, student, teacher)
+    if isinstance(method, DataFreeMethod) and isinstance(
+        method.params.synthesis, GeneratorSynthesis
+    ):
+        method.make_generator()
+
+
+def told_by_engine(case: Case) -> tuple[str, str] | None:
+    """Return the field and the sentence of the engine's refusal, if it refuses."""
+    try:
+        prepare_on_the_engine(case)
+    except pydantic.ValidationError as error:
+        (problem,) = error.errors()
+        return f"/{problem['ctx']['field']}", problem["msg"]
+    except errors.DistillError as error:
+        if "field" not in error.details:
+            # Only what a method's constructor finds may come without a field.
+            return type(error).__name__, "shapes of maps"
+        return f"/{error.details['field']}", error.message
+    return None
+
+
+@pytest.mark.slow
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
+)
+@given(case=a_case())
+def test_the_api_refuses_exactly_what_the_engine_refuses(case: Case) -> None:
+    by_api, by_engine = told_by_api(case), told_by_engine(case)
+    event(by_engine[0] if by_engine else "accepted")
+    if by_engine is None:
+        assert by_api == []
+    elif by_engine != ("IncompatibleNetworks", "shapes of maps"):
+        assert by_engine in by_api

@@ -1,0 +1,23 @@
+"""What a job's student is compared with: the same student without what the method adds."""
+
+from collections.abc import Mapping
+from typing import Any
+
+LABELS_ALONE: dict[str, Any] = {"name": "ce"}
+NOISE = "noise"
+"""The method of the baseline where there are no labels: images that show nothing."""
+_STEPS_OF_STUDENT = ("student_steps", "data_scale", "original_images", "calls_per_epoch")
+
+
+def baseline_of(method: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the method that trains the baseline of a complete method.
+
+    That is the labels alone. For a method that synthesizes its images there are none: the teacher
+    on images of noise, with as many steps of the student and, where the method has one, at the
+    same temperature.
+    """
+    budget = method.get("synthesis")
+    if budget is None:
+        return dict(LABELS_ALONE)
+    same = {name: method[name] for name in ("temperature",) if name in method}
+    return {"name": NOISE, **same, "synthesis": {step: budget[step] for step in _STEPS_OF_STUDENT}}

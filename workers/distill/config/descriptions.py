@@ -1,0 +1,190 @@
+"""What the rules read of methods and networks: plain values, known without building anything.
+
+The engine takes a description from its classes and its table of networks; the service takes the
+same description from the catalog that the engine exports. A value that is None is not known, and
+a rule that depends on it is left to whoever knows it.
+"""
+
+import dataclasses
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from workers.distill.config.training import Values
+
+Task: TypeAlias = Literal["classification", "segmentation"]
+"""What is learned: a class for each image, or for each of its pixels."""
+Need: TypeAlias = Literal["labels", "teacher", "equal_classes", "batch_norm"]
+FeatureName: TypeAlias = Literal["stages", "pre_activations", "final", "norms", "classifier"]
+"""What a network may or may not show, besides its logits and its pooled features."""
+
+FEATURES: dict[FeatureName, str] = {
+    "stages": "feature maps of its stages",
+    "pre_activations": "feature maps before the last activation of every stage",
+    "final": "a last feature map whose average is its embedding",
+    "norms": "a batch norm before the last activation of every stage",
+    "classifier": "a linear classifier on its embedding",
+}
+MAPS: frozenset[FeatureName] = frozenset({"stages", "pre_activations", "final"})
+"""Features that are too large to be kept for every image."""
+
+COMBINE = "combine"
+"""Name of the method that combines others."""
+DATA_FREE = "datafree"
+"""Family of the methods that synthesize their images."""
+
+_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">": operator.gt,
+}
+
+
+class Condition(Values):
+    """That a hyper-parameter, such as `synthesis.keep`, compares so with a value."""
+
+    field: str
+    comparison: Literal["==", "!=", ">"]
+    value: bool | int | float | str
+
+    def holds(self, method: Mapping[str, Any]) -> bool:
+        """Return whether a complete method meets the condition."""
+        return _COMPARISONS[self.comparison](value_at(method, self.field), self.value)
+
+
+class Contradiction(Values):
+    """Values of a method's hyper-parameters that cannot stand together.
+
+    It is declared by the method, beside its `Params`. In `message`, `{name}` stands for the value
+    of a hyper-parameter.
+    """
+
+    when: tuple[Condition, ...]
+    field: str
+    """The hyper-parameter at fault, such as `synthesis.keep`."""
+    code: str
+    message: str
+
+
+class MethodDescription(Values):
+    """What a method, or all parts of a combination together, declare.
+
+    `image_weights` and `adversarial_weights` are the hyper-parameters that weigh the terms of a
+    synthesis loss: the first without the student, the second with it. A method whose `needs` name
+    `batch_norm` needs it where one of `norm_weights` is above 0; always, if it declares none.
+    """
+
+    name: str
+    family: str
+    tasks: tuple[Task, ...]
+    needs: tuple[Need, ...]
+    student_shows: tuple[FeatureName, ...]
+    teacher_shows: tuple[FeatureName, ...]
+    has_task: bool
+    accepts_mixed: bool
+    wants_strong: bool
+    combines: bool
+    smallest_batch: int
+    smallest_classes: int
+    image_weights: tuple[str, ...]
+    adversarial_weights: tuple[str, ...]
+    norm_weights: tuple[str, ...]
+    learns_from_student_only: bool
+    contradictions: tuple[Contradiction, ...]
+
+    @property
+    def is_data_free(self) -> bool:
+        """Whether it synthesizes its images, so that a data set is for evaluation only."""
+        return self.family == DATA_FREE
+
+    def needs_batch_norm(self, method: Mapping[str, Any]) -> bool:
+        """Return whether the teacher of a complete method must have batch norms."""
+        return "batch_norm" in self.needs and (
+            not self.norm_weights or any(method[name] > 0 for name in self.norm_weights)
+        )
+
+
+@dataclass(frozen=True)
+class NetworkDescription:
+    """What is known of a network and of the images it takes."""
+
+    reference: str
+    task: str | None = None
+    shows: frozenset[str] | None = None
+    smallest_side: int | None = None
+    has_batch_norm: bool | None = None
+    classes: int | None = None
+    channels: int | None = None
+    sides: tuple[int, int] | None = None
+    """Height and width."""
+
+
+def network_of(
+    table: Mapping[str, Mapping[str, Any]], reference: str, arguments: Mapping[str, Any]
+) -> NetworkDescription:
+    """Return what a table of networks, as the catalog has it, knows of a network.
+
+    A network that is composed of another one takes the images that its part takes, and shows no
+    more than its part does.
+    """
+    entry = table.get(reference)
+    if entry is None:
+        return NetworkDescription(reference)
+    found = NetworkDescription(
+        reference,
+        task=entry["task"],
+        shows=frozenset(entry["shows"]),
+        smallest_side=entry["smallest_side"],
+        has_batch_norm=entry["has_batch_norm"],
+    )
+    chosen = part_of(entry, arguments)
+    if chosen is None or chosen[0] == reference:
+        return found
+    part = network_of(table, *chosen)
+    return dataclasses.replace(
+        found,
+        shows=None if part.shows is None else part.shows & (found.shows or frozenset()),
+        smallest_side=part.smallest_side,
+        has_batch_norm=part.has_batch_norm,
+    )
+
+
+def part_of(
+    entry: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]] | None:
+    """Return the network, with its arguments, that a network of a table is composed of, if any."""
+    name = entry["composed_of"]
+    if name is None:
+        return None
+    default = entry["arguments_schema"]["properties"][name]["default"]
+    chosen = {**default, **arguments.get(name, {})}
+    return chosen["network"], chosen["arguments"]
+
+
+def combined(whole: MethodDescription, parts: Sequence[MethodDescription]) -> MethodDescription:
+    """Return the description of a combination: it needs whatever one of its parts needs."""
+    return whole.model_copy(
+        update={
+            "tasks": tuple(task for task in whole.tasks if all(task in p.tasks for p in parts)),
+            "needs": _union(part.needs for part in parts),
+            "student_shows": _union(part.student_shows for part in parts),
+            "teacher_shows": _union(part.teacher_shows for part in parts),
+            "accepts_mixed": all(part.accepts_mixed for part in parts),
+            "wants_strong": any(part.wants_strong for part in parts),
+            "smallest_batch": max(part.smallest_batch for part in parts),
+            "smallest_classes": max(part.smallest_classes for part in parts),
+        }
+    )
+
+
+def value_at(method: Mapping[str, Any], field: str) -> Any:  # Any: a JSON value
+    """Return the value of a hyper-parameter, such as `synthesis.keep`."""
+    value: Any = method
+    for step in field.split("."):
+        value = value[step]
+    return value
+
+
+def _union(several: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:  # Any: a need or a feature
+    return tuple(dict.fromkeys(one for each in several for one in each))

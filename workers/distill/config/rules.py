@@ -1,0 +1,690 @@
+"""Every "A contradicts B" of a job, written once.
+
+A rule is a function that yields faults: the field at fault, a stable code, and a sentence. The
+service executes the rules at submission, and answers with all faults; the engine executes them at
+preparation, and raises the first (`errors.refuse`). Both hand over plain values: `training` and
+`method` are complete JSON objects, the rest are descriptions (`descriptions.py`). What a
+description does not know is None, and a rule that depends on it yields nothing.
+
+Rules that read the shapes of a network's maps (as many stages, large enough maps) need the built
+networks; they stand in the constructors of the methods that have them.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from workers.distill.config.descriptions import (
+    FEATURES,
+    MAPS,
+    MethodDescription,
+    NetworkDescription,
+    value_at,
+)
+from workers.distill.config.synthesis import GENERATOR_STRIDES
+
+# A complete JSON object, each value of which was checked on its own before.
+Json: TypeAlias = Mapping[str, Any]
+
+SIMPLE_AUGMENTATIONS = ("none", "standard")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with one field; `field` is its path in a job's spec, such as `method/name`."""
+
+    field: str
+    code: str
+    message: str
+
+
+class FaultyFieldError(Exception):
+    """A rule has read a field that is at fault itself, so the rule has nothing to say."""
+
+
+class Partial(dict[str, Any]):
+    """An object some of whose fields are at fault; whoever reads one gets `FaultyFieldError`."""
+
+    def __init__(self, content: Json, faulty: Iterable[str]) -> None:
+        super().__init__(content)
+        self._faulty = frozenset(faulty)
+
+    def __getitem__(self, field: str) -> Any:  # Any: a JSON value
+        """Return a field's value."""
+        if field in self._faulty:
+            raise FaultyFieldError(field)
+        return super().__getitem__(field)
+
+
+Rule: TypeAlias = Callable[..., Iterator[Fault]]
+
+
+def _each(rules: Iterable[Rule], *subjects: object) -> Iterator[Fault]:
+    """Yield the faults of each rule; those that read a faulty field are left out."""
+    for rule in rules:
+        try:
+            yield from list(rule(*subjects))
+        except FaultyFieldError:
+            continue
+
+
+# -- training --------------------------------------------------------------------------------------
+
+
+def of_training(training: Json) -> Iterator[Fault]:
+    """Yield what contradicts itself in a complete training."""
+    return _each(_TRAINING, training)
+
+
+def _nesterov(training: Json) -> Iterator[Fault]:
+    optimizer = training["optimizer"]
+    if optimizer["name"] == "sgd" and optimizer["nesterov"] and optimizer["momentum"] == 0:
+        yield Fault(
+            "training/optimizer/nesterov",
+            "nesterov_without_momentum",
+            "nesterov needs a momentum greater than 0, got momentum 0",
+        )
+
+
+def _dot_delta(training: Json) -> Iterator[Fault]:
+    optimizer = training["optimizer"]
+    if optimizer["name"] != "dot":
+        return
+    momentum, delta = optimizer["momentum"], optimizer["delta"]
+    if delta > momentum or momentum + delta >= 1:
+        yield Fault(
+            "training/optimizer/delta",
+            "delta_out_of_range",
+            "dot needs a delta of at most the momentum, and a sum of both below 1, got momentum "
+            f"{momentum:g} and delta {delta:g}",
+        )
+
+
+def _dot_precision(training: Json) -> Iterator[Fault]:
+    if training["optimizer"]["name"] == "dot" and training["precision"] == "float16":
+        yield Fault(
+            "training/precision",
+            "dot_float16",
+            "optimizer dot cannot scale two gradients for precision float16; choose bfloat16 or "
+            "float32",
+        )
+
+
+def _dot_compile(training: Json) -> Iterator[Fault]:
+    if training["optimizer"]["name"] == "dot" and training["compile"] == "on":
+        yield Fault(
+            "training/compile",
+            "dot_compile",
+            "optimizer dot goes backwards twice through one graph, which a compiled network does "
+            "not allow; choose compile off or auto",
+        )
+
+
+def _patience(training: Json) -> Iterator[Fault]:
+    patience, every = training["patience_epochs"], training["evaluate_every_epochs"]
+    if patience is not None and patience < every:
+        yield Fault(
+            "training/patience_epochs",
+            "patience_too_short",
+            f"patience_epochs {patience} is shorter than evaluate_every_epochs {every}; raise the "
+            "first or lower the second",
+        )
+
+
+def _warmup(training: Json) -> Iterator[Fault]:
+    warmup, epochs = training["schedule"]["warmup_epochs"], training["epochs"]
+    if warmup > epochs:
+        yield Fault(
+            "training/schedule/warmup_epochs",
+            "warmup_too_long",
+            f"schedule.warmup_epochs {warmup:g} is longer than epochs {epochs}; lower it",
+        )
+
+
+def _cache_or_mixing(training: Json) -> Iterator[Fault]:
+    if training["teacher_cache"] is not None and training["mixing"] is not None:
+        yield Fault(
+            "training/mixing",
+            "mixing_with_cache",
+            "mixing makes new images at every step, which a teacher_cache cannot hold; set one of "
+            "both to null",
+        )
+
+
+def _cached_views(training: Json) -> Iterator[Fault]:
+    cache, augmentation = training["teacher_cache"], training["augmentation"]
+    if cache is not None and cache["views"] > 1 and augmentation == "none":
+        yield Fault(
+            "training/teacher_cache/views",
+            "views_are_equal",
+            f"teacher_cache.views {cache['views']} would be equal to one another with "
+            "augmentation none; set views to 1 or choose an augmentation",
+        )
+
+
+def _cached_visits(training: Json) -> Iterator[Fault]:
+    cache, batch_size = training["teacher_cache"], training["batch_size"]
+    if cache is None:
+        return
+    views, per_visit = cache["views"], cache["per_visit"]
+    if per_visit > views or batch_size % per_visit:
+        yield Fault(
+            "training/teacher_cache/per_visit",
+            "visit_does_not_fit",
+            f"teacher_cache.per_visit {per_visit} must divide batch_size {batch_size} and be at "
+            f"most views {views}",
+        )
+
+
+_TRAINING: tuple[Rule, ...] = (
+    _nesterov,
+    _dot_delta,
+    _dot_precision,
+    _dot_compile,
+    _patience,
+    _warmup,
+    _cache_or_mixing,
+    _cached_views,
+    _cached_visits,
+)
+
+
+def of_precision(training: Json, accelerator: str) -> Iterator[Fault]:
+    """Yield that a precision does not run on the kind of device, if so."""
+    return _each((_half_precision,), training, accelerator)
+
+
+def _half_precision(training: Json, accelerator: str) -> Iterator[Fault]:
+    if training["precision"] == "float16" and accelerator == "cpu":
+        yield Fault(
+            "training/precision",
+            "precision_of_device",
+            "precision float16 needs a CUDA device; choose float32 or bfloat16 on the CPU",
+        )
+
+
+# -- a method --------------------------------------------------------------------------------------
+
+
+def of_method(description: MethodDescription, method: Json) -> Iterator[Fault]:
+    """Yield which hyper-parameters of a complete method contradict each other."""
+    yield from _each((_declared, _budget, _average, _moved_images), description, method)
+
+
+def of_part(description: MethodDescription, method: Json, place: int) -> Iterator[Fault]:
+    """Yield the same of one method of a combination, counted from 0."""
+    for fault in of_method(description, method):
+        field = fault.field.replace("method/", f"method/methods/{place}/", 1)
+        yield Fault(field, fault.code, fault.message)
+
+
+def _declared(description: MethodDescription, method: Json) -> Iterator[Fault]:
+    for one in description.contradictions:
+        try:
+            contradicts = all(condition.holds(method) for condition in one.when)
+        except FaultyFieldError:
+            continue
+        if contradicts:
+            yield Fault(f"method/{one.field.replace('.', '/')}", one.code, _filled(one, method))
+
+
+def _filled(contradiction: Any, method: Json) -> str:
+    text: str = contradiction.message
+    for condition in contradiction.when:
+        text = text.replace(f"{{{condition.field}}}", str(value_at(method, condition.field)))
+    return text
+
+
+def _budget(description: MethodDescription, method: Json) -> Iterator[Fault]:
+    if not description.is_data_free:
+        return
+    yield from of_budget(method["synthesis"])
+
+
+def of_budget(budget: Json) -> Iterator[Fault]:
+    """Yield what a complete `synthesis` contradicts or leaves open."""
+    steps, scale = budget["student_steps"], budget["data_scale"]
+    if steps is not None and scale is not None:
+        yield Fault(
+            "method/synthesis/student_steps",
+            "steps_twice",
+            f"student_steps {steps} and data_scale {scale:g} both say how many steps the student "
+            "makes; set one of them to null",
+        )
+    if steps is None and scale is None:
+        yield Fault(
+            "method/synthesis/student_steps",
+            "budget_open",
+            "student_steps and data_scale are both null; give one of them",
+        )
+
+
+def _average(description: MethodDescription, method: Json) -> Iterator[Fault]:
+    if not description.is_data_free:
+        return
+    budget = method["synthesis"]
+    decay = budget.get("average_decay")
+    if decay is not None and budget["reuse"] != "none":
+        yield Fault(
+            "method/synthesis/average_decay",
+            "nothing_new_to_average",
+            f"average_decay {decay:g} makes new images, and reuse {budget['reuse']} asks for those "
+            "of the call; set average_decay to null, or reuse to none",
+        )
+
+
+def _moved_images(description: MethodDescription, method: Json) -> Iterator[Fault]:
+    """Yield that nothing moves the images of a synthesis call, if so."""
+    images, student = description.image_weights, description.adversarial_weights
+    if not (images or student or description.learns_from_student_only):
+        return
+    if any(method[name] > 0 for name in images):
+        return
+    if not description.learns_from_student_only and not any(method[name] > 0 for name in student):
+        yield Fault(
+            f"method/{(*images, *student)[0]}",
+            "nothing_to_learn_from",
+            f"no term of the synthesis loss moves the images: {_listed((*images, *student))} are "
+            "all 0; raise one of them",
+        )
+        return
+    warmup_calls = method["synthesis"]["warmup_calls"]
+    if warmup_calls:
+        yield Fault(
+            "method/synthesis/warmup_calls",
+            "nothing_to_learn_from",
+            "synthesis.warmup_calls must be 0: the generator learns from nothing but the student, "
+            f"which is not there during warm-up; got {warmup_calls}",
+        )
+
+
+def of_original_images(
+    description: MethodDescription, method: Json, *, has_dataset: bool
+) -> Iterator[Fault]:
+    """Yield that a budget is a share of an unknown number, if so."""
+    return _each((_original_images,), description, method, has_dataset)
+
+
+def _original_images(
+    description: MethodDescription, method: Json, has_dataset: bool
+) -> Iterator[Fault]:
+    if not description.is_data_free or has_dataset:
+        return
+    budget = method["synthesis"]
+    is_share = budget["student_steps"] is None and budget["data_scale"] is not None
+    if is_share and budget["original_images"] is None:
+        yield Fault(
+            "method/synthesis/original_images",
+            "size_unknown",
+            "data_scale is a share of the teacher's training set, whose size is not known without "
+            "a data set; give original_images, or student_steps instead",
+        )
+
+
+def of_task(description: MethodDescription, task: str) -> Iterator[Fault]:
+    """Yield that a method is not for a task, if so."""
+    if task not in description.tasks:
+        yield Fault(
+            "method/name",
+            "wrong_task",
+            f"method {description.name} is for {' and '.join(description.tasks)}, and the task is "
+            f"{task}; choose another method",
+        )
+
+
+def of_inputs(
+    description: MethodDescription, *, has_teacher: bool, has_dataset: bool
+) -> Iterator[Fault]:
+    """Yield which inputs a method lacks."""
+    if "teacher" in description.needs and not has_teacher:
+        yield Fault(
+            "teacher",
+            "required",
+            f"method {description.name} needs a teacher: name one of the models",
+        )
+    if not has_dataset and not description.is_data_free:
+        what = (
+            "a labelled data set" if "labels" in description.needs else "the images of a data set"
+        )
+        yield Fault(
+            "dataset",
+            "required",
+            f"method {description.name} needs {what}: name one, or choose a method of the family "
+            "datafree",
+        )
+
+
+# -- a method and how it is trained ----------------------------------------------------------------
+
+
+def of_method_and_training(description: MethodDescription, training: Json) -> Iterator[Fault]:
+    """Yield what of a complete training a method cannot do with."""
+    own = _WITHOUT_DATA if description.is_data_free else _WITH_DATA
+    return _each((*own, _dot_and_labels, _small_batch), description, training)
+
+
+def _synthesizes(description: MethodDescription) -> str:
+    return f"method {description.name} synthesizes its images"
+
+
+def _synthetic_mixing(description: MethodDescription, training: Json) -> Iterator[Fault]:
+    if training["mixing"] is not None:
+        message = f"{_synthesizes(description)}, which are not mixed; set mixing to null"
+        yield Fault("training/mixing", "mixing_refused", message)
+
+
+def _synthetic_labels(description: MethodDescription, training: Json) -> Iterator[Fault]:
+    if training["label_noise"] > 0:
+        yield Fault(
+            "training/label_noise",
+            "no_labels",
+            f"{_synthesizes(description)} and has no labels that could be wrong; set label_noise "
+            "to 0",
+        )
+
+
+def _synthetic_cache(description: MethodDescription, training: Json) -> Iterator[Fault]:
+    if training["teacher_cache"] is not None:
+        yield Fault(
+            "training/teacher_cache",
+            "images_not_fixed",
+            f"{_synthesizes(description)}, so that the teacher sees new ones all the time; leave "
+            "teacher_cache out",
+        )
+
+
+def _synthetic_augmentation(description: MethodDescription, training: Json) -> Iterator[Fault]:
+    augmentation = training["augmentation"]
+    if augmentation not in SIMPLE_AUGMENTATIONS:
+        yield Fault(
+            "training/augmentation",
+            "augmentation_refused",
+            f"{_synthesizes(description)}, for which {augmentation} is not made; choose none or "
+            "standard",
+        )
+
+
+def _synthetic_patience(description: MethodDescription, training: Json) -> Iterator[Fault]:
+    if training["patience_epochs"] is not None:
+        yield Fault(
+            "training/patience_epochs",
+            "never_chosen",
+            f"{_synthesizes(description)}, and no image of a data set decides when its student is "
+            "done; leave patience_epochs out, and limit epochs, max_steps or max_seconds",
+        )
+
+
+def _synthetic_precision(description: MethodDescription, training: Json) -> Iterator[Fault]:
+    if training["precision"] == "float16":
+        yield Fault(
+            "training/precision",
+            "precision_refused",
+            f"{_synthesizes(description)} by gradients that float16 cannot hold; choose auto, "
+            "bfloat16 or float32",
+        )
+
+
+def _mixing(description: MethodDescription, training: Json) -> Iterator[Fault]:
+    if training["mixing"] is not None and not description.accepts_mixed:
+        yield Fault(
+            "training/mixing",
+            "mixing_refused",
+            f"method {description.name} needs one true class for each image, so images cannot be "
+            "mixed; leave mixing out or choose a method without that need, such as kd",
+        )
+
+
+def _teacher_cache(description: MethodDescription, training: Json) -> Iterator[Fault]:
+    field, name = "training/teacher_cache", description.name
+    if training["teacher_cache"] is None:
+        return
+    if "teacher" not in description.needs:
+        yield Fault(
+            field,
+            "no_teacher",
+            f"method {name} has no teacher whose outputs could be kept; leave teacher_cache out",
+        )
+    elif MAPS & set(description.teacher_shows):
+        yield Fault(
+            field,
+            "maps_not_stored",
+            f"the cache stores the teacher's logits and embeddings, and method {name} needs its "
+            "feature maps; leave teacher_cache out",
+        )
+    elif description.wants_strong:
+        yield Fault(
+            field,
+            "strong_not_stored",
+            f"method {name} shows the teacher a second view of each image, which the cache does "
+            "not store; leave teacher_cache out",
+        )
+
+
+def _dot_and_labels(description: MethodDescription, training: Json) -> Iterator[Fault]:
+    if training["optimizer"]["name"] == "dot" and not description.has_task:
+        yield Fault(
+            "training/optimizer/name",
+            "optimizer_refused",
+            f"dot keeps one momentum for the labels, and method {description.name} does not learn "
+            "from them; choose sgd or adamw",
+        )
+
+
+def _small_batch(description: MethodDescription, training: Json) -> Iterator[Fault]:
+    batch_size = training["batch_size"]
+    if batch_size < description.smallest_batch:
+        yield Fault(
+            "training/batch_size",
+            "batch_too_small",
+            f"method {description.name} needs at least {description.smallest_batch} images in a "
+            f"batch, got batch_size {batch_size}",
+        )
+
+
+_WITH_DATA: tuple[Rule, ...] = (_mixing, _teacher_cache)
+_WITHOUT_DATA: tuple[Rule, ...] = (
+    _synthetic_mixing,
+    _synthetic_labels,
+    _synthetic_cache,
+    _synthetic_augmentation,
+    _synthetic_patience,
+    _synthetic_precision,
+)
+
+
+# -- networks --------------------------------------------------------------------------------------
+
+
+def of_smallest_side(role: str, network: NetworkDescription) -> Iterator[Fault]:
+    """Yield that a network takes no images as small as these, if so; `role`: student or teacher."""
+    side = network.smallest_side
+    if side is not None and network.sides is not None and min(network.sides) < side:
+        height, width = network.sides
+        yield Fault(
+            _field_of(role),
+            "image_too_small",
+            f"{network.reference} needs images of at least {side}x{side}, got {height}x{width}",
+        )
+
+
+def of_network_task(role: str, network: NetworkDescription, task: str) -> Iterator[Fault]:
+    """Yield that a network is for another task, if so."""
+    if network.task is not None and network.task != task:
+        yield Fault(
+            _field_of(role),
+            "wrong_task",
+            f"the {role} {network.reference} is for {network.task}, and the task is {task}; choose "
+            f"another {role}",
+        )
+
+
+def of_features(
+    description: MethodDescription, role: str, network: NetworkDescription
+) -> Iterator[Fault]:
+    """Yield what a method wants to see of a network that the network does not show."""
+    if network.shows is None:
+        return
+    for name in description.student_shows if role == "student" else description.teacher_shows:
+        if name not in network.shows:
+            yield Fault(
+                _field_of(role),
+                "not_shown",
+                f"method {description.name} needs {FEATURES[name]}, and the {role} "
+                f"{network.reference} shows none; choose another {role}, or a method that compares "
+                "logits",
+            )
+
+
+def of_batch_norm(
+    description: MethodDescription, method: Json, teacher: NetworkDescription
+) -> Iterator[Fault]:
+    """Yield that a method reads batch norms that the teacher does not have, if so."""
+    return _each((_batch_norm,), description, method, teacher)
+
+
+def _batch_norm(
+    description: MethodDescription, method: Json, teacher: NetworkDescription
+) -> Iterator[Fault]:
+    if teacher.has_batch_norm is not False or not description.needs_batch_norm(method):
+        return
+    ways_out = "choose a method that needs none, such as dafl"
+    if description.norm_weights:
+        ways_out = f"set {_listed(description.norm_weights)} to 0, or {ways_out}"
+    yield Fault(
+        "teacher",
+        "no_batch_norm",
+        f"method {description.name} reads the teacher's batch norms, and the teacher "
+        f"{teacher.reference} has none; {ways_out}",
+    )
+
+
+def of_equal_classes(
+    description: MethodDescription, student: NetworkDescription, teacher: NetworkDescription
+) -> Iterator[Fault]:
+    """Yield that networks whose logits are compared tell apart other classes, if so."""
+    if "equal_classes" in description.needs:
+        yield from equal_classes(description.name, student.classes, teacher.classes)
+
+
+def equal_classes(method: str, student: int | None, teacher: int | None) -> Iterator[Fault]:
+    """Yield that two networks tell apart different numbers of classes, if so."""
+    if None not in (student, teacher) and student != teacher:
+        yield Fault(
+            "teacher",
+            "unequal_classes",
+            f"method {method} compares logits, so teacher and student need equal classes; the "
+            f"teacher has {teacher}, the student {student}",
+        )
+
+
+def of_classes(description: MethodDescription, classes: int | None) -> Iterator[Fault]:
+    """Yield that a method needs more classes than the student tells apart, if so."""
+    if classes is not None and classes < description.smallest_classes:
+        yield Fault(
+            "method/name",
+            "too_few_classes",
+            f"method {description.name} needs at least {description.smallest_classes} classes, got "
+            f"{classes}; choose another method",
+        )
+
+
+def of_label_noise(training: Json, classes: int | None) -> Iterator[Fault]:
+    """Yield that there is no other class for a wrong label, if so."""
+    return _each((_label_noise,), training, classes)
+
+
+def _label_noise(training: Json, classes: int | None) -> Iterator[Fault]:
+    if classes is not None and classes < 2 and training["label_noise"] > 0:
+        yield Fault(
+            "training/label_noise",
+            "one_class",
+            "label_noise needs a second class to choose; set it to 0",
+        )
+
+
+def of_generator(
+    description: MethodDescription, method: Json, teacher: NetworkDescription
+) -> Iterator[Fault]:
+    """Yield that a generator cannot make images of the teacher's size, if so."""
+    return _each((_generator,), description, method, teacher)
+
+
+def _generator(
+    description: MethodDescription, method: Json, teacher: NetworkDescription
+) -> Iterator[Fault]:
+    if not description.is_data_free or teacher.sides is None:
+        return
+    name = method["synthesis"].get("generator")
+    if name is not None:
+        yield from generator_and_sides(name, teacher.sides)
+
+
+def generator_and_sides(name: str, sides: tuple[int, int]) -> Iterator[Fault]:
+    """Yield that a generator's stride does not divide both sides of its images, if so."""
+    stride = GENERATOR_STRIDES[name]
+    wrong = next((side for side in sides if side % stride), None)
+    if wrong is None:
+        return
+    fitting = [
+        other
+        for other, divisor in GENERATOR_STRIDES.items()
+        if not any(side % divisor for side in sides)
+    ]
+    advice = (
+        f"generators that fit: {', '.join(fitting)}"
+        if fitting
+        else "no generator fits; choose a method that moves pixels, such as deepinversion"
+    )
+    yield Fault(
+        "method/synthesis/generator",
+        "generator_does_not_fit",
+        f"generator {name} makes images whose sides are multiples of {stride}, and the teacher's "
+        f"have {sides[0]} x {sides[1]} pixels: {stride} does not divide {wrong}; {advice}",
+    )
+
+
+# -- networks and a data set -----------------------------------------------------------------------
+
+
+def of_dataset_task(dataset_task: str, task: str) -> Iterator[Fault]:
+    """Yield that a data set is for another task, if so."""
+    if dataset_task != task:
+        yield Fault(
+            "dataset",
+            "wrong_task",
+            f"the data set is for {dataset_task}, and the task is {task}; choose another data set",
+        )
+
+
+def of_dataset_classes(
+    role: str, network: NetworkDescription, classes: int | None
+) -> Iterator[Fault]:
+    """Yield that a network tells apart other classes than a data set has, if so."""
+    if None not in (network.classes, classes) and network.classes != classes:
+        yield Fault(
+            _field_of(role),
+            "class_count",
+            f"the {role} {network.reference} has {network.classes} classes and the data set has "
+            f"{classes}; choose a {role} made for this data set",
+        )
+
+
+def of_dataset_channels(role: str, expected: int | None, channels: int | None) -> Iterator[Fault]:
+    """Yield that a network that expects other channels cannot see a data set's images, if so."""
+    if None in (expected, channels):
+        return
+    if expected != channels and (channels, expected) != (1, 3):
+        yield Fault(
+            _field_of(role),
+            "channels",
+            f"the {role} expects {expected} channels and the data set has {channels}; only "
+            "1 to 3 can be adapted, so choose another network or data set",
+        )
+
+
+def _field_of(role: str) -> str:
+    return {"student": "student/network", "start model": "student/initial"}.get(role, role)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
