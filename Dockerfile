@@ -32,6 +32,10 @@ COPY migrations/ migrations/
 COPY models_registry/ models_registry/
 COPY api/ api/
 COPY retort/ retort/
+# Of the engine, only what it shares with the service: no torch.
+COPY workers/__init__.py workers/
+COPY workers/distill/__init__.py workers/distill/
+COPY workers/distill/config/ workers/distill/config/
 RUN uv pip install --quiet --no-deps -e .
 USER retort
 EXPOSE 8765

@@ -55,7 +55,7 @@ def write(setting: JobContext, studio: SyntheticDataSource, *, flip: bool) -> li
         classes=setting.classes,
         flip=flip,
         # Networks go on seeing such images as the teacher does.
-        wish=conversion.InputHints(mean=size.mean, std=size.std),
+        hints=conversion.InputHints(mean=size.mean, std=size.std),
         notes=NOTES,
         task=setting.recipe.task,
     )
