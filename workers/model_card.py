@@ -14,6 +14,7 @@ from models_registry import catalog
 from models_registry.artifacts import datasets, models, references
 from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import tables
+from workers.distill.config.result import RunResult, SynthesisSummary
 
 # Free-form JSON: what the engine reported, a spec as stored.
 Json = dict[str, Any]
@@ -87,7 +88,9 @@ class Origin:
     teacher: TeacherFacts | None
 
 
-def write(origin: Origin, *, description: Json, result: Json, pictures: Collection[str]) -> str:
+def write(
+    origin: Origin, *, description: Json, result: RunResult, pictures: Collection[str]
+) -> str:
     """Return the card; `pictures` are paths relative to it, those that are there.
 
     `description` is what the engine says of the student, `result` what it measured.
@@ -107,7 +110,7 @@ def write(origin: Origin, *, description: Json, result: Json, pictures: Collecti
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
 
 
-def _front_matter(origin: Origin, description: Json, result: Json) -> list[str]:
+def _front_matter(origin: Origin, description: Json, result: RunResult) -> list[str]:
     kind, _ = _KINDS[description["task"]]
     # JSON is YAML, and needs no rules for quoting.
     told = {
@@ -116,7 +119,7 @@ def _front_matter(origin: Origin, description: Json, result: Json) -> list[str]:
         "pipeline_tag": kind,
         "tags": [kind, "knowledge-distillation", origin.spec.method["name"]],
     }
-    score, measured_on = result["scores"]["student"], origin.spec.dataset
+    score, measured_on = result.scores.get("student"), origin.spec.dataset
     if score is not None and measured_on is not None:
         measured = {
             "task": {"type": kind},
@@ -136,7 +139,7 @@ def _front_matter(origin: Origin, description: Json, result: Json) -> list[str]:
     return ["---", *(f"{key}: {json.dumps(value)}" for key, value in told.items()), "---"]
 
 
-def _summary(origin: Origin, description: Json, result: Json) -> list[str]:
+def _summary(origin: Origin, description: Json, result: RunResult) -> list[str]:
     spec, size = origin.spec, description["input"]
     source = f" distilled from `{origin.teacher.reference}`" if origin.teacher else " trained alone"
     learned_on = f"on `{spec.dataset}`"
@@ -147,19 +150,19 @@ def _summary(origin: Origin, description: Json, result: Json) -> list[str]:
         f"# {spec.student.register_as}",
         "",
         f"{kind}, `{description['network']}` with "
-        f"{result['parameters']['student']:,} parameters,{source} by the method "
+        f"{result.parameters['student']:,} parameters,{source} by the method "
         f"`{spec.method['name']}` {learned_on}. It takes images of "
         f"{size['channels']} x {size['height']} x {size['width']} (channels, height, width) and "
         f"tells apart {len(description['classes'])} classes.",
     ]
 
 
-def _is_data_free(result: Json) -> bool:
-    return "synthesis" in result
+def _is_data_free(result: RunResult) -> bool:
+    return result.synthesis is not None
 
 
-def _scores(origin: Origin, description: Json, result: Json) -> list[str]:
-    scores = {name: score for name, score in result["scores"].items() if score is not None}
+def _scores(origin: Origin, description: Json, result: RunResult) -> list[str]:
+    scores = {name: score for name, score in result.scores.items() if score is not None}
     if "student" not in scores:
         return ["## Scores", "", "Not measured: the job had no data set to evaluate on."]
     names = {
@@ -167,10 +170,7 @@ def _scores(origin: Origin, description: Json, result: Json) -> list[str]:
         "student": "**student (this model)**",
         "baseline": "baseline (same student, no teacher)",
     }
-    chosen = (
-        "The epoch was chosen by validation accuracy: "
-        f"{result.get('best_epoch')} of {result.get('epochs')}."
-    )
+    chosen = f"The epoch was chosen by validation accuracy: {result.best_epoch} of {result.epochs}."
     if _is_data_free(result):
         names["baseline"] = "baseline (same student, on noise)"
         chosen = _not_chosen(result)
@@ -188,15 +188,15 @@ def _scores(origin: Origin, description: Json, result: Json) -> list[str]:
     return [*told, *_image_scores(named)]
 
 
-def _not_chosen(result: Json) -> str:
+def _not_chosen(result: RunResult) -> str:
     """Return that the last epoch was delivered, and how far the best one was from it."""
     said = "The student is that of the last epoch: no image had a say in which one."
-    seen = result.get("validation") or {}
-    if "last" not in seen:
+    validation = result.validation
+    if validation is None or validation.last is None or validation.best is None:
         return said
     return (
-        f"{said} Its validation accuracy is {float(seen['last']):.2%}, the best was "
-        f"{float(seen['best']):.2%} after epoch {seen['best_epoch']}."
+        f"{said} Its validation accuracy is {validation.last:.2%}, the best was "
+        f"{validation.best:.2%} after epoch {validation.best_epoch}."
     )
 
 
@@ -232,12 +232,12 @@ def _image_scores(named: list[tuple[str, Json]]) -> list[str]:
     ]
 
 
-def _data(origin: Origin, description: Json, result: Json) -> list[str]:
+def _data(origin: Origin, description: Json, result: RunResult) -> list[str]:
     names = [_plain(str(name)) for name in description["classes"]]
     more = len(names) - _MOST_CLASSES
     listed = ", ".join(names[:_MOST_CLASSES]) + (f" and {more} more" if more > 0 else "")
-    if _is_data_free(result):
-        where = list(_invented(origin, result))
+    if result.synthesis is not None:
+        where = list(_synthetic(origin, result.synthesis, result.training_images_read))
     elif origin.dataset is None:
         where = []
     else:
@@ -260,24 +260,23 @@ def _facts_of(facts: DataFacts) -> Iterator[str]:
     yield f"- Images: {splits}"
 
 
-def _invented(origin: Origin, result: Json) -> Iterator[str]:
-    """Yield where the images come from that a student has learned on."""
-    made = result["synthesis"]
-    yield f"- Training images read: {result['training_images_read']}"
+def _synthetic(origin: Origin, made: SynthesisSummary, images_read: int | None) -> Iterator[str]:
+    """Yield where the synthetic images come from that a student was trained on."""
+    yield f"- Training images read: {images_read}"
     yield (
-        f"- Invented by the method against the teacher: {made['images']:,} images in "
-        f"{made['calls']:,} calls of {made['steps']:,} optimizer steps altogether"
+        f"- Invented by the method against the teacher: {made.images:,} images in "
+        f"{made.calls:,} calls of {made.steps:,} optimizer steps altogether"
     )
-    buffer = made.get("buffer") or {"images": 0, "classes": []}
-    if buffer["images"]:
-        present = sum(count > 0 for count in buffer["classes"])
+    buffer = made.buffer
+    if buffer is not None and buffer.images:
+        present = sum(count > 0 for count in buffer.classes)
         yield (
-            f"- In the replay buffer at the end: {buffer['images']:,} images, which the teacher "
-            f"takes for {present} of {len(buffer['classes'])} classes"
+            f"- In the replay buffer at the end: {buffer.images:,} images, which the teacher "
+            f"takes for {present} of {len(buffer.classes)} classes"
         )
     yield (
-        f"- Time: {made['synthesis_seconds']:,.1f} s to invent images, "
-        f"{made['distillation_seconds']:,.1f} s to learn on them"
+        f"- Time: {made.synthesis_seconds:,.1f} s to invent images, "
+        f"{made.distillation_seconds:,.1f} s to learn on them"
     )
     if origin.dataset is not None:
         facts = origin.dataset
@@ -285,7 +284,7 @@ def _invented(origin: Origin, result: Json) -> Iterator[str]:
         yield f"- For evaluation only: `{facts.reference}`{digest}"
 
 
-def _training(origin: Origin, result: Json) -> list[str]:
+def _training(origin: Origin, result: RunResult) -> list[str]:
     spec, method = origin.spec, origin.spec.method
     parts = [part["name"] for part in method.get("methods", [])]  # of a combination
     lines = ["## Method and training", ""]
@@ -298,7 +297,7 @@ def _training(origin: Origin, result: Json) -> list[str]:
         lines.append(f"- Start weights: `{spec.student.initial}`")
     settings = {key: value for key, value in method.items() if key != "name"}
     rows = [*_rows("method", settings), *_rows("training", spec.training)]
-    ran = f"{result.get('steps'):,} steps on {result.get('device')} in {result.get('precision')}"
+    ran = f"{result.steps:,} steps on {result.device} in {result.precision}"
     return [
         *lines,
         f"- Ran: {ran}",
@@ -322,11 +321,11 @@ def _method(name: str) -> Iterator[str]:
         yield f"- Differs from the source: {entry['differs']}"
 
 
-def _size_and_speed(result: Json) -> list[str]:
+def _size_and_speed(result: RunResult) -> list[str]:
     rows = (
-        ("parameters", result.get("parameters", {}), ",d"),
-        ("operations of one image (FLOPs)", result.get("flops", {}), ",d"),
-        ("time from one image to its logits (ms)", result.get("latency_ms", {}), ".2f"),
+        ("parameters", result.parameters, ",d"),
+        ("operations of one image (FLOPs)", result.flops, ",d"),
+        ("time from one image to its logits (ms)", result.latency_ms, ".2f"),
     )
     return [
         "## Size and speed",
@@ -339,13 +338,13 @@ def _size_and_speed(result: Json) -> list[str]:
             for name, values, form in rows
         ),
         "",
-        f"Measured on the training machine ({result.get('device')}), other work beside it.",
+        f"Measured on the training machine ({result.device}), other work beside it.",
     ]
 
 
-def _limits(origin: Origin, result: Json) -> list[str]:
+def _limits(origin: Origin, result: RunResult) -> list[str]:
     measured = f"Measured on the test split of `{origin.spec.dataset}` alone"
-    if result["scores"]["student"] is None:
+    if result.scores.get("student") is None:
         measured = "Never measured on a real image"
     return [
         "## Limits",
@@ -423,8 +422,8 @@ def _plain_timm(description: Json) -> Iterator[str]:
     yield f'network.load_state_dict(load_file("{models.WEIGHTS}"))'
 
 
-def _lineage(origin: Origin, result: Json) -> list[str]:
-    versions = ", ".join(f"{name} {number}" for name, number in result.get("versions", {}).items())
+def _lineage(origin: Origin, result: RunResult) -> list[str]:
+    versions = ", ".join(f"{name} {number}" for name, number in result.versions.items())
     return [
         "## Lineage",
         "",

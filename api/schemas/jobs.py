@@ -3,13 +3,14 @@
 from datetime import datetime
 from typing import Any, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from api import media_types, numbers, streams
 from api.schemas import described
 from models_registry.artifacts import models
 from models_registry.jobs import queries, reports
 from models_registry.persistence import tables
+from workers.distill.config.result import RunResult
 
 # Everything that is free-form JSON here is written by the engine or frozen at submission.
 Json = dict[str, Any]
@@ -26,42 +27,14 @@ class JobFailure(BaseModel):
     log_tail: list[str] = Field(default=[], description="Last lines of the engine's log.")
 
 
-class JobResult(BaseModel):
-    """What a job that succeeded has made."""
+class JobResult(RunResult):
+    """What a job that succeeded has made: the engine's result, and the registered student."""
+
+    # Results are stored as the engine of their time reported them.
+    model_config = ConfigDict(extra="allow")
 
     student: str = Field(description="Reference of the registered model version.")
     digest: str = Field(description="`sha256:` and the digest of the student's weights.")
-    scores: dict[str, Json | None] = Field(
-        default={}, description="On the test split; null for what was not measured."
-    )
-    parameters: dict[str, int | None] = {}
-    images_per_second: float | None = None
-    floor_share: float | None = None
-    wall_seconds: float | None = None
-    shared_with: int | None = Field(
-        default=None,
-        description="How many other students of the study were trained by the same process; they "
-        "shared its time, so `wall_seconds` and `images_per_second` are not those of a run alone.",
-    )
-
-    training_images_read: int | None = Field(
-        default=None, description="Images of a training split; 0 for a data-free method."
-    )
-    evaluated_on: str | None = Field(
-        default=None, description="`dataset`; null where there was none to evaluate on."
-    )
-    synthesis: Json | None = Field(
-        default=None,
-        description="Of a data-free method: `calls`, `steps` and `images` of its synthesis, "
-        "`synthesis_seconds` and `distillation_seconds`, and what its `buffer` holds by class.",
-    )
-    validation: Json | None = Field(
-        default=None,
-        description="Validation accuracy of a data-free student, by which nothing was chosen: "
-        "`last`, `best` and `best_epoch`.",
-    )
-
-    model_config = {"extra": "allow"}
 
 
 class JobLinks(BaseModel):

@@ -11,6 +11,7 @@ import yaml
 from models_registry.jobs.spec import JobSpec
 from tests import factories
 from workers import model_card
+from workers.distill.config.result import RunResult
 
 SCORE = {
     "accuracy": 0.9,
@@ -70,7 +71,10 @@ def card(
     **changes: Any,
 ) -> str:
     return model_card.write(
-        origin(**changes), description=description, result=result, pictures=pictures
+        origin(**changes),
+        description=description,
+        result=RunResult.model_validate(result),
+        pictures=pictures,
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from workers.distill.config.result import RunResult
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.evaluation import analysis, evaluate, profiling
 from workers.distill.export import outputs
@@ -49,21 +50,25 @@ def conclude(
     """
     student = trained["student"]
     verdict = judge(setting, trained)
-    facts = {
-        "scores": verdict.scores,
-        "training_images_read": images_read(setting),
-        "evaluated_on": None if setting.test is None else "dataset",
+    result = RunResult(
+        scores=verdict.scores,
+        training_images_read=images_read(setting),
+        evaluated_on=None if setting.test is None else "dataset",
         **synthesized(student.course),
         **measure(setting, student),
-        "wall_seconds": round(time.monotonic() - began, 3),
-        "epochs": setting.recipe.training.epochs,
-        "steps": setting.steps,
-        "best_epoch": student.course.best.epoch,
-        "device": setting.device.type,
-        "device_name": describe(setting.device),
-        "precision": setting.precision.name,
-        "compile": compiles,
-        "versions": versions(),
+        wall_seconds=round(time.monotonic() - began, 3),
+        epochs=setting.recipe.training.epochs,
+        steps=setting.steps,
+        best_epoch=student.course.best.epoch,
+        device=setting.device.type,
+        device_name=describe(setting.device),
+        precision=setting.precision.name,
+        compile=compiles,
+        versions=versions(),
+    )
+    facts = {
+        # What was not set, such as the synthesis of a method that needs none, is left out.
+        **result.model_dump(exclude_unset=True),
         "files": [{"path": name} for name in outputs.FILES],
     }
     histories = {phase: done.course.history for phase, done in trained.items()}
