@@ -1,12 +1,12 @@
-"""Writes a student's model card: what it is, where it comes from, how good it is, how to load it.
+"""Write a student's model card: what it is, where it comes from, its scores, how to load it.
 
-Markdown with the front matter that model hubs read. Everything in it is taken from rows and from
-the engine's own report; nothing is known that was not measured.
+Markdown with the front matter that model hubs read. All content comes from database rows and from
+the engine's result; the card states nothing that was not measured.
 """
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,27 +20,22 @@ from workers.distill.config.result import RunResult, SynthesisSummary
 Json = dict[str, Any]
 
 _MOST_CLASSES = 20
-_SEGMENTATION = "segmentation"
-_KINDS = {
-    "classification": ("image-classification", "An image classifier"),
-    _SEGMENTATION: ("image-segmentation", "A segmentation network"),
-}
 _PICTURES = (
     ("accuracy.png", "Accuracy while training"),
     ("miou.png", "Mean IoU while training"),
     ("losses.png", "Loss terms while training"),
-    ("agreement.png", "How often the student answers as the teacher while training"),
-    ("synthesis-losses.png", "Loss terms while images are invented"),
+    ("agreement.png", "Agreement of student and teacher while training"),
+    ("synthesis-losses.png", "Loss terms of synthesis"),
     ("buffer.png", "The replay buffer after each epoch"),
-    ("class-histogram.png", "What the teacher takes the invented images for"),
-    ("difficulty.png", "How sure the teacher is of the invented images"),
+    ("class-histogram.png", "Classes that the teacher predicts for the synthetic images"),
+    ("difficulty.png", "Confidence of the teacher on the synthetic images"),
     ("priority.png", "How often images are drawn, and how far the student is from the teacher"),
-    ("time-split.png", "Time to invent images, and to learn on them"),
-    ("cka.png", "Likeness of the features to the teacher's while training"),
-    ("overlap.png", "How well the areas of each class are met"),
-    ("confusion.png", "Which classes the student takes for which"),
+    ("time-split.png", "Time for synthesis and for training on its images"),
+    ("cka.png", "Similarity of the features to the teacher's while training (CKA)"),
+    ("overlap.png", "Overlap of predicted and true areas of each class"),
+    ("confusion.png", "Confusion of the student: predicted by true class"),
     ("correlation.png", "Correlation of logits, compared with the teacher"),
-    ("calibration.png", "How far the confidence can be trusted"),
+    ("calibration.png", "Calibration: accuracy by confidence"),
     ("tsne.png", "Features of test images, by t-SNE"),
     ("pca.png", "Features of test images, by PCA"),
 )
@@ -49,7 +44,7 @@ _SHEET = re.compile(r"sheet-epoch-(\d+)\.png")
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a card says of the data set."""
+    """What a card says about the data set."""
 
     reference: str
     digest: str | None
@@ -58,14 +53,14 @@ class DataFacts:
 
     @classmethod
     def of(cls, row: tables.DatasetVersionRow) -> "DataFacts":
-        """Return the facts of a row that belongs to a session."""
+        """Return the facts from a row that belongs to a session."""
         digest = f"sha256:{row.sha256}" if row.sha256 else None
         return cls(datasets.reference_of(row), digest, row.card, row.splits)
 
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """What a card says of the teacher."""
+    """What a card says about the teacher."""
 
     reference: str
     digest: str
@@ -73,13 +68,13 @@ class TeacherFacts:
 
     @classmethod
     def of(cls, row: tables.ModelVersionRow) -> "TeacherFacts":
-        """Return the facts of a row that belongs to a session."""
+        """Return the facts from a row that belongs to a session."""
         return cls(models.reference_of(row), f"sha256:{row.sha256}", row.network)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A job and its inputs."""
+    """A job and its inputs, as the card describes them."""
 
     job_id: str
     attempt: int
@@ -91,9 +86,10 @@ class Origin:
 def write(
     origin: Origin, *, description: Json, result: RunResult, pictures: Collection[str]
 ) -> str:
-    """Return the card; `pictures` are paths relative to it, those that are there.
+    """Return the text of the card.
 
-    `description` is what the engine says of the student, `result` what it measured.
+    `description` is the content of the student's config.json. `pictures` are the paths, relative to
+    the card, of the report's files that are stored.
     """
     sections = (
         _front_matter(origin, description, result),
@@ -111,9 +107,9 @@ def write(
 
 
 def _front_matter(origin: Origin, description: Json, result: RunResult) -> list[str]:
-    kind, _ = _KINDS[description["task"]]
+    kind = _TASKS[description["task"]].pipeline_tag
     # JSON is YAML, and needs no rules for quoting.
-    told = {
+    fields = {
         "license": "unknown",
         "library_name": _library(description["network"]),
         "pipeline_tag": kind,
@@ -135,8 +131,8 @@ def _front_matter(origin: Origin, description: Json, result: RunResult) -> list[
             ],
         }
         name = origin.spec.student.register_as or "student"
-        told["model-index"] = [{"name": name, "results": [measured]}]
-    return ["---", *(f"{key}: {json.dumps(value)}" for key, value in told.items()), "---"]
+        fields["model-index"] = [{"name": name, "results": [measured]}]
+    return ["---", *(f"{key}: {json.dumps(value)}" for key, value in fields.items()), "---"]
 
 
 def _summary(origin: Origin, description: Json, result: RunResult) -> list[str]:
@@ -144,12 +140,11 @@ def _summary(origin: Origin, description: Json, result: RunResult) -> list[str]:
     source = f" distilled from `{origin.teacher.reference}`" if origin.teacher else " trained alone"
     learned_on = f"on `{spec.dataset}`"
     if _is_data_free(result):
-        learned_on = "on invented images, without a training image"
-    _, kind = _KINDS[description["task"]]
+        learned_on = "on synthetic images, without a training image"
     return [
         f"# {spec.student.register_as}",
         "",
-        f"{kind}, `{description['network']}` with "
+        f"{_TASKS[description['task']].noun}, `{description['network']}` with "
         f"{result.parameters['student']:,} parameters,{source} by the method "
         f"`{spec.method['name']}` {learned_on}. It takes images of "
         f"{size['channels']} x {size['height']} x {size['width']} (channels, height, width) and "
@@ -175,61 +170,27 @@ def _scores(origin: Origin, description: Json, result: RunResult) -> list[str]:
         names["baseline"] = "baseline (same student, on noise)"
         chosen = _not_chosen(result)
     samples = scores["student"]["samples"]
-    told = [
+    head = [
         "## Scores",
         "",
-        f"On the {samples:,} images of the test split of `{origin.spec.dataset}`, which was looked "
-        f"at once, after training. {chosen}",
+        f"On the {samples:,} images of the test split of `{origin.spec.dataset}`, which was used "
+        f"once, after training. {chosen}",
         "",
     ]
     named = [(names[name], score) for name, score in scores.items()]
-    if description["task"] == _SEGMENTATION:
-        return [*told, *_pixel_scores(named)]
-    return [*told, *_image_scores(named)]
+    return [*head, *_TASKS[description["task"]].scores(named)]
 
 
 def _not_chosen(result: RunResult) -> str:
-    """Return that the last epoch was delivered, and how far the best one was from it."""
-    said = "The student is that of the last epoch: no image had a say in which one."
+    """Return that the last epoch was delivered, with its validation accuracy and the best one."""
+    text = "The student is that of the last epoch; it was not chosen by validation."
     validation = result.validation
     if validation is None or validation.last is None or validation.best is None:
-        return said
+        return text
     return (
-        f"{said} Its validation accuracy is {validation.last:.2%}, the best was "
+        f"{text} Its validation accuracy is {validation.last:.2%}, the best was "
         f"{validation.best:.2%} after epoch {validation.best_epoch}."
     )
-
-
-def _pixel_scores(named: list[tuple[str, Json]]) -> list[str]:
-    rows = [
-        f"| {name} | {_number(score['accuracy'], '.2%')} | {_number(score['miou'], '.2%')} "
-        f"| {_number(score.get('agreement'), '.2%')} |"
-        for name, score in named
-    ]
-    return [
-        "| | pixel accuracy | mean IoU | agrees with the teacher |",
-        "| --- | --- | --- | --- |",
-        *rows,
-        "",
-        "Mean IoU leaves out classes that neither the masks nor the answers have.",
-    ]
-
-
-def _image_scores(named: list[tuple[str, Json]]) -> list[str]:
-    rows = [
-        f"| {name} | {_percent(score)} | {_number(score.get('agreement'), '.2%')} "
-        f"| {_number(score['ece'], '.4f')} | {_number(score['loss'], '.4f')} |"
-        for name, score in named
-    ]
-    return [
-        "| | accuracy (95 % interval) | agrees with the teacher | calibration error | loss |",
-        "| --- | --- | --- | --- | --- |",
-        *rows,
-        "",
-        "Intervals are Wilson's and speak of the choice of test images alone; another seed may "
-        "differ by more. The calibration error is the expected one over 15 bins of confidence, "
-        "without any correction; loss is cross-entropy in nats.",
-    ]
 
 
 def _data(origin: Origin, description: Json, result: RunResult) -> list[str]:
@@ -264,7 +225,7 @@ def _synthetic(origin: Origin, made: SynthesisSummary, images_read: int | None) 
     """Yield where the synthetic images come from that a student was trained on."""
     yield f"- Training images read: {images_read}"
     yield (
-        f"- Invented by the method against the teacher: {made.images:,} images in "
+        f"- Synthetic, made by the method from the teacher: {made.images:,} images in "
         f"{made.calls:,} calls of {made.steps:,} optimizer steps altogether"
     )
     buffer = made.buffer
@@ -272,11 +233,11 @@ def _synthetic(origin: Origin, made: SynthesisSummary, images_read: int | None) 
         present = sum(count > 0 for count in buffer.classes)
         yield (
             f"- In the replay buffer at the end: {buffer.images:,} images, which the teacher "
-            f"takes for {present} of {len(buffer.classes)} classes"
+            f"assigns to {present} of {len(buffer.classes)} classes"
         )
     yield (
-        f"- Time: {made.synthesis_seconds:,.1f} s to invent images, "
-        f"{made.distillation_seconds:,.1f} s to learn on them"
+        f"- Time: {made.synthesis_seconds:,.1f} s of synthesis, "
+        f"{made.distillation_seconds:,.1f} s of training on its images"
     )
     if origin.dataset is not None:
         facts = origin.dataset
@@ -309,7 +270,7 @@ def _training(origin: Origin, result: RunResult) -> list[str]:
 
 
 def _method(name: str) -> Iterator[str]:
-    """Yield what a method is called, where it comes from, and how ours differs."""
+    """Yield the lines with a method's title, its source, and how this implementation differs."""
     entry = catalog.load().methods.get(name, {})
     source = entry.get("source", {})
     paper = [source.get("title"), source.get("venue")]
@@ -364,7 +325,7 @@ def _loading(description: Json) -> list[str]:
 
 
 def snippet(description: Json) -> Iterator[str]:
-    """Yield the lines of a program that classifies one image, run beside the weights."""
+    """Yield the lines of a program that runs the student on one image, beside its weights."""
     size, library = description["input"], _library(description["network"])
     if library == "timm":
         yield from _plain_timm(description)
@@ -372,7 +333,7 @@ def snippet(description: Json) -> Iterator[str]:
         yield 'from pathlib import Path  # needs: pip install "retort[worker]"'
         yield ""
         yield "import torch"
-        yield "from workers.distill import weights"
+        yield "from workers.distill.networks import weights"
         yield ""
         yield f'network, _ = weights.rebuild(Path("{models.WEIGHTS}"))'
     yield "network.eval()"
@@ -392,11 +353,7 @@ def snippet(description: Json) -> Iterator[str]:
     yield f"images = torch.rand({shape})  # yours: pixels from 0 to 1"
     yield "with torch.inference_mode():"
     yield "    probabilities = network((images - mean) / std).softmax(1)"
-    if description["task"] == _SEGMENTATION:
-        yield "mask = probabilities[0].argmax(0)  # a class for each pixel"
-        yield "print(*sorted(classes[number] for number in mask.unique().tolist()))"
-        return
-    yield "print(classes[int(probabilities[0].argmax())], float(probabilities[0].max()))"
+    yield from _TASKS[description["task"]].snippet
 
 
 def _plain_timm(description: Json) -> Iterator[str]:
@@ -438,7 +395,7 @@ def _report(pictures: Collection[str]) -> list[str]:
     sheets = {int(found[1]): name for name in by_name if (found := _SHEET.fullmatch(name))}
     if sheets:
         newest = by_name[sheets[max(sheets)]]
-        shown.insert(0, (newest, "The newest of the images that the method invented"))
+        shown.insert(0, (newest, "The newest synthetic images of the method"))
     if not shown:
         return []
     lines = [f"![{title}]({path})" for path, title in shown]
@@ -454,7 +411,7 @@ def _rows(prefix: str, settings: Json) -> Iterator[tuple[str, str]]:
 
 
 def _library(network: str) -> str:
-    """Return the library that builds a network with nothing of ours."""
+    """Return the library that a user needs to build the network: `timm` or `retort`."""
     return "timm" if network.startswith("timm/") else "retort"
 
 
@@ -470,6 +427,70 @@ def _number(value: Any, form: str) -> str:  # Any: a number, the word NaN, or no
 
 
 def _plain(words: str) -> str:
-    """Return somebody's words as plain text, which no Markdown can hide in."""
+    """Return text of a user with control characters removed and Markdown escaped."""
     kept = "".join(letter if letter.isprintable() else " " for letter in words)
     return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#!" else letter for letter in kept)
+
+
+def _pixel_scores(named: list[tuple[str, Json]]) -> list[str]:
+    rows = [
+        f"| {name} | {_number(score['accuracy'], '.2%')} | {_number(score['miou'], '.2%')} "
+        f"| {_number(score.get('agreement'), '.2%')} |"
+        for name, score in named
+    ]
+    return [
+        "| | pixel accuracy | mean IoU | agrees with the teacher |",
+        "| --- | --- | --- | --- |",
+        *rows,
+        "",
+        "Mean IoU leaves out classes that neither the masks nor the answers have.",
+    ]
+
+
+def _image_scores(named: list[tuple[str, Json]]) -> list[str]:
+    rows = [
+        f"| {name} | {_percent(score)} | {_number(score.get('agreement'), '.2%')} "
+        f"| {_number(score['ece'], '.4f')} | {_number(score['loss'], '.4f')} |"
+        for name, score in named
+    ]
+    return [
+        "| | accuracy (95 % interval) | agrees with the teacher | calibration error | loss |",
+        "| --- | --- | --- | --- | --- |",
+        *rows,
+        "",
+        "Intervals are Wilson's and speak of the choice of test images alone; another seed may "
+        "differ by more. The calibration error is the expected one over 15 bins of confidence, "
+        "without any correction; loss is cross-entropy in nats.",
+    ]
+
+
+@dataclass(frozen=True)
+class _TaskText:
+    """What a card says about students of one task."""
+
+    pipeline_tag: str
+    """The task's name on model hubs."""
+    noun: str
+    scores: Callable[[list[tuple[str, Json]]], list[str]]
+    """Returns the table of scores; takes title and scores of each network."""
+    snippet: tuple[str, ...]
+    """Lines that print the prediction from `probabilities` and `classes`."""
+
+
+_TASKS = {
+    "classification": _TaskText(
+        pipeline_tag="image-classification",
+        noun="An image classifier",
+        scores=_image_scores,
+        snippet=("print(classes[int(probabilities[0].argmax())], float(probabilities[0].max()))",),
+    ),
+    "segmentation": _TaskText(
+        pipeline_tag="image-segmentation",
+        noun="A segmentation network",
+        scores=_pixel_scores,
+        snippet=(
+            "mask = probabilities[0].argmax(0)  # a class for each pixel",
+            "print(*sorted(classes[number] for number in mask.unique().tolist()))",
+        ),
+    ),
+}

@@ -38,7 +38,7 @@ class JobResult(RunResult):
 
 
 class JobLinks(BaseModel):
-    """Where to go from here."""
+    """Paths of what belongs to the job."""
 
     job: str
     events: str
@@ -52,7 +52,7 @@ class JobLinks(BaseModel):
 
 
 class JobRead(BaseModel):
-    """A job as it is now."""
+    """A job in its current state."""
 
     id: str
     name: str
@@ -68,7 +68,7 @@ class JobRead(BaseModel):
     estimated_end_at: datetime | None
     retry_of: str | None = None
     study: str | None = Field(
-        default=None, description="Study that it belongs to; a retry takes its place there."
+        default=None, description="Study that it belongs to; a retry replaces it there."
     )
     variant: int | None = Field(default=None, description="Number of its variant in the study.")
     spec: Json = Field(description="As stored: defaults filled in, references resolved.")
@@ -111,7 +111,7 @@ class JobRead(BaseModel):
 
 
 class AttemptRead(BaseModel):
-    """One lease on a job."""
+    """One attempt at a job: a worker's lease on it."""
 
     number: int
     worker_id: str | None
@@ -146,12 +146,12 @@ class AttemptLog(BaseModel):
 
     @classmethod
     def of(cls, attempt: tables.AttemptRow) -> Self:
-        """Return the log of a row; an attempt that runs has not handed in its own yet."""
+        """Return the log of a row; it is empty while the attempt runs."""
         return cls(attempt=attempt.number, lines=attempt.log_tail or [], ended_at=attempt.ended_at)
 
 
 class CheckpointRead(BaseModel):
-    """A point from which a job can go on."""
+    """A checkpoint from which a job can resume."""
 
     id: str
     attempt: int
@@ -199,7 +199,7 @@ class EventsRead(BaseModel):
 
 
 class ProgressRead(BaseModel):
-    """Where a job is between two events; not numbered, and not kept."""
+    """Progress of a job between two events; has no sequence number and is not stored."""
 
     state: str
     attempt: int
@@ -209,7 +209,7 @@ class ProgressRead(BaseModel):
 
     @classmethod
     def of(cls, told: streams.Progress) -> Self:
-        """Return the body of what a stream tells."""
+        """Return the body of a progress report."""
         return cls(
             state=told.snapshot.state,
             attempt=told.snapshot.attempt,
@@ -270,7 +270,7 @@ class ReportFile(described.StoredFile):
 
 
 class ReportRead(BaseModel):
-    """The files that explain a finished job: none where it was to make no report."""
+    """The report of a finished job; without files where the job was to write none."""
 
     data: list[ReportFile]
     archive: str | None = Field(description="All of them in one file.")

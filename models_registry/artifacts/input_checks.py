@@ -1,7 +1,7 @@
-"""What callers say about a model or data set, checked: images, classes, names, cards, tags.
+"""Checks of what callers say about a model or data set: input, classes, names, cards, tags.
 
-Each check returns every fault it finds, with a JSON Pointer, the value and the way out, so that
-one answer tells a caller all that is wrong.
+Each check yields every fault that it finds, with a JSON Pointer, the value and what to do, so that
+one response reports all of them.
 """
 
 import math
@@ -71,7 +71,7 @@ def faults_of_input(images: dict[str, Any], pointer: str = "/input") -> Iterator
 
 
 def faults_of_notes(*, card: str | None, tags: dict[str, str] | None) -> Iterator[Fault]:
-    """Yield what is wrong with a card's text and with tags; None is not looked at."""
+    """Yield what is wrong with a card's text and with tags; None is not checked."""
     if card is not None and len(card) > MAX_CARD_CHARACTERS:
         detail = f"a card has at most {MAX_CARD_CHARACTERS} characters, got {len(card)}"
         yield Fault("/card", "too_long", detail)
@@ -84,7 +84,7 @@ def faults_of_notes(*, card: str | None, tags: dict[str, str] | None) -> Iterato
 
 
 def printable(text: str) -> str:
-    """Return `text` with what cannot be shown, or cannot be encoded, replaced by `?`."""
+    """Return `text` with control characters and surrogates replaced by `?`."""
     return "".join(c if unicodedata.category(c) not in {"Cc", "Cs"} else "?" for c in text)
 
 

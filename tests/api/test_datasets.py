@@ -168,7 +168,7 @@ class TestFromJob:
     def job(
         self, sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
     ) -> tables.JobRow:
-        """A job that has invented images and kept them."""
+        """A data-free job that has kept its synthetic images."""
         with sessions.begin() as session:
             factories.teacher(session, storage, project_id=project.id)
             return factories.invented(session, storage, project_id=project.id)

@@ -108,7 +108,7 @@ class TestMake:
         result = student_files.make(origin, REPORT, workdir).result
         assert result == {name: REPORT[name] for name in REPORT.keys() - {"type", "files"}}
 
-    def test_keeps_invented_images_beside_the_student(
+    def test_keeps_synthetic_images_beside_the_student(
         self, origin: student_files.Origin, workdir: Path
     ) -> None:
         (workdir / "synthetic").mkdir()
