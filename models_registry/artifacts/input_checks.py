@@ -8,13 +8,14 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from models_registry import errors
 from models_registry.errors import Fault
 from models_registry.jobs import spec
+from workers.distill.config.job import Task
 
-TASKS = ("classification", "segmentation")
+TASKS: tuple[str, ...] = get_args(Task)
 MIN_CLASSES = 2
 MAX_CLASSES = 100_000
 MAX_CHANNELS = 1024
