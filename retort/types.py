@@ -5,7 +5,7 @@ final: a newer server must not break an older client.
 """
 
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -60,6 +60,10 @@ class JobResult(Body):
     wall_seconds: float | None = None
     training_images_read: int | None = None
     synthesis: Json | None = None
+
+    if TYPE_CHECKING:
+        # The fields that are not declared, for type checkers.
+        def __getattr__(self, name: str) -> Any: ...
 
 
 class Job(Body):
