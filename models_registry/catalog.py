@@ -36,7 +36,7 @@ class Catalog:
     foreign_networks: dict[str, list[str]]
     foreign_tasks: dict[str, str]  # by reference; those that are not named classify images
     datasets: dict[str, dict[str, Any]]
-    dataset_formats: list[str]
+    formats: dict[str, dict[str, Any]]  # of data set uploads
     training_schema: dict[str, Any]
     recipes: dict[str, dict[str, Any]]
 
@@ -64,7 +64,7 @@ def load() -> Catalog:
         foreign_networks=content["foreign_networks"],
         foreign_tasks=content["foreign_tasks"],
         datasets={dataset["name"]: dataset for dataset in content["datasets"]},
-        dataset_formats=content["dataset_formats"],
+        formats={entry["name"]: entry for entry in content["formats"]},
         training_schema=Training.model_json_schema(),
         recipes=PRESETS,
     )

@@ -1,11 +1,11 @@
-"""What the server answers: one class for each body.
+"""Bodies of the server's responses: one class each.
 
-Fields that this version does not know are ignored, and a state that it does not know counts as
-"not final yet": a newer server must not break an older client.
+Fields that this version does not know are ignored, and a state that it does not know counts as not
+final: a newer server must not break an older client.
 """
 
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 
 
 class Body(BaseModel):
-    """What every answer has in common."""
+    """What all bodies have in common."""
 
     # Losses can be NaN or infinite; JSON has neither, so they travel as strings both ways.
     model_config = ConfigDict(extra="ignore", frozen=True, ser_json_inf_nan="strings")
@@ -44,20 +44,26 @@ class Failure(Body):
 
 
 class JobResult(Body):
-    """What a job that succeeded has made."""
+    """What a job that succeeded has made.
+
+    Declared here is only what the command line and the downloads read. All other fields that the
+    server's OpenAPI document lists for `JobResult`, such as `flops`, are attributes as well, with
+    plain JSON values; `model_extra` has them as a dictionary.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     student: str | None = None
     digest: str | None = None
     scores: dict[str, Json | None] = Field(default_factory=dict)
     parameters: dict[str, int | None] = Field(default_factory=dict)
-    images_per_second: float | None = None
-    floor_share: float | None = None
     wall_seconds: float | None = None
-    shared_with: int | None = None
     training_images_read: int | None = None
-    evaluated_on: str | None = None
     synthesis: Json | None = None
-    validation: Json | None = None
+
+    if TYPE_CHECKING:
+        # The fields that are not declared, for type checkers.
+        def __getattr__(self, name: str) -> Any: ...
 
 
 class Job(Body):
@@ -88,7 +94,7 @@ class Job(Body):
 
     @property
     def is_final(self) -> bool:
-        """Say whether the job will never change state again."""
+        """Whether the state of the job can no longer change."""
         return self.state in FINAL_STATES
 
 
@@ -134,7 +140,7 @@ class Study(Body):
 
     @property
     def is_final(self) -> bool:
-        """Say whether every job has ended; the retry of one would go on with the study."""
+        """Whether every job has ended; to retry one of them continues the study."""
         return self.state in FINAL_STUDY_STATES
 
 
@@ -150,7 +156,7 @@ class Variant(Body):
 
 
 class StudyPlan(Body):
-    """What a study would consist of."""
+    """The jobs that a study would consist of."""
 
     spec: Json = Field(default_factory=dict)
     job_count: int
@@ -167,7 +173,7 @@ class Spread(Body):
 
 
 class Difference(Body):
-    """A variant less its baseline, seed by seed."""
+    """Differences between a variant and its baseline, seed by seed."""
 
     pairs: int
     mean: float
@@ -190,7 +196,7 @@ class SeedRun(Body):
 
 
 class LeaderboardRow(Variant):
-    """A variant and what it achieved."""
+    """A variant and its scores."""
 
     rank: int | None = None
     finished: int = 0
@@ -232,7 +238,7 @@ class Part(Body):
 
 
 class Upload(Body):
-    """A file on its way to the server."""
+    """A file that is being sent to the server, part by part."""
 
     id: str
     state: str
@@ -246,7 +252,7 @@ class Upload(Body):
 
 
 class Rejection(Body):
-    """Why a worker turned an upload down."""
+    """Why a worker rejected an upload."""
 
     code: str
     message: str = ""
@@ -304,12 +310,12 @@ class ModelVersion(Body):
 
     @property
     def is_settled(self) -> bool:
-        """Say whether the inspection of the upload is over."""
+        """Whether the upload has been inspected."""
         return self.state in SETTLED_STATES
 
 
 class Model(Body):
-    """A name that versions belong to."""
+    """A model: a name for its versions."""
 
     name: str
     latest_version: int | None = None
@@ -348,12 +354,12 @@ class DatasetVersion(Body):
 
     @property
     def is_settled(self) -> bool:
-        """Say whether the inspection of the upload is over."""
+        """Whether the upload has been inspected."""
         return self.state in SETTLED_STATES
 
 
 class Dataset(Body):
-    """A name that data set versions belong to."""
+    """A data set: a name for its versions."""
 
     name: str
     latest_version: int | None = None
@@ -361,7 +367,7 @@ class Dataset(Body):
 
 
 class Method(Body):
-    """One published way to distil."""
+    """One published method of distillation."""
 
     name: str
     family: str

@@ -1,7 +1,7 @@
-"""What an engine needs of a job: the files it reads, and the recipe it carries out.
+"""The inputs that an engine needs for a job: files, and the job's configuration.
 
-Teacher and data set are the same for all jobs that share an engine; start weights, checkpoints
-and the recipe are each job's own.
+Teacher and data set are the same for all jobs that share an engine; start weights, checkpoints and
+configuration belong to one job.
 """
 
 from collections.abc import Collection
@@ -15,22 +15,22 @@ from models_registry.artifacts import datasets
 from models_registry.jobs import jobs, leases, validation
 from models_registry.persistence import tables
 
-# An engine that finds no such file cannot have read it.
+# A file that is not in the working folder cannot be read by the engine.
 _TRAINING_IMAGES = frozenset({"train.safetensors"})
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the database knows of a job's inputs: blobs by the path they get, and the recipe."""
+    """A job's inputs: blobs by their path in the working folder, and the engine's configuration."""
 
     shared: dict[str, tables.BlobRow]
     builtin: str | None
-    """Name of a data set that is not in the store, but written by a child process."""
+    """Name of a data set that is not in the store but written by a child process; else None."""
     withheld: frozenset[str]
-    """Files of the data set that the job has no business with."""
+    """Files of the data set that the job must not see."""
     own: dict[str, tables.BlobRow]
     checkpoints: dict[str, tables.BlobRow]
-    # Any: recipes are JSON.
+    # Any: JSON.
     recipe: dict[str, Any]
 
 
@@ -56,13 +56,14 @@ def of(session: Session, job_id: str) -> Inputs:
 
 
 def recipe_of(session: Session, job: tables.JobRow) -> dict[str, Any]:
-    """Return the engine's view of a job: plain values, no ids of ours.
+    """Return the `JobConfig` of a job as JSON, without ids of the service.
 
-    The job's own id is left out on purpose: the same spec gives the same bytes.
+    The job's id is left out so that the same spec gives the same bytes.
+    Raises: errors.Refused when neither data set nor teacher says what the images look like.
     """
     teacher, initial, dataset = _versions(session, job)
     spec = jobs.spec_of(job)
-    # Invented images are as the teacher wants them, whatever the student is measured on.
+    # Synthetic images have the form of the teacher's input, whatever the student is evaluated on.
     source = teacher if validation.is_data_free(spec.method) else dataset or teacher
     if source is None or source.input is None:
         raise errors.Refused("A job needs a data set or a teacher to know its input from.")

@@ -1,7 +1,7 @@
-"""Looks at uploads in a child process without credentials, and writes the answer to the registry.
+"""Inspect uploads in a child process without credentials, and record the outcome.
 
-Models become safetensors, data sets the engine's canonical form; what cannot become one is
-rejected with the reason. Built-in data sets are written the same way.
+Models are converted to safetensors, data sets to the engine's prepared form; what cannot be
+converted is rejected with the reason. Built-in data sets are written in the same way.
 """
 
 import json
@@ -28,14 +28,15 @@ log = structlog.get_logger()
 
 _MODULE = "workers.distill.inspection"
 _TICK_SECONDS = 0.2
-# A database that is away for longer loses the answer; the claim runs out, and all is repeated.
+# If the database is unreachable for longer, the outcome is lost; the claim expires, and the
+# inspection is repeated.
 _PATIENCE_SECONDS = 600.0
-# A child that hangs is ended.
+# A child that runs for longer is killed.
 _LIMIT_SECONDS = 3600.0
 
 
 class _Died(Exception):
-    """The child ended without a last word, or took too long: perhaps the file's fault."""
+    """The child ended without a result or failure, or took too long: the file may be the cause."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def inspect(context: Context, kind: inspections.Kind, version_id: str) -> str | 
 
 
 class _Hold:
-    """Keeps a claim while its inspection lasts, however large the file is."""
+    """Renews a claim while the inspection lasts, however large the file is."""
 
     def __init__(self, context: Context, inspection: inspections.Inspection) -> None:
         self._context = context
@@ -82,17 +83,17 @@ class _Hold:
         self._thread = threading.Thread(target=self._beat, name="inspection-hold", daemon=True)
 
     def __enter__(self) -> Self:
-        """Start to renew the claim."""
+        """Start renewing the claim."""
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Stop to renew it."""
+        """Stop renewing it."""
         self._done.set()
         self._thread.join()
 
     def must_stop(self) -> bool:
-        """Return whether the work is in vain, or this worker shuts down."""
+        """Return whether the claim is lost, or this worker is shutting down."""
         return self._lost.is_set() or self._context.shutting_down.is_set()
 
     def _beat(self) -> None:
@@ -111,7 +112,7 @@ class _Hold:
 
 
 def _answer(context: Context, inspection: inspections.Inspection, hold: _Hold) -> _Answer:
-    """Inspect, and turn what is not the file's fault into another attempt."""
+    """Inspect; return another attempt where the failure is not the file's fault."""
     try:
         with staging.scratch(context.settings.scratch_dir, inspection.version_id) as workdir:
             return _examine(context, inspection, workdir, hold)
@@ -173,9 +174,9 @@ def _ask(
     must_stop: Callable[[], bool] = lambda: False,
     limit_seconds: float = _LIMIT_SECONDS,
 ) -> Report | None:
-    """Run the child and return its last word, or None when it was stopped by `must_stop`.
+    """Run the child; return its result or failure, or None when `must_stop` stopped it.
 
-    Raises: _Died when it ended without a last word, or took longer than the limit.
+    Raises: _Died when it ended without either, or took longer than the limit.
     """
     path = workdir / "request.json"
     path.write_text(json.dumps(request))
@@ -266,10 +267,10 @@ def _rejection(report: Report) -> dict[str, Any]:
 def builtin_dataset(
     name: str, folder: Path, *, cache: Path, without: Collection[str] = ()
 ) -> str | None:
-    """Make `folder` the built-in data set `name`; return a sentence where that fails.
+    """Put the built-in data set `name` into `folder`; return why that failed, or None.
 
-    It is written once on a machine, under a lock, and linked from then on, but for the files
-    `without`.
+    It is written once on a machine, under a lock, and linked from then on. Files named in `without`
+    are left out.
     """
     kept = builtin_folder(cache) / name
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -290,5 +291,5 @@ def builtin_dataset(
 
 
 def builtin_folder(cache: Path) -> Path:
-    """Return where a machine keeps its built-in data sets."""
+    """Return the folder of a machine's cache for built-in data sets."""
     return cache / "builtin"

@@ -1,12 +1,12 @@
-"""Writes a student's model card: what it is, where it comes from, how good it is, how to load it.
+"""Write a student's model card: what it is, where it comes from, its scores, how to load it.
 
-Markdown with the front matter that model hubs read. Everything in it is taken from rows and from
-the engine's own report; nothing is known that was not measured.
+Markdown with the front matter that model hubs read. All content comes from database rows and from
+the engine's result; the card states nothing that was not measured.
 """
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,32 +14,28 @@ from models_registry import catalog
 from models_registry.artifacts import datasets, models, references
 from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import tables
+from workers.distill.config.result import RunResult, SynthesisSummary
 
 # Free-form JSON: what the engine reported, a spec as stored.
 Json = dict[str, Any]
 
 _MOST_CLASSES = 20
-_SEGMENTATION = "segmentation"
-_KINDS = {
-    "classification": ("image-classification", "An image classifier"),
-    _SEGMENTATION: ("image-segmentation", "A segmentation network"),
-}
 _PICTURES = (
     ("accuracy.png", "Accuracy while training"),
     ("miou.png", "Mean IoU while training"),
     ("losses.png", "Loss terms while training"),
-    ("agreement.png", "How often the student answers as the teacher while training"),
-    ("synthesis-losses.png", "Loss terms while images are invented"),
+    ("agreement.png", "Agreement of student and teacher while training"),
+    ("synthesis-losses.png", "Loss terms of synthesis"),
     ("buffer.png", "The replay buffer after each epoch"),
-    ("class-histogram.png", "What the teacher takes the invented images for"),
-    ("difficulty.png", "How sure the teacher is of the invented images"),
+    ("class-histogram.png", "Classes that the teacher predicts for the synthetic images"),
+    ("difficulty.png", "Confidence of the teacher on the synthetic images"),
     ("priority.png", "How often images are drawn, and how far the student is from the teacher"),
-    ("time-split.png", "Time to invent images, and to learn on them"),
-    ("cka.png", "Likeness of the features to the teacher's while training"),
-    ("overlap.png", "How well the areas of each class are met"),
-    ("confusion.png", "Which classes the student takes for which"),
+    ("time-split.png", "Time for synthesis and for training on its images"),
+    ("cka.png", "Similarity of the features to the teacher's while training (CKA)"),
+    ("overlap.png", "Overlap of predicted and true areas of each class"),
+    ("confusion.png", "Confusion of the student: predicted by true class"),
     ("correlation.png", "Correlation of logits, compared with the teacher"),
-    ("calibration.png", "How far the confidence can be trusted"),
+    ("calibration.png", "Calibration: accuracy by confidence"),
     ("tsne.png", "Features of test images, by t-SNE"),
     ("pca.png", "Features of test images, by PCA"),
 )
@@ -48,7 +44,7 @@ _SHEET = re.compile(r"sheet-epoch-(\d+)\.png")
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a card says of the data set."""
+    """What a card says about the data set."""
 
     reference: str
     digest: str | None
@@ -57,14 +53,14 @@ class DataFacts:
 
     @classmethod
     def of(cls, row: tables.DatasetVersionRow) -> "DataFacts":
-        """Return the facts of a row that belongs to a session."""
+        """Return the facts from a row that belongs to a session."""
         digest = f"sha256:{row.sha256}" if row.sha256 else None
         return cls(datasets.reference_of(row), digest, row.card, row.splits)
 
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """What a card says of the teacher."""
+    """What a card says about the teacher."""
 
     reference: str
     digest: str
@@ -72,13 +68,13 @@ class TeacherFacts:
 
     @classmethod
     def of(cls, row: tables.ModelVersionRow) -> "TeacherFacts":
-        """Return the facts of a row that belongs to a session."""
+        """Return the facts from a row that belongs to a session."""
         return cls(models.reference_of(row), f"sha256:{row.sha256}", row.network)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A job and its inputs."""
+    """A job and its inputs, as the card describes them."""
 
     job_id: str
     attempt: int
@@ -87,10 +83,13 @@ class Origin:
     teacher: TeacherFacts | None
 
 
-def write(origin: Origin, *, description: Json, result: Json, pictures: Collection[str]) -> str:
-    """Return the card; `pictures` are paths relative to it, those that are there.
+def write(
+    origin: Origin, *, description: Json, result: RunResult, pictures: Collection[str]
+) -> str:
+    """Return the text of the card.
 
-    `description` is what the engine says of the student, `result` what it measured.
+    `description` is the content of the student's config.json. `pictures` are the paths, relative to
+    the card, of the report's files that are stored.
     """
     sections = (
         _front_matter(origin, description, result),
@@ -107,16 +106,16 @@ def write(origin: Origin, *, description: Json, result: Json, pictures: Collecti
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
 
 
-def _front_matter(origin: Origin, description: Json, result: Json) -> list[str]:
-    kind, _ = _KINDS[description["task"]]
+def _front_matter(origin: Origin, description: Json, result: RunResult) -> list[str]:
+    kind = _TASKS[description["task"]].pipeline_tag
     # JSON is YAML, and needs no rules for quoting.
-    told = {
+    fields = {
         "license": "unknown",
         "library_name": _library(description["network"]),
         "pipeline_tag": kind,
         "tags": [kind, "knowledge-distillation", origin.spec.method["name"]],
     }
-    score, measured_on = result["scores"]["student"], origin.spec.dataset
+    score, measured_on = result.scores.get("student"), origin.spec.dataset
     if score is not None and measured_on is not None:
         measured = {
             "task": {"type": kind},
@@ -132,34 +131,33 @@ def _front_matter(origin: Origin, description: Json, result: Json) -> list[str]:
             ],
         }
         name = origin.spec.student.register_as or "student"
-        told["model-index"] = [{"name": name, "results": [measured]}]
-    return ["---", *(f"{key}: {json.dumps(value)}" for key, value in told.items()), "---"]
+        fields["model-index"] = [{"name": name, "results": [measured]}]
+    return ["---", *(f"{key}: {json.dumps(value)}" for key, value in fields.items()), "---"]
 
 
-def _summary(origin: Origin, description: Json, result: Json) -> list[str]:
+def _summary(origin: Origin, description: Json, result: RunResult) -> list[str]:
     spec, size = origin.spec, description["input"]
     source = f" distilled from `{origin.teacher.reference}`" if origin.teacher else " trained alone"
     learned_on = f"on `{spec.dataset}`"
     if _is_data_free(result):
-        learned_on = "on invented images, without a training image"
-    _, kind = _KINDS[description["task"]]
+        learned_on = "on synthetic images, without a training image"
     return [
         f"# {spec.student.register_as}",
         "",
-        f"{kind}, `{description['network']}` with "
-        f"{result['parameters']['student']:,} parameters,{source} by the method "
+        f"{_TASKS[description['task']].noun}, `{description['network']}` with "
+        f"{result.parameters['student']:,} parameters,{source} by the method "
         f"`{spec.method['name']}` {learned_on}. It takes images of "
         f"{size['channels']} x {size['height']} x {size['width']} (channels, height, width) and "
         f"tells apart {len(description['classes'])} classes.",
     ]
 
 
-def _is_data_free(result: Json) -> bool:
-    return "synthesis" in result
+def _is_data_free(result: RunResult) -> bool:
+    return result.synthesis is not None
 
 
-def _scores(origin: Origin, description: Json, result: Json) -> list[str]:
-    scores = {name: score for name, score in result["scores"].items() if score is not None}
+def _scores(origin: Origin, description: Json, result: RunResult) -> list[str]:
+    scores = {name: score for name, score in result.scores.items() if score is not None}
     if "student" not in scores:
         return ["## Scores", "", "Not measured: the job had no data set to evaluate on."]
     names = {
@@ -167,37 +165,271 @@ def _scores(origin: Origin, description: Json, result: Json) -> list[str]:
         "student": "**student (this model)**",
         "baseline": "baseline (same student, no teacher)",
     }
-    chosen = (
-        "The epoch was chosen by validation accuracy: "
-        f"{result.get('best_epoch')} of {result.get('epochs')}."
-    )
+    chosen = f"The epoch was chosen by validation accuracy: {result.best_epoch} of {result.epochs}."
     if _is_data_free(result):
         names["baseline"] = "baseline (same student, on noise)"
         chosen = _not_chosen(result)
     samples = scores["student"]["samples"]
-    told = [
+    head = [
         "## Scores",
         "",
-        f"On the {samples:,} images of the test split of `{origin.spec.dataset}`, which was looked "
-        f"at once, after training. {chosen}",
+        f"On the {samples:,} images of the test split of `{origin.spec.dataset}`, which was used "
+        f"once, after training. {chosen}",
         "",
     ]
     named = [(names[name], score) for name, score in scores.items()]
-    if description["task"] == _SEGMENTATION:
-        return [*told, *_pixel_scores(named)]
-    return [*told, *_image_scores(named)]
+    return [*head, *_TASKS[description["task"]].scores(named)]
 
 
-def _not_chosen(result: Json) -> str:
-    """Return that the last epoch was delivered, and how far the best one was from it."""
-    said = "The student is that of the last epoch: no image had a say in which one."
-    seen = result.get("validation") or {}
-    if "last" not in seen:
-        return said
+def _not_chosen(result: RunResult) -> str:
+    """Return that the last epoch was delivered, with its validation accuracy and the best one."""
+    text = "The student is that of the last epoch; it was not chosen by validation."
+    validation = result.validation
+    if validation is None or validation.last is None or validation.best is None:
+        return text
     return (
-        f"{said} Its validation accuracy is {float(seen['last']):.2%}, the best was "
-        f"{float(seen['best']):.2%} after epoch {seen['best_epoch']}."
+        f"{text} Its validation accuracy is {validation.last:.2%}, the best was "
+        f"{validation.best:.2%} after epoch {validation.best_epoch}."
     )
+
+
+def _data(origin: Origin, description: Json, result: RunResult) -> list[str]:
+    names = [_plain(str(name)) for name in description["classes"]]
+    more = len(names) - _MOST_CLASSES
+    listed = ", ".join(names[:_MOST_CLASSES]) + (f" and {more} more" if more > 0 else "")
+    if result.synthesis is not None:
+        where = list(_synthetic(origin, result.synthesis, result.training_images_read))
+    elif origin.dataset is None:
+        where = []
+    else:
+        where = list(_facts_of(origin.dataset))
+    return [
+        "## Data",
+        "",
+        *where,
+        f"- Classes: {listed}",
+        "- Pixels are scaled to 0..1 and normalised with mean "
+        f"{description['input']['mean']} and deviation {description['input']['std']}",
+    ]
+
+
+def _facts_of(facts: DataFacts) -> Iterator[str]:
+    yield f"- Data set: `{facts.reference}`" + (f", `{facts.digest}`" if facts.digest else "")
+    if facts.card.strip():
+        yield f"- About: {_plain(facts.card.strip().splitlines()[0])}"
+    splits = ", ".join(f"{count:,} {name}" for name, count in facts.splits.items())
+    yield f"- Images: {splits}"
+
+
+def _synthetic(origin: Origin, made: SynthesisSummary, images_read: int | None) -> Iterator[str]:
+    """Yield where the synthetic images come from that a student was trained on."""
+    yield f"- Training images read: {images_read}"
+    yield (
+        f"- Synthetic, made by the method from the teacher: {made.images:,} images in "
+        f"{made.calls:,} calls of {made.steps:,} optimizer steps altogether"
+    )
+    buffer = made.buffer
+    if buffer is not None and buffer.images:
+        present = sum(count > 0 for count in buffer.classes)
+        yield (
+            f"- In the replay buffer at the end: {buffer.images:,} images, which the teacher "
+            f"assigns to {present} of {len(buffer.classes)} classes"
+        )
+    yield (
+        f"- Time: {made.synthesis_seconds:,.1f} s of synthesis, "
+        f"{made.distillation_seconds:,.1f} s of training on its images"
+    )
+    if origin.dataset is not None:
+        facts = origin.dataset
+        digest = f", `{facts.digest}`" if facts.digest else ""
+        yield f"- For evaluation only: `{facts.reference}`{digest}"
+
+
+def _training(origin: Origin, result: RunResult) -> list[str]:
+    spec, method = origin.spec, origin.spec.method
+    parts = [part["name"] for part in method.get("methods", [])]  # of a combination
+    lines = ["## Method and training", ""]
+    for name in (method["name"], *parts):
+        lines += _method(name)
+    if origin.teacher:
+        teacher = origin.teacher
+        lines.append(f"- Teacher: `{teacher.reference}`, `{teacher.network}`, `{teacher.digest}`")
+    if spec.student.initial:
+        lines.append(f"- Start weights: `{spec.student.initial}`")
+    settings = {key: value for key, value in method.items() if key != "name"}
+    rows = [*_rows("method", settings), *_rows("training", spec.training)]
+    ran = f"{result.steps:,} steps on {result.device} in {result.precision}"
+    return [
+        *lines,
+        f"- Ran: {ran}",
+        "",
+        "| setting | value |",
+        "| --- | --- |",
+        *(f"| {name} | {value} |" for name, value in rows),
+    ]
+
+
+def _method(name: str) -> Iterator[str]:
+    """Yield the lines with a method's title, its source, and how this implementation differs."""
+    entry = catalog.load().methods.get(name, {})
+    source = entry.get("source", {})
+    paper = [source.get("title"), source.get("venue")]
+    if source.get("arxiv"):
+        paper.append(f"arXiv:{source['arxiv']}")
+    yield f"- Method: {entry.get('title', name)} (`{name}`)"
+    yield f"- Source: {', '.join(part for part in paper if part) or 'unknown'}"
+    if entry.get("differs"):
+        yield f"- Differs from the source: {entry['differs']}"
+
+
+def _size_and_speed(result: RunResult) -> list[str]:
+    rows = (
+        ("parameters", result.parameters, ",d"),
+        ("operations of one image (FLOPs)", result.flops, ",d"),
+        ("time from one image to its logits (ms)", result.latency_ms, ".2f"),
+    )
+    return [
+        "## Size and speed",
+        "",
+        "| | teacher | student |",
+        "| --- | --- | --- |",
+        *(
+            f"| {name} | {_number(values.get('teacher'), form)} "
+            f"| {_number(values.get('student'), form)} |"
+            for name, values, form in rows
+        ),
+        "",
+        f"Measured on the training machine ({result.device}), other work beside it.",
+    ]
+
+
+def _limits(origin: Origin, result: RunResult) -> list[str]:
+    measured = f"Measured on the test split of `{origin.spec.dataset}` alone"
+    if result.scores.get("student") is None:
+        measured = "Never measured on a real image"
+    return [
+        "## Limits",
+        "",
+        f"- {measured}; nothing is known of other images, and images of no class are still given "
+        "one.",
+        "- Not measured: robustness to noise, to shifted data or to attacks; fairness between "
+        "groups; differences between runs with other seeds.",
+        "- A student may inherit errors and biases of its teacher and of the data.",
+        "- Licence unknown: whoever passes it on has to look up the terms of the data and of the "
+        "teacher.",
+    ]
+
+
+def _loading(description: Json) -> list[str]:
+    return ["## How to load it", "", "```python", *snippet(description), "```"]
+
+
+def snippet(description: Json) -> Iterator[str]:
+    """Yield the lines of a program that runs the student on one image, beside its weights."""
+    size, library = description["input"], _library(description["network"])
+    if library == "timm":
+        yield from _plain_timm(description)
+    else:
+        yield 'from pathlib import Path  # needs: pip install "retort[worker]"'
+        yield ""
+        yield "import torch"
+        yield "from workers.distill.networks import weights"
+        yield ""
+        yield f'network, _ = weights.rebuild(Path("{models.WEIGHTS}"))'
+    yield "network.eval()"
+    yield (
+        'classes = json.load(open("config.json"))["classes"]'
+        if library == "timm"
+        else (
+            f"classes = {json.dumps(description['classes'], ensure_ascii=True)}"
+            if len(description["classes"]) <= _MOST_CLASSES
+            else f"classes = range({len(description['classes'])})  # names: config.json"
+        )
+    )
+    yield ""
+    yield f"mean = torch.tensor({size['mean']}).view(1, -1, 1, 1)"
+    yield f"std = torch.tensor({size['std']}).view(1, -1, 1, 1)"
+    shape = f"1, {size['channels']}, {size['height']}, {size['width']}"
+    yield f"images = torch.rand({shape})  # yours: pixels from 0 to 1"
+    yield "with torch.inference_mode():"
+    yield "    probabilities = network((images - mean) / std).softmax(1)"
+    yield from _TASKS[description["task"]].snippet
+
+
+def _plain_timm(description: Json) -> Iterator[str]:
+    name = description["network"].partition("/")[2]
+    settings = {key: value for key, value in description["arguments"].items() if key != "taps"}
+    given = {
+        "num_classes": len(description["classes"]),
+        "in_chans": description["input"]["channels"],
+        **settings,
+    }
+    size = (description["input"]["height"], description["input"]["width"])
+    yield "import json"
+    yield ""
+    yield "import timm  # needs: pip install timm"
+    yield "import torch"
+    yield "from safetensors.torch import load_file"
+    yield ""
+    yield f"settings = {given!r}"
+    yield "try:"
+    yield f"    network = timm.create_model({name!r}, img_size={size!r}, **settings)"
+    yield "except TypeError:  # networks that take images of any size"
+    yield f"    network = timm.create_model({name!r}, **settings)"
+    yield f'network.load_state_dict(load_file("{models.WEIGHTS}"))'
+
+
+def _lineage(origin: Origin, result: RunResult) -> list[str]:
+    versions = ", ".join(f"{name} {number}" for name, number in result.versions.items())
+    return [
+        "## Lineage",
+        "",
+        f"Made by job `{origin.job_id}`, attempt {origin.attempt}, with {versions or 'unknown'}. "
+        "`manifest.json` holds the digests of everything it was made from.",
+    ]
+
+
+def _report(pictures: Collection[str]) -> list[str]:
+    by_name = {path.rpartition("/")[2]: path for path in pictures}
+    shown = [(by_name[name], title) for name, title in _PICTURES if name in by_name]
+    sheets = {int(found[1]): name for name in by_name if (found := _SHEET.fullmatch(name))}
+    if sheets:
+        newest = by_name[sheets[max(sheets)]]
+        shown.insert(0, (newest, "The newest synthetic images of the method"))
+    if not shown:
+        return []
+    lines = [f"![{title}]({path})" for path, title in shown]
+    return ["## Report", "", *(text for line in lines for text in (line, ""))][:-1]
+
+
+def _rows(prefix: str, settings: Json) -> Iterator[tuple[str, str]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _rows(f"{prefix}.{key}", value)
+        else:
+            yield f"{prefix}.{key}", f"`{json.dumps(value)}`".replace("|", "\\|")
+
+
+def _library(network: str) -> str:
+    """Return the library that a user needs to build the network: `timm` or `retort`."""
+    return "timm" if network.startswith("timm/") else "retort"
+
+
+def _percent(score: Json) -> str:
+    low, high = score["accuracy_interval"]
+    return f"{score['accuracy']:.2%} ({low:.2%} to {high:.2%})"
+
+
+def _number(value: Any, form: str) -> str:  # Any: a number, the word NaN, or nothing
+    if value is None:
+        return "–"
+    return format(int(value) if form.endswith("d") else float(value), form)
+
+
+def _plain(words: str) -> str:
+    """Return text of a user with control characters removed and Markdown escaped."""
+    kept = "".join(letter if letter.isprintable() else " " for letter in words)
+    return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#!" else letter for letter in kept)
 
 
 def _pixel_scores(named: list[tuple[str, Json]]) -> list[str]:
@@ -232,245 +464,33 @@ def _image_scores(named: list[tuple[str, Json]]) -> list[str]:
     ]
 
 
-def _data(origin: Origin, description: Json, result: Json) -> list[str]:
-    names = [_plain(str(name)) for name in description["classes"]]
-    more = len(names) - _MOST_CLASSES
-    listed = ", ".join(names[:_MOST_CLASSES]) + (f" and {more} more" if more > 0 else "")
-    if _is_data_free(result):
-        where = list(_invented(origin, result))
-    elif origin.dataset is None:
-        where = []
-    else:
-        where = list(_facts_of(origin.dataset))
-    return [
-        "## Data",
-        "",
-        *where,
-        f"- Classes: {listed}",
-        "- Pixels are scaled to 0..1 and normalised with mean "
-        f"{description['input']['mean']} and deviation {description['input']['std']}",
-    ]
+@dataclass(frozen=True)
+class _TaskText:
+    """What a card says about students of one task."""
+
+    pipeline_tag: str
+    """The task's name on model hubs."""
+    noun: str
+    scores: Callable[[list[tuple[str, Json]]], list[str]]
+    """Returns the table of scores; takes title and scores of each network."""
+    snippet: tuple[str, ...]
+    """Lines that print the prediction from `probabilities` and `classes`."""
 
 
-def _facts_of(facts: DataFacts) -> Iterator[str]:
-    yield f"- Data set: `{facts.reference}`" + (f", `{facts.digest}`" if facts.digest else "")
-    if facts.card.strip():
-        yield f"- About: {_plain(facts.card.strip().splitlines()[0])}"
-    splits = ", ".join(f"{count:,} {name}" for name, count in facts.splits.items())
-    yield f"- Images: {splits}"
-
-
-def _invented(origin: Origin, result: Json) -> Iterator[str]:
-    """Yield where the images come from that a student has learned on."""
-    made = result["synthesis"]
-    yield f"- Training images read: {result['training_images_read']}"
-    yield (
-        f"- Invented by the method against the teacher: {made['images']:,} images in "
-        f"{made['calls']:,} calls of {made['steps']:,} optimizer steps altogether"
-    )
-    buffer = made.get("buffer") or {"images": 0, "classes": []}
-    if buffer["images"]:
-        present = sum(count > 0 for count in buffer["classes"])
-        yield (
-            f"- In the replay buffer at the end: {buffer['images']:,} images, which the teacher "
-            f"takes for {present} of {len(buffer['classes'])} classes"
-        )
-    yield (
-        f"- Time: {made['synthesis_seconds']:,.1f} s to invent images, "
-        f"{made['distillation_seconds']:,.1f} s to learn on them"
-    )
-    if origin.dataset is not None:
-        facts = origin.dataset
-        digest = f", `{facts.digest}`" if facts.digest else ""
-        yield f"- For evaluation only: `{facts.reference}`{digest}"
-
-
-def _training(origin: Origin, result: Json) -> list[str]:
-    spec, method = origin.spec, origin.spec.method
-    parts = [part["name"] for part in method.get("methods", [])]  # of a combination
-    lines = ["## Method and training", ""]
-    for name in (method["name"], *parts):
-        lines += _method(name)
-    if origin.teacher:
-        teacher = origin.teacher
-        lines.append(f"- Teacher: `{teacher.reference}`, `{teacher.network}`, `{teacher.digest}`")
-    if spec.student.initial:
-        lines.append(f"- Start weights: `{spec.student.initial}`")
-    settings = {key: value for key, value in method.items() if key != "name"}
-    rows = [*_rows("method", settings), *_rows("training", spec.training)]
-    ran = f"{result.get('steps'):,} steps on {result.get('device')} in {result.get('precision')}"
-    return [
-        *lines,
-        f"- Ran: {ran}",
-        "",
-        "| setting | value |",
-        "| --- | --- |",
-        *(f"| {name} | {value} |" for name, value in rows),
-    ]
-
-
-def _method(name: str) -> Iterator[str]:
-    """Yield what a method is called, where it comes from, and how ours differs."""
-    entry = catalog.load().methods.get(name, {})
-    source = entry.get("source", {})
-    paper = [source.get("title"), source.get("venue")]
-    if source.get("arxiv"):
-        paper.append(f"arXiv:{source['arxiv']}")
-    yield f"- Method: {entry.get('title', name)} (`{name}`)"
-    yield f"- Source: {', '.join(part for part in paper if part) or 'unknown'}"
-    if entry.get("differs"):
-        yield f"- Differs from the source: {entry['differs']}"
-
-
-def _size_and_speed(result: Json) -> list[str]:
-    rows = (
-        ("parameters", result.get("parameters", {}), ",d"),
-        ("operations of one image (FLOPs)", result.get("flops", {}), ",d"),
-        ("time from one image to its logits (ms)", result.get("latency_ms", {}), ".2f"),
-    )
-    return [
-        "## Size and speed",
-        "",
-        "| | teacher | student |",
-        "| --- | --- | --- |",
-        *(
-            f"| {name} | {_number(values.get('teacher'), form)} "
-            f"| {_number(values.get('student'), form)} |"
-            for name, values, form in rows
+_TASKS = {
+    "classification": _TaskText(
+        pipeline_tag="image-classification",
+        noun="An image classifier",
+        scores=_image_scores,
+        snippet=("print(classes[int(probabilities[0].argmax())], float(probabilities[0].max()))",),
+    ),
+    "segmentation": _TaskText(
+        pipeline_tag="image-segmentation",
+        noun="A segmentation network",
+        scores=_pixel_scores,
+        snippet=(
+            "mask = probabilities[0].argmax(0)  # a class for each pixel",
+            "print(*sorted(classes[number] for number in mask.unique().tolist()))",
         ),
-        "",
-        f"Measured on the training machine ({result.get('device')}), other work beside it.",
-    ]
-
-
-def _limits(origin: Origin, result: Json) -> list[str]:
-    measured = f"Measured on the test split of `{origin.spec.dataset}` alone"
-    if result["scores"]["student"] is None:
-        measured = "Never measured on a real image"
-    return [
-        "## Limits",
-        "",
-        f"- {measured}; nothing is known of other images, and images of no class are still given "
-        "one.",
-        "- Not measured: robustness to noise, to shifted data or to attacks; fairness between "
-        "groups; differences between runs with other seeds.",
-        "- A student may inherit errors and biases of its teacher and of the data.",
-        "- Licence unknown: whoever passes it on has to look up the terms of the data and of the "
-        "teacher.",
-    ]
-
-
-def _loading(description: Json) -> list[str]:
-    return ["## How to load it", "", "```python", *snippet(description), "```"]
-
-
-def snippet(description: Json) -> Iterator[str]:
-    """Yield the lines of a program that classifies one image, run beside the weights."""
-    size, library = description["input"], _library(description["network"])
-    if library == "timm":
-        yield from _plain_timm(description)
-    else:
-        yield 'from pathlib import Path  # needs: pip install "retort[worker]"'
-        yield ""
-        yield "import torch"
-        yield "from workers.distill import weights"
-        yield ""
-        yield f'network, _ = weights.rebuild(Path("{models.WEIGHTS}"))'
-    yield "network.eval()"
-    yield (
-        'classes = json.load(open("config.json"))["classes"]'
-        if library == "timm"
-        else (
-            f"classes = {json.dumps(description['classes'], ensure_ascii=True)}"
-            if len(description["classes"]) <= _MOST_CLASSES
-            else f"classes = range({len(description['classes'])})  # names: config.json"
-        )
-    )
-    yield ""
-    yield f"mean = torch.tensor({size['mean']}).view(1, -1, 1, 1)"
-    yield f"std = torch.tensor({size['std']}).view(1, -1, 1, 1)"
-    shape = f"1, {size['channels']}, {size['height']}, {size['width']}"
-    yield f"images = torch.rand({shape})  # yours: pixels from 0 to 1"
-    yield "with torch.inference_mode():"
-    yield "    probabilities = network((images - mean) / std).softmax(1)"
-    if description["task"] == _SEGMENTATION:
-        yield "mask = probabilities[0].argmax(0)  # a class for each pixel"
-        yield "print(*sorted(classes[number] for number in mask.unique().tolist()))"
-        return
-    yield "print(classes[int(probabilities[0].argmax())], float(probabilities[0].max()))"
-
-
-def _plain_timm(description: Json) -> Iterator[str]:
-    name = description["network"].partition("/")[2]
-    settings = {key: value for key, value in description["arguments"].items() if key != "taps"}
-    given = {
-        "num_classes": len(description["classes"]),
-        "in_chans": description["input"]["channels"],
-        **settings,
-    }
-    size = (description["input"]["height"], description["input"]["width"])
-    yield "import json"
-    yield ""
-    yield "import timm  # needs: pip install timm"
-    yield "import torch"
-    yield "from safetensors.torch import load_file"
-    yield ""
-    yield f"settings = {given!r}"
-    yield "try:"
-    yield f"    network = timm.create_model({name!r}, img_size={size!r}, **settings)"
-    yield "except TypeError:  # networks that take images of any size"
-    yield f"    network = timm.create_model({name!r}, **settings)"
-    yield f'network.load_state_dict(load_file("{models.WEIGHTS}"))'
-
-
-def _lineage(origin: Origin, result: Json) -> list[str]:
-    versions = ", ".join(f"{name} {number}" for name, number in result.get("versions", {}).items())
-    return [
-        "## Lineage",
-        "",
-        f"Made by job `{origin.job_id}`, attempt {origin.attempt}, with {versions or 'unknown'}. "
-        "`manifest.json` holds the digests of everything it was made from.",
-    ]
-
-
-def _report(pictures: Collection[str]) -> list[str]:
-    by_name = {path.rpartition("/")[2]: path for path in pictures}
-    shown = [(by_name[name], title) for name, title in _PICTURES if name in by_name]
-    sheets = {int(found[1]): name for name in by_name if (found := _SHEET.fullmatch(name))}
-    if sheets:
-        newest = by_name[sheets[max(sheets)]]
-        shown.insert(0, (newest, "The newest of the images that the method invented"))
-    if not shown:
-        return []
-    lines = [f"![{title}]({path})" for path, title in shown]
-    return ["## Report", "", *(text for line in lines for text in (line, ""))][:-1]
-
-
-def _rows(prefix: str, settings: Json) -> Iterator[tuple[str, str]]:
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _rows(f"{prefix}.{key}", value)
-        else:
-            yield f"{prefix}.{key}", f"`{json.dumps(value)}`".replace("|", "\\|")
-
-
-def _library(network: str) -> str:
-    """Return the library that builds a network with nothing of ours."""
-    return "timm" if network.startswith("timm/") else "retort"
-
-
-def _percent(score: Json) -> str:
-    low, high = score["accuracy_interval"]
-    return f"{score['accuracy']:.2%} ({low:.2%} to {high:.2%})"
-
-
-def _number(value: Any, form: str) -> str:  # Any: a number, the word NaN, or nothing
-    if value is None:
-        return "–"
-    return format(int(value) if form.endswith("d") else float(value), form)
-
-
-def _plain(words: str) -> str:
-    """Return somebody's words as plain text, which no Markdown can hide in."""
-    kept = "".join(letter if letter.isprintable() else " " for letter in words)
-    return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#!" else letter for letter in kept)
+    ),
+}

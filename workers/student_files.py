@@ -1,4 +1,4 @@
-"""What a finished job leaves in the registry: the student's files, card and lineage."""
+"""The files, card and lineage of the student that a finished job registers."""
 
 import json
 from collections.abc import Collection
@@ -13,32 +13,28 @@ from models_registry.jobs import jobs, reports
 from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import tables
 from workers import model_card
+from workers.distill.config.result import RunResult
 
-# Facts about the run that everyone may see; the report's own fields stay out.
-_RESULT_FIELDS = (
-    *("scores", "parameters", "flops", "images_per_second", "floor_share", "wall_seconds"),
-    *("epochs", "steps", "best_epoch", "device", "precision", "compile", "versions", "latency_ms"),
-    *("report_seconds", "shared_with"),
-    *("training_images_read", "evaluated_on", "synthesis", "validation"),
-)
 CARD = "card.md"
 
 
 @dataclass(frozen=True)
 class Kit:
-    """Files by the path they get, the version to add, and the job's result."""
+    """What `leases.complete` needs to end a job with its student."""
 
     files: dict[str, Path]
+    """By their path in the registry."""
     version: models.NewVersion
     result: dict[str, Any]
+    """The job's result as JSON: the fields of `RunResult` that the engine reported."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A job as its student's files tell of it."""
+    """A job, and what the model card says about its inputs."""
 
     job: tables.JobRow
-    told: model_card.Origin
+    facts: model_card.Origin
 
 
 def origin(session: Session, job_id: str) -> Origin:
@@ -46,18 +42,18 @@ def origin(session: Session, job_id: str) -> Origin:
     job = session.get_one(tables.JobRow, job_id)
     teacher = session.get(tables.ModelVersionRow, job.teacher_version_id or "")
     dataset = session.get(tables.DatasetVersionRow, job.dataset_version_id or "")
-    told = model_card.Origin(
+    facts = model_card.Origin(
         job_id=job.id,
         attempt=job.attempt,
         spec=jobs.spec_of(job),
         dataset=None if dataset is None else model_card.DataFacts.of(dataset),
         teacher=None if teacher is None else model_card.TeacherFacts.of(teacher),
     )
-    return Origin(job, told)
+    return Origin(job, facts)
 
 
 def report_files(workdir: Path) -> dict[str, Path]:
-    """Return the files of the engine's report by the path they get; none if it wrote none."""
+    """Return the files of the engine's report by their path in the registry; may be empty."""
     return _files_in(workdir, reports.FOLDER)
 
 
@@ -70,28 +66,29 @@ def _files_in(workdir: Path, name: str) -> dict[str, Path]:
 def make(
     origin: Origin, report: dict[str, Any], workdir: Path, *, stored: Collection[str] = ()
 ) -> Kit:
-    """Return everything that `leases.complete` needs, written into `workdir` where it is a file.
+    """Return everything that `leases.complete` needs; writes card and manifest into `workdir`.
 
-    `stored` are the paths of the files of the report that are in the store: the card shows them.
+    `stored` are the paths of those report files that are in the store already: the card shows them.
     """
-    job, spec = origin.job, origin.told.spec
-    result = {name: report[name] for name in _RESULT_FIELDS if name in report}
+    job, spec = origin.job, origin.facts.spec
+    result = RunResult.model_validate(report)
     description = json.loads((workdir / "model.json").read_text())
     lineage = _lineage(job, spec, result)
-    facts = {"description": description, "result": result}
-    card = model_card.write(origin.told, pictures=stored, **facts)
+    card = model_card.write(origin.facts, description=description, result=result, pictures=stored)
     written = {CARD: card, "manifest.json": json.dumps(lineage, indent=2) + "\n"}
     if stored:
         # Once more inside the report, where the pictures are its neighbours.
         beside = [path.removeprefix(reports.FOLDER) for path in stored]
-        written[f"{reports.FOLDER}{CARD}"] = model_card.write(origin.told, pictures=beside, **facts)
+        written[f"{reports.FOLDER}{CARD}"] = model_card.write(
+            origin.facts, description=description, result=result, pictures=beside
+        )
     for name, text in written.items():
         (workdir / name).write_text(text, encoding="utf-8")
     files = {
         models.WEIGHTS: workdir / "student.safetensors",
         "config.json": workdir / "model.json",
         "metrics.json": workdir / "metrics.json",
-        # Images that a data-free method has invented, where they are to be kept.
+        # Synthetic images of a data-free method, where the job keeps them.
         **_files_in(workdir, synthetic_datasets.FOLDER),
         **{name: workdir / name for name in written},
     }
@@ -103,16 +100,16 @@ def make(
         classes=description["classes"],
         input=description["input"],
         job_id=job.id,
-        parameters=result["parameters"]["student"],
-        scores=result["scores"]["student"] or {},
+        parameters=result.parameters.get("student"),
+        scores=result.scores.get("student") or {},
         lineage=lineage,
         card=card,
         tags={},
     )
-    return Kit(files, version, result)
+    return Kit(files, version, result.model_dump(mode="json", exclude_unset=True))
 
 
-def _lineage(job: tables.JobRow, spec: JobSpec, result: dict[str, Any]) -> dict[str, Any]:
+def _lineage(job: tables.JobRow, spec: JobSpec, result: RunResult) -> dict[str, Any]:
     return {
         "job": job.id,
         "attempt": job.attempt,
@@ -124,6 +121,6 @@ def _lineage(job: tables.JobRow, spec: JobSpec, result: dict[str, Any]) -> dict[
         "dataset_digest": job.spec.get("dataset_digest"),
         "method": spec.method,
         "training": spec.training,
-        "device": result.get("device"),
-        "versions": result.get("versions", {}),
+        "device": result.device,
+        "versions": result.versions,
     }

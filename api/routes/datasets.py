@@ -55,9 +55,9 @@ def create_version(
     ring: RingDep,
     storage: StorageDep,
 ) -> Response:
-    """Make a version from a completed upload, or from the images that a job has invented.
+    """Make a version from a completed upload, or from the synthetic images of a job.
 
-    A worker unpacks and checks an upload first; a job's images are ready at once.
+    A worker first unpacks and checks an upload; a job's images are ready at once.
     """
 
     def work(session: Session) -> tuple[bodies.DatasetVersionRead, str]:

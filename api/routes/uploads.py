@@ -30,7 +30,7 @@ def _read(session: Session, upload: tables.UploadRow) -> bodies.UploadRead:
 def create(
     body: bodies.UploadNew, caller: EditorDep, once: OnceDep, service: ServiceDep
 ) -> Response:
-    """Announce a file; the answer says where to send its parts."""
+    """Create an upload; the response says where to send its parts."""
 
     def work(session: Session) -> tuple[bodies.UploadRead, str]:
         row = uploads.create(
@@ -46,7 +46,7 @@ def create(
 
 @router.get("/{upload_id}", operation_id="get_upload")
 def show(upload_id: str, caller: CallerDep, readers: ReadersDep) -> bodies.UploadRead:
-    """Return an upload with the parts that have arrived."""
+    """Return an upload with the parts received so far."""
     with readers() as session:
         row = uploads.get(session, project_id=caller.project_id, upload_id=upload_id)
         return _read(session, row)
@@ -65,7 +65,7 @@ async def put_part(
     caller: EditorDep,
     service: ServiceDep,
 ) -> None:
-    """Send the bytes of a part; sending them again changes nothing.
+    """Receive the bytes of a part; sending them again changes nothing.
 
     `Repr-Digest` or `Content-Digest` (`sha-256=:<base64>:`) is checked when it is given.
     """
@@ -89,7 +89,7 @@ async def put_part(
 
 @router.post("/{upload_id}/complete", operation_id="complete_upload")
 def complete(upload_id: str, caller: EditorDep, service: ServiceDep) -> bodies.UploadRead:
-    """Join the parts and check size and SHA-256 of the whole; may be repeated."""
+    """Join the parts and check size and SHA-256 of the whole file; may be repeated."""
     row = uploads.complete(
         service.sessions,
         service.storage,
@@ -102,7 +102,7 @@ def complete(upload_id: str, caller: EditorDep, service: ServiceDep) -> bodies.U
 
 @router.delete("/{upload_id}", operation_id="delete_upload", status_code=204)
 def delete(upload_id: str, caller: EditorDep, sessions: SessionsDep, storage: StorageDep) -> None:
-    """Give an upload up. What was made from it stays."""
+    """Delete an upload. Versions made from it stay."""
     with sessions.begin() as session:
         keys = uploads.delete(session, project_id=caller.project_id, upload_id=upload_id)
     uploads.forget(storage, keys)

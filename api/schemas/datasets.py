@@ -6,17 +6,18 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.schemas import described
-from models_registry import errors
+from models_registry import catalog, errors
 from models_registry.artifacts import datasets, references, synthetic_datasets
 from models_registry.artifacts import input_checks as rules
 from models_registry.artifacts.input_checks import TASKS
 from models_registry.persistence import tables
 
+FORMATS = catalog.load().formats
 State = Literal["pending", "ready", "rejected"]
 
 
 class DatasetVersionNew(BaseModel):
-    """An upload that is to become a data set, or a job whose invented images are to."""
+    """A new version: of an upload, or of the images that a data-free job has kept."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -24,24 +25,29 @@ class DatasetVersionNew(BaseModel):
         None, description="Id of a completed upload with purpose `dataset`; needs `format`."
     )
     format: str | None = Field(
-        None, description="How the upload is laid out, such as `imagefolder`."
+        None,
+        description="How the upload is laid out. "
+        + "; ".join(f"`{name}`: {entry['title']}" for name, entry in FORMATS.items())
+        + ".",
     )
     task: str = Field("classification", json_schema_extra={"enum": list(TASKS)})
     input: described.ImagesWish | None = Field(
-        None, description="Size and normalisation to use; each is measured where it is left out."
+        None, description="Size and normalisation to use; what is left out is measured."
     )
     job: str | None = Field(
         None,
         description="Instead of `upload`, `format` and `input`: id of a data-free job that "
         "succeeded and kept its images.",
     )
-    card: str = Field("", description="Markdown; of a job's images, written where left out.")
+    card: str = Field(
+        "", description="Markdown; for a job's images, written by the server if left out."
+    )
     tags: dict[str, str] = Field({}, description="At most 64.")
 
     def new(self, name: str) -> datasets.NewVersion | synthetic_datasets.NewVersion:
-        """Return what the registry takes of an upload, or of a job.
+        """Return the new version as the registry takes it.
 
-        Raises: errors.Refused where something is missing, or is said of a job's images.
+        Raises: errors.Refused where a field is missing, or is not allowed beside `job`.
         """
         if self.job is not None:
             self._refuse_given("upload", "format", "input")
@@ -51,8 +57,8 @@ class DatasetVersionNew(BaseModel):
             )
         if self.upload is None or self.format is None:
             raise self._incomplete()
-        told = self.model_dump(exclude={"upload", "job"}, exclude_none=True)
-        return datasets.NewVersion(name=name, upload_id=self.upload, **told)
+        given = self.model_dump(exclude={"upload", "job"}, exclude_none=True)
+        return datasets.NewVersion(name=name, upload_id=self.upload, **given)
 
     def _refuse_given(self, *names: str) -> None:
         detail = "leave it out: what a job has kept is known"
@@ -66,7 +72,7 @@ class DatasetVersionNew(BaseModel):
     def _incomplete(self) -> errors.Refused:
         details = {
             "upload": "name a completed upload and its format, or a job that kept images",
-            "format": "say how the upload is laid out, such as imagefolder",
+            "format": f"say how the upload is laid out: {', '.join(FORMATS)}",
         }
         faults = [
             errors.Fault(f"/{name}", "missing", detail)
@@ -77,7 +83,7 @@ class DatasetVersionNew(BaseModel):
 
 
 class DatasetRead(BaseModel):
-    """A line of versions."""
+    """A data set: a name for its versions."""
 
     name: str
     card: str
@@ -114,10 +120,10 @@ class DatasetVersionRead(BaseModel):
     card: str
     tags: dict[str, str]
     upload: str | None
-    job: str | None = Field(description="The job that invented its images.")
+    job: str | None = Field(description="The job that made its synthetic images.")
     lineage: dict[str, Any] = Field(
         description="As written by the server: the upload, or the job, its teacher and its method; "
-        "empty where nothing is known."
+        "empty for built-in data sets."
     )
     created_at: datetime
 

@@ -3,13 +3,14 @@
 from datetime import datetime
 from typing import Any, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from api import media_types, numbers, streams
 from api.schemas import described
 from models_registry.artifacts import models
 from models_registry.jobs import queries, reports
 from models_registry.persistence import tables
+from workers.distill.config.result import RunResult
 
 # Everything that is free-form JSON here is written by the engine or frozen at submission.
 Json = dict[str, Any]
@@ -26,46 +27,18 @@ class JobFailure(BaseModel):
     log_tail: list[str] = Field(default=[], description="Last lines of the engine's log.")
 
 
-class JobResult(BaseModel):
-    """What a job that succeeded has made."""
+class JobResult(RunResult):
+    """What a job that succeeded has made: the engine's result, and the registered student."""
+
+    # Results are stored as the engine of their time reported them.
+    model_config = ConfigDict(extra="allow")
 
     student: str = Field(description="Reference of the registered model version.")
     digest: str = Field(description="`sha256:` and the digest of the student's weights.")
-    scores: dict[str, Json | None] = Field(
-        default={}, description="On the test split; null for what was not measured."
-    )
-    parameters: dict[str, int | None] = {}
-    images_per_second: float | None = None
-    floor_share: float | None = None
-    wall_seconds: float | None = None
-    shared_with: int | None = Field(
-        default=None,
-        description="How many other students of the study were trained by the same process; they "
-        "shared its time, so `wall_seconds` and `images_per_second` are not those of a run alone.",
-    )
-
-    training_images_read: int | None = Field(
-        default=None, description="Images of a training split; 0 for a data-free method."
-    )
-    evaluated_on: str | None = Field(
-        default=None, description="`dataset`; null where there was none to evaluate on."
-    )
-    synthesis: Json | None = Field(
-        default=None,
-        description="Of a data-free method: `calls`, `steps` and `images` of its synthesis, "
-        "`synthesis_seconds` and `distillation_seconds`, and what its `buffer` holds by class.",
-    )
-    validation: Json | None = Field(
-        default=None,
-        description="Validation accuracy of a data-free student, by which nothing was chosen: "
-        "`last`, `best` and `best_epoch`.",
-    )
-
-    model_config = {"extra": "allow"}
 
 
 class JobLinks(BaseModel):
-    """Where to go from here."""
+    """Paths of what belongs to the job."""
 
     job: str
     events: str
@@ -79,7 +52,7 @@ class JobLinks(BaseModel):
 
 
 class JobRead(BaseModel):
-    """A job as it is now."""
+    """A job in its current state."""
 
     id: str
     name: str
@@ -95,7 +68,7 @@ class JobRead(BaseModel):
     estimated_end_at: datetime | None
     retry_of: str | None = None
     study: str | None = Field(
-        default=None, description="Study that it belongs to; a retry takes its place there."
+        default=None, description="Study that it belongs to; a retry replaces it there."
     )
     variant: int | None = Field(default=None, description="Number of its variant in the study.")
     spec: Json = Field(description="As stored: defaults filled in, references resolved.")
@@ -138,7 +111,7 @@ class JobRead(BaseModel):
 
 
 class AttemptRead(BaseModel):
-    """One lease on a job."""
+    """One attempt at a job: a worker's lease on it."""
 
     number: int
     worker_id: str | None
@@ -173,12 +146,12 @@ class AttemptLog(BaseModel):
 
     @classmethod
     def of(cls, attempt: tables.AttemptRow) -> Self:
-        """Return the log of a row; an attempt that runs has not handed in its own yet."""
+        """Return the log of a row; it is empty while the attempt runs."""
         return cls(attempt=attempt.number, lines=attempt.log_tail or [], ended_at=attempt.ended_at)
 
 
 class CheckpointRead(BaseModel):
-    """A point from which a job can go on."""
+    """A checkpoint from which a job can resume."""
 
     id: str
     attempt: int
@@ -226,7 +199,7 @@ class EventsRead(BaseModel):
 
 
 class ProgressRead(BaseModel):
-    """Where a job is between two events; not numbered, and not kept."""
+    """Progress of a job between two events; has no sequence number and is not stored."""
 
     state: str
     attempt: int
@@ -236,7 +209,7 @@ class ProgressRead(BaseModel):
 
     @classmethod
     def of(cls, told: streams.Progress) -> Self:
-        """Return the body of what a stream tells."""
+        """Return the body of a progress report."""
         return cls(
             state=told.snapshot.state,
             attempt=told.snapshot.attempt,
@@ -297,7 +270,7 @@ class ReportFile(described.StoredFile):
 
 
 class ReportRead(BaseModel):
-    """The files that explain a finished job: none where it was to make no report."""
+    """The report of a finished job; without files where the job was to write none."""
 
     data: list[ReportFile]
     archive: str | None = Field(description="All of them in one file.")

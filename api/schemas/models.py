@@ -24,7 +24,7 @@ State = Literal["pending", "ready", "rejected"]
 
 
 def _classes(value: Any) -> int | list[str]:
-    # By hand: of a union, the framework would report faults at fields that do not exist.
+    # By hand: for a union, pydantic reports errors at locations that are not fields of the body.
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
@@ -52,7 +52,7 @@ class _Body(BaseModel):
 
 
 class ModelNew(_Body):
-    """A line of versions."""
+    """A model: a name for its versions."""
 
     name: str = Field(description="1 to 96 of a-z, 0-9, '.', '_', '-'.")
     card: str = Field("", description="Markdown.")
@@ -60,14 +60,14 @@ class ModelNew(_Body):
 
 
 class ModelChange(_Body):
-    """What is to be different; what is left out stays."""
+    """Fields to change; those left out stay as they are."""
 
     card: str = Field("", description="Replaces the card.")
     tags: Tags = Field({}, description="Replaces all tags.")
 
 
 class ModelVersionNew(_Body):
-    """An upload that is to become a version."""
+    """An upload that becomes a version."""
 
     upload: str = Field(description="Id of a completed upload with purpose `model`.")
     network: str = Field(max_length=160, description="Such as `retort/resnet32x4`.")
@@ -79,7 +79,7 @@ class ModelVersionNew(_Body):
     tags: Tags = Field({}, description="At most 64.")
 
     def new(self, name: str) -> models.NewVersion:
-        """Return what the registry takes."""
+        """Return the new version as the registry takes it."""
         return models.NewVersion(
             name=name,
             upload_id=self.upload,
@@ -88,21 +88,23 @@ class ModelVersionNew(_Body):
 
 
 class VersionChange(_Body):
-    """What is to be different; what is left out stays. Files never change."""
+    """Fields to change; those left out stay as they are. Files never change."""
 
     card: str = Field("", description="Replaces the card.")
     tags: Tags = Field({}, description="Replaces all tags.")
-    deprecated: bool = Field(False, description="Discourages use; nothing else.")
+    deprecated: bool = Field(
+        False, description="Tells users to choose another version; changes nothing else."
+    )
 
 
 class AliasPut(_Body):
-    """Where an alias is to point."""
+    """The version that an alias shall point to."""
 
     version: int = Field(ge=1, le=999_999_999)
 
 
 class ModelRead(BaseModel):
-    """A line of versions."""
+    """A model: a name for its versions."""
 
     name: str
     card: str
@@ -217,7 +219,7 @@ class AliasList(BaseModel):
 
 
 class Relative(BaseModel):
-    """A version that another one was made from, or made into."""
+    """A version that this one was made from, or that was made from it."""
 
     reference: str
     digest: str | None
@@ -236,7 +238,7 @@ class Relative(BaseModel):
 
 
 class Backward(BaseModel):
-    """What a version was made from: an upload, or a job and what that took."""
+    """What a version was made from: an upload, or a job and its inputs."""
 
     upload: str | None
     job: str | None
@@ -244,8 +246,8 @@ class Backward(BaseModel):
     initial: Relative | None
     dataset: str | None = Field(description="Reference of the data set's version.")
     dataset_lineage: Json = Field(
-        description="Where that data set comes from, as recorded: an upload, or a job that "
-        "invented its images."
+        description="Where that data set comes from, as recorded: an upload, or the job that "
+        "made its synthetic images."
     )
 
     @classmethod
@@ -263,7 +265,7 @@ class Backward(BaseModel):
 
 
 class LineageRead(BaseModel):
-    """Where a version comes from, and what came from it."""
+    """What a version was made from, and what was made from it."""
 
     reference: str
     digest: str | None
@@ -273,7 +275,7 @@ class LineageRead(BaseModel):
         description="Versions made directly from this one, newest first; a page."
     )
     datasets: list[str] = Field(
-        description="Data sets of images that were invented with its help, newest first; at most "
+        description="Data sets of synthetic images that were made with it, newest first; at most "
         "100."
     )
 
@@ -283,7 +285,7 @@ class LineageRead(BaseModel):
         row: tables.ModelVersionRow,
         origins: lineage.Origins,
         forward: lists.ListRead[Relative],
-        invented: Iterable[tables.DatasetVersionRow],
+        synthetic: Iterable[tables.DatasetVersionRow],
     ) -> Self:
         """Return the body of a version's lineage."""
         return cls(
@@ -292,5 +294,5 @@ class LineageRead(BaseModel):
             recorded=row.lineage,
             backward=Backward.of(row, origins),
             forward=forward,
-            datasets=[datasets.reference_of(found) for found in invented],
+            datasets=[datasets.reference_of(found) for found in synthetic],
         )

@@ -11,7 +11,7 @@ from models_registry.persistence import tables
 
 
 class UploadNew(BaseModel):
-    """A file that is about to be sent."""
+    """A file that will be sent in parts."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -30,7 +30,9 @@ class UploadPart(BaseModel):
     url: str = Field(description="PUT the bytes of the part here.")
     size_bytes: int
     received: bool
-    sha256: str | None = Field(description="Of the bytes received; null before, and at the end.")
+    sha256: str | None = Field(
+        description="Of the bytes received; null before, and once completed."
+    )
 
 
 class UploadRead(BaseModel):
@@ -45,7 +47,9 @@ class UploadRead(BaseModel):
     part_size_bytes: int = Field(description="Size of every part but the last.")
     blob: str | None = Field(description="`sha256:<hex>` once completed.")
     created_at: datetime
-    expires_at: datetime = Field(description="Idle uploads vanish then; each part postpones it.")
+    expires_at: datetime = Field(
+        description="When an idle upload is deleted; each part received postpones it."
+    )
     parts: list[UploadPart]
 
     @classmethod

@@ -1,12 +1,12 @@
-"""Data sets and their versions: register, find, describe; `digits` and the like are built in.
+"""Data sets and their versions: register, find, describe; some, such as `digits`, are built in.
 
-Versions are immutable and in the engine's canonical form once a worker has unpacked and checked
-the upload. The images that a data-free job has kept are in that form already (`invented.py`).
+Versions are immutable, and in the engine's prepared form once a worker has unpacked and checked the
+upload. The images that a data-free job has kept have that form already (`synthetic_datasets.py`).
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session, object_session
 from models_registry import catalog, errors, ids
 from models_registry.artifacts import input_checks, references, uploads
 from models_registry.persistence import database, outbox, paging, tables
+from workers.distill.config import formats as format_rules
 
 BUILTIN = "builtin"
 _CLOSEST_AMONG = 1000
@@ -23,7 +24,7 @@ _CLOSEST_AMONG = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class NewVersion:
-    """What a caller says about an upload that is to become a data set."""
+    """What a caller says about an upload that becomes a version of a data set."""
 
     name: str
     upload_id: str
@@ -35,7 +36,7 @@ class NewVersion:
 
 
 def register(session: Session, *, project_id: str, new: NewVersion) -> tables.DatasetVersionRow:
-    """Add a pending version from a completed upload, and call for its inspection.
+    """Add a pending version from a completed upload, and publish the message for its inspection.
 
     Raises: errors.Refused with everything that is wrong.
     """
@@ -46,11 +47,7 @@ def register(session: Session, *, project_id: str, new: NewVersion) -> tables.Da
     ]
     if new.input is not None:
         faults += input_checks.faults_of_input(new.input)
-    formats = catalog.load().dataset_formats
-    if new.format not in formats:
-        hint = catalog.nearest(new.format, formats)
-        detail = f"format must be one of {', '.join(formats)}, got {new.format[:80]!r}{hint}"
-        faults.append(errors.Fault("/format", "unsupported_format", detail))
+    faults += _faults_of_format(new.format, new.task)
     upload = None
     try:
         upload = uploads.completed(
@@ -79,8 +76,18 @@ def register(session: Session, *, project_id: str, new: NewVersion) -> tables.Da
     return row
 
 
+def _faults_of_format(name: str, task: str) -> Iterator[errors.Fault]:
+    formats = {key: entry["tasks"] for key, entry in catalog.load().formats.items()}
+    if name in formats and task not in input_checks.TASKS:
+        return  # `faults_of_task` reports it
+    refusal = format_rules.refusal(name, task, formats)
+    if refusal is not None:
+        hint = "" if name in formats else catalog.nearest(name, formats)
+        yield errors.Fault("/format", format_rules.CODE, f"{refusal}{hint}")
+
+
 def add_builtins(session: Session, *, project_id: str) -> None:
-    """Give a project the data sets of the catalog; those whose names are taken are left out."""
+    """Add the built-in data sets of the catalog to a project, except where a name is taken."""
     row = tables.DatasetRow
     taken = set(session.scalars(sa.select(row.name).where(row.project_id == project_id)))
     for name, content in catalog.load().datasets.items():
@@ -103,9 +110,9 @@ def add_builtins(session: Session, *, project_id: str) -> None:
 
 
 def get(session: Session, *, project_id: str, name: str) -> tables.DatasetRow:
-    """Return a data set's line.
+    """Return a data set.
 
-    Raises: errors.NotFound, naming the nearest.
+    Raises: errors.NotFound, with the most similar name.
     """
     row = tables.DatasetRow
     mine = sa.select(row).where(row.project_id == project_id)
@@ -120,7 +127,7 @@ def get(session: Session, *, project_id: str, name: str) -> tables.DatasetRow:
 def page(
     session: Session, *, project_id: str, wanted: paging.Wanted, prefix: str | None = None
 ) -> paging.Page[tables.DatasetRow]:
-    """Return a page of the lines, newest first."""
+    """Return a page of the project's data sets, newest first."""
     row = tables.DatasetRow
     statement = sa.select(row).where(row.project_id == project_id)
     if prefix:
@@ -129,7 +136,7 @@ def page(
 
 
 def latest(session: Session, rows: Iterable[tables.DatasetRow]) -> dict[str, int]:
-    """Return the newest ready version of each of these lines that has one, by the line's id."""
+    """Return the newest ready version of each of these data sets that has one, by its id."""
     version = tables.DatasetVersionRow
     query = (
         sa.select(version.dataset_id, sa.func.max(version.version))
@@ -144,7 +151,7 @@ def get_version(
 ) -> tables.DatasetVersionRow:
     """Return a version.
 
-    Raises: errors.NotFound, naming the latest.
+    Raises: errors.NotFound, with the latest version.
     """
     line = get(session, project_id=project_id, name=name)
     row = tables.DatasetVersionRow
@@ -205,7 +212,7 @@ def reference_of(version: tables.DatasetVersionRow) -> str:
 
 
 def name_of(version: tables.DatasetVersionRow) -> str:
-    """Return the name of the line of a version that belongs to a session."""
+    """Return the name of the data set of a version that belongs to a session."""
     session = object_session(version)
     if session is None:
         raise RuntimeError("a reference was asked for after its session had ended")
@@ -213,7 +220,7 @@ def name_of(version: tables.DatasetVersionRow) -> str:
 
 
 def digest(files: Mapping[str, str]) -> str:
-    """Return the SHA-256 of the list of paths and their SHA-256: one name for the whole content."""
+    """Return the SHA-256 of the sorted lines "sha256  path" of all files."""
     lines = "".join(f"{sha256}  {path}\n" for path, sha256 in sorted(files.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
 
@@ -225,7 +232,7 @@ def add_version(
     name: str,
     **columns: Any,  # of the version's row
 ) -> tables.DatasetVersionRow:
-    """Add a version to its line, which is made if it does not exist."""
+    """Add a version to its data set, which is created if it does not exist."""
     line = tables.DatasetRow
     session.execute(
         database.insert(session, line)

@@ -1,20 +1,21 @@
-"""What callers say about a model or data set, checked: images, classes, names, cards, tags.
+"""Checks of what callers say about a model or data set: input, classes, names, cards, tags.
 
-Each check returns every fault it finds, with a JSON Pointer, the value and the way out, so that
-one answer tells a caller all that is wrong.
+Each check yields every fault that it finds, with a JSON Pointer, the value and what to do, so that
+one response reports all of them.
 """
 
 import math
 import re
 import unicodedata
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from models_registry import errors
 from models_registry.errors import Fault
 from models_registry.jobs import spec
+from workers.distill.config.job import Task
 
-TASKS = ("classification", "segmentation")
+TASKS: tuple[str, ...] = get_args(Task)
 MIN_CLASSES = 2
 MAX_CLASSES = 100_000
 MAX_CHANNELS = 1024
@@ -71,7 +72,7 @@ def faults_of_input(images: dict[str, Any], pointer: str = "/input") -> Iterator
 
 
 def faults_of_notes(*, card: str | None, tags: dict[str, str] | None) -> Iterator[Fault]:
-    """Yield what is wrong with a card's text and with tags; None is not looked at."""
+    """Yield what is wrong with a card's text and with tags; None is not checked."""
     if card is not None and len(card) > MAX_CARD_CHARACTERS:
         detail = f"a card has at most {MAX_CARD_CHARACTERS} characters, got {len(card)}"
         yield Fault("/card", "too_long", detail)
@@ -84,7 +85,7 @@ def faults_of_notes(*, card: str | None, tags: dict[str, str] | None) -> Iterato
 
 
 def printable(text: str) -> str:
-    """Return `text` with what cannot be shown, or cannot be encoded, replaced by `?`."""
+    """Return `text` with control characters and surrogates replaced by `?`."""
     return "".join(c if unicodedata.category(c) not in {"Cc", "Cs"} else "?" for c in text)
 
 

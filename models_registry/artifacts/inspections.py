@@ -1,8 +1,8 @@
-"""Uploaded models and data sets on their way from `pending` to `ready` or `rejected`.
+"""Inspection of uploaded models and data sets: from `pending` to `ready` or `rejected`.
 
-The API stores an upload and rings; a worker claims the version, lets a child process look at the
-bytes, and writes the answer here. As for jobs, a fence proves that the answer is from the last
-claimant, and a silent inspector loses its claim when that expires.
+The API stores an upload and publishes a message; a worker claims the version, has a child process
+inspect the bytes, and records the outcome here. As for jobs, a fence proves that the outcome comes
+from the last claimant, and an inspector that stops renewing loses its claim.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ _FILES: dict[Kind, type[tables.ModelFileRow] | type[tables.DatasetFileRow]] = {
 
 @dataclass(frozen=True)
 class Inspection:
-    """The right to answer for one version, and what is to be looked at."""
+    """A claim on one pending version, with the upload to inspect."""
 
     kind: Kind
     version_id: str
@@ -55,7 +55,7 @@ class Inspection:
 def claim(
     session: Session, *, kind: Kind, version_id: str, lease_seconds: float = LEASE_SECONDS
 ) -> Inspection | None:
-    """Take a pending version, or return None where there is nothing to take (any more)."""
+    """Claim a pending version; return None if it is no longer pending or is claimed already."""
     row: Any = _ROWS[kind]
     now = database.now(session)
     fence = session.scalars(
@@ -104,7 +104,9 @@ def accept(
     sha256: str,
     facts: dict[str, Any],
 ) -> None:
-    """Make a version `ready` with its files (bytes stored before) and what was found out.
+    """Make a version `ready` with its files, whose bytes are stored already.
+
+    `facts` are columns of the version by name, as the inspection measured them.
 
     Raises: errors.StaleFence when another inspector has taken over.
     """
@@ -131,7 +133,7 @@ def accept(
 
 
 def reject(session: Session, inspection: Inspection, *, rejection: dict[str, Any]) -> None:
-    """Make a version `rejected`, with code and sentence (and the keys that do not fit).
+    """Make a version `rejected`, with code, message, and the keys that do not match.
 
     Raises: errors.StaleFence when another inspector has taken over.
     """
@@ -139,9 +141,9 @@ def reject(session: Session, inspection: Inspection, *, rejection: dict[str, Any
 
 
 def give_back(session: Session, inspection: Inspection, *, counted: bool) -> None:
-    """Let another worker inspect the version soon.
+    """Give up the claim, so that another worker inspects the version.
 
-    `counted` attempts are those that the file itself may be to blame for; too many reject it.
+    An attempt is `counted` if the file may have caused its failure; too many of them reject it.
     """
     version = _held(session, inspection)
     if not counted:
@@ -152,7 +154,7 @@ def give_back(session: Session, inspection: Inspection, *, counted: bool) -> Non
 
 
 def republish(session: Session, *, after_seconds: float) -> int:
-    """Announce versions again that nobody has inspected, and return how many."""
+    """Publish the message again for versions that wait for inspection; return how many."""
     now = database.now(session)
     count = 0
     for kind in KINDS:
@@ -168,7 +170,7 @@ def republish(session: Session, *, after_seconds: float) -> int:
 
 
 def announce(session: Session, kind: Kind, version: Version) -> None:
-    """Write the message that tells inspectors of a pending version."""
+    """Publish the message that makes a worker inspect a pending version."""
     version.announced_at = database.now(session)
     outbox.add(session, task=f"{kind}.inspect", queue=QUEUE, payload={"version_id": version.id})
     session.flush()
@@ -199,7 +201,7 @@ def _settle_jobs(session: Session, version: Version) -> None:
         job.dataset_version_id == version.id,
     )
     waiting = sa.select(job).where(job.state == State.VALIDATING, refers).order_by(job.id)
-    # Locked: of two inspections that end at the same time, the later must see the earlier's end.
+    # Locked: of two inspections that end at the same time, the later must see the other's outcome.
     for row in session.scalars(waiting.with_for_update(key_share=True)).all():
         jobs.settle(session, row)
 
@@ -209,7 +211,7 @@ def _gave_up() -> dict[str, Any]:
         "code": "inspection_failed",
         "message": (
             f"The file could not be inspected in {MAX_ATTEMPTS} attempts: the inspecting process "
-            "died each time, most likely for want of memory. Upload a smaller file."
+            "died each time, most likely for lack of memory. Upload a smaller file."
         ),
         "missing_keys": [],
         "unexpected_keys": [],

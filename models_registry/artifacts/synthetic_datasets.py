@@ -1,7 +1,7 @@
-"""The images that a data-free job has kept: files of its student's version under `synthetic/`.
+"""Register the synthetic images that a data-free job has kept as a data set.
 
-They are a data set in the engine's canonical form, and can be registered as one: other jobs then
-train on them, and the version says where they come from. No byte is copied.
+They are files of its student's version under `synthetic/`, in the engine's prepared form. Other
+jobs can then train on them, and the lineage says where they come from. No bytes are copied.
 """
 
 import json
@@ -24,12 +24,12 @@ RECORD = "dataset.json"
 
 @dataclass(frozen=True, kw_only=True)
 class NewVersion:
-    """What a caller says about a job whose images are to become a data set."""
+    """What a caller says about a job whose images become a data set."""
 
     name: str
     job_id: str
     task: str | None = None
-    """What the caller takes the images for, if that was said."""
+    """The task that the caller expects; None if it gave none."""
     card: str = ""
     tags: dict[str, str] = field(default_factory=dict)
 
@@ -37,7 +37,7 @@ class NewVersion:
 def register(
     session: Session, storage: Storage, *, project_id: str, new: NewVersion
 ) -> tables.DatasetVersionRow:
-    """Add a version that is ready: its files are those that the job has kept.
+    """Add a version that is ready at once, with the files that the job has kept.
 
     Raises: errors.Refused with everything that is wrong.
     """
@@ -76,7 +76,7 @@ def register(
         tags=dict(new.tags),
     )
     for path, file in kept.items():
-        # Young again: a sweep that has seen the student go must not take them.
+        # Their age is reset: a sweep that runs after the student was deleted must not take them.
         uploads.adopt(
             session, sha256=file.sha256, size_bytes=file.size_bytes, storage_key=file.storage_key
         )
@@ -103,7 +103,7 @@ def _job(session: Session, *, project_id: str, job_id: str) -> tables.JobRow:
 
 
 def _student(session: Session, job: tables.JobRow) -> tables.ModelVersionRow:
-    # Held, so that it is not deleted before its files belong to the data set too.
+    # Locked, so that it is not deleted before its files belong to the data set too.
     version = session.get_one(
         tables.ModelVersionRow,
         job.student_version_id,
@@ -122,10 +122,7 @@ def _student(session: Session, job: tables.JobRow) -> tables.ModelVersionRow:
 def _why_none(job: tables.JobRow) -> str:
     method = job.spec["method"]
     if not validation.is_data_free(method):
-        return (
-            f"job {job.id} has invented no images: its method {method['name']} learned from a data "
-            "set"
-        )
+        return f"job {job.id} has made no images: its method {method['name']} is not data-free"
     if not method["synthesis"]["keep_images"]:
         return (
             f"job {job.id} has kept no images: submit it again with method.synthesis.keep_images "
@@ -140,8 +137,8 @@ def _why_none(job: tables.JobRow) -> str:
 def _lineage(job: tables.JobRow, student: tables.ModelVersionRow) -> dict[str, Any]:
     return {
         "job": job.id,
-        "images": "invented by the method",
-        "labels": "answers of the teacher",
+        "images": "synthetic, made by the method",
+        "labels": "predictions of the teacher",
         "teacher": job.spec["teacher"],
         "teacher_digest": job.spec["teacher_digest"],
         "student": models.reference_of(student),
@@ -153,8 +150,8 @@ def _lineage(job: tables.JobRow, student: tables.ModelVersionRow) -> dict[str, A
 def _card(job: tables.JobRow) -> str:
     method = job.spec["method"]["name"]
     return (
-        f"Images that the method {method} invented in job {job.id}; their labels are the answers "
-        f"of the teacher {job.spec['teacher']}."
+        f"Synthetic images that the method {method} made in job {job.id}; their labels are the "
+        f"predictions of the teacher {job.spec['teacher']}."
     )
 
 

@@ -1,7 +1,7 @@
-"""Uploads: parts on their way to one immutable blob, then an input of a model or data set.
+"""Uploads: parts that are joined to one immutable blob, from which a version is made.
 
-`receive` and `complete` open their own short transactions, because bytes move between them and
-no transaction may be held meanwhile. All other verbs run in the caller's.
+`receive` and `complete` open short transactions of their own, since no transaction may be held
+while bytes are transferred. All other functions run in the caller's transaction.
 """
 
 import re
@@ -29,7 +29,7 @@ _MEBIBYTE = 2**20
 _BATCH = 100
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ID = re.compile(r"upl_[0-9a-z]{26}")
-# Characters that some program, somewhere, takes for a separator of folders.
+# Characters that some programs take for a path separator.
 _SEPARATORS = frozenset(
     "/\\\u2044\u2215\u2216\u2571\u2572\u29f5\u29f6\u29f8\u29f9\ufe68\uff0f\uff3c"
 )
@@ -37,7 +37,7 @@ _SEPARATORS = frozenset(
 
 @dataclass(frozen=True)
 class Slot:
-    """The part that is about to arrive: whose it is, and how many bytes it has."""
+    """A part that will be received: its upload, number and size."""
 
     upload_id: str
     number: int
@@ -100,7 +100,7 @@ def get(session: Session, *, project_id: str, upload_id: str) -> tables.UploadRo
 
 
 def parts(session: Session, upload: tables.UploadRow) -> dict[int, tables.UploadPartRow]:
-    """Return the parts received so far, by number; a completed upload has none any more."""
+    """Return the parts received so far, by number; none once the upload is completed."""
     row = tables.UploadPartRow
     query = sa.select(row).where(row.upload_id == upload.id).order_by(row.number)
     return {part.number: part for part in session.scalars(query)}
@@ -118,7 +118,7 @@ def part_bytes(upload: tables.UploadRow, number: int) -> int:
 
 
 def delete(session: Session, *, project_id: str, upload_id: str) -> list[str]:
-    """Give an upload up; return the storage keys to delete once this is committed.
+    """Delete an upload; return the storage keys to delete once this is committed.
 
     Raises: errors.InUse while a version that was made from it waits for its inspection.
     """
@@ -134,7 +134,7 @@ def delete(session: Session, *, project_id: str, upload_id: str) -> list[str]:
 def completed(
     session: Session, *, project_id: str, upload_id: str, purpose: str
 ) -> tables.UploadRow:
-    """Return an upload that a version can be made from, held until the transaction ends.
+    """Return a completed upload, locked until the transaction ends.
 
     Raises: errors.Refused, pointing at `/upload`.
     """
@@ -158,9 +158,9 @@ def completed(
 
 
 def adopt(session: Session, *, sha256: str, size_bytes: int, storage_key: str) -> tables.BlobRow:
-    """Return the row of a blob whose bytes were just put, made if it is new.
+    """Return the row of a blob whose bytes were just stored; create it if it is new.
 
-    It becomes young again, so that a sweep of orphans that runs meanwhile leaves it alone.
+    Its age is reset, so that a concurrent sweep of unused blobs does not delete it.
     """
     row = tables.BlobRow
     now = database.now(session)
@@ -187,7 +187,7 @@ def receive(
     sha256: str | None,
     settings: Settings,
 ) -> None:
-    """Store one part as it streams in; the same part sent again changes nothing.
+    """Store one part while it is received; the same part sent again changes nothing.
 
     Raises: errors.NotFound, errors.Gone, errors.Conflict for an upload that takes no parts;
     errors.TooLarge, errors.Refused, errors.DigestMismatch for other bytes than were announced.

@@ -1,10 +1,11 @@
 """Job states and every legal move, as data. Pure: no session, no clock, no row.
 
 The table is the one of the life-cycle specification; `models_registry/jobs/jobs.py: move` is the
-only code that applies it. One column is ours: `released`, a worker that stops on purpose
-(deployment, Ctrl-C) hands its job back without using up one of the attempts of the job.
+only code that applies it. One event is not in the specification: `released`, by which a worker
+that stops on purpose (deployment, Ctrl-C) hands its job back without using up one of the attempts.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -79,68 +80,89 @@ FINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 HELD = frozenset({State.STARTING, State.RUNNING, State.PAUSING, State.CANCELLING})
 USER_EVENTS = (Event.PAUSE, Event.RESUME, Event.CANCEL)
 
-_S, _A = State, Answer
-_ROWS: dict[State, tuple[State | Answer, ...]] = {
-    #               valid       invalid    claim        started     stopped     complete
-    #               fail        retryable  released     pause       resume      cancel
-    #               lease       deadline
-    State.VALIDATING: (
-        *(_S.QUEUED, _S.FAILED, _A.NEVER, _A.NEVER, _A.NEVER, _A.NEVER),
-        *(_A.NEVER, _A.NEVER, _A.NEVER, _A.CONFLICT, _A.CONFLICT, _S.CANCELLED),
-        *(_A.NEVER, _S.FAILED),
-    ),
-    State.QUEUED: (
-        *(_A.SAME, _A.NEVER, _S.STARTING, _A.STALE, _A.STALE, _A.STALE),
-        *(_A.STALE, _A.STALE, _A.STALE, _S.PAUSED, _A.SAME, _S.CANCELLED),
-        *(_A.NEVER, _S.FAILED),
-    ),
-    State.STARTING: (
-        *(_A.NEVER, _A.NEVER, _A.DROP, _S.RUNNING, _A.NEVER, _A.STALE),
-        *(_S.FAILED, _A.RETRY, _S.QUEUED, _S.PAUSING, _A.CONFLICT, _S.CANCELLING),
-        *(_A.RETRY, _S.CANCELLING),
-    ),
-    State.RUNNING: (
-        *(_A.NEVER, _A.NEVER, _A.DROP, _A.SAME, _A.NEVER, _S.SUCCEEDED),
-        *(_S.FAILED, _A.RETRY, _S.QUEUED, _S.PAUSING, _A.CONFLICT, _S.CANCELLING),
-        *(_A.RETRY, _S.CANCELLING),
-    ),
-    State.PAUSING: (
-        *(_A.NEVER, _A.NEVER, _A.DROP, _A.SAME, _S.PAUSED, _S.SUCCEEDED),
-        *(_S.FAILED, _S.PAUSED, _S.PAUSED, _A.SAME, _A.CONFLICT, _S.CANCELLING),
-        *(_S.PAUSED, _S.CANCELLING),
-    ),
-    State.PAUSED: (
-        *(_A.NEVER, _A.NEVER, _A.DROP, _A.STALE, _A.STALE, _A.STALE),
-        *(_A.STALE, _A.STALE, _A.STALE, _A.SAME, _S.QUEUED, _S.CANCELLED),
-        *(_A.NEVER, _A.NEVER),
-    ),
-    State.CANCELLING: (
-        *(_A.NEVER, _A.NEVER, _A.DROP, _A.SAME, _A.TARGET, _A.TARGET),
-        *(_A.TARGET, _A.TARGET, _A.TARGET, _A.CONFLICT, _A.CONFLICT, _A.SAME),
-        *(_A.TARGET, _A.SAME),
-    ),
-    **dict.fromkeys(
-        (State.SUCCEEDED, State.FAILED, State.CANCELLED),
-        (
-            *(_A.DROP, _A.DROP, _A.DROP, _A.STALE, _A.STALE, _A.STALE),
-            *(_A.STALE, _A.STALE, _A.STALE, _A.CONFLICT, _A.CONFLICT, _A.SAME),
-            *(_A.NEVER, _A.SAME),
-        ),
-    ),
+_S, _A, _E = State, Answer, Event
+Row = Mapping[Event, State | Answer]
+"""What each event does to a job in one state: the state it leads to, or an answer."""
+
+# A table to be compared line by line: the formatter would give each entry a line of its own.
+# fmt: off
+_FINAL: Row = {
+    _E.VALID: _A.DROP, _E.INVALID: _A.DROP, _E.CLAIM: _A.DROP, _E.STARTED: _A.STALE,
+    _E.STOPPED: _A.STALE, _E.COMPLETE: _A.STALE, _E.FAIL: _A.STALE,
+    _E.FAIL_RETRYABLE: _A.STALE, _E.RELEASED: _A.STALE,
+    _E.PAUSE: _A.CONFLICT, _E.RESUME: _A.CONFLICT, _E.CANCEL: _A.SAME,
+    _E.LEASE_EXPIRED: _A.NEVER, _E.DEADLINE: _A.SAME,
 }
-_ORDER = (
-    *(Event.VALID, Event.INVALID, Event.CLAIM, Event.STARTED, Event.STOPPED, Event.COMPLETE),
-    *(Event.FAIL, Event.FAIL_RETRYABLE, Event.RELEASED, Event.PAUSE, Event.RESUME, Event.CANCEL),
-    *(Event.LEASE_EXPIRED, Event.DEADLINE),
-)
-TABLE: dict[State, dict[Event, State | Answer]] = {
-    state: dict(zip(_ORDER, row, strict=True)) for state, row in _ROWS.items()
+TABLE: Mapping[State, Row] = {
+    _S.VALIDATING: {
+        _E.VALID: _S.QUEUED, _E.INVALID: _S.FAILED, _E.CLAIM: _A.NEVER, _E.STARTED: _A.NEVER,
+        _E.STOPPED: _A.NEVER, _E.COMPLETE: _A.NEVER, _E.FAIL: _A.NEVER,
+        _E.FAIL_RETRYABLE: _A.NEVER, _E.RELEASED: _A.NEVER,
+        _E.PAUSE: _A.CONFLICT, _E.RESUME: _A.CONFLICT, _E.CANCEL: _S.CANCELLED,
+        _E.LEASE_EXPIRED: _A.NEVER, _E.DEADLINE: _S.FAILED,
+    },
+    _S.QUEUED: {
+        _E.VALID: _A.SAME, _E.INVALID: _A.NEVER, _E.CLAIM: _S.STARTING, _E.STARTED: _A.STALE,
+        _E.STOPPED: _A.STALE, _E.COMPLETE: _A.STALE, _E.FAIL: _A.STALE,
+        _E.FAIL_RETRYABLE: _A.STALE, _E.RELEASED: _A.STALE,
+        _E.PAUSE: _S.PAUSED, _E.RESUME: _A.SAME, _E.CANCEL: _S.CANCELLED,
+        _E.LEASE_EXPIRED: _A.NEVER, _E.DEADLINE: _S.FAILED,
+    },
+    _S.STARTING: {
+        _E.VALID: _A.NEVER, _E.INVALID: _A.NEVER, _E.CLAIM: _A.DROP, _E.STARTED: _S.RUNNING,
+        _E.STOPPED: _A.NEVER, _E.COMPLETE: _A.STALE, _E.FAIL: _S.FAILED,
+        _E.FAIL_RETRYABLE: _A.RETRY, _E.RELEASED: _S.QUEUED,
+        _E.PAUSE: _S.PAUSING, _E.RESUME: _A.CONFLICT, _E.CANCEL: _S.CANCELLING,
+        _E.LEASE_EXPIRED: _A.RETRY, _E.DEADLINE: _S.CANCELLING,
+    },
+    _S.RUNNING: {
+        _E.VALID: _A.NEVER, _E.INVALID: _A.NEVER, _E.CLAIM: _A.DROP, _E.STARTED: _A.SAME,
+        _E.STOPPED: _A.NEVER, _E.COMPLETE: _S.SUCCEEDED, _E.FAIL: _S.FAILED,
+        _E.FAIL_RETRYABLE: _A.RETRY, _E.RELEASED: _S.QUEUED,
+        _E.PAUSE: _S.PAUSING, _E.RESUME: _A.CONFLICT, _E.CANCEL: _S.CANCELLING,
+        _E.LEASE_EXPIRED: _A.RETRY, _E.DEADLINE: _S.CANCELLING,
+    },
+    _S.PAUSING: {
+        _E.VALID: _A.NEVER, _E.INVALID: _A.NEVER, _E.CLAIM: _A.DROP, _E.STARTED: _A.SAME,
+        _E.STOPPED: _S.PAUSED, _E.COMPLETE: _S.SUCCEEDED, _E.FAIL: _S.FAILED,
+        _E.FAIL_RETRYABLE: _S.PAUSED, _E.RELEASED: _S.PAUSED,
+        _E.PAUSE: _A.SAME, _E.RESUME: _A.CONFLICT, _E.CANCEL: _S.CANCELLING,
+        _E.LEASE_EXPIRED: _S.PAUSED, _E.DEADLINE: _S.CANCELLING,
+    },
+    _S.PAUSED: {
+        _E.VALID: _A.NEVER, _E.INVALID: _A.NEVER, _E.CLAIM: _A.DROP, _E.STARTED: _A.STALE,
+        _E.STOPPED: _A.STALE, _E.COMPLETE: _A.STALE, _E.FAIL: _A.STALE,
+        _E.FAIL_RETRYABLE: _A.STALE, _E.RELEASED: _A.STALE,
+        _E.PAUSE: _A.SAME, _E.RESUME: _S.QUEUED, _E.CANCEL: _S.CANCELLED,
+        _E.LEASE_EXPIRED: _A.NEVER, _E.DEADLINE: _A.NEVER,
+    },
+    _S.CANCELLING: {
+        _E.VALID: _A.NEVER, _E.INVALID: _A.NEVER, _E.CLAIM: _A.DROP, _E.STARTED: _A.SAME,
+        _E.STOPPED: _A.TARGET, _E.COMPLETE: _A.TARGET, _E.FAIL: _A.TARGET,
+        _E.FAIL_RETRYABLE: _A.TARGET, _E.RELEASED: _A.TARGET,
+        _E.PAUSE: _A.CONFLICT, _E.RESUME: _A.CONFLICT, _E.CANCEL: _A.SAME,
+        _E.LEASE_EXPIRED: _A.TARGET, _E.DEADLINE: _A.SAME,
+    },
+    _S.SUCCEEDED: _FINAL,
+    _S.FAILED: _FINAL,
+    _S.CANCELLED: _FINAL,
 }
+# fmt: on
+
+
+def check_complete(table: Mapping[State, Row]) -> None:
+    """Raise `RuntimeError`, naming the pairs, unless `table` answers each event in each state."""
+    missing = [f"{s}/{e}" for s in State for e in Event if e not in table.get(s, {})]
+    if missing:
+        raise RuntimeError(f"the table of moves has no entry for {', '.join(missing)}")
+
+
+check_complete(TABLE)
 
 
 @dataclass(frozen=True)
 class Situation:
-    """What a move may depend on, beside the state: attempts, and a cancellation's target."""
+    """What a move depends on beside the state: attempts that are left, a cancellation's target."""
 
     attempts_left: bool = True
     target: State = State.CANCELLED

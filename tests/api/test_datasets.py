@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from models_registry import catalog
 from models_registry.access import keys
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
@@ -98,6 +99,23 @@ class TestRegister:
     def test_names_the_formats_that_there_are(self, client: TestClient) -> None:
         assert "imagefolder" in register(client, format="image-folder").json()["detail"]
 
+    def test_refuses_a_format_that_cannot_hold_the_labels(self, client: TestClient) -> None:
+        answer = register(client, task="segmentation")
+        assert sending.faults(answer) == {"/format": "unsupported_format"}
+        assert answer.json()["detail"] == (
+            "imagefolder holds no labels for segmentation; upload npz"
+        )
+        assert register(client, task="segmentation", format="npz").status_code == 202
+
+    def test_says_of_an_unknown_task_that_alone(self, client: TestClient) -> None:
+        assert sending.faults(register(client, task="detection")) == {"/task": "unknown_task"}
+
+    def test_accepts_whatever_format_the_catalog_has(
+        self, client: TestClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(catalog.load().formats, "toy", {"tasks": ["classification"]})
+        assert register(client, format="toy").status_code == 202
+
     def test_needs_an_upload_for_data_sets(self, client: TestClient) -> None:
         body = {"upload": sending.send(client), "format": "npz"}
         answer = client.post("/v1/datasets/scans/versions", json=body)
@@ -150,7 +168,7 @@ class TestFromJob:
     def job(
         self, sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
     ) -> tables.JobRow:
-        """A job that has invented images and kept them."""
+        """A data-free job that has kept its synthetic images."""
         with sessions.begin() as session:
             factories.teacher(session, storage, project_id=project.id)
             return factories.invented(session, storage, project_id=project.id)

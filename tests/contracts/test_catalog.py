@@ -10,6 +10,7 @@ import pytest
 from tests.contracts import source
 
 CATALOG = Path("models_registry/catalog.json")
+GENERATED = (Path("docs/methods.md"), Path("docs/formats.md"), Path("retort/formats.py"))
 
 
 def catalog() -> dict[str, list[dict[str, object]]]:
@@ -23,7 +24,7 @@ class TestCatalog:
     @pytest.mark.timeout(300)
     def test_equals_what_the_code_generates(self, tmp_path: Path) -> None:
         """The export runs in a copy, so a difference is reported and not repaired."""
-        for top in ("workers", "models_registry", "docs"):
+        for top in ("workers", "models_registry", "retort", "docs"):
             for path in source.files():
                 if path.parts[0] == top:
                     (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +37,7 @@ class TestCatalog:
             capture_output=True,
             timeout=240,
         )
-        for generated in (CATALOG, Path("docs/methods.md")):
+        for generated in (CATALOG, *GENERATED):
             written = (tmp_path / generated).read_text(encoding="utf-8")
             assert written == source.text(generated), f"{generated}: run `make catalog`"
 

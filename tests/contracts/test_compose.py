@@ -213,8 +213,17 @@ class TestDockerfile:
         lines = "\n".join(
             [*stages()["foundation"], *stages()["api-dependencies"], *stages()["api"]]
         )
-        assert "--extra" not in lines
+        assert "--extra worker" not in lines
         assert "apt-get" not in lines
+        ours = {
+            word for line in lines.splitlines() for word in line.split()[1:-1] if "workers" in word
+        }
+        # What the engine shares with the service, and the packages above it.
+        assert ours == {
+            "workers/__init__.py",
+            "workers/distill/__init__.py",
+            "workers/distill/config/",
+        }
 
 
 class TestCommands:

@@ -3,7 +3,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -11,6 +11,8 @@ import yaml
 from models_registry.jobs.spec import JobSpec
 from tests import factories
 from workers import model_card
+from workers.distill.config.job import Task
+from workers.distill.config.result import RunResult
 
 SCORE = {
     "accuracy": 0.9,
@@ -70,8 +72,15 @@ def card(
     **changes: Any,
 ) -> str:
     return model_card.write(
-        origin(**changes), description=description, result=result, pictures=pictures
+        origin(**changes),
+        description=description,
+        result=RunResult.model_validate(result),
+        pictures=pictures,
     )
+
+
+def test_has_words_for_every_task() -> None:
+    assert set(model_card._TASKS) == set(get_args(Task))
 
 
 class TestWrite:
@@ -142,7 +151,7 @@ class TestWrite:
         assert text.count("![") == 1
         assert "## Report" not in card()
 
-    def test_of_invented_images_shows_the_newest_sheet_first(self) -> None:
+    def test_of_synthetic_images_shows_the_newest_sheet_first(self) -> None:
         names = ("sheet-epoch-9999.png", "sheet-epoch-10000.png", "time-split.png", "losses.png")
         text = card(pictures=tuple(f"report/{name}" for name in names))
         assert re.findall(r"!\[.*\]\(report/(.*)\)", text) == [names[1], names[3], names[2]]
@@ -173,7 +182,7 @@ SYNTHESIS: dict[str, Any] = {
     "distillation_seconds": 60.0,
     "buffer": {"images": 1024, "classes": [1000, 24]},
 }
-INVENTED: dict[str, Any] = {
+DATA_FREE: dict[str, Any] = {
     **RESULT,
     "training_images_read": 0,
     "evaluated_on": "dataset",
@@ -181,7 +190,7 @@ INVENTED: dict[str, Any] = {
     "validation": {"last": 0.88, "best": 0.91, "best_epoch": 1},
 }
 UNMEASURED: dict[str, Any] = {
-    **INVENTED,
+    **DATA_FREE,
     "scores": {"teacher": None, "student": None, "baseline": None},
     "evaluated_on": None,
     "validation": {},
@@ -190,23 +199,23 @@ UNMEASURED: dict[str, Any] = {
 
 class TestDataFree:
     def test_says_where_the_images_come_from(self) -> None:
-        text = card(result=INVENTED)
-        assert "on invented images, without a training image" in text
+        text = card(result=DATA_FREE)
+        assert "on synthetic images, without a training image" in text
         assert "- Training images read: 0" in text
         assert "7,680 images in 30 calls of 300 optimizer steps altogether" in text
-        assert "1,024 images, which the teacher takes for 2 of 2 classes" in text
-        assert "12.3 s to invent images, 60.0 s to learn on them" in text
+        assert "1,024 images, which the teacher assigns to 2 of 2 classes" in text
+        assert "12.3 s of synthesis, 60.0 s of training on its images" in text
         assert "- For evaluation only: `digits@1`, `sha256:bb`" in text
         assert "1,257 train" not in text
 
     def test_says_that_no_epoch_was_chosen(self) -> None:
-        text = card(result=INVENTED)
+        text = card(result=DATA_FREE)
         assert "The student is that of the last epoch" in text
         assert "validation accuracy is 88.00%, the best was 91.00% after epoch 1" in text
         assert "The epoch was chosen" not in text
         scores = {**RESULT["scores"], "baseline": SCORE}
         assert "| baseline (same student, on noise) |" in card(
-            result={**INVENTED, "scores": scores}
+            result={**DATA_FREE, "scores": scores}
         )
 
     def test_of_an_unmeasured_student_claims_nothing(self) -> None:
@@ -246,8 +255,7 @@ class TestSegmentation:
 DELIVER = """
 import json, pathlib, sys
 import torch
-from workers.distill import weights
-from workers.distill.networks import catalog
+from workers.distill.networks import catalog, weights
 
 said = json.loads(sys.argv[1])
 size = said["input"]

@@ -108,7 +108,7 @@ class TestMake:
         result = student_files.make(origin, REPORT, workdir).result
         assert result == {name: REPORT[name] for name in REPORT.keys() - {"type", "files"}}
 
-    def test_keeps_invented_images_beside_the_student(
+    def test_keeps_synthetic_images_beside_the_student(
         self, origin: student_files.Origin, workdir: Path
     ) -> None:
         (workdir / "synthetic").mkdir()
@@ -165,7 +165,7 @@ class TestOrigin:
         with sessions.begin() as session:
             factories.teacher(session, storage, project_id=project.id)
             job = factories.job(session, project_id=project.id)
-            found = student_files.origin(session, job.id).told
+            found = student_files.origin(session, job.id).facts
         assert found.dataset is not None
         assert found.teacher is not None
         assert (found.dataset.reference, found.dataset.splits["test"]) == ("digits@1", 360)

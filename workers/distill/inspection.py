@@ -1,8 +1,8 @@
-"""Turn an upload into a model or a data set, or say why it cannot be one.
+"""Convert an upload to a model or a data set, or report why that is impossible.
 
 `python -m workers.distill.inspection REQUEST.json --workdir DIR` reads `DIR/upload`, trusts nothing
-in it, and writes `DIR/model.safetensors` or `DIR/dataset/`. One JSON line on standard output
-ends it: `result` (exit 0) or `failure` (exit 1).
+in it, and writes `DIR/model.safetensors` or `DIR/dataset/`. The last line on standard output is a
+JSON object: `result` (exit code 0) or `failure` (exit code 1).
 """
 
 import argparse
@@ -23,7 +23,8 @@ from workers.distill.config.job import Input, Task
 from workers.distill.config.training import Values
 from workers.distill.data import catalog as datasets
 from workers.distill.data import dataset
-from workers.distill.data.formats import cifar, conversion, imagefolder, npz
+from workers.distill.data.formats import catalog as formats
+from workers.distill.data.formats import conversion
 from workers.distill.evaluation import profiling
 from workers.distill.networks import catalog as networks
 from workers.distill.networks import interface, weights
@@ -31,11 +32,11 @@ from workers.distill.runtime import events
 from workers.distill.tasks.catalog import TASKS
 
 BATCH = 2
-"""More than one image, so that a network which mixes up samples and channels is found out."""
+"""More than one image, to detect a network that confuses samples with channels."""
 
 
 class ModelRequest(Values):
-    """An uploaded file of weights, and the network that it is said to fit."""
+    """An uploaded file of weights, and the network that they are for."""
 
     kind: Literal["model"]
     source: Literal["upload"] = "upload"
@@ -49,7 +50,7 @@ class ModelRequest(Values):
 
 
 class DatasetRequest(Values):
-    """An uploaded archive of images."""
+    """An uploaded file of labelled images."""
 
     kind: Literal["dataset"]
     source: Literal["upload"] = "upload"
@@ -107,36 +108,18 @@ def inspect_model(request: ModelRequest, workdir: Path) -> dict[str, Any]:  # An
 
 def inspect_dataset(request: DatasetRequest, workdir: Path) -> dict[str, Any]:  # Any: a report line
     """Convert an uploaded archive to the prepared form."""
-    upload, folder, wish = (
-        workdir / "upload",
-        workdir / "dataset",
-        request.input or conversion.InputHints(),
-    )
-    if request.format not in datasets.FORMATS:
-        raise errors.UploadRefused(
-            "unsupported_format",
-            f"there is no data set format {request.format!r}; there are "
-            + ", ".join(datasets.FORMATS),
-        )
-    if request.task == "segmentation" and request.format not in datasets.DENSE_FORMATS:
-        raise errors.UploadRefused(
-            "unsupported_format",
-            f"{request.format} holds no masks; for segmentation upload "
-            + ", ".join(datasets.DENSE_FORMATS),
-        )
+    chosen = formats.choose(request.format, request.task)
+    folder, hints = workdir / "dataset", request.input or conversion.InputHints()
     # Below the working folder: the system's own folder for such files may be small or in memory.
     with tempfile.TemporaryDirectory(dir=workdir) as scratch:
-        if request.format == "npz":
-            record = npz.convert(upload, folder, wish, task=request.task)
-        elif request.format == "imagefolder":
-            record = imagefolder.convert(upload, Path(scratch) / "unpacked", folder, wish)
-        else:
-            record = cifar.convert(upload, Path(scratch) / "unpacked", folder, request.format, wish)
-    return _described(record, folder)
+        record = chosen.convert(
+            workdir / "upload", Path(scratch) / "unpacked", folder, hints, request.task
+        )
+    return _report(record, folder)
 
 
 def make_builtin(request: BuiltinRequest, workdir: Path) -> dict[str, Any]:  # Any: a report line
-    """Write a data set that comes with Retort."""
+    """Write a built-in data set."""
     entry = datasets.DATASETS.get(request.name)
     if entry is None:
         raise errors.UploadRefused(
@@ -144,22 +127,22 @@ def make_builtin(request: BuiltinRequest, workdir: Path) -> dict[str, Any]:  # A
             f"there is no built-in data set {request.name!r}; there are "
             + ", ".join(datasets.DATASETS),
         )
-    return _described(entry.write(workdir / "dataset"), workdir / "dataset")
+    return _report(entry.write(workdir / "dataset"), workdir / "dataset")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Carry out one request and report how it ended."""
+    """Process one request, report its result or failure, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m workers.distill.inspection")
     parser.add_argument("request", type=Path, help="REQUEST.json")
     parser.add_argument("--workdir", type=Path, required=True, help="folder with `upload` in it")
-    asked = parser.parse_args(arguments)
-    return execute(asked.request, asked.workdir, events.open_stream())
+    options = parser.parse_args(arguments)
+    return execute(options.request, options.workdir, events.open_stream())
 
 
 def execute(request: Path, workdir: Path, reporter: events.Reporter) -> int:
-    """Carry out the request in a file, report how it ended, and return the exit code."""
+    """Process the request in a file, report its result or failure, and return the exit code."""
     try:
-        reporter.result(**_carry_out(REQUEST.validate_json(request.read_bytes()), workdir))
+        reporter.result(**_process(REQUEST.validate_json(request.read_bytes()), workdir))
     # The last line of defence: whatever an upload provokes must end in a line for its owner.
     except Exception as error:
         traceback.print_exc()
@@ -169,7 +152,7 @@ def execute(request: Path, workdir: Path, reporter: events.Reporter) -> int:
     return 0
 
 
-def _carry_out(
+def _process(
     request: ModelRequest | DatasetRequest | BuiltinRequest, workdir: Path
 ) -> dict[str, Any]:
     if isinstance(request, ModelRequest):
@@ -181,9 +164,9 @@ def _carry_out(
 
 @torch.no_grad()
 def _check_forward(network: interface.Network, images: torch.Tensor, request: ModelRequest) -> None:
-    """Refuse a network that does not give one finite number a class for ordinary images.
+    """Raise `UploadRefused` unless the network returns finite logits of the right shape.
 
-    Dense networks give as many for each pixel.
+    [N, classes] for an image, [N, classes, H, W] for a dense network.
     """
     mean = torch.tensor(request.input.mean)[:, None, None]
     std = torch.tensor(request.input.std)[:, None, None]
@@ -208,7 +191,7 @@ def _check_forward(network: interface.Network, images: torch.Tensor, request: Mo
         )
 
 
-def _described(record: dataset.DatasetRecord, folder: Path) -> dict[str, Any]:
+def _report(record: dataset.DatasetRecord, folder: Path) -> dict[str, Any]:
     # Read back what was written: the engine must be able to open it.
     stored = dataset.load(folder)
     for name in dataset.SPLITS:

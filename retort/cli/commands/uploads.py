@@ -8,6 +8,7 @@ import typer
 
 from retort import errors
 from retort.cli import shell
+from retort.formats import FORMATS
 
 if TYPE_CHECKING:
     from retort import types
@@ -29,6 +30,9 @@ MeanOption = Annotated[
 ]
 StdOption = Annotated[
     str | None, typer.Option(metavar="S,S,S", help="Standard deviation of each channel.")
+]
+FormatOption = Annotated[
+    str, typer.Option(help="; ".join(f"{name}: {title}" for name, title in FORMATS.items()) + ".")
 ]
 TaskOption = Annotated[
     str, typer.Option(help="classification, or segmentation: a class for each pixel.")
@@ -86,7 +90,7 @@ def upload_dataset(
     retort: shell.Shell,
     name: NameArgument,
     file: FileArgument,
-    format: Annotated[str, typer.Option(help="imagefolder, cifar10, cifar100, npz, ...")],
+    format: FormatOption,
     height: HeightOption = None,
     width: WidthOption = None,
     channels: ChannelsOption = None,

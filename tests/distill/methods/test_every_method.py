@@ -316,7 +316,7 @@ class Forbidden:
             raise ImportError(f"{name} is code of a method")
 
 sys.meta_path.insert(0, Forbidden())
-from workers.distill import weights
+from workers.distill.networks import weights
 
 images = torch.load(sys.argv[1], weights_only=True)
 for path in sys.argv[2:]:

@@ -12,6 +12,7 @@ import torch
 
 from tests.distill import folders
 from workers.distill import errors
+from workers.distill.config.result import RunResult
 from workers.distill.networks import weights
 from workers.distill.run import failures
 
@@ -131,6 +132,9 @@ class TestWholeRun:
 
     def test_speed_is_measured(self, undisturbed: tuple[Path, list[dict[str, Any]]]) -> None:
         result = undisturbed[1][-1]
+        # Of the worker, of runs with a report, and of data-free methods.
+        others = {"shared_with", "report_seconds", "synthesis", "validation"}
+        assert set(result) == RunResult.model_fields.keys() - others | {"type", "files"}
         assert 0 < result["floor_share"] <= 1
         assert result["flops"]["student"] == result["flops"]["teacher"] > 0
         assert result["parameters"]["student"] == result["parameters"]["teacher"] > 0

@@ -1,4 +1,4 @@
-"""Images that a job has invented and kept, as a data set for others."""
+"""Synthetic images that a job has kept, as a data set for others."""
 
 from datetime import timedelta
 from typing import Any
@@ -74,7 +74,7 @@ class TestRegister:
         assert told["teacher"] == "digits-teacher@1"
         assert told["teacher_digest"] == f"sha256:{teacher.sha256}"
         assert told["method"] == job.spec["method"]
-        assert "invented" in told["images"]
+        assert "synthetic" in told["images"]
         assert "teacher" in told["labels"]
 
     def test_refers_to_the_bytes_that_the_student_has(
@@ -159,7 +159,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("method", "hint"),
         [
-            ({"name": "kd"}, "learned from a data set"),
+            ({"name": "kd"}, "is not data-free"),
             ({"name": "dafl"}, "held too few"),
             ({"name": "dafl", "synthesis": {"keep_images": False}}, "keep_images true"),
         ],

@@ -74,6 +74,12 @@ class TestTable:
         assert set(PAIRS) == expected
         assert {(s, e) for s, row in lifecycle.TABLE.items() for e in row} == expected
 
+    def test_that_lacks_an_event_or_a_state_is_named_at_import(self) -> None:
+        table = {state: dict(row) for state, row in lifecycle.TABLE.items()}
+        del table[State.QUEUED][Event.CLAIM], table[State.PAUSED]
+        with pytest.raises(RuntimeError, match=r"queued/claim, paused/valid, paused/invalid"):
+            lifecycle.check_complete(table)
+
     @every_pair
     def test_answers_as_specified(self, state: State, event: Event) -> None:
         word = PAIRS[state, event]

@@ -1,4 +1,4 @@
-"""Which data sets are built in, and which upload formats are understood."""
+"""Which data sets are built in. The formats of uploads are in `formats/catalog.py`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,10 +7,6 @@ from typing import Any
 
 from workers.distill.data import dataset
 from workers.distill.data.builtin import digits
-
-FORMATS = ("imagefolder", "cifar10", "cifar100", "npz")
-DENSE_FORMATS = ("npz",)
-"""Those that can hold masks."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The one form in which every data set reaches the engine.
+"""The prepared form of a data set, which every upload is converted to and the engine reads.
 
 A folder with `dataset.json` (what the set is) and one safetensors file a split, `images` as uint8
 [N, C, H, W] and `labels` with a row for each image, whose form the task defines: int64 [N] for
@@ -26,11 +26,11 @@ RECORD_FILE = "dataset.json"
 IGNORE_INDEX = 255
 """Value of the pixels of a mask that belong to no class and do not count."""
 CHUNK = 4096
-"""Images that are averaged at a time, so that a large set never has to fit in memory."""
+"""Images summed at a time by `moments`, so that a large set need not fit in memory."""
 
 
 class DatasetRecord(pydantic.BaseModel):
-    """What a data set is: the content of `dataset.json`."""
+    """The content of `dataset.json`: task, classes, sizes of the splits, input."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
@@ -53,7 +53,7 @@ class Split:
 
 @dataclass(frozen=True)
 class StoredDataset:
-    """A data set in its folder."""
+    """A prepared data set in its folder."""
 
     record: DatasetRecord
     folder: Path
@@ -68,7 +68,7 @@ class StoredDataset:
 
 
 def load(folder: Path) -> StoredDataset:
-    """Return the data set of a folder; its splits are read when asked for.
+    """Return the data set of a folder; a split is read when `split` is called.
 
     Raises `BadDataset` when the record is missing, malformed, or names a split without images.
     """
@@ -96,16 +96,17 @@ def write(folder: Path, record: DatasetRecord, splits: Mapping[str, tuple[Tensor
 
 
 def write_record(folder: Path, record: DatasetRecord) -> None:
-    """Write `dataset.json`, last: a folder with it is complete."""
+    """Write `dataset.json`. Call it last: a folder that has the file is complete."""
     temporary = folder / (RECORD_FILE + ".tmp")
     temporary.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
     temporary.replace(folder / RECORD_FILE)
 
 
 def moments(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of each channel, of pixels in 0..1, to six digits.
+    """Return mean and standard deviation of each channel for images [N, C, H, W].
 
-    Exact sums of integers, so the result depends on no order of addition.
+    Of pixels scaled to 0..1, rounded to six digits. Sums are exact integers, so the result does not
+    depend on the order of addition.
     """
     channels, pixels = images.shape[1], images[:, 0].size
     total = [0] * channels
@@ -116,12 +117,12 @@ def moments(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
             total[channel] += int(wide[:, channel].sum())
             squares[channel] += int((wide[:, channel] ** 2).sum())
     mean = [value / pixels / 255 for value in total]
-    # Integers of any size: the difference below loses nothing.
+    # Python integers have any size: the difference below is exact.
     variance = [
         (square * pixels - value * value) / pixels**2 / 255**2
         for square, value in zip(squares, total, strict=True)
     ]
-    # A channel without any contrast is left as it is, not divided by zero.
+    # A channel without contrast has standard deviation 1, so that nothing divides by zero.
     std = [round(value**0.5, 6) or 1.0 for value in variance]
     return [round(value, 6) for value in mean], std
 

@@ -1,8 +1,8 @@
-"""Which images train, choose and judge, when a data set does not say so itself.
+"""Take the validation and test splits from the training split where an upload lacks them.
 
-Shares are drawn class by class with a fixed seed, so the same upload gives the same splits
-on every machine, and every class is represented as evenly as whole images allow. Images with
-masks have many classes each: they are drawn without regard to them.
+Images are drawn class by class with a fixed seed: the same upload gives the same splits on every
+machine, and each class has the same share of every split, as far as whole images allow. Images
+with masks have many classes each and are drawn regardless of class.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Division:
-    """Images of the given training split that train, and those that fill the missing splits."""
+    """Indices into the given training split: images that stay, and those for the missing splits."""
 
     train: Indices
     validation: Indices | None
@@ -33,24 +33,25 @@ class Division:
 def divide(
     labels: NDArray[np.int64] | NDArray[np.uint8], *, has_validation: bool, has_test: bool
 ) -> Division:
-    """Take the missing splits from the training split, and note what was done.
+    """Return how to take the missing splits from the training split, with notes for its owner.
 
-    `labels` are one class an image, or one mask [H, W] an image.
-    Raises `UploadRefused` when there are too few images to share.
+    `labels` are classes [N] or masks [N, H, W]. Raises `UploadRefused` when there are fewer images
+    than splits to fill.
     """
     count = len(labels)
-    wanted = 1 + (not has_validation) + (not has_test)
-    if count < wanted:
+    required = 1 + (not has_validation) + (not has_test)
+    if count < required:
         raise errors.UploadRefused(
             "no_images",
-            f"the training split has {count} images; it takes at least {wanted} to train and to "
+            f"the training split has {count} images; it takes at least {required} to train and to "
             "make the missing splits",
         )
     validation = 0 if has_validation else max(1, round(count * VALIDATION_SHARE))
     test = 0 if has_test else max(1, round(count * TEST_SHARE))
     is_dense = labels.ndim > 1
-    alike = np.zeros(count, dtype=np.int64) if is_dense else labels.astype(np.int64, copy=False)
-    train, chosen, judged = stratified(alike, (count - validation - test, validation, test))
+    strata = np.zeros(count, dtype=np.int64) if is_dense else labels.astype(np.int64, copy=False)
+    sizes = (count - validation - test, validation, test)
+    train_rows, validation_rows, test_rows = stratified(strata, sizes)
     how = "at random" if is_dense else "class by class"
     made = [(name, size) for name, size in (("validation", validation), ("test", test)) if size]
     notes = tuple(
@@ -58,19 +59,24 @@ def divide(
         f"it, {how}, with seed {SEED}"
         for name, size in made
     )
-    return Division(train, chosen if validation else None, judged if test else None, notes)
+    return Division(
+        train_rows,
+        validation_rows if validation else None,
+        test_rows if test else None,
+        notes,
+    )
 
 
 def stratified(
     labels: NDArray[np.int64], sizes: Sequence[int], *, seed: int = SEED
 ) -> list[Indices]:
-    """Return disjoint sorted indices, one array a size, each class shared in proportion.
+    """Return disjoint, sorted indices: one array for each of `sizes`, classes in proportion.
 
-    `sizes` must add up to the number of labels.
+    `sizes` must add up to the number of labels [N].
     """
     # RandomState, not Generator: NumPy promises that its stream never changes.
     draw = np.random.RandomState(seed)
-    # Each class is spread evenly over 0..1, so cutting that line keeps every class's share.
+    # Each class is spread evenly over 0..1, so cutting that range keeps the share of each class.
     place = np.empty(len(labels))
     for label in np.unique(labels):
         members = draw.permutation(np.flatnonzero(labels == label))

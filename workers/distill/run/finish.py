@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from workers.distill.config.result import RunResult
 from workers.distill.evaluation import embedding, evaluate, profiling
 from workers.distill.export import outputs
 from workers.distill.networks.interface import Network
@@ -42,21 +43,25 @@ def finish(
     """
     student = trained["student"]
     test = evaluate_test(context, trained)
-    facts = {
-        "scores": test.scores,
-        "training_images_read": images_read(context),
-        "evaluated_on": None if context.test is None else "dataset",
+    result = RunResult(
+        scores=test.scores,
+        training_images_read=images_read(context),
+        evaluated_on=None if context.test is None else "dataset",
         **context.loop.result_fields(context, student.state),
         **measure(context, student),
-        "wall_seconds": round(time.monotonic() - began, 3),
-        "epochs": context.recipe.training.epochs,
-        "steps": context.steps,
-        "best_epoch": student.state.best.epoch,
-        "device": context.device.type,
-        "device_name": describe(context.device),
-        "precision": context.precision.name,
-        "compile": compiles,
-        "versions": versions(),
+        wall_seconds=round(time.monotonic() - began, 3),
+        epochs=context.recipe.training.epochs,
+        steps=context.steps,
+        best_epoch=student.state.best.epoch,
+        device=context.device.type,
+        device_name=describe(context.device),
+        precision=context.precision.name,
+        compile=compiles,
+        versions=versions(),
+    )
+    facts = {
+        # What was not set, such as the synthesis of a method that needs none, is left out.
+        **result.model_dump(exclude_unset=True),
         "files": [{"path": name} for name in outputs.FILES],
     }
     histories = {phase: done.state.history for phase, done in trained.items()}

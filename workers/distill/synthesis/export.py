@@ -65,8 +65,8 @@ def write(context: ExportContext, replay: ReplayBuffer) -> list[str]:
         {"train": (replay.images.cpu().numpy(), targets.cpu().numpy())},
         classes=context.classes,
         flip=context.flip,
-        # Networks go on seeing such images as the teacher does.
-        wish=conversion.InputHints(mean=context.size.mean, std=context.size.std),
+        # Networks get such images normalised as the teacher does.
+        hints=conversion.InputHints(mean=context.size.mean, std=context.size.std),
         notes=NOTES,
         task=context.task.name,
     )

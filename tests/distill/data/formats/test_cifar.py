@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.distill.data.formats import uploads
 from workers.distill import errors
 from workers.distill.data import dataset
-from workers.distill.data.formats import cifar, conversion
+from workers.distill.data.formats import cifar
 
 NAMES = [f"class{number}".encode() for number in range(10)]
 
@@ -60,10 +61,8 @@ def an_archive(path: Path, files: dict[str, Any], protocol: int = 2) -> Path:
 def convert(
     tmp_path: Path, files: dict[str, Any], name: str = "cifar10", protocol: int = 2
 ) -> dataset.DatasetRecord:
-    upload = an_archive(tmp_path / "upload", files, protocol)
-    return cifar.convert(
-        upload, tmp_path / "scratch", tmp_path / "dataset", name, conversion.InputHints()
-    )
+    an_archive(tmp_path / "upload", files, protocol)
+    return uploads.convert(name, tmp_path)
 
 
 def refusal(tmp_path: Path, files: dict[str, Any], name: str = "cifar10") -> errors.UploadRefused:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.distill.data.formats import uploads
 from workers.distill import errors
 from workers.distill.data import dataset
-from workers.distill.data.formats import conversion, imagefolder
 
 
 def a_picture(value: int = 0, *, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> bytes:
@@ -31,17 +31,15 @@ def an_archive(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def convert(tmp_path: Path, files: dict[str, bytes], **wish: Any) -> dataset.DatasetRecord:
+def convert(tmp_path: Path, files: dict[str, bytes], **hints: Any) -> dataset.DatasetRecord:
     tmp_path.mkdir(exist_ok=True)
-    upload = an_archive(tmp_path / "upload", files)
-    return imagefolder.convert(
-        upload, tmp_path / "scratch", tmp_path / "dataset", conversion.InputHints(**wish)
-    )
+    an_archive(tmp_path / "upload", files)
+    return uploads.convert("imagefolder", tmp_path, **hints)
 
 
-def refusal(tmp_path: Path, files: dict[str, bytes], **wish: Any) -> errors.UploadRefused:
+def refusal(tmp_path: Path, files: dict[str, bytes], **hints: Any) -> errors.UploadRefused:
     with pytest.raises(errors.UploadRefused) as caught:
-        convert(tmp_path, files, **wish)
+        convert(tmp_path, files, **hints)
     return caught.value
 
 
@@ -99,9 +97,7 @@ class TestConvert:
                 member = tarfile.TarInfo(name)
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
-        record = imagefolder.convert(
-            tmp_path / "upload", tmp_path / "scratch", tmp_path / "dataset", conversion.InputHints()
-        )
+        record = uploads.convert("imagefolder", tmp_path)
         assert sum(record.splits.values()) == 20
 
     def test_grey_pictures_stay_grey_unless_colour_is_asked_for(self, tmp_path: Path) -> None:
@@ -201,7 +197,5 @@ class TestRefusedArchives:
             member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
             archive.addfile(member)
         with pytest.raises(errors.UploadRefused) as caught:
-            imagefolder.convert(
-                tmp_path / "upload", tmp_path / "scratch", tmp_path / "out", conversion.InputHints()
-            )
+            uploads.convert("imagefolder", tmp_path)
         assert caught.value.refusal == "unsafe_archive"

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.distill.data.formats import uploads
 from workers.distill import errors
 from workers.distill.data import dataset
-from workers.distill.data.formats import conversion, npz
 
 
 def arrays(count: int, *, shape: tuple[int, ...] = (3, 6, 5), seed: int = 0) -> dict[str, Any]:
@@ -22,14 +22,15 @@ def arrays(count: int, *, shape: tuple[int, ...] = (3, 6, 5), seed: int = 0) -> 
     }
 
 
-def convert(tmp_path: Path, contents: dict[str, Any], **wish: Any) -> dataset.DatasetRecord:
-    np.savez_compressed(tmp_path / "upload.npz", **contents)
-    return npz.convert(tmp_path / "upload.npz", tmp_path / "dataset", conversion.InputHints(**wish))
+def convert(tmp_path: Path, contents: dict[str, Any], **given: Any) -> dataset.DatasetRecord:
+    with (tmp_path / "upload").open("wb") as stream:
+        np.savez_compressed(stream, **contents)
+    return uploads.convert("npz", tmp_path, **given)
 
 
-def refusal(tmp_path: Path, contents: dict[str, Any], **wish: Any) -> errors.UploadRefused:
+def refusal(tmp_path: Path, contents: dict[str, Any], **given: Any) -> errors.UploadRefused:
     with pytest.raises(errors.UploadRefused) as caught:
-        convert(tmp_path, contents, **wish)
+        convert(tmp_path, contents, **given)
     return caught.value
 
 
@@ -111,9 +112,7 @@ def dense_arrays(count: int = 20, *, classes: int = 3) -> dict[str, Any]:
 
 
 def convert_dense(tmp_path: Path, contents: dict[str, Any]) -> dataset.DatasetRecord:
-    np.savez_compressed(tmp_path / "upload.npz", **contents)
-    upload, folder = tmp_path / "upload.npz", tmp_path / "dataset"
-    return npz.convert(upload, folder, conversion.InputHints(), task="segmentation")
+    return convert(tmp_path, contents, task="segmentation")
 
 
 class TestConvertMasks:
@@ -227,10 +226,10 @@ class TestRefusedFiles:
         stream = io.BytesIO()
         header = {"descr": "|u1", "fortran_order": False, "shape": (10**12, 3, 8, 8)}
         np.lib.format.write_array_header_1_0(stream, header)
-        with zipfile.ZipFile(tmp_path / "x", "w") as archive:
+        with zipfile.ZipFile(tmp_path / "upload", "w") as archive:
             archive.writestr("images.npy", stream.getvalue() + bytes(100))
         with pytest.raises(errors.UploadRefused, match="cut short"):
-            npz.convert(tmp_path / "x", tmp_path / "dataset", conversion.InputHints())
+            uploads.convert("npz", tmp_path)
 
     def test_bombs_are_refused(self, tmp_path: Path) -> None:
         found = refusal(tmp_path, {**arrays(20), "padding": np.zeros(80 << 20, dtype=np.uint8)})
@@ -238,7 +237,7 @@ class TestRefusedFiles:
 
     @pytest.mark.parametrize("text", [b"", b"hello", b"PK\x03\x04 broken"])
     def test_other_files_are_unreadable(self, tmp_path: Path, text: bytes) -> None:
-        (tmp_path / "x").write_bytes(text)
+        (tmp_path / "upload").write_bytes(text)
         with pytest.raises(errors.UploadRefused) as caught:
-            npz.convert(tmp_path / "x", tmp_path / "dataset", conversion.InputHints())
+            uploads.convert("npz", tmp_path)
         assert caught.value.refusal == "unreadable"

@@ -1,6 +1,6 @@
-"""The built-in data set: scikit-learn's handwritten digits, real, small, and always at hand.
+"""The built-in data set `digits`: scikit-learn's handwritten digits.
 
-1,797 grey pictures of 8x8 pixels. Values 0..16 become 0..255; the splits are fixed.
+1,797 grey images of 8x8 pixels. Values 0..16 are scaled to 0..255; the splits are fixed.
 Source: Alpaydin and Kaynak, UCI "Optical Recognition of Handwritten Digits" (test part).
 """
 
@@ -18,7 +18,7 @@ HIGHEST = 16
 
 
 def prepare() -> tuple[dataset.DatasetRecord, dict[str, tuple[Tensor, Tensor]]]:
-    """Return the record, and images and labels of each split."""
+    """Return the record, and for each split images uint8 [N, 1, 8, 8] and labels int64 [N]."""
     # Imported only now: scikit-learn takes longer to load than most uploads to inspect.
     from sklearn import datasets
 
@@ -31,7 +31,7 @@ def prepare() -> tuple[dataset.DatasetRecord, dict[str, tuple[Tensor, Tensor]]]:
         classes=[str(digit) for digit in range(10)],
         splits={"train": SIZES[0], "validation": SIZES[1], "test": SIZES[2]},
         input=Input(channels=1, height=8, width=8, mean=mean, std=std),
-        # A mirrored digit is no digit.
+        # A mirrored digit is not a digit.
         flip=False,
     )
     return record, {
@@ -48,5 +48,5 @@ def write(folder: Path) -> dataset.DatasetRecord:
 
 
 def describe() -> dataset.DatasetRecord:
-    """Return the record alone."""
+    """Return the record without writing anything."""
     return prepare()[0]

@@ -17,34 +17,36 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 from workers.distill import errors
 
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+"""Usual endings of the archives that `unpack` reads."""
 CHUNK_BYTES = 1 << 20
 LARGEST_TAR_HEADER_BYTES = 1 << 20
-"""Long names stand in headers of their own, which the tar reader takes into memory whole."""
+"""Long names have headers of their own, which the tar reader loads into memory at once."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much an archive may unpack to."""
+    """Upper bounds for the content of an archive, against files that unpack to fill a disk."""
 
     entries: int = 2_000_000
     file_bytes: int = 4 << 30
     total_bytes: int = 64 << 30
     ratio: int = 100
     ratio_free_bytes: int = 64 << 20
-    """Below this size the ratio is not asked: a few flat pictures compress very well."""
+    """Unpacked size below which `ratio` is not checked: plain pictures compress very well."""
 
 
 @runtime_checkable
 class Readable(Protocol):
-    """What the readers of zip and tar give for an entry."""
+    """An open entry of a zip or tar archive."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """Return at most so many bytes, none at the end."""
+        """Return at most `size` bytes; none at the end."""
         ...
 
 
 class _Writer:
-    """Writes entries below a folder and keeps count."""
+    """Writes entries below a folder, and counts entries and bytes against the limits."""
 
     def __init__(self, folder: Path, limits: Limits, packed_bytes: int) -> None:
         self._folder = folder
@@ -96,7 +98,7 @@ class _Writer:
             raise _unsafe(f"entry {name!r} is both a file and a folder") from error
 
     def _place(self, name: str) -> Path:
-        """Return where an entry goes; nothing but plain names below the folder is accepted."""
+        """Return the path for an entry; accepts only plain names below the folder."""
         parts = name.replace("\\", "/").split("/")
         if parts[0] == "" or parts[0].endswith(":"):
             raise _unsafe(f"entry {name!r} has an absolute path")

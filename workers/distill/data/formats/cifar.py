@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 archives in the layout that their authors publish for Python.
 
-Those archives hold pickles. They are opened with an unpickler that knows a handful of names, all
-of them stand-ins of this file: no foreign code runs, NumPy's included.
+The archives hold pickles. They are opened with an unpickler that accepts a few names only and maps
+each to a class or function of this file: no code of other modules runs, not even NumPy's.
 Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 """
 
@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.distill import errors
+from workers.distill.config.job import Task
 from workers.distill.data import dataset
 from workers.distill.data.formats import archives, conversion
+from workers.distill.data.formats.base import Format
 
 SIDE = 32
 ROW_BYTES = 3 * SIDE * SIDE
@@ -24,62 +26,88 @@ ROW_BYTES = 3 * SIDE * SIDE
 
 @dataclass(frozen=True)
 class Layout:
-    """File and key names of one of the two sets."""
+    """File and key names in the archive of one of the two sets."""
 
-    train: tuple[str, ...]
+    train: str
+    """Pattern of the names of the files with training images."""
     test: str
     meta: str
     labels: bytes
     names: bytes
     classes: int
 
+    def convert(
+        self,
+        upload: Path,
+        scratch: Path,
+        folder: Path,
+        hints: conversion.InputHints,
+        task: Task,
+    ) -> dataset.DatasetRecord:
+        """Unpack and read a CIFAR archive and write it as a prepared data set."""
+        archives.unpack(upload, scratch)
+        train_files = sorted(scratch.rglob(self.train))
+        test_files = sorted(scratch.rglob(self.test))
+        if not train_files:
+            raise errors.UploadRefused(
+                "unsupported_format",
+                f"the archive has no file {self.train!r}: it is no CIFAR-{self.classes} archive in "
+                "its Python layout",
+            )
+        given = {"train": _read(train_files, self)}
+        if test_files:
+            given["test"] = _read(test_files, self)
+        names = _names(next(iter(sorted(scratch.rglob(self.meta))), None), self)
+        return conversion.write_arrays(
+            folder, given, classes=names, flip=True, hints=hints, task=task
+        )
 
-LAYOUTS = {
-    "cifar10": Layout(
-        train=("data_batch_*",),
+
+def _format(name: str, layout: Layout) -> Format:
+    return Format(
+        name=name,
+        title=f"the CIFAR-{layout.classes} archive for Python",
+        description=(
+            f"The archive that the authors of CIFAR-{layout.classes} publish for Python, or one "
+            f"laid out like it: files `{layout.train}`, `{layout.test}` and `{layout.meta}`, each "
+            f"a pickle of a dictionary with `data` (uint8, {ROW_BYTES} numbers an image) and "
+            f"`{layout.labels.decode()}`. The pickles are read without running any code in them."
+        ),
+        tasks=("classification",),
+        suffixes=archives.SUFFIXES,
+        convert=layout.convert,
+    )
+
+
+CIFAR10 = _format(
+    "cifar10",
+    Layout(
+        train="data_batch_*",
         test="test_batch",
         meta="batches.meta",
         labels=b"labels",
         names=b"label_names",
         classes=10,
     ),
-    "cifar100": Layout(
-        train=("train",),
+)
+CIFAR100 = _format(
+    "cifar100",
+    Layout(
+        train="train",
         test="test",
         meta="meta",
         labels=b"fine_labels",
         names=b"fine_label_names",
         classes=100,
     ),
-}
-
-
-def convert(
-    upload: Path, scratch: Path, folder: Path, format_name: str, wish: conversion.InputHints
-) -> dataset.DatasetRecord:
-    """Unpack and read a CIFAR archive and write it as a prepared data set."""
-    layout = LAYOUTS[format_name]
-    archives.unpack(upload, scratch)
-    train_files = sorted(file for pattern in layout.train for file in scratch.rglob(pattern))
-    test_files = sorted(scratch.rglob(layout.test))
-    if not train_files:
-        raise errors.UploadRefused(
-            "unsupported_format",
-            f"the archive has no file {layout.train[0]!r}: it is no {format_name} archive in "
-            "its Python layout",
-        )
-    given = {"train": _read(train_files, layout)}
-    if test_files:
-        given["test"] = _read(test_files, layout)
-    names = _names(next(iter(sorted(scratch.rglob(layout.meta))), None), layout)
-    return conversion.write_arrays(folder, given, classes=names, flip=True, wish=wish)
+)
 
 
 def _read(files: Sequence[Path], layout: Layout) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     images, labels = [], []
     for file in files:
         batch = load_pickle(file)
-        pixels, marks = _entry(batch, b"data"), _entry(batch, layout.labels)
+        pixels, targets = _entry(batch, b"data"), _entry(batch, layout.labels)
         if (
             not isinstance(pixels, np.ndarray)
             or pixels.dtype != np.uint8
@@ -87,22 +115,22 @@ def _read(files: Sequence[Path], layout: Layout) -> tuple[NDArray[np.uint8], NDA
             or pixels.shape[1] != ROW_BYTES
         ):
             raise _unreadable(file, f"its data is not uint8 of {ROW_BYTES} columns")
-        if isinstance(marks, np.ndarray):
-            marks = marks.tolist()
-        if not isinstance(marks, list) or not all(type(mark) is int for mark in marks):
+        if isinstance(targets, np.ndarray):
+            targets = targets.tolist()
+        if not isinstance(targets, list) or not all(type(target) is int for target in targets):
             raise errors.UploadRefused(
                 "bad_labels", f"{file.name} has no list of whole numbers {layout.labels.decode()!r}"
             )
-        if len(marks) != len(pixels):
+        if len(targets) != len(pixels):
             raise errors.UploadRefused(
-                "bad_labels", f"{file.name} has {len(pixels)} images and {len(marks)} labels"
+                "bad_labels", f"{file.name} has {len(pixels)} images and {len(targets)} labels"
             )
-        if any(not 0 <= mark < layout.classes for mark in marks):
+        if any(not 0 <= target < layout.classes for target in targets):
             raise errors.UploadRefused(
                 "bad_labels", f"{file.name} has labels outside 0..{layout.classes - 1}"
             )
         images.append(pixels.reshape(-1, 3, SIDE, SIDE))
-        labels.append(np.array(marks, dtype=np.int64))
+        labels.append(np.array(targets, dtype=np.int64))
     return np.concatenate(images), np.concatenate(labels)
 
 
@@ -119,23 +147,23 @@ def _names(file: Path | None, layout: Layout) -> list[str]:
 
 
 def _entry(batch: Any, key: bytes) -> Any:  # Any: the content of a pickle
-    """Return an entry whose key may be bytes (published files) or text (files made since)."""
+    """Return an entry whose key may be bytes (the published files) or text (later files)."""
     if not isinstance(batch, Mapping):
         return None
     return batch.get(key, batch.get(key.decode()))
 
 
 class _Array:
-    """Stands in for a NumPy array while its pickle is read; only remembers what it is told."""
+    """Stands in for a NumPy array while its pickle is read; only stores the state it is given."""
 
-    def __init__(self, *_said: Any) -> None:
+    def __init__(self, *_arguments: Any) -> None:
         self.state: Any = None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
     def array(self) -> NDArray[Any]:
-        """Return the array, of whole numbers only."""
+        """Return the array; raises `ValueError` unless it holds integers."""
         _version, shape, kind, is_fortran, content = self.state
         if isinstance(content, str):
             content = content.encode("latin-1")
@@ -148,14 +176,14 @@ class _Kind:
 
     NUMBERS = ("u1", "i1", "i2", "i4", "i8")
 
-    def __init__(self, name: Any = "", *_said: Any) -> None:
+    def __init__(self, name: Any = "", *_arguments: Any) -> None:
         self.name = name.decode() if isinstance(name, bytes) else name
 
     def __setstate__(self, _state: Any) -> None:
-        """Take no notice: little-endian whole numbers need no more than their name."""
+        """Ignore the state: little-endian integers are described by their name alone."""
 
     def number(self) -> np.dtype[Any]:
-        """Return the dtype, if it is one of whole numbers."""
+        """Return the dtype; raises `ValueError` unless it is an integer type."""
         if self.name not in self.NUMBERS:
             raise ValueError(f"arrays of type {self.name!r} are not expected here")
         return np.dtype(self.name)
@@ -200,7 +228,7 @@ class _Reader(pickle._Unpickler):
 
 
 def load_pickle(file: Path) -> Any:  # Any: containers, numbers, bytes and arrays
-    """Return the content of a pickle of plain values and arrays; run nothing."""
+    """Return the content of a pickle of plain values and arrays; no code in it runs."""
     try:
         with file.open("rb") as stream:
             return _plain(_Reader(stream, encoding="bytes").load())

@@ -1,6 +1,6 @@
-"""From arrays of images to a prepared data set: missing splits, normalisation, notes.
+"""Write arrays of images as a prepared data set: missing splits, normalisation, notes.
 
-What every upload format has in common once its images are in memory.
+Shared by the upload formats whose images fit in memory, and by synthetic data sets.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,14 @@ from workers.distill.config.job import Input, Task
 from workers.distill.data import dataset, splits
 
 ImagesAndLabels = tuple[NDArray[np.uint8], NDArray[np.int64] | NDArray[np.uint8]]
-"""Images with their classes, or with masks of uint8 (`stored.IGNORED`: no class)."""
+"""Images uint8 [N, C, H, W] with labels: int64 [N], or masks uint8 [N, H, W].
+
+Pixels of a mask without a class are `dataset.IGNORE_INDEX`.
+"""
 
 
 class InputHints(pydantic.BaseModel):
-    """What an uploader says of the images; whatever is absent is found out."""
+    """What an uploader says about the images; what is absent is measured."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -32,31 +35,31 @@ class InputHints(pydantic.BaseModel):
     std: list[Annotated[float, pydantic.Field(gt=0)]] | None = None
 
     def expect(self, channels: int, height: int, width: int) -> None:
-        """Refuse images of another size than was wished for."""
-        for name, wanted, found in (
+        """Raise `UploadRefused` if the images have another size than the uploader said."""
+        for name, expected, actual in (
             ("channels", self.channels, channels),
             ("height", self.height, height),
             ("width", self.width, width),
         ):
-            if wanted is not None and wanted != found:
+            if expected is not None and expected != actual:
                 raise errors.UploadRefused(
                     "mixed_sizes",
-                    f"input.{name} says {wanted}, but the images have {found}; leave it out, or "
+                    f"input.{name} says {expected}, but the images have {actual}; leave it out, or "
                     "upload images of that size",
                 )
 
     def normalisation(
-        self, channels: int, found: tuple[list[float], list[float]]
+        self, channels: int, measured: tuple[list[float], list[float]]
     ) -> tuple[list[float], list[float]]:
-        """Return the wished mean and standard deviation, else those that were found."""
-        for name, wanted in (("mean", self.mean), ("std", self.std)):
-            if wanted is not None and len(wanted) != channels:
+        """Return mean and standard deviation by channel: the uploader's, else those measured."""
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != channels:
                 raise errors.UploadRefused(
                     "mixed_sizes",
-                    f"input.{name} has {len(wanted)} numbers, but the images have {channels} "
+                    f"input.{name} has {len(values)} numbers, but the images have {channels} "
                     "channels",
                 )
-        return self.mean or found[0], self.std or found[1]
+        return self.mean or measured[0], self.std or measured[1]
 
 
 def write_arrays(
@@ -65,14 +68,19 @@ def write_arrays(
     *,
     classes: Sequence[str],
     flip: bool,
-    wish: InputHints,
+    hints: InputHints,
     notes: Sequence[str] = (),
     task: Task = "classification",
 ) -> dataset.DatasetRecord:
-    """Write arrays as a prepared data set; splits that are missing are taken from training."""
+    """Write arrays as a prepared data set and return its record.
+
+    `given` needs the split `train`; `validation` and `test` are taken from it where they are
+    missing. `flip` says that mirrored images keep their labels. Raises `UploadRefused` for an empty
+    split, too few images, or a size that contradicts `hints`.
+    """
     images, labels = given["train"]
     channels, height, width = images.shape[1:]
-    wish.expect(channels, height, width)
+    hints.expect(channels, height, width)
     division = splits.divide(labels, has_validation="validation" in given, has_test="test" in given)
     complete = dict(given)
     complete["train"] = (images[division.train], labels[division.train])
@@ -82,7 +90,7 @@ def write_arrays(
     for name, (content, _) in complete.items():
         if len(content) == 0:
             raise errors.UploadRefused("no_images", f"the {name} split has no images")
-    mean, std = wish.normalisation(channels, dataset.moments(complete["train"][0]))
+    mean, std = hints.normalisation(channels, dataset.moments(complete["train"][0]))
     record = dataset.DatasetRecord(
         task=task,
         classes=list(classes),

@@ -1,7 +1,7 @@
-"""Archives of pictures in one folder a class, with or without `train`, `val` and `test` above.
+"""Archives of pictures with one folder per class, in folders `train`, `val` and `test` or none.
 
-The only place where pictures are decoded: once, at inspection. Pictures of one size are kept as
-they are; others are scaled and cropped to the size that the uploader names.
+Pictures are decoded here, once, at inspection, and nowhere else. Pictures that all have one size
+keep it; others are scaled and cropped to the size that the uploader gives.
 """
 
 from collections import Counter
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from workers.distill import errors
-from workers.distill.config.job import Input
+from workers.distill.config.job import Input, Task
 from workers.distill.data import dataset, splits
 from workers.distill.data.formats import archives, conversion
+from workers.distill.data.formats.base import Format
 from workers.distill.files import tensorfile
 
 SUFFIXES = frozenset(
@@ -40,7 +41,7 @@ GREY_MODES = frozenset({"1", "L", "LA", "I;16", "I;16B", "I;16L"})
 
 @dataclass(frozen=True)
 class Picture:
-    """A file and its class."""
+    """A picture's file and the number of its class."""
 
     file: Path
     label: int
@@ -48,7 +49,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Form:
-    """Size and channels of all pictures of a set, and whether they must be scaled to it."""
+    """Size and channels that all pictures get, and whether they are scaled to that size."""
 
     channels: int
     height: int
@@ -57,12 +58,12 @@ class Form:
 
 
 def convert(
-    upload: Path, scratch: Path, folder: Path, wish: conversion.InputHints
+    upload: Path, scratch: Path, folder: Path, hints: conversion.InputHints, task: Task
 ) -> dataset.DatasetRecord:
     """Unpack an archive of class folders and write it as a prepared data set."""
     archives.unpack(upload, scratch)
     classes, given, notes = find(scratch)
-    form = _form([picture for pictures in given.values() for picture in pictures], scratch, wish)
+    form = _form([picture for pictures in given.values() for picture in pictures], scratch, hints)
     train = given["train"]
     labels = np.array([picture.label for picture in train], dtype=np.int64)
     division = splits.divide(labels, has_validation="validation" in given, has_test="test" in given)
@@ -79,8 +80,9 @@ def convert(
         )
     folder.mkdir(parents=True, exist_ok=True)
     images = {name: _store(folder, name, complete[name], form, scratch) for name in dataset.SPLITS}
-    mean, std = wish.normalisation(form.channels, dataset.moments(images["train"]))
+    mean, std = hints.normalisation(form.channels, dataset.moments(images["train"]))
     record = dataset.DatasetRecord(
+        task=task,
         classes=classes,
         splits={
             "train": len(complete["train"]),
@@ -98,7 +100,10 @@ def convert(
 
 
 def find(root: Path) -> tuple[list[str], dict[str, list[Picture]], list[str]]:
-    """Return class names, the pictures of each split that is there, and notes."""
+    """Return class names, the pictures of each split in the archive, and notes for its owner.
+
+    Raises `UploadRefused` where there is no training split, or fewer than two classes.
+    """
     top = _top(root)
     folders = _split_folders(top) or {"train": top}
     if "train" not in folders:
@@ -127,7 +132,7 @@ def find(root: Path) -> tuple[list[str], dict[str, list[Picture]], list[str]]:
 
 
 def _top(root: Path) -> Path:
-    """Return the folder that holds splits or classes: archives often wrap it in one more."""
+    """Return the folder that holds splits or classes; archives often wrap it in another folder."""
     while True:
         inside = _subfolders(root)
         if len(inside) != 1 or not _subfolders(inside[0]) or _split_folders(root):
@@ -136,7 +141,7 @@ def _top(root: Path) -> Path:
 
 
 def _split_folders(top: Path) -> dict[str, Path]:
-    """Return the folders of splits, or none where the folders are those of classes."""
+    """Return the folder of each split, or nothing where the folders are those of classes."""
     found: dict[str, Path] = {}
     for place in _subfolders(top):
         split = SPLIT_NAMES.get(place.name.lower())
@@ -158,7 +163,7 @@ def _subfolders(place: Path) -> list[Path]:
 
 
 def _is_debris(place: Path) -> bool:
-    """Return whether a desktop left this behind."""
+    """Return whether an operating system's file manager made this file or folder."""
     return place.name.startswith((".", "__MACOSX")) or place.name == "Thumbs.db"
 
 
@@ -186,20 +191,23 @@ def _pictures(
     return found
 
 
-def _form(pictures: Sequence[Picture], root: Path, wish: conversion.InputHints) -> Form:
-    """Decide size and channels from the headers of all pictures and from the uploader's wish."""
+def _form(pictures: Sequence[Picture], root: Path, hints: conversion.InputHints) -> Form:
+    """Return size and channels for all pictures, from their headers and the uploader's hints.
+
+    Raises `UploadRefused` where sizes differ and no size was given.
+    """
     sizes: Counter[tuple[int, int]] = Counter()
     is_grey = True
     for picture in pictures:
         with _open(picture.file, root) as image:
             sizes[image.height, image.width] += 1
             is_grey = is_grey and image.mode in GREY_MODES
-    channels = wish.channels or (1 if is_grey else 3)
+    channels = hints.channels or (1 if is_grey else 3)
     if channels not in (1, 3):
         raise errors.UploadRefused(
             "unsupported_format", f"pictures have 1 or 3 channels, input.channels says {channels}"
         )
-    height, width = wish.height or wish.width, wish.width or wish.height
+    height, width = hints.height or hints.width, hints.width or hints.height
     if height is not None and width is not None:
         return Form(channels, height, width, is_scaled=True)
     if len(sizes) > 1:
@@ -216,7 +224,7 @@ def _form(pictures: Sequence[Picture], root: Path, wish: conversion.InputHints) 
 def _store(
     folder: Path, name: str, pictures: Sequence[Picture], form: Form, root: Path
 ) -> NDArray[np.uint8]:
-    """Decode a split straight into its file and return the images in it."""
+    """Decode a split into its file and return the images [N, C, H, W], mapped from that file."""
     count = len(pictures)
     arrays = tensorfile.create(
         folder / f"{name}.safetensors",
@@ -250,7 +258,7 @@ def _open(file: Path, root: Path) -> Image.Image:
 
 
 def _decode(file: Path, root: Path, form: Form) -> NDArray[np.uint8]:
-    """Return one picture as [C, H, W]."""
+    """Return one picture as uint8 [C, H, W]; raises `UploadRefused` for a damaged one."""
     try:
         with _open(file, root) as image:
             plain = _plain(image, form.channels)
@@ -264,7 +272,7 @@ def _decode(file: Path, root: Path, form: Form) -> NDArray[np.uint8]:
 
 
 def _plain(image: Image.Image, channels: int) -> Image.Image:
-    """Return a grey or RGB picture of eight bits."""
+    """Return the picture as 8-bit grey (1 channel) or RGB (3 channels)."""
     if image.mode.startswith("I;16"):
         # The conversion of the library cuts off above 255 instead of scaling.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -276,7 +284,7 @@ def _plain(image: Image.Image, channels: int) -> Image.Image:
 
 
 def _fitted(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Scale until the picture just covers the size, and cut out its middle."""
+    """Scale the picture until it just covers the size, and crop its centre."""
     scale = max(height / image.height, width / image.width)
     tall, wide = max(height, round(image.height * scale)), max(width, round(image.width * scale))
     if (tall, wide) != (image.height, image.width):
@@ -294,3 +302,18 @@ def _not_a_picture(file: Path, root: Path, error: Exception) -> errors.UploadRef
 
 def _is_unidentified(error: Exception) -> bool:
     return isinstance(error, PIL.UnidentifiedImageError)
+
+
+FORMAT = Format(
+    name="imagefolder",
+    title="a zip or tar archive with a folder of pictures for each class",
+    description=(
+        "Each picture lies in a folder named for its class, such as `cat/1.png`; above them there "
+        "may be `train`, `val` and `test`, and splits that are missing are taken from training. "
+        "Pictures of different sizes need `input.height` and `input.width`. Read are BMP, GIF, "
+        "JPEG, PNG, PPM, TIFF and WebP."
+    ),
+    tasks=("classification",),
+    suffixes=archives.SUFFIXES,
+    convert=convert,
+)

@@ -1,9 +1,9 @@
 """NPZ archives of NumPy arrays: `x_train`, `y_train`, further splits, or `images` and `labels`.
 
-For segmentation labels are masks [N, H, W], in which 255 means no class, and an array `classes` may
-give their number or their names; else they are counted.
-Arrays of objects are refused: they are pickles. Headers are compared with the bytes behind them
-before any memory is reserved.
+For segmentation, labels are masks [N, H, W], in which 255 means no class, and an array `classes`
+may give the number of classes or their names; otherwise they are counted.
+Arrays of objects are refused, since they are pickles. A header is compared with the size of the
+data behind it before memory is allocated.
 """
 
 import math
@@ -20,6 +20,7 @@ from workers.distill import errors
 from workers.distill.config.job import Task
 from workers.distill.data import dataset
 from workers.distill.data.formats import archives, conversion
+from workers.distill.data.formats.base import Format
 
 KEYS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 MOST_CLASSES = 100_000
@@ -27,7 +28,7 @@ GREY_OR_RGB = (1, 3)
 
 
 def convert(
-    upload: Path, folder: Path, wish: conversion.InputHints, *, task: Task = "classification"
+    upload: Path, _scratch: Path, folder: Path, hints: conversion.InputHints, task: Task
 ) -> dataset.DatasetRecord:
     """Read an NPZ archive and write it as a prepared data set."""
     arrays = _read(upload, archives.Limits())
@@ -37,7 +38,7 @@ def convert(
     for suffix, split in KEYS.items():
         if f"x_{suffix}" in arrays:
             images = _images(f"x_{suffix}", arrays[f"x_{suffix}"])
-            given[split] = (images, _truth(f"y_{suffix}", arrays, images, task))
+            given[split] = (images, _labels_for_task(f"y_{suffix}", arrays, images, task))
     if "train" not in given:
         raise errors.UploadRefused(
             "unsupported_format",
@@ -55,13 +56,13 @@ def convert(
         given,
         classes=_counted_classes(given) if named is None else _given_classes(named, given),
         flip=False,
-        wish=wish,
+        hints=hints,
         notes=["pictures are not mirrored in training: the file does not say whether they may be"],
         task=task,
     )
 
 
-def _truth(
+def _labels_for_task(
     name: str,
     arrays: dict[str, Any],  # Any: as `_read` returns them
     images: NDArray[np.uint8],
@@ -88,7 +89,7 @@ def _given_classes(
     named: NDArray[Any],  # Any: a number, or names
     given: Mapping[str, conversion.ImagesAndLabels],
 ) -> list[str]:
-    """Return the names of the classes that the file gives, or numbers where it counts them."""
+    """Return the class names that the file gives, or numbers where it gives their count only."""
     if named.ndim == 0 and np.issubdtype(named.dtype, np.integer):
         # Bounded before it is counted out.
         classes = [str(number) for number in range(min(int(named), MOST_CLASSES))]
@@ -115,7 +116,7 @@ def _given_classes(
 
 
 def _highest(given: Mapping[str, conversion.ImagesAndLabels]) -> int:
-    """Return the highest class of an image or a pixel."""
+    """Return the highest class number of any image or pixel."""
     return max(
         int(labels[labels != dataset.IGNORE_INDEX].max() if labels.ndim > 1 else labels.max())
         for _, labels in given.values()
@@ -158,7 +159,7 @@ def _read(path: Path, limits: archives.Limits) -> dict[str, Any]:  # Any: arrays
 
 
 def _array(name: str, stream: archives.Readable, size: int) -> NDArray[Any]:
-    """Read one array, after its header was found to fit its bytes."""
+    """Read one array, after comparing its header with the number of its bytes."""
     version = np.lib.format.read_magic(stream)
     read_header = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -216,7 +217,7 @@ def _images(name: str, pixels: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _masks(name: str, masks: NDArray[Any], images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return masks of uint8 [N, H, W], of the size of their images."""
+    """Return masks as uint8 [N, H, W]; raises `UploadRefused` unless they fit their images."""
     if masks.ndim != 3 or not np.issubdtype(masks.dtype, np.integer):
         raise errors.UploadRefused(
             "bad_labels",
@@ -257,3 +258,19 @@ def _labels(name: str, labels: NDArray[Any], images: NDArray[np.uint8]) -> NDArr
     if count and (int(labels.min()) < 0 or int(labels.max()) >= MOST_CLASSES):
         raise errors.UploadRefused("bad_labels", f"{name} has labels outside 0..{MOST_CLASSES - 1}")
     return np.ascontiguousarray(labels.astype(np.int64))
+
+
+FORMAT = Format(
+    name="npz",
+    title="NumPy arrays in one .npz file",
+    description=(
+        "Arrays `x_train` and `y_train`, with `x_val`, `y_val`, `x_test` and `y_test` if there are "
+        "such splits, or `images` and `labels`. Images are [N, H, W], [N, C, H, W] or "
+        "[N, H, W, C], grey or RGB, uint8 or floats in 0..1. Labels are whole numbers [N]; for "
+        "segmentation masks [N, H, W], in which 255 means no class, and `classes` may give the "
+        "number of classes or their names."
+    ),
+    tasks=("classification", "segmentation"),
+    suffixes=(".npz",),
+    convert=convert,
+)

@@ -1,0 +1,56 @@
+"""A client reads every field of a job's result, without a list of its own."""
+
+import pydantic
+
+from api.schemas.jobs import JobResult
+from retort import types
+from workers.distill.config.result import RunResult
+
+ROLES = ("teacher", "student", "baseline")
+WHOLE = RunResult(
+    scores={"teacher": {"accuracy": 0.9}, "student": {"loss": "NaN"}, "baseline": None},
+    parameters=dict.fromkeys(ROLES, 3),
+    flops=dict.fromkeys(ROLES, 5),
+    latency_ms=dict.fromkeys(ROLES, 0.5),
+    images_per_second=812.0,
+    floor_share=0.6,
+    wall_seconds=12.0,
+    report_seconds=3.5,
+    epochs=2,
+    steps=40,
+    best_epoch=2,
+    device="cuda",
+    device_name="a card",
+    precision="float32",
+    compile=False,
+    versions={"torch": "2.0"},
+    shared_with=2,
+    training_images_read=0,
+    evaluated_on="dataset",
+    synthesis={"calls": 1, "buffer": {"images": 8, "classes": [3, 5]}},
+    validation={"last": 0.8, "best": 0.9, "best_epoch": 1},
+)
+
+
+class TestJobResult:
+    def test_has_every_field_that_the_engine_reports(self) -> None:
+        assert WHOLE.model_fields_set == RunResult.model_fields.keys()
+        told = WHOLE.model_dump(mode="json")
+        sent = JobResult(student="digits-student@1", digest="sha256:aa", **told)
+        body = sent.model_dump_json()
+        read = types.JobResult.model_validate_json(body)
+        for name, value in sent.model_dump(mode="json").items():
+            assert getattr(read, name) == value, name
+        # As `retort job --json` prints it.
+        assert read.model_dump(mode="json") == sent.model_dump(mode="json")
+
+    def test_declares_nothing_that_the_server_does_not_send(self) -> None:
+        assert set(types.JobResult.model_fields) <= set(JobResult.model_fields)
+
+    def test_of_an_older_server_has_none_where_the_command_line_looks(self) -> None:
+        read = types.JobResult.model_validate({"student": "digits-student@1"})
+        assert (read.wall_seconds, read.synthesis, read.scores) == (None, None, {})
+
+    def test_of_a_newer_server_keeps_what_is_not_known(self) -> None:
+        read: pydantic.BaseModel = types.JobResult.model_validate({"carbon_grams": 3})
+        assert read.model_extra == {"carbon_grams": 3}

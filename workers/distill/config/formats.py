@@ -1,0 +1,18 @@
+"""Which upload format holds labels of which task: one rule for the API and for the engine."""
+
+from collections.abc import Mapping, Sequence
+
+CODE = "unsupported_format"
+
+
+def refusal(name: str, task: str, formats: Mapping[str, Sequence[str]]) -> str | None:
+    """Return why an upload of format `name` cannot become a data set for `task`, or None.
+
+    `formats` maps the name of each format to the tasks whose labels it can hold.
+    """
+    if name not in formats:
+        return f"format must be one of {', '.join(formats)}, got {name[:80]!r}"
+    if task not in formats[name]:
+        able = ", ".join(other for other, tasks in formats.items() if task in tasks)
+        return f"{name} holds no labels for {task}; upload {able or 'nothing: no format does'}"
+    return None
