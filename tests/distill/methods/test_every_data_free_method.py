@@ -70,37 +70,37 @@ class Scene:
             std=tuple(SIZE.std),
             flip=True,
         )
-        self.inverter = synthesizers.make(self.sight)
-        self.stock = BufferStats(0, torch.zeros(3))
+        self.synthesizer = synthesizers.make(self.sight)
+        self.buffer = BufferStats(0, torch.zeros(3))
 
     def call(
-        self, number: int, *, competes: bool
+        self, number: int, *, uses_student: bool
     ) -> tuple[synthesizers.SynthesisResult, list[dict[str, Any]]]:
         """Make one whole call, and return what it keeps with the terms of every step."""
         self.student.eval()
-        self.inverter.begin(number)
+        self.synthesizer.start_round(number)
         told = []
         for _ in range(self.sight.budget.steps):
-            total, terms = self.inverter.step(self.stock, competes=competes)
+            total, terms = self.synthesizer.step(self.buffer, uses_student=uses_student)
             assert total.isfinite()
             told.append(terms)
-        kept = self.inverter.close()
+        kept = self.synthesizer.finish_round()
         with torch.no_grad():
-            shown = self.sight.examine(
+            shown = self.sight.forward(
                 kept.images,
                 kept.targets,
-                stock=self.stock,
+                buffer=self.buffer,
                 call=number,
-                competes=False,
+                uses_student=False,
                 change=synthesizers.unchanged,
             )
         self.method.after_call(kept.last, shown)
-        self.stock = BufferStats(IMAGES, torch.full((3,), 1 / 3))
+        self.buffer = BufferStats(IMAGES, torch.full((3,), 1 / 3))
         return kept, told
 
 
 def calls(scene: Scene) -> list[tuple[synthesizers.SynthesisResult, list[dict[str, Any]]]]:
-    return [scene.call(number, competes=scene.method.competes) for number in (1, 2)]
+    return [scene.call(number, uses_student=scene.method.uses_student) for number in (1, 2)]
 
 
 @pytest.fixture(params=NAMES)
@@ -114,7 +114,7 @@ class TestEveryDataFreeMethod:
             assert kept.images.shape == (IMAGES, 1, 8, 8)
             assert not kept.images.requires_grad
             assert kept.images.isfinite().all()
-            if scene.method.inverter != "noise":  # which leaves 0..1 on purpose
+            if scene.method.synthesizer != "noise":  # which leaves 0..1 on purpose
                 assert kept.images.min() >= 0
                 assert kept.images.max() <= 1
             assert ((kept.targets >= 0) & (kept.targets < 3)).all()
@@ -123,15 +123,15 @@ class TestEveryDataFreeMethod:
         _, told = calls(scene)[-1]
         later = told[-1]
         assert all(term.shape == () and term.isfinite() for term in later.values())
-        if scene.method.inverter == "noise":
+        if scene.method.synthesizer == "noise":
             assert later == {}
             return
         unjudged = Scene(scene.method.name)
         if set(later) == {"adversarial"}:
             with pytest.raises(errors.BadRecipe, match="raise a weight"):
-                unjudged.call(1, competes=False)
+                unjudged.call(1, uses_student=False)
             return
-        _, earlier = unjudged.call(1, competes=False)
+        _, earlier = unjudged.call(1, uses_student=False)
         assert list(earlier[0]) == list(later)
 
     def test_looks_change_neither_network_and_leave_no_hooks(self, scene: Scene) -> None:
@@ -147,36 +147,36 @@ class TestEveryDataFreeMethod:
                 assert not part._forward_pre_hooks
 
     def test_synthesis_moves_what_it_is_to_move(self, scene: Scene) -> None:
-        before = scene.inverter.state()
+        before = scene.synthesizer.state()
         weights = (key for key in before.get("generator", {}) if key.endswith("weight"))
         first = {key: before["generator"][key].clone() for key in weights}
         (one, _), (other, _) = calls(scene)
         assert not torch.equal(one.images, other.images)
-        after = scene.inverter.state().get("generator", {})
+        after = scene.synthesizer.state().get("generator", {})
         assert all(not torch.equal(after[key], first[key]) for key in first)
 
     def test_goes_on_exactly_inside_a_call(self, scene: Scene, tmp_path: Path) -> None:
-        scene.call(1, competes=scene.method.competes)
-        scene.inverter.begin(2)
-        scene.inverter.step(scene.stock, competes=scene.method.competes)
+        scene.call(1, uses_student=scene.method.uses_student)
+        scene.synthesizer.start_round(2)
+        scene.synthesizer.step(scene.buffer, uses_student=scene.method.uses_student)
         kept: dict[str, Any] = {
-            "inverter": scene.inverter.state(),
+            "inverter": scene.synthesizer.state(),
             "method": scene.method.state_dict(),
             "random": torch.get_rng_state(),
         }
         resumed = Scene(scene.method.name)
-        resumed.stock = scene.stock
+        resumed.buffer = scene.buffer
         resumed.student.eval()
         torch.save(kept, tmp_path / "kept")
         content = torch.load(tmp_path / "kept", weights_only=True)
-        resumed.inverter.restore(content["inverter"])
+        resumed.synthesizer.restore(content["inverter"])
         resumed.method.load_state_dict(content["method"])
         found = []
         for one in (resumed, scene):
             torch.set_rng_state(kept["random"])
             for _ in range(2):
-                one.inverter.step(one.stock, competes=one.method.competes)
-            found.append(one.inverter.close())
+                one.synthesizer.step(one.buffer, uses_student=one.method.uses_student)
+            found.append(one.synthesizer.finish_round())
         assert torch.equal(found[0].images, found[1].images)
 
     @pytest.mark.parametrize("name", DENSE)
@@ -236,12 +236,12 @@ class TestHyperParameters:
         off: dict[str, Any] = {key: 0 for key in fields if key.endswith("_weight")}
         scene = Scene(name, **off)
         images = torch.rand(IMAGES, 1, 8, 8, requires_grad=True)
-        shown = scene.sight.examine(
+        shown = scene.sight.forward(
             images,
             torch.arange(IMAGES) % 3,
-            stock=scene.stock,
+            buffer=scene.buffer,
             call=1,
-            competes=True,
+            uses_student=True,
             change=synthesizers.unchanged,
         )
         for key, term in scene.method.synthesis_terms(shown).items():

@@ -83,15 +83,15 @@ class Method(nn.Module):
     title: ClassVar[str]
     source: ClassVar[Source]
     needs: ClassVar[tuple[Need, ...]] = ("labels", "teacher")
-    student_shows: ClassVar[tuple[FeatureName, ...]] = ()
-    teacher_shows: ClassVar[tuple[FeatureName, ...]] = ()
+    required_student_features: ClassVar[tuple[FeatureName, ...]] = ()
+    required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ()
     tasks: ClassVar[tuple[Task, ...]] = ("classification",)
     """What may be learned with it; `task` in a recipe."""
     has_task: ClassVar[bool] = True
     """Whether there is a `task` term."""
     accepts_mixed: ClassVar[bool] = True
     """Whether images may be mixed; not where each must have one true class."""
-    wants_strong: ClassVar[bool] = False
+    uses_strong_view: ClassVar[bool] = False
     """Whether the student and the teacher see a second, strongly augmented view."""
     combines: ClassVar[bool] = True
     """Whether its distillation terms may stand beside those of other methods."""
@@ -109,12 +109,14 @@ class Method(nn.Module):
             raise errors.BadRecipe(f"method {self.name} needs a teacher, and the recipe has none")
         if "equal_classes" in self.needs and teacher is not None:
             check_equal_classes(self.name, student, teacher)
-        student.reveal(self.student_shows)
+        student.enable_features(self.required_student_features)
         if teacher is not None:
-            teacher.reveal(self.teacher_shows)
-        self.student_shapes = shapes.measure(student) if self.student_shows else None
+            teacher.enable_features(self.required_teacher_features)
+        self.student_shapes = shapes.measure(student) if self.required_student_features else None
         self.teacher_shapes = (
-            shapes.measure(teacher) if self.teacher_shows and teacher is not None else None
+            shapes.measure(teacher)
+            if self.required_teacher_features and teacher is not None
+            else None
         )
         for role, network in (("student", student), ("teacher", teacher)):
             if network is not None:
@@ -153,7 +155,9 @@ class Method(nn.Module):
 
     def _check_shows(self, role: str, network: Network) -> None:
         found = self.student_shapes if role == "student" else self.teacher_shapes
-        for wanted in self.student_shows if role == "student" else self.teacher_shows:
+        for wanted in (
+            self.required_student_features if role == "student" else self.required_teacher_features
+        ):
             match wanted:
                 case "stages":
                     there = found is not None and bool(found.stages)
@@ -214,8 +218,8 @@ class FeatureMethod(SupervisedMethod):
     """Methods that compare feature maps, image by image."""
 
     family = "feature"
-    student_shows: ClassVar[tuple[FeatureName, ...]] = ("stages",)
-    teacher_shows: ClassVar[tuple[FeatureName, ...]] = ("stages",)
+    required_student_features: ClassVar[tuple[FeatureName, ...]] = ("stages",)
+    required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("stages",)
 
 
 class RelationMethod(SupervisedMethod):

@@ -107,10 +107,14 @@ def of(parts: Sequence[Part]) -> type[Combination]:
     class Combined(Combination):
         parts_asked = tuple(parts)
         needs: tuple[Need, ...] = _union(kind.needs for kind in kinds)  # type: ignore[misc]  # filled in once, for this class
-        student_shows: tuple[FeatureName, ...] = _union(kind.student_shows for kind in kinds)  # type: ignore[misc]  # the same
-        teacher_shows: tuple[FeatureName, ...] = _union(kind.teacher_shows for kind in kinds)  # type: ignore[misc]  # the same
+        required_student_features: tuple[FeatureName, ...] = _union(  # type: ignore[misc]  # the same
+            kind.required_student_features for kind in kinds
+        )
+        required_teacher_features: tuple[FeatureName, ...] = _union(  # type: ignore[misc]  # the same
+            kind.required_teacher_features for kind in kinds
+        )
         accepts_mixed = all(kind.accepts_mixed for kind in kinds)
-        wants_strong = any(kind.wants_strong for kind in kinds)
+        uses_strong_view = any(kind.uses_strong_view for kind in kinds)
         smallest_batch = max(kind.smallest_batch for kind in kinds)
 
     return Combined

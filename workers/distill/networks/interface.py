@@ -94,7 +94,7 @@ class Network(nn.Module):
         """Return, stage by stage, the batch norm before its last activation, or nothing."""
         return ()
 
-    def reveal(self, wanted: Collection[str]) -> None:
+    def enable_features(self, wanted: Collection[str]) -> None:
         """Get ready to show what is left out by default because it slows every step down.
 
         A method calls it with what it needs before it looks; most networks show all they have.

@@ -196,7 +196,7 @@ def distil(asked: Sequence[JobRequest], workdir: pathlib.Path, stop: signals.Sto
         with failures.of(one.recipe, one.reporter):
             method, _ = catalog.find(one.recipe.method)
             catalog.check_task(method, one.recipe.task)
-            strong |= method.wants_strong
+            strong |= method.uses_strong_view
             fitting.append(one)
     if not fitting:
         return grouping.SOME_FAILED

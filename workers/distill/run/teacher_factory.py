@@ -106,7 +106,7 @@ class TeacherFactory:
         """Whether images never change for this method, whatever others of its group look at."""
         training, network = setting.recipe.training, self._ground.teacher
         changes = training.augmentation != "none" or training.mixing is not None
-        if changes or method.wants_strong or wants_stages(method) or network is None:
+        if changes or method.uses_strong_view or wants_stages(method) or network is None:
             return False
         source = self._ground.split_to_learn
         return fits_cache(source.count, network.classes, network.pooled_width)

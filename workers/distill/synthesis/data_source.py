@@ -123,12 +123,14 @@ class SyntheticDataSource:
             profiling.wait_for(self._sight.device)
             self.seconds.distillation += time.monotonic() - began
             began = time.monotonic()
-            self._inverter.begin(self.calls + 1)
+            self._inverter.start_round(self.calls + 1)
         if self._stock is None:
             # What the buffer held before the call, all through it.
             self._stock = BufferStats(self.replay.count, self.replay.class_shares())
         begun = self.calls >= self._budget.warmup_calls
-        total, terms = self._inverter.step(self._stock, competes=begun and self._method.competes)
+        total, terms = self._inverter.step(
+            self._stock, uses_student=begun and self._method.uses_student
+        )
         if terms:
             self._tally.add(self.steps + 1, total, terms)
         # A call of noise has no steps, and is over at once.
@@ -139,10 +141,10 @@ class SyntheticDataSource:
         self.seconds.synthesis += time.monotonic() - began
 
     def _close(self, stock: BufferStats) -> None:
-        kept = self._inverter.close()
+        kept = self._inverter.finish_round()
         self.calls += 1
         self._stock = None
-        shown = kept.shown or self._examined(kept, stock)
+        shown = kept.outputs or self._examined(kept, stock)
         self._method.after_call(kept.last, shown)
         logits = shown.teacher.features.logits
         self.replay.insert(kept.images.clamp(0, 1), kept.targets, logits, call=self.calls)
@@ -152,12 +154,12 @@ class SyntheticDataSource:
 
     @torch.no_grad()
     def _examined(self, kept: synthesizers.SynthesisResult, stock: BufferStats) -> SynthesisBatch:
-        return self._sight.examine(
+        return self._sight.forward(
             kept.images,
             kept.targets,
-            stock=stock,
+            buffer=stock,
             call=self.calls,
-            competes=False,
+            uses_student=False,
             change=synthesizers.unchanged,
         )
 
@@ -193,7 +195,7 @@ class SyntheticDataSource:
         """Return images for a step: new ones, or some of the buffer's."""
         self._part_began = time.monotonic()
         count = self._training.batch_size
-        supplied = self._inverter.supply(count)
+        supplied = self._inverter.sample(count)
         if supplied is not None:
             index = torch.arange(len(supplied), device=supplied.device)
             return Batch(images=255 * supplied, labels=torch.zeros_like(index), index=index)

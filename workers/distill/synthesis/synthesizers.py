@@ -72,27 +72,29 @@ class SynthesisContext:
         """Return the method's budget."""
         return self.method.params.synthesis
 
-    def examine(
+    def forward(
         self,
         images: Float[Tensor, "N c h w"],
         targets: Int[Tensor, " N"],
         *,
-        stock: BufferStats,
+        buffer: BufferStats,
         call: int,
-        competes: bool,
+        uses_student: bool,
         change: Augmentation,
     ) -> SynthesisBatch:
         """Return what the networks show of images with pixels of 0..1; all leads back to them."""
         method, changed = self.method, change(images)
         seen = self.teacher_view(255 * changed)
-        reads = method.reads_norms or method.wants_second
+        reads = method.uses_bn_statistics or method.uses_second_view
         student = second = None
-        if competes:
+        if uses_student:
             student = self._look(
-                self.student, self.student_view(255 * changed), norms=method.wants_student_norms
+                self.student,
+                self.student_view(255 * changed),
+                norms=method.uses_student_bn_statistics,
             )
         teacher = self._look(self.teacher, seen, norms=reads)
-        if method.wants_second:
+        if method.uses_second_view:
             cropped = augmentation.resized_crop(images, smallest=SECOND_AREA, flip=self.flip)
             second = self._look(self.teacher, self.teacher_view(255 * cropped), norms=reads)
         return SynthesisBatch(
@@ -102,7 +104,7 @@ class SynthesisContext:
             teacher=teacher,
             student=student,
             second=second,
-            stock=stock,
+            buffer=buffer,
             call=call,
         )
 
@@ -154,7 +156,7 @@ class SynthesisResult:
     targets: Int[Tensor, " N"]
     last: SynthesisBatch
     """The call's last step, detached."""
-    shown: SynthesisBatch | None = None
+    outputs: SynthesisBatch | None = None
     """What the teacher shows of these very images, unchanged; None where it is yet to look."""
 
 
@@ -166,19 +168,19 @@ class Synthesizer(Protocol):
         """Return the steps made in the call that is open, or None between calls."""
         ...
 
-    def begin(self, call: int) -> None:
+    def start_round(self, call: int) -> None:
         """Open a call; calls count from 1."""
         ...
 
-    def step(self, stock: BufferStats, *, competes: bool) -> tuple[Tensor, Terms]:
+    def step(self, buffer: BufferStats, *, uses_student: bool) -> tuple[Tensor, Terms]:
         """Make a step of the open call, and return the loss and its terms, detached."""
         ...
 
-    def close(self) -> SynthesisResult:
+    def finish_round(self) -> SynthesisResult:
         """End the call."""
         ...
 
-    def supply(self, count: int) -> Float[Tensor, "N c h w"] | None:
+    def sample(self, count: int) -> Float[Tensor, "N c h w"] | None:
         """Return new images for a student's step, or None where it is to see the buffer's."""
         ...
 
@@ -194,7 +196,7 @@ class Synthesizer(Protocol):
 def make(sight: SynthesisContext) -> Synthesizer:
     """Return the inverter that a method names."""
     budget = sight.budget
-    match sight.method.inverter, budget:
+    match sight.method.synthesizer, budget:
         case "noise", NoiseSynthesis():
             return NoiseSynthesizer(sight, budget)
         case "stream", StreamSynthesis():
@@ -204,8 +206,8 @@ def make(sight: SynthesisContext) -> Synthesizer:
         case "pixels", PixelSynthesis():
             return PixelSynthesizer(sight, budget)
     raise TypeError(
-        f"method {sight.method.name} names inverter {sight.method.inverter} and has a budget for "
-        f"another ({type(budget).__name__})"
+        f"method {sight.method.name} has the synthesizer {sight.method.synthesizer!r} and a budget "
+        f"for another ({type(budget).__name__})"
     )
 
 
@@ -216,33 +218,33 @@ class NoiseSynthesizer:
         self._sight = sight
         self._distribution = budget.distribution
         self._call: int | None = None
-        self._stock: BufferStats | None = None
+        self._buffer: BufferStats | None = None
 
     @property
     def steps_done(self) -> int | None:
         """Return the steps made in the open call: none, as there are no others."""
         return None if self._call is None else 0
 
-    def begin(self, call: int) -> None:
+    def start_round(self, call: int) -> None:
         """Open a call."""
         self._call = call
 
-    def step(self, stock: BufferStats, *, competes: bool) -> tuple[Tensor, Terms]:
+    def step(self, buffer: BufferStats, *, uses_student: bool) -> tuple[Tensor, Terms]:
         """Do nothing that could be a loss."""
-        self._stock = stock
+        self._buffer = buffer
         return torch.zeros((), device=self._sight.device), {}
 
-    def close(self) -> SynthesisResult:
+    def finish_round(self) -> SynthesisResult:
         """Draw a batch to be shown."""
-        if self._call is None or self._stock is None:
+        if self._call is None or self._buffer is None:
             raise RuntimeError("no call of synthesis is open")
-        images = self.supply(self._sight.budget.batch_size)
+        images = self.sample(self._sight.budget.batch_size)
         targets = self._sight.method.targets(len(images)).to(self._sight.device)
-        last = _examine_quietly(self._sight, images, targets, self._stock, self._call)
-        self._call = self._stock = None
+        last = _examine_quietly(self._sight, images, targets, self._buffer, self._call)
+        self._call = self._buffer = None
         return SynthesisResult(images, targets, last)
 
-    def supply(self, count: int) -> Float[Tensor, "N c h w"]:
+    def sample(self, count: int) -> Float[Tensor, "N c h w"]:
         """Draw images; Gaussian ones leave 0..1, as they must."""
         sight = self._sight
         shape = (count, *sight.method.image_shape)
@@ -288,11 +290,11 @@ class GeneratorSynthesizer:
         """Return the steps made in the open call."""
         return None if self._call is None else self._step
 
-    def begin(self, call: int) -> None:
+    def start_round(self, call: int) -> None:
         """Open a call."""
         self._call, self._step = call, 0
 
-    def step(self, stock: BufferStats, *, competes: bool) -> tuple[Tensor, Terms]:
+    def step(self, buffer: BufferStats, *, uses_student: bool) -> tuple[Tensor, Terms]:
         """Move the generator once, on new images."""
         sight, call = self._sight, _open(self._call)
         self._last = None  # its graph is let go before the next one is built
@@ -300,8 +302,13 @@ class GeneratorSynthesizer:
         targets = sight.method.targets(self._budget.batch_size).to(sight.device)
         latent = self._generator.draw(targets)
         images = _generate(sight, self._generator, latent)
-        shown = sight.examine(
-            images, targets, stock=stock, call=call, competes=competes, change=self._change
+        shown = sight.forward(
+            images,
+            targets,
+            buffer=buffer,
+            call=call,
+            uses_student=uses_student,
+            change=self._change,
         )
         terms = sight.method.synthesis_terms(shown)
         total = _total(terms)
@@ -310,7 +317,7 @@ class GeneratorSynthesizer:
         self._latent, self._images, self._last = latent, images.detach(), shown
         return total.detach(), {name: term.detach() for name, term in terms.items()}
 
-    def close(self) -> SynthesisResult:
+    def finish_round(self) -> SynthesisResult:
         """End the call; its last images are shown, not learned from, unless they are reused."""
         if self._last is None or self._images is None:
             raise RuntimeError("a call of synthesis ended before its first step")
@@ -322,7 +329,7 @@ class GeneratorSynthesizer:
         shown = dataclasses.replace(last, student=None) if seen else None
         return SynthesisResult(self._images, last.targets, last, shown)
 
-    def supply(self, count: int) -> Float[Tensor, "N c h w"]:
+    def sample(self, count: int) -> Float[Tensor, "N c h w"]:
         """Return images as the generator makes them by now."""
         reuse = self._budget.reuse
         if reuse == "images" and self._images is not None:
@@ -412,7 +419,7 @@ class LatentSynthesizer:
         """Return the steps made in the open call."""
         return None if self._call is None else self._call.step
 
-    def begin(self, call: int) -> None:
+    def start_round(self, call: int) -> None:
         """Open a call: draw targets and latent vectors, and a new generator where due."""
         method, budget = self._sight.method, self._budget
         if method.renews_at(call):
@@ -423,7 +430,7 @@ class LatentSynthesizer:
         targets = method.targets(budget.batch_size).to(self._sight.device)
         self._call = self._opened(call, targets, self._generator.draw(targets).detach())
 
-    def step(self, stock: BufferStats, *, competes: bool) -> tuple[Tensor, Terms]:
+    def step(self, buffer: BufferStats, *, uses_student: bool) -> tuple[Tensor, Terms]:
         """Move generator and latent vectors once; remember the images if none cost less."""
         sight, call = self._sight, self._call
         if call is None:
@@ -431,12 +438,12 @@ class LatentSynthesizer:
         call.last = None  # its graph is let go before the next one is built
         call.worker.train()
         images = _generate(sight, call.worker, call.latent)
-        shown = sight.examine(
+        shown = sight.forward(
             images,
             call.targets,
-            stock=stock,
+            buffer=buffer,
             call=call.number,
-            competes=competes,
+            uses_student=uses_student,
             change=self._change,
         )
         terms = sight.method.synthesis_terms(shown)
@@ -450,7 +457,7 @@ class LatentSynthesizer:
         call.last = shown
         return total.detach(), {name: term.detach() for name, term in terms.items()}
 
-    def close(self) -> SynthesisResult:
+    def finish_round(self) -> SynthesisResult:
         """End the call, and let the generator learn from it where it does."""
         call, self._call = self._call, None
         if call is None or call.last is None or call.best is None:
@@ -458,7 +465,7 @@ class LatentSynthesizer:
         self._learn(call)
         return SynthesisResult(call.best, call.targets, _detached(call.last))
 
-    def supply(self, count: int) -> None:
+    def sample(self, count: int) -> None:
         """Return nothing: the student sees the buffer's images."""
 
     def state(self) -> dict[str, Any]:
@@ -572,25 +579,25 @@ class PixelSynthesizer:
         """Return the steps made in the open call."""
         return None if self._number is None else self._step
 
-    def begin(self, call: int) -> None:
+    def start_round(self, call: int) -> None:
         """Open a call with new targets and new noise."""
         method = self._sight.method
         targets = method.targets(self._budget.batch_size)
         self._open(call, targets, torch.randn(len(targets), *method.image_shape))
 
-    def step(self, stock: BufferStats, *, competes: bool) -> tuple[Tensor, Terms]:
+    def step(self, buffer: BufferStats, *, uses_student: bool) -> tuple[Tensor, Terms]:
         """Move the pixels once, and back into the range that images have."""
         sight, optimizer = self._sight, self._optimizer
         if optimizer is None or self._number is None:
             raise RuntimeError("no call of synthesis is open")
         self._last = None  # its graph is let go before the next one is built
         images = self._inputs * self._std + self._mean
-        shown = sight.examine(
+        shown = sight.forward(
             images,
             self._targets,
-            stock=stock,
+            buffer=buffer,
             call=self._number,
-            competes=competes,
+            uses_student=uses_student,
             change=self._change,
         )
         terms = sight.method.synthesis_terms(shown)
@@ -603,7 +610,7 @@ class PixelSynthesizer:
         self._last = shown
         return total.detach(), {name: term.detach() for name, term in terms.items()}
 
-    def close(self) -> SynthesisResult:
+    def finish_round(self) -> SynthesisResult:
         """End the call."""
         if self._last is None or self._best is None:
             raise RuntimeError("a call of synthesis ended before its first step")
@@ -611,7 +618,7 @@ class PixelSynthesizer:
         self._number = self._optimizer = self._last = self._best = self._cost = None
         return kept
 
-    def supply(self, count: int) -> None:
+    def sample(self, count: int) -> None:
         """Return nothing: the student sees the buffer's images."""
 
     def state(self) -> dict[str, Any]:
@@ -714,9 +721,11 @@ def _on_device(generator: Generator, device: torch.device) -> Generator:
 
 @torch.no_grad()
 def _examine_quietly(
-    sight: SynthesisContext, images: Tensor, targets: Tensor, stock: BufferStats, call: int
+    sight: SynthesisContext, images: Tensor, targets: Tensor, buffer: BufferStats, call: int
 ) -> SynthesisBatch:
-    return sight.examine(images, targets, stock=stock, call=call, competes=False, change=unchanged)
+    return sight.forward(
+        images, targets, buffer=buffer, call=call, uses_student=False, change=unchanged
+    )
 
 
 def _detached(shown: SynthesisBatch) -> SynthesisBatch:

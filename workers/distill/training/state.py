@@ -141,7 +141,7 @@ class TrainState:
     def learn(self, batch: Batch) -> Features:
         """Return what the student shows for a batch, ready for a loss."""
         shown = self._look(batch.images)
-        if batch.strong is None or not self.method.wants_strong:
+        if batch.strong is None or not self.method.uses_strong_view:
             return shown
         return dataclasses.replace(shown, strong=self._look(batch.strong))
 

@@ -91,7 +91,7 @@ def shown(
     student: ForwardResult | None = None,
     *,
     second: ForwardResult | None = None,
-    stock: BufferStats = FILLED,
+    buffer: BufferStats = FILLED,
     targets: torch.Tensor = TARGETS,
     seen: torch.Tensor | None = None,
 ) -> SynthesisBatch:
@@ -104,7 +104,7 @@ def shown(
         teacher=teacher,
         student=student,
         second=second,
-        stock=stock,
+        buffer=buffer,
         call=1,
     )
 
@@ -135,7 +135,7 @@ def examined(
     teacher: Network,
     student: Network | None,
     *,
-    stock: BufferStats = FILLED,
+    buffer: BufferStats = FILLED,
 ) -> SynthesisBatch:
     """Return what networks show of images; a second view is made of their squares."""
     targets = torch.arange(len(images)) % teacher.classes
@@ -145,8 +145,10 @@ def examined(
         targets=targets,
         teacher=ForwardResult(*observe_norms(teacher, images)),
         student=None if student is None else ForwardResult(*observe_norms(student, images)),
-        second=ForwardResult(*observe_norms(teacher, images**2)) if method.wants_second else None,
-        stock=stock,
+        second=ForwardResult(*observe_norms(teacher, images**2))
+        if method.uses_second_view
+        else None,
+        buffer=buffer,
         call=1,
     )
 
@@ -166,6 +168,6 @@ def gradients(method: DataFreeMethod, student: Network, teacher: Network) -> lis
     """Return how the sum of a method's terms of synthesis moves what its generator is made of."""
     generator = method.make_generator()
     made = generator(generator.draw(method.targets(6)))
-    learner = student.eval() if method.competes else None
+    learner = student.eval() if method.uses_student else None
     total = loss(method, examined(method, made, teacher, learner))
     return list(torch.autograd.grad(total, list(generator.parameters())))

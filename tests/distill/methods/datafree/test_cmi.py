@@ -27,9 +27,11 @@ def method(**values: Any) -> cmi.CMI:  # Any: what a recipe may say
     return cmi.CMI(params, student, teacher).double()
 
 
-def step(made: cmi.CMI, seed: int = 0, *, competes: bool = True, count: int = 4) -> SynthesisBatch:
+def step(
+    made: cmi.CMI, seed: int = 0, *, uses_student: bool = True, count: int = 4
+) -> SynthesisBatch:
     images = inventions.images(count, seed).requires_grad_()
-    student = inventions.small(1) if competes else None
+    student = inventions.small(1) if uses_student else None
     return inventions.examined(made, images, inventions.small(), student)
 
 
@@ -151,7 +153,7 @@ class TestSynthesis:
         assert close(method(**values).synthesis_terms(shown)["onehot"], case("ce_to_argmax_mean"))
 
     @pytest.mark.parametrize(
-        ("values", "competes", "off"),
+        ("values", "uses_student", "off"),
         [
             ({"bn_weight": 0}, True, "bn"),
             ({"adversarial_weight": 0}, True, "adversarial"),
@@ -160,10 +162,10 @@ class TestSynthesis:
         ],
     )
     def test_shows_what_is_off_as_a_zero_without_gradient(
-        self, values: dict[str, float], competes: bool, off: str
+        self, values: dict[str, float], uses_student: bool, off: str
     ) -> None:
         made = method(**values)
-        terms = made.synthesis_terms(step(made, competes=competes))
+        terms = made.synthesis_terms(step(made, uses_student=uses_student))
         assert list(terms) == ["bn", "onehot", "adversarial", "contrast"]
         for name, term in terms.items():
             assert term.shape == ()
@@ -298,10 +300,10 @@ class TestCMI:
     def test_begins_each_call_anew_and_looks_twice(self) -> None:
         made = method()
         assert made.renews_generator
-        assert made.wants_second
-        assert not method(contrast_weight=0).wants_second
-        assert made.competes
-        assert not method(adversarial_weight=0).competes
+        assert made.uses_second_view
+        assert not method(contrast_weight=0).uses_second_view
+        assert made.uses_student
+        assert not method(adversarial_weight=0).uses_student
         once = inventions.shown(inventions.look(TEACHER, inventions.norm_input()))
         with pytest.raises(ValueError, match="needs a second view"):
             made.synthesis_terms(once)
@@ -313,7 +315,7 @@ class TestCMI:
             with pytest.raises(errors.IncompatibleNetworks, match="batch norms"):
                 cmi.CMI(params, student, teacher)
         made = cmi.CMI(cmi.CMI.Params(bn_weight=0, contrast_weight=0), student, teacher)
-        assert not made.reads_norms
+        assert not made.uses_bn_statistics
         terms = made.synthesis_terms(inventions.shown(inventions.look(TEACHER)))
         assert close(terms["onehot"], case("ce_to_targets_mean"))
 

@@ -90,8 +90,8 @@ class TestDAFL:
 
     def test_needs_neither_batch_norms_nor_the_student(self) -> None:
         built = DAFL(DAFL.Params(), scenes.network(), inventions.small(normed=False))
-        assert not built.reads_norms
-        assert not built.competes
+        assert not built.uses_bn_statistics
+        assert not built.uses_student
 
     def test_a_partial_budget_keeps_the_other_defaults(self) -> None:
         params = DAFL.Params.model_validate({"synthesis": {"batch_size": 32}})

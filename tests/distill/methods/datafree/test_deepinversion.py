@@ -178,18 +178,18 @@ class TestSynthesis:
 
 class TestDeepInversion:
     def test_is_plain_without_competition(self) -> None:
-        assert method().competes
-        assert method(competition_weight=0).competes
+        assert method().uses_student
+        assert method(competition_weight=0).uses_student
         plain = method(competition_weight=0, student_bn_weight=0)
-        assert not plain.competes
-        assert not method(competition_weight=0, bn_weight=0).competes
+        assert not plain.uses_student
+        assert not method(competition_weight=0, bn_weight=0).uses_student
 
     def test_moves_pixels_and_wants_to_see_the_students_norms(self) -> None:
         made = method()
-        assert made.inverter == "pixels"
-        assert made.wants_student_norms
-        assert not method(student_bn_weight=0).wants_student_norms
-        assert not method(bn_weight=0).wants_student_norms
+        assert made.synthesizer == "pixels"
+        assert made.uses_student_bn_statistics
+        assert not method(student_bn_weight=0).uses_student_bn_statistics
+        assert not method(bn_weight=0).uses_student_bn_statistics
         assert isinstance(made.params.synthesis, PixelSynthesis)
 
     def test_needs_norms_only_where_moments_count(self) -> None:
@@ -198,7 +198,7 @@ class TestDeepInversion:
         with pytest.raises(errors.IncompatibleNetworks, match="set bn_weight to 0"):
             deepinversion.DeepInversion(params(), *networks)
         made = deepinversion.DeepInversion(params(bn_weight=0), *networks)
-        assert not made.reads_norms
+        assert not made.uses_bn_statistics
 
     def test_imitates_softened_outputs(self) -> None:
         seen = scenes.features(STUDENT), scenes.features(TEACHER), scenes.batch([0, 1, 2, 0])

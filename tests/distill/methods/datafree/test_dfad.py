@@ -64,7 +64,7 @@ class TestDFAD:
     @pytest.mark.parametrize("log_loss", [False, True])
     def test_moves_the_generator(self, log_loss: bool) -> None:
         built = method(log_loss=log_loss, synthesis={"latent_size": 8, "width": 4})
-        assert built.competes
+        assert built.uses_student
         moved = inventions.gradients(built, scenes.network(), scenes.other_network())
         assert all(gradient.abs().sum() > 0 for gradient in moved)
 
@@ -88,7 +88,9 @@ class TestDFAD:
             DFAD.Params.model_validate({"synthesis": {"warmup_calls": 2}})
 
     def test_needs_no_batch_norms(self) -> None:
-        assert not DFAD(DFAD.Params(), scenes.network(), inventions.small(normed=False)).reads_norms
+        assert not DFAD(
+            DFAD.Params(), scenes.network(), inventions.small(normed=False)
+        ).uses_bn_statistics
 
     def test_a_partial_budget_keeps_the_other_defaults(self) -> None:
         params = DFAD.Params.model_validate({"synthesis": {"generator": "dcgan"}})

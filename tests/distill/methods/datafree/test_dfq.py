@@ -89,11 +89,11 @@ class TestDFQ:
             DFQ(DFQ.Params(), scenes.network(), inventions.small(normed=False))
         assert not DFQ(
             DFQ.Params(bn_weight=0), scenes.network(), inventions.small(normed=False)
-        ).reads_norms
+        ).uses_bn_statistics
 
     def test_competes_unless_that_counts_nothing(self) -> None:
-        assert method().competes
-        assert not method(adversarial_weight=0).competes
+        assert method().uses_student
+        assert not method(adversarial_weight=0).uses_student
 
     def test_a_partial_budget_keeps_the_other_defaults(self) -> None:
         params = DFQ.Params.model_validate({"synthesis": {"width": 32}})

@@ -130,7 +130,7 @@ class TestMemory:
         made = fast.Fast(params, inventions.small(1), inventions.small(normed=False))
         step = inventions.shown(inventions.look(TEACHER))
         made.after_call(step, step)
-        assert not made.reads_norms
+        assert not made.uses_bn_statistics
         with pytest.raises(errors.IncompatibleNetworks, match="set bn_weight to 0"):
             fast.Fast(fast.Fast.Params(), inventions.small(1), inventions.small(normed=False))
 
@@ -157,8 +157,8 @@ class TestStudent:
 
 class TestFast:
     def test_looks_at_the_student_only_where_that_counts(self) -> None:
-        assert method().competes
-        assert not method(adversarial_weight=0).competes
+        assert method().uses_student
+        assert not method(adversarial_weight=0).uses_student
 
     def test_draws_images_evenly(self) -> None:
         assert method().priority is None

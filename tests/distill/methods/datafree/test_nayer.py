@@ -259,12 +259,12 @@ class TestNAYER:
         assert close(terms["kd"], case(f"kd_mean_T{temperature}"))
 
     def test_looks_at_the_student_and_at_norms_only_where_that_counts(self) -> None:
-        assert method().competes
-        assert not method(adversarial_weight=0).competes
-        assert method().reads_norms
+        assert method().uses_student
+        assert not method(adversarial_weight=0).uses_student
+        assert method().uses_bn_statistics
         params = nayer.NAYER.Params(bn_weight=0)
         made = nayer.NAYER(params, inventions.small(1), inventions.small(normed=False))
-        assert not made.reads_norms
+        assert not made.uses_bn_statistics
         with pytest.raises(errors.IncompatibleNetworks, match="set bn_weight to 0"):
             nayer.NAYER(nayer.NAYER.Params(), inventions.small(1), inventions.small(normed=False))
 

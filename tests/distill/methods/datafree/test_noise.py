@@ -40,14 +40,14 @@ class TestNoise:
     def test_moves_nothing(self) -> None:
         built = method()
         assert built.synthesis_terms(inventions.step(TEACHER, STUDENT)) == {}
-        assert not built.competes
+        assert not built.uses_student
         with pytest.raises(TypeError, match="moves no generator"):
             built.make_generator()
 
     def test_needs_no_batch_norms(self) -> None:
         assert not Noise(
             Noise.Params(), scenes.network(), inventions.small(normed=False)
-        ).reads_norms
+        ).uses_bn_statistics
 
     def test_a_partial_budget_keeps_the_other_defaults(self) -> None:
         params = Noise.Params.model_validate({"synthesis": {"distribution": "uniform"}})

@@ -224,7 +224,7 @@ class TestSynthesis:
         made = method(bn_weight=0)
         images = inventions.images().requires_grad_()
         terms = made.synthesis_terms(inventions.examined(made, images, inventions.small(), None))
-        assert not made.reads_norms
+        assert not made.uses_bn_statistics
         assert not terms["bn"].requires_grad
         assert terms["onehot"].requires_grad
 
@@ -261,7 +261,7 @@ class TestSpaceshipNet:
         assert method(exchange_probability=0, synthesis={"keep": "best"}).params.synthesis
 
     def test_does_not_look_at_the_student_while_images_are_made(self) -> None:
-        assert not method().competes
+        assert not method().uses_student
 
     def test_needs_a_last_map_and_a_classifier(self) -> None:
         with pytest.raises(errors.IncompatibleNetworks, match="shows none"):

@@ -81,9 +81,9 @@ class TestPhi:
         assert close(found.view(2, 2).mean(1), wanted)
 
     def test_is_zero_for_the_only_class_of_a_buffer(self) -> None:
-        stock = BufferStats(images=3, class_shares=torch.tensor([1.0, 0.0, 0.0]))
+        buffer = BufferStats(images=3, class_shares=torch.tensor([1.0, 0.0, 0.0]))
         for normalise in (False, True):
-            found = method(normalise_modulation=normalise).phi(TEACHER[[0, 1, 3]], stock)
+            found = method(normalise_modulation=normalise).phi(TEACHER[[0, 1, 3]], buffer)
             assert not found.any()
 
     def test_divided_by_its_mean_keeps_its_proportions(self) -> None:
@@ -360,11 +360,11 @@ class TestSSDKD:
         made = ssdkd.SSDKD(params, inventions.small(1), inventions.small(normed=False))
         step = inventions.shown(inventions.look(TEACHER))
         made.after_call(step, step)
-        assert not made.reads_norms
+        assert not made.uses_bn_statistics
 
     def test_looks_at_the_student_only_where_that_counts(self) -> None:
-        assert method().competes
-        assert not method(adversarial_weight=0).competes
+        assert method().uses_student
+        assert not method(adversarial_weight=0).uses_student
 
     def test_keeps_its_defaults_where_a_budget_is_given_in_part(self) -> None:
         params = ssdkd.SSDKD.Params.model_validate({"synthesis": {"original_images": 500}})

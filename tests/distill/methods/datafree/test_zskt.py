@@ -67,7 +67,7 @@ class TestSynthesis:
 
     def test_moves_the_generator(self) -> None:
         built = method(synthesis={"latent_size": 8, "width": 4})
-        assert built.competes
+        assert built.uses_student
         moved = inventions.gradients(built, scenes.network(), scenes.other_network())
         assert all(gradient.abs().sum() > 0 for gradient in moved)
 
@@ -82,7 +82,9 @@ class TestSynthesis:
             ZSKT.Params.model_validate({"synthesis": {"warmup_calls": 2}})
 
     def test_needs_no_batch_norms(self) -> None:
-        assert not ZSKT(ZSKT.Params(), scenes.network(), inventions.small(normed=False)).reads_norms
+        assert not ZSKT(
+            ZSKT.Params(), scenes.network(), inventions.small(normed=False)
+        ).uses_bn_statistics
 
     def test_a_partial_budget_keeps_the_other_defaults(self) -> None:
         params = ZSKT.Params.model_validate({"synthesis": {"clip_norm": 5}})

@@ -209,5 +209,5 @@ class TestMLLD:
             terms(alone, teacher, "clean")
 
     def test_asks_for_a_strong_view_of_images_that_are_not_mixed(self) -> None:
-        assert mlld.MLLD.wants_strong
+        assert mlld.MLLD.uses_strong_view
         assert not mlld.MLLD.accepts_mixed

@@ -35,7 +35,7 @@ Eviction: TypeAlias = Literal["oldest", "lowest"]
 class ForwardResult:
     """What a network shows of images in evaluation mode, with what its batch norms received.
 
-    `norms` is empty for a student unless the method asks for them (`wants_student_norms`).
+    `norms` is empty for a student unless the method asks for them (`uses_student_bn_statistics`).
     """
 
     features: Features
@@ -56,7 +56,7 @@ class BufferStats:
 
 @dataclass(frozen=True)
 class SynthesisBatch:
-    """What one step of a synthesis call shows; everything but `stock` leads back to the images.
+    """What one step of a synthesis call shows; everything but `buffer` leads back to the images.
 
     `images` have pixels of about 0..1; `seen` is how the teacher saw them, augmented and
     normalised. `student` is None while the student has not begun to learn (warm-up) and where the
@@ -69,7 +69,7 @@ class SynthesisBatch:
     teacher: ForwardResult
     student: ForwardResult | None
     second: ForwardResult | None
-    stock: BufferStats
+    buffer: BufferStats
     call: int
     """Counted from 1, through warm-up and epochs."""
 
@@ -118,7 +118,7 @@ class DataFreeMethod(Method):
     accepts_mixed = False
     combines = False
     tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation")
-    inverter: ClassVar[SynthesizerName] = "latent"
+    synthesizer: ClassVar[SynthesizerName] = "latent"
     renews_generator: ClassVar[bool] = False
     """Whether each call begins with a new generator."""
 
@@ -144,7 +144,7 @@ class DataFreeMethod(Method):
             raise errors.BadRecipe(f"method {self.name} needs a teacher, and the recipe has none")
         self.classes = teacher.classes
         self.image_shape = teacher.image_shape
-        if self.reads_norms and not batch_norms(teacher):
+        if self.uses_bn_statistics and not batch_norms(teacher):
             raise errors.IncompatibleNetworks(
                 f"method {self.name} compares with the moments in the teacher's batch norms, and "
                 f"the teacher {teacher.reference or type(teacher).__name__} has none; set "
@@ -166,17 +166,17 @@ class DataFreeMethod(Method):
         )
 
     @property
-    def reads_norms(self) -> bool:
+    def uses_bn_statistics(self) -> bool:
         """Whether the loss of synthesis compares with the moments in the teacher's batch norms."""
         return "batch_norm" in self.needs
 
     @property
-    def wants_second(self) -> bool:
+    def uses_second_view(self) -> bool:
         """Whether the teacher is to look at a second, strongly cropped view of the images."""
         return False
 
     @property
-    def wants_student_norms(self) -> bool:
+    def uses_student_bn_statistics(self) -> bool:
         """Whether what the student's batch norms receive is shown, where the student is."""
         return False
 
@@ -194,7 +194,7 @@ class DataFreeMethod(Method):
         return torch.randperm(self.classes)[turns] if count < self.classes else turns
 
     @property
-    def competes(self) -> bool:
+    def uses_student(self) -> bool:
         """Whether synthesis looks at the student too, to find where it is wrong."""
         return False
 

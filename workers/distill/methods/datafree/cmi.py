@@ -180,17 +180,17 @@ class CMI(DataFreeMethod):
         self.bank = Bank(width, size=params.bank_size)
 
     @property
-    def reads_norms(self) -> bool:
+    def uses_bn_statistics(self) -> bool:
         """Whether anything counts of what the teacher's batch norms receive."""
         return self.params.bn_weight > 0 or self.params.contrast_weight > 0
 
     @property
-    def wants_second(self) -> bool:
+    def uses_second_view(self) -> bool:
         """Whether a second view of the images is contrasted with the first."""
         return self.params.contrast_weight > 0
 
     @property
-    def competes(self) -> bool:
+    def uses_student(self) -> bool:
         """Whether synthesis looks at the student too, to find where it is wrong."""
         return self.params.adversarial_weight > 0
 

@@ -41,7 +41,7 @@ class DAFL(DataFreeMethod):
     title = "Data-free learning"
     source = Source("Data-Free Learning of Student Networks", venue="ICCV 2019", arxiv="1904.01186")
     needs = ("teacher", "equal_classes")
-    inverter = "stream"
+    synthesizer = "stream"
 
     class Params(DataFreeMethod.Params):
         """A temperature for the student, three weights for the generator, and the budget."""

@@ -55,7 +55,7 @@ class DeepInversion(DataFreeMethod):
         arxiv="1912.08795",
         equations="2-8",
     )
-    inverter = "pixels"
+    synthesizer = "pixels"
 
     class Params(DataFreeMethod.Params):
         """Weights of synthesis, and the student's temperature."""
@@ -132,19 +132,19 @@ class DeepInversion(DataFreeMethod):
         return self.in_turn(count)
 
     @property
-    def reads_norms(self) -> bool:
+    def uses_bn_statistics(self) -> bool:
         """Whether the loss of synthesis compares with the moments in the teacher's batch norms."""
         return self.params.bn_weight > 0
 
     @property
-    def wants_student_norms(self) -> bool:
+    def uses_student_bn_statistics(self) -> bool:
         """Whether images are to move away from the moments in the student's batch norms."""
         return self.params.bn_weight * self.params.student_bn_weight > 0
 
     @property
-    def competes(self) -> bool:
+    def uses_student(self) -> bool:
         """Whether anything counts of what the student sees."""
-        return self.params.competition_weight > 0 or self.wants_student_norms
+        return self.params.competition_weight > 0 or self.uses_student_bn_statistics
 
     def synthesis_terms(self, shown: SynthesisBatch) -> Terms:
         """Return distance of moments, cross-entropy, priors, and both terms of the student."""

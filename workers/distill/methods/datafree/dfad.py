@@ -46,7 +46,7 @@ class DFAD(DataFreeMethod):
     title = "Data-free adversarial distillation"
     source = Source("Data-Free Adversarial Distillation", venue="arXiv 2019", arxiv="1912.11006")
     needs = ("teacher", "equal_classes")
-    inverter = "stream"
+    synthesizer = "stream"
 
     class Params(DataFreeMethod.Params):
         """A switch for the generator's loss, and the budget."""
@@ -83,7 +83,7 @@ class DFAD(DataFreeMethod):
     params: Params
 
     @property
-    def competes(self) -> bool:
+    def uses_student(self) -> bool:
         """Whether synthesis looks at the student too: it looks at nothing else."""
         return True
 

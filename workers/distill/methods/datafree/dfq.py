@@ -31,7 +31,7 @@ class DFQ(DataFreeMethod):
         venue="CVPR Workshops 2020",
         arxiv="2005.04136",
     )
-    inverter = "stream"
+    synthesizer = "stream"
 
     class Params(DataFreeMethod.Params):
         """A temperature for the student, four weights for the generator, and the budget."""
@@ -85,12 +85,12 @@ class DFQ(DataFreeMethod):
     params: Params
 
     @property
-    def reads_norms(self) -> bool:
+    def uses_bn_statistics(self) -> bool:
         """Whether the loss of synthesis compares with the moments in the teacher's batch norms."""
         return self.params.bn_weight > 0
 
     @property
-    def competes(self) -> bool:
+    def uses_student(self) -> bool:
         """Whether synthesis looks at the student too, to find where it is wrong."""
         return self.params.adversarial_weight > 0
 

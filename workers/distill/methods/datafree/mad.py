@@ -34,7 +34,7 @@ class MAD(DataFreeMethod):
         venue="NeurIPS 2022",
         arxiv="2209.10359",
     )
-    inverter = "stream"
+    synthesizer = "stream"
 
     class Params(DataFreeMethod.Params):
         """A temperature for the student, three weights for the generator, and the budget."""
@@ -84,12 +84,12 @@ class MAD(DataFreeMethod):
     params: Params
 
     @property
-    def reads_norms(self) -> bool:
+    def uses_bn_statistics(self) -> bool:
         """Whether the loss of synthesis compares with the moments in the teacher's batch norms."""
         return self.params.bn_weight > 0
 
     @property
-    def competes(self) -> bool:
+    def uses_student(self) -> bool:
         """Whether synthesis looks at the student too, to find where it is wrong."""
         return self.params.adversarial_weight > 0
 

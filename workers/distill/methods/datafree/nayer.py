@@ -202,16 +202,16 @@ class NAYER(DataFreeMethod):
 
     def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
         super().__init__(params, student, teacher)
-        known = batch_norms(teacher) if teacher is not None and self.reads_norms else {}
+        known = batch_norms(teacher) if teacher is not None and self.uses_bn_statistics else {}
         self.memory = MomentMemory(known, rate=params.bn_momentum)
 
     @property
-    def reads_norms(self) -> bool:
+    def uses_bn_statistics(self) -> bool:
         """Whether the loss of synthesis compares with the moments in the teacher's batch norms."""
         return self.params.bn_weight > 0
 
     @property
-    def competes(self) -> bool:
+    def uses_student(self) -> bool:
         """Whether synthesis looks at the student too, to find where it is wrong."""
         return self.params.adversarial_weight > 0
 
@@ -260,7 +260,7 @@ class NAYER(DataFreeMethod):
 
     def after_call(self, last: SynthesisBatch, kept: SynthesisBatch) -> None:
         """Remember the moments of the call's last step."""
-        if self.reads_norms:
+        if self.uses_bn_statistics:
             self.memory.remember(last.teacher.norms)
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:

@@ -26,7 +26,7 @@ class Noise(DataFreeMethod):
     title = "Distillation on noise"
     source = Source("Data-Free Adversarial Distillation", venue="arXiv 2019", arxiv="1912.11006")
     needs = ("teacher", "equal_classes")
-    inverter = "noise"
+    synthesizer = "noise"
 
     class Params(DataFreeMethod.Params):
         """A temperature, and the budget."""

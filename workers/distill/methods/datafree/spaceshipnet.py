@@ -105,8 +105,8 @@ class SpaceshipNet(DataFreeMethod):
         venue="CVPR 2023",
     )
     tasks: ClassVar[tuple[Task, ...]] = ("classification",)
-    student_shows: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
-    teacher_shows: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
+    required_student_features: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
+    required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
     renews_generator = True
 
     class Params(DataFreeMethod.Params):
@@ -179,7 +179,7 @@ class SpaceshipNet(DataFreeMethod):
         self._classifier: tuple[nn.Linear | None] = (student.pooled_classifier(),)
 
     @property
-    def reads_norms(self) -> bool:
+    def uses_bn_statistics(self) -> bool:
         """Whether the loss of synthesis compares with the moments in the teacher's batch norms."""
         return self.params.bn_weight > 0
 

@@ -255,7 +255,7 @@ class SSDKD(DataFreeMethod):
                 f"method ssdkd needs at least 2 classes, got {self.classes}",
                 teacher_classes=self.classes,
             )
-        known = batch_norms(teacher) if teacher is not None and self.reads_norms else {}
+        known = batch_norms(teacher) if teacher is not None and self.uses_bn_statistics else {}
         self.memory = MomentMemory(known, rate=params.bn_momentum)
         # For checkpoints; read again only when a state is loaded, as a look waits for the device.
         self.register_buffer("finished_epochs", torch.zeros((), dtype=torch.int64))
@@ -263,12 +263,12 @@ class SSDKD(DataFreeMethod):
         self.register_load_state_dict_post_hook(_recall)  # type: ignore[no-untyped-call]  # torch's stub
 
     @property
-    def reads_norms(self) -> bool:
+    def uses_bn_statistics(self) -> bool:
         """Whether the loss of synthesis compares with the moments in the teacher's batch norms."""
         return self.params.bn_weight > 0
 
     @property
-    def competes(self) -> bool:
+    def uses_student(self) -> bool:
         """Whether synthesis looks at the student too, to find where it is wrong."""
         return self.params.adversarial_weight > 0
 
@@ -294,14 +294,14 @@ class SSDKD(DataFreeMethod):
         """Return which images leave a full buffer."""
         return self.params.eviction
 
-    def phi(self, logits: Float[Tensor, "N C *S"], stock: BufferStats) -> Float[Tensor, " R"]:
+    def phi(self, logits: Float[Tensor, "N C *S"], buffer: BufferStats) -> Float[Tensor, " R"]:
         """Return the weight of each row's cross-entropy; ones without both factors.
 
         The classes of an empty buffer are those of the batch itself.
         """
         params = self.params
-        shares = stock.class_shares.to(logits.dtype)
-        if stock.images == 0:
+        shares = buffer.class_shares.to(logits.dtype)
+        if buffer.images == 0:
             shares = modulation.class_shares(logits).mean(0)
         gamma = params.gamma if params.difficulty else 0.0
         phi = modulation.modulation(logits, shares, gamma=gamma, diversity=params.diversity)
@@ -316,7 +316,7 @@ class SSDKD(DataFreeMethod):
         """Return distance of moments, modulated cross-entropy, and the divergence taken off."""
         params, logits = self.params, shown.teacher.features.logits
         wanted = None if params.target == "argmax" else shown.targets
-        phi = self.phi(logits, shown.stock)
+        phi = self.phi(logits, shown.buffer)
         return {
             "bn": shown.term(params.bn_weight, self.memory.distance, shown.teacher.norms),
             "onehot": shown.term(params.onehot_weight, modulated_loss, logits, wanted, phi),
@@ -327,7 +327,7 @@ class SSDKD(DataFreeMethod):
 
     def after_call(self, last: SynthesisBatch, kept: SynthesisBatch) -> None:
         """Remember the moments of the last step."""
-        if self.reads_norms:
+        if self.uses_bn_statistics:
             self.memory.remember(last.teacher.norms)
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:

@@ -58,7 +58,7 @@ class ZSKT(DataFreeMethod):
         arxiv="1905.09768",
     )
     needs = ("teacher", "equal_classes")
-    inverter = "stream"
+    synthesizer = "stream"
 
     class Params(DataFreeMethod.Params):
         """A temperature, a weight and a switch for the student, and the budget."""
@@ -112,7 +112,7 @@ class ZSKT(DataFreeMethod):
             _check_stages(student, teacher)
 
     @property
-    def competes(self) -> bool:
+    def uses_student(self) -> bool:
         """Whether synthesis looks at the student too: it looks at nothing else."""
         return True
 
@@ -139,7 +139,7 @@ def _check_stages(student: Network, teacher: Network) -> None:
     """Raise `IncompatibleNetworks` unless both show maps of equally many stages."""
     counts = []
     for network in (student, teacher):
-        network.reveal(("stages",))
+        network.enable_features(("stages",))
         counts.append(len(shapes.measure(network).stages))
     if counts[0] != counts[1] or counts[0] == 0:
         raise errors.IncompatibleNetworks(

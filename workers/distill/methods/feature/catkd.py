@@ -52,8 +52,8 @@ class CATKD(FeatureMethod):
         arxiv="2304.12777",
     )
     needs: ClassVar[tuple[Need, ...]] = ("labels", "teacher", "equal_classes")
-    student_shows: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
-    teacher_shows: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
+    required_student_features: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
+    required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
 
     class Params(FeatureMethod.Params):
         """A weight, and how maps are compared."""

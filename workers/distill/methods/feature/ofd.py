@@ -74,8 +74,8 @@ class OFD(FeatureMethod):
         venue="ICCV 2019",
         arxiv="1904.01866",
     )
-    student_shows: ClassVar[tuple[FeatureName, ...]] = ("pre_activations",)
-    teacher_shows: ClassVar[tuple[FeatureName, ...]] = ("pre_activations", "norms")
+    required_student_features: ClassVar[tuple[FeatureName, ...]] = ("pre_activations",)
+    required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("pre_activations", "norms")
     smallest_batch = 2
     """One image with a map of one pixel has no batch statistics."""
 

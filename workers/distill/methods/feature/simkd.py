@@ -44,8 +44,8 @@ class SimKD(Method):
         arxiv="2203.14001",
     )
     needs: ClassVar[tuple[Need, ...]] = ("teacher", "equal_classes")
-    student_shows: ClassVar[tuple[FeatureName, ...]] = ("final",)
-    teacher_shows: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
+    required_student_features: ClassVar[tuple[FeatureName, ...]] = ("final",)
+    required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
     has_task = False
     combines = False
     smallest_batch = 2

@@ -50,8 +50,8 @@ class SRRL(FeatureMethod):
         "Knowledge Distillation via Softmax Regression Representation Learning", venue="ICLR 2021"
     )
     needs: ClassVar[tuple[Need, ...]] = ("labels", "teacher")
-    student_shows: ClassVar[tuple[FeatureName, ...]] = ("final",)
-    teacher_shows: ClassVar[tuple[FeatureName, ...]] = ("classifier",)
+    required_student_features: ClassVar[tuple[FeatureName, ...]] = ("final",)
+    required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("classifier",)
     smallest_batch = 2
     """One image with a map of one pixel has no batch statistics."""
 

@@ -102,7 +102,7 @@ class MLLD(LogitMethod):
     title = "Multi-level logit distillation"
     source = Source("Multi-Level Logit Distillation", venue="CVPR 2023")
     accepts_mixed = False  # the labels of a mixed image's strong view are not defined
-    wants_strong = True
+    uses_strong_view = True
 
     class Params(LogitMethod.Params):
         """A weight per level, one temperature of five, and two switches."""

@@ -99,8 +99,8 @@ class PCKA(RelationMethod):
         venue="IJCAI 2024",
         arxiv="2401.11824",
     )
-    student_shows: ClassVar[tuple[FeatureName, ...]] = ("stages",)
-    teacher_shows: ClassVar[tuple[FeatureName, ...]] = ("stages",)
+    required_student_features: ClassVar[tuple[FeatureName, ...]] = ("stages",)
+    required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("stages",)
 
     class Params(RelationMethod.Params):
         """Two weights, and how maps are cut."""

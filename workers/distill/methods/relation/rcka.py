@@ -79,8 +79,8 @@ class RCKA(RelationMethod):
         arxiv="2401.11824",
     )
     needs: ClassVar[tuple[Need, ...]] = ("labels", "teacher", "equal_classes")
-    student_shows: ClassVar[tuple[FeatureName, ...]] = ("final",)
-    teacher_shows: ClassVar[tuple[FeatureName, ...]] = ("final",)
+    required_student_features: ClassVar[tuple[FeatureName, ...]] = ("final",)
+    required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("final",)
     smallest_batch = 3
 
     class Params(RelationMethod.Params):

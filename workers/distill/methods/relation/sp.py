@@ -42,8 +42,8 @@ class SP(RelationMethod):
     source = Source(
         "Similarity-Preserving Knowledge Distillation", venue="ICCV 2019", arxiv="1907.09682"
     )
-    student_shows = ("stages",)
-    teacher_shows = ("stages",)
+    required_student_features = ("stages",)
+    required_teacher_features = ("stages",)
 
     class Params(RelationMethod.Params):
         """One weight."""

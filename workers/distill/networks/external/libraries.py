@@ -109,7 +109,7 @@ class Foreign(interface.Network):
         found = (self.get_submodule(name) for name in self.retort_plan.norms)
         return tuple(norm for norm in found if isinstance(norm, nn.BatchNorm2d))
 
-    def reveal(self, wanted: Collection[str]) -> None:
+    def enable_features(self, wanted: Collection[str]) -> None:
         """Watch what stands before the stages' activations from now on, if that is wanted."""
         if "pre_activations" in wanted:
             self.retort_plan = planning.watch(self, self.retort_plan)

@@ -87,9 +87,9 @@ class ReusedClassifier(interface.Network):
         """Return those of the backbone."""
         return self.backbone.stage_norms()
 
-    def reveal(self, wanted: Collection[str]) -> None:
+    def enable_features(self, wanted: Collection[str]) -> None:
         """Ask the backbone."""
-        self.backbone.reveal(wanted)
+        self.backbone.enable_features(wanted)
 
 
 class Backbone(arguments.Arguments):
