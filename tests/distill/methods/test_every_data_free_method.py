@@ -18,7 +18,7 @@ from workers.distill.methods.base import Moment
 from workers.distill.methods.datafree.base import BufferStats, DataFreeMethod
 from workers.distill.networks import catalog as networks
 from workers.distill.networks.interface import Network, batch_norms
-from workers.distill.synthesis import synthesizers
+from workers.distill.synthesis.synthesizers import base as synthesizers
 from workers.distill.training import optimizers
 
 NAMES = sorted(n for n, kind in catalog.METHODS.items() if issubclass(kind, DataFreeMethod))

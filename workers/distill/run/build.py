@@ -17,7 +17,8 @@ from workers.distill.methods.datafree.base import DataFreeMethod
 from workers.distill.networks.interface import Network
 from workers.distill.run import prepare
 from workers.distill.run.prepare import JobContext
-from workers.distill.synthesis import data_source, synthesizers
+from workers.distill.synthesis import data_source
+from workers.distill.synthesis.synthesizers import base as synthesizers
 from workers.distill.training import optimizers
 from workers.distill.training.meters import LossMeter
 from workers.distill.training.state import TrainState

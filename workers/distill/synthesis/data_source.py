@@ -23,7 +23,8 @@ from workers.distill.evaluation import profiling
 from workers.distill.functional import divergences
 from workers.distill.functional.rows import per_image, rows
 from workers.distill.methods.datafree.base import BufferStats, SynthesisBatch
-from workers.distill.synthesis import augmentation, replay_buffer, snapshots, synthesizers
+from workers.distill.synthesis import augmentation, replay_buffer, snapshots
+from workers.distill.synthesis.synthesizers import base as synthesizers
 from workers.distill.training.meters import LossMeter
 
 LOOK_BATCH = 256
