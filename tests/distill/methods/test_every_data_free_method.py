@@ -19,6 +19,7 @@ from workers.distill.methods.datafree.base import BufferStats, DataFreeMethod
 from workers.distill.networks import catalog as networks
 from workers.distill.networks.interface import Network, batch_norms
 from workers.distill.synthesis.synthesizers import base as synthesizers
+from workers.distill.synthesis.synthesizers import catalog as synthesizer_catalog
 from workers.distill.training import optimizers
 
 NAMES = sorted(n for n, kind in catalog.METHODS.items() if issubclass(kind, DataFreeMethod))
@@ -58,7 +59,7 @@ class Scene:
         method = catalog.build(choice, self.student, self.teacher)
         assert isinstance(method, DataFreeMethod)
         self.method = method
-        self.sight = synthesizers.SynthesisContext(
+        self.context = synthesizers.SynthesisContext(
             method=method,
             teacher=self.teacher,
             student=self.student,
@@ -70,7 +71,7 @@ class Scene:
             std=tuple(SIZE.std),
             flip=True,
         )
-        self.synthesizer = synthesizers.make(self.sight)
+        self.synthesizer = synthesizer_catalog.build(self.context)
         self.buffer = BufferStats(0, torch.zeros(3))
 
     def call(
@@ -80,19 +81,19 @@ class Scene:
         self.student.eval()
         self.synthesizer.start_round(number)
         told = []
-        for _ in range(self.sight.budget.steps):
+        for _ in range(self.context.budget.steps):
             total, terms = self.synthesizer.step(self.buffer, uses_student=uses_student)
             assert total.isfinite()
             told.append(terms)
         kept = self.synthesizer.finish_round()
         with torch.no_grad():
-            shown = self.sight.forward(
+            shown = self.context.forward(
                 kept.images,
                 kept.targets,
                 buffer=self.buffer,
                 call=number,
                 uses_student=False,
-                change=synthesizers.unchanged,
+                augment=synthesizers.unchanged,
             )
         self.method.after_call(kept.last, shown)
         self.buffer = BufferStats(IMAGES, torch.full((3,), 1 / 3))
@@ -185,7 +186,7 @@ class TestEveryDataFreeMethod:
         (kept, told), _ = calls(scene)
         assert kept.images.shape == (IMAGES, 1, 8, 8)
         assert all(term.isfinite() for terms in told for term in terms.values())
-        images = scene.sight.student_view(255 * kept.images)
+        images = scene.context.student_view(255 * kept.images)
         with torch.no_grad():
             taught = scene.teacher.observe(images)
         learned = scene.student.train().observe(images)
@@ -236,13 +237,13 @@ class TestHyperParameters:
         off: dict[str, Any] = {key: 0 for key in fields if key.endswith("_weight")}
         scene = Scene(name, **off)
         images = torch.rand(IMAGES, 1, 8, 8, requires_grad=True)
-        shown = scene.sight.forward(
+        shown = scene.context.forward(
             images,
             torch.arange(IMAGES) % 3,
             buffer=scene.buffer,
             call=1,
             uses_student=True,
-            change=synthesizers.unchanged,
+            augment=synthesizers.unchanged,
         )
         for key, term in scene.method.synthesis_terms(shown).items():
             assert float(term) == 0, key

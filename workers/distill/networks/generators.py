@@ -34,7 +34,7 @@ class Generator(nn.Module):
     latent_shape: tuple[int, ...] = ()
     """Shape of the latent values of one image."""
 
-    def draw(self, targets: Int[Tensor, " N"]) -> Float[Tensor, "N *z"]:
+    def sample_latent(self, targets: Int[Tensor, " N"]) -> Float[Tensor, "N *z"]:
         """Return latent values for images of these classes, drawn from torch's random numbers.
 
         They are N(0, 1) whatever the class, on the generator's device.
@@ -43,14 +43,14 @@ class Generator(nn.Module):
         shape = (len(targets), *self.latent_shape)
         return torch.randn(shape, dtype=like.dtype, device=like.device)
 
-    def renew(self) -> None:
+    def start_round(self) -> None:
         """Draw anew what belongs to one synthesis call alone; most generators have nothing."""
 
-    def restart(self) -> None:
+    def reset_parameters(self) -> None:
         """Draw all weights anew: N(0, 0.02), of norms N(1, 0.02); biases become 0."""
         redraw(self)
 
-    def restart_start(self) -> None:
+    def reset_first_layer(self) -> None:
         """Draw the first layer and the first batch norm anew, as Fast-DFKD does once.
 
         Weights are N(0, 0.02), also those of the norm, and biases 0.

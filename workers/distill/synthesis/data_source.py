@@ -25,6 +25,7 @@ from workers.distill.functional.rows import per_image, rows
 from workers.distill.methods.datafree.base import BufferStats, SynthesisBatch
 from workers.distill.synthesis import augmentation, replay_buffer, snapshots
 from workers.distill.synthesis.synthesizers import base as synthesizers
+from workers.distill.synthesis.synthesizers import catalog as synthesizer_catalog
 from workers.distill.training.meters import LossMeter
 
 LOOK_BATCH = 256
@@ -64,7 +65,7 @@ class SyntheticDataSource:
         self._budget = budget
         self._student_steps = budget.student_steps
         self._training = training
-        self._inverter = synthesizers.make(sight)
+        self._inverter = synthesizer_catalog.build(sight)
         self.replay = replay_buffer.ReplayBuffer(
             capacity,
             image_shape=sight.method.image_shape,
@@ -161,7 +162,7 @@ class SyntheticDataSource:
             buffer=stock,
             call=self.calls,
             uses_student=False,
-            change=synthesizers.unchanged,
+            augment=synthesizers.unchanged,
         )
 
     @torch.no_grad()
