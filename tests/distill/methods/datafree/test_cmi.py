@@ -149,34 +149,6 @@ class TestSynthesis:
             method(**values).synthesis_terms(shown)["onehot"], CASES.case("ce_to_argmax_mean")
         )
 
-    @pytest.mark.parametrize(
-        ("values", "uses_student", "off"),
-        [
-            ({"bn_weight": 0}, True, "bn"),
-            ({"adversarial_weight": 0}, True, "adversarial"),
-            ({"contrast_weight": 0}, True, "contrast"),
-            ({}, False, "adversarial"),
-        ],
-    )
-    def test_shows_what_is_off_as_a_zero_without_gradient(
-        self, values: dict[str, float], uses_student: bool, off: str
-    ) -> None:
-        made = method(**values)
-        terms = made.synthesis_terms(step(made, uses_student=uses_student))
-        assert list(terms) == ["bn", "onehot", "adversarial", "contrast"]
-        for name, term in terms.items():
-            assert term.shape == ()
-            assert term.requires_grad is (name != off)
-        assert not terms[off].any()
-
-    def test_weighs_its_terms(self) -> None:
-        weights = {"bn": 2.0, "onehot": 0.5, "adversarial": 0.7, "contrast": 0.3}
-        plain = method(**{f"{name}_weight": 1 for name in weights})
-        weighed = method(**{f"{name}_weight": weight for name, weight in weights.items()})
-        wanted, found = plain.synthesis_terms(step(plain)), weighed.synthesis_terms(step(weighed))
-        for name, weight in weights.items():
-            assert torch.allclose(found[name], weight * wanted[name], rtol=1e-12)
-
     def test_has_the_gradient_of_its_value(self) -> None:
         # The first view gets no gradient from the contrast, by design: only the rest is checked.
         made = method(contrast_weight=0)

@@ -60,19 +60,6 @@ class TestDFAD:
         assert list(terms) == ["adversarial"]
         assert abs(terms["adversarial"] - wanted) < CASES.tolerance
 
-    @pytest.mark.parametrize("log_loss", [False, True])
-    def test_moves_the_generator(self, log_loss: bool) -> None:
-        built = method(log_loss=log_loss, synthesis={"latent_size": 8, "width": 4})
-        assert built.uses_student
-        moved = batches.gradients(built, scenes.network(), scenes.other_network())
-        assert all(gradient.abs().sum() > 0 for gradient in moved)
-
-    def test_is_a_zero_without_gradient_while_there_is_no_student(self) -> None:
-        logits = TEACHER.clone().requires_grad_()
-        term = method().synthesis_terms(batches.step(logits))["adversarial"]
-        assert float(term) == 0
-        assert not term.requires_grad
-
     @pytest.mark.parametrize("shape", [torch.clone, batches.dense])
     def test_student_closes_the_mean_difference_of_all_logits(self, shape) -> None:
         learned, taught = (batches.features(shape(logits)) for logits in (STUDENT, TEACHER))
@@ -81,18 +68,3 @@ class TestDFAD:
         )
         assert list(terms) == ["difference"]
         assert abs(terms["difference"] + PLAIN) < CASES.tolerance
-
-    def test_refuses_a_warm_up_without_the_student(self) -> None:
-        with pytest.raises(ValueError, match="warmup_calls must be 0"):
-            DFAD.Params.model_validate({"synthesis": {"warmup_calls": 2}})
-
-    def test_needs_no_batch_norms(self) -> None:
-        assert not DFAD(
-            DFAD.Params(), scenes.network(), batches.small(normed=False)
-        ).uses_bn_statistics
-
-    def test_a_partial_budget_keeps_the_other_defaults(self) -> None:
-        params = DFAD.Params.model_validate({"synthesis": {"generator": "dcgan"}})
-        assert params.synthesis.generator == "dcgan"
-        assert (params.synthesis.steps, params.synthesis.student_steps) == (1, 5)
-        assert DFAD.Params.model_validate_json(params.model_dump_json()) == params

@@ -9,7 +9,6 @@ from tests.distill.golden import CASES
 from tests.distill.methods import scenes
 from tests.distill.methods.datafree import batches
 from tests.distill.methods.datafree.batches import STUDENT, TEACHER
-from workers.distill import errors
 from workers.distill.methods.datafree import nayer
 
 STEP = batches.batch(
@@ -183,51 +182,9 @@ class TestSynthesis:
         assert CASES.close(terms["onehot"], CASES.case("ce_to_targets_mean"))
         assert CASES.close(terms["adversarial"], CASES.case("adv_loss_masked"))
 
-    def test_weighs_its_terms_as_published(self) -> None:
-        plain = method(bn_weight=1, onehot_weight=1, adversarial_weight=1).synthesis_terms(STEP)
-        found = method().synthesis_terms(STEP)
-        for name, weight in (("bn", 10), ("onehot", 0.5), ("adversarial", 1.33)):
-            assert torch.allclose(found[name], weight * plain[name], rtol=1e-12)
-
     def test_counts_every_row_without_the_mask(self) -> None:
         terms = method(adversarial_weight=1, masked=False).synthesis_terms(STEP)
         assert CASES.close(terms["adversarial"], CASES.case("adv_loss_plain"))
-
-    @pytest.mark.parametrize(
-        ("values", "student", "off"),
-        [
-            ({"bn_weight": 0}, True, "bn"),
-            ({"adversarial_weight": 0}, True, "adversarial"),
-            ({}, False, "adversarial"),
-        ],
-    )
-    def test_shows_what_is_off_as_a_zero_without_gradient(
-        self, values: dict[str, float], student: bool, off: str
-    ) -> None:
-        made = method(**values)
-        images = batches.images().requires_grad_()
-        learner = batches.small(1) if student else None
-        terms = made.synthesis_terms(batches.forward(made, images, batches.small(), learner))
-        for name, term in terms.items():
-            assert term.requires_grad is (name != off)
-        assert not terms[off].any()
-
-    def test_has_the_gradient_of_its_value(self) -> None:
-        teacher, student, made = batches.small(), batches.small(1), method()
-        warm = batches.forward(made, batches.images(seed=3), teacher, None)
-        made.after_call(warm, warm)
-        assert torch.autograd.gradcheck(
-            lambda images: batches.loss(made, batches.forward(made, images, teacher, student)),
-            (batches.images().requires_grad_(),),
-        )
-
-    def test_remembers_the_moments_of_the_last_step(self) -> None:
-        made = method(bn_weight=1)
-        stored = CASES.case("bn_momentum")
-        received = batches.with_moments(stored["stored_mean"], stored["stored_var"])
-        last = batches.batch(batches.outputs(TEACHER, batches.norm_input(received)))
-        made.after_call(last, STEP)
-        assert CASES.close(made.synthesis_terms(STEP)["bn"], CASES.case("bn_momentum", "loss"))
 
 
 class TestNAYER:
@@ -243,35 +200,3 @@ class TestNAYER:
     def test_renews_its_generator_when_epochs_begin_without_a_warm_up(self) -> None:
         made = method(life_epochs=2, synthesis={"warmup_calls": 0, "calls_per_epoch": 1})
         assert [call for call in range(1, 8) if made.renews_at(call)] == [1, 3, 5, 7]
-
-    @pytest.mark.parametrize("temperature", [1, 4, 20])
-    def test_imitates_softened_outputs(self, temperature: int) -> None:
-        terms = method(temperature=temperature).terms(
-            scenes.features(STUDENT),
-            scenes.features(TEACHER),
-            scenes.batch([0, 1, 2, 0]),
-            scenes.MOMENT,
-        )
-        assert list(terms) == ["kd"]
-        assert CASES.close(terms["kd"], CASES.case(f"kd_mean_T{temperature}"))
-
-    def test_looks_at_the_student_and_at_norms_only_where_that_counts(self) -> None:
-        assert method().uses_student
-        assert not method(adversarial_weight=0).uses_student
-        assert method().uses_bn_statistics
-        params = nayer.NAYER.Params(bn_weight=0)
-        made = nayer.NAYER(params, batches.small(1), batches.small(normed=False))
-        assert not made.uses_bn_statistics
-        with pytest.raises(errors.IncompatibleNetworks, match="set bn_weight to 0"):
-            nayer.NAYER(
-                nayer.NAYER.Params(),
-                batches.small(1),
-                batches.small(normed=False),
-            )
-
-    def test_keeps_its_defaults_where_a_budget_is_given_in_part(self) -> None:
-        params = nayer.NAYER.Params.model_validate({"synthesis": {"steps": 2}})
-        default = nayer.NAYER.Params().synthesis
-        assert params.synthesis == default.model_copy(update={"steps": 2})
-        assert (default.steps, default.batch_size, default.learning_rate) == (30, 400, 4e-3)
-        assert default.latent_learning_rate == 0

@@ -141,40 +141,6 @@ class TestSynthesis:
         assert CASES.close(terms["onehot"], CASES.case("modulated_task_loss_argmax"))
         assert CASES.close(terms["adversarial"], CASES.case("adv_loss_masked"))
 
-    @pytest.mark.parametrize(
-        ("values", "student", "off"),
-        [
-            ({"bn_weight": 0}, True, "bn"),
-            ({"adversarial_weight": 0}, True, "adversarial"),
-            ({}, False, "adversarial"),
-        ],
-    )
-    def test_shows_what_is_off_as_a_zero_without_gradient(
-        self, values: dict[str, float], student: bool, off: str
-    ) -> None:
-        made = method(**values)
-        images = batches.images().requires_grad_()
-        learner = batches.small(1) if student else None
-        terms = made.synthesis_terms(batches.forward(made, images, batches.small(), learner))
-        assert list(terms) == ["bn", "onehot", "adversarial"]
-        for name, term in terms.items():
-            assert term.shape == ()
-            assert term.requires_grad is (name != off)
-        assert not terms[off].any()
-
-    @pytest.mark.parametrize("dense", [False, True])
-    def test_has_the_gradient_of_its_value(self, dense: bool) -> None:
-        teacher, student = (
-            batches.small(dense=dense),
-            batches.small(1, dense=dense),
-        )
-        # A constant phi is no part of a numeric gradient, so its own gradient is asked for.
-        made = method(modulation_gradient=True)
-        assert torch.autograd.gradcheck(
-            lambda images: batches.loss(made, batches.forward(made, images, teacher, student)),
-            (batches.images(2).requires_grad_(),),
-        )
-
 
 class TestWithoutItsParts:
     """What is left when phi and priorities are switched off is Fast-DFKD."""
@@ -359,21 +325,3 @@ class TestSSDKD:
         networks = batches.small(1, classes=1), batches.small(classes=1)
         with pytest.raises(errors.IncompatibleNetworks, match="at least 2 classes, got 1"):
             ssdkd.SSDKD(ssdkd.SSDKD.Params(), *networks)
-
-    def test_remembers_no_moments_that_do_not_count(self) -> None:
-        params = ssdkd.SSDKD.Params(bn_weight=0)
-        made = ssdkd.SSDKD(params, batches.small(1), batches.small(normed=False))
-        step = batches.batch(batches.outputs(TEACHER))
-        made.after_call(step, step)
-        assert not made.uses_bn_statistics
-
-    def test_looks_at_the_student_only_where_that_counts(self) -> None:
-        assert method().uses_student
-        assert not method(adversarial_weight=0).uses_student
-
-    def test_keeps_its_defaults_where_a_budget_is_given_in_part(self) -> None:
-        params = ssdkd.SSDKD.Params.model_validate({"synthesis": {"original_images": 500}})
-        default = ssdkd.SSDKD.Params().synthesis
-        assert params.synthesis == default.model_copy(update={"original_images": 500})
-        assert ssdkd.SSDKD.Params.model_validate_json(params.model_dump_json()) == params
-        assert (default.student_steps, default.data_scale, default.meta) == (None, 0.1, "none")

@@ -74,7 +74,8 @@ class DAFL(SoftTargetMethod):
         synthesis: StreamSynthesis = Field(
             STREAM.model_copy(update={"latent_size": 512}),
             description=f"{STREAM_BUDGET} Published: `student_steps` 1, `reuse` images and "
-            "`calls_per_epoch` 120, with `latent_size` 100, `batch_size` 512 and `learning_rate` 0.2 on MNIST, 1000, 1024 and 0.02 on CIFAR-10.",
+            "`calls_per_epoch` 120, with `latent_size` 100, `batch_size` 512 and `learning_rate` "
+            "0.2 on MNIST, 1000, 1024 and 0.02 on CIFAR-10.",
         )
 
     params: Params

@@ -1,8 +1,8 @@
 """Data-free adversarial distillation.
 
-A generator is trained to make images on which the logits of student and teacher differ most, and the
-student is trained to make them equal. Logits are compared instead of probabilities, as their gradient
-does not vanish where both networks are confident.
+A generator is trained to make images on which the logits of student and teacher differ most, and
+the student is trained to make them equal. Logits are compared instead of probabilities, as their
+gradient does not vanish where both networks are confident.
 
 Source: Fang et al., 2019, arXiv:1912.11006.
 Differs: the generator ends in a sigmoid and emits plain pixels; the authors' emits normalised ones.
