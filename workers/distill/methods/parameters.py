@@ -10,6 +10,7 @@ from pydantic import Field
 
 from workers.distill.config.synthesis import StreamSynthesis
 
+TASK_WEIGHT = "Weight of cross-entropy with the true labels."
 TEMPERATURE = "Divides the logits of both networks before softmax."
 SOFT_TARGET_TEMPERATURE = (
     "Divides the logits of both networks before softmax in the student's loss."
@@ -39,7 +40,20 @@ STREAM_BUDGET = (
 Weight: TypeAlias = Annotated[float, Field(ge=0, le=1e6)]
 """Weight of a term of the loss; each use describes its term."""
 Temperature: TypeAlias = Annotated[float, Field(gt=0, le=1e4, description=TEMPERATURE)]
-WarmupEpochs: TypeAlias = Annotated[int, Field(ge=0, le=100_000)]
+TaskWeight: TypeAlias = Annotated[float, Field(ge=0, le=1e6, description=TASK_WEIGHT)]
+Epochs: TypeAlias = Annotated[int, Field(ge=0, le=100_000)]
+WarmupEpochs: TypeAlias = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=100_000,
+        description="Epochs over which the weight of the term rises, as "
+        "min(epoch / warmup_epochs, 1); 0 starts at full weight.",
+    ),
+]
+Centered: TypeAlias = Annotated[
+    bool, Field(description="Centre the kernels, as defined; false as in the released code.")
+]
 Width: TypeAlias = Annotated[int, Field(ge=1, le=65_536)]
 
 # Of the data-free family.

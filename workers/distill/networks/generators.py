@@ -1,7 +1,7 @@
 """Generators: from latent values to images with pixels in 0..1.
 
-Four ways to grow an image out of a small map, all of convolutions, batch norms and leaky ReLUs
-with a sigmoid at the end. They are run with the statistics of the batch at hand (train mode).
+Four architectures that upsample a small map to an image, all of convolutions, batch norms and leaky
+ReLUs with a sigmoid at the end. They use the statistics of the batch (training mode).
 
 Source: Fang et al., IJCAI 2021, arXiv:2105.08584 (small, large); Radford et al., ICLR 2016,
 arXiv:1511.06434 (dcgan); Fang et al., AAAI 2022, arXiv:2112.06253 (deep).
@@ -21,9 +21,9 @@ from workers.distill import errors
 Name: TypeAlias = Literal["small", "large", "dcgan", "deep"]
 
 STRIDES: dict[Name, int] = {"small": 4, "large": 4, "dcgan": 16, "deep": 16}
-"""By how much the first map of each generator is smaller than the image."""
+"""Side of the image over the side of each generator's first map."""
 FIRST: dict[Name, int] = {"small": 2, "large": 4, "dcgan": 8, "deep": 2}
-"""Channels of the first map, over those of the last block."""
+"""Channels of the first map over those of the last block."""
 STD = 0.02
 SLOPE = 0.2
 
@@ -44,7 +44,7 @@ class Generator(nn.Module):
         return torch.randn(shape, dtype=like.dtype, device=like.device)
 
     def start_round(self) -> None:
-        """Draw anew what belongs to one synthesis call alone; most generators have nothing."""
+        """Reset what belongs to one synthesis call; most generators have nothing."""
 
     def reset_parameters(self) -> None:
         """Draw all weights anew: N(0, 0.02), of norms N(1, 0.02); biases become 0."""
@@ -66,7 +66,7 @@ class Generator(nn.Module):
 
 @dataclass(frozen=True)
 class Parts:
-    """What a generator is made of, with fresh weights.
+    """Modules of a generator, with fresh weights.
 
     `start` turns latent values into a small map, each of `blocks` doubles its sides, and `pixels`
     is the convolution before the sigmoid.
@@ -79,7 +79,7 @@ class Parts:
 
 
 class Convolutional(Generator):
-    """A small map that grows block by block."""
+    """A small map that is upsampled block by block."""
 
     def __init__(self, made_of: Parts) -> None:
         super().__init__()
@@ -97,9 +97,9 @@ class Convolutional(Generator):
         return pixels.sigmoid()
 
     def between(self, grown: Float[Tensor, "N k i j"], place: int) -> Float[Tensor, "N k i j"]:
-        """Return what is passed on of the maps of the start (place 0) or of a block (1, 2, ...).
+        """Return the maps after the start (place 0) or a block (1, 2, ...), for the next one.
 
-        For subclasses that change maps on their way; here they stay as they are.
+        Subclasses may change them; here they are unchanged.
         """
         return grown
 
@@ -107,15 +107,15 @@ class Convolutional(Generator):
 def build(
     name: Name, *, image_shape: tuple[int, int, int], latent_size: int, width: int
 ) -> Generator:
-    """Return a generator with fresh weights; raises `BadRecipe` for sides it cannot make.
+    """Return a generator with fresh weights; raises `BadRecipe` for sides that it cannot generate.
 
-    dcgan begins with weights of N(0, 0.02), the others with those that PyTorch gives its layers.
+    dcgan is initialised with N(0, 0.02), the others as PyTorch initialises its layers.
     """
     return Convolutional(parts(name, image_shape=image_shape, latent_size=latent_size, width=width))
 
 
 def parts(name: Name, *, image_shape: tuple[int, int, int], latent_size: int, width: int) -> Parts:
-    """Return the parts of a generator; raises `BadRecipe` for sides it cannot make."""
+    """Return the parts of a generator; raises `BadRecipe` for sides that it cannot generate."""
     check(name, image_shape)
     channels, *sides = image_shape
     rows, columns = (side // STRIDES[name] for side in sides)
@@ -152,7 +152,7 @@ def check(name: Name, image_shape: tuple[int, int, int]) -> None:
     advice = (
         f"generators that fit: {', '.join(fitting)}"
         if fitting
-        else "no generator fits; choose a method that moves pixels, such as deepinversion"
+        else "no generator fits; choose a method that optimises pixels, such as deepinversion"
     )
     raise errors.BadRecipe(
         f"generator {name} makes images whose sides are multiples of {divisor}, and the teacher's "

@@ -83,7 +83,7 @@ class TestFitNet:
 
     def test_refuses_a_stage_that_a_network_lacks_and_names_it(self) -> None:
         with pytest.raises(
-            errors.IncompatibleNetworks, match=r"stage 3 .* teacher test/pyramid shows 2 stages"
+            errors.IncompatibleNetworks, match=r"stage 3 .* teacher test/pyramid returns 2 stages"
         ):
             build([(4, 8, 8), (6, 4, 4)], hint_stage=3)
 

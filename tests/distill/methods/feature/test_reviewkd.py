@@ -186,7 +186,7 @@ class TestReviewKD:
     def test_refuses_a_teacher_without_maps_before_activations(self) -> None:
         with pytest.raises(
             errors.IncompatibleNetworks,
-            match=r"teacher test/pyramid shows none.*teacher_maps: post",
+            match=r"teacher test/pyramid returns none.*teacher_maps: post",
         ):
             reviewkd.ReviewKD(
                 reviewkd.ReviewKD.Params(), scenes.network(), scenes.Pyramid([(4, 8, 8)])
@@ -195,7 +195,7 @@ class TestReviewKD:
     def test_refuses_a_student_without_them_where_they_are_asked_for(self) -> None:
         with pytest.raises(
             errors.IncompatibleNetworks,
-            match=r"student test/pyramid shows none.*student_maps: post",
+            match=r"student test/pyramid returns none.*student_maps: post",
         ):
             reviewkd.ReviewKD(
                 reviewkd.ReviewKD.Params(student_maps="pre"),

@@ -67,7 +67,7 @@ class TestFirstStep:
         assert CHECKS.close(torch.stack(losses).sum(), wanted["loss"])
         for side in "st":
             rows = CHECKS.tensor(f"crd_emb_{side}")
-            moved = crd.moved(memories[side][index], rows, momentum=CHECK["momentum"])
+            moved = crd.updated(memories[side][index], rows, momentum=CHECK["momentum"])
             memories[side][index] = moved
         assert CHECKS.close(memories["s"][1], wanted["memory_s_row1_after"])
         assert CHECKS.close(memories["t"][4], wanted["memory_t_row4_after"])
@@ -219,7 +219,7 @@ class TestCRD:
         heads = (made.student_head, made.teacher_head)
         assert all(head.weight.grad is not None and head.weight.grad.any() for head in heads)
 
-    def test_moves_memories_after_the_step_towards_what_was_seen(self) -> None:
+    def test_updates_memories_after_the_step_by_the_embeddings(self) -> None:
         made = method()
         before = made.memory_student.clone()
         terms_of(made, batch(1, 4))
@@ -304,5 +304,5 @@ class TestCRD:
 
     def test_says_that_it_was_not_prepared(self) -> None:
         made = crd.CRD(crd.CRD.Params(), scenes.network(), scenes.other_network())
-        with pytest.raises(RuntimeError, match="not shown the training split"):
+        with pytest.raises(RuntimeError, match="needs `prepare` with the training split"):
             terms_of(made, batch(0, 1))

@@ -182,7 +182,7 @@ class TestPCKA:
         [
             ({"patch": 8}, "the last stage of 2x2 cut into patches of 8x8 gives 1, of at least 3"),
             ({"stages": [1, 2], "patch": 4}, "stage 2 of 4x4 cut into patches of 4x4 gives 1"),
-            ({"stages": [4]}, r"compares stage 4 .*, and the student shows 3 stages"),
+            ({"stages": [4]}, r"compares stage 4 .*, and the student returns 3 stages"),
         ],
     )
     def test_refuses_a_stage_that_has_no_patches_to_compare(

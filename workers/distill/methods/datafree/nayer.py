@@ -39,6 +39,7 @@ from workers.distill.methods.parameters import (
     Masked,
     OneHotWeight,
     SoftTargetTemperature,
+    Width,
 )
 from workers.distill.networks import generators
 
@@ -145,7 +146,7 @@ class NAYER(SmoothedInversionMethod):
         adversarial_weight: AdversarialWeight = 1.33
         masked: Masked = True
         bn_momentum: BNMomentum = 0.9
-        code_size: int = Field(512, ge=1, le=65_536, description="Length of a class's code.")
+        code_size: Width = Field(512, description="Length of a class's code.")
         life_epochs: int = Field(
             10,
             ge=1,

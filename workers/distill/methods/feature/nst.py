@@ -1,13 +1,13 @@
 """Neuron selectivity transfer.
 
-Each channel of a stage is a sample of where its neuron fires. The squared maximum mean
-discrepancy between the channels of both networks, with the kernel k(x, y) = (x . y)^2, asks the
-student for the same distribution of selectivities; numbers of channels may differ.
+Each channel of a stage is a sample of spatial selectivity. The squared maximum mean discrepancy
+between the channels of both networks, with the kernel k(x, y) = (x . y)^2, makes the student's
+distribution of selectivities match the teacher's; numbers of channels may differ.
 
 Source: Huang and Wang, 2017, arXiv:1707.01219, polynomial kernel with d = 2 and c = 0.
 Differs: means over images and all pairs of channels, summed over all stages, as in published
-tables. Where the networks show different numbers of stages, each of the fewer meets the one closest
-in size, in order, instead of cutting the longer list.
+tables. Where the networks have different numbers of stages, each of the fewer is paired with the
+one closest in size, in order, instead of cutting the longer list.
 Checked against: megvii-research/mdistiller, mdistiller/distillers/NST.py (published values).
 """
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from workers.distill.data.types import Batch
 from workers.distill.functional import maps
 from workers.distill.methods.base import FeatureMethod, Moment, Source, Terms
+from workers.distill.methods.parameters import Weight
 from workers.distill.networks.interface import Features, Network
 from workers.distill.networks.shapes import Shapes
 
@@ -56,7 +57,7 @@ def _by_position(selective: Float[Tensor, "N c p"]) -> Float[Tensor, "N p p"]:
 
 
 class NST(FeatureMethod):
-    """Match the distribution of where channels fire, stage by stage."""
+    """Match the distribution of the channels' spatial selectivity, stage by stage."""
 
     name = "nst"
     title = "Neuron selectivity transfer"
@@ -69,7 +70,7 @@ class NST(FeatureMethod):
     class Params(FeatureMethod.Params):
         """A weight."""
 
-        nst_weight: float = Field(50.0, ge=0, le=1e6, description="Weight of the discrepancy.")
+        nst_weight: Weight = Field(50.0, description="Weight of the discrepancy.")
 
     params: Params
     student_shapes: Shapes

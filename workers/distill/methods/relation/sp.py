@@ -1,4 +1,4 @@
-"""Similarity-preserving distillation: images that look alike to the teacher should to the student.
+"""Similarity-preserving distillation: match the similarities between images of a batch.
 
 Inner products between the last maps of a batch, each row scaled to length 1, are matched. Channels
 and sides of the maps may differ.
