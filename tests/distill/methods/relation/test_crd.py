@@ -304,5 +304,5 @@ class TestCRD:
 
     def test_says_that_it_was_not_prepared(self) -> None:
         made = crd.CRD(crd.CRD.Params(), scenes.network(), scenes.other_network())
-        with pytest.raises(RuntimeError, match="needs `prepare` with the training split"):
+        with pytest.raises(RuntimeError, match="not prepared with the training split"):
             terms_of(made, batch(0, 1))

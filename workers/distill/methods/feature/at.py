@@ -23,10 +23,10 @@ from torch import Tensor
 
 from workers.distill.data.types import Batch
 from workers.distill.functional import maps
-from workers.distill.methods.base import FeatureMethod, Moment, Source, Terms
+from workers.distill.methods.base import Moment, Source, Terms
+from workers.distill.methods.feature.base import StagePairsMethod
 from workers.distill.methods.parameters import Weight
-from workers.distill.networks.interface import Features, Network
-from workers.distill.networks.shapes import Shapes
+from workers.distill.networks.interface import Features
 
 Distance: TypeAlias = Literal["squared_mean", "norm"]
 
@@ -62,7 +62,7 @@ def _pair_loss(
     return difference.square().mean()
 
 
-class AT(FeatureMethod):
+class AT(StagePairsMethod):
     """Match the attention maps of both networks, stage by stage."""
 
     name = "at"
@@ -75,7 +75,7 @@ class AT(FeatureMethod):
         equations="2",
     )
 
-    class Params(FeatureMethod.Params):
+    class Params(StagePairsMethod.Params):
         """A weight, a power and a distance."""
 
         at_weight: Weight = Field(1000.0, description="Weight of the attention term.")
@@ -92,18 +92,11 @@ class AT(FeatureMethod):
         )
 
     params: Params
-    student_shapes: Shapes
-    teacher_shapes: Shapes
-
-    def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
-        super().__init__(params, student, teacher)
-        self.pairs = maps.pair_by_size(self.student_shapes.stages, self.teacher_shapes.stages)
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the task term and the attention term."""
         loss = at_loss(
-            [student.stages[index] for index, _ in self.pairs],
-            [teacher.stages[index] for _, index in self.pairs],
+            *self.paired(student, teacher),
             power=self.params.power,
             distance=self.params.distance,
         )

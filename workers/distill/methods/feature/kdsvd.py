@@ -29,10 +29,11 @@ from torch import Tensor
 from workers.distill import errors
 from workers.distill.data.types import Batch
 from workers.distill.functional import maps, singular
-from workers.distill.methods.base import FeatureMethod, Moment, Source, Terms
+from workers.distill.methods.base import Moment, Source, Terms
+from workers.distill.methods.feature.base import StagePairsMethod
 from workers.distill.methods.parameters import Weight
 from workers.distill.networks.interface import Features, Network
-from workers.distill.networks.shapes import Shape, Shapes
+from workers.distill.networks.shapes import Shape
 
 Layout: TypeAlias = Literal["width", "channels"]
 MORE = 3
@@ -101,7 +102,7 @@ def _kernel(
     return torch.exp(-(after[:, :, None] - before[:, None]).square() / 8)
 
 
-class KDSVD(FeatureMethod):
+class KDSVD(StagePairsMethod):
     """Match the kernels between singular vectors of neighbouring stages."""
 
     name = "kdsvd"
@@ -112,7 +113,7 @@ class KDSVD(FeatureMethod):
         arxiv="1807.06819",
     )
 
-    class Params(FeatureMethod.Params):
+    class Params(StagePairsMethod.Params):
         """A weight, a number of vectors and a layout."""
 
         kdsvd_weight: Weight = Field(1.0, description="Weight of the kernels' difference.")
@@ -126,13 +127,10 @@ class KDSVD(FeatureMethod):
         )
 
     params: Params
-    student_shapes: Shapes
-    teacher_shapes: Shapes
 
     def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
         super().__init__(params, student, teacher)
         given, wanted = self.student_shapes.stages, self.teacher_shapes.stages
-        self.pairs = maps.pair_by_size(given, wanted)
         names = {
             "student": student.reference,
             "teacher": "" if teacher is None else teacher.reference,
@@ -157,8 +155,7 @@ class KDSVD(FeatureMethod):
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the task term and the kernels' difference."""
         loss = kdsvd_loss(
-            [student.stages[index] for index, _ in self.pairs],
-            [teacher.stages[index] for _, index in self.pairs],
+            *self.paired(student, teacher),
             vectors=self.params.vectors,
             layout=self.params.layout,
         )

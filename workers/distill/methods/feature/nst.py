@@ -21,10 +21,10 @@ from torch import Tensor
 
 from workers.distill.data.types import Batch
 from workers.distill.functional import maps
-from workers.distill.methods.base import FeatureMethod, Moment, Source, Terms
+from workers.distill.methods.base import Moment, Source, Terms
+from workers.distill.methods.feature.base import StagePairsMethod
 from workers.distill.methods.parameters import Weight
-from workers.distill.networks.interface import Features, Network
-from workers.distill.networks.shapes import Shapes
+from workers.distill.networks.interface import Features
 
 
 def nst_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Float[Tensor, ""]:
@@ -56,7 +56,7 @@ def _by_position(selective: Float[Tensor, "N c p"]) -> Float[Tensor, "N p p"]:
     return selective.mT @ selective / selective.shape[1]
 
 
-class NST(FeatureMethod):
+class NST(StagePairsMethod):
     """Match the distribution of the channels' spatial selectivity, stage by stage."""
 
     name = "nst"
@@ -67,23 +67,14 @@ class NST(FeatureMethod):
         arxiv="1707.01219",
     )
 
-    class Params(FeatureMethod.Params):
+    class Params(StagePairsMethod.Params):
         """A weight."""
 
         nst_weight: Weight = Field(50.0, description="Weight of the discrepancy.")
 
     params: Params
-    student_shapes: Shapes
-    teacher_shapes: Shapes
-
-    def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
-        super().__init__(params, student, teacher)
-        self.pairs = maps.pair_by_size(self.student_shapes.stages, self.teacher_shapes.stages)
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the task term and the discrepancy."""
-        loss = nst_loss(
-            [student.stages[index] for index, _ in self.pairs],
-            [teacher.stages[index] for _, index in self.pairs],
-        )
+        loss = nst_loss(*self.paired(student, teacher))
         return {**self.task(student, batch), "nst": self.params.nst_weight * loss}

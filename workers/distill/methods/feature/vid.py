@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from workers.distill.data.types import Batch
 from workers.distill.functional import maps
-from workers.distill.methods.base import FeatureMethod, Moment, Source, Terms
+from workers.distill.methods.base import Moment, Source, Terms
+from workers.distill.methods.feature.base import StagePairsMethod
 from workers.distill.methods.parameters import Weight
 from workers.distill.networks.interface import Features, Network
-from workers.distill.networks.shapes import Shapes
 
 SMALLEST_VARIANCE = 1e-5
 
@@ -77,7 +77,7 @@ class Gaussian(nn.Module):
         return vid_loss(self.mean(given), wanted, self.variance)
 
 
-class VID(FeatureMethod):
+class VID(StagePairsMethod):
     """Predict the teacher's maps from the student's, with a learned variance per channel."""
 
     name = "vid"
@@ -88,7 +88,7 @@ class VID(FeatureMethod):
         arxiv="1904.05835",
     )
 
-    class Params(FeatureMethod.Params):
+    class Params(StagePairsMethod.Params):
         """A weight, and where variances start."""
 
         vid_weight: Weight = Field(1.0, description="Weight of the log-likelihood.")
@@ -101,13 +101,10 @@ class VID(FeatureMethod):
         )
 
     params: Params
-    student_shapes: Shapes
-    teacher_shapes: Shapes
 
     def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
         super().__init__(params, student, teacher)
         given, wanted = self.student_shapes.stages, self.teacher_shapes.stages
-        self.pairs = maps.pair_by_size(given, wanted)
         self.gaussians = nn.ModuleList(
             Gaussian(given[one][0], wanted[other][0], variance=params.initial_variance)
             for one, other in self.pairs
