@@ -287,7 +287,7 @@ class Plain:
         self.calls = 0
 
     @property
-    def competes(self) -> bool:
+    def uses_student(self) -> bool:
         """Whether the student has begun to learn."""
         return self.calls >= int(self.budget.warmup_calls)
 
@@ -440,7 +440,7 @@ class Fast(Plain):
         logits = self.teacher(seen)
         loss: Tensor = params.bn_weight * sum(hook.distance for hook in self.hooks)
         loss = loss + params.onehot_weight * self.onehot(logits, targets)
-        if self.competes:
+        if self.uses_student:
             apart = adversarial(self.student(seen), logits)
             loss = loss - params.adversarial_weight * apart
         return loss
@@ -645,7 +645,7 @@ class DeepInversion(Plain):
         loss: Tensor = params.bn_weight * sum(hook.distance for hook in self.hooks)
         loss = loss + params.onehot_weight * F.cross_entropy(logits, targets)
         loss = loss + params.tv_weight * sum(each.norm() for each in neighbours(seen))
-        if self.competes:
+        if self.uses_student:
             learned = self.student(seen)
             apart = sum(hook.distance for hook in self.student_hooks)
             loss = loss - params.bn_weight * params.student_bn_weight * apart

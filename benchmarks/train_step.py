@@ -631,7 +631,7 @@ def leaves(features: Features) -> Features:
 
 def taught_of(method: Method, features: Features) -> Features:
     """Return what the teacher shows, twice where the method compares two views."""
-    if not method.wants_strong:
+    if not method.uses_strong_view:
         return features
     return Features(**{**vars(features), "strong": features})
 

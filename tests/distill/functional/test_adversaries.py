@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 
-from tests.distill.cases import TOLERANCE, case, tensor
+from tests.distill.golden import CASES
 from workers.distill.functional import adversaries
 
-TEACHER = tensor("inputs", "teacher_logits")
-STUDENT = tensor("inputs", "student_logits")
+TEACHER = CASES.tensor("inputs", "teacher_logits")
+STUDENT = CASES.tensor("inputs", "student_logits")
 COMPARISONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "plain": partial(adversaries.discrepancy, masked=False),
     "masked": partial(adversaries.discrepancy, masked=True),
@@ -18,10 +18,6 @@ COMPARISONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "js": adversaries.clamped_js,
 }
 comparisons = pytest.mark.parametrize("compare", COMPARISONS.values(), ids=COMPARISONS)
-
-
-def close(found: torch.Tensor, wanted: float) -> bool:
-    return math.isclose(float(found), wanted, rel_tol=0, abs_tol=TOLERANCE)
 
 
 def as_maps(logits: torch.Tensor) -> torch.Tensor:
@@ -73,7 +69,7 @@ class TestComparisons:
 
 class TestAgreement:
     def test_equals_the_guide(self) -> None:
-        assert adversaries.agreement(STUDENT, TEACHER).tolist() == case("agree_mask")
+        assert adversaries.agreement(STUDENT, TEACHER).tolist() == CASES.case("agree_mask")
 
     def test_has_no_gradient_and_the_type_of_the_logits(self) -> None:
         found = adversaries.agreement(STUDENT.clone().requires_grad_(), TEACHER)
@@ -82,18 +78,18 @@ class TestAgreement:
 
     def test_is_about_each_position(self) -> None:
         found = adversaries.agreement(as_maps(STUDENT), as_maps(TEACHER))
-        assert found.tolist() == case("agree_mask")
+        assert found.tolist() == CASES.case("agree_mask")
 
 
 class TestDiscrepancy:
     def test_equals_the_guide(self) -> None:
         plain = adversaries.discrepancy(STUDENT, TEACHER, masked=False)
         masked = adversaries.discrepancy(STUDENT, TEACHER, masked=True)
-        assert close(-plain, case("adv_loss_plain"))
-        assert close(-masked, case("adv_loss_masked"))
+        assert CASES.close(-plain, CASES.case("adv_loss_plain"))
+        assert CASES.close(-masked, CASES.case("adv_loss_masked"))
 
     def test_divides_by_all_rows_also_where_most_are_masked(self) -> None:
-        mask = tensor("agree_mask").bool()
+        mask = CASES.tensor("agree_mask").bool()
         agreed = adversaries.discrepancy(STUDENT[mask], TEACHER[mask], masked=False)
         found = adversaries.discrepancy(STUDENT, TEACHER, masked=True)
         assert torch.allclose(found, agreed * 3 / 4, rtol=1e-12)
@@ -108,15 +104,15 @@ class TestDiscrepancy:
 class TestMeanDifference:
     def test_equals_the_guide(self) -> None:
         found = adversaries.mean_difference(STUDENT, TEACHER)
-        assert close(-found, case("adv_loss_L1"))
-        assert close(-(found + 1).log(), case("adv_loss_log_L1"))
+        assert CASES.close(-found, CASES.case("adv_loss_L1"))
+        assert CASES.close(-(found + 1).log(), CASES.case("adv_loss_log_L1"))
 
 
 class TestClampedJS:
     def test_equals_the_guide(self) -> None:
         found = adversaries.clamped_js(STUDENT, TEACHER)
-        assert close(found, case("adi_js_T3_clamped"))
-        assert close(1 - found, case("adi_competition_1_minus_js"))
+        assert CASES.close(found, CASES.case("adi_js_T3_clamped"))
+        assert CASES.close(1 - found, CASES.case("adi_competition_1_minus_js"))
 
     def test_is_symmetric(self) -> None:
         found = adversaries.clamped_js(STUDENT, TEACHER, temperature=1.0)
@@ -144,19 +140,21 @@ class TestClampedJS:
 
 class TestClassBalance:
     def test_equals_the_guide(self) -> None:
-        assert close(adversaries.class_balance(TEACHER), case("dafl_balance_natural_log"))
+        assert CASES.close(
+            adversaries.class_balance(TEACHER), CASES.case("dafl_balance_natural_log")
+        )
         found = adversaries.class_balance(TEACHER, base_ten=True)
-        assert close(found, case("dafl_balance_log10"))
+        assert CASES.close(found, CASES.case("dafl_balance_log10"))
 
     def test_makes_the_guides_totals_with_the_other_terms(self) -> None:
         onehot = F.cross_entropy(TEACHER, TEACHER.argmax(1))
-        activation = -tensor("dafl_features").abs().mean()
-        assert close(onehot, case("dafl_onehot"))
-        assert close(activation, case("dafl_activation"))
+        activation = -CASES.tensor("dafl_features").abs().mean()
+        assert CASES.close(onehot, CASES.case("dafl_onehot"))
+        assert CASES.close(activation, CASES.case("dafl_activation"))
         tens = onehot + 5 * adversaries.class_balance(TEACHER, base_ten=True) + 0.1 * activation
-        assert close(tens, case("dafl_total oh=1 balance(log10)"))
+        assert CASES.close(tens, CASES.case("dafl_total oh=1 balance(log10)"))
         natural = onehot + 20 * adversaries.class_balance(TEACHER) + 0.001 * activation
-        assert close(natural, case("dafl_total oh=1 balance(ln)"))
+        assert CASES.close(natural, CASES.case("dafl_total oh=1 balance(ln)"))
 
     def test_is_least_where_each_class_is_shown_equally_often(self) -> None:
         found = adversaries.class_balance(100 * torch.eye(5, dtype=torch.float64))

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from tests.distill.cases import TOLERANCE, case, tensor
+from tests.distill.golden import CASES
 from workers.distill.functional.contrast import bank_contrast
 
-LOCAL = tensor("cmi", "local_raw")
-OTHER = tensor("cmi", "global_raw")
-TEMPERATURE: float = case("cmi", "tau")
+LOCAL = CASES.tensor("cmi", "local_raw")
+OTHER = CASES.tensor("cmi", "global_raw")
+TEMPERATURE: float = CASES.case("cmi", "tau")
 
 
 def loss(local: torch.Tensor, other: torch.Tensor, current: int) -> torch.Tensor:
@@ -16,16 +16,16 @@ def loss(local: torch.Tensor, other: torch.Tensor, current: int) -> torch.Tensor
 class TestBankContrast:
     def test_equals_the_guide(self) -> None:
         with_bank, without = loss(LOCAL, OTHER, 2), loss(LOCAL, OTHER, 3)
-        wanted = case("cmi", "loss_with_bank")
-        assert float(with_bank) == pytest.approx(wanted, abs=TOLERANCE)
-        wanted = case("cmi", "loss_without_bank")
-        assert float(without) == pytest.approx(wanted, abs=TOLERANCE)
+        wanted = CASES.case("cmi", "loss_with_bank")
+        assert float(with_bank) == pytest.approx(wanted, abs=CASES.tolerance)
+        wanted = CASES.case("cmi", "loss_without_bank")
+        assert float(without) == pytest.approx(wanted, abs=CASES.tolerance)
 
     def test_adds_the_mean_of_the_bank_to_that_of_the_batch(self) -> None:
-        each = tensor("cmi", "per_row")
+        each = CASES.tensor("cmi", "per_row")
         wanted = float(each[0] + each[1:].mean())
         # Two rounded numbers are added.
-        assert float(loss(LOCAL, OTHER, 1)) == pytest.approx(wanted, abs=2 * TOLERANCE)
+        assert float(loss(LOCAL, OTHER, 1)) == pytest.approx(wanted, abs=2 * CASES.tolerance)
 
     def test_knows_no_lengths_of_rows(self) -> None:
         lengths = torch.tensor([[0.1], [3.0], [40.0]], dtype=torch.float64)

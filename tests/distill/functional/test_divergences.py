@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from tests.distill.cases import TOLERANCE, case, tensor
+from tests.distill.golden import CASES
 from workers.distill.functional import divergences
 
-TEACHER = tensor("inputs", "teacher_logits")
-STUDENT = tensor("inputs", "student_logits")
+TEACHER = CASES.tensor("inputs", "teacher_logits")
+STUDENT = CASES.tensor("inputs", "student_logits")
 
 
 def as_maps(logits: torch.Tensor) -> torch.Tensor:
@@ -20,8 +20,8 @@ class TestScaledKL:
             found = divergences.scaled_kl(
                 shape(STUDENT), shape(TEACHER), temperature=float(temperature)
             )
-            wanted = case(f"kd_mean_T{temperature}")
-            assert float(found) == pytest.approx(wanted, abs=TOLERANCE)
+            wanted = CASES.case(f"kd_mean_T{temperature}")
+            assert float(found) == pytest.approx(wanted, abs=CASES.tolerance)
 
     def test_tends_to_the_squared_difference_of_centred_logits_over_twice_the_classes(self) -> None:
         centred = [each - each.mean(1, keepdim=True) for each in (STUDENT, TEACHER)]

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from tests.distill.cases import TOLERANCE, case, tensor
+from tests.distill.golden import CASES
 from workers.distill.functional import entropies
 
-LOGITS = tensor("inputs", "teacher_logits")
-TARGETS = tensor("random_targets").long()
+LOGITS = CASES.tensor("inputs", "teacher_logits")
+TARGETS = CASES.tensor("random_targets").long()
 
 
 def as_maps(logits: torch.Tensor) -> torch.Tensor:
@@ -16,7 +16,9 @@ def as_maps(logits: torch.Tensor) -> torch.Tensor:
 class TestCrossEntropies:
     def test_equal_the_guide(self) -> None:
         found = entropies.cross_entropies(LOGITS, TARGETS)
-        assert torch.allclose(found, tensor("ce_to_targets_each"), rtol=0, atol=TOLERANCE)
+        assert torch.allclose(
+            found, CASES.tensor("ce_to_targets_each"), rtol=0, atol=CASES.tolerance
+        )
 
     def test_take_each_rows_own_class_where_none_is_given(self) -> None:
         found = entropies.cross_entropies(LOGITS)
@@ -34,7 +36,7 @@ class TestMeanCrossEntropy:
     def test_equals_the_guide(self) -> None:
         for classes, wanted in ((TARGETS, "ce_to_targets_mean"), (None, "dafl_onehot")):
             found = entropies.mean_cross_entropy(LOGITS, classes)
-            assert float(found) == pytest.approx(case(wanted), abs=TOLERANCE)
+            assert float(found) == pytest.approx(CASES.case(wanted), abs=CASES.tolerance)
 
     def test_falls_when_confidence_grows(self) -> None:
         losses = [float(entropies.mean_cross_entropy(scale * LOGITS)) for scale in (0.5, 1, 2, 4)]

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.distill.methods import checks
+from tests.distill.golden import CHECKS
 from workers.distill.functional import kernels
 
 
@@ -23,16 +23,16 @@ def orthogonal(width: int) -> torch.Tensor:
 
 
 def rows() -> tuple[torch.Tensor, torch.Tensor]:
-    return checks.tensor("emb_s"), checks.tensor("emb_t")
+    return CHECKS.tensor("emb_s"), CHECKS.tensor("emb_t")
 
 
 class TestHSIC:
     def test_equals_the_published_values(self) -> None:
-        wanted = checks.expected("cka_linear_centered")
+        wanted = CHECKS.expected("cka_linear_centered")
         student, teacher = (kernels.gram(each) for each in rows())
-        assert checks.close(kernels.hsic(student, teacher), wanted["hsic_st"])
-        assert checks.close(kernels.hsic(student, student), wanted["hsic_ss"])
-        assert checks.close(kernels.hsic(teacher, teacher), wanted["hsic_tt"])
+        assert CHECKS.close(kernels.hsic(student, teacher), wanted["hsic_st"])
+        assert CHECKS.close(kernels.hsic(student, student), wanted["hsic_ss"])
+        assert CHECKS.close(kernels.hsic(teacher, teacher), wanted["hsic_tt"])
 
     def test_equals_the_trace_with_both_kernels_centred(self) -> None:
         one, other = (kernels.gram(each) for each in random_rows(0, (5, 3), (5, 2)))
@@ -56,17 +56,17 @@ class TestCKA:
     )
     def test_equals_the_published_value(self, check: str, centered: bool, row_norm: bool) -> None:
         found = kernels.cka(*rows(), centered=centered, row_norm=row_norm)
-        assert checks.close(found, checks.expected(check)["cka"])
+        assert CHECKS.close(found, CHECKS.expected(check)["cka"])
 
     def test_has_the_published_invariances(self) -> None:
         student, teacher = rows()
-        wanted = checks.expected("cka_invariances")
+        wanted = CHECKS.expected("cka_invariances")
         centered = functools.partial(kernels.cka, centered=True)
-        assert checks.close(centered(3 * student, teacher), wanted["scaled_student_3x"])
-        assert checks.close(centered(student + 1, teacher), wanted["shifted_student_plus_1"])
-        assert checks.close(centered(student, student), wanted["self"])
+        assert CHECKS.close(centered(3 * student, teacher), wanted["scaled_student_3x"])
+        assert CHECKS.close(centered(student + 1, teacher), wanted["shifted_student_plus_1"])
+        assert CHECKS.close(centered(student, student), wanted["self"])
         found = kernels.cka(student + 1, teacher, centered=False)
-        assert checks.close(found, wanted["uncentered_shifted_student_plus_1"])
+        assert CHECKS.close(found, wanted["uncentered_shifted_student_plus_1"])
 
     @given(
         seed=st.integers(0, 10_000),
@@ -112,16 +112,16 @@ class TestCKA:
 
     @pytest.mark.parametrize("centered", [True, False])
     def test_of_published_rows_keeps_the_published_bound(self, centered: bool) -> None:
-        check = checks.expected(f"cka_linear_{'centered' if centered else 'uncentered'}")
+        check = CHECKS.expected(f"cka_linear_{'centered' if centered else 'uncentered'}")
         units = []
         for each in rows():
             gram = kernels.gram(each)
             gram = kernels.center(gram) if centered else gram
             units.append(gram / torch.linalg.matrix_norm(gram))
         half = 1 - (units[0] - units[1]).square().sum() / 2
-        assert checks.close(half, check["one_minus_half_sqdist"])
+        assert CHECKS.close(half, check["one_minus_half_sqdist"])
         bound = 1 - 3**2 / 2 * (units[0].mean() - units[1].mean()) ** 2
-        assert checks.close(bound, check["mean_gram_bound"])
+        assert CHECKS.close(bound, check["mean_gram_bound"])
 
     def test_ignores_orthogonal_maps_and_the_order_of_rows(self) -> None:
         one, other = random_rows(1, (6, 4), (6, 5))
@@ -198,14 +198,14 @@ class TestMMD:
     def test_equals_the_published_values(self) -> None:
         student, teacher = rows()
         teacher = teacher[:, :4]
-        wanted = checks.expected("mmd2")
-        sigma = checks.parameters("mmd2")["rbf_sigma"]
+        wanted = CHECKS.expected("mmd2")
+        sigma = CHECKS.parameters("mmd2")["rbf_sigma"]
         linear = functools.partial(kernels.polynomial, degree=1, offset=0.0)
         squared = functools.partial(kernels.polynomial, degree=2, offset=0.0)
         gaussian = functools.partial(kernels.gaussian, bandwidth=sigma)
-        assert checks.close(kernels.mmd(student, teacher, linear), wanted["linear"])
-        assert checks.close(kernels.mmd(student, teacher, squared), wanted["poly2_c0"])
-        assert checks.close(kernels.mmd(student, teacher, gaussian), wanted["rbf"])
+        assert CHECKS.close(kernels.mmd(student, teacher, linear), wanted["linear"])
+        assert CHECKS.close(kernels.mmd(student, teacher, squared), wanted["poly2_c0"])
+        assert CHECKS.close(kernels.mmd(student, teacher, gaussian), wanted["rbf"])
 
     def test_takes_the_median_distance_of_all_rows(self) -> None:
         one, other = torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0]])

@@ -2,12 +2,12 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 
-from tests.distill.cases import TOLERANCE, case, tensor
+from tests.distill.golden import CASES
 from workers.distill.functional import adversaries, modulation
 from workers.distill.functional.rows import per_image
 
-TEACHER = tensor("inputs", "teacher_logits")
-SHARES = tensor("buffer_class_fraction")
+TEACHER = CASES.tensor("inputs", "teacher_logits")
+SHARES = CASES.tensor("buffer_class_fraction")
 
 
 def as_maps(logits: torch.Tensor) -> torch.Tensor:
@@ -15,14 +15,14 @@ def as_maps(logits: torch.Tensor) -> torch.Tensor:
 
 
 def close(found: torch.Tensor, *keys: str) -> bool:
-    return torch.allclose(found, tensor(*keys), rtol=0, atol=TOLERANCE)
+    return torch.allclose(found, CASES.tensor(*keys), rtol=0, atol=CASES.tolerance)
 
 
 class TestConfidence:
     def test_equals_the_guide(self) -> None:
         largest, predicted = modulation.confidence(TEACHER)
         assert close(largest, "teacher_conf")
-        assert predicted.tolist() == case("teacher_argmax")
+        assert predicted.tolist() == CASES.case("teacher_argmax")
         assert close(TEACHER.softmax(1), "teacher_softmax")
 
     def test_averaged_over_the_pixels_of_an_image_equals_the_guide(self) -> None:
@@ -30,7 +30,7 @@ class TestConfidence:
         images = per_image(largest, 2)
         assert close(images, "seg", "phi_image", "conf")
         majority = modulation.class_shares(as_maps(TEACHER)).argmax(1)
-        assert majority.tolist() == case("seg", "phi_image", "class")
+        assert majority.tolist() == CASES.case("seg", "phi_image", "class")
         weights = (1 - SHARES[majority]) * (1 - images).square()
         assert close(weights, "seg", "phi_image", "phi")
 
@@ -62,7 +62,7 @@ class TestModulation:
         assert close(per_image(found, 2), "seg", "phi_per_pixel_gamma2_then_mean")
 
     def test_of_the_task_loss_equals_the_guide(self) -> None:
-        targets = torch.tensor(case("random_targets"))
+        targets = torch.tensor(CASES.case("random_targets"))
         _, predicted = modulation.confidence(TEACHER)
         given = F.cross_entropy(TEACHER, targets, reduction="none")
         own = F.cross_entropy(TEACHER, predicted, reduction="none")
@@ -73,11 +73,13 @@ class TestModulation:
         weights = modulation.modulation(TEACHER, SHARES, gamma=2.0)
         assert close((weights * given).mean(), "modulated_task_loss_targets")
         assert close((weights * own).mean(), "modulated_task_loss_argmax")
-        apart = adversaries.discrepancy(tensor("inputs", "student_logits"), TEACHER, masked=True)
-        total = 10 * case("bn_loss_l2norm_var") + 0.5 * (weights * given).mean() - 1.1 * apart
+        apart = adversaries.discrepancy(
+            CASES.tensor("inputs", "student_logits"), TEACHER, masked=True
+        )
+        total = 10 * CASES.case("bn_loss_l2norm_var") + 0.5 * (weights * given).mean() - 1.1 * apart
         # Ten times a number that is written with six decimals.
-        wanted = tensor("combined_generator_loss")
-        assert torch.allclose(total, wanted, rtol=0, atol=10 * TOLERANCE)
+        wanted = CASES.tensor("combined_generator_loss")
+        assert torch.allclose(total, wanted, rtol=0, atol=10 * CASES.tolerance)
 
     def test_is_zero_at_gamma_zero_where_the_buffer_has_one_class(self) -> None:
         shares = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
@@ -134,7 +136,7 @@ class TestModulation:
 
 class TestClassShares:
     def test_are_one_hot_without_positions(self) -> None:
-        wanted = F.one_hot(torch.tensor(case("teacher_argmax")), 3).double()
+        wanted = F.one_hot(torch.tensor(CASES.case("teacher_argmax")), 3).double()
         assert torch.equal(modulation.class_shares(TEACHER), wanted)
 
     def test_count_the_pixels_of_each_image(self) -> None:
@@ -144,7 +146,7 @@ class TestClassShares:
         assert found.tolist() == [[0.75, 0.25, 0.0], [0.0, 0.0, 1.0]]
 
     def test_of_the_guides_buffer_are_the_guides(self) -> None:
-        logits = F.one_hot(torch.tensor(case("buffer_predicted_classes")), 3).double()
+        logits = F.one_hot(torch.tensor(CASES.case("buffer_predicted_classes")), 3).double()
         assert torch.equal(modulation.class_shares(logits).mean(0), SHARES)
 
     def test_carry_no_gradient(self) -> None:

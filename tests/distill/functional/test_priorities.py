@@ -3,18 +3,18 @@ import itertools
 import pytest
 import torch
 
-from tests.distill.cases import TOLERANCE, case, tensor
+from tests.distill.golden import CASES
 from workers.distill.functional.divergences import softened_kl
 from workers.distill.functional.priorities import importance, probabilities
 
-TEACHER = tensor("inputs", "teacher_logits")
-APART = softened_kl(tensor("inputs", "student_logits"), TEACHER, temperature=1.0)
-LATER = softened_kl(tensor("student_logits_step1"), TEACHER, temperature=1.0)
+TEACHER = CASES.tensor("inputs", "teacher_logits")
+APART = softened_kl(CASES.tensor("inputs", "student_logits"), TEACHER, temperature=1.0)
+LATER = softened_kl(CASES.tensor("student_logits_step1"), TEACHER, temperature=1.0)
 RECURSION = "priority_recursion_fixed_student"
 
 
 def close(found: torch.Tensor, *keys: str) -> bool:
-    return torch.allclose(found, tensor(*keys), rtol=0, atol=TOLERANCE)
+    return torch.allclose(found, CASES.tensor(*keys), rtol=0, atol=CASES.tolerance)
 
 
 def many(count: int) -> torch.Tensor:
@@ -40,8 +40,8 @@ class TestProbabilities:
         assert close(found, "P_step0_alpha_0.6_eps_1e-6")
 
     def test_of_members_that_matter_nothing_equal_the_guide(self) -> None:
-        delta = tensor("P_with_zero_priorities", "delta")
-        epsilon = case("P_with_zero_priorities", "epsilon")
+        delta = CASES.tensor("P_with_zero_priorities", "delta")
+        epsilon = CASES.case("P_with_zero_priorities", "epsilon")
         found = probabilities(delta, alpha=1.0, epsilon=epsilon)
         assert close(found, "P_with_zero_priorities", "P")
 

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from tests.distill.cases import TOLERANCE, case, tensor
+from tests.distill.golden import CASES
 from workers.distill.functional.divergences import softened_kl
 from workers.distill.functional.rows import per_image, rows
 
-TEACHER = tensor("inputs", "teacher_logits")
-STUDENT = tensor("inputs", "student_logits")
+TEACHER = CASES.tensor("inputs", "teacher_logits")
+STUDENT = CASES.tensor("inputs", "student_logits")
 
 
 def as_maps(logits: torch.Tensor) -> torch.Tensor:
@@ -53,26 +53,32 @@ class TestSoftenedKLOfRows:
     @pytest.mark.parametrize("temperature", [1, 4, 20])
     def test_equals_the_guide(self, temperature: int) -> None:
         found = temperature**2 * apart(STUDENT, TEACHER, float(temperature))
-        assert torch.allclose(found, tensor(f"kd_each_T{temperature}"), rtol=0, atol=TOLERANCE)
-        assert float(found.mean()) == pytest.approx(case(f"kd_mean_T{temperature}"), abs=TOLERANCE)
+        assert torch.allclose(
+            found, CASES.tensor(f"kd_each_T{temperature}"), rtol=0, atol=CASES.tolerance
+        )
+        assert float(found.mean()) == pytest.approx(
+            CASES.case(f"kd_mean_T{temperature}"), abs=CASES.tolerance
+        )
 
     def test_over_all_entries_is_smaller_by_the_classes(self) -> None:
         found = float(apart(STUDENT, TEACHER).mean()) / TEACHER.shape[1]
-        assert found == pytest.approx(case("kl_element_mean_T1"), abs=TOLERANCE)
+        assert found == pytest.approx(CASES.case("kl_element_mean_T1"), abs=CASES.tolerance)
 
     def test_equals_the_guide_after_a_step(self) -> None:
-        found = apart(tensor("student_logits_step1"), TEACHER)
-        assert torch.allclose(found, tensor("kd_each_step1"), rtol=0, atol=TOLERANCE)
+        found = apart(CASES.tensor("student_logits_step1"), TEACHER)
+        assert torch.allclose(found, CASES.tensor("kd_each_step1"), rtol=0, atol=CASES.tolerance)
 
     def test_of_maps_equals_the_guide(self) -> None:
         found = apart(as_maps(STUDENT), as_maps(TEACHER))
         images = per_image(found, 2)
         mean = float(found.mean())
-        assert mean == pytest.approx(case("seg", "kd_per_pixel_mean"), abs=TOLERANCE)
-        assert torch.allclose(images, tensor("seg", "kd_per_image"), rtol=0, atol=TOLERANCE)
+        assert mean == pytest.approx(CASES.case("seg", "kd_per_pixel_mean"), abs=CASES.tolerance)
+        assert torch.allclose(
+            images, CASES.tensor("seg", "kd_per_image"), rtol=0, atol=CASES.tolerance
+        )
         undivided = float(found.sum() / 2)
-        wanted = case("seg", "kd_batchmean_no_pixel_division")
-        assert undivided == pytest.approx(wanted, abs=TOLERANCE)
+        wanted = CASES.case("seg", "kd_batchmean_no_pixel_division")
+        assert undivided == pytest.approx(wanted, abs=CASES.tolerance)
 
     @pytest.mark.parametrize("temperature", [1.0, 4.0])
     def test_has_the_gradient_of_its_value(self, temperature: float) -> None:

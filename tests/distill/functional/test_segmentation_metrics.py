@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.distill import cases
+from tests.distill.golden import CASES
 from workers.distill.functional import segmentation_metrics
 
 CPU = torch.device("cpu")
-CASE = cases.case("seg", "miou")
+CASE = CASES.case("seg", "miou")
 
 
 def decided(answers: Tensor, classes: int = 3) -> Tensor:
@@ -41,13 +41,13 @@ class TestCounts:
         counts.add(decided(answers), masks)
         assert counts.confusion.tolist() == CASE["confusion[gt][pred]"]
         assert segmentation_metrics.iou(counts.confusion) == pytest.approx(
-            CASE["iou"], abs=cases.TOLERANCE
+            CASE["iou"], abs=CASES.tolerance
         )
         assert segmentation_metrics.miou(counts.confusion) == pytest.approx(
-            CASE["miou"], abs=cases.TOLERANCE
+            CASE["miou"], abs=CASES.tolerance
         )
         assert segmentation_metrics.accuracy(counts.confusion) == pytest.approx(
-            CASE["pixel_acc"], abs=cases.TOLERANCE
+            CASE["pixel_acc"], abs=CASES.tolerance
         )
         assert CASE["ignore"] == 255
 

@@ -2,14 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from tests.distill.cases import TOLERANCE, case, tensor
+from tests.distill.golden import CASES
 from workers.distill.functional import statistics
 from workers.distill.functional.statistics import MomentMemory
 from workers.distill.networks.interface import NormInput
 from workers.distill.training.ema import EMA
 
 MAPS = (torch.arange(16, dtype=torch.float64) ** 1.5 / 10).view(2, 2, 2, 2)
-RATE: float = case("bn_momentum", "rate")
+RATE: float = CASES.case("bn_momentum", "rate")
 PRIORS = {
     "tv_l1": statistics.total_variation_l1,
     "tv_l2": statistics.total_variation_l2,
@@ -18,11 +18,13 @@ PRIORS = {
 
 
 def close(found: torch.Tensor, *keys: str) -> bool:
-    return torch.allclose(found, tensor(*keys), rtol=0, atol=TOLERANCE)
+    return torch.allclose(found, CASES.tensor(*keys), rtol=0, atol=CASES.tolerance)
 
 
 def at(received: torch.Tensor, name: str = "stem.norm") -> NormInput:
-    return NormInput(name, received, tensor("bn_running_mean"), tensor("bn_running_var"))
+    return NormInput(
+        name, received, CASES.tensor("bn_running_mean"), CASES.tensor("bn_running_var")
+    )
 
 
 def memory(*names: str) -> MomentMemory:
@@ -35,8 +37,8 @@ def filled() -> MomentMemory:
     """Return a memory that holds what the guide's case holds."""
     made = memory()
     held = {
-        "mean_0": tensor("bn_momentum", "stored_mean"),
-        "variance_0": tensor("bn_momentum", "stored_var"),
+        "mean_0": CASES.tensor("bn_momentum", "stored_mean"),
+        "variance_0": CASES.tensor("bn_momentum", "stored_var"),
         "filled": torch.tensor([True]),
     }
     made.load_state_dict(held)
@@ -84,8 +86,8 @@ class TestMomentDistance:
 
     def test_is_the_sum_of_both_parts(self) -> None:
         mean, variance = statistics.batch_moments(MAPS)
-        same_mean = NormInput("norm", MAPS, mean, tensor("bn_running_var"))
-        same_variance = NormInput("norm", MAPS, tensor("bn_running_mean"), variance)
+        same_mean = NormInput("norm", MAPS, mean, CASES.tensor("bn_running_var"))
+        same_variance = NormInput("norm", MAPS, CASES.tensor("bn_running_mean"), variance)
         assert close(statistics.moment_distance([same_mean]), "bn_loss_var_part")
         assert close(statistics.moment_distance([same_variance]), "bn_loss_mean_part")
 
@@ -97,7 +99,10 @@ class TestMomentDistance:
 
     def test_of_maps_with_the_stored_moments_is_zero_with_a_finite_gradient(self) -> None:
         signs = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64).view(1, 1, 2, 2)
-        mean, spread = tensor("bn_running_mean"), torch.tensor([2.0, 0.5], dtype=torch.float64)
+        mean, spread = (
+            CASES.tensor("bn_running_mean"),
+            torch.tensor([2.0, 0.5], dtype=torch.float64),
+        )
         received = mean[:, None, None] + spread[:, None, None] * signs
         received = received.repeat(3, 1, 1, 1).requires_grad_()
         found = statistics.moment_distance([NormInput("norm", received, mean, spread.square())])
@@ -254,10 +259,10 @@ class TestMovingAverage:
     def test_equals_the_guide(self) -> None:
         part = nn.Linear(2, 1, bias=False).double()
         with torch.no_grad():
-            part.weight.copy_(tensor("ema", "w_ema"))
-        average = EMA({"part": part}, case("ema", "alpha"))
+            part.weight.copy_(CASES.tensor("ema", "w_ema"))
+        average = EMA({"part": part}, CASES.case("ema", "alpha"))
         with torch.no_grad():
-            part.weight.copy_(tensor("ema", "w"))
+            part.weight.copy_(CASES.tensor("ema", "w"))
         # Late enough for the average to keep its full share.
         average.update(1000)
         assert close(average.state_dict()["part.weight"][0], "ema", "next")

@@ -82,7 +82,7 @@ class Scene:
 
     def observe(self, network: Network, shown: Batch) -> Features:
         seen = network.observe(self.view(shown.images))
-        if not self.method.wants_strong or shown.strong is None:
+        if not self.method.uses_strong_view or shown.strong is None:
             return seen
         return dataclasses.replace(seen, strong=network.observe(self.view(shown.strong)))
 

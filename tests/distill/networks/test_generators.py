@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.distill.cases import case
+from tests.distill.golden import CASES
 from workers.distill import errors
 from workers.distill.config.synthesis import GeneratorName
 from workers.distill.networks import generators
@@ -44,7 +44,7 @@ class TestBuild:
     ) -> None:
         with torch.device("meta"):
             built = generators.build(name, image_shape=image_shape, latent_size=256, width=64)
-        assert parameters(built) == case(COUNTS, key)
+        assert parameters(built) == CASES.case(COUNTS, key)
 
     def test_of_large_counts_as_its_table_of_layers(self) -> None:
         latent, width, places = 256, 64, 8 * 8
@@ -61,7 +61,7 @@ class TestBuild:
         self, name: GeneratorName
     ) -> None:
         built = generator(name)
-        latent = built.draw(BLANK)
+        latent = built.sample_latent(BLANK)
         images = built(latent)
         assert latent.shape[1:] == built.latent_shape
         assert images.shape == (3, 2, 16, 32)
@@ -75,7 +75,7 @@ class TestBuild:
     @pytest.mark.parametrize("name", NAMES)
     def test_follows_its_latent_values_everywhere(self, name: GeneratorName) -> None:
         built = generator(name)
-        latent = built.draw(BLANK).requires_grad_()
+        latent = built.sample_latent(BLANK).requires_grad_()
         (gradient,) = torch.autograd.grad(built(latent)[0].sum(), latent)
         assert bool((gradient[0] != 0).all())
 
@@ -119,16 +119,16 @@ class TestDraw:
     def test_repeats_by_torchs_seed_and_differs_by_image(self, name: GeneratorName) -> None:
         built = generator(name)
         torch.manual_seed(5)
-        one = built.draw(BLANK)
+        one = built.sample_latent(BLANK)
         torch.manual_seed(5)
-        assert torch.equal(one, built.draw(BLANK))
+        assert torch.equal(one, built.sample_latent(BLANK))
         assert not torch.equal(one[0], one[1])
 
     def test_is_of_the_precision_of_the_weights(self) -> None:
-        assert generator("small").double().draw(BLANK).dtype == torch.float64
+        assert generator("small").double().sample_latent(BLANK).dtype == torch.float64
 
     def test_is_standard_normal(self) -> None:
-        drawn = generator("small").draw(torch.zeros(4000, dtype=torch.long))
+        drawn = generator("small").sample_latent(torch.zeros(4000, dtype=torch.long))
         # 24 000 values: three standard errors of mean and deviation.
         assert abs(float(drawn.mean())) < 3 / math.sqrt(drawn.numel())
         assert abs(float(drawn.std()) - 1) < 3 / math.sqrt(2 * drawn.numel())
@@ -138,10 +138,10 @@ class TestRestart:
     @pytest.mark.parametrize("name", NAMES)
     def test_draws_every_weight_anew(self, name: GeneratorName) -> None:
         built = generator(name, (3, 32, 32))
-        built(built.draw(BLANK))
+        built(built.sample_latent(BLANK))
         before = {path: value.clone() for path, value in built.state_dict().items()}
         torch.manual_seed(1)
-        built.restart()
+        built.reset_parameters()
         after = built.state_dict()
         fresh = generator(name, (3, 32, 32)).state_dict()
         for path, value in after.items():
@@ -155,7 +155,7 @@ class TestRestart:
     def test_has_the_published_deviations(self) -> None:
         torch.manual_seed(0)
         built = generators.build("small", image_shape=(3, 32, 32), latent_size=64, width=64)
-        built.restart()
+        built.reset_parameters()
         for path, part in built.named_modules():
             if not isinstance(part, nn.Linear | nn.Conv2d | nn.BatchNorm2d):
                 continue
@@ -169,12 +169,12 @@ class TestRestart:
     @pytest.mark.parametrize("name", NAMES)
     def test_of_the_start_moves_the_first_layer_and_norm_alone(self, name: GeneratorName) -> None:
         built = generator(name, (3, 32, 32))
-        built.restart()
+        built.reset_parameters()
         with torch.no_grad():
             for parameter in built.parameters():
                 parameter.add_(1)
         before = {path: value.clone() for path, value in built.named_parameters()}
-        built.restart_start()
+        built.reset_first_layer()
         kinds = nn.Linear | nn.Conv2d
         first_layer = next(part for part in built.modules() if isinstance(part, kinds))
         first_norm = next(part for part in built.modules() if isinstance(part, nn.BatchNorm2d))
@@ -191,8 +191,8 @@ class TestRestart:
         one, other = generator("small", seed=1), generator("small", seed=2)
         for built in (one, other):
             torch.manual_seed(3)
-            built.restart()
-        latent = one.draw(BLANK)
+            built.reset_parameters()
+        latent = one.sample_latent(BLANK)
         assert torch.equal(one(latent), other(latent))
 
 
@@ -207,7 +207,7 @@ class TestConvolutional:
 
         made_of = generators.parts("small", image_shape=(1, 8, 16), latent_size=6, width=4)
         built = Watched(made_of)
-        images = built(built.draw(BLANK))
+        images = built(built.sample_latent(BLANK))
         assert seen == [(0, (8, 2, 4)), (1, (8, 4, 8)), (2, (4, 8, 16))]
         bias = built.pixels.bias
         assert bias is not None

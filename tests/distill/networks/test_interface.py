@@ -33,5 +33,5 @@ class TestTap:
 
 class TestNetwork:
     def test_says_which_class_shows_nothing(self) -> None:
-        with pytest.raises(NotImplementedError, match="Network does not show"):
+        with pytest.raises(NotImplementedError, match="Network does not return features"):
             interface.Network().observe(torch.zeros(1, 1, 8, 8))

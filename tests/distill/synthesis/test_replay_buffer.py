@@ -15,7 +15,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.distill.cases import case, tensor
+from tests.distill.golden import CASES
 from workers.distill.functional.priorities import Priority
 from workers.distill.methods.datafree.base import Eviction
 from workers.distill.synthesis.replay_buffer import ReplayBuffer
@@ -65,8 +65,8 @@ def assert_rounded(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 def divergences(student: str) -> torch.Tensor:
     """KL divergence of the scene's student from its teacher, a row each, in float64."""
-    taught = tensor("inputs", "teacher_logits").log_softmax(1)
-    return (taught.exp() * (taught - tensor(*student.split("/")).log_softmax(1))).sum(1)
+    taught = CASES.tensor("inputs", "teacher_logits").log_softmax(1)
+    return (taught.exp() * (taught - CASES.tensor(*student.split("/")).log_softmax(1))).sum(1)
 
 
 def scene() -> ReplayBuffer:
@@ -90,15 +90,15 @@ class TestInsert:
         assert away.abs().max() <= 0.5 + 1e-4  # the product with 255 is rounded to float32
 
     def test_remembers_what_was_said_of_each_image(self) -> None:
-        logits = tensor("inputs", "teacher_logits").requires_grad_()
-        targets = torch.tensor(case("random_targets"))
+        logits = CASES.tensor("inputs", "teacher_logits").requires_grad_()
+        targets = torch.tensor(CASES.case("random_targets"))
         replay = a_replay(caches_logits=True)
         slots = replay.insert(numbered([5, 6, 7, 8]), targets, logits, call=3)
         assert slots.tolist() == [0, 1, 2, 3]
         assert numbers_in(replay) == [5, 6, 7, 8]
         assert torch.equal(replay.targets, targets)
-        assert replay.classes().tolist() == case("teacher_argmax")
-        expected = tensor("teacher_conf")
+        assert replay.classes().tolist() == CASES.case("teacher_argmax")
+        expected = CASES.tensor("teacher_conf")
         assert_rounded(replay.confidence, expected)
         assert replay.logits is not None
         assert torch.equal(replay.logits, logits.detach().float())
@@ -107,10 +107,10 @@ class TestInsert:
 
     def test_of_dense_logits_keeps_shares_and_confidence_over_pixels(self) -> None:
         # The layout of the guide: pixel (b, 0, w) shows row 2b + w.
-        logits = tensor("inputs", "teacher_logits").view(2, 2, 3).mT.unsqueeze(2)
+        logits = CASES.tensor("inputs", "teacher_logits").view(2, 2, 3).mT.unsqueeze(2)
         replay = a_replay()
         replay.insert(numbered([1, 2]), torch.tensor([0, 0]), logits, call=1)
-        expected = tensor("seg", "phi_image", "conf")
+        expected = CASES.tensor("seg", "phi_image", "conf")
         assert_rounded(replay.confidence, expected)
         assert replay.shares.tolist() == [[1, 0, 0], [0.5, 0.5, 0]]
         assert replay.class_shares().tolist() == [0.75, 0.25, 0]
@@ -125,8 +125,8 @@ class TestInsert:
     def test_class_shares_are_those_of_the_members(self) -> None:
         replay = a_replay()
         assert replay.class_shares().tolist() == [0, 0, 0]
-        fill(replay, case("buffer_predicted_classes"))  # a number's class is itself, below 3
-        assert replay.class_shares().tolist() == case("buffer_class_fraction")
+        fill(replay, CASES.case("buffer_predicted_classes"))  # a number's class is itself, below 3
+        assert replay.class_shares().tolist() == CASES.case("buffer_class_fraction")
 
     def test_new_members_are_as_urgent_as_the_most_urgent_and_have_weight_1(self) -> None:
         replay = a_replay()
@@ -193,7 +193,7 @@ class TestDraw:
         replay = scene()
         replay.refresh(divergences(FIRST), PLAIN)
         drawn = replay.draw(20_000, PLAIN)
-        expected = 20_000 * tensor("P_step0_alpha_1_eps_1e-6")
+        expected = 20_000 * CASES.tensor("P_step0_alpha_1_eps_1e-6")
         counts = torch.bincount(drawn.slots, minlength=4)
         assert ((counts - expected) ** 2 / expected).sum() < 16.3  # 99.9 %, 3 degrees of freedom
         assert torch.equal(replay.drawn, counts)
@@ -220,7 +220,7 @@ class TestDraw:
         replay.refresh(divergences(FIRST), PLAIN)
         drawn = replay.draw(200, PLAIN)
         assert drawn.weights is not None
-        expected = tensor("w_step0_beta_0.4_raw")[drawn.slots]
+        expected = CASES.tensor("w_step0_beta_0.4_raw")[drawn.slots]
         assert_rounded(drawn.weights, expected)
 
     def test_with_beta_1_the_weighted_mean_is_that_of_an_even_draw(self) -> None:
@@ -248,24 +248,24 @@ class TestUpdate:
                 replay.refresh(kl, exact)
             else:
                 replay.update(order, kl[order], exact)
-            expected = tensor("priority_recursion_fixed_student", name)
+            expected = CASES.tensor("priority_recursion_fixed_student", name)
             assert_rounded(replay.probabilities(exact), expected)
         for _ in range(30):
             replay.refresh(kl, exact)
-        expected = tensor("priority_recursion_fixed_student", "P_limit")
+        expected = CASES.tensor("priority_recursion_fixed_student", "P_limit")
         assert_rounded(replay.probabilities(exact), expected)
 
     def test_a_student_that_learned_moves_priorities_as_computed_by_hand(self) -> None:
         replay = scene()
         replay.refresh(divergences(FIRST), PLAIN)
-        assert_rounded(replay.delta, tensor("delta_step0 (w_prev = 1)"))
-        assert_rounded(replay.probabilities(PLAIN), tensor("P_step0_alpha_1_eps_1e-6"))
-        assert_rounded(replay.weights, tensor("w_step0_beta_0.4_raw"))
+        assert_rounded(replay.delta, CASES.tensor("delta_step0 (w_prev = 1)"))
+        assert_rounded(replay.probabilities(PLAIN), CASES.tensor("P_step0_alpha_1_eps_1e-6"))
+        assert_rounded(replay.weights, CASES.tensor("w_step0_beta_0.4_raw"))
         replay.update(torch.arange(4), divergences(SECOND), PLAIN)
-        assert_rounded(replay.kl, tensor("kd_each_step1"))
-        assert_rounded(replay.delta, tensor("delta_step1 (raw"))
-        assert_rounded(replay.probabilities(PLAIN), tensor("P_step1"))
-        assert_rounded(replay.weights, tensor("w_step1_beta_0.4_raw"))
+        assert_rounded(replay.kl, CASES.tensor("kd_each_step1"))
+        assert_rounded(replay.delta, CASES.tensor("delta_step1 (raw"))
+        assert_rounded(replay.probabilities(PLAIN), CASES.tensor("P_step1"))
+        assert_rounded(replay.weights, CASES.tensor("w_step1_beta_0.4_raw"))
 
     def test_members_that_were_not_measured_keep_what_they_have(self) -> None:
         replay = scene()

@@ -146,7 +146,7 @@ class TestTake:
         replay = ReplayBuffer(
             2, image_shape=(1, 2, 2), classes=2, caches_logits=False, device=torch.device("cpu")
         )
-        with pytest.raises(ValueError, match="without images"):
+        with pytest.raises(ValueError, match="empty buffer has no snapshot"):
             snapshots.take(replay, epoch=1, call=1, priority=None)
         assert snapshots.numbers(replay, None) == {"buffer/images": 0.0}
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.distill.methods import checks
+from tests.distill.golden import CHECKS
 from workers.distill import errors
 from workers.distill.config.training import Training, expand
 from workers.distill.methods.base import Moment, Terms
@@ -13,7 +13,7 @@ from workers.distill.training import dot
 from workers.distill.training.optimizers import TrainOptimizer
 
 FLOAT32 = Precision("float32", torch.device("cpu"))
-CHECK = checks.parameters("dot_scalar")
+CHECK = CHECKS.parameters("dot_scalar")
 
 
 class Learner(nn.Module):
@@ -67,20 +67,20 @@ class TestDOT:
             delta=CHECK["delta"],
             weight_decay=CHECK["weight_decay"],
         )
-        wanted = checks.expected("dot_scalar")["p_after_each_step"]
+        wanted = CHECKS.expected("dot_scalar")["p_after_each_step"]
         for task, rest, value in zip(CHECK["grad_task"], CHECK["grad_kd"], wanted, strict=True):
             gradients = (torch.tensor(number, dtype=torch.float64) for number in (task, rest))
             optimizer.move(*([gradient] for gradient in gradients))
-            assert checks.close(parameter.detach(), value)
+            assert CHECKS.close(parameter.detach(), value)
 
     def test_follows_the_published_sequence_of_sgd_without_delta(self) -> None:
         parameter = nn.Parameter(torch.tensor(CHECK["p0"], dtype=torch.float64))
         optimizer = dot.DOT([parameter], lr=0.1, momentum=0.9, delta=0.0, weight_decay=0.01)
-        wanted = checks.expected("dot_scalar")["p_sgd_reference"]
+        wanted = CHECKS.expected("dot_scalar")["p_sgd_reference"]
         for task, rest, value in zip(CHECK["grad_task"], CHECK["grad_kd"], wanted, strict=True):
             gradients = (torch.tensor(number, dtype=torch.float64) for number in (task, rest))
             optimizer.move(*([gradient] for gradient in gradients))
-            assert checks.close(parameter.detach(), value)
+            assert CHECKS.close(parameter.detach(), value)
 
     def test_one_sided_gradients_have_one_buffer_of_the_plain_momentum(self) -> None:
         task_only, rest_only, both = (

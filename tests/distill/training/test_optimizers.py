@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.distill import folders
-from tests.distill.methods import checks
+from tests.distill.golden import CHECKS
 from workers.distill import errors
 from workers.distill.config.training import Constant, Cosine, Schedule, Step, Training, expand
 from workers.distill.methods.base import Moment
@@ -99,13 +99,13 @@ class TestRateFactor:
         assert factors == pytest.approx([min(step / 20, 1) for step in range(1, 31)])
 
     def test_follows_the_published_sequence(self) -> None:
-        given = checks.parameters("lr_schedule")
+        given = CHECKS.parameters("lr_schedule")
         schedule = Step(milestones=given["milestones"], factor=given["gamma"])
         rates = [
             given["base"] * rate_factor(schedule, moment(10 * epoch), 240)
             for epoch in given["epochs_1_based"]
         ]
-        assert rates == pytest.approx(checks.expected("lr_schedule")["lr"], rel=1e-12)
+        assert rates == pytest.approx(CHECKS.expected("lr_schedule")["lr"], rel=1e-12)
 
 
 class TestStepper:

@@ -53,7 +53,7 @@ class Adapted(CE):
     """Cross-entropy with a learned part, a norm, and a memory that is no average."""
 
     name = "adapted"
-    wants_strong = False
+    uses_strong_view = False
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -76,7 +76,7 @@ class KeepsNothing(Adapted):
 
 
 class WantsStrong(Adapted):
-    wants_strong = True
+    uses_strong_view = True
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         assert student.strong is not None
@@ -110,7 +110,7 @@ def a_course(
         training=training,
         flip=True,
         device=CPU,
-        strong=made.wants_strong,
+        strong=made.uses_strong_view,
     )
     torch.manual_seed(1)
     return TrainState(

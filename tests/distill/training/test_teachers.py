@@ -133,7 +133,7 @@ class TestStoredTeacher:
         self, kind: type[AT] | type[MLLD], said: str
     ) -> None:
         network = scenes.other_network()
-        method = kind(kind.Params(), scenes.network(), network)  # type: ignore[arg-type]  # its own
+        method = kind(kind.Params(), scenes.network(), network)
         with pytest.raises(errors.BadRecipe, match=said):
             StoredTeacher(method, scenes.features(torch.zeros(2, 3)), count=2, views=2)
 

@@ -1,6 +1,6 @@
-"""Random numbers that need no state: each is a pure function of a seed and of what it is for.
+"""Random numbers without state: each is a pure function of a seed and of its indices.
 
-A view of an image can so be drawn again in any order, in any attempt, without drawing what lies
+So a view of an image can be drawn again in any order and in any attempt, without drawing the views
 before it.
 """
 
@@ -16,7 +16,7 @@ _SECOND = 0x94D049BB133111EB
 
 
 def mix(*numbers: int) -> int:
-    """Return a seed made of several numbers, far from the seeds of their neighbours."""
+    """Return a seed hashed from several numbers."""
     mixed = 0
     for number in numbers:  # the finaliser of SplitMix64, chained
         mixed = (mixed + number + _GOLDEN) % 2**64
@@ -27,7 +27,7 @@ def mix(*numbers: int) -> int:
 
 
 class StatelessRNG:
-    """One stream of random numbers a row, fixed by a seed and the row's own numbers."""
+    """One stream of random numbers per row, fixed by a seed and the row's own numbers."""
 
     def __init__(self, seed: int, *numbers: Int[Tensor, " N"]) -> None:
         self._state = np.full(len(numbers[0]), mix(seed), dtype=np.uint64)
@@ -36,20 +36,20 @@ class StatelessRNG:
         self._drawn = 0
 
     def shares(self) -> Float[Tensor, " N"]:
-        """Return the next number of each stream, even in [0, 1), in float64."""
+        """Return the next number of each stream, uniform in [0, 1), in float64."""
         # The upper 53 bits: as many as a float64 holds.
         return torch.from_numpy((self._next() >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
     def whole(self, high: int) -> Int[Tensor, " N"]:
-        """Return the next number of each stream, even among 0..high-1."""
+        """Return the next integer of each stream, uniform in 0..high-1."""
         return (self.shares() * high).long()
 
     def coins(self) -> Bool[Tensor, " N"]:
-        """Return the next number of each stream, true for every second."""
+        """Return the next boolean of each stream, True with probability 1/2."""
         return self.shares() < 0.5
 
     def some_of(self, count: int, high: int) -> Int[Tensor, "N k"]:
-        """Return `count` different numbers among 0..high-1 for each row, each set as likely."""
+        """Return `count` different integers of 0..high-1 for each row, uniformly."""
         # Floyd's sampling: draw among 0..last; what was drawn before stands for `last` itself.
         chosen = torch.empty(len(self._state), 0, dtype=torch.int64)
         for last in range(high - count, high):

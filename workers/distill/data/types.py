@@ -1,4 +1,4 @@
-"""What a loader hands to a training step."""
+"""Batches: the input of a training step."""
 
 from dataclasses import dataclass
 
@@ -18,13 +18,11 @@ class Mixed:
 class Batch:
     """Images as stored (uint8, augmented), their labels, and their places in the split.
 
-    The form of the labels is that of the task: for classification one class for each image.
-
-    Invented images may be floats of 0..255; their labels are the classes that they were to show,
-    their places those in the replay buffer, and `weights` what each counts (None: all the same).
-    `view` counts the stored views of an image, where the recipe has a teacher cache. `mixed` is
-    there where images were mixed; `strong` holds a second, strongly augmented view of the same
-    images where the method asks for one.
+    Synthetic images may be floats of 0..255; their labels are their target classes, their places
+    those in the replay buffer, and `weights` their importance weights (None: all equal). `view` is
+    the index of the stored view of an image with a teacher cache. `mixed` is set where images were
+    mixed; `strong` holds a second, strongly augmented view of the same images where the method uses
+    one.
     """
 
     images: Real[Tensor, "N c h w"]

@@ -1,4 +1,4 @@
-"""Which code does a pickle name? Found by listing its instructions, without carrying any out."""
+"""Lists the code that a pickle names from its instructions, without executing any."""
 
 import io
 import pickletools
@@ -11,9 +11,9 @@ GETS = frozenset({"GET", "BINGET", "LONG_BINGET"})
 
 
 def foreign_name(content: bytes, harmless: Collection[str]) -> str:
-    """Return the first name of a package that is not harmless, or nothing.
+    """Return the first name from a package that is not harmless, or None.
 
-    Stops without complaint where the content is no pickle.
+    Returns None where the content is no pickle.
     """
     stream = io.BytesIO(content)
     for _ in range(MOST_PICKLES):

@@ -1,8 +1,8 @@
-"""Safetensors files, read with suspicion and written with the same bytes every time.
+"""Safetensors files: checked before reading, written with deterministic bytes.
 
 The library itself writes the header's strings in a random order; a student must be byte-identical
-after a resume, so files are written here: sorted names, no times, no padding left to chance.
-Format: eight bytes with the header's length, the header as JSON, the tensors.
+after a resume, so files are written here: sorted names, no times, fixed padding. Format: eight
+bytes with the header's length, the header as JSON, the tensors.
 """
 
 import json
@@ -101,7 +101,7 @@ def read_header(path: Path) -> dict[str, str]:
 
 
 def check(path: Path) -> None:
-    """Check header length, dtypes, shapes and offsets before anything relies on them."""
+    """Check header length, dtypes, shapes and offsets before any is used."""
     header, start = _read_head(path)
     available = path.stat().st_size - start
     spans: list[tuple[int, int, str]] = []
@@ -150,7 +150,7 @@ def _read_head(path: Path) -> tuple[dict[str, Any], int]:  # Any: JSON that is c
 
 
 def _span(path: Path, name: str, entry: Any, available: int) -> tuple[int, int]:  # Any: JSON
-    """Return where a tensor's bytes begin and end."""
+    """Return the offsets of a tensor's first byte and of the byte after its last."""
     if not isinstance(entry, dict):
         raise _unreadable(path, f"tensor {name!r} is not described")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")

@@ -1,7 +1,7 @@
-"""Open what torch.save wrote, new or old, without running any code that the file names.
+"""Reads files of torch.save, in its old and new format, without running code that they name.
 
-Goes through torch's weights-only reader, which may build tensors, plain values and the few kinds
-listed here. Whatever else a pickle names is refused, and said.
+It uses torch's weights-only reader, which builds tensors, plain values and the few types listed
+here. A pickle that names anything else is refused with its name.
 """
 
 import argparse
@@ -35,7 +35,7 @@ SAFE_GLOBALS: list[Any] = [  # Any: torch takes classes, and pairs of an object 
 
 
 def read(path: Path) -> Any:  # Any: whatever was saved; the caller checks it
-    """Return what torch.save wrote, without running any code that the file names."""
+    """Return the file's content without running any code that it names."""
     _check_zip(path)
     try:
         # A stream, because by a path torch would go by its ending.
@@ -67,7 +67,7 @@ def read(path: Path) -> Any:  # Any: whatever was saved; the caller checks it
 
 
 def _check_zip(path: Path) -> None:
-    """Refuse zip files that torch.save did not write, before torch sees them."""
+    """Refuse zip files that torch.save did not write, before torch reads them."""
     with path.open("rb") as stream:
         if stream.read(4) != ZIP_SIGNATURE:
             return

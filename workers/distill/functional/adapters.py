@@ -1,4 +1,4 @@
-"""Learned layers that bring a student's maps to a teacher's shape.
+"""Trained layers that map a student's features to a teacher's shape.
 
 They are built from shapes alone and trained with the student.
 """
@@ -18,8 +18,8 @@ def regressor(given: Shape, wanted: Shape) -> nn.Sequential:
     """Return one convolution from shape to shape, then a batch norm and a ReLU.
 
     Half the size takes a stride, twice the size a transposed convolution; any other smaller or
-    equal size a kernel as large as what is to be cut off, without padding. Raises `ValueError`
-    for every other shape.
+    equal size a kernel as large as what is to be cut off, without padding. Raises `ValueError` for
+    every other shape.
     """
     convolution = _convolution(given, wanted)
     return nn.Sequential(convolution, nn.BatchNorm2d(wanted[0]), nn.ReLU())

@@ -1,8 +1,8 @@
-"""Where student and teacher disagree, and how evenly the teacher sees classes.
+"""Disagreement of student and teacher, and the balance of the teacher's predicted classes.
 
-A synthesis that competes looks for images on which the student is wrong. Everything here is a
-plain value that grows with the disagreement; a method decides about its sign. Means are over
-images, and over positions in dense tasks.
+Adversarial synthesis generates images on which the student is wrong. The functions return values
+that grow with the disagreement; a method chooses the sign. Means are over images, and over
+positions in dense tasks.
 """
 
 import torch
@@ -13,13 +13,13 @@ from workers.distill.functional.divergences import softened_kl
 from workers.distill.functional.rows import rows
 
 LEAST_SHARE = 1e-12
-"""What a class's mean probability is raised to, as 0 has no logarithm."""
+"""Lower bound of a class's mean probability, as 0 has no logarithm."""
 
 
 def agreement(
     student_logits: Float[Tensor, "N C *S"], teacher_logits: Float[Tensor, "N C *S"]
 ) -> Float[Tensor, " R"]:
-    """Return 1 for each row whose largest logit both have at the same class, else 0."""
+    """Return 1 for each row for which both networks predict the same class, else 0."""
     student, teacher = rows(student_logits), rows(teacher_logits)
     return (student.argmax(1) == teacher.argmax(1)).to(student.dtype)
 
@@ -30,10 +30,10 @@ def discrepancy(
     *,
     masked: bool,
 ) -> Float[Tensor, ""]:
-    """Return the mean of KL(teacher || student) over all rows, both as they are (temperature 1).
+    """Return the mean of KL(teacher || student) over all rows, at temperature 1.
 
-    `masked` counts rows as 0 on which the two decide differently, and divides by all the same
-    (Fang et al., IJCAI 2021, arXiv 2105.08584).
+    `masked` counts rows with different predictions as 0 and still divides by all rows (Fang et al.,
+    IJCAI 2021, arXiv 2105.08584).
     """
     apart = softened_kl(rows(student_logits), rows(teacher_logits), temperature=1.0)
     return (apart * agreement(student_logits, teacher_logits) if masked else apart).mean()
@@ -54,9 +54,9 @@ def clamped_js(
 ) -> Float[Tensor, ""]:
     """Return the mean over rows of [KL(m || student) + KL(m || teacher)] / 2, m their mean.
 
-    All probabilities are brought into 0.01..0.99 after the mean is taken, and not normalised
-    again, as in the authors' code (Yin et al., CVPR 2020, arXiv 1912.08795, adaptive inversion).
-    With many classes the result may thus exceed the bound of a Jensen-Shannon divergence.
+    All probabilities are clamped to 0.01..0.99 after the mean is taken, and not normalised again,
+    as in the authors' code (Yin et al., CVPR 2020, arXiv 1912.08795, adaptive inversion). With many
+    classes the result may thus exceed the bound of a Jensen-Shannon divergence.
     """
     student = (rows(student_logits) / temperature).softmax(1)
     teacher = (rows(teacher_logits) / temperature).softmax(1)
@@ -69,7 +69,7 @@ def clamped_js(
 
 
 def class_balance(logits: Float[Tensor, "N C *S"], *, base_ten: bool = False) -> Float[Tensor, ""]:
-    """Return sum over classes of p log p, p the mean probability over rows; least when even.
+    """Return sum over classes of p log p, p the mean probability over rows; smallest when uniform.
 
     Source: Chen et al., ICCV 2019, arXiv 1904.01186 (DAFL, information entropy loss), whose code
     takes the logarithm to base ten.

@@ -1,7 +1,7 @@
-"""How a network's last map and its linear classifier belong together.
+"""A network's last feature map and its linear classifier.
 
-Averaging over positions and a linear layer commute, so the classifier can be read at every
-position, and one network's classifier can judge another's maps.
+Averaging over positions and a linear layer commute, so the classifier can be applied at every
+position, and one network's classifier to another's maps.
 """
 
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
@@ -12,7 +12,7 @@ from workers.distill.functional import maps
 
 
 def last_map(final: Float[Tensor, "N c h w"] | None) -> Float[Tensor, "N c h w"]:
-    """Return a last map in float32 at least; raises `ValueError` where a network showed none."""
+    """Return a last map in float32 at least; raises `ValueError` where it is None."""
     if final is None:
         raise ValueError("the features hold no last map, which the method asked for")
     return maps.at_least_float(final)
@@ -21,7 +21,7 @@ def last_map(final: Float[Tensor, "N c h w"] | None) -> Float[Tensor, "N c h w"]
 def layer(classifier: nn.Linear | None) -> tuple[Float[Tensor, "C D"], Float[Tensor, " C"]]:
     """Return weight and bias of a classifier, zeros where it has no bias.
 
-    Raises `ValueError` where a network showed no classifier.
+    Raises `ValueError` where there is no classifier.
     """
     if classifier is None:
         raise ValueError("the network shows no classifier, which the method asked for")
@@ -43,5 +43,5 @@ def class_maps(
     weight: Float[Tensor, "C D"],
     bias: Float[Tensor, " C"],
 ) -> Float[Tensor, "N C h w"]:
-    """Return each class's evidence at each position (CAM); its average is the class's logit."""
+    """Return class activation maps (CAM); the average of each over positions is its logit."""
     return F.conv2d(final, weight[:, :, None, None], bias)

@@ -1,4 +1,4 @@
-"""How well each image's two views are told apart from the views of all other images."""
+"""Contrastive loss between each image's two views and the views of all other images."""
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
@@ -15,7 +15,7 @@ def bank_contrast(
 ) -> Float[Tensor, ""]:
     """Return the mean loss of the first `current` rows plus that of the rest, the bank.
 
-    Row i of `local` is to be closest, by cosine, to row i of `other`, which gets no gradient.
+    The positive of row i of `local` is row i of `other`, by cosine; `other` gets no gradient.
     Without a bank it is the plain mean.
 
     Source: Fang et al., IJCAI 2021, arXiv 2105.08584 (CMI, contrastive regularisation).

@@ -1,8 +1,8 @@
 """Divergences between softened outputs, whole and split at the true class.
 
-All work on log-probabilities from log-sum-exp, so they and their gradients stay finite however far
-apart the logits are. Units are nats; none is multiplied by the squared temperature unless it says
-so.
+All work on log-probabilities from log-sum-exp, so they and their gradients are finite for all
+finite logits. Units are nats; none is multiplied by the squared temperature unless its docstring
+says so.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""How far answers are from a class that they are to show, in nats."""
+"""Cross-entropy with a target class per image, or with the predicted class; in nats."""
 
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 from jaxtyping import Float, Int
@@ -10,15 +10,15 @@ from workers.distill.functional.rows import rows
 def cross_entropies(
     logits: Float[Tensor, "N C *S"], classes: Int[Tensor, " N"] | None = None
 ) -> Float[Tensor, " R"]:
-    """Return each row's cross-entropy with the class of its image, or with its own largest logit.
+    """Return each row's cross-entropy with its image's class or its own predicted class.
 
-    Its own is meant where no classes are given, and wherever there are positions: the class of a
-    whole image says nothing of one of its pixels. No gradient flows through that choice.
+    The predicted class is the target where no classes are given, and in dense tasks, where an
+    image's class is not that of each pixel. No gradient flows through that choice.
     """
-    answers = rows(logits)
+    flat = rows(logits)
     if classes is None or logits.dim() > 2:
-        classes = answers.detach().argmax(1)
-    return F.cross_entropy(answers, classes, reduction="none")
+        classes = flat.detach().argmax(1)
+    return F.cross_entropy(flat, classes, reduction="none")
 
 
 def mean_cross_entropy(

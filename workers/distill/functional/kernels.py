@@ -1,7 +1,7 @@
-"""How alike two sets of rows are by their kernel matrices, and how far apart as distributions.
+"""Alignment of two sets of rows by their kernel matrices, and distance of distributions.
 
-Rows (images, classes, patches) stand on the last axis but one; axes before it are sets of their
-own. Centred kernel alignment (CKA): Kornblith et al., ICML 2019, arXiv:1905.00414; maximum mean
+Rows (images, classes, patches) are on the last axis but one; axes before it are batch dimensions.
+Centred kernel alignment (CKA): Kornblith et al., ICML 2019, arXiv:1905.00414; maximum mean
 discrepancy (MMD): Gretton et al., JMLR 2012.
 """
 
@@ -39,7 +39,7 @@ def hsic(
 ) -> Float[Tensor, "*sets"]:
     """Return the biased estimate of the Hilbert-Schmidt independence criterion of two kernels.
 
-    One row has nothing to vary with: 0.
+    It is 0 for one row.
     """
     # H is idempotent, so centring one of the two is enough.
     return (center(one) * other).sum((-2, -1)) / max(one.shape[-1] - 1, 1) ** 2
@@ -52,7 +52,7 @@ def cka(
     centered: bool,
     row_norm: bool = False,
 ) -> Float[Tensor, "*sets"]:
-    """Return the cosine of both sets' linear kernels, each seen as one long vector.
+    """Return the cosine of both sets' linear kernels, each flattened to one vector.
 
     0 without a gradient where one set has no kernel: equal rows if centred, rows of zeros if not.
     """
@@ -68,7 +68,7 @@ def cka(
 def cka_by_columns(
     one: Float[Tensor, "*sets N D"], other: Float[Tensor, "*sets N E"], *, centered: bool
 ) -> Float[Tensor, "*sets"]:
-    """Return what `cka` does, from matrices of columns: cheaper where rows outnumber columns."""
+    """Return the same as `cka` from matrices of columns: cheaper for more rows than columns."""
     (one, one_size), (other, other_size) = _scaled(one, centered), _scaled(other, centered)
     length = _length(one.mT @ one, one_size**2)
     squares = (other.mT @ one).square().sum((-2, -1))
@@ -82,7 +82,7 @@ def cka_gap(
     centered: bool,
     row_norm: bool = False,
 ) -> Float[Tensor, "*sets"]:
-    """Return 1 - CKA, or 0 without a gradient where there are too few rows to differ.
+    """Return 1 - CKA, or 0 without a gradient where there are too few rows.
 
     All centred kernels of two rows are proportional, and all kernels of one row.
     """
@@ -113,7 +113,7 @@ def gaussian(
 ) -> Float[Tensor, "N M"]:
     """Return exp(-|a - b|^2 / (2 bandwidth^2)) of all pairs."""
     squares = one.square().sum(1)[:, None] + other.square().sum(1)
-    # Rounding may leave less than nothing between rows that are equal.
+    # Rounding may give negative values for equal rows.
     distances = (squares - 2 * one @ other.mT).clamp_min(0)
     return (-distances / (2 * bandwidth**2)).exp()
 
@@ -129,8 +129,8 @@ def _scaled(
 ) -> tuple[Float[Tensor, "*sets N D"], Float[Tensor, "*sets"]]:
     """Return rows with a largest entry of 1, less their mean if asked, and that entry.
 
-    Alignment ignores scale, so the scale needs no gradient; without it, squares of squares of
-    large features would overflow.
+    Alignment ignores scale, so the scale needs no gradient; without it, squares of squares of large
+    features would overflow.
     """
     if centered:
         rows = rows - rows.mean(-2, keepdim=True)
@@ -142,6 +142,6 @@ def _length(
     kernel: Float[Tensor, "*sets N M"], scale: Float[Tensor, "*sets"]
 ) -> Float[Tensor, "*sets"]:
     length = torch.linalg.vector_norm(kernel, dim=(-2, -1))
-    # Divided by infinity, what has no direction counts as orthogonal and gets no gradient.
+    # Divided by infinity, rows of zeros count as orthogonal and get no gradient.
     guarded: Tensor = length.masked_fill(length.detach() * scale < SMALLEST, math.inf)
     return guarded

@@ -1,6 +1,6 @@
-"""How feature maps of two networks are made comparable: which stage meets which, at which size.
+"""Pairing of two networks' stages, and resizing of their feature maps to a common size.
 
-All of it works on rectangular maps too, such as the token grids of transformers.
+Maps may be rectangular, such as the token grids of transformers.
 """
 
 import itertools
@@ -43,7 +43,7 @@ def pool_to_smaller(
 
 
 def attention(maps: Float[Tensor, "N c h w"], *, power: float) -> Float[Tensor, "N p"]:
-    """Return where each image's maps are strong: mean of |values|^power over channels, unit norm.
+    """Return attention maps: the mean of |values|^power over channels, with unit norm.
 
     Maps of zeros stay zeros.
     """
@@ -54,11 +54,11 @@ def attention(maps: Float[Tensor, "N c h w"], *, power: float) -> Float[Tensor, 
 def pair_by_size(
     students: Sequence[Shape], teachers: Sequence[Shape]
 ) -> tuple[tuple[int, int], ...]:
-    """Return which stage of the student meets which of the teacher, as indices, shallow to deep.
+    """Return pairs of indices of the student's and the teacher's stages, shallow to deep.
 
-    Every stage of the network with fewer stages gets a partner, in order: the choice with the
-    least sum of size ratios (in octaves), the shallower one where several are equal. Networks
-    with equally many stages are therefore paired one by one.
+    Every stage of the network with fewer stages is paired, in order: the choice with the smallest
+    sum of size ratios (in octaves), the shallower one where several are equal. Networks with
+    equally many stages are therefore paired one by one.
     """
     if len(students) > len(teachers):
         return tuple((one, other) for other, one in pair_by_size(teachers, students))

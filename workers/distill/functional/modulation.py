@@ -1,4 +1,4 @@
-"""How much an invented image's task loss counts: more for rare classes and for unsure images.
+"""Weight of a synthetic image's task loss: higher for rare classes and low confidence.
 
 Source: Liu et al., CVPR 2024, arXiv 2406.07876 (SSD-KD, modulating function).
 """
@@ -30,8 +30,8 @@ def modulation(
 ) -> Float[Tensor, " R"]:
     """Return (1 - share of the row's class) * (1 - the row's largest probability)^gamma.
 
-    `class_shares` says which share of the buffer each class has; `diversity` False leaves the
-    first factor out. The gradient goes through the second. There are at least two classes.
+    `class_shares` are the shares of the buffer of each class; `diversity` False omits the first
+    factor. The gradient goes through the second. There are at least two classes.
     """
     given = rows(logits)
     predicted = given.argmax(1)
@@ -44,7 +44,7 @@ def modulation(
 
 
 def class_shares(logits: Float[Tensor, "N C *S"]) -> Float[Tensor, "N C"]:
-    """Return for each image which share of its rows has its largest logit at each class.
+    """Return for each image the share of its rows that are predicted as each class.
 
     Without positions, an image has one row, and its share is 1 for one class.
     """

@@ -1,4 +1,4 @@
-"""Which images of a replay buffer are worth seeing again, and how much each then counts.
+"""Sampling probabilities and importance weights of a replay buffer's images.
 
 Source: Liu et al., CVPR 2024, arXiv 2406.07876 (SSD-KD, priority sampling), after Schaul et al.,
 ICLR 2016, arXiv 1511.05952 (prioritised replay).
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Priority:
-    """Constants of priority sampling; `beta` is below 1, or the recursion never settles."""
+    """Constants of priority sampling; `beta` is below 1, or the recursion does not converge."""
 
     alpha: float
     beta: float
@@ -22,16 +22,16 @@ class Priority:
 def probabilities(
     delta: Float[Tensor, " N"], *, alpha: float, epsilon: float
 ) -> Float[Tensor, " N"]:
-    """Return the share with which each member is drawn: (|delta| + epsilon)^alpha, normalised.
+    """Return the probability of drawing each member: (|delta| + epsilon)^alpha, normalised.
 
-    A member that matters nothing is still drawn now and then, as long as `epsilon` is above 0.
+    A member of priority 0 can still be drawn where `epsilon` is above 0.
     """
     return (alpha * (delta.abs() + epsilon).log()).softmax(0)
 
 
 def importance(shares: Float[Tensor, " N"], *, beta: float) -> Float[Tensor, " N"]:
-    """Return (N * share)^-beta, which undoes for a mean what drawing unevenly did to it.
+    """Return (N * share)^-beta: importance weights that correct a mean for uneven sampling.
 
-    At `beta` 1 it undoes all of that, at 0 nothing; a share of 0 would count infinitely.
+    At `beta` 1 the correction is complete, at 0 there is none; a share of 0 has weight infinity.
     """
     return (len(shares) * shares).pow(-beta)

@@ -1,4 +1,4 @@
-"""How the rows of a batch lie to each other: lengths, distances, angles, cosines, correlations.
+"""Relations between the rows of a batch: distances, angles, cosines, correlations.
 
 Every function stays finite, with a finite gradient, for equal rows, for rows of zeros and for a
 single row: where a direction does not exist it is the zero vector, and no gradient passes.
@@ -23,7 +23,7 @@ def unit_vectors(vectors: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
 
 def pairwise_distances(rows: Float[Tensor, "N D"], *, eps: float) -> Float[Tensor, "N N"]:
     """Return sqrt(max(squared distance, eps)) between all rows; zero between a row and itself."""
-    # Not through a^2 + b^2 - 2ab, which in float32 loses what is near.
+    # Not through a^2 + b^2 - 2ab, which in float32 is inexact for small distances.
     distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
     others = 1 - torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
     return distances.clamp_min(math.sqrt(eps)) * others
@@ -39,7 +39,7 @@ def pairwise_angles(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N N N"]:
 
 
 def similarity_shares(rows: Float[Tensor, "N D"], *, eps: float) -> Float[Tensor, "N N"]:
-    """Return cosines moved to 0..1, as shares of each row's sum, its own cosine included."""
+    """Return cosines scaled to 0..1 and divided by each row's sum, its own included."""
     lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     units = rows / (lengths + eps)
     similarities = (units @ units.mT + 1) / 2
@@ -49,7 +49,7 @@ def similarity_shares(rows: Float[Tensor, "N D"], *, eps: float) -> Float[Tensor
 def pearson(
     one: Float[Tensor, "N D"], other: Float[Tensor, "N D"], *, eps: float
 ) -> Float[Tensor, " N"]:
-    """Return the correlation of each row with the row beside it; 0 where one is constant."""
+    """Return the correlation of corresponding rows; 0 where one is constant."""
     one = one - one.mean(1, keepdim=True)
     other = other - other.mean(1, keepdim=True)
     lengths: Tensor = torch.linalg.vector_norm(one, dim=1) * torch.linalg.vector_norm(other, dim=1)

@@ -1,4 +1,4 @@
-"""One class distribution a row: of an image, or of each of its pixels in dense tasks."""
+"""Logits as rows: one per image, or one per pixel in dense tasks."""
 
 from jaxtyping import Float
 from torch import Tensor

@@ -14,8 +14,8 @@ def right_vectors(
     """Return the first `count` right singular vectors as columns, and their singular values.
 
     Signs are arbitrary. Only the vectors have a gradient. Where singular values are equal up to
-    rounding the vectors may turn freely, so that turn is left out of the gradient, which would
-    be infinite. Entries that are not finite count as zeros.
+    rounding their rotation is arbitrary, so it is left out of the gradient, which would be
+    infinite. Entries that are not finite count as zeros.
     """
     vectors, values = _RightVectors.apply(matrices, count)
     return vectors, values
@@ -38,7 +38,7 @@ class _RightVectors(torch.autograd.Function):
     @staticmethod
     # Any: torch's stub types the context of a backward pass so; values have no gradient.
     def backward(ctx: Any, grad_vectors: Tensor, _: Tensor) -> tuple[Tensor, None]:
-        """Return the gradient of the matrices: each vector turns towards all others."""
+        """Return the gradient of the matrices."""
         matrices, squares, vectors = ctx.saved_tensors
         count = grad_vectors.shape[-1]
         gaps = squares[:, None, :count] - squares[:, :, None]

@@ -1,7 +1,6 @@
-"""Logits as z-scores: what is left of them without their mean and their scale.
+"""Logits as z-scores: centred and divided by their standard deviation.
 
-Two networks whose logits differ in shift and scale only say the same about every class; divided by
-their own spread they look the same, too.
+Networks whose logits differ in shift and scale only have equal z-scores.
 """
 
 from typing import Literal, TypeAlias

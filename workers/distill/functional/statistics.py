@@ -1,10 +1,10 @@
-"""Image priors: how far maps are from a batch norm's stored moments, and how rough images are.
+"""Image priors: distance to a batch norm's stored moments, and total variation.
 
-Moments are taken over images and positions, the variance is the biased one, and distances are
-plain Euclidean norms, whose gradient at 0 is 0.
+Moments are taken over images and positions, the variance is the biased one, and distances are plain
+Euclidean norms, whose gradient at 0 is 0.
 
-Source: Yin et al., CVPR 2020, arXiv 1912.08795 (DeepInversion); Fang et al., AAAI 2022,
-arXiv 2112.06253 (Fast-DFKD), for the memory of moments.
+Source: Yin et al., CVPR 2020, arXiv 1912.08795 (DeepInversion); Fang et al., AAAI 2022, arXiv
+2112.06253 (Fast-DFKD), for the memory of moments.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from workers.distill.functional.maps import at_least_float
 
 @runtime_checkable
 class Received(Protocol):
-    """What is read of a `networks.interface.NormInput`: a layer may not import its neighbour."""
+    """The part of `networks.interface.NormInput` that is used here, without importing it."""
 
     @property
     def name(self) -> str:
@@ -28,15 +28,15 @@ class Received(Protocol):
 
     @property
     def received(self) -> Float[Tensor, "N C h w"]:
-        """What it received."""
+        """Input of the layer."""
 
     @property
     def mean(self) -> Float[Tensor, " C"]:
-        """Running mean that it has stored."""
+        """Running mean of the layer."""
 
     @property
     def variance(self) -> Float[Tensor, " C"]:
-        """Running variance that it has stored."""
+        """Running variance of the layer."""
 
 
 def batch_moments(
@@ -51,11 +51,11 @@ def batch_moments(
 
 
 class _Moments(torch.autograd.Function):
-    """Mean and biased variance, with a gradient that keeps the layout of what was received.
+    """Mean and biased variance, with a gradient in the memory layout of the input.
 
-    Autograd's own steps, to the bit, but several passes over the maps fewer, and none over a
-    gradient that was spread out in another layout than theirs. `torch.var_mean` with its gradient
-    takes up to three times as long on a CPU.
+    It equals autograd's result to the bit with several passes over the maps fewer, none of them in
+    another memory layout. `torch.var_mean` with its gradient takes up to three times as long on a
+    CPU.
     """
 
     @staticmethod
@@ -86,10 +86,10 @@ def moment_distance(norms: Sequence[Received]) -> Float[Tensor, ""]:
 
 
 class MomentMemory(nn.Module):
-    """Moments that earlier calls left at each batch norm, for a distance that smooths over calls.
+    """Running moments of each batch norm's inputs over synthesis calls.
 
-    With a memory of `rate`, the moments to compare are `rate` * remembered + (1 - `rate`) * new;
-    a layer of which nothing is remembered yet compares its new moments.
+    The moments to compare are `rate` * stored + (1 - `rate`) * new; a layer without stored moments
+    compares its new ones.
     """
 
     filled: Tensor
@@ -114,7 +114,7 @@ class MomentMemory(nn.Module):
 
     @torch.no_grad()
     def remember(self, norms: Sequence[Received]) -> None:
-        """Keep the smoothed moments; layers that are absent keep what they had."""
+        """Store the smoothed moments; layers that are absent keep theirs."""
         for norm in norms:
             mean, variance = self._smoothed(norm)
             place = self._places[norm.name]
@@ -127,7 +127,7 @@ class MomentMemory(nn.Module):
         mean, variance = batch_moments(norm.received)
         if self.rate == 0:
             return mean, variance
-        # A share of 0 while nothing is remembered: an `if` here would wait for the GPU.
+        # A share of 0 while nothing is stored: an `if` here would wait for the GPU.
         share = self.filled[place].to(mean.dtype) * self.rate
         return (
             share * self.get_buffer(f"mean_{place}") + (1 - share) * mean,
@@ -157,7 +157,7 @@ def mean_norm(images: Float[Tensor, "N c h w"]) -> Float[Tensor, ""]:
 
 
 def spatial_means(norms: Sequence[Received]) -> Float[Tensor, "N D"]:
-    """Return the means over positions of what each layer received, layer after layer."""
+    """Return the means over positions of each layer's input, layer after layer."""
     return torch.cat([at_least_float(norm.received).mean((2, 3)) for norm in norms], dim=1)
 
 

@@ -76,8 +76,8 @@ class Method(nn.Module):
     title: ClassVar[str]
     source: ClassVar[Source]
     needs: ClassVar[tuple[Need, ...]] = ("labels", "teacher")
-    student_shows: ClassVar[tuple[FeatureName, ...]] = ()
-    teacher_shows: ClassVar[tuple[FeatureName, ...]] = ()
+    required_student_features: ClassVar[tuple[FeatureName, ...]] = ()
+    required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ()
     loop: ClassVar[str] = "supervised"
     """The loop that trains the student; a key of `run.loops.LOOPS`."""
     tasks: ClassVar[tuple[Task, ...]] = ("classification",)
@@ -86,7 +86,7 @@ class Method(nn.Module):
     """Whether there is a `task` term."""
     accepts_mixed: ClassVar[bool] = True
     """Whether images may be mixed; not where each must have one true class."""
-    wants_strong: ClassVar[bool] = False
+    uses_strong_view: ClassVar[bool] = False
     """Whether the student and the teacher see a second, strongly augmented view."""
     combines: ClassVar[bool] = True
     """Whether its distillation terms may stand beside those of other methods."""
@@ -114,12 +114,14 @@ class Method(nn.Module):
             errors.IncompatibleNetworks,
             student_classes=student.classes,
         )
-        student.reveal(self.student_shows)
+        student.enable_features(self.required_student_features)
         if teacher is not None:
-            teacher.reveal(self.teacher_shows)
-        self.student_shapes = shapes.measure(student) if self.student_shows else None
+            teacher.enable_features(self.required_teacher_features)
+        self.student_shapes = shapes.measure(student) if self.required_student_features else None
         self.teacher_shapes = (
-            shapes.measure(teacher) if self.teacher_shows and teacher is not None else None
+            shapes.measure(teacher)
+            if self.required_teacher_features and teacher is not None
+            else None
         )
         for role, network in (("student", student), ("teacher", teacher)):
             if network is not None:
@@ -133,11 +135,11 @@ class Method(nn.Module):
             family=cls.family,
             tasks=cls.tasks,
             needs=cls.needs,
-            student_shows=cls.student_shows,
-            teacher_shows=cls.teacher_shows,
+            student_shows=cls.required_student_features,
+            teacher_shows=cls.required_teacher_features,
             has_task=cls.has_task,
             accepts_mixed=cls.accepts_mixed,
-            wants_strong=cls.wants_strong,
+            wants_strong=cls.uses_strong_view,
             combines=cls.combines,
             smallest_batch=cls.smallest_batch,
             smallest_classes=cls.smallest_classes,
@@ -181,7 +183,9 @@ class Method(nn.Module):
 
     def _check_shows(self, role: str, network: Network) -> None:
         found = self.student_shapes if role == "student" else self.teacher_shapes
-        wanted = self.student_shows if role == "student" else self.teacher_shows
+        wanted = (
+            self.required_student_features if role == "student" else self.required_teacher_features
+        )
         shows = frozenset(name for name in wanted if _is_shown(name, network, found))
         reference = network.reference or type(network).__name__
         shown = NetworkDescription(reference, shows=shows)
@@ -253,8 +257,8 @@ class FeatureMethod(SupervisedMethod):
     """Methods that compare feature maps, image by image."""
 
     family = "feature"
-    student_shows: ClassVar[tuple[FeatureName, ...]] = ("stages",)
-    teacher_shows: ClassVar[tuple[FeatureName, ...]] = ("stages",)
+    required_student_features: ClassVar[tuple[FeatureName, ...]] = ("stages",)
+    required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("stages",)
 
 
 class RelationMethod(SupervisedMethod):

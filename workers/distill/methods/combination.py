@@ -112,10 +112,10 @@ def of(parts: Sequence[Part]) -> type[Combination]:
         parts_asked = tuple(parts)
         tasks: tuple[Task, ...] = found.tasks  # type: ignore[misc]  # filled in once, for this class
         needs: tuple[Need, ...] = found.needs  # type: ignore[misc]  # the same
-        student_shows: tuple[FeatureName, ...] = found.student_shows  # type: ignore[misc]  # the same
-        teacher_shows: tuple[FeatureName, ...] = found.teacher_shows  # type: ignore[misc]  # the same
+        required_student_features: tuple[FeatureName, ...] = found.student_shows  # type: ignore[misc]  # the same
+        required_teacher_features: tuple[FeatureName, ...] = found.teacher_shows  # type: ignore[misc]  # the same
         accepts_mixed = found.accepts_mixed
-        wants_strong = found.wants_strong
+        uses_strong_view = found.wants_strong
         smallest_batch = found.smallest_batch
         smallest_classes = found.smallest_classes
 

@@ -1,7 +1,7 @@
 """Generators: from latent values to images with pixels in 0..1.
 
-Four ways to grow an image out of a small map, all of convolutions, batch norms and leaky ReLUs
-with a sigmoid at the end. They are run with the statistics of the batch at hand (train mode).
+Four architectures that upsample a small map to an image, all of convolutions, batch norms and leaky
+ReLUs with a sigmoid at the end. They use the statistics of the batch (training mode).
 
 Source: Fang et al., IJCAI 2021, arXiv:2105.08584 (small, large); Radford et al., ICLR 2016,
 arXiv:1511.06434 (dcgan); Fang et al., AAAI 2022, arXiv:2112.06253 (deep).
@@ -32,7 +32,7 @@ class Generator(nn.Module):
     latent_shape: tuple[int, ...] = ()
     """Shape of the latent values of one image."""
 
-    def draw(self, targets: Int[Tensor, " N"]) -> Float[Tensor, "N *z"]:
+    def sample_latent(self, targets: Int[Tensor, " N"]) -> Float[Tensor, "N *z"]:
         """Return latent values for images of these classes, drawn from torch's random numbers.
 
         They are N(0, 1) whatever the class, on the generator's device.
@@ -41,14 +41,14 @@ class Generator(nn.Module):
         shape = (len(targets), *self.latent_shape)
         return torch.randn(shape, dtype=like.dtype, device=like.device)
 
-    def renew(self) -> None:
-        """Draw anew what belongs to one synthesis call alone; most generators have nothing."""
+    def start_round(self) -> None:
+        """Reset what belongs to one synthesis call; most generators have nothing."""
 
-    def restart(self) -> None:
+    def reset_parameters(self) -> None:
         """Draw all weights anew: N(0, 0.02), of norms N(1, 0.02); biases become 0."""
         redraw(self)
 
-    def restart_start(self) -> None:
+    def reset_first_layer(self) -> None:
         """Draw the first layer and the first batch norm anew, as Fast-DFKD does once.
 
         Weights are N(0, 0.02), also those of the norm, and biases 0.
@@ -64,7 +64,7 @@ class Generator(nn.Module):
 
 @dataclass(frozen=True)
 class Parts:
-    """What a generator is made of, with fresh weights.
+    """Modules of a generator, with fresh weights.
 
     `start` turns latent values into a small map, each of `blocks` doubles its sides, and `pixels`
     is the convolution before the sigmoid.
@@ -77,7 +77,7 @@ class Parts:
 
 
 class Convolutional(Generator):
-    """A small map that grows block by block."""
+    """A small map that is upsampled block by block."""
 
     def __init__(self, made_of: Parts) -> None:
         super().__init__()
@@ -95,9 +95,9 @@ class Convolutional(Generator):
         return pixels.sigmoid()
 
     def between(self, grown: Float[Tensor, "N k i j"], place: int) -> Float[Tensor, "N k i j"]:
-        """Return what is passed on of the maps of the start (place 0) or of a block (1, 2, ...).
+        """Return the maps after the start (place 0) or a block (1, 2, ...), for the next one.
 
-        For subclasses that change maps on their way; here they stay as they are.
+        Subclasses may change them; here they are unchanged.
         """
         return grown
 
@@ -105,9 +105,9 @@ class Convolutional(Generator):
 def build(
     name: GeneratorName, *, image_shape: tuple[int, int, int], latent_size: int, width: int
 ) -> Generator:
-    """Return a generator with fresh weights; raises `BadRecipe` for sides it cannot make.
+    """Return a generator with fresh weights; raises `BadRecipe` for sides that it cannot generate.
 
-    dcgan begins with weights of N(0, 0.02), the others with those that PyTorch gives its layers.
+    dcgan is initialised with N(0, 0.02), the others as PyTorch initialises its layers.
     """
     return Convolutional(parts(name, image_shape=image_shape, latent_size=latent_size, width=width))
 

@@ -1,7 +1,7 @@
-"""What every network shows to the methods: logits, pooled features and stages.
+"""Interface of all networks: logits, pooled features and stages.
 
-`forward(images)` stays plain, so a delivered student is an ordinary module; `observe(images)`
-returns everything a method may look at. `Tap` is the only place with forward hooks.
+`forward(images)` returns logits alone, so a delivered student is an ordinary module;
+`observe(images)` returns all features that a method may use. Only `Tap` uses forward hooks.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,15 +18,15 @@ from workers.distill.config.job import Task
 
 @dataclass(frozen=True)
 class Features:
-    """What one forward pass shows.
+    """Outputs of one forward pass.
 
-    `stages` are what each stage gives to the next, shallow to deep, without the stem: mostly after
-    an activation; `pre_activations` are maps of the same shapes before the activation that ends a
-    stage or follows it, or empty where a network has none.
-    `final` is the map whose average over positions is `pooled`: often the last stage, or what a
-    last convolution makes of it; None where the embedding is no average (a class token).
-    `strong` is what the network shows of the batch's strong view; only a loop fills it in.
-    Dense networks have logits for each position, [N, C, H, W] at the size of the image.
+    `stages` are the output maps of each stage, shallow to deep, without the stem: mostly after an
+    activation; `pre_activations` are maps of the same shapes before the activation that ends a
+    stage or follows it, or empty where a network has none. `final` is the map whose average over
+    positions is `pooled`: often the last stage, or a last convolution of it; None where the
+    embedding is no average (a class token). `strong` are the features of the batch's strong view;
+    only the training loop sets it. Dense networks have logits for each position, [N, C, H, W] at
+    the size of the image.
     """
 
     logits: Float[Tensor, "N C *S"]
@@ -44,7 +44,7 @@ Observe = Callable[[Tensor], Features]
 
 @dataclass(frozen=True)
 class NormInput:
-    """What a batch norm received in one forward pass, beside the moments it has stored."""
+    """Input of a batch norm in one forward pass, and its running moments."""
 
     name: str
     received: Float[Tensor, "N C h w"]
@@ -54,7 +54,7 @@ class NormInput:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a network is built for: its classes, and the shape of an image."""
+    """Number of classes and shape of an image that a network is built for."""
 
     classes: int
     channels: int
@@ -71,11 +71,11 @@ class StageInfo:
 
 
 class Network(nn.Module):
-    """Base of every network that Retort builds, own or foreign.
+    """Base of every network that Retort builds, of its own or of a library.
 
-    `reference`, `arguments`, `classes` and `image_shape` are what `networks.catalog.build` was
-    asked for: enough to build the same network again. `task` says whether logits are an image's
-    or each pixel's.
+    `reference`, `arguments`, `classes` and `image_shape` are the arguments of
+    `networks.catalog.build`, which build the same network again. Logits are per image or per pixel,
+    by `task`.
     """
 
     task: Task = "classification"
@@ -88,7 +88,7 @@ class Network(nn.Module):
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> Features:
         """Return logits and features of one forward pass; logits equal `forward(images)`."""
-        raise NotImplementedError(f"{type(self).__name__} does not show its features")
+        raise NotImplementedError(f"{type(self).__name__} does not return features")
 
     def pooled_classifier(self) -> nn.Linear | None:
         """Return the linear layer from `pooled` to logits, or None where there is none."""
@@ -98,10 +98,10 @@ class Network(nn.Module):
         """Return, stage by stage, the batch norm before its last activation, or nothing."""
         return ()
 
-    def reveal(self, wanted: Collection[str]) -> None:
-        """Get ready to show what is left out by default because it slows every step down.
+    def enable_features(self, wanted: Collection[str]) -> None:
+        """Enable features that are off by default because they slow down every step.
 
-        A method calls it with what it needs before it looks; most networks show all they have.
+        A method calls it with the features that it needs; most networks return all by default.
         """
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -111,10 +111,10 @@ class Network(nn.Module):
 
 
 class Tap:
-    """Record what named modules receive and return, for as long as the `with` block lasts.
+    """Record inputs and outputs of named modules within a `with` block.
 
-    `inputs[name]` and `outputs[name]` hold the tensors of the module's latest call. For networks
-    that we did not write; leaving the block removes every hook.
+    `inputs[name]` and `outputs[name]` hold the tensors of the module's latest call. For networks of
+    libraries; leaving the block removes every hook.
     """
 
     def __init__(
@@ -175,16 +175,16 @@ def batch_norms(network: nn.Module) -> dict[str, nn.BatchNorm2d]:
 def observe_norms(
     network: Network, images: Float[Tensor, "N c h w"]
 ) -> tuple[Features, tuple[NormInput, ...]]:
-    """Return what a network shows, and what its batch norms received on the way; hooks are gone.
+    """Return a network's features and its batch norms' inputs; all hooks are removed.
 
-    A norm that the forward pass does not reach (an auxiliary head) is left out.
+    A norm that the forward pass does not use (an auxiliary head) is left out.
     """
     norms = batch_norms(network)
     with Tap(network, inputs=list(norms)) as tap:
-        shown = network.observe(images)
+        features = network.observe(images)
     received = tuple(
         NormInput(name, tap.inputs[name], norm.running_mean, norm.running_var)
         for name, norm in norms.items()
         if name in tap.inputs and norm.running_mean is not None and norm.running_var is not None
     )
-    return shown, received
+    return features, received

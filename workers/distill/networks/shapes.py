@@ -1,6 +1,6 @@
-"""Which shapes a network shows, found by one forward pass of a made-up image.
+"""Shapes of a network's features, measured by one forward pass of a blank image.
 
-Methods build their adapters from this in the first second of a job, so that what does not fit is
+Methods build their adapters from them at the start of a job, so that networks that do not fit are
 refused by name, not by a size mismatch in the first step.
 """
 
@@ -17,7 +17,7 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Shapes:
-    """Shapes of everything that a network shows, without the batch."""
+    """Shapes of all features of a network, without the batch dimension."""
 
     pooled: int
     stem: Shape | None
@@ -28,7 +28,7 @@ class Shapes:
 
 @torch.no_grad()
 def measure(network: Network) -> Shapes:
-    """Observe a made-up image in evaluation mode; the network's mode is restored."""
+    """Run a blank image in evaluation mode; the network's mode is restored."""
     place = next(network.parameters()).device
     images = torch.zeros((1, *network.image_shape), device=place)
     was_training = network.training

@@ -1,4 +1,4 @@
-"""Weights: from a file into a network, and from a network into a file that can rebuild it.
+"""Loads weights from a file into a network, and saves a network to a file that can rebuild it.
 
 Reads safetensors and torch state dictionaries as RepDistiller, MDistiller, timm and torchvision
 publish them (`{"model": ...}`, `{"state_dict": ...}`, averaged weights, `module.` and
@@ -36,7 +36,7 @@ MOST_PREFIXES = 4
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a file turned out to be, with remarks for its owner."""
+    """The content of a loaded file, with remarks for its owner."""
 
     format: Format
     warnings: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Stored:
-    """The tensors of a file under their names there, with remarks on what else it holds."""
+    """The tensors of a file under their names there, with remarks on its other content."""
 
     format: Format
     state: dict[str, Tensor]
@@ -100,7 +100,7 @@ def save_student(path: Path, network: interface.Network, header: Mapping[str, st
 
 
 def read_header(path: Path) -> dict[str, Any]:  # Any: the JSON that `save_student` was given
-    """Return what a delivered student's file says of itself."""
+    """Return the header of a delivered student's file."""
     text = tensorfile.read_header(path).get(HEADER_KEY)
     if text is None:
         raise errors.UploadRefused(
@@ -120,7 +120,7 @@ def read_header(path: Path) -> dict[str, Any]:  # Any: the JSON that `save_stude
 
 
 def rebuild(path: Path) -> tuple[interface.Network, dict[str, Any]]:  # Any: as in `read_header`
-    """Build a delivered student from its file alone; return it with what its header says."""
+    """Build a delivered student from its file alone; return it with its header."""
     said = read_header(path)
     try:
         classes, size = said["classes"], said["input"]
@@ -141,7 +141,7 @@ def rebuild(path: Path) -> tuple[interface.Network, dict[str, Any]]:  # Any: as 
 
 
 def _fitting(expected: Mapping[str, Tensor], candidates: list[_Candidate]) -> _Candidate:
-    """Return the first reading that fits, or raise what keeps the nearest one from fitting."""
+    """Return the first reading that fits, or raise the mismatch of the nearest one."""
     faults = []
     for candidate in candidates:
         fault = _compare(expected, candidate.state)
@@ -244,7 +244,7 @@ def _listed(keys: list[str]) -> str:
 
 
 def _unwrap(checkpoint: Any) -> Stored:  # Any: whatever was saved
-    """Return the state dictionary inside a checkpoint, and say which others were left aside."""
+    """Return the state dictionary inside a checkpoint, with remarks on ignored ones."""
     if not isinstance(checkpoint, Mapping):
         raise errors.UploadRefused(
             "unreadable", f"the file holds a {type(checkpoint).__name__}, not a state dictionary"

@@ -13,9 +13,10 @@ from workers.distill.networks.interface import Network
 from workers.distill.run import prepare
 from workers.distill.run.context import JobContext, SharedContext
 from workers.distill.runtime import signals
-from workers.distill.synthesis import data_source, export, loop, synthesizers
+from workers.distill.synthesis import data_source, export, loop
 from workers.distill.synthesis.data_source import SyntheticDataSource
 from workers.distill.synthesis.loop import DataFreeTrainer
+from workers.distill.synthesis.synthesizers.base import SynthesisContext
 from workers.distill.training.loop import StudentTrainer
 from workers.distill.training.progress import ProgressReporter
 from workers.distill.training.state import TrainState
@@ -67,7 +68,7 @@ class DataFreeLoop:
             batch_size=training.batch_size,
             known_images=context.known_images,
         )
-        synthesis = synthesizers.SynthesisContext(
+        synthesis = SynthesisContext(
             method=method,
             teacher=teacher,
             student=student,

@@ -54,7 +54,7 @@ def run(jobs: Sequence[JobRequest], workdir: pathlib.Path, stop: signals.Stop) -
         with failed.isolate(job.recipe, job.reporter):
             method, _ = catalog.find(job.recipe.method)
             catalog.check_task(method, job.recipe.task)
-            strong |= method.wants_strong
+            strong |= method.uses_strong_view
             fitting.append(job)
     if not fitting:
         return grouping.SOME_FAILED

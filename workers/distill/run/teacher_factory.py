@@ -104,7 +104,7 @@ class TeacherFactory:
         training, network = context.recipe.training, self._shared.teacher
         source = self._shared.source
         changes = training.augmentation != "none" or training.mixing is not None
-        if changes or method.wants_strong or uses_feature_maps(method):
+        if changes or method.uses_strong_view or uses_feature_maps(method):
             return False
         if network is None or source is None:
             return False

@@ -1,4 +1,4 @@
-"""Prints what this machine offers to an engine, as one JSON line: devices and versions."""
+"""Prints this machine's devices and library versions as one JSON line."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import torchvision
 
 
 def describe() -> dict[str, object]:
-    """Return the devices (kind, name, memory in bytes) and the versions of what trains."""
+    """Return the devices (kind, name, memory in bytes) and the versions of the libraries."""
     devices: list[dict[str, object]] = [
         {
             "kind": "cuda",
@@ -29,7 +29,7 @@ def describe() -> dict[str, object]:
 
 
 def _cores() -> int:
-    """Return how many cores this process may use; only Linux tells that from all there are."""
+    """Return how many cores this process may use; only Linux distinguishes them from all cores."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,7 +1,7 @@
-"""The engine's only way out: one JSON object a line on a private copy of standard output.
+"""The engine's only output: one JSON object per line on a private copy of standard output.
 
-After `open_stream` the process's own standard output points at standard error, so whatever a
-library prints can never break the stream. Metrics are collected and sent at most a second apart.
+After `open_stream` the process's own standard output points at standard error, so prints of a
+library cannot break the stream. Metrics are collected and sent at most a second apart.
 """
 
 import json
@@ -31,11 +31,11 @@ class Reporter:
         return Reporter(self._descriptor, key)
 
     def started(self, **facts: Any) -> None:
-        """Say on what, and from where, the work starts."""
+        """Report the device, and the step from which the work starts."""
         self._write("started", facts)
 
     def progress(self, **facts: Any) -> None:
-        """Say how far the work is, unless that was said within the last half second."""
+        """Report progress, at most every half second."""
         now = time.monotonic()
         if now - self._progress_at >= PROGRESS_SECONDS:
             self._progress_at = now
@@ -44,7 +44,7 @@ class Reporter:
             self.flush()
 
     def metric(self, key: str, value: float, *, step: int, epoch: int) -> None:
-        """Add one point of one curve; it travels with the next batch."""
+        """Add one point of one curve; it is sent with the next batch."""
         if not self._points:
             self._points_since = time.monotonic()
         self._points.append({"key": key, "step": step, "epoch": epoch, "value": value})
@@ -58,21 +58,21 @@ class Reporter:
             self._write("metrics", {"points": points})
 
     def checkpoint(self, **facts: Any) -> None:
-        """Say that a checkpoint can be used from now on, after the metrics that led to it."""
+        """Report a usable checkpoint, after the metrics up to it."""
         self.flush()
         self._write("checkpoint", facts)
 
     def warning(self, code: str, message: str) -> None:
-        """Say what is odd but not fatal."""
+        """Report an anomaly that is not fatal."""
         self._write("warning", {"code": code, "message": message})
 
     def result(self, **facts: Any) -> None:
-        """Say that the work is done; the last line of a run that succeeded."""
+        """Report the result; the last line of a run that succeeded."""
         self.flush()
         self._write("result", facts)
 
     def failure(self, code: str, message: str, **facts: Any) -> None:
-        """Say why the work cannot be done; the last line of a run that failed."""
+        """Report the failure; the last line of a run that failed."""
         self.flush()
         self._write("failure", {"code": code, "message": message, **facts})
 

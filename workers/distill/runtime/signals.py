@@ -1,4 +1,4 @@
-"""How SIGTERM is answered, from the first import on; this file must not import torch."""
+"""Handling of SIGTERM, from the first import on; this file must not import torch."""
 
 import os
 import signal
@@ -11,9 +11,9 @@ EXIT_CODE = 75
 
 
 class Stop:
-    """Whether somebody asked the process to stop.
+    """Whether the process was asked to stop.
 
-    While work looks at `check` often, a signal only leaves a note, so that the work can be saved
+    While the work calls `check` often, a signal only sets a flag, so that the work can be saved
     first. At other times (start-up, final evaluation) everything worth keeping is on the disk
     already, and a signal ends the process at once.
     """
@@ -23,15 +23,15 @@ class Stop:
         self._asked = False
 
     def listen(self) -> None:
-        """Answer SIGTERM from now on."""
+        """Handle SIGTERM from now on."""
         signal.signal(signal.SIGTERM, self._ask)
 
     def ignore(self) -> None:
-        """Answer no more: the work is done, and its result is about to be told."""
+        """Ignore SIGTERM: the work is done, and its result is about to be reported."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def check(self) -> None:
-        """Raise `Interrupted` if somebody asked."""
+        """Raise `Interrupted` if the process was asked to stop."""
         if self._asked:
             raise errors.Interrupted
 

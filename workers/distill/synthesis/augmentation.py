@@ -1,7 +1,7 @@
-"""Random crops, rolls and flips of images that are still being moved.
+"""Differentiable random crops, rolls and flips of images.
 
-Gradients come back through all of them. Every draw is made by torch's global generator on the CPU,
-so it is the same on every device, and a checkpoint that holds that generator's state holds it all.
+Every draw is made by torch's global generator on the CPU, so it is the same on every device, and is
+restored with that generator's state from a checkpoint.
 """
 
 import math
@@ -12,7 +12,7 @@ from jaxtyping import Float, Real
 from torch import Tensor
 
 ATTEMPTS = 10
-"""Sizes that a resized crop tries before it takes the largest part that its aspects allow."""
+"""Sizes that a resized crop draws before it takes the largest part that its aspects allow."""
 ASPECTS = (3 / 4, 4 / 3)
 """Narrowest and widest part of a resized crop, as width over height in pixels."""
 
@@ -20,9 +20,9 @@ ASPECTS = (3 / 4, 4 / 3)
 def crop(
     images: Real[Tensor, "N c h w"], *, pad_y: int, pad_x: int, flip: bool
 ) -> Real[Tensor, "N c h w"]:
-    """Return each image cut at its own place from itself with zeros around it; channels last.
+    """Return a random crop of each zero-padded image, of the same size; channels last.
 
-    With `flip`, each is mirrored with probability 1/2. Pixels are moved, never mixed.
+    With `flip`, each is mirrored with probability 1/2. Pixels are not interpolated.
     """
     count = len(images)
     down = torch.randint(-pad_y, pad_y + 1, (count,))
@@ -47,32 +47,32 @@ def roll(images: Real[Tensor, "N c h w"], *, shift: int, flip: bool) -> Real[Ten
 def resized_crop(
     images: Float[Tensor, "N c h w"], *, smallest: float, flip: bool
 ) -> Float[Tensor, "N c h w"]:
-    """Return a part of each image, bilinearly brought back to the size of the whole.
+    """Return a random part of each image, bilinearly resized to the size of the whole.
 
-    The part's share of the area is even in [smallest, 1], its aspect log-even in 3/4..4/3 and its
-    place even. With `flip`, each is mirrored with probability 1/2.
+    The part's share of the area is uniform in [smallest, 1], its aspect log-uniform in 3/4..4/3 and
+    its place uniform. With `flip`, each is mirrored with probability 1/2.
     Source: Szegedy et al., CVPR 2015, arXiv 1409.4842, section 6. Checked against: pytorch/vision,
-    transforms/transforms.py (RandomResizedCrop), which resizes what it cut, so that no pixel from
-    outside of the part gets in.
+    transforms/transforms.py (RandomResizedCrop), which resizes after cutting, so that no pixel
+    outside of the part is used.
     """
     if not 0 < smallest <= 1:
         raise ValueError(f"smallest is a share of the area in (0, 1], not {smallest}")
     count, _, height, width = images.shape
     tall, wide = _sizes(count, height, width, smallest)
-    rows = _lookups(tall, height, torch.zeros(count, dtype=torch.bool))
+    rows = _interpolation(tall, height, torch.zeros(count, dtype=torch.bool))
     mirrored = torch.randint(2, (count,)).bool() & flip
-    columns = _lookups(wide, width, mirrored)
+    columns = _interpolation(wide, width, mirrored)
     rows, columns = (
-        lookups.to(images.device, images.dtype, non_blocking=True) for lookups in (rows, columns)
+        weights.to(images.device, images.dtype, non_blocking=True) for weights in (rows, columns)
     )
-    # Looked up by products and not by `grid_sample`, whose gradient on CUDA differs between runs.
+    # By matrix products and not by `grid_sample`, whose gradient on CUDA differs between runs.
     return rows[:, None] @ images @ columns[:, None].mT
 
 
 class _Shift(torch.autograd.Function):
-    """Moves pixels by (down, across), mirrored or not; its gradient is the move back.
+    """Shifts pixels by (down, across), mirrored or not; its gradient is the inverse shift.
 
-    Autograd's own gradient of a look-up would add row after row, many times slower.
+    Autograd's own gradient of indexing adds row after row, which is many times slower.
     """
 
     @staticmethod
@@ -102,7 +102,7 @@ class _Shift(torch.autograd.Function):
 def _shifted(images: Tensor, moves: Tensor, pad_y: int, pad_x: int) -> Tensor:
     count, channels, height, width = images.shape
     down, across, mirrored = moves
-    # One row per pixel, channels together: a crop is a plain look-up of rows.
+    # One row per pixel, channels together: a crop is an index of rows.
     padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, pad_x, pad_x, pad_y, pad_y))
     tall, wide = height + 2 * pad_y, width + 2 * pad_x
     columns = torch.arange(width, device=images.device)
@@ -130,14 +130,14 @@ def _sizes(count: int, height: int, width: int, smallest: float) -> tuple[Tensor
     return tall.gather(1, first).squeeze(1), wide.gather(1, first).squeeze(1)
 
 
-def _lookups(length: Tensor, side: int, mirrored: Tensor) -> Tensor:
-    """Return, for a part of each image, how much each of its pixels is in each new one.
+def _interpolation(length: Tensor, side: int, mirrored: Tensor) -> Tensor:
+    """Return the interpolation weights of a part's pixels for each new pixel, per image.
 
-    The part begins at a place of its own, even among those where it fits in.
+    The part's start is drawn uniformly among those where it fits.
     """
     start = (torch.rand(len(length)) * (side - length + 1)).floor()
     centres = (torch.arange(side) + 0.5) / side * length[:, None] - 0.5
-    # Half a pixel at the border lies outside of the part, and shows its border.
+    # Half a pixel at the border lies outside of the part and takes the border's value.
     centres = centres.clamp(min=0).minimum(length[:, None] - 1) + start[:, None]
-    shown = (1 - (centres[:, :, None] - torch.arange(side)).abs()).clamp(min=0)
-    return torch.where(mirrored[:, None, None], shown.flip(1), shown)
+    weights = (1 - (centres[:, :, None] - torch.arange(side)).abs()).clamp(min=0)
+    return torch.where(mirrored[:, None, None], weights.flip(1), weights)

@@ -23,7 +23,9 @@ from workers.distill.functional import divergences
 from workers.distill.functional.rows import per_image, rows
 from workers.distill.methods.datafree.base import BufferStats, SynthesisBatch
 from workers.distill.runtime.device import wait_for
-from workers.distill.synthesis import augmentation, replay_buffer, snapshots, synthesizers
+from workers.distill.synthesis import augmentation, replay_buffer, snapshots
+from workers.distill.synthesis.synthesizers import base as synthesizers
+from workers.distill.synthesis.synthesizers import catalog as synthesizer_catalog
 from workers.distill.training.meters import LossMeter
 
 FORWARD_BATCH = 256
@@ -63,7 +65,7 @@ class SyntheticDataSource:
         self._budget = budget
         self._student_steps = budget.student_steps
         self._training = training
-        self._synthesizer = synthesizers.make(context)
+        self._synthesizer = synthesizer_catalog.build(context)
         self.buffer = replay_buffer.ReplayBuffer(
             capacity,
             image_shape=context.method.image_shape,
@@ -123,12 +125,14 @@ class SyntheticDataSource:
             wait_for(self._context.device)
             self.seconds.distillation += time.monotonic() - began
             began = time.monotonic()
-            self._synthesizer.begin(self.calls + 1)
+            self._synthesizer.start_round(self.calls + 1)
         if self._stock is None:
             # What the buffer held before the call, all through it.
             self._stock = BufferStats(self.buffer.count, self.buffer.class_shares())
         begun = self.calls >= self._budget.warmup_calls
-        total, terms = self._synthesizer.step(self._stock, competes=begun and self._method.competes)
+        total, terms = self._synthesizer.step(
+            self._stock, uses_student=begun and self._method.uses_student
+        )
         if terms:
             self._meter.update(self.steps + 1, total, terms)
         # A call of noise has no steps, and is over at once.
@@ -139,10 +143,10 @@ class SyntheticDataSource:
         self.seconds.synthesis += time.monotonic() - began
 
     def _close(self, stock: BufferStats) -> None:
-        kept = self._synthesizer.close()
+        kept = self._synthesizer.finish_round()
         self.calls += 1
         self._stock = None
-        shown = kept.shown or self._examined(kept, stock)
+        shown = kept.outputs or self._examined(kept, stock)
         self._method.after_call(kept.last, shown)
         logits = shown.teacher.features.logits
         self.buffer.insert(kept.images.clamp(0, 1), kept.targets, logits, call=self.calls)
@@ -152,13 +156,13 @@ class SyntheticDataSource:
 
     @torch.no_grad()
     def _examined(self, kept: synthesizers.SynthesisResult, stock: BufferStats) -> SynthesisBatch:
-        return self._context.examine(
+        return self._context.forward(
             kept.images,
             kept.targets,
-            stock=stock,
+            buffer=stock,
             call=self.calls,
-            competes=False,
-            change=synthesizers.unchanged,
+            uses_student=False,
+            augment=synthesizers.unchanged,
         )
 
     @torch.no_grad()
@@ -198,7 +202,7 @@ class SyntheticDataSource:
         """Return images for a step: new ones, or some of the buffer's."""
         self._part_began = time.monotonic()
         count = self._training.batch_size
-        supplied = self._synthesizer.supply(count)
+        supplied = self._synthesizer.sample(count)
         if supplied is not None:
             index = torch.arange(len(supplied), device=supplied.device)
             return Batch(images=255 * supplied, labels=torch.zeros_like(index), index=index)

@@ -1,12 +1,12 @@
-"""A bounded buffer of invented images: which of them the student sees, and which give way.
+"""A bounded buffer of synthetic images with priority sampling and eviction.
 
 A member's priority delta is its weight times its KL divergence (teacher to student, temperature 1)
-when it was last measured; its weight follows from the share with which it is drawn since then:
+when it was last measured; its weight follows from its sampling probability since then:
 
     delta_i = w_{i-1} KL_i,    P_i = (|delta_i| + epsilon)^alpha / sum,    w_i = (n P_i)^-beta
 
-with w_{-1} = 1, and i counting the measurements of a member. Measuring a drawn member is so the
-same as measuring all of them, on fewer.
+with w_{-1} = 1, and i counting the measurements of a member. An update of drawn members is thus a
+refresh of all, restricted to them.
 
 Source: Liu et al., CVPR 2024, arXiv 2406.07876 (SSD-KD, priority sampling).
 """
@@ -26,17 +26,17 @@ from workers.distill.methods.datafree.base import Eviction
 
 @dataclass(frozen=True)
 class Draw:
-    """Members that were drawn; `weights` is None where all are drawn evenly."""
+    """Slots of drawn members; `weights` is None for uniform sampling."""
 
     slots: Int[Tensor, " b"]
     weights: Float[Tensor, " b"] | None
 
 
 class ReplayBuffer:
-    """Images as bytes, with what the teacher said of each and how the student stood to it.
+    """Images as uint8, with the teacher's class shares and the student's divergence for each.
 
-    Memory grows with what is inserted, up to `capacity` members. Each property shows the members in
-    the order of their slots. Draws come from torch's global generator on the CPU.
+    Memory grows with the number of inserted images, up to `capacity`. Each property returns its
+    values in the order of the slots. Draws come from torch's global generator on the CPU.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class ReplayBuffer:
 
     @property
     def kl(self) -> Float[Tensor, " n"]:
-        """Return the last divergence of each; of new members, the largest of the others."""
+        """Return the last divergence of each; for new members, the largest of the others."""
         return self._filled("kl")
 
     @property
@@ -116,7 +116,7 @@ class ReplayBuffer:
 
     @property
     def weights(self) -> Float[Tensor, " n"]:
-        """Return the weight that each got when it was last measured; 1 before that."""
+        """Return the importance weight of each since its last update; 1 before that."""
         return self._filled("weights")
 
     @property
@@ -130,11 +130,11 @@ class ReplayBuffer:
         return self._filled("drawn")
 
     def classes(self) -> Int[Tensor, " n"]:
-        """Return the class that the teacher sees most of in each image."""
+        """Return the class with the largest share in each image, by the teacher's predictions."""
         return self.shares.argmax(1)
 
     def class_shares(self) -> Float[Tensor, " C"]:
-        """Return which share of all images the teacher takes for each class; zeros if empty."""
+        """Return the share of all images that is predicted as each class; zeros if empty."""
         return self.shares.sum(0) / max(1, self._count)
 
     def insert(
@@ -145,11 +145,11 @@ class ReplayBuffer:
         *,
         call: int,
     ) -> Int[Tensor, " M"]:
-        """Take in images with pixels of 0..1, and return their slots.
+        """Insert images with pixels of 0..1, and return their slots.
 
-        Of more images than the buffer holds, the last ones stay. Until they are measured, new
-        members have weight 1 and the largest divergence that is known, so that they are seen soon.
-        Dense logits cannot be cached: raises ValueError.
+        Of more images than the capacity, the last ones are kept. Until they are measured, new
+        members have weight 1 and the largest known divergence, so that they are drawn soon.
+        Raises ValueError for dense logits with `caches_logits`.
         """
         if "logits" in self._kinds and logits.dim() > 2:
             raise ValueError("logits of every pixel are not cached; use caches_logits=False")
@@ -171,14 +171,14 @@ class ReplayBuffer:
             "drawn": torch.zeros((), device=self._device),
             "logits": logits,
         }
-        slots = self._give_way(count)
+        slots = self._allocate(count)
         for name, column in self._columns.items():
             shape = (count, *column.shape[1:])
             column[slots] = arrived[name].to(self._device, column.dtype).expand(shape)
         return slots
 
     def draw(self, count: int, priority: Priority | None) -> Draw:
-        """Draw members with replacement: evenly, or by priority with their weights (n P)^-beta.
+        """Draw members with replacement: uniformly, or by priority with weights (n P)^-beta.
 
         Raises ValueError where the buffer is empty.
         """
@@ -194,14 +194,14 @@ class ReplayBuffer:
         return Draw(slots, weights)
 
     def probabilities(self, priority: Priority) -> Float[Tensor, " n"]:
-        """Return the share with which each member is drawn; raises ValueError if there is none."""
+        """Return each member's sampling probability; raises ValueError for an empty buffer."""
         self._check_filled()
         return priorities.probabilities(self.delta, alpha=priority.alpha, epsilon=priority.epsilon)
 
     def refresh(self, kl: Float[Tensor, " n"], priority: Priority | None) -> None:
-        """Measure all members anew; where they are drawn evenly, weights stay as they are.
+        """Set the divergences of all members; without a priority, weights are unchanged.
 
-        Priorities then tell only which members give way.
+        Priorities are then used for eviction alone.
         """
         if priority is None:
             self.kl.copy_(kl.detach())
@@ -210,7 +210,7 @@ class ReplayBuffer:
         self.update(torch.arange(self._count, device=self._device), kl, priority)
 
     def update(self, slots: Int[Tensor, " b"], kl: Float[Tensor, " b"], priority: Priority) -> None:
-        """Measure some members anew; of a member that was drawn twice, the last measurement."""
+        """Set the divergences of some members; of equal slots, the last one counts."""
         self._check_filled()
         order = torch.arange(len(slots), device=self._device)
         last = torch.zeros(self._count, dtype=torch.int64, device=self._device)
@@ -223,12 +223,12 @@ class ReplayBuffer:
         self.weights[slots] = priorities.importance(shares, beta=priority.beta)[slots]
 
     def state(self) -> dict[str, Any]:
-        """Return plain values and copies on the CPU, from which `restore` goes on exactly."""
+        """Return the state for a checkpoint: plain values and copies on the CPU."""
         members = {name: self._filled(name).to("cpu", copy=True) for name in self._columns}
         return {"capacity": self.capacity, "oldest": self._oldest, "members": members}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over a state; raises ValueError where it is that of a buffer of another kind."""
+        """Load a state; raises ValueError where it is of a buffer of another size or type."""
         members: dict[str, Tensor] = state["members"]
         kinds = {name: (tuple(m.shape[1:]), m.dtype) for name, m in members.items()}
         if state["capacity"] != self.capacity or kinds != self._kinds:
@@ -244,8 +244,8 @@ class ReplayBuffer:
         if not self._count:
             raise ValueError("the replay buffer is empty: insert images before drawing from it")
 
-    def _give_way(self, count: int) -> Tensor:
-        """Return slots for new members: the free ones first, then those that are given up."""
+    def _allocate(self, count: int) -> Tensor:
+        """Return slots for new members: free ones first, then those of evicted members."""
         replaced = max(0, self._count + count - self.capacity)
         if self._eviction == "oldest":
             given = (self._oldest + torch.arange(replaced, device=self._device)) % self.capacity

@@ -1,7 +1,7 @@
-"""Pictures of a replay buffer while it fills: what a data-free job shows of images it invents.
+"""Snapshots of a replay buffer during a data-free job.
 
-A snapshot holds a few images of each class and what can be counted of all the others. Snapshots
-are dense at the start, where images change most, and few, since they are part of checkpoints.
+A snapshot holds a few images of each class and statistics of all of them. Snapshots are dense at
+the start, where images change most, and few, since they are part of checkpoints.
 """
 
 import math
@@ -21,7 +21,7 @@ MOST_SNAPSHOTS = 8
 MOST_CLASSES = 20
 IMAGES_PER_CLASS = 8
 LARGEST_SIDE = 64
-"""Pixels; of larger images a snapshot holds reduced ones."""
+"""Pixels; larger images are reduced to this side."""
 BINS = 20
 QUANTILES = 101
 
@@ -30,8 +30,8 @@ QUANTILES = 101
 class Snapshot:
     """The buffer after an epoch, on the CPU: some images, and numbers of all of them.
 
-    `classes` is what the teacher takes the images for, `targets` what they were to show. Quantiles
-    stand at 0, 1, ..., 100 % of the buffer's images, sorted by the value.
+    `classes` are the teacher's predictions, `targets` the target classes. Quantiles are taken at 0,
+    1, ..., 100 % of the buffer's images, sorted by the value.
     """
 
     epoch: int
@@ -46,9 +46,9 @@ class Snapshot:
     kl: Float[Tensor, " Q"]
     """Quantiles of the divergence of the student from the teacher, as it was last measured."""
     shares: Float[Tensor, " Q"]
-    """Quantiles of how often an image is drawn, against drawing evenly."""
+    """Quantiles of each image's sampling probability, relative to uniform sampling."""
     effective: float
-    """As how large a share of the images, drawn evenly, the draws count; 1 for even draws."""
+    """Effective sample size as a share of the images; 1 for uniform sampling."""
 
     @property
     def count(self) -> int:
@@ -57,29 +57,29 @@ class Snapshot:
 
     @property
     def is_even(self) -> bool:
-        """Whether each image is drawn as often as any other."""
+        """Whether images are sampled uniformly."""
         return bool((self.shares == 1).all())
 
 
 class SnapshotKeeper:
-    """Keeps snapshots of a training of so many epochs."""
+    """Keeps the snapshots of a training of `epochs` epochs."""
 
     def __init__(self, epochs: int) -> None:
         self._wanted = wanted(epochs)
         self.snapshots: list[Snapshot] = []
 
     def wants(self, epoch: int) -> bool:
-        """Whether a snapshot is to be taken after this epoch (from 1)."""
+        """Whether a snapshot is due after this epoch (from 1)."""
         return epoch in self._wanted
 
     def add(self, snapshot: Snapshot) -> None:
-        """Keep a snapshot, instead of one of the same epoch.
+        """Add a snapshot, replacing one of the same epoch.
 
-        It may be of an epoch that is not wanted: the last one of a training that ended early.
+        It may be of an epoch that is not due: the last one of a training that ended early.
         """
         others = [kept for kept in self.snapshots if kept.epoch != snapshot.epoch]
         if len(others) == MOST_SNAPSHOTS:
-            raise ValueError(f"the gallery is full: it has {MOST_SNAPSHOTS} snapshots")
+            raise ValueError(f"the keeper is full: it has {MOST_SNAPSHOTS} snapshots")
         self.snapshots = sorted([*others, snapshot], key=lambda kept: kept.epoch)
 
     def state(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class SnapshotKeeper:
         return {"snapshots": [vars(snapshot).copy() for snapshot in self.snapshots]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Hold the snapshots of a state."""
+        """Load the snapshots of a state."""
         self.snapshots = [Snapshot(**kept) for kept in state["snapshots"]]
 
 
@@ -100,12 +100,12 @@ def wanted(epochs: int) -> frozenset[int]:
 def take(
     replay: ReplayBuffer, *, epoch: int, call: int, priority: priorities.Priority | None
 ) -> Snapshot:
-    """Return the buffer as it is now; its divergences should have been measured just before.
+    """Return a snapshot of the buffer; its divergences should have been refreshed just before.
 
     Raises ValueError where it is empty.
     """
     if replay.count == 0:
-        raise ValueError("there is no picture of a buffer without images")
+        raise ValueError("an empty buffer has no snapshot")
     classes = replay.classes()
     chosen = _chosen(classes.cpu(), replay.born.cpu(), replay.shares.shape[1]).to(classes.device)
     places = (BINS * (1.0 - replay.confidence.cpu().double())).long().clamp(0, BINS - 1)
@@ -127,8 +127,8 @@ def take(
 def numbers(replay: ReplayBuffer, priority: priorities.Priority | None) -> dict[str, float]:
     """Return the metrics of a buffer; of an empty one only its size.
 
-    `class_entropy` is a share of the largest possible one. `kl` is told only with a priority,
-    which alone asks for it at each call.
+    `class_entropy` is a share of the largest possible one. `kl` is returned only with a priority,
+    with which it is refreshed at each call.
     """
     found = {"buffer/images": float(replay.count)}
     if replay.count == 0:
@@ -147,7 +147,7 @@ def numbers(replay: ReplayBuffer, priority: priorities.Priority | None) -> dict[
 
 
 def quantiles(values: Float[Tensor, " n"]) -> Float[Tensor, " 101"]:
-    """Return the values at 0, 1, ..., 100 % of their order, each one that occurs."""
+    """Return the values at 0, 1, ..., 100 % of their order, without interpolation."""
     ordered = values.cpu().double().sort().values
     places = torch.linspace(0, len(ordered) - 1, QUANTILES, dtype=torch.float64)
     return ordered[places.round().long()]
@@ -166,8 +166,8 @@ def reduced(images: UInt8[Tensor, "R c h w"]) -> UInt8[Tensor, "R c y x"]:
 def shown_classes(present: Iterable[int], classes: int) -> list[int]:
     """Return up to 20 of the classes that are present, in order.
 
-    Of many classes those evenly spaced among all come first, so that sheets of different epochs
-    show the same ones as far as they can.
+    Of many classes those evenly spaced among all come first, so that snapshots of different epochs
+    have the same ones if possible.
     """
     spaced = torch.linspace(0, classes - 1, min(classes, MOST_CLASSES)).round().long().tolist()
     ranks = {number: place for place, number in enumerate(spaced)}
@@ -188,7 +188,7 @@ def _chosen(classes: Int[Tensor, " n"], born: Int[Tensor, " n"], count: int) -> 
 
 
 def _draws(replay: ReplayBuffer, priority: priorities.Priority | None) -> Float[Tensor, " n"]:
-    """Return how often each image is drawn, against drawing evenly."""
+    """Return each image's sampling probability, relative to uniform sampling."""
     if priority is None:
         return torch.ones(replay.count, dtype=torch.float64)
     return replay.count * replay.probabilities(priority).double()

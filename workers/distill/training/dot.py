@@ -1,7 +1,7 @@
 """The distillation-oriented trainer: two gradients, each with a momentum of its own.
 
-Distillation and task pull apart, and the task wins where both share a momentum; a larger one for
-what comes from the teacher evens that out.
+The gradients of the distillation and task losses conflict, and the task's dominates where both
+share a momentum; a larger momentum for the distillation loss balances them.
 
 Source: Zhao et al., DOT: A Distillation-Oriented Trainer, ICCV 2023, arXiv 2307.08436.
 Checked against: megvii-research/mdistiller (a sequence of three steps).
@@ -19,7 +19,7 @@ Gradients = Sequence[Tensor | None]
 
 @dataclass(frozen=True)
 class Push:
-    """What one side does to a parameter."""
+    """Gradients, momentum and weight decay of one loss."""
 
     parameter: nn.Parameter
     gradient: Tensor
@@ -30,8 +30,8 @@ class Push:
 class DOT(torch.optim.Optimizer):
     """SGD with one momentum buffer for the task and one for everything else.
 
-    A parameter that only one of both losses knows moves as SGD moves it. Weight decay stands on
-    the side of the task; where there is none, it begins with the second step.
+    A parameter with a gradient of only one loss is updated as by SGD. Weight decay is added to the
+    task's gradient; where there is none, it starts with the second step.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class DOT(torch.optim.Optimizer):
 
     @torch.no_grad()
     def move(self, task: Gradients, rest: Gradients) -> None:
-        """Move all parameters by one step; gradients stand in the parameters' order."""
+        """Update all parameters by one step; gradients are in the parameters' order."""
         group = self.param_groups[0]
         own, delta = group["momentum"], group["delta"]
         steps = list(zip(group["params"], task, rest, strict=True))

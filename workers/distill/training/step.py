@@ -57,7 +57,7 @@ class DistillationStep(nn.Module):
     def forward_student(self, batch: Batch) -> Features:
         """Return the student's features, those of the strong view with them where it is used."""
         features = self._forward(batch.images)
-        if batch.strong is None or not self.method.wants_strong:
+        if batch.strong is None or not self.method.uses_strong_view:
             return features
         return dataclasses.replace(features, strong=self._forward(batch.strong))
 

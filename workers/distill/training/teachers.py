@@ -203,7 +203,7 @@ def cannot_store(method: Method) -> str | None:
     """Return why a method cannot work from a teacher cache, or None if it can."""
     if uses_feature_maps(method):
         return "looks at the teacher's feature maps, which are too large for a teacher cache"
-    if method.wants_strong:
+    if method.uses_strong_view:
         return "compares two views of each image, of which a teacher cache holds one"
     if method.teacher_trains:
         return "observes the teacher with the batch's own statistics, which a cache cannot know"
@@ -212,7 +212,7 @@ def cannot_store(method: Method) -> str | None:
 
 def uses_feature_maps(method: Method) -> bool:
     """Whether a method reads feature maps, not only logits and pooled features."""
-    return bool({"stages", "pre_activations", "final"} & set(method.teacher_shows))
+    return bool({"stages", "pre_activations", "final"} & set(method.required_teacher_features))
 
 
 def fits_cache(count: int, classes: int, width: int) -> bool:

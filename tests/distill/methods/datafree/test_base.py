@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from tests.distill.methods import scenes
-from tests.distill.methods.datafree import inventions
-from tests.distill.methods.datafree.inventions import STUDENT, TEACHER
+from tests.distill.methods.datafree import batches
+from tests.distill.methods.datafree.batches import STUDENT, TEACHER
 from workers.distill.functional import adversaries, entropies
 from workers.distill.methods.datafree.dafl import DAFL
 
@@ -14,24 +14,24 @@ def refuses(*_given: torch.Tensor) -> torch.Tensor:
 
 class TestTermsOfAStep:
     def test_are_weighed(self) -> None:
-        step = inventions.step(TEACHER, STUDENT)
+        step = batches.step(TEACHER, STUDENT)
         found = step.term(3.0, entropies.mean_cross_entropy, TEACHER)
         assert torch.equal(found, 3 * entropies.mean_cross_entropy(TEACHER))
-        against = step.against_student(-2.0, adversaries.discrepancy, masked=True)
+        against = step.student_term(-2.0, adversaries.discrepancy, masked=True)
         wanted = adversaries.discrepancy(STUDENT, TEACHER, masked=True)
         assert torch.equal(against, -2 * wanted)
 
     @pytest.mark.parametrize("weight", [0.0, -0.0])
     def test_of_no_weight_are_zeros_that_cost_nothing(self, weight: float) -> None:
-        step = inventions.step(TEACHER.clone().requires_grad_(), STUDENT)
-        for found in (step.term(weight, refuses), step.against_student(weight, refuses)):
+        step = batches.step(TEACHER.clone().requires_grad_(), STUDENT)
+        for found in (step.term(weight, refuses), step.student_term(weight, refuses)):
             assert found.shape == ()
             assert float(found) == 0
             assert found.dtype == TEACHER.dtype
             assert not found.requires_grad
 
     def test_against_the_student_are_zeros_while_there_is_none(self) -> None:
-        found = inventions.step(TEACHER).against_student(1.0, refuses)
+        found = batches.step(TEACHER).student_term(1.0, refuses)
         assert float(found) == 0
 
 

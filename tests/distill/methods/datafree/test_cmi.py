@@ -1,4 +1,3 @@
-import math
 from typing import Any
 
 import pytest
@@ -6,39 +5,37 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 from torch import nn
 
-from tests.distill.cases import TOLERANCE, case, tensor
+from tests.distill.golden import CASES
 from tests.distill.methods import scenes
-from tests.distill.methods.datafree import inventions
-from tests.distill.methods.datafree.inventions import STUDENT, TEACHER
+from tests.distill.methods.datafree import batches
+from tests.distill.methods.datafree.batches import STUDENT, TEACHER
 from workers.distill import errors
 from workers.distill.methods.datafree import cmi
 from workers.distill.methods.datafree.base import SynthesisBatch
 from workers.distill.networks.interface import batch_norms
 
-LOCAL, WHOLE = tensor("cmi", "local_raw"), tensor("cmi", "global_raw")
+LOCAL, WHOLE = CASES.tensor("cmi", "local_raw"), CASES.tensor("cmi", "global_raw")
 SEED = 8
 """Of the head: with two hidden units, most others leave one of them without any gradient."""
 
 
 def method(**values: Any) -> cmi.CMI:  # Any: what a recipe may say
     params = cmi.CMI.Params.model_validate({"head_width": 4, **values})
-    student, teacher = inventions.small(1), inventions.small()
+    student, teacher = batches.small(1), batches.small()
     torch.manual_seed(SEED)
     return cmi.CMI(params, student, teacher).double()
 
 
-def step(made: cmi.CMI, seed: int = 0, *, competes: bool = True, count: int = 4) -> SynthesisBatch:
-    images = inventions.images(count, seed).requires_grad_()
-    student = inventions.small(1) if competes else None
-    return inventions.examined(made, images, inventions.small(), student)
+def step(
+    made: cmi.CMI, seed: int = 0, *, uses_student: bool = True, count: int = 4
+) -> SynthesisBatch:
+    images = batches.images(count, seed).requires_grad_()
+    student = batches.small(1) if uses_student else None
+    return batches.forward(made, images, batches.small(), student)
 
 
 def numbered(first: int, count: int) -> torch.Tensor:
     return torch.arange(first, first + count, dtype=torch.float32)[:, None].expand(count, 2)
-
-
-def close(found: torch.Tensor, wanted: float) -> bool:
-    return math.isclose(float(found), wanted, abs_tol=TOLERANCE)
 
 
 class TestBank:
@@ -99,11 +96,11 @@ class TestContrast:
         made = method()
         made.bank.append(LOCAL[2:], WHOLE[2:])
         found = made.contrast(nn.Identity(), LOCAL[:2], WHOLE[:2])
-        assert close(found, case("cmi", "loss_with_bank"))
+        assert CASES.close(found, CASES.case("cmi", "loss_with_bank"))
 
     def test_equals_the_published_value_without_a_bank(self) -> None:
         found = method().contrast(nn.Identity(), LOCAL, WHOLE)
-        assert close(found, case("cmi", "loss_without_bank"))
+        assert CASES.close(found, CASES.case("cmi", "loss_without_bank"))
 
     def test_compares_what_norms_receive_of_both_views(self) -> None:
         made = method(contrast_weight=3.0)
@@ -128,64 +125,39 @@ class TestContrast:
 class TestSynthesis:
     def test_has_the_published_terms(self) -> None:
         made = method(adversarial_weight=1)
-        other = inventions.norm_input(inventions.images(4, 9))
-        first = inventions.norm_input()
-        shown = inventions.shown(
-            inventions.look(TEACHER, first),
-            inventions.look(STUDENT),
+        other = batches.norm_input(batches.images(4, 9))
+        first = batches.norm_input()
+        shown = batches.batch(
+            batches.outputs(TEACHER, first),
+            batches.outputs(STUDENT),
             # Of another size, as if distances were taken of the second view by mistake.
-            second=inventions.look(TEACHER, inventions.norm_input(other.received[:2])),
+            second_view=batches.outputs(TEACHER, batches.norm_input(other.received[:2])),
         )
         terms = made.synthesis_terms(shown)
-        assert close(terms["bn"], case("bn_loss_l2norm_var"))
-        assert close(terms["onehot"], case("ce_to_targets_mean"))
-        assert close(terms["adversarial"], case("adv_loss_masked"))
+        assert CASES.close(terms["bn"], CASES.case("bn_loss_l2norm_var"))
+        assert CASES.close(terms["onehot"], CASES.case("ce_to_targets_mean"))
+        assert CASES.close(terms["adversarial"], CASES.case("adv_loss_masked"))
 
     def test_aims_at_what_the_teacher_sees_where_asked_to_and_in_dense_tasks(self) -> None:
         values = {"bn_weight": 0, "contrast_weight": 0}
-        plain = inventions.shown(inventions.look(TEACHER))
+        plain = batches.batch(batches.outputs(TEACHER))
         found = method(target="argmax", **values).synthesis_terms(plain)["onehot"]
-        assert close(found, case("ce_to_argmax_mean"))
-        dense = inventions.look(inventions.dense(TEACHER))
-        shown = inventions.shown(dense, targets=torch.tensor([2, 2]))
-        assert close(method(**values).synthesis_terms(shown)["onehot"], case("ce_to_argmax_mean"))
-
-    @pytest.mark.parametrize(
-        ("values", "competes", "off"),
-        [
-            ({"bn_weight": 0}, True, "bn"),
-            ({"adversarial_weight": 0}, True, "adversarial"),
-            ({"contrast_weight": 0}, True, "contrast"),
-            ({}, False, "adversarial"),
-        ],
-    )
-    def test_shows_what_is_off_as_a_zero_without_gradient(
-        self, values: dict[str, float], competes: bool, off: str
-    ) -> None:
-        made = method(**values)
-        terms = made.synthesis_terms(step(made, competes=competes))
-        assert list(terms) == ["bn", "onehot", "adversarial", "contrast"]
-        for name, term in terms.items():
-            assert term.shape == ()
-            assert term.requires_grad is (name != off)
-        assert not terms[off].any()
-
-    def test_weighs_its_terms(self) -> None:
-        weights = {"bn": 2.0, "onehot": 0.5, "adversarial": 0.7, "contrast": 0.3}
-        plain = method(**{f"{name}_weight": 1 for name in weights})
-        weighed = method(**{f"{name}_weight": weight for name, weight in weights.items()})
-        wanted, found = plain.synthesis_terms(step(plain)), weighed.synthesis_terms(step(weighed))
-        for name, weight in weights.items():
-            assert torch.allclose(found[name], weight * wanted[name], rtol=1e-12)
+        assert CASES.close(found, CASES.case("ce_to_argmax_mean"))
+        dense = batches.outputs(batches.dense(TEACHER))
+        shown = batches.batch(dense, targets=torch.tensor([2, 2]))
+        assert CASES.close(
+            method(**values).synthesis_terms(shown)["onehot"], CASES.case("ce_to_argmax_mean")
+        )
 
     def test_has_the_gradient_of_its_value(self) -> None:
         # The first view gets no gradient from the contrast, by design: only the rest is checked.
         made = method(contrast_weight=0)
         assert torch.autograd.gradcheck(
-            lambda images: inventions.loss(
-                made, inventions.examined(made, images, inventions.small(), inventions.small(1))
+            lambda images: batches.loss(
+                made,
+                batches.forward(made, images, batches.small(), batches.small(1)),
             ),
-            (inventions.images(2).requires_grad_(),),
+            (batches.images(2).requires_grad_(),),
         )
         local = LOCAL.clone().requires_grad_()
         contrasting = method()
@@ -201,8 +173,8 @@ class TestSynthesis:
         (gradient,) = torch.autograd.grad(
             made.synthesis_terms(shown)["contrast"], shown.images, retain_graph=True
         )
-        assert shown.second is not None
-        local = shown.second.norms[0].received
+        assert shown.second_view is not None
+        local = shown.second_view.norms[0].received
         (through,) = torch.autograd.grad(made.synthesis_terms(shown)["contrast"], local)
         # The second view of these scenes are the squares of the images.
         assert torch.allclose(gradient, through * 2 * shown.images, rtol=1e-9)
@@ -220,7 +192,7 @@ class TestHead:
     def test_learns_with_the_images(self) -> None:
         made = method()
         made.bank.append(LOCAL, WHOLE)
-        inventions.loss(made, step(made)).backward()
+        batches.loss(made, step(made)).backward()
         assert made.head is not None
         ((module, differs),) = made.synthesis_modules().values()
         assert module is made.head
@@ -249,7 +221,7 @@ class TestChannels:
             assert torch.equal(value, before[name])
 
     def test_leaves_out_norms_that_no_image_reaches(self) -> None:
-        teacher = inventions.small()
+        teacher = batches.small()
         teacher.spare = nn.BatchNorm2d(7)
         assert cmi.channels(teacher) == 2
 
@@ -269,7 +241,7 @@ class TestCMI:
         made = method(bank_size=6)
         for seed in range(3):
             made.after_call(step(made), step(made, seed=seed))
-        images = inventions.images(4, 2)
+        images = batches.images(4, 2)
         assert len(made.bank.whole) == 6
         assert torch.allclose(made.bank.whole[2:], images.mean((2, 3)), rtol=1e-12)
 
@@ -281,41 +253,41 @@ class TestCMI:
         numbers = torch.get_rng_state()
         wanted = made.synthesis_terms(step(made, seed=7))["contrast"]
         torch.manual_seed(99)
-        again = cmi.CMI(made.params, inventions.small(1), inventions.small()).double()
+        again = cmi.CMI(made.params, batches.small(1), batches.small()).double()
         again.load_state_dict(state)
         torch.set_rng_state(numbers)
         assert torch.equal(again.synthesis_terms(step(again, seed=7))["contrast"], wanted)
 
     def test_imitates_softened_outputs(self) -> None:
         seen = scenes.features(STUDENT), scenes.features(TEACHER), scenes.batch([0, 1, 2, 0])
-        assert close(method().terms(*seen, scenes.MOMENT)["kd"], case("kd_mean_T20"))
+        assert CASES.close(method().terms(*seen, scenes.MOMENT)["kd"], CASES.case("kd_mean_T20"))
         student, teacher = (
-            inventions.look(inventions.dense(logits)).features for logits in (STUDENT, TEACHER)
+            batches.outputs(batches.dense(logits)).features for logits in (STUDENT, TEACHER)
         )
         terms = method(temperature=1).terms(student, teacher, scenes.batch([0, 1]), scenes.MOMENT)
-        assert close(terms["kd"], case("seg", "kd_per_pixel_mean"))
+        assert CASES.close(terms["kd"], CASES.case("seg", "kd_per_pixel_mean"))
 
     def test_begins_each_call_anew_and_looks_twice(self) -> None:
         made = method()
         assert made.renews_generator
-        assert made.wants_second
-        assert not method(contrast_weight=0).wants_second
-        assert made.competes
-        assert not method(adversarial_weight=0).competes
-        once = inventions.shown(inventions.look(TEACHER, inventions.norm_input()))
+        assert made.uses_second_view
+        assert not method(contrast_weight=0).uses_second_view
+        assert made.uses_student
+        assert not method(adversarial_weight=0).uses_student
+        once = batches.batch(batches.outputs(TEACHER, batches.norm_input()))
         with pytest.raises(ValueError, match="needs a second view"):
             made.synthesis_terms(once)
 
     def test_needs_norms_for_anything_but_classes_and_competition(self) -> None:
-        student, teacher = inventions.small(1), inventions.small(normed=False)
+        student, teacher = batches.small(1), batches.small(normed=False)
         for values in ({}, {"bn_weight": 0}, {"contrast_weight": 0}):
             params = cmi.CMI.Params.model_validate(values)
             with pytest.raises(errors.IncompatibleNetworks, match="batch norms"):
                 cmi.CMI(params, student, teacher)
         made = cmi.CMI(cmi.CMI.Params(bn_weight=0, contrast_weight=0), student, teacher)
-        assert not made.reads_norms
-        terms = made.synthesis_terms(inventions.shown(inventions.look(TEACHER)))
-        assert close(terms["onehot"], case("ce_to_targets_mean"))
+        assert not made.uses_bn_statistics
+        terms = made.synthesis_terms(batches.batch(batches.outputs(TEACHER)))
+        assert CASES.close(terms["onehot"], CASES.case("ce_to_targets_mean"))
 
     def test_keeps_its_defaults_where_a_budget_is_given_in_part(self) -> None:
         params = cmi.CMI.Params.model_validate({"synthesis": {"steps": 500}})

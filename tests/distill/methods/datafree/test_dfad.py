@@ -1,15 +1,14 @@
 import pytest
 import torch
 
-from tests.distill import cases
-from tests.distill.cases import TOLERANCE
+from tests.distill.golden import CASES
 from tests.distill.methods import scenes
-from tests.distill.methods.datafree import inventions
-from tests.distill.methods.datafree.inventions import STUDENT, TEACHER
+from tests.distill.methods.datafree import batches
+from tests.distill.methods.datafree.batches import STUDENT, TEACHER
 from workers.distill.methods.datafree import dfad
 from workers.distill.methods.datafree.dfad import DFAD
 
-PLAIN, LOG = (cases.case(f"adv_loss_{name} (DFAD") for name in ("L1", "log_L1"))
+PLAIN, LOG = (CASES.case(f"adv_loss_{name} (DFAD") for name in ("L1", "log_L1"))
 
 
 def method(**params) -> DFAD:
@@ -19,7 +18,7 @@ def method(**params) -> DFAD:
 class TestContest:
     @pytest.mark.parametrize(("log_loss", "wanted"), [(False, PLAIN), (True, LOG)])
     def test_equals_the_numeric_case(self, log_loss: bool, wanted: float) -> None:
-        assert abs(dfad.contest(STUDENT, TEACHER, log_loss=log_loss) - wanted) < TOLERANCE
+        assert abs(dfad.contest(STUDENT, TEACHER, log_loss=log_loss) - wanted) < CASES.tolerance
 
     @pytest.mark.parametrize("log_loss", [False, True])
     def test_is_highest_where_both_agree(self, log_loss: bool) -> None:
@@ -34,7 +33,7 @@ class TestContest:
             pulls.append(torch.autograd.grad(loss, learned)[0].abs().sum())
         # The gradient of -log(d + 1) is that of -d over d + 1.
         wanted = (1 - 10 * PLAIN) / (1 - PLAIN)
-        assert abs(pulls[0] / pulls[1] - wanted) < 10 * TOLERANCE
+        assert abs(pulls[0] / pulls[1] - wanted) < 10 * CASES.tolerance
 
     @pytest.mark.parametrize("log_loss", [False, True])
     def test_has_the_gradient_of_its_value(self, log_loss: bool) -> None:
@@ -49,45 +48,23 @@ class TestDFAD:
         ("chosen", "shape", "wanted"),
         [
             (None, torch.clone, PLAIN),
-            (None, inventions.dense, LOG),
+            (None, batches.dense, LOG),
             (True, torch.clone, LOG),
-            (False, inventions.dense, PLAIN),
+            (False, batches.dense, PLAIN),
         ],
     )
     def test_generator_follows_the_logarithm_in_dense_tasks(self, chosen, shape, wanted) -> None:
         terms = method(log_loss=chosen).synthesis_terms(
-            inventions.step(shape(TEACHER), shape(STUDENT))
+            batches.step(shape(TEACHER), shape(STUDENT))
         )
         assert list(terms) == ["adversarial"]
-        assert abs(terms["adversarial"] - wanted) < TOLERANCE
+        assert abs(terms["adversarial"] - wanted) < CASES.tolerance
 
-    @pytest.mark.parametrize("log_loss", [False, True])
-    def test_moves_the_generator(self, log_loss: bool) -> None:
-        built = method(log_loss=log_loss, synthesis={"latent_size": 8, "width": 4})
-        assert built.competes
-        moved = inventions.gradients(built, scenes.network(), scenes.other_network())
-        assert all(gradient.abs().sum() > 0 for gradient in moved)
-
-    def test_is_a_zero_without_gradient_while_there_is_no_student(self) -> None:
-        logits = TEACHER.clone().requires_grad_()
-        term = method().synthesis_terms(inventions.step(logits))["adversarial"]
-        assert float(term) == 0
-        assert not term.requires_grad
-
-    @pytest.mark.parametrize("shape", [torch.clone, inventions.dense])
+    @pytest.mark.parametrize("shape", [torch.clone, batches.dense])
     def test_student_closes_the_mean_difference_of_all_logits(self, shape) -> None:
-        learned, taught = (inventions.features(shape(logits)) for logits in (STUDENT, TEACHER))
+        learned, taught = (batches.features(shape(logits)) for logits in (STUDENT, TEACHER))
         terms = method().terms(
             learned, taught, scenes.batch(range(len(learned.logits))), scenes.MOMENT
         )
         assert list(terms) == ["difference"]
-        assert abs(terms["difference"] + PLAIN) < TOLERANCE
-
-    def test_needs_no_batch_norms(self) -> None:
-        assert not DFAD(DFAD.Params(), scenes.network(), inventions.small(normed=False)).reads_norms
-
-    def test_a_partial_budget_keeps_the_other_defaults(self) -> None:
-        params = DFAD.Params.model_validate({"synthesis": {"generator": "dcgan"}})
-        assert params.synthesis.generator == "dcgan"
-        assert (params.synthesis.steps, params.synthesis.student_steps) == (1, 5)
-        assert DFAD.Params.model_validate_json(params.model_dump_json()) == params
+        assert abs(terms["difference"] + PLAIN) < CASES.tolerance

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 from pydantic import ValidationError
 
-from tests.distill.cases import TOLERANCE, case, tensor
+from tests.distill.golden import CASES
 from tests.distill.methods import scenes
-from tests.distill.methods.datafree import inventions
-from tests.distill.methods.datafree.inventions import STUDENT, TEACHER
+from tests.distill.methods.datafree import batches
+from tests.distill.methods.datafree.batches import STUDENT, TEACHER
 from workers.distill import errors
 from workers.distill.data.types import Batch
 from workers.distill.functional.priorities import Priority
@@ -18,35 +18,34 @@ from workers.distill.methods.base import Moment
 from workers.distill.methods.datafree import fast, ssdkd
 from workers.distill.methods.datafree.base import BufferStats
 
-STEP = inventions.shown(inventions.look(TEACHER, inventions.norm_input()), inventions.look(STUDENT))
+STEP = batches.batch(
+    batches.outputs(TEACHER, batches.norm_input()),
+    batches.outputs(STUDENT),
+)
 ABLATED = {"diversity": False, "difficulty": False, "prioritise": False}
 
 
 def method(**values: Any) -> ssdkd.SSDKD:  # Any: what a recipe may say
     params = ssdkd.SSDKD.Params.model_validate(values)
-    return ssdkd.SSDKD(params, inventions.small(1), inventions.small()).double()
-
-
-def close(found: torch.Tensor, wanted: Any) -> bool:  # Any: numbers, lists
-    return torch.allclose(found, torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=TOLERANCE)
+    return ssdkd.SSDKD(params, batches.small(1), batches.small()).double()
 
 
 class TestModulatedLoss:
     def test_equals_the_published_values(self) -> None:
-        phi = method().phi(TEACHER, inventions.FILLED)
-        drawn = ssdkd.modulated_loss(TEACHER, inventions.TARGETS, phi)
-        assert close(drawn, case("modulated_task_loss_targets"))
+        phi = method().phi(TEACHER, batches.FILLED)
+        drawn = ssdkd.modulated_loss(TEACHER, batches.TARGETS, phi)
+        assert CASES.close(drawn, CASES.case("modulated_task_loss_targets"))
         seen = ssdkd.modulated_loss(TEACHER, TEACHER.argmax(1), phi)
-        assert close(seen, case("modulated_task_loss_argmax"))
+        assert CASES.close(seen, CASES.case("modulated_task_loss_argmax"))
 
     def test_is_cross_entropy_where_phi_is_one(self) -> None:
-        found = ssdkd.modulated_loss(TEACHER, inventions.TARGETS, torch.ones(4).double())
-        assert close(found, case("ce_to_targets_mean"))
+        found = ssdkd.modulated_loss(TEACHER, batches.TARGETS, torch.ones(4).double())
+        assert CASES.close(found, CASES.case("ce_to_targets_mean"))
 
     def test_has_the_gradient_of_its_value(self) -> None:
-        phi = tensor("phi_gamma_1")
+        phi = CASES.tensor("phi_gamma_1")
         assert torch.autograd.gradcheck(
-            lambda logits: ssdkd.modulated_loss(logits, inventions.TARGETS, phi),
+            lambda logits: ssdkd.modulated_loss(logits, batches.TARGETS, phi),
             (TEACHER.clone().requires_grad_(),),
         )
 
@@ -54,12 +53,12 @@ class TestModulatedLoss:
 class TestPhi:
     @pytest.mark.parametrize("gamma", [0, 1, 2, 5])
     def test_equals_the_published_values(self, gamma: int) -> None:
-        found = method(gamma=gamma).phi(TEACHER, inventions.FILLED)
-        assert close(found, case(f"phi_gamma_{gamma}"))
+        found = method(gamma=gamma).phi(TEACHER, batches.FILLED)
+        assert CASES.close(found, CASES.case(f"phi_gamma_{gamma}"))
 
     def test_takes_the_batch_for_an_empty_buffer(self) -> None:
-        found = method().phi(TEACHER, inventions.EMPTY)
-        assert close(found, case("phi_gamma_2_buffer_is_batch"))
+        found = method().phi(TEACHER, batches.EMPTY)
+        assert CASES.close(found, CASES.case("phi_gamma_2_buffer_is_batch"))
 
     @pytest.mark.parametrize(
         ("off", "wanted"),
@@ -69,26 +68,26 @@ class TestPhi:
         ],
     )
     def test_loses_a_factor_that_is_switched_off(self, off: str, wanted: str) -> None:
-        assert close(method(**{off: False}).phi(TEACHER, inventions.FILLED), case(wanted))
+        assert CASES.close(method(**{off: False}).phi(TEACHER, batches.FILLED), CASES.case(wanted))
 
     def test_is_exactly_one_without_both(self) -> None:
-        found = method(**ABLATED).phi(TEACHER, inventions.FILLED)
+        found = method(**ABLATED).phi(TEACHER, batches.FILLED)
         assert torch.equal(found, torch.ones(4).double())
 
     def test_belongs_to_a_position_in_dense_tasks(self) -> None:
-        found = method().phi(inventions.dense(TEACHER), inventions.FILLED)
-        wanted = case("seg", "phi_per_pixel_gamma2_then_mean")
-        assert close(found.view(2, 2).mean(1), wanted)
+        found = method().phi(batches.dense(TEACHER), batches.FILLED)
+        wanted = CASES.case("seg", "phi_per_pixel_gamma2_then_mean")
+        assert CASES.close(found.view(2, 2).mean(1), wanted)
 
     def test_is_zero_for_the_only_class_of_a_buffer(self) -> None:
-        stock = BufferStats(images=3, class_shares=torch.tensor([1.0, 0.0, 0.0]))
+        buffer = BufferStats(images=3, class_shares=torch.tensor([1.0, 0.0, 0.0]))
         for normalise in (False, True):
-            found = method(normalise_modulation=normalise).phi(TEACHER[[0, 1, 3]], stock)
+            found = method(normalise_modulation=normalise).phi(TEACHER[[0, 1, 3]], buffer)
             assert not found.any()
 
     def test_divided_by_its_mean_keeps_its_proportions(self) -> None:
-        found = method(normalise_modulation=True).phi(TEACHER, inventions.FILLED)
-        plain = method().phi(TEACHER, inventions.FILLED)
+        found = method(normalise_modulation=True).phi(TEACHER, batches.FILLED)
+        plain = method().phi(TEACHER, batches.FILLED)
         assert torch.allclose(found, plain / plain.sum() * 4, rtol=1e-12)
 
     @pytest.mark.parametrize("normalise", [False, True])
@@ -101,7 +100,7 @@ class TestPhi:
                 onehot_weight=1,
             )
             logits = TEACHER.clone().requires_grad_()
-            step = inventions.shown(inventions.look(logits))
+            step = batches.batch(batches.outputs(logits))
             made.synthesis_terms(step)["onehot"].backward()
             assert logits.grad is not None
             return logits.grad
@@ -111,7 +110,7 @@ class TestPhi:
         phi = rarity * (1 - logits.softmax(1).amax(1)) ** 2
         if normalise:
             phi = phi / phi.mean()
-        entropy = F.cross_entropy(logits, inventions.TARGETS, reduction="none")
+        entropy = F.cross_entropy(logits, batches.TARGETS, reduction="none")
         (whole,) = torch.autograd.grad((phi * entropy).mean(), logits, retain_graph=True)
         (constant,) = torch.autograd.grad((phi.detach() * entropy).mean(), logits)
         assert torch.allclose(gradient(True), whole, rtol=1e-9, atol=1e-12)
@@ -122,58 +121,25 @@ class TestPhi:
 class TestSynthesis:
     def test_has_the_published_total(self) -> None:
         made = method(bn_weight=10, onehot_weight=0.5, adversarial_weight=1.1)
-        assert close(inventions.loss(made, STEP), case("combined_generator_loss"))
+        assert CASES.close(batches.loss(made, STEP), CASES.case("combined_generator_loss"))
 
     def test_aims_at_what_the_teacher_sees_where_asked_to(self) -> None:
         terms = method(target="argmax", onehot_weight=1).synthesis_terms(STEP)
-        assert close(terms["onehot"], case("modulated_task_loss_argmax"))
+        assert CASES.close(terms["onehot"], CASES.case("modulated_task_loss_argmax"))
 
     def test_counts_every_row_without_the_mask(self) -> None:
         terms = method(masked=False).synthesis_terms(STEP)
-        assert close(terms["adversarial"], case("adv_loss_plain"))
+        assert CASES.close(terms["adversarial"], CASES.case("adv_loss_plain"))
 
     def test_modulates_every_position_of_a_dense_task(self) -> None:
-        step = inventions.shown(
-            inventions.look(inventions.dense(TEACHER)),
-            inventions.look(inventions.dense(STUDENT)),
+        step = batches.batch(
+            batches.outputs(batches.dense(TEACHER)),
+            batches.outputs(batches.dense(STUDENT)),
             targets=torch.tensor([2, 2]),
         )
         terms = method(bn_weight=0, onehot_weight=1).synthesis_terms(step)
-        assert close(terms["onehot"], case("modulated_task_loss_argmax"))
-        assert close(terms["adversarial"], case("adv_loss_masked"))
-
-    @pytest.mark.parametrize(
-        ("values", "student", "off"),
-        [
-            ({"bn_weight": 0}, True, "bn"),
-            ({"adversarial_weight": 0}, True, "adversarial"),
-            ({}, False, "adversarial"),
-        ],
-    )
-    def test_shows_what_is_off_as_a_zero_without_gradient(
-        self, values: dict[str, float], student: bool, off: str
-    ) -> None:
-        made = method(**values)
-        images = inventions.images().requires_grad_()
-        learner = inventions.small(1) if student else None
-        terms = made.synthesis_terms(inventions.examined(made, images, inventions.small(), learner))
-        assert list(terms) == ["bn", "onehot", "adversarial"]
-        for name, term in terms.items():
-            assert term.shape == ()
-            assert term.requires_grad is (name != off)
-        assert not terms[off].any()
-
-    @pytest.mark.parametrize("dense", [False, True])
-    def test_has_the_gradient_of_its_value(self, dense: bool) -> None:
-        teacher, student = inventions.small(dense=dense), inventions.small(1, dense=dense)
-        # A constant phi is no part of a numeric gradient, so its own gradient is asked for.
-        made = method(modulation_gradient=True)
-        assert torch.autograd.gradcheck(
-            lambda images: inventions.loss(
-                made, inventions.examined(made, images, teacher, student)
-            ),
-            (inventions.images(2).requires_grad_(),),
-        )
+        assert CASES.close(terms["onehot"], CASES.case("modulated_task_loss_argmax"))
+        assert CASES.close(terms["adversarial"], CASES.case("adv_loss_masked"))
 
 
 class TestWithoutItsParts:
@@ -183,23 +149,26 @@ class TestWithoutItsParts:
     @pytest.mark.parametrize("target", ["random", "argmax"])
     def test_shares_every_term_of_synthesis(self, dense: bool, target: str) -> None:
         values = {"bn_weight": 7, "onehot_weight": 0.4, "adversarial_weight": 1.3, "target": target}
-        teacher, student = inventions.small(dense=dense), inventions.small(1, dense=dense)
+        teacher, student = (
+            batches.small(dense=dense),
+            batches.small(1, dense=dense),
+        )
         mine = method(**ABLATED, **values)
         theirs = fast.Fast(fast.Fast.Params.model_validate(values), student, teacher).double()
         for seed in range(3):
-            images = inventions.images(seed=seed)
-            step = inventions.examined(mine, images, teacher, student)
+            images = batches.images(seed=seed)
+            step = batches.forward(mine, images, teacher, student)
             wanted, found = theirs.synthesis_terms(step), mine.synthesis_terms(step)
             assert list(found) == list(wanted)
             for name, term in wanted.items():
                 assert torch.allclose(found[name], term, rtol=1e-12), name
-            kept = inventions.examined(mine, images**2, teacher, None)
+            kept = batches.forward(mine, images**2, teacher, None)
             mine.after_call(step, kept)
             theirs.after_call(step, kept)
 
     def test_shares_the_students_loss_and_the_way_images_are_drawn(self) -> None:
         mine = method(**ABLATED)
-        theirs = fast.Fast(fast.Fast.Params(), inventions.small(1), inventions.small())
+        theirs = fast.Fast(fast.Fast.Params(), batches.small(1), batches.small())
         seen = scenes.features(STUDENT), scenes.features(TEACHER), scenes.batch([0, 1, 2, 0])
         assert torch.equal(
             mine.terms(*seen, scenes.MOMENT)["kd"], theirs.terms(*seen, scenes.MOMENT)["kd"]
@@ -208,7 +177,7 @@ class TestWithoutItsParts:
         assert mine.eviction == theirs.eviction
 
     def test_draws_the_same_targets(self) -> None:
-        theirs = fast.Fast(fast.Fast.Params(), inventions.small(1), inventions.small())
+        theirs = fast.Fast(fast.Fast.Params(), batches.small(1), batches.small())
         mine = method(**ABLATED)
         torch.manual_seed(4)
         wanted = theirs.targets(50)
@@ -218,26 +187,26 @@ class TestWithoutItsParts:
 
 
 class TestCorrectedKD:
-    RAW = tensor("w_step0_beta_0.4_raw")
+    RAW = CASES.tensor("w_step0_beta_0.4_raw")
 
     def loss(self, omega: torch.Tensor, *, normalise: bool = False) -> torch.Tensor:
         return ssdkd.corrected_kd(STUDENT, TEACHER, omega, temperature=1.0, normalise=normalise)
 
     def test_equals_the_published_value(self) -> None:
-        assert close(self.loss(self.RAW), case("is_weighted_kd_loss_step0"))
+        assert CASES.close(self.loss(self.RAW), CASES.case("is_weighted_kd_loss_step0"))
 
     def test_divides_weights_by_their_largest(self) -> None:
-        each = tensor("kd_each_T1")
-        wanted = (tensor("w_step0_beta_0.4_max_normalised") * each).mean()
+        each = CASES.tensor("kd_each_T1")
+        wanted = (CASES.tensor("w_step0_beta_0.4_max_normalised") * each).mean()
         # Two rounded factors.
-        assert torch.allclose(self.loss(self.RAW, normalise=True), wanted, atol=2 * TOLERANCE)
+        assert torch.allclose(self.loss(self.RAW, normalise=True), wanted, atol=2 * CASES.tolerance)
         scaled = self.loss(5 * self.RAW, normalise=True)
         assert torch.allclose(scaled, self.loss(self.RAW, normalise=True), rtol=1e-12)
 
     @pytest.mark.parametrize("normalise", [False, True])
     def test_counts_all_alike_for_ones(self, normalise: bool) -> None:
         found = self.loss(torch.ones(4).double(), normalise=normalise)
-        assert close(found, case("kd_mean_T1"))
+        assert CASES.close(found, CASES.case("kd_mean_T1"))
 
     @pytest.mark.parametrize("temperature", [4, 20])
     def test_keeps_the_size_of_gradients_at_any_temperature(self, temperature: int) -> None:
@@ -248,18 +217,18 @@ class TestCorrectedKD:
             temperature=float(temperature),
             normalise=True,
         )
-        assert close(found, case(f"kd_mean_T{temperature}"))
+        assert CASES.close(found, CASES.case(f"kd_mean_T{temperature}"))
 
     def test_weighs_an_image_of_a_dense_task_by_all_its_positions(self) -> None:
         omega = torch.tensor([2.0, 0.5]).double()
         found = ssdkd.corrected_kd(
-            inventions.dense(STUDENT),
-            inventions.dense(TEACHER),
+            batches.dense(STUDENT),
+            batches.dense(TEACHER),
             omega,
             temperature=1.0,
             normalise=False,
         )
-        assert close(found, (omega * tensor("seg", "kd_per_image")).mean().tolist())
+        assert CASES.close(found, (omega * CASES.tensor("seg", "kd_per_image")).mean().tolist())
 
     def test_has_the_gradient_of_its_value(self) -> None:
         assert torch.autograd.gradcheck(
@@ -282,12 +251,14 @@ class TestStudent:
     def test_is_corrected_by_the_weights_of_what_was_drawn(self) -> None:
         raw = TestCorrectedKD.RAW
         plain = self.loss(raw, normalise_weights=False)
-        assert close(plain, case("is_weighted_kd_loss_step0"))
+        assert CASES.close(plain, CASES.case("is_weighted_kd_loss_step0"))
         assert torch.allclose(self.loss(raw), plain / raw.max(), rtol=1e-12)
 
     def test_is_not_corrected_where_that_is_off_or_nothing_was_weighed(self) -> None:
-        assert close(self.loss(TestCorrectedKD.RAW, correct_loss=False), case("kd_mean_T1"))
-        assert close(self.loss(None), case("kd_mean_T1"))
+        assert CASES.close(
+            self.loss(TestCorrectedKD.RAW, correct_loss=False), CASES.case("kd_mean_T1")
+        )
+        assert CASES.close(self.loss(None), CASES.case("kd_mean_T1"))
 
 
 class TestPriority:
@@ -336,35 +307,17 @@ class TestPriority:
 
 class TestSSDKD:
     def test_leaves_the_teacher_as_it_is(self) -> None:
-        teacher, student = inventions.small(), inventions.small(1)
+        teacher, student = batches.small(), batches.small(1)
         before = {name: value.clone() for name, value in teacher.state_dict().items()}
         made = method()
-        step = inventions.examined(made, inventions.images().requires_grad_(), teacher, student)
-        inventions.loss(made, step).backward()
+        step = batches.forward(made, batches.images().requires_grad_(), teacher, student)
+        batches.loss(made, step).backward()
         made.after_call(step, step)
         assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
         assert step.images.grad is not None
         assert step.images.grad.any()
 
     def test_needs_two_classes(self) -> None:
-        networks = inventions.small(1, classes=1), inventions.small(classes=1)
+        networks = batches.small(1, classes=1), batches.small(classes=1)
         with pytest.raises(errors.IncompatibleNetworks, match="at least 2 classes, got 1"):
             ssdkd.SSDKD(ssdkd.SSDKD.Params(), *networks)
-
-    def test_remembers_no_moments_that_do_not_count(self) -> None:
-        params = ssdkd.SSDKD.Params(bn_weight=0)
-        made = ssdkd.SSDKD(params, inventions.small(1), inventions.small(normed=False))
-        step = inventions.shown(inventions.look(TEACHER))
-        made.after_call(step, step)
-        assert not made.reads_norms
-
-    def test_looks_at_the_student_only_where_that_counts(self) -> None:
-        assert method().competes
-        assert not method(adversarial_weight=0).competes
-
-    def test_keeps_its_defaults_where_a_budget_is_given_in_part(self) -> None:
-        params = ssdkd.SSDKD.Params.model_validate({"synthesis": {"original_images": 500}})
-        default = ssdkd.SSDKD.Params().synthesis
-        assert params.synthesis == default.model_copy(update={"original_images": 500})
-        assert ssdkd.SSDKD.Params.model_validate_json(params.model_dump_json()) == params
-        assert (default.student_steps, default.data_scale, default.meta) == (None, 0.1, "none")

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from tests.distill.methods import checks, scenes
+from tests.distill.golden import CHECKS
+from tests.distill.methods import scenes
 from workers.distill.methods.feature import at
 
 DISTANCES: tuple[at.Distance, ...] = ("squared_mean", "norm")
@@ -10,35 +11,35 @@ DISTANCES: tuple[at.Distance, ...] = ("squared_mean", "norm")
 class TestATLoss:
     def test_equals_the_published_value(self) -> None:
         loss = at.at_loss(
-            [checks.tensor("map_s")],
-            [checks.tensor("map_t")],
+            [CHECKS.tensor("map_s")],
+            [CHECKS.tensor("map_t")],
             power=2.0,
             distance="squared_mean",
         )
-        assert checks.close(loss, checks.expected("at_same_size")["loss"])
+        assert CHECKS.close(loss, CHECKS.expected("at_same_size")["loss"])
 
     def test_equals_the_published_value_of_different_sizes(self) -> None:
         loss = at.at_loss(
-            [checks.tensor("map_s_8x8")],
-            [checks.tensor("map_t")],
+            [CHECKS.tensor("map_s_8x8")],
+            [CHECKS.tensor("map_t")],
             power=2.0,
             distance="squared_mean",
         )
-        assert checks.close(loss, checks.expected("at_pooled")["loss"])
+        assert CHECKS.close(loss, CHECKS.expected("at_pooled")["loss"])
 
     def test_equals_the_published_value_of_the_papers_norm(self) -> None:
         loss = at.at_loss(
-            [checks.tensor("map_s")], [checks.tensor("map_t")], power=2.0, distance="norm"
+            [CHECKS.tensor("map_s")], [CHECKS.tensor("map_t")], power=2.0, distance="norm"
         )
-        wanted = checks.expected("at_paper_norm")["sum_over_layer_of_mean_l2norm"]
-        assert checks.close(loss, wanted)
+        wanted = CHECKS.expected("at_paper_norm")["sum_over_layer_of_mean_l2norm"]
+        assert CHECKS.close(loss, wanted)
 
     @pytest.mark.parametrize("distance", DISTANCES)
     @pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
     def test_ignores_order_sign_and_scale_of_channels(
         self, power: float, distance: at.Distance
     ) -> None:
-        student, teacher = checks.tensor("map_s"), checks.tensor("map_t")
+        student, teacher = CHECKS.tensor("map_s"), CHECKS.tensor("map_t")
         moved = -3 * teacher[:, [2, 0, 1]]
         one, other = (
             at.at_loss([student], [maps], power=power, distance=distance)
@@ -49,7 +50,7 @@ class TestATLoss:
 
     @pytest.mark.parametrize("distance", DISTANCES)
     def test_ignores_the_order_of_the_batch(self, distance: at.Distance) -> None:
-        student, teacher = checks.tensor("map_s"), checks.tensor("map_t")
+        student, teacher = CHECKS.tensor("map_s"), CHECKS.tensor("map_t")
         one = at.at_loss([student], [teacher], power=2.0, distance=distance)
         other = at.at_loss([student.flip(0)], [teacher.flip(0)], power=2.0, distance=distance)
         assert torch.allclose(one, other, rtol=1e-9)
@@ -57,8 +58,8 @@ class TestATLoss:
     @pytest.mark.parametrize("distance", DISTANCES)
     @pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
     def test_has_the_gradient_of_its_value(self, power: float, distance: at.Distance) -> None:
-        student = checks.tensor("map_s_8x8").requires_grad_()
-        teacher = checks.tensor("map_t")
+        student = CHECKS.tensor("map_s_8x8").requires_grad_()
+        teacher = CHECKS.tensor("map_t")
         assert torch.autograd.gradcheck(
             lambda given: at.at_loss([given], [teacher], power=power, distance=distance),
             (student,),
@@ -69,8 +70,8 @@ class TestATLoss:
     def test_is_finite_for_maps_of_zeros_and_of_large_values(
         self, scale: float, distance: at.Distance
     ) -> None:
-        student = (scale * checks.tensor("map_s").float()).requires_grad_()
-        teacher = scale * checks.tensor("map_t").float()
+        student = (scale * CHECKS.tensor("map_s").float()).requires_grad_()
+        teacher = scale * CHECKS.tensor("map_t").float()
         loss = at.at_loss([student], [teacher], power=2.0, distance=distance)
         loss.backward()
         assert loss.isfinite()
@@ -78,7 +79,7 @@ class TestATLoss:
         assert student.grad.isfinite().all()
 
     def test_sums_over_stages(self) -> None:
-        student, teacher = checks.tensor("map_s"), checks.tensor("map_t")
+        student, teacher = CHECKS.tensor("map_s"), CHECKS.tensor("map_t")
         one = at.at_loss([student], [teacher], power=2.0, distance="norm")
         three = at.at_loss([student] * 3, [teacher] * 3, power=2.0, distance="norm")
         assert torch.allclose(three, 3 * one, rtol=1e-12)

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from tests.distill.methods import checks, scenes
+from tests.distill.golden import CHECKS
+from tests.distill.methods import scenes
 from workers.distill import errors
 from workers.distill.functional import classifiers
 from workers.distill.methods.feature import catkd
@@ -15,14 +16,14 @@ def maps(seed: int, *shape: int) -> torch.Tensor:
 class TestCATLoss:
     @pytest.mark.parametrize("check", ["cat_unnormalised", "cat_normalised"])
     def test_equals_the_published_value(self, check: str) -> None:
-        params = checks.parameters(check)
+        params = CHECKS.parameters(check)
         loss = catkd.cat_loss(
-            checks.tensor("map_s_8x8"),
-            checks.tensor("map_t_8x8"),
+            CHECKS.tensor("map_s_8x8"),
+            CHECKS.tensor("map_t_8x8"),
             side=params["cam_resolution"],
             normalize=params["normalize"],
         )
-        assert checks.close(loss, checks.expected(check)["loss"])
+        assert CHECKS.close(loss, CHECKS.expected(check)["loss"])
 
     def test_of_one_cell_is_the_squared_difference_of_logits(self) -> None:
         student, teacher = maps(0, 3, 4, 4, 4), maps(1, 3, 4, 2, 2)

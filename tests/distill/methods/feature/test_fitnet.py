@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from tests.distill.methods import checks, scenes
+from tests.distill.golden import CHECKS
+from tests.distill.methods import scenes
 from workers.distill import errors
 from workers.distill.methods.feature import fitnet
 from workers.distill.networks import catalog
@@ -9,17 +10,17 @@ from workers.distill.networks import catalog
 
 class TestFitNetLoss:
     def test_equals_the_published_value(self) -> None:
-        wanted = checks.expected("fitnet_mse")
-        loss = fitnet.fitnet_loss(checks.tensor("map_s"), checks.tensor("map_t_same_channels"))
-        assert checks.close(loss, wanted["loss"])
-        assert checks.close(100 * loss, wanted["loss_w100"])
+        wanted = CHECKS.expected("fitnet_mse")
+        loss = fitnet.fitnet_loss(CHECKS.tensor("map_s"), CHECKS.tensor("map_t_same_channels"))
+        assert CHECKS.close(loss, wanted["loss"])
+        assert CHECKS.close(100 * loss, wanted["loss_w100"])
 
     def test_is_zero_for_equal_maps(self) -> None:
-        assert float(fitnet.fitnet_loss(checks.tensor("map_s"), checks.tensor("map_s"))) == 0
+        assert float(fitnet.fitnet_loss(CHECKS.tensor("map_s"), CHECKS.tensor("map_s"))) == 0
 
     def test_has_the_gradient_of_its_value(self) -> None:
-        student = checks.tensor("map_s").requires_grad_()
-        teacher = checks.tensor("map_t_same_channels")
+        student = CHECKS.tensor("map_s").requires_grad_()
+        teacher = CHECKS.tensor("map_t_same_channels")
         assert torch.autograd.gradcheck(
             lambda given: fitnet.fitnet_loss(given, teacher), (student,)
         )
@@ -82,7 +83,7 @@ class TestFitNet:
 
     def test_refuses_a_stage_that_a_network_lacks_and_names_it(self) -> None:
         with pytest.raises(
-            errors.IncompatibleNetworks, match=r"stage 3 .* teacher test/pyramid shows 2 stages"
+            errors.IncompatibleNetworks, match=r"stage 3 .* teacher test/pyramid returns 2 stages"
         ):
             build([(4, 8, 8), (6, 4, 4)], hint_stage=3)
 

@@ -2,7 +2,8 @@ import numpy
 import pytest
 import torch
 
-from tests.distill.methods import checks, scenes
+from tests.distill.golden import CHECKS
+from tests.distill.methods import scenes
 from workers.distill import errors
 from workers.distill.methods.feature import kdsvd
 
@@ -57,12 +58,12 @@ def by_numpy(
 class TestKDSVDLoss:
     def test_equals_the_published_value(self) -> None:
         loss = kdsvd.kdsvd_loss(
-            [checks.tensor("map_s_8x8"), checks.tensor("map_s")],
-            [checks.tensor("map_t_8x8"), checks.tensor("map_t")],
+            [CHECKS.tensor("map_s_8x8"), CHECKS.tensor("map_s")],
+            [CHECKS.tensor("map_t_8x8"), CHECKS.tensor("map_t")],
             vectors=1,
             layout="width",
         )
-        assert checks.close(loss, checks.expected("kdsvd_k1")["loss"])
+        assert CHECKS.close(loss, CHECKS.expected("kdsvd_k1")["loss"])
 
     @pytest.mark.parametrize("layout", LAYOUTS)
     @pytest.mark.parametrize("count", [1, 2, 3])

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from tests.distill.methods import checks, scenes
+from tests.distill.golden import CHECKS
+from tests.distill.methods import scenes
 from workers.distill.methods.feature import nst
 
 
@@ -27,10 +28,10 @@ def random_maps(*shape: int, seed: int = 0) -> torch.Tensor:
 
 class TestNSTLoss:
     def test_equals_the_published_value(self) -> None:
-        wanted = checks.expected("nst")
-        loss = nst.nst_loss([checks.tensor("map_s")], [checks.tensor("map_t")])
-        assert checks.close(loss, wanted["loss"])
-        assert checks.close(50 * loss, wanted["loss_w50"])
+        wanted = CHECKS.expected("nst")
+        loss = nst.nst_loss([CHECKS.tensor("map_s")], [CHECKS.tensor("map_t")])
+        assert CHECKS.close(loss, wanted["loss"])
+        assert CHECKS.close(50 * loss, wanted["loss_w50"])
 
     @pytest.mark.parametrize("side", [1, 2, 3])
     def test_equals_its_definition_with_few_positions_and_with_many(self, side: int) -> None:
@@ -48,7 +49,7 @@ class TestNSTLoss:
         assert nst.nst_loss([moved], [teacher]).abs() < 1e-12
 
     def test_ignores_the_order_of_the_batch(self) -> None:
-        student, teacher = checks.tensor("map_s"), checks.tensor("map_t")
+        student, teacher = CHECKS.tensor("map_s"), CHECKS.tensor("map_t")
         other = nst.nst_loss([student.flip(0)], [teacher.flip(0)])
         assert torch.allclose(nst.nst_loss([student], [teacher]), other, rtol=1e-9)
 

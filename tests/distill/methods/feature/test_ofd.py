@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from tests.distill.methods import checks, scenes
+from tests.distill.golden import CHECKS
+from tests.distill.methods import scenes
 from workers.distill import errors
 from workers.distill.methods.feature import ofd
 from workers.distill.networks import catalog
@@ -17,9 +18,9 @@ def norm(weight: list[float], bias: list[float]) -> torch.Tensor:
 
 class TestNegativeMargin:
     def test_equals_the_published_values(self) -> None:
-        params = checks.parameters("ofd_margin")
+        params = CHECKS.parameters("ofd_margin")
         found = norm(params["bn_weight"], params["bn_bias"])
-        assert checks.close(found, checks.expected("ofd_margin")["margin"])
+        assert CHECKS.close(found, CHECKS.expected("ofd_margin")["margin"])
 
     @pytest.mark.parametrize(("weight", "bias"), [(1.0, 0.0), (-0.5, 0.7), (2.0, -3.0)])
     def test_is_the_expectation_of_what_is_negative(self, weight: float, bias: float) -> None:
@@ -47,11 +48,11 @@ def partial(student: float, teacher: float, margin: float) -> float:
 
 class TestOFDLoss:
     def test_equals_the_published_value(self) -> None:
-        margin = torch.tensor(checks.parameters("ofd_partial_l2")["margin"], dtype=torch.float64)
-        loss = ofd.ofd_loss(checks.tensor("map_s"), checks.tensor("map_t_same_channels"), margin)
-        wanted = checks.expected("ofd_partial_l2")
-        assert checks.close(loss, wanted["loss"])
-        assert checks.close(0.001 * loss, wanted["loss_w0.001"])
+        margin = torch.tensor(CHECKS.parameters("ofd_partial_l2")["margin"], dtype=torch.float64)
+        loss = ofd.ofd_loss(CHECKS.tensor("map_s"), CHECKS.tensor("map_t_same_channels"), margin)
+        wanted = CHECKS.expected("ofd_partial_l2")
+        assert CHECKS.close(loss, wanted["loss"])
+        assert CHECKS.close(0.001 * loss, wanted["loss_w0.001"])
 
     @pytest.mark.parametrize(
         ("student", "teacher", "wanted"),
@@ -70,13 +71,13 @@ class TestOFDLoss:
         assert partial(student, teacher, -1.0) == wanted
 
     def test_is_zero_where_the_teacher_is_negative_and_the_student_lower_still(self) -> None:
-        teacher = -checks.tensor("map_t_same_channels").abs()
+        teacher = -CHECKS.tensor("map_t_same_channels").abs()
         loss = ofd.ofd_loss(teacher - 1, teacher, torch.full((2,), -0.1, dtype=torch.float64))
         assert float(loss) == 0
 
     def test_has_the_gradient_of_its_value(self) -> None:
-        student = checks.tensor("map_s").requires_grad_()
-        teacher = checks.tensor("map_t_same_channels")
+        student = CHECKS.tensor("map_s").requires_grad_()
+        teacher = CHECKS.tensor("map_t_same_channels")
         margin = torch.tensor([-0.5, -0.9], dtype=torch.float64)
         assert torch.autograd.gradcheck(
             lambda given: ofd.ofd_loss(given, teacher, margin), (student,)

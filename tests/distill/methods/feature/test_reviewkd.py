@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 
-from tests.distill.methods import checks, scenes
+from tests.distill.golden import CHECKS
+from tests.distill.methods import scenes
 from workers.distill import errors
 from workers.distill.methods.base import Moment
 from workers.distill.methods.feature import reviewkd
@@ -13,28 +14,28 @@ from workers.distill.networks import catalog
 
 class TestHCLLoss:
     def test_equals_the_published_values(self) -> None:
-        small = (checks.tensor("map_s"), checks.tensor("map_t_same_channels"))
-        large = (checks.tensor("map_s_8x8"), checks.tensor("map_t_8x8"))
+        small = (CHECKS.tensor("map_s"), CHECKS.tensor("map_t_same_channels"))
+        large = (CHECKS.tensor("map_s_8x8"), CHECKS.tensor("map_t_8x8"))
         for name, pairs in (
             ("hcl_4x4", [small]),
             ("hcl_8x8", [large]),
             ("hcl_two_stages", [small, large]),
         ):
             loss = reviewkd.hcl_loss([one for one, _ in pairs], [other for _, other in pairs])
-            assert checks.close(loss, checks.expected(name)["loss"]), name
+            assert CHECKS.close(loss, CHECKS.expected(name)["loss"]), name
 
     def test_of_single_pixels_is_the_mean_squared_error(self) -> None:
-        one, other = (checks.tensor(name)[:, :, None, None] for name in ("emb_s", "emb_s"))
+        one, other = (CHECKS.tensor(name)[:, :, None, None] for name in ("emb_s", "emb_s"))
         other = other.flip(0)
         assert torch.equal(reviewkd.hcl_loss([one], [other]), F.mse_loss(one, other))
 
     def test_of_a_constant_difference_is_its_square(self) -> None:
-        student = checks.tensor("map_s_8x8")
+        student = CHECKS.tensor("map_s_8x8")
         loss = reviewkd.hcl_loss([student + 3], [student])
         assert torch.allclose(loss, torch.tensor(9.0, dtype=torch.float64), rtol=1e-9)
 
     def test_pools_no_side_beyond_its_length(self) -> None:
-        one, other = checks.tensor("map_s_8x8"), checks.tensor("map_t_8x8")
+        one, other = CHECKS.tensor("map_s_8x8"), CHECKS.tensor("map_t_8x8")
         one, other = one[:, :, :2, :6], other[:, :, :2, :6]
         grids = [(2, 6), (2, 4), (2, 2), (1, 1)]
         wanted = sum(
@@ -46,8 +47,8 @@ class TestHCLLoss:
         assert torch.allclose(found, torch.as_tensor(wanted) / 1.875, rtol=1e-9)
 
     def test_has_the_gradient_of_its_value(self) -> None:
-        student = checks.tensor("map_s_8x8").requires_grad_()
-        teacher = checks.tensor("map_t_8x8")
+        student = CHECKS.tensor("map_s_8x8").requires_grad_()
+        teacher = CHECKS.tensor("map_t_8x8")
         assert torch.autograd.gradcheck(
             lambda given: reviewkd.hcl_loss([given], [teacher]), (student,)
         )
@@ -55,7 +56,7 @@ class TestHCLLoss:
 
 def fusion() -> reviewkd.Fusion:
     """Return the published check's block: single channels, norms in evaluation mode."""
-    params = checks.parameters("reviewkd_abf_tiny")
+    params = CHECKS.parameters("reviewkd_abf_tiny")
     block = reviewkd.Fusion(1, 1, 1, (params["out_shape"],) * 2, deepest=False).double().eval()
     assert block.attention is not None
     values: dict[str, Any] = {
@@ -72,10 +73,10 @@ def fusion() -> reviewkd.Fusion:
 
 class TestFusion:
     def test_equals_the_published_values(self) -> None:
-        wanted = checks.expected("reviewkd_abf_tiny")
-        output, handed = fusion()(checks.tensor("abf_x"), checks.tensor("abf_residual"))
-        assert checks.close(output[0, 0], wanted["output"])
-        assert checks.close(handed[0, 0], wanted["residual_out"])
+        wanted = CHECKS.expected("reviewkd_abf_tiny")
+        output, handed = fusion()(CHECKS.tensor("abf_x"), CHECKS.tensor("abf_residual"))
+        assert CHECKS.close(output[0, 0], wanted["output"])
+        assert CHECKS.close(handed[0, 0], wanted["residual_out"])
 
     def test_attention_is_a_convolution_of_both_side_by_side(self) -> None:
         torch.manual_seed(0)
@@ -185,7 +186,7 @@ class TestReviewKD:
     def test_refuses_a_teacher_without_maps_before_activations(self) -> None:
         with pytest.raises(
             errors.IncompatibleNetworks,
-            match=r"teacher test/pyramid shows none.*teacher_maps: post",
+            match=r"teacher test/pyramid returns none.*teacher_maps: post",
         ):
             reviewkd.ReviewKD(
                 reviewkd.ReviewKD.Params(), scenes.network(), scenes.Pyramid([(4, 8, 8)])
@@ -194,7 +195,7 @@ class TestReviewKD:
     def test_refuses_a_student_without_them_where_they_are_asked_for(self) -> None:
         with pytest.raises(
             errors.IncompatibleNetworks,
-            match=r"student test/pyramid shows none.*student_maps: post",
+            match=r"student test/pyramid returns none.*student_maps: post",
         ):
             reviewkd.ReviewKD(
                 reviewkd.ReviewKD.Params(student_maps="pre"),

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.distill.methods import checks, scenes
+from tests.distill.golden import CHECKS
+from tests.distill.methods import scenes
 from workers.distill import errors
 from workers.distill.methods.feature import srrl
 from workers.distill.networks.interface import Features, Network
@@ -15,9 +16,9 @@ def rows(seed: int, *shape: int) -> torch.Tensor:
 
 class TestLosses:
     def test_of_features_equals_the_published_value(self) -> None:
-        student, teacher = checks.tensor("map_s"), checks.tensor("map_t_same_channels")
+        student, teacher = CHECKS.tensor("map_s"), CHECKS.tensor("map_t_same_channels")
         loss = srrl.matching_loss(student.mean((2, 3)), teacher.mean((2, 3)))
-        assert checks.close(loss, checks.expected("srrl_fm")["loss"])
+        assert CHECKS.close(loss, CHECKS.expected("srrl_fm")["loss"])
 
     def test_are_zero_for_the_teachers_own_embedding(self) -> None:
         pooled, weight, bias = rows(0, 5, 4), rows(1, 3, 4), rows(2, 3)

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 
-from tests.distill.methods import checks, scenes
+from tests.distill.golden import CHECKS
+from tests.distill.methods import scenes
 from workers.distill.methods.feature import vid
 from workers.distill.networks import catalog
 
@@ -15,29 +16,29 @@ def softened(log_scale: list[float]) -> torch.Tensor:
 
 class TestVIDLoss:
     def test_equals_the_published_values(self) -> None:
-        wanted, params = checks.expected("vid"), checks.parameters("vid")
-        pair = (checks.tensor("map_s"), checks.tensor("map_t_same_channels"))
+        wanted, params = CHECKS.expected("vid"), CHECKS.parameters("vid")
+        pair = (CHECKS.tensor("map_s"), CHECKS.tensor("map_t_same_channels"))
         mixed = vid.vid_loss(*pair, softened(params["log_scale"]))
-        assert checks.close(mixed, wanted["loss_mixed"])
+        assert CHECKS.close(mixed, wanted["loss_mixed"])
         start = vid.vid_loss(*pair, softened([wanted["init_log_scale"]] * 2))
-        assert checks.close(start, wanted["loss_all_init"])
+        assert CHECKS.close(start, wanted["loss_all_init"])
 
     def test_with_variance_one_it_is_half_the_mean_squared_error(self) -> None:
-        pair = (checks.tensor("map_s"), checks.tensor("map_t_same_channels"))
+        pair = (CHECKS.tensor("map_s"), CHECKS.tensor("map_t_same_channels"))
         loss = vid.vid_loss(*pair, torch.ones(2, dtype=torch.float64))
         assert torch.allclose(loss, F.mse_loss(*pair) / 2, rtol=1e-12)
 
     def test_is_least_where_each_variance_is_the_channels_mean_squared_error(self) -> None:
-        student, teacher = checks.tensor("map_s"), checks.tensor("map_t_same_channels")
+        student, teacher = CHECKS.tensor("map_s"), CHECKS.tensor("map_t_same_channels")
         best = (student - teacher).square().mean(dim=(0, 2, 3)).requires_grad_()
         vid.vid_loss(student, teacher, best).backward()
         assert best.grad is not None
         assert best.grad.abs().max() < 1e-15
 
     def test_has_the_gradient_of_its_value(self) -> None:
-        student = checks.tensor("map_s").requires_grad_()
+        student = CHECKS.tensor("map_s").requires_grad_()
         variance = torch.tensor([0.7, 3.0], dtype=torch.float64, requires_grad=True)
-        teacher = checks.tensor("map_t_same_channels")
+        teacher = CHECKS.tensor("map_t_same_channels")
         assert torch.autograd.gradcheck(
             lambda given, spread: vid.vid_loss(given, teacher, spread), (student, variance)
         )
@@ -51,7 +52,7 @@ class TestGaussian:
 
     def test_starts_at_the_published_value(self) -> None:
         start = vid.Gaussian(2, 3, variance=5.0).softened
-        assert checks.close(start, [checks.expected("vid")["init_log_scale"]] * 3)
+        assert CHECKS.close(start, [CHECKS.expected("vid")["init_log_scale"]] * 3)
 
     def test_stays_positive_however_small_what_is_learned_gets(self) -> None:
         gaussian = vid.Gaussian(2, 3, variance=5.0)
@@ -61,7 +62,7 @@ class TestGaussian:
     def test_pools_the_larger_map(self) -> None:
         torch.manual_seed(0)
         gaussian = vid.Gaussian(2, 2, variance=5.0).double()
-        large, teacher = checks.tensor("map_s_8x8"), checks.tensor("map_t_same_channels")
+        large, teacher = CHECKS.tensor("map_s_8x8"), CHECKS.tensor("map_t_same_channels")
         pooled = F.adaptive_avg_pool2d(large, 4)
         assert torch.allclose(gaussian(large, teacher), gaussian(pooled, teacher), rtol=1e-12)
 

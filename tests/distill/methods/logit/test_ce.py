@@ -1,6 +1,6 @@
 import torch
 
-from tests.distill.methods import checks
+from tests.distill.golden import CHECKS
 from workers.distill.data.types import Batch
 from workers.distill.methods.base import Moment
 from workers.distill.methods.logit import ce
@@ -21,14 +21,14 @@ def batch(labels: torch.Tensor) -> Batch:
 class TestCE:
     def test_equals_the_published_value(self) -> None:
         method = ce.CE(ce.CE.Params(), Network(), None)
-        labels = checks.tensor("target")
-        logits = features(checks.tensor("logits_s"))
+        labels = CHECKS.tensor("target")
+        logits = features(CHECKS.tensor("logits_s"))
         terms = method.terms(logits, NOTHING, batch(labels), Moment(1, 1, 1))
         assert list(terms) == ["task"]
-        assert checks.close(terms["task"], checks.expected("ce")["loss"])
+        assert CHECKS.close(terms["task"], CHECKS.expected("ce")["loss"])
 
     def test_weighs_its_only_term(self) -> None:
-        logits, labels = features(checks.tensor("logits_s")), batch(checks.tensor("target"))
+        logits, labels = features(CHECKS.tensor("logits_s")), batch(CHECKS.tensor("target"))
         one, three = (
             ce.CE(ce.CE.Params(task_weight=weight), Network(), None).terms(
                 logits, NOTHING, labels, Moment(1, 1, 1)

@@ -4,7 +4,8 @@ from typing import Literal
 import pytest
 import torch
 
-from tests.distill.methods import checks, scenes
+from tests.distill.golden import CHECKS
+from tests.distill.methods import scenes
 from tests.distill.methods.logit.test_kd import network, random_pair
 from workers.distill.methods.base import Moment
 from workers.distill.methods.logit import ctkd, kd
@@ -46,7 +47,7 @@ class TestCurriculumLoss:
 class TestCurriculum:
     @pytest.mark.parametrize(("epoch", "place"), [(0, 0), (1, 1), (5, 2), (10, 3), (240, 4)])
     def test_opposition_equals_the_published_values(self, epoch: int, place: int) -> None:
-        wanted = checks.expected("ctkd_temperature")["lambda_epoch_0_1_5_10_240"][place]
+        wanted = CHECKS.expected("ctkd_temperature")["lambda_epoch_0_1_5_10_240"][place]
         assert math.isclose(ctkd.adversity(epoch, epochs=10), wanted, abs_tol=1e-8)
 
     def test_opposition_is_full_at_once_without_a_curriculum(self) -> None:
@@ -64,8 +65,8 @@ class TestCurriculum:
 class TestCTKD:
     def test_first_temperature_equals_the_published_value(self) -> None:
         logits, _ = random_pair(3, 2, 3)
-        wanted = checks.expected("ctkd_temperature")["T_initial"]
-        assert checks.close(method().temperatures(logits, logits), [wanted, wanted])
+        wanted = CHECKS.expected("ctkd_temperature")["T_initial"]
+        assert CHECKS.close(method().temperatures(logits, logits), [wanted, wanted])
 
     @pytest.mark.parametrize("scope", ["global", "instance"])
     def test_temperature_learns_to_raise_the_loss(self, scope: Scope) -> None:

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from tests.distill.methods import checks, scenes
+from tests.distill.golden import CHECKS
+from tests.distill.methods import scenes
 from tests.distill.methods.logit.test_kd import network, random_pair
 from workers.distill.methods.logit import dist
 
@@ -13,12 +14,14 @@ def total(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 2.0
 class TestDISTLoss:
     @pytest.mark.parametrize("temperature", [1, 4])
     def test_equals_the_published_values(self, temperature: int) -> None:
-        wanted = checks.expected(f"dist_tau{temperature}")
+        wanted = CHECKS.expected(f"dist_tau{temperature}")
         found = dist.dist_loss(
-            checks.tensor("logits4_s"), checks.tensor("logits4_t"), temperature=float(temperature)
+            CHECKS.tensor("logits4_s"),
+            CHECKS.tensor("logits4_t"),
+            temperature=float(temperature),
         )
-        assert checks.close(found.inter, wanted["inter"])
-        assert checks.close(found.intra, wanted["intra"])
+        assert CHECKS.close(found.inter, wanted["inter"])
+        assert CHECKS.close(found.intra, wanted["intra"])
 
     def test_equals_the_correlations_of_the_standard_library(self) -> None:
         student, teacher = random_pair(0, 5, 4)
@@ -80,12 +83,12 @@ class TestDIST:
     def test_weighs_both_relations(self) -> None:
         params = dist.DIST.Params(beta=3, gamma=5, temperature=1)
         terms = dist.DIST(params, network(3), network(3)).terms(
-            scenes.features(checks.tensor("logits4_s")),
-            scenes.features(checks.tensor("logits4_t")),
+            scenes.features(CHECKS.tensor("logits4_s")),
+            scenes.features(CHECKS.tensor("logits4_t")),
             scenes.batch([0, 1, 2, 0]),
             scenes.MOMENT,
         )
-        wanted = checks.expected("dist_tau1")
+        wanted = CHECKS.expected("dist_tau1")
         assert list(terms) == ["task", "inter", "intra"]
-        assert checks.close(terms["inter"], 2 * 3 * wanted["inter"])
-        assert checks.close(terms["intra"], 2 * 5 * wanted["intra"])
+        assert CHECKS.close(terms["inter"], 2 * 3 * wanted["inter"])
+        assert CHECKS.close(terms["intra"], 2 * 5 * wanted["intra"])

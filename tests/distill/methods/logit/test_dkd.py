@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.distill.methods import checks
+from tests.distill.golden import CHECKS
 from tests.distill.methods.logit.test_ce import batch, features
 from tests.distill.methods.logit.test_kd import network, random_pair
 from workers.distill import errors
@@ -15,38 +15,38 @@ from workers.distill.methods.logit import dkd, kd
 class TestDKDLoss:
     @pytest.mark.parametrize("temperature", [1.0, 4.0])
     def test_parts_equal_the_published_values(self, temperature: float) -> None:
-        wanted = checks.expected(f"dkd_parts_tau{temperature:.0f}")
-        given_tensors = (checks.tensor("logits_s"), checks.tensor("logits_t"))
-        labels = checks.tensor("target")
+        wanted = CHECKS.expected(f"dkd_parts_tau{temperature:.0f}")
+        given_tensors = (CHECKS.tensor("logits_s"), CHECKS.tensor("logits_t"))
+        labels = CHECKS.tensor("target")
         whole = divergences.softened_kl(*given_tensors, temperature=temperature)
         target = divergences.target_kl(*given_tensors, labels, temperature=temperature)
         others = divergences.non_target_kl(*given_tensors, labels, temperature=temperature)
-        assert checks.close(whole, wanted["kl_per_sample"])
-        assert checks.close(target, wanted["tckd_per_sample"])
-        assert checks.close(others, wanted["nckd_per_sample"])
-        assert checks.close(temperature**2 * target.mean(), wanted["tckd"])
-        assert checks.close(temperature**2 * others.mean(), wanted["nckd"])
+        assert CHECKS.close(whole, wanted["kl_per_sample"])
+        assert CHECKS.close(target, wanted["tckd_per_sample"])
+        assert CHECKS.close(others, wanted["nckd_per_sample"])
+        assert CHECKS.close(temperature**2 * target.mean(), wanted["tckd"])
+        assert CHECKS.close(temperature**2 * others.mean(), wanted["nckd"])
 
     def test_whole_equals_the_published_value(self) -> None:
         loss = dkd.dkd_loss(
-            checks.tensor("logits_s"),
-            checks.tensor("logits_t"),
-            checks.tensor("target"),
+            CHECKS.tensor("logits_s"),
+            CHECKS.tensor("logits_t"),
+            CHECKS.tensor("target"),
             alpha=1.0,
             beta=8.0,
             temperature=4.0,
         )
-        assert checks.close(loss, checks.expected("dkd_a1_b8_tau4")["loss"])
+        assert CHECKS.close(loss, CHECKS.expected("dkd_a1_b8_tau4")["loss"])
 
     def test_two_classes_have_no_non_target_part(self) -> None:
-        pair = (checks.tensor("logits2_s"), checks.tensor("logits2_t"))
-        labels = checks.tensor("target2")
-        wanted = checks.expected("dkd_two_classes")
+        pair = (CHECKS.tensor("logits2_s"), CHECKS.tensor("logits2_t"))
+        labels = CHECKS.tensor("target2")
+        wanted = CHECKS.expected("dkd_two_classes")
         others = divergences.non_target_kl(*pair, labels, temperature=4.0)
         assert torch.equal(others, torch.zeros(2, dtype=torch.float64))
         loss = dkd.dkd_loss(*pair, labels, alpha=1.0, beta=8.0, temperature=4.0)
-        assert checks.close(loss, wanted["tckd"])
-        assert checks.close(kd.kd_loss(*pair, temperature=4.0), wanted["kd"])
+        assert CHECKS.close(loss, wanted["tckd"])
+        assert CHECKS.close(kd.kd_loss(*pair, temperature=4.0), wanted["kd"])
 
     @given(
         seed=st.integers(0, 10_000),
@@ -123,14 +123,14 @@ class TestDKD:
     def test_fades_in_by_whole_epochs(self, epoch: int) -> None:
         method = dkd.DKD(dkd.DKD.Params(), network(3), network(3))
         terms = method.terms(
-            features(checks.tensor("logits_s")),
-            features(checks.tensor("logits_t")),
-            batch(checks.tensor("target")),
+            features(CHECKS.tensor("logits_s")),
+            features(CHECKS.tensor("logits_t")),
+            batch(CHECKS.tensor("target")),
             Moment(epoch=epoch, step=epoch, steps_per_epoch=1),
         )
-        wanted = checks.expected("dkd_a1_b8_tau4")[f"warmup20_epoch{epoch}"]
-        assert checks.close(terms["dkd"], wanted)
-        assert checks.close(terms["task"], checks.expected("ce")["loss"])
+        wanted = CHECKS.expected("dkd_a1_b8_tau4")[f"warmup20_epoch{epoch}"]
+        assert CHECKS.close(terms["dkd"], wanted)
+        assert CHECKS.close(terms["task"], CHECKS.expected("ce")["loss"])
 
     def test_refuses_one_class(self) -> None:
         with pytest.raises(errors.IncompatibleNetworks, match="at least 2 classes, got 1"):

@@ -4,7 +4,8 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from tests.distill.methods import checks, scenes
+from tests.distill.golden import CHECKS
+from tests.distill.methods import scenes
 from workers.distill import errors
 from workers.distill.methods.logit import fkd
 from workers.distill.networks.interface import Network
@@ -36,17 +37,17 @@ def remembered(how: fkd.FKD, logits: torch.Tensor) -> torch.Tensor:
 
 class TestStorage:
     def test_keeps_the_published_classes_and_values(self) -> None:
-        stored = method().store(scenes.features(checks.tensor("fkd_teacher_logits")[None]))
-        wanted = checks.expected("fkd_top5")
+        stored = method().store(scenes.features(CHECKS.tensor("fkd_teacher_logits")[None]))
+        wanted = CHECKS.expected("fkd_top5")
         assert stored["index"].tolist() == [wanted["stored_index"]]
         assert stored["index"].dtype == torch.uint8
-        assert checks.close(stored["value"], [wanted["stored_value"]])
+        assert CHECKS.close(stored["value"], [wanted["stored_value"]])
 
     @pytest.mark.parametrize("storage", ["marginal_smoothing", "marginal_renorm"])
     def test_gives_back_the_published_distribution(self, storage: str) -> None:
-        logits = checks.tensor("fkd_teacher_logits")[None]
+        logits = CHECKS.tensor("fkd_teacher_logits")[None]
         found = remembered(method(storage=storage), logits)
-        assert checks.close(found, [checks.expected("fkd_top5")[storage]])
+        assert CHECKS.close(found, [CHECKS.expected("fkd_top5")[storage]])
 
     def test_hard_is_the_first_class(self) -> None:
         logits = random_logits(0, 4, CLASSES)
@@ -91,9 +92,9 @@ class TestStorage:
 
 class TestFKDLoss:
     def test_with_one_hot_labels_is_cross_entropy(self) -> None:
-        logits, labels = checks.tensor("logits_s"), checks.tensor("target")
+        logits, labels = CHECKS.tensor("logits_s"), CHECKS.tensor("target")
         one_hot = torch.nn.functional.one_hot(labels, 3).double()
-        assert checks.close(fkd.fkd_loss(logits, one_hot), checks.expected("ce")["loss"])
+        assert CHECKS.close(fkd.fkd_loss(logits, one_hot), CHECKS.expected("ce")["loss"])
 
     def test_is_the_entropy_when_both_agree(self) -> None:
         logits = random_logits(3, 5, CLASSES)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from tests.distill.methods import checks
+from tests.distill.golden import CHECKS
 from tests.distill.methods.logit.test_ce import batch, features
 from workers.distill import errors
 from workers.distill.functional import standardization
@@ -28,16 +28,18 @@ class TestKDLoss:
     @pytest.mark.parametrize("temperature", [1, 4])
     def test_equals_the_published_value(self, temperature: int) -> None:
         loss = kd.kd_loss(
-            checks.tensor("logits_s"), checks.tensor("logits_t"), temperature=float(temperature)
+            CHECKS.tensor("logits_s"),
+            CHECKS.tensor("logits_t"),
+            temperature=float(temperature),
         )
-        assert checks.close(loss, checks.expected(f"kd_tau{temperature}")["loss"])
+        assert CHECKS.close(loss, CHECKS.expected(f"kd_tau{temperature}")["loss"])
 
     def test_gradient_equals_the_closed_form(self) -> None:
-        student = checks.tensor("logits_s").requires_grad_()
-        kd.kd_loss(student, checks.tensor("logits_t"), temperature=4.0).backward()
+        student = CHECKS.tensor("logits_s").requires_grad_()
+        kd.kd_loss(student, CHECKS.tensor("logits_t"), temperature=4.0).backward()
         assert student.grad is not None
-        wanted = checks.expected("kd_gradient_tau4")["grad_wrt_student_logits"]
-        assert checks.close(student.grad, wanted)
+        wanted = CHECKS.expected("kd_gradient_tau4")["grad_wrt_student_logits"]
+        assert CHECKS.close(student.grad, wanted)
 
     def test_is_zero_when_both_agree(self) -> None:
         _, teacher = random_pair(0, 5, 7)
@@ -82,20 +84,20 @@ class TestKD:
     def test_total_equals_the_published_value(self) -> None:
         method = kd.KD(kd.KD.Params(), network(3), network(3))
         terms = method.terms(
-            features(checks.tensor("logits_s")),
-            features(checks.tensor("logits_t")),
-            batch(checks.tensor("target")),
+            features(CHECKS.tensor("logits_s")),
+            features(CHECKS.tensor("logits_t")),
+            batch(CHECKS.tensor("target")),
             Moment(1, 1, 1),
         )
         total = torch.stack(list(terms.values())).sum()
-        assert checks.close(total, checks.expected("kd_total")["loss"])
+        assert CHECKS.close(total, CHECKS.expected("kd_total")["loss"])
 
     def test_leaves_only_the_task_after_its_stop_epoch(self) -> None:
         method = kd.KD(kd.KD.Params(stop_epoch=2), network(3), network(3))
         given = (
-            features(checks.tensor("logits_s")),
-            features(checks.tensor("logits_t")),
-            batch(checks.tensor("target")),
+            features(CHECKS.tensor("logits_s")),
+            features(CHECKS.tensor("logits_t")),
+            batch(CHECKS.tensor("target")),
         )
         assert float(method.terms(*given, Moment(2, 2, 1))["kd"]) > 0
         stopped = method.terms(*given, Moment(3, 3, 1))
@@ -125,14 +127,14 @@ class TestStandardizedKD:
     def test_equals_the_published_values(self, by: standardization.Deviation, check: str) -> None:
         params = kd.KD.Params(kd_weight=9, temperature=2, standardize=by)
         terms = kd.KD(params, network(3), network(3)).terms(
-            features(checks.tensor("logits_s")),
-            features(checks.tensor("logits_t")),
-            batch(checks.tensor("target")),
+            features(CHECKS.tensor("logits_s")),
+            features(CHECKS.tensor("logits_t")),
+            batch(CHECKS.tensor("target")),
             Moment(1, 1, 1),
         )
-        wanted = checks.expected(check)
-        assert checks.close(terms["kd"], wanted["loss_w9"])
-        assert checks.close(terms["kd"] / 9, wanted["loss"])
+        wanted = CHECKS.expected(check)
+        assert CHECKS.close(terms["kd"], wanted["loss_w9"])
+        assert CHECKS.close(terms["kd"] / 9, wanted["loss"])
 
     @pytest.mark.parametrize("by", ["population", "sample"])
     def test_ignores_scale_and_shift_of_each_sample(self, by: standardization.Deviation) -> None:

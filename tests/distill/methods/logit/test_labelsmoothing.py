@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from tests.distill.methods import checks, scenes
+from tests.distill.golden import CHECKS
+from tests.distill.methods import scenes
 from tests.distill.methods.logit.test_ce import NOTHING
 from tests.distill.methods.logit.test_kd import random_pair
 from workers.distill.data.types import Batch, Mixed
@@ -19,12 +20,12 @@ def loss(logits: torch.Tensor, batch: Batch, smoothing: float) -> torch.Tensor:
 
 class TestLabelSmoothing:
     def test_equals_the_published_value(self) -> None:
-        found = loss(checks.tensor("logits_s"), scenes.batch(checks.tensor("target")), 0.1)
-        assert checks.close(found, checks.expected("label_smoothing")["loss"])
+        found = loss(CHECKS.tensor("logits_s"), scenes.batch(CHECKS.tensor("target")), 0.1)
+        assert CHECKS.close(found, CHECKS.expected("label_smoothing")["loss"])
 
     def test_is_cross_entropy_without_smoothing(self) -> None:
-        found = loss(checks.tensor("logits_s"), scenes.batch(checks.tensor("target")), 0)
-        assert checks.close(found, checks.expected("ce")["loss"])
+        found = loss(CHECKS.tensor("logits_s"), scenes.batch(CHECKS.tensor("target")), 0)
+        assert CHECKS.close(found, CHECKS.expected("ce")["loss"])
 
     def test_equals_the_cross_entropy_with_the_spread_label(self) -> None:
         logits, _ = random_pair(1, 4, 5)

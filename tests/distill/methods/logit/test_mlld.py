@@ -4,7 +4,8 @@ from typing import Literal
 import pytest
 import torch
 
-from tests.distill.methods import checks, scenes
+from tests.distill.golden import CHECKS
+from tests.distill.methods import scenes
 from tests.distill.methods.logit.test_kd import network, random_pair
 from workers.distill import errors
 from workers.distill.functional import standardization
@@ -48,14 +49,14 @@ def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float)
 
 class TestMultiLevelLoss:
     def test_equals_the_published_values(self) -> None:
-        wanted = checks.expected("mlld_parts")
-        student, teacher = checks.tensor("logits_s"), checks.tensor("logits_t")
+        wanted = CHECKS.expected("mlld_parts")
+        student, teacher = CHECKS.tensor("logits_s"), CHECKS.tensor("logits_t")
         found = mlld.multi_level_loss(
             student, teacher, mlld.Chosen.everything(teacher), temperature=4.0
         )
-        assert checks.close(found.instance, wanted["instance_kd"])
-        assert checks.close(found.batch, wanted["batch_level"])
-        assert checks.close(found.classes, wanted["class_level"])
+        assert CHECKS.close(found.instance, wanted["instance_kd"])
+        assert CHECKS.close(found.batch, wanted["batch_level"])
+        assert CHECKS.close(found.classes, wanted["class_level"])
 
     def test_compares_only_what_is_chosen(self) -> None:
         student, teacher = random_pair(0, 4, 5)
@@ -209,5 +210,5 @@ class TestMLLD:
             terms(alone, teacher, "clean")
 
     def test_asks_for_a_strong_view_of_images_that_are_not_mixed(self) -> None:
-        assert mlld.MLLD.wants_strong
+        assert mlld.MLLD.uses_strong_view
         assert not mlld.MLLD.accepts_mixed

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from tests.distill.methods import checks, scenes
+from tests.distill.golden import CHECKS
+from tests.distill.methods import scenes
 from tests.distill.methods.logit.test_kd import network, random_pair
 from workers.distill import errors
 from workers.distill.methods.logit import nkd
@@ -16,12 +17,16 @@ def loss(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor) -> 
 
 class TestNKDLoss:
     def test_equals_the_published_values(self) -> None:
-        wanted = checks.expected("nkd_g1.5_tau1")
-        given = (checks.tensor("logits_s"), checks.tensor("logits_t"), checks.tensor("target"))
+        wanted = CHECKS.expected("nkd_g1.5_tau1")
+        given = (
+            CHECKS.tensor("logits_s"),
+            CHECKS.tensor("logits_t"),
+            CHECKS.tensor("target"),
+        )
         others = 1.5 * nkd.non_target_loss(*given, temperature=1.0)
-        assert checks.close(nkd.target_loss(*given), wanted["target_term"])
-        assert checks.close(others, wanted["non_target_term"])
-        assert checks.close(nkd.target_loss(*given) + others, wanted["loss"])
+        assert CHECKS.close(nkd.target_loss(*given), wanted["target_term"])
+        assert CHECKS.close(others, wanted["non_target_term"])
+        assert CHECKS.close(nkd.target_loss(*given) + others, wanted["loss"])
 
     def test_other_classes_reach_their_floor_when_both_agree(self) -> None:
         _, teacher = random_pair(0, 4, 5)
@@ -50,8 +55,8 @@ class TestNKDLoss:
         assert torch.allclose(one, other, rtol=1e-9)
 
     def test_two_classes_leave_only_the_true_one(self) -> None:
-        pair = (checks.tensor("logits2_s"), checks.tensor("logits2_t"))
-        labels = checks.tensor("target2")
+        pair = (CHECKS.tensor("logits2_s"), CHECKS.tensor("logits2_t"))
+        labels = CHECKS.tensor("target2")
         assert float(nkd.non_target_loss(*pair, labels, temperature=2.0)) == 0
 
     def test_has_the_gradient_of_its_value(self) -> None:
@@ -73,15 +78,15 @@ class TestNKD:
     def test_adds_both_parts_to_the_task(self) -> None:
         params = nkd.NKD.Params(gamma=1.5, temperature=1)
         terms = nkd.NKD(params, network(3), network(3)).terms(
-            scenes.features(checks.tensor("logits_s")),
-            scenes.features(checks.tensor("logits_t")),
-            scenes.batch(checks.tensor("target")),
+            scenes.features(CHECKS.tensor("logits_s")),
+            scenes.features(CHECKS.tensor("logits_t")),
+            scenes.batch(CHECKS.tensor("target")),
             scenes.MOMENT,
         )
         assert list(terms) == ["task", "target", "non_target"]
-        assert checks.close(terms["task"], checks.expected("ce")["loss"])
+        assert CHECKS.close(terms["task"], CHECKS.expected("ce")["loss"])
         parts = terms["target"] + terms["non_target"]
-        assert checks.close(parts, checks.expected("nkd_g1.5_tau1")["loss"])
+        assert CHECKS.close(parts, CHECKS.expected("nkd_g1.5_tau1")["loss"])
 
     def test_wants_one_true_class_for_each_image(self) -> None:
         assert not nkd.NKD.accepts_mixed

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from tests.distill.methods import checks, scenes
+from tests.distill.golden import CHECKS
+from tests.distill.methods import scenes
 from tests.distill.methods.relation.rows import rows
 from workers.distill import errors
 from workers.distill.methods.relation import cc
@@ -9,8 +10,8 @@ from workers.distill.methods.relation import cc
 
 class TestCCLoss:
     def test_equals_the_published_value(self) -> None:
-        loss = cc.cc_loss(checks.tensor("emb_s"), checks.tensor("emb_t")[:, :4])
-        assert checks.close(loss, checks.expected("cc_repdistiller")["loss"])
+        loss = cc.cc_loss(CHECKS.tensor("emb_s"), CHECKS.tensor("emb_t")[:, :4])
+        assert CHECKS.close(loss, CHECKS.expected("cc_repdistiller")["loss"])
 
     def test_is_zero_when_both_agree(self) -> None:
         same = rows(0, 5, 4)

@@ -4,14 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 
-from tests.distill.methods import checks, scenes
+from tests.distill.golden import CHECKS
+from tests.distill.methods import scenes
 from workers.distill import errors
 from workers.distill.data.types import Batch
 from workers.distill.methods.base import Terms
 from workers.distill.methods.relation import crd
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0])
-CHECK = checks.parameters("crd_first_step")
+CHECK = CHECKS.parameters("crd_first_step")
 
 
 def random_rows(seed: int, *shape: int) -> torch.Tensor:
@@ -45,31 +46,31 @@ def terms_of(made: crd.CRD, shown: Batch, seed: int = 0) -> Terms:
 
 class TestFirstStep:
     def scored(self, embeddings: str, memories: torch.Tensor) -> tuple[crd.Drawn, torch.Tensor]:
-        places = checks.tensor("crd_contrast_index").long()
+        places = CHECKS.tensor("crd_contrast_index").long()
         counts = F.one_hot(places[:, 1:], CHECK["n_data"]).sum(1).double()
-        rows = checks.tensor(embeddings)
+        rows = CHECKS.tensor(embeddings)
         drawn = crd.score(rows, memories[places[:, 0]], memories, counts, temperature=CHECK["tau"])
         return drawn, rows
 
     def test_and_the_second_equal_the_published_values(self) -> None:
-        wanted = checks.expected("crd_first_step")
-        memories = {side: checks.tensor(f"crd_memory_{side}") for side in "st"}
-        index = checks.tensor("crd_index").long()
+        wanted = CHECKS.expected("crd_first_step")
+        memories = {side: CHECKS.tensor(f"crd_memory_{side}") for side in "st"}
+        index = CHECKS.tensor("crd_index").long()
         log_z, losses = {}, []
         for side, other in ("st", "ts"):
             drawn, rows = self.scored(f"crd_emb_{side}", memories[other])
             log_z[side] = crd.log_normaliser(drawn, images=CHECK["n_data"])
-            assert checks.close(log_z[side].exp(), wanted[f"Z_{side}"])
+            assert CHECKS.close(log_z[side].exp(), wanted[f"Z_{side}"])
             loss = crd.crd_loss(drawn, log_z[side], negatives=CHECK["K"], images=CHECK["n_data"])
-            assert checks.close(loss, wanted[f"loss_{side}"])
+            assert CHECKS.close(loss, wanted[f"loss_{side}"])
             losses.append(loss)
-        assert checks.close(torch.stack(losses).sum(), wanted["loss"])
+        assert CHECKS.close(torch.stack(losses).sum(), wanted["loss"])
         for side in "st":
-            rows = checks.tensor(f"crd_emb_{side}")
-            moved = crd.moved(memories[side][index], rows, momentum=CHECK["momentum"])
+            rows = CHECKS.tensor(f"crd_emb_{side}")
+            moved = crd.updated(memories[side][index], rows, momentum=CHECK["momentum"])
             memories[side][index] = moved
-        assert checks.close(memories["s"][1], wanted["memory_s_row1_after"])
-        assert checks.close(memories["t"][4], wanted["memory_t_row4_after"])
+        assert CHECKS.close(memories["s"][1], wanted["memory_s_row1_after"])
+        assert CHECKS.close(memories["t"][4], wanted["memory_t_row4_after"])
         second = [
             crd.crd_loss(
                 self.scored(f"crd_emb_{side}", memories[other])[0],
@@ -79,7 +80,7 @@ class TestFirstStep:
             )
             for side, other in ("st", "ts")
         ]
-        assert checks.close(torch.stack(second).sum(), wanted["loss_second_step_same_batch"])
+        assert CHECKS.close(torch.stack(second).sum(), wanted["loss_second_step_same_batch"])
 
 
 class TestCRDLoss:
@@ -218,7 +219,7 @@ class TestCRD:
         heads = (made.student_head, made.teacher_head)
         assert all(head.weight.grad is not None and head.weight.grad.any() for head in heads)
 
-    def test_moves_memories_after_the_step_towards_what_was_seen(self) -> None:
+    def test_updates_memories_after_the_step_by_the_embeddings(self) -> None:
         made = method()
         before = made.memory_student.clone()
         terms_of(made, batch(1, 4))
@@ -303,5 +304,5 @@ class TestCRD:
 
     def test_says_that_it_was_not_prepared(self) -> None:
         made = crd.CRD(crd.CRD.Params(), scenes.network(), scenes.other_network())
-        with pytest.raises(RuntimeError, match="not shown the training split"):
+        with pytest.raises(RuntimeError, match="not prepared with the training split"):
             terms_of(made, batch(0, 1))

@@ -3,7 +3,8 @@ import functools
 import pytest
 import torch
 
-from tests.distill.methods import checks, scenes
+from tests.distill.golden import CHECKS
+from tests.distill.methods import scenes
 from tests.distill.methods.logit.test_kd import random_pair
 from workers.distill import errors
 from workers.distill.methods.relation import mmd
@@ -17,12 +18,12 @@ class TestMMDLoss:
     )
     def test_equals_the_published_value(self, kernel: mmd.KernelName, key: str) -> None:
         found = mmd.mmd_loss(
-            checks.tensor("emb_s"),
-            checks.tensor("emb_t")[:, :4],
+            CHECKS.tensor("emb_s"),
+            CHECKS.tensor("emb_t")[:, :4],
             kernel=kernel,
-            bandwidth=checks.parameters("mmd2")["rbf_sigma"],
+            bandwidth=CHECKS.parameters("mmd2")["rbf_sigma"],
         )
-        assert checks.close(found, checks.expected("mmd2")[key])
+        assert CHECKS.close(found, CHECKS.expected("mmd2")[key])
 
     def test_equals_the_sum_over_all_pairs(self) -> None:
         student, teacher = random_pair(0, 4, 3)
@@ -102,7 +103,7 @@ class TestMMD:
         )
         assert not list(equal.parameters())
         assert not list(logits.parameters())
-        student, teacher = checks.tensor("logits4_s"), checks.tensor("logits4_t")
+        student, teacher = CHECKS.tensor("logits4_s"), CHECKS.tensor("logits4_t")
         terms = logits.terms(
             scenes.features(student),
             scenes.features(teacher),

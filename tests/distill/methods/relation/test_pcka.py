@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 from torch import nn
 
-from tests.distill.methods import checks, scenes
+from tests.distill.golden import CHECKS
+from tests.distill.methods import scenes
 from workers.distill import errors
 from workers.distill.functional import kernels
 from workers.distill.methods.base import Terms
@@ -18,9 +19,9 @@ def maps(seed: int, *shape: int) -> torch.Tensor:
 
 
 def published(axis: pcka.Axis) -> list[torch.Tensor]:
-    side = checks.parameters("pcka_patch2")["patch"]
+    side = CHECKS.parameters("pcka_patch2")["patch"]
     return [
-        pcka.patch_rows(checks.tensor(name), side=side, axis=axis) for name in ("pcka_s", "pcka_t")
+        pcka.patch_rows(CHECKS.tensor(name), side=side, axis=axis) for name in ("pcka_s", "pcka_t")
     ]
 
 
@@ -65,11 +66,11 @@ class TestPCKALoss:
     )
     def test_equals_the_published_value(self, axis: pcka.Axis, centered: bool, key: str) -> None:
         loss = pcka.pcka_loss(*published(axis), centered=centered)
-        wanted = checks.expected("pcka_patch2")
-        assert checks.close(1 - loss, wanted[key])
+        wanted = CHECKS.expected("pcka_patch2")
+        assert CHECKS.close(1 - loss, wanted[key])
         if key == "mean_cka_channel_uncentered":
             # The released code's -10 * CKA.
-            assert checks.close(10 * loss - 10, wanted["loss_w10_code"])
+            assert CHECKS.close(10 * loss - 10, wanted["loss_w10_code"])
 
     @pytest.mark.parametrize("centered", [True, False])
     def test_transposed_is_that_of_exchanged_rows(self, centered: bool) -> None:
@@ -181,7 +182,7 @@ class TestPCKA:
         [
             ({"patch": 8}, "the last stage of 2x2 cut into patches of 8x8 gives 1, of at least 3"),
             ({"stages": [1, 2], "patch": 4}, "stage 2 of 4x4 cut into patches of 4x4 gives 1"),
-            ({"stages": [4]}, r"compares stage 4 .*, and the student shows 3 stages"),
+            ({"stages": [4]}, r"compares stage 4 .*, and the student returns 3 stages"),
         ],
     )
     def test_refuses_a_stage_that_has_no_patches_to_compare(

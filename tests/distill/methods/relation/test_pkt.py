@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from tests.distill.methods import checks, scenes
+from tests.distill.golden import CHECKS
+from tests.distill.methods import scenes
 from tests.distill.methods.relation.rows import rows, turn
 from workers.distill.methods.relation import pkt
 from workers.distill.networks.interface import Network
@@ -9,8 +10,8 @@ from workers.distill.networks.interface import Network
 
 class TestPKTLoss:
     def test_equals_the_published_value(self) -> None:
-        loss = pkt.pkt_loss(checks.tensor("emb_s"), checks.tensor("emb_t"))
-        assert checks.close(loss, checks.expected("pkt")["loss"])
+        loss = pkt.pkt_loss(CHECKS.tensor("emb_s"), CHECKS.tensor("emb_t"))
+        assert CHECKS.close(loss, CHECKS.expected("pkt")["loss"])
 
     def test_is_zero_when_both_agree(self) -> None:
         same = rows(0, 5, 4)
@@ -62,10 +63,10 @@ class TestPKTLoss:
 class TestPKT:
     def test_weighs_the_mean_over_all_pairs(self) -> None:
         terms = pkt.PKT(pkt.PKT.Params(), Network(), Network()).terms(
-            scenes.features(pooled=checks.tensor("emb_s")),
-            scenes.features(pooled=checks.tensor("emb_t")),
+            scenes.features(pooled=CHECKS.tensor("emb_s")),
+            scenes.features(pooled=CHECKS.tensor("emb_t")),
             scenes.batch([0, 1, 2]),
             scenes.MOMENT,
         )
         assert list(terms) == ["task", "pkt"]
-        assert checks.close(terms["pkt"], checks.expected("pkt")["loss_w30000"])
+        assert CHECKS.close(terms["pkt"], CHECKS.expected("pkt")["loss_w30000"])

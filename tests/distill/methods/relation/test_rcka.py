@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.distill.methods import checks, scenes
+from tests.distill.golden import CHECKS
+from tests.distill.methods import scenes
 from tests.distill.methods.logit.test_kd import random_pair
 from workers.distill import errors
 from workers.distill.methods.relation import rcka
@@ -38,21 +39,21 @@ class TestLosses:
     def test_equal_the_published_values(
         self, check: str, logits: str, centered: bool, row_norm: bool
     ) -> None:
-        wanted = checks.expected(check)
-        pair = (checks.tensor(f"{logits}_s"), checks.tensor(f"{logits}_t"))
+        wanted = CHECKS.expected(check)
+        pair = (CHECKS.tensor(f"{logits}_s"), CHECKS.tensor(f"{logits}_t"))
         samples = rcka.samples_loss(*pair, centered=centered, row_norm=row_norm)
         classes = rcka.classes_loss(*pair, centered=centered, row_norm=row_norm)
-        assert checks.close(1 - samples, wanted["cka_samples_NxN"])
-        assert checks.close(1 - classes, wanted["cka_classes_CxC"])
+        assert CHECKS.close(1 - samples, wanted["cka_samples_NxN"])
+        assert CHECKS.close(1 - classes, wanted["cka_classes_CxC"])
         if "loss_1_minus_form" in wanted:
-            assert checks.close(samples + classes, wanted["loss_1_minus_form"])
+            assert CHECKS.close(samples + classes, wanted["loss_1_minus_form"])
             # The released code's -15 * CKA of each is this less 30.
             negative = 15 * (samples + classes) - 30
-            assert checks.close(negative, wanted["loss_negative_form_w15"])
+            assert CHECKS.close(negative, wanted["loss_negative_form_w15"])
 
     def test_of_features_equals_the_published_value(self) -> None:
-        loss = rcka.features_loss(checks.tensor("map_s"), checks.tensor("map_t"), centered=False)
-        assert checks.close(1 - loss, checks.expected("rcka_features_flattened")["cka"])
+        loss = rcka.features_loss(CHECKS.tensor("map_s"), CHECKS.tensor("map_t"), centered=False)
+        assert CHECKS.close(1 - loss, CHECKS.expected("rcka_features_flattened")["cka"])
 
     @given(seed=st.integers(0, 10_000), centered=st.booleans())
     def test_are_zero_when_both_agree_up_to_scale(self, seed: int, centered: bool) -> None:
@@ -109,24 +110,24 @@ class TestLosses:
 
 class TestRCKA:
     def test_weighs_each_relation(self) -> None:
-        student, teacher = checks.tensor("logits4_s"), checks.tensor("logits4_t")
+        student, teacher = CHECKS.tensor("logits4_s"), CHECKS.tensor("logits4_t")
         labels = scenes.batch([0, 1, 2, 0])
         pair = (shown(student, 8), shown(teacher, 9))
         terms = method().terms(*pair, labels, scenes.MOMENT)
         assert list(terms) == ["task", "rcka_samples", "rcka_classes", "rcka_features"]
-        wanted = checks.expected("rcka_logits4_centered")["loss_1_minus_form"]
-        assert checks.close(terms["rcka_samples"] + terms["rcka_classes"], 15 * wanted)
+        wanted = CHECKS.expected("rcka_logits4_centered")["loss_1_minus_form"]
+        assert CHECKS.close(terms["rcka_samples"] + terms["rcka_classes"], 15 * wanted)
         assert pair[0].final is not None
         assert pair[1].final is not None
         features = rcka.features_loss(pair[0].final, pair[1].final, centered=True)
         assert torch.allclose(terms["rcka_features"], 15 * features, rtol=1e-9)
 
     def test_keeps_the_names_of_what_is_switched_off(self) -> None:
-        logits = checks.tensor("logits4_s").requires_grad_()
+        logits = CHECKS.tensor("logits4_s").requires_grad_()
         off = method(samples_weight=0, classes_weight=0, features_weight=0, task_weight=0)
         terms = off.terms(
             scenes.features(logits),
-            scenes.features(checks.tensor("logits4_t")),
+            scenes.features(CHECKS.tensor("logits4_t")),
             scenes.batch([0, 1, 2, 0]),
             scenes.MOMENT,
         )

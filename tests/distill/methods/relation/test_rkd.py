@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from tests.distill.methods import checks, scenes
+from tests.distill.golden import CHECKS
+from tests.distill.methods import scenes
 from tests.distill.methods.relation.rows import rows, turn
 from workers.distill.functional import relations
 from workers.distill.methods.relation import rkd
@@ -16,9 +17,9 @@ def losses(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
 class TestRKDLosses:
     def test_equal_the_published_values(self) -> None:
-        wanted = checks.expected("rkd")
-        found = losses(checks.tensor("emb_s"), checks.tensor("emb_t"))
-        assert checks.close(found, [wanted["distance"], wanted["angle"]])
+        wanted = CHECKS.expected("rkd")
+        found = losses(CHECKS.tensor("emb_s"), CHECKS.tensor("emb_t"))
+        assert CHECKS.close(found, [wanted["distance"], wanted["angle"]])
 
     def test_angles_equal_those_of_a_triangle(self) -> None:
         corners = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 5.0]], dtype=torch.float64)
@@ -87,10 +88,10 @@ class TestRKDLosses:
 class TestRKD:
     def test_total_equals_the_published_value(self) -> None:
         terms = rkd.RKD(rkd.RKD.Params(), Network(), Network()).terms(
-            scenes.features(pooled=checks.tensor("emb_s")),
-            scenes.features(pooled=checks.tensor("emb_t")),
+            scenes.features(pooled=CHECKS.tensor("emb_s")),
+            scenes.features(pooled=CHECKS.tensor("emb_t")),
             scenes.batch([0, 1, 2]),
             scenes.MOMENT,
         )
         assert list(terms) == ["task", "distance", "angle"]
-        assert checks.close(terms["distance"] + terms["angle"], checks.expected("rkd")["loss"])
+        assert CHECKS.close(terms["distance"] + terms["angle"], CHECKS.expected("rkd")["loss"])

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from tests.distill.methods import checks, scenes
+from tests.distill.golden import CHECKS
+from tests.distill.methods import scenes
 from tests.distill.methods.relation.rows import rows, turn
 from workers.distill import errors
 from workers.distill.methods.relation import sp
@@ -14,13 +15,13 @@ def maps(seed: int, count: int, channels: int = 3, side: int = 2) -> torch.Tenso
 
 class TestSPLoss:
     def test_equals_the_published_value(self) -> None:
-        loss = sp.sp_loss(checks.tensor("map_s"), checks.tensor("map_t"))
-        assert checks.close(loss, checks.expected("sp")["loss"])
+        loss = sp.sp_loss(CHECKS.tensor("map_s"), CHECKS.tensor("map_t"))
+        assert CHECKS.close(loss, CHECKS.expected("sp")["loss"])
 
     def test_equals_the_published_value_for_maps_of_one_position(self) -> None:
-        student, teacher = (checks.tensor(name)[..., None, None] for name in ("sp4_s", "sp4_t"))
+        student, teacher = (CHECKS.tensor(name)[..., None, None] for name in ("sp4_s", "sp4_t"))
         loss = sp.sp_loss(student, teacher)
-        assert checks.close(loss, checks.expected("sp_batch4")["loss"])
+        assert CHECKS.close(loss, CHECKS.expected("sp_batch4")["loss"])
 
     def test_is_zero_when_both_agree(self) -> None:
         same = maps(0, 4)
@@ -72,13 +73,13 @@ class TestSP:
     def test_compares_the_last_stages(self) -> None:
         student, teacher = scenes.network(), scenes.other_network()
         terms = sp.SP(sp.SP.Params(), student, teacher).terms(
-            scenes.features(stages=[checks.tensor("map_s_8x8"), checks.tensor("map_s")]),
-            scenes.features(stages=[checks.tensor("map_t_8x8"), checks.tensor("map_t")]),
+            scenes.features(stages=[CHECKS.tensor("map_s_8x8"), CHECKS.tensor("map_s")]),
+            scenes.features(stages=[CHECKS.tensor("map_t_8x8"), CHECKS.tensor("map_t")]),
             scenes.batch([0, 1]),
             scenes.MOMENT,
         )
         assert list(terms) == ["task", "sp"]
-        assert checks.close(terms["sp"], checks.expected("sp")["loss_w3000"])
+        assert CHECKS.close(terms["sp"], CHECKS.expected("sp")["loss_w3000"])
 
     def test_refuses_a_network_without_maps_and_names_it(self) -> None:
         class Flat(Network):

@@ -262,7 +262,7 @@ class TestShows:
         self, reference: str, norms: list[str]
     ) -> None:
         network = build(reference, side=64).eval()
-        network.reveal(["pre_activations"])
+        network.enable_features(["pre_activations"])
         with torch.no_grad():
             # timm starts these at zero, where a block is nothing but its shortcut.
             for norm in network.stage_norms():
@@ -290,7 +290,7 @@ class TestShows:
     def test_hooks_of_timm_wait_until_they_are_wanted(self) -> None:
         network = build("timm/resnet10t", side=64).eval()
         assert network.observe(pictures(side=64)).pre_activations == ()
-        network.reveal(["stages"])
+        network.enable_features(["stages"])
         assert network.observe(pictures(side=64)).pre_activations == ()
 
     @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ class TestShows:
     )
     def test_stages_that_end_otherwise_show_nothing_before(self, reference: str) -> None:
         network = build(reference, side=64).eval()
-        network.reveal(["pre_activations"])
+        network.enable_features(["pre_activations"])
         assert network.observe(pictures(side=64)).pre_activations == ()
         assert network.stage_norms() == ()
 

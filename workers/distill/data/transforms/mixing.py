@@ -1,8 +1,8 @@
 """Mixtures of two images of a batch: mixup blends them, CutMix pastes a box of one into the other.
 
 Sources: Zhang et al., arXiv 1710.09412 (mixup); Yun et al., arXiv 1905.04899 (CutMix). Differs:
-each image has its own share, where the authors draw one a batch; a blend is rounded to whole pixel
-values, which is how every batch is kept.
+each image has its own share, where the authors draw one per batch; blends are rounded to whole
+pixel values, as batches are uint8.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from workers.distill.data.types import Batch, Mixed
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """How images are mixed, one row an image; on the CPU."""
+    """Parameters of mixing, one row per image; on the CPU."""
 
     mixing: Mixup | CutMix
     share: Float[Tensor, " N"]
@@ -29,7 +29,7 @@ class Mixture:
     across: Float[Tensor, " N"]
 
     def part(self, start: int, end: int) -> "Mixture":
-        """Return how the images of one batch are mixed."""
+        """Return the mixing parameters of one batch."""
         columns = (self.share, self.place, self.down, self.across)
         return Mixture(self.mixing, *(column[start:end] for column in columns))
 
@@ -52,7 +52,7 @@ class Mixture:
 
 
 def draw(mixing: Mixup | CutMix, count: int, seed: int) -> Mixture:
-    """Draw how the images of an epoch are mixed."""
+    """Draw the mixing parameters of an epoch's images."""
     generator = np.random.default_rng(seed)
     share = generator.beta(mixing.alpha, mixing.alpha, count)
     columns = (share, *generator.random((3, count)))

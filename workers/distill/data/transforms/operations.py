@@ -1,7 +1,7 @@
-"""Operations on whole batches of images, with one strength an image.
+"""Operations on whole batches of images, with one strength per image.
 
 Images are sorted by operation and each operation is done once, so a batch costs as many calls as
-there are operations, not images. Empty places are black, and pixels are looked up without
+there are operations, not images. Empty positions are black, and pixels are sampled without
 interpolation, as torchvision's transforms do.
 
 Checked against: pytorch/vision, transforms/v2/functional.
@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 class Operation(enum.IntEnum):
-    """What may be done to an image; those of one kind stand together."""
+    """Operations on an image; those of one kind are adjacent."""
 
     IDENTITY = 0
     SHEAR_X = 1
@@ -43,7 +43,7 @@ _O = Operation
 
 @dataclass(frozen=True)
 class Drawn:
-    """What happens to each image, operation after operation; on the CPU."""
+    """Drawn operations and strengths of each image, in order; on the CPU."""
 
     operations: Int[Tensor, "k N"]
     amounts: Float[Tensor, "k N"]
@@ -51,7 +51,7 @@ class Drawn:
     that posterizing leaves, threshold of solarizing."""
 
     def part(self, start: int, end: int) -> "Drawn":
-        """Return what happens to some of the images."""
+        """Return the drawn operations of some of the images."""
         return Drawn(self.operations[:, start:end], self.amounts[:, start:end])
 
 
@@ -142,7 +142,7 @@ def _sharpen(images: Tensor, amounts: Tensor) -> Tensor:
         return images
     seen = images.float()
     inner = seen[:, :, 1:-1, 1:-1]
-    # A blur whose middle weighs 5 of 13; the border has too few neighbours and stays.
+    # A blur with a centre weight of 5 / 13; the border has too few neighbours and is unchanged.
     blurred = ((F.avg_pool2d(seen, 3, 1) * 9 + inner * 4) / 13).round()
     seen[:, :, 1:-1, 1:-1] = torch.lerp(blurred, inner, _each(1 + amounts).float())
     return seen.clamp(0, 255).to(torch.uint8)

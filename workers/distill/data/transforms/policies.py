@@ -1,6 +1,6 @@
-"""What strong augmentation draws: AutoAugment, RandAugment, and the strong view of FixMatch.
+"""Policies of strong augmentation: AutoAugment, RandAugment, and the strong view of FixMatch.
 
-It is drawn on the CPU, from the image's own stream, and done on the device by `operations`.
+They draw on the CPU from the image's own random stream; `operations` applies them on the device.
 
 Sources: Cubuk et al., arXiv 1805.09501 (AutoAugment) and 1909.13719 (RandAugment); Sohn et al.,
 arXiv 2001.07685 (FixMatch). Checked against: pytorch/vision, transforms/v2.

@@ -1,9 +1,9 @@
-"""What a method declares that invents its images, and what it is shown while it does.
+"""What a data-free method declares, and what it gets while images are generated.
 
-A data-free job goes in turns. In a synthesis call, an inverter (`loops/inversion.py`) moves a
-generator, its latent vectors or the pixels themselves against a method's `synthesis_terms`, and
-what it keeps goes into the replay buffer. Then the student makes some steps against `terms`, as it
-does with real images. No method reads an image of a data set.
+A data-free job alternates two phases. In a synthesis call, a synthesizer (`synthesis/synthesizers`)
+optimises a generator, its latent vectors or the pixels themselves against a method's
+`synthesis_terms`; the resulting images go into the replay buffer. Then the student makes some steps
+against `terms`, as it does with real images. No method reads an image of a data set.
 """
 
 from collections.abc import Callable
@@ -20,24 +20,34 @@ from workers.distill.config import rules
 from workers.distill.config.descriptions import MethodDescription, NetworkDescription
 from workers.distill.config.job import Task
 from workers.distill.config.synthesis import GeneratorSynthesis, Synthesis
-from workers.distill.functional import priorities
-from workers.distill.methods.base import Method, Need, Terms
+from workers.distill.data.types import Batch
+from workers.distill.functional import divergences, priorities
+from workers.distill.functional.statistics import MomentMemory
+from workers.distill.methods.base import Method, Moment, Need, Terms
+from workers.distill.methods.parameters import (
+    AdversarialWeight,
+    BNMomentum,
+    BNWeight,
+    Masked,
+    OneHotWeight,
+    SoftTargetTemperature,
+)
 from workers.distill.networks import generators
 from workers.distill.networks.interface import Features, Network, NormInput, batch_norms
 
 Given = ParamSpec("Given")
 
 SynthesizerName: TypeAlias = Literal["noise", "stream", "latent", "pixels"]
-"""What is moved: nothing; a generator; a generator and one batch of latent vectors; pixels."""
+"""What is optimised: nothing; a generator; a generator and one batch of latent vectors; pixels."""
 Eviction: TypeAlias = Literal["oldest", "lowest"]
-"""Which images give way: those that came first, or those of the lowest priority."""
+"""Which images a full buffer replaces: the oldest ones, or those of the lowest priority."""
 
 
 @dataclass(frozen=True)
 class ForwardResult:
-    """What a network shows of images in evaluation mode, with what its batch norms received.
+    """A network's outputs in evaluation mode, with the inputs of its batch norms.
 
-    `norms` is empty for a student unless the method asks for them (`wants_student_norms`).
+    `norms` is empty for a student unless the method sets `uses_student_bn_statistics`.
     """
 
     features: Features
@@ -46,10 +56,10 @@ class ForwardResult:
 
 @dataclass(frozen=True)
 class BufferStats:
-    """What the replay buffer held before the present call.
+    """Size and class shares of the replay buffer before the present call.
 
-    `class_shares` says which share of its images (dense tasks: of their pixels) the teacher takes
-    for each class; zeros while it is empty.
+    `class_shares` are the shares of its images (in dense tasks: of their pixels) that the teacher
+    assigns to each class; zeros while it is empty.
     """
 
     images: int
@@ -58,25 +68,26 @@ class BufferStats:
 
 @dataclass(frozen=True)
 class SynthesisBatch:
-    """What one step of a synthesis call shows; everything but `stock` leads back to the images.
+    """Images of one step of a synthesis call with the networks' outputs.
 
-    `images` have pixels of about 0..1; `seen` is how the teacher saw them, augmented and
-    normalised. `student` is None while the student has not begun to learn (warm-up) and where the
-    method does not ask for it. `second` is the teacher's look at a second, strongly cropped view.
+    All but `buffer` depend on the images differentiably. `images` have pixels of about 0..1;
+    `inputs` are what the teacher got, augmented and normalised. `student` is None during warm-up
+    and where the method does not use it. `second_view` is the teacher's result for another, strong
+    crop.
     """
 
     images: Float[Tensor, "N c h w"]
-    seen: Float[Tensor, "N c h w"]
+    inputs: Float[Tensor, "N c h w"]
     targets: Int[Tensor, " N"]
     teacher: ForwardResult
     student: ForwardResult | None
-    second: ForwardResult | None
-    stock: BufferStats
+    second_view: ForwardResult | None
+    buffer: BufferStats
     call: int
-    """Counted from 1, through warm-up and epochs."""
+    """Counts from 1, through warm-up and epochs."""
 
     @property
-    def nothing(self) -> Float[Tensor, ""]:
+    def zero(self) -> Float[Tensor, ""]:
         """Return a zero without gradient: a term that is switched off."""
         return self.teacher.features.logits.new_zeros(())
 
@@ -87,10 +98,10 @@ class SynthesisBatch:
         *arguments: Given.args,
         **named: Given.kwargs,
     ) -> Float[Tensor, ""]:
-        """Return weight * loss(...); with weight 0 it is `nothing`, and costs nothing."""
-        return self.nothing if weight == 0 else weight * loss(*arguments, **named)
+        """Return weight * loss(...); with weight 0 return `zero` without computing the loss."""
+        return self.zero if weight == 0 else weight * loss(*arguments, **named)
 
-    def against_student(
+    def student_term(
         self,
         weight: float,
         loss: Callable[Concatenate[Tensor, Tensor, Given], Tensor],
@@ -99,16 +110,16 @@ class SynthesisBatch:
     ) -> Float[Tensor, ""]:
         """Return weight * loss(student's logits, teacher's logits, ...).
 
-        It is `nothing` with weight 0, and where no student is shown.
+        It is `zero` with weight 0, and without a student.
         """
         if self.student is None or weight == 0:
-            return self.nothing
+            return self.zero
         logits = self.student.features.logits, self.teacher.features.logits
         return weight * loss(*logits, *arguments, **named)
 
 
 class DataFreeMethod(Method):
-    """Methods that learn from a teacher and from no image of a data set.
+    """Base of the methods that use a teacher and no image of a data set.
 
     Student and teacher may be dense: `Features.logits` is [N, C] or [N, C, H, W], and a loss per
     class distribution is averaged over images and positions (`functional.rows`).
@@ -121,7 +132,7 @@ class DataFreeMethod(Method):
     accepts_mixed = False
     combines = False
     tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation")
-    inverter: ClassVar[SynthesizerName] = "latent"
+    synthesizer: ClassVar[SynthesizerName] = "latent"
     renews_generator: ClassVar[bool] = False
     """Whether each call begins with a new generator."""
     image_weights: ClassVar[tuple[str, ...]] = ()
@@ -134,10 +145,10 @@ class DataFreeMethod(Method):
     """Whether nothing but the student's mistakes moves the images."""
 
     class Params(Method.Params):
-        """The budget; each method has its own defaults, and a caller changes single fields."""
+        """The budget; each method has its own defaults, and a caller may set single fields."""
 
         synthesis: Synthesis = Field(
-            Synthesis(), description="How images are invented: budget, inverter, buffer."
+            Synthesis(), description="How images are generated: budget, synthesizer, buffer."
         )
 
         @field_validator("synthesis", mode="before")
@@ -191,7 +202,7 @@ class DataFreeMethod(Method):
         """Return a new generator of images of the teacher's size, with fresh weights."""
         budget = self.params.synthesis
         if not isinstance(budget, GeneratorSynthesis):
-            raise TypeError(f"method {self.name} moves no generator")
+            raise TypeError(f"method {self.name} has no generator")
         return generators.build(
             budget.generator,
             image_shape=self.image_shape,
@@ -200,18 +211,18 @@ class DataFreeMethod(Method):
         )
 
     @property
-    def reads_norms(self) -> bool:
+    def uses_bn_statistics(self) -> bool:
         """Whether the loss of synthesis compares with the moments in the teacher's batch norms."""
         return self._reads_norms
 
     @property
-    def wants_second(self) -> bool:
-        """Whether the teacher is to look at a second, strongly cropped view of the images."""
+    def uses_second_view(self) -> bool:
+        """Whether the teacher also gets a second, strongly cropped view of the images."""
         return False
 
     @property
-    def wants_student_norms(self) -> bool:
-        """Whether what the student's batch norms receive is shown, where the student is."""
+    def uses_student_bn_statistics(self) -> bool:
+        """Whether the loss of synthesis uses the inputs of the student's batch norms."""
         return False
 
     def renews_at(self, call: int) -> bool:
@@ -219,44 +230,116 @@ class DataFreeMethod(Method):
         return self.renews_generator
 
     def targets(self, count: int) -> Int[Tensor, " N"]:
-        """Return the classes that the images of a call are to show, drawn from torch's numbers."""
+        """Return target classes for the images of a call, drawn from torch's random numbers."""
         return torch.randint(self.classes, (count,))
 
     def in_turn(self, count: int) -> Int[Tensor, " N"]:
-        """Return all classes in turn; of more classes than images, different ones each time."""
+        """Return all classes in turn; of more classes than images, a random subset."""
         turns = torch.arange(count) % self.classes
         return torch.randperm(self.classes)[turns] if count < self.classes else turns
 
     @property
-    def competes(self) -> bool:
-        """Whether synthesis looks at the student too, to find where it is wrong."""
+    def uses_student(self) -> bool:
+        """Whether the loss of synthesis uses the student's outputs."""
         return False
 
     @property
     def priority(self) -> priorities.Priority | None:
-        """Return how the student's images are drawn from the buffer; None draws evenly."""
+        """Return how the student's images are drawn from the buffer; None draws uniformly."""
         return None
 
     @property
     def eviction(self) -> Eviction:
-        """Return which images a full buffer gives up for new ones."""
+        """Return which images of a full buffer are replaced by new ones."""
         return "oldest"
 
-    def synthesis_terms(self, shown: SynthesisBatch) -> Terms:
-        """Return the weighted terms of the loss that the images of a call are moved against."""
+    def synthesis_terms(self, batch: SynthesisBatch) -> Terms:
+        """Return the weighted terms of the loss that a synthesis call minimises."""
         raise NotImplementedError
 
     def after_call(self, last: SynthesisBatch, kept: SynthesisBatch) -> None:
-        """Do what follows a call, before its images go into the buffer; everything is detached.
+        """Update the method after a call, before its images go into the buffer.
 
-        `last` is the call's last step. `kept` shows the images that are kept, unaugmented and
-        without the student; its `second` is a view drawn for them alone.
+        `last` is the call's last step. `kept` holds the images for the buffer with the teacher's
+        outputs, without augmentation and without the student; its `second_view` is a new crop. Both
+        are detached.
         """
 
     def synthesis_modules(self) -> dict[str, tuple[nn.Module, dict[str, Any]]]:
-        """Return parts that learn with each call, each with what its Adam differs in.
+        """Return modules that are trained with each call, with their own options for Adam.
 
-        They are part of the method, so that checkpoints hold them; the student's optimizer leaves
-        a data-free method alone.
+        They are part of the method, so that checkpoints hold them; the student's optimizer does not
+        update them.
         """
         return {}
+
+
+class SoftTargetMethod(DataFreeMethod):
+    """Data-free methods whose student is trained on the teacher's softened outputs."""
+
+    class Params(DataFreeMethod.Params):
+        """The temperature of the student's loss, and the budget."""
+
+        temperature: SoftTargetTemperature = 1.0
+
+    params: Params
+
+    def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
+        """Return the KL divergence from the teacher's softened outputs.
+
+        Units: nats times temperature squared.
+        """
+        kd = divergences.scaled_kl(
+            student.logits, teacher.logits, temperature=self.params.temperature
+        )
+        return {"kd": kd}
+
+
+class InversionMethod(SoftTargetMethod):
+    """Methods that fit images to a target class and to the teacher's batch norms."""
+
+    class Params(SoftTargetMethod.Params):
+        """The weights of both terms, the temperature and the budget."""
+
+        bn_weight: BNWeight = 1.0
+        onehot_weight: OneHotWeight = 1.0
+
+    params: Params
+
+
+class AdversarialInversionMethod(InversionMethod):
+    """Inversion methods whose images also maximise the divergence between student and teacher."""
+
+    class Params(InversionMethod.Params):
+        """Three weights, the temperature and the budget."""
+
+        adversarial_weight: AdversarialWeight = 1.0
+
+    params: Params
+
+    @property
+    def uses_student(self) -> bool:
+        """Whether the loss of synthesis uses the student's outputs."""
+        return self.params.adversarial_weight > 0
+
+
+class SmoothedInversionMethod(AdversarialInversionMethod):
+    """Adversarial inversion methods that smooth batch-norm moments over calls, as Fast-DFKD."""
+
+    class Params(AdversarialInversionMethod.Params):
+        """Three weights, the mask, the smoothing, the temperature and the budget."""
+
+        masked: Masked = True
+        bn_momentum: BNMomentum = 0.9
+
+    params: Params
+
+    def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
+        super().__init__(params, student, teacher)
+        norms = batch_norms(teacher) if teacher is not None and self.uses_bn_statistics else {}
+        self.memory = MomentMemory(norms, rate=params.bn_momentum)
+
+    def after_call(self, last: SynthesisBatch, kept: SynthesisBatch) -> None:
+        """Add the moments of the call's last step to the running average."""
+        if self.uses_bn_statistics:
+            self.memory.remember(last.teacher.norms)

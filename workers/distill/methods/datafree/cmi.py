@@ -1,21 +1,22 @@
 """Contrastive model inversion.
 
-Inverted images tend to look alike. Here an image is also to be told apart from all others that were
-made so far: what the teacher's batch norms receive of a strongly cropped view shall be closer to
-what they receive of the same image than to what they received of any other, of the batch or of a
-bank. A head that learns with the images sets the measure. Every call begins with a new generator.
+Inverted images tend to be similar to each other. A contrastive term makes each image different from
+all earlier ones: the teacher's batch-norm inputs for a strongly cropped view must be closer to
+those for the same image than to those for any other image of the batch or of a memory bank. They
+are compared after a projection head that is trained with the images. Every call starts with a new
+generator.
 
 Source: Fang et al., IJCAI 2021, arXiv:2105.08584, equations 2 to 8.
 Differs: each view goes through the teacher on its own, as in the authors' code, and only the first
-is compared with the moments in its batch norms. What enters the bank are features of the images as
-they are stored, in place of the augmented view in which they were found; their cropped view is
-drawn for them alone. The bank grows until it is full and then loses its oldest rows. The head's
-optimizer begins anew with each call, as the generator's does. In dense tasks each position is
-pulled to the class that the teacher decides for there.
+is compared with the moments in its batch norms. The bank stores features of the images as they go
+into the buffer, not of the augmented view of the call's last step; their cropped view is drawn
+separately. The bank grows until it is full and then drops its oldest rows. The head's optimizer is
+new for each call, as the generator's is. In dense tasks the target of each position is the class
+that the teacher predicts there.
 Checked against: zju-vipa/CMI, datafree/synthesis/contrastive.py (weights and schedule).
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,17 +24,27 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workers.distill.config.synthesis import LatentSynthesis
-from workers.distill.data.types import Batch
-from workers.distill.functional import adversaries, contrast, divergences, entropies, statistics
-from workers.distill.methods.base import Moment, Source, Terms
-from workers.distill.methods.datafree.base import DataFreeMethod, SynthesisBatch
-from workers.distill.networks.interface import Features, Network, observe_norms
+from workers.distill.functional import adversaries, contrast, entropies, statistics
+from workers.distill.methods.base import Source, Terms
+from workers.distill.methods.datafree.base import AdversarialInversionMethod, SynthesisBatch
+from workers.distill.methods.parameters import (
+    ONEHOT_WEIGHT,
+    ROUND_BUDGET,
+    AdversarialWeight,
+    BNWeight,
+    Masked,
+    OneHotWeight,
+    SoftTargetTemperature,
+    Target,
+    Weight,
+)
+from workers.distill.networks.interface import Network, observe_norms
 
 
 class Bank(nn.Module):
-    """Features of both views of earlier images, oldest first; its buffers grow up to `size` rows.
+    """Features of both views of earlier images, oldest first; buffers of at most `size` rows.
 
-    A state of any number of rows can be loaded.
+    A state with any number of rows can be loaded.
     """
 
     local: Tensor
@@ -52,11 +63,11 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def append(self, local: Float[Tensor, "N D"], whole: Float[Tensor, "N D"]) -> None:
-        """Add rows; the oldest give way where there are too many."""
+        """Add rows; the oldest are dropped where there would be more than `size`."""
         for name, added in (("local", local), ("whole", whole)):
-            rows_kept = self.get_buffer(name)
-            first = max(0, len(rows_kept) + len(added) - self.size)
-            joined = [rows_kept[first:], added[-self.size :].to(rows_kept.dtype)]
+            stored = self.get_buffer(name)
+            first = max(0, len(stored) + len(added) - self.size)
+            joined = [stored[first:], added[-self.size :].to(stored.dtype)]
             setattr(self, name, torch.cat(joined))
 
     # Any: torch types its own arguments so.
@@ -71,8 +82,8 @@ class Bank(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
-class CMI(DataFreeMethod):
-    """Learn from images that a contrast with all earlier ones keeps diverse."""
+class CMI(AdversarialInversionMethod):
+    """Distil on inverted images, kept diverse by a contrastive term over all earlier ones."""
 
     name = "cmi"
     title = "Contrastive model inversion"
@@ -87,77 +98,51 @@ class CMI(DataFreeMethod):
     adversarial_weights = ("adversarial_weight",)
     norm_weights = ("bn_weight", "contrast_weight")
 
-    class Params(DataFreeMethod.Params):
+    class Params(AdversarialInversionMethod.Params):
         """Weights of synthesis, the contrast and its bank, and the student's temperature."""
 
-        temperature: float = Field(
-            20.0,
-            gt=0,
-            le=1e4,
-            description="Divides the logits of both networks before softmax in the student's loss.",
-        )
-        bn_weight: float = Field(
+        temperature: SoftTargetTemperature = 20.0
+        bn_weight: BNWeight = Field(
             1.0,
-            ge=0,
-            le=1e6,
             description="Weight of the distance to the moments in the teacher's batch norms. With "
             "`contrast_weight` 0 too, the teacher needs none.",
         )
-        onehot_weight: float = Field(
-            1.0,
-            ge=0,
-            le=1e6,
-            description="Weight of the teacher's cross-entropy with the class that an image is to "
-            "show. Published: 1, and 0.5 for a ResNet-34.",
+        onehot_weight: OneHotWeight = Field(
+            1.0, description=f"{ONEHOT_WEIGHT} Published: 1, and 0.5 for a ResNet-34."
         )
-        adversarial_weight: float = Field(
-            0.5,
-            ge=0,
-            le=1e6,
-            description="Weight of the divergence of the student from the teacher, which images "
-            "are to raise.",
-        )
-        contrast_weight: float = Field(
+        adversarial_weight: AdversarialWeight = 0.5
+        contrast_weight: Weight = Field(
             0.8,
-            ge=0,
-            le=1e6,
-            description="Weight of telling each image's two views from those of all others. At 0 "
-            "there is no second view, no head and no bank.",
+            description="Weight of the contrastive term between each image's two views and those "
+            "of all others. At 0 there is no second view, no head and no bank.",
         )
-        masked: bool = Field(
-            True,
-            description="Count the divergence only where both networks decide for the same class.",
-        )
-        target: Literal["random", "argmax"] = Field(
-            "random",
-            description="The class that an image is to show: one drawn evenly, or that which the "
-            "teacher decides for. In dense tasks it is always the latter, at each position.",
-        )
+        masked: Masked = True
+        target: Target = "random"
         contrast_temperature: float = Field(
             0.2,
             gt=0,
             le=100,
-            description="Divides cosines in the contrast. Published: 0.1 to 0.2.",
+            description="Divides the cosines in the contrastive term. Published: 0.1 to 0.2.",
         )
         head_width: int = Field(
-            256, ge=1, le=4096, description="Length of the embeddings that are contrasted."
+            256, ge=1, le=4096, description="Length of the embeddings that are compared."
         )
         head_learning_rate: float = Field(
-            1e-3, gt=0, le=100, description="Step size of the head (Adam)."
+            1e-3, gt=0, le=100, description="Learning rate of the head (Adam)."
         )
         bank_size: int = Field(
             40_960,
             ge=1,
             le=10_000_000,
-            description="Earlier images whose features are kept, at 8 bytes for each channel of "
-            "the teacher's batch norms.",
+            description="Earlier images whose features the bank keeps, at 8 bytes for each channel "
+            "of the teacher's batch norms.",
         )
         bank_draws: int = Field(
-            4096, ge=1, le=1_000_000, description="Images of the bank that a step contrasts with."
+            4096, ge=1, le=1_000_000, description="Images of the bank that each step compares with."
         )
         synthesis: LatentSynthesis = Field(
             LatentSynthesis(steps=200, learning_rate=1e-3, latent_learning_rate=1e-3),
-            description="How images are invented: budget, generator, buffer.",
+            description=ROUND_BUDGET,
         )
 
     params: Params
@@ -174,37 +159,32 @@ class CMI(DataFreeMethod):
         self.bank = Bank(width, size=params.bank_size)
 
     @property
-    def wants_second(self) -> bool:
-        """Whether a second view of the images is contrasted with the first."""
+    def uses_second_view(self) -> bool:
+        """Whether the contrastive term, which needs a second view, is on."""
         return self.params.contrast_weight > 0
 
-    @property
-    def competes(self) -> bool:
-        """Whether synthesis looks at the student too, to find where it is wrong."""
-        return self.params.adversarial_weight > 0
-
-    def synthesis_terms(self, shown: SynthesisBatch) -> Terms:
-        """Return distance of moments, cross-entropy, contrast, and the divergence taken off."""
-        params, logits = self.params, shown.teacher.features.logits
-        wanted = None if params.target == "argmax" else shown.targets
-        contrasted = shown.nothing
+    def synthesis_terms(self, batch: SynthesisBatch) -> Terms:
+        """Return moment distance, cross-entropy, contrast and the negative divergence."""
+        params, logits = self.params, batch.teacher.features.logits
+        classes = None if params.target == "argmax" else batch.targets
+        contrastive = batch.zero
         if self.head is not None:
-            contrasted = params.contrast_weight * self.contrast(self.head, *_views(shown))
+            contrastive = params.contrast_weight * self.contrast(self.head, *_views(batch))
         return {
-            "bn": shown.term(params.bn_weight, statistics.moment_distance, shown.teacher.norms),
-            "onehot": shown.term(
-                params.onehot_weight, entropies.mean_cross_entropy, logits, wanted
+            "bn": batch.term(params.bn_weight, statistics.moment_distance, batch.teacher.norms),
+            "onehot": batch.term(
+                params.onehot_weight, entropies.mean_cross_entropy, logits, classes
             ),
-            "adversarial": shown.against_student(
+            "adversarial": batch.student_term(
                 -params.adversarial_weight, adversaries.discrepancy, masked=params.masked
             ),
-            "contrast": contrasted,
+            "contrast": contrastive,
         }
 
     def contrast(
         self, head: nn.Module, local: Float[Tensor, "N D"], whole: Float[Tensor, "N D"]
     ) -> Float[Tensor, ""]:
-        """Return how badly both views of an image find each other in the batch and the bank."""
+        """Return the contrastive loss between both views, over the batch and the bank."""
         old_local, old_whole = self.bank.draw(self.params.bank_draws)
         return contrast.bank_contrast(
             head(torch.cat([local, old_local])),
@@ -214,27 +194,20 @@ class CMI(DataFreeMethod):
         )
 
     def after_call(self, last: SynthesisBatch, kept: SynthesisBatch) -> None:
-        """Put both views of the images that are kept into the bank."""
+        """Add both views of the kept images to the bank."""
         if self.head is not None:
             self.bank.append(*_views(kept))
 
     def synthesis_modules(self) -> dict[str, tuple[nn.Module, dict[str, Any]]]:
-        """Return the head, with Adam's usual memories."""
+        """Return the head, with Adam's usual betas."""
         if self.head is None:
             return {}
         rate = self.params.head_learning_rate
         return {"head": (self.head, {"lr": rate, "betas": (0.9, 0.999)})}
 
-    def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
-        """Return the imitation of the teacher's softened outputs, in nats times temperature^2."""
-        kd = divergences.scaled_kl(
-            student.logits, teacher.logits, temperature=self.params.temperature
-        )
-        return {"kd": kd}
-
 
 def channels(teacher: Network) -> int:
-    """Return how many channels all batch norms that an image reaches receive."""
+    """Return the number of input channels of all batch norms that an image reaches."""
     place = next(teacher.parameters())
     blank = torch.zeros(1, *teacher.image_shape, dtype=place.dtype, device=place.device)
     mode = teacher.training
@@ -246,9 +219,11 @@ def channels(teacher: Network) -> int:
     return sum(norm.received.shape[1] for norm in norms)
 
 
-def _views(shown: SynthesisBatch) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N D"]]:
+def _views(batch: SynthesisBatch) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N D"]]:
     """Return the teacher's features of the cropped view and of the first one."""
-    if shown.second is None:
+    if batch.second_view is None:
         raise ValueError("method cmi needs a second view of the images")
-    local, whole = (statistics.spatial_means(look.norms) for look in (shown.second, shown.teacher))
+    local, whole = (
+        statistics.spatial_means(result.norms) for result in (batch.second_view, batch.teacher)
+    )
     return local, whole

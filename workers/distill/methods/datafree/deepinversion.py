@@ -1,19 +1,19 @@
 """DeepInversion: images from a teacher's batch norms.
 
-A trained network's batch norms remember the moments of all that it has seen. Pixels that begin as
-noise are moved until the teacher sees the wanted class in them and its batch norms receive maps of
-those moments, while a prior keeps them smooth. With competition (adaptive DeepInversion) images
-are to be those, too, on which the student differs from the teacher.
+A trained network's batch norms store the moments of their inputs over the training data. Pixels are
+optimised from noise until the teacher predicts the target class and the inputs of its batch norms
+have those moments, while a prior keeps images smooth. With competition (adaptive DeepInversion)
+images also maximise the difference between student and teacher.
 
 Source: Yin et al., CVPR 2020, arXiv:1912.08795, equations 2 to 8.
 Differs: defaults are those of a later benchmark (Fang et al., IJCAI 2021), whose numbers for the
 method are cited most: competition, moments of the student, and no prior that keeps images smooth.
 Set `competition_weight` and `student_bn_weight` to 0 for plain DeepInversion, and `tv_weight` to
-1e-3 for the authors' prior. Competition ends at a divergence of 1, as in the authors' code, unless
-told otherwise. The norm of images is the mean of an image's, as in their code for ImageNet, not
-that of the whole batch. Classes of a batch take turns; where there are more classes than images,
-each call draws as many different ones as it has images, so that no class is left out. In dense
-tasks each position is pulled to the class that the teacher decides for there.
+1e-3 for the authors' prior. Competition stops at a divergence of 1, as in the authors' code, unless
+`competition_clamped` is false. The norm of images is the mean of an image's, as in their code for
+ImageNet, not that of the whole batch. The classes of a batch take turns; where there are more
+classes than images, each call draws as many different ones as it has images. In dense tasks the
+target of each position is the class that the teacher predicts there.
 Checked against: NVlabs/DeepInversion, cifar10/deepinversion_cifar10.py; zju-vipa/Fast-Datafree,
 datafree/synthesis/deepinversion.py (weights and schedule).
 """
@@ -23,11 +23,10 @@ from pydantic import Field
 from torch import Tensor
 
 from workers.distill.config.synthesis import PixelSynthesis
-from workers.distill.data.types import Batch
-from workers.distill.functional import adversaries, divergences, entropies, statistics
-from workers.distill.methods.base import Moment, Source, Terms
-from workers.distill.methods.datafree.base import DataFreeMethod, SynthesisBatch
-from workers.distill.networks.interface import Features
+from workers.distill.functional import adversaries, entropies, statistics
+from workers.distill.methods.base import Source, Terms
+from workers.distill.methods.datafree.base import InversionMethod, SynthesisBatch
+from workers.distill.methods.parameters import BNWeight, OneHotWeight, SoftTargetTemperature, Weight
 
 
 def competition(
@@ -44,8 +43,8 @@ def competition(
     return 1 - apart.clamp(0, 1) if clamped else -apart
 
 
-class DeepInversion(DataFreeMethod):
-    """Learn from pixels that were moved until they fit the teacher's batch norms."""
+class DeepInversion(InversionMethod):
+    """Distil on pixels optimised to match the moments in the teacher's batch norms."""
 
     name = "deepinversion"
     title = "DeepInversion"
@@ -55,121 +54,89 @@ class DeepInversion(DataFreeMethod):
         arxiv="1912.08795",
         equations="2-8",
     )
-    inverter = "pixels"
+    synthesizer = "pixels"
     image_weights = ("bn_weight", "onehot_weight", "tv_weight", "l2_weight")
     adversarial_weights = ("competition_weight",)
     norm_weights = ("bn_weight",)
 
-    class Params(DataFreeMethod.Params):
+    class Params(InversionMethod.Params):
         """Weights of synthesis, and the student's temperature."""
 
-        temperature: float = Field(
-            20.0,
-            gt=0,
-            le=1e4,
-            description="Divides the logits of both networks before softmax in the student's loss.",
-        )
-        bn_weight: float = Field(
-            10.0,
-            ge=0,
-            le=1e6,
-            description="Weight of the distance to the moments in the teacher's batch norms. At 0 "
-            "the teacher needs none.",
-        )
-        onehot_weight: float = Field(
-            1.0,
-            ge=0,
-            le=1e6,
-            description="Weight of the teacher's cross-entropy with the class that an image is to "
-            "show.",
-        )
-        tv_weight: float = Field(
+        temperature: SoftTargetTemperature = 20.0
+        bn_weight: BNWeight = 10.0
+        onehot_weight: OneHotWeight = 1.0
+        tv_weight: Weight = Field(
             0.0,
-            ge=0,
-            le=1e6,
             description="Weight of the differences of neighbouring pixels: their Euclidean norm "
             "over the batch, after normalisation, summed over four directions. Published: 1e-3 on "
             "CIFAR-10, about 1e-4 on ImageNet.",
         )
-        l2_weight: float = Field(
+        l2_weight: Weight = Field(
             0.0,
-            ge=0,
-            le=1e6,
             description="Weight of an image's Euclidean norm after normalisation, averaged over "
             "images.",
         )
-        competition_weight: float = Field(
+        competition_weight: Weight = Field(
             1.0,
-            ge=0,
-            le=1e6,
-            description="Weight of making images on which the student differs from the teacher "
-            "(adaptive DeepInversion); 0 is plain DeepInversion.",
+            description="Weight of the difference between student and teacher, which images "
+            "maximise (adaptive DeepInversion); 0 is plain DeepInversion.",
         )
         competition_clamped: bool = Field(
             True,
-            description="End competition at a divergence of 1, as the authors do; false goes on.",
+            description="Clamp the competition term at a divergence of 1, as the authors do.",
         )
-        student_bn_weight: float = Field(
+        student_bn_weight: Weight = Field(
             1e-3,
-            ge=0,
-            le=1e6,
-            description="Share of `bn_weight` by which images are to move away from the moments "
-            "in the student's batch norms; the authors have none.",
+            description="Share of `bn_weight` that is the weight of the distance to the moments in "
+            "the student's batch norms, which images maximise; the authors have none.",
         )
         balanced: bool = Field(
             True,
-            description="Let classes take turns in a batch; false draws each image's class.",
+            description="Let target classes take turns in a batch; false draws each one at random.",
         )
         synthesis: PixelSynthesis = Field(
             PixelSynthesis(steps=1000),
-            description="How images are invented: budget, pixels, buffer. Published: "
+            description="How images are generated: budget, pixels, buffer. Published: "
             "`learning_rate` 0.05 to 0.1 on CIFAR-10 and 0.25 on ImageNet, with `beta2` 0.9.",
         )
 
     params: Params
 
     def targets(self, count: int) -> Int[Tensor, " N"]:
-        """Return classes in turn, or drawn evenly where they shall not be balanced."""
+        """Return classes in turn, or drawn evenly with `balanced` false."""
         if not self.params.balanced:
             return super().targets(count)
         return self.in_turn(count)
 
     @property
-    def wants_student_norms(self) -> bool:
-        """Whether images are to move away from the moments in the student's batch norms."""
+    def uses_student_bn_statistics(self) -> bool:
+        """Whether the distance to the moments in the student's batch norms is a term."""
         return self.params.bn_weight * self.params.student_bn_weight > 0
 
     @property
-    def competes(self) -> bool:
-        """Whether anything counts of what the student sees."""
-        return self.params.competition_weight > 0 or self.wants_student_norms
+    def uses_student(self) -> bool:
+        """Whether any term uses the student."""
+        return self.params.competition_weight > 0 or self.uses_student_bn_statistics
 
-    def synthesis_terms(self, shown: SynthesisBatch) -> Terms:
-        """Return distance of moments, cross-entropy, priors, and both terms of the student."""
-        params, logits = self.params, shown.teacher.features.logits
+    def synthesis_terms(self, batch: SynthesisBatch) -> Terms:
+        """Return moment distance, cross-entropy, priors, and both terms of the student."""
+        params, logits = self.params, batch.teacher.features.logits
         return {
-            "bn": shown.term(params.bn_weight, statistics.moment_distance, shown.teacher.norms),
-            "onehot": shown.term(
-                params.onehot_weight, entropies.mean_cross_entropy, logits, shown.targets
+            "bn": batch.term(params.bn_weight, statistics.moment_distance, batch.teacher.norms),
+            "onehot": batch.term(
+                params.onehot_weight, entropies.mean_cross_entropy, logits, batch.targets
             ),
-            "tv": shown.term(params.tv_weight, statistics.total_variation_l2, shown.seen),
-            "l2": shown.term(params.l2_weight, statistics.mean_norm, shown.seen),
-            "competition": shown.against_student(
+            "tv": batch.term(params.tv_weight, statistics.total_variation_l2, batch.inputs),
+            "l2": batch.term(params.l2_weight, statistics.mean_norm, batch.inputs),
+            "competition": batch.student_term(
                 params.competition_weight, competition, clamped=params.competition_clamped
             ),
-            "student_bn": self._student_bn(shown),
+            "student_bn": self._student_bn(batch),
         }
 
-    def _student_bn(self, shown: SynthesisBatch) -> Float[Tensor, ""]:
-        # A student without batch norms has no moments to move away from.
-        if shown.student is None or not shown.student.norms:
-            return shown.nothing
+    def _student_bn(self, batch: SynthesisBatch) -> Float[Tensor, ""]:
+        # A student without batch norms has no moments to compare with.
+        if batch.student is None or not batch.student.norms:
+            return batch.zero
         weight = -self.params.bn_weight * self.params.student_bn_weight
-        return shown.term(weight, statistics.moment_distance, shown.student.norms)
-
-    def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
-        """Return the imitation of the teacher's softened outputs, in nats times temperature^2."""
-        kd = divergences.scaled_kl(
-            student.logits, teacher.logits, temperature=self.params.temperature
-        )
-        return {"kd": kd}
+        return batch.term(weight, statistics.moment_distance, batch.student.norms)

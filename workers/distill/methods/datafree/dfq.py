@@ -1,8 +1,8 @@
 """Data-free adversarial distillation with the teacher's statistics.
 
-A generator looks for images on which student and teacher contradict each other, but is held near
-real images: they are to give the teacher's batch norms the moments that these have stored, be
-answered surely, and show each class as often as the others.
+A generator is trained to make images on which student and teacher disagree. Three terms keep its
+images near real ones: the inputs of the teacher's batch norms must have the stored moments, the
+teacher must be confident, and all classes must be equally frequent.
 
 Source: Choi et al., CVPR Workshops 2020, arXiv:2005.04136.
 Differs: the paper distils into a quantised student; as in CMI's benchmark (Fang et al., IJCAI
@@ -14,15 +14,23 @@ Checked against: zju-vipa/CMI, datafree/synthesis/generative.py (terms; publishe
 from pydantic import Field
 
 from workers.distill.config.synthesis import StreamSynthesis
-from workers.distill.data.types import Batch
-from workers.distill.functional import adversaries, divergences, entropies, statistics
-from workers.distill.methods.base import Moment, Source, Terms
-from workers.distill.methods.datafree.base import DataFreeMethod, SynthesisBatch
-from workers.distill.networks.interface import Features
+from workers.distill.functional import adversaries, entropies, statistics
+from workers.distill.methods.base import Source, Terms
+from workers.distill.methods.datafree.base import AdversarialInversionMethod, SynthesisBatch
+from workers.distill.methods.parameters import (
+    ONEHOT_WEIGHT,
+    STREAM_BUDGET,
+    STREAM_OF_TEN,
+    AdversarialWeight,
+    BNWeight,
+    OneHotWeight,
+    SoftTargetTemperature,
+    Weight,
+)
 
 
-class DFQ(DataFreeMethod):
-    """Invent images on which the student is wrong, near what the teacher learned from."""
+class DFQ(AdversarialInversionMethod):
+    """Distil on images where the student is wrong, near the teacher's training data."""
 
     name = "dfq"
     title = "Data-free adversarial distillation with the teacher's statistics"
@@ -31,82 +39,36 @@ class DFQ(DataFreeMethod):
         venue="CVPR Workshops 2020",
         arxiv="2005.04136",
     )
-    inverter = "stream"
+    synthesizer = "stream"
     image_weights = ("bn_weight", "onehot_weight", "balance_weight")
     adversarial_weights = ("adversarial_weight",)
     norm_weights = ("bn_weight",)
 
-    class Params(DataFreeMethod.Params):
+    class Params(AdversarialInversionMethod.Params):
         """A temperature for the student, four weights for the generator, and the budget."""
 
-        temperature: float = Field(
-            1.0,
-            gt=0,
-            le=1e4,
-            description="Divides the logits of both networks before softmax in the student's loss.",
+        temperature: SoftTargetTemperature = 1.0
+        adversarial_weight: AdversarialWeight = 1.0
+        bn_weight: BNWeight = 1.0
+        onehot_weight: OneHotWeight = Field(
+            1.0, description=f"{ONEHOT_WEIGHT} That is the class that the teacher predicts."
         )
-        adversarial_weight: float = Field(
-            1.0,
-            ge=0,
-            le=1e6,
-            description="Weight of the divergence of the student from the teacher, which images "
-            "are to raise.",
-        )
-        bn_weight: float = Field(
-            1.0,
-            ge=0,
-            le=1e6,
-            description="Weight of the distance to the moments in the teacher's batch norms. At 0 "
-            "the teacher needs none.",
-        )
-        onehot_weight: float = Field(
-            1.0,
-            ge=0,
-            le=1e6,
-            description="Weight of the teacher's cross-entropy with the class that an image is to "
-            "show. That is the class that the teacher decides for.",
-        )
-        balance_weight: float = Field(
+        balance_weight: Weight = Field(
             20.0,
-            ge=0,
-            le=1e6,
             description="Weight of the negative entropy of the mean class distribution.",
         )
-        synthesis: StreamSynthesis = Field(
-            StreamSynthesis(
-                steps=1,
-                student_steps=10,
-                calls_per_epoch=40,
-                buffer_images=1024,
-                augmentation="none",
-                generator="large",
-            ),
-            description="How images are invented: budget and generator. The buffer keeps the "
-            "newest images to be looked at, the student never sees them again.",
-        )
+        synthesis: StreamSynthesis = Field(STREAM_OF_TEN, description=STREAM_BUDGET)
 
     params: Params
 
-    @property
-    def competes(self) -> bool:
-        """Whether synthesis looks at the student too, to find where it is wrong."""
-        return self.params.adversarial_weight > 0
-
-    def synthesis_terms(self, shown: SynthesisBatch) -> Terms:
-        """Return the agreement of both networks, and how far images are from real ones."""
-        params, logits = self.params, shown.teacher.features.logits
+    def synthesis_terms(self, batch: SynthesisBatch) -> Terms:
+        """Return the negative divergence, moment distance, cross-entropy and class balance."""
+        params, logits = self.params, batch.teacher.features.logits
         return {
-            "adversarial": shown.against_student(
+            "adversarial": batch.student_term(
                 -params.adversarial_weight, adversaries.discrepancy, masked=False
             ),
-            "bn": shown.term(params.bn_weight, statistics.moment_distance, shown.teacher.norms),
-            "onehot": shown.term(params.onehot_weight, entropies.mean_cross_entropy, logits),
-            "balance": shown.term(params.balance_weight, adversaries.class_balance, logits),
+            "bn": batch.term(params.bn_weight, statistics.moment_distance, batch.teacher.norms),
+            "onehot": batch.term(params.onehot_weight, entropies.mean_cross_entropy, logits),
+            "balance": batch.term(params.balance_weight, adversaries.class_balance, logits),
         }
-
-    def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
-        """Return the imitation of the teacher's softened outputs, in nats times temperature^2."""
-        kd = divergences.scaled_kl(
-            student.logits, teacher.logits, temperature=self.params.temperature
-        )
-        return {"kd": kd}

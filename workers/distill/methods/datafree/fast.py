@@ -1,32 +1,39 @@
 """Fast data-free distillation by a meta-learned generator.
 
-Images that show a class and stir the teacher's batch norms as real ones did have much in common.
-So a generator that is meta-learned to be a good start reaches them in a few steps, where methods
-that begin anew need hundreds. The moments that batch norms see are smoothed over calls, since one
-batch of images need not have all of the training set's.
+Images of one class that match the moments in the teacher's batch norms have much in common. So a
+generator that is meta-learned as an initialisation reaches them in a few steps, where methods that
+start from fresh weights need hundreds. Batch-norm moments are smoothed over calls, since one batch
+of images need not match those of the whole training set.
 
 Source: Fang et al., AAAI 2022, arXiv:2112.06253, equations 2 to 8.
-Differs: published for classification; in dense tasks each position is pulled to the class that the
-teacher decides for there, as one class means nothing for a whole image. Its variant for ImageNet,
-which also meta-learns the latent vectors, is left out.
+Differs: published for classification; in dense tasks the target of each position is the class that
+the teacher predicts there, as a whole image has no single class. Its variant for ImageNet, which
+also meta-learns the latent vectors, is left out.
 Checked against: zju-vipa/Fast-Datafree, datafree/synthesis/fast_meta.py (weights and schedule).
 """
-
-from typing import Literal
 
 from pydantic import Field
 
 from workers.distill.config.synthesis import MetaSynthesis
-from workers.distill.data.types import Batch
-from workers.distill.functional import adversaries, divergences, entropies
-from workers.distill.functional.statistics import MomentMemory
-from workers.distill.methods.base import Moment, Source, Terms
-from workers.distill.methods.datafree.base import DataFreeMethod, SynthesisBatch
-from workers.distill.networks.interface import Features, Network, batch_norms
+from workers.distill.functional import adversaries, entropies
+from workers.distill.methods.base import Source, Terms
+from workers.distill.methods.datafree.base import SmoothedInversionMethod, SynthesisBatch
+from workers.distill.methods.parameters import (
+    ADVERSARIAL_WEIGHT,
+    ONEHOT_WEIGHT,
+    ROUND_BUDGET,
+    AdversarialWeight,
+    BNMomentum,
+    BNWeight,
+    Masked,
+    OneHotWeight,
+    SoftTargetTemperature,
+    Target,
+)
 
 
-class Fast(DataFreeMethod):
-    """Learn from images that a meta-learned generator makes in a few steps."""
+class Fast(SmoothedInversionMethod):
+    """Distil on images that a meta-learned generator makes in a few steps."""
 
     name = "fast"
     title = "Fast data-free distillation"
@@ -40,53 +47,23 @@ class Fast(DataFreeMethod):
     adversarial_weights = ("adversarial_weight",)
     norm_weights = ("bn_weight",)
 
-    class Params(DataFreeMethod.Params):
-        """Three weights of synthesis, its memory, and the student's temperature."""
+    class Params(SmoothedInversionMethod.Params):
+        """Weights and smoothing of synthesis, the student's temperature, and the budget."""
 
-        temperature: float = Field(
-            20.0,
-            gt=0,
-            le=1e4,
-            description="Divides the logits of both networks before softmax in the student's loss.",
-        )
-        bn_weight: float = Field(
-            10.0,
-            ge=0,
-            le=1e6,
-            description="Weight of the distance to the moments in the teacher's batch norms. At 0 "
-            "the teacher needs none.",
-        )
-        onehot_weight: float = Field(
+        temperature: SoftTargetTemperature = 20.0
+        bn_weight: BNWeight = 10.0
+        onehot_weight: OneHotWeight = Field(
             0.5,
-            ge=0,
-            le=1e6,
-            description="Weight of the teacher's cross-entropy with the class that an image is to "
-            "show. Published: 0.5, and 0.4 for wide residual networks.",
+            description=f"{ONEHOT_WEIGHT} Published: 0.5, and 0.4 for wide residual networks.",
         )
-        adversarial_weight: float = Field(
+        adversarial_weight: AdversarialWeight = Field(
             1.0,
-            ge=0,
-            le=1e6,
-            description="Weight of the divergence of the student from the teacher, which images "
-            "are to raise. Published: 1.1 for wide residual networks, 1.33 for a ResNet-34, and 1 "
-            "for a VGG-11.",
+            description=f"{ADVERSARIAL_WEIGHT} Published: 1.1 for wide residual networks, 1.33 for "
+            "a ResNet-34, and 1 for a VGG-11.",
         )
-        masked: bool = Field(
-            True,
-            description="Count the divergence only where both networks decide for the same class.",
-        )
-        target: Literal["random", "argmax"] = Field(
-            "random",
-            description="The class that an image is to show: one drawn evenly, or that which the "
-            "teacher decides for. In dense tasks it is always the latter, at each position.",
-        )
-        bn_momentum: float = Field(
-            0.9,
-            ge=0,
-            lt=1,
-            description="Share of the moments that is remembered from earlier calls; 0 compares "
-            "those of the batch alone.",
-        )
+        masked: Masked = True
+        target: Target = "random"
+        bn_momentum: BNMomentum = 0.9
         synthesis: MetaSynthesis = Field(
             MetaSynthesis(
                 steps=5,
@@ -96,45 +73,23 @@ class Fast(DataFreeMethod):
                 meta="fomaml",
                 restart_epoch=120,
             ),
-            description="How images are invented: budget, generator, buffer. Published rates of "
-            "the generator and the latent vectors: 5e-3 and 0.015 with 2 steps, 3e-3 and 0.01 "
-            "with 5, 2e-3 and 0.01 with 10.",
+            description=f"{ROUND_BUDGET} Published learning rates of the generator and the "
+            "latent vectors: 5e-3 and 0.015 with 2 steps, 3e-3 and 0.01 with 5, 2e-3 and 0.01 with "
+            "10.",
         )
 
     params: Params
 
-    def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
-        super().__init__(params, student, teacher)
-        known = batch_norms(teacher) if teacher is not None and self.reads_norms else {}
-        self.memory = MomentMemory(known, rate=params.bn_momentum)
-
-    @property
-    def competes(self) -> bool:
-        """Whether synthesis looks at the student too, to find where it is wrong."""
-        return self.params.adversarial_weight > 0
-
-    def synthesis_terms(self, shown: SynthesisBatch) -> Terms:
-        """Return distance of moments, cross-entropy, and the divergence taken off."""
-        params, logits = self.params, shown.teacher.features.logits
-        wanted = None if params.target == "argmax" else shown.targets
+    def synthesis_terms(self, batch: SynthesisBatch) -> Terms:
+        """Return moment distance, cross-entropy and the negative divergence."""
+        params, logits = self.params, batch.teacher.features.logits
+        classes = None if params.target == "argmax" else batch.targets
         return {
-            "bn": shown.term(params.bn_weight, self.memory.distance, shown.teacher.norms),
-            "onehot": shown.term(
-                params.onehot_weight, entropies.mean_cross_entropy, logits, wanted
+            "bn": batch.term(params.bn_weight, self.memory.distance, batch.teacher.norms),
+            "onehot": batch.term(
+                params.onehot_weight, entropies.mean_cross_entropy, logits, classes
             ),
-            "adversarial": shown.against_student(
+            "adversarial": batch.student_term(
                 -params.adversarial_weight, adversaries.discrepancy, masked=params.masked
             ),
         }
-
-    def after_call(self, last: SynthesisBatch, kept: SynthesisBatch) -> None:
-        """Remember the moments of the last step, as the authors' code does."""
-        if self.reads_norms:
-            self.memory.remember(last.teacher.norms)
-
-    def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
-        """Return the imitation of the teacher's softened outputs, in nats times temperature^2."""
-        kd = divergences.scaled_kl(
-            student.logits, teacher.logits, temperature=self.params.temperature
-        )
-        return {"kd": kd}

@@ -1,16 +1,17 @@
 """Data-free distillation with noisy layers.
 
-A generator that begins from noise alone must learn what each class is before its images are of any
-use. This one begins from a code of the class, which says that much already; what makes the images
-of one class differ is a linear layer of noise behind the code, which is drawn anew for each call
-and moved with the generator. Each cycle through the classes has a layer of its own.
+A generator whose input is noise alone must learn each class before its images are useful. Here the
+input is a fixed code of the class. Images of one class differ by a randomly initialised linear
+layer behind the code, which is drawn anew for each call and trained with the generator. Each cycle
+through the classes has a layer of its own.
 
 Source: Tran et al., CVPR 2024, arXiv:2310.00258.
 Differs: codes are fixed random orthonormal vectors, or unit vectors where there are more classes
-than a code is long; the authors take embeddings of the classes' names by CLIP, which say which
-classes are alike. The classes of a last, incomplete cycle are all different: one class twice in a
-cycle would give one image twice. The memory of moments is Fast-DFKD's, as in the authors' code.
-Student's steps follow each call, where that code makes both calls of an epoch first.
+than a code is long; the authors take CLIP embeddings of the classes' names, in which similar
+classes have similar codes. The classes of a last, incomplete cycle are all different: one class
+twice in a cycle would give one image twice. Moments are smoothed as in Fast-DFKD, as in the
+authors' code. The student's steps follow each call, where that code makes both calls of an epoch
+first.
 Checked against: tmtuan1307/NAYER, datafree/synthesis/nayer.py (weights and schedule).
 """
 
@@ -27,19 +28,26 @@ from torch.nn.functional import normalize, pad
 
 from workers.distill.config.job import Task
 from workers.distill.config.synthesis import LatentSynthesis
-from workers.distill.data.types import Batch
-from workers.distill.functional import adversaries, divergences, entropies
-from workers.distill.functional.statistics import MomentMemory
-from workers.distill.methods.base import Moment, Source, Terms
-from workers.distill.methods.datafree.base import DataFreeMethod, SynthesisBatch
+from workers.distill.functional import adversaries, entropies
+from workers.distill.methods.base import Source, Terms
+from workers.distill.methods.datafree.base import SmoothedInversionMethod, SynthesisBatch
+from workers.distill.methods.parameters import (
+    ROUND_BUDGET,
+    AdversarialWeight,
+    BNMomentum,
+    BNWeight,
+    Masked,
+    OneHotWeight,
+    SoftTargetTemperature,
+    Width,
+)
 from workers.distill.networks import generators
-from workers.distill.networks.interface import Features, Network, batch_norms
 
 CODES_SEED = 20_240
 
 
 def class_codes(classes: int, size: int) -> Float[Tensor, "C D"]:
-    """Return a fixed unit vector for each class, at right angles while size allows it."""
+    """Return a fixed unit vector for each class; orthogonal if there are at most `size`."""
     drawn = torch.randn(
         classes, size, generator=torch.Generator().manual_seed(CODES_SEED), dtype=torch.float64
     )
@@ -50,7 +58,7 @@ def class_codes(classes: int, size: int) -> Float[Tensor, "C D"]:
 
 
 class NoisyLayers(nn.Module):
-    """Linear layers of noise, of which each `group` rows in turn go through another."""
+    """Randomly initialised linear layers; each `group` rows in turn go through the next one."""
 
     def __init__(self, layers: int, group: int, before: int, after: int) -> None:
         super().__init__()
@@ -65,7 +73,7 @@ class NoisyLayers(nn.Module):
         nn.init.zeros_(self.bias)
 
     def forward(self, codes: Float[Tensor, "N D"]) -> Float[Tensor, "N z"]:
-        """Return what comes out; there may be no more rows than `group` for each layer."""
+        """Return the layers' outputs; at most `group` rows for each layer."""
         groups = math.ceil(len(codes) / self.group)
         filled = pad(codes, (0, 0, 0, groups * self.group - len(codes)))
         grouped = filled.view(groups, self.group, -1)
@@ -74,7 +82,7 @@ class NoisyLayers(nn.Module):
 
 
 class NoisyGenerator(generators.Generator):
-    """A generator that begins from class codes, normalised over the batch, and layers of noise."""
+    """A generator on class codes, normalised over the batch, behind noisy linear layers."""
 
     codes: Tensor
 
@@ -86,38 +94,38 @@ class NoisyGenerator(generators.Generator):
     ) -> None:
         super().__init__()
         self.latent_shape = (codes.shape[1],)
-        # Saved: a resumed job goes on with the very same codes, whatever machine computes them.
+        # Saved, so that a resumed job has the same codes on whatever machine.
         self.register_buffer("codes", codes)
         self.norm = nn.BatchNorm1d(codes.shape[1])
         self.noise = noise
         self._make = make
         self.images = make()
 
-    def draw(self, targets: Int[Tensor, " N"]) -> Float[Tensor, "N D"]:
-        """Return the codes of the classes; nothing about them is random."""
+    def sample_latent(self, targets: Int[Tensor, " N"]) -> Float[Tensor, "N D"]:
+        """Return the codes of the classes, without randomness."""
         return self.codes[targets.to(self.codes.device)]
 
     def forward(self, latent: Float[Tensor, "N D"]) -> Float[Tensor, "N c h w"]:
         """Return images with pixels in 0..1 for codes in the order of their targets."""
         return self.images(self.noise(self.norm(latent)))
 
-    def renew(self) -> None:
-        """Draw the layers of noise."""
+    def start_round(self) -> None:
+        """Draw the noisy layers anew."""
         self.noise.draw()
 
-    def restart(self) -> None:
-        """Become as a new generator is, with PyTorch's first weights, as the authors' code does."""
+    def reset_parameters(self) -> None:
+        """Draw all weights anew with PyTorch's initialisation, as the authors' code does."""
         self.norm.reset_parameters()
         self.images.load_state_dict(self._make().state_dict())
-        self.renew()
+        self.start_round()
 
-    def restart_start(self) -> None:
-        """Draw the first layer behind the noise and its batch norm anew."""
-        self.images.restart_start()
+    def reset_first_layer(self) -> None:
+        """Draw the first layer behind the noisy layers and its batch norm anew."""
+        self.images.reset_first_layer()
 
 
-class NAYER(DataFreeMethod):
-    """Learn from images that begin as class codes behind layers of noise."""
+class NAYER(SmoothedInversionMethod):
+    """Distil on images generated from class codes behind noisy layers."""
 
     name = "nayer"
     title = "Noisy layers behind class codes"
@@ -132,59 +140,27 @@ class NAYER(DataFreeMethod):
     adversarial_weights = ("adversarial_weight",)
     norm_weights = ("bn_weight",)
 
-    class Params(DataFreeMethod.Params):
-        """Three weights of synthesis, its memory, the generator's life and codes."""
+    class Params(SmoothedInversionMethod.Params):
+        """Weights and smoothing of synthesis, the generator's reset interval and codes."""
 
-        temperature: float = Field(
-            20.0,
-            gt=0,
-            le=1e4,
-            description="Divides the logits of both networks before softmax in the student's loss.",
-        )
-        bn_weight: float = Field(
-            10.0,
-            ge=0,
-            le=1e6,
-            description="Weight of the distance to the moments in the teacher's batch norms. At 0 "
-            "the teacher needs none.",
-        )
-        onehot_weight: float = Field(
-            0.5,
-            ge=0,
-            le=1e6,
-            description="Weight of the teacher's cross-entropy with the class that an image is to "
-            "show.",
-        )
-        adversarial_weight: float = Field(
-            1.33,
-            ge=0,
-            le=1e6,
-            description="Weight of the divergence of the student from the teacher, which images "
-            "are to raise.",
-        )
-        masked: bool = Field(
-            True,
-            description="Count the divergence only where both networks decide for the same class.",
-        )
-        bn_momentum: float = Field(
-            0.9,
-            ge=0,
-            lt=1,
-            description="Share of the moments that is remembered from earlier calls; 0 compares "
-            "those of the batch alone.",
-        )
-        code_size: int = Field(512, ge=1, le=65_536, description="Length of a class's code.")
+        temperature: SoftTargetTemperature = 20.0
+        bn_weight: BNWeight = 10.0
+        onehot_weight: OneHotWeight = 0.5
+        adversarial_weight: AdversarialWeight = 1.33
+        masked: Masked = True
+        bn_momentum: BNMomentum = 0.9
+        code_size: Width = Field(512, description="Length of a class's code.")
         life_epochs: int = Field(
             10,
             ge=1,
             le=1_000_000,
-            description="Epochs after which the generator is drawn anew.",
+            description="Epochs after which the generator is initialised anew.",
         )
         warmup_life_calls: int = Field(
             100,
             ge=1,
             le=1_000_000,
-            description="Calls after which the generator is drawn anew before the first epoch.",
+            description="Calls after which the generator is initialised anew during warm-up.",
         )
         synthesis: LatentSynthesis = Field(
             LatentSynthesis(
@@ -197,24 +173,14 @@ class NAYER(DataFreeMethod):
                 learning_rate=4e-3,
                 latent_learning_rate=0,
             ),
-            description="How images are invented: budget, generator, buffer. `latent_size` is the "
-            "width of the noisy layers; codes stay as they are where `latent_learning_rate` is 0.",
+            description=f"{ROUND_BUDGET} `latent_size` is the width of the noisy layers; codes are "
+            "constant where `latent_learning_rate` is 0.",
         )
 
     params: Params
 
-    def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
-        super().__init__(params, student, teacher)
-        known = batch_norms(teacher) if teacher is not None and self.reads_norms else {}
-        self.memory = MomentMemory(known, rate=params.bn_momentum)
-
-    @property
-    def competes(self) -> bool:
-        """Whether synthesis looks at the student too, to find where it is wrong."""
-        return self.params.adversarial_weight > 0
-
     def make_generator(self) -> NoisyGenerator:
-        """Return a new generator whose layers of noise each serve one cycle through the classes."""
+        """Return a new generator with one noisy layer for each cycle through the classes."""
         budget = self.params.synthesis
         group = min(self.classes, budget.batch_size)
         layers = math.ceil(budget.batch_size / group)
@@ -230,7 +196,7 @@ class NAYER(DataFreeMethod):
         return NoisyGenerator(make, codes, noise)
 
     def renews_at(self, call: int) -> bool:
-        """Whether the generator's life of some epochs, or of some calls in warm-up, is over."""
+        """Whether the generator is initialised anew before this call."""
         params = self.params
         later = call - 1 - params.synthesis.warmup_calls
         if later < 0:
@@ -238,32 +204,20 @@ class NAYER(DataFreeMethod):
         return later % (params.life_epochs * params.synthesis.calls_per_epoch) == 0
 
     def targets(self, count: int) -> Int[Tensor, " N"]:
-        """Return all classes in turn, cycle after cycle, and some others for the rest."""
+        """Return all classes in turn, cycle after cycle, and random different ones for the rest."""
         cycles, rest = divmod(count, self.classes)
         whole = torch.arange(self.classes).repeat(cycles)
         return torch.cat([whole, torch.randperm(self.classes)[:rest]])
 
-    def synthesis_terms(self, shown: SynthesisBatch) -> Terms:
-        """Return distance of moments, cross-entropy, and the divergence taken off."""
-        params, logits = self.params, shown.teacher.features.logits
+    def synthesis_terms(self, batch: SynthesisBatch) -> Terms:
+        """Return moment distance, cross-entropy and the negative divergence."""
+        params, logits = self.params, batch.teacher.features.logits
         return {
-            "bn": shown.term(params.bn_weight, self.memory.distance, shown.teacher.norms),
-            "onehot": shown.term(
-                params.onehot_weight, entropies.mean_cross_entropy, logits, shown.targets
+            "bn": batch.term(params.bn_weight, self.memory.distance, batch.teacher.norms),
+            "onehot": batch.term(
+                params.onehot_weight, entropies.mean_cross_entropy, logits, batch.targets
             ),
-            "adversarial": shown.against_student(
+            "adversarial": batch.student_term(
                 -params.adversarial_weight, adversaries.discrepancy, masked=params.masked
             ),
         }
-
-    def after_call(self, last: SynthesisBatch, kept: SynthesisBatch) -> None:
-        """Remember the moments of the call's last step."""
-        if self.reads_norms:
-            self.memory.remember(last.teacher.norms)
-
-    def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
-        """Return the imitation of the teacher's softened outputs, in nats times temperature^2."""
-        kd = divergences.scaled_kl(
-            student.logits, teacher.logits, temperature=self.params.temperature
-        )
-        return {"kd": kd}

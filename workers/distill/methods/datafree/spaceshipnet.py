@@ -1,20 +1,20 @@
 """Feature exchange and activation regions.
 
-Two images of a batch that exchange half of their channels inside the generator make new images,
-farther from those that it was moved for. Such images carry more noise, too; so the student shall
-not only say what the teacher says, but see its evidence for each class at the same places.
+Exchanging half of the channels between two images of a batch inside the generator gives new, more
+diverse images. They are noisier, too; so the student matches not only the teacher's outputs but
+also its class activation maps, that is where its evidence for each class lies.
 
 Source: Yu et al., CVPR 2023, "Data-Free Knowledge Distillation via Feature Exchange and Activation
 Region Constraint".
-Differs: channels are exchanged once, in the last step of a call, whose images are kept; the
-authors keep the maps inside the generator, of 8 to 64 thousand numbers an image, and exchange
-those of random pairs anew at each of the student's steps. Partners are of one batch. Regions are
-compared on class activation maps alone: the authors also compare Grad-CAM maps of earlier stages,
-which need the gradient of the teacher's logits with respect to its stages, and the teacher is
-observed without a graph. Maps of different sizes are compared at the smaller one. KL is summed over
-classes; the authors' code averages it over them, so that there the maps weigh as with a
-`cam_weight` that is multiplied by the number of classes. Each call begins with a new generator, as
-in CMI; the published code goes on with one, which `renews` false does.
+Differs: channels are exchanged once, in the last step of a call, whose images are kept; the authors
+keep the maps inside the generator, of 8 to 64 thousand numbers an image, and exchange those of
+random pairs anew at each of the student's steps. Partners are of one batch. Regions are compared on
+class activation maps alone: the authors also compare Grad-CAM maps of earlier stages, which need
+the gradient of the teacher's logits with respect to its stages, and the teacher's forward pass has
+no graph. Maps of different sizes are compared at the smaller one. KL is summed over classes; the
+authors' code averages it over them, so that there the maps weigh as with a `cam_weight` that is
+multiplied by the number of classes. Each call starts with a new generator, as in CMI; the published
+code keeps one generator, as `renews` false does.
 Checked against: skgyu/SpaceshipNet, model_CFE_mSARC_base_V37.py (weights and schedule).
 """
 
@@ -32,7 +32,14 @@ from workers.distill.config.synthesis import LatentSynthesis
 from workers.distill.data.types import Batch
 from workers.distill.functional import classifiers, divergences, entropies, maps, statistics
 from workers.distill.methods.base import FeatureName, Moment, Source, Terms
-from workers.distill.methods.datafree.base import DataFreeMethod, SynthesisBatch
+from workers.distill.methods.datafree.base import InversionMethod, SynthesisBatch
+from workers.distill.methods.parameters import (
+    ROUND_BUDGET,
+    BNWeight,
+    OneHotWeight,
+    SoftTargetTemperature,
+    Weight,
+)
 from workers.distill.networks import generators
 from workers.distill.networks.interface import Features, Network
 
@@ -40,16 +47,16 @@ PLACES = 3
 """Maps may be exchanged before the first block, the second, and what follows it."""
 
 
-def exchanged(seen: Float[Tensor, "N k i j"]) -> Float[Tensor, "N k i j"]:
-    """Return maps of which each image keeps half of the channels, and has the rest of another.
+def exchanged(maps_in: Float[Tensor, "N k i j"]) -> Float[Tensor, "N k i j"]:
+    """Return maps in which each image has half of its own channels and half of another's.
 
-    The halves are drawn for each image; the other images are a random order of the batch.
+    The channels are drawn for each image; the other images are a random order of the batch.
     """
-    images, channels = seen.shape[:2]
-    partners = torch.randperm(images, device=seen.device)
-    order = torch.rand(images, channels, device=seen.device).argsort(1)
+    images, channels = maps_in.shape[:2]
+    partners = torch.randperm(images, device=maps_in.device)
+    order = torch.rand(images, channels, device=maps_in.device).argsort(1)
     own = order < channels // 2
-    return torch.where(own[:, :, None, None], seen, seen[partners])
+    return torch.where(own[:, :, None, None], maps_in, maps_in[partners])
 
 
 def region_loss(
@@ -59,7 +66,7 @@ def region_loss(
     return mse_loss(*maps.pool_to_smaller(student_maps, teacher_maps))
 
 
-class Exchanging(generators.Convolutional):
+class ExchangeGenerator(generators.Convolutional):
     """A generator that exchanges channels between images in the last step of a call."""
 
     def __init__(self, made_of: generators.Parts, *, steps: int, probability: float) -> None:
@@ -69,35 +76,35 @@ class Exchanging(generators.Convolutional):
         self._step = 0
         self._place: int | None = None
 
-    def renew(self) -> None:
-        """Count the steps of a new call."""
+    def start_round(self) -> None:
+        """Set the step counter to 0 for a new call."""
         self._step = 0
 
     def forward(self, latent: Float[Tensor, "N *z"]) -> Float[Tensor, "N c h w"]:
-        """Return images with pixels in 0..1; in training mode, this is a step."""
+        """Return images with pixels in 0..1; in training mode, count this as a step."""
         self._place = None
         if self.training:
             self._step += 1
-            # Numbers on the host: no step waits for them.
+            # Drawn on the host: no step waits for the device.
             if self._step == self.steps and float(torch.rand(())) < self.probability:
                 self._place = int(torch.randint(PLACES, ()))
         return super().forward(latent)
 
     def between(self, grown: Float[Tensor, "N k i j"], place: int) -> Float[Tensor, "N k i j"]:
-        """Return maps that are exchanged if this is the place for it."""
+        """Return the maps, with channels exchanged if this is the drawn place."""
         return exchanged(grown) if place == self._place else grown
 
     def get_extra_state(self) -> int:
-        """Return how many steps the call has made, to be saved with the weights."""
+        """Return the number of steps of the call, to be saved with the weights."""
         return self._step
 
     def set_extra_state(self, state: Any) -> None:  # Any: torch types it so
-        """Continue a call."""
+        """Load the number of steps of the call."""
         self._step = state
 
 
-class SpaceshipNet(DataFreeMethod):
-    """Learn from images with exchanged channels, and where the teacher sees its evidence."""
+class SpaceshipNet(InversionMethod):
+    """Distil outputs and class activation maps on images with exchanged channels."""
 
     name = "spaceshipnet"
     title = "Feature exchange and activation regions"
@@ -106,8 +113,8 @@ class SpaceshipNet(DataFreeMethod):
         venue="CVPR 2023",
     )
     tasks: ClassVar[tuple[Task, ...]] = ("classification",)
-    student_shows: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
-    teacher_shows: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
+    required_student_features: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
+    required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
     renews_generator = True
     image_weights = ("bn_weight", "onehot_weight")
     norm_weights = ("bn_weight",)
@@ -124,35 +131,16 @@ class SpaceshipNet(DataFreeMethod):
         ),
     )
 
-    class Params(DataFreeMethod.Params):
+    class Params(InversionMethod.Params):
         """Weights of synthesis and of the student's terms, and how channels are exchanged."""
 
-        temperature: float = Field(
-            30.0,
-            gt=0,
-            le=1e4,
-            description="Divides the logits of both networks before softmax in the student's loss.",
-        )
-        cam_weight: float = Field(
+        temperature: SoftTargetTemperature = 30.0
+        cam_weight: Weight = Field(
             1.0,
-            ge=0,
-            le=1e6,
             description="Weight of the difference of class activation maps in the student's loss.",
         )
-        bn_weight: float = Field(
-            1.0,
-            ge=0,
-            le=1e6,
-            description="Weight of the distance to the moments in the teacher's batch norms. At 0 "
-            "the teacher needs none.",
-        )
-        onehot_weight: float = Field(
-            0.5,
-            ge=0,
-            le=1e6,
-            description="Weight of the teacher's cross-entropy with the class that an image is to "
-            "show.",
-        )
+        bn_weight: BNWeight = 1.0
+        onehot_weight: OneHotWeight = 0.5
         exchange_probability: float = Field(
             0.7,
             ge=0,
@@ -160,7 +148,7 @@ class SpaceshipNet(DataFreeMethod):
             description="Share of calls whose images exchange channels, at one of three places.",
         )
         renews: bool = Field(
-            True, description="Begin each call with a new generator; false goes on with one."
+            True, description="Start each call with a new generator; false keeps one."
         )
         synthesis: LatentSynthesis = Field(
             LatentSynthesis(
@@ -170,8 +158,8 @@ class SpaceshipNet(DataFreeMethod):
                 latent_learning_rate=0,
                 keep="last",
             ),
-            description="How images are invented: budget, generator, buffer. Channels are "
-            "exchanged in the last step, so `keep` must be last.",
+            description=f"{ROUND_BUDGET} Channels are exchanged in the last step, so `keep` must "
+            "be last.",
         )
 
     params: Params
@@ -184,7 +172,7 @@ class SpaceshipNet(DataFreeMethod):
         # In a tuple, so that it stays the student's own and is not saved twice.
         self._classifier: tuple[nn.Linear | None] = (student.pooled_classifier(),)
 
-    def make_generator(self) -> Exchanging:
+    def make_generator(self) -> ExchangeGenerator:
         """Return a new generator that exchanges channels."""
         budget = self.params.synthesis
         made_of = generators.parts(
@@ -194,31 +182,30 @@ class SpaceshipNet(DataFreeMethod):
             width=budget.width,
         )
         probability = self.params.exchange_probability
-        return Exchanging(made_of, steps=budget.steps, probability=probability)
+        return ExchangeGenerator(made_of, steps=budget.steps, probability=probability)
 
     def renews_at(self, call: int) -> bool:
-        """Whether calls begin with a new generator."""
+        """Whether calls start with a new generator."""
         return self.params.renews
 
     def targets(self, count: int) -> Int[Tensor, " N"]:
         """Return all classes in turn, cycle after cycle."""
         return self.in_turn(count)
 
-    def synthesis_terms(self, shown: SynthesisBatch) -> Terms:
-        """Return the distance of moments and cross-entropy."""
-        params, logits = self.params, shown.teacher.features.logits
+    def synthesis_terms(self, batch: SynthesisBatch) -> Terms:
+        """Return moment distance and cross-entropy."""
+        params, logits = self.params, batch.teacher.features.logits
         return {
-            "bn": shown.term(params.bn_weight, statistics.moment_distance, shown.teacher.norms),
-            "onehot": shown.term(
-                params.onehot_weight, entropies.mean_cross_entropy, logits, shown.targets
+            "bn": batch.term(params.bn_weight, statistics.moment_distance, batch.teacher.norms),
+            "onehot": batch.term(
+                params.onehot_weight, entropies.mean_cross_entropy, logits, batch.targets
             ),
         }
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
-        """Return the imitation of outputs (nats times temperature^2) and of where they come from.
+        """Return the divergence of outputs (nats times temperature squared) and of activation maps.
 
-        The student's classifier reads its maps and learns nothing from that, as in the authors'
-        code.
+        The second gives the student's classifier no gradient, as in the authors' code.
         """
         return {
             "kd": divergences.scaled_kl(

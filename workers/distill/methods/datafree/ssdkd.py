@@ -1,9 +1,10 @@
 """Small-scale data-free distillation.
 
-Where a student sees a tenth of the images, they must be well chosen. While images are made, a
-factor phi weighs their cross-entropy: little for classes that fill the buffer already and for
-images that the teacher is sure of. While the student learns, images on which it is wrong are drawn
-more often, and weights omega undo what that does to the mean. Images are made as by Fast-DFKD.
+A student that trains on a tenth of the images needs well-chosen ones. During synthesis a factor phi
+weighs each image's cross-entropy: it is small for classes that are frequent in the buffer and for
+images on which the teacher is confident. During training, images with a large divergence between
+student and teacher are drawn more often, and importance weights omega correct the mean for that.
+Images are generated as by Fast-DFKD.
 
 Source: Liu et al., CVPR 2024, arXiv:2406.07876.
 Differs: the authors published no code, and what is public of the paper does not state its
@@ -15,15 +16,15 @@ whether omega counts in the student's loss. Established are a tenth of the train
 epoch, both factors of phi, and what priorities are made of. Defaults are those of the code that the
 method extends (Fast-DFKD, without its meta-learning), of the focal loss (gamma 2) and of
 prioritised replay (beta 0.4). The authors' objective prints all three terms of the generator under
-one maximum; distance of moments and cross-entropy are minimised here, as they must be, and only the
-divergence from the student is raised. Images are to show classes that are drawn evenly, as in
-Fast-DFKD; the paper speaks of the teacher's own predictions (`target` argmax). phi compares with
-the buffer before the present call. A member that was drawn is measured by the same recursion as in
-a refresh of all: its next weight follows from the shares after the measurement. In dense tasks phi
-belongs to a position, and each is pulled to the class that the teacher decides for there.
+one maximum; moment distance and cross-entropy are minimised here, as they must be, and only the
+divergence from the student is maximised. Target classes are drawn evenly, as in Fast-DFKD; the
+paper mentions the teacher's own predictions (`target` argmax). phi compares with the buffer before
+the present call. A drawn member is updated by the same recursion as in a refresh of all: its next
+weight follows from the shares after the update. In dense tasks phi belongs to a position, whose
+target is the class that the teacher predicts there.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -36,15 +37,31 @@ from workers.distill.data.types import Batch
 from workers.distill.functional import adversaries, divergences, entropies, modulation
 from workers.distill.functional.priorities import Priority
 from workers.distill.functional.rows import per_image, rows
-from workers.distill.functional.statistics import MomentMemory
 from workers.distill.methods.base import Moment, Source, Terms
 from workers.distill.methods.datafree.base import (
     BufferStats,
-    DataFreeMethod,
     Eviction,
+    SmoothedInversionMethod,
     SynthesisBatch,
 )
-from workers.distill.networks.interface import Features, Network, batch_norms
+from workers.distill.methods.parameters import (
+    ADVERSARIAL_WEIGHT,
+    BN_MOMENTUM,
+    BN_WEIGHT,
+    MASKED,
+    ONEHOT_WEIGHT,
+    ROUND_BUDGET,
+    SOFT_TARGET_TEMPERATURE,
+    TARGET,
+    AdversarialWeight,
+    BNMomentum,
+    BNWeight,
+    Masked,
+    OneHotWeight,
+    SoftTargetTemperature,
+    Target,
+)
+from workers.distill.networks.interface import Features, Network
 
 
 def modulated_loss(
@@ -52,7 +69,10 @@ def modulated_loss(
     classes: Int[Tensor, " N"] | None,
     phi: Float[Tensor, " R"],
 ) -> Float[Tensor, ""]:
-    """Return the mean over rows of phi times cross-entropy, by default with their own classes."""
+    """Return the mean over rows of phi times cross-entropy.
+
+    `classes` None takes each row's largest logit as its target.
+    """
     return (phi * entropies.cross_entropies(logits, classes)).mean()
 
 
@@ -69,15 +89,15 @@ def corrected_kd(
     `normalise` divides the weights by their largest in the batch. Units: nats times temperature
     squared.
     """
-    apart = divergences.softened_kl(
+    divergence = divergences.softened_kl(
         rows(student_logits), rows(teacher_logits), temperature=temperature
     )
     weights = omega / omega.max() if normalise else omega
-    return temperature**2 * (weights * per_image(apart, len(omega))).mean()
+    return temperature**2 * (weights * per_image(divergence, len(omega))).mean()
 
 
-class SSDKD(DataFreeMethod):
-    """Learn from a small buffer of invented images, whose kinds and difficulty are balanced."""
+class SSDKD(SmoothedInversionMethod):
+    """Distil on a small buffer of synthetic images with balanced classes and difficulty."""
 
     name = "ssdkd"
     title = "Small-scale data-free distillation"
@@ -101,138 +121,109 @@ class SSDKD(DataFreeMethod):
         ),
     )
 
-    class Params(DataFreeMethod.Params):
+    class Params(SmoothedInversionMethod.Params):
         """Weights of synthesis, the factor phi, priorities, and the student's loss."""
 
-        temperature: float = Field(
-            20.0,
-            gt=0,
-            le=1e4,
-            description="Divides the logits of both networks before softmax in the student's loss. "
-            "Not established; Fast-DFKD's.",
+        temperature: SoftTargetTemperature = Field(
+            20.0, description=f"{SOFT_TARGET_TEMPERATURE} Not established; Fast-DFKD's."
         )
-        bn_weight: float = Field(
-            10.0,
-            ge=0,
-            le=1e6,
-            description="Weight of the distance to the moments in the teacher's batch norms. At 0 "
-            "the teacher needs none. Not established; Fast-DFKD's.",
-        )
-        onehot_weight: float = Field(
+        bn_weight: BNWeight = Field(10.0, description=f"{BN_WEIGHT} Not established; Fast-DFKD's.")
+        onehot_weight: OneHotWeight = Field(
             0.5,
-            ge=0,
-            le=1e6,
-            description="Weight of the teacher's cross-entropy with the class that an image is to "
-            "show. phi lowers it further. Not established; Fast-DFKD has 0.5, and 0.4 for wide "
-            "residual networks.",
+            description=f"{ONEHOT_WEIGHT} phi lowers it further. Not established; Fast-DFKD has "
+            "0.5, and 0.4 for wide residual networks.",
         )
-        adversarial_weight: float = Field(
+        adversarial_weight: AdversarialWeight = Field(
             1.0,
-            ge=0,
-            le=1e6,
-            description="Weight of the divergence of the student from the teacher, which images "
-            "are to raise. Not established; Fast-DFKD has 1.1 for wide residual networks, 1.33 for "
-            "a ResNet-34, and 1 for a VGG-11.",
+            description=f"{ADVERSARIAL_WEIGHT} Not established; Fast-DFKD has 1.1 for wide "
+            "residual networks, 1.33 for a ResNet-34, and 1 for a VGG-11.",
         )
-        masked: bool = Field(
-            True,
-            description="Count the divergence only where both networks decide for the same class. "
-            "Not established; Fast-DFKD does.",
-        )
-        target: Literal["random", "argmax"] = Field(
+        masked: Masked = Field(True, description=f"{MASKED} Not established; Fast-DFKD does.")
+        target: Target = Field(
             "random",
-            description="The class that an image is to show: one drawn evenly, or that which the "
-            "teacher decides for. In dense tasks it is always the latter, at each position. "
-            "Not established: the paper speaks of the teacher's predictions.",
+            description=f"{TARGET} Not established: the paper mentions the teacher's predictions.",
         )
-        bn_momentum: float = Field(
-            0.9,
-            ge=0,
-            lt=1,
-            description="Share of the moments that is remembered from earlier calls; 0 compares "
-            "those of the batch alone. Not established; Fast-DFKD's.",
+        bn_momentum: BNMomentum = Field(
+            0.9, description=f"{BN_MOMENTUM} Not established; Fast-DFKD's."
         )
         diversity: bool = Field(
             True,
-            description="Let phi lower the cross-entropy of classes that fill the buffer: 1 minus "
-            "the share of the buffer that the teacher takes for the image's class.",
+            description="Include in phi 1 minus the share of the buffer that the teacher assigns "
+            "to the image's class.",
         )
         difficulty: bool = Field(
             True,
-            description="Let phi lower the cross-entropy of images that the teacher is sure of: "
-            "(1 - its largest probability)^gamma.",
+            description="Include in phi (1 - the teacher's largest probability)^gamma.",
         )
         gamma: float = Field(
             2.0,
             ge=0,
             le=100,
-            description="Exponent of the teacher's doubt in phi. Not established.",
+            description="Exponent of 1 minus the teacher's confidence in phi. Not established.",
         )
         modulation_gradient: bool = Field(
             False,
-            description="Let the gradient pass through the teacher's doubt in phi. Not "
-            "established.",
+            description="Let the gradient pass through phi. Not established.",
         )
         normalise_modulation: bool = Field(
             False,
-            description="Divide phi by its mean over the batch, so that it moves weight between "
-            "images and takes none away. Not in the paper.",
+            description="Divide phi by its mean over the batch, so that its mean is 1. Not in the "
+            "paper.",
         )
         prioritise: bool = Field(
             True,
-            description="Draw images for the student by priority: by how far the student is from "
-            "the teacher on them, times their last weight. False draws evenly.",
+            description="Draw images for the student by priority: the divergence of the student "
+            "from the teacher times the image's last weight. False draws evenly.",
         )
         alpha: float = Field(
             1.0,
             ge=0,
             le=10,
             description="Exponent of a priority; 0 draws evenly. Not established; 1 is the form "
-            "that the paper's words describe.",
+            "that the paper describes.",
         )
         beta: float = Field(
             0.4,
             ge=0,
             lt=1,
-            description="How much of uneven drawing the weights (N * probability)^-beta undo; "
-            "below 1, since the weights enter the next priorities and would swing for ever. Not "
-            "established.",
+            description="Exponent of the importance weights (N * probability)^-beta; below 1, "
+            "since the weights enter the next priorities, which would oscillate. Not established.",
         )
         final_beta: float | None = Field(
             None,
             ge=0,
             lt=1,
-            description="beta after `beta_epochs` epochs, reached in equal steps; null keeps beta. "
+            description="beta after `beta_epochs` epochs, reached linearly; null keeps beta. "
             "Not established.",
         )
         beta_epochs: int = Field(
             200,
             ge=1,
             le=1_000_000,
-            description="Epochs over which beta moves to `final_beta`; counts where that is given. "
-            "Not established.",
+            description="Epochs over which beta changes to `final_beta`; ignored where that is "
+            "null. Not established.",
         )
         epsilon: float = Field(
             1e-6,
             gt=0,
             le=1e3,
-            description="What is added to a priority, so that each image can be drawn. Not "
+            description="Added to each priority, so that every image can be drawn. Not "
             "established.",
         )
         eviction: Eviction = Field(
             "oldest",
-            description="Which images a full buffer gives up: those that came first, or those of "
-            "the lowest priority, which needs `prioritise`. Not established.",
+            description="Which images of a full buffer are replaced: the oldest, or those of the "
+            "lowest priority, which needs `prioritise`. Not established.",
         )
         correct_loss: bool = Field(
             True,
-            description="Multiply an image's loss by its weight; false uses weights in priorities "
-            "alone. Not established.",
+            description="Multiply each image's loss by its importance weight; false uses weights "
+            "in priorities alone. Not established.",
         )
         normalise_weights: bool = Field(
             True,
             description="Divide the weights in the loss by the largest of the batch; those in "
-            "priorities stay as they are. Not in the paper.",
+            "priorities are not divided. Not in the paper.",
         )
         synthesis: MetaSynthesis = Field(
             MetaSynthesis(
@@ -243,7 +234,7 @@ class SSDKD(DataFreeMethod):
                 learning_rate=3e-3,
                 latent_learning_rate=0.01,
             ),
-            description="How images are invented: budget, generator, buffer. Established is "
+            description=f"{ROUND_BUDGET} Established is "
             "`data_scale` 0.1; not established are all other numbers here, `buffer_images` (as "
             "many as `data_scale` says), `meta`, and the student's epochs, rate and optimizer in "
             "`training`. Fast-DFKD has as rates of the generator and the latent vectors 5e-3 and "
@@ -257,21 +248,14 @@ class SSDKD(DataFreeMethod):
 
     def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
         super().__init__(params, student, teacher)
-        known = batch_norms(teacher) if teacher is not None and self.reads_norms else {}
-        self.memory = MomentMemory(known, rate=params.bn_momentum)
-        # For checkpoints; read again only when a state is loaded, as a look waits for the device.
+        # For checkpoints; read only when a state is loaded, as reading waits for the device.
         self.register_buffer("finished_epochs", torch.zeros((), dtype=torch.int64))
         self._finished = 0
-        self.register_load_state_dict_post_hook(_recall)  # type: ignore[no-untyped-call]  # torch's stub
-
-    @property
-    def competes(self) -> bool:
-        """Whether synthesis looks at the student too, to find where it is wrong."""
-        return self.params.adversarial_weight > 0
+        self.register_load_state_dict_post_hook(_restore_finished)  # type: ignore[no-untyped-call]  # torch's stub
 
     @property
     def beta(self) -> float:
-        """How much of uneven drawing the weights undo in the present epoch."""
+        """Exponent of the importance weights in the present epoch."""
         params = self.params
         if params.final_beta is None:
             return params.beta
@@ -280,7 +264,7 @@ class SSDKD(DataFreeMethod):
 
     @property
     def priority(self) -> Priority | None:
-        """Return the constants of priority sampling, unless it is switched off."""
+        """Return the constants of priority sampling, or None if it is off."""
         params = self.params
         if not params.prioritise:
             return None
@@ -288,47 +272,42 @@ class SSDKD(DataFreeMethod):
 
     @property
     def eviction(self) -> Eviction:
-        """Return which images leave a full buffer."""
+        """Return which images of a full buffer are replaced."""
         return self.params.eviction
 
-    def phi(self, logits: Float[Tensor, "N C *S"], stock: BufferStats) -> Float[Tensor, " R"]:
+    def phi(self, logits: Float[Tensor, "N C *S"], buffer: BufferStats) -> Float[Tensor, " R"]:
         """Return the weight of each row's cross-entropy; ones without both factors.
 
-        The classes of an empty buffer are those of the batch itself.
+        While the buffer is empty, class shares are those of the batch itself.
         """
         params = self.params
-        shares = stock.class_shares.to(logits.dtype)
-        if stock.images == 0:
+        shares = buffer.class_shares.to(logits.dtype)
+        if buffer.images == 0:
             shares = modulation.class_shares(logits).mean(0)
         gamma = params.gamma if params.difficulty else 0.0
         phi = modulation.modulation(logits, shares, gamma=gamma, diversity=params.diversity)
         if not params.modulation_gradient:
             phi = phi.detach()
         if params.normalise_modulation:
-            # A buffer of one class gives nothing but zeros, which stay so.
+            # A buffer of one class gives only zeros, which stay zeros.
             phi = phi / phi.mean().clamp_min(torch.finfo(phi.dtype).tiny)
         return phi
 
-    def synthesis_terms(self, shown: SynthesisBatch) -> Terms:
-        """Return distance of moments, modulated cross-entropy, and the divergence taken off."""
-        params, logits = self.params, shown.teacher.features.logits
-        wanted = None if params.target == "argmax" else shown.targets
-        phi = self.phi(logits, shown.stock)
+    def synthesis_terms(self, batch: SynthesisBatch) -> Terms:
+        """Return moment distance, modulated cross-entropy and the negative divergence."""
+        params, logits = self.params, batch.teacher.features.logits
+        classes = None if params.target == "argmax" else batch.targets
+        phi = self.phi(logits, batch.buffer)
         return {
-            "bn": shown.term(params.bn_weight, self.memory.distance, shown.teacher.norms),
-            "onehot": shown.term(params.onehot_weight, modulated_loss, logits, wanted, phi),
-            "adversarial": shown.against_student(
+            "bn": batch.term(params.bn_weight, self.memory.distance, batch.teacher.norms),
+            "onehot": batch.term(params.onehot_weight, modulated_loss, logits, classes, phi),
+            "adversarial": batch.student_term(
                 -params.adversarial_weight, adversaries.discrepancy, masked=params.masked
             ),
         }
 
-    def after_call(self, last: SynthesisBatch, kept: SynthesisBatch) -> None:
-        """Remember the moments of the last step."""
-        if self.reads_norms:
-            self.memory.remember(last.teacher.norms)
-
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
-        """Return the imitation of the teacher's outputs, corrected for how images were drawn."""
+        """Return the divergence from the teacher's outputs, with importance weights."""
         params = self.params
         logits = student.logits, teacher.logits
         if batch.weights is None or not params.correct_loss:
@@ -342,12 +321,14 @@ class SSDKD(DataFreeMethod):
         return {"kd": loss}
 
     def after_step(self, moment: Moment) -> None:
-        """Count the epochs that are over, which beta follows."""
+        """Count finished epochs, on which beta depends."""
         finished = moment.epoch if moment.closes_epoch else moment.epoch - 1
         if finished != self._finished:
             self._finished = finished
             self.finished_epochs.fill_(finished)
 
 
-def _recall(method: SSDKD, _keys: Any) -> None:  # Any: torch's list of keys that did not fit
+def _restore_finished(
+    method: SSDKD, _keys: Any
+) -> None:  # Any: torch's list of keys that did not fit
     method._finished = int(method.finished_epochs)

@@ -1,15 +1,15 @@
 """Zero-shot knowledge transfer.
 
-A generator looks for images on which student and teacher contradict each other, and the student
-learns to agree with the teacher there, until the generator finds nothing more.
+A generator is trained to make images on which student and teacher disagree, and the student is
+trained to agree with the teacher on them.
 
 Source: Micaelli and Storkey, NeurIPS 2019, arXiv:1905.09768.
-Differs: the defaults are those of CMI's benchmark (Fang et al., IJCAI 2021): no attention
-transfer, divergences summed over classes, another generator, 5 steps of the student on new images.
-The authors' weight of 250 belongs to their mean over classes too (`element_mean`). The student is
-in evaluation mode while images are invented; theirs stays in training mode, so that its batch norms
-learn from images that it is not trained on. Attention maps of different sizes are compared at the
-smaller one. The generator's divergence keeps temperature 1.
+Differs: the defaults are those of CMI's benchmark (Fang et al., IJCAI 2021): no attention transfer,
+divergences summed over classes, another generator, 5 steps of the student on new images. The
+authors' weight of 250 belongs to their mean over classes too (`element_mean`). The student is in
+evaluation mode while images are generated; theirs stays in training mode, so that its batch norms
+are updated by images that it is not trained on. Attention maps of different sizes are compared at
+the smaller one. The generator's divergence keeps temperature 1.
 Checked against: polo5/ZeroShotKnowledgeTransfer, solver.py; zju-vipa/CMI,
 datafree/synthesis/generative.py (published values).
 """
@@ -26,7 +26,8 @@ from workers.distill.config.synthesis import StreamSynthesis
 from workers.distill.data.types import Batch
 from workers.distill.functional import adversaries, divergences, maps
 from workers.distill.methods.base import Moment, Source, Terms
-from workers.distill.methods.datafree.base import DataFreeMethod, SynthesisBatch
+from workers.distill.methods.datafree.base import SoftTargetMethod, SynthesisBatch
+from workers.distill.methods.parameters import STREAM, STREAM_BUDGET, SoftTargetTemperature, Weight
 from workers.distill.networks import shapes
 from workers.distill.networks.interface import Features, Network
 
@@ -46,8 +47,8 @@ def attention_loss(
     return torch.stack(distances).sum()
 
 
-class ZSKT(DataFreeMethod):
-    """Invent images on which the student contradicts the teacher."""
+class ZSKT(SoftTargetMethod):
+    """Distil on images on which the student disagrees with the teacher."""
 
     name = "zskt"
     title = "Zero-shot knowledge transfer"
@@ -57,22 +58,15 @@ class ZSKT(DataFreeMethod):
         arxiv="1905.09768",
     )
     needs = ("teacher", "equal_classes")
-    inverter = "stream"
+    synthesizer = "stream"
     learns_from_student_only = True
 
-    class Params(DataFreeMethod.Params):
-        """A temperature, a weight and a switch for the student, and the budget."""
+    class Params(SoftTargetMethod.Params):
+        """Temperature, attention weight and scale of the student's loss, and the budget."""
 
-        temperature: float = Field(
-            1.0,
-            gt=0,
-            le=1e4,
-            description="Divides the logits of both networks before softmax in the student's loss.",
-        )
-        attention_weight: float = Field(
+        temperature: SoftTargetTemperature = 1.0
+        attention_weight: Weight = Field(
             0.0,
-            ge=0,
-            le=1e6,
             description="Weight of attention transfer, which needs networks with equally many "
             "stages. Published: 250, with `element_mean`.",
         )
@@ -81,18 +75,9 @@ class ZSKT(DataFreeMethod):
             description="Divide divergences by the number of classes, as the authors' code does.",
         )
         synthesis: StreamSynthesis = Field(
-            StreamSynthesis(
-                steps=1,
-                student_steps=5,
-                calls_per_epoch=80,
-                buffer_images=1024,
-                augmentation="none",
-                generator="large",
-            ),
-            description="How images are invented: budget and generator. The buffer keeps the "
-            "newest images to be looked at, the student never sees them again. Published: "
-            "`student_steps` 10 with `reuse` latent, `batch_size` 128, `latent_size` 100 and "
-            "`clip_norm` 5.",
+            STREAM,
+            description=f"{STREAM_BUDGET} Published: `student_steps` 10 with `reuse` latent, "
+            "`batch_size` 128, `latent_size` 100 and `clip_norm` 5.",
         )
 
     params: Params
@@ -103,18 +88,18 @@ class ZSKT(DataFreeMethod):
             _check_stages(student, teacher)
 
     @property
-    def competes(self) -> bool:
-        """Whether synthesis looks at the student too: it looks at nothing else."""
+    def uses_student(self) -> bool:
+        """Whether the loss of synthesis uses the student's outputs: always."""
         return True
 
-    def synthesis_terms(self, shown: SynthesisBatch) -> Terms:
-        """Return the agreement of student and teacher: their divergence with a minus."""
-        weight = -1 / self._divisor(shown.teacher.features.logits)
-        gap = shown.against_student(weight, adversaries.discrepancy, masked=False)
-        return {"adversarial": gap}
+    def synthesis_terms(self, batch: SynthesisBatch) -> Terms:
+        """Return the negative divergence between student and teacher."""
+        weight = -1 / self._divisor(batch.teacher.features.logits)
+        adversarial = batch.student_term(weight, adversaries.discrepancy, masked=False)
+        return {"adversarial": adversarial}
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
-        """Return the imitation of the teacher's outputs, and of where it looks."""
+        """Return the divergence from the teacher's outputs, and that of the attention maps."""
         params = self.params
         kd = divergences.scaled_kl(student.logits, teacher.logits, temperature=params.temperature)
         attention = student.logits.new_zeros(())
@@ -127,15 +112,15 @@ class ZSKT(DataFreeMethod):
 
 
 def _check_stages(student: Network, teacher: Network) -> None:
-    """Raise `IncompatibleNetworks` unless both show maps of equally many stages."""
+    """Raise `IncompatibleNetworks` unless both networks return maps of equally many stages."""
     counts = []
     for network in (student, teacher):
-        network.reveal(("stages",))
+        network.enable_features(("stages",))
         counts.append(len(shapes.measure(network).stages))
     if counts[0] != counts[1] or counts[0] == 0:
         raise errors.IncompatibleNetworks(
-            "method zskt compares attention stage by stage, so both networks must show equally "
-            f"many stages; the student shows {counts[0]}, the teacher {counts[1]}; set "
+            "method zskt compares attention stage by stage, so both networks must return "
+            f"equally many; the student returns {counts[0]}, the teacher {counts[1]}; set "
             "attention_weight to 0, or choose another student",
             student_stages=counts[0],
             teacher_stages=counts[1],

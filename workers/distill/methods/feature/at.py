@@ -1,15 +1,15 @@
 """Attention transfer.
 
-Summed over channels, a stage's activations say where in the image a network looks. The student
-learns to look where its teacher does, at every stage; widths of the networks may differ freely.
+A stage's activations, summed over channels, give a spatial attention map. The student matches the
+teacher's maps at every stage; the networks' widths may differ.
 
 Source: Zagoruyko and Komodakis, ICLR 2017, arXiv:1612.03928, equation 2.
-Differs: the default distance is the mean of squared differences over images and positions, not
-the norm that equation 2 prints, since the usual weight of 1000 and all published numbers belong to
-it. `distance: norm` is equation 2, with values far larger: there a weight near 1 is right (half of
-the paper's beta is `at_weight`). Values are taken absolute for every power, as in the paper. Where
-the networks show different numbers of stages, each of the fewer meets the one closest in size, in
-order; cutting the longer list, as reference code does, can pair maps of different sizes.
+Differs: the default distance is the mean of squared differences over images and positions, not the
+norm that equation 2 prints, since the usual weight of 1000 and all published numbers belong to it.
+`distance: norm` is equation 2, with values far larger: there a weight near 1 is right (half of the
+paper's beta is `at_weight`). Values are taken absolute for every power, as in the paper. Where the
+networks have different numbers of stages, each of the fewer is paired with the one closest in size,
+in order; cutting the longer list, as reference code does, can pair maps of different sizes.
 Checked against: megvii-research/mdistiller, mdistiller/distillers/AT.py (published values).
 """
 
@@ -23,9 +23,10 @@ from torch import Tensor
 
 from workers.distill.data.types import Batch
 from workers.distill.functional import maps
-from workers.distill.methods.base import FeatureMethod, Moment, Source, Terms
-from workers.distill.networks.interface import Features, Network
-from workers.distill.networks.shapes import Shapes
+from workers.distill.methods.base import Moment, Source, Terms
+from workers.distill.methods.feature.base import StagePairsMethod
+from workers.distill.methods.parameters import Weight
+from workers.distill.networks.interface import Features
 
 Distance: TypeAlias = Literal["squared_mean", "norm"]
 
@@ -61,8 +62,8 @@ def _pair_loss(
     return difference.square().mean()
 
 
-class AT(FeatureMethod):
-    """Match where both networks look, stage by stage."""
+class AT(StagePairsMethod):
+    """Match the attention maps of both networks, stage by stage."""
 
     name = "at"
     title = "Attention transfer"
@@ -74,10 +75,10 @@ class AT(FeatureMethod):
         equations="2",
     )
 
-    class Params(FeatureMethod.Params):
+    class Params(StagePairsMethod.Params):
         """A weight, a power and a distance."""
 
-        at_weight: float = Field(1000.0, ge=0, le=1e6, description="Weight of the attention term.")
+        at_weight: Weight = Field(1000.0, description="Weight of the attention term.")
         power: float = Field(
             2.0,
             ge=1,
@@ -87,22 +88,15 @@ class AT(FeatureMethod):
         distance: Distance = Field(
             "squared_mean",
             description="squared_mean: mean of squared differences over images and positions, as "
-            "published numbers use; norm: the paper's Euclidean norm, which wants a weight near 1.",
+            "published numbers use; norm: the paper's Euclidean norm, which needs a weight near 1.",
         )
 
     params: Params
-    student_shapes: Shapes
-    teacher_shapes: Shapes
-
-    def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
-        super().__init__(params, student, teacher)
-        self.pairs = maps.pair_by_size(self.student_shapes.stages, self.teacher_shapes.stages)
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the task term and the attention term."""
         loss = at_loss(
-            [student.stages[index] for index, _ in self.pairs],
-            [teacher.stages[index] for _, index in self.pairs],
+            *self.paired(student, teacher),
             power=self.params.power,
             distance=self.params.distance,
         )

@@ -1,11 +1,10 @@
 """Class attention transfer.
 
-A classifier on averaged maps can be read at every position instead: that gives, for each class, a
-map of where its evidence lies. The student learns the teacher's maps of evidence, averaged to a
-coarse grid.
+A linear classifier on averaged maps, applied at every position, gives a class activation map for
+each class. The student matches the teacher's class activation maps, averaged to a coarse grid.
 
 Source: Guo et al., CVPR 2023, arXiv:2304.12777.
-Differs: networks are not rebuilt with a convolution as their classifier; theirs is read as one,
+Differs: networks are not rebuilt with a convolution as their classifier; theirs is applied as one,
 which gives the same maps. Maps are averaged to the grid before the classifier is applied, not
 after: both commute, and it costs less. The default weight is that of resnet32x4 -> resnet8x4; it
 depends much on the pair (0.7 for resnet56 -> resnet20, 600 on normalised maps for ShuffleNets).
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from workers.distill.data.types import Batch
 from workers.distill.functional import classifiers, maps
 from workers.distill.methods.base import FeatureMethod, FeatureName, Moment, Need, Source, Terms
+from workers.distill.methods.parameters import Weight
 from workers.distill.networks.interface import Features, Network
 
 
@@ -34,7 +34,7 @@ def cat_loss(
 ) -> Float[Tensor, ""]:
     """Return the mean squared difference of class maps, averaged to side x side cells."""
     student, teacher = (
-        maps.average_to(seen, (side, side)).flatten(2) for seen in (student_maps, teacher_maps)
+        maps.average_to(each, (side, side)).flatten(2) for each in (student_maps, teacher_maps)
     )
     if normalize:
         student, teacher = F.normalize(student, dim=2), F.normalize(teacher, dim=2)
@@ -42,7 +42,7 @@ def cat_loss(
 
 
 class CATKD(FeatureMethod):
-    """Match where both networks see evidence for each class."""
+    """Match the class activation maps of both networks."""
 
     name = "catkd"
     title = "Class attention transfer"
@@ -52,15 +52,13 @@ class CATKD(FeatureMethod):
         arxiv="2304.12777",
     )
     needs: ClassVar[tuple[Need, ...]] = ("labels", "teacher", "equal_classes")
-    student_shows: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
-    teacher_shows: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
+    required_student_features: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
+    required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
 
     class Params(FeatureMethod.Params):
         """A weight, and how maps are compared."""
 
-        catkd_weight: float = Field(
-            15.0, ge=0, le=1e6, description="Weight of the class maps' term."
-        )
+        catkd_weight: Weight = Field(15.0, description="Weight of the class maps' term.")
         side: int = Field(
             2, ge=1, le=64, description="Cells along the grid that class maps are averaged to."
         )
@@ -86,11 +84,11 @@ class CATKD(FeatureMethod):
         """Return the task term and the class maps' term."""
         (classifier,) = self._classifier
         grid = (self.params.side, self.params.side)
-        learned = maps.average_to(classifiers.last_map(student.final), grid)
-        taught = maps.average_to(classifiers.last_map(teacher.final), grid)
+        student_map = maps.average_to(classifiers.last_map(student.final), grid)
+        teacher_map = maps.average_to(classifiers.last_map(teacher.final), grid)
         loss = cat_loss(
-            classifiers.class_maps(learned, *classifiers.layer(classifier)),
-            classifiers.class_maps(taught, self.weight, self.bias),
+            classifiers.class_maps(student_map, *classifiers.layer(classifier)),
+            classifiers.class_maps(teacher_map, self.weight, self.bias),
             side=self.params.side,
             normalize=self.params.normalize,
         )

@@ -1,10 +1,10 @@
 """FitNets: hints from a middle stage.
 
-The student's maps of one stage, brought to the teacher's shape by a learned convolution, shall
-equal the teacher's maps of that stage.
+The student's maps of one stage, brought to the teacher's shape by a trained convolution, are
+regressed on the teacher's maps of that stage.
 
 Source: Romero et al., ICLR 2015, arXiv:1412.6550, equation 3.
-Differs: hint and task are learned together from the first epoch; the paper trains up to the hint
+Differs: hint and task are trained together from the first epoch; the paper trains up to the hint
 first and then distils logits (combine with `kd` for those). Batch norm and ReLU follow the
 convolution. Both are what the published tables of later papers report under this name.
 Checked against: megvii-research/mdistiller, mdistiller/distillers/FitNet.py (published values).
@@ -22,11 +22,12 @@ from workers.distill import errors
 from workers.distill.data.types import Batch
 from workers.distill.functional import adapters, maps
 from workers.distill.methods.base import FeatureMethod, Moment, Source, Terms
+from workers.distill.methods.parameters import Weight
 from workers.distill.networks import shapes
 from workers.distill.networks.interface import Features, Network
 
 MOST_PARAMETERS = 100_000_000
-"""A regressor between maps of very different sizes would outgrow both networks."""
+"""Limit of a regressor's parameters; between very different sizes it exceeds both networks."""
 
 
 def fitnet_loss(
@@ -50,7 +51,7 @@ class FitNet(FeatureMethod):
     class Params(FeatureMethod.Params):
         """A weight and a stage."""
 
-        fitnet_weight: float = Field(100.0, ge=0, le=1e6, description="Weight of the hint.")
+        fitnet_weight: Weight = Field(100.0, description="Weight of the hint.")
         hint_stage: int = Field(
             2, ge=1, le=64, description="Stage of both networks that is compared, from 1."
         )
@@ -69,8 +70,8 @@ class FitNet(FeatureMethod):
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the task term and the hint's."""
         index = self.params.hint_stage - 1
-        guided: Tensor = self.regressor(maps.at_least_float(student.stages[index]))
-        loss = fitnet_loss(guided, maps.at_least_float(teacher.stages[index]))
+        regressed: Tensor = self.regressor(maps.at_least_float(student.stages[index]))
+        loss = fitnet_loss(regressed, maps.at_least_float(teacher.stages[index]))
         return {**self.task(student, batch), "fitnet": self.params.fitnet_weight * loss}
 
     def _at_hint(self, role: str, found: shapes.Shapes, network: Network | None) -> shapes.Shape:
@@ -79,7 +80,7 @@ class FitNet(FeatureMethod):
             reference = "" if network is None else network.reference
             raise errors.IncompatibleNetworks(
                 f"method fitnet compares stage {wanted} (hint_stage), and the {role} {reference} "
-                f"shows {len(found.stages)} stages; choose a smaller hint_stage",
+                f"returns {len(found.stages)} stages; choose a smaller hint_stage",
                 hint_stage=wanted,
                 **{role: reference},
             )

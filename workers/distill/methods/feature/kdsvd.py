@@ -1,18 +1,18 @@
 """Distillation by singular value decomposition.
 
-A stage's maps are condensed to their leading singular vectors. How those of one stage lie to those
-of the stage before, through a radial kernel, is what the teacher passes on.
+Each stage's maps are reduced to their leading singular vectors. The student matches the teacher's
+radial kernel between the vectors of one stage and those of the stage before.
 
 Source: Lee, Kim and Song, ECCV 2018, arXiv:1807.06819.
 Differs: two public codes lay out a stage's matrix in two ways. By default its rows are the rows of
-all its maps, so vectors live along the width, as in MDistiller; the larger map is pooled first, so
-that any pair of networks can be compared. With `layout: channels` a row is a position and vectors
-live along the channels, as in RepDistiller; those must be equally many. Signs of singular vectors
-are arbitrary: the teacher's are turned so that their largest entry is positive, the student's
-follow the teacher's. Vectors come from the Gram matrix, in float32 at least, and where singular
-values are equal up to rounding the gradient between their vectors, which is infinite, is zero.
-Where the networks show different numbers of stages, each of the fewer meets the one closest in
-size, in order, instead of cutting the longer list.
+all its maps, so vectors have the length of the width, as in MDistiller; the larger map is pooled
+first, so that any pair of networks can be compared. With `layout: channels` a row is a position and
+vectors have the length of the channels, as in RepDistiller; those must be equally many. Signs of
+singular vectors are arbitrary: the teacher's are turned so that their largest entry is positive,
+the student's follow the teacher's. Vectors come from the Gram matrix, in float32 at least, and
+where singular values are equal up to rounding the gradient between their vectors, which is
+infinite, is zero. Where the networks have different numbers of stages, each of the fewer is paired
+with the one closest in size, in order, instead of cutting the longer list.
 Checked against: megvii-research/mdistiller, mdistiller/distillers/KDSVD.py (published values).
 """
 
@@ -29,9 +29,11 @@ from torch import Tensor
 from workers.distill import errors
 from workers.distill.data.types import Batch
 from workers.distill.functional import maps, singular
-from workers.distill.methods.base import FeatureMethod, Moment, Source, Terms
+from workers.distill.methods.base import Moment, Source, Terms
+from workers.distill.methods.feature.base import StagePairsMethod
+from workers.distill.methods.parameters import Weight
 from workers.distill.networks.interface import Features, Network
-from workers.distill.networks.shapes import Shape, Shapes
+from workers.distill.networks.shapes import Shape
 
 Layout: TypeAlias = Literal["width", "channels"]
 MORE = 3
@@ -69,11 +71,11 @@ def _condense(
     if layout == "width":
         student, teacher = maps.pool_to_smaller(student, teacher)
     ours, theirs = _matrices(student, layout), _matrices(teacher, layout)
-    taught, values = singular.right_vectors(theirs, vectors)
-    taught = taught * _largest_sign(taught)
-    learned, _ = singular.right_vectors(ours, min(vectors + MORE, *ours.shape[1:]))
+    teacher_vectors, values = singular.right_vectors(theirs, vectors)
+    teacher_vectors = teacher_vectors * _largest_sign(teacher_vectors)
+    student_vectors, _ = singular.right_vectors(ours, min(vectors + MORE, *ours.shape[1:]))
     scale = F.normalize(values, dim=1)[:, None]
-    return _align(learned, taught) * scale, taught * scale
+    return _align(student_vectors, teacher_vectors) * scale, teacher_vectors * scale
 
 
 def _matrices(stage: Float[Tensor, "N c h w"], layout: Layout) -> Float[Tensor, "N r p"]:
@@ -86,12 +88,12 @@ def _largest_sign(vectors: Float[Tensor, "N p k"]) -> Float[Tensor, "N 1 k"]:
 
 
 def _align(
-    learned: Float[Tensor, "N p m"], taught: Float[Tensor, "N p k"]
+    student_vectors: Float[Tensor, "N p m"], teacher_vectors: Float[Tensor, "N p k"]
 ) -> Float[Tensor, "N p k"]:
     """Return for each vector of the teacher the most similar of the student's, same sign."""
-    cosines = (learned.mT @ taught).detach()
+    cosines = (student_vectors.mT @ teacher_vectors).detach()
     best = cosines.abs().amax(1, keepdim=True)
-    return learned @ torch.where(cosines.abs() == best, cosines.sign(), 0)
+    return student_vectors @ torch.where(cosines.abs() == best, cosines.sign(), 0)
 
 
 def _kernel(
@@ -100,8 +102,8 @@ def _kernel(
     return torch.exp(-(after[:, :, None] - before[:, None]).square() / 8)
 
 
-class KDSVD(FeatureMethod):
-    """Match how condensed stages lie to each other."""
+class KDSVD(StagePairsMethod):
+    """Match the kernels between singular vectors of neighbouring stages."""
 
     name = "kdsvd"
     title = "Distillation by singular value decomposition"
@@ -111,29 +113,24 @@ class KDSVD(FeatureMethod):
         arxiv="1807.06819",
     )
 
-    class Params(FeatureMethod.Params):
+    class Params(StagePairsMethod.Params):
         """A weight, a number of vectors and a layout."""
 
-        kdsvd_weight: float = Field(
-            1.0, ge=0, le=1e6, description="Weight of the kernels' difference."
-        )
+        kdsvd_weight: Weight = Field(1.0, description="Weight of the kernels' difference.")
         vectors: int = Field(
             1, ge=1, le=64, description="Singular vectors that are kept of each stage."
         )
         layout: Layout = Field(
             "width",
-            description="Where vectors live: width, along the rows of the maps; channels, along "
-            "channels, which must be equally many and costs more.",
+            description="Axis of the vectors: width, the rows of the maps; channels, which must be "
+            "equally many and cost more.",
         )
 
     params: Params
-    student_shapes: Shapes
-    teacher_shapes: Shapes
 
     def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
         super().__init__(params, student, teacher)
         given, wanted = self.student_shapes.stages, self.teacher_shapes.stages
-        self.pairs = maps.pair_by_size(given, wanted)
         names = {
             "student": student.reference,
             "teacher": "" if teacher is None else teacher.reference,
@@ -141,32 +138,31 @@ class KDSVD(FeatureMethod):
         if len(self.pairs) < 2:
             raise errors.IncompatibleNetworks(
                 f"method kdsvd compares neighbouring stages, so it needs at least 2; the student "
-                f"{names['student']} shows {len(given)}, the teacher {names['teacher']} "
+                f"{names['student']} returns {len(given)}, the teacher {names['teacher']} "
                 f"{len(wanted)}",
                 **names,
             )
         for one, other in self.pairs:
-            complaint = _complaint(params, given[one], wanted[other])
-            if complaint:
+            mismatch = _mismatch(params, given[one], wanted[other])
+            if mismatch:
                 raise errors.IncompatibleNetworks(
                     f"method kdsvd cannot compare stage {one + 1} of the student "
                     f"{names['student']}, {given[one]}, with stage {other + 1} of the teacher "
-                    f"{names['teacher']}, {wanted[other]} (channels, height, width): {complaint}",
+                    f"{names['teacher']}, {wanted[other]} (channels, height, width): {mismatch}",
                     **names,
                 )
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the task term and the kernels' difference."""
         loss = kdsvd_loss(
-            [student.stages[index] for index, _ in self.pairs],
-            [teacher.stages[index] for _, index in self.pairs],
+            *self.paired(student, teacher),
             vectors=self.params.vectors,
             layout=self.params.layout,
         )
         return {**self.task(student, batch), "kdsvd": self.params.kdsvd_weight * loss}
 
 
-def _complaint(params: KDSVD.Params, given: Shape, wanted: Shape) -> str | None:
+def _mismatch(params: KDSVD.Params, given: Shape, wanted: Shape) -> str | None:
     """Return why a pair of stages does not fit the parameters, if it does not."""
     if params.layout == "channels" and given[0] != wanted[0]:
         return "layout channels needs equal channels; choose layout width"

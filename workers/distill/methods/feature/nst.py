@@ -1,13 +1,13 @@
 """Neuron selectivity transfer.
 
-Each channel of a stage is a sample of where its neuron fires. The squared maximum mean
-discrepancy between the channels of both networks, with the kernel k(x, y) = (x . y)^2, asks the
-student for the same distribution of selectivities; numbers of channels may differ.
+Each channel of a stage is a sample of spatial selectivity. The squared maximum mean discrepancy
+between the channels of both networks, with the kernel k(x, y) = (x . y)^2, makes the student's
+distribution of selectivities match the teacher's; numbers of channels may differ.
 
 Source: Huang and Wang, 2017, arXiv:1707.01219, polynomial kernel with d = 2 and c = 0.
 Differs: means over images and all pairs of channels, summed over all stages, as in published
-tables. Where the networks show different numbers of stages, each of the fewer meets the one closest
-in size, in order, instead of cutting the longer list.
+tables. Where the networks have different numbers of stages, each of the fewer is paired with the
+one closest in size, in order, instead of cutting the longer list.
 Checked against: megvii-research/mdistiller, mdistiller/distillers/NST.py (published values).
 """
 
@@ -21,9 +21,10 @@ from torch import Tensor
 
 from workers.distill.data.types import Batch
 from workers.distill.functional import maps
-from workers.distill.methods.base import FeatureMethod, Moment, Source, Terms
-from workers.distill.networks.interface import Features, Network
-from workers.distill.networks.shapes import Shapes
+from workers.distill.methods.base import Moment, Source, Terms
+from workers.distill.methods.feature.base import StagePairsMethod
+from workers.distill.methods.parameters import Weight
+from workers.distill.networks.interface import Features
 
 
 def nst_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Float[Tensor, ""]:
@@ -55,8 +56,8 @@ def _by_position(selective: Float[Tensor, "N c p"]) -> Float[Tensor, "N p p"]:
     return selective.mT @ selective / selective.shape[1]
 
 
-class NST(FeatureMethod):
-    """Match the distribution of where channels fire, stage by stage."""
+class NST(StagePairsMethod):
+    """Match the distribution of the channels' spatial selectivity, stage by stage."""
 
     name = "nst"
     title = "Neuron selectivity transfer"
@@ -66,23 +67,14 @@ class NST(FeatureMethod):
         arxiv="1707.01219",
     )
 
-    class Params(FeatureMethod.Params):
+    class Params(StagePairsMethod.Params):
         """A weight."""
 
-        nst_weight: float = Field(50.0, ge=0, le=1e6, description="Weight of the discrepancy.")
+        nst_weight: Weight = Field(50.0, description="Weight of the discrepancy.")
 
     params: Params
-    student_shapes: Shapes
-    teacher_shapes: Shapes
-
-    def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
-        super().__init__(params, student, teacher)
-        self.pairs = maps.pair_by_size(self.student_shapes.stages, self.teacher_shapes.stages)
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the task term and the discrepancy."""
-        loss = nst_loss(
-            [student.stages[index] for index, _ in self.pairs],
-            [teacher.stages[index] for _, index in self.pairs],
-        )
+        loss = nst_loss(*self.paired(student, teacher))
         return {**self.task(student, batch), "nst": self.params.nst_weight * loss}

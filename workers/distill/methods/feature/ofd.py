@@ -1,7 +1,8 @@
 """Overhaul of feature distillation.
 
-Maps are compared before the activation. Where the teacher's activation would cut off what it
-computed, the student need only be lower than a margin: the teacher's expected negative value.
+Maps are compared before the activation. Where the teacher's value is negative, so that its
+activation is 0, the student need only be lower than a margin: the teacher's expected negative
+value.
 
 Source: Heo et al., ICCV 2019, arXiv:1904.01866, margin ReLU and partial L2 distance.
 Differs: the teacher runs in evaluation mode like every teacher here; the authors' code keeps it in
@@ -26,6 +27,7 @@ from workers.distill import errors
 from workers.distill.data.types import Batch
 from workers.distill.functional import adapters, maps
 from workers.distill.methods.base import FeatureMethod, FeatureName, Moment, Source, Terms
+from workers.distill.methods.parameters import Weight
 from workers.distill.networks.interface import Features, Network
 from workers.distill.networks.shapes import Shapes
 
@@ -54,7 +56,7 @@ def ofd_loss(
 ) -> Float[Tensor, ""]:
     """Return the partial squared distance, summed over an image and averaged over the batch.
 
-    A position costs nothing where the teacher is not positive and the student is lower than the
+    A position adds nothing where the teacher is not positive and the student is lower than the
     larger of teacher and margin.
     """
     target = teacher_maps.maximum(margin[:, None, None])
@@ -65,7 +67,7 @@ def ofd_loss(
 
 
 class OFD(FeatureMethod):
-    """Match maps before activations, as far as activations let them matter."""
+    """Match maps before activations, except where both are cut off by the activation."""
 
     name = "ofd"
     title = "Overhaul of feature distillation"
@@ -74,25 +76,23 @@ class OFD(FeatureMethod):
         venue="ICCV 2019",
         arxiv="1904.01866",
     )
-    student_shows: ClassVar[tuple[FeatureName, ...]] = ("pre_activations",)
-    teacher_shows: ClassVar[tuple[FeatureName, ...]] = ("pre_activations", "norms")
+    required_student_features: ClassVar[tuple[FeatureName, ...]] = ("pre_activations",)
+    required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("pre_activations", "norms")
     smallest_batch = 2
     """One image with a map of one pixel has no batch statistics."""
 
     class Params(FeatureMethod.Params):
-        """A weight, and how the teacher is observed."""
+        """A weight, and the statistics of the teacher's batch norms."""
 
-        ofd_weight: float = Field(
+        ofd_weight: Weight = Field(
             0.001,
-            ge=0,
-            le=1e6,
             description="Weight of the deepest stage; each stage before it has half of the next. "
             "The authors use 0.0001 for ImageNet.",
         )
         teacher_statistics: Literal["running", "batch"] = Field(
             "running",
-            description="Whether the teacher's batch norms use what they learned, or each "
-            "batch's own statistics as in the authors' code.",
+            description="Whether the teacher's batch norms use their running statistics, or each "
+            "batch's own as in the authors' code.",
         )
 
     params: Params
@@ -109,7 +109,7 @@ class OFD(FeatureMethod):
             reference = "" if teacher is None else teacher.reference
             raise errors.IncompatibleNetworks(
                 f"method ofd needs one batch norm for each stage before activation, and the "
-                f"teacher {reference} shows norms of {widths} channels for stages of "
+                f"teacher {reference} has norms of {widths} channels for stages of "
                 f"{[channels for channels, _, _ in wanted]}; choose another teacher",
                 teacher=reference,
                 missing="norms",
@@ -126,7 +126,7 @@ class OFD(FeatureMethod):
 
     @property
     def teacher_trains(self) -> bool:
-        """Whether the teacher is observed with the batch's own statistics."""
+        """Whether the teacher's batch norms use the batch's own statistics."""
         return self.params.teacher_statistics == "batch"
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:

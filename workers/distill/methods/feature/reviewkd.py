@@ -1,16 +1,16 @@
 """Knowledge review.
 
-Deep stages of the student help its shallow ones to follow the teacher: from the embedding down,
-each level is fused with what came from the deeper levels by learned attention, and compared with
-the teacher's maps at several resolutions.
+The student's deep stages are fused into its shallow ones: from the embedding down, each level is
+combined with the result of the deeper levels by learned attention, and compared with the teacher's
+maps at several resolutions.
 
 Source: Chen et al., CVPR 2021, arXiv:2104.09044.
 Differs: shapes come from one forward pass instead of a table for each pair, and maps need not be
 square. The teacher is compared before activations and the student gives maps after them, as the
-authors do for CIFAR-100; `student_maps: pre` is their choice for ImageNet. Where the networks show
-different numbers of stages, each of the fewer meets the one closest in size, in order. The
-attention layer starts as layers do by default, the other convolutions uniform with a = 1, as in
-the authors' code.
+authors do for CIFAR-100; `student_maps: pre` is their choice for ImageNet. Where the networks have
+different numbers of stages, each of the fewer is paired with the one closest in size, in order. The
+attention layer starts as layers do by default, the other convolutions uniform with a = 1, as in the
+authors' code.
 Checked against: megvii-research/mdistiller, mdistiller/distillers/ReviewKD.py (published values).
 """
 
@@ -27,6 +27,7 @@ from workers.distill import errors
 from workers.distill.data.types import Batch
 from workers.distill.functional import adapters, maps
 from workers.distill.methods.base import FeatureMethod, Moment, Source, Terms
+from workers.distill.methods.parameters import WarmupEpochs, Weight
 from workers.distill.networks.interface import Features, Network
 from workers.distill.networks.shapes import Shape, Shapes
 
@@ -60,7 +61,7 @@ def _context_loss(
 
 
 class Fusion(nn.Module):
-    """Attention-based fusion: one level's maps with what the deeper levels hand up."""
+    """Attention-based fusion of one level's maps with the result of the deeper levels."""
 
     def __init__(self, channels: int, middle: int, wanted: int, size: maps.Size, *, deepest: bool):
         super().__init__()
@@ -76,11 +77,11 @@ class Fusion(nn.Module):
     def forward(
         self, given: Float[Tensor, "N c h w"], deeper: Float[Tensor, "N m i j"] | None
     ) -> tuple[Float[Tensor, "N d a b"], Float[Tensor, "N m a b"]]:
-        """Return what is compared with the teacher, and what is handed to the next level."""
+        """Return maps to compare with the teacher, and the input of the next level."""
         fused: Tensor = self.enter(given)
         if self.attention is not None and deeper is not None:
             size = (fused.shape[2], fused.shape[3])
-            # At each position the layer sees both; done apart, the deeper part stays small.
+            # The layer's input is both maps; computed separately, the deeper part stays small.
             ours, theirs = self.attention.weight.chunk(2, dim=1)
             bias = self.attention.bias[:, None, None]
             scores = _mix(fused, ours) + _nearest(_mix(deeper, theirs), size) + bias
@@ -101,7 +102,7 @@ def _nearest(given: Float[Tensor, "N c h w"], size: maps.Size) -> Float[Tensor, 
 
 
 class ReviewKD(FeatureMethod):
-    """Review shallow stages with the help of deep ones."""
+    """Match fused maps of shallow and deep stages."""
 
     name = "reviewkd"
     title = "Knowledge review"
@@ -114,29 +115,21 @@ class ReviewKD(FeatureMethod):
     class Params(FeatureMethod.Params):
         """A weight, a warm-up, and which maps of both networks are compared."""
 
-        reviewkd_weight: float = Field(
+        reviewkd_weight: Weight = Field(
             1.0,
-            ge=0,
-            le=1e6,
             description="Weight of the review; the authors use 0.6 to 8 by pair, 5 for "
             "resnet32x4 to resnet8x4.",
         )
-        warmup_epochs: int = Field(
-            20,
-            ge=0,
-            le=100_000,
-            description="Epochs over which the term fades in, as min(epoch / warmup_epochs, 1); "
-            "0 starts at full weight.",
-        )
+        warmup_epochs: WarmupEpochs = 20
         student_maps: Maps = Field(
             "post",
-            description="Whether the student gives maps before or after its activations; the "
+            description="Whether the student's maps are taken before or after its activations; the "
             "authors take post for CIFAR-100, pre for ImageNet.",
         )
         teacher_maps: Maps = Field(
             "pre",
             description="Whether the teacher is compared before or after its activations; post "
-            "suits networks that show no maps before.",
+            "suits networks that return no maps before them.",
         )
 
     params: Params
@@ -158,7 +151,7 @@ class ReviewKD(FeatureMethod):
         )
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
-        """Return the task term and the review, faded in."""
+        """Return the task term and the review term, with its warm-up."""
         params = self.params
         ours = student.pre_activations if params.student_maps == "pre" else student.stages
         theirs = teacher.pre_activations if params.teacher_maps == "pre" else teacher.stages
@@ -180,7 +173,7 @@ def _chosen(which: Maps, role: str, found: Shapes, network: Network | None) -> t
         reference = "" if network is None else network.reference
         raise errors.IncompatibleNetworks(
             f"method reviewkd needs feature maps before the last activation of every stage, and "
-            f"the {role} {reference} shows none; choose another {role}, or {role}_maps: post",
+            f"the {role} {reference} returns none; choose another {role}, or {role}_maps: post",
             missing="pre_activations",
             **{role: reference},
         )

@@ -1,12 +1,11 @@
 """Reuse of the teacher's classifier.
 
-The student learns one thing: the teacher's last map, through a small projector. What the teacher
-concludes from that map needs no learning, so its classifier, unchanged, is delivered with student
-and projector as one network.
+The student is trained to match the teacher's last map through a small projector. The teacher's
+classifier is reused unchanged: student, projector and classifier are delivered as one network.
 
 Source: Chen et al., CVPR 2022, arXiv:2203.14001.
-Differs: none. The labels are never looked at, so there is no task term; the student's own
-classifier is not trained, and the training accuracy that is shown is that classifier's.
+Differs: none. Labels are not used, so there is no task term; the student's own classifier is not
+trained, and the reported training accuracy is that of this classifier.
 Checked against: DefangChen/SimKD (layers of the projector).
 """
 
@@ -33,7 +32,7 @@ def simkd_loss(
 
 
 class SimKD(Method):
-    """Learn the teacher's last map, and deliver its classifier behind it."""
+    """Match the teacher's last map, and deliver the teacher's classifier behind it."""
 
     name = "simkd"
     family = "feature"
@@ -44,8 +43,8 @@ class SimKD(Method):
         arxiv="2203.14001",
     )
     needs: ClassVar[tuple[Need, ...]] = ("teacher", "equal_classes")
-    student_shows: ClassVar[tuple[FeatureName, ...]] = ("final",)
-    teacher_shows: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
+    required_student_features: ClassVar[tuple[FeatureName, ...]] = ("final",)
+    required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("final", "classifier")
     has_task = False
     combines = False
     smallest_batch = 2
@@ -94,7 +93,7 @@ class SimKD(Method):
         )
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
-        """Return the maps' difference; there is no task term."""
+        """Return the difference of the maps; there is no task term."""
         projected: Tensor = self.projector(classifiers.last_map(student.final))
         loss = simkd_loss(projected, classifiers.last_map(teacher.final))
         return {"simkd": self.params.simkd_weight * loss}

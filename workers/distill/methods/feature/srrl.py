@@ -1,8 +1,7 @@
 """Softmax regression representation learning.
 
-The student's last map, brought to the teacher's width, shall have the teacher's averages, and the
-teacher's own classifier shall give the teacher's logits for it: features are compared by what they
-mean to the classifier.
+The student's last map, brought to the teacher's width, is trained to have the teacher's embedding
+as its average, and to give the teacher's logits through the teacher's own classifier.
 
 Source: Yang et al., ICLR 2021 (Knowledge Distillation via Softmax Regression Representation
 Learning).
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from workers.distill.data.types import Batch
 from workers.distill.functional import adapters, classifiers
 from workers.distill.methods.base import FeatureMethod, FeatureName, Moment, Need, Source, Terms
+from workers.distill.methods.parameters import Weight
 from workers.distill.networks.interface import Features, Network
 
 
@@ -42,7 +42,7 @@ def regression_loss(
 
 
 class SRRL(FeatureMethod):
-    """Match embeddings, and what the teacher's classifier makes of them."""
+    """Match embeddings, and the teacher's classifier's logits for them."""
 
     name = "srrl"
     title = "Softmax regression representation learning"
@@ -50,21 +50,17 @@ class SRRL(FeatureMethod):
         "Knowledge Distillation via Softmax Regression Representation Learning", venue="ICLR 2021"
     )
     needs: ClassVar[tuple[Need, ...]] = ("labels", "teacher")
-    student_shows: ClassVar[tuple[FeatureName, ...]] = ("final",)
-    teacher_shows: ClassVar[tuple[FeatureName, ...]] = ("classifier",)
+    required_student_features: ClassVar[tuple[FeatureName, ...]] = ("final",)
+    required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("classifier",)
     smallest_batch = 2
     """One image with a map of one pixel has no batch statistics."""
 
     class Params(FeatureMethod.Params):
         """Two weights."""
 
-        features_weight: float = Field(
-            1.0, ge=0, le=1e6, description="Weight of the embeddings' difference."
-        )
-        classifier_weight: float = Field(
+        features_weight: Weight = Field(1.0, description="Weight of the embeddings' difference.")
+        classifier_weight: Weight = Field(
             1.0,
-            ge=0,
-            le=1e6,
             description="Weight of the difference of logits that the teacher's classifier gives.",
         )
 

@@ -1,15 +1,15 @@
 """Variational information distillation.
 
-How much the student's maps tell of the teacher's is bounded from below by how well a Gaussian,
-whose mean a small network computes from the student, explains the teacher. Its variance is learned
-for each channel, so channels that the student cannot predict stop pulling at it.
+The mutual information of both networks' maps is bounded from below by the likelihood of the
+teacher's maps under a Gaussian whose mean a small network computes from the student's. Its variance
+is learned for each channel, so channels that the student cannot predict have less weight.
 
 Source: Ahn et al., CVPR 2019, arXiv:1904.05835, Gaussian with one variance a channel.
 Differs: the mean over all elements instead of their sum, without the constant of the Gaussian, at
 every stage with weight 1, as in the published tables. The variance is learned, as in the paper;
-MDistiller leaves it out of its optimizer, which `variance: fixed` repeats. Where the networks show
-different numbers of stages, each of the fewer meets the one closest in size, in order, instead of
-cutting the longer list.
+MDistiller leaves it out of its optimizer, which `variance: fixed` repeats. Where the networks have
+different numbers of stages, each of the fewer is paired with the one closest in size, in order,
+instead of cutting the longer list.
 Checked against: megvii-research/mdistiller, mdistiller/distillers/VID.py (published values).
 """
 
@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from workers.distill.data.types import Batch
 from workers.distill.functional import maps
-from workers.distill.methods.base import FeatureMethod, Moment, Source, Terms
+from workers.distill.methods.base import Moment, Source, Terms
+from workers.distill.methods.feature.base import StagePairsMethod
+from workers.distill.methods.parameters import Weight
 from workers.distill.networks.interface import Features, Network
-from workers.distill.networks.shapes import Shapes
 
 SMALLEST_VARIANCE = 1e-5
 
@@ -69,15 +70,15 @@ class Gaussian(nn.Module):
     def forward(
         self, student_maps: Float[Tensor, "N c h w"], teacher_maps: Float[Tensor, "N d i j"]
     ) -> Float[Tensor, ""]:
-        """Return how badly the student's maps explain the teacher's."""
+        """Return the negative log-likelihood of the teacher's maps given the student's."""
         given, wanted = maps.pool_to_smaller(
             maps.at_least_float(student_maps), maps.at_least_float(teacher_maps)
         )
         return vid_loss(self.mean(given), wanted, self.variance)
 
 
-class VID(FeatureMethod):
-    """Explain the teacher's maps by the student's, with a learned doubt for each channel."""
+class VID(StagePairsMethod):
+    """Predict the teacher's maps from the student's, with a learned variance per channel."""
 
     name = "vid"
     title = "Variational information distillation"
@@ -87,10 +88,10 @@ class VID(FeatureMethod):
         arxiv="1904.05835",
     )
 
-    class Params(FeatureMethod.Params):
+    class Params(StagePairsMethod.Params):
         """A weight, and where variances start."""
 
-        vid_weight: float = Field(1.0, ge=0, le=1e6, description="Weight of the log-likelihood.")
+        vid_weight: Weight = Field(1.0, description="Weight of the log-likelihood.")
         initial_variance: float = Field(
             5.0, ge=0.001, le=80, description="Variance of every channel at the start."
         )
@@ -100,13 +101,10 @@ class VID(FeatureMethod):
         )
 
     params: Params
-    student_shapes: Shapes
-    teacher_shapes: Shapes
 
     def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
         super().__init__(params, student, teacher)
         given, wanted = self.student_shapes.stages, self.teacher_shapes.stages
-        self.pairs = maps.pair_by_size(given, wanted)
         self.gaussians = nn.ModuleList(
             Gaussian(given[one][0], wanted[other][0], variance=params.initial_variance)
             for one, other in self.pairs

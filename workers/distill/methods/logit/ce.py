@@ -1,6 +1,6 @@
 """Cross-entropy with the labels: the student without a teacher.
 
-The number printed as "student" in every result table, and the yardstick of every other method.
+The "student" row of published result tables, and the baseline of every other method.
 
 Source: common practice; see section 4.3 of Hinton et al., arXiv:1503.02531, for the comparison.
 """
@@ -11,7 +11,7 @@ from workers.distill.networks.interface import Features
 
 
 class CE(LogitMethod):
-    """Plain training on the labels."""
+    """Train on the labels alone."""
 
     name = "ce"
     title = "Cross-entropy without a teacher"

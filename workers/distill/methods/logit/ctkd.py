@@ -1,15 +1,13 @@
-"""Curriculum temperature: distillation whose temperature makes the task harder as it is learned.
+"""Curriculum temperature: the temperature is trained to make distillation harder.
 
-The temperature is learned with the student, but against it: its gradient is turned round, so it
-moves to where the student still errs most. How strongly grows over the first epochs, from nothing
-to full, which is the curriculum.
+The temperature is trained with the student, but to maximise the loss: its gradient is reversed. The
+factor of the reversed gradient grows from 0 to 1 over the first epochs, which is the curriculum.
 
 Source: Li et al., AAAI 2023, arXiv:2211.16231.
 Differs: one temperature per sample comes from a perceptron on both networks' logits, as in the
 paper, but its hidden width and first temperature are ours, since that part of the authors' code is
-not public; its view of the student is detached, so that the student is not pushed towards logits
-that ask for a harder temperature. The teacher's probabilities get no 1e-7 added: its logarithm is
-taken before the exponential, and is finite.
+not public; its student input is detached, so that it gives the student no gradient. The teacher's
+probabilities get no 1e-7 added: its logarithm is taken before the exponential, and is finite.
 Checked against: zhengli97/CTKD, models/temp_global.py and train_student.py (published values).
 """
 
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from workers.distill.data.types import Batch
 from workers.distill.functional import divergences
 from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
+from workers.distill.methods.parameters import Epochs, TaskWeight, Temperature, Weight, Width
 from workers.distill.networks.interface import Features, Network
 
 FIRST = 1.0
@@ -37,7 +36,7 @@ def curriculum_loss(
 ) -> Float[Tensor, ""]:
     """Return the KL divergence at each sample's own temperature, averaged over the batch.
 
-    Units: nats times temperature squared; the gradient of the temperature sees that factor, too.
+    Units: nats times temperature squared; the temperature's gradient includes that factor.
     """
     divergence = divergences.softened_kl(
         student_logits / temperatures[:, None],
@@ -48,13 +47,13 @@ def curriculum_loss(
 
 
 def adversity(epoch: int, *, epochs: int) -> float:
-    """Return what the temperature's gradient is multiplied by: from 0 to -1 along half a cosine."""
+    """Return the factor of the temperature's gradient: from 0 to -1 along half a cosine."""
     passed = min(epoch / epochs, 1.0) if epochs > 0 else 1.0
     return (1 + math.cos(math.pi * passed)) / 2 - 1
 
 
 def scale_gradient(values: Float[Tensor, "..."], factor: float) -> Float[Tensor, "..."]:
-    """Return the values unchanged; what flows back through them is multiplied by `factor`."""
+    """Return the values unchanged; their gradient is multiplied by `factor`."""
     fixed = values.detach()
     return fixed + factor * (values - fixed)
 
@@ -74,7 +73,7 @@ class Shared(nn.Module):
 
 
 class PerSample(nn.Module):
-    """A learned number for each sample, from what both networks make of it."""
+    """A learned number for each sample, from both networks' logits."""
 
     def __init__(self, classes: int, *, width: int) -> None:
         super().__init__()
@@ -85,14 +84,14 @@ class PerSample(nn.Module):
     def forward(
         self, student_logits: Float[Tensor, "N C"], teacher_logits: Float[Tensor, "N C"]
     ) -> Float[Tensor, " N"]:
-        """Return the numbers; none of their gradient reaches the student."""
+        """Return the numbers; they give the student no gradient."""
         both = torch.cat([student_logits.detach(), teacher_logits], dim=1)
         numbers: Tensor = self.last(self.hidden(both).relu())
         return numbers.squeeze(1)
 
 
 class CTKD(LogitMethod):
-    """Imitate the teacher at a temperature that learns to make it hard."""
+    """Imitate the teacher at a temperature that is trained to maximise the loss."""
 
     name = "ctkd"
     title = "Curriculum temperature for knowledge distillation"
@@ -103,32 +102,24 @@ class CTKD(LogitMethod):
     class Params(LogitMethod.Params):
         """Two weights, the bounds of the temperature, and its curriculum."""
 
-        task_weight: float = Field(
-            0.1, ge=0, le=1e6, description="Weight of cross-entropy with the true labels."
-        )
-        kd_weight: float = Field(
-            0.9, ge=0, le=1e6, description="Weight of the imitation of the teacher."
-        )
+        task_weight: TaskWeight = 0.1
+        kd_weight: Weight = Field(0.9, description="Weight of the imitation of the teacher.")
         scope: Literal["global", "instance"] = Field(
             "global",
             description="global: one temperature for all samples. instance: a small perceptron on "
             "both networks' logits gives each sample its own.",
         )
-        lowest_temperature: float = Field(
-            1.0, gt=0, le=1e4, description="The temperature never falls below this."
-        )
+        lowest_temperature: Temperature = Field(1.0, description="Lower bound of the temperature.")
         temperature_range: float = Field(
-            20.0, ge=0, le=1e4, description="How far above the lowest the temperature may rise."
+            20.0, ge=0, le=1e4, description="Largest temperature minus the lowest one."
         )
-        curriculum_epochs: int = Field(
+        curriculum_epochs: Epochs = Field(
             10,
-            ge=0,
-            le=100_000,
-            description="Epochs over which the temperature's opposition grows to full strength; 0 "
-            "starts at full strength.",
+            description="Epochs over which the factor of the temperature's reversed gradient grows "
+            "to 1; 0 starts with 1.",
         )
-        hidden_width: int = Field(
-            128, ge=1, le=65_536, description="Width of the perceptron, for scope instance only."
+        hidden_width: Width = Field(
+            128, description="Width of the perceptron, for scope instance only."
         )
 
     params: Params
@@ -149,7 +140,7 @@ class CTKD(LogitMethod):
         return self.params.lowest_temperature + self.params.temperature_range * raw.sigmoid()
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
-        """Return the task term and the imitation, which the temperature resists."""
+        """Return the task term and the divergence, whose gradient the temperature reverses."""
         factor = adversity(moment.epoch, epochs=self.params.curriculum_epochs)
         temperatures = self.temperatures(student.logits, teacher.logits)
         loss = curriculum_loss(student.logits, teacher.logits, scale_gradient(temperatures, factor))

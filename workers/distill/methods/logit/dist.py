@@ -1,12 +1,12 @@
 """DIST: match relations, not probabilities.
 
-A strong teacher's exact probabilities are too much to ask of a small student; that they rise and
-fall together is enough. Correlate each sample's probabilities over classes (the paper's
-inter-class relation) and each class's probabilities over the batch (its intra-class relation).
+A small student cannot match a strong teacher's exact probabilities, so their correlation is
+maximised instead: of each sample's probabilities over classes (the paper's inter-class relation)
+and of each class's probabilities over the batch (its intra-class relation).
 
 Source: Huang et al., NeurIPS 2022, arXiv:2205.10536.
 Differs: a batch of one has no relation between samples, so its intra-class part is 0, not 1: the
-constant would have no gradient and would only show as a jump in the loss.
+constant would have no gradient and would only add a jump to the loss.
 Checked against: hunto/image_classification_sota, lib/models/losses/dist_kd.py (published values).
 """
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from workers.distill.data.types import Batch
 from workers.distill.functional import relations
 from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
+from workers.distill.methods.parameters import Temperature, Weight
 from workers.distill.networks.interface import Features
 
 EPS = 1e-8
@@ -65,27 +66,19 @@ class DIST(LogitMethod):
     class Params(LogitMethod.Params):
         """A weight for both parts, a weight for each, a temperature."""
 
-        dist_weight: float = Field(
-            2.0, ge=0, le=1e6, description="Weight of both relations together."
-        )
-        beta: float = Field(
+        dist_weight: Weight = Field(2.0, description="Weight of both relations together.")
+        beta: Weight = Field(
             1.0,
-            ge=0,
-            le=1e6,
             description="Weight of the inter-class relation: each sample's probabilities over "
             "the classes.",
         )
-        gamma: float = Field(
+        gamma: Weight = Field(
             1.0,
-            ge=0,
-            le=1e6,
             description="Weight of the intra-class relation: each class's probabilities over the "
             "samples of the batch.",
         )
-        temperature: float = Field(
+        temperature: Temperature = Field(
             4.0,
-            gt=0,
-            le=1e4,
             description="Divides the logits of both networks before softmax; the authors use 4 "
             "for CIFAR-100 and 1 for ImageNet.",
         )

@@ -1,17 +1,17 @@
 """Decoupled knowledge distillation.
 
-Softened KL mixes what the teacher says of the true class with what it says of all the others, and
-damps the second by the teacher's own confidence. Weigh the two apart: beta should grow with that
-confidence (2 to 8 for the published pairs of CIFAR-100). With `standardize` both networks' logits
-are compared as z-scores (LSKD).
+Softened KL mixes the divergence of the true class's probability with that among all other classes,
+and scales the second by the teacher's uncertainty. Here both have their own weights: beta should
+grow with the teacher's confidence (2 to 8 for the published pairs of CIFAR-100). With `standardize`
+both networks' logits are compared as z-scores (LSKD).
 
 Source: Zhao et al., CVPR 2022, arXiv:2203.08679, equations 5 to 7; Sun et al., CVPR 2024,
 arXiv:2403.01427.
-Differs: the true class is left out by gathering the others, not by subtracting 1000 from its
-logit, and both log-probabilities of the target part come from log-sum-exp; the authors' code
-returns NaN or infinity for logits some hundreds apart. LSKD's paper reads as the deviation over C,
-its code takes that over C - 1; both are offered, and neither unless asked for: z-scores want other
-weights and temperatures.
+Differs: the true class is left out by gathering the others, not by subtracting 1000 from its logit,
+and both log-probabilities of the target part come from log-sum-exp; the authors' code returns NaN
+or infinity for logits some hundreds apart. LSKD's paper reads as the deviation over C, its code
+takes that over C - 1; both are available, neither is the default: z-scores need other weights and
+temperatures.
 Checked against: megvii-research/mdistiller, mdistiller/distillers/DKD.py (published values).
 """
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from workers.distill.data.types import Batch
 from workers.distill.functional import divergences, standardization
 from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
+from workers.distill.methods.parameters import Temperature, WarmupEpochs, Weight
 from workers.distill.networks.interface import Features
 
 
@@ -46,7 +47,7 @@ def dkd_loss(
 
 
 class DKD(LogitMethod):
-    """Weigh the teacher's word on the true class and on the others apart."""
+    """Weigh the divergences of the true class and of the others separately."""
 
     name = "dkd"
     title = "Decoupled knowledge distillation"
@@ -59,25 +60,13 @@ class DKD(LogitMethod):
     class Params(LogitMethod.Params):
         """Two weights, a temperature, a warm-up and a switch."""
 
-        alpha: float = Field(
-            1.0, ge=0, le=1e6, description="Weight of the target-class part (TCKD)."
-        )
-        beta: float = Field(
+        alpha: Weight = Field(1.0, description="Weight of the target-class part (TCKD).")
+        beta: Weight = Field(
             8.0,
-            ge=0,
-            le=1e6,
-            description="Weight of the non-target part (NCKD); larger for a surer teacher.",
+            description="Weight of the non-target part (NCKD); larger if the teacher is confident.",
         )
-        temperature: float = Field(
-            4.0, gt=0, le=1e4, description="Divides the logits of both networks before softmax."
-        )
-        warmup_epochs: int = Field(
-            20,
-            ge=0,
-            le=100_000,
-            description="Epochs over which the term fades in, as min(epoch / warmup_epochs, 1); "
-            "0 starts at full weight.",
-        )
+        temperature: Temperature = 4.0
+        warmup_epochs: WarmupEpochs = 20
         standardize: standardization.Deviation = Field(
             "none",
             description="Standard deviation by which each sample's centred logits are divided "
@@ -89,7 +78,7 @@ class DKD(LogitMethod):
     params: Params
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
-        """Return the task term and the decoupled divergence, faded in."""
+        """Return the task term and the decoupled divergence, with its warm-up."""
         params = self.params
         loss = dkd_loss(
             standardization.standardized(student.logits, by=params.standardize),

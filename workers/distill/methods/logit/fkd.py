@@ -1,15 +1,15 @@
 """Fast distillation from stored soft labels.
 
-The teacher looks at a fixed number of views of each image before training and its word on each is
-written down, a few classes a view; training then costs as much as training without a teacher. The
-stored word is the only target. Needs `teacher_cache` in the training to be that; without one the
-teacher is asked about every new view, and its word is cut to what would be stored: plain soft
-labels, slower and with endlessly many views.
+The teacher's outputs for a fixed number of views of each image are computed and stored before
+training, a few classes per view; training then costs as much as without a teacher. The stored
+probabilities are the only target. This needs `teacher_cache` in the training; without one the
+teacher runs on every new view, and its outputs are reduced to what would be stored, which is
+slower.
 
 Source: Shen & Xing, ECCV 2022, arXiv:2112.01528, section 3.
-Differs: a view is drawn from seed, image and number instead of being stored as coordinates, so it
-takes no room; views are those of the recipe's augmentation, where the paper draws 500 random
-resized crops. Values are kept as computed, not rounded to half precision.
+Differs: a view is drawn from seed, image and number instead of being stored as coordinates; views
+are those of the training's augmentation, where the paper draws 500 random resized crops. Values are
+kept as computed, not rounded to half precision.
 Checked against: szq0214/FKD (published values of marginal smoothing and renormalisation).
 """
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from workers.distill.data.types import Batch
 from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
+from workers.distill.methods.parameters import TaskWeight, Temperature, Weight
 from workers.distill.networks.interface import Features, Network
 
 Storage = Literal["hard", "smoothing", "marginal_smoothing", "marginal_renorm"]
@@ -46,10 +47,10 @@ def strongest(
 def recovered(
     values: Float[Tensor, "N K"], index: Integer[Tensor, "N K"], *, classes: int, renormalise: bool
 ) -> Float[Tensor, "N C"]:
-    """Return distributions over all classes of which only the largest probabilities are known.
+    """Return distributions over all classes, of which only the largest probabilities are known.
 
-    What is missing to 1 goes to the other classes in equal parts; or, with `renormalise`, nothing
-    does and the known ones grow.
+    The rest up to 1 is shared evenly by the other classes; with `renormalise` they get 0, and the
+    known ones are divided by their sum.
     """
     known = values.sum(1, keepdim=True)
     if renormalise:
@@ -60,14 +61,14 @@ def recovered(
 
 
 def narrowest(classes: int) -> torch.dtype:
-    """Return the smallest integer type that can name a class."""
+    """Return the smallest integer type that holds every class index."""
     if classes <= 2**8:
         return torch.uint8
     return torch.int16 if classes <= 2**15 else torch.int32
 
 
 class FKD(LogitMethod):
-    """Learn from a few stored probabilities a view."""
+    """Train on a few stored probabilities per view."""
 
     name = "fkd"
     title = "Fast distillation from stored soft labels"
@@ -78,19 +79,17 @@ class FKD(LogitMethod):
     )
 
     class Params(LogitMethod.Params):
-        """What is kept of the teacher's word on a view."""
+        """What is stored of the teacher's probabilities for a view."""
 
-        task_weight: float = Field(
-            0.0, ge=0, le=1e6, description="Weight of cross-entropy with the true labels."
-        )
-        fkd_weight: float = Field(
-            1.0, ge=0, le=1e6, description="Weight of cross-entropy with the stored soft labels."
+        task_weight: TaskWeight = 0.0
+        fkd_weight: Weight = Field(
+            1.0, description="Weight of cross-entropy with the stored soft labels."
         )
         storage: Storage = Field(
             "marginal_smoothing",
             description="hard: the first class alone. smoothing: its probability too, the rest "
             "spread evenly over all others. marginal_smoothing: the same with the first `top_k` "
-            "classes. marginal_renorm: those, grown to a sum of 1, and nothing for the others.",
+            "classes. marginal_renorm: those, divided by their sum, and 0 for the others.",
         )
         top_k: int = Field(
             5,
@@ -98,12 +97,9 @@ class FKD(LogitMethod):
             le=1000,
             description="Classes that the two marginal storages keep; all, if there are fewer.",
         )
-        temperature: float = Field(
+        temperature: Temperature = Field(
             1.0,
-            gt=0,
-            le=1e4,
-            description="Divides the teacher's logits before softmax; the student's stay as they "
-            "are.",
+            description="Divides the teacher's logits before softmax, not the student's.",
         )
 
     params: Params
@@ -115,7 +111,7 @@ class FKD(LogitMethod):
         self._count = min(params.top_k, self._classes) if marginal else 1
 
     def store(self, teacher: Features) -> dict[str, Tensor]:
-        """Return the classes to keep of each view in the smallest integer type, and how likely."""
+        """Return each view's largest classes, in the smallest integer type, and probabilities."""
         values, index = self._strongest(teacher.logits)
         entries = {"index": index.to(narrowest(self._classes))}
         return entries if self.params.storage == "hard" else {**entries, "value": values}
@@ -130,7 +126,7 @@ class FKD(LogitMethod):
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the task term and cross-entropy with what is, or would be, stored."""
-        # A distribution that was stored already passes unchanged: its largest entries are the kept.
+        # A stored distribution passes unchanged: its largest entries are those that were kept.
         soft = self._recovered(*self._strongest(teacher.logits))
         loss = fkd_loss(student.logits, soft)
         return {**self.task(student, batch), "fkd": self.params.fkd_weight * loss}

@@ -1,16 +1,16 @@
 """Knowledge distillation through softened outputs.
 
-A raised temperature shows how the teacher ranks the wrong classes; the student imitates that whole
-distribution besides learning the labels. Weights are those used for CIFAR-100 by MDistiller and
-RepDistiller. With `stop_epoch` it is ESKD's second switch: imitate early, finish on labels. With
-`standardize` it is LSKD: both networks' logits are compared as z-scores, so that the student need
-not reach the teacher's scale.
+At a raised temperature the teacher's probabilities show how it ranks the wrong classes; the student
+imitates that whole distribution besides training on the labels. Weights are those used for
+CIFAR-100 by MDistiller and RepDistiller. With `stop_epoch` it is ESKD: distil in the first epochs,
+then train on labels alone. With `standardize` it is LSKD: both networks' logits are compared as
+z-scores, so that the student need not match the teacher's scale.
 
 Source: Hinton et al., 2015, arXiv:1503.02531, equation 1; Cho & Hariharan, ICCV 2019; Sun et al.,
 CVPR 2024, arXiv:2403.01427.
 Differs: the loss is a divergence, not a soft cross-entropy, so it is zero when both agree; the
 gradient is the same. LSKD's paper reads as the deviation over C, its code takes that over C - 1;
-both are offered, and neither unless asked for: z-scores want other weights and temperatures.
+both are available, neither is the default: z-scores need other weights and temperatures.
 Checked against: megvii-research/mdistiller, mdistiller/distillers/KD.py;
 sunshangquan/logit-standardization-KD, mdistiller/distillers/KD.py (published values).
 """
@@ -22,6 +22,7 @@ from torch import Tensor
 from workers.distill.data.types import Batch
 from workers.distill.functional import divergences, standardization
 from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
+from workers.distill.methods.parameters import TaskWeight, Temperature, Weight
 from workers.distill.networks.interface import Features
 
 
@@ -54,20 +55,14 @@ class KD(LogitMethod):
     class Params(LogitMethod.Params):
         """Two weights, a temperature, and two switches."""
 
-        task_weight: float = Field(
-            0.1, ge=0, le=1e6, description="Weight of cross-entropy with the true labels."
-        )
-        kd_weight: float = Field(
-            0.9, ge=0, le=1e6, description="Weight of the imitation of the teacher."
-        )
-        temperature: float = Field(
-            4.0, gt=0, le=1e4, description="Divides the logits of both networks before softmax."
-        )
+        task_weight: TaskWeight = 0.1
+        kd_weight: Weight = Field(0.9, description="Weight of the imitation of the teacher.")
+        temperature: Temperature = 4.0
         stop_epoch: int | None = Field(
             None,
             ge=0,
-            description="Last epoch in which the teacher is imitated (ESKD); afterwards only the "
-            "task term is left, with its weight unchanged. Null imitates to the end.",
+            description="Last epoch with the distillation term (ESKD); then only the task term "
+            "is left, with its weight unchanged. Null keeps it to the end.",
         )
         standardize: standardization.Deviation = Field(
             "none",

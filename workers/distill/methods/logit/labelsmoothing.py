@@ -1,8 +1,7 @@
-"""Label smoothing: cross-entropy with labels that leave a little to every class.
+"""Label smoothing: cross-entropy with labels of which a share is spread over all classes.
 
-Imitation of a teacher that knows nothing: the yardstick for what a method gains by regularising
-alone. A share of each label's weight, the same for all classes, goes to every class, the true one
-included.
+It equals distillation from a teacher of uniform outputs, so it is the baseline for what a method
+gains by regularisation alone. The share is the same for all classes, the true one included.
 
 Source: Szegedy et al., CVPR 2016, arXiv:1512.00567, section 7.
 """
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from workers.distill.data.types import Batch
 from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
+from workers.distill.methods.parameters import Weight
 from workers.distill.networks.interface import Features
 
 
@@ -38,8 +38,8 @@ class LabelSmoothing(LogitMethod):
     class Params(LogitMethod.Params):
         """The weight of the loss, and the share that is spread."""
 
-        task_weight: float = Field(
-            1.0, ge=0, le=1e6, description="Weight of cross-entropy with the smoothed labels."
+        task_weight: Weight = Field(
+            1.0, description="Weight of cross-entropy with the smoothed labels."
         )
         smoothing: float = Field(
             0.1,

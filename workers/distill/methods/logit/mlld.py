@@ -1,15 +1,15 @@
 """Multi-level logit distillation: samples, batch and classes, at five temperatures, on two views.
 
-Besides each sample's distribution, the student imitates which samples of the batch resemble each
-other and which classes do. Only the half of the samples, and of the classes, of which the teacher
-is less sure is compared.
+Besides each sample's distribution, the student matches the similarities between samples of the
+batch and between classes. Only the half of the samples, and of the classes, with the lower teacher
+confidence is compared.
 
 Source: Jin et al., CVPR 2023 (Multi-Level Logit Distillation; no preprint).
 Differs: by default the masks select and both views count at all levels and temperatures, which is
 what the code's names say; in the authors' code, `variant` reference, sums are taken before the
-mask, so that it only scales them, two of the strong view's five temperatures see the weak view, and
+mask, so that it only scales them, two of the strong view's five temperatures use the weak view, and
 the strong view's batch and class levels are computed and dropped. Published numbers come from that.
-Mixed images are refused: which labels a strong view of a mixed image has is not said anywhere.
+Mixed images are refused: the labels of a strong view of a mixed image are not defined.
 Checked against: Jin-Ying/Multi-Level-Logit-Distillation, mdistiller/distillers/KD_ours.py
 (published values).
 """
@@ -26,6 +26,7 @@ from workers.distill import errors
 from workers.distill.data.types import Batch
 from workers.distill.functional import divergences, standardization
 from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
+from workers.distill.methods.parameters import Temperature, Weight
 from workers.distill.networks.interface import Features
 
 FIXED_TEMPERATURES = (3.0, 5.0, 2.0, 6.0)
@@ -48,10 +49,10 @@ class Chosen(NamedTuple):
 
     @classmethod
     def unsure(cls, teacher_logits: Float[Tensor, "N C"]) -> "Chosen":
-        """Choose what the teacher is not surer of than of the median."""
+        """Choose samples and classes of at most the median confidence."""
         probabilities = teacher_logits.softmax(1)
-        sureness, frequency = probabilities.amax(1), probabilities.sum(0)
-        return cls(sureness <= sureness.median(), frequency <= frequency.median())
+        confidence, frequency = probabilities.amax(1), probabilities.sum(0)
+        return cls(confidence <= confidence.median(), frequency <= frequency.median())
 
     @classmethod
     def everything(cls, logits: Float[Tensor, "N C"]) -> "Chosen":
@@ -69,8 +70,8 @@ def multi_level_loss(
 ) -> Levels:
     """Return the three levels at one temperature, over the chosen samples and classes.
 
-    Units: the instance level in nats times temperature squared; the other two have no unit, and
-    no such factor. Only the instance level is standardized, as LSKD's authors have it.
+    Units: the instance level in nats times temperature squared; the other two have no unit, and no
+    such factor. Only the instance level is standardized, as LSKD's authors have it.
     """
     divergence = divergences.softened_kl(
         standardization.standardized(student_logits, by=by),
@@ -96,42 +97,34 @@ def gram_distance(
 
 
 class MLLD(LogitMethod):
-    """Imitate samples, the batch's likenesses and the classes' likenesses, on two views."""
+    """Match outputs, similarities of samples and similarities of classes, on two views."""
 
     name = "mlld"
     title = "Multi-level logit distillation"
     source = Source("Multi-Level Logit Distillation", venue="CVPR 2023")
     accepts_mixed = False  # the labels of a mixed image's strong view are not defined
-    wants_strong = True
+    uses_strong_view = True
 
     class Params(LogitMethod.Params):
         """A weight per level, one temperature of five, and two switches."""
 
-        task_weight: float = Field(
+        task_weight: Weight = Field(
             0.1,
-            ge=0,
-            le=1e6,
             description="Weight of cross-entropy with the true labels, on each of the two views.",
         )
-        instance_weight: float = Field(
+        instance_weight: Weight = Field(
             0.9,
-            ge=0,
-            le=1e6,
             description="Weight of each sample's distribution, summed over views and temperatures.",
         )
-        batch_weight: float = Field(
-            0.9, ge=0, le=1e6, description="Weight of the likenesses between samples."
-        )
-        class_weight: float = Field(
-            0.9, ge=0, le=1e6, description="Weight of the likenesses between classes."
-        )
-        temperature: float = Field(
-            4.0, gt=0, le=1e4, description="One of five temperatures; the others are 2, 3, 5 and 6."
+        batch_weight: Weight = Field(0.9, description="Weight of the similarities between samples.")
+        class_weight: Weight = Field(0.9, description="Weight of the similarities between classes.")
+        temperature: Temperature = Field(
+            4.0, description="One of five temperatures; the others are 2, 3, 5 and 6."
         )
         variant: Literal["clean", "reference"] = Field(
             "clean",
-            description="clean: the masks select the samples and classes of which the teacher is "
-            "less sure, and both views count everywhere. reference: what the authors' code "
+            description="clean: the masks select the samples and classes of lower teacher "
+            "confidence, and both views count everywhere. reference: what the authors' code "
             "computes, and what published numbers need; there masks only scale.",
         )
         standardize: standardization.Deviation = Field(
@@ -149,7 +142,7 @@ class MLLD(LogitMethod):
         params = self.params
         if student.strong is None or teacher.strong is None:
             raise errors.BadRecipe(
-                "method mlld compares two views of every image, and only one is shown; train it "
+                "method mlld compares two views of every image, and got only one; train it "
                 "without a teacher cache, on images that may be augmented"
             )
         task = self.task_loss(student.logits, batch)

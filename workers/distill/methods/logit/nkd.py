@@ -1,8 +1,8 @@
-"""NKD: the teacher as a weight on the true class, and as a distribution over the others.
+"""NKD: the teacher weighs the true class and is a distribution over the others.
 
 The teacher's probability of the true class weighs the student's cross-entropy there; the other
-classes are normalised among themselves before they are compared, so that their sums, which differ,
-do not stand in the way. Both parts are cross-entropies: the least value is not zero.
+classes are normalised among themselves before they are compared, as their sums differ. Both parts
+are cross-entropies: the smallest value is not zero.
 
 Source: Yang et al., ICCV 2023, arXiv:2303.13005.
 Checked against: yzd-v/cls_KD, mmcls/distillation/losses/nkd.py (published values).
@@ -16,6 +16,7 @@ from torch import Tensor
 from workers.distill.data.types import Batch
 from workers.distill.functional import divergences
 from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
+from workers.distill.methods.parameters import Temperature, Weight
 from workers.distill.networks.interface import Features
 
 
@@ -24,9 +25,9 @@ def target_loss(
     teacher_logits: Float[Tensor, "N C"],
     labels: Int[Tensor, " N"],
 ) -> Float[Tensor, ""]:
-    """Return the cross-entropy of the true class, weighted by the teacher's trust in it."""
-    trust = teacher_logits.softmax(1).gather(1, labels[:, None]).squeeze(1)
-    return (trust * F.cross_entropy(student_logits, labels, reduction="none")).mean()
+    """Return the cross-entropy of the true class, weighted by the teacher's probability of it."""
+    weight = teacher_logits.softmax(1).gather(1, labels[:, None]).squeeze(1)
+    return (weight * F.cross_entropy(student_logits, labels, reduction="none")).mean()
 
 
 def non_target_loss(
@@ -46,7 +47,7 @@ def non_target_loss(
 
 
 class NKD(LogitMethod):
-    """Learn the true class as far as the teacher trusts it, and the others by themselves."""
+    """Weigh the true class by the teacher's probability; match the normalised others."""
 
     name = "nkd"
     title = "Normalized knowledge distillation"
@@ -62,17 +63,13 @@ class NKD(LogitMethod):
     class Params(LogitMethod.Params):
         """The weight and the temperature of the other classes."""
 
-        gamma: float = Field(
+        gamma: Weight = Field(
             3.5,
-            ge=0,
-            le=1e6,
             description="Weight of the classes other than the true one; the authors use 3.5 for "
             "CIFAR-100 and 1.5 for ImageNet.",
         )
-        temperature: float = Field(
+        temperature: Temperature = Field(
             3.0,
-            gt=0,
-            le=1e4,
             description="Divides the other classes' logits of both networks before softmax; the "
             "authors use 3 for CIFAR-100 and 1 for ImageNet.",
         )

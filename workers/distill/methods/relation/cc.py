@@ -1,8 +1,8 @@
-"""Correlation congruence: how the errors of two neighbours in the batch go together.
+"""Correlation congruence: products of the errors of neighbours in the batch.
 
-Both embeddings are projected to one width by learned linear layers; wherever two images that stand
-beside each other in the batch both differ from the teacher, the product of the differences counts.
-The order of the batch matters, and is random.
+Both embeddings are projected to one width by learned linear layers. The loss is the product of the
+absolute differences between student and teacher of two images that are neighbours in the batch. The
+order of the batch matters, and is random.
 
 Source: Peng et al., ICCV 2019, arXiv:1904.01802.
 Differs: this is the product of neighbours that the authors gave to RepDistiller, and with which the
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from workers.distill.data.types import Batch
 from workers.distill.methods.base import Moment, RelationMethod, Source, Terms
+from workers.distill.methods.parameters import Weight, Width
 from workers.distill.networks import shapes
 from workers.distill.networks.interface import Features, Network
 
@@ -31,7 +32,7 @@ def cc_loss(
 
 
 class CC(RelationMethod):
-    """Let the errors of neighbours in the batch not go together."""
+    """Minimise the products of the errors of neighbours in the batch."""
 
     name = "cc"
     title = "Correlation congruence"
@@ -42,12 +43,10 @@ class CC(RelationMethod):
     class Params(RelationMethod.Params):
         """One weight, and the width that both embeddings are projected to."""
 
-        cc_weight: float = Field(
-            0.02, ge=0, le=1e6, description="Weight of the mean product of neighbours' errors."
+        cc_weight: Weight = Field(
+            0.02, description="Weight of the mean product of neighbours' errors."
         )
-        width: int = Field(
-            128, ge=1, le=65_536, description="Width of both learned projections of embeddings."
-        )
+        width: Width = Field(128, description="Width of both learned projections of embeddings.")
 
     params: Params
 

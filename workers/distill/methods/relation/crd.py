@@ -1,8 +1,9 @@
 """Contrastive representation distillation.
 
-An image's embedding by the student shall be nearer to the teacher's of the same image than to the
-teacher's of thousands of images of other classes, and the other way round. What both networks last
-made of every training image is kept in two memories, so negatives cost no forward pass.
+The student's embedding of an image is trained to be nearer to the teacher's embedding of the same
+image than to those of thousands of images of other classes, and vice versa. The last embeddings of
+every training image by both networks are kept in two memory banks, so negatives cost no forward
+pass.
 
 Source: Tian et al., ICLR 2020, arXiv:1910.10699.
 Differs: scores are divided by a constant taken from the first batch, as the authors' code does and
@@ -12,7 +13,7 @@ read by each class in its own pool). For each image that is the same distributio
 own, so loss and gradient have the same expectation; only the draws of different images depend on
 each other. Scores then are one matrix product with the K memories, not N times K rows gathered.
 Draws are without replacement if every class has at least K images of other classes to draw from.
-Memories move after the optimizer's step, with the embeddings that the loss was computed from.
+Memories are updated after the optimizer's step, with the embeddings of the loss.
 Checked against: megvii-research/mdistiller, mdistiller/distillers/CRD.py (published values).
 """
 
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from workers.distill import errors
 from workers.distill.data.types import Batch
 from workers.distill.methods.base import Moment, RelationMethod, Source, Terms
+from workers.distill.methods.parameters import Weight
 from workers.distill.networks.interface import Features, Network
 
 EPS = 1e-7
@@ -39,7 +41,7 @@ EPS = 1e-7
 class Drawn:
     """Scores of one network's embeddings against the other's memories, divided by temperature.
 
-    `counts` says how often a memory was drawn as a negative of an image; each row sums to K.
+    `counts` are how often each memory was drawn as a negative of an image; each row sums to K.
     """
 
     positive: Float[Tensor, " N"]
@@ -91,10 +93,10 @@ def crd_loss(
     return -(accepted + (drawn.counts * rejected).sum(1) + constant).mean()
 
 
-def moved(
+def updated(
     memories: Float[Tensor, "N D"], embeddings: Float[Tensor, "N D"], *, momentum: float
 ) -> Float[Tensor, "N D"]:
-    """Return memories moved towards embeddings, with unit length."""
+    """Return the moving average of memories and embeddings, with unit length."""
     return F.normalize(momentum * memories + (1 - momentum) * embeddings, dim=1)
 
 
@@ -152,7 +154,7 @@ class Pools(nn.Module):
 
 
 class CRD(RelationMethod):
-    """Tell each image's own embedding by the other network from those of other classes."""
+    """Contrast each image's embedding by the other network with those of other classes."""
 
     name = "crd"
     title = "Contrastive representation distillation"
@@ -165,7 +167,7 @@ class CRD(RelationMethod):
     class Params(RelationMethod.Params):
         """A weight, the width of embeddings, and how they are contrasted."""
 
-        crd_weight: float = Field(0.8, ge=0, le=1e6, description="Weight of the contrastive term.")
+        crd_weight: Weight = Field(0.8, description="Weight of the contrastive term.")
         width: int = Field(
             128, ge=1, le=4096, description="Width of the embeddings that are compared."
         )
@@ -180,12 +182,12 @@ class CRD(RelationMethod):
             0.07, gt=0, le=100, description="Divides the cosines of embeddings."
         )
         momentum: float = Field(
-            0.5, ge=0, lt=1, description="Share of an image's memory that a new embedding leaves."
+            0.5, ge=0, lt=1, description="Share of an image's memory that is kept at each update."
         )
         mode: Literal["exact", "relax"] = Field(
             "exact",
-            description="What an image shall be near to: exact, its own memory; relax, that of a "
-            "random image of its class.",
+            description="The positive of an image: exact, its own memory; relax, that of a random "
+            "image of its class.",
         )
 
     params: Params
@@ -203,11 +205,11 @@ class CRD(RelationMethod):
         self.register_buffer("log_z", torch.full((2,), math.nan))
         self.pools: Pools | None = None
         self._has_log_z: bool | None = None
-        self._seen: tuple[Tensor, Tensor, Tensor] | None = None
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
         self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]  # torch's stub
 
     def prepare(self, batches: Iterable[Batch]) -> None:
-        """Learn which image is of which class, and make a memory for each."""
+        """Read the class of every image, and allocate a memory for each."""
         parts = [(batch.index, batch.labels) for batch in batches]
         index, labels = (torch.cat(values) for values in zip(*parts, strict=True))
         ordered = torch.empty_like(labels).index_copy_(0, index, labels)
@@ -226,24 +228,26 @@ class CRD(RelationMethod):
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the task term and the contrast of both networks with the other's memories."""
         if self.pools is None:
-            raise RuntimeError("method crd was not shown the training split before its first step")
+            raise RuntimeError(
+                "method crd was not prepared with the training split before its first step"
+            )
         pools, params = self.pools, self.params
-        learned = F.normalize(self.student_head(student.pooled), dim=1)
-        taught = F.normalize(self.teacher_head(teacher.pooled), dim=1)
+        student_out = F.normalize(self.student_head(student.pooled), dim=1)
+        teacher_out = F.normalize(self.teacher_head(teacher.pooled), dim=1)
         positives = batch.index if params.mode == "exact" else pools.relatives(batch.labels)
         candidates, counts = pools.draw(batch.labels)
         sides = [
             score(
                 embeddings,
                 memory[positives],
-                # Copied in any case: the memory moves before its gradient is asked for again.
+                # Copied in any case: the memory changes before its gradient is computed again.
                 memory.clone() if candidates is None else memory[candidates],
                 counts,
                 temperature=params.temperature,
             )
             for embeddings, memory in (
-                (learned, self.memory_teacher),
-                (taught, self.memory_student),
+                (student_out, self.memory_teacher),
+                (teacher_out, self.memory_student),
             )
         ]
         self._set_log_z(sides)
@@ -251,22 +255,25 @@ class CRD(RelationMethod):
             crd_loss(side, log_z, negatives=params.negatives, images=pools.images)
             for side, log_z in zip(sides, self.log_z, strict=True)
         ]
-        self._seen = (batch.index, learned.detach(), taught.detach())
+        self._last = (batch.index, student_out.detach(), teacher_out.detach())
         return {**self.task(student, batch), "crd": params.crd_weight * torch.stack(losses).sum()}
 
     @torch.no_grad()
     def after_step(self, moment: Moment) -> None:
-        """Move the memories of the batch's images towards their embeddings."""
-        if self._seen is None:
+        """Update the memories of the batch's images by their embeddings."""
+        if self._last is None:
             return
-        index, learned, taught = self._seen
-        for memory, embeddings in ((self.memory_student, learned), (self.memory_teacher, taught)):
-            memory[index] = moved(memory[index], embeddings, momentum=self.params.momentum)
-        self._seen = None
+        index, student_out, teacher_out = self._last
+        for memory, embeddings in (
+            (self.memory_student, student_out),
+            (self.memory_teacher, teacher_out),
+        ):
+            memory[index] = updated(memory[index], embeddings, momentum=self.params.momentum)
+        self._last = None
 
     @torch.no_grad()
     def _set_log_z(self, sides: list[Drawn]) -> None:
-        # Looked at once, since a look makes the processor wait for the device.
+        # Read once, since reading waits for the device.
         if self._has_log_z is None:
             self._has_log_z = bool(self.log_z.isfinite().all())
         if not self._has_log_z:
@@ -275,8 +282,8 @@ class CRD(RelationMethod):
             self._has_log_z = True
 
 
-def _forget(method: CRD, _keys: Any) -> None:  # Any: torch's list of keys that did not fit
-    """Look again whether the constants are set: a state may come from before the first batch."""
+def _forget(method: CRD, _keys: Any) -> None:  # Any: torch's incompatible keys
+    """Read again whether the constants are set: a state may come from before the first batch."""
     method._has_log_z = None
 
 

@@ -1,8 +1,8 @@
 """Maximum mean discrepancy.
 
-A batch is a sample of how images are distributed in a network's embedding. The student's sample
-shall look as if drawn from the teacher's distribution: the means of both under a kernel shall meet.
-No image is compared with itself.
+A batch is a sample of the distribution of a network's embeddings. The student is trained until its
+sample matches the teacher's distribution: the difference of their means under a kernel is
+minimised. Single images are not compared.
 
 Source: Zhou et al., IJCAI 2024, arXiv:2401.11824 (in its ablation, as what CKA bounds); Gretton et
 al., JMLR 2012 (the biased estimate).
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from workers.distill.data.types import Batch
 from workers.distill.functional import kernels
 from workers.distill.methods.base import Moment, RelationMethod, Source, Terms, check_equal_classes
+from workers.distill.methods.parameters import Weight
 from workers.distill.networks.interface import Features, Network
 
 KernelName: TypeAlias = Literal["linear", "polynomial", "rbf"]
@@ -66,7 +67,7 @@ class MMD(RelationMethod):
     class Params(RelationMethod.Params):
         """A weight, what is compared, and by which kernel."""
 
-        mmd_weight: float = Field(1.0, ge=0, le=1e6, description="Weight of the discrepancy.")
+        mmd_weight: Weight = Field(1.0, description="Weight of the discrepancy.")
         compare: Literal["pooled", "logits"] = Field(
             "pooled", description="Whether embeddings or logits are compared."
         )
@@ -101,11 +102,11 @@ class MMD(RelationMethod):
         """Return the task term and the discrepancy."""
         params = self.params
         compares_logits = params.compare == "logits"
-        learned = student.logits if compares_logits else student.pooled
+        student_rows = student.logits if compares_logits else student.pooled
         if self.projection is not None:
-            learned = self.projection(learned)
+            student_rows = self.projection(student_rows)
         loss = mmd_loss(
-            learned,
+            student_rows,
             teacher.logits if compares_logits else teacher.pooled,
             kernel=params.kernel,
             degree=params.degree,

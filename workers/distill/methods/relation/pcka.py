@@ -1,15 +1,15 @@
 """Patch-based centred kernel alignment.
 
-Maps are cut into patches, and the student learns how alike the patches of an image are to each
-other: one kernel between patches for each channel, aligned with the teacher's. Made for dense
-tasks; for classification an ablation that helps where both networks are of one family.
+Maps are cut into patches, and the kernel of similarities between patches, one for each channel, is
+aligned with the teacher's. Made for dense tasks; in classification it helps where both networks are
+of one family.
 
 Source: Zhou et al., IJCAI 2024, arXiv:2401.11824 (the patch-based form, PCKA).
 Differs: kernels are centred, as the definition says (`centered: false` as released), and the loss
 is 1 - CKA, not -CKA. The connector for unequal channels is trained; the authors' variant for
-classification draws a new random one in every step. Maps too small for several patches of 16x16
-are cut into quarters unless `patch` is given, and a stage that remains a single patch is refused:
-its alignment is always 1. Where sizes differ, the smaller map is resized with the larger one.
+classification draws a new random one in every step. Maps too small for several patches of 16x16 are
+cut into quarters unless `patch` is given, and a stage that remains a single patch is refused: its
+alignment is always 1. Where sizes differ, the smaller map is resized with the larger one.
 Checked against: Klayand/PCKA, released code (published values).
 """
 
@@ -27,6 +27,7 @@ from workers.distill import errors
 from workers.distill.data.types import Batch
 from workers.distill.functional import kernels, maps
 from workers.distill.methods.base import FeatureName, Moment, RelationMethod, Source, Terms
+from workers.distill.methods.parameters import Centered, Weight
 from workers.distill.networks import shapes
 from workers.distill.networks.interface import Features, Network
 
@@ -42,7 +43,7 @@ ORDERS: dict[Axis, tuple[int, ...]] = {
     "position": (3, 5, 2, 4, 0, 1),
 }
 """Order of the axes [image, channel, patch row, row, patch column, column] that puts the axis whose
-kernels are averaged first, then patches, then what a patch is described by."""
+kernels are averaged first, then patches, then the features of a patch."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,12 @@ class Level:
 
 
 def patch_rows(
-    seen: Float[Tensor, "N c h w"], *, side: int, axis: Axis
+    features: Float[Tensor, "N c h w"], *, side: int, axis: Axis
 ) -> Float[Tensor, "sets P D"]:
     """Return a matrix of patches for each channel, image or position in a patch."""
-    images, channels, height, width = seen.shape
+    images, channels, height, width = features.shape
     rows, columns = height // side, width // side
-    cut = seen.reshape(images, channels, rows, side, columns, side).permute(ORDERS[axis])
+    cut = features.reshape(images, channels, rows, side, columns, side).permute(ORDERS[axis])
     sets = {"channel": channels, "batch": images, "position": side**2}[axis]
     return cut.reshape(sets, rows * columns, -1)
 
@@ -81,16 +82,17 @@ def transposed_loss(
     *,
     centered: bool,
 ) -> Float[Tensor, ""]:
-    """Return 1 - CKA of what describes patches, averaged over sets.
+    """Return 1 - CKA of the features of patches, averaged over sets.
 
-    Its own kernels would be as large as a batch has pixels, squared; those of patches say the same.
+    It is computed from the kernels of patches: those of features would be as large as the number of
+    pixels in a batch, squared.
     """
     alignment = kernels.cka_by_columns(student_rows.mT, teacher_rows.mT, centered=centered)
     return (1 - alignment).mean()
 
 
 class PCKA(RelationMethod):
-    """Align how the patches of a map lie to each other."""
+    """Align the similarities between patches of a map."""
 
     name = "pcka"
     title = "Patch-based centred kernel alignment"
@@ -99,20 +101,16 @@ class PCKA(RelationMethod):
         venue="IJCAI 2024",
         arxiv="2401.11824",
     )
-    student_shows: ClassVar[tuple[FeatureName, ...]] = ("stages",)
-    teacher_shows: ClassVar[tuple[FeatureName, ...]] = ("stages",)
+    required_student_features: ClassVar[tuple[FeatureName, ...]] = ("stages",)
+    required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("stages",)
 
     class Params(RelationMethod.Params):
         """Two weights, and how maps are cut."""
 
-        pcka_weight: float = Field(
-            15.0, ge=0, le=1e6, description="Weight of the patch term of every stage."
-        )
-        transposed_weight: float = Field(
+        pcka_weight: Weight = Field(15.0, description="Weight of the patch term of every stage.")
+        transposed_weight: Weight = Field(
             0.0,
-            ge=0,
-            le=1e6,
-            description="Weight of the same term with patches and what describes them exchanged.",
+            description="Weight of the same term with patches and their features exchanged.",
         )
         stages: list[Annotated[int, Field(ge=1, le=64)]] | None = Field(
             None,
@@ -133,9 +131,7 @@ class PCKA(RelationMethod):
             description="What has its own kernels, over which alignments are averaged: each "
             "channel, each image of the batch, or each position in a patch.",
         )
-        centered: bool = Field(
-            True, description="Centre the kernels, as defined; false as in the released code."
-        )
+        centered: Centered = True
 
     params: Params
 
@@ -157,11 +153,11 @@ class PCKA(RelationMethod):
         params, off = self.params, student.logits.new_zeros(())
         patches, transposed = [off], [off]
         for level, connector in zip(self.levels, self.connectors, strict=True):
-            learned = connector(maps.at_least_float(student.stages[level.index]))
-            taught = maps.at_least_float(teacher.stages[level.index])
+            student_map = connector(maps.at_least_float(student.stages[level.index]))
+            teacher_map = maps.at_least_float(teacher.stages[level.index])
             rows = [
-                patch_rows(_resized(seen, level.size), side=level.side, axis=params.axis)
-                for seen in (learned, taught)
+                patch_rows(_resized(each, level.size), side=level.side, axis=params.axis)
+                for each in (student_map, teacher_map)
             ]
             if params.pcka_weight:
                 patches.append(pcka_loss(*rows, centered=params.centered))
@@ -177,7 +173,7 @@ class PCKA(RelationMethod):
         stages = () if found is None else found.stages
         if stage > len(stages):
             raise errors.IncompatibleNetworks(
-                f"method pcka compares stage {stage} (stages), and the {role} shows "
+                f"method pcka compares stage {stage} (stages), and the {role} returns "
                 f"{len(stages)} stages; choose smaller numbers",
                 stage=stage,
                 role=role,
@@ -217,7 +213,7 @@ def _fitting_side(height: int, width: int) -> int:
     return PUBLISHED_SIDE if patches >= QUARTERS else math.ceil(max(height, width) / 2)
 
 
-def _resized(seen: Float[Tensor, "N c h w"], size: tuple[int, int]) -> Float[Tensor, "N c i j"]:
-    if tuple(seen.shape[2:]) == size:
-        return seen
-    return F.interpolate(seen, size=size, mode="bilinear", align_corners=False)
+def _resized(features: Float[Tensor, "N c h w"], size: tuple[int, int]) -> Float[Tensor, "N c i j"]:
+    if tuple(features.shape[2:]) == size:
+        return features
+    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)

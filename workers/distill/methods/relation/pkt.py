@@ -1,7 +1,7 @@
-"""Probabilistic knowledge transfer: who is near to whom, as probabilities.
+"""Probabilistic knowledge transfer: similarities within a batch as probabilities.
 
-Cosines between the embeddings of a batch, moved to 0..1, are shared out over each row; the student
-learns the teacher's shares. Widths of embeddings may differ.
+Cosines between the embeddings of a batch, scaled to 0..1, are divided by their sum in each row; the
+student matches the teacher's probabilities. Widths of embeddings may differ.
 
 Source: Passalis & Tefas, ECCV 2018, arXiv:1803.10837.
 Differs: the divergence is averaged over all N * N pairs, not summed, as both reference libraries

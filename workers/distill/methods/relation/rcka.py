@@ -1,17 +1,17 @@
 """Relation-based centred kernel alignment.
 
-Instead of the teacher's numbers, the student learns how the teacher's numbers lie to each other:
-how alike the images of a batch are by their logits and by their last feature maps, and how alike
-the classes are by their logits over the batch. Each of the three is 1 - CKA, between 0 and 1.
+The student matches the teacher's similarities instead of its values: those between the images of a
+batch by their logits and by their last feature maps, and those between classes by their logits over
+the batch. Each of the three terms is 1 - CKA, between 0 and 1.
 
 Source: Zhou et al., IJCAI 2024, arXiv:2401.11824 (CKA: Kornblith et al., ICML 2019,
 arXiv:1905.00414).
-Differs: kernels are centred, as the definition says; the released code leaves that out
-(`centered: false`) and can divide each row of a kernel by the norm of its image (`row_norm`), which
-makes it asymmetric. Terms are 1 - CKA, not -CKA: same gradient, never negative. A term with
-too few rows to say anything (fewer than 3 images or classes if centred) is 0. The weights of the
-logit terms are those of the authors' classification code; the feature term's could not be read and
-is set equal. Maps are flattened as they are, without the transformation that the paper allows.
+Differs: kernels are centred, as the definition says; the released code leaves that out (`centered:
+false`) and can divide each row of a kernel by the norm of its image (`row_norm`), which makes it
+asymmetric. Terms are 1 - CKA, not -CKA: same gradient, never negative. A term with too few rows
+(fewer than 3 images or classes if centred) is 0. The weights of the logit terms are those of the
+authors' classification code; the feature term's could not be read and is set equal. Maps are
+flattened as they are, without the transformation that the paper allows.
 Checked against: Klayand/PCKA, released code (published values).
 """
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from workers.distill.data.types import Batch
 from workers.distill.functional import classifiers, kernels
 from workers.distill.methods.base import FeatureName, Moment, Need, RelationMethod, Source, Terms
+from workers.distill.methods.parameters import Centered, Weight
 from workers.distill.networks.interface import Features
 
 
@@ -69,7 +70,7 @@ def features_loss(
 
 
 class RCKA(RelationMethod):
-    """Align how images, classes and features lie to each other."""
+    """Align the similarities between images and between classes."""
 
     name = "rcka"
     title = "Relation-based centred kernel alignment"
@@ -79,29 +80,28 @@ class RCKA(RelationMethod):
         arxiv="2401.11824",
     )
     needs: ClassVar[tuple[Need, ...]] = ("labels", "teacher", "equal_classes")
-    student_shows: ClassVar[tuple[FeatureName, ...]] = ("final",)
-    teacher_shows: ClassVar[tuple[FeatureName, ...]] = ("final",)
+    required_student_features: ClassVar[tuple[FeatureName, ...]] = ("final",)
+    required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("final",)
     smallest_batch = 3
 
     class Params(RelationMethod.Params):
         """Three weights, and how kernels are made."""
 
-        samples_weight: float = Field(
-            15.0, ge=0, le=1e6, description="Weight of how images lie by their logits."
+        samples_weight: Weight = Field(
+            15.0, description="Weight of the similarities between images by their logits."
         )
-        classes_weight: float = Field(
-            15.0, ge=0, le=1e6, description="Weight of how classes lie by their logits."
+        classes_weight: Weight = Field(
+            15.0, description="Weight of the similarities between classes by their logits."
         )
-        features_weight: float = Field(
-            15.0, ge=0, le=1e6, description="Weight of how images lie by their last feature maps."
+        features_weight: Weight = Field(
+            15.0,
+            description="Weight of the similarities between images by their last maps.",
         )
-        centered: bool = Field(
-            True, description="Centre the kernels, as defined; false as in the released code."
-        )
+        centered: Centered = True
         row_norm: bool = Field(
             False,
-            description="Divide each row of a kernel by the norm of what it stands for, as the "
-            "released code can.",
+            description="Divide each row of a kernel by the norm of its sample, as the released "
+            "code can.",
         )
         temperature: float | None = Field(
             None,

@@ -1,12 +1,12 @@
 """Relational knowledge distillation: distances between pairs, angles of triplets.
 
-The student's embeddings need not be where the teacher's are; they should lie to each other as
-those do. Distances are measured in units of their own mean, so scale is free as well.
+The student matches the teacher's distances and angles between embeddings, not the embeddings
+themselves. Distances are divided by their mean, so the scale of embeddings is free as well.
 
 Source: Park et al., CVPR 2019, arXiv:1904.05068.
-Differs: means run over all index tuples, pairs of an image with itself included, as in the
-authors' code and MDistiller; squared distances are sums of squares, not a^2 + b^2 - 2ab; one image
-alone gives 0, not NaN.
+Differs: means run over all index tuples, pairs of an image with itself included, as in the authors'
+code and MDistiller; squared distances are sums of squares, not a^2 + b^2 - 2ab; one image alone
+gives 0, not NaN.
 Checked against: megvii-research/mdistiller, mdistiller/distillers/RKD.py (published values).
 """
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from workers.distill.data.types import Batch
 from workers.distill.functional import relations
 from workers.distill.methods.base import Moment, RelationMethod, Source, Terms
+from workers.distill.methods.parameters import Weight
 from workers.distill.networks.interface import Features
 
 EPS = 1e-12
@@ -56,12 +57,8 @@ class RKD(RelationMethod):
     class Params(RelationMethod.Params):
         """Two weights."""
 
-        distance_weight: float = Field(
-            25.0, ge=0, le=1e6, description="Weight of the distances between pairs."
-        )
-        angle_weight: float = Field(
-            50.0, ge=0, le=1e6, description="Weight of the angles of triplets."
-        )
+        distance_weight: Weight = Field(25.0, description="Weight of the distances between pairs.")
+        angle_weight: Weight = Field(50.0, description="Weight of the angles of triplets.")
 
     params: Params
 

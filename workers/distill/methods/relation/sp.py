@@ -1,4 +1,4 @@
-"""Similarity-preserving distillation: images that look alike to the teacher should to the student.
+"""Similarity-preserving distillation: match the similarities between images of a batch.
 
 Inner products between the last maps of a batch, each row scaled to length 1, are matched. Channels
 and sides of the maps may differ.
@@ -42,8 +42,8 @@ class SP(RelationMethod):
     source = Source(
         "Similarity-Preserving Knowledge Distillation", venue="ICCV 2019", arxiv="1907.09682"
     )
-    student_shows = ("stages",)
-    teacher_shows = ("stages",)
+    required_student_features = ("stages",)
+    required_teacher_features = ("stages",)
 
     class Params(RelationMethod.Params):
         """One weight."""

@@ -2,7 +2,7 @@
 
 3x3 convolutions, each with batch norm and a rectifier, and a 1x1 convolution that classifies.
 Source: Long, Shelhamer, Darrell, CVPR 2015, arXiv:1411.4038, section 3.
-Differs: nothing is pooled, so nothing has to be enlarged again; a pixel sees 2n + 1 pixels a side
+Differs: nothing is pooled, so nothing is upsampled; the receptive field has 2n + 1 pixels a side
 after n layers.
 """
 
@@ -41,7 +41,7 @@ class FCN(interface.Network):
         return self.observe(images).logits
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
-        """Return logits, embedding, stages and what stood before their activations."""
+        """Return logits, embedding, stages and pre-activations."""
         maps, stages, pre_activations = images, [], []
         for layer in self.layers:
             before = layer(maps)

@@ -1,8 +1,8 @@
-"""Segmentation networks of torchvision as networks that show their features.
+"""Segmentation networks of torchvision with our network interface.
 
-They answer with a dictionary of maps; here they give the logits of every pixel, as our own dense
-networks do. Their parameters keep their names, so that checkpoints load as they are. An auxiliary
-classifier, where a checkpoint has one, is held but never run.
+They return a dictionary of maps; here they return the logits of every pixel, as our own dense
+networks do. Their parameters keep their names, so that checkpoints load unchanged. An auxiliary
+classifier, where a checkpoint has one, is loaded but never run.
 """
 
 import functools
@@ -21,7 +21,7 @@ ACCEPTED = ("aux_loss",)
 
 
 class Segmenter(interface.Network):
-    """What a class of torchvision gains: it shows its features, and pixels' logits alone."""
+    """Mixin for a torchvision class: `observe`, and `forward` with the pixels' logits alone."""
 
     task = "segmentation"
     backbone: nn.Module
@@ -62,7 +62,7 @@ def adopt(module: nn.Module) -> Segmenter:
 
 
 def keywords(given: Mapping[str, Any]) -> dict[str, Any]:  # Any: arguments of the library
-    """Return what torchvision is to be called with; raises `ValueError` for what it would drop."""
+    """Return keyword arguments for torchvision; raises `ValueError` for unsupported ones."""
     for name in given:
         if name not in ACCEPTED:
             raise ValueError(f"it has no argument {name!r}; it accepts {', '.join(ACCEPTED)}")

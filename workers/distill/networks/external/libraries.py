@@ -1,8 +1,8 @@
-"""Networks of timm and torchvision as networks that show their features.
+"""Networks of timm and torchvision with our network interface.
 
-A foreign module becomes a `Network` by widening its class, not by wrapping it: its parameter names
-stay the library's own, so its published checkpoints load as they are and a delivered student loads
-into the plain library. Weights are never fetched.
+A library's module becomes a `Network` by a subclass of its class, not by wrapping it: its parameter
+names stay the library's own, so its published checkpoints load unchanged and a delivered student
+loads into the plain library. Weights are never fetched.
 """
 
 import difflib
@@ -79,12 +79,12 @@ class Arguments(pydantic.BaseModel):
     )
 
     def keywords(self) -> dict[str, Any]:  # Any: keyword arguments of two libraries
-        """Return what the caller set, without our own `taps`."""
+        """Return the caller's arguments without our own `taps`."""
         return self.model_dump(exclude={"taps"}, exclude_none=True)
 
 
 class Foreign(interface.Network):
-    """What a foreign class gains: it shows its features, as its plan says."""
+    """Mixin for a library's class: returns features by its plan."""
 
     retort_plan: observation.Plan
 
@@ -109,8 +109,8 @@ class Foreign(interface.Network):
         found = (self.get_submodule(name) for name in self.retort_plan.norms)
         return tuple(norm for norm in found if isinstance(norm, nn.BatchNorm2d))
 
-    def reveal(self, wanted: Collection[str]) -> None:
-        """Watch what stands before the stages' activations from now on, if that is wanted."""
+    def enable_features(self, wanted: Collection[str]) -> None:
+        """Record the stages' pre-activations from now on, if they are wanted."""
         if "pre_activations" in wanted:
             self.retort_plan = planning.watch(self, self.retort_plan)
 
@@ -143,7 +143,7 @@ def build(
     width: int,
     arguments: Arguments,
 ) -> interface.Network:
-    """Build a foreign network with fresh weights and learn how to observe it.
+    """Build a foreign network with fresh weights and plan how to read its features.
 
     Raises `UnknownNetwork` when the library has no such network or cannot build it so.
     """

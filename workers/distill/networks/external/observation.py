@@ -1,4 +1,4 @@
-"""How a network that we did not write is observed: by a plan, which `planning` makes once."""
+"""Reads the features of a library's network by a plan, which `planning` makes once."""
 
 import contextlib
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from workers.distill.networks.external import tracing
 
 @dataclass(frozen=True)
 class Plan:
-    """How a foreign network is observed: decided once, by one trial forward pass.
+    """How a library's network is read: decided once, by one trial forward pass.
 
     `final` names the module that makes the map which is pooled, or is `tracing.RETURNED`.
-    `activations` name the modules that end the stages and `norms` what stands before them; they
-    are watched at once only where hooks are needed anyway, since hooks keep a pass from being
+    `activations` name the modules that end the stages and `norms` the layers before them; they are
+    recorded from the start only where hooks are needed anyway, since hooks keep a pass from being
     compiled into one graph.
     """
 
@@ -47,7 +47,7 @@ def picture(channels: int, height: int, width: int) -> Tensor:
 
 
 def observe(network: nn.Module, plan: Plan, images: Tensor) -> interface.Features:
-    """Return what one forward pass shows, found as planned."""
+    """Return the features of one forward pass, by the plan."""
     if plan.indices:
         return _observe_intermediates(network, plan, images)
     return _observe_taps(network, plan, images)
@@ -55,7 +55,7 @@ def observe(network: nn.Module, plan: Plan, images: Tensor) -> interface.Feature
 
 @torch.no_grad()
 def trial(network: nn.Module, plan: Plan, images: Tensor) -> interface.Features:
-    """Observe in evaluation mode, so that nothing is learned or drawn; the mode is restored."""
+    """Observe in evaluation mode, so that nothing is updated or drawn; the mode is restored."""
     was_training = network.training
     network.eval()
     try:

@@ -1,8 +1,8 @@
-"""How a network that we did not write is to be observed: decided by trial, before it is used.
+"""Decides by a trial how to read the features of a library's network.
 
 timm's `forward_intermediates` is used where its logits equal those of `forward`; else hooks at
 modules that the caller names, at evenly spaced transformer blocks, or where the maps of the trunk
-change their size. What else such a network shows is found by `tracing`.
+change their size. Its other features are found by `tracing`.
 """
 
 import difflib
@@ -31,7 +31,7 @@ TRUNKS = ("features", "layers", "blocks", "stages", "trunk_output")
 def make_plan(
     network: nn.Module, *, classes: int, images: Tensor, taps: Sequence[str] | None
 ) -> observation.Plan:
-    """Decide how to observe a network; `taps` names the modules whose outputs are the stages.
+    """Decide how to read a network's features; `taps` names the stages' modules.
 
     Raises `UnknownNetwork` for a tap that does not exist, `ValueError` without a classifier.
     """
@@ -54,11 +54,11 @@ def make_plan(
 
 
 def watch(network: nn.Module, plan: observation.Plan) -> observation.Plan:
-    """Return a plan that shows what stands before the stages' activations."""
+    """Return a plan that records the stages' pre-activations."""
     for name in plan.activations:
         module: Any = network.get_submodule(name)  # Any: an activation, whichever
         if hasattr(module, "inplace"):
-            # In place it would overwrite what is to be shown.
+            # In place it would overwrite the recorded tensor.
             module.inplace = False
     return replace(plan, watches=bool(plan.activations))
 
@@ -73,7 +73,7 @@ def _completed(network: nn.Module, plan: observation.Plan, images: Tensor) -> ob
         found = _traced(network, plan, images)
     if found.final is not None and not _is_pooled(observation.trial(network, found, images)):
         found = replace(found, final=None)
-    # Hooks are there already, so watching costs nothing.
+    # Hooks are there already, so recording costs nothing.
     return found if plan.indices else watch(network, found)
 
 
@@ -115,7 +115,7 @@ def _classifier_name(network: nn.Module, classes: int) -> str:
     own: Any = getattr(network, "get_classifier", None)  # Any: timm's method, where there is one
     chosen: Any = own() if own is not None else None
     chosen = chosen[0] if isinstance(chosen, (tuple, list)) else chosen
-    # Those before it look at earlier stages.
+    # Those before it belong to earlier stages.
     chosen = chosen[-1] if isinstance(chosen, nn.ModuleList) else chosen
     found = ""
     name: str

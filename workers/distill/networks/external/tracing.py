@@ -1,7 +1,7 @@
-"""Which modules of a network that we did not write end its stages, and which makes its last map.
+"""Finds the modules of a library's network that end its stages and make its last map.
 
-Found by recording one pass through all modules and comparing what they took and gave with what the
-network shows. A guess that does not reproduce the tensors shown is dropped.
+One pass is recorded through all modules, and their inputs and outputs are compared with the
+network's features. A candidate that does not reproduce those tensors is dropped.
 """
 
 import math
@@ -37,7 +37,7 @@ AFTER_POOLING = ("Pool", "Dropout", "Flatten", "Identity")
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a module: a copy of what an activation took, and what any module gave."""
+    """A call of a module: a copy of an activation's input, and any module's output."""
 
     name: str
     module: nn.Module
@@ -89,7 +89,7 @@ class Recorder:
 
 
 def is_close(first: Tensor, second: Tensor) -> bool:
-    """Return whether two tensors are equal but for rounding; zeros prove nothing."""
+    """Return whether two tensors are equal but for rounding; False for zeros."""
     if first.shape != second.shape or not second.any():
         return False
     largest = float(second.abs().max())
@@ -101,7 +101,7 @@ def pooled_map(
 ) -> str | None:
     """Return the last module that gives a map whose average is `pooled`, if there is one.
 
-    The map must be as large as that of the last stage: what is pooled already is no map.
+    The map must be as large as that of the last stage: a pooled output is no map.
     """
     found = None
     for call in _latest(calls):

@@ -1,4 +1,4 @@
-"""What the arguments of our own networks have in common: strict, and bounded channels."""
+"""Base of the arguments of our own networks: strict, with bounded channels."""
 
 from typing import Annotated
 

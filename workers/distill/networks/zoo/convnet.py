@@ -1,6 +1,6 @@
-"""A plain convolutional network for the smallest images: a layer a stage, as many as `widths` has.
+"""A plain convolutional network for the smallest images: one layer per stage, by `widths`.
 
-It learns digits of 8x8 in seconds, which makes it the network of the data-free figures.
+It trains on digits of 8x8 in seconds, so the data-free figures use it.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class ConvNet(interface.Network):
         return self.observe(images).logits
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
-        """Return logits, embedding, stages and what stood before their activations."""
+        """Return logits, embedding, stages and pre-activations."""
         maps, stages, pre_activations = images, [], []
         for place, stage in enumerate(self.stages):
             before = stage(functional.max_pool2d(maps, 2) if place > 1 else maps)

@@ -65,7 +65,7 @@ class MobileNetV1(interface.Network):
         return self.observe(images).logits
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
-        """Return logits, embedding, stem, stages and what stood before their activations."""
+        """Return logits, embedding, stem, stages and pre-activations."""
         first, *rest = self.model
         stem = functional.relu(first(images))
         maps, stages, pre_activations = stem, [], []
@@ -106,7 +106,7 @@ def build(accepted: Arguments, sizes: interface.Sizes) -> MobileNetV1:
 
 
 def _separable(channels_in: int, channels: int, stride: int) -> nn.Sequential:
-    """Return a block up to its last norm; the activation after that is left to the network."""
+    """Return a block up to its last norm; the network applies the activation after it."""
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_in, 3, stride, padding=1, groups=channels_in, bias=False),
         nn.BatchNorm2d(channels_in),

@@ -1,7 +1,7 @@
 """The small MobileNetV2 for 32x32 images that RepDistiller calls `mobile_half`.
 
-Its stages end in linear bottlenecks, so there is nothing before an activation to show. Parameter
-names and shapes equal those of the checkpoints that RepDistiller and MDistiller publish.
+Its stages end in linear bottlenecks, so there are no pre-activations. Parameter names and shapes
+equal those of the checkpoints that RepDistiller and MDistiller publish.
 Source: Sandler et al., CVPR 2018, arXiv:1801.04381, table 2, with half the width.
 Differs: the stem and the second block keep the strides of those repositories (2 and 1), which suit
 small images; no dropout; pooling adapts to the size of the last map.

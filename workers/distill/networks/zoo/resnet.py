@@ -26,9 +26,9 @@ Classifier = Literal["fc", "linear"]
 
 
 class Block(nn.Module):
-    """A residual branch and a shortcut; shows their sum before the last activation too.
+    """A residual branch and a shortcut; `residual_sum` is their sum before the last activation.
 
-    `projection` is the name under which checkpoints know the shortcut's layers.
+    `projection` is the name of the shortcut's layers in checkpoints.
     """
 
     expansion = 1
@@ -52,7 +52,7 @@ class Block(nn.Module):
         raise NotImplementedError
 
     def branch(self, maps: Float[Tensor, "N c h w"]) -> Float[Tensor, "N d i j"]:
-        """Return what is added to the shortcut."""
+        """Return the residual branch's output, which is added to the shortcut."""
         raise NotImplementedError
 
     def last_norm(self) -> nn.BatchNorm2d:
@@ -79,7 +79,7 @@ class BasicBlock(Block):
         self.bn2 = nn.BatchNorm2d(width)
 
     def branch(self, maps: Float[Tensor, "N c h w"]) -> Float[Tensor, "N d i j"]:
-        """Return what is added to the shortcut."""
+        """Return the residual branch's output, which is added to the shortcut."""
         hidden = functional.relu(self.bn1(self.conv1(maps)))
         added: Tensor = self.bn2(self.conv2(hidden))
         return added
@@ -90,7 +90,7 @@ class BasicBlock(Block):
 
 
 class Bottleneck(Block):
-    """A 1x1, a 3x3 and a 1x1 convolution; the last makes four times the channels."""
+    """A 1x1, a 3x3 and a 1x1 convolution; the last has four times the channels."""
 
     expansion = 4
 
@@ -103,7 +103,7 @@ class Bottleneck(Block):
         self.bn3 = nn.BatchNorm2d(self.expansion * width)
 
     def branch(self, maps: Float[Tensor, "N c h w"]) -> Float[Tensor, "N d i j"]:
-        """Return what is added to the shortcut."""
+        """Return the residual branch's output, which is added to the shortcut."""
         hidden = functional.relu(self.bn1(self.conv1(maps)))
         hidden = functional.relu(self.bn2(self.conv2(hidden)))
         added: Tensor = self.bn3(self.conv3(hidden))
@@ -116,9 +116,9 @@ class Bottleneck(Block):
 
 @dataclass(frozen=True)
 class Layout:
-    """What tells the residual networks apart: blocks, stem, and names in checkpoints.
+    """Blocks, stem and checkpoint names of a residual network.
 
-    A small image meets a 3x3 convolution, a large one 7x7 with stride 2 and a pooling.
+    The stem of small images is a 3x3 convolution, that of large ones 7x7 with stride 2 and pooling.
     """
 
     block: type[Block]
@@ -161,7 +161,7 @@ class ResNet(interface.Network):
         return self.observe(images).logits
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
-        """Return logits, embedding, stem, stages and what stood before their activations."""
+        """Return logits, embedding, stem, stages and pre-activations."""
         stem = functional.relu(self.bn1(self.conv1(images)))
         maps = functional.max_pool2d(stem, 3, 2, 1) if self.layout.is_for_large_images else stem
         stages, pre_activations = [], []
@@ -266,7 +266,7 @@ def _walk(stage: nn.Sequential, maps: Tensor) -> tuple[Tensor, Tensor]:
     """Return the stage's last map before and after its activation."""
     before = maps
     for block in stage:
-        # The names of `Block` are known only here: a Sequential hides them from the type checker.
+        # Sequential hides the type `Block` from the type checker.
         before = block.residual_sum(maps)  # type: ignore[operator]
         maps = functional.relu(before)
     return before, maps

@@ -1,9 +1,8 @@
-"""A network whose last map another network's classifier judges: what SimKD delivers.
+"""A backbone with another network's classifier on its last map: the student of SimKD.
 
 A projector brings the backbone's last map to the width of the network that the classifier was
-trained with. The backbone keeps its own classifier, so that it stays the network its reference
-names, but nothing is computed from it. Source: Chen et al., CVPR 2022, arXiv:2203.14001,
-section 3.2.
+trained with. The backbone keeps its own classifier, so that it is the network that its reference
+names, but it is not used. Source: Chen et al., CVPR 2022, arXiv:2203.14001, section 3.2.
 """
 
 from collections.abc import Collection
@@ -64,7 +63,7 @@ class ReusedClassifier(interface.Network):
         return self.observe(images).logits
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
-        """Return what the backbone shows, its last map projected and judged anew."""
+        """Return the backbone's features, with the projected last map and its logits."""
         shown = self.backbone.observe(images)
         if shown.final is None:
             raise ValueError(f"the backbone {self.backbone.reference} shows no last map")
@@ -80,16 +79,16 @@ class ReusedClassifier(interface.Network):
         )
 
     def pooled_classifier(self) -> nn.Linear:
-        """Return the classifier that judges, not the backbone's own."""
+        """Return the reused classifier, not the backbone's own."""
         return self.classifier
 
     def stage_norms(self) -> tuple[nn.BatchNorm2d, ...]:
-        """Return those of the backbone."""
+        """Return the backbone's norms."""
         return self.backbone.stage_norms()
 
-    def reveal(self, wanted: Collection[str]) -> None:
-        """Ask the backbone."""
-        self.backbone.reveal(wanted)
+    def enable_features(self, wanted: Collection[str]) -> None:
+        """Enable features of the backbone."""
+        self.backbone.enable_features(wanted)
 
 
 class Backbone(arguments.Arguments):
@@ -126,7 +125,7 @@ class Arguments(arguments.Arguments):
 def build(accepted: Arguments, backbone: interface.Network) -> ReusedClassifier:
     """Build the network around a backbone, with fresh weights.
 
-    Raises `UnknownNetwork` where the backbone shows no last map, or is such a network itself.
+    Raises `UnknownNetwork` where the backbone has no last map, or is such a network itself.
     """
     final = None if isinstance(backbone, ReusedClassifier) else shapes.measure(backbone).final
     if final is None:
@@ -153,7 +152,7 @@ def join(
     *,
     factor: int,
 ) -> ReusedClassifier:
-    """Return the network that trained parts make; it shares their weights and draws none."""
+    """Return the network of trained parts; it shares their weights."""
     classes, channels = weight.shape
     classifier = nn.Linear(channels, classes, device="meta")
     classifier.weight = nn.Parameter(weight, requires_grad=False)

@@ -25,7 +25,7 @@ STRIDES = (2, 4, 8)
 
 
 class Block(nn.Module):
-    """A grouped bottleneck; where it halves the map, its pooled input is put beside the output."""
+    """A grouped bottleneck; where it halves the map, its pooled input is appended to the output."""
 
     def __init__(self, channels_in: int, channels: int, *, halves: bool) -> None:
         super().__init__()
@@ -79,13 +79,13 @@ class ShuffleV1(interface.Network):
         return self.observe(images).logits
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
-        """Return logits, embedding, stem, stages and what stood before their activations."""
+        """Return logits, embedding, stem, stages and pre-activations."""
         stem = functional.relu(self.bn1(self.conv1(images)))
         maps, stages, pre_activations = stem, [], []
         for stage in (self.layer1, self.layer2, self.layer3):
             before = maps
             for block in stage:
-                # The names of `Block` are known only here: a Sequential hides them.
+                # Sequential hides the type `Block` from the type checker.
                 before = block.before_activation(maps)  # type: ignore[operator]
                 maps = functional.relu(before)
             pre_activations.append(before)

@@ -3,8 +3,8 @@
 Parameter names and shapes equal those of the checkpoints that RepDistiller and MDistiller publish.
 Source: Ma et al., ECCV 2018, arXiv:1807.11164, table 5, size 1.
 Differs: a 1x1 stem that keeps the size, as in those repositories; pooling adapts to the size of the
-last map. What stood before a stage's last activation is shuffled
-as the stage is, so that equal channels of both belong together; there it is not.
+last map. The pre-activations of a stage are shuffled like the stage, so that their channels
+correspond; there they are not.
 """
 
 from collections.abc import Sequence
@@ -101,7 +101,7 @@ class ShuffleV2(interface.Network):
         return self.observe(images).logits
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
-        """Return logits, embedding, stem, stages and what stood before their activations."""
+        """Return logits, embedding, stem, stages and pre-activations."""
         stem = functional.relu(self.bn1(self.conv1(images)))
         maps, stages, pre_activations = stem, [], []
         for stage in (self.layer1, self.layer2, self.layer3):

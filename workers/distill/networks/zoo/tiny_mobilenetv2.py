@@ -1,11 +1,11 @@
 """The MobileNetV2 for 64x64 images that MDistiller uses on Tiny-ImageNet.
 
-Parameter names equal those of the checkpoints that MDistiller writes. Source: Sandler et al.,
-CVPR 2018, arXiv:1801.04381.
+Parameter names equal those of the checkpoints that MDistiller writes. Source: Sandler et al., CVPR
+2018, arXiv:1801.04381.
 Differs: a 1x1 stem with a border of one pixel, biases in convolutions and the strides of that
 repository. Its classifier, there a 1x1 convolution of the pooled map, is a linear layer here, so
-that methods can apply it to an embedding: the same numbers in another shape, which are accepted
-in either when a file is loaded.
+that methods can apply it to an embedding: the same numbers in another shape, which are accepted in
+either when a file is loaded.
 """
 
 import pydantic

@@ -62,7 +62,7 @@ class VGG(interface.Network):
         return self.observe(images).logits
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
-        """Return logits, embedding, stem, stages and what stood before their activations."""
+        """Return logits, embedding, stem, stages and pre-activations."""
         stem = functional.relu(self.block0(images))
         maps, stages, pre_activations = stem, [], []
         for stage, pools in zip(self._stages(), self.pools, strict=True):
@@ -115,7 +115,7 @@ def build(depth: int, accepted: Arguments, sizes: interface.Sizes) -> VGG:
 
 
 def _stage(channels_in: int, channels: int, count: int) -> nn.Sequential:
-    """Return convolutions and norms; the activation after the last is left to the network."""
+    """Return convolutions and norms; the network applies the activation after the last."""
     layers: list[nn.Module] = []
     for index in range(count):
         layers += [

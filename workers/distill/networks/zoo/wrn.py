@@ -1,12 +1,12 @@
 """Wide residual networks for small images, named `wrn_<depth>_<factor>`.
 
-Norm and activation stand before each convolution, so a stage ends in a plain sum: `stages` are
-these sums, and `pre_activations` what the next norm makes of them. Parameter names and shapes
-equal those of the checkpoints that RepDistiller and MDistiller publish.
+Norm and activation precede each convolution, so a stage ends in a sum: `stages` are these sums, and
+`pre_activations` the next norm's outputs for them. Parameter names and shapes equal those of the
+checkpoints that RepDistiller and MDistiller publish.
 Source: Zagoruyko, Komodakis, BMVC 2016, arXiv:1605.07146, section 2.
-Differs: no dropout; pooling adapts to the size of the last map. What stands before an activation
-is the value that the pass itself computed: those repositories normalise it a second time, which
-updates the running statistics of three norms twice in each training step.
+Differs: no dropout; pooling adapts to the size of the last map. Pre-activations are the values of
+the forward pass itself: those repositories normalise it a second time, which updates the running
+statistics of three norms twice in each training step.
 """
 
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ class Stage(nn.Module):
         return normed, maps
 
     def first_norm(self) -> nn.BatchNorm2d:
-        """Return the norm that the stage begins with."""
+        """Return the first norm of the stage."""
         norm: nn.BatchNorm2d = self.layer[0].bn1  # type: ignore[assignment]  # the same
         return norm
 
@@ -103,7 +103,7 @@ class WRN(interface.Network):
         return self.observe(images).logits
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
-        """Return logits, embedding, stem, stages and what the next norms make of them."""
+        """Return logits, embedding, stem, stages and the next norms' outputs for them."""
         stem = self.conv1(images)
         _, first = self.block1.steps(stem)
         normed_first, second = self.block2.steps(first)

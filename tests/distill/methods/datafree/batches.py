@@ -1,11 +1,11 @@
-"""Made-up steps of a synthesis call: looks at the guide's logits, and two tiny networks."""
+"""Small batches of a synthesis call: the golden logits, and a tiny network."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from tests.distill.cases import tensor
+from tests.distill.golden import CASES
 from workers.distill.methods.datafree.base import (
     BufferStats,
     DataFreeMethod,
@@ -14,11 +14,11 @@ from workers.distill.methods.datafree.base import (
 )
 from workers.distill.networks.interface import Features, Network, NormInput, observe_norms
 
-TEACHER = tensor("inputs", "teacher_logits")
-STUDENT = tensor("inputs", "student_logits")
-TARGETS = tensor("random_targets").long()
+TEACHER = CASES.tensor("inputs", "teacher_logits")
+STUDENT = CASES.tensor("inputs", "student_logits")
+TARGETS = CASES.tensor("random_targets").long()
 EMPTY = BufferStats(images=0, class_shares=torch.zeros(3, dtype=torch.float64))
-FILLED = BufferStats(images=8, class_shares=tensor("buffer_class_fraction"))
+FILLED = BufferStats(images=8, class_shares=CASES.tensor("buffer_class_fraction"))
 RECEIVED = ((torch.arange(16, dtype=torch.float64) ** 1.5) / 10).view(2, 2, 2, 2)
 """What the guide's batch norm receives."""
 
@@ -54,14 +54,14 @@ def small(seed: int = 0, *, classes: int = 3, dense: bool = False, normed: bool 
     torch.manual_seed(seed)
     made = Small(classes=classes, dense=dense, normed=normed).double().eval().requires_grad_(False)
     if made.norm is not None:
-        made.norm.running_mean = tensor("bn_running_mean")
-        made.norm.running_var = tensor("bn_running_var")
+        made.norm.running_mean = CASES.tensor("bn_running_mean")
+        made.norm.running_var = CASES.tensor("bn_running_var")
     return made
 
 
 def norm_input(received: torch.Tensor = RECEIVED) -> NormInput:
     """Return what the batch norm of `small` received, with the moments that it has stored."""
-    moments = tensor("bn_running_mean"), tensor("bn_running_var")
+    moments = CASES.tensor("bn_running_mean"), CASES.tensor("bn_running_var")
     # A copy: some tests ask for its gradient.
     return NormInput("norm", received.clone(), *moments)
 
@@ -73,38 +73,38 @@ def with_moments(mean: Sequence[float], variance: Sequence[float]) -> torch.Tens
     return torch.stack([middle - spread, middle + spread])[:, :, None, None]
 
 
-def look(
+def outputs(
     logits: torch.Tensor, *norms: NormInput, pooled: torch.Tensor | None = None
 ) -> ForwardResult:
-    """Return a look that shows these logits, of images or of pixels."""
+    """Return outputs with these logits, of images or of pixels."""
     embedding = logits.new_zeros(len(logits), 2) if pooled is None else pooled
     return ForwardResult(Features(logits, embedding), norms)
 
 
 def features(logits: torch.Tensor) -> Features:
     """Return features with these logits, of images or of pixels."""
-    return look(logits).features
+    return outputs(logits).features
 
 
-def shown(
+def batch(
     teacher: ForwardResult,
     student: ForwardResult | None = None,
     *,
-    second: ForwardResult | None = None,
-    stock: BufferStats = FILLED,
+    second_view: ForwardResult | None = None,
+    buffer: BufferStats = FILLED,
     targets: torch.Tensor = TARGETS,
-    seen: torch.Tensor | None = None,
+    inputs: torch.Tensor | None = None,
 ) -> SynthesisBatch:
-    """Return a step that shows these looks."""
+    """Return a batch with these outputs."""
     images = torch.zeros(len(targets), 2, 2, 2, dtype=torch.float64)
     return SynthesisBatch(
         images=images,
-        seen=images if seen is None else seen,
+        inputs=images if inputs is None else inputs,
         targets=targets,
         teacher=teacher,
         student=student,
-        second=second,
-        stock=stock,
+        second_view=second_view,
+        buffer=buffer,
         call=1,
     )
 
@@ -116,10 +116,10 @@ def step(
     pooled: torch.Tensor | None = None,
     norms: Sequence[NormInput] = (),
 ) -> SynthesisBatch:
-    """Return a step in which the networks show these logits; classes take turns as targets."""
-    return shown(
-        look(teacher, *norms, pooled=pooled),
-        None if student is None else look(student),
+    """Return a batch with these logits; classes take turns as targets."""
+    return batch(
+        outputs(teacher, *norms, pooled=pooled),
+        None if student is None else outputs(student),
         targets=torch.arange(len(teacher)) % teacher.shape[1],
     )
 
@@ -129,24 +129,26 @@ def dense(logits: torch.Tensor) -> torch.Tensor:
     return logits.view(2, 2, 1, 3).permute(0, 3, 2, 1)
 
 
-def examined(
+def forward(
     method: DataFreeMethod,
     images: torch.Tensor,
     teacher: Network,
     student: Network | None,
     *,
-    stock: BufferStats = FILLED,
+    buffer: BufferStats = FILLED,
 ) -> SynthesisBatch:
-    """Return what networks show of images; a second view is made of their squares."""
+    """Return a batch with networks' outputs for images; the second view is their squares."""
     targets = torch.arange(len(images)) % teacher.classes
     return SynthesisBatch(
         images=images,
-        seen=images,
+        inputs=images,
         targets=targets,
         teacher=ForwardResult(*observe_norms(teacher, images)),
         student=None if student is None else ForwardResult(*observe_norms(student, images)),
-        second=ForwardResult(*observe_norms(teacher, images**2)) if method.wants_second else None,
-        stock=stock,
+        second_view=ForwardResult(*observe_norms(teacher, images**2))
+        if method.uses_second_view
+        else None,
+        buffer=buffer,
         call=1,
     )
 
@@ -157,15 +159,15 @@ def images(count: int = 4, seed: int = 0) -> torch.Tensor:
     return torch.rand(count, 2, 2, 2, generator=generator, dtype=torch.float64)
 
 
-def loss(method: DataFreeMethod, invented: SynthesisBatch) -> torch.Tensor:
+def loss(method: DataFreeMethod, given: SynthesisBatch) -> torch.Tensor:
     """Return the sum of a method's terms of synthesis."""
-    return torch.stack(list(method.synthesis_terms(invented).values())).sum()
+    return torch.stack(list(method.synthesis_terms(given).values())).sum()
 
 
 def gradients(method: DataFreeMethod, student: Network, teacher: Network) -> list[torch.Tensor]:
-    """Return how the sum of a method's terms of synthesis moves what its generator is made of."""
+    """Return the gradients of the synthesis loss for the generator's parameters."""
     generator = method.make_generator()
-    made = generator(generator.draw(method.targets(6)))
-    learner = student.eval() if method.competes else None
-    total = loss(method, examined(method, made, teacher, learner))
+    made = generator(generator.sample_latent(method.targets(6)))
+    learner = student.eval() if method.uses_student else None
+    total = loss(method, forward(method, made, teacher, learner))
     return list(torch.autograd.grad(total, list(generator.parameters())))

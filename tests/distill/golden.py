@@ -1,0 +1,67 @@
+"""Golden numbers: committed inputs and expected values that results are compared with."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FOLDER = Path(__file__).parent / "methods"
+
+
+class Cases:
+    """A file of nested numeric cases in float64."""
+
+    def __init__(self, name: str, *, tolerance: float, relative: float = 0.0) -> None:
+        self.content = json.loads((FOLDER / name).read_text())
+        self.tolerance = tolerance
+        self.relative = relative
+
+    def case(self, *keys: str) -> Any:  # Any: numbers, lists, objects
+        """Return the entry at this path; a key may be shortened to an unambiguous beginning."""
+        entry = self.content
+        for key in keys:
+            full = key if key in entry else [name for name in entry if name.startswith(key)]
+            if isinstance(full, list):
+                (full,) = full
+            entry = entry[full]
+        return entry
+
+    def tensor(self, *keys: str) -> torch.Tensor:
+        """Return the entry at this path as float64."""
+        return torch.tensor(self.case(*keys), dtype=torch.float64)
+
+    def close(self, found: torch.Tensor, wanted: Any) -> bool:  # Any: numbers, lists, tensors
+        """Return whether values agree within the file's tolerance."""
+        target = torch.as_tensor(wanted, dtype=found.dtype)
+        return torch.allclose(found, target, rtol=self.relative, atol=self.tolerance)
+
+
+class Checks(Cases):
+    """A file of named checks, each with parameters and expected values, and common inputs."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, tolerance=0.0)
+        self.tolerance = self.relative = float(self.content["tolerance"])
+        self._checks = {check["name"]: check for check in self.content["checks"]}
+
+    def tensor(self, *keys: str) -> torch.Tensor:
+        """Return an input; numbers are float64, targets int64."""
+        values = super().tensor("inputs", *keys)
+        return values.long() if keys[0].startswith("target") else values
+
+    def expected(self, name: str) -> dict[str, Any]:
+        """Return the expected values of a check."""
+        expected: dict[str, Any] = self._checks[name]["expected"]
+        return expected
+
+    def parameters(self, name: str) -> dict[str, Any]:
+        """Return the parameters that a check was computed with."""
+        parameters: dict[str, Any] = self._checks[name]["params"]
+        return parameters
+
+
+CASES = Cases("data_free_checks.json", tolerance=1e-6)
+"""The data-free family; written with six decimals."""
+CHECKS = Checks("classification_checks.json")
+"""The supervised families, of classification."""
