@@ -60,7 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(router)
     errors.install(app)
     app.add_middleware(errors.LastHandler)
-    app.add_middleware(middleware.Edge, measured=metrics.Requests(collected))
+    app.add_middleware(middleware.RequestMiddleware, measured=metrics.Requests(collected))
     openapi.install(app)
     return app
 
@@ -84,7 +84,7 @@ def _service(settings: Settings) -> dependencies.Service:
         readers=readers,
         storage=storage.from_settings(settings),
         queue=messages,
-        bell=dependencies.Bell(sessions, messages),
+        publisher=dependencies.Publisher(sessions, messages),
         hub=streams.Hub(readers),
         cursor_secret=settings.cursor_secret.get_secret_value().encode(),
     )

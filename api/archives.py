@@ -27,7 +27,7 @@ _NOT_PLAIN = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True)
-class Entry:
+class ArchiveEntry:
     """A stored file, and the path it gets in the archive."""
 
     path: str
@@ -37,7 +37,11 @@ class Entry:
 
 
 def respond(
-    request: Request, storage: bytes_store.Storage, entries: Sequence[Entry], *, filename: str
+    request: Request,
+    storage: bytes_store.Storage,
+    entries: Sequence[ArchiveEntry],
+    *,
+    filename: str,
 ) -> Response:
     """Return the answer to a GET for an archive of these files.
 
@@ -59,7 +63,7 @@ def respond(
     return StreamingResponse(stream(storage, entries), headers=headers, media_type=MEDIA_TYPE)
 
 
-def stream(storage: bytes_store.Storage, entries: Sequence[Entry]) -> Iterator[bytes]:
+def stream(storage: bytes_store.Storage, entries: Sequence[ArchiveEntry]) -> Iterator[bytes]:
     """Yield the archive piece by piece."""
     outlet = _Outlet()
     with zipfile.ZipFile(outlet, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]  # it needs no more than `write` and `flush`
@@ -74,7 +78,7 @@ def stream(storage: bytes_store.Storage, entries: Sequence[Entry]) -> Iterator[b
     yield outlet.take()
 
 
-def length(entries: Sequence[Entry]) -> int:
+def length(entries: Sequence[ArchiveEntry]) -> int:
     """Return the size of the archive in bytes."""
     around = sum(
         _HEADER + _DESCRIPTOR + _DIRECTORY + 2 * len(entry.path.encode()) for entry in entries
@@ -82,7 +86,7 @@ def length(entries: Sequence[Entry]) -> int:
     return around + sum(entry.size_bytes for entry in entries) + _END
 
 
-def _etag(entries: Sequence[Entry]) -> str:
+def _etag(entries: Sequence[ArchiveEntry]) -> str:
     lines = "".join(f"{entry.sha256} {entry.path}\n" for entry in entries)
     return f'"{hashlib.sha256(lines.encode()).hexdigest()}"'
 

@@ -34,7 +34,7 @@ class Queue(Protocol):
 
 
 @dataclass
-class Bell:
+class Publisher:
     """Tells workers that there is something to do, after a commit; one relay at a time."""
 
     sessions: database.Sessions
@@ -42,7 +42,7 @@ class Bell:
     _wanted: threading.Event = field(default_factory=threading.Event)
     _relaying: threading.Lock = field(default_factory=threading.Lock)
 
-    def ring(self) -> None:
+    def publish(self) -> None:
         """Publish the outbox. A broker that is down costs latency: maintenance relays later."""
         self._wanted.set()
         while self._wanted.is_set() and self._relaying.acquire(blocking=False):
@@ -65,7 +65,7 @@ class Service:
     readers: database.Sessions
     storage: Storage
     queue: Queue
-    bell: Bell
+    publisher: Publisher
     hub: streams.Hub
     cursor_secret: bytes
 
@@ -136,12 +136,12 @@ EditorDep = Annotated[keys.Caller, Depends(_editor)]
 AdminDep = Annotated[keys.Caller, Depends(_admin)]
 
 
-def _ring(parts: ServiceDep, background: BackgroundTasks) -> Callable[[], None]:
-    return lambda: background.add_task(parts.bell.ring)
+def _publish(parts: ServiceDep, background: BackgroundTasks) -> Callable[[], None]:
+    return lambda: background.add_task(parts.publisher.publish)
 
 
 # Call it after the commit: workers are told once the response is on its way.
-RingDep = Annotated[Callable[[], None], Depends(_ring)]
+PublishDep = Annotated[Callable[[], None], Depends(_publish)]
 
 
 def _page(
@@ -154,18 +154,18 @@ def _page(
     cursor: Annotated[
         str | None, Query(max_length=1000, description="`next_cursor` of the page before.")
     ] = None,
-) -> paging.Wanted:
+) -> paging.PageRequest:
     filters = sorted(
         (name, value)
         for name, value in request.query_params.multi_items()
         if name not in {"limit", "cursor"}
     )
     binding = f"{caller.project_id} {request.url.path} {filters}"
-    return paging.Wanted(parts.cursor_secret, binding, limit, cursor)
+    return paging.PageRequest(parts.cursor_secret, binding, limit, cursor)
 
 
 # Bound to the project, the path and every other query parameter of the request.
-PageDep = Annotated[paging.Wanted, Depends(_page)]
+PageDep = Annotated[paging.PageRequest, Depends(_page)]
 
 
 def _labels(request: Request) -> Mapping[str, str]:

@@ -41,7 +41,7 @@ class BodyRejected(HTTPException):
 
 
 @dataclass(frozen=True)
-class Answer:
+class ProblemKind:
     """How a class of errors is answered."""
 
     status: HTTPStatus
@@ -50,25 +50,27 @@ class Answer:
 
 
 # The one table; the nearest class in an error's ancestry wins.
-TABLE: dict[type[Exception], Answer] = {
-    errors.Malformed: Answer(HTTPStatus.BAD_REQUEST, "Malformed request"),
-    errors.Unauthenticated: Answer(HTTPStatus.UNAUTHORIZED, "Not authenticated"),
-    errors.Forbidden: Answer(HTTPStatus.FORBIDDEN, "Not allowed for this key"),
-    errors.NotFound: Answer(HTTPStatus.NOT_FOUND, "Not found"),
-    errors.Conflict: Answer(HTTPStatus.CONFLICT, "Conflict"),
-    errors.IllegalMove: Answer(HTTPStatus.CONFLICT, "Illegal transition"),
-    errors.AlreadyExists: Answer(HTTPStatus.CONFLICT, "Already exists"),
-    errors.InUse: Answer(HTTPStatus.CONFLICT, "In use"),
-    errors.StaleFence: Answer(HTTPStatus.CONFLICT, "Lease lost"),
-    errors.Gone: Answer(HTTPStatus.GONE, "Gone"),
-    errors.PreconditionFailed: Answer(HTTPStatus.PRECONDITION_FAILED, "Precondition failed"),
-    errors.PreconditionRequired: Answer(HTTPStatus.PRECONDITION_REQUIRED, "Precondition required"),
-    errors.TooLarge: Answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "Too large"),
-    errors.Refused: Answer(HTTPStatus.UNPROCESSABLE_ENTITY, "Refused"),
-    errors.DigestMismatch: Answer(HTTPStatus.UNPROCESSABLE_ENTITY, "Digest mismatch"),
-    TooManyStreams: Answer(HTTPStatus.TOO_MANY_REQUESTS, "Too many streams", retryable=True),
-    errors.Unavailable: Answer(HTTPStatus.SERVICE_UNAVAILABLE, "Unavailable", retryable=True),
-    errors.RegistryError: Answer(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error"),
+TABLE: dict[type[Exception], ProblemKind] = {
+    errors.Malformed: ProblemKind(HTTPStatus.BAD_REQUEST, "Malformed request"),
+    errors.Unauthenticated: ProblemKind(HTTPStatus.UNAUTHORIZED, "Not authenticated"),
+    errors.Forbidden: ProblemKind(HTTPStatus.FORBIDDEN, "Not allowed for this key"),
+    errors.NotFound: ProblemKind(HTTPStatus.NOT_FOUND, "Not found"),
+    errors.Conflict: ProblemKind(HTTPStatus.CONFLICT, "Conflict"),
+    errors.IllegalMove: ProblemKind(HTTPStatus.CONFLICT, "Illegal transition"),
+    errors.AlreadyExists: ProblemKind(HTTPStatus.CONFLICT, "Already exists"),
+    errors.InUse: ProblemKind(HTTPStatus.CONFLICT, "In use"),
+    errors.StaleFence: ProblemKind(HTTPStatus.CONFLICT, "Lease lost"),
+    errors.Gone: ProblemKind(HTTPStatus.GONE, "Gone"),
+    errors.PreconditionFailed: ProblemKind(HTTPStatus.PRECONDITION_FAILED, "Precondition failed"),
+    errors.PreconditionRequired: ProblemKind(
+        HTTPStatus.PRECONDITION_REQUIRED, "Precondition required"
+    ),
+    errors.TooLarge: ProblemKind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "Too large"),
+    errors.Refused: ProblemKind(HTTPStatus.UNPROCESSABLE_ENTITY, "Refused"),
+    errors.DigestMismatch: ProblemKind(HTTPStatus.UNPROCESSABLE_ENTITY, "Digest mismatch"),
+    TooManyStreams: ProblemKind(HTTPStatus.TOO_MANY_REQUESTS, "Too many streams", retryable=True),
+    errors.Unavailable: ProblemKind(HTTPStatus.SERVICE_UNAVAILABLE, "Unavailable", retryable=True),
+    errors.RegistryError: ProblemKind(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error"),
 }
 
 # Codes of what the framework refuses before a route is reached.
@@ -85,7 +87,7 @@ _PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of `app` with a problem."""
+    """ProblemKind every error of `app` with a problem."""
     app.add_exception_handler(errors.RegistryError, _registry_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_exception)
@@ -97,7 +99,7 @@ def internal(connection: HTTPConnection) -> Response:
     """Return the answer to an error that nobody foresaw; it says nothing about our insides."""
     return _problem(
         connection,
-        Answer(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error", retryable=True),
+        ProblemKind(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error", retryable=True),
         code="internal_error",
         detail="something went wrong on our side; the request id finds it in the logs",
     )
@@ -142,7 +144,7 @@ def _http_exception(request: Request, error: Exception) -> Response:
         headers = {"allow": _allowed(request)} if "route" in request.scope else headers
     return _problem(
         request,
-        Answer(status, status.phrase, retryable=status in _PASSING),
+        ProblemKind(status, status.phrase, retryable=status in _PASSING),
         code=error.code if isinstance(error, BodyRejected) else code,
         detail=detail,
         headers=headers,
@@ -164,7 +166,7 @@ def _validation_error(request: Request, error: Exception) -> Response:
     if _body_was_not_json(request, found):
         return _problem(
             request,
-            Answer(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Unsupported media type"),
+            ProblemKind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Unsupported media type"),
             code="unsupported_media_type",
             detail="the body must be JSON, with content-type: application/json",
         )
@@ -200,7 +202,7 @@ def _sentence(fault: Mapping[str, Any]) -> str:
 
 def _problem(
     connection: HTTPConnection,
-    answer: Answer,
+    answer: ProblemKind,
     *,
     code: str,
     detail: str,

@@ -15,16 +15,16 @@ from models_registry.persistence import database
 
 
 @dataclass(frozen=True)
-class Once:
+class IdempotentRequest:
     """Does a request's work, unless it was done before under the same key."""
 
     sessions: database.Sessions
-    wanted: idempotency.Request | None
+    request: idempotency.KeyedRequest | None
 
-    def answer(self, work: Callable[[Session], tuple[BaseModel, str]], *, status: int) -> Response:
+    def respond(self, work: Callable[[Session], tuple[BaseModel, str]], *, status: int) -> Response:
         """Run `work` in one transaction with its key; it returns the body and its location."""
         with self.sessions.begin() as session:
-            first = idempotency.begin(session, self.wanted) if self.wanted else None
+            first = idempotency.begin(session, self.request) if self.request else None
             answer = first or self._do(session, work, status)
         headers = {"location": answer.location or ""}
         if first is not None:
@@ -33,11 +33,11 @@ class Once:
 
     def _do(
         self, session: Session, work: Callable[[Session], tuple[BaseModel, str]], status: int
-    ) -> idempotency.Answer:
+    ) -> idempotency.StoredResponse:
         body, location = work(session)
-        answer = idempotency.Answer(status, body.model_dump(mode="json"), location)
-        if self.wanted is not None:
-            idempotency.finish(session, self.wanted, answer)
+        answer = idempotency.StoredResponse(status, body.model_dump(mode="json"), location)
+        if self.request is not None:
+            idempotency.finish(session, self.request, answer)
         return answer
 
 
@@ -49,7 +49,7 @@ async def _json(request: Request) -> Any:
         return None  # not JSON: the route refuses it before anything is done under the key
 
 
-def _once(
+def _idempotent(
     request: Request,
     caller: EditorDep,
     sessions: SessionsDep,
@@ -62,12 +62,12 @@ def _once(
             description="Makes the request safe to repeat: the first answer is given for 24 h.",
         ),
     ] = None,
-) -> Once:
+) -> IdempotentRequest:
     if key is None:
-        return Once(sessions, None)
+        return IdempotentRequest(sessions, None)
     route = f"{request.method} {request.url.path}"
-    wanted = idempotency.request(project_id=caller.project_id, route=route, key=key, body=raw)
-    return Once(sessions, wanted)
+    keyed = idempotency.keyed_request(project_id=caller.project_id, route=route, key=key, body=raw)
+    return IdempotentRequest(sessions, keyed)
 
 
-OnceDep = Annotated[Once, Depends(_once)]
+IdempotentDep = Annotated[IdempotentRequest, Depends(_idempotent)]

@@ -27,7 +27,7 @@ _BRACKET = re.compile(rb"[\[\]{}]")
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
-class Edge:
+class RequestMiddleware:
     """Wraps the app: what every request gets, whatever becomes of it."""
 
     def __init__(self, app: ASGIApp, *, measured: metrics.Requests) -> None:
@@ -69,7 +69,7 @@ class Edge:
             await errors.of(HTTPConnection(scope), refused)(scope, receive, send)
             return
         if not _PART.fullmatch(scope["path"]):
-            receive = _Body(receive, is_json=_is_json(scope)).receive
+            receive = _LimitedBody(receive, is_json=_is_json(scope)).receive
         await self._app(scope, receive, send)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
@@ -90,7 +90,7 @@ class Edge:
         )
 
 
-class _Body:
+class _LimitedBody:
     """A request's body, counted as it arrives; JSON is also looked at as a whole."""
 
     def __init__(self, receive: Receive, *, is_json: bool) -> None:

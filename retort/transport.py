@@ -22,7 +22,7 @@ from retort import errors, types
 
 RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
 LONGEST_WAIT_SECONDS = 30.0
-Answer = TypeVar("Answer", bound=pydantic.BaseModel)
+ResponseBody = TypeVar("ResponseBody", bound=pydantic.BaseModel)
 # JSON values and query parameters as httpx takes them.
 Query = Mapping[str, Any]
 
@@ -118,7 +118,9 @@ class Transport:
             (sleep or self.sleep)(delay)
             attempt += 1
 
-    def fetch(self, kind: type[Answer], method: str, path: str, **options: Any) -> Answer:
+    def fetch(
+        self, kind: type[ResponseBody], method: str, path: str, **options: Any
+    ) -> ResponseBody:
         """Send a request and return its body as `kind`."""
         return parsed(kind, self.request(method, path, **options))
 
@@ -128,9 +130,9 @@ class Transport:
         """Walk through a list, page after page."""
         cursor: str | None = None
         while True:
-            asked = {**(query or {}), "limit": size, "cursor": cursor}
+            params = {**(query or {}), "limit": size, "cursor": cursor}
             # mypy cannot see that a generic class can be indexed by a type variable at run time.
-            page = self.fetch(types.Page[kind], "GET", path, query=asked)  # type: ignore[valid-type]
+            page = self.fetch(types.Page[kind], "GET", path, query=params)  # type: ignore[valid-type]
             yield from page.data
             cursor = page.next_cursor
             if not page.has_more or not cursor:
@@ -172,7 +174,7 @@ def failed(url: str, error: Exception) -> errors.ConnectionFailed:
     return errors.ConnectionFailed(url, f"the connection broke off ({error})")
 
 
-def parsed(kind: type[Answer], response: httpx.Response) -> Answer:
+def parsed(kind: type[ResponseBody], response: httpx.Response) -> ResponseBody:
     """Return the body of a response as `kind`, or say that this is not our server."""
     try:
         return kind.model_validate_json(response.content)

@@ -26,7 +26,7 @@ Shown = TypeVar("Shown", types.Job, types.Study)
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class ProgressSnapshot:
     """What there is to show of a job at one moment."""
 
     state: str
@@ -55,7 +55,7 @@ class Snapshot:
 class View(Protocol):
     """A place to show snapshots in."""
 
-    def show(self, snapshot: Snapshot) -> None:
+    def show(self, snapshot: ProgressSnapshot) -> None:
         """Show where the job is."""
 
     def say(self, text: str) -> None:
@@ -79,7 +79,7 @@ class Bar:
         self._task = self._progress.add_task(title, total=1.0, details="")
         self._progress.start()
 
-    def show(self, snapshot: Snapshot) -> None:
+    def show(self, snapshot: ProgressSnapshot) -> None:
         """Show where the job is."""
         self._progress.update(
             self._task,
@@ -104,10 +104,10 @@ class Lines:
 
     def __init__(self, console: rich.console.Console) -> None:
         self._console = console
-        self._last: Snapshot | None = None
+        self._last: ProgressSnapshot | None = None
         self._at = 0.0
 
-    def show(self, snapshot: Snapshot) -> None:
+    def show(self, snapshot: ProgressSnapshot) -> None:
         """Show where the job is."""
         moved = self._last is None or self._last.state != snapshot.state
         due = time.monotonic() - self._at >= LINE_SECONDS and snapshot != self._last
@@ -134,12 +134,12 @@ def follow(retort: client.Client, job_id: str, shown: View) -> types.Job:
     feed = _Feed(retort, job_id)
     try:
         while not job.is_final:
-            shown.show(snapshot(retort, job))
+            shown.show(snapshot_of(retort, job))
             for event in feed.take(POLL_SECONDS):
                 if event.type == "job.warning":
                     shown.say(f"warning: {event.data.get('message', event.data)}")
             job = _patiently(lambda: retort.jobs.get(job_id), shown, "job")
-        shown.show(snapshot(retort, job))
+        shown.show(snapshot_of(retort, job))
         return job
     finally:
         feed.stop()
@@ -150,21 +150,21 @@ def follow_study(retort: client.Client, study_id: str, shown: View) -> types.Stu
     study = retort.studies.get(study_id)
     while True:
         counts = ", ".join(f"{count} {state}" for state, count in study.jobs.items())
-        shown.show(Snapshot(state=study.state, progress=study.progress, phase=counts))
+        shown.show(ProgressSnapshot(state=study.state, progress=study.progress, phase=counts))
         if study.is_final:
             return study
         time.sleep(POLL_SECONDS)
         study = _patiently(lambda: retort.studies.get(study_id), shown, "study")
 
 
-def snapshot(retort: client.Client, job: types.Job) -> Snapshot:
+def snapshot_of(retort: client.Client, job: types.Job) -> ProgressSnapshot:
     """Gather what there is to show of a job."""
     phase, epoch = None, None
     if job.state == "running":
         phase, epoch = _phase_and_epoch(retort, job.id)
     prefix = "baseline/" if phase == "baseline" else ""
     live = job.state in {"running", "pausing", "cancelling"}
-    return Snapshot(
+    return ProgressSnapshot(
         state=job.state,
         progress=1.0 if job.state == "succeeded" else job.progress,
         phase=phase if phase == "baseline" else _waiting_for(job),

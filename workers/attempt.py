@@ -31,21 +31,21 @@ _FORESEEABLE_SECONDS = 1e9
 class Attempt:
     """The state of one attempt between claim and end."""
 
-    folder: Path  # of its own inputs and outputs; both from `look_up` on
+    folder: Path  # of its own inputs and outputs; both from `load_inputs` on
     inputs: Inputs
 
     def __init__(self, context: Context, lease: leases.Lease) -> None:
         self.lease = lease
         self.heartbeat = Heartbeat(context, lease)
-        self.neighbours = 0
-        """How many other students its engine trains."""
+        self.group_size = 1
+        """How many students its engine trains, this one included."""
         self.result: Report | None = None
         self.failure: Report | None = None
         self.is_over = False
         self.state: State | None = None
         """In which the attempt left the job; None where the lease was lost."""
         self._context = context
-        self._points: list[leases.Point] = []
+        self._points: list[leases.MetricSample] = []
         self._progress: float | None = None
         self._remaining_seconds: float | None = None
         self._flushed_at = 0.0
@@ -65,7 +65,7 @@ class Attempt:
         except errors.Unavailable as error:
             raise errors.StaleFence(f"{self.lease.job_id}: {error}, the lease is lost") from error
 
-    def look_up(self, folder: Path) -> None:
+    def load_inputs(self, folder: Path) -> None:
         """Learn what the engine needs for this job; its own files go into `folder`."""
         self.folder = folder
         self.inputs = self.persist(lambda s: inputs.of(s, self.lease.job_id))
@@ -82,7 +82,7 @@ class Attempt:
                 self._remaining_seconds = report.get("remaining_seconds")
             case "metrics":
                 self._points += [
-                    leases.Point(p["key"], p["step"], p.get("epoch"), float(p["value"]))
+                    leases.MetricSample(p["key"], p["step"], p.get("epoch"), float(p["value"]))
                     for p in report["points"]
                 ]
             case "checkpoint":
@@ -110,7 +110,7 @@ class Attempt:
         ends_at = _from_now(self._remaining_seconds)
         self.persist(
             lambda s: leases.report(
-                s, self.lease, progress=progress, estimated_end_at=ends_at, points=points
+                s, self.lease, progress=progress, estimated_end_at=ends_at, samples=points
             )
         )
         self._flushed_at = now
@@ -145,18 +145,18 @@ class Attempt:
             )
         )
 
-    def _put(self, path: Path, name: str, *, expected: str | None = None) -> leases.StoredFile:
+    def _put(self, path: Path, name: str, *, expected: str | None = None) -> leases.OutputFile:
         with path.open("rb") as file:
             stored = self._context.storage.put(file, expected=expected)
-        return leases.StoredFile(name, stored.sha256, stored.size_bytes, stored.key)
+        return leases.OutputFile(name, stored.sha256, stored.size_bytes, stored.key)
 
     # -- after ---------------------------------------------------------------------------------
 
     def complete(self, tail: list[str]) -> None:
         """Publish the student's bytes, then register it and end the job in one transaction."""
         result = dict(self.result or {})
-        if self.neighbours:
-            result["shared_with"] = self.neighbours
+        if self.group_size > 1:
+            result["shared_with"] = self.group_size - 1
         origin = self.persist(lambda s: student_files.origin(s, self.lease.job_id))
         pictures = self._store_report()
         try:
@@ -172,9 +172,9 @@ class Attempt:
             )
         )
 
-    def _store_report(self) -> list[leases.StoredFile]:
+    def _store_report(self) -> list[leases.OutputFile]:
         """Publish the report's bytes; a picture that cannot be stored never costs the student."""
-        stored: list[leases.StoredFile] = []
+        stored: list[leases.OutputFile] = []
         try:
             for name, path in student_files.report_files(self.folder).items():
                 stored.append(self._put(path, name))
@@ -191,7 +191,7 @@ class Attempt:
         """End as the user asked; where this job was not asked for, hand it back."""
 
         def write(session: Session) -> State:
-            wanted = leases.wanted(session, self.lease)
+            wanted = leases.poll(session, self.lease)
             if wanted in (State.PAUSING, State.CANCELLING):
                 return leases.stopped(session, self.lease, log_tail=tail)
             return leases.release(

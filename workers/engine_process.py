@@ -98,7 +98,7 @@ class EngineProcess:
         """Return whether the report stream is finished: nothing more will come."""
         return self._ended
 
-    def ask_to_stop(self, *, grace_seconds: float) -> None:
+    def request_stop(self, *, grace_seconds: float) -> None:
         """Send SIGTERM once; `enforce_stop` kills after the grace.
 
         Only to the child itself, which still needs its own children to write a checkpoint.

@@ -73,7 +73,7 @@ class Heartbeat:
                     self._renew()
                     self._renewed = began  # not later: the lease runs from somewhere in between
                 else:
-                    self._look()
+                    self._poll()
             except errors.StaleFence:
                 self._lost.set()  # or the attempt has ended just now, and nobody asks any more
             except sqlalchemy.exc.SQLAlchemyError as error:
@@ -85,6 +85,6 @@ class Heartbeat:
             seconds = self._context.settings.lease_seconds
             self._state = leases.renew(session, self._lease, lease_seconds=seconds)
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         with self._context.readers.begin() as session:
-            self._state = leases.wanted(session, self._lease)
+            self._state = leases.poll(session, self._lease)

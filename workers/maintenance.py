@@ -53,7 +53,7 @@ def sweep(context: Context, send: outbox.Send) -> dict[str, int]:
     with context.sessions.begin() as session:
         done["leases_ended"] = sweeps.reap(
             session,
-            looking_since=database.now(session) - watched,
+            polling_since=database.now(session) - watched,
             lease_seconds=settings.lease_seconds,
             kill_grace_seconds=settings.kill_grace_seconds,
         )

@@ -28,13 +28,13 @@ from workers.inspector import builtin_dataset
 log = structlog.get_logger()
 
 _TICK_SECONDS = 0.2
-_COMPANION_STOPPED = (
+_GROUP_STOPPED = (
     "A job that shared the engine was paused or cancelled; this one goes on from its newest "
     "checkpoint."
 )
 _ALONE = "Several jobs shared the engine; this one is tried again alone."
 # Told of one student beside others, it may be what a neighbour did to the device.
-_PERHAPS_A_NEIGHBOURS = "internal_error"
+_PERHAPS_BY_ANOTHER = "internal_error"
 
 
 def run_job(context: Context, job_id: str) -> State | None:
@@ -51,13 +51,13 @@ def run_job(context: Context, job_id: str) -> State | None:
         leader = _begin(context, lease, beating)
         attempts = [leader]
         try:
-            for companion in _find_companions(context, leader):
-                taken = leader.persist(functools.partial(_claim, context, job_id=companion))
+            for other_id in _find_groupable(context, leader):
+                taken = leader.persist(functools.partial(_claim, context, job_id=other_id))
                 if taken is not None:
                     attempts.append(_begin(context, taken, beating))
         except errors.StaleFence as error:
             leader.give_up(str(error))
-        _Run(context, attempts).carry_out()
+        _Run(context, attempts).run()
     return leader.state
 
 
@@ -73,7 +73,7 @@ def _begin(context: Context, lease: leases.Lease, beating: contextlib.ExitStack)
     return attempt
 
 
-def _find_companions(context: Context, leader: Attempt) -> list[str]:
+def _find_groupable(context: Context, leader: Attempt) -> list[str]:
     limit = context.settings.study_students
     if limit == 1:
         return []
@@ -83,7 +83,7 @@ def _find_companions(context: Context, leader: Attempt) -> list[str]:
 class _Run:
     """One engine process, and the attempts that it trains."""
 
-    _workdir: Path  # from `carry_out` on
+    _workdir: Path  # from `run` on
 
     def __init__(self, context: Context, attempts: list[Attempt]) -> None:
         self._context = context
@@ -95,7 +95,7 @@ class _Run:
         """Return the attempts that have not ended."""
         return [attempt for attempt in self._attempts if not attempt.is_over]
 
-    def _each(self, work: Callable[[Attempt], object]) -> None:
+    def _for_each_open(self, work: Callable[[Attempt], object]) -> None:
         """Do something for each open attempt; one that finds its lease lost is given up."""
         for attempt in self._open:
             try:
@@ -103,7 +103,7 @@ class _Run:
             except errors.StaleFence as error:
                 attempt.give_up(str(error))
 
-    def carry_out(self) -> None:
+    def run(self) -> None:
         """Make a working folder, and see all attempts to their ends in it."""
         leader = self._attempts[0].lease
         try:
@@ -121,24 +121,24 @@ class _Run:
         except (errors.RegistryError, OSError, _BuiltinFailed) as error:
             self._fail("staging_failed", f"An input could not be staged: {error}")
             return
-        self._part_from_the_unwanted()
+        self._end_unwanted()
         if not self._open:
             return
-        arguments = [str(self._write_order()), "--workdir", str(self._workdir)]
+        arguments = [str(self._write_config()), "--workdir", str(self._workdir)]
         device = self._context.settings.worker_device
         with EngineProcess(
             "workers.distill", arguments, workdir=self._workdir, device=device
         ) as engine:
-            was_asked = self._supervise(engine)
+            stop_requested = self._supervise(engine)
             tail = engine.log_tail()
             code = engine.wait() if self._open else None  # with nobody left, it is killed
-        self._each(lambda attempt: self._end(attempt, code, was_asked, tail))
+        self._for_each_open(lambda attempt: self._end(attempt, code, stop_requested, tail))
 
     # -- before ------------------------------------------------------------------------------
 
     def _stage(self) -> None:
         """Put what all share into the working folder, and what is a job's own into the job's."""
-        self._each(lambda attempt: attempt.look_up(self._folder_of(attempt)))
+        self._for_each_open(lambda attempt: attempt.load_inputs(self._folder_of(attempt)))
         for attempt in self._open[:1]:
             for path, blob in attempt.inputs.shared.items():
                 self._place(blob, self._workdir / path)
@@ -174,15 +174,17 @@ class _Run:
         if failure is not None:
             raise _BuiltinFailed(failure)
 
-    def _part_from_the_unwanted(self) -> None:
+    def _end_unwanted(self) -> None:
         """End, before there is an engine, what was stopped or lost while inputs were staged."""
-        self._each(_give_up_if_lost)
+        self._for_each_open(_give_up_if_lost)
         leaving = self._context.shutting_down.is_set()
-        self._each(lambda a: self._stop(a, []) if leaving or a.heartbeat.stop_wanted else None)
+        self._for_each_open(
+            lambda a: self._stop(a, []) if leaving or a.heartbeat.stop_wanted else None
+        )
         for attempt in self._open:
-            attempt.neighbours = len(self._open) - 1
+            attempt.group_size = len(self._open)
 
-    def _write_order(self) -> Path:
+    def _write_config(self) -> Path:
         """Write what the engine is to do: a recipe, or those of all that share it."""
         recipes = {attempt.lease.job_id: attempt.inputs.recipe for attempt in self._open}
         order = job_grouping.group_of(recipes) if self._is_shared else self._open[0].inputs.recipe
@@ -197,27 +199,27 @@ class _Run:
 
         Return whether it was asked to stop.
         """
-        was_asked = False
+        stop_requested = False
         while not engine.has_ended:
-            self._each(_give_up_if_lost)
+            self._for_each_open(_give_up_if_lost)
             if not self._open:
                 break
-            if not was_asked and self._must_stop():
-                engine.ask_to_stop(grace_seconds=self._context.settings.kill_grace_seconds)
-                was_asked = True
+            if not stop_requested and self._must_stop():
+                engine.request_stop(grace_seconds=self._context.settings.kill_grace_seconds)
+                stop_requested = True
             engine.enforce_stop()
             report = engine.next_report(_TICK_SECONDS)
             if report is not None:
-                self._hear(report, engine)
-            self._each(Attempt.flush)
-        return was_asked
+                self._relay(report, engine)
+            self._for_each_open(Attempt.flush)
+        return stop_requested
 
     def _must_stop(self) -> bool:
         """Return whether one job is no longer wanted, or this worker shuts down."""
         wanted = any(attempt.heartbeat.stop_wanted for attempt in self._open)
         return wanted or self._context.shutting_down.is_set()
 
-    def _hear(self, report: Report, engine: EngineProcess) -> None:
+    def _relay(self, report: Report, engine: EngineProcess) -> None:
         """Relay a report to the job that it names, or else to all."""
         key = report.get("member")
 
@@ -228,7 +230,7 @@ class _Run:
             if key is not None and report["type"] in ("result", "failure"):
                 self._end_early(attempt, engine.log_tail())
 
-        self._each(relay)
+        self._for_each_open(relay)
 
     def _end_early(self, attempt: Attempt, tail: list[str]) -> None:
         """End one of several, of which the engine has said its last word."""
@@ -236,7 +238,7 @@ class _Run:
         failure = attempt.failure
         if failure is None:
             attempt.complete(tail)
-        elif failure["code"] == _PERHAPS_A_NEIGHBOURS and attempt.neighbours:
+        elif failure["code"] == _PERHAPS_BY_ANOTHER and attempt.group_size > 1:
             self._hand_back(attempt, failure["message"], tail)
         else:
             retryable = bool(failure.get("retryable", False))
@@ -244,7 +246,9 @@ class _Run:
 
     # -- after -------------------------------------------------------------------------------
 
-    def _end(self, attempt: Attempt, code: int | None, was_asked: bool, tail: list[str]) -> None:
+    def _end(
+        self, attempt: Attempt, code: int | None, stop_requested: bool, tail: list[str]
+    ) -> None:
         """End an attempt by how its engine has ended."""
         attempt.flush(force=True)
         failure = attempt.failure
@@ -255,16 +259,16 @@ class _Run:
         elif failure is not None:
             retryable = bool(failure.get("retryable", False))
             attempt.fail(failure["code"], failure["message"], retryable, tail)
-        elif was_asked:
+        elif stop_requested:
             self._stop(attempt, tail)
         elif self._is_shared:
-            self._hand_back(attempt, _death(code), tail)
+            self._hand_back(attempt, _exit_message(code), tail)
         else:
-            attempt.fail("engine_crashed", _death(code), True, tail)
+            attempt.fail("engine_crashed", _exit_message(code), True, tail)
 
     def _stop(self, attempt: Attempt, tail: list[str]) -> None:
         if self._is_shared and not self._context.shutting_down.is_set():
-            reason, message = Reason.COMPANION_STOPPED, _COMPANION_STOPPED
+            reason, message = Reason.COMPANION_STOPPED, _GROUP_STOPPED
         else:
             reason, message = Reason.WORKER_SHUTDOWN, leases.SHUT_DOWN
         attempt.stop(tail, because=reason, message=message)
@@ -272,9 +276,9 @@ class _Run:
     def _fail(self, code: str, message: str) -> None:
         """End all by what has nothing to do with any one of them."""
         if self._is_shared:
-            self._each(lambda attempt: self._hand_back(attempt, message, []))
+            self._for_each_open(lambda attempt: self._hand_back(attempt, message, []))
         else:
-            self._each(lambda attempt: attempt.fail(code, message, True, []))
+            self._for_each_open(lambda attempt: attempt.fail(code, message, True, []))
 
     def _hand_back(self, attempt: Attempt, message: str, tail: list[str]) -> None:
         """Let a job be tried alone: which of several was too much is not known."""
@@ -292,7 +296,7 @@ def _give_up_if_lost(attempt: Attempt) -> None:
         attempt.give_up("the lease has run out, or was taken away")
 
 
-def _death(code: int | None) -> str:
+def _exit_message(code: int | None) -> str:
     if code == engine_process.CHECKPOINTED:
         return "The engine was stopped (SIGTERM), but not by its worker."
     if code is not None and code < 0:

@@ -29,7 +29,7 @@ class Kit:
     """Files by the path they get, the version to add, and the job's result."""
 
     files: dict[str, Path]
-    version: models.NewVersion
+    version: models.NewModelVersion
     result: dict[str, Any]
 
 
@@ -95,7 +95,7 @@ def make(
         **_files_in(workdir, synthetic_datasets.FOLDER),
         **{name: workdir / name for name in written},
     }
-    version = models.NewVersion(
+    version = models.NewModelVersion(
         name=spec.student.register_as or "student",
         network=description["network"],
         arguments=description["arguments"],

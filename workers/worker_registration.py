@@ -36,38 +36,38 @@ _leaving = threading.Event()
 _thread: threading.Thread | None = None
 
 
-def begin(settings: Settings, *, worker_id: str, queues: list[str]) -> None:
+def start(settings: Settings, *, worker_id: str, queues: list[str]) -> None:
     """Announce this worker, and keep saying that it lives, from a thread."""
     global _thread
     _thread = threading.Thread(
-        target=_stay, args=(settings, worker_id, queues), name="presence", daemon=True
+        target=_run, args=(settings, worker_id, queues), name="worker-registration", daemon=True
     )
     _thread.start()
 
 
-def end() -> None:
+def stop() -> None:
     """Say that this worker leaves."""
     _leaving.set()
     if _thread is not None:
         _thread.join(timeout=10)
 
 
-def _stay(settings: Settings, worker_id: str, queues: list[str]) -> None:
+def _run(settings: Settings, worker_id: str, queues: list[str]) -> None:
     engine = database.connect(settings.database_url, pool_size=1)
     sessions = database.sessions(engine)
-    _say(sessions, worker_id, queues=queues, described={"devices": [], "versions": {}})
+    _write(sessions, worker_id, queues=queues, described={"devices": [], "versions": {}})
     described = _describe(settings.worker_device)
-    is_announced = _say(sessions, worker_id, queues=queues, described=described)
+    is_announced = _write(sessions, worker_id, queues=queues, described=described)
     while not _leaving.wait(settings.heartbeat_seconds):
         if is_announced:
-            _say(sessions, worker_id)
+            _write(sessions, worker_id)
         else:
-            is_announced = _say(sessions, worker_id, queues=queues, described=described)
-    _say(sessions, worker_id, leaving=True)
+            is_announced = _write(sessions, worker_id, queues=queues, described=described)
+    _write(sessions, worker_id, leaving=True)
     engine.dispose()
 
 
-def _say(
+def _write(
     sessions: database.Sessions,
     worker_id: str,
     *,
@@ -93,7 +93,7 @@ def _say(
             else:
                 workers.seen(session, worker_id=worker_id)
     except sqlalchemy.exc.SQLAlchemyError as error:
-        log.warning("presence_not_written", worker_id=worker_id, error=str(error))
+        log.warning("registration_not_written", worker_id=worker_id, error=str(error))
         return False
     return True
 

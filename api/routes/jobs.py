@@ -14,13 +14,13 @@ from api.dependencies import (
     EditorDep,
     LabelsDep,
     PageDep,
+    PublishDep,
     ReadersDep,
-    RingDep,
     ServiceDep,
     SessionsDep,
     StorageDep,
 )
-from api.idempotency import OnceDep
+from api.idempotency import IdempotentDep
 from api.schemas import jobs as bodies
 from api.schemas import lists
 from models_registry import errors
@@ -44,14 +44,16 @@ def _accepted(session: Session, job: tables.JobRow) -> tuple[bodies.JobRead, str
 
 
 @router.post("", operation_id="submit_job", status_code=202, response_model=bodies.JobRead)
-def submit(spec: JobSpec, caller: EditorDep, once: OnceDep, ring: RingDep) -> Response:
+def submit(
+    spec: JobSpec, caller: EditorDep, idempotent: IdempotentDep, publish: PublishDep
+) -> Response:
     """Submit a job. The spec is checked at once; it is frozen from then on."""
 
     def work(session: Session) -> tuple[bodies.JobRead, str]:
         return _accepted(session, jobs.submit(session, project_id=caller.project_id, spec=spec))
 
-    response = once.answer(work, status=202)
-    ring()
+    response = idempotent.respond(work, status=202)
+    publish()
     return response
 
 
@@ -76,7 +78,7 @@ def index(
     created_before: AwareDatetime | None = None,
 ) -> lists.ListRead[bodies.JobRead]:
     """List the project's jobs, newest first. `label.<key>=<value>` filters by label."""
-    filters = queries.Filters(
+    filters = queries.JobFilters(
         states=state,
         method=method,
         name=name,
@@ -130,26 +132,30 @@ def pause(job_id: str, caller: EditorDep, sessions: SessionsDep) -> bodies.JobRe
 
 
 @router.post("/{job_id}/resume", operation_id="resume_job")
-def resume(job_id: str, caller: EditorDep, sessions: SessionsDep, ring: RingDep) -> bodies.JobRead:
+def resume(
+    job_id: str, caller: EditorDep, sessions: SessionsDep, publish: PublishDep
+) -> bodies.JobRead:
     """Let a paused job go on from its last checkpoint."""
     with sessions.begin() as session:
         body = _read(session, jobs.resume(session, project_id=caller.project_id, job_id=job_id))
-    ring()
+    publish()
     return body
 
 
 @router.post(
     "/{job_id}/retry", operation_id="retry_job", status_code=202, response_model=bodies.JobRead
 )
-def retry(job_id: str, caller: EditorDep, once: OnceDep, ring: RingDep) -> Response:
+def retry(
+    job_id: str, caller: EditorDep, idempotent: IdempotentDep, publish: PublishDep
+) -> Response:
     """Submit the spec of a failed or cancelled job again, as a new job."""
 
     def work(session: Session) -> tuple[bodies.JobRead, str]:
         job = jobs.retry(session, project_id=caller.project_id, job_id=job_id)
         return _accepted(session, job)
 
-    response = once.answer(work, status=202)
-    ring()
+    response = idempotent.respond(work, status=202)
+    publish()
     return response
 
 
@@ -252,7 +258,8 @@ def report_archive(
         job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
         files = reports.whole(session, job=job)
     entries = [
-        archives.Entry(file.path, file.sha256, file.size_bytes, file.storage_key) for file in files
+        archives.ArchiveEntry(file.path, file.sha256, file.size_bytes, file.storage_key)
+        for file in files
     ]
     return archives.respond(request, storage, entries, filename=f"{job_id}-report.zip")
 
@@ -321,8 +328,8 @@ def _after(
     return int(given)
 
 
-def _seat(caller: CallerDep, service: ServiceDep) -> Iterator[None]:
-    with service.hub.seat(caller.project_id):
+def _stream_slot(caller: CallerDep, service: ServiceDep) -> Iterator[None]:
+    with service.hub.stream_slot(caller.project_id):
         yield
 
 
@@ -330,7 +337,7 @@ def _seat(caller: CallerDep, service: ServiceDep) -> Iterator[None]:
     "/{job_id}/stream",
     operation_id="stream_job",
     response_class=EventSourceResponse,
-    dependencies=[Depends(_seat)],
+    dependencies=[Depends(_stream_slot)],
 )
 async def stream(
     job_id: WatchedDep, service: ServiceDep, after: Annotated[int, Depends(_after)]

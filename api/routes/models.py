@@ -12,12 +12,12 @@ from api.dependencies import (
     CallerDep,
     EditorDep,
     PageDep,
+    PublishDep,
     ReadersDep,
-    RingDep,
     SessionsDep,
     StorageDep,
 )
-from api.idempotency import OnceDep
+from api.idempotency import IdempotentDep
 from api.preconditions import ExpectedDep, MustBeNewDep
 from api.schemas import lists
 from api.schemas import models as bodies
@@ -40,7 +40,7 @@ def _tags(request: Request) -> Mapping[str, str]:
 
 
 def _read(session: Session, row: tables.ModelRow) -> bodies.ModelRead:
-    return bodies.ModelRead.of(row, models.standings(session, [row])[row.id])
+    return bodies.ModelRead.of(row, models.summaries(session, [row])[row.id])
 
 
 def _read_version(session: Session, row: tables.ModelVersionRow) -> bodies.ModelVersionRead:
@@ -51,14 +51,14 @@ def _read_version(session: Session, row: tables.ModelVersionRow) -> bodies.Model
 
 
 @router.post("", operation_id="create_model", status_code=201, response_model=bodies.ModelRead)
-def create(body: bodies.ModelNew, caller: EditorDep, once: OnceDep) -> Response:
+def create(body: bodies.ModelNew, caller: EditorDep, idempotent: IdempotentDep) -> Response:
     """Make a line without versions. A version makes its line by itself, so this is optional."""
 
     def work(session: Session) -> tuple[bodies.ModelRead, str]:
         row = models.create(session, project_id=caller.project_id, **body.model_dump())
         return _read(session, row), f"/v1/models/{row.name}"
 
-    return once.answer(work, status=201)
+    return idempotent.respond(work, status=201)
 
 
 @router.get("", operation_id="list_models")
@@ -74,8 +74,8 @@ def index(
         page = models.page(
             session, project_id=caller.project_id, wanted=wanted, prefix=prefix, tags=tags
         )
-        standings = models.standings(session, page.rows)
-    return lists.ListRead.of(page, lambda row: bodies.ModelRead.of(row, standings[row.id]))
+        summaries = models.summaries(session, page.rows)
+    return lists.ListRead.of(page, lambda row: bodies.ModelRead.of(row, summaries[row.id]))
 
 
 @router.get("/{name}", operation_id="get_model")
@@ -123,7 +123,11 @@ def delete(name: str, caller: AdminDep, sessions: SessionsDep, expected: Expecte
     response_model=bodies.ModelVersionRead,
 )
 def create_version(
-    name: str, body: bodies.ModelVersionNew, caller: EditorDep, once: OnceDep, ring: RingDep
+    name: str,
+    body: bodies.ModelVersionNew,
+    caller: EditorDep,
+    idempotent: IdempotentDep,
+    publish: PublishDep,
 ) -> Response:
     """Make a version from a completed upload. A worker inspects it before it is `ready`."""
 
@@ -131,8 +135,8 @@ def create_version(
         row = models.register(session, project_id=caller.project_id, new=body.new(name))
         return _read_version(session, row), f"/v1/models/{name}/versions/{row.version}"
 
-    response = once.answer(work, status=202)
-    ring()
+    response = idempotent.respond(work, status=202)
+    publish()
     return response
 
 
@@ -245,7 +249,7 @@ def show_lineage(
         page = lineage.forward(session, row, wanted=wanted)
         forward = lists.ListRead.of(page, bodies.Relative.of)
         return bodies.LineageRead.of(
-            row, lineage.backward(session, row), forward, lineage.invented(session, row)
+            row, lineage.backward(session, row), forward, lineage.synthetic_datasets(session, row)
         )
 
 

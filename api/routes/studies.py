@@ -11,11 +11,11 @@ from api.dependencies import (
     EditorDep,
     LabelsDep,
     PageDep,
+    PublishDep,
     ReadersDep,
-    RingDep,
     SessionsDep,
 )
-from api.idempotency import OnceDep
+from api.idempotency import IdempotentDep
 from api.schemas import lists
 from api.schemas import studies as bodies
 from models_registry.jobs.spec import StudySpec
@@ -29,12 +29,14 @@ _UNFINISHED = {studies.StudyState.QUEUED, studies.StudyState.RUNNING}
 
 
 def _read(session: Session, study: tables.StudyRow) -> bodies.StudyRead:
-    standing = studies.standings(session, study_ids=[study.id])[study.id]
-    return bodies.StudyRead.of(study, standing)
+    status = studies.statuses(session, study_ids=[study.id])[study.id]
+    return bodies.StudyRead.of(study, status)
 
 
 @router.post("", operation_id="submit_study", status_code=202, response_model=bodies.StudyRead)
-def submit(spec: StudySpec, caller: EditorDep, once: OnceDep, ring: RingDep) -> Response:
+def submit(
+    spec: StudySpec, caller: EditorDep, idempotent: IdempotentDep, publish: PublishDep
+) -> Response:
     """Submit a study: all its jobs, or none. Each job's spec is checked as on its own."""
 
     def work(session: Session) -> tuple[bodies.StudyRead, str]:
@@ -42,8 +44,8 @@ def submit(spec: StudySpec, caller: EditorDep, once: OnceDep, ring: RingDep) -> 
         body = _read(session, study)
         return body, body.links.study
 
-    response = once.answer(work, status=202)
-    ring()
+    response = idempotent.respond(work, status=202)
+    publish()
     return response
 
 
@@ -69,7 +71,7 @@ def index(
     created_before: AwareDatetime | None = None,
 ) -> lists.ListRead[bodies.StudyRead]:
     """List the project's studies, newest first. `label.<key>=<value>` filters by label."""
-    filters = studies.Filters(
+    filters = studies.StudyFilters(
         name=name,
         is_active=active,
         labels=labels,
@@ -78,8 +80,8 @@ def index(
     )
     with readers() as session:
         page = studies.page(session, project_id=caller.project_id, filters=filters, wanted=wanted)
-        standings = studies.standings(session, study_ids=[study.id for study in page.rows])
-    return lists.ListRead.of(page, lambda study: bodies.StudyRead.of(study, standings[study.id]))
+        statuses = studies.statuses(session, study_ids=[study.id for study in page.rows])
+    return lists.ListRead.of(page, lambda study: bodies.StudyRead.of(study, statuses[study.id]))
 
 
 @router.get("/{study_id}", operation_id="get_study")
@@ -137,7 +139,7 @@ def leaderboard(
     """
     with readers() as session:
         study = studies.get(session, project_id=caller.project_id, study_id=study_id)
-        state = studies.standings(session, study_ids=[study.id])[study.id].state
+        state = studies.statuses(session, study_ids=[study.id])[study.id].state
         compared = studies.compare(session, study)
     body = bodies.LeaderboardRead.of(study, state, compared)
     headers = {"vary": "Accept"}
@@ -155,9 +157,9 @@ def prefers_csv(accept: str) -> bool:
         quality = next((p.removeprefix("q=") for p in parameters if p.startswith("q=")), "1")
         qualities[kind] = float(quality) if quality.replace(".", "", 1).isdecimal() else 0.0
 
-    def wish(*kinds: str) -> float:
+    def quality_of(*kinds: str) -> float:
         # The most specific that is there decides (RFC 9110, 12.5.1).
         return next((qualities[kind] for kind in kinds if kind in qualities), 0.0)
 
-    csv = wish(CSV, "text/*", "*/*")
-    return csv > wish("application/json", "application/*", "*/*")
+    csv = quality_of(CSV, "text/*", "*/*")
+    return csv > quality_of("application/json", "application/*", "*/*")

@@ -44,19 +44,19 @@ class StudyRead(BaseModel):
     links: StudyLinks
 
     @classmethod
-    def of(cls, study: tables.StudyRow, standing: studies.Standing) -> Self:
-        """Return the body of a row with the standing of its jobs."""
+    def of(cls, study: tables.StudyRow, status: studies.StudyStatus) -> Self:
+        """Return the body of a row with the status of its jobs."""
         here = f"/v1/studies/{study.id}"
         return cls(
             id=study.id,
             name=study.name,
-            state=standing.state,
-            progress=standing.progress,
-            job_count=sum(standing.counts.values()),
-            jobs={str(state): count for state, count in sorted(standing.counts.items())},
+            state=status.state,
+            progress=status.progress,
+            job_count=sum(status.counts.values()),
+            jobs={str(state): count for state, count in sorted(status.counts.items())},
             created_at=study.created_at,
-            started_at=standing.started_at,
-            finished_at=standing.finished_at,
+            started_at=status.started_at,
+            finished_at=status.finished_at,
             spec=study.spec,
             labels=study.labels,
             links=StudyLinks(
@@ -96,7 +96,7 @@ class StudyPlanRead(BaseModel):
     variants: list[VariantRead]
 
     @classmethod
-    def of(cls, plan: studies.Plan) -> Self:
+    def of(cls, plan: studies.StudyPlan) -> Self:
         """Return the body of a plan."""
         return cls(
             spec=plan.spec,
@@ -168,7 +168,7 @@ class LeaderboardRow(VariantRead):
     runs: list[RunRead] = Field(description="By seed.")
 
     @classmethod
-    def of_row(cls, row: leaderboard.Row) -> Self:
+    def of_row(cls, row: leaderboard.RankedVariant) -> Self:
         """Return the body of a row."""
         return cls(
             **VariantRead.of(row.variant).model_dump(),

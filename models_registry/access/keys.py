@@ -137,7 +137,7 @@ def note_use(session: Session, *, key_id: str) -> None:
 
 
 def page(
-    session: Session, *, project_id: str, wanted: paging.Wanted
+    session: Session, *, project_id: str, wanted: paging.PageRequest
 ) -> paging.Page[tables.ApiKeyRow]:
     """Return a page of a project's keys, newest first, revoked ones included."""
     row = tables.ApiKeyRow

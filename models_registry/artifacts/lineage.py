@@ -39,7 +39,7 @@ def backward(session: Session, version: tables.ModelVersionRow) -> Origins:
 
 
 def forward(
-    session: Session, version: tables.ModelVersionRow, *, wanted: paging.Wanted
+    session: Session, version: tables.ModelVersionRow, *, wanted: paging.PageRequest
 ) -> paging.Page[tables.ModelVersionRow]:
     """Return a page of the versions that were made directly from this one, newest first."""
     row, job = tables.ModelVersionRow, tables.JobRow
@@ -55,7 +55,7 @@ def forward(
     return paging.take(session, statement, by=(row.created_at, row.id), wanted=wanted)
 
 
-def invented(
+def synthetic_datasets(
     session: Session, version: tables.ModelVersionRow
 ) -> Sequence[tables.DatasetVersionRow]:
     """Return the newest data sets of images that were invented with this version's help.

@@ -24,7 +24,7 @@ Expected = Collection[str] | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class NewVersion:
+class NewModelVersion:
     """Everything that is known of a version when it is added."""
 
     name: str
@@ -77,7 +77,7 @@ def page(
     session: Session,
     *,
     project_id: str,
-    wanted: paging.Wanted,
+    wanted: paging.PageRequest,
     prefix: str | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> paging.Page[tables.ModelRow]:
@@ -130,15 +130,15 @@ def delete(session: Session, *, project_id: str, name: str, expected: Expected =
 
 
 @dataclass(frozen=True)
-class Standing:
+class LineSummary:
     """What a line's row does not hold: its newest ready version and its aliases."""
 
     latest_version: int | None
     aliases: dict[str, int]
 
 
-def standings(session: Session, rows: Iterable[tables.ModelRow]) -> dict[str, Standing]:
-    """Return the standing of each of these lines, by the line's id."""
+def summaries(session: Session, rows: Iterable[tables.ModelRow]) -> dict[str, LineSummary]:
+    """Return the summary of each of these lines, by the line's id."""
     line_ids = [row.id for row in rows]
     version, alias = tables.ModelVersionRow, tables.ModelAliasRow
     latest = dict(
@@ -156,13 +156,13 @@ def standings(session: Session, rows: Iterable[tables.ModelRow]) -> dict[str, St
     found = sa.select(alias).where(alias.model_id.in_(line_ids)).order_by(alias.alias)
     for row in session.scalars(found):
         aliases[row.model_id][row.alias] = row.version
-    return {line_id: Standing(latest.get(line_id), aliases[line_id]) for line_id in line_ids}
+    return {line_id: LineSummary(latest.get(line_id), aliases[line_id]) for line_id in line_ids}
 
 
 # -- versions --------------------------------------------------------------------------------
 
 
-def register(session: Session, *, project_id: str, new: NewVersion) -> tables.ModelVersionRow:
+def register(session: Session, *, project_id: str, new: NewModelVersion) -> tables.ModelVersionRow:
     """Add a pending version from a completed upload, and call for its inspection.
 
     Raises: errors.Refused with everything that is wrong.
@@ -199,7 +199,7 @@ def add_version(
     session: Session,
     *,
     project_id: str,
-    new: NewVersion,
+    new: NewModelVersion,
     files: Mapping[str, str],
     state: str,
 ) -> tables.ModelVersionRow:
@@ -259,7 +259,7 @@ def page_versions(
     *,
     project_id: str,
     name: str,
-    wanted: paging.Wanted,
+    wanted: paging.PageRequest,
     state: str | None = None,
     deprecated: bool | None = None,
 ) -> paging.Page[tables.ModelVersionRow]:
@@ -484,7 +484,7 @@ def _version(
         query = query.with_for_update(read=True, key_share=True)
     found = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
     if found is None:
-        latest = standings(session, [line])[line.id].latest_version
+        latest = summaries(session, [line])[line.id].latest_version
         hint = f"; the latest is {references.write(name, latest)}" if latest else ""
         raise errors.NotFound(f"model {name} has no version {version}{hint}")
     if found.deleted_at is not None:

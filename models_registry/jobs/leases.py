@@ -33,7 +33,7 @@ class Lease:
 
 
 @dataclass(frozen=True)
-class Point:
+class MetricSample:
     """One value of one metric."""
 
     key: str
@@ -43,7 +43,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class StoredFile:
+class OutputFile:
     """A file whose bytes are in storage already."""
 
     path: str
@@ -79,7 +79,7 @@ def claim(session: Session, *, job_id: str, worker_id: str, lease_seconds: float
     return Lease(job_id, attempt, fence)
 
 
-def companions(session: Session, lease: Lease) -> list[tables.JobRow]:
+def find_groupable(session: Session, lease: Lease) -> list[tables.JobRow]:
     """Return jobs that may be trained beside a claimed one, in the order of their submission.
 
     They belong to the same study, are queued and due, and go on from the same step, since an
@@ -122,7 +122,7 @@ def renew(session: Session, lease: Lease, *, lease_seconds: float) -> State:
     return _touch(session, lease, {"lease_expires_at": expires})
 
 
-def wanted(session: Session, lease: Lease) -> State:
+def poll(session: Session, lease: Lease) -> State:
     """Return the job's state without writing.
 
     Raises: errors.StaleFence when the job is no longer held.
@@ -149,7 +149,7 @@ def report(
     *,
     progress: float | None,
     estimated_end_at: datetime | None,
-    points: list[Point],
+    samples: list[MetricSample],
 ) -> State:
     """Write progress and metrics; a batch that comes twice is stored once.
 
@@ -159,7 +159,7 @@ def report(
     if progress is not None:
         columns = {"progress": progress, "estimated_end_at": estimated_end_at}
     state = _touch(session, lease, columns)
-    if points:
+    if samples:
         now = database.now(session)
         session.execute(
             database.insert(session, tables.MetricRow).on_conflict_do_nothing(),
@@ -167,13 +167,13 @@ def report(
                 {
                     "job_id": lease.job_id,
                     "attempt": lease.attempt,
-                    "key": point.key,
-                    "step": point.step,
-                    "epoch": point.epoch,
-                    "value": point.value,
+                    "key": sample.key,
+                    "step": sample.step,
+                    "epoch": sample.epoch,
+                    "value": sample.value,
                     "at": now,
                 }
-                for point in points
+                for sample in samples
             ],
         )
     return state
@@ -186,7 +186,7 @@ def warn(session: Session, lease: Lease, *, code: str, message: str) -> None:
 
 
 def checkpoint(
-    session: Session, lease: Lease, file: StoredFile, *, step: int, epoch: int, phase: str
+    session: Session, lease: Lease, file: OutputFile, *, step: int, epoch: int, phase: str
 ) -> None:
     """Commit a checkpoint whose bytes are stored; older ones beyond the kept are forgotten."""
     _touch(session, lease, {})
@@ -233,8 +233,8 @@ def complete(
     lease: Lease,
     *,
     result: dict[str, Any],
-    student: models.NewVersion,
-    files: list[StoredFile],
+    student: models.NewModelVersion,
+    files: list[OutputFile],
 ) -> State:
     """Register the student and end the job, in the caller's one transaction.
 

@@ -22,7 +22,7 @@ POINTS_PER_BUCKET = 3  # smallest, largest and last
 
 
 @dataclass(frozen=True)
-class Filters:
+class JobFilters:
     """Which jobs a list is about; an empty field does not restrict."""
 
     states: Sequence[State] = ()
@@ -35,7 +35,7 @@ class Filters:
 
 
 @dataclass(frozen=True)
-class Point:
+class SeriesPoint:
     """One value of one series."""
 
     step: int
@@ -45,7 +45,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class JobSnapshot:
     """What a watcher of a job needs to know again and again."""
 
     state: State
@@ -57,7 +57,7 @@ class Snapshot:
 
 
 def page(
-    session: Session, *, project_id: str, filters: Filters, wanted: paging.Wanted
+    session: Session, *, project_id: str, filters: JobFilters, wanted: paging.PageRequest
 ) -> paging.Page[tables.JobRow]:
     """Return a page of the project's jobs, newest first; deleted ones are left out."""
     row = tables.JobRow
@@ -135,7 +135,7 @@ def series(
     keys: Sequence[str] = (),
     from_step: int = 0,
     max_points: int = DEFAULT_POINTS,
-) -> dict[str, list[Point]]:
+) -> dict[str, list[SeriesPoint]]:
     """Return the points of a job by key, thinned out to at most `max_points` for each.
 
     Where several attempts report the same step, the newest attempt's value counts.
@@ -148,13 +148,13 @@ def series(
     )
     if keys:
         query = query.where(row.key.in_(keys))
-    found: dict[str, dict[int, Point]] = {}
+    found: dict[str, dict[int, SeriesPoint]] = {}
     for key, step, epoch, value, at in session.execute(query):
-        found.setdefault(key, {})[step] = Point(step, epoch, value, at)
+        found.setdefault(key, {})[step] = SeriesPoint(step, epoch, value, at)
     return {key: thin(list(points.values()), max_points) for key, points in found.items()}
 
 
-def thin(points: Sequence[Point], max_points: int) -> list[Point]:
+def thin(points: Sequence[SeriesPoint], max_points: int) -> list[SeriesPoint]:
     """Return at most `max_points` points in their order.
 
     Of each bucket the smallest, the largest and the last stay, so that a spike survives and the
@@ -165,7 +165,7 @@ def thin(points: Sequence[Point], max_points: int) -> list[Point]:
     if max_points < POINTS_PER_BUCKET:
         return list(points[-max_points:])
     buckets = max_points // POINTS_PER_BUCKET
-    kept: list[Point] = []
+    kept: list[SeriesPoint] = []
     for bucket in range(buckets):
         start, end = bucket * len(points) // buckets, (bucket + 1) * len(points) // buckets
         places = range(start, end)
@@ -198,7 +198,7 @@ def attempts(session: Session, *, job_id: str) -> list[tables.AttemptRow]:
 
 
 def checkpoints(
-    session: Session, *, job_id: str, wanted: paging.Wanted
+    session: Session, *, job_id: str, wanted: paging.PageRequest
 ) -> paging.Page[tables.CheckpointRow]:
     """Return a page of a job's checkpoints, newest first."""
     row = tables.CheckpointRow
@@ -206,7 +206,7 @@ def checkpoints(
     return paging.take(session, statement, by=(row.created_at, row.id), wanted=wanted)
 
 
-def snapshots(session: Session, *, job_ids: Iterable[str]) -> dict[str, Snapshot]:
+def snapshots(session: Session, *, job_ids: Iterable[str]) -> dict[str, JobSnapshot]:
     """Return where these jobs are now, in one query."""
     row = tables.JobRow
     columns = (
@@ -215,7 +215,7 @@ def snapshots(session: Session, *, job_ids: Iterable[str]) -> dict[str, Snapshot
     )
     found = session.execute(sa.select(*columns).where(row.id.in_(list(job_ids))))
     return {
-        job_id: Snapshot(State(state), sequence, attempt, progress, end_at, deleted is not None)
+        job_id: JobSnapshot(State(state), sequence, attempt, progress, end_at, deleted is not None)
         for job_id, state, sequence, attempt, progress, end_at, deleted in found
     }
 

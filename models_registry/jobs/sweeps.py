@@ -24,17 +24,17 @@ LONGEST_SILENCE = timedelta(minutes=15)
 
 
 def reap(
-    session: Session, *, looking_since: datetime, lease_seconds: float, kill_grace_seconds: float
+    session: Session, *, polling_since: datetime, lease_seconds: float, kill_grace_seconds: float
 ) -> int:
     """End the leases of silent workers, and return how many were ended.
 
-    `looking_since` is when the caller began to look without a gap. A lease that ran out while
+    `polling_since` is when the caller began to look without a gap. A lease that ran out while
     nobody could look may be the fault of the outage and not of its worker, so every worker first
     gets a full lease's time. A job that is being cancelled also waits for the kill grace, so that
     its device is really free.
     """
     now = database.now(session)
-    if now < looking_since + timedelta(seconds=lease_seconds):
+    if now < polling_since + timedelta(seconds=lease_seconds):
         return 0
     row = tables.JobRow
     killed = row.lease_expires_at < now - timedelta(seconds=kill_grace_seconds)

@@ -71,7 +71,7 @@ def count_takers(session: Session, *, queue: str) -> int:
     return sum(queue in queues for queues in session.scalars(online))
 
 
-def page(session: Session, *, wanted: paging.Wanted) -> paging.Page[tables.WorkerRow]:
+def page(session: Session, *, wanted: paging.PageRequest) -> paging.Page[tables.WorkerRow]:
     """Return a page of the workers seen within a day, newest first."""
     row = tables.WorkerRow
     recently = database.now(session) - FORGOTTEN_AFTER

@@ -22,7 +22,7 @@ Path = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
-class Point:
+class GridPoint:
     """One document of a grid, and which value of each grid it has."""
 
     document: Json
@@ -86,12 +86,12 @@ def find(node: Json, at: Path = ()) -> Iterator[tuple[Path, list[Json]]]:
         yield from find(value, (*at, step))
 
 
-def expand(document: Json) -> Iterator[Point]:
+def expand(document: Json) -> Iterator[GridPoint]:
     """Yield all documents that a document stands for; the last grid changes fastest."""
     found = list(find(document))
     for places in itertools.product(*(range(len(values)) for _, values in found)):
         chosen = {at: place for (at, _), place in zip(found, places, strict=True)}
-        yield Point(_chosen(document, chosen, ()), chosen)
+        yield GridPoint(_chosen(document, chosen, ()), chosen)
 
 
 def _chosen(node: Json, chosen: Mapping[Path, int], at: Path) -> Json:
@@ -104,7 +104,7 @@ def _chosen(node: Json, chosen: Mapping[Path, int], at: Path) -> Json:
     return node
 
 
-def pointer_into(document: Json, point: Point, pointer: str) -> str:
+def pointer_into(document: Json, point: GridPoint, pointer: str) -> str:
     """Return where a pointer into the point's document leads in the document with the grids."""
     node, written = document, ""
     at: Path = ()

@@ -78,7 +78,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Row:
+class RankedVariant:
     """One variant's line."""
 
     rank: int | None
@@ -105,7 +105,7 @@ class Leaderboard:
     metric: Metric
     teacher_accuracy: float | None
     teacher_miou: float | None
-    rows: tuple[Row, ...]
+    rows: tuple[RankedVariant, ...]
 
 
 def make(variants: Sequence[Variant], runs: Iterable[Run]) -> Leaderboard:
@@ -134,7 +134,7 @@ def make(variants: Sequence[Variant], runs: Iterable[Run]) -> Leaderboard:
     )
 
 
-def _score(row: Row, metric: Metric) -> float:
+def _score(row: RankedVariant, metric: Metric) -> float:
     measured = row.miou if metric == "miou" else row.accuracy
     return -math.inf if measured is None else measured.mean
 
@@ -143,7 +143,7 @@ def _first(values: Iterable[float | None]) -> float | None:
     return next((value for value in values if value is not None), None)
 
 
-def _row(variant: Variant, by_variant: dict[int, list[Run]], metric: Metric) -> Row:
+def _row(variant: Variant, by_variant: dict[int, list[Run]], metric: Metric) -> RankedVariant:
     runs = by_variant[variant.number]
     ended = [run for run in runs if lifecycle.is_final(run.state)]
     done = [run for run in ended if run.state is State.SUCCEEDED]
@@ -151,7 +151,7 @@ def _row(variant: Variant, by_variant: dict[int, list[Run]], metric: Metric) -> 
     if variant.compared_with is not None:
         baseline = by_variant[variant.compared_with]
         difference = compare(_measured(runs, metric), _measured(baseline, metric))
-    return Row(
+    return RankedVariant(
         rank=None,
         variant=variant,
         runs=tuple(runs),

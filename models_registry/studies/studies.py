@@ -43,7 +43,7 @@ class StudyState(StrEnum):
 
 
 @dataclass(frozen=True)
-class Filters:
+class StudyFilters:
     """Which studies a list is about; an empty field does not restrict."""
 
     name: str | None = None
@@ -54,7 +54,7 @@ class Filters:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """What a study is made of, before anything is stored."""
 
     spec: StudySpec  # references pinned
@@ -69,7 +69,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Standing:
+class StudyStatus:
     """How far the jobs of a study are."""
 
     counts: Mapping[State, int]
@@ -98,14 +98,14 @@ class _Draft:
 
     pointer: str  # of the method, in the study
     document: dict[str, Any]  # the method with its grids
-    method: grids.Point
-    training: grids.Point
+    method: grids.GridPoint
+    training: grids.GridPoint
 
 
 # -- what a study consists of ------------------------------------------------------------------
 
 
-def plan(session: Session, *, project_id: str, spec: StudySpec) -> Plan:
+def plan(session: Session, *, project_id: str, spec: StudySpec) -> StudyPlan:
     """Return the variants of a study with defaults filled in, storing nothing.
 
     Raises: errors.Refused with the fields at fault, as they stand in the study.
@@ -128,7 +128,7 @@ def plan(session: Session, *, project_id: str, spec: StudySpec) -> Plan:
     first = specs[0]
     student = student.model_copy(update={"initial": first.student.initial})
     pinned = {"teacher": first.teacher, "dataset": first.dataset, "student": student}
-    return Plan(
+    return StudyPlan(
         spec=spec.model_copy(update=pinned),
         inputs=inputs,
         variants=tuple(_variants(spec, drafts, specs)),
@@ -208,11 +208,11 @@ def _drafts(spec: StudySpec) -> Iterator[_Draft]:
     baselines = _added_baselines(spec)
     has_baseline: set[str] = set()
     for training in grids.expand(spec.training):
-        alone = grids.Point(_without_teacher(training.document), training.chosen)
+        alone = grids.GridPoint(_without_teacher(training.document), training.chosen)
         if _key(alone.document) not in has_baseline:
             has_baseline.add(_key(alone.document))
             for baseline in baselines:
-                yield _Draft("/baseline", baseline, grids.Point(baseline, {}), alone)
+                yield _Draft("/baseline", baseline, grids.GridPoint(baseline, {}), alone)
         for place, method in enumerate(spec.methods):
             for point in grids.expand(method):
                 yield _Draft(f"/methods/{place}", method, point, training)
@@ -433,7 +433,7 @@ def get(session: Session, *, project_id: str, study_id: str) -> tables.StudyRow:
 
 
 def page(
-    session: Session, *, project_id: str, filters: Filters, wanted: paging.Wanted
+    session: Session, *, project_id: str, filters: StudyFilters, wanted: paging.PageRequest
 ) -> paging.Page[tables.StudyRow]:
     """Return a page of the project's studies, newest first; deleted ones are left out."""
     row, job = tables.StudyRow, tables.JobRow
@@ -452,7 +452,7 @@ def page(
     return paging.take(session, statement, by=(row.created_at, row.id), wanted=wanted)
 
 
-def standings(session: Session, *, study_ids: Iterable[str]) -> dict[str, Standing]:
+def statuses(session: Session, *, study_ids: Iterable[str]) -> dict[str, StudyStatus]:
     """Return how far the jobs of these studies are, in one query."""
     row = tables.JobRow
     found = session.execute(
@@ -470,10 +470,10 @@ def standings(session: Session, *, study_ids: Iterable[str]) -> dict[str, Standi
     groups: dict[str, list[Any]] = {}  # Any: rows of this query
     for study_id, *group in found:
         groups.setdefault(str(study_id), []).append(group)
-    return {study_id: _standing(group) for study_id, group in groups.items()}
+    return {study_id: _status(group) for study_id, group in groups.items()}
 
 
-def _standing(groups: list[Any]) -> Standing:
+def _status(groups: list[Any]) -> StudyStatus:
     counts: dict[State, int] = {}
     # A job that failed will not go on: for the study, it is done.
     progress = 0.0
@@ -482,7 +482,7 @@ def _standing(groups: list[Any]) -> Standing:
         progress += count if lifecycle.is_final(State(state)) else total
     starts = [start for *_, start, _ in groups if start is not None]
     ends = [end for *_, end in groups if end is not None]
-    return Standing(
+    return StudyStatus(
         counts=counts,
         progress=progress / sum(counts.values()),
         started_at=min(starts, default=None),
@@ -512,7 +512,7 @@ def delete(session: Session, *, project_id: str, study_id: str) -> None:
     session.refresh(study, with_for_update=True)
     row = tables.JobRow
     members = session.scalars(sa.select(row).where(row.study_id == study.id).order_by(row.id)).all()
-    state = standings(session, study_ids=[study.id])[study.id].state
+    state = statuses(session, study_ids=[study.id])[study.id].state
     if not all(lifecycle.is_final(State(job.state)) for job in members):
         raise errors.IllegalMove(
             f"A study that is {state} cannot be deleted; cancel it, and delete it once all of its "

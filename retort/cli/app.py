@@ -45,7 +45,7 @@ def root(
 ) -> None:
     """Distil large networks into small ones, on a Retort server."""
     del debug  # read by OneLineErrors, which must know it even if this never runs
-    ctx.obj = shell.Given(url, api_key, as_json)
+    ctx.obj = shell.GlobalOptions(url, api_key, as_json)
     if version:
         typer.echo(f"retort {importlib.metadata.version('retort')}")
         raise typer.Exit

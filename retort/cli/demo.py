@@ -59,7 +59,7 @@ def run(*, data_dir: Path = Path("demo-data"), port: int = 8766) -> None:
 
 
 @contextmanager
-def _service(data_dir: Path, port: int) -> Iterator[up.Service]:
+def _service(data_dir: Path, port: int) -> Iterator[up.LocalService]:
     try:
         with up.started(data_dir=data_dir, host="127.0.0.1", port=port, device="auto") as service:
             yield service

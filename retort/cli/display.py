@@ -102,7 +102,7 @@ def job(console: rich.console.Console, shown: types.Job) -> None:
             ("started", moment(shown.started_at)),
             ("finished", moment(shown.finished_at)),
             *((name, number(value)) for name, value in sorted(shown.metrics.items())),
-            *invented(result),
+            *synthesis_rows(result),
             ("made", result.student if result else None),
             ("digest", result.digest if result else None),
             (
@@ -116,7 +116,7 @@ def job(console: rich.console.Console, shown: types.Job) -> None:
         scores(console, shown)
 
 
-def invented(result: types.JobResult | None) -> list[tuple[str, Cell]]:
+def synthesis_rows(result: types.JobResult | None) -> list[tuple[str, Cell]]:
     """Return what a data-free job has read and made."""
     if result is None or result.synthesis is None:
         return []
@@ -251,9 +251,9 @@ def _leaderboard_row(row: types.LeaderboardRow, shown: types.Leaderboard) -> Seq
 def reading_aids(shown: types.Leaderboard) -> list[str]:
     """Return the sentences that a leaderboard should not be read without."""
     said = []
-    taught = shown.teacher_miou if shown.metric == "miou" else shown.teacher_accuracy
-    if taught is not None:
-        said.append(f"The teacher {shown.teacher} has {percent(taught)}.")
+    teacher_score = shown.teacher_miou if shown.metric == "miou" else shown.teacher_accuracy
+    if teacher_score is not None:
+        said.append(f"The teacher {shown.teacher} has {percent(teacher_score)}.")
     if shown.metric == "miou":
         said.append("miou is the mean over classes of intersection over union, of all pixels.")
     unfinished = sum(row.unfinished for row in shown.rows)

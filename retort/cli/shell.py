@@ -56,7 +56,7 @@ EXIT_CODES = (
 
 
 @dataclass
-class Given:
+class GlobalOptions:
     """Options given before the command's name."""
 
     url: str | None = None
@@ -67,7 +67,7 @@ class Given:
 class Shell:
     """One command's way to the server, to stdout and to stderr."""
 
-    def __init__(self, given: Given) -> None:
+    def __init__(self, given: GlobalOptions) -> None:
         self.given = given
         self.json = given.json
         self._client: client.Client | None = None
@@ -136,9 +136,9 @@ def connected(function: Callable[Concatenate[Shell, P], None]) -> Callable[..., 
 
     @functools.wraps(function)
     def command(ctx: typer.Context, **values: Any) -> None:  # values are checked by typer
-        given = ctx.find_object(Given) or Given()
+        given = ctx.find_object(GlobalOptions) or GlobalOptions()
         shell = Shell(
-            Given(
+            GlobalOptions(
                 values.pop("url") or given.url,
                 values.pop("api_key") or given.api_key,
                 values.pop("as_json") or given.json,

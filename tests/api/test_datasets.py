@@ -153,7 +153,7 @@ class TestFromJob:
         """A job that has invented images and kept them."""
         with sessions.begin() as session:
             factories.teacher(session, storage, project_id=project.id)
-            return factories.invented(session, storage, project_id=project.id)
+            return factories.synthetic_job(session, storage, project_id=project.id)
 
     def test_is_ready_at_once_and_says_where_it_comes_from(
         self, client: TestClient, job: tables.JobRow

@@ -23,7 +23,7 @@ def fresh() -> Iterator[None]:
     """Each process leaves once; here several do."""
     worker_registration._leaving.clear()
     yield
-    worker_registration.end()
+    worker_registration.stop()
     worker_registration._leaving.clear()
 
 
@@ -38,7 +38,7 @@ def described(context: Context) -> tables.WorkerRow | None:
 
 
 def begin(settings: Settings) -> None:
-    worker_registration.begin(settings, worker_id="wrk_1", queues=["any", "cpu"])
+    worker_registration.start(settings, worker_id="wrk_1", queues=["any", "cpu"])
 
 
 class TestPresence:
@@ -56,7 +56,7 @@ class TestPresence:
         begin(context.settings)
         scenes.wait_until(lambda: row(context), "the worker is announced")
         began = time.monotonic()
-        worker_registration.end()
+        worker_registration.stop()
         assert time.monotonic() - began < 5
         found = row(context)
         assert found is not None

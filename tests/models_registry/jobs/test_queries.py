@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import event
 
 from models_registry.jobs import queries
-from models_registry.jobs.queries import Point
+from models_registry.jobs.queries import SeriesPoint
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
 from tests import factories
@@ -21,9 +21,9 @@ from tests import factories
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def points_of(values: list[float]) -> list[Point]:
+def points_of(values: list[float]) -> list[SeriesPoint]:
     """Return one point per value."""
-    return [Point(step, None, value, AT) for step, value in enumerate(values)]
+    return [SeriesPoint(step, None, value, AT) for step, value in enumerate(values)]
 
 
 @pytest.fixture
