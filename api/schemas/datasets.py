@@ -27,7 +27,7 @@ class DatasetVersionNew(BaseModel):
         None, description="How the upload is laid out, such as `imagefolder`."
     )
     task: str = Field("classification", json_schema_extra={"enum": list(TASKS)})
-    input: versions.InputHints | None = Field(
+    input: versions.ImageHints | None = Field(
         None, description="Size and normalisation to use; each is measured where it is left out."
     )
     job: str | None = Field(

@@ -20,7 +20,7 @@ class Images(BaseModel):
     std: list[float] = Field(description="One value per channel, greater than 0.")
 
 
-class InputHints(BaseModel):
+class ImageHints(BaseModel):
     """What an uploader says of images; whatever is absent is measured when they are inspected."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
