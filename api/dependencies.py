@@ -1,4 +1,4 @@
-"""What routes may ask for: the service's parts, who is calling, and which page is wanted."""
+"""Dependencies of the routes: parts of the service, the caller, and the requested page."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ log = structlog.get_logger()
 
 
 class Queue(Protocol):
-    """Where messages go; `api.queue` has the real one."""
+    """Publishes messages; `api.queue.CeleryQueue` implements it."""
 
     def send(self, task: str, queue: str, payload: dict[str, Any], priority: int) -> None:
         """Publish one message, or raise QueueDown."""
@@ -35,7 +35,7 @@ class Queue(Protocol):
 
 @dataclass
 class Publisher:
-    """Tells workers that there is something to do, after a commit; one relay at a time."""
+    """Publishes the outbox after a commit; one relay at a time in each process."""
 
     sessions: database.Sessions
     queue: Queue
@@ -43,7 +43,7 @@ class Publisher:
     _relaying: threading.Lock = field(default_factory=threading.Lock)
 
     def publish(self) -> None:
-        """Publish the outbox. A broker that is down costs latency: maintenance relays later."""
+        """Publish the outbox. If the broker is down, maintenance publishes it later."""
         self._wanted.set()
         while self._wanted.is_set() and self._relaying.acquire(blocking=False):
             try:
@@ -57,7 +57,7 @@ class Publisher:
 
 @dataclass(frozen=True)
 class Service:
-    """Everything a route needs; hangs on `app.state.service`."""
+    """Everything a route needs; stored in `app.state.service`."""
 
     settings: settings.Settings
     engine: sa.Engine
@@ -140,7 +140,7 @@ def _publish(parts: ServiceDep, background: BackgroundTasks) -> Callable[[], Non
     return lambda: background.add_task(parts.publisher.publish)
 
 
-# Call it after the commit: workers are told once the response is on its way.
+# Call it after the commit; the messages are published after the response was sent.
 PublishDep = Annotated[Callable[[], None], Depends(_publish)]
 
 

@@ -1,4 +1,4 @@
-"""Requests that may be sent twice: with an `Idempotency-Key`, the first answer is given again."""
+"""Idempotent requests: with the same `Idempotency-Key`, the first response is returned again."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from models_registry.persistence import database
 
 @dataclass(frozen=True)
 class IdempotentRequest:
-    """Does a request's work, unless it was done before under the same key."""
+    """Runs a request's work, unless it was done before under the same key."""
 
     sessions: database.Sessions
     request: idempotency.KeyedRequest | None
@@ -42,7 +42,7 @@ class IdempotentRequest:
 
 
 async def _json(request: Request) -> Any:
-    # The body as it came: that is what a key stands for.
+    # The body as it was sent: the key is bound to it.
     try:
         return await request.json() if await request.body() else None
     except (ValueError, RecursionError):
@@ -59,7 +59,7 @@ def _idempotent(
         Header(
             alias="Idempotency-Key",
             max_length=255,
-            description="Makes the request safe to repeat: the first answer is given for 24 h.",
+            description="Makes the request safe to repeat: the first response is kept for 24 h.",
         ),
     ] = None,
 ) -> IdempotentRequest:

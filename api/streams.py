@@ -1,4 +1,4 @@
-"""Who is watching which job? One poller per process feeds every stream and long poll.
+"""Streams of job events: one poller per process serves every stream and long poll.
 
 A watcher holds no database connection and no thread while it waits: the poller asks the database
 about all watched jobs in one query, and wakes those whose job has changed.
@@ -27,15 +27,15 @@ STREAMS_PER_PROJECT = 100
 
 @dataclass(frozen=True)
 class Progress:
-    """What a stream tells between events; it has no sequence number and may be skipped."""
+    """What a stream sends between events; it has no sequence number and may be skipped."""
 
     snapshot: queries.JobSnapshot
-    metrics: dict[str, float | str]  # as JSON has it: comparable, which NaN is not
+    metrics: dict[str, float | str]  # in JSON form: NaN as text can be compared
 
 
 @dataclass
 class WatchedJob:
-    """What is known of one watched job, and who wants to hear of changes."""
+    """The newest progress of one watched job, and the number of its watchers."""
 
     watchers: int = 0
     latest: Progress | None = None
@@ -43,7 +43,7 @@ class WatchedJob:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def update(self, latest: Progress | None) -> None:
-        """Wake the watchers, if there is news."""
+        """Store the progress, and wake the watchers if it has changed."""
         if latest != self.latest or (latest is None) != self.gone:
             self.latest, self.gone = latest, latest is None
             self.wake()
@@ -74,7 +74,7 @@ class Hub:
         try:
             yield
         finally:
-            # It ends by itself: cancelled, it would leave its query behind in a thread.
+            # Not cancelled: that would leave its query running in a thread.
             self.drain()
             await poller
 
@@ -108,7 +108,7 @@ class Hub:
 
     @contextlib.contextmanager
     def watching(self, job_id: str) -> Iterator[WatchedJob]:
-        """Have a job polled while the block runs."""
+        """Poll a job while the block runs."""
         watched = self._watched.setdefault(job_id, WatchedJob())
         watched.watchers += 1
         self._needed.set()
@@ -127,10 +127,10 @@ class Hub:
         with self.watching(job_id) as watched:
             while True:
                 changed = watched.changed
-                found = await run_in_threadpool(self._read, job_id, after, limit)
+                rows = await run_in_threadpool(self._read, job_id, after, limit)
                 left = deadline - asyncio.get_running_loop().time()
-                if found or left <= 0 or self.draining or _is_over(watched, after):
-                    return found
+                if rows or left <= 0 or self.draining or _is_over(watched, after):
+                    return rows
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(changed.wait(), left)
 
@@ -139,17 +139,17 @@ class Hub:
 
         It ends after the event that ends the job, when the job is deleted, or on a drain.
         """
-        told: Progress | None = None
+        sent: Progress | None = None
         with self.watching(job_id) as watched:
             while not self.draining:
                 changed, latest = watched.changed, watched.latest
                 if latest is None or latest.snapshot.last_sequence > after:
-                    while found := await run_in_threadpool(self._read, job_id, after):
-                        for event in found:
+                    while rows := await run_in_threadpool(self._read, job_id, after):
+                        for event in rows:
                             after = event.sequence
                             yield event
-                if latest is not None and latest != told and not _is_final(latest):
-                    told = latest
+                if latest is not None and latest != sent and not _is_final(latest):
+                    sent = latest
                     yield latest
                 if _is_over(watched, after):
                     return
@@ -169,15 +169,15 @@ class Hub:
                 await self._needed.wait()
                 continue
             try:
-                found = await run_in_threadpool(self._poll_jobs, list(self._watched))
+                polled = await run_in_threadpool(self._poll_jobs, list(self._watched))
             except SQLAlchemyError as error:
-                # Watchers wait on; the database comes back or their clients give up.
+                # Watchers keep waiting until the database is back or their client leaves.
                 log.warning("stream_poll_failed", reason=type(error).__name__)
             else:
-                for job_id, latest in found.items():
+                for job_id, latest in polled.items():
                     if job_id in self._watched:
                         self._watched[job_id].update(latest)
-            # A new watcher is served at once; those that wait are looked after twice a second.
+            # A new watcher is served immediately, the others twice a second.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._needed.wait(), POLL_SECONDS)
 

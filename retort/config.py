@@ -1,8 +1,8 @@
 """Find the server to talk to and the key for it.
 
-Asked in this order:
+Searched in this order:
 
-1. what the caller says, then RETORT_URL and RETORT_API_KEY;
+1. the arguments, then RETORT_URL and RETORT_API_KEY;
 2. `client.json` of a server started here (`retort up`), in RETORT_DATA_DIR or ./retort-data;
 3. `retort/client.json` in the user's configuration folder, written by `retort login`.
 
@@ -55,7 +55,10 @@ class _Saved(types.Body):
 
 
 def find(url: str | None = None, api_key: str | None = None) -> ServerConfig:
-    """Return the address and key to use, or say how to get them."""
+    """Return the address and key to use.
+
+    Raises: errors.NotConfigured, with how to get them.
+    """
     environment = Environment()
     key = api_key or (environment.api_key.get_secret_value() if environment.api_key else None)
     address = url or environment.url

@@ -1,4 +1,4 @@
-"""Everything a caller can do with data sets: register, find, wait for inspection."""
+"""Data sets: register, find, wait for inspection."""
 
 import time
 from collections.abc import Iterator, Mapping

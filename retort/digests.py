@@ -1,4 +1,4 @@
-"""Name bytes: SHA-256 of files, and its spelling in HTTP headers (RFC 9530)."""
+"""SHA-256 of files, and its form in HTTP headers (RFC 9530)."""
 
 import base64
 import binascii

@@ -1,4 +1,4 @@
-"""Everything a caller can do with models: register weights, find, name, download, trace back."""
+"""Models: register weights, find, set aliases, download, read lineage."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -91,11 +91,11 @@ class Models:
         return self._http.fetch(types.Alias, "GET", f"/v1/models/{name}/aliases/{alias}")
 
     def set_alias(self, name: str, alias: str, version: int) -> types.Alias:
-        """Point an alias at a version, unless somebody else moves it in the same moment."""
+        """Point an alias at a version, unless another caller moves it at the same time."""
         path = f"/v1/models/{name}/aliases/{alias}"
-        found, condition = self._alias_now(path)
-        if found is not None and found.version == version:
-            return found
+        current, condition = self._alias_now(path)
+        if current is not None and current.version == version:
+            return current
         try:
             return self._http.fetch(
                 types.Alias, "PUT", path, body={"version": version}, headers=condition
@@ -103,11 +103,11 @@ class Models:
         except errors.ProblemError as error:
             if error.status != 412:
                 raise
-            # Either somebody was faster, or our own first request was, and its answer got lost.
-            found, _ = self._alias_now(path)
-            if found is None or found.version != version:
+            # Another caller moved it, or our own first request did and its response was lost.
+            current, _ = self._alias_now(path)
+            if current is None or current.version != version:
                 raise
-            return found
+            return current
 
     def _alias_now(self, path: str) -> tuple[types.Alias | None, dict[str, str]]:
         """Return an alias and the condition under which it is still the same."""

@@ -1,4 +1,4 @@
-"""Everything a caller can do with studies: submit, look, wait, cancel, and compare."""
+"""Studies: submit, read, wait, cancel, and compare."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ class Studies:
         return self._http.fetch(types.Study, "POST", "/v1/studies", body=spec, headers=headers)
 
     def validate(self, spec: Mapping[str, object]) -> types.StudyPlan:
-        """Have a study checked as on submission and return the variants it would have."""
+        """Validate a study as on submission and return the variants it would have."""
         return self._http.fetch(types.StudyPlan, "POST", "/v1/studies/validate", body=spec)
 
     def get(self, study_id: str) -> types.Study:
@@ -44,7 +44,7 @@ class Studies:
         return self._http.pages(types.Study, "/v1/studies", query=query, size=page_size)
 
     def cancel(self, study_id: str) -> types.Study:
-        """Ask for all jobs that have not ended to be stopped for good."""
+        """Cancel all jobs that have not ended."""
         return self._http.fetch(types.Study, "POST", f"/v1/studies/{study_id}/cancel", body={})
 
     def delete(self, study_id: str) -> None:
@@ -52,11 +52,11 @@ class Studies:
         self._http.request("DELETE", f"/v1/studies/{study_id}")
 
     def leaderboard(self, study_id: str) -> types.Leaderboard:
-        """Return how the variants compare by now, best first."""
+        """Return the variants by the results so far, best first."""
         return self._http.fetch(types.Leaderboard, "GET", f"/v1/studies/{study_id}/leaderboard")
 
     def leaderboard_csv(self, study_id: str) -> str:
-        """Return the same as text for a spreadsheet."""
+        """Return the leaderboard as CSV."""
         path = f"/v1/studies/{study_id}/leaderboard"
         return self._http.request("GET", path, headers={"accept": "text/csv"}).text
 

@@ -1,8 +1,8 @@
-"""Bring one request to the server: retries, problems and typed answers.
+"""Sends requests to the server: retries, problems and typed response bodies.
 
-Every request that goes through here may be repeated: reads and PUTs by their nature, POSTs that
-create because they carry an `Idempotency-Key`, the other POSTs because the server answers a second
-one like the first. So a lost answer costs time, never a second job.
+Every request may be repeated: reads and PUTs by their nature, POSTs that create because they have
+an `Idempotency-Key`, other POSTs because a second one has no effect. So a lost response costs time,
+but never makes a second job.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ def fresh_key() -> str:
 
 
 def backoff_seconds(attempt: int, first: float = 0.2, longest: float = 5.0) -> float:
-    """Return how long to wait before trying again, spread so that clients do not march in step."""
+    """Return how long to wait before a retry, randomised so that clients do not retry together."""
     return min(longest, first * 2.0**attempt) * random.uniform(0.5, 1.0)
 
 
@@ -103,7 +103,7 @@ class Transport:
                     method, address, content=sent, params=_clean(query), headers=outgoing
                 )
             except httpx.TransportError as error:
-                # Nothing listens, and never has: the address is wrong or the server is not started.
+                # No connection so far: the address is wrong or the server is not started.
                 absent = isinstance(error, httpx.ConnectError) and not self._reached
                 if last or (absent and attempt >= 1) or not may_help(error):
                     raise failed(self.url, error) from error
@@ -159,23 +159,26 @@ class Transport:
 
 
 def may_help(error: httpx.TransportError) -> bool:
-    """Say whether the same request can succeed a moment later."""
+    """Return whether the same request can succeed a moment later."""
     return not isinstance(error, (httpx.UnsupportedProtocol, httpx.ProxyError))
 
 
 def failed(url: str, error: Exception) -> errors.ConnectionFailed:
-    """Turn an error of the network into one line a person can act on."""
+    """Return a network error as one line that says what to do."""
     if isinstance(error, httpx.ConnectTimeout):
         return errors.ConnectionFailed(url, "no connection in time; check the address")
     if isinstance(error, httpx.TimeoutException):
         return errors.ConnectionFailed(url, "the server did not answer in time")
     if isinstance(error, httpx.ConnectError):
         return errors.ConnectionFailed(url, f"{error}; is it running? (`retort up` starts one)")
-    return errors.ConnectionFailed(url, f"the connection broke off ({error})")
+    return errors.ConnectionFailed(url, f"the connection was lost ({error})")
 
 
 def parsed(kind: type[ResponseBody], response: httpx.Response) -> ResponseBody:
-    """Return the body of a response as `kind`, or say that this is not our server."""
+    """Return the body of a response as `kind`.
+
+    Raises: errors.UnexpectedAnswer for a body that is not one of a Retort server.
+    """
     try:
         return kind.model_validate_json(response.content)
     except pydantic.ValidationError as error:
@@ -188,25 +191,25 @@ def parsed(kind: type[ResponseBody], response: httpx.Response) -> ResponseBody:
 
 
 def refusal(response: httpx.Response) -> errors.ProblemError:
-    """Turn an unsuccessful response into the problem it describes."""
+    """Return an error response as the problem it describes."""
     if response.is_redirect:
         raise errors.UnexpectedAnswer(
             f"{response.request.url} redirects to {response.headers.get('location')}: use that URL"
         )
-    told = _json_object(response)
+    body = _json_object(response)
     return errors.ProblemError(
         response.status_code,
-        str(told.get("code") or "http_error"),
-        str(told.get("title") or response.reason_phrase or "refused"),
-        str(told.get("detail") or ""),
+        str(body.get("code") or "http_error"),
+        str(body.get("title") or response.reason_phrase or "refused"),
+        str(body.get("detail") or ""),
         errors=[
             errors.FieldProblem(
                 str(e.get("pointer", "")), str(e.get("detail", "")), str(e.get("code", ""))
             )
-            for e in told.get("errors") or []
+            for e in body.get("errors") or []
             if isinstance(e, dict)
         ],
-        retryable=bool(told.get("retryable", response.status_code in RETRIED_STATUSES)),
+        retryable=bool(body.get("retryable", response.status_code in RETRIED_STATUSES)),
         retry_after_seconds=_seconds(response.headers.get("retry-after")),
     )
 
@@ -231,10 +234,10 @@ def _may_pass(problem: errors.ProblemError) -> bool:
 
 def _json_object(response: httpx.Response) -> dict[str, Any]:
     try:
-        told = response.json()
+        body = response.json()
     except ValueError:
         return {}
-    return told if isinstance(told, dict) else {}
+    return body if isinstance(body, dict) else {}
 
 
 def _seconds(value: str | None) -> float | None:

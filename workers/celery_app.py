@@ -1,6 +1,6 @@
 """The Celery application: broker, acknowledgement, prefetch, queues, beat, process signals.
 
-Each setting carries its reason. The database owns every job's state; the broker only rings.
+Each setting has its reason. The database owns every job's state; a message only names a job.
 """
 
 import logging
@@ -29,7 +29,7 @@ app.conf.update(
     # Results and states live in the database.
     result_backend=None,
     task_ignore_result=True,
-    # A lost message is found by the re-publisher, a lost worker by its lease; late
+    # Maintenance publishes lost messages again, and a lease tells of a lost worker; late
     # acknowledgement would only run long jobs twice.
     task_acks_late=False,
     task_reject_on_worker_lost=False,
@@ -106,5 +106,5 @@ def _leave(**_: Any) -> None:
 @signals.worker_process_init.connect
 @signals.beat_embedded_init.connect
 def _begin_child(**_: Any) -> None:
-    # A killed worker takes its supervisor along, and that its engine; and no clock goes on alone.
+    # When a worker is killed, its supervisor, engine and beat end too.
     parent_death.die_with_parent(_MAIN_PROCESS)

@@ -1,9 +1,9 @@
-"""One engine process and the jobs it trains: claim, stage, supervise, see each job to its end.
+"""One engine process and the jobs it trains: claim, stage, supervise, end each job.
 
-The only bridge between rows and the engine. Most engines train one job; jobs of one study may share
-one, and end with what each would have ended with alone. Whatever happens to this process, the
-database stays true: every write proves the fence, and a job whose worker is gone is found by its
-lease.
+The only module that connects database rows and the engine. Most engines train one job; jobs of one
+study may share one, with the same results as alone. Whatever happens to this process, the database
+stays consistent: every write proves the fence, and a job whose worker has died is found by its
+expired lease.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _GROUP_STOPPED = (
     "checkpoint."
 )
 _ALONE = "Several jobs shared the engine; this one is tried again alone."
-# Told of one student beside others, it may be what a neighbour did to the device.
+# In a shared engine, another student may have caused this failure.
 _PERHAPS_BY_ANOTHER = "internal_error"
 
 
@@ -42,19 +42,19 @@ def run_job(context: Context, job_id: str) -> State | None:
 
     Other jobs of its study may be claimed with it, to share its engine.
     """
-    with contextlib.ExitStack() as beating:
+    with contextlib.ExitStack() as heartbeats:
         with context.sessions.begin() as session:
             lease = _claim(context, session, job_id=job_id)
         if lease is None:
             log.info("job_unclaimable", job_id=job_id)
             return None
-        leader = _begin(context, lease, beating)
+        leader = _begin(context, lease, heartbeats)
         attempts = [leader]
         try:
             for other_id in _find_groupable(context, leader):
                 taken = leader.persist(functools.partial(_claim, context, job_id=other_id))
                 if taken is not None:
-                    attempts.append(_begin(context, taken, beating))
+                    attempts.append(_begin(context, taken, heartbeats))
         except errors.StaleFence as error:
             leader.give_up(str(error))
         _Run(context, attempts).run()
@@ -66,10 +66,10 @@ def _claim(context: Context, session: Session, *, job_id: str) -> leases.Lease |
     return leases.claim(session, job_id=job_id, worker_id=context.worker_id, lease_seconds=seconds)
 
 
-def _begin(context: Context, lease: leases.Lease, beating: contextlib.ExitStack) -> Attempt:
+def _begin(context: Context, lease: leases.Lease, heartbeats: contextlib.ExitStack) -> Attempt:
     log.info("job_claimed", job_id=lease.job_id, attempt=lease.attempt, fence=lease.fence)
     attempt = Attempt(context, lease)
-    beating.enter_context(attempt.heartbeat)
+    heartbeats.enter_context(attempt.heartbeat)
     return attempt
 
 
@@ -96,7 +96,7 @@ class _Run:
         return [attempt for attempt in self._attempts if not attempt.is_over]
 
     def _for_each_open(self, work: Callable[[Attempt], object]) -> None:
-        """Do something for each open attempt; one that finds its lease lost is given up."""
+        """Call `work` with each open attempt; one whose lease is lost is given up."""
         for attempt in self._open:
             try:
                 work(attempt)
@@ -104,14 +104,14 @@ class _Run:
                 attempt.give_up(str(error))
 
     def run(self) -> None:
-        """Make a working folder, and see all attempts to their ends in it."""
+        """Make a working folder, and run all attempts to their end in it."""
         leader = self._attempts[0].lease
         try:
             name = f"{leader.job_id}-{leader.attempt}"
             with staging.scratch(self._context.settings.scratch_dir, name) as self._workdir:
                 self._work()
         except OSError as error:
-            # A full disk, no free process: this machine's trouble, and perhaps not the next one's.
+            # A full disk, no free process: another machine may not have this problem.
             self._fail("worker_failed", f"The worker could not go on: {error}")
 
     def _work(self) -> None:
@@ -131,13 +131,13 @@ class _Run:
         ) as engine:
             stop_requested = self._supervise(engine)
             tail = engine.log_tail()
-            code = engine.wait() if self._open else None  # with nobody left, it is killed
+            code = engine.wait() if self._open else None  # without open attempts, it is killed
         self._for_each_open(lambda attempt: self._end(attempt, code, stop_requested, tail))
 
-    # -- before ------------------------------------------------------------------------------
+    # -- before the engine starts --------------------------------------------------------------
 
     def _stage(self) -> None:
-        """Put what all share into the working folder, and what is a job's own into the job's."""
+        """Put shared inputs into the working folder, and each job's own into its folder."""
         self._for_each_open(lambda attempt: attempt.load_inputs(self._folder_of(attempt)))
         for attempt in self._open[:1]:
             for path, blob in attempt.inputs.shared.items():
@@ -160,7 +160,7 @@ class _Run:
         try:
             staging.fetch(self._context.storage, blob, path)
         except (errors.NotFound, errors.DigestMismatch) as error:
-            # The one before it, or the beginning, costs time; waiting for this one costs the job.
+            # An older checkpoint, or the beginning, costs time; failing here costs the job.
             log.warning("checkpoint_not_restored", job_id=job_id, error=str(error))
 
     def _place(self, blob: tables.BlobRow, path: Path) -> None:
@@ -175,7 +175,7 @@ class _Run:
             raise _BuiltinFailed(failure)
 
     def _end_unwanted(self) -> None:
-        """End, before there is an engine, what was stopped or lost while inputs were staged."""
+        """End attempts that were stopped or lost while their inputs were staged."""
         self._for_each_open(_give_up_if_lost)
         leaving = self._context.shutting_down.is_set()
         self._for_each_open(
@@ -185,19 +185,19 @@ class _Run:
             attempt.group_size = len(self._open)
 
     def _write_config(self) -> Path:
-        """Write what the engine is to do: a recipe, or those of all that share it."""
+        """Write the engine's configuration: one job's, or those of a whole group."""
         recipes = {attempt.lease.job_id: attempt.inputs.recipe for attempt in self._open}
-        order = job_grouping.group_of(recipes) if self._is_shared else self._open[0].inputs.recipe
+        config = job_grouping.group_of(recipes) if self._is_shared else self._open[0].inputs.recipe
         path = self._workdir / "recipe.json"
-        path.write_text(json.dumps(order))
+        path.write_text(json.dumps(config))
         return path
 
-    # -- while -------------------------------------------------------------------------------
+    # -- while the engine runs -----------------------------------------------------------------
 
     def _supervise(self, engine: EngineProcess) -> bool:
-        """Relay reports until the engine has ended, or nobody is left.
+        """Relay reports until the engine or all attempts have ended.
 
-        Return whether it was asked to stop.
+        Return whether the engine was told to stop.
         """
         stop_requested = False
         while not engine.has_ended:
@@ -233,7 +233,7 @@ class _Run:
         self._for_each_open(relay)
 
     def _end_early(self, attempt: Attempt, tail: list[str]) -> None:
-        """End one of several, of which the engine has said its last word."""
+        """Finish one job of a shared engine after its result or failure."""
         attempt.flush(force=True)
         failure = attempt.failure
         if failure is None:
@@ -244,7 +244,7 @@ class _Run:
             retryable = bool(failure.get("retryable", False))
             attempt.fail(failure["code"], failure["message"], retryable, tail)
 
-    # -- after -------------------------------------------------------------------------------
+    # -- after the engine has ended ------------------------------------------------------------
 
     def _end(
         self, attempt: Attempt, code: int | None, stop_requested: bool, tail: list[str]
@@ -274,14 +274,14 @@ class _Run:
         attempt.stop(tail, because=reason, message=message)
 
     def _fail(self, code: str, message: str) -> None:
-        """End all by what has nothing to do with any one of them."""
+        """End all attempts for a reason that is not about one of them."""
         if self._is_shared:
             self._for_each_open(lambda attempt: self._hand_back(attempt, message, []))
         else:
             self._for_each_open(lambda attempt: attempt.fail(code, message, True, []))
 
     def _hand_back(self, attempt: Attempt, message: str, tail: list[str]) -> None:
-        """Let a job be tried alone: which of several was too much is not known."""
+        """Queue a job again to run alone: which of several caused the failure is unknown."""
         log.warning("shared_attempt_failed", job_id=attempt.lease.job_id, message=message)
         reason = Reason.SHARED_ENGINE_FAILED
         attempt.hand_back(tail, because=reason, message=f"{message} {_ALONE}")
@@ -300,6 +300,6 @@ def _exit_message(code: int | None) -> str:
     if code == engine_process.CHECKPOINTED:
         return "The engine was stopped (SIGTERM), but not by its worker."
     if code is not None and code < 0:
-        hint = " (on Linux most often for want of memory)" if code == -9 else ""
+        hint = " (on Linux most often for lack of memory)" if code == -9 else ""
         return f"The engine was ended by signal {-code}{hint}."
-    return f"The engine ended with exit code {code} and said nothing of a result."
+    return f"The engine ended with exit code {code} without reporting a result."

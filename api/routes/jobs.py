@@ -1,4 +1,4 @@
-"""Jobs: submit, look, steer, watch."""
+"""Jobs: submit, read, control, stream."""
 
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated
@@ -47,7 +47,7 @@ def _accepted(session: Session, job: tables.JobRow) -> tuple[bodies.JobRead, str
 def submit(
     spec: JobSpec, caller: EditorDep, idempotent: IdempotentDep, publish: PublishDep
 ) -> Response:
-    """Submit a job. The spec is checked at once; it is frozen from then on."""
+    """Submit a job. The spec is validated immediately and cannot be changed afterwards."""
 
     def work(session: Session) -> tuple[bodies.JobRead, str]:
         return _accepted(session, jobs.submit(session, project_id=caller.project_id, spec=spec))
@@ -59,7 +59,7 @@ def submit(
 
 @router.post("/validate", operation_id="validate_job")
 def validate(spec: JobSpec, caller: CallerDep, readers: ReadersDep) -> JobSpec:
-    """Check a spec as on submission, store nothing, and return it with defaults filled in."""
+    """Validate a spec as on submission, store nothing, and return it with defaults filled in."""
     with readers() as session:
         return jobs.check(session, project_id=caller.project_id, spec=spec)
 
@@ -110,12 +110,12 @@ def delete(job_id: str, caller: EditorDep, sessions: SessionsDep) -> None:
 @router.post(
     "/{job_id}/cancel",
     operation_id="cancel_job",
-    responses={202: {"model": bodies.JobRead, "description": "Asked for; still `cancelling`."}},
+    responses={202: {"model": bodies.JobRead, "description": "The job is still `cancelling`."}},
 )
 def cancel(
     job_id: str, caller: EditorDep, sessions: SessionsDep, response: Response
 ) -> bodies.JobRead:
-    """Stop a job for good. A running one is `cancelling` (202) until its device is free."""
+    """Cancel a job. A running one is `cancelling` (202) until its device is free."""
     with sessions.begin() as session:
         job = jobs.cancel(session, project_id=caller.project_id, job_id=job_id)
         body = _read(session, job)
@@ -126,7 +126,7 @@ def cancel(
 
 @router.post("/{job_id}/pause", operation_id="pause_job")
 def pause(job_id: str, caller: EditorDep, sessions: SessionsDep) -> bodies.JobRead:
-    """Stop a job so that it can go on from a checkpoint."""
+    """Pause a job; it can be resumed from a checkpoint."""
     with sessions.begin() as session:
         return _read(session, jobs.pause(session, project_id=caller.project_id, job_id=job_id))
 
@@ -135,7 +135,7 @@ def pause(job_id: str, caller: EditorDep, sessions: SessionsDep) -> bodies.JobRe
 def resume(
     job_id: str, caller: EditorDep, sessions: SessionsDep, publish: PublishDep
 ) -> bodies.JobRead:
-    """Let a paused job go on from its last checkpoint."""
+    """Resume a paused job from its last checkpoint."""
     with sessions.begin() as session:
         body = _read(session, jobs.resume(session, project_id=caller.project_id, job_id=job_id))
     publish()
@@ -163,7 +163,7 @@ def retry(
 def attempts(
     job_id: str, caller: CallerDep, readers: ReadersDep
 ) -> lists.ListRead[bodies.AttemptRead]:
-    """List a job's attempts, oldest first: all of them, for there are few."""
+    """List all attempts of a job, oldest first."""
     with readers() as session:
         job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
         rows = queries.attempts(session, job_id=job.id)
@@ -183,7 +183,7 @@ def logs(job_id: str, caller: CallerDep, readers: ReadersDep) -> lists.ListRead[
 def checkpoints(
     job_id: str, caller: CallerDep, readers: ReadersDep, wanted: PageDep
 ) -> lists.ListRead[bodies.CheckpointRead]:
-    """List the points from which a job can go on, newest first."""
+    """List the checkpoints from which a job can be resumed, newest first."""
     with readers() as session:
         job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
         page = queries.checkpoints(session, job_id=job.id, wanted=wanted)
@@ -203,10 +203,10 @@ def metrics(
         int, Query(ge=1, le=queries.MAX_POINTS, description="Of each series.")
     ] = queries.DEFAULT_POINTS,
 ) -> bodies.MetricsRead:
-    """Return measured values by key, thinned out so that spikes survive."""
+    """Return metric values by key, downsampled so that extreme values are kept."""
     with readers() as session:
         job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
-        found = queries.series(
+        series = queries.series(
             session,
             job_id=job.id,
             keys=[key for key in (keys or "").split(",") if key],
@@ -214,7 +214,7 @@ def metrics(
             max_points=max_points,
         )
     return bodies.MetricsRead(
-        data=[bodies.MetricSeries.of(key, points) for key, points in found.items()]
+        data=[bodies.MetricSeries.of(key, points) for key, points in series.items()]
     )
 
 
@@ -231,7 +231,7 @@ def student(
 
 @router.get("/{job_id}/report", operation_id="list_report")
 def report(job_id: str, caller: CallerDep, readers: ReadersDep) -> bodies.ReportRead:
-    """List the files that explain a job that succeeded: numbers (JSON), pictures, a card."""
+    """List the report files of a job that succeeded: numbers (JSON), pictures, a model card."""
     with readers() as session:
         job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
         return bodies.ReportRead.of(job.id, reports.files(session, job=job))
@@ -243,7 +243,7 @@ def report(job_id: str, caller: CallerDep, readers: ReadersDep) -> bodies.Report
     response_class=Response,
     responses={
         200: {
-            # Generators of clients know the first, and nothing of the second.
+            # Client generators support the first media type, and not the second.
             "content": {"application/octet-stream": {}, archives.MEDIA_TYPE: {}},
             "description": "All files of the report, as a zip archive",
         },
@@ -285,7 +285,7 @@ def report_file(
 
 
 def _watched(job_id: str, caller: CallerDep, readers: ReadersDep) -> str:
-    # Before a stream begins: afterwards it is too late for a 404.
+    # Checked before the stream starts: afterwards no 404 can be sent.
     with readers() as session:
         return jobs.get(session, project_id=caller.project_id, job_id=job_id).id
 
@@ -305,11 +305,9 @@ async def events(
     ] = 0,
 ) -> bodies.EventsRead:
     """Return events after a sequence number; wait for one if there is none yet."""
-    found = await service.hub.events_after(
-        job_id, after, limit=limit + 1, wait_seconds=wait_seconds
-    )
+    rows = await service.hub.events_after(job_id, after, limit=limit + 1, wait_seconds=wait_seconds)
     return bodies.EventsRead(
-        data=[bodies.EventRead.of(event) for event in found[:limit]], has_more=len(found) > limit
+        data=[bodies.EventRead.of(event) for event in rows[:limit]], has_more=len(rows) > limit
     )
 
 
@@ -346,11 +344,11 @@ async def stream(
 
     Events carry their sequence number as `id`; `progress` records carry none.
     """
-    async for told in service.hub.follow(job_id, after):
-        if isinstance(told, streams.Progress):
-            yield ServerSentEvent(data=bodies.ProgressRead.of(told), event="progress")
+    async for record in service.hub.follow(job_id, after):
+        if isinstance(record, streams.Progress):
+            yield ServerSentEvent(data=bodies.ProgressRead.of(record), event="progress")
         else:
-            body = bodies.EventRead.of(told)
+            body = bodies.EventRead.of(record)
             yield ServerSentEvent(data=body, event=body.type, id=str(body.sequence))
     if service.hub.draining:
         yield ServerSentEvent(retry=streams.RETRY_MILLISECONDS)

@@ -1,4 +1,4 @@
-"""Models: lines of versions, their files, aliases and lineage."""
+"""Models: their versions, files, aliases and lineage."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -52,7 +52,7 @@ def _read_version(session: Session, row: tables.ModelVersionRow) -> bodies.Model
 
 @router.post("", operation_id="create_model", status_code=201, response_model=bodies.ModelRead)
 def create(body: bodies.ModelNew, caller: EditorDep, idempotent: IdempotentDep) -> Response:
-    """Make a line without versions. A version makes its line by itself, so this is optional."""
+    """Create a model without versions. Optional: the first version creates its model."""
 
     def work(session: Session) -> tuple[bodies.ModelRead, str]:
         row = models.create(session, project_id=caller.project_id, **body.model_dump())
@@ -80,7 +80,7 @@ def index(
 
 @router.get("/{name}", operation_id="get_model")
 def show(name: str, caller: CallerDep, readers: ReadersDep, response: Response) -> bodies.ModelRead:
-    """Return a model. Its ETag stands for card and tags."""
+    """Return a model. Its ETag changes with card and tags."""
     with readers() as session:
         row = models.get(session, project_id=caller.project_id, name=name)
         response.headers["etag"] = models.etag(row)
@@ -129,7 +129,7 @@ def create_version(
     idempotent: IdempotentDep,
     publish: PublishDep,
 ) -> Response:
-    """Make a version from a completed upload. A worker inspects it before it is `ready`."""
+    """Create a version from a completed upload. A worker inspects it before it is `ready`."""
 
     def work(session: Session) -> tuple[bodies.ModelVersionRead, str]:
         row = models.register(session, project_id=caller.project_id, new=body.new(name))
@@ -167,7 +167,7 @@ def index_versions(
 def show_version(
     name: str, version: Version, caller: CallerDep, readers: ReadersDep, response: Response
 ) -> bodies.ModelVersionRead:
-    """Return a version. Its ETag stands for card, tags and deprecation."""
+    """Return a version. Its ETag changes with card, tags and deprecation."""
     with readers() as session:
         row = models.get_version(session, project_id=caller.project_id, name=name, version=version)
         response.headers["etag"] = models.etag(row)
@@ -184,7 +184,7 @@ def update_version(
     expected: ExpectedDep,
     response: Response,
 ) -> bodies.ModelVersionRead:
-    """Replace card or tags, or set `deprecated`. All else is immutable."""
+    """Replace card or tags, or set `deprecated`. Everything else is immutable."""
     with sessions.begin() as session:
         row = models.update_version(
             session,
@@ -258,7 +258,7 @@ def show_lineage(
 
 @router.get("/{name}/aliases", operation_id="list_aliases")
 def index_aliases(name: str, caller: CallerDep, readers: ReadersDep) -> bodies.AliasList:
-    """List a model's aliases by name: all of them, for there are few."""
+    """List all aliases of a model, by name."""
     with readers() as session:
         rows = aliases.every(session, project_id=caller.project_id, name=name)
     return bodies.AliasList(data=[bodies.AliasRead.of(name, row) for row in rows])
@@ -278,7 +278,7 @@ def show_alias(
 @router.put(
     "/{name}/aliases/{alias}",
     operation_id="put_alias",
-    responses={201: {"model": bodies.AliasRead, "description": "The alias is new."}},
+    responses={201: {"model": bodies.AliasRead, "description": "The alias was created."}},
 )
 def put_alias(
     name: str,

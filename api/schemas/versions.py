@@ -9,7 +9,7 @@ from models_registry.persistence import tables
 
 
 class Images(BaseModel):
-    """What images look like to a network, and how their pixels are normalised."""
+    """Shape of a network's images, and normalisation of their pixels."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -21,7 +21,7 @@ class Images(BaseModel):
 
 
 class ImageHints(BaseModel):
-    """What an uploader says of images; whatever is absent is measured when they are inspected."""
+    """Shape and normalisation as given by the uploader; absent ones are measured at inspection."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -33,7 +33,7 @@ class ImageHints(BaseModel):
 
 
 class Rejection(BaseModel):
-    """Why an upload was turned down."""
+    """Why an upload was rejected."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -47,7 +47,7 @@ class StoredFile(BaseModel):
     path: str
     size_bytes: int
     sha256: str
-    media_type: str = Field(description="By the ending of its path.")
+    media_type: str = Field(description="By the suffix of its path.")
 
     @classmethod
     def of(cls, row: tables.ModelFileRow) -> Self:

@@ -1,4 +1,4 @@
-"""Requests that may be sent twice: the first answer is kept, and given again.
+"""Idempotent requests: the first response is stored, and returned again for the same key.
 
 The key's row is written in the transaction that does the work, so either both exist or neither.
 A second request with the same key waits at that row until the first has ended.
@@ -23,7 +23,7 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 @dataclass(frozen=True)
 class KeyedRequest:
-    """What identifies a request: whose, to which route, under which key, with which body."""
+    """The identity of a request: project, route, key and body."""
 
     project_id: str
     route: str  # method and path
@@ -33,7 +33,7 @@ class KeyedRequest:
 
 @dataclass(frozen=True)
 class StoredResponse:
-    """A successful answer, as it was first given."""
+    """A successful response, as it was first sent."""
 
     status: int
     body: dict[str, Any]
@@ -54,10 +54,10 @@ def keyed_request(*, project_id: str, route: str, key: str, body: Any) -> KeyedR
 
 
 def begin(session: Session, request: KeyedRequest) -> StoredResponse | None:
-    """Claim the key in the caller's transaction, or return the answer that it has already got.
+    """Claim the key in the caller's transaction, or return the response stored under it.
 
-    Raises: Refused, when the key came with another body before; Conflict, when the first request
-    with this key takes too long.
+    Raises: Refused when the key was used with another body; Conflict when the first request with
+    this key has not ended.
     """
     row = tables.IdempotencyRow
     now = database.now(session)
@@ -83,7 +83,7 @@ def begin(session: Session, request: KeyedRequest) -> StoredResponse | None:
 
 
 def finish(session: Session, request: KeyedRequest, answer: StoredResponse) -> None:
-    """Keep the answer, in the transaction that did the work."""
+    """Store the response, in the transaction that did the work."""
     row = tables.IdempotencyRow
     session.execute(
         sa.update(row)
@@ -101,14 +101,14 @@ def _first_answer(first: tables.IdempotencyRow | None, request: KeyedRequest) ->
             code="request_in_progress",
         )
     if first.body_sha256 != request.body_sha256:
-        message = "this Idempotency-Key came with another body before: use a new key"
+        message = "this Idempotency-Key was used with another body before: use a new key"
         fault = errors.Fault("/header/idempotency-key", "idempotency_key_reused", message)
         raise errors.Refused(message, code="idempotency_key_reused", faults=[fault])
     return StoredResponse(first.status, first.response, first.location)
 
 
 def forget(session: Session) -> int:
-    """Delete the answers that are past their time, and return how many."""
+    """Delete expired responses, and return how many."""
     row = tables.IdempotencyRow
     old = row.created_at < database.now(session) - KEPT_FOR
     return len(session.scalars(sa.delete(row).where(old).returning(row.key)).all())

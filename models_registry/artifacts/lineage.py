@@ -1,4 +1,4 @@
-"""What a version was made from, and what was made from it; written by nobody but jobs."""
+"""Lineage: what a version was made from, and what was made from it. Only jobs write it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,12 +58,12 @@ def forward(
 def synthetic_datasets(
     session: Session, version: tables.ModelVersionRow
 ) -> Sequence[tables.DatasetVersionRow]:
-    """Return the newest data sets of images that were invented with this version's help.
+    """Return the newest data sets of synthetic images that were made with this version.
 
-    It was the teacher of the job that invented them, its start, or its student.
+    It was teacher, initial weights or student of the job that made them.
     """
     row, job = tables.DatasetVersionRow, tables.JobRow
-    took_part = sa.or_(
+    used_version = sa.or_(
         job.teacher_version_id == version.id,
         job.initial_version_id == version.id,
         job.student_version_id == version.id,
@@ -71,7 +71,7 @@ def synthetic_datasets(
     query = (
         sa.select(row)
         .join(job, row.job_id == job.id)
-        .where(row.project_id == version.project_id, took_part)
+        .where(row.project_id == version.project_id, used_version)
         .order_by(row.created_at.desc(), row.id.desc())
     )
     return session.scalars(query.limit(MAX_DATASETS)).all()

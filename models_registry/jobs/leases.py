@@ -19,7 +19,7 @@ from models_registry.persistence import database, tables
 
 KEPT_CHECKPOINTS = 2
 SHUT_DOWN = "The worker was shut down; the job goes on from its newest checkpoint."
-# Attempts that ended so may have been too much for the machine, or for their neighbours.
+# After such an end a job runs alone: it may have needed too much, or must_run_alone the others.
 _RUNS_ALONE_AFTER = (Reason.ATTEMPT_FAILED, Reason.ATTEMPT_LOST, Reason.SHARED_ENGINE_FAILED)
 
 
@@ -53,8 +53,8 @@ class OutputFile:
 
 
 def claim(session: Session, *, job_id: str, worker_id: str, lease_seconds: float) -> Lease | None:
-    """Take a queued job, or return None where there is nothing to take (any more)."""
-    # Locked before it is looked at: fence and attempt are counted on from what is seen here.
+    """Claim a queued job, or return None if it cannot be claimed (any more)."""
+    # Locked before it is read: the new fence and attempt follow from these values.
     job = session.get(
         tables.JobRow, job_id, populate_existing=True, with_for_update={"key_share": True}
     )
@@ -80,9 +80,9 @@ def claim(session: Session, *, job_id: str, worker_id: str, lease_seconds: float
 
 
 def find_groupable(session: Session, lease: Lease) -> list[tables.JobRow]:
-    """Return jobs that may be trained beside a claimed one, in the order of their submission.
+    """Return jobs that may share the engine of a claimed one, in the order of their submission.
 
-    They belong to the same study, are queued and due, and go on from the same step, since an
+    They belong to the same study, are queued and due, and resume from the same step, since an
     engine has one batch at a time for all of its students. A job that has failed or was lost runs
     alone from then on, and so does one whose time is limited: beside others it takes longer.
     """
@@ -90,7 +90,9 @@ def find_groupable(session: Session, lease: Lease) -> list[tables.JobRow]:
     if job.study_id is None:
         return []
     row, attempt, kept = tables.JobRow, tables.AttemptRow, tables.CheckpointRow
-    disturbed = sa.exists().where(attempt.job_id == row.id, attempt.outcome.in_(_RUNS_ALONE_AFTER))
+    must_run_alone = sa.exists().where(
+        attempt.job_id == row.id, attempt.outcome.in_(_RUNS_ALONE_AFTER)
+    )
     newest = sa.select(sa.func.max(kept.step)).where(kept.job_id == row.id).scalar_subquery()
     may_share = (
         row.study_id == job.study_id,
@@ -98,19 +100,21 @@ def find_groupable(session: Session, lease: Lease) -> list[tables.JobRow]:
         row.teacher_version_id.is_not_distinct_from(job.teacher_version_id),
         row.dataset_version_id.is_not_distinct_from(job.dataset_version_id),
         row.max_runtime_seconds.is_(None),
-        ~disturbed,
+        ~must_run_alone,
     )
-    stands = session.execute(sa.select(newest).where(row.id == job.id, *may_share)).one_or_none()
-    if stands is None:
+    leader_step = session.execute(
+        sa.select(newest).where(row.id == job.id, *may_share)
+    ).one_or_none()
+    if leader_step is None:
         return []
-    found = sa.select(row).where(
+    query = sa.select(row).where(
         *may_share,
         row.id != job.id,
         row.state == State.QUEUED,
         row.not_before <= database.now(session),
-        newest.is_not_distinct_from(stands[0]),
+        newest.is_not_distinct_from(leader_step[0]),
     )
-    return list(session.scalars(found.order_by(row.created_at, row.id)))
+    return list(session.scalars(query.order_by(row.created_at, row.id)))
 
 
 def renew(session: Session, lease: Lease, *, lease_seconds: float) -> State:
@@ -128,14 +132,14 @@ def poll(session: Session, lease: Lease) -> State:
     Raises: errors.StaleFence when the job is no longer held.
     """
     row = tables.JobRow
-    found = session.execute(sa.select(row.state, row.fence).where(row.id == lease.job_id)).one()
-    if found.fence != lease.fence or State(found.state) not in lifecycle.HELD:
-        raise errors.StaleFence(f"{lease.job_id} is {found.state}, fence {found.fence}")
-    return State(found.state)
+    job = session.execute(sa.select(row.state, row.fence).where(row.id == lease.job_id)).one()
+    if job.fence != lease.fence or State(job.state) not in lifecycle.HELD:
+        raise errors.StaleFence(f"{lease.job_id} is {job.state}, fence {job.fence}")
+    return State(job.state)
 
 
 def started(session: Session, lease: Lease, *, device: str, resumed_from_step: int | None) -> None:
-    """Say that the engine runs."""
+    """Record that the engine has started."""
     job = _job(session, lease)
     jobs.move(session, job, Event.STARTED, fence=lease.fence)
     attempt = session.get_one(tables.AttemptRow, (lease.job_id, lease.attempt))
@@ -188,13 +192,13 @@ def warn(session: Session, lease: Lease, *, code: str, message: str) -> None:
 def checkpoint(
     session: Session, lease: Lease, file: OutputFile, *, step: int, epoch: int, phase: str
 ) -> None:
-    """Commit a checkpoint whose bytes are stored; older ones beyond the kept are forgotten."""
+    """Commit a checkpoint whose bytes are stored, and delete all but the newest few."""
     _touch(session, lease, {})
     if any(
         (known.path, known.sha256) == (file.path, file.sha256)
         for known in checkpoints(session, job_id=lease.job_id)
     ):
-        return  # the commit whose answer was lost had happened
+        return  # committed by an earlier call whose answer was lost
     uploads.adopt(
         session, sha256=file.sha256, size_bytes=file.size_bytes, storage_key=file.storage_key
     )
@@ -297,7 +301,7 @@ def fail(
 
 
 def stopped(session: Session, lease: Lease, *, log_tail: list[str]) -> State:
-    """Say that the engine has stopped because the user paused or cancelled the job."""
+    """Record that the engine has stopped because the user paused or cancelled the job."""
     job = _job(session, lease)
     jobs.move(session, job, Event.STOPPED, fence=lease.fence)
     _keep_log(session, lease, log_tail)
@@ -312,7 +316,7 @@ def release(
     message: str = SHUT_DOWN,
     log_tail: list[str],
 ) -> State:
-    """Hand the job back for a reason that is not its own; the attempt is not counted."""
+    """Queue the job again for a reason outside of it; the attempt is not counted."""
     job = _job(session, lease)
     jobs.move(session, job, Event.RELEASED, because=because, message=message, fence=lease.fence)
     _keep_log(session, lease, log_tail)
@@ -340,7 +344,7 @@ def _touch(session: Session, lease: Lease, columns: dict[str, Any]) -> State:
 
 
 def _keep_log(session: Session, lease: Lease, log_tail: list[str]) -> None:
-    # After the move: the job's row is locked first by everybody, so nobody waits in a circle.
+    # After the move: every transaction locks the job's row first, so there is no deadlock.
     attempt = session.get_one(tables.AttemptRow, (lease.job_id, lease.attempt))
     attempt.log_tail = log_tail
     session.flush()

@@ -23,7 +23,7 @@ POINTS_PER_BUCKET = 3  # smallest, largest and last
 
 @dataclass(frozen=True)
 class JobFilters:
-    """Which jobs a list is about; an empty field does not restrict."""
+    """Filters of a list of jobs; an empty field does not restrict."""
 
     states: Sequence[State] = ()
     method: str | None = None
@@ -46,7 +46,7 @@ class SeriesPoint:
 
 @dataclass(frozen=True)
 class JobSnapshot:
-    """What a watcher of a job needs to know again and again."""
+    """The fields of a job that streams poll."""
 
     state: State
     last_sequence: int
@@ -82,7 +82,7 @@ def page(
 def label(
     session: Session, labels: InstrumentedAttribute[dict[str, Any]], key: str
 ) -> sa.ColumnElement[str]:
-    """Return one label of a row, to be compared; NULL where the row has none of this key."""
+    """Return one label of a row as a column; NULL where the row has no label of this key."""
     # A label's key may hold dots, quotes and brackets: each database is given it as a value.
     if session.get_bind().dialect.name == "postgresql":
         return sa.func.jsonb_extract_path_text(labels, key)
@@ -119,11 +119,11 @@ def latest_metrics(session: Session, *, job_ids: Sequence[str]) -> dict[str, dic
         .limit(1)
         .correlate(series)
     )
-    found = sa.select(series.c.job_id, series.c.key, last.scalar_subquery()).where(
+    latest = sa.select(series.c.job_id, series.c.key, last.scalar_subquery()).where(
         series.c.key.is_not(None)
     )
     metrics: dict[str, dict[str, float]] = {job_id: {} for job_id in job_ids}
-    for job_id, key, value in session.execute(found):
+    for job_id, key, value in session.execute(latest):
         metrics[job_id][key] = value
     return metrics
 
@@ -136,7 +136,7 @@ def series(
     from_step: int = 0,
     max_points: int = DEFAULT_POINTS,
 ) -> dict[str, list[SeriesPoint]]:
-    """Return the points of a job by key, thinned out to at most `max_points` for each.
+    """Return the points of a job by key, downsampled to at most `max_points` for each.
 
     Where several attempts report the same step, the newest attempt's value counts.
     """
@@ -148,17 +148,17 @@ def series(
     )
     if keys:
         query = query.where(row.key.in_(keys))
-    found: dict[str, dict[int, SeriesPoint]] = {}
+    by_step: dict[str, dict[int, SeriesPoint]] = {}
     for key, step, epoch, value, at in session.execute(query):
-        found.setdefault(key, {})[step] = SeriesPoint(step, epoch, value, at)
-    return {key: thin(list(points.values()), max_points) for key, points in found.items()}
+        by_step.setdefault(key, {})[step] = SeriesPoint(step, epoch, value, at)
+    return {key: downsample(list(points.values()), max_points) for key, points in by_step.items()}
 
 
-def thin(points: Sequence[SeriesPoint], max_points: int) -> list[SeriesPoint]:
+def downsample(points: Sequence[SeriesPoint], max_points: int) -> list[SeriesPoint]:
     """Return at most `max_points` points in their order.
 
     Of each bucket the smallest, the largest and the last stay, so that a spike survives and the
-    curve ends where it ends. NaN counts as larger than everything: a reader must see it first.
+    curve keeps its last value. NaN counts as the largest value, so that it is always kept.
     """
     if len(points) <= max_points:
         return list(points)
@@ -207,16 +207,16 @@ def checkpoints(
 
 
 def snapshots(session: Session, *, job_ids: Iterable[str]) -> dict[str, JobSnapshot]:
-    """Return where these jobs are now, in one query."""
+    """Return the current snapshots of these jobs, in one query."""
     row = tables.JobRow
     columns = (
         *(row.id, row.state, row.last_sequence, row.attempt, row.progress),
         *(row.estimated_end_at, row.deleted_at),
     )
-    found = session.execute(sa.select(*columns).where(row.id.in_(list(job_ids))))
+    rows = session.execute(sa.select(*columns).where(row.id.in_(list(job_ids))))
     return {
         job_id: JobSnapshot(State(state), sequence, attempt, progress, end_at, deleted is not None)
-        for job_id, state, sequence, attempt, progress, end_at, deleted in found
+        for job_id, state, sequence, attempt, progress, end_at, deleted in rows
     }
 
 

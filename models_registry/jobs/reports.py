@@ -1,6 +1,6 @@
 """The report of a finished job: files of the student's version that lie under `report/`.
 
-They live and die with that version: whoever keeps a student keeps what explains it.
+They are kept as long as that version.
 """
 
 from sqlalchemy.orm import Session
@@ -13,7 +13,7 @@ FOLDER = "report/"
 
 
 def files(session: Session, *, job: tables.JobRow) -> list[models.File]:
-    """Return the files of a job's report by path; none where the job was to make no report.
+    """Return the files of a job's report by path; none if its spec has `report: false`.
 
     Raises: errors.Conflict while the job has made nothing; errors.Gone when its student was
     deleted.
@@ -24,20 +24,20 @@ def files(session: Session, *, job: tables.JobRow) -> list[models.File]:
 def file(session: Session, *, job: tables.JobRow, path: str) -> models.File:
     """Return one file of a job's report; `path` is relative to the report.
 
-    Raises: errors.NotFound, naming those that there are; and as `files`.
+    Raises: errors.NotFound, naming the files that exist; and as `files`.
     """
     return models.file(session, _student(session, job), path=f"{FOLDER}{path}")
 
 
 def whole(session: Session, *, job: tables.JobRow) -> list[models.File]:
-    """Return the files of a report that has some.
+    """Return the files of a report that is not empty.
 
-    Raises: errors.NotFound where the job was to make no report; and as `files`.
+    Raises: errors.NotFound if the job's spec has `report: false`; and as `files`.
     """
-    found = files(session, job=job)
-    if not found:
+    report_files = files(session, job=job)
+    if not report_files:
         raise errors.NotFound(f"job {job.id} has no report: submit it with report true")
-    return found
+    return report_files
 
 
 def name_of(file: models.File) -> str:

@@ -24,7 +24,7 @@ _SIGNATURE_BYTES = 16
 
 @dataclass(frozen=True)
 class PageRequest:
-    """The page that a caller asks for.
+    """The page that a caller requests.
 
     `binding` names the list (project, path, filters): a cursor of one list is refused by another.
     """

@@ -1,8 +1,8 @@
-"""Where do bytes live? One door for them: a local folder, or a bucket of an S3-compatible store.
+"""Storage of bytes: a local folder, or a bucket of an S3-compatible store.
 
 A blob's key is the SHA-256 of its content, so the same bytes have the same key, a download can be
-verified, and no path ever comes from a caller. Parts of an upload have random keys: nothing else
-ever shares one, so a part may be deleted without asking who else needs it.
+verified, and no path ever comes from a caller. Parts of an upload have random keys, which nothing
+else shares, so a part may be deleted without checking for other references.
 
 No put is visible before it is complete, verified and durable. Reads and writes stream: memory does
 not grow with the size of the bytes.
@@ -100,7 +100,7 @@ class ByteStream(Iterator[bytes]):
 
 
 class Storage(Protocol):
-    """Four verbs for bytes, and what upload and maintenance need beside them.
+    """Put, open, exists and delete, and what uploads and maintenance need besides.
 
     Every method raises `errors.StorageDown` when the store cannot do its work, and
     `errors.Malformed` for a key that is not one of ours.
@@ -110,8 +110,8 @@ class Storage(Protocol):
         """Store a blob under its digest, all or nothing.
 
         `expected` is a SHA-256 in hexadecimal; other bytes raise `errors.DigestMismatch`. Bytes
-        that are there already are stored again, which makes them young for `stored_before`. What
-        the stream raises passes through, and nothing is kept.
+        that are there already are stored again, which renews their time for `stored_before`. What
+        the stream raises passes through, and nothing is stored.
         """
         ...
 
@@ -131,7 +131,7 @@ class Storage(Protocol):
         ...
 
     def delete(self, key: str, *, unless_stored_since: datetime | None = None) -> None:
-        """Forget these bytes; nothing there is a success.
+        """Delete these bytes; missing ones are no error.
 
         `unless_stored_since` keeps bytes that were put, perhaps again, at that moment or later: a
         sweep passes the moment of its `stored_before`.
@@ -143,7 +143,7 @@ class Storage(Protocol):
         ...
 
     def discard_unfinished(self, moment: datetime) -> int:
-        """Remove what puts that died before this moment left behind; return how many."""
+        """Remove temporary files of puts that were killed before this moment; return how many."""
         ...
 
     def check(self) -> None:
@@ -245,7 +245,7 @@ class LocalStorage:
             return path.is_file()
 
     def delete(self, key: str, *, unless_stored_since: datetime | None = None) -> None:
-        """Forget these bytes; nothing there is a success."""
+        """Delete these bytes; missing ones are no error."""
         path = self._path(key)
         with _reported(), contextlib.suppress(FileNotFoundError):
             if unless_stored_since is None or _modified_at(path) < unless_stored_since:
@@ -260,7 +260,7 @@ class LocalStorage:
                     yield key
 
     def discard_unfinished(self, moment: datetime) -> int:
-        """Remove what puts that died before this moment left behind; return how many."""
+        """Remove temporary files of puts that were killed before this moment; return how many."""
         leftovers = list(self._older("unfinished/*", moment))
         for leftover in leftovers:
             with _reported():
@@ -334,7 +334,7 @@ class S3Storage:
         self._store = _s3_store(
             bucket, prefix, options, timeout=timedelta(minutes=5), patience=timedelta(seconds=60)
         )
-        # Readiness wants an answer now; the other calls rather wait for a store that restarts.
+        # Readiness needs an answer soon; the other calls wait for a store that restarts.
         self._impatient = _s3_store(
             bucket, prefix, options, timeout=timedelta(seconds=3), patience=timedelta(0)
         )
@@ -375,7 +375,7 @@ class S3Storage:
         return self._stored_at(key) is not None
 
     def delete(self, key: str, *, unless_stored_since: datetime | None = None) -> None:
-        """Forget these bytes; nothing there is a success."""
+        """Delete these bytes; missing ones are no error."""
         _check_key(key)
         if unless_stored_since is not None:
             stored_at = self._stored_at(key)
@@ -388,9 +388,9 @@ class S3Storage:
         """Yield the keys of blobs and parts that were last put before this moment."""
         with _reported():
             for page in obstore.list(self._store):
-                for found in page:
-                    if found["last_modified"] < moment and KEY.fullmatch(found["path"]):
-                        yield found["path"]
+                for entry in page:
+                    if entry["last_modified"] < moment and KEY.fullmatch(entry["path"]):
+                        yield entry["path"]
 
     def discard_unfinished(self, moment: datetime) -> int:  # noqa: ARG002 - the protocol's name
         """Return 0: temporary files die with their process, the rest is the lifecycle rule's."""

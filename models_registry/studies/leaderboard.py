@@ -1,6 +1,6 @@
-"""Who did best in a study, and how sure that is: statistics over plain rows, without a database.
+"""Ranks the variants of a study, with intervals and tests; pure functions without a database.
 
-What few seeds cannot tell is None: a spread, an interval and a test need two seeds, a verdict
+What too few seeds cannot show is None: a spread, an interval and a test need two seeds, a verdict
 three. Nothing is corrected for the number of variants that were tried: the best of many looks
 better than it is.
 """
@@ -24,11 +24,11 @@ Metric = Literal["accuracy", "miou"]
 
 @dataclass(frozen=True)
 class Variant:
-    """What the jobs of one row have in common."""
+    """What the jobs of one variant have in common."""
 
     number: int
     method: dict[str, Any]  # with defaults filled in
-    settings: dict[str, Any]  # what tells it from others of the same method
+    settings: dict[str, Any]  # what distinguishes it from others of the same method
     is_baseline: bool
     compared_with: int | None  # number of its baseline
 
@@ -66,7 +66,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """A variant less its baseline, seed by seed."""
+    """A variant minus its baseline, seed by seed."""
 
     pairs: int
     mean: float
@@ -79,7 +79,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class RankedVariant:
-    """One variant's line."""
+    """One variant with its rank and results."""
 
     rank: int | None
     variant: Variant
@@ -121,7 +121,7 @@ def make(variants: Sequence[Variant], runs: Iterable[Run]) -> Leaderboard:
     rows = [_row(variant, by_variant, metric) for variant in variants]
     ranked = sorted(rows, key=lambda row: (-_score(row, metric), row.variant.number))
     scores = [_score(row, metric) for row in ranked]
-    in_order = [run for found in by_variant.values() for run in found]
+    in_order = [run for group in by_variant.values() for run in group]
     return Leaderboard(
         metric=metric,
         teacher_accuracy=_first(run.teacher_accuracy for run in in_order),

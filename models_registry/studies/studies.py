@@ -1,7 +1,7 @@
 """Submit, read and end studies: jobs that differ in method, hyper-parameters and seed.
 
-All jobs of a study are made in one transaction, or none. A study has no state of its own: what it
-shows is what its jobs are. How a study's results are compared is in `leaderboard.py`.
+All jobs of a study are made in one transaction, or none. A study has no state of its own: it
+follows from those of its jobs. How a study's results are compared is in `leaderboard.py`.
 """
 
 import functools
@@ -32,7 +32,7 @@ _JOB_NAME_CHARACTERS = 200
 
 
 class StudyState(StrEnum):
-    """What the states of its jobs amount to."""
+    """The state of a study, which follows from those of its jobs."""
 
     QUEUED = "queued"  # no job has started
     RUNNING = "running"  # jobs have started, and not all have ended
@@ -44,7 +44,7 @@ class StudyState(StrEnum):
 
 @dataclass(frozen=True)
 class StudyFilters:
-    """Which studies a list is about; an empty field does not restrict."""
+    """Filters of a list of studies; an empty field does not restrict."""
 
     name: str | None = None
     is_active: bool | None = None
@@ -55,7 +55,7 @@ class StudyFilters:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """What a study is made of, before anything is stored."""
+    """The variants and jobs of a study, before anything is stored."""
 
     spec: StudySpec  # references pinned
     inputs: jobs.Inputs
@@ -70,7 +70,7 @@ class StudyPlan:
 
 @dataclass(frozen=True)
 class StudyStatus:
-    """How far the jobs of a study are."""
+    """Counts by state, progress and times of a study's jobs."""
 
     counts: Mapping[State, int]
     progress: float
@@ -79,7 +79,7 @@ class StudyStatus:
 
     @property
     def state(self) -> StudyState:
-        """Return what the states of the jobs amount to."""
+        """Return the state that follows from those of the jobs."""
         there = self.counts.keys()
         if there <= {State.VALIDATING, State.QUEUED}:
             return StudyState.QUEUED
@@ -94,7 +94,7 @@ class StudyStatus:
 
 @dataclass(frozen=True)
 class _Draft:
-    """One variant before it is checked: where it comes from, and the job that it asks for."""
+    """One variant before validation, and its place in the study."""
 
     pointer: str  # of the method, in the study
     document: dict[str, Any]  # the method with its grids
@@ -108,7 +108,7 @@ class _Draft:
 def plan(session: Session, *, project_id: str, spec: StudySpec) -> StudyPlan:
     """Return the variants of a study with defaults filled in, storing nothing.
 
-    Raises: errors.Refused with the fields at fault, as they stand in the study.
+    Raises: errors.Refused with the faults, as pointers into the study's spec.
     """
     _refuse(list(_faults_of_grids(spec)))
     _refuse(list(_faults_of_size(spec)))
@@ -121,7 +121,7 @@ def plan(session: Session, *, project_id: str, spec: StudySpec) -> StudyPlan:
     specs: list[JobSpec] = []
     for draft in drafts:
         completed, wrong = jobs.complete(_job(spec, draft), inputs)
-        faults += (_led_back(fault, spec, draft) for fault in wrong)
+        faults += (_relocated(fault, spec, draft) for fault in wrong)
         specs.append(completed)
     _refuse(faults)
     _refuse(list(_faults_of_doubles(drafts, specs)))
@@ -147,7 +147,7 @@ def _faults_of_grids(spec: StudySpec) -> Iterator[errors.Fault]:
     methods = [(f"/methods/{place}", method) for place, method in enumerate(spec.methods)]
     for pointer, document in (*methods, ("/training", spec.training)):
         if grids.is_grid(document):
-            detail = 'a grid stands in the place of one value: {"temperature": {"grid": [2, 4]}}'
+            detail = 'a grid takes the place of one value: {"temperature": {"grid": [2, 4]}}'
             yield errors.Fault(f"{pointer}/{grids.GRID}", "grid_misplaced", detail)
         else:
             yield from grids.faults_of(document, pointer)
@@ -158,7 +158,7 @@ def _faults_of_grids(spec: StudySpec) -> Iterator[errors.Fault]:
 def _faults_of_size(spec: StudySpec) -> Iterator[errors.Fault]:
     of_methods = sum(grids.count(method) for method in spec.methods)
     of_training = grids.count(spec.training)
-    # A list that is too long already is not searched.
+    # Skipped if the methods alone are too many.
     baselines = int(spec.baseline) if of_methods > MAX_JOBS else len(_added_baselines(spec))
     count = (of_methods + baselines) * of_training * len(spec.seeds)
     if count > MAX_JOBS:
@@ -175,9 +175,9 @@ def _faults_of_size(spec: StudySpec) -> Iterator[errors.Fault]:
 def baseline_of(method: dict[str, Any]) -> dict[str, Any]:
     """Return what a completed method is compared with.
 
-    That is the labels alone; for a method that has none, images of noise that show nothing, with
-    as many steps of the student and, where the method has one, at the same temperature. It is what
-    the engine trains where a single job asks for a baseline.
+    That is training on labels alone; for a method without labels, on images of noise, with as many
+    steps of the student and, where the method has one, the same temperature. The engine trains the
+    same where the spec of a single job has `baseline: true`.
     """
     if not validation.is_data_free(method):
         return BASELINE
@@ -196,7 +196,7 @@ def _added_baselines(spec: StudySpec) -> list[dict[str, Any]]:
             try:
                 completed = catalog.complete_method(point.document)
             except errors.Refused:
-                continue  # said with all other faults when the variants are checked
+                continue  # reported with all other faults when the variants are validated
             listed[_key(completed)] = completed
     wanted = (baseline_of(method) for method in listed.values())
     distinct = {_key(catalog.complete_method(baseline)): baseline for baseline in wanted}
@@ -219,7 +219,7 @@ def _drafts(spec: StudySpec) -> Iterator[_Draft]:
 
 
 def _without_teacher(training: dict[str, Any]) -> dict[str, Any]:
-    """Return a training as it is where no teacher is asked."""
+    """Return the training of a job without a teacher."""
     return {**training, "teacher_cache": None} if "teacher_cache" in training else training
 
 
@@ -234,8 +234,8 @@ def _job(spec: StudySpec, draft: _Draft) -> JobSpec:
     )
 
 
-def _led_back(fault: errors.Fault, spec: StudySpec, draft: _Draft) -> errors.Fault:
-    """Return a fault of a job with the place in the study that it comes from."""
+def _relocated(fault: errors.Fault, spec: StudySpec, draft: _Draft) -> errors.Fault:
+    """Return a fault of a job's spec with a pointer into the study's spec."""
     _, first, *rest = fault.pointer.split("/")
     below = "".join(f"/{step}" for step in rest)
     if first == "method":
@@ -258,7 +258,7 @@ def _faults_of_doubles(
         if twin is not draft:
             where = draft.pointer if draft.pointer != twin.pointer else "/training"
             detail = (
-                f"{method_name(spec.method)} stands twice: with defaults filled in, a variant of "
+                f"{method_name(spec.method)} appears twice: with defaults filled in, a variant of "
                 f"{draft.pointer} is the same as one of {twin.pointer}"
             )
             yield errors.Fault(where, "duplicate_variant", detail)
@@ -278,7 +278,7 @@ def _canonical(value: Any) -> Any:  # Any: JSON
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-# -- what tells variants apart -----------------------------------------------------------------
+# -- how variants differ -----------------------------------------------------------------
 
 
 def method_name(method: dict[str, Any]) -> str:
@@ -453,9 +453,9 @@ def page(
 
 
 def statuses(session: Session, *, study_ids: Iterable[str]) -> dict[str, StudyStatus]:
-    """Return how far the jobs of these studies are, in one query."""
+    """Return the status of each of these studies, in one query."""
     row = tables.JobRow
-    found = session.execute(
+    rows = session.execute(
         sa.select(
             row.study_id,
             row.state,
@@ -468,7 +468,7 @@ def statuses(session: Session, *, study_ids: Iterable[str]) -> dict[str, StudySt
         .group_by(row.study_id, row.state)
     )
     groups: dict[str, list[Any]] = {}  # Any: rows of this query
-    for study_id, *group in found:
+    for study_id, *group in rows:
         groups.setdefault(str(study_id), []).append(group)
     return {study_id: _status(group) for study_id, group in groups.items()}
 
@@ -491,7 +491,7 @@ def _status(groups: list[Any]) -> StudyStatus:
 
 
 def cancel(session: Session, *, project_id: str, study_id: str) -> tables.StudyRow:
-    """Ask for the end of all jobs that have not ended."""
+    """Cancel all jobs that have not ended."""
     study = get(session, project_id=project_id, study_id=study_id)
     row = tables.JobRow
     unfinished = sa.select(row.id).where(
@@ -503,7 +503,7 @@ def cancel(session: Session, *, project_id: str, study_id: str) -> tables.StudyR
 
 
 def delete(session: Session, *, project_id: str, study_id: str) -> None:
-    """Hide a study and its jobs for good; the students they made stay.
+    """Delete a study and its jobs; their students stay.
 
     Raises: errors.IllegalMove while a job has not ended.
     """
@@ -532,16 +532,16 @@ def variants_of(study: tables.StudyRow) -> list[Variant]:
 
 
 def compare(session: Session, study: tables.StudyRow) -> leaderboard.Leaderboard:
-    """Return the leaderboard of a study, from what its jobs have measured by now."""
+    """Return the leaderboard of a study, from the results so far."""
     row = tables.JobRow
-    found = session.execute(
+    rows = session.execute(
         sa.select(row.study_variant, row.study_seed, row.id, row.state, row.result).where(
             row.study_id == study.id
         )
     )
     runs = [
         run_of(variant, seed, job_id, State(state), result)
-        for variant, seed, job_id, state, result in found
+        for variant, seed, job_id, state, result in rows
         if variant is not None and seed is not None
     ]
     return leaderboard.make(variants_of(study), runs)
@@ -550,24 +550,24 @@ def compare(session: Session, study: tables.StudyRow) -> leaderboard.Leaderboard
 def run_of(
     variant: int, seed: int, job_id: str, state: State, result: dict[str, Any] | None
 ) -> Run:
-    """Return what a job contributes, from its result as the engine wrote it."""
-    told = result or {}
-    scores = told.get("scores") or {}
+    """Return a job as a run, from its result as the engine wrote it."""
+    result = result or {}
+    scores = result.get("scores") or {}
     student, teacher = scores.get("student") or {}, scores.get("teacher") or {}
-    parameters = (told.get("parameters") or {}).get("student")
-    shared_with = told.get("shared_with")
+    parameters = (result.get("parameters") or {}).get("student")
+    shared_with = result.get("shared_with")
     return Run(
         variant=variant,
         seed=seed,
         job_id=job_id,
         state=state,
-        student=told.get("student"),
+        student=result.get("student"),
         accuracy=_number(student.get("accuracy")),
         miou=_number(student.get("miou")),
         agreement=_number(student.get("agreement")),
         ece=_number(student.get("ece")),
-        wall_seconds=_number(told.get("wall_seconds")),
-        images_per_second=_number(told.get("images_per_second")),
+        wall_seconds=_number(result.get("wall_seconds")),
+        images_per_second=_number(result.get("images_per_second")),
         shared_with=shared_with if isinstance(shared_with, int) else None,
         parameters=parameters if isinstance(parameters, int) else None,
         teacher_accuracy=_number(teacher.get("accuracy")),

@@ -65,7 +65,7 @@ class GlobalOptions:
 
 
 class Shell:
-    """One command's way to the server, to stdout and to stderr."""
+    """One command's access to the server, to stdout and to stderr."""
 
     def __init__(self, given: GlobalOptions) -> None:
         self.given = given
@@ -103,7 +103,7 @@ class Shell:
         emit(shown)
 
     def note(self, text: str) -> None:
-        """Tell a person something on stderr."""
+        """Print a message on stderr."""
         say(text)
 
 

