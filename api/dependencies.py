@@ -168,13 +168,16 @@ def _page(
 PageDep = Annotated[paging.PageRequest, Depends(_page)]
 
 
-def _labels(request: Request) -> Mapping[str, str]:
-    prefix = "label."
-    return {
-        name.removeprefix(prefix): value
-        for name, value in request.query_params.items()
-        if name.startswith(prefix)
-    }
+def _parameters_with(prefix: str) -> Callable[[Request], Mapping[str, str]]:
+    def parameters(request: Request) -> Mapping[str, str]:
+        return {
+            name.removeprefix(prefix): value
+            for name, value in request.query_params.items()
+            if name.startswith(prefix)
+        }
+
+    return parameters
 
 
-LabelsDep = Annotated[Mapping[str, str], Depends(_labels)]
+LabelsDep = Annotated[Mapping[str, str], Depends(_parameters_with("label."))]
+TagsDep = Annotated[Mapping[str, str], Depends(_parameters_with("tag."))]

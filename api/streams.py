@@ -49,7 +49,7 @@ class WatchedJob:
             self.wake()
 
     def wake(self) -> None:
-        """Wake the watchers; whoever waits from now on waits for the next change."""
+        """Wake the watchers; those that wait from now on wait for the next change."""
         self.changed.set()
         self.changed = asyncio.Event()
 

@@ -3,7 +3,7 @@
 RegistryError
 ├── NotFound          an id or name that does not exist in this project
 │   └── Gone          it existed, and was deleted or has expired
-├── Refused           well-formed, but cannot be accepted: says which field and why
+├── Refused           well-formed, but cannot be accepted: names the fields and the reasons
 │   ├── TooLarge      over a size limit
 │   └── DigestMismatch  bytes differ from the announced digest
 ├── Malformed         a cursor, range or name that cannot be read

@@ -126,13 +126,14 @@ class Jobs:
     def wait(
         self, job_id: str, *, timeout: float | None = None, poll_seconds: float = 1.0
     ) -> types.Job:
-        """Return the job once it has ended, in whatever state."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not (job := self.get(job_id)).is_final:
-            if deadline is not None and time.monotonic() + poll_seconds > deadline:
-                raise errors.TimedOut(f"{job_id} is still {job.state} after {timeout:g} s")
-            self._http.sleep(poll_seconds)
-        return job
+        """Return the job when it has ended, in whatever state. Raises: errors.TimedOut."""
+        return self._http.poll(
+            lambda: self.get(job_id),
+            lambda job: job.is_final,
+            name=job_id,
+            timeout=timeout,
+            poll_seconds=poll_seconds,
+        )
 
     def download_student(
         self,

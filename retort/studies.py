@@ -1,9 +1,8 @@
 """Studies: submit, read, wait, cancel, and compare."""
 
-import time
 from collections.abc import Iterator, Mapping
 
-from retort import errors, transport, types
+from retort import transport, types
 
 
 class Studies:
@@ -63,10 +62,11 @@ class Studies:
     def wait(
         self, study_id: str, *, timeout: float | None = None, poll_seconds: float = 2.0
     ) -> types.Study:
-        """Return the study once all of its jobs have ended, in whatever state."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not (study := self.get(study_id)).is_final:
-            if deadline is not None and time.monotonic() + poll_seconds > deadline:
-                raise errors.TimedOut(f"{study_id} is still {study.state} after {timeout:g} s")
-            self._http.sleep(poll_seconds)
-        return study
+        """Return the study when all of its jobs have ended. Raises: errors.TimedOut."""
+        return self._http.poll(
+            lambda: self.get(study_id),
+            lambda study: study.is_final,
+            name=study_id,
+            timeout=timeout,
+            poll_seconds=poll_seconds,
+        )

@@ -12,7 +12,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -23,8 +23,17 @@ from retort import errors, types
 RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
 LONGEST_WAIT_SECONDS = 30.0
 ResponseBody = TypeVar("ResponseBody", bound=pydantic.BaseModel)
+State = TypeVar("State", bound="HasState")
 # JSON values and query parameters as httpx takes them.
 Query = Mapping[str, Any]
+
+
+class HasState(Protocol):
+    """A resource that passes through states."""
+
+    @property
+    def state(self) -> str:
+        """Its present state."""
 
 
 def fresh_key() -> str:
@@ -137,6 +146,26 @@ class Transport:
             cursor = page.next_cursor
             if not page.has_more or not cursor:
                 return
+
+    def poll(
+        self,
+        read: Callable[[], State],
+        is_done: Callable[[State], bool],
+        *,
+        name: str,
+        timeout: float | None,
+        poll_seconds: float,
+    ) -> State:
+        """Read a resource repeatedly until `is_done`, and return it; None waits without limit.
+
+        Raises: errors.TimedOut, with `name` and the last state.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not is_done(current := read()):
+            if deadline is not None and time.monotonic() + poll_seconds > deadline:
+                raise errors.TimedOut(f"{name} is still {current.state} after {timeout:g} s")
+            self.sleep(poll_seconds)
+        return current
 
     @contextlib.contextmanager
     def open(

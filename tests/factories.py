@@ -185,7 +185,7 @@ def synthetic_job(
     images: Mapping[str, bytes] = MappingProxyType(IMAGES),
     **changes: Any,
 ) -> tables.JobRow:
-    """Run a job to its end that has invented images and kept these; its teacher must be there."""
+    """Run a data-free job to its end, with these images kept; its teacher must exist."""
     wanted = JobSpec.model_validate(data_free_spec(**changes))
     row = jobs.submit(session, project_id=project_id, spec=wanted)
     return succeeded(session, storage, row, images=images)

@@ -82,7 +82,7 @@ _MAIN_PROCESS = os.getpid()
 @signals.setup_logging.connect
 def _set_up_logging(**_: Any) -> None:
     logs.set_up(level=settings.log_level, as_json=settings.log_json)
-    # A line for every sweep, every few seconds, would bury the lines that say something.
+    # A line for every sweep, every few seconds, would hide the other lines.
     for chatty in ("celery.worker.strategy", "celery.app.trace", "celery.beat"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 

@@ -1,4 +1,4 @@
-"""The Celery tasks: one call each. A message names a row; the row says what is to be done."""
+"""The Celery tasks: one call each. A message has the id of a row; the row has the work."""
 
 import functools
 import threading

@@ -1,9 +1,8 @@
 """Models: their versions, files, aliases and lineage."""
 
-from collections.abc import Mapping
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from sqlalchemy.orm import Session
 
 from api import ranges
@@ -16,6 +15,7 @@ from api.dependencies import (
     ReadersDep,
     SessionsDep,
     StorageDep,
+    TagsDep,
 )
 from api.idempotency import IdempotentDep
 from api.preconditions import ExpectedDep, MustBeNewDep
@@ -28,15 +28,6 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 
 Version = Annotated[int, Path(ge=1, le=999_999_999)]
 Alias = Annotated[str, Path(max_length=96)]
-
-
-def _tags(request: Request) -> Mapping[str, str]:
-    prefix = "tag."
-    return {
-        name.removeprefix(prefix): value
-        for name, value in request.query_params.items()
-        if name.startswith(prefix)
-    }
 
 
 def _read(session: Session, row: tables.ModelRow) -> bodies.ModelRead:
@@ -66,7 +57,7 @@ def index(
     caller: CallerDep,
     readers: ReadersDep,
     wanted: PageDep,
-    tags: Annotated[Mapping[str, str], Depends(_tags)],
+    tags: TagsDep,
     prefix: Annotated[str | None, Query(max_length=96, description="Of the name.")] = None,
 ) -> lists.ListRead[bodies.ModelRead]:
     """List the project's models, newest first. `tag.<key>=<value>` filters by tag."""

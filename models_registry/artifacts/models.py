@@ -101,7 +101,7 @@ def update(
 ) -> tables.ModelRow:
     """Replace `card` or `tags` of a line.
 
-    Raises: errors.PreconditionFailed when somebody else has changed it.
+    Raises: errors.PreconditionFailed when another caller has changed it.
     """
     row = _line(session, project_id=project_id, name=name, lock=True)
     check_etag(expected, etag(row), name)
@@ -285,7 +285,7 @@ def update_version(
 ) -> tables.ModelVersionRow:
     """Replace `card` or `tags` of a version, or set `deprecated`.
 
-    Raises: errors.PreconditionFailed when somebody else has changed it.
+    Raises: errors.PreconditionFailed when another caller has changed it.
     """
     row = _version(session, project_id=project_id, name=name, version=version, lock=True)
     check_etag(expected, etag(row), reference_of(row))
@@ -455,14 +455,14 @@ def _line(
         query = query.with_for_update()
     elif hold:
         query = query.with_for_update(read=True, key_share=True)
-    found = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
-    if found is None:
+    line = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
+    if line is None:
         alive = sa.select(row.name).where(row.project_id == project_id, row.deleted_at.is_(None))
         names = session.scalars(alive.order_by(row.updated_at.desc()).limit(_CLOSEST_AMONG)).all()
         raise errors.NotFound(f"no model is called {name[:96]!r}{catalog.nearest(name, names)}")
-    if found.deleted_at is not None:
+    if line.deleted_at is not None:
         raise errors.Gone(f"model {name} was deleted")
-    return found
+    return line
 
 
 def _version(
@@ -482,14 +482,14 @@ def _version(
     elif hold:
         # Conflicts with the lock of a deletion, and with nothing else.
         query = query.with_for_update(read=True, key_share=True)
-    found = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
-    if found is None:
+    model_version = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
+    if model_version is None:
         latest = summaries(session, [line])[line.id].latest_version
         hint = f"; the latest is {references.write(name, latest)}" if latest else ""
         raise errors.NotFound(f"model {name} has no version {version}{hint}")
-    if found.deleted_at is not None:
+    if model_version.deleted_at is not None:
         raise errors.Gone(f"{references.write(name, version)} was deleted")
-    return found
+    return model_version
 
 
 def _is_new_line(session: Session, project_id: str, name: str) -> bool:

@@ -52,7 +52,7 @@ def write(name: str, version: int) -> str:
 
 
 def check_alias(alias: str) -> None:
-    """Raise Refused unless `alias` can be told from a version number and from `latest`."""
+    """Raise Refused unless `alias` can be distinguished from a version number and from `latest`."""
     if _ALIAS.fullmatch(alias):
         return
     detail = (

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.orm import InstrumentedAttribute, Session
@@ -21,17 +21,26 @@ MAX_POINTS = 5000
 POINTS_PER_BUCKET = 3  # smallest, largest and last
 
 
-@dataclass(frozen=True)
-class JobFilters:
+Statement = TypeVar("Statement", bound=sa.Select[Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListFilters:
+    """Filters of every list of jobs or studies; an empty field does not restrict."""
+
+    name: str | None = None
+    labels: Mapping[str, str] | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFilters(ListFilters):
     """Filters of a list of jobs; an empty field does not restrict."""
 
     states: Sequence[State] = ()
     method: str | None = None
-    name: str | None = None
     study_id: str | None = None
-    labels: Mapping[str, str] | None = None
-    created_after: datetime | None = None
-    created_before: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -66,20 +75,31 @@ def page(
         statement = statement.where(row.state.in_(filters.states))
     if filters.method is not None:
         statement = statement.where(row.method == filters.method)
-    if filters.name is not None:
-        statement = statement.where(row.name == filters.name)
     if filters.study_id is not None:
         statement = statement.where(row.study_id == filters.study_id)
+    statement = restrict(session, statement, row, filters)
+    return paging.take(session, statement, by=(row.created_at, row.id), wanted=wanted)
+
+
+def restrict(
+    session: Session,
+    statement: Statement,
+    row: type[tables.JobRow] | type[tables.StudyRow],
+    filters: ListFilters,
+) -> Statement:
+    """Return `statement` with the filters that lists of jobs and of studies share."""
+    if filters.name is not None:
+        statement = statement.where(row.name == filters.name)
     if filters.created_after is not None:
         statement = statement.where(row.created_at > filters.created_after)
     if filters.created_before is not None:
         statement = statement.where(row.created_at < filters.created_before)
     for key, value in (filters.labels or {}).items():
-        statement = statement.where(label(session, row.labels, key) == value)
-    return paging.take(session, statement, by=(row.created_at, row.id), wanted=wanted)
+        statement = statement.where(_label(session, row.labels, key) == value)
+    return statement
 
 
-def label(
+def _label(
     session: Session, labels: InstrumentedAttribute[dict[str, Any]], key: str
 ) -> sa.ColumnElement[str]:
     """Return one label of a row as a column; NULL where the row has no label of this key."""
@@ -263,12 +283,24 @@ def student_file(session: Session, *, job: tables.JobRow) -> models.File:
 
     Raises: errors.Conflict while there is none; errors.Gone when the version was deleted.
     """
+    version = student_version(session, job=job, needed_for="student")
+    return models.file(session, version, path=models.WEIGHTS)
+
+
+def student_version(
+    session: Session, *, job: tables.JobRow, needed_for: Literal["student", "report"]
+) -> tables.ModelVersionRow:
+    """Return the version of the student that a job has made.
+
+    Raises: errors.Conflict while there is none; errors.Gone when the version was deleted.
+    """
     if job.student_version_id is None:
         raise errors.Conflict(
-            f"job {job.id} is {job.state} and has no student: only jobs that succeeded have one",
-            code="student_not_ready",
+            f"job {job.id} is {job.state} and has no {needed_for}: only jobs that succeeded have "
+            "one",
+            code=f"{needed_for}_not_ready",
         )
     version = session.get_one(tables.ModelVersionRow, job.student_version_id)
     if version.deleted_at is not None:
         raise errors.Gone(f"the student of job {job.id} was deleted from the registry")
-    return models.file(session, version, path=models.WEIGHTS)
+    return version

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from models_registry import errors
 from models_registry.artifacts import models
+from models_registry.jobs import queries
 from models_registry.persistence import tables
 
 FOLDER = "report/"
@@ -46,12 +47,4 @@ def name_of(file: models.File) -> str:
 
 
 def _student(session: Session, job: tables.JobRow) -> tables.ModelVersionRow:
-    if job.student_version_id is None:
-        raise errors.Conflict(
-            f"job {job.id} is {job.state} and has no report: only jobs that succeeded have one",
-            code="report_not_ready",
-        )
-    version = session.get_one(tables.ModelVersionRow, job.student_version_id)
-    if version.deleted_at is not None:
-        raise errors.Gone(f"the student of job {job.id} was deleted from the registry")
-    return version
+    return queries.student_version(session, job=job, needed_for="report")

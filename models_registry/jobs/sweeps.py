@@ -26,7 +26,7 @@ LONGEST_SILENCE = timedelta(minutes=15)
 def reap(
     session: Session, *, polling_since: datetime, lease_seconds: float, kill_grace_seconds: float
 ) -> int:
-    """End the leases of silent workers, and return how many were ended.
+    """End the leases of workers without heartbeat, and return how many were ended.
 
     `polling_since` is since when the caller has polled without a gap. A lease may expire during an
     outage without any fault of its worker, so every worker first gets a full lease's time. A job

@@ -52,7 +52,7 @@ def stopped(session: Session, *, worker_id: str) -> None:
 
 
 def state(worker: tables.WorkerRow, *, now: datetime) -> str:
-    """Return `online`, `lost` (silent for too long) or `stopped` (on purpose)."""
+    """Return `online`, `lost` (no heartbeat) or `stopped` (on purpose)."""
     if worker.stopped_at is not None:
         return "stopped"
     return "online" if now - worker.last_seen_at < SILENT_AFTER else "lost"

@@ -42,15 +42,11 @@ class StudyState(StrEnum):
     CANCELLED = "cancelled"  # all jobs have ended, some because they were cancelled
 
 
-@dataclass(frozen=True)
-class StudyFilters:
+@dataclass(frozen=True, kw_only=True)
+class StudyFilters(queries.ListFilters):
     """Filters of a list of studies; an empty field does not restrict."""
 
-    name: str | None = None
     is_active: bool | None = None
-    labels: Mapping[str, str] | None = None
-    created_after: datetime | None = None
-    created_before: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -438,17 +434,10 @@ def page(
     """Return a page of the project's studies, newest first; deleted ones are left out."""
     row, job = tables.StudyRow, tables.JobRow
     statement = sa.select(row).where(row.project_id == project_id, row.deleted_at.is_(None))
-    if filters.name is not None:
-        statement = statement.where(row.name == filters.name)
     if filters.is_active is not None:
         unfinished = sa.exists().where(job.study_id == row.id, job.state.not_in(lifecycle.FINAL))
         statement = statement.where(unfinished if filters.is_active else ~unfinished)
-    if filters.created_after is not None:
-        statement = statement.where(row.created_at > filters.created_after)
-    if filters.created_before is not None:
-        statement = statement.where(row.created_at < filters.created_before)
-    for key, value in (filters.labels or {}).items():
-        statement = statement.where(queries.label(session, row.labels, key) == value)
+    statement = queries.restrict(session, statement, row, filters)
     return paging.take(session, statement, by=(row.created_at, row.id), wanted=wanted)
 
 

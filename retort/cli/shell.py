@@ -1,11 +1,12 @@
 """What every command of the command line shares: options, consoles, exit codes, one-line errors."""
 
+import contextlib
 import enum
 import functools
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:  # imported where used: `retort --help` needs neither
     import pydantic
     import rich.console
 
-    from retort import client
+    from retort import client, watching
 
 P = ParamSpec("P")
 # Piped tables must not be folded at the 80 columns that rich assumes without a terminal.
@@ -105,6 +106,24 @@ class Shell:
     def note(self, text: str) -> None:
         """Print a message on stderr."""
         say(text)
+
+    @contextlib.contextmanager
+    def following(self, resource_id: str, command: str) -> Iterator["watching.View"]:
+        """Yield a view of a job or study; Ctrl-C ends the view, not what it shows.
+
+        `command` is what shows it again.
+        """
+        from retort import watching
+
+        view = watching.view(self.err, resource_id)
+        try:
+            yield view
+        except KeyboardInterrupt:
+            view.close()
+            self.note(f"stopped watching; {resource_id} continues: {command} {resource_id}")
+            raise typer.Exit(Code.INTERRUPTED) from None
+        finally:
+            view.close()
 
 
 def emit(shown: "pydantic.BaseModel | Iterable[pydantic.BaseModel] | Mapping[str, object]") -> None:

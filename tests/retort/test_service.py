@@ -191,7 +191,7 @@ class TestDatasets:
         ready = retort.datasets.wait("shapes", 1)
         assert (ready.classes, ready.splits["train"]) == (["round", "square"], 8)
 
-    def test_are_made_of_the_images_that_a_job_has_invented(self, retort, staff):
+    def test_are_made_of_the_synthetic_images_of_a_job(self, retort, staff):
         job_id = staff.invent()
         version = retort.datasets.register_job("dreams", job_id, tags={"site": "b"})
         assert (version.reference, version.state, version.job) == ("dreams@1", "ready", job_id)

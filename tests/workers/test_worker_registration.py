@@ -41,7 +41,7 @@ def begin(settings: Settings) -> None:
     worker_registration.start(settings, worker_id="wrk_1", queues=["any", "cpu"])
 
 
-class TestPresence:
+class TestWorkerRegistration:
     def test_is_announced_before_the_devices_are_known(self, context: Context) -> None:
         begin(context.settings)
         scenes.wait_until(lambda: row(context), "the worker is announced")
@@ -62,7 +62,7 @@ class TestPresence:
         assert found is not None
         assert found.stopped_at is not None
         assert scenes.engines("workers.distill.runtime.describe") == []
-        assert "presence" not in [thread.name for thread in threading.enumerate()]
+        assert "worker-registration" not in [thread.name for thread in threading.enumerate()]
 
     @pytest.mark.slow
     @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -74,7 +74,9 @@ class TestPresence:
                 begin(context.settings)
                 scenes.wait_until(
                     # Twice: as a newcomer, and with its devices.
-                    lambda: [line["event"] for line in logged].count("presence_not_written") >= 2,
+                    lambda: (
+                        [line["event"] for line in logged].count("registration_not_written") >= 2
+                    ),
                     "it has tried",
                 )
             found = scenes.wait_until(lambda: described(context), "the worker is announced")

@@ -145,22 +145,15 @@ def report(
     for path in saved:
         retort.out.print(str(path), soft_wrap=True)
     if not saved:
-        retort.note(f"{job_id} made no report: its spec says `report: false`")
+        retort.note(f"{job_id} made no report: its spec has `report: false`")
 
 
 def _watch(retort: shell.Shell, job_id: str) -> None:
     from retort import watching
     from retort.cli import display
 
-    shown = watching.view(retort.err, job_id)
-    try:
-        job = watching.follow(retort.client, job_id, shown)
-    except KeyboardInterrupt:
-        shown.close()
-        retort.note(f"stopped watching; {job_id} continues: retort watch {job_id}")
-        raise typer.Exit(shell.Code.INTERRUPTED) from None
-    finally:
-        shown.close()
+    with retort.following(job_id, "retort watch") as view:
+        job = watching.follow(retort.client, job_id, view)
     if retort.json:
         retort.emit(job)
     elif job.result:

@@ -137,15 +137,8 @@ def _show_leaderboard(retort: shell.Shell, study_id: str) -> None:
 def _watch(retort: shell.Shell, study_id: str) -> None:
     from retort import watching
 
-    shown = watching.view(retort.err, study_id)
-    try:
-        study = watching.follow_study(retort.client, study_id, shown)
-    except KeyboardInterrupt:
-        shown.close()
-        retort.note(f"stopped watching; {study_id} continues: retort study watch {study_id}")
-        raise typer.Exit(shell.Code.INTERRUPTED) from None
-    finally:
-        shown.close()
+    with retort.following(study_id, "retort study watch") as view:
+        study = watching.follow_study(retort.client, study_id, view)
     _show_leaderboard(retort, study_id)
     _explain_end(retort, study)
 

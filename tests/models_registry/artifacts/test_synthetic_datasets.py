@@ -1,4 +1,4 @@
-"""Images that a job has invented and kept, as a data set for others."""
+"""Synthetic images of a job as a data set for other jobs."""
 
 from datetime import timedelta
 from typing import Any

@@ -534,7 +534,7 @@ class TestUpload:
 
 
 class TestDatasetFromJob:
-    def test_registers_invented_images(self, real, staff):
+    def test_registers_synthetic_images(self, real, staff):
         result = run("dataset", "from-job", staff.invent(), "--name", "dreams")
         assert result.stdout == "dreams@1\n"
         assert "6 train, 2 validation, 2 test" in result.stderr
