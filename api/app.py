@@ -36,7 +36,7 @@ ROUTERS = (
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Return the application; everything it needs hangs on `app.state.service`.
+    """Return the application; its dependencies are in `app.state.service`.
 
     Raises: ValueError for settings that cannot work.
     """
@@ -60,7 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(router)
     errors.install(app)
     app.add_middleware(errors.LastHandler)
-    app.add_middleware(middleware.Edge, measured=metrics.Requests(collected))
+    app.add_middleware(middleware.RequestMiddleware, measured=metrics.Requests(collected))
     openapi.install(app)
     return app
 
@@ -84,7 +84,7 @@ def _service(settings: Settings) -> dependencies.Service:
         readers=readers,
         storage=storage.from_settings(settings),
         queue=messages,
-        bell=dependencies.Bell(sessions, messages),
+        publisher=dependencies.Publisher(sessions, messages),
         hub=streams.Hub(readers),
         cursor_secret=settings.cursor_secret.get_secret_value().encode(),
     )
@@ -106,11 +106,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _draining_on_signal(hub: streams.Hub) -> Iterator[None]:
     """End streams as soon as the process is told to stop.
 
-    The server waits for open responses before it ends the lifespan, so waiting for that end
-    would be waiting for each other.
+    The server ends the lifespan only after all open responses, so to drain there would deadlock.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals arrive in the main thread alone; there, somebody else is in charge
+        yield  # only the main thread receives signals, so nothing is installed here
         return
     former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 

@@ -1,7 +1,7 @@
-"""Sends stored files as one zip archive, made while it is sent: memory does not grow with it.
+"""Streams stored files as one zip archive, so that memory use does not depend on its size.
 
-Entries are stored as they are (pictures are compressed already) and carry no time, so the same
-files always give the same archive: its entity tag follows from theirs, and its length is known.
+Entries are not compressed (pictures are already) and have no time, so the same files always give
+the same bytes: the entity tag is computed from theirs, and the length is known in advance.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from models_registry import errors
 from models_registry.persistence import storage as bytes_store
 
 MEDIA_TYPE = "application/zip"
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment that the format knows
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time of the format
 _READABLE = 0o100644 << 16
 # Bytes of the format around an entry's name and content: header, descriptor, directory, end.
 _HEADER, _DESCRIPTOR, _DIRECTORY, _END = 30, 16, 46, 22
@@ -27,7 +27,7 @@ _NOT_PLAIN = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True)
-class Entry:
+class ArchiveEntry:
     """A stored file, and the path it gets in the archive."""
 
     path: str
@@ -37,9 +37,13 @@ class Entry:
 
 
 def respond(
-    request: Request, storage: bytes_store.Storage, entries: Sequence[Entry], *, filename: str
+    request: Request,
+    storage: bytes_store.Storage,
+    entries: Sequence[ArchiveEntry],
+    *,
+    filename: str,
 ) -> Response:
-    """Return the answer to a GET for an archive of these files.
+    """Return the response to a GET for an archive of these files.
 
     Raises: errors.PreconditionFailed; errors.Malformed; errors.Gone.
     """
@@ -51,7 +55,7 @@ def respond(
     }
     if ranges.is_known(request, etag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
-    # Once the answer has begun it is too late to say that something is missing.
+    # Checked before the response starts: afterwards no error status can be sent.
     for entry in entries:
         if not storage.exists(entry.storage_key):
             raise errors.Gone(f"{entry.path} was deleted a moment ago")
@@ -59,22 +63,22 @@ def respond(
     return StreamingResponse(stream(storage, entries), headers=headers, media_type=MEDIA_TYPE)
 
 
-def stream(storage: bytes_store.Storage, entries: Sequence[Entry]) -> Iterator[bytes]:
+def stream(storage: bytes_store.Storage, entries: Sequence[ArchiveEntry]) -> Iterator[bytes]:
     """Yield the archive piece by piece."""
     outlet = _Outlet()
     with zipfile.ZipFile(outlet, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]  # it needs no more than `write` and `flush`
         for entry in entries:
-            told = zipfile.ZipInfo(entry.path, date_time=_EPOCH)
-            told.external_attr, told.create_system = _READABLE, 3
-            told.file_size = entry.size_bytes
-            with archive.open(told, "w") as member, storage.open(entry.storage_key) as chunks:
+            header = zipfile.ZipInfo(entry.path, date_time=_EPOCH)
+            header.external_attr, header.create_system = _READABLE, 3
+            header.file_size = entry.size_bytes
+            with archive.open(header, "w") as member, storage.open(entry.storage_key) as chunks:
                 for chunk in chunks:
                     member.write(chunk)
                     yield outlet.take()
     yield outlet.take()
 
 
-def length(entries: Sequence[Entry]) -> int:
+def length(entries: Sequence[ArchiveEntry]) -> int:
     """Return the size of the archive in bytes."""
     around = sum(
         _HEADER + _DESCRIPTOR + _DIRECTORY + 2 * len(entry.path.encode()) for entry in entries
@@ -82,13 +86,13 @@ def length(entries: Sequence[Entry]) -> int:
     return around + sum(entry.size_bytes for entry in entries) + _END
 
 
-def _etag(entries: Sequence[Entry]) -> str:
+def _etag(entries: Sequence[ArchiveEntry]) -> str:
     lines = "".join(f"{entry.sha256} {entry.path}\n" for entry in entries)
     return f'"{hashlib.sha256(lines.encode()).hexdigest()}"'
 
 
 class _Outlet:
-    """A file that can only be written, and whose bytes are taken away as they come."""
+    """A write-only file whose bytes are taken out as they are written."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -99,9 +103,9 @@ class _Outlet:
         return len(piece)
 
     def flush(self) -> None:
-        """Do nothing: there is nowhere to flush to."""
+        """Do nothing: the bytes are in memory."""
 
     def take(self) -> bytes:
-        """Return what was written since the last time."""
+        """Return the bytes written since the last call."""
         pieces, self._pieces = self._pieces, []
         return b"".join(pieces)

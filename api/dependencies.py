@@ -1,4 +1,4 @@
-"""What routes may ask for: the service's parts, who is calling, and which page is wanted."""
+"""Dependencies of the routes: parts of the service, the caller, and the requested page."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ log = structlog.get_logger()
 
 
 class Queue(Protocol):
-    """Where messages go; `api.queue` has the real one."""
+    """Publishes messages; `api.queue.CeleryQueue` implements it."""
 
     def send(self, task: str, queue: str, payload: dict[str, Any], priority: int) -> None:
         """Publish one message, or raise QueueDown."""
@@ -34,16 +34,16 @@ class Queue(Protocol):
 
 
 @dataclass
-class Bell:
-    """Tells workers that there is something to do, after a commit; one relay at a time."""
+class Publisher:
+    """Publishes the outbox after a commit; one relay at a time in each process."""
 
     sessions: database.Sessions
     queue: Queue
     _wanted: threading.Event = field(default_factory=threading.Event)
     _relaying: threading.Lock = field(default_factory=threading.Lock)
 
-    def ring(self) -> None:
-        """Publish the outbox. A broker that is down costs latency: maintenance relays later."""
+    def publish(self) -> None:
+        """Publish the outbox. If the broker is down, maintenance publishes it later."""
         self._wanted.set()
         while self._wanted.is_set() and self._relaying.acquire(blocking=False):
             try:
@@ -57,7 +57,7 @@ class Bell:
 
 @dataclass(frozen=True)
 class Service:
-    """Everything a route needs; hangs on `app.state.service`."""
+    """Everything a route needs; stored in `app.state.service`."""
 
     settings: settings.Settings
     engine: sa.Engine
@@ -65,7 +65,7 @@ class Service:
     readers: database.Sessions
     storage: Storage
     queue: Queue
-    bell: Bell
+    publisher: Publisher
     hub: streams.Hub
     cursor_secret: bytes
 
@@ -136,12 +136,12 @@ EditorDep = Annotated[keys.Caller, Depends(_editor)]
 AdminDep = Annotated[keys.Caller, Depends(_admin)]
 
 
-def _ring(parts: ServiceDep, background: BackgroundTasks) -> Callable[[], None]:
-    return lambda: background.add_task(parts.bell.ring)
+def _publish(parts: ServiceDep, background: BackgroundTasks) -> Callable[[], None]:
+    return lambda: background.add_task(parts.publisher.publish)
 
 
-# Call it after the commit: workers are told once the response is on its way.
-RingDep = Annotated[Callable[[], None], Depends(_ring)]
+# Call it after the commit; the messages are published after the response was sent.
+PublishDep = Annotated[Callable[[], None], Depends(_publish)]
 
 
 def _page(
@@ -154,27 +154,30 @@ def _page(
     cursor: Annotated[
         str | None, Query(max_length=1000, description="`next_cursor` of the page before.")
     ] = None,
-) -> paging.Wanted:
+) -> paging.PageRequest:
     filters = sorted(
         (name, value)
         for name, value in request.query_params.multi_items()
         if name not in {"limit", "cursor"}
     )
     binding = f"{caller.project_id} {request.url.path} {filters}"
-    return paging.Wanted(parts.cursor_secret, binding, limit, cursor)
+    return paging.PageRequest(parts.cursor_secret, binding, limit, cursor)
 
 
 # Bound to the project, the path and every other query parameter of the request.
-PageDep = Annotated[paging.Wanted, Depends(_page)]
+PageDep = Annotated[paging.PageRequest, Depends(_page)]
 
 
-def _labels(request: Request) -> Mapping[str, str]:
-    prefix = "label."
-    return {
-        name.removeprefix(prefix): value
-        for name, value in request.query_params.items()
-        if name.startswith(prefix)
-    }
+def _parameters_with(prefix: str) -> Callable[[Request], Mapping[str, str]]:
+    def parameters(request: Request) -> Mapping[str, str]:
+        return {
+            name.removeprefix(prefix): value
+            for name, value in request.query_params.items()
+            if name.startswith(prefix)
+        }
+
+    return parameters
 
 
-LabelsDep = Annotated[Mapping[str, str], Depends(_labels)]
+LabelsDep = Annotated[Mapping[str, str], Depends(_parameters_with("label."))]
+TagsDep = Annotated[Mapping[str, str], Depends(_parameters_with("tag."))]

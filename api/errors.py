@@ -41,8 +41,8 @@ class BodyRejected(HTTPException):
 
 
 @dataclass(frozen=True)
-class Answer:
-    """How a class of errors is answered."""
+class ProblemKind:
+    """Status and title of the problems that a class of errors becomes."""
 
     status: HTTPStatus
     title: str
@@ -50,25 +50,27 @@ class Answer:
 
 
 # The one table; the nearest class in an error's ancestry wins.
-TABLE: dict[type[Exception], Answer] = {
-    errors.Malformed: Answer(HTTPStatus.BAD_REQUEST, "Malformed request"),
-    errors.Unauthenticated: Answer(HTTPStatus.UNAUTHORIZED, "Not authenticated"),
-    errors.Forbidden: Answer(HTTPStatus.FORBIDDEN, "Not allowed for this key"),
-    errors.NotFound: Answer(HTTPStatus.NOT_FOUND, "Not found"),
-    errors.Conflict: Answer(HTTPStatus.CONFLICT, "Conflict"),
-    errors.IllegalMove: Answer(HTTPStatus.CONFLICT, "Illegal transition"),
-    errors.AlreadyExists: Answer(HTTPStatus.CONFLICT, "Already exists"),
-    errors.InUse: Answer(HTTPStatus.CONFLICT, "In use"),
-    errors.StaleFence: Answer(HTTPStatus.CONFLICT, "Lease lost"),
-    errors.Gone: Answer(HTTPStatus.GONE, "Gone"),
-    errors.PreconditionFailed: Answer(HTTPStatus.PRECONDITION_FAILED, "Precondition failed"),
-    errors.PreconditionRequired: Answer(HTTPStatus.PRECONDITION_REQUIRED, "Precondition required"),
-    errors.TooLarge: Answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "Too large"),
-    errors.Refused: Answer(HTTPStatus.UNPROCESSABLE_ENTITY, "Refused"),
-    errors.DigestMismatch: Answer(HTTPStatus.UNPROCESSABLE_ENTITY, "Digest mismatch"),
-    TooManyStreams: Answer(HTTPStatus.TOO_MANY_REQUESTS, "Too many streams", retryable=True),
-    errors.Unavailable: Answer(HTTPStatus.SERVICE_UNAVAILABLE, "Unavailable", retryable=True),
-    errors.RegistryError: Answer(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error"),
+TABLE: dict[type[Exception], ProblemKind] = {
+    errors.Malformed: ProblemKind(HTTPStatus.BAD_REQUEST, "Malformed request"),
+    errors.Unauthenticated: ProblemKind(HTTPStatus.UNAUTHORIZED, "Not authenticated"),
+    errors.Forbidden: ProblemKind(HTTPStatus.FORBIDDEN, "Not allowed for this key"),
+    errors.NotFound: ProblemKind(HTTPStatus.NOT_FOUND, "Not found"),
+    errors.Conflict: ProblemKind(HTTPStatus.CONFLICT, "Conflict"),
+    errors.IllegalMove: ProblemKind(HTTPStatus.CONFLICT, "Illegal transition"),
+    errors.AlreadyExists: ProblemKind(HTTPStatus.CONFLICT, "Already exists"),
+    errors.InUse: ProblemKind(HTTPStatus.CONFLICT, "In use"),
+    errors.StaleFence: ProblemKind(HTTPStatus.CONFLICT, "Lease lost"),
+    errors.Gone: ProblemKind(HTTPStatus.GONE, "Gone"),
+    errors.PreconditionFailed: ProblemKind(HTTPStatus.PRECONDITION_FAILED, "Precondition failed"),
+    errors.PreconditionRequired: ProblemKind(
+        HTTPStatus.PRECONDITION_REQUIRED, "Precondition required"
+    ),
+    errors.TooLarge: ProblemKind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "Too large"),
+    errors.Refused: ProblemKind(HTTPStatus.UNPROCESSABLE_ENTITY, "Refused"),
+    errors.DigestMismatch: ProblemKind(HTTPStatus.UNPROCESSABLE_ENTITY, "Digest mismatch"),
+    TooManyStreams: ProblemKind(HTTPStatus.TOO_MANY_REQUESTS, "Too many streams", retryable=True),
+    errors.Unavailable: ProblemKind(HTTPStatus.SERVICE_UNAVAILABLE, "Unavailable", retryable=True),
+    errors.RegistryError: ProblemKind(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error"),
 }
 
 # Codes of what the framework refuses before a route is reached.
@@ -80,12 +82,12 @@ _FRAMEWORK_CODES = {
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "unsupported_media_type",
     HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE: "range_not_satisfiable",
 }
-# Statuses that the same request may not meet again.
-_PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
+# Statuses for which the same request may succeed later.
+_TEMPORARY = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of `app` with a problem."""
+    """ProblemKind every error of `app` with a problem."""
     app.add_exception_handler(errors.RegistryError, _registry_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_exception)
@@ -94,17 +96,17 @@ def install(app: FastAPI) -> None:
 
 
 def internal(connection: HTTPConnection) -> Response:
-    """Return the answer to an error that nobody foresaw; it says nothing about our insides."""
+    """Return the response to an unexpected error; it shows no internals."""
     return _problem(
         connection,
-        Answer(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error", retryable=True),
+        ProblemKind(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error", retryable=True),
         code="internal_error",
-        detail="something went wrong on our side; the request id finds it in the logs",
+        detail="an unexpected error occurred; the logs have it under the request id",
     )
 
 
 def of(connection: HTTPConnection, error: errors.RegistryError) -> Response:
-    """Return the problem that answers `error`."""
+    """Return the problem that `error` becomes."""
     answer = next(TABLE[kind] for kind in type(error).__mro__ if kind in TABLE)
     return _problem(
         connection,
@@ -142,7 +144,7 @@ def _http_exception(request: Request, error: Exception) -> Response:
         headers = {"allow": _allowed(request)} if "route" in request.scope else headers
     return _problem(
         request,
-        Answer(status, status.phrase, retryable=status in _PASSING),
+        ProblemKind(status, status.phrase, retryable=status in _TEMPORARY),
         code=error.code if isinstance(error, BodyRejected) else code,
         detail=detail,
         headers=headers,
@@ -151,36 +153,37 @@ def _http_exception(request: Request, error: Exception) -> Response:
 
 def _allowed(request: Request) -> str:
     # The framework names only the methods of the first route with this path.
-    described = request.app.openapi()["paths"].get(request.scope["route"].path, {})
-    return ", ".join(sorted(verb.upper() for verb in described))
+    verbs = request.app.openapi()["paths"].get(request.scope["route"].path, {})
+    return ", ".join(sorted(verb.upper() for verb in verbs))
 
 
 def _validation_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
-    found = error.errors()
-    if any(fault["type"] == "json_invalid" for fault in found):
-        return of(request, errors.Malformed(f"the body is not JSON: {found[0]['ctx']['error']}"))
-    if _body_was_not_json(request, found):
+    details = error.errors()
+    if any(detail["type"] == "json_invalid" for detail in details):
+        return of(request, errors.Malformed(f"the body is not JSON: {details[0]['ctx']['error']}"))
+    if _body_was_not_json(request, details):
         return _problem(
             request,
-            Answer(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Unsupported media type"),
+            ProblemKind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Unsupported media type"),
             code="unsupported_media_type",
             detail="the body must be JSON, with content-type: application/json",
         )
     faults = [
-        errors.Fault(_pointer(fault["loc"]), fault["type"], _sentence(fault)) for fault in found
+        errors.Fault(_pointer(detail["loc"]), detail["type"], _sentence(detail))
+        for detail in details
     ]
     count = "one field is" if len(faults) == 1 else f"{len(faults)} fields are"
     message = f"{count} not acceptable: {faults[0].pointer or '/'}: {faults[0].detail}"
     return of(request, errors.Refused(message, code="invalid_request", faults=faults))
 
 
-def _body_was_not_json(request: Request, found: Any) -> bool:
+def _body_was_not_json(request: Request, details: Any) -> bool:
     # A body of another content type reaches validation as bytes, and fails there as a whole.
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     is_json = kind == "application/json" or kind.endswith("+json")
-    whole_body = any(tuple(fault["loc"]) == ("body",) for fault in found)
+    whole_body = any(tuple(detail["loc"]) == ("body",) for detail in details)
     has_body = request.headers.get("content-length", "0") != "0" or (
         "transfer-encoding" in request.headers
     )
@@ -200,7 +203,7 @@ def _sentence(fault: Mapping[str, Any]) -> str:
 
 def _problem(
     connection: HTTPConnection,
-    answer: Answer,
+    answer: ProblemKind,
     *,
     code: str,
     detail: str,
@@ -236,22 +239,22 @@ def _problem(
 
 
 class LastHandler:
-    """Answers what no other code foresaw, and logs it with its traceback."""
+    """Answers unexpected exceptions, and logs them with their traceback."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; a response that has begun is cut off, so that its reader notices."""
+        """Serve one request; a response that has started is aborted, so that the client notices."""
         has_begun = False
 
-        async def watched(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             nonlocal has_begun
             has_begun = has_begun or message["type"] == "http.response.start"
             await send(message)
 
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, receive, send_and_note)
         except Exception:
             if scope["type"] != "http":
                 raise

@@ -1,4 +1,4 @@
-"""Requests that may be sent twice: with an `Idempotency-Key`, the first answer is given again."""
+"""Idempotent requests: with the same `Idempotency-Key`, the first response is returned again."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from models_registry.persistence import database
 
 
 @dataclass(frozen=True)
-class Once:
-    """Does a request's work, unless it was done before under the same key."""
+class IdempotentRequest:
+    """Runs a request's work, unless it was done before under the same key."""
 
     sessions: database.Sessions
-    wanted: idempotency.Request | None
+    request: idempotency.KeyedRequest | None
 
-    def answer(self, work: Callable[[Session], tuple[BaseModel, str]], *, status: int) -> Response:
+    def respond(self, work: Callable[[Session], tuple[BaseModel, str]], *, status: int) -> Response:
         """Run `work` in one transaction with its key; it returns the body and its location."""
         with self.sessions.begin() as session:
-            first = idempotency.begin(session, self.wanted) if self.wanted else None
+            first = idempotency.begin(session, self.request) if self.request else None
             answer = first or self._do(session, work, status)
         headers = {"location": answer.location or ""}
         if first is not None:
@@ -33,23 +33,23 @@ class Once:
 
     def _do(
         self, session: Session, work: Callable[[Session], tuple[BaseModel, str]], status: int
-    ) -> idempotency.Answer:
+    ) -> idempotency.StoredResponse:
         body, location = work(session)
-        answer = idempotency.Answer(status, body.model_dump(mode="json"), location)
-        if self.wanted is not None:
-            idempotency.finish(session, self.wanted, answer)
+        answer = idempotency.StoredResponse(status, body.model_dump(mode="json"), location)
+        if self.request is not None:
+            idempotency.finish(session, self.request, answer)
         return answer
 
 
 async def _json(request: Request) -> Any:
-    # The body as it came: that is what a key stands for.
+    # The body as it was sent: the key is bound to it.
     try:
         return await request.json() if await request.body() else None
     except (ValueError, RecursionError):
         return None  # not JSON: the route refuses it before anything is done under the key
 
 
-def _once(
+def _idempotent(
     request: Request,
     caller: EditorDep,
     sessions: SessionsDep,
@@ -59,15 +59,15 @@ def _once(
         Header(
             alias="Idempotency-Key",
             max_length=255,
-            description="Makes the request safe to repeat: the first answer is given for 24 h.",
+            description="Makes the request safe to repeat: the first response is kept for 24 h.",
         ),
     ] = None,
-) -> Once:
+) -> IdempotentRequest:
     if key is None:
-        return Once(sessions, None)
+        return IdempotentRequest(sessions, None)
     route = f"{request.method} {request.url.path}"
-    wanted = idempotency.request(project_id=caller.project_id, route=route, key=key, body=raw)
-    return Once(sessions, wanted)
+    keyed = idempotency.keyed_request(project_id=caller.project_id, route=route, key=key, body=raw)
+    return IdempotentRequest(sessions, keyed)
 
 
-OnceDep = Annotated[Once, Depends(_once)]
+IdempotentDep = Annotated[IdempotentRequest, Depends(_idempotent)]

@@ -1,4 +1,4 @@
-"""Answers what kind of bytes a stored file holds, by the ending of its path."""
+"""Media types of stored files, by the suffix of their path."""
 
 from pathlib import PurePosixPath
 
@@ -11,5 +11,5 @@ _BY_ENDING = {
 
 
 def of(path: str) -> str:
-    """Return the media type of a file; `application/octet-stream` where it is not known."""
+    """Return the media type of a file; `application/octet-stream` if unknown."""
     return _BY_ENDING.get(PurePosixPath(path).suffix, "application/octet-stream")

@@ -1,4 +1,4 @@
-"""Prometheus: requests of this process, and the state of the whole service from its database."""
+"""Prometheus metrics: requests of this process, and the service's state from its database."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,24 +28,24 @@ class Requests:
             buckets=_BUCKETS,
         )
 
-    def note(self, method: str, route: str, status: int, seconds: float) -> None:
+    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one request."""
         known = method if method in _METHODS else "OTHER"
         self._seconds.labels(known, route, str(status)).observe(seconds)
 
 
-# A caller can invent methods, and each would be a new series.
+# A caller can send any method name, and each would be a new series.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 @dataclass(eq=False)
 class ServiceState(registry.Collector):
-    """Looks into the database at each scrape, so every process tells the same."""
+    """Reads the database at each scrape, so that every process reports the same values."""
 
     readers: database.Sessions
 
     def collect(self) -> Iterator[core.Metric]:
-        """Yield jobs by state, ages of the queues, and what went wrong so far."""
+        """Yield jobs by state, ages of the queues, and ended attempts by outcome."""
         try:
             yield from self._collect()
         except SQLAlchemyError as error:
@@ -82,7 +82,7 @@ class ServiceState(registry.Collector):
             ended.add_metric([outcome], count)
         yield ended
         expired = core.CounterMetricFamily(
-            "retort_lease_expiries", "Attempts whose worker fell silent"
+            "retort_lease_expiries", "Attempts whose worker sent no heartbeat"
         )
         expired.add_metric([], outcomes.get(lifecycle.Reason.ATTEMPT_LOST, 0))
         yield expired

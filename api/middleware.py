@@ -1,4 +1,4 @@
-"""The outermost layer: request ids, limits on bodies, one log line and one measurement each."""
+"""Outermost middleware: request ids, limits on bodies, one log line and one measurement each."""
 
 import json
 import math
@@ -27,8 +27,8 @@ _BRACKET = re.compile(rb"[\[\]{}]")
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
-class Edge:
-    """Wraps the app: what every request gets, whatever becomes of it."""
+class RequestMiddleware:
+    """Adds a request id, limits the body, logs and measures every request."""
 
     def __init__(self, app: ASGIApp, *, measured: metrics.Requests) -> None:
         self._app = app
@@ -64,18 +64,18 @@ class Edge:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:
-            # PostgreSQL cannot even be asked about such text.
+            # PostgreSQL rejects such text in any query.
             refused = registry_errors.Malformed("the URL contains a NUL character")
             await errors.of(HTTPConnection(scope), refused)(scope, receive, send)
             return
         if not _PART.fullmatch(scope["path"]):
-            receive = _Body(receive, is_json=_is_json(scope)).receive
+            receive = _LimitedBody(receive, is_json=_is_json(scope)).receive
         await self._app(scope, receive, send)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         # The template, not the path: one series per route, and no ids in labels.
         route = getattr(scope.get("route"), "path", "unknown")
-        self._measured.note(scope["method"], route, status, seconds)
+        self._measured.observe(scope["method"], route, status, seconds)
         caller = scope.get("caller")
         who = {"project_id": caller.project_id, "key_id": caller.key_id} if caller else {}
         level = "debug" if scope["path"] in _QUIET else "info"
@@ -90,8 +90,8 @@ class Edge:
         )
 
 
-class _Body:
-    """A request's body, counted as it arrives; JSON is also looked at as a whole."""
+class _LimitedBody:
+    """Counts a request's body while it is received; JSON is checked as a whole."""
 
     def __init__(self, receive: Receive, *, is_json: bool) -> None:
         self._receive = receive
@@ -119,10 +119,10 @@ class _Body:
 
 
 def check_json(body: bytes) -> None:
-    """Refuse what the JSON parser lets pass and a database or a careful reader would not.
+    """Refuse JSON that the parser accepts, but that the database or clients do not.
 
-    That is: nesting beyond reason, NaN and infinities, NUL characters and half surrogate pairs.
-    What is not JSON at all is left for the parser to report.
+    That is: nesting deeper than `MAX_JSON_DEPTH`, NaN and infinities, NUL characters and unpaired
+    surrogates. The parser itself reports what is not JSON at all.
 
     Raises: errors.BodyRejected.
     """

@@ -1,4 +1,4 @@
-"""Numbers in JSON, which has neither NaN nor infinities: those travel as text."""
+"""Numbers in JSON, which has neither NaN nor infinities: those are written as text."""
 
 import math
 

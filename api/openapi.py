@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's, with problems, the catalog's schemas and examples added."""
+"""The OpenAPI document of FastAPI, with problems, schemas of the catalog and examples added."""
 
 import copy
 from collections.abc import Iterator
@@ -43,15 +43,15 @@ _EXAMPLES = {
     "/v1/studies": {"digits": {"summary": "KD and DKD on digits", "value": EXAMPLE_STUDY}},
 }
 DESCRIPTION = """\
-A trained **teacher** goes in, a smaller **student** comes out. Upload a teacher, submit a job, \
-watch it, download the student. A **study** is many jobs at once, with a leaderboard.
+Distils a trained **teacher** network into a smaller **student**. Upload a teacher, submit a job, \
+follow it, download the student. A **study** submits many jobs together and compares them.
 
-Every answer that is not a success is a problem (RFC 9457, `application/problem+json`). Its `type` \
+Every error response is a problem (RFC 9457, `application/problem+json`). Its `type` \
 is `urn:retort:problem:<code>`; `code` is stable, `detail` is for people, `errors` names fields by \
 JSON Pointer, and `retryable` says whether the same request may succeed later.
 
 Lists are pages: `data`, `has_more`, and `next_cursor` for the next one. Fields may be added to \
-answers at any time; unknown fields of a request are refused.
+responses at any time; unknown fields of a request are refused.
 """
 _SECURED = "security"
 _BODY_STATUSES = (
@@ -79,7 +79,7 @@ def install(app: FastAPI) -> None:
 
 
 def complete(document: Json) -> None:
-    """Add to a document what FastAPI cannot know."""
+    """Add problems, schemas of the catalog and examples to FastAPI's document."""
     document["info"]["description"] = DESCRIPTION
     schemas = document["components"]["schemas"]
     for unused in ("HTTPValidationError", "ValidationError"):
@@ -109,7 +109,7 @@ def complete(document: Json) -> None:
 
 
 def method_schemas() -> Json:
-    """Return one schema for each method, and `Method`: one of them, told apart by `name`."""
+    """Return one schema for each method, and `Method`: one of them, selected by `name`."""
     schemas: Json = {}
     mapping = {}
     for name, entry in catalog.load().methods.items():
@@ -134,7 +134,7 @@ def method_schemas() -> Json:
 
 
 def study_method_schema() -> Json:
-    """Return what a study says of a method: any value may be a grid, so only names are fixed."""
+    """Return the schema of a method in a study: any value may be a grid, only names are fixed."""
     return {
         "title": "StudyMethod",
         "type": "object",
@@ -147,7 +147,7 @@ def study_method_schema() -> Json:
 
 
 def training_schemas() -> Json:
-    """Return `Training`: every field may be left out, for a recipe fills it in."""
+    """Return `Training`: every field is optional, because the recipe has defaults."""
     schemas: Json = {}
     partial = _optional(catalog.load().training_schema)
     schemas["Training"] = {**hoisted(partial, "Training", schemas), "title": "Training"}
@@ -157,8 +157,8 @@ def training_schemas() -> Json:
 def hoisted(schema: Json, prefix: str, into: Json) -> Json:
     """Return a schema whose own definitions have moved to the document's components.
 
-    In an OpenAPI document `#/$defs/...` would be looked for at the document's root. Titles follow:
-    generators name classes by them, and several methods have a definition of the same name.
+    In an OpenAPI document `#/$defs/...` would be resolved at the document's root. Titles get the
+    prefix too: client generators name classes by them, and methods share names of definitions.
     """
     definitions = schema.get("$defs", {})
     targets = {f"#/$defs/{name}": f"#/components/schemas/{prefix}{name}" for name in definitions}
@@ -176,8 +176,8 @@ def hoisted(schema: Json, prefix: str, into: Json) -> Json:
         component = f"{prefix}{name}"
         title = {"title": component} if "title" in definition else {}
         into[component] = {**redirected(definition), **title}
-    moved: Json = redirected(schema)
-    return moved
+    result: Json = redirected(schema)
+    return result
 
 
 def _optional(node: Any) -> Any:

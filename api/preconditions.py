@@ -1,4 +1,4 @@
-"""Reads `If-Match` and `If-None-Match`: what the caller believes to be there."""
+"""Reads `If-Match` and `If-None-Match`: the state that the caller expects."""
 
 import re
 from collections.abc import Collection
@@ -13,7 +13,7 @@ _LIST = re.compile(rf"\s*{_TAG}\s*(?:,\s*{_TAG}\s*)*")
 
 
 def tags(value: str | None, *, header: str) -> list[str] | None:
-    """Return the entity tags of a header, or `["*"]`; None where there is no such header.
+    """Return the entity tags of a header, or `["*"]`; None without the header.
 
     Raises: errors.Malformed.
     """
@@ -30,28 +30,28 @@ def tags(value: str | None, *, header: str) -> list[str] | None:
 
 def _expected(
     if_match: Annotated[
-        str | None, Header(description="Act only if the ETag is still this one (412 if not).")
+        str | None, Header(description="Apply the change only if the ETag is still this one.")
     ] = None,
 ) -> Collection[str] | None:
     # A weak tag never matches here (RFC 9110, 13.1.1); ours are all strong.
     return tags(if_match, header="If-Match")
 
 
-# Entity tags that the caller demands; None where it demands nothing.
+# Entity tags of the caller's `If-Match`; None without that header.
 ExpectedDep = Annotated[Collection[str] | None, Depends(_expected)]
 
 
 def _must_be_new(
     if_none_match: Annotated[
-        str | None, Header(description="`*`: act only if there is nothing there yet.")
+        str | None, Header(description="`*`: only create, never replace.")
     ] = None,
 ) -> bool:
-    found = tags(if_none_match, header="If-None-Match")
-    if found is not None and found != ["*"]:
+    given = tags(if_none_match, header="If-None-Match")
+    if given is not None and given != ["*"]:
         detail = "here, If-None-Match can only be *"
         fault = errors.Fault("/header/if-none-match", "bad_entity_tag", detail)
         raise errors.Malformed(detail, code="bad_entity_tag", faults=[fault])
-    return found is not None
+    return given is not None
 
 
 MustBeNewDep = Annotated[bool, Depends(_must_be_new)]

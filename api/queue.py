@@ -11,13 +11,13 @@ from models_registry import errors
 from models_registry.persistence import broker
 
 SOCKET_SECONDS = 2.0
-# After a failure the broker is left alone for a while: requests must not pay for it one by one.
+# After a failure no request tries the broker for a while, so that not each one waits for it.
 PAUSE_SECONDS = 5.0
 
 
 @dataclass
 class CeleryQueue:
-    """The broker that the Celery workers listen to."""
+    """The broker from which the Celery workers consume."""
 
     broker_url: str
     _down_until: float = 0.0
@@ -44,7 +44,7 @@ class CeleryQueue:
     def send(self, task: str, queue: str, payload: dict[str, Any], priority: int) -> None:
         """Publish one message.
 
-        Raises: errors.QueueDown, at once while the broker is known to be down.
+        Raises: errors.QueueDown, immediately while the broker is known to be down.
         """
         if time.monotonic() < self._down_until:
             raise errors.QueueDown("the broker could not be reached a moment ago")

@@ -1,7 +1,7 @@
-"""Answers downloads: whole or one range, with preconditions, and a digest to check them by.
+"""Responses to downloads: the whole file or one range, with preconditions and a digest.
 
 The entity tag is the SHA-256 of the content, so it is strong, never changes, and is the same in
-every process. Several ranges in one request are answered with the whole, as RFC 9110 allows.
+every process. A request for several ranges gets the whole file, as RFC 9110 allows.
 """
 
 import base64
@@ -23,7 +23,7 @@ _NOT_PLAIN = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def respond(request: Request, storage: bytes_store.Storage, file: models.File) -> Response:
-    """Return the answer to a GET or HEAD for these bytes.
+    """Return the response to a GET or HEAD for these bytes.
 
     Raises: errors.PreconditionFailed; errors.Malformed; an HTTPException 416 for a range that
     lies beyond the end.
@@ -38,7 +38,7 @@ def respond(request: Request, storage: bytes_store.Storage, file: models.File) -
         headers["content-range"] = f"bytes {start}-{end - 1}/{file.size_bytes}"
         status = HTTPStatus.PARTIAL_CONTENT
     else:
-        # Of what is sent; of a range it would be another one, which nobody has computed.
+        # The digest of what is sent, which is known for the whole file only.
         headers["content-digest"] = headers["repr-digest"]
         status = HTTPStatus.OK
     media_type = media_types.of(file.path)
@@ -51,7 +51,7 @@ def respond(request: Request, storage: bytes_store.Storage, file: models.File) -
 def is_known(request: Request, etag: str) -> bool:
     """Return whether the caller has these bytes already.
 
-    Raises: errors.PreconditionFailed when it demands other ones.
+    Raises: errors.PreconditionFailed when `If-Match` names other ones.
     """
     expected = preconditions.tags(request.headers.get("if-match"), header="If-Match")
     if expected is not None and not {"*", etag} & set(expected):
@@ -77,27 +77,27 @@ def _headers(file: models.File) -> dict[str, str]:
 
 
 def _span(request: Request, file: models.File) -> tuple[int, int] | None:
-    """Return start and end (exclusive) of the wanted range, None for the whole."""
+    """Return start and end (exclusive) of the requested range, None for the whole."""
     value = request.headers.get("range")
     condition = request.headers.get("if-range")
     if value is None or request.method != "GET":
         return None
     if condition is not None and condition.strip() != _etag(file):
         return None  # also for a date: without Last-Modified none can match
-    found = _ONE_RANGE.fullmatch(value)
-    if found is None or not (found[1] or found[2]):
+    match = _ONE_RANGE.fullmatch(value)
+    if match is None or not (match[1] or match[2]):
         return None
     size = file.size_bytes
-    if not found[1]:
-        start, end = max(size - int(found[2]), 0), size
+    if not match[1]:
+        start, end = max(size - int(match[2]), 0), size
     else:
-        start, end = int(found[1]), min(int(found[2]) + 1, size) if found[2] else size
-        if found[2] and int(found[2]) < start:
-            return None  # not a range at all, so as if it were not there
+        start, end = int(match[1]), min(int(match[2]) + 1, size) if match[2] else size
+        if match[2] and int(match[2]) < start:
+            return None  # not a valid range: the header is ignored
     if start >= size:
         raise HTTPException(
             HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
-            f"the file has {size} bytes, nothing lies at {value[:100]!r}",
+            f"the file has {size} bytes: {value[:100]!r} is beyond its end",
             headers={"content-range": f"bytes */{size}"},
         )
     return start, end

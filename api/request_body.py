@@ -1,4 +1,4 @@
-"""Large request bodies: handed from the event loop to a thread, chunk by chunk, never as a whole.
+"""Large request bodies, passed from the event loop to a thread chunk by chunk.
 
 The thread asks for the next chunk and the loop fetches it, so a slow disk slows the sender down
 instead of filling memory.
@@ -25,9 +25,9 @@ from models_registry import errors
 T = TypeVar("T")
 
 CHUNK_BYTES = 2**20
-# Slower than this on average counts as stalled: a slot must not be held by a trickle.
+# A slower average counts as stalled: slow senders must not occupy threads.
 MIN_BYTES_PER_SECOND = 1024
-# Threads of their own, so that slow senders cannot starve the other routes of theirs.
+# Separate threads, so that slow senders do not occupy those of other routes.
 _THREADS = anyio.CapacityLimiter(64)
 _DIGEST = re.compile(r"\s*([a-z][a-z0-9-]*)\s*=\s*:([A-Za-z0-9+/=]*):\s*")
 
@@ -45,7 +45,7 @@ class Body(Iterator[bytes]):
     def __next__(self) -> bytes:
         """Return the next chunk.
 
-        Raises: BodyRejected (408) when the sender stalls; errors.Malformed when it has left.
+        Raises: BodyRejected (408) when the sender stalls; errors.Malformed when it disconnects.
         """
         chunk = b"" if self._ended else anyio.from_thread.run(self._gather)
         if not chunk:
@@ -53,7 +53,7 @@ class Body(Iterator[bytes]):
         return chunk
 
     async def _gather(self) -> bytes:
-        # Few large chunks: each costs a hop between the threads.
+        # Few large chunks: each costs a switch between threads.
         gathered = bytearray()
         if self._started_at is None:
             self._started_at = time.monotonic()
@@ -61,17 +61,17 @@ class Body(Iterator[bytes]):
             while len(gathered) < CHUNK_BYTES:
                 async with asyncio.timeout(self._stall_seconds):
                     gathered += await anext(self._stream)
-                self._check_pace(self._received + len(gathered), self._started_at)
+                self._check_rate(self._received + len(gathered), self._started_at)
         except StopAsyncIteration:
             self._ended = True
         except TimeoutError as error:
             raise self._stalled() from error
         except ClientDisconnect as error:
-            raise errors.Malformed("the client left in the middle", code="body_cut_off") from error
+            raise errors.Malformed("the client has disconnected", code="body_cut_off") from error
         self._received += len(gathered)
         return bytes(gathered)
 
-    def _check_pace(self, received: int, started_at: float) -> None:
+    def _check_rate(self, received: int, started_at: float) -> None:
         seconds = time.monotonic() - started_at
         if seconds > self._stall_seconds and received < seconds * MIN_BYTES_PER_SECOND:
             raise self._stalled()
@@ -90,16 +90,16 @@ async def in_thread(work: Callable[[], T]) -> T:
 
 
 def announced_sha256(headers: Headers) -> str | None:
-    """Return the SHA-256, in hexadecimal, that the sender's digest headers promise (RFC 9530).
+    """Return the SHA-256, in hexadecimal, of the sender's digest headers (RFC 9530).
 
     Raises: errors.Malformed for a header that cannot be read, or two that contradict each other.
     """
-    found = {
+    digests = {
         digest for name in ("content-digest", "repr-digest") for digest in _digests(headers, name)
     }
-    if len(found) > 1:
+    if len(digests) > 1:
         raise _bad_digest("repr-digest", "Content-Digest and Repr-Digest contradict each other")
-    return found.pop() if found else None
+    return digests.pop() if digests else None
 
 
 def announced_bytes(headers: Headers) -> int | None:

@@ -1,4 +1,4 @@
-"""Who is watching which job? One poller per process feeds every stream and long poll.
+"""Streams of job events: one poller per process serves every stream and long poll.
 
 A watcher holds no database connection and no thread while it waits: the poller asks the database
 about all watched jobs in one query, and wakes those whose job has changed.
@@ -27,29 +27,29 @@ STREAMS_PER_PROJECT = 100
 
 @dataclass(frozen=True)
 class Progress:
-    """What a stream tells between events; it has no sequence number and may be skipped."""
+    """What a stream sends between events; it has no sequence number and may be skipped."""
 
-    snapshot: queries.Snapshot
-    metrics: dict[str, float | str]  # as JSON has it: comparable, which NaN is not
+    snapshot: queries.JobSnapshot
+    metrics: dict[str, float | str]  # in JSON form: NaN as text can be compared
 
 
 @dataclass
-class Topic:
-    """What is known of one watched job, and who wants to hear of changes."""
+class WatchedJob:
+    """The newest progress of one watched job, and the number of its watchers."""
 
     watchers: int = 0
     latest: Progress | None = None
     gone: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def tell(self, latest: Progress | None) -> None:
-        """Wake the watchers, if there is news."""
+    def update(self, latest: Progress | None) -> None:
+        """Store the progress, and wake the watchers if it has changed."""
         if latest != self.latest or (latest is None) != self.gone:
             self.latest, self.gone = latest, latest is None
             self.wake()
 
     def wake(self) -> None:
-        """Wake the watchers; whoever waits from now on waits for the next change."""
+        """Wake the watchers; those that wait from now on wait for the next change."""
         self.changed.set()
         self.changed = asyncio.Event()
 
@@ -60,7 +60,7 @@ class Hub:
 
     readers: database.Sessions
     draining: bool = False
-    _topics: dict[str, Topic] = field(default_factory=dict)
+    _watched: dict[str, WatchedJob] = field(default_factory=dict)
     _open: Counter[str] = field(default_factory=Counter)
     _needed: asyncio.Event = field(default_factory=asyncio.Event)
     _loop: asyncio.AbstractEventLoop | None = None
@@ -74,7 +74,7 @@ class Hub:
         try:
             yield
         finally:
-            # It ends by itself: cancelled, it would leave its query behind in a thread.
+            # Not cancelled: that would leave its query running in a thread.
             self.drain()
             await poller
 
@@ -87,11 +87,11 @@ class Hub:
         """End every stream and long poll: this process is about to stop."""
         self.draining = True
         self._needed.set()
-        for topic in self._topics.values():
-            topic.wake()
+        for watched in self._watched.values():
+            watched.wake()
 
     @contextlib.contextmanager
-    def seat(self, project_id: str) -> Iterator[None]:
+    def stream_slot(self, project_id: str) -> Iterator[None]:
         """Count one open stream of a project.
 
         Raises: errors.TooManyStreams.
@@ -107,30 +107,30 @@ class Hub:
             self._open[project_id] -= 1
 
     @contextlib.contextmanager
-    def watching(self, job_id: str) -> Iterator[Topic]:
-        """Have a job polled while the block runs."""
-        topic = self._topics.setdefault(job_id, Topic())
-        topic.watchers += 1
+    def watching(self, job_id: str) -> Iterator[WatchedJob]:
+        """Poll a job while the block runs."""
+        watched = self._watched.setdefault(job_id, WatchedJob())
+        watched.watchers += 1
         self._needed.set()
         try:
-            yield topic
+            yield watched
         finally:
-            topic.watchers -= 1
-            if not topic.watchers:
-                del self._topics[job_id]
+            watched.watchers -= 1
+            if not watched.watchers:
+                del self._watched[job_id]
 
     async def events_after(
         self, job_id: str, after: int, *, limit: int, wait_seconds: float
     ) -> list[tables.EventRow]:
         """Return events after a sequence number, waiting a while for the first."""
         deadline = asyncio.get_running_loop().time() + wait_seconds
-        with self.watching(job_id) as topic:
+        with self.watching(job_id) as watched:
             while True:
-                changed = topic.changed
-                found = await run_in_threadpool(self._read, job_id, after, limit)
+                changed = watched.changed
+                rows = await run_in_threadpool(self._read, job_id, after, limit)
                 left = deadline - asyncio.get_running_loop().time()
-                if found or left <= 0 or self.draining or _is_over(topic, after):
-                    return found
+                if rows or left <= 0 or self.draining or _is_over(watched, after):
+                    return rows
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(changed.wait(), left)
 
@@ -139,21 +139,21 @@ class Hub:
 
         It ends after the event that ends the job, when the job is deleted, or on a drain.
         """
-        told: Progress | None = None
-        with self.watching(job_id) as topic:
+        sent: Progress | None = None
+        with self.watching(job_id) as watched:
             while not self.draining:
-                changed, latest = topic.changed, topic.latest
+                changed, latest = watched.changed, watched.latest
                 if latest is None or latest.snapshot.last_sequence > after:
-                    while found := await run_in_threadpool(self._read, job_id, after):
-                        for event in found:
+                    while rows := await run_in_threadpool(self._read, job_id, after):
+                        for event in rows:
                             after = event.sequence
                             yield event
-                if latest is not None and latest != told and not _is_final(latest):
-                    told = latest
+                if latest is not None and latest != sent and not _is_final(latest):
+                    sent = latest
                     yield latest
-                if _is_over(topic, after):
+                if _is_over(watched, after):
                     return
-                if topic.changed is changed:
+                if watched.changed is changed:
                     await changed.wait()
 
     def _read(
@@ -165,23 +165,23 @@ class Hub:
     async def _poll(self) -> None:
         while not self.draining:
             self._needed.clear()
-            if not self._topics:
+            if not self._watched:
                 await self._needed.wait()
                 continue
             try:
-                found = await run_in_threadpool(self._look, list(self._topics))
+                polled = await run_in_threadpool(self._poll_jobs, list(self._watched))
             except SQLAlchemyError as error:
-                # Watchers wait on; the database comes back or their clients give up.
+                # Watchers keep waiting until the database is back or their client leaves.
                 log.warning("stream_poll_failed", reason=type(error).__name__)
             else:
-                for job_id, latest in found.items():
-                    if job_id in self._topics:
-                        self._topics[job_id].tell(latest)
-            # A new watcher is served at once; those that wait are looked after twice a second.
+                for job_id, latest in polled.items():
+                    if job_id in self._watched:
+                        self._watched[job_id].update(latest)
+            # A new watcher is served immediately, the others twice a second.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._needed.wait(), POLL_SECONDS)
 
-    def _look(self, job_ids: list[str]) -> dict[str, Progress | None]:
+    def _poll_jobs(self, job_ids: list[str]) -> dict[str, Progress | None]:
         with self.readers() as session:
             snapshots = queries.snapshots(session, job_ids=job_ids)
             metrics = queries.latest_metrics(session, job_ids=list(snapshots))
@@ -196,8 +196,8 @@ def _is_final(latest: Progress) -> bool:
     return lifecycle.is_final(latest.snapshot.state) or latest.snapshot.deleted
 
 
-def _is_over(topic: Topic, after: int) -> bool:
-    if topic.gone:
+def _is_over(watched: WatchedJob, after: int) -> bool:
+    if watched.gone:
         return True
-    latest = topic.latest
+    latest = watched.latest
     return latest is not None and _is_final(latest) and after >= latest.snapshot.last_sequence

@@ -174,7 +174,9 @@ def _engine_alone(recipe: Path) -> tuple[float, float]:
     return seconds, float(json.loads(done.stdout.splitlines()[-1])["images_per_second"])
 
 
-def _upload(retort: client.Client, service: up.Service, folder: Path, mib: int) -> dict[str, Any]:
+def _upload(
+    retort: client.Client, service: up.LocalService, folder: Path, mib: int
+) -> dict[str, Any]:
     """Upload a large file and watch the memory of the API process."""
     path = folder / "large.bin"
     block = os.urandom(2**20)

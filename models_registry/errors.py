@@ -3,11 +3,11 @@
 RegistryError
 ├── NotFound          an id or name that does not exist in this project
 │   └── Gone          it existed, and was deleted or has expired
-├── Refused           well-formed, but cannot be accepted: says which field and why
+├── Refused           well-formed, but cannot be accepted: names the fields and the reasons
 │   ├── TooLarge      over a size limit
 │   └── DigestMismatch  bytes differ from the announced digest
 ├── Malformed         a cursor, range or name that cannot be read
-├── Conflict          true request, wrong moment
+├── Conflict          a valid request that the present state does not allow
 │   ├── IllegalMove   the job's state does not allow this event
 │   ├── AlreadyExists a name that is taken
 │   └── InUse         something still refers to it
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong with one field: a JSON Pointer, a stable code, and a sentence."""
+    """One fault of one field: a JSON Pointer, a stable code, and a sentence."""
 
     pointer: str
     code: str
@@ -35,7 +35,7 @@ class Fault:
 
 
 class RegistryError(Exception):
-    """Base of all: a sentence for people, a stable `code`, and faults by field."""
+    """Base class: a sentence for people, a stable `code`, and faults by field."""
 
     code = "error"
 
@@ -86,7 +86,7 @@ class Malformed(RegistryError):
 
 
 class Conflict(RegistryError):
-    """A true request at the wrong moment."""
+    """A valid request that the present state does not allow."""
 
     code = "conflict"
 

@@ -1,7 +1,7 @@
-"""Structured logs: JSON lines in production, coloured text at a desk.
+"""Structured logs: JSON lines in production, coloured text in development.
 
 An event is a noun and a past verb with facts as keywords: `log.info("job_moved", job_id=...)`.
-Ids that hold for a whole request or task are bound once, at the edge (`bind`).
+The ids of a request or task are bound once, where it starts (`bind`).
 """
 
 import logging
@@ -62,5 +62,5 @@ def _replace_output(formatter: logging.Formatter, level: str) -> None:
         root.removeHandler(old)
     root.addHandler(output)
     root.setLevel(level.upper())
-    # One line per request is ours; the server's own would be a second.
+    # The API logs each request itself; the server's own line would repeat it.
     logging.getLogger("uvicorn.access").disabled = True

@@ -20,7 +20,7 @@ class Settings(BaseSettings):
     )
 
     environment: str = Field("dev", pattern="^[a-z0-9]{1,12}$", description="Part of API keys.")
-    data_dir: Path = Field(Path("retort-data"), description="Where `retort up` keeps everything.")
+    data_dir: Path = Field(Path("retort-data"), description="Data folder of `retort up`.")
     database_url: str = Field(
         "sqlite:///retort-data/retort.sqlite3", description="SQLAlchemy URL: PostgreSQL or SQLite."
     )
@@ -33,7 +33,7 @@ class Settings(BaseSettings):
     s3_endpoint: str | None = Field(None, description="Endpoint of an S3-compatible store.")
     s3_region: str = Field("us-east-1", description="Region of the S3 bucket.")
     s3_access_key_id: str | None = Field(None, description="Access key of the S3 bucket.")
-    s3_secret_access_key: SecretStr | None = Field(None, description="Its secret.")
+    s3_secret_access_key: SecretStr | None = Field(None, description="Secret of that key.")
     cursor_secret: SecretStr | None = Field(
         None, description="Signs page cursors; the same in every api process (32 bytes or more)."
     )
@@ -42,23 +42,27 @@ class Settings(BaseSettings):
     )
     log_json: bool = Field(True, description="JSON lines; false gives coloured text.")
 
-    lease_seconds: float = Field(60, gt=0, description="A silent worker loses its job after this.")
+    lease_seconds: float = Field(
+        60, gt=0, description="A worker without heartbeat loses its job after this."
+    )
     heartbeat_seconds: float = Field(15, gt=0, description="How often a worker renews its lease.")
-    poll_seconds: float = Field(1, gt=0, description="How often a worker looks for cancel, pause.")
+    poll_seconds: float = Field(1, gt=0, description="How often a worker polls for cancel, pause.")
     kill_grace_seconds: float = Field(
         10, gt=0, description="Between SIGTERM (write a checkpoint) and SIGKILL of an engine."
     )
     sweep_seconds: float = Field(
-        5, gt=0, description="How often maintenance relays, reaps and publishes again."
+        5, gt=0, description="How often maintenance publishes messages and ends expired leases."
     )
     republish_after_seconds: float = Field(
-        30, gt=0, description="A queued job unclaimed for this long is announced again."
+        30, gt=0, description="A queued job unclaimed for this long is published again."
     )
 
     upload_part_bytes: int = Field(8 * 2**20, ge=5 * 2**20, description="Size of an upload's part.")
     upload_max_bytes: int = Field(64 * 2**30, gt=0, description="Largest upload that is accepted.")
-    upload_expiry_seconds: float = Field(86_400, gt=0, description="Idle uploads vanish then.")
-    upload_stall_seconds: float = Field(60, gt=0, description="A silent sender is cut off then.")
+    upload_expiry_seconds: float = Field(
+        86_400, gt=0, description="Idle uploads expire after this."
+    )
+    upload_stall_seconds: float = Field(60, gt=0, description="A stalled sender is disconnected.")
 
     worker_device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Accelerator that this worker offers."

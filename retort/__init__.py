@@ -10,7 +10,7 @@ __all__ = ["Client", "connect"]
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded on first use: `retort --help` imports this package too, and must not wait for HTTP.
+    # Loaded on first use: `retort --help` imports this package too, and needs no HTTP.
     if name in __all__:
         return getattr(importlib.import_module("retort.client"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,11 +1,11 @@
-"""The Python client of Retort: one object, one attribute for each kind of thing.
+"""The Python client of Retort: one object, with one attribute for each kind of resource.
 
-with client.connect() as retort:
-    teacher = retort.uploads.send(Path("teacher.pt"), purpose="model")
-    version = retort.models.register("digits-teacher", teacher, network=..., classes=10, ...)
-    job = retort.jobs.submit(spec)
-    for event in retort.jobs.stream(job.id): ...
-    retort.jobs.download_student(job.id, Path("student.safetensors"))
+with retort.connect() as client:
+    teacher = client.uploads.send(Path("teacher.pt"), purpose="model")
+    version = client.models.register("digits-teacher", teacher, network=..., classes=10, ...)
+    job = client.jobs.submit(spec)
+    for event in client.jobs.stream(job.id): ...
+    client.jobs.download_student(job.id, Path("student.safetensors"))
 """
 
 from types import TracebackType
@@ -49,5 +49,5 @@ class Client:
 
 def connect(url: str | None = None, api_key: str | None = None, *, timeout: float = 30.0) -> Client:
     """Return a client for the server that the arguments, environment or configuration name."""
-    found = config.find(url, api_key)
-    return Client(found.url, found.api_key, timeout=timeout)
+    server = config.find(url, api_key)
+    return Client(server.url, server.api_key, timeout=timeout)

@@ -1,8 +1,8 @@
 """Find the server to talk to and the key for it.
 
-Asked in this order:
+Searched in this order:
 
-1. what the caller says, then RETORT_URL and RETORT_API_KEY;
+1. the arguments, then RETORT_URL and RETORT_API_KEY;
 2. `client.json` of a server started here (`retort up`), in RETORT_DATA_DIR or ./retort-data;
 3. `retort/client.json` in the user's configuration folder, written by `retort login`.
 
@@ -41,7 +41,7 @@ class Environment(BaseSettings):
 
 
 @dataclass(frozen=True)
-class Found:
+class ServerConfig:
     """An address, the key for it, and where they come from."""
 
     url: str
@@ -54,21 +54,24 @@ class _Saved(types.Body):
     api_key: str
 
 
-def find(url: str | None = None, api_key: str | None = None) -> Found:
-    """Return the address and key to use, or say how to get them."""
+def find(url: str | None = None, api_key: str | None = None) -> ServerConfig:
+    """Return the address and key to use.
+
+    Raises: errors.NotConfigured, with how to get them.
+    """
     environment = Environment()
     key = api_key or (environment.api_key.get_secret_value() if environment.api_key else None)
     address = url or environment.url
     if address and key:
-        return Found(address, key, "options or environment")
+        return ServerConfig(address, key, "options or environment")
     for path in (environment.data_dir / FILE_NAME, environment.user_file):
         saved = _read(path)
         if saved is None:
             continue
         if address is None or _same(address, saved.url):
-            return Found(address or saved.url, key or saved.api_key, str(path))
+            return ServerConfig(address or saved.url, key or saved.api_key, str(path))
     if key:
-        return Found(address or DEFAULT_URL, key, "options or environment")
+        return ServerConfig(address or DEFAULT_URL, key, "options or environment")
     if address:
         raise errors.NotConfigured(
             f"no API key for {address}: give --api-key, set RETORT_API_KEY, or run `retort login`"

@@ -1,6 +1,5 @@
-"""Everything a caller can do with data sets: register, find, wait for inspection."""
+"""Data sets: register, find, wait for inspection."""
 
-import time
 from collections.abc import Iterator, Mapping
 
 from retort import errors, transport, types
@@ -66,12 +65,17 @@ class Datasets:
     def wait(
         self, name: str, version: int, *, timeout: float | None = 600.0, poll_seconds: float = 0.5
     ) -> types.DatasetVersion:
-        """Return a version once it is ready; raise `Rejected` if its upload was turned down."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not (found := self.version(name, version)).is_settled:
-            if deadline is not None and time.monotonic() + poll_seconds > deadline:
-                raise errors.TimedOut(f"{found.reference} is still {found.state}")
-            self._http.sleep(poll_seconds)
-        if found.rejection is not None:
-            raise errors.Rejected(found.reference, found.rejection.code, found.rejection.message)
-        return found
+        """Return a version when it is ready.
+
+        Raises: errors.Rejected if its upload was rejected; errors.TimedOut.
+        """
+        ready = self._http.poll(
+            lambda: self.version(name, version),
+            lambda current: current.is_settled,
+            name=f"{name}@{version}",
+            timeout=timeout,
+            poll_seconds=poll_seconds,
+        )
+        if ready.rejection is not None:
+            raise errors.Rejected(ready.reference, ready.rejection.code, ready.rejection.message)
+        return ready

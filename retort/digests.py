@@ -1,4 +1,4 @@
-"""Name bytes: SHA-256 of files, and its spelling in HTTP headers (RFC 9530)."""
+"""SHA-256 of files, and its form in HTTP headers (RFC 9530)."""
 
 import base64
 import binascii
@@ -12,14 +12,14 @@ CHUNK_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
-class Measured:
+class FileDigest:
     """Size and digest of a file, as they were when it was read."""
 
     size_bytes: int
     sha256: str
 
 
-def measure(path: Path) -> Measured:
+def measure(path: Path) -> FileDigest:
     """Read a file once and return its size and SHA-256."""
     digest = hashlib.sha256()
     size = 0
@@ -30,7 +30,7 @@ def measure(path: Path) -> Measured:
                 size += len(chunk)
     except OSError as error:
         raise errors.LocalFileProblem(path, _reason(error)) from error
-    return Measured(size, digest.hexdigest())
+    return FileDigest(size, digest.hexdigest())
 
 
 def of_slice(path: Path, offset: int, length: int) -> bytes:

@@ -1,7 +1,7 @@
-"""Bring bytes back whole: into a partial file that a later call goes on with, then a rename.
+"""Download into a partial file that a later call resumes, and rename it when it is complete.
 
-The partial file carries the digest in its name, so a rest is never glued to another version's
-beginning, and the digest of the whole decides in the end.
+The partial file has the digest in its name, so that of another version is never resumed; the digest
+of the whole file is checked before the rename.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ def save(
     sha256: str | None,
     progress: Progress | None = None,
 ) -> Path:
-    """Download `path` of the API to a file, going on where an earlier call stopped."""
+    """Download `path` of the API to a file, resuming where an earlier call stopped."""
     if sha256 and destination.is_file() and digests.measure(destination).sha256 == sha256:
         return destination
     try:
@@ -52,12 +52,12 @@ class _Download:
     def run(self) -> Path:
         self._destination.parent.mkdir(parents=True, exist_ok=True)
         if not self._sha256:
-            self._partial.unlink(missing_ok=True)  # whose beginning it is cannot be known
+            self._partial.unlink(missing_ok=True)  # of which version it is cannot be known
         resumed = self._partial.exists()
-        if not self._arrives():
+        if not self._fetch_verified():
             self._partial.unlink()
-            # Bytes left by an earlier call can be damaged; fresh ones get one more chance.
-            if not resumed or not self._arrives():
+            # Bytes of an earlier call can be damaged: fetch everything once more.
+            if not resumed or not self._fetch_verified():
                 self._partial.unlink(missing_ok=True)
                 raise errors.DamagedTransfer(
                     f"{self._path}: the bytes received do not have the digest sha256:{self._sha256}"
@@ -65,18 +65,18 @@ class _Download:
         self._partial.replace(self._destination)
         return self._destination
 
-    def _arrives(self) -> bool:
-        """Fetch until nothing is missing, and say whether the digest is the promised one."""
+    def _fetch_verified(self) -> bool:
+        """Fetch until the file is complete, and return whether its digest is the expected one."""
         lost = 0
         while True:
-            before = self._have()
+            before = self._received_bytes()
             try:
                 self._fetch_rest(before)
                 return self._sha256 in (None, digests.measure(self._partial).sha256)
             except (httpx.TransportError, errors.ProblemError) as error:
                 if isinstance(error, errors.ProblemError) and not error.retryable:
                     raise
-                lost = 0 if self._have() > before else lost + 1
+                lost = 0 if self._received_bytes() > before else lost + 1
                 if lost >= self._http.attempts:
                     if isinstance(error, errors.ProblemError):
                         raise
@@ -90,7 +90,7 @@ class _Download:
             headers["range"] = f"bytes={have}-"
         try:
             with self._http.open(self._path, headers) as response:
-                self._check_promise(response)
+                self._check_announced(response)
                 goes_on = response.status_code == 206
                 total = _total(response, have if goes_on else 0)
                 with self._partial.open("ab" if goes_on else "wb") as file:
@@ -108,16 +108,16 @@ class _Download:
             if self._progress:
                 self._progress(have, total)
 
-    def _check_promise(self, response: httpx.Response) -> None:
-        """Refuse at once if the server is about to send something else than expected."""
-        promised = digests.from_header(response.headers.get("repr-digest"))
-        if promised and self._sha256 and promised != self._sha256:
+    def _check_announced(self, response: httpx.Response) -> None:
+        """Refuse a response that announces another digest than the expected one."""
+        announced = digests.from_header(response.headers.get("repr-digest"))
+        if announced and self._sha256 and announced != self._sha256:
             raise errors.DamagedTransfer(
-                f"{self._path}: the server offers sha256:{promised}, expected {self._sha256}"
+                f"{self._path}: the server offers sha256:{announced}, expected {self._sha256}"
             )
-        self._sha256 = self._sha256 or promised
+        self._sha256 = self._sha256 or announced
 
-    def _have(self) -> int:
+    def _received_bytes(self) -> int:
         return self._partial.stat().st_size if self._partial.exists() else 0
 
 

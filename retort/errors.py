@@ -1,16 +1,16 @@
-"""Everything that can go wrong between a caller and a Retort server.
+"""Errors of the client and the command line.
 
 RetortError
 ├── NotConfigured       no address or no key is known
 ├── BadOption           a value given by the caller cannot be used
 ├── LocalFileProblem    a file here cannot be read, written or understood
 ├── CannotStart         a service on this machine cannot be started
-├── ConnectionFailed    the server cannot be reached, or went silent
+├── ConnectionFailed    the server cannot be reached, or stopped answering
 │   └── UploadInterrupted   the parts already sent are kept by the server
 ├── UnexpectedAnswer    something answered, but not a Retort server this client understands
 ├── ProblemError        the server refused, and said why (RFC 9457)
 ├── DamagedTransfer     received bytes do not have the digest that was promised
-├── Rejected            an uploaded model or data set was inspected and turned down
+├── Rejected            an uploaded model or data set was inspected and rejected
 ├── JobFailed           a job that something depends on did not succeed
 └── TimedOut            waited as long as the caller allowed
 
@@ -112,12 +112,12 @@ class ProblemError(RetortError):
         self.retry_after_seconds = retry_after_seconds
 
     def __str__(self) -> str:
-        said = super().__str__()
-        parts = [f"{said} ({self.status} {self.code})"]
+        message = super().__str__()
+        parts = [f"{message} ({self.status} {self.code})"]
         for fault in self.errors:
             where = fault.pointer or "/"
-            # One fault is often the whole story, and need not be told twice.
-            parts.append(f"at {where}" if fault.detail in said else f"{where}: {fault.detail}")
+            # The message often repeats the only fault, which is then not shown twice.
+            parts.append(f"at {where}" if fault.detail in message else f"{where}: {fault.detail}")
         return one_line("; ".join(parts))
 
 
@@ -126,7 +126,7 @@ class DamagedTransfer(RetortError):
 
 
 class Rejected(RetortError):
-    """An uploaded model or data set was inspected by a worker and turned down."""
+    """An uploaded model or data set was inspected by a worker and rejected."""
 
     def __init__(self, reference: str, code: str, message: str) -> None:
         super().__init__(f"{reference} was rejected: {message} ({code})")

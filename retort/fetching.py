@@ -80,7 +80,7 @@ def _destination(output: Path | None, name: str) -> Path:
 
 
 def _inside(folder: Path, path: str) -> Path:
-    """Return where a file of a version goes; the server's names lead nowhere else."""
+    """Return where a file of a version goes; names that lead out of `folder` are refused."""
     steps = PurePosixPath(path).parts
     if not steps or path.startswith("/") or "\\" in path or ".." in steps:
         raise errors.UnexpectedAnswer(f"the server names a file {path!r}, which is not safe here")

@@ -1,4 +1,4 @@
-"""Everything a caller can do with jobs: submit, steer, watch, wait, and take the student home."""
+"""Jobs: submit, control, follow, wait, and download the student."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ import pydantic
 
 from retort import digests, downloads, errors, server_events, transport, types
 
-# The server sends a comment every 15 s; three missing ones mean that the line is dead.
+# The server sends a comment every 15 s; three missing ones mean that the connection is dead.
 STREAM_SILENCE_SECONDS = 45.0
 LONGEST_RECONNECT_SECONDS = 15.0
 
@@ -31,7 +31,7 @@ class Jobs:
         return self._http.fetch(types.Job, "POST", "/v1/jobs", body=spec, headers=headers)
 
     def validate(self, spec: Mapping[str, object]) -> types.Json:
-        """Have a spec checked as on submission and return it with defaults filled in."""
+        """Validate a spec as on submission and return it with defaults filled in."""
         return dict(self._http.request("POST", "/v1/jobs/validate", body=spec).json())
 
     def get(self, job_id: str) -> types.Job:
@@ -52,15 +52,15 @@ class Jobs:
         return self._http.pages(types.Job, "/v1/jobs", query=query, size=page_size)
 
     def cancel(self, job_id: str) -> types.Job:
-        """Ask for a job to be stopped for good."""
+        """Cancel a job."""
         return self._act(job_id, "cancel")
 
     def pause(self, job_id: str) -> types.Job:
-        """Ask for a job to be stopped so that it can go on later."""
+        """Pause a job, so that it can be resumed."""
         return self._act(job_id, "pause")
 
     def resume(self, job_id: str) -> types.Job:
-        """Let a paused job go on from its last checkpoint."""
+        """Resume a paused job from its last checkpoint."""
         return self._act(job_id, "resume")
 
     def retry(self, job_id: str) -> types.Job:
@@ -93,16 +93,17 @@ class Jobs:
     def stream(
         self, job_id: str, *, after: int = 0, patience_seconds: float = 120.0
     ) -> Iterator[types.Event]:
-        """Yield each event once, in order, until the job ends; reconnect when the line is lost.
+        """Yield each event once, in order, until the job ends; reconnect when disconnected.
 
         Gives up when no event and no connection came for `patience_seconds`.
         """
-        failures, wish = 0, 0.0
+        failures, retry_seconds = 0, 0.0
         lost_at: float | None = None
         while True:
             try:
                 for sent in self._connected(job_id, after):
-                    wish = sent.retry_seconds if sent.retry_seconds is not None else wish
+                    if sent.retry_seconds is not None:
+                        retry_seconds = sent.retry_seconds
                     event, lost_at = _event(sent), None
                     if event is not None and event.sequence > after:
                         after, failures = event.sequence, 0
@@ -117,21 +118,22 @@ class Jobs:
                 if time.monotonic() - lost_at > patience_seconds:
                     raise problem from error
                 if isinstance(problem, errors.ProblemError):
-                    wish = max(wish, problem.retry_after_seconds or 0.0)
+                    retry_seconds = max(retry_seconds, problem.retry_after_seconds or 0.0)
             pause = transport.backoff_seconds(failures, 0.5, LONGEST_RECONNECT_SECONDS)
-            self._http.sleep(min(max(wish, pause), LONGEST_RECONNECT_SECONDS))
+            self._http.sleep(min(max(retry_seconds, pause), LONGEST_RECONNECT_SECONDS))
             failures += 1
 
     def wait(
         self, job_id: str, *, timeout: float | None = None, poll_seconds: float = 1.0
     ) -> types.Job:
-        """Return the job once it has ended, in whatever state."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not (job := self.get(job_id)).is_final:
-            if deadline is not None and time.monotonic() + poll_seconds > deadline:
-                raise errors.TimedOut(f"{job_id} is still {job.state} after {timeout:g} s")
-            self._http.sleep(poll_seconds)
-        return job
+        """Return the job when it has ended, in whatever state. Raises: errors.TimedOut."""
+        return self._http.poll(
+            lambda: self.get(job_id),
+            lambda job: job.is_final,
+            name=job_id,
+            timeout=timeout,
+            poll_seconds=poll_seconds,
+        )
 
     def download_student(
         self,
@@ -152,7 +154,7 @@ class Jobs:
         )
 
     def report(self, job_id: str) -> Sequence[types.ReportFile]:
-        """Return the files that explain a job that succeeded; none if it was to make no report."""
+        """Return the report files of a job that succeeded; none if its spec has `report: false`."""
         return self._http.fetch(types.Report, "GET", f"/v1/jobs/{job_id}/report").data
 
     def download_report_file(self, job_id: str, file: types.ReportFile, destination: Path) -> Path:
@@ -177,7 +179,7 @@ class Jobs:
         with self._http.open(
             f"/v1/jobs/{job_id}/stream", headers, read_timeout=STREAM_SILENCE_SECONDS
         ) as response:
-            yield server_events.ServerEvent()  # empty: says that the connection stands
+            yield server_events.ServerEvent()  # empty: the connection is established
             yield from server_events.parse(server_events.lines(response.iter_bytes()))
 
     def _rest(self, job_id: str, after: int) -> Iterator[types.Event]:
@@ -192,14 +194,14 @@ class Jobs:
 def _event(sent: server_events.ServerEvent) -> types.Event | None:
     """Read the record an SSE event carries; None for one that carries no record."""
     with contextlib.suppress(ValueError, pydantic.ValidationError):
-        told = json.loads(sent.data) if sent.data else None
-        if isinstance(told, dict):
-            return types.Event.model_validate(told)
+        record = json.loads(sent.data) if sent.data else None
+        if isinstance(record, dict):
+            return types.Event.model_validate(record)
     return None
 
 
 def _worth_another_try(url: str, error: Exception) -> errors.RetortError:
-    """Return the error as ours, or raise it at once if trying again cannot help."""
+    """Return the error as a RetortError, or raise it if another try cannot help."""
     if isinstance(error, httpx.TransportError):
         return transport.failed(url, error)
     if isinstance(error, errors.ConnectionFailed):

@@ -1,6 +1,5 @@
-"""Everything a caller can do with models: register weights, find, name, download, trace back."""
+"""Models: register weights, find, set aliases, download, read lineage."""
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -76,26 +75,31 @@ class Models:
     def wait(
         self, name: str, version: int, *, timeout: float | None = 600.0, poll_seconds: float = 0.5
     ) -> types.ModelVersion:
-        """Return a version once it is ready; raise `Rejected` if its upload was turned down."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not (found := self.version(name, version)).is_settled:
-            if deadline is not None and time.monotonic() + poll_seconds > deadline:
-                raise errors.TimedOut(f"{found.reference} is still {found.state}")
-            self._http.sleep(poll_seconds)
-        if found.rejection is not None:
-            raise errors.Rejected(found.reference, found.rejection.code, found.rejection.message)
-        return found
+        """Return a version when it is ready.
+
+        Raises: errors.Rejected if its upload was rejected; errors.TimedOut.
+        """
+        ready = self._http.poll(
+            lambda: self.version(name, version),
+            lambda current: current.is_settled,
+            name=f"{name}@{version}",
+            timeout=timeout,
+            poll_seconds=poll_seconds,
+        )
+        if ready.rejection is not None:
+            raise errors.Rejected(ready.reference, ready.rejection.code, ready.rejection.message)
+        return ready
 
     def alias(self, name: str, alias: str) -> types.Alias:
         """Return the version that an alias points to."""
         return self._http.fetch(types.Alias, "GET", f"/v1/models/{name}/aliases/{alias}")
 
     def set_alias(self, name: str, alias: str, version: int) -> types.Alias:
-        """Point an alias at a version, unless somebody else moves it in the same moment."""
+        """Point an alias at a version, unless another caller moves it at the same time."""
         path = f"/v1/models/{name}/aliases/{alias}"
-        found, condition = self._alias_now(path)
-        if found is not None and found.version == version:
-            return found
+        current, condition = self._alias_now(path)
+        if current is not None and current.version == version:
+            return current
         try:
             return self._http.fetch(
                 types.Alias, "PUT", path, body={"version": version}, headers=condition
@@ -103,11 +107,11 @@ class Models:
         except errors.ProblemError as error:
             if error.status != 412:
                 raise
-            # Either somebody was faster, or our own first request was, and its answer got lost.
-            found, _ = self._alias_now(path)
-            if found is None or found.version != version:
+            # Another caller moved it, or our own first request did and its response was lost.
+            current, _ = self._alias_now(path)
+            if current is None or current.version != version:
                 raise
-            return found
+            return current
 
     def _alias_now(self, path: str) -> tuple[types.Alias | None, dict[str, str]]:
         """Return an alias and the condition under which it is still the same."""
@@ -131,21 +135,23 @@ class Models:
 
     def download(
         self,
-        found: types.ModelVersion,
+        version: types.ModelVersion,
         destination: Path,
         *,
         file: str = "model.safetensors",
         progress: downloads.Progress | None = None,
     ) -> Path:
         """Save one file of a version, checked against its digest."""
-        known = {stored.path: stored.sha256 for stored in found.files}
+        known = {stored.path: stored.sha256 for stored in version.files}
         if known and file not in known:
             raise errors.ProblemError(
-                404, "not_found", f"{found.reference} has no file {file}: it has {', '.join(known)}"
+                404,
+                "not_found",
+                f"{version.reference} has no file {file}: it has {', '.join(known)}",
             )
         return downloads.save(
             self._http,
-            f"/v1/models/{found.name}/versions/{found.version}/files/{file}",
+            f"/v1/models/{version.name}/versions/{version.version}/files/{file}",
             destination,
             sha256=digests.hexadecimal(known.get(file)),
             progress=progress,

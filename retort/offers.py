@@ -6,7 +6,7 @@ from retort import transport, types
 
 
 class Offers:
-    """What a job can be made of, and who would run it."""
+    """Methods, networks and workers of the server."""
 
     def __init__(self, http: transport.Transport) -> None:
         self._http = http
@@ -24,5 +24,5 @@ class Offers:
         return self._http.pages(types.Network, "/v1/networks", query={"search": search})
 
     def workers(self) -> Iterator[types.Worker]:
-        """Walk through the workers that have announced themselves."""
+        """Walk through the registered workers."""
         return self._http.pages(types.Worker, "/v1/workers")

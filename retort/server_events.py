@@ -1,4 +1,4 @@
-"""Read a `text/event-stream` by the HTML standard, with nothing of ours in it.
+"""Parse a `text/event-stream` as the HTML standard defines it.
 
 Lines end at CR, LF or CRLF and nowhere else: `str.splitlines` would also cut JSON text at U+2028.
 """
@@ -13,7 +13,7 @@ LINE_END = re.compile(r"\r\n|\n|\r")
 
 @dataclass(frozen=True)
 class ServerEvent:
-    """One event as sent; `retry_seconds` is the server's wish for the next reconnection."""
+    """One event as sent; `retry_seconds` is how long to wait before a reconnection."""
 
     event: str = "message"
     data: str = ""

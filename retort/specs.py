@@ -2,7 +2,7 @@
 
 The YAML read here has the scalars of JSON: `on`, `off`, `yes` and `no` are words (PyYAML makes
 booleans of them, which would break `compile: off`), `5e-4` is a number (PyYAML makes it text), and
-a key that stands twice is an error instead of a silent loss.
+a key that appears twice is an error.
 """
 
 import json
@@ -35,7 +35,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key_node.value!r} stands twice", key_node.start_mark
+                    None, None, f"the key {key_node.value!r} appears twice", key_node.start_mark
                 )
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
@@ -47,7 +47,7 @@ class _Loader(yaml.SafeLoader):
         return int(self.construct_scalar(node))  # YAML 1.1 reads 010 as eight
 
 
-_Loader.yaml_implicit_resolvers = {}  # none of YAML 1.1's guesses
+_Loader.yaml_implicit_resolvers = {}  # not those of YAML 1.1
 for _tag, (_pattern, _first) in SCALARS.items():
     _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), _first)
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_float)
@@ -97,7 +97,7 @@ def _put(node: object, steps: list[str], value: object, override: str) -> None:
         if not rest:
             node[step] = value
             return
-        if node.get(step) is None:  # absent or null: the way is made
+        if node.get(step) is None:  # absent or null: created
             node[step] = {}
         _put(node[step], rest, value, override)
     elif isinstance(node, list):

@@ -1,9 +1,8 @@
-"""Everything a caller can do with studies: submit, look, wait, cancel, and compare."""
+"""Studies: submit, read, wait, cancel, and compare."""
 
-import time
 from collections.abc import Iterator, Mapping
 
-from retort import errors, transport, types
+from retort import transport, types
 
 
 class Studies:
@@ -20,7 +19,7 @@ class Studies:
         return self._http.fetch(types.Study, "POST", "/v1/studies", body=spec, headers=headers)
 
     def validate(self, spec: Mapping[str, object]) -> types.StudyPlan:
-        """Have a study checked as on submission and return the variants it would have."""
+        """Validate a study as on submission and return the variants it would have."""
         return self._http.fetch(types.StudyPlan, "POST", "/v1/studies/validate", body=spec)
 
     def get(self, study_id: str) -> types.Study:
@@ -44,7 +43,7 @@ class Studies:
         return self._http.pages(types.Study, "/v1/studies", query=query, size=page_size)
 
     def cancel(self, study_id: str) -> types.Study:
-        """Ask for all jobs that have not ended to be stopped for good."""
+        """Cancel all jobs that have not ended."""
         return self._http.fetch(types.Study, "POST", f"/v1/studies/{study_id}/cancel", body={})
 
     def delete(self, study_id: str) -> None:
@@ -52,21 +51,22 @@ class Studies:
         self._http.request("DELETE", f"/v1/studies/{study_id}")
 
     def leaderboard(self, study_id: str) -> types.Leaderboard:
-        """Return how the variants compare by now, best first."""
+        """Return the variants by the results so far, best first."""
         return self._http.fetch(types.Leaderboard, "GET", f"/v1/studies/{study_id}/leaderboard")
 
     def leaderboard_csv(self, study_id: str) -> str:
-        """Return the same as text for a spreadsheet."""
+        """Return the leaderboard as CSV."""
         path = f"/v1/studies/{study_id}/leaderboard"
         return self._http.request("GET", path, headers={"accept": "text/csv"}).text
 
     def wait(
         self, study_id: str, *, timeout: float | None = None, poll_seconds: float = 2.0
     ) -> types.Study:
-        """Return the study once all of its jobs have ended, in whatever state."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not (study := self.get(study_id)).is_final:
-            if deadline is not None and time.monotonic() + poll_seconds > deadline:
-                raise errors.TimedOut(f"{study_id} is still {study.state} after {timeout:g} s")
-            self._http.sleep(poll_seconds)
-        return study
+        """Return the study when all of its jobs have ended. Raises: errors.TimedOut."""
+        return self._http.poll(
+            lambda: self.get(study_id),
+            lambda study: study.is_final,
+            name=study_id,
+            timeout=timeout,
+            poll_seconds=poll_seconds,
+        )

@@ -1,8 +1,8 @@
-"""Bring one request to the server: retries, problems and typed answers.
+"""Sends requests to the server: retries, problems and typed response bodies.
 
-Every request that goes through here may be repeated: reads and PUTs by their nature, POSTs that
-create because they carry an `Idempotency-Key`, the other POSTs because the server answers a second
-one like the first. So a lost answer costs time, never a second job.
+Every request may be repeated: reads and PUTs by their nature, POSTs that create because they have
+an `Idempotency-Key`, other POSTs because a second one has no effect. So a lost response costs time,
+but never makes a second job.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -22,9 +22,18 @@ from retort import errors, types
 
 RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
 LONGEST_WAIT_SECONDS = 30.0
-Answer = TypeVar("Answer", bound=pydantic.BaseModel)
+ResponseBody = TypeVar("ResponseBody", bound=pydantic.BaseModel)
+State = TypeVar("State", bound="HasState")
 # JSON values and query parameters as httpx takes them.
 Query = Mapping[str, Any]
+
+
+class HasState(Protocol):
+    """A resource that passes through states."""
+
+    @property
+    def state(self) -> str:
+        """Its present state."""
 
 
 def fresh_key() -> str:
@@ -33,7 +42,7 @@ def fresh_key() -> str:
 
 
 def backoff_seconds(attempt: int, first: float = 0.2, longest: float = 5.0) -> float:
-    """Return how long to wait before trying again, spread so that clients do not march in step."""
+    """Return how long to wait before a retry, randomised so that clients do not retry together."""
     return min(longest, first * 2.0**attempt) * random.uniform(0.5, 1.0)
 
 
@@ -103,7 +112,7 @@ class Transport:
                     method, address, content=sent, params=_clean(query), headers=outgoing
                 )
             except httpx.TransportError as error:
-                # Nothing listens, and never has: the address is wrong or the server is not started.
+                # No connection so far: the address is wrong or the server is not started.
                 absent = isinstance(error, httpx.ConnectError) and not self._reached
                 if last or (absent and attempt >= 1) or not may_help(error):
                     raise failed(self.url, error) from error
@@ -118,7 +127,9 @@ class Transport:
             (sleep or self.sleep)(delay)
             attempt += 1
 
-    def fetch(self, kind: type[Answer], method: str, path: str, **options: Any) -> Answer:
+    def fetch(
+        self, kind: type[ResponseBody], method: str, path: str, **options: Any
+    ) -> ResponseBody:
         """Send a request and return its body as `kind`."""
         return parsed(kind, self.request(method, path, **options))
 
@@ -128,13 +139,33 @@ class Transport:
         """Walk through a list, page after page."""
         cursor: str | None = None
         while True:
-            asked = {**(query or {}), "limit": size, "cursor": cursor}
+            params = {**(query or {}), "limit": size, "cursor": cursor}
             # mypy cannot see that a generic class can be indexed by a type variable at run time.
-            page = self.fetch(types.Page[kind], "GET", path, query=asked)  # type: ignore[valid-type]
+            page = self.fetch(types.Page[kind], "GET", path, query=params)  # type: ignore[valid-type]
             yield from page.data
             cursor = page.next_cursor
             if not page.has_more or not cursor:
                 return
+
+    def poll(
+        self,
+        read: Callable[[], State],
+        is_done: Callable[[State], bool],
+        *,
+        name: str,
+        timeout: float | None,
+        poll_seconds: float,
+    ) -> State:
+        """Read a resource repeatedly until `is_done`, and return it; None waits without limit.
+
+        Raises: errors.TimedOut, with `name` and the last state.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not is_done(current := read()):
+            if deadline is not None and time.monotonic() + poll_seconds > deadline:
+                raise errors.TimedOut(f"{name} is still {current.state} after {timeout:g} s")
+            self.sleep(poll_seconds)
+        return current
 
     @contextlib.contextmanager
     def open(
@@ -157,23 +188,26 @@ class Transport:
 
 
 def may_help(error: httpx.TransportError) -> bool:
-    """Say whether the same request can succeed a moment later."""
+    """Return whether the same request can succeed a moment later."""
     return not isinstance(error, (httpx.UnsupportedProtocol, httpx.ProxyError))
 
 
 def failed(url: str, error: Exception) -> errors.ConnectionFailed:
-    """Turn an error of the network into one line a person can act on."""
+    """Return a network error as one line that says what to do."""
     if isinstance(error, httpx.ConnectTimeout):
         return errors.ConnectionFailed(url, "no connection in time; check the address")
     if isinstance(error, httpx.TimeoutException):
         return errors.ConnectionFailed(url, "the server did not answer in time")
     if isinstance(error, httpx.ConnectError):
         return errors.ConnectionFailed(url, f"{error}; is it running? (`retort up` starts one)")
-    return errors.ConnectionFailed(url, f"the connection broke off ({error})")
+    return errors.ConnectionFailed(url, f"the connection was lost ({error})")
 
 
-def parsed(kind: type[Answer], response: httpx.Response) -> Answer:
-    """Return the body of a response as `kind`, or say that this is not our server."""
+def parsed(kind: type[ResponseBody], response: httpx.Response) -> ResponseBody:
+    """Return the body of a response as `kind`.
+
+    Raises: errors.UnexpectedAnswer for a body that is not one of a Retort server.
+    """
     try:
         return kind.model_validate_json(response.content)
     except pydantic.ValidationError as error:
@@ -186,25 +220,25 @@ def parsed(kind: type[Answer], response: httpx.Response) -> Answer:
 
 
 def refusal(response: httpx.Response) -> errors.ProblemError:
-    """Turn an unsuccessful response into the problem it describes."""
+    """Return an error response as the problem it describes."""
     if response.is_redirect:
         raise errors.UnexpectedAnswer(
             f"{response.request.url} redirects to {response.headers.get('location')}: use that URL"
         )
-    told = _json_object(response)
+    body = _json_object(response)
     return errors.ProblemError(
         response.status_code,
-        str(told.get("code") or "http_error"),
-        str(told.get("title") or response.reason_phrase or "refused"),
-        str(told.get("detail") or ""),
+        str(body.get("code") or "http_error"),
+        str(body.get("title") or response.reason_phrase or "refused"),
+        str(body.get("detail") or ""),
         errors=[
             errors.FieldProblem(
                 str(e.get("pointer", "")), str(e.get("detail", "")), str(e.get("code", ""))
             )
-            for e in told.get("errors") or []
+            for e in body.get("errors") or []
             if isinstance(e, dict)
         ],
-        retryable=bool(told.get("retryable", response.status_code in RETRIED_STATUSES)),
+        retryable=bool(body.get("retryable", response.status_code in RETRIED_STATUSES)),
         retry_after_seconds=_seconds(response.headers.get("retry-after")),
     )
 
@@ -229,10 +263,10 @@ def _may_pass(problem: errors.ProblemError) -> bool:
 
 def _json_object(response: httpx.Response) -> dict[str, Any]:
     try:
-        told = response.json()
+        body = response.json()
     except ValueError:
         return {}
-    return told if isinstance(told, dict) else {}
+    return body if isinstance(body, dict) else {}
 
 
 def _seconds(value: str | None) -> float | None:

@@ -1,6 +1,6 @@
-"""Bring bytes to the server: in parts, in parallel, each with its digest, and resumable.
+"""Uploads files in parts, in parallel, each with its digest; an upload can be resumed.
 
-The server keeps the parts it has; `resume` asks which those are and sends the others.
+The server keeps the parts it has; `resume` reads which those are and sends the others.
 """
 
 import threading
@@ -48,12 +48,12 @@ class Uploads:
         return self._http.fetch(types.Upload, "POST", "/v1/uploads", body=body, headers=headers)
 
     def resume(self, path: Path, upload_id: str) -> types.Upload:
-        """Find an upload that was cut off, and check that it is of this file."""
-        found = self.get(upload_id)
+        """Return an interrupted upload, after checking that it is of this file."""
+        upload = self.get(upload_id)
         measured = digests.measure(path)
-        if found.sha256 not in (None, measured.sha256):
+        if upload.sha256 not in (None, measured.sha256):
             raise errors.LocalFileProblem(path, f"not the file that {upload_id} was begun with")
-        return found
+        return upload
 
     def get(self, upload_id: str) -> types.Upload:
         """Return an upload with the parts received so far."""
@@ -74,12 +74,12 @@ class Uploads:
         return self._http.fetch(types.Upload, "POST", f"/v1/uploads/{upload.id}/complete", body={})
 
     def discard(self, upload_id: str) -> None:
-        """Give an unfinished upload up."""
+        """Delete an unfinished upload."""
         self._http.request("DELETE", f"/v1/uploads/{upload_id}")
 
 
 class _Sender:
-    """Sends the missing parts of one upload; ends early, and whole, when one of them fails."""
+    """Sends the missing parts of one upload; stops all threads when one of them fails."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class _Sender:
         self._sent |= {part.number: 0 for part in self._missing}
 
     def run(self) -> None:
-        """Send every missing part; raise the first failure once the others have stopped."""
+        """Send every missing part; raise the first failure after the others have stopped."""
         self._show()
         with futures.ThreadPoolExecutor(PARALLEL_PARTS) as pool:
             pending = [pool.submit(self._send, part) for part in self._missing]
@@ -131,7 +131,7 @@ class _Sender:
         )
 
     def _is_there(self, part: types.Part) -> bool:
-        """Say whether the server has this part, and has it as it is in the file."""
+        """Return whether the server has this part with the same bytes as the file."""
         if not part.received or part.sha256 is None:
             return part.received
         return part.sha256 == digests.of_slice(self._path, *self._span(part)).hex()

@@ -1,7 +1,6 @@
-"""Show a job to a person: a bar on a terminal, plain lines at intervals elsewhere.
+"""Follow a job in the terminal: a bar on a terminal, plain lines at intervals elsewhere.
 
-The event stream says at once that something happened; polling says how far the job is, and keeps
-the view alive when the stream is down.
+Events of the stream are shown as they come. Progress is polled, which works without the stream too.
 """
 
 import queue
@@ -26,7 +25,7 @@ Shown = TypeVar("Shown", types.Job, types.Study)
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class ProgressSnapshot:
     """What there is to show of a job at one moment."""
 
     state: str
@@ -53,16 +52,16 @@ class Snapshot:
 
 
 class View(Protocol):
-    """A place to show snapshots in."""
+    """Shows snapshots and messages."""
 
-    def show(self, snapshot: Snapshot) -> None:
-        """Show where the job is."""
+    def show(self, snapshot: ProgressSnapshot) -> None:
+        """Show the state and progress of the job."""
 
     def say(self, text: str) -> None:
         """Show one line that stays."""
 
     def close(self) -> None:
-        """Leave the screen in order."""
+        """Restore the terminal."""
 
 
 class Bar:
@@ -79,8 +78,8 @@ class Bar:
         self._task = self._progress.add_task(title, total=1.0, details="")
         self._progress.start()
 
-    def show(self, snapshot: Snapshot) -> None:
-        """Show where the job is."""
+    def show(self, snapshot: ProgressSnapshot) -> None:
+        """Show the state and progress of the job."""
         self._progress.update(
             self._task,
             description=snapshot.state,
@@ -95,7 +94,7 @@ class Bar:
         )
 
     def close(self) -> None:
-        """Leave the screen in order."""
+        """Restore the terminal."""
         self._progress.stop()
 
 
@@ -104,11 +103,11 @@ class Lines:
 
     def __init__(self, console: rich.console.Console) -> None:
         self._console = console
-        self._last: Snapshot | None = None
+        self._last: ProgressSnapshot | None = None
         self._at = 0.0
 
-    def show(self, snapshot: Snapshot) -> None:
-        """Show where the job is."""
+    def show(self, snapshot: ProgressSnapshot) -> None:
+        """Show the state and progress of the job."""
         moved = self._last is None or self._last.state != snapshot.state
         due = time.monotonic() - self._at >= LINE_SECONDS and snapshot != self._last
         if moved or due:
@@ -120,7 +119,7 @@ class Lines:
         self._console.print(errors.one_line(text), markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Leave the screen in order."""
+        """Restore the terminal."""
 
 
 def view(console: rich.console.Console, title: str) -> View:
@@ -134,12 +133,12 @@ def follow(retort: client.Client, job_id: str, shown: View) -> types.Job:
     feed = _Feed(retort, job_id)
     try:
         while not job.is_final:
-            shown.show(snapshot(retort, job))
+            shown.show(snapshot_of(retort, job))
             for event in feed.take(POLL_SECONDS):
                 if event.type == "job.warning":
                     shown.say(f"warning: {event.data.get('message', event.data)}")
-            job = _patiently(lambda: retort.jobs.get(job_id), shown, "job")
-        shown.show(snapshot(retort, job))
+            job = _read_with_retries(lambda: retort.jobs.get(job_id), shown, "job")
+        shown.show(snapshot_of(retort, job))
         return job
     finally:
         feed.stop()
@@ -150,21 +149,21 @@ def follow_study(retort: client.Client, study_id: str, shown: View) -> types.Stu
     study = retort.studies.get(study_id)
     while True:
         counts = ", ".join(f"{count} {state}" for state, count in study.jobs.items())
-        shown.show(Snapshot(state=study.state, progress=study.progress, phase=counts))
+        shown.show(ProgressSnapshot(state=study.state, progress=study.progress, phase=counts))
         if study.is_final:
             return study
         time.sleep(POLL_SECONDS)
-        study = _patiently(lambda: retort.studies.get(study_id), shown, "study")
+        study = _read_with_retries(lambda: retort.studies.get(study_id), shown, "study")
 
 
-def snapshot(retort: client.Client, job: types.Job) -> Snapshot:
+def snapshot_of(retort: client.Client, job: types.Job) -> ProgressSnapshot:
     """Gather what there is to show of a job."""
     phase, epoch = None, None
     if job.state == "running":
         phase, epoch = _phase_and_epoch(retort, job.id)
     prefix = "baseline/" if phase == "baseline" else ""
     live = job.state in {"running", "pausing", "cancelling"}
-    return Snapshot(
+    return ProgressSnapshot(
         state=job.state,
         progress=1.0 if job.state == "succeeded" else job.progress,
         phase=phase if phase == "baseline" else _waiting_for(job),
@@ -197,7 +196,7 @@ class _Feed:
         self._thread.start()
 
     def take(self, wait_seconds: float) -> list[types.Event]:
-        """Return the events that came, as soon as there is one or the time is over."""
+        """Return the events received, as soon as there is one or the time is over."""
         taken = []
         try:
             taken.append(self._events.get(timeout=wait_seconds))
@@ -207,7 +206,7 @@ class _Feed:
             return taken
 
     def stop(self) -> None:
-        """Let the thread end; it has no more than the end of a stream to wait for."""
+        """Stop the thread; it ends with the next event or with the stream."""
         self._stopped.set()
         self._thread.join(timeout=1.0)
 
@@ -222,8 +221,8 @@ class _Feed:
             return
 
 
-def _patiently(read: Callable[[], Shown], shown: View, what: str) -> Shown:
-    """Read a job or study, through an outage of the server if it is not too long."""
+def _read_with_retries(read: Callable[[], Shown], shown: View, what: str) -> Shown:
+    """Read a job or study, with retries while the server is unreachable, for two minutes."""
     lost_at: float | None = None
     while True:
         try:
@@ -238,7 +237,7 @@ def _patiently(read: Callable[[], Shown], shown: View, what: str) -> Shown:
 
 
 def _phase_and_epoch(retort: client.Client, job_id: str) -> tuple[str | None, int | None]:
-    """Tell from the newest loss which network is trained now, and in which epoch."""
+    """Return which network is trained now and in which epoch, by the newest loss."""
     try:
         series = retort.jobs.metrics(job_id, keys=LOSS_KEYS, max_points=10)
     except errors.RetortError:

@@ -59,14 +59,14 @@ def data_free_spec(**changes: Any) -> dict[str, Any]:
 
 def stored(
     session: Session, storage: Storage, content: bytes = b"weights", *, path: str = models.WEIGHTS
-) -> leases.StoredFile:
+) -> leases.OutputFile:
     """Store bytes, by default as the weights of a model, with their blob's row."""
     kept = storage.put(io.BytesIO(content))
     uploads.adopt(session, sha256=kept.sha256, size_bytes=kept.size_bytes, storage_key=kept.key)
-    return leases.StoredFile(path, kept.sha256, kept.size_bytes, kept.key)
+    return leases.OutputFile(path, kept.sha256, kept.size_bytes, kept.key)
 
 
-def new_version(name: str = "digits-teacher", **changes: Any) -> models.NewVersion:
+def new_version(name: str = "digits-teacher", **changes: Any) -> models.NewModelVersion:
     """Return a version that fits the built-in data set `digits`."""
     facts: dict[str, Any] = {
         "name": name,
@@ -77,7 +77,7 @@ def new_version(name: str = "digits-teacher", **changes: Any) -> models.NewVersi
         "input": DIGITS_INPUT,
         **changes,
     }
-    return models.NewVersion(**facts)
+    return models.NewModelVersion(**facts)
 
 
 def teacher(
@@ -177,7 +177,7 @@ IMAGES = {
 }
 
 
-def invented(
+def synthetic_job(
     session: Session,
     storage: Storage,
     *,
@@ -185,7 +185,7 @@ def invented(
     images: Mapping[str, bytes] = MappingProxyType(IMAGES),
     **changes: Any,
 ) -> tables.JobRow:
-    """Run a job to its end that has invented images and kept these; its teacher must be there."""
+    """Run a data-free job to its end, with these images kept; its teacher must exist."""
     wanted = JobSpec.model_validate(data_free_spec(**changes))
     row = jobs.submit(session, project_id=project_id, spec=wanted)
     return succeeded(session, storage, row, images=images)

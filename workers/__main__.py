@@ -1,7 +1,7 @@
 """Starts a Celery worker: `python -m workers --queues any,cuda`.
 
-The options of `celery worker` are taken as they are; what they cannot be told by settings, that
-workers do not talk to each other, is added here.
+The options of `celery worker` are passed on. Those that turn off the messages between workers, for
+which Celery has no settings, are added.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""One attempt at one job: what its engine tells goes to database and storage, and so does its end.
+"""One attempt at one job: writes the engine's reports, and the end, to database and storage.
 
-Every write proves the fence. An attempt ends once; whatever comes for it afterwards is not heard.
+Every write proves the fence. An attempt ends once; later reports are ignored.
 """
 
 import time
@@ -31,49 +31,49 @@ _FORESEEABLE_SECONDS = 1e9
 class Attempt:
     """The state of one attempt between claim and end."""
 
-    folder: Path  # of its own inputs and outputs; both from `look_up` on
+    folder: Path  # of its own inputs and outputs; both from `load_inputs` on
     inputs: Inputs
 
     def __init__(self, context: Context, lease: leases.Lease) -> None:
         self.lease = lease
         self.heartbeat = Heartbeat(context, lease)
-        self.neighbours = 0
-        """How many other students its engine trains."""
+        self.group_size = 1
+        """How many students its engine trains, this one included."""
         self.result: Report | None = None
         self.failure: Report | None = None
         self.is_over = False
         self.state: State | None = None
-        """In which the attempt left the job; None where the lease was lost."""
+        """The job's state after the attempt; None if the lease was lost."""
         self._context = context
-        self._points: list[leases.Point] = []
+        self._points: list[leases.MetricSample] = []
         self._progress: float | None = None
         self._remaining_seconds: float | None = None
         self._flushed_at = 0.0
 
     def give_up(self, because: str) -> None:
-        """End without a word to the database: the job is somebody else's by now."""
+        """End without writing to the database: another worker may hold the job."""
         log.warning("attempt_lost", job_id=self.lease.job_id, because=because)
         self.is_over = True
 
     def persist(self, write: Callable[[Session], T]) -> T:
-        """Run `write` in a transaction, again and again while the database is away.
+        """Run `write` in a transaction, repeatedly while the database is unreachable.
 
-        Raises: errors.StaleFence when the lease is lost meanwhile.
+        Raises: errors.StaleFence if the lease is lost meanwhile.
         """
         try:
             return self._context.persist(write, hopeless=lambda: self.heartbeat.lost)
         except errors.Unavailable as error:
             raise errors.StaleFence(f"{self.lease.job_id}: {error}, the lease is lost") from error
 
-    def look_up(self, folder: Path) -> None:
-        """Learn what the engine needs for this job; its own files go into `folder`."""
+    def load_inputs(self, folder: Path) -> None:
+        """Load this job's inputs from the database; its own files go into `folder`."""
         self.folder = folder
         self.inputs = self.persist(lambda s: inputs.of(s, self.lease.job_id))
 
-    # -- while ---------------------------------------------------------------------------------
+    # -- while the engine runs -----------------------------------------------------------------
 
     def relay(self, report: Report) -> None:
-        """Pass on what the engine tells of this job."""
+        """Process one report of the engine about this job."""
         match report["type"]:
             case "started":
                 self.persist(lambda s: self._started(s, report))
@@ -82,7 +82,7 @@ class Attempt:
                 self._remaining_seconds = report.get("remaining_seconds")
             case "metrics":
                 self._points += [
-                    leases.Point(p["key"], p["step"], p.get("epoch"), float(p["value"]))
+                    leases.MetricSample(p["key"], p["step"], p.get("epoch"), float(p["value"]))
                     for p in report["points"]
                 ]
             case "checkpoint":
@@ -99,7 +99,7 @@ class Attempt:
                 self.failure = report
 
     def flush(self, *, force: bool = False) -> None:
-        """Write progress and points if that was not done a moment ago."""
+        """Write progress and metrics, at most once a second unless `force` is set."""
         now = time.monotonic()
         if not force and now - self._flushed_at < _FLUSH_SECONDS:
             return
@@ -110,7 +110,7 @@ class Attempt:
         ends_at = _from_now(self._remaining_seconds)
         self.persist(
             lambda s: leases.report(
-                s, self.lease, progress=progress, estimated_end_at=ends_at, points=points
+                s, self.lease, progress=progress, estimated_end_at=ends_at, samples=points
             )
         )
         self._flushed_at = now
@@ -124,14 +124,14 @@ class Attempt:
         )
 
     def _store_checkpoint(self, report: Report) -> None:
-        """Publish a checkpoint's bytes, then its row; one overtaken by newer ones is skipped."""
+        """Store a checkpoint's bytes, then its row; skip one that the engine has replaced."""
         path = self.folder / report["path"]
         try:
             stored = self._put(path, report["path"], expected=report["sha256"])
         except FileNotFoundError:
             return  # the engine has written two newer ones since
         except errors.Unavailable as error:
-            # A job must not die for want of a checkpoint; the next one is tried again.
+            # A job must not fail because a checkpoint was not stored; the next one is tried.
             log.warning("checkpoint_not_stored", job_id=self.lease.job_id, error=str(error))
             return
         self.persist(
@@ -145,18 +145,18 @@ class Attempt:
             )
         )
 
-    def _put(self, path: Path, name: str, *, expected: str | None = None) -> leases.StoredFile:
+    def _put(self, path: Path, name: str, *, expected: str | None = None) -> leases.OutputFile:
         with path.open("rb") as file:
             stored = self._context.storage.put(file, expected=expected)
-        return leases.StoredFile(name, stored.sha256, stored.size_bytes, stored.key)
+        return leases.OutputFile(name, stored.sha256, stored.size_bytes, stored.key)
 
-    # -- after ---------------------------------------------------------------------------------
+    # -- at the end ----------------------------------------------------------------------------
 
     def complete(self, tail: list[str]) -> None:
-        """Publish the student's bytes, then register it and end the job in one transaction."""
+        """Store the student's files, then register it and end the job in one transaction."""
         result = dict(self.result or {})
-        if self.neighbours:
-            result["shared_with"] = self.neighbours
+        if self.group_size > 1:
+            result["shared_with"] = self.group_size - 1
         origin = self.persist(lambda s: student_files.origin(s, self.lease.job_id))
         pictures = self._store_report()
         try:
@@ -172,14 +172,14 @@ class Attempt:
             )
         )
 
-    def _store_report(self) -> list[leases.StoredFile]:
-        """Publish the report's bytes; a picture that cannot be stored never costs the student."""
-        stored: list[leases.StoredFile] = []
+    def _store_report(self) -> list[leases.OutputFile]:
+        """Store the report's files; one that cannot be stored does not fail the job."""
+        stored: list[leases.OutputFile] = []
         try:
             for name, path in student_files.report_files(self.folder).items():
                 stored.append(self._put(path, name))
         except (errors.Unavailable, OSError) as error:
-            # The rest would wait for the same store in vain.
+            # The other files would fail in the same way.
             message = f"The report is not complete, a file could not be stored: {error}"
             log.warning("report_not_stored", job_id=self.lease.job_id, error=str(error))
             self.persist(
@@ -188,11 +188,11 @@ class Attempt:
         return stored
 
     def stop(self, tail: list[str], *, because: Reason, message: str) -> None:
-        """End as the user asked; where this job was not asked for, hand it back."""
+        """End as the user requested, or queue the job again if the user requested nothing."""
 
         def write(session: Session) -> State:
-            wanted = leases.wanted(session, self.lease)
-            if wanted in (State.PAUSING, State.CANCELLING):
+            state = leases.poll(session, self.lease)
+            if state in (State.PAUSING, State.CANCELLING):
                 return leases.stopped(session, self.lease, log_tail=tail)
             return leases.release(
                 session, self.lease, because=because, message=message, log_tail=tail

@@ -1,6 +1,6 @@
 """The Celery application: broker, acknowledgement, prefetch, queues, beat, process signals.
 
-Each setting carries its reason. The database owns every job's state; the broker only rings.
+Each setting has its reason. The database owns every job's state; a message only names a job.
 """
 
 import logging
@@ -29,7 +29,7 @@ app.conf.update(
     # Results and states live in the database.
     result_backend=None,
     task_ignore_result=True,
-    # A lost message is found by the re-publisher, a lost worker by its lease; late
+    # Maintenance publishes lost messages again, and a lease tells of a lost worker; late
     # acknowledgement would only run long jobs twice.
     task_acks_late=False,
     task_reject_on_worker_lost=False,
@@ -82,7 +82,7 @@ _MAIN_PROCESS = os.getpid()
 @signals.setup_logging.connect
 def _set_up_logging(**_: Any) -> None:
     logs.set_up(level=settings.log_level, as_json=settings.log_json)
-    # A line for every sweep, every few seconds, would bury the lines that say something.
+    # A line for every sweep, every few seconds, would hide the other lines.
     for chatty in ("celery.worker.strategy", "celery.app.trace", "celery.beat"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
@@ -90,7 +90,7 @@ def _set_up_logging(**_: Any) -> None:
 @signals.worker_ready.connect
 def _announce(sender: Any, **_: Any) -> None:
     queues = sorted(str(name) for name in sender.app.amqp.queues.consume_from)
-    worker_registration.begin(settings, worker_id=WORKER_ID, queues=queues)
+    worker_registration.start(settings, worker_id=WORKER_ID, queues=queues)
 
 
 @signals.worker_shutting_down.connect
@@ -100,11 +100,11 @@ def _shut_down(**_: Any) -> None:
 
 @signals.worker_shutdown.connect
 def _leave(**_: Any) -> None:
-    worker_registration.end()
+    worker_registration.stop()
 
 
 @signals.worker_process_init.connect
 @signals.beat_embedded_init.connect
 def _begin_child(**_: Any) -> None:
-    # A killed worker takes its supervisor along, and that its engine; and no clock goes on alone.
+    # When a worker is killed, its supervisor, engine and beat end too.
     parent_death.die_with_parent(_MAIN_PROCESS)

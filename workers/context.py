@@ -1,4 +1,4 @@
-"""What a worker process works with: settings, database, storage, and its own identity."""
+"""The dependencies of a worker process: settings, database, storage, and its own id."""
 
 import functools
 import threading
@@ -20,8 +20,8 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 _RETRY_SECONDS = 1.0
-# What a database that restarts, or cannot be reached, makes its driver and pool raise.
-_AWAY = (
+# What driver and pool raise while a database restarts or cannot be reached.
+_UNREACHABLE = (
     sqlalchemy.exc.OperationalError,
     sqlalchemy.exc.InterfaceError,
     sqlalchemy.exc.TimeoutError,
@@ -30,7 +30,7 @@ _AWAY = (
 
 @dataclass(frozen=True)
 class Context:
-    """One per process: connections must not be shared over a fork."""
+    """One per process: connections must not be shared across a fork."""
 
     settings: Settings
     engine: sa.Engine
@@ -45,17 +45,17 @@ class Context:
         return database.sessions(self.engine.execution_options(read_only=True))
 
     def persist(self, work: Callable[[Session], T], *, hopeless: Callable[[], bool]) -> T:
-        """Run `work` in a transaction, again and again while the database is away.
+        """Run `work` in a transaction, repeatedly while the database is unreachable.
 
-        Raises: errors.Unavailable once that is `hopeless`.
+        Raises: errors.Unavailable when `hopeless` returns true.
         """
         while True:
             try:
                 with self.sessions.begin() as session:
                     return work(session)
-            except _AWAY as error:
+            except _UNREACHABLE as error:
                 if hopeless():
-                    raise errors.Unavailable("the database was away for too long") from error
+                    raise errors.Unavailable("the database was unreachable for too long") from error
                 log.warning("transaction_repeated", error=str(error))
                 time.sleep(_RETRY_SECONDS)
 

@@ -1,7 +1,7 @@
-"""An engine as a child process: start it, hear its reports, stop it, and see that it is gone.
+"""An engine as a child process: start it, read its reports, stop it, wait until it has ended.
 
 The child gets its own process group, a scrubbed environment (no database, no broker, no
-credentials: its files are handed to it), and dies with this process (`leash.py`).
+credentials: its files are given to it), and dies with this process (`parent_death.py`).
 """
 
 import json
@@ -21,14 +21,14 @@ import structlog
 log = structlog.get_logger()
 
 CHECKPOINTED = 75  # exit code: SIGTERM was received, a checkpoint is written
-# What a child may inherit; everything else, above all RETORT_*, stays here.
+# What a child may inherit; nothing else, above all no RETORT_* variable.
 _INHERITED = (
     *("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH"),
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"),
     *("VIRTUAL_ENV", "XDG_RUNTIME_DIR", "CUDA_HOME", "NVIDIA_DRIVER_CAPABILITIES"),
     "CUDA_DEVICE_ORDER",  # without it, CUDA_VISIBLE_DEVICES may mean other devices
 )
-# A killed process whose new parent never asks after it stays in its group as a zombie.
+# A killed process whose new parent does not wait for it stays in its group as a zombie.
 _GONE_SECONDS = 5.0
 _TAIL_LINES = 50
 _TAIL_WIDTH = 400
@@ -84,7 +84,7 @@ class EngineProcess:
         if self._ended:
             return None
         if self._child.poll() is not None:
-            # What it has left behind would hold the stream open, and the device, for ever.
+            # Its children would keep the stream open, and the device in use.
             self._signal_group(signal.SIGKILL)
         try:
             report = self._reports.get(timeout=timeout_seconds)
@@ -98,7 +98,7 @@ class EngineProcess:
         """Return whether the report stream is finished: nothing more will come."""
         return self._ended
 
-    def ask_to_stop(self, *, grace_seconds: float) -> None:
+    def request_stop(self, *, grace_seconds: float) -> None:
         """Send SIGTERM once; `enforce_stop` kills after the grace.
 
         Only to the child itself, which still needs its own children to write a checkpoint.
@@ -135,7 +135,7 @@ class EngineProcess:
         return [line[:_TAIL_WIDTH] for line in text.splitlines()[-_TAIL_LINES:]]
 
     def _signal_group(self, number: int) -> bool:
-        """Send a signal to the whole group, and return whether there was anyone left."""
+        """Send a signal to the whole group, and return whether a process was left."""
         try:
             os.killpg(self._child.pid, number)
         except ProcessLookupError:
@@ -156,7 +156,7 @@ class EngineProcess:
 
 
 def scrubbed_environment(device: str) -> dict[str, str]:
-    """Return what a child of a worker may know of the environment, and no credentials."""
+    """Return the environment of a child process, without credentials."""
     kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     if device == "cpu":
         kept["CUDA_VISIBLE_DEVICES"] = ""  # this worker offers no GPU, even where there is one

@@ -1,8 +1,8 @@
-"""Keeps a lease alive from a thread of its own, and knows what the user wants by now.
+"""Renews a lease in a thread of its own, and polls whether the user wants the job to stop.
 
-Staging and uploads may take longer than a lease, so the attempt cannot renew it in passing. When
-the database cannot be reached for as long as the lease lasts (less a margin), or says that the
-job is somebody else's, the lease counts as lost, and the attempt must stop by itself.
+Staging and uploads may take longer than a lease, so the attempt itself cannot renew it. When the
+database is unreachable for as long as the lease lasts (minus a margin), or another worker holds
+the job, the lease counts as lost, and the attempt must stop by itself.
 """
 
 import threading
@@ -20,7 +20,7 @@ from workers.context import Context
 
 log = structlog.get_logger()
 
-_MARGIN = 0.75  # of the lease: stop well before somebody else may start
+_MARGIN = 0.75  # of the lease: stop well before another worker may start
 
 
 class Heartbeat:
@@ -36,7 +36,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
-        """Start to beat."""
+        """Start the thread."""
         self._thread.start()
         return self
 
@@ -46,7 +46,7 @@ class Heartbeat:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop to beat."""
+        """Stop the thread."""
         self._done.set()
         self._thread.join()
 
@@ -54,7 +54,7 @@ class Heartbeat:
     def lost(self) -> bool:
         """Return whether the lease is lost: nothing may be written any more.
 
-        By the clock, too: a call to the database that never returns must not keep a job.
+        Also by the clock: a database call that never returns must not keep the job.
         """
         silent = time.monotonic() - self._renewed
         return self._lost.is_set() or silent > self._context.settings.lease_seconds * _MARGIN
@@ -73,9 +73,9 @@ class Heartbeat:
                     self._renew()
                     self._renewed = began  # not later: the lease runs from somewhere in between
                 else:
-                    self._look()
+                    self._poll()
             except errors.StaleFence:
-                self._lost.set()  # or the attempt has ended just now, and nobody asks any more
+                self._lost.set()  # or the attempt has just ended, where this has no effect
             except sqlalchemy.exc.SQLAlchemyError as error:
                 silent = round(began - self._renewed, 1)
                 log.warning("database_unreachable", seconds=silent, error=str(error))
@@ -85,6 +85,6 @@ class Heartbeat:
             seconds = self._context.settings.lease_seconds
             self._state = leases.renew(session, self._lease, lease_seconds=seconds)
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         with self._context.readers.begin() as session:
-            self._state = leases.wanted(session, self._lease)
+            self._state = leases.poll(session, self._lease)

@@ -236,7 +236,7 @@ def _accepted_dataset(
 
 def _accepted(
     inspection: inspections.Inspection,
-    files: list[leases.StoredFile],
+    files: list[leases.OutputFile],
     sha256: str,
     facts: dict[str, Any],
 ) -> _Answer:
@@ -246,10 +246,10 @@ def _accepted(
     )
 
 
-def _put(context: Context, path: Path, name: str) -> leases.StoredFile:
+def _put(context: Context, path: Path, name: str) -> leases.OutputFile:
     with path.open("rb") as file:
         stored = context.storage.put(file)
-    return leases.StoredFile(name, stored.sha256, stored.size_bytes, stored.key)
+    return leases.OutputFile(name, stored.sha256, stored.size_bytes, stored.key)
 
 
 def _rejection(report: Report) -> dict[str, Any]:

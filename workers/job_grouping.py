@@ -1,7 +1,8 @@
 """Which jobs of a study are trained beside the one that this worker has just claimed.
 
 The engine's own rule (`workers.distill.config.grouping`, which reads plain dictionaries and loads
-nothing) decides which configs fit together. What the database adds stands in `leases.companions`.
+nothing) decides which configs fit together. What the database adds stands in
+`leases.find_groupable`.
 """
 
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ def find(session: Session, lease: leases.Lease, *, limit: int) -> list[str]:
     No worker takes more than its share: six jobs and three idle machines make three pairs.
     """
     leader = session.get_one(tables.JobRow, lease.job_id)
-    candidates = leases.companions(session, lease)
+    candidates = leases.find_groupable(session, lease)
     if not candidates:
         return []
     recipe = inputs.recipe_of(session, leader)

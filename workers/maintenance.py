@@ -1,4 +1,4 @@
-"""What runs by the clock: every function may run twice, late, or in several places at once."""
+"""Periodic tasks: each may run twice, late, or in several processes at the same time."""
 
 import functools
 import time
@@ -15,49 +15,49 @@ from workers.context import Context
 
 log = structlog.get_logger()
 
-# Longer silence than this between two sweeps means that the reaper itself was away.
+# A longer gap than this between two sweeps means that the reaper itself did not run.
 _GAP_FACTOR = 6
 
 
-class _Watch:
-    """For how long this process has looked at the leases without a gap."""
+class _PollingTime:
+    """For how long this process has polled the leases without a gap."""
 
     def __init__(self) -> None:
         self._since = self._last = time.monotonic()
 
     def seconds(self, sweep_seconds: float) -> float:
-        """Return for how long there was no gap; none counts that ends now."""
+        """Return for how long there was no gap; a gap that ends now resets it to 0."""
         now = time.monotonic()
         if now - self._last > sweep_seconds * _GAP_FACTOR:
             self._since = now
         return now - self._since
 
-    def looked(self) -> None:
-        """Note that the database has answered: one that was away could not be looked at."""
+    def record(self) -> None:
+        """Record that the database has answered: an unreachable one cannot be polled."""
         self._last = time.monotonic()
 
 
 @functools.cache
-def _watch() -> _Watch:
-    return _Watch()
+def _polling_time() -> _PollingTime:
+    return _PollingTime()
 
 
 def sweep(context: Context, send: outbox.Send) -> dict[str, int]:
-    """Do what must be done every few seconds, and return how often each was needed.
+    """Do the work of every few seconds, and return how much of each kind was needed.
 
     `send` publishes one message to the broker.
     """
     settings = context.settings
-    watched = timedelta(seconds=_watch().seconds(settings.sweep_seconds))
+    polled = timedelta(seconds=_polling_time().seconds(settings.sweep_seconds))
     done: dict[str, int] = {}
     with context.sessions.begin() as session:
         done["leases_ended"] = sweeps.reap(
             session,
-            looking_since=database.now(session) - watched,
+            polling_since=database.now(session) - polled,
             lease_seconds=settings.lease_seconds,
             kill_grace_seconds=settings.kill_grace_seconds,
         )
-    _watch().looked()
+    _polling_time().record()
     with context.sessions.begin() as session:
         done["deadlines"] = sweeps.enforce_deadlines(session)
     after = settings.republish_after_seconds
@@ -70,7 +70,7 @@ def sweep(context: Context, send: outbox.Send) -> dict[str, int]:
 
 
 def collect(context: Context) -> dict[str, int]:
-    """Do what must be done every hour, and return how often each was needed."""
+    """Do the work of every hour, and return how much of each kind was needed."""
     done: dict[str, int] = {}
     done["uploads_expired"] = _expire_uploads(context)
     with context.sessions.begin() as session:
@@ -95,7 +95,7 @@ def _expire_uploads(context: Context) -> int:
 
 
 def tidy(context: Context) -> dict[str, int]:
-    """Free this machine's disk, which each worker does before it fills it again."""
+    """Free disk space on this machine; each worker does so before a task."""
     cache, limit = context.settings.cache_dir, context.settings.worker_cache_bytes
     folders = (context.settings.scratch_dir, inspector.builtin_folder(cache))
     done = {

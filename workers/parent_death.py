@@ -18,12 +18,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent: int) -> None:
-    """Ask the kernel to kill this process when `parent` dies; Linux only, elsewhere nothing."""
+    """Make the kernel kill this process when `parent` dies; does nothing outside of Linux."""
     if not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        os._exit(1)  # the parent died before the kernel was asked
+        os._exit(1)  # the parent died before the signal was set
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.argv = sys.argv[2:]
     if sys.argv[0] == "--":
-        os.execv(sys.argv[1], sys.argv[1:])  # the kernel keeps the request over this
+        os.execv(sys.argv[1], sys.argv[1:])  # the kernel keeps the setting across this call
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 

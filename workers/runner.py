@@ -1,9 +1,9 @@
-"""One engine process and the jobs it trains: claim, stage, supervise, see each job to its end.
+"""One engine process and the jobs it trains: claim, stage, supervise, end each job.
 
-The only bridge between rows and the engine. Most engines train one job; jobs of one study may share
-one, and end with what each would have ended with alone. Whatever happens to this process, the
-database stays true: every write proves the fence, and a job whose worker is gone is found by its
-lease.
+The only module that connects database rows and the engine. Most engines train one job; jobs of one
+study may share one, with the same results as alone. Whatever happens to this process, the database
+stays consistent: every write proves the fence, and a job whose worker has died is found by its
+expired lease.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ from workers.inspector import builtin_dataset
 log = structlog.get_logger()
 
 _TICK_SECONDS = 0.2
-_COMPANION_STOPPED = (
+_GROUP_STOPPED = (
     "A job that shared the engine was paused or cancelled; this one goes on from its newest "
     "checkpoint."
 )
 _ALONE = "Several jobs shared the engine; this one is tried again alone."
-# Told of one student beside others, it may be what a neighbour did to the device.
-_PERHAPS_A_NEIGHBOURS = "internal_error"
+# In a shared engine, another student may have caused this failure.
+_PERHAPS_BY_ANOTHER = "internal_error"
 
 
 def run_job(context: Context, job_id: str) -> State | None:
@@ -42,22 +42,22 @@ def run_job(context: Context, job_id: str) -> State | None:
 
     Other jobs of its study may be claimed with it, to share its engine.
     """
-    with contextlib.ExitStack() as beating:
+    with contextlib.ExitStack() as heartbeats:
         with context.sessions.begin() as session:
             lease = _claim(context, session, job_id=job_id)
         if lease is None:
             log.info("job_unclaimable", job_id=job_id)
             return None
-        leader = _begin(context, lease, beating)
+        leader = _begin(context, lease, heartbeats)
         attempts = [leader]
         try:
-            for companion in _find_companions(context, leader):
-                taken = leader.persist(functools.partial(_claim, context, job_id=companion))
+            for other_id in _find_groupable(context, leader):
+                taken = leader.persist(functools.partial(_claim, context, job_id=other_id))
                 if taken is not None:
-                    attempts.append(_begin(context, taken, beating))
+                    attempts.append(_begin(context, taken, heartbeats))
         except errors.StaleFence as error:
             leader.give_up(str(error))
-        _Run(context, attempts).carry_out()
+        _Run(context, attempts).run()
     return leader.state
 
 
@@ -66,14 +66,14 @@ def _claim(context: Context, session: Session, *, job_id: str) -> leases.Lease |
     return leases.claim(session, job_id=job_id, worker_id=context.worker_id, lease_seconds=seconds)
 
 
-def _begin(context: Context, lease: leases.Lease, beating: contextlib.ExitStack) -> Attempt:
+def _begin(context: Context, lease: leases.Lease, heartbeats: contextlib.ExitStack) -> Attempt:
     log.info("job_claimed", job_id=lease.job_id, attempt=lease.attempt, fence=lease.fence)
     attempt = Attempt(context, lease)
-    beating.enter_context(attempt.heartbeat)
+    heartbeats.enter_context(attempt.heartbeat)
     return attempt
 
 
-def _find_companions(context: Context, leader: Attempt) -> list[str]:
+def _find_groupable(context: Context, leader: Attempt) -> list[str]:
     limit = context.settings.study_students
     if limit == 1:
         return []
@@ -83,7 +83,7 @@ def _find_companions(context: Context, leader: Attempt) -> list[str]:
 class _Run:
     """One engine process, and the attempts that it trains."""
 
-    _workdir: Path  # from `carry_out` on
+    _workdir: Path  # from `run` on
 
     def __init__(self, context: Context, attempts: list[Attempt]) -> None:
         self._context = context
@@ -95,23 +95,23 @@ class _Run:
         """Return the attempts that have not ended."""
         return [attempt for attempt in self._attempts if not attempt.is_over]
 
-    def _each(self, work: Callable[[Attempt], object]) -> None:
-        """Do something for each open attempt; one that finds its lease lost is given up."""
+    def _for_each_open(self, work: Callable[[Attempt], object]) -> None:
+        """Call `work` with each open attempt; one whose lease is lost is given up."""
         for attempt in self._open:
             try:
                 work(attempt)
             except errors.StaleFence as error:
                 attempt.give_up(str(error))
 
-    def carry_out(self) -> None:
-        """Make a working folder, and see all attempts to their ends in it."""
+    def run(self) -> None:
+        """Make a working folder, and run all attempts to their end in it."""
         leader = self._attempts[0].lease
         try:
             name = f"{leader.job_id}-{leader.attempt}"
             with staging.scratch(self._context.settings.scratch_dir, name) as self._workdir:
                 self._work()
         except OSError as error:
-            # A full disk, no free process: this machine's trouble, and perhaps not the next one's.
+            # A full disk, no free process: another machine may not have this problem.
             self._fail("worker_failed", f"The worker could not go on: {error}")
 
     def _work(self) -> None:
@@ -121,24 +121,24 @@ class _Run:
         except (errors.RegistryError, OSError, _BuiltinFailed) as error:
             self._fail("staging_failed", f"An input could not be staged: {error}")
             return
-        self._part_from_the_unwanted()
+        self._end_unwanted()
         if not self._open:
             return
-        arguments = [str(self._write_order()), "--workdir", str(self._workdir)]
+        arguments = [str(self._write_config()), "--workdir", str(self._workdir)]
         device = self._context.settings.worker_device
         with EngineProcess(
             "workers.distill", arguments, workdir=self._workdir, device=device
         ) as engine:
-            was_asked = self._supervise(engine)
+            stop_requested = self._supervise(engine)
             tail = engine.log_tail()
-            code = engine.wait() if self._open else None  # with nobody left, it is killed
-        self._each(lambda attempt: self._end(attempt, code, was_asked, tail))
+            code = engine.wait() if self._open else None  # without open attempts, it is killed
+        self._for_each_open(lambda attempt: self._end(attempt, code, stop_requested, tail))
 
-    # -- before ------------------------------------------------------------------------------
+    # -- before the engine starts --------------------------------------------------------------
 
     def _stage(self) -> None:
-        """Put what all share into the working folder, and what is a job's own into the job's."""
-        self._each(lambda attempt: attempt.look_up(self._folder_of(attempt)))
+        """Put shared inputs into the working folder, and each job's own into its folder."""
+        self._for_each_open(lambda attempt: attempt.load_inputs(self._folder_of(attempt)))
         for attempt in self._open[:1]:
             for path, blob in attempt.inputs.shared.items():
                 self._place(blob, self._workdir / path)
@@ -160,7 +160,7 @@ class _Run:
         try:
             staging.fetch(self._context.storage, blob, path)
         except (errors.NotFound, errors.DigestMismatch) as error:
-            # The one before it, or the beginning, costs time; waiting for this one costs the job.
+            # An older checkpoint, or the beginning, costs time; failing here costs the job.
             log.warning("checkpoint_not_restored", job_id=job_id, error=str(error))
 
     def _place(self, blob: tables.BlobRow, path: Path) -> None:
@@ -174,50 +174,52 @@ class _Run:
         if failure is not None:
             raise _BuiltinFailed(failure)
 
-    def _part_from_the_unwanted(self) -> None:
-        """End, before there is an engine, what was stopped or lost while inputs were staged."""
-        self._each(_give_up_if_lost)
+    def _end_unwanted(self) -> None:
+        """End attempts that were stopped or lost while their inputs were staged."""
+        self._for_each_open(_give_up_if_lost)
         leaving = self._context.shutting_down.is_set()
-        self._each(lambda a: self._stop(a, []) if leaving or a.heartbeat.stop_wanted else None)
+        self._for_each_open(
+            lambda a: self._stop(a, []) if leaving or a.heartbeat.stop_wanted else None
+        )
         for attempt in self._open:
-            attempt.neighbours = len(self._open) - 1
+            attempt.group_size = len(self._open)
 
-    def _write_order(self) -> Path:
-        """Write what the engine is to do: a recipe, or those of all that share it."""
+    def _write_config(self) -> Path:
+        """Write the engine's configuration: one job's, or those of a whole group."""
         recipes = {attempt.lease.job_id: attempt.inputs.recipe for attempt in self._open}
-        order = job_grouping.group_of(recipes) if self._is_shared else self._open[0].inputs.recipe
+        config = job_grouping.group_of(recipes) if self._is_shared else self._open[0].inputs.recipe
         path = self._workdir / "recipe.json"
-        path.write_text(json.dumps(order))
+        path.write_text(json.dumps(config))
         return path
 
-    # -- while -------------------------------------------------------------------------------
+    # -- while the engine runs -----------------------------------------------------------------
 
     def _supervise(self, engine: EngineProcess) -> bool:
-        """Relay reports until the engine has ended, or nobody is left.
+        """Relay reports until the engine or all attempts have ended.
 
-        Return whether it was asked to stop.
+        Return whether the engine was told to stop.
         """
-        was_asked = False
+        stop_requested = False
         while not engine.has_ended:
-            self._each(_give_up_if_lost)
+            self._for_each_open(_give_up_if_lost)
             if not self._open:
                 break
-            if not was_asked and self._must_stop():
-                engine.ask_to_stop(grace_seconds=self._context.settings.kill_grace_seconds)
-                was_asked = True
+            if not stop_requested and self._must_stop():
+                engine.request_stop(grace_seconds=self._context.settings.kill_grace_seconds)
+                stop_requested = True
             engine.enforce_stop()
             report = engine.next_report(_TICK_SECONDS)
             if report is not None:
-                self._hear(report, engine)
-            self._each(Attempt.flush)
-        return was_asked
+                self._relay(report, engine)
+            self._for_each_open(Attempt.flush)
+        return stop_requested
 
     def _must_stop(self) -> bool:
         """Return whether one job is no longer wanted, or this worker shuts down."""
         wanted = any(attempt.heartbeat.stop_wanted for attempt in self._open)
         return wanted or self._context.shutting_down.is_set()
 
-    def _hear(self, report: Report, engine: EngineProcess) -> None:
+    def _relay(self, report: Report, engine: EngineProcess) -> None:
         """Relay a report to the job that it names, or else to all."""
         key = report.get("member")
 
@@ -228,23 +230,25 @@ class _Run:
             if key is not None and report["type"] in ("result", "failure"):
                 self._end_early(attempt, engine.log_tail())
 
-        self._each(relay)
+        self._for_each_open(relay)
 
     def _end_early(self, attempt: Attempt, tail: list[str]) -> None:
-        """End one of several, of which the engine has said its last word."""
+        """Finish one job of a shared engine after its result or failure."""
         attempt.flush(force=True)
         failure = attempt.failure
         if failure is None:
             attempt.complete(tail)
-        elif failure["code"] == _PERHAPS_A_NEIGHBOURS and attempt.neighbours:
+        elif failure["code"] == _PERHAPS_BY_ANOTHER and attempt.group_size > 1:
             self._hand_back(attempt, failure["message"], tail)
         else:
             retryable = bool(failure.get("retryable", False))
             attempt.fail(failure["code"], failure["message"], retryable, tail)
 
-    # -- after -------------------------------------------------------------------------------
+    # -- after the engine has ended ------------------------------------------------------------
 
-    def _end(self, attempt: Attempt, code: int | None, was_asked: bool, tail: list[str]) -> None:
+    def _end(
+        self, attempt: Attempt, code: int | None, stop_requested: bool, tail: list[str]
+    ) -> None:
         """End an attempt by how its engine has ended."""
         attempt.flush(force=True)
         failure = attempt.failure
@@ -255,29 +259,29 @@ class _Run:
         elif failure is not None:
             retryable = bool(failure.get("retryable", False))
             attempt.fail(failure["code"], failure["message"], retryable, tail)
-        elif was_asked:
+        elif stop_requested:
             self._stop(attempt, tail)
         elif self._is_shared:
-            self._hand_back(attempt, _death(code), tail)
+            self._hand_back(attempt, _exit_message(code), tail)
         else:
-            attempt.fail("engine_crashed", _death(code), True, tail)
+            attempt.fail("engine_crashed", _exit_message(code), True, tail)
 
     def _stop(self, attempt: Attempt, tail: list[str]) -> None:
         if self._is_shared and not self._context.shutting_down.is_set():
-            reason, message = Reason.COMPANION_STOPPED, _COMPANION_STOPPED
+            reason, message = Reason.COMPANION_STOPPED, _GROUP_STOPPED
         else:
             reason, message = Reason.WORKER_SHUTDOWN, leases.SHUT_DOWN
         attempt.stop(tail, because=reason, message=message)
 
     def _fail(self, code: str, message: str) -> None:
-        """End all by what has nothing to do with any one of them."""
+        """End all attempts for a reason that is not about one of them."""
         if self._is_shared:
-            self._each(lambda attempt: self._hand_back(attempt, message, []))
+            self._for_each_open(lambda attempt: self._hand_back(attempt, message, []))
         else:
-            self._each(lambda attempt: attempt.fail(code, message, True, []))
+            self._for_each_open(lambda attempt: attempt.fail(code, message, True, []))
 
     def _hand_back(self, attempt: Attempt, message: str, tail: list[str]) -> None:
-        """Let a job be tried alone: which of several was too much is not known."""
+        """Queue a job again to run alone: which of several caused the failure is unknown."""
         log.warning("shared_attempt_failed", job_id=attempt.lease.job_id, message=message)
         reason = Reason.SHARED_ENGINE_FAILED
         attempt.hand_back(tail, because=reason, message=f"{message} {_ALONE}")
@@ -292,10 +296,10 @@ def _give_up_if_lost(attempt: Attempt) -> None:
         attempt.give_up("the lease has run out, or was taken away")
 
 
-def _death(code: int | None) -> str:
+def _exit_message(code: int | None) -> str:
     if code == engine_process.CHECKPOINTED:
         return "The engine was stopped (SIGTERM), but not by its worker."
     if code is not None and code < 0:
-        hint = " (on Linux most often for want of memory)" if code == -9 else ""
+        hint = " (on Linux most often for lack of memory)" if code == -9 else ""
         return f"The engine was ended by signal {-code}{hint}."
-    return f"The engine ended with exit code {code} and said nothing of a result."
+    return f"The engine ended with exit code {code} without reporting a result."

@@ -1,7 +1,7 @@
 """Puts inputs into working folders: from storage, through a cache by digest, verified.
 
 The cache is shared by all attempts on this machine. Files are hard-linked into the working folder,
-so dropping an old one from the cache never pulls it from under a running job.
+so dropping an old one from the cache does not affect a running job.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def sweep_scratch(folder: Path) -> int:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock that this file stands for; a killed process lets it go."""
+    """Hold the lock of this file; the kernel releases that of a killed process."""
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -24,7 +24,7 @@ class Kit:
 
     files: dict[str, Path]
     """By their path in the registry."""
-    version: models.NewVersion
+    version: models.NewModelVersion
     result: dict[str, Any]
     """The job's result as JSON: the fields of `RunResult` that the engine reported."""
 
@@ -92,7 +92,7 @@ def make(
         **_files_in(workdir, synthetic_datasets.FOLDER),
         **{name: workdir / name for name in written},
     }
-    version = models.NewVersion(
+    version = models.NewModelVersion(
         name=spec.student.register_as or "student",
         network=description["network"],
         arguments=description["arguments"],

@@ -1,4 +1,4 @@
-"""The Celery tasks: one call each. A message names a row; the row says what is to be done."""
+"""The Celery tasks: one call each. A message has the id of a row; the row has the work."""
 
 import functools
 import threading
@@ -17,14 +17,14 @@ log = structlog.get_logger()
 @functools.cache
 def _context() -> context.Context:
     """Return this process's context; made in the forked child, at its first task."""
-    made = context.build(settings, worker_id=WORKER_ID)
-    threading.Thread(target=_forward_shutdown, args=(made,), daemon=True).start()
-    return made
+    built = context.build(settings, worker_id=WORKER_ID)
+    threading.Thread(target=_forward_shutdown, args=(built,), daemon=True).start()
+    return built
 
 
-def _forward_shutdown(made: context.Context) -> None:
+def _forward_shutdown(built: context.Context) -> None:
     worker_registration.shutting_down.wait()
-    made.shutting_down.set()
+    built.shutting_down.set()
 
 
 def _send(task: str, queue: str, payload: dict[str, Any], priority: int) -> None:
@@ -41,7 +41,7 @@ def run_job(job_id: str, dispatch_seq: int) -> None:
 
 @app.task(name="models.inspect")
 def inspect_model(version_id: str) -> None:
-    """Look at an uploaded model."""
+    """Inspect an uploaded model."""
     with logs.bind(version_id=version_id):
         maintenance.tidy(_context())
         inspector.inspect(_context(), "models", version_id)
@@ -49,7 +49,7 @@ def inspect_model(version_id: str) -> None:
 
 @app.task(name="datasets.inspect")
 def inspect_dataset(version_id: str) -> None:
-    """Look at an uploaded data set."""
+    """Inspect an uploaded data set."""
     with logs.bind(version_id=version_id):
         maintenance.tidy(_context())
         inspector.inspect(_context(), "datasets", version_id)
@@ -57,11 +57,11 @@ def inspect_dataset(version_id: str) -> None:
 
 @app.task(name="maintenance.sweep")
 def sweep() -> None:
-    """Relay, reap, enforce deadlines, publish again."""
+    """Publish the outbox, reap leases, enforce deadlines, publish lost messages again."""
     maintenance.sweep(_context(), _send)
 
 
 @app.task(name="maintenance.collect")
 def collect() -> None:
-    """Expire uploads, forget keys, delete bytes that nothing refers to."""
+    """Expire uploads and idempotency keys, delete bytes that nothing refers to."""
     maintenance.collect(_context())

@@ -1,7 +1,7 @@
-"""A worker announces itself, is seen while it lives, and says when it leaves.
+"""Registers a worker in the database, and records its heartbeats and its shutdown.
 
-Runs in the worker's main process. What devices there are is asked of a child process, because
-this one must never import torch.
+Runs in the worker's main process. A child process lists the devices, because this one must never
+import torch.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any  # of what the child process answers in JSON
+from typing import Any  # of what the child process prints as JSON
 
 import psutil
 import sqlalchemy.exc
@@ -32,74 +32,74 @@ shutting_down = multiprocessing.get_context("fork").Event()
 
 _DESCRIBE_SECONDS = 120
 _TICK_SECONDS = 0.2
-_leaving = threading.Event()
+_stopping = threading.Event()
 _thread: threading.Thread | None = None
 
 
-def begin(settings: Settings, *, worker_id: str, queues: list[str]) -> None:
-    """Announce this worker, and keep saying that it lives, from a thread."""
+def start(settings: Settings, *, worker_id: str, queues: list[str]) -> None:
+    """Register this worker, and send heartbeats from a thread."""
     global _thread
     _thread = threading.Thread(
-        target=_stay, args=(settings, worker_id, queues), name="presence", daemon=True
+        target=_run, args=(settings, worker_id, queues), name="worker-registration", daemon=True
     )
     _thread.start()
 
 
-def end() -> None:
-    """Say that this worker leaves."""
-    _leaving.set()
+def stop() -> None:
+    """Record that this worker has stopped."""
+    _stopping.set()
     if _thread is not None:
         _thread.join(timeout=10)
 
 
-def _stay(settings: Settings, worker_id: str, queues: list[str]) -> None:
+def _run(settings: Settings, worker_id: str, queues: list[str]) -> None:
     engine = database.connect(settings.database_url, pool_size=1)
     sessions = database.sessions(engine)
-    _say(sessions, worker_id, queues=queues, described={"devices": [], "versions": {}})
-    described = _describe(settings.worker_device)
-    is_announced = _say(sessions, worker_id, queues=queues, described=described)
-    while not _leaving.wait(settings.heartbeat_seconds):
+    _write(sessions, worker_id, queues=queues, description={"devices": [], "versions": {}})
+    description = _describe(settings.worker_device)
+    is_announced = _write(sessions, worker_id, queues=queues, description=description)
+    while not _stopping.wait(settings.heartbeat_seconds):
         if is_announced:
-            _say(sessions, worker_id)
+            _write(sessions, worker_id)
         else:
-            is_announced = _say(sessions, worker_id, queues=queues, described=described)
-    _say(sessions, worker_id, leaving=True)
+            is_announced = _write(sessions, worker_id, queues=queues, description=description)
+    _write(sessions, worker_id, stopping=True)
     engine.dispose()
 
 
-def _say(
+def _write(
     sessions: database.Sessions,
     worker_id: str,
     *,
     queues: list[str] | None = None,
-    described: Mapping[str, Any] | None = None,
-    leaving: bool = False,
+    description: Mapping[str, Any] | None = None,
+    stopping: bool = False,
 ) -> bool:
-    """Write one of three things, and return whether the database took it."""
+    """Write registration, heartbeat or shutdown, and return whether that succeeded."""
     try:
         with sessions.begin() as session:
-            if described is not None:
+            if description is not None:
                 workers.announce(
                     session,
                     worker_id=worker_id,
                     name=f"{socket.gethostname()}:{os.getpid()}",
                     queues=queues or [],
-                    devices=described["devices"],
+                    devices=description["devices"],
                     memory_bytes=psutil.virtual_memory().total,
-                    versions=described["versions"],
+                    versions=description["versions"],
                 )
-            elif leaving:
+            elif stopping:
                 workers.stopped(session, worker_id=worker_id)
             else:
                 workers.seen(session, worker_id=worker_id)
     except sqlalchemy.exc.SQLAlchemyError as error:
-        log.warning("presence_not_written", worker_id=worker_id, error=str(error))
+        log.warning("registration_not_written", worker_id=worker_id, error=str(error))
         return False
     return True
 
 
 def _describe(device: str) -> dict[str, Any]:
-    """Ask a child process for devices and versions; an unhelpful one leaves them empty."""
+    """Return devices and versions as a child process lists them; empty if it fails."""
     command = [
         sys.executable,
         "-m",
@@ -111,20 +111,20 @@ def _describe(device: str) -> dict[str, Any]:
     child = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
-    answer, complaints = _answer_of(child)
+    output, error_output = _output_of(child)
     try:
-        described: dict[str, Any] = json.loads(answer)
+        description: dict[str, Any] = json.loads(output)
     except ValueError:
-        if not _leaving.is_set():
-            log.warning("devices_unknown", code=child.returncode, complaints=complaints[-500:])
+        if not _stopping.is_set():
+            log.warning("devices_unknown", code=child.returncode, error_output=error_output[-500:])
         return {"devices": [], "versions": {}}
-    return described
+    return description
 
 
-def _answer_of(child: subprocess.Popen[str]) -> tuple[str, str]:
-    """Return what the child has said when it ends, is too slow, or this worker leaves."""
+def _output_of(child: subprocess.Popen[str]) -> tuple[str, str]:
+    """Return stdout and stderr once the child ends, is too slow, or this worker stops."""
     deadline = time.monotonic() + _DESCRIBE_SECONDS
-    while time.monotonic() < deadline and not _leaving.is_set():
+    while time.monotonic() < deadline and not _stopping.is_set():
         with contextlib.suppress(subprocess.TimeoutExpired):
             return child.communicate(timeout=_TICK_SECONDS)
     child.kill()

@@ -5,8 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Response
 from sqlalchemy.orm import Session
 
-from api.dependencies import CallerDep, EditorDep, PageDep, ReadersDep, RingDep, StorageDep
-from api.idempotency import OnceDep
+from api.dependencies import CallerDep, EditorDep, PageDep, PublishDep, ReadersDep, StorageDep
+from api.idempotency import IdempotentDep
 from api.schemas import datasets as bodies
 from api.schemas import lists
 from models_registry.artifacts import datasets, synthetic_datasets
@@ -51,8 +51,8 @@ def create_version(
     name: str,
     body: bodies.DatasetVersionNew,
     caller: EditorDep,
-    once: OnceDep,
-    ring: RingDep,
+    idempotent: IdempotentDep,
+    publish: PublishDep,
     storage: StorageDep,
 ) -> Response:
     """Make a version from a completed upload, or from the synthetic images of a job.
@@ -68,8 +68,8 @@ def create_version(
             row = datasets.register(session, project_id=project_id, new=new)
         return bodies.DatasetVersionRead.of(row), f"/v1/datasets/{name}/versions/{row.version}"
 
-    response = once.answer(work, status=202 if body.job is None else 201)
-    ring()
+    response = idempotent.respond(work, status=202 if body.job is None else 201)
+    publish()
     return response
 
 

@@ -1,4 +1,4 @@
-"""Probes and measurements for operators; they need no key and tell no secrets."""
+"""Probes and measurements for operators; they need no key and contain no secrets."""
 
 from collections.abc import Callable
 
@@ -19,20 +19,20 @@ router = APIRouter(tags=["health"])
 
 @router.get("/healthz", operation_id="get_health")
 async def alive() -> bodies.HealthRead:
-    """Say that the process is alive; asks nobody."""
+    """Return that the process is alive; no dependency is checked."""
     return bodies.HealthRead()
 
 
 @router.get("/readyz", operation_id="get_readiness")
 def ready(service: ServiceDep) -> bodies.ReadyRead:
-    """Say whether requests can be served. Without a broker they can: jobs wait a little longer."""
+    """Return whether requests can be served. Without a broker they can, but jobs wait longer."""
     needed = {
-        "process": _stays(service),
-        "database": _answers(lambda: _ping(service.engine), "cannot be reached"),
-        "migrations": _answers(lambda: _migrated(service.engine), "not at the newest revision"),
-        "storage": _answers(service.storage.check, "cannot be used"),
+        "process": _shutdown_fault(service),
+        "database": _fault_of(lambda: _ping(service.engine), "cannot be reached"),
+        "migrations": _fault_of(lambda: _migrated(service.engine), "not at the newest revision"),
+        "storage": _fault_of(service.storage.check, "cannot be used"),
     }
-    broker = _answers(service.queue.check, "cannot be reached")
+    broker = _fault_of(service.queue.check, "cannot be reached")
     faults = [
         errors.Fault(f"/checks/{name}", "down", f"{name} {fault}")
         for name, fault in needed.items()
@@ -52,11 +52,11 @@ def measurements(request: Request) -> Response:
     return Response(content, media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
 
-def _stays(service: Service) -> str | None:
+def _shutdown_fault(service: Service) -> str | None:
     return "is shutting down" if service.hub.draining else None
 
 
-def _answers(check: Callable[[], object], fault: str) -> str | None:
+def _fault_of(check: Callable[[], object], fault: str) -> str | None:
     try:
         check()
     except (errors.Unavailable, SQLAlchemyError):

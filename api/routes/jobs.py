@@ -1,4 +1,4 @@
-"""Jobs: submit, look, steer, watch."""
+"""Jobs: submit, read, control, stream."""
 
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated
@@ -14,13 +14,13 @@ from api.dependencies import (
     EditorDep,
     LabelsDep,
     PageDep,
+    PublishDep,
     ReadersDep,
-    RingDep,
     ServiceDep,
     SessionsDep,
     StorageDep,
 )
-from api.idempotency import OnceDep
+from api.idempotency import IdempotentDep
 from api.schemas import jobs as bodies
 from api.schemas import lists
 from models_registry import errors
@@ -44,20 +44,22 @@ def _accepted(session: Session, job: tables.JobRow) -> tuple[bodies.JobRead, str
 
 
 @router.post("", operation_id="submit_job", status_code=202, response_model=bodies.JobRead)
-def submit(spec: JobSpec, caller: EditorDep, once: OnceDep, ring: RingDep) -> Response:
-    """Submit a job. The spec is checked at once; it is frozen from then on."""
+def submit(
+    spec: JobSpec, caller: EditorDep, idempotent: IdempotentDep, publish: PublishDep
+) -> Response:
+    """Submit a job. The spec is validated immediately and cannot be changed afterwards."""
 
     def work(session: Session) -> tuple[bodies.JobRead, str]:
         return _accepted(session, jobs.submit(session, project_id=caller.project_id, spec=spec))
 
-    response = once.answer(work, status=202)
-    ring()
+    response = idempotent.respond(work, status=202)
+    publish()
     return response
 
 
 @router.post("/validate", operation_id="validate_job")
 def validate(spec: JobSpec, caller: CallerDep, readers: ReadersDep) -> JobSpec:
-    """Check a spec as on submission, store nothing, and return it with defaults filled in."""
+    """Validate a spec as on submission, store nothing, and return it with defaults filled in."""
     with readers() as session:
         return jobs.check(session, project_id=caller.project_id, spec=spec)
 
@@ -76,7 +78,7 @@ def index(
     created_before: AwareDatetime | None = None,
 ) -> lists.ListRead[bodies.JobRead]:
     """List the project's jobs, newest first. `label.<key>=<value>` filters by label."""
-    filters = queries.Filters(
+    filters = queries.JobFilters(
         states=state,
         method=method,
         name=name,
@@ -108,12 +110,12 @@ def delete(job_id: str, caller: EditorDep, sessions: SessionsDep) -> None:
 @router.post(
     "/{job_id}/cancel",
     operation_id="cancel_job",
-    responses={202: {"model": bodies.JobRead, "description": "Asked for; still `cancelling`."}},
+    responses={202: {"model": bodies.JobRead, "description": "The job is still `cancelling`."}},
 )
 def cancel(
     job_id: str, caller: EditorDep, sessions: SessionsDep, response: Response
 ) -> bodies.JobRead:
-    """Stop a job for good. A running one is `cancelling` (202) until its device is free."""
+    """Cancel a job. A running one is `cancelling` (202) until its device is free."""
     with sessions.begin() as session:
         job = jobs.cancel(session, project_id=caller.project_id, job_id=job_id)
         body = _read(session, job)
@@ -124,32 +126,36 @@ def cancel(
 
 @router.post("/{job_id}/pause", operation_id="pause_job")
 def pause(job_id: str, caller: EditorDep, sessions: SessionsDep) -> bodies.JobRead:
-    """Stop a job so that it can go on from a checkpoint."""
+    """Pause a job; it can be resumed from a checkpoint."""
     with sessions.begin() as session:
         return _read(session, jobs.pause(session, project_id=caller.project_id, job_id=job_id))
 
 
 @router.post("/{job_id}/resume", operation_id="resume_job")
-def resume(job_id: str, caller: EditorDep, sessions: SessionsDep, ring: RingDep) -> bodies.JobRead:
-    """Let a paused job go on from its last checkpoint."""
+def resume(
+    job_id: str, caller: EditorDep, sessions: SessionsDep, publish: PublishDep
+) -> bodies.JobRead:
+    """Resume a paused job from its last checkpoint."""
     with sessions.begin() as session:
         body = _read(session, jobs.resume(session, project_id=caller.project_id, job_id=job_id))
-    ring()
+    publish()
     return body
 
 
 @router.post(
     "/{job_id}/retry", operation_id="retry_job", status_code=202, response_model=bodies.JobRead
 )
-def retry(job_id: str, caller: EditorDep, once: OnceDep, ring: RingDep) -> Response:
+def retry(
+    job_id: str, caller: EditorDep, idempotent: IdempotentDep, publish: PublishDep
+) -> Response:
     """Submit the spec of a failed or cancelled job again, as a new job."""
 
     def work(session: Session) -> tuple[bodies.JobRead, str]:
         job = jobs.retry(session, project_id=caller.project_id, job_id=job_id)
         return _accepted(session, job)
 
-    response = once.answer(work, status=202)
-    ring()
+    response = idempotent.respond(work, status=202)
+    publish()
     return response
 
 
@@ -157,7 +163,7 @@ def retry(job_id: str, caller: EditorDep, once: OnceDep, ring: RingDep) -> Respo
 def attempts(
     job_id: str, caller: CallerDep, readers: ReadersDep
 ) -> lists.ListRead[bodies.AttemptRead]:
-    """List a job's attempts, oldest first: all of them, for there are few."""
+    """List all attempts of a job, oldest first."""
     with readers() as session:
         job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
         rows = queries.attempts(session, job_id=job.id)
@@ -177,7 +183,7 @@ def logs(job_id: str, caller: CallerDep, readers: ReadersDep) -> lists.ListRead[
 def checkpoints(
     job_id: str, caller: CallerDep, readers: ReadersDep, wanted: PageDep
 ) -> lists.ListRead[bodies.CheckpointRead]:
-    """List the points from which a job can go on, newest first."""
+    """List the checkpoints from which a job can be resumed, newest first."""
     with readers() as session:
         job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
         page = queries.checkpoints(session, job_id=job.id, wanted=wanted)
@@ -197,10 +203,10 @@ def metrics(
         int, Query(ge=1, le=queries.MAX_POINTS, description="Of each series.")
     ] = queries.DEFAULT_POINTS,
 ) -> bodies.MetricsRead:
-    """Return measured values by key, thinned out so that spikes survive."""
+    """Return metric values by key, downsampled so that extreme values are kept."""
     with readers() as session:
         job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
-        found = queries.series(
+        series = queries.series(
             session,
             job_id=job.id,
             keys=[key for key in (keys or "").split(",") if key],
@@ -208,7 +214,7 @@ def metrics(
             max_points=max_points,
         )
     return bodies.MetricsRead(
-        data=[bodies.MetricSeries.of(key, points) for key, points in found.items()]
+        data=[bodies.MetricSeries.of(key, points) for key, points in series.items()]
     )
 
 
@@ -225,7 +231,7 @@ def student(
 
 @router.get("/{job_id}/report", operation_id="list_report")
 def report(job_id: str, caller: CallerDep, readers: ReadersDep) -> bodies.ReportRead:
-    """List the files that explain a job that succeeded: numbers (JSON), pictures, a card."""
+    """List the report files of a job that succeeded: numbers (JSON), pictures, a model card."""
     with readers() as session:
         job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
         return bodies.ReportRead.of(job.id, reports.files(session, job=job))
@@ -237,7 +243,7 @@ def report(job_id: str, caller: CallerDep, readers: ReadersDep) -> bodies.Report
     response_class=Response,
     responses={
         200: {
-            # Generators of clients know the first, and nothing of the second.
+            # Client generators support the first media type, and not the second.
             "content": {"application/octet-stream": {}, archives.MEDIA_TYPE: {}},
             "description": "All files of the report, as a zip archive",
         },
@@ -252,7 +258,8 @@ def report_archive(
         job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
         files = reports.whole(session, job=job)
     entries = [
-        archives.Entry(file.path, file.sha256, file.size_bytes, file.storage_key) for file in files
+        archives.ArchiveEntry(file.path, file.sha256, file.size_bytes, file.storage_key)
+        for file in files
     ]
     return archives.respond(request, storage, entries, filename=f"{job_id}-report.zip")
 
@@ -278,7 +285,7 @@ def report_file(
 
 
 def _watched(job_id: str, caller: CallerDep, readers: ReadersDep) -> str:
-    # Before a stream begins: afterwards it is too late for a 404.
+    # Checked before the stream starts: afterwards no 404 can be sent.
     with readers() as session:
         return jobs.get(session, project_id=caller.project_id, job_id=job_id).id
 
@@ -298,11 +305,9 @@ async def events(
     ] = 0,
 ) -> bodies.EventsRead:
     """Return events after a sequence number; wait for one if there is none yet."""
-    found = await service.hub.events_after(
-        job_id, after, limit=limit + 1, wait_seconds=wait_seconds
-    )
+    rows = await service.hub.events_after(job_id, after, limit=limit + 1, wait_seconds=wait_seconds)
     return bodies.EventsRead(
-        data=[bodies.EventRead.of(event) for event in found[:limit]], has_more=len(found) > limit
+        data=[bodies.EventRead.of(event) for event in rows[:limit]], has_more=len(rows) > limit
     )
 
 
@@ -321,8 +326,8 @@ def _after(
     return int(given)
 
 
-def _seat(caller: CallerDep, service: ServiceDep) -> Iterator[None]:
-    with service.hub.seat(caller.project_id):
+def _stream_slot(caller: CallerDep, service: ServiceDep) -> Iterator[None]:
+    with service.hub.stream_slot(caller.project_id):
         yield
 
 
@@ -330,7 +335,7 @@ def _seat(caller: CallerDep, service: ServiceDep) -> Iterator[None]:
     "/{job_id}/stream",
     operation_id="stream_job",
     response_class=EventSourceResponse,
-    dependencies=[Depends(_seat)],
+    dependencies=[Depends(_stream_slot)],
 )
 async def stream(
     job_id: WatchedDep, service: ServiceDep, after: Annotated[int, Depends(_after)]
@@ -339,11 +344,11 @@ async def stream(
 
     Events carry their sequence number as `id`; `progress` records carry none.
     """
-    async for told in service.hub.follow(job_id, after):
-        if isinstance(told, streams.Progress):
-            yield ServerSentEvent(data=bodies.ProgressRead.of(told), event="progress")
+    async for record in service.hub.follow(job_id, after):
+        if isinstance(record, streams.Progress):
+            yield ServerSentEvent(data=bodies.ProgressRead.of(record), event="progress")
         else:
-            body = bodies.EventRead.of(told)
+            body = bodies.EventRead.of(record)
             yield ServerSentEvent(data=body, event=body.type, id=str(body.sequence))
     if service.hub.draining:
         yield ServerSentEvent(retry=streams.RETRY_MILLISECONDS)

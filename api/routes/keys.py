@@ -14,7 +14,7 @@ router = APIRouter(prefix="/v1/api-keys", tags=["keys"])
 def create(
     wanted: bodies.KeyCreate, caller: AdminDep, sessions: SessionsDep, service: ServiceDep
 ) -> bodies.KeyCreated:
-    """Make a key. Its text is in this answer and nowhere else."""
+    """Create a key. Only this response contains its text."""
     with sessions.begin() as session:
         row, text = keys.create_key(
             session,
@@ -37,6 +37,6 @@ def index(caller: AdminDep, readers: ReadersDep, wanted: PageDep) -> lists.ListR
 
 @router.delete("/{key_id}", operation_id="revoke_api_key", status_code=204)
 def revoke(key_id: str, caller: AdminDep, sessions: SessionsDep) -> None:
-    """End a key now."""
+    """Revoke a key immediately."""
     with sessions.begin() as session:
         keys.revoke(session, project_id=caller.project_id, key_id=key_id)

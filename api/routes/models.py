@@ -1,9 +1,8 @@
-"""Models: lines of versions, their files, aliases and lineage."""
+"""Models: their versions, files, aliases and lineage."""
 
-from collections.abc import Mapping
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from sqlalchemy.orm import Session
 
 from api import ranges
@@ -12,12 +11,13 @@ from api.dependencies import (
     CallerDep,
     EditorDep,
     PageDep,
+    PublishDep,
     ReadersDep,
-    RingDep,
     SessionsDep,
     StorageDep,
+    TagsDep,
 )
-from api.idempotency import OnceDep
+from api.idempotency import IdempotentDep
 from api.preconditions import ExpectedDep, MustBeNewDep
 from api.schemas import lists
 from api.schemas import models as bodies
@@ -30,17 +30,8 @@ Version = Annotated[int, Path(ge=1, le=999_999_999)]
 Alias = Annotated[str, Path(max_length=96)]
 
 
-def _tags(request: Request) -> Mapping[str, str]:
-    prefix = "tag."
-    return {
-        name.removeprefix(prefix): value
-        for name, value in request.query_params.items()
-        if name.startswith(prefix)
-    }
-
-
 def _read(session: Session, row: tables.ModelRow) -> bodies.ModelRead:
-    return bodies.ModelRead.of(row, models.standings(session, [row])[row.id])
+    return bodies.ModelRead.of(row, models.summaries(session, [row])[row.id])
 
 
 def _read_version(session: Session, row: tables.ModelVersionRow) -> bodies.ModelVersionRead:
@@ -51,14 +42,14 @@ def _read_version(session: Session, row: tables.ModelVersionRow) -> bodies.Model
 
 
 @router.post("", operation_id="create_model", status_code=201, response_model=bodies.ModelRead)
-def create(body: bodies.ModelNew, caller: EditorDep, once: OnceDep) -> Response:
-    """Make a line without versions. A version makes its line by itself, so this is optional."""
+def create(body: bodies.ModelNew, caller: EditorDep, idempotent: IdempotentDep) -> Response:
+    """Create a model without versions. Optional: the first version creates its model."""
 
     def work(session: Session) -> tuple[bodies.ModelRead, str]:
         row = models.create(session, project_id=caller.project_id, **body.model_dump())
         return _read(session, row), f"/v1/models/{row.name}"
 
-    return once.answer(work, status=201)
+    return idempotent.respond(work, status=201)
 
 
 @router.get("", operation_id="list_models")
@@ -66,7 +57,7 @@ def index(
     caller: CallerDep,
     readers: ReadersDep,
     wanted: PageDep,
-    tags: Annotated[Mapping[str, str], Depends(_tags)],
+    tags: TagsDep,
     prefix: Annotated[str | None, Query(max_length=96, description="Of the name.")] = None,
 ) -> lists.ListRead[bodies.ModelRead]:
     """List the project's models, newest first. `tag.<key>=<value>` filters by tag."""
@@ -74,13 +65,13 @@ def index(
         page = models.page(
             session, project_id=caller.project_id, wanted=wanted, prefix=prefix, tags=tags
         )
-        standings = models.standings(session, page.rows)
-    return lists.ListRead.of(page, lambda row: bodies.ModelRead.of(row, standings[row.id]))
+        summaries = models.summaries(session, page.rows)
+    return lists.ListRead.of(page, lambda row: bodies.ModelRead.of(row, summaries[row.id]))
 
 
 @router.get("/{name}", operation_id="get_model")
 def show(name: str, caller: CallerDep, readers: ReadersDep, response: Response) -> bodies.ModelRead:
-    """Return a model. Its ETag stands for card and tags."""
+    """Return a model. Its ETag changes with card and tags."""
     with readers() as session:
         row = models.get(session, project_id=caller.project_id, name=name)
         response.headers["etag"] = models.etag(row)
@@ -123,16 +114,20 @@ def delete(name: str, caller: AdminDep, sessions: SessionsDep, expected: Expecte
     response_model=bodies.ModelVersionRead,
 )
 def create_version(
-    name: str, body: bodies.ModelVersionNew, caller: EditorDep, once: OnceDep, ring: RingDep
+    name: str,
+    body: bodies.ModelVersionNew,
+    caller: EditorDep,
+    idempotent: IdempotentDep,
+    publish: PublishDep,
 ) -> Response:
-    """Make a version from a completed upload. A worker inspects it before it is `ready`."""
+    """Create a version from a completed upload. A worker inspects it before it is `ready`."""
 
     def work(session: Session) -> tuple[bodies.ModelVersionRead, str]:
         row = models.register(session, project_id=caller.project_id, new=body.new(name))
         return _read_version(session, row), f"/v1/models/{name}/versions/{row.version}"
 
-    response = once.answer(work, status=202)
-    ring()
+    response = idempotent.respond(work, status=202)
+    publish()
     return response
 
 
@@ -163,7 +158,7 @@ def index_versions(
 def show_version(
     name: str, version: Version, caller: CallerDep, readers: ReadersDep, response: Response
 ) -> bodies.ModelVersionRead:
-    """Return a version. Its ETag stands for card, tags and deprecation."""
+    """Return a version. Its ETag changes with card, tags and deprecation."""
     with readers() as session:
         row = models.get_version(session, project_id=caller.project_id, name=name, version=version)
         response.headers["etag"] = models.etag(row)
@@ -180,7 +175,7 @@ def update_version(
     expected: ExpectedDep,
     response: Response,
 ) -> bodies.ModelVersionRead:
-    """Replace card or tags, or set `deprecated`. All else is immutable."""
+    """Replace card or tags, or set `deprecated`. Everything else is immutable."""
     with sessions.begin() as session:
         row = models.update_version(
             session,
@@ -245,7 +240,7 @@ def show_lineage(
         page = lineage.forward(session, row, wanted=wanted)
         forward = lists.ListRead.of(page, bodies.Relative.of)
         return bodies.LineageRead.of(
-            row, lineage.backward(session, row), forward, lineage.invented(session, row)
+            row, lineage.backward(session, row), forward, lineage.synthetic_datasets(session, row)
         )
 
 
@@ -254,7 +249,7 @@ def show_lineage(
 
 @router.get("/{name}/aliases", operation_id="list_aliases")
 def index_aliases(name: str, caller: CallerDep, readers: ReadersDep) -> bodies.AliasList:
-    """List a model's aliases by name: all of them, for there are few."""
+    """List all aliases of a model, by name."""
     with readers() as session:
         rows = aliases.every(session, project_id=caller.project_id, name=name)
     return bodies.AliasList(data=[bodies.AliasRead.of(name, row) for row in rows])
@@ -274,7 +269,7 @@ def show_alias(
 @router.put(
     "/{name}/aliases/{alias}",
     operation_id="put_alias",
-    responses={201: {"model": bodies.AliasRead, "description": "The alias is new."}},
+    responses={201: {"model": bodies.AliasRead, "description": "The alias was created."}},
 )
 def put_alias(
     name: str,

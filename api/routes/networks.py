@@ -21,14 +21,14 @@ def index(
     ] = None,
     family: Annotated[str | None, Query(max_length=64)] = None,
 ) -> lists.ListRead[bodies.NetworkRead]:
-    """List the networks, our own first; `search` looks through other libraries' names too."""
+    """List the networks, our own first; `search` includes those of other libraries."""
     part = (search or "").lower()
-    found = [
+    matching = [
         network
         for network in (*_own(), *_foreign())
         if part in network.name.lower() and family in (None, network.family)
     ]
-    return lists.ListRead.of(paging.cut(found, wanted=wanted), lambda network: network)
+    return lists.ListRead.of(paging.cut(matching, wanted=wanted), lambda network: network)
 
 
 def _own() -> list[bodies.NetworkRead]:

@@ -1,4 +1,4 @@
-"""Studies: many jobs submitted as one, and what comes out of comparing them."""
+"""Studies: many jobs submitted together, and their leaderboard."""
 
 from typing import Annotated, Literal
 
@@ -11,11 +11,11 @@ from api.dependencies import (
     EditorDep,
     LabelsDep,
     PageDep,
+    PublishDep,
     ReadersDep,
-    RingDep,
     SessionsDep,
 )
-from api.idempotency import OnceDep
+from api.idempotency import IdempotentDep
 from api.schemas import lists
 from api.schemas import studies as bodies
 from models_registry.jobs.spec import StudySpec
@@ -29,27 +29,29 @@ _UNFINISHED = {studies.StudyState.QUEUED, studies.StudyState.RUNNING}
 
 
 def _read(session: Session, study: tables.StudyRow) -> bodies.StudyRead:
-    standing = studies.standings(session, study_ids=[study.id])[study.id]
-    return bodies.StudyRead.of(study, standing)
+    status = studies.statuses(session, study_ids=[study.id])[study.id]
+    return bodies.StudyRead.of(study, status)
 
 
 @router.post("", operation_id="submit_study", status_code=202, response_model=bodies.StudyRead)
-def submit(spec: StudySpec, caller: EditorDep, once: OnceDep, ring: RingDep) -> Response:
-    """Submit a study: all its jobs, or none. Each job's spec is checked as on its own."""
+def submit(
+    spec: StudySpec, caller: EditorDep, idempotent: IdempotentDep, publish: PublishDep
+) -> Response:
+    """Submit a study: all of its jobs, or none. Each spec is validated as for a single job."""
 
     def work(session: Session) -> tuple[bodies.StudyRead, str]:
         study = studies.submit(session, project_id=caller.project_id, spec=spec)
         body = _read(session, study)
         return body, body.links.study
 
-    response = once.answer(work, status=202)
-    ring()
+    response = idempotent.respond(work, status=202)
+    publish()
     return response
 
 
 @router.post("/validate", operation_id="validate_study")
 def validate(spec: StudySpec, caller: CallerDep, readers: ReadersDep) -> bodies.StudyPlanRead:
-    """Check a study as on submission, store nothing, and return the variants it would have."""
+    """Validate a study as on submission, store nothing, and return the variants it would have."""
     with readers() as session:
         plan = studies.plan(session, project_id=caller.project_id, spec=spec)
     return bodies.StudyPlanRead.of(plan)
@@ -62,14 +64,14 @@ def index(
     wanted: PageDep,
     labels: LabelsDep,
     active: Annotated[
-        bool | None, Query(description="Whether jobs are left that have not ended.")
+        bool | None, Query(description="Whether some of its jobs have not ended.")
     ] = None,
     name: Annotated[str | None, Query(max_length=200)] = None,
     created_after: AwareDatetime | None = None,
     created_before: AwareDatetime | None = None,
 ) -> lists.ListRead[bodies.StudyRead]:
     """List the project's studies, newest first. `label.<key>=<value>` filters by label."""
-    filters = studies.Filters(
+    filters = studies.StudyFilters(
         name=name,
         is_active=active,
         labels=labels,
@@ -78,8 +80,8 @@ def index(
     )
     with readers() as session:
         page = studies.page(session, project_id=caller.project_id, filters=filters, wanted=wanted)
-        standings = studies.standings(session, study_ids=[study.id for study in page.rows])
-    return lists.ListRead.of(page, lambda study: bodies.StudyRead.of(study, standings[study.id]))
+        statuses = studies.statuses(session, study_ids=[study.id for study in page.rows])
+    return lists.ListRead.of(page, lambda study: bodies.StudyRead.of(study, statuses[study.id]))
 
 
 @router.get("/{study_id}", operation_id="get_study")
@@ -92,7 +94,7 @@ def show(study_id: str, caller: CallerDep, readers: ReadersDep) -> bodies.StudyR
 
 @router.delete("/{study_id}", operation_id="delete_study", status_code=204)
 def delete(study_id: str, caller: EditorDep, sessions: SessionsDep) -> None:
-    """Delete a study with its jobs, once all have ended. Registered students stay."""
+    """Delete a study with its jobs, all of which must have ended. Registered students stay."""
     with sessions.begin() as session:
         studies.delete(session, project_id=caller.project_id, study_id=study_id)
 
@@ -100,12 +102,12 @@ def delete(study_id: str, caller: EditorDep, sessions: SessionsDep) -> None:
 @router.post(
     "/{study_id}/cancel",
     operation_id="cancel_study",
-    responses={202: {"model": bodies.StudyRead, "description": "Asked for; jobs still stop."}},
+    responses={202: {"model": bodies.StudyRead, "description": "Some jobs are still stopping."}},
 )
 def cancel(
     study_id: str, caller: EditorDep, sessions: SessionsDep, response: Response
 ) -> bodies.StudyRead:
-    """Stop all jobs that have not ended. 202 while devices are not free yet."""
+    """Cancel all jobs that have not ended. 202 while some are still stopping."""
     with sessions.begin() as session:
         study = studies.cancel(session, project_id=caller.project_id, study_id=study_id)
         body = _read(session, study)
@@ -127,17 +129,17 @@ def leaderboard(
     response: Response,
     form: Annotated[
         Literal["json", "csv"] | None,
-        Query(alias="format", description="Stronger than the header `Accept`."),
+        Query(alias="format", description="Takes precedence over the header `Accept`."),
     ] = None,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> bodies.LeaderboardRead | Response:
-    """Compare the variants of a study by what their jobs have measured by now, best first.
+    """Compare the variants of a study by the results so far, best first.
 
     As JSON, or as CSV with `Accept: text/csv` or `format=csv`.
     """
     with readers() as session:
         study = studies.get(session, project_id=caller.project_id, study_id=study_id)
-        state = studies.standings(session, study_ids=[study.id])[study.id].state
+        state = studies.statuses(session, study_ids=[study.id])[study.id].state
         compared = studies.compare(session, study)
     body = bodies.LeaderboardRead.of(study, state, compared)
     headers = {"vary": "Accept"}
@@ -148,16 +150,16 @@ def leaderboard(
 
 
 def prefers_csv(accept: str) -> bool:
-    """Return whether an `Accept` header wants CSV more than JSON."""
+    """Return whether an `Accept` header prefers CSV to JSON."""
     qualities: dict[str, float] = {}
     for entry in accept.lower().split(","):
         kind, *parameters = (part.strip() for part in entry.split(";"))
         quality = next((p.removeprefix("q=") for p in parameters if p.startswith("q=")), "1")
         qualities[kind] = float(quality) if quality.replace(".", "", 1).isdecimal() else 0.0
 
-    def wish(*kinds: str) -> float:
-        # The most specific that is there decides (RFC 9110, 12.5.1).
+    def quality_of(*kinds: str) -> float:
+        # The most specific media type decides (RFC 9110, 12.5.1).
         return next((qualities[kind] for kind in kinds if kind in qualities), 0.0)
 
-    csv = wish(CSV, "text/*", "*/*")
-    return csv > wish("application/json", "application/*", "*/*")
+    csv = quality_of(CSV, "text/*", "*/*")
+    return csv > quality_of("application/json", "application/*", "*/*")

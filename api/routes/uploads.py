@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from api import request_body
 from api.dependencies import CallerDep, EditorDep, ReadersDep, ServiceDep, SessionsDep, StorageDep
-from api.idempotency import OnceDep
+from api.idempotency import IdempotentDep
 from api.schemas import uploads as bodies
 from models_registry.artifacts import uploads
 from models_registry.persistence import tables
@@ -28,7 +28,7 @@ def _read(session: Session, upload: tables.UploadRow) -> bodies.UploadRead:
 
 @router.post("", operation_id="create_upload", status_code=201, response_model=bodies.UploadRead)
 def create(
-    body: bodies.UploadNew, caller: EditorDep, once: OnceDep, service: ServiceDep
+    body: bodies.UploadNew, caller: EditorDep, idempotent: IdempotentDep, service: ServiceDep
 ) -> Response:
     """Create an upload; the response says where to send its parts."""
 
@@ -41,7 +41,7 @@ def create(
         )
         return _read(session, row), f"/v1/uploads/{row.id}"
 
-    return once.answer(work, status=201)
+    return idempotent.respond(work, status=201)
 
 
 @router.get("/{upload_id}", operation_id="get_upload")

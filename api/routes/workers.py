@@ -1,4 +1,4 @@
-"""Workers: who would run a job."""
+"""Workers: the processes that run jobs."""
 
 from fastapi import APIRouter
 

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.schemas import described
+from api.schemas import versions
 from models_registry import catalog, errors
 from models_registry.artifacts import datasets, references, synthetic_datasets
 from models_registry.artifacts import input_checks as rules
@@ -31,8 +31,8 @@ class DatasetVersionNew(BaseModel):
         + ".",
     )
     task: str = Field("classification", json_schema_extra={"enum": list(TASKS)})
-    input: described.ImagesWish | None = Field(
-        None, description="Size and normalisation to use; what is left out is measured."
+    input: versions.ImageHints | None = Field(
+        None, description="Size and normalisation to use; each is measured where it is left out."
     )
     job: str | None = Field(
         None,
@@ -116,7 +116,7 @@ class DatasetVersionRead(BaseModel):
     splits: dict[str, int]
     input: dict[str, Any] | None = Field(description="Null until it was inspected.")
     digest: str | None
-    rejection: described.Rejection | None
+    rejection: versions.Rejection | None
     card: str
     tags: dict[str, str]
     upload: str | None
@@ -142,7 +142,7 @@ class DatasetVersionRead(BaseModel):
             splits=row.splits,
             input=row.input if row.state == "ready" else None,
             digest=f"sha256:{row.sha256}" if row.sha256 else None,
-            rejection=described.Rejection(**row.rejection) if row.rejection else None,
+            rejection=versions.Rejection(**row.rejection) if row.rejection else None,
             card=row.card,
             tags=row.tags,
             upload=row.upload_id,

@@ -12,5 +12,5 @@ class HealthRead(BaseModel):
 class ReadyRead(BaseModel):
     """Whether requests can be served now."""
 
-    status: str = Field(description="`ready`, or `degraded`: jobs are accepted and wait.")
+    status: str = Field(description="`ready`, or `degraded`: no broker, so jobs wait.")
     checks: dict[str, str] = Field(description="`ok` or what is wrong, by dependency.")

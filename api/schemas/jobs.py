@@ -6,7 +6,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from api import media_types, numbers, streams
-from api.schemas import described
+from api.schemas import versions
 from models_registry.artifacts import models
 from models_registry.jobs import queries, reports
 from models_registry.persistence import tables
@@ -235,7 +235,7 @@ class MetricSeries(BaseModel):
     points: list[MetricPoint]
 
     @classmethod
-    def of(cls, key: str, points: list[queries.Point]) -> Self:
+    def of(cls, key: str, points: list[queries.SeriesPoint]) -> Self:
         """Return the body of a series."""
         return cls(
             key=key,
@@ -251,7 +251,7 @@ class MetricSeries(BaseModel):
         )
 
 
-class ReportFile(described.StoredFile):
+class ReportFile(versions.StoredFile):
     """One file of a report; `path` is relative to the report."""
 
     url: str

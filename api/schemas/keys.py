@@ -10,7 +10,7 @@ from models_registry.persistence import tables
 
 
 class KeyCreate(BaseModel):
-    """A key to make."""
+    """A key to create."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -45,6 +45,6 @@ class KeyRead(BaseModel):
 
 
 class KeyCreated(KeyRead):
-    """A new key with its text, which is shown this once."""
+    """A new key with its text, which no other response contains."""
 
     api_key: str = Field(description="Send it as `Authorization: Bearer <api_key>`.")

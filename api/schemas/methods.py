@@ -1,4 +1,4 @@
-"""Bodies of what the catalog offers."""
+"""Bodies of the catalog: methods, networks, recipes."""
 
 from typing import Any
 
@@ -9,34 +9,34 @@ Json = dict[str, Any]
 
 
 class MethodRead(BaseModel):
-    """One published way to distil."""
+    """One distillation method."""
 
     name: str
     family: str
     title: str
     description: str
     source: Json
-    tasks: list[str] = Field(description="What can be learned with it: `task` of a job.")
-    needs: list[str] = Field(description="What a spec must have for this method to work.")
+    tasks: list[str] = Field(description="Values of a job's `task` that it supports.")
+    needs: list[str] = Field(description="What a spec must have for this method.")
     student_shows: list[str] = Field(
-        default=[], description="What the student's network must show besides logits."
+        default=[], description="Features that the student's network must have besides logits."
     )
     teacher_shows: list[str] = Field(
-        default=[], description="What the teacher's network must show besides logits."
+        default=[], description="Features that the teacher's network must have besides logits."
     )
-    has_task: bool = Field(default=True, description="Whether it learns from labels as well.")
+    has_task: bool = Field(default=True, description="Whether it has a loss on labels as well.")
     accepts_mixed: bool = Field(default=True, description="Whether it works with mixed images.")
     wants_strong: bool = Field(
-        default=False, description="Whether it looks at a second, strongly augmented view."
+        default=False, description="Whether it uses a second, strongly augmented view."
     )
     combines: bool = Field(default=True, description="Whether it can be part of `combine`.")
-    smallest_batch: int = Field(default=1, description="Fewest images of a batch.")
+    smallest_batch: int = Field(default=1, description="Smallest batch size, in images.")
     params_schema: Json = Field(description="JSON Schema of its hyper-parameters, with defaults.")
-    differs: str | None = Field(default=None, description="Where it departs from the paper.")
+    differs: str | None = Field(default=None, description="How it differs from the paper.")
 
 
 class NetworkRead(BaseModel):
-    """One architecture that a student or a teacher can have."""
+    """One architecture for a student or a teacher."""
 
     name: str = Field(description="Reference, such as `retort/resnet8` or `timm/resnet18`.")
     family: str
@@ -45,11 +45,11 @@ class NetworkRead(BaseModel):
     parameters_100: int | None = Field(default=None, description="Parameters with 100 classes.")
     arguments_schema: Json = Field(default={}, description="JSON Schema of keyword arguments.")
     smallest_side: int | None = Field(
-        default=None, description="Smallest images it takes, in pixels; null where not known."
+        default=None, description="Smallest side of an image, in pixels; null if unknown."
     )
     shows: list[str] | None = Field(
         default=None,
-        description="What it shows to methods besides logits; null where only a trial tells.",
+        description="Features that it has besides logits; null if only building it tells.",
     )
 
 

@@ -12,7 +12,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from api.schemas import described, lists
+from api.schemas import lists, versions
 from models_registry.artifacts import datasets, lineage, models, references
 from models_registry.artifacts.input_checks import TASKS
 from models_registry.persistence import tables
@@ -74,13 +74,13 @@ class ModelVersionNew(_Body):
     arguments: Json = Field({}, description="Keyword arguments of the network.")
     task: str = Field("classification", json_schema_extra={"enum": list(TASKS)})
     classes: Classes
-    input: described.Images
+    input: versions.Images
     card: str = Field("", description="Markdown.")
     tags: Tags = Field({}, description="At most 64.")
 
-    def new(self, name: str) -> models.NewVersion:
-        """Return the new version as the registry takes it."""
-        return models.NewVersion(
+    def new(self, name: str) -> models.NewModelVersion:
+        """Return what the registry takes."""
+        return models.NewModelVersion(
             name=name,
             upload_id=self.upload,
             **self.model_dump(exclude={"upload"}),
@@ -115,7 +115,7 @@ class ModelRead(BaseModel):
     updated_at: datetime
 
     @classmethod
-    def of(cls, row: tables.ModelRow, standing: models.Standing) -> Self:
+    def of(cls, row: tables.ModelRow, standing: models.LineSummary) -> Self:
         """Return the body of a row."""
         return cls(
             name=row.name,
@@ -144,8 +144,8 @@ class ModelVersionRead(BaseModel):
     parameters: int | None
     scores: Json
     lineage: Json
-    rejection: described.Rejection | None
-    files: list[described.StoredFile]
+    rejection: versions.Rejection | None
+    files: list[versions.StoredFile]
     card: str
     tags: Tags
     deprecated: bool
@@ -172,8 +172,8 @@ class ModelVersionRead(BaseModel):
             parameters=row.parameters,
             scores=row.scores,
             lineage=row.lineage,
-            rejection=described.Rejection(**row.rejection) if row.rejection else None,
-            files=[described.StoredFile.of(file) for file in files],
+            rejection=versions.Rejection(**row.rejection) if row.rejection else None,
+            files=[versions.StoredFile.of(file) for file in files],
             card=row.card,
             tags=row.tags,
             deprecated=row.deprecated,

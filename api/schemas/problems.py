@@ -1,15 +1,15 @@
-"""The body of every answer that is not a success (RFC 9457)."""
+"""The body of every error response (RFC 9457)."""
 
 from pydantic import BaseModel, Field
 
 
 class ProblemFault(BaseModel):
-    """One thing wrong with one field."""
+    """One fault of one field."""
 
     pointer: str = Field(
         description="JSON Pointer into the body, or `/query/...`, `/path/...`, `/header/...`."
     )
-    code: str = Field(description="Stable machine word.")
+    code: str = Field(description="Stable code for programs.")
     detail: str = Field(description="A sentence for people.")
 
 
@@ -21,7 +21,7 @@ class Problem(BaseModel):
     status: int = Field(description="The HTTP status.")
     detail: str = Field(description="What happened, with which value, and what to do.")
     instance: str = Field(description="The request's id, as in the `x-request-id` header.")
-    code: str = Field(description="Stable machine word; the last part of `type`.")
+    code: str = Field(description="Stable code for programs; the last part of `type`.")
     errors: list[ProblemFault] = Field(default=[], description="Faults by field.")
     retryable: bool = Field(description="Whether the same request may succeed later.")
     allowed: list[str] | None = Field(

@@ -17,7 +17,7 @@ Json = dict[str, Any]
 
 
 class StudyLinks(BaseModel):
-    """Where to go from here."""
+    """Related addresses."""
 
     study: str
     jobs: str
@@ -25,7 +25,7 @@ class StudyLinks(BaseModel):
 
 
 class StudyRead(BaseModel):
-    """A study as it is now: what its jobs amount to."""
+    """A study as it is now; its state follows from those of its jobs."""
 
     id: str
     name: str
@@ -44,19 +44,19 @@ class StudyRead(BaseModel):
     links: StudyLinks
 
     @classmethod
-    def of(cls, study: tables.StudyRow, standing: studies.Standing) -> Self:
-        """Return the body of a row with the standing of its jobs."""
+    def of(cls, study: tables.StudyRow, status: studies.StudyStatus) -> Self:
+        """Return the body of a row with the status of its jobs."""
         here = f"/v1/studies/{study.id}"
         return cls(
             id=study.id,
             name=study.name,
-            state=standing.state,
-            progress=standing.progress,
-            job_count=sum(standing.counts.values()),
-            jobs={str(state): count for state, count in sorted(standing.counts.items())},
+            state=status.state,
+            progress=status.progress,
+            job_count=sum(status.counts.values()),
+            jobs={str(state): count for state, count in sorted(status.counts.items())},
             created_at=study.created_at,
-            started_at=standing.started_at,
-            finished_at=standing.finished_at,
+            started_at=status.started_at,
+            finished_at=status.finished_at,
             spec=study.spec,
             labels=study.labels,
             links=StudyLinks(
@@ -71,7 +71,7 @@ class VariantRead(BaseModel):
     variant: int = Field(description="Number in the study, from 1.")
     name: str = Field(description="Method and settings in words.")
     method: Json = Field(description="With defaults filled in.")
-    settings: Json = Field(description="What tells it from variants of the same method.")
+    settings: Json = Field(description="What distinguishes it from variants of the same method.")
     is_baseline: bool
     compared_with: int | None = Field(description="Number of its baseline.")
 
@@ -96,7 +96,7 @@ class StudyPlanRead(BaseModel):
     variants: list[VariantRead]
 
     @classmethod
-    def of(cls, plan: studies.Plan) -> Self:
+    def of(cls, plan: studies.StudyPlan) -> Self:
         """Return the body of a plan."""
         return cls(
             spec=plan.spec,
@@ -115,7 +115,7 @@ class SpreadRead(BaseModel):
 
 
 class DifferenceRead(BaseModel):
-    """A variant less its baseline, over the seeds that both have finished."""
+    """A variant minus its baseline, over the seeds that both have finished."""
 
     pairs: int
     mean: float
@@ -124,10 +124,10 @@ class DifferenceRead(BaseModel):
         description="95 % confidence interval of the mean by Student's t; null with one pair."
     )
     p_value: float | None = Field(
-        description="Two-sided, of flipping the signs of the differences; null with one pair. With "
-        "n pairs it is never below 2 / 2^n, and it is not corrected for the number of variants."
+        description="Two-sided sign-flip test; null with one pair. With n pairs it is never below "
+        "2 / 2^n, and it is not corrected for the number of variants."
     )
-    seeds_above: int = Field(description="Seeds with which it did better than its baseline.")
+    seeds_above: int = Field(description="Seeds with which it was better than its baseline.")
     verdict: Literal["beats", "matches", "misses"] | None = Field(
         description="Whether the interval lies above 0, around it or below; null under 3 pairs."
     )
@@ -145,7 +145,7 @@ class RunRead(BaseModel):
 
 
 class LeaderboardRow(VariantRead):
-    """A variant and what it achieved; means are over the jobs that succeeded."""
+    """A variant and its results; means are over the jobs that succeeded."""
 
     rank: int | None = Field(description="By the mean of `metric`; equal means share one.")
     finished: int = Field(description="Jobs that succeeded.")
@@ -161,14 +161,14 @@ class LeaderboardRow(VariantRead):
     wall_seconds: float | None = Field(description="Of one job.")
     images_per_second: float | None
     side_by_side: int = Field(
-        description="Jobs that succeeded beside others in one process: their times are longer than "
-        "those of runs alone."
+        description="Jobs that succeeded in a process shared with others: their times are longer "
+        "than those of runs alone."
     )
     parameters: int | None = Field(description="Of the student.")
     runs: list[RunRead] = Field(description="By seed.")
 
     @classmethod
-    def of_row(cls, row: leaderboard.Row) -> Self:
+    def of_row(cls, row: leaderboard.RankedVariant) -> Self:
         """Return the body of a row."""
         return cls(
             **VariantRead.of(row.variant).model_dump(),
@@ -207,7 +207,7 @@ class LeaderboardRead(BaseModel):
     state: str
     teacher: str | None
     metric: Literal["accuracy", "miou"] = Field(
-        description="What ranks and differences are of: `miou` in segmentation."
+        description="The metric of ranks and differences: `miou` in segmentation."
     )
     teacher_accuracy: float | None
     teacher_miou: float | None
@@ -230,7 +230,7 @@ class LeaderboardRead(BaseModel):
         )
 
     def csv(self) -> str:
-        """Return one line for each variant, under a line of names; what is unknown is empty."""
+        """Return CSV: a header, then one line for each variant; unknown values are empty."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\r\n")  # RFC 4180
         writer.writerow(CSV_COLUMNS)

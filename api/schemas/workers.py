@@ -13,7 +13,7 @@ class WorkerRead(BaseModel):
 
     id: str
     name: str
-    state: str = Field(description="`online`, `lost` (silent) or `stopped` (on purpose).")
+    state: str = Field(description="`online`, `lost` (no heartbeat) or `stopped` (on purpose).")
     queues: list[str]
     devices: list[Any] = Field(description="As the worker announced them.")
     device: str | None = Field(description="The first of them, by name.")

@@ -1,4 +1,4 @@
-"""Requests that may be sent twice: the first answer is kept, and given again.
+"""Idempotent requests: the first response is stored, and returned again for the same key.
 
 The key's row is written in the transaction that does the work, so either both exist or neither.
 A second request with the same key waits at that row until the first has ended.
@@ -22,8 +22,8 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 @dataclass(frozen=True)
-class Request:
-    """What identifies a request: whose, to which route, under which key, with which body."""
+class KeyedRequest:
+    """The identity of a request: project, route, key and body."""
 
     project_id: str
     route: str  # method and path
@@ -32,15 +32,15 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A successful answer, as it was first given."""
+class StoredResponse:
+    """A successful response, as it was first sent."""
 
     status: int
     body: dict[str, Any]
     location: str | None = None
 
 
-def request(*, project_id: str, route: str, key: str, body: Any) -> Request:
+def keyed_request(*, project_id: str, route: str, key: str, body: Any) -> KeyedRequest:
     """Return the identity of a request with a parsed JSON body.
 
     Raises: Malformed, for a key that is empty, too long or not plain text.
@@ -50,28 +50,28 @@ def request(*, project_id: str, route: str, key: str, body: Any) -> Request:
         fault = errors.Fault("/header/idempotency-key", "bad_idempotency_key", message)
         raise errors.Malformed(message, code="bad_idempotency_key", faults=[fault])
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
-    return Request(project_id, route, key, hashlib.sha256(canonical).hexdigest())
+    return KeyedRequest(project_id, route, key, hashlib.sha256(canonical).hexdigest())
 
 
-def begin(session: Session, wanted: Request) -> Answer | None:
-    """Claim the key in the caller's transaction, or return the answer that it has already got.
+def begin(session: Session, request: KeyedRequest) -> StoredResponse | None:
+    """Claim the key in the caller's transaction, or return the response stored under it.
 
-    Raises: Refused, when the key came with another body before; Conflict, when the first request
-    with this key takes too long.
+    Raises: Refused when the key was used with another body; Conflict when the first request with
+    this key has not ended.
     """
     row = tables.IdempotencyRow
     now = database.now(session)
     mine = sa.and_(
-        row.project_id == wanted.project_id, row.route == wanted.route, row.key == wanted.key
+        row.project_id == request.project_id, row.route == request.route, row.key == request.key
     )
     session.execute(sa.delete(row).where(mine, row.created_at < now - KEPT_FOR))
     claimed = session.scalars(
         database.insert(session, row)
         .values(
-            project_id=wanted.project_id,
-            route=wanted.route,
-            key=wanted.key,
-            body_sha256=wanted.body_sha256,
+            project_id=request.project_id,
+            route=request.route,
+            key=request.key,
+            body_sha256=request.body_sha256,
             created_at=now,
         )
         .on_conflict_do_nothing()
@@ -79,36 +79,36 @@ def begin(session: Session, wanted: Request) -> Answer | None:
     ).one_or_none()
     if claimed is not None:
         return None
-    return _first_answer(session.scalars(sa.select(row).where(mine)).one_or_none(), wanted)
+    return _first_answer(session.scalars(sa.select(row).where(mine)).one_or_none(), request)
 
 
-def finish(session: Session, wanted: Request, answer: Answer) -> None:
-    """Keep the answer, in the transaction that did the work."""
+def finish(session: Session, request: KeyedRequest, answer: StoredResponse) -> None:
+    """Store the response, in the transaction that did the work."""
     row = tables.IdempotencyRow
     session.execute(
         sa.update(row)
         .where(
-            row.project_id == wanted.project_id, row.route == wanted.route, row.key == wanted.key
+            row.project_id == request.project_id, row.route == request.route, row.key == request.key
         )
         .values(status=answer.status, response=answer.body, location=answer.location)
     )
 
 
-def _first_answer(first: tables.IdempotencyRow | None, wanted: Request) -> Answer:
+def _first_answer(first: tables.IdempotencyRow | None, request: KeyedRequest) -> StoredResponse:
     if first is None or first.status is None or first.response is None:
         raise errors.Conflict(
             "the first request with this Idempotency-Key has not ended; try again",
             code="request_in_progress",
         )
-    if first.body_sha256 != wanted.body_sha256:
-        message = "this Idempotency-Key came with another body before: use a new key"
+    if first.body_sha256 != request.body_sha256:
+        message = "this Idempotency-Key was used with another body before: use a new key"
         fault = errors.Fault("/header/idempotency-key", "idempotency_key_reused", message)
         raise errors.Refused(message, code="idempotency_key_reused", faults=[fault])
-    return Answer(first.status, first.response, first.location)
+    return StoredResponse(first.status, first.response, first.location)
 
 
 def forget(session: Session) -> int:
-    """Delete the answers that are past their time, and return how many."""
+    """Delete expired responses, and return how many."""
     row = tables.IdempotencyRow
     old = row.created_at < database.now(session) - KEPT_FOR
     return len(session.scalars(sa.delete(row).where(old).returning(row.key)).all())

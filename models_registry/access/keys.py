@@ -40,7 +40,7 @@ _RANK = {role: rank for rank, role in enumerate(Role)}
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: the project that every query is bound to, and what the key may do."""
+    """The caller of a request: its project, which limits every query, and its role."""
 
     project_id: str
     key_id: str
@@ -58,7 +58,7 @@ class Caller:
 
 
 def create_project(session: Session, *, name: str) -> tables.ProjectRow:
-    """Make a project with the built-in data sets.
+    """Create a project with the built-in data sets.
 
     Raises: AlreadyExists.
     """
@@ -87,7 +87,7 @@ def create_key(
     environment: str,
     expires_at: datetime | None = None,
 ) -> tuple[tables.ApiKeyRow, str]:
-    """Make a key, and return its row with the text that is shown this once."""
+    """Create a key; return its row and its text, which is not stored."""
     secret = secrets.token_hex(32)
     row = tables.ApiKeyRow(
         id=ids.new("key"),
@@ -104,7 +104,7 @@ def create_key(
 
 
 def authenticate(session: Session, *, text: str) -> tuple[Caller, bool]:
-    """Return who presents `text`, and whether its last use is due to be noted.
+    """Return the caller of the key `text`, and whether its last use should be recorded.
 
     Raises: Unauthenticated.
     """
@@ -125,7 +125,7 @@ def authenticate(session: Session, *, text: str) -> tuple[Caller, bool]:
 
 
 def note_use(session: Session, *, key_id: str) -> None:
-    """Write down that a key was used, unless that was done within the last minute."""
+    """Record that a key was used, at most once a minute."""
     now = database.now(session)
     row = tables.ApiKeyRow
     session.execute(
@@ -137,7 +137,7 @@ def note_use(session: Session, *, key_id: str) -> None:
 
 
 def page(
-    session: Session, *, project_id: str, wanted: paging.Wanted
+    session: Session, *, project_id: str, wanted: paging.PageRequest
 ) -> paging.Page[tables.ApiKeyRow]:
     """Return a page of a project's keys, newest first, revoked ones included."""
     row = tables.ApiKeyRow
@@ -146,7 +146,7 @@ def page(
 
 
 def revoke(session: Session, *, project_id: str, key_id: str) -> None:
-    """End a key now; ending it twice changes nothing.
+    """Revoke a key; revoking it again changes nothing.
 
     Raises: NotFound.
     """
@@ -163,7 +163,7 @@ def _digest(secret: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make a key from the command line, and its project if that is new."""
+    """Create a key from the command line, and its project if that is new."""
     parser = argparse.ArgumentParser(prog="python -m models_registry.access.keys")
     create = parser.add_subparsers(required=True).add_parser("create", help="make an API key")
     create.add_argument("--project", default="default", help="name of the project")

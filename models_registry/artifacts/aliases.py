@@ -1,7 +1,7 @@
 """Aliases: movable pointers to versions of a model, moved by compare-and-set.
 
-An alias whose entity tag the caller does not know cannot be moved: two people who promote a
-model at the same time must notice each other.
+An alias cannot be moved without its entity tag, so that two callers who move it at the same time
+notice each other.
 """
 
 import sqlalchemy as sa
@@ -48,7 +48,7 @@ def put(
     Raises: errors.PreconditionRequired, errors.PreconditionFailed, errors.NotFound, errors.Gone.
     """
     references.check_alias(alias)
-    # Before the version, in the order in which a deletion of the line takes them.
+    # Locked before the version, in the same order as by a deletion of the line.
     line = models.get(session, project_id=project_id, name=name, hold=True)
     target = _target(session, line, version)
     if expected is None and _create(session, target, alias):
@@ -150,12 +150,12 @@ def _find(
     query = sa.select(row).where(row.model_id == line.id, row.alias == alias)
     if lock:
         query = query.with_for_update()
-    found = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
-    if found is None:
+    alias_row = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
+    if alias_row is None:
         known = session.scalars(sa.select(row.alias).where(row.model_id == line.id)).all()
         hint = catalog.nearest(alias, known)
         raise errors.NotFound(f"model {line.name} has no alias {alias[:96]!r}{hint}")
-    return found
+    return alias_row
 
 
 def _move(version: int, at: str) -> dict[str, object]:

@@ -125,7 +125,7 @@ def get(session: Session, *, project_id: str, name: str) -> tables.DatasetRow:
 
 
 def page(
-    session: Session, *, project_id: str, wanted: paging.Wanted, prefix: str | None = None
+    session: Session, *, project_id: str, wanted: paging.PageRequest, prefix: str | None = None
 ) -> paging.Page[tables.DatasetRow]:
     """Return a page of the project's data sets, newest first."""
     row = tables.DatasetRow
@@ -169,7 +169,7 @@ def page_versions(
     *,
     project_id: str,
     name: str,
-    wanted: paging.Wanted,
+    wanted: paging.PageRequest,
     state: str | None = None,
 ) -> paging.Page[tables.DatasetVersionRow]:
     """Return a page of a data set's versions, newest first."""

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from models_registry import errors
 from models_registry.artifacts import uploads
 from models_registry.jobs import jobs
-from models_registry.jobs.leases import StoredFile
+from models_registry.jobs.leases import OutputFile
 from models_registry.jobs.lifecycle import State
 from models_registry.persistence import database, outbox, tables
 
@@ -100,7 +100,7 @@ def accept(
     session: Session,
     inspection: Inspection,
     *,
-    files: Sequence[StoredFile],
+    files: Sequence[OutputFile],
     sha256: str,
     facts: dict[str, Any],
 ) -> None:

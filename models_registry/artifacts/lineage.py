@@ -1,4 +1,4 @@
-"""What a version was made from, and what was made from it; written by nobody but jobs."""
+"""Lineage: what a version was made from, and what was made from it. Only jobs write it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ def backward(session: Session, version: tables.ModelVersionRow) -> Origins:
 
 
 def forward(
-    session: Session, version: tables.ModelVersionRow, *, wanted: paging.Wanted
+    session: Session, version: tables.ModelVersionRow, *, wanted: paging.PageRequest
 ) -> paging.Page[tables.ModelVersionRow]:
     """Return a page of the versions that were made directly from this one, newest first."""
     row, job = tables.ModelVersionRow, tables.JobRow
@@ -55,15 +55,15 @@ def forward(
     return paging.take(session, statement, by=(row.created_at, row.id), wanted=wanted)
 
 
-def invented(
+def synthetic_datasets(
     session: Session, version: tables.ModelVersionRow
 ) -> Sequence[tables.DatasetVersionRow]:
-    """Return the newest data sets of images that were invented with this version's help.
+    """Return the newest data sets of synthetic images that were made with this version.
 
-    It was the teacher of the job that invented them, its start, or its student.
+    It was teacher, initial weights or student of the job that made them.
     """
     row, job = tables.DatasetVersionRow, tables.JobRow
-    took_part = sa.or_(
+    used_version = sa.or_(
         job.teacher_version_id == version.id,
         job.initial_version_id == version.id,
         job.student_version_id == version.id,
@@ -71,7 +71,7 @@ def invented(
     query = (
         sa.select(row)
         .join(job, row.job_id == job.id)
-        .where(row.project_id == version.project_id, took_part)
+        .where(row.project_id == version.project_id, used_version)
         .order_by(row.created_at.desc(), row.id.desc())
     )
     return session.scalars(query.limit(MAX_DATASETS)).all()

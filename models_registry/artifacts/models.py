@@ -1,7 +1,7 @@
 """Lines of trained networks and their versions: register, find, describe, delete.
 
 A version's number comes from a counter on its line's row and is never given out twice, not even
-after a deletion. Deleted lines and versions stay as tombstones, so that lineage never lies.
+after a deletion. Deleted lines and versions stay as tombstones, so that lineage stays complete.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -24,8 +24,8 @@ Expected = Collection[str] | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class NewVersion:
-    """Everything that is known of a version when it is added."""
+class NewModelVersion:
+    """The facts of a version that is added."""
 
     name: str
     network: str
@@ -48,7 +48,7 @@ class NewVersion:
 def create(
     session: Session, *, project_id: str, name: str, card: str = "", tags: dict[str, str]
 ) -> tables.ModelRow:
-    """Make a line without versions; one that was deleted comes back empty, and counts on.
+    """Create a line without versions; a deleted one is restored empty, and its numbers go on.
 
     Raises: errors.AlreadyExists; errors.Refused for a bad name, card or tag.
     """
@@ -77,7 +77,7 @@ def page(
     session: Session,
     *,
     project_id: str,
-    wanted: paging.Wanted,
+    wanted: paging.PageRequest,
     prefix: str | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> paging.Page[tables.ModelRow]:
@@ -101,7 +101,7 @@ def update(
 ) -> tables.ModelRow:
     """Replace `card` or `tags` of a line.
 
-    Raises: errors.PreconditionFailed when somebody else has changed it.
+    Raises: errors.PreconditionFailed when another caller has changed it.
     """
     row = _line(session, project_id=project_id, name=name, lock=True)
     check_etag(expected, etag(row), name)
@@ -119,26 +119,26 @@ def delete(session: Session, *, project_id: str, name: str, expected: Expected =
     version = tables.ModelVersionRow
     query = sa.select(version).where(version.model_id == row.id, version.deleted_at.is_(None))
     versions = session.scalars(query.with_for_update()).all()
-    uses = [use for found in versions for use in _uses(session, found, outside_line=True)]
+    uses = [use for each in versions for use in _uses(session, each, outside_line=True)]
     _refuse_if_used(name, uses)
     alias = tables.ModelAliasRow
     session.execute(sa.delete(alias).where(alias.model_id == row.id))
-    for found in versions:
-        _bury(session, found)
+    for each in versions:
+        _soft_delete(session, each)
     row.deleted_at = row.updated_at = database.now(session)
     session.flush()
 
 
 @dataclass(frozen=True)
-class Standing:
+class LineSummary:
     """What a line's row does not hold: its newest ready version and its aliases."""
 
     latest_version: int | None
     aliases: dict[str, int]
 
 
-def standings(session: Session, rows: Iterable[tables.ModelRow]) -> dict[str, Standing]:
-    """Return the standing of each of these lines, by the line's id."""
+def summaries(session: Session, rows: Iterable[tables.ModelRow]) -> dict[str, LineSummary]:
+    """Return the summary of each of these lines, by the line's id."""
     line_ids = [row.id for row in rows]
     version, alias = tables.ModelVersionRow, tables.ModelAliasRow
     latest = dict(
@@ -153,19 +153,19 @@ def standings(session: Session, rows: Iterable[tables.ModelRow]) -> dict[str, St
         ).all()
     )
     aliases: dict[str, dict[str, int]] = {line_id: {} for line_id in line_ids}
-    found = sa.select(alias).where(alias.model_id.in_(line_ids)).order_by(alias.alias)
-    for row in session.scalars(found):
+    query = sa.select(alias).where(alias.model_id.in_(line_ids)).order_by(alias.alias)
+    for row in session.scalars(query):
         aliases[row.model_id][row.alias] = row.version
-    return {line_id: Standing(latest.get(line_id), aliases[line_id]) for line_id in line_ids}
+    return {line_id: LineSummary(latest.get(line_id), aliases[line_id]) for line_id in line_ids}
 
 
 # -- versions --------------------------------------------------------------------------------
 
 
-def register(session: Session, *, project_id: str, new: NewVersion) -> tables.ModelVersionRow:
-    """Add a pending version from a completed upload, and call for its inspection.
+def register(session: Session, *, project_id: str, new: NewModelVersion) -> tables.ModelVersionRow:
+    """Add a pending version from a completed upload, and request its inspection.
 
-    Raises: errors.Refused with everything that is wrong.
+    Raises: errors.Refused with all faults.
     """
     faults = [
         *input_checks.faults_of_name(new.name),
@@ -199,7 +199,7 @@ def add_version(
     session: Session,
     *,
     project_id: str,
-    new: NewVersion,
+    new: NewModelVersion,
     files: Mapping[str, str],
     state: str,
 ) -> tables.ModelVersionRow:
@@ -259,7 +259,7 @@ def page_versions(
     *,
     project_id: str,
     name: str,
-    wanted: paging.Wanted,
+    wanted: paging.PageRequest,
     state: str | None = None,
     deprecated: bool | None = None,
 ) -> paging.Page[tables.ModelVersionRow]:
@@ -285,7 +285,7 @@ def update_version(
 ) -> tables.ModelVersionRow:
     """Replace `card` or `tags` of a version, or set `deprecated`.
 
-    Raises: errors.PreconditionFailed when somebody else has changed it.
+    Raises: errors.PreconditionFailed when another caller has changed it.
     """
     row = _version(session, project_id=project_id, name=name, version=version, lock=True)
     check_etag(expected, etag(row), reference_of(row))
@@ -308,9 +308,9 @@ def delete_version(
     pointing = sa.select(alias.alias).where(
         alias.model_id == row.model_id, alias.version == row.version
     )
-    uses = [f"alias {found}" for found in session.scalars(pointing)]
+    uses = [f"alias {name}" for name in session.scalars(pointing)]
     _refuse_if_used(reference_of(row), uses + _uses(session, row, outside_line=False))
-    _bury(session, row)
+    _soft_delete(session, row)
     session.flush()
 
 
@@ -318,17 +318,17 @@ def files(
     session: Session, rows: Iterable[tables.ModelVersionRow]
 ) -> dict[str, list[tables.ModelFileRow]]:
     """Return the files of each of these versions, by the version's id."""
-    found: dict[str, list[tables.ModelFileRow]] = {row.id: [] for row in rows}
+    by_version: dict[str, list[tables.ModelFileRow]] = {row.id: [] for row in rows}
     file = tables.ModelFileRow
-    query = sa.select(file).where(file.version_id.in_(found)).order_by(file.path)
+    query = sa.select(file).where(file.version_id.in_(by_version)).order_by(file.path)
     for row in session.scalars(query):
-        found[row.version_id].append(row)
-    return found
+        by_version[row.version_id].append(row)
+    return by_version
 
 
 @dataclass(frozen=True)
 class File:
-    """One file of a version, where its bytes are, and what to call it outside of here."""
+    """One file of a version: its path, its name as a download, and where its bytes are."""
 
     path: str
     filename: str
@@ -340,7 +340,7 @@ class File:
 def file(session: Session, version: tables.ModelVersionRow, *, path: str) -> File:
     """Return a file of a version.
 
-    Raises: errors.NotFound, naming those that there are; errors.Conflict while the version is
+    Raises: errors.NotFound, naming the files that exist; errors.Conflict while the version is
     not ready.
     """
     if version.state != "ready":
@@ -348,13 +348,13 @@ def file(session: Session, version: tables.ModelVersionRow, *, path: str) -> Fil
             f"{reference_of(version)} is {version.state}: only ready versions have files",
             code="version_not_ready",
         )
-    found = {row.path: row for row in files(session, [version])[version.id]}
-    if path not in found:
+    by_path = {row.path: row for row in files(session, [version])[version.id]}
+    if path not in by_path:
         raise errors.NotFound(
             f"{reference_of(version)} has no file {input_checks.printable(path[:200])!r}: "
-            f"it has {', '.join(found)}"
+            f"it has {', '.join(by_path)}"
         )
-    row = found[path]
+    row = by_path[path]
     blob = session.get_one(tables.BlobRow, row.sha256)
     filename = f"{name_of(version)}-{version.version}-{path}"
     return File(path, filename, row.sha256, row.size_bytes, blob.storage_key)
@@ -371,8 +371,8 @@ def files_under(session: Session, version: tables.ModelVersionRow, *, folder: st
         .order_by(row.path)
     )
     return [
-        File(found.path, f"{stem}-{found.path}", found.sha256, found.size_bytes, key)
-        for found, key in session.execute(query)
+        File(each.path, f"{stem}-{each.path}", each.sha256, each.size_bytes, key)
+        for each, key in session.execute(query)
     ]
 
 
@@ -388,14 +388,14 @@ def name_of(version: tables.ModelVersionRow) -> str:
     """Return the name of the line of a version that belongs to a session."""
     session = object_session(version)
     if session is None:
-        raise RuntimeError("a reference was asked for after its session had ended")
+        raise RuntimeError("the reference of a version whose session has ended")
     return session.get_one(tables.ModelRow, version.model_id).name
 
 
 def resolve(session: Session, *, project_id: str, reference: str) -> tables.ModelVersionRow:
-    """Return the version that a reference means, held against deletion until the transaction ends.
+    """Return the version of a reference, locked against deletion until the transaction ends.
 
-    Raises: errors.Malformed; errors.NotFound, with a way out; errors.Gone.
+    Raises: errors.Malformed; errors.NotFound; errors.Gone.
     """
     wanted = references.parse(reference)
     line = _line(session, project_id=project_id, name=wanted.name)
@@ -411,18 +411,18 @@ def resolve(session: Session, *, project_id: str, reference: str) -> tables.Mode
     if wanted.sha256 is not None:
         ready = ready.where(version.sha256 == wanted.sha256)
     newest = ready.order_by(version.version.desc()).limit(1)
-    found = session.scalars(newest.with_for_update(read=True, key_share=True)).one_or_none()
-    if found is None:
+    resolved = session.scalars(newest.with_for_update(read=True, key_share=True)).one_or_none()
+    if resolved is None:
         which = f"with the digest sha256:{wanted.sha256}" if wanted.sha256 else "that is ready"
         raise errors.NotFound(f"model {line.name} has no version {which}")
-    return found
+    return resolved
 
 
 def _aliased(session: Session, line: tables.ModelRow, alias: str) -> int:
     row = tables.ModelAliasRow
     known = {
-        found.alias: found.version
-        for found in session.scalars(sa.select(row).where(row.model_id == line.id))
+        each.alias: each.version
+        for each in session.scalars(sa.select(row).where(row.model_id == line.id))
     }
     if alias not in known:
         hint = catalog.nearest(alias, known) or f"; its aliases: {', '.join(known) or 'none'}"
@@ -455,14 +455,14 @@ def _line(
         query = query.with_for_update()
     elif hold:
         query = query.with_for_update(read=True, key_share=True)
-    found = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
-    if found is None:
+    line = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
+    if line is None:
         alive = sa.select(row.name).where(row.project_id == project_id, row.deleted_at.is_(None))
         names = session.scalars(alive.order_by(row.updated_at.desc()).limit(_CLOSEST_AMONG)).all()
         raise errors.NotFound(f"no model is called {name[:96]!r}{catalog.nearest(name, names)}")
-    if found.deleted_at is not None:
+    if line.deleted_at is not None:
         raise errors.Gone(f"model {name} was deleted")
-    return found
+    return line
 
 
 def _version(
@@ -482,18 +482,18 @@ def _version(
     elif hold:
         # Conflicts with the lock of a deletion, and with nothing else.
         query = query.with_for_update(read=True, key_share=True)
-    found = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
-    if found is None:
-        latest = standings(session, [line])[line.id].latest_version
+    model_version = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
+    if model_version is None:
+        latest = summaries(session, [line])[line.id].latest_version
         hint = f"; the latest is {references.write(name, latest)}" if latest else ""
         raise errors.NotFound(f"model {name} has no version {version}{hint}")
-    if found.deleted_at is not None:
+    if model_version.deleted_at is not None:
         raise errors.Gone(f"{references.write(name, version)} was deleted")
-    return found
+    return model_version
 
 
 def _is_new_line(session: Session, project_id: str, name: str) -> bool:
-    """Make the line, or bring it back from its tombstone; return False where it is alive."""
+    """Create the line, or restore a deleted one; return False if it exists."""
     row = tables.ModelRow
     now = database.now(session)
     made = session.scalars(
@@ -566,7 +566,7 @@ def _uses(session: Session, version: tables.ModelVersionRow, *, outside_line: bo
     if outside_line:
         descends = descends.where(child.model_id != version.model_id)
     children = session.scalars(descends).all()
-    return [f"job {found}" for found in jobs] + [f"version {reference_of(c)}" for c in children]
+    return [f"job {job_id}" for job_id in jobs] + [f"version {reference_of(c)}" for c in children]
 
 
 def _refuse_if_used(what: str, uses: list[str]) -> None:
@@ -577,13 +577,13 @@ def _refuse_if_used(what: str, uses: list[str]) -> None:
         )
 
 
-def _bury(session: Session, version: tables.ModelVersionRow) -> None:
-    """Leave a tombstone; without file rows, the sweep of orphans takes the bytes."""
+def _soft_delete(session: Session, version: tables.ModelVersionRow) -> None:
+    """Mark a version as deleted, without file rows: the sweep of orphans deletes the bytes."""
     file = tables.ModelFileRow
     session.execute(sa.delete(file).where(file.version_id == version.id))
     version.deleted_at = version.updated_at = database.now(session)
     if version.state == "pending":
-        # Ends its inspection: nobody waits for the answer.
+        # Ends its inspection, whose result is not needed.
         version.state = "rejected"
         version.rejection = {"code": "deleted", "message": "deleted before its inspection"}
     session.flush()

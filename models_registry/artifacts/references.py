@@ -30,18 +30,18 @@ def parse(text: str) -> Reference:
 
     Raises: errors.Malformed for text of another form.
     """
-    found = _FORM.fullmatch(text)
-    if found is None:
+    match = _FORM.fullmatch(text)
+    if match is None:
         raise errors.Malformed(
             f"{text[:200]!r} is not a reference: write name, name@3, name@alias, name@latest "
             "or name@sha256:<64 hex digits>",
             code="malformed_reference",
         )
-    alias = found["alias"]
+    alias = match["alias"]
     return Reference(
-        name=found["name"],
-        version=int(found["version"]) if found["version"] else None,
-        sha256=found["sha256"],
+        name=match["name"],
+        version=int(match["version"]) if match["version"] else None,
+        sha256=match["sha256"],
         alias=None if alias == LATEST else alias,
     )
 
@@ -52,7 +52,7 @@ def write(name: str, version: int) -> str:
 
 
 def check_alias(alias: str) -> None:
-    """Raise Refused unless `alias` can be told from a version number and from `latest`."""
+    """Raise Refused unless `alias` can be distinguished from a version number and from `latest`."""
     if _ALIAS.fullmatch(alias):
         return
     detail = (

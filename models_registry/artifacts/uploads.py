@@ -336,7 +336,7 @@ def _check_size(slot: Slot, received: int, *, is_whole: bool) -> None:
 
 
 def _record(
-    session: Session, project_id: str, slot: Slot, stored: storage.Stored, settings: Settings
+    session: Session, project_id: str, slot: Slot, stored: storage.StoredBlob, settings: Settings
 ) -> list[str]:
     """Write the row of a part; return the storage keys that it makes superfluous."""
     upload = _find(session, project_id=project_id, upload_id=slot.upload_id, lock=True)
@@ -388,7 +388,7 @@ def _all_keys(session: Session, upload: tables.UploadRow) -> list[str]:
 
 def _assemble(
     store: storage.Storage, upload: tables.UploadRow, keys: list[str]
-) -> storage.Stored | None:
+) -> storage.StoredBlob | None:
     """Return the blob, or None where parts were taken away meanwhile."""
     try:
         return storage.assemble(store, keys, expected=upload.sha256)

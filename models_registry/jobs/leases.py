@@ -19,7 +19,7 @@ from models_registry.persistence import database, tables
 
 KEPT_CHECKPOINTS = 2
 SHUT_DOWN = "The worker was shut down; the job goes on from its newest checkpoint."
-# Attempts that ended so may have been too much for the machine, or for their neighbours.
+# After such an end a job runs alone: it may have needed too much, or must_run_alone the others.
 _RUNS_ALONE_AFTER = (Reason.ATTEMPT_FAILED, Reason.ATTEMPT_LOST, Reason.SHARED_ENGINE_FAILED)
 
 
@@ -33,7 +33,7 @@ class Lease:
 
 
 @dataclass(frozen=True)
-class Point:
+class MetricSample:
     """One value of one metric."""
 
     key: str
@@ -43,7 +43,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class StoredFile:
+class OutputFile:
     """A file whose bytes are in storage already."""
 
     path: str
@@ -53,8 +53,8 @@ class StoredFile:
 
 
 def claim(session: Session, *, job_id: str, worker_id: str, lease_seconds: float) -> Lease | None:
-    """Take a queued job, or return None where there is nothing to take (any more)."""
-    # Locked before it is looked at: fence and attempt are counted on from what is seen here.
+    """Claim a queued job, or return None if it cannot be claimed (any more)."""
+    # Locked before it is read: the new fence and attempt follow from these values.
     job = session.get(
         tables.JobRow, job_id, populate_existing=True, with_for_update={"key_share": True}
     )
@@ -79,10 +79,10 @@ def claim(session: Session, *, job_id: str, worker_id: str, lease_seconds: float
     return Lease(job_id, attempt, fence)
 
 
-def companions(session: Session, lease: Lease) -> list[tables.JobRow]:
-    """Return jobs that may be trained beside a claimed one, in the order of their submission.
+def find_groupable(session: Session, lease: Lease) -> list[tables.JobRow]:
+    """Return jobs that may share the engine of a claimed one, in the order of their submission.
 
-    They belong to the same study, are queued and due, and go on from the same step, since an
+    They belong to the same study, are queued and due, and resume from the same step, since an
     engine has one batch at a time for all of its students. A job that has failed or was lost runs
     alone from then on, and so does one whose time is limited: beside others it takes longer.
     """
@@ -90,7 +90,9 @@ def companions(session: Session, lease: Lease) -> list[tables.JobRow]:
     if job.study_id is None:
         return []
     row, attempt, kept = tables.JobRow, tables.AttemptRow, tables.CheckpointRow
-    disturbed = sa.exists().where(attempt.job_id == row.id, attempt.outcome.in_(_RUNS_ALONE_AFTER))
+    must_run_alone = sa.exists().where(
+        attempt.job_id == row.id, attempt.outcome.in_(_RUNS_ALONE_AFTER)
+    )
     newest = sa.select(sa.func.max(kept.step)).where(kept.job_id == row.id).scalar_subquery()
     may_share = (
         row.study_id == job.study_id,
@@ -98,19 +100,21 @@ def companions(session: Session, lease: Lease) -> list[tables.JobRow]:
         row.teacher_version_id.is_not_distinct_from(job.teacher_version_id),
         row.dataset_version_id.is_not_distinct_from(job.dataset_version_id),
         row.max_runtime_seconds.is_(None),
-        ~disturbed,
+        ~must_run_alone,
     )
-    stands = session.execute(sa.select(newest).where(row.id == job.id, *may_share)).one_or_none()
-    if stands is None:
+    leader_step = session.execute(
+        sa.select(newest).where(row.id == job.id, *may_share)
+    ).one_or_none()
+    if leader_step is None:
         return []
-    found = sa.select(row).where(
+    query = sa.select(row).where(
         *may_share,
         row.id != job.id,
         row.state == State.QUEUED,
         row.not_before <= database.now(session),
-        newest.is_not_distinct_from(stands[0]),
+        newest.is_not_distinct_from(leader_step[0]),
     )
-    return list(session.scalars(found.order_by(row.created_at, row.id)))
+    return list(session.scalars(query.order_by(row.created_at, row.id)))
 
 
 def renew(session: Session, lease: Lease, *, lease_seconds: float) -> State:
@@ -122,20 +126,20 @@ def renew(session: Session, lease: Lease, *, lease_seconds: float) -> State:
     return _touch(session, lease, {"lease_expires_at": expires})
 
 
-def wanted(session: Session, lease: Lease) -> State:
+def poll(session: Session, lease: Lease) -> State:
     """Return the job's state without writing.
 
     Raises: errors.StaleFence when the job is no longer held.
     """
     row = tables.JobRow
-    found = session.execute(sa.select(row.state, row.fence).where(row.id == lease.job_id)).one()
-    if found.fence != lease.fence or State(found.state) not in lifecycle.HELD:
-        raise errors.StaleFence(f"{lease.job_id} is {found.state}, fence {found.fence}")
-    return State(found.state)
+    job = session.execute(sa.select(row.state, row.fence).where(row.id == lease.job_id)).one()
+    if job.fence != lease.fence or State(job.state) not in lifecycle.HELD:
+        raise errors.StaleFence(f"{lease.job_id} is {job.state}, fence {job.fence}")
+    return State(job.state)
 
 
 def started(session: Session, lease: Lease, *, device: str, resumed_from_step: int | None) -> None:
-    """Say that the engine runs."""
+    """Record that the engine has started."""
     job = _job(session, lease)
     jobs.move(session, job, Event.STARTED, fence=lease.fence)
     attempt = session.get_one(tables.AttemptRow, (lease.job_id, lease.attempt))
@@ -149,7 +153,7 @@ def report(
     *,
     progress: float | None,
     estimated_end_at: datetime | None,
-    points: list[Point],
+    samples: list[MetricSample],
 ) -> State:
     """Write progress and metrics; a batch that comes twice is stored once.
 
@@ -159,7 +163,7 @@ def report(
     if progress is not None:
         columns = {"progress": progress, "estimated_end_at": estimated_end_at}
     state = _touch(session, lease, columns)
-    if points:
+    if samples:
         now = database.now(session)
         session.execute(
             database.insert(session, tables.MetricRow).on_conflict_do_nothing(),
@@ -167,13 +171,13 @@ def report(
                 {
                     "job_id": lease.job_id,
                     "attempt": lease.attempt,
-                    "key": point.key,
-                    "step": point.step,
-                    "epoch": point.epoch,
-                    "value": point.value,
+                    "key": sample.key,
+                    "step": sample.step,
+                    "epoch": sample.epoch,
+                    "value": sample.value,
                     "at": now,
                 }
-                for point in points
+                for sample in samples
             ],
         )
     return state
@@ -186,15 +190,15 @@ def warn(session: Session, lease: Lease, *, code: str, message: str) -> None:
 
 
 def checkpoint(
-    session: Session, lease: Lease, file: StoredFile, *, step: int, epoch: int, phase: str
+    session: Session, lease: Lease, file: OutputFile, *, step: int, epoch: int, phase: str
 ) -> None:
-    """Commit a checkpoint whose bytes are stored; older ones beyond the kept are forgotten."""
+    """Commit a checkpoint whose bytes are stored, and delete all but the newest few."""
     _touch(session, lease, {})
     if any(
         (known.path, known.sha256) == (file.path, file.sha256)
         for known in checkpoints(session, job_id=lease.job_id)
     ):
-        return  # the commit whose answer was lost had happened
+        return  # committed by an earlier call whose answer was lost
     uploads.adopt(
         session, sha256=file.sha256, size_bytes=file.size_bytes, storage_key=file.storage_key
     )
@@ -233,8 +237,8 @@ def complete(
     lease: Lease,
     *,
     result: dict[str, Any],
-    student: models.NewVersion,
-    files: list[StoredFile],
+    student: models.NewModelVersion,
+    files: list[OutputFile],
 ) -> State:
     """Register the student and end the job, in the caller's one transaction.
 
@@ -297,7 +301,7 @@ def fail(
 
 
 def stopped(session: Session, lease: Lease, *, log_tail: list[str]) -> State:
-    """Say that the engine has stopped because the user paused or cancelled the job."""
+    """Record that the engine has stopped because the user paused or cancelled the job."""
     job = _job(session, lease)
     jobs.move(session, job, Event.STOPPED, fence=lease.fence)
     _keep_log(session, lease, log_tail)
@@ -312,7 +316,7 @@ def release(
     message: str = SHUT_DOWN,
     log_tail: list[str],
 ) -> State:
-    """Hand the job back for a reason that is not its own; the attempt is not counted."""
+    """Queue the job again for a reason outside of it; the attempt is not counted."""
     job = _job(session, lease)
     jobs.move(session, job, Event.RELEASED, because=because, message=message, fence=lease.fence)
     _keep_log(session, lease, log_tail)
@@ -340,7 +344,7 @@ def _touch(session: Session, lease: Lease, columns: dict[str, Any]) -> State:
 
 
 def _keep_log(session: Session, lease: Lease, log_tail: list[str]) -> None:
-    # After the move: the job's row is locked first by everybody, so nobody waits in a circle.
+    # After the move: every transaction locks the job's row first, so there is no deadlock.
     attempt = session.get_one(tables.AttemptRow, (lease.job_id, lease.attempt))
     attempt.log_tail = log_tail
     session.flush()

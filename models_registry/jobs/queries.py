@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.orm import InstrumentedAttribute, Session
@@ -21,21 +21,30 @@ MAX_POINTS = 5000
 POINTS_PER_BUCKET = 3  # smallest, largest and last
 
 
-@dataclass(frozen=True)
-class Filters:
-    """Which jobs a list is about; an empty field does not restrict."""
+Statement = TypeVar("Statement", bound=sa.Select[Any])
 
-    states: Sequence[State] = ()
-    method: str | None = None
+
+@dataclass(frozen=True, kw_only=True)
+class ListFilters:
+    """Filters of every list of jobs or studies; an empty field does not restrict."""
+
     name: str | None = None
-    study_id: str | None = None
     labels: Mapping[str, str] | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class JobFilters(ListFilters):
+    """Filters of a list of jobs; an empty field does not restrict."""
+
+    states: Sequence[State] = ()
+    method: str | None = None
+    study_id: str | None = None
+
+
 @dataclass(frozen=True)
-class Point:
+class SeriesPoint:
     """One value of one series."""
 
     step: int
@@ -45,8 +54,8 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """What a watcher of a job needs to know again and again."""
+class JobSnapshot:
+    """The fields of a job that streams poll."""
 
     state: State
     last_sequence: int
@@ -57,7 +66,7 @@ class Snapshot:
 
 
 def page(
-    session: Session, *, project_id: str, filters: Filters, wanted: paging.Wanted
+    session: Session, *, project_id: str, filters: JobFilters, wanted: paging.PageRequest
 ) -> paging.Page[tables.JobRow]:
     """Return a page of the project's jobs, newest first; deleted ones are left out."""
     row = tables.JobRow
@@ -66,23 +75,34 @@ def page(
         statement = statement.where(row.state.in_(filters.states))
     if filters.method is not None:
         statement = statement.where(row.method == filters.method)
-    if filters.name is not None:
-        statement = statement.where(row.name == filters.name)
     if filters.study_id is not None:
         statement = statement.where(row.study_id == filters.study_id)
+    statement = restrict(session, statement, row, filters)
+    return paging.take(session, statement, by=(row.created_at, row.id), wanted=wanted)
+
+
+def restrict(
+    session: Session,
+    statement: Statement,
+    row: type[tables.JobRow] | type[tables.StudyRow],
+    filters: ListFilters,
+) -> Statement:
+    """Return `statement` with the filters that lists of jobs and of studies share."""
+    if filters.name is not None:
+        statement = statement.where(row.name == filters.name)
     if filters.created_after is not None:
         statement = statement.where(row.created_at > filters.created_after)
     if filters.created_before is not None:
         statement = statement.where(row.created_at < filters.created_before)
     for key, value in (filters.labels or {}).items():
-        statement = statement.where(label(session, row.labels, key) == value)
-    return paging.take(session, statement, by=(row.created_at, row.id), wanted=wanted)
+        statement = statement.where(_label(session, row.labels, key) == value)
+    return statement
 
 
-def label(
+def _label(
     session: Session, labels: InstrumentedAttribute[dict[str, Any]], key: str
 ) -> sa.ColumnElement[str]:
-    """Return one label of a row, to be compared; NULL where the row has none of this key."""
+    """Return one label of a row as a column; NULL where the row has no label of this key."""
     # A label's key may hold dots, quotes and brackets: each database is given it as a value.
     if session.get_bind().dialect.name == "postgresql":
         return sa.func.jsonb_extract_path_text(labels, key)
@@ -119,11 +139,11 @@ def latest_metrics(session: Session, *, job_ids: Sequence[str]) -> dict[str, dic
         .limit(1)
         .correlate(series)
     )
-    found = sa.select(series.c.job_id, series.c.key, last.scalar_subquery()).where(
+    latest = sa.select(series.c.job_id, series.c.key, last.scalar_subquery()).where(
         series.c.key.is_not(None)
     )
     metrics: dict[str, dict[str, float]] = {job_id: {} for job_id in job_ids}
-    for job_id, key, value in session.execute(found):
+    for job_id, key, value in session.execute(latest):
         metrics[job_id][key] = value
     return metrics
 
@@ -135,8 +155,8 @@ def series(
     keys: Sequence[str] = (),
     from_step: int = 0,
     max_points: int = DEFAULT_POINTS,
-) -> dict[str, list[Point]]:
-    """Return the points of a job by key, thinned out to at most `max_points` for each.
+) -> dict[str, list[SeriesPoint]]:
+    """Return the points of a job by key, downsampled to at most `max_points` for each.
 
     Where several attempts report the same step, the newest attempt's value counts.
     """
@@ -148,24 +168,24 @@ def series(
     )
     if keys:
         query = query.where(row.key.in_(keys))
-    found: dict[str, dict[int, Point]] = {}
+    by_step: dict[str, dict[int, SeriesPoint]] = {}
     for key, step, epoch, value, at in session.execute(query):
-        found.setdefault(key, {})[step] = Point(step, epoch, value, at)
-    return {key: thin(list(points.values()), max_points) for key, points in found.items()}
+        by_step.setdefault(key, {})[step] = SeriesPoint(step, epoch, value, at)
+    return {key: downsample(list(points.values()), max_points) for key, points in by_step.items()}
 
 
-def thin(points: Sequence[Point], max_points: int) -> list[Point]:
+def downsample(points: Sequence[SeriesPoint], max_points: int) -> list[SeriesPoint]:
     """Return at most `max_points` points in their order.
 
     Of each bucket the smallest, the largest and the last stay, so that a spike survives and the
-    curve ends where it ends. NaN counts as larger than everything: a reader must see it first.
+    curve keeps its last value. NaN counts as the largest value, so that it is always kept.
     """
     if len(points) <= max_points:
         return list(points)
     if max_points < POINTS_PER_BUCKET:
         return list(points[-max_points:])
     buckets = max_points // POINTS_PER_BUCKET
-    kept: list[Point] = []
+    kept: list[SeriesPoint] = []
     for bucket in range(buckets):
         start, end = bucket * len(points) // buckets, (bucket + 1) * len(points) // buckets
         places = range(start, end)
@@ -198,7 +218,7 @@ def attempts(session: Session, *, job_id: str) -> list[tables.AttemptRow]:
 
 
 def checkpoints(
-    session: Session, *, job_id: str, wanted: paging.Wanted
+    session: Session, *, job_id: str, wanted: paging.PageRequest
 ) -> paging.Page[tables.CheckpointRow]:
     """Return a page of a job's checkpoints, newest first."""
     row = tables.CheckpointRow
@@ -206,17 +226,17 @@ def checkpoints(
     return paging.take(session, statement, by=(row.created_at, row.id), wanted=wanted)
 
 
-def snapshots(session: Session, *, job_ids: Iterable[str]) -> dict[str, Snapshot]:
-    """Return where these jobs are now, in one query."""
+def snapshots(session: Session, *, job_ids: Iterable[str]) -> dict[str, JobSnapshot]:
+    """Return the current snapshots of these jobs, in one query."""
     row = tables.JobRow
     columns = (
         *(row.id, row.state, row.last_sequence, row.attempt, row.progress),
         *(row.estimated_end_at, row.deleted_at),
     )
-    found = session.execute(sa.select(*columns).where(row.id.in_(list(job_ids))))
+    rows = session.execute(sa.select(*columns).where(row.id.in_(list(job_ids))))
     return {
-        job_id: Snapshot(State(state), sequence, attempt, progress, end_at, deleted is not None)
-        for job_id, state, sequence, attempt, progress, end_at, deleted in found
+        job_id: JobSnapshot(State(state), sequence, attempt, progress, end_at, deleted is not None)
+        for job_id, state, sequence, attempt, progress, end_at, deleted in rows
     }
 
 
@@ -263,12 +283,24 @@ def student_file(session: Session, *, job: tables.JobRow) -> models.File:
 
     Raises: errors.Conflict while there is none; errors.Gone when the version was deleted.
     """
+    version = student_version(session, job=job, needed_for="student")
+    return models.file(session, version, path=models.WEIGHTS)
+
+
+def student_version(
+    session: Session, *, job: tables.JobRow, needed_for: Literal["student", "report"]
+) -> tables.ModelVersionRow:
+    """Return the version of the student that a job has made.
+
+    Raises: errors.Conflict while there is none; errors.Gone when the version was deleted.
+    """
     if job.student_version_id is None:
         raise errors.Conflict(
-            f"job {job.id} is {job.state} and has no student: only jobs that succeeded have one",
-            code="student_not_ready",
+            f"job {job.id} is {job.state} and has no {needed_for}: only jobs that succeeded have "
+            "one",
+            code=f"{needed_for}_not_ready",
         )
     version = session.get_one(tables.ModelVersionRow, job.student_version_id)
     if version.deleted_at is not None:
         raise errors.Gone(f"the student of job {job.id} was deleted from the registry")
-    return models.file(session, version, path=models.WEIGHTS)
+    return version

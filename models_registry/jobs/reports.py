@@ -1,19 +1,20 @@
 """The report of a finished job: files of the student's version that lie under `report/`.
 
-They live and die with that version: whoever keeps a student keeps what explains it.
+They are kept as long as that version.
 """
 
 from sqlalchemy.orm import Session
 
 from models_registry import errors
 from models_registry.artifacts import models
+from models_registry.jobs import queries
 from models_registry.persistence import tables
 
 FOLDER = "report/"
 
 
 def files(session: Session, *, job: tables.JobRow) -> list[models.File]:
-    """Return the files of a job's report by path; none where the job was to make no report.
+    """Return the files of a job's report by path; none if its spec has `report: false`.
 
     Raises: errors.Conflict while the job has made nothing; errors.Gone when its student was
     deleted.
@@ -24,20 +25,20 @@ def files(session: Session, *, job: tables.JobRow) -> list[models.File]:
 def file(session: Session, *, job: tables.JobRow, path: str) -> models.File:
     """Return one file of a job's report; `path` is relative to the report.
 
-    Raises: errors.NotFound, naming those that there are; and as `files`.
+    Raises: errors.NotFound, naming the files that exist; and as `files`.
     """
     return models.file(session, _student(session, job), path=f"{FOLDER}{path}")
 
 
 def whole(session: Session, *, job: tables.JobRow) -> list[models.File]:
-    """Return the files of a report that has some.
+    """Return the files of a report that is not empty.
 
-    Raises: errors.NotFound where the job was to make no report; and as `files`.
+    Raises: errors.NotFound if the job's spec has `report: false`; and as `files`.
     """
-    found = files(session, job=job)
-    if not found:
+    report_files = files(session, job=job)
+    if not report_files:
         raise errors.NotFound(f"job {job.id} has no report: submit it with report true")
-    return found
+    return report_files
 
 
 def name_of(file: models.File) -> str:
@@ -46,12 +47,4 @@ def name_of(file: models.File) -> str:
 
 
 def _student(session: Session, job: tables.JobRow) -> tables.ModelVersionRow:
-    if job.student_version_id is None:
-        raise errors.Conflict(
-            f"job {job.id} is {job.state} and has no report: only jobs that succeeded have one",
-            code="report_not_ready",
-        )
-    version = session.get_one(tables.ModelVersionRow, job.student_version_id)
-    if version.deleted_at is not None:
-        raise errors.Gone(f"the student of job {job.id} was deleted from the registry")
-    return version
+    return queries.student_version(session, job=job, needed_for="report")

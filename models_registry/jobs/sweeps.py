@@ -1,7 +1,7 @@
-"""What time does to jobs: leases end, deadlines pass, lost messages are sent again.
+"""Periodic work on jobs: end expired leases, enforce deadlines, publish lost messages again.
 
-Every function here may run anywhere, any number of times, at the same time: each move is
-conditional, and a move that somebody else has made is not made twice.
+Every function here may run in several processes at the same time: each move is conditional, and a
+move that another process has made is not repeated.
 """
 
 import math
@@ -24,17 +24,16 @@ LONGEST_SILENCE = timedelta(minutes=15)
 
 
 def reap(
-    session: Session, *, looking_since: datetime, lease_seconds: float, kill_grace_seconds: float
+    session: Session, *, polling_since: datetime, lease_seconds: float, kill_grace_seconds: float
 ) -> int:
-    """End the leases of silent workers, and return how many were ended.
+    """End the leases of workers without heartbeat, and return how many were ended.
 
-    `looking_since` is when the caller began to look without a gap. A lease that ran out while
-    nobody could look may be the fault of the outage and not of its worker, so every worker first
-    gets a full lease's time. A job that is being cancelled also waits for the kill grace, so that
-    its device is really free.
+    `polling_since` is since when the caller has polled without a gap. A lease may expire during an
+    outage without any fault of its worker, so every worker first gets a full lease's time. A job
+    that is being cancelled also waits for the kill grace, so that its device is really free.
     """
     now = database.now(session)
-    if now < looking_since + timedelta(seconds=lease_seconds):
+    if now < polling_since + timedelta(seconds=lease_seconds):
         return 0
     row = tables.JobRow
     killed = row.lease_expires_at < now - timedelta(seconds=kill_grace_seconds)
@@ -43,15 +42,15 @@ def reap(
         row.lease_expires_at < now,
         sa.or_(row.state != State.CANCELLING, killed),
     )
-    # Locked, so that no worker renews its lease between this look and its end; a row that
-    # somebody else has locked is not silent.
+    # Locked, so that no worker renews its lease between this query and its end; a row that is
+    # locked by another transaction is in use.
     locked = expired.order_by(row.lease_expires_at).limit(BATCH)
     silent = session.scalars(locked.with_for_update(skip_locked=True, key_share=True)).all()
     return sum(_end_lease(session, job) for job in silent)
 
 
 def _end_lease(session: Session, job: tables.JobRow) -> int:
-    message = f"Attempt {job.attempt} was lost: its worker has fallen silent."
+    message = f"Attempt {job.attempt} was lost: its worker sent no heartbeat."
     moved = jobs.move(
         session, job, Event.LEASE_EXPIRED, because=Reason.ATTEMPT_LOST, message=message
     )
@@ -108,8 +107,8 @@ def _expire(session: Session, job: tables.JobRow, because: Reason, message: str)
     row = tables.JobRow
     unmoved = sa.select(row.id).where(row.id == job.id, row.last_sequence == job.last_sequence)
     if session.scalars(unmoved.with_for_update(skip_locked=True, key_share=True)).first() is None:
-        return 0  # somebody moves it just now: the next sweep looks again
-    sentence = f"The job's time is up: {message}."
+        return 0  # another transaction moves it: the next sweep tries again
+    sentence = f"The job has exceeded its time limit: {message}."
     failure = {
         "code": "deadline",
         "message": sentence,
@@ -125,11 +124,11 @@ def _expire(session: Session, job: tables.JobRow, because: Reason, message: str)
 
 
 def republish(session: Session, *, after_seconds: float) -> int:
-    """Announce queued jobs again that nobody has claimed, and return how many.
+    """Publish unclaimed queued jobs again, and return how many.
 
     This alone makes the loss of every message in the broker harmless. It is also what announces
     a job whose back-off has passed. The pauses grow with the time a job has waited, so that a long
-    queue does not fill the broker with messages that busy workers have no use for.
+    queue does not fill the broker with messages while all workers are busy.
     """
     now = database.now(session)
     row = tables.JobRow
@@ -162,8 +161,8 @@ _REFERENCES = (
 def sweep_bytes(sessions: database.Sessions, storage: Storage, *, grace: timedelta) -> int:
     """Delete blobs that no row points at and that are older than `grace`; return how many.
 
-    The row goes first, in a transaction that looks again; the bytes follow. A crash in between
-    leaves bytes without a row, which the next sweep finds by listing the store.
+    The row is deleted first, in a transaction that checks again, then the bytes. A crash in
+    between leaves bytes without a row, which the next sweep finds by listing the store.
     """
     blob = tables.BlobRow
     referenced = sa.union_all(

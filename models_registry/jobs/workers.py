@@ -1,4 +1,4 @@
-"""Worker processes: they announce themselves, are seen, and fall silent or stop."""
+"""Worker processes: registration, heartbeats and state."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -23,7 +23,7 @@ def announce(
     memory_bytes: int,
     versions: dict[str, str],
 ) -> tables.WorkerRow:
-    """Register a worker process, or what it has found out about itself since."""
+    """Register a worker process, or update its registration."""
     now = database.now(session)
     row = session.get(tables.WorkerRow, worker_id)
     if row is None:
@@ -36,7 +36,7 @@ def announce(
 
 
 def seen(session: Session, *, worker_id: str) -> None:
-    """Note that a worker is alive; one that was taken for lost is online again."""
+    """Record a heartbeat of a worker; one that counted as lost is online again."""
     row = tables.WorkerRow
     session.execute(
         sa.update(row).where(row.id == worker_id).values(last_seen_at=database.now(session))
@@ -44,7 +44,7 @@ def seen(session: Session, *, worker_id: str) -> None:
 
 
 def stopped(session: Session, *, worker_id: str) -> None:
-    """Note that a worker has shut down on purpose."""
+    """Record that a worker has shut down on purpose."""
     row = tables.WorkerRow
     session.execute(
         sa.update(row).where(row.id == worker_id).values(stopped_at=database.now(session))
@@ -52,7 +52,7 @@ def stopped(session: Session, *, worker_id: str) -> None:
 
 
 def state(worker: tables.WorkerRow, *, now: datetime) -> str:
-    """Return `online`, `lost` (silent for too long) or `stopped` (on purpose)."""
+    """Return `online`, `lost` (no heartbeat) or `stopped` (on purpose)."""
     if worker.stopped_at is not None:
         return "stopped"
     return "online" if now - worker.last_seen_at < SILENT_AFTER else "lost"
@@ -71,7 +71,7 @@ def count_takers(session: Session, *, queue: str) -> int:
     return sum(queue in queues for queues in session.scalars(online))
 
 
-def page(session: Session, *, wanted: paging.Wanted) -> paging.Page[tables.WorkerRow]:
+def page(session: Session, *, wanted: paging.PageRequest) -> paging.Page[tables.WorkerRow]:
     """Return a page of the workers seen within a day, newest first."""
     row = tables.WorkerRow
     recently = database.now(session) - FORGOTTEN_AFTER

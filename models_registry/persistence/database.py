@@ -1,4 +1,4 @@
-"""Engine and session factory for PostgreSQL and SQLite, and the clock that leases are read by."""
+"""Engine and session factory for PostgreSQL and SQLite, and the clock by which leases expire."""
 
 from datetime import UTC, datetime
 from typing import Any

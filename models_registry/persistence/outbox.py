@@ -1,4 +1,4 @@
-"""Messages that leave with their transaction: written here, published by whoever relays first.
+"""The outbox: messages are written in the caller's transaction, and published after it.
 
 A message carries ids only. A crash between commit and publication, or between publication and
 its mark, costs latency or a duplicate, never a job: the worker's claim of the job decides.
@@ -37,7 +37,7 @@ def add(
 
 
 def relay(sessions: database.Sessions, send: Send, *, claim: timedelta = CLAIM) -> int:
-    """Publish what waits, urgent and then old first, and return how many messages went out.
+    """Publish waiting messages, by priority and then by age, and return how many were sent.
 
     Messages are claimed in a short transaction before any is sent, so any number of relays may
     run at once, and none keeps a transaction open while it waits for the broker. A relay that is
@@ -45,7 +45,7 @@ def relay(sessions: database.Sessions, send: Send, *, claim: timedelta = CLAIM) 
 
     `claim` is how long a claim lasts by the database's clock.
 
-    Raises: whatever `send` raises; what was not sent is free for the next relay at once.
+    Raises: whatever `send` raises; what was not sent is free for the next relay immediately.
     """
     total = 0
     while True:
@@ -87,9 +87,9 @@ def _publish(
     expires_at: datetime,
     stop_at: float,
 ) -> int:
-    """Send claimed messages until `stop_at`, and return how many went out; free the others.
+    """Send claimed messages until `stop_at`, and return how many were sent; free the others.
 
-    One is sent in any case, so that a slow database does not keep a relay from getting on.
+    At least one is sent, so that a slow database does not stop the relay.
     """
     row = tables.OutboxRow
     sent: list[int] = []
@@ -100,7 +100,7 @@ def _publish(
             send(message.task, message.queue, message.payload, message.priority)
             sent.append(message.id)
     finally:
-        # What went out is marked, also when the broker goes away in between.
+        # What was sent is marked, even if the broker fails in between.
         with sessions.begin() as session:
             published = sa.update(row).where(row.id.in_(sent), row.published_at.is_(None))
             session.execute(published.values(published_at=database.now(session)))
@@ -113,7 +113,7 @@ def _publish(
 
 
 def sweep(session: Session) -> int:
-    """Forget messages that were published long ago, and return how many."""
+    """Delete messages that were published long ago, and return how many."""
     row = tables.OutboxRow
     published = row.published_at < database.now(session) - KEEP_PUBLISHED
     return len(session.scalars(sa.delete(row).where(published).returning(row.id)).all())

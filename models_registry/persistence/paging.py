@@ -23,8 +23,8 @@ _SIGNATURE_BYTES = 16
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """The page that a caller asks for.
+class PageRequest:
+    """The page that a caller requests.
 
     `binding` names the list (project, path, filters): a cursor of one list is refused by another.
     """
@@ -53,7 +53,7 @@ def take(
     statement: sa.Select[T],
     *,
     by: tuple[InstrumentedAttribute[datetime], InstrumentedAttribute[str]],
-    wanted: Wanted,
+    wanted: PageRequest,
 ) -> Page[T]:
     """Return one page of `statement`, newest first.
 
@@ -77,7 +77,7 @@ def take(
     return Page(rows, _write(position, wanted))
 
 
-def cut(entries: Sequence[T], *, wanted: Wanted) -> Page[T]:
+def cut(entries: Sequence[T], *, wanted: PageRequest) -> Page[T]:
     """Return one page of a list that does not change while the process runs.
 
     Raises: Malformed, as `take`.
@@ -88,13 +88,13 @@ def cut(entries: Sequence[T], *, wanted: Wanted) -> Page[T]:
     return Page(entries[start:end], following)
 
 
-def _write(position: list[Any], wanted: Wanted) -> str:
+def _write(position: list[Any], wanted: PageRequest) -> str:
     payload = [_digest(wanted.binding), *position]
     text = json.dumps(payload, separators=(",", ":")).encode()
     return base64.urlsafe_b64encode(_sign(text, wanted.secret) + text).decode().rstrip("=")
 
 
-def _read(cursor: str, wanted: Wanted) -> list[Any]:
+def _read(cursor: str, wanted: PageRequest) -> list[Any]:
     signature, text = _split(cursor)
     if not hmac.compare_digest(signature, _sign(text, wanted.secret)):
         raise _malformed("the cursor is not one of ours: start again without it", "bad_cursor")

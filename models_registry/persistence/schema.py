@@ -1,4 +1,4 @@
-"""Brings a database's schema to the newest revision, and tells whether it is there."""
+"""Upgrades a database's schema to the newest revision, and checks whether it is current."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ def changing(engine: sa.Engine) -> Iterator[sa.Connection]:
     """Yield a connection in a transaction in which tables may be changed.
 
     SQLite changes a table by copying it, and would not drop the original while rows refer to it.
-    So its foreign keys rest meanwhile, and are checked before the commit.
+    So its foreign keys are off meanwhile, and are checked before the commit.
 
     Raises: RuntimeError when rows would be left that refer to nothing; nothing is changed then.
     """

@@ -1,8 +1,8 @@
-"""Where do bytes live? One door for them: a local folder, or a bucket of an S3-compatible store.
+"""Storage of bytes: a local folder, or a bucket of an S3-compatible store.
 
 A blob's key is the SHA-256 of its content, so the same bytes have the same key, a download can be
-verified, and no path ever comes from a caller. Parts of an upload have random keys: nothing else
-ever shares one, so a part may be deleted without asking who else needs it.
+verified, and no path ever comes from a caller. Parts of an upload have random keys, which nothing
+else shares, so a part may be deleted without checking for other references.
 
 No put is visible before it is complete, verified and durable. Reads and writes stream: memory does
 not grow with the size of the bytes.
@@ -47,7 +47,7 @@ class BytesNotFound(errors.NotFound):
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredBlob:
     """What a put has made durable; `sha256` is lower-case hexadecimal."""
 
     key: str
@@ -56,7 +56,7 @@ class Stored:
 
 
 @runtime_checkable
-class Readable(Protocol):
+class BinaryReader(Protocol):
     """Anything with `read`, such as a file opened in binary mode."""
 
     def read(self, size: int = -1, /) -> bytes:
@@ -64,7 +64,7 @@ class Readable(Protocol):
         ...
 
 
-Source = Readable | Iterable[bytes]
+Source = BinaryReader | Iterable[bytes]
 
 
 class ByteStream(Iterator[bytes]):
@@ -100,22 +100,22 @@ class ByteStream(Iterator[bytes]):
 
 
 class Storage(Protocol):
-    """Four verbs for bytes, and what upload and maintenance need beside them.
+    """Put, open, exists and delete, and what uploads and maintenance need besides.
 
     Every method raises `errors.StorageDown` when the store cannot do its work, and
     `errors.Malformed` for a key that is not one of ours.
     """
 
-    def put(self, stream: Source, *, expected: str | None = None) -> Stored:
+    def put(self, stream: Source, *, expected: str | None = None) -> StoredBlob:
         """Store a blob under its digest, all or nothing.
 
         `expected` is a SHA-256 in hexadecimal; other bytes raise `errors.DigestMismatch`. Bytes
-        that are there already are stored again, which makes them young for `stored_before`. What
-        the stream raises passes through, and nothing is kept.
+        that are there already are stored again, which renews their time for `stored_before`. What
+        the stream raises passes through, and nothing is stored.
         """
         ...
 
-    def put_part(self, stream: Source, *, expected: str | None = None) -> Stored:
+    def put_part(self, stream: Source, *, expected: str | None = None) -> StoredBlob:
         """Store one part of an upload under a key of its own; like `put` in all else."""
         ...
 
@@ -131,7 +131,7 @@ class Storage(Protocol):
         ...
 
     def delete(self, key: str, *, unless_stored_since: datetime | None = None) -> None:
-        """Forget these bytes; nothing there is a success.
+        """Delete these bytes; missing ones are no error.
 
         `unless_stored_since` keeps bytes that were put, perhaps again, at that moment or later: a
         sweep passes the moment of its `stored_before`.
@@ -143,7 +143,7 @@ class Storage(Protocol):
         ...
 
     def discard_unfinished(self, moment: datetime) -> int:
-        """Remove what puts that died before this moment left behind; return how many."""
+        """Remove temporary files of puts that were killed before this moment; return how many."""
         ...
 
     def check(self) -> None:
@@ -187,7 +187,9 @@ def from_settings(settings: Settings) -> Storage:
     return from_url(settings.storage_url, options)
 
 
-def assemble(storage: Storage, part_keys: Sequence[str], *, expected: str | None = None) -> Stored:
+def assemble(
+    storage: Storage, part_keys: Sequence[str], *, expected: str | None = None
+) -> StoredBlob:
     """Put the parts, one after the other, as one blob.
 
     The parts stay: delete them after the row that names the blob is committed, so that a crash
@@ -206,13 +208,13 @@ class LocalStorage:
         with _reported():
             self._unfinished.mkdir(parents=True, exist_ok=True)
 
-    def put(self, stream: Source, *, expected: str | None = None) -> Stored:
+    def put(self, stream: Source, *, expected: str | None = None) -> StoredBlob:
         """Store a blob under its digest, all or nothing."""
-        return self._write(_Tally(stream), expected, _blob_key)
+        return self._write(_HashingStream(stream), expected, _blob_key)
 
-    def put_part(self, stream: Source, *, expected: str | None = None) -> Stored:
+    def put_part(self, stream: Source, *, expected: str | None = None) -> StoredBlob:
         """Store one part of an upload under a key of its own."""
-        return self._write(_Tally(stream), expected, _part_key)
+        return self._write(_HashingStream(stream), expected, _part_key)
 
     def open(self, key: str, *, start: int = 0, end: int | None = None) -> ByteStream:
         """Stream bytes `start` up to, not including, `end`."""
@@ -243,7 +245,7 @@ class LocalStorage:
             return path.is_file()
 
     def delete(self, key: str, *, unless_stored_since: datetime | None = None) -> None:
-        """Forget these bytes; nothing there is a success."""
+        """Delete these bytes; missing ones are no error."""
         path = self._path(key)
         with _reported(), contextlib.suppress(FileNotFoundError):
             if unless_stored_since is None or _modified_at(path) < unless_stored_since:
@@ -258,7 +260,7 @@ class LocalStorage:
                     yield key
 
     def discard_unfinished(self, moment: datetime) -> int:
-        """Remove what puts that died before this moment left behind; return how many."""
+        """Remove temporary files of puts that were killed before this moment; return how many."""
         leftovers = list(self._older("unfinished/*", moment))
         for leftover in leftovers:
             with _reported():
@@ -281,16 +283,16 @@ class LocalStorage:
                 if _modified_at(path) < moment:
                     yield path
 
-    def _write(self, tally: "_Tally", expected: str | None, name: "_Namer") -> Stored:
+    def _write(self, hashed: "_HashingStream", expected: str | None, name: "_Namer") -> StoredBlob:
         unfinished = self._unfinished / uuid.uuid4().hex
         try:
             with _reported():
                 file = unfinished.open("xb", buffering=0)
             with file:
-                _drain(tally, file.fileno())
+                _drain(hashed, file.fileno())
                 with _reported():
                     os.fsync(file.fileno())
-            stored = tally.stored(expected, name)
+            stored = hashed.stored(expected, name)
             with _reported():
                 self._publish(unfinished, stored.key)
         finally:
@@ -332,18 +334,18 @@ class S3Storage:
         self._store = _s3_store(
             bucket, prefix, options, timeout=timedelta(minutes=5), patience=timedelta(seconds=60)
         )
-        # Readiness wants an answer now; the other calls rather wait for a store that restarts.
+        # Readiness needs an answer soon; the other calls wait for a store that restarts.
         self._impatient = _s3_store(
             bucket, prefix, options, timeout=timedelta(seconds=3), patience=timedelta(0)
         )
 
-    def put(self, stream: Source, *, expected: str | None = None) -> Stored:
+    def put(self, stream: Source, *, expected: str | None = None) -> StoredBlob:
         """Store a blob under its digest, all or nothing."""
-        return self._write(_Tally(stream), expected, _blob_key)
+        return self._write(_HashingStream(stream), expected, _blob_key)
 
-    def put_part(self, stream: Source, *, expected: str | None = None) -> Stored:
+    def put_part(self, stream: Source, *, expected: str | None = None) -> StoredBlob:
         """Store one part of an upload under a key of its own."""
-        return self._write(_Tally(stream), expected, _part_key)
+        return self._write(_HashingStream(stream), expected, _part_key)
 
     def open(self, key: str, *, start: int = 0, end: int | None = None) -> ByteStream:
         """Stream bytes `start` up to, not including, `end`."""
@@ -373,7 +375,7 @@ class S3Storage:
         return self._stored_at(key) is not None
 
     def delete(self, key: str, *, unless_stored_since: datetime | None = None) -> None:
-        """Forget these bytes; nothing there is a success."""
+        """Delete these bytes; missing ones are no error."""
         _check_key(key)
         if unless_stored_since is not None:
             stored_at = self._stored_at(key)
@@ -386,9 +388,9 @@ class S3Storage:
         """Yield the keys of blobs and parts that were last put before this moment."""
         with _reported():
             for page in obstore.list(self._store):
-                for found in page:
-                    if found["last_modified"] < moment and KEY.fullmatch(found["path"]):
-                        yield found["path"]
+                for entry in page:
+                    if entry["last_modified"] < moment and KEY.fullmatch(entry["path"]):
+                        yield entry["path"]
 
     def discard_unfinished(self, moment: datetime) -> int:  # noqa: ARG002 - the protocol's name
         """Return 0: temporary files die with their process, the rest is the lifecycle rule's."""
@@ -407,12 +409,12 @@ class S3Storage:
         except BytesNotFound:
             return None
 
-    def _write(self, tally: "_Tally", expected: str | None, name: "_Namer") -> Stored:
+    def _write(self, hashed: "_HashingStream", expected: str | None, name: "_Namer") -> StoredBlob:
         with _reported():
             spool = tempfile.TemporaryFile(dir=self._spool_folder, buffering=0)  # noqa: SIM115 - closed below
         with spool:
-            _drain(tally, spool.fileno())
-            stored = tally.stored(expected, name)
+            _drain(hashed, spool.fileno())
+            stored = hashed.stored(expected, name)
             spool.seek(0)
             with _reported():
                 obstore.put(
@@ -428,7 +430,7 @@ class S3Storage:
 _Namer = Callable[[str], str]
 
 
-class _Tally:
+class _HashingStream:
     """Counts and hashes a stream as it passes."""
 
     def __init__(self, stream: Source) -> None:
@@ -442,14 +444,14 @@ class _Tally:
             self._size_bytes += len(chunk)
             yield chunk
 
-    def stored(self, expected: str | None, name: _Namer) -> Stored:
+    def stored(self, expected: str | None, name: _Namer) -> StoredBlob:
         sha256 = self._digest.hexdigest()
         if expected is not None and expected != sha256:
             raise errors.DigestMismatch(
                 f"the {self._size_bytes} bytes received have the SHA-256 {sha256}, "
                 f"{expected} was announced: send them again"
             )
-        return Stored(key=name(sha256), size_bytes=self._size_bytes, sha256=sha256)
+        return StoredBlob(key=name(sha256), size_bytes=self._size_bytes, sha256=sha256)
 
 
 def _blob_key(sha256: str) -> str:
@@ -472,7 +474,7 @@ def _check_range(start: int, end: int | None) -> None:
 
 def _chunks(stream: Source) -> Iterator[bytes]:
     # A binary file is iterable as well, but by lines, and a line may be as long as the file.
-    if isinstance(stream, Readable):
+    if isinstance(stream, BinaryReader):
         while chunk := stream.read(CHUNK_BYTES):
             yield chunk
     else:

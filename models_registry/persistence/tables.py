@@ -121,7 +121,7 @@ class UploadPartRow(Row):
 class Inspected:
     """Columns of a version whose upload a worker inspects before it may be used.
 
-    `inspection_fence` proves, as a job's fence does, that an answer is from the last inspector.
+    `inspection_fence` proves, as a job's fence does, that a result is from the last inspector.
     """
 
     state: Mapped[str] = mapped_column(sa.String(16), index=True)  # pending, ready, rejected
@@ -232,7 +232,7 @@ class DatasetVersionRow(Inspected, Row):
     sha256: Mapped[str | None] = mapped_column(sa.String(64))  # of its manifest
     lineage: Mapped[dict[str, Any]] = mapped_column(default=dict)
     upload_id: Mapped[str | None] = mapped_column(sa.ForeignKey("uploads.id"), index=True)
-    # The job that invented its images; as for models, no foreign key.
+    # The job that made its synthetic images; as for models, no foreign key.
     job_id: Mapped[str | None] = mapped_column(sa.String(40), index=True)
     card: Mapped[str] = mapped_column(sa.Text, default="")
     tags: Mapped[dict[str, Any]] = mapped_column(default=dict)
@@ -271,7 +271,7 @@ class StudyRow(Row):
 class JobRow(Row):
     """One request to distil; `state` is written by `jobs.move` alone.
 
-    In a study, each variant and seed is the seat of one job; a retry takes over its seat.
+    In a study there is one job for each variant and seed; a retry takes the place of its job.
     """
 
     __tablename__ = "jobs"
@@ -408,7 +408,7 @@ class OutboxRow(Row):
 
 
 class IdempotencyRow(Row):
-    """The first answer to a request, replayed when its key comes again."""
+    """The first response to a request, returned again for the same key."""
 
     __tablename__ = "idempotency_keys"
     project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"), primary_key=True)
@@ -422,7 +422,7 @@ class IdempotencyRow(Row):
 
 
 class WorkerRow(Row):
-    """A worker process that has announced itself."""
+    """A worker process that has registered itself."""
 
     __tablename__ = "workers"
     id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)

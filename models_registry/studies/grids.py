@@ -1,7 +1,7 @@
-"""Documents in which values are given as `{"grid": [...]}`, and all the documents they stand for.
+"""Grids: documents with values `{"grid": [...]}`, expanded to one document per combination.
 
-Pure: plain JSON in, plain JSON out. A fault that is found in one of those documents is led back
-to where its value stands in the document that the caller wrote.
+Pure functions of plain JSON. A fault of an expanded document is reported at the place of its
+value in the document that the caller wrote.
 """
 
 import itertools
@@ -22,8 +22,8 @@ Path = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
-class Point:
-    """One document of a grid, and which value of each grid it has."""
+class GridPoint:
+    """One expanded document, and which value of each grid it has."""
 
     document: Json
     chosen: Mapping[Path, int]
@@ -35,7 +35,7 @@ def is_grid(node: Json) -> bool:
 
 
 def faults_of(document: Json, pointer: str) -> Iterator[Fault]:
-    """Yield what is wrong with the grids of a document; only without faults it can be expanded."""
+    """Yield the faults of a document's grids; `expand` needs a document without faults."""
     yield from _faults(document, pointer, depth=0, inside=False)
 
 
@@ -69,7 +69,7 @@ def _faults_of_grid(node: dict[str, Json], pointer: str) -> Iterator[Fault]:
         return
     for place, value in enumerate(values):
         if value in values[:place]:
-            yield Fault(f"{at}/{place}", "duplicate", f"{value!r} stands twice in the grid"[:200])
+            yield Fault(f"{at}/{place}", "duplicate", f"{value!r} appears twice in the grid"[:200])
 
 
 def count(document: Json) -> int:
@@ -86,12 +86,12 @@ def find(node: Json, at: Path = ()) -> Iterator[tuple[Path, list[Json]]]:
         yield from find(value, (*at, step))
 
 
-def expand(document: Json) -> Iterator[Point]:
+def expand(document: Json) -> Iterator[GridPoint]:
     """Yield all documents that a document stands for; the last grid changes fastest."""
-    found = list(find(document))
-    for places in itertools.product(*(range(len(values)) for _, values in found)):
-        chosen = {at: place for (at, _), place in zip(found, places, strict=True)}
-        yield Point(_chosen(document, chosen, ()), chosen)
+    axes = list(find(document))
+    for places in itertools.product(*(range(len(values)) for _, values in axes)):
+        chosen = {at: place for (at, _), place in zip(axes, places, strict=True)}
+        yield GridPoint(_chosen(document, chosen, ()), chosen)
 
 
 def _chosen(node: Json, chosen: Mapping[Path, int], at: Path) -> Json:
@@ -104,8 +104,8 @@ def _chosen(node: Json, chosen: Mapping[Path, int], at: Path) -> Json:
     return node
 
 
-def pointer_into(document: Json, point: Point, pointer: str) -> str:
-    """Return where a pointer into the point's document leads in the document with the grids."""
+def pointer_into(document: Json, point: GridPoint, pointer: str) -> str:
+    """Return a pointer into the point's document as one into the document with the grids."""
     node, written = document, ""
     at: Path = ()
     for step in pointer.split("/")[1:]:

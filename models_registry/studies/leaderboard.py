@@ -1,6 +1,6 @@
-"""Who did best in a study, and how sure that is: statistics over plain rows, without a database.
+"""Ranks the variants of a study, with intervals and tests; pure functions without a database.
 
-What few seeds cannot tell is None: a spread, an interval and a test need two seeds, a verdict
+What too few seeds cannot show is None: a spread, an interval and a test need two seeds, a verdict
 three. Nothing is corrected for the number of variants that were tried: the best of many looks
 better than it is.
 """
@@ -24,11 +24,11 @@ Metric = Literal["accuracy", "miou"]
 
 @dataclass(frozen=True)
 class Variant:
-    """What the jobs of one row have in common."""
+    """What the jobs of one variant have in common."""
 
     number: int
     method: dict[str, Any]  # with defaults filled in
-    settings: dict[str, Any]  # what tells it from others of the same method
+    settings: dict[str, Any]  # what distinguishes it from others of the same method
     is_baseline: bool
     compared_with: int | None  # number of its baseline
 
@@ -66,7 +66,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """A variant less its baseline, seed by seed."""
+    """A variant minus its baseline, seed by seed."""
 
     pairs: int
     mean: float
@@ -78,8 +78,8 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One variant's line."""
+class RankedVariant:
+    """One variant with its rank and results."""
 
     rank: int | None
     variant: Variant
@@ -105,7 +105,7 @@ class Leaderboard:
     metric: Metric
     teacher_accuracy: float | None
     teacher_miou: float | None
-    rows: tuple[Row, ...]
+    rows: tuple[RankedVariant, ...]
 
 
 def make(variants: Sequence[Variant], runs: Iterable[Run]) -> Leaderboard:
@@ -121,7 +121,7 @@ def make(variants: Sequence[Variant], runs: Iterable[Run]) -> Leaderboard:
     rows = [_row(variant, by_variant, metric) for variant in variants]
     ranked = sorted(rows, key=lambda row: (-_score(row, metric), row.variant.number))
     scores = [_score(row, metric) for row in ranked]
-    in_order = [run for found in by_variant.values() for run in found]
+    in_order = [run for group in by_variant.values() for run in group]
     return Leaderboard(
         metric=metric,
         teacher_accuracy=_first(run.teacher_accuracy for run in in_order),
@@ -134,7 +134,7 @@ def make(variants: Sequence[Variant], runs: Iterable[Run]) -> Leaderboard:
     )
 
 
-def _score(row: Row, metric: Metric) -> float:
+def _score(row: RankedVariant, metric: Metric) -> float:
     measured = row.miou if metric == "miou" else row.accuracy
     return -math.inf if measured is None else measured.mean
 
@@ -143,7 +143,7 @@ def _first(values: Iterable[float | None]) -> float | None:
     return next((value for value in values if value is not None), None)
 
 
-def _row(variant: Variant, by_variant: dict[int, list[Run]], metric: Metric) -> Row:
+def _row(variant: Variant, by_variant: dict[int, list[Run]], metric: Metric) -> RankedVariant:
     runs = by_variant[variant.number]
     ended = [run for run in runs if lifecycle.is_final(run.state)]
     done = [run for run in ended if run.state is State.SUCCEEDED]
@@ -151,7 +151,7 @@ def _row(variant: Variant, by_variant: dict[int, list[Run]], metric: Metric) -> 
     if variant.compared_with is not None:
         baseline = by_variant[variant.compared_with]
         difference = compare(_measured(runs, metric), _measured(baseline, metric))
-    return Row(
+    return RankedVariant(
         rank=None,
         variant=variant,
         runs=tuple(runs),

@@ -1,7 +1,7 @@
 """Submit, read and end studies: jobs that differ in method, hyper-parameters and seed.
 
-All jobs of a study are made in one transaction, or none. A study has no state of its own: what it
-shows is what its jobs are. How a study's results are compared is in `leaderboard.py`.
+All jobs of a study are made in one transaction, or none. A study has no state of its own: it
+follows from those of its jobs. How a study's results are compared is in `leaderboard.py`.
 """
 
 import functools
@@ -30,7 +30,7 @@ _JOB_NAME_CHARACTERS = 200
 
 
 class StudyState(StrEnum):
-    """What the states of its jobs amount to."""
+    """The state of a study, which follows from those of its jobs."""
 
     QUEUED = "queued"  # no job has started
     RUNNING = "running"  # jobs have started, and not all have ended
@@ -40,20 +40,16 @@ class StudyState(StrEnum):
     CANCELLED = "cancelled"  # all jobs have ended, some because they were cancelled
 
 
-@dataclass(frozen=True)
-class Filters:
-    """Which studies a list is about; an empty field does not restrict."""
+@dataclass(frozen=True, kw_only=True)
+class StudyFilters(queries.ListFilters):
+    """Filters of a list of studies; an empty field does not restrict."""
 
-    name: str | None = None
     is_active: bool | None = None
-    labels: Mapping[str, str] | None = None
-    created_after: datetime | None = None
-    created_before: datetime | None = None
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a study is made of, before anything is stored."""
+class StudyPlan:
+    """The variants and jobs of a study, before anything is stored."""
 
     spec: StudySpec  # references pinned
     inputs: validation.Inputs
@@ -67,8 +63,8 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How far the jobs of a study are."""
+class StudyStatus:
+    """Counts by state, progress and times of a study's jobs."""
 
     counts: Mapping[State, int]
     progress: float
@@ -77,7 +73,7 @@ class Standing:
 
     @property
     def state(self) -> StudyState:
-        """Return what the states of the jobs amount to."""
+        """Return the state that follows from those of the jobs."""
         there = self.counts.keys()
         if there <= {State.VALIDATING, State.QUEUED}:
             return StudyState.QUEUED
@@ -92,21 +88,21 @@ class Standing:
 
 @dataclass(frozen=True)
 class _Draft:
-    """One variant before it is checked: where it comes from, and the job that it asks for."""
+    """One variant before validation, and its place in the study."""
 
     pointer: str  # of the method, in the study
     document: dict[str, Any]  # the method with its grids
-    method: grids.Point
-    training: grids.Point
+    method: grids.GridPoint
+    training: grids.GridPoint
 
 
 # -- what a study consists of ------------------------------------------------------------------
 
 
-def plan(session: Session, *, project_id: str, spec: StudySpec) -> Plan:
+def plan(session: Session, *, project_id: str, spec: StudySpec) -> StudyPlan:
     """Return the variants of a study with defaults filled in, storing nothing.
 
-    Raises: errors.Refused with the fields at fault, as they stand in the study.
+    Raises: errors.Refused with the faults, as pointers into the study's spec.
     """
     _refuse(list(_faults_of_grids(spec)))
     _refuse(list(_faults_of_size(spec)))
@@ -119,14 +115,14 @@ def plan(session: Session, *, project_id: str, spec: StudySpec) -> Plan:
     specs: list[JobSpec] = []
     for draft in drafts:
         completed, wrong = jobs.complete(_job(spec, draft), inputs)
-        faults += (_led_back(fault, spec, draft) for fault in wrong)
+        faults += (_relocated(fault, spec, draft) for fault in wrong)
         specs.append(completed)
     _refuse(faults)
     _refuse(list(_faults_of_doubles(drafts, specs)))
     first = specs[0]
     student = student.model_copy(update={"initial": first.student.initial})
     pinned = {"teacher": first.teacher, "dataset": first.dataset, "student": student}
-    return Plan(
+    return StudyPlan(
         spec=spec.model_copy(update=pinned),
         inputs=inputs,
         variants=tuple(_variants(spec, drafts, specs)),
@@ -145,7 +141,7 @@ def _faults_of_grids(spec: StudySpec) -> Iterator[errors.Fault]:
     methods = [(f"/methods/{place}", method) for place, method in enumerate(spec.methods)]
     for pointer, document in (*methods, ("/training", spec.training)):
         if grids.is_grid(document):
-            detail = 'a grid stands in the place of one value: {"temperature": {"grid": [2, 4]}}'
+            detail = 'a grid takes the place of one value: {"temperature": {"grid": [2, 4]}}'
             yield errors.Fault(f"{pointer}/{grids.GRID}", "grid_misplaced", detail)
         else:
             yield from grids.faults_of(document, pointer)
@@ -156,7 +152,7 @@ def _faults_of_grids(spec: StudySpec) -> Iterator[errors.Fault]:
 def _faults_of_size(spec: StudySpec) -> Iterator[errors.Fault]:
     of_methods = sum(grids.count(method) for method in spec.methods)
     of_training = grids.count(spec.training)
-    # A list that is too long already is not searched.
+    # Skipped if the methods alone are too many.
     baselines = int(spec.baseline) if of_methods > MAX_JOBS else len(_added_baselines(spec))
     count = (of_methods + baselines) * of_training * len(spec.seeds)
     if count > MAX_JOBS:
@@ -180,7 +176,7 @@ def _added_baselines(spec: StudySpec) -> list[dict[str, Any]]:
             try:
                 completed = catalog.complete_method(point.document)
             except errors.Refused:
-                continue  # said with all other faults when the variants are checked
+                continue  # reported with all other faults when the variants are validated
             listed[_key(completed)] = completed
     wanted = (baseline_of(method) for method in listed.values())
     distinct = {_key(catalog.complete_method(baseline)): baseline for baseline in wanted}
@@ -192,18 +188,18 @@ def _drafts(spec: StudySpec) -> Iterator[_Draft]:
     baselines = _added_baselines(spec)
     has_baseline: set[str] = set()
     for training in grids.expand(spec.training):
-        alone = grids.Point(_without_teacher(training.document), training.chosen)
+        alone = grids.GridPoint(_without_teacher(training.document), training.chosen)
         if _key(alone.document) not in has_baseline:
             has_baseline.add(_key(alone.document))
             for baseline in baselines:
-                yield _Draft("/baseline", baseline, grids.Point(baseline, {}), alone)
+                yield _Draft("/baseline", baseline, grids.GridPoint(baseline, {}), alone)
         for place, method in enumerate(spec.methods):
             for point in grids.expand(method):
                 yield _Draft(f"/methods/{place}", method, point, training)
 
 
 def _without_teacher(training: dict[str, Any]) -> dict[str, Any]:
-    """Return a training as it is where no teacher is asked."""
+    """Return the training of a job without a teacher."""
     return {**training, "teacher_cache": None} if "teacher_cache" in training else training
 
 
@@ -218,8 +214,8 @@ def _job(spec: StudySpec, draft: _Draft) -> JobSpec:
     )
 
 
-def _led_back(fault: errors.Fault, spec: StudySpec, draft: _Draft) -> errors.Fault:
-    """Return a fault of a job with the place in the study that it comes from."""
+def _relocated(fault: errors.Fault, spec: StudySpec, draft: _Draft) -> errors.Fault:
+    """Return a fault of a job's spec with a pointer into the study's spec."""
     _, first, *rest = fault.pointer.split("/")
     below = "".join(f"/{step}" for step in rest)
     if first == "method":
@@ -242,7 +238,7 @@ def _faults_of_doubles(
         if twin is not draft:
             where = draft.pointer if draft.pointer != twin.pointer else "/training"
             detail = (
-                f"{method_name(spec.method)} stands twice: with defaults filled in, a variant of "
+                f"{method_name(spec.method)} appears twice: with defaults filled in, a variant of "
                 f"{draft.pointer} is the same as one of {twin.pointer}"
             )
             yield errors.Fault(where, "duplicate_variant", detail)
@@ -262,7 +258,7 @@ def _canonical(value: Any) -> Any:  # Any: JSON
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-# -- what tells variants apart -----------------------------------------------------------------
+# -- how variants differ -----------------------------------------------------------------
 
 
 def method_name(method: dict[str, Any]) -> str:
@@ -417,29 +413,22 @@ def get(session: Session, *, project_id: str, study_id: str) -> tables.StudyRow:
 
 
 def page(
-    session: Session, *, project_id: str, filters: Filters, wanted: paging.Wanted
+    session: Session, *, project_id: str, filters: StudyFilters, wanted: paging.PageRequest
 ) -> paging.Page[tables.StudyRow]:
     """Return a page of the project's studies, newest first; deleted ones are left out."""
     row, job = tables.StudyRow, tables.JobRow
     statement = sa.select(row).where(row.project_id == project_id, row.deleted_at.is_(None))
-    if filters.name is not None:
-        statement = statement.where(row.name == filters.name)
     if filters.is_active is not None:
         unfinished = sa.exists().where(job.study_id == row.id, job.state.not_in(lifecycle.FINAL))
         statement = statement.where(unfinished if filters.is_active else ~unfinished)
-    if filters.created_after is not None:
-        statement = statement.where(row.created_at > filters.created_after)
-    if filters.created_before is not None:
-        statement = statement.where(row.created_at < filters.created_before)
-    for key, value in (filters.labels or {}).items():
-        statement = statement.where(queries.label(session, row.labels, key) == value)
+    statement = queries.restrict(session, statement, row, filters)
     return paging.take(session, statement, by=(row.created_at, row.id), wanted=wanted)
 
 
-def standings(session: Session, *, study_ids: Iterable[str]) -> dict[str, Standing]:
-    """Return how far the jobs of these studies are, in one query."""
+def statuses(session: Session, *, study_ids: Iterable[str]) -> dict[str, StudyStatus]:
+    """Return the status of each of these studies, in one query."""
     row = tables.JobRow
-    found = session.execute(
+    rows = session.execute(
         sa.select(
             row.study_id,
             row.state,
@@ -452,12 +441,12 @@ def standings(session: Session, *, study_ids: Iterable[str]) -> dict[str, Standi
         .group_by(row.study_id, row.state)
     )
     groups: dict[str, list[Any]] = {}  # Any: rows of this query
-    for study_id, *group in found:
+    for study_id, *group in rows:
         groups.setdefault(str(study_id), []).append(group)
-    return {study_id: _standing(group) for study_id, group in groups.items()}
+    return {study_id: _status(group) for study_id, group in groups.items()}
 
 
-def _standing(groups: list[Any]) -> Standing:
+def _status(groups: list[Any]) -> StudyStatus:
     counts: dict[State, int] = {}
     # A job that failed will not go on: for the study, it is done.
     progress = 0.0
@@ -466,7 +455,7 @@ def _standing(groups: list[Any]) -> Standing:
         progress += count if lifecycle.is_final(State(state)) else total
     starts = [start for *_, start, _ in groups if start is not None]
     ends = [end for *_, end in groups if end is not None]
-    return Standing(
+    return StudyStatus(
         counts=counts,
         progress=progress / sum(counts.values()),
         started_at=min(starts, default=None),
@@ -475,7 +464,7 @@ def _standing(groups: list[Any]) -> Standing:
 
 
 def cancel(session: Session, *, project_id: str, study_id: str) -> tables.StudyRow:
-    """Ask for the end of all jobs that have not ended."""
+    """Cancel all jobs that have not ended."""
     study = get(session, project_id=project_id, study_id=study_id)
     row = tables.JobRow
     unfinished = sa.select(row.id).where(
@@ -487,7 +476,7 @@ def cancel(session: Session, *, project_id: str, study_id: str) -> tables.StudyR
 
 
 def delete(session: Session, *, project_id: str, study_id: str) -> None:
-    """Hide a study and its jobs for good; the students they made stay.
+    """Delete a study and its jobs; their students stay.
 
     Raises: errors.IllegalMove while a job has not ended.
     """
@@ -496,7 +485,7 @@ def delete(session: Session, *, project_id: str, study_id: str) -> None:
     session.refresh(study, with_for_update=True)
     row = tables.JobRow
     members = session.scalars(sa.select(row).where(row.study_id == study.id).order_by(row.id)).all()
-    state = standings(session, study_ids=[study.id])[study.id].state
+    state = statuses(session, study_ids=[study.id])[study.id].state
     if not all(lifecycle.is_final(State(job.state)) for job in members):
         raise errors.IllegalMove(
             f"A study that is {state} cannot be deleted; cancel it, and delete it once all of its "
@@ -516,16 +505,16 @@ def variants_of(study: tables.StudyRow) -> list[Variant]:
 
 
 def compare(session: Session, study: tables.StudyRow) -> leaderboard.Leaderboard:
-    """Return the leaderboard of a study, from what its jobs have measured by now."""
+    """Return the leaderboard of a study, from the results so far."""
     row = tables.JobRow
-    found = session.execute(
+    rows = session.execute(
         sa.select(row.study_variant, row.study_seed, row.id, row.state, row.result).where(
             row.study_id == study.id
         )
     )
     runs = [
         run_of(variant, seed, job_id, State(state), result)
-        for variant, seed, job_id, state, result in found
+        for variant, seed, job_id, state, result in rows
         if variant is not None and seed is not None
     ]
     return leaderboard.make(variants_of(study), runs)
@@ -534,24 +523,24 @@ def compare(session: Session, study: tables.StudyRow) -> leaderboard.Leaderboard
 def run_of(
     variant: int, seed: int, job_id: str, state: State, result: dict[str, Any] | None
 ) -> Run:
-    """Return what a job contributes, from its result as the engine wrote it."""
-    told = result or {}
-    scores = told.get("scores") or {}
+    """Return a job as a run, from its result as the engine wrote it."""
+    result = result or {}
+    scores = result.get("scores") or {}
     student, teacher = scores.get("student") or {}, scores.get("teacher") or {}
-    parameters = (told.get("parameters") or {}).get("student")
-    shared_with = told.get("shared_with")
+    parameters = (result.get("parameters") or {}).get("student")
+    shared_with = result.get("shared_with")
     return Run(
         variant=variant,
         seed=seed,
         job_id=job_id,
         state=state,
-        student=told.get("student"),
+        student=result.get("student"),
         accuracy=_number(student.get("accuracy")),
         miou=_number(student.get("miou")),
         agreement=_number(student.get("agreement")),
         ece=_number(student.get("ece")),
-        wall_seconds=_number(told.get("wall_seconds")),
-        images_per_second=_number(told.get("images_per_second")),
+        wall_seconds=_number(result.get("wall_seconds")),
+        images_per_second=_number(result.get("images_per_second")),
         shared_with=shared_with if isinstance(shared_with, int) else None,
         parameters=parameters if isinstance(parameters, int) else None,
         teacher_accuracy=_number(teacher.get("accuracy")),

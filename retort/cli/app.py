@@ -1,7 +1,7 @@
 """The command line: `retort`.
 
-Commands import what they need when they run, so that `retort --help` answers at once and nothing
-here ever loads an engine.
+Commands import what they need when they run, so that `retort --help` is fast and nothing here ever
+loads an engine.
 """
 
 import importlib.metadata
@@ -41,11 +41,11 @@ def root(
     api_key: shell.KeyOption = None,
     as_json: shell.JsonOption = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where a defect is.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a defect.")] = False,
 ) -> None:
     """Distil large networks into small ones, on a Retort server."""
     del debug  # read by OneLineErrors, which must know it even if this never runs
-    ctx.obj = shell.Given(url, api_key, as_json)
+    ctx.obj = shell.GlobalOptions(url, api_key, as_json)
     if version:
         typer.echo(f"retort {importlib.metadata.version('retort')}")
         raise typer.Exit
@@ -72,7 +72,7 @@ def up(
 
 @app.command()
 def demo(
-    data_dir: Annotated[Path, typer.Option(help="Folder for it, kept apart.")] = Path("demo-data"),
+    data_dir: Annotated[Path, typer.Option(help="Folder of its data.")] = Path("demo-data"),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8766,
 ) -> None:
     """Train a teacher on handwritten digits, distil it, and show the students."""
@@ -87,11 +87,15 @@ def login(
     key: Annotated[
         str,
         typer.Option(
-            "--key", metavar="KEY", prompt="API key", hide_input=True, help="Asked if left out."
+            "--key",
+            metavar="KEY",
+            prompt="API key",
+            hide_input=True,
+            help="Prompted for if left out.",
         ),
     ],
 ) -> None:
-    """Check an address and key, and remember them for this user."""
+    """Check an address and key, and save them for this user."""
     from retort import client, config
 
     with client.Client(url, key.strip()) as retort:

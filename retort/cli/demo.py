@@ -59,7 +59,7 @@ def run(*, data_dir: Path = Path("demo-data"), port: int = 8766) -> None:
 
 
 @contextmanager
-def _service(data_dir: Path, port: int) -> Iterator[up.Service]:
+def _service(data_dir: Path, port: int) -> Iterator[up.LocalService]:
     try:
         with up.started(data_dir=data_dir, host="127.0.0.1", port=port, device="auto") as service:
             yield service
@@ -70,7 +70,7 @@ def _service(data_dir: Path, port: int) -> Iterator[up.Service]:
 def _teacher(
     retort: client.Client, console: rich.console.Console, data_dir: Path
 ) -> tuple[types.Job, types.ModelVersion]:
-    """Train a teacher, take its checkpoint out of the service, and upload it as a user would."""
+    """Train a teacher, download its checkpoint, and upload it as a user would."""
     console.print(f"Training a teacher, {TEACHER['network']}, on the digits through a `ce` job.")
     job = retort.jobs.submit(
         {
@@ -142,7 +142,7 @@ def _scores(job: types.Job, role: str) -> dict[str, Any]:
 
 
 def _print_table(pretraining: types.Job, done: dict[str, types.Job]) -> None:
-    """Print teacher, baseline and students, and say what the numbers allow to be said."""
+    """Print teacher, baseline and students, and compare each student with the baseline."""
     first = next(iter(done.values()))
     baseline = _scores(first, "baseline")
     rows = [

@@ -1,4 +1,4 @@
-"""Show answers to a person: tables and short cards, made of plain text."""
+"""Show results in the terminal: tables and short cards of plain text."""
 
 import json
 from collections.abc import Collection, Iterable, Sequence
@@ -54,7 +54,7 @@ def card(console: rich.console.Console, pairs: Iterable[tuple[str, Cell]]) -> No
     console.print(grid)
 
 
-def jobs(console: rich.console.Console, found: Iterable[types.Job]) -> None:
+def jobs(console: rich.console.Console, shown: Iterable[types.Job]) -> None:
     """Print a list of jobs."""
     table(
         console,
@@ -70,7 +70,7 @@ def jobs(console: rich.console.Console, found: Iterable[types.Job]) -> None:
                 number(score(job, "student", "accuracy") or job.metrics.get("validation/accuracy")),
                 age(job.created_at),
             )
-            for job in found
+            for job in shown
         ),
     )
 
@@ -102,7 +102,7 @@ def job(console: rich.console.Console, shown: types.Job) -> None:
             ("started", moment(shown.started_at)),
             ("finished", moment(shown.finished_at)),
             *((name, number(value)) for name, value in sorted(shown.metrics.items())),
-            *invented(result),
+            *synthesis_rows(result),
             ("made", result.student if result else None),
             ("digest", result.digest if result else None),
             (
@@ -116,19 +116,22 @@ def job(console: rich.console.Console, shown: types.Job) -> None:
         scores(console, shown)
 
 
-def invented(result: types.JobResult | None) -> list[tuple[str, Cell]]:
-    """Return what a data-free job has read and made."""
+def synthesis_rows(result: types.JobResult | None) -> list[tuple[str, Cell]]:
+    """Return how many images a data-free job has read and made."""
     if result is None or result.synthesis is None:
         return []
     made = result.synthesis
     seconds = ", ".join(
         f"{made[name]:,.1f} s {what}"
-        for name, what in (("synthesis_seconds", "inventing"), ("distillation_seconds", "learning"))
+        for name, what in (
+            ("synthesis_seconds", "synthesis"),
+            ("distillation_seconds", "distillation"),
+        )
         if name in made
     )
     return [
         ("images read", f"{result.training_images_read} for training"),
-        ("invented", f"{made.get('images', 0):,} images ({seconds})"),
+        ("synthetic", f"{made.get('images', 0):,} images ({seconds})"),
     ]
 
 
@@ -157,7 +160,7 @@ def scores(console: rich.console.Console, shown: types.Job) -> None:
     )
 
 
-def studies(console: rich.console.Console, found: Iterable[types.Study]) -> None:
+def studies(console: rich.console.Console, shown: Iterable[types.Study]) -> None:
     """Print a list of studies."""
     table(
         console,
@@ -172,7 +175,7 @@ def studies(console: rich.console.Console, found: Iterable[types.Study]) -> None
                 study.spec.get("teacher") and str(study.spec["teacher"]),
                 age(study.created_at),
             )
-            for study in found
+            for study in shown
         ),
     )
 
@@ -249,37 +252,37 @@ def _leaderboard_row(row: types.LeaderboardRow, shown: types.Leaderboard) -> Seq
 
 
 def reading_aids(shown: types.Leaderboard) -> list[str]:
-    """Return the sentences that a leaderboard should not be read without."""
-    said = []
-    taught = shown.teacher_miou if shown.metric == "miou" else shown.teacher_accuracy
-    if taught is not None:
-        said.append(f"The teacher {shown.teacher} has {percent(taught)}.")
+    """Return the notes to print below a leaderboard."""
+    notes = []
+    teacher_score = shown.teacher_miou if shown.metric == "miou" else shown.teacher_accuracy
+    if teacher_score is not None:
+        notes.append(f"The teacher {shown.teacher} has {percent(teacher_score)}.")
     if shown.metric == "miou":
-        said.append("miou is the mean over classes of intersection over union, of all pixels.")
+        notes.append("miou is the mean over classes of intersection over union, of all pixels.")
     unfinished = sum(row.unfinished for row in shown.rows)
     if unfinished:
-        said.append(f"{unfinished} jobs have not ended: this is not the last word.")
+        notes.append(f"{unfinished} jobs have not ended: the ranks may change.")
     if all(row.accuracy is None for row in shown.rows) and any(row.finished for row in shown.rows):
-        said.append("No student was scored: the study has no data set to evaluate on.")
+        notes.append("No student was scored: the study has no data set to evaluate on.")
     if any(row.side_by_side for row in shown.rows):
-        said.append("Students were trained side by side: their times are longer than alone.")
+        notes.append("Students were trained side by side: their times are longer than alone.")
     pairs = [row.difference.pairs for row in shown.rows if row.difference]
     if pairs:
-        said.append(
+        notes.append(
             "Differences are paired by seed, in points; `beats` and `misses` mean that the 95 % "
             "interval leaves out 0, `matches` that it does not."
         )
         if min(pairs) < 3:
-            said.append("Fewer than three seeds give no verdict.")
+            notes.append("Fewer than three seeds give no verdict.")
         # Two-sided, all signs: nothing can be below 2 of 2^n.
         elif 2 / 2 ** max(pairs) > 0.05:
-            said.append(
+            notes.append(
                 f"With {max(pairs)} seeds, p cannot be below {2 / 2 ** max(pairs):.4g}: six are "
                 "needed to get below 0.05."
             )
     if len(pairs) > 1:
-        said.append("The best of several variants looks better than it is: p is not corrected.")
-    return said
+        notes.append("The best of several variants looks better than it is: p is not corrected.")
+    return notes
 
 
 def version(console: rich.console.Console, shown: types.ModelVersion) -> None:
@@ -309,7 +312,7 @@ def version(console: rich.console.Console, shown: types.ModelVersion) -> None:
 
 
 def rejected_keys(rejection: types.Rejection | None) -> list[tuple[str, Cell]]:
-    """Return what a rejected upload had too little or too much of."""
+    """Return the missing, unexpected and mismatched keys of a rejected upload."""
     if rejection is None:
         return []
     return [
@@ -357,17 +360,17 @@ def method(console: rich.console.Console, shown: types.Method) -> None:
 
 def hyper_parameters(schema: types.Json) -> dict[str, types.Json]:
     """Return the fields of a method, those within an object as `object.field`."""
-    found: dict[str, types.Json] = {}
+    fields: dict[str, types.Json] = {}
     definitions = schema.get("$defs") or {}
     for name, field in (schema.get("properties") or {}).items():
         within = definitions.get(str(field.get("$ref", "")).rpartition("/")[2])
         if within is None:
-            found[name] = field
+            fields[name] = field
             continue
         defaults = field.get("default") or {}
         for key, inner in (within.get("properties") or {}).items():
-            found[f"{name}.{key}"] = {**inner, "default": defaults.get(key, inner.get("default"))}
-    return found
+            fields[f"{name}.{key}"] = {**inner, "default": defaults.get(key, inner.get("default"))}
+    return fields
 
 
 def type_name(field: types.Json) -> str:
@@ -446,7 +449,7 @@ def age(at: datetime | None) -> str:
 
 
 def moment(at: datetime | None) -> str | None:
-    """Return a time of day where the reader is."""
+    """Return a time in the local time zone."""
     return None if at is None else at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 

@@ -1,11 +1,12 @@
 """What every command of the command line shares: options, consoles, exit codes, one-line errors."""
 
+import contextlib
 import enum
 import functools
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:  # imported where used: `retort --help` needs neither
     import pydantic
     import rich.console
 
-    from retort import client
+    from retort import client, watching
 
 P = ParamSpec("P")
 # Piped tables must not be folded at the 80 columns that rich assumes without a terminal.
@@ -56,7 +57,7 @@ EXIT_CODES = (
 
 
 @dataclass
-class Given:
+class GlobalOptions:
     """Options given before the command's name."""
 
     url: str | None = None
@@ -65,9 +66,9 @@ class Given:
 
 
 class Shell:
-    """One command's way to the server, to stdout and to stderr."""
+    """One command's access to the server, to stdout and to stderr."""
 
-    def __init__(self, given: Given) -> None:
+    def __init__(self, given: GlobalOptions) -> None:
         self.given = given
         self.json = given.json
         self._client: client.Client | None = None
@@ -103,8 +104,26 @@ class Shell:
         emit(shown)
 
     def note(self, text: str) -> None:
-        """Tell a person something on stderr."""
+        """Print a message on stderr."""
         say(text)
+
+    @contextlib.contextmanager
+    def following(self, resource_id: str, command: str) -> Iterator["watching.View"]:
+        """Yield a view of a job or study; Ctrl-C ends the view, not what it shows.
+
+        `command` is what shows it again.
+        """
+        from retort import watching
+
+        view = watching.view(self.err, resource_id)
+        try:
+            yield view
+        except KeyboardInterrupt:
+            view.close()
+            self.note(f"stopped watching; {resource_id} continues: {command} {resource_id}")
+            raise typer.Exit(Code.INTERRUPTED) from None
+        finally:
+            view.close()
 
 
 def emit(shown: "pydantic.BaseModel | Iterable[pydantic.BaseModel] | Mapping[str, object]") -> None:
@@ -136,9 +155,9 @@ def connected(function: Callable[Concatenate[Shell, P], None]) -> Callable[..., 
 
     @functools.wraps(function)
     def command(ctx: typer.Context, **values: Any) -> None:  # values are checked by typer
-        given = ctx.find_object(Given) or Given()
+        given = ctx.find_object(GlobalOptions) or GlobalOptions()
         shell = Shell(
-            Given(
+            GlobalOptions(
                 values.pop("url") or given.url,
                 values.pop("api_key") or given.api_key,
                 values.pop("as_json") or given.json,

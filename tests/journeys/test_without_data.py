@@ -39,7 +39,7 @@ def without_data(teacher: str, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def dreamer(stack: Stack, teacher: str) -> types.Job:
-    """A job that has invented its images, and has ended."""
+    """A data-free job that has ended."""
     with stack.client() as retort:
         job = retort.jobs.submit(without_data(teacher))
         ended = retort.jobs.wait(job.id, timeout=120)
@@ -59,8 +59,8 @@ class TestAJobWithoutData:
         assert result.synthesis is not None
         assert result.synthesis["images"] == (1 + EPOCHS) * BUDGET["batch_size"]
         series = {one.key: one.points for one in retort.jobs.metrics(dreamer.id)}
-        invented = {"synthesis/total", "synthesis/bn", "seconds/synthesis", "seconds/distillation"}
-        assert invented | {"loss/kd", "buffer/images"} <= series.keys()
+        expected = {"synthesis/total", "synthesis/bn", "seconds/synthesis", "seconds/distillation"}
+        assert expected | {"loss/kd", "buffer/images"} <= series.keys()
         assert [point.epoch for point in series["seconds/synthesis"]] == [1, 2]
         assert not [key for key in series if "validation" in key]
 

@@ -42,11 +42,11 @@ class TestFind:
     def test_takes_the_server_started_here_before_the_users_own(self, local, user):
         write(local, "http://local", "local-key")
         write(user, "http://user", "user-key")
-        assert config.find() == config.Found("http://local", "local-key", str(LOCAL))
+        assert config.find() == config.ServerConfig("http://local", "local-key", str(LOCAL))
 
     def test_takes_the_users_own_last(self, user):
         write(user, "http://user", "user-key")
-        assert config.find() == config.Found("http://user", "user-key", str(user))
+        assert config.find() == config.ServerConfig("http://user", "user-key", str(user))
 
     def test_looks_in_the_data_folder_of_the_environment(self, monkeypatch, tmp_path, user):
         write(user, "http://user", "user-key")
@@ -95,7 +95,7 @@ class TestSave:
     def test_writes_a_file_that_only_the_user_can_read(self, user):
         assert config.save("http://saved", "saved-key") == user
         assert stat.S_IMODE(user.stat().st_mode) == 0o600
-        assert config.find() == config.Found("http://saved", "saved-key", str(user))
+        assert config.find() == config.ServerConfig("http://saved", "saved-key", str(user))
 
     def test_replaces_what_was_there(self, user):
         config.save("http://old", "old-key")

@@ -12,7 +12,7 @@ class TestMeasure:
         path = tmp_path / "x"
         content = b"hello" * 200_000
         path.write_bytes(content)
-        assert digests.measure(path) == digests.Measured(
+        assert digests.measure(path) == digests.FileDigest(
             len(content), hashlib.sha256(content).hexdigest()
         )
 

@@ -103,7 +103,7 @@ class TestStream:
 
     def test_gives_up_when_its_patience_is_over(self, wire, made):
         wire.on("GET", STREAM, stream("", cut=True))
-        with pytest.raises(errors.ConnectionFailed, match="broke off"):
+        with pytest.raises(errors.ConnectionFailed, match="was lost"):
             list(made.stream("job_1", patience_seconds=0))
 
     def test_does_not_try_again_for_a_job_that_does_not_exist(self, wire, made):

@@ -191,7 +191,7 @@ class TestDatasets:
         ready = retort.datasets.wait("shapes", 1)
         assert (ready.classes, ready.splits["train"]) == (["round", "square"], 8)
 
-    def test_are_made_of_the_images_that_a_job_has_invented(self, retort, staff):
+    def test_are_made_of_the_synthetic_images_of_a_job(self, retort, staff):
         job_id = staff.invent()
         version = retort.datasets.register_job("dreams", job_id, tags={"site": "b"})
         assert (version.reference, version.state, version.job) == ("dreams@1", "ready", job_id)
@@ -258,8 +258,8 @@ class TestJobs:
 
     def test_show_their_measurements(self, retort, staff, job):
         lease = staff.start(job.id)
-        points = [leases.Point("loss/total", step, 1, 1.0 / step) for step in (1, 2, 3)]
-        staff.report(lease, 0.5, *points, leases.Point("loss/kd", 3, 1, float("nan")))
+        points = [leases.MetricSample("loss/total", step, 1, 1.0 / step) for step in (1, 2, 3)]
+        staff.report(lease, 0.5, *points, leases.MetricSample("loss/kd", 3, 1, float("nan")))
         [series] = retort.jobs.metrics(job.id, keys=("loss/total",))
         assert [point.step for point in series.points] == [1, 2, 3]
         now = retort.jobs.get(job.id)
@@ -274,7 +274,7 @@ class TestJobs:
     def test_stream_their_events_to_the_end(self, retort, staff, job):
         def work() -> None:
             lease = staff.start(job.id)
-            staff.report(lease, 0.5, leases.Point("loss/total", 1, 1, 1.0))
+            staff.report(lease, 0.5, leases.MetricSample("loss/total", 1, 1, 1.0))
             staff.finish(lease, b"student")
 
         worker: threading.Thread | None = None

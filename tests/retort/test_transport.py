@@ -140,7 +140,7 @@ class TestFailures:
             (httpx.ConnectTimeout("x"), "no connection in time"),
             (httpx.ReadTimeout("x"), "did not answer in time"),
             (httpx.ConnectError("refused"), "refused; is it running?"),
-            (httpx.RemoteProtocolError("gone"), r"broke off \(gone\)"),
+            (httpx.RemoteProtocolError("gone"), r"was lost \(gone\)"),
         ],
     )
     def test_says_what_happened_on_the_way(self, error, reason):

@@ -92,7 +92,7 @@ class TestSnapshot:
         )
         both = [series("loss/total", 13, now), series("baseline/loss/total", 30, now - DAY)]
         wire.on("GET", "/v1/jobs/job_1/metrics", told({"data": both}))
-        snapshot = watching.snapshot(retort, found)
+        snapshot = watching.snapshot_of(retort, found)
         assert snapshot.details() in {
             f"epoch 13/30, validation 0.931, 812 images/s, 1:{second} left"
             for second in (38, 39, 40)
@@ -105,29 +105,29 @@ class TestSnapshot:
         )
         both = [series("loss/total", 30, now - DAY), series("baseline/loss/total", 2, now)]
         wire.on("GET", "/v1/jobs/job_1/metrics", told({"data": both}))
-        assert watching.snapshot(retort, found).details() == (
+        assert watching.snapshot_of(retort, found).details() == (
             "baseline, epoch 2/30, validation 0.500"
         )
 
     def test_does_without_an_epoch_if_there_is_none(self, wire, retort):
         found = types.Job.model_validate(job("running"))
-        assert watching.snapshot(retort, found).details() == ""
+        assert watching.snapshot_of(retort, found).details() == ""
 
     def test_says_what_a_job_waits_for(self, retort):
         found = types.Job.model_validate(
             job("queued", state_reason="attempt_lost", state_message="The worker fell silent.")
         )
-        assert watching.snapshot(retort, found).details() == "The worker fell silent."
+        assert watching.snapshot_of(retort, found).details() == "The worker fell silent."
 
 
 class TestLines:
     def test_come_at_intervals_unless_the_state_changes(self, lines, page, monkeypatch):
         moments = iter([0.0, 100.0, 101.0, 109.0, 110.5, 110.5, 200.0, 200.0])
         monkeypatch.setattr("time.monotonic", lambda: next(moments))
-        lines.show(watching.Snapshot("running", 0.1))
-        lines.show(watching.Snapshot("running", 0.2))
-        lines.show(watching.Snapshot("running", 0.3))
-        lines.show(watching.Snapshot("running", 0.4))
+        lines.show(watching.ProgressSnapshot("running", 0.1))
+        lines.show(watching.ProgressSnapshot("running", 0.2))
+        lines.show(watching.ProgressSnapshot("running", 0.3))
+        lines.show(watching.ProgressSnapshot("running", 0.4))
         assert page.getvalue().splitlines() == ["running 10 %", "running 40 %"]
 
 
@@ -136,7 +136,7 @@ class TestBar:
         screen = io.StringIO()
         console = rich.console.Console(file=screen, force_terminal=True, width=120)
         shown = watching.view(console, "job_1")
-        shown.show(watching.Snapshot("running", 0.42, epoch=3, epochs=30, accuracy=0.9))
+        shown.show(watching.ProgressSnapshot("running", 0.42, epoch=3, epochs=30, accuracy=0.9))
         shown.say("warning: [bold] is not markup")
         shown.close()
         assert "epoch 3/30, validation 0.900" in screen.getvalue()

@@ -29,11 +29,11 @@ class Staff:
         with self.sessions.begin() as session:
             return factories.running(session, session.get_one(tables.JobRow, job_id))
 
-    def report(self, lease: leases.Lease, progress: float, *points: leases.Point) -> None:
+    def report(self, lease: leases.Lease, progress: float, *points: leases.MetricSample) -> None:
         """Say how far a job is."""
         with self.sessions.begin() as session:
             leases.report(
-                session, lease, progress=progress, estimated_end_at=None, points=list(points)
+                session, lease, progress=progress, estimated_end_at=None, samples=list(points)
             )
 
     def warn(self, lease: leases.Lease, message: str) -> None:
@@ -46,7 +46,7 @@ class Staff:
         with self.sessions.begin() as session:
             weights = factories.stored(session, self.storage, content)
             kept = self.storage.put(io.BytesIO(b'{"network": "retort/resnet8"}'))
-            config = leases.StoredFile("config.json", kept.sha256, kept.size_bytes, kept.key)
+            config = leases.OutputFile("config.json", kept.sha256, kept.size_bytes, kept.key)
             leases.complete(
                 session,
                 lease,
@@ -63,7 +63,7 @@ class Staff:
                 files=[weights, config, *self._report(session)],
             )
 
-    def _report(self, session: Any) -> list[leases.StoredFile]:
+    def _report(self, session: Any) -> list[leases.OutputFile]:
         files = {"index.json": b"{}", "accuracy.png": b"a picture"}
         return [
             factories.stored(session, self.storage, content, path=f"report/{path}")
@@ -89,7 +89,7 @@ class Staff:
         """Run a data-free job to its end, which keeps its images, and return its id."""
         with self.sessions.begin() as session:
             factories.teacher(session, self.storage, project_id=self.project_id)
-            return factories.invented(session, self.storage, project_id=self.project_id).id
+            return factories.synthetic_job(session, self.storage, project_id=self.project_id).id
 
     def accept_model(self, content: bytes) -> None:
         """Inspect the only pending model and make these bytes its weights."""

@@ -121,7 +121,7 @@ class TestStopping:
     def test_is_not_forced_on_an_obedient_child(self, tmp_path: Path) -> None:
         with start("obedient", tmp_path) as engine:
             first(engine)
-            engine.ask_to_stop(grace_seconds=30)
+            engine.request_stop(grace_seconds=30)
             reports = hear(engine)
             assert not engine.enforce_stop()
             assert engine.wait() == engine_process.CHECKPOINTED
@@ -131,8 +131,8 @@ class TestStopping:
         with start("stubborn", tmp_path) as engine:
             first(engine)
             assert not engine.enforce_stop()
-            engine.ask_to_stop(grace_seconds=0.3)
-            engine.ask_to_stop(grace_seconds=600)  # asked again: nothing changes
+            engine.request_stop(grace_seconds=0.3)
+            engine.request_stop(grace_seconds=600)  # asked again: nothing changes
             assert not engine.enforce_stop()
             scenes.wait_until(engine.enforce_stop, "the grace is over")
             assert engine.wait() == -signal.SIGKILL

@@ -73,7 +73,7 @@ class TestFiles:
         self, sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
     ) -> None:
         with sessions.begin() as session:
-            job = factories.invented(session, storage, project_id=project.id)
+            job = factories.synthetic_job(session, storage, project_id=project.id)
             new = synthetic_datasets.NewVersion(name="dreams", job_id=job.id)
             synthetic_datasets.register(session, storage, project_id=project.id, new=new)
         everything = {f"dataset/{path}" for path in factories.IMAGES}

@@ -27,9 +27,9 @@ def settings(settings: Settings) -> Settings:
 @pytest.fixture(autouse=True)
 def watch() -> Iterator[None]:
     """A watch of its own for each test, as each process has one."""
-    maintenance._watch.cache_clear()
+    maintenance._polling_time.cache_clear()
     yield
-    maintenance._watch.cache_clear()
+    maintenance._polling_time.cache_clear()
 
 
 @pytest.fixture
@@ -138,27 +138,27 @@ class TestWatch:
     """The reaper must tell "the worker is dead" from "I could not look"."""
 
     def test_begins_with_nothing(self) -> None:
-        assert maintenance._Watch().seconds(10) < 1
+        assert maintenance._PollingTime().seconds(10) < 1
 
     def test_grows_while_the_database_answers(self) -> None:
-        watch = maintenance._Watch()
+        watch = maintenance._PollingTime()
         for _ in range(3):
             time.sleep(0.05)
             watch.seconds(5)
-            watch.looked()
+            watch.record()
         assert watch.seconds(5) >= 0.15
 
     def test_begins_again_after_a_gap(self) -> None:
-        watch = maintenance._Watch()
+        watch = maintenance._PollingTime()
         time.sleep(0.4)
         began = time.monotonic()
         assert watch.seconds(0.05) == 0
-        watch.looked()
+        watch.record()
         time.sleep(0.1)
         assert 0.1 <= watch.seconds(5) <= time.monotonic() - began
 
     def test_does_not_count_looks_at_a_database_that_is_away(self) -> None:
-        watch = maintenance._Watch()
+        watch = maintenance._PollingTime()
         for _ in range(8):
             time.sleep(0.05)
             watch.seconds(0.05)

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.workers import odd_engine, scenes
 
 
-class TestLeash:
+class TestParentDeath:
     def test_ends_a_child_whose_supervisor_is_killed(self, tmp_path: Path) -> None:
         """The child ignores SIGTERM, and nobody is left to send it anything else."""
         supervisor = subprocess.Popen(

@@ -506,7 +506,7 @@ class TestCheckpoints:
             lease = factories.running(session, session.get_one(tables.JobRow, job_id))
             for step in (10, 20):
                 stored = workshop.storage.put(io.BytesIO(b"no checkpoint %d" % step))
-                file = leases.StoredFile(
+                file = leases.OutputFile(
                     f"checkpoints/step-{step:08d}.ckpt",
                     stored.sha256,
                     stored.size_bytes,
@@ -559,7 +559,7 @@ class TestOutage:
 class Choosy(storage.LocalStorage):
     """A store that breaks down when it is handed a certain file."""
 
-    def put(self, stream: storage.Source, *, expected: str | None = None) -> storage.Stored:
+    def put(self, stream: storage.Source, *, expected: str | None = None) -> storage.StoredBlob:
         if str(getattr(stream, "name", "")).endswith("tsne.png"):
             raise errors.StorageDown("the byte store cannot be used just now")
         return super().put(stream, expected=expected)

@@ -21,10 +21,10 @@ from workers.context import Context
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     """Each process leaves once; here several do."""
-    worker_registration._leaving.clear()
+    worker_registration._stopping.clear()
     yield
-    worker_registration.end()
-    worker_registration._leaving.clear()
+    worker_registration.stop()
+    worker_registration._stopping.clear()
 
 
 def row(context: Context) -> tables.WorkerRow | None:
@@ -38,10 +38,10 @@ def described(context: Context) -> tables.WorkerRow | None:
 
 
 def begin(settings: Settings) -> None:
-    worker_registration.begin(settings, worker_id="wrk_1", queues=["any", "cpu"])
+    worker_registration.start(settings, worker_id="wrk_1", queues=["any", "cpu"])
 
 
-class TestPresence:
+class TestWorkerRegistration:
     def test_is_announced_before_the_devices_are_known(self, context: Context) -> None:
         begin(context.settings)
         scenes.wait_until(lambda: row(context), "the worker is announced")
@@ -56,13 +56,13 @@ class TestPresence:
         begin(context.settings)
         scenes.wait_until(lambda: row(context), "the worker is announced")
         began = time.monotonic()
-        worker_registration.end()
+        worker_registration.stop()
         assert time.monotonic() - began < 5
         found = row(context)
         assert found is not None
         assert found.stopped_at is not None
         assert scenes.engines("workers.distill.runtime.describe") == []
-        assert "presence" not in [thread.name for thread in threading.enumerate()]
+        assert "worker-registration" not in [thread.name for thread in threading.enumerate()]
 
     @pytest.mark.slow
     @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -74,7 +74,9 @@ class TestPresence:
                 begin(context.settings)
                 scenes.wait_until(
                     # Twice: as a newcomer, and with its devices.
-                    lambda: [line["event"] for line in logged].count("presence_not_written") >= 2,
+                    lambda: (
+                        [line["event"] for line in logged].count("registration_not_written") >= 2
+                    ),
                     "it has tried",
                 )
             found = scenes.wait_until(lambda: described(context), "the worker is announced")
@@ -92,6 +94,6 @@ class TestPresence:
             stderr=subprocess.PIPE,
             text=True,
         )
-        answer, complaints = worker_registration._answer_of(child)
+        answer, complaints = worker_registration._output_of(child)
         assert answer == ""
         assert "no torch here" in complaints

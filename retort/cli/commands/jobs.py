@@ -1,4 +1,4 @@
-"""Commands about jobs: submit, look, follow, steer."""
+"""Commands for jobs: submit, show, follow, control."""
 
 import itertools
 from pathlib import Path
@@ -29,9 +29,7 @@ def submit(
         typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one value of the spec."),
     ] = None,
     follow: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
-    validate: Annotated[
-        bool, typer.Option("--validate", help="Have the spec checked, submit nothing.")
-    ] = False,
+    validate: Annotated[bool, typer.Option("--validate", help="Only validate the spec.")] = False,
 ) -> None:
     """Submit a job and print its id."""
     from retort import specs
@@ -61,20 +59,20 @@ def list_jobs(
     label: Annotated[
         list[str] | None, typer.Option(metavar="K=V", help="Only jobs with this label.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many, newest first.")] = 20,
 ) -> None:
     """List jobs."""
     labels = dict(_pair("--label", text) for text in label or ())
-    walk = retort.client.jobs.list(
+    pages = retort.client.jobs.list(
         state=state, study=study, labels=labels, page_size=min(limit, 100)
     )
-    found = list(itertools.islice(walk, limit))
+    jobs = list(itertools.islice(pages, limit))
     if retort.json:
-        retort.emit(found)
+        retort.emit(jobs)
         return
     from retort.cli import display
 
-    display.jobs(retort.out, found)
+    display.jobs(retort.out, jobs)
 
 
 @app.command("job")
@@ -94,22 +92,22 @@ def watch(retort: shell.Shell, job_id: JobArgument) -> None:
 @app.command()
 @shell.connected
 def cancel(retort: shell.Shell, job_id: JobArgument) -> None:
-    """Stop a job for good."""
-    _moved(retort, retort.client.jobs.cancel(job_id))
+    """Cancel a job."""
+    _show_state(retort, retort.client.jobs.cancel(job_id))
 
 
 @app.command()
 @shell.connected
 def pause(retort: shell.Shell, job_id: JobArgument) -> None:
-    """Stop a job so that it can go on later."""
-    _moved(retort, retort.client.jobs.pause(job_id))
+    """Pause a job, so that it can be resumed."""
+    _show_state(retort, retort.client.jobs.pause(job_id))
 
 
 @app.command()
 @shell.connected
 def resume(retort: shell.Shell, job_id: JobArgument) -> None:
-    """Let a paused job go on."""
-    _moved(retort, retort.client.jobs.resume(job_id))
+    """Resume a paused job."""
+    _show_state(retort, retort.client.jobs.resume(job_id))
 
 
 @app.command()
@@ -137,7 +135,7 @@ def report(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
 ) -> None:
-    """Download what explains a finished job: numbers, pictures, a model card."""
+    """Download the report of a finished job: numbers, pictures, a model card."""
     from retort import fetching
 
     saved = fetching.report(retort, job_id, output, force=force)
@@ -147,22 +145,15 @@ def report(
     for path in saved:
         retort.out.print(str(path), soft_wrap=True)
     if not saved:
-        retort.note(f"{job_id} made no report: its spec says `report: false`")
+        retort.note(f"{job_id} made no report: its spec has `report: false`")
 
 
 def _watch(retort: shell.Shell, job_id: str) -> None:
     from retort import watching
     from retort.cli import display
 
-    shown = watching.view(retort.err, job_id)
-    try:
-        job = watching.follow(retort.client, job_id, shown)
-    except KeyboardInterrupt:
-        shown.close()
-        retort.note(f"stopped watching; {job_id} goes on: retort watch {job_id}")
-        raise typer.Exit(shell.Code.INTERRUPTED) from None
-    finally:
-        shown.close()
+    with retort.following(job_id, "retort watch") as view:
+        job = watching.follow(retort.client, job_id, view)
     if retort.json:
         retort.emit(job)
     elif job.result:
@@ -196,7 +187,7 @@ def _show_job(retort: shell.Shell, job: "types.Job") -> None:
     display.job(retort.out, job)
 
 
-def _moved(retort: shell.Shell, job: "types.Job") -> None:
+def _show_state(retort: shell.Shell, job: "types.Job") -> None:
     _emit_or_say(retort, job, f"{job.id} is {job.state}")
 
 

@@ -1,4 +1,4 @@
-"""Commands about what a server offers: methods, networks, workers."""
+"""Commands for what a server offers: methods, networks, workers."""
 
 from typing import Annotated
 
@@ -25,11 +25,11 @@ def list_methods(
         else:
             display.method(retort.out, method)
         return
-    found = list(retort.client.offers.methods())
+    methods = list(retort.client.offers.methods())
     if retort.json:
-        retort.emit(found)
+        retort.emit(methods)
     else:
-        rows = ((m.name, m.family, m.title) for m in found)
+        rows = ((m.name, m.family, m.title) for m in methods)
         display.table(retort.out, ("name", "family", "title"), rows)
 
 
@@ -42,13 +42,13 @@ def list_networks(
     ] = "",
 ) -> None:
     """List the networks that teachers and students can have."""
-    found = list(retort.client.offers.networks(search=wanted or None))
+    networks = list(retort.client.offers.networks(search=wanted or None))
     if retort.json:
-        retort.emit(found)
+        retort.emit(networks)
         return
     from retort.cli import display
 
-    rows = ((n.name, n.family, display.count(n.parameters_100), n.description) for n in found)
+    rows = ((n.name, n.family, display.count(n.parameters_100), n.description) for n in networks)
     display.table(retort.out, ("name", "family", "parameters (100 classes)", "about"), rows)
 
 
@@ -56,9 +56,9 @@ def list_networks(
 @shell.connected
 def list_workers(retort: shell.Shell) -> None:
     """List the workers that run jobs."""
-    found = list(retort.client.offers.workers())
+    workers = list(retort.client.offers.workers())
     if retort.json:
-        retort.emit(found)
+        retort.emit(workers)
         return
     from retort.cli import display
 
@@ -71,6 +71,6 @@ def list_workers(retort: shell.Shell) -> None:
             w.job_id,
             display.age(w.last_seen_at),
         )
-        for w in found
+        for w in workers
     )
     display.table(retort.out, ("name", "state", "device", "queues", "job", "seen"), rows)

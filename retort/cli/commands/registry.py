@@ -1,4 +1,4 @@
-"""Commands about what the registry keeps: models and data sets."""
+"""Commands for the registry: models and data sets."""
 
 import json
 from pathlib import Path
@@ -9,16 +9,16 @@ import typer
 from retort.cli import shell
 
 app = typer.Typer()
-dataset_app = typer.Typer(help="Make a data set of what is on the server already.")
+dataset_app = typer.Typer(help="Make a data set from files that the server has.")
 
 
 @app.command("models")
 @shell.connected
 def list_models(retort: shell.Shell) -> None:
     """List models."""
-    found = list(retort.client.models.list())
+    models = list(retort.client.models.list())
     if retort.json:
-        retort.emit(found)
+        retort.emit(models)
         return
     from retort.cli import display
 
@@ -29,7 +29,7 @@ def list_models(retort: shell.Shell) -> None:
             ", ".join(f"{alias}={version}" for alias, version in m.aliases.items()),
             display.age(m.created_at),
         )
-        for m in found
+        for m in models
     )
     display.table(retort.out, ("name", "latest", "aliases", "age"), rows)
 
@@ -53,8 +53,8 @@ def show_model(
     model = retort.client.models.get(reference)
     versions = list(retort.client.models.versions(reference))
     if retort.json:
-        told = [json.loads(v.model_dump_json()) for v in versions]
-        retort.emit({**json.loads(model.model_dump_json()), "versions": told})
+        bodies = [json.loads(v.model_dump_json()) for v in versions]
+        retort.emit({**json.loads(model.model_dump_json()), "versions": bodies})
         return
     rows = (
         (
@@ -76,9 +76,9 @@ def show_model(
 def list_datasets(retort: shell.Shell) -> None:
     """List data sets and their versions."""
     datasets = retort.client.datasets
-    found = [v for d in datasets.list() for v in datasets.versions(d.name)]
+    versions = [v for d in datasets.list() for v in datasets.versions(d.name)]
     if retort.json:
-        retort.emit(found)
+        retort.emit(versions)
         return
     from retort.cli import display
 
@@ -92,7 +92,7 @@ def list_datasets(retort: shell.Shell) -> None:
             v.splits.get("test"),
             v.rejection.message if v.rejection else None,
         )
-        for v in found
+        for v in versions
     )
     heads = ("data set", "state", "classes", "train", "validation", "test", "why rejected")
     display.table(retort.out, heads, rows)
@@ -106,7 +106,7 @@ def dataset_from_job(
     name: Annotated[str, typer.Option(help="Name of the data set in the registry.")],
     card: Annotated[str, typer.Option(help="A description, in Markdown.")] = "",
 ) -> None:
-    """Register the images that a data-free job has invented, so that other jobs can use them."""
+    """Register the synthetic images of a data-free job as a data set for other jobs."""
     version = retort.client.datasets.register_job(name, job_id, card=card)
     if retort.json:
         retort.emit(version)
@@ -131,7 +131,7 @@ def download(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
 ) -> None:
-    """Download a student or any model; a download that was cut off goes on where it stopped."""
+    """Download a student or any model; an interrupted download is resumed."""
     from retort import fetching
 
     saved = fetching.fetch(retort, what, output, everything=everything, force=force)

@@ -1,4 +1,4 @@
-"""Commands about studies: `retort study ...`."""
+"""Commands for studies: `retort study ...`."""
 
 import itertools
 import sys
@@ -12,7 +12,7 @@ from retort.cli import shell
 if TYPE_CHECKING:
     from retort import types
 
-app = typer.Typer(help="Compare methods over seeds: many jobs submitted as one.")
+app = typer.Typer(help="Compare methods over seeds: many jobs submitted together.")
 
 StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="Id of the study: stu_...")]
 
@@ -30,7 +30,7 @@ def submit(
     ] = None,
     follow: Annotated[bool, typer.Option("--watch", help="Follow the study to its end.")] = False,
     validate: Annotated[
-        bool, typer.Option("--validate", help="Show what it would consist of, submit nothing.")
+        bool, typer.Option("--validate", help="Only validate the study, and show its variants.")
     ] = False,
 ) -> None:
     """Submit a study and print its id."""
@@ -64,17 +64,17 @@ def list_studies(
     active: Annotated[
         bool, typer.Option("--active", help="Only studies that have not ended.")
     ] = False,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many, newest first.")] = 20,
 ) -> None:
     """List studies."""
-    walk = retort.client.studies.list(active=active or None, page_size=min(limit, 100))
-    found = list(itertools.islice(walk, limit))
+    pages = retort.client.studies.list(active=active or None, page_size=min(limit, 100))
+    studies = list(itertools.islice(pages, limit))
     if retort.json:
-        retort.emit(found)
+        retort.emit(studies)
         return
     from retort.cli import display
 
-    display.studies(retort.out, found)
+    display.studies(retort.out, studies)
 
 
 @app.command()
@@ -100,7 +100,7 @@ def watch(retort: shell.Shell, study_id: StudyArgument) -> None:
 @app.command()
 @shell.connected
 def cancel(retort: shell.Shell, study_id: StudyArgument) -> None:
-    """Stop all jobs of a study that have not ended."""
+    """Cancel all jobs of a study that have not ended."""
     study = retort.client.studies.cancel(study_id)
     if retort.json:
         retort.emit(study)
@@ -137,20 +137,13 @@ def _show_leaderboard(retort: shell.Shell, study_id: str) -> None:
 def _watch(retort: shell.Shell, study_id: str) -> None:
     from retort import watching
 
-    shown = watching.view(retort.err, study_id)
-    try:
-        study = watching.follow_study(retort.client, study_id, shown)
-    except KeyboardInterrupt:
-        shown.close()
-        retort.note(f"stopped watching; {study_id} goes on: retort study watch {study_id}")
-        raise typer.Exit(shell.Code.INTERRUPTED) from None
-    finally:
-        shown.close()
+    with retort.following(study_id, "retort study watch") as view:
+        study = watching.follow_study(retort.client, study_id, view)
     _show_leaderboard(retort, study_id)
-    _tell_end(retort, study)
+    _explain_end(retort, study)
 
 
-def _tell_end(retort: shell.Shell, study: "types.Study") -> None:
+def _explain_end(retort: shell.Shell, study: "types.Study") -> None:
     from retort.cli import display
 
     if study.state == "succeeded":

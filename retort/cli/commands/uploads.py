@@ -19,7 +19,7 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name in the r
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="File to upload.")]
 ResumeOption = Annotated[
     str | None,
-    typer.Option("--resume", metavar="UPLOAD", help="Go on with an upload that was cut off."),
+    typer.Option("--resume", metavar="UPLOAD", help="Resume an interrupted upload."),
 ]
 WaitOption = Annotated[bool, typer.Option("--wait", help="Wait until a worker has inspected it.")]
 ChannelsOption = Annotated[int | None, typer.Option(min=1, help="Channels of an image.")]
@@ -131,14 +131,14 @@ def _send(retort: shell.Shell, file: Path, purpose: str, resume: str | None) -> 
         with transfer_bar.shown(retort.err, file.name) as progress:
             return uploads.finish(begun, file, progress=progress)
     except (errors.UploadInterrupted, KeyboardInterrupt):
-        retort.note(f"go on with the same command and --resume {begun.id}")
+        retort.note(f"resume with the same command and --resume {begun.id}")
         raise
 
 
 def _input(
     channels: int | None, height: int | None, width: int | None, mean: str | None, std: str | None
 ) -> dict[str, object]:
-    """Return what was said of the images, and nothing else."""
+    """Return the given options about the images."""
     given: dict[str, object] = {}
     for name, size in (("channels", channels), ("height", height), ("width", width or height)):
         if size is not None:

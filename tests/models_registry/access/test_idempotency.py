@@ -12,13 +12,13 @@ from models_registry import errors, ids
 from models_registry.access import idempotency
 from models_registry.persistence import database, tables
 
-ANSWER = idempotency.Answer(202, {"id": "job_1"}, "/v1/jobs/job_1")
+ANSWER = idempotency.StoredResponse(202, {"id": "job_1"}, "/v1/jobs/job_1")
 
 
-def request_of(project: tables.ProjectRow, **changes: object) -> idempotency.Request:
+def request_of(project: tables.ProjectRow, **changes: object) -> idempotency.KeyedRequest:
     """Return the identity of a request."""
     facts = {"route": "POST /v1/jobs", "key": "k1", "body": {"a": 1, "b": [2.5]}, **changes}
-    return idempotency.request(project_id=project.id, **facts)  # type: ignore[arg-type]  # facts of a test
+    return idempotency.keyed_request(project_id=project.id, **facts)  # type: ignore[arg-type]  # facts of a test
 
 
 class TestRequest:

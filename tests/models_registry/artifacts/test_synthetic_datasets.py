@@ -50,7 +50,7 @@ class TestRegister:
         self, sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
     ) -> None:
         with sessions.begin() as session:
-            job = factories.invented(session, storage, project_id=project.id)
+            job = factories.synthetic_job(session, storage, project_id=project.id)
             row = register(session, storage, job, tags={"site": "b"})
             record = factories.IMAGES_RECORD
             assert (row.state, row.format, row.version) == ("ready", "synthetic", 1)
@@ -68,7 +68,7 @@ class TestRegister:
         teacher: tables.ModelVersionRow,
     ) -> None:
         with sessions.begin() as session:
-            job = factories.invented(session, storage, project_id=project.id)
+            job = factories.synthetic_job(session, storage, project_id=project.id)
             told = register(session, storage, job).lineage
         assert (told["job"], told["student"]) == (job.id, "digits-student@1")
         assert told["teacher"] == "digits-teacher@1"
@@ -81,7 +81,7 @@ class TestRegister:
         self, sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
     ) -> None:
         with sessions.begin() as session:
-            job = factories.invented(session, storage, project_id=project.id)
+            job = factories.synthetic_job(session, storage, project_id=project.id)
             before = set(session.scalars(sa.select(tables.BlobRow.sha256)))
             row = register(session, storage, job)
             assert set(session.scalars(sa.select(tables.BlobRow.sha256))) == before
@@ -96,7 +96,7 @@ class TestRegister:
         self, sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
     ) -> None:
         with sessions.begin() as session:
-            job = factories.invented(session, storage, project_id=project.id)
+            job = factories.synthetic_job(session, storage, project_id=project.id)
             first, second = (register(session, storage, job) for _ in range(2))
             assert (first.version, second.version) == (1, 2)
             assert first.sha256 == second.sha256
@@ -106,7 +106,7 @@ class TestRegister:
     ) -> None:
         with sessions.begin() as session:
             row = register(
-                session, storage, factories.invented(session, storage, project_id=project.id)
+                session, storage, factories.synthetic_job(session, storage, project_id=project.id)
             )
             job = factories.job(session, project_id=project.id, dataset="dreams")
             assert job.state == State.QUEUED
@@ -119,7 +119,7 @@ class TestSweep:
         self, sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
     ) -> None:
         with sessions.begin() as session:
-            job = factories.invented(session, storage, project_id=project.id)
+            job = factories.synthetic_job(session, storage, project_id=project.id)
             row = register(session, storage, job)
             student = session.get_one(tables.ModelVersionRow, job.student_version_id)
             weights = models.file(session, student, path=models.WEIGHTS)
@@ -152,7 +152,7 @@ class TestRefusals:
             session.add(other)
             session.flush()
             factories.teacher(session, storage, project_id="prj_x")
-            job = factories.invented(session, storage, project_id="prj_x")
+            job = factories.synthetic_job(session, storage, project_id="prj_x")
         job.project_id = project.id  # who asks
         assert refusal(sessions, storage, job)[:2] == ("/job", "not_found")
 
@@ -183,7 +183,7 @@ class TestRefusals:
         self, sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
     ) -> None:
         with sessions.begin() as session:
-            job = factories.invented(session, storage, project_id=project.id)
+            job = factories.synthetic_job(session, storage, project_id=project.id)
             version = session.get_one(tables.ModelVersionRow, job.student_version_id)
             version.deleted_at = version.created_at
         assert refusal(sessions, storage, job)[:2] == ("/job", "student_deleted")
@@ -206,7 +206,7 @@ class TestRefusals:
         code: str,
     ) -> None:
         with sessions.begin() as session:
-            job = factories.invented(session, storage, project_id=project.id)
+            job = factories.synthetic_job(session, storage, project_id=project.id)
         assert refusal(sessions, storage, job, **changes)[:2] == (where, code)
 
 
@@ -220,9 +220,9 @@ class TestLineage:
         teacher: tables.ModelVersionRow,
     ) -> None:
         with sessions.begin() as session:
-            job = factories.invented(session, storage, project_id=project.id)
+            job = factories.synthetic_job(session, storage, project_id=project.id)
             made = register(session, storage, job)
             other = factories.teacher(session, storage, project_id=project.id, name="other")
             student = session.get_one(tables.ModelVersionRow, job.student_version_id)
             for version, found in ((teacher, [made.id]), (student, [made.id]), (other, [])):
-                assert [row.id for row in lineage.invented(session, version)] == found
+                assert [row.id for row in lineage.synthetic_datasets(session, version)] == found

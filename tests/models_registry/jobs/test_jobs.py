@@ -717,7 +717,7 @@ class TestUserVerbs:
             lease = factories.running(session, again(session, job))
             row = jobs.pause(session, project_id=project_id, job_id=job.id)
             assert row.state == State.PAUSING
-            assert leases.wanted(session, lease) is State.PAUSING
+            assert leases.poll(session, lease) is State.PAUSING
             assert leases.stopped(session, lease, log_tail=["bye"]) is State.PAUSED
             session.refresh(row)
             assert (row.state_reason, row.lease_owner) == ("paused_by_caller", None)
@@ -920,10 +920,10 @@ class JobHistory(stateful.RuleBasedStateMachine):
 
     @stateful.rule(lease=held)
     def report(self, lease: leases.Lease) -> None:
-        points = [leases.Point("loss/total", 1, 1, 0.5)]
+        points = [leases.MetricSample("loss/total", 1, 1, 0.5)]
         self.write(
             lease,
-            lambda s: leases.report(s, lease, progress=0.5, estimated_end_at=None, points=points),
+            lambda s: leases.report(s, lease, progress=0.5, estimated_end_at=None, samples=points),
         )
 
     @stateful.rule(lease=held)
@@ -1009,7 +1009,7 @@ class JobHistory(stateful.RuleBasedStateMachine):
     def reap(self) -> None:
         with self.sessions.begin() as session:
             since = database.now(session) - LONG
-            sweeps.reap(session, looking_since=since, lease_seconds=60, kill_grace_seconds=10)
+            sweeps.reap(session, polling_since=since, lease_seconds=60, kill_grace_seconds=10)
 
     @stateful.rule()
     def publish_again(self) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from models_registry import errors
 from models_registry.artifacts import models
 from models_registry.jobs import jobs, leases
-from models_registry.jobs.leases import Lease, Point
+from models_registry.jobs.leases import Lease, MetricSample
 from models_registry.jobs.lifecycle import State
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
@@ -67,9 +67,11 @@ def keep(session: Session, lease: Lease, storage: Storage, step: int) -> None:
     leases.checkpoint(session, lease, file, step=step, epoch=1, phase="student")
 
 
-def report(session: Session, lease: Lease, *points: Point, progress: float | None = None) -> State:
+def report(
+    session: Session, lease: Lease, *points: MetricSample, progress: float | None = None
+) -> State:
     return leases.report(
-        session, lease, progress=progress, estimated_end_at=None, points=list(points)
+        session, lease, progress=progress, estimated_end_at=None, samples=list(points)
     )
 
 
@@ -172,8 +174,10 @@ class TestClaim:
 WRITES: dict[str, Callable[[Session, Lease, Storage], object]] = {
     "started": lambda s, lease, _: leases.started(s, lease, device="d", resumed_from_step=1),
     "renew": lambda s, lease, _: leases.renew(s, lease, lease_seconds=60),
-    "wanted": lambda s, lease, _: leases.wanted(s, lease),
-    "report": lambda s, lease, _: report(s, lease, Point("loss/total", 1, 1, 1.0), progress=0.9),
+    "poll": lambda s, lease, _: leases.poll(s, lease),
+    "report": lambda s, lease, _: report(
+        s, lease, MetricSample("loss/total", 1, 1, 1.0), progress=0.9
+    ),
     "warn": lambda s, lease, _: leases.warn(s, lease, code="c", message="m"),
     "checkpoint": lambda s, lease, storage: keep(s, lease, storage, 1),
     "complete": finish,
@@ -270,7 +274,7 @@ class TestRenew:
             assert leases.renew(session, lease, lease_seconds=60) is State.PAUSING
             jobs.cancel(session, project_id=job.project_id, job_id=job.id)
             assert leases.renew(session, lease, lease_seconds=60) is State.CANCELLING
-            assert leases.wanted(session, lease) is State.CANCELLING
+            assert leases.poll(session, lease) is State.CANCELLING
 
     def test_of_a_lease_that_ran_out_unnoticed_revives_it(
         self, sessions: database.Sessions, job: tables.JobRow, lease: Lease
@@ -308,13 +312,18 @@ class TestReport:
     def test_stores_a_batch_that_comes_twice_once(
         self, sessions: database.Sessions, lease: Lease
     ) -> None:
-        points = [Point("loss/total", step, 1, step / 10) for step in range(600)]
+        points = [MetricSample("loss/total", step, 1, step / 10) for step in range(600)]
         for _ in range(2):
             with sessions.begin() as session:
                 report(session, lease, *points)
         # What was stored first stays, also where the repetition says something else.
         with sessions.begin() as session:
-            report(session, lease, Point("loss/total", 3, 1, 99.0), Point("loss/kd", 3, 1, 1.0))
+            report(
+                session,
+                lease,
+                MetricSample("loss/total", 3, 1, 99.0),
+                MetricSample("loss/kd", 3, 1, 1.0),
+            )
         row = tables.MetricRow
         with sessions.begin() as session:
             found = session.execute(sa.select(row.key, row.step, row.value)).all()
@@ -324,7 +333,9 @@ class TestReport:
     def test_keeps_what_is_not_finite(self, sessions: database.Sessions, lease: Lease) -> None:
         values = [math.nan, math.inf, -math.inf, -0.0, 5e-324, 1.7976931348623157e308]
         with sessions.begin() as session:
-            report(session, lease, *(Point("k", n, 1, value) for n, value in enumerate(values)))
+            report(
+                session, lease, *(MetricSample("k", n, 1, value) for n, value in enumerate(values))
+            )
         row = tables.MetricRow
         with sessions.begin() as session:
             found = session.scalars(sa.select(row.value).order_by(row.step)).all()
@@ -335,10 +346,10 @@ class TestReport:
         self, sessions: database.Sessions, job: tables.JobRow, lease: Lease
     ) -> None:
         with sessions.begin() as session:
-            report(session, lease, Point("k", 1, 1, 1.0))
+            report(session, lease, MetricSample("k", 1, 1, 1.0))
             factories.lost(session, again(session, job))
             second = factories.running(session, again(session, job))
-            report(session, second, Point("k", 1, 1, 2.0))
+            report(session, second, MetricSample("k", 1, 1, 2.0))
         row = tables.MetricRow
         with sessions.begin() as session:
             found = session.execute(sa.select(row.attempt, row.value).order_by(row.attempt))
@@ -349,7 +360,7 @@ class TestReport:
     ) -> None:
         with sessions.begin() as session:
             assert report(session, lease, progress=0.25) is State.RUNNING
-            report(session, lease, Point("k", 1, None, 1.0))
+            report(session, lease, MetricSample("k", 1, None, 1.0))
             assert again(session, job).progress == 0.25
 
 
@@ -485,7 +496,7 @@ class TestComplete:
     def test_that_cannot_register_leaves_the_job_running(
         self, sessions: database.Sessions, job: tables.JobRow, lease: Lease
     ) -> None:
-        nowhere = leases.StoredFile("model.safetensors", "0" * 64, 1, "k")
+        nowhere = leases.OutputFile("model.safetensors", "0" * 64, 1, "k")
         broken = factories.new_version("digits-student", job_id=job.id, network=None)
         with pytest.raises(sa.exc.IntegrityError), sessions.begin() as session:
             leases.complete(session, lease, result={}, student=broken, files=[nowhere])

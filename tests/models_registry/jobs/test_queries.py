@@ -1,4 +1,4 @@
-"""Reads of jobs: latest values in one query, series thinned without losing what matters."""
+"""Reads of jobs: latest values in one query, series downsampled without losing extremes."""
 
 import math
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import event
 
 from models_registry.jobs import queries
-from models_registry.jobs.queries import Point
+from models_registry.jobs.queries import SeriesPoint
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
 from tests import factories
@@ -21,9 +21,9 @@ from tests import factories
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def points_of(values: list[float]) -> list[Point]:
+def points_of(values: list[float]) -> list[SeriesPoint]:
     """Return one point per value."""
-    return [Point(step, None, value, AT) for step, value in enumerate(values)]
+    return [SeriesPoint(step, None, value, AT) for step, value in enumerate(values)]
 
 
 @pytest.fixture
@@ -92,18 +92,18 @@ class TestLatestMetrics:
 class TestThin:
     def test_keeps_a_short_series_as_it_is(self) -> None:
         points = points_of([1.0, 2.0, 3.0])
-        assert queries.thin(points, 3) == points
+        assert queries.downsample(points, 3) == points
 
     def test_keeps_spikes_and_the_end(self) -> None:
         values = [1.0] * 1000
         values[333], values[666], values[-1] = 50.0, -50.0, 2.0
-        kept = queries.thin(points_of(values), 30)
+        kept = queries.downsample(points_of(values), 30)
         assert {50.0, -50.0} <= {point.value for point in kept}
         assert kept[-1].step == 999
 
     def test_keeps_the_moment_when_the_loss_became_nan(self) -> None:
         values = [1.0] * 500 + [math.nan] + [1.0] * 499
-        kept = queries.thin(points_of(values), 30)
+        kept = queries.downsample(points_of(values), 30)
         assert any(math.isnan(point.value) for point in kept)
 
     @hypothesis_settings(max_examples=200, derandomize=True, deadline=None)
@@ -115,7 +115,7 @@ class TestThin:
         self, values: list[float], max_points: int
     ) -> None:
         points = points_of(values)
-        kept = queries.thin(points, max_points)
+        kept = queries.downsample(points, max_points)
         steps = [point.step for point in kept]
         assert len(kept) <= max_points
         assert steps == sorted(set(steps))

@@ -41,11 +41,11 @@ def expire(session: Session, job: tables.JobRow, seconds_ago: float = 30) -> Non
 
 
 def reap(
-    session: Session, *, looking_since: datetime | None = None, lease_seconds: float = 60
+    session: Session, *, polling_since: datetime | None = None, lease_seconds: float = 60
 ) -> int:
     return sweeps.reap(
         session,
-        looking_since=looking_since or database.now(session) - HOUR,
+        polling_since=polling_since or database.now(session) - HOUR,
         lease_seconds=lease_seconds,
         kill_grace_seconds=10,
     )
@@ -95,10 +95,10 @@ class TestReap:
             expire(session, job, seconds_ago=3000)
         with sessions.begin() as session:
             now = database.now(session)
-            assert reap(session, looking_since=now) == 0
-            assert reap(session, looking_since=now - timedelta(seconds=55)) == 0
+            assert reap(session, polling_since=now) == 0
+            assert reap(session, polling_since=now - timedelta(seconds=55)) == 0
             assert again(session, job).state == State.RUNNING
-            assert reap(session, looking_since=now - timedelta(seconds=61)) == 1
+            assert reap(session, polling_since=now - timedelta(seconds=61)) == 1
 
     def test_fails_the_job_once_its_attempts_are_used_up(
         self, sessions: database.Sessions, project: tables.ProjectRow, job: tables.JobRow
@@ -231,7 +231,7 @@ class TestDeadline:
             assert sweeps.enforce_deadlines(session) == 0
             self.begun(session, row, 101)
             assert sweeps.enforce_deadlines(session) == 1
-            assert leases.wanted(session, lease) is State.CANCELLING
+            assert leases.poll(session, lease) is State.CANCELLING
             assert sweeps.enforce_deadlines(session) == 0
             # A user who cancels now does not change how it ends.
             jobs.cancel(session, project_id=project.id, job_id=row.id)

@@ -104,7 +104,7 @@ class TestDatasetsFromJobs:
         with sessions.begin() as session:
             project = keys.create_project(session, name="laboratory")
             factories.teacher(session, storage, project_id=project.id)
-            job = factories.invented(session, storage, project_id=project.id)
+            job = factories.synthetic_job(session, storage, project_id=project.id)
             new = synthetic_datasets.NewVersion(name="dreams", job_id=job.id)
             made = synthetic_datasets.register(session, storage, project_id=project.id, new=new).id
         with empty_engine.connect() as connection:

@@ -13,7 +13,7 @@ from models_registry import errors
 from models_registry.persistence import database, paging, tables
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-WANTED = paging.Wanted(secret=b"secret", binding="prj_1 /v1/things []", limit=3)
+WANTED = paging.PageRequest(secret=b"secret", binding="prj_1 /v1/things []", limit=3)
 
 
 def add(sessions: database.Sessions, moments: list[int], prefix: str = "prj") -> set[str]:
@@ -31,7 +31,7 @@ def add(sessions: database.Sessions, moments: list[int], prefix: str = "prj") ->
         return {row.id for row in rows}
 
 
-def take(sessions: database.Sessions, wanted: paging.Wanted) -> paging.Page[tables.ProjectRow]:
+def take(sessions: database.Sessions, wanted: paging.PageRequest) -> paging.Page[tables.ProjectRow]:
     """Return one page of the rows that `add` made."""
     row = tables.ProjectRow
     with sessions() as session:

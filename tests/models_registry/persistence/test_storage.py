@@ -142,7 +142,7 @@ class TestPut:
         stored = store.put([b"student"])
 
         digest = hashlib.sha256(b"student").hexdigest()
-        assert stored == storage.Stored(
+        assert stored == storage.StoredBlob(
             key=f"sha256/{digest[:2]}/{digest[2:4]}/{digest}", size_bytes=7, sha256=digest
         )
         assert content(store, stored.key) == b"student"
@@ -227,7 +227,7 @@ class TestPut:
         whole = pseudo_random(3 * MEBIBYTE)
         together = threading.Barrier(6, timeout=30)
 
-        def put() -> storage.Stored:
+        def put() -> storage.StoredBlob:
             def stream() -> Iterator[bytes]:
                 yield whole[:MEBIBYTE]
                 together.wait()

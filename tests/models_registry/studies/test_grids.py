@@ -68,7 +68,7 @@ class TestFaultsOf:
 
 
 class TestPointerInto:
-    def point(self, *chosen: int) -> grids.Point:
+    def point(self, *chosen: int) -> grids.GridPoint:
         return next(p for p in grids.expand(NESTED) if tuple(p.chosen.values()) == chosen)
 
     @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def run(number: int, seed: int, accuracy: float | None, **more: Any) -> Run:
     return Run(number, seed, f"job_{number}_{seed}", state, accuracy=accuracy, **more)
 
 
-def row_of(board: leaderboard.Leaderboard, number: int) -> leaderboard.Row:
+def row_of(board: leaderboard.Leaderboard, number: int) -> leaderboard.RankedVariant:
     return next(row for row in board.rows if row.variant.number == number)
 
 

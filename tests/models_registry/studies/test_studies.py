@@ -15,7 +15,7 @@ from models_registry.jobs.spec import StudySpec
 from models_registry.persistence import database, paging, tables
 from models_registry.persistence.storage import Storage
 from models_registry.studies import studies
-from models_registry.studies.studies import Standing, StudyState
+from models_registry.studies.studies import StudyState, StudyStatus
 from tests import factories
 from tests.databases import SQLITE_ONLY
 
@@ -45,13 +45,13 @@ def members(session: Session, study: tables.StudyRow) -> list[tables.JobRow]:
 
 def planned(
     sessions: database.Sessions, project: tables.ProjectRow, **changes: Any
-) -> studies.Plan:
+) -> studies.StudyPlan:
     spec = StudySpec.model_validate(factories.study_spec(**changes))
     with sessions.begin() as session:
         return studies.plan(session, project_id=project.id, spec=spec)
 
 
-def labels(plan: studies.Plan) -> list[str]:
+def labels(plan: studies.StudyPlan) -> list[str]:
     return [studies.label_of(variant) for variant in plan.variants]
 
 
@@ -148,8 +148,8 @@ class TestSubmit:
             session.flush()
             made = factories.study(session, project_id=project.id)
             assert {job.state for job in members(session, made)} == {State.VALIDATING}
-            standing = studies.standings(session, study_ids=[made.id])[made.id]
-            assert standing.state is StudyState.QUEUED
+            status = studies.statuses(session, study_ids=[made.id])[made.id]
+            assert status.state is StudyState.QUEUED
             row.state = "ready"
 
 
@@ -438,8 +438,8 @@ class TestPage:
                 page = studies.page(
                     session,
                     project_id=project_id,
-                    filters=studies.Filters(**filters),
-                    wanted=paging.Wanted(b"secret", "list"),
+                    filters=studies.StudyFilters(**filters),
+                    wanted=paging.PageRequest(b"secret", "list"),
                 )
                 return [study.name for study in page.rows]
 
@@ -454,7 +454,7 @@ class TestPage:
 
 
 @SQLITE_ONLY
-class TestStanding:
+class TestStudyStatus:
     def test_has_the_state_of_its_jobs(self) -> None:
         for states, amount_to in (
             ("validating queued", "queued"),
@@ -469,7 +469,7 @@ class TestStanding:
             ("succeeded cancelled", "cancelled"),
         ):
             counts = {State(state): 2 for state in states.split()}
-            assert Standing(counts, 0.5, None, None).state == amount_to
+            assert StudyStatus(counts, 0.5, None, None).state == amount_to
 
     def test_counts_a_job_that_ended_as_done(
         self, sessions: database.Sessions, storage: Storage, study: tables.StudyRow
@@ -478,12 +478,12 @@ class TestStanding:
             first, second, *_ = members(session, study)
             jobs.cancel(session, project_id=study.project_id, job_id=first.id)
             lease = factories.running(session, second)
-            leases.report(session, lease, progress=0.5, estimated_end_at=None, points=[])
-            standing = studies.standings(session, study_ids=[study.id])[study.id]
-            assert standing.progress == pytest.approx(1.5 / 6)
-            assert standing.counts == {State.CANCELLED: 1, State.RUNNING: 1, State.QUEUED: 4}
-            assert standing.started_at == session.get_one(tables.JobRow, second.id).started_at
-            assert standing.finished_at is None
+            leases.report(session, lease, progress=0.5, estimated_end_at=None, samples=[])
+            status = studies.statuses(session, study_ids=[study.id])[study.id]
+            assert status.progress == pytest.approx(1.5 / 6)
+            assert status.counts == {State.CANCELLED: 1, State.RUNNING: 1, State.QUEUED: 4}
+            assert status.started_at == session.get_one(tables.JobRow, second.id).started_at
+            assert status.finished_at is None
 
 
 class TestCancel:
@@ -516,8 +516,8 @@ class TestRetry:
             assert (old.study_id, old.study_variant, old.study_seed) == (None, None, None)
             assert new.retry_of == old.id
             assert len(members(session, study)) == 6
-            standing = studies.standings(session, study_ids=[study.id])[study.id]
-            assert standing.counts == {State.QUEUED: 6}
+            status = studies.statuses(session, study_ids=[study.id])[study.id]
+            assert status.counts == {State.QUEUED: 6}
 
     def test_of_a_job_that_has_lost_its_seat_is_a_job_of_its_own(
         self, sessions: database.Sessions, study: tables.StudyRow

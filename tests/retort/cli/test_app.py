@@ -351,7 +351,7 @@ class TestWatch:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
         assert (process.returncode, out) == (130, "")
-        assert err == "stopped watching; job_1 goes on: retort watch job_1\n"
+        assert err == "stopped watching; job_1 continues: retort watch job_1\n"
         assert [r.method for r in known.requests if r.method != "GET"] == []
 
 
@@ -440,7 +440,7 @@ class TestStudy:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
         assert (process.returncode, out) == (130, "")
-        assert err == "stopped watching; stu_1 goes on: retort study watch stu_1\n"
+        assert err == "stopped watching; stu_1 continues: retort study watch stu_1\n"
 
 
 class TestUpload:
@@ -514,7 +514,7 @@ class TestUpload:
         monkeypatch.setattr("retort.transport.backoff_seconds", lambda *_: 0.0)
         result = run("upload", "model", "a", str(weights), *self.MODEL, *self.IMAGES)
         assert result.exit_code == 4
-        assert result.stderr.startswith("go on with the same command and --resume upl_1\nerror: ")
+        assert result.stderr.startswith("resume with the same command and --resume upl_1\nerror: ")
 
     def test_registers_a_dataset(self, real, staff, tmp_path):
         archive = tmp_path / "shapes.zip"
@@ -534,7 +534,7 @@ class TestUpload:
 
 
 class TestDatasetFromJob:
-    def test_registers_invented_images(self, real, staff):
+    def test_registers_synthetic_images(self, real, staff):
         result = run("dataset", "from-job", staff.invent(), "--name", "dreams")
         assert result.stdout == "dreams@1\n"
         assert "6 train, 2 validation, 2 test" in result.stderr

@@ -106,7 +106,7 @@ class TestScores:
         )
         display.job(console, types.Job(id="job_1", state="succeeded", result=result))
         assert "0 for training" in page.getvalue()
-        assert "7,680 images (1.3 s inventing, 2.0 s learning)" in page.getvalue()
+        assert "7,680 images (1.3 s synthesis, 2.0 s distillation)" in page.getvalue()
 
 
 class TestNumbers:

@@ -9,7 +9,7 @@ from models_registry.persistence import tables
 
 
 class Images(BaseModel):
-    """What images look like to a network, and how their pixels are normalised."""
+    """Shape of a network's images, and normalisation of their pixels."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -20,8 +20,8 @@ class Images(BaseModel):
     std: list[float] = Field(description="One value per channel, greater than 0.")
 
 
-class ImagesWish(BaseModel):
-    """What an uploader says of images; whatever is absent is measured when they are inspected."""
+class ImageHints(BaseModel):
+    """Shape and normalisation as given by the uploader; absent ones are measured at inspection."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -33,7 +33,7 @@ class ImagesWish(BaseModel):
 
 
 class Rejection(BaseModel):
-    """Why an upload was turned down."""
+    """Why an upload was rejected."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -47,7 +47,7 @@ class StoredFile(BaseModel):
     path: str
     size_bytes: int
     sha256: str
-    media_type: str = Field(description="By the ending of its path.")
+    media_type: str = Field(description="By the suffix of its path.")
 
     @classmethod
     def of(cls, row: tables.ModelFileRow) -> Self:
