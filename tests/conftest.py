@@ -27,6 +27,7 @@ NOBODY_LISTENS = "redis://127.0.0.1:1/0"
 # What is marked with xdist_group, by the ids of the tests.
 TOGETHER = re.compile(
     r"^tests/journeys/.*\[(?:production|embedded)\b|^tests/workers/test_shared_engine\.py::\w+"
+    r"|^tests/workers/test_runner\.py"
 )
 
 
@@ -43,11 +44,16 @@ class Together(LoadGroupScheduling):  # type: ignore[misc]  # xdist has no types
         return group[0].rpartition("[")[2] if group else super()._split_scope(nodeid)
 
 
+@pytest.hookimpl(trylast=True)  # after the tests were shuffled
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse a group that the scheduler would not know."""
+    """Run slow tests first, so that no process waits at the end for another's last one.
+
+    Refuse a group that the scheduler would not know.
+    """
     for item in items:
         if item.get_closest_marker("xdist_group") and not TOGETHER.match(item.nodeid):
             raise pytest.UsageError(f"{item.nodeid} is in an xdist_group; add it to TOGETHER")
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 # Any: xdist has no types.

@@ -373,7 +373,7 @@ def snippet(description: Json) -> Iterator[str]:
         yield 'from pathlib import Path  # needs: pip install "retort[worker]"'
         yield ""
         yield "import torch"
-        yield "from workers.distill import weights"
+        yield "from workers.distill.networks import weights"
         yield ""
         yield f'network, _ = weights.rebuild(Path("{models.WEIGHTS}"))'
     yield "network.eval()"
