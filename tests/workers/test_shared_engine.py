@@ -132,6 +132,7 @@ def tidiness(workshop: Context) -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # the first one starts two engines, of which one trains six students
 @pytest.mark.xdist_group("shared engine")
 class TestSharedEngine:
     def test_ends_each_job_as_it_would_end_alone(
