@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -310,11 +311,11 @@ class TestStaging:
             # Renewing the lease is how the heartbeat learns of it; once more, and it surely has.
             for _ in range(2):
                 before = scenes.job(workshop, job_id).lease_expires_at
-                scenes.wait_until(
-                    lambda then=before: scenes.job(workshop, job_id).lease_expires_at != then,
-                    "the lease is renewed",
-                )
+                scenes.wait_until(functools.partial(is_renewed, before), "the lease is renewed")
             release.set()
+
+        def is_renewed(before: datetime | None) -> bool:
+            return scenes.job(workshop, job_id).lease_expires_at != before
 
         release = threading.Event()
         lock = inspector.builtin_folder(workshop.settings.cache_dir) / ".digits.lock"

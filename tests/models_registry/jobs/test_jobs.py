@@ -1101,20 +1101,21 @@ class TestAnyHistory:
     @pytest.mark.slow
     def test_keeps_what_must_always_hold(self, tmp_path: Path) -> None:
         """All in one database, which each history finds as it was at the start."""
-        engine = database.connect(f"sqlite:///{tmp_path}/retort.sqlite3")
+        path = tmp_path / "retort.sqlite3"
+        engine = database.connect(f"sqlite:///{path}")
         schema.upgrade(engine)
         storage = LocalStorage(tmp_path / "storage")
         with database.sessions(engine).begin() as session:
             project_id = keys.create_project(session, name="laboratory").id
             factories.teacher(session, storage, project_id=project_id)
         start = sqlite3.connect(":memory:")
-        with contextlib.closing(engine.raw_connection()) as connection:
-            connection.driver_connection.backup(start)
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.backup(start)
 
         class JobHistoryHere(JobHistory):
             def __init__(self) -> None:
-                with contextlib.closing(engine.raw_connection()) as connection:
-                    start.backup(connection.driver_connection)
+                with contextlib.closing(sqlite3.connect(path)) as connection:
+                    start.backup(connection)
                 super().__init__(engine, storage, project_id)
 
         stateful.run_state_machine_as_test(
