@@ -10,6 +10,8 @@ BIN := .venv/bin
 ENVIRONMENT := .venv/.installed
 # A test starts several processes; a pool of threads in each would make them fight for the cores.
 QUIET_THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
+# Every process would compile what it imports anew, which takes longer than many a test.
+BYTECODE := PYTHONDONTWRITEBYTECODE=
 # Whole running services are shared by the tests of one group, so a group stays in one process.
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadgroup
 
@@ -23,11 +25,11 @@ demo: $(ENVIRONMENT) ## Teacher to downloaded student on this machine, in one go
 
 test: check ## All checks, then the whole test suite
 	@echo "test: the whole suite"
-	@$(QUIET_THREADS) $(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	@$(QUIET_THREADS) $(BYTECODE) $(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-fast: $(ENVIRONMENT) ## Tests that take under a second each
 	@echo "test-fast: without slow tests and journeys"
-	@$(QUIET_THREADS) $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not journey"
+	@$(QUIET_THREADS) $(BYTECODE) $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not journey"
 
 check: $(ENVIRONMENT) ## Lint, format, types, import contracts
 	@echo "check: lint, format, types, import contracts"

@@ -3,6 +3,7 @@
 Migrations run once for each kind, so that a test's database costs milliseconds.
 """
 
+import gc
 import re
 import shutil
 from collections.abc import Iterator
@@ -27,7 +28,11 @@ NOBODY_LISTENS = "redis://127.0.0.1:1/0"
 # What is marked with xdist_group, by the ids of the tests.
 TOGETHER = re.compile(
     r"^tests/journeys/.*\[(?:production|embedded)\b|^tests/workers/test_shared_engine\.py::\w+"
+    r"|^tests/workers/test_runner\.py"
 )
+# The kinds of databases and stores that are servers, and the fixtures that start one.
+SERVERS = {"postgresql", "s3"}
+SERVER_FIXTURES = {"postgres_server", "postgres_database", "s3_settings"}
 
 
 class Together(LoadGroupScheduling):  # type: ignore[misc]  # xdist has no types
@@ -43,11 +48,36 @@ class Together(LoadGroupScheduling):  # type: ignore[misc]  # xdist has no types
         return group[0].rpartition("[")[2] if group else super()._split_scope(nodeid)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark what needs a server of its own as slow: starting one takes seconds."""
+    callspec = getattr(item, "callspec", None)
+    chosen = [one for one in callspec.params.values() if isinstance(one, str)] if callspec else []
+    needed = getattr(item, "fixturenames", ())
+    if SERVERS.intersection(chosen) or SERVER_FIXTURES.intersection(needed):
+        item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """Keep what all imports have made out of every garbage collection: it takes seconds."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let the interpreter end as it would have."""
+    gc.unfreeze()
+
+
+@pytest.hookimpl(trylast=True)  # after the tests were shuffled
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse a group that the scheduler would not know."""
+    """Run slow tests first, so that no process waits at the end for another's last one.
+
+    Refuse a group that the scheduler would not know.
+    """
     for item in items:
         if item.get_closest_marker("xdist_group") and not TOGETHER.match(item.nodeid):
             raise pytest.UsageError(f"{item.nodeid} is in an xdist_group; add it to TOGETHER")
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 # Any: xdist has no types.

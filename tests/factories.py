@@ -87,13 +87,14 @@ def teacher(
     project_id: str,
     name: str = "digits-teacher",
     content: bytes = b"weights",
+    **changes: Any,
 ) -> tables.ModelVersionRow:
     """Add a version that is ready to teach."""
     file = stored(session, storage, content)
     return models.add_version(
         session,
         project_id=project_id,
-        new=new_version(name),
+        new=new_version(name, **changes),
         files={file.path: file.sha256},
         state="ready",
     )

@@ -130,6 +130,10 @@ class Attempt:
             stored = self._put(path, report["path"], expected=report["sha256"])
         except FileNotFoundError:
             return  # the engine has written two newer ones since
+        except errors.DigestMismatch:
+            # A stop at the step of the last checkpoint writes it anew; that one's report follows.
+            log.info("checkpoint_overtaken", job_id=self.lease.job_id, path=report["path"])
+            return
         except errors.Unavailable as error:
             # A job must not fail because a checkpoint was not stored; the next one is tried.
             log.warning("checkpoint_not_stored", job_id=self.lease.job_id, error=str(error))

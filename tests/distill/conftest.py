@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from workers.distill.evaluation import profiling
+
 
 @pytest.fixture(autouse=True)
 def process_settings() -> Iterator[None]:
@@ -15,5 +17,14 @@ def process_settings() -> Iterator[None]:
     previous = signal.getsignal(signal.SIGTERM)
     with torch.random.fork_rng(devices=[]):
         yield
-    torch.use_deterministic_algorithms(strict, warn_only=warns)
+    found = torch.are_deterministic_algorithms_enabled()
+    # Only when a test has changed it: the call loads the compiler, which takes seconds.
+    if (found, torch.is_deterministic_algorithms_warn_only_enabled()) != (strict, warns):
+        torch.use_deterministic_algorithms(strict, warn_only=warns)
     signal.signal(signal.SIGTERM, previous)
+
+
+@pytest.fixture(autouse=True)
+def quick_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure no network's latency for long in this process: a run does it for each network."""
+    monkeypatch.setattr(profiling, "MEASURE_SECONDS", 0.001)

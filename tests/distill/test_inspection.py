@@ -1,6 +1,7 @@
 """Every upload ends in one line: what it became, or why it was refused."""
 
 import argparse
+import io
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from workers.distill import inspection
 from workers.distill.data import dataset
@@ -282,6 +284,23 @@ class TestDataset:
             archive.writestr("../evil.png", b"x")
         assert inspect(a_dataset_request("imagefolder")).last["code"] == "unsafe_archive"
         assert not (tmp_path.parent / "evil.png").exists()
+
+    def test_folders_become_a_prepared_set_with_class_names(
+        self, tmp_path: Path, inspect: Inspect
+    ) -> None:
+        generator = np.random.default_rng(0)
+        with zipfile.ZipFile(tmp_path / "upload", "w") as archive:
+            for number in range(40):
+                picture = io.BytesIO()
+                pixels = generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(picture, "PNG")
+                archive.writestr(f"train/class-{number % 2}/{number}.png", picture.getvalue())
+        found = inspect(a_dataset_request("imagefolder"))
+        assert found.code == 0
+        described = found.last["dataset"]
+        assert described["classes"] == ["class-0", "class-1"]
+        assert sum(described["splits"].values()) == 40
+        assert described["input"]["channels"] == 3
 
     def test_archive_without_pictures_is_refused(self, tmp_path: Path, inspect: Inspect) -> None:
         with zipfile.ZipFile(tmp_path / "upload", "w") as archive:

@@ -2,13 +2,13 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import json
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +28,9 @@ from tests.workers import conftest, scenes
 from workers import context as contexts
 from workers import inspector, runner, staging
 from workers.context import Context
+
+# The workshop is prepared, and the first job run, in one process alone.
+pytestmark = pytest.mark.xdist_group("runner")
 
 EPOCHS = 3
 SPEC: dict[str, Any] = {"training": {"epochs": EPOCHS, "checkpoint_seconds": 1}}
@@ -304,8 +307,15 @@ class TestStaging:
         def cancel() -> None:
             with workshop.sessions.begin() as session:
                 jobs.cancel(session, project_id=project, job_id=job_id)
-            scenes.wait_until(scenes.has_state(workshop, job_id, State.CANCELLING), "cancelling")
+            assert scenes.job(workshop, job_id).state == State.CANCELLING
+            # Renewing the lease is how the heartbeat learns of it; once more, and it surely has.
+            for _ in range(2):
+                before = scenes.job(workshop, job_id).lease_expires_at
+                scenes.wait_until(functools.partial(is_renewed, before), "the lease is renewed")
             release.set()
+
+        def is_renewed(before: datetime | None) -> bool:
+            return scenes.job(workshop, job_id).lease_expires_at != before
 
         release = threading.Event()
         lock = inspector.builtin_folder(workshop.settings.cache_dir) / ".digits.lock"
@@ -320,14 +330,13 @@ class TestStaging:
 
 @contextlib.contextmanager
 def held_until(lock: Path, release: threading.Event) -> Iterator[None]:
-    """Hold a lock until an event, and some polls longer, so that a heartbeat has looked since."""
+    """Hold a lock until an event."""
     held = threading.Event()
 
     def hold() -> None:
         with staging.locked(lock):
             held.set()
             release.wait(scenes.PATIENCE_SECONDS)
-            time.sleep(1)
 
     with scenes.meanwhile(hold):
         held.wait()

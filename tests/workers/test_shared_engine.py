@@ -18,7 +18,7 @@ from models_registry.jobs.spec import StudySpec
 from models_registry.persistence import tables
 from models_registry.studies import studies
 from tests import factories
-from tests.workers import conftest, scenes
+from tests.workers import conftest, scenes, weights
 from workers import context as contexts
 from workers import runner
 from workers.context import Context
@@ -43,10 +43,17 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) ->
 
 @pytest.fixture(scope="module")
 def project(workshop: Context) -> str:
-    """A project with a teacher."""
+    """A project with a teacher; how good it is does not matter."""
     made = scenes.project(workshop)
-    job_id = scenes.submit(workshop, made, name="teacher", training={"epochs": 1})
-    assert runner.run_job(workshop, job_id) == State.SUCCEEDED
+    with workshop.sessions.begin() as session:
+        factories.teacher(
+            session,
+            workshop.storage,
+            project_id=made,
+            name="teacher",
+            content=weights.tiny_safetensors(),
+            **scenes.TINY,
+        )
     return made
 
 
@@ -125,6 +132,7 @@ def tidiness(workshop: Context) -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # the first one starts two engines, of which one trains six students
 @pytest.mark.xdist_group("shared engine")
 class TestSharedEngine:
     def test_ends_each_job_as_it_would_end_alone(

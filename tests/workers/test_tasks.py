@@ -49,9 +49,12 @@ def is_described(context: Context) -> bool:
     return any(row.versions for row in announced(context))
 
 
+@pytest.mark.timeout(300)  # it starts a worker and two engines
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 class TestWorker:
-    def test_announces_itself_does_a_job_and_leaves(self, context: Context, project: str) -> None:
+    def test_announces_itself_does_a_job_hands_the_next_back_and_leaves(
+        self, context: Context, project: str
+    ) -> None:
         with processes.worker(context.settings, *JOBS) as worker:
             scenes.wait_until(lambda: is_described(context), "the worker is announced")
             (row,) = announced(context)
@@ -67,10 +70,22 @@ class TestWorker:
             scenes.wait_until(scenes.has_state(context, job_id, State.SUCCEEDED), "the job is done")
             (attempt,) = scenes.attempts(context, job_id)
             assert attempt.worker_id == row.id
+            begun = scenes.submit(context, project, training=scenes.ENDLESS)
+            processes.relay(context)
+            scenes.wait_until(scenes.has_state(context, begun, State.RUNNING), "the job runs")
+            untouched = scenes.submit(context, project)
+            processes.relay(context)
+            waiting = processes.waiting(context.settings.broker_url)
+            assert list(waiting.values()) == [1]
             assert processes.stop(worker) < 20
             assert worker.process.returncode == 0
             assert worker.complaints() == []
             assert f'"job_id": "{job_id}"' in worker.log()
+        job = scenes.job(context, begun)
+        assert (job.state, job.state_reason) == (State.QUEUED, Reason.WORKER_SHUTDOWN)
+        assert job.releases == 1
+        assert scenes.job(context, untouched).attempt == 0
+        assert processes.waiting(context.settings.broker_url) == waiting
         (row,) = announced(context)
         assert row.stopped_at is not None
         with context.readers.begin() as session:
@@ -78,32 +93,8 @@ class TestWorker:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-class TestStoppedWorker:
-    def test_hands_its_job_back_and_leaves_the_next_message_alone(
-        self, context: Context, project: str
-    ) -> None:
-        with processes.worker(context.settings, *JOBS) as worker:
-            first = scenes.submit(context, project, training=scenes.ENDLESS)
-            processes.relay(context)
-            scenes.wait_until(scenes.has_state(context, first, State.RUNNING), "the job runs")
-            second = scenes.submit(context, project)
-            processes.relay(context)
-            waiting = processes.waiting(context.settings.broker_url)
-            assert list(waiting.values()) == [1]
-            assert processes.stop(worker) < 20
-            assert worker.process.returncode == 0
-            assert worker.complaints() == []
-        job = scenes.job(context, first)
-        assert (job.state, job.state_reason) == (State.QUEUED, Reason.WORKER_SHUTDOWN)
-        assert job.releases == 1
-        assert scenes.job(context, second).attempt == 0
-        assert processes.waiting(context.settings.broker_url) == waiting
-        (row,) = announced(context)
-        assert row.stopped_at is not None
-
-    def test_that_is_killed_takes_pool_engine_and_clock_along(
-        self, context: Context, project: str
-    ) -> None:
+class TestKilledWorker:
+    def test_takes_pool_engine_and_clock_along(self, context: Context, project: str) -> None:
         with processes.worker(context.settings, "-Q", "any,maintenance", "-B") as worker:
             job_id = scenes.submit(context, project, training=scenes.ENDLESS)
             processes.relay(context)

@@ -11,7 +11,7 @@ import pytest
 from tests.distill import folders
 from workers.distill.config import grouping
 from workers.distill.run import run
-from workers.distill.runtime import device, events, signals
+from workers.distill.runtime import events, signals
 from workers.distill.training import teachers
 from workers.distill.training.progress import ProgressReporter
 
@@ -76,12 +76,6 @@ def run_alone(workdir: Path, **changes: Any) -> bytes:
 
 
 Alone = Callable[..., bytes]
-
-
-@pytest.fixture(autouse=True)
-def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure no student's latency for long: nobody here asks for it."""
-    monkeypatch.setattr(device, "MEASURE_SECONDS", 0.001)
 
 
 @pytest.fixture(scope="module")

@@ -41,6 +41,7 @@ def stop_at_checkpoint(workdir: Path, number: int) -> tuple[int, list[dict[str, 
     return folders.finish(process)
 
 
+@pytest.mark.slow
 class TestWholeRun:
     def test_ends_with_one_result(self, undisturbed: tuple[Path, list[dict[str, Any]]]) -> None:
         _, lines = undisturbed
@@ -141,6 +142,7 @@ class TestWholeRun:
         assert result["latency_ms"]["student"] > 0
 
 
+@pytest.mark.slow
 class TestResume:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
     def test_a_stopped_run_ends_with_the_same_bytes(
@@ -328,6 +330,7 @@ class TestVariants:
         assert result["scores"]["baseline"] == result["scores"]["student"]
         assert lines[0]["phases"] == ["student"]
 
+    @pytest.mark.slow
     def test_the_baseline_is_the_same_whatever_the_method(self, tmp_path: Path) -> None:
         results = []
         for name in ("kd", "dkd"):

@@ -1,7 +1,8 @@
 """Jobs: what is refused at submission, what is stored, and every move by its one door."""
 
+import contextlib
 import itertools
-import shutil
+import sqlite3
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -873,13 +874,10 @@ class JobHistory(stateful.RuleBasedStateMachine):
     A worker keeps every lease it ever had and may use any of them, as one that was cut off does.
     """
 
-    def __init__(self, template: Path, folder: Path, project_id: str) -> None:
+    def __init__(self, engine: sa.Engine, storage: Storage, project_id: str) -> None:
         super().__init__()
-        path = folder / f"{ids.new('db')}.sqlite3"
-        shutil.copy(template, path)
-        self.engine = database.connect(f"sqlite:///{path}")
-        self.sessions = database.sessions(self.engine)
-        self.storage = LocalStorage(folder / "storage")
+        self.sessions = database.sessions(engine)
+        self.storage = storage
         self.project_id = project_id
         self.final: dict[str, Any] | None = None
         self.fence = 0
@@ -1098,24 +1096,27 @@ class JobHistory(stateful.RuleBasedStateMachine):
             self.final = now
             assert now["finished_at"] is not None
 
-    def teardown(self) -> None:
-        self.engine.dispose()
-
 
 class TestAnyHistory:
     @pytest.mark.slow
     def test_keeps_what_must_always_hold(self, tmp_path: Path) -> None:
-        template = tmp_path / "template.sqlite3"
-        engine = database.connect(f"sqlite:///{template}")
+        """All in one database, which each history finds as it was at the start."""
+        path = tmp_path / "retort.sqlite3"
+        engine = database.connect(f"sqlite:///{path}")
         schema.upgrade(engine)
+        storage = LocalStorage(tmp_path / "storage")
         with database.sessions(engine).begin() as session:
             project_id = keys.create_project(session, name="laboratory").id
-            factories.teacher(session, LocalStorage(tmp_path / "storage"), project_id=project_id)
-        engine.dispose()
+            factories.teacher(session, storage, project_id=project_id)
+        start = sqlite3.connect(":memory:")
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.backup(start)
 
         class JobHistoryHere(JobHistory):
             def __init__(self) -> None:
-                super().__init__(template, tmp_path, project_id)
+                with contextlib.closing(sqlite3.connect(path)) as connection:
+                    start.backup(connection)
+                super().__init__(engine, storage, project_id)
 
         stateful.run_state_machine_as_test(
             JobHistoryHere,
@@ -1126,3 +1127,5 @@ class TestAnyHistory:
                 suppress_health_check=list(hypothesis.HealthCheck),
             ),
         )
+        start.close()
+        engine.dispose()

@@ -553,7 +553,8 @@ class TestS3Storage:
         with pytest.raises(errors.StorageDown):
             store.check()
 
-        assert time.monotonic() - begun < 2
+        # The other verbs would try again for a minute.
+        assert time.monotonic() - begun < 15
 
     @pytest.mark.slow
     def test_is_down_within_seconds_when_nothing_answers(self):
@@ -569,7 +570,7 @@ class TestS3Storage:
             with pytest.raises(errors.StorageDown):
                 store.check()
 
-            assert time.monotonic() - begun < 5
+            assert time.monotonic() - begun < 15
 
     def test_is_down_when_the_bucket_is_missing(self, s3_settings):
         options = storage.S3Options(

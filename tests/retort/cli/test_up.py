@@ -1,5 +1,6 @@
 """`retort up`: what may be in its way, and what it leaves behind."""
 
+import contextlib
 import json
 import os
 import signal
@@ -46,14 +47,13 @@ def answers(port: int) -> bool:
         return False
 
 
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int, list[psutil.Process]]]:
-    """A service, its port, and all the processes that it has started."""
-    port = free_port()
-    process = up("--data-dir", str(tmp_path / "data"), "--port", str(port))
+@contextlib.contextmanager
+def running(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A service that answers; whatever happens, it has ended afterwards."""
+    process = up("--data-dir", str(folder), "--port", str(port))
     try:
         wait_until(lambda: answers(port))
-        yield process, port, psutil.Process(process.pid).children(recursive=True)
+        yield process
     finally:
         process.terminate()
         process.communicate(timeout=60)
@@ -71,35 +71,28 @@ def test_a_port_that_is_taken_is_one_clear_line(tmp_path: Path):
     assert "--port" in words
 
 
-def test_ends_cleanly_keeps_its_data_and_lets_nobody_else_in(
-    running: tuple[subprocess.Popen[bytes], int, list[psutil.Process]], tmp_path: Path
+def test_it_ends_cleanly_keeps_its_data_lets_nobody_else_in_and_leaves_no_process_behind(
+    tmp_path: Path,
 ):
-    process, port, children = running
-    known = tmp_path / "data" / "client.json"
-    assert stat.S_IMODE(known.stat().st_mode) == 0o600
-    code, words = complaint("--data-dir", str(tmp_path / "data"), "--port", str(free_port()))
-    assert code == 5
-    assert "--data-dir" in words
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 0
-    assert psutil.wait_procs(children, timeout=10)[1] == []
-    again = up("--data-dir", str(tmp_path / "data"), "--port", str(port))
-    try:
-        wait_until(lambda: answers(port))
+    """Ended by Ctrl-C first, then started again, then killed."""
+    folder, port = tmp_path / "data", free_port()
+    known = folder / "client.json"
+    with running(folder, port) as process:
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert stat.S_IMODE(known.stat().st_mode) == 0o600
+        code, words = complaint("--data-dir", str(folder), "--port", str(free_port()))
+        assert code == 5
+        assert "--data-dir" in words
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        assert psutil.wait_procs(children, timeout=10)[1] == []
+    with running(folder, port) as process:
         key = json.loads(known.read_text())["api_key"]
         headers = {"authorization": f"Bearer {key}"}
         assert httpx.get(f"http://127.0.0.1:{port}/v1/jobs", headers=headers).status_code == 200
-    finally:
-        again.terminate()
-        again.communicate(timeout=60)
-
-
-def test_killed_it_leaves_no_process_behind(
-    running: tuple[subprocess.Popen[bytes], int, list[psutil.Process]],
-):
-    process, _, children = running
-    names = " ".join(" ".join(child.cmdline()) for child in children)
-    assert "redis-server" in names
-    assert "uvicorn" in names
-    os.kill(process.pid, signal.SIGKILL)
-    assert psutil.wait_procs(children, timeout=20)[1] == []
+        children = psutil.Process(process.pid).children(recursive=True)
+        names = " ".join(" ".join(child.cmdline()) for child in children)
+        assert "redis-server" in names
+        assert "uvicorn" in names
+        os.kill(process.pid, signal.SIGKILL)
+        assert psutil.wait_procs(children, timeout=20)[1] == []

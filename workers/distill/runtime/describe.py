@@ -4,9 +4,9 @@ import json
 import os
 import platform
 import sys
+from importlib import metadata
 
 import torch
-import torchvision
 
 
 def describe() -> dict[str, object]:
@@ -23,7 +23,8 @@ def describe() -> dict[str, object]:
     versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        # Not imported: loading it takes longer than torch itself.
+        "torchvision": metadata.version("torchvision"),
     }
     return {"devices": devices, "versions": versions}
 
