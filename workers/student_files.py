@@ -19,7 +19,7 @@ CARD = "card.md"
 
 
 @dataclass(frozen=True)
-class Kit:
+class StudentFiles:
     """What `leases.complete` needs to end a job with its student."""
 
     files: dict[str, Path]
@@ -65,7 +65,7 @@ def _files_in(workdir: Path, name: str) -> dict[str, Path]:
 
 def make(
     origin: Origin, report: dict[str, Any], workdir: Path, *, stored: Collection[str] = ()
-) -> Kit:
+) -> StudentFiles:
     """Return everything that `leases.complete` needs; writes card and manifest into `workdir`.
 
     `stored` are the paths of those report files that are in the store already: the card shows them.
@@ -106,7 +106,7 @@ def make(
         card=card,
         tags={},
     )
-    return Kit(files, version, result.model_dump(mode="json", exclude_unset=True))
+    return StudentFiles(files, version, result.model_dump(mode="json", exclude_unset=True))
 
 
 def _lineage(job: tables.JobRow, spec: JobSpec, result: RunResult) -> dict[str, Any]:

@@ -239,7 +239,7 @@ def add_event(session: Session, job_id: str, kind: str, facts: dict[str, Any]) -
 
 
 @dataclass(frozen=True)
-class Seat:
+class StudyPlace:
     """A job's place in a study: no two jobs have the same."""
 
     study_id: str
@@ -262,7 +262,7 @@ def submit(
     project_id: str,
     spec: JobSpec,
     retry_of: str | None = None,
-    seat: Seat | None = None,
+    place: StudyPlace | None = None,
 ) -> tables.JobRow:
     """Store a job; it is queued at once if its inputs are ready, else it validates them first.
 
@@ -276,7 +276,7 @@ def submit(
         inputs=inputs,
         notice=notice(session, queue=completed.resources.accelerator),
         retry_of=retry_of,
-        seat=seat,
+        place=place,
     )
 
 
@@ -288,7 +288,7 @@ def store(
     inputs: Inputs,
     notice: str | None,
     retry_of: str | None = None,
-    seat: Seat | None = None,
+    place: StudyPlace | None = None,
 ) -> tables.JobRow:
     """Store a job whose spec was completed and found right; `notice` is shown while it waits."""
     now = database.now(session)
@@ -307,9 +307,9 @@ def store(
         initial_version_id=inputs.initial and inputs.initial.id,
         dataset_version_id=inputs.dataset and inputs.dataset.id,
         retry_of=retry_of,
-        study_id=seat and seat.study_id,
-        study_variant=seat and seat.variant,
-        study_seed=seat and seat.seed,
+        study_id=place and place.study_id,
+        study_variant=place and place.variant,
+        study_seed=place and place.seed,
         state=State.VALIDATING,
         state_reason=Reason.WAITING_FOR_INPUT if waiting else None,
         state_message=f"Waiting until {', '.join(waiting)} is inspected." if waiting else None,
@@ -539,7 +539,7 @@ def resume(session: Session, *, project_id: str, job_id: str) -> tables.JobRow:
 def retry(session: Session, *, project_id: str, job_id: str) -> tables.JobRow:
     """Submit the spec of a failed or cancelled job again, as a new job.
 
-    In a study, the new job takes the old one's seat.
+    In a study, the new job takes the old one's place.
 
     Raises: errors.IllegalMove for any other state.
     """
@@ -550,21 +550,21 @@ def retry(session: Session, *, project_id: str, job_id: str) -> tables.JobRow:
             state=job.state,
             allowed=lifecycle.allowed(State(job.state)),
         )
-    seat = _give_up_seat(session, job)
-    return submit(session, project_id=project_id, spec=spec_of(job), retry_of=job.id, seat=seat)
+    place = _free_place(session, job)
+    return submit(session, project_id=project_id, spec=spec_of(job), retry_of=job.id, place=place)
 
 
-def _give_up_seat(session: Session, job: tables.JobRow) -> Seat | None:
+def _free_place(session: Session, job: tables.JobRow) -> StudyPlace | None:
     if job.study_id is None or job.study_variant is None or job.study_seed is None:
         return None
-    seat = Seat(job.study_id, job.study_variant, job.study_seed)
+    place = StudyPlace(job.study_id, job.study_variant, job.study_seed)
     row, study = tables.JobRow, tables.StudyRow
     # Held, so that the study is not deleted before its new job is there.
     session.scalars(
-        sa.select(study.id).where(study.id == seat.study_id).with_for_update(read=True)
+        sa.select(study.id).where(study.id == place.study_id).with_for_update(read=True)
     ).one()
     left = session.scalars(
-        # Of two retries at the same time, one finds the seat empty.
+        # Of two retries at the same time, one finds the place empty.
         sa.update(row)
         .where(row.id == job.id, row.study_id.is_not(None), row.deleted_at.is_(None))
         .values(study_id=None, study_variant=None, study_seed=None)
@@ -572,7 +572,7 @@ def _give_up_seat(session: Session, job: tables.JobRow) -> Seat | None:
         .execution_options(synchronize_session=False)
     ).one_or_none()
     session.refresh(job)
-    return seat if left is not None else None
+    return place if left is not None else None
 
 
 def delete(session: Session, *, project_id: str, job_id: str) -> None:

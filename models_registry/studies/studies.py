@@ -394,7 +394,7 @@ def submit(session: Session, *, project_id: str, spec: StudySpec) -> tables.Stud
                 ),
                 inputs=planned.inputs,
                 notice=notice,
-                seat=jobs.Seat(study.id, variant.number, seed),
+                place=jobs.StudyPlace(study.id, variant.number, seed),
             )
     return study
 

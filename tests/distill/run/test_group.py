@@ -42,11 +42,11 @@ def recipe_of(**changes: Any) -> dict[str, Any]:
     }
 
 
-def test_a_method_that_invents_its_images_shares_nothing() -> None:
+def test_a_method_that_synthesizes_its_images_shares_nothing() -> None:
     alone = recipe_of(method={"name": "noise", "synthesis": {"steps": 1}})
     assert grouping.refusal({"noise": alone}) is None
     refused = grouping.refusal({"kd": recipe_of(), "noise": alone})
-    assert refused == "member noise invents its own images; run it alone"
+    assert refused == "member noise synthesizes its own images; run it alone"
 
 
 def prepare(workdir: Path, members: dict[str, dict[str, Any]]) -> Path:

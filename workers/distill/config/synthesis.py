@@ -1,4 +1,4 @@
-"""How many images a data-free job invents, how often, and by moving what: its budget.
+"""How many images a data-free job synthesizes, how often, and by optimising what: its budget.
 
 Each method has a budget with defaults of its own, as `synthesis` among its hyper-parameters; a
 caller changes single fields of it.
@@ -17,7 +17,7 @@ GENERATOR_STRIDES: dict[str, int] = {"small": 4, "large": 4, "dcgan": 16, "deep"
 
 
 class Synthesis(Values):
-    """How many images are invented, and how often: the budget of a data-free job."""
+    """How many images are synthesized, and how often: the budget of a data-free job."""
 
     steps: int = Field(10, ge=1, le=100_000, description="Optimizer steps of one synthesis call.")
     batch_size: int = Field(256, ge=2, le=65_536, description="Images that one call makes.")
@@ -56,8 +56,8 @@ class Synthesis(Values):
     )
     augmentation: Literal["none", "standard"] = Field(
         "standard",
-        description="How invented images are changed before the networks see them while they are "
-        "made. standard: random crop after zero padding (an eighth of the side), and a flip where "
+        description="How synthetic images are augmented before the networks' forward pass while they "
+        "are made. standard: random crop after zero padding (an eighth of the side), and a flip where "
         "`flip` allows it. What the student trains on follows `training.augmentation`.",
     )
     flip: bool | None = Field(
@@ -86,13 +86,13 @@ class PixelSynthesis(Synthesis):
 
     augmentation: Literal["none", "standard"] = Field(
         "standard",
-        description="How invented images are changed before the networks see them while they are "
-        "made. standard: the whole batch is rolled by up to `shift`, and mirrored where `flip` "
+        description="How synthetic images are augmented before the networks' forward pass while they "
+        "are made. standard: the whole batch is rolled by up to `shift`, and mirrored where `flip` "
         "allows it. What the student trains on follows `training.augmentation`.",
     )
     learning_rate: float = Field(0.1, gt=0, le=100, description="Step size of the pixels (Adam).")
-    beta1: float = Field(0.5, ge=0, lt=1, description="Memory of Adam's mean gradient.")
-    beta2: float = Field(0.99, ge=0, lt=1, description="Memory of Adam's squared gradient.")
+    beta1: float = Field(0.5, ge=0, lt=1, description="Adam's beta1.")
+    beta2: float = Field(0.99, ge=0, lt=1, description="Adam's beta2.")
     shift: int | None = Field(
         None,
         ge=0,
@@ -115,7 +115,7 @@ class GeneratorSynthesis(Synthesis):
     learning_rate: float = Field(
         1e-3, gt=0, le=100, description="Step size of the generator (Adam)."
     )
-    beta1: float = Field(0.5, ge=0, lt=1, description="Memory of Adam's mean gradient.")
+    beta1: float = Field(0.5, ge=0, lt=1, description="Adam's beta1.")
     clip_norm: float | None = Field(
         None,
         gt=0,

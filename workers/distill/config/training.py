@@ -35,8 +35,8 @@ class AdamW(Values):
     name: Literal["adamw"] = "adamw"
     learning_rate: float = Field(1e-3, gt=0, le=100, description="Step size before the schedule.")
     weight_decay: float = Field(0.05, ge=0, le=1, description="Decoupled decay of the weights.")
-    beta1: float = Field(0.9, ge=0, lt=1, description="Memory of the mean gradient.")
-    beta2: float = Field(0.999, ge=0, lt=1, description="Memory of the squared gradient.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Adam's beta1.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="Adam's beta2.")
 
 
 class DOT(Values):

@@ -24,7 +24,7 @@ FEWEST = 3
 """One image for each split."""
 TEACHER_BATCH = 16
 NOTES = (
-    "images were invented by distillation without data; no image of a data set was read",
+    "images were synthesized by distillation without data; no image of a data set was read",
     "labels are the teacher's answers: accuracy on this data set is agreement with the teacher",
 )
 
