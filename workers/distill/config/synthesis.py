@@ -56,9 +56,9 @@ class Synthesis(Values):
     )
     augmentation: Literal["none", "standard"] = Field(
         "standard",
-        description="How synthetic images are augmented before the networks' forward pass while they "
-        "are made. standard: random crop after zero padding (an eighth of the side), and a flip where "
-        "`flip` allows it. What the student trains on follows `training.augmentation`.",
+        description="How synthetic images are augmented before the networks' forward pass while "
+        "they are made. standard: random crop after zero padding (an eighth of the side), and a "
+        "flip where `flip` allows it. What the student trains on follows `training.augmentation`.",
     )
     flip: bool | None = Field(
         None,
@@ -86,9 +86,9 @@ class PixelSynthesis(Synthesis):
 
     augmentation: Literal["none", "standard"] = Field(
         "standard",
-        description="How synthetic images are augmented before the networks' forward pass while they "
-        "are made. standard: the whole batch is rolled by up to `shift`, and mirrored where `flip` "
-        "allows it. What the student trains on follows `training.augmentation`.",
+        description="How synthetic images are augmented before the networks' forward pass while "
+        "they are made. standard: the whole batch is rolled by up to `shift`, and mirrored where "
+        "`flip` allows it. What the student trains on follows `training.augmentation`.",
     )
     learning_rate: float = Field(0.1, gt=0, le=100, description="Step size of the pixels (Adam).")
     beta1: float = Field(0.5, ge=0, lt=1, description="Adam's beta1.")
