@@ -70,7 +70,7 @@ def load() -> Catalog:
     )
 
 
-def translated(faults: Iterable[rules.Fault]) -> Iterator[errors.Fault]:
+def translated(faults: Iterable[rules.Violation]) -> Iterator[errors.Fault]:
     """Yield what rules found as faults of a spec."""
     for fault in faults:
         yield errors.Fault(f"/{fault.field}", fault.code, fault.message)
@@ -144,10 +144,11 @@ def read_method(given: dict[str, Any]) -> Reading:
         detail = f"no method is called {name!r}{nearest(name, load().methods)}"
         return Reading(dict(given), (errors.Fault("/method/name", "unknown_method", detail),))
     reading = _read_params(given, _params_schema(name), "/method")
-    if name == descriptions.COMBINE and not _faulty(reading.faults, "/method") & {"methods"}:
-        return _with_parts(reading)
     if name == descriptions.COMBINE:
-        return dataclasses.replace(reading, description=None)
+        faulty = _faulty(reading.faults, "/method")
+        if "methods" in faulty or "methods" not in reading.document:
+            return dataclasses.replace(reading, description=None)
+        return _with_parts(reading)
     contradictions = rules.of_method(describe_method(name), reading.document)
     return dataclasses.replace(reading, faults=(*reading.faults, *translated(contradictions)))
 

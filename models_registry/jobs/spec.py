@@ -120,9 +120,9 @@ class JobSpec(Request):
     )
 
     @property
-    def parts(self) -> validation.Parts:
+    def parts(self) -> validation.SpecParts:
         """Return what is checked against the catalog and the rules."""
-        return validation.Parts(
+        return validation.SpecParts(
             task=self.task,
             method=self.method,
             training=self.training,
@@ -136,10 +136,10 @@ class JobSpec(Request):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _all_faults(cls, value: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _all_faults(cls, value: object, validate: ModelWrapValidatorHandler[Self]) -> Self:
         """Beside what pydantic finds, name what else is wrong: nothing hides anything."""
         try:
-            return handler(value)
+            return validate(value)
         except ValidationError as error:
             if not isinstance(value, dict):
                 raise
@@ -151,12 +151,12 @@ class JobSpec(Request):
 
 
 # Any: the caller's JSON.
-def _right_parts(value: dict[str, Any], faulty: Iterable[Any]) -> validation.Parts:
+def _right_parts(value: dict[str, Any], faulty: Iterable[Any]) -> validation.SpecParts:
     """Return the parts of a spec some of whose fields are at fault."""
     right = {name: field for name, field in value.items() if name not in set(faulty)}
     student = StudentSpec.model_validate(right["student"]) if "student" in right else None
     resources = ResourcesSpec.model_validate(right.get("resources", {}))
-    return validation.Parts(
+    return validation.SpecParts(
         task=None if "task" in faulty else right.get("task", "classification"),
         method=right.get("method"),
         training=None if "training" in faulty else right.get("training", {}),

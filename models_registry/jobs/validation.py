@@ -37,7 +37,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Parts:
+class SpecParts:
     """What of a spec is checked here; None is what is missing, or at fault by itself."""
 
     task: str | None
@@ -56,7 +56,7 @@ class Parts:
 class Document:
     """A spec as it is read without its inputs: its parts in full, and all that is wrong with it."""
 
-    parts: Parts
+    parts: SpecParts
     method: catalog.Reading
     training: catalog.Reading
     student: NetworkDescription
@@ -74,7 +74,7 @@ def is_data_free(method: dict[str, Any]) -> bool:
     return method["name"] in known and catalog.describe_method(method["name"]).is_data_free
 
 
-def read(parts: Parts) -> Document:
+def read(parts: SpecParts) -> Document:
     """Return what a spec asks for, and what is wrong with it whatever its references lead to."""
     method, training = catalog.Reading({}), catalog.Reading({})
     if parts.method is not None:
@@ -87,7 +87,7 @@ def read(parts: Parts) -> Document:
     return Document(parts, method, training, student, faults)
 
 
-def _read_student(parts: Parts) -> tuple[NetworkDescription, list[errors.Fault]]:
+def _read_student(parts: SpecParts) -> tuple[NetworkDescription, list[errors.Fault]]:
     if parts.network is None:
         return NetworkDescription(""), []
     try:
@@ -101,8 +101,8 @@ def _read_student(parts: Parts) -> tuple[NetworkDescription, list[errors.Fault]]
 
 
 def _faults_of_document(
-    parts: Parts, method: catalog.Reading, training: catalog.Reading
-) -> Iterator[rules.Fault]:
+    parts: SpecParts, method: catalog.Reading, training: catalog.Reading
+) -> Iterator[rules.Violation]:
     if parts.training is not None:
         yield from rules.of_precision(training.document, parts.accelerator)
     if method.description is None:
@@ -127,7 +127,7 @@ def faults_of_inputs(document: Document, inputs: Inputs) -> list[errors.Fault]:
     ]
 
 
-def _faults_of_rows(document: Document, inputs: Inputs) -> Iterator[rules.Fault]:
+def _faults_of_rows(document: Document, inputs: Inputs) -> Iterator[rules.Violation]:
     teacher = _described(inputs.teacher)
     start = _described(inputs.initial)
     dataset, task = inputs.dataset, document.parts.task

@@ -14,7 +14,8 @@ class TestShapes:
     @pytest.mark.slow
     def test_of_every_module_can_be_checked(self) -> None:
         for found in pkgutil.walk_packages(distill.__path__, "workers.distill."):
-            if not found.name.endswith("__main__"):
+            # A former name warns when it is imported, which its own test expects.
+            if not found.name.endswith(("__main__", "distill.weights")):
                 importlib.import_module(found.name)
 
     @pytest.mark.slow

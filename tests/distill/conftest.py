@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from workers.distill.evaluation import profiling
+from workers.distill.runtime import device
 
 
 @pytest.fixture(autouse=True)
@@ -27,4 +27,4 @@ def process_settings() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def quick_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure no network's latency for long in this process: a run does it for each network."""
-    monkeypatch.setattr(profiling, "MEASURE_SECONDS", 0.001)
+    monkeypatch.setattr(device, "MEASURE_SECONDS", 0.001)

@@ -283,3 +283,10 @@ class TestTraining:
     def test_leaves_the_catalog_as_it_was(self) -> None:
         catalog.complete_training({"epochs": 7})["schedule"]["milestones"].append(99)
         assert catalog.load().recipes["small"]["schedule"]["milestones"] == [15, 22, 27]
+
+
+class TestCombinationWithoutParts:
+    def test_is_refused_by_the_missing_field_not_by_a_crash(self) -> None:
+        with pytest.raises(errors.Refused) as refused:
+            catalog.complete_method({"name": "combine"})
+        assert "methods" in refused.value.faults[0].detail

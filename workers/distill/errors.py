@@ -17,7 +17,7 @@ DistillError
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from workers.distill.config.rules import Fault
+from workers.distill.config.rules import Violation
 
 RUN_CODES = (
     "diverged",
@@ -63,7 +63,9 @@ class UnknownNetwork(IncompatibleNetworks):
     code = "bad_network"
 
 
-def refuse(faults: Iterable[Fault], kind: type[DistillError] = BadRecipe, **details: Any) -> None:
+def refuse(
+    faults: Iterable[Violation], kind: type[DistillError] = BadRecipe, **details: Any
+) -> None:
     """Raise the first of some faults, with its field and its sentence; do nothing without any."""
     for fault in faults:
         raise kind(fault.message, field=fault.field, **details)

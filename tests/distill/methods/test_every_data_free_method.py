@@ -461,8 +461,9 @@ class TestBudget:
 
     @pytest.mark.parametrize("name", ["dfad", "zskt"])
     def test_has_no_warm_up_where_every_term_needs_the_student(self, name: str) -> None:
-        with pytest.raises(ValidationError, match="warmup_calls must be 0"):
-            KINDS[name].Params.model_validate({"synthesis": {"warmup_calls": 2}})
+        with pytest.raises(errors.BadRecipe, match="warmup_calls") as refused:
+            catalog.find({"name": name, "synthesis": {"warmup_calls": 2}})
+        assert refused.value.details["field"] == "method/synthesis/warmup_calls"
 
 
 class TestIdentity:

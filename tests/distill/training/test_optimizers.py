@@ -160,8 +160,9 @@ class TestStepper:
 COMPILES = """
 import torch
 from torch import nn
-from workers.distill import optimizers
 from workers.distill.networks.interface import Features, Network
+from workers.distill.runtime.precision import Precision
+from workers.distill.training import compilation
 
 class Small(Network):
     def __init__(self):

@@ -357,7 +357,7 @@ class TestJobsThatWait:
             accept_dataset(session, storage, shapes, classes=3)
             row = again(session, job)
             assert row.state == State.FAILED
-            assert "10 classes, the data set has 3" in row.failure["message"]
+            assert "10 classes and the data set has 3" in row.failure["message"]
 
     def test_that_were_cancelled_stay_cancelled(
         self,

@@ -77,7 +77,7 @@ class MethodDescription(Values):
 
     name: str
     family: str
-    tasks: tuple[Task, ...]
+    tasks: tuple[str, ...]
     needs: tuple[Need, ...]
     student_shows: tuple[FeatureName, ...]
     teacher_shows: tuple[FeatureName, ...]

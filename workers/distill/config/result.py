@@ -12,13 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 Role: TypeAlias = Literal["teacher", "student", "baseline"]
 
 
-class _Part(BaseModel):
+class _ResultPart(BaseModel):
     """An object within the result; fields that are not declared pass through."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
-class BufferSummary(_Part):
+class BufferSummary(_ResultPart):
     """What the replay buffer holds at the end."""
 
     images: int = Field(default=0, description="Images in the buffer.")
@@ -27,7 +27,7 @@ class BufferSummary(_Part):
     )
 
 
-class SynthesisSummary(_Part):
+class SynthesisSummary(_ResultPart):
     """What a data-free method did to make its images."""
 
     calls: int = Field(default=0, description="Calls of the synthesizer.")
@@ -38,7 +38,7 @@ class SynthesisSummary(_Part):
     buffer: BufferSummary | None = None
 
 
-class ValidationSummary(_Part):
+class ValidationSummary(_ResultPart):
     """Validation accuracy of a data-free student, which no choice was based on."""
 
     last: float | None = Field(default=None, description="After the last epoch, in 0..1.")

@@ -30,7 +30,7 @@ SIMPLE_AUGMENTATIONS = ("none", "standard")
 
 
 @dataclass(frozen=True)
-class Fault:
+class Violation:
     """What is wrong with one field; `field` is its path in a job's spec, such as `method/name`."""
 
     field: str
@@ -56,10 +56,10 @@ class Partial(dict[str, Any]):
         return super().__getitem__(field)
 
 
-Rule: TypeAlias = Callable[..., Iterator[Fault]]
+Rule: TypeAlias = Callable[..., Iterator[Violation]]
 
 
-def _each(rules: Iterable[Rule], *subjects: object) -> Iterator[Fault]:
+def _each(rules: Iterable[Rule], *subjects: object) -> Iterator[Violation]:
     """Yield the faults of each rule; those that read a faulty field are left out."""
     for rule in rules:
         try:
@@ -71,28 +71,28 @@ def _each(rules: Iterable[Rule], *subjects: object) -> Iterator[Fault]:
 # -- training --------------------------------------------------------------------------------------
 
 
-def of_training(training: Json) -> Iterator[Fault]:
+def of_training(training: Json) -> Iterator[Violation]:
     """Yield what contradicts itself in a complete training."""
     return _each(_TRAINING, training)
 
 
-def _nesterov(training: Json) -> Iterator[Fault]:
+def _nesterov(training: Json) -> Iterator[Violation]:
     optimizer = training["optimizer"]
     if optimizer["name"] == "sgd" and optimizer["nesterov"] and optimizer["momentum"] == 0:
-        yield Fault(
+        yield Violation(
             "training/optimizer/nesterov",
             "nesterov_without_momentum",
             "nesterov needs a momentum greater than 0, got momentum 0",
         )
 
 
-def _dot_delta(training: Json) -> Iterator[Fault]:
+def _dot_delta(training: Json) -> Iterator[Violation]:
     optimizer = training["optimizer"]
     if optimizer["name"] != "dot":
         return
     momentum, delta = optimizer["momentum"], optimizer["delta"]
     if delta > momentum or momentum + delta >= 1:
-        yield Fault(
+        yield Violation(
             "training/optimizer/delta",
             "delta_out_of_range",
             "dot needs a delta of at most the momentum, and a sum of both below 1, got momentum "
@@ -100,9 +100,9 @@ def _dot_delta(training: Json) -> Iterator[Fault]:
         )
 
 
-def _dot_precision(training: Json) -> Iterator[Fault]:
+def _dot_precision(training: Json) -> Iterator[Violation]:
     if training["optimizer"]["name"] == "dot" and training["precision"] == "float16":
-        yield Fault(
+        yield Violation(
             "training/precision",
             "dot_float16",
             "optimizer dot cannot scale two gradients for precision float16; choose bfloat16 or "
@@ -110,9 +110,9 @@ def _dot_precision(training: Json) -> Iterator[Fault]:
         )
 
 
-def _dot_compile(training: Json) -> Iterator[Fault]:
+def _dot_compile(training: Json) -> Iterator[Violation]:
     if training["optimizer"]["name"] == "dot" and training["compile"] == "on":
-        yield Fault(
+        yield Violation(
             "training/compile",
             "dot_compile",
             "optimizer dot goes backwards twice through one graph, which a compiled network does "
@@ -120,10 +120,10 @@ def _dot_compile(training: Json) -> Iterator[Fault]:
         )
 
 
-def _patience(training: Json) -> Iterator[Fault]:
+def _patience(training: Json) -> Iterator[Violation]:
     patience, every = training["patience_epochs"], training["evaluate_every_epochs"]
     if patience is not None and patience < every:
-        yield Fault(
+        yield Violation(
             "training/patience_epochs",
             "patience_too_short",
             f"patience_epochs {patience} is shorter than evaluate_every_epochs {every}; raise the "
@@ -131,19 +131,19 @@ def _patience(training: Json) -> Iterator[Fault]:
         )
 
 
-def _warmup(training: Json) -> Iterator[Fault]:
+def _warmup(training: Json) -> Iterator[Violation]:
     warmup, epochs = training["schedule"]["warmup_epochs"], training["epochs"]
     if warmup > epochs:
-        yield Fault(
+        yield Violation(
             "training/schedule/warmup_epochs",
             "warmup_too_long",
             f"schedule.warmup_epochs {warmup:g} is longer than epochs {epochs}; lower it",
         )
 
 
-def _cache_or_mixing(training: Json) -> Iterator[Fault]:
+def _cache_or_mixing(training: Json) -> Iterator[Violation]:
     if training["teacher_cache"] is not None and training["mixing"] is not None:
-        yield Fault(
+        yield Violation(
             "training/mixing",
             "mixing_with_cache",
             "mixing makes new images at every step, which a teacher_cache cannot hold; set one of "
@@ -151,10 +151,10 @@ def _cache_or_mixing(training: Json) -> Iterator[Fault]:
         )
 
 
-def _cached_views(training: Json) -> Iterator[Fault]:
+def _cached_views(training: Json) -> Iterator[Violation]:
     cache, augmentation = training["teacher_cache"], training["augmentation"]
     if cache is not None and cache["views"] > 1 and augmentation == "none":
-        yield Fault(
+        yield Violation(
             "training/teacher_cache/views",
             "views_are_equal",
             f"teacher_cache.views {cache['views']} would be equal to one another with "
@@ -162,13 +162,13 @@ def _cached_views(training: Json) -> Iterator[Fault]:
         )
 
 
-def _cached_visits(training: Json) -> Iterator[Fault]:
+def _cached_visits(training: Json) -> Iterator[Violation]:
     cache, batch_size = training["teacher_cache"], training["batch_size"]
     if cache is None:
         return
     views, per_visit = cache["views"], cache["per_visit"]
     if per_visit > views or batch_size % per_visit:
-        yield Fault(
+        yield Violation(
             "training/teacher_cache/per_visit",
             "visit_does_not_fit",
             f"teacher_cache.per_visit {per_visit} must divide batch_size {batch_size} and be at "
@@ -189,14 +189,14 @@ _TRAINING: tuple[Rule, ...] = (
 )
 
 
-def of_precision(training: Json, accelerator: str) -> Iterator[Fault]:
+def of_precision(training: Json, accelerator: str) -> Iterator[Violation]:
     """Yield that a precision does not run on the kind of device, if so."""
     return _each((_half_precision,), training, accelerator)
 
 
-def _half_precision(training: Json, accelerator: str) -> Iterator[Fault]:
+def _half_precision(training: Json, accelerator: str) -> Iterator[Violation]:
     if training["precision"] == "float16" and accelerator == "cpu":
-        yield Fault(
+        yield Violation(
             "training/precision",
             "precision_of_device",
             "precision float16 needs a CUDA device; choose float32 or bfloat16 on the CPU",
@@ -206,26 +206,26 @@ def _half_precision(training: Json, accelerator: str) -> Iterator[Fault]:
 # -- a method --------------------------------------------------------------------------------------
 
 
-def of_method(description: MethodDescription, method: Json) -> Iterator[Fault]:
+def of_method(description: MethodDescription, method: Json) -> Iterator[Violation]:
     """Yield which hyper-parameters of a complete method contradict each other."""
     yield from _each((_declared, _budget, _average, _moved_images), description, method)
 
 
-def of_part(description: MethodDescription, method: Json, place: int) -> Iterator[Fault]:
+def of_part(description: MethodDescription, method: Json, place: int) -> Iterator[Violation]:
     """Yield the same of one method of a combination, counted from 0."""
     for fault in of_method(description, method):
         field = fault.field.replace("method/", f"method/methods/{place}/", 1)
-        yield Fault(field, fault.code, fault.message)
+        yield Violation(field, fault.code, fault.message)
 
 
-def _declared(description: MethodDescription, method: Json) -> Iterator[Fault]:
+def _declared(description: MethodDescription, method: Json) -> Iterator[Violation]:
     for one in description.contradictions:
         try:
             contradicts = all(condition.holds(method) for condition in one.when)
         except FaultyFieldError:
             continue
         if contradicts:
-            yield Fault(f"method/{one.field.replace('.', '/')}", one.code, _filled(one, method))
+            yield Violation(f"method/{one.field.replace('.', '/')}", one.code, _filled(one, method))
 
 
 def _filled(contradiction: Any, method: Json) -> str:
@@ -235,37 +235,37 @@ def _filled(contradiction: Any, method: Json) -> str:
     return text
 
 
-def _budget(description: MethodDescription, method: Json) -> Iterator[Fault]:
+def _budget(description: MethodDescription, method: Json) -> Iterator[Violation]:
     if not description.is_data_free:
         return
     yield from of_budget(method["synthesis"])
 
 
-def of_budget(budget: Json) -> Iterator[Fault]:
+def of_budget(budget: Json) -> Iterator[Violation]:
     """Yield what a complete `synthesis` contradicts or leaves open."""
     steps, scale = budget["student_steps"], budget["data_scale"]
     if steps is not None and scale is not None:
-        yield Fault(
+        yield Violation(
             "method/synthesis/student_steps",
             "steps_twice",
             f"student_steps {steps} and data_scale {scale:g} both say how many steps the student "
             "makes; set one of them to null",
         )
     if steps is None and scale is None:
-        yield Fault(
+        yield Violation(
             "method/synthesis/student_steps",
             "budget_open",
             "student_steps and data_scale are both null; give one of them",
         )
 
 
-def _average(description: MethodDescription, method: Json) -> Iterator[Fault]:
+def _average(description: MethodDescription, method: Json) -> Iterator[Violation]:
     if not description.is_data_free:
         return
     budget = method["synthesis"]
     decay = budget.get("average_decay")
     if decay is not None and budget["reuse"] != "none":
-        yield Fault(
+        yield Violation(
             "method/synthesis/average_decay",
             "nothing_new_to_average",
             f"average_decay {decay:g} makes new images, and reuse {budget['reuse']} asks for those "
@@ -273,7 +273,7 @@ def _average(description: MethodDescription, method: Json) -> Iterator[Fault]:
         )
 
 
-def _moved_images(description: MethodDescription, method: Json) -> Iterator[Fault]:
+def _moved_images(description: MethodDescription, method: Json) -> Iterator[Violation]:
     """Yield that nothing moves the images of a synthesis call, if so."""
     images, student = description.image_weights, description.adversarial_weights
     if not (images or student or description.learns_from_student_only):
@@ -281,7 +281,7 @@ def _moved_images(description: MethodDescription, method: Json) -> Iterator[Faul
     if any(method[name] > 0 for name in images):
         return
     if not description.learns_from_student_only and not any(method[name] > 0 for name in student):
-        yield Fault(
+        yield Violation(
             f"method/{(*images, *student)[0]}",
             "nothing_to_learn_from",
             f"no term of the synthesis loss moves the images: {_listed((*images, *student))} are "
@@ -290,7 +290,7 @@ def _moved_images(description: MethodDescription, method: Json) -> Iterator[Faul
         return
     warmup_calls = method["synthesis"]["warmup_calls"]
     if warmup_calls:
-        yield Fault(
+        yield Violation(
             "method/synthesis/warmup_calls",
             "nothing_to_learn_from",
             "synthesis.warmup_calls must be 0: the generator learns from nothing but the student, "
@@ -300,20 +300,20 @@ def _moved_images(description: MethodDescription, method: Json) -> Iterator[Faul
 
 def of_original_images(
     description: MethodDescription, method: Json, *, has_dataset: bool
-) -> Iterator[Fault]:
+) -> Iterator[Violation]:
     """Yield that a budget is a share of an unknown number, if so."""
     return _each((_original_images,), description, method, has_dataset)
 
 
 def _original_images(
     description: MethodDescription, method: Json, has_dataset: bool
-) -> Iterator[Fault]:
+) -> Iterator[Violation]:
     if not description.is_data_free or has_dataset:
         return
     budget = method["synthesis"]
     is_share = budget["student_steps"] is None and budget["data_scale"] is not None
     if is_share and budget["original_images"] is None:
-        yield Fault(
+        yield Violation(
             "method/synthesis/original_images",
             "size_unknown",
             "data_scale is a share of the teacher's training set, whose size is not known without "
@@ -321,10 +321,10 @@ def _original_images(
         )
 
 
-def of_task(description: MethodDescription, task: str) -> Iterator[Fault]:
+def of_task(description: MethodDescription, task: str) -> Iterator[Violation]:
     """Yield that a method is not for a task, if so."""
     if task not in description.tasks:
-        yield Fault(
+        yield Violation(
             "method/name",
             "wrong_task",
             f"method {description.name} is for {' and '.join(description.tasks)}, and the task is "
@@ -334,10 +334,10 @@ def of_task(description: MethodDescription, task: str) -> Iterator[Fault]:
 
 def of_inputs(
     description: MethodDescription, *, has_teacher: bool, has_dataset: bool
-) -> Iterator[Fault]:
+) -> Iterator[Violation]:
     """Yield which inputs a method lacks."""
     if "teacher" in description.needs and not has_teacher:
-        yield Fault(
+        yield Violation(
             "teacher",
             "required",
             f"method {description.name} needs a teacher: name one of the models",
@@ -346,7 +346,7 @@ def of_inputs(
         what = (
             "a labelled data set" if "labels" in description.needs else "the images of a data set"
         )
-        yield Fault(
+        yield Violation(
             "dataset",
             "required",
             f"method {description.name} needs {what}: name one, or choose a method of the family "
@@ -357,7 +357,7 @@ def of_inputs(
 # -- a method and how it is trained ----------------------------------------------------------------
 
 
-def of_method_and_training(description: MethodDescription, training: Json) -> Iterator[Fault]:
+def of_method_and_training(description: MethodDescription, training: Json) -> Iterator[Violation]:
     """Yield what of a complete training a method cannot do with."""
     own = _WITHOUT_DATA if description.is_data_free else _WITH_DATA
     return _each((*own, _dot_and_labels, _small_batch), description, training)
@@ -367,15 +367,15 @@ def _synthesizes(description: MethodDescription) -> str:
     return f"method {description.name} synthesizes its images"
 
 
-def _synthetic_mixing(description: MethodDescription, training: Json) -> Iterator[Fault]:
+def _synthetic_mixing(description: MethodDescription, training: Json) -> Iterator[Violation]:
     if training["mixing"] is not None:
         message = f"{_synthesizes(description)}, which are not mixed; set mixing to null"
-        yield Fault("training/mixing", "mixing_refused", message)
+        yield Violation("training/mixing", "mixing_refused", message)
 
 
-def _synthetic_labels(description: MethodDescription, training: Json) -> Iterator[Fault]:
+def _synthetic_labels(description: MethodDescription, training: Json) -> Iterator[Violation]:
     if training["label_noise"] > 0:
-        yield Fault(
+        yield Violation(
             "training/label_noise",
             "no_labels",
             f"{_synthesizes(description)} and has no labels that could be wrong; set label_noise "
@@ -383,9 +383,9 @@ def _synthetic_labels(description: MethodDescription, training: Json) -> Iterato
         )
 
 
-def _synthetic_cache(description: MethodDescription, training: Json) -> Iterator[Fault]:
+def _synthetic_cache(description: MethodDescription, training: Json) -> Iterator[Violation]:
     if training["teacher_cache"] is not None:
-        yield Fault(
+        yield Violation(
             "training/teacher_cache",
             "images_not_fixed",
             f"{_synthesizes(description)}, so that the teacher sees new ones all the time; leave "
@@ -393,10 +393,10 @@ def _synthetic_cache(description: MethodDescription, training: Json) -> Iterator
         )
 
 
-def _synthetic_augmentation(description: MethodDescription, training: Json) -> Iterator[Fault]:
+def _synthetic_augmentation(description: MethodDescription, training: Json) -> Iterator[Violation]:
     augmentation = training["augmentation"]
     if augmentation not in SIMPLE_AUGMENTATIONS:
-        yield Fault(
+        yield Violation(
             "training/augmentation",
             "augmentation_refused",
             f"{_synthesizes(description)}, for which {augmentation} is not made; choose none or "
@@ -404,9 +404,9 @@ def _synthetic_augmentation(description: MethodDescription, training: Json) -> I
         )
 
 
-def _synthetic_patience(description: MethodDescription, training: Json) -> Iterator[Fault]:
+def _synthetic_patience(description: MethodDescription, training: Json) -> Iterator[Violation]:
     if training["patience_epochs"] is not None:
-        yield Fault(
+        yield Violation(
             "training/patience_epochs",
             "never_chosen",
             f"{_synthesizes(description)}, and no image of a data set decides when its student is "
@@ -414,9 +414,9 @@ def _synthetic_patience(description: MethodDescription, training: Json) -> Itera
         )
 
 
-def _synthetic_precision(description: MethodDescription, training: Json) -> Iterator[Fault]:
+def _synthetic_precision(description: MethodDescription, training: Json) -> Iterator[Violation]:
     if training["precision"] == "float16":
-        yield Fault(
+        yield Violation(
             "training/precision",
             "precision_refused",
             f"{_synthesizes(description)} by gradients that float16 cannot hold; choose auto, "
@@ -424,9 +424,9 @@ def _synthetic_precision(description: MethodDescription, training: Json) -> Iter
         )
 
 
-def _mixing(description: MethodDescription, training: Json) -> Iterator[Fault]:
+def _mixing(description: MethodDescription, training: Json) -> Iterator[Violation]:
     if training["mixing"] is not None and not description.accepts_mixed:
-        yield Fault(
+        yield Violation(
             "training/mixing",
             "mixing_refused",
             f"method {description.name} needs one true class for each image, so images cannot be "
@@ -434,25 +434,25 @@ def _mixing(description: MethodDescription, training: Json) -> Iterator[Fault]:
         )
 
 
-def _teacher_cache(description: MethodDescription, training: Json) -> Iterator[Fault]:
+def _teacher_cache(description: MethodDescription, training: Json) -> Iterator[Violation]:
     field, name = "training/teacher_cache", description.name
     if training["teacher_cache"] is None:
         return
     if "teacher" not in description.needs:
-        yield Fault(
+        yield Violation(
             field,
             "no_teacher",
             f"method {name} has no teacher whose outputs could be kept; leave teacher_cache out",
         )
     elif MAPS & set(description.teacher_shows):
-        yield Fault(
+        yield Violation(
             field,
             "maps_not_stored",
             f"the cache stores the teacher's logits and embeddings, and method {name} needs its "
             "feature maps; leave teacher_cache out",
         )
     elif description.wants_strong:
-        yield Fault(
+        yield Violation(
             field,
             "strong_not_stored",
             f"method {name} shows the teacher a second view of each image, which the cache does "
@@ -460,9 +460,9 @@ def _teacher_cache(description: MethodDescription, training: Json) -> Iterator[F
         )
 
 
-def _dot_and_labels(description: MethodDescription, training: Json) -> Iterator[Fault]:
+def _dot_and_labels(description: MethodDescription, training: Json) -> Iterator[Violation]:
     if training["optimizer"]["name"] == "dot" and not description.has_task:
-        yield Fault(
+        yield Violation(
             "training/optimizer/name",
             "optimizer_refused",
             f"dot keeps one momentum for the labels, and method {description.name} does not learn "
@@ -470,10 +470,10 @@ def _dot_and_labels(description: MethodDescription, training: Json) -> Iterator[
         )
 
 
-def _small_batch(description: MethodDescription, training: Json) -> Iterator[Fault]:
+def _small_batch(description: MethodDescription, training: Json) -> Iterator[Violation]:
     batch_size = training["batch_size"]
     if batch_size < description.smallest_batch:
-        yield Fault(
+        yield Violation(
             "training/batch_size",
             "batch_too_small",
             f"method {description.name} needs at least {description.smallest_batch} images in a "
@@ -495,22 +495,22 @@ _WITHOUT_DATA: tuple[Rule, ...] = (
 # -- networks --------------------------------------------------------------------------------------
 
 
-def of_smallest_side(role: str, network: NetworkDescription) -> Iterator[Fault]:
+def of_smallest_side(role: str, network: NetworkDescription) -> Iterator[Violation]:
     """Yield that a network takes no images as small as these, if so; `role`: student or teacher."""
     side = network.smallest_side
     if side is not None and network.sides is not None and min(network.sides) < side:
         height, width = network.sides
-        yield Fault(
+        yield Violation(
             _field_of(role),
             "image_too_small",
             f"{network.reference} needs images of at least {side}x{side}, got {height}x{width}",
         )
 
 
-def of_network_task(role: str, network: NetworkDescription, task: str) -> Iterator[Fault]:
+def of_network_task(role: str, network: NetworkDescription, task: str) -> Iterator[Violation]:
     """Yield that a network is for another task, if so."""
     if network.task is not None and network.task != task:
-        yield Fault(
+        yield Violation(
             _field_of(role),
             "wrong_task",
             f"the {role} {network.reference} is for {network.task}, and the task is {task}; choose "
@@ -520,13 +520,13 @@ def of_network_task(role: str, network: NetworkDescription, task: str) -> Iterat
 
 def of_features(
     description: MethodDescription, role: str, network: NetworkDescription
-) -> Iterator[Fault]:
+) -> Iterator[Violation]:
     """Yield what a method wants to see of a network that the network does not show."""
     if network.shows is None:
         return
     for name in description.student_shows if role == "student" else description.teacher_shows:
         if name not in network.shows:
-            yield Fault(
+            yield Violation(
                 _field_of(role),
                 "not_shown",
                 f"method {description.name} needs {FEATURES[name]}, and the {role} "
@@ -537,20 +537,20 @@ def of_features(
 
 def of_batch_norm(
     description: MethodDescription, method: Json, teacher: NetworkDescription
-) -> Iterator[Fault]:
+) -> Iterator[Violation]:
     """Yield that a method reads batch norms that the teacher does not have, if so."""
     return _each((_batch_norm,), description, method, teacher)
 
 
 def _batch_norm(
     description: MethodDescription, method: Json, teacher: NetworkDescription
-) -> Iterator[Fault]:
+) -> Iterator[Violation]:
     if teacher.has_batch_norm is not False or not description.needs_batch_norm(method):
         return
     ways_out = "choose a method that needs none, such as dafl"
     if description.norm_weights:
         ways_out = f"set {_listed(description.norm_weights)} to 0, or {ways_out}"
-    yield Fault(
+    yield Violation(
         "teacher",
         "no_batch_norm",
         f"method {description.name} reads the teacher's batch norms, and the teacher "
@@ -560,16 +560,16 @@ def _batch_norm(
 
 def of_equal_classes(
     description: MethodDescription, student: NetworkDescription, teacher: NetworkDescription
-) -> Iterator[Fault]:
+) -> Iterator[Violation]:
     """Yield that networks whose logits are compared tell apart other classes, if so."""
     if "equal_classes" in description.needs:
         yield from equal_classes(description.name, student.classes, teacher.classes)
 
 
-def equal_classes(method: str, student: int | None, teacher: int | None) -> Iterator[Fault]:
+def equal_classes(method: str, student: int | None, teacher: int | None) -> Iterator[Violation]:
     """Yield that two networks tell apart different numbers of classes, if so."""
     if None not in (student, teacher) and student != teacher:
-        yield Fault(
+        yield Violation(
             "teacher",
             "unequal_classes",
             f"method {method} compares logits, so teacher and student need equal classes; the "
@@ -577,10 +577,10 @@ def equal_classes(method: str, student: int | None, teacher: int | None) -> Iter
         )
 
 
-def of_classes(description: MethodDescription, classes: int | None) -> Iterator[Fault]:
+def of_classes(description: MethodDescription, classes: int | None) -> Iterator[Violation]:
     """Yield that a method needs more classes than the student tells apart, if so."""
     if classes is not None and classes < description.smallest_classes:
-        yield Fault(
+        yield Violation(
             "method/name",
             "too_few_classes",
             f"method {description.name} needs at least {description.smallest_classes} classes, got "
@@ -588,14 +588,14 @@ def of_classes(description: MethodDescription, classes: int | None) -> Iterator[
         )
 
 
-def of_label_noise(training: Json, classes: int | None) -> Iterator[Fault]:
+def of_label_noise(training: Json, classes: int | None) -> Iterator[Violation]:
     """Yield that there is no other class for a wrong label, if so."""
     return _each((_label_noise,), training, classes)
 
 
-def _label_noise(training: Json, classes: int | None) -> Iterator[Fault]:
+def _label_noise(training: Json, classes: int | None) -> Iterator[Violation]:
     if classes is not None and classes < 2 and training["label_noise"] > 0:
-        yield Fault(
+        yield Violation(
             "training/label_noise",
             "one_class",
             "label_noise needs a second class to choose; set it to 0",
@@ -604,14 +604,14 @@ def _label_noise(training: Json, classes: int | None) -> Iterator[Fault]:
 
 def of_generator(
     description: MethodDescription, method: Json, teacher: NetworkDescription
-) -> Iterator[Fault]:
+) -> Iterator[Violation]:
     """Yield that a generator cannot make images of the teacher's size, if so."""
     return _each((_generator,), description, method, teacher)
 
 
 def _generator(
     description: MethodDescription, method: Json, teacher: NetworkDescription
-) -> Iterator[Fault]:
+) -> Iterator[Violation]:
     if not description.is_data_free or teacher.sides is None:
         return
     name = method["synthesis"].get("generator")
@@ -619,7 +619,7 @@ def _generator(
         yield from generator_and_sides(name, teacher.sides)
 
 
-def generator_and_sides(name: str, sides: tuple[int, int]) -> Iterator[Fault]:
+def generator_and_sides(name: str, sides: tuple[int, int]) -> Iterator[Violation]:
     """Yield that a generator's stride does not divide both sides of its images, if so."""
     stride = GENERATOR_STRIDES[name]
     wrong = next((side for side in sides if side % stride), None)
@@ -635,7 +635,7 @@ def generator_and_sides(name: str, sides: tuple[int, int]) -> Iterator[Fault]:
         if fitting
         else "no generator fits; choose a method that moves pixels, such as deepinversion"
     )
-    yield Fault(
+    yield Violation(
         "method/synthesis/generator",
         "generator_does_not_fit",
         f"generator {name} makes images whose sides are multiples of {stride}, and the teacher's "
@@ -646,10 +646,10 @@ def generator_and_sides(name: str, sides: tuple[int, int]) -> Iterator[Fault]:
 # -- networks and a data set -----------------------------------------------------------------------
 
 
-def of_dataset_task(dataset_task: str, task: str) -> Iterator[Fault]:
+def of_dataset_task(dataset_task: str, task: str) -> Iterator[Violation]:
     """Yield that a data set is for another task, if so."""
     if dataset_task != task:
-        yield Fault(
+        yield Violation(
             "dataset",
             "wrong_task",
             f"the data set is for {dataset_task}, and the task is {task}; choose another data set",
@@ -658,10 +658,10 @@ def of_dataset_task(dataset_task: str, task: str) -> Iterator[Fault]:
 
 def of_dataset_classes(
     role: str, network: NetworkDescription, classes: int | None
-) -> Iterator[Fault]:
+) -> Iterator[Violation]:
     """Yield that a network tells apart other classes than a data set has, if so."""
     if None not in (network.classes, classes) and network.classes != classes:
-        yield Fault(
+        yield Violation(
             _field_of(role),
             "class_count",
             f"the {role} {network.reference} has {network.classes} classes and the data set has "
@@ -669,12 +669,14 @@ def of_dataset_classes(
         )
 
 
-def of_dataset_channels(role: str, expected: int | None, channels: int | None) -> Iterator[Fault]:
+def of_dataset_channels(
+    role: str, expected: int | None, channels: int | None
+) -> Iterator[Violation]:
     """Yield that a network that expects other channels cannot see a data set's images, if so."""
     if None in (expected, channels):
         return
     if expected != channels and (channels, expected) != (1, 3):
-        yield Fault(
+        yield Violation(
             _field_of(role),
             "channels",
             f"the {role} expects {expected} channels and the data set has {channels}; only "

@@ -9,7 +9,7 @@ Source: Tian et al., ICLR 2020, arXiv:1910.10699, section 4.1 (CRD + KD adds 1.0
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from pydantic import Field
 
@@ -110,7 +110,7 @@ def of(parts: Sequence[Part]) -> type[Combination]:
 
     class Combined(Combination):
         parts_asked = tuple(parts)
-        tasks: tuple[Task, ...] = found.tasks  # type: ignore[misc]  # filled in once, for this class
+        tasks: tuple[Task, ...] = cast("tuple[Task, ...]", found.tasks)  # type: ignore[misc]  # filled in once, for this class
         needs: tuple[Need, ...] = found.needs  # type: ignore[misc]  # the same
         required_student_features: tuple[FeatureName, ...] = found.student_shows  # type: ignore[misc]  # the same
         required_teacher_features: tuple[FeatureName, ...] = found.teacher_shows  # type: ignore[misc]  # the same
