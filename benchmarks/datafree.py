@@ -137,7 +137,7 @@ def main() -> None:
             write_teacher(ROWS[name], Path(folder))
             found.append(compare(ROWS[name], Path(folder), asked))
         say(name, {part: found[-1][part]["ratio"] for part in (*PARTS, "round")})
-    everything = {"machine": machine(threads=1), "rows": found}
+    everything = {"machine": machine(threads=1, device="cpu"), "rows": found}
     text = markdown(found) if asked.markdown else json.dumps(everything, indent=2)
     sys.stdout.write(text + "\n")
 

@@ -272,12 +272,14 @@ def in_order(folder: Path, device: torch.device) -> Iterator[Batch]:
     train = dataset.load(folder / "dataset").split("train")
     for start in range(0, len(train.labels), 1024):
         index = torch.arange(start, min(start + 1024, len(train.labels)))
-        parts = train.images[index], train.labels[index], index
-        yield Batch(*(part.to(device) for part in parts))
+        images, labels, places = (
+            part.to(device) for part in (train.images[index], train.labels[index], index)
+        )
+        yield Batch(images, labels, places)
 
 
 class Turns(ProgressReporter):
-    """A desk that reports as always, and gives the word back after every step of all students."""
+    """A progress reporter that calls `after` after every step of all students."""
 
     def __init__(self, *arguments: Any, after: Callable[[], None], **more: Any) -> None:
         super().__init__(*arguments, **more)
@@ -584,8 +586,8 @@ def flops_of(work: Callable[[], object]) -> int:
 def accuracy(seeds: int) -> dict[str, Any]:
     """Return the test accuracy on the digits by method and number of stored views."""
     # Imported here because they need the service's packages, which a machine with a card may lack.
-    from api.client import demo
     from benchmarks import digits
+    from retort.cli import demo
 
     asked: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {"kd": (demo.METHODS["kd"], {})}
     for views in VIEWS:

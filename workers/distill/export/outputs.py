@@ -17,24 +17,24 @@ FILES = ("student.safetensors", "model.json", "metrics.json")
 
 def write(
     workdir: pathlib.Path,
-    asked: JobConfig,
+    config: JobConfig,
     classes: list[str],
     student: Network,
     facts: dict[str, Any],
     histories: dict[str, list[dict[str, int | float]]],
 ) -> None:
     """Write all outputs, each whole or not at all."""
-    said = header(asked, classes, student)
+    described = header(config, classes, student)
     # No time, attempt or measurement goes into the student's file: the same recipe must give the
     # same bytes.
-    texts = {"format": "pt", weights.HEADER_KEY: json.dumps(said, sort_keys=True)}
+    texts = {"format": "pt", weights.HEADER_KEY: json.dumps(described, sort_keys=True)}
     name_student, name_model, name_metrics = FILES
     _whole(workdir / name_student, lambda path: weights.save_student(path, student, texts))
     model = {
         "version": 1,
-        **said,
+        **described,
         **{key: facts[key] for key in ("parameters", "flops", "latency_ms", "scores", "versions")},
-        "training": asked.training.model_dump(mode="json"),
+        "training": config.training.model_dump(mode="json"),
     }
     _whole(workdir / name_model, lambda path: _json(path, model))
     metrics = {"version": 1, "result": facts, "history": histories}
@@ -42,17 +42,17 @@ def write(
     checkpoint.sync_folder(workdir)
 
 
-def header(asked: JobConfig, classes: list[str], student: Network) -> dict[str, Any]:
+def header(config: JobConfig, classes: list[str], student: Network) -> dict[str, Any]:
     """Return what the student's file says of itself: enough to rebuild it without us."""
     return {
         # Not what was asked for: a method may deliver the student as part of another network.
         "network": student.reference,
         "arguments": dict(student.arguments),
         "classes": classes,
-        "input": asked.student.input.model_dump(mode="json"),
-        "task": asked.task,
-        "method": asked.method,
-        **asked.lineage(),
+        "input": config.student.input.model_dump(mode="json"),
+        "task": config.task,
+        "method": config.method,
+        **config.lineage(),
     }
 
 

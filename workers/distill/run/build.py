@@ -29,7 +29,7 @@ def build(
     context: JobContext, phase: str, *, compiles: bool
 ) -> tuple[TrainState, DistillationStep]:
     """Return a phase's state and step at the start, the step still without its teacher."""
-    config, loop, device = context.recipe, context.loop, context.device
+    config, loop, device = context.config, context.loop, context.device
     seed = config.training.seed
     # Both phases draw the same start weights, whatever their methods draw afterwards.
     torch.manual_seed(seed)
@@ -92,7 +92,7 @@ def try_compile(context: JobContext, network: Network, view: Preprocessor) -> Ob
 
 def sample(context: JobContext) -> UInt8[Tensor, "N c h w"]:
     """Return a batch to try a network on."""
-    batch_size = context.recipe.training.batch_size
+    batch_size = context.config.training.batch_size
     if context.source is None:
         return context.sample(batch_size)
     return next(context.source.in_order(batch_size)).images

@@ -88,7 +88,7 @@ class Loop(Protocol):
 class JobRequest:
     """A config, where its files are, and to whom to report; `key` names a member of a group."""
 
-    recipe: JobConfig
+    config: JobConfig
     workdir: pathlib.Path
     reporter: events.Reporter
     key: str | None = None
@@ -139,7 +139,7 @@ class SharedContext:
 class JobContext(SharedContext):
     """What stays fixed during one job."""
 
-    recipe: JobConfig
+    config: JobConfig
     workdir: pathlib.Path
     reporter: events.Reporter
     student_view: Preprocessor
@@ -152,15 +152,15 @@ class JobContext(SharedContext):
     @property
     def trains_baseline(self) -> bool:
         """Whether a baseline is wanted that is not the student itself."""
-        return self.recipe.baseline and catalog.find(self.recipe.method) != catalog.find(
+        return self.config.baseline and catalog.find(self.config.method) != catalog.find(
             self.loop.baseline(self)
         )
 
     @property
     def steps(self) -> int:
         """Return the steps of one phase."""
-        return self.recipe.training.steps(self.loop.steps_per_epoch(self))
+        return self.config.training.steps(self.loop.steps_per_epoch(self))
 
     def method_of(self, phase: str) -> dict[str, Any]:
         """Return the method of a phase: the one of the config, or the baseline's."""
-        return self.recipe.method if phase == "student" else self.loop.baseline(self)
+        return self.config.method if phase == "student" else self.loop.baseline(self)

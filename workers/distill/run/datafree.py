@@ -51,7 +51,7 @@ class DataFreeLoop:
 
     def baseline(self, context: JobContext) -> dict[str, Any]:
         """Return distillation on noise, with as many steps and at the same temperature."""
-        _, params = catalog.find(context.recipe.method)
+        _, params = catalog.find(context.config.method)
         budget = {**budget_of(context).model_dump(), "data_scale": None}
         return baseline_of({**params.model_dump(), "synthesis": budget})
 
@@ -62,7 +62,7 @@ class DataFreeLoop:
         teacher, view = context.teacher, context.teacher_view
         if not isinstance(method, DataFreeMethod) or teacher is None or view is None:
             raise TypeError(f"method {method.name} synthesizes no images")
-        training = context.recipe.training
+        training = context.config.training
         budget = resolve_budget(
             method.params.synthesis,
             batch_size=training.batch_size,
@@ -148,7 +148,7 @@ class DataFreeLoop:
 
         source = source_of(state)
         return synthesis_report.SynthesisEvidence(
-            method=str(context.recipe.method["name"]),
+            method=str(context.config.method["name"]),
             snapshots=source.snapshot_keeper.snapshots,
             synthesis_seconds=[float(entry["seconds/synthesis"]) for entry in state.history],
             distillation_seconds=[float(entry["seconds/distillation"]) for entry in state.history],
@@ -167,12 +167,12 @@ def source_of(state: TrainState) -> SyntheticDataSource:
 
 def budget_of(context: JobContext) -> Synthesis:
     """Return the budget of synthesis, with the student's steps after a call."""
-    _, params = catalog.find(context.recipe.method)
+    _, params = catalog.find(context.config.method)
     if not isinstance(params, DataFreeMethod.Params):
-        raise TypeError(f"method {context.recipe.method['name']} synthesizes no images")
+        raise TypeError(f"method {context.config.method['name']} synthesizes no images")
     return resolve_budget(
         params.synthesis,
-        batch_size=context.recipe.training.batch_size,
+        batch_size=context.config.training.batch_size,
         known_images=context.known_images,
     )
 

@@ -50,7 +50,7 @@ def finish(
         **context.loop.result_fields(context, student.state),
         **measure(context, student),
         wall_seconds=round(time.monotonic() - began, 3),
-        epochs=context.recipe.training.epochs,
+        epochs=context.config.training.epochs,
         steps=context.steps,
         best_epoch=student.state.best.epoch,
         device=context.device.type,
@@ -66,10 +66,10 @@ def finish(
     }
     histories = {phase: done.state.history for phase, done in trained.items()}
     outputs.write(
-        context.workdir, context.recipe, context.classes, student.network, facts, histories
+        context.workdir, context.config, context.classes, student.network, facts, histories
     )
     facts["files"] += [{"path": path} for path in context.loop.write_files(context, student.state)]
-    if context.recipe.report:
+    if context.config.report:
         write_report(context, trained, test, facts)
     if last:
         context.stop.ignore()
@@ -113,7 +113,7 @@ def evaluate_test(context: JobContext, trained: dict[str, Trained]) -> TestScore
         if image_classes is not None:
             labels = image_classes.cpu().numpy()
             mapped = embedding.images_to_map(labels)
-            feature_rows = torch.from_numpy(mapped) if context.recipe.report else None
+            feature_rows = torch.from_numpy(mapped) if context.config.report else None
         evaluations = evaluate.evaluate_split(
             context.task,
             ordered,
@@ -126,7 +126,7 @@ def evaluate_test(context: JobContext, trained: dict[str, Trained]) -> TestScore
         role: evaluations[role].metrics.test_scores() if role in evaluations else None
         for role in ROLES
     }
-    if context.recipe.baseline and not context.trains_baseline:
+    if context.config.baseline and not context.trains_baseline:
         scores["baseline"] = scores["student"]
     return TestScores(scores, evaluations, labels, mapped)
 
@@ -187,7 +187,7 @@ def evaluation_progress(context: JobContext) -> Callable[[], None]:
         context.reporter.progress(
             phase="evaluation",
             step=context.steps,
-            epoch=context.recipe.training.epochs,
+            epoch=context.config.training.epochs,
             progress=round(total / (total + 1), 6),
             images_per_second=0.0,
             remaining_seconds=None,

@@ -63,14 +63,14 @@ def checkpoints(member: GroupMember) -> Iterator[dict[str, Any]]:
     """Yield what a member's checkpoints hold, the newest first."""
     context = member.context
     return checkpoint.readable(
-        context.workdir / "checkpoints", context.recipe.digest(), context.reporter
+        context.workdir / "checkpoints", context.config.digest(), context.reporter
     )
 
 
 def report_start(member: GroupMember) -> None:
     """Choose whether a member's networks are compiled, and report how and from where it starts."""
     context, saved = member.context, member.saved
-    training = context.recipe.training
+    training = context.config.training
     member.compiles = choose_compile(training, context.device, context.steps)
     phase = saved["train_state"]["phase"] if saved else "student"
     context.reporter.started(

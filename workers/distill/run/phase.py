@@ -87,7 +87,7 @@ class Phase:
         reporter = ProgressReporter(
             context.reporter,
             folder=context.workdir / "checkpoints",
-            digest=context.recipe.digest(),
+            digest=context.config.digest(),
             steps_before=context.phases.index(self._name) * context.steps,
             steps_overall=len(context.phases) * context.steps,
             finished=dict(member.finished),
@@ -169,7 +169,7 @@ class Phase:
         return self._isolate_member(self._members_by_student[student])
 
     def _isolate_member(self, member: GroupMember) -> contextlib.AbstractContextManager[None]:
-        return self._failures.isolate(member.context.recipe, member.context.reporter)
+        return self._failures.isolate(member.context.config, member.context.reporter)
 
 
 def check_finite(state: TrainState) -> None:

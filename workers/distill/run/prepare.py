@@ -30,28 +30,28 @@ from workers.distill.tasks.catalog import TASKS
 
 
 def prepare(
-    asked: JobConfig, workdir: pathlib.Path, stop: signals.Stop, *, loop: Loop, strong: bool
+    config: JobConfig, workdir: pathlib.Path, stop: signals.Stop, *, loop: Loop, strong: bool
 ) -> SharedContext:
     """Choose the device, read the data set, load the teacher, and check that they fit.
 
-    Of the recipe it reads what all members of a group agree in. `strong` asks for a second view.
+    Of the config it reads what all members of a group agree in. `strong` asks for a second view.
     """
-    device, task = choose_device(asked.accelerator), TASKS[asked.task]
+    device, task = choose_device(config.accelerator), TASKS[config.task]
     found = dataset.load(workdir / "dataset")
     size = found.record.input
-    check_task(found.record.task, asked.task)
+    check_task(found.record.task, config.task)
     train, held_out, test = (task.read_split(found, name) for name in dataset.SPLITS)
     classes = list(found.record.classes)
-    check_classes("teacher", asked.teacher, len(classes))
+    check_classes("teacher", config.teacher, len(classes))
     if len(train.labels) < 2:
         raise errors.BadDataset(
             f"the train split holds {len(train.labels)} images; at least 2 are needed to learn"
         )
     teacher_view = (
-        Preprocessor("teacher", asked.teacher.input, size, device) if asked.teacher else None
+        Preprocessor("teacher", config.teacher.input, size, device) if config.teacher else None
     )
-    network = load_teacher(asked.teacher, workdir, device, asked.task) if asked.teacher else None
-    precision = choose_precision(asked.training, device)
+    network = load_teacher(config.teacher, workdir, device, config.task) if config.teacher else None
+    precision = choose_precision(config.training, device)
     held = validation.ValidationSplit(
         on_device(held_out, device), task, len(classes), precision, stop.check
     )
@@ -72,11 +72,11 @@ def prepare(
             train.images,
             task.add_label_noise(
                 train.labels,
-                asked.training.label_noise,
+                config.training.label_noise,
                 classes=len(classes),
-                seed=asked.training.seed,
+                seed=config.training.seed,
             ),
-            training=asked.training,
+            training=config.training,
             flip=found.record.flip,
             strong=strong,
             device=device,
@@ -90,28 +90,28 @@ def prepare(
 
 
 def prepare_without_data(
-    asked: JobConfig, workdir: pathlib.Path, stop: signals.Stop, *, loop: Loop
+    config: JobConfig, workdir: pathlib.Path, stop: signals.Stop, *, loop: Loop
 ) -> SharedContext:
     """Choose the device and load the teacher; of a data set, read what is only evaluated on.
 
     Images have the size, the channels and the normalisation that the teacher's record states.
     """
-    check_teacher(asked)
-    if asked.teacher is None:
+    check_teacher(config)
+    if config.teacher is None:
         raise ValueError("the config names no teacher")
-    device, task = choose_device(asked.accelerator), TASKS[asked.task]
-    size = asked.teacher.input
-    precision = choose_precision(asked.training, device)
-    network = load_teacher(asked.teacher, workdir, device, asked.task)
-    teacher_view = Preprocessor("teacher", asked.teacher.input, size, device)
-    classes = asked.class_names or [str(label) for label in range(asked.teacher.classes)]
+    device, task = choose_device(config.accelerator), TASKS[config.task]
+    size = config.teacher.input
+    precision = choose_precision(config.training, device)
+    network = load_teacher(config.teacher, workdir, device, config.task)
+    teacher_view = Preprocessor("teacher", config.teacher.input, size, device)
+    classes = config.class_names or [str(label) for label in range(config.teacher.classes)]
     held = test = example = record = None
     if (workdir / "dataset").is_dir():
         found = dataset.load(workdir / "dataset")
         record = found.record
-        check_task(record.task, asked.task)
+        check_task(record.task, config.task)
         classes = list(record.classes)
-        for role, choice in (("teacher", asked.teacher), ("student", asked.student)):
+        for role, choice in (("teacher", config.teacher), ("student", config.student)):
             # Refuses channels that cannot be adapted.
             Preprocessor(role, choice.input, record.input, device)
         held = validation.ValidationSplit(
@@ -123,7 +123,7 @@ def prepare_without_data(
         )
         test = on_device(task.read_split(found, "test"), device)
         example = validation.TeacherScores(held, network, teacher_view)
-    check_classes("teacher", asked.teacher, len(classes))
+    check_classes("teacher", config.teacher, len(classes))
     return SharedContext(
         loop=loop,
         stop=stop,
@@ -145,13 +145,13 @@ def prepare_without_data(
 
 def job_context(shared: SharedContext, request: JobRequest) -> JobContext:
     """Return the context of one job beside what it shares, and check that it fits there."""
-    config = request.recipe
+    config = request.config
     check_config(config, classes=len(shared.classes), known_images=shared.known_images)
     check_classes("student", config.student, len(shared.classes))
     fields = {field.name: getattr(shared, field.name) for field in dataclasses.fields(shared)}
     return JobContext(
         **fields,
-        recipe=config,
+        config=config,
         workdir=request.workdir,
         reporter=request.reporter,
         student_view=Preprocessor("student", config.student.input, shared.size, shared.device),
@@ -180,9 +180,9 @@ def on_device(split: dataset.Split, device: torch.device) -> LabelledImages:
     return LabelledImages(images, split.labels.to(device))
 
 
-def check_task(of_dataset: Task, asked: Task) -> None:
+def check_task(of_dataset: Task, wanted: Task) -> None:
     """Raise `BadRecipe` unless a data set is for the task of the recipe."""
-    errors.refuse(rules.of_dataset_task(of_dataset, asked), task=asked, dataset_task=of_dataset)
+    errors.refuse(rules.of_dataset_task(of_dataset, wanted), task=wanted, dataset_task=of_dataset)
 
 
 def check_teacher(config: JobConfig) -> None:

@@ -34,7 +34,7 @@ def execute(
     batch_size: int | None = None
     try:
         jobs = requests.read(config_path, workdir, reporter)
-        batch_size = jobs[0].recipe.training.batch_size
+        batch_size = jobs[0].config.training.batch_size
         return run(jobs, workdir, stop)
     except errors.Interrupted:
         return signals.EXIT_CODE
@@ -51,19 +51,19 @@ def run(jobs: Sequence[JobRequest], workdir: pathlib.Path, stop: signals.Stop) -
     failed = Failures(alone=jobs[0].key is None)
     fitting, strong = [], False
     for job in jobs:
-        with failed.isolate(job.recipe, job.reporter):
-            method, _ = catalog.find(job.recipe.method)
-            catalog.check_task(method, job.recipe.task)
+        with failed.isolate(job.config, job.reporter):
+            method, _ = catalog.find(job.config.method)
+            catalog.check_task(method, job.config.task)
             strong |= method.uses_strong_view
             fitting.append(job)
     if not fitting:
         return grouping.SOME_FAILED
-    first = fitting[0].recipe
+    first = fitting[0].config
     loop = loops.of_method(catalog.find(first.method)[0])
     shared = loop.prepare(first, workdir, stop, strong=strong)
     running = []
     for job in fitting:
-        with failed.isolate(job.recipe, job.reporter):
+        with failed.isolate(job.config, job.reporter):
             running.append(GroupMember(prepare.job_context(shared, job)))
     members.resume(running)
     for member in running:

@@ -46,7 +46,7 @@ class SupervisedLoop:
     def make_source(self, context: JobContext, method: Method, student: Network) -> BatchLoader:
         """Return the training split, which all students of a group share."""
         loader = context.train_loader
-        method.prepare(loader.in_order(context.recipe.training.batch_size))
+        method.prepare(loader.in_order(context.config.training.batch_size))
         return loader
 
     def make_trainer(

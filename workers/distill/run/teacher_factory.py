@@ -47,7 +47,7 @@ class TeacherFactory:
 
     def make(self, context: JobContext, method: Method) -> Teacher:
         """Return a method's teacher; raises `BadRecipe` for a cache that is not possible."""
-        shared, training = self._shared, context.recipe.training
+        shared, training = self._shared, context.config.training
         if shared.teacher is None or "teacher" not in method.needs:
             return NoTeacher(shared.device)
         if training.teacher_cache is not None:
@@ -101,7 +101,7 @@ class TeacherFactory:
 
     def _images_repeat(self, context: JobContext, method: Method) -> bool:
         """Whether this method gets the same images in every epoch, and outputs fit a cache."""
-        training, network = context.recipe.training, self._shared.teacher
+        training, network = context.config.training, self._shared.teacher
         source = self._shared.source
         changes = training.augmentation != "none" or training.mixing is not None
         if changes or method.uses_strong_view or uses_feature_maps(method):
