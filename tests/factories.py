@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from models_registry.artifacts import models, uploads
-from models_registry.jobs import jobs, leases
+from models_registry.jobs import leases, submission, transitions
 from models_registry.jobs.lifecycle import Event, Reason
 from models_registry.jobs.spec import JobSpec, StudySpec
 from models_registry.persistence import tables
@@ -103,7 +103,7 @@ def teacher(
 def job(session: Session, *, project_id: str, **changes: Any) -> tables.JobRow:
     """Submit a job; its teacher must be there."""
     wanted = JobSpec.model_validate(spec(**changes))
-    return jobs.submit(session, project_id=project_id, spec=wanted)
+    return submission.submit(session, project_id=project_id, spec=wanted)
 
 
 def study(session: Session, *, project_id: str, **changes: Any) -> tables.StudyRow:
@@ -129,7 +129,7 @@ def running(session: Session, row: tables.JobRow, *, worker_id: str = "wrk_1") -
 
 def lost(session: Session, row: tables.JobRow) -> None:
     """Let the worker of a job fall silent, and queue the job again at once."""
-    jobs.move(session, row, Event.LEASE_EXPIRED, because=Reason.ATTEMPT_LOST)
+    transitions.move(session, row, Event.LEASE_EXPIRED, because=Reason.ATTEMPT_LOST)
     row.not_before = row.created_at
     session.flush()
 
@@ -188,5 +188,5 @@ def synthetic_job(
 ) -> tables.JobRow:
     """Run a data-free job to its end, with these images kept; its teacher must exist."""
     wanted = JobSpec.model_validate(data_free_spec(**changes))
-    row = jobs.submit(session, project_id=project_id, spec=wanted)
+    row = submission.submit(session, project_id=project_id, spec=wanted)
     return succeeded(session, storage, row, images=images)

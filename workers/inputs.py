@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from models_registry import errors
 from models_registry.artifacts import datasets
-from models_registry.jobs import jobs, leases, validation
+from models_registry.jobs import leases, submission, validation
 from models_registry.persistence import tables
 
 # A file that is not in the working folder cannot be read by the engine.
@@ -62,7 +62,7 @@ def recipe_of(session: Session, job: tables.JobRow) -> dict[str, Any]:
     Raises: errors.Refused when neither data set nor teacher says what the images look like.
     """
     teacher, initial, dataset = _versions(session, job)
-    spec = jobs.spec_of(job)
+    spec = submission.spec_of(job)
     # Synthetic images have the form of the teacher's input, whatever the student is evaluated on.
     source = teacher if validation.is_data_free(spec.method) else dataset or teacher
     if source is None or source.input is None:

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from models_registry.artifacts import models, synthetic_datasets
-from models_registry.jobs import jobs, reports
+from models_registry.jobs import reports, submission
 from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import tables
 from workers import model_card
@@ -45,7 +45,7 @@ def origin(session: Session, job_id: str) -> Origin:
     facts = model_card.Origin(
         job_id=job.id,
         attempt=job.attempt,
-        spec=jobs.spec_of(job),
+        spec=submission.spec_of(job),
         dataset=None if dataset is None else model_card.DataFacts.of(dataset),
         teacher=None if teacher is None else model_card.TeacherFacts.of(teacher),
     )

@@ -24,7 +24,7 @@ from api.idempotency import IdempotentDep
 from api.schemas import jobs as bodies
 from api.schemas import lists
 from models_registry import errors
-from models_registry.jobs import jobs, lifecycle, queries, reports
+from models_registry.jobs import actions, lifecycle, queries, reports, submission
 from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import tables
 
@@ -50,7 +50,9 @@ def submit(
     """Submit a job. The spec is validated immediately and cannot be changed afterwards."""
 
     def work(session: Session) -> tuple[bodies.JobRead, str]:
-        return _accepted(session, jobs.submit(session, project_id=caller.project_id, spec=spec))
+        return _accepted(
+            session, submission.submit(session, project_id=caller.project_id, spec=spec)
+        )
 
     response = idempotent.respond(work, status=202)
     publish()
@@ -61,7 +63,7 @@ def submit(
 def validate(spec: JobSpec, caller: CallerDep, readers: ReadersDep) -> JobSpec:
     """Validate a spec as on submission, store nothing, and return it with defaults filled in."""
     with readers() as session:
-        return jobs.check(session, project_id=caller.project_id, spec=spec)
+        return submission.check(session, project_id=caller.project_id, spec=spec)
 
 
 @router.get("", operation_id="list_jobs")
@@ -97,14 +99,14 @@ def index(
 def show(job_id: str, caller: CallerDep, readers: ReadersDep) -> bodies.JobRead:
     """Return a job as it is now."""
     with readers() as session:
-        return _read(session, jobs.get(session, project_id=caller.project_id, job_id=job_id))
+        return _read(session, actions.get(session, project_id=caller.project_id, job_id=job_id))
 
 
 @router.delete("/{job_id}", operation_id="delete_job", status_code=204)
 def delete(job_id: str, caller: EditorDep, sessions: SessionsDep) -> None:
     """Delete a job that has ended. Registered students stay."""
     with sessions.begin() as session:
-        jobs.delete(session, project_id=caller.project_id, job_id=job_id)
+        actions.delete(session, project_id=caller.project_id, job_id=job_id)
 
 
 @router.post(
@@ -117,7 +119,7 @@ def cancel(
 ) -> bodies.JobRead:
     """Cancel a job. A running one is `cancelling` (202) until its device is free."""
     with sessions.begin() as session:
-        job = jobs.cancel(session, project_id=caller.project_id, job_id=job_id)
+        job = actions.cancel(session, project_id=caller.project_id, job_id=job_id)
         body = _read(session, job)
     if job.state == lifecycle.State.CANCELLING:
         response.status_code = 202
@@ -128,7 +130,7 @@ def cancel(
 def pause(job_id: str, caller: EditorDep, sessions: SessionsDep) -> bodies.JobRead:
     """Pause a job; it can be resumed from a checkpoint."""
     with sessions.begin() as session:
-        return _read(session, jobs.pause(session, project_id=caller.project_id, job_id=job_id))
+        return _read(session, actions.pause(session, project_id=caller.project_id, job_id=job_id))
 
 
 @router.post("/{job_id}/resume", operation_id="resume_job")
@@ -137,7 +139,7 @@ def resume(
 ) -> bodies.JobRead:
     """Resume a paused job from its last checkpoint."""
     with sessions.begin() as session:
-        body = _read(session, jobs.resume(session, project_id=caller.project_id, job_id=job_id))
+        body = _read(session, actions.resume(session, project_id=caller.project_id, job_id=job_id))
     publish()
     return body
 
@@ -151,7 +153,7 @@ def retry(
     """Submit the spec of a failed or cancelled job again, as a new job."""
 
     def work(session: Session) -> tuple[bodies.JobRead, str]:
-        job = jobs.retry(session, project_id=caller.project_id, job_id=job_id)
+        job = actions.retry(session, project_id=caller.project_id, job_id=job_id)
         return _accepted(session, job)
 
     response = idempotent.respond(work, status=202)
@@ -165,7 +167,7 @@ def attempts(
 ) -> lists.ListRead[bodies.AttemptRead]:
     """List all attempts of a job, oldest first."""
     with readers() as session:
-        job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
+        job = actions.get(session, project_id=caller.project_id, job_id=job_id)
         rows = queries.attempts(session, job_id=job.id)
     return lists.ListRead(data=[bodies.AttemptRead.of(row) for row in rows])
 
@@ -174,7 +176,7 @@ def attempts(
 def logs(job_id: str, caller: CallerDep, readers: ReadersDep) -> lists.ListRead[bodies.AttemptLog]:
     """Return the last lines of each attempt's log, oldest attempt first."""
     with readers() as session:
-        job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
+        job = actions.get(session, project_id=caller.project_id, job_id=job_id)
         rows = queries.attempts(session, job_id=job.id)
     return lists.ListRead(data=[bodies.AttemptLog.of(row) for row in rows])
 
@@ -185,7 +187,7 @@ def checkpoints(
 ) -> lists.ListRead[bodies.CheckpointRead]:
     """List the checkpoints from which a job can be resumed, newest first."""
     with readers() as session:
-        job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
+        job = actions.get(session, project_id=caller.project_id, job_id=job_id)
         page = queries.checkpoints(session, job_id=job.id, wanted=wanted)
     return lists.ListRead.of(page, bodies.CheckpointRead.of)
 
@@ -205,7 +207,7 @@ def metrics(
 ) -> bodies.MetricsRead:
     """Return metric values by key, downsampled so that extreme values are kept."""
     with readers() as session:
-        job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
+        job = actions.get(session, project_id=caller.project_id, job_id=job_id)
         series = queries.series(
             session,
             job_id=job.id,
@@ -224,7 +226,7 @@ def student(
 ) -> Response:
     """Download the student's `model.safetensors`."""
     with readers() as session:
-        job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
+        job = actions.get(session, project_id=caller.project_id, job_id=job_id)
         file = queries.student_file(session, job=job)
     return ranges.respond(request, storage, file)
 
@@ -233,7 +235,7 @@ def student(
 def report(job_id: str, caller: CallerDep, readers: ReadersDep) -> bodies.ReportRead:
     """List the report files of a job that succeeded: numbers (JSON), pictures, a model card."""
     with readers() as session:
-        job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
+        job = actions.get(session, project_id=caller.project_id, job_id=job_id)
         return bodies.ReportRead.of(job.id, reports.files(session, job=job))
 
 
@@ -255,7 +257,7 @@ def report_archive(
 ) -> Response:
     """Download the whole report as one archive."""
     with readers() as session:
-        job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
+        job = actions.get(session, project_id=caller.project_id, job_id=job_id)
         files = reports.whole(session, job=job)
     entries = [
         archives.ArchiveEntry(file.path, file.sha256, file.size_bytes, file.storage_key)
@@ -279,7 +281,7 @@ def report_file(
 ) -> Response:
     """Download a file of the report, whole or one range of it. Its ETag is its SHA-256."""
     with readers() as session:
-        job = jobs.get(session, project_id=caller.project_id, job_id=job_id)
+        job = actions.get(session, project_id=caller.project_id, job_id=job_id)
         file = reports.file(session, job=job, path=path)
     return ranges.respond(request, storage, file)
 
@@ -287,7 +289,7 @@ def report_file(
 def _watched(job_id: str, caller: CallerDep, readers: ReadersDep) -> str:
     # Checked before the stream starts: afterwards no 404 can be sent.
     with readers() as session:
-        return jobs.get(session, project_id=caller.project_id, job_id=job_id).id
+        return actions.get(session, project_id=caller.project_id, job_id=job_id).id
 
 
 WatchedDep = Annotated[str, Depends(_watched)]

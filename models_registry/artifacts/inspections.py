@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from models_registry import errors
 from models_registry.artifacts import uploads
-from models_registry.jobs import jobs
+from models_registry.jobs import submission
 from models_registry.jobs.leases import OutputFile
 from models_registry.jobs.lifecycle import State
 from models_registry.persistence import database, outbox, tables
@@ -203,7 +203,7 @@ def _settle_jobs(session: Session, version: Version) -> None:
     waiting = sa.select(job).where(job.state == State.VALIDATING, refers).order_by(job.id)
     # Locked: of two inspections that end at the same time, the later must see the other's outcome.
     for row in session.scalars(waiting.with_for_update(key_share=True)).all():
-        jobs.settle(session, row)
+        submission.settle(session, row)
 
 
 def _gave_up() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from models_registry import errors
 from models_registry.artifacts import datasets, input_checks, models, uploads
-from models_registry.jobs import jobs, validation
+from models_registry.jobs import actions, validation
 from models_registry.jobs.lifecycle import State
 from models_registry.persistence import tables
 from models_registry.persistence.storage import Storage
@@ -91,7 +91,7 @@ def register(
 
 def _job(session: Session, *, project_id: str, job_id: str) -> tables.JobRow:
     try:
-        job = jobs.get(session, project_id=project_id, job_id=job_id)
+        job = actions.get(session, project_id=project_id, job_id=job_id)
     except errors.NotFound as error:
         raise _refused(error.code, error.message) from error
     if job.state != State.SUCCEEDED:

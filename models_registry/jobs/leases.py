@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from models_registry import errors, ids
 from models_registry.artifacts import models, uploads
-from models_registry.jobs import jobs, lifecycle
+from models_registry.jobs import lifecycle, transitions
 from models_registry.jobs.lifecycle import Event, Reason, State
 from models_registry.persistence import database, tables
 
@@ -68,7 +68,7 @@ def claim(session: Session, *, job_id: str, worker_id: str, lease_seconds: float
         "lease_owner": worker_id,
         "lease_expires_at": now + timedelta(seconds=lease_seconds),
     }
-    if not jobs.move(session, job, Event.CLAIM, values=values).happened:
+    if not transitions.move(session, job, Event.CLAIM, values=values).happened:
         return None
     session.add(
         tables.AttemptRow(
@@ -141,7 +141,7 @@ def poll(session: Session, lease: Lease) -> State:
 def started(session: Session, lease: Lease, *, device: str, resumed_from_step: int | None) -> None:
     """Record that the engine has started."""
     job = _job(session, lease)
-    jobs.move(session, job, Event.STARTED, fence=lease.fence)
+    transitions.move(session, job, Event.STARTED, fence=lease.fence)
     attempt = session.get_one(tables.AttemptRow, (lease.job_id, lease.attempt))
     attempt.device, attempt.resumed_from_step = device, resumed_from_step
     session.flush()
@@ -186,7 +186,7 @@ def report(
 def warn(session: Session, lease: Lease, *, code: str, message: str) -> None:
     """Add a warning of the engine to the job's events."""
     _touch(session, lease, {})
-    jobs.add_event(session, lease.job_id, "warning", {"code": code, "message": message})
+    transitions.add_event(session, lease.job_id, "warning", {"code": code, "message": message})
 
 
 def checkpoint(
@@ -220,7 +220,7 @@ def checkpoint(
     for old in checkpoints(session, job_id=lease.job_id)[KEPT_CHECKPOINTS:]:
         session.delete(old)
     facts = {"step": step, "epoch": epoch, "phase": phase, "size_bytes": file.size_bytes}
-    jobs.add_event(session, lease.job_id, "checkpoint", facts)
+    transitions.add_event(session, lease.job_id, "checkpoint", facts)
 
 
 def checkpoints(session: Session, *, job_id: str) -> list[tables.CheckpointRow]:
@@ -247,7 +247,7 @@ def complete(
     Raises: errors.StaleFence when the job is no longer held: nothing is written then.
     """
     job = _job(session, lease)
-    moved = jobs.move(session, job, Event.COMPLETE, fence=lease.fence)
+    moved = transitions.move(session, job, Event.COMPLETE, fence=lease.fence)
     if job.state != State.SUCCEEDED:
         return State(job.state)
     for file in files:
@@ -293,7 +293,9 @@ def fail(
     }
     event = Event.FAIL_RETRYABLE if retryable else Event.FAIL
     because = Reason.ATTEMPT_FAILED if retryable else Reason.ENGINE_FAILED
-    moved = jobs.move(session, job, event, because=because, message=message, fence=lease.fence)
+    moved = transitions.move(
+        session, job, event, because=because, message=message, fence=lease.fence
+    )
     if job.state == State.FAILED and not job.failure:
         moved.job.failure = failure
     _keep_log(session, lease, log_tail)
@@ -303,7 +305,7 @@ def fail(
 def stopped(session: Session, lease: Lease, *, log_tail: list[str]) -> State:
     """Record that the engine has stopped because the user paused or cancelled the job."""
     job = _job(session, lease)
-    jobs.move(session, job, Event.STOPPED, fence=lease.fence)
+    transitions.move(session, job, Event.STOPPED, fence=lease.fence)
     _keep_log(session, lease, log_tail)
     return State(job.state)
 
@@ -318,7 +320,9 @@ def release(
 ) -> State:
     """Queue the job again for a reason outside of it; the attempt is not counted."""
     job = _job(session, lease)
-    jobs.move(session, job, Event.RELEASED, because=because, message=message, fence=lease.fence)
+    transitions.move(
+        session, job, Event.RELEASED, because=because, message=message, fence=lease.fence
+    )
     _keep_log(session, lease, log_tail)
     return State(job.state)
 

@@ -1,8 +1,8 @@
 """Job states and every legal move, as data. Pure: no session, no clock, no row.
 
-The table is the one of the life-cycle specification; `models_registry/jobs/jobs.py: move` is the
-only code that applies it. One event is not in the specification: `released`, by which a worker
-that stops on purpose (deployment, Ctrl-C) hands its job back without using up one of the attempts.
+The table is the one of the life-cycle specification; `move` in `jobs/transitions.py` is the only
+code that applies it. One event is not in the specification: `released`, by which a worker that
+stops on purpose (deployment, Ctrl-C) hands its job back without using up one of its attempts.
 """
 
 from collections.abc import Mapping

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.orm import Session
 
-from models_registry.jobs import jobs, lifecycle
+from models_registry.jobs import lifecycle, transitions
 from models_registry.jobs.lifecycle import Event, Reason, State
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
@@ -51,7 +51,7 @@ def reap(
 
 def _end_lease(session: Session, job: tables.JobRow) -> int:
     message = f"Attempt {job.attempt} was lost: its worker sent no heartbeat."
-    moved = jobs.move(
+    moved = transitions.move(
         session, job, Event.LEASE_EXPIRED, because=Reason.ATTEMPT_LOST, message=message
     )
     if job.state == State.FAILED and job.failure is None:
@@ -117,7 +117,7 @@ def _expire(session: Session, job: tables.JobRow, because: Reason, message: str)
         "log_tail": [],
     }
     values = {"failure": failure, "cancel_target": State.FAILED}
-    moved = jobs.move(
+    moved = transitions.move(
         session, job, Event.DEADLINE, because=because, message=sentence, values=values
     )
     return int(moved.happened)
@@ -144,7 +144,7 @@ def republish(session: Session, *, after_seconds: float) -> int:
     for job in unclaimed:
         waited = now - (job.queued_at or now)
         pause = min(max(waited, timedelta(seconds=after_seconds)), LONGEST_SILENCE)
-        jobs.announce(session, job, now)
+        transitions.announce(session, job, now)
         job.announce_again_at = now + pause
     session.flush()
     return len(unclaimed)

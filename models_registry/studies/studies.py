@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from models_registry import catalog, errors, ids
-from models_registry.jobs import jobs, lifecycle, queries, validation
+from models_registry.jobs import actions, lifecycle, queries, submission, validation
 from models_registry.jobs.lifecycle import State
 from models_registry.jobs.spec import VERSION, JobSpec, StudySpec
 from models_registry.persistence import database, paging, tables
@@ -106,15 +106,15 @@ def plan(session: Session, *, project_id: str, spec: StudySpec) -> StudyPlan:
     """
     _refuse(list(_faults_of_grids(spec)))
     _refuse(list(_faults_of_size(spec)))
-    inputs, faults = jobs.find_inputs(session, project_id=project_id, spec=spec)
-    register_as = spec.student.register_as or jobs.student_name(spec.name)
+    inputs, faults = submission.find_inputs(session, project_id=project_id, spec=spec)
+    register_as = spec.student.register_as or submission.student_name(spec.name)
     student = spec.student.model_copy(update={"register_as": register_as})
     spec = spec.model_copy(update={"student": student})
 
     drafts = list(_drafts(spec))
     specs: list[JobSpec] = []
     for draft in drafts:
-        completed, wrong = jobs.complete(_job(spec, draft), inputs)
+        completed, wrong = submission.complete(_job(spec, draft), inputs)
         faults += (_relocated(fault, spec, draft) for fault in wrong)
         specs.append(completed)
     _refuse(faults)
@@ -134,7 +134,7 @@ def _refuse(faults: Sequence[errors.Fault]) -> None:
     if faults:
         distinct = list(dict.fromkeys(faults))  # variants share most of their faults
         code = "too_many_jobs" if distinct[0].code == "too_many_jobs" else "invalid_spec"
-        raise errors.Refused(jobs.summary(distinct), code=code, faults=distinct[:MAX_FAULTS])
+        raise errors.Refused(submission.summary(distinct), code=code, faults=distinct[:MAX_FAULTS])
 
 
 def _faults_of_grids(spec: StudySpec) -> Iterator[errors.Fault]:
@@ -381,12 +381,12 @@ def submit(session: Session, *, project_id: str, spec: StudySpec) -> tables.Stud
     )
     session.add(study)
     session.flush()
-    notice = jobs.notice(session, queue=spec.resources.accelerator)
+    notice = submission.notice(session, queue=spec.resources.accelerator)
     for seed in spec.seeds:  # seed by seed, so that what has ended can soon be compared
         for variant, completed in zip(planned.variants, planned.specs, strict=True):
             name = f"{spec.name}: {label_of(variant)}, seed {seed}"
             training = {**completed.training, "seed": seed}
-            jobs.store(
+            submission.store(
                 session,
                 project_id=project_id,
                 completed=completed.model_copy(
@@ -394,7 +394,7 @@ def submit(session: Session, *, project_id: str, spec: StudySpec) -> tables.Stud
                 ),
                 inputs=planned.inputs,
                 notice=notice,
-                place=jobs.StudyPlace(study.id, variant.number, seed),
+                place=submission.StudyPlace(study.id, variant.number, seed),
             )
     return study
 
@@ -471,7 +471,7 @@ def cancel(session: Session, *, project_id: str, study_id: str) -> tables.StudyR
         row.study_id == study.id, row.state.not_in(lifecycle.FINAL)
     )
     for job_id in session.scalars(unfinished.order_by(row.id)).all():
-        jobs.cancel(session, project_id=project_id, job_id=job_id)
+        actions.cancel(session, project_id=project_id, job_id=job_id)
     return study
 
 
@@ -495,7 +495,7 @@ def delete(session: Session, *, project_id: str, study_id: str) -> None:
         )
     study.deleted_at = database.now(session)
     for job in members:
-        jobs.hide(session, job)
+        actions.hide(session, job)
     session.flush()
 
 

@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from api import streams
-from models_registry.jobs import jobs, leases
+from models_registry.jobs import actions, leases, transitions
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
 from models_registry.settings import Settings
@@ -117,7 +117,7 @@ def cancel(sessions: database.Sessions, job_id: str) -> None:
     """Cancel a job as another process would."""
     with sessions.begin() as session:
         row = session.get_one(tables.JobRow, job_id)
-        jobs.cancel(session, project_id=row.project_id, job_id=job_id)
+        actions.cancel(session, project_id=row.project_id, job_id=job_id)
 
 
 class TestStream:
@@ -146,7 +146,7 @@ class TestStream:
         assert told["state"] == "running"
         assert told["metrics"] == {"loss/total": "Infinity"}
         with sessions.begin() as session:
-            jobs.add_event(session, job_id, "warning", {"code": "slow", "message": "x"})
+            transitions.add_event(session, job_id, "warning", {"code": "slow", "message": "x"})
         reader.wait_for("job.warning")
         cancel(sessions, job_id)
         with sessions.begin() as session:
@@ -172,7 +172,7 @@ class TestStream:
     ) -> None:
         with sessions.begin() as session:
             for _ in range(600):
-                jobs.add_event(session, job_id, "warning", {})
+                transitions.add_event(session, job_id, "warning", {})
         cancel(sessions, job_id)
         assert numbered(Reader(http, job_id).finish()) == list(range(1, 604))
 

@@ -39,7 +39,7 @@ MAY_CATCH_EVERYTHING = {
     "workers/distill/training/checkpoint.py": "a damaged file: the one before is tried",
     "workers/distill/inspection.py": "top of the inspection of uploads",
 }
-MAY_WRITE_JOB_STATE = {"models_registry/jobs/jobs.py"}
+MAY_WRITE_JOB_STATE = {"models_registry/jobs/transitions.py"}
 # The client names what it receives as the server names what it sends, so it is a world of its own.
 WORLDS = (("api", "models_registry", "workers", "migrations"), ("retort",))
 SHARED_CLASS_NAMES = {

@@ -12,7 +12,7 @@ import psycopg
 
 from models_registry.access import keys
 from models_registry.artifacts import models, uploads
-from models_registry.jobs import jobs
+from models_registry.jobs import submission
 from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import tables
 from tests import factories
@@ -43,7 +43,7 @@ def submit(context: Context, project_id: str, **changes: Any) -> str:
     }
     with context.sessions.begin() as session:
         wanted = JobSpec.model_validate(spec)
-        return jobs.submit(session, project_id=project_id, spec=wanted).id
+        return submission.submit(session, project_id=project_id, spec=wanted).id
 
 
 def job(context: Context, job_id: str) -> tables.JobRow:

@@ -13,7 +13,7 @@ import redis
 from kombu.connection import Connection
 from kombu.messaging import Consumer
 
-from models_registry.jobs import jobs
+from models_registry.jobs import transitions
 from models_registry.persistence import broker
 from tests import services
 from tests.workers import processes
@@ -43,7 +43,7 @@ def connection(broker_url: str) -> Iterator[Connection]:
 
 def publish(connection: Connection, queue: str, number: int, priority: int = 0) -> None:
     app.send_task(
-        jobs.RUN_TASK,
+        transitions.RUN_TASK,
         kwargs={"job_id": f"job_{number}", "dispatch_seq": number},
         queue=queue,
         priority=broker.redis_priority(priority),
@@ -136,7 +136,7 @@ class TestSettings:
         app.loader.import_default_modules()
         ours = {name for name in app.tasks if not name.startswith("celery.")}
         assert ours == {
-            jobs.RUN_TASK,
+            transitions.RUN_TASK,
             "models.inspect",
             "datasets.inspect",
             "maintenance.sweep",
@@ -210,7 +210,7 @@ class TestQueues:
         with redis.Redis.from_url(broker_url) as client:
             envelope = json.loads(client.lindex(key, 0))
         assert envelope["content-type"] == "application/json"
-        assert envelope["headers"]["task"] == jobs.RUN_TASK
+        assert envelope["headers"]["task"] == transitions.RUN_TASK
 
 
 class TestImport:

@@ -5,7 +5,7 @@ import psycopg
 import pytest
 import structlog.testing
 
-from models_registry.jobs import jobs, leases
+from models_registry.jobs import actions, leases
 from models_registry.persistence import tables
 from tests import factories
 from tests.workers import scenes
@@ -44,7 +44,7 @@ class TestHeartbeat:
             assert not heartbeat.lost
             assert not heartbeat.stop_wanted
 
-    @pytest.mark.parametrize("verb", [jobs.pause, jobs.cancel])
+    @pytest.mark.parametrize("verb", [actions.pause, actions.cancel])
     def test_notices_within_a_poll_what_the_user_wants(
         self, context: Context, project: str, lease: leases.Lease, verb: object
     ) -> None:
@@ -92,7 +92,7 @@ class TestHeartbeat:
         self, context: Context, project: str, lease: leases.Lease
     ) -> None:
         with context.sessions.begin() as session:
-            jobs.pause(session, project_id=project, job_id=lease.job_id)
+            actions.pause(session, project_id=project, job_id=lease.job_id)
         with context.sessions.begin() as session:
             session.get_one(tables.JobRow, lease.job_id)  # holds the one write lock
             with Heartbeat(with_clocks(context, heartbeat_seconds=40), lease) as heartbeat:

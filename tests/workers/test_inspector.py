@@ -16,7 +16,7 @@ import structlog.testing
 import torch
 
 from models_registry.artifacts import datasets, inspections, models
-from models_registry.jobs import jobs
+from models_registry.jobs import submission
 from models_registry.jobs.lifecycle import State
 from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import tables
@@ -68,7 +68,7 @@ def waiting_job(context: Context, project: str) -> str:
     """Submit a job whose teacher is still to be inspected."""
     with context.sessions.begin() as session:
         wanted = JobSpec.model_validate(factories.spec())
-        job = jobs.submit(session, project_id=project, spec=wanted)
+        job = submission.submit(session, project_id=project, spec=wanted)
         assert job.state == State.VALIDATING
         return job.id
 

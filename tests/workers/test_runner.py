@@ -20,7 +20,7 @@ from safetensors.numpy import load
 
 from models_registry import errors
 from models_registry.artifacts import models
-from models_registry.jobs import jobs, leases
+from models_registry.jobs import actions, leases
 from models_registry.jobs.lifecycle import Reason, State
 from models_registry.persistence import storage, tables
 from tests import factories
@@ -206,7 +206,7 @@ class TestClaim:
     def test_of_a_cancelled_job_is_nothing(self, workshop: Context, project: str) -> None:
         job_id = scenes.submit(workshop, project)
         with workshop.sessions.begin() as session:
-            jobs.cancel(session, project_id=project, job_id=job_id)
+            actions.cancel(session, project_id=project, job_id=job_id)
         assert runner.run_job(workshop, job_id) is None
         assert scenes.job(workshop, job_id).attempt == 0
 
@@ -306,7 +306,7 @@ class TestStaging:
 
         def cancel() -> None:
             with workshop.sessions.begin() as session:
-                jobs.cancel(session, project_id=project, job_id=job_id)
+                actions.cancel(session, project_id=project, job_id=job_id)
             assert scenes.job(workshop, job_id).state == State.CANCELLING
             # Renewing the lease is how the heartbeat learns of it; once more, and it surely has.
             for _ in range(2):
@@ -419,7 +419,7 @@ class TestStopping:
             environments.extend(engine.environ() for engine in scenes.engines())
             asked.append(datetime.now(UTC))
             with workshop.sessions.begin() as session:
-                jobs.cancel(session, project_id=project, job_id=job_id)
+                actions.cancel(session, project_id=project, job_id=job_id)
 
         with when(workshop, job_id, State.RUNNING, cancel):
             assert runner.run_job(workshop, job_id) == State.CANCELLED
@@ -438,7 +438,7 @@ class TestStopping:
 
         def pause() -> None:
             with workshop.sessions.begin() as session:
-                jobs.pause(session, project_id=project, job_id=job_id)
+                actions.pause(session, project_id=project, job_id=job_id)
 
         with when(workshop, job_id, State.RUNNING, pause):
             assert runner.run_job(workshop, job_id) == State.PAUSED
@@ -447,7 +447,7 @@ class TestStopping:
         assert saved
         assert scenes.job(workshop, job_id).state_reason == Reason.PAUSED_BY_CALLER
         with workshop.sessions.begin() as session:
-            jobs.resume(session, project_id=project, job_id=job_id)
+            actions.resume(session, project_id=project, job_id=job_id)
         assert runner.run_job(workshop, job_id) == State.SUCCEEDED
         _, second = scenes.attempts(workshop, job_id)
         assert second.resumed_from_step == max(row.step for row in saved)

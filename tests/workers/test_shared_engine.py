@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from models_registry.jobs import jobs, leases
+from models_registry.jobs import actions, leases
 from models_registry.jobs.lifecycle import Reason, State
 from models_registry.jobs.spec import StudySpec
 from models_registry.persistence import tables
@@ -170,7 +170,7 @@ class TestSharedEngine:
 
         def cancel() -> None:
             with workshop.sessions.begin() as session:
-                jobs.cancel(session, project_id=project, job_id=made["dkd"])
+                actions.cancel(session, project_id=project, job_id=made["dkd"])
 
         with once_all_are_kept(workshop, made, cancel):
             assert runner.run_job(workshop, made["kd"]) == State.QUEUED

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from models_registry import errors, ids
 from models_registry.artifacts import datasets, inspections, models
 from models_registry.artifacts.inspections import Inspection
-from models_registry.jobs import jobs
+from models_registry.jobs import actions, transitions
 from models_registry.jobs.lifecycle import State
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
@@ -290,7 +290,7 @@ class TestJobsThatWait:
         return job
 
     def messages(self, session: Session) -> int:
-        query = sa.select(sa.func.count()).where(tables.OutboxRow.task == jobs.RUN_TASK)
+        query = sa.select(sa.func.count()).where(tables.OutboxRow.task == transitions.RUN_TASK)
         return session.scalars(query).one()
 
     def test_are_queued_when_their_teacher_is_accepted(
@@ -368,7 +368,7 @@ class TestJobsThatWait:
     ) -> None:
         with sessions.begin() as session:
             job = self.submitted(session, project)
-            jobs.cancel(session, project_id=project.id, job_id=job.id)
+            actions.cancel(session, project_id=project.id, job_id=job.id)
             accept_model(session, storage, teacher)
             assert again(session, job).state == State.CANCELLED
 

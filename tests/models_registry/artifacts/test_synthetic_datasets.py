@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from models_registry import errors
 from models_registry.artifacts import datasets, lineage, models, synthetic_datasets
-from models_registry.jobs import jobs, sweeps
+from models_registry.jobs import actions, sweeps
 from models_registry.jobs.lifecycle import State
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
@@ -123,7 +123,7 @@ class TestSweep:
             row = register(session, storage, job)
             student = session.get_one(tables.ModelVersionRow, job.student_version_id)
             weights = models.file(session, student, path=models.WEIGHTS)
-            jobs.delete(session, project_id=project.id, job_id=job.id)
+            actions.delete(session, project_id=project.id, job_id=job.id)
             models.delete_version(session, project_id=project.id, name="digits-student", version=1)
         assert sweeps.sweep_bytes(sessions, storage, grace=timedelta(seconds=-1)) == 1
         assert not storage.exists(weights.storage_key)

@@ -18,7 +18,15 @@ from sqlalchemy.orm import Session
 from models_registry import errors, ids
 from models_registry.access import keys
 from models_registry.artifacts import aliases, models
-from models_registry.jobs import jobs, leases, lifecycle, sweeps, workers
+from models_registry.jobs import (
+    actions,
+    leases,
+    lifecycle,
+    submission,
+    sweeps,
+    transitions,
+    workers,
+)
 from models_registry.jobs.lifecycle import Answer, Event, Reason, State
 from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import database, schema, tables
@@ -64,7 +72,7 @@ def messages(session: Session, job: tables.JobRow) -> list[tables.OutboxRow]:
 
 def checked(session: Session, project: tables.ProjectRow, **changes: Any) -> JobSpec:
     wanted = JobSpec.model_validate(factories.spec(**changes))
-    return jobs.check(session, project_id=project.id, spec=wanted)
+    return submission.check(session, project_id=project.id, spec=wanted)
 
 
 def refusal(
@@ -90,8 +98,8 @@ class TestSummary:
     )
     def test_begins_as_a_sentence_but_for_names(self, detail: str, sentence: str) -> None:
         fault = errors.Fault("/x", "wrong", detail)
-        assert jobs.summary([fault]) == sentence
-        assert jobs.summary([fault, fault]) == f"{sentence} (and 1 more)"
+        assert submission.summary([fault]) == sentence
+        assert submission.summary([fault, fault]) == f"{sentence} (and 1 more)"
 
 
 def faults(refused: errors.Refused) -> dict[str, str]:
@@ -120,7 +128,7 @@ class TestSubmit:
         assert job.spec["training"]["epochs"] == 2
         assert job.spec["training"]["schedule"]["milestones"] == [1, 1, 1]
         assert job.spec["training"]["optimizer"]["name"] == "sgd"
-        assert jobs.spec_of(job).model_dump(mode="json").items() <= job.spec.items()
+        assert submission.spec_of(job).model_dump(mode="json").items() <= job.spec.items()
 
     def test_sends_to_the_queue_of_the_accelerator_with_the_priority(
         self,
@@ -253,8 +261,8 @@ class TestReferences:
         with sessions.begin() as session:
             job = factories.job(session, project_id=project.id, teacher="digits-teacher@latest")
             factories.teacher(session, storage, project_id=project.id, content=b"newer")
-            jobs.cancel(session, project_id=project.id, job_id=job.id)
-            retried = jobs.retry(session, project_id=project.id, job_id=job.id)
+            actions.cancel(session, project_id=project.id, job_id=job.id)
+            retried = actions.retry(session, project_id=project.id, job_id=job.id)
         assert retried.teacher_version_id == teacher.id
 
     @pytest.mark.parametrize(
@@ -456,7 +464,9 @@ class TestDataFree:
             method={"name": "dafl", "synthesis": {"steps": 3}}, baseline=True
         )
         with sessions.begin() as session:
-            job = jobs.submit(session, project_id=project.id, spec=JobSpec.model_validate(body))
+            job = submission.submit(
+                session, project_id=project.id, spec=JobSpec.model_validate(body)
+            )
             assert (job.state, job.dataset_version_id) == (State.QUEUED, None)
             assert job.spec["method"]["synthesis"]["steps"] == 3
             assert job.spec["method"]["synthesis"]["keep_images"] is True
@@ -557,7 +567,7 @@ class TestCheck:
         with sessions.begin() as session:
             assert session.scalars(sa.select(tables.JobRow)).all() == []
             job = factories.job(session, project_id=project.id)
-        assert jobs.spec_of(job) == dry
+        assert submission.spec_of(job) == dry
 
     def test_of_its_own_answer_changes_nothing(
         self,
@@ -567,7 +577,7 @@ class TestCheck:
     ) -> None:
         with sessions.begin() as session:
             once = checked(session, project)
-            assert jobs.check(session, project_id=project.id, spec=once) == once
+            assert submission.check(session, project_id=project.id, spec=once) == once
 
 
 # How to bring a queued job to each state, in a session.
@@ -577,11 +587,11 @@ def _queued(session: Session, job: tables.JobRow) -> None:
 
 def _cancelling(session: Session, job: tables.JobRow) -> None:
     factories.running(session, job)
-    jobs.cancel(session, project_id=job.project_id, job_id=job.id)
+    actions.cancel(session, project_id=job.project_id, job_id=job.id)
 
 
 def _paused(session: Session, job: tables.JobRow) -> None:
-    jobs.pause(session, project_id=job.project_id, job_id=job.id)
+    actions.pause(session, project_id=job.project_id, job_id=job.id)
 
 
 def _pausing(session: Session, job: tables.JobRow) -> None:
@@ -595,7 +605,7 @@ def _failed(session: Session, job: tables.JobRow) -> None:
 
 
 def _cancelled(session: Session, job: tables.JobRow) -> None:
-    jobs.cancel(session, project_id=job.project_id, job_id=job.id)
+    actions.cancel(session, project_id=job.project_id, job_id=job.id)
 
 
 WAYS: dict[State, Callable[[Session, tables.JobRow], object]] = {
@@ -614,7 +624,7 @@ def answer_to(session: Session, job: tables.JobRow, event: Event) -> State | Ans
     """Return the answer that `move` gives, whether it returns or raises it."""
     state = job.state
     try:
-        return jobs.move(session, job, event, because=Reason.ATTEMPT_LOST).answer
+        return transitions.move(session, job, event, because=Reason.ATTEMPT_LOST).answer
     except errors.StaleFence:
         return Answer.STALE
     except errors.IllegalMove as error:
@@ -665,7 +675,7 @@ class TestMove:
         with sessions.begin() as session:
             lease = factories.running(session, again(session, job))
             with pytest.raises(errors.StaleFence):
-                jobs.move(session, again(session, job), Event.FAIL, fence=lease.fence - 1)
+                transitions.move(session, again(session, job), Event.FAIL, fence=lease.fence - 1)
             assert again(session, job).state == State.RUNNING
 
     def test_of_two_users_at_once_happens_once(
@@ -673,7 +683,9 @@ class TestMove:
     ) -> None:
         def cancel() -> State:
             with sessions.begin() as session:
-                return State(jobs.cancel(session, project_id=job.project_id, job_id=job.id).state)
+                return State(
+                    actions.cancel(session, project_id=job.project_id, job_id=job.id).state
+                )
 
         assert racing.together([cancel] * 4) == [State.CANCELLED] * 4
         with sessions.begin() as session:
@@ -685,7 +697,7 @@ class TestMove:
         state = racing.overtaken(
             sessions,
             lambda session: factories.claimed(session, again(session, job)),
-            lambda session: jobs.cancel(session, project_id=job.project_id, job_id=job.id).state,
+            lambda session: actions.cancel(session, project_id=job.project_id, job_id=job.id).state,
         )
         assert state == State.CANCELLING  # it held, and not `cancelled` as it would have before
 
@@ -695,7 +707,7 @@ class TestUserVerbs:
         self, sessions: database.Sessions, job: tables.JobRow
     ) -> None:
         with sessions.begin() as session:
-            row = jobs.cancel(session, project_id=job.project_id, job_id=job.id)
+            row = actions.cancel(session, project_id=job.project_id, job_id=job.id)
             assert (row.state, row.state_reason) == (State.CANCELLED, "cancelled_by_caller")
             assert row.finished_at is not None
 
@@ -706,7 +718,7 @@ class TestUserVerbs:
             _failed(session, again(session, job))
         with sessions.begin() as session:
             before = again(session, job).last_sequence
-            row = jobs.cancel(session, project_id=job.project_id, job_id=job.id)
+            row = actions.cancel(session, project_id=job.project_id, job_id=job.id)
             assert (row.state, row.cancel_target) == (State.FAILED, None)
             assert row.last_sequence == before
 
@@ -716,13 +728,13 @@ class TestUserVerbs:
         project_id = job.project_id
         with sessions.begin() as session:
             lease = factories.running(session, again(session, job))
-            row = jobs.pause(session, project_id=project_id, job_id=job.id)
+            row = actions.pause(session, project_id=project_id, job_id=job.id)
             assert row.state == State.PAUSING
             assert leases.poll(session, lease) is State.PAUSING
             assert leases.stopped(session, lease, log_tail=["bye"]) is State.PAUSED
             session.refresh(row)
             assert (row.state_reason, row.lease_owner) == ("paused_by_caller", None)
-            row = jobs.resume(session, project_id=project_id, job_id=job.id)
+            row = actions.resume(session, project_id=project_id, job_id=job.id)
             assert (row.state, row.state_reason) == (State.QUEUED, "resumed_by_caller")
             assert len(messages(session, job)) == 2
             again_lease = factories.running(session, row)
@@ -735,9 +747,9 @@ class TestUserVerbs:
             once = factories.job(session, project_id=project.id, max_attempts=1)
             for _ in range(3):
                 lease = factories.running(session, once)
-                jobs.pause(session, project_id=project.id, job_id=once.id)
+                actions.pause(session, project_id=project.id, job_id=once.id)
                 leases.stopped(session, lease, log_tail=[])
-                jobs.resume(session, project_id=project.id, job_id=once.id)
+                actions.resume(session, project_id=project.id, job_id=once.id)
             lease = factories.running(session, once)
             state = leases.fail(
                 session, lease, code="crash", message="m", retryable=True, log_tail=[]
@@ -745,7 +757,7 @@ class TestUserVerbs:
             session.refresh(once)
             assert (state, once.attempt, once.releases) == (State.FAILED, 4, 3)
 
-    @pytest.mark.parametrize("verb", [jobs.pause, jobs.resume])
+    @pytest.mark.parametrize("verb", [actions.pause, actions.resume])
     def test_that_do_not_fit_name_those_that_do(
         self, sessions: database.Sessions, job: tables.JobRow, verb: Callable[..., object]
     ) -> None:
@@ -764,9 +776,11 @@ class TestUserVerbs:
         with sessions.begin() as session:
             factories.running(session, again(session, job))
             with pytest.raises(errors.IllegalMove, match="allowed now: pause, cancel"):
-                jobs.resume(session, project_id=job.project_id, job_id=job.id)
+                actions.resume(session, project_id=job.project_id, job_id=job.id)
 
-    @pytest.mark.parametrize("verb", [jobs.get, jobs.cancel, jobs.pause, jobs.retry, jobs.delete])
+    @pytest.mark.parametrize(
+        "verb", [actions.get, actions.cancel, actions.pause, actions.retry, actions.delete]
+    )
     def test_do_not_see_jobs_of_another_project(
         self, sessions: database.Sessions, job: tables.JobRow, verb: Callable[..., object]
     ) -> None:
@@ -789,7 +803,7 @@ class TestRetry:
         with sessions.begin() as session:
             WAYS[state](session, again(session, job))
         with sessions.begin() as session:
-            new = jobs.retry(session, project_id=job.project_id, job_id=job.id)
+            new = actions.retry(session, project_id=job.project_id, job_id=job.id)
             assert new.id != job.id
             assert (new.state, new.retry_of, new.attempt) == (State.QUEUED, job.id, 0)
             assert new.spec == job.spec
@@ -802,7 +816,7 @@ class TestRetry:
         with sessions.begin() as session:
             WAYS[state](session, again(session, job))
             with pytest.raises(errors.IllegalMove, match="Only failed or cancelled"):
-                jobs.retry(session, project_id=job.project_id, job_id=job.id)
+                actions.retry(session, project_id=job.project_id, job_id=job.id)
 
 
 @SQLITE_ONLY
@@ -813,9 +827,9 @@ class TestDelete:
     ) -> None:
         with sessions.begin() as session:
             WAYS[state](session, again(session, job))
-            jobs.delete(session, project_id=job.project_id, job_id=job.id)
+            actions.delete(session, project_id=job.project_id, job_id=job.id)
         with sessions.begin() as session, pytest.raises(errors.Gone):
-            jobs.get(session, project_id=job.project_id, job_id=job.id)
+            actions.get(session, project_id=job.project_id, job_id=job.id)
 
     @pytest.mark.parametrize("state", sorted(set(WAYS) - lifecycle.FINAL))
     def test_of_a_job_that_goes_on_is_refused(
@@ -824,7 +838,7 @@ class TestDelete:
         with sessions.begin() as session:
             WAYS[state](session, again(session, job))
             with pytest.raises(errors.IllegalMove, match="cannot be deleted; ") as refused:
-                jobs.delete(session, project_id=job.project_id, job_id=job.id)
+                actions.delete(session, project_id=job.project_id, job_id=job.id)
             assert refused.value.allowed == lifecycle.allowed(state)
 
     def test_keeps_the_student(
@@ -832,7 +846,7 @@ class TestDelete:
     ) -> None:
         with sessions.begin() as session:
             factories.succeeded(session, storage, again(session, job))
-            jobs.delete(session, project_id=job.project_id, job_id=job.id)
+            actions.delete(session, project_id=job.project_id, job_id=job.id)
             student = models.resolve(
                 session, project_id=job.project_id, reference="digits-student@1"
             )
@@ -842,14 +856,16 @@ class TestDelete:
 class TestBackoff:
     def test_doubles_up_to_a_limit(self) -> None:
         for attempt in range(1, 40):
-            most = min(jobs.BACKOFF_SECONDS * 2 ** (attempt - 1), jobs.BACKOFF_LIMIT_SECONDS)
+            most = min(
+                transitions.BACKOFF_SECONDS * 2 ** (attempt - 1), transitions.BACKOFF_LIMIT_SECONDS
+            )
             for _ in range(20):
-                seconds = jobs.backoff(attempt).total_seconds()
+                seconds = transitions.backoff(attempt).total_seconds()
                 assert most / 2 <= seconds <= most
 
     def test_differs_from_job_to_job(self) -> None:
         # Else all the jobs of a worker that died would come back in the same instant.
-        assert len({jobs.backoff(5) for _ in range(50)}) > 40
+        assert len({transitions.backoff(5) for _ in range(50)}) > 40
 
     @SQLITE_ONLY
     def test_of_an_attempt_that_did_not_count_is_not_longer(
@@ -979,7 +995,7 @@ class JobHistory(stateful.RuleBasedStateMachine):
 
     # The user
 
-    @stateful.rule(verb=st.sampled_from([jobs.pause, jobs.resume, jobs.cancel]))
+    @stateful.rule(verb=st.sampled_from([actions.pause, actions.resume, actions.cancel]))
     def ask(self, verb: Callable[..., object]) -> None:
         try:
             with self.sessions.begin() as session:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from models_registry import errors
 from models_registry.artifacts import models
-from models_registry.jobs import jobs, leases
+from models_registry.jobs import actions, leases
 from models_registry.jobs.leases import Lease, MetricSample
 from models_registry.jobs.lifecycle import State
 from models_registry.persistence import database, tables
@@ -99,7 +99,7 @@ class TestClaim:
             assert leases.claim(session, job_id="job_x", worker_id="w", lease_seconds=60) is None
             assert claim(session, job)
             assert claim(session, job) is None
-            jobs.cancel(session, project_id=job.project_id, job_id=job.id)
+            actions.cancel(session, project_id=job.project_id, job_id=job.id)
             assert claim(session, job) is None
 
     def test_waits_for_the_backoff(self, sessions: database.Sessions, job: tables.JobRow) -> None:
@@ -270,9 +270,9 @@ class TestRenew:
             expires = again(session, job).lease_expires_at
             assert expires is not None
             assert expires > database.now(session) + timedelta(seconds=500)
-            jobs.pause(session, project_id=job.project_id, job_id=job.id)
+            actions.pause(session, project_id=job.project_id, job_id=job.id)
             assert leases.renew(session, lease, lease_seconds=60) is State.PAUSING
-            jobs.cancel(session, project_id=job.project_id, job_id=job.id)
+            actions.cancel(session, project_id=job.project_id, job_id=job.id)
             assert leases.renew(session, lease, lease_seconds=60) is State.CANCELLING
             assert leases.poll(session, lease) is State.CANCELLING
 
@@ -464,7 +464,7 @@ class TestComplete:
     ) -> None:
         with sessions.begin() as session:
             keep(session, lease, storage, 10)
-            jobs.cancel(session, project_id=job.project_id, job_id=job.id)
+            actions.cancel(session, project_id=job.project_id, job_id=job.id)
             assert finish(session, lease, storage) is State.CANCELLED
         with sessions.begin() as session:
             row = again(session, job)
@@ -477,7 +477,7 @@ class TestComplete:
         self, sessions: database.Sessions, storage: Storage, job: tables.JobRow, lease: Lease
     ) -> None:
         with sessions.begin() as session:
-            jobs.pause(session, project_id=job.project_id, job_id=job.id)
+            actions.pause(session, project_id=job.project_id, job_id=job.id)
             assert finish(session, lease, storage) is State.SUCCEEDED
             assert len(students(session)) == 1
 
@@ -486,7 +486,7 @@ class TestComplete:
     ) -> None:
         state = racing.overtaken(
             sessions,
-            lambda session: jobs.cancel(session, project_id=job.project_id, job_id=job.id),
+            lambda session: actions.cancel(session, project_id=job.project_id, job_id=job.id),
             lambda session: finish(session, lease, storage),
         )
         assert state is State.CANCELLED
@@ -566,7 +566,7 @@ class TestFail:
         retryable: bool,
     ) -> None:
         with sessions.begin() as session:
-            jobs.cancel(session, project_id=job.project_id, job_id=job.id)
+            actions.cancel(session, project_id=job.project_id, job_id=job.id)
             assert fail(session, lease, retryable=retryable) is State.CANCELLED
             row = again(session, job)
             assert (row.state_reason, row.failure) == ("cancelled_by_caller", None)
@@ -577,7 +577,7 @@ class TestStopped:
         self, sessions: database.Sessions, job: tables.JobRow, lease: Lease
     ) -> None:
         with sessions.begin() as session:
-            jobs.cancel(session, project_id=job.project_id, job_id=job.id)
+            actions.cancel(session, project_id=job.project_id, job_id=job.id)
             assert leases.stopped(session, lease, log_tail=["bye"]) is State.CANCELLED
             row = again(session, job)
             assert (row.state_reason, row.lease_owner) == ("cancelled_by_caller", None)
@@ -614,7 +614,7 @@ class TestRelease:
         self, sessions: database.Sessions, job: tables.JobRow, lease: Lease
     ) -> None:
         with sessions.begin() as session:
-            jobs.pause(session, project_id=job.project_id, job_id=job.id)
+            actions.pause(session, project_id=job.project_id, job_id=job.id)
             assert leases.release(session, lease, log_tail=[]) is State.PAUSED
             assert again(session, job).releases == 1
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from models_registry import errors
-from models_registry.jobs import jobs, leases, sweeps
+from models_registry.jobs import actions, leases, sweeps
 from models_registry.jobs.leases import Lease
 from models_registry.jobs.lifecycle import State
 from models_registry.persistence import database, tables
@@ -121,11 +121,11 @@ class TestReap:
         with sessions.begin() as session:
             once = factories.job(session, project_id=project.id, max_attempts=1)
             factories.running(session, once)
-            jobs.pause(session, project_id=project.id, job_id=once.id)
+            actions.pause(session, project_id=project.id, job_id=once.id)
             expire(session, once)
             assert reap(session) == 1
             assert again(session, once).state == State.PAUSED
-            jobs.resume(session, project_id=project.id, job_id=once.id)
+            actions.resume(session, project_id=project.id, job_id=once.id)
             factories.running(session, once)
             expire(session, once)
             assert reap(session) == 1
@@ -136,7 +136,7 @@ class TestReap:
     ) -> None:
         with sessions.begin() as session:
             factories.running(session, again(session, job))
-            jobs.cancel(session, project_id=job.project_id, job_id=job.id)
+            actions.cancel(session, project_id=job.project_id, job_id=job.id)
             expire(session, job, seconds_ago=5)
             assert reap(session) == 0
             expire(session, job, seconds_ago=11)
@@ -234,7 +234,7 @@ class TestDeadline:
             assert leases.poll(session, lease) is State.CANCELLING
             assert sweeps.enforce_deadlines(session) == 0
             # A user who cancels now does not change how it ends.
-            jobs.cancel(session, project_id=project.id, job_id=row.id)
+            actions.cancel(session, project_id=project.id, job_id=row.id)
             assert leases.stopped(session, lease, log_tail=[]) is State.FAILED
             session.refresh(row)
             assert row.state_reason == "deadline"
@@ -249,7 +249,7 @@ class TestDeadline:
             row = factories.job(session, project_id=project.id, resources=LIMIT)
             lease = factories.running(session, row)
             self.begun(session, row, 101)
-            jobs.cancel(session, project_id=project.id, job_id=row.id)
+            actions.cancel(session, project_id=project.id, job_id=row.id)
             assert sweeps.enforce_deadlines(session) == 0
             assert leases.stopped(session, lease, log_tail=[]) is State.CANCELLED
             session.refresh(row)
@@ -263,10 +263,10 @@ class TestDeadline:
             row.created_at = database.now(session) - HOUR
             lease = factories.running(session, row)
             self.begun(session, row, 60)
-            jobs.pause(session, project_id=project.id, job_id=row.id)
+            actions.pause(session, project_id=project.id, job_id=row.id)
             leases.stopped(session, lease, log_tail=[])
             assert sweeps.enforce_deadlines(session) == 0
-            jobs.resume(session, project_id=project.id, job_id=row.id)
+            actions.resume(session, project_id=project.id, job_id=row.id)
             factories.running(session, row)
             assert sweeps.enforce_deadlines(session) == 0
             self.begun(session, row, 45)
@@ -314,7 +314,7 @@ class TestDeadline:
             row.queued_at = database.now(session) - HOUR
         ended = racing.overtaken(
             sessions,
-            lambda session: jobs.pause(session, project_id=project.id, job_id=row.id),
+            lambda session: actions.pause(session, project_id=project.id, job_id=row.id),
             sweeps.enforce_deadlines,
         )
         assert ended == 0
@@ -376,7 +376,7 @@ class TestRepublish:
         with sessions.begin() as session:
             factories.running(session, again(session, job))
             assert sweeps.republish(session, after_seconds=0) == 0
-            jobs.cancel(session, project_id=job.project_id, job_id=job.id)
+            actions.cancel(session, project_id=job.project_id, job_id=job.id)
             assert sweeps.republish(session, after_seconds=0) == 0
 
     def test_by_several_at_once_announces_once(

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from models_registry import errors
 from models_registry.access import keys
 from models_registry.artifacts import aliases, datasets
-from models_registry.jobs import jobs, leases, lifecycle
+from models_registry.jobs import actions, leases, lifecycle, submission
 from models_registry.jobs.lifecycle import State
 from models_registry.jobs.spec import StudySpec
 from models_registry.persistence import database, paging, tables
@@ -92,7 +92,7 @@ class TestSubmit:
             assert job.spec["baseline"] is False
             assert job.spec["teacher_digest"] == f"sha256:{teacher.sha256}"
             assert job.spec["student"]["register_as"] == "digits-methods"
-            assert jobs.spec_of(job).model_dump(mode="json").items() <= job.spec.items()
+            assert submission.spec_of(job).model_dump(mode="json").items() <= job.spec.items()
         assert [job.spec["method"].get("temperature") for job in found[:3]] == [None, 2.0, 4.0]
         assert found[1].name == "digits-methods: kd temperature=2.0, seed 0"
 
@@ -476,7 +476,7 @@ class TestStudyStatus:
     ) -> None:
         with sessions.begin() as session:
             first, second, *_ = members(session, study)
-            jobs.cancel(session, project_id=study.project_id, job_id=first.id)
+            actions.cancel(session, project_id=study.project_id, job_id=first.id)
             lease = factories.running(session, second)
             leases.report(session, lease, progress=0.5, estimated_end_at=None, samples=[])
             status = studies.statuses(session, study_ids=[study.id])[study.id]
@@ -510,8 +510,8 @@ class TestRetry:
     ) -> None:
         with sessions.begin() as session:
             old = members(session, study)[1]
-            jobs.cancel(session, project_id=study.project_id, job_id=old.id)
-            new = jobs.retry(session, project_id=study.project_id, job_id=old.id)
+            actions.cancel(session, project_id=study.project_id, job_id=old.id)
+            new = actions.retry(session, project_id=study.project_id, job_id=old.id)
             assert (new.study_id, new.study_variant, new.study_seed) == (study.id, 2, 0)
             assert (old.study_id, old.study_variant, old.study_seed) == (None, None, None)
             assert new.retry_of == old.id
@@ -524,9 +524,11 @@ class TestRetry:
     ) -> None:
         with sessions.begin() as session:
             old = members(session, study)[1]
-            jobs.cancel(session, project_id=study.project_id, job_id=old.id)
-            jobs.retry(session, project_id=study.project_id, job_id=old.id)
-            assert jobs.retry(session, project_id=study.project_id, job_id=old.id).study_id is None
+            actions.cancel(session, project_id=study.project_id, job_id=old.id)
+            actions.retry(session, project_id=study.project_id, job_id=old.id)
+            assert (
+                actions.retry(session, project_id=study.project_id, job_id=old.id).study_id is None
+            )
 
     def test_leaves_no_seat_twice(
         self, sessions: database.Sessions, study: tables.StudyRow
@@ -553,7 +555,7 @@ class TestDelete:
                 studies.get(session, project_id=study.project_id, study_id=study.id)
             for job in members(session, study):
                 with pytest.raises(errors.Gone):
-                    jobs.get(session, project_id=study.project_id, job_id=job.id)
+                    actions.get(session, project_id=study.project_id, job_id=job.id)
             student = session.get_one(tables.ModelVersionRow, done.student_version_id)
             assert student.deleted_at is None
 
@@ -562,9 +564,9 @@ class TestDelete:
     ) -> None:
         with sessions.begin() as session:
             job, *_ = members(session, study)
-            jobs.cancel(session, project_id=study.project_id, job_id=job.id)
+            actions.cancel(session, project_id=study.project_id, job_id=job.id)
             with pytest.raises(errors.InUse, match=study.id):
-                jobs.delete(session, project_id=study.project_id, job_id=job.id)
+                actions.delete(session, project_id=study.project_id, job_id=job.id)
 
 
 class TestCompare:

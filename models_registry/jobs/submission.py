@@ -1,0 +1,270 @@
+"""Submission: complete and check a spec, resolve its inputs, store the job."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from models_registry import errors, ids
+from models_registry.artifacts import datasets, models
+from models_registry.jobs import transitions, validation, workers
+from models_registry.jobs.lifecycle import Event, Reason, State
+from models_registry.jobs.spec import NAME_PATTERN, VERSION, JobSpec, Request
+from models_registry.jobs.validation import Inputs
+from models_registry.persistence import database, tables
+
+
+@dataclass(frozen=True)
+class StudyPlace:
+    """A job's place in a study: no two jobs have the same."""
+
+    study_id: str
+    variant: int
+    seed: int
+
+
+def check(session: Session, *, project_id: str, spec: JobSpec) -> JobSpec:
+    """Return `spec` with defaults filled in, storing nothing.
+
+    Raises: errors.Refused with the fields at fault.
+    """
+    completed, _ = _examine(session, project_id, spec)
+    return completed
+
+
+def submit(
+    session: Session,
+    *,
+    project_id: str,
+    spec: JobSpec,
+    retry_of: str | None = None,
+    place: StudyPlace | None = None,
+) -> tables.JobRow:
+    """Store a job; it is queued at once if its inputs are ready, else it validates them first.
+
+    Raises: errors.Refused with the fields at fault; nothing is stored then.
+    """
+    completed, inputs = _examine(session, project_id, spec)
+    return store(
+        session,
+        project_id=project_id,
+        completed=completed,
+        inputs=inputs,
+        notice=notice(session, queue=completed.resources.accelerator),
+        retry_of=retry_of,
+        place=place,
+    )
+
+
+def store(
+    session: Session,
+    *,
+    project_id: str,
+    completed: JobSpec,
+    inputs: Inputs,
+    notice: str | None,
+    retry_of: str | None = None,
+    place: StudyPlace | None = None,
+) -> tables.JobRow:
+    """Store a job whose spec was completed and found right; `notice` is shown while it waits."""
+    now = database.now(session)
+    waiting = [pointer for pointer, row in inputs.all() if row.state == "pending"]
+    job = tables.JobRow(
+        id=ids.new("job"),
+        project_id=project_id,
+        name=completed.name,
+        task=completed.task,
+        method=completed.method["name"],
+        queue=completed.resources.accelerator,
+        priority=completed.priority,
+        labels=completed.labels,
+        spec={"version": VERSION, **completed.model_dump(mode="json"), **_digests(inputs)},
+        teacher_version_id=inputs.teacher and inputs.teacher.id,
+        initial_version_id=inputs.initial and inputs.initial.id,
+        dataset_version_id=inputs.dataset and inputs.dataset.id,
+        retry_of=retry_of,
+        study_id=place and place.study_id,
+        study_variant=place and place.variant,
+        study_seed=place and place.seed,
+        state=State.VALIDATING,
+        state_reason=Reason.WAITING_FOR_INPUT if waiting else None,
+        state_message=f"Waiting until {', '.join(waiting)} is inspected." if waiting else None,
+        max_attempts=completed.max_attempts,
+        max_runtime_seconds=completed.resources.max_runtime_seconds,
+        queue_deadline_seconds=completed.resources.queue_deadline_seconds,
+        not_before=now,
+        created_at=now,
+    )
+    session.add(job)
+    session.flush()
+    transitions.add_event(session, job.id, "validating", {"to": State.VALIDATING})
+    if not waiting:
+        transitions.move(session, job, Event.VALID, message=notice)
+    session.refresh(job)
+    return job
+
+
+def notice(session: Session, *, queue: str) -> str | None:
+    """Return what the submitter of a job should know of its queue, if anything."""
+    if workers.anyone_takes(session, queue=queue):
+        return None
+    return f"No worker that takes {queue!r} jobs is online; the job waits for one."
+
+
+def _examine(session: Session, project_id: str, spec: JobSpec) -> tuple[JobSpec, Inputs]:
+    """Check everything that can be known now; collect all faults before refusing."""
+    inputs, unresolved = find_inputs(session, project_id=project_id, spec=spec)
+    completed, faults = complete(spec, inputs)
+    faults += unresolved
+    if faults:
+        raise errors.Refused(summary(faults), code="invalid_spec", faults=faults)
+    return completed, inputs
+
+
+def find_inputs(
+    session: Session, *, project_id: str, spec: Request
+) -> tuple[Inputs, list[errors.Fault]]:
+    """Return what the references of a spec lead to, and what is wrong with those that do not."""
+    faults: list[errors.Fault] = []
+    inputs = Inputs(
+        teacher=_resolve(session, project_id, spec.teacher, models.resolve, "/teacher", faults),
+        initial=_resolve(
+            session, project_id, spec.student.initial, models.resolve, "/student/initial", faults
+        ),
+        dataset=_resolve(session, project_id, spec.dataset, datasets.resolve, "/dataset", faults),
+    )
+    return inputs, faults
+
+
+def complete(spec: JobSpec, inputs: Inputs) -> tuple[JobSpec, list[errors.Fault]]:
+    """Return `spec` with defaults filled in and references pinned, and all that is wrong with it.
+
+    With a fault, the spec is returned as it was.
+    """
+    document = validation.read(spec.parts)
+    faults = [*document.faults, *validation.faults_of_inputs(document, inputs)]
+    if faults:
+        return spec, faults
+    fields = {"method": document.method.document, "training": document.training.document}
+    pinned = _pinned(inputs)
+    initial = pinned.pop("initial", None)
+    register_as = spec.student.register_as or student_name(spec.name)
+    student = spec.student.model_copy(update={"register_as": register_as, "initial": initial})
+    return spec.model_copy(update={**fields, "student": student, **pinned}), []
+
+
+def _resolve(
+    session: Session,
+    project_id: str,
+    reference: str | None,
+    resolve: Any,  # models.resolve or datasets.resolve: same call, different row
+    pointer: str,
+    faults: list[errors.Fault],
+) -> Any:
+    if reference is None:
+        return None
+    try:
+        found = resolve(session, project_id=project_id, reference=reference)
+    except (errors.NotFound, errors.Refused, errors.Malformed) as error:
+        faults.append(errors.Fault(pointer, error.code, error.message))
+        return None
+    if found.state == "pending":
+        # Held, so that its inspection either ends before this look, or finds the job that waits.
+        session.refresh(found, with_for_update={"read": True})
+    if found.state == "rejected":
+        why = (found.rejection or {}).get("message", "its inspection failed")
+        faults.append(errors.Fault(pointer, "rejected", f"{reference} was rejected: {why}"))
+    return found
+
+
+def summary(faults: list[errors.Fault]) -> str:
+    """Return the first fault as a sentence, and how many more there are."""
+    first = faults[0].detail
+    # Names such as student_steps or retort/fcn stay as they are written.
+    is_word = first.partition(" ")[0].isalpha()
+    sentence = first[:1].upper() + first[1:] if is_word else first
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return f"{sentence}{more}"
+
+
+def student_name(name: str) -> str:
+    """Return the registry name of a student whose job has this name."""
+    slug = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:96]
+    return slug if re.match(NAME_PATTERN, slug) else "student"
+
+
+def _pinned(inputs: Inputs) -> dict[str, Any]:
+    """Return the references by number: what was resolved stays resolved."""
+    pinned: dict[str, Any] = {}
+    if inputs.teacher is not None:
+        pinned["teacher"] = models.reference_of(inputs.teacher)
+    if inputs.initial is not None:
+        pinned["initial"] = models.reference_of(inputs.initial)
+    if inputs.dataset is not None:
+        pinned["dataset"] = datasets.reference_of(inputs.dataset)
+    return pinned
+
+
+def _digests(inputs: Inputs) -> dict[str, str | None]:
+    rows = {
+        "teacher_digest": inputs.teacher,
+        "initial_digest": inputs.initial,
+        "dataset_digest": inputs.dataset,
+    }
+    return {
+        name: f"sha256:{row.sha256}" if row is not None and row.sha256 else None
+        for name, row in rows.items()
+    }
+
+
+def settle(session: Session, job: tables.JobRow) -> None:
+    """Queue or fail a validating job, if its inputs have been inspected by now."""
+    if job.state != State.VALIDATING:
+        return
+    inputs = Inputs(
+        teacher=_row(session, tables.ModelVersionRow, job.teacher_version_id),
+        initial=_row(session, tables.ModelVersionRow, job.initial_version_id),
+        dataset=_row(session, tables.DatasetVersionRow, job.dataset_version_id),
+    )
+    rejected = [
+        f"{pointer.strip('/')} was rejected: {(row.rejection or {}).get('message', '')}"
+        for pointer, row in inputs.all()
+        if row.state == "rejected"
+    ]
+    wrong = validation.faults_of_inputs(validation.read(spec_of(job).parts), inputs)
+    faults = rejected or [fault.detail for fault in wrong]
+    if faults:
+        failure = _failure("input_rejected", faults[0], attempt=0)
+        transitions.move(
+            session,
+            job,
+            Event.INVALID,
+            because=Reason.INPUT_REJECTED,
+            message=faults[0],
+            values={"failure": failure},
+        )
+    elif all(row.state == "ready" for _, row in inputs.all()):
+        job.spec = {**job.spec, **_digests(inputs)}
+        session.flush()
+        transitions.move(session, job, Event.VALID, message=notice(session, queue=job.queue))
+
+
+def _row(session: Session, kind: Any, identity: str | None) -> Any:
+    return None if identity is None else session.get(kind, identity, populate_existing=True)
+
+
+def _failure(code: str, message: str, *, attempt: int, retryable: bool = False) -> dict[str, Any]:
+    return {
+        "code": code,
+        "message": message,
+        "retryable": retryable,
+        "attempt": attempt,
+        "log_tail": [],
+    }
+
+
+def spec_of(job: tables.JobRow) -> JobSpec:
+    """Return the stored spec of a job as a value."""
+    known = {key: job.spec[key] for key in JobSpec.model_fields if key in job.spec}
+    return JobSpec.model_validate(known)

@@ -1,0 +1,229 @@
+"""The one door: `move` is the only code that writes a job's state.
+
+Each move is one conditional UPDATE with its event (and, where the job is to be announced, its
+outbox row) in the caller's transaction; a move that lost a race reads the job again and answers by
+what it then finds. What a worker does while it holds a job is in `leases.py`; what time does, in
+`sweeps.py`.
+"""
+
+import random
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.orm import Session
+
+from models_registry import errors
+from models_registry.jobs import lifecycle
+from models_registry.jobs.lifecycle import Answer, Event, Reason, State
+from models_registry.persistence import database, outbox, tables
+
+log = structlog.get_logger()
+
+RUN_TASK = "jobs.run"
+BACKOFF_SECONDS = 2.0
+BACKOFF_LIMIT_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What a move did: `answer` is the new state, or why the state stayed."""
+
+    job: tables.JobRow
+    answer: State | Answer
+
+    @property
+    def happened(self) -> bool:
+        """Return whether the state changed."""
+        return isinstance(self.answer, State)
+
+
+def move(
+    session: Session,
+    job: tables.JobRow,
+    event: Event,
+    *,
+    because: Reason | None = None,
+    message: str | None = None,
+    fence: int | None = None,
+    values: dict[str, Any] | None = None,
+) -> Moved:
+    """Apply `event` to `job` by the table of `lifecycle.py`.
+
+    `fence` proves that a worker still holds the job. `values` are further columns to write with
+    the state. The row is read again first, so the answer is about the present.
+
+    Raises: errors.StaleFence when a worker is out of date; errors.IllegalMove when a user's
+    event does not fit the state.
+    """
+    for _ in range(10):  # a lost race is looked at again; ten in a row do not happen
+        session.refresh(job)
+        if fence is not None and fence != job.fence:
+            raise errors.StaleFence(f"{job.id}: fence {fence} is out of date, now {job.fence}")
+        situation = lifecycle.Situation(
+            attempts_left=job.attempt - job.releases < job.max_attempts,
+            target=State(job.cancel_target or State.CANCELLED),
+        )
+        answer = lifecycle.answer(State(job.state), event, situation)
+        if not isinstance(answer, State):
+            return _stay(job, event, answer)
+        if lifecycle.TABLE[State(job.state)][event] is Answer.TARGET or event is Event.STOPPED:
+            # What the user (or the deadline) asked for is now so: its reason stays.
+            because = Reason(job.state_reason) if job.state_reason else because
+            message = job.state_message
+        elif event in (Event.FAIL_RETRYABLE, Event.LEASE_EXPIRED) and answer is State.FAILED:
+            because = Reason.ATTEMPTS_EXHAUSTED
+        if _write(session, job, answer, event, because, message, values or {}):
+            return Moved(job, answer)
+    raise errors.Conflict(f"{job.id} changes too quickly for {event}; try again")
+
+
+def _stay(job: tables.JobRow, event: Event, answer: Answer) -> Moved:
+    if answer is Answer.STALE:
+        raise errors.StaleFence(f"{job.id} is {job.state}: the worker's {event} comes too late")
+    if answer is Answer.CONFLICT:
+        raise illegal(job, event)
+    if answer is Answer.NEVER:
+        raise errors.Conflict(f"{job.id} is {job.state}, where {event} cannot happen")
+    return Moved(job, answer)
+
+
+def illegal(job: tables.JobRow, verb: str) -> errors.IllegalMove:
+    """Return the error that a job cannot `verb` now, with what it allows instead."""
+    state = State(job.state)
+    verbs = lifecycle.allowed(state)
+    if verbs:
+        way_out = f"allowed now: {', '.join(verbs)}"
+    elif lifecycle.is_final(state):
+        way_out = "nothing changes it any more"
+    else:
+        way_out = "it will soon have ended"
+    return errors.IllegalMove(
+        f"A job that is {state} cannot {verb}; {way_out}.", state=state, allowed=verbs
+    )
+
+
+def _write(
+    session: Session,
+    job: tables.JobRow,
+    state: State,
+    event: Event,
+    because: Reason | None,
+    message: str | None,
+    values: dict[str, Any],
+) -> bool:
+    """Write one move if the job is still as it was read; return whether it was."""
+    now = database.now(session)
+    old = State(job.state)
+    row = tables.JobRow
+    written = session.execute(
+        sa.update(row)
+        .where(row.id == job.id, row.state == old, row.fence == job.fence)
+        .values(
+            state=state,
+            state_reason=because,
+            state_message=message,
+            last_sequence=row.last_sequence + 1,
+            **_consequences(job, state, event, now),
+            **values,
+        )
+        .execution_options(synchronize_session=False)
+    )
+    if written.rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE gives a CursorResult
+        return False
+    if old in lifecycle.HELD and state not in lifecycle.HELD:
+        _end_attempt(session, job, now, outcome=because or state, message=message)
+    session.refresh(job)
+    facts = {"from": old, "to": state, "attempt": job.attempt}
+    if because:
+        facts["reason"] = because
+    if message:
+        facts["message"] = message
+    session.add(
+        tables.EventRow(
+            job_id=job.id, sequence=job.last_sequence, type=f"job.{state}", at=now, data=facts
+        )
+    )
+    if state is State.QUEUED and job.not_before <= now:
+        announce(session, job, now)
+    session.flush()
+    log.info("job_moved", job_id=job.id, from_state=old, to_state=state, reason=because)
+    return True
+
+
+def _consequences(job: tables.JobRow, state: State, event: Event, now: datetime) -> dict[str, Any]:
+    """Return the columns that follow from entering `state`."""
+    columns: dict[str, Any] = {}
+    if state is State.QUEUED:
+        columns |= {"queued_at": now, "not_before": now, "announced_at": None}
+        columns["announce_again_at"] = None
+        if event in (Event.FAIL_RETRYABLE, Event.LEASE_EXPIRED):
+            columns["not_before"] = now + backoff(job.attempt - job.releases)
+    if event is Event.RELEASED or (job.state, state) == (State.PAUSING, State.PAUSED):
+        # Handed back, or cut short by a pause: neither uses up one of the job's attempts.
+        columns["releases"] = job.releases + 1
+    if state is State.RUNNING and job.started_at is None:
+        columns["started_at"] = now
+    if state not in lifecycle.HELD:
+        columns |= {"lease_owner": None, "lease_expires_at": None, "estimated_end_at": None}
+    if event is Event.LEASE_EXPIRED:
+        columns["fence"] = job.fence + 1  # the old holder is locked out from this moment on
+    if lifecycle.is_final(state):
+        columns["finished_at"] = now
+    if state is State.SUCCEEDED:
+        columns["progress"] = 1.0
+    return columns
+
+
+def _end_attempt(
+    session: Session, job: tables.JobRow, now: datetime, *, outcome: str, message: str | None
+) -> None:
+    attempt = session.get(tables.AttemptRow, (job.id, job.attempt))
+    if attempt is None or attempt.ended_at is not None:
+        return
+    attempt.ended_at, attempt.outcome, attempt.message = now, outcome, message
+    seconds = (now - attempt.started_at).total_seconds()
+    session.execute(
+        sa.update(tables.JobRow)
+        .where(tables.JobRow.id == job.id)
+        .values(active_seconds=tables.JobRow.active_seconds + seconds)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def backoff(attempt: int) -> timedelta:
+    """Return how long to wait once `attempt` attempts have counted: doubling, with jitter."""
+    longest = min(BACKOFF_SECONDS * 2 ** max(attempt - 1, 0), BACKOFF_LIMIT_SECONDS)
+    return timedelta(seconds=longest * random.uniform(0.5, 1.0))
+
+
+def announce(session: Session, job: tables.JobRow, now: datetime) -> None:
+    """Write the message that tells workers of a queued job."""
+    job.announced_at = now
+    outbox.add(
+        session,
+        task=RUN_TASK,
+        queue=job.queue,
+        payload={"job_id": job.id, "dispatch_seq": job.last_sequence},
+        priority=job.priority,
+    )
+
+
+def add_event(session: Session, job_id: str, kind: str, facts: dict[str, Any]) -> int:
+    """Append an event that changes no state, and return its sequence number."""
+    row = tables.JobRow
+    sequence = session.scalars(
+        sa.update(row)
+        .where(row.id == job_id)
+        .values(last_sequence=row.last_sequence + 1)
+        .returning(row.last_sequence)
+        .execution_options(synchronize_session=False)
+    ).one()
+    now = database.now(session)
+    session.add(
+        tables.EventRow(job_id=job_id, sequence=sequence, type=f"job.{kind}", at=now, data=facts)
+    )
+    session.flush()
+    return sequence
