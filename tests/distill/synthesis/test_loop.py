@@ -203,7 +203,7 @@ class TestSynthetic:
         result = done(made)
         found = dataset.load(made.parent / "synthetic")
         assert sum(found.record.splits.values()) == result["synthesis"]["buffer"]["images"] == 10
-        assert any("invented" in note for note in found.record.notes)
+        assert any("synthesized" in note for note in found.record.notes)
         again = prepare(tmp_path / "again", {"name": "kd"})
         for file in (made.parent / "synthetic").iterdir():
             (again.parent / "dataset" / file.name).write_bytes(file.read_bytes())
