@@ -164,16 +164,17 @@ def _faults_of_start(document: Document, inputs: Inputs) -> Iterator[errors.Faul
         return
     description, teacher = document.method.description, inputs.teacher
     if description is not None and description.is_data_free and teacher is not None:
-        mine, taught = (
+        own, of_teacher = (
             (len(row.classes), row.input["channels"])  # what the shapes of weights follow from
             for row in (initial, teacher)
         )
-        if mine != taught:
+        if own != of_teacher:
             yield errors.Fault(
                 "/student/initial",
                 "not_as_teacher",
                 "without a data set to train on, a student has its teacher's classes and "
-                f"channels, {taught[0]} and {taught[1]}; this model has {mine[0]} and {mine[1]}",
+                f"channels, {of_teacher[0]} and {of_teacher[1]}; this model has {own[0]} and "
+                f"{own[1]}",
             )
     if (initial.network, initial.arguments) != (parts.network, parts.arguments):
         yield errors.Fault(

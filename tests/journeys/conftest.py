@@ -62,4 +62,4 @@ def teacher(stack: stacks.Stack, tmp_path_factory: pytest.TempPathFactory) -> st
             classes=made.classes or 10,
             input=made.input or {},
         )
-        return retort.models.wait(version.name, version.version, timeout=120).reference
+        return retort.models.wait(version.name, version.version, timeout=60).reference

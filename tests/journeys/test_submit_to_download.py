@@ -118,7 +118,7 @@ class TestAJob:
             time.sleep(0.2)
         assert 0 < now.progress < 1
         retort.jobs.cancel(job.id)
-        assert retort.jobs.wait(job.id, timeout=120).state == "cancelled"
+        assert retort.jobs.wait(job.id, timeout=30).state == "cancelled"
 
     def test_that_is_cancelled_stops_within_seconds_and_registers_nothing(
         self, retort: Client, teacher: str
@@ -128,7 +128,7 @@ class TestAJob:
         wait_for(retort, job.id, "running")
         began = time.monotonic()
         assert retort.jobs.cancel(job.id).state == "cancelling"
-        assert retort.jobs.wait(job.id, timeout=120, poll_seconds=0.2).state == "cancelled"
+        assert retort.jobs.wait(job.id, timeout=30, poll_seconds=0.2).state == "cancelled"
         assert time.monotonic() - began < 15
         with pytest.raises(errors.ProblemError) as caught:
             retort.models.get("never")
@@ -139,7 +139,7 @@ class TestAJob:
         wait_for(retort, job.id, "running")
         wait_for_metrics(retort, job.id)
         retort.jobs.pause(job.id)
-        wait_for(retort, job.id, "paused", seconds=120)
+        wait_for(retort, job.id, "paused", seconds=30)
         retort.jobs.resume(job.id)
         ended = retort.jobs.wait(job.id, timeout=120)
         assert ended.state == "succeeded", ended
@@ -235,7 +235,7 @@ class TestBadInput:
             "too-deep", upload, network="retort/resnet14", classes=10, input=made.input or {}
         )
         with pytest.raises(errors.Rejected) as caught:
-            retort.models.wait("too-deep", version.version, timeout=120)
+            retort.models.wait("too-deep", version.version, timeout=60)
         assert "layer1.1" in str(caught.value)
         rejected = retort.models.version("too-deep", 1)
         assert rejected.state == "rejected"

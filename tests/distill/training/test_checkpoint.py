@@ -96,3 +96,58 @@ class Danger:
 
     def __reduce__(self) -> Any:
         return (Path.touch, (self.path,))
+
+
+class TestFormerFormat:
+    def write(self, folder: Path, version: int) -> None:
+        """Write a checkpoint under the names of format 1, as an earlier version did."""
+        synthesis = {
+            "inverter": {"i": 1},
+            "replay": {"r": 2},
+            "gallery": {"g": 3},
+            "tally": {"t": 4},
+        }
+        course = {
+            "phase": "student",
+            "step": 7,
+            "closed_epoch": 2,
+            "stepper": {"optimizer": {}},
+            "tally": {"names": []},
+            "best": {"epoch": 1, "accuracy": 0.5, "student": {}, "method": {}},
+            "studio": synthesis,
+        }
+        ended = {"step": 9, "best": {"epoch": 3, "accuracy": 0.25}, "studio": None}
+        state = {"course": course, "finished": {"student": ended}, "threads": 1}
+        content = {"format": version, "recipe": "digest", "step": 7, "state": state}
+        torch.save(content, folder / "step-00000007.ckpt")
+
+    def test_is_read_under_the_new_names(self, tmp_path: Path, reporter: Quiet) -> None:
+        self.write(tmp_path, 1)
+        state = checkpoint.newest(tmp_path, "digest", reporter)
+        assert state is not None
+        assert reporter.codes == []
+        assert state["threads"] == 1
+        assert state["train_state"] == {
+            "phase": "student",
+            "step": 7,
+            "finished_epoch": 2,
+            "optimizer": {"optimizer": {}},
+            "meter": {"names": []},
+            "best": {"epoch": 1, "score": 0.5, "student": {}, "method": {}},
+            "source": {
+                "synthesizer": {"i": 1},
+                "buffer": {"r": 2},
+                "snapshots": {"g": 3},
+                "meter": {"t": 4},
+            },
+        }
+        assert state["finished"]["student"] == {
+            "step": 9,
+            "best": {"epoch": 3, "score": 0.25},
+            "source": {},
+        }
+
+    def test_of_a_later_version_is_told_and_not_used(self, tmp_path: Path, reporter: Quiet) -> None:
+        self.write(tmp_path, checkpoint.FORMAT + 1)
+        assert checkpoint.newest(tmp_path, "digest", reporter) is None
+        assert reporter.codes == ["checkpoint_ignored"]
