@@ -16,6 +16,7 @@ from workers.distill import errors
 from workers.distill.config import job
 from workers.distill.data import dataset
 from workers.distill.networks import weights
+from workers.distill.networks.interface import Features
 from workers.distill.tasks import catalog
 
 
@@ -33,7 +34,7 @@ class TestTable:
         images = torch.zeros(4, 1, 2, 2)
         logits = torch.zeros(task.output_shape(images, 3))
         metrics = task.metrics(3, torch.device("cpu"))
-        metrics.update(logits, task.predicted_targets(logits))
+        metrics.update(Features.from_logits(logits), task.predicted_targets(logits))
         assert {task.primary_metric, "loss"} <= set(metrics.validation_scores())
         assert {task.primary_metric, "accuracy", "samples"} <= set(metrics.test_scores())
         assert metrics.validation_scores()[task.primary_metric] == 1

@@ -10,6 +10,7 @@ from tests.distill.data.test_dataset import a_record, some_splits
 from workers.distill import errors
 from workers.distill.data import dataset
 from workers.distill.data.types import Batch, Mixed
+from workers.distill.networks.interface import Features
 from workers.distill.tasks.catalog import TASKS
 
 TASK = TASKS["segmentation"]
@@ -76,14 +77,16 @@ class TestLoss:
         masks[:, 0] = dataset.IGNORE_INDEX
         batch = Batch(torch.zeros(2, 1, 4, 4), masks, torch.arange(2))
         kept = F.cross_entropy(logits[:, :, 1:], masks[:, 1:].long())
-        assert float(TASK.loss(logits, batch)) == pytest.approx(float(kept), rel=1e-6)
+        assert float(TASK.loss(Features.from_logits(logits), batch)) == pytest.approx(
+            float(kept), rel=1e-6
+        )
 
     def test_of_mixed_images_is_refused(self) -> None:
         masks = torch.zeros(2, 4, 4, dtype=torch.uint8)
         mixed = Mixed(masks, torch.ones(2))
         batch = Batch(torch.zeros(2, 1, 4, 4), masks, torch.arange(2), mixed=mixed)
         with pytest.raises(errors.BadRecipe, match="not mixed"):
-            TASK.loss(torch.zeros(2, 3, 4, 4), batch)
+            TASK.loss(Features.from_logits(torch.zeros(2, 3, 4, 4)), batch)
 
 
 class TestLabelNoise:

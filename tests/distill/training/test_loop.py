@@ -69,7 +69,7 @@ def walk_epoch(moving: TrainState, after: Callable[[], None] = lambda: None) -> 
         output = step(batch, moment)
         total = moving.optimizer.step(output.terms, moment)
         labels = larger_share_labels(batch)
-        moving.record_step(moment, total, output.terms, output.student.logits, labels)
+        moving.record_step(moment, total, output.terms, output.student, labels)
         after()
         if moving.epoch_is_over:
             moving.finish_epoch()
@@ -165,9 +165,9 @@ def refuse(_network: Network) -> dict[str, float]:
 
 class TestLossMeter:
     def add(self, counted: LossMeter, step: int, total: float) -> None:
-        logits = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        output = Features.from_logits(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
         terms = {"task": torch.tensor(total)}
-        counted.update(step, torch.tensor(total), terms, logits, torch.tensor([1, 1]))
+        counted.update(step, torch.tensor(total), terms, output, torch.tensor([1, 1]))
 
     def test_averages_since_the_last_look(self) -> None:
         counted = LossMeter(CPU)

@@ -136,7 +136,7 @@ def walk(moving: TrainState, after: Callable[[], None] = lambda: None) -> None:
         output = step(batch, moment)
         total = moving.optimizer.step(output.terms, moment)
         labels = larger_share_labels(batch)
-        moving.record_step(moment, total, output.terms, output.student.logits, labels)
+        moving.record_step(moment, total, output.terms, output.student, labels)
         after()
         if moving.epoch_is_over:
             moving.finish_epoch()

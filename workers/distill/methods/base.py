@@ -237,13 +237,13 @@ class SupervisedMethod(Method):
         super().__init__(params, student, teacher)
         self._task = TASKS[student.task]
 
-    def task_loss(self, logits: Float[Tensor, "N C *S"], batch: Batch) -> Float[Tensor, ""]:
+    def task_loss(self, student: Features, batch: Batch) -> Float[Tensor, ""]:
         """Return the mean loss against the labels, of both labels where images are mixed."""
-        return self._task.loss(logits, batch)
+        return self._task.loss(student, batch)
 
     def task(self, student: Features, batch: Batch) -> Terms:
         """Return the weighted loss against the labels."""
-        return {"task": self.params.task_weight * self.task_loss(student.logits, batch)}
+        return {"task": self.params.task_weight * self.task_loss(student, batch)}
 
 
 class LogitMethod(SupervisedMethod):

@@ -15,7 +15,7 @@ from workers.distill import errors
 from workers.distill.config import job
 from workers.distill.data import dataset
 from workers.distill.data.types import Batch
-from workers.distill.networks.interface import Network
+from workers.distill.networks.interface import Features, Network
 
 ReportTopic: TypeAlias = Literal["confusion", "overlap", "calibration", "correlation", "embedding"]
 """Parts of the report on the test split; those about training are there for every task."""
@@ -31,11 +31,11 @@ class SplitMetrics(ABC):
     @abstractmethod
     def update(
         self,
-        logits: Float[Tensor, "N C *S"],
+        output: Features,
         targets: Shaped[Tensor, "N *T"],
-        teacher_logits: Float[Tensor, "N D *R"] | None = None,
+        teacher_out: Features | None = None,
     ) -> None:
-        """Add one batch; `teacher_logits` are what agreement is measured against."""
+        """Add one batch; `teacher_out` is what agreement is measured against."""
 
     @abstractmethod
     def validation_scores(self) -> dict[str, float]:
@@ -72,6 +72,8 @@ class BaseTask(ABC):
     """What accuracy is a share of, in the plural: `images`, `pixels`."""
     primary_metric: ClassVar[str] = "accuracy"
     """The validation score that decides which epoch is delivered: 0 to 1, higher is better."""
+    uses_logits_only: ClassVar[bool] = True
+    """Whether loss and metrics read the logits and nothing else of a network's features."""
     caches_logits: ClassVar[bool]
     """Whether the logits of an image are few enough to keep them for each image of a buffer."""
     compares_features: ClassVar[bool]
@@ -133,17 +135,17 @@ class BaseTask(ABC):
     # -- training ------------------------------------------------------------------------------
 
     @abstractmethod
-    def loss(self, logits: Float[Tensor, "N C *S"], batch: Batch) -> Float[Tensor, ""]:
-        """Return the mean loss of a batch against its targets, in nats.
+    def loss(self, output: Features, batch: Batch) -> Float[Tensor, ""]:
+        """Return the mean loss of a network's output for a batch against its targets, in nats.
 
         An image that is mixed from two counts with the targets of both, by their shares.
         """
 
     def count_correct(
-        self, logits: Float[Tensor, "N C *S"], targets: Shaped[Tensor, "N *T"]
+        self, output: Features, targets: Shaped[Tensor, "N *T"]
     ) -> tuple[Int[Tensor, ""], int]:
         """Return how many answers are right, on the device, and how many there are."""
-        return count_equal_answers(logits, targets)
+        return count_equal_answers(output, targets)
 
     # -- evaluation ----------------------------------------------------------------------------
 
@@ -160,7 +162,7 @@ class BaseTask(ABC):
 
 
 def count_equal_answers(
-    logits: Float[Tensor, "N C *S"], targets: Int[Tensor, "N *S"]
+    output: Features, targets: Int[Tensor, "N *S"]
 ) -> tuple[Int[Tensor, ""], int]:
     """Return how often the largest logit is that of the target's class, and of how many."""
-    return (logits.argmax(1) == targets).sum(), targets.numel()
+    return (output.logits.argmax(1) == targets).sum(), targets.numel()

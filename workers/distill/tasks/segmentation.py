@@ -14,6 +14,7 @@ from workers.distill import errors
 from workers.distill.data import dataset
 from workers.distill.data.types import Batch
 from workers.distill.functional import segmentation_metrics
+from workers.distill.networks.interface import Features
 from workers.distill.tasks.base import BaseTask, SplitMetrics
 
 MOST_IMAGES = 256
@@ -31,12 +32,13 @@ class SegmentationMetrics(SplitMetrics):
 
     def update(
         self,
-        logits: Float[Tensor, "N C i j"],
+        output: Features,
         targets: Integer[Tensor, "N h w"],
-        teacher_logits: Float[Tensor, "N D k l"] | None = None,
+        teacher_out: Features | None = None,
     ) -> None:
         """Count one batch; logits are brought to the size of the masks."""
-        self._counts.add(logits, targets, teacher_logits)
+        teacher_logits = None if teacher_out is None else teacher_out.logits
+        self._counts.add(output.logits, targets, teacher_logits)
         self._samples += len(targets)
 
     @property
@@ -121,7 +123,7 @@ class Segmentation(BaseTask):
         """Return masks of the largest logit's class."""
         return logits.argmax(1).to(torch.uint8)
 
-    def loss(self, logits: Float[Tensor, "N C i j"], batch: Batch) -> Float[Tensor, ""]:
+    def loss(self, output: Features, batch: Batch) -> Float[Tensor, ""]:
         """Return the mean cross-entropy of the pixels that have a class.
 
         Logits are brought to the size of the masks.
@@ -130,7 +132,7 @@ class Segmentation(BaseTask):
             raise errors.BadRecipe(
                 "training.mixing: images with masks are not mixed; leave mixing out"
             )
-        resized = segmentation_metrics.resize(logits, batch.labels)
+        resized = segmentation_metrics.resize(output.logits, batch.labels)
         return F.cross_entropy(resized, batch.labels.long(), ignore_index=dataset.IGNORE_INDEX)
 
     def evaluation_batch_size(self, classes: int, positions: int) -> int:

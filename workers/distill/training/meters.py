@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
 from workers.distill import errors
 from workers.distill.methods.base import Terms
+from workers.distill.networks.interface import Features
 from workers.distill.tasks.base import count_equal_answers
 
-CountCorrect: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, int]]
-"""Takes logits and labels; returns how many answers are right, and how many there are."""
+CountCorrect: TypeAlias = Callable[[Features, Tensor], tuple[Tensor, int]]
+"""Takes a network's output and labels; returns the number of right answers, and of all."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ class LossMeter:
         step: int,
         total: Tensor,
         terms: Terms,
-        logits: Float[Tensor, "N C *S"] | None = None,
+        output: Features | None = None,
         labels: Shaped[Tensor, "N *T"] | None = None,
     ) -> None:
-        """Add one step, and its answers where logits and labels are given."""
+        """Add one step, and its answers where output and labels are given."""
         values = torch.stack([total, *terms.values()]).float()
         if not self._names:
             self._names = ["total", *terms]
@@ -58,8 +59,8 @@ class LossMeter:
             self._bad = torch.zeros_like(values)
         self._sums += values
         self._steps += 1
-        if logits is not None and labels is not None:
-            correct, answers = self._count_correct(logits, labels)
+        if output is not None and labels is not None:
+            correct, answers = self._count_correct(output, labels)
             self._correct += correct
             self._samples += answers
         broke = ~values.isfinite().all() & (self._bad_step < 0)

@@ -12,7 +12,7 @@ from workers.distill import errors
 from workers.distill.config.training import Training
 from workers.distill.data.types import Batch
 from workers.distill.methods.base import Method, Moment, Terms
-from workers.distill.networks.interface import Network
+from workers.distill.networks.interface import Features, Network
 from workers.distill.training.ema import EMA
 from workers.distill.training.meters import LossMeter
 from workers.distill.training.optimizers import TrainOptimizer
@@ -151,10 +151,10 @@ class TrainState:
                     break
 
     def record_step(
-        self, moment: Moment, total: Tensor, terms: Terms, logits: Tensor, labels: Tensor
+        self, moment: Moment, total: Tensor, terms: Terms, output: Features, labels: Tensor
     ) -> None:
         """Count a step that was made; answers equal to `labels` count as correct."""
-        self.meter.update(moment.step, total, terms, logits, labels)
+        self.meter.update(moment.step, total, terms, output, labels)
         if self.ema is not None:
             self.ema.update(moment.step)
         self.step = moment.step

@@ -55,6 +55,6 @@ class LabelSmoothing(LogitMethod):
         """Return the task term alone."""
         share = self.params.smoothing
         # Linear in the label, so smoothing it is mixing two losses; mixed images need no more.
-        hard = self.task_loss(student.logits, batch)
+        hard = self.task_loss(student, batch)
         loss = (1 - share) * hard + share * uniform_cross_entropy(student.logits)
         return {"task": self.params.task_weight * loss}
