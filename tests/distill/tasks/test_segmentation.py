@@ -8,7 +8,9 @@ from torch import Tensor
 
 from tests.distill.data.test_dataset import a_record, some_splits
 from workers.distill import errors
+from workers.distill.config.training import expand
 from workers.distill.data import dataset
+from workers.distill.data.loader import BatchLoader
 from workers.distill.data.types import Batch, Mixed
 from workers.distill.networks.interface import Features
 from workers.distill.tasks.catalog import TASKS
@@ -87,6 +89,30 @@ class TestLoss:
         batch = Batch(torch.zeros(2, 1, 4, 4), masks, torch.arange(2), mixed=mixed)
         with pytest.raises(errors.BadRecipe, match="not mixed"):
             TASK.loss(Features.from_logits(torch.zeros(2, 3, 4, 4)), batch)
+
+
+class TestCrops:
+    def test_of_masks_are_those_of_images(self) -> None:
+        """Images that show their own masks: what a crop shows is what its mask says."""
+        generator = torch.Generator().manual_seed(3)
+        masks = torch.randint(0, 5, (20, 8, 6), generator=generator).to(torch.uint8)
+        training = expand({"batch_size": 5, "augmentation": "standard"})
+        # Value 0 is the padding's, so masks are shown one higher.
+        loader = BatchLoader(
+            masks[:, None] + 1,
+            masks,
+            training=training,
+            flip=True,
+            device=torch.device("cpu"),
+            crop_targets=TASK.crop_targets,
+        )
+        moved = False
+        for batch in loader.epoch(1):
+            shown = torch.where(batch.images[:, 0] == 0, 256, batch.images[:, 0].long()) - 1
+            assert batch.labels.dtype == torch.uint8
+            assert torch.equal(batch.labels.long(), shown)
+            moved |= not torch.equal(batch.labels, masks[batch.index])
+        assert moved
 
 
 class TestLabelNoise:

@@ -18,7 +18,7 @@ from workers.distill import errors
 from workers.distill.config.training import TeacherCache, Training
 from workers.distill.data import stateless_rng
 from workers.distill.data.transforms import mixing, operations, policies
-from workers.distill.data.types import Batch
+from workers.distill.data.types import Batch, Crops, CropTargets
 
 CROP_SHARE = 8
 """Zero padding of the random crop is this share of the side: 4 pixels at 32."""
@@ -44,7 +44,13 @@ class BatchLoader:
         flip: bool,
         device: torch.device,
         strong: bool = False,
+        crop_targets: CropTargets | None = None,
     ) -> None:
+        """Hold a split on the device.
+
+        `flip` says that mirrored images keep their labels, `strong` that batches have a strong
+        view. `crop_targets` moves labels with the crops; without it a crop keeps its label.
+        """
         if strong and (training.mixing or training.teacher_cache):
             raise errors.BadRecipe(
                 "the method wants a second, strong view of each image, which neither mixing nor a "
@@ -68,6 +74,7 @@ class BatchLoader:
         pixels = padded.permute(0, 2, 3, 1).reshape(-1, self._channels)
         self._pixels = pixels.contiguous().to(device)
         self._labels = labels.to(device)
+        self._crop_targets = crop_targets
         self._device = device
 
     @property
@@ -94,10 +101,11 @@ class BatchLoader:
         mixes = self._mixture(epoch)
         for start, end in self._bounds[first:]:
             index = places[start:end]
-            images = self._cut(index, top[start:end], left[start:end], mirrored[start:end])
+            crop = (top[start:end], left[start:end], mirrored[start:end])
+            images = self._cut(index, *crop)
             images = self._augment(images, self._stream(order[start:end], epoch, AUGMENT))
             strong = self._strong_view(order[start:end], epoch) if self._strong else None
-            batch = Batch(images, self._labels[index], index, strong=strong)
+            batch = Batch(images, self._labels_in(index, *crop), index, strong=strong)
             yield mixes.part(start, end).mix(batch) if mixes else batch
 
     def share_done(self, step: int, steps: int) -> float:
@@ -150,14 +158,14 @@ class BatchLoader:
         stream = stateless_rng.StatelessRNG(
             stateless_rng.mix(self._training.seed, 0, VIEW), index, view
         )
-        images = self._augment(self._recut(index, stream, crops=self._crops), stream)
-        on_device = index.to(self._device, non_blocking=True)
-        labels = self._labels[on_device]
-        return Batch(images, labels, on_device, view=view.to(self._device, non_blocking=True))
+        places, *crop = self._draw_crops(index, stream, crops=self._crops)
+        images = self._augment(self._cut(places, *crop), stream)
+        labels = self._labels_in(places, *crop)
+        return Batch(images, labels, places, view=view.to(self._device, non_blocking=True))
 
     def _strong_view(self, index: Tensor, epoch: int) -> Tensor:
         stream = self._stream(index, epoch, STRONG)
-        images = self._recut(index, stream, crops=True)
+        images = self._cut(*self._draw_crops(index, stream, crops=True))
         images = operations.apply(images, policies.draw_strong(stream))
         images = policies.cut_out(images, stream)
         return images.contiguous(memory_format=torch.channels_last)
@@ -202,17 +210,29 @@ class BatchLoader:
         top, left = whole(2 * self._pad_y + 1), whole(2 * self._pad_x + 1)
         return top, left, whole(2).bool() if self._flip else none
 
-    def _recut(self, index: Tensor, stream: stateless_rng.StatelessRNG, *, crops: bool) -> Tensor:
-        """Return images whose crop and flip come from their own streams."""
+    def _draw_crops(
+        self, index: Tensor, stream: stateless_rng.StatelessRNG, *, crops: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the index, and crops and flips from the images' own streams, on the device."""
         if crops:
             top, left = stream.whole(2 * self._pad_y + 1), stream.whole(2 * self._pad_x + 1)
             mirrored = stream.coins() & self._flip
         else:
             top, left = torch.full_like(index, self._pad_y), torch.full_like(index, self._pad_x)
             mirrored = torch.zeros_like(index, dtype=torch.bool)
-        return self._cut(
-            *(column.to(self._device, non_blocking=True) for column in (index, top, left, mirrored))
+        columns = (index, top, left, mirrored)
+        index, top, left, mirrored = (
+            column.to(self._device, non_blocking=True) for column in columns
         )
+        return index, top, left, mirrored
+
+    def _labels_in(self, index: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
+        """Return the labels of these crops; `top` and `left` count from the padding's corner."""
+        labels = self._labels[index]
+        if self._crop_targets is None:
+            return labels
+        crops = Crops(top - self._pad_y, left - self._pad_x, mirrored, self._height, self._width)
+        return self._crop_targets(labels, crops)
 
     def _cut(self, index: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
         wide = self._width + 2 * self._pad_x

@@ -1,9 +1,30 @@
 """Batches: the input of a training step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from jaxtyping import Float, Int, Real, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Real, Shaped, UInt8
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Crops of the size of the image, moved by some pixels and then mirrored or not.
+
+    `top` and `left` are where a crop begins in its image; what it shows outside is padding.
+    `height` and `width` are those of the image.
+    """
+
+    top: Int[Tensor, " N"]
+    left: Int[Tensor, " N"]
+    mirrored: Bool[Tensor, " N"]
+    height: int
+    width: int
+
+
+CropTargets: TypeAlias = Callable[[Tensor, Crops], Tensor]
+"""Returns targets [N, *T] as they are in crops of their images."""
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,7 @@ def prepare(
             flip=found.record.flip,
             strong=strong,
             device=device,
+            crop_targets=task.crop_targets,
         ),
         held=held,
         test=on_device(test, device),

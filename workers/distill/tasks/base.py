@@ -14,7 +14,7 @@ from torch import Tensor
 from workers.distill import errors
 from workers.distill.config import job
 from workers.distill.data import dataset
-from workers.distill.data.types import Batch
+from workers.distill.data.types import Batch, Crops
 from workers.distill.networks.interface import Features, Network
 
 ReportTopic: TypeAlias = Literal["confusion", "overlap", "calibration", "correlation", "embedding"]
@@ -130,6 +130,10 @@ class BaseTask(ABC):
                 f"training.label_noise: the targets of {self.name} are not one class for each "
                 "image, so none can be replaced by another; set it to 0"
             )
+        return targets
+
+    def crop_targets(self, targets: Shaped[Tensor, "N *T"], crops: Crops) -> Shaped[Tensor, "N *T"]:
+        """Return the targets as they are in crops of their images; here a crop keeps its own."""
         return targets
 
     # -- training ------------------------------------------------------------------------------
