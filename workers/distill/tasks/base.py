@@ -17,7 +17,9 @@ from workers.distill.data import dataset
 from workers.distill.data.types import Batch, Crops
 from workers.distill.networks.interface import Features, Network
 
-ReportTopic: TypeAlias = Literal["confusion", "overlap", "calibration", "correlation", "embedding"]
+ReportTopic: TypeAlias = Literal[
+    "confusion", "overlap", "calibration", "correlation", "embedding", "detection"
+]
 """Parts of the report on the test split; those about training are there for every task."""
 
 
@@ -39,11 +41,14 @@ class SplitMetrics(ABC):
 
     @abstractmethod
     def validation_scores(self) -> dict[str, float]:
-        """Return the scores of an epoch; the task's `primary_metric` and `loss` are among them."""
+        """Return the scores of an epoch; the task's `primary_metric` is among them.
+
+        So is `loss`, where it can be computed outside of training.
+        """
 
     @abstractmethod
     def test_scores(self) -> dict[str, Any]:  # Any: JSON
-        """Return the scores of a result; `primary_metric`, `accuracy` and `samples` among them."""
+        """Return the scores of a result; `primary_metric` and `samples` are among them."""
 
     @property
     @abstractmethod
@@ -85,8 +90,10 @@ class BaseTask(ABC):
         return network.task == self.network_task
 
     @abstractmethod
-    def output_shape(self, images: Shaped[Tensor, "N c h w"], classes: int) -> tuple[int, ...]:
-        """Return the shape of the logits that a network has to give for these images."""
+    def output_shape(
+        self, images: Shaped[Tensor, "N c h w"], classes: int
+    ) -> tuple[int | None, ...]:
+        """Return the shape that a network has to answer these images with; None: any number."""
 
     # -- targets -------------------------------------------------------------------------------
 
@@ -148,7 +155,10 @@ class BaseTask(ABC):
     def count_correct(
         self, output: Features, targets: Shaped[Tensor, "N *T"]
     ) -> tuple[Int[Tensor, ""], int]:
-        """Return how many answers are right, on the device, and how many there are."""
+        """Return how many answers are right, on the device, and how many there are.
+
+        A task whose answers are not counted in training returns 0 of 0.
+        """
         return count_equal_answers(output, targets)
 
     # -- evaluation ----------------------------------------------------------------------------

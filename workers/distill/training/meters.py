@@ -19,9 +19,12 @@ CountCorrect: TypeAlias = Callable[[Features, Tensor], tuple[Tensor, int]]
 
 @dataclass(frozen=True)
 class EpochAverages:
-    """An epoch's share of correct answers, and its mean losses up to the last reading."""
+    """An epoch's share of correct answers, and its mean losses up to the last reading.
 
-    accuracy: float
+    The share is None where the task counts no answers.
+    """
+
+    accuracy: float | None
     losses: dict[str, float]
 
 
@@ -79,7 +82,7 @@ class LossMeter:
 
     def compute_and_reset_epoch(self) -> EpochAverages:
         """Return the epoch's averages and start a new epoch; waits for the device."""
-        share = int(self._correct) / max(self._samples, 1)
+        share = int(self._correct) / self._samples if self._samples else None
         pairs = zip(self._names, self._epoch_sums, strict=False)  # no sums before the first reading
         losses = {name: value / max(self._epoch_steps, 1) for name, value in pairs}
         self._correct.zero_()

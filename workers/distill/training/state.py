@@ -169,7 +169,8 @@ class TrainState:
         if self.finished or epoch % self.training.evaluate_every_epochs == 0:
             metrics = self._validate(epoch)
         averages = self.meter.compute_and_reset_epoch()
-        metrics[f"train/{self.train_metric}"] = averages.accuracy
+        if averages.accuracy is not None:
+            metrics[f"train/{self.train_metric}"] = averages.accuracy
         metrics |= self.source.finish_epoch(epoch, last=self.finished)
         self.finished_epoch = epoch
         losses = {f"loss/{name}": value for name, value in averages.losses.items()}
