@@ -17,13 +17,13 @@ from torch import Tensor
 from workers.distill import errors
 from workers.distill.config.training import TeacherCache, Training
 from workers.distill.data import stateless_rng
-from workers.distill.data.transforms import mixing, operations, policies
+from workers.distill.data.transforms import mixing, operations, policies, resized_crops
 from workers.distill.data.types import Batch, Crops, CropTargets
 
 CROP_SHARE = 8
 """Zero padding of the random crop is this share of the side: 4 pixels at 32."""
 
-AUGMENT, STRONG, MIX, VISIT, VIEW, NOISE = range(1, 7)
+AUGMENT, STRONG, MIX, VISIT, VIEW, NOISE, SCALE = range(1, 8)
 """What random numbers are for; each purpose has its own, so none changes those of another."""
 
 
@@ -62,7 +62,8 @@ class BatchLoader:
         self._visited = math.ceil(self.count / self._per_visit)
         self._bounds = bounds(self.rows_per_epoch, training.batch_size)
         self._strong = strong
-        self._crops = training.augmentation != "none"
+        # Scale jitter cuts from the whole image, so nothing is padded for it.
+        self._crops = training.augmentation not in {"none", "flip", "scale_jitter"}
         self._flip = flip
         # A strong view is cropped, whatever the first one is.
         pads = self._crops or strong
@@ -94,18 +95,15 @@ class BatchLoader:
             return
         generator = torch.Generator().manual_seed(stateless_rng.mix(self._training.seed, epoch))
         order = torch.randperm(self.count, generator=generator)
-        drawn = (order, *self._draw(generator))
-        places, top, left, mirrored = (
-            column.to(self._device, non_blocking=True) for column in drawn
-        )
+        drawn = self._draw(generator, self._stream(order, epoch, SCALE)).to(self._device)
+        places = order.to(self._device, non_blocking=True)
         mixes = self._mixture(epoch)
         for start, end in self._bounds[first:]:
-            index = places[start:end]
-            crop = (top[start:end], left[start:end], mirrored[start:end])
-            images = self._cut(index, *crop)
+            index, crops = places[start:end], drawn.part(start, end)
+            images = self._cut(index, crops)
             images = self._augment(images, self._stream(order[start:end], epoch, AUGMENT))
             strong = self._strong_view(order[start:end], epoch) if self._strong else None
-            batch = Batch(images, self._labels_in(index, *crop), index, strong=strong)
+            batch = Batch(images, self._labels_in(index, crops), index, strong=strong)
             yield mixes.part(start, end).mix(batch) if mixes else batch
 
     def share_done(self, step: int, steps: int) -> float:
@@ -127,9 +125,7 @@ class BatchLoader:
         """Yield all images once, unaugmented, in stored order, with the labels of training."""
         for start in range(0, self.count, batch_size):
             index = torch.arange(start, min(start + batch_size, self.count), device=self._device)
-            top = torch.full_like(index, self._pad_y)
-            left = torch.full_like(index, self._pad_x)
-            images = self._cut(index, top, left, torch.zeros_like(index, dtype=torch.bool))
+            images = self._cut(index, self._whole(index))
             yield Batch(images=images, labels=self._labels[index], index=index)
 
     def views_in_order(self, batch_size: int) -> Iterator[Batch]:
@@ -158,14 +154,16 @@ class BatchLoader:
         stream = stateless_rng.StatelessRNG(
             stateless_rng.mix(self._training.seed, 0, VIEW), index, view
         )
-        places, *crop = self._draw_crops(index, stream, crops=self._crops)
-        images = self._augment(self._cut(places, *crop), stream)
-        labels = self._labels_in(places, *crop)
+        places = index.to(self._device, non_blocking=True)
+        crops = self._draw_views(stream, len(index)).to(self._device)
+        images = self._augment(self._cut(places, crops), stream)
+        labels = self._labels_in(places, crops)
         return Batch(images, labels, places, view=view.to(self._device, non_blocking=True))
 
     def _strong_view(self, index: Tensor, epoch: int) -> Tensor:
         stream = self._stream(index, epoch, STRONG)
-        images = self._cut(*self._draw_crops(index, stream, crops=True))
+        crops = self._draw_padded(stream).to(self._device)
+        images = self._cut(index.to(self._device, non_blocking=True), crops)
         images = operations.apply(images, policies.draw_strong(stream))
         images = policies.cut_out(images, stream)
         return images.contiguous(memory_format=torch.channels_last)
@@ -196,51 +194,69 @@ class BatchLoader:
             return None
         return mixing.draw(wanted, self.count, stateless_rng.mix(self._training.seed, epoch, MIX))
 
-    def _draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _draw(self, generator: torch.Generator, stream: stateless_rng.StatelessRNG) -> Crops:
+        """Draw the crops of an epoch's images, on the CPU; scale jitter has streams of its own."""
+
         def whole(high: int) -> Tensor:
             return torch.randint(high, (self.count,), generator=generator)
 
-        none = torch.zeros(self.count, dtype=torch.bool)
-        if not self._crops:
-            return (
-                torch.full((self.count,), self._pad_y),
-                torch.full((self.count,), self._pad_x),
-                none,
-            )
-        top, left = whole(2 * self._pad_y + 1), whole(2 * self._pad_x + 1)
-        return top, left, whole(2).bool() if self._flip else none
+        if self._training.augmentation == "scale_jitter":
+            return self._draw_resized(stream)
+        zeros = torch.zeros(self.count, dtype=torch.int64)
+        mirrored = zeros.bool()
+        if self._training.augmentation == "none":
+            return self._moved(zeros, zeros, mirrored)
+        top = left = zeros
+        if self._crops:
+            top, left = (whole(2 * pad + 1) - pad for pad in (self._pad_y, self._pad_x))
+        return self._moved(top, left, whole(2).bool() if self._flip else mirrored)
 
-    def _draw_crops(
-        self, index: Tensor, stream: stateless_rng.StatelessRNG, *, crops: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the index, and crops and flips from the images' own streams, on the device."""
-        if crops:
-            top, left = stream.whole(2 * self._pad_y + 1), stream.whole(2 * self._pad_x + 1)
+    def _draw_views(self, stream: stateless_rng.StatelessRNG, count: int) -> Crops:
+        """Draw crops of so many images from their own streams, as the augmentation wants them."""
+        if self._training.augmentation == "scale_jitter":
+            return self._draw_resized(stream)
+        if self._crops:
+            return self._draw_padded(stream)
+        zeros = torch.zeros(count, dtype=torch.int64)
+        mirrored = zeros.bool()
+        if self._training.augmentation == "flip":
             mirrored = stream.coins() & self._flip
-        else:
-            top, left = torch.full_like(index, self._pad_y), torch.full_like(index, self._pad_x)
-            mirrored = torch.zeros_like(index, dtype=torch.bool)
-        columns = (index, top, left, mirrored)
-        index, top, left, mirrored = (
-            column.to(self._device, non_blocking=True) for column in columns
+        return self._moved(zeros, zeros, mirrored)
+
+    def _draw_padded(self, stream: stateless_rng.StatelessRNG) -> Crops:
+        top, left = (stream.whole(2 * pad + 1) - pad for pad in (self._pad_y, self._pad_x))
+        return self._moved(top, left, stream.coins() & self._flip)
+
+    def _draw_resized(self, stream: stateless_rng.StatelessRNG) -> Crops:
+        return resized_crops.draw(
+            stream,
+            self._training.scale_jitter,
+            height=self._height,
+            width=self._width,
+            flip=self._flip,
         )
-        return index, top, left, mirrored
 
-    def _labels_in(self, index: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
-        """Return the labels of these crops; `top` and `left` count from the padding's corner."""
+    def _whole(self, index: Tensor) -> Crops:
+        zeros = torch.zeros_like(index)
+        return self._moved(zeros, zeros, zeros.bool())
+
+    def _moved(self, top: Tensor, left: Tensor, mirrored: Tensor) -> Crops:
+        return Crops(top, left, mirrored, self._height, self._width)
+
+    def _labels_in(self, index: Tensor, crops: Crops) -> Tensor:
         labels = self._labels[index]
-        if self._crop_targets is None:
-            return labels
-        crops = Crops(top - self._pad_y, left - self._pad_x, mirrored, self._height, self._width)
-        return self._crop_targets(labels, crops)
+        return labels if self._crop_targets is None else self._crop_targets(labels, crops)
 
-    def _cut(self, index: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
+    def _cut(self, index: Tensor, crops: Crops) -> Tensor:
+        if crops.scale is not None:
+            return resized_crops.cut_images(self._cut(index, self._whole(index)), crops)
         wide = self._width + 2 * self._pad_x
         tall = self._height + 2 * self._pad_y
         columns = torch.arange(self._width, device=self._device)
-        columns = torch.where(mirrored[:, None], self._width - 1 - columns, columns)
-        columns = columns + left[:, None]
-        rows = torch.arange(self._height, device=self._device) + top[:, None]
+        columns = torch.where(crops.mirrored[:, None], self._width - 1 - columns, columns)
+        columns = columns + (crops.left + self._pad_x)[:, None]
+        rows = torch.arange(self._height, device=self._device)
+        rows = rows + (crops.top + self._pad_y)[:, None]
         rows = (index[:, None] * tall + rows) * wide
         places = rows[:, :, None] + columns[:, None, :]
         cut = self._pixels.index_select(0, places.reshape(-1))

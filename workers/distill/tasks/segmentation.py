@@ -12,6 +12,7 @@ from torch import Tensor
 
 from workers.distill import errors
 from workers.distill.data import dataset
+from workers.distill.data.transforms import resized_crops
 from workers.distill.data.types import Batch, Crops
 from workers.distill.functional import segmentation_metrics
 from workers.distill.networks.interface import Features
@@ -127,16 +128,7 @@ class Segmentation(BaseTask):
         self, targets: Integer[Tensor, "N h w"], crops: Crops
     ) -> Integer[Tensor, "N h w"]:
         """Return the masks of the crops; pixels outside the image have no class."""
-        columns = torch.arange(crops.width, device=targets.device)
-        mirrored = crops.mirrored[:, None]
-        columns = torch.where(mirrored, crops.width - 1 - columns, columns) + crops.left[:, None]
-        rows = torch.arange(crops.height, device=targets.device) + crops.top[:, None]
-        inside = ((rows >= 0) & (rows < crops.height))[:, :, None]
-        inside = inside & ((columns >= 0) & (columns < crops.width))[:, None, :]
-        image = torch.arange(len(targets), device=targets.device)[:, None, None]
-        rows, columns = rows.clamp(0, crops.height - 1), columns.clamp(0, crops.width - 1)
-        masks = targets[image, rows[:, :, None], columns[:, None, :]]
-        return torch.where(inside, masks, dataset.IGNORE_INDEX)
+        return resized_crops.cut_masks(targets, crops, dataset.IGNORE_INDEX)
 
     def loss(self, output: Features, batch: Batch) -> Float[Tensor, ""]:
         """Return the mean cross-entropy of the pixels that have a class.
