@@ -28,11 +28,13 @@ class TestTable:
     def test_knows_each_task_by_its_own_name(self, name: str) -> None:
         assert catalog.TASKS[name].name == name
 
-    @pytest.mark.parametrize("name", catalog.TASKS)
-    def test_each_task_scores_its_primary_metric(self, name: str) -> None:
+    @pytest.mark.parametrize(
+        "name", [name for name, task in catalog.TASKS.items() if task.uses_logits_only]
+    )
+    def test_each_task_of_logits_scores_its_primary_metric(self, name: str) -> None:
         task = catalog.TASKS[name]
         images = torch.zeros(4, 1, 2, 2)
-        logits = torch.zeros(task.output_shape(images, 3))
+        logits = torch.zeros([side or 1 for side in task.output_shape(images, 3)])
         metrics = task.metrics(3, torch.device("cpu"))
         metrics.update(Features.from_logits(logits), task.predicted_targets(logits))
         assert {task.primary_metric, "loss"} <= set(metrics.validation_scores())
