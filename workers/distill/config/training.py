@@ -369,7 +369,8 @@ def merge_preset(partial: Mapping[str, Any]) -> dict[str, Any]:
     name = partial.get("recipe", "small")
     is_known = isinstance(name, str) and name in PRESETS
     full = dict(PRESETS[name if is_known else "small"])
-    full["schedule"] = {**full["schedule"], "milestones": None}
+    if "milestones" in full["schedule"]:
+        full["schedule"] = {**full["schedule"], "milestones": None}
     for key, value in partial.items():
         default = full.get(key)
         if isinstance(default, dict) and isinstance(value, Mapping):
