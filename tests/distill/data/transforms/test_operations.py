@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from workers.distill.data import stateless_rng
 from workers.distill.data.transforms import operations, policies
-from workers.distill.data.transforms.operations import Drawn, Operation
+from workers.distill.data.transforms.operations import DrawnOperations, Operation
 
 
 def pictures(count: int = 8, channels: int = 3, height: int = 12, width: int = 16) -> torch.Tensor:
@@ -20,7 +20,9 @@ def pictures(count: int = 8, channels: int = 3, height: int = 12, width: int = 1
 
 def done(images: torch.Tensor, operation: Operation, amounts: list[float]) -> torch.Tensor:
     codes = torch.full((1, len(images)), int(operation))
-    return operations.apply(images, Drawn(codes, torch.tensor([amounts], dtype=torch.float64)))
+    return operations.apply(
+        images, DrawnOperations(codes, torch.tensor([amounts], dtype=torch.float64))
+    )
 
 
 def shear_x(image: torch.Tensor, slope: float) -> torch.Tensor:
@@ -105,7 +107,7 @@ class TestApply:
         amounts = torch.tensor(
             [policies.amount(Operation(int(code)), 0.5) for code in codes], dtype=torch.float64
         )
-        found = operations.apply(images, Drawn(codes[None], amounts[None]))
+        found = operations.apply(images, DrawnOperations(codes[None], amounts[None]))
         for place, code in enumerate(codes.tolist()):
             alone = done(images[place : place + 1], Operation(code), [float(amounts[place])])
             assert torch.equal(found[place], alone[0]), Operation(code)

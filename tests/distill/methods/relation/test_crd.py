@@ -45,12 +45,14 @@ def terms_of(made: crd.CRD, shown: Batch, seed: int = 0) -> Terms:
 
 
 class TestFirstStep:
-    def scored(self, embeddings: str, memories: torch.Tensor) -> tuple[crd.Drawn, torch.Tensor]:
+    def scored(
+        self, embeddings: str, memories: torch.Tensor
+    ) -> tuple[crd.MemoryScores, torch.Tensor]:
         places = CHECKS.tensor("crd_contrast_index").long()
         counts = F.one_hot(places[:, 1:], CHECK["n_data"]).sum(1).double()
         rows = CHECKS.tensor(embeddings)
-        drawn = crd.score(rows, memories[places[:, 0]], memories, counts, temperature=CHECK["tau"])
-        return drawn, rows
+        scores = crd.score(rows, memories[places[:, 0]], memories, counts, temperature=CHECK["tau"])
+        return scores, rows
 
     def test_and_the_second_equal_the_published_values(self) -> None:
         wanted = CHECKS.expected("crd_first_step")
@@ -58,10 +60,10 @@ class TestFirstStep:
         index = CHECKS.tensor("crd_index").long()
         log_z, losses = {}, []
         for side, other in ("st", "ts"):
-            drawn, rows = self.scored(f"crd_emb_{side}", memories[other])
-            log_z[side] = crd.log_normaliser(drawn, images=CHECK["n_data"])
+            scores, rows = self.scored(f"crd_emb_{side}", memories[other])
+            log_z[side] = crd.log_normaliser(scores, images=CHECK["n_data"])
             assert CHECKS.close(log_z[side].exp(), wanted[f"Z_{side}"])
-            loss = crd.crd_loss(drawn, log_z[side], negatives=CHECK["K"], images=CHECK["n_data"])
+            loss = crd.crd_loss(scores, log_z[side], negatives=CHECK["K"], images=CHECK["n_data"])
             assert CHECKS.close(loss, wanted[f"loss_{side}"])
             losses.append(loss)
         assert CHECKS.close(torch.stack(losses).sum(), wanted["loss"])
@@ -84,46 +86,46 @@ class TestFirstStep:
 
 
 class TestCRDLoss:
-    def drawn(self, embeddings: torch.Tensor) -> crd.Drawn:
+    def scores(self, embeddings: torch.Tensor) -> crd.MemoryScores:
         counts = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]], dtype=torch.float64)
         return crd.score(
             embeddings, random_rows(1, 2, 4), random_rows(2, 3, 4), counts, temperature=0.5
         )
 
     def test_equals_the_sum_over_every_single_draw(self) -> None:
-        drawn = self.drawn(random_rows(0, 2, 4))
+        scores = self.scores(random_rows(0, 2, 4))
         noise, z = 3 / 10, 7.0
         total = 0.0
         for row in range(2):
-            positive = math.exp(float(drawn.positive[row])) / z
+            positive = math.exp(float(scores.positive[row])) / z
             total -= math.log(positive / (positive + noise + crd.EPS))
             for column in range(3):
-                negative = math.exp(float(drawn.negative[row, column])) / z
+                negative = math.exp(float(scores.negative[row, column])) / z
                 share = math.log(noise / (negative + noise + crd.EPS))
-                total -= float(drawn.counts[row, column]) * share
+                total -= float(scores.counts[row, column]) * share
         log_z = torch.tensor(math.log(z), dtype=torch.float64)
-        found = crd.crd_loss(drawn, log_z, negatives=3, images=10)
+        found = crd.crd_loss(scores, log_z, negatives=3, images=10)
         assert math.isclose(float(found), total / 2, rel_tol=1e-9)
         # And Z is a mean over the same draws.
-        several = drawn.negative.exp() * drawn.counts
-        mean = (drawn.positive.exp().sum() + several.sum()) / 8 * 10
-        assert torch.allclose(crd.log_normaliser(drawn, images=10).exp(), mean, rtol=1e-9)
+        several = scores.negative.exp() * scores.counts
+        mean = (scores.positive.exp().sum() + several.sum()) / 8 * 10
+        assert torch.allclose(crd.log_normaliser(scores, images=10).exp(), mean, rtol=1e-9)
 
     def test_has_the_gradient_of_its_value(self) -> None:
         log_z = torch.tensor(1.0, dtype=torch.float64)
         assert torch.autograd.gradcheck(
-            lambda rows: crd.crd_loss(self.drawn(rows), log_z, negatives=3, images=10),
+            lambda rows: crd.crd_loss(self.scores(rows), log_z, negatives=3, images=10),
             (random_rows(0, 2, 4).requires_grad_(),),
         )
 
     def test_is_finite_for_scores_of_any_size(self) -> None:
         for size in (0.0, 1e3, 1e6):
             rows = (size * random_rows(0, 2, 4)).float().requires_grad_()
-            drawn = crd.score(
+            scores = crd.score(
                 rows, torch.ones(2, 4), torch.ones(3, 4), torch.ones(2, 3), temperature=0.07
             )
-            log_z = crd.log_normaliser(drawn, images=10).detach()
-            loss = crd.crd_loss(drawn, log_z, negatives=3, images=10)
+            log_z = crd.log_normaliser(scores, images=10).detach()
+            loss = crd.crd_loss(scores, log_z, negatives=3, images=10)
             loss.backward()
             assert loss.isfinite()
             assert rows.grad is not None

@@ -42,7 +42,7 @@ _O = Operation
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnOperations:
     """Drawn operations and strengths of each image, in order; on the CPU."""
 
     operations: Int[Tensor, "k N"]
@@ -50,12 +50,12 @@ class Drawn:
     """Shear as a slope, translation in sides, rotation in degrees, change of a factor of 1, bits
     that posterizing leaves, threshold of solarizing."""
 
-    def part(self, start: int, end: int) -> "Drawn":
+    def part(self, start: int, end: int) -> "DrawnOperations":
         """Return the drawn operations of some of the images."""
-        return Drawn(self.operations[:, start:end], self.amounts[:, start:end])
+        return DrawnOperations(self.operations[:, start:end], self.amounts[:, start:end])
 
 
-def apply(images: UInt8[Tensor, "N c h w"], drawn: Drawn) -> UInt8[Tensor, "N c h w"]:
+def apply(images: UInt8[Tensor, "N c h w"], drawn: DrawnOperations) -> UInt8[Tensor, "N c h w"]:
     """Return the images after all of their operations."""
     for operations, amounts in zip(drawn.operations, drawn.amounts, strict=True):
         images = _apply_one(images, operations, amounts)
