@@ -122,8 +122,8 @@ def _vgg(depth: int, parameters: int) -> NetworkEntry:
 
 
 def _reused_classifier(accepted: reused.Arguments, sizes: interface.Sizes) -> interface.Network:
-    chosen = accepted.backbone
-    if chosen.network == reused.REFERENCE:
+    choice = accepted.backbone
+    if choice.network == reused.REFERENCE:
         # Refused before it is built: arguments could nest without end.
         raise errors.UnknownNetwork(
             f"{reused.REFERENCE} cannot be its own backbone; choose another",
@@ -131,12 +131,12 @@ def _reused_classifier(accepted: reused.Arguments, sizes: interface.Sizes) -> in
             argument="backbone",
         )
     backbone = build(
-        chosen.network,
+        choice.network,
         classes=sizes.classes,
         channels=sizes.channels,
         height=sizes.height,
         width=sizes.width,
-        arguments=chosen.arguments,
+        arguments=choice.arguments,
     )
     return reused.build(accepted, backbone)
 
@@ -359,10 +359,10 @@ def foreign() -> dict[str, list[str]]:
 def foreign_tasks() -> dict[str, Task]:
     """Return what the networks of other libraries are for, of those that are no classifiers."""
     return {
-        f"{library}/{name}": found
+        f"{library}/{name}": task_name
         for library, names in foreign().items()
         for name in names
-        if (found := foreign_networks.task(library, name)) != interface.Network.task
+        if (task_name := foreign_networks.task(library, name)) != interface.Network.task
     }
 
 

@@ -140,11 +140,11 @@ def _names(file: Path | None, layout: ArchiveLayout) -> list[str]:
     numbers = [str(label) for label in range(layout.classes)]
     if file is None:
         return numbers
-    found = _entry(load_pickle(file), layout.names)
-    if not isinstance(found, list) or len(found) != layout.classes:
+    names = _entry(load_pickle(file), layout.names)
+    if not isinstance(names, list) or len(names) != layout.classes:
         return numbers
     return [
-        name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in found
+        name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names
     ]
 
 
