@@ -306,7 +306,8 @@ def iou(boxes: Rows, others: Rows, *, crowds: NDArray[np.bool_] | None = None) -
     union = own[:, None] + their[None, :] - common
     if crowds is not None:
         union = np.where(crowds[None, :], own[:, None], union)
-    return common / np.maximum(union, np.finfo(float).eps)
+    shares: Rows = common / np.maximum(union, np.finfo(float).eps)
+    return shares
 
 
 def _match(
@@ -346,14 +347,15 @@ def _match(
 
 
 def _of_class(detections: Rows, label: int, most: int | None) -> Rows:
-    rows = detections[detections[:, 0] == label]
+    rows: Rows = detections[detections[:, 0] == label]
     rows = rows[np.argsort(-rows[:, 1], kind="stable")]
     return rows if most is None else rows[:most]
 
 
 def _shown(detections: Rows) -> Rows:
     rows = detections[detections[:, 1] >= SHOWN_SCORE]
-    return rows[np.argsort(-rows[:, 1], kind="stable")]
+    ordered: Rows = rows[np.argsort(-rows[:, 1], kind="stable")]
+    return ordered
 
 
 def _error_kind(overlaps: Rows, same_class: NDArray[np.bool_]) -> str:

@@ -36,7 +36,8 @@ def cut_images(images: UInt8[Tensor, "N c h w"], crops: Crops) -> UInt8[Tensor, 
     # The centre of the first pixel is at 1/side - 1, that of the last at 1 - 1/side.
     y = (2 * rows + 1) / crops.height - 1
     x = (2 * columns + 1) / crops.width - 1
-    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)
+    shape = (len(images), crops.height, crops.width)
+    grid = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], dim=-1)
     cut = F.grid_sample(images.float(), grid, mode="bilinear", align_corners=False)
     return cut.round_().to(torch.uint8).contiguous(memory_format=torch.channels_last)
 
