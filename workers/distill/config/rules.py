@@ -432,6 +432,13 @@ def _mixing(description: MethodDescription, training: Json) -> Iterator[Violatio
             f"method {description.name} needs one true class for each image, so images cannot be "
             "mixed; leave mixing out or choose a method without that need, such as kd",
         )
+    elif training["mixing"] is not None and description.wants_strong:
+        yield Violation(
+            "training/mixing",
+            "strong_not_mixed",
+            f"method {description.name} compares two views of each image, of which mixing changes "
+            "one; leave mixing out",
+        )
 
 
 def _teacher_cache(description: MethodDescription, training: Json) -> Iterator[Violation]:

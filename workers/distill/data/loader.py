@@ -14,7 +14,6 @@ import torch.nn.functional as F  # noqa: N812 - the name that every reader of Py
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
-from workers.distill import errors
 from workers.distill.config.training import TeacherCache, Training
 from workers.distill.data import stateless_rng
 from workers.distill.data.transforms import mixing, operations, policies
@@ -32,7 +31,8 @@ class BatchLoader:
 
     With a teacher cache of k views a visit, a batch holds k views of each of its images. An epoch
     has as many steps as without, so it shows every k-th image; k epochs show each once (and, where
-    k does not divide their number, a few twice).
+    k does not divide their number, a few twice). A strong view is made of images that are neither
+    mixed nor kept (`rules.of_method_and_training`).
     """
 
     def __init__(
@@ -45,11 +45,6 @@ class BatchLoader:
         device: torch.device,
         strong: bool = False,
     ) -> None:
-        if strong and (training.mixing or training.teacher_cache):
-            raise errors.BadRecipe(
-                "the method wants a second, strong view of each image, which neither mixing nor a "
-                "teacher_cache can offer; set both to null, or choose another method"
-            )
         self.count, self._channels, self._height, self._width = images.shape
         self._training = training
         self._per_visit = training.teacher_cache.per_visit if training.teacher_cache else 1
