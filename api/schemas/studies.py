@@ -8,9 +8,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field
 
-from models_registry.jobs.spec import StudySpec
 from models_registry.persistence import tables
 from models_registry.studies import leaderboard, studies
+from models_registry.studies.spec import StudySpec
 
 # Methods and settings are the caller's JSON, frozen at submission.
 Json = dict[str, Any]

@@ -105,6 +105,8 @@ def _faults_of_document(
 ) -> Iterator[rules.Violation]:
     if parts.training is not None:
         yield from rules.of_precision(training.document, parts.accelerator)
+        if parts.task is not None:
+            yield from rules.of_task_and_training(parts.task, training.document)
     if method.description is None:
         return
     yield from rules.of_inputs(

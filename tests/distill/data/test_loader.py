@@ -306,13 +306,6 @@ class TestStrong:
             for one, two in zip(plain.epoch(1), other.epoch(1), strict=True):
                 assert torch.equal(one.images, two.images)
 
-    @pytest.mark.parametrize(
-        "fields", [{"mixing": {"name": "mixup"}}, {"teacher_cache": {"views": 1}}]
-    )
-    def test_is_refused_beside_what_cannot_offer_it(self, fields: Fields) -> None:
-        with pytest.raises(errors.BadRecipe, match="strong view"):
-            source(strong=True, **fields)
-
 
 def test_the_synthetic_set_is_what_the_engine_reads() -> None:
     images, labels = folders.images(6, 3, 0)

@@ -15,6 +15,7 @@ from tests.distill.methods import scenes
 from tests.distill.methods.datafree import batches
 from tests.distill.methods.datafree.batches import STUDENT, TEACHER
 from workers.distill import errors
+from workers.distill.config import rules
 from workers.distill.config.job import Input, Task
 from workers.distill.config.synthesis import GeneratorSynthesis
 from workers.distill.data.preprocessing import Preprocessor
@@ -137,9 +138,7 @@ class TestEveryDataFreeMethod:
             assert later == {}
             return
         without_student = Scene(scene.method.name)
-        if set(later) == {"adversarial"}:
-            with pytest.raises(errors.BadRecipe, match="raise a weight"):
-                without_student.call(1, uses_student=False)
+        if scene.method.learns_from_student_only:  # no call may be made without the student
             return
         _, earlier = without_student.call(1, uses_student=False)
         assert list(earlier[0]) == list(later)
@@ -444,6 +443,37 @@ class TestStudentLoss:
         terms = build(name, temperature=temperature).terms(student, teacher, batch, scenes.MOMENT)
         assert CASES.close(terms["kd"], CASES.case(f"kd_mean_T{temperature}"))
         assert all(float(term) == 0 for key, term in terms.items() if key != "kd")
+
+
+SINGLE_WEIGHTS = [
+    (name, weight)
+    for name in NAMES
+    for weight in (*KINDS[name].image_weights, *KINDS[name].adversarial_weights)
+]
+
+
+class TestMovedImages:
+    """What the rules accept gives the images a gradient: the synthesizers do not check again."""
+
+    @pytest.mark.parametrize(("name", "weight"), SINGLE_WEIGHTS)
+    def test_each_weight_alone_moves_them(self, name: str, weight: str) -> None:
+        kind = KINDS[name]
+        values = dict.fromkeys((*kind.image_weights, *kind.adversarial_weights), 0.0)
+        values[weight] = 1.0
+        is_adversarial = weight in kind.adversarial_weights
+        full = kind.Params.model_validate({**values, "synthesis": {"warmup_calls": 0}}).model_dump()
+        assert list(rules.of_method(kind.describe(), full)) == []
+        scene = Scene(name, "classification", **values)
+        scene.call(1, uses_student=is_adversarial)  # raises without a gradient
+
+    def test_without_any_weight_a_method_is_refused(self) -> None:
+        for name in {name for name, _ in SINGLE_WEIGHTS}:
+            kind = KINDS[name]
+            off = dict.fromkeys((*kind.image_weights, *kind.adversarial_weights), 0.0)
+            if kind.learns_from_student_only:
+                continue
+            with pytest.raises(errors.BadRecipe, match="raise one of them"):
+                catalog.find({"name": name, **off})
 
 
 class TestBudget:

@@ -49,6 +49,17 @@ def test_a_method_that_synthesizes_its_images_shares_nothing() -> None:
     assert refused == "member noise synthesizes its own images; run it alone"
 
 
+def test_of_such_a_method_the_engine_knows_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "group.json"
+    members = [
+        {"key": key, "recipe": recipe_of(method={"name": key})} for key in ("kd", "magic", "dafl")
+    ]
+    path.write_text(json.dumps({"version": 1, "members": members}))
+    code, lines = folders.run_here(path)
+    assert (code, lines[-1]["code"]) == (1, "bad_recipe")
+    assert "member dafl synthesizes its own images; run it alone" in lines[-1]["message"]
+
+
 def prepare(workdir: Path, members: dict[str, dict[str, Any]]) -> Path:
     """Write a group's folder, and return the path of its file."""
     folders.make_dataset(workdir / "dataset")

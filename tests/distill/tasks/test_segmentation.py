@@ -11,7 +11,7 @@ from workers.distill import errors
 from workers.distill.config.training import expand
 from workers.distill.data import dataset
 from workers.distill.data.loader import BatchLoader
-from workers.distill.data.types import Batch, Mixed
+from workers.distill.data.types import Batch
 from workers.distill.networks.interface import Features
 from workers.distill.tasks.catalog import TASKS
 
@@ -83,13 +83,6 @@ class TestLoss:
             float(kept), rel=1e-6
         )
 
-    def test_of_mixed_images_is_refused(self) -> None:
-        masks = torch.zeros(2, 4, 4, dtype=torch.uint8)
-        mixed = Mixed(masks, torch.ones(2))
-        batch = Batch(torch.zeros(2, 1, 4, 4), masks, torch.arange(2), mixed=mixed)
-        with pytest.raises(errors.BadRecipe, match="not mixed"):
-            TASK.loss(Features.from_logits(torch.zeros(2, 3, 4, 4)), batch)
-
 
 class TestCrops:
     @pytest.mark.parametrize("cache", [None, {"views": 3}])
@@ -123,14 +116,6 @@ class TestCrops:
             assert torch.equal(batch.labels.long()[judged], shown[judged])
             moved |= not torch.equal(batch.labels, masks[batch.index])
         assert moved
-
-
-class TestLabelNoise:
-    def test_is_refused(self) -> None:
-        masks = torch.zeros(2, 4, 4, dtype=torch.uint8)
-        assert TASK.add_label_noise(masks, 0.0, classes=2, seed=0) is masks
-        with pytest.raises(errors.BadRecipe, match="label_noise"):
-            TASK.add_label_noise(masks, 0.5, classes=2, seed=0)
 
 
 class TestBatchSize:

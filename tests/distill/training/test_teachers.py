@@ -12,10 +12,8 @@ from workers.distill.config.training import expand
 from workers.distill.data.loader import BatchLoader
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.data.types import Batch
-from workers.distill.methods.feature.at import AT
 from workers.distill.methods.logit.fkd import FKD
 from workers.distill.methods.logit.kd import KD
-from workers.distill.methods.logit.mlld import MLLD
 from workers.distill.networks import folding
 from workers.distill.networks.interface import Features, Network
 from workers.distill.runtime.precision import Precision
@@ -125,17 +123,6 @@ class TestStoredTeacher:
         for batch in views.epoch(1):
             expected = online_teacher(network).observe(batch).logits.argmax(1)
             assert torch.equal(store.observe(batch).logits.argmax(1), expected)
-
-    @pytest.mark.parametrize(
-        ("kind", "said"), [(AT, "feature maps"), (MLLD, "two views of each image")]
-    )
-    def test_refuses_methods_that_need_more_than_it_can_keep(
-        self, kind: type[AT] | type[MLLD], said: str
-    ) -> None:
-        network = scenes.other_network()
-        method = kind(kind.Params(), scenes.network(), network)
-        with pytest.raises(errors.BadRecipe, match=said):
-            StoredTeacher(method, scenes.features(torch.zeros(2, 3)), count=2, views=2)
 
     def test_refuses_to_keep_too_much_and_says_how_many_views_fit(self) -> None:
         with pytest.raises(errors.BadRecipe, match=r"500 views of 50000 images .*views to 171,"):

@@ -12,9 +12,27 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Values(BaseModel):
-    """Frozen values that refuse unknown fields and non-finite numbers."""
+    """Frozen values that refuse unknown fields and non-finite numbers, and convert no type.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    Types are those of JSON Schema, which the service checks by: a float may be given as an integer,
+    and an integer as a float without a fraction.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _integers(cls, given: object) -> object:
+        """Write floats without a fraction as integers, which fields of both types accept."""
+        if not isinstance(given, Mapping):
+            return given
+        return {name: _as_integer(value) for name, value in given.items()}
+
+
+def _as_integer(value: object) -> object:
+    if isinstance(value, list):
+        return [_as_integer(entry) for entry in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class SGD(Values):
@@ -233,8 +251,11 @@ class Training(Values):
         "CIFAR-10. randaugment: standard, then operations drawn anew for each image. Masks and "
         "boxes move with their images; autoaugment and randaugment are for classification only.",
     )
-    scale_jitter: tuple[ScaleFactor, ScaleFactor] = Field(
-        (0.5, 2.0), description="Lowest and highest factor of scale_jitter."
+    scale_jitter: list[ScaleFactor] = Field(
+        [0.5, 2.0],
+        min_length=2,
+        max_length=2,
+        description="Lowest and highest factor of scale_jitter.",
     )
     randaugment_operations: int = Field(
         2, ge=1, le=14, description="Operations that randaugment applies one after the other."

@@ -14,7 +14,6 @@ import torch.nn.functional as F  # noqa: N812 - the name that every reader of Py
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
-from workers.distill import errors
 from workers.distill.config.training import TeacherCache, Training
 from workers.distill.data import stateless_rng
 from workers.distill.data.transforms import mixing, operations, policies, resized_crops
@@ -32,7 +31,8 @@ class BatchLoader:
 
     With a teacher cache of k views a visit, a batch holds k views of each of its images. An epoch
     has as many steps as without, so it shows every k-th image; k epochs show each once (and, where
-    k does not divide their number, a few twice).
+    k does not divide their number, a few twice). A strong view is made of images that are neither
+    mixed nor kept (`rules.of_method_and_training`).
     """
 
     def __init__(
@@ -51,11 +51,6 @@ class BatchLoader:
         `flip` says that mirrored images keep their labels, `strong` that batches have a strong
         view. `crop_targets` moves labels with the crops; without it a crop keeps its label.
         """
-        if strong and (training.mixing or training.teacher_cache):
-            raise errors.BadRecipe(
-                "the method wants a second, strong view of each image, which neither mixing nor a "
-                "teacher_cache can offer; set both to null, or choose another method"
-            )
         self.count, self._channels, self._height, self._width = images.shape
         self._training = training
         self._per_visit = training.teacher_cache.per_visit if training.teacher_cache else 1
@@ -228,9 +223,10 @@ class BatchLoader:
         return self._moved(top, left, stream.coins() & self._flip)
 
     def _draw_resized(self, stream: stateless_rng.StatelessRNG) -> Crops:
+        low, high = self._training.scale_jitter
         return resized_crops.draw(
             stream,
-            self._training.scale_jitter,
+            (low, high),
             height=self._height,
             width=self._width,
             flip=self._flip,

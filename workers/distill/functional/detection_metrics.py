@@ -243,7 +243,7 @@ def agreement(images: Sequence[Image]) -> float | None:
 
     Both from `SHOWN_SCORE` on. None where neither network shows anything, or there is no teacher.
     """
-    common = total = 0
+    shared = total = 0
     for image in images:
         if image.teacher is None:
             return None
@@ -255,8 +255,8 @@ def agreement(images: Sequence[Image]) -> float | None:
             # The teacher's boxes take the place of true ones, none of them ignored.
             truths = np.column_stack([boxes[:, 0], boxes[:, 2:6], np.zeros((len(boxes), 2))])
             both, _ = _match(mine, truths, np.array([0.5]), crowds=False)
-            common += int(both.sum())
-    return 2 * common / total if total else None
+            shared += int(both.sum())
+    return 2 * shared / total if total else None
 
 
 @dataclass
@@ -301,12 +301,12 @@ def iou(boxes: Rows, others: Rows, *, crowds: NDArray[np.bool_] | None = None) -
     """
     top_left = np.maximum(boxes[:, None, :2], others[None, :, :2])
     bottom_right = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    common = np.clip(bottom_right - top_left, 0, None).prod(-1)
+    intersection = np.clip(bottom_right - top_left, 0, None).prod(-1)
     own, their = (np.clip(b[:, 2:] - b[:, :2], 0, None).prod(-1) for b in (boxes, others))
-    union = own[:, None] + their[None, :] - common
+    union = own[:, None] + their[None, :] - intersection
     if crowds is not None:
         union = np.where(crowds[None, :], own[:, None], union)
-    shares: Rows = common / np.maximum(union, np.finfo(float).eps)
+    shares: Rows = intersection / np.maximum(union, np.finfo(float).eps)
     return shares
 
 

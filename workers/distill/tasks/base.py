@@ -130,13 +130,11 @@ class BaseTask(ABC):
     ) -> Shaped[Tensor, "N *T"]:
         """Return the targets with this share of them wrong; raises `BadRecipe` if they cannot be.
 
-        Targets that name no single class for each image cannot be exchanged for another one.
+        Here none can be: `config.rules` refuses a share above 0 for tasks without one class for
+        each image.
         """
         if share:
-            raise errors.BadRecipe(
-                f"training.label_noise: the targets of {self.name} are not one class for each "
-                "image, so none can be replaced by another; set it to 0"
-            )
+            raise NotImplementedError(f"targets of {self.name} cannot be wrong")
         return targets
 
     def crop_targets(self, targets: Shaped[Tensor, "N *T"], crops: Crops) -> Shaped[Tensor, "N *T"]:

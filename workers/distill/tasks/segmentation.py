@@ -135,10 +135,6 @@ class Segmentation(BaseTask):
 
         Logits are brought to the size of the masks.
         """
-        if batch.mixed is not None:
-            raise errors.BadRecipe(
-                "training.mixing: images with masks are not mixed; leave mixing out"
-            )
         resized = segmentation_metrics.resize(output.logits, batch.labels)
         return F.cross_entropy(resized, batch.labels.long(), ignore_index=dataset.IGNORE_INDEX)
 
