@@ -169,7 +169,7 @@ def attempts(
     with readers() as session:
         job = actions.get(session, project_id=caller.project_id, job_id=job_id)
         rows = queries.attempts(session, job_id=job.id)
-    return lists.ListRead(data=[bodies.AttemptRead.of(row) for row in rows])
+    return lists.ListRead(data=[bodies.AttemptRead.from_row(row) for row in rows])
 
 
 @router.get("/{job_id}/logs", operation_id="list_logs")
@@ -189,7 +189,7 @@ def checkpoints(
     with readers() as session:
         job = actions.get(session, project_id=caller.project_id, job_id=job_id)
         page = queries.checkpoints(session, job_id=job.id, wanted=wanted)
-    return lists.ListRead.of(page, bodies.CheckpointRead.of)
+    return lists.ListRead.of(page, bodies.CheckpointRead.from_row)
 
 
 @router.get("/{job_id}/metrics", operation_id="get_metrics")
@@ -309,7 +309,8 @@ async def events(
     """Return events after a sequence number; wait for one if there is none yet."""
     rows = await service.hub.events_after(job_id, after, limit=limit + 1, wait_seconds=wait_seconds)
     return bodies.EventsRead(
-        data=[bodies.EventRead.of(event) for event in rows[:limit]], has_more=len(rows) > limit
+        data=[bodies.EventRead.from_row(event) for event in rows[:limit]],
+        has_more=len(rows) > limit,
     )
 
 
@@ -350,7 +351,7 @@ async def stream(
         if isinstance(record, streams.Progress):
             yield ServerSentEvent(data=bodies.ProgressRead.of(record), event="progress")
         else:
-            body = bodies.EventRead.of(record)
+            body = bodies.EventRead.from_row(record)
             yield ServerSentEvent(data=body, event=body.type, id=str(body.sequence))
     if service.hub.draining:
         yield ServerSentEvent(retry=streams.RETRY_MILLISECONDS)
