@@ -8,7 +8,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import AwareDatetime
 from sqlalchemy.orm import Session
 
-from api import archives, ranges, streams
+from api import archives, streams
 from api.dependencies import (
     CallerDep,
     EditorDep,
@@ -16,6 +16,7 @@ from api.dependencies import (
     PageDep,
     PublishDep,
     ReadersDep,
+    SendFileDep,
     ServiceDep,
     SessionsDep,
     StorageDep,
@@ -222,13 +223,13 @@ def metrics(
 
 @router.get("/{job_id}/student", operation_id="download_student", response_class=Response)
 def student(
-    job_id: str, request: Request, caller: CallerDep, readers: ReadersDep, storage: StorageDep
+    job_id: str, caller: CallerDep, readers: ReadersDep, send_file: SendFileDep
 ) -> Response:
     """Download the student's `model.safetensors`."""
     with readers() as session:
         job = actions.get(session, project_id=caller.project_id, job_id=job_id)
         file = queries.student_file(session, job=job)
-    return ranges.respond(request, storage, file)
+    return send_file(file)
 
 
 @router.get("/{job_id}/report", operation_id="list_report")
@@ -272,18 +273,13 @@ def report_archive(
     response_class=Response,
 )
 def report_file(
-    job_id: str,
-    path: str,
-    request: Request,
-    caller: CallerDep,
-    readers: ReadersDep,
-    storage: StorageDep,
+    job_id: str, path: str, caller: CallerDep, readers: ReadersDep, send_file: SendFileDep
 ) -> Response:
     """Download a file of the report, whole or one range of it. Its ETag is its SHA-256."""
     with readers() as session:
         job = actions.get(session, project_id=caller.project_id, job_id=job_id)
         file = reports.file(session, job=job, path=path)
-    return ranges.respond(request, storage, file)
+    return send_file(file)
 
 
 def _watched(job_id: str, caller: CallerDep, readers: ReadersDep) -> str:
