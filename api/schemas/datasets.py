@@ -44,7 +44,7 @@ class DatasetVersionNew(BaseModel):
     )
     tags: dict[str, str] = Field({}, description="At most 64.")
 
-    def new(self, name: str) -> datasets.NewVersion | synthetic_datasets.NewVersion:
+    def new(self, name: str) -> datasets.NewDatasetVersion | synthetic_datasets.NewSyntheticDataset:
         """Return the new version as the registry takes it.
 
         Raises: errors.Refused where a field is missing, or is not allowed beside `job`.
@@ -52,13 +52,13 @@ class DatasetVersionNew(BaseModel):
         if self.job is not None:
             self._refuse_given("upload", "format", "input")
             task = self.task if "task" in self.model_fields_set else None
-            return synthetic_datasets.NewVersion(
+            return synthetic_datasets.NewSyntheticDataset(
                 name=name, job_id=self.job, task=task, card=self.card, tags=self.tags
             )
         if self.upload is None or self.format is None:
             raise self._incomplete()
         given = self.model_dump(exclude={"upload", "job"}, exclude_none=True)
-        return datasets.NewVersion(name=name, upload_id=self.upload, **given)
+        return datasets.NewDatasetVersion(name=name, upload_id=self.upload, **given)
 
     def _refuse_given(self, *names: str) -> None:
         detail = "leave it out: what a job has kept is known"

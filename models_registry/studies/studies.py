@@ -52,7 +52,7 @@ class StudyPlan:
     """The variants and jobs of a study, before anything is stored."""
 
     spec: StudySpec  # references pinned
-    inputs: validation.Inputs
+    inputs: validation.JobInputs
     variants: tuple[Variant, ...]
     specs: tuple[JobSpec, ...]  # of each variant, with the first seed
 

@@ -195,7 +195,7 @@ def a_case(draw: st.DrawFn) -> Case:
 def told_by_api(case: Case) -> list[tuple[str, str]]:
     document = validation.read(case.spec.parts)
     teacher, dataset = case.teacher, case.dataset
-    inputs = validation.Inputs(
+    inputs = validation.JobInputs(
         teacher=None
         if teacher is None
         else tables.ModelVersionRow(

@@ -108,11 +108,11 @@ def inspect_model(request: ModelRequest, workdir: Path) -> dict[str, Any]:  # An
 
 def inspect_dataset(request: DatasetRequest, workdir: Path) -> dict[str, Any]:  # Any: a report line
     """Convert an uploaded archive to the prepared form."""
-    chosen = formats.choose(request.format, request.task)
+    chosen_format = formats.choose(request.format, request.task)
     folder, hints = workdir / "dataset", request.input or conversion.InputHints()
     # Below the working folder: the system's own folder for such files may be small or in memory.
     with tempfile.TemporaryDirectory(dir=workdir) as scratch:
-        record = chosen.convert(
+        record = chosen_format.convert(
             workdir / "upload", Path(scratch) / "unpacked", folder, hints, request.task
         )
     return _report(record, folder)

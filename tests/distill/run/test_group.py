@@ -111,7 +111,7 @@ def interrupted(
     def asks(self: ProgressReporter, course: Any, moment: Any, images: int) -> None:
         after_step(self, course, moment, images)
         if moment.step == step:
-            stop._ask(15, None)
+            stop._request(15, None)
 
     with monkeypatch.context() as patch:
         patch.setattr(ProgressReporter, "after_step", asks)
@@ -234,8 +234,8 @@ class TestLeaving:
         members = {"early": {"training": {"max_steps": 4}}, "kd": MEMBERS["kd"]}
         code, lines = folders.run_here(prepare(tmp_path / "group", members))
         assert code == 0
-        told = [(line["member"], line["type"]) for line in lines]
-        assert told.index(("early", "result")) < told.index(("kd", "result"))
+        line_types = [(line["member"], line["type"]) for line in lines]
+        assert line_types.index(("early", "result")) < line_types.index(("kd", "result"))
         for key, changes in members.items():
             assert student_of(tmp_path / "group", key) == alone(**changes), key
 

@@ -20,23 +20,23 @@ def a_dense_record(**changes: Any) -> dataset.DatasetRecord:
 
 
 def some_masks(kind: torch.dtype = torch.uint8) -> dict[str, tuple[Tensor, Tensor]]:
-    found = {}
+    splits = {}
     for name, (images, _) in some_splits().items():
         masks = torch.arange(15).reshape(3, 5).expand(len(images), 3, 5) % 2
         masks = masks.clone().to(kind)
         masks[:, 0, 0] = dataset.IGNORE_INDEX
-        found[name] = (images, masks)
-    return found
+        splits[name] = (images, masks)
+    return splits
 
 
 class TestLoadMasks:
     @pytest.mark.parametrize("kind", [torch.uint8, torch.int64])
     def test_returns_what_was_written(self, tmp_path: Path, kind: torch.dtype) -> None:
         dataset.write(tmp_path, a_dense_record(), some_masks(kind))
-        found = dataset.load(tmp_path)
-        assert found.record.task == "segmentation"
+        stored = dataset.load(tmp_path)
+        assert stored.record.task == "segmentation"
         for name, (_, masks) in some_masks(kind).items():
-            labels = TASK.read_split(found, name).labels
+            labels = TASK.read_split(stored, name).labels
             assert labels.dtype == kind
             assert torch.equal(labels, masks)
 

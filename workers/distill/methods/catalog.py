@@ -150,12 +150,12 @@ def _checked(
     except pydantic.ValidationError as error:
         raise errors.BadRecipe(f"method {method.name}: {first_complaint(error)}") from None
     described, values = method.describe(), params.model_dump()
-    found = (
+    violations = (
         rules.of_method(described, values)
         if place is None
         else rules.of_part(described, values, place)
     )
-    errors.refuse(found, method=method.name)
+    errors.refuse(violations, method=method.name)
     return params
 
 

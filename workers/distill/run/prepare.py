@@ -68,7 +68,7 @@ def prepare(
         size=size,
         flip=found.record.flip,
         known_images=len(train.labels),
-        source=BatchLoader(
+        train_data=BatchLoader(
             train.images,
             task.add_label_noise(
                 train.labels,
@@ -81,11 +81,11 @@ def prepare(
             strong=strong,
             device=device,
         ),
-        held=held,
+        validation=held,
         test=on_device(test, device),
-        teacher_view=teacher_view,
+        teacher_preprocessor=teacher_view,
         teacher=network,
-        example=example,
+        teacher_scores=example,
     )
 
 
@@ -133,13 +133,13 @@ def prepare_without_data(
         classes=classes,
         size=size,
         flip=record is not None and record.flip,
-        source=None,
+        train_data=None,
         known_images=None if record is None else record.splits["train"],
-        held=held,
+        validation=held,
         test=test,
-        teacher_view=teacher_view,
+        teacher_preprocessor=teacher_view,
         teacher=network,
-        example=example,
+        teacher_scores=example,
     )
 
 
@@ -154,7 +154,9 @@ def job_context(shared: SharedContext, request: JobRequest) -> JobContext:
         config=config,
         workdir=request.workdir,
         reporter=request.reporter,
-        student_view=Preprocessor("student", config.student.input, shared.size, shared.device),
+        student_preprocessor=Preprocessor(
+            "student", config.student.input, shared.size, shared.device
+        ),
     )
 
 

@@ -244,8 +244,8 @@ class TrainState:
     def _keep_weights(self, epoch: int, score: float) -> None:
         student = {name: value.clone() for name, value in self.student.state_dict().items()}
         # Memory banks can be larger than any student; they are kept where they are delivered.
-        kept = self.method.state_dict() if delivers_own_parts(self.method) else {}
-        method = {name: value.clone() for name, value in kept.items()}
+        own_parts = self.method.state_dict() if delivers_own_parts(self.method) else {}
+        method = {name: value.clone() for name, value in own_parts.items()}
         self.best = BestWeights(epoch, score, student, method)
 
 
