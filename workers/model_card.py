@@ -6,7 +6,7 @@ the engine's result; the card states nothing that was not measured.
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -438,13 +438,11 @@ def _pixel_scores(named: list[tuple[str, Json]]) -> list[str]:
         f"| {_number(score.get('agreement'), '.2%')} |"
         for name, score in named
     ]
-    return [
-        "| | pixel accuracy | mean IoU | agrees with the teacher |",
-        "| --- | --- | --- | --- |",
-        *rows,
-        "",
+    return _score_table(
+        ("pixel accuracy", "mean IoU", "agrees with the teacher"),
+        rows,
         "Mean IoU leaves out classes that neither the masks nor the answers have.",
-    ]
+    )
 
 
 def _image_scores(named: list[tuple[str, Json]]) -> list[str]:
@@ -453,15 +451,19 @@ def _image_scores(named: list[tuple[str, Json]]) -> list[str]:
         f"| {_number(score['ece'], '.4f')} | {_number(score['loss'], '.4f')} |"
         for name, score in named
     ]
-    return [
-        "| | accuracy (95 % interval) | agrees with the teacher | calibration error | loss |",
-        "| --- | --- | --- | --- | --- |",
-        *rows,
-        "",
+    return _score_table(
+        ("accuracy (95 % interval)", "agrees with the teacher", "calibration error", "loss"),
+        rows,
         "Intervals are Wilson's and speak of the choice of test images alone; another seed may "
         "differ by more. The calibration error is the expected one over 15 bins of confidence, "
         "without any correction; loss is cross-entropy in nats.",
-    ]
+    )
+
+
+def _score_table(columns: Sequence[str], rows: Iterable[str], note: str) -> list[str]:
+    """Return a Markdown table, a named network in each row, and a note on its columns."""
+    rule = "| --- " * (1 + len(columns)) + "|"
+    return [f"| | {' | '.join(columns)} |", rule, *rows, "", note]
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,13 @@ from torch import Tensor, nn
 from workers.distill import errors
 from workers.distill.data.types import Batch
 from workers.distill.methods.base import Moment, RelationMethod, Source, Terms
-from workers.distill.methods.parameters import Weight
+from workers.distill.methods.parameters import (
+    ContrastTemperature,
+    Count,
+    Decay,
+    EmbeddingWidth,
+    Weight,
+)
 from workers.distill.networks.interface import Features, Network
 
 EPS = 1e-7
@@ -168,21 +174,17 @@ class CRD(RelationMethod):
         """A weight, the width of embeddings, and how they are contrasted."""
 
         crd_weight: Weight = Field(0.8, description="Weight of the contrastive term.")
-        width: int = Field(
-            128, ge=1, le=4096, description="Width of the embeddings that are compared."
-        )
-        negatives: int = Field(
+        width: EmbeddingWidth = Field(128, description="Width of the embeddings that are compared.")
+        negatives: Count = Field(
             16_384,
-            ge=1,
-            le=1_000_000,
             description="Images of other classes that each image is contrasted with; drawn with "
             "replacement where the training split has fewer.",
         )
-        temperature: float = Field(
-            0.07, gt=0, le=100, description="Divides the cosines of embeddings."
+        temperature: ContrastTemperature = Field(
+            0.07, description="Divides the cosines of embeddings."
         )
-        momentum: float = Field(
-            0.5, ge=0, lt=1, description="Share of an image's memory that is kept at each update."
+        momentum: Decay = Field(
+            0.5, description="Share of an image's memory that is kept at each update."
         )
         mode: Literal["exact", "relax"] = Field(
             "exact",
