@@ -73,8 +73,8 @@ class Scene:
             method=method,
             teacher=self.teacher,
             student=self.student,
-            teacher_view=Preprocessor("teacher", SIZE, SIZE, CPU),
-            student_view=Preprocessor("student", SIZE, SIZE, CPU),
+            teacher_preprocessor=Preprocessor("teacher", SIZE, SIZE, CPU),
+            student_preprocessor=Preprocessor("student", SIZE, SIZE, CPU),
             precision=Precision("float32", CPU),
             device=CPU,
             mean=tuple(SIZE.mean),
@@ -194,7 +194,7 @@ class TestEveryDataFreeMethod:
         (result, terms_of_steps), _ = calls(scene)
         assert result.images.shape == (IMAGES, 1, 8, 8)
         assert all(term.isfinite() for terms in terms_of_steps for term in terms.values())
-        images = scene.context.student_view(255 * result.images)
+        images = scene.context.student_preprocessor(255 * result.images)
         with torch.no_grad():
             teacher_out = scene.teacher.observe(images)
         student_out = scene.student.train().observe(images)

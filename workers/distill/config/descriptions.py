@@ -141,7 +141,7 @@ def network_of(
     entry = table.get(reference)
     if entry is None:
         return NetworkDescription(reference)
-    found = NetworkDescription(
+    description = NetworkDescription(
         reference,
         task=entry["task"],
         shows=frozenset(entry["shows"]),
@@ -150,11 +150,11 @@ def network_of(
     )
     chosen = part_of(entry, arguments)
     if chosen is None or chosen[0] == reference:
-        return found
+        return description
     part = network_of(table, *chosen)
     return dataclasses.replace(
-        found,
-        shows=None if part.shows is None else part.shows & (found.shows or frozenset()),
+        description,
+        shows=None if part.shows is None else part.shows & (description.shows or frozenset()),
         smallest_side=part.smallest_side,
         has_batch_norm=part.has_batch_norm,
     )

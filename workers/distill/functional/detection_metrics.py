@@ -174,12 +174,12 @@ class Matches:
         for number, image in enumerate(images):
             truths = image.truths[image.truths[:, 0] == label]
             positives[number] = (truths[:, 6] == 0).sum()
-            found = _of_class(image.detections, label, most)
-            if len(found) == 0:
+            detections = _of_class(image.detections, label, most)
+            if len(detections) == 0:
                 continue
-            was_right, was_ignored = _match(found, truths, thresholds, crowds=crowds)
-            scores.append(found[:, 1])
-            places.append(np.full(len(found), number))
+            was_right, was_ignored = _match(detections, truths, thresholds, crowds=crowds)
+            scores.append(detections[:, 1])
+            places.append(np.full(len(detections), number))
             right.append(was_right)
             ignored.append(was_ignored)
         if not scores:
@@ -331,13 +331,13 @@ def _match(
     levels = np.arange(len(thresholds))
     for row, overlap in enumerate(overlaps):
         reached = np.where(free & (overlap >= needed), overlap, -1.0)
-        found = np.zeros(len(thresholds), dtype=bool)
+        is_matched = np.zeros(len(thresholds), dtype=bool)
         for group in (~is_ignored, is_ignored):
             allowed = np.where(group, reached, -1.0)
             # COCO lets the later of two equal boxes win.
             best = len(truths) - 1 - allowed[:, ::-1].argmax(1)
-            hit = (allowed[levels, best] >= 0) & ~found
-            found |= hit
+            hit = (allowed[levels, best] >= 0) & ~is_matched
+            is_matched |= hit
             if group is is_ignored:
                 skipped[hit, row] = True
             else:

@@ -38,27 +38,27 @@ def prepare(
     """
     device, task = choose_device(config.accelerator), TASKS[config.task]
     precision = choose_precision(config.training, device)
-    found = dataset.load(workdir / "dataset")
-    size = found.record.input
-    check_task(found.record.task, config.task)
-    train, held_out, test = (task.read_split(found, name) for name in dataset.SPLITS)
-    classes = list(found.record.classes)
+    stored = dataset.load(workdir / "dataset")
+    size = stored.record.input
+    check_task(stored.record.task, config.task)
+    train, held_back, test = (task.read_split(stored, name) for name in dataset.SPLITS)
+    classes = list(stored.record.classes)
     check_classes("teacher", config.teacher, len(classes))
     check_label_noise(config, len(classes))
     if len(train.labels) < 2:
         raise errors.BadDataset(
             f"the train split holds {len(train.labels)} images; at least 2 are needed to learn"
         )
-    teacher_view = (
+    teacher_preprocessor = (
         Preprocessor("teacher", config.teacher.input, size, device) if config.teacher else None
     )
     network = load_teacher(config.teacher, workdir, device, config.task) if config.teacher else None
-    held = validation.ValidationSplit(
-        on_device(held_out, device), task, len(classes), precision, stop.check
+    validation_split = validation.ValidationSplit(
+        on_device(held_back, device), task, len(classes), precision, stop.check
     )
-    example = None
-    if network is not None and teacher_view is not None:
-        example = validation.TeacherScores(held, network, teacher_view)
+    teacher_scores = None
+    if network is not None and teacher_preprocessor is not None:
+        teacher_scores = validation.TeacherScores(validation_split, network, teacher_preprocessor)
     return SharedContext(
         loop=loop,
         stop=stop,
@@ -67,7 +67,7 @@ def prepare(
         precision=precision,
         classes=classes,
         size=size,
-        flip=found.record.flip,
+        flip=stored.record.flip,
         known_images=len(train.labels),
         train_data=BatchLoader(
             train.images,
@@ -78,16 +78,16 @@ def prepare(
                 seed=config.training.seed,
             ),
             training=config.training,
-            flip=found.record.flip,
+            flip=stored.record.flip,
             strong=strong,
             device=device,
             crop_targets=task.crop_targets,
         ),
-        validation=held,
+        validation=validation_split,
         test=on_device(test, device),
-        teacher_preprocessor=teacher_view,
+        teacher_preprocessor=teacher_preprocessor,
         teacher=network,
-        teacher_scores=example,
+        teacher_scores=teacher_scores,
     )
 
 
@@ -104,26 +104,26 @@ def prepare_without_data(
     precision = choose_precision(config.training, device)
     size = config.teacher.input
     network = load_teacher(config.teacher, workdir, device, config.task)
-    teacher_view = Preprocessor("teacher", config.teacher.input, size, device)
+    teacher_preprocessor = Preprocessor("teacher", config.teacher.input, size, device)
     classes = config.class_names or [str(label) for label in range(config.teacher.classes)]
-    held = test = example = record = None
+    validation_split = test = teacher_scores = record = None
     if (workdir / "dataset").is_dir():
-        found = dataset.load(workdir / "dataset")
-        record = found.record
+        stored = dataset.load(workdir / "dataset")
+        record = stored.record
         check_task(record.task, config.task)
         classes = list(record.classes)
         for role, choice in (("teacher", config.teacher), ("student", config.student)):
             # Refuses channels that cannot be adapted.
             Preprocessor(role, choice.input, record.input, device)
-        held = validation.ValidationSplit(
-            on_device(task.read_split(found, "validation"), device),
+        validation_split = validation.ValidationSplit(
+            on_device(task.read_split(stored, "validation"), device),
             task,
             len(classes),
             precision,
             stop.check,
         )
-        test = on_device(task.read_split(found, "test"), device)
-        example = validation.TeacherScores(held, network, teacher_view)
+        test = on_device(task.read_split(stored, "test"), device)
+        teacher_scores = validation.TeacherScores(validation_split, network, teacher_preprocessor)
     check_classes("teacher", config.teacher, len(classes))
     return SharedContext(
         loop=loop,
@@ -136,11 +136,11 @@ def prepare_without_data(
         flip=record is not None and record.flip,
         train_data=None,
         known_images=None if record is None else record.splits["train"],
-        validation=held,
+        validation=validation_split,
         test=test,
-        teacher_preprocessor=teacher_view,
+        teacher_preprocessor=teacher_preprocessor,
         teacher=network,
-        teacher_scores=example,
+        teacher_scores=teacher_scores,
     )
 
 
@@ -236,10 +236,10 @@ def build(role: str, choice: NetworkChoice, task: Task) -> Network:
     Raises `IncompatibleNetworks` if its images are too small for it, or if it has another task.
     """
     size = choice.input
-    known = dataclasses.replace(
+    description = dataclasses.replace(
         networks.described(choice.network, choice.arguments), sides=(size.height, size.width)
     )
-    errors.refuse(rules.of_smallest_side(role, known), errors.IncompatibleNetworks)
+    errors.refuse(rules.of_smallest_side(role, description), errors.IncompatibleNetworks)
     network = networks.build(
         choice.network,
         classes=choice.classes,

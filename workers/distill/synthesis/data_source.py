@@ -177,11 +177,13 @@ class SyntheticDataSource:
     def _divergence(self, first: int) -> Float[Tensor, " n"]:
         context, images = self._context, self.buffer.images[first : first + FORWARD_BATCH]
         with context.precision.autocast():
-            student_logits = context.student.observe(context.student_view(images)).logits.float()
+            student_logits = context.student.observe(
+                context.student_preprocessor(images)
+            ).logits.float()
             cached = self.buffer.logits
             if cached is None:
                 teacher_logits = context.teacher.observe(
-                    context.teacher_view(images)
+                    context.teacher_preprocessor(images)
                 ).logits.float()
             else:
                 teacher_logits = cached[first : first + FORWARD_BATCH]

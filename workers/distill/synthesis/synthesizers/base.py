@@ -47,8 +47,8 @@ class SynthesisContext:
     method: DataFreeMethod
     teacher: Network
     student: Network
-    teacher_view: Preprocessor
-    student_view: Preprocessor
+    teacher_preprocessor: Preprocessor
+    student_preprocessor: Preprocessor
     precision: Precision
     device: torch.device
     mean: tuple[float, ...]
@@ -86,20 +86,20 @@ class SynthesisContext:
         student's forward pass (`student` is None then).
         """
         method, augmented = self.method, augment(images)
-        inputs = self.teacher_view(255 * augmented)
+        inputs = self.teacher_preprocessor(255 * augmented)
         with_norms = method.uses_bn_statistics or method.uses_second_view
         student = second_view = None
         if uses_student:
             student = self._forward(
                 self.student,
-                self.student_view(255 * augmented),
+                self.student_preprocessor(255 * augmented),
                 with_norms=method.uses_student_bn_statistics,
             )
         teacher = self._forward(self.teacher, inputs, with_norms=with_norms)
         if method.uses_second_view:
             cropped = augmentation.resized_crop(images, smallest=SECOND_VIEW_AREA, flip=self.flip)
             second_view = self._forward(
-                self.teacher, self.teacher_view(255 * cropped), with_norms=with_norms
+                self.teacher, self.teacher_preprocessor(255 * cropped), with_norms=with_norms
             )
         return SynthesisBatch(
             images=images,
