@@ -91,6 +91,9 @@ class JobConfig(Values):
     def digest(self) -> str:
         """Return a digest that two attempts at the same work share."""
         content = self.model_dump(mode="json")
+        if self.training.augmentation != "scale_jitter":
+            # Without effect; left out, so that checkpoints outlive the version that added it.
+            del content["training"]["scale_jitter"]
         content["provenance"] = self.lineage()
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
