@@ -15,14 +15,7 @@ from models_registry.persistence.storage import Storage
 from tests import factories
 from tests.databases import SQLITE_ONLY
 
-
-@pytest.fixture(autouse=True)
-def teacher(
-    sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
-) -> tables.ModelVersionRow:
-    """A teacher that studies can name."""
-    with sessions.begin() as session:
-        return factories.teacher(session, storage, project_id=project.id)
+pytestmark = pytest.mark.usefixtures("teacher")
 
 
 @pytest.fixture

@@ -19,14 +19,7 @@ from models_registry.studies.studies import StudyState, StudyStatus
 from tests import factories
 from tests.databases import SQLITE_ONLY
 
-
-@pytest.fixture(autouse=True)
-def teacher(
-    sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
-) -> tables.ModelVersionRow:
-    """A version that is ready to teach."""
-    with sessions.begin() as session:
-        return factories.teacher(session, storage, project_id=project.id)
+pytestmark = pytest.mark.usefixtures("teacher")
 
 
 @pytest.fixture
