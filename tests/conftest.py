@@ -205,14 +205,7 @@ def job(
 def api_key(sessions: database.Sessions, project: tables.ProjectRow) -> str:
     """The text of an administrator's key."""
     with sessions.begin() as session:
-        _, text = keys.create_key(
-            session,
-            project_id=project.id,
-            name="tests",
-            role=keys.Role.ADMIN,
-            environment="test",
-        )
-    return text
+        return factories.key(session, project_id=project.id)
 
 
 @pytest.fixture

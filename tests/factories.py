@@ -8,7 +8,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from models_registry.artifacts import models, uploads
+from models_registry.access import keys
+from models_registry.artifacts import aliases, models, uploads
 from models_registry.jobs import leases, submission, transitions
 from models_registry.jobs.lifecycle import Event, Reason
 from models_registry.jobs.spec import JobSpec, StudySpec
@@ -78,6 +79,21 @@ def new_version(name: str = "digits-teacher", **changes: Any) -> models.NewModel
         **changes,
     }
     return models.NewModelVersion(**facts)
+
+
+def key(session: Session, *, project_id: str, role: str = "admin") -> str:
+    """Add a key with this role, and return its text."""
+    _, text = keys.create_key(
+        session, project_id=project_id, name=role, role=role, environment="test"
+    )
+    return text
+
+
+def alias(session: Session, *, project_id: str, name: str, alias: str, version: int = 1) -> None:
+    """Let a model's new alias name one of its versions."""
+    aliases.put(
+        session, project_id=project_id, name=name, alias=alias, version=version, expected=None
+    )
 
 
 def teacher(

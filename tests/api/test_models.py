@@ -8,7 +8,6 @@ import sqlalchemy as sa
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from models_registry.access import keys
 from models_registry.artifacts import models
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
@@ -28,14 +27,13 @@ def ready(
 
 
 @pytest.fixture
-def stranger(app: FastAPI, client: TestClient, sessions: database.Sessions) -> TestClient:
-    """A client of another project."""
+def finished(
+    sessions: database.Sessions, storage: Storage, ready: tables.ModelVersionRow
+) -> tables.JobRow:
+    """A job whose teacher that was, and whose student is `digits-student@1`."""
     with sessions.begin() as session:
-        project = keys.create_project(session, name="another")
-        _, text = keys.create_key(
-            session, project_id=project.id, name="x", role="admin", environment="test"
-        )
-    return TestClient(app, headers={"authorization": f"Bearer {text}"})
+        job = factories.job(session, project_id=ready.project_id)
+        return factories.succeeded(session, storage, job)
 
 
 def register(client: TestClient, name: str = "digits-teacher", **changes: Any) -> Any:
@@ -347,18 +345,9 @@ class TestVersions:
         assert client.delete(url).status_code == 204
 
     def test_are_kept_while_others_descend_from_them(
-        self,
-        client: TestClient,
-        ready: tables.ModelVersionRow,
-        sessions: database.Sessions,
-        storage: Storage,
-        project: tables.ProjectRow,
+        self, client: TestClient, finished: tables.JobRow
     ) -> None:
-        with sessions.begin() as session:
-            job = factories.succeeded(
-                session, storage, factories.job(session, project_id=project.id)
-            )
-        client.delete(f"/v1/jobs/{job.id}")
+        client.delete(f"/v1/jobs/{finished.id}")
         url = "/v1/models/digits-teacher/versions/1"
         answer = client.delete(url)
         assert answer.status_code == 409
@@ -597,20 +586,9 @@ class TestAliases:
 
 
 class TestLineage:
-    def test_leads_back_and_forth(
-        self,
-        client: TestClient,
-        ready: tables.ModelVersionRow,
-        sessions: database.Sessions,
-        storage: Storage,
-        project: tables.ProjectRow,
-    ) -> None:
-        with sessions.begin() as session:
-            job = factories.succeeded(
-                session, storage, factories.job(session, project_id=project.id)
-            )
+    def test_leads_back_and_forth(self, client: TestClient, finished: tables.JobRow) -> None:
         child = client.get("/v1/models/digits-student/versions/1/lineage").json()
-        assert child["backward"]["job"] == job.id
+        assert child["backward"]["job"] == finished.id
         assert child["backward"]["teacher"]["reference"] == "digits-teacher@1"
         assert child["backward"]["dataset"] == "digits@1"
         assert child["backward"]["initial"] is None
@@ -619,7 +597,7 @@ class TestLineage:
         assert parent["backward"]["job"] is None
         forward = parent["forward"]["data"]
         assert [entry["reference"] for entry in forward] == ["digits-student@1"]
-        assert forward[0]["job"] == job.id
+        assert forward[0]["job"] == finished.id
         assert forward[0]["digest"] == child["digest"]
 
     def test_of_an_upload_names_it(self, client: TestClient) -> None:

@@ -22,7 +22,6 @@ import sqlalchemy as sa
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from models_registry.access import keys
 from models_registry.artifacts import uploads
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import LocalStorage, Storage
@@ -40,17 +39,6 @@ def settings(settings: Settings) -> Settings:
     return settings.model_copy(
         update={"upload_part_bytes": PART, "upload_max_bytes": 64 * MEBIBYTE}
     )
-
-
-@pytest.fixture
-def stranger(app: FastAPI, client: TestClient, sessions: database.Sessions) -> TestClient:
-    """A client of another project."""
-    with sessions.begin() as session:
-        project = keys.create_project(session, name="another")
-        _, text = keys.create_key(
-            session, project_id=project.id, name="x", role="admin", environment="test"
-        )
-    return TestClient(app, headers={"authorization": f"Bearer {text}"})
 
 
 def slices(upload: dict[str, Any]) -> Iterator[tuple[str, bytes]]:

@@ -6,8 +6,6 @@ against the code they start. CI builds and starts the images.
 
 import json
 import re
-import subprocess
-import sys
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -237,15 +235,7 @@ class TestCommands:
             "uvicorn": ["-c", "from uvicorn import main; main()"],
             "alembic": ["-c", "from alembic.config import main; main()"],
         }
-        done = subprocess.run(
-            [sys.executable, *scripts[program], *arguments, "--help"],
-            cwd=source.ROOT,
-            env=source.environment(),
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=False,
-        )
+        done = source.python(*scripts[program], *arguments, "--help")
         assert done.returncode == 0, done.stdout + done.stderr
         assert "usage" in done.stdout.lower()
 

@@ -35,15 +35,7 @@ def import_without(
 ) -> subprocess.CompletedProcess[str]:
     """Import a module in a fresh interpreter in which some packages cannot be imported."""
     program = textwrap.dedent(BLOCKED).format(module=module, blocked=blocked)
-    return subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=cwd,
-        env={**source.environment(), **variables},
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
+    return source.python("-c", program, cwd=cwd, variables=variables)
 
 
 class TestFreshInterpreter:
@@ -94,15 +86,7 @@ class TestFreshInterpreter:
 class TestContracts:
     @pytest.mark.slow
     def test_hold(self) -> None:
-        done = subprocess.run(
-            [sys.executable, "-c", LINT],
-            cwd=source.ROOT,
-            env=source.environment(),
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=False,
-        )
+        done = source.python("-c", LINT)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def test_cover_every_package(self) -> None:

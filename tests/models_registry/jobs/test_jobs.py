@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from models_registry import errors, ids
 from models_registry.access import keys
-from models_registry.artifacts import aliases, models
+from models_registry.artifacts import models
 from models_registry.jobs import (
     actions,
     leases,
@@ -182,14 +182,7 @@ class TestReferences:
         if form == "digest":
             reference = f"digits-teacher@sha256:{teacher.sha256}"
         with sessions.begin() as session:
-            aliases.put(
-                session,
-                project_id=project.id,
-                name="digits-teacher",
-                alias="champion",
-                version=1,
-                expected=None,
-            )
+            factories.alias(session, project_id=project.id, name="digits-teacher", alias="champion")
             job = factories.job(session, project_id=project.id, teacher=reference, dataset="digits")
             dataset = session.get_one(tables.DatasetVersionRow, job.dataset_version_id)
         assert job.teacher_version_id == teacher.id

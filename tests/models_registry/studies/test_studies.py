@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from models_registry import errors
 from models_registry.access import keys
-from models_registry.artifacts import aliases, datasets
+from models_registry.artifacts import datasets
 from models_registry.jobs import actions, leases, lifecycle, submission
 from models_registry.jobs.lifecycle import State
 from models_registry.jobs.spec import StudySpec
@@ -117,14 +117,7 @@ class TestSubmit:
         self, sessions: database.Sessions, project: tables.ProjectRow, storage: Storage
     ) -> None:
         with sessions.begin() as session:
-            aliases.put(
-                session,
-                project_id=project.id,
-                name="digits-teacher",
-                alias="champion",
-                version=1,
-                expected=None,
-            )
+            factories.alias(session, project_id=project.id, name="digits-teacher", alias="champion")
             made = factories.study(
                 session, project_id=project.id, teacher="digits-teacher@champion", dataset="digits"
             )
