@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from models_registry.access import keys
@@ -126,6 +127,13 @@ def study(session: Session, *, project_id: str, **changes: Any) -> tables.StudyR
     """Submit a study; its teacher must be there."""
     wanted = StudySpec.model_validate(study_spec(**changes))
     return studies.submit(session, project_id=project_id, spec=wanted)
+
+
+def members(session: Session, study: tables.StudyRow) -> list[tables.JobRow]:
+    """Return the jobs of a study as they were queued: seed by seed, by variant."""
+    row = tables.JobRow
+    query = sa.select(row).where(row.study_id == study.id)
+    return list(session.scalars(query.order_by(row.study_seed, row.study_variant)))
 
 
 def claimed(session: Session, row: tables.JobRow, *, worker_id: str = "wrk_1") -> leases.Lease:
