@@ -10,6 +10,7 @@ from models_registry import catalog
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
 from tests import factories, sending
+from tests.databases import SQLITE_ONLY
 
 
 def register(client: TestClient, name: str = "scans", **changes: Any) -> Any:
@@ -57,6 +58,7 @@ class TestRegister:
         )
         assert first.json() == second.json()
 
+    @SQLITE_ONLY
     @pytest.mark.parametrize(
         ("changes", "pointer", "code"),
         [

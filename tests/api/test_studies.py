@@ -281,6 +281,7 @@ class TestRetry:
         assert client.get(submitted["links"]["study"]).json()["jobs"] == {"queued": 6}
 
 
+@SQLITE_ONLY
 class TestPrefersCsv:
     @pytest.mark.parametrize(
         ("accept", "prefers"),

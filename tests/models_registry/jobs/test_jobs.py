@@ -459,12 +459,11 @@ class TestDataFree:
     def test_starts_only_from_weights_for_what_the_teacher_sees(
         self, sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
     ) -> None:
-        network = {"network": "retort/resnet8", "arguments": {}}
+        network: dict[str, Any] = {"network": "retort/resnet8", "arguments": {}}
         with sessions.begin() as session:
             for name, classes in (("ten", 10), ("two", 2)):
-                factories.teacher(
-                    session, storage, project_id=project.id, name=name, classes=classes, **network
-                )
+                version = {"name": name, "classes": classes, **network}
+                factories.teacher(session, storage, project_id=project.id, **version)
         asked = {"dataset": None, "method": {"name": "dafl"}}
         refused = refusal(sessions, project, student={**network, "initial": "two@1"}, **asked)
         assert faults(refused) == {"/student/initial": "not_as_teacher"}
