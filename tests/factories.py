@@ -13,10 +13,11 @@ from models_registry.access import keys
 from models_registry.artifacts import aliases, models, uploads
 from models_registry.jobs import leases, submission, transitions
 from models_registry.jobs.lifecycle import Event, Reason
-from models_registry.jobs.spec import JobSpec, StudySpec
+from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import tables
 from models_registry.persistence.storage import Storage
 from models_registry.studies import studies
+from models_registry.studies.spec import StudySpec
 
 DIGITS_INPUT: dict[str, Any] = {
     "channels": 1,

@@ -76,13 +76,15 @@ class TestATLoss:
 class TestAT:
     def test_weighs_its_term(self) -> None:
         student, teacher = scenes.network(), scenes.other_network()
-        learned, taught = scenes.observed(student, teacher, scenes.pictures(4))
-        wanted = at.at_loss(learned.stages, taught.stages, power=2.0, distance="squared_mean")
+        student_out, teacher_out = scenes.observed(student, teacher, scenes.pictures(4))
+        expected = at.at_loss(
+            student_out.stages, teacher_out.stages, power=2.0, distance="squared_mean"
+        )
         method = at.AT(at.AT.Params(), student, teacher)
-        terms = method.terms(learned, taught, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
+        terms = method.terms(student_out, teacher_out, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
         assert list(terms) == ["task", "at"]
         assert not list(method.parameters())
-        assert torch.allclose(terms["at"], 1000 * wanted)
+        assert torch.allclose(terms["at"], 1000 * expected)
 
     def test_pairs_stages_of_one_size_where_networks_differ(self) -> None:
         teacher = scenes.Pyramid([(2, 6, 6), (3, 8, 8), (4, 4, 4), (5, 2, 2)])

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from workers.distill import errors
 from workers.distill.config.synthesis import GeneratorSynthesis, Synthesis
 from workers.distill.data.loader import crop_padding
 from workers.distill.data.preprocessing import Preprocessor
@@ -266,14 +265,8 @@ def optimizer_step(
 ) -> None:
     """Make one step of the optimizer's parameters alone; the networks get no gradient.
 
-    Raises `BadRecipe` where the loss depends on none of them.
+    The loss must depend on them, as the rules see to (`rules.of_method`).
     """
-    if not loss.requires_grad:
-        raise errors.BadRecipe(
-            "no term of the synthesis loss moves the images: their weights are 0, or the only one "
-            "that is not waits for the student to learn; raise a weight, or set "
-            "method.synthesis.warmup_calls to 0"
-        )
     parameters = list(_parameters(optimizer))
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
