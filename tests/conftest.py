@@ -22,7 +22,7 @@ from models_registry.access import keys
 from models_registry.persistence import database, schema, tables
 from models_registry.persistence.storage import LocalStorage, Storage
 from models_registry.settings import Settings
-from tests import services
+from tests import factories, services
 
 NOBODY_LISTENS = "redis://127.0.0.1:1/0"
 # What is marked with xdist_group, by the ids of the tests.
@@ -184,17 +184,28 @@ def project(sessions: database.Sessions) -> tables.ProjectRow:
 
 
 @pytest.fixture
+def teacher(
+    sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
+) -> tables.ModelVersionRow:
+    """A version that is ready to teach, and that jobs and studies name unless told otherwise."""
+    with sessions.begin() as session:
+        return factories.teacher(session, storage, project_id=project.id)
+
+
+@pytest.fixture
+def job(
+    sessions: database.Sessions, project: tables.ProjectRow, teacher: tables.ModelVersionRow
+) -> tables.JobRow:
+    """A queued job, of that teacher."""
+    with sessions.begin() as session:
+        return factories.job(session, project_id=project.id)
+
+
+@pytest.fixture
 def api_key(sessions: database.Sessions, project: tables.ProjectRow) -> str:
     """The text of an administrator's key."""
     with sessions.begin() as session:
-        _, text = keys.create_key(
-            session,
-            project_id=project.id,
-            name="tests",
-            role=keys.Role.ADMIN,
-            environment="test",
-        )
-    return text
+        return factories.key(session, project_id=project.id)
 
 
 @pytest.fixture

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from models_registry.artifacts import models, uploads
+from models_registry.access import keys
+from models_registry.artifacts import aliases, models, uploads
 from models_registry.jobs import leases, submission, transitions
 from models_registry.jobs.lifecycle import Event, Reason
 from models_registry.jobs.spec import JobSpec
@@ -81,6 +83,21 @@ def new_version(name: str = "digits-teacher", **changes: Any) -> models.NewModel
     return models.NewModelVersion(**facts)
 
 
+def key(session: Session, *, project_id: str, role: str = "admin") -> str:
+    """Add a key with this role, and return its text."""
+    _, text = keys.create_key(
+        session, project_id=project_id, name=role, role=role, environment="test"
+    )
+    return text
+
+
+def alias(session: Session, *, project_id: str, name: str, alias: str, version: int = 1) -> None:
+    """Let a model's new alias name one of its versions."""
+    aliases.put(
+        session, project_id=project_id, name=name, alias=alias, version=version, expected=None
+    )
+
+
 def teacher(
     session: Session,
     storage: Storage,
@@ -111,6 +128,13 @@ def study(session: Session, *, project_id: str, **changes: Any) -> tables.StudyR
     """Submit a study; its teacher must be there."""
     wanted = StudySpec.model_validate(study_spec(**changes))
     return studies.submit(session, project_id=project_id, spec=wanted)
+
+
+def members(session: Session, study: tables.StudyRow) -> list[tables.JobRow]:
+    """Return the jobs of a study as they were queued: seed by seed, by variant."""
+    row = tables.JobRow
+    query = sa.select(row).where(row.study_id == study.id)
+    return list(session.scalars(query.order_by(row.study_seed, row.study_variant)))
 
 
 def claimed(session: Session, row: tables.JobRow, *, worker_id: str = "wrk_1") -> leases.Lease:

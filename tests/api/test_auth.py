@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 
 from models_registry.access import keys
 from models_registry.persistence import database, tables
-from tests import databases
+from tests import databases, factories
 
 MakeKey = Callable[[str], dict[str, str]]
 OPEN = {"/healthz", "/readyz", "/metrics"}
@@ -20,9 +20,7 @@ def headers_of(sessions: database.Sessions, project: tables.ProjectRow) -> MakeK
 
     def make(role: str) -> dict[str, str]:
         with sessions.begin() as session:
-            _, text = keys.create_key(
-                session, project_id=project.id, name=role, role=role, environment="test"
-            )
+            text = factories.key(session, project_id=project.id, role=role)
         return {"authorization": f"Bearer {text}"}
 
     return make
@@ -100,7 +98,7 @@ class TestApiKeys:
         assert made.status_code == 201
         assert made.json()["role"] == "editor"
         listed = client.get("/v1/api-keys").json()["data"]
-        assert {entry["name"] for entry in listed} == {"laptop", "tests"}
+        assert {entry["name"] for entry in listed} == {"laptop", "admin"}
         assert made.json()["api_key"].rpartition("_")[2] not in str(listed)
 
     def test_note_when_they_were_used(self, client: TestClient) -> None:

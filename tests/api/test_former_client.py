@@ -1,8 +1,5 @@
 """The client's former place still works, says where it went, and shares its errors."""
 
-import subprocess
-import sys
-
 from tests.contracts import source
 
 PROGRAM = """
@@ -20,14 +17,7 @@ print([str(one.message) for one in told if one.category is DeprecationWarning])
 
 
 def test_imports_with_a_warning_that_names_the_new_package() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        cwd=source.ROOT,
-        env=source.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = source.python("-c", PROGRAM)
     assert done.returncode == 0, done.stderr
     assert "import retort" in done.stdout
     assert done.stdout.count("api.client is now") == 1

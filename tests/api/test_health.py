@@ -109,15 +109,10 @@ class TestMetrics:
         assert "job_1" not in text
 
     def test_tell_the_state_of_the_service(
-        self,
-        client: TestClient,
-        sessions: database.Sessions,
-        storage: Storage,
-        project: tables.ProjectRow,
+        self, client: TestClient, sessions: database.Sessions, teacher: tables.ModelVersionRow
     ) -> None:
         with sessions.begin() as session:
-            factories.teacher(session, storage, project_id=project.id)
-            jobs = [factories.job(session, project_id=project.id) for _ in range(3)]
+            jobs = [factories.job(session, project_id=teacher.project_id) for _ in range(3)]
             factories.running(session, jobs[0])
             factories.running(session, jobs[1])
             factories.lost(session, jobs[1])

@@ -18,26 +18,21 @@ from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
 from tests import factories
 
+Body = dict[str, Any]
 
-@pytest.fixture(autouse=True)
-def teacher(
-    sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
-) -> tables.ModelVersionRow:
-    """A teacher that jobs can name."""
-    with sessions.begin() as session:
-        return factories.teacher(session, storage, project_id=project.id)
+pytestmark = pytest.mark.usefixtures("teacher")
 
 
 @pytest.fixture
-def submitted(client: TestClient) -> dict[str, Any]:
+def submitted(client: TestClient) -> Body:
     """A job that has just been submitted."""
     answer = client.post("/v1/jobs", json=factories.spec(labels={"team": "vision"}))
     assert answer.status_code == 202, answer.text
-    body: dict[str, Any] = answer.json()
+    body: Body = answer.json()
     return body
 
 
-def row_of(session: Any, body: dict[str, Any]) -> tables.JobRow:
+def row_of(session: Any, body: Body) -> tables.JobRow:
     """Return the row of a job."""
     row: tables.JobRow = session.get_one(tables.JobRow, body["id"])
     return row
@@ -71,7 +66,7 @@ class TestSubmit:
         assert client.get(answer.headers["location"]).json() == body
 
     def test_succeeds_without_a_broker_and_leaves_a_message(
-        self, client: TestClient, sessions: database.Sessions, submitted: dict[str, Any]
+        self, client: TestClient, sessions: database.Sessions, submitted: Body
     ) -> None:
         with sessions() as session:
             [message] = session.scalars(sa.select(tables.OutboxRow))
@@ -139,18 +134,12 @@ class TestIdempotencyKey:
         assert count(sessions, tables.OutboxRow) == 1
 
     def test_belongs_to_one_project(
-        self,
-        client: TestClient,
-        app: FastAPI,
-        sessions: database.Sessions,
-        storage: Storage,
+        self, client: TestClient, app: FastAPI, sessions: database.Sessions, storage: Storage
     ) -> None:
         with sessions.begin() as session:
             other = keys.create_project(session, name="other")
             factories.teacher(session, storage, project_id=other.id)
-            _, text = keys.create_key(
-                session, project_id=other.id, name="x", role="editor", environment="test"
-            )
+            text = factories.key(session, project_id=other.id, role="editor")
         headers = {"idempotency-key": "once"}
         mine = client.post("/v1/jobs", json=factories.spec(), headers=headers)
         headers["authorization"] = f"Bearer {text}"
@@ -158,7 +147,7 @@ class TestIdempotencyKey:
         assert theirs.json()["id"] != mine.json()["id"]
         assert client.get(f"/v1/jobs/{mine.json()['id']}", headers=headers).status_code == 404
 
-    def test_holds_for_a_retry(self, client: TestClient, submitted: dict[str, Any]) -> None:
+    def test_holds_for_a_retry(self, client: TestClient, submitted: Body) -> None:
         url = f"/v1/jobs/{submitted['id']}"
         client.post(f"{url}/cancel")
         headers = {"idempotency-key": "again"}
@@ -187,7 +176,7 @@ class TestValidate:
 
 class TestList:
     @pytest.fixture
-    def many(self, client: TestClient) -> list[dict[str, Any]]:
+    def many(self, client: TestClient) -> list[Body]:
         """Some jobs, oldest first."""
         specs = [
             factories.spec(name="a", labels={"team": "vision", "a.b\"c'": "x"}),
@@ -200,8 +189,8 @@ class TestList:
         client.post(f"/v1/jobs/{jobs[1]['id']}/pause")
         return jobs
 
-    def test_filters(self, client: TestClient, many: list[dict[str, Any]]) -> None:
-        expected: list[tuple[dict[str, Any], str]] = [
+    def test_filters(self, client: TestClient, many: list[Body]) -> None:
+        expected: list[tuple[Body, str]] = [
             ({}, "dcba"),
             ({"state": "queued"}, "ca"),
             ({"state": ["cancelled", "paused"]}, "db"),
@@ -221,7 +210,7 @@ class TestList:
             assert found == names, query
 
     def test_pages_and_holds_a_cursor_to_its_filters(
-        self, client: TestClient, many: list[dict[str, Any]]
+        self, client: TestClient, many: list[Body]
     ) -> None:
         first = client.get("/v1/jobs", params={"limit": 3}).json()
         assert first["has_more"]
@@ -244,9 +233,7 @@ class TestList:
 
 
 class TestVerbs:
-    def test_pause_resume_cancel_a_queued_job(
-        self, client: TestClient, submitted: dict[str, Any]
-    ) -> None:
+    def test_pause_resume_cancel_a_queued_job(self, client: TestClient, submitted: Body) -> None:
         url = f"/v1/jobs/{submitted['id']}"
         states = [
             client.post(f"{url}/{verb}").json()["state"]
@@ -256,7 +243,7 @@ class TestVerbs:
         assert client.post(f"{url}/cancel").status_code == 200
 
     def test_cancel_a_running_job_by_asking_its_worker(
-        self, client: TestClient, sessions: database.Sessions, submitted: dict[str, Any]
+        self, client: TestClient, sessions: database.Sessions, submitted: Body
     ) -> None:
         with sessions.begin() as session:
             factories.running(session, row_of(session, submitted))
@@ -266,9 +253,7 @@ class TestVerbs:
         assert body["state"] == "cancelling"
         assert body["state_reason"] == "cancelled_by_caller"
 
-    def test_say_what_is_allowed_instead(
-        self, client: TestClient, submitted: dict[str, Any]
-    ) -> None:
+    def test_say_what_is_allowed_instead(self, client: TestClient, submitted: Body) -> None:
         url = f"/v1/jobs/{submitted['id']}"
         client.post(f"{url}/cancel")
         answer = client.post(f"{url}/pause")
@@ -291,9 +276,7 @@ class TestVerbs:
 
 
 class TestDelete:
-    def test_needs_a_job_that_has_ended(
-        self, client: TestClient, submitted: dict[str, Any]
-    ) -> None:
+    def test_needs_a_job_that_has_ended(self, client: TestClient, submitted: Body) -> None:
         url = f"/v1/jobs/{submitted['id']}"
         refused = client.delete(url)
         assert refused.status_code == 409
@@ -306,7 +289,7 @@ class TestDelete:
 
 class TestParts:
     def test_metrics_are_the_newest_attempts_and_non_finite_ones_are_text(
-        self, client: TestClient, sessions: database.Sessions, submitted: dict[str, Any]
+        self, client: TestClient, sessions: database.Sessions, submitted: Body
     ) -> None:
         with sessions.begin() as session:
             row = row_of(session, submitted)
@@ -338,7 +321,7 @@ class TestParts:
         assert attempts[1]["device"] == "cpu"
 
     def test_show_a_failure_with_its_log(
-        self, client: TestClient, sessions: database.Sessions, submitted: dict[str, Any]
+        self, client: TestClient, sessions: database.Sessions, submitted: Body
     ) -> None:
         with sessions.begin() as session:
             lease = factories.running(session, row_of(session, submitted))
@@ -359,11 +342,7 @@ class TestParts:
         assert log["lines"] == ["step 3", "loss nan"]
 
     def test_list_checkpoints_newest_first(
-        self,
-        client: TestClient,
-        sessions: database.Sessions,
-        storage: Storage,
-        submitted: dict[str, Any],
+        self, client: TestClient, sessions: database.Sessions, storage: Storage, submitted: Body
     ) -> None:
         with sessions.begin() as session:
             lease = factories.running(session, row_of(session, submitted))
@@ -374,9 +353,7 @@ class TestParts:
         assert [entry["step"] for entry in body["data"]] == [20, 10]
         assert not body["has_more"]
 
-    def test_events_can_be_read_in_pieces(
-        self, client: TestClient, submitted: dict[str, Any]
-    ) -> None:
+    def test_events_can_be_read_in_pieces(self, client: TestClient, submitted: Body) -> None:
         url = f"/v1/jobs/{submitted['id']}/events"
         client.post(f"/v1/jobs/{submitted['id']}/cancel")
         all_of_them = client.get(url).json()
@@ -402,18 +379,14 @@ def report(session: Any, lease: leases.Lease, *points: tuple[str, int, float]) -
 
 class TestStudent:
     def test_is_not_there_before_the_job_has_succeeded(
-        self, client: TestClient, submitted: dict[str, Any]
+        self, client: TestClient, submitted: Body
     ) -> None:
         answer = client.get(f"/v1/jobs/{submitted['id']}/student")
         assert answer.status_code == 409
         assert answer.json()["code"] == "student_not_ready"
 
     def test_comes_whole_and_with_its_digest(
-        self,
-        client: TestClient,
-        sessions: database.Sessions,
-        storage: Storage,
-        submitted: dict[str, Any],
+        self, client: TestClient, sessions: database.Sessions, storage: Storage, submitted: Body
     ) -> None:
         with sessions.begin() as session:
             factories.succeeded(session, storage, row_of(session, submitted), content=b"bytes")
@@ -436,10 +409,7 @@ REPORT = {"index.json": b"{}", "accuracy.png": b"a picture", "accuracy.svg": b"<
 
 @pytest.fixture
 def reported(
-    client: TestClient,
-    sessions: database.Sessions,
-    storage: Storage,
-    submitted: dict[str, Any],
+    client: TestClient, sessions: database.Sessions, storage: Storage, submitted: Body
 ) -> str:
     """Where the report of a job that has succeeded is listed."""
     with sessions.begin() as session:
@@ -450,7 +420,7 @@ def reported(
 
 class TestReport:
     def test_is_not_there_before_the_job_has_succeeded(
-        self, client: TestClient, submitted: dict[str, Any]
+        self, client: TestClient, submitted: Body
     ) -> None:
         assert client.get(f"/v1/jobs/{submitted['id']}").json()["links"]["report"] is None
         for path in ("report", "report.zip", "report/index.json"):
@@ -501,28 +471,12 @@ class TestReport:
         for path in ("model.safetensors", "%2E%2E/model.safetensors", "%2Findex.json", ""):
             assert client.get(f"{reported}/{path}").status_code == 404
 
-    def test_is_nobody_elses(
-        self, app: FastAPI, sessions: database.Sessions, client: TestClient, reported: str
-    ) -> None:
-        with sessions.begin() as session:
-            other = keys.create_project(session, name="elsewhere")
-            _, text = keys.create_key(
-                session,
-                project_id=other.id,
-                name="stranger",
-                role=keys.Role.ADMIN,
-                environment="test",
-            )
-        stranger = {"authorization": f"Bearer {text}"}
+    def test_is_nobody_elses(self, stranger: TestClient, reported: str) -> None:
         for path in ("", ".zip", "/index.json"):
-            assert client.get(f"{reported}{path}", headers=stranger).status_code == 404
+            assert stranger.get(f"{reported}{path}").status_code == 404
 
     def test_may_have_been_switched_off(
-        self,
-        client: TestClient,
-        sessions: database.Sessions,
-        storage: Storage,
-        submitted: dict[str, Any],
+        self, client: TestClient, sessions: database.Sessions, storage: Storage, submitted: Body
     ) -> None:
         with sessions.begin() as session:
             factories.succeeded(session, storage, row_of(session, submitted))

@@ -83,6 +83,12 @@ class TestDocument:
                     found = found[step]
 
 
+def is_valid(document: dict[str, Any], name: str, value: Any) -> bool:
+    """Return whether a value fits a component of the document."""
+    schema = {"$ref": f"#/components/schemas/{name}", **document}
+    return jsonschema.Draft202012Validator(schema).is_valid(value)
+
+
 @databases.SQLITE_ONLY
 class TestMethodSchemas:
     def test_tell_every_method_apart_by_its_name(self, document: dict[str, Any]) -> None:
@@ -106,8 +112,7 @@ class TestMethodSchemas:
     def test_are_what_submission_checks(
         self, document: dict[str, Any], method: dict[str, Any], fits: bool
     ) -> None:
-        schema = {"$ref": "#/components/schemas/Method", **document}
-        assert jsonschema.Draft202012Validator(schema).is_valid(method) is fits
+        assert is_valid(document, "Method", method) is fits
 
 
 @databases.SQLITE_ONLY
@@ -126,22 +131,13 @@ class TestTrainingSchema:
     def test_lets_every_field_be_left_out(
         self, document: dict[str, Any], training: dict[str, Any], fits: bool
     ) -> None:
-        schema = {"$ref": "#/components/schemas/Training", **document}
-        assert jsonschema.Draft202012Validator(schema).is_valid(training) is fits
+        assert is_valid(document, "Training", training) is fits
 
 
 @databases.SQLITE_ONLY
 class TestExamples:
-    def test_run(
-        self,
-        client: TestClient,
-        sessions: database.Sessions,
-        storage: Storage,
-        project: tables.ProjectRow,
-        document: dict[str, Any],
-    ) -> None:
-        with sessions.begin() as session:
-            factories.teacher(session, storage, project_id=project.id)
+    @pytest.mark.usefixtures("teacher")
+    def test_run(self, client: TestClient, document: dict[str, Any]) -> None:
         for path, body in (("/v1/jobs", "JobSpec"), ("/v1/studies", "StudySpec")):
             self.run_examples(client, document, path, body)
             self.run_examples(client, document, f"{path}/validate", body)
@@ -154,8 +150,7 @@ class TestExamples:
         [example] = content["application/json"]["examples"].values()
         answer = client.post(path, json=example["value"])
         assert answer.status_code in {200, 202}, answer.text
-        schema = {"$ref": f"#/components/schemas/{body}", **document}
-        jsonschema.Draft202012Validator(schema).validate(example["value"])
+        assert is_valid(document, body, example["value"])
 
 
 class TestHoisted:
@@ -190,16 +185,14 @@ class TestOddRequests:
         api_key: str,
         sessions: database.Sessions,
         storage: Storage,
-        project: tables.ProjectRow,
+        job: tables.JobRow,
     ) -> None:
         with sessions.begin() as session:
-            factories.teacher(session, storage, project_id=project.id)
-            job_id = factories.job(session, project_id=project.id).id
-            study_id = factories.study(session, project_id=project.id, seeds=[0]).id
-            finished = factories.job(session, project_id=project.id)
+            study_id = factories.study(session, project_id=job.project_id, seeds=[0]).id
+            finished = factories.job(session, project_id=job.project_id)
             factories.succeeded(session, storage, finished)
         there: dict[str, dict[str, Any]] = {
-            "/v1/jobs": {"job_id": job_id},
+            "/v1/jobs": {"job_id": job.id},
             "/v1/jobs/{job_id}/student": {"job_id": finished.id},
             "/v1/studies": {"study_id": study_id},
             "/v1/models": {"name": "digits-teacher", "version": 1, "path": "model.safetensors"},

@@ -9,40 +9,32 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
 from api.routes import studies as routes
-from models_registry.access import keys
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
 from tests import factories
 from tests.databases import SQLITE_ONLY
 
+Body = dict[str, Any]
 
-@pytest.fixture(autouse=True)
-def teacher(
-    sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
-) -> tables.ModelVersionRow:
-    """A teacher that studies can name."""
-    with sessions.begin() as session:
-        return factories.teacher(session, storage, project_id=project.id)
+pytestmark = pytest.mark.usefixtures("teacher")
 
 
 @pytest.fixture
-def submitted(client: TestClient) -> dict[str, Any]:
+def submitted(client: TestClient) -> Body:
     """A study that has just been submitted."""
     answer = client.post("/v1/studies", json=factories.study_spec(labels={"team": "vision"}))
     assert answer.status_code == 202, answer.text
-    body: dict[str, Any] = answer.json()
+    body: Body = answer.json()
     return body
 
 
-def members(client: TestClient, study: dict[str, Any]) -> list[dict[str, Any]]:
+def members(client: TestClient, study: Body) -> list[Body]:
     """Return the jobs of a study by seed and variant."""
-    found: list[dict[str, Any]] = client.get(study["links"]["jobs"]).json()["data"]
+    found: list[Body] = client.get(study["links"]["jobs"]).json()["data"]
     return sorted(found, key=lambda job: (job["spec"]["training"]["seed"], job["variant"]))
 
 
-def finish(
-    sessions: database.Sessions, storage: Storage, job: dict[str, Any], accuracy: float
-) -> None:
+def finish(sessions: database.Sessions, storage: Storage, job: Body, accuracy: float) -> None:
     """Run a job to its end."""
     with sessions.begin() as session:
         row = session.get_one(tables.JobRow, job["id"])
@@ -64,9 +56,7 @@ class TestSubmit:
         assert body["spec"]["student"]["register_as"] == "digits-methods"
         assert client.get(answer.headers["location"]).json() == body
 
-    def test_makes_jobs_that_name_their_study(
-        self, client: TestClient, submitted: dict[str, Any]
-    ) -> None:
+    def test_makes_jobs_that_name_their_study(self, client: TestClient, submitted: Body) -> None:
         alone = client.post("/v1/jobs", json=factories.spec()).json()
         assert (alone["study"], alone["variant"]) == (None, None)
         found = members(client, submitted)
@@ -131,7 +121,7 @@ class TestValidate:
 
 class TestList:
     def test_pages_and_filters(self, client: TestClient) -> None:
-        one: dict[str, Any] = {"seeds": [0], "baseline": False, "methods": [{"name": "kd"}]}
+        one: Body = {"seeds": [0], "baseline": False, "methods": [{"name": "kd"}]}
         ids = [
             client.post(
                 "/v1/studies", json=factories.study_spec(name=name, labels={"n": name}, **one)
@@ -155,9 +145,7 @@ class TestList:
 
 
 class TestCancel:
-    def test_ends_a_study_that_waits_at_once(
-        self, client: TestClient, submitted: dict[str, Any]
-    ) -> None:
+    def test_ends_a_study_that_waits_at_once(self, client: TestClient, submitted: Body) -> None:
         answer = client.post(f"{submitted['links']['study']}/cancel")
         assert answer.status_code == 200
         body = answer.json()
@@ -165,7 +153,7 @@ class TestCancel:
         assert body["finished_at"] is not None
 
     def test_answers_202_while_a_device_is_not_free(
-        self, client: TestClient, sessions: database.Sessions, submitted: dict[str, Any]
+        self, client: TestClient, sessions: database.Sessions, submitted: Body
     ) -> None:
         job = members(client, submitted)[0]
         with sessions.begin() as session:
@@ -179,7 +167,7 @@ class TestCancel:
 @SQLITE_ONLY
 class TestDelete:
     def test_waits_for_the_end_and_takes_the_jobs_along(
-        self, client: TestClient, submitted: dict[str, Any]
+        self, client: TestClient, submitted: Body
     ) -> None:
         url = submitted["links"]["study"]
         early = client.delete(url)
@@ -198,26 +186,20 @@ class TestAccess:
     def test_is_the_projects_own_and_changes_need_an_editor(
         self,
         client: TestClient,
+        stranger: TestClient,
         sessions: database.Sessions,
         project: tables.ProjectRow,
-        submitted: dict[str, Any],
+        submitted: Body,
     ) -> None:
         with sessions.begin() as session:
-            other = keys.create_project(session, name="other")
-            _, stranger = keys.create_key(
-                session, project_id=other.id, name="x", role="admin", environment="test"
-            )
-            _, viewer = keys.create_key(
-                session, project_id=project.id, name="y", role="viewer", environment="test"
-            )
+            viewer = factories.key(session, project_id=project.id, role="viewer")
         url = submitted["links"]["study"]
-        theirs = {"authorization": f"Bearer {stranger}"}
         for verb, path in (
             *(("GET", url), ("GET", f"{url}/leaderboard"), ("POST", f"{url}/cancel")),
             ("DELETE", url),
         ):
-            assert client.request(verb, path, headers=theirs).status_code == 404
-        assert client.get(submitted["links"]["jobs"], headers=theirs).json()["data"] == []
+            assert stranger.request(verb, path).status_code == 404
+        assert stranger.get(submitted["links"]["jobs"]).json()["data"] == []
         reads = {"authorization": f"Bearer {viewer}"}
         assert client.get(f"{url}/leaderboard", headers=reads).status_code == 200
         body = factories.study_spec()
@@ -229,11 +211,7 @@ class TestAccess:
 class TestLeaderboard:
     @pytest.fixture
     def url(
-        self,
-        client: TestClient,
-        sessions: database.Sessions,
-        storage: Storage,
-        submitted: dict[str, Any],
+        self, client: TestClient, sessions: database.Sessions, storage: Storage, submitted: Body
     ) -> str:
         """The leaderboard of a study of which one job has not ended."""
         accuracies = (0.90, 0.92, 0.91, 0.92, 0.95)
@@ -242,7 +220,7 @@ class TestLeaderboard:
         return str(submitted["links"]["leaderboard"])
 
     def test_compares_variants_with_the_baseline_seed_by_seed(
-        self, client: TestClient, submitted: dict[str, Any], url: str
+        self, client: TestClient, submitted: Body, url: str
     ) -> None:
         body = client.get(url).json()
         assert (body["study"], body["state"]) == (submitted["id"], "running")
@@ -277,7 +255,7 @@ class TestLeaderboard:
         assert (rows[0]["metric"], rows[0]["miou_mean"]) == ("accuracy", "")
 
     def test_of_a_study_without_results_claims_nothing(
-        self, client: TestClient, submitted: dict[str, Any]
+        self, client: TestClient, submitted: Body
     ) -> None:
         body = client.get(submitted["links"]["leaderboard"]).json()
         assert [row["rank"] for row in body["rows"]] == [None] * 3
@@ -293,7 +271,7 @@ class TestLeaderboard:
 @SQLITE_ONLY
 class TestRetry:
     def test_takes_the_place_of_its_job_in_the_study(
-        self, client: TestClient, submitted: dict[str, Any]
+        self, client: TestClient, submitted: Body
     ) -> None:
         job = members(client, submitted)[1]
         client.post(f"{job['links']['job']}/cancel")
@@ -303,6 +281,7 @@ class TestRetry:
         assert client.get(submitted["links"]["study"]).json()["jobs"] == {"queued": 6}
 
 
+@SQLITE_ONLY
 class TestPrefersCsv:
     @pytest.mark.parametrize(
         ("accept", "prefers"),

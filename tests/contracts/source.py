@@ -2,6 +2,7 @@
 
 import ast
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
@@ -64,6 +65,21 @@ def tree(path: Path) -> ast.Module:
 def pyproject() -> dict[str, Any]:
     """Return `pyproject.toml`."""
     return tomllib.loads(text(Path("pyproject.toml")))
+
+
+def python(
+    *arguments: str, cwd: Path = ROOT, variables: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments in a process of its own, and return what came of it."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=environment(variables),
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
 
 
 def environment(variables: dict[str, str] | None = None) -> dict[str, str]:

@@ -22,7 +22,7 @@ class Refuse(importlib.abc.MetaPathFinder):
         return None
 
 sys.meta_path.insert(0, Refuse())
-import {module}
+import {modules}
 loaded = sorted(set(sys.modules) & {blocked!r})
 assert not loaded, loaded
 """
@@ -31,36 +31,21 @@ ENGINE_LIBRARIES = {"torch", "torchvision", "timm", "safetensors", "sklearn", "s
 
 
 def import_without(
-    module: str, blocked: set[str], *, cwd: Path = source.ROOT, **variables: str
+    modules: str, blocked: set[str], *, cwd: Path = source.ROOT, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Import a module in a fresh interpreter in which some packages cannot be imported."""
-    program = textwrap.dedent(BLOCKED).format(module=module, blocked=blocked)
-    return subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=cwd,
-        env={**source.environment(), **variables},
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
+    """Import modules in a fresh interpreter in which some packages cannot be imported."""
+    program = textwrap.dedent(BLOCKED).format(modules=modules, blocked=blocked)
+    return source.python("-c", program, cwd=cwd, variables=variables)
 
 
 class TestFreshInterpreter:
     @pytest.mark.slow
-    @pytest.mark.parametrize(
-        "module",
-        [
-            "api.app",
-            "retort.cli.app",
-            "workers.celery_app",
-            "workers.tasks",
-            "workers.runner",
-            "workers.maintenance",
-        ],
-    )
-    def test_loads_a_process_of_the_service_without_the_engine(self, module: str) -> None:
-        done = import_without(module, ENGINE_LIBRARIES)
+    def test_loads_every_process_of_the_service_without_the_engine(self) -> None:
+        modules = (
+            *("api.app", "retort.cli.app"),
+            *("workers.celery_app", "workers.tasks", "workers.runner", "workers.maintenance"),
+        )
+        done = import_without(", ".join(modules), ENGINE_LIBRARIES)
         assert done.returncode == 0, done.stderr
 
     @pytest.mark.slow
@@ -94,15 +79,7 @@ class TestFreshInterpreter:
 class TestContracts:
     @pytest.mark.slow
     def test_hold(self) -> None:
-        done = subprocess.run(
-            [sys.executable, "-c", LINT],
-            cwd=source.ROOT,
-            env=source.environment(),
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=False,
-        )
+        done = source.python("-c", LINT)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def test_cover_every_package(self) -> None:

@@ -1,5 +1,6 @@
 """Fixtures of the worker's tests: a context as a worker process has one, with quick clocks."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,5 +34,18 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
 @pytest.fixture
 def context(settings: Settings) -> Iterator[contexts.Context]:
     made = contexts.build(settings, worker_id="wrk_tests")
+    yield made
+    made.engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def workshop(
+    tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path
+) -> Iterator[contexts.Context]:
+    """A worker over one database for all tests of a module: jobs do not know of each other."""
+    folder = tmp_path_factory.mktemp("workshop")
+    shutil.copy(sqlite_template, folder / "retort.sqlite3")
+    settings = quick_settings(f"sqlite:///{folder}/retort.sqlite3", folder)
+    made = contexts.build(settings, worker_id="wrk_1")
     yield made
     made.engine.dispose()

@@ -20,6 +20,15 @@ from workers.context import Context
 
 PATIENCE_SECONDS = 90
 TINY: dict[str, Any] = {"network": "retort/resnet8", "arguments": {"widths": [4, 4, 8, 16]}}
+# As an engine reports it of a network.
+SCORE = {
+    "accuracy": 0.9,
+    "accuracy_interval": [0.86, 0.93],
+    "agreement": 0.95,
+    "ece": 0.0321,
+    "loss": 0.4,
+    "samples": 360,
+}
 ENDLESS = {"epochs": 2000}
 
 

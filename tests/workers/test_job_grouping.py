@@ -17,19 +17,10 @@ Row = tables.JobRow
 
 
 @pytest.fixture
-def study(
-    sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
-) -> tables.StudyRow:
+def study(sessions: database.Sessions, teacher: tables.ModelVersionRow) -> tables.StudyRow:
     """A baseline and two variants of KD, with two seeds each."""
     with sessions.begin() as session:
-        factories.teacher(session, storage, project_id=project.id)
-        return factories.study(session, project_id=project.id)
-
-
-def members(session: Session, study: tables.StudyRow) -> list[tables.JobRow]:
-    """Return the jobs of a study as they were queued: seed by seed."""
-    found = session.query(Row).filter_by(study_id=study.id)
-    return found.order_by(Row.study_seed, Row.study_variant).all()
+        return factories.study(session, project_id=teacher.project_id)
 
 
 def find(session: Session, job: tables.JobRow, *, limit: int = 6) -> list[str]:
@@ -41,7 +32,7 @@ class TestFind:
         self, sessions: database.Sessions, study: tables.StudyRow
     ) -> None:
         with sessions.begin() as session:
-            jobs = members(session, study)
+            jobs = factories.members(session, study)
             assert find(session, jobs[0]) == [jobs[1].id, jobs[2].id]
             assert find(session, jobs[4]) == [jobs[3].id, jobs[5].id]
 
@@ -49,7 +40,7 @@ class TestFind:
         self, sessions: database.Sessions, study: tables.StudyRow
     ) -> None:
         with sessions.begin() as session:
-            jobs = members(session, study)
+            jobs = factories.members(session, study)
             assert find(session, jobs[0], limit=2) == [jobs[1].id]
             for number, queues in enumerate((["any", "cpu"], ["any", "cuda"], ["inspect"])):
                 workers.announce(
@@ -78,7 +69,7 @@ class TestFind:
             limited = factories.study(
                 session, project_id=project.id, resources={"max_runtime_seconds": 60}
             )
-            assert find(session, members(session, limited)[0]) == []
+            assert find(session, factories.members(session, limited)[0]) == []
 
     @pytest.mark.parametrize(
         "disturb",
@@ -97,7 +88,7 @@ class TestFind:
         disturb: Callable[[Session, tables.JobRow], object],
     ) -> None:
         with sessions.begin() as session:
-            jobs = members(session, study)
+            jobs = factories.members(session, study)
             disturb(session, jobs[1])
             session.flush()
             assert find(session, jobs[0]) == [jobs[2].id]
@@ -106,7 +97,7 @@ class TestFind:
         self, sessions: database.Sessions, study: tables.StudyRow
     ) -> None:
         with sessions.begin() as session:
-            jobs = members(session, study)
+            jobs = factories.members(session, study)
             fail(session, jobs[0])
             assert find(session, jobs[0]) == []
 
@@ -114,7 +105,7 @@ class TestFind:
         self, sessions: database.Sessions, study: tables.StudyRow
     ) -> None:
         with sessions.begin() as session:
-            jobs = members(session, study)
+            jobs = factories.members(session, study)
             for job in jobs[:3]:
                 lease = factories.claimed(session, job)
                 reason = Reason.SHARED_ENGINE_FAILED
@@ -125,7 +116,7 @@ class TestFind:
         self, sessions: database.Sessions, storage: Storage, study: tables.StudyRow
     ) -> None:
         with sessions.begin() as session:
-            jobs = members(session, study)
+            jobs = factories.members(session, study)
             for job, step in ((jobs[0], 20), (jobs[1], 20), (jobs[2], 10)):
                 lease = factories.running(session, job)
                 for reached in (10, step):

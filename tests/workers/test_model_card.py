@@ -10,18 +10,11 @@ import yaml
 
 from models_registry.jobs.spec import JobSpec
 from tests import factories
+from tests.workers.scenes import SCORE
 from workers import model_card
 from workers.distill.config.job import Task
 from workers.distill.config.result import RunResult
 
-SCORE = {
-    "accuracy": 0.9,
-    "accuracy_interval": [0.86, 0.93],
-    "agreement": 0.95,
-    "ece": 0.0321,
-    "loss": 0.4,
-    "samples": 360,
-}
 RESULT: dict[str, Any] = {
     "scores": {"teacher": {**SCORE, "accuracy": 0.97}, "student": SCORE, "baseline": None},
     "parameters": {"teacher": 1_234_567, "student": 78_042},

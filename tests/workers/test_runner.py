@@ -24,7 +24,7 @@ from models_registry.jobs import actions, leases
 from models_registry.jobs.lifecycle import Reason, State
 from models_registry.persistence import storage, tables
 from tests import factories
-from tests.workers import conftest, scenes
+from tests.workers import scenes
 from workers import context as contexts
 from workers import inspector, runner, staging
 from workers.context import Context
@@ -34,17 +34,6 @@ pytestmark = pytest.mark.xdist_group("runner")
 
 EPOCHS = 3
 SPEC: dict[str, Any] = {"training": {"epochs": EPOCHS, "checkpoint_seconds": 1}}
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Iterator[Context]:
-    """A worker over one database for all tests here: jobs do not know of each other."""
-    folder = tmp_path_factory.mktemp("workshop")
-    shutil.copy(sqlite_template, folder / "retort.sqlite3")
-    settings = conftest.quick_settings(f"sqlite:///{folder}/retort.sqlite3", folder)
-    made = contexts.build(settings, worker_id="wrk_1")
-    yield made
-    made.engine.dispose()
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,9 @@
 import dataclasses
 import io
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +16,7 @@ from models_registry.persistence import tables
 from models_registry.studies import studies
 from models_registry.studies.spec import StudySpec
 from tests import factories
-from tests.workers import conftest, scenes, weights
-from workers import context as contexts
+from tests.workers import scenes, weights
 from workers import runner
 from workers.context import Context
 
@@ -29,16 +26,6 @@ WILD: dict[str, Any] = {"name": "sgd", "learning_rate": {"grid": [0.01, 100.0]},
 TAME: dict[str, Any] = {**WILD, "learning_rate": 0.01}
 
 Jobs = dict[str, str]
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Iterator[Context]:
-    folder = tmp_path_factory.mktemp("workshop")
-    shutil.copy(sqlite_template, folder / "retort.sqlite3")
-    settings = conftest.quick_settings(f"sqlite:///{folder}/retort.sqlite3", folder)
-    made = contexts.build(settings, worker_id="wrk_1")
-    yield made
-    made.engine.dispose()
 
 
 @pytest.fixture(scope="module")

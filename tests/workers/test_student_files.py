@@ -9,16 +9,9 @@ from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
 from tests import factories
+from tests.workers.scenes import SCORE
 from workers import model_card, student_files
 
-SCORE = {
-    "accuracy": 0.9,
-    "accuracy_interval": [0.86, 0.93],
-    "agreement": 0.95,
-    "ece": 0.0321,
-    "loss": 0.4,
-    "samples": 360,
-}
 REPORT: dict[str, Any] = {
     "type": "result",
     "scores": {"teacher": {**SCORE, "accuracy": 0.97}, "student": SCORE, "baseline": None},

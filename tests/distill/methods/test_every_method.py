@@ -37,12 +37,22 @@ IMAGES = 9
 CHOICES: dict[str, dict[str, Any]] = {
     # As many negatives as nine images can give.
     "crd": {"negatives": 4},
+    # The last stage is two pixels high.
+    "pcka": {"patch": 1},
 }
 ORDERED = {
     "cc": "compares neighbours in the batch",
     "crd": "draws other images for each place in the batch",
 }
 UNTRAINED = {"simkd": "the teacher's classifier takes the place of the student's"}
+WITH_CLASSIFIER = {"catkd": "maps of classes are made with the classifier's weights"}
+# What a method learns beside a resnet8x4 of 100 classes with a resnet32x4 as its teacher.
+PUBLISHED_PARAMETERS = {
+    "fitnet": 16_768,
+    "ofd": 86_912,
+    "reviewkd": 1_808_774,
+    "vid": 258_048 + 448,  # of its regressors, and a variance for each of the teacher's channels
+}
 COMBINED = {"name": "combine", "methods": [{"name": "kd"}, {"name": "fitnet"}, {"name": "rkd"}]}
 
 
@@ -50,28 +60,30 @@ def choice(name: str) -> dict[str, Any]:
     return COMBINED if name == "combine" else {"name": name, **CHOICES.get(name, {})}
 
 
-def a_network(seed: int, widths: list[int]) -> Network:
+def a_network(seed: int, widths: list[int], width: int) -> Network:
     torch.manual_seed(seed)
     arguments = {"widths": widths}
     return networks.build(
-        folders.NETWORK, classes=3, channels=1, height=8, width=8, arguments=arguments
+        folders.NETWORK, classes=3, channels=1, height=8, width=width, arguments=arguments
     )
 
 
 class Scene:
-    """A method between two networks of other widths, with a batch."""
+    """A method between two networks of other widths, with a batch of images 8 pixels high."""
 
-    def __init__(self, name: str) -> None:
-        self.student = a_network(1, [4, 4, 6, 8])
-        self.teacher = a_network(2, [4, 6, 8, 12]).eval().requires_grad_(False)
+    def __init__(self, name: str, width: int = 8) -> None:
+        self.student = a_network(1, [4, 4, 6, 8], width)
+        self.teacher = a_network(2, [4, 6, 8, 12], width).eval().requires_grad_(False)
         images, labels = folders.images(IMAGES, 3, 0)
         strong, _ = folders.images(IMAGES, 3, 1)
+        # Wider ones begin again at their right edge.
+        images, strong = (torch.cat([one] * 2, dim=3)[..., :width] for one in (images, strong))
         index = torch.arange(IMAGES)
         self.batch = Batch(images=images, labels=labels, index=index, strong=strong)
         torch.manual_seed(3)
         self.method: Method = catalog.build(choice(name), self.student, self.teacher)
         self.method.prepare([self.batch])
-        size = Input.model_validate(folders.INPUT)
+        size = Input.model_validate({**folders.INPUT, "width": width})
         self.view = Preprocessor("student", size, size, CPU)
         training = expand({"optimizer": {"learning_rate": 0.01}, "schedule": {"name": "constant"}})
         precision = Precision("float32", CPU)
@@ -177,6 +189,34 @@ class TestEveryMethod:
             assert torch.equal(value, before[path]), path
         theirs = {value.data_ptr() for value in scene.teacher.parameters()}
         assert not theirs & {value.data_ptr() for value in scene.method.parameters()}
+
+    @pytest.mark.parametrize(
+        "known", [name for name in NAMES if catalog.METHODS[name].family == "feature"]
+    )
+    def test_terms_about_features_leave_the_classifier_alone(self, known: str) -> None:
+        scene = Scene(known)
+        terms = scene.terms()
+        terms.pop("task", None)
+        total(terms).backward()
+        assert scene.student.get_parameter("conv1.weight").grad is not None
+        touched = scene.student.get_parameter("fc.weight").grad is not None
+        assert touched is (known in WITH_CLASSIFIER)
+
+    @pytest.mark.parametrize("known", PUBLISHED_PARAMETERS)
+    def test_adds_as_many_parameters_as_published(self, known: str) -> None:
+        size = {"classes": 100, "channels": 3, "height": 32, "width": 32}
+        with torch.device("meta"):
+            student, teacher = (
+                networks.build(f"retort/{network}", arguments={}, **size)
+                for network in ("resnet8x4", "resnet32x4")
+            )
+            method = catalog.build(choice(known), student, teacher)
+        added = sum(parameter.numel() for parameter in method.parameters())
+        assert added == PUBLISHED_PARAMETERS[known]
+
+    def test_takes_images_that_are_not_square(self, name: str) -> None:
+        terms = Scene(name, width=12).terms()
+        assert all(term.isfinite() for term in terms.values())
 
     def test_the_order_of_the_batch_is_irrelevant(self, scene: Scene, name: str) -> None:
         scene.student.eval()

@@ -1,5 +1,6 @@
 """Uploads on their way to `ready` or `rejected`, and the jobs that wait for them."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -281,102 +282,61 @@ class TestRepublish:
         assert sum(racing.together([work] * 4)) == 1
 
 
+def submitted(
+    session: Session, teacher: tables.ModelVersionRow, /, **changes: Any
+) -> tables.JobRow:
+    """Submit a job in the teacher's project, which must wait for its inputs."""
+    job = factories.job(session, project_id=teacher.project_id, **changes)
+    assert (job.state, job.state_reason) == (State.VALIDATING, "waiting_for_input")
+    return job
+
+
+def messages(session: Session) -> int:
+    query = sa.select(sa.func.count()).where(tables.OutboxRow.task == transitions.RUN_TASK)
+    return session.scalars(query).one()
+
+
 class TestJobsThatWait:
-    def submitted(
-        self, session: Session, project: tables.ProjectRow, **changes: Any
-    ) -> tables.JobRow:
-        job = factories.job(session, project_id=project.id, **changes)
-        assert (job.state, job.state_reason) == (State.VALIDATING, "waiting_for_input")
-        return job
-
-    def messages(self, session: Session) -> int:
-        query = sa.select(sa.func.count()).where(tables.OutboxRow.task == transitions.RUN_TASK)
-        return session.scalars(query).one()
-
     def test_are_queued_when_their_teacher_is_accepted(
-        self,
-        sessions: database.Sessions,
-        storage: Storage,
-        project: tables.ProjectRow,
-        teacher: tables.ModelVersionRow,
+        self, sessions: database.Sessions, storage: Storage, teacher: tables.ModelVersionRow
     ) -> None:
         with sessions.begin() as session:
-            job = self.submitted(session, project)
+            job = submitted(session, teacher)
             assert job.spec["teacher_digest"] is None
             assert "/teacher" in str(job.state_message)
-            assert self.messages(session) == 0
+            assert messages(session) == 0
         with sessions.begin() as session:
             accept_model(session, storage, teacher)
         with sessions.begin() as session:
             row = again(session, job)
             assert (row.state, row.state_reason) == (State.QUEUED, None)
             assert row.spec["teacher_digest"] == f"sha256:{again(session, teacher).sha256}"
-            assert self.messages(session) == 1
+            assert messages(session) == 1
 
     def test_fail_when_their_teacher_is_rejected(
-        self,
-        sessions: database.Sessions,
-        project: tables.ProjectRow,
-        teacher: tables.ModelVersionRow,
+        self, sessions: database.Sessions, teacher: tables.ModelVersionRow
     ) -> None:
         with sessions.begin() as session:
-            job = self.submitted(session, project)
+            job = submitted(session, teacher)
             inspections.reject(session, claim_model(session, teacher), rejection=REJECTION)
         with sessions.begin() as session:
             row = again(session, job)
             assert (row.state, row.state_reason) == (State.FAILED, "input_rejected")
             assert row.failure["code"] == "input_rejected"
             assert row.failure["message"] == "teacher was rejected: three keys are missing"
-            assert self.messages(session) == 0
-
-    def test_wait_for_every_input(
-        self,
-        sessions: database.Sessions,
-        storage: Storage,
-        project: tables.ProjectRow,
-        teacher: tables.ModelVersionRow,
-        shapes: tables.DatasetVersionRow,
-    ) -> None:
-        with sessions.begin() as session:
-            job = self.submitted(session, project, dataset="shapes@1")
-            accept_dataset(session, storage, shapes)
-            assert again(session, job).state == State.VALIDATING
-            accept_model(session, storage, teacher)
-            assert again(session, job).state == State.QUEUED
-
-    def test_fail_when_the_inputs_turn_out_not_to_fit(
-        self,
-        sessions: database.Sessions,
-        storage: Storage,
-        project: tables.ProjectRow,
-        teacher: tables.ModelVersionRow,
-        shapes: tables.DatasetVersionRow,
-    ) -> None:
-        with sessions.begin() as session:
-            job = self.submitted(session, project, dataset="shapes@1")
-            accept_dataset(session, storage, shapes, classes=3)
-            row = again(session, job)
-            assert row.state == State.FAILED
-            assert "10 classes and the data set has 3" in row.failure["message"]
+            assert messages(session) == 0
 
     def test_that_were_cancelled_stay_cancelled(
-        self,
-        sessions: database.Sessions,
-        storage: Storage,
-        project: tables.ProjectRow,
-        teacher: tables.ModelVersionRow,
+        self, sessions: database.Sessions, storage: Storage, teacher: tables.ModelVersionRow
     ) -> None:
         with sessions.begin() as session:
-            job = self.submitted(session, project)
-            actions.cancel(session, project_id=project.id, job_id=job.id)
+            job = submitted(session, teacher)
+            actions.cancel(session, project_id=job.project_id, job_id=job.id)
             accept_model(session, storage, teacher)
             assert again(session, job).state == State.CANCELLED
 
     def test_of_a_rejected_teacher_are_refused_at_once(
-        self,
-        sessions: database.Sessions,
-        project: tables.ProjectRow,
-        teacher: tables.ModelVersionRow,
+        self, sessions: database.Sessions, teacher: tables.ModelVersionRow
     ) -> None:
         with sessions.begin() as session:
             inspections.reject(session, claim_model(session, teacher), rejection=REJECTION)
@@ -384,77 +344,85 @@ class TestJobsThatWait:
             pytest.raises(errors.Refused, match="three keys are missing") as refused,
             sessions.begin() as session,
         ):
-            factories.job(session, project_id=project.id)
+            factories.job(session, project_id=teacher.project_id)
         assert refused.value.faults[0].code == "rejected"
 
-    def test_are_queued_though_two_inspections_end_at_the_same_time(
+
+class TestJobsThatWaitForSeveralInputs:
+    """Of a teacher and a data set."""
+
+    @pytest.fixture(autouse=True)
+    def inputs(
         self,
-        sessions: database.Sessions,
         storage: Storage,
-        project: tables.ProjectRow,
         teacher: tables.ModelVersionRow,
         shapes: tables.DatasetVersionRow,
     ) -> None:
+        self.accept: dict[str, Callable[[Session], object]] = {
+            "teacher": lambda session: accept_model(session, storage, teacher),
+            "dataset": lambda session: accept_dataset(session, storage, shapes),
+        }
+        # What to change in a job so that it waits for this input alone.
+        self.needing: dict[str, dict[str, Any]] = {
+            "teacher": {},
+            "dataset": {"dataset": "shapes@1", "teacher": None, "method": {"name": "ce"}},
+        }
+
+    def test_wait_for_every_input(
+        self, sessions: database.Sessions, teacher: tables.ModelVersionRow
+    ) -> None:
+        with sessions.begin() as session:
+            job = submitted(session, teacher, dataset="shapes@1")
+            self.accept["dataset"](session)
+            assert again(session, job).state == State.VALIDATING
+            self.accept["teacher"](session)
+            assert again(session, job).state == State.QUEUED
+
+    def test_fail_when_the_inputs_turn_out_not_to_fit(
+        self,
+        sessions: database.Sessions,
+        storage: Storage,
+        teacher: tables.ModelVersionRow,
+        shapes: tables.DatasetVersionRow,
+    ) -> None:
+        with sessions.begin() as session:
+            job = submitted(session, teacher, dataset="shapes@1")
+            accept_dataset(session, storage, shapes, classes=3)
+            row = again(session, job)
+            assert row.state == State.FAILED
+            assert "10 classes and the data set has 3" in row.failure["message"]
+
+    def test_are_queued_though_two_inspections_end_at_the_same_time(
+        self, sessions: database.Sessions, teacher: tables.ModelVersionRow
+    ) -> None:
         # Neither sees the other's answer when it begins: one of them must wait and look again.
         with sessions.begin() as session:
-            job = self.submitted(session, project, dataset="shapes@1")
-        racing.overtaken(
-            sessions,
-            lambda session: accept_model(session, storage, teacher),
-            lambda session: accept_dataset(session, storage, shapes),
-        )
+            job = submitted(session, teacher, dataset="shapes@1")
+        racing.overtaken(sessions, self.accept["teacher"], self.accept["dataset"])
         with sessions.begin() as session:
             assert again(session, job).state == State.QUEUED
 
     @pytest.mark.parametrize("input_", ["teacher", "dataset"])
     def test_are_queued_though_they_come_while_an_inspection_ends(
-        self,
-        sessions: database.Sessions,
-        storage: Storage,
-        project: tables.ProjectRow,
-        teacher: tables.ModelVersionRow,
-        shapes: tables.DatasetVersionRow,
-        input_: str,
+        self, sessions: database.Sessions, project: tables.ProjectRow, input_: str
     ) -> None:
-        def accept(session: Session) -> None:
-            if input_ == "teacher":
-                accept_model(session, storage, teacher)
-            else:
-                accept_dataset(session, storage, shapes)
-
-        changes: dict[str, Any] = {}
-        if input_ == "dataset":
-            changes = {"dataset": "shapes@1", "teacher": None, "method": {"name": "ce"}}
         late = racing.overtaken(
-            sessions, accept, lambda s: factories.job(s, project_id=project.id, **changes)
+            sessions,
+            self.accept[input_],
+            lambda s: factories.job(s, project_id=project.id, **self.needing[input_]),
         )
         with sessions.begin() as session:
             assert again(session, late).state == State.QUEUED
 
     @pytest.mark.parametrize("input_", ["teacher", "dataset"])
     def test_are_found_by_an_inspection_that_ends_while_they_come(
-        self,
-        sessions: database.Sessions,
-        storage: Storage,
-        project: tables.ProjectRow,
-        teacher: tables.ModelVersionRow,
-        shapes: tables.DatasetVersionRow,
-        input_: str,
+        self, sessions: database.Sessions, teacher: tables.ModelVersionRow, input_: str
     ) -> None:
-        submitted: list[tables.JobRow] = []
-
-        def submit(session: Session) -> None:
-            changes: dict[str, Any] = {}
-            if input_ == "dataset":
-                changes = {"dataset": "shapes@1", "teacher": None, "method": {"name": "ce"}}
-            submitted.append(self.submitted(session, project, **changes))
-
-        def accept(session: Session) -> None:
-            if input_ == "teacher":
-                accept_model(session, storage, teacher)
-            else:
-                accept_dataset(session, storage, shapes)
-
-        racing.overtaken(sessions, submit, accept)
+        jobs: list[tables.JobRow] = []
+        racing.overtaken(
+            sessions,
+            lambda s: jobs.append(submitted(s, teacher, **self.needing[input_])),
+            self.accept[input_],
+        )
         with sessions.begin() as session:
-            assert again(session, submitted[0]).state == State.QUEUED
+            assert again(session, jobs[0]).state == State.QUEUED

@@ -93,9 +93,7 @@ class TestResolve:
             ]
         add(sessions, project)
         with sessions.begin() as session:
-            aliases.put(
-                session, project_id=project.id, name="m", alias="best", version=1, expected=None
-            )
+            factories.alias(session, project_id=project.id, name="m", alias="best")
         return [row.sha256 for row in rows]
 
     @pytest.mark.parametrize(
@@ -203,13 +201,8 @@ class TestRaces:
 
             def point(version: int = version) -> str:
                 with sessions.begin() as session:
-                    aliases.put(
-                        session,
-                        project_id=project.id,
-                        name="m",
-                        alias="best",
-                        version=version,
-                        expected=None,
+                    factories.alias(
+                        session, project_id=project.id, name="m", alias="best", version=version
                     )
                 return "made"
 

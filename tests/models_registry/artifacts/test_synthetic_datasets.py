@@ -16,14 +16,14 @@ from models_registry.persistence.storage import Storage
 from tests import factories
 from tests.databases import SQLITE_ONLY
 
+pytestmark = pytest.mark.usefixtures("teacher")
 
-@pytest.fixture(autouse=True)
-def teacher(
-    sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
-) -> tables.ModelVersionRow:
-    """A version that is ready to teach."""
+
+@pytest.fixture
+def job(sessions: database.Sessions, storage: Storage, project: tables.ProjectRow) -> tables.JobRow:
+    """A data-free job that has kept its images."""
     with sessions.begin() as session:
-        return factories.teacher(session, storage, project_id=project.id)
+        return factories.synthetic_job(session, storage, project_id=project.id)
 
 
 def register(
@@ -47,10 +47,9 @@ def refusal(
 
 class TestRegister:
     def test_makes_a_version_that_is_ready_and_says_what_it_is(
-        self, sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
+        self, sessions: database.Sessions, storage: Storage, job: tables.JobRow
     ) -> None:
         with sessions.begin() as session:
-            job = factories.synthetic_job(session, storage, project_id=project.id)
             row = register(session, storage, job, tags={"site": "b"})
             record = factories.IMAGES_RECORD
             assert (row.state, row.format, row.version) == ("ready", "synthetic", 1)
@@ -64,11 +63,10 @@ class TestRegister:
         self,
         sessions: database.Sessions,
         storage: Storage,
-        project: tables.ProjectRow,
+        job: tables.JobRow,
         teacher: tables.ModelVersionRow,
     ) -> None:
         with sessions.begin() as session:
-            job = factories.synthetic_job(session, storage, project_id=project.id)
             told = register(session, storage, job).lineage
         assert (told["job"], told["student"]) == (job.id, "digits-student@1")
         assert told["teacher"] == "digits-teacher@1"
@@ -78,10 +76,9 @@ class TestRegister:
         assert "teacher" in told["labels"]
 
     def test_refers_to_the_bytes_that_the_student_has(
-        self, sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
+        self, sessions: database.Sessions, storage: Storage, job: tables.JobRow
     ) -> None:
         with sessions.begin() as session:
-            job = factories.synthetic_job(session, storage, project_id=project.id)
             before = set(session.scalars(sa.select(tables.BlobRow.sha256)))
             row = register(session, storage, job)
             assert set(session.scalars(sa.select(tables.BlobRow.sha256))) == before
@@ -93,33 +90,33 @@ class TestRegister:
             assert {file.sha256 for file in kept} == {file.sha256 for file in files}
 
     def test_again_makes_another_version_of_the_same_content(
-        self, sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
+        self, sessions: database.Sessions, storage: Storage, job: tables.JobRow
     ) -> None:
         with sessions.begin() as session:
-            job = factories.synthetic_job(session, storage, project_id=project.id)
             first, second = (register(session, storage, job) for _ in range(2))
             assert (first.version, second.version) == (1, 2)
             assert first.sha256 == second.sha256
 
     def test_lets_other_jobs_train_on_it(
-        self, sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
+        self, sessions: database.Sessions, storage: Storage, job: tables.JobRow
     ) -> None:
         with sessions.begin() as session:
-            row = register(
-                session, storage, factories.synthetic_job(session, storage, project_id=project.id)
-            )
-            job = factories.job(session, project_id=project.id, dataset="dreams")
-            assert job.state == State.QUEUED
-            assert job.spec["dataset"] == "dreams@1"
-            assert job.spec["dataset_digest"] == f"sha256:{row.sha256}"
+            row = register(session, storage, job)
+            user = factories.job(session, project_id=job.project_id, dataset="dreams")
+            assert user.state == State.QUEUED
+            assert user.spec["dataset"] == "dreams@1"
+            assert user.spec["dataset_digest"] == f"sha256:{row.sha256}"
 
 
 class TestSweep:
     def test_leaves_the_images_when_their_student_goes(
-        self, sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
+        self,
+        sessions: database.Sessions,
+        storage: Storage,
+        project: tables.ProjectRow,
+        job: tables.JobRow,
     ) -> None:
         with sessions.begin() as session:
-            job = factories.synthetic_job(session, storage, project_id=project.id)
             row = register(session, storage, job)
             student = session.get_one(tables.ModelVersionRow, job.student_version_id)
             weights = models.file(session, student, path=models.WEIGHTS)
@@ -180,10 +177,9 @@ class TestRefusals:
         assert hint in detail
 
     def test_of_a_student_that_was_deleted(
-        self, sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
+        self, sessions: database.Sessions, storage: Storage, job: tables.JobRow
     ) -> None:
         with sessions.begin() as session:
-            job = factories.synthetic_job(session, storage, project_id=project.id)
             version = session.get_one(tables.ModelVersionRow, job.student_version_id)
             version.deleted_at = version.created_at
         assert refusal(sessions, storage, job)[:2] == ("/job", "student_deleted")
@@ -200,13 +196,11 @@ class TestRefusals:
         self,
         sessions: database.Sessions,
         storage: Storage,
-        project: tables.ProjectRow,
+        job: tables.JobRow,
         changes: dict[str, Any],
         where: str,
         code: str,
     ) -> None:
-        with sessions.begin() as session:
-            job = factories.synthetic_job(session, storage, project_id=project.id)
         assert refusal(sessions, storage, job, **changes)[:2] == (where, code)
 
 
@@ -218,9 +212,9 @@ class TestLineage:
         storage: Storage,
         project: tables.ProjectRow,
         teacher: tables.ModelVersionRow,
+        job: tables.JobRow,
     ) -> None:
         with sessions.begin() as session:
-            job = factories.synthetic_job(session, storage, project_id=project.id)
             made = register(session, storage, job)
             other = factories.teacher(session, storage, project_id=project.id, name="other")
             student = session.get_one(tables.ModelVersionRow, job.student_version_id)

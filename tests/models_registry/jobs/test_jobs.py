@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from models_registry import errors, ids
 from models_registry.access import keys
-from models_registry.artifacts import aliases, models
+from models_registry.artifacts import models
 from models_registry.jobs import (
     actions,
     leases,
@@ -35,24 +35,6 @@ from tests import factories, racing
 from tests.databases import SQLITE_ONLY
 
 LONG = timedelta(days=1)
-
-
-@pytest.fixture
-def teacher(
-    sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
-) -> tables.ModelVersionRow:
-    """A version that is ready to teach."""
-    with sessions.begin() as session:
-        return factories.teacher(session, storage, project_id=project.id)
-
-
-@pytest.fixture
-def job(
-    sessions: database.Sessions, project: tables.ProjectRow, teacher: tables.ModelVersionRow
-) -> tables.JobRow:
-    """A queued job."""
-    with sessions.begin() as session:
-        return factories.job(session, project_id=project.id)
 
 
 def again(session: Session, job: tables.JobRow) -> tables.JobRow:
@@ -106,6 +88,7 @@ def faults(refused: errors.Refused) -> dict[str, str]:
     return {fault.pointer: fault.code for fault in refused.faults}
 
 
+@pytest.mark.usefixtures("teacher")
 class TestSubmit:
     def test_queues_the_job_with_two_events_and_one_message(
         self, sessions: database.Sessions, job: tables.JobRow
@@ -131,10 +114,7 @@ class TestSubmit:
         assert submission.spec_of(job).model_dump(mode="json").items() <= job.spec.items()
 
     def test_sends_to_the_queue_of_the_accelerator_with_the_priority(
-        self,
-        sessions: database.Sessions,
-        project: tables.ProjectRow,
-        teacher: tables.ModelVersionRow,
+        self, sessions: database.Sessions, project: tables.ProjectRow
     ) -> None:
         with sessions.begin() as session:
             job = factories.job(
@@ -144,10 +124,7 @@ class TestSubmit:
             assert (message.queue, message.priority) == ("cuda", 7)
 
     def test_says_when_no_worker_takes_such_jobs(
-        self,
-        sessions: database.Sessions,
-        project: tables.ProjectRow,
-        teacher: tables.ModelVersionRow,
+        self, sessions: database.Sessions, project: tables.ProjectRow
     ) -> None:
         with sessions.begin() as session:
             workers.announce(
@@ -175,12 +152,7 @@ class TestSubmit:
         ],
     )
     def test_makes_the_students_name_from_the_jobs(
-        self,
-        sessions: database.Sessions,
-        project: tables.ProjectRow,
-        teacher: tables.ModelVersionRow,
-        name: str,
-        registered: str,
+        self, sessions: database.Sessions, project: tables.ProjectRow, name: str, registered: str
     ) -> None:
         with sessions.begin() as session:
             found = checked(session, project, name=name)
@@ -188,10 +160,7 @@ class TestSubmit:
         assert JobSpec.model_validate(found.model_dump()) == found
 
     def test_keeps_a_students_name_that_was_asked_for(
-        self,
-        sessions: database.Sessions,
-        project: tables.ProjectRow,
-        teacher: tables.ModelVersionRow,
+        self, sessions: database.Sessions, project: tables.ProjectRow
     ) -> None:
         student = {"network": "retort/resnet8", "register_as": "pupil"}
         with sessions.begin() as session:
@@ -199,6 +168,7 @@ class TestSubmit:
 
 
 @SQLITE_ONLY
+@pytest.mark.usefixtures("teacher")
 class TestReferences:
     @pytest.mark.parametrize("form", ["name", "name@1", "name@latest", "name@champion", "digest"])
     def test_are_pinned_to_version_and_digest(
@@ -212,14 +182,7 @@ class TestReferences:
         if form == "digest":
             reference = f"digits-teacher@sha256:{teacher.sha256}"
         with sessions.begin() as session:
-            aliases.put(
-                session,
-                project_id=project.id,
-                name="digits-teacher",
-                alias="champion",
-                version=1,
-                expected=None,
-            )
+            factories.alias(session, project_id=project.id, name="digits-teacher", alias="champion")
             job = factories.job(session, project_id=project.id, teacher=reference, dataset="digits")
             dataset = session.get_one(tables.DatasetVersionRow, job.dataset_version_id)
         assert job.teacher_version_id == teacher.id
@@ -230,26 +193,17 @@ class TestReferences:
         assert job.spec["initial_digest"] is None
 
     def test_of_start_weights_are_pinned_too(
-        self,
-        sessions: database.Sessions,
-        storage: Storage,
-        project: tables.ProjectRow,
-        teacher: tables.ModelVersionRow,
+        self, sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
     ) -> None:
         with sessions.begin() as session:
-            file = factories.stored(session, storage, b"start")
-            start = models.add_version(
-                session,
-                project_id=project.id,
-                new=factories.new_version("start", network="retort/resnet8"),
-                files={file.path: file.sha256},
-                state="ready",
+            start = factories.teacher(
+                session, storage, project_id=project.id, name="start", network="retort/resnet8"
             )
             student = {"network": "retort/resnet8", "initial": "start"}
             job = factories.job(session, project_id=project.id, student=student)
         assert job.initial_version_id == start.id
         assert job.spec["student"]["initial"] == "start@1"
-        assert job.spec["initial_digest"] == f"sha256:{file.sha256}"
+        assert job.spec["initial_digest"] == f"sha256:{start.sha256}"
 
     def test_stay_what_they_were_when_names_move_on(
         self,
@@ -287,7 +241,6 @@ class TestReferences:
         self,
         sessions: database.Sessions,
         project: tables.ProjectRow,
-        teacher: tables.ModelVersionRow,
         changes: dict[str, Any],
         pointer: str,
         code: str,
@@ -298,20 +251,14 @@ class TestReferences:
         assert hint in refused.faults[0].detail
 
     def test_of_another_project_lead_nowhere(
-        self,
-        sessions: database.Sessions,
-        project: tables.ProjectRow,
-        teacher: tables.ModelVersionRow,
+        self, sessions: database.Sessions, project: tables.ProjectRow
     ) -> None:
         with sessions.begin() as session:
             other = keys.create_project(session, name="other")
         assert faults(refusal(sessions, other)) == {"/teacher": "not_found"}
 
     def test_to_a_deleted_teacher_are_refused_as_gone(
-        self,
-        sessions: database.Sessions,
-        project: tables.ProjectRow,
-        teacher: tables.ModelVersionRow,
+        self, sessions: database.Sessions, project: tables.ProjectRow
     ) -> None:
         with sessions.begin() as session:
             models.delete_version(session, project_id=project.id, name="digits-teacher", version=1)
@@ -319,6 +266,7 @@ class TestReferences:
 
 
 @SQLITE_ONLY
+@pytest.mark.usefixtures("teacher")
 class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "pointer", "code", "hint"),
@@ -359,7 +307,6 @@ class TestRefusals:
         self,
         sessions: database.Sessions,
         project: tables.ProjectRow,
-        teacher: tables.ModelVersionRow,
         changes: dict[str, Any],
         pointer: str,
         code: str,
@@ -371,10 +318,7 @@ class TestRefusals:
         assert hint in refused.faults[0].detail
 
     def test_name_every_fault_at_once(
-        self,
-        sessions: database.Sessions,
-        project: tables.ProjectRow,
-        teacher: tables.ModelVersionRow,
+        self, sessions: database.Sessions, project: tables.ProjectRow
     ) -> None:
         refused = refusal(
             sessions,
@@ -398,19 +342,9 @@ class TestRefusals:
         self, sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
     ) -> None:
         with sessions.begin() as session:
-            file = factories.stored(session, storage)
             wide = {"channels": 4, "height": 8, "width": 8, "mean": [0.0] * 4, "std": [1.0] * 4}
-            for name, changes in (
-                ("many", {"classes": 100}),
-                ("wide", {"input": wide}),
-            ):
-                models.add_version(
-                    session,
-                    project_id=project.id,
-                    new=factories.new_version(name, **changes),
-                    files={file.path: file.sha256},
-                    state="ready",
-                )
+            factories.teacher(session, storage, project_id=project.id, name="many", classes=100)
+            factories.teacher(session, storage, project_id=project.id, name="wide", input=wide)
         refused = refusal(sessions, project, teacher="many")
         assert faults(refused) == {"/teacher": "class_count"}
         assert "100 classes and the data set has 10" in refused.faults[0].detail
@@ -433,14 +367,7 @@ class TestRefusals:
     ) -> None:
         colour = {"channels": 3, "height": 32, "width": 32, "mean": [0.5] * 3, "std": [0.2] * 3}
         with sessions.begin() as session:
-            file = factories.stored(session, storage)
-            models.add_version(
-                session,
-                project_id=project.id,
-                new=factories.new_version("colour", input=colour),
-                files={file.path: file.sha256},
-                state="ready",
-            )
+            factories.teacher(session, storage, project_id=project.id, name="colour", input=colour)
             assert checked(session, project, teacher="colour").teacher == "colour@1"
 
     def test_let_a_method_without_a_teacher_do_without(
@@ -452,11 +379,8 @@ class TestRefusals:
 
 
 @SQLITE_ONLY
+@pytest.mark.usefixtures("teacher")
 class TestDataFree:
-    @pytest.fixture(autouse=True)
-    def ready(self, teacher: tables.ModelVersionRow) -> None:
-        """Have a teacher."""
-
     def test_needs_no_data_set_and_has_its_defaults_filled_in(
         self, sessions: database.Sessions, project: tables.ProjectRow
     ) -> None:
@@ -535,18 +459,11 @@ class TestDataFree:
     def test_starts_only_from_weights_for_what_the_teacher_sees(
         self, sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
     ) -> None:
-        network = {"network": "retort/resnet8", "arguments": {}}
+        network: dict[str, Any] = {"network": "retort/resnet8", "arguments": {}}
         with sessions.begin() as session:
             for name, classes in (("ten", 10), ("two", 2)):
-                file = factories.stored(session, storage, name.encode())
-                new = factories.new_version(name, classes=classes, **network)
-                models.add_version(
-                    session,
-                    project_id=project.id,
-                    new=new,
-                    files={file.path: file.sha256},
-                    state="ready",
-                )
+                version = {"name": name, "classes": classes, **network}
+                factories.teacher(session, storage, project_id=project.id, **version)
         asked = {"dataset": None, "method": {"name": "dafl"}}
         refused = refusal(sessions, project, student={**network, "initial": "two@1"}, **asked)
         assert faults(refused) == {"/student/initial": "not_as_teacher"}
@@ -555,12 +472,10 @@ class TestDataFree:
             factories.job(session, project_id=project.id, student=student, **asked)
 
 
+@pytest.mark.usefixtures("teacher")
 class TestCheck:
     def test_says_what_submit_would_and_stores_nothing(
-        self,
-        sessions: database.Sessions,
-        project: tables.ProjectRow,
-        teacher: tables.ModelVersionRow,
+        self, sessions: database.Sessions, project: tables.ProjectRow
     ) -> None:
         with sessions.begin() as session:
             dry = checked(session, project)
@@ -570,10 +485,7 @@ class TestCheck:
         assert submission.spec_of(job) == dry
 
     def test_of_its_own_answer_changes_nothing(
-        self,
-        sessions: database.Sessions,
-        project: tables.ProjectRow,
-        teacher: tables.ModelVersionRow,
+        self, sessions: database.Sessions, project: tables.ProjectRow
     ) -> None:
         with sessions.begin() as session:
             once = checked(session, project)

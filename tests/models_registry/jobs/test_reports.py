@@ -10,14 +10,6 @@ from tests import factories
 FILES = {"index.json": b"{}", "accuracy.png": b"picture"}
 
 
-@pytest.fixture
-def job(sessions: database.Sessions, storage: Storage, project: tables.ProjectRow) -> tables.JobRow:
-    """A job that has just been submitted."""
-    with sessions.begin() as session:
-        factories.teacher(session, storage, project_id=project.id)
-        return factories.job(session, project_id=project.id)
-
-
 def finish(
     sessions: database.Sessions, storage: Storage, job: tables.JobRow, files: dict[str, bytes]
 ) -> None:

@@ -20,14 +20,6 @@ from tests.databases import SQLITE_ONLY
 HOUR = timedelta(hours=1)
 
 
-@pytest.fixture
-def job(sessions: database.Sessions, storage: Storage, project: tables.ProjectRow) -> tables.JobRow:
-    """A queued job."""
-    with sessions.begin() as session:
-        factories.teacher(session, storage, project_id=project.id)
-        return factories.job(session, project_id=project.id)
-
-
 def again(session: Session, job: tables.JobRow) -> tables.JobRow:
     """Return the job as this session sees it."""
     return session.get_one(tables.JobRow, job.id, populate_existing=True)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from models_registry import errors
 from models_registry.persistence import database, paging, tables
+from tests.databases import SQLITE_ONLY
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 WANTED = paging.PageRequest(secret=b"secret", binding="prj_1 /v1/things []", limit=3)
@@ -87,6 +88,7 @@ class TestTake:
         assert there <= set(seen)
 
 
+@SQLITE_ONLY
 class TestCursor:
     @pytest.fixture
     def cursor(self, sessions: database.Sessions) -> str:

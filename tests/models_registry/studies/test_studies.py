@@ -4,11 +4,10 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
 from models_registry import errors
 from models_registry.access import keys
-from models_registry.artifacts import aliases, datasets
+from models_registry.artifacts import datasets
 from models_registry.jobs import actions, leases, lifecycle, submission
 from models_registry.jobs.lifecycle import State
 from models_registry.persistence import database, paging, tables
@@ -19,14 +18,7 @@ from models_registry.studies.studies import StudyState, StudyStatus
 from tests import factories
 from tests.databases import SQLITE_ONLY
 
-
-@pytest.fixture(autouse=True)
-def teacher(
-    sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
-) -> tables.ModelVersionRow:
-    """A version that is ready to teach."""
-    with sessions.begin() as session:
-        return factories.teacher(session, storage, project_id=project.id)
+pytestmark = pytest.mark.usefixtures("teacher")
 
 
 @pytest.fixture
@@ -34,13 +26,6 @@ def study(sessions: database.Sessions, project: tables.ProjectRow) -> tables.Stu
     """A baseline and two variants of KD, with two seeds each."""
     with sessions.begin() as session:
         return factories.study(session, project_id=project.id)
-
-
-def members(session: Session, study: tables.StudyRow) -> list[tables.JobRow]:
-    """Return the jobs of a study by seed and variant."""
-    row = tables.JobRow
-    query = sa.select(row).where(row.study_id == study.id)
-    return list(session.scalars(query.order_by(row.study_seed, row.study_variant)))
 
 
 def planned(
@@ -72,7 +57,7 @@ class TestSubmit:
         self, sessions: database.Sessions, study: tables.StudyRow
     ) -> None:
         with sessions.begin() as session:
-            found = members(session, study)
+            found = factories.members(session, study)
             messages = session.scalars(sa.select(tables.OutboxRow)).all()
             assert [(job.study_seed, job.study_variant, job.method) for job in found] == [
                 *((0, 1, "ce"), (0, 2, "kd"), (0, 3, "kd")),
@@ -85,7 +70,7 @@ class TestSubmit:
         self, sessions: database.Sessions, study: tables.StudyRow, teacher: tables.ModelVersionRow
     ) -> None:
         with sessions.begin() as session:
-            found = members(session, study)
+            found = factories.members(session, study)
         for job in found:
             assert job.spec["training"]["seed"] == job.study_seed
             assert job.spec["training"]["optimizer"]["name"] == "sgd"
@@ -98,7 +83,7 @@ class TestSubmit:
 
     def test_queues_seed_by_seed(self, sessions: database.Sessions, study: tables.StudyRow) -> None:
         with sessions.begin() as session:
-            seats = {job.id: job.study_seed for job in members(session, study)}
+            seats = {job.id: job.study_seed for job in factories.members(session, study)}
             messages = session.scalars(sa.select(tables.OutboxRow).order_by(tables.OutboxRow.id))
             assert [seats[message.payload["job_id"]] for message in messages] == [0, 0, 0, 1, 1, 1]
 
@@ -114,7 +99,7 @@ class TestSubmit:
         }
         with sessions.begin() as session:
             made = factories.study(session, project_id=project.id, **shared)
-            for job in members(session, made):
+            for job in factories.members(session, made):
                 assert (job.labels, job.priority, job.max_attempts) == ({"team": "vision"}, 3, 5)
                 assert (job.queue, job.max_runtime_seconds) == ("cpu", 60.0)
                 assert job.spec["student"]["register_as"] == "pupil"
@@ -124,20 +109,15 @@ class TestSubmit:
         self, sessions: database.Sessions, project: tables.ProjectRow, storage: Storage
     ) -> None:
         with sessions.begin() as session:
-            aliases.put(
-                session,
-                project_id=project.id,
-                name="digits-teacher",
-                alias="champion",
-                version=1,
-                expected=None,
-            )
+            factories.alias(session, project_id=project.id, name="digits-teacher", alias="champion")
             made = factories.study(
                 session, project_id=project.id, teacher="digits-teacher@champion", dataset="digits"
             )
             assert made.spec["teacher"] == "digits-teacher@1"
             assert made.spec["dataset"] == "digits@1"
-            assert {job.spec["teacher"] for job in members(session, made)} == {"digits-teacher@1"}
+            assert {job.spec["teacher"] for job in factories.members(session, made)} == {
+                "digits-teacher@1"
+            }
 
     def test_waits_with_all_jobs_for_an_input_that_is_inspected(
         self, sessions: database.Sessions, project: tables.ProjectRow
@@ -147,7 +127,7 @@ class TestSubmit:
             row.state = "pending"
             session.flush()
             made = factories.study(session, project_id=project.id)
-            assert {job.state for job in members(session, made)} == {State.VALIDATING}
+            assert {job.state for job in factories.members(session, made)} == {State.VALIDATING}
             status = studies.statuses(session, study_ids=[made.id])[made.id]
             assert status.state is StudyState.QUEUED
             row.state = "ready"
@@ -489,7 +469,7 @@ class TestStudyStatus:
         self, sessions: database.Sessions, storage: Storage, study: tables.StudyRow
     ) -> None:
         with sessions.begin() as session:
-            first, second, *_ = members(session, study)
+            first, second, *_ = factories.members(session, study)
             actions.cancel(session, project_id=study.project_id, job_id=first.id)
             lease = factories.running(session, second)
             leases.report(session, lease, progress=0.5, estimated_end_at=None, samples=[])
@@ -505,7 +485,7 @@ class TestCancel:
         self, sessions: database.Sessions, storage: Storage, study: tables.StudyRow
     ) -> None:
         with sessions.begin() as session:
-            done, running, *waiting = members(session, study)
+            done, running, *waiting = factories.members(session, study)
             factories.succeeded(session, storage, done)
             factories.running(session, running)
             studies.cancel(session, project_id=study.project_id, study_id=study.id)
@@ -519,36 +499,28 @@ class TestCancel:
 
 
 class TestRetry:
-    def test_takes_over_the_seat_of_its_job(
+    def test_takes_over_the_seat_of_its_job_once(
         self, sessions: database.Sessions, study: tables.StudyRow
     ) -> None:
         with sessions.begin() as session:
-            old = members(session, study)[1]
+            old = factories.members(session, study)[1]
             actions.cancel(session, project_id=study.project_id, job_id=old.id)
             new = actions.retry(session, project_id=study.project_id, job_id=old.id)
             assert (new.study_id, new.study_variant, new.study_seed) == (study.id, 2, 0)
             assert (old.study_id, old.study_variant, old.study_seed) == (None, None, None)
             assert new.retry_of == old.id
-            assert len(members(session, study)) == 6
+            assert len(factories.members(session, study)) == 6
             status = studies.statuses(session, study_ids=[study.id])[study.id]
             assert status.counts == {State.QUEUED: 6}
-
-    def test_of_a_job_that_has_lost_its_seat_is_a_job_of_its_own(
-        self, sessions: database.Sessions, study: tables.StudyRow
-    ) -> None:
-        with sessions.begin() as session:
-            old = members(session, study)[1]
-            actions.cancel(session, project_id=study.project_id, job_id=old.id)
-            actions.retry(session, project_id=study.project_id, job_id=old.id)
-            assert (
-                actions.retry(session, project_id=study.project_id, job_id=old.id).study_id is None
-            )
+            # The old job has lost its seat: what is retried of it is a job of its own.
+            other = actions.retry(session, project_id=study.project_id, job_id=old.id)
+            assert other.study_id is None
 
     def test_leaves_no_seat_twice(
         self, sessions: database.Sessions, study: tables.StudyRow
     ) -> None:
         with sessions() as session:
-            first, second, *_ = members(session, study)
+            first, second, *_ = factories.members(session, study)
             second.study_variant = first.study_variant
             with pytest.raises(sa.exc.IntegrityError):
                 session.flush()
@@ -559,7 +531,7 @@ class TestDelete:
         self, sessions: database.Sessions, storage: Storage, study: tables.StudyRow
     ) -> None:
         with sessions.begin() as session:
-            done, *_ = members(session, study)
+            done, *_ = factories.members(session, study)
             factories.succeeded(session, storage, done)
             with pytest.raises(errors.IllegalMove, match="running cannot be deleted"):
                 studies.delete(session, project_id=study.project_id, study_id=study.id)
@@ -567,7 +539,7 @@ class TestDelete:
             studies.delete(session, project_id=study.project_id, study_id=study.id)
             with pytest.raises(errors.Gone):
                 studies.get(session, project_id=study.project_id, study_id=study.id)
-            for job in members(session, study):
+            for job in factories.members(session, study):
                 with pytest.raises(errors.Gone):
                     actions.get(session, project_id=study.project_id, job_id=job.id)
             student = session.get_one(tables.ModelVersionRow, done.student_version_id)
@@ -577,7 +549,7 @@ class TestDelete:
         self, sessions: database.Sessions, study: tables.StudyRow
     ) -> None:
         with sessions.begin() as session:
-            job, *_ = members(session, study)
+            job, *_ = factories.members(session, study)
             actions.cancel(session, project_id=study.project_id, job_id=job.id)
             with pytest.raises(errors.InUse, match=study.id):
                 actions.delete(session, project_id=study.project_id, job_id=job.id)
@@ -589,7 +561,7 @@ class TestCompare:
     ) -> None:
         accuracies = {(0, 1): 0.90, (0, 2): 0.92, (0, 3): 0.91, (1, 1): 0.92, (1, 2): 0.95}
         with sessions.begin() as session:
-            for job in members(session, study):
+            for job in factories.members(session, study):
                 accuracy = accuracies.get((job.study_seed or 0, job.study_variant or 0))
                 if accuracy is not None:
                     factories.succeeded(session, storage, job, accuracy=accuracy)

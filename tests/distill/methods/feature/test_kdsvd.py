@@ -113,19 +113,6 @@ def build(teacher_stages: list[tuple[int, int, int]], **params: object) -> kdsvd
 
 
 class TestKDSVD:
-    @pytest.mark.parametrize("count", [1, 2, 5])
-    def test_teaches_the_student_alone(self, count: int) -> None:
-        student, teacher = scenes.network(), scenes.other_network()
-        method = kdsvd.KDSVD(kdsvd.KDSVD.Params(), student, teacher)
-        terms = scenes.terms_of(method, student, teacher, scenes.pictures(count))
-        terms["kdsvd"].backward()
-        assert list(terms) == ["task", "kdsvd"]
-        gradient = student.get_parameter("conv1.weight").grad
-        assert gradient is not None
-        assert gradient.isfinite().all()
-        assert student.get_parameter("fc.weight").grad is None
-        assert all(parameter.grad is None for parameter in teacher.parameters())
-
     def test_takes_half_precision(self) -> None:
         student, teacher = scenes.network(), scenes.other_network()
         method = kdsvd.KDSVD(kdsvd.KDSVD.Params(), student, teacher)
@@ -134,6 +121,7 @@ class TestKDSVD:
             scenes.features(stages=[stage.half() for stage in one.stages]) for one in outputs
         )
         terms = method.terms(given, wanted, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
+        assert list(terms) == ["task", "kdsvd"]
         assert terms["kdsvd"].dtype == torch.float32
 
     def test_compares_channels_of_equally_wide_networks(self) -> None:

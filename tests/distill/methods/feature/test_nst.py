@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from tests.distill import gradients
 from tests.distill.golden import CHECKS
 from tests.distill.methods import scenes
 from workers.distill.methods.feature import nst
@@ -63,29 +64,17 @@ class TestNSTLoss:
     def test_is_finite_for_maps_of_zeros(self, side: int) -> None:
         student = torch.zeros(2, 3, side, side, requires_grad=True)
         loss = nst.nst_loss([student], [torch.zeros(2, 4, side, side)])
-        loss.backward()
+        assert gradients.is_finite(loss, student)
         assert float(loss.detach()) == 0
-        assert student.grad is not None
-        assert student.grad.isfinite().all()
 
 
 class TestNST:
-    @pytest.mark.parametrize("count", [1, 2, 5])
-    def test_teaches_the_student_alone(self, count: int) -> None:
-        student, teacher = scenes.network(), scenes.other_network()
-        method = nst.NST(nst.NST.Params(), student, teacher)
-        terms = scenes.terms_of(method, student, teacher, scenes.pictures(count))
-        terms["nst"].backward()
-        assert list(terms) == ["task", "nst"]
-        assert student.get_parameter("conv1.weight").grad is not None
-        assert student.get_parameter("fc.weight").grad is None
-        assert all(parameter.grad is None for parameter in teacher.parameters())
-
     def test_weighs_its_term(self) -> None:
         student, teacher = scenes.network(), scenes.other_network()
         student_out, teacher_out = scenes.observed(student, teacher, scenes.pictures(4))
         method = nst.NST(nst.NST.Params(), student, teacher)
         terms = method.terms(student_out, teacher_out, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
+        assert list(terms) == ["task", "nst"]
         assert torch.allclose(
             terms["nst"], 50 * nst.nst_loss(student_out.stages, teacher_out.stages)
         )
@@ -94,9 +83,3 @@ class TestNST:
         teacher = scenes.Pyramid([(2, 6, 6), (3, 8, 8), (4, 4, 4), (5, 2, 2)])
         method = nst.NST(nst.NST.Params(), scenes.network(), teacher)
         assert method.pairs == ((0, 1), (1, 2), (2, 3))
-
-    def test_takes_maps_that_are_not_square(self) -> None:
-        student, teacher = scenes.network(size=(8, 12)), scenes.other_network(size=(8, 12))
-        method = nst.NST(nst.NST.Params(), student, teacher)
-        images = scenes.pictures(3, (8, 12))
-        assert scenes.terms_of(method, student, teacher, images)["nst"] > 0

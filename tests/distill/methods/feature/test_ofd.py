@@ -7,7 +7,6 @@ from tests.distill.golden import CHECKS
 from tests.distill.methods import scenes
 from workers.distill import errors
 from workers.distill.methods.feature import ofd
-from workers.distill.networks import catalog
 from workers.distill.networks.interface import Features
 
 
@@ -97,27 +96,6 @@ def build(**params: object) -> ofd.OFD:
 
 
 class TestOFD:
-    def test_adds_as_many_parameters_as_published(self) -> None:
-        with torch.device("meta"):
-            student, teacher = (
-                catalog.build(
-                    f"retort/{name}", classes=100, channels=3, height=32, width=32, arguments={}
-                )
-                for name in ("resnet8x4", "resnet32x4")
-            )
-            method = ofd.OFD(ofd.OFD.Params(), student, teacher)
-        assert sum(parameter.numel() for parameter in method.parameters()) == 86_912
-
-    @pytest.mark.parametrize("count", [1, 2, 5])
-    def test_teaches_student_and_connectors_alone(self, count: int) -> None:
-        student, teacher = scenes.network(), scenes.other_network()
-        method = ofd.OFD(ofd.OFD.Params(), student, teacher)
-        scenes.terms_of(method, student, teacher, scenes.pictures(count))["ofd"].backward()
-        assert all(parameter.grad is not None for parameter in method.parameters())
-        assert student.get_parameter("conv1.weight").grad is not None
-        assert student.get_parameter("fc.weight").grad is None
-        assert all(parameter.grad is None for parameter in teacher.parameters())
-
     def test_halves_the_weight_from_each_stage_to_the_one_before(self) -> None:
         method = build(ofd_weight=1.0)
         for index in range(3):
@@ -159,12 +137,6 @@ class TestOFD:
     def test_observes_the_teacher_in_training_only_when_asked(self) -> None:
         assert not build().teacher_trains
         assert build(teacher_statistics="batch").teacher_trains
-
-    def test_takes_maps_that_are_not_square(self) -> None:
-        student, teacher = scenes.network(size=(8, 12)), scenes.other_network(size=(8, 12))
-        method = ofd.OFD(ofd.OFD.Params(), student, teacher)
-        images = scenes.pictures(3, (8, 12))
-        assert scenes.terms_of(method, student, teacher, images)["ofd"] > 0
 
     def test_fits_a_teacher_of_another_size_of_image(self) -> None:
         student, teacher = scenes.network(), scenes.other_network(size=(12, 16))

@@ -7,7 +7,6 @@ import torch.nn.functional as F  # noqa: N812 - the name that every reader of Py
 from tests.distill.golden import CHECKS
 from tests.distill.methods import scenes
 from workers.distill.methods.feature import vid
-from workers.distill.networks import catalog
 
 
 def softened(log_scale: list[float]) -> torch.Tensor:
@@ -68,30 +67,6 @@ class TestGaussian:
 
 
 class TestVID:
-    def test_adds_as_many_parameters_as_published(self) -> None:
-        with torch.device("meta"):
-            student, teacher = (
-                catalog.build(
-                    f"retort/{name}", classes=100, channels=3, height=32, width=32, arguments={}
-                )
-                for name in ("resnet8x4", "resnet32x4")
-            )
-            method = vid.VID(vid.VID.Params(), student, teacher)
-        sizes = {name: parameter.numel() for name, parameter in method.named_parameters()}
-        variances = sum(size for name, size in sizes.items() if name.endswith("softened"))
-        assert (sum(sizes.values()) - variances, variances) == (258_048, 448)
-
-    @pytest.mark.parametrize("count", [1, 2, 5])
-    def test_teaches_student_and_gaussians_alone(self, count: int) -> None:
-        torch.manual_seed(3)
-        student, teacher = scenes.network(), scenes.other_network()
-        method = vid.VID(vid.VID.Params(), student, teacher)
-        scenes.terms_of(method, student, teacher, scenes.pictures(count))["vid"].backward()
-        assert all(parameter.grad is not None for parameter in method.parameters())
-        assert student.get_parameter("conv1.weight").grad is not None
-        assert student.get_parameter("fc.weight").grad is None
-        assert all(parameter.grad is None for parameter in teacher.parameters())
-
     def test_can_leave_variances_as_they_start(self) -> None:
         method = vid.VID(vid.VID.Params(variance="fixed"), scenes.network(), scenes.other_network())
         trained = [name for name, one in method.named_parameters() if one.requires_grad]
