@@ -11,6 +11,7 @@ for background, that column stays inside: classes are 0..K-1. Weights of 2019 an
 their frozen batch norms; here it is 1e-5, as for all others.
 """
 
+import copy
 import functools
 import importlib
 import re
@@ -137,7 +138,9 @@ class DenseOutput:
         images = _image_list(deltas, len(deltas), self.image_size, self._padded_size)
         # Their sizes alone are read, and the type of number that anchors are to have.
         maps = [deltas.new_zeros(()).expand(1, 1, *size) for size in self.level_sizes]
-        anchors: list[Tensor] = self._network.anchor_generator(images, maps)
+        # A copy, because it keeps the tensors of its last call, which may be those of a trace.
+        generator = copy.copy(self._network.anchor_generator)
+        anchors: list[Tensor] = generator(images, maps)
         return anchors
 
     def losses(self, targets: Float[Tensor, "N M 7"]) -> dict[str, Tensor]:
