@@ -45,7 +45,7 @@ PYRAMID = ("stages", "final")
 
 
 @dataclass(frozen=True)
-class Entry:
+class NetworkEntry:
     """One line of the table.
 
     `parameters_100` counts them at 100 classes and 3 channels. Below `smallest_side` the last
@@ -69,8 +69,8 @@ class Entry:
 
 def _small_resnet(
     depth: int, parameters: int, accepted: type[resnet.Arguments] = resnet.Arguments
-) -> Entry:
-    return Entry(
+) -> NetworkEntry:
+    return NetworkEntry(
         "resnet",
         functools.partial(resnet.build, resnet.small(depth)),
         parameters,
@@ -82,10 +82,10 @@ def _small_resnet(
     )
 
 
-def _deep_resnet(layout: resnet.Layout, parameters: int) -> Entry:
+def _deep_resnet(layout: resnet.Layout, parameters: int) -> NetworkEntry:
     is_large = layout.is_for_large_images
     depth = 2 + sum(layout.blocks) * (3 if layout.block is resnet.Bottleneck else 2)
-    return Entry(
+    return NetworkEntry(
         "imagenet_resnet" if is_large else "resnet",
         functools.partial(resnet.build, layout),
         parameters,
@@ -97,8 +97,8 @@ def _deep_resnet(layout: resnet.Layout, parameters: int) -> Entry:
     )
 
 
-def _wrn(depth: int, parameters: int, accepted: type[wrn.Arguments]) -> Entry:
-    return Entry(
+def _wrn(depth: int, parameters: int, accepted: type[wrn.Arguments]) -> NetworkEntry:
+    return NetworkEntry(
         "wrn",
         functools.partial(wrn.build, depth),
         parameters,
@@ -110,8 +110,8 @@ def _wrn(depth: int, parameters: int, accepted: type[wrn.Arguments]) -> Entry:
     )
 
 
-def _vgg(depth: int, parameters: int) -> Entry:
-    return Entry(
+def _vgg(depth: int, parameters: int) -> NetworkEntry:
+    return NetworkEntry(
         "vgg",
         functools.partial(vgg.build, depth),
         parameters,
@@ -123,8 +123,8 @@ def _vgg(depth: int, parameters: int) -> Entry:
 
 
 def _reused_classifier(accepted: reused.Arguments, sizes: interface.Sizes) -> interface.Network:
-    chosen = accepted.backbone
-    if chosen.network == reused.REFERENCE:
+    choice = accepted.backbone
+    if choice.network == reused.REFERENCE:
         # Refused before it is built: arguments could nest without end.
         raise errors.UnknownNetwork(
             f"{reused.REFERENCE} cannot be its own backbone; choose another",
@@ -132,17 +132,17 @@ def _reused_classifier(accepted: reused.Arguments, sizes: interface.Sizes) -> in
             argument="backbone",
         )
     backbone = build(
-        chosen.network,
+        choice.network,
         classes=sizes.classes,
         channels=sizes.channels,
         height=sizes.height,
         width=sizes.width,
-        arguments=chosen.arguments,
+        arguments=choice.arguments,
     )
     return reused.build(accepted, backbone)
 
 
-NETWORKS: dict[str, Entry] = {
+NETWORKS: dict[str, NetworkEntry] = {
     "retort/resnet8": _small_resnet(8, 83_892),
     "retort/resnet14": _small_resnet(14, 181_108),
     "retort/resnet20": _small_resnet(20, 278_324),
@@ -167,7 +167,7 @@ NETWORKS: dict[str, Entry] = {
     "retort/vgg13": _vgg(13, 9_462_180),
     "retort/vgg16": _vgg(16, 14_774_436),
     "retort/vgg19": _vgg(19, 20_086_692),
-    "retort/mobilenetv2": Entry(
+    "retort/mobilenetv2": NetworkEntry(
         "mobilenetv2",
         mobilenetv2.build,
         812_836,
@@ -176,7 +176,7 @@ NETWORKS: dict[str, Entry] = {
         shows=LINEAR_STAGES,
         description="Inverted residuals for small images, half the usual width.",
     ),
-    "retort/tiny_mobilenetv2": Entry(
+    "retort/tiny_mobilenetv2": NetworkEntry(
         "mobilenetv2",
         tiny_mobilenetv2.build,
         2_369_380,
@@ -185,7 +185,7 @@ NETWORKS: dict[str, Entry] = {
         shows=LINEAR_STAGES,
         description="Inverted residuals for images of 64x64.",
     ),
-    "retort/shufflev1": Entry(
+    "retort/shufflev1": NetworkEntry(
         "shufflenet",
         shufflev1.build,
         949_258,
@@ -194,7 +194,7 @@ NETWORKS: dict[str, Entry] = {
         shows=WITHOUT_NORMS,
         description="Grouped convolutions with shuffled channels for small images.",
     ),
-    "retort/shufflev2": Entry(
+    "retort/shufflev2": NetworkEntry(
         "shufflenet",
         shufflev2.build,
         1_355_528,
@@ -212,7 +212,7 @@ NETWORKS: dict[str, Entry] = {
     "retort/imagenet_resnet50": _deep_resnet(
         resnet.large(resnet.Bottleneck, 3, 4, 6, 3), 23_712_932
     ),
-    "retort/mobilenetv1": Entry(
+    "retort/mobilenetv1": NetworkEntry(
         "mobilenetv1",
         mobilenetv1.build,
         3_309_476,
@@ -221,7 +221,7 @@ NETWORKS: dict[str, Entry] = {
         shows=ALL,
         description="Depthwise separable convolutions for large images.",
     ),
-    reused.REFERENCE: Entry(
+    reused.REFERENCE: NetworkEntry(
         "reused_classifier",
         _reused_classifier,
         1_473_256,
@@ -232,7 +232,7 @@ NETWORKS: dict[str, Entry] = {
         "shows what its backbone shows.",
         composed_of="backbone",
     ),
-    "retort/convnet": Entry(
+    "retort/convnet": NetworkEntry(
         "convnet",
         convnet.build,
         30_196,
@@ -241,7 +241,7 @@ NETWORKS: dict[str, Entry] = {
         shows=ALL,
         description="A layer a stage for the smallest images: stages of 16, 32, 64 channels.",
     ),
-    "retort/fcn": Entry(
+    "retort/fcn": NetworkEntry(
         "fcn",
         fcn.build,
         35_268,
@@ -252,7 +252,7 @@ NETWORKS: dict[str, Entry] = {
         "as `widths` has numbers.",
         task="segmentation",
     ),
-    segmenter.REFERENCE: Entry(
+    segmenter.REFERENCE: NetworkEntry(
         "segmenter",
         segmenter.build,
         919_548,
@@ -263,7 +263,7 @@ NETWORKS: dict[str, Entry] = {
         "residual network or a network of timm.",
         task="segmentation",
     ),
-    "retort/fcos": Entry(
+    "retort/fcos": NetworkEntry(
         "detector",
         own_detectors.build_fcos,
         1_010_945,
@@ -274,7 +274,7 @@ NETWORKS: dict[str, Entry] = {
         "small residual network or a network of timm.",
         task="detection",
     ),
-    "retort/retinanet": Entry(
+    "retort/retinanet": NetworkEntry(
         "detector",
         own_detectors.build_retinanet,
         1_638_144,
@@ -285,7 +285,7 @@ NETWORKS: dict[str, Entry] = {
         "pyramid over a small residual network or a network of timm.",
         task="detection",
     ),
-    "retort/fasterrcnn": Entry(
+    "retort/fasterrcnn": NetworkEntry(
         "detector",
         own_detectors.build_fasterrcnn,
         1_838_688,
@@ -404,10 +404,10 @@ def foreign() -> dict[str, list[str]]:
 def foreign_tasks() -> dict[str, Task]:
     """Return what the networks of other libraries are for, of those that are no classifiers."""
     return {
-        f"{library}/{name}": found
+        f"{library}/{name}": task_name
         for library, names in foreign().items()
         for name in names
-        if (found := foreign_networks.task(library, name)) != interface.Network.task
+        if (task_name := foreign_networks.task(library, name)) != interface.Network.task
     }
 
 
