@@ -113,7 +113,11 @@ class DatasetVersionRead(BaseModel):
     format: str
     task: str
     classes: list[str]
-    splits: dict[str, int]
+    splits: dict[str, int] = Field(description="Images of each split.")
+    boxes: dict[str, list[int]] | None = Field(
+        description="In detection: boxes of each class in each split, without crowds and difficult "
+        "ones."
+    )
     input: dict[str, Any] | None = Field(description="Null until it was inspected.")
     digest: str | None
     rejection: versions.Rejection | None
@@ -140,6 +144,7 @@ class DatasetVersionRead(BaseModel):
             task=row.task,
             classes=row.classes,
             splits=row.splits,
+            boxes=row.boxes,
             input=row.input if row.state == "ready" else None,
             digest=f"sha256:{row.sha256}" if row.sha256 else None,
             rejection=versions.Rejection(**row.rejection) if row.rejection else None,
