@@ -36,7 +36,7 @@ def describe() -> list[dict[str, Any]]:  # Any: JSON for the catalog
     """Return the built-in data sets as the catalog publishes them."""
     return [
         {
-            **entry.describe().model_dump(mode="json"),
+            **entry.describe().model_dump(mode="json", exclude_none=True),
             "name": name,
             "version": entry.version,
             "title": entry.title,
