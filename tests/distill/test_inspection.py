@@ -247,7 +247,7 @@ class TestDenseDataset:
         (tmp_path / "upload").write_bytes(b"hello")
         found = inspect(a_dataset_request("imagefolder", task="segmentation"))
         assert found.last["code"] == "unsupported_format"
-        assert "holds no labels for segmentation; upload npz" in found.last["message"]
+        assert "holds no labels for segmentation; upload npz, voc, masks" in found.last["message"]
 
 
 class TestDataset:

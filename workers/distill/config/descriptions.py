@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeAlias
 
 from workers.distill.config.training import Values
 
-Task: TypeAlias = Literal["classification", "segmentation"]
-"""What is learned: a class for each image, or for each of its pixels."""
+Task: TypeAlias = Literal["classification", "segmentation", "detection"]
+"""What is learned: a class for each image, for each pixel, or boxes with classes."""
 Need: TypeAlias = Literal["labels", "teacher", "equal_classes", "batch_norm"]
 FeatureName: TypeAlias = Literal["stages", "pre_activations", "final", "norms", "classifier"]
 """What a network may or may not show, besides its logits and its pooled features."""
