@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.distill.data import dataset
-from workers.distill.data.builtin import digits
+from workers.distill.data.builtin import digit_scenes, digits
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,10 @@ class BuiltinDataset:
     write: Callable[[Path], dataset.DatasetRecord]
 
 
+_SCENES_SOURCE = (
+    "composed: the digits of scikit-learn (Alpaydin and Kaynak, UCI, 1998) on photographs that "
+    "scikit-learn and scikit-image ship"
+)
 DATASETS: dict[str, BuiltinDataset] = {
     "digits": BuiltinDataset(
         version=1,
@@ -28,6 +32,20 @@ DATASETS: dict[str, BuiltinDataset] = {
         "the copy in scikit-learn",
         describe=digits.describe,
         write=digits.write,
+    ),
+    "digit_scenes": BuiltinDataset(
+        version=1,
+        title="Composed scenes: real digits on real photographs, 96x96, with boxes",
+        source=_SCENES_SOURCE,
+        describe=digit_scenes.describe,
+        write=digit_scenes.write,
+    ),
+    "digit_scenes_masks": BuiltinDataset(
+        version=1,
+        title="Composed scenes: real digits on real photographs, 96x96, with masks",
+        source=_SCENES_SOURCE,
+        describe=digit_scenes.describe_masks,
+        write=digit_scenes.write_masks,
     ),
 }
 
