@@ -1,5 +1,6 @@
 """Dependencies of the routes: parts of the service, the caller, and the requested page."""
 
+import functools
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,13 +8,14 @@ from typing import Annotated, Any, Protocol
 
 import sqlalchemy as sa
 import structlog
-from fastapi import BackgroundTasks, Depends, Query, Request
+from fastapi import BackgroundTasks, Depends, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.exc import SQLAlchemyError
 
-from api import streams
+from api import ranges, streams
 from models_registry import errors, settings
 from models_registry.access import keys
+from models_registry.artifacts import models
 from models_registry.persistence import database, outbox, paging
 from models_registry.persistence.storage import Storage
 
@@ -94,6 +96,14 @@ def _storage(parts: ServiceDep) -> Storage:
 SessionsDep = Annotated[database.Sessions, Depends(_sessions)]
 ReadersDep = Annotated[database.Sessions, Depends(_readers)]
 StorageDep = Annotated[Storage, Depends(_storage)]
+
+
+def _send_file(request: Request, storage: StorageDep) -> Callable[[models.File], Response]:
+    return functools.partial(ranges.respond, request, storage)
+
+
+# Responds with a stored file: the whole of it, or the range that was asked for.
+SendFileDep = Annotated[Callable[[models.File], Response], Depends(_send_file)]
 
 _bearer = HTTPBearer(
     auto_error=False,

@@ -330,11 +330,13 @@ def train(row: Row, folder: Path, device: torch.device, after: Callable[[], None
         for place, config in enumerate(recipes)
     ]
     built = [build.build(context, "student", compiles=compiles) for context in contexts]
-    view = shared.teacher_view or contexts[0].student_view
+    preprocessor = shared.teacher_preprocessor or contexts[0].student_preprocessor
     teachers = teacher_factory.TeacherFactory(
         shared,
         [state.method for state, _ in built],
-        (lambda network: build.try_compile(contexts[0], network, view)) if compiles else None,
+        (lambda network: build.try_compile(contexts[0], network, preprocessor))
+        if compiles
+        else None,
     )
     for context, (state, step) in zip(contexts, built, strict=True):
         reports = Turns(

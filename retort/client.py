@@ -8,7 +8,6 @@ with retort.connect() as client:
     client.jobs.download_student(job.id, Path("student.safetensors"))
 """
 
-from types import TracebackType
 from typing import Self
 
 from retort import config, datasets, jobs, models, offers, studies, transport, uploads
@@ -38,12 +37,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

@@ -2,14 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 
-from retort import errors, transport, types
+from retort import transport, types
 
 
-class Datasets:
+class Datasets(transport.Resource):
     """The data sets of the key's project."""
-
-    def __init__(self, http: transport.Transport) -> None:
-        self._http = http
 
     def register(
         self,
@@ -40,9 +37,7 @@ class Datasets:
         return self._register(name, {"job": job_id, "card": card, "tags": dict(tags or {})})
 
     def _register(self, name: str, body: Mapping[str, object]) -> types.DatasetVersion:
-        headers = {"idempotency-key": transport.fresh_key()}
-        path = f"/v1/datasets/{name}/versions"
-        return self._http.fetch(types.DatasetVersion, "POST", path, body=body, headers=headers)
+        return self._http.create(types.DatasetVersion, f"/v1/datasets/{name}/versions", body)
 
     def list(self, *, page_size: int = 100) -> Iterator[types.Dataset]:
         """Walk through the data sets, newest first."""
@@ -69,13 +64,9 @@ class Datasets:
 
         Raises: errors.Rejected if its upload was rejected; errors.TimedOut.
         """
-        ready = self._http.poll(
+        return self._http.wait_until_ready(
             lambda: self.version(name, version),
-            lambda current: current.is_settled,
             name=f"{name}@{version}",
             timeout=timeout,
             poll_seconds=poll_seconds,
         )
-        if ready.rejection is not None:
-            raise errors.Rejected(ready.reference, ready.rejection.code, ready.rejection.message)
-        return ready

@@ -17,18 +17,14 @@ STREAM_SILENCE_SECONDS = 45.0
 LONGEST_RECONNECT_SECONDS = 15.0
 
 
-class Jobs:
+class Jobs(transport.Resource):
     """The jobs of the key's project."""
-
-    def __init__(self, http: transport.Transport) -> None:
-        self._http = http
 
     def submit(
         self, spec: Mapping[str, object], *, idempotency_key: str | None = None
     ) -> types.Job:
         """Submit a spec; the same key submits it once, however often this is called."""
-        headers = {"idempotency-key": idempotency_key or transport.fresh_key()}
-        return self._http.fetch(types.Job, "POST", "/v1/jobs", body=spec, headers=headers)
+        return self._http.create(types.Job, "/v1/jobs", spec, key=idempotency_key)
 
     def validate(self, spec: Mapping[str, object]) -> types.Json:
         """Validate a spec as on submission and return it with defaults filled in."""

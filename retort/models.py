@@ -6,11 +6,8 @@ from pathlib import Path
 from retort import digests, downloads, errors, transport, types
 
 
-class Models:
+class Models(transport.Resource):
     """The registry of trained networks of the key's project."""
-
-    def __init__(self, http: transport.Transport) -> None:
-        self._http = http
 
     def register(
         self,
@@ -36,10 +33,7 @@ class Models:
             "card": card,
             "tags": dict(tags or {}),
         }
-        headers = {"idempotency-key": transport.fresh_key()}
-        return self._http.fetch(
-            types.ModelVersion, "POST", f"/v1/models/{name}/versions", body=body, headers=headers
-        )
+        return self._http.create(types.ModelVersion, f"/v1/models/{name}/versions", body)
 
     def list(self, *, page_size: int = 100) -> Iterator[types.Model]:
         """Walk through the models, newest first."""
@@ -79,16 +73,12 @@ class Models:
 
         Raises: errors.Rejected if its upload was rejected; errors.TimedOut.
         """
-        ready = self._http.poll(
+        return self._http.wait_until_ready(
             lambda: self.version(name, version),
-            lambda current: current.is_settled,
             name=f"{name}@{version}",
             timeout=timeout,
             poll_seconds=poll_seconds,
         )
-        if ready.rejection is not None:
-            raise errors.Rejected(ready.reference, ready.rejection.code, ready.rejection.message)
-        return ready
 
     def alias(self, name: str, alias: str) -> types.Alias:
         """Return the version that an alias points to."""

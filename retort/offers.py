@@ -5,11 +5,8 @@ from collections.abc import Iterator
 from retort import transport, types
 
 
-class Offers:
+class Offers(transport.Resource):
     """Methods, networks and workers of the server."""
-
-    def __init__(self, http: transport.Transport) -> None:
-        self._http = http
 
     def methods(self) -> Iterator[types.Method]:
         """Walk through the methods, in the catalog's order."""

@@ -5,18 +5,14 @@ from collections.abc import Iterator, Mapping
 from retort import transport, types
 
 
-class Studies:
+class Studies(transport.Resource):
     """The studies of the key's project."""
-
-    def __init__(self, http: transport.Transport) -> None:
-        self._http = http
 
     def submit(
         self, spec: Mapping[str, object], *, idempotency_key: str | None = None
     ) -> types.Study:
         """Submit a study; the same key submits it once, however often this is called."""
-        headers = {"idempotency-key": idempotency_key or transport.fresh_key()}
-        return self._http.fetch(types.Study, "POST", "/v1/studies", body=spec, headers=headers)
+        return self._http.create(types.Study, "/v1/studies", spec, key=idempotency_key)
 
     def validate(self, spec: Mapping[str, object]) -> types.StudyPlan:
         """Validate a study as on submission and return the variants it would have."""

@@ -24,6 +24,7 @@ RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
 LONGEST_WAIT_SECONDS = 30.0
 ResponseBody = TypeVar("ResponseBody", bound=pydantic.BaseModel)
 State = TypeVar("State", bound="HasState")
+Version = TypeVar("Version", types.ModelVersion, types.DatasetVersion)
 # JSON values and query parameters as httpx takes them.
 Query = Mapping[str, Any]
 
@@ -133,6 +134,13 @@ class Transport:
         """Send a request and return its body as `kind`."""
         return parsed(kind, self.request(method, path, **options))
 
+    def create(
+        self, kind: type[ResponseBody], path: str, body: object, *, key: str | None = None
+    ) -> ResponseBody:
+        """POST `body` with an `Idempotency-Key`, by default a new one; return what it made."""
+        headers = {"idempotency-key": key or fresh_key()}
+        return self.fetch(kind, "POST", path, body=body, headers=headers)
+
     def pages(
         self, kind: type[types.Item], path: str, *, query: Query | None = None, size: int = 100
     ) -> Iterator[types.Item]:
@@ -167,6 +175,29 @@ class Transport:
             self.sleep(poll_seconds)
         return current
 
+    def wait_until_ready(
+        self,
+        read: Callable[[], Version],
+        *,
+        name: str,
+        timeout: float | None,
+        poll_seconds: float,
+    ) -> Version:
+        """Return a version when its inspection has ended and it is ready.
+
+        Raises: errors.Rejected if its upload was rejected; errors.TimedOut.
+        """
+        version = self.poll(
+            read,
+            lambda current: current.is_settled,
+            name=name,
+            timeout=timeout,
+            poll_seconds=poll_seconds,
+        )
+        if (why := version.rejection) is not None:
+            raise errors.Rejected(version.reference, why.code, why.message)
+        return version
+
     @contextlib.contextmanager
     def open(
         self, path: str, headers: Mapping[str, str], *, read_timeout: float | None = None
@@ -185,6 +216,13 @@ class Transport:
                 response.read()
                 raise refusal(response)
             yield response
+
+
+class Resource:
+    """The requests about one kind of thing, sent through the client's transport."""
+
+    def __init__(self, http: Transport) -> None:
+        self._http = http
 
 
 def may_help(error: httpx.TransportError) -> bool:

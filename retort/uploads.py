@@ -15,11 +15,8 @@ PARALLEL_PARTS = 4
 Progress = Callable[[int, int], object]
 
 
-class Uploads:
+class Uploads(transport.Resource):
     """Files on their way to the server."""
-
-    def __init__(self, http: transport.Transport) -> None:
-        self._http = http
 
     def send(
         self,
@@ -44,8 +41,7 @@ class Uploads:
             "sha256": measured.sha256,
             "purpose": purpose,
         }
-        headers = {"idempotency-key": transport.fresh_key()}
-        return self._http.fetch(types.Upload, "POST", "/v1/uploads", body=body, headers=headers)
+        return self._http.create(types.Upload, "/v1/uploads", body)
 
     def resume(self, path: Path, upload_id: str) -> types.Upload:
         """Return an interrupted upload, after checking that it is of this file."""

@@ -11,10 +11,11 @@ from sqlalchemy.orm import Session
 from models_registry.artifacts import models, uploads
 from models_registry.jobs import leases, submission, transitions
 from models_registry.jobs.lifecycle import Event, Reason
-from models_registry.jobs.spec import JobSpec, StudySpec
+from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import tables
 from models_registry.persistence.storage import Storage
 from models_registry.studies import studies
+from models_registry.studies.spec import StudySpec
 
 DIGITS_INPUT: dict[str, Any] = {
     "channels": 1,

@@ -19,7 +19,7 @@ from workers import inputs, student_files
 from workers.context import Context
 from workers.engine_process import Report
 from workers.heartbeat import Heartbeat
-from workers.inputs import Inputs
+from workers.inputs import AttemptInputs
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -32,7 +32,7 @@ class Attempt:
     """The state of one attempt between claim and end."""
 
     folder: Path  # of its own inputs and outputs; both from `load_inputs` on
-    inputs: Inputs
+    inputs: AttemptInputs
 
     def __init__(self, context: Context, lease: leases.Lease) -> None:
         self.lease = lease

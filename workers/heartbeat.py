@@ -7,7 +7,6 @@ the job, the lease counts as lost, and the attempt must stop by itself.
 
 import threading
 import time
-from types import TracebackType
 from typing import Self
 
 import sqlalchemy.exc
@@ -40,12 +39,7 @@ class Heartbeat:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Stop the thread."""
         self._done.set()
         self._thread.join()

@@ -20,7 +20,7 @@ _TRAINING_IMAGES = frozenset({"train.safetensors"})
 
 
 @dataclass(frozen=True)
-class Inputs:
+class AttemptInputs:
     """A job's inputs: blobs by their path in the working folder, and the engine's configuration."""
 
     shared: dict[str, tables.BlobRow]
@@ -34,7 +34,7 @@ class Inputs:
     recipe: dict[str, Any]
 
 
-def of(session: Session, job_id: str) -> Inputs:
+def of(session: Session, job_id: str) -> AttemptInputs:
     """Return the inputs of a job."""
     job = session.get_one(tables.JobRow, job_id)
     teacher, initial, dataset = _versions(session, job)
@@ -42,7 +42,7 @@ def of(session: Session, job_id: str) -> Inputs:
     builtin = None
     if dataset is not None and dataset.format == datasets.BUILTIN:
         builtin = datasets.name_of(dataset)
-    return Inputs(
+    return AttemptInputs(
         shared={
             **_weights(session, "teacher", teacher),
             **_dataset_files(session, dataset, withheld),

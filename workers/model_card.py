@@ -6,7 +6,7 @@ the engine's result; the card states nothing that was not measured.
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +73,7 @@ class TeacherFacts:
 
 
 @dataclass(frozen=True)
-class Origin:
+class JobFacts:
     """A job and its inputs, as the card describes them."""
 
     job_id: str
@@ -84,7 +84,7 @@ class Origin:
 
 
 def write(
-    origin: Origin, *, description: Json, result: RunResult, pictures: Collection[str]
+    origin: JobFacts, *, description: Json, result: RunResult, pictures: Collection[str]
 ) -> str:
     """Return the text of the card.
 
@@ -106,7 +106,7 @@ def write(
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
 
 
-def _front_matter(origin: Origin, description: Json, result: RunResult) -> list[str]:
+def _front_matter(origin: JobFacts, description: Json, result: RunResult) -> list[str]:
     kind = _TASKS[description["task"]].pipeline_tag
     # JSON is YAML, and needs no rules for quoting.
     fields = {
@@ -135,7 +135,7 @@ def _front_matter(origin: Origin, description: Json, result: RunResult) -> list[
     return ["---", *(f"{key}: {json.dumps(value)}" for key, value in fields.items()), "---"]
 
 
-def _summary(origin: Origin, description: Json, result: RunResult) -> list[str]:
+def _summary(origin: JobFacts, description: Json, result: RunResult) -> list[str]:
     spec, size = origin.spec, description["input"]
     source = f" distilled from `{origin.teacher.reference}`" if origin.teacher else " trained alone"
     learned_on = f"on `{spec.dataset}`"
@@ -156,7 +156,7 @@ def _is_data_free(result: RunResult) -> bool:
     return result.synthesis is not None
 
 
-def _scores(origin: Origin, description: Json, result: RunResult) -> list[str]:
+def _scores(origin: JobFacts, description: Json, result: RunResult) -> list[str]:
     scores = {name: score for name, score in result.scores.items() if score is not None}
     if "student" not in scores:
         return ["## Scores", "", "Not measured: the job had no data set to evaluate on."]
@@ -193,7 +193,7 @@ def _not_chosen(result: RunResult) -> str:
     )
 
 
-def _data(origin: Origin, description: Json, result: RunResult) -> list[str]:
+def _data(origin: JobFacts, description: Json, result: RunResult) -> list[str]:
     names = [_plain(str(name)) for name in description["classes"]]
     more = len(names) - _MOST_CLASSES
     listed = ", ".join(names[:_MOST_CLASSES]) + (f" and {more} more" if more > 0 else "")
@@ -221,7 +221,7 @@ def _facts_of(facts: DataFacts) -> Iterator[str]:
     yield f"- Images: {splits}"
 
 
-def _synthetic(origin: Origin, made: SynthesisSummary, images_read: int | None) -> Iterator[str]:
+def _synthetic(origin: JobFacts, made: SynthesisSummary, images_read: int | None) -> Iterator[str]:
     """Yield where the synthetic images come from that a student was trained on."""
     yield f"- Training images read: {images_read}"
     yield (
@@ -245,7 +245,7 @@ def _synthetic(origin: Origin, made: SynthesisSummary, images_read: int | None) 
         yield f"- For evaluation only: `{facts.reference}`{digest}"
 
 
-def _training(origin: Origin, result: RunResult) -> list[str]:
+def _training(origin: JobFacts, result: RunResult) -> list[str]:
     spec, method = origin.spec, origin.spec.method
     parts = [part["name"] for part in method.get("methods", [])]  # of a combination
     lines = ["## Method and training", ""]
@@ -303,7 +303,7 @@ def _size_and_speed(result: RunResult) -> list[str]:
     ]
 
 
-def _limits(origin: Origin, result: RunResult) -> list[str]:
+def _limits(origin: JobFacts, result: RunResult) -> list[str]:
     measured = f"Measured on the test split of `{origin.spec.dataset}` alone"
     if result.scores.get("student") is None:
         measured = "Never measured on a real image"
@@ -379,7 +379,7 @@ def _plain_timm(description: Json) -> Iterator[str]:
     yield f'network.load_state_dict(load_file("{models.WEIGHTS}"))'
 
 
-def _lineage(origin: Origin, result: RunResult) -> list[str]:
+def _lineage(origin: JobFacts, result: RunResult) -> list[str]:
     versions = ", ".join(f"{name} {number}" for name, number in result.versions.items())
     return [
         "## Lineage",
@@ -438,13 +438,11 @@ def _pixel_scores(named: list[tuple[str, Json]]) -> list[str]:
         f"| {_number(score.get('agreement'), '.2%')} |"
         for name, score in named
     ]
-    return [
-        "| | pixel accuracy | mean IoU | agrees with the teacher |",
-        "| --- | --- | --- | --- |",
-        *rows,
-        "",
+    return _score_table(
+        ("pixel accuracy", "mean IoU", "agrees with the teacher"),
+        rows,
         "Mean IoU leaves out classes that neither the masks nor the answers have.",
-    ]
+    )
 
 
 def _image_scores(named: list[tuple[str, Json]]) -> list[str]:
@@ -453,15 +451,19 @@ def _image_scores(named: list[tuple[str, Json]]) -> list[str]:
         f"| {_number(score['ece'], '.4f')} | {_number(score['loss'], '.4f')} |"
         for name, score in named
     ]
-    return [
-        "| | accuracy (95 % interval) | agrees with the teacher | calibration error | loss |",
-        "| --- | --- | --- | --- | --- |",
-        *rows,
-        "",
+    return _score_table(
+        ("accuracy (95 % interval)", "agrees with the teacher", "calibration error", "loss"),
+        rows,
         "Intervals are Wilson's and speak of the choice of test images alone; another seed may "
         "differ by more. The calibration error is the expected one over 15 bins of confidence, "
         "without any correction; loss is cross-entropy in nats.",
-    ]
+    )
+
+
+def _score_table(columns: Sequence[str], rows: Iterable[str], note: str) -> list[str]:
+    """Return a Markdown table, a named network in each row, and a note on its columns."""
+    rule = "| --- " * (1 + len(columns)) + "|"
+    return [f"| | {' | '.join(columns)} |", rule, *rows, "", note]
 
 
 @dataclass(frozen=True)

@@ -30,26 +30,26 @@ class StudentFiles:
 
 
 @dataclass(frozen=True)
-class Origin:
+class StudentOrigin:
     """A job, and what the model card says about its inputs."""
 
     job: tables.JobRow
-    facts: model_card.Origin
+    facts: model_card.JobFacts
 
 
-def origin(session: Session, job_id: str) -> Origin:
+def origin(session: Session, job_id: str) -> StudentOrigin:
     """Return a job and what is known of its inputs."""
     job = session.get_one(tables.JobRow, job_id)
     teacher = session.get(tables.ModelVersionRow, job.teacher_version_id or "")
     dataset = session.get(tables.DatasetVersionRow, job.dataset_version_id or "")
-    facts = model_card.Origin(
+    facts = model_card.JobFacts(
         job_id=job.id,
         attempt=job.attempt,
         spec=submission.spec_of(job),
         dataset=None if dataset is None else model_card.DataFacts.of(dataset),
         teacher=None if teacher is None else model_card.TeacherFacts.of(teacher),
     )
-    return Origin(job, facts)
+    return StudentOrigin(job, facts)
 
 
 def report_files(workdir: Path) -> dict[str, Path]:
@@ -64,7 +64,7 @@ def _files_in(workdir: Path, name: str) -> dict[str, Path]:
 
 
 def make(
-    origin: Origin, report: dict[str, Any], workdir: Path, *, stored: Collection[str] = ()
+    origin: StudentOrigin, report: dict[str, Any], workdir: Path, *, stored: Collection[str] = ()
 ) -> StudentFiles:
     """Return everything that `leases.complete` needs; writes card and manifest into `workdir`.
 

@@ -62,7 +62,7 @@ def create_version(
 
     def work(session: Session) -> tuple[bodies.DatasetVersionRead, str]:
         new, project_id = body.new(name), caller.project_id
-        if isinstance(new, synthetic_datasets.NewVersion):
+        if isinstance(new, synthetic_datasets.NewSyntheticDataset):
             row = synthetic_datasets.register(session, storage, project_id=project_id, new=new)
         else:
             row = datasets.register(session, project_id=project_id, new=new)

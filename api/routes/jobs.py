@@ -8,7 +8,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import AwareDatetime
 from sqlalchemy.orm import Session
 
-from api import archives, ranges, streams
+from api import archives, streams
 from api.dependencies import (
     CallerDep,
     EditorDep,
@@ -16,6 +16,7 @@ from api.dependencies import (
     PageDep,
     PublishDep,
     ReadersDep,
+    SendFileDep,
     ServiceDep,
     SessionsDep,
     StorageDep,
@@ -169,7 +170,7 @@ def attempts(
     with readers() as session:
         job = actions.get(session, project_id=caller.project_id, job_id=job_id)
         rows = queries.attempts(session, job_id=job.id)
-    return lists.ListRead(data=[bodies.AttemptRead.of(row) for row in rows])
+    return lists.ListRead(data=[bodies.AttemptRead.from_row(row) for row in rows])
 
 
 @router.get("/{job_id}/logs", operation_id="list_logs")
@@ -189,7 +190,7 @@ def checkpoints(
     with readers() as session:
         job = actions.get(session, project_id=caller.project_id, job_id=job_id)
         page = queries.checkpoints(session, job_id=job.id, wanted=wanted)
-    return lists.ListRead.of(page, bodies.CheckpointRead.of)
+    return lists.ListRead.of(page, bodies.CheckpointRead.from_row)
 
 
 @router.get("/{job_id}/metrics", operation_id="get_metrics")
@@ -222,13 +223,13 @@ def metrics(
 
 @router.get("/{job_id}/student", operation_id="download_student", response_class=Response)
 def student(
-    job_id: str, request: Request, caller: CallerDep, readers: ReadersDep, storage: StorageDep
+    job_id: str, caller: CallerDep, readers: ReadersDep, send_file: SendFileDep
 ) -> Response:
     """Download the student's `model.safetensors`."""
     with readers() as session:
         job = actions.get(session, project_id=caller.project_id, job_id=job_id)
         file = queries.student_file(session, job=job)
-    return ranges.respond(request, storage, file)
+    return send_file(file)
 
 
 @router.get("/{job_id}/report", operation_id="list_report")
@@ -272,18 +273,13 @@ def report_archive(
     response_class=Response,
 )
 def report_file(
-    job_id: str,
-    path: str,
-    request: Request,
-    caller: CallerDep,
-    readers: ReadersDep,
-    storage: StorageDep,
+    job_id: str, path: str, caller: CallerDep, readers: ReadersDep, send_file: SendFileDep
 ) -> Response:
     """Download a file of the report, whole or one range of it. Its ETag is its SHA-256."""
     with readers() as session:
         job = actions.get(session, project_id=caller.project_id, job_id=job_id)
         file = reports.file(session, job=job, path=path)
-    return ranges.respond(request, storage, file)
+    return send_file(file)
 
 
 def _watched(job_id: str, caller: CallerDep, readers: ReadersDep) -> str:
@@ -309,7 +305,8 @@ async def events(
     """Return events after a sequence number; wait for one if there is none yet."""
     rows = await service.hub.events_after(job_id, after, limit=limit + 1, wait_seconds=wait_seconds)
     return bodies.EventsRead(
-        data=[bodies.EventRead.of(event) for event in rows[:limit]], has_more=len(rows) > limit
+        data=[bodies.EventRead.from_row(event) for event in rows[:limit]],
+        has_more=len(rows) > limit,
     )
 
 
@@ -350,7 +347,7 @@ async def stream(
         if isinstance(record, streams.Progress):
             yield ServerSentEvent(data=bodies.ProgressRead.of(record), event="progress")
         else:
-            body = bodies.EventRead.of(record)
+            body = bodies.EventRead.from_row(record)
             yield ServerSentEvent(data=body, event=body.type, id=str(body.sequence))
     if service.hub.draining:
         yield ServerSentEvent(retry=streams.RETRY_MILLISECONDS)

@@ -24,7 +24,7 @@ def create(
             environment=service.settings.environment,
             expires_at=wanted.expires_at,
         )
-    return bodies.KeyCreated(**bodies.KeyRead.of(row).model_dump(), api_key=text)
+    return bodies.KeyCreated.from_row(row, api_key=text)
 
 
 @router.get("", operation_id="list_api_keys")
@@ -32,7 +32,7 @@ def index(caller: AdminDep, readers: ReadersDep, wanted: PageDep) -> lists.ListR
     """List the project's keys, newest first, without their secrets."""
     with readers() as session:
         page = keys.page(session, project_id=caller.project_id, wanted=wanted)
-    return lists.ListRead.of(page, bodies.KeyRead.of)
+    return lists.ListRead.of(page, bodies.KeyRead.from_row)
 
 
 @router.delete("/{key_id}", operation_id="revoke_api_key", status_code=204)

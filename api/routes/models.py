@@ -2,10 +2,9 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Response
 from sqlalchemy.orm import Session
 
-from api import ranges
 from api.dependencies import (
     AdminDep,
     CallerDep,
@@ -13,8 +12,8 @@ from api.dependencies import (
     PageDep,
     PublishDep,
     ReadersDep,
+    SendFileDep,
     SessionsDep,
-    StorageDep,
     TagsDep,
 )
 from api.idempotency import IdempotentDep
@@ -218,16 +217,15 @@ def download(
     name: str,
     version: Version,
     path: str,
-    request: Request,
     caller: CallerDep,
     readers: ReadersDep,
-    storage: StorageDep,
+    send_file: SendFileDep,
 ) -> Response:
     """Download a file, whole or one range of it. Its ETag is its SHA-256."""
     with readers() as session:
         row = models.get_version(session, project_id=caller.project_id, name=name, version=version)
         file = models.file(session, row, path=path)
-    return ranges.respond(request, storage, file)
+    return send_file(file)
 
 
 @router.get("/{name}/versions/{version}/lineage", operation_id="get_lineage")

@@ -18,9 +18,9 @@ from api.dependencies import (
 from api.idempotency import IdempotentDep
 from api.schemas import lists
 from api.schemas import studies as bodies
-from models_registry.jobs.spec import StudySpec
 from models_registry.persistence import tables
 from models_registry.studies import studies
+from models_registry.studies.spec import StudySpec
 
 router = APIRouter(prefix="/v1/studies", tags=["studies"])
 

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.schemas import versions
+from api.schemas import rows, versions
 from models_registry import catalog, errors
 from models_registry.artifacts import datasets, references, synthetic_datasets
 from models_registry.artifacts import input_checks as rules
@@ -44,7 +44,7 @@ class DatasetVersionNew(BaseModel):
     )
     tags: dict[str, str] = Field({}, description="At most 64.")
 
-    def new(self, name: str) -> datasets.NewVersion | synthetic_datasets.NewVersion:
+    def new(self, name: str) -> datasets.NewDatasetVersion | synthetic_datasets.NewSyntheticDataset:
         """Return the new version as the registry takes it.
 
         Raises: errors.Refused where a field is missing, or is not allowed beside `job`.
@@ -52,13 +52,13 @@ class DatasetVersionNew(BaseModel):
         if self.job is not None:
             self._refuse_given("upload", "format", "input")
             task = self.task if "task" in self.model_fields_set else None
-            return synthetic_datasets.NewVersion(
+            return synthetic_datasets.NewSyntheticDataset(
                 name=name, job_id=self.job, task=task, card=self.card, tags=self.tags
             )
         if self.upload is None or self.format is None:
             raise self._incomplete()
         given = self.model_dump(exclude={"upload", "job"}, exclude_none=True)
-        return datasets.NewVersion(name=name, upload_id=self.upload, **given)
+        return datasets.NewDatasetVersion(name=name, upload_id=self.upload, **given)
 
     def _refuse_given(self, *names: str) -> None:
         detail = "leave it out: what a job has kept is known"
@@ -82,7 +82,7 @@ class DatasetVersionNew(BaseModel):
         return errors.Refused(faults[0].detail, code="invalid_version", faults=faults)
 
 
-class DatasetRead(BaseModel):
+class DatasetRead(rows.RowRead):
     """A data set: a name for its versions."""
 
     name: str
@@ -94,16 +94,13 @@ class DatasetRead(BaseModel):
     @classmethod
     def of(cls, row: tables.DatasetRow, latest_version: int | None) -> Self:
         """Return the body of a row."""
-        return cls(
-            name=row.name,
-            card=row.card,
-            tags=row.tags,
+        return cls.from_row(
+            row,
             latest_version=latest_version,
-            created_at=row.created_at,
         )
 
 
-class DatasetVersionRead(BaseModel):
+class DatasetVersionRead(rows.RowRead):
     """One immutable version."""
 
     name: str
@@ -131,22 +128,13 @@ class DatasetVersionRead(BaseModel):
     def of(cls, row: tables.DatasetVersionRow) -> Self:
         """Return the body of a row that belongs to a session."""
         name = datasets.name_of(row)
-        return cls(
+        return cls.from_row(
+            row,
             name=name,
-            version=row.version,
             reference=references.write(name, row.version),
-            state=row.state,
-            format=row.format,
-            task=row.task,
-            classes=row.classes,
-            splits=row.splits,
             input=row.input if row.state == "ready" else None,
             digest=f"sha256:{row.sha256}" if row.sha256 else None,
             rejection=versions.Rejection(**row.rejection) if row.rejection else None,
-            card=row.card,
-            tags=row.tags,
             upload=row.upload_id,
             job=row.job_id,
-            lineage=row.lineage,
-            created_at=row.created_at,
         )

@@ -6,7 +6,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from api import media_types, numbers, streams
-from api.schemas import versions
+from api.schemas import rows, versions
 from models_registry.artifacts import models
 from models_registry.jobs import queries, reports
 from models_registry.persistence import tables
@@ -51,7 +51,7 @@ class JobLinks(BaseModel):
     report: str | None = None
 
 
-class JobRead(BaseModel):
+class JobRead(rows.RowRead):
     """A job in its current state."""
 
     id: str
@@ -83,34 +83,18 @@ class JobRead(BaseModel):
     @classmethod
     def of(cls, job: tables.JobRow, metrics: dict[str, float]) -> Self:
         """Return the body of a row with its latest metrics."""
-        return cls(
-            id=job.id,
-            name=job.name,
-            state=job.state,
-            state_reason=job.state_reason,
-            state_message=job.state_message,
-            attempt=job.attempt,
-            progress=job.progress,
-            created_at=job.created_at,
-            queued_at=job.queued_at,
-            started_at=job.started_at,
-            finished_at=job.finished_at,
-            estimated_end_at=job.estimated_end_at,
-            retry_of=job.retry_of,
+        return cls.from_row(
+            job,
             study=job.study_id,
             variant=job.study_variant,
-            spec=job.spec,
             metrics={key: numbers.in_json(value) for key, value in metrics.items()},
             failure=JobFailure.model_validate(job.failure) if job.failure else None,
             result=JobResult.model_validate(job.result) if job.result else None,
-            labels=job.labels,
-            priority=job.priority,
-            max_attempts=job.max_attempts,
             links=_links(job),
         )
 
 
-class AttemptRead(BaseModel):
+class AttemptRead(rows.RowRead):
     """One attempt at a job: a worker's lease on it."""
 
     number: int
@@ -121,20 +105,6 @@ class AttemptRead(BaseModel):
     ended_at: datetime | None
     outcome: str | None
     message: str | None
-
-    @classmethod
-    def of(cls, attempt: tables.AttemptRow) -> Self:
-        """Return the body of a row."""
-        return cls(
-            number=attempt.number,
-            worker_id=attempt.worker_id,
-            device=attempt.device,
-            resumed_from_step=attempt.resumed_from_step,
-            started_at=attempt.started_at,
-            ended_at=attempt.ended_at,
-            outcome=attempt.outcome,
-            message=attempt.message,
-        )
 
 
 class AttemptLog(BaseModel):
@@ -150,7 +120,7 @@ class AttemptLog(BaseModel):
         return cls(attempt=attempt.number, lines=attempt.log_tail or [], ended_at=attempt.ended_at)
 
 
-class CheckpointRead(BaseModel):
+class CheckpointRead(rows.RowRead):
     """A checkpoint from which a job can resume."""
 
     id: str
@@ -162,33 +132,14 @@ class CheckpointRead(BaseModel):
     size_bytes: int
     created_at: datetime
 
-    @classmethod
-    def of(cls, checkpoint: tables.CheckpointRow) -> Self:
-        """Return the body of a row."""
-        return cls(
-            id=checkpoint.id,
-            attempt=checkpoint.attempt,
-            step=checkpoint.step,
-            epoch=checkpoint.epoch,
-            phase=checkpoint.phase,
-            sha256=checkpoint.sha256,
-            size_bytes=checkpoint.size_bytes,
-            created_at=checkpoint.created_at,
-        )
 
-
-class EventRead(BaseModel):
+class EventRead(rows.RowRead):
     """One entry of a job's log; sequence numbers have no gaps."""
 
     sequence: int
     type: str
     at: datetime
     data: Json
-
-    @classmethod
-    def of(cls, event: tables.EventRow) -> Self:
-        """Return the body of a row."""
-        return cls(sequence=event.sequence, type=event.type, at=event.at, data=event.data)
 
 
 class EventsRead(BaseModel):
@@ -198,7 +149,7 @@ class EventsRead(BaseModel):
     has_more: bool
 
 
-class ProgressRead(BaseModel):
+class ProgressRead(rows.RowRead):
     """Progress of a job between two events; has no sequence number and is not stored."""
 
     state: str
@@ -210,16 +161,10 @@ class ProgressRead(BaseModel):
     @classmethod
     def of(cls, told: streams.Progress) -> Self:
         """Return the body of a progress report."""
-        return cls(
-            state=told.snapshot.state,
-            attempt=told.snapshot.attempt,
-            progress=told.snapshot.progress,
-            estimated_end_at=told.snapshot.estimated_end_at,
-            metrics=told.metrics,
-        )
+        return cls.from_row(told.snapshot, metrics=told.metrics)
 
 
-class MetricPoint(BaseModel):
+class MetricPoint(rows.RowRead):
     """One measured value."""
 
     step: int
@@ -240,13 +185,7 @@ class MetricSeries(BaseModel):
         return cls(
             key=key,
             points=[
-                MetricPoint(
-                    step=point.step,
-                    epoch=point.epoch,
-                    value=numbers.in_json(point.value),
-                    at=point.at,
-                )
-                for point in points
+                MetricPoint.from_row(point, value=numbers.in_json(point.value)) for point in points
             ],
         )
 

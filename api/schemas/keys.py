@@ -1,12 +1,11 @@
 """Bodies of API keys."""
 
 from datetime import datetime
-from typing import Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from api.schemas import rows
 from models_registry.access import keys
-from models_registry.persistence import tables
 
 
 class KeyCreate(BaseModel):
@@ -19,7 +18,7 @@ class KeyCreate(BaseModel):
     expires_at: AwareDatetime | None = Field(default=None, description="Never, if null.")
 
 
-class KeyRead(BaseModel):
+class KeyRead(rows.RowRead):
     """A key, without its secret."""
 
     id: str
@@ -29,19 +28,6 @@ class KeyRead(BaseModel):
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
-
-    @classmethod
-    def of(cls, key: tables.ApiKeyRow) -> Self:
-        """Return the body of a row."""
-        return cls(
-            id=key.id,
-            name=key.name,
-            role=key.role,
-            created_at=key.created_at,
-            expires_at=key.expires_at,
-            revoked_at=key.revoked_at,
-            last_used_at=key.last_used_at,
-        )
 
 
 class KeyCreated(KeyRead):

@@ -12,7 +12,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from api.schemas import lists, versions
+from api.schemas import lists, rows, versions
 from models_registry.artifacts import datasets, lineage, models, references
 from models_registry.artifacts.input_checks import TASKS
 from models_registry.persistence import tables
@@ -103,7 +103,7 @@ class AliasPut(_Body):
     version: int = Field(ge=1, le=999_999_999)
 
 
-class ModelRead(BaseModel):
+class ModelRead(rows.RowRead):
     """A model: a name for its versions."""
 
     name: str
@@ -117,18 +117,14 @@ class ModelRead(BaseModel):
     @classmethod
     def of(cls, row: tables.ModelRow, standing: models.LineSummary) -> Self:
         """Return the body of a row."""
-        return cls(
-            name=row.name,
-            card=row.card,
-            tags=row.tags,
+        return cls.from_row(
+            row,
             latest_version=standing.latest_version,
             aliases=standing.aliases,
-            created_at=row.created_at,
-            updated_at=row.updated_at,
         )
 
 
-class ModelVersionRead(BaseModel):
+class ModelVersionRead(rows.RowRead):
     """One version."""
 
     name: str
@@ -158,29 +154,15 @@ class ModelVersionRead(BaseModel):
     def of(cls, row: tables.ModelVersionRow, files: Iterable[tables.ModelFileRow]) -> Self:
         """Return the body of a row that belongs to a session."""
         name = models.name_of(row)
-        return cls(
+        return cls.from_row(
+            row,
             name=name,
-            version=row.version,
-            state=row.state,
             reference=references.write(name, row.version),
-            network=row.network,
-            arguments=row.arguments,
-            task=row.task,
-            classes=row.classes,
-            input=row.input,
             digest=f"sha256:{row.sha256}" if row.sha256 else None,
-            parameters=row.parameters,
-            scores=row.scores,
-            lineage=row.lineage,
             rejection=versions.Rejection(**row.rejection) if row.rejection else None,
             files=[versions.StoredFile.of(file) for file in files],
-            card=row.card,
-            tags=row.tags,
-            deprecated=row.deprecated,
             upload=row.upload_id,
             job=row.job_id,
-            created_at=row.created_at,
-            updated_at=row.updated_at,
         )
 
 
@@ -191,7 +173,7 @@ class AliasMove(BaseModel):
     at: datetime
 
 
-class AliasRead(BaseModel):
+class AliasRead(rows.RowRead):
     """A movable pointer to a version."""
 
     alias: str
@@ -203,12 +185,10 @@ class AliasRead(BaseModel):
     @classmethod
     def of(cls, name: str, row: tables.ModelAliasRow) -> Self:
         """Return the body of a row."""
-        return cls(
-            alias=row.alias,
-            version=row.version,
+        return cls.from_row(
+            row,
             reference=references.write(name, row.version),
             history=[AliasMove(**move) for move in row.history],
-            updated_at=row.updated_at,
         )
 
 

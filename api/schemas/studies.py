@@ -8,9 +8,10 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field
 
-from models_registry.jobs.spec import StudySpec
+from api.schemas import rows
 from models_registry.persistence import tables
 from models_registry.studies import leaderboard, studies
+from models_registry.studies.spec import StudySpec
 
 # Methods and settings are the caller's JSON, frozen at submission.
 Json = dict[str, Any]
@@ -24,7 +25,7 @@ class StudyLinks(BaseModel):
     leaderboard: str
 
 
-class StudyRead(BaseModel):
+class StudyRead(rows.RowRead):
     """A study as it is now; its state follows from those of its jobs."""
 
     id: str
@@ -47,25 +48,21 @@ class StudyRead(BaseModel):
     def of(cls, study: tables.StudyRow, status: studies.StudyStatus) -> Self:
         """Return the body of a row with the status of its jobs."""
         here = f"/v1/studies/{study.id}"
-        return cls(
-            id=study.id,
-            name=study.name,
+        return cls.from_row(
+            study,
             state=status.state,
             progress=status.progress,
             job_count=sum(status.counts.values()),
             jobs={str(state): count for state, count in sorted(status.counts.items())},
-            created_at=study.created_at,
             started_at=status.started_at,
             finished_at=status.finished_at,
-            spec=study.spec,
-            labels=study.labels,
             links=StudyLinks(
                 study=here, jobs=f"/v1/jobs?study={study.id}", leaderboard=f"{here}/leaderboard"
             ),
         )
 
 
-class VariantRead(BaseModel):
+class VariantRead(rows.RowRead):
     """What the jobs of one method with one choice of hyper-parameters have in common."""
 
     variant: int = Field(description="Number in the study, from 1.")
@@ -78,13 +75,10 @@ class VariantRead(BaseModel):
     @classmethod
     def of(cls, variant: leaderboard.Variant) -> Self:
         """Return the body of a variant."""
-        return cls(
+        return cls.from_row(
+            variant,
             variant=variant.number,
             name=studies.label_of(variant),
-            method=variant.method,
-            settings=variant.settings,
-            is_baseline=variant.is_baseline,
-            compared_with=variant.compared_with,
         )
 
 
@@ -133,7 +127,7 @@ class DifferenceRead(BaseModel):
     )
 
 
-class RunRead(BaseModel):
+class RunRead(rows.RowRead):
     """One job of a variant."""
 
     seed: int
@@ -170,32 +164,13 @@ class LeaderboardRow(VariantRead):
     @classmethod
     def of_row(cls, row: leaderboard.RankedVariant) -> Self:
         """Return the body of a row."""
-        return cls(
+        return cls.from_row(
+            row,
             **VariantRead.of(row.variant).model_dump(),
-            rank=row.rank,
-            finished=row.finished,
-            failed=row.failed,
-            unfinished=row.unfinished,
             accuracy=SpreadRead(**vars(row.accuracy)) if row.accuracy else None,
             miou=SpreadRead(**vars(row.miou)) if row.miou else None,
             difference=DifferenceRead(**vars(row.difference)) if row.difference else None,
-            agreement=row.agreement,
-            ece=row.ece,
-            wall_seconds=row.wall_seconds,
-            images_per_second=row.images_per_second,
-            side_by_side=row.side_by_side,
-            parameters=row.parameters,
-            runs=[
-                RunRead(
-                    seed=run.seed,
-                    job=run.job_id,
-                    state=run.state,
-                    accuracy=run.accuracy,
-                    miou=run.miou,
-                    student=run.student,
-                )
-                for run in row.runs
-            ],
+            runs=[RunRead.from_row(run, job=run.job_id) for run in row.runs],
         )
 
 

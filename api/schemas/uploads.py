@@ -6,6 +6,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.schemas import rows
 from models_registry.artifacts import uploads
 from models_registry.persistence import tables
 
@@ -35,7 +36,7 @@ class UploadPart(BaseModel):
     )
 
 
-class UploadRead(BaseModel):
+class UploadRead(rows.RowRead):
     """An upload as it is now."""
 
     id: str
@@ -56,17 +57,9 @@ class UploadRead(BaseModel):
     def of(cls, upload: tables.UploadRow, received: Mapping[int, tables.UploadPartRow]) -> Self:
         """Return the body of a row with its received parts."""
         is_completed = upload.state == uploads.COMPLETED
-        return cls(
-            id=upload.id,
-            state=upload.state,
-            filename=upload.filename,
-            purpose=upload.purpose,
-            size_bytes=upload.size_bytes,
-            sha256=upload.sha256,
-            part_size_bytes=upload.part_size_bytes,
+        return cls.from_row(
+            upload,
             blob=f"sha256:{upload.blob_sha256}" if upload.blob_sha256 else None,
-            created_at=upload.created_at,
-            expires_at=upload.expires_at,
             parts=[
                 UploadPart(
                     number=number,

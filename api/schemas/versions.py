@@ -5,6 +5,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from api import media_types
+from api.schemas import rows
 from models_registry.persistence import tables
 
 
@@ -41,7 +42,7 @@ class Rejection(BaseModel):
     message: str
 
 
-class StoredFile(BaseModel):
+class StoredFile(rows.RowRead):
     """One file of a version."""
 
     path: str
@@ -52,9 +53,7 @@ class StoredFile(BaseModel):
     @classmethod
     def of(cls, row: tables.ModelFileRow) -> Self:
         """Return the body of a row."""
-        return cls(
-            path=row.path,
-            size_bytes=row.size_bytes,
-            sha256=row.sha256,
+        return cls.from_row(
+            row,
             media_type=media_types.of(row.path),
         )

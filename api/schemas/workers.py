@@ -3,12 +3,13 @@
 from datetime import datetime
 from typing import Any, Self
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
+from api.schemas import rows
 from models_registry.persistence import tables
 
 
-class WorkerRead(BaseModel):
+class WorkerRead(rows.RowRead):
     """One worker process."""
 
     id: str
@@ -27,16 +28,9 @@ class WorkerRead(BaseModel):
     def of(cls, worker: tables.WorkerRow, *, state: str, job_id: str | None) -> Self:
         """Return the body of a row."""
         first = worker.devices[0] if worker.devices else None
-        return cls(
-            id=worker.id,
-            name=worker.name,
+        return cls.from_row(
+            worker,
             state=state,
-            queues=worker.queues,
-            devices=worker.devices,
             device=str(first.get("name")) if isinstance(first, dict) else first,
-            memory_bytes=worker.memory_bytes,
-            versions=worker.versions,
             job_id=job_id,
-            started_at=worker.started_at,
-            last_seen_at=worker.last_seen_at,
         )

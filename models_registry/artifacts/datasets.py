@@ -23,7 +23,7 @@ _CLOSEST_AMONG = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class NewVersion:
+class NewDatasetVersion:
     """What a caller says about an upload that becomes a version of a data set."""
 
     name: str
@@ -35,7 +35,9 @@ class NewVersion:
     tags: dict[str, str] = field(default_factory=dict)
 
 
-def register(session: Session, *, project_id: str, new: NewVersion) -> tables.DatasetVersionRow:
+def register(
+    session: Session, *, project_id: str, new: NewDatasetVersion
+) -> tables.DatasetVersionRow:
     """Add a pending version from a completed upload, and publish the message for its inspection.
 
     Raises: errors.Refused with everything that is wrong.

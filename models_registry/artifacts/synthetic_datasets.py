@@ -23,7 +23,7 @@ RECORD = "dataset.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class NewVersion:
+class NewSyntheticDataset:
     """What a caller says about a job whose images become a data set."""
 
     name: str
@@ -35,7 +35,7 @@ class NewVersion:
 
 
 def register(
-    session: Session, storage: Storage, *, project_id: str, new: NewVersion
+    session: Session, storage: Storage, *, project_id: str, new: NewSyntheticDataset
 ) -> tables.DatasetVersionRow:
     """Add a version that is ready at once, with the files that the job has kept.
 

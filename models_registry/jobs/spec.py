@@ -1,11 +1,12 @@
-"""JobSpec and StudySpec: what a caller asks for. Immutable once submitted.
+"""JobSpec, and what a study's spec has in common with it. Immutable once submitted.
 
 What depends on the engine (hyper-parameters of a method, fields of `training`) is checked by
 `validation.py`; this file holds the rest. Where something of the rest is at fault, both are told
 together.
 """
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Container, Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -25,8 +26,6 @@ from models_registry.jobs import validation
 
 VERSION = 1
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,95}$"
-MAX_SEEDS = 100
-MAX_SEED = 2**31 - 1
 
 
 class _Part(BaseModel):
@@ -63,7 +62,8 @@ class ResourcesSpec(_Part):
     )
 
 
-def _named(method: dict[str, Any]) -> dict[str, Any]:
+def named(method: dict[str, Any]) -> dict[str, Any]:
+    """Return a method; raises ValueError for one without a name."""
     if not isinstance(method.get("name"), str):
         raise ValueError('needs a "name", such as {"name": "kd"}')
     return method
@@ -98,6 +98,43 @@ class Request(_Part):
         True, description="Explain each finished job with numbers and pictures; takes seconds."
     )
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _all_faults(cls, value: object, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """Beside what pydantic finds, name what else is wrong: nothing hides anything."""
+        try:
+            return validate(value)
+        except ValidationError as error:
+            if not isinstance(value, dict):
+                raise
+            places = [fault["loc"] for fault in error.errors() if fault["loc"]]
+            found = cls.other_faults(value, places)
+            raise ValidationError.from_exception_data(
+                error.title, [*_told_before(error), *_told_now(found)]
+            ) from None
+
+    @classmethod
+    def other_faults(
+        cls, value: dict[str, Any], faulty: Iterable[tuple[int | str, ...]]
+    ) -> Iterable[Fault]:
+        """Return what is wrong beside the places that are known to be at fault."""
+        raise NotImplementedError
+
+    @property
+    def parts(self) -> validation.SpecParts:
+        """Return what is checked against the catalog and the rules."""
+        return validation.SpecParts(
+            task=self.task,
+            method=None,
+            training=None,
+            network=self.student.network,
+            arguments=self.student.arguments,
+            initial=self.student.initial,
+            has_teacher=self.teacher is not None,
+            has_dataset=self.dataset is not None,
+            accelerator=self.resources.accelerator,
+        )
+
     @field_validator("labels")
     @classmethod
     def _labels_are_short(cls, labels: dict[str, str]) -> dict[str, str]:
@@ -110,7 +147,7 @@ class Request(_Part):
 class JobSpec(Request):
     """One request to distil a teacher into a student."""
 
-    method: Annotated[dict[str, Any], AfterValidator(_named)] = Field(
+    method: Annotated[dict[str, Any], AfterValidator(named)] = Field(
         description="`name` of the method and its hyper-parameters, flat in one object."
     )
     baseline: bool = Field(
@@ -122,43 +159,28 @@ class JobSpec(Request):
     @property
     def parts(self) -> validation.SpecParts:
         """Return what is checked against the catalog and the rules."""
-        return validation.SpecParts(
-            task=self.task,
-            method=self.method,
-            training=self.training,
-            network=self.student.network,
-            arguments=self.student.arguments,
-            initial=self.student.initial,
-            has_teacher=self.teacher is not None,
-            has_dataset=self.dataset is not None,
-            accelerator=self.resources.accelerator,
-        )
+        return dataclasses.replace(super().parts, method=self.method, training=self.training)
 
-    @model_validator(mode="wrap")
     @classmethod
-    def _all_faults(cls, value: object, validate: ModelWrapValidatorHandler[Self]) -> Self:
-        """Beside what pydantic finds, name what else is wrong: nothing hides anything."""
-        try:
-            return validate(value)
-        except ValidationError as error:
-            if not isinstance(value, dict):
-                raise
-            faulty = {fault["loc"][0] for fault in error.errors() if fault["loc"]}
-            found = validation.read(_right_parts(value, faulty)).faults
-            raise ValidationError.from_exception_data(
-                error.title, [*_told_before(error), *_told_now(found)]
-            ) from None
+    def other_faults(
+        cls, value: dict[str, Any], faulty: Iterable[tuple[int | str, ...]]
+    ) -> Iterable[Fault]:
+        """Return what the catalog and the rules find beside the places at fault."""
+        fields = {place[0] for place in faulty}
+        right = right_parts(value, fields)
+        method = None if "method" in fields else value.get("method")
+        return validation.read(dataclasses.replace(right, method=method)).faults
 
 
 # Any: the caller's JSON.
-def _right_parts(value: dict[str, Any], faulty: Iterable[Any]) -> validation.SpecParts:
-    """Return the parts of a spec some of whose fields are at fault."""
-    right = {name: field for name, field in value.items() if name not in set(faulty)}
+def right_parts(value: dict[str, Any], faulty: Container[Any]) -> validation.SpecParts:
+    """Return the parts of a request some of whose fields are at fault, without its method."""
+    right = {name: field for name, field in value.items() if name not in faulty}
     student = StudentSpec.model_validate(right["student"]) if "student" in right else None
     resources = ResourcesSpec.model_validate(right.get("resources", {}))
     return validation.SpecParts(
         task=None if "task" in faulty else right.get("task", "classification"),
-        method=right.get("method"),
+        method=None,
         training=None if "training" in faulty else right.get("training", {}),
         network=student.network if student else None,
         arguments=student.arguments if student else {},
@@ -193,40 +215,3 @@ def _told_now(faults: Iterable[Fault]) -> list[InitErrorDetails]:
         )
         for fault in faults
     ]
-
-
-class StudySpec(Request):
-    """One request for many jobs that differ in method, hyper-parameters and seed.
-
-    A value inside `methods` and `training` may be given as `{"grid": [...]}`: then there is one
-    variant for each combination of the grids' values, and one job for each variant and seed.
-    """
-
-    methods: list[Annotated[dict[str, Any], AfterValidator(_named)]] = Field(
-        min_length=1,
-        max_length=100,
-        description='Methods as in a job; any value may be a grid: `{"grid": [1, 2, 4]}`.',
-    )
-    training: dict[str, Any] = Field(
-        {}, description="As in a job, without `seed`; any value may be a grid."
-    )
-    seeds: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] = Field(
-        min_length=1,
-        max_length=MAX_SEEDS,
-        description="One job of every variant for each; a spread needs two, a test more.",
-        json_schema_extra={"uniqueItems": True},
-    )
-    baseline: bool = Field(
-        True,
-        description="Also train the same student on the labels alone (`ce`), by jobs of its own: "
-        "what the others are compared with, seed by seed. Data-free methods are compared with the "
-        "same student on images of noise (`noise`).",
-    )
-
-    @field_validator("seeds")
-    @classmethod
-    def _seeds_differ(cls, seeds: list[int]) -> list[int]:
-        twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
-        if twice:
-            raise ValueError(f"seeds must differ; twice: {', '.join(map(str, twice))}")
-        return seeds

@@ -11,7 +11,7 @@ from models_registry.artifacts import datasets, models
 from models_registry.jobs import transitions, validation, workers
 from models_registry.jobs.lifecycle import Event, Reason, State
 from models_registry.jobs.spec import NAME_PATTERN, VERSION, JobSpec, Request
-from models_registry.jobs.validation import Inputs
+from models_registry.jobs.validation import JobInputs
 from models_registry.persistence import database, tables
 
 
@@ -62,7 +62,7 @@ def store(
     *,
     project_id: str,
     completed: JobSpec,
-    inputs: Inputs,
+    inputs: JobInputs,
     notice: str | None,
     retry_of: str | None = None,
     place: StudyPlace | None = None,
@@ -112,7 +112,7 @@ def notice(session: Session, *, queue: str) -> str | None:
     return f"No worker that takes {queue!r} jobs is online; the job waits for one."
 
 
-def _examine(session: Session, project_id: str, spec: JobSpec) -> tuple[JobSpec, Inputs]:
+def _examine(session: Session, project_id: str, spec: JobSpec) -> tuple[JobSpec, JobInputs]:
     """Check everything that can be known now; collect all faults before refusing."""
     inputs, unresolved = find_inputs(session, project_id=project_id, spec=spec)
     completed, faults = complete(spec, inputs)
@@ -124,10 +124,10 @@ def _examine(session: Session, project_id: str, spec: JobSpec) -> tuple[JobSpec,
 
 def find_inputs(
     session: Session, *, project_id: str, spec: Request
-) -> tuple[Inputs, list[errors.Fault]]:
+) -> tuple[JobInputs, list[errors.Fault]]:
     """Return what the references of a spec lead to, and what is wrong with those that do not."""
     faults: list[errors.Fault] = []
-    inputs = Inputs(
+    inputs = JobInputs(
         teacher=_resolve(session, project_id, spec.teacher, models.resolve, "/teacher", faults),
         initial=_resolve(
             session, project_id, spec.student.initial, models.resolve, "/student/initial", faults
@@ -137,7 +137,7 @@ def find_inputs(
     return inputs, faults
 
 
-def complete(spec: JobSpec, inputs: Inputs) -> tuple[JobSpec, list[errors.Fault]]:
+def complete(spec: JobSpec, inputs: JobInputs) -> tuple[JobSpec, list[errors.Fault]]:
     """Return `spec` with defaults filled in and references pinned, and all that is wrong with it.
 
     With a fault, the spec is returned as it was.
@@ -194,7 +194,7 @@ def student_name(name: str) -> str:
     return slug if re.match(NAME_PATTERN, slug) else "student"
 
 
-def _pinned(inputs: Inputs) -> dict[str, Any]:
+def _pinned(inputs: JobInputs) -> dict[str, Any]:
     """Return the references by number: what was resolved stays resolved."""
     pinned: dict[str, Any] = {}
     if inputs.teacher is not None:
@@ -206,7 +206,7 @@ def _pinned(inputs: Inputs) -> dict[str, Any]:
     return pinned
 
 
-def _digests(inputs: Inputs) -> dict[str, str | None]:
+def _digests(inputs: JobInputs) -> dict[str, str | None]:
     rows = {
         "teacher_digest": inputs.teacher,
         "initial_digest": inputs.initial,
@@ -222,7 +222,7 @@ def settle(session: Session, job: tables.JobRow) -> None:
     """Queue or fail a validating job, if its inputs have been inspected by now."""
     if job.state != State.VALIDATING:
         return
-    inputs = Inputs(
+    inputs = JobInputs(
         teacher=_row(session, tables.ModelVersionRow, job.teacher_version_id),
         initial=_row(session, tables.ModelVersionRow, job.initial_version_id),
         dataset=_row(session, tables.DatasetVersionRow, job.dataset_version_id),

@@ -19,7 +19,7 @@ from workers.distill.config.descriptions import NetworkDescription
 
 
 @dataclass(frozen=True)
-class Inputs:
+class JobInputs:
     """The rows that a spec's references lead to."""
 
     teacher: tables.ModelVersionRow | None
@@ -105,6 +105,8 @@ def _faults_of_document(
 ) -> Iterator[rules.Violation]:
     if parts.training is not None:
         yield from rules.of_precision(training.document, parts.accelerator)
+        if parts.task is not None:
+            yield from rules.of_task_and_training(parts.task, training.document)
     if method.description is None:
         return
     yield from rules.of_inputs(
@@ -119,7 +121,7 @@ def _faults_of_document(
         yield from rules.of_method_and_training(method.description, training.document)
 
 
-def faults_of_inputs(document: Document, inputs: Inputs) -> list[errors.Fault]:
+def faults_of_inputs(document: Document, inputs: JobInputs) -> list[errors.Fault]:
     """Return what does not fit among inputs that are ready; pending ones are judged later."""
     return [
         *catalog.translated(_faults_of_rows(document, inputs)),
@@ -127,7 +129,7 @@ def faults_of_inputs(document: Document, inputs: Inputs) -> list[errors.Fault]:
     ]
 
 
-def _faults_of_rows(document: Document, inputs: Inputs) -> Iterator[rules.Violation]:
+def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Violation]:
     teacher = _described(inputs.teacher)
     start = _described(inputs.initial)
     dataset, task = inputs.dataset, document.parts.task
@@ -157,7 +159,7 @@ def _faults_of_rows(document: Document, inputs: Inputs) -> Iterator[rules.Violat
         yield from rules.of_generator(description, method, teacher)
 
 
-def _faults_of_start(document: Document, inputs: Inputs) -> Iterator[errors.Fault]:
+def _faults_of_start(document: Document, inputs: JobInputs) -> Iterator[errors.Fault]:
     """Yield why the student cannot start from the weights that it is to start from."""
     initial, parts = inputs.initial, document.parts
     if initial is None:
@@ -200,7 +202,7 @@ def _described(row: tables.ModelVersionRow | None) -> NetworkDescription | None:
     )
 
 
-def _with_images(document: Document, inputs: Inputs) -> NetworkDescription:
+def _with_images(document: Document, inputs: JobInputs) -> NetworkDescription:
     """Return what is known of the student, with the images that it is trained on."""
     description = document.method.description
     if description is None:

@@ -18,13 +18,14 @@ from sqlalchemy.orm import Session
 from models_registry import catalog, errors, ids
 from models_registry.jobs import actions, lifecycle, queries, submission, validation
 from models_registry.jobs.lifecycle import State
-from models_registry.jobs.spec import VERSION, JobSpec, StudySpec
+from models_registry.jobs.spec import VERSION, JobSpec
 from models_registry.persistence import database, paging, tables
-from models_registry.studies import grids, leaderboard
+from models_registry.studies import grids, leaderboard, variants
 from models_registry.studies.leaderboard import Run, Variant
+from models_registry.studies.spec import StudySpec
+from models_registry.studies.variants import VariantDraft
 from workers.distill.config.baseline import baseline_of
 
-MAX_JOBS = 1000
 MAX_FAULTS = 100
 _JOB_NAME_CHARACTERS = 200
 
@@ -52,7 +53,7 @@ class StudyPlan:
     """The variants and jobs of a study, before anything is stored."""
 
     spec: StudySpec  # references pinned
-    inputs: validation.Inputs
+    inputs: validation.JobInputs
     variants: tuple[Variant, ...]
     specs: tuple[JobSpec, ...]  # of each variant, with the first seed
 
@@ -86,16 +87,6 @@ class StudyStatus:
         return StudyState.INCOMPLETE if State.FAILED in there else StudyState.SUCCEEDED
 
 
-@dataclass(frozen=True)
-class _Draft:
-    """One variant before validation, and its place in the study."""
-
-    pointer: str  # of the method, in the study
-    document: dict[str, Any]  # the method with its grids
-    method: grids.GridPoint
-    training: grids.GridPoint
-
-
 # -- what a study consists of ------------------------------------------------------------------
 
 
@@ -104,18 +95,19 @@ def plan(session: Session, *, project_id: str, spec: StudySpec) -> StudyPlan:
 
     Raises: errors.Refused with the faults, as pointers into the study's spec.
     """
-    _refuse(list(_faults_of_grids(spec)))
-    _refuse(list(_faults_of_size(spec)))
+    source = spec.source
     inputs, faults = submission.find_inputs(session, project_id=project_id, spec=spec)
+    if variants.faults_of_expansion(source):
+        _refuse([*variants.faults(source, spec.parts), *faults])
     register_as = spec.student.register_as or submission.student_name(spec.name)
     student = spec.student.model_copy(update={"register_as": register_as})
     spec = spec.model_copy(update={"student": student})
 
-    drafts = list(_drafts(spec))
+    drafts = list(variants.expand(source))
     specs: list[JobSpec] = []
     for draft in drafts:
         completed, wrong = submission.complete(_job(spec, draft), inputs)
-        faults += (_relocated(fault, spec, draft) for fault in wrong)
+        faults += (variants.relocated(fault, source, draft) for fault in wrong)
         specs.append(completed)
     _refuse(faults)
     _refuse(list(_faults_of_doubles(drafts, specs)))
@@ -137,73 +129,7 @@ def _refuse(faults: Sequence[errors.Fault]) -> None:
         raise errors.Refused(submission.summary(distinct), code=code, faults=distinct[:MAX_FAULTS])
 
 
-def _faults_of_grids(spec: StudySpec) -> Iterator[errors.Fault]:
-    methods = [(f"/methods/{place}", method) for place, method in enumerate(spec.methods)]
-    for pointer, document in (*methods, ("/training", spec.training)):
-        if grids.is_grid(document):
-            detail = 'a grid takes the place of one value: {"temperature": {"grid": [2, 4]}}'
-            yield errors.Fault(f"{pointer}/{grids.GRID}", "grid_misplaced", detail)
-        else:
-            yield from grids.faults_of(document, pointer)
-    if "seed" in spec.training:
-        yield errors.Fault("/training/seed", "seed_of_study", "in a study, give `seeds` instead")
-
-
-def _faults_of_size(spec: StudySpec) -> Iterator[errors.Fault]:
-    of_methods = sum(grids.count(method) for method in spec.methods)
-    of_training = grids.count(spec.training)
-    # Skipped if the methods alone are too many.
-    baselines = int(spec.baseline) if of_methods > MAX_JOBS else len(_added_baselines(spec))
-    count = (of_methods + baselines) * of_training * len(spec.seeds)
-    if count > MAX_JOBS:
-        factors = [f"{of_methods} variants of the methods"]
-        if baselines:
-            factors = [f"({factors[0]} + {baselines} baseline{'s' * (baselines > 1)})"]
-        if of_training > 1:
-            factors.append(f"{of_training} of the training")
-        factors.append(f"{len(spec.seeds)} seeds")
-        detail = f"{' x '.join(factors)} make {count:,} jobs; a study has at most {MAX_JOBS:,}"
-        yield errors.Fault("/methods", "too_many_jobs", detail)
-
-
-def _added_baselines(spec: StudySpec) -> list[dict[str, Any]]:
-    """Return the baselines of a study that are none of its methods."""
-    if not spec.baseline:
-        return []
-    listed: dict[str, dict[str, Any]] = {}
-    for method in spec.methods:
-        for point in grids.expand(method):
-            try:
-                completed = catalog.complete_method(point.document)
-            except errors.Refused:
-                continue  # reported with all other faults when the variants are validated
-            listed[_key(completed)] = completed
-    wanted = (baseline_of(method) for method in listed.values())
-    distinct = {_key(catalog.complete_method(baseline)): baseline for baseline in wanted}
-    return [baseline for key, baseline in distinct.items() if key not in listed]
-
-
-def _drafts(spec: StudySpec) -> Iterator[_Draft]:
-    """Yield all variants: for each training, the baselines and then the methods as listed."""
-    baselines = _added_baselines(spec)
-    has_baseline: set[str] = set()
-    for training in grids.expand(spec.training):
-        alone = grids.GridPoint(_without_teacher(training.document), training.chosen)
-        if _key(alone.document) not in has_baseline:
-            has_baseline.add(_key(alone.document))
-            for baseline in baselines:
-                yield _Draft("/baseline", baseline, grids.GridPoint(baseline, {}), alone)
-        for place, method in enumerate(spec.methods):
-            for point in grids.expand(method):
-                yield _Draft(f"/methods/{place}", method, point, training)
-
-
-def _without_teacher(training: dict[str, Any]) -> dict[str, Any]:
-    """Return the training of a job without a teacher."""
-    return {**training, "teacher_cache": None} if "teacher_cache" in training else training
-
-
-def _job(spec: StudySpec, draft: _Draft) -> JobSpec:
+def _job(spec: StudySpec, draft: VariantDraft) -> JobSpec:
     shared = {name: getattr(spec, name) for name in type(spec).model_fields}
     for name in ("methods", "seeds", "baseline"):
         del shared[name]
@@ -214,27 +140,12 @@ def _job(spec: StudySpec, draft: _Draft) -> JobSpec:
     )
 
 
-def _relocated(fault: errors.Fault, spec: StudySpec, draft: _Draft) -> errors.Fault:
-    """Return a fault of a job's spec with a pointer into the study's spec."""
-    _, first, *rest = fault.pointer.split("/")
-    below = "".join(f"/{step}" for step in rest)
-    if first == "method":
-        pointer = draft.pointer
-        if draft.pointer != "/baseline":
-            pointer += grids.pointer_into(draft.document, draft.method, below)
-    elif first == "training":
-        pointer = "/training" + grids.pointer_into(spec.training, draft.training, below)
-    else:
-        pointer = fault.pointer
-    return errors.Fault(pointer, fault.code, fault.detail)
-
-
 def _faults_of_doubles(
-    drafts: Sequence[_Draft], specs: Sequence[JobSpec]
+    drafts: Sequence[VariantDraft], specs: Sequence[JobSpec]
 ) -> Iterator[errors.Fault]:
-    seen: dict[str, _Draft] = {}
+    seen: dict[str, VariantDraft] = {}
     for draft, spec in zip(drafts, specs, strict=True):
-        twin = seen.setdefault(_key([spec.method, spec.training]), draft)
+        twin = seen.setdefault(variants.key_of([spec.method, spec.training]), draft)
         if twin is not draft:
             where = draft.pointer if draft.pointer != twin.pointer else "/training"
             detail = (
@@ -242,20 +153,6 @@ def _faults_of_doubles(
                 f"{draft.pointer} is the same as one of {twin.pointer}"
             )
             yield errors.Fault(where, "duplicate_variant", detail)
-
-
-def _key(document: Any) -> str:  # Any: JSON
-    """Return a text that equal documents share."""
-    return json.dumps(_canonical(document), sort_keys=True)
-
-
-def _canonical(value: Any) -> Any:  # Any: JSON
-    """Return JSON in which equal numbers are written alike."""
-    if isinstance(value, dict):
-        return {key: _canonical(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_canonical(entry) for entry in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 # -- how variants differ -----------------------------------------------------------------
@@ -277,19 +174,21 @@ def _shown(value: Any) -> str:  # Any: JSON
 
 
 def _variants(
-    spec: StudySpec, drafts: Sequence[_Draft], specs: Sequence[JobSpec]
+    spec: StudySpec, drafts: Sequence[VariantDraft], specs: Sequence[JobSpec]
 ) -> Iterator[Variant]:
     differing = _differing(drafts, specs)
-    trainings = [_key(_without_teacher(draft.training.document)) for draft in drafts]
+    trainings = [
+        variants.key_of(variants.without_teacher(draft.training.document)) for draft in drafts
+    ]
     numbers = {
-        (training, _key(done.method)): number
+        (training, variants.key_of(done.method)): number
         for number, (training, done) in enumerate(zip(trainings, specs, strict=True), 1)
     }
     for number, (draft, done) in enumerate(zip(drafts, specs, strict=True), 1):
         against = None
         if spec.baseline:
             baseline = catalog.complete_method(baseline_of(done.method))
-            against = numbers.get((trainings[number - 1], _key(baseline)))
+            against = numbers.get((trainings[number - 1], variants.key_of(baseline)))
         yield Variant(
             number=number,
             method=done.method,
@@ -305,7 +204,7 @@ def _variants(
         )
 
 
-def _settings_of_training(spec: StudySpec, draft: _Draft) -> dict[str, Any]:
+def _settings_of_training(spec: StudySpec, draft: VariantDraft) -> dict[str, Any]:
     return {
         f"training.{_dotted(at)}": _value(at, draft.training.document)
         for at, values in grids.find(spec.training)
@@ -314,7 +213,7 @@ def _settings_of_training(spec: StudySpec, draft: _Draft) -> dict[str, Any]:
 
 
 def _differing(
-    drafts: Sequence[_Draft], specs: Sequence[JobSpec]
+    drafts: Sequence[VariantDraft], specs: Sequence[JobSpec]
 ) -> dict[str, tuple[grids.Path, ...]]:
     """Return for each method the hyper-parameters that its variants differ in.
 
@@ -327,7 +226,7 @@ def _differing(
     for draft, spec in zip(drafts, specs, strict=True):
         for at, values in stated[method_name(spec.method)].items():
             value = _value(at, spec.method, draft.method.document)
-            values.add(_key(value))
+            values.add(variants.key_of(value))
     return {
         name: tuple(at for at, values in paths.items() if len(values) > 1)
         for name, paths in stated.items()

@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, TypeVar
 
 import typer
 import typer.core
@@ -22,6 +22,9 @@ if TYPE_CHECKING:  # imported where used: `retort --help` needs neither
     from retort import client, watching
 
 P = ParamSpec("P")
+Shown = TypeVar(
+    "Shown", bound="pydantic.BaseModel | Iterable[pydantic.BaseModel] | Mapping[str, object]"
+)
 # Piped tables must not be folded at the 80 columns that rich assumes without a terminal.
 PIPED_WIDTH = 200
 # The base of typer's own usage errors, under a name that is public in every version of typer.
@@ -31,6 +34,11 @@ UrlOption = Annotated[
     str | None, typer.Option("--url", metavar="URL", help="Address of the server.")
 ]
 KeyOption = Annotated[str | None, typer.Option("--api-key", metavar="KEY", help="API key for it.")]
+ChangesOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one value of the spec."),
+]
+LimitOption = Annotated[int, typer.Option(min=1, help="At most this many, newest first.")]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print JSON for programs, and nothing else, on stdout.")
 ]
@@ -102,6 +110,15 @@ class Shell:
     ) -> None:
         """Print a result as JSON on stdout."""
         emit(shown)
+
+    def show(
+        self, shown: Shown, display: "Callable[[rich.console.Console, Shown], object]"
+    ) -> None:
+        """Print a result: as JSON with --json, otherwise with `display`."""
+        if self.json:
+            emit(shown)
+        else:
+            display(self.out, shown)
 
     def note(self, text: str) -> None:
         """Print a message on stderr."""

@@ -47,13 +47,6 @@ SHARED_CLASS_NAMES = {
     "WideArguments": "the same, with factors of width",
     "Block": "the residual block of one architecture, under the name that all papers give it",
     "DOT": "the settings of this optimizer, and the optimizer",
-    # Not decided yet: each of these names two things.
-    "Drawn": "random choices of a transform; negatives of CRD",
-    "Entry": "a line in the table of networks, and in that of data sets",
-    "Inputs": "of a job in the database; of an attempt in a worker",
-    "Layout": "bytes of a CIFAR record; stages of a ResNet",
-    "NewVersion": "of a data set, from an upload and from a job",
-    "Origin": "of a student: for its files, and for its card",
 }
 
 

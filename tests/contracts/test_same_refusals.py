@@ -22,16 +22,18 @@ from models_registry.jobs import validation
 from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import tables
 from workers.distill import errors
+from workers.distill.config import rules
 from workers.distill.config.job import Input, JobConfig
 from workers.distill.config.synthesis import GeneratorSynthesis
+from workers.distill.config.training import expand
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.methods import catalog as methods
+from workers.distill.methods.base import Method
 from workers.distill.methods.datafree.base import DataFreeMethod
 from workers.distill.run import prepare
 
 Json = dict[str, Any]
 CPU = torch.device("cpu")
-TRAIN_IMAGES = 40
 NAMES = sorted(methods.METHODS)
 DATA_FREE = [name for name in NAMES if catalog.describe_method(name).is_data_free]
 PARTS = [name for name in NAMES if catalog.describe_method(name).combines]
@@ -195,7 +197,7 @@ def a_case(draw: st.DrawFn) -> Case:
 def told_by_api(case: Case) -> list[tuple[str, str]]:
     document = validation.read(case.spec.parts)
     teacher, dataset = case.teacher, case.dataset
-    inputs = validation.Inputs(
+    inputs = validation.JobInputs(
         teacher=None
         if teacher is None
         else tables.ModelVersionRow(
@@ -220,45 +222,41 @@ def told_by_api(case: Case) -> list[tuple[str, str]]:
     return [(fault.pointer, fault.detail) for fault in faults]
 
 
-def config_of(case: Case) -> JobConfig:
+def recipe_of(case: Case) -> Json:
     """Return what the worker hands to the engine."""
     spec, teacher, dataset = case.spec, case.teacher, case.dataset
     source = teacher[1] if teacher and validation.is_data_free(spec.method) else None
     source = source or (dataset[1] if dataset else Images(3, 3, 16, 16))
-    return JobConfig.model_validate(
-        {
-            "task": spec.task,
-            "teacher": teacher
-            and {
-                "network": teacher[0][0],
-                "arguments": teacher[0][1],
-                "classes": teacher[1].classes,
-                "input": teacher[1].input,
-            },
-            "student": {
-                "network": spec.student.network,
-                "arguments": spec.student.arguments,
-                "classes": source.classes,
-                "input": source.input,
-            },
-            "method": spec.method,
-            "training": spec.training,
-            "accelerator": spec.resources.accelerator,
-        }
-    )
+    return {
+        "task": spec.task,
+        "teacher": teacher
+        and {
+            "network": teacher[0][0],
+            "arguments": teacher[0][1],
+            "classes": teacher[1].classes,
+            "input": teacher[1].input,
+        },
+        "student": {
+            "network": spec.student.network,
+            "arguments": spec.student.arguments,
+            "classes": source.classes,
+            "input": source.input,
+        },
+        "method": spec.method,
+        "training": spec.training,
+        "accelerator": spec.resources.accelerator,
+    }
 
 
 def prepare_on_the_engine(case: Case) -> None:
     """Do what a run does before its first step, in the engine's order."""
-    config = config_of(case)
-    kind, _ = methods.find(config.method)
-    methods.check_task(kind, config.task)
-    prepare.check_teacher(config)
+    config = JobConfig.model_validate(recipe_of(case))
     dataset = case.dataset[1] if case.dataset else None
+    prepare.check_config(config, has_dataset=dataset is not None)
     if case.dataset:
         prepare.check_task(case.dataset[0], config.task)  # type: ignore[arg-type]  # drawn from both
+        prepare.check_label_noise(config, case.dataset[1].classes)
     classes = dataset.classes if dataset else config.student.classes
-    prepare.check_config(config, classes=classes, known_images=TRAIN_IMAGES if dataset else None)
     for role, choice in (("teacher", config.teacher), ("student", config.student)):
         if choice is not None and dataset is not None:
             prepare.check_classes(role, choice, classes)
@@ -279,8 +277,7 @@ def told_by_engine(case: Case) -> tuple[str, str] | None:
     try:
         prepare_on_the_engine(case)
     except pydantic.ValidationError as error:
-        (problem,) = error.errors()
-        return f"/{problem['ctx']['field']}", problem["msg"]
+        return f"/{methods.first_field(error, recipe_of(case))}", methods.first_complaint(error)
     except errors.DistillError as error:
         if "field" not in error.details:
             # Only what a method's constructor finds may come without a field.
@@ -301,3 +298,110 @@ def test_the_api_refuses_exactly_what_the_engine_refuses(case: Case) -> None:
         assert by_api == []
     elif by_engine != ("IncompatibleNetworks", "shapes of maps"):
         assert by_engine in by_api
+
+
+def a_job(method: Json, training: Json, **changes: Any) -> Case:
+    """Return a job whose networks and data set fit together."""
+    images = Images(3, 3, 16, 16)
+    network: tuple[str, Json] = ("retort/resnet8", {})
+    spec = JobSpec.model_validate(
+        {
+            "name": "case",
+            "teacher": "teacher@1",
+            "student": {"network": network[0]},
+            "dataset": "data@1",
+            "method": method,
+            "training": training,
+            "resources": {"accelerator": "cpu"},
+            **changes,
+        }
+    )
+    return Case(spec, (network, images), ("classification", images))
+
+
+WITH_ONE_PART = [
+    *({"name": name} for name in NAMES),
+    *({"name": "combine", "methods": [{"name": "kd"}, {"name": name}]} for name in PARTS),
+]
+
+
+@pytest.mark.parametrize("method", WITH_ONE_PART, ids=str)
+@pytest.mark.parametrize(
+    "training", [{"teacher_cache": {}}, {"mixing": {"name": "mixup"}}, {"precision": "float16"}]
+)
+def test_both_know_what_each_method_can_be_trained_with(method: Json, training: Json) -> None:
+    case = a_job(method, training)
+    by_api, by_engine = told_by_api(case), None
+    try:
+        prepare.check_config(JobConfig.model_validate(recipe_of(case)), has_dataset=True)
+    except errors.DistillError as error:
+        by_engine = f"/{error.details['field']}", error.message
+    if by_engine is None:
+        assert by_api == []
+    else:
+        assert by_engine in by_api
+
+
+def test_a_method_that_changes_its_teacher_or_wants_a_second_view_has_no_teacher_cache() -> None:
+    cached = expand({"teacher_cache": {}}).model_dump()
+    mixed = expand({"mixing": {"name": "mixup"}}).model_dump()
+    for name, kind in methods.METHODS.items():
+        found = {fault.field for fault in rules.of_method_and_training(kind.describe(), cached)}
+        if kind.uses_strong_view or kind.teacher_trains is not Method.teacher_trains:
+            assert found == {"training/teacher_cache"}, name
+        if kind.uses_strong_view:
+            found = {fault.field for fault in rules.of_method_and_training(kind.describe(), mixed)}
+            assert found == {"training/mixing"}, name
+
+
+def test_two_views_are_not_mixed_even_where_mixed_labels_would_do() -> None:
+    described = methods.METHODS["mlld"].describe().model_copy(update={"accepts_mixed": True})
+    mixed = expand({"mixing": {"name": "mixup"}}).model_dump()
+    (fault,) = rules.of_method_and_training(described, mixed)
+    assert (fault.field, fault.code) == ("training/mixing", "strong_not_mixed")
+
+
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [
+        ({"training": {"epochs": "10"}}, "training/epochs"),
+        ({"training": {"epochs": 2.5}}, "training/epochs"),
+        ({"training": {"epochs": True}}, "training/epochs"),
+        ({"training": {"seed": None}}, "training/seed"),
+        ({"training": {"label_noise": "0.1"}}, "training/label_noise"),
+        ({"training": {"augmentation": 1}}, "training/augmentation"),
+        ({"training": {"optimizer": {"learning_rate": "0.1"}}}, "training/optimizer/learning_rate"),
+        ({"training": {"optimizer": {"nesterov": 1}}}, "training/optimizer/nesterov"),
+        ({"training": {"schedule": {"milestones": ["1"]}}}, "training/schedule/milestones/0"),
+        ({"method": {"name": "kd", "temperature": "4"}}, "method/temperature"),
+        ({"method": {"name": "kd", "temperature": True}}, "method/temperature"),
+        ({"method": {"name": "dafl", "synthesis": {"steps": "3"}}}, "method/synthesis/steps"),
+        (
+            {"method": {"name": "combine", "methods": [{"name": "kd", "weight": "1"}] * 2}},
+            "method/methods/0/weight",
+        ),
+    ],
+    ids=str,
+)
+def test_both_refuse_a_value_of_another_type(part: dict[str, Json], field: str) -> None:
+    case = a_job(part.get("method", {"name": "kd"}), part.get("training", {}))
+    assert f"/{field}" in [pointer for pointer, _ in told_by_api(case)]
+    told = told_by_engine(case)
+    assert told is not None
+    assert told[0] == f"/{field}"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"training": {"epochs": 2.0, "schedule": {"milestones": [1.0]}}},
+        {"training": {"label_noise": 0, "optimizer": {"learning_rate": 1}}},
+        {"method": {"name": "kd", "temperature": 4}},
+        {"method": {"name": "noise", "synthesis": {"student_steps": 3.0}}},
+    ],
+    ids=str,
+)
+def test_both_accept_what_json_schema_takes_for_the_same_number(part: dict[str, Json]) -> None:
+    case = a_job(part.get("method", {"name": "kd"}), part.get("training", {}))
+    assert told_by_api(case) == []
+    assert told_by_engine(case) is None

@@ -17,9 +17,9 @@ def process_settings() -> Iterator[None]:
     previous = signal.getsignal(signal.SIGTERM)
     with torch.random.fork_rng(devices=[]):
         yield
-    found = torch.are_deterministic_algorithms_enabled()
+    enabled = torch.are_deterministic_algorithms_enabled()
     # Only when a test has changed it: the call loads the compiler, which takes seconds.
-    if (found, torch.is_deterministic_algorithms_warn_only_enabled()) != (strict, warns):
+    if (enabled, torch.is_deterministic_algorithms_warn_only_enabled()) != (strict, warns):
         torch.use_deterministic_algorithms(strict, warn_only=warns)
     signal.signal(signal.SIGTERM, previous)
 

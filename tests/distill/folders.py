@@ -60,7 +60,7 @@ def prepare(workdir: Path, **changes: Any) -> Path:
     """Write a whole working folder, and return the path of its recipe."""
     make_dataset(workdir / "dataset")
     training = {"epochs": 3, "batch_size": 8, **changes.pop("training", {})}
-    asked = {
+    recipe = {
         "version": 1,
         "task": "classification",
         "teacher": network(),
@@ -72,10 +72,10 @@ def prepare(workdir: Path, **changes: Any) -> Path:
         "provenance": {"job": "job_1", "attempt": 1, "teacher": "rows@1"},
         **changes,
     }
-    if asked["teacher"] is not None:
-        teacher(workdir / "teacher", asked["teacher"]["classes"])
+    if recipe["teacher"] is not None:
+        teacher(workdir / "teacher", recipe["teacher"]["classes"])
     path = workdir / "recipe.json"
-    path.write_text(json.dumps(asked))
+    path.write_text(json.dumps(recipe))
     return path
 
 

@@ -32,10 +32,10 @@ class Cases:
         """Return the entry at this path as float64."""
         return torch.tensor(self.case(*keys), dtype=torch.float64)
 
-    def close(self, found: torch.Tensor, wanted: Any) -> bool:  # Any: numbers, lists, tensors
+    def close(self, actual: torch.Tensor, expected: Any) -> bool:  # Any: numbers, lists, tensors
         """Return whether values agree within the file's tolerance."""
-        target = torch.as_tensor(wanted, dtype=found.dtype)
-        return torch.allclose(found, target, rtol=self.relative, atol=self.tolerance)
+        target = torch.as_tensor(expected, dtype=actual.dtype)
+        return torch.allclose(actual, target, rtol=self.relative, atol=self.tolerance)
 
 
 class Checks(Cases):

@@ -90,13 +90,13 @@ class TestModel:
             torch.save({"model": network.state_dict()}, tmp_path / "upload")
         else:
             safetensors.torch.save_file(network.state_dict(), tmp_path / "upload")
-        found = inspect(a_model_request())
-        assert found.code == 0
-        assert found.last["type"] == "result"
-        assert found.last["format"] == kind
-        assert found.last["parameters"] == sum(p.numel() for p in network.parameters())
-        assert found.last["flops"] > 0
-        assert found.last["warnings"] == []
+        outcome = inspect(a_model_request())
+        assert outcome.code == 0
+        assert outcome.last["type"] == "result"
+        assert outcome.last["format"] == kind
+        assert outcome.last["parameters"] == sum(p.numel() for p in network.parameters())
+        assert outcome.last["flops"] > 0
+        assert outcome.last["warnings"] == []
         twin = a_network(2)
         weights.load_into(twin, tmp_path / "model.safetensors")
         images = torch.rand(2, 1, 8, 8)
@@ -112,9 +112,9 @@ class TestModel:
             for key, tensor in network.state_dict().items()
         }
         torch.save({"epoch": 1, "model": distiller, "best_acc": 70.0}, tmp_path / "upload")
-        found = inspect(a_model_request())
-        assert found.code == 0
-        (warning,) = found.last["warnings"]
+        outcome = inspect(a_model_request())
+        assert outcome.code == 0
+        (warning,) = outcome.last["warnings"]
         assert "its student was taken" in warning
         stored_state = safetensors.torch.load_file(tmp_path / "model.safetensors")
         for key, tensor in student.state_dict().items():
@@ -130,13 +130,15 @@ class TestModel:
         state["fc.bias"] = torch.zeros(7)
         state["more"] = state.pop("conv1.weight")
         torch.save(state, tmp_path / "upload")
-        found = inspect(a_model_request())
-        assert found.code == 1
-        assert found.last["type"] == "failure"
-        assert found.last["code"] == "keys_mismatch"
-        assert found.last["missing_keys"] == ["conv1.weight"]
-        assert found.last["unexpected_keys"] == ["more"]
-        assert found.last["shape_mismatches"] == [{"key": "fc.bias", "expected": [10], "got": [7]}]
+        outcome = inspect(a_model_request())
+        assert outcome.code == 1
+        assert outcome.last["type"] == "failure"
+        assert outcome.last["code"] == "keys_mismatch"
+        assert outcome.last["missing_keys"] == ["conv1.weight"]
+        assert outcome.last["unexpected_keys"] == ["more"]
+        assert outcome.last["shape_mismatches"] == [
+            {"key": "fc.bias", "expected": [10], "got": [7]}
+        ]
         assert not (tmp_path / "model.safetensors").exists()
 
     def test_pickle_with_code_is_refused_and_never_run(
@@ -149,8 +151,8 @@ class TestModel:
                 return os.mknod, (str(marker), 0o600)
 
         (tmp_path / "upload").write_bytes(pickle.dumps({"model": Evil()}))
-        found = inspect(a_model_request())
-        assert (found.code, found.last["code"]) == (1, "unsafe_pickle")
+        outcome = inspect(a_model_request())
+        assert (outcome.code, outcome.last["code"]) == (1, "unsafe_pickle")
         assert not marker.exists()
 
     def test_pickle_is_refused_where_it_is_not_allowed(
@@ -163,9 +165,9 @@ class TestModel:
         safetensors.torch.save_file(a_network().state_dict(), tmp_path / "upload")
         whole = (tmp_path / "upload").read_bytes()
         (tmp_path / "upload").write_bytes(whole[:-10])
-        found = inspect(a_model_request())
-        assert found.last["code"] == "unreadable"
-        assert "cut short" in found.last["message"]
+        outcome = inspect(a_model_request())
+        assert outcome.last["code"] == "unreadable"
+        assert "cut short" in outcome.last["message"]
 
     @pytest.mark.parametrize(
         "changes",
@@ -179,22 +181,22 @@ class TestModel:
     def test_network_that_cannot_be_built_is_named(
         self, inspect: Inspect, changes: dict[str, Any]
     ) -> None:
-        found = inspect(a_model_request(**changes))
-        assert (found.code, found.last["code"]) == (1, "bad_network")
+        outcome = inspect(a_model_request(**changes))
+        assert (outcome.code, outcome.last["code"]) == (1, "bad_network")
 
     def test_weights_that_are_not_finite_fail(self, tmp_path: Path, inspect: Inspect) -> None:
         network = a_network()
         with torch.no_grad():
             next(network.parameters()).fill_(torch.nan)
         torch.save(network.state_dict(), tmp_path / "upload")
-        found = inspect(a_model_request())
-        assert found.last["code"] == "forward_failed"
-        assert "not finite" in found.last["message"]
+        outcome = inspect(a_model_request())
+        assert outcome.last["code"] == "forward_failed"
+        assert "not finite" in outcome.last["message"]
 
     def test_malformed_request_names_the_field(self, inspect: Inspect) -> None:
-        found = inspect(a_model_request(classes=0))
-        assert (found.code, found.last["code"]) == (1, "internal_error")
-        assert "classes" in found.last["message"]
+        outcome = inspect(a_model_request(classes=0))
+        assert (outcome.code, outcome.last["code"]) == (1, "internal_error")
+        assert "classes" in outcome.last["message"]
 
     def test_missing_upload_ends_in_a_line_too(self, inspect: Inspect) -> None:
         assert inspect(a_model_request()).last["type"] == "failure"
@@ -215,10 +217,10 @@ class TestDenseModel:
 
     def test_weights_become_safetensors(self, tmp_path: Path, inspect: Inspect) -> None:
         network = self.upload(tmp_path)
-        found = inspect(self.request())
-        assert found.code == 0
-        assert found.last["parameters"] == sum(p.numel() for p in network.parameters())
-        assert found.last["flops"] > 0
+        outcome = inspect(self.request())
+        assert outcome.code == 0
+        assert outcome.last["parameters"] == sum(p.numel() for p in network.parameters())
+        assert outcome.last["flops"] > 0
 
     @pytest.mark.parametrize(
         "changes",
@@ -228,9 +230,9 @@ class TestDenseModel:
         self, tmp_path: Path, inspect: Inspect, changes: dict[str, Any]
     ) -> None:
         self.upload(tmp_path)
-        found = inspect(self.request(**changes))
-        assert (found.code, found.last["code"]) == (1, "bad_network")
-        assert "the model is said to be for" in found.last["message"]
+        outcome = inspect(self.request(**changes))
+        assert (outcome.code, outcome.last["code"]) == (1, "bad_network")
+        assert "the model is said to be for" in outcome.last["message"]
 
 
 class TestDenseDataset:
@@ -238,16 +240,16 @@ class TestDenseDataset:
         images = np.zeros((20, 1, 8, 8), dtype=np.uint8)
         with (tmp_path / "upload").open("wb") as stream:
             np.savez(stream, images=images, labels=np.arange(20 * 64).reshape(20, 8, 8) % 3)
-        found = inspect(a_dataset_request("npz", task="segmentation"))
-        assert found.code == 0
-        assert found.last["dataset"]["task"] == "segmentation"
+        outcome = inspect(a_dataset_request("npz", task="segmentation"))
+        assert outcome.code == 0
+        assert outcome.last["dataset"]["task"] == "segmentation"
         assert dataset.load(tmp_path / "dataset").split("train").labels.shape == (14, 8, 8)
 
     def test_formats_without_masks_are_refused(self, tmp_path: Path, inspect: Inspect) -> None:
         (tmp_path / "upload").write_bytes(b"hello")
-        found = inspect(a_dataset_request("imagefolder", task="segmentation"))
-        assert found.last["code"] == "unsupported_format"
-        assert "holds no labels for segmentation; upload npz" in found.last["message"]
+        outcome = inspect(a_dataset_request("imagefolder", task="segmentation"))
+        assert outcome.last["code"] == "unsupported_format"
+        assert "holds no labels for segmentation; upload npz" in outcome.last["message"]
 
 
 class TestDataset:
@@ -255,27 +257,27 @@ class TestDataset:
         images = np.zeros((20, 1, 8, 8), dtype=np.uint8)
         with (tmp_path / "upload").open("wb") as stream:
             np.savez(stream, images=images, labels=np.arange(20) % 2)
-        found = inspect(a_dataset_request("npz"))
-        assert found.code == 0
+        outcome = inspect(a_dataset_request("npz"))
+        assert outcome.code == 0
         described = json.loads((tmp_path / "dataset" / "dataset.json").read_text())
-        assert found.last["dataset"] == described
+        assert outcome.last["dataset"] == described
         assert dataset.load(tmp_path / "dataset").record.splits["train"] == 14
 
     def test_input_may_be_given_in_part(self, tmp_path: Path, inspect: Inspect) -> None:
         with (tmp_path / "upload").open("wb") as stream:
             images = np.zeros((20, 1, 8, 8), dtype=np.uint8)
             np.savez(stream, images=images, labels=np.arange(20) % 2)
-        found = inspect(a_dataset_request("npz", input={"mean": [0.5], "std": [0.5]}))
-        assert found.last["dataset"]["input"]["mean"] == [0.5]
+        outcome = inspect(a_dataset_request("npz", input={"mean": [0.5], "std": [0.5]}))
+        assert outcome.last["dataset"]["input"]["mean"] == [0.5]
 
     @pytest.mark.parametrize("format_name", ["imagefolder", "cifar10", "cifar100", "npz"])
     def test_other_files_are_refused(
         self, tmp_path: Path, inspect: Inspect, format_name: str
     ) -> None:
         (tmp_path / "upload").write_bytes(b"hello")
-        found = inspect(a_dataset_request(format_name))
-        assert found.code == 1
-        assert found.last["code"] in ("unreadable", "unsupported_format")
+        outcome = inspect(a_dataset_request(format_name))
+        assert outcome.code == 1
+        assert outcome.last["code"] in ("unreadable", "unsupported_format")
 
     def test_archive_that_leads_elsewhere_is_refused(
         self, tmp_path: Path, inspect: Inspect
@@ -295,9 +297,9 @@ class TestDataset:
                 pixels = generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(picture, "PNG")
                 archive.writestr(f"train/class-{number % 2}/{number}.png", picture.getvalue())
-        found = inspect(a_dataset_request("imagefolder"))
-        assert found.code == 0
-        described = found.last["dataset"]
+        outcome = inspect(a_dataset_request("imagefolder"))
+        assert outcome.code == 0
+        described = outcome.last["dataset"]
         assert described["classes"] == ["class-0", "class-1"]
         assert sum(described["splits"].values()) == 40
         assert described["input"]["channels"] == 3
@@ -308,9 +310,9 @@ class TestDataset:
         assert inspect(a_dataset_request("imagefolder")).last["code"] == "no_images"
 
     def test_unknown_format_lists_those_that_exist(self, inspect: Inspect) -> None:
-        found = inspect(a_dataset_request("coco"))
-        assert found.last["code"] == "unsupported_format"
-        assert "imagefolder" in found.last["message"]
+        outcome = inspect(a_dataset_request("coco"))
+        assert outcome.last["code"] == "unsupported_format"
+        assert "imagefolder" in outcome.last["message"]
 
     def test_nothing_stays_behind_a_refusal(self, tmp_path: Path, inspect: Inspect) -> None:
         with zipfile.ZipFile(tmp_path / "upload", "w") as archive:
@@ -323,9 +325,9 @@ class TestDataset:
 
 class TestBuiltin:
     def test_digits_are_written(self, tmp_path: Path, inspect: Inspect) -> None:
-        found = inspect({"kind": "builtin", "name": "digits"})
-        assert found.code == 0
-        assert found.last["dataset"]["splits"] == {"train": 1257, "validation": 180, "test": 360}
+        outcome = inspect({"kind": "builtin", "name": "digits"})
+        assert outcome.code == 0
+        assert outcome.last["dataset"]["splits"] == {"train": 1257, "validation": 180, "test": 360}
         assert dataset.load(tmp_path / "dataset").split("test").images.shape == (360, 1, 8, 8)
 
     def test_unknown_set_lists_those_that_exist(self, inspect: Inspect) -> None:

@@ -115,16 +115,16 @@ def on_device(workdir: Path, **changes: Any) -> Outcome:
 
 def on_both(workdir: Path, **changes: Any) -> tuple[Outcome, Outcome]:
     """Carry a recipe out on the device, then on the CPU."""
-    found = on_device(workdir / "device", **changes)
+    outcome = on_device(workdir / "device", **changes)
     expected = prepare(workdir / "cpu", "cpu", **changes)
-    return found, run(expected, on_device=False)
+    return outcome, run(expected, on_device=False)
 
 
 def distance(
-    found: Outcome | dict[str, torch.Tensor], expected: Outcome, initial: Path | None = None
+    actual: Outcome | dict[str, torch.Tensor], expected: Outcome, initial: Path | None = None
 ) -> float:
     """Return how far two students are apart, as a share of how far they came from the start."""
-    mine = found.student if isinstance(found, Outcome) else found
+    mine = actual.student if isinstance(actual, Outcome) else actual
     theirs = expected.student
     assert mine.keys() == theirs.keys()
     begun = floats(initial or expected.workdir / "initial" / "model.safetensors")

@@ -45,16 +45,16 @@ class TestDataFree:
     @pytest.mark.usefixtures("equal_draws")
     @pytest.mark.parametrize("name", NAMES)
     def test_calls_and_steps_equal_those_on_the_cpu(self, tmp_path: Path, name: str) -> None:
-        found, expected = scenes.on_both(tmp_path, method=choice(name))
+        outcome, expected = scenes.on_both(tmp_path, method=choice(name))
         for key in ("calls", "steps", "images"):
-            assert found.result["synthesis"][key] == expected.result["synthesis"][key]
-        assert scenes.distance(found, expected) < LARGEST
+            assert outcome.result["synthesis"][key] == expected.result["synthesis"][key]
+        assert scenes.distance(outcome, expected) < LARGEST
 
     @pytest.mark.parametrize("name", NAMES)
     def test_takes_bfloat16(self, tmp_path: Path, name: str) -> None:
         training = {"precision": "bfloat16", "ema_decay": 0.9}
-        found = scenes.on_device(tmp_path, method=choice(name), training=training)
-        assert all(bool(value.isfinite().all()) for value in found.student.values())
+        outcome = scenes.on_device(tmp_path, method=choice(name), training=training)
+        assert all(bool(value.isfinite().all()) for value in outcome.student.values())
 
     @pytest.mark.parametrize("name", ["cmi", "dafl", "deepinversion", "fast", "ssdkd"])
     def test_goes_on_from_inside_a_call_as_if_nothing_had_happened(
@@ -66,6 +66,6 @@ class TestDataFree:
             for look in (1, 2, 3):
                 code, _ = test_loop.execute(path, test_loop.StopsAt(look))
                 assert code == signals.EXIT_CODE
-        found = scenes.run(path, on_device=True)
-        assert folders.of_type(found.lines, "started")[0]["resumed_from_step"] >= 0
-        assert scenes.distance(found, whole) < LARGEST
+        outcome = scenes.run(path, on_device=True)
+        assert folders.of_type(outcome.lines, "started")[0]["resumed_from_step"] >= 0
+        assert scenes.distance(outcome, whole) < LARGEST

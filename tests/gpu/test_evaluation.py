@@ -31,9 +31,11 @@ def dense(workdir: Path, accelerator: str) -> Path:
     dataset.write(workdir / "dataset", record, splits)
     (workdir / "teacher").mkdir()
     weights.save_student(
-        workdir / "teacher" / "model.safetensors", test_segmentation.taught(), {"format": "pt"}
+        workdir / "teacher" / "model.safetensors",
+        test_segmentation.trained_teacher(),
+        {"format": "pt"},
     )
-    asked: dict[str, Any] = {
+    recipe: dict[str, Any] = {
         "version": 1,
         "task": "segmentation",
         "teacher": test_segmentation.choice(test_segmentation.TEACHER),
@@ -44,17 +46,17 @@ def dense(workdir: Path, accelerator: str) -> Path:
         "accelerator": accelerator,
     }
     path = workdir / "recipe.json"
-    path.write_text(json.dumps(asked))
+    path.write_text(json.dumps(recipe))
     return path
 
 
 class TestEvaluation:
     def test_scores_and_report_are_those_of_the_cpu(self, tmp_path: Path) -> None:
-        found, expected = scenes.on_both(tmp_path, report=True, baseline=True)
-        assert folders.of_type(found.lines, "warning") == []
-        one, other = found.result, expected.result
+        outcome, expected = scenes.on_both(tmp_path, report=True, baseline=True)
+        assert folders.of_type(outcome.lines, "warning") == []
+        one, other = outcome.result, expected.result
         assert one["files"] == other["files"]
-        assert all((found.workdir / file["path"]).exists() for file in one["files"])
+        assert all((outcome.workdir / file["path"]).exists() for file in one["files"])
         assert one["parameters"] == other["parameters"]
         assert one["flops"] == other["flops"]
         assert one["latency_ms"]["student"] > 0
@@ -76,13 +78,14 @@ class TestEvaluation:
             assert histories[0][key] == pytest.approx(histories[1][key], rel=1e-2), key
 
     def test_dense_networks_are_scored_as_on_the_cpu(self, tmp_path: Path) -> None:
-        found = scenes.run(dense(tmp_path / "device", scenes.DEVICE), on_device=True)
+        outcome = scenes.run(dense(tmp_path / "device", scenes.DEVICE), on_device=True)
         expected = scenes.run(dense(tmp_path / "cpu", "cpu"), on_device=False)
-        assert folders.of_type(found.lines, "warning") == []
-        teacher, other = (one.result["scores"]["teacher"] for one in (found, expected))
+        assert folders.of_type(outcome.lines, "warning") == []
+        teacher, other = (one.result["scores"]["teacher"] for one in (outcome, expected))
         assert teacher["pixels"] == other["pixels"]
         for key in ("accuracy", "miou"):
             assert teacher[key] == pytest.approx(other[key], abs=5e-3)
         assert (
-            found.result["scores"]["student"].keys() == expected.result["scores"]["student"].keys()
+            outcome.result["scores"]["student"].keys()
+            == expected.result["scores"]["student"].keys()
         )

@@ -59,8 +59,8 @@ class TestGroups:
 
     @pytest.mark.usefixtures("equal_draws")
     def test_each_student_is_that_of_the_cpu(self, tmp_path: Path) -> None:
-        found = scenes.run(prepare(tmp_path / "device", scenes.DEVICE), on_device=True)
+        group = scenes.run(prepare(tmp_path / "device", scenes.DEVICE), on_device=True)
         expected = scenes.run(prepare(tmp_path / "cpu", "cpu"), on_device=False)
         for key in MEMBERS:
-            apart = scenes.distance(outcome(found, key), outcome(expected, key))
+            apart = scenes.distance(outcome(group, key), outcome(expected, key))
             assert apart < LARGEST, key

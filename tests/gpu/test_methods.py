@@ -28,10 +28,10 @@ def choice(name: str) -> dict[str, Any]:
 class TestMethods:
     @pytest.mark.parametrize("name", [*NAMES, "combine"])
     def test_two_steps_equal_those_on_the_cpu(self, tmp_path: Path, name: str) -> None:
-        found, expected = scenes.on_both(tmp_path, method=choice(name))
-        assert scenes.distance(found, expected) < LARGEST
+        outcome, expected = scenes.on_both(tmp_path, method=choice(name))
+        assert scenes.distance(outcome, expected) < LARGEST
 
     def test_crd_draws_with_replacement_as_well(self, tmp_path: Path) -> None:
         method = {"name": "crd", "negatives": 400, "mode": "relax"}
-        found, expected = scenes.on_both(tmp_path, method=method)
-        assert scenes.distance(found, expected) < LARGEST
+        outcome, expected = scenes.on_both(tmp_path, method=method)
+        assert scenes.distance(outcome, expected) < LARGEST

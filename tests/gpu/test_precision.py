@@ -20,16 +20,16 @@ class TestBfloat16:
     @pytest.mark.parametrize("name", [*NAMES, "combine"])
     def test_a_step_is_near_that_in_float32(self, tmp_path: Path, name: str) -> None:
         half = {"max_steps": 1, "precision": "bfloat16"}
-        found = scenes.on_device(tmp_path / "half", method=choice(name), training=half)
+        outcome = scenes.on_device(tmp_path / "half", method=choice(name), training=half)
         full = {"max_steps": 1}
         expected = scenes.on_device(tmp_path / "full", method=choice(name), training=full)
-        assert found.lines[0]["precision"] == "bfloat16"
-        assert scenes.distance(found, expected) < LARGEST
+        assert outcome.lines[0]["precision"] == "bfloat16"
+        assert scenes.distance(outcome, expected) < LARGEST
 
     def test_is_what_auto_chooses_on_cuda(self, tmp_path: Path) -> None:
-        found = scenes.on_device(tmp_path, training={"precision": "auto"})
+        outcome = scenes.on_device(tmp_path, training={"precision": "auto"})
         expected = "bfloat16" if scenes.DEVICE == "cuda" else "float32"
-        assert found.result["precision"] == expected
+        assert outcome.result["precision"] == expected
 
 
 class TestFloat16:
@@ -40,8 +40,8 @@ class TestFloat16:
     ) -> None:
         training = {"max_steps": 12, "epochs": 3, "clip_norm": clip_norm}
         half = {**training, "precision": HALF}
-        found = scenes.on_device(tmp_path / "half", method=choice(name), training=half)
+        outcome = scenes.on_device(tmp_path / "half", method=choice(name), training=half)
         expected = scenes.on_device(tmp_path / "full", method=choice(name), training=training)
-        assert found.result["precision"] == HALF
+        assert outcome.result["precision"] == HALF
         # The first steps may be left out, until the scale fits.
-        assert scenes.distance(found, expected) < 1
+        assert scenes.distance(outcome, expected) < 1

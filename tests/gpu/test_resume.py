@@ -37,10 +37,10 @@ class TestResume:
         with scenes.surroundings(on_device=True):
             code, _ = test_group.interrupted(left, monkeypatch, 2)
         assert code == signals.EXIT_CODE
-        found = scenes.run(left, on_device=True)
-        assert folders.of_type(found.lines, "started")[0]["resumed_from_step"] == 2
-        assert scenes.distance(found, whole) < LARGEST
-        assert found.result["scores"]["student"]["loss"] == pytest.approx(
+        outcome = scenes.run(left, on_device=True)
+        assert folders.of_type(outcome.lines, "started")[0]["resumed_from_step"] == 2
+        assert scenes.distance(outcome, whole) < LARGEST
+        assert outcome.result["scores"]["student"]["loss"] == pytest.approx(
             whole.result["scores"]["student"]["loss"], rel=LARGEST
         )
 
@@ -55,7 +55,7 @@ class TestResume:
         whole = scenes.prepare(tmp_path / "whole", "any", training=training)
         with monkeypatch.context() as patch:
             patch.setattr("torch.cuda.is_available", lambda: False)
-            found = scenes.run(path, on_device=False)
+            outcome = scenes.run(path, on_device=False)
             expected = scenes.run(whole, on_device=False)
-        assert found.lines[0]["resumed_from_step"] == 2
-        assert scenes.distance(found, expected) < LARGEST
+        assert outcome.lines[0]["resumed_from_step"] == 2
+        assert scenes.distance(outcome, expected) < LARGEST

@@ -31,12 +31,12 @@ class TestTraining:
     @pytest.mark.parametrize("way", WAYS)
     def test_steps_equal_those_on_the_cpu(self, tmp_path: Path, way: str) -> None:
         name, training = WAYS[way]
-        found, expected = scenes.on_both(tmp_path, method={"name": name}, training=training)
-        assert scenes.distance(found, expected) < LARGEST
+        outcome, expected = scenes.on_both(tmp_path, method={"name": name}, training=training)
+        assert scenes.distance(outcome, expected) < LARGEST
 
     def test_a_baseline_follows_the_student(self, tmp_path: Path) -> None:
-        found, expected = scenes.on_both(tmp_path, baseline=True)
-        assert found.lines[0]["phases"] == ["student", "baseline"]
-        assert scenes.distance(found, expected) < LARGEST
-        loss, other = (one.result["scores"]["baseline"]["loss"] for one in (found, expected))
+        outcome, expected = scenes.on_both(tmp_path, baseline=True)
+        assert outcome.lines[0]["phases"] == ["student", "baseline"]
+        assert scenes.distance(outcome, expected) < LARGEST
+        loss, other = (one.result["scores"]["baseline"]["loss"] for one in (outcome, expected))
         assert loss == pytest.approx(other, rel=1e-3)

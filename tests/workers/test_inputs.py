@@ -33,7 +33,9 @@ def teacher(
         )
 
 
-def found(sessions: database.Sessions, project: tables.ProjectRow, **changes: Any) -> inputs.Inputs:
+def found(
+    sessions: database.Sessions, project: tables.ProjectRow, **changes: Any
+) -> inputs.AttemptInputs:
     with sessions.begin() as session:
         job = factories.job(session, project_id=project.id, **changes)
         return inputs.of(session, job.id)
@@ -74,7 +76,7 @@ class TestFiles:
     ) -> None:
         with sessions.begin() as session:
             job = factories.synthetic_job(session, storage, project_id=project.id)
-            new = synthetic_datasets.NewVersion(name="dreams", job_id=job.id)
+            new = synthetic_datasets.NewSyntheticDataset(name="dreams", job_id=job.id)
             synthetic_datasets.register(session, storage, project_id=project.id, new=new)
         everything = {f"dataset/{path}" for path in factories.IMAGES}
         weights = {"teacher/model.safetensors"}

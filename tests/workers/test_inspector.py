@@ -49,7 +49,7 @@ def uploaded_dataset(
     task: str = "classification",
 ) -> str:
     made = scenes.upload(context, project, content, purpose="dataset", name=name)
-    new = datasets.NewVersion(name="mine", upload_id=made, format=kind, task=task)
+    new = datasets.NewDatasetVersion(name="mine", upload_id=made, format=kind, task=task)
     with context.sessions.begin() as session:
         return datasets.register(session, project_id=project, new=new).id
 

@@ -47,7 +47,7 @@ DIGITS = model_card.DataFacts(
 TEACHER = model_card.TeacherFacts("digits-teacher@1", "sha256:aa", "retort/resnet20")
 
 
-def origin(**changes: Any) -> model_card.Origin:
+def origin(**changes: Any) -> model_card.JobFacts:
     spec = factories.spec(
         student={"network": "retort/resnet8", "register_as": "digits-student"},
         method={"name": "dkd", "alpha": 1.0, "beta": 8.0},
@@ -61,7 +61,7 @@ def origin(**changes: Any) -> model_card.Origin:
         "teacher": TEACHER,
         **changes,
     }
-    return model_card.Origin(**facts)
+    return model_card.JobFacts(**facts)
 
 
 def card(

@@ -14,9 +14,9 @@ import pytest
 
 from models_registry.jobs import actions, leases
 from models_registry.jobs.lifecycle import Reason, State
-from models_registry.jobs.spec import StudySpec
 from models_registry.persistence import tables
 from models_registry.studies import studies
+from models_registry.studies.spec import StudySpec
 from tests import factories
 from tests.workers import conftest, scenes, weights
 from workers import context as contexts

@@ -41,7 +41,7 @@ REPORT: dict[str, Any] = {
 
 
 @pytest.fixture
-def origin() -> student_files.Origin:
+def origin() -> student_files.StudentOrigin:
     spec = factories.spec(
         student={"network": "retort/resnet8", "register_as": "digits-student"},
         method={"name": "kd", "alpha": 0.5},
@@ -49,8 +49,8 @@ def origin() -> student_files.Origin:
     digests = {"teacher_digest": "sha256:aa", "initial_digest": None, "dataset_digest": "sha256:bb"}
     now = datetime.now(UTC)
     job = tables.JobRow(id="job_1", attempt=2, spec={**spec, **digests}, created_at=now)
-    told = model_card.Origin("job_1", 2, JobSpec.model_validate(spec), dataset=None, teacher=None)
-    return student_files.Origin(job, told)
+    told = model_card.JobFacts("job_1", 2, JobSpec.model_validate(spec), dataset=None, teacher=None)
+    return student_files.StudentOrigin(job, told)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def workdir(tmp_path: Path) -> Path:
 
 class TestMake:
     def test_gives_five_files_by_the_path_they_get(
-        self, origin: student_files.Origin, workdir: Path
+        self, origin: student_files.StudentOrigin, workdir: Path
     ) -> None:
         kit = student_files.make(origin, REPORT, workdir)
         assert {path: file.name for path, file in kit.files.items()} == {
@@ -82,7 +82,9 @@ class TestMake:
         }
         assert all(file.is_file() for file in kit.files.values())
 
-    def test_describes_the_version(self, origin: student_files.Origin, workdir: Path) -> None:
+    def test_describes_the_version(
+        self, origin: student_files.StudentOrigin, workdir: Path
+    ) -> None:
         version = student_files.make(origin, REPORT, workdir).version
         assert (version.name, version.job_id) == ("digits-student", "job_1")
         assert version.classes == ["zero", "one"]
@@ -92,7 +94,7 @@ class TestMake:
         assert version.lineage == json.loads((workdir / "manifest.json").read_text())
 
     def test_tells_where_the_student_comes_from(
-        self, origin: student_files.Origin, workdir: Path
+        self, origin: student_files.StudentOrigin, workdir: Path
     ) -> None:
         lineage = student_files.make(origin, REPORT, workdir).version.lineage
         assert lineage["job"] == "job_1"
@@ -103,13 +105,13 @@ class TestMake:
         assert lineage["versions"] == {"torch": "2.0"}
 
     def test_keeps_what_is_the_reports_own_business_out_of_the_result(
-        self, origin: student_files.Origin, workdir: Path
+        self, origin: student_files.StudentOrigin, workdir: Path
     ) -> None:
         result = student_files.make(origin, REPORT, workdir).result
         assert result == {name: REPORT[name] for name in REPORT.keys() - {"type", "files"}}
 
     def test_keeps_synthetic_images_beside_the_student(
-        self, origin: student_files.Origin, workdir: Path
+        self, origin: student_files.StudentOrigin, workdir: Path
     ) -> None:
         (workdir / "synthetic").mkdir()
         (workdir / "synthetic" / "dataset.json").write_text("{}")
@@ -119,7 +121,7 @@ class TestMake:
         assert files["synthetic/train.safetensors"].read_bytes() == b"images"
 
     def test_of_a_student_that_nothing_could_measure_has_no_scores(
-        self, origin: student_files.Origin, workdir: Path
+        self, origin: student_files.StudentOrigin, workdir: Path
     ) -> None:
         facts = {
             "scores": {"teacher": None, "student": None, "baseline": None},
@@ -139,7 +141,7 @@ class TestMake:
         assert {name: kit.result[name] for name in facts} == facts
 
     def test_puts_a_card_beside_the_pictures_as_well(
-        self, origin: student_files.Origin, workdir: Path
+        self, origin: student_files.StudentOrigin, workdir: Path
     ) -> None:
         (workdir / "report").mkdir()
         (workdir / "report" / "tsne.png").write_bytes(b"a picture")
@@ -150,7 +152,7 @@ class TestMake:
         assert "](tsne.png)" in kit.files["report/card.md"].read_text()
 
     def test_shows_no_picture_that_is_not_stored(
-        self, origin: student_files.Origin, workdir: Path
+        self, origin: student_files.StudentOrigin, workdir: Path
     ) -> None:
         assert student_files.report_files(workdir) == {}
         kit = student_files.make(origin, REPORT, workdir)

@@ -13,14 +13,14 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m workers.distill", description=__doc__)
     parser.add_argument("recipe", type=pathlib.Path, help="what to do")
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="inputs and outputs")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     reporter = events.open_stream()
     stop = signals.Stop()
     stop.listen()
     # Imported only now: torch takes seconds to load, and a SIGTERM in them must be answered.
     from workers.distill.run import run
 
-    return run.execute(asked.recipe, asked.workdir, reporter, stop)
+    return run.execute(options.recipe, options.workdir, reporter, stop)
 
 
 if __name__ == "__main__":

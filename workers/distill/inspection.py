@@ -108,11 +108,11 @@ def inspect_model(request: ModelRequest, workdir: Path) -> dict[str, Any]:  # An
 
 def inspect_dataset(request: DatasetRequest, workdir: Path) -> dict[str, Any]:  # Any: a report line
     """Convert an uploaded archive to the prepared form."""
-    chosen = formats.choose(request.format, request.task)
+    chosen_format = formats.choose(request.format, request.task)
     folder, hints = workdir / "dataset", request.input or conversion.InputHints()
     # Below the working folder: the system's own folder for such files may be small or in memory.
     with tempfile.TemporaryDirectory(dir=workdir) as scratch:
-        record = chosen.convert(
+        record = chosen_format.convert(
             workdir / "upload", Path(scratch) / "unpacked", folder, hints, request.task
         )
     return _report(record, folder)
@@ -164,9 +164,9 @@ def _process(
 
 @torch.no_grad()
 def _check_forward(network: interface.Network, images: torch.Tensor, request: ModelRequest) -> None:
-    """Raise `UploadRefused` unless the network returns finite logits of the right shape.
+    """Raise `UploadRefused` unless the network answers with finite numbers of the right shape.
 
-    [N, classes] for an image, [N, classes, H, W] for a dense network.
+    [N, classes] for an image, [N, classes, H, W] for a dense network, [N, D, 6] for a detector.
     """
     mean = torch.tensor(request.input.mean)[:, None, None]
     std = torch.tensor(request.input.std)[:, None, None]
@@ -178,10 +178,14 @@ def _check_forward(network: interface.Network, images: torch.Tensor, request: Mo
             "forward_failed", f"{request.network} cannot be run on a batch of images: {error}"
         ) from error
     expected = TASKS[request.task].output_shape(images, request.classes)
-    if tuple(logits.shape) != expected:
+    is_expected = len(logits.shape) == len(expected) and all(
+        side in (None, actual) for side, actual in zip(expected, logits.shape, strict=True)
+    )
+    if not is_expected:
+        sides = ", ".join("any" if side is None else str(side) for side in expected)
         raise errors.UploadRefused(
             "forward_failed",
-            f"{request.network} answers with shape {list(logits.shape)}, expected {list(expected)}",
+            f"{request.network} answers with shape {list(logits.shape)}, expected [{sides}]",
         )
     if not torch.isfinite(logits).all():
         raise errors.UploadRefused(

@@ -24,10 +24,7 @@ def submit(
     spec_file: Annotated[
         Path, typer.Argument(metavar="SPEC.yaml", help="The job: YAML or JSON, `-` for stdin.")
     ],
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one value of the spec."),
-    ] = None,
+    changes: shell.ChangesOption = None,
     follow: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
     validate: Annotated[bool, typer.Option("--validate", help="Only validate the spec.")] = False,
 ) -> None:
@@ -59,7 +56,7 @@ def list_jobs(
     label: Annotated[
         list[str] | None, typer.Option(metavar="K=V", help="Only jobs with this label.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most this many, newest first.")] = 20,
+    limit: shell.LimitOption = 20,
 ) -> None:
     """List jobs."""
     labels = dict(_pair("--label", text) for text in label or ())
@@ -67,12 +64,9 @@ def list_jobs(
         state=state, study=study, labels=labels, page_size=min(limit, 100)
     )
     jobs = list(itertools.islice(pages, limit))
-    if retort.json:
-        retort.emit(jobs)
-        return
     from retort.cli import display
 
-    display.jobs(retort.out, jobs)
+    retort.show(jobs, display.jobs)
 
 
 @app.command("job")
@@ -179,12 +173,9 @@ def _explain_end(retort: shell.Shell, job: "types.Job") -> None:
 
 
 def _show_job(retort: shell.Shell, job: "types.Job") -> None:
-    if retort.json:
-        retort.emit(job)
-        return
     from retort.cli import display
 
-    display.job(retort.out, job)
+    retort.show(job, display.job)
 
 
 def _show_state(retort: shell.Shell, job: "types.Job") -> None:

@@ -19,11 +19,7 @@ def list_methods(
     from retort.cli import display
 
     if name:
-        method = retort.client.offers.method(name)
-        if retort.json:
-            retort.emit(method)
-        else:
-            display.method(retort.out, method)
+        retort.show(retort.client.offers.method(name), display.method)
         return
     methods = list(retort.client.offers.methods())
     if retort.json:

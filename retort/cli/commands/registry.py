@@ -44,11 +44,7 @@ def show_model(
     from retort.cli import display
 
     if "@" in reference:
-        version = retort.client.models.resolve(reference)
-        if retort.json:
-            retort.emit(version)
-        else:
-            display.version(retort.out, version)
+        retort.show(retort.client.models.resolve(reference), display.version)
         return
     model = retort.client.models.get(reference)
     versions = list(retort.client.models.versions(reference))

@@ -24,10 +24,7 @@ def submit(
     spec_file: Annotated[
         Path, typer.Argument(metavar="STUDY.yaml", help="The study: YAML or JSON, `-` for stdin.")
     ],
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one value of the study."),
-    ] = None,
+    changes: shell.ChangesOption = None,
     follow: Annotated[bool, typer.Option("--watch", help="Follow the study to its end.")] = False,
     validate: Annotated[
         bool, typer.Option("--validate", help="Only validate the study, and show its variants.")
@@ -40,10 +37,8 @@ def submit(
     spec = specs.load(spec_file, changes or ())
     if validate:
         plan = retort.client.studies.validate(spec)
-        if retort.json:
-            retort.emit(plan)
-        else:
-            display.plan(retort.out, plan)
+        retort.show(plan, display.plan)
+        if not retort.json:
             retort.note(f"the study is valid and has {plan.job_count:,} jobs")
         return
     study = retort.client.studies.submit(spec)
@@ -64,17 +59,14 @@ def list_studies(
     active: Annotated[
         bool, typer.Option("--active", help="Only studies that have not ended.")
     ] = False,
-    limit: Annotated[int, typer.Option(min=1, help="At most this many, newest first.")] = 20,
+    limit: shell.LimitOption = 20,
 ) -> None:
     """List studies."""
     pages = retort.client.studies.list(active=active or None, page_size=min(limit, 100))
     studies = list(itertools.islice(pages, limit))
-    if retort.json:
-        retort.emit(studies)
-        return
     from retort.cli import display
 
-    display.studies(retort.out, studies)
+    retort.show(studies, display.studies)
 
 
 @app.command()
@@ -82,12 +74,9 @@ def list_studies(
 def show(retort: shell.Shell, study_id: StudyArgument) -> None:
     """Show a study."""
     study = retort.client.studies.get(study_id)
-    if retort.json:
-        retort.emit(study)
-        return
     from retort.cli import display
 
-    display.study(retort.out, study)
+    retort.show(study, display.study)
 
 
 @app.command()
@@ -126,12 +115,9 @@ def leaderboard(
 
 def _show_leaderboard(retort: shell.Shell, study_id: str) -> None:
     shown = retort.client.studies.leaderboard(study_id)
-    if retort.json:
-        retort.emit(shown)
-        return
     from retort.cli import display
 
-    display.leaderboard(retort.out, shown)
+    retort.show(shown, display.leaderboard)
 
 
 def _watch(retort: shell.Shell, study_id: str) -> None:

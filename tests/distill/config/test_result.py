@@ -13,8 +13,8 @@ class TestRunResult:
 
     def test_leaves_out_what_is_not_declared(self) -> None:
         report = {"type": "result", "files": [{"path": "student.safetensors"}], "epochs": 2}
-        found = RunResult.model_validate(report)
-        assert found.model_dump(mode="json", exclude_unset=True) == {"epochs": 2}
+        result = RunResult.model_validate(report)
+        assert result.model_dump(mode="json", exclude_unset=True) == {"epochs": 2}
 
     def test_keeps_what_was_null_apart_from_what_was_not_said(self) -> None:
         report = {
@@ -30,7 +30,9 @@ class TestRunResult:
         assert portable["scores"]["student"]["loss"] == "NaN"
 
     def test_reads_results_of_earlier_versions(self) -> None:
-        found = RunResult.model_validate({"synthesis": {"images": 8, "hours": 2}, "validation": {}})
-        assert found.synthesis is not None
-        assert found.synthesis.buffer is None
-        assert found.model_dump(exclude_unset=True)["synthesis"] == {"images": 8, "hours": 2}
+        result = RunResult.model_validate(
+            {"synthesis": {"images": 8, "hours": 2}, "validation": {}}
+        )
+        assert result.synthesis is not None
+        assert result.synthesis.buffer is None
+        assert result.model_dump(exclude_unset=True)["synthesis"] == {"images": 8, "hours": 2}

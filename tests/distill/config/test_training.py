@@ -170,8 +170,8 @@ class TestTraining:
 
 class TestRecipe:
     def test_survives_json(self) -> None:
-        asked = a_recipe(training={"epochs": 3}, teacher=folders.network())
-        assert JobConfig.model_validate(json.loads(asked.model_dump_json())) == asked
+        config = a_recipe(training={"epochs": 3}, teacher=folders.network())
+        assert JobConfig.model_validate(json.loads(config.model_dump_json())) == config
 
     def test_two_attempts_share_a_digest(self) -> None:
         first, second = (
@@ -206,5 +206,5 @@ class TestPublishedSchedule:
             0.05 * rate_factor(full.schedule, Moment(epoch, epoch, 1), full.epochs)
             for epoch in epochs
         ]
-        wanted = [0.05, 0.05, 0.005, 0.005, 0.0005, 0.0005, 0.00005, 0.00005]
-        assert rates == pytest.approx(wanted, rel=1e-12)
+        expected = [0.05, 0.05, 0.005, 0.005, 0.0005, 0.0005, 0.00005, 0.00005]
+        assert rates == pytest.approx(expected, rel=1e-12)

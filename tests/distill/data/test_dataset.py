@@ -35,11 +35,11 @@ def some_splits() -> dict[str, tuple[Tensor, Tensor]]:
 class TestLoad:
     def test_returns_what_was_written(self, tmp_path: Path) -> None:
         dataset.write(tmp_path, a_record(), some_splits())
-        found = dataset.load(tmp_path)
-        assert found.record == a_record()
+        stored = dataset.load(tmp_path)
+        assert stored.record == a_record()
         for name, (images, labels) in some_splits().items():
-            assert torch.equal(found.split(name).images, images)
-            assert torch.equal(found.split(name).labels, labels)
+            assert torch.equal(stored.split(name).images, images)
+            assert torch.equal(stored.split(name).labels, labels)
 
     def test_record_has_the_agreed_fields(self, tmp_path: Path) -> None:
         dataset.write(tmp_path, a_record(notes=["n"]), some_splits())

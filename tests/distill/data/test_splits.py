@@ -23,8 +23,8 @@ class TestStratified:
         for part, share in zip(
             splits.stratified(labels, (70, 10, 20)), (0.7, 0.1, 0.2), strict=True
         ):
-            found = np.bincount(labels[part], minlength=3)
-            assert (abs(found - share * np.array([50, 30, 20])) <= 1).all()
+            counts = np.bincount(labels[part], minlength=3)
+            assert (abs(counts - share * np.array([50, 30, 20])) <= 1).all()
 
     def test_equal_seeds_give_equal_parts_and_others_do_not(self) -> None:
         labels = labels_of(50, 50)

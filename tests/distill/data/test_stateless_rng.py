@@ -54,11 +54,11 @@ class TestDraws:
     @given(high=st.integers(1, 12), count=st.integers(1, 12))
     def test_some_of_are_different(self, high: int, count: int) -> None:
         wanted = min(high, count)
-        found = stream(20, seed=high).some_of(wanted, high)
-        assert found.shape == (20, wanted)
-        assert int(found.min()) >= 0
-        assert int(found.max()) < high
-        assert all(len(set(row)) == wanted for row in found.tolist())
+        numbers = stream(20, seed=high).some_of(wanted, high)
+        assert numbers.shape == (20, wanted)
+        assert int(numbers.min()) >= 0
+        assert int(numbers.max()) < high
+        assert all(len(set(row)) == wanted for row in numbers.tolist())
 
     def test_some_of_are_each_as_likely(self) -> None:
         counts = stream(10_000).some_of(2, 5).flatten().bincount()

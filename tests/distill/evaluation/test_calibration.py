@@ -19,13 +19,17 @@ class TestReliability:
             num_classes=4,
             n_bins=CALIBRATION_BINS,
         )
-        found = calibration.reliability(LOGITS, LABELS)
-        assert found.counts.sum() == 60
+        reliability = calibration.reliability(LOGITS, LABELS)
+        assert reliability.counts.sum() == 60
         # Theirs is computed in single precision.
-        assert found.error == pytest.approx(float(expected), rel=1e-4)
+        assert reliability.error == pytest.approx(float(expected), rel=1e-4)
 
     def test_of_a_network_that_is_always_sure_and_right_is_perfect(self) -> None:
         logits = 1e4 * np.eye(4, dtype=np.float32)
-        found = calibration.reliability(logits, np.arange(4))
-        assert found.counts[-1] == 4
-        assert (found.confidence[-1], found.accuracy[-1], found.error) == (1, 1, 0)
+        reliability = calibration.reliability(logits, np.arange(4))
+        assert reliability.counts[-1] == 4
+        assert (reliability.confidence[-1], reliability.accuracy[-1], reliability.error) == (
+            1,
+            1,
+            0,
+        )

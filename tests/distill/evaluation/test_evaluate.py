@@ -20,13 +20,13 @@ from workers.distill.tasks.catalog import TASKS
 
 class TestScoreFile:
     def test_counts_on_any_split(self, tmp_path: Path) -> None:
-        asked = folders.prepare(tmp_path, teacher=None, method={"name": "ce"})
-        assert folders.run_here(asked)[0] == 0
-        found = evaluate.evaluate_file(
+        recipe = folders.prepare(tmp_path, teacher=None, method={"name": "ce"})
+        assert folders.run_here(recipe)[0] == 0
+        scores = evaluate.evaluate_file(
             tmp_path / "student.safetensors", tmp_path / "dataset", "validation"
         )
-        assert found["samples"] == 12
-        assert found["accuracy"] == found["correct"] / 12
+        assert scores["samples"] == 12
+        assert scores["accuracy"] == scores["correct"] / 12
 
 
 CPU = torch.device("cpu")
@@ -60,14 +60,14 @@ def dense_scores(
     on_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, Any]]:
     """Return the test scores by role."""
-    found = evaluate.evaluate_split(
+    evaluations = evaluate.evaluate_split(
         TASKS["segmentation"],
         networks,
         evaluate.LabelledImages(images, truth),
         classes=2,
         on_batch=on_batch,
     )
-    return {role: evaluation.metrics.test_scores() for role, evaluation in found.items()}
+    return {role: evaluation.metrics.test_scores() for role, evaluation in evaluations.items()}
 
 
 class TestDenseScores:
@@ -77,7 +77,7 @@ class TestDenseScores:
         # Two images at a time.
         monkeypatch.setattr(segmentation, "BATCH_LOGITS", 2 * 2 * 64)
         rounds: list[None] = []
-        found = dense_scores(
+        scores = dense_scores(
             {"teacher": (teacher, a_view()), "student": (student, a_view())},
             images,
             truth,
@@ -87,37 +87,39 @@ class TestDenseScores:
         assert student.training
         assert not teacher.training
         with torch.no_grad():
-            answers, taught = (one.eval()(a_view()(images)).argmax(1) for one in (student, teacher))
+            answers, teacher_answers = (
+                one.eval()(a_view()(images)).argmax(1) for one in (student, teacher)
+            )
         judged = truth != 255
-        assert found["samples"] == 7
-        assert found["pixels"] == int(judged.sum()) == 7 * 63
-        assert found["accuracy"] == int((answers == truth)[judged].sum()) / (7 * 63)
-        assert found["agreement"] == int((answers == taught)[judged].sum()) / (7 * 63)
-        wanted = []
+        assert scores["samples"] == 7
+        assert scores["pixels"] == int(judged.sum()) == 7 * 63
+        assert scores["accuracy"] == int((answers == truth)[judged].sum()) / (7 * 63)
+        assert scores["agreement"] == int((answers == teacher_answers)[judged].sum()) / (7 * 63)
+        expected = []
         for number in range(2):
             there, said = (truth == number) & judged, (answers == number) & judged
-            wanted.append(int((there & said).sum()) / int((there | said).sum()))
-        assert found["iou"] == wanted
-        assert found["miou"] == pytest.approx(sum(wanted) / 2, rel=1e-12)
+            expected.append(int((there & said).sum()) / int((there | said).sum()))
+        assert scores["iou"] == expected
+        assert scores["miou"] == pytest.approx(sum(expected) / 2, rel=1e-12)
 
     def test_say_nothing_of_agreement_without_a_teacher(self) -> None:
         images, truth = masks(3)
-        found = dense_scores({"student": (a_dense_network(1), a_view())}, images, truth)["student"]
-        assert list(found) == ["accuracy", "miou", "iou", "samples", "pixels"]
+        scores = dense_scores({"student": (a_dense_network(1), a_view())}, images, truth)["student"]
+        assert list(scores) == ["accuracy", "miou", "iou", "samples", "pixels"]
 
     def test_a_network_of_another_size_is_judged_at_the_size_of_the_masks(self) -> None:
         images, truth = masks(3)
         network = a_dense_network(1, side=16)
-        found = dense_scores({"student": (network, a_view(16))}, images, truth)["student"]
-        assert found["pixels"] == 3 * 63
+        scores = dense_scores({"student": (network, a_view(16))}, images, truth)["student"]
+        assert scores["pixels"] == 3 * 63
 
     def test_teacher_agrees_with_itself(self) -> None:
         images, truth = masks(3)
         network = a_dense_network(1)
         pair = (network, a_view())
-        found = dense_scores({"teacher": pair, "student": pair}, images, truth)
-        assert found["student"]["agreement"] == 1
-        assert "agreement" not in found["teacher"]
+        scores = dense_scores({"teacher": pair, "student": pair}, images, truth)
+        assert scores["student"]["agreement"] == 1
+        assert "agreement" not in scores["teacher"]
 
 
 class TestScoreFileOfMasks:
@@ -146,13 +148,13 @@ class TestScoreFileOfMasks:
     ) -> None:
         network = a_dense_network(1)
         student = self.write(tmp_path, network)
-        asked = [str(student), "--dataset", str(tmp_path / "dataset"), "--split", "test"]
-        assert evaluate.main(asked) == 0
-        found = json.loads(capsys.readouterr().out)
-        correct = found.pop("correct")
-        assert found == dense_scores({"student": (network, a_view())}, *masks(3))["student"]
-        assert found["accuracy"] == correct / found["pixels"]
-        assert found["samples"] == 3
+        arguments = [str(student), "--dataset", str(tmp_path / "dataset"), "--split", "test"]
+        assert evaluate.main(arguments) == 0
+        scores = json.loads(capsys.readouterr().out)
+        correct = scores.pop("correct")
+        assert scores == dense_scores({"student": (network, a_view())}, *masks(3))["student"]
+        assert scores["accuracy"] == correct / scores["pixels"]
+        assert scores["samples"] == 3
 
     def test_student_of_another_task_is_refused(self, tmp_path: Path) -> None:
         torch.manual_seed(0)

@@ -16,10 +16,10 @@ class TestCorrelation:
     def test_of_a_logit_that_never_changes_is_unknown(self) -> None:
         logits = LOGITS.copy()
         logits[:, 1] = 3.0
-        found = similarity.correlation(logits)
-        assert np.isnan(found[1]).all()
-        assert np.isnan(found[:, 1]).all()
-        assert np.isfinite(found[np.ix_([0, 2, 3], [0, 2, 3])]).all()
+        correlations = similarity.correlation(logits)
+        assert np.isnan(correlations[1]).all()
+        assert np.isnan(correlations[:, 1]).all()
+        assert np.isfinite(correlations[np.ix_([0, 2, 3], [0, 2, 3])]).all()
 
     def test_ignores_scale_and_shift_of_a_class(self) -> None:
         changed = LOGITS * np.array([1, 2, 3, 4]) + np.array([5, 6, 7, 8])
@@ -58,17 +58,17 @@ class TestCKA:
         assert similarity.cka(self.FEATURES, moved) == pytest.approx(1.0, abs=1e-9)
 
     def test_of_unrelated_wide_features_is_near_zero(self) -> None:
-        found = [
+        values = [
             similarity.cka(RANDOM.normal(size=(50, 200)), RANDOM.normal(size=(50, 300)))
             for _ in range(20)
         ]
-        assert abs(np.mean(found)) < 0.02
+        assert abs(np.mean(values)) < 0.02
 
     def test_is_symmetric_for_features_of_any_width(self) -> None:
         other = self.FEATURES[:, :2] ** 2
-        found = similarity.cka(self.FEATURES, other)
-        assert found == pytest.approx(similarity.cka(other, self.FEATURES), rel=1e-9)
-        assert abs(found) < 1
+        value = similarity.cka(self.FEATURES, other)
+        assert value == pytest.approx(similarity.cka(other, self.FEATURES), rel=1e-9)
+        assert abs(value) < 1
 
     @pytest.mark.parametrize("value", [1.0, np.inf, np.nan], ids=["equal", "infinite", "nan"])
     def test_of_features_that_tell_nothing_is_unknown(self, value: float) -> None:

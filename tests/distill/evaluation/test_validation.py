@@ -24,9 +24,9 @@ def a_network(seed: int) -> Network:
 
 
 def validating(task: str, images: torch.Tensor, labels: torch.Tensor) -> validation.ValidationSplit:
-    held = evaluate.LabelledImages(images, labels)
+    samples = evaluate.LabelledImages(images, labels)
     precision = Precision("float32", CPU)
-    return validation.ValidationSplit(held, TASKS[task], 3, precision, lambda: None)
+    return validation.ValidationSplit(samples, TASKS[task], 3, precision, lambda: None)
 
 
 def a_split(count: int = 12) -> validation.ValidationSplit:
@@ -39,9 +39,9 @@ class TestValidator:
         split = a_split()
         teacher = a_network(1)
         example = validation.TeacherScores(split, teacher, VIEW)
-        found = validation.Validator(split, VIEW, example)(teacher)
-        assert found["accuracy"] == example.primary
-        assert found["cka"] == pytest.approx(1.0, abs=1e-6)
+        metrics = validation.Validator(split, VIEW, example)(teacher)
+        assert metrics["accuracy"] == example.primary
+        assert metrics["cka"] == pytest.approx(1.0, abs=1e-6)
         other = validation.Validator(split, VIEW, example)(a_network(2))
         assert other["cka"] < 1
 
@@ -79,16 +79,18 @@ class TestValidatorOfMasks:
     def test_judges_the_pixels(self) -> None:
         split, network = a_dense_split(), a_dense_network(1)
         example = validation.TeacherScores(split, a_dense_network(2), VIEW)
-        found = validation.Validator(split, VIEW, example)(network)
-        assert list(found) == ["accuracy", "miou", "loss"]
+        metrics = validation.Validator(split, VIEW, example)(network)
+        assert list(metrics) == ["accuracy", "miou", "loss"]
         scored = split.evaluate(network, VIEW, features=False).metrics.test_scores()
-        assert found["accuracy"] == scored["accuracy"]
-        assert found["miou"] == scored["miou"]
+        assert metrics["accuracy"] == scored["accuracy"]
+        assert metrics["miou"] == scored["miou"]
         with torch.no_grad():
-            logits = network.eval()(VIEW(split.held.images))
-        loss = torch.nn.functional.cross_entropy(logits, split.held.labels.long(), ignore_index=255)
+            logits = network.eval()(VIEW(split.samples.images))
+        loss = torch.nn.functional.cross_entropy(
+            logits, split.samples.labels.long(), ignore_index=255
+        )
         # A mean of float32 against one in float64.
-        assert found["loss"] == pytest.approx(float(loss), rel=1e-5)
+        assert metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
 
     def test_teacher_is_judged_alike(self) -> None:
         split, teacher = a_dense_split(), a_dense_network(2)
@@ -113,15 +115,15 @@ class TestRun:
         self, tmp_path: Path
     ) -> None:
         training = {"epochs": 2, "evaluate_every_epochs": 2}
-        asked = folders.prepare(tmp_path, baseline=True, training=training)
-        code, lines = folders.run_here(asked)
+        recipe = folders.prepare(tmp_path, baseline=True, training=training)
+        code, lines = folders.run_here(recipe)
         assert code == 0
         points = [p for line in folders.of_type(lines, "metrics") for p in line["points"]]
-        told = {point["key"]: point["value"] for point in points}
+        metrics = {point["key"]: point["value"] for point in points}
         history = json.loads((tmp_path / "metrics.json").read_text())["history"]
         assert ["validation/cka" in entry for entry in history["student"]] == [False, True]
-        assert history["student"][1]["validation/cka"] == told["validation/cka"]
-        assert history["baseline"][1]["validation/cka"] == told["baseline/validation/cka"]
+        assert history["student"][1]["validation/cka"] == metrics["validation/cka"]
+        assert history["baseline"][1]["validation/cka"] == metrics["baseline/validation/cka"]
         for entry in history["student"]:
             parts = entry["loss/task"] + entry["loss/dkd"]
             assert entry["loss/total"] == pytest.approx(parts, rel=1e-5)

@@ -16,26 +16,26 @@ def loss(local: torch.Tensor, other: torch.Tensor, current: int) -> torch.Tensor
 class TestBankContrast:
     def test_equals_the_guide(self) -> None:
         with_bank, without = loss(LOCAL, OTHER, 2), loss(LOCAL, OTHER, 3)
-        wanted = CASES.case("cmi", "loss_with_bank")
-        assert float(with_bank) == pytest.approx(wanted, abs=CASES.tolerance)
-        wanted = CASES.case("cmi", "loss_without_bank")
-        assert float(without) == pytest.approx(wanted, abs=CASES.tolerance)
+        expected = CASES.case("cmi", "loss_with_bank")
+        assert float(with_bank) == pytest.approx(expected, abs=CASES.tolerance)
+        expected = CASES.case("cmi", "loss_without_bank")
+        assert float(without) == pytest.approx(expected, abs=CASES.tolerance)
 
     def test_adds_the_mean_of_the_bank_to_that_of_the_batch(self) -> None:
         each = CASES.tensor("cmi", "per_row")
-        wanted = float(each[0] + each[1:].mean())
+        expected = float(each[0] + each[1:].mean())
         # Two rounded numbers are added.
-        assert float(loss(LOCAL, OTHER, 1)) == pytest.approx(wanted, abs=2 * CASES.tolerance)
+        assert float(loss(LOCAL, OTHER, 1)) == pytest.approx(expected, abs=2 * CASES.tolerance)
 
     def test_knows_no_lengths_of_rows(self) -> None:
         lengths = torch.tensor([[0.1], [3.0], [40.0]], dtype=torch.float64)
-        found = loss(lengths * LOCAL, lengths.flip(0) * OTHER, 2)
-        assert torch.allclose(found, loss(LOCAL, OTHER, 2), rtol=1e-12)
+        actual = loss(lengths * LOCAL, lengths.flip(0) * OTHER, 2)
+        assert torch.allclose(actual, loss(LOCAL, OTHER, 2), rtol=1e-12)
 
     def test_knows_no_order_within_the_batch(self) -> None:
         order = [1, 0, 2]
-        found = loss(LOCAL[order], OTHER[order], 2)
-        assert torch.allclose(found, loss(LOCAL, OTHER, 2), rtol=1e-12)
+        actual = loss(LOCAL[order], OTHER[order], 2)
+        assert torch.allclose(actual, loss(LOCAL, OTHER, 2), rtol=1e-12)
 
     def test_of_one_image_alone_is_zero(self) -> None:
         assert float(loss(LOCAL[:1], OTHER[:1], 1)) == 0
@@ -59,8 +59,8 @@ class TestBankContrast:
     @pytest.mark.parametrize("scale", [0.0, 1e-4, 1e4])
     def test_is_finite_for_rows_of_any_length(self, scale: float) -> None:
         local = (scale * LOCAL.float()).requires_grad_()
-        found = loss(local, scale * OTHER.float(), 2)
-        found.backward()
-        assert found.isfinite()
+        actual = loss(local, scale * OTHER.float(), 2)
+        actual.backward()
+        assert actual.isfinite()
         assert local.grad is not None
         assert local.grad.isfinite().all()

@@ -18,18 +18,18 @@ class TestScaledKL:
     @pytest.mark.parametrize("temperature", [1, 4, 20])
     def test_equals_the_guide_for_images_and_for_positions(self, temperature: int) -> None:
         for shape in (torch.clone, as_maps):
-            found = divergences.scaled_kl(
+            divergence = divergences.scaled_kl(
                 shape(STUDENT), shape(TEACHER), temperature=float(temperature)
             )
-            wanted = CASES.case(f"kd_mean_T{temperature}")
-            assert float(found) == pytest.approx(wanted, abs=CASES.tolerance)
+            expected = CASES.case(f"kd_mean_T{temperature}")
+            assert float(divergence) == pytest.approx(expected, abs=CASES.tolerance)
 
     def test_tends_to_the_squared_difference_of_centred_logits_over_twice_the_classes(self) -> None:
         centred = [each - each.mean(1, keepdim=True) for each in (STUDENT, TEACHER)]
         limit = (centred[0] - centred[1]).square().sum(1).mean() / (2 * TEACHER.shape[1])
-        found = divergences.scaled_kl(STUDENT, TEACHER, temperature=1e4)
+        divergence = divergences.scaled_kl(STUDENT, TEACHER, temperature=1e4)
         # The next term falls with the temperature.
-        assert torch.allclose(found, limit, rtol=1e-3)
+        assert torch.allclose(divergence, limit, rtol=1e-3)
 
     def test_has_the_gradient_of_its_value(self) -> None:
         given = [as_maps(each).clone().requires_grad_() for each in (STUDENT, TEACHER)]

@@ -15,28 +15,28 @@ def as_maps(logits: torch.Tensor) -> torch.Tensor:
 
 class TestCrossEntropies:
     def test_equal_the_guide(self) -> None:
-        found = entropies.cross_entropies(LOGITS, TARGETS)
+        actual = entropies.cross_entropies(LOGITS, TARGETS)
         assert torch.allclose(
-            found, CASES.tensor("ce_to_targets_each"), rtol=0, atol=CASES.tolerance
+            actual, CASES.tensor("ce_to_targets_each"), rtol=0, atol=CASES.tolerance
         )
 
     def test_take_each_rows_own_class_where_none_is_given(self) -> None:
-        found = entropies.cross_entropies(LOGITS)
-        assert torch.equal(found, entropies.cross_entropies(LOGITS, LOGITS.argmax(1)))
+        entropy = entropies.cross_entropies(LOGITS)
+        assert torch.equal(entropy, entropies.cross_entropies(LOGITS, LOGITS.argmax(1)))
 
     @pytest.mark.parametrize("classes", [None, torch.tensor([2, 2])])
     def test_take_each_positions_own_class_whatever_the_image_is_to_show(
         self, classes: torch.Tensor | None
     ) -> None:
-        found = entropies.cross_entropies(as_maps(LOGITS), classes)
-        assert torch.allclose(found, entropies.cross_entropies(LOGITS), rtol=1e-12)
+        entropy = entropies.cross_entropies(as_maps(LOGITS), classes)
+        assert torch.allclose(entropy, entropies.cross_entropies(LOGITS), rtol=1e-12)
 
 
 class TestMeanCrossEntropy:
     def test_equals_the_guide(self) -> None:
-        for classes, wanted in ((TARGETS, "ce_to_targets_mean"), (None, "dafl_onehot")):
-            found = entropies.mean_cross_entropy(LOGITS, classes)
-            assert float(found) == pytest.approx(CASES.case(wanted), abs=CASES.tolerance)
+        for classes, expected in ((TARGETS, "ce_to_targets_mean"), (None, "dafl_onehot")):
+            loss = entropies.mean_cross_entropy(LOGITS, classes)
+            assert float(loss) == pytest.approx(CASES.case(expected), abs=CASES.tolerance)
 
     def test_falls_when_confidence_grows(self) -> None:
         losses = [float(entropies.mean_cross_entropy(scale * LOGITS)) for scale in (0.5, 1, 2, 4)]

@@ -28,11 +28,11 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
 
 class TestHSIC:
     def test_equals_the_published_values(self) -> None:
-        wanted = CHECKS.expected("cka_linear_centered")
+        expected = CHECKS.expected("cka_linear_centered")
         student, teacher = (kernels.gram(each) for each in rows())
-        assert CHECKS.close(kernels.hsic(student, teacher), wanted["hsic_st"])
-        assert CHECKS.close(kernels.hsic(student, student), wanted["hsic_ss"])
-        assert CHECKS.close(kernels.hsic(teacher, teacher), wanted["hsic_tt"])
+        assert CHECKS.close(kernels.hsic(student, teacher), expected["hsic_st"])
+        assert CHECKS.close(kernels.hsic(student, student), expected["hsic_ss"])
+        assert CHECKS.close(kernels.hsic(teacher, teacher), expected["hsic_tt"])
 
     def test_equals_the_trace_with_both_kernels_centred(self) -> None:
         one, other = (kernels.gram(each) for each in random_rows(0, (5, 3), (5, 2)))
@@ -55,18 +55,18 @@ class TestCKA:
         ],
     )
     def test_equals_the_published_value(self, check: str, centered: bool, row_norm: bool) -> None:
-        found = kernels.cka(*rows(), centered=centered, row_norm=row_norm)
-        assert CHECKS.close(found, CHECKS.expected(check)["cka"])
+        value = kernels.cka(*rows(), centered=centered, row_norm=row_norm)
+        assert CHECKS.close(value, CHECKS.expected(check)["cka"])
 
     def test_has_the_published_invariances(self) -> None:
         student, teacher = rows()
-        wanted = CHECKS.expected("cka_invariances")
+        expected = CHECKS.expected("cka_invariances")
         centered = functools.partial(kernels.cka, centered=True)
-        assert CHECKS.close(centered(3 * student, teacher), wanted["scaled_student_3x"])
-        assert CHECKS.close(centered(student + 1, teacher), wanted["shifted_student_plus_1"])
-        assert CHECKS.close(centered(student, student), wanted["self"])
-        found = kernels.cka(student + 1, teacher, centered=False)
-        assert CHECKS.close(found, wanted["uncentered_shifted_student_plus_1"])
+        assert CHECKS.close(centered(3 * student, teacher), expected["scaled_student_3x"])
+        assert CHECKS.close(centered(student + 1, teacher), expected["shifted_student_plus_1"])
+        assert CHECKS.close(centered(student, student), expected["self"])
+        value = kernels.cka(student + 1, teacher, centered=False)
+        assert CHECKS.close(value, expected["uncentered_shifted_student_plus_1"])
 
     @given(
         seed=st.integers(0, 10_000),
@@ -82,16 +82,16 @@ class TestCKA:
         if centered:
             grams = [kernels.center(gram) for gram in grams]
         cosine = torch.nn.functional.cosine_similarity(grams[0].flatten(), grams[1].flatten(), 0)
-        found = kernels.cka(one, other, centered=centered)
+        value = kernels.cka(one, other, centered=centered)
         by_columns = kernels.cka_by_columns(one, other, centered=centered)
-        assert torch.allclose(found, cosine, rtol=1e-9)
-        assert torch.allclose(found, by_columns, rtol=1e-9)
+        assert torch.allclose(value, cosine, rtol=1e-9)
+        assert torch.allclose(value, by_columns, rtol=1e-9)
         if centered:
             ratio = kernels.hsic(*grams) / torch.sqrt(
                 kernels.hsic(grams[0], grams[0]) * kernels.hsic(grams[1], grams[1])
             )
-            assert torch.allclose(found, ratio, rtol=1e-9)
-        assert -1e-12 <= float(found) <= 1 + 1e-12
+            assert torch.allclose(value, ratio, rtol=1e-9)
+        assert -1e-12 <= float(value) <= 1 + 1e-12
 
     @given(seed=st.integers(0, 10_000), centered=st.booleans())
     def test_is_one_less_half_the_squared_distance_of_unit_kernels(
@@ -102,11 +102,11 @@ class TestCKA:
             one, other = kernels.center(one), kernels.center(other)
         units = [each / torch.linalg.matrix_norm(each) for each in (one, other)]
         expected = 1 - (units[0] - units[1]).square().sum() / 2
-        found = kernels.cka(*random_rows(seed, (6, 4), (6, 7)), centered=centered)
-        assert torch.allclose(found, expected, rtol=1e-9)
+        value = kernels.cka(*random_rows(seed, (6, 4), (6, 7)), centered=centered)
+        assert torch.allclose(value, expected, rtol=1e-9)
         # Jensen: E is over all n^2 pairs. Centred kernels have mean 0, so their bound is 1.
         bound = 1 - 6**2 / 2 * (units[0].mean() - units[1].mean()) ** 2
-        assert float(found) <= float(bound) + 1e-12
+        assert float(value) <= float(bound) + 1e-12
         if centered:
             assert math.isclose(float(bound), 1, rel_tol=1e-12)
 
@@ -138,11 +138,11 @@ class TestCKA:
         one, other = random_rows(1, (6, 4), (6, 5))
         order = torch.randperm(6)
         for centered in (True, False):
-            found = kernels.cka(one, other, centered=centered)
+            value = kernels.cka(one, other, centered=centered)
             turned = kernels.cka(one @ orthogonal(4), other @ orthogonal(5), centered=centered)
             mixed = kernels.cka(one[order], other[order], centered=centered)
-            assert torch.allclose(found, turned, rtol=1e-9)
-            assert torch.allclose(found, mixed, rtol=1e-9)
+            assert torch.allclose(value, turned, rtol=1e-9)
+            assert torch.allclose(value, mixed, rtol=1e-9)
 
     def test_takes_each_set_by_itself(self) -> None:
         one, other = random_rows(2, (3, 6, 4), (3, 6, 5))
@@ -170,18 +170,18 @@ class TestCKA:
     def test_is_finite_for_rows_of_any_size(self, size: float, row_norm: bool) -> None:
         one, other = (each.float() for each in random_rows(4, (5, 3), (5, 4)))
         one = (size * one).requires_grad_()
-        found = kernels.cka(one, other, centered=True, row_norm=row_norm)
-        found.backward()
-        assert found.isfinite()
+        value = kernels.cka(one, other, centered=True, row_norm=row_norm)
+        value.backward()
+        assert value.isfinite()
         assert one.grad is not None
         assert one.grad.isfinite().all()
 
     def test_is_zero_without_a_gradient_where_all_rows_are_equal(self) -> None:
         (other,) = random_rows(5, (5, 4))
         one = torch.full((5, 3), 2.0, dtype=torch.float64, requires_grad=True)
-        found = kernels.cka(one, other, centered=True)
-        found.backward()
-        assert float(found.detach()) == 0
+        value = kernels.cka(one, other, centered=True)
+        value.backward()
+        assert float(value.detach()) == 0
         assert one.grad is not None
         assert not one.grad.any()
 
@@ -209,14 +209,14 @@ class TestMMD:
     def test_equals_the_published_values(self) -> None:
         student, teacher = rows()
         teacher = teacher[:, :4]
-        wanted = CHECKS.expected("mmd2")
+        expected = CHECKS.expected("mmd2")
         sigma = CHECKS.parameters("mmd2")["rbf_sigma"]
         linear = functools.partial(kernels.polynomial, degree=1, offset=0.0)
         squared = functools.partial(kernels.polynomial, degree=2, offset=0.0)
         gaussian = functools.partial(kernels.gaussian, bandwidth=sigma)
-        assert CHECKS.close(kernels.mmd(student, teacher, linear), wanted["linear"])
-        assert CHECKS.close(kernels.mmd(student, teacher, squared), wanted["poly2_c0"])
-        assert CHECKS.close(kernels.mmd(student, teacher, gaussian), wanted["rbf"])
+        assert CHECKS.close(kernels.mmd(student, teacher, linear), expected["linear"])
+        assert CHECKS.close(kernels.mmd(student, teacher, squared), expected["poly2_c0"])
+        assert CHECKS.close(kernels.mmd(student, teacher, gaussian), expected["rbf"])
 
     def test_takes_the_median_distance_of_all_rows(self) -> None:
         one, other = torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0]])

@@ -15,8 +15,8 @@ class TestAverageTo:
     @pytest.mark.parametrize("size", [(8, 6), (4, 6), (4, 3), (2, 2), (3, 4), (5, 6), (16, 12)])
     def test_equals_adaptive_pooling(self, size: tuple[int, int]) -> None:
         given = random_maps(2, 3, 8, 6)
-        wanted = F.adaptive_avg_pool2d(given, size)
-        assert torch.allclose(maps.average_to(given, size), wanted, rtol=1e-12)
+        expected = F.adaptive_avg_pool2d(given, size)
+        assert torch.allclose(maps.average_to(given, size), expected, rtol=1e-12)
 
     def test_leaves_equal_sizes_alone(self) -> None:
         given = random_maps(2, 3, 8, 6)
@@ -78,9 +78,9 @@ class TestFocalAttention:
 class TestAttention:
     @pytest.mark.parametrize("power", [1.0, 2.0, 3.0, 4.0])
     def test_has_unit_norm(self, power: float) -> None:
-        found = maps.attention(random_maps(3, 4, 2, 5), power=power)
-        assert found.shape == (3, 10)
-        assert torch.allclose(found.norm(dim=1), torch.ones(3, dtype=torch.float64), rtol=1e-12)
+        attention = maps.attention(random_maps(3, 4, 2, 5), power=power)
+        assert attention.shape == (3, 10)
+        assert torch.allclose(attention.norm(dim=1), torch.ones(3, dtype=torch.float64), rtol=1e-12)
 
     def test_knows_no_signs(self) -> None:
         given = random_maps(3, 4, 2, 5)
@@ -96,21 +96,21 @@ def squares(*sides: int) -> list[tuple[int, int, int]]:
 
 class TestPairBySize:
     def test_equally_many_stages_meet_one_by_one(self) -> None:
-        found = maps.pair_by_size(squares(16, 8, 4), squares(32, 16, 8))
-        assert found == ((0, 0), (1, 1), (2, 2))
+        pairs = maps.pair_by_size(squares(16, 8, 4), squares(32, 16, 8))
+        assert pairs == ((0, 0), (1, 1), (2, 2))
 
     def test_fewer_stages_meet_those_of_their_size(self) -> None:
         # ResNet50 and MobileNetV1 at 224x224.
-        found = maps.pair_by_size(squares(28, 14, 7), squares(56, 28, 14, 7))
-        assert found == ((0, 1), (1, 2), (2, 3))
+        pairs = maps.pair_by_size(squares(28, 14, 7), squares(56, 28, 14, 7))
+        assert pairs == ((0, 1), (1, 2), (2, 3))
 
     def test_is_the_same_from_the_other_side(self) -> None:
-        found = maps.pair_by_size(squares(56, 28, 14, 7), squares(28, 14, 7))
-        assert found == ((1, 0), (2, 1), (3, 2))
+        pairs = maps.pair_by_size(squares(56, 28, 14, 7), squares(28, 14, 7))
+        assert pairs == ((1, 0), (2, 1), (3, 2))
 
     def test_a_longer_list_is_cut_at_its_end_where_sizes_agree(self) -> None:
-        found = maps.pair_by_size(squares(32, 16, 8), squares(32, 16, 8, 4))
-        assert found == ((0, 0), (1, 1), (2, 2))
+        pairs = maps.pair_by_size(squares(32, 16, 8), squares(32, 16, 8, 4))
+        assert pairs == ((0, 0), (1, 1), (2, 2))
 
     def test_equal_token_grids_meet_from_the_shallow_end(self) -> None:
         assert maps.pair_by_size(squares(4, 4), squares(4, 4, 4)) == ((0, 0), (1, 1))

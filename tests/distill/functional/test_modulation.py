@@ -14,8 +14,8 @@ def as_maps(logits: torch.Tensor) -> torch.Tensor:
     return logits.view(2, 1, 2, -1).permute(0, 3, 1, 2)
 
 
-def close(found: torch.Tensor, *keys: str) -> bool:
-    return torch.allclose(found, CASES.tensor(*keys), rtol=0, atol=CASES.tolerance)
+def close(actual: torch.Tensor, *keys: str) -> bool:
+    return torch.allclose(actual, CASES.tensor(*keys), rtol=0, atol=CASES.tolerance)
 
 
 class TestConfidence:
@@ -43,8 +43,8 @@ class TestConfidence:
 class TestModulation:
     @pytest.mark.parametrize("gamma", [0, 1, 2, 5])
     def test_equals_the_guide(self, gamma: int) -> None:
-        found = modulation.modulation(TEACHER, SHARES, gamma=float(gamma))
-        assert close(found, f"phi_gamma_{gamma}")
+        phi = modulation.modulation(TEACHER, SHARES, gamma=float(gamma))
+        assert close(phi, f"phi_gamma_{gamma}")
 
     def test_of_either_factor_alone_equals_the_guide(self) -> None:
         diversity = modulation.modulation(TEACHER, SHARES, gamma=0.0)
@@ -54,12 +54,12 @@ class TestModulation:
 
     def test_with_the_batch_as_buffer_equals_the_guide(self) -> None:
         shares = modulation.class_shares(TEACHER).mean(0)
-        found = modulation.modulation(TEACHER, shares, gamma=2.0)
-        assert close(found, "phi_gamma_2_buffer_is_batch")
+        phi = modulation.modulation(TEACHER, shares, gamma=2.0)
+        assert close(phi, "phi_gamma_2_buffer_is_batch")
 
     def test_of_pixels_equals_the_guide(self) -> None:
-        found = modulation.modulation(as_maps(TEACHER), SHARES, gamma=2.0)
-        assert close(per_image(found, 2), "seg", "phi_per_pixel_gamma2_then_mean")
+        phi = modulation.modulation(as_maps(TEACHER), SHARES, gamma=2.0)
+        assert close(per_image(phi, 2), "seg", "phi_per_pixel_gamma2_then_mean")
 
     def test_of_the_task_loss_equals_the_guide(self) -> None:
         targets = torch.tensor(CASES.case("random_targets"))
@@ -78,38 +78,38 @@ class TestModulation:
         )
         total = 10 * CASES.case("bn_loss_l2norm_var") + 0.5 * (weights * given).mean() - 1.1 * apart
         # Ten times a number that is written with six decimals.
-        wanted = CASES.tensor("combined_generator_loss")
-        assert torch.allclose(total, wanted, rtol=0, atol=10 * CASES.tolerance)
+        expected = CASES.tensor("combined_generator_loss")
+        assert torch.allclose(total, expected, rtol=0, atol=10 * CASES.tolerance)
 
     def test_is_zero_at_gamma_zero_where_the_buffer_has_one_class(self) -> None:
         shares = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
-        found = modulation.modulation(TEACHER, shares, gamma=0.0)
-        assert found.tolist() == [1.0, 1.0, 0.0, 1.0]
+        phi = modulation.modulation(TEACHER, shares, gamma=0.0)
+        assert phi.tolist() == [1.0, 1.0, 0.0, 1.0]
 
     def test_is_one_everywhere_without_both_factors(self) -> None:
-        found = modulation.modulation(1e4 * TEACHER, SHARES, gamma=0.0, diversity=False)
-        assert found.tolist() == [1.0] * 4
+        phi = modulation.modulation(1e4 * TEACHER, SHARES, gamma=0.0, diversity=False)
+        assert phi.tolist() == [1.0] * 4
 
     @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
     def test_falls_with_confidence(self, gamma: float) -> None:
         logits = torch.zeros(6, 3, dtype=torch.float64)
         logits[:, 1] = torch.arange(1, 7)
-        found = modulation.modulation(logits, SHARES, gamma=gamma)
-        assert (found.diff() < 0).all()
+        phi = modulation.modulation(logits, SHARES, gamma=gamma)
+        assert (phi.diff() < 0).all()
 
     def test_falls_with_how_frequent_the_class_is(self) -> None:
         shares = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)
-        found = modulation.modulation(torch.eye(3, dtype=torch.float64), shares, gamma=2.0)
-        assert (found.diff() < 0).all()
+        phi = modulation.modulation(torch.eye(3, dtype=torch.float64), shares, gamma=2.0)
+        assert (phi.diff() < 0).all()
 
     @pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0])
     def test_stays_between_zero_and_that_of_an_unsure_row(self, gamma: float) -> None:
         generator = torch.Generator().manual_seed(0)
         logits = 3 * torch.randn(200, 4, generator=generator, dtype=torch.float64)
         shares = torch.zeros(4, dtype=torch.float64)
-        found = modulation.modulation(logits, shares, gamma=gamma)
-        assert found.min() >= 0
-        assert found.max() <= (1 - 1 / 4) ** gamma + 1e-12
+        phi = modulation.modulation(logits, shares, gamma=gamma)
+        assert phi.min() >= 0
+        assert phi.max() <= (1 - 1 / 4) ** gamma + 1e-12
 
     @pytest.mark.parametrize("gamma", [0.5, 2.0])
     @pytest.mark.parametrize("diversity", [True, False])
@@ -122,28 +122,28 @@ class TestModulation:
     @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
     def test_of_extreme_logits_is_finite(self, gamma: float) -> None:
         logits = torch.tensor([[1e4, -1e4, 0.0], [1e4, 1e4, 0.0]], requires_grad=True)
-        found = modulation.modulation(logits, SHARES.float(), gamma=gamma)
-        found.sum().backward()
-        assert torch.allclose(found, torch.tensor([0.5 * 0.0**gamma, 0.5 * 0.5**gamma]))
+        phi = modulation.modulation(logits, SHARES.float(), gamma=gamma)
+        phi.sum().backward()
+        assert torch.allclose(phi, torch.tensor([0.5 * 0.0**gamma, 0.5 * 0.5**gamma]))
         assert logits.grad is not None
         assert logits.grad.isfinite().all()
 
     def test_keeps_small_doubts_that_one_less_a_probability_loses(self) -> None:
         logits = torch.tensor([[30.0, 0.0]])
-        found = modulation.modulation(logits, torch.zeros(2), gamma=1.0)
-        assert float(found) == pytest.approx(float(torch.tensor(-30.0).double().exp()), rel=1e-4)
+        phi = modulation.modulation(logits, torch.zeros(2), gamma=1.0)
+        assert float(phi) == pytest.approx(float(torch.tensor(-30.0).double().exp()), rel=1e-4)
 
 
 class TestClassShares:
     def test_are_one_hot_without_positions(self) -> None:
-        wanted = F.one_hot(torch.tensor(CASES.case("teacher_argmax")), 3).double()
-        assert torch.equal(modulation.class_shares(TEACHER), wanted)
+        expected = F.one_hot(torch.tensor(CASES.case("teacher_argmax")), 3).double()
+        assert torch.equal(modulation.class_shares(TEACHER), expected)
 
     def test_count_the_pixels_of_each_image(self) -> None:
         predicted = torch.tensor([[[0, 0], [1, 0]], [[2, 2], [2, 2]]])
         logits = F.one_hot(predicted, 3).permute(0, 3, 1, 2).double()
-        found = modulation.class_shares(logits)
-        assert found.tolist() == [[0.75, 0.25, 0.0], [0.0, 0.0, 1.0]]
+        shares = modulation.class_shares(logits)
+        assert shares.tolist() == [[0.75, 0.25, 0.0], [0.0, 0.0, 1.0]]
 
     def test_of_the_guides_buffer_are_the_guides(self) -> None:
         logits = F.one_hot(torch.tensor(CASES.case("buffer_predicted_classes")), 3).double()

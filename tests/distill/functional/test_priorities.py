@@ -13,8 +13,8 @@ LATER = softened_kl(CASES.tensor("student_logits_step1"), TEACHER, temperature=1
 RECURSION = "priority_recursion_fixed_student"
 
 
-def close(found: torch.Tensor, *keys: str) -> bool:
-    return torch.allclose(found, CASES.tensor(*keys), rtol=0, atol=CASES.tolerance)
+def close(actual: torch.Tensor, *keys: str) -> bool:
+    return torch.allclose(actual, CASES.tensor(*keys), rtol=0, atol=CASES.tolerance)
 
 
 def many(count: int) -> torch.Tensor:
@@ -24,58 +24,60 @@ def many(count: int) -> torch.Tensor:
 
 def recursion(beta: float, steps: int) -> list[torch.Tensor]:
     """Return the shares at each step of members that the student never learns from."""
-    weights, found = torch.ones_like(APART), []
+    weights, shares = torch.ones_like(APART), []
     for _ in range(steps):
-        found.append(probabilities(weights * APART, alpha=1.0, epsilon=0.0))
-        weights = importance(found[-1], beta=beta)
-    return found
+        shares.append(probabilities(weights * APART, alpha=1.0, epsilon=0.0))
+        weights = importance(shares[-1], beta=beta)
+    return shares
 
 
 class TestProbabilities:
     def test_equal_the_guide(self) -> None:
         assert close(APART, "delta_step0")
-        found = probabilities(APART, alpha=1.0, epsilon=1e-6)
-        assert close(found, "P_step0_alpha_1_eps_1e-6")
-        found = probabilities(APART, alpha=0.6, epsilon=1e-6)
-        assert close(found, "P_step0_alpha_0.6_eps_1e-6")
+        shares = probabilities(APART, alpha=1.0, epsilon=1e-6)
+        assert close(shares, "P_step0_alpha_1_eps_1e-6")
+        shares = probabilities(APART, alpha=0.6, epsilon=1e-6)
+        assert close(shares, "P_step0_alpha_0.6_eps_1e-6")
 
     def test_of_members_that_matter_nothing_equal_the_guide(self) -> None:
         delta = CASES.tensor("P_with_zero_priorities", "delta")
         epsilon = CASES.case("P_with_zero_priorities", "epsilon")
-        found = probabilities(delta, alpha=1.0, epsilon=epsilon)
-        assert close(found, "P_with_zero_priorities", "P")
+        shares = probabilities(delta, alpha=1.0, epsilon=epsilon)
+        assert close(shares, "P_with_zero_priorities", "P")
 
     @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0, 2.0])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_sum_to_one_and_are_positive(self, alpha: float, dtype: torch.dtype) -> None:
         delta = many(5000).to(dtype)
         delta[:10] = 0
-        found = probabilities(delta, alpha=alpha, epsilon=1e-6)
-        assert float(found.sum()) == pytest.approx(1, rel=1e-5 if dtype is torch.float32 else 1e-12)
-        assert (found > 0).all()
+        shares = probabilities(delta, alpha=alpha, epsilon=1e-6)
+        assert float(shares.sum()) == pytest.approx(
+            1, rel=1e-5 if dtype is torch.float32 else 1e-12
+        )
+        assert (shares > 0).all()
 
     def test_are_the_plain_shares_at_alpha_one(self) -> None:
         delta = many(50)
-        found = probabilities(delta, alpha=1.0, epsilon=0.0)
-        assert torch.allclose(found, delta / delta.sum(), rtol=1e-12)
+        shares = probabilities(delta, alpha=1.0, epsilon=0.0)
+        assert torch.allclose(shares, delta / delta.sum(), rtol=1e-12)
 
     def test_are_even_at_alpha_zero_and_for_equal_members(self) -> None:
         even = torch.full((50,), 0.02, dtype=torch.float64)
-        found = probabilities(many(50), alpha=0.0, epsilon=1e-6)
-        assert torch.allclose(found, even, rtol=1e-12)
-        found = probabilities(torch.zeros(50, dtype=torch.float64), alpha=1.0, epsilon=1e-6)
-        assert torch.allclose(found, even, rtol=1e-12)
+        shares = probabilities(many(50), alpha=0.0, epsilon=1e-6)
+        assert torch.allclose(shares, even, rtol=1e-12)
+        shares = probabilities(torch.zeros(50, dtype=torch.float64), alpha=1.0, epsilon=1e-6)
+        assert torch.allclose(shares, even, rtol=1e-12)
 
     def test_follow_the_order_of_members(self) -> None:
         delta, order = many(50), torch.randperm(50)
-        found = probabilities(delta[order], alpha=0.6, epsilon=1e-6)
+        shares = probabilities(delta[order], alpha=0.6, epsilon=1e-6)
         whole = probabilities(delta, alpha=0.6, epsilon=1e-6)
-        assert torch.allclose(found, whole[order], rtol=1e-12)
+        assert torch.allclose(shares, whole[order], rtol=1e-12)
 
     def test_know_no_signs(self) -> None:
         delta = many(50)
-        found = probabilities(-delta, alpha=1.0, epsilon=1e-6)
-        assert torch.equal(found, probabilities(delta, alpha=1.0, epsilon=1e-6))
+        shares = probabilities(-delta, alpha=1.0, epsilon=1e-6)
+        assert torch.equal(shares, probabilities(delta, alpha=1.0, epsilon=1e-6))
 
     @pytest.mark.parametrize("alpha", [0.6, 1.0, 2.0])
     def test_have_the_gradient_of_their_value(self, alpha: float) -> None:
@@ -86,9 +88,9 @@ class TestProbabilities:
 
     def test_of_extreme_members_are_finite(self) -> None:
         delta = torch.tensor([0.0, 1e-30, 1e4, 1e30], requires_grad=True)
-        found = probabilities(delta, alpha=2.0, epsilon=1e-6)
-        found[2].backward()
-        assert found.tolist() == [0.0, 0.0, 0.0, 1.0]
+        shares = probabilities(delta, alpha=2.0, epsilon=1e-6)
+        shares[2].backward()
+        assert shares.tolist() == [0.0, 0.0, 0.0, 1.0]
         assert delta.grad is not None
         assert delta.grad.isfinite().all()
 
@@ -96,9 +98,9 @@ class TestProbabilities:
 class TestImportance:
     @pytest.mark.parametrize("beta", ["0", "0.4", "1"])
     def test_equals_the_guide(self, beta: str) -> None:
-        found = importance(probabilities(APART, alpha=1.0, epsilon=1e-6), beta=float(beta))
-        assert close(found, f"w_step0_beta_{beta}_raw")
-        assert close(found / found.max(), f"w_step0_beta_{beta}_max_normalised")
+        weights = importance(probabilities(APART, alpha=1.0, epsilon=1e-6), beta=float(beta))
+        assert close(weights, f"w_step0_beta_{beta}_raw")
+        assert close(weights / weights.max(), f"w_step0_beta_{beta}_max_normalised")
 
     def test_in_the_loss_equals_the_guide(self) -> None:
         weights = importance(probabilities(APART, alpha=1.0, epsilon=1e-6), beta=0.4)
@@ -110,8 +112,8 @@ class TestImportance:
 
     def test_undoes_the_draw_at_beta_one(self) -> None:
         shares = probabilities(many(50), alpha=1.0, epsilon=1e-6)
-        found = importance(shares, beta=1.0) * 50 * shares
-        assert torch.allclose(found, torch.ones_like(found), rtol=1e-12)
+        weights = importance(shares, beta=1.0) * 50 * shares
+        assert torch.allclose(weights, torch.ones_like(weights), rtol=1e-12)
 
     def test_is_one_for_even_shares(self) -> None:
         even = torch.full((8,), 1 / 8, dtype=torch.float64)
@@ -120,8 +122,8 @@ class TestImportance:
     def test_follows_the_order_of_members(self) -> None:
         shares = probabilities(many(50), alpha=1.0, epsilon=1e-6)
         order = torch.randperm(50)
-        found = importance(shares[order], beta=0.4)
-        assert torch.equal(found, importance(shares, beta=0.4)[order])
+        weights = importance(shares[order], beta=0.4)
+        assert torch.equal(weights, importance(shares, beta=0.4)[order])
 
     def test_has_the_gradient_of_its_value(self) -> None:
         shares = probabilities(APART, alpha=1.0, epsilon=1e-6).requires_grad_()
@@ -144,10 +146,10 @@ class TestRecursion:
         assert close(probabilities(delta, alpha=1.0, epsilon=1e-6), "P_step1 (max")
 
     def test_of_a_fixed_student_equals_the_guide(self) -> None:
-        found = recursion(0.4, 60)
+        values = recursion(0.4, 60)
         for step in range(3):
-            assert close(found[step], RECURSION, f"P_step{step}")
-        assert close(found[-1], RECURSION, "P_limit")
+            assert close(values[step], RECURSION, f"P_step{step}")
+        assert close(values[-1], RECURSION, "P_limit")
 
     @pytest.mark.parametrize("beta", [0.0, 0.4, 0.7])
     def test_settles_at_a_power_of_the_divergence(self, beta: float) -> None:
@@ -159,12 +161,12 @@ class TestRecursion:
 
     def test_closes_in_from_both_sides(self) -> None:
         limit = APART.pow(1 / 1.4)
-        gaps = [(found / (limit / limit.sum())).log() for found in recursion(0.4, 8)]
+        gaps = [(values / (limit / limit.sum())).log() for values in recursion(0.4, 8)]
         # Up to a constant, which normalises, each gap is -beta times the one before.
         for before, after in itertools.pairwise(gaps):
             assert torch.allclose(after - after.mean(), -0.4 * (before - before.mean()), rtol=1e-9)
 
     def test_never_settles_at_beta_one(self) -> None:
-        found = recursion(1.0, 40)
-        assert torch.allclose(found[-1], found[-3], rtol=1e-9)
-        assert not torch.allclose(found[-1], found[-2], rtol=0.1)
+        values = recursion(1.0, 40)
+        assert torch.allclose(values[-1], values[-3], rtol=1e-9)
+        assert not torch.allclose(values[-1], values[-2], rtol=0.1)

@@ -27,9 +27,9 @@ class TestRows:
 
     def test_take_lines_one_after_the_other(self) -> None:
         logits = torch.arange(2 * 3 * 4 * 5).double().view(2, 3, 4, 5)
-        found = rows(logits)
-        assert found.shape == (40, 3)
-        assert torch.equal(found[1 * 20 + 2 * 5 + 3], logits[1, :, 2, 3])
+        lines = rows(logits)
+        assert lines.shape == (40, 3)
+        assert torch.equal(lines[1 * 20 + 2 * 5 + 3], logits[1, :, 2, 3])
 
     def test_lead_gradients_back_to_the_positions(self) -> None:
         logits = as_maps(TEACHER).clone().requires_grad_()
@@ -52,33 +52,35 @@ class TestPerImage:
 class TestSoftenedKLOfRows:
     @pytest.mark.parametrize("temperature", [1, 4, 20])
     def test_equals_the_guide(self, temperature: int) -> None:
-        found = temperature**2 * apart(STUDENT, TEACHER, float(temperature))
+        divergence = temperature**2 * apart(STUDENT, TEACHER, float(temperature))
         assert torch.allclose(
-            found, CASES.tensor(f"kd_each_T{temperature}"), rtol=0, atol=CASES.tolerance
+            divergence, CASES.tensor(f"kd_each_T{temperature}"), rtol=0, atol=CASES.tolerance
         )
-        assert float(found.mean()) == pytest.approx(
+        assert float(divergence.mean()) == pytest.approx(
             CASES.case(f"kd_mean_T{temperature}"), abs=CASES.tolerance
         )
 
     def test_over_all_entries_is_smaller_by_the_classes(self) -> None:
-        found = float(apart(STUDENT, TEACHER).mean()) / TEACHER.shape[1]
-        assert found == pytest.approx(CASES.case("kl_element_mean_T1"), abs=CASES.tolerance)
+        divergence = float(apart(STUDENT, TEACHER).mean()) / TEACHER.shape[1]
+        assert divergence == pytest.approx(CASES.case("kl_element_mean_T1"), abs=CASES.tolerance)
 
     def test_equals_the_guide_after_a_step(self) -> None:
-        found = apart(CASES.tensor("student_logits_step1"), TEACHER)
-        assert torch.allclose(found, CASES.tensor("kd_each_step1"), rtol=0, atol=CASES.tolerance)
+        divergence = apart(CASES.tensor("student_logits_step1"), TEACHER)
+        assert torch.allclose(
+            divergence, CASES.tensor("kd_each_step1"), rtol=0, atol=CASES.tolerance
+        )
 
     def test_of_maps_equals_the_guide(self) -> None:
-        found = apart(as_maps(STUDENT), as_maps(TEACHER))
-        images = per_image(found, 2)
-        mean = float(found.mean())
+        divergence = apart(as_maps(STUDENT), as_maps(TEACHER))
+        images = per_image(divergence, 2)
+        mean = float(divergence.mean())
         assert mean == pytest.approx(CASES.case("seg", "kd_per_pixel_mean"), abs=CASES.tolerance)
         assert torch.allclose(
             images, CASES.tensor("seg", "kd_per_image"), rtol=0, atol=CASES.tolerance
         )
-        undivided = float(found.sum() / 2)
-        wanted = CASES.case("seg", "kd_batchmean_no_pixel_division")
-        assert undivided == pytest.approx(wanted, abs=CASES.tolerance)
+        undivided = float(divergence.sum() / 2)
+        expected = CASES.case("seg", "kd_batchmean_no_pixel_division")
+        assert undivided == pytest.approx(expected, abs=CASES.tolerance)
 
     @pytest.mark.parametrize("temperature", [1.0, 4.0])
     def test_has_the_gradient_of_its_value(self, temperature: float) -> None:
@@ -90,9 +92,9 @@ class TestSoftenedKLOfRows:
     def test_of_extreme_logits_is_finite(self) -> None:
         student = torch.tensor([[1e4, -1e4, 0.0], [0.0, 0.0, 1e4]], requires_grad=True)
         teacher = torch.tensor([[-1e4, 1e4, 0.0], [0.0, 0.0, 1e4]], requires_grad=True)
-        found = apart(student, teacher)
-        found.sum().backward()
-        assert found.tolist() == [2e4, 0.0]
+        divergence = apart(student, teacher)
+        divergence.sum().backward()
+        assert divergence.tolist() == [2e4, 0.0]
         for each in (student, teacher):
             assert each.grad is not None
             assert each.grad.isfinite().all()

@@ -28,10 +28,10 @@ def the_case() -> tuple[Tensor, Tensor]:
 def scene(seed: int, count: int = 6) -> tuple[Tensor, Tensor, Tensor]:
     draw = torch.Generator().manual_seed(seed)
     logits = torch.randn(count, 4, 5, 7, generator=draw)
-    taught = torch.randn(count, 4, 5, 7, generator=draw)
+    teacher_logits = torch.randn(count, 4, 5, 7, generator=draw)
     masks = torch.randint(0, 5, (count, 5, 7), generator=draw)
     masks[masks == 4] = 255
-    return logits, taught, masks
+    return logits, teacher_logits, masks
 
 
 class TestCounts:
@@ -52,12 +52,12 @@ class TestCounts:
         assert CASE["ignore"] == 255
 
     def test_batches_add_up(self) -> None:
-        logits, taught, masks = scene(0)
+        logits, teacher_logits, masks = scene(0)
         whole, parts = segmentation_metrics.Counts(4, CPU), segmentation_metrics.Counts(4, CPU)
-        whole.add(logits, masks, taught)
+        whole.add(logits, masks, teacher_logits)
         for first in (0, 1, 4):
             here = slice(first, {0: 1, 1: 4, 4: 6}[first])
-            parts.add(logits[here], masks[here], taught[here])
+            parts.add(logits[here], masks[here], teacher_logits[here])
         assert torch.equal(whole.confusion, parts.confusion)
         assert whole.agreement == parts.agreement
         assert whole.loss == pytest.approx(parts.loss, rel=1e-12)
@@ -73,10 +73,10 @@ class TestCounts:
         assert counts.loss == pytest.approx(np.mean(losses), rel=1e-6)
 
     def test_agreement_counts_equal_answers_on_judged_pixels(self) -> None:
-        logits, taught, masks = scene(2)
+        logits, teacher_logits, masks = scene(2)
         counts = segmentation_metrics.Counts(4, CPU)
-        counts.add(logits, masks, taught)
-        same = (logits.argmax(1) == taught.argmax(1))[masks != 255]
+        counts.add(logits, masks, teacher_logits)
+        same = (logits.argmax(1) == teacher_logits.argmax(1))[masks != 255]
         assert counts.agreement == int(same.sum()) / len(same)
 
     def test_says_nothing_of_agreement_without_a_teacher(self) -> None:
@@ -86,14 +86,14 @@ class TestCounts:
         assert counts.agreement is None
 
     def test_ignored_pixels_change_nothing(self) -> None:
-        logits, taught, masks = scene(3)
+        logits, teacher_logits, masks = scene(3)
         other = torch.where((masks == 255)[:, None], -logits, logits)
-        found = []
+        totals = []
         for one in (logits, other):
             counts = segmentation_metrics.Counts(4, CPU)
-            counts.add(one, masks.to(torch.uint8), taught)
-            found.append((counts.confusion.tolist(), counts.loss, counts.agreement))
-        assert found[0] == found[1]
+            counts.add(one, masks.to(torch.uint8), teacher_logits)
+            totals.append((counts.confusion.tolist(), counts.loss, counts.agreement))
+        assert totals[0] == totals[1]
 
     def test_logits_of_another_size_are_interpolated(self) -> None:
         coarse = torch.tensor([[0.0, 1.0], [0.0, 1.0]])[None, None]

@@ -21,9 +21,9 @@ class TestRightVectors:
     def test_equals_the_decomposition_up_to_signs(self, shape: tuple[int, int, int]) -> None:
         given = matrices(*shape)
         _, values, rows = torch.linalg.svd(given, full_matrices=False)
-        vectors, found = singular.right_vectors(given, 3)
+        vectors, actual = singular.right_vectors(given, 3)
         # The Gram matrix squares singular values, so digits are lost in the smaller ones.
-        assert torch.allclose(found, values[:, :3], rtol=1e-8)
+        assert torch.allclose(actual, values[:, :3], rtol=1e-8)
         cosines = (vectors.mT @ rows[:, :3].mT).abs()
         assert torch.allclose(cosines, torch.eye(3, dtype=torch.float64), atol=1e-8)
 

@@ -17,8 +17,8 @@ PRIORS = {
 }
 
 
-def close(found: torch.Tensor, *keys: str) -> bool:
-    return torch.allclose(found, CASES.tensor(*keys), rtol=0, atol=CASES.tolerance)
+def close(actual: torch.Tensor, *keys: str) -> bool:
+    return torch.allclose(actual, CASES.tensor(*keys), rtol=0, atol=CASES.tolerance)
 
 
 def at(received: torch.Tensor, name: str = "stem.norm") -> NormInput:
@@ -36,12 +36,12 @@ def memory(*names: str) -> MomentMemory:
 def filled() -> MomentMemory:
     """Return a memory that holds what the guide's case holds."""
     made = memory()
-    held = {
+    stored = {
         "mean_0": CASES.tensor("bn_momentum", "stored_mean"),
         "variance_0": CASES.tensor("bn_momentum", "stored_var"),
         "filled": torch.tensor([True]),
     }
-    made.load_state_dict(held)
+    made.load_state_dict(stored)
     return made
 
 
@@ -64,10 +64,10 @@ class TestBatchMoments:
 
     def test_know_no_order_of_channels_in_memory(self) -> None:
         given = MAPS.contiguous(memory_format=torch.channels_last)
-        for found, wanted in zip(
+        for moment, expected in zip(
             statistics.batch_moments(given), statistics.batch_moments(MAPS), strict=True
         ):
-            assert torch.allclose(found, wanted, rtol=1e-12)
+            assert torch.allclose(moment, expected, rtol=1e-12)
 
     def test_of_half_precision_are_float32(self) -> None:
         mean, variance = statistics.batch_moments(torch.full((4, 2, 64, 64), 7.0).bfloat16())
@@ -93,9 +93,9 @@ class TestMomentDistance:
 
     def test_sums_over_layers(self) -> None:
         others = [at(MAPS), at(2 * MAPS[:, :, :1], "other"), at(-MAPS, "third")]
-        found = statistics.moment_distance(others)
+        distance = statistics.moment_distance(others)
         alone = sum(float(statistics.moment_distance([each])) for each in others)
-        assert float(found) == pytest.approx(alone, rel=1e-12)
+        assert float(distance) == pytest.approx(alone, rel=1e-12)
 
     def test_of_maps_with_the_stored_moments_is_zero_with_a_finite_gradient(self) -> None:
         signs = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64).view(1, 1, 2, 2)
@@ -105,9 +105,9 @@ class TestMomentDistance:
         )
         received = mean[:, None, None] + spread[:, None, None] * signs
         received = received.repeat(3, 1, 1, 1).requires_grad_()
-        found = statistics.moment_distance([NormInput("norm", received, mean, spread.square())])
-        found.backward()
-        assert float(found.detach()) == 0
+        distance = statistics.moment_distance([NormInput("norm", received, mean, spread.square())])
+        distance.backward()
+        assert float(distance.detach()) == 0
         assert received.grad is not None
         assert not received.grad.any()
 
@@ -118,9 +118,9 @@ class TestMomentDistance:
 
     def test_of_extreme_maps_is_finite(self) -> None:
         received = (1e4 * MAPS.float()).requires_grad_()
-        found = statistics.moment_distance([at(received)])
-        found.backward()
-        assert found.isfinite()
+        distance = statistics.moment_distance([at(received)])
+        distance.backward()
+        assert distance.isfinite()
         assert received.grad is not None
         assert received.grad.isfinite().all()
 
@@ -138,8 +138,8 @@ class TestMomentMemory:
         assert close(kept.state_dict()["variance_0"], "bn_momentum", "next_stored_var")
 
     def test_compares_plainly_while_it_is_empty(self) -> None:
-        found = memory().distance([at(MAPS)])
-        assert torch.equal(found, statistics.moment_distance([at(MAPS)]))
+        distance = memory().distance([at(MAPS)])
+        assert torch.equal(distance, statistics.moment_distance([at(MAPS)]))
 
     def test_remembers_the_first_moments_as_they_are(self) -> None:
         kept = memory()
@@ -153,8 +153,8 @@ class TestMomentMemory:
         kept = memory()
         for _ in range(3):
             kept.remember([at(MAPS)])
-        found = kept.distance([at(MAPS)])
-        assert torch.allclose(found, statistics.moment_distance([at(MAPS)]), rtol=1e-12)
+        distance = kept.distance([at(MAPS)])
+        assert torch.allclose(distance, statistics.moment_distance([at(MAPS)]), rtol=1e-12)
 
     def test_does_not_change_when_it_is_asked(self) -> None:
         kept = filled()
@@ -177,8 +177,8 @@ class TestMomentMemory:
         kept, other = memory("first", "second"), memory("first", "second")
         kept.remember([at(MAPS, "second")])
         other.load_state_dict(kept.state_dict())
-        shown = [at(2 * MAPS, name) for name in ("first", "second")]
-        assert torch.equal(kept.distance(shown), other.distance(shown))
+        inputs = [at(2 * MAPS, name) for name in ("first", "second")]
+        assert torch.equal(kept.distance(inputs), other.distance(inputs))
 
     def test_remembers_no_graph(self) -> None:
         kept = memory()
@@ -213,24 +213,24 @@ class TestPriors:
     @pytest.mark.parametrize("name", PRIORS)
     def test_are_zero_with_a_finite_gradient_for_black_images(self, name: str) -> None:
         images = torch.zeros(2, 3, 4, 5, requires_grad=True)
-        found = PRIORS[name](images)
-        found.backward()
-        assert float(found.detach()) == 0
+        prior = PRIORS[name](images)
+        prior.backward()
+        assert float(prior.detach()) == 0
         assert images.grad is not None
         assert images.grad.isfinite().all()
 
     @pytest.mark.parametrize("name", PRIORS)
     def test_grow_with_the_images(self, name: str) -> None:
-        found, once = PRIORS[name](-3 * MAPS), PRIORS[name](MAPS)
-        assert torch.allclose(found, 3 * once, rtol=1e-12)
+        prior, once = PRIORS[name](-3 * MAPS), PRIORS[name](MAPS)
+        assert torch.allclose(prior, 3 * once, rtol=1e-12)
 
     @pytest.mark.parametrize("name", ["tv_l1", "tv_l2"])
     def test_of_roughness_know_no_brightness_and_no_mirror(self, name: str) -> None:
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(2, 3, 4, 5, generator=generator, dtype=torch.float64)
-        wanted = PRIORS[name](images)
+        expected = PRIORS[name](images)
         for changed in (images + 0.5, images.flip(3), images.flip(2), images.transpose(2, 3)):
-            assert torch.allclose(PRIORS[name](changed), wanted, rtol=1e-9)
+            assert torch.allclose(PRIORS[name](changed), expected, rtol=1e-9)
 
     @pytest.mark.parametrize("name", ["tv_l1", "tv_l2"])
     def test_of_roughness_take_images_of_one_line(self, name: str) -> None:
@@ -240,14 +240,14 @@ class TestPriors:
 
 class TestSpatialMeans:
     def test_stand_layer_after_layer(self) -> None:
-        found = statistics.spatial_means([at(MAPS), at(2 * MAPS[:, :, :1], "other")])
-        wanted = torch.cat([MAPS.mean((2, 3)), 2 * MAPS[:, :, 0].mean(2)], dim=1)
-        assert found.shape == (2, 4)
-        assert torch.allclose(found, wanted, rtol=1e-12)
+        means = statistics.spatial_means([at(MAPS), at(2 * MAPS[:, :, :1], "other")])
+        expected = torch.cat([MAPS.mean((2, 3)), 2 * MAPS[:, :, 0].mean(2)], dim=1)
+        assert means.shape == (2, 4)
+        assert torch.allclose(means, expected, rtol=1e-12)
 
     def test_average_to_the_mean_of_a_batch(self) -> None:
-        found = statistics.spatial_means([at(MAPS)]).mean(0)
-        assert close(found, "bn_batch_mean")
+        means = statistics.spatial_means([at(MAPS)]).mean(0)
+        assert close(means, "bn_batch_mean")
 
     def test_have_the_gradient_of_their_value(self) -> None:
         assert torch.autograd.gradcheck(

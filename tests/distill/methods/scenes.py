@@ -88,11 +88,11 @@ def pictures(count: int, size: tuple[int, int] = (8, 8), seed: int = 0) -> torch
 def observed(student: Network, teacher: Network, images: torch.Tensor) -> tuple[Features, Features]:
     """Return what both networks show of the same images, the teacher without a gradient."""
     with torch.no_grad():
-        taught = teacher.observe(images)
-    return student.observe(images), taught
+        teacher_out = teacher.observe(images)
+    return student.observe(images), teacher_out
 
 
-def shown_terms(
+def terms_of(
     method: Method,
     student: Network,
     teacher: Network,
@@ -100,9 +100,9 @@ def shown_terms(
     moment: Moment = MOMENT,
 ) -> Terms:
     """Return a method's terms for images, with labels that count through the classes."""
-    learned, taught = observed(student, teacher, images)
+    student_out, teacher_out = observed(student, teacher, images)
     labels = batch(torch.arange(len(images)) % student.classes)
-    return method.terms(learned, taught, labels, moment)
+    return method.terms(student_out, teacher_out, labels, moment)
 
 
 class Pyramid(Network):
@@ -147,8 +147,8 @@ class Pyramid(Network):
 
     def stage_norms(self) -> tuple[nn.BatchNorm2d, ...]:
         """Return the norm of each stage, or nothing."""
-        shown = self.norms if self.shows_before else ()
-        return tuple(norm for norm in shown if isinstance(norm, nn.BatchNorm2d))
+        norms = self.norms if self.shows_before else ()
+        return tuple(norm for norm in norms if isinstance(norm, nn.BatchNorm2d))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits."""

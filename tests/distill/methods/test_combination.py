@@ -31,17 +31,17 @@ class TestCombination:
     def test_is_one_task_term_and_each_parts_weighted_terms(self) -> None:
         student, teacher = random_pair(1, 6, 5)
         labels = torch.arange(6) % 5
-        found = build(KD_TWICE).terms(features(student), features(teacher), batch(labels), MOMENT)
+        terms = build(KD_TWICE).terms(features(student), features(teacher), batch(labels), MOMENT)
         decoupled = dkd.dkd_loss(student, teacher, labels, alpha=1.0, beta=8.0, temperature=4.0)
-        wanted = {
+        expected = {
             "task": 0.5 * torch.nn.functional.cross_entropy(student, labels),
             "kd": 3.0 * 0.9 * kd.kd_loss(student, teacher, temperature=2.0),
             "dkd": decoupled / 4,
             "kd_3": 0.9 * kd.kd_loss(student, teacher, temperature=8.0),
         }
-        assert list(found) == list(wanted)
-        for name, value in wanted.items():
-            assert torch.allclose(found[name], value, rtol=1e-9), name
+        assert list(terms) == list(expected)
+        for name, value in expected.items():
+            assert torch.allclose(terms[name], value, rtol=1e-9), name
 
     def test_needs_what_any_part_needs(self) -> None:
         method, _ = catalog.find(KD_TWICE)

@@ -15,6 +15,7 @@ from tests.distill.methods import scenes
 from tests.distill.methods.datafree import batches
 from tests.distill.methods.datafree.batches import STUDENT, TEACHER
 from workers.distill import errors
+from workers.distill.config import rules
 from workers.distill.config.job import Input, Task
 from workers.distill.config.synthesis import GeneratorSynthesis
 from workers.distill.data.preprocessing import Preprocessor
@@ -72,8 +73,8 @@ class Scene:
             method=method,
             teacher=self.teacher,
             student=self.student,
-            teacher_view=Preprocessor("teacher", SIZE, SIZE, CPU),
-            student_view=Preprocessor("student", SIZE, SIZE, CPU),
+            teacher_preprocessor=Preprocessor("teacher", SIZE, SIZE, CPU),
+            student_preprocessor=Preprocessor("student", SIZE, SIZE, CPU),
             precision=Precision("float32", CPU),
             device=CPU,
             mean=tuple(SIZE.mean),
@@ -96,7 +97,7 @@ class Scene:
             terms_of_steps.append(terms)
         result = self.synthesizer.finish_round()
         with torch.no_grad():
-            shown = self.context.forward(
+            outputs = self.context.forward(
                 result.images,
                 result.targets,
                 buffer=self.buffer,
@@ -104,7 +105,7 @@ class Scene:
                 uses_student=False,
                 augment=synthesizers.unchanged,
             )
-        self.method.after_call(result.last, shown)
+        self.method.after_call(result.last, outputs)
         self.buffer = BufferStats(IMAGES, torch.full((3,), 1 / 3))
         return result, terms_of_steps
 
@@ -137,9 +138,7 @@ class TestEveryDataFreeMethod:
             assert later == {}
             return
         without_student = Scene(scene.method.name)
-        if set(later) == {"adversarial"}:
-            with pytest.raises(errors.BadRecipe, match="raise a weight"):
-                without_student.call(1, uses_student=False)
+        if scene.method.learns_from_student_only:  # no call may be made without the student
             return
         _, earlier = without_student.call(1, uses_student=False)
         assert list(earlier[0]) == list(later)
@@ -181,13 +180,13 @@ class TestEveryDataFreeMethod:
         content = torch.load(tmp_path / "result", weights_only=True)
         resumed.synthesizer.restore(content["inverter"])
         resumed.method.load_state_dict(content["method"])
-        found = []
+        results = []
         for one in (resumed, scene):
             torch.set_rng_state(result["random"])
             for _ in range(2):
                 one.synthesizer.step(one.buffer, uses_student=one.method.uses_student)
-            found.append(one.synthesizer.finish_round())
-        assert torch.equal(found[0].images, found[1].images)
+            results.append(one.synthesizer.finish_round())
+        assert torch.equal(results[0].images, results[1].images)
 
     @pytest.mark.parametrize("name", DENSE)
     def test_takes_dense_networks(self, name: str) -> None:
@@ -195,7 +194,7 @@ class TestEveryDataFreeMethod:
         (result, terms_of_steps), _ = calls(scene)
         assert result.images.shape == (IMAGES, 1, 8, 8)
         assert all(term.isfinite() for terms in terms_of_steps for term in terms.values())
-        images = scene.context.student_view(255 * result.images)
+        images = scene.context.student_preprocessor(255 * result.images)
         with torch.no_grad():
             teacher_out = scene.teacher.observe(images)
         student_out = scene.student.train().observe(images)
@@ -244,8 +243,8 @@ class TestHyperParameters:
                     part: value for part, value in field.items() if part not in terms_of_steps
                 }
                 bounds.setdefault(key, set()).add(repr(sorted(limits.items())))
-        assert {key: found for key, found in meanings.items() if len(found) > 1} == {}
-        assert {key: found for key, found in bounds.items() if len(found) > 1} == {}
+        assert {key: variants for key, variants in meanings.items() if len(variants) > 1} == {}
+        assert {key: variants for key, variants in bounds.items() if len(variants) > 1} == {}
 
 
 KINDS: dict[str, type[DataFreeMethod]] = {
@@ -295,20 +294,20 @@ class TestSynthesisTerms:
     @pytest.mark.parametrize(("name", "term"), TERMS)
     def test_are_proportional_to_their_weights(self, name: str, term: str) -> None:
         plain = terms_of(build(name, **weights(name, 1)))
-        found = terms_of(build(name, **weights(name, 1) | {f"{term}_weight": 3}))
-        assert list(found) == list(plain)
+        terms = terms_of(build(name, **weights(name, 1) | {f"{term}_weight": 3}))
+        assert list(terms) == list(plain)
         for other, value in plain.items():
             # The weight of student_bn is a share of that of bn.
             follows = other == term or (term, other) == ("bn", "student_bn")
-            assert torch.allclose(found[other], (3 if follows else 1) * value, rtol=1e-12), other
+            assert torch.allclose(terms[other], (3 if follows else 1) * value, rtol=1e-12), other
 
     @pytest.mark.parametrize(("name", "term"), TERMS)
     def test_are_zeros_without_gradient_where_their_weight_is_zero(
         self, name: str, term: str
     ) -> None:
         off = {term, "student_bn"} if term == "bn" else {term}
-        found = terms_of(build(name, **weights(name, 1) | {f"{term}_weight": 0}))
-        for other, value in found.items():
+        terms = terms_of(build(name, **weights(name, 1) | {f"{term}_weight": 0}))
+        for other, value in terms.items():
             assert value.shape == ()
             assert value.requires_grad is (other not in off), other
             assert bool(value.any()) is (other not in off), other
@@ -316,11 +315,11 @@ class TestSynthesisTerms:
     @pytest.mark.parametrize("name", NAMES)
     def test_that_need_the_student_are_zeros_without_it(self, name: str) -> None:
         made = build(name)
-        found = terms_of(made, student=False)
-        assert list(found) == list(terms_of(made))
-        for term in STUDENT_TERMS & found.keys():
-            assert float(found[term]) == 0
-            assert not found[term].requires_grad
+        terms = terms_of(made, student=False)
+        assert list(terms) == list(terms_of(made))
+        for term in STUDENT_TERMS & terms.keys():
+            assert float(terms[term]) == 0
+            assert not terms[term].requires_grad
 
     @pytest.mark.parametrize(
         ("name", "term"),
@@ -391,13 +390,13 @@ class TestMoments:
     def test_change_with_each_call_and_not_with_a_step(self, name: str) -> None:
         made = self.filled(name)
         for _ in range(2):
-            found = made.synthesis_terms(STEP)["bn"]
-            assert CASES.close(found, CASES.case("bn_momentum", "loss"))
+            term = made.synthesis_terms(STEP)["bn"]
+            assert CASES.close(term, CASES.case("bn_momentum", "loss"))
         made.after_call(STEP, STEP)
         state = made.state_dict()
         for key, buffer in (("mean", "mean_0"), ("var", "variance_0")):
-            wanted = CASES.tensor("bn_momentum", f"next_stored_{key}")
-            assert CASES.close(state[f"memory.{buffer}"], wanted)
+            expected = CASES.tensor("bn_momentum", f"next_stored_{key}")
+            assert CASES.close(state[f"memory.{buffer}"], expected)
 
     @pytest.mark.parametrize("name", SMOOTHED)
     def test_of_earlier_calls_do_not_count_without_momentum(self, name: str) -> None:
@@ -409,8 +408,8 @@ class TestMoments:
         made, again = self.filled(name), build(name, bn_weight=1)
         again.load_state_dict(made.state_dict())
         for _ in range(2):
-            wanted, found = made.synthesis_terms(STEP), again.synthesis_terms(STEP)
-            assert torch.equal(found["bn"], wanted["bn"])
+            expected, terms = made.synthesis_terms(STEP), again.synthesis_terms(STEP)
+            assert torch.equal(terms["bn"], expected["bn"])
             made.after_call(STEP, STEP)
             again.after_call(STEP, STEP)
 
@@ -446,6 +445,37 @@ class TestStudentLoss:
         assert all(float(term) == 0 for key, term in terms.items() if key != "kd")
 
 
+SINGLE_WEIGHTS = [
+    (name, weight)
+    for name in NAMES
+    for weight in (*KINDS[name].image_weights, *KINDS[name].adversarial_weights)
+]
+
+
+class TestMovedImages:
+    """What the rules accept gives the images a gradient: the synthesizers do not check again."""
+
+    @pytest.mark.parametrize(("name", "weight"), SINGLE_WEIGHTS)
+    def test_each_weight_alone_moves_them(self, name: str, weight: str) -> None:
+        kind = KINDS[name]
+        values = dict.fromkeys((*kind.image_weights, *kind.adversarial_weights), 0.0)
+        values[weight] = 1.0
+        is_adversarial = weight in kind.adversarial_weights
+        full = kind.Params.model_validate({**values, "synthesis": {"warmup_calls": 0}}).model_dump()
+        assert list(rules.of_method(kind.describe(), full)) == []
+        scene = Scene(name, "classification", **values)
+        scene.call(1, uses_student=is_adversarial)  # raises without a gradient
+
+    def test_without_any_weight_a_method_is_refused(self) -> None:
+        for name in {name for name, _ in SINGLE_WEIGHTS}:
+            kind = KINDS[name]
+            off = dict.fromkeys((*kind.image_weights, *kind.adversarial_weights), 0.0)
+            if kind.learns_from_student_only:
+                continue
+            with pytest.raises(errors.BadRecipe, match="raise one of them"):
+                catalog.find({"name": name, **off})
+
+
 class TestBudget:
     @pytest.mark.parametrize("name", NAMES)
     def test_keeps_the_other_defaults_where_it_is_given_in_part(self, name: str) -> None:
@@ -474,7 +504,7 @@ class TestIdentity:
             "adversarial_weight": 1.3,
         }
         off: dict[str, Any] = {"diversity": False, "difficulty": False, "prioritise": False}
-        found = []
+        outcomes = []
         for name, more in (("ssdkd", off), ("fast", {})):
             budget = {
                 "batch_size": IMAGES,
@@ -486,8 +516,8 @@ class TestIdentity:
             }
             scene = Scene(name, **weights, **more, synthesis=budget)
             torch.manual_seed(5)
-            found.append(calls(scene))
-        for (one, ones), (other, others) in zip(*found, strict=True):
+            outcomes.append(calls(scene))
+        for (one, ones), (other, others) in zip(*outcomes, strict=True):
             assert torch.equal(one.images, other.images)
             for mine, theirs in itertools.zip_longest(ones, others):
                 assert list(mine) == list(theirs)

@@ -96,22 +96,22 @@ class Scene:
         learning = (self.student,) if self.is_data_free else (self.student, self.method)
         self.optimizer = TrainOptimizer(learning, training, precision)
 
-    def observe(self, network: Network, shown: Batch) -> Features:
-        seen = network.observe(self.view(shown.images))
-        if not self.method.uses_strong_view or shown.strong is None:
-            return seen
-        return dataclasses.replace(seen, strong=network.observe(self.view(shown.strong)))
+    def observe(self, network: Network, batch: Batch) -> Features:
+        features = network.observe(self.view(batch.images))
+        if not self.method.uses_strong_view or batch.strong is None:
+            return features
+        return dataclasses.replace(features, strong=network.observe(self.view(batch.strong)))
 
     def terms(
         self,
         batch: Batch | None = None,
         changed: Callable[[Features], Features] = lambda features: features,
     ) -> Terms:
-        shown = batch or self.batch
+        batch = batch or self.batch
         with torch.no_grad():
-            taught = self.observe(self.teacher, shown)
-        learned = self.observe(self.student, shown)
-        return self.method.terms(changed(learned), changed(taught), shown, MOMENT)
+            teacher_out = self.observe(self.teacher, batch)
+        student_out = self.observe(self.student, batch)
+        return self.method.terms(changed(student_out), changed(teacher_out), batch, MOMENT)
 
     def step(self) -> float:
         total = float(self.optimizer.step(self.terms(), MOMENT).detach())
@@ -371,8 +371,8 @@ class TestDelivered:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         for path, logits in said.items():
-            found = torch.load(f"{path}.logits", weights_only=True)
-            assert torch.allclose(found, logits, rtol=1e-4, atol=1e-5), path.name
+            stored = torch.load(f"{path}.logits", weights_only=True)
+            assert torch.allclose(stored, logits, rtol=1e-4, atol=1e-5), path.name
 
 
 class TestExport:

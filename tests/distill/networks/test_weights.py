@@ -144,9 +144,9 @@ class TestLoadInto:
         trained = a_network(1)
         safetensors.torch.save_file(trained.state_dict(), tmp_path / "weights.pth")
         torch.save(trained.state_dict(), tmp_path / "weights.safetensors")
-        for name, found in (("weights.pth", "safetensors"), ("weights.safetensors", "torch")):
+        for name, format_name in (("weights.pth", "safetensors"), ("weights.safetensors", "torch")):
             network = a_network(0)
-            assert weights.load_into(network, tmp_path / name).format == found
+            assert weights.load_into(network, tmp_path / name).format == format_name
             assert is_same(network, trained)
 
     def test_every_difference_is_listed(self, tmp_path: Path) -> None:
@@ -205,9 +205,9 @@ class TestPublishedFiles:
             width=trained.image_shape[2],
             arguments=trained.arguments,
         )
-        found = weights.load_into(network, tmp_path / "file", **options)
+        result = weights.load_into(network, tmp_path / "file", **options)
         assert is_same(network, trained)
-        return found
+        return result
 
     @pytest.mark.parametrize(("name", "arguments"), NETWORKS)
     def test_every_family_loads_behind_its_wrapper(
@@ -334,10 +334,10 @@ class TestRefusedFiles:
             _use_new_zipfile_serialization=is_zip,
             pickle_protocol=protocol,
         )
-        found = self.refusal(path)
+        error = self.refusal(path)
         assert not marker.exists()
-        assert found.refusal == "unsafe_pickle"
-        assert "mknod" in found.message
+        assert error.refusal == "unsafe_pickle"
+        assert "mknod" in error.message
 
     @pytest.mark.parametrize("protocol", range(6))
     def test_bare_pickles_with_code_are_refused_and_never_run(
@@ -345,22 +345,22 @@ class TestRefusedFiles:
     ) -> None:
         marker, path = tmp_path / "marker", tmp_path / "evil.pkl"
         path.write_bytes(pickle.dumps(Marker(marker), protocol=protocol))
-        found = self.refusal(path)
+        error = self.refusal(path)
         assert not marker.exists()
-        assert found.refusal == "unsafe_pickle"
-        assert "mknod" in found.message
+        assert error.refusal == "unsafe_pickle"
+        assert "mknod" in error.message
 
     def test_whole_modules_are_refused_with_advice(self, tmp_path: Path) -> None:
         torch.save(a_network(1), tmp_path / "x")
-        found = self.refusal(tmp_path / "x")
-        assert found.refusal == "unsafe_pickle"
-        assert "Save the state dictionary alone" in found.message
+        error = self.refusal(tmp_path / "x")
+        assert error.refusal == "unsafe_pickle"
+        assert "Save the state dictionary alone" in error.message
 
     def test_pickles_can_be_forbidden_altogether(self, tmp_path: Path) -> None:
         torch.save(a_network(1).state_dict(), tmp_path / "x")
-        found = self.refusal(tmp_path / "x", allow_pickle=False)
-        assert found.refusal == "unsafe_pickle"
-        assert "safetensors" in found.message
+        error = self.refusal(tmp_path / "x", allow_pickle=False)
+        assert error.refusal == "unsafe_pickle"
+        assert "safetensors" in error.message
 
     @pytest.mark.parametrize("is_zip", [True, False])
     @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 0.999])

@@ -85,8 +85,8 @@ def words_of(figure: Figure) -> list[str]:
     stream = io.StringIO()
     with mpl.rc_context(figures.STYLE):
         figure.savefig(stream, format="svg")
-    found = re.findall(r"<text[^>]*>([^<]*)</text>", stream.getvalue())
-    return [word.replace("&#8217;", "'") for word in found]
+    words = re.findall(r"<text[^>]*>([^<]*)</text>", stream.getvalue())
+    return [word.replace("&#8217;", "'") for word in words]
 
 
 class TestWords:

@@ -28,17 +28,17 @@ def evidence(classes: int = 3, images: int = 12, **changes: Any) -> report_folde
         for name in ("teacher", "student")
     }
     history = [{"epoch": 1, "validation/accuracy": 0.5, "train/accuracy": 0.4, "loss/total": 1.0}]
-    shown = changes.get("outputs", outputs)
+    outputs = changes.get("outputs", outputs)
     facts: dict[str, Any] = {
         "topics": TASKS["classification"].report_topics,
         "unit": "images",
         "primary_metric": "accuracy",
         "classes": [f"class {number}" for number in range(classes)],
-        "networks": list(shown),
+        "networks": list(outputs),
         "test_images": images,
         "confusions": {
             name: confusion(torch.from_numpy(one.logits), torch.from_numpy(labels)).numpy()
-            for name, one in shown.items()
+            for name, one in outputs.items()
         },
         "labels": labels,
         "mapped": mapped,
@@ -88,8 +88,8 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
     """A run with teacher and baseline that makes a report."""
     workdir = tmp_path_factory.mktemp("reported")
     training = {"epochs": 2, "batch_size": 8}
-    asked = folders.prepare(workdir, report=True, baseline=True, training=training)
-    code, lines = folders.run_here(asked)
+    recipe = folders.prepare(workdir, report=True, baseline=True, training=training)
+    code, lines = folders.run_here(recipe)
     assert code == 0
     return workdir, lines
 
@@ -102,15 +102,15 @@ class TestRun:
         workdir, lines = reported
         assert folders.of_type(lines, "warning") == []
         listed = {file["path"] for file in lines[-1]["files"]}
-        found = {f"report/{path.name}" for path in (workdir / "report").iterdir()}
-        assert {path for path in listed if path.startswith("report/")} == found
+        files = {f"report/{path.name}" for path in (workdir / "report").iterdir()}
+        assert {path for path in listed if path.startswith("report/")} == files
         assert lines[-1]["report_seconds"] > 0
         index = json.loads((workdir / "report" / "index.json").read_text())
         pictures = [picture for topic in index["topics"] for picture in topic["pictures"]]
         assert {picture["files"][0].removesuffix(".png") for picture in pictures} == PICTURES
         named = {name for picture in pictures for name in picture["files"]}
         named |= {topic["numbers"] for topic in index["topics"]}
-        assert {f"report/{name}" for name in named} == found - {"report/index.json"}
+        assert {f"report/{name}" for name in named} == files - {"report/index.json"}
         assert all(picture["about"].endswith(".") for picture in pictures)
 
     def test_agrees_with_the_scores(self, reported: tuple[Path, list[dict[str, Any]]]) -> None:
@@ -130,8 +130,8 @@ class TestRun:
         self, reported: tuple[Path, list[dict[str, Any]]], tmp_path: Path
     ) -> None:
         training = {"epochs": 2, "batch_size": 8}
-        asked = folders.prepare(tmp_path, report=False, baseline=True, training=training)
-        _, lines = folders.run_here(asked)
+        recipe = folders.prepare(tmp_path, report=False, baseline=True, training=training)
+        _, lines = folders.run_here(recipe)
         assert lines[-1]["scores"] == reported[1][-1]["scores"]
         assert not (tmp_path / "report").exists()
         weights, others = (
@@ -140,9 +140,9 @@ class TestRun:
         assert weights == others
 
     def test_tells_of_a_report_that_cannot_be_written(self, tmp_path: Path) -> None:
-        asked = folders.prepare(tmp_path, report=True, method={"name": "ce"}, teacher=None)
+        recipe = folders.prepare(tmp_path, report=True, method={"name": "ce"}, teacher=None)
         (tmp_path / "report.tmp").write_text("a file where the folder should be")
-        code, lines = folders.run_here(asked)
+        code, lines = folders.run_here(recipe)
         assert code == 0
         assert [line["code"] for line in folders.of_type(lines, "warning")] == ["report_failed"]
         assert lines[-1]["scores"]["student"]["accuracy"] > 0
@@ -171,27 +171,30 @@ class TestWrite:
             *("index.json", "curves.json", "synthesis.json"),
             *("losses.png", "losses.svg", "time-split.png", "time-split.svg"),
         }
-        told = json.loads((folder / "synthesis.json").read_text())
-        assert told["images_invented"] == 64
-        seconds = told["seconds_until_the_end_of_each_epoch"]
+        numbers = json.loads((folder / "synthesis.json").read_text())
+        assert numbers["images_invented"] == 64
+        seconds = numbers["seconds_until_the_end_of_each_epoch"]
         assert seconds == {"synthesis": [2.0], "distillation": [3.0]}
 
 
 class TestTopics:
     def test_without_a_test_split_are_those_of_training(self) -> None:
-        found = named(without_test())
-        assert set(found) == {"curves"}
-        assert set(found["curves"].pictures) == {"losses"}
+        topics = named(without_test())
+        assert set(topics) == {"curves"}
+        assert set(topics["curves"].pictures) == {"losses"}
         assert set(named(without_test(synthesis=synthesis()))) == {"curves", "synthesis"}
 
     def test_of_synthetic_images_follow_agreement(self) -> None:
         history = [{"epoch": 1, "loss/total": 1.0, "train/agreement": 0.5}]
-        found = named(without_test(histories={"student": history}))
-        assert set(found["curves"].pictures) == {"losses", "agreement"}
+        topics = named(without_test(histories={"student": history}))
+        assert set(topics["curves"].pictures) == {"losses", "agreement"}
 
     def test_say_which_epoch_is_delivered(self) -> None:
-        for told, words in ((None, "The epoch with the highest"), (synthesis(), "The last epoch")):
-            _, about = report_folder.curves(evidence(synthesis=told)).pictures["accuracy"]
+        for summary, words in (
+            (None, "The epoch with the highest"),
+            (synthesis(), "The last epoch"),
+        ):
+            _, about = report_folder.curves(evidence(synthesis=summary)).pictures["accuracy"]
             assert about.startswith(words)
             assert "Train accuracy" in about
 
@@ -201,7 +204,7 @@ class TestTopics:
         ]
         student = np.array([[6, 2, 0], [4, 8, 0], [0, 0, 0]])
         confusions = {"teacher": np.diag([8, 12, 0]), "student": student}
-        found = named(
+        topics = named(
             without_test(
                 topics=TASKS["segmentation"].report_topics,
                 unit="pixels",
@@ -211,11 +214,11 @@ class TestTopics:
                 test_images=5,
             )
         )
-        assert set(found) == {"curves", "confusion", "overlap"}
-        assert set(found["curves"].pictures) == {"losses", "accuracy", "miou"}
-        counted = found["confusion"].numbers["networks"]["student"]
+        assert set(topics) == {"curves", "confusion", "overlap"}
+        assert set(topics["curves"].pictures) == {"losses", "accuracy", "miou"}
+        counted = topics["confusion"].numbers["networks"]["student"]
         assert counted == [[0, 0, 6], [0, 1, 2], [1, 0, 4], [1, 1, 8]]
-        shares = found["overlap"].numbers["networks"]
+        shares = topics["overlap"].numbers["networks"]
         assert shares["student"]["intersection_over_union"] == [0.5, round(8 / 14, 6), None]
         assert shares["student"]["mean"] == pytest.approx((0.5 + 8 / 14) / 2, abs=1e-6)
         assert shares["teacher"] == {"intersection_over_union": [1.0, 1.0, None], "mean": 1.0}
@@ -223,45 +226,45 @@ class TestTopics:
     def test_need_no_teacher(self) -> None:
         whole = evidence()
         alone = {"student": whole.outputs["student"]}
-        found = named(evidence(outputs=alone, teacher_score=None))
-        assert set(found) == {"curves", "confusion", "calibration", "embedding"}
-        assert set(found["curves"].pictures) == {"losses", "accuracy"}
+        topics = named(evidence(outputs=alone, teacher_score=None))
+        assert set(topics) == {"curves", "confusion", "calibration", "embedding"}
+        assert set(topics["curves"].pictures) == {"losses", "accuracy"}
 
     def test_need_no_map_of_a_handful_of_images(self) -> None:
         assert "embedding" not in named(evidence(images=4))
 
     def test_tell_of_the_errors_by_name(self) -> None:
         logits = np.eye(3, dtype=np.float32)[[0, 1, 2, 1, 1, 0]]
-        shown = report_folder.Outputs(logits, RANDOM.normal(size=(6, 4)).astype(np.float32))
-        found = named(evidence(images=6, outputs={"student": shown}))["confusion"].numbers
-        assert found["networks"]["student"] == [
+        student = report_folder.Outputs(logits, RANDOM.normal(size=(6, 4)).astype(np.float32))
+        numbers = named(evidence(images=6, outputs={"student": student}))["confusion"].numbers
+        assert numbers["networks"]["student"] == [
             [0, 0, 1],
             [0, 1, 1],
             [1, 1, 2],
             [2, 0, 1],
             [2, 2, 1],
         ]
-        assert found["students_most_frequent_errors"] == [
+        assert numbers["students_most_frequent_errors"] == [
             ["class 0", "class 1", 1],
             ["class 2", "class 0", 1],
         ]
 
     def test_hold_the_correlations_of_the_logits(self) -> None:
         content = evidence()
-        found = named(content)["correlation"].numbers
-        logits = {name: shown.logits for name, shown in content.outputs.items()}
+        numbers = named(content)["correlation"].numbers
+        logits = {name: outputs.logits for name, outputs in content.outputs.items()}
         expected = np.corrcoef(logits["student"], rowvar=False)
-        np.testing.assert_allclose(found["matrices"]["student"], expected, atol=1e-6)
+        np.testing.assert_allclose(numbers["matrices"]["student"], expected, atol=1e-6)
         difference = np.abs(expected - np.corrcoef(logits["teacher"], rowvar=False))
-        mean = found["mean_size_of_difference"]["student"]
+        mean = numbers["mean_size_of_difference"]["student"]
         assert mean == pytest.approx(difference.mean(), abs=1e-5)
-        first, second, size = found["largest_differences"]["student"][0]
+        first, second, size = numbers["largest_differences"]["student"][0]
         assert abs(size) == pytest.approx(difference.max(), abs=1e-5)
         assert first != second
 
     @pytest.mark.slow
     def test_of_a_thousand_classes_leave_out_what_nobody_reads(self) -> None:
-        found = named(evidence(classes=1200, images=2400))
-        assert found["correlation"].numbers["matrices"] is None
-        assert len(found["correlation"].numbers["classes"]) == 1000
-        assert len(found["confusion"].numbers["networks"]["student"]) <= 2400
+        topics = named(evidence(classes=1200, images=2400))
+        assert topics["correlation"].numbers["matrices"] is None
+        assert len(topics["correlation"].numbers["classes"]) == 1000
+        assert len(topics["confusion"].numbers["networks"]["student"]) <= 2400

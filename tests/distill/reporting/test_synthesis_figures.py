@@ -17,12 +17,12 @@ def a_sheet(images: np.ndarray, rows: list[tuple[str, list[int]]]) -> Figure:
 
 def texts(figure: Figure) -> set[str]:
     """Return titles and labels of a figure's charts."""
-    found = set()
+    strings = set()
     for axes in figure.axes:
-        found |= {axes.get_title(loc="left"), axes.get_xlabel(), axes.get_ylabel()}
+        strings |= {axes.get_title(loc="left"), axes.get_xlabel(), axes.get_ylabel()}
         legend = axes.get_legend()
-        found |= {text.get_text() for text in legend.get_texts()} if legend else set()
-    return found
+        strings |= {text.get_text() for text in legend.get_texts()} if legend else set()
+    return strings
 
 
 class TestSheet:
@@ -44,8 +44,8 @@ class TestSheet:
         )
         below = pixels[top + cell : top + cell + 56]
         for column, image in enumerate(images[:2]):
-            shown = below[:, left + column * cell : left + column * cell + 56]
-            assert (shown[::2, ::2] == image.transpose(1, 2, 0)).all()
+            square = below[:, left + column * cell : left + column * cell + 56]
+            assert (square[::2, ::2] == image.transpose(1, 2, 0)).all()
 
     @pytest.mark.parametrize("channels", [1, 2, 4])
     def test_shows_the_first_channel_in_grey(self, channels: int) -> None:

@@ -43,12 +43,12 @@ def some_evidence(
 class TestNumbers:
     def test_hold_what_the_pictures_show(self) -> None:
         uneven = torch.linspace(0.5, 1.5, snapshots.QUANTILES, dtype=torch.float64)
-        told = synthesis_report.numbers(
+        numbers = synthesis_report.numbers(
             some_evidence(a_snapshot(), a_snapshot(7, shares=uneven, effective=0.9)), list("abc")
         )
-        assert (told["images_invented"], told["training_images_read"]) == (8, 0)
-        assert len(told["difficulty_edges"]) == snapshots.BINS + 1
-        first, last = told["snapshots"]
+        assert (numbers["images_invented"], numbers["training_images_read"]) == (8, 0)
+        assert len(numbers["difficulty_edges"]) == snapshots.BINS + 1
+        first, last = numbers["snapshots"]
         assert (first["images"], first["class_counts"]) == (4, [3.0, 0.0, 1.0])
         assert first["sheet"] == {
             "stem": "sheet-epoch-0001",
@@ -63,31 +63,31 @@ class TestNumbers:
 
 class TestPictures:
     def test_are_one_sheet_for_each_snapshot_and_one_of_each_question(self) -> None:
-        found = synthesis_report.pictures(
+        pictures = synthesis_report.pictures(
             some_evidence(a_snapshot(1), a_snapshot(20)), list("abc"), HISTORY
         )
-        assert list(found) == [
+        assert list(pictures) == [
             *("sheet-epoch-0001", "sheet-epoch-0020", "class-histogram", "difficulty"),
             *("priority", "synthesis-losses", "buffer", "time-split"),
         ]
-        assert all(about.endswith(".") for _, about in found.values())
+        assert all(about.endswith(".") for _, about in pictures.values())
 
     def test_of_a_sheet_name_classes_and_their_images(self) -> None:
-        found = synthesis_report.pictures(some_evidence(a_snapshot()), ["cat", "dog", "ape"], [])
-        labels = found["sheet-epoch-0001"][0].axes[0].get_yticklabels()
+        pictures = synthesis_report.pictures(some_evidence(a_snapshot()), ["cat", "dog", "ape"], [])
+        labels = pictures["sheet-epoch-0001"][0].axes[0].get_yticklabels()
         assert [label.get_text() for label in labels] == ["cat\n3 of 4", "ape\n1 of 4"]
 
     def test_compare_first_middle_and_last_snapshot(self) -> None:
         shots = [a_snapshot(epoch) for epoch in (1, 2, 4, 8, 16)]
-        found = synthesis_report.pictures(some_evidence(*shots), list("abc"), [])
-        titles = [axes.get_title(loc="left") for axes in found["difficulty"][0].axes]
+        pictures = synthesis_report.pictures(some_evidence(*shots), list("abc"), [])
+        titles = [axes.get_title(loc="left") for axes in pictures["difficulty"][0].axes]
         assert [title.splitlines()[0] for title in titles] == [
             f"after epoch {epoch}" for epoch in (1, 4, 16)
         ]
 
     def test_begin_with_the_total_of_the_losses(self) -> None:
-        found = synthesis_report.pictures(some_evidence(), list("abc"), HISTORY)
-        titles = [axes.get_title(loc="left") for axes in found["synthesis-losses"][0].axes]
+        pictures = synthesis_report.pictures(some_evidence(), list("abc"), HISTORY)
+        titles = [axes.get_title(loc="left") for axes in pictures["synthesis-losses"][0].axes]
         assert titles == ["total", "bn"]
 
     def test_say_how_the_time_was_split(self) -> None:

@@ -49,6 +49,17 @@ def test_a_method_that_synthesizes_its_images_shares_nothing() -> None:
     assert refused == "member noise synthesizes its own images; run it alone"
 
 
+def test_of_such_a_method_the_engine_knows_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "group.json"
+    members = [
+        {"key": key, "recipe": recipe_of(method={"name": key})} for key in ("kd", "magic", "dafl")
+    ]
+    path.write_text(json.dumps({"version": 1, "members": members}))
+    code, lines = folders.run_here(path)
+    assert (code, lines[-1]["code"]) == (1, "bad_recipe")
+    assert "member dafl synthesizes its own images; run it alone" in lines[-1]["message"]
+
+
 def prepare(workdir: Path, members: dict[str, dict[str, Any]]) -> Path:
     """Write a group's folder, and return the path of its file."""
     folders.make_dataset(workdir / "dataset")
@@ -111,7 +122,7 @@ def interrupted(
     def asks(self: ProgressReporter, course: Any, moment: Any, images: int) -> None:
         after_step(self, course, moment, images)
         if moment.step == step:
-            stop._ask(15, None)
+            stop._request(15, None)
 
     with monkeypatch.context() as patch:
         patch.setattr(ProgressReporter, "after_step", asks)
@@ -234,8 +245,8 @@ class TestLeaving:
         members = {"early": {"training": {"max_steps": 4}}, "kd": MEMBERS["kd"]}
         code, lines = folders.run_here(prepare(tmp_path / "group", members))
         assert code == 0
-        told = [(line["member"], line["type"]) for line in lines]
-        assert told.index(("early", "result")) < told.index(("kd", "result"))
+        line_types = [(line["member"], line["type"]) for line in lines]
+        assert line_types.index(("early", "result")) < line_types.index(("kd", "result"))
         for key, changes in members.items():
             assert student_of(tmp_path / "group", key) == alone(**changes), key
 

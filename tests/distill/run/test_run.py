@@ -24,8 +24,8 @@ SLOW_ENOUGH = {"epochs": 12, "batch_size": 4, "checkpoint_seconds": 0.02}
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     """A run with a baseline, from start to end, as the worker would start it."""
     workdir = tmp_path_factory.mktemp("undisturbed")
-    asked = folders.prepare(workdir, baseline=True, training=SLOW_ENOUGH)
-    code, lines = folders.finish(folders.start(asked))
+    recipe = folders.prepare(workdir, baseline=True, training=SLOW_ENOUGH)
+    code, lines = folders.finish(folders.start(recipe))
     assert code == 0, (workdir / "stderr.log").read_text()
     return workdir, lines
 
@@ -197,8 +197,8 @@ class TestFailures:
 
     def test_a_huge_learning_rate_diverges_with_all_terms(self, tmp_path: Path) -> None:
         optimizer = {"learning_rate": 100, "momentum": 0.99}
-        asked = folders.prepare(tmp_path, training={"optimizer": optimizer, "epochs": 20})
-        code, lines = folders.run_here(asked)
+        recipe = folders.prepare(tmp_path, training={"optimizer": optimizer, "epochs": 20})
+        code, lines = folders.run_here(recipe)
         assert code == 1
         failure = lines[-1]
         assert failure["code"] == "diverged"
@@ -240,25 +240,25 @@ class TestFailures:
         assert "-1" in failure["message"]
 
     def test_a_training_that_does_not_fit_the_method_is_refused(self, tmp_path: Path) -> None:
-        asked = folders.prepare(tmp_path, training={"mixing": {"name": "mixup"}})
-        assert "method dkd needs one true class" in self.fails(asked)["message"]
+        recipe = folders.prepare(tmp_path, training={"mixing": {"name": "mixup"}})
+        assert "method dkd needs one true class" in self.fails(recipe)["message"]
 
     def test_a_recipe_that_is_no_json_is_refused(self, tmp_path: Path) -> None:
-        asked = folders.prepare(tmp_path)
-        asked.write_text("{")
-        assert self.fails(asked)["code"] == "bad_recipe"
+        recipe = folders.prepare(tmp_path)
+        recipe.write_text("{")
+        assert self.fails(recipe)["code"] == "bad_recipe"
 
     def test_a_missing_recipe_is_refused(self, tmp_path: Path) -> None:
         assert self.fails(tmp_path / "recipe.json")["code"] == "bad_recipe"
 
     def test_a_missing_teacher_is_named(self, tmp_path: Path) -> None:
-        asked = folders.prepare(tmp_path)
+        recipe = folders.prepare(tmp_path)
         (tmp_path / "teacher" / "model.safetensors").unlink()
-        assert self.fails(asked)["code"] == "teacher_load"
+        assert self.fails(recipe)["code"] == "teacher_load"
 
     def test_another_networks_weights_are_refused(self, tmp_path: Path) -> None:
-        asked = folders.prepare(tmp_path, teacher=folders.network(network="retort/resnet14"))
-        failure = self.fails(asked)
+        recipe = folders.prepare(tmp_path, teacher=folders.network(network="retort/resnet14"))
+        failure = self.fails(recipe)
         assert failure["code"] == "teacher_load"
         assert failure["details"]["missing_keys"]
 
@@ -266,25 +266,25 @@ class TestFailures:
         assert self.fails(folders.prepare(tmp_path, initial=True))["code"] == "initial_load"
 
     def test_a_missing_set_is_named(self, tmp_path: Path) -> None:
-        asked = folders.prepare(tmp_path)
+        recipe = folders.prepare(tmp_path)
         (tmp_path / "dataset" / "dataset.json").unlink()
-        assert self.fails(asked)["code"] == "bad_dataset"
+        assert self.fails(recipe)["code"] == "bad_dataset"
 
     def test_a_single_training_image_is_refused(self, tmp_path: Path) -> None:
-        asked = folders.prepare(tmp_path)
+        recipe = folders.prepare(tmp_path)
         folders.make_dataset(tmp_path / "dataset", counts={**folders.COUNTS, "train": 1})
-        failure = self.fails(asked)
+        failure = self.fails(recipe)
         assert failure["code"] == "bad_dataset"
         assert "at least 2" in failure["message"]
 
     def test_a_label_outside_the_classes_is_refused(self, tmp_path: Path) -> None:
-        asked = folders.prepare(tmp_path)
+        recipe = folders.prepare(tmp_path)
         path = tmp_path / "dataset" / "train.safetensors"
         content = safetensors.torch.load_file(path)
         content["labels"] = content["labels"].clone()
         content["labels"][3] = 3
         safetensors.torch.save_file(content, path)
-        assert self.fails(asked)["code"] == "bad_dataset"
+        assert self.fails(recipe)["code"] == "bad_dataset"
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
     def test_cuda_is_refused_where_there_is_none(self, tmp_path: Path) -> None:
@@ -320,8 +320,8 @@ class TestTranslate:
 
 class TestVariants:
     def test_a_method_without_a_teacher_needs_none(self, tmp_path: Path) -> None:
-        asked = folders.prepare(tmp_path, teacher=None, method={"name": "ce"}, baseline=True)
-        code, lines = folders.run_here(asked)
+        recipe = folders.prepare(tmp_path, teacher=None, method={"name": "ce"}, baseline=True)
+        code, lines = folders.run_here(recipe)
         assert code == 0
         result = lines[-1]
         assert result["scores"]["teacher"] is None
@@ -334,8 +334,8 @@ class TestVariants:
     def test_the_baseline_is_the_same_whatever_the_method(self, tmp_path: Path) -> None:
         results = []
         for name in ("kd", "dkd"):
-            asked = folders.prepare(tmp_path / name, method={"name": name}, baseline=True)
-            code, lines = folders.run_here(asked)
+            recipe = folders.prepare(tmp_path / name, method={"name": name}, baseline=True)
+            code, lines = folders.run_here(recipe)
             assert code == 0
             results.append(lines[-1]["scores"]["baseline"])
         assert results[0] == results[1]
@@ -345,11 +345,11 @@ class TestVariants:
 
     def test_start_weights_are_used(self, tmp_path: Path) -> None:
         training = {"epochs": 1, "optimizer": {"learning_rate": 1e-12, "weight_decay": 0}}
-        asked = folders.prepare(tmp_path, initial=True, training=training)
+        recipe = folders.prepare(tmp_path, initial=True, training=training)
         (tmp_path / "initial").mkdir()
         start = tmp_path / "teacher" / "model.safetensors"
         (tmp_path / "initial" / "model.safetensors").write_bytes(start.read_bytes())
-        assert folders.run_here(asked)[0] == 0
+        assert folders.run_here(recipe)[0] == 0
         before = safetensors.torch.load_file(start)["fc.weight"]
         after = safetensors.torch.load_file(tmp_path / "student.safetensors")["fc.weight"]
         assert torch.allclose(before, after, rtol=0, atol=1e-6)

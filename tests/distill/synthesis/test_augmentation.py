@@ -18,13 +18,13 @@ def windows(image: torch.Tensor, pad_y: int, pad_x: int) -> dict[bytes, tuple[in
     """Every part of the padded image, mirrored or not, by its content."""
     height, width = image.shape[1:]
     padded = F.pad(image, (pad_x, pad_x, pad_y, pad_y))
-    found = {}
+    corners = {}
     for top in range(2 * pad_y + 1):
         for left in range(2 * pad_x + 1):
             part = padded[:, top : top + height, left : left + width]
-            found[content(part)] = (top, left, False)
-            found[content(part.flip(2))] = (top, left, True)
-    return found
+            corners[content(part)] = (top, left, False)
+            corners[content(part.flip(2))] = (top, left, True)
+    return corners
 
 
 def content(image: torch.Tensor) -> bytes:
@@ -144,18 +144,18 @@ def places(count: int, height: int, width: int) -> torch.Tensor:
     return torch.stack([rows, columns]).expand(count, -1, -1, -1)
 
 
-def parts(shown: torch.Tensor) -> list[tuple[int, int, int, int, bool]]:
+def parts(images: torch.Tensor) -> list[tuple[int, int, int, int, bool]]:
     """Top, left, height, width and mirroring of the parts that an image of `places` shows.
 
     What is enlarged shows its own border pixels at the border.
     """
-    found = []
-    for rows, columns in shown.round().long():
+    boxes = []
+    for rows, columns in images.round().long():
         first, last = columns[0, 0].item(), columns[0, -1].item()
         left, right = sorted((first, last))
         top, bottom = rows[0, 0].item(), rows[-1, 0].item()
-        found.append((top, left, bottom - top + 1, right - left + 1, last < first))
-    return found
+        boxes.append((top, left, bottom - top + 1, right - left + 1, last < first))
+    return boxes
 
 
 class TestResizedCrop:
@@ -163,51 +163,51 @@ class TestResizedCrop:
     def test_equals_cutting_and_then_resizing(self, height: int, width: int) -> None:
         images = torch.rand(30, 3, height, width, dtype=torch.float64)
         change = seeded(lambda images: augmentation.resized_crop(images, smallest=0.2, flip=True))
-        found = parts(change(places(30, height, width)))
-        assert {mirrored for *_, mirrored in found} == {False, True}
-        for image, shown, (top, left, tall, wide, mirrored) in zip(
-            images, change(images), found, strict=True
+        boxes = parts(change(places(30, height, width)))
+        assert {mirrored for *_, mirrored in boxes} == {False, True}
+        for image, actual, (top, left, tall, wide, mirrored) in zip(
+            images, change(images), boxes, strict=True
         ):
             part = image[None, :, top : top + tall, left : left + wide]
             expected = F.interpolate(part, (height, width), mode="bilinear")[0]
             # What is looked up is computed in float32, with coordinates up to 16.
             torch.testing.assert_close(
-                shown, expected.flip(2) if mirrored else expected, rtol=0, atol=1e-5
+                actual, expected.flip(2) if mirrored else expected, rtol=0, atol=1e-5
             )
 
     def test_parts_keep_to_the_area_and_the_aspect_and_reach_both_ends(self) -> None:
         torch.manual_seed(0)
         side = 48
-        found = parts(augmentation.resized_crop(places(800, side, side), smallest=0.25, flip=False))
-        areas = torch.tensor([tall * wide for _, _, tall, wide, _ in found]) / side**2
-        aspects = torch.tensor([wide / tall for _, _, tall, wide, _ in found])
+        boxes = parts(augmentation.resized_crop(places(800, side, side), smallest=0.25, flip=False))
+        areas = torch.tensor([tall * wide for _, _, tall, wide, _ in boxes]) / side**2
+        aspects = torch.tensor([wide / tall for _, _, tall, wide, _ in boxes])
         # Rounding to whole pixels moves a side by at most 1/2 of at least 20.
         assert 0.235 < areas.min() < 0.27
         assert 0.95 < areas.max() <= 1
         assert 0.71 < aspects.min() < 0.77
         assert 1.3 < aspects.max() < 1.4
-        assert not any(mirrored for *_, mirrored in found)
+        assert not any(mirrored for *_, mirrored in boxes)
 
     def test_every_place_is_as_likely(self) -> None:
         torch.manual_seed(0)
         # Only full height and 11 columns fit the aspect: 30 places are left.
-        found = parts(augmentation.resized_crop(places(3000, 8, 40), smallest=0.9, flip=False))
-        assert {(top, tall, wide) for top, _, tall, wide, _ in found} == {(0, 8, 11)}
-        seen = Counter(left for _, left, *_ in found)
+        boxes = parts(augmentation.resized_crop(places(3000, 8, 40), smallest=0.9, flip=False))
+        assert {(top, tall, wide) for top, _, tall, wide, _ in boxes} == {(0, 8, 11)}
+        seen = Counter(left for _, left, *_ in boxes)
         assert sorted(seen) == list(range(30))
         assert not is_too_uneven(list(seen.values()), 58.3)  # 99.9 % of chi-square, 29 degrees
 
     def test_the_largest_part_of_a_square_is_the_square(self) -> None:
         images = torch.rand(50, 3, 12, 12, dtype=torch.float64)
-        shown = augmentation.resized_crop(images, smallest=1.0, flip=False)
+        actual = augmentation.resized_crop(images, smallest=1.0, flip=False)
         # Places are computed in float32.
-        torch.testing.assert_close(shown, images, rtol=0, atol=1e-5)
+        torch.testing.assert_close(actual, images, rtol=0, atol=1e-5)
 
     def test_a_constant_stays_and_its_gradient_is_shared_out_in_full(self) -> None:
         images = torch.full((6, 1, 10, 10), 0.5, dtype=torch.float64, requires_grad=True)
-        shown = augmentation.resized_crop(images, smallest=0.3, flip=True)
-        shown.sum().backward()
-        torch.testing.assert_close(shown, images, rtol=0, atol=1e-6)
+        actual = augmentation.resized_crop(images, smallest=0.3, flip=True)
+        actual.sum().backward()
+        torch.testing.assert_close(actual, images, rtol=0, atol=1e-6)
         assert images.grad is not None
         totals = images.grad.sum((1, 2, 3))
         torch.testing.assert_close(totals, torch.full_like(totals, 100.0), rtol=0, atol=1e-4)

@@ -117,11 +117,11 @@ class TestResume:
         for look in stops:
             code, _ = execute(left, StopsAt(look))
             assert code == signals.EXIT_CODE
-        found = done(left)
+        result = done(left)
         for name in ("student.safetensors", "synthetic/train.safetensors"):
             assert (left.parent / name).read_bytes() == (whole.parent / name).read_bytes()
         for key in ("calls", "steps", "images", "buffer"):
-            assert found["synthesis"][key] == expected["synthesis"][key]
+            assert result["synthesis"][key] == expected["synthesis"][key]
 
     def test_a_checkpoint_inside_a_call_is_one_of_the_same_student_step(
         self, tmp_path: Path
@@ -183,8 +183,8 @@ class TestWhatIsRead:
 
 class TestBaseline:
     def test_is_the_same_student_on_noise(self, tmp_path: Path) -> None:
-        asked = {**METHODS["priorities"], "temperature": 7.0}
-        result = done(prepare(tmp_path / "one", asked, baseline=True))
+        method = {**METHODS["priorities"], "temperature": 7.0}
+        result = done(prepare(tmp_path / "one", method, baseline=True))
         noise = {
             "name": "noise",
             "temperature": 7.0,
@@ -201,13 +201,13 @@ class TestSynthetic:
     def test_the_buffer_is_a_data_set_that_another_job_can_train_on(self, tmp_path: Path) -> None:
         made = prepare(tmp_path / "made", METHODS["priorities"])
         result = done(made)
-        found = dataset.load(made.parent / "synthetic")
-        assert sum(found.record.splits.values()) == result["synthesis"]["buffer"]["images"] == 10
-        assert any("synthesized" in note for note in found.record.notes)
+        stored = dataset.load(made.parent / "synthetic")
+        assert sum(stored.record.splits.values()) == result["synthesis"]["buffer"]["images"] == 10
+        assert any("synthesized" in note for note in stored.record.notes)
         again = prepare(tmp_path / "again", {"name": "kd"})
         for file in (made.parent / "synthetic").iterdir():
             (again.parent / "dataset" / file.name).write_bytes(file.read_bytes())
-        assert done(again)["training_images_read"] == found.record.splits["train"]
+        assert done(again)["training_images_read"] == stored.record.splits["train"]
 
     def test_too_few_images_are_no_data_set(self, tmp_path: Path) -> None:
         budget = {**BUDGET, "batch_size": 2, "buffer_images": 2}
@@ -337,17 +337,17 @@ class TestDigits:
             if name != "taught":
                 weights = workdir / "teacher" / "model.safetensors"
                 weights.symlink_to(tmp_path / "taught" / "student.safetensors")
-            asked = {"version": 1, "report": False, "accelerator": "cpu", **changes}
-            (workdir / "recipe.json").write_text(json.dumps(asked))
+            recipe = {"version": 1, "report": False, "accelerator": "cpu", **changes}
+            (workdir / "recipe.json").write_text(json.dumps(recipe))
             return done(workdir / "recipe.json")
 
-        taught = carried_out(
+        teacher = carried_out(
             "taught",
             student=convnet(16, 32, 64),
             method={"name": "ce"},
             training={**training, "epochs": 14},
         )
-        assert taught["scores"]["student"]["accuracy"] > 0.95
+        assert teacher["scores"]["student"]["accuracy"] > 0.95
         budget = {
             "steps": 10,
             "batch_size": 64,

@@ -58,15 +58,15 @@ def fill(replay: ReplayBuffer, numbers: list[int], *, call: int = 1) -> torch.Te
     return replay.insert(numbered(numbers), targets, logits, call=call)
 
 
-def assert_rounded(found: torch.Tensor, expected: torch.Tensor) -> None:
+def assert_rounded(actual: torch.Tensor, expected: torch.Tensor) -> None:
     """Compare with a case of six decimals what a buffer counts in float32."""
-    torch.testing.assert_close(found, expected.float(), rtol=1e-6, atol=2e-6)
+    torch.testing.assert_close(actual, expected.float(), rtol=1e-6, atol=2e-6)
 
 
 def divergences(student: str) -> torch.Tensor:
     """KL divergence of the scene's student from its teacher, a row each, in float64."""
-    taught = CASES.tensor("inputs", "teacher_logits").log_softmax(1)
-    return (taught.exp() * (taught - CASES.tensor(*student.split("/")).log_softmax(1))).sum(1)
+    teacher = CASES.tensor("inputs", "teacher_logits").log_softmax(1)
+    return (teacher.exp() * (teacher - CASES.tensor(*student.split("/")).log_softmax(1))).sum(1)
 
 
 def scene() -> ReplayBuffer:

@@ -75,7 +75,7 @@ def choice(widths: list[int]) -> dict[str, Any]:
     }
 
 
-def taught() -> Network:
+def trained_teacher() -> Network:
     """Return a teacher that has seen stripes."""
     torch.manual_seed(0)
     network = catalog.build(
@@ -106,7 +106,9 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     splits = {name: shapes(count, len(name)) for name, count in COUNTS.items()}
     dataset.write(folder / "dataset", record, splits)
     (folder / "teacher").mkdir()
-    weights.save_student(folder / "teacher" / "model.safetensors", taught(), {"format": "pt"})
+    weights.save_student(
+        folder / "teacher" / "model.safetensors", trained_teacher(), {"format": "pt"}
+    )
     return folder
 
 
@@ -114,7 +116,7 @@ def prepare(kit: Path, workdir: Path, method: dict[str, Any], **changes: Any) ->
     for part in ("dataset", "teacher"):
         (workdir / part).symlink_to(kit / part)
     optimizer = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}
-    asked = {
+    recipe = {
         "version": 1,
         "task": "segmentation",
         "teacher": choice(TEACHER),
@@ -125,7 +127,7 @@ def prepare(kit: Path, workdir: Path, method: dict[str, Any], **changes: Any) ->
         **changes,
     }
     path = workdir / "recipe.json"
-    path.write_text(json.dumps(asked))
+    path.write_text(json.dumps(recipe))
     return path
 
 

@@ -39,9 +39,9 @@ def a_snapshot(epoch: int) -> snapshots.Snapshot:
 class TestWanted:
     @pytest.mark.parametrize("epochs", [1, 2, 7, 8, 9, 100, 1_000_000])
     def test_has_first_and_last_and_never_more_than_fit(self, epochs: int) -> None:
-        wanted = snapshots.wanted(epochs)
-        assert {1, epochs} <= wanted <= set(range(1, epochs + 1))
-        assert len(wanted) <= snapshots.MOST_SNAPSHOTS
+        expected = snapshots.wanted(epochs)
+        assert {1, epochs} <= expected <= set(range(1, epochs + 1))
+        assert len(expected) <= snapshots.MOST_SNAPSHOTS
 
     def test_is_even_on_a_log_scale(self) -> None:
         assert snapshots.wanted(2**14) == {4**power for power in range(8)}
@@ -86,17 +86,17 @@ class TestGallery:
 class TestTake:
     def test_shows_the_newest_images_of_each_class_that_is_present(self) -> None:
         replay = a_buffer([0] * 10 + [2] * 3)
-        found = snapshots.take(replay, epoch=4, call=13, priority=None)
-        assert found.classes.tolist() == [0] * 8 + [2] * 3
-        assert found.targets.tolist() == [1] * 8 + [0] * 3
-        assert found.images[:, 0, 0, 0].tolist() == [*range(9, 1, -1), 12, 11, 10]
-        assert (found.epoch, found.call, found.count) == (4, 13, 13)
+        snapshot = snapshots.take(replay, epoch=4, call=13, priority=None)
+        assert snapshot.classes.tolist() == [0] * 8 + [2] * 3
+        assert snapshot.targets.tolist() == [1] * 8 + [0] * 3
+        assert snapshot.images[:, 0, 0, 0].tolist() == [*range(9, 1, -1), 12, 11, 10]
+        assert (snapshot.epoch, snapshot.call, snapshot.count) == (4, 13, 13)
 
     def test_counts_all_images(self) -> None:
-        found = snapshots.take(a_buffer([0] * 10 + [2] * 3), epoch=1, call=13, priority=None)
-        assert found.class_counts.tolist() == [10.0, 0.0, 3.0]
+        snapshot = snapshots.take(a_buffer([0] * 10 + [2] * 3), epoch=1, call=13, priority=None)
+        assert snapshot.class_counts.tolist() == [10.0, 0.0, 3.0]
         # All have a confidence of nine tenths, a bin's edge as far as float32 can tell.
-        assert int(found.difficulty[1:3].sum()) == int(found.difficulty.sum()) == 13
+        assert int(snapshot.difficulty[1:3].sum()) == int(snapshot.difficulty.sum()) == 13
 
     def test_sorts_what_is_hard_to_the_right(self) -> None:
         replay = a_buffer([0])
@@ -106,19 +106,19 @@ class TestTake:
         assert snapshots.take(replay, epoch=1, call=1, priority=None).difficulty[-1] == 1
 
     def test_of_an_even_draw_shows_ones(self) -> None:
-        found = snapshots.take(a_buffer([0, 1, 2]), epoch=1, call=3, priority=None)
-        assert found.is_even
-        assert found.effective == 1.0
+        snapshot = snapshots.take(a_buffer([0, 1, 2]), epoch=1, call=3, priority=None)
+        assert snapshot.is_even
+        assert snapshot.effective == 1.0
 
     def test_of_priorities_shows_how_often_each_image_is_drawn(self) -> None:
         replay = a_buffer([0, 1, 2])
         replay.refresh(torch.tensor([1.0, 5.0, 4.0]), PRIORITY)
-        found = snapshots.take(replay, epoch=1, call=3, priority=PRIORITY)
-        assert not found.is_even
-        ends = [float(found.shares[place]) for place in (0, 50, 100)]
+        snapshot = snapshots.take(replay, epoch=1, call=3, priority=PRIORITY)
+        assert not snapshot.is_even
+        ends = [float(snapshot.shares[place]) for place in (0, 50, 100)]
         assert ends == pytest.approx([0.3, 1.2, 1.5], rel=1e-6)
-        assert found.effective == pytest.approx(1 / (3 * (0.01 + 0.25 + 0.16)), rel=1e-6)
-        assert [float(found.kl[place]) for place in (0, 50, 100)] == [1.0, 4.0, 5.0]
+        assert snapshot.effective == pytest.approx(1 / (3 * (0.01 + 0.25 + 0.16)), rel=1e-6)
+        assert [float(snapshot.kl[place]) for place in (0, 50, 100)] == [1.0, 4.0, 5.0]
 
     def test_of_dense_tasks_counts_classes_by_their_pixels(self) -> None:
         replay = ReplayBuffer(
@@ -130,17 +130,17 @@ class TestTake:
         )
         logits = torch.tensor([[[[2.0, 2.0], [2.0, 0.0]], [[0.0, 0.0], [0.0, 2.0]]]])
         replay.insert(torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64), logits, call=1)
-        found = snapshots.take(replay, epoch=1, call=1, priority=None)
-        assert found.class_counts.tolist() == [0.75, 0.25]
-        assert found.classes.tolist() == [0]
+        snapshot = snapshots.take(replay, epoch=1, call=1, priority=None)
+        assert snapshot.class_counts.tolist() == [0.75, 0.25]
+        assert snapshot.classes.tolist() == [0]
 
     def test_reduces_large_images(self) -> None:
         replay = a_buffer([0] * 3, side=2 * snapshots.LARGEST_SIDE)
         replay.images[2, :, ::2] = 100
-        found = snapshots.take(replay, epoch=1, call=3, priority=None)
-        assert found.images.shape == (3, 3, snapshots.LARGEST_SIDE, snapshots.LARGEST_SIDE)
-        assert bool((found.images[0] == 51).all())  # the mean of 100 and 2
-        assert bool((found.images[1] == 1).all())
+        snapshot = snapshots.take(replay, epoch=1, call=3, priority=None)
+        assert snapshot.images.shape == (3, 3, snapshots.LARGEST_SIDE, snapshots.LARGEST_SIDE)
+        assert bool((snapshot.images[0] == 51).all())  # the mean of 100 and 2
+        assert bool((snapshot.images[1] == 1).all())
 
     def test_of_nothing_is_refused(self) -> None:
         replay = ReplayBuffer(
@@ -156,9 +156,9 @@ class TestShownClasses:
         assert snapshots.shown_classes([4, 1, 2], 10) == [1, 2, 4]
 
     def test_are_evenly_spaced_of_many(self) -> None:
-        shown = snapshots.shown_classes(range(1000), 1000)
-        assert len(shown) == snapshots.MOST_CLASSES
-        assert (shown[0], shown[-1]) == (0, 999)
+        classes = snapshots.shown_classes(range(1000), 1000)
+        assert len(classes) == snapshots.MOST_CLASSES
+        assert (classes[0], classes[-1]) == (0, 999)
 
     def test_stay_the_same_while_they_are_there(self) -> None:
         whole = snapshots.shown_classes(range(1000), 1000)
@@ -173,8 +173,8 @@ class TestNumbers:
     def test_tell_of_the_buffer(self) -> None:
         replay = a_buffer([0, 0, 1, 1])
         replay.refresh(torch.tensor([0.0, 0.0, 1.0, 3.0]), PRIORITY)
-        found = snapshots.numbers(replay, PRIORITY)
-        assert found == pytest.approx(
+        numbers = snapshots.numbers(replay, PRIORITY)
+        assert numbers == pytest.approx(
             {
                 "buffer/images": 4.0,
                 "buffer/classes": 2.0,
@@ -187,7 +187,7 @@ class TestNumbers:
         )
 
     def test_say_nothing_of_divergence_where_it_is_not_asked_for(self) -> None:
-        found = snapshots.numbers(a_buffer([0, 1, 2]), None)
-        assert "buffer/kl" not in found
-        assert found["buffer/effective_share"] == 1.0
-        assert found["buffer/class_entropy"] == pytest.approx(1.0, rel=1e-6)
+        numbers = snapshots.numbers(a_buffer([0, 1, 2]), None)
+        assert "buffer/kl" not in numbers
+        assert numbers["buffer/effective_share"] == 1.0
+        assert numbers["buffer/class_entropy"] == pytest.approx(1.0, rel=1e-6)

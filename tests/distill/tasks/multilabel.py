@@ -18,6 +18,7 @@ from workers.distill.config import job
 from workers.distill.data import dataset
 from workers.distill.data.types import Batch
 from workers.distill.methods.logit.ce import CE
+from workers.distill.networks.interface import Features
 from workers.distill.tasks import catalog
 from workers.distill.tasks.base import BaseTask, SplitMetrics
 
@@ -31,12 +32,12 @@ class MultiLabelMetrics(SplitMetrics):
 
     def update(
         self,
-        logits: Float[Tensor, "N C"],
+        output: Features,
         targets: Float[Tensor, "N C"],
-        teacher_logits: Float[Tensor, "N D"] | None = None,
+        teacher_out: Features | None = None,
     ) -> None:
         """Keep one batch."""
-        self._logits.append(logits.float())
+        self._logits.append(output.logits.float())
         self._labels.append(targets)
 
     @property
@@ -87,15 +88,15 @@ class MultiLabel(BaseTask):
         """Return 1 for each class that is more probable than not."""
         return (logits > 0).float()
 
-    def loss(self, logits: Float[Tensor, "N C"], batch: Batch) -> Float[Tensor, ""]:
+    def loss(self, output: Features, batch: Batch) -> Float[Tensor, ""]:
         """Return the mean binary cross-entropy."""
-        return F.binary_cross_entropy_with_logits(logits, batch.labels)
+        return F.binary_cross_entropy_with_logits(output.logits, batch.labels)
 
     def count_correct(
-        self, logits: Float[Tensor, "N C"], targets: Float[Tensor, "N C"]
+        self, output: Features, targets: Float[Tensor, "N C"]
     ) -> tuple[Int[Tensor, ""], int]:
         """Return how many labels are predicted as they are, and how many there are."""
-        return count_equal_labels(logits, targets)
+        return count_equal_labels(output.logits, targets)
 
     def evaluation_batch_size(self, classes: int, positions: int) -> int:
         """Return the same number for all networks."""

@@ -13,6 +13,7 @@ from tests.distill.data.test_dataset import a_record, some_splits
 from workers.distill import errors
 from workers.distill.data import dataset
 from workers.distill.data.types import Batch, Mixed
+from workers.distill.networks.interface import Features
 from workers.distill.tasks import classification
 from workers.distill.tasks.catalog import TASKS
 
@@ -20,6 +21,7 @@ TASK = TASKS["classification"]
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(60, 4, generator=GENERATOR) * 2
 LABELS = torch.randint(0, 4, (60,), generator=GENERATOR)
+OUTPUT, TEACHER_OUT = Features.from_logits(LOGITS), Features.from_logits(LOGITS.flip(0))
 
 
 def rows(count: int = 12, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,9 +100,13 @@ class TestConfusion:
 class TestMetrics:
     def test_of_batches_are_those_of_the_split(self) -> None:
         whole, parts = (TASK.metrics(4, torch.device("cpu")) for _ in range(2))
-        whole.update(LOGITS, LABELS, LOGITS.flip(0))
+        whole.update(OUTPUT, LABELS, TEACHER_OUT)
         for rows in (slice(0, 7), slice(7, 60)):
-            parts.update(LOGITS[rows], LABELS[rows], LOGITS.flip(0)[rows])
+            parts.update(
+                Features.from_logits(LOGITS[rows]),
+                LABELS[rows],
+                Features.from_logits(LOGITS.flip(0)[rows]),
+            )
         assert parts.test_scores() == whole.test_scores()
         assert parts.validation_scores() == whole.validation_scores()
         scores = parts.validation_scores()
@@ -120,9 +126,9 @@ class TestLoss:
         mixed = Batch(images, LABELS, index, mixed=Mixed(others, share))
         log_probabilities = LOGITS.log_softmax(1)
         first, second = (-log_probabilities[index, labels] for labels in (LABELS, others))
-        assert float(TASK.loss(LOGITS, plain)) == pytest.approx(float(first.mean()), rel=1e-5)
+        assert float(TASK.loss(OUTPUT, plain)) == pytest.approx(float(first.mean()), rel=1e-5)
         expected = (share * first + (1 - share) * second).mean()
-        assert float(TASK.loss(LOGITS, mixed)) == pytest.approx(float(expected), rel=1e-5)
+        assert float(TASK.loss(OUTPUT, mixed)) == pytest.approx(float(expected), rel=1e-5)
 
 
 class TestTargets:

@@ -8,8 +8,11 @@ from torch import Tensor
 
 from tests.distill.data.test_dataset import a_record, some_splits
 from workers.distill import errors
+from workers.distill.config.training import expand
 from workers.distill.data import dataset
-from workers.distill.data.types import Batch, Mixed
+from workers.distill.data.loader import BatchLoader
+from workers.distill.data.types import Batch
+from workers.distill.networks.interface import Features
 from workers.distill.tasks.catalog import TASKS
 
 TASK = TASKS["segmentation"]
@@ -20,23 +23,23 @@ def a_dense_record(**changes: Any) -> dataset.DatasetRecord:
 
 
 def some_masks(kind: torch.dtype = torch.uint8) -> dict[str, tuple[Tensor, Tensor]]:
-    found = {}
+    splits = {}
     for name, (images, _) in some_splits().items():
         masks = torch.arange(15).reshape(3, 5).expand(len(images), 3, 5) % 2
         masks = masks.clone().to(kind)
         masks[:, 0, 0] = dataset.IGNORE_INDEX
-        found[name] = (images, masks)
-    return found
+        splits[name] = (images, masks)
+    return splits
 
 
 class TestLoadMasks:
     @pytest.mark.parametrize("kind", [torch.uint8, torch.int64])
     def test_returns_what_was_written(self, tmp_path: Path, kind: torch.dtype) -> None:
         dataset.write(tmp_path, a_dense_record(), some_masks(kind))
-        found = dataset.load(tmp_path)
-        assert found.record.task == "segmentation"
+        stored = dataset.load(tmp_path)
+        assert stored.record.task == "segmentation"
         for name, (_, masks) in some_masks(kind).items():
-            labels = TASK.read_split(found, name).labels
+            labels = TASK.read_split(stored, name).labels
             assert labels.dtype == kind
             assert torch.equal(labels, masks)
 
@@ -76,22 +79,43 @@ class TestLoss:
         masks[:, 0] = dataset.IGNORE_INDEX
         batch = Batch(torch.zeros(2, 1, 4, 4), masks, torch.arange(2))
         kept = F.cross_entropy(logits[:, :, 1:], masks[:, 1:].long())
-        assert float(TASK.loss(logits, batch)) == pytest.approx(float(kept), rel=1e-6)
-
-    def test_of_mixed_images_is_refused(self) -> None:
-        masks = torch.zeros(2, 4, 4, dtype=torch.uint8)
-        mixed = Mixed(masks, torch.ones(2))
-        batch = Batch(torch.zeros(2, 1, 4, 4), masks, torch.arange(2), mixed=mixed)
-        with pytest.raises(errors.BadRecipe, match="not mixed"):
-            TASK.loss(torch.zeros(2, 3, 4, 4), batch)
+        assert float(TASK.loss(Features.from_logits(logits), batch)) == pytest.approx(
+            float(kept), rel=1e-6
+        )
 
 
-class TestLabelNoise:
-    def test_is_refused(self) -> None:
-        masks = torch.zeros(2, 4, 4, dtype=torch.uint8)
-        assert TASK.add_label_noise(masks, 0.0, classes=2, seed=0) is masks
-        with pytest.raises(errors.BadRecipe, match="label_noise"):
-            TASK.add_label_noise(masks, 0.5, classes=2, seed=0)
+class TestCrops:
+    @pytest.mark.parametrize("cache", [None, {"views": 3}])
+    @pytest.mark.parametrize("augmentation", ["flip", "standard", "scale_jitter"])
+    def test_of_masks_are_those_of_images(
+        self, augmentation: str, cache: dict[str, int] | None
+    ) -> None:
+        """Images that show their own masks: what a crop shows is what its mask says."""
+        generator = torch.Generator().manual_seed(3)
+        masks = torch.randint(0, 5, (20, 8, 6), generator=generator).to(torch.uint8)
+        # One class an image, so that no resized pixel lies between two classes.
+        if augmentation == "scale_jitter":
+            masks = masks[:, :1, :1].expand(20, 8, 6).clone()
+        training = expand({"batch_size": 5, "augmentation": augmentation, "teacher_cache": cache})
+        # Value 0 is the padding's, so masks are shown one higher.
+        loader = BatchLoader(
+            masks[:, None] + 1,
+            masks,
+            training=training,
+            flip=True,
+            device=torch.device("cpu"),
+            crop_targets=TASK.crop_targets,
+        )
+        moved = False
+        for batch in loader.epoch(1):
+            shown = torch.where(batch.images[:, 0] == 0, 256, batch.images[:, 0].long()) - 1
+            assert batch.labels.dtype == torch.uint8
+            # Where an image is enlarged or shrunk, the pixels at its border fade into the padding.
+            full = batch.images[:, 0] == batch.images[:, 0].amax((1, 2), keepdim=True)
+            judged = full if augmentation == "scale_jitter" else torch.ones_like(full)
+            assert torch.equal(batch.labels.long()[judged], shown[judged])
+            moved |= not torch.equal(batch.labels, masks[batch.index])
+        assert moved
 
 
 class TestBatchSize:

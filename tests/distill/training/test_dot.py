@@ -28,12 +28,12 @@ class Learner(nn.Module):
 
     def terms(self, step: int) -> Terms:
         images = torch.randn(5, 4, generator=torch.Generator().manual_seed(step)).double()
-        shown = (images @ self.shared).tanh()
+        hidden = (images @ self.shared).tanh()
         return {
-            "task": (shown * self.head).square().sum(),
-            "far": (shown @ self.adapter - 1).square().mean(),
-            "near": shown.abs().mean(),
-            "off": shown.new_zeros(()),
+            "task": (hidden * self.head).square().sum(),
+            "far": (hidden @ self.adapter - 1).square().mean(),
+            "near": hidden.abs().mean(),
+            "off": hidden.new_zeros(()),
         }
 
 
@@ -48,9 +48,9 @@ def training(name: str, **fields: object) -> Training:
     )
 
 
-def trained(asked: Training, without: str = "") -> Learner:
+def trained(training: Training, without: str = "") -> Learner:
     learner = Learner()
-    optimizer = TrainOptimizer((learner,), asked, FLOAT32)
+    optimizer = TrainOptimizer((learner,), training, FLOAT32)
     for step in range(1, 7):
         terms = {name: term for name, term in learner.terms(step).items() if name != without}
         optimizer.step(terms, Moment(1, step, 10))
@@ -67,8 +67,8 @@ class TestDOT:
             delta=CHECK["delta"],
             weight_decay=CHECK["weight_decay"],
         )
-        wanted = CHECKS.expected("dot_scalar")["p_after_each_step"]
-        for task, rest, value in zip(CHECK["grad_task"], CHECK["grad_kd"], wanted, strict=True):
+        expected = CHECKS.expected("dot_scalar")["p_after_each_step"]
+        for task, rest, value in zip(CHECK["grad_task"], CHECK["grad_kd"], expected, strict=True):
             gradients = (torch.tensor(number, dtype=torch.float64) for number in (task, rest))
             optimizer.move(*([gradient] for gradient in gradients))
             assert CHECKS.close(parameter.detach(), value)
@@ -76,8 +76,8 @@ class TestDOT:
     def test_follows_the_published_sequence_of_sgd_without_delta(self) -> None:
         parameter = nn.Parameter(torch.tensor(CHECK["p0"], dtype=torch.float64))
         optimizer = dot.DOT([parameter], lr=0.1, momentum=0.9, delta=0.0, weight_decay=0.01)
-        wanted = CHECKS.expected("dot_scalar")["p_sgd_reference"]
-        for task, rest, value in zip(CHECK["grad_task"], CHECK["grad_kd"], wanted, strict=True):
+        expected = CHECKS.expected("dot_scalar")["p_sgd_reference"]
+        for task, rest, value in zip(CHECK["grad_task"], CHECK["grad_kd"], expected, strict=True):
             gradients = (torch.tensor(number, dtype=torch.float64) for number in (task, rest))
             optimizer.move(*([gradient] for gradient in gradients))
             assert CHECKS.close(parameter.detach(), value)
@@ -124,15 +124,15 @@ class TestStepper:
     def test_without_delta_it_is_sgd_on_the_sum(self) -> None:
         apart = trained(training("dot", delta=0.0), without="far")
         together = trained(training("sgd"), without="far")
-        for found, wanted in zip(apart.parameters(), together.parameters(), strict=True):
-            assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12)
+        for actual, expected in zip(apart.parameters(), together.parameters(), strict=True):
+            assert torch.allclose(actual, expected, rtol=1e-12, atol=1e-12)
 
     def test_without_delta_and_decay_adapters_follow_sgd_as_well(self) -> None:
         # With decay they do not: what only the teacher moves decays from its second step on.
         apart = trained(training("dot", delta=0.0, weight_decay=0.0))
         together = trained(training("sgd", weight_decay=0.0))
-        for found, wanted in zip(apart.parameters(), together.parameters(), strict=True):
-            assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12)
+        for actual, expected in zip(apart.parameters(), together.parameters(), strict=True):
+            assert torch.allclose(actual, expected, rtol=1e-12, atol=1e-12)
 
     def test_clips_what_sgd_would_clip(self) -> None:
         limit = {"clip_norm": 0.2, "weight_decay": 0.0}
@@ -140,8 +140,8 @@ class TestStepper:
             trained(training("dot", delta=0.0, **limit)),
             trained(training("sgd", **limit)),
         )
-        for found, wanted in zip(apart.parameters(), together.parameters(), strict=True):
-            assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12)
+        for actual, expected in zip(apart.parameters(), together.parameters(), strict=True):
+            assert torch.allclose(actual, expected, rtol=1e-12, atol=1e-12)
 
     def test_delta_changes_where_training_goes(self) -> None:
         one, other = trained(training("dot")), trained(training("dot", delta=0.0))
@@ -184,5 +184,5 @@ class TestStepper:
         continued.load_state_dict(copy.deepcopy(optimizer.state_dict()))
         optimizer.step(whole.terms(3), Moment(1, 3, 10))
         continued.step(other.terms(3), Moment(1, 3, 10))
-        for found, wanted in zip(other.parameters(), whole.parameters(), strict=True):
-            assert torch.equal(found, wanted)
+        for actual, expected in zip(other.parameters(), whole.parameters(), strict=True):
+            assert torch.equal(actual, expected)

@@ -42,8 +42,8 @@ def a_source(images: torch.Tensor, labels: torch.Tensor) -> BatchLoader:
     return BatchLoader(images, labels, training=training, flip=False, device=CPU)
 
 
-def a_course(accuracies: list[float], every: int = 1) -> TrainState:
-    """Return a course over 3 steps an epoch whose validation gives these accuracies in turn."""
+def a_state(accuracies: list[float], every: int = 1) -> TrainState:
+    """Return a state of 3 steps an epoch whose validation gives these accuracies in turn."""
     training = expand(
         {"epochs": 4, "batch_size": 4, "evaluate_every_epochs": every, "augmentation": "none"}
     )
@@ -63,99 +63,99 @@ def a_course(accuracies: list[float], every: int = 1) -> TrainState:
     )
 
 
-def walk_epoch(moving: TrainState, after: Callable[[], None] = lambda: None) -> None:
-    step = step_of(moving)
-    for moment, batch in moving.iter_steps():
+def train_epoch(state: TrainState, after: Callable[[], None] = lambda: None) -> None:
+    step = step_of(state)
+    for moment, batch in state.iter_steps():
         output = step(batch, moment)
-        total = moving.optimizer.step(output.terms, moment)
+        total = state.optimizer.step(output.terms, moment)
         labels = larger_share_labels(batch)
-        moving.record_step(moment, total, output.terms, output.student.logits, labels)
+        state.record_step(moment, total, output.terms, output.student, labels)
         after()
-        if moving.epoch_is_over:
-            moving.finish_epoch()
+        if state.epoch_is_over:
+            state.finish_epoch()
 
 
-def step_of(moving: TrainState) -> DistillationStep:
+def step_of(state: TrainState) -> DistillationStep:
     """Return the step of a state, without a teacher."""
     size = Input.model_validate(folders.INPUT)
     preprocess = Preprocessor("student", size, size, CPU)
-    return DistillationStep(moving.student, moving.method, NoTeacher(CPU), preprocess, FLOAT32)
+    return DistillationStep(state.student, state.method, NoTeacher(CPU), preprocess, FLOAT32)
 
 
 class TestTraining:
     def test_learns_a_set_that_can_be_learned(self, tmp_path: Path) -> None:
         training = {"epochs": 15, "augmentation": "none"}
-        asked = folders.prepare(tmp_path, method={"name": "ce"}, teacher=None, training=training)
-        code, lines = folders.run_here(asked)
+        recipe = folders.prepare(tmp_path, method={"name": "ce"}, teacher=None, training=training)
+        code, lines = folders.run_here(recipe)
         assert code == 0
         assert lines[-1]["scores"]["student"]["accuracy"] > 0.9
 
     def test_the_same_seed_gives_the_same_bytes_and_another_does_not(self, tmp_path: Path) -> None:
         files = []
         for name, seed in (("one", 1), ("again", 1), ("other", 2)):
-            asked = folders.prepare(tmp_path / name, training={"seed": seed})
-            assert folders.run_here(asked)[0] == 0
+            recipe = folders.prepare(tmp_path / name, training={"seed": seed})
+            assert folders.run_here(recipe)[0] == 0
             files.append((tmp_path / name / "student.safetensors").read_bytes())
         assert files[0] == files[1]
         assert files[0] != files[2]
 
     def test_the_teacher_does_not_move(self, tmp_path: Path) -> None:
-        asked = folders.prepare(tmp_path)
+        recipe = folders.prepare(tmp_path)
         path = tmp_path / "teacher" / "model.safetensors"
         before = path.read_bytes()
-        assert folders.run_here(asked)[0] == 0
+        assert folders.run_here(recipe)[0] == 0
         assert path.read_bytes() == before
 
 
 class TestTrainState:
     def test_the_earliest_of_equal_epochs_is_best(self) -> None:
-        moving = a_course([0.5, 0.75, 0.75, 0.25])
-        walk_epoch(moving)
-        assert (moving.best.epoch, moving.best.score) == (2, 0.75)
+        state = a_state([0.5, 0.75, 0.75, 0.25])
+        train_epoch(state)
+        assert (state.best.epoch, state.best.score) == (2, 0.75)
 
     def test_the_best_epochs_weights_are_delivered(self) -> None:
-        moving = a_course([0.5, 0.75, 0.25, 0.25])
-        kept: dict[int, torch.Tensor] = {}
-        weight = next(moving.student.parameters())
-        walk_epoch(moving, lambda: kept.update({moving.step: weight.detach().clone()}))
-        delivered = moving.load_best()
-        assert torch.equal(next(delivered.parameters()), kept[6])
+        state = a_state([0.5, 0.75, 0.25, 0.25])
+        weights_by_step: dict[int, torch.Tensor] = {}
+        weight = next(state.student.parameters())
+        train_epoch(state, lambda: weights_by_step.update({state.step: weight.detach().clone()}))
+        delivered = state.load_best()
+        assert torch.equal(next(delivered.parameters()), weights_by_step[6])
         assert not delivered.training
 
     def test_validates_as_often_as_asked_and_at_the_end(self) -> None:
-        moving = a_course([0.5, 0.25], every=3)
-        walk_epoch(moving)
-        validated = [e["epoch"] for e in moving.history if "validation/accuracy" in e]
+        state = a_state([0.5, 0.25], every=3)
+        train_epoch(state)
+        validated = [e["epoch"] for e in state.history if "validation/accuracy" in e]
         assert validated == [3, 4]
 
     def test_continues_from_its_state(self, tmp_path: Path) -> None:
-        whole = a_course([0.1] * 4)
-        walk_epoch(whole)
-        first = a_course([0.1] * 4)
+        whole = a_state([0.1] * 4)
+        train_epoch(whole)
+        first = a_state([0.1] * 4)
         with pytest.raises(errors.Interrupted):
-            walk_epoch(first, lambda: interrupt_at(first, 5))
+            train_epoch(first, lambda: interrupt_at(first, 5))
         torch.save(first.state_dict(), tmp_path / "state")
-        second = a_course([0.1] * 4)
+        second = a_state([0.1] * 4)
         second.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-        walk_epoch(second)
+        train_epoch(second)
         for name, value in whole.student.state_dict().items():
             assert torch.equal(value, second.student.state_dict()[name]), name
         assert whole.history == second.history
 
     def test_an_interrupted_validation_is_made_up_for(self) -> None:
-        moving = a_course([])
-        moving.validate = refuse
+        state = a_state([])
+        state.validate = refuse
         with pytest.raises(errors.Interrupted):
-            walk_epoch(moving)
-        assert (moving.step, moving.finished_epoch, moving.epoch_is_over) == (3, 0, True)
-        moving.validate = lambda _network: {"accuracy": 0.5, "loss": 1.0}
-        moving.finish_epoch()
-        assert not moving.epoch_is_over
-        assert moving.best.epoch == 1
+            train_epoch(state)
+        assert (state.step, state.finished_epoch, state.epoch_is_over) == (3, 0, True)
+        state.validate = lambda _network: {"accuracy": 0.5, "loss": 1.0}
+        state.finish_epoch()
+        assert not state.epoch_is_over
+        assert state.best.epoch == 1
 
 
-def interrupt_at(moving: TrainState, step: int) -> None:
-    if moving.step == step:
+def interrupt_at(state: TrainState, step: int) -> None:
+    if state.step == step:
         raise errors.Interrupted
 
 
@@ -165,9 +165,9 @@ def refuse(_network: Network) -> dict[str, float]:
 
 class TestLossMeter:
     def add(self, counted: LossMeter, step: int, total: float) -> None:
-        logits = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        output = Features.from_logits(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
         terms = {"task": torch.tensor(total)}
-        counted.update(step, torch.tensor(total), terms, logits, torch.tensor([1, 1]))
+        counted.update(step, torch.tensor(total), terms, output, torch.tensor([1, 1]))
 
     def test_averages_since_the_last_look(self) -> None:
         counted = LossMeter(CPU)
@@ -213,13 +213,13 @@ class TestTeacher:
         images, labels = folders.images(12, 3, 0)
         source = a_source(images, labels)
         view = Preprocessor("teacher", size, size, CPU)
-        watching = OnlineTeacher(network.observe, view, FLOAT32, stages=False)
-        remembering = CachedTeacher(watching, source)
+        online = OnlineTeacher(network.observe, view, FLOAT32, stages=False)
+        cached = CachedTeacher(online, source)
         for batch in source.epoch(1):
-            seen, known = watching.observe(batch), remembering.observe(batch)
+            online_out, cached_out = online.observe(batch), cached.observe(batch)
             # Other batch sizes: other sums.
-            assert torch.allclose(seen.logits, known.logits, rtol=1e-4, atol=1e-5)
-            assert torch.allclose(seen.pooled, known.pooled, rtol=1e-4, atol=1e-5)
+            assert torch.allclose(online_out.logits, cached_out.logits, rtol=1e-4, atol=1e-5)
+            assert torch.allclose(online_out.pooled, cached_out.pooled, rtol=1e-4, atol=1e-5)
 
     def test_what_it_shows_can_be_kept_for_a_gradient(self) -> None:
         network = a_network(3).eval()
@@ -227,10 +227,15 @@ class TestTeacher:
         view = Preprocessor("teacher", size, size, CPU)
         images, labels = folders.images(12, 3, 0)
         source = a_source(images, labels)
-        shown = OnlineTeacher(network.observe, view, FLOAT32, stages=True).observe(
+        teacher_out = OnlineTeacher(network.observe, view, FLOAT32, stages=True).observe(
             next(source.epoch(1))
         )
-        maps = [shown.logits, shown.pooled, *shown.stages, *shown.pre_activations]
+        maps = [
+            teacher_out.logits,
+            teacher_out.pooled,
+            *teacher_out.stages,
+            *teacher_out.pre_activations,
+        ]
         for values in maps:
             scale = torch.ones((), requires_grad=True)
             (scale * values).square().sum().backward()

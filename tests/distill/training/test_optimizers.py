@@ -10,7 +10,7 @@ from torch import nn
 from tests.distill import folders
 from tests.distill.golden import CHECKS
 from workers.distill import errors
-from workers.distill.config.training import Constant, Cosine, Schedule, Step, Training, expand
+from workers.distill.config.training import Constant, Cosine, Poly, Schedule, Step, Training, expand
 from workers.distill.methods.base import Moment
 from workers.distill.runtime.precision import Precision, choose_precision
 from workers.distill.training.compilation import choose_compile
@@ -83,6 +83,13 @@ class TestRateFactor:
         assert factors[10:] == sorted(factors[10:], reverse=True)
         assert 0.1 < factors[-1] < 0.11
 
+    def test_poly_falls_as_a_power_of_what_is_left(self) -> None:
+        schedule = Poly(warmup_epochs=1, power=0.9, final_factor=0.1)
+        factors = [rate_factor(schedule, moment(step), 4) for step in range(1, 41)]
+        assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+        assert factors[25] == pytest.approx(0.1 + 0.9 * 0.5**0.9)
+        assert factors[10:] == sorted(factors[10:], reverse=True)
+
     def test_constant_stays(self) -> None:
         assert rate_factor(Constant(), moment(999), 5) == 1.0
 
@@ -92,6 +99,7 @@ class TestRateFactor:
             Constant(warmup_epochs=2),
             Step(milestones=[3], warmup_epochs=2),
             Cosine(final_factor=1.0, warmup_epochs=2),
+            Poly(final_factor=1.0, warmup_epochs=2),
         ],
     )
     def test_every_schedule_rises_in_a_straight_line(self, schedule: Schedule) -> None:

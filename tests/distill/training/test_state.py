@@ -64,8 +64,8 @@ class Adapted(CE):
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         self.noise = float(torch.rand(()))  # what a method draws is part of what resumes
         self.get_buffer("memory")[batch.index] += 1.0
-        shown = self.adapter(student.pooled) * (1 + 0.1 * self.noise)
-        return {**self.task(student, batch), "adapted": 0.1 * shown.square().mean()}
+        adapted = self.adapter(student.pooled) * (1 + 0.1 * self.noise)
+        return {**self.task(student, batch), "adapted": 0.1 * adapted.square().mean()}
 
     def deliver(self, student: Network) -> Network:
         return student  # as those methods do whose own parts belong to what they deliver
@@ -97,10 +97,10 @@ def likeness(network: Network) -> dict[str, float]:
     return {"accuracy": float(network.get_parameter("fc.weight").detach().std()), "loss": 1.0}
 
 
-def a_course(
+def a_state(
     validate: Validate = likeness, *, method: type[CE] = Adapted, **fields: Any
 ) -> TrainState:
-    """Return a course over 3 steps an epoch."""
+    """Return a training state over 3 steps an epoch."""
     training = expand({"epochs": 4, "batch_size": 4, **fields})
     torch.manual_seed(0)
     student = Small()
@@ -128,35 +128,35 @@ def a_course(
     )
 
 
-def walk(moving: TrainState, after: Callable[[], None] = lambda: None) -> None:
-    if moving.epoch_is_over:
-        moving.finish_epoch()
-    step = step_of(moving)
-    for moment, batch in moving.iter_steps():
+def train(state: TrainState, after: Callable[[], None] = lambda: None) -> None:
+    if state.epoch_is_over:
+        state.finish_epoch()
+    step = step_of(state)
+    for moment, batch in state.iter_steps():
         output = step(batch, moment)
-        total = moving.optimizer.step(output.terms, moment)
+        total = state.optimizer.step(output.terms, moment)
         labels = larger_share_labels(batch)
-        moving.record_step(moment, total, output.terms, output.student.logits, labels)
+        state.record_step(moment, total, output.terms, output.student, labels)
         after()
-        if moving.epoch_is_over:
-            moving.finish_epoch()
+        if state.epoch_is_over:
+            state.finish_epoch()
 
 
-def stop_at(moving: TrainState, step: int) -> Callable[[], None]:
+def stop_at(state: TrainState, step: int) -> Callable[[], None]:
     def stop() -> None:
-        if moving.step == step:
+        if state.step == step:
             raise errors.Interrupted
 
     return stop
 
 
-def kept(state: dict[str, Any]) -> dict[str, Any]:
+def reloaded(state: dict[str, Any]) -> dict[str, Any]:
     """Return a state as a checkpoint gives it back."""
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
-    found: dict[str, Any] = torch.load(file, weights_only=True)
-    return found
+    content: dict[str, Any] = torch.load(file, weights_only=True)
+    return content
 
 
 def tensors(content: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
@@ -196,19 +196,19 @@ class TestResume:
     def test_ends_with_the_bytes_of_a_run_that_was_never_stopped(
         self, fields: Fields, method: type[CE], step: int
     ) -> None:
-        whole = a_course(method=method, **{"epochs": 3, **fields})
-        walk(whole)
-        first = a_course(method=method, **{"epochs": 3, **fields})
+        whole = a_state(method=method, **{"epochs": 3, **fields})
+        train(whole)
+        first = a_state(method=method, **{"epochs": 3, **fields})
         with contextlib.suppress(errors.Interrupted):  # some end before
-            walk(first, stop_at(first, step))
-        saved = kept(first.state_dict())
-        second = a_course(method=method, **{"epochs": 3, **fields})
+            train(first, stop_at(first, step))
+        saved = reloaded(first.state_dict())
+        second = a_state(method=method, **{"epochs": 3, **fields})
         second.load_state_dict(saved)
-        walk(second)
-        wanted, found = dict(tensors(whole.state_dict())), dict(tensors(second.state_dict()))
-        assert wanted.keys() == found.keys()
-        for place, value in wanted.items():
-            assert torch.equal(value, found[place]), place
+        train(second)
+        expected, actual = dict(tensors(whole.state_dict())), dict(tensors(second.state_dict()))
+        assert expected.keys() == actual.keys()
+        for place, value in expected.items():
+            assert torch.equal(value, actual[place]), place
         assert whole.end_reason == second.end_reason
         delivered, other = whole.load_best().state_dict(), second.load_best().state_dict()
         assert all(torch.equal(value, other[name]) for name, value in delivered.items())
@@ -216,83 +216,83 @@ class TestResume:
     def test_a_finished_phase_remembers_what_ended_it(self) -> None:
         endings: list[Fields] = [{"max_steps": 4}, {"patience_epochs": 1}, {}]
         for fields in endings:
-            moving = a_course(scores(0.5), **fields)
-            walk(moving)
-            again = a_course(scores(0.5), **fields)
-            again.load_final_state_dict(kept(moving.final_state_dict()))
-            assert again.end_reason == moving.end_reason
-            assert again.best.epoch == moving.best.epoch
+            state = a_state(scores(0.5), **fields)
+            train(state)
+            again = a_state(scores(0.5), **fields)
+            again.load_final_state_dict(reloaded(state.final_state_dict()))
+            assert again.end_reason == state.end_reason
+            assert again.best.epoch == state.best.epoch
 
 
 class TestEnding:
     def test_epochs(self) -> None:
-        moving = a_course()
-        walk(moving)
-        assert (moving.step, moving.finished_epoch, moving.end_reason) == (12, 4, "epochs")
+        state = a_state()
+        train(state)
+        assert (state.step, state.finished_epoch, state.end_reason) == (12, 4, "epochs")
 
     @pytest.mark.parametrize(("limit", "epoch"), [(1, 1), (3, 1), (4, 2), (11, 4)])
     def test_max_steps_ends_with_a_validation(self, limit: int, epoch: int) -> None:
-        moving = a_course(scores(0.1, 0.2, 0.3, 0.4), max_steps=limit, evaluate_every_epochs=4)
-        walk(moving)
-        assert (moving.step, moving.finished_epoch) == (limit, epoch)
-        assert moving.end_reason == "max_steps"
-        assert moving.best.epoch == moving.validated_epoch == epoch
-        assert moving.history[-1]["validation/accuracy"] == 0.1
+        state = a_state(scores(0.1, 0.2, 0.3, 0.4), max_steps=limit, evaluate_every_epochs=4)
+        train(state)
+        assert (state.step, state.finished_epoch) == (limit, epoch)
+        assert state.end_reason == "max_steps"
+        assert state.best.epoch == state.validated_epoch == epoch
+        assert state.history[-1]["validation/accuracy"] == 0.1
 
     def test_more_steps_than_epochs_have_change_nothing(self) -> None:
-        moving = a_course(max_steps=13)
-        walk(moving)
-        assert (moving.step, moving.end_reason) == (12, "epochs")
+        state = a_state(max_steps=13)
+        train(state)
+        assert (state.step, state.end_reason) == (12, "epochs")
 
     def test_the_schedule_runs_over_all_epochs_however_early_the_end(self) -> None:
-        short, whole = a_course(max_steps=5), a_course()
+        short, whole = a_state(max_steps=5), a_state()
         assert short.optimizer.learning_rate(short.moment(5)) == whole.optimizer.learning_rate(
             whole.moment(5)
         )
 
     def test_patience_ends_when_nothing_got_better_for_so_long(self) -> None:
-        moving = a_course(scores(0.5, 0.6, 0.6, 0.55, 0.9), epochs=9, patience_epochs=2)
-        walk(moving)
-        assert (moving.finished_epoch, moving.best.epoch) == (4, 2)
-        assert moving.end_reason == "patience_epochs"
+        state = a_state(scores(0.5, 0.6, 0.6, 0.55, 0.9), epochs=9, patience_epochs=2)
+        train(state)
+        assert (state.finished_epoch, state.best.epoch) == (4, 2)
+        assert state.end_reason == "patience_epochs"
 
     def test_patience_counts_only_epochs_that_were_looked_at(self) -> None:
-        moving = a_course(scores(0.5), epochs=9, patience_epochs=3, evaluate_every_epochs=2)
-        walk(moving)
+        state = a_state(scores(0.5), epochs=9, patience_epochs=3, evaluate_every_epochs=2)
+        train(state)
         # Best at 2; at 4 two epochs have passed, at 5 three, but nobody looks before 6.
-        assert (moving.finished_epoch, moving.validated_epoch) == (6, 6)
+        assert (state.finished_epoch, state.validated_epoch) == (6, 6)
 
     def test_patience_lasts_while_it_gets_better(self) -> None:
-        moving = a_course(scores(*(number / 10 for number in range(1, 10))), patience_epochs=1)
-        walk(moving)
-        assert (moving.finished_epoch, moving.end_reason) == (4, "epochs")
+        state = a_state(scores(*(number / 10 for number in range(1, 10))), patience_epochs=1)
+        train(state)
+        assert (state.finished_epoch, state.end_reason) == (4, "epochs")
 
     def test_seconds_end_after_the_step_that_reaches_them(self) -> None:
-        moving = a_course(scores(0.5), evaluate_every_epochs=4, max_seconds=10)
+        state = a_state(scores(0.5), evaluate_every_epochs=4, max_seconds=10)
 
         def clock() -> None:
-            moving.time_is_up = moving.step == 5
+            state.time_is_up = state.step == 5
 
-        walk(moving, clock)
-        assert (moving.step, moving.finished_epoch, moving.end_reason) == (5, 2, "max_seconds")
-        assert moving.best.epoch == 2
+        train(state, clock)
+        assert (state.step, state.finished_epoch, state.end_reason) == (5, 2, "max_seconds")
+        assert state.best.epoch == 2
 
     def test_a_validation_interrupted_at_the_end_is_made_up_for(self) -> None:
-        first = a_course(max_steps=5)
+        first = a_state(max_steps=5)
         first.validate = interrupted
         first.finished_epoch, first.step = 1, 3  # the first epoch was closed before
         with pytest.raises(errors.Interrupted):
-            walk(first)
+            train(first)
         assert first.epoch_is_over
-        second = a_course(max_steps=5)
-        second.load_state_dict(kept(first.state_dict()))
-        walk(second)
+        second = a_state(max_steps=5)
+        second.load_state_dict(reloaded(first.state_dict()))
+        train(second)
         assert (second.finished_epoch, second.best.epoch) == (2, 2)
 
     def test_nothing_is_delivered_that_was_not_validated(self) -> None:
-        moving = a_course()
+        state = a_state()
         with pytest.raises(errors.DistillError, match="no epoch was validated"):
-            moving.load_best()
+            state.load_best()
 
 
 def interrupted(_network: Network) -> dict[str, float]:
@@ -303,18 +303,18 @@ class TestAverage:
     def test_follows_parameters_and_moments_by_hand(self) -> None:
         module = nn.Linear(1, 1, bias=False)
         nn.init.constant_(module.weight, 1.0)
-        moving = EMA({"student": module}, 0.25)
-        wanted = 1.0
+        ema = EMA({"student": module}, 0.25)
+        expected = 1.0
         for step, weight in enumerate([3.0, 2.0, 5.0], start=1):
             nn.init.constant_(module.weight, weight)
-            moving.update(step)
+            ema.update(step)
             decay = min(0.25, (1 + step) / (10 + step))
-            wanted = decay * wanted + (1 - decay) * weight
-        assert float(moving.state_dict()["student.weight"]) == pytest.approx(wanted)
+            expected = decay * expected + (1 - decay) * weight
+        assert float(ema.state_dict()["student.weight"]) == pytest.approx(expected)
 
     def test_takes_norms_along_and_leaves_other_buffers(self) -> None:
-        moving = a_course(ema_decay=0.9)
-        names = set(averaged_tensors({"student": moving.student, "method": moving.method}))
+        state = a_state(ema_decay=0.9)
+        names = set(averaged_tensors({"student": state.student, "method": state.method}))
         assert {"student.norm.running_mean", "method.adapter.1.running_var"} <= names
         assert {"student.first.weight", "method.adapter.0.bias"} <= names
         assert not {name for name in names if "memory" in name or "batches" in name}
@@ -330,54 +330,54 @@ class TestAverage:
             seen.append(network.get_parameter("fc.weight").detach().clone())
             return {"accuracy": len(seen) / 10, "loss": 1.0}
 
-        moving = a_course(look, ema_decay=0.9)
-        walk(moving)
-        assert moving.ema is not None
-        weight = moving.student.get_parameter("fc.weight")
-        averaged = moving.ema.state_dict()["student.fc.weight"]
+        state = a_state(look, ema_decay=0.9)
+        train(state)
+        assert state.ema is not None
+        weight = state.student.get_parameter("fc.weight")
+        averaged = state.ema.state_dict()["student.fc.weight"]
         assert torch.equal(seen[-1], averaged)
         assert not torch.equal(seen[-1], weight)
-        method = moving.ema.state_dict()["method.adapter.0.weight"].clone()
-        delivered = moving.load_best()
+        method = state.ema.state_dict()["method.adapter.0.weight"].clone()
+        delivered = state.load_best()
         assert torch.equal(delivered.get_parameter("fc.weight"), averaged)
-        assert torch.equal(moving.method.get_parameter("adapter.0.weight"), method)
+        assert torch.equal(state.method.get_parameter("adapter.0.weight"), method)
 
     def test_memories_stay_behind_where_nothing_is_made_of_them(self) -> None:
         for kind in (Adapted, KeepsNothing):
-            moving = a_course(method=kind)
-            walk(moving)
-            kept = moving.final_state_dict()["best"]["method"]
-            assert bool(kept) is (kind is Adapted)
-            moving.load_best()
+            state = a_state(method=kind)
+            train(state)
+            method_state = state.final_state_dict()["best"]["method"]
+            assert bool(method_state) is (kind is Adapted)
+            state.load_best()
 
     def test_validation_leaves_the_weights_that_learn_alone(self) -> None:
-        plain = a_course(scores(0.5))
-        walk(plain)
-        moving = a_course(scores(0.5), ema_decay=0.9)
-        walk(moving)
+        plain = a_state(scores(0.5))
+        train(plain)
+        state = a_state(scores(0.5), ema_decay=0.9)
+        train(state)
         for name, value in plain.student.state_dict().items():
-            assert torch.equal(value, moving.student.state_dict()[name]), name
+            assert torch.equal(value, state.student.state_dict()[name]), name
 
     def test_an_interrupted_validation_puts_the_weights_back(self) -> None:
-        moving = a_course(ema_decay=0.9, epochs=1)
-        moving.validate = interrupted
+        state = a_state(ema_decay=0.9, epochs=1)
+        state.validate = interrupted
         before: list[torch.Tensor] = []
-        weight = moving.student.get_parameter("fc.weight")
+        weight = state.student.get_parameter("fc.weight")
         with pytest.raises(errors.Interrupted):
-            walk(moving, lambda: before.append(weight.detach().clone()))
+            train(state, lambda: before.append(weight.detach().clone()))
         assert torch.equal(weight, before[-1])
 
 
 class TestLearn:
     def test_shows_the_strong_view_to_methods_that_want_it(self) -> None:
-        moving = a_course(method=WantsStrong)
-        batch = next(iter(moving.iter_steps()))[1]
-        step = step_of(moving)
-        shown = step.forward_student(batch)
-        assert shown.strong is not None
+        state = a_state(method=WantsStrong)
+        batch = next(iter(state.iter_steps()))[1]
+        step = step_of(state)
+        student_out = step.forward_student(batch)
+        assert student_out.strong is not None
         assert batch.strong is not None
-        again = moving.student.observe(step.preprocess(batch.strong))
-        assert torch.equal(shown.strong.logits, again.logits)
+        again = state.student.observe(step.preprocess(batch.strong))
+        assert torch.equal(student_out.strong.logits, again.logits)
 
     def test_a_mixed_image_counts_by_its_larger_share(self) -> None:
         index = torch.arange(3)
@@ -389,10 +389,10 @@ class TestLearn:
 
 class TestStepsDone:
     def test_counts_steps_or_seconds_whichever_is_further(self) -> None:
-        moving = a_course()
-        moving.step = 6
-        assert steps_done(moving) == 6
-        timed = a_course(max_seconds=100)
+        state = a_state()
+        state.step = 6
+        assert steps_done(state) == 6
+        timed = a_state(max_seconds=100)
         timed.step, timed.seconds = 3, 50.0
         assert steps_done(timed) == 6
         timed.seconds = 500.0

@@ -5,17 +5,15 @@ import torch
 
 from tests.distill import folders
 from tests.distill.methods import scenes
-from tests.distill.training.test_loop import a_course, step_of
+from tests.distill.training.test_loop import a_state, step_of
 from workers.distill import errors
 from workers.distill.config.job import Input
 from workers.distill.config.training import expand
 from workers.distill.data.loader import BatchLoader
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.data.types import Batch
-from workers.distill.methods.feature.at import AT
 from workers.distill.methods.logit.fkd import FKD
 from workers.distill.methods.logit.kd import KD
-from workers.distill.methods.logit.mlld import MLLD
 from workers.distill.networks import folding
 from workers.distill.networks.interface import Features, Network
 from workers.distill.runtime.precision import Precision
@@ -43,36 +41,36 @@ def source(**training: object) -> BatchLoader:
     return BatchLoader(images, labels, training=wanted, flip=False, device=CPU)
 
 
-def watching(network: Network, *, stages: bool = False) -> OnlineTeacher:
+def online_teacher(network: Network, *, stages: bool = False) -> OnlineTeacher:
     return OnlineTeacher(network.observe, VIEW, FLOAT32, stages=stages)
 
 
 class TestOnlineTeacher:
     def test_shows_maps_only_to_those_who_want_them(self) -> None:
         network, batch = scenes.other_network(), next(source().epoch(1))
-        assert watching(network).observe(batch).stages == ()
-        assert len(watching(network, stages=True).observe(batch).stages) == 3
+        assert online_teacher(network).observe(batch).stages == ()
+        assert len(online_teacher(network, stages=True).observe(batch).stages) == 3
 
     def test_looks_at_the_strong_view_too(self) -> None:
         network, batch = scenes.other_network(), next(source().epoch(1))
         darker = replace(batch, strong=batch.images // 2)
-        shown = watching(network).observe(darker)
-        assert shown.strong is not None
-        wanted = watching(network).observe(replace(batch, images=batch.images // 2))
-        assert torch.equal(shown.strong.logits, wanted.logits)
+        teacher_out = online_teacher(network).observe(darker)
+        assert teacher_out.strong is not None
+        expected = online_teacher(network).observe(replace(batch, images=batch.images // 2))
+        assert torch.equal(teacher_out.strong.logits, expected.logits)
 
 
 class TestTrainModeTeacher:
     def test_sees_with_the_batchs_own_statistics_and_moves_only_its_copy(self) -> None:
         network, batch = scenes.other_network(), next(source().epoch(1))
         before = {name: value.clone() for name, value in network.state_dict().items()}
-        shown = TrainModeTeacher(network, VIEW, FLOAT32).observe(batch)
+        teacher_out = TrainModeTeacher(network, VIEW, FLOAT32).observe(batch)
         network.train()
         with torch.no_grad():
-            wanted = network.observe(VIEW(batch.images))
+            expected = network.observe(VIEW(batch.images))
         network.load_state_dict(before)
-        assert torch.equal(shown.logits, wanted.logits)
-        assert not shown.logits.requires_grad
+        assert torch.equal(teacher_out.logits, expected.logits)
+        assert not teacher_out.logits.requires_grad
 
     def test_leaves_the_shared_teacher_as_it_was(self) -> None:
         network, batch = scenes.other_network(), next(source().epoch(1))
@@ -93,19 +91,19 @@ class TestSharedTeacher:
 
         once = SharedTeacher(Counting(CPU))
         one, other = scenes.batch([0, 1]), scenes.batch([0, 1])
-        shown = [once.observe(batch) for batch in (one, one, other, one)]
-        assert shown[0] is shown[1]
+        outputs = [once.observe(batch) for batch in (one, one, other, one)]
+        assert outputs[0] is outputs[1]
         assert seen == [one, other, one]
 
 
 class TestStoredTeacher:
     def stored(self, method: KD | FKD, network: Network) -> tuple[StoredTeacher, BatchLoader]:
         views = source(teacher_cache={"views": 3})
-        looking = watching(network)
-        example = looking.observe(next(views.views_in_order(4)))
+        online = online_teacher(network)
+        example = online.observe(next(views.views_in_order(4)))
         store = StoredTeacher(method, example, count=views.count, views=3)
         done: list[tuple[int, int]] = []
-        fill_stores([store], looking, views, lambda *now: done.append(now))
+        fill_stores([store], online, views, lambda *now: done.append(now))
         assert done[0] == (0, 30)
         return store, views
 
@@ -113,29 +111,18 @@ class TestStoredTeacher:
         network = scenes.other_network()
         store, views = self.stored(KD(KD.Params(), scenes.network(), network), network)
         for batch in views.epoch(1):
-            fresh, known = watching(network).observe(batch), store.observe(batch)
+            fresh, stored_out = online_teacher(network).observe(batch), store.observe(batch)
             # Other batch sizes: other sums.
-            assert torch.allclose(fresh.logits, known.logits, rtol=1e-4, atol=1e-5)
-            assert torch.allclose(fresh.pooled, known.pooled, rtol=1e-4, atol=1e-5)
+            assert torch.allclose(fresh.logits, stored_out.logits, rtol=1e-4, atol=1e-5)
+            assert torch.allclose(fresh.pooled, stored_out.pooled, rtol=1e-4, atol=1e-5)
 
     def test_keeps_what_the_method_keeps(self) -> None:
         network = scenes.other_network()
         method = FKD(FKD.Params(storage="hard"), scenes.network(), network)
         store, views = self.stored(method, network)
         for batch in views.epoch(1):
-            wanted = watching(network).observe(batch).logits.argmax(1)
-            assert torch.equal(store.observe(batch).logits.argmax(1), wanted)
-
-    @pytest.mark.parametrize(
-        ("kind", "said"), [(AT, "feature maps"), (MLLD, "two views of each image")]
-    )
-    def test_refuses_methods_that_need_more_than_it_can_keep(
-        self, kind: type[AT] | type[MLLD], said: str
-    ) -> None:
-        network = scenes.other_network()
-        method = kind(kind.Params(), scenes.network(), network)
-        with pytest.raises(errors.BadRecipe, match=said):
-            StoredTeacher(method, scenes.features(torch.zeros(2, 3)), count=2, views=2)
+            expected = online_teacher(network).observe(batch).logits.argmax(1)
+            assert torch.equal(store.observe(batch).logits.argmax(1), expected)
 
     def test_refuses_to_keep_too_much_and_says_how_many_views_fit(self) -> None:
         with pytest.raises(errors.BadRecipe, match=r"500 views of 50000 images .*views to 171,"):
@@ -145,28 +132,30 @@ class TestStoredTeacher:
 
 class TestThroughputMeter:
     def steps(self, count: int, measured: ThroughputMeter) -> ThroughputMeter:
-        moving = a_course([0.5])
+        state = a_state([0.5])
         batch = next(source().epoch(1))
         measured.before_step(interrupted=True)
         for _ in range(count):
-            measured.after_step(batch, [step_of(moving)], last=True)
+            measured.after_step(batch, [step_of(state)], last=True)
             measured.before_step(interrupted=False)
         return measured
 
     @pytest.mark.parametrize("count", [1, 6])
     def test_measures_a_share_after_any_number_of_steps(self, count: int) -> None:
-        found = self.steps(count, ThroughputMeter(CPU, FLOAT32, None)).arithmetic_share
-        assert found is not None
-        assert 0 < found <= 1
+        share = self.steps(count, ThroughputMeter(CPU, FLOAT32, None)).arithmetic_share
+        assert share is not None
+        assert 0 < share <= 1
 
     def test_knows_nothing_before_the_first_step(self) -> None:
         assert ThroughputMeter(CPU, FLOAT32, None).arithmetic_share is None
 
     def test_moves_no_weights_of_the_student(self) -> None:
         student = scenes.network()
-        kept = {name: value.clone() for name, value in student.state_dict().items()}
+        weights_before = {name: value.clone() for name, value in student.state_dict().items()}
         floor.Floor(student, FLOAT32)(scenes.pictures(4))
-        assert all(torch.equal(kept[name], now) for name, now in student.state_dict().items())
+        assert all(
+            torch.equal(weights_before[name], now) for name, now in student.state_dict().items()
+        )
         assert all(parameter.grad is None for parameter in student.parameters())
 
 

@@ -68,7 +68,7 @@ def shapes(
     """A data set that nobody has inspected yet."""
     with sessions.begin() as session:
         sent = upload(session, storage, project, "dataset")
-        new = datasets.NewVersion(
+        new = datasets.NewDatasetVersion(
             name="shapes", upload_id=sent.id, format="npz", task="classification"
         )
         return datasets.register(session, project_id=project.id, new=new)

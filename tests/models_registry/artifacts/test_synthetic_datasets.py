@@ -29,7 +29,7 @@ def teacher(
 def register(
     session: Session, storage: Storage, job: tables.JobRow, **changes: Any
 ) -> tables.DatasetVersionRow:
-    new = synthetic_datasets.NewVersion(**{"name": "dreams", "job_id": job.id, **changes})
+    new = synthetic_datasets.NewSyntheticDataset(**{"name": "dreams", "job_id": job.id, **changes})
     return synthetic_datasets.register(session, storage, project_id=job.project_id, new=new)
 
 

@@ -233,7 +233,7 @@ class TestExpire:
                 datasets.register(
                     session,
                     project_id=sender.project.id,
-                    new=datasets.NewVersion(
+                    new=datasets.NewDatasetVersion(
                         name="d", upload_id=row.id, format="npz", task="classification"
                     ),
                 )

@@ -5,7 +5,8 @@ from typing import Any
 import pydantic
 import pytest
 
-from models_registry.jobs.spec import JobSpec, StudySpec
+from models_registry.jobs.spec import JobSpec
+from models_registry.studies.spec import StudySpec
 from tests import factories
 
 
@@ -176,3 +177,65 @@ class TestAllFaults:
             ("method",),
             ("training", "recipe"),
         ]
+
+    def test_of_a_study_come_together_each_at_its_place(self) -> None:
+        with pytest.raises(pydantic.ValidationError) as refused:
+            StudySpec.model_validate(
+                {
+                    "teacher": "teacher@1",
+                    "student": {"network": "retort/resnet9"},
+                    "dataset": "digits@1",
+                    "methods": [
+                        {"temperature": 4},
+                        {"name": "kdd"},
+                        {"name": "kd", "temperature": {"grid": [4, 0]}},
+                        {"name": "kd", "temperature": {"grid": []}},
+                    ],
+                    "training": {"epochs": {"grid": [1, 0]}, "mixing": {"name": "mixupp"}},
+                    "seeds": [],
+                }
+            )
+        faults = [(fault["loc"], fault["type"]) for fault in refused.value.errors()]
+        assert len(faults) == len(set(faults))
+        assert set(faults) == {
+            (("name",), "missing"),
+            (("methods", 0), "value_error"),
+            (("seeds",), "too_short"),
+            (("methods", "3", "temperature", "grid"), "bad_grid"),
+            (("methods", "1", "name"), "unknown_method"),
+            (("training", "mixing", "name"), "unknown_name"),
+            (("student", "network"), "unknown_network"),
+            (("methods", "2", "temperature", "grid", "1"), "invalid_exclusiveMinimum"),
+            (("training", "epochs", "grid", "1"), "invalid_minimum"),
+        }
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"methods": []},
+            {"methods": "kd"},
+            {"methods": [7]},
+            {"methods": [{"temperature": 4}]},
+            {"seeds": 3},
+            {"baseline": "maybe"},
+        ],
+        ids=str,
+    )
+    def test_of_the_training_of_a_study_are_told_whatever_else_is(
+        self, changes: dict[str, Any]
+    ) -> None:
+        body = factories.study_spec(**changes, training={"epochs": {"grid": [0, 1]}})
+        with pytest.raises(pydantic.ValidationError) as refused:
+            StudySpec.model_validate(body)
+        first, last = refused.value.errors()
+        assert first["loc"][0] in changes
+        assert last["loc"] == ("training", "epochs", "grid", "0")
+
+    @pytest.mark.parametrize("training", [7, {"grid": [1]}], ids=str)
+    def test_of_the_methods_of_a_study_are_told_whatever_the_training_is(
+        self, training: object
+    ) -> None:
+        body = factories.study_spec(name="", methods=[{"name": "kdd"}], training=training)
+        with pytest.raises(pydantic.ValidationError) as refused:
+            StudySpec.model_validate(body)
+        assert ("methods", "0", "name") in [fault["loc"] for fault in refused.value.errors()]

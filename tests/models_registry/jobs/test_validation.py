@@ -35,7 +35,7 @@ def told(
             "dataset": "data@1" if has_dataset else None,
         }
     )
-    inputs = validation.Inputs(
+    inputs = validation.JobInputs(
         teacher=None
         if teacher is None
         else tables.ModelVersionRow(

@@ -105,7 +105,7 @@ class TestDatasetsFromJobs:
             project = keys.create_project(session, name="laboratory")
             factories.teacher(session, storage, project_id=project.id)
             job = factories.synthetic_job(session, storage, project_id=project.id)
-            new = synthetic_datasets.NewVersion(name="dreams", job_id=job.id)
+            new = synthetic_datasets.NewSyntheticDataset(name="dreams", job_id=job.id)
             made = synthetic_datasets.register(session, storage, project_id=project.id, new=new).id
         with empty_engine.connect() as connection:
             before = kept_of_datasets(connection)

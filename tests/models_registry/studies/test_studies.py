@@ -11,10 +11,10 @@ from models_registry.access import keys
 from models_registry.artifacts import aliases, datasets
 from models_registry.jobs import actions, leases, lifecycle, submission
 from models_registry.jobs.lifecycle import State
-from models_registry.jobs.spec import StudySpec
 from models_registry.persistence import database, paging, tables
 from models_registry.persistence.storage import Storage
 from models_registry.studies import studies
+from models_registry.studies.spec import StudySpec
 from models_registry.studies.studies import StudyState, StudyStatus
 from tests import factories
 from tests.databases import SQLITE_ONLY
@@ -360,6 +360,20 @@ class TestRefusals:
             "/methods/0/temperature/grid/0",
             "/methods/0/temperature/grid/1",
             "/methods/1/methods/1/beta",
+        }
+
+    def test_of_grids_hide_no_others(
+        self, sessions: database.Sessions, project: tables.ProjectRow
+    ) -> None:
+        methods = [{"name": "kd", "temperature": {"grid": []}}, {"name": "dkk"}]
+        training = {"seed": 1, "epochs": 0}
+        refused = refusal(sessions, project, teacher="nobody@1", methods=methods, training=training)
+        assert {fault.pointer for fault in refused.faults} == {
+            "/methods/0/temperature/grid",
+            "/methods/1/name",
+            "/training/seed",
+            "/training/epochs",
+            "/teacher",
         }
 
     def test_of_too_many_jobs_show_the_product(

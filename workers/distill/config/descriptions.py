@@ -11,10 +11,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from pydantic import ConfigDict
+
 from workers.distill.config.training import Values
 
 Task: TypeAlias = Literal["classification", "segmentation"]
 """What is learned: a class for each image, or for each of its pixels."""
+DENSE_TASKS: frozenset[Task] = frozenset({"segmentation"})
+"""Tasks whose targets lie within the image."""
 Need: TypeAlias = Literal["labels", "teacher", "equal_classes", "batch_norm"]
 FeatureName: TypeAlias = Literal["stages", "pre_activations", "final", "norms", "classifier"]
 """What a network may or may not show, besides its logits and its pooled features."""
@@ -41,7 +45,13 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
-class Condition(Values):
+class _Description(Values):
+    """Values that the engine declares and the catalog holds, whose JSON has lists for tuples."""
+
+    model_config = ConfigDict(strict=False)
+
+
+class Condition(_Description):
     """That a hyper-parameter, such as `synthesis.keep`, compares so with a value."""
 
     field: str
@@ -53,7 +63,7 @@ class Condition(Values):
         return _COMPARISONS[self.comparison](value_at(method, self.field), self.value)
 
 
-class Contradiction(Values):
+class Contradiction(_Description):
     """Values of a method's hyper-parameters that cannot stand together.
 
     It is declared by the method, beside its `Params`. In `message`, `{name}` stands for the value
@@ -67,7 +77,7 @@ class Contradiction(Values):
     message: str
 
 
-class MethodDescription(Values):
+class MethodDescription(_Description):
     """What a method, or all parts of a combination together, declare.
 
     `image_weights` and `adversarial_weights` are the hyper-parameters that weigh the terms of a
@@ -131,7 +141,7 @@ def network_of(
     entry = table.get(reference)
     if entry is None:
         return NetworkDescription(reference)
-    found = NetworkDescription(
+    description = NetworkDescription(
         reference,
         task=entry["task"],
         shows=frozenset(entry["shows"]),
@@ -140,11 +150,11 @@ def network_of(
     )
     chosen = part_of(entry, arguments)
     if chosen is None or chosen[0] == reference:
-        return found
+        return description
     part = network_of(table, *chosen)
     return dataclasses.replace(
-        found,
-        shows=None if part.shows is None else part.shows & (found.shows or frozenset()),
+        description,
+        shows=None if part.shows is None else part.shows & (description.shows or frozenset()),
         smallest_side=part.smallest_side,
         has_batch_norm=part.has_batch_norm,
     )

@@ -5,10 +5,10 @@ must agree in whatever decides what a batch holds, what the teacher shows of it,
 rounded. They may differ in the student, in the method, and in how weights are moved, scored and
 kept.
 
-The rule reads plain dictionaries, recipes as they are written with `training` in full, so that
-whoever puts a group together can apply it without loading the engine. That all members use one
-data set is not written in a recipe: a group has one folder for it. Only the names and digests that
-`provenance` may carry are compared.
+The rule reads plain dictionaries, recipes as they are written with `method` and `training` in full,
+so that whoever puts a group together can apply it without loading the engine. That all members use
+one data set is not written in a recipe: a group has one folder for it. Only the names and digests
+that `provenance` may carry are compared.
 """
 
 import re

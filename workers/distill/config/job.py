@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from workers.distill.config import descriptions, rules
-from workers.distill.config.training import Training, Values, expand
+from workers.distill.config.training import Training, Values, expand, merge_preset
 
 Task: TypeAlias = descriptions.Task
 
@@ -64,7 +64,7 @@ class JobConfig(Values):
     @field_validator("training", mode="before")
     @classmethod
     def _expanded(cls, value: object) -> object:
-        return expand(value) if isinstance(value, Mapping) else value
+        return merge_preset(value) if isinstance(value, Mapping) else value
 
     @field_validator("training")
     @classmethod

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from workers.distill.config.descriptions import (
+    DENSE_TASKS,
     FEATURES,
     MAPS,
     MethodDescription,
@@ -27,6 +28,8 @@ from workers.distill.config.synthesis import GENERATOR_STRIDES
 Json: TypeAlias = Mapping[str, Any]
 
 SIMPLE_AUGMENTATIONS = ("none", "standard")
+CLASS_AUGMENTATIONS = ("autoaugment", "randaugment")
+"""Those that move parts of an image where its masks and boxes do not follow."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,16 @@ def _cached_visits(training: Json) -> Iterator[Violation]:
         )
 
 
+def _scale_jitter(training: Json) -> Iterator[Violation]:
+    low, high = training["scale_jitter"]
+    if low > high:
+        yield Violation(
+            "training/scale_jitter",
+            "scales_out_of_order",
+            f"scale_jitter takes the lower factor first, got {low:g} and {high:g}",
+        )
+
+
 _TRAINING: tuple[Rule, ...] = (
     _nesterov,
     _dot_delta,
@@ -186,6 +199,7 @@ _TRAINING: tuple[Rule, ...] = (
     _cache_or_mixing,
     _cached_views,
     _cached_visits,
+    _scale_jitter,
 )
 
 
@@ -334,6 +348,46 @@ def of_task(description: MethodDescription, task: str) -> Iterator[Violation]:
         )
 
 
+def of_task_and_training(task: str, training: Json) -> Iterator[Violation]:
+    """Yield which settings need one class for each image, where a task has masks or boxes."""
+    if task in DENSE_TASKS:
+        yield from _each(_DENSE, task, training)
+
+
+def _dense_augmentation(task: str, training: Json) -> Iterator[Violation]:
+    augmentation = training["augmentation"]
+    if augmentation in CLASS_AUGMENTATIONS:
+        yield Violation(
+            "training/augmentation",
+            "augmentation_refused",
+            f"{augmentation} moves parts of an image, and the targets of {task} would not follow; "
+            "choose none, flip, standard or scale_jitter",
+        )
+
+
+def _dense_mixing(task: str, training: Json) -> Iterator[Violation]:
+    if training["mixing"] is not None:
+        yield Violation(
+            "training/mixing",
+            "mixing_refused",
+            f"the targets of {task} are not one class for each image, so images cannot be mixed; "
+            "leave mixing out",
+        )
+
+
+def _dense_label_noise(task: str, training: Json) -> Iterator[Violation]:
+    if training["label_noise"] > 0:
+        yield Violation(
+            "training/label_noise",
+            "label_noise_refused",
+            f"the targets of {task} are not one class for each image, so none can be replaced by "
+            "another; set label_noise to 0",
+        )
+
+
+_DENSE: tuple[Rule, ...] = (_dense_augmentation, _dense_mixing, _dense_label_noise)
+
+
 def of_inputs(
     description: MethodDescription, *, has_teacher: bool, has_dataset: bool
 ) -> Iterator[Violation]:
@@ -433,6 +487,13 @@ def _mixing(description: MethodDescription, training: Json) -> Iterator[Violatio
             "mixing_refused",
             f"method {description.name} needs one true class for each image, so images cannot be "
             "mixed; leave mixing out or choose a method without that need, such as kd",
+        )
+    elif training["mixing"] is not None and description.wants_strong:
+        yield Violation(
+            "training/mixing",
+            "strong_not_mixed",
+            f"method {description.name} compares two views of each image, of which mixing changes "
+            "one; leave mixing out",
         )
 
 

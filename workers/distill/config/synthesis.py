@@ -191,7 +191,7 @@ def resolve_budget(budget: Synthesis, *, batch_size: int, known_images: int | No
     original = budget.original_images or known_images
     if budget.data_scale is None or original is None:
         raise ValueError("the budget says neither student_steps nor data_scale of how many images")
-    shown = max(2, round(budget.data_scale * original))
-    steps = math.ceil(shown / batch_size / budget.calls_per_epoch)
-    kept = budget.buffer_images or shown
-    return budget.model_copy(update={"student_steps": steps, "buffer_images": kept})
+    images_per_epoch = max(2, round(budget.data_scale * original))
+    steps = math.ceil(images_per_epoch / batch_size / budget.calls_per_epoch)
+    buffer_images = budget.buffer_images or images_per_epoch
+    return budget.model_copy(update={"student_steps": steps, "buffer_images": buffer_images})

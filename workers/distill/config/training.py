@@ -6,15 +6,33 @@ checked on its own here; which values contradict each other stands in `rules.py`
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Values(BaseModel):
-    """Frozen values that refuse unknown fields and non-finite numbers."""
+    """Frozen values that refuse unknown fields and non-finite numbers, and convert no type.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    Types are those of JSON Schema, which the service checks by: a float may be given as an integer,
+    and an integer as a float without a fraction.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _integers(cls, given: object) -> object:
+        """Write floats without a fraction as integers, which fields of both types accept."""
+        if not isinstance(given, Mapping):
+            return given
+        return {name: _as_integer(value) for name, value in given.items()}
+
+
+def _as_integer(value: object) -> object:
+    if isinstance(value, list):
+        return [_as_integer(entry) for entry in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class SGD(Values):
@@ -93,6 +111,15 @@ class Cosine(Values):
     final_factor: float = Field(0.0, ge=0, le=1, description="Rate at the end, as a share.")
 
 
+class Poly(Values):
+    """Warm up linearly, then fall as a power of what is left of the training, step by step."""
+
+    name: Literal["poly"] = "poly"
+    warmup_epochs: WarmupEpochs = 0
+    power: float = Field(0.9, gt=0, le=10, description="Exponent of the share that is left.")
+    final_factor: float = Field(0.0, ge=0, le=1, description="Rate at the end, as a share.")
+
+
 class Constant(Values):
     """Keep the learning rate."""
 
@@ -139,7 +166,7 @@ class TeacherCache(Values):
 
 
 Optimizer = Annotated[SGD | AdamW | DOT, Field(discriminator="name")]
-Schedule = Annotated[Step | Cosine | Constant, Field(discriminator="name")]
+Schedule = Annotated[Step | Cosine | Poly | Constant, Field(discriminator="name")]
 Mixing = Annotated[Mixup | CutMix, Field(discriminator="name")]
 
 MILESTONE_SHARES: dict[str, tuple[float, ...]] = {
@@ -147,13 +174,33 @@ MILESTONE_SHARES: dict[str, tuple[float, ...]] = {
     "cifar100": (0.625, 0.75, 0.875),
     "tiny_imagenet": (0.3, 0.6, 0.8),
     "imagenet": (0.3, 0.6, 0.9),
+    "coco_1x": (2 / 3, 11 / 12),
+    "coco_2x": (2 / 3, 11 / 12),
+    "voc": (0.75,),
+    "cityscapes": (0.5, 0.75, 0.9),
+    "small_dense": (0.5, 0.75, 0.9),
 }
+
+PresetName: TypeAlias = Literal[
+    "small",
+    "cifar100",
+    "tiny_imagenet",
+    "imagenet",
+    "coco_1x",
+    "coco_2x",
+    "voc",
+    "cityscapes",
+    "small_dense",
+]
+
+
+ScaleFactor = Annotated[float, Field(ge=0.1, le=10)]
 
 
 class Training(Values):
     """How a student is trained."""
 
-    recipe: Literal["small", "cifar100", "tiny_imagenet", "imagenet"] = Field(
+    recipe: PresetName = Field(
         "small", description="Published settings that fill in what is not given."
     )
     epochs: int = Field(
@@ -193,12 +240,22 @@ class Training(Values):
     )
     optimizer: Optimizer = Field(default_factory=SGD, description="How weights are moved.")
     schedule: Schedule = Field(default_factory=Step, description="How the rate changes.")
-    augmentation: Literal["none", "standard", "autoaugment", "randaugment"] = Field(
+    augmentation: Literal[
+        "none", "flip", "standard", "scale_jitter", "autoaugment", "randaugment"
+    ] = Field(
         "standard",
-        description="standard: random crop after zero padding (an eighth of the side, 4 pixels at "
-        "32), and a horizontal flip where the data set allows mirrored images. autoaugment: "
-        "standard, then the policy that was found for CIFAR-10. randaugment: standard, then "
-        "operations drawn anew for each image.",
+        description="flip: a horizontal flip where the data set allows mirrored images. standard: "
+        "random crop after zero padding (an eighth of the side, 4 pixels at 32), and flip. "
+        "scale_jitter: resized by a factor of `scale_jitter`, cut or padded to the image's size at "
+        "a random place, and flip. autoaugment: standard, then the policy that was found for "
+        "CIFAR-10. randaugment: standard, then operations drawn anew for each image. Masks and "
+        "boxes move with their images; autoaugment and randaugment are for classification only.",
+    )
+    scale_jitter: list[ScaleFactor] = Field(
+        [0.5, 2.0],
+        min_length=2,
+        max_length=2,
+        description="Lowest and highest factor of scale_jitter.",
     )
     randaugment_operations: int = Field(
         2, ge=1, le=14, description="Operations that randaugment applies one after the other."
@@ -279,6 +336,29 @@ _IMAGENET: dict[str, Any] = {  # guide 6.4
     "batch_size": 512,
     "optimizer": {"name": "sgd", "learning_rate": 0.2, "momentum": 0.9, "weight_decay": 1e-4},
 }
+_COCO_1X: dict[str, Any] = {  # guide of dense prediction, 1.4: 16 images, rate of one-stage heads
+    "epochs": 12,
+    "batch_size": 16,
+    "optimizer": {"name": "sgd", "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 1e-4},
+    "schedule": {"name": "step", "milestones": None, "factor": 0.1, "warmup_epochs": 0.07},
+    "augmentation": "flip",
+    "clip_norm": 35.0,
+}
+_CITYSCAPES: dict[str, Any] = {
+    "epochs": 240,  # 80,000 steps of 8 of the 2,975 images
+    "batch_size": 8,
+    "optimizer": {"name": "sgd", "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4},
+    "schedule": {"name": "poly", "power": 0.9},
+    "augmentation": "scale_jitter",
+}
+_SMALL_DENSE: dict[str, Any] = {  # guide of dense prediction, 8.3
+    "epochs": 3,  # 600 steps of 8 of the 2,000 scenes are 2.4 epochs
+    "batch_size": 8,
+    "optimizer": {"name": "adamw", "learning_rate": 2e-3, "weight_decay": 1e-4},
+    "schedule": {"name": "cosine", "warmup_epochs": 0.4},
+    "augmentation": "flip",
+    "clip_norm": 5.0,
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     name: Training.model_validate({"recipe": name, **fields}).model_dump(mode="json")
@@ -287,6 +367,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         ("cifar100", _CIFAR100),
         ("tiny_imagenet", _TINY_IMAGENET),
         ("imagenet", _IMAGENET),
+        ("coco_1x", _COCO_1X),
+        ("coco_2x", {**_COCO_1X, "epochs": 24}),
+        ("voc", {**_COCO_1X, "schedule": {**_COCO_1X["schedule"], "warmup_epochs": 0.5}}),
+        ("cityscapes", _CITYSCAPES),
+        ("small_dense", _SMALL_DENSE),
     )
 }
 
@@ -305,7 +390,8 @@ def merge_preset(partial: Mapping[str, Any]) -> dict[str, Any]:
     name = partial.get("recipe", "small")
     is_known = isinstance(name, str) and name in PRESETS
     full = dict(PRESETS[name if is_known else "small"])
-    full["schedule"] = {**full["schedule"], "milestones": None}
+    if "milestones" in full["schedule"]:
+        full["schedule"] = {**full["schedule"], "milestones": None}
     for key, value in partial.items():
         default = full.get(key)
         if isinstance(default, dict) and isinstance(value, Mapping):

@@ -10,7 +10,7 @@ from workers.distill.data.builtin import digits
 
 
 @dataclass(frozen=True)
-class Entry:
+class BuiltinDataset:
     """One built-in data set."""
 
     version: int
@@ -20,8 +20,8 @@ class Entry:
     write: Callable[[Path], dataset.DatasetRecord]
 
 
-DATASETS: dict[str, Entry] = {
-    "digits": Entry(
+DATASETS: dict[str, BuiltinDataset] = {
+    "digits": BuiltinDataset(
         version=1,
         title="Handwritten digits, 8x8",
         source="Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998; "

@@ -14,16 +14,15 @@ import torch.nn.functional as F  # noqa: N812 - the name that every reader of Py
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
-from workers.distill import errors
 from workers.distill.config.training import TeacherCache, Training
 from workers.distill.data import stateless_rng
-from workers.distill.data.transforms import mixing, operations, policies
-from workers.distill.data.types import Batch
+from workers.distill.data.transforms import mixing, operations, policies, resized_crops
+from workers.distill.data.types import Batch, Crops, CropTargets
 
 CROP_SHARE = 8
 """Zero padding of the random crop is this share of the side: 4 pixels at 32."""
 
-AUGMENT, STRONG, MIX, VISIT, VIEW, NOISE = range(1, 7)
+AUGMENT, STRONG, MIX, VISIT, VIEW, NOISE, SCALE = range(1, 8)
 """What random numbers are for; each purpose has its own, so none changes those of another."""
 
 
@@ -32,7 +31,8 @@ class BatchLoader:
 
     With a teacher cache of k views a visit, a batch holds k views of each of its images. An epoch
     has as many steps as without, so it shows every k-th image; k epochs show each once (and, where
-    k does not divide their number, a few twice).
+    k does not divide their number, a few twice). A strong view is made of images that are neither
+    mixed nor kept (`rules.of_method_and_training`).
     """
 
     def __init__(
@@ -44,19 +44,21 @@ class BatchLoader:
         flip: bool,
         device: torch.device,
         strong: bool = False,
+        crop_targets: CropTargets | None = None,
     ) -> None:
-        if strong and (training.mixing or training.teacher_cache):
-            raise errors.BadRecipe(
-                "the method wants a second, strong view of each image, which neither mixing nor a "
-                "teacher_cache can offer; set both to null, or choose another method"
-            )
+        """Hold a split on the device.
+
+        `flip` says that mirrored images keep their labels, `strong` that batches have a strong
+        view. `crop_targets` moves labels with the crops; without it a crop keeps its label.
+        """
         self.count, self._channels, self._height, self._width = images.shape
         self._training = training
         self._per_visit = training.teacher_cache.per_visit if training.teacher_cache else 1
         self._visited = math.ceil(self.count / self._per_visit)
         self._bounds = bounds(self.rows_per_epoch, training.batch_size)
         self._strong = strong
-        self._crops = training.augmentation != "none"
+        # Scale jitter cuts from the whole image, so nothing is padded for it.
+        self._crops = training.augmentation not in {"none", "flip", "scale_jitter"}
         self._flip = flip
         # A strong view is cropped, whatever the first one is.
         pads = self._crops or strong
@@ -68,6 +70,7 @@ class BatchLoader:
         pixels = padded.permute(0, 2, 3, 1).reshape(-1, self._channels)
         self._pixels = pixels.contiguous().to(device)
         self._labels = labels.to(device)
+        self._crop_targets = crop_targets
         self._device = device
 
     @property
@@ -87,17 +90,15 @@ class BatchLoader:
             return
         generator = torch.Generator().manual_seed(stateless_rng.mix(self._training.seed, epoch))
         order = torch.randperm(self.count, generator=generator)
-        drawn = (order, *self._draw(generator))
-        places, top, left, mirrored = (
-            column.to(self._device, non_blocking=True) for column in drawn
-        )
+        drawn = self._draw(generator, self._stream(order, epoch, SCALE)).to(self._device)
+        places = order.to(self._device, non_blocking=True)
         mixes = self._mixture(epoch)
         for start, end in self._bounds[first:]:
-            index = places[start:end]
-            images = self._cut(index, top[start:end], left[start:end], mirrored[start:end])
+            index, crops = places[start:end], drawn.part(start, end)
+            images = self._cut(index, crops)
             images = self._augment(images, self._stream(order[start:end], epoch, AUGMENT))
             strong = self._strong_view(order[start:end], epoch) if self._strong else None
-            batch = Batch(images, self._labels[index], index, strong=strong)
+            batch = Batch(images, self._labels_in(index, crops), index, strong=strong)
             yield mixes.part(start, end).mix(batch) if mixes else batch
 
     def share_done(self, step: int, steps: int) -> float:
@@ -119,9 +120,7 @@ class BatchLoader:
         """Yield all images once, unaugmented, in stored order, with the labels of training."""
         for start in range(0, self.count, batch_size):
             index = torch.arange(start, min(start + batch_size, self.count), device=self._device)
-            top = torch.full_like(index, self._pad_y)
-            left = torch.full_like(index, self._pad_x)
-            images = self._cut(index, top, left, torch.zeros_like(index, dtype=torch.bool))
+            images = self._cut(index, self._whole(index))
             yield Batch(images=images, labels=self._labels[index], index=index)
 
     def views_in_order(self, batch_size: int) -> Iterator[Batch]:
@@ -150,14 +149,16 @@ class BatchLoader:
         stream = stateless_rng.StatelessRNG(
             stateless_rng.mix(self._training.seed, 0, VIEW), index, view
         )
-        images = self._augment(self._recut(index, stream, crops=self._crops), stream)
-        on_device = index.to(self._device, non_blocking=True)
-        labels = self._labels[on_device]
-        return Batch(images, labels, on_device, view=view.to(self._device, non_blocking=True))
+        places = index.to(self._device, non_blocking=True)
+        crops = self._draw_views(stream, len(index)).to(self._device)
+        images = self._augment(self._cut(places, crops), stream)
+        labels = self._labels_in(places, crops)
+        return Batch(images, labels, places, view=view.to(self._device, non_blocking=True))
 
     def _strong_view(self, index: Tensor, epoch: int) -> Tensor:
         stream = self._stream(index, epoch, STRONG)
-        images = self._recut(index, stream, crops=True)
+        crops = self._draw_padded(stream).to(self._device)
+        images = self._cut(index.to(self._device, non_blocking=True), crops)
         images = operations.apply(images, policies.draw_strong(stream))
         images = policies.cut_out(images, stream)
         return images.contiguous(memory_format=torch.channels_last)
@@ -188,39 +189,70 @@ class BatchLoader:
             return None
         return mixing.draw(wanted, self.count, stateless_rng.mix(self._training.seed, epoch, MIX))
 
-    def _draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _draw(self, generator: torch.Generator, stream: stateless_rng.StatelessRNG) -> Crops:
+        """Draw the crops of an epoch's images, on the CPU; scale jitter has streams of its own."""
+
         def whole(high: int) -> Tensor:
             return torch.randint(high, (self.count,), generator=generator)
 
-        none = torch.zeros(self.count, dtype=torch.bool)
-        if not self._crops:
-            return (
-                torch.full((self.count,), self._pad_y),
-                torch.full((self.count,), self._pad_x),
-                none,
-            )
-        top, left = whole(2 * self._pad_y + 1), whole(2 * self._pad_x + 1)
-        return top, left, whole(2).bool() if self._flip else none
+        if self._training.augmentation == "scale_jitter":
+            return self._draw_resized(stream)
+        zeros = torch.zeros(self.count, dtype=torch.int64)
+        mirrored = zeros.bool()
+        if self._training.augmentation == "none":
+            return self._moved(zeros, zeros, mirrored)
+        top = left = zeros
+        if self._crops:
+            top, left = (whole(2 * pad + 1) - pad for pad in (self._pad_y, self._pad_x))
+        return self._moved(top, left, whole(2).bool() if self._flip else mirrored)
 
-    def _recut(self, index: Tensor, stream: stateless_rng.StatelessRNG, *, crops: bool) -> Tensor:
-        """Return images whose crop and flip come from their own streams."""
-        if crops:
-            top, left = stream.whole(2 * self._pad_y + 1), stream.whole(2 * self._pad_x + 1)
+    def _draw_views(self, stream: stateless_rng.StatelessRNG, count: int) -> Crops:
+        """Draw crops of so many images from their own streams, as the augmentation wants them."""
+        if self._training.augmentation == "scale_jitter":
+            return self._draw_resized(stream)
+        if self._crops:
+            return self._draw_padded(stream)
+        zeros = torch.zeros(count, dtype=torch.int64)
+        mirrored = zeros.bool()
+        if self._training.augmentation == "flip":
             mirrored = stream.coins() & self._flip
-        else:
-            top, left = torch.full_like(index, self._pad_y), torch.full_like(index, self._pad_x)
-            mirrored = torch.zeros_like(index, dtype=torch.bool)
-        return self._cut(
-            *(column.to(self._device, non_blocking=True) for column in (index, top, left, mirrored))
+        return self._moved(zeros, zeros, mirrored)
+
+    def _draw_padded(self, stream: stateless_rng.StatelessRNG) -> Crops:
+        top, left = (stream.whole(2 * pad + 1) - pad for pad in (self._pad_y, self._pad_x))
+        return self._moved(top, left, stream.coins() & self._flip)
+
+    def _draw_resized(self, stream: stateless_rng.StatelessRNG) -> Crops:
+        low, high = self._training.scale_jitter
+        return resized_crops.draw(
+            stream,
+            (low, high),
+            height=self._height,
+            width=self._width,
+            flip=self._flip,
         )
 
-    def _cut(self, index: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
+    def _whole(self, index: Tensor) -> Crops:
+        zeros = torch.zeros_like(index)
+        return self._moved(zeros, zeros, zeros.bool())
+
+    def _moved(self, top: Tensor, left: Tensor, mirrored: Tensor) -> Crops:
+        return Crops(top, left, mirrored, self._height, self._width)
+
+    def _labels_in(self, index: Tensor, crops: Crops) -> Tensor:
+        labels = self._labels[index]
+        return labels if self._crop_targets is None else self._crop_targets(labels, crops)
+
+    def _cut(self, index: Tensor, crops: Crops) -> Tensor:
+        if crops.scale is not None:
+            return resized_crops.cut_images(self._cut(index, self._whole(index)), crops)
         wide = self._width + 2 * self._pad_x
         tall = self._height + 2 * self._pad_y
         columns = torch.arange(self._width, device=self._device)
-        columns = torch.where(mirrored[:, None], self._width - 1 - columns, columns)
-        columns = columns + left[:, None]
-        rows = torch.arange(self._height, device=self._device) + top[:, None]
+        columns = torch.where(crops.mirrored[:, None], self._width - 1 - columns, columns)
+        columns = columns + (crops.left + self._pad_x)[:, None]
+        rows = torch.arange(self._height, device=self._device)
+        rows = rows + (crops.top + self._pad_y)[:, None]
         rows = (index[:, None] * tall + rows) * wide
         places = rows[:, :, None] + columns[:, None, :]
         cut = self._pixels.index_select(0, places.reshape(-1))

@@ -32,12 +32,12 @@ class Preprocessor:
 
         Gradients flow through it to images that are floats.
         """
-        seen = images.float()
-        if seen.shape[2:] != self._size:
-            seen = F.interpolate(
-                seen, size=self._size, mode="bilinear", antialias=True, align_corners=False
+        inputs = images.float()
+        if inputs.shape[2:] != self._size:
+            inputs = F.interpolate(
+                inputs, size=self._size, mode="bilinear", antialias=True, align_corners=False
             )
-        if seen.shape[1] != self._channels:
-            seen = seen.expand(-1, self._channels, -1, -1)
-        seen = torch.addcmul(self._shift, seen, self._scale)
-        return seen.contiguous(memory_format=torch.channels_last)
+        if inputs.shape[1] != self._channels:
+            inputs = inputs.expand(-1, self._channels, -1, -1)
+        inputs = torch.addcmul(self._shift, inputs, self._scale)
+        return inputs.contiguous(memory_format=torch.channels_last)

@@ -53,9 +53,9 @@ class StatelessRNG:
         # Floyd's sampling: draw among 0..last; what was drawn before stands for `last` itself.
         chosen = torch.empty(len(self._state), 0, dtype=torch.int64)
         for last in range(high - count, high):
-            found = self.whole(last + 1)[:, None]
-            again = (chosen == found).any(1, keepdim=True)
-            chosen = torch.cat([chosen, torch.where(again, last, found)], dim=1)
+            candidates = self.whole(last + 1)[:, None]
+            again = (chosen == candidates).any(1, keepdim=True)
+            chosen = torch.cat([chosen, torch.where(again, last, candidates)], dim=1)
         return chosen
 
     def _next(self) -> NDArray[np.uint64]:

@@ -1,9 +1,52 @@
 """Batches: the input of a training step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from jaxtyping import Float, Int, Real, Shaped, UInt8
+import torch
+from jaxtyping import Bool, Float, Int, Real, Shaped, UInt8
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Crops of the size of the image, cut from it after resizing, and then mirrored or not.
+
+    `top` and `left` are where a crop begins in its resized image; what it shows outside is padding.
+    `height` and `width` are those of the image, `scale` is the factor of its sides (None: 1).
+    """
+
+    top: Int[Tensor, " N"]
+    left: Int[Tensor, " N"]
+    mirrored: Bool[Tensor, " N"]
+    height: int
+    width: int
+    scale: Float[Tensor, " N"] | None = None
+
+    def part(self, start: int, end: int) -> "Crops":
+        """Return the crops of one batch."""
+        rows = slice(start, end)
+        return Crops(
+            self.top[rows],
+            self.left[rows],
+            self.mirrored[rows],
+            self.height,
+            self.width,
+            None if self.scale is None else self.scale[rows],
+        )
+
+    def to(self, device: torch.device) -> "Crops":
+        """Return the crops on a device."""
+        top, left, mirrored = (
+            column.to(device, non_blocking=True) for column in (self.top, self.left, self.mirrored)
+        )
+        scale = None if self.scale is None else self.scale.to(device, non_blocking=True)
+        return Crops(top, left, mirrored, self.height, self.width, scale)
+
+
+CropTargets: TypeAlias = Callable[[Tensor, Crops], Tensor]
+"""Returns targets [N, *T] as they are in crops of their images."""
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ def images_to_map(labels: Int[np.ndarray, " N"], *, seed: int = MAP_SEED) -> Int
     present = np.unique(labels)
     places = np.linspace(0, len(present) - 1, min(len(present), MAP_CLASSES)).round()
     candidates = np.flatnonzero(np.isin(labels, present[places.astype(np.int64)]))
-    drawn = np.random.default_rng(seed).permutation(candidates)[:MAP_IMAGES]
-    return np.sort(drawn)
+    indices = np.random.default_rng(seed).permutation(candidates)[:MAP_IMAGES]
+    return np.sort(indices)
 
 
 @dataclass(frozen=True)

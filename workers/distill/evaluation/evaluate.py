@@ -24,14 +24,14 @@ from workers.distill.data import catalog as datasets
 from workers.distill.data import dataset
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.networks import weights
-from workers.distill.networks.interface import Network
+from workers.distill.networks.interface import Features, Network
 from workers.distill.tasks.base import BaseTask, SplitMetrics
 from workers.distill.tasks.catalog import TASKS
 
 Networks: TypeAlias = Mapping[str, tuple[Network, Preprocessor]]
 """Networks by role, each with what prepares its images."""
 TEACHER = "teacher"
-"""The role whose logits agreement is measured against."""
+"""The role whose output agreement is measured against."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +79,18 @@ def evaluate_split(
             for first in range(0, len(images), batch_size):
                 on_batch()
                 rows = slice(first, first + batch_size)
-                logits = {}
+                outputs: dict[str, Features] = {}
                 for role, (network, preprocessor) in networks.items():
                     inputs = preprocessor(images[rows])
-                    if feature_rows is None:
-                        logits[role] = network(inputs)
+                    if feature_rows is None and task.uses_logits_only:
+                        outputs[role] = Features.from_logits(network(inputs))
                         continue
-                    features = network.observe(inputs)
-                    logits[role] = features.logits
-                    pooled[role].append(_kept(features.pooled, feature_rows, first))
-                for role, answers in logits.items():
-                    reference = None if role == TEACHER else logits.get(TEACHER)
-                    metrics[role].update(answers, labels[rows], reference)
+                    outputs[role] = network.observe(inputs)
+                    if feature_rows is not None:
+                        pooled[role].append(_kept(outputs[role].pooled, feature_rows, first))
+                for role, output in outputs.items():
+                    reference = None if role == TEACHER else outputs.get(TEACHER)
+                    metrics[role].update(output, labels[rows], reference)
     finally:
         for role, (network, _) in networks.items():
             network.train(was_training[role])

@@ -27,7 +27,7 @@ SEED = 0
 class ValidationSplit:
     """The validation split, and how networks are evaluated on it."""
 
-    held: evaluate.LabelledImages
+    samples: evaluate.LabelledImages
     task: BaseTask
     classes: int
     precision: Precision
@@ -37,13 +37,13 @@ class ValidationSplit:
     @functools.cached_property
     def feature_rows(self) -> Int[Tensor, " K"]:
         """Return the images whose features are compared: drawn once for all, in order."""
-        drawn = np.random.default_rng(SEED).permutation(len(self.held.labels))[:IMAGES]
-        return torch.from_numpy(np.sort(drawn))
+        indices = np.random.default_rng(SEED).permutation(len(self.samples.labels))[:IMAGES]
+        return torch.from_numpy(np.sort(indices))
 
     @property
     def compares_features(self) -> bool:
         """Whether CKA can be measured: for this task, and on as many images as there are."""
-        enough = len(self.held.labels) >= similarity.FEWEST_FOR_CKA
+        enough = len(self.samples.labels) >= similarity.FEWEST_FOR_CKA
         return self.task.compares_features and enough
 
     def evaluate(
@@ -54,7 +54,7 @@ class ValidationSplit:
             return evaluate.evaluate_split(
                 self.task,
                 {"network": (network, preprocessor)},
-                self.held,
+                self.samples,
                 classes=self.classes,
                 feature_rows=self.feature_rows if features else None,
                 on_batch=self.on_batch,

@@ -28,17 +28,17 @@ def foreign_name(content: bytes, harmless: Collection[str]) -> str:
 
 def _globals(stream: io.BytesIO) -> list[tuple[str, str]]:
     """Return every pair of module and name in the next pickle of the stream."""
-    found: list[tuple[str, str]] = []
+    names: list[tuple[str, str]] = []
     memo: dict[int, str] = {}
     pushed: list[str] = ["", ""]
     for operation, value, _place in pickletools.genops(stream):
         kind = operation.name
         if kind in ("GLOBAL", "INST"):
             module, _, name = str(value).partition(" ")
-            found.append((module, name))
+            names.append((module, name))
         elif kind == "STACK_GLOBAL":
             # Both names are strings pushed just before, perhaps fetched from the memo.
-            found.append((pushed[-2], pushed[-1]))
+            names.append((pushed[-2], pushed[-1]))
         elif kind == "MEMOIZE":
             memo[len(memo)] = pushed[-1]
             continue
@@ -47,7 +47,7 @@ def _globals(stream: io.BytesIO) -> list[tuple[str, str]]:
             continue
         text = memo.get(_number(value), "") if kind in GETS else value
         pushed = [pushed[-1], text if isinstance(text, str) else ""]
-    return found
+    return names
 
 
 def _number(value: object) -> int:

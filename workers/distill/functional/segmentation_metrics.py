@@ -32,16 +32,16 @@ class Counts:
         truth = masks.long()
         is_judged = truth != dataset.IGNORE_INDEX
         resized = resize(logits, masks)
-        found = resized.argmax(1)
+        predicted = resized.argmax(1)
         row = torch.where(is_judged, truth, self._classes)
-        cells = (row * self._classes + found).flatten()
+        cells = (row * self._classes + predicted).flatten()
         self._cells += torch.bincount(cells, minlength=len(self._cells))
         losses = F.cross_entropy(
             resized, truth, ignore_index=dataset.IGNORE_INDEX, reduction="none"
         )
         self._loss += losses.double().sum()
         if teacher_logits is not None:
-            same = (resize(teacher_logits, masks).argmax(1) == found) & is_judged
+            same = (resize(teacher_logits, masks).argmax(1) == predicted) & is_judged
             self._agreeing = same.sum() + (0 if self._agreeing is None else self._agreeing)
 
     @property

@@ -182,29 +182,29 @@ class Method(nn.Module):
         return student
 
     def _check_shows(self, role: str, network: Network) -> None:
-        found = self.student_shapes if role == "student" else self.teacher_shapes
+        measured = self.student_shapes if role == "student" else self.teacher_shapes
         wanted = (
             self.required_student_features if role == "student" else self.required_teacher_features
         )
-        shows = frozenset(name for name in wanted if _is_shown(name, network, found))
+        shows = frozenset(name for name in wanted if _is_shown(name, network, measured))
         reference = network.reference or type(network).__name__
-        shown = NetworkDescription(reference, shows=shows)
+        description = NetworkDescription(reference, shows=shows)
         missing = next((name for name in wanted if name not in shows), None)
         errors.refuse(
-            rules.of_features(self.describe(), role, shown),
+            rules.of_features(self.describe(), role, description),
             errors.IncompatibleNetworks,
             **{role: network.reference, "missing": missing},
         )
 
 
-def _is_shown(name: FeatureName, network: Network, found: shapes.Shapes | None) -> bool:
+def _is_shown(name: FeatureName, network: Network, measured: shapes.Shapes | None) -> bool:
     match name:
         case "stages":
-            return found is not None and bool(found.stages)
+            return measured is not None and bool(measured.stages)
         case "pre_activations":
-            return found is not None and bool(found.pre_activations)
+            return measured is not None and bool(measured.pre_activations)
         case "final":
-            return found is not None and found.final is not None
+            return measured is not None and measured.final is not None
         case "norms":
             return bool(network.stage_norms())
         case "classifier":
@@ -237,13 +237,13 @@ class SupervisedMethod(Method):
         super().__init__(params, student, teacher)
         self._task = TASKS[student.task]
 
-    def task_loss(self, logits: Float[Tensor, "N C *S"], batch: Batch) -> Float[Tensor, ""]:
+    def task_loss(self, student: Features, batch: Batch) -> Float[Tensor, ""]:
         """Return the mean loss against the labels, of both labels where images are mixed."""
-        return self._task.loss(logits, batch)
+        return self._task.loss(student, batch)
 
     def task(self, student: Features, batch: Batch) -> Terms:
         """Return the weighted loss against the labels."""
-        return {"task": self.params.task_weight * self.task_loss(student.logits, batch)}
+        return {"task": self.params.task_weight * self.task_loss(student, batch)}
 
 
 class LogitMethod(SupervisedMethod):

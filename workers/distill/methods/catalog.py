@@ -126,7 +126,9 @@ def find(choice: dict[str, Any]) -> tuple[type[Method], Method.Params]:
         return _combined(given)
     if name not in METHODS:
         known = ", ".join([*sorted(METHODS), combination.NAME])
-        raise errors.BadRecipe(f"no method {name!r} exists; choose one of {known}", method=name)
+        raise errors.BadRecipe(
+            f"no method {name!r} exists; choose one of {known}", method=name, field="method/name"
+        )
     return METHODS[name], _checked(METHODS[name], METHODS[name].Params, given)
 
 
@@ -141,17 +143,22 @@ def _combined(given: dict[str, Any]) -> tuple[type[Method], Method.Params]:
             or not isinstance(weight, int | float)
             or not 0 <= weight <= 1e6
         ):
-            raise errors.BadRecipe(f"{where}.weight: must be between 0 and 1e6, got {weight!r}")
+            raise errors.BadRecipe(
+                f"{where}.weight: must be between 0 and 1e6, got {weight!r}",
+                field=f"method/methods/{place}/weight",
+            )
         method = METHODS.get(str(wanted.get("name")))
         if method is None or not method.combines:
             known = ", ".join(sorted(name for name in METHODS if METHODS[name].combines))
             raise errors.BadRecipe(
                 f"{where}.name: {wanted.get('name')!r} is no method that combines; choose one of "
-                f"{known}"
+                f"{known}",
+                field=f"method/methods/{place}/name",
             )
         if "task_weight" in wanted:
             raise errors.BadRecipe(
-                f"{where}.task_weight: the labels are learned once; set method.task_weight instead"
+                f"{where}.task_weight: the labels are learned once; set method.task_weight instead",
+                field=f"method/methods/{place}/task_weight",
             )
         fields = {key: value for key, value in wanted.items() if key not in ("name", "weight")}
         own = _checked(method, method.Params, fields, place)
@@ -166,14 +173,18 @@ def _checked(
     try:
         params = accepted.model_validate(given)
     except pydantic.ValidationError as error:
-        raise errors.BadRecipe(f"method {method.name}: {first_complaint(error)}") from None
+        above = ("method",) if place is None else ("method", "methods", str(place))
+        raise errors.BadRecipe(
+            f"method {method.name}: {first_complaint(error)}",
+            field=first_field(error, given, *above),
+        ) from None
     described, values = method.describe(), params.model_dump()
-    found = (
+    violations = (
         rules.of_method(described, values)
         if place is None
         else rules.of_part(described, values, place)
     )
-    errors.refuse(found, method=method.name)
+    errors.refuse(violations, method=method.name)
     return params
 
 
@@ -204,3 +215,22 @@ def first_complaint(error: pydantic.ValidationError) -> str:
     value = "" if problem["type"] == "missing" else f", got {problem['input']!r}"[:200]
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{where}: {problem['msg']}{value}{more}"
+
+
+def first_field(error: pydantic.ValidationError, given: Any, *above: str) -> str:  # Any: JSON
+    """Return the path of the first field at fault in a config, such as `training/epochs`.
+
+    `above` leads to what was validated, `given`.
+    """
+    problem = error.errors()[0]
+    if problem["type"] == "contradiction":
+        return str(problem["ctx"]["field"])
+    path, node = list(above), given
+    for place, step in enumerate(problem["loc"], 1):
+        try:
+            node = node[step]
+        except (KeyError, IndexError, TypeError):
+            if place < len(problem["loc"]):
+                continue  # which kind of several a value is: no field of the config
+        path.append(str(step))
+    return "/".join(path)

@@ -65,12 +65,12 @@ class Combination(SupervisedMethod):
         )
 
     params: Params
-    parts_asked: tuple[Part, ...] = ()
+    part_choices: tuple[Part, ...] = ()
     """Set by `of`, which makes a class of its own for each choice of parts."""
 
     def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
         super().__init__(params, student, teacher)
-        self._parts = [part.method(part.params, student, teacher) for part in self.parts_asked]
+        self._parts = [part.method(part.params, student, teacher) for part in self.part_choices]
         for place, part in enumerate(self._parts):
             self.add_module(f"part_{place}", part)
 
@@ -81,20 +81,20 @@ class Combination(SupervisedMethod):
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Let each part look at the training batches."""
-        looking = [part for part in self._parts if type(part).prepare is not Method.prepare]
-        seen = batches if len(looking) == 1 else list(batches) if looking else ()
-        for part in looking:
-            part.prepare(seen)
+        preparing = [part for part in self._parts if type(part).prepare is not Method.prepare]
+        shared_batches = batches if len(preparing) == 1 else list(batches) if preparing else ()
+        for part in preparing:
+            part.prepare(shared_batches)
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the task term, and every part's distillation terms under its own names."""
         terms = self.task(student, batch)
-        for place, (asked, part) in enumerate(zip(self.parts_asked, self._parts, strict=True)):
+        for place, (choice, part) in enumerate(zip(self.part_choices, self._parts, strict=True)):
             for name, term in part.terms(student, teacher, batch, moment).items():
                 if name != "task":
                     # The same method twice, on different stages: the second one is numbered.
                     unique = name if name not in terms else f"{name}_{place + 1}"
-                    terms[unique] = asked.weight * term
+                    terms[unique] = choice.weight * term
         return terms
 
     def after_step(self, moment: Moment) -> None:
@@ -105,19 +105,19 @@ class Combination(SupervisedMethod):
 
 def of(parts: Sequence[Part]) -> type[Combination]:
     """Return the class of these parts together: it needs whatever one of them needs."""
-    found = descriptions.combined(
+    description = descriptions.combined(
         Combination.describe(), [part.method.describe() for part in parts]
     )
 
     class Combined(Combination):
-        parts_asked = tuple(parts)
-        tasks: tuple[Task, ...] = cast("tuple[Task, ...]", found.tasks)  # type: ignore[misc]  # filled in once, for this class
-        needs: tuple[Need, ...] = found.needs  # type: ignore[misc]  # the same
-        required_student_features: tuple[FeatureName, ...] = found.student_shows  # type: ignore[misc]  # the same
-        required_teacher_features: tuple[FeatureName, ...] = found.teacher_shows  # type: ignore[misc]  # the same
-        accepts_mixed = found.accepts_mixed
-        uses_strong_view = found.wants_strong
-        smallest_batch = found.smallest_batch
-        smallest_classes = found.smallest_classes
+        part_choices = tuple(parts)
+        tasks: tuple[Task, ...] = cast("tuple[Task, ...]", description.tasks)  # type: ignore[misc]  # filled in once, for this class
+        needs: tuple[Need, ...] = description.needs  # type: ignore[misc]  # the same
+        required_student_features: tuple[FeatureName, ...] = description.student_shows  # type: ignore[misc]  # the same
+        required_teacher_features: tuple[FeatureName, ...] = description.teacher_shows  # type: ignore[misc]  # the same
+        accepts_mixed = description.accepts_mixed
+        uses_strong_view = description.wants_strong
+        smallest_batch = description.smallest_batch
+        smallest_classes = description.smallest_classes
 
     return Combined

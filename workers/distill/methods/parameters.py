@@ -20,6 +20,7 @@ BN_WEIGHT = (
     "none."
 )
 ONEHOT_WEIGHT = "Weight of the teacher's cross-entropy with the target class of an image."
+PREDICTED_ONEHOT_WEIGHT = f"{ONEHOT_WEIGHT} That is the class that the teacher predicts."
 ADVERSARIAL_WEIGHT = (
     "Weight of the divergence between student and teacher, which generated images maximise."
 )
@@ -73,6 +74,15 @@ PoolSide: TypeAlias = Annotated[
         "before positions are compared. Null takes 2, or more where too many would remain.",
     ),
 ]
+Count: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000)]
+"""Number of epochs, calls, draws or negatives; each use says of what."""
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Decay: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+"""Share that is kept of an earlier value, or an exponent below 1."""
+PairsWeight: TypeAlias = Annotated[float, Field(ge=0, le=1e9)]
+"""Weight of a mean over all pairs of a batch, which is small."""
+ContrastTemperature: TypeAlias = Annotated[float, Field(gt=0, le=100)]
+EmbeddingWidth: TypeAlias = Annotated[int, Field(ge=1, le=4096)]
 
 # Of the data-free family.
 SoftTargetTemperature: TypeAlias = Annotated[
@@ -80,6 +90,9 @@ SoftTargetTemperature: TypeAlias = Annotated[
 ]
 BNWeight: TypeAlias = Annotated[float, Field(ge=0, le=1e6, description=BN_WEIGHT)]
 OneHotWeight: TypeAlias = Annotated[float, Field(ge=0, le=1e6, description=ONEHOT_WEIGHT)]
+PredictedOneHotWeight: TypeAlias = Annotated[
+    float, Field(ge=0, le=1e6, description=PREDICTED_ONEHOT_WEIGHT)
+]
 AdversarialWeight: TypeAlias = Annotated[float, Field(ge=0, le=1e6, description=ADVERSARIAL_WEIGHT)]
 Masked: TypeAlias = Annotated[bool, Field(description=MASKED)]
 Target: TypeAlias = Annotated[Literal["random", "argmax"], Field(description=TARGET)]

@@ -44,7 +44,7 @@ LINEAR_STAGES = ("stages", "final", "classifier")
 
 
 @dataclass(frozen=True)
-class Entry:
+class NetworkEntry:
     """One line of the table.
 
     `parameters_100` counts them at 100 classes and 3 channels. Below `smallest_side` the last
@@ -68,8 +68,8 @@ class Entry:
 
 def _small_resnet(
     depth: int, parameters: int, accepted: type[resnet.Arguments] = resnet.Arguments
-) -> Entry:
-    return Entry(
+) -> NetworkEntry:
+    return NetworkEntry(
         "resnet",
         functools.partial(resnet.build, resnet.small(depth)),
         parameters,
@@ -81,10 +81,10 @@ def _small_resnet(
     )
 
 
-def _deep_resnet(layout: resnet.Layout, parameters: int) -> Entry:
+def _deep_resnet(layout: resnet.Layout, parameters: int) -> NetworkEntry:
     is_large = layout.is_for_large_images
     depth = 2 + sum(layout.blocks) * (3 if layout.block is resnet.Bottleneck else 2)
-    return Entry(
+    return NetworkEntry(
         "imagenet_resnet" if is_large else "resnet",
         functools.partial(resnet.build, layout),
         parameters,
@@ -96,8 +96,8 @@ def _deep_resnet(layout: resnet.Layout, parameters: int) -> Entry:
     )
 
 
-def _wrn(depth: int, parameters: int, accepted: type[wrn.Arguments]) -> Entry:
-    return Entry(
+def _wrn(depth: int, parameters: int, accepted: type[wrn.Arguments]) -> NetworkEntry:
+    return NetworkEntry(
         "wrn",
         functools.partial(wrn.build, depth),
         parameters,
@@ -109,8 +109,8 @@ def _wrn(depth: int, parameters: int, accepted: type[wrn.Arguments]) -> Entry:
     )
 
 
-def _vgg(depth: int, parameters: int) -> Entry:
-    return Entry(
+def _vgg(depth: int, parameters: int) -> NetworkEntry:
+    return NetworkEntry(
         "vgg",
         functools.partial(vgg.build, depth),
         parameters,
@@ -122,8 +122,8 @@ def _vgg(depth: int, parameters: int) -> Entry:
 
 
 def _reused_classifier(accepted: reused.Arguments, sizes: interface.Sizes) -> interface.Network:
-    chosen = accepted.backbone
-    if chosen.network == reused.REFERENCE:
+    choice = accepted.backbone
+    if choice.network == reused.REFERENCE:
         # Refused before it is built: arguments could nest without end.
         raise errors.UnknownNetwork(
             f"{reused.REFERENCE} cannot be its own backbone; choose another",
@@ -131,17 +131,17 @@ def _reused_classifier(accepted: reused.Arguments, sizes: interface.Sizes) -> in
             argument="backbone",
         )
     backbone = build(
-        chosen.network,
+        choice.network,
         classes=sizes.classes,
         channels=sizes.channels,
         height=sizes.height,
         width=sizes.width,
-        arguments=chosen.arguments,
+        arguments=choice.arguments,
     )
     return reused.build(accepted, backbone)
 
 
-NETWORKS: dict[str, Entry] = {
+NETWORKS: dict[str, NetworkEntry] = {
     "retort/resnet8": _small_resnet(8, 83_892),
     "retort/resnet14": _small_resnet(14, 181_108),
     "retort/resnet20": _small_resnet(20, 278_324),
@@ -166,7 +166,7 @@ NETWORKS: dict[str, Entry] = {
     "retort/vgg13": _vgg(13, 9_462_180),
     "retort/vgg16": _vgg(16, 14_774_436),
     "retort/vgg19": _vgg(19, 20_086_692),
-    "retort/mobilenetv2": Entry(
+    "retort/mobilenetv2": NetworkEntry(
         "mobilenetv2",
         mobilenetv2.build,
         812_836,
@@ -175,7 +175,7 @@ NETWORKS: dict[str, Entry] = {
         shows=LINEAR_STAGES,
         description="Inverted residuals for small images, half the usual width.",
     ),
-    "retort/tiny_mobilenetv2": Entry(
+    "retort/tiny_mobilenetv2": NetworkEntry(
         "mobilenetv2",
         tiny_mobilenetv2.build,
         2_369_380,
@@ -184,7 +184,7 @@ NETWORKS: dict[str, Entry] = {
         shows=LINEAR_STAGES,
         description="Inverted residuals for images of 64x64.",
     ),
-    "retort/shufflev1": Entry(
+    "retort/shufflev1": NetworkEntry(
         "shufflenet",
         shufflev1.build,
         949_258,
@@ -193,7 +193,7 @@ NETWORKS: dict[str, Entry] = {
         shows=WITHOUT_NORMS,
         description="Grouped convolutions with shuffled channels for small images.",
     ),
-    "retort/shufflev2": Entry(
+    "retort/shufflev2": NetworkEntry(
         "shufflenet",
         shufflev2.build,
         1_355_528,
@@ -211,7 +211,7 @@ NETWORKS: dict[str, Entry] = {
     "retort/imagenet_resnet50": _deep_resnet(
         resnet.large(resnet.Bottleneck, 3, 4, 6, 3), 23_712_932
     ),
-    "retort/mobilenetv1": Entry(
+    "retort/mobilenetv1": NetworkEntry(
         "mobilenetv1",
         mobilenetv1.build,
         3_309_476,
@@ -220,7 +220,7 @@ NETWORKS: dict[str, Entry] = {
         shows=ALL,
         description="Depthwise separable convolutions for large images.",
     ),
-    reused.REFERENCE: Entry(
+    reused.REFERENCE: NetworkEntry(
         "reused_classifier",
         _reused_classifier,
         1_473_256,
@@ -231,7 +231,7 @@ NETWORKS: dict[str, Entry] = {
         "shows what its backbone shows.",
         composed_of="backbone",
     ),
-    "retort/convnet": Entry(
+    "retort/convnet": NetworkEntry(
         "convnet",
         convnet.build,
         30_196,
@@ -240,7 +240,7 @@ NETWORKS: dict[str, Entry] = {
         shows=ALL,
         description="A layer a stage for the smallest images: stages of 16, 32, 64 channels.",
     ),
-    "retort/fcn": Entry(
+    "retort/fcn": NetworkEntry(
         "fcn",
         fcn.build,
         35_268,
@@ -359,10 +359,10 @@ def foreign() -> dict[str, list[str]]:
 def foreign_tasks() -> dict[str, Task]:
     """Return what the networks of other libraries are for, of those that are no classifiers."""
     return {
-        f"{library}/{name}": found
+        f"{library}/{name}": task_name
         for library, names in foreign().items()
         for name in names
-        if (found := foreign_networks.task(library, name)) != interface.Network.task
+        if (task_name := foreign_networks.task(library, name)) != interface.Network.task
     }
 
 

@@ -54,10 +54,12 @@ def _pairs(network: Network, example: Tensor) -> list[tuple[str, str]]:
     with interface.Tap(network, convolutions, inputs=norms) as tap:
         network.observe(example)
     made_by = {id(output): name for name, output in tap.outputs.items()}
-    return [(made_by[id(seen)], norm) for norm, seen in tap.inputs.items() if id(seen) in made_by]
+    return [
+        (made_by[id(tensor)], norm) for norm, tensor in tap.inputs.items() if id(tensor) in made_by
+    ]
 
 
-def _close(found: Features, expected: Features) -> bool:
+def _close(actual: Features, expected: Features) -> bool:
     def tensors(features: Features) -> list[Tensor]:
         stem = [] if features.stem is None else [features.stem]
         maps = [*features.stages, *features.pre_activations]
@@ -70,5 +72,5 @@ def _close(found: Features, expected: Features) -> bool:
             torch.allclose(one, other, rtol=1e-3, atol=1e-4 * max(size, 1e-6))
         )
 
-    pairs = zip(tensors(found), tensors(expected), strict=True)
+    pairs = zip(tensors(actual), tensors(expected), strict=True)
     return all(same(one, other) for one, other in pairs)

@@ -37,6 +37,11 @@ class Features:
     final: Float[Tensor, "N k i j"] | None = None
     strong: "Features | None" = None
 
+    @classmethod
+    def from_logits(cls, logits: Float[Tensor, "N C *S"]) -> "Features":
+        """Return the features of a pass of which only the logits are read."""
+        return cls(logits, pooled=logits.new_empty(len(logits), 0))
+
 
 Observe = Callable[[Tensor], Features]
 """A network's `observe`, plain or compiled."""

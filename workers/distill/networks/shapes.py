@@ -34,21 +34,21 @@ def measure(network: Network) -> Shapes:
     was_training = network.training
     network.eval()
     try:
-        shown = network.observe(images)
+        features = network.observe(images)
     finally:
         network.train(was_training)
     return Shapes(
-        pooled=shown.pooled.shape[1],
-        stem=_shape(shown.stem),
-        stages=tuple(_map_shape(stage) for stage in shown.stages),
-        pre_activations=tuple(_map_shape(stage) for stage in shown.pre_activations),
-        final=_shape(shown.final),
+        pooled=features.pooled.shape[1],
+        stem=_shape(features.stem),
+        stages=tuple(_map_shape(stage) for stage in features.stages),
+        pre_activations=tuple(_map_shape(stage) for stage in features.pre_activations),
+        final=_shape(features.final),
     )
 
 
-def _shape(seen: Tensor | None) -> Shape | None:
-    return None if seen is None else _map_shape(seen)
+def _shape(output: Tensor | None) -> Shape | None:
+    return None if output is None else _map_shape(output)
 
 
-def _map_shape(seen: Tensor) -> Shape:
-    return (seen.shape[1], seen.shape[2], seen.shape[3])
+def _map_shape(output: Tensor) -> Shape:
+    return (output.shape[1], output.shape[2], output.shape[3])

@@ -107,37 +107,37 @@ def read_header(path: Path) -> dict[str, Any]:  # Any: the JSON that `save_stude
             "unreadable", f"{path.name} has no {HEADER_KEY!r} header: it is no delivered student"
         )
     try:
-        said = json.loads(text)
+        record = json.loads(text)
     except ValueError as error:
         raise errors.UploadRefused(
             "unreadable", f"the {HEADER_KEY!r} header of {path.name} is not JSON: {error}"
         ) from error
-    if not isinstance(said, dict):
+    if not isinstance(record, dict):
         raise errors.UploadRefused(
             "unreadable", f"the {HEADER_KEY!r} header of {path.name} is not a JSON object"
         )
-    return said
+    return record
 
 
 def rebuild(path: Path) -> tuple[interface.Network, dict[str, Any]]:  # Any: as in `read_header`
     """Build a delivered student from its file alone; return it with its header."""
-    said = read_header(path)
+    record = read_header(path)
     try:
-        classes, size = said["classes"], said["input"]
+        classes, size = record["classes"], record["input"]
         network = catalog.build(
-            said["network"],
+            record["network"],
             classes=classes if isinstance(classes, int) else len(classes),
             channels=size["channels"],
             height=size["height"],
             width=size["width"],
-            arguments=said.get("arguments", {}),
+            arguments=record.get("arguments", {}),
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise errors.UploadRefused(
             "unreadable", f"the header of {path.name} does not describe a network: {error!r}"
         ) from error
     load_into(network, path)
-    return network, said
+    return network, record
 
 
 def _fitting(expected: Mapping[str, Tensor], candidates: list[_Candidate]) -> _Candidate:

@@ -164,9 +164,9 @@ def confusion(
     counts: Int[np.ndarray, "C C"], classes: Sequence[str], *, title: str, kept: Sequence[int]
 ) -> Figure:
     """Draw which classes are taken for which; `kept` are the classes that are shown."""
-    shown = counts[np.ix_(kept, kept)]
+    submatrix = counts[np.ix_(kept, kept)]
     totals = counts[kept].sum(1, keepdims=True)
-    shares = 100 * shown / np.maximum(totals, 1)
+    shares = 100 * submatrix / np.maximum(totals, 1)
     names = [classes[place] for place in kept]
     few = len(kept) <= MOST_COUNTS
     with mpl.rc_context(STYLE):
@@ -178,12 +178,12 @@ def confusion(
         _class_axes(axes, names, rows="true class", columns="predicted class")
         _bar(figure, image, [axes], "share of the true class (%)")
         if few:
-            for row, column in zip(*np.nonzero(shown), strict=True):
+            for row, column in zip(*np.nonzero(submatrix), strict=True):
                 tone = "white" if shares[row, column] > 55 else "black"
                 axes.text(
                     column,
                     row,
-                    f"{shown[row, column]:,}",
+                    f"{submatrix[row, column]:,}",
                     ha="center",
                     va="center",
                     color=tone,
@@ -387,11 +387,11 @@ def one_chart(title: str, values: str) -> tuple[Figure, Axes]:
 
 def curve_of(history: History, key: str, label: str, colour: str, stroke: int) -> Curve:
     """Return the line through the epochs that have this number."""
-    known = [entry for entry in history if key in entry]
+    entries = [entry for entry in history if key in entry]
     return Curve(
         label,
-        [int(entry["epoch"]) for entry in known],
-        [float(entry[key]) for entry in known],
+        [int(entry["epoch"]) for entry in entries],
+        [float(entry[key]) for entry in entries],
         colour,
         stroke,
     )

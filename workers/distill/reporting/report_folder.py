@@ -108,9 +108,9 @@ def write(workdir: Path, evidence: Evidence) -> list[str]:
 
 def topics(evidence: Evidence) -> list[Topic]:
     """Return what can be shown: training, synthesis, and what the task wants of the test split."""
-    shown: list[Topic | None] = [curves(evidence)]
+    entries: list[Topic | None] = [curves(evidence)]
     if evidence.synthesis is not None:
-        shown.append(
+        entries.append(
             Topic(
                 "synthesis",
                 synthesis_report.numbers(evidence.synthesis, evidence.classes),
@@ -120,14 +120,14 @@ def topics(evidence: Evidence) -> list[Topic]:
             )
         )
     if evidence.networks:
-        shown += [TOPICS[name](evidence) for name in evidence.topics]
-    return [topic for topic in shown if topic is not None]
+        entries += [TOPICS[name](evidence) for name in evidence.topics]
+    return [topic for topic in entries if topic is not None]
 
 
 def curves(evidence: Evidence) -> Topic:
     """Return loss terms, and validation scores, epoch by epoch."""
     histories = evidence.histories
-    known = {key for history in histories.values() for entry in history for key in entry}
+    keys = {key for history in histories.values() for entry in history for key in entry}
     pictures = {
         "losses": (
             figures.losses(histories["student"], histories.get("baseline")),
@@ -135,14 +135,14 @@ def curves(evidence: Evidence) -> Topic:
             "different methods cannot be compared.",
         )
     }
-    if "train/agreement" in known:
+    if "train/agreement" in keys:
         pictures["agreement"] = (
             figures.agreement(histories),
             "How often the student answers as the teacher does on the images it learns from, while "
             "it still moves. New images that it does not know yet let it fall again.",
         )
     primary = evidence.primary_metric
-    if f"validation/{primary}" in known:
+    if f"validation/{primary}" in keys:
         pictures[primary] = (
             figures.primary_metric(
                 histories,
@@ -152,12 +152,12 @@ def curves(evidence: Evidence) -> Topic:
             ),
             _about_primary_metric(evidence),
         )
-    if "validation/miou" in known:
+    if "validation/miou" in keys:
         pictures["miou"] = (
             figures.overlap_curve(histories),
             "Intersection over union of predicted and true area, mean over the classes.",
         )
-    if "validation/cka" in known:
+    if "validation/cka" in keys:
         pictures["cka"] = (
             figures.likeness(histories),
             "Unbiased linear CKA of pooled features on up to 512 validation images: 1 is alike up "
@@ -225,8 +225,8 @@ def overlap(evidence: Evidence) -> Topic:
 def calibration(evidence: Evidence) -> Topic:
     """Return how far confidence can be trusted."""
     reliabilities = {
-        name: calibration_bins.reliability(shown.logits, evidence.labels)
-        for name, shown in evidence.outputs.items()
+        name: calibration_bins.reliability(outputs.logits, evidence.labels)
+        for name, outputs in evidence.outputs.items()
     }
     numbers = {
         "bins": CALIBRATION_BINS,
@@ -255,8 +255,8 @@ def correlation(evidence: Evidence) -> Topic | None:
         return None
     kept = _kept(np.bincount(evidence.labels, minlength=len(evidence.classes)))
     matrices = {
-        name: similarity.correlation(shown.logits[:, kept])
-        for name, shown in evidence.outputs.items()
+        name: similarity.correlation(outputs.logits[:, kept])
+        for name, outputs in evidence.outputs.items()
     }
     differences = {
         name: matrix - matrices["teacher"] for name, matrix in matrices.items() if name != "teacher"
@@ -285,13 +285,13 @@ def correlation(evidence: Evidence) -> Topic | None:
 
 def embedding(evidence: Evidence) -> Topic | None:
     """Return the networks' pooled features in two dimensions; None of too few images."""
-    if not all(projection.can_be_mapped(shown.pooled) for shown in evidence.outputs.values()):
+    if not all(projection.can_be_mapped(one.pooled) for one in evidence.outputs.values()):
         return None
     outputs, labels = evidence.outputs, evidence.labels[evidence.mapped]
-    planes = {name: projection.pca(shown.pooled) for name, shown in outputs.items()}
-    spots = {name: projection.tsne(shown.pooled) for name, shown in outputs.items()}
-    shown, every = len(np.unique(labels)), len(np.unique(evidence.labels))
-    part = f", {shown} of {every} classes" if shown < every else ""
+    planes = {name: projection.pca(one.pooled) for name, one in outputs.items()}
+    spots = {name: projection.tsne(one.pooled) for name, one in outputs.items()}
+    mapped, every = len(np.unique(labels)), len(np.unique(evidence.labels))
+    part = f", {mapped} of {every} classes" if mapped < every else ""
     what = f"of {len(labels)} test images{part}"
     axis_names = {
         name: (

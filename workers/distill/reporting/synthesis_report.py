@@ -80,19 +80,19 @@ def numbers(evidence: SynthesisEvidence, classes: Sequence[str]) -> dict[str, An
 
 def pictures(evidence: SynthesisEvidence, classes: Sequence[str], history: History) -> Pictures:
     """Return what there is to see; without snapshots, what the history and the clock tell."""
-    shown: Pictures = {}
+    drawings: Pictures = {}
     for shot in evidence.snapshots:
-        shown[stem(shot)] = (_sheet(shot, classes, evidence.method), ABOUT_SHEET)
+        drawings[stem(shot)] = (_sheet(shot, classes, evidence.method), ABOUT_SHEET)
     if evidence.snapshots:
-        shown |= _buffer_pictures(evidence.snapshots, classes)
-    shown |= _epoch_pictures(history)
+        drawings |= _buffer_pictures(evidence.snapshots, classes)
+    drawings |= _epoch_pictures(history)
     if evidence.synthesis_seconds:
-        shown["time-split"] = (
+        drawings["time-split"] = (
             _time_split(evidence),
             "Seconds until the end of each epoch, attempts added up; pauses, validation and the "
             "report are left out. Calls before the first epoch count for it.",
         )
-    return shown
+    return drawings
 
 
 def stem(shot: snapshots.Snapshot) -> str:
@@ -175,12 +175,12 @@ def _buffer_pictures(shots: Sequence[snapshots.Snapshot], classes: Sequence[str]
 
 def _epoch_pictures(history: History) -> Pictures:
     """Return the losses of synthesis, and the buffer's numbers, epoch by epoch."""
-    known = {key for entry in history for key in entry}
-    terms = sorted(key for key in known if key.startswith("synthesis/"))
+    keys = {key for entry in history for key in entry}
+    terms = sorted(key for key in keys if key.startswith("synthesis/"))
     terms.sort(key=lambda key: key != "synthesis/total")
-    shown: Pictures = {}
+    drawings: Pictures = {}
     if terms:
-        shown["synthesis-losses"] = (
+        drawings["synthesis-losses"] = (
             synthesis_figures.panels(
                 history,
                 {key: key.removeprefix("synthesis/") for key in terms},
@@ -189,14 +189,14 @@ def _epoch_pictures(history: History) -> Pictures:
             "Each weighted term of the loss that images are moved against, on a scale of its own; "
             "the total is their sum. Terms that reward something are below 0.",
         )
-    labels = {key: label for key, label in BUFFER_LABELS.items() if key in known}
+    labels = {key: label for key, label in BUFFER_LABELS.items() if key in keys}
     if labels:
-        shown["buffer"] = (
+        drawings["buffer"] = (
             synthesis_figures.panels(history, labels, title="The buffer after each epoch"),
             "An effective share of 0.6 means: the draws vary as if 60 % of the images were drawn "
             "evenly, and the others never.",
         )
-    return shown
+    return drawings
 
 
 def _time_split(evidence: SynthesisEvidence) -> Figure:
@@ -207,5 +207,5 @@ def _time_split(evidence: SynthesisEvidence) -> Figure:
 
 
 def _rounded(values: Float[np.ndarray, " K"]) -> list[float]:
-    shown: list[float] = np.round(values.astype(np.float64), DIGITS).tolist()
-    return shown
+    rounded: list[float] = np.round(values.astype(np.float64), DIGITS).tolist()
+    return rounded

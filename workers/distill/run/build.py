@@ -43,13 +43,15 @@ def build(
     torch.manual_seed(stateless_rng.mix(seed, 2))
     observe: Observe = student.observe
     if compiles:
-        observe = try_compile(context, student, context.student_view)
+        observe = try_compile(context, student, context.student_preprocessor)
     trained: dict[str, nn.Module] = {"student": student}
     if loop.trains_method:
         trained["method"] = method
     validate = None
-    if context.held is not None:
-        validate = validation.Validator(context.held, context.student_view, context.example)
+    if context.validation is not None:
+        validate = validation.Validator(
+            context.validation, context.student_preprocessor, context.teacher_scores
+        )
     state = TrainState(
         phase=phase,
         training=config.training,
@@ -68,7 +70,7 @@ def build(
         student,
         method,
         NoTeacher(device),
-        context.student_view,
+        context.student_preprocessor,
         context.precision,
         observe=observe,
     )
@@ -93,6 +95,6 @@ def try_compile(context: JobContext, network: Network, view: Preprocessor) -> Ob
 def sample(context: JobContext) -> UInt8[Tensor, "N c h w"]:
     """Return a batch to try a network on."""
     batch_size = context.config.training.batch_size
-    if context.source is None:
+    if context.train_data is None:
         return context.sample(batch_size)
-    return next(context.source.in_order(batch_size)).images
+    return next(context.train_data.in_order(batch_size)).images

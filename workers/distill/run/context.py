@@ -11,8 +11,8 @@ from torch import Tensor
 from workers.distill.config.job import Input, JobConfig
 from workers.distill.data.loader import BatchLoader
 from workers.distill.data.preprocessing import Preprocessor
-from workers.distill.evaluation import validation
 from workers.distill.evaluation.evaluate import LabelledImages
+from workers.distill.evaluation.validation import TeacherScores, ValidationSplit
 from workers.distill.methods import catalog
 from workers.distill.methods.base import Method
 from workers.distill.networks.interface import Network
@@ -107,28 +107,28 @@ class SharedContext:
     size: Input
     """The images as stored, or as synthesized."""
     flip: bool
-    source: BatchLoader | None
+    train_data: BatchLoader | None
     """The training split; None for data-free methods, which read no image of it."""
     known_images: int | None
     """How many training images the record states, where there is one."""
-    held: validation.ValidationSplit | None
+    validation: ValidationSplit | None
     test: LabelledImages | None
     """Both None where a data-free job came without a data set."""
-    teacher_view: Preprocessor | None
+    teacher_preprocessor: Preprocessor | None
     teacher: Network | None
     """As loaded; what runs beside the student is a folded copy."""
-    example: validation.TeacherScores | None
+    teacher_scores: TeacherScores | None
 
     @property
     def train_loader(self) -> BatchLoader:
         """Return the training split; raises ValueError where there is none."""
-        if self.source is None:
+        if self.train_data is None:
             raise ValueError("a data-free job has no training split")
-        return self.source
+        return self.train_data
 
     def sample(self, count: int) -> UInt8[Tensor, "N c h w"]:
         """Return images to try networks on: real ones, or random ones without a training split."""
-        if self.test is not None and self.source is not None:
+        if self.test is not None and self.train_data is not None:
             return self.test.images[:count]
         shape = (count, self.size.channels, self.size.height, self.size.width)
         generator = torch.Generator().manual_seed(SAMPLE_SEED)
@@ -142,7 +142,7 @@ class JobContext(SharedContext):
     config: JobConfig
     workdir: pathlib.Path
     reporter: events.Reporter
-    student_view: Preprocessor
+    student_preprocessor: Preprocessor
 
     @property
     def phases(self) -> list[str]:

@@ -59,8 +59,8 @@ class DataFreeLoop:
         self, context: JobContext, method: Method, student: Network
     ) -> SyntheticDataSource:
         """Return a data source with an empty replay buffer."""
-        teacher, view = context.teacher, context.teacher_view
-        if not isinstance(method, DataFreeMethod) or teacher is None or view is None:
+        teacher, preprocessor = context.teacher, context.teacher_preprocessor
+        if not isinstance(method, DataFreeMethod) or teacher is None or preprocessor is None:
             raise TypeError(f"method {method.name} synthesizes no images")
         training = context.config.training
         budget = resolve_budget(
@@ -72,8 +72,8 @@ class DataFreeLoop:
             method=method,
             teacher=teacher,
             student=student,
-            teacher_view=view,
-            student_view=context.student_view,
+            teacher_preprocessor=preprocessor,
+            student_preprocessor=context.student_preprocessor,
             precision=context.precision,
             device=context.device,
             mean=tuple(context.size.mean),
@@ -124,7 +124,7 @@ class DataFreeLoop:
         budget, source = budget_of(context), source_of(state)
         if not budget.keep_images:
             return []
-        if context.teacher is None or context.teacher_view is None:
+        if context.teacher is None or context.teacher_preprocessor is None:
             raise ValueError("synthetic images have a teacher")
         exported = export.ExportContext(
             workdir=context.workdir,
@@ -133,7 +133,7 @@ class DataFreeLoop:
             size=context.size,
             flip=may_flip(context, budget),
             teacher=context.teacher,
-            teacher_view=context.teacher_view,
+            teacher_preprocessor=context.teacher_preprocessor,
         )
         refusal = export.refusal(exported, source.buffer)
         if refusal is not None:

@@ -29,8 +29,8 @@ class Failures:
             raise
         except Exception as error:  # what one member meets must not reach the others
             failure = translate(error, batch_size=config.training.batch_size)
-            short = failure.code in (errors.OutOfMemory.code, errors.HostOutOfMemory.code)
-            if self._alone or short:
+            out_of_memory = failure.code in (errors.OutOfMemory.code, errors.HostOutOfMemory.code)
+            if self._alone or out_of_memory:
                 raise
             LOG.exception("a member of the group failed")
             self.count += 1
@@ -50,18 +50,20 @@ def translate(error: Exception, *, batch_size: int | None = None) -> errors.Dist
         return errors.IncompatibleNetworks(error.message, **error.details)
     if isinstance(error, errors.DistillError) and error.code in errors.RUN_CODES:
         return error
-    words = str(error)
+    message = str(error)
     size = f" with batch_size {batch_size}" if batch_size else ""
-    if isinstance(error, torch.OutOfMemoryError) or "CUBLAS_STATUS_ALLOC_FAILED" in words:
+    if isinstance(error, torch.OutOfMemoryError) or "CUBLAS_STATUS_ALLOC_FAILED" in message:
         return errors.OutOfMemory(
             f"the device ran out of memory{size}; lower training.batch_size, choose precision "
             "bfloat16, or use a smaller network",
             batch_size=batch_size,
         )
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in words:
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in message:
         return errors.HostOutOfMemory(
             f"the machine ran out of memory{size}; lower training.batch_size, or use a machine "
             "with more memory",
             batch_size=batch_size,
         )
-    return errors.DistillError(f"an unexpected {type(error).__name__} ended the job: {words[:500]}")
+    return errors.DistillError(
+        f"an unexpected {type(error).__name__} ended the job: {message[:500]}"
+    )

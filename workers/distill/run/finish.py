@@ -93,7 +93,7 @@ class TestScores:
 
 def images_read(context: JobContext) -> int:
     """Return how many images of a training split were read."""
-    return 0 if context.source is None else context.source.count
+    return 0 if context.train_data is None else context.train_data.count
 
 
 def evaluate_test(context: JobContext, trained: dict[str, Trained]) -> TestScores:
@@ -101,9 +101,11 @@ def evaluate_test(context: JobContext, trained: dict[str, Trained]) -> TestScore
 
     A baseline that is the method itself is not trained twice: it has the student's scores.
     """
-    networks = {phase: (done.network, context.student_view) for phase, done in trained.items()}
-    if context.teacher is not None and context.teacher_view is not None:
-        networks["teacher"] = (context.teacher, context.teacher_view)
+    networks = {
+        phase: (done.network, context.student_preprocessor) for phase, done in trained.items()
+    }
+    if context.teacher is not None and context.teacher_preprocessor is not None:
+        networks["teacher"] = (context.teacher, context.teacher_preprocessor)
     ordered = {name: networks[name] for name in ROLES if name in networks}
     labels = mapped = np.zeros(0, dtype=np.int64)
     feature_rows = None
@@ -164,7 +166,7 @@ def write_report(
         confusions=confusions,
         histories={phase: done.state.history for phase, done in trained.items()},
         best_epochs={phase: done.state.best.epoch for phase, done in trained.items()},
-        teacher_score=None if context.example is None else context.example.primary,
+        teacher_score=None if context.teacher_scores is None else context.teacher_scores.primary,
         synthesis=context.loop.evidence(context, trained["student"].state),
     )
     try:
@@ -200,14 +202,14 @@ def measure(context: JobContext, student: Trained) -> dict[str, Any]:
     """Return sizes and speeds of teacher and student."""
     state, network = student.state, student.network
     images = build.sample(context)
-    inputs = context.student_view(images)
+    inputs = context.student_preprocessor(images)
     sizes: dict[str, Any] = {
         "parameters": {"teacher": None, "student": count(network)},
         "flops": {"teacher": None, "student": profiling.flops(network, inputs)},
         "latency_ms": {"teacher": None, "student": round(profiling.latency_ms(network, inputs), 4)},
     }
-    if context.teacher is not None and context.teacher_view is not None:
-        teacher_inputs = context.teacher_view(images)
+    if context.teacher is not None and context.teacher_preprocessor is not None:
+        teacher_inputs = context.teacher_preprocessor(images)
         sizes["parameters"]["teacher"] = count(context.teacher)
         sizes["flops"]["teacher"] = profiling.flops(context.teacher, teacher_inputs)
         latency = profiling.latency_ms(context.teacher, teacher_inputs)

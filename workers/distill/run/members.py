@@ -34,15 +34,19 @@ def resume(members: Sequence[GroupMember]) -> None:
     """Find the newest step from which all can continue, and continue as it was reached."""
     for member in members:
         member.saved = next(checkpoints(member), None)
-    least = min((member.step for member in members), default=0)
-    reached = ", ".join(f"{member.context.workdir.name}: {member.step}" for member in members)
+    common_step = min((member.step for member in members), default=0)
+    steps = ", ".join(f"{member.context.workdir.name}: {member.step}" for member in members)
     for member in members:
-        if member.step != least:
-            older = (kept for kept in checkpoints(member) if kept["train_state"]["step"] == least)
+        if member.step != common_step:
+            older = (
+                state
+                for state in checkpoints(member)
+                if state["train_state"]["step"] == common_step
+            )
             member.saved = next(older, None)
             if member.saved is None:
                 raise errors.BadRecipe(
-                    f"the members of the group stand at different steps ({reached}), and kept no "
+                    f"the members of the group stand at different steps ({steps}), and kept no "
                     "checkpoint of the same step; run them apart"
                 )
     threads = {member.saved["threads"] for member in members if member.saved}
@@ -85,6 +89,6 @@ def report_start(member: GroupMember) -> None:
         versions=finish.versions(),
         threads=torch.get_num_threads(),
     )
-    if context.example is not None and not saved:
+    if context.teacher_scores is not None and not saved:
         key = f"teacher/validation/{context.task.primary_metric}"
-        context.reporter.metric(key, context.example.primary, step=0, epoch=0)
+        context.reporter.metric(key, context.teacher_scores.primary, step=0, epoch=0)

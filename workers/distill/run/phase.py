@@ -99,11 +99,11 @@ class Phase:
 
     def _make_teachers(self) -> None:
         compiling = [member for member in self._members if member.compiles]
-        view = self._shared.teacher_view
+        preprocessor = self._shared.teacher_preprocessor
 
         def compiled(network: Network) -> Observe:
             context = compiling[0].context
-            return build.try_compile(context, network, view or context.student_view)
+            return build.try_compile(context, network, preprocessor or context.student_preprocessor)
 
         teachers = teacher_factory.TeacherFactory(
             self._shared,

@@ -37,27 +37,28 @@ def prepare(
     Of the config it reads what all members of a group agree in. `strong` asks for a second view.
     """
     device, task = choose_device(config.accelerator), TASKS[config.task]
-    found = dataset.load(workdir / "dataset")
-    size = found.record.input
-    check_task(found.record.task, config.task)
-    train, held_out, test = (task.read_split(found, name) for name in dataset.SPLITS)
-    classes = list(found.record.classes)
+    precision = choose_precision(config.training, device)
+    stored = dataset.load(workdir / "dataset")
+    size = stored.record.input
+    check_task(stored.record.task, config.task)
+    train, held_back, test = (task.read_split(stored, name) for name in dataset.SPLITS)
+    classes = list(stored.record.classes)
     check_classes("teacher", config.teacher, len(classes))
+    check_label_noise(config, len(classes))
     if len(train.labels) < 2:
         raise errors.BadDataset(
             f"the train split holds {len(train.labels)} images; at least 2 are needed to learn"
         )
-    teacher_view = (
+    teacher_preprocessor = (
         Preprocessor("teacher", config.teacher.input, size, device) if config.teacher else None
     )
     network = load_teacher(config.teacher, workdir, device, config.task) if config.teacher else None
-    precision = choose_precision(config.training, device)
-    held = validation.ValidationSplit(
-        on_device(held_out, device), task, len(classes), precision, stop.check
+    validation_split = validation.ValidationSplit(
+        on_device(held_back, device), task, len(classes), precision, stop.check
     )
-    example = None
-    if network is not None and teacher_view is not None:
-        example = validation.TeacherScores(held, network, teacher_view)
+    teacher_scores = None
+    if network is not None and teacher_preprocessor is not None:
+        teacher_scores = validation.TeacherScores(validation_split, network, teacher_preprocessor)
     return SharedContext(
         loop=loop,
         stop=stop,
@@ -66,9 +67,9 @@ def prepare(
         precision=precision,
         classes=classes,
         size=size,
-        flip=found.record.flip,
+        flip=stored.record.flip,
         known_images=len(train.labels),
-        source=BatchLoader(
+        train_data=BatchLoader(
             train.images,
             task.add_label_noise(
                 train.labels,
@@ -77,15 +78,16 @@ def prepare(
                 seed=config.training.seed,
             ),
             training=config.training,
-            flip=found.record.flip,
+            flip=stored.record.flip,
             strong=strong,
             device=device,
+            crop_targets=task.crop_targets,
         ),
-        held=held,
+        validation=validation_split,
         test=on_device(test, device),
-        teacher_view=teacher_view,
+        teacher_preprocessor=teacher_preprocessor,
         teacher=network,
-        example=example,
+        teacher_scores=teacher_scores,
     )
 
 
@@ -96,33 +98,32 @@ def prepare_without_data(
 
     Images have the size, the channels and the normalisation that the teacher's record states.
     """
-    check_teacher(config)
     if config.teacher is None:
         raise ValueError("the config names no teacher")
     device, task = choose_device(config.accelerator), TASKS[config.task]
-    size = config.teacher.input
     precision = choose_precision(config.training, device)
+    size = config.teacher.input
     network = load_teacher(config.teacher, workdir, device, config.task)
-    teacher_view = Preprocessor("teacher", config.teacher.input, size, device)
+    teacher_preprocessor = Preprocessor("teacher", config.teacher.input, size, device)
     classes = config.class_names or [str(label) for label in range(config.teacher.classes)]
-    held = test = example = record = None
+    validation_split = test = teacher_scores = record = None
     if (workdir / "dataset").is_dir():
-        found = dataset.load(workdir / "dataset")
-        record = found.record
+        stored = dataset.load(workdir / "dataset")
+        record = stored.record
         check_task(record.task, config.task)
         classes = list(record.classes)
         for role, choice in (("teacher", config.teacher), ("student", config.student)):
             # Refuses channels that cannot be adapted.
             Preprocessor(role, choice.input, record.input, device)
-        held = validation.ValidationSplit(
-            on_device(task.read_split(found, "validation"), device),
+        validation_split = validation.ValidationSplit(
+            on_device(task.read_split(stored, "validation"), device),
             task,
             len(classes),
             precision,
             stop.check,
         )
-        test = on_device(task.read_split(found, "test"), device)
-        example = validation.TeacherScores(held, network, teacher_view)
+        test = on_device(task.read_split(stored, "test"), device)
+        teacher_scores = validation.TeacherScores(validation_split, network, teacher_preprocessor)
     check_classes("teacher", config.teacher, len(classes))
     return SharedContext(
         loop=loop,
@@ -133,20 +134,19 @@ def prepare_without_data(
         classes=classes,
         size=size,
         flip=record is not None and record.flip,
-        source=None,
+        train_data=None,
         known_images=None if record is None else record.splits["train"],
-        held=held,
+        validation=validation_split,
         test=test,
-        teacher_view=teacher_view,
+        teacher_preprocessor=teacher_preprocessor,
         teacher=network,
-        example=example,
+        teacher_scores=teacher_scores,
     )
 
 
 def job_context(shared: SharedContext, request: JobRequest) -> JobContext:
     """Return the context of one job beside what it shares, and check that it fits there."""
     config = request.config
-    check_config(config, classes=len(shared.classes), known_images=shared.known_images)
     check_classes("student", config.student, len(shared.classes))
     fields = {field.name: getattr(shared, field.name) for field in dataclasses.fields(shared)}
     return JobContext(
@@ -154,7 +154,9 @@ def job_context(shared: SharedContext, request: JobRequest) -> JobContext:
         config=config,
         workdir=request.workdir,
         reporter=request.reporter,
-        student_view=Preprocessor("student", config.student.input, shared.size, shared.device),
+        student_preprocessor=Preprocessor(
+            "student", config.student.input, shared.size, shared.device
+        ),
     )
 
 
@@ -185,11 +187,20 @@ def check_task(of_dataset: Task, wanted: Task) -> None:
     errors.refuse(rules.of_dataset_task(of_dataset, wanted), task=wanted, dataset_task=of_dataset)
 
 
-def check_teacher(config: JobConfig) -> None:
-    """Raise `BadRecipe` where a method needs a teacher and the config names none."""
-    method, _ = catalog.find(config.method)
+def check_config(config: JobConfig, *, has_dataset: bool) -> None:
+    """Raise `BadRecipe` for what a config contradicts, before anything that it names is read."""
+    method, params = catalog.find(config.method)
+    description, training = method.describe(), config.training.model_dump()
+    catalog.check_task(method, config.task)
+    errors.refuse(rules.of_task_and_training(config.task, training))
+    # A folder that is not there is no fault of the config: reading it says so.
     errors.refuse(
-        rules.of_inputs(method.describe(), has_teacher=config.teacher is not None, has_dataset=True)
+        rules.of_inputs(description, has_teacher=config.teacher is not None, has_dataset=True)
+    )
+    catalog.check(method, config.training)
+    errors.refuse(rules.of_precision(training, config.accelerator))
+    errors.refuse(
+        rules.of_original_images(description, params.model_dump(), has_dataset=has_dataset)
     )
 
 
@@ -203,18 +214,9 @@ def check_classes(role: str, choice: NetworkChoice | None, classes: int) -> None
         )
 
 
-def check_config(config: JobConfig, *, classes: int, known_images: int | None) -> None:
-    """Raise `BadRecipe` for what a config contradicts, alone and with the data at hand."""
-    method, params = catalog.find(config.method)
-    description, training = method.describe(), config.training.model_dump()
-    catalog.check(method, config.training)
-    errors.refuse(rules.of_label_noise(training, classes))
-    errors.refuse(rules.of_precision(training, config.accelerator))
-    errors.refuse(
-        rules.of_original_images(
-            description, params.model_dump(), has_dataset=known_images is not None
-        )
-    )
+def check_label_noise(config: JobConfig, classes: int) -> None:
+    """Raise `BadRecipe` where wrong labels are wanted, and there is no second class for them."""
+    errors.refuse(rules.of_label_noise(config.training.model_dump(), classes))
 
 
 def described(choice: NetworkChoice) -> NetworkDescription:
@@ -234,10 +236,10 @@ def build(role: str, choice: NetworkChoice, task: Task) -> Network:
     Raises `IncompatibleNetworks` if its images are too small for it, or if it has another task.
     """
     size = choice.input
-    known = dataclasses.replace(
+    description = dataclasses.replace(
         networks.described(choice.network, choice.arguments), sides=(size.height, size.width)
     )
-    errors.refuse(rules.of_smallest_side(role, known), errors.IncompatibleNetworks)
+    errors.refuse(rules.of_smallest_side(role, description), errors.IncompatibleNetworks)
     network = networks.build(
         choice.network,
         classes=choice.classes,

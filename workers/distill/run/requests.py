@@ -32,10 +32,9 @@ def checked(content: object, what: str) -> JobConfig:
     try:
         return JobConfig.model_validate_json(json.dumps(content))
     except pydantic.ValidationError as error:
-        field = error.errors()[0].get("ctx", {}).get("field")
-        details = {} if field is None else {"field": field}
         raise errors.BadRecipe(
-            f"{what} is refused: {catalog.first_complaint(error)}", **details
+            f"{what} is refused: {catalog.first_complaint(error)}",
+            field=catalog.first_field(error, content),
         ) from None
 
 
@@ -57,11 +56,7 @@ def _read_group(
     }
     if len(configs) < len(members):
         raise errors.BadRecipe("two members of the group have the same key")
-    refusal = grouping.refusal(
-        {key: config.model_dump(mode="json") for key, config in configs.items()}
-    )
-    if refusal is None and len(configs) > 1 and not all(map(_can_share, configs.values())):
-        refusal = "a data-free method makes its own images, so it shares nothing; run it alone"
+    refusal = grouping.refusal({key: _in_full(config) for key, config in configs.items()})
     if refusal is not None:
         raise errors.BadRecipe(f"the group is refused: {refusal}")
     return [
@@ -70,7 +65,10 @@ def _read_group(
     ]
 
 
-def _can_share(config: JobConfig) -> bool:
-    """Whether a config's method uses batches that others can use too."""
+def _in_full(config: JobConfig) -> dict[str, Any]:
+    """Return a config as JSON with the defaults of its method, where it has one."""
+    recipe = config.model_dump(mode="json")
     method = catalog.METHODS.get(config.method["name"])
-    return method is None or method.loop == "supervised"
+    if method is not None:
+        recipe["method"] = {**method.Params().model_dump(mode="json"), **config.method}
+    return recipe

@@ -49,11 +49,11 @@ def run(jobs: Sequence[JobRequest], workdir: pathlib.Path, stop: signals.Stop) -
     began = time.monotonic()
     keep_memory()
     failed = Failures(alone=jobs[0].key is None)
-    fitting, strong = [], False
+    fitting, strong, has_dataset = [], False, (workdir / "dataset").is_dir()
     for job in jobs:
         with failed.isolate(job.config, job.reporter):
+            prepare.check_config(job.config, has_dataset=has_dataset)
             method, _ = catalog.find(job.config.method)
-            catalog.check_task(method, job.config.task)
             strong |= method.uses_strong_view
             fitting.append(job)
     if not fitting:

@@ -55,9 +55,9 @@ class TeacherFactory:
             store = StoredTeacher(method, self._sample, count=rows[0], views=rows[1])
             self._stores.append(store)
             return store
-        if method.teacher_trains and shared.teacher_view is not None:
+        if method.teacher_trains and shared.teacher_preprocessor is not None:
             self._is_online = True
-            return TrainModeTeacher(shared.teacher, shared.teacher_view, shared.precision)
+            return TrainModeTeacher(shared.teacher, shared.teacher_preprocessor, shared.precision)
         if self._images_repeat(context, method):
             return self._cached_teacher
         self._is_online = True
@@ -89,41 +89,41 @@ class TeacherFactory:
 
     def arithmetic(self) -> Callable[[Tensor], object] | None:
         """Return the teacher's part of every step's arithmetic, or None if it has none."""
-        view = self._shared.teacher_view
-        if not self._is_online or view is None:
+        preprocessor = self._shared.teacher_preprocessor
+        if not self._is_online or preprocessor is None:
             return None
 
         def forward(images: Tensor) -> Features:
             with torch.no_grad(), self._shared.precision.autocast():
-                return self._folded.observe(view(images))
+                return self._folded.observe(preprocessor(images))
 
         return forward
 
     def _images_repeat(self, context: JobContext, method: Method) -> bool:
         """Whether this method gets the same images in every epoch, and outputs fit a cache."""
         training, network = context.config.training, self._shared.teacher
-        source = self._shared.source
+        train_data = self._shared.train_data
         changes = training.augmentation != "none" or training.mixing is not None
         if changes or method.uses_strong_view or uses_feature_maps(method):
             return False
-        if network is None or source is None:
+        if network is None or train_data is None:
             return False
-        return fits_cache(source.count, network.classes, network.pooled_width)
+        return fits_cache(train_data.count, network.classes, network.pooled_width)
 
     @functools.cached_property
     def _folded(self) -> Network:
-        view, network = self._shared.teacher_view, self._shared.teacher
-        if view is None or network is None:
+        preprocessor, network = self._shared.teacher_preprocessor, self._shared.teacher
+        if preprocessor is None or network is None:
             raise ValueError("there is no teacher to fold")
-        return folding.folded(network, view(self._shared.sample(folding.EXAMPLES)))
+        return folding.folded(network, preprocessor(self._shared.sample(folding.EXAMPLES)))
 
     @functools.cached_property
     def _online_teacher(self) -> OnlineTeacher:
-        view = self._shared.teacher_view
-        if view is None:
+        preprocessor = self._shared.teacher_preprocessor
+        if preprocessor is None:
             raise ValueError("there is no teacher to compute")
         observe = self._compiled(self._folded) if self._compiled else self._folded.observe
-        return OnlineTeacher(observe, view, self._shared.precision, stages=self._stages)
+        return OnlineTeacher(observe, preprocessor, self._shared.precision, stages=self._stages)
 
     @functools.cached_property
     def _shared_teacher(self) -> SharedTeacher:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from workers.distill import errors
+from workers.distill.config import rules
 from workers.distill.config.training import Training
 
 _DTYPES = {
@@ -35,11 +36,8 @@ def choose_precision(training: Training, device: torch.device) -> Precision:
 
     Raises `BadRecipe` for a format that the device does not have.
     """
+    errors.refuse(rules.of_precision(training.model_dump(), device.type))
     name: str = training.precision
     if name == "auto":
         name = "bfloat16" if device.type == "cuda" else "float32"
-    if name == "float16" and device.type != "cuda":
-        raise errors.BadRecipe(
-            "precision float16 needs a CUDA device; choose float32 or bfloat16 on the CPU"
-        )
     return Precision(name, device)

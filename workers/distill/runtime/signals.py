@@ -20,11 +20,11 @@ class Stop:
 
     def __init__(self) -> None:
         self.can_wait = False
-        self._asked = False
+        self._is_requested = False
 
     def listen(self) -> None:
         """Handle SIGTERM from now on."""
-        signal.signal(signal.SIGTERM, self._ask)
+        signal.signal(signal.SIGTERM, self._request)
 
     def ignore(self) -> None:
         """Ignore SIGTERM: the work is done, and its result is about to be reported."""
@@ -32,10 +32,10 @@ class Stop:
 
     def check(self) -> None:
         """Raise `Interrupted` if the process was asked to stop."""
-        if self._asked:
+        if self._is_requested:
             raise errors.Interrupted
 
-    def _ask(self, _number: int, _frame: FrameType | None) -> None:
-        self._asked = True
+    def _request(self, _number: int, _frame: FrameType | None) -> None:
+        self._is_requested = True
         if not self.can_wait:
             os._exit(EXIT_CODE)

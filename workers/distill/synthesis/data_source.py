@@ -143,22 +143,22 @@ class SyntheticDataSource:
         self.seconds.synthesis += time.monotonic() - began
 
     def _close(self, stock: BufferStats) -> None:
-        kept = self._synthesizer.finish_round()
+        result = self._synthesizer.finish_round()
         self.calls += 1
         self._stock = None
-        shown = kept.outputs or self._examined(kept, stock)
-        self._method.after_call(kept.last, shown)
-        logits = shown.teacher.features.logits
-        self.buffer.insert(kept.images.clamp(0, 1), kept.targets, logits, call=self.calls)
-        self.images += len(kept.images)
+        outputs = result.outputs or self._examined(result, stock)
+        self._method.after_call(result.last, outputs)
+        logits = outputs.teacher.features.logits
+        self.buffer.insert(result.images.clamp(0, 1), result.targets, logits, call=self.calls)
+        self.images += len(result.images)
         if self._method.priority is not None:
             self.refresh()
 
     @torch.no_grad()
-    def _examined(self, kept: synthesizers.SynthesisResult, stock: BufferStats) -> SynthesisBatch:
+    def _examined(self, result: synthesizers.SynthesisResult, stock: BufferStats) -> SynthesisBatch:
         return self._context.forward(
-            kept.images,
-            kept.targets,
+            result.images,
+            result.targets,
             buffer=stock,
             call=self.calls,
             uses_student=False,
@@ -170,18 +170,20 @@ class SyntheticDataSource:
         """Look at the whole buffer once, for where the student differs from the teacher."""
         training = self._context.student.training
         self._context.student.eval()
-        found = [self._divergence(first) for first in range(0, self.buffer.count, FORWARD_BATCH)]
+        parts = [self._divergence(first) for first in range(0, self.buffer.count, FORWARD_BATCH)]
         self._context.student.train(training)
-        self.buffer.refresh(torch.cat(found), self._method.priority)
+        self.buffer.refresh(torch.cat(parts), self._method.priority)
 
     def _divergence(self, first: int) -> Float[Tensor, " n"]:
         context, images = self._context, self.buffer.images[first : first + FORWARD_BATCH]
         with context.precision.autocast():
-            student_logits = context.student.observe(context.student_view(images)).logits.float()
+            student_logits = context.student.observe(
+                context.student_preprocessor(images)
+            ).logits.float()
             cached = self.buffer.logits
             if cached is None:
                 teacher_logits = context.teacher.observe(
-                    context.teacher_view(images)
+                    context.teacher_preprocessor(images)
                 ).logits.float()
             else:
                 teacher_logits = cached[first : first + FORWARD_BATCH]
@@ -288,8 +290,8 @@ class SyntheticDataSource:
 
 def divergence(student: Tensor, teacher: Tensor) -> Float[Tensor, " N"]:
     """Return KL(teacher || student) of each image at temperature 1, the mean over its pixels."""
-    found = divergences.softened_kl(rows(student), rows(teacher), temperature=1.0)
-    return per_image(found, len(student))
+    kl = divergences.softened_kl(rows(student), rows(teacher), temperature=1.0)
+    return per_image(kl, len(student))
 
 
 def capacity(budget: Synthesis, training: Training, image_shape: tuple[int, int, int]) -> int:

@@ -40,7 +40,7 @@ class ExportContext:
     flip: bool
     """Whether mirrored images keep their labels."""
     teacher: Network
-    teacher_view: Preprocessor
+    teacher_preprocessor: Preprocessor
 
 
 def refusal(context: ExportContext, replay: ReplayBuffer) -> str | None:
@@ -81,6 +81,6 @@ def teacher_targets(context: ExportContext, replay: ReplayBuffer) -> Shaped[Tens
     images, targets = replay.images, []
     with torch.inference_mode():
         for first in range(0, len(images), TEACHER_BATCH):
-            inputs = context.teacher_view(images[first : first + TEACHER_BATCH])
+            inputs = context.teacher_preprocessor(images[first : first + TEACHER_BATCH])
             targets.append(context.task.predicted_targets(context.teacher(inputs)))
     return torch.cat(targets)

@@ -259,11 +259,11 @@ class ReplayBuffer:
         return torch.cat([free, given])
 
     def _grow(self, needed: int) -> None:
-        held = len(self._columns["images"])
-        if needed <= held:
+        allocated = len(self._columns["images"])
+        if needed <= allocated:
             return
         # Twice as much at a time: what is copied stays below what was inserted.
-        more = min(self.capacity, max(needed, 2 * held)) - held
+        more = min(self.capacity, max(needed, 2 * allocated)) - allocated
         self._columns = {
             name: torch.cat([column, column.new_zeros(more, *column.shape[1:])])
             for name, column in self._columns.items()

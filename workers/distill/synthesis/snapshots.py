@@ -130,20 +130,20 @@ def numbers(replay: ReplayBuffer, priority: priorities.Priority | None) -> dict[
     `class_entropy` is a share of the largest possible one. `kl` is returned only with a priority,
     with which it is refreshed at each call.
     """
-    found = {"buffer/images": float(replay.count)}
+    metrics = {"buffer/images": float(replay.count)}
     if replay.count == 0:
-        return found
+        return metrics
     shares = replay.shares.mean(0, dtype=torch.float64)
     entropy = float(torch.special.entr(shares).sum()) / math.log(max(2, len(shares)))
-    found |= {
+    metrics |= {
         "buffer/classes": float((shares > 0).sum()),
         "buffer/class_entropy": entropy,
         "buffer/confidence": float(replay.confidence.mean(dtype=torch.float64)),
         "buffer/effective_share": _effective(_draws(replay, priority)),
     }
     if priority is not None:
-        found["buffer/kl"] = float(replay.kl.mean(dtype=torch.float64))
-    return found
+        metrics["buffer/kl"] = float(replay.kl.mean(dtype=torch.float64))
+    return metrics
 
 
 def quantiles(values: Float[Tensor, " n"]) -> Float[Tensor, " 101"]:

@@ -14,10 +14,12 @@ from torch import Tensor
 from workers.distill import errors
 from workers.distill.config import job
 from workers.distill.data import dataset
-from workers.distill.data.types import Batch
-from workers.distill.networks.interface import Network
+from workers.distill.data.types import Batch, Crops
+from workers.distill.networks.interface import Features, Network
 
-ReportTopic: TypeAlias = Literal["confusion", "overlap", "calibration", "correlation", "embedding"]
+ReportTopic: TypeAlias = Literal[
+    "confusion", "overlap", "calibration", "correlation", "embedding", "detection"
+]
 """Parts of the report on the test split; those about training are there for every task."""
 
 
@@ -31,19 +33,22 @@ class SplitMetrics(ABC):
     @abstractmethod
     def update(
         self,
-        logits: Float[Tensor, "N C *S"],
+        output: Features,
         targets: Shaped[Tensor, "N *T"],
-        teacher_logits: Float[Tensor, "N D *R"] | None = None,
+        teacher_out: Features | None = None,
     ) -> None:
-        """Add one batch; `teacher_logits` are what agreement is measured against."""
+        """Add one batch; `teacher_out` is what agreement is measured against."""
 
     @abstractmethod
     def validation_scores(self) -> dict[str, float]:
-        """Return the scores of an epoch; the task's `primary_metric` and `loss` are among them."""
+        """Return the scores of an epoch; the task's `primary_metric` is among them.
+
+        So is `loss`, where it can be computed outside of training.
+        """
 
     @abstractmethod
     def test_scores(self) -> dict[str, Any]:  # Any: JSON
-        """Return the scores of a result; `primary_metric`, `accuracy` and `samples` among them."""
+        """Return the scores of a result; `primary_metric` and `samples` are among them."""
 
     @property
     @abstractmethod
@@ -72,6 +77,8 @@ class BaseTask(ABC):
     """What accuracy is a share of, in the plural: `images`, `pixels`."""
     primary_metric: ClassVar[str] = "accuracy"
     """The validation score that decides which epoch is delivered: 0 to 1, higher is better."""
+    uses_logits_only: ClassVar[bool] = True
+    """Whether loss and metrics read the logits and nothing else of a network's features."""
     caches_logits: ClassVar[bool]
     """Whether the logits of an image are few enough to keep them for each image of a buffer."""
     compares_features: ClassVar[bool]
@@ -83,8 +90,10 @@ class BaseTask(ABC):
         return network.task == self.network_task
 
     @abstractmethod
-    def output_shape(self, images: Shaped[Tensor, "N c h w"], classes: int) -> tuple[int, ...]:
-        """Return the shape of the logits that a network has to give for these images."""
+    def output_shape(
+        self, images: Shaped[Tensor, "N c h w"], classes: int
+    ) -> tuple[int | None, ...]:
+        """Return the shape that a network has to answer these images with; None: any number."""
 
     # -- targets -------------------------------------------------------------------------------
 
@@ -121,29 +130,34 @@ class BaseTask(ABC):
     ) -> Shaped[Tensor, "N *T"]:
         """Return the targets with this share of them wrong; raises `BadRecipe` if they cannot be.
 
-        Targets that name no single class for each image cannot be exchanged for another one.
+        Here none can be: `config.rules` refuses a share above 0 for tasks without one class for
+        each image.
         """
         if share:
-            raise errors.BadRecipe(
-                f"training.label_noise: the targets of {self.name} are not one class for each "
-                "image, so none can be replaced by another; set it to 0"
-            )
+            raise NotImplementedError(f"targets of {self.name} cannot be wrong")
+        return targets
+
+    def crop_targets(self, targets: Shaped[Tensor, "N *T"], crops: Crops) -> Shaped[Tensor, "N *T"]:
+        """Return the targets as they are in crops of their images; here a crop keeps its own."""
         return targets
 
     # -- training ------------------------------------------------------------------------------
 
     @abstractmethod
-    def loss(self, logits: Float[Tensor, "N C *S"], batch: Batch) -> Float[Tensor, ""]:
-        """Return the mean loss of a batch against its targets, in nats.
+    def loss(self, output: Features, batch: Batch) -> Float[Tensor, ""]:
+        """Return the mean loss of a network's output for a batch against its targets, in nats.
 
         An image that is mixed from two counts with the targets of both, by their shares.
         """
 
     def count_correct(
-        self, logits: Float[Tensor, "N C *S"], targets: Shaped[Tensor, "N *T"]
+        self, output: Features, targets: Shaped[Tensor, "N *T"]
     ) -> tuple[Int[Tensor, ""], int]:
-        """Return how many answers are right, on the device, and how many there are."""
-        return count_equal_answers(logits, targets)
+        """Return how many answers are right, on the device, and how many there are.
+
+        A task whose answers are not counted in training returns 0 of 0.
+        """
+        return count_equal_answers(output, targets)
 
     # -- evaluation ----------------------------------------------------------------------------
 
@@ -160,7 +174,7 @@ class BaseTask(ABC):
 
 
 def count_equal_answers(
-    logits: Float[Tensor, "N C *S"], targets: Int[Tensor, "N *S"]
+    output: Features, targets: Int[Tensor, "N *S"]
 ) -> tuple[Int[Tensor, ""], int]:
     """Return how often the largest logit is that of the target's class, and of how many."""
-    return (logits.argmax(1) == targets).sum(), targets.numel()
+    return (output.logits.argmax(1) == targets).sum(), targets.numel()

@@ -13,6 +13,7 @@ from workers.distill.config import rules
 from workers.distill.data import dataset, stateless_rng
 from workers.distill.data.loader import NOISE
 from workers.distill.data.types import Batch
+from workers.distill.networks.interface import Features
 from workers.distill.tasks.base import CALIBRATION_BINS, BaseTask, SplitMetrics
 
 BATCH = 256
@@ -30,15 +31,15 @@ class ClassificationMetrics(SplitMetrics):
 
     def update(
         self,
-        logits: Float[Tensor, "N C"],
+        output: Features,
         targets: Int[Tensor, " N"],
-        teacher_logits: Float[Tensor, "N D"] | None = None,
+        teacher_out: Features | None = None,
     ) -> None:
-        """Keep one batch."""
-        self._logits.append(logits.float())
+        """Keep one batch's logits and labels."""
+        self._logits.append(output.logits.float())
         self._labels.append(targets)
-        if teacher_logits is not None:
-            self._teacher_logits.append(teacher_logits.float())
+        if teacher_out is not None:
+            self._teacher_logits.append(teacher_out.logits.float())
 
     def logits(self) -> Float[Tensor, "N C"]:
         """Return all logits in stored order."""
@@ -122,8 +123,9 @@ class Classification(BaseTask):
         noisy[chosen] = (targets[chosen] + away) % classes
         return noisy
 
-    def loss(self, logits: Float[Tensor, "N C"], batch: Batch) -> Float[Tensor, ""]:
+    def loss(self, output: Features, batch: Batch) -> Float[Tensor, ""]:
         """Return the mean cross-entropy, each mixed image with both of its labels."""
+        logits = output.logits
         if batch.mixed is None:
             return F.cross_entropy(logits, batch.labels)
         first = F.cross_entropy(logits, batch.labels, reduction="none")

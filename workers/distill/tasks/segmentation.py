@@ -12,8 +12,10 @@ from torch import Tensor
 
 from workers.distill import errors
 from workers.distill.data import dataset
-from workers.distill.data.types import Batch
+from workers.distill.data.transforms import resized_crops
+from workers.distill.data.types import Batch, Crops
 from workers.distill.functional import segmentation_metrics
+from workers.distill.networks.interface import Features
 from workers.distill.tasks.base import BaseTask, SplitMetrics
 
 MOST_IMAGES = 256
@@ -31,12 +33,13 @@ class SegmentationMetrics(SplitMetrics):
 
     def update(
         self,
-        logits: Float[Tensor, "N C i j"],
+        output: Features,
         targets: Integer[Tensor, "N h w"],
-        teacher_logits: Float[Tensor, "N D k l"] | None = None,
+        teacher_out: Features | None = None,
     ) -> None:
         """Count one batch; logits are brought to the size of the masks."""
-        self._counts.add(logits, targets, teacher_logits)
+        teacher_logits = None if teacher_out is None else teacher_out.logits
+        self._counts.add(output.logits, targets, teacher_logits)
         self._samples += len(targets)
 
     @property
@@ -121,16 +124,18 @@ class Segmentation(BaseTask):
         """Return masks of the largest logit's class."""
         return logits.argmax(1).to(torch.uint8)
 
-    def loss(self, logits: Float[Tensor, "N C i j"], batch: Batch) -> Float[Tensor, ""]:
+    def crop_targets(
+        self, targets: Integer[Tensor, "N h w"], crops: Crops
+    ) -> Integer[Tensor, "N h w"]:
+        """Return the masks of the crops; pixels outside the image have no class."""
+        return resized_crops.cut_masks(targets, crops, dataset.IGNORE_INDEX)
+
+    def loss(self, output: Features, batch: Batch) -> Float[Tensor, ""]:
         """Return the mean cross-entropy of the pixels that have a class.
 
         Logits are brought to the size of the masks.
         """
-        if batch.mixed is not None:
-            raise errors.BadRecipe(
-                "training.mixing: images with masks are not mixed; leave mixing out"
-            )
-        resized = segmentation_metrics.resize(logits, batch.labels)
+        resized = segmentation_metrics.resize(output.logits, batch.labels)
         return F.cross_entropy(resized, batch.labels.long(), ignore_index=dataset.IGNORE_INDEX)
 
     def evaluation_batch_size(self, classes: int, positions: int) -> int:

@@ -81,10 +81,10 @@ class DOT(torch.optim.Optimizer):
         parameters: list[Tensor] = [push.parameter for push in pushes]
         buffers = []
         for parameter in parameters:
-            kept = self.state[parameter]
-            if side not in kept:  # from zero, the first step leaves the gradient itself there
-                kept[side] = torch.zeros_like(parameter)
-            buffers.append(kept[side])
+            state = self.state[parameter]
+            if side not in state:  # from zero, the first step leaves the gradient itself there
+                state[side] = torch.zeros_like(parameter)
+            buffers.append(state[side])
         decays = [group["weight_decay"] if push.decays else 0.0 for push in pushes]
         gradients = list(torch._foreach_mul(parameters, decays))
         torch._foreach_add_(gradients, [push.gradient for push in pushes])

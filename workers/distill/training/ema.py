@@ -18,9 +18,9 @@ class EMA:
 
     def __init__(self, modules: Mapping[str, nn.Module], decay: float) -> None:
         self._decay = decay
-        found = averaged_tensors(modules)
-        self._names = list(found)
-        self._sources = list(found.values())
+        tensors = averaged_tensors(modules)
+        self._names = list(tensors)
+        self._sources = list(tensors.values())
         self._values = [source.clone() for source in self._sources]
 
     @torch.no_grad()
@@ -36,20 +36,20 @@ class EMA:
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
         """Replace the weights by their averages inside the context."""
-        kept = [source.clone() for source in self._sources]
+        originals = [source.clone() for source in self._sources]
         with torch.no_grad():
             torch._foreach_copy_(self._sources, self._values)
         try:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(self._sources, kept)
+                torch._foreach_copy_(self._sources, originals)
 
     @torch.no_grad()
     def copy_to(self, modules: Mapping[str, nn.Module]) -> None:
         """Copy the averages into modules of the same structure."""
-        found = averaged_tensors(modules)
-        torch._foreach_copy_([found[name] for name in self._names], self._values)
+        tensors = averaged_tensors(modules)
+        torch._foreach_copy_([tensors[name] for name in self._names], self._values)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state for a checkpoint."""
@@ -63,14 +63,14 @@ class EMA:
 
 def averaged_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """Return what is averaged, each tensor once, by the name of its module and its own."""
-    found: dict[str, Tensor] = {}
-    seen: set[int] = set()
+    averaged: dict[str, Tensor] = {}
+    ids: set[int] = set()
     for owner, module in modules.items():
         for name, tensor in (*_parameters(module), *_moments(module)):
-            if id(tensor) not in seen:
-                seen.add(id(tensor))
-                found[f"{owner}.{name}"] = tensor.detach()
-    return found
+            if id(tensor) not in ids:
+                ids.add(id(tensor))
+                averaged[f"{owner}.{name}"] = tensor.detach()
+    return averaged
 
 
 def _parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -33,7 +33,7 @@ class StudentTrainer:
         total = state.optimizer.step(output.terms, moment)
         state.method.after_step(moment)
         labels = self.correct_labels(batch, output)
-        state.record_step(moment, total, output.terms, output.student.logits, labels)
+        state.record_step(moment, total, output.terms, output.student, labels)
         self.reporter.after_step(state, moment, len(batch.labels))
         return output
 

@@ -5,22 +5,26 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
 from workers.distill import errors
 from workers.distill.methods.base import Terms
+from workers.distill.networks.interface import Features
 from workers.distill.tasks.base import count_equal_answers
 
-CountCorrect: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, int]]
-"""Takes logits and labels; returns how many answers are right, and how many there are."""
+CountCorrect: TypeAlias = Callable[[Features, Tensor], tuple[Tensor, int]]
+"""Takes a network's output and labels; returns the number of right answers, and of all."""
 
 
 @dataclass(frozen=True)
 class EpochAverages:
-    """An epoch's share of correct answers, and its mean losses up to the last reading."""
+    """An epoch's share of correct answers, and its mean losses up to the last reading.
 
-    accuracy: float
+    The share is None where the task counts no answers.
+    """
+
+    accuracy: float | None
     losses: dict[str, float]
 
 
@@ -47,10 +51,10 @@ class LossMeter:
         step: int,
         total: Tensor,
         terms: Terms,
-        logits: Float[Tensor, "N C *S"] | None = None,
+        output: Features | None = None,
         labels: Shaped[Tensor, "N *T"] | None = None,
     ) -> None:
-        """Add one step, and its answers where logits and labels are given."""
+        """Add one step, and its answers where output and labels are given."""
         values = torch.stack([total, *terms.values()]).float()
         if not self._names:
             self._names = ["total", *terms]
@@ -58,8 +62,8 @@ class LossMeter:
             self._bad = torch.zeros_like(values)
         self._sums += values
         self._steps += 1
-        if logits is not None and labels is not None:
-            correct, answers = self._count_correct(logits, labels)
+        if output is not None and labels is not None:
+            correct, answers = self._count_correct(output, labels)
             self._correct += correct
             self._samples += answers
         broke = ~values.isfinite().all() & (self._bad_step < 0)
@@ -78,7 +82,7 @@ class LossMeter:
 
     def compute_and_reset_epoch(self) -> EpochAverages:
         """Return the epoch's averages and start a new epoch; waits for the device."""
-        share = int(self._correct) / max(self._samples, 1)
+        share = int(self._correct) / self._samples if self._samples else None
         pairs = zip(self._names, self._epoch_sums, strict=False)  # no sums before the first reading
         losses = {name: value / max(self._epoch_steps, 1) for name, value in pairs}
         self._correct.zero_()

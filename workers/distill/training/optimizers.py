@@ -61,8 +61,10 @@ class TrainOptimizer:
     def _gradients(self, loss: Tensor | None, *, again: bool) -> list[Tensor | None]:
         if loss is None or not loss.requires_grad:
             return [None] * len(self._parameters)
-        found = torch.autograd.grad(loss, self._parameters, retain_graph=again, allow_unused=True)
-        return list(found)
+        gradients = torch.autograd.grad(
+            loss, self._parameters, retain_graph=again, allow_unused=True
+        )
+        return list(gradients)
 
     def learning_rate(self, moment: Moment) -> float:
         """Return the learning rate of a step."""
@@ -93,12 +95,12 @@ def clip_both(task: dot.Gradients, rest: dot.Gradients, limit: float) -> None:
 
 def trainable_parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
     """Return each parameter that wants a gradient once, in order."""
-    found: dict[int, nn.Parameter] = {}
+    parameters: dict[int, nn.Parameter] = {}
     for module in modules:
         for parameter in module.parameters():
             if parameter.requires_grad:
-                found.setdefault(id(parameter), parameter)
-    return list(found.values())
+                parameters.setdefault(id(parameter), parameter)
+    return list(parameters.values())
 
 
 def _optimizer(training: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -2,7 +2,7 @@
 
 import math
 
-from workers.distill.config.training import Constant, Cosine, Schedule, Step
+from workers.distill.config.training import Constant, Cosine, Poly, Schedule, Step
 from workers.distill.methods.base import Moment
 
 
@@ -15,12 +15,15 @@ def rate_factor(schedule: Schedule, moment: Moment, epochs: int) -> float:
             # "After epoch 150" means from epoch 151 on: the milestone's own epoch is unchanged.
             passed = sum(moment.epoch > milestone for milestone in schedule.milestones or ())
             return rising * math.pow(schedule.factor, passed)
-        case Cosine():
+        case Cosine() | Poly():
             if moment.step <= warmup:
                 return rising
             left = max(epochs * moment.steps_per_epoch - warmup, 1)
-            done = min((moment.step - 1 - warmup) / left, 1.0)
-            final = schedule.final_factor
-            return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * max(done, 0.0)))
+            done = max(min((moment.step - 1 - warmup) / left, 1.0), 0.0)
+            if isinstance(schedule, Poly):
+                share = math.pow(1 - done, schedule.power)
+            else:
+                share = 0.5 * (1 + math.cos(math.pi * done))
+            return schedule.final_factor + (1 - schedule.final_factor) * share
         case Constant():
             return rising

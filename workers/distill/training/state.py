@@ -12,7 +12,7 @@ from workers.distill import errors
 from workers.distill.config.training import Training
 from workers.distill.data.types import Batch
 from workers.distill.methods.base import Method, Moment, Terms
-from workers.distill.networks.interface import Network
+from workers.distill.networks.interface import Features, Network
 from workers.distill.training.ema import EMA
 from workers.distill.training.meters import LossMeter
 from workers.distill.training.optimizers import TrainOptimizer
@@ -151,10 +151,10 @@ class TrainState:
                     break
 
     def record_step(
-        self, moment: Moment, total: Tensor, terms: Terms, logits: Tensor, labels: Tensor
+        self, moment: Moment, total: Tensor, terms: Terms, output: Features, labels: Tensor
     ) -> None:
         """Count a step that was made; answers equal to `labels` count as correct."""
-        self.meter.update(moment.step, total, terms, logits, labels)
+        self.meter.update(moment.step, total, terms, output, labels)
         if self.ema is not None:
             self.ema.update(moment.step)
         self.step = moment.step
@@ -169,7 +169,8 @@ class TrainState:
         if self.finished or epoch % self.training.evaluate_every_epochs == 0:
             metrics = self._validate(epoch)
         averages = self.meter.compute_and_reset_epoch()
-        metrics[f"train/{self.train_metric}"] = averages.accuracy
+        if averages.accuracy is not None:
+            metrics[f"train/{self.train_metric}"] = averages.accuracy
         metrics |= self.source.finish_epoch(epoch, last=self.finished)
         self.finished_epoch = epoch
         losses = {f"loss/{name}": value for name, value in averages.losses.items()}
@@ -244,8 +245,8 @@ class TrainState:
     def _keep_weights(self, epoch: int, score: float) -> None:
         student = {name: value.clone() for name, value in self.student.state_dict().items()}
         # Memory banks can be larger than any student; they are kept where they are delivered.
-        kept = self.method.state_dict() if delivers_own_parts(self.method) else {}
-        method = {name: value.clone() for name, value in kept.items()}
+        own_parts = self.method.state_dict() if delivers_own_parts(self.method) else {}
+        method = {name: value.clone() for name, value in own_parts.items()}
         self.best = BestWeights(epoch, score, student, method)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workers.distill import errors
+from workers.distill.config.descriptions import MAPS
 from workers.distill.data.loader import BatchLoader
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.data.types import Batch
@@ -126,15 +127,10 @@ class StoredTeacher:
     def __init__(self, method: Method, example: Features, *, count: int, views: int) -> None:
         """Allocate the cache for count x views entries.
 
-        Entries are shaped like `example`, the teacher's outputs for one or more images. Raises
-        `BadRecipe` for a method that cannot work from a cache, and for a cache that is too large.
+        Entries are shaped like `example`, the teacher's outputs for one or more images. Which
+        methods can work from a cache is a rule (`rules.of_method_and_training`). Raises `BadRecipe`
+        for a cache that is too large.
         """
-        refusal = cannot_store(method)
-        if refusal is not None:
-            raise errors.BadRecipe(
-                f"method {method.name} {refusal}; set training.teacher_cache to null",
-                method=method.name,
-            )
         self._method = method
         self._views = views
         entries = method.store(example)
@@ -199,20 +195,9 @@ def fill_stores(
         done += len(batch.labels)
 
 
-def cannot_store(method: Method) -> str | None:
-    """Return why a method cannot work from a teacher cache, or None if it can."""
-    if uses_feature_maps(method):
-        return "looks at the teacher's feature maps, which are too large for a teacher cache"
-    if method.uses_strong_view:
-        return "compares two views of each image, of which a teacher cache holds one"
-    if method.teacher_trains:
-        return "observes the teacher with the batch's own statistics, which a cache cannot know"
-    return None
-
-
 def uses_feature_maps(method: Method) -> bool:
     """Whether a method reads feature maps, not only logits and pooled features."""
-    return bool({"stages", "pre_activations", "final"} & set(method.required_teacher_features))
+    return bool(MAPS & set(method.required_teacher_features))
 
 
 def fits_cache(count: int, classes: int, width: int) -> bool:

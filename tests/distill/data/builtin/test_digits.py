@@ -15,16 +15,16 @@ class TestWrite:
         record = digits.write(tmp_path)
         assert record.splits == {"train": 1257, "validation": 180, "test": 360}
         assert record.flip is False
-        found = dataset.load(tmp_path)
+        stored = dataset.load(tmp_path)
         for name in dataset.SPLITS:
-            counts = torch.bincount(found.split(name).labels, minlength=10)
+            counts = torch.bincount(stored.split(name).labels, minlength=10)
             # 1,797 digits are 174 to 183 of each kind.
             assert counts.max() - counts.min() <= 8
 
     def test_pixels_are_those_of_scikit_learn_scaled_to_a_byte(self, tmp_path: Path) -> None:
         digits.write(tmp_path)
-        found = dataset.load(tmp_path)
-        ours = torch.cat([found.split(name).images for name in dataset.SPLITS])
+        stored = dataset.load(tmp_path)
+        ours = torch.cat([stored.split(name).images for name in dataset.SPLITS])
         pixels = torch.from_numpy(datasets.load_digits().data).reshape(-1, 1, 8, 8)
         theirs = (pixels * 255 / 16).round().to(torch.uint8)
         assert ours.shape == theirs.shape

@@ -149,9 +149,9 @@ class TestLoadPickle:
 
 class TestRefusedArchives:
     def test_other_archives_are_not_cifar(self, tmp_path: Path) -> None:
-        found = refusal(tmp_path, {"cat/1.png": b"x"})
-        assert found.refusal == "unsupported_format"
-        assert "data_batch" in found.message
+        error = refusal(tmp_path, {"cat/1.png": b"x"})
+        assert error.refusal == "unsupported_format"
+        assert "data_batch" in error.message
 
     @pytest.mark.parametrize(
         ("changes", "code"),
@@ -171,6 +171,6 @@ class TestRefusedArchives:
             **cifar10(),
             "cifar-10-batches-py/data_batch_3": {**a_batch(20, seed=3), **changes},
         }
-        found = refusal(tmp_path, files)
-        assert found.refusal == code
-        assert "data_batch_3" in found.message
+        error = refusal(tmp_path, files)
+        assert error.refusal == code
+        assert "data_batch_3" in error.message

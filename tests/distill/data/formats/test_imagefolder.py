@@ -59,11 +59,11 @@ class TestConvert:
         assert record.flip
         assert (record.input.channels, record.input.height, record.input.width) == (3, 8, 8)
         assert len(record.notes) == 2
-        found = dataset.load(tmp_path / "dataset")
-        seen = torch.cat([found.split(name).images[:, 0, 0, 0] for name in dataset.SPLITS])
+        stored = dataset.load(tmp_path / "dataset")
+        seen = torch.cat([stored.split(name).images[:, 0, 0, 0] for name in dataset.SPLITS])
         assert sorted(seen.tolist()) == [*range(50, 60), *range(100, 110)]
         for name in dataset.SPLITS:
-            split = found.split(name)
+            split = stored.split(name)
             assert torch.equal(split.labels, (split.images[:, 0, 0, 0] >= 100).long())
 
     def test_moments_are_those_of_the_training_split(self, tmp_path: Path) -> None:
@@ -161,35 +161,35 @@ class TestRefusedArchives:
 
     def test_class_that_training_does_not_know(self, tmp_path: Path) -> None:
         files = {**two_classes("train/"), "test/cow/1.png": a_picture()}
-        found = refusal(tmp_path, files)
-        assert found.refusal == "bad_labels"
-        assert "'cow'" in found.message
+        error = refusal(tmp_path, files)
+        assert error.refusal == "bad_labels"
+        assert "'cow'" in error.message
 
     def test_mixed_sizes_say_what_to_give(self, tmp_path: Path) -> None:
-        found = refusal(tmp_path, {**two_classes(), "cat/x.png": a_picture(size=(9, 8))})
-        assert found.refusal == "mixed_sizes"
-        assert "input.height" in found.message
-        assert "9x8" in found.message
+        error = refusal(tmp_path, {**two_classes(), "cat/x.png": a_picture(size=(9, 8))})
+        assert error.refusal == "mixed_sizes"
+        assert "input.height" in error.message
+        assert "9x8" in error.message
 
     @pytest.mark.parametrize("content", [b"not a picture", b"", b"\x89PNG\r\n\x1a\n broken"])
     def test_file_that_is_no_picture_is_named(self, tmp_path: Path, content: bytes) -> None:
-        found = refusal(tmp_path, {**two_classes(), "cat/broken.png": content})
-        assert found.refusal == "unreadable"
-        assert "cat/broken.png" in found.message
+        error = refusal(tmp_path, {**two_classes(), "cat/broken.png": content})
+        assert error.refusal == "unreadable"
+        assert "cat/broken.png" in error.message
 
     def test_cut_picture_is_named(self, tmp_path: Path) -> None:
         noise = np.random.RandomState(0).randint(0, 256, (8, 8, 3)).astype(np.uint8)
         stream = io.BytesIO()
         Image.fromarray(noise).save(stream, "PNG")
-        found = refusal(tmp_path, {**two_classes(), "cat/cut.png": stream.getvalue()[:120]})
-        assert found.refusal == "unreadable"
-        assert "cat/cut.png" in found.message
+        error = refusal(tmp_path, {**two_classes(), "cat/cut.png": stream.getvalue()[:120]})
+        assert error.refusal == "unreadable"
+        assert "cat/cut.png" in error.message
 
     def test_picture_of_too_many_pixels_is_not_decoded(self, tmp_path: Path) -> None:
         stream = io.BytesIO()
         Image.new("1", (9000, 9000)).save(stream, "PNG")
-        found = refusal(tmp_path, {**two_classes(), "cat/huge.png": stream.getvalue()}, height=8)
-        assert found.refusal == "too_large"
+        error = refusal(tmp_path, {**two_classes(), "cat/huge.png": stream.getvalue()}, height=8)
+        assert error.refusal == "too_large"
 
     def test_link_is_refused(self, tmp_path: Path) -> None:
         with tarfile.open(tmp_path / "upload", "w") as archive:

@@ -82,12 +82,12 @@ class TestConvert:
 
     def test_floats_in_zero_to_one_are_rounded_to_bytes(self, tmp_path: Path) -> None:
         whole = arrays(20)
-        found = []
+        images_of = []
         for name, images in (("u", whole["images"]), ("f", whole["images"] / 255)):
             (tmp_path / name).mkdir()
             convert(tmp_path / name, {**whole, "images": images})
-            found.append(dataset.load(tmp_path / name / "dataset").split("train").images)
-        assert torch.equal(found[0], found[1])
+            images_of.append(dataset.load(tmp_path / name / "dataset").split("train").images)
+        assert torch.equal(images_of[0], images_of[1])
 
     def test_labels_may_be_a_column(self, tmp_path: Path) -> None:
         whole = arrays(20)
@@ -200,14 +200,14 @@ class TestRefusedFiles:
         assert refusal(tmp_path, {**arrays(20), **changes}).refusal == code
 
     def test_missing_labels_are_named(self, tmp_path: Path) -> None:
-        found = refusal(tmp_path, {"x_train": arrays(20)["images"]})
-        assert found.refusal == "bad_labels"
-        assert "'y_train'" in found.message
+        error = refusal(tmp_path, {"x_train": arrays(20)["images"]})
+        assert error.refusal == "bad_labels"
+        assert "'y_train'" in error.message
 
     def test_other_arrays_are_listed(self, tmp_path: Path) -> None:
-        found = refusal(tmp_path, {"pictures": np.zeros(3)})
-        assert found.refusal == "unsupported_format"
-        assert "pictures" in found.message
+        error = refusal(tmp_path, {"pictures": np.zeros(3)})
+        assert error.refusal == "unsupported_format"
+        assert "pictures" in error.message
 
     def test_splits_of_different_sizes_are_refused(self, tmp_path: Path) -> None:
         small, large = arrays(20), arrays(20, shape=(3, 8, 8))
@@ -232,8 +232,8 @@ class TestRefusedFiles:
             uploads.convert("npz", tmp_path)
 
     def test_bombs_are_refused(self, tmp_path: Path) -> None:
-        found = refusal(tmp_path, {**arrays(20), "padding": np.zeros(80 << 20, dtype=np.uint8)})
-        assert found.refusal == "too_large"
+        error = refusal(tmp_path, {**arrays(20), "padding": np.zeros(80 << 20, dtype=np.uint8)})
+        assert error.refusal == "too_large"
 
     @pytest.mark.parametrize("text", [b"", b"hello", b"PK\x03\x04 broken"])
     def test_other_files_are_unreadable(self, tmp_path: Path, text: bytes) -> None:

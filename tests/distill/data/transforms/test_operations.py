@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from workers.distill.data import stateless_rng
 from workers.distill.data.transforms import operations, policies
-from workers.distill.data.transforms.operations import Drawn, Operation
+from workers.distill.data.transforms.operations import DrawnOperations, Operation
 
 
 def pictures(count: int = 8, channels: int = 3, height: int = 12, width: int = 16) -> torch.Tensor:
@@ -20,7 +20,9 @@ def pictures(count: int = 8, channels: int = 3, height: int = 12, width: int = 1
 
 def done(images: torch.Tensor, operation: Operation, amounts: list[float]) -> torch.Tensor:
     codes = torch.full((1, len(images)), int(operation))
-    return operations.apply(images, Drawn(codes, torch.tensor([amounts], dtype=torch.float64)))
+    return operations.apply(
+        images, DrawnOperations(codes, torch.tensor([amounts], dtype=torch.float64))
+    )
 
 
 def shear_x(image: torch.Tensor, slope: float) -> torch.Tensor:
@@ -75,9 +77,9 @@ class TestApply:
         images = pictures(channels=channels)
         images[0] = 7  # without any contrast
         each = [amounts[place % len(amounts)] for place in range(len(images))]
-        found = done(images, operation, each)
-        for image, strength, shown in zip(images, each, found, strict=True):
-            assert torch.equal(shown, wanted(image, strength)), strength
+        transformed = done(images, operation, each)
+        for image, strength, actual in zip(images, each, transformed, strict=True):
+            assert torch.equal(actual, wanted(image, strength)), strength
 
     @pytest.mark.parametrize("channels", [1, 3])
     @pytest.mark.parametrize(("operation", "wanted", "amounts"), ROUNDED)
@@ -90,14 +92,14 @@ class TestApply:
     ) -> None:
         images = pictures(channels=channels)
         each = [amounts[place % len(amounts)] for place in range(len(images))]
-        found = done(images, operation, each)
-        for image, strength, shown in zip(images, each, found, strict=True):
+        transformed = done(images, operation, each)
+        for image, strength, actual in zip(images, each, transformed, strict=True):
             other = wanted(image, strength)
             # Arithmetic in another order: a value at the edge of two whole ones, or a place
             # halfway between two pixels, may fall to the other side.
-            assert float((shown != other).float().mean()) < 0.05, strength
+            assert float((actual != other).float().mean()) < 0.05, strength
             if operation > Operation.ROTATE:
-                assert int((shown.int() - other.int()).abs().max()) <= 1, strength
+                assert int((actual.int() - other.int()).abs().max()) <= 1, strength
 
     def test_each_image_meets_its_own_operation(self) -> None:
         images = pictures(15)
@@ -105,18 +107,18 @@ class TestApply:
         amounts = torch.tensor(
             [policies.amount(Operation(int(code)), 0.5) for code in codes], dtype=torch.float64
         )
-        found = operations.apply(images, Drawn(codes[None], amounts[None]))
+        transformed = operations.apply(images, DrawnOperations(codes[None], amounts[None]))
         for place, code in enumerate(codes.tolist()):
             alone = done(images[place : place + 1], Operation(code), [float(amounts[place])])
-            assert torch.equal(found[place], alone[0]), Operation(code)
+            assert torch.equal(transformed[place], alone[0]), Operation(code)
 
     @pytest.mark.parametrize("shape", [(1, 8, 8), (2, 5, 7), (3, 2, 2), (64, 4, 4)])
     def test_takes_images_of_any_shape(self, shape: tuple[int, int, int]) -> None:
         images = torch.randint(0, 256, (30, *shape), dtype=torch.uint8)
         stream = stateless_rng.StatelessRNG(0, torch.arange(30))
-        found = operations.apply(images, policies.draw_randaugment(stream, 3, 20))
-        assert found.shape == images.shape
-        assert found.dtype == torch.uint8
+        transformed = operations.apply(images, policies.draw_randaugment(stream, 3, 20))
+        assert transformed.shape == images.shape
+        assert transformed.dtype == torch.uint8
 
     def test_leaves_its_input_alone(self) -> None:
         images = pictures(40)

@@ -38,20 +38,20 @@ class TestAutoAugment:
                 assert signed == (0 < operation < policies.SIGNED)
                 strengths = space(10, 64, 64)
                 if strengths is not None:
-                    wanted = float(strengths[bin_])
+                    expected = float(strengths[bin_])
                     factor = {"TranslateX": 64, "TranslateY": 64, "Solarize": 1 / 255}.get(name, 1)
-                    found = policies.amount(operation, bin_ / 9) * factor
-                    assert found == pytest.approx(wanted, abs=1e-5)
+                    amount = policies.amount(operation, bin_ / 9) * factor
+                    assert amount == pytest.approx(expected, abs=1e-5)
 
     def test_draws_pairs_as_often_as_the_policy_says(self) -> None:
         drawn = policies.draw_autoaugment(stateless_rng.StatelessRNG(0, torch.arange(50_000)))
         for slot in range(2):
-            wanted = torch.zeros(len(Operation), dtype=torch.float64)
+            expected = torch.zeros(len(Operation), dtype=torch.float64)
             for pair in policies.POLICY:
-                wanted[pair[slot][0]] += pair[slot][1] / 25
-                wanted[0] += (1 - pair[slot][1]) / 25
-            found = drawn.operations[slot].bincount(minlength=len(Operation)) / 50_000
-            assert torch.allclose(found.double(), wanted, atol=0.01)
+                expected[pair[slot][0]] += pair[slot][1] / 25
+                expected[0] += (1 - pair[slot][1]) / 25
+            shares = drawn.operations[slot].bincount(minlength=len(Operation)) / 50_000
+            assert torch.allclose(shares.double(), expected, atol=0.01)
 
     def test_goes_both_ways_where_an_operation_has_two(self) -> None:
         drawn = policies.draw_autoaugment(stateless_rng.StatelessRNG(0, torch.arange(5_000)))
@@ -73,8 +73,8 @@ class TestRandAugment:
             strengths = space(31, 64, 64)
             if strengths is not None:
                 factor = {"TranslateX": 64, "TranslateY": 64, "Solarize": 1 / 255}.get(name, 1)
-                found = policies.amount(NAMES[name], magnitude / 30) * factor
-                assert found == pytest.approx(float(strengths[magnitude]), abs=1e-5), name
+                amount = policies.amount(NAMES[name], magnitude / 30) * factor
+                assert amount == pytest.approx(float(strengths[magnitude]), abs=1e-5), name
 
 
 class TestStrong:

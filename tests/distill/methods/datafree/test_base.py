@@ -15,24 +15,24 @@ def refuses(*_given: torch.Tensor) -> torch.Tensor:
 class TestTermsOfAStep:
     def test_are_weighed(self) -> None:
         step = batches.step(TEACHER, STUDENT)
-        found = step.term(3.0, entropies.mean_cross_entropy, TEACHER)
-        assert torch.equal(found, 3 * entropies.mean_cross_entropy(TEACHER))
+        term = step.term(3.0, entropies.mean_cross_entropy, TEACHER)
+        assert torch.equal(term, 3 * entropies.mean_cross_entropy(TEACHER))
         against = step.student_term(-2.0, adversaries.discrepancy, masked=True)
-        wanted = adversaries.discrepancy(STUDENT, TEACHER, masked=True)
-        assert torch.equal(against, -2 * wanted)
+        expected = adversaries.discrepancy(STUDENT, TEACHER, masked=True)
+        assert torch.equal(against, -2 * expected)
 
     @pytest.mark.parametrize("weight", [0.0, -0.0])
     def test_of_no_weight_are_zeros_that_cost_nothing(self, weight: float) -> None:
         step = batches.step(TEACHER.clone().requires_grad_(), STUDENT)
-        for found in (step.term(weight, refuses), step.student_term(weight, refuses)):
-            assert found.shape == ()
-            assert float(found) == 0
-            assert found.dtype == TEACHER.dtype
-            assert not found.requires_grad
+        for term in (step.term(weight, refuses), step.student_term(weight, refuses)):
+            assert term.shape == ()
+            assert float(term) == 0
+            assert term.dtype == TEACHER.dtype
+            assert not term.requires_grad
 
     def test_against_the_student_are_zeros_while_there_is_none(self) -> None:
-        found = batches.step(TEACHER).student_term(1.0, refuses)
-        assert float(found) == 0
+        term = batches.step(TEACHER).student_term(1.0, refuses)
+        assert float(term) == 0
 
 
 class TestInTurn:

@@ -86,31 +86,31 @@ class TestBank:
         assert torch.equal(again.local, bank.local)
         assert torch.equal(again.whole, bank.whole)
         torch.manual_seed(1)
-        wanted = bank.draw(3)
+        expected = bank.draw(3)
         torch.manual_seed(1)
-        assert torch.equal(again.draw(3)[0], wanted[0])
+        assert torch.equal(again.draw(3)[0], expected[0])
 
 
 class TestContrast:
     def test_equals_the_published_value_with_a_bank(self) -> None:
         made = method()
         made.bank.append(LOCAL[2:], WHOLE[2:])
-        found = made.contrast(nn.Identity(), LOCAL[:2], WHOLE[:2])
-        assert CASES.close(found, CASES.case("cmi", "loss_with_bank"))
+        loss = made.contrast(nn.Identity(), LOCAL[:2], WHOLE[:2])
+        assert CASES.close(loss, CASES.case("cmi", "loss_with_bank"))
 
     def test_equals_the_published_value_without_a_bank(self) -> None:
-        found = method().contrast(nn.Identity(), LOCAL, WHOLE)
-        assert CASES.close(found, CASES.case("cmi", "loss_without_bank"))
+        loss = method().contrast(nn.Identity(), LOCAL, WHOLE)
+        assert CASES.close(loss, CASES.case("cmi", "loss_without_bank"))
 
     def test_compares_what_norms_receive_of_both_views(self) -> None:
         made = method(contrast_weight=3.0)
-        shown = step(made)
+        batch = step(made)
         assert made.head is not None
-        local = made.head((shown.images**2).mean((2, 3)))
-        whole = made.head(shown.images.mean((2, 3)))
+        local = made.head((batch.images**2).mean((2, 3)))
+        whole = made.head(batch.images.mean((2, 3)))
         scores = F.normalize(local, dim=1) @ F.normalize(whole, dim=1).T / 0.2
-        wanted = 3 * F.cross_entropy(scores, torch.arange(4))
-        assert torch.allclose(made.synthesis_terms(shown)["contrast"], wanted, rtol=1e-9)
+        expected = 3 * F.cross_entropy(scores, torch.arange(4))
+        assert torch.allclose(made.synthesis_terms(batch)["contrast"], expected, rtol=1e-9)
 
     def test_draws_no_more_of_the_bank_than_it_is_told(self) -> None:
         made = method(bank_draws=2)
@@ -127,13 +127,13 @@ class TestSynthesis:
         made = method(adversarial_weight=1)
         other = batches.norm_input(batches.images(4, 9))
         first = batches.norm_input()
-        shown = batches.batch(
+        batch = batches.batch(
             batches.outputs(TEACHER, first),
             batches.outputs(STUDENT),
             # Of another size, as if distances were taken of the second view by mistake.
             second_view=batches.outputs(TEACHER, batches.norm_input(other.received[:2])),
         )
-        terms = made.synthesis_terms(shown)
+        terms = made.synthesis_terms(batch)
         assert CASES.close(terms["bn"], CASES.case("bn_loss_l2norm_var"))
         assert CASES.close(terms["onehot"], CASES.case("ce_to_targets_mean"))
         assert CASES.close(terms["adversarial"], CASES.case("adv_loss_masked"))
@@ -141,12 +141,12 @@ class TestSynthesis:
     def test_aims_at_what_the_teacher_sees_where_asked_to_and_in_dense_tasks(self) -> None:
         values = {"bn_weight": 0, "contrast_weight": 0}
         plain = batches.batch(batches.outputs(TEACHER))
-        found = method(target="argmax", **values).synthesis_terms(plain)["onehot"]
-        assert CASES.close(found, CASES.case("ce_to_argmax_mean"))
+        term = method(target="argmax", **values).synthesis_terms(plain)["onehot"]
+        assert CASES.close(term, CASES.case("ce_to_argmax_mean"))
         dense = batches.outputs(batches.dense(TEACHER))
-        shown = batches.batch(dense, targets=torch.tensor([2, 2]))
+        batch = batches.batch(dense, targets=torch.tensor([2, 2]))
         assert CASES.close(
-            method(**values).synthesis_terms(shown)["onehot"], CASES.case("ce_to_argmax_mean")
+            method(**values).synthesis_terms(batch)["onehot"], CASES.case("ce_to_argmax_mean")
         )
 
     def test_has_the_gradient_of_its_value(self) -> None:
@@ -169,15 +169,15 @@ class TestSynthesis:
 
     def test_moves_images_by_their_cropped_view_alone(self) -> None:
         made = method()
-        shown = step(made)
+        batch = step(made)
         (gradient,) = torch.autograd.grad(
-            made.synthesis_terms(shown)["contrast"], shown.images, retain_graph=True
+            made.synthesis_terms(batch)["contrast"], batch.images, retain_graph=True
         )
-        assert shown.second_view is not None
-        local = shown.second_view.norms[0].received
-        (through,) = torch.autograd.grad(made.synthesis_terms(shown)["contrast"], local)
+        assert batch.second_view is not None
+        local = batch.second_view.norms[0].received
+        (through,) = torch.autograd.grad(made.synthesis_terms(batch)["contrast"], local)
         # The second view of these scenes are the squares of the images.
-        assert torch.allclose(gradient, through * 2 * shown.images, rtol=1e-9)
+        assert torch.allclose(gradient, through * 2 * batch.images, rtol=1e-9)
 
 
 class TestHead:
@@ -214,8 +214,8 @@ class TestChannels:
         before = {name: value.clone() for name, value in teacher.state_dict().items()}
         for training in (True, False):
             teacher.train(training)
-            wanted = sum(norm.num_features for norm in batch_norms(teacher).values())
-            assert cmi.channels(teacher) == wanted
+            expected = sum(norm.num_features for norm in batch_norms(teacher).values())
+            assert cmi.channels(teacher) == expected
             assert teacher.training is training
         for name, value in teacher.state_dict().items():
             assert torch.equal(value, before[name])
@@ -251,12 +251,12 @@ class TestCMI:
             made.after_call(step(made), step(made, seed=seed))
         state = {name: value.clone() for name, value in made.state_dict().items()}
         numbers = torch.get_rng_state()
-        wanted = made.synthesis_terms(step(made, seed=7))["contrast"]
+        expected = made.synthesis_terms(step(made, seed=7))["contrast"]
         torch.manual_seed(99)
         again = cmi.CMI(made.params, batches.small(1), batches.small()).double()
         again.load_state_dict(state)
         torch.set_rng_state(numbers)
-        assert torch.equal(again.synthesis_terms(step(again, seed=7))["contrast"], wanted)
+        assert torch.equal(again.synthesis_terms(step(again, seed=7))["contrast"], expected)
 
     def test_imitates_softened_outputs(self) -> None:
         seen = scenes.features(STUDENT), scenes.features(TEACHER), scenes.batch([0, 1, 2, 0])

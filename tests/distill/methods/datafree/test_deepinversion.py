@@ -53,14 +53,14 @@ class TestCompetition:
     def test_ends_at_a_divergence_of_one_only_where_it_is_clamped(self) -> None:
         apart = torch.tensor([[30.0, 0.0]], dtype=torch.float64)
         for clamped, most in ((True, 0.0), (False, -1.0)):
-            found = deepinversion.competition(apart, -apart, clamped=clamped)
-            assert (float(found) == most) if clamped else (float(found) < most)
+            value = deepinversion.competition(apart, -apart, clamped=clamped)
+            assert (float(value) == most) if clamped else (float(value) < most)
 
     def test_reads_positions_as_images(self) -> None:
-        found = deepinversion.competition(
+        value = deepinversion.competition(
             batches.dense(STUDENT), batches.dense(TEACHER), clamped=True
         )
-        assert CASES.close(found, CASES.case("adi_competition_1_minus_js"))
+        assert CASES.close(value, CASES.case("adi_competition_1_minus_js"))
 
     @pytest.mark.parametrize("clamped", [True, False])
     def test_has_the_gradient_of_its_value(self, clamped: bool) -> None:
@@ -73,8 +73,8 @@ class TestCompetition:
 
 class TestTargets:
     def test_take_turns_as_the_authors_do(self) -> None:
-        found = method(classes=10).targets(256)
-        assert found.tolist() == [*range(10)] * 25 + [*range(6)]
+        targets = method(classes=10).targets(256)
+        assert targets.tolist() == [*range(10)] * 25 + [*range(6)]
 
     def test_are_different_classes_where_a_batch_cannot_hold_all(self) -> None:
         made = method(classes=10)
@@ -85,9 +85,9 @@ class TestTargets:
     def test_are_drawn_where_balance_is_off(self) -> None:
         made = method(classes=10, balanced=False)
         torch.manual_seed(0)
-        found = made.targets(256)
+        targets = made.targets(256)
         torch.manual_seed(0)
-        assert torch.equal(found, torch.randint(10, (256,)))
+        assert torch.equal(targets, torch.randint(10, (256,)))
 
 
 class TestSynthesis:
@@ -99,16 +99,16 @@ class TestSynthesis:
         assert CASES.close(terms["tv"], CASES.case("tv_l2"))
         assert CASES.close(terms["l2"], CASES.case("image_l2"))
         assert CASES.close(terms["student_bn"], -CASES.case("bn_loss_l2norm_var"))
-        shown = batches.batch(batches.outputs(TEACHER), batches.outputs(STUDENT))
-        rest = method(bn_weight=0, onehot_weight=1).synthesis_terms(shown)
+        batch = batches.batch(batches.outputs(TEACHER), batches.outputs(STUDENT))
+        rest = method(bn_weight=0, onehot_weight=1).synthesis_terms(batch)
         assert CASES.close(rest["competition"], CASES.case("adi_competition_1_minus_js"))
         assert CASES.close(rest["onehot"], CASES.case("ce_to_targets_mean"))
 
     def test_takes_priors_of_what_the_teacher_sees(self) -> None:
-        shown = step()
-        assert not shown.images.any()
-        assert shown.inputs.any()
-        assert method(tv_weight=1).synthesis_terms(shown)["tv"].any()
+        batch = step()
+        assert not batch.images.any()
+        assert batch.inputs.any()
+        assert method(tv_weight=1).synthesis_terms(batch)["tv"].any()
 
     def test_needs_no_student_and_none_with_norms(self) -> None:
         made = method(**ONES)
@@ -116,18 +116,18 @@ class TestSynthesis:
         assert list(alone) == NAMES
         assert not alone["competition"].any()
         assert not alone["student_bn"].any()
-        shown = batches.batch(
+        batch = batches.batch(
             batches.outputs(TEACHER, batches.norm_input()),
             batches.outputs(STUDENT),
         )
-        assert not made.synthesis_terms(shown)["student_bn"].any()
+        assert not made.synthesis_terms(batch)["student_bn"].any()
 
     def test_aims_at_what_the_teacher_sees_at_each_position_of_a_dense_task(self) -> None:
-        shown = batches.batch(
+        batch = batches.batch(
             batches.outputs(batches.dense(TEACHER)),
             targets=torch.tensor([2, 2]),
         )
-        terms = method(bn_weight=0, onehot_weight=1).synthesis_terms(shown)
+        terms = method(bn_weight=0, onehot_weight=1).synthesis_terms(batch)
         assert CASES.close(terms["onehot"], CASES.case("ce_to_argmax_mean"))
 
 

@@ -28,17 +28,19 @@ class TestContest:
     def test_logarithm_pulls_less_the_further_apart_they_are(self) -> None:
         pulls = []
         for scale in (1.0, 10.0):
-            learned = (scale * STUDENT).requires_grad_()
-            loss = dfad.contest(learned, scale * TEACHER, log_loss=True)
-            pulls.append(torch.autograd.grad(loss, learned)[0].abs().sum())
+            student_logits = (scale * STUDENT).requires_grad_()
+            loss = dfad.contest(student_logits, scale * TEACHER, log_loss=True)
+            pulls.append(torch.autograd.grad(loss, student_logits)[0].abs().sum())
         # The gradient of -log(d + 1) is that of -d over d + 1.
-        wanted = (1 - 10 * PLAIN) / (1 - PLAIN)
-        assert abs(pulls[0] / pulls[1] - wanted) < 10 * CASES.tolerance
+        expected = (1 - 10 * PLAIN) / (1 - PLAIN)
+        assert abs(pulls[0] / pulls[1] - expected) < 10 * CASES.tolerance
 
     @pytest.mark.parametrize("log_loss", [False, True])
     def test_has_the_gradient_of_its_value(self, log_loss: bool) -> None:
         assert torch.autograd.gradcheck(
-            lambda learned, taught: dfad.contest(learned, taught, log_loss=log_loss),
+            lambda student_logits, teacher_logits: dfad.contest(
+                student_logits, teacher_logits, log_loss=log_loss
+            ),
             (STUDENT.clone().requires_grad_(), TEACHER.clone().requires_grad_()),
         )
 
@@ -62,9 +64,11 @@ class TestDFAD:
 
     @pytest.mark.parametrize("shape", [torch.clone, batches.dense])
     def test_student_closes_the_mean_difference_of_all_logits(self, shape) -> None:
-        learned, taught = (batches.features(shape(logits)) for logits in (STUDENT, TEACHER))
+        student_out, teacher_out = (
+            batches.features(shape(logits)) for logits in (STUDENT, TEACHER)
+        )
         terms = method().terms(
-            learned, taught, scenes.batch(range(len(learned.logits))), scenes.MOMENT
+            student_out, teacher_out, scenes.batch(range(len(student_out.logits))), scenes.MOMENT
         )
         assert list(terms) == ["difference"]
         assert abs(terms["difference"] + PLAIN) < CASES.tolerance

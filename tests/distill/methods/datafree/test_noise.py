@@ -17,10 +17,10 @@ class TestNoise:
         assert float(method().terms(same, same, scenes.batch(range(4)), scenes.MOMENT)["kd"]) == 0
 
     def test_has_the_gradient_of_its_value(self) -> None:
-        built, taught = method(), batches.features(TEACHER)
+        built, teacher_out = method(), batches.features(TEACHER)
         assert torch.autograd.gradcheck(
-            lambda learned: built.terms(
-                batches.features(learned), taught, scenes.batch(range(4)), scenes.MOMENT
+            lambda logits: built.terms(
+                batches.features(logits), teacher_out, scenes.batch(range(4)), scenes.MOMENT
             )["kd"],
             (STUDENT.clone().requires_grad_(),),
         )

@@ -48,9 +48,9 @@ class TestExchanged:
         self, channels: int
     ) -> None:
         torch.manual_seed(0)
-        found = spaceshipnet.exchanged(numbered(40, channels))
-        assert torch.equal(found, found[:, :, :1, :1].expand_as(found))
-        image, channel = found[:, :, 0, 0] // 100, found[:, :, 0, 0] % 100
+        maps = spaceshipnet.exchanged(numbered(40, channels))
+        assert torch.equal(maps, maps[:, :, :1, :1].expand_as(maps))
+        image, channel = maps[:, :, 0, 0] // 100, maps[:, :, 0, 0] % 100
         assert torch.equal(channel, torch.arange(channels).double().expand(40, channels))
         partners = []
         for place, origins in enumerate(image.tolist()):
@@ -89,10 +89,10 @@ class TestExchangeGenerator:
         plain = generators.build("small", image_shape=(1, 8, 8), latent_size=6, width=4)
         for _ in range(2):
             made.start_round()
-            wanted = plain(self.latent())
+            expected = plain(self.latent())
             for _ in range(2):
-                assert torch.equal(made(self.latent()), wanted)
-            assert not torch.allclose(made(self.latent()), wanted, atol=1e-4)
+                assert torch.equal(made(self.latent()), expected)
+            assert not torch.allclose(made(self.latent()), expected, atol=1e-4)
 
     def test_exchanges_at_each_of_three_places(self) -> None:
         made, places = generator(steps=1), set()
@@ -124,21 +124,21 @@ class TestExchangeGenerator:
         made, again = generator(steps=2), generator(steps=2, seed=1)
         made(self.latent())
         again.load_state_dict(made.state_dict())
-        found = []
+        images = []
         for one in (made, again):
             torch.manual_seed(4)
-            found.append(one(self.latent()))
+            images.append(one(self.latent()))
         assert made._place is not None
-        assert torch.equal(*found)
+        assert torch.equal(*images)
 
 
 class TestRegionLoss:
     def test_is_the_mean_squared_difference_at_the_smaller_size(self) -> None:
         student, teacher = maps(0, 2, 3, 4, 4), maps(1, 2, 3, 2, 2)
         halved = student.view(2, 3, 2, 2, 2, 2).mean((3, 5))
-        wanted = ((halved - teacher) ** 2).sum() / halved.numel()
-        assert torch.allclose(spaceshipnet.region_loss(student, teacher), wanted, rtol=1e-9)
-        assert torch.allclose(spaceshipnet.region_loss(teacher, student), wanted, rtol=1e-9)
+        expected = ((halved - teacher) ** 2).sum() / halved.numel()
+        assert torch.allclose(spaceshipnet.region_loss(student, teacher), expected, rtol=1e-9)
+        assert torch.allclose(spaceshipnet.region_loss(teacher, student), expected, rtol=1e-9)
 
     def test_has_the_gradient_of_its_value(self) -> None:
         student, teacher = maps(0, 2, 3, 4, 4).requires_grad_(), maps(1, 2, 3, 2, 2)
@@ -151,23 +151,23 @@ class TestTerms:
     def test_are_imitation_and_the_difference_of_class_maps(self) -> None:
         made = method(temperature=4)
         student, teacher = scenes.network(), scenes.other_network()
-        learned, taught = scenes.observed(student, teacher, scenes.pictures(4))
-        terms = made.terms(learned, taught, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
+        student_out, teacher_out = scenes.observed(student, teacher, scenes.pictures(4))
+        terms = made.terms(student_out, teacher_out, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
         assert list(terms) == ["kd", "cam"]
         evidence = []
-        for network, shown in ((student, learned), (teacher, taught)):
-            classifier, final = network.pooled_classifier(), shown.final
+        for network, features in ((student, student_out), (teacher, teacher_out)):
+            classifier, final = network.pooled_classifier(), features.final
             assert classifier is not None
             assert final is not None
             evidence.append(torch.einsum("ck,nkij->ncij", classifier.weight, final))
-        wanted = (evidence[0] - evidence[1]).square().mean()
+        expected = (evidence[0] - evidence[1]).square().mean()
         # float32, in another order.
-        assert torch.allclose(terms["cam"], wanted, rtol=1e-4)
+        assert torch.allclose(terms["cam"], expected, rtol=1e-4)
 
     def test_weigh_regions(self) -> None:
         student, teacher = scenes.network(), scenes.other_network()
         one, other = (
-            scenes.shown_terms(method(cam_weight=weight), student, teacher, scenes.pictures(4))
+            scenes.terms_of(method(cam_weight=weight), student, teacher, scenes.pictures(4))
             for weight in (1, 5)
         )
         assert torch.allclose(other["cam"], 5 * one["cam"], rtol=1e-6)
@@ -189,8 +189,8 @@ class TestTerms:
     def test_are_zero_for_a_student_that_is_its_teacher(self) -> None:
         teacher = scenes.other_network()
         made = spaceshipnet.SpaceshipNet(spaceshipnet.SpaceshipNet.Params(), teacher, teacher)
-        learned, taught = scenes.observed(teacher, teacher, scenes.pictures(4))
-        terms = made.terms(learned, taught, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
+        student_out, teacher_out = scenes.observed(teacher, teacher, scenes.pictures(4))
+        terms = made.terms(student_out, teacher_out, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
         assert float(terms["cam"]) == 0
         assert float(terms["kd"]) == pytest.approx(0, abs=1e-4)
 
@@ -199,8 +199,12 @@ class TestTerms:
         made = spaceshipnet.SpaceshipNet(
             spaceshipnet.SpaceshipNet.Params(), student, scenes.other_network()
         )
-        learned, taught = scenes.observed(student, scenes.other_network(), scenes.pictures(4))
-        made.terms(learned, taught, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)["cam"].backward()
+        student_out, teacher_out = scenes.observed(
+            student, scenes.other_network(), scenes.pictures(4)
+        )
+        made.terms(student_out, teacher_out, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)[
+            "cam"
+        ].backward()
         classifier = student.pooled_classifier()
         assert classifier is not None
         assert classifier.weight.grad is None

@@ -39,8 +39,8 @@ class TestModulatedLoss:
         assert CASES.close(seen, CASES.case("modulated_task_loss_argmax"))
 
     def test_is_cross_entropy_where_phi_is_one(self) -> None:
-        found = ssdkd.modulated_loss(TEACHER, batches.TARGETS, torch.ones(4).double())
-        assert CASES.close(found, CASES.case("ce_to_targets_mean"))
+        actual = ssdkd.modulated_loss(TEACHER, batches.TARGETS, torch.ones(4).double())
+        assert CASES.close(actual, CASES.case("ce_to_targets_mean"))
 
     def test_has_the_gradient_of_its_value(self) -> None:
         phi = CASES.tensor("phi_gamma_1")
@@ -53,12 +53,12 @@ class TestModulatedLoss:
 class TestPhi:
     @pytest.mark.parametrize("gamma", [0, 1, 2, 5])
     def test_equals_the_published_values(self, gamma: int) -> None:
-        found = method(gamma=gamma).phi(TEACHER, batches.FILLED)
-        assert CASES.close(found, CASES.case(f"phi_gamma_{gamma}"))
+        phi = method(gamma=gamma).phi(TEACHER, batches.FILLED)
+        assert CASES.close(phi, CASES.case(f"phi_gamma_{gamma}"))
 
     def test_takes_the_batch_for_an_empty_buffer(self) -> None:
-        found = method().phi(TEACHER, batches.EMPTY)
-        assert CASES.close(found, CASES.case("phi_gamma_2_buffer_is_batch"))
+        phi = method().phi(TEACHER, batches.EMPTY)
+        assert CASES.close(phi, CASES.case("phi_gamma_2_buffer_is_batch"))
 
     @pytest.mark.parametrize(
         ("off", "wanted"),
@@ -71,24 +71,24 @@ class TestPhi:
         assert CASES.close(method(**{off: False}).phi(TEACHER, batches.FILLED), CASES.case(wanted))
 
     def test_is_exactly_one_without_both(self) -> None:
-        found = method(**ABLATED).phi(TEACHER, batches.FILLED)
-        assert torch.equal(found, torch.ones(4).double())
+        phi = method(**ABLATED).phi(TEACHER, batches.FILLED)
+        assert torch.equal(phi, torch.ones(4).double())
 
     def test_belongs_to_a_position_in_dense_tasks(self) -> None:
-        found = method().phi(batches.dense(TEACHER), batches.FILLED)
-        wanted = CASES.case("seg", "phi_per_pixel_gamma2_then_mean")
-        assert CASES.close(found.view(2, 2).mean(1), wanted)
+        phi = method().phi(batches.dense(TEACHER), batches.FILLED)
+        expected = CASES.case("seg", "phi_per_pixel_gamma2_then_mean")
+        assert CASES.close(phi.view(2, 2).mean(1), expected)
 
     def test_is_zero_for_the_only_class_of_a_buffer(self) -> None:
         buffer = BufferStats(images=3, class_shares=torch.tensor([1.0, 0.0, 0.0]))
         for normalise in (False, True):
-            found = method(normalise_modulation=normalise).phi(TEACHER[[0, 1, 3]], buffer)
-            assert not found.any()
+            phi = method(normalise_modulation=normalise).phi(TEACHER[[0, 1, 3]], buffer)
+            assert not phi.any()
 
     def test_divided_by_its_mean_keeps_its_proportions(self) -> None:
-        found = method(normalise_modulation=True).phi(TEACHER, batches.FILLED)
+        phi = method(normalise_modulation=True).phi(TEACHER, batches.FILLED)
         plain = method().phi(TEACHER, batches.FILLED)
-        assert torch.allclose(found, plain / plain.sum() * 4, rtol=1e-12)
+        assert torch.allclose(phi, plain / plain.sum() * 4, rtol=1e-12)
 
     @pytest.mark.parametrize("normalise", [False, True])
     def test_passes_a_gradient_only_where_asked_to(self, normalise: bool) -> None:
@@ -158,10 +158,10 @@ class TestWithoutItsParts:
         for seed in range(3):
             images = batches.images(seed=seed)
             step = batches.forward(mine, images, teacher, student)
-            wanted, found = theirs.synthesis_terms(step), mine.synthesis_terms(step)
-            assert list(found) == list(wanted)
-            for name, term in wanted.items():
-                assert torch.allclose(found[name], term, rtol=1e-12), name
+            expected, terms = theirs.synthesis_terms(step), mine.synthesis_terms(step)
+            assert list(terms) == list(expected)
+            for name, term in expected.items():
+                assert torch.allclose(terms[name], term, rtol=1e-12), name
             kept = batches.forward(mine, images**2, teacher, None)
             mine.after_call(step, kept)
             theirs.after_call(step, kept)
@@ -180,10 +180,10 @@ class TestWithoutItsParts:
         theirs = fast.Fast(fast.Fast.Params(), batches.small(1), batches.small())
         mine = method(**ABLATED)
         torch.manual_seed(4)
-        wanted = theirs.targets(50)
+        expected = theirs.targets(50)
         torch.manual_seed(4)
-        assert torch.equal(mine.targets(50), wanted)
-        assert set(wanted.tolist()) == {0, 1, 2}
+        assert torch.equal(mine.targets(50), expected)
+        assert set(expected.tolist()) == {0, 1, 2}
 
 
 class TestCorrectedKD:
@@ -197,38 +197,40 @@ class TestCorrectedKD:
 
     def test_divides_weights_by_their_largest(self) -> None:
         each = CASES.tensor("kd_each_T1")
-        wanted = (CASES.tensor("w_step0_beta_0.4_max_normalised") * each).mean()
+        expected = (CASES.tensor("w_step0_beta_0.4_max_normalised") * each).mean()
         # Two rounded factors.
-        assert torch.allclose(self.loss(self.RAW, normalise=True), wanted, atol=2 * CASES.tolerance)
+        assert torch.allclose(
+            self.loss(self.RAW, normalise=True), expected, atol=2 * CASES.tolerance
+        )
         scaled = self.loss(5 * self.RAW, normalise=True)
         assert torch.allclose(scaled, self.loss(self.RAW, normalise=True), rtol=1e-12)
 
     @pytest.mark.parametrize("normalise", [False, True])
     def test_counts_all_alike_for_ones(self, normalise: bool) -> None:
-        found = self.loss(torch.ones(4).double(), normalise=normalise)
-        assert CASES.close(found, CASES.case("kd_mean_T1"))
+        loss = self.loss(torch.ones(4).double(), normalise=normalise)
+        assert CASES.close(loss, CASES.case("kd_mean_T1"))
 
     @pytest.mark.parametrize("temperature", [4, 20])
     def test_keeps_the_size_of_gradients_at_any_temperature(self, temperature: int) -> None:
-        found = ssdkd.corrected_kd(
+        loss = ssdkd.corrected_kd(
             STUDENT,
             TEACHER,
             torch.ones(4).double(),
             temperature=float(temperature),
             normalise=True,
         )
-        assert CASES.close(found, CASES.case(f"kd_mean_T{temperature}"))
+        assert CASES.close(loss, CASES.case(f"kd_mean_T{temperature}"))
 
     def test_weighs_an_image_of_a_dense_task_by_all_its_positions(self) -> None:
         omega = torch.tensor([2.0, 0.5]).double()
-        found = ssdkd.corrected_kd(
+        loss = ssdkd.corrected_kd(
             batches.dense(STUDENT),
             batches.dense(TEACHER),
             omega,
             temperature=1.0,
             normalise=False,
         )
-        assert CASES.close(found, (omega * CASES.tensor("seg", "kd_per_image")).mean().tolist())
+        assert CASES.close(loss, (omega * CASES.tensor("seg", "kd_per_image")).mean().tolist())
 
     def test_has_the_gradient_of_its_value(self) -> None:
         assert torch.autograd.gradcheck(
@@ -263,9 +265,9 @@ class TestStudent:
 
 class TestPriority:
     def test_has_the_constants_of_the_recipe(self) -> None:
-        found = method(alpha=0.6, beta=0.3, epsilon=0.01, eviction="lowest")
-        assert found.priority == Priority(alpha=0.6, beta=0.3, epsilon=0.01)
-        assert found.eviction == "lowest"
+        config = method(alpha=0.6, beta=0.3, epsilon=0.01, eviction="lowest")
+        assert config.priority == Priority(alpha=0.6, beta=0.3, epsilon=0.01)
+        assert config.eviction == "lowest"
         assert method().priority == Priority(alpha=1.0, beta=0.4, epsilon=1e-6)
 
     def test_is_none_where_it_is_switched_off(self) -> None:
@@ -283,13 +285,13 @@ class TestPriority:
 
     def test_moves_beta_with_each_epoch_that_is_over(self) -> None:
         made = method(beta=0.2, final_beta=0.8, beta_epochs=3)
-        found = []
+        betas = []
         for step in range(1, 11):
             assert made.priority is not None
-            found.append(made.priority.beta)
+            betas.append(made.priority.beta)
             made.after_step(Moment(epoch=math.ceil(step / 2), step=step, steps_per_epoch=2))
-        wanted = [0.2, 0.2, 0.4, 0.4, 0.6, 0.6, 0.8, 0.8, 0.8, 0.8]
-        assert found == pytest.approx(wanted, rel=1e-12)
+        expected = [0.2, 0.2, 0.4, 0.4, 0.6, 0.6, 0.8, 0.8, 0.8, 0.8]
+        assert betas == pytest.approx(expected, rel=1e-12)
         assert made.beta < 1
 
     @pytest.mark.parametrize("step", [3, 4])
@@ -301,8 +303,8 @@ class TestPriority:
         again.load_state_dict(made.state_dict())
         assert again.priority == made.priority
         assert again.beta == pytest.approx(0.4 if step == 3 else 0.6, rel=1e-12)
-        wanted, found = made.synthesis_terms(STEP), again.synthesis_terms(STEP)
-        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+        expected, terms = made.synthesis_terms(STEP), again.synthesis_terms(STEP)
+        assert all(torch.equal(terms[name], expected[name]) for name in expected)
 
 
 class TestSSDKD:

@@ -27,8 +27,8 @@ class TestAttentionLoss:
         assert CHECKS.close(loss, CHECKS.expected("at_pooled")["loss"])
 
     def test_ignores_order_sign_and_scale_of_channels(self) -> None:
-        taught = CHECKS.tensor("map_t")
-        assert zskt.attention_loss([-3 * taught[:, [2, 0, 1]]], [taught]) < 1e-15
+        teacher_maps = CHECKS.tensor("map_t")
+        assert zskt.attention_loss([-3 * teacher_maps[:, [2, 0, 1]]], [teacher_maps]) < 1e-15
 
     def test_sums_over_stages(self) -> None:
         student, teacher = CHECKS.tensor("map_s"), CHECKS.tensor("map_t")
@@ -37,9 +37,9 @@ class TestAttentionLoss:
         assert torch.allclose(three, 3 * one, rtol=1e-12)
 
     def test_has_the_gradient_of_its_value(self) -> None:
-        taught = CHECKS.tensor("map_t")
+        teacher_maps = CHECKS.tensor("map_t")
         assert torch.autograd.gradcheck(
-            lambda maps: zskt.attention_loss([maps], [taught]),
+            lambda maps: zskt.attention_loss([maps], [teacher_maps]),
             (CHECKS.tensor("map_s_8x8").requires_grad_(),),
         )
 
@@ -68,18 +68,22 @@ class TestStudent:
 
     def test_looks_at_no_maps_unless_asked(self) -> None:
         logits = STUDENT.clone().requires_grad_()
-        learned, taught = batches.features(logits), batches.features(TEACHER)
-        term = method().terms(learned, taught, scenes.batch(range(4)), scenes.MOMENT)["attention"]
+        student_out, teacher_out = batches.features(logits), batches.features(TEACHER)
+        term = method().terms(student_out, teacher_out, scenes.batch(range(4)), scenes.MOMENT)[
+            "attention"
+        ]
         assert float(term) == 0
         assert not term.requires_grad
 
     def test_may_learn_where_the_teacher_looks(self) -> None:
         student, teacher = scenes.network(), scenes.other_network()
         built = ZSKT(ZSKT.Params(attention_weight=250), student, teacher)
-        learned, taught = scenes.observed(student, teacher, scenes.pictures(4))
-        term = built.terms(learned, taught, scenes.batch(range(4)), scenes.MOMENT)["attention"]
-        wanted = 250 * zskt.attention_loss(learned.stages, taught.stages)
-        assert torch.allclose(term, wanted)
+        student_out, teacher_out = scenes.observed(student, teacher, scenes.pictures(4))
+        term = built.terms(student_out, teacher_out, scenes.batch(range(4)), scenes.MOMENT)[
+            "attention"
+        ]
+        expected = 250 * zskt.attention_loss(student_out.stages, teacher_out.stages)
+        assert torch.allclose(term, expected)
         term.backward()
         assert student.get_parameter("conv1.weight").grad is not None
         assert student.get_parameter("fc.weight").grad is None
@@ -88,9 +92,14 @@ class TestStudent:
         teacher = scenes.Pyramid(DEEP)
         params = ZSKT.Params(attention_weight=1)
         student = scenes.network()
-        learned, taught = scenes.observed(student, teacher, scenes.pictures(2))
+        student_out, teacher_out = scenes.observed(student, teacher, scenes.pictures(2))
         built = ZSKT(params, student, teacher)
-        assert built.terms(learned, taught, scenes.batch(range(2)), scenes.MOMENT)["attention"] > 0
+        assert (
+            built.terms(student_out, teacher_out, scenes.batch(range(2)), scenes.MOMENT)[
+                "attention"
+            ]
+            > 0
+        )
 
     @pytest.mark.parametrize(
         ("student", "teacher"),

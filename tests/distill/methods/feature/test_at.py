@@ -31,8 +31,8 @@ class TestATLoss:
         loss = at.at_loss(
             [CHECKS.tensor("map_s")], [CHECKS.tensor("map_t")], power=2.0, distance="norm"
         )
-        wanted = CHECKS.expected("at_paper_norm")["sum_over_layer_of_mean_l2norm"]
-        assert CHECKS.close(loss, wanted)
+        expected = CHECKS.expected("at_paper_norm")["sum_over_layer_of_mean_l2norm"]
+        assert CHECKS.close(loss, expected)
 
     @pytest.mark.parametrize("distance", DISTANCES)
     @pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
@@ -106,7 +106,7 @@ class TestAT:
     def test_teaches_the_student_alone(self, count: int) -> None:
         student, teacher = scenes.network(), scenes.other_network()
         method = at.AT(at.AT.Params(), student, teacher)
-        scenes.shown_terms(method, student, teacher, scenes.pictures(count))["at"].backward()
+        scenes.terms_of(method, student, teacher, scenes.pictures(count))["at"].backward()
         assert student.get_parameter("conv1.weight").grad is not None
         assert student.get_parameter("fc.weight").grad is None
         assert all(parameter.grad is None for parameter in teacher.parameters())
@@ -114,12 +114,14 @@ class TestAT:
 
     def test_weighs_its_term(self) -> None:
         student, teacher = scenes.network(), scenes.other_network()
-        learned, taught = scenes.observed(student, teacher, scenes.pictures(4))
-        wanted = at.at_loss(learned.stages, taught.stages, power=2.0, distance="squared_mean")
+        student_out, teacher_out = scenes.observed(student, teacher, scenes.pictures(4))
+        expected = at.at_loss(
+            student_out.stages, teacher_out.stages, power=2.0, distance="squared_mean"
+        )
         method = at.AT(at.AT.Params(), student, teacher)
-        terms = method.terms(learned, taught, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
+        terms = method.terms(student_out, teacher_out, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
         assert list(terms) == ["task", "at"]
-        assert torch.allclose(terms["at"], 1000 * wanted)
+        assert torch.allclose(terms["at"], 1000 * expected)
 
     def test_pairs_stages_of_one_size_where_networks_differ(self) -> None:
         teacher = scenes.Pyramid([(2, 6, 6), (3, 8, 8), (4, 4, 4), (5, 2, 2)])
@@ -130,4 +132,4 @@ class TestAT:
         student, teacher = scenes.network(size=(8, 12)), scenes.other_network(size=(8, 12))
         method = at.AT(at.AT.Params(), student, teacher)
         images = scenes.pictures(3, (8, 12))
-        assert scenes.shown_terms(method, student, teacher, images)["at"] > 0
+        assert scenes.terms_of(method, student, teacher, images)["at"] > 0

@@ -28,8 +28,8 @@ class TestCATLoss:
     def test_of_one_cell_is_the_squared_difference_of_logits(self) -> None:
         student, teacher = maps(0, 3, 4, 4, 4), maps(1, 3, 4, 2, 2)
         loss = catkd.cat_loss(student, teacher, side=1, normalize=False)
-        wanted = (student.mean((2, 3)) - teacher.mean((2, 3))).square().mean()
-        assert torch.allclose(loss, wanted, rtol=1e-9)
+        expected = (student.mean((2, 3)) - teacher.mean((2, 3))).square().mean()
+        assert torch.allclose(loss, expected, rtol=1e-9)
 
     def test_normalised_ignores_the_strength_of_each_map(self) -> None:
         student, teacher = maps(2, 3, 4, 4, 4), maps(3, 3, 4, 4, 4)
@@ -61,12 +61,12 @@ class TestCATLoss:
 class TestClassMaps:
     def test_average_to_the_logits(self) -> None:
         network = scenes.network()
-        shown = network.observe(scenes.pictures(3))
+        features = network.observe(scenes.pictures(3))
         maps_of = classifiers.class_maps(
-            classifiers.last_map(shown.final), *classifiers.layer(network.pooled_classifier())
+            classifiers.last_map(features.final), *classifiers.layer(network.pooled_classifier())
         )
         # float32, in another order.
-        assert torch.allclose(maps_of.mean((2, 3)), shown.logits, atol=1e-5)
+        assert torch.allclose(maps_of.mean((2, 3)), features.logits, atol=1e-5)
 
     def test_need_a_map_and_a_classifier(self) -> None:
         with pytest.raises(ValueError, match="no last map"):
@@ -79,18 +79,19 @@ class TestCATKD:
     def test_compares_the_maps_of_both_classifiers(self) -> None:
         student, teacher = scenes.network(size=(16, 16)), scenes.other_network(size=(16, 16))
         method = catkd.CATKD(catkd.CATKD.Params(), student, teacher)
-        learned, taught = scenes.observed(student, teacher, scenes.pictures(4, (16, 16)))
-        terms = method.terms(learned, taught, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
+        student_out, teacher_out = scenes.observed(student, teacher, scenes.pictures(4, (16, 16)))
+        terms = method.terms(student_out, teacher_out, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
         assert list(terms) == ["task", "catkd"]
         whole = [
             classifiers.class_maps(
-                classifiers.last_map(shown.final), *classifiers.layer(network.pooled_classifier())
+                classifiers.last_map(features.final),
+                *classifiers.layer(network.pooled_classifier()),
             )
-            for network, shown in ((student, learned), (teacher, taught))
+            for network, features in ((student, student_out), (teacher, teacher_out))
         ]
-        wanted = 15 * catkd.cat_loss(*whole, side=2, normalize=False)
+        expected = 15 * catkd.cat_loss(*whole, side=2, normalize=False)
         # float32: averaged after the classifier, not before.
-        assert torch.allclose(terms["catkd"], wanted, rtol=1e-4)
+        assert torch.allclose(terms["catkd"], expected, rtol=1e-4)
         terms["catkd"].backward()
         classifier = student.pooled_classifier()
         assert classifier is not None

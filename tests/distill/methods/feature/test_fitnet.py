@@ -10,10 +10,10 @@ from workers.distill.networks import catalog
 
 class TestFitNetLoss:
     def test_equals_the_published_value(self) -> None:
-        wanted = CHECKS.expected("fitnet_mse")
+        expected = CHECKS.expected("fitnet_mse")
         loss = fitnet.fitnet_loss(CHECKS.tensor("map_s"), CHECKS.tensor("map_t_same_channels"))
-        assert CHECKS.close(loss, wanted["loss"])
-        assert CHECKS.close(100 * loss, wanted["loss_w100"])
+        assert CHECKS.close(loss, expected["loss"])
+        assert CHECKS.close(100 * loss, expected["loss_w100"])
 
     def test_is_zero_for_equal_maps(self) -> None:
         assert float(fitnet.fitnet_loss(CHECKS.tensor("map_s"), CHECKS.tensor("map_s"))) == 0
@@ -47,16 +47,16 @@ class TestFitNet:
         student, teacher = scenes.network(), scenes.network(2).eval().requires_grad_(False)
         method = fitnet.FitNet(fitnet.FitNet.Params(), student, teacher)
         method.regressor = torch.nn.Sequential(torch.nn.Identity())
-        learned, taught = scenes.observed(student, teacher, scenes.pictures(4))
-        terms = method.terms(learned, taught, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
-        wanted = 100 * (learned.stages[1] - taught.stages[1]).square().mean()
-        assert torch.allclose(terms["fitnet"], wanted)
+        student_out, teacher_out = scenes.observed(student, teacher, scenes.pictures(4))
+        terms = method.terms(student_out, teacher_out, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
+        expected = 100 * (student_out.stages[1] - teacher_out.stages[1]).square().mean()
+        assert torch.allclose(terms["fitnet"], expected)
 
     @pytest.mark.parametrize("count", [1, 2, 5])
     def test_teaches_student_and_regressor_alone(self, count: int) -> None:
         student, teacher = scenes.network(), scenes.other_network()
         method = fitnet.FitNet(fitnet.FitNet.Params(), student, teacher)
-        terms = scenes.shown_terms(method, student, teacher, scenes.pictures(count))
+        terms = scenes.terms_of(method, student, teacher, scenes.pictures(count))
         terms["fitnet"].backward()
         assert all(parameter.grad is not None for parameter in method.parameters())
         assert student.get_parameter("conv1.weight").grad is not None
@@ -73,10 +73,10 @@ class TestFitNet:
     def test_takes_half_precision(self) -> None:
         student, teacher = scenes.network(), scenes.other_network()
         method = fitnet.FitNet(fitnet.FitNet.Params(), student, teacher)
-        learned, taught = scenes.observed(student, teacher, scenes.pictures(4))
+        student_out, teacher_out = scenes.observed(student, teacher, scenes.pictures(4))
         given, wanted = (
-            scenes.features(stages=[stage.bfloat16() for stage in shown.stages])
-            for shown in (learned, taught)
+            scenes.features(stages=[stage.bfloat16() for stage in features.stages])
+            for features in (student_out, teacher_out)
         )
         terms = method.terms(given, wanted, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
         assert terms["fitnet"].dtype == torch.float32

@@ -68,9 +68,9 @@ class TestKDSVDLoss:
     @pytest.mark.parametrize("layout", LAYOUTS)
     @pytest.mark.parametrize("count", [1, 2, 3])
     def test_equals_full_decompositions(self, count: int, layout: kdsvd.Layout) -> None:
-        found = kdsvd.kdsvd_loss(stages(0, 6), stages(50, 6), vectors=count, layout=layout)
-        wanted = by_numpy(stages(0, 6), stages(50, 6), count, layout)
-        assert torch.allclose(found, torch.tensor(wanted, dtype=torch.float64), rtol=1e-8)
+        loss = kdsvd.kdsvd_loss(stages(0, 6), stages(50, 6), vectors=count, layout=layout)
+        expected = by_numpy(stages(0, 6), stages(50, 6), count, layout)
+        assert torch.allclose(loss, torch.tensor(expected, dtype=torch.float64), rtol=1e-8)
 
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_is_zero_for_equal_maps_and_for_scaled_ones(self, layout: kdsvd.Layout) -> None:
@@ -117,7 +117,7 @@ class TestKDSVD:
     def test_teaches_the_student_alone(self, count: int) -> None:
         student, teacher = scenes.network(), scenes.other_network()
         method = kdsvd.KDSVD(kdsvd.KDSVD.Params(), student, teacher)
-        terms = scenes.shown_terms(method, student, teacher, scenes.pictures(count))
+        terms = scenes.terms_of(method, student, teacher, scenes.pictures(count))
         terms["kdsvd"].backward()
         assert list(terms) == ["task", "kdsvd"]
         gradient = student.get_parameter("conv1.weight").grad
@@ -129,9 +129,9 @@ class TestKDSVD:
     def test_takes_half_precision(self) -> None:
         student, teacher = scenes.network(), scenes.other_network()
         method = kdsvd.KDSVD(kdsvd.KDSVD.Params(), student, teacher)
-        shown = scenes.observed(student, teacher, scenes.pictures(4))
+        outputs = scenes.observed(student, teacher, scenes.pictures(4))
         given, wanted = (
-            scenes.features(stages=[stage.half() for stage in one.stages]) for one in shown
+            scenes.features(stages=[stage.half() for stage in one.stages]) for one in outputs
         )
         terms = method.terms(given, wanted, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
         assert terms["kdsvd"].dtype == torch.float32
@@ -140,7 +140,7 @@ class TestKDSVD:
         student, teacher = scenes.network(), scenes.network(2).eval().requires_grad_(False)
         params = kdsvd.KDSVD.Params(layout="channels", vectors=2)
         method = kdsvd.KDSVD(params, student, teacher)
-        assert scenes.shown_terms(method, student, teacher, scenes.pictures(3))["kdsvd"] > 0
+        assert scenes.terms_of(method, student, teacher, scenes.pictures(3))["kdsvd"] > 0
 
     def test_pairs_stages_of_one_size_where_networks_differ(self) -> None:
         method = build([(2, 6, 6), (3, 8, 8), (4, 4, 4), (5, 2, 2)])

@@ -28,17 +28,17 @@ def random_maps(*shape: int, seed: int = 0) -> torch.Tensor:
 
 class TestNSTLoss:
     def test_equals_the_published_value(self) -> None:
-        wanted = CHECKS.expected("nst")
+        expected = CHECKS.expected("nst")
         loss = nst.nst_loss([CHECKS.tensor("map_s")], [CHECKS.tensor("map_t")])
-        assert CHECKS.close(loss, wanted["loss"])
-        assert CHECKS.close(50 * loss, wanted["loss_w50"])
+        assert CHECKS.close(loss, expected["loss"])
+        assert CHECKS.close(50 * loss, expected["loss_w50"])
 
     @pytest.mark.parametrize("side", [1, 2, 3])
     def test_equals_its_definition_with_few_positions_and_with_many(self, side: int) -> None:
         student, teacher = random_maps(2, 4, side, side), random_maps(2, 6, side, side, seed=1)
-        found = nst.nst_loss([student], [teacher])
+        loss = nst.nst_loss([student], [teacher])
         # One position makes every normalised channel 1 or -1: the loss is zero up to rounding.
-        assert torch.allclose(found, by_loops(student, teacher), rtol=1e-9, atol=1e-14)
+        assert torch.allclose(loss, by_loops(student, teacher), rtol=1e-9, atol=1e-14)
 
     @pytest.mark.parametrize("side", [2, 4])
     def test_ignores_order_and_scale_of_channels(self, side: int) -> None:
@@ -74,7 +74,7 @@ class TestNST:
     def test_teaches_the_student_alone(self, count: int) -> None:
         student, teacher = scenes.network(), scenes.other_network()
         method = nst.NST(nst.NST.Params(), student, teacher)
-        terms = scenes.shown_terms(method, student, teacher, scenes.pictures(count))
+        terms = scenes.terms_of(method, student, teacher, scenes.pictures(count))
         terms["nst"].backward()
         assert list(terms) == ["task", "nst"]
         assert student.get_parameter("conv1.weight").grad is not None
@@ -83,10 +83,12 @@ class TestNST:
 
     def test_weighs_its_term(self) -> None:
         student, teacher = scenes.network(), scenes.other_network()
-        learned, taught = scenes.observed(student, teacher, scenes.pictures(4))
+        student_out, teacher_out = scenes.observed(student, teacher, scenes.pictures(4))
         method = nst.NST(nst.NST.Params(), student, teacher)
-        terms = method.terms(learned, taught, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
-        assert torch.allclose(terms["nst"], 50 * nst.nst_loss(learned.stages, taught.stages))
+        terms = method.terms(student_out, teacher_out, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
+        assert torch.allclose(
+            terms["nst"], 50 * nst.nst_loss(student_out.stages, teacher_out.stages)
+        )
 
     def test_pairs_stages_of_one_size_where_networks_differ(self) -> None:
         teacher = scenes.Pyramid([(2, 6, 6), (3, 8, 8), (4, 4, 4), (5, 2, 2)])
@@ -97,4 +99,4 @@ class TestNST:
         student, teacher = scenes.network(size=(8, 12)), scenes.other_network(size=(8, 12))
         method = nst.NST(nst.NST.Params(), student, teacher)
         images = scenes.pictures(3, (8, 12))
-        assert scenes.shown_terms(method, student, teacher, images)["nst"] > 0
+        assert scenes.terms_of(method, student, teacher, images)["nst"] > 0

@@ -19,8 +19,8 @@ def norm(weight: list[float], bias: list[float]) -> torch.Tensor:
 class TestNegativeMargin:
     def test_equals_the_published_values(self) -> None:
         params = CHECKS.parameters("ofd_margin")
-        found = norm(params["bn_weight"], params["bn_bias"])
-        assert CHECKS.close(found, CHECKS.expected("ofd_margin")["margin"])
+        margin = norm(params["bn_weight"], params["bn_bias"])
+        assert CHECKS.close(margin, CHECKS.expected("ofd_margin")["margin"])
 
     @pytest.mark.parametrize(("weight", "bias"), [(1.0, 0.0), (-0.5, 0.7), (2.0, -3.0)])
     def test_is_the_expectation_of_what_is_negative(self, weight: float, bias: float) -> None:
@@ -33,12 +33,12 @@ class TestNegativeMargin:
         assert torch.allclose(norm([weight], [bias]), values.mean(), rtol=1e-4)
 
     def test_of_a_constant_channel_is_its_value_where_that_is_negative(self) -> None:
-        found = norm([0.0, 0.0, 0.0], [-1.5, 0.0, 2.0])
-        assert found.tolist() == [-1.5, 0.0, 0.0]
+        margin = norm([0.0, 0.0, 0.0], [-1.5, 0.0, 2.0])
+        assert margin.tolist() == [-1.5, 0.0, 0.0]
 
     def test_is_finite_for_the_smallest_weights(self) -> None:
-        found = ofd.negative_margin(torch.tensor([1e-38, 1e-38]), torch.tensor([-1.0, 1.0]))
-        assert torch.allclose(found, torch.tensor([-1.0, 0.0]))
+        margin = ofd.negative_margin(torch.tensor([1e-38, 1e-38]), torch.tensor([-1.0, 1.0]))
+        assert torch.allclose(margin, torch.tensor([-1.0, 0.0]))
 
 
 def partial(student: float, teacher: float, margin: float) -> float:
@@ -50,9 +50,9 @@ class TestOFDLoss:
     def test_equals_the_published_value(self) -> None:
         margin = torch.tensor(CHECKS.parameters("ofd_partial_l2")["margin"], dtype=torch.float64)
         loss = ofd.ofd_loss(CHECKS.tensor("map_s"), CHECKS.tensor("map_t_same_channels"), margin)
-        wanted = CHECKS.expected("ofd_partial_l2")
-        assert CHECKS.close(loss, wanted["loss"])
-        assert CHECKS.close(0.001 * loss, wanted["loss_w0.001"])
+        expected = CHECKS.expected("ofd_partial_l2")
+        assert CHECKS.close(loss, expected["loss"])
+        assert CHECKS.close(0.001 * loss, expected["loss_w0.001"])
 
     @pytest.mark.parametrize(
         ("student", "teacher", "wanted"),
@@ -112,7 +112,7 @@ class TestOFD:
     def test_teaches_student_and_connectors_alone(self, count: int) -> None:
         student, teacher = scenes.network(), scenes.other_network()
         method = ofd.OFD(ofd.OFD.Params(), student, teacher)
-        scenes.shown_terms(method, student, teacher, scenes.pictures(count))["ofd"].backward()
+        scenes.terms_of(method, student, teacher, scenes.pictures(count))["ofd"].backward()
         assert all(parameter.grad is not None for parameter in method.parameters())
         assert student.get_parameter("conv1.weight").grad is not None
         assert student.get_parameter("fc.weight").grad is None
@@ -150,8 +150,8 @@ class TestOFD:
             torch.nn.init.constant_(given.weight, stage + 1.0)
         method = ofd.OFD(ofd.OFD.Params(), scenes.network(), teacher)
         for stage, width in enumerate(scenes.OTHER_WIDTHS[1:]):
-            wanted = torch.full((width,), -(stage + 1) * math.sqrt(2 / math.pi))
-            assert torch.allclose(method.get_buffer(f"margin{stage}"), wanted)
+            expected = torch.full((width,), -(stage + 1) * math.sqrt(2 / math.pi))
+            assert torch.allclose(method.get_buffer(f"margin{stage}"), expected)
 
     def test_keeps_no_margins_in_its_state(self) -> None:
         assert not [name for name in build().state_dict() if "margin" in name]
@@ -164,15 +164,15 @@ class TestOFD:
         student, teacher = scenes.network(size=(8, 12)), scenes.other_network(size=(8, 12))
         method = ofd.OFD(ofd.OFD.Params(), student, teacher)
         images = scenes.pictures(3, (8, 12))
-        assert scenes.shown_terms(method, student, teacher, images)["ofd"] > 0
+        assert scenes.terms_of(method, student, teacher, images)["ofd"] > 0
 
     def test_fits_a_teacher_of_another_size_of_image(self) -> None:
         student, teacher = scenes.network(), scenes.other_network(size=(12, 16))
         method = ofd.OFD(ofd.OFD.Params(), student, teacher)
         with torch.no_grad():
-            taught = teacher.observe(scenes.pictures(3, (12, 16)))
-        learned = student.observe(scenes.pictures(3))
-        terms = method.terms(learned, taught, scenes.batch([0, 1, 2]), scenes.MOMENT)
+            teacher_out = teacher.observe(scenes.pictures(3, (12, 16)))
+        student_out = student.observe(scenes.pictures(3))
+        terms = method.terms(student_out, teacher_out, scenes.batch([0, 1, 2]), scenes.MOMENT)
         assert terms["ofd"].isfinite()
 
     @pytest.mark.parametrize("role", ["student", "teacher"])
@@ -199,5 +199,5 @@ class TestOFD:
         shapes = [method.get_parameter(f"connectors.{index}.0.weight").shape for index in range(2)]
         assert shapes == [(7, 6, 1, 1), (9, 8, 1, 1)]
         assert [method.get_buffer(f"margin{index}").numel() for index in range(2)] == [7, 9]
-        terms = scenes.shown_terms(method, student, teacher, scenes.pictures(3))
+        terms = scenes.terms_of(method, student, teacher, scenes.pictures(3))
         assert terms["ofd"].isfinite()

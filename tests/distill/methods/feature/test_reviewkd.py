@@ -41,13 +41,13 @@ class TestHCLLoss:
         one, other = CHECKS.tensor("map_s_8x8"), CHECKS.tensor("map_t_8x8")
         one, other = one[:, :, :2, :6], other[:, :, :2, :6]
         grids = [(2, 6), (2, 4), (2, 2), (1, 1)]
-        wanted = sum(
+        expected = sum(
             2.0**-place
             * F.mse_loss(F.adaptive_avg_pool2d(one, grid), F.adaptive_avg_pool2d(other, grid))
             for place, grid in enumerate(grids)
         )
-        found = map_distances.multiscale_square([one], [other])
-        assert torch.allclose(found, torch.as_tensor(wanted) / 1.875, rtol=1e-9)
+        loss = map_distances.multiscale_square([one], [other])
+        assert torch.allclose(loss, torch.as_tensor(expected) / 1.875, rtol=1e-9)
 
     def test_has_the_gradient_of_its_value(self) -> None:
         student = CHECKS.tensor("map_s_8x8").requires_grad_()
@@ -76,10 +76,10 @@ def fusion() -> reviewkd.Fusion:
 
 class TestFusion:
     def test_equals_the_published_values(self) -> None:
-        wanted = CHECKS.expected("reviewkd_abf_tiny")
+        expected = CHECKS.expected("reviewkd_abf_tiny")
         output, handed = fusion()(CHECKS.tensor("abf_x"), CHECKS.tensor("abf_residual"))
-        assert CHECKS.close(output[0, 0], wanted["output"])
-        assert CHECKS.close(handed[0, 0], wanted["residual_out"])
+        assert CHECKS.close(output[0, 0], expected["output"])
+        assert CHECKS.close(handed[0, 0], expected["residual_out"])
 
     def test_attention_is_a_convolution_of_both_side_by_side(self) -> None:
         torch.manual_seed(0)
@@ -89,8 +89,8 @@ class TestFusion:
         entered, grown = block.enter(given), F.interpolate(deeper, (6, 6), mode="nearest")
         weight = block.attention.weight[:, :, None, None]
         shares = F.conv2d(torch.cat([entered, grown], 1), weight, block.attention.bias).sigmoid()
-        wanted = entered * shares[:, :1] + grown * shares[:, 1:]
-        assert torch.allclose(block(given, deeper)[1], wanted, rtol=1e-9)
+        expected = entered * shares[:, :1] + grown * shares[:, 1:]
+        assert torch.allclose(block(given, deeper)[1], expected, rtol=1e-9)
 
     def test_has_the_gradient_of_its_value(self) -> None:
         torch.manual_seed(1)
@@ -136,7 +136,7 @@ class TestReviewKD:
         student, teacher = scenes.network(), scenes.other_network()
         params = reviewkd.ReviewKD.Params(student_maps=student_maps, teacher_maps=teacher_maps)
         method = reviewkd.ReviewKD(params, student, teacher)
-        terms = scenes.shown_terms(method, student, teacher, scenes.pictures(2))
+        terms = scenes.terms_of(method, student, teacher, scenes.pictures(2))
         terms["reviewkd"].backward()
         assert all(parameter.grad is not None for parameter in method.parameters())
         assert student.get_parameter("conv1.weight").grad is not None
@@ -151,14 +151,14 @@ class TestReviewKD:
         for block in method.fusions:
             # Every level now gives zeros, so the loss is that of zeros.
             torch.nn.init.zeros_(block.get_parameter("leave.1.weight"))
-        learned, taught = scenes.observed(student, teacher, scenes.pictures(3))
-        terms = method.terms(learned, taught, scenes.batch([0, 1, 2]), scenes.MOMENT)
-        stages = taught.stages if which == "post" else taught.pre_activations
-        targets = [taught.pooled[:, :, None, None], *stages]
-        wanted = map_distances.multiscale_square(
+        student_out, teacher_out = scenes.observed(student, teacher, scenes.pictures(3))
+        terms = method.terms(student_out, teacher_out, scenes.batch([0, 1, 2]), scenes.MOMENT)
+        stages = teacher_out.stages if which == "post" else teacher_out.pre_activations
+        targets = [teacher_out.pooled[:, :, None, None], *stages]
+        expected = map_distances.multiscale_square(
             [torch.zeros_like(target) for target in targets], targets
         )
-        assert torch.allclose(terms["reviewkd"], wanted)
+        assert torch.allclose(terms["reviewkd"], expected)
 
     @pytest.mark.parametrize(("epoch", "share"), [(1, 0.05), (10, 0.5), (20, 1.0), (240, 1.0)])
     def test_fades_in_by_whole_epochs(self, epoch: int, share: float) -> None:
@@ -171,7 +171,7 @@ class TestReviewKD:
             moment = Moment(epoch=epoch, step=epoch, steps_per_epoch=1)
             images = scenes.pictures(3)
             student.eval()
-            losses.append(scenes.shown_terms(method, student, teacher, images, moment)["reviewkd"])
+            losses.append(scenes.terms_of(method, student, teacher, images, moment)["reviewkd"])
         assert torch.allclose(losses[1], share * losses[0], rtol=1e-5)
 
     def test_pairs_stages_of_one_size_where_networks_differ(self) -> None:
@@ -179,14 +179,14 @@ class TestReviewKD:
         student = scenes.network()
         method = reviewkd.ReviewKD(reviewkd.ReviewKD.Params(teacher_maps="post"), student, teacher)
         assert method.pairs == ((0, 1), (1, 2), (2, 3))
-        terms = scenes.shown_terms(method, student, teacher, scenes.pictures(3))
+        terms = scenes.terms_of(method, student, teacher, scenes.pictures(3))
         assert terms["reviewkd"].isfinite()
 
     def test_takes_maps_that_are_not_square(self) -> None:
         student, teacher = scenes.network(size=(8, 12)), scenes.other_network(size=(8, 12))
         method = reviewkd.ReviewKD(reviewkd.ReviewKD.Params(), student, teacher)
         images = scenes.pictures(3, (8, 12))
-        assert scenes.shown_terms(method, student, teacher, images)["reviewkd"] > 0
+        assert scenes.terms_of(method, student, teacher, images)["reviewkd"] > 0
 
     def test_refuses_a_teacher_without_maps_before_activations(self) -> None:
         with pytest.raises(

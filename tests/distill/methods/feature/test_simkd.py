@@ -32,9 +32,9 @@ class TestSimKDLoss:
     def test_is_the_mean_square_at_the_smaller_size(self) -> None:
         projected, teacher = maps(0, 2, 3, 4, 4), maps(1, 2, 3, 2, 2)
         cells = projected.reshape(2, 3, 2, 2, 2, 2).mean((3, 5))
-        wanted = sum(float(each) ** 2 for each in (cells - teacher).flatten()) / 24
-        found = simkd.simkd_loss(projected, teacher)
-        assert torch.allclose(found, torch.tensor(wanted, dtype=torch.float64), rtol=1e-9)
+        expected = sum(float(each) ** 2 for each in (cells - teacher).flatten()) / 24
+        loss = simkd.simkd_loss(projected, teacher)
+        assert torch.allclose(loss, torch.tensor(expected, dtype=torch.float64), rtol=1e-9)
         assert float(simkd.simkd_loss(teacher, teacher)) == 0
 
     def test_has_the_gradient_of_its_value(self) -> None:
@@ -45,8 +45,8 @@ class TestSimKDLoss:
 class TestSimKD:
     def test_has_one_term_that_teaches_all_but_the_classifiers(self) -> None:
         method, student, teacher = scene(simkd_weight=3.0)
-        learned, taught = scenes.observed(student, teacher, scenes.pictures(4))
-        terms = method.terms(learned, taught, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
+        student_out, teacher_out = scenes.observed(student, teacher, scenes.pictures(4))
+        terms = method.terms(student_out, teacher_out, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
         assert list(terms) == ["simkd"]
         terms["simkd"].backward()
         assert all(parameter.grad is not None for parameter in method.parameters())
@@ -59,15 +59,15 @@ class TestSimKD:
         method, student, teacher = scene()
         delivered = method.deliver(student).eval()
         images = scenes.pictures(5)
-        shown = delivered.observe(images)
+        student_out = delivered.observe(images)
         classifier = teacher.pooled_classifier()
         assert classifier is not None
-        assert torch.equal(delivered(images), classifier(shown.pooled))
-        assert torch.equal(shown.logits, delivered(images))
-        assert shown.final is not None
-        assert torch.equal(shown.final.mean((2, 3)), shown.pooled)
-        taught = teacher.observe(images)
-        assert torch.allclose(classifier(taught.pooled), taught.logits)
+        assert torch.equal(delivered(images), classifier(student_out.pooled))
+        assert torch.equal(student_out.logits, delivered(images))
+        assert student_out.final is not None
+        assert torch.equal(student_out.final.mean((2, 3)), student_out.pooled)
+        teacher_out = teacher.observe(images)
+        assert torch.allclose(classifier(teacher_out.pooled), teacher_out.logits)
 
     def test_delivers_what_it_trains_without_a_copy_or_a_draw(self) -> None:
         method, student, _ = scene()
@@ -143,6 +143,6 @@ class TestSimKD:
                 "width": 3,
             },
         )
-        shown = student.observe(scenes.pictures(2, (16, 16)))
-        assert shown.final is not None
-        assert shown.final.shape == (2, 9, 2, 3)
+        student_out = student.observe(scenes.pictures(2, (16, 16)))
+        assert student_out.final is not None
+        assert student_out.final.shape == (2, 9, 2, 3)

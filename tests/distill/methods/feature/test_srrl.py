@@ -30,8 +30,8 @@ class TestLosses:
     def test_of_logits_is_that_of_features_seen_through_the_classifier(self) -> None:
         student, teacher, weight, bias = rows(3, 5, 4), rows(4, 5, 4), rows(5, 3, 4), rows(6, 3)
         loss = srrl.regression_loss(student, teacher @ weight.mT + bias, weight, bias)
-        wanted = ((student - teacher) @ weight.mT).square().mean()
-        assert torch.allclose(loss, wanted, rtol=1e-9)
+        expected = ((student - teacher) @ weight.mT).square().mean()
+        assert torch.allclose(loss, expected, rtol=1e-9)
 
     def test_have_the_gradients_of_their_values(self) -> None:
         student, teacher = rows(7, 4, 3).requires_grad_(), rows(8, 4, 3)
@@ -46,16 +46,16 @@ class TestSRRL:
     def test_teaches_through_the_frozen_classifier_of_the_teacher(self) -> None:
         student, teacher = scenes.network(), scenes.other_network()
         method = srrl.SRRL(srrl.SRRL.Params(classifier_weight=2.0), student, teacher)
-        learned, taught = scenes.observed(student, teacher, scenes.pictures(5))
-        terms = method.terms(learned, taught, scenes.batch([0, 1, 2, 0, 1]), scenes.MOMENT)
+        student_out, teacher_out = scenes.observed(student, teacher, scenes.pictures(5))
+        terms = method.terms(student_out, teacher_out, scenes.batch([0, 1, 2, 0, 1]), scenes.MOMENT)
         assert list(terms) == ["task", "srrl_features", "srrl_classifier"]
-        assert learned.final is not None
+        assert student_out.final is not None
         classifier = teacher.pooled_classifier()
         assert classifier is not None
-        pooled = method.connector(learned.final).mean((2, 3))
-        wanted = (classifier(pooled) - taught.logits).square().mean()
-        assert torch.allclose(terms["srrl_classifier"], 2 * wanted)
-        assert torch.allclose(terms["srrl_features"], (pooled - taught.pooled).square().mean())
+        pooled = method.connector(student_out.final).mean((2, 3))
+        expected = (classifier(pooled) - teacher_out.logits).square().mean()
+        assert torch.allclose(terms["srrl_classifier"], 2 * expected)
+        assert torch.allclose(terms["srrl_features"], (pooled - teacher_out.pooled).square().mean())
         torch.stack(list(terms.values())).sum().backward()
         assert all(parameter.grad is not None for parameter in method.parameters())
         assert all(parameter.grad is None for parameter in teacher.parameters())

@@ -16,12 +16,12 @@ def softened(log_scale: list[float]) -> torch.Tensor:
 
 class TestVIDLoss:
     def test_equals_the_published_values(self) -> None:
-        wanted, params = CHECKS.expected("vid"), CHECKS.parameters("vid")
+        expected, params = CHECKS.expected("vid"), CHECKS.parameters("vid")
         pair = (CHECKS.tensor("map_s"), CHECKS.tensor("map_t_same_channels"))
         mixed = vid.vid_loss(*pair, softened(params["log_scale"]))
-        assert CHECKS.close(mixed, wanted["loss_mixed"])
-        start = vid.vid_loss(*pair, softened([wanted["init_log_scale"]] * 2))
-        assert CHECKS.close(start, wanted["loss_all_init"])
+        assert CHECKS.close(mixed, expected["loss_mixed"])
+        start = vid.vid_loss(*pair, softened([expected["init_log_scale"]] * 2))
+        assert CHECKS.close(start, expected["loss_all_init"])
 
     def test_with_variance_one_it_is_half_the_mean_squared_error(self) -> None:
         pair = (CHECKS.tensor("map_s"), CHECKS.tensor("map_t_same_channels"))
@@ -47,8 +47,8 @@ class TestVIDLoss:
 class TestGaussian:
     @pytest.mark.parametrize("variance", [0.001, 5.0, 80.0])
     def test_starts_with_the_variance_asked_for(self, variance: float) -> None:
-        found = vid.Gaussian(2, 3, variance=variance).variance
-        assert torch.allclose(found, torch.full((3,), variance), rtol=1e-5)
+        actual = vid.Gaussian(2, 3, variance=variance).variance
+        assert torch.allclose(actual, torch.full((3,), variance), rtol=1e-5)
 
     def test_starts_at_the_published_value(self) -> None:
         start = vid.Gaussian(2, 3, variance=5.0).softened
@@ -86,7 +86,7 @@ class TestVID:
         torch.manual_seed(3)
         student, teacher = scenes.network(), scenes.other_network()
         method = vid.VID(vid.VID.Params(), student, teacher)
-        scenes.shown_terms(method, student, teacher, scenes.pictures(count))["vid"].backward()
+        scenes.terms_of(method, student, teacher, scenes.pictures(count))["vid"].backward()
         assert all(parameter.grad is not None for parameter in method.parameters())
         assert student.get_parameter("conv1.weight").grad is not None
         assert student.get_parameter("fc.weight").grad is None
@@ -94,20 +94,24 @@ class TestVID:
 
     def test_can_leave_variances_as_they_start(self) -> None:
         method = vid.VID(vid.VID.Params(variance="fixed"), scenes.network(), scenes.other_network())
-        learned = [name for name, one in method.named_parameters() if one.requires_grad]
-        assert len(learned) == 9
-        assert not any(name.endswith("softened") for name in learned)
+        trained = [name for name, one in method.named_parameters() if one.requires_grad]
+        assert len(trained) == 9
+        assert not any(name.endswith("softened") for name in trained)
 
     def test_sums_the_losses_of_all_stages(self) -> None:
         student, teacher = scenes.network(), scenes.other_network()
         method = vid.VID(vid.VID.Params(vid_weight=2.0), student, teacher)
         for parameter in method.parameters():
             torch.nn.init.zeros_(parameter)
-        learned, taught = scenes.observed(student, teacher, scenes.pictures(4))
-        found = method.terms(learned, taught, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)["vid"]
+        student_out, teacher_out = scenes.observed(student, teacher, scenes.pictures(4))
+        term = method.terms(student_out, teacher_out, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)[
+            "vid"
+        ]
         spread = math.log(2) + vid.SMALLEST_VARIANCE
-        wanted = sum(stage.square().mean() / spread + math.log(spread) for stage in taught.stages)
-        assert torch.allclose(found, torch.as_tensor(wanted), rtol=1e-5)
+        expected = sum(
+            stage.square().mean() / spread + math.log(spread) for stage in teacher_out.stages
+        )
+        assert torch.allclose(term, torch.as_tensor(expected), rtol=1e-5)
 
     def test_pairs_stages_of_one_size_where_networks_differ(self) -> None:
         teacher = scenes.Pyramid([(2, 6, 6), (3, 8, 8), (4, 4, 4), (5, 2, 2)])

@@ -22,8 +22,8 @@ def method(scope: Scope = "global", classes: int = 3) -> ctkd.CTKD:
 class TestCurriculumLoss:
     def test_equals_kd_at_one_temperature(self) -> None:
         student, teacher = random_pair(0, 4, 5)
-        found = ctkd.curriculum_loss(student, teacher, torch.full((4,), 3.0, dtype=torch.float64))
-        assert torch.allclose(found, kd.kd_loss(student, teacher, temperature=3.0), rtol=1e-12)
+        loss = ctkd.curriculum_loss(student, teacher, torch.full((4,), 3.0, dtype=torch.float64))
+        assert torch.allclose(loss, kd.kd_loss(student, teacher, temperature=3.0), rtol=1e-12)
 
     def test_takes_each_sample_at_its_own_temperature(self) -> None:
         student, teacher = random_pair(1, 2, 5)
@@ -32,8 +32,8 @@ class TestCurriculumLoss:
             kd.kd_loss(student[[n]], teacher[[n]], temperature=float(temperatures[n]))
             for n in range(2)
         ]
-        found = ctkd.curriculum_loss(student, teacher, temperatures)
-        assert torch.allclose(found, torch.stack(alone).mean(), rtol=1e-12)
+        loss = ctkd.curriculum_loss(student, teacher, temperatures)
+        assert torch.allclose(loss, torch.stack(alone).mean(), rtol=1e-12)
 
     def test_has_the_gradient_of_its_value_for_logits_and_temperatures(self) -> None:
         student, teacher = random_pair(2, 3, 4)
@@ -47,8 +47,8 @@ class TestCurriculumLoss:
 class TestCurriculum:
     @pytest.mark.parametrize(("epoch", "place"), [(0, 0), (1, 1), (5, 2), (10, 3), (240, 4)])
     def test_opposition_equals_the_published_values(self, epoch: int, place: int) -> None:
-        wanted = CHECKS.expected("ctkd_temperature")["lambda_epoch_0_1_5_10_240"][place]
-        assert math.isclose(ctkd.adversity(epoch, epochs=10), wanted, abs_tol=1e-8)
+        expected = CHECKS.expected("ctkd_temperature")["lambda_epoch_0_1_5_10_240"][place]
+        assert math.isclose(ctkd.adversity(epoch, epochs=10), expected, abs_tol=1e-8)
 
     def test_opposition_is_full_at_once_without_a_curriculum(self) -> None:
         assert ctkd.adversity(1, epochs=0) == -1
@@ -65,8 +65,8 @@ class TestCurriculum:
 class TestCTKD:
     def test_first_temperature_equals_the_published_value(self) -> None:
         logits, _ = random_pair(3, 2, 3)
-        wanted = CHECKS.expected("ctkd_temperature")["T_initial"]
-        assert CHECKS.close(method().temperatures(logits, logits), [wanted, wanted])
+        expected = CHECKS.expected("ctkd_temperature")["T_initial"]
+        assert CHECKS.close(method().temperatures(logits, logits), [expected, expected])
 
     @pytest.mark.parametrize("scope", ["global", "instance"])
     def test_temperature_learns_to_raise_the_loss(self, scope: Scope) -> None:
@@ -99,17 +99,17 @@ class TestCTKD:
             scenes.batch([0, 1, 2, 3]),
             scenes.MOMENT,
         )
-        found = torch.autograd.grad(terms["ctkd"], student)[0]
+        gradient = torch.autograd.grad(terms["ctkd"], student)[0]
         fixed = built.temperatures(student, teacher).detach()
-        wanted = torch.autograd.grad(ctkd.curriculum_loss(student, teacher, fixed), student)[0]
-        assert torch.allclose(found, 0.9 * wanted, rtol=1e-9)
+        expected = torch.autograd.grad(ctkd.curriculum_loss(student, teacher, fixed), student)[0]
+        assert torch.allclose(gradient, 0.9 * expected, rtol=1e-9)
 
     def test_each_sample_has_its_own_temperature_within_the_bounds(self) -> None:
         logits, other = random_pair(6, 8, 3)
-        found = method("instance").temperatures(logits * 100, other * 100)
-        assert found.unique().numel() > 1
-        assert float(found.detach().min()) >= 1
-        assert float(found.detach().max()) <= 21
+        temperatures = method("instance").temperatures(logits * 100, other * 100)
+        assert temperatures.unique().numel() > 1
+        assert float(temperatures.detach().min()) >= 1
+        assert float(temperatures.detach().max()) <= 21
 
     def test_is_zero_when_both_agree(self) -> None:
         _, teacher = random_pair(7, 3, 3)

@@ -15,22 +15,22 @@ def total(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 2.0
 class TestDISTLoss:
     @pytest.mark.parametrize("temperature", [1, 4])
     def test_equals_the_published_values(self, temperature: int) -> None:
-        wanted = CHECKS.expected(f"dist_tau{temperature}")
-        found = relations.correlation_gaps(
+        expected = CHECKS.expected(f"dist_tau{temperature}")
+        loss = relations.correlation_gaps(
             CHECKS.tensor("logits4_s"),
             CHECKS.tensor("logits4_t"),
             temperature=float(temperature),
         )
-        assert CHECKS.close(found.inter, wanted["inter"])
-        assert CHECKS.close(found.intra, wanted["intra"])
+        assert CHECKS.close(loss.inter, expected["inter"])
+        assert CHECKS.close(loss.intra, expected["intra"])
 
     def test_equals_the_correlations_of_the_standard_library(self) -> None:
         student, teacher = random_pair(0, 5, 4)
         one, other = (logits.softmax(1) for logits in (student, teacher))
         rows = [torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(one, other, strict=True)]
-        found = relations.correlation_gaps(student, teacher, temperature=1.0)
+        loss = relations.correlation_gaps(student, teacher, temperature=1.0)
         # The authors' 1e-8 in the denominator.
-        assert torch.allclose(found.inter, 1 - torch.stack(rows).mean(), atol=1e-6)
+        assert torch.allclose(loss.inter, 1 - torch.stack(rows).mean(), atol=1e-6)
 
     def test_is_zero_when_both_agree(self) -> None:
         _, teacher = random_pair(1, 6, 5)
@@ -60,12 +60,12 @@ class TestDISTLoss:
     def test_is_finite_for_the_smallest_batches(self, samples: int) -> None:
         student, teacher = random_pair(5, samples, 5)
         student.requires_grad_()
-        found = relations.correlation_gaps(student, teacher, temperature=4.0)
+        loss = relations.correlation_gaps(student, teacher, temperature=4.0)
         total(student, teacher).backward()
-        assert found.inter.isfinite()
-        assert found.intra.isfinite()
-        assert found.intra.requires_grad
-        assert samples > 1 or float(found.intra.detach()) == 0
+        assert loss.inter.isfinite()
+        assert loss.intra.isfinite()
+        assert loss.intra.requires_grad
+        assert samples > 1 or float(loss.intra.detach()) == 0
         assert student.grad is not None
         assert student.grad.isfinite().all()
 
@@ -73,9 +73,9 @@ class TestDISTLoss:
     def test_is_finite_however_far_apart_the_logits_are(self, gap: float) -> None:
         student = torch.tensor([[gap, 0.0, -gap], [gap, 0.0, -gap]], requires_grad=True)
         teacher = torch.tensor([[-gap, gap, 0.0], [1.0, 2.0, 0.5]])
-        found = total(student, teacher, 1.0)
-        found.backward()
-        assert found.isfinite()
+        loss = total(student, teacher, 1.0)
+        loss.backward()
+        assert loss.isfinite()
         assert student.grad is not None
         assert student.grad.isfinite().all()
 
@@ -89,7 +89,7 @@ class TestDIST:
             scenes.batch([0, 1, 2, 0]),
             scenes.MOMENT,
         )
-        wanted = CHECKS.expected("dist_tau1")
+        expected = CHECKS.expected("dist_tau1")
         assert list(terms) == ["task", "inter", "intra"]
-        assert CHECKS.close(terms["inter"], 2 * 3 * wanted["inter"])
-        assert CHECKS.close(terms["intra"], 2 * 5 * wanted["intra"])
+        assert CHECKS.close(terms["inter"], 2 * 3 * expected["inter"])
+        assert CHECKS.close(terms["intra"], 2 * 5 * expected["intra"])

@@ -15,17 +15,17 @@ from workers.distill.methods.logit import dkd, kd
 class TestDKDLoss:
     @pytest.mark.parametrize("temperature", [1.0, 4.0])
     def test_parts_equal_the_published_values(self, temperature: float) -> None:
-        wanted = CHECKS.expected(f"dkd_parts_tau{temperature:.0f}")
+        expected = CHECKS.expected(f"dkd_parts_tau{temperature:.0f}")
         given_tensors = (CHECKS.tensor("logits_s"), CHECKS.tensor("logits_t"))
         labels = CHECKS.tensor("target")
         whole = divergences.softened_kl(*given_tensors, temperature=temperature)
         target = divergences.target_kl(*given_tensors, labels, temperature=temperature)
         others = divergences.non_target_kl(*given_tensors, labels, temperature=temperature)
-        assert CHECKS.close(whole, wanted["kl_per_sample"])
-        assert CHECKS.close(target, wanted["tckd_per_sample"])
-        assert CHECKS.close(others, wanted["nckd_per_sample"])
-        assert CHECKS.close(temperature**2 * target.mean(), wanted["tckd"])
-        assert CHECKS.close(temperature**2 * others.mean(), wanted["nckd"])
+        assert CHECKS.close(whole, expected["kl_per_sample"])
+        assert CHECKS.close(target, expected["tckd_per_sample"])
+        assert CHECKS.close(others, expected["nckd_per_sample"])
+        assert CHECKS.close(temperature**2 * target.mean(), expected["tckd"])
+        assert CHECKS.close(temperature**2 * others.mean(), expected["nckd"])
 
     def test_whole_equals_the_published_value(self) -> None:
         loss = dkd.dkd_loss(
@@ -41,12 +41,12 @@ class TestDKDLoss:
     def test_two_classes_have_no_non_target_part(self) -> None:
         pair = (CHECKS.tensor("logits2_s"), CHECKS.tensor("logits2_t"))
         labels = CHECKS.tensor("target2")
-        wanted = CHECKS.expected("dkd_two_classes")
+        expected = CHECKS.expected("dkd_two_classes")
         others = divergences.non_target_kl(*pair, labels, temperature=4.0)
         assert torch.equal(others, torch.zeros(2, dtype=torch.float64))
         loss = dkd.dkd_loss(*pair, labels, alpha=1.0, beta=8.0, temperature=4.0)
-        assert CHECKS.close(loss, wanted["tckd"])
-        assert CHECKS.close(kd.kd_loss(*pair, temperature=4.0), wanted["kd"])
+        assert CHECKS.close(loss, expected["tckd"])
+        assert CHECKS.close(kd.kd_loss(*pair, temperature=4.0), expected["kd"])
 
     @given(
         seed=st.integers(0, 10_000),
@@ -59,12 +59,12 @@ class TestDKDLoss:
         student, teacher = random_pair(seed, 1, classes)
         label = torch.tensor([seed % classes])
         doubt = 1 - (teacher / temperature).softmax(1)[0, label[0]]
-        found = dkd.dkd_loss(
+        loss = dkd.dkd_loss(
             student, teacher, label, alpha=1.0, beta=float(doubt), temperature=temperature
         )
         # Absolute too: near agreement both are differences of numbers near one.
-        wanted = kd.kd_loss(student, teacher, temperature=temperature)
-        assert torch.allclose(found, wanted, rtol=1e-9, atol=1e-11)
+        expected = kd.kd_loss(student, teacher, temperature=temperature)
+        assert torch.allclose(loss, expected, rtol=1e-9, atol=1e-11)
 
     def test_is_zero_when_both_agree(self) -> None:
         _, teacher = random_pair(4, 6, 5)
@@ -128,8 +128,8 @@ class TestDKD:
             batch(CHECKS.tensor("target")),
             Moment(epoch=epoch, step=epoch, steps_per_epoch=1),
         )
-        wanted = CHECKS.expected("dkd_a1_b8_tau4")[f"warmup20_epoch{epoch}"]
-        assert CHECKS.close(terms["dkd"], wanted)
+        expected = CHECKS.expected("dkd_a1_b8_tau4")[f"warmup20_epoch{epoch}"]
+        assert CHECKS.close(terms["dkd"], expected)
         assert CHECKS.close(terms["task"], CHECKS.expected("ce")["loss"])
 
     def test_refuses_one_class(self) -> None:
@@ -152,9 +152,9 @@ class TestDKD:
             / (logits.std(1, correction=int(by == "sample"), keepdim=True) + 1e-7)
             for logits in (student, teacher)
         )
-        wanted = dkd.dkd_loss(one, other, labels, alpha=9.0, beta=72.0, temperature=2.0)
+        expected = dkd.dkd_loss(one, other, labels, alpha=9.0, beta=72.0, temperature=2.0)
         # The student's scale is gone, up to the 1e-7 in the denominator.
-        assert torch.allclose(terms["dkd"], wanted, rtol=1e-6)
+        assert torch.allclose(terms["dkd"], expected, rtol=1e-6)
 
     def test_wants_one_true_class_for_each_image(self) -> None:
         assert not dkd.DKD.accepts_mixed

@@ -31,23 +31,23 @@ def random_logits(seed: int, *shape: int) -> torch.Tensor:
 
 def remembered(how: fkd.FKD, logits: torch.Tensor) -> torch.Tensor:
     """Return the distribution that comes back from storage."""
-    shown = how.recall(how.store(scenes.features(logits))).logits
-    return (shown / how.params.temperature).softmax(1)
+    recalled = how.recall(how.store(scenes.features(logits))).logits
+    return (recalled / how.params.temperature).softmax(1)
 
 
 class TestStorage:
     def test_keeps_the_published_classes_and_values(self) -> None:
         stored = method().store(scenes.features(CHECKS.tensor("fkd_teacher_logits")[None]))
-        wanted = CHECKS.expected("fkd_top5")
-        assert stored["index"].tolist() == [wanted["stored_index"]]
+        expected = CHECKS.expected("fkd_top5")
+        assert stored["index"].tolist() == [expected["stored_index"]]
         assert stored["index"].dtype == torch.uint8
-        assert CHECKS.close(stored["value"], [wanted["stored_value"]])
+        assert CHECKS.close(stored["value"], [expected["stored_value"]])
 
     @pytest.mark.parametrize("storage", ["marginal_smoothing", "marginal_renorm"])
     def test_gives_back_the_published_distribution(self, storage: str) -> None:
         logits = CHECKS.tensor("fkd_teacher_logits")[None]
-        found = remembered(method(storage=storage), logits)
-        assert CHECKS.close(found, [CHECKS.expected("fkd_top5")[storage]])
+        probabilities = remembered(method(storage=storage), logits)
+        assert CHECKS.close(probabilities, [CHECKS.expected("fkd_top5")[storage]])
 
     def test_hard_is_the_first_class(self) -> None:
         logits = random_logits(0, 4, CLASSES)
@@ -58,11 +58,13 @@ class TestStorage:
 
     def test_smoothing_spreads_the_rest_evenly(self) -> None:
         logits = random_logits(1, 4, CLASSES)
-        found = remembered(method(storage="smoothing"), logits).sort(1, descending=True).values
+        probabilities = (
+            remembered(method(storage="smoothing"), logits).sort(1, descending=True).values
+        )
         first = logits.softmax(1).amax(1)
-        assert torch.allclose(found[:, 0], first, rtol=1e-9)
+        assert torch.allclose(probabilities[:, 0], first, rtol=1e-9)
         rest = ((1 - first) / (CLASSES - 1))[:, None].expand(-1, CLASSES - 1)
-        assert torch.allclose(found[:, 1:], rest, rtol=1e-9)
+        assert torch.allclose(probabilities[:, 1:], rest, rtol=1e-9)
 
     @pytest.mark.parametrize("storage", ["marginal_smoothing", "marginal_renorm"])
     @pytest.mark.parametrize("temperature", [0.5, 4.0])
@@ -71,16 +73,16 @@ class TestStorage:
     ) -> None:
         logits = random_logits(2, 4, CLASSES)
         how = method(storage=storage, top_k=1000, temperature=temperature)
-        wanted = (logits / temperature).softmax(1)
-        assert torch.allclose(remembered(how, logits), wanted, rtol=1e-9)
+        expected = (logits / temperature).softmax(1)
+        assert torch.allclose(remembered(how, logits), expected, rtol=1e-9)
 
     @pytest.mark.parametrize("storage", STORAGES)
     def test_is_finite_for_a_teacher_that_is_certain(self, storage: str) -> None:
         logits = torch.tensor([[1000.0, 0.0, -1000.0]])
         how = method(3, storage=storage, top_k=2)
-        shown = how.recall(how.store(scenes.features(logits)))
-        assert shown.logits.isfinite().all()
-        assert torch.allclose(shown.logits.softmax(1), torch.tensor([[1.0, 0.0, 0.0]]))
+        recalled = how.recall(how.store(scenes.features(logits)))
+        assert recalled.logits.isfinite().all()
+        assert torch.allclose(recalled.logits.softmax(1), torch.tensor([[1.0, 0.0, 0.0]]))
 
     @pytest.mark.parametrize(
         ("classes", "dtype"),
@@ -130,7 +132,9 @@ class TestFKD:
         fresh = scenes.features(random_logits(9, rows, CLASSES))
         batch = scenes.batch([number % CLASSES for number in range(rows)])
         stored = how.recall(how.store(fresh))
-        one, other = (how.terms(student, shown, batch, scenes.MOMENT) for shown in (fresh, stored))
+        one, other = (
+            how.terms(student, teacher_out, batch, scenes.MOMENT) for teacher_out in (fresh, stored)
+        )
         assert list(one) == list(other) == ["task", "fkd"]
         # Values are stored as computed; their logarithm and back costs a few roundings.
         assert torch.allclose(one["fkd"], other["fkd"], rtol=1e-6)

@@ -38,8 +38,8 @@ class TestKDLoss:
         student = CHECKS.tensor("logits_s").requires_grad_()
         kd.kd_loss(student, CHECKS.tensor("logits_t"), temperature=4.0).backward()
         assert student.grad is not None
-        wanted = CHECKS.expected("kd_gradient_tau4")["grad_wrt_student_logits"]
-        assert CHECKS.close(student.grad, wanted)
+        expected = CHECKS.expected("kd_gradient_tau4")["grad_wrt_student_logits"]
+        assert CHECKS.close(student.grad, expected)
 
     def test_is_zero_when_both_agree(self) -> None:
         _, teacher = random_pair(0, 5, 7)
@@ -58,8 +58,8 @@ class TestKDLoss:
         )
         limit = centred.square().sum(1).mean() / (2 * 7)
         # The error falls with 1 / temperature, hence the loose tolerance.
-        found = kd.kd_loss(student, teacher, temperature=1e4)
-        assert torch.allclose(found, limit, rtol=1e-2)
+        loss = kd.kd_loss(student, teacher, temperature=1e4)
+        assert torch.allclose(loss, limit, rtol=1e-2)
 
     def test_has_the_gradient_of_its_value(self) -> None:
         student, teacher = random_pair(3, 4, 5)
@@ -132,17 +132,17 @@ class TestStandardizedKD:
             batch(CHECKS.tensor("target")),
             Moment(1, 1, 1),
         )
-        wanted = CHECKS.expected(check)
-        assert CHECKS.close(terms["kd"], wanted["loss_w9"])
-        assert CHECKS.close(terms["kd"] / 9, wanted["loss"])
+        expected = CHECKS.expected(check)
+        assert CHECKS.close(terms["kd"], expected["loss_w9"])
+        assert CHECKS.close(terms["kd"] / 9, expected["loss"])
 
     @pytest.mark.parametrize("by", ["population", "sample"])
     def test_ignores_scale_and_shift_of_each_sample(self, by: standardization.Deviation) -> None:
         logits, _ = random_pair(8, 4, 5)
         scale = torch.tensor([0.5, 2.0, 30.0, 1.0], dtype=torch.float64)[:, None]
-        found = standardization.standardized(scale * logits - 3 * scale, by=by)
+        standardized = standardization.standardized(scale * logits - 3 * scale, by=by)
         # Up to the 1e-7 in the denominator.
-        assert torch.allclose(found, standardization.standardized(logits, by=by), rtol=1e-6)
+        assert torch.allclose(standardized, standardization.standardized(logits, by=by), rtol=1e-6)
 
     def test_changes_nothing_unless_asked(self) -> None:
         logits, _ = random_pair(9, 4, 5)

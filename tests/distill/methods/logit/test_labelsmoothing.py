@@ -20,20 +20,20 @@ def loss(logits: torch.Tensor, batch: Batch, smoothing: float) -> torch.Tensor:
 
 class TestLabelSmoothing:
     def test_equals_the_published_value(self) -> None:
-        found = loss(CHECKS.tensor("logits_s"), scenes.batch(CHECKS.tensor("target")), 0.1)
-        assert CHECKS.close(found, CHECKS.expected("label_smoothing")["loss"])
+        actual = loss(CHECKS.tensor("logits_s"), scenes.batch(CHECKS.tensor("target")), 0.1)
+        assert CHECKS.close(actual, CHECKS.expected("label_smoothing")["loss"])
 
     def test_is_cross_entropy_without_smoothing(self) -> None:
-        found = loss(CHECKS.tensor("logits_s"), scenes.batch(CHECKS.tensor("target")), 0)
-        assert CHECKS.close(found, CHECKS.expected("ce")["loss"])
+        actual = loss(CHECKS.tensor("logits_s"), scenes.batch(CHECKS.tensor("target")), 0)
+        assert CHECKS.close(actual, CHECKS.expected("ce")["loss"])
 
     def test_equals_the_cross_entropy_with_the_spread_label(self) -> None:
         logits, _ = random_pair(1, 4, 5)
         labels = torch.tensor([0, 4, 2, 2])
         spread = 0.7 * torch.eye(5, dtype=torch.float64)[labels] + 0.3 / 5
         by_hand = -(spread * (logits - logits.logsumexp(1, keepdim=True))).sum(1).mean()
-        found = loss(logits, scenes.batch(labels), 0.3)
-        assert torch.allclose(found, by_hand, rtol=1e-12)
+        actual = loss(logits, scenes.batch(labels), 0.3)
+        assert torch.allclose(actual, by_hand, rtol=1e-12)
 
     def test_learns_both_labels_of_a_mixed_image(self) -> None:
         logits, _ = random_pair(2, 1, 5)
@@ -45,8 +45,8 @@ class TestLabelSmoothing:
             mixed=Mixed(labels=torch.tensor([1]), share=torch.tensor([0.25])),
         )
         first, second = (loss(logits, scenes.batch([label]), 0.1) for label in (3, 1))
-        found = loss(logits, mixed, 0.1)
-        assert torch.allclose(found, 0.25 * first + 0.75 * second, rtol=1e-12)
+        actual = loss(logits, mixed, 0.1)
+        assert torch.allclose(actual, 0.25 * first + 0.75 * second, rtol=1e-12)
 
     def test_ignores_a_constant_added_to_a_row(self) -> None:
         logits, _ = random_pair(3, 3, 5)
@@ -63,9 +63,9 @@ class TestLabelSmoothing:
 
     def test_is_finite_at_a_gap_of_a_thousand(self) -> None:
         logits = torch.tensor([[1000.0, 0.0, -1000.0]], requires_grad=True)
-        found = loss(logits, scenes.batch([2]), 0.1)
-        found.backward()
-        assert found.isfinite()
+        actual = loss(logits, scenes.batch([2]), 0.1)
+        actual.backward()
+        assert actual.isfinite()
         assert logits.grad is not None
         assert logits.grad.isfinite().all()
 

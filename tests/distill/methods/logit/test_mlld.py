@@ -49,14 +49,14 @@ def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float)
 
 class TestMultiLevelLoss:
     def test_equals_the_published_values(self) -> None:
-        wanted = CHECKS.expected("mlld_parts")
+        expected = CHECKS.expected("mlld_parts")
         student, teacher = CHECKS.tensor("logits_s"), CHECKS.tensor("logits_t")
-        found = mlld.multi_level_loss(
+        loss = mlld.multi_level_loss(
             student, teacher, mlld.Chosen.everything(teacher), temperature=4.0
         )
-        assert CHECKS.close(found.instance, wanted["instance_kd"])
-        assert CHECKS.close(found.batch, wanted["batch_level"])
-        assert CHECKS.close(found.classes, wanted["class_level"])
+        assert CHECKS.close(loss.instance, expected["instance_kd"])
+        assert CHECKS.close(loss.batch, expected["batch_level"])
+        assert CHECKS.close(loss.classes, expected["class_level"])
 
     def test_compares_only_what_is_chosen(self) -> None:
         student, teacher = random_pair(0, 4, 5)
@@ -64,15 +64,15 @@ class TestMultiLevelLoss:
             torch.tensor([True, False, True, False]),
             torch.tensor([False, True, True, False, True]),
         )
-        found = mlld.multi_level_loss(student, teacher, chosen, temperature=2.0)
+        loss = mlld.multi_level_loss(student, teacher, chosen, temperature=2.0)
         rows = mlld.multi_level_loss(
             student[[0, 2]], teacher[[0, 2]], mlld.Chosen.everything(teacher[:2]), temperature=2.0
         )
-        assert torch.allclose(found.instance, rows.instance, rtol=1e-12)
-        assert torch.allclose(found.batch, rows.batch, rtol=1e-12)
+        assert torch.allclose(loss.instance, rows.instance, rtol=1e-12)
+        assert torch.allclose(loss.batch, rows.batch, rtol=1e-12)
         one, other = ((logits / 2).softmax(1)[:, [1, 2, 4]] for logits in (student, teacher))
         classes = (other.mT @ other - one.mT @ one).square().sum() / 3
-        assert torch.allclose(found.classes, classes, rtol=1e-12)
+        assert torch.allclose(loss.classes, classes, rtol=1e-12)
 
     def test_standardizes_the_instance_level_only(self) -> None:
         student, teacher = random_pair(1, 4, 5)
@@ -84,8 +84,8 @@ class TestMultiLevelLoss:
         one, other = (
             standardization.standardized(logits, by="sample") for logits in (student, teacher)
         )
-        wanted = mlld.multi_level_loss(one, other, everything, temperature=2.0)
-        assert torch.allclose(scaled.instance, wanted.instance, rtol=1e-12)
+        expected = mlld.multi_level_loss(one, other, everything, temperature=2.0)
+        assert torch.allclose(scaled.instance, expected.instance, rtol=1e-12)
         assert torch.equal(scaled.batch, plain.batch)
         assert torch.equal(scaled.classes, plain.classes)
 
@@ -109,12 +109,12 @@ class TestMultiLevelLoss:
 class TestMLLD:
     def test_clean_sums_temperatures_and_views_over_the_unsure_half(self) -> None:
         student, teacher = both_views(3, 4, 5)
-        found = terms(student, teacher, "clean")
+        actual = terms(student, teacher, "clean")
         sureness = teacher.logits.softmax(1).amax(1)
         kept = sureness.argsort()[:2].tolist()
         assert student.strong is not None
         assert teacher.strong is not None
-        wanted = sum(
+        expected = sum(
             divergence(one[n], other[n], temperature) / 2
             for one, other in (
                 (student.logits, teacher.logits),
@@ -123,11 +123,11 @@ class TestMLLD:
             for temperature in (2, 3, 4, 5, 6)
             for n in kept
         )
-        assert math.isclose(float(found["instance"]), 0.9 * wanted, rel_tol=1e-9)
+        assert math.isclose(float(actual["instance"]), 0.9 * expected, rel_tol=1e-9)
 
     def test_reference_scales_sums_and_repeats_the_weak_view(self) -> None:
         student, teacher = both_views(4, 4, 5)
-        found = terms(student, teacher, "reference")
+        actual = terms(student, teacher, "reference")
         assert student.strong is not None
         assert teacher.strong is not None
 
@@ -142,8 +142,8 @@ class TestMLLD:
             mean(student.strong.logits, teacher.strong.logits, temperature)
             for temperature in (3, 4, 5)
         ]
-        wanted = 0.5 * sum(weak.values()) + sum(strong) + weak[2] + weak[6]
-        assert math.isclose(float(found["instance"]), 0.9 * wanted, rel_tol=1e-9)
+        expected = 0.5 * sum(weak.values()) + sum(strong) + weak[2] + weak[6]
+        assert math.isclose(float(actual["instance"]), 0.9 * expected, rel_tol=1e-9)
         levels = [
             mlld.multi_level_loss(
                 student.logits,
@@ -156,26 +156,26 @@ class TestMLLD:
         batch = 0.9 * 0.5 * sum(float(level.batch) for level in levels)
         # Three of five classes are not above the median.
         classes = 0.9 * 0.6 * sum(float(level.classes) for level in levels)
-        assert math.isclose(float(found["batch"]), batch, rel_tol=1e-9)
-        assert math.isclose(float(found["class"]), classes, rel_tol=1e-9)
+        assert math.isclose(float(actual["batch"]), batch, rel_tol=1e-9)
+        assert math.isclose(float(actual["class"]), classes, rel_tol=1e-9)
 
     def test_learns_the_labels_on_both_views(self) -> None:
         student, teacher = both_views(5, 4, 5)
-        found = terms(student, teacher, "clean")
+        actual = terms(student, teacher, "clean")
         assert student.strong is not None
         labels = torch.tensor(LABELS[:4])
-        wanted = [
+        expected = [
             torch.nn.functional.cross_entropy(logits, labels)
             for logits in (student.logits, student.strong.logits)
         ]
-        assert torch.allclose(found["task"], 0.1 * torch.stack(wanted).sum(), rtol=1e-12)
+        assert torch.allclose(actual["task"], 0.1 * torch.stack(expected).sum(), rtol=1e-12)
 
     @pytest.mark.parametrize("variant", ["clean", "reference"])
     def test_is_zero_when_both_agree(self, variant: Variant) -> None:
         _, teacher = both_views(6, 4, 5)
-        found = terms(teacher, teacher, variant)
-        assert list(found) == ["task", "instance", "batch", "class"]
-        assert [float(found[name]) for name in ("instance", "batch", "class")] == [0, 0, 0]
+        actual = terms(teacher, teacher, variant)
+        assert list(actual) == ["task", "instance", "batch", "class"]
+        assert [float(actual[name]) for name in ("instance", "batch", "class")] == [0, 0, 0]
 
     @pytest.mark.parametrize("variant", ["clean", "reference"])
     def test_ignores_a_constant_added_to_a_row(self, variant: Variant) -> None:
@@ -197,9 +197,9 @@ class TestMLLD:
             for sign, logits in zip((1, -1), random_pair(8, samples, 3), strict=True)
         )
         student.logits.requires_grad_()
-        found = torch.stack(list(terms(student, teacher, variant).values())).sum()
-        found.backward()
-        assert found.isfinite()
+        loss = torch.stack(list(terms(student, teacher, variant).values())).sum()
+        loss.backward()
+        assert loss.isfinite()
         assert student.logits.grad is not None
         assert student.logits.grad.isfinite().all()
 

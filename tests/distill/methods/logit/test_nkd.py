@@ -17,16 +17,16 @@ def loss(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor) -> 
 
 class TestNKDLoss:
     def test_equals_the_published_values(self) -> None:
-        wanted = CHECKS.expected("nkd_g1.5_tau1")
+        expected = CHECKS.expected("nkd_g1.5_tau1")
         given = (
             CHECKS.tensor("logits_s"),
             CHECKS.tensor("logits_t"),
             CHECKS.tensor("target"),
         )
         others = 1.5 * nkd.non_target_loss(*given, temperature=1.0)
-        assert CHECKS.close(nkd.target_loss(*given), wanted["target_term"])
-        assert CHECKS.close(others, wanted["non_target_term"])
-        assert CHECKS.close(nkd.target_loss(*given) + others, wanted["loss"])
+        assert CHECKS.close(nkd.target_loss(*given), expected["target_term"])
+        assert CHECKS.close(others, expected["non_target_term"])
+        assert CHECKS.close(nkd.target_loss(*given) + others, expected["loss"])
 
     def test_other_classes_reach_their_floor_when_both_agree(self) -> None:
         _, teacher = random_pair(0, 4, 5)
@@ -38,8 +38,8 @@ class TestNKDLoss:
         )
         shares = (kept / 2).softmax(1)
         entropy = -(shares * shares.log()).sum(1).mean()
-        found = nkd.non_target_loss(teacher, teacher, LABELS, temperature=2.0)
-        assert torch.allclose(found, 4 * entropy, rtol=1e-9)
+        loss = nkd.non_target_loss(teacher, teacher, LABELS, temperature=2.0)
+        assert torch.allclose(loss, 4 * entropy, rtol=1e-9)
 
     def test_other_classes_pull_no_further_when_both_agree(self) -> None:
         _, teacher = random_pair(1, 4, 5)
@@ -67,9 +67,9 @@ class TestNKDLoss:
     @pytest.mark.parametrize("label", [0, 1])
     def test_is_finite_however_far_apart_the_logits_are(self, label: int) -> None:
         student = torch.tensor([[50_000.0, 0.0, -50_000.0]], requires_grad=True)
-        found = loss(student, torch.tensor([[-50_000.0, 50_000.0, 0.0]]), torch.tensor([label]))
-        found.backward()
-        assert found.isfinite()
+        actual = loss(student, torch.tensor([[-50_000.0, 50_000.0, 0.0]]), torch.tensor([label]))
+        actual.backward()
+        assert actual.isfinite()
         assert student.grad is not None
         assert student.grad.isfinite().all()
 

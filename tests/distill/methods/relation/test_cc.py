@@ -57,12 +57,12 @@ class TestCC:
     def test_learns_both_projections_and_leaves_the_teacher_alone(self) -> None:
         student, teacher = scenes.network(), scenes.other_network()
         method = cc.CC(cc.CC.Params(), student, teacher)
-        shown = scenes.observed(student, teacher, scenes.pictures(4))
-        terms = method.terms(*shown, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
+        outputs = scenes.observed(student, teacher, scenes.pictures(4))
+        terms = method.terms(*outputs, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
         assert list(terms) == ["task", "cc"]
         terms["cc"].backward()
-        found = {name: tuple(value.shape) for name, value in method.named_parameters()}
-        assert found == {
+        shapes = {name: tuple(value.shape) for name, value in method.named_parameters()}
+        assert shapes == {
             "projections.student.weight": (128, 8),
             "projections.student.bias": (128,),
             "projections.teacher.weight": (128, 9),
@@ -75,11 +75,11 @@ class TestCC:
         student, teacher = scenes.network(), scenes.other_network()
         torch.manual_seed(0)
         method = cc.CC(cc.CC.Params(width=5), student, teacher)
-        shown = scenes.observed(student, teacher, scenes.pictures(4))
-        term = method.terms(*shown, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)["cc"]
+        outputs = scenes.observed(student, teacher, scenes.pictures(4))
+        term = method.terms(*outputs, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)["cc"]
         projected = [
             method.projections[role](features.pooled)
-            for role, features in zip(("student", "teacher"), shown, strict=True)
+            for role, features in zip(("student", "teacher"), outputs, strict=True)
         ]
         assert torch.allclose(term, 0.02 * cc.cc_loss(*projected), rtol=1e-6)
 

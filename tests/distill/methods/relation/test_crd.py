@@ -33,44 +33,46 @@ def method(labels: torch.Tensor = LABELS, **values: float | str) -> crd.CRD:
     return made
 
 
-def terms_of(made: crd.CRD, shown: Batch, seed: int = 0) -> Terms:
+def terms_of(made: crd.CRD, batch: Batch, seed: int = 0) -> Terms:
     student, teacher = random_rows(seed, 7, 8).float(), random_rows(seed + 1, 7, 9).float()
-    logits = torch.zeros(len(shown.index), 3)
+    logits = torch.zeros(len(batch.index), 3)
     return made.terms(
-        scenes.features(logits, pooled=student[shown.index]),
-        scenes.features(logits, pooled=teacher[shown.index]),
-        shown,
+        scenes.features(logits, pooled=student[batch.index]),
+        scenes.features(logits, pooled=teacher[batch.index]),
+        batch,
         scenes.MOMENT,
     )
 
 
 class TestFirstStep:
-    def scored(self, embeddings: str, memories: torch.Tensor) -> tuple[crd.Drawn, torch.Tensor]:
+    def scored(
+        self, embeddings: str, memories: torch.Tensor
+    ) -> tuple[crd.MemoryScores, torch.Tensor]:
         places = CHECKS.tensor("crd_contrast_index").long()
         counts = F.one_hot(places[:, 1:], CHECK["n_data"]).sum(1).double()
         rows = CHECKS.tensor(embeddings)
-        drawn = crd.score(rows, memories[places[:, 0]], memories, counts, temperature=CHECK["tau"])
-        return drawn, rows
+        scores = crd.score(rows, memories[places[:, 0]], memories, counts, temperature=CHECK["tau"])
+        return scores, rows
 
     def test_and_the_second_equal_the_published_values(self) -> None:
-        wanted = CHECKS.expected("crd_first_step")
+        expected = CHECKS.expected("crd_first_step")
         memories = {side: CHECKS.tensor(f"crd_memory_{side}") for side in "st"}
         index = CHECKS.tensor("crd_index").long()
         log_z, losses = {}, []
         for side, other in ("st", "ts"):
-            drawn, rows = self.scored(f"crd_emb_{side}", memories[other])
-            log_z[side] = crd.log_normaliser(drawn, images=CHECK["n_data"])
-            assert CHECKS.close(log_z[side].exp(), wanted[f"Z_{side}"])
-            loss = crd.crd_loss(drawn, log_z[side], negatives=CHECK["K"], images=CHECK["n_data"])
-            assert CHECKS.close(loss, wanted[f"loss_{side}"])
+            scores, rows = self.scored(f"crd_emb_{side}", memories[other])
+            log_z[side] = crd.log_normaliser(scores, images=CHECK["n_data"])
+            assert CHECKS.close(log_z[side].exp(), expected[f"Z_{side}"])
+            loss = crd.crd_loss(scores, log_z[side], negatives=CHECK["K"], images=CHECK["n_data"])
+            assert CHECKS.close(loss, expected[f"loss_{side}"])
             losses.append(loss)
-        assert CHECKS.close(torch.stack(losses).sum(), wanted["loss"])
+        assert CHECKS.close(torch.stack(losses).sum(), expected["loss"])
         for side in "st":
             rows = CHECKS.tensor(f"crd_emb_{side}")
             moved = crd.updated(memories[side][index], rows, momentum=CHECK["momentum"])
             memories[side][index] = moved
-        assert CHECKS.close(memories["s"][1], wanted["memory_s_row1_after"])
-        assert CHECKS.close(memories["t"][4], wanted["memory_t_row4_after"])
+        assert CHECKS.close(memories["s"][1], expected["memory_s_row1_after"])
+        assert CHECKS.close(memories["t"][4], expected["memory_t_row4_after"])
         second = [
             crd.crd_loss(
                 self.scored(f"crd_emb_{side}", memories[other])[0],
@@ -80,50 +82,50 @@ class TestFirstStep:
             )
             for side, other in ("st", "ts")
         ]
-        assert CHECKS.close(torch.stack(second).sum(), wanted["loss_second_step_same_batch"])
+        assert CHECKS.close(torch.stack(second).sum(), expected["loss_second_step_same_batch"])
 
 
 class TestCRDLoss:
-    def drawn(self, embeddings: torch.Tensor) -> crd.Drawn:
+    def scores(self, embeddings: torch.Tensor) -> crd.MemoryScores:
         counts = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]], dtype=torch.float64)
         return crd.score(
             embeddings, random_rows(1, 2, 4), random_rows(2, 3, 4), counts, temperature=0.5
         )
 
     def test_equals_the_sum_over_every_single_draw(self) -> None:
-        drawn = self.drawn(random_rows(0, 2, 4))
+        scores = self.scores(random_rows(0, 2, 4))
         noise, z = 3 / 10, 7.0
         total = 0.0
         for row in range(2):
-            positive = math.exp(float(drawn.positive[row])) / z
+            positive = math.exp(float(scores.positive[row])) / z
             total -= math.log(positive / (positive + noise + crd.EPS))
             for column in range(3):
-                negative = math.exp(float(drawn.negative[row, column])) / z
+                negative = math.exp(float(scores.negative[row, column])) / z
                 share = math.log(noise / (negative + noise + crd.EPS))
-                total -= float(drawn.counts[row, column]) * share
+                total -= float(scores.counts[row, column]) * share
         log_z = torch.tensor(math.log(z), dtype=torch.float64)
-        found = crd.crd_loss(drawn, log_z, negatives=3, images=10)
-        assert math.isclose(float(found), total / 2, rel_tol=1e-9)
+        loss = crd.crd_loss(scores, log_z, negatives=3, images=10)
+        assert math.isclose(float(loss), total / 2, rel_tol=1e-9)
         # And Z is a mean over the same draws.
-        several = drawn.negative.exp() * drawn.counts
-        mean = (drawn.positive.exp().sum() + several.sum()) / 8 * 10
-        assert torch.allclose(crd.log_normaliser(drawn, images=10).exp(), mean, rtol=1e-9)
+        several = scores.negative.exp() * scores.counts
+        mean = (scores.positive.exp().sum() + several.sum()) / 8 * 10
+        assert torch.allclose(crd.log_normaliser(scores, images=10).exp(), mean, rtol=1e-9)
 
     def test_has_the_gradient_of_its_value(self) -> None:
         log_z = torch.tensor(1.0, dtype=torch.float64)
         assert torch.autograd.gradcheck(
-            lambda rows: crd.crd_loss(self.drawn(rows), log_z, negatives=3, images=10),
+            lambda rows: crd.crd_loss(self.scores(rows), log_z, negatives=3, images=10),
             (random_rows(0, 2, 4).requires_grad_(),),
         )
 
     def test_is_finite_for_scores_of_any_size(self) -> None:
         for size in (0.0, 1e3, 1e6):
             rows = (size * random_rows(0, 2, 4)).float().requires_grad_()
-            drawn = crd.score(
+            scores = crd.score(
                 rows, torch.ones(2, 4), torch.ones(3, 4), torch.ones(2, 3), temperature=0.07
             )
-            log_z = crd.log_normaliser(drawn, images=10).detach()
-            loss = crd.crd_loss(drawn, log_z, negatives=3, images=10)
+            log_z = crd.log_normaliser(scores, images=10).detach()
+            loss = crd.crd_loss(scores, log_z, negatives=3, images=10)
             loss.backward()
             assert loss.isfinite()
             assert rows.grad is not None
@@ -143,12 +145,12 @@ class TestPools:
     def test_draw_without_replacement_where_every_pool_is_large_enough(
         self, negatives: int
     ) -> None:
-        wanted = torch.tensor([0, 1, 2, 1])
+        labels = torch.tensor([0, 1, 2, 1])
         for _ in range(20):
-            counts = self.counted(negatives, LABELS, wanted)
+            counts = self.counted(negatives, LABELS, labels)
             assert (counts.sum(1) == negatives).all()
             assert counts.max() == 1
-            assert not counts[wanted[:, None] == LABELS].any()
+            assert not counts[labels[:, None] == LABELS].any()
         # Four is every image that is not of class 0.
         if negatives == 4:
             assert torch.equal(counts[0], (LABELS != 0).float())
@@ -157,19 +159,19 @@ class TestPools:
     def test_draw_with_replacement_from_other_classes_where_one_is_too_small(
         self, by_class: bool
     ) -> None:
-        wanted = torch.tensor([0, 1, 2, 1] if by_class else [2, 0])
-        counts = self.counted(5, LABELS, wanted)
+        labels = torch.tensor([0, 1, 2, 1] if by_class else [2, 0])
+        counts = self.counted(5, LABELS, labels)
         assert (counts.sum(1) == 5).all()
-        assert not counts[wanted[:, None] == LABELS].any()
+        assert not counts[labels[:, None] == LABELS].any()
 
     @pytest.mark.parametrize("negatives", [2, 5])
     def test_draw_every_image_of_other_classes_equally_often(self, negatives: int) -> None:
         torch.manual_seed(0)
-        wanted = torch.tensor([0, 1, 2])
+        labels = torch.tensor([0, 1, 2])
         draws = 1_000
-        total = torch.stack([self.counted(negatives, LABELS, wanted) for _ in range(draws)]).sum(0)
+        total = torch.stack([self.counted(negatives, LABELS, labels) for _ in range(draws)]).sum(0)
         pools = torch.tensor([4, 5, 5])[:, None]
-        expected = (wanted[:, None] != LABELS) * draws * negatives / pools
+        expected = (labels[:, None] != LABELS) * draws * negatives / pools
         # Six standard deviations of a count.
         assert ((total - expected).abs() <= 6 * expected.sqrt()).all()
 
@@ -184,19 +186,19 @@ class TestPools:
 
     def test_relatives_are_of_the_same_class(self) -> None:
         pools = crd.Pools(LABELS, 4)
-        wanted = torch.tensor([0, 1, 2] * 50)
-        found = pools.relatives(wanted)
-        assert torch.equal(LABELS[found], wanted)
-        assert len(found[wanted == 0].unique()) == 3
+        labels = torch.tensor([0, 1, 2] * 50)
+        relatives = pools.relatives(labels)
+        assert torch.equal(LABELS[relatives], labels)
+        assert len(relatives[labels == 0].unique()) == 3
 
 
 class TestCRD:
     def test_scores_every_image_of_other_classes_where_so_many_are_asked_for(self) -> None:
         labels = torch.tensor([0, 0, 1, 1, 2, 2, 2])
         made = method(labels, negatives=4, crd_weight=2.0)
-        shown = batch(4, 5, labels=labels)  # class 2, whose pool is exactly four
+        images = batch(4, 5, labels=labels)  # class 2, whose pool is exactly four
         memories = {"student": made.memory_student.clone(), "teacher": made.memory_teacher.clone()}
-        terms = terms_of(made, shown)
+        terms = terms_of(made, images)
         student, teacher = random_rows(0, 7, 8).float()[4:6], random_rows(1, 7, 9).float()[4:6]
         total = torch.zeros(())
         for rows, bank in (
@@ -226,12 +228,12 @@ class TestCRD:
         assert torch.equal(made.memory_student, before)
         made.after_step(scenes.MOMENT)
         rows = F.normalize(made.student_head(random_rows(0, 7, 8).float()[[1, 4]]), dim=1)
-        wanted = F.normalize(before[[1, 4]] + rows, dim=1)
-        assert torch.allclose(made.memory_student[[1, 4]], wanted, atol=1e-6)
+        expected = F.normalize(before[[1, 4]] + rows, dim=1)
+        assert torch.allclose(made.memory_student[[1, 4]], expected, atol=1e-6)
         others = [0, 2, 3, 5, 6]
         assert torch.equal(made.memory_student[others], before[others])
         made.after_step(scenes.MOMENT)  # nothing was seen since
-        assert torch.allclose(made.memory_student[[1, 4]], wanted, atol=1e-6)
+        assert torch.allclose(made.memory_student[[1, 4]], expected, atol=1e-6)
 
     @pytest.mark.parametrize("negatives", [3, 50])
     def test_keeps_the_constants_of_the_first_batch(self, negatives: int) -> None:
@@ -253,12 +255,12 @@ class TestCRD:
         made.after_step(scenes.MOMENT)
         state = {name: value.clone() for name, value in made.state_dict().items()}
         generator = torch.get_rng_state()
-        wanted = terms_of(made, batch(3, 4, 5))
+        expected = terms_of(made, batch(3, 4, 5))
         again = method(negatives=negatives, mode=mode)
         again.load_state_dict(state)
         torch.set_rng_state(generator)
-        found = terms_of(again, batch(3, 4, 5))
-        assert torch.equal(found["crd"], wanted["crd"])
+        terms = terms_of(again, batch(3, 4, 5))
+        assert torch.equal(terms["crd"], expected["crd"])
 
     def test_sets_its_constants_again_when_its_state_goes_back_before_them(self) -> None:
         made = method()
@@ -283,12 +285,12 @@ class TestCRD:
     @pytest.mark.parametrize("count", [1, 2])
     def test_is_finite_for_the_smallest_batches_and_for_zeros(self, count: int) -> None:
         made = method()
-        shown = batch(*range(count))
+        images = batch(*range(count))
         pooled = torch.zeros(count, 8, requires_grad=True)
         terms = made.terms(
             scenes.features(torch.zeros(count, 3), pooled=pooled),
             scenes.features(torch.zeros(count, 3), pooled=torch.zeros(count, 9)),
-            shown,
+            images,
             scenes.MOMENT,
         )
         terms["crd"].backward()

@@ -17,13 +17,13 @@ class TestMMDLoss:
         ("kernel", "key"), [("linear", "linear"), ("polynomial", "poly2_c0"), ("rbf", "rbf")]
     )
     def test_equals_the_published_value(self, kernel: mmd.KernelName, key: str) -> None:
-        found = mmd.mmd_loss(
+        loss = mmd.mmd_loss(
             CHECKS.tensor("emb_s"),
             CHECKS.tensor("emb_t")[:, :4],
             kernel=kernel,
             bandwidth=CHECKS.parameters("mmd2")["rbf_sigma"],
         )
-        assert CHECKS.close(found, CHECKS.expected("mmd2")[key])
+        assert CHECKS.close(loss, CHECKS.expected("mmd2")[key])
 
     def test_equals_the_sum_over_all_pairs(self) -> None:
         student, teacher = random_pair(0, 4, 3)
@@ -32,16 +32,16 @@ class TestMMDLoss:
             pairs = [(a @ b + 0.5) ** 3 for a in one for b in other]
             return torch.stack(pairs).mean()
 
-        wanted = mean(student, student) + mean(teacher, teacher) - 2 * mean(student, teacher)
-        found = mmd.mmd_loss(student, teacher, kernel="polynomial", degree=3, offset=0.5)
-        assert torch.allclose(found, wanted, rtol=1e-9)
+        expected = mean(student, student) + mean(teacher, teacher) - 2 * mean(student, teacher)
+        loss = mmd.mmd_loss(student, teacher, kernel="polynomial", degree=3, offset=0.5)
+        assert torch.allclose(loss, expected, rtol=1e-9)
 
     @pytest.mark.parametrize("kernel", KERNELS)
     def test_is_zero_for_equal_rows_in_any_order(self, kernel: mmd.KernelName) -> None:
         _, teacher = random_pair(1, 6, 4)
-        found = mmd.mmd_loss(teacher[torch.randperm(6)], teacher, kernel=kernel)
+        loss = mmd.mmd_loss(teacher[torch.randperm(6)], teacher, kernel=kernel)
         # A difference of means near 100 for the polynomial.
-        assert abs(float(found)) < 1e-10
+        assert abs(float(loss)) < 1e-10
 
     @pytest.mark.parametrize("kernel", KERNELS)
     def test_ignores_orthogonal_maps_of_both(self, kernel: mmd.KernelName) -> None:
@@ -86,10 +86,12 @@ class TestMMD:
         student, teacher = scenes.network(), scenes.other_network()
         method = mmd.MMD(mmd.MMD.Params(mmd_weight=2.0), student, teacher)
         assert method.projection is not None
-        learned, taught = scenes.observed(student, teacher, scenes.pictures(5))
-        terms = method.terms(learned, taught, scenes.batch([0, 1, 2, 0, 1]), scenes.MOMENT)
-        wanted = mmd.mmd_loss(method.projection(learned.pooled), taught.pooled, kernel="rbf")
-        assert torch.allclose(terms["mmd"], 2 * wanted)
+        student_out, teacher_out = scenes.observed(student, teacher, scenes.pictures(5))
+        terms = method.terms(student_out, teacher_out, scenes.batch([0, 1, 2, 0, 1]), scenes.MOMENT)
+        expected = mmd.mmd_loss(
+            method.projection(student_out.pooled), teacher_out.pooled, kernel="rbf"
+        )
+        assert torch.allclose(terms["mmd"], 2 * expected)
         terms["mmd"].backward()
         assert method.projection.weight.grad is not None
         assert method.projection.weight.grad.any()

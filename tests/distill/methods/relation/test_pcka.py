@@ -67,18 +67,18 @@ class TestPCKALoss:
     )
     def test_equals_the_published_value(self, axis: patches.Axis, centered: bool, key: str) -> None:
         loss = patches.alignment_gap(*published(axis), centered=centered)
-        wanted = CHECKS.expected("pcka_patch2")
-        assert CHECKS.close(1 - loss, wanted[key])
+        expected = CHECKS.expected("pcka_patch2")
+        assert CHECKS.close(1 - loss, expected[key])
         if key == "mean_cka_channel_uncentered":
             # The released code's -10 * CKA.
-            assert CHECKS.close(10 * loss - 10, wanted["loss_w10_code"])
+            assert CHECKS.close(10 * loss - 10, expected["loss_w10_code"])
 
     @pytest.mark.parametrize("centered", [True, False])
     def test_transposed_is_that_of_exchanged_rows(self, centered: bool) -> None:
         one, other = published("channel")
-        found = patches.transposed_gap(one, other, centered=centered)
-        wanted = kernels.cka_gap(one.mT, other.mT, centered=centered).mean()
-        assert torch.allclose(found, wanted, rtol=1e-9)
+        loss = patches.transposed_gap(one, other, centered=centered)
+        expected = kernels.cka_gap(one.mT, other.mT, centered=centered).mean()
+        assert torch.allclose(loss, expected, rtol=1e-9)
 
     @pytest.mark.parametrize("axis", AXES)
     def test_is_zero_when_both_agree(self, axis: patches.Axis) -> None:
@@ -130,12 +130,12 @@ class TestPCKA:
         student, teacher = maps(0, 3, 8, 2, 2), maps(1, 3, 8, 2, 2)
         terms = terms_of(method, student, teacher)
         assert list(terms) == ["task", "pcka", "pcka_transposed"]
-        wanted = kernels.cka_gap(
+        expected = kernels.cka_gap(
             student.permute(1, 2, 3, 0).flatten(1, 2),
             teacher.permute(1, 2, 3, 0).flatten(1, 2),
             centered=True,
         ).mean()
-        assert torch.allclose(terms["pcka"], 15 * wanted, rtol=1e-9)
+        assert torch.allclose(terms["pcka"], 15 * expected, rtol=1e-9)
         assert float(terms["pcka_transposed"]) == 0
 
     def test_cuts_large_maps_as_published_and_resizes_what_does_not_divide(self) -> None:
@@ -145,21 +145,21 @@ class TestPCKA:
         small = pcka.PCKA(pcka.PCKA.Params(stages=[1, 2], patch=5), *pair)
         assert [level.size for level in small.levels] == [(40, 65), (20, 35)]
         student, teacher = maps(2, 2, 4, 36, 64), maps(3, 2, 4, 36, 64)
-        found = terms_of(method, student, teacher)["pcka"]
+        term = terms_of(method, student, teacher)["pcka"]
         rows = [
             patches.patch_rows(
                 F.interpolate(seen, (48, 64), mode="bilinear"), side=16, axis="channel"
             )
             for seen in (student, teacher)
         ]
-        assert torch.allclose(found, 15 * patches.alignment_gap(*rows, centered=True), rtol=1e-9)
+        assert torch.allclose(term, 15 * patches.alignment_gap(*rows, centered=True), rtol=1e-9)
 
     def test_learns_one_connector_for_each_stage_of_other_channels(self) -> None:
         student, teacher = scenes.network(), scenes.other_network()
         params = pcka.PCKA.Params(stages=[1, 3], transposed_weight=10.0)
         method = pcka.PCKA(params, student, teacher)
-        learned, taught = scenes.observed(student, teacher, scenes.pictures(4))
-        terms = method.terms(learned, taught, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
+        student_out, teacher_out = scenes.observed(student, teacher, scenes.pictures(4))
+        terms = method.terms(student_out, teacher_out, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
         torch.stack(list(terms.values())).sum().backward()
         weights = list(method.connectors.parameters())
         assert [weight.shape[:2] for weight in weights] == [(5, 4), (9, 8)]

@@ -21,7 +21,7 @@ def method(**values: float | bool | None) -> rcka.RCKA:
     return rcka.RCKA(params, scenes.network(), scenes.other_network())
 
 
-def shown(logits: torch.Tensor, channels: int, side: int = 2) -> Features:
+def features_of(logits: torch.Tensor, channels: int, side: int = 2) -> Features:
     return scenes.features(logits, final=maps(channels, len(logits), channels, side, side))
 
 
@@ -39,17 +39,17 @@ class TestLosses:
     def test_equal_the_published_values(
         self, check: str, logits: str, centered: bool, row_norm: bool
     ) -> None:
-        wanted = CHECKS.expected(check)
+        expected = CHECKS.expected(check)
         pair = (CHECKS.tensor(f"{logits}_s"), CHECKS.tensor(f"{logits}_t"))
         samples = rcka.samples_loss(*pair, centered=centered, row_norm=row_norm)
         classes = rcka.classes_loss(*pair, centered=centered, row_norm=row_norm)
-        assert CHECKS.close(1 - samples, wanted["cka_samples_NxN"])
-        assert CHECKS.close(1 - classes, wanted["cka_classes_CxC"])
-        if "loss_1_minus_form" in wanted:
-            assert CHECKS.close(samples + classes, wanted["loss_1_minus_form"])
+        assert CHECKS.close(1 - samples, expected["cka_samples_NxN"])
+        assert CHECKS.close(1 - classes, expected["cka_classes_CxC"])
+        if "loss_1_minus_form" in expected:
+            assert CHECKS.close(samples + classes, expected["loss_1_minus_form"])
             # The released code's -15 * CKA of each is this less 30.
             negative = 15 * (samples + classes) - 30
-            assert CHECKS.close(negative, wanted["loss_negative_form_w15"])
+            assert CHECKS.close(negative, expected["loss_negative_form_w15"])
 
     def test_of_features_equals_the_published_value(self) -> None:
         loss = rcka.features_loss(CHECKS.tensor("map_s"), CHECKS.tensor("map_t"), centered=False)
@@ -112,11 +112,11 @@ class TestRCKA:
     def test_weighs_each_relation(self) -> None:
         student, teacher = CHECKS.tensor("logits4_s"), CHECKS.tensor("logits4_t")
         labels = scenes.batch([0, 1, 2, 0])
-        pair = (shown(student, 8), shown(teacher, 9))
+        pair = (features_of(student, 8), features_of(teacher, 9))
         terms = method().terms(*pair, labels, scenes.MOMENT)
         assert list(terms) == ["task", "rcka_samples", "rcka_classes", "rcka_features"]
-        wanted = CHECKS.expected("rcka_logits4_centered")["loss_1_minus_form"]
-        assert CHECKS.close(terms["rcka_samples"] + terms["rcka_classes"], 15 * wanted)
+        expected = CHECKS.expected("rcka_logits4_centered")["loss_1_minus_form"]
+        assert CHECKS.close(terms["rcka_samples"] + terms["rcka_classes"], 15 * expected)
         assert pair[0].final is not None
         assert pair[1].final is not None
         features = rcka.features_loss(pair[0].final, pair[1].final, centered=True)
@@ -140,7 +140,10 @@ class TestRCKA:
         student, teacher = random_pair(6, images, 3)
         student.requires_grad_()
         terms = method(centered=centered).terms(
-            shown(student, 8), shown(teacher, 9), scenes.batch([0] * images), scenes.MOMENT
+            features_of(student, 8),
+            features_of(teacher, 9),
+            scenes.batch([0] * images),
+            scenes.MOMENT,
         )
         torch.stack(list(terms.values())).sum().backward()
         assert all(term.isfinite() for term in terms.values())

@@ -17,9 +17,9 @@ def losses(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
 class TestRKDLosses:
     def test_equal_the_published_values(self) -> None:
-        wanted = CHECKS.expected("rkd")
-        found = losses(CHECKS.tensor("emb_s"), CHECKS.tensor("emb_t"))
-        assert CHECKS.close(found, [wanted["distance"], wanted["angle"]])
+        expected = CHECKS.expected("rkd")
+        loss = losses(CHECKS.tensor("emb_s"), CHECKS.tensor("emb_t"))
+        assert CHECKS.close(loss, [expected["distance"], expected["angle"]])
 
     def test_angles_equal_those_of_a_triangle(self) -> None:
         corners = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 5.0]], dtype=torch.float64)
@@ -54,9 +54,9 @@ class TestRKDLosses:
     @pytest.mark.parametrize("count", [1, 2])
     def test_are_zero_for_the_smallest_batches(self, count: int) -> None:
         student = rows(9, count, 3).requires_grad_()
-        found = losses(student, rows(10, count, 5))
-        found.sum().backward()
-        assert torch.allclose(found, torch.zeros(2, dtype=torch.float64), atol=1e-15)
+        loss = losses(student, rows(10, count, 5))
+        loss.sum().backward()
+        assert torch.allclose(loss, torch.zeros(2, dtype=torch.float64), atol=1e-15)
         assert student.grad is not None
         assert student.grad.isfinite().all()
 
@@ -71,9 +71,9 @@ class TestRKDLosses:
             "near": 100 + 1e-6 * rows(12, 4, 3).float(),
             "large": 1e15 * rows(13, 4, 3).float(),
         }[kind].requires_grad_()
-        found = losses(made, rows(14, 4, 5).float())
-        found.sum().backward()
-        assert found.isfinite().all()
+        loss = losses(made, rows(14, 4, 5).float())
+        loss.sum().backward()
+        assert loss.isfinite().all()
         assert made.grad is not None
         assert made.grad.isfinite().all()
 

@@ -28,15 +28,15 @@ class TestReusedClassifier:
     def test_shows_what_its_backbone_shows_behind_its_own_classifier(self) -> None:
         network = build(backbone=SMALL, channels=6, height=2, width=2).eval()
         images = torch.randn(2, 1, 8, 8)
-        shown = network.observe(images)
-        assert torch.equal(shown.logits, network(images))
-        assert [stage.shape[1] for stage in shown.stages] == [4, 6, 8]
-        assert len(shown.pre_activations) == len(network.stage_norms()) == 3
-        assert shown.pooled.shape == (2, network.pooled_width) == (2, 6)
+        features = network.observe(images)
+        assert torch.equal(features.logits, network(images))
+        assert [stage.shape[1] for stage in features.stages] == [4, 6, 8]
+        assert len(features.pre_activations) == len(network.stage_norms()) == 3
+        assert features.pooled.shape == (2, network.pooled_width) == (2, 6)
         assert [stage.channels for stage in network.stages_info] == [4, 6, 8]
         classifier = network.pooled_classifier()
         assert classifier is not None
-        assert torch.equal(classifier(shown.pooled), shown.logits)
+        assert torch.equal(classifier(features.pooled), features.logits)
 
     def test_refuses_to_be_its_own_backbone(self) -> None:
         with pytest.raises(errors.UnknownNetwork, match="cannot be its own backbone"):

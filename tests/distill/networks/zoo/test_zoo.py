@@ -163,8 +163,8 @@ class TestCatalog:
             "classifier": network.pooled_classifier() is not None,
         }
         assert list(shows) == list(FEATURES)
-        found = tuple(word for word, there in shows.items() if there)
-        assert catalog.NETWORKS[f"retort/{name}"].shows == found
+        features = tuple(word for word, there in shows.items() if there)
+        assert catalog.NETWORKS[f"retort/{name}"].shows == features
 
     @pytest.mark.parametrize("name", TABLE)
     def test_takes_images_down_to_its_smallest_side(self, name: str) -> None:

@@ -25,8 +25,8 @@ def prepare() -> tuple[dataset.DatasetRecord, dict[str, tuple[Tensor, Tensor]]]:
     pixels, labels = datasets.load_digits(return_X_y=True)
     scaled = np.rint(pixels * (255 / HIGHEST)).astype(np.uint8).reshape(-1, 1, 8, 8)
     labels = labels.astype(np.int64)
-    chosen = dict(zip(dataset.SPLITS, splits.stratified(labels, SIZES), strict=True))
-    mean, std = dataset.moments(scaled[chosen["train"]])
+    indices = dict(zip(dataset.SPLITS, splits.stratified(labels, SIZES), strict=True))
+    mean, std = dataset.moments(scaled[indices["train"]])
     record = dataset.DatasetRecord(
         classes=[str(digit) for digit in range(10)],
         splits={"train": SIZES[0], "validation": SIZES[1], "test": SIZES[2]},
@@ -36,7 +36,7 @@ def prepare() -> tuple[dataset.DatasetRecord, dict[str, tuple[Tensor, Tensor]]]:
     )
     return record, {
         name: (torch.from_numpy(scaled[index]), torch.from_numpy(labels[index]))
-        for name, index in chosen.items()
+        for name, index in indices.items()
     }
 
 

@@ -104,10 +104,10 @@ class _Writer:
             raise _unsafe(f"entry {name!r} has an absolute path")
         if ".." in parts:
             raise _unsafe(f"entry {name!r} points outside of the archive with '..'")
-        kept = [part for part in parts if part not in ("", ".")]
-        if "\0" in name or any(len(part.encode(errors="replace")) > 255 for part in kept):
+        names = [part for part in parts if part not in ("", ".")]
+        if "\0" in name or any(len(part.encode(errors="replace")) > 255 for part in names):
             raise _unsafe(f"entry {name[:60]!r} has a name that no file can have")
-        return self._folder.joinpath(*kept)
+        return self._folder.joinpath(*names)
 
 
 class _Member(tarfile.TarInfo):

@@ -25,7 +25,7 @@ ROW_BYTES = 3 * SIDE * SIDE
 
 
 @dataclass(frozen=True)
-class Layout:
+class ArchiveLayout:
     """File and key names in the archive of one of the two sets."""
 
     train: str
@@ -63,7 +63,7 @@ class Layout:
         )
 
 
-def _format(name: str, layout: Layout) -> Format:
+def _format(name: str, layout: ArchiveLayout) -> Format:
     return Format(
         name=name,
         title=f"the CIFAR-{layout.classes} archive for Python",
@@ -81,7 +81,7 @@ def _format(name: str, layout: Layout) -> Format:
 
 CIFAR10 = _format(
     "cifar10",
-    Layout(
+    ArchiveLayout(
         train="data_batch_*",
         test="test_batch",
         meta="batches.meta",
@@ -92,7 +92,7 @@ CIFAR10 = _format(
 )
 CIFAR100 = _format(
     "cifar100",
-    Layout(
+    ArchiveLayout(
         train="train",
         test="test",
         meta="meta",
@@ -103,7 +103,9 @@ CIFAR100 = _format(
 )
 
 
-def _read(files: Sequence[Path], layout: Layout) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _read(
+    files: Sequence[Path], layout: ArchiveLayout
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     images, labels = [], []
     for file in files:
         batch = load_pickle(file)
@@ -134,15 +136,15 @@ def _read(files: Sequence[Path], layout: Layout) -> tuple[NDArray[np.uint8], NDA
     return np.concatenate(images), np.concatenate(labels)
 
 
-def _names(file: Path | None, layout: Layout) -> list[str]:
+def _names(file: Path | None, layout: ArchiveLayout) -> list[str]:
     numbers = [str(label) for label in range(layout.classes)]
     if file is None:
         return numbers
-    found = _entry(load_pickle(file), layout.names)
-    if not isinstance(found, list) or len(found) != layout.classes:
+    names = _entry(load_pickle(file), layout.names)
+    if not isinstance(names, list) or len(names) != layout.classes:
         return numbers
     return [
-        name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in found
+        name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names
     ]
 
 

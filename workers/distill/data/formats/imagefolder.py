@@ -68,9 +68,9 @@ def convert(
     labels = np.array([picture.label for picture in train], dtype=np.int64)
     division = splits.divide(labels, has_validation="validation" in given, has_test="test" in given)
     complete = {**given, "train": [train[index] for index in division.train]}
-    for name, chosen in (("validation", division.validation), ("test", division.test)):
-        if chosen is not None:
-            complete[name] = [train[index] for index in chosen]
+    for name, indices in (("validation", division.validation), ("test", division.test)):
+        if indices is not None:
+            complete[name] = [train[index] for index in indices]
     pixels = form.channels * form.height * form.width
     if pixels * sum(map(len, complete.values())) > LARGEST_STORED_BYTES:
         raise errors.UploadRefused(
@@ -142,17 +142,17 @@ def _top(root: Path) -> Path:
 
 def _split_folders(top: Path) -> dict[str, Path]:
     """Return the folder of each split, or nothing where the folders are those of classes."""
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for place in _subfolders(top):
         split = SPLIT_NAMES.get(place.name.lower())
         if split is None or not _subfolders(place):
             return {}
-        if split in found:
+        if split in folders:
             raise errors.UploadRefused(
-                "bad_labels", f"{found[split].name!r} and {place.name!r} are the same split"
+                "bad_labels", f"{folders[split].name!r} and {place.name!r} are the same split"
             )
-        found[split] = place
-    return found
+        folders[split] = place
+    return folders
 
 
 def _subfolders(place: Path) -> list[Path]:
@@ -170,7 +170,7 @@ def _is_debris(place: Path) -> bool:
 def _pictures(
     place: Path, split: str, numbers: Mapping[str, int], skipped: Counter[str]
 ) -> list[Picture]:
-    found: list[Picture] = []
+    labelled: list[Picture] = []
     for folder in _subfolders(place):
         if folder.name not in numbers:
             raise errors.UploadRefused(
@@ -187,8 +187,8 @@ def _pictures(
                 f"the class {folder.name!r} has no pictures in the {split} split; pictures end in "
                 + ", ".join(sorted(SUFFIXES)),
             )
-        found.extend(Picture(file, numbers[folder.name]) for file in pictures)
-    return found
+        labelled.extend(Picture(file, numbers[folder.name]) for file in pictures)
+    return labelled
 
 
 def _form(pictures: Sequence[Picture], root: Path, hints: conversion.InputHints) -> Form:

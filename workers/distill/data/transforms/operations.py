@@ -42,7 +42,7 @@ _O = Operation
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnOperations:
     """Drawn operations and strengths of each image, in order; on the CPU."""
 
     operations: Int[Tensor, "k N"]
@@ -50,12 +50,12 @@ class Drawn:
     """Shear as a slope, translation in sides, rotation in degrees, change of a factor of 1, bits
     that posterizing leaves, threshold of solarizing."""
 
-    def part(self, start: int, end: int) -> "Drawn":
+    def part(self, start: int, end: int) -> "DrawnOperations":
         """Return the drawn operations of some of the images."""
-        return Drawn(self.operations[:, start:end], self.amounts[:, start:end])
+        return DrawnOperations(self.operations[:, start:end], self.amounts[:, start:end])
 
 
-def apply(images: UInt8[Tensor, "N c h w"], drawn: Drawn) -> UInt8[Tensor, "N c h w"]:
+def apply(images: UInt8[Tensor, "N c h w"], drawn: DrawnOperations) -> UInt8[Tensor, "N c h w"]:
     """Return the images after all of their operations."""
     for operations, amounts in zip(drawn.operations, drawn.amounts, strict=True):
         images = _apply_one(images, operations, amounts)
@@ -85,20 +85,20 @@ def _matrices(operations: Tensor, amounts: Tensor, height: int, width: int) -> T
 
     Shears keep the upper left corner, as torchvision's do.
     """
-    found = torch.zeros(len(operations), 2, 3, dtype=torch.float64)
-    found[:, 0, 0] = found[:, 1, 1] = 1
+    matrices = torch.zeros(len(operations), 2, 3, dtype=torch.float64)
+    matrices[:, 0, 0] = matrices[:, 1, 1] = 1
     zero = torch.zeros_like(amounts)
     angle = torch.where(operations == _O.ROTATE, amounts * math.pi / 180, zero)
-    found[:, 0, 0] = found[:, 1, 1] = angle.cos()
+    matrices[:, 0, 0] = matrices[:, 1, 1] = angle.cos()
     slope_x = torch.where(operations == _O.SHEAR_X, amounts, zero)
     slope_y = torch.where(operations == _O.SHEAR_Y, amounts, zero)
-    found[:, 0, 1] = slope_x - angle.sin()
-    found[:, 1, 0] = slope_y + angle.sin()
+    matrices[:, 0, 1] = slope_x - angle.sin()
+    matrices[:, 1, 0] = slope_y + angle.sin()
     across = torch.where(operations == _O.TRANSLATE_X, (amounts * width).trunc(), zero)
     down = torch.where(operations == _O.TRANSLATE_Y, (amounts * height).trunc(), zero)
-    found[:, 0, 2] = slope_x * height / 2 - across
-    found[:, 1, 2] = slope_y * width / 2 - down
-    return found.float()
+    matrices[:, 0, 2] = slope_x * height / 2 - across
+    matrices[:, 1, 2] = slope_y * width / 2 - down
+    return matrices.float()
 
 
 def _keep(images: Tensor, _: Tensor) -> Tensor:
@@ -140,12 +140,12 @@ def _contrast(images: Tensor, amounts: Tensor) -> Tensor:
 def _sharpen(images: Tensor, amounts: Tensor) -> Tensor:
     if min(images.shape[2:]) < 3:
         return images
-    seen = images.float()
-    inner = seen[:, :, 1:-1, 1:-1]
+    floats = images.float()
+    inner = floats[:, :, 1:-1, 1:-1]
     # A blur with a centre weight of 5 / 13; the border has too few neighbours and is unchanged.
-    blurred = ((F.avg_pool2d(seen, 3, 1) * 9 + inner * 4) / 13).round()
-    seen[:, :, 1:-1, 1:-1] = torch.lerp(blurred, inner, _each(1 + amounts).float())
-    return seen.clamp(0, 255).to(torch.uint8)
+    blurred = ((F.avg_pool2d(floats, 3, 1) * 9 + inner * 4) / 13).round()
+    floats[:, :, 1:-1, 1:-1] = torch.lerp(blurred, inner, _each(1 + amounts).float())
+    return floats.clamp(0, 255).to(torch.uint8)
 
 
 def _posterize(images: Tensor, bits: Tensor) -> Tensor:
@@ -157,11 +157,11 @@ def _solarize(images: Tensor, thresholds: Tensor) -> Tensor:
 
 
 def _stretch(images: Tensor, _: Tensor) -> Tensor:
-    seen = images.float()
-    low, high = seen.amin((2, 3), keepdim=True), seen.amax((2, 3), keepdim=True)
+    floats = images.float()
+    low, high = floats.amin((2, 3), keepdim=True), floats.amax((2, 3), keepdim=True)
     flat = high == low
     scale = torch.where(flat, 1.0, (high - low) * (1 / 255))
-    return ((seen - torch.where(flat, 0.0, low)) / scale).clamp(0, 255).to(torch.uint8)
+    return ((floats - torch.where(flat, 0.0, low)) / scale).clamp(0, 255).to(torch.uint8)
 
 
 def _equalize(images: Tensor, _: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from workers.distill.data.stateless_rng import StatelessRNG
-from workers.distill.data.transforms.operations import Drawn, Operation
+from workers.distill.data.transforms.operations import DrawnOperations, Operation
 
 RANDOM = 14
 """RandAugment draws among the first so many operations."""
@@ -74,7 +74,7 @@ def amount(operation: Operation, share: float) -> float:
             return 0.0
 
 
-def draw_autoaugment(draws: StatelessRNG) -> Drawn:
+def draw_autoaugment(draws: StatelessRNG) -> DrawnOperations:
     """Draw one pair of the policy for each image."""
     chosen = draws.whole(len(POLICY))
     operations, amounts = [], []
@@ -85,10 +85,10 @@ def draw_autoaugment(draws: StatelessRNG) -> Drawn:
         strength = _doubles([amount(step[0], step[2] / BINS) for step in steps])[chosen]
         operations.append(torch.where(draws.shares() < likely, operation, _O.IDENTITY))
         amounts.append(_either_way(operation, strength, draws))
-    return Drawn(torch.stack(operations), torch.stack(amounts))
+    return DrawnOperations(torch.stack(operations), torch.stack(amounts))
 
 
-def draw_randaugment(draws: StatelessRNG, count: int, magnitude: int) -> Drawn:
+def draw_randaugment(draws: StatelessRNG, count: int, magnitude: int) -> DrawnOperations:
     """Draw operations of one magnitude (0..30) for each image."""
     strengths = _doubles([amount(_O(code), magnitude / MAGNITUDES) for code in range(RANDOM)])
     operations, amounts = [], []
@@ -96,10 +96,10 @@ def draw_randaugment(draws: StatelessRNG, count: int, magnitude: int) -> Drawn:
         operation = draws.whole(RANDOM)
         operations.append(operation)
         amounts.append(_either_way(operation, strengths[operation], draws))
-    return Drawn(torch.stack(operations), torch.stack(amounts))
+    return DrawnOperations(torch.stack(operations), torch.stack(amounts))
 
 
-def draw_strong(draws: StatelessRNG) -> Drawn:
+def draw_strong(draws: StatelessRNG) -> DrawnOperations:
     """Draw two operations of any magnitude for each image, as FixMatch does."""
     ranges = [_FIXMATCH.get(_O(code), (0.0, 0.0)) for code in range(RANDOM)]
     low, high = _doubles([low for low, _ in ranges]), _doubles([high for _, high in ranges])
@@ -109,7 +109,7 @@ def draw_strong(draws: StatelessRNG) -> Drawn:
         drawn = torch.lerp(low[operation], high[operation], draws.shares())
         operations.append(operation)
         amounts.append(torch.where(operation == _O.POSTERIZE, drawn.floor(), drawn))
-    return Drawn(torch.stack(operations), torch.stack(amounts))
+    return DrawnOperations(torch.stack(operations), torch.stack(amounts))
 
 
 _FIXMATCH: dict[Operation, tuple[float, float]] = {

@@ -23,15 +23,8 @@ from workers.distill.config.synthesis import GeneratorSynthesis, Synthesis
 from workers.distill.data.types import Batch
 from workers.distill.functional import divergences, priorities
 from workers.distill.functional.statistics import MomentMemory
+from workers.distill.methods import parameters
 from workers.distill.methods.base import Method, Moment, Need, Terms
-from workers.distill.methods.parameters import (
-    AdversarialWeight,
-    BNMomentum,
-    BNWeight,
-    Masked,
-    OneHotWeight,
-    SoftTargetTemperature,
-)
 from workers.distill.networks import generators
 from workers.distill.networks.interface import Features, Network, NormInput, batch_norms
 
@@ -280,7 +273,7 @@ class SoftTargetMethod(DataFreeMethod):
     class Params(DataFreeMethod.Params):
         """The temperature of the student's loss, and the budget."""
 
-        temperature: SoftTargetTemperature = 1.0
+        temperature: parameters.SoftTargetTemperature = 1.0
 
     params: Params
 
@@ -301,8 +294,8 @@ class InversionMethod(SoftTargetMethod):
     class Params(SoftTargetMethod.Params):
         """The weights of both terms, the temperature and the budget."""
 
-        bn_weight: BNWeight = 1.0
-        onehot_weight: OneHotWeight = 1.0
+        bn_weight: parameters.BNWeight = 1.0
+        onehot_weight: parameters.OneHotWeight = 1.0
 
     params: Params
 
@@ -313,7 +306,7 @@ class AdversarialInversionMethod(InversionMethod):
     class Params(InversionMethod.Params):
         """Three weights, the temperature and the budget."""
 
-        adversarial_weight: AdversarialWeight = 1.0
+        adversarial_weight: parameters.AdversarialWeight = 1.0
 
     params: Params
 
@@ -329,8 +322,8 @@ class SmoothedInversionMethod(AdversarialInversionMethod):
     class Params(AdversarialInversionMethod.Params):
         """Three weights, the mask, the smoothing, the temperature and the budget."""
 
-        masked: Masked = True
-        bn_momentum: BNMomentum = 0.9
+        masked: parameters.Masked = True
+        bn_momentum: parameters.BNMomentum = 0.9
 
     params: Params
 

@@ -25,19 +25,9 @@ from torch import Tensor, nn
 
 from workers.distill.config.synthesis import LatentSynthesis
 from workers.distill.functional import adversaries, contrast, entropies, statistics
+from workers.distill.methods import parameters
 from workers.distill.methods.base import Source, Terms
 from workers.distill.methods.datafree.base import AdversarialInversionMethod, SynthesisBatch
-from workers.distill.methods.parameters import (
-    ONEHOT_WEIGHT,
-    ROUND_BUDGET,
-    AdversarialWeight,
-    BNWeight,
-    Masked,
-    OneHotWeight,
-    SoftTargetTemperature,
-    Target,
-    Weight,
-)
 from workers.distill.networks.interface import Network, observe_norms
 
 
@@ -101,31 +91,29 @@ class CMI(AdversarialInversionMethod):
     class Params(AdversarialInversionMethod.Params):
         """Weights of synthesis, the contrast and its bank, and the student's temperature."""
 
-        temperature: SoftTargetTemperature = 20.0
-        bn_weight: BNWeight = Field(
+        temperature: parameters.SoftTargetTemperature = 20.0
+        bn_weight: parameters.BNWeight = Field(
             1.0,
             description="Weight of the distance to the moments in the teacher's batch norms. With "
             "`contrast_weight` 0 too, the teacher needs none.",
         )
-        onehot_weight: OneHotWeight = Field(
-            1.0, description=f"{ONEHOT_WEIGHT} Published: 1, and 0.5 for a ResNet-34."
+        onehot_weight: parameters.OneHotWeight = Field(
+            1.0, description=f"{parameters.ONEHOT_WEIGHT} Published: 1, and 0.5 for a ResNet-34."
         )
-        adversarial_weight: AdversarialWeight = 0.5
-        contrast_weight: Weight = Field(
+        adversarial_weight: parameters.AdversarialWeight = 0.5
+        contrast_weight: parameters.Weight = Field(
             0.8,
             description="Weight of the contrastive term between each image's two views and those "
             "of all others. At 0 there is no second view, no head and no bank.",
         )
-        masked: Masked = True
-        target: Target = "random"
-        contrast_temperature: float = Field(
+        masked: parameters.Masked = True
+        target: parameters.Target = "random"
+        contrast_temperature: parameters.ContrastTemperature = Field(
             0.2,
-            gt=0,
-            le=100,
             description="Divides the cosines in the contrastive term. Published: 0.1 to 0.2.",
         )
-        head_width: int = Field(
-            256, ge=1, le=4096, description="Length of the embeddings that are compared."
+        head_width: parameters.EmbeddingWidth = Field(
+            256, description="Length of the embeddings that are compared."
         )
         head_learning_rate: float = Field(
             1e-3, gt=0, le=100, description="Learning rate of the head (Adam)."
@@ -137,12 +125,12 @@ class CMI(AdversarialInversionMethod):
             description="Earlier images whose features the bank keeps, at 8 bytes for each channel "
             "of the teacher's batch norms.",
         )
-        bank_draws: int = Field(
-            4096, ge=1, le=1_000_000, description="Images of the bank that each step compares with."
+        bank_draws: parameters.Count = Field(
+            4096, description="Images of the bank that each step compares with."
         )
         synthesis: LatentSynthesis = Field(
             LatentSynthesis(steps=200, learning_rate=1e-3, latent_learning_rate=1e-3),
-            description=ROUND_BUDGET,
+            description=parameters.ROUND_BUDGET,
         )
 
     params: Params

@@ -21,16 +21,9 @@ from torch import Tensor
 
 from workers.distill.config.synthesis import StreamSynthesis
 from workers.distill.functional import adversaries, entropies
+from workers.distill.methods import parameters
 from workers.distill.methods.base import Source, Terms
 from workers.distill.methods.datafree.base import SoftTargetMethod, SynthesisBatch
-from workers.distill.methods.parameters import (
-    ONEHOT_WEIGHT,
-    STREAM,
-    STREAM_BUDGET,
-    OneHotWeight,
-    SoftTargetTemperature,
-    Weight,
-)
 
 Logarithm: TypeAlias = Literal["e", "10"]
 
@@ -53,13 +46,13 @@ class DAFL(SoftTargetMethod):
     class Params(SoftTargetMethod.Params):
         """A temperature for the student, three weights for the generator, and the budget."""
 
-        temperature: SoftTargetTemperature = 1.0
-        onehot_weight: OneHotWeight = Field(
+        temperature: parameters.SoftTargetTemperature = 1.0
+        onehot_weight: parameters.OneHotWeight = Field(
             1.0,
-            description=f"{ONEHOT_WEIGHT} That is the class that the teacher predicts. Published: "
+            description=f"{parameters.PREDICTED_ONEHOT_WEIGHT} Published: "
             "1 on MNIST, 0.05 on CIFAR-10, 0.5 on CIFAR-100.",
         )
-        balance_weight: Weight = Field(
+        balance_weight: parameters.Weight = Field(
             20.0,
             description="Weight of the negative entropy of the mean class distribution. Published: "
             "5 on MNIST and CIFAR-10, 20 on CIFAR-100, all with `balance_base` 10.",
@@ -67,16 +60,16 @@ class DAFL(SoftTargetMethod):
         balance_base: Logarithm = Field(
             "e", description="Base of the logarithm in that entropy; the authors' code has 10."
         )
-        activation_weight: Weight = Field(
+        activation_weight: parameters.Weight = Field(
             0.001,
             description="Weight of the mean strength of the features before the classifier. "
             "Published: 0.1 on MNIST and CIFAR-100, 0.01 on CIFAR-10.",
         )
         synthesis: StreamSynthesis = Field(
-            STREAM.model_copy(update={"latent_size": 512}),
-            description=f"{STREAM_BUDGET} Published: `student_steps` 1, `reuse` images and "
-            "`calls_per_epoch` 120, with `latent_size` 100, `batch_size` 512 and `learning_rate` "
-            "0.2 on MNIST, 1000, 1024 and 0.02 on CIFAR-10.",
+            parameters.STREAM.model_copy(update={"latent_size": 512}),
+            description=f"{parameters.STREAM_BUDGET} Published: `student_steps` 1, `reuse` images "
+            "and `calls_per_epoch` 120, with `latent_size` 100, `batch_size` 512 and "
+            "`learning_rate` 0.2 on MNIST, 1000, 1024 and 0.02 on CIFAR-10.",
         )
 
     params: Params

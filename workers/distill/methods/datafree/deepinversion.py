@@ -24,9 +24,9 @@ from torch import Tensor
 
 from workers.distill.config.synthesis import PixelSynthesis
 from workers.distill.functional import adversaries, entropies, statistics
+from workers.distill.methods import parameters
 from workers.distill.methods.base import Source, Terms
 from workers.distill.methods.datafree.base import InversionMethod, SynthesisBatch
-from workers.distill.methods.parameters import BNWeight, OneHotWeight, SoftTargetTemperature, Weight
 
 
 def competition(
@@ -62,21 +62,21 @@ class DeepInversion(InversionMethod):
     class Params(InversionMethod.Params):
         """Weights of synthesis, and the student's temperature."""
 
-        temperature: SoftTargetTemperature = 20.0
-        bn_weight: BNWeight = 10.0
-        onehot_weight: OneHotWeight = 1.0
-        tv_weight: Weight = Field(
+        temperature: parameters.SoftTargetTemperature = 20.0
+        bn_weight: parameters.BNWeight = 10.0
+        onehot_weight: parameters.OneHotWeight = 1.0
+        tv_weight: parameters.Weight = Field(
             0.0,
             description="Weight of the differences of neighbouring pixels: their Euclidean norm "
             "over the batch, after normalisation, summed over four directions. Published: 1e-3 on "
             "CIFAR-10, about 1e-4 on ImageNet.",
         )
-        l2_weight: Weight = Field(
+        l2_weight: parameters.Weight = Field(
             0.0,
             description="Weight of an image's Euclidean norm after normalisation, averaged over "
             "images.",
         )
-        competition_weight: Weight = Field(
+        competition_weight: parameters.Weight = Field(
             1.0,
             description="Weight of the difference between student and teacher, which images "
             "maximise (adaptive DeepInversion); 0 is plain DeepInversion.",
@@ -85,7 +85,7 @@ class DeepInversion(InversionMethod):
             True,
             description="Clamp the competition term at a divergence of 1, as the authors do.",
         )
-        student_bn_weight: Weight = Field(
+        student_bn_weight: parameters.Weight = Field(
             1e-3,
             description="Share of `bn_weight` that is the weight of the distance to the moments in "
             "the student's batch norms, which images maximise; the authors have none.",

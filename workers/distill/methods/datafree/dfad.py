@@ -18,9 +18,9 @@ from torch import Tensor
 from workers.distill.config.synthesis import StreamSynthesis
 from workers.distill.data.types import Batch
 from workers.distill.functional import adversaries
+from workers.distill.methods import parameters
 from workers.distill.methods.base import Moment, Source, Terms
 from workers.distill.methods.datafree.base import DataFreeMethod, SynthesisBatch
-from workers.distill.methods.parameters import STREAM, STREAM_BUDGET
 from workers.distill.networks.interface import Features
 
 
@@ -57,9 +57,9 @@ class DFAD(DataFreeMethod):
             "null means only in dense tasks, like the authors.",
         )
         synthesis: StreamSynthesis = Field(
-            STREAM,
-            description=f"{STREAM_BUDGET} Published: `calls_per_epoch` 50 and `beta1` 0.9; for "
-            "segmentation `batch_size` 64 and `generator` dcgan.",
+            parameters.STREAM,
+            description=f"{parameters.STREAM_BUDGET} Published: `calls_per_epoch` 50 and `beta1` "
+            "0.9; for segmentation `batch_size` 64 and `generator` dcgan.",
         )
 
     params: Params

@@ -15,18 +15,9 @@ from pydantic import Field
 
 from workers.distill.config.synthesis import StreamSynthesis
 from workers.distill.functional import adversaries, entropies, statistics
+from workers.distill.methods import parameters
 from workers.distill.methods.base import Source, Terms
 from workers.distill.methods.datafree.base import AdversarialInversionMethod, SynthesisBatch
-from workers.distill.methods.parameters import (
-    ONEHOT_WEIGHT,
-    STREAM_BUDGET,
-    STREAM_OF_TEN,
-    AdversarialWeight,
-    BNWeight,
-    OneHotWeight,
-    SoftTargetTemperature,
-    Weight,
-)
 
 
 class DFQ(AdversarialInversionMethod):
@@ -47,17 +38,17 @@ class DFQ(AdversarialInversionMethod):
     class Params(AdversarialInversionMethod.Params):
         """A temperature for the student, four weights for the generator, and the budget."""
 
-        temperature: SoftTargetTemperature = 1.0
-        adversarial_weight: AdversarialWeight = 1.0
-        bn_weight: BNWeight = 1.0
-        onehot_weight: OneHotWeight = Field(
-            1.0, description=f"{ONEHOT_WEIGHT} That is the class that the teacher predicts."
-        )
-        balance_weight: Weight = Field(
+        temperature: parameters.SoftTargetTemperature = 1.0
+        adversarial_weight: parameters.AdversarialWeight = 1.0
+        bn_weight: parameters.BNWeight = 1.0
+        onehot_weight: parameters.PredictedOneHotWeight = 1.0
+        balance_weight: parameters.Weight = Field(
             20.0,
             description="Weight of the negative entropy of the mean class distribution.",
         )
-        synthesis: StreamSynthesis = Field(STREAM_OF_TEN, description=STREAM_BUDGET)
+        synthesis: StreamSynthesis = Field(
+            parameters.STREAM_OF_TEN, description=parameters.STREAM_BUDGET
+        )
 
     params: Params
 

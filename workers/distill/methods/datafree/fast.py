@@ -16,20 +16,9 @@ from pydantic import Field
 
 from workers.distill.config.synthesis import MetaSynthesis
 from workers.distill.functional import adversaries, entropies
+from workers.distill.methods import parameters
 from workers.distill.methods.base import Source, Terms
 from workers.distill.methods.datafree.base import SmoothedInversionMethod, SynthesisBatch
-from workers.distill.methods.parameters import (
-    ADVERSARIAL_WEIGHT,
-    ONEHOT_WEIGHT,
-    ROUND_BUDGET,
-    AdversarialWeight,
-    BNMomentum,
-    BNWeight,
-    Masked,
-    OneHotWeight,
-    SoftTargetTemperature,
-    Target,
-)
 
 
 class Fast(SmoothedInversionMethod):
@@ -50,20 +39,21 @@ class Fast(SmoothedInversionMethod):
     class Params(SmoothedInversionMethod.Params):
         """Weights and smoothing of synthesis, the student's temperature, and the budget."""
 
-        temperature: SoftTargetTemperature = 20.0
-        bn_weight: BNWeight = 10.0
-        onehot_weight: OneHotWeight = Field(
+        temperature: parameters.SoftTargetTemperature = 20.0
+        bn_weight: parameters.BNWeight = 10.0
+        onehot_weight: parameters.OneHotWeight = Field(
             0.5,
-            description=f"{ONEHOT_WEIGHT} Published: 0.5, and 0.4 for wide residual networks.",
+            description=f"{parameters.ONEHOT_WEIGHT} Published: 0.5, and 0.4 for wide residual "
+            "networks.",
         )
-        adversarial_weight: AdversarialWeight = Field(
+        adversarial_weight: parameters.AdversarialWeight = Field(
             1.0,
-            description=f"{ADVERSARIAL_WEIGHT} Published: 1.1 for wide residual networks, 1.33 for "
-            "a ResNet-34, and 1 for a VGG-11.",
+            description=f"{parameters.ADVERSARIAL_WEIGHT} Published: 1.1 for wide residual "
+            "networks, 1.33 for a ResNet-34, and 1 for a VGG-11.",
         )
-        masked: Masked = True
-        target: Target = "random"
-        bn_momentum: BNMomentum = 0.9
+        masked: parameters.Masked = True
+        target: parameters.Target = "random"
+        bn_momentum: parameters.BNMomentum = 0.9
         synthesis: MetaSynthesis = Field(
             MetaSynthesis(
                 steps=5,
@@ -73,9 +63,9 @@ class Fast(SmoothedInversionMethod):
                 meta="fomaml",
                 restart_epoch=120,
             ),
-            description=f"{ROUND_BUDGET} Published learning rates of the generator and the "
-            "latent vectors: 5e-3 and 0.015 with 2 steps, 3e-3 and 0.01 with 5, 2e-3 and 0.01 with "
-            "10.",
+            description=f"{parameters.ROUND_BUDGET} Published learning rates of the generator and "
+            "the latent vectors: 5e-3 and 0.015 with 2 steps, 3e-3 and 0.01 with 5, 2e-3 and 0.01 "
+            "with 10.",
         )
 
     params: Params

@@ -17,17 +17,9 @@ from pydantic import Field
 
 from workers.distill.config.synthesis import StreamSynthesis
 from workers.distill.functional import adversaries, entropies, statistics
+from workers.distill.methods import parameters
 from workers.distill.methods.base import Source, Terms
 from workers.distill.methods.datafree.base import AdversarialInversionMethod, SynthesisBatch
-from workers.distill.methods.parameters import (
-    ONEHOT_WEIGHT,
-    STREAM_BUDGET,
-    STREAM_OF_TEN,
-    AdversarialWeight,
-    BNWeight,
-    OneHotWeight,
-    SoftTargetTemperature,
-)
 
 
 class MAD(AdversarialInversionMethod):
@@ -49,15 +41,13 @@ class MAD(AdversarialInversionMethod):
     class Params(AdversarialInversionMethod.Params):
         """A temperature for the student, three weights for the generator, and the budget."""
 
-        temperature: SoftTargetTemperature = 1.0
-        adversarial_weight: AdversarialWeight = 1.0
-        bn_weight: BNWeight = 1.0
-        onehot_weight: OneHotWeight = Field(
-            1.0, description=f"{ONEHOT_WEIGHT} That is the class that the teacher predicts."
-        )
+        temperature: parameters.SoftTargetTemperature = 1.0
+        adversarial_weight: parameters.AdversarialWeight = 1.0
+        bn_weight: parameters.BNWeight = 1.0
+        onehot_weight: parameters.PredictedOneHotWeight = 1.0
         synthesis: StreamSynthesis = Field(
-            STREAM_OF_TEN.model_copy(update={"average_decay": 0.95}),
-            description=f"{STREAM_BUDGET} `average_decay` is the method's own.",
+            parameters.STREAM_OF_TEN.model_copy(update={"average_decay": 0.95}),
+            description=f"{parameters.STREAM_BUDGET} `average_decay` is the method's own.",
         )
 
     params: Params

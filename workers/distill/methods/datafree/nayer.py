@@ -29,18 +29,9 @@ from torch.nn.functional import normalize, pad
 from workers.distill.config.job import Task
 from workers.distill.config.synthesis import LatentSynthesis
 from workers.distill.functional import adversaries, entropies
+from workers.distill.methods import parameters
 from workers.distill.methods.base import Source, Terms
 from workers.distill.methods.datafree.base import SmoothedInversionMethod, SynthesisBatch
-from workers.distill.methods.parameters import (
-    ROUND_BUDGET,
-    AdversarialWeight,
-    BNMomentum,
-    BNWeight,
-    Masked,
-    OneHotWeight,
-    SoftTargetTemperature,
-    Width,
-)
 from workers.distill.networks import generators
 
 CODES_SEED = 20_240
@@ -143,23 +134,19 @@ class NAYER(SmoothedInversionMethod):
     class Params(SmoothedInversionMethod.Params):
         """Weights and smoothing of synthesis, the generator's reset interval and codes."""
 
-        temperature: SoftTargetTemperature = 20.0
-        bn_weight: BNWeight = 10.0
-        onehot_weight: OneHotWeight = 0.5
-        adversarial_weight: AdversarialWeight = 1.33
-        masked: Masked = True
-        bn_momentum: BNMomentum = 0.9
-        code_size: Width = Field(512, description="Length of a class's code.")
-        life_epochs: int = Field(
+        temperature: parameters.SoftTargetTemperature = 20.0
+        bn_weight: parameters.BNWeight = 10.0
+        onehot_weight: parameters.OneHotWeight = 0.5
+        adversarial_weight: parameters.AdversarialWeight = 1.33
+        masked: parameters.Masked = True
+        bn_momentum: parameters.BNMomentum = 0.9
+        code_size: parameters.Width = Field(512, description="Length of a class's code.")
+        life_epochs: parameters.Count = Field(
             10,
-            ge=1,
-            le=1_000_000,
             description="Epochs after which the generator is initialised anew.",
         )
-        warmup_life_calls: int = Field(
+        warmup_life_calls: parameters.Count = Field(
             100,
-            ge=1,
-            le=1_000_000,
             description="Calls after which the generator is initialised anew during warm-up.",
         )
         synthesis: LatentSynthesis = Field(
@@ -173,8 +160,8 @@ class NAYER(SmoothedInversionMethod):
                 learning_rate=4e-3,
                 latent_learning_rate=0,
             ),
-            description=f"{ROUND_BUDGET} `latent_size` is the width of the noisy layers; codes are "
-            "constant where `latent_learning_rate` is 0.",
+            description=f"{parameters.ROUND_BUDGET} `latent_size` is the width of the noisy "
+            "layers; codes are constant where `latent_learning_rate` is 0.",
         )
 
     params: Params

@@ -12,9 +12,9 @@ Differs: the paper does not say which noise it means. Pixels are N(0, 1) after n
 from pydantic import Field
 
 from workers.distill.config.synthesis import NoiseSynthesis
+from workers.distill.methods import parameters
 from workers.distill.methods.base import Source, Terms
 from workers.distill.methods.datafree.base import SoftTargetMethod, SynthesisBatch
-from workers.distill.methods.parameters import SoftTargetTemperature
 
 
 class Noise(SoftTargetMethod):
@@ -29,7 +29,7 @@ class Noise(SoftTargetMethod):
     class Params(SoftTargetMethod.Params):
         """A temperature, and the budget."""
 
-        temperature: SoftTargetTemperature = 4.0
+        temperature: parameters.SoftTargetTemperature = 4.0
         synthesis: NoiseSynthesis = Field(
             NoiseSynthesis(
                 steps=1,

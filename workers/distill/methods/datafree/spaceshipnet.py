@@ -31,15 +31,9 @@ from workers.distill.config.job import Task
 from workers.distill.config.synthesis import LatentSynthesis
 from workers.distill.data.types import Batch
 from workers.distill.functional import classifiers, divergences, entropies, maps, statistics
+from workers.distill.methods import parameters
 from workers.distill.methods.base import FeatureName, Moment, Source, Terms
 from workers.distill.methods.datafree.base import InversionMethod, SynthesisBatch
-from workers.distill.methods.parameters import (
-    ROUND_BUDGET,
-    BNWeight,
-    OneHotWeight,
-    SoftTargetTemperature,
-    Weight,
-)
 from workers.distill.networks import generators
 from workers.distill.networks.interface import Features, Network
 
@@ -134,17 +128,15 @@ class SpaceshipNet(InversionMethod):
     class Params(InversionMethod.Params):
         """Weights of synthesis and of the student's terms, and how channels are exchanged."""
 
-        temperature: SoftTargetTemperature = 30.0
-        cam_weight: Weight = Field(
+        temperature: parameters.SoftTargetTemperature = 30.0
+        cam_weight: parameters.Weight = Field(
             1.0,
             description="Weight of the difference of class activation maps in the student's loss.",
         )
-        bn_weight: BNWeight = 1.0
-        onehot_weight: OneHotWeight = 0.5
-        exchange_probability: float = Field(
+        bn_weight: parameters.BNWeight = 1.0
+        onehot_weight: parameters.OneHotWeight = 0.5
+        exchange_probability: parameters.Share = Field(
             0.7,
-            ge=0,
-            le=1,
             description="Share of calls whose images exchange channels, at one of three places.",
         )
         renews: bool = Field(
@@ -158,8 +150,8 @@ class SpaceshipNet(InversionMethod):
                 latent_learning_rate=0,
                 keep="last",
             ),
-            description=f"{ROUND_BUDGET} Channels are exchanged in the last step, so `keep` must "
-            "be last.",
+            description=f"{parameters.ROUND_BUDGET} Channels are exchanged in the last step, so "
+            "`keep` must be last.",
         )
 
     params: Params

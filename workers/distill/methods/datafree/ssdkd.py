@@ -37,29 +37,13 @@ from workers.distill.data.types import Batch
 from workers.distill.functional import adversaries, divergences, entropies, modulation
 from workers.distill.functional.priorities import Priority
 from workers.distill.functional.rows import per_image, rows
+from workers.distill.methods import parameters
 from workers.distill.methods.base import Moment, Source, Terms
 from workers.distill.methods.datafree.base import (
     BufferStats,
     Eviction,
     SmoothedInversionMethod,
     SynthesisBatch,
-)
-from workers.distill.methods.parameters import (
-    ADVERSARIAL_WEIGHT,
-    BN_MOMENTUM,
-    BN_WEIGHT,
-    MASKED,
-    ONEHOT_WEIGHT,
-    ROUND_BUDGET,
-    SOFT_TARGET_TEMPERATURE,
-    TARGET,
-    AdversarialWeight,
-    BNMomentum,
-    BNWeight,
-    Masked,
-    OneHotWeight,
-    SoftTargetTemperature,
-    Target,
 )
 from workers.distill.networks.interface import Features, Network
 
@@ -124,27 +108,32 @@ class SSDKD(SmoothedInversionMethod):
     class Params(SmoothedInversionMethod.Params):
         """Weights of synthesis, the factor phi, priorities, and the student's loss."""
 
-        temperature: SoftTargetTemperature = Field(
-            20.0, description=f"{SOFT_TARGET_TEMPERATURE} Not established; Fast-DFKD's."
+        temperature: parameters.SoftTargetTemperature = Field(
+            20.0, description=f"{parameters.SOFT_TARGET_TEMPERATURE} Not established; Fast-DFKD's."
         )
-        bn_weight: BNWeight = Field(10.0, description=f"{BN_WEIGHT} Not established; Fast-DFKD's.")
-        onehot_weight: OneHotWeight = Field(
+        bn_weight: parameters.BNWeight = Field(
+            10.0, description=f"{parameters.BN_WEIGHT} Not established; Fast-DFKD's."
+        )
+        onehot_weight: parameters.OneHotWeight = Field(
             0.5,
-            description=f"{ONEHOT_WEIGHT} phi lowers it further. Not established; Fast-DFKD has "
-            "0.5, and 0.4 for wide residual networks.",
+            description=f"{parameters.ONEHOT_WEIGHT} phi lowers it further. Not established; "
+            "Fast-DFKD has 0.5, and 0.4 for wide residual networks.",
         )
-        adversarial_weight: AdversarialWeight = Field(
+        adversarial_weight: parameters.AdversarialWeight = Field(
             1.0,
-            description=f"{ADVERSARIAL_WEIGHT} Not established; Fast-DFKD has 1.1 for wide "
-            "residual networks, 1.33 for a ResNet-34, and 1 for a VGG-11.",
+            description=f"{parameters.ADVERSARIAL_WEIGHT} Not established; Fast-DFKD has 1.1 for "
+            "wide residual networks, 1.33 for a ResNet-34, and 1 for a VGG-11.",
         )
-        masked: Masked = Field(True, description=f"{MASKED} Not established; Fast-DFKD does.")
-        target: Target = Field(
+        masked: parameters.Masked = Field(
+            True, description=f"{parameters.MASKED} Not established; Fast-DFKD does."
+        )
+        target: parameters.Target = Field(
             "random",
-            description=f"{TARGET} Not established: the paper mentions the teacher's predictions.",
+            description=f"{parameters.TARGET} Not established: the paper mentions the teacher's "
+            "predictions.",
         )
-        bn_momentum: BNMomentum = Field(
-            0.9, description=f"{BN_MOMENTUM} Not established; Fast-DFKD's."
+        bn_momentum: parameters.BNMomentum = Field(
+            0.9, description=f"{parameters.BN_MOMENTUM} Not established; Fast-DFKD's."
         )
         diversity: bool = Field(
             True,
@@ -182,24 +171,18 @@ class SSDKD(SmoothedInversionMethod):
             description="Exponent of a priority; 0 draws evenly. Not established; 1 is the form "
             "that the paper describes.",
         )
-        beta: float = Field(
+        beta: parameters.Decay = Field(
             0.4,
-            ge=0,
-            lt=1,
             description="Exponent of the importance weights (N * probability)^-beta; below 1, "
             "since the weights enter the next priorities, which would oscillate. Not established.",
         )
-        final_beta: float | None = Field(
+        final_beta: parameters.Decay | None = Field(
             None,
-            ge=0,
-            lt=1,
             description="beta after `beta_epochs` epochs, reached linearly; null keeps beta. "
             "Not established.",
         )
-        beta_epochs: int = Field(
+        beta_epochs: parameters.Count = Field(
             200,
-            ge=1,
-            le=1_000_000,
             description="Epochs over which beta changes to `final_beta`; ignored where that is "
             "null. Not established.",
         )
@@ -234,7 +217,7 @@ class SSDKD(SmoothedInversionMethod):
                 learning_rate=3e-3,
                 latent_learning_rate=0.01,
             ),
-            description=f"{ROUND_BUDGET} Established is "
+            description=f"{parameters.ROUND_BUDGET} Established is "
             "`data_scale` 0.1; not established are all other numbers here, `buffer_images` (as "
             "many as `data_scale` says), `meta`, and the student's epochs, rate and optimizer in "
             "`training`. Fast-DFKD has as rates of the generator and the latent vectors 5e-3 and "

@@ -25,9 +25,9 @@ from workers.distill import errors
 from workers.distill.config.synthesis import StreamSynthesis
 from workers.distill.data.types import Batch
 from workers.distill.functional import adversaries, divergences, maps
+from workers.distill.methods import parameters
 from workers.distill.methods.base import Moment, Source, Terms
 from workers.distill.methods.datafree.base import SoftTargetMethod, SynthesisBatch
-from workers.distill.methods.parameters import STREAM, STREAM_BUDGET, SoftTargetTemperature, Weight
 from workers.distill.networks import shapes
 from workers.distill.networks.interface import Features, Network
 
@@ -64,8 +64,8 @@ class ZSKT(SoftTargetMethod):
     class Params(SoftTargetMethod.Params):
         """Temperature, attention weight and scale of the student's loss, and the budget."""
 
-        temperature: SoftTargetTemperature = 1.0
-        attention_weight: Weight = Field(
+        temperature: parameters.SoftTargetTemperature = 1.0
+        attention_weight: parameters.Weight = Field(
             0.0,
             description="Weight of attention transfer, which needs networks with equally many "
             "stages. Published: 250, with `element_mean`.",
@@ -75,9 +75,9 @@ class ZSKT(SoftTargetMethod):
             description="Divide divergences by the number of classes, as the authors' code does.",
         )
         synthesis: StreamSynthesis = Field(
-            STREAM,
-            description=f"{STREAM_BUDGET} Published: `student_steps` 10 with `reuse` latent, "
-            "`batch_size` 128, `latent_size` 100 and `clip_norm` 5.",
+            parameters.STREAM,
+            description=f"{parameters.STREAM_BUDGET} Published: `student_steps` 10 with `reuse` "
+            "latent, `batch_size` 128, `latent_size` 100 and `clip_norm` 5.",
         )
 
     params: Params

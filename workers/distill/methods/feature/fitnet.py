@@ -74,17 +74,17 @@ class FitNet(FeatureMethod):
         loss = fitnet_loss(regressed, maps.at_least_float(teacher.stages[index]))
         return {**self.task(student, batch), "fitnet": self.params.fitnet_weight * loss}
 
-    def _at_hint(self, role: str, found: shapes.Shapes, network: Network | None) -> shapes.Shape:
+    def _at_hint(self, role: str, measured: shapes.Shapes, network: Network | None) -> shapes.Shape:
         wanted = self.params.hint_stage
-        if wanted > len(found.stages):
+        if wanted > len(measured.stages):
             reference = "" if network is None else network.reference
             raise errors.IncompatibleNetworks(
                 f"method fitnet compares stage {wanted} (hint_stage), and the {role} {reference} "
-                f"returns {len(found.stages)} stages; choose a smaller hint_stage",
+                f"returns {len(measured.stages)} stages; choose a smaller hint_stage",
                 hint_stage=wanted,
                 **{role: reference},
             )
-        return found.stages[wanted - 1]
+        return measured.stages[wanted - 1]
 
 
 def _regressor(given: shapes.Shape, wanted: shapes.Shape) -> nn.Sequential:

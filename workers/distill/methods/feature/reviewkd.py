@@ -143,10 +143,10 @@ class ReviewKD(FeatureMethod):
         return {**self.task(student, batch), "reviewkd": weight * loss}
 
 
-def _chosen(which: Maps, role: str, found: Shapes, network: Network | None) -> tuple[Shape, ...]:
+def _chosen(which: Maps, role: str, measured: Shapes, network: Network | None) -> tuple[Shape, ...]:
     if which == "post":
-        return found.stages
-    if not found.pre_activations:
+        return measured.stages
+    if not measured.pre_activations:
         reference = "" if network is None else network.reference
         raise errors.IncompatibleNetworks(
             f"method reviewkd needs feature maps before the last activation of every stage, and "
@@ -154,4 +154,4 @@ def _chosen(which: Maps, role: str, found: Shapes, network: Network | None) -> t
             missing="pre_activations",
             **{role: reference},
         )
-    return found.pre_activations
+    return measured.pre_activations

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workers.distill.data.types import Batch
 from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
-from workers.distill.methods.parameters import Weight
+from workers.distill.methods.parameters import Share, Weight
 from workers.distill.networks.interface import Features
 
 
@@ -41,10 +41,8 @@ class LabelSmoothing(LogitMethod):
         task_weight: Weight = Field(
             1.0, description="Weight of cross-entropy with the smoothed labels."
         )
-        smoothing: float = Field(
+        smoothing: Share = Field(
             0.1,
-            ge=0,
-            le=1,
             description="Share of a label that is spread evenly over all classes, the true one "
             "included; 0 is plain cross-entropy.",
         )
@@ -55,6 +53,6 @@ class LabelSmoothing(LogitMethod):
         """Return the task term alone."""
         share = self.params.smoothing
         # Linear in the label, so smoothing it is mixing two losses; mixed images need no more.
-        hard = self.task_loss(student.logits, batch)
+        hard = self.task_loss(student, batch)
         loss = (1 - share) * hard + share * uniform_cross_entropy(student.logits)
         return {"task": self.params.task_weight * loss}

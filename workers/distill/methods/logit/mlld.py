@@ -145,8 +145,8 @@ class MLLD(LogitMethod):
                 "method mlld compares two views of every image, and got only one; train it "
                 "without a teacher cache, on images that may be augmented"
             )
-        task = self.task_loss(student.logits, batch)
-        task = task + self.task_loss(student.strong.logits, batch)
+        task = self.task_loss(student, batch)
+        task = task + self.task_loss(student.strong, batch)
         weak = (student.logits, teacher.logits)
         strong = (student.strong.logits, teacher.strong.logits)
         levels = (

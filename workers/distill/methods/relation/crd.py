@@ -31,14 +31,20 @@ from torch import Tensor, nn
 from workers.distill import errors
 from workers.distill.data.types import Batch
 from workers.distill.methods.base import Moment, RelationMethod, Source, Terms
-from workers.distill.methods.parameters import Weight
+from workers.distill.methods.parameters import (
+    ContrastTemperature,
+    Count,
+    Decay,
+    EmbeddingWidth,
+    Weight,
+)
 from workers.distill.networks.interface import Features, Network
 
 EPS = 1e-7
 
 
 @dataclass(frozen=True)
-class Drawn:
+class MemoryScores:
     """Scores of one network's embeddings against the other's memories, divided by temperature.
 
     `counts` are how often each memory was drawn as a negative of an image; each row sums to K.
@@ -56,29 +62,29 @@ def score(
     counts: Float[Tensor, "N R"],
     *,
     temperature: float,
-) -> Drawn:
+) -> MemoryScores:
     """Return the scores of embeddings with one positive memory each and all candidates.
 
     One product of 2 * N * R * D operations, where R is K and at most the size of the largest class;
     rows gathered for each image would move N * K * D numbers, which takes many times as long.
     """
-    return Drawn(
+    return MemoryScores(
         positive=(embeddings * positives).sum(1) / temperature,
         negative=embeddings @ candidates.mT / temperature,
         counts=counts,
     )
 
 
-def log_normaliser(drawn: Drawn, *, images: int) -> Float[Tensor, ""]:
+def log_normaliser(scores: MemoryScores, *, images: int) -> Float[Tensor, ""]:
     """Return log Z: the mean of all exponentiated scores, negatives as often as drawn, times n."""
-    weighted = drawn.negative + drawn.counts.log()
-    total = torch.cat([drawn.positive, weighted.flatten()]).logsumexp(0)
-    scores = len(drawn.positive) + drawn.counts.sum()
-    return total - scores.log() + math.log(images)
+    weighted = scores.negative + scores.counts.log()
+    total = torch.cat([scores.positive, weighted.flatten()]).logsumexp(0)
+    count = len(scores.positive) + scores.counts.sum()
+    return total - count.log() + math.log(images)
 
 
 def crd_loss(
-    drawn: Drawn, log_z: Float[Tensor, ""], *, negatives: int, images: int
+    scores: MemoryScores, log_z: Float[Tensor, ""], *, negatives: int, images: int
 ) -> Float[Tensor, ""]:
     """Return the noise-contrastive loss of one side: tell one positive from K drawn negatives.
 
@@ -87,10 +93,10 @@ def crd_loss(
     """
     noise = negatives / images
     offset = log_z + math.log(noise + EPS)
-    accepted = F.logsigmoid(drawn.positive - offset)
-    rejected = F.logsigmoid(offset - drawn.negative)
+    accepted = F.logsigmoid(scores.positive - offset)
+    rejected = F.logsigmoid(offset - scores.negative)
     constant = negatives * math.log(noise / (noise + EPS))
-    return -(accepted + (drawn.counts * rejected).sum(1) + constant).mean()
+    return -(accepted + (scores.counts * rejected).sum(1) + constant).mean()
 
 
 def updated(
@@ -168,21 +174,17 @@ class CRD(RelationMethod):
         """A weight, the width of embeddings, and how they are contrasted."""
 
         crd_weight: Weight = Field(0.8, description="Weight of the contrastive term.")
-        width: int = Field(
-            128, ge=1, le=4096, description="Width of the embeddings that are compared."
-        )
-        negatives: int = Field(
+        width: EmbeddingWidth = Field(128, description="Width of the embeddings that are compared.")
+        negatives: Count = Field(
             16_384,
-            ge=1,
-            le=1_000_000,
             description="Images of other classes that each image is contrasted with; drawn with "
             "replacement where the training split has fewer.",
         )
-        temperature: float = Field(
-            0.07, gt=0, le=100, description="Divides the cosines of embeddings."
+        temperature: ContrastTemperature = Field(
+            0.07, description="Divides the cosines of embeddings."
         )
-        momentum: float = Field(
-            0.5, ge=0, lt=1, description="Share of an image's memory that is kept at each update."
+        momentum: Decay = Field(
+            0.5, description="Share of an image's memory that is kept at each update."
         )
         mode: Literal["exact", "relax"] = Field(
             "exact",
@@ -272,7 +274,7 @@ class CRD(RelationMethod):
         self._last = None
 
     @torch.no_grad()
-    def _set_log_z(self, sides: list[Drawn]) -> None:
+    def _set_log_z(self, sides: list[MemoryScores]) -> None:
         # Read once, since reading waits for the device.
         if self._has_log_z is None:
             self._has_log_z = bool(self.log_z.isfinite().all())

@@ -37,20 +37,20 @@ def mmd_loss(
     bandwidth: float | None = None,
 ) -> Float[Tensor, ""]:
     """Return the squared discrepancy of both sets of rows under a kernel."""
-    chosen: kernels.Kernel
+    kernel_function: kernels.Kernel
     match kernel:
         case "linear":
             return (student_rows.mean(0) - teacher_rows.mean(0)).square().sum()
         case "polynomial":
-            chosen = functools.partial(kernels.polynomial, degree=degree, offset=offset)
+            kernel_function = functools.partial(kernels.polynomial, degree=degree, offset=offset)
         case "rbf":
             width = (
                 kernels.median_bandwidth(student_rows, teacher_rows)
                 if bandwidth is None
                 else bandwidth
             )
-            chosen = functools.partial(kernels.gaussian, bandwidth=width)
-    return kernels.mmd(student_rows, teacher_rows, chosen)
+            kernel_function = functools.partial(kernels.gaussian, bandwidth=width)
+    return kernels.mmd(student_rows, teacher_rows, kernel_function)
 
 
 class MMD(RelationMethod):

@@ -121,8 +121,8 @@ class PCKA(RelationMethod):
             "pcka_transposed": params.transposed_weight * torch.stack(transposed).sum(),
         }
 
-    def _shape(self, stage: int, role: str, found: shapes.Shapes | None) -> shapes.Shape:
-        stages = () if found is None else found.stages
+    def _shape(self, stage: int, role: str, measured: shapes.Shapes | None) -> shapes.Shape:
+        stages = () if measured is None else measured.stages
         if stage > len(stages):
             raise errors.IncompatibleNetworks(
                 f"method pcka compares stage {stage} (stages), and the {role} returns "

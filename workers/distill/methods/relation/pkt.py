@@ -16,6 +16,7 @@ from torch import Tensor
 from workers.distill.data.types import Batch
 from workers.distill.functional import relations
 from workers.distill.methods.base import Moment, RelationMethod, Source, Terms
+from workers.distill.methods.parameters import PairsWeight
 from workers.distill.networks.interface import Features
 
 EPS = 1e-7
@@ -44,8 +45,8 @@ class PKT(RelationMethod):
     class Params(RelationMethod.Params):
         """One weight."""
 
-        pkt_weight: float = Field(
-            30_000.0, ge=0, le=1e9, description="Weight of the mean divergence over all pairs."
+        pkt_weight: PairsWeight = Field(
+            30_000.0, description="Weight of the mean divergence over all pairs."
         )
 
     params: Params

@@ -17,6 +17,7 @@ from torch import Tensor
 from workers.distill.data.types import Batch
 from workers.distill.functional import relations
 from workers.distill.methods.base import Moment, RelationMethod, Source, Terms
+from workers.distill.methods.parameters import PairsWeight
 from workers.distill.networks.interface import Features
 
 
@@ -48,8 +49,8 @@ class SP(RelationMethod):
     class Params(RelationMethod.Params):
         """One weight."""
 
-        sp_weight: float = Field(
-            3000.0, ge=0, le=1e9, description="Weight of the mean squared difference over pairs."
+        sp_weight: PairsWeight = Field(
+            3000.0, description="Weight of the mean squared difference over pairs."
         )
 
     params: Params

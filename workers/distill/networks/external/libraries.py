@@ -101,13 +101,13 @@ class Foreign(interface.Network):
     def pooled_classifier(self) -> nn.Linear | None:
         """Return the linear layer from `pooled` to logits, if trial showed it to be one."""
         plan = self.retort_plan
-        found = self.get_submodule(plan.classifier) if plan.is_linear else None
-        return found if isinstance(found, nn.Linear) else None
+        module = self.get_submodule(plan.classifier) if plan.is_linear else None
+        return module if isinstance(module, nn.Linear) else None
 
     def stage_norms(self) -> tuple[nn.BatchNorm2d, ...]:
         """Return the norms found before the rectifiers that end the stages."""
-        found = (self.get_submodule(name) for name in self.retort_plan.norms)
-        return tuple(norm for norm in found if isinstance(norm, nn.BatchNorm2d))
+        modules = (self.get_submodule(name) for name in self.retort_plan.norms)
+        return tuple(norm for norm in modules if isinstance(norm, nn.BatchNorm2d))
 
     def enable_features(self, wanted: Collection[str]) -> None:
         """Record the stages' pre-activations from now on, if they are wanted."""

@@ -68,39 +68,41 @@ def _completed(network: nn.Module, plan: observation.Plan, images: Tensor) -> ob
     side = max(PROBE_SIDE, images.shape[2], images.shape[3])
     try:
         # At their own size the last maps may be single pixels, of which all is an average.
-        found = _traced(network, plan, observation.picture(images.shape[1], side, side))
+        traced = _traced(network, plan, observation.picture(images.shape[1], side, side))
     except (AssertionError, RuntimeError, ValueError):
-        found = _traced(network, plan, images)
-    if found.final is not None and not _is_pooled(observation.trial(network, found, images)):
-        found = replace(found, final=None)
+        traced = _traced(network, plan, images)
+    if traced.final is not None and not _is_pooled(observation.trial(network, traced, images)):
+        traced = replace(traced, final=None)
     # Hooks are there already, so recording costs nothing.
-    return found if plan.indices else watch(network, found)
+    return traced if plan.indices else watch(network, traced)
 
 
-def _is_pooled(seen: interface.Features) -> bool:
-    if seen.final is None or not tracing.is_close(seen.final.mean(dim=(2, 3)), seen.pooled):
+def _is_pooled(features: interface.Features) -> bool:
+    if features.final is None or not tracing.is_close(
+        features.final.mean(dim=(2, 3)), features.pooled
+    ):
         return False
     # A class token would pass for a map of one pixel.
-    return not seen.stages or seen.final[0, 0].numel() >= seen.stages[-1][0, 0].numel()
+    return not features.stages or features.final[0, 0].numel() >= features.stages[-1][0, 0].numel()
 
 
 def _traced(network: nn.Module, plan: observation.Plan, images: Tensor) -> observation.Plan:
     with tracing.Recorder(network) as recorder:
-        seen = observation.trial(network, replace(plan, final=tracing.RETURNED), images)
+        features = observation.trial(network, replace(plan, final=tracing.RETURNED), images)
     calls = recorder.calls
     # The very tensor, not an equal one: a last layer may start with zeros.
     is_linear = any(
         call.name == plan.classifier
         and isinstance(call.module, nn.Linear)
-        and call.given is seen.logits
+        and call.given is features.logits
         for call in calls
     )
     final: str | None = None
-    if _is_pooled(seen):
+    if _is_pooled(features):
         final = tracing.RETURNED
-    elif not plan.indices and seen.stages:
-        final = tracing.pooled_map(calls, seen.pooled, seen.stages[-1], plan.classifier)
-    activations = tracing.stage_activations(calls, seen.stages)
+    elif not plan.indices and features.stages:
+        final = tracing.pooled_map(calls, features.pooled, features.stages[-1], plan.classifier)
+    activations = tracing.stage_activations(calls, features.stages)
     return replace(
         plan,
         is_linear=is_linear,
@@ -117,7 +119,7 @@ def _classifier_name(network: nn.Module, classes: int) -> str:
     chosen = chosen[0] if isinstance(chosen, (tuple, list)) else chosen
     # Those before it belong to earlier stages.
     chosen = chosen[-1] if isinstance(chosen, nn.ModuleList) else chosen
-    found = ""
+    last_name = ""
     name: str
     for name, module in network.named_modules():
         if chosen is not None:
@@ -126,10 +128,10 @@ def _classifier_name(network: nn.Module, classes: int) -> str:
         elif (isinstance(module, nn.Linear) and module.out_features == classes) or (
             isinstance(module, nn.Conv2d) and module.out_channels == classes
         ):
-            found = name
-    if not found:
+            last_name = name
+    if not last_name:
         raise ValueError("no classifier was found in it")
-    return found
+    return last_name
 
 
 @torch.no_grad()
@@ -204,16 +206,17 @@ def _agrees(network: nn.Module, plan: observation.Plan, images: Tensor) -> bool:
     network.eval()
     try:
         expected = network(images)
-        seen = observation.observe(network, plan, images)
+        features = observation.observe(network, plan, images)
     # A model may lack a method or argument of timm's interface in any of these ways.
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         return False
     finally:
         network.train(was_training)
     return (
-        torch.equal(seen.logits, expected)
-        and all(stage.dim() == 4 for stage in seen.stages)
-        and [stage.shape[1] for stage in seen.stages] == [stage.channels for stage in plan.stages]
+        torch.equal(features.logits, expected)
+        and all(stage.dim() == 4 for stage in features.stages)
+        and [stage.shape[1] for stage in features.stages]
+        == [stage.channels for stage in plan.stages]
     )
 
 
@@ -227,14 +230,16 @@ def _tap_plan(network: nn.Module, classifier: str, images: Tensor) -> observatio
         return _measured(network, observation.Plan(classifier, tuple(chosen)), images)
     side = max(PROBE_SIDE, images.shape[2], images.shape[3])
     try:
-        found = _resolutions(network, observation.picture(images.shape[1], side, side), classifier)
+        resolutions = _resolutions(
+            network, observation.picture(images.shape[1], side, side), classifier
+        )
     except (AssertionError, RuntimeError, ValueError):
         # Some networks take one size only.
-        found = _resolutions(network, images, classifier)
-    names = list(found)
+        resolutions = _resolutions(network, images, classifier)
+    names = list(resolutions)
     stem = names.pop(0) if names and _is_first_step(network, names[0]) else None
     return observation.Plan(
-        classifier, tuple(names), stem, stages=tuple(found[name] for name in names)
+        classifier, tuple(names), stem, stages=tuple(resolutions[name] for name in names)
     )
 
 

@@ -103,7 +103,7 @@ def pooled_map(
 
     The map must be as large as that of the last stage: a pooled output is no map.
     """
-    found = None
+    name = None
     for call in _latest(calls):
         if call.name == classifier or any(
             word in type(call.module).__name__ for word in AFTER_POOLING
@@ -116,15 +116,15 @@ def pooled_map(
         if maps.numel() < width * positions * len(pooled):
             continue
         if maps.shape[1] == width or maps.shape[3] == width:
-            shown = _channels_first(maps, width)
-            if is_close(shown.mean(dim=(2, 3)), pooled):
-                found = call.name
-    return found
+            channels_first = _channels_first(maps, width)
+            if is_close(channels_first.mean(dim=(2, 3)), pooled):
+                name = call.name
+    return name
 
 
 def stage_activations(calls: Sequence[Call], stages: Sequence[Tensor]) -> tuple[str, ...]:
     """Return the activation that ends each stage, or nothing unless all stages end so."""
-    found = []
+    names = []
     for stage in stages:
         fitting = [
             call.name
@@ -137,8 +137,8 @@ def stage_activations(calls: Sequence[Call], stages: Sequence[Tensor]) -> tuple[
         ]
         if not fitting:
             return ()
-        found.append(fitting[-1])
-    return tuple(found)
+        names.append(fitting[-1])
+    return tuple(names)
 
 
 def stage_norms(
@@ -148,7 +148,7 @@ def stage_norms(
 
     In a residual block that is the norm which the shortcut is added to.
     """
-    found = []
+    names = []
     order = {call.name: index for index, call in enumerate(calls)}
     for name in activations:
         if not isinstance(network.get_submodule(name), RECTIFIERS):
@@ -166,8 +166,8 @@ def stage_norms(
         ]
         if not before:
             return ()
-        found.append(before[-1])
-    return tuple(found)
+        names.append(before[-1])
+    return tuple(names)
 
 
 def as_pooled_map(

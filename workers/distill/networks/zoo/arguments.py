@@ -5,6 +5,12 @@ from typing import Annotated
 import pydantic
 
 Channels = Annotated[int, pydantic.Field(ge=1, le=4096)]
+ThreeStages = Annotated[
+    list[Channels],
+    pydantic.Field(
+        min_length=4, max_length=4, description="Channels of the stem and of the three stages."
+    ),
+]
 
 
 class Arguments(pydantic.BaseModel):

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workers.distill.networks import interface
-from workers.distill.networks.zoo import arguments
+from workers.distill.networks.zoo import arguments, convolutional
 
 
-class ConvNet(interface.Network):
+class ConvNet(convolutional.ConvolutionalNetwork):
     """3x3 convolutions with batch norm; the map is halved before every stage but the first two."""
 
     def __init__(self, *, widths: Sequence[int], classes: int, channels: int) -> None:
@@ -30,10 +30,6 @@ class ConvNet(interface.Network):
             interface.StageInfo(width, 2 ** max(0, place - 1)) for place, width in enumerate(widths)
         )
 
-    def forward(self, images: Float[Tensor, "N c h w"]) -> Float[Tensor, "N C"]:
-        """Return the logits."""
-        return self.observe(images).logits
-
     def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
         """Return logits, embedding, stages and pre-activations."""
         maps, stages, pre_activations = images, [], []
@@ -42,18 +38,7 @@ class ConvNet(interface.Network):
             maps = functional.relu(before)
             pre_activations.append(before)
             stages.append(maps)
-        pooled = maps.mean(dim=(2, 3))
-        return interface.Features(
-            logits=self.fc(pooled),
-            pooled=pooled,
-            stages=tuple(stages),
-            pre_activations=tuple(pre_activations),
-            final=maps,
-        )
-
-    def pooled_classifier(self) -> nn.Linear:
-        """Return the last layer, `fc`."""
-        return self.fc
+        return self.features(maps, stages=stages, pre_activations=pre_activations)
 
     def stage_norms(self) -> tuple[nn.BatchNorm2d, ...]:
         """Return the norm of each stage."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workers.distill.networks import interface
-from workers.distill.networks.zoo import arguments
+from workers.distill.networks.zoo import arguments, convolutional
 
 STEM = 32
 ROWS = (
@@ -36,7 +36,7 @@ STAGE_ENDS = (3, 5, 11, 13)
 STRIDES = (4, 8, 16, 32)
 
 
-class MobileNetV1(interface.Network):
+class MobileNetV1(convolutional.ConvolutionalNetwork):
     """Stem and thirteen depthwise separable convolutions in four stages; linear classifier."""
 
     def __init__(self, *, width_multiplier: float, sizes: interface.Sizes) -> None:
@@ -55,14 +55,7 @@ class MobileNetV1(interface.Network):
         self.model = nn.Sequential(first, *rest)
         self.fc = nn.Linear(widths[-1], sizes.classes)
         self.pooled_width = widths[-1]
-        self.stages_info = tuple(
-            interface.StageInfo(incoming[end], stride)
-            for end, stride in zip(STAGE_ENDS, STRIDES, strict=True)
-        )
-
-    def forward(self, images: Float[Tensor, "N c h w"]) -> Float[Tensor, "N C"]:
-        """Return the logits."""
-        return self.observe(images).logits
+        self.stages_info = convolutional.stages_info((incoming[end] for end in STAGE_ENDS), STRIDES)
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
         """Return logits, embedding, stem, stages and pre-activations."""
@@ -75,19 +68,7 @@ class MobileNetV1(interface.Network):
             if index in STAGE_ENDS:
                 pre_activations.append(before)
                 stages.append(maps)
-        pooled = maps.mean(dim=(2, 3))
-        return interface.Features(
-            logits=self.fc(pooled),
-            pooled=pooled,
-            stem=stem,
-            stages=tuple(stages),
-            pre_activations=tuple(pre_activations),
-            final=maps,
-        )
-
-    def pooled_classifier(self) -> nn.Linear:
-        """Return the last layer, `fc`."""
-        return self.fc
+        return self.features(maps, stem=stem, stages=stages, pre_activations=pre_activations)
 
     def stage_norms(self) -> tuple[nn.BatchNorm2d, ...]:
         """Return the last norm of each stage."""

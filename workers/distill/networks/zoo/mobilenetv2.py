@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from workers.distill.networks import interface
-from workers.distill.networks.zoo import arguments
+from workers.distill.networks.zoo import arguments, convolutional
 
 STEM = 32
 LAST = 1280
@@ -57,8 +57,10 @@ class InvertedResidual(nn.Module):
         return maps + projected if self.adds else projected
 
 
-class MobileNetV2(interface.Network):
+class MobileNetV2(convolutional.ConvolutionalNetwork):
     """Stem, seven groups of inverted residuals in four stages, a 1x1 convolution, a classifier."""
+
+    classifier_name = "classifier.0"
 
     def __init__(self, *, width_multiplier: float, expansion: int, sizes: interface.Sizes) -> None:
         super().__init__()
@@ -74,19 +76,10 @@ class MobileNetV2(interface.Network):
         self.conv2 = _conv_norm(widths[-1], last, 1, 1)
         self.classifier = nn.Sequential(nn.Linear(last, sizes.classes))
         self.pooled_width = last
-        self.stages_info = tuple(
-            interface.StageInfo(widths[end], stride)
-            for end, stride in zip(STAGE_ENDS, STRIDES, strict=True)
-        )
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.stages_info = convolutional.stages_info((widths[end] for end in STAGE_ENDS), STRIDES)
+        convolutional.initialise_convolutions(self)
         nn.init.normal_(self.pooled_classifier().weight, 0, 0.01)
         nn.init.zeros_(self.pooled_classifier().bias)
-
-    def forward(self, images: Float[Tensor, "N c h w"]) -> Float[Tensor, "N C"]:
-        """Return the logits."""
-        return self.observe(images).logits
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
         """Return logits, embedding, stem, stages and the map that is pooled."""
@@ -97,19 +90,7 @@ class MobileNetV2(interface.Network):
             if index in STAGE_ENDS:
                 stages.append(maps)
         final = self.conv2(maps)
-        pooled = final.mean(dim=(2, 3))
-        return interface.Features(
-            logits=self.classifier(pooled),
-            pooled=pooled,
-            stem=stem,
-            stages=tuple(stages),
-            final=final,
-        )
-
-    def pooled_classifier(self) -> nn.Linear:
-        """Return the last layer."""
-        classifier: nn.Linear = self.classifier[0]  # type: ignore[assignment]  # a Sequential hides the kind of its layers
-        return classifier
+        return self.features(final, stem=stem, stages=stages)
 
 
 class Arguments(arguments.Arguments):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workers.distill.networks import interface
-from workers.distill.networks.zoo import arguments
+from workers.distill.networks.zoo import arguments, convolutional
 
 Projection = Literal["downsample", "shortcut"]
 Classifier = Literal["fc", "linear"]
@@ -128,7 +128,7 @@ class Layout:
     classifier: Classifier = "fc"
 
 
-class ResNet(interface.Network):
+class ResNet(convolutional.ConvolutionalNetwork):
     """Stem and three or four stages that halve the map from the second on; linear classifier."""
 
     def __init__(
@@ -147,18 +147,13 @@ class ResNet(interface.Network):
                 f"layer{index + 1}", _stage(layout, incoming[index], width, blocks, stride)
             )
         self.add_module(layout.classifier, nn.Linear(incoming[-1], classes))
+        self.classifier_name = layout.classifier
         self.pooled_width = incoming[-1]
         first = 4 if layout.is_for_large_images else 1
         self.stages_info = tuple(
             interface.StageInfo(width, first * 2**index) for index, width in enumerate(incoming[1:])
         )
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, images: Float[Tensor, "N c h w"]) -> Float[Tensor, "N C"]:
-        """Return the logits."""
-        return self.observe(images).logits
+        convolutional.initialise_convolutions(self)
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
         """Return logits, embedding, stem, stages and pre-activations."""
@@ -169,20 +164,7 @@ class ResNet(interface.Network):
             before, maps = _walk(stage, maps)
             pre_activations.append(before)
             stages.append(maps)
-        pooled = maps.mean(dim=(2, 3))
-        return interface.Features(
-            logits=self.pooled_classifier()(pooled),
-            pooled=pooled,
-            stem=stem,
-            stages=tuple(stages),
-            pre_activations=tuple(pre_activations),
-            final=maps,
-        )
-
-    def pooled_classifier(self) -> nn.Linear:
-        """Return the last layer."""
-        classifier: nn.Linear = getattr(self, self.layout.classifier)
-        return classifier
+        return self.features(maps, stem=stem, stages=stages, pre_activations=pre_activations)
 
     def stage_norms(self) -> tuple[nn.BatchNorm2d, ...]:
         """Return the norm of each stage's last block, which the shortcut is added to."""
@@ -196,23 +178,13 @@ class ResNet(interface.Network):
 class Arguments(arguments.Arguments):
     """Arguments of the narrow networks."""
 
-    widths: list[arguments.Channels] = pydantic.Field(
-        [16, 16, 32, 64],
-        min_length=4,
-        max_length=4,
-        description="Channels of the stem and of the three stages.",
-    )
+    widths: arguments.ThreeStages = pydantic.Field([16, 16, 32, 64])
 
 
 class WideArguments(Arguments):
     """Arguments of the `x4` networks: four times the channels, twice the stem."""
 
-    widths: list[arguments.Channels] = pydantic.Field(
-        [32, 64, 128, 256],
-        min_length=4,
-        max_length=4,
-        description="Channels of the stem and of the three stages.",
-    )
+    widths: arguments.ThreeStages = pydantic.Field([32, 64, 128, 256])
 
 
 class FourStageArguments(arguments.Arguments):

@@ -64,17 +64,17 @@ class ReusedClassifier(interface.Network):
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
         """Return the backbone's features, with the projected last map and its logits."""
-        shown = self.backbone.observe(images)
-        if shown.final is None:
+        features = self.backbone.observe(images)
+        if features.final is None:
             raise ValueError(f"the backbone {self.backbone.reference} shows no last map")
-        final = self.projector(shown.final)
+        final = self.projector(features.final)
         pooled = final.mean(dim=(2, 3))
         return interface.Features(
             logits=self.classifier(pooled),
             pooled=pooled,
-            stem=shown.stem,
-            stages=shown.stages,
-            pre_activations=shown.pre_activations,
+            stem=features.stem,
+            stages=features.stages,
+            pre_activations=features.pre_activations,
             final=final,
         )
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workers.distill.networks import interface
-from workers.distill.networks.zoo import arguments
+from workers.distill.networks.zoo import arguments, convolutional
 
 STEM = 24
 GROUPS = 3
@@ -57,8 +57,10 @@ class Block(nn.Module):
         return functional.relu(self.before_activation(maps))
 
 
-class ShuffleV1(interface.Network):
+class ShuffleV1(convolutional.ConvolutionalNetwork):
     """Stem, three stages that each halve the map, average pooling, linear classifier."""
+
+    classifier_name = "linear"
 
     def __init__(self, *, widths: Sequence[int], sizes: interface.Sizes) -> None:
         super().__init__()
@@ -69,14 +71,7 @@ class ShuffleV1(interface.Network):
         self.layer3 = _stage(widths[1], widths[2], BLOCKS[2])
         self.linear = nn.Linear(widths[2], sizes.classes)
         self.pooled_width = widths[2]
-        self.stages_info = tuple(
-            interface.StageInfo(width, stride)
-            for width, stride in zip(widths, STRIDES, strict=True)
-        )
-
-    def forward(self, images: Float[Tensor, "N c h w"]) -> Float[Tensor, "N C"]:
-        """Return the logits."""
-        return self.observe(images).logits
+        self.stages_info = convolutional.stages_info(widths, STRIDES)
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
         """Return logits, embedding, stem, stages and pre-activations."""
@@ -90,19 +85,7 @@ class ShuffleV1(interface.Network):
                 maps = functional.relu(before)
             pre_activations.append(before)
             stages.append(maps)
-        pooled = maps.mean(dim=(2, 3))
-        return interface.Features(
-            logits=self.linear(pooled),
-            pooled=pooled,
-            stem=stem,
-            stages=tuple(stages),
-            pre_activations=tuple(pre_activations),
-            final=maps,
-        )
-
-    def pooled_classifier(self) -> nn.Linear:
-        """Return the last layer, `linear`."""
-        return self.linear
+        return self.features(maps, stem=stem, stages=stages, pre_activations=pre_activations)
 
 
 class Arguments(arguments.Arguments):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workers.distill.networks import interface
-from workers.distill.networks.zoo import arguments
+from workers.distill.networks.zoo import arguments, convolutional
 
 STEM = 24
 BLOCKS = (4, 8, 4)
@@ -77,8 +77,10 @@ class DownBlock(nn.Module):
         return functional.channel_shuffle(functional.relu(torch.cat([left, right], dim=1)), 2)
 
 
-class ShuffleV2(interface.Network):
+class ShuffleV2(convolutional.ConvolutionalNetwork):
     """Stem, three stages that each halve the map, a 1x1 convolution, a linear classifier."""
+
+    classifier_name = "linear"
 
     def __init__(self, *, widths: Sequence[int], last_width: int, sizes: interface.Sizes) -> None:
         super().__init__()
@@ -91,14 +93,7 @@ class ShuffleV2(interface.Network):
         self.bn2 = nn.BatchNorm2d(last_width)
         self.linear = nn.Linear(last_width, sizes.classes)
         self.pooled_width = last_width
-        self.stages_info = tuple(
-            interface.StageInfo(width, stride)
-            for width, stride in zip(widths, STRIDES, strict=True)
-        )
-
-    def forward(self, images: Float[Tensor, "N c h w"]) -> Float[Tensor, "N C"]:
-        """Return the logits."""
-        return self.observe(images).logits
+        self.stages_info = convolutional.stages_info(widths, STRIDES)
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
         """Return logits, embedding, stem, stages and pre-activations."""
@@ -113,19 +108,7 @@ class ShuffleV2(interface.Network):
             pre_activations.append(before)
             stages.append(maps)
         final = functional.relu(self.bn2(self.conv2(maps)))
-        pooled = final.mean(dim=(2, 3))
-        return interface.Features(
-            logits=self.linear(pooled),
-            pooled=pooled,
-            stem=stem,
-            stages=tuple(stages),
-            pre_activations=tuple(pre_activations),
-            final=final,
-        )
-
-    def pooled_classifier(self) -> nn.Linear:
-        """Return the last layer, `linear`."""
-        return self.linear
+        return self.features(final, stem=stem, stages=stages, pre_activations=pre_activations)
 
 
 class Arguments(arguments.Arguments):

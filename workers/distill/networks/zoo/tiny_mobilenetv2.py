@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from workers.distill.networks import interface
-from workers.distill.networks.zoo import arguments
+from workers.distill.networks.zoo import arguments, convolutional
 
 STRIDES = (2, 4, 8, 8)
 
@@ -42,8 +42,10 @@ class LinearBottleneck(nn.Module):
         return maps + projected if self.adds else projected
 
 
-class TinyMobileNetV2(interface.Network):
+class TinyMobileNetV2(convolutional.ConvolutionalNetwork):
     """Stem, seven groups of linear bottlenecks, a 1x1 convolution, a linear classifier."""
+
+    classifier_name = "conv2"
 
     def __init__(self, *, width_multiplier: float, sizes: interface.Sizes) -> None:
         super().__init__()
@@ -68,14 +70,7 @@ class TinyMobileNetV2(interface.Network):
         )
         self.conv2 = nn.Linear(last, sizes.classes)
         self.pooled_width = last
-        self.stages_info = tuple(
-            interface.StageInfo(width, stride)
-            for width, stride in zip((*widths[1:4], last), STRIDES, strict=True)
-        )
-
-    def forward(self, images: Float[Tensor, "N c h w"]) -> Float[Tensor, "N C"]:
-        """Return the logits."""
-        return self.observe(images).logits
+        self.stages_info = convolutional.stages_info((*widths[1:4], last), STRIDES)
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
         """Return logits, embedding, stem and stages; the last convolution is a stage too."""
@@ -84,18 +79,7 @@ class TinyMobileNetV2(interface.Network):
         second = self.stage3(first)
         third = self.stage4(second)
         final = self.conv1(self.stage7(self.stage6(self.stage5(third))))
-        pooled = final.mean(dim=(2, 3))
-        return interface.Features(
-            logits=self.conv2(pooled),
-            pooled=pooled,
-            stem=stem,
-            stages=(first, second, third, final),
-            final=final,
-        )
-
-    def pooled_classifier(self) -> nn.Linear:
-        """Return the last layer, `conv2`."""
-        return self.conv2
+        return self.features(final, stem=stem, stages=(first, second, third, final))
 
 
 class Arguments(arguments.Arguments):

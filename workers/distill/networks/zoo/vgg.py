@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workers.distill.networks import interface
-from workers.distill.networks.zoo import arguments
+from workers.distill.networks.zoo import arguments, convolutional
 
 LAYERS = {
     8: (1, 1, 1, 1, 1),
@@ -29,8 +29,10 @@ LARGE_SIDE = 64
 """From this side on the map is halved before the last stage as well."""
 
 
-class VGG(interface.Network):
+class VGG(convolutional.ConvolutionalNetwork):
     """Five stages of 3x3 convolutions, the first of which counts as the stem."""
+
+    classifier_name = "classifier"
 
     def __init__(
         self,
@@ -51,15 +53,10 @@ class VGG(interface.Network):
         self.pools = (True, True, True, pools_last)
         self.pooled_width = widths[-1]
         strides = (2, 4, 8, 16 if pools_last else 8)
-        self.stages_info = tuple(
-            interface.StageInfo(width, stride)
-            for width, stride in zip(widths[1:], strides, strict=True)
-        )
-        _initialise(self)
-
-    def forward(self, images: Float[Tensor, "N c h w"]) -> Float[Tensor, "N C"]:
-        """Return the logits."""
-        return self.observe(images).logits
+        self.stages_info = convolutional.stages_info(widths[1:], strides)
+        convolutional.initialise_convolutions(self)
+        nn.init.normal_(self.classifier.weight, 0, 0.01)
+        nn.init.zeros_(self.classifier.bias)
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
         """Return logits, embedding, stem, stages and pre-activations."""
@@ -70,19 +67,7 @@ class VGG(interface.Network):
             maps = functional.relu(before)
             pre_activations.append(before)
             stages.append(maps)
-        pooled = maps.mean(dim=(2, 3))
-        return interface.Features(
-            logits=self.classifier(pooled),
-            pooled=pooled,
-            stem=stem,
-            stages=tuple(stages),
-            pre_activations=tuple(pre_activations),
-            final=maps,
-        )
-
-    def pooled_classifier(self) -> nn.Linear:
-        """Return the last layer, `classifier`."""
-        return self.classifier
+        return self.features(maps, stem=stem, stages=stages, pre_activations=pre_activations)
 
     def stage_norms(self) -> tuple[nn.BatchNorm2d, ...]:
         """Return the last norm of each stage."""
@@ -124,13 +109,3 @@ def _stage(channels_in: int, channels: int, count: int) -> nn.Sequential:
             nn.ReLU(inplace=True),
         ]
     return nn.Sequential(*layers[:-1])
-
-
-def _initialise(network: VGG) -> None:
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    nn.init.normal_(network.classifier.weight, 0, 0.01)
-    nn.init.zeros_(network.classifier.bias)

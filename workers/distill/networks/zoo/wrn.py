@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workers.distill.networks import interface
-from workers.distill.networks.zoo import arguments
+from workers.distill.networks.zoo import arguments, convolutional
 
 STRIDES = (1, 2, 2)
 
@@ -76,7 +76,7 @@ class Stage(nn.Module):
         return norm
 
 
-class WRN(interface.Network):
+class WRN(convolutional.ConvolutionalNetwork):
     """Stem, three stages with strides 1, 2, 2, a last norm, average pooling, linear classifier."""
 
     def __init__(self, *, blocks: int, widths: Sequence[int], classes: int, channels: int) -> None:
@@ -89,18 +89,9 @@ class WRN(interface.Network):
         self.bn1 = nn.BatchNorm2d(stages[2])
         self.fc = nn.Linear(stages[2], classes)
         self.pooled_width = stages[2]
-        self.stages_info = tuple(
-            interface.StageInfo(width, stride)
-            for width, stride in zip(stages, (1, 2, 4), strict=True)
-        )
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.stages_info = convolutional.stages_info(stages, (1, 2, 4))
+        convolutional.initialise_convolutions(self)
         nn.init.zeros_(self.fc.bias)
-
-    def forward(self, images: Float[Tensor, "N c h w"]) -> Float[Tensor, "N C"]:
-        """Return the logits."""
-        return self.observe(images).logits
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
         """Return logits, embedding, stem, stages and the next norms' outputs for them."""
@@ -110,19 +101,12 @@ class WRN(interface.Network):
         normed_second, third = self.block3.steps(second)
         normed_third = self.bn1(third)
         final = functional.relu(normed_third)
-        pooled = final.mean(dim=(2, 3))
-        return interface.Features(
-            logits=self.fc(pooled),
-            pooled=pooled,
+        return self.features(
+            final,
             stem=stem,
             stages=(first, second, third),
             pre_activations=(normed_first, normed_second, normed_third),
-            final=final,
         )
-
-    def pooled_classifier(self) -> nn.Linear:
-        """Return the last layer, `fc`."""
-        return self.fc
 
     def stage_norms(self) -> tuple[nn.BatchNorm2d, ...]:
         """Return the first norm after each stage."""
@@ -132,23 +116,13 @@ class WRN(interface.Network):
 class Arguments(arguments.Arguments):
     """Arguments of the networks of factor 1."""
 
-    widths: list[arguments.Channels] = pydantic.Field(
-        [16, 16, 32, 64],
-        min_length=4,
-        max_length=4,
-        description="Channels of the stem and of the three stages.",
-    )
+    widths: arguments.ThreeStages = pydantic.Field([16, 16, 32, 64])
 
 
 class WideArguments(Arguments):
     """Arguments of the networks of factor 2."""
 
-    widths: list[arguments.Channels] = pydantic.Field(
-        [16, 32, 64, 128],
-        min_length=4,
-        max_length=4,
-        description="Channels of the stem and of the three stages.",
-    )
+    widths: arguments.ThreeStages = pydantic.Field([16, 32, 64, 128])
 
 
 def build(depth: int, accepted: Arguments, sizes: interface.Sizes) -> WRN:

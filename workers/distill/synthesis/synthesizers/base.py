@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from workers.distill import errors
 from workers.distill.config.synthesis import GeneratorSynthesis, Synthesis
 from workers.distill.data.loader import crop_padding
 from workers.distill.data.preprocessing import Preprocessor
@@ -48,8 +47,8 @@ class SynthesisContext:
     method: DataFreeMethod
     teacher: Network
     student: Network
-    teacher_view: Preprocessor
-    student_view: Preprocessor
+    teacher_preprocessor: Preprocessor
+    student_preprocessor: Preprocessor
     precision: Precision
     device: torch.device
     mean: tuple[float, ...]
@@ -87,20 +86,20 @@ class SynthesisContext:
         student's forward pass (`student` is None then).
         """
         method, augmented = self.method, augment(images)
-        inputs = self.teacher_view(255 * augmented)
+        inputs = self.teacher_preprocessor(255 * augmented)
         with_norms = method.uses_bn_statistics or method.uses_second_view
         student = second_view = None
         if uses_student:
             student = self._forward(
                 self.student,
-                self.student_view(255 * augmented),
+                self.student_preprocessor(255 * augmented),
                 with_norms=method.uses_student_bn_statistics,
             )
         teacher = self._forward(self.teacher, inputs, with_norms=with_norms)
         if method.uses_second_view:
             cropped = augmentation.resized_crop(images, smallest=SECOND_VIEW_AREA, flip=self.flip)
             second_view = self._forward(
-                self.teacher, self.teacher_view(255 * cropped), with_norms=with_norms
+                self.teacher, self.teacher_preprocessor(255 * cropped), with_norms=with_norms
             )
         return SynthesisBatch(
             images=images,
@@ -266,14 +265,8 @@ def optimizer_step(
 ) -> None:
     """Make one step of the optimizer's parameters alone; the networks get no gradient.
 
-    Raises `BadRecipe` where the loss depends on none of them.
+    The loss must depend on them, as the rules see to (`rules.of_method`).
     """
-    if not loss.requires_grad:
-        raise errors.BadRecipe(
-            "no term of the synthesis loss moves the images: their weights are 0, or the only one "
-            "that is not waits for the student to learn; raise a weight, or set "
-            "method.synthesis.warmup_calls to 0"
-        )
     parameters = list(_parameters(optimizer))
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
