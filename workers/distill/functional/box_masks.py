@@ -61,10 +61,10 @@ def overlap(one: Float[Tensor, "N 4"], other: Float[Tensor, "M 4"]) -> Float[Ten
     """Return intersection over union of all pairs of boxes; 0 for boxes without area."""
     corner = torch.maximum(one[:, None, :2], other[:, :2])
     sides = (torch.minimum(one[:, None, 2:], other[:, 2:]) - corner).clamp_min(0)
-    common = sides.prod(2)
+    shared = sides.prod(2)
     areas = [(each[:, 2:] - each[:, :2]).clamp_min(0).prod(1) for each in (one, other)]
-    union = areas[0][:, None] + areas[1] - common
-    return common / torch.where(union > 0, union, 1)
+    union = areas[0][:, None] + areas[1] - shared
+    return shared / torch.where(union > 0, union, 1)
 
 
 def _touched(boxes: Float[Tensor, "N M 4"], size: tuple[int, int]) -> Bool[Tensor, "N M h w"]:
