@@ -124,3 +124,13 @@ class TestBatchSize:
         assert TASK.evaluation_batch_size(21, 512 * 512) == 1
         assert TASK.evaluation_batch_size(1000, 4096 * 4096) == 1
         assert TASK.evaluation_batch_size(8, 1 << 14) == 64
+
+
+class TestCountCorrect:
+    def test_pixels_without_a_class_do_not_count(self) -> None:
+        logits = torch.zeros(1, 2, 1, 2)
+        logits[0, 1, 0, 1] = 1
+        output = Features(logits=logits, pooled=logits.mean((2, 3)))
+        masks = torch.tensor([[[0, 255], [1, 1]]], dtype=torch.uint8)
+        correct, answers = TASK.count_correct(output, masks)
+        assert (int(correct), int(answers)) == (2, 3)

@@ -152,9 +152,10 @@ class BaseTask(ABC):
 
     def count_correct(
         self, output: Features, targets: Shaped[Tensor, "N *T"]
-    ) -> tuple[Int[Tensor, ""], int]:
+    ) -> tuple[Int[Tensor, ""], int | Int[Tensor, ""]]:
         """Return how many answers are right, on the device, and how many there are.
 
+        The second is on the device too where it depends on the targets' values.
         A task whose answers are not counted in training returns 0 of 0.
         """
         return count_equal_answers(output, targets)

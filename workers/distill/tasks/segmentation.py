@@ -138,6 +138,14 @@ class Segmentation(BaseTask):
         resized = segmentation_metrics.resize(output.logits, batch.labels)
         return F.cross_entropy(resized, batch.labels.long(), ignore_index=dataset.IGNORE_INDEX)
 
+    def count_correct(
+        self, output: Features, targets: Integer[Tensor, "N h w"]
+    ) -> tuple[Int[Tensor, ""], Int[Tensor, ""]]:
+        """Return how many pixels that have a class are taken for it, and how many have one."""
+        answers = segmentation_metrics.resize(output.logits, targets).argmax(1)
+        # No class is `IGNORE_INDEX`, so pixels without a class are never right.
+        return (answers == targets).sum(), (targets != dataset.IGNORE_INDEX).sum()
+
     def evaluation_batch_size(self, classes: int, positions: int) -> int:
         """Return as many images as the logits' memory allows, one at least."""
         return max(1, min(BATCH_LOGITS // (classes * positions), MOST_IMAGES))
