@@ -75,10 +75,10 @@ def a_network(seed: int, widths: list[int], width: int, *, dense: bool) -> Netwo
     return network
 
 
-def masks(seed: int) -> torch.Tensor:
+def masks(seed: int, width: int) -> torch.Tensor:
     """Return a class for each pixel of the scene's images; some have none."""
     draw = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(0, 4, (IMAGES, 8, 8), generator=draw)
+    drawn = torch.randint(0, 4, (IMAGES, 8, width), generator=draw)
     return drawn.masked_fill(drawn == 3, dataset.IGNORE_INDEX).to(torch.uint8)
 
 
@@ -90,7 +90,7 @@ class Scene:
         self.student = a_network(1, [4, 4, 6, 8], width, dense=dense)
         self.teacher = a_network(2, [4, 6, 8, 12], width, dense=dense).eval().requires_grad_(False)
         images, labels = folders.images(IMAGES, 3, 0)
-        labels = masks(0) if dense else labels
+        labels = masks(0, width) if dense else labels
         strong, _ = folders.images(IMAGES, 3, 1)
         # Wider ones begin again at their right edge.
         images, strong = (torch.cat([one] * 2, dim=3)[..., :width] for one in (images, strong))

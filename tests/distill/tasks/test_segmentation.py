@@ -83,6 +83,16 @@ class TestLoss:
             float(kept), rel=1e-6
         )
 
+    def test_of_masks_without_a_class_is_nothing(self) -> None:
+        logits = torch.randn(1, 3, 2, 2, requires_grad=True)
+        masks = torch.full((1, 2, 2), dataset.IGNORE_INDEX, dtype=torch.uint8)
+        batch = Batch(torch.zeros(1, 1, 2, 2), masks, torch.arange(1))
+        loss = TASK.loss(Features.from_logits(logits), batch)
+        loss.backward()
+        assert loss.item() == 0
+        assert logits.grad is not None
+        assert not logits.grad.any()
+
 
 class TestCrops:
     @pytest.mark.parametrize("cache", [None, {"views": 3}])

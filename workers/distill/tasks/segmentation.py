@@ -131,12 +131,14 @@ class Segmentation(BaseTask):
         return resized_crops.cut_masks(targets, crops, dataset.IGNORE_INDEX)
 
     def loss(self, output: Features, batch: Batch) -> Float[Tensor, ""]:
-        """Return the mean cross-entropy of the pixels that have a class.
+        """Return the mean cross-entropy of the pixels that have a class; 0 where none has one.
 
         Logits are brought to the size of the masks.
         """
         resized = segmentation_metrics.resize(output.logits, batch.labels)
-        return F.cross_entropy(resized, batch.labels.long(), ignore_index=dataset.IGNORE_INDEX)
+        masks = batch.labels.long()
+        total = F.cross_entropy(resized, masks, ignore_index=dataset.IGNORE_INDEX, reduction="sum")
+        return total / (masks != dataset.IGNORE_INDEX).sum().clamp(min=1)
 
     def count_correct(
         self, output: Features, targets: Integer[Tensor, "N h w"]

@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from workers.distill.data import boxes
 from workers.distill.networks import interface
 from workers.distill.networks.dense import meta
 
@@ -49,11 +50,12 @@ def padded(images: Float[Tensor, "N c h w"], multiple: int) -> Float[Tensor, "N 
 
 def examples(targets: Float[Tensor, "N M 7"], *, first_class: int, dtype: torch.dtype) -> Examples:
     """Return what is trained on: no padding, no flagged boxes, none without an area."""
-    boxes = targets[..., 1:5].to(dtype)
-    has_area = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
-    kept = (targets[..., 0] >= 0) & (targets[..., 6] == 0) & has_area
+    corners = targets[..., boxes.X1 : boxes.Y2 + 1].to(dtype)
+    has_area = (corners[..., 2:] > corners[..., :2]).all(dim=-1)
+    kept = boxes.is_ordinary(targets) & has_area
+    labels = targets[..., boxes.CLASS].long() + first_class
     return [
-        {"boxes": boxes[index][rows], "labels": targets[index, rows, 0].long() + first_class}
+        {"boxes": corners[index][rows], "labels": labels[index][rows]}
         for index, rows in enumerate(kept)
     ]
 
