@@ -17,6 +17,7 @@ from workers.distill.data.types import Batch, Crops
 from workers.distill.functional import segmentation_metrics
 from workers.distill.networks.interface import Features
 from workers.distill.tasks.base import BaseTask, SplitMetrics
+from workers.distill.tasks.comparisons import MaskComparison
 
 MOST_IMAGES = 256
 BATCH_LOGITS = 1 << 23
@@ -87,7 +88,7 @@ class Segmentation(BaseTask):
     unit = "pixels"
     caches_logits = False
     compares_features = False
-    report_topics = ("confusion", "overlap")
+    report_topics = ("confusion", "overlap", "examples")
 
     def output_shape(self, images: Shaped[Tensor, "N c h w"], classes: int) -> tuple[int, ...]:
         """Return [N, C, H, W]."""
@@ -155,3 +156,13 @@ class Segmentation(BaseTask):
     def metrics(self, classes: int, device: torch.device) -> SegmentationMetrics:
         """Return empty counts."""
         return SegmentationMetrics(classes, device)
+
+    def comparisons(
+        self, output: Features, targets: Integer[Tensor, "N h w"], classes: int
+    ) -> list[MaskComparison]:
+        """Return true and predicted masks at the size of the true ones."""
+        predicted = segmentation_metrics.resize(output.logits, targets).argmax(1)
+        return [
+            MaskComparison(true, answer, classes)
+            for true, answer in zip(targets.cpu().numpy(), predicted.cpu().numpy(), strict=True)
+        ]
