@@ -12,10 +12,9 @@ from workers.distill.config.job import Input
 from workers.distill.config.training import expand
 from workers.distill.data import boxes, dataset
 from workers.distill.data.loader import BatchLoader
-from workers.distill.data.types import Batch
+from workers.distill.data.types import Batch, Crops
 from workers.distill.networks import catalog
 from workers.distill.networks.interface import Features
-from workers.distill.tasks import detection
 from workers.distill.tasks.catalog import TASKS
 
 TASK = TASKS["detection"]
@@ -124,18 +123,14 @@ class TestCrops:
 
     def test_a_box_outside_of_the_crop_is_no_longer_trained_on(self) -> None:
         targets = torch.cat([box(0, 40, 0, 48, 8), torch.tensor([HEIGHT, WIDTH, 1.0])])
-        crops = detection.Crops(
-            torch.tensor([0]), torch.tensor([-9]), torch.tensor([False]), HEIGHT, WIDTH
-        )
+        crops = Crops(torch.tensor([0]), torch.tensor([-9]), torch.tensor([False]), HEIGHT, WIDTH)
         moved = TASK.crop_targets(targets[None, None], crops)
         assert moved[0, 0, boxes.FLAG] == boxes.DIFFICULT
 
     def test_padding_stays(self) -> None:
         padding = torch.zeros(1, 1, 10)
         padding[..., 0] = boxes.NO_CLASS
-        crops = detection.Crops(
-            torch.tensor([3]), torch.tensor([2]), torch.tensor([True]), HEIGHT, WIDTH
-        )
+        crops = Crops(torch.tensor([3]), torch.tensor([2]), torch.tensor([True]), HEIGHT, WIDTH)
         assert torch.equal(TASK.crop_targets(padding, crops), padding)
 
 

@@ -52,7 +52,7 @@ class Combination(SupervisedMethod):
         arxiv="1910.10699",
         equations="section 4.1",
     )
-    tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation")
+    tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation", "detection")
 
     class Params(SupervisedMethod.Params):
         """The weight of the labels, and the parts."""

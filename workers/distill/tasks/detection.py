@@ -17,6 +17,7 @@ from workers.distill.data.types import Batch, Crops
 from workers.distill.functional import detection_metrics
 from workers.distill.networks.interface import DenseDetectorOutput, DetectorOutput, Features
 from workers.distill.tasks.base import BaseTask, SplitMetrics
+from workers.distill.tasks.comparisons import BoxComparison
 
 HEIGHT, WIDTH, SCALE = range(boxes.COLUMNS, boxes.COLUMNS + 3)
 """Columns behind those of a box, equal in all rows of an image: size of the stored image in pixels,
@@ -62,9 +63,8 @@ class DetectionMetrics(SplitMetrics):
             self._loss += _loss(detector, targets).double() * len(targets)
             self._losses += len(targets)
 
-    @property
-    def images(self) -> list[detection_metrics.Image]:
-        """Return the boxes of all images in stored order."""
+    def detections(self) -> list[detection_metrics.Image]:
+        """Return the boxes of all images in stored order, in pixels of the original pictures."""
         return self._images
 
     @property
@@ -119,7 +119,7 @@ class Detection(BaseTask):
     uses_logits_only = False
     caches_logits = False
     compares_features = False
-    report_topics = ("detection",)
+    report_topics = ("detection", "examples")
 
     def output_shape(
         self, images: Shaped[Tensor, "N c h w"], classes: int
@@ -195,6 +195,20 @@ class Detection(BaseTask):
     def metrics(self, classes: int, device: torch.device) -> DetectionMetrics:
         """Return an empty list of boxes."""
         return DetectionMetrics(classes, device)
+
+    def comparisons(
+        self, output: Features, targets: Float[Tensor, "N M 10"], classes: int
+    ) -> list[BoxComparison]:
+        """Return true and detected boxes in pixels of the stored images."""
+        truths = targets.cpu().double().numpy()
+        compared = []
+        for rows, detected in zip(
+            truths, _original_detections(_detector(output), targets), strict=True
+        ):
+            detected[:, 2:] *= rows[0, SCALE]
+            kept = rows[rows[:, boxes.CLASS] != boxes.NO_CLASS, : boxes.COLUMNS]
+            compared.append(BoxComparison(kept, detected))
+        return compared
 
 
 def network_targets(

@@ -20,7 +20,7 @@ class CE(LogitMethod):
     title = "Cross-entropy without a teacher"
     source = Source("Training on the labels alone", venue="common practice")
     needs = ("labels",)
-    tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation")
+    tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation", "detection")
     combines = False
 
     class Params(LogitMethod.Params):
