@@ -23,7 +23,7 @@ MASKS = MaskComparison(TRUE_MASK, np.full((40, 60), 2), 3)
 
 def a_sheet(answer: Comparison, classes: list[str], **changes: Any) -> Figure:
     facts: dict[str, Any] = {"label": "image 3", "image": IMAGE, "answers": {"student": answer}}
-    row = examples_figures.Row(**{**facts, **changes})
+    row = examples_figures.SheetRow(**{**facts, **changes})
     return examples_figures.sheet([row], classes, title="Images", about="All of them")
 
 

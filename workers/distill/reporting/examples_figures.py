@@ -45,7 +45,7 @@ RGB = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Row:
+class SheetRow:
     """One test image: what is written beside it, and the answers by network."""
 
     label: str
@@ -76,7 +76,7 @@ class Colouring:
         return red, green, blue
 
 
-def sheet(rows: Sequence[Row], classes: Sequence[str], *, title: str, about: str) -> Figure:
+def sheet(rows: Sequence[SheetRow], classes: Sequence[str], *, title: str, about: str) -> Figure:
     """Draw a row for each image: the truth, then the networks, in the order of the first row.
 
     Masks stand beside their image; boxes are drawn into it. All images have one size.
@@ -108,7 +108,7 @@ def sheet(rows: Sequence[Row], classes: Sequence[str], *, title: str, about: str
 
 
 def _draw_rows(
-    figure: Figure, rows: Sequence[Row], colouring: Colouring, *, height: float, width: float
+    figure: Figure, rows: Sequence[SheetRow], colouring: Colouring, *, height: float, width: float
 ) -> None:
     """Draw each row's panels of this size, in pixels of the figure, and its label."""
     across, down = (DPI * inches for inches in figure.get_size_inches())
@@ -130,12 +130,12 @@ def _draw_rows(
         )
 
 
-def _columns(row: Row) -> list[str]:
+def _columns(row: SheetRow) -> list[str]:
     beside = ["image"] if isinstance(row.truth, MaskComparison) else []
     return [*beside, "true", *row.answers]
 
 
-def _labels(row: Row) -> set[int]:
+def _labels(row: SheetRow) -> set[int]:
     """Return the classes that a row shows."""
     found: set[int] = set()
     for answer in row.answers.values():
@@ -159,7 +159,7 @@ def _class_keys(colouring: Colouring) -> list[Artist]:
     return [*keys, Patch(color="none", label=f"and {rest} more")] if rest else keys
 
 
-def _stroke_keys(rows: Sequence[Row]) -> list[Artist]:
+def _stroke_keys(rows: Sequence[SheetRow]) -> list[Artist]:
     """Return an entry of the legend for each stroke of a box that is no ordinary one."""
     answers = [answer for row in rows for answer in row.answers.values()]
     states = {
@@ -175,13 +175,13 @@ def _stroke_keys(rows: Sequence[Row]) -> list[Artist]:
     ]
 
 
-def _no_class_keys(rows: Sequence[Row]) -> list[Artist]:
+def _no_class_keys(rows: Sequence[SheetRow]) -> list[Artist]:
     masks = [row.truth.truth for row in rows if isinstance(row.truth, MaskComparison)]
     shows_grey = any((mask == dataset.IGNORE_INDEX).any() for mask in masks)
     return [Patch(color=NO_CLASS_COLOUR, label="no class")] if shows_grey else []
 
 
-def _draw(axes: Axes, row: Row, column: str, colouring: Colouring) -> None:
+def _draw(axes: Axes, row: SheetRow, column: str, colouring: Colouring) -> None:
     """Draw one panel: the image, the truth or a network's answer."""
     answer = row.answers.get(column, row.truth)
     if isinstance(answer, MaskComparison) and column != "image":

@@ -47,7 +47,7 @@ def pictures(chosen: examples.Examples, classes: Sequence[str]) -> dict[str, tup
     """Return one sheet, with a word on how to read it."""
     measure = _student(chosen.shown[0]).measure
     rows = [
-        examples_figures.Row(
+        examples_figures.SheetRow(
             "\n".join(
                 [
                     f"test image {example.place}",

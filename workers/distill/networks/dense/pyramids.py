@@ -144,11 +144,11 @@ def _body(
     try:
         with torch.device("meta"):
             whole: Any = timm.create_model(name, pretrained=False, features_only=True)
-        info = whole.feature_info
-        chosen = [index for index, stride in enumerate(info.reduction()) if stride >= FIRST_STRIDE]
-        strides = tuple(info.reduction()[index] for index in chosen)
+        maps = whole.feature_info
+        chosen = [index for index, stride in enumerate(maps.reduction()) if stride >= FIRST_STRIDE]
+        strides = tuple(maps.reduction()[index] for index in chosen)
         if not strides or strides != tuple(FIRST_STRIDE * 2**step for step in range(len(strides))):
-            found = ", ".join(map(str, info.reduction()))
+            found = ", ".join(map(str, maps.reduction()))
             raise _refused(
                 reference,
                 f"a pyramid needs maps at strides 4, 8, 16..., and {name} has them at {found}",

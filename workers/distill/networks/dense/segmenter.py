@@ -19,7 +19,7 @@ MOST_LEVELS = 4
 """Strides 4, 8, 16 and 32."""
 
 
-class Segmenter(interface.Network):
+class PyramidSegmenter(interface.Network):
     """Backbone, pyramid and head; the pyramid's maps are the stages, finest first."""
 
     task = "segmentation"
@@ -74,12 +74,12 @@ class Arguments(pyramids.Arguments):
     )
 
 
-def build(accepted: Arguments, sizes: interface.Sizes) -> Segmenter:
+def build(accepted: Arguments, sizes: interface.Sizes) -> PyramidSegmenter:
     """Build a network with fresh weights."""
     pyramid, strides = pyramids.build(
         accepted, sizes.channels, levels=None, most=MOST_LEVELS, reference=REFERENCE
     )
-    network = Segmenter(pyramid, strides, sizes.classes)
+    network = PyramidSegmenter(pyramid, strides, sizes.classes)
     network.smallest_batch = pyramids.smallest_batch(strides, sizes)
     return network
 
