@@ -8,4 +8,8 @@ FORMATS = {
     "cifar10": "the CIFAR-10 archive for Python",
     "cifar100": "the CIFAR-100 archive for Python",
     "npz": "NumPy arrays in one .npz file",
+    "coco": "COCO: annotations in instances_train.json, and pictures",
+    "voc": "PASCAL VOC: JPEGImages with Annotations or SegmentationClass",
+    "yolo": "YOLO: data.yaml, pictures, and a text file of boxes for each",
+    "masks": "a zip or tar archive with a mask for each picture",
 }

@@ -366,6 +366,7 @@ class DatasetVersion(Body):
     task: str | None = None
     classes: list[str] = Field(default_factory=list)
     splits: dict[str, int] = Field(default_factory=dict)
+    boxes: dict[str, list[int]] | None = None
     format: str | None = None
     input: Json | None = None
     digest: str | None = None

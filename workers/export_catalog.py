@@ -20,6 +20,18 @@ from workers.distill.methods import catalog, combination
 from workers.distill.methods.base import Method
 from workers.distill.networks import catalog as networks
 
+UPLOAD_EXAMPLE = (
+    "A file is uploaded, registered as a data set, and inspected by a worker:",
+    "",
+    "```",
+    "retort upload dataset street street.zip --format coco --task detection \\",
+    "    --height 480 --width 640 --wait",
+    "```",
+    "",
+    "What is wrong with its files is told all at once, by file; what was scaled, clipped, dropped "
+    "or set aside stands in the notes of its `dataset.json`.",
+)
+
 ROOT = pathlib.Path(__file__).parents[1]
 CATALOG = pathlib.Path("models_registry/catalog.json")
 PAGE = pathlib.Path("docs/methods.md")
@@ -91,7 +103,7 @@ def methods_page(methods: list[dict[str, Any]]) -> str:
 
 def formats_page(entries: list[dict[str, Any]]) -> str:
     """Return the page that lists the formats of data set uploads."""
-    lines = ["# Formats of data set uploads", "", NOTICE, ""]
+    lines = ["# Formats of data set uploads", "", NOTICE, "", *UPLOAD_EXAMPLE, ""]
     for entry in entries:
         lines += [f"## {entry['name']}: {entry['title']}", "", entry["description"], ""]
         lines += [f"* Tasks: {', '.join(entry['tasks'])}"]

@@ -110,7 +110,11 @@ class DatasetVersionRead(rows.RowRead):
     format: str
     task: str
     classes: list[str]
-    splits: dict[str, int]
+    splits: dict[str, int] = Field(description="Images of each split.")
+    boxes: dict[str, list[int]] | None = Field(
+        description="In detection: boxes of each class in each split, without crowds and difficult "
+        "ones."
+    )
     input: dict[str, Any] | None = Field(description="Null until it was inspected.")
     digest: str | None
     rejection: versions.Rejection | None

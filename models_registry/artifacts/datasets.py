@@ -105,6 +105,7 @@ def add_builtins(session: Session, *, project_id: str) -> None:
             task=content["task"],
             classes=content["classes"],
             splits=content["splits"],
+            boxes=content.get("boxes"),
             input=content["input"],
             sha256=hashlib.sha256(manifest).hexdigest(),
             card=content.get("title", ""),

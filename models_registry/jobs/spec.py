@@ -23,6 +23,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from models_registry.errors import Fault
 from models_registry.jobs import validation
+from workers.distill.config.job import Task
 
 VERSION = 1
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,95}$"
@@ -73,9 +74,10 @@ class Request(_Part):
     """What a job and a study have in common."""
 
     name: str = Field(min_length=1, max_length=200, description="For people; need not be unique.")
-    task: Literal["classification", "segmentation"] = Field(
+    task: Task = Field(
         "classification",
-        description="What is learned: a class for each image, or for each of its pixels.",
+        description="What is learned: a class for each image, for each of its pixels, or boxes "
+        "with classes.",
     )
     teacher: str | None = Field(
         None, max_length=300, description="`name@version`, `name@alias` or `name@sha256:...`."

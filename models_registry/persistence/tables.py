@@ -228,6 +228,8 @@ class DatasetVersionRow(Inspected, Row):
     task: Mapped[str] = mapped_column(sa.String(32))
     classes: Mapped[list[Any]] = mapped_column(default=list)
     splits: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    # In detection: boxes of each class by split; no other task has them.
+    boxes: Mapped[dict[str, Any] | None]
     input: Mapped[dict[str, Any] | None]
     sha256: Mapped[str | None] = mapped_column(sa.String(64))  # of its manifest
     lineage: Mapped[dict[str, Any]] = mapped_column(default=dict)

@@ -22,7 +22,7 @@ def register(client: TestClient, name: str = "scans", **changes: Any) -> Any:
 class TestBuiltIn:
     def test_digits_are_ready_in_every_project(self, client: TestClient) -> None:
         listed = client.get("/v1/datasets").json()["data"]
-        assert [(row["name"], row["latest_version"]) for row in listed] == [("digits", 1)]
+        assert ("digits", 1) in [(row["name"], row["latest_version"]) for row in listed]
         body = client.get("/v1/datasets/digits/versions/1").json()
         assert body["state"] == "ready"
         assert body["format"] == "builtin"
@@ -30,7 +30,14 @@ class TestBuiltIn:
         assert body["classes"] == [str(number) for number in range(10)]
         assert body["splits"] == {"train": 1257, "validation": 180, "test": 360}
         assert (body["input"]["channels"], body["input"]["height"]) == (1, 8)
+        assert body["boxes"] is None
         assert body["digest"].startswith("sha256:")
+
+    def test_scenes_tell_how_many_boxes_each_split_has(self, client: TestClient) -> None:
+        body = client.get("/v1/datasets/digit_scenes/versions/1").json()
+        assert (body["task"], body["splits"]["test"]) == ("detection", 250)
+        assert set(body["boxes"]) == set(body["splits"])
+        assert all(len(counts) == len(body["classes"]) for counts in body["boxes"].values())
 
 
 class TestRegister:
@@ -62,9 +69,9 @@ class TestRegister:
     @pytest.mark.parametrize(
         ("changes", "pointer", "code"),
         [
-            ({"format": "coco"}, "/format", "unsupported_format"),
+            ({"format": "mine"}, "/format", "unsupported_format"),
             ({"format": "builtin"}, "/format", "unsupported_format"),
-            ({"task": "detection"}, "/task", "unknown_task"),
+            ({"task": "magic"}, "/task", "unknown_task"),
             ({"card": "x" * 100_001}, "/card", "too_long"),
         ],
     )
@@ -103,12 +110,12 @@ class TestRegister:
         answer = register(client, task="segmentation")
         assert sending.faults(answer) == {"/format": "unsupported_format"}
         assert answer.json()["detail"] == (
-            "imagefolder holds no labels for segmentation; upload npz"
+            "imagefolder holds no labels for segmentation; upload npz, voc, masks"
         )
         assert register(client, task="segmentation", format="npz").status_code == 202
 
     def test_says_of_an_unknown_task_that_alone(self, client: TestClient) -> None:
-        assert sending.faults(register(client, task="detection")) == {"/task": "unknown_task"}
+        assert sending.faults(register(client, task="magic")) == {"/task": "unknown_task"}
 
     def test_accepts_whatever_format_the_catalog_has(
         self, client: TestClient, monkeypatch: pytest.MonkeyPatch
@@ -152,7 +159,7 @@ def test_other_projects_find_nothing(client: TestClient, stranger: TestClient) -
     register(client)
     for path in ("", "/versions", "/versions/1"):
         assert stranger.get(f"/v1/datasets/scans{path}").status_code == 404
-    assert [row["name"] for row in stranger.get("/v1/datasets").json()["data"]] == ["digits"]
+    assert "scans" not in [row["name"] for row in stranger.get("/v1/datasets").json()["data"]]
 
 
 class TestFromJob:

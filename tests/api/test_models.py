@@ -91,7 +91,7 @@ class TestRegister:
             ({"network": "retort/resnet8x5"}, "/network"),
             ({"arguments": {"width": 3}}, "/arguments/width"),
             ({"arguments": {"widths": [1]}}, "/arguments/widths"),
-            ({"task": "detection"}, "/task"),
+            ({"task": "magic"}, "/task"),
             ({"classes": 1}, "/classes"),
             ({"classes": 100_001}, "/classes"),
             ({"classes": 10**30}, "/classes"),

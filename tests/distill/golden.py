@@ -1,6 +1,7 @@
 """Golden numbers: committed inputs and expected values that results are compared with."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,38 @@ class Checks(Cases):
         return parameters
 
 
+class DenseChecks(Checks):
+    """Checks of dense tasks: inputs are filled by rule, row by row, from sines and cosines."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.relative = 0.0
+
+    def inputs(self, name: str) -> dict[str, Any]:
+        """Return the inputs of a check, as the file has them."""
+        inputs: dict[str, Any] = self._checks[name]["inputs"]
+        return inputs
+
+    def pair(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the student's and the teacher's maps (or logits) of a check."""
+        shape = self.inputs(name)["shape"]
+        return self.student(*shape), self.teacher(*shape)
+
+    @staticmethod
+    def student(*shape: int) -> torch.Tensor:
+        """Return sin(0.7 k + 0.3) for k = 0, 1, ..."""
+        return torch.sin(0.7 * torch.arange(math.prod(shape)).double() + 0.3).view(shape)
+
+    @staticmethod
+    def teacher(*shape: int) -> torch.Tensor:
+        """Return cos(u) + 0.1 u with u = 0.5 k - 0.2 for k = 0, 1, ..."""
+        angles = 0.5 * torch.arange(math.prod(shape)).double() - 0.2
+        return (torch.cos(angles) + 0.1 * angles).view(shape)
+
+
 CASES = Cases("data_free_checks.json", tolerance=1e-6)
 """The data-free family; written with six decimals."""
 CHECKS = Checks("classification_checks.json")
 """The supervised families, of classification."""
+DENSE = DenseChecks("dense_checks.json")
+"""Detection and segmentation."""

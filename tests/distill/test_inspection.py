@@ -249,7 +249,7 @@ class TestDenseDataset:
         (tmp_path / "upload").write_bytes(b"hello")
         outcome = inspect(a_dataset_request("imagefolder", task="segmentation"))
         assert outcome.last["code"] == "unsupported_format"
-        assert "holds no labels for segmentation; upload npz" in outcome.last["message"]
+        assert "holds no labels for segmentation; upload npz, voc, masks" in outcome.last["message"]
 
 
 class TestDataset:

@@ -200,7 +200,7 @@ def _report(record: dataset.DatasetRecord, folder: Path) -> dict[str, Any]:
     stored = dataset.load(folder)
     for name in dataset.SPLITS:
         TASKS[stored.record.task].read_split(stored, name)
-    return {"dataset": record.model_dump(mode="json")}
+    return {"dataset": record.model_dump(mode="json", exclude_none=True)}
 
 
 def _failure(error: Exception) -> dict[str, Any]:

@@ -35,7 +35,8 @@ FormatOption = Annotated[
     str, typer.Option(help="; ".join(f"{name}: {title}" for name, title in FORMATS.items()) + ".")
 ]
 TaskOption = Annotated[
-    str, typer.Option(help="classification, or segmentation: a class for each pixel.")
+    str,
+    typer.Option(help="classification, segmentation: a class for each pixel, or detection: boxes."),
 ]
 
 

@@ -53,6 +53,33 @@ class TestLoad:
             "notes": ["n"],
         }
 
+    def test_scales_and_numbers_of_boxes_are_kept(self, tmp_path: Path) -> None:
+        record = a_record(boxes={"train": [3, 4], "validation": [1, 0], "test": [0, 1]})
+        scales = torch.tensor([1.0, 0.5, 0.25, 2.0])
+        splits = {name: (*pair, scales[: len(pair[0])]) for name, pair in some_splits().items()}
+        dataset.write(tmp_path, record, splits)
+        found = dataset.load(tmp_path)
+        assert found.record == record
+        train = found.split("train")
+        assert train.scales is not None
+        assert torch.equal(train.scales, scales)
+
+    @pytest.mark.parametrize(
+        "scales",
+        [
+            torch.ones(3),
+            torch.ones(4, 1),
+            torch.ones(4).double(),
+            torch.zeros(4),
+            torch.tensor([1.0, 1.0, 1.0, float("inf")]),
+        ],
+    )
+    def test_scales_that_are_none_are_a_bad_data_set(self, tmp_path: Path, scales: Tensor) -> None:
+        train = {"train": (*some_splits()["train"], scales)}
+        dataset.write(tmp_path, a_record(), {**some_splits(), **train})
+        with pytest.raises(errors.BadDataset, match="4 positive float32 numbers"):
+            dataset.load(tmp_path).split("train")
+
     def test_missing_folder_is_a_bad_data_set(self, tmp_path: Path) -> None:
         with pytest.raises(errors.BadDataset, match="no readable"):
             dataset.load(tmp_path / "nothing")

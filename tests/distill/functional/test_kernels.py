@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.distill import gradients
-from tests.distill.golden import CHECKS
+from tests.distill.golden import CHECKS, DENSE
 from workers.distill.functional import kernels
 
 
@@ -123,6 +123,17 @@ class TestCKA:
         assert CHECKS.close(half, check["one_minus_half_sqdist"])
         bound = 1 - 3**2 / 2 * (units[0].mean() - units[1].mean()) ** 2
         assert CHECKS.close(bound, check["mean_gram_bound"])
+
+    def test_equals_the_dense_guides_case(self) -> None:
+        wanted, given = DENSE.expected("cka_matrix"), DENSE.inputs("cka_matrix")
+        one, other = (torch.tensor(given[name]).double() for name in ("X", "Y"))
+        assert DENSE.close(kernels.cka(one, other, centered=False), wanted["uncentred"])
+        assert DENSE.close(kernels.cka(one, other, centered=True), wanted["centred"])
+        assert DENSE.close(kernels.cka(one, one, centered=False), wanted["self"])
+        turned = 3 * one @ orthogonal(2) + 1
+        assert DENSE.close(
+            kernels.cka(one, turned, centered=True), wanted["invariant_scale_rotation_centred"]
+        )
 
     def test_ignores_orthogonal_maps_and_the_order_of_rows(self) -> None:
         one, other = random_rows(1, (6, 4), (6, 5))

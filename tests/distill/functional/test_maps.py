@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 
+from tests.distill.golden import DENSE
 from workers.distill.functional import maps
 
 
@@ -27,6 +28,51 @@ class TestPoolToSmaller:
         one, other = maps.pool_to_smaller(random_maps(2, 3, 8, 4), random_maps(2, 5, 4, 6))
         assert one.shape == (2, 3, 4, 4)
         assert other.shape == (2, 5, 4, 4)
+
+
+class TestNearest:
+    def test_takes_the_label_under_the_centre(self) -> None:
+        labels = torch.arange(24).reshape(1, 4, 6).to(torch.uint8)
+        found = maps.nearest(labels, (2, 3))
+        assert found.tolist() == [[[7, 9, 11], [19, 21, 23]]]
+        assert found.dtype == torch.uint8
+
+    @pytest.mark.parametrize("size", [(4, 6), (3, 5), (7, 2), (9, 13), (1, 1)])
+    def test_equals_exact_nearest_interpolation(self, size: tuple[int, int]) -> None:
+        labels = torch.arange(2 * 24).reshape(2, 4, 6)
+        wanted = F.interpolate(labels[:, None].double(), size=size, mode="nearest-exact")
+        assert torch.equal(maps.nearest(labels, size), wanted[:, 0].long())
+
+    def test_leaves_equal_sizes_alone(self) -> None:
+        labels = torch.zeros(1, 4, 6, dtype=torch.int64)
+        assert maps.nearest(labels, (4, 6)) is labels
+
+
+class TestResize:
+    def test_keeps_planes_and_leaves_equal_sizes_alone(self) -> None:
+        plane = torch.arange(4.0)[None, None, :, None] + 10 * torch.arange(4.0)
+        found = maps.resize(plane, (8, 8))
+        # Half a pixel is 1/4 of the old ones; the border is not extrapolated.
+        assert torch.allclose(found[0, 0, 3, 3], torch.tensor(1.25 + 12.5))
+        assert maps.resize(plane, (4, 4)) is plane
+
+
+class TestFocalAttention:
+    def test_equals_the_guide(self) -> None:
+        name = "fgd_attention_T_1x2x2x2"
+        teacher, temperature = DENSE.teacher(1, 2, 2, 2), DENSE.inputs(name)["temp"]
+        spatial = maps.spatial_attention(teacher, temperature=temperature)
+        channel = maps.channel_attention(teacher, temperature=temperature)
+        assert DENSE.close(spatial.flatten(), DENSE.expected(name)["spatial"])
+        assert DENSE.close(channel.flatten(), DENSE.expected(name)["channel"])
+
+    def test_has_mean_one(self) -> None:
+        given = random_maps(3, 4, 2, 5)
+        for found in (
+            maps.spatial_attention(given, temperature=0.5).flatten(1),
+            maps.channel_attention(given, temperature=0.5),
+        ):
+            assert torch.allclose(found.mean(1), torch.ones(3, dtype=torch.float64), rtol=1e-12)
 
 
 class TestAttention:

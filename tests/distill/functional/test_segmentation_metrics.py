@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.distill.golden import CASES
+from tests.distill.golden import CASES, DENSE
 from workers.distill.functional import segmentation_metrics
 
 CPU = torch.device("cpu")
@@ -107,6 +107,16 @@ class TestCounts:
 
 
 class TestIoU:
+    def test_equals_the_dense_guides_case(self) -> None:
+        counted = torch.tensor(DENSE.inputs("miou")["confusion_rows_truth_cols_pred"]).long()
+        wanted = DENSE.expected("miou")
+        found = segmentation_metrics.iou(counted)
+        assert found == pytest.approx(wanted["iou"], abs=DENSE.tolerance)
+        assert segmentation_metrics.miou(counted) == pytest.approx(
+            wanted["miou"], abs=DENSE.tolerance
+        )
+        assert segmentation_metrics.accuracy(counted) == wanted["pixel_acc"]
+
     def test_absent_classes_are_skipped(self) -> None:
         confusion = torch.tensor([[3, 0, 1], [0, 0, 0], [0, 0, 0]])
         assert segmentation_metrics.iou(confusion) == [0.75, None, 0.0]

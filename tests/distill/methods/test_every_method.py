@@ -18,6 +18,7 @@ from workers import export_catalog
 from workers.distill import errors
 from workers.distill.config.job import Input
 from workers.distill.config.training import expand
+from workers.distill.data import dataset
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.data.types import Batch, Mixed
 from workers.distill.methods import catalog
@@ -60,21 +61,36 @@ def choice(name: str) -> dict[str, Any]:
     return COMBINED if name == "combine" else {"name": name, **CHOICES.get(name, {})}
 
 
-def a_network(seed: int, widths: list[int], width: int) -> Network:
+def a_network(seed: int, widths: list[int], width: int, *, dense: bool) -> Network:
     torch.manual_seed(seed)
-    arguments = {"widths": widths}
-    return networks.build(
-        folders.NETWORK, classes=3, channels=1, height=8, width=width, arguments=arguments
+    reference, arguments = (
+        ("retort/fcn", {"widths": widths[2:]}) if dense else (folders.NETWORK, {"widths": widths})
     )
+    network = networks.build(
+        reference, classes=3, channels=1, height=8, width=width, arguments=arguments
+    )
+    if dense:
+        # A fresh segmenter's logits are so near to 0 that losses without a scale (DIST, PCKA) leap.
+        torch.nn.init.normal_(network.get_submodule("classifier").get_parameter("weight"))
+    return network
+
+
+def masks(seed: int, width: int) -> torch.Tensor:
+    """Return a class for each pixel of the scene's images; some have none."""
+    draw = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(0, 4, (IMAGES, 8, width), generator=draw)
+    return drawn.masked_fill(drawn == 3, dataset.IGNORE_INDEX).to(torch.uint8)
 
 
 class Scene:
     """A method between two networks of other widths, with a batch of images 8 pixels high."""
 
     def __init__(self, name: str, width: int = 8) -> None:
-        self.student = a_network(1, [4, 4, 6, 8], width)
-        self.teacher = a_network(2, [4, 6, 8, 12], width).eval().requires_grad_(False)
+        dense = "classification" not in catalog.find(choice(name))[0].tasks
+        self.student = a_network(1, [4, 4, 6, 8], width, dense=dense)
+        self.teacher = a_network(2, [4, 6, 8, 12], width, dense=dense).eval().requires_grad_(False)
         images, labels = folders.images(IMAGES, 3, 0)
+        labels = masks(0, width) if dense else labels
         strong, _ = folders.images(IMAGES, 3, 1)
         # Wider ones begin again at their right edge.
         images, strong = (torch.cat([one] * 2, dim=3)[..., :width] for one in (images, strong))
@@ -176,11 +192,13 @@ class TestEveryMethod:
     ) -> None:
         before = {name: value.clone() for name, value in scene.teacher.state_dict().items()}
         total(scene.terms()).backward()
-        head = {id(p) for p in scene.student.get_submodule("fc").parameters()}
+        head: set[int] = set()
+        if name in UNTRAINED:
+            head = {id(p) for p in scene.student.get_submodule("fc").parameters()}
         learning = (scene.student,) if scene.is_data_free else (scene.student, scene.method)
         for module in learning:
             for path, parameter in module.named_parameters():
-                if name in UNTRAINED and id(parameter) in head:
+                if id(parameter) in head:
                     assert parameter.grad is None
                 else:
                     assert parameter.grad is not None, path

@@ -94,7 +94,8 @@ class TestForeign:
         assert {"resnet18", "vit_tiny_patch16_224"} <= set(listed["timm"])
         assert {"resnet18", "vit_b_16"} <= set(listed["torchvision"])
         assert {"fcn_resnet50", "deeplabv3_resnet50"} <= set(listed["torchvision"])
-        assert "fasterrcnn_resnet50_fpn" not in listed["torchvision"]
+        assert {"fasterrcnn_resnet50_fpn", "fcos_resnet50_fpn"} <= set(listed["torchvision"])
+        assert "maskrcnn_resnet50_fpn" not in listed["torchvision"]
         assert all(names == sorted(names) for names in listed.values())
 
 
@@ -108,6 +109,8 @@ class TestTask:
             ("torchvision/resnet18", "classification"),
             ("torchvision/fcn_resnet50", "segmentation"),
             ("torchvision/fcn_resnet51", "classification"),
+            ("retort/fcos", "detection"),
+            ("torchvision/fcos_resnet50_fpn", "detection"),
             ("nothing", "classification"),
         ],
     )
@@ -125,5 +128,6 @@ class TestTask:
     def test_of_other_libraries_lists_those_that_are_no_classifiers(self) -> None:
         listed = catalog.foreign_tasks()
         assert listed["torchvision/deeplabv3_resnet50"] == "segmentation"
-        assert set(listed.values()) == {"segmentation"}
+        assert listed["torchvision/ssd300_vgg16"] == "detection"
+        assert set(listed.values()) == {"segmentation", "detection"}
         assert all(catalog.task(reference) == task for reference, task in listed.items())

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from tests.distill import folders
+from tests.distill.functional.test_detection_metrics import TINY
+from tests.distill.reporting.test_examples_report import some_examples
 from workers.distill.evaluation import embedding
 from workers.distill.reporting import report_folder, synthesis_report
 from workers.distill.tasks.catalog import TASKS
@@ -222,6 +224,34 @@ class TestTopics:
         assert shares["student"]["intersection_over_union"] == [0.5, round(8 / 14, 6), None]
         assert shares["student"]["mean"] == pytest.approx((0.5 + 8 / 14) / 2, abs=1e-6)
         assert shares["teacher"] == {"intersection_over_union": [1.0, 1.0, None], "mean": 1.0}
+
+    def test_of_detection_are_boxes_and_examples(self) -> None:
+        history = [{"epoch": 1, "loss/total": 1.0, "validation/ap": 0.5, "validation/ap50": 0.6}]
+        found = named(
+            without_test(
+                topics=("detection", "examples"),
+                unit="detections",
+                primary_metric="ap",
+                networks=["student"],
+                histories={"student": history},
+                detections={"student": TINY},
+                examples=some_examples(),
+                test_images=2,
+            )
+        )
+        assert {name: set(topic.pictures) for name, topic in found.items()} == {
+            "curves": {"losses", "ap"},
+            "detection": {
+                "precision-recall",
+                "average-precision",
+                "average-precision-by-size",
+                "detection-errors",
+            },
+            "examples": {"examples"},
+        }
+        picture, about = found["curves"].pictures["ap"]
+        assert picture.axes[0].get_title(loc="left") == "AP while training"
+        assert about == "The epoch with the highest validation AP is delivered."
 
     def test_need_no_teacher(self) -> None:
         whole = evidence()

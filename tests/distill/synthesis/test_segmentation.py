@@ -153,6 +153,20 @@ class TestDense:
         topics = json.loads((tmp_path / "report" / "index.json").read_text())["topics"]
         assert {"synthesis", "overlap"} <= {topic["topic"] for topic in topics}
 
+    def test_a_student_learns_from_masks_and_teacher(self, kit: Path, tmp_path: Path) -> None:
+        optimizer = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9}
+        training = {"epochs": 6, "batch_size": 16, "optimizer": optimizer, "augmentation": "none"}
+        combined = {"name": "combine", "methods": [{"name": "cwd"}, {"name": "pixelkd"}]}
+        path = prepare(kit, tmp_path, combined, training=training, baseline=True)
+        code, lines = folders.run_here(path)
+        assert code == 0, lines[-1]
+        scores = lines[-1]["scores"]
+        assert scores["student"]["miou"] > 0.5
+        assert scores["student"]["miou"] > scores["baseline"]["miou"]
+        history = json.loads((tmp_path / "metrics.json").read_text())["history"]["student"]
+        for term in ("task", "cwd", "pixelkd"):
+            assert history[-1][f"loss/{term}"] < history[0][f"loss/{term}"]
+
     def test_a_classifier_cannot_teach_it(self, kit: Path, tmp_path: Path) -> None:
         path = prepare(kit, tmp_path, SSDKD, student={**choice([]), **folders.network(classes=2)})
         code, lines = folders.run_here(path)

@@ -83,6 +83,16 @@ class TestLoss:
             float(kept), rel=1e-6
         )
 
+    def test_of_masks_without_a_class_is_nothing(self) -> None:
+        logits = torch.randn(1, 3, 2, 2, requires_grad=True)
+        masks = torch.full((1, 2, 2), dataset.IGNORE_INDEX, dtype=torch.uint8)
+        batch = Batch(torch.zeros(1, 1, 2, 2), masks, torch.arange(1))
+        loss = TASK.loss(Features.from_logits(logits), batch)
+        loss.backward()
+        assert loss.item() == 0
+        assert logits.grad is not None
+        assert not logits.grad.any()
+
 
 class TestCrops:
     @pytest.mark.parametrize("cache", [None, {"views": 3}])
@@ -124,3 +134,13 @@ class TestBatchSize:
         assert TASK.evaluation_batch_size(21, 512 * 512) == 1
         assert TASK.evaluation_batch_size(1000, 4096 * 4096) == 1
         assert TASK.evaluation_batch_size(8, 1 << 14) == 64
+
+
+class TestCountCorrect:
+    def test_pixels_without_a_class_do_not_count(self) -> None:
+        logits = torch.zeros(1, 2, 1, 2)
+        logits[0, 1, 0, 1] = 1
+        output = Features(logits=logits, pooled=logits.mean((2, 3)))
+        masks = torch.tensor([[[0, 255], [1, 1]]], dtype=torch.uint8)
+        correct, answers = TASK.count_correct(output, masks)
+        assert (int(correct), int(answers)) == (2, 3)

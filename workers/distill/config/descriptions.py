@@ -15,9 +15,9 @@ from pydantic import ConfigDict
 
 from workers.distill.config.training import Values
 
-Task: TypeAlias = Literal["classification", "segmentation"]
-"""What is learned: a class for each image, or for each of its pixels."""
-DENSE_TASKS: frozenset[Task] = frozenset({"segmentation"})
+Task: TypeAlias = Literal["classification", "segmentation", "detection"]
+"""What is learned: a class for each image, for each pixel, or boxes with classes."""
+DENSE_TASKS: frozenset[Task] = frozenset({"segmentation", "detection"})
 """Tasks whose targets lie within the image."""
 Metric: TypeAlias = Literal["accuracy", "miou", "ap"]
 METRICS: tuple[Metric, ...] = get_args(Metric)

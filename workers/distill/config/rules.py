@@ -338,11 +338,13 @@ def _original_images(
 def of_task(description: MethodDescription, task: str) -> Iterator[Violation]:
     """Yield that a method is not for a task, if so."""
     if task not in description.tasks:
+        # The parts of a combination may have none in common.
+        tasks = " and ".join(description.tasks) or "no task that all its parts are for"
         yield Violation(
             "method/name",
             "wrong_task",
-            f"method {description.name} is for {' and '.join(description.tasks)}, and the task is "
-            f"{task}; choose another method",
+            f"method {description.name} is for {tasks}, and the task is {task}; choose another "
+            "method",
         )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.distill.data import dataset
-from workers.distill.data.builtin import digits
+from workers.distill.data.builtin import digit_scenes, digits
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,10 @@ class BuiltinDataset:
     write: Callable[[Path], dataset.DatasetRecord]
 
 
+_SCENES_SOURCE = (
+    "composed: the digits of scikit-learn (Alpaydin and Kaynak, UCI, 1998) on photographs that "
+    "scikit-learn and scikit-image ship"
+)
 DATASETS: dict[str, BuiltinDataset] = {
     "digits": BuiltinDataset(
         version=1,
@@ -29,6 +33,20 @@ DATASETS: dict[str, BuiltinDataset] = {
         describe=digits.describe,
         write=digits.write,
     ),
+    "digit_scenes": BuiltinDataset(
+        version=1,
+        title="Composed scenes: real digits on real photographs, 96x96, with boxes",
+        source=_SCENES_SOURCE,
+        describe=digit_scenes.describe,
+        write=digit_scenes.write,
+    ),
+    "digit_scenes_masks": BuiltinDataset(
+        version=1,
+        title="Composed scenes: real digits on real photographs, 96x96, with masks",
+        source=_SCENES_SOURCE,
+        describe=digit_scenes.describe_masks,
+        write=digit_scenes.write_masks,
+    ),
 }
 
 
@@ -36,7 +54,7 @@ def describe() -> list[dict[str, Any]]:  # Any: JSON for the catalog
     """Return the built-in data sets as the catalog publishes them."""
     return [
         {
-            **entry.describe().model_dump(mode="json"),
+            **entry.describe().model_dump(mode="json", exclude_none=True),
             "name": name,
             "version": entry.version,
             "title": entry.title,

@@ -2,7 +2,8 @@
 
 A folder with `dataset.json` (what the set is) and one safetensors file a split, `images` as uint8
 [N, C, H, W] and `labels` with a row for each image, whose form the task defines: int64 [N] for
-classification, masks [N, H, W] for segmentation. Reading maps the files and copies nothing.
+classification, masks [N, H, W] for segmentation, boxes [N, M, 7] for detection (`boxes.py`), which
+has `scales` as well. Reading maps the files and copies nothing.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import Literal
 import numpy as np
 import pydantic
 import torch
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -38,6 +39,8 @@ class DatasetRecord(pydantic.BaseModel):
     task: Task = "classification"
     classes: list[str] = pydantic.Field(min_length=1)
     splits: dict[Literal["train", "validation", "test"], int]
+    boxes: dict[str, list[int]] | None = None
+    """In detection: ordinary boxes of each class by split, without crowds and difficult ones."""
     input: Input
     flip: bool = False
     notes: list[str] = []
@@ -49,6 +52,8 @@ class Split:
 
     images: UInt8[Tensor, "N c h w"]
     labels: Shaped[Tensor, "N *T"]
+    scales: Float[Tensor, " N"] | None = None
+    """In detection: stored pixels per pixel of the original picture, along a side."""
 
 
 @dataclass(frozen=True)
@@ -85,20 +90,25 @@ def load(folder: Path) -> StoredDataset:
     return StoredDataset(record, folder)
 
 
-def write(folder: Path, record: DatasetRecord, splits: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-    """Write a data set; the same content gives the same bytes."""
+def write(folder: Path, record: DatasetRecord, splits: Mapping[str, tuple[Tensor, ...]]) -> None:
+    """Write a data set; the same content gives the same bytes.
+
+    Each split is a tuple of images and labels, and for detection of scales.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for name, (images, labels) in splits.items():
-        tensorfile.write(
-            folder / f"{name}.safetensors", {"images": images, "labels": labels}, header={}
-        )
+    for name, content in splits.items():
+        # The last name is left out where there are two tensors.
+        tensors = dict(zip(("images", "labels", "scales"), content, strict=False))
+        tensorfile.write(folder / f"{name}.safetensors", tensors, header={})
     write_record(folder, record)
 
 
 def write_record(folder: Path, record: DatasetRecord) -> None:
     """Write `dataset.json`. Call it last: a folder that has the file is complete."""
     temporary = folder / (RECORD_FILE + ".tmp")
-    temporary.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    # Fields of other tasks are left out.
+    text = record.model_dump_json(indent=1, exclude_none=True)
+    temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(folder / RECORD_FILE)
 
 
@@ -130,7 +140,7 @@ def moments(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
 def _read_split(path: Path, name: str, record: DatasetRecord) -> Split:
     try:
         tensors = tensorfile.read(path)
-        images, labels = tensors["images"], tensors["labels"]
+        images, labels, scales = tensors["images"], tensors["labels"], tensors.get("scales")
     except errors.UploadRefused as error:
         raise errors.BadDataset(f"the {name} split is damaged: {error.message}") from error
     except (OSError, KeyError) as error:
@@ -151,7 +161,17 @@ def _read_split(path: Path, name: str, record: DatasetRecord) -> Split:
             f"the {name} split has {len(images)} images and labels of shape {list(labels.shape)}",
             split=name,
         )
-    return Split(images, labels)
+    if scales is not None:
+        _check_scales(scales, len(images), name)
+    return Split(images, labels, scales)
+
+
+def _check_scales(scales: Tensor, count: int, name: str) -> None:
+    is_fitting = tuple(scales.shape) == (count,) and scales.dtype == torch.float32
+    if not is_fitting or not bool((scales.isfinite() & (scales > 0)).all()):
+        raise errors.BadDataset(
+            f"scales of the {name} split should be {count} positive float32 numbers", split=name
+        )
 
 
 def check_class_numbers(numbers: Tensor, record: DatasetRecord, name: str) -> None:

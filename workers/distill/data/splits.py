@@ -2,7 +2,7 @@
 
 Images are drawn class by class with a fixed seed: the same upload gives the same splits on every
 machine, and each class has the same share of every split, as far as whole images allow. Images
-with masks have many classes each and are drawn regardless of class.
+with masks or boxes have many classes each and are drawn regardless of class.
 """
 
 from collections.abc import Sequence
@@ -35,8 +35,8 @@ def divide(
 ) -> Division:
     """Return how to take the missing splits from the training split, with notes for its owner.
 
-    `labels` are classes [N] or masks [N, H, W]. Raises `UploadRefused` when there are fewer images
-    than splits to fill.
+    `labels` are classes [N], or have more dimensions, such as masks [N, H, W]. Raises
+    `UploadRefused` when there are fewer images than splits to fill.
     """
     count = len(labels)
     required = 1 + (not has_validation) + (not has_test)

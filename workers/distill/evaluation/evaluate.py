@@ -5,12 +5,13 @@ rebuilds a student from its file and prints one JSON line.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import pathlib
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -66,40 +67,52 @@ def evaluate_split(
     `on_batch` runs before each batch.
     """
     images, labels = split.images, split.labels
-    sizes = [math.prod(images.shape[2:])]
-    sizes += [math.prod(network.image_shape[1:]) for network, _ in networks.values()]
-    batch_size = task.evaluation_batch_size(classes, max(sizes))
+    batch_size = batch_size_for(task, networks, split, classes)
     metrics = {role: task.metrics(classes, images.device) for role in networks}
     pooled: dict[str, list[Tensor]] = {role: [] for role in networks}
-    was_training = {role: network.training for role, (network, _) in networks.items()}
-    try:
-        for network, _ in networks.values():
-            network.eval()
-        with torch.inference_mode():
-            for first in range(0, len(images), batch_size):
-                on_batch()
-                rows = slice(first, first + batch_size)
-                outputs: dict[str, Features] = {}
-                for role, (network, preprocessor) in networks.items():
-                    inputs = preprocessor(images[rows])
-                    if feature_rows is None and task.uses_logits_only:
-                        outputs[role] = Features.from_logits(network(inputs))
-                        continue
-                    outputs[role] = network.observe(inputs)
-                    if feature_rows is not None:
-                        pooled[role].append(_kept(outputs[role].pooled, feature_rows, first))
-                for role, output in outputs.items():
-                    reference = None if role == TEACHER else outputs.get(TEACHER)
-                    metrics[role].update(output, labels[rows], reference)
-    finally:
-        for role, (network, _) in networks.items():
-            network.train(was_training[role])
+    with inference(networks):
+        for first in range(0, len(images), batch_size):
+            on_batch()
+            rows = slice(first, first + batch_size)
+            outputs: dict[str, Features] = {}
+            for role, (network, preprocessor) in networks.items():
+                inputs = preprocessor(images[rows])
+                if feature_rows is None and task.uses_logits_only:
+                    outputs[role] = Features.from_logits(network(inputs))
+                    continue
+                outputs[role] = network.observe(inputs)
+                if feature_rows is not None:
+                    pooled[role].append(_kept(outputs[role].pooled, feature_rows, first))
+            for role, output in outputs.items():
+                reference = None if role == TEACHER else outputs.get(TEACHER)
+                metrics[role].update(output, labels[rows], reference)
     return {
         role: Evaluation(
             metrics[role], torch.cat(pooled[role]) if pooled[role] else torch.empty(0, 0)
         )
         for role in networks
     }
+
+
+@contextlib.contextmanager
+def inference(networks: Networks) -> Iterator[None]:
+    """Put networks into evaluation mode without gradients, and back into their modes."""
+    was_training = {role: network.training for role, (network, _) in networks.items()}
+    try:
+        for network, _ in networks.values():
+            network.eval()
+        with torch.inference_mode():
+            yield
+    finally:
+        for role, (network, _) in networks.items():
+            network.train(was_training[role])
+
+
+def batch_size_for(task: BaseTask, networks: Networks, split: LabelledImages, classes: int) -> int:
+    """Return how many images of a split the networks may see at a time."""
+    sizes = [math.prod(split.images.shape[2:])]
+    sizes += [math.prod(network.image_shape[1:]) for network, _ in networks.values()]
+    return task.evaluation_batch_size(classes, max(sizes))
 
 
 def evaluate_file(student: pathlib.Path, folder: pathlib.Path, split: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def create(
 ) -> dict[str, NDArray[np.generic]]:
     """Create a file of zeros and return its tensors as writable arrays over the file.
 
-    `shapes` gives dtype (`I64`, `U8`) and shape of each; for sets too large to hold in memory.
+    `shapes` gives dtype (`I64`, `F32`, `U8`) and shape of each; for sets too large for memory.
     """
     names = sorted(shapes, key=lambda name: (-ITEM_BYTES[shapes[name][0]], name))
     layout = [(name, shapes[name][0], list(shapes[name][1])) for name in names]
@@ -72,7 +72,7 @@ def create(
         stream.truncate(len(head) + total)
     arrays: dict[str, NDArray[np.generic]] = {}
     offset = len(head)
-    kinds = {"I64": np.int64, "U8": np.uint8}
+    kinds = {"I64": np.int64, "F32": np.float32, "U8": np.uint8}
     for name, dtype, shape in layout:
         arrays[name] = np.memmap(path, kinds[dtype], "r+", offset=offset, shape=tuple(shape))
         offset += ITEM_BYTES[dtype] * math.prod(shape)

@@ -7,7 +7,7 @@ says so.
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workers.distill.functional.rows import rows
@@ -30,13 +30,56 @@ def scaled_kl(
     teacher_logits: Float[Tensor, "N C *S"],
     *,
     temperature: float,
+    counted: Bool[Tensor, "N *S"] | None = None,
 ) -> Float[Tensor, ""]:
     """Return temperature^2 * KL(teacher || student), averaged over images and positions.
 
     Units: nats times temperature squared, so that gradients keep their size (Hinton et al., 2015).
+    Only images and positions that are `counted` are averaged; None counts all.
     """
     apart = softened_kl(rows(student_logits), rows(teacher_logits), temperature=temperature)
-    return temperature**2 * apart.mean()
+    return temperature**2 * (apart.mean() if counted is None else mean_of(apart, counted))
+
+
+def mean_of(values: Float[Tensor, " R"], counted: Bool[Tensor, "N *S"]) -> Float[Tensor, ""]:
+    """Return the mean of the values that are counted, or 0 without a gradient where none is."""
+    # Multiplied, not selected: to select waits for the GPU.
+    share = counted.flatten().to(values.dtype)
+    return (values * share).sum() / share.sum().clamp_min(1)
+
+
+def channel_kl(
+    student_maps: Float[Tensor, "N c *S"],
+    teacher_maps: Float[Tensor, "N c *S"],
+    *,
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Return temperature^2 * KL(teacher || student) over positions, averaged over channels.
+
+    Each channel of an image is softened into a distribution over positions. Units as `scaled_kl`.
+
+    Source: Shu et al., ICCV 2021, arXiv:2011.13256 (CWD).
+    """
+    student, teacher = (each.flatten(2).flatten(0, 1) for each in (student_maps, teacher_maps))
+    return scaled_kl(student, teacher, temperature=temperature)
+
+
+def decoupled_kl(
+    student_logits: Float[Tensor, "N C"],
+    teacher_logits: Float[Tensor, "N C"],
+    labels: Int[Tensor, " N"],
+    *,
+    alpha: float,
+    beta: float,
+    temperature: float,
+) -> Float[Tensor, " N"]:
+    """Return alpha * TCKD + beta * NCKD of each sample (DKD).
+
+    Units: nats times temperature squared.
+    """
+    target = target_kl(student_logits, teacher_logits, labels, temperature=temperature)
+    others = non_target_kl(student_logits, teacher_logits, labels, temperature=temperature)
+    return temperature**2 * (alpha * target + beta * others)
 
 
 def target_kl(

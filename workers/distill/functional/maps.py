@@ -1,4 +1,4 @@
-"""Pairing of two networks' stages, and resizing of their feature maps to a common size.
+"""Pairing of two networks' stages, resizing of their maps to a common size, and their attention.
 
 Maps may be rectangular, such as the token grids of transformers.
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 Size = tuple[int, int]
@@ -42,13 +42,64 @@ def pool_to_smaller(
     return average_to(student, size), average_to(teacher, size)
 
 
+def resize(features: Float[Tensor, "N c h w"], size: Size) -> Float[Tensor, "N c i j"]:
+    """Return the maps interpolated bilinearly to this size, or as they are if equal."""
+    if features.shape[2:] == size:
+        return features
+    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+
+
+def nearest(labels: Integer[Tensor, "N h w"], size: Size) -> Integer[Tensor, "N i j"]:
+    """Return the label under the centre of each cell of a grid of this size.
+
+    Class numbers cannot be averaged.
+    """
+    height, width = labels.shape[1:]
+    if (height, width) == size:
+        return labels
+    rows, columns = (
+        # In integers: (index + 1/2) * given / wanted, rounded down.
+        (2 * torch.arange(wanted, device=labels.device) + 1) * given // (2 * wanted)
+        for given, wanted in ((height, size[0]), (width, size[1]))
+    )
+    return labels[:, rows][:, :, columns]
+
+
 def attention(maps: Float[Tensor, "N c h w"], *, power: float) -> Float[Tensor, "N p"]:
     """Return attention maps: the mean of |values|^power over channels, with unit norm.
 
     Maps of zeros stay zeros.
     """
-    strength = maps.square() if power == 2 else maps.abs().pow(power)
-    return F.normalize(strength.mean(1).flatten(1), dim=1)
+    return F.normalize(strength(maps, power=power).flatten(1), dim=1)
+
+
+def strength(maps: Float[Tensor, "N c h w"], *, power: float) -> Float[Tensor, "N 1 h w"]:
+    """Return the mean of |values|^power over channels."""
+    powers = maps.square() if power == 2 else maps.abs().pow(power)
+    return powers.mean(1, keepdim=True)
+
+
+def spatial_attention(
+    maps: Float[Tensor, "N c h w"], *, temperature: float
+) -> Float[Tensor, "N h w"]:
+    """Return the weight of each position: a softmax of its mean |value|, with mean 1.
+
+    Source: Yang et al., CVPR 2022, arXiv:2111.11837 (FGD).
+    """
+    found = strength(maps, power=1.0).squeeze(1)
+    shares = (found.flatten(1) / temperature).softmax(1)
+    return (shares.shape[1] * shares).view_as(found)
+
+
+def channel_attention(
+    maps: Float[Tensor, "N c h w"], *, temperature: float
+) -> Float[Tensor, "N c"]:
+    """Return the weight of each channel: a softmax of its mean |value|, with mean 1.
+
+    Source: Yang et al., CVPR 2022, arXiv:2111.11837 (FGD).
+    """
+    found = maps.abs().mean((2, 3))
+    return found.shape[1] * (found / temperature).softmax(1)
 
 
 def pair_by_size(

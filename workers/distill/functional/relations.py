@@ -5,13 +5,27 @@ single row: where a direction does not exist it is the zero vector, and no gradi
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workers.distill.functional import divergences
+
 SHORTEST = 1e-12
 """Vectors no longer than this have no direction."""
+ROUNDING = 8
+"""So many units in the last place a row may vary and still count as constant."""
+CORRELATION_EPS = 1e-8
+"""Added to the product of lengths by DIST's authors."""
+
+
+class CorrelationGaps(NamedTuple):
+    """How far the probabilities of two networks are from correlated: in each row, each column."""
+
+    inter: Float[Tensor, ""]
+    intra: Float[Tensor, ""]
 
 
 def unit_vectors(vectors: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
@@ -47,10 +61,88 @@ def similarity_shares(rows: Float[Tensor, "N D"], *, eps: float) -> Float[Tensor
 
 
 def pearson(
-    one: Float[Tensor, "N D"], other: Float[Tensor, "N D"], *, eps: float
-) -> Float[Tensor, " N"]:
-    """Return the correlation of corresponding rows; 0 where one is constant."""
-    one = one - one.mean(1, keepdim=True)
-    other = other - other.mean(1, keepdim=True)
-    lengths: Tensor = torch.linalg.vector_norm(one, dim=1) * torch.linalg.vector_norm(other, dim=1)
-    return (one * other).sum(1) / (lengths + eps)
+    one: Float[Tensor, "*rows D"], other: Float[Tensor, "*rows D"], *, eps: float
+) -> Float[Tensor, "*rows"]:
+    """Return the correlation of corresponding rows; 0 without a gradient where one is constant."""
+    left, right = _deviations(one), _deviations(other)
+    lengths: Tensor = _guarded_length(left, one) * _guarded_length(right, other)
+    return (left * right).sum(-1) / (lengths + eps)
+
+
+def _deviations(rows: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+    return rows - rows.mean(-1, keepdim=True)
+
+
+def _guarded_length(
+    deviations: Float[Tensor, "*rows D"], rows: Float[Tensor, "*rows D"]
+) -> Float[Tensor, "*rows"]:
+    """Return the lengths of deviations; infinity where they are no more than rounding."""
+    lengths: Tensor = torch.linalg.vector_norm(deviations, dim=-1)
+    rounding = ROUNDING * torch.finfo(rows.dtype).eps
+    whole = torch.linalg.vector_norm(rows.detach(), dim=-1)
+    # Divided by a tiny number instead, a pixel that is equally likely of all classes would get a
+    # gradient that outweighs those of all others.
+    return lengths.masked_fill(lengths.detach() <= rounding * whole, math.inf)
+
+
+def correlation_gaps(
+    student_logits: Float[Tensor, "*sets N C"],
+    teacher_logits: Float[Tensor, "*sets N C"],
+    *,
+    temperature: float,
+) -> CorrelationGaps:
+    """Return 1 - mean correlation over classes of each sample, and over samples of each class.
+
+    Units: multiplied by the squared temperature, so gradients keep their size. One sample has no
+    relation to others, so its second part is 0. Axes before the last two are averaged over.
+
+    Source: Huang et al., NeurIPS 2022, arXiv:2205.10536 (DIST).
+    """
+    student = (student_logits / temperature).softmax(-1)
+    teacher = (teacher_logits / temperature).softmax(-1)
+    inter = 1 - pearson(student, teacher, eps=CORRELATION_EPS).mean()
+    if student.shape[-2] > 1:
+        intra = 1 - pearson(student.mT, teacher.mT, eps=CORRELATION_EPS).mean()
+    else:
+        intra = (student - student).sum()
+    return CorrelationGaps(temperature**2 * inter, temperature**2 * intra)
+
+
+def position_cosine_gap(
+    student_maps: Float[Tensor, "N c h w"], teacher_maps: Float[Tensor, "N d h w"]
+) -> Float[Tensor, ""]:
+    """Return the mean squared difference of the cosines between all positions of an image.
+
+    Memory is N * (h * w)^2.
+
+    Source: Liu et al., CVPR 2019, arXiv:1903.04197 (SKD).
+    """
+    student, teacher = (_directions(each) for each in (student_maps, teacher_maps))
+    return (student @ student.mT - teacher @ teacher.mT).square().mean()
+
+
+def cross_image_kl(
+    student_maps: Float[Tensor, "N c h w"],
+    teacher_maps: Float[Tensor, "N d h w"],
+    *,
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Return KL(teacher || student) of the softened cosines of a position to those of an image.
+
+    It is averaged over all positions of the batch, and over all images that they are compared with,
+    their own included. Units are nats. Memory is (N * h * w)^2.
+
+    Source: Yang et al., CVPR 2022, arXiv:2204.06986 (CIRKD).
+    """
+    scores = []
+    for each in (student_maps, teacher_maps):
+        directions = _directions(each)
+        every = directions.flatten(0, 1)
+        # Position, image that it is compared with, position there.
+        cosines = (every @ every.mT).view(len(every), *directions.shape[:2])
+        scores.append(cosines.flatten(0, 1))
+    return divergences.softened_kl(*scores, temperature=temperature).mean()
+
+
+def _directions(maps: Float[Tensor, "N c h w"]) -> Float[Tensor, "N P c"]:
+    return unit_vectors(maps.flatten(2).mT)

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from workers.distill.data import dataset
+from workers.distill.functional import maps
 
 
 class Counts:
@@ -65,10 +66,7 @@ class Counts:
 
 def resize(logits: Float[Tensor, "N C i j"], masks: Integer[Tensor, "N h w"]) -> Tensor:
     """Return the logits in float32 at the size of the masks, interpolated bilinearly."""
-    size = (masks.shape[1], masks.shape[2])
-    if logits.shape[2:] == size:
-        return logits.float()
-    return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+    return maps.resize(logits.float(), (masks.shape[1], masks.shape[2]))
 
 
 def accuracy(confusion: Int[Tensor, "C C"]) -> float:

@@ -22,6 +22,15 @@ from workers.distill.methods.datafree.noise import Noise
 from workers.distill.methods.datafree.spaceshipnet import SpaceshipNet
 from workers.distill.methods.datafree.ssdkd import SSDKD
 from workers.distill.methods.datafree.zskt import ZSKT
+from workers.distill.methods.dense.cirkd import CIRKD
+from workers.distill.methods.dense.cwd import CWD
+from workers.distill.methods.dense.mimic import Mimic
+from workers.distill.methods.dense.pckaseg import PCKASeg
+from workers.distill.methods.dense.pixeldist import PixelDIST
+from workers.distill.methods.dense.pixeldkd import PixelDKD
+from workers.distill.methods.dense.pixelkd import PixelKD
+from workers.distill.methods.dense.pkd import PKD
+from workers.distill.methods.dense.skd import SKD
 from workers.distill.methods.feature.at import AT
 from workers.distill.methods.feature.catkd import CATKD
 from workers.distill.methods.feature.fitnet import FitNet
@@ -58,9 +67,11 @@ METHODS: dict[str, type[Method]] = {
     "catkd": CATKD,
     "cc": CC,
     "ce": CE,
+    "cirkd": CIRKD,
     "cmi": CMI,
     "crd": CRD,
     "ctkd": CTKD,
+    "cwd": CWD,
     "dafl": DAFL,
     "deepinversion": DeepInversion,
     "dfad": DFAD,
@@ -74,6 +85,7 @@ METHODS: dict[str, type[Method]] = {
     "kdsvd": KDSVD,
     "labelsmoothing": LabelSmoothing,
     "mad": MAD,
+    "mimic": Mimic,
     "mlld": MLLD,
     "mmd": MMD,
     "nayer": NAYER,
@@ -82,11 +94,17 @@ METHODS: dict[str, type[Method]] = {
     "nst": NST,
     "ofd": OFD,
     "pcka": PCKA,
+    "pckaseg": PCKASeg,
+    "pixeldist": PixelDIST,
+    "pixeldkd": PixelDKD,
+    "pixelkd": PixelKD,
+    "pkd": PKD,
     "pkt": PKT,
     "rcka": RCKA,
     "reviewkd": ReviewKD,
     "rkd": RKD,
     "simkd": SimKD,
+    "skd": SKD,
     "sp": SP,
     "spaceshipnet": SpaceshipNet,
     "srrl": SRRL,

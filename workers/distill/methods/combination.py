@@ -9,7 +9,7 @@ Source: Tian et al., ICLR 2020, arXiv:1910.10699, section 4.1 (CRD + KD adds 1.0
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from pydantic import Field
 
@@ -52,6 +52,7 @@ class Combination(SupervisedMethod):
         arxiv="1910.10699",
         equations="section 4.1",
     )
+    tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation", "detection")
 
     class Params(SupervisedMethod.Params):
         """The weight of the labels, and the parts."""

@@ -56,6 +56,24 @@ Centered: TypeAlias = Annotated[
     bool, Field(description="Centre the kernels, as defined; false as in the released code.")
 ]
 Width: TypeAlias = Annotated[int, Field(ge=1, le=65_536)]
+PatchSide: TypeAlias = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        le=1024,
+        description="Pixels along the side of the patches that maps are cut into, which are "
+        "compared one by one; maps are resized up to a multiple of it. Null compares whole maps.",
+    ),
+]
+PoolSide: TypeAlias = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        le=1024,
+        description="Pixels along the side of the squares that are pooled into one position "
+        "before positions are compared. Null takes 2, or more where too many would remain.",
+    ),
+]
 Count: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000)]
 """Number of epochs, calls, draws or negatives; each use says of what."""
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]

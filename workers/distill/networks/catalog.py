@@ -18,7 +18,7 @@ from workers.distill.config import descriptions, rules
 from workers.distill.config.descriptions import NetworkDescription
 from workers.distill.config.job import Task
 from workers.distill.networks import interface
-from workers.distill.networks.dense import fcn
+from workers.distill.networks.dense import fcn, own_detectors, segmenter
 from workers.distill.networks.external import libraries as foreign_networks
 from workers.distill.networks.zoo import (
     convnet,
@@ -41,6 +41,7 @@ ALL = ("stages", "pre_activations", "final", "norms", "classifier")
 WITHOUT_NORMS = ("stages", "pre_activations", "final", "classifier")
 WITHOUT_CLASSIFIER = ("stages", "pre_activations", "final", "norms")
 LINEAR_STAGES = ("stages", "final", "classifier")
+PYRAMID = ("stages", "final")
 
 
 @dataclass(frozen=True)
@@ -250,6 +251,50 @@ NETWORKS: dict[str, NetworkEntry] = {
         description="A class for each pixel of small images: layers at full resolution, as many "
         "as `widths` has numbers.",
         task="segmentation",
+    ),
+    segmenter.REFERENCE: NetworkEntry(
+        "segmenter",
+        segmenter.build,
+        919_548,
+        segmenter.Arguments,
+        smallest_side=32,
+        shows=PYRAMID,
+        description="A class for each pixel: a light head on a feature pyramid over a small "
+        "residual network or a network of timm.",
+        task="segmentation",
+    ),
+    "retort/fcos": NetworkEntry(
+        "detector",
+        own_detectors.build_fcos,
+        1_010_945,
+        own_detectors.FCOSArguments,
+        smallest_side=32,
+        shows=PYRAMID,
+        description="Boxes with classes: FCOS, one box per location, on a feature pyramid over a "
+        "small residual network or a network of timm.",
+        task="detection",
+    ),
+    "retort/retinanet": NetworkEntry(
+        "detector",
+        own_detectors.build_retinanet,
+        1_638_144,
+        own_detectors.RetinaNetArguments,
+        smallest_side=32,
+        shows=PYRAMID,
+        description="Boxes with classes: RetinaNet, nine anchors per location, on a feature "
+        "pyramid over a small residual network or a network of timm.",
+        task="detection",
+    ),
+    "retort/fasterrcnn": NetworkEntry(
+        "detector",
+        own_detectors.build_fasterrcnn,
+        1_838_688,
+        own_detectors.FasterRCNNArguments,
+        smallest_side=32,
+        shows=PYRAMID,
+        description="Boxes with classes: Faster R-CNN, which classifies proposals, on a feature "
+        "pyramid over a small residual network or a network of timm.",
+        task="detection",
     ),
 }
 

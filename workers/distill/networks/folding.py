@@ -63,7 +63,13 @@ def _close(actual: Features, expected: Features) -> bool:
     def tensors(features: Features) -> list[Tensor]:
         stem = [] if features.stem is None else [features.stem]
         maps = [*features.stages, *features.pre_activations]
-        return [features.logits, features.pooled, *stem, *maps]
+        return [features.logits, features.pooled, *stem, *maps, *boxes(features)]
+
+    def boxes(features: Features) -> list[Tensor]:
+        found = features.detector
+        if not isinstance(found, interface.DenseDetectorOutput):
+            return []
+        return [found.box_deltas, *([] if found.centerness is None else [found.centerness])]
 
     def same(one: Tensor, other: Tensor) -> bool:
         # Relative to the largest entry: a rounding error of a sum follows the size of its parts.

@@ -7,13 +7,77 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from workers.distill.config.job import Task
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Boxes that a two-stage detector classifies, image after image.
+
+    `boxes` has one tensor [R, 4] per image: x1, y1, x2, y2 in the pixels of `image_size` (height,
+    width). `labels` are the classes of all of them, in the same order; K, the number of classes,
+    stands for background.
+    """
+
+    boxes: tuple[Tensor, ...]
+    labels: Int[Tensor, " R"]
+    image_size: tuple[int, int]
+
+
+@runtime_checkable
+class DetectorOutput(Protocol):
+    """What a detector gives for one batch; boxes are in the pixels of `image_size` (height, width).
+
+    Targets are [N, M, 7]: class, x1, y1, x2, y2, area, flag. Rows without a class (-1), flagged
+    rows and boxes without an area are left out.
+    """
+
+    image_size: tuple[int, int]
+
+    def losses(self, targets: Float[Tensor, "N M 7"]) -> dict[str, Tensor]:
+        """Return the parts of the task loss by name; two-stage detectors need training mode."""
+        ...
+
+    def detections(self) -> Float[Tensor, "N D 6"]:
+        """Return class, score, x1, y1, x2, y2, sorted by score; padding has class -1."""
+        ...
+
+
+@runtime_checkable
+class DenseDetectorOutput(DetectorOutput, Protocol):
+    """Output of a detector that classifies locations or anchors, level by level, finest first.
+
+    L counts all of them: rows, columns and then the boxes of one location. `boxes_per_location` has
+    one number per level. `box_deltas` are in the code of the network's own head.
+    """
+
+    level_sizes: tuple[tuple[int, int], ...]
+    boxes_per_location: tuple[int, ...]
+    box_deltas: Float[Tensor, "N L 4"]
+    centerness: Float[Tensor, "N L"] | None
+
+    def assigned(self, targets: Float[Tensor, "N M 7"]) -> Int[Tensor, "N L"]:
+        """Return the class that each location learns: -1 is background, -2 is ignored."""
+        ...
+
+
+@runtime_checkable
+class TwoStageDetectorOutput(DetectorOutput, Protocol):
+    """Output of a detector that classifies proposals."""
+
+    def sample_proposals(self, targets: Float[Tensor, "N M 7"]) -> Proposals:
+        """Return the proposals that `losses` learns from with equal targets; drawn once a batch."""
+        ...
+
+    def roi_logits(self, proposals: Proposals) -> Float[Tensor, "R C"]:
+        """Return logits of K + 1 classes, background last, on this network's own maps."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -25,8 +89,11 @@ class Features:
     stage or follows it, or empty where a network has none. `final` is the map whose average over
     positions is `pooled`: often the last stage, or a last convolution of it; None where the
     embedding is no average (a class token). `strong` are the features of the batch's strong view;
-    only the training loop sets it. Dense networks have logits for each position, [N, C, H, W] at
-    the size of the image.
+    only the training loop sets it. Networks for segmentation have logits for each position,
+    [N, C, H, W] at the size of the image; `coarse_logits` are the same before they were upsampled,
+    where they were. Detectors have logits for each location or anchor, [N, C, L] without a
+    background, level by level, and none ([N, C, 0]) where proposals are classified; all else is in
+    `detector`.
     """
 
     logits: Float[Tensor, "N C *S"]
@@ -36,6 +103,8 @@ class Features:
     pre_activations: tuple[Tensor, ...] = ()
     final: Float[Tensor, "N k i j"] | None = None
     strong: "Features | None" = None
+    coarse_logits: Float[Tensor, "N C i2 j2"] | None = None
+    detector: DetectorOutput | None = None
 
     @classmethod
     def from_logits(cls, logits: Float[Tensor, "N C *S"]) -> "Features":
@@ -79,8 +148,9 @@ class Network(nn.Module):
     """Base of every network that Retort builds, of its own or of a library.
 
     `reference`, `arguments`, `classes` and `image_shape` are the arguments of
-    `networks.catalog.build`, which build the same network again. Logits are per image or per pixel,
-    by `task`.
+    `networks.catalog.build`, which build the same network again. Logits are per image, per pixel or
+    per box, by `task`. `smallest_batch` is the least number of images to train on: batch norms over
+    a map of one pixel need two.
     """
 
     task: Task = "classification"
@@ -90,6 +160,7 @@ class Network(nn.Module):
     image_shape: tuple[int, int, int] = (0, 0, 0)
     stages_info: tuple[StageInfo, ...] = ()
     pooled_width: int = 0
+    smallest_batch: int = 1
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> Features:
         """Return logits and features of one forward pass; logits equal `forward(images)`."""
@@ -102,6 +173,10 @@ class Network(nn.Module):
     def stage_norms(self) -> tuple[nn.BatchNorm2d, ...]:
         """Return, stage by stage, the batch norm before its last activation, or nothing."""
         return ()
+
+    def current_names(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a checkpoint's tensors under today's names, where older files had others."""
+        return dict(state)
 
     def enable_features(self, wanted: Collection[str]) -> None:
         """Enable features that are off by default because they slow down every step.

@@ -8,7 +8,7 @@ reader and never executed.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -69,7 +69,11 @@ def load_into(
     """
     stored = read_state(path, allow_pickle=allow_pickle)
     expected = network.state_dict()
-    chosen = _fitting(expected, _candidates(stored.state, role))
+    candidates = [
+        replace(candidate, state=network.current_names(candidate.state))
+        for candidate in _candidates(stored.state, role)
+    ]
+    chosen = _fitting(expected, candidates)
     remarks = [*stored.remarks, *chosen.remarks]
     if any(key not in chosen.state for key in expected):
         remarks.append("the counters num_batches_tracked are missing and start at their own value")

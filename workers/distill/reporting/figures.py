@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from matplotlib import colors, ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -35,6 +35,7 @@ MOST_COUNTS = 20
 NAME_WIDTH = 16
 FEWEST_FOR_LINE = 10
 MOST_BARS = 40
+METRIC_WORDS = {"ap": "AP", "miou": "mean IoU"}
 STYLE: Any = {  # Any: the keys are literals that matplotlib lists
     "axes.grid": False,
     "axes.spines.right": False,
@@ -106,8 +107,8 @@ def primary_metric(
     best_epochs: Mapping[str, int],
 ) -> Figure:
     """Draw a share such as `accuracy` on the train and validation splits, epoch by epoch."""
-    words = name.replace("_", " ")
-    figure, axes = one_chart(f"{words.capitalize()} while training", f"{words} (%)")
+    words = metric_words(name)
+    figure, axes = one_chart(f"{capitalized(words)} while training", f"{words} (%)")
     with mpl.rc_context(STYLE):
         for phase, history in histories.items():
             colour = ROLES[phase]
@@ -340,10 +341,25 @@ def overlap_curve(histories: Mapping[str, History]) -> Figure:
 
 
 def overlap(networks: Mapping[str, Float[np.ndarray, " C"]], classes: Sequence[str]) -> Figure:
-    """Draw the intersection over union of each class, a bar for each network.
+    """Draw the intersection over union of each class; NaN where no pixel has or gets the class."""
+    return class_bars(
+        networks,
+        classes,
+        title="How well the areas of each class are met",
+        values_name="intersection over union on the test split (%)",
+    )
 
-    The student's best class is on top; of many classes its worst ones are shown. A class that no
-    pixel has, and none was taken for, has no bar.
+
+def class_bars(
+    networks: Mapping[str, Float[np.ndarray, " C"]],
+    classes: Sequence[str],
+    *,
+    title: str,
+    values_name: str,
+) -> Figure:
+    """Draw a share for each class, a bar for each network.
+
+    The student's best class is on top; of many classes its worst ones are shown. NaN has no bar.
     """
     order = np.argsort(-np.nan_to_num(networks["student"], nan=-1.0), kind="stable")
     shown = order[-MOST_BARS:]
@@ -367,8 +383,8 @@ def overlap(networks: Mapping[str, Float[np.ndarray, " C"]], classes: Sequence[s
         axes.margins(y=0.01)
         axes.grid(axis="x", color="#E5E5E5", linewidth=0.8)
         axes.set_axisbelow(True)
-        axes.set(xlim=(0, 100), xlabel="intersection over union on the test split (%)")
-        axes.set_title(f"How well the areas of each class are met{part}")
+        axes.set(xlim=(0, 100), xlabel=values_name)
+        axes.set_title(f"{title}{part}")
         figure.legend(loc="outside lower center", ncols=len(networks))
     return figure
 
@@ -480,6 +496,22 @@ def _bar(
     extend: Literal["both", "neither"] = "both" if beyond else "neither"
     bar = figure.colorbar(image, ax=axes, label=label, shrink=0.85, pad=0.02, extend=extend)
     bar.outline.set_visible(False)
+
+
+def metric_words(name: str) -> str:
+    """Return how a metric is called in a sentence."""
+    return METRIC_WORDS.get(name, name.replace("_", " "))
+
+
+def capitalized(words: str) -> str:
+    """Return words with a capital letter in front, the others as they are."""
+    return words[:1].upper() + words[1:]
+
+
+def colour_image(image: UInt8[np.ndarray, "c h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Return an image as it is drawn: with other than three channels its first one, in grey."""
+    shown = image if len(image) == 3 else np.repeat(image[:1], 3, 0)
+    return shown.transpose(1, 2, 0)
 
 
 def short(name: str, width: int = NAME_WIDTH) -> str:

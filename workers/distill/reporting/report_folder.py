@@ -8,7 +8,7 @@ there is what happened in training alone; with one, the topics that the task nam
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,14 @@ from matplotlib.figure import Figure
 from workers.distill.evaluation import calibration as calibration_bins
 from workers.distill.evaluation import embedding as projection
 from workers.distill.evaluation import similarity
-from workers.distill.functional import segmentation_metrics
-from workers.distill.reporting import figures, synthesis_report
+from workers.distill.evaluation.examples import Examples
+from workers.distill.functional import detection_metrics, segmentation_metrics
+from workers.distill.reporting import (
+    detection_report,
+    examples_report,
+    figures,
+    synthesis_report,
+)
 from workers.distill.runtime import events
 from workers.distill.tasks.base import CALIBRATION_BINS, ReportTopic
 
@@ -67,6 +73,10 @@ class Evidence:
     teacher_score: float | None
     """The teacher's primary metric on the validation split."""
     synthesis: synthesis_report.SynthesisEvidence | None = None
+    detections: Mapping[str, Sequence[detection_metrics.Image]] = field(default_factory=dict)
+    """Of each network, true and detected boxes of all test images."""
+    examples: Examples | None = None
+    """Test images to show, of tasks that name this topic."""
 
 
 @dataclass(frozen=True)
@@ -336,17 +346,43 @@ def embedding(evidence: Evidence) -> Topic | None:
     return Topic("embedding", numbers, pictures)
 
 
+def detection(evidence: Evidence) -> Topic:
+    """Return how good the networks' boxes are, and what is wrong with the others."""
+    assessed = {
+        name: detection_report.assess(images, len(evidence.classes))
+        for name, images in evidence.detections.items()
+    }
+    return Topic(
+        "detection",
+        detection_report.numbers(assessed, evidence.classes),
+        detection_report.pictures(assessed, evidence.classes),
+    )
+
+
+def examples(evidence: Evidence) -> Topic | None:
+    """Return test images beside what the networks say of them, if any were chosen."""
+    if evidence.examples is None:
+        return None
+    return Topic(
+        "examples",
+        examples_report.numbers(evidence.examples),
+        examples_report.pictures(evidence.examples, evidence.classes),
+    )
+
+
 TOPICS: dict[ReportTopic, Callable[[Evidence], Topic | None]] = {
     "confusion": confusion,
     "overlap": overlap,
     "calibration": calibration,
     "correlation": correlation,
     "embedding": embedding,
+    "detection": detection,
+    "examples": examples,
 }
 
 
 def _about_primary_metric(evidence: Evidence) -> str:
-    name = evidence.primary_metric.replace("_", " ")
+    name = figures.metric_words(evidence.primary_metric)
     about = (
         f"The epoch with the highest validation {name} is delivered. "
         if evidence.synthesis is None
@@ -354,8 +390,8 @@ def _about_primary_metric(evidence: Evidence) -> str:
     )
     if any(f"train/{evidence.primary_metric}" in entry for entry in evidence.histories["student"]):
         about += f"Train {name} is measured on augmented images while the network still moves. "
-    if evidence.unit != "images":
-        about += f"{name.capitalize()} is the share of {evidence.unit}. "
+    if evidence.primary_metric == "accuracy" and evidence.unit != "images":
+        about += f"{figures.capitalized(name)} is the share of {evidence.unit}. "
     return about.strip()
 
 

@@ -211,5 +211,4 @@ def _time_unit(seconds: float) -> tuple[str, float]:
 
 def _enlarged(image: UInt8[np.ndarray, "c h w"], scale: int) -> UInt8[np.ndarray, "y x 3"]:
     """Return an image in colours, with a square for each pixel."""
-    coloured = image if len(image) == 3 else np.repeat(image[:1], 3, 0)
-    return coloured.transpose(1, 2, 0).repeat(scale, 0).repeat(scale, 1)
+    return figures.colour_image(image).repeat(scale, 0).repeat(scale, 1)

@@ -1,5 +1,6 @@
 """The end of a job: score what was trained, once, and write the outputs."""
 
+import dataclasses
 import logging
 import platform
 import time
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Int
 
 from workers.distill.config.result import RunResult
-from workers.distill.evaluation import embedding, evaluate, profiling
+from workers.distill.evaluation import embedding, evaluate, examples, profiling
 from workers.distill.export import outputs
 from workers.distill.networks.interface import Network
 from workers.distill.run import build
@@ -101,12 +102,7 @@ def evaluate_test(context: JobContext, trained: dict[str, Trained]) -> TestScore
 
     A baseline that is the method itself is not trained twice: it has the student's scores.
     """
-    networks = {
-        phase: (done.network, context.student_preprocessor) for phase, done in trained.items()
-    }
-    if context.teacher is not None and context.teacher_preprocessor is not None:
-        networks["teacher"] = (context.teacher, context.teacher_preprocessor)
-    ordered = {name: networks[name] for name in ROLES if name in networks}
+    ordered = evaluated_networks(context, trained)
     labels = mapped = np.zeros(0, dtype=np.int64)
     feature_rows = None
     evaluations: dict[str, evaluate.Evaluation] = {}
@@ -133,6 +129,25 @@ def evaluate_test(context: JobContext, trained: dict[str, Trained]) -> TestScore
     return TestScores(scores, evaluations, labels, mapped)
 
 
+def evaluated_networks(context: JobContext, trained: dict[str, Trained]) -> evaluate.Networks:
+    """Return teacher, student and baseline, those that there are, each with its preprocessor."""
+    networks = {
+        phase: (done.network, context.student_preprocessor) for phase, done in trained.items()
+    }
+    if context.teacher is not None and context.teacher_preprocessor is not None:
+        networks["teacher"] = (context.teacher, context.teacher_preprocessor)
+    return {name: networks[name] for name in ROLES if name in networks}
+
+
+def chosen_examples(context: JobContext, trained: dict[str, Trained]) -> examples.Examples | None:
+    """Return test images with the answers of teacher and student, if the task's report has any."""
+    if context.test is None:
+        return None
+    networks = evaluated_networks(context, trained)
+    shown = {role: networks[role] for role in ("teacher", "student") if role in networks}
+    return examples.collect(context.task, shown, context.test, classes=len(context.classes))
+
+
 def write_report(
     context: JobContext, trained: dict[str, Trained], test: TestScores, facts: dict[str, Any]
 ) -> None:
@@ -144,9 +159,12 @@ def write_report(
     # Imported here because drawing takes a second to load, which a start should not pay.
     from workers.distill.reporting import report_folder
 
-    outputs, confusions = {}, {}
+    outputs, confusions, detections = {}, {}, {}
     for role, evaluation in test.evaluations.items():
         logits, confusion = evaluation.metrics.logits(), evaluation.metrics.confusion()
+        images = evaluation.metrics.detections()
+        if images is not None:
+            detections[role] = images
         if logits is not None:
             outputs[role] = report_folder.Outputs(
                 logits.cpu().numpy(), evaluation.pooled.cpu().numpy()
@@ -168,8 +186,11 @@ def write_report(
         best_epochs={phase: done.state.best.epoch for phase, done in trained.items()},
         teacher_score=None if context.teacher_scores is None else context.teacher_scores.primary,
         synthesis=context.loop.evidence(context, trained["student"].state),
+        detections=detections,
     )
     try:
+        shown = chosen_examples(context, trained)
+        evidence = dataclasses.replace(evidence, examples=shown)
         written = report_folder.write(context.workdir, evidence)
     except Exception as error:  # reported as a warning; whatever a drawing library may raise
         LOG.exception("the report failed")

@@ -5,6 +5,7 @@ A task is one file that implements `BaseTask`, one line in `catalog.TASKS`, and 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
@@ -15,10 +16,12 @@ from workers.distill import errors
 from workers.distill.config import job
 from workers.distill.data import dataset
 from workers.distill.data.types import Batch, Crops
+from workers.distill.functional import detection_metrics
 from workers.distill.networks.interface import Features, Network
+from workers.distill.tasks.comparisons import Comparison
 
 ReportTopic: TypeAlias = Literal[
-    "confusion", "overlap", "calibration", "correlation", "embedding", "detection"
+    "confusion", "overlap", "calibration", "correlation", "embedding", "detection", "examples"
 ]
 """Parts of the report on the test split; those about training are there for every task."""
 
@@ -64,6 +67,10 @@ class SplitMetrics(ABC):
 
     def logits(self) -> Float[Tensor, "N C"] | None:
         """Return the logits of the whole split in stored order, or None if they were not kept."""
+        return None
+
+    def detections(self) -> Sequence[detection_metrics.Image] | None:
+        """Return true and detected boxes of all images in stored order, or None without boxes."""
         return None
 
 
@@ -152,9 +159,10 @@ class BaseTask(ABC):
 
     def count_correct(
         self, output: Features, targets: Shaped[Tensor, "N *T"]
-    ) -> tuple[Int[Tensor, ""], int]:
+    ) -> tuple[Int[Tensor, ""], int | Int[Tensor, ""]]:
         """Return how many answers are right, on the device, and how many there are.
 
+        The second is on the device too where it depends on the targets' values.
         A task whose answers are not counted in training returns 0 of 0.
         """
         return count_equal_answers(output, targets)
@@ -171,6 +179,15 @@ class BaseTask(ABC):
     @abstractmethod
     def metrics(self, classes: int, device: torch.device) -> SplitMetrics:
         """Return empty sums for one network on one split."""
+
+    def comparisons(
+        self, output: Features, targets: Shaped[Tensor, "N *T"], classes: int
+    ) -> Sequence[Comparison]:
+        """Return truth and a network's answer for each image, to be drawn.
+
+        Empty for a task without the topic `examples`.
+        """
+        return ()
 
 
 def count_equal_answers(

@@ -5,9 +5,11 @@
 
 from workers.distill.tasks.base import BaseTask
 from workers.distill.tasks.classification import Classification
+from workers.distill.tasks.detection import Detection
 from workers.distill.tasks.segmentation import Segmentation
 
 TASKS: dict[str, BaseTask] = {
     "classification": Classification(),
     "segmentation": Segmentation(),
+    "detection": Detection(),
 }

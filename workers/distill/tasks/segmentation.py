@@ -17,6 +17,7 @@ from workers.distill.data.types import Batch, Crops
 from workers.distill.functional import segmentation_metrics
 from workers.distill.networks.interface import Features
 from workers.distill.tasks.base import BaseTask, SplitMetrics
+from workers.distill.tasks.comparisons import MaskComparison
 
 MOST_IMAGES = 256
 BATCH_LOGITS = 1 << 23
@@ -87,7 +88,7 @@ class Segmentation(BaseTask):
     unit = "pixels"
     caches_logits = False
     compares_features = False
-    report_topics = ("confusion", "overlap")
+    report_topics = ("confusion", "overlap", "examples")
 
     def output_shape(self, images: Shaped[Tensor, "N c h w"], classes: int) -> tuple[int, ...]:
         """Return [N, C, H, W]."""
@@ -131,12 +132,22 @@ class Segmentation(BaseTask):
         return resized_crops.cut_masks(targets, crops, dataset.IGNORE_INDEX)
 
     def loss(self, output: Features, batch: Batch) -> Float[Tensor, ""]:
-        """Return the mean cross-entropy of the pixels that have a class.
+        """Return the mean cross-entropy of the pixels that have a class; 0 where none has one.
 
         Logits are brought to the size of the masks.
         """
         resized = segmentation_metrics.resize(output.logits, batch.labels)
-        return F.cross_entropy(resized, batch.labels.long(), ignore_index=dataset.IGNORE_INDEX)
+        masks = batch.labels.long()
+        total = F.cross_entropy(resized, masks, ignore_index=dataset.IGNORE_INDEX, reduction="sum")
+        return total / (masks != dataset.IGNORE_INDEX).sum().clamp(min=1)
+
+    def count_correct(
+        self, output: Features, targets: Integer[Tensor, "N h w"]
+    ) -> tuple[Int[Tensor, ""], Int[Tensor, ""]]:
+        """Return how many pixels that have a class are taken for it, and how many have one."""
+        answers = segmentation_metrics.resize(output.logits, targets).argmax(1)
+        # No class is `IGNORE_INDEX`, so pixels without a class are never right.
+        return (answers == targets).sum(), (targets != dataset.IGNORE_INDEX).sum()
 
     def evaluation_batch_size(self, classes: int, positions: int) -> int:
         """Return as many images as the logits' memory allows, one at least."""
@@ -145,3 +156,13 @@ class Segmentation(BaseTask):
     def metrics(self, classes: int, device: torch.device) -> SegmentationMetrics:
         """Return empty counts."""
         return SegmentationMetrics(classes, device)
+
+    def comparisons(
+        self, output: Features, targets: Integer[Tensor, "N h w"], classes: int
+    ) -> list[MaskComparison]:
+        """Return true and predicted masks at the size of the true ones."""
+        predicted = segmentation_metrics.resize(output.logits, targets).argmax(1)
+        return [
+            MaskComparison(true, answer, classes)
+            for true, answer in zip(targets.cpu().numpy(), predicted.cpu().numpy(), strict=True)
+        ]

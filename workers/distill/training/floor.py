@@ -36,8 +36,11 @@ class Floor:
     def __call__(self, images: Tensor) -> None:
         """Compute a step's gradient, uncompiled."""
         with self._precision.autocast():
-            logits = self._student(images)
-        torch.autograd.grad(logits.float().sum(), self._parameters, allow_unused=True)
+            features = self._student.observe(images)
+        # A detector whose head classifies proposals has no logits of its own.
+        outputs = (features.logits, features.pooled)
+        total = torch.stack([output.float().sum() for output in outputs]).sum()
+        torch.autograd.grad(total, self._parameters, allow_unused=True)
 
 
 def floor_seconds(

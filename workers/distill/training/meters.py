@@ -13,7 +13,7 @@ from workers.distill.methods.base import Terms
 from workers.distill.networks.interface import Features
 from workers.distill.tasks.base import count_equal_answers
 
-CountCorrect: TypeAlias = Callable[[Features, Tensor], tuple[Tensor, int]]
+CountCorrect: TypeAlias = Callable[[Features, Tensor], tuple[Tensor, int | Tensor]]
 """Takes a network's output and labels; returns the number of right answers, and of all."""
 
 
@@ -41,7 +41,7 @@ class LossMeter:
         self._epoch_sums: list[float] = []
         self._epoch_steps = 0
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
-        self._samples = 0
+        self._samples: int | Tensor = 0
         self._bad_step = torch.full((), -1, dtype=torch.int64, device=device)
         self._bad = torch.zeros(0, device=device)
 
@@ -65,7 +65,7 @@ class LossMeter:
         if output is not None and labels is not None:
             correct, answers = self._count_correct(output, labels)
             self._correct += correct
-            self._samples += answers
+            self._samples = self._samples + answers
         broke = ~values.isfinite().all() & (self._bad_step < 0)
         self._bad = torch.where(broke, values, self._bad)
         self._bad_step = torch.where(broke, step, self._bad_step)
@@ -82,7 +82,8 @@ class LossMeter:
 
     def compute_and_reset_epoch(self) -> EpochAverages:
         """Return the epoch's averages and start a new epoch; waits for the device."""
-        share = int(self._correct) / self._samples if self._samples else None
+        samples = int(self._samples)
+        share = int(self._correct) / samples if samples else None
         pairs = zip(self._names, self._epoch_sums, strict=False)  # no sums before the first reading
         losses = {name: value / max(self._epoch_steps, 1) for name, value in pairs}
         self._correct.zero_()
@@ -120,7 +121,7 @@ class LossMeter:
             "epoch_sums": list(self._epoch_sums),
             "epoch_steps": self._epoch_steps,
             "correct": self._correct,
-            "samples": self._samples,
+            "samples": int(self._samples),
             "bad_step": self._bad_step,
             "bad": self._bad,
         }

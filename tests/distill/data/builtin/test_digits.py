@@ -42,7 +42,7 @@ class TestWrite:
 
 class TestCatalog:
     def test_describes_the_digits_without_writing_them(self) -> None:
-        (line,) = catalog.describe()
+        line = catalog.describe()[0]
         assert line["name"] == "digits"
         assert line["splits"] == {"train": 1257, "validation": 180, "test": 360}
         assert {"title", "source", "input", "classes", "task"} <= set(line)

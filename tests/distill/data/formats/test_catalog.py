@@ -64,7 +64,7 @@ class TestChoose:
         assert catalog.choose("npz", "segmentation") is catalog.FORMATS["npz"]
 
     @pytest.mark.parametrize(
-        ("name", "task"), [("coco", "classification"), ("cifar10", "segmentation")]
+        ("name", "task"), [("none", "classification"), ("cifar10", "segmentation")]
     )
     def test_refuses_with_the_sentence_of_the_rule(self, name: str, task: Task) -> None:
         tasks = {key: entry.tasks for key, entry in catalog.FORMATS.items()}

@@ -141,6 +141,12 @@ class TestConvert:
         split = dataset.load(tmp_path / "dataset").split("train")
         assert (split.images[split.labels == 0] == 77).all()
 
+    def test_turned_pictures_are_upright(self, tmp_path: Path) -> None:
+        turned = uploads.picture(1, size=(8, 12), turned=6)
+        files: dict[str, bytes] = {f"{name}/{n}.png": turned for name in "ab" for n in range(3)}
+        record = convert(tmp_path, files)
+        assert (record.input.height, record.input.width) == (12, 8)
+
 
 class TestRefusedArchives:
     @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests.distill import gradients
-from tests.distill.golden import CHECKS
+from tests.distill.golden import CHECKS, DENSE
 from tests.distill.methods import scenes
 from workers.distill.methods.feature import at
 
@@ -71,6 +71,22 @@ class TestATLoss:
         one = at.at_loss([student], [teacher], power=2.0, distance="norm")
         three = at.at_loss([student] * 3, [teacher] * 3, power=2.0, distance="norm")
         assert torch.allclose(three, 3 * one, rtol=1e-12)
+
+    def test_equals_the_dense_guide(self) -> None:
+        student, teacher = DENSE.pair("at_sp_mimic_2x3x2x2")
+        found = at.at_loss([student], [teacher], power=2.0, distance="squared_mean")
+        assert DENSE.close(found, DENSE.expected("at_sp_mimic_2x3x2x2")["at"])
+
+    @pytest.mark.parametrize("distance", ["squared_mean", "norm"])
+    def test_patches_of_one_image_are_images_of_their_own(self, distance: at.Distance) -> None:
+        student, teacher = DENSE.student(1, 3, 4, 6), DENSE.teacher(1, 3, 4, 6)
+        cut = [
+            each.reshape(3, 2, 2, 3, 2).permute(1, 3, 0, 2, 4).flatten(0, 1)
+            for each in (student, teacher)
+        ]
+        found = at.at_loss([student], [teacher], power=2.0, distance=distance, patch=2)
+        wanted = at.at_loss(cut[:1], cut[1:], power=2.0, distance=distance)
+        assert torch.allclose(found, wanted, rtol=1e-12)
 
 
 class TestAT:

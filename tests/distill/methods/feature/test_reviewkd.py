@@ -7,6 +7,7 @@ import torch.nn.functional as F  # noqa: N812 - the name that every reader of Py
 from tests.distill.golden import CHECKS
 from tests.distill.methods import scenes
 from workers.distill import errors
+from workers.distill.functional import map_distances
 from workers.distill.methods.base import Moment
 from workers.distill.methods.feature import reviewkd
 
@@ -20,17 +21,19 @@ class TestHCLLoss:
             ("hcl_8x8", [large]),
             ("hcl_two_stages", [small, large]),
         ):
-            loss = reviewkd.hcl_loss([one for one, _ in pairs], [other for _, other in pairs])
+            loss = map_distances.multiscale_square(
+                [one for one, _ in pairs], [other for _, other in pairs]
+            )
             assert CHECKS.close(loss, CHECKS.expected(name)["loss"]), name
 
     def test_of_single_pixels_is_the_mean_squared_error(self) -> None:
         one, other = (CHECKS.tensor(name)[:, :, None, None] for name in ("emb_s", "emb_s"))
         other = other.flip(0)
-        assert torch.equal(reviewkd.hcl_loss([one], [other]), F.mse_loss(one, other))
+        assert torch.equal(map_distances.multiscale_square([one], [other]), F.mse_loss(one, other))
 
     def test_of_a_constant_difference_is_its_square(self) -> None:
         student = CHECKS.tensor("map_s_8x8")
-        loss = reviewkd.hcl_loss([student + 3], [student])
+        loss = map_distances.multiscale_square([student + 3], [student])
         assert torch.allclose(loss, torch.tensor(9.0, dtype=torch.float64), rtol=1e-9)
 
     def test_pools_no_side_beyond_its_length(self) -> None:
@@ -42,14 +45,14 @@ class TestHCLLoss:
             * F.mse_loss(F.adaptive_avg_pool2d(one, grid), F.adaptive_avg_pool2d(other, grid))
             for place, grid in enumerate(grids)
         )
-        loss = reviewkd.hcl_loss([one], [other])
+        loss = map_distances.multiscale_square([one], [other])
         assert torch.allclose(loss, torch.as_tensor(expected) / 1.875, rtol=1e-9)
 
     def test_has_the_gradient_of_its_value(self) -> None:
         student = CHECKS.tensor("map_s_8x8").requires_grad_()
         teacher = CHECKS.tensor("map_t_8x8")
         assert torch.autograd.gradcheck(
-            lambda given: reviewkd.hcl_loss([given], [teacher]), (student,)
+            lambda given: map_distances.multiscale_square([given], [teacher]), (student,)
         )
 
 
@@ -137,7 +140,9 @@ class TestReviewKD:
         terms = method.terms(student_out, teacher_out, scenes.batch([0, 1, 2]), scenes.MOMENT)
         stages = teacher_out.stages if which == "post" else teacher_out.pre_activations
         targets = [teacher_out.pooled[:, :, None, None], *stages]
-        expected = reviewkd.hcl_loss([torch.zeros_like(target) for target in targets], targets)
+        expected = map_distances.multiscale_square(
+            [torch.zeros_like(target) for target in targets], targets
+        )
         assert torch.allclose(terms["reviewkd"], expected)
 
     @pytest.mark.parametrize(("epoch", "share"), [(1, 0.05), (10, 0.5), (20, 1.0), (240, 1.0)])

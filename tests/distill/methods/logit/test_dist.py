@@ -5,18 +5,19 @@ from tests.distill import gradients
 from tests.distill.golden import CHECKS
 from tests.distill.methods import scenes
 from tests.distill.methods.logit.test_kd import network, random_pair
+from workers.distill.functional import relations
 from workers.distill.methods.logit import dist
 
 
 def total(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 2.0) -> torch.Tensor:
-    return torch.stack(dist.dist_loss(student, teacher, temperature=temperature)).sum()
+    return torch.stack(relations.correlation_gaps(student, teacher, temperature=temperature)).sum()
 
 
 class TestDISTLoss:
     @pytest.mark.parametrize("temperature", [1, 4])
     def test_equals_the_published_values(self, temperature: int) -> None:
         expected = CHECKS.expected(f"dist_tau{temperature}")
-        loss = dist.dist_loss(
+        loss = relations.correlation_gaps(
             CHECKS.tensor("logits4_s"),
             CHECKS.tensor("logits4_t"),
             temperature=float(temperature),
@@ -28,7 +29,7 @@ class TestDISTLoss:
         student, teacher = random_pair(0, 5, 4)
         one, other = (logits.softmax(1) for logits in (student, teacher))
         rows = [torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(one, other, strict=True)]
-        loss = dist.dist_loss(student, teacher, temperature=1.0)
+        loss = relations.correlation_gaps(student, teacher, temperature=1.0)
         # The authors' 1e-8 in the denominator.
         assert torch.allclose(loss.inter, 1 - torch.stack(rows).mean(), atol=1e-6)
 
@@ -60,7 +61,7 @@ class TestDISTLoss:
     def test_is_finite_for_the_smallest_batches(self, samples: int) -> None:
         student, teacher = random_pair(5, samples, 5)
         student.requires_grad_()
-        loss = dist.dist_loss(student, teacher, temperature=4.0)
+        loss = relations.correlation_gaps(student, teacher, temperature=4.0)
         total(student, teacher).backward()
         assert loss.inter.isfinite()
         assert loss.intra.isfinite()

@@ -7,11 +7,11 @@ from tests.distill import gradients
 from tests.distill.golden import CHECKS
 from tests.distill.methods import scenes
 from workers.distill import errors
-from workers.distill.functional import kernels
+from workers.distill.functional import kernels, patches
 from workers.distill.methods.base import Terms
 from workers.distill.methods.relation import pcka
 
-AXES: list[pcka.Axis] = ["channel", "batch", "position"]
+AXES: list[patches.Axis] = ["channel", "batch", "position"]
 
 
 def maps(seed: int, *shape: int) -> torch.Tensor:
@@ -19,10 +19,11 @@ def maps(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def published(axis: pcka.Axis) -> list[torch.Tensor]:
+def published(axis: patches.Axis) -> list[torch.Tensor]:
     side = CHECKS.parameters("pcka_patch2")["patch"]
     return [
-        pcka.patch_rows(CHECKS.tensor(name), side=side, axis=axis) for name in ("pcka_s", "pcka_t")
+        patches.patch_rows(CHECKS.tensor(name), side=side, axis=axis)
+        for name in ("pcka_s", "pcka_t")
     ]
 
 
@@ -38,9 +39,9 @@ def terms_of(method: pcka.PCKA, student: torch.Tensor, teacher: torch.Tensor) ->
 
 class TestPatchRows:
     @pytest.mark.parametrize("axis", AXES)
-    def test_hold_every_value_once_in_the_row_of_its_patch(self, axis: pcka.Axis) -> None:
+    def test_hold_every_value_once_in_the_row_of_its_patch(self, axis: patches.Axis) -> None:
         seen = maps(0, 2, 3, 4, 6)
-        rows = pcka.patch_rows(seen, side=2, axis=axis)
+        rows = patches.patch_rows(seen, side=2, axis=axis)
         assert (
             rows.shape == {"channel": (3, 6, 8), "batch": (2, 6, 12), "position": (4, 6, 6)}[axis]
         )
@@ -65,8 +66,8 @@ class TestPCKALoss:
             ("position", False, "mean_cka_position_uncentered"),
         ],
     )
-    def test_equals_the_published_value(self, axis: pcka.Axis, centered: bool, key: str) -> None:
-        loss = pcka.pcka_loss(*published(axis), centered=centered)
+    def test_equals_the_published_value(self, axis: patches.Axis, centered: bool, key: str) -> None:
+        loss = patches.alignment_gap(*published(axis), centered=centered)
         expected = CHECKS.expected("pcka_patch2")
         assert CHECKS.close(1 - loss, expected[key])
         if key == "mean_cka_channel_uncentered":
@@ -76,22 +77,22 @@ class TestPCKALoss:
     @pytest.mark.parametrize("centered", [True, False])
     def test_transposed_is_that_of_exchanged_rows(self, centered: bool) -> None:
         one, other = published("channel")
-        loss = pcka.transposed_loss(one, other, centered=centered)
+        loss = patches.transposed_gap(one, other, centered=centered)
         expected = kernels.cka_gap(one.mT, other.mT, centered=centered).mean()
         assert torch.allclose(loss, expected, rtol=1e-9)
 
     @pytest.mark.parametrize("axis", AXES)
-    def test_is_zero_when_both_agree(self, axis: pcka.Axis) -> None:
-        rows = pcka.patch_rows(maps(1, 2, 3, 4, 4), side=2, axis=axis)
+    def test_is_zero_when_both_agree(self, axis: patches.Axis) -> None:
+        rows = patches.patch_rows(maps(1, 2, 3, 4, 4), side=2, axis=axis)
         # One minus a number that rounds to one.
-        assert abs(float(pcka.pcka_loss(rows, rows, centered=True))) < 1e-12
+        assert abs(float(patches.alignment_gap(rows, rows, centered=True))) < 1e-12
 
     def test_ignores_scale_and_shift_of_every_channel(self) -> None:
         student, teacher = maps(2, 2, 3, 4, 4), maps(3, 2, 3, 4, 4)
         scale = torch.tensor([0.5, 2.0, 7.0], dtype=torch.float64)[:, None, None]
         one, other = (
-            pcka.pcka_loss(
-                *(pcka.patch_rows(each, side=2, axis="channel") for each in (seen, teacher)),
+            patches.alignment_gap(
+                *(patches.patch_rows(each, side=2, axis="channel") for each in (seen, teacher)),
                 centered=True,
             )
             for seen in (student, scale * student + scale)
@@ -102,8 +103,8 @@ class TestPCKALoss:
         student, teacher = maps(4, 5, 3, 4, 4), maps(5, 5, 3, 4, 4)
         order = torch.randperm(5)
         one, other = (
-            pcka.pcka_loss(
-                *(pcka.patch_rows(each, side=2, axis="channel") for each in pair), centered=True
+            patches.alignment_gap(
+                *(patches.patch_rows(each, side=2, axis="channel") for each in pair), centered=True
             )
             for pair in ((student, teacher), (student[order], teacher[order]))
         )
@@ -111,11 +112,11 @@ class TestPCKALoss:
 
     def test_has_the_gradient_of_its_value(self) -> None:
         student, teacher = maps(6, 1, 2, 4, 4).requires_grad_(), maps(7, 1, 2, 4, 4)
-        wanted = pcka.patch_rows(teacher, side=2, axis="channel")
+        wanted = patches.patch_rows(teacher, side=2, axis="channel")
 
         def both(seen: torch.Tensor) -> torch.Tensor:
-            rows = pcka.patch_rows(seen, side=2, axis="channel")
-            return pcka.pcka_loss(rows, wanted, centered=True) + pcka.transposed_loss(
+            rows = patches.patch_rows(seen, side=2, axis="channel")
+            return patches.alignment_gap(rows, wanted, centered=True) + patches.transposed_gap(
                 rows, wanted, centered=True
             )
 
@@ -147,10 +148,12 @@ class TestPCKA:
         student, teacher = maps(2, 2, 4, 36, 64), maps(3, 2, 4, 36, 64)
         term = terms_of(method, student, teacher)["pcka"]
         rows = [
-            pcka.patch_rows(F.interpolate(seen, (48, 64), mode="bilinear"), side=16, axis="channel")
+            patches.patch_rows(
+                F.interpolate(seen, (48, 64), mode="bilinear"), side=16, axis="channel"
+            )
             for seen in (student, teacher)
         ]
-        assert torch.allclose(term, 15 * pcka.pcka_loss(*rows, centered=True), rtol=1e-9)
+        assert torch.allclose(term, 15 * patches.alignment_gap(*rows, centered=True), rtol=1e-9)
 
     def test_learns_one_connector_for_each_stage_of_other_channels(self) -> None:
         student, teacher = scenes.network(), scenes.other_network()

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests.distill import gradients
-from tests.distill.golden import CHECKS
+from tests.distill.golden import CHECKS, DENSE
 from tests.distill.methods import scenes
 from tests.distill.methods.relation.rows import rows, turn
 from workers.distill import errors
@@ -15,6 +15,10 @@ def maps(seed: int, count: int, channels: int = 3, side: int = 2) -> torch.Tenso
 
 
 class TestSPLoss:
+    def test_equals_the_dense_guide(self) -> None:
+        name = "at_sp_mimic_2x3x2x2"
+        assert DENSE.close(sp.sp_loss(*DENSE.pair(name)), DENSE.expected(name)["sp"])
+
     def test_equals_the_published_value(self) -> None:
         loss = sp.sp_loss(CHECKS.tensor("map_s"), CHECKS.tensor("map_t"))
         assert CHECKS.close(loss, CHECKS.expected("sp")["loss"])

@@ -70,7 +70,38 @@ class TestSegmenter:
         assert seen.final is maps["high" if name == LIGHT else "out"]
         assert torch.equal(seen.pooled, seen.final.mean(dim=(2, 3)))
         assert seen.pooled.shape == (2, network.pooled_width)
-        assert seen.stages == ()
+        assert seen.final is seen.stages[-1]
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("fcn_resnet50", [(256, 4), (512, 8), (1024, 8), (2048, 8)]),
+            ("lraspp_mobilenet_v3_large", [(16, 2), (24, 4), (40, 8), (960, 16)]),
+        ],
+    )
+    def test_shows_the_stages_of_its_backbone(
+        self, name: str, expected: list[tuple[int, int]]
+    ) -> None:
+        network = built(name)
+        assert network.stages_info == tuple(interface.StageInfo(*stage) for stage in expected)
+        with torch.no_grad():
+            seen = network.observe(pictures())
+        assert [(stage.shape[1], 32 // stage.shape[2]) for stage in seen.stages] == expected
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_shows_its_logits_before_they_are_enlarged(self, name: str) -> None:
+        with torch.no_grad():
+            seen = built(name).observe(pictures())
+        assert seen.coarse_logits is not None
+        size = (seen.logits.shape[2], seen.logits.shape[3])
+        enlarged = nn.functional.interpolate(
+            seen.coarse_logits, size=size, mode="bilinear", align_corners=False
+        )
+        assert torch.equal(enlarged, seen.logits)
+
+    def test_an_average_of_the_whole_image_needs_two_images(self) -> None:
+        assert built("deeplabv3_mobilenet_v3_large").smallest_batch == 2
+        assert built(LIGHT).smallest_batch == 1
 
     def test_is_for_segmentation_and_still_the_foreign_class(self) -> None:
         network = built(LIGHT)

@@ -5,7 +5,7 @@ from typing import Any
 from workers.distill import errors
 from workers.distill.config import formats as rules
 from workers.distill.config.job import Task
-from workers.distill.data.formats import cifar, imagefolder, npz
+from workers.distill.data.formats import cifar, coco, imagefolder, masks, npz, voc, yolo
 from workers.distill.data.formats.base import Format
 
 FORMATS: dict[str, Format] = {
@@ -13,6 +13,10 @@ FORMATS: dict[str, Format] = {
     "cifar10": cifar.CIFAR10,
     "cifar100": cifar.CIFAR100,
     "npz": npz.FORMAT,
+    "coco": coco.FORMAT,
+    "voc": voc.FORMAT,
+    "yolo": yolo.FORMAT,
+    "masks": masks.FORMAT,
 }
 
 

@@ -1,11 +1,13 @@
-"""Write arrays of images as a prepared data set: missing splits, normalisation, notes.
+"""Write images as a prepared data set: missing splits, normalisation, notes.
 
-Shared by the upload formats whose images fit in memory, and by synthetic data sets.
+Whole arrays where the images of an upload fit in memory (`write_arrays`, for synthetic data sets as
+well); pictures one at a time where they need not (`divide`, `store`, `finish`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar, cast
 
 import numpy as np
 import pydantic
@@ -15,7 +17,10 @@ from numpy.typing import NDArray
 from workers.distill import errors
 from workers.distill.config.job import Input, Task
 from workers.distill.data import dataset, splits
+from workers.distill.files import tensorfile
 
+LARGEST_STORED_BYTES = 64 << 30
+GREY_OR_RGB = (1, 3)
 ImagesAndLabels = tuple[NDArray[np.uint8], NDArray[np.int64] | NDArray[np.uint8]]
 """Images uint8 [N, C, H, W] with labels: int64 [N], or masks uint8 [N, H, W].
 
@@ -48,6 +53,24 @@ class InputHints(pydantic.BaseModel):
                     "upload images of that size",
                 )
 
+    def size(self) -> tuple[int, int] | None:
+        """Return the height and width that were given; one number alone means a square."""
+        height, width = self.height or self.width, self.width or self.height
+        return None if height is None or width is None else (height, width)
+
+    def picture_channels(self, *, are_grey: bool) -> int:
+        """Return the channels for pictures: the uploader's, else 1 if all are grey, else 3.
+
+        Raises `UploadRefused` for a number that pictures cannot have.
+        """
+        channels = self.channels or (1 if are_grey else 3)
+        if channels not in GREY_OR_RGB:
+            raise errors.UploadRefused(
+                "unsupported_format",
+                f"pictures have 1 or 3 channels, input.channels says {channels}",
+            )
+        return channels
+
     def normalisation(
         self, channels: int, measured: tuple[list[float], list[float]]
     ) -> tuple[list[float], list[float]]:
@@ -60,6 +83,118 @@ class InputHints(pydantic.BaseModel):
                     "channels",
                 )
         return self.mean or measured[0], self.std or measured[1]
+
+
+@dataclass(frozen=True)
+class StoredForm:
+    """Channels and size that all images of a data set get."""
+
+    channels: int
+    height: int
+    width: int
+
+
+P = TypeVar("P")
+"""A picture of an upload: its file, with what its format says of it."""
+
+
+def divide(
+    given: Mapping[str, Sequence[P]], classes: NDArray[np.int64] | None = None
+) -> tuple[dict[str, list[P]], tuple[str, ...]]:
+    """Return the pictures of all three splits, and notes; missing ones are taken from training.
+
+    `classes` are those of the training pictures [N]; without them pictures are drawn regardless.
+    """
+    train = given["train"]
+    division = splits.divide(
+        np.empty((len(train), 0), dtype=np.int64) if classes is None else classes,
+        has_validation="validation" in given,
+        has_test="test" in given,
+    )
+    complete = {name: list(content) for name, content in given.items()}
+    complete["train"] = [train[index] for index in division.train]
+    for name, chosen in (("validation", division.validation), ("test", division.test)):
+        if chosen is not None:
+            complete[name] = [train[index] for index in chosen]
+    return complete, division.notes
+
+
+def check_stored_bytes(form: StoredForm, images: int, label_bytes: int) -> None:
+    """Raise `UploadRefused` where so many images, and labels of so many bytes each, are too much.
+
+    Pictures unpack to far more than the archive that they came in.
+    """
+    bytes_each = form.channels * form.height * form.width + label_bytes
+    if bytes_each * images > LARGEST_STORED_BYTES:
+        raise errors.UploadRefused(
+            "too_large",
+            f"the decoded pictures take more than {LARGEST_STORED_BYTES} bytes; give a smaller "
+            "input.height and input.width",
+        )
+
+
+def store(
+    folder: Path,
+    name: str,
+    pictures: Sequence[P],
+    form: StoredForm,
+    shapes: Mapping[str, tuple[str, Sequence[int]]],
+    decode: Callable[[P], Mapping[str, Any]],  # Any: arrays, or numbers
+) -> dict[str, NDArray[np.generic]]:
+    """Decode a split, one picture at a time, into its file; return its tensors, mapped from it.
+
+    `shapes` gives dtype and shape, for one image, of what is stored beside `images`; `decode`
+    returns the values of one. What it leaves out stays zero.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    count = len(pictures)
+    arrays = tensorfile.create(
+        folder / f"{name}.safetensors",
+        {
+            "images": ("U8", (count, form.channels, form.height, form.width)),
+            **{key: (dtype, (count, *shape)) for key, (dtype, shape) in shapes.items()},
+        },
+    )
+    for index, picture in enumerate(pictures):
+        for key, value in decode(picture).items():
+            arrays[key][index] = value
+    for array in arrays.values():
+        cast("np.memmap[Any, Any]", array).flush()
+    return arrays
+
+
+def finish(
+    folder: Path,
+    stored: Mapping[str, Mapping[str, NDArray[np.generic]]],
+    form: StoredForm,
+    *,
+    classes: Sequence[str],
+    flip: bool,
+    hints: InputHints,
+    notes: Sequence[str],
+    task: Task,
+    boxes: dict[str, list[int]] | None = None,
+) -> dataset.DatasetRecord:
+    """Write the record of a data set whose splits `store` has written, and return it."""
+    images = cast(NDArray[np.uint8], stored["train"]["images"])
+    mean, std = hints.normalisation(form.channels, dataset.moments(images))
+    record = dataset.DatasetRecord(
+        task=task,
+        classes=list(classes),
+        splits={
+            "train": len(stored["train"]["images"]),
+            "validation": len(stored["validation"]["images"]),
+            "test": len(stored["test"]["images"]),
+        },
+        boxes=boxes,
+        input=Input(
+            channels=form.channels, height=form.height, width=form.width, mean=mean, std=std
+        ),
+        flip=flip,
+        notes=list(notes),
+    )
+    dataset.write_record(folder, record)
+    return record
 
 
 def write_arrays(

@@ -1,42 +1,24 @@
 """Archives of pictures with one folder per class, in folders `train`, `val` and `test` or none.
 
-Pictures are decoded here, once, at inspection, and nowhere else. Pictures that all have one size
-keep it; others are scaled and cropped to the size that the uploader gives.
+Pictures that all have one size keep it; others are scaled and cropped to the size that the uploader
+gives.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
 from workers.distill import errors
-from workers.distill.config.job import Input, Task
-from workers.distill.data import dataset, splits
-from workers.distill.data.formats import archives, conversion
+from workers.distill.config.job import Task
+from workers.distill.data import dataset
+from workers.distill.data.formats import archives, conversion, folders, pictures
 from workers.distill.data.formats.base import Format
-from workers.distill.files import tensorfile
-
-SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
-LARGEST_PIXELS = 64_000_000
-LARGEST_STORED_BYTES = 64 << 30
-GREY_MODES = frozenset({"1", "L", "LA", "I;16", "I;16B", "I;16L"})
 
 
 @dataclass(frozen=True)
@@ -47,56 +29,34 @@ class Picture:
     label: int
 
 
-@dataclass(frozen=True)
-class Form:
-    """Size and channels that all pictures get, and whether they are scaled to that size."""
-
-    channels: int
-    height: int
-    width: int
-    is_scaled: bool
-
-
 def convert(
     upload: Path, scratch: Path, folder: Path, hints: conversion.InputHints, task: Task
 ) -> dataset.DatasetRecord:
     """Unpack an archive of class folders and write it as a prepared data set."""
     archives.unpack(upload, scratch)
     classes, given, notes = find(scratch)
-    form = _form([picture for pictures in given.values() for picture in pictures], scratch, hints)
-    train = given["train"]
-    labels = np.array([picture.label for picture in train], dtype=np.int64)
-    division = splits.divide(labels, has_validation="validation" in given, has_test="test" in given)
-    complete = {**given, "train": [train[index] for index in division.train]}
-    for name, indices in (("validation", division.validation), ("test", division.test)):
-        if indices is not None:
-            complete[name] = [train[index] for index in indices]
-    pixels = form.channels * form.height * form.width
-    if pixels * sum(map(len, complete.values())) > LARGEST_STORED_BYTES:
-        raise errors.UploadRefused(
-            "too_large",
-            f"the decoded pictures take more than {LARGEST_STORED_BYTES} bytes; give a smaller "
-            "input.height and input.width",
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    images = {name: _store(folder, name, complete[name], form, scratch) for name in dataset.SPLITS}
-    mean, std = hints.normalisation(form.channels, dataset.moments(images["train"]))
-    record = dataset.DatasetRecord(
-        task=task,
+    form = _form([picture for split in given.values() for picture in split], scratch, hints)
+    labels = np.array([picture.label for picture in given["train"]], dtype=np.int64)
+    complete, divided = conversion.divide(given, labels)
+    conversion.check_stored_bytes(form, sum(map(len, complete.values())), labels.itemsize)
+
+    def decode(picture: Picture) -> dict[str, Any]:  # Any: arrays, or numbers
+        return {"images": _decode(picture.file, scratch, form), "labels": picture.label}
+
+    stored = {
+        name: conversion.store(folder, name, complete[name], form, {"labels": ("I64", ())}, decode)
+        for name in dataset.SPLITS
+    }
+    return conversion.finish(
+        folder,
+        stored,
+        form,
         classes=classes,
-        splits={
-            "train": len(complete["train"]),
-            "validation": len(complete["validation"]),
-            "test": len(complete["test"]),
-        },
-        input=Input(
-            channels=form.channels, height=form.height, width=form.width, mean=mean, std=std
-        ),
         flip=True,
-        notes=[*notes, *division.notes],
+        hints=hints,
+        notes=[*notes, *divided],
+        task=task,
     )
-    dataset.write_record(folder, record)
-    return record
 
 
 def find(root: Path) -> tuple[list[str], dict[str, list[Picture]], list[str]]:
@@ -105,12 +65,12 @@ def find(root: Path) -> tuple[list[str], dict[str, list[Picture]], list[str]]:
     Raises `UploadRefused` where there is no training split, or fewer than two classes.
     """
     top = _top(root)
-    folders = _split_folders(top) or {"train": top}
-    if "train" not in folders:
+    places = _split_folders(top) or {"train": top}
+    if "train" not in places:
         raise errors.UploadRefused(
-            "no_images", f"there is no 'train' folder beside {', '.join(sorted(folders))}"
+            "no_images", f"there is no 'train' folder beside {', '.join(sorted(places))}"
         )
-    classes = [place.name for place in _subfolders(folders["train"])]
+    classes = [place.name for place in folders.subfolders(places["train"])]
     if not classes:
         raise errors.UploadRefused(
             "no_images",
@@ -119,7 +79,7 @@ def find(root: Path) -> tuple[list[str], dict[str, list[Picture]], list[str]]:
         )
     numbers = {name: number for number, name in enumerate(classes)}
     skipped: Counter[str] = Counter()
-    given = {split: _pictures(place, split, numbers, skipped) for split, place in folders.items()}
+    given = {split: _pictures(place, split, numbers, skipped) for split, place in places.items()}
     if len(classes) < 2:
         raise errors.UploadRefused(
             "bad_labels", f"there is one class folder only ({classes[0]!r}); it takes two or more"
@@ -134,82 +94,64 @@ def find(root: Path) -> tuple[list[str], dict[str, list[Picture]], list[str]]:
 def _top(root: Path) -> Path:
     """Return the folder that holds splits or classes; archives often wrap it in another folder."""
     while True:
-        inside = _subfolders(root)
-        if len(inside) != 1 or not _subfolders(inside[0]) or _split_folders(root):
+        inside = folders.subfolders(root)
+        if len(inside) != 1 or not folders.subfolders(inside[0]) or _split_folders(root):
             return root
         root = inside[0]
 
 
 def _split_folders(top: Path) -> dict[str, Path]:
     """Return the folder of each split, or nothing where the folders are those of classes."""
-    folders: dict[str, Path] = {}
-    for place in _subfolders(top):
-        split = SPLIT_NAMES.get(place.name.lower())
-        if split is None or not _subfolders(place):
+    by_split: dict[str, Path] = {}
+    for place in folders.subfolders(top):
+        split = folders.SPLIT_NAMES.get(place.name.lower())
+        if split is None or not folders.subfolders(place):
             return {}
-        if split in folders:
+        if split in by_split:
             raise errors.UploadRefused(
-                "bad_labels", f"{folders[split].name!r} and {place.name!r} are the same split"
+                "bad_labels", f"{by_split[split].name!r} and {place.name!r} are the same split"
             )
-        folders[split] = place
-    return folders
-
-
-def _subfolders(place: Path) -> list[Path]:
-    return sorted(
-        (child for child in place.iterdir() if child.is_dir() and not _is_debris(child)),
-        key=lambda child: child.name,
-    )
-
-
-def _is_debris(place: Path) -> bool:
-    """Return whether an operating system's file manager made this file or folder."""
-    return place.name.startswith((".", "__MACOSX")) or place.name == "Thumbs.db"
+        by_split[split] = place
+    return by_split
 
 
 def _pictures(
     place: Path, split: str, numbers: Mapping[str, int], skipped: Counter[str]
 ) -> list[Picture]:
-    labelled: list[Picture] = []
-    for folder in _subfolders(place):
+    found: list[Picture] = []
+    for folder in folders.subfolders(place):
         if folder.name not in numbers:
             raise errors.UploadRefused(
                 "bad_labels", f"the {split} split has the class {folder.name!r}, training has not"
             )
-        files = sorted(
-            file for file in folder.rglob("*") if file.is_file() and not _is_debris(file)
+        files = sorted(folders.files(folder))
+        kept = [file for file in files if file.suffix.lower() in folders.PICTURE_SUFFIXES]
+        skipped.update(
+            file.suffix for file in files if file.suffix.lower() not in folders.PICTURE_SUFFIXES
         )
-        pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
-        skipped.update(file.suffix for file in files if file.suffix.lower() not in SUFFIXES)
-        if not pictures:
+        if not kept:
             raise errors.UploadRefused(
                 "no_images",
                 f"the class {folder.name!r} has no pictures in the {split} split; pictures end in "
-                + ", ".join(sorted(SUFFIXES)),
+                + ", ".join(sorted(folders.PICTURE_SUFFIXES)),
             )
-        labelled.extend(Picture(file, numbers[folder.name]) for file in pictures)
-    return labelled
+        found.extend(Picture(file, numbers[folder.name]) for file in kept)
+    return found
 
 
-def _form(pictures: Sequence[Picture], root: Path, hints: conversion.InputHints) -> Form:
+def _form(
+    found: Sequence[Picture], root: Path, hints: conversion.InputHints
+) -> conversion.StoredForm:
     """Return size and channels for all pictures, from their headers and the uploader's hints.
 
     Raises `UploadRefused` where sizes differ and no size was given.
     """
-    sizes: Counter[tuple[int, int]] = Counter()
-    is_grey = True
-    for picture in pictures:
-        with _open(picture.file, root) as image:
-            sizes[image.height, image.width] += 1
-            is_grey = is_grey and image.mode in GREY_MODES
-    channels = hints.channels or (1 if is_grey else 3)
-    if channels not in (1, 3):
-        raise errors.UploadRefused(
-            "unsupported_format", f"pictures have 1 or 3 channels, input.channels says {channels}"
-        )
-    height, width = hints.height or hints.width, hints.width or hints.height
-    if height is not None and width is not None:
-        return Form(channels, height, width, is_scaled=True)
+    headers = [pictures.read_header(picture.file, root) for picture in found]
+    sizes = Counter((header.height, header.width) for header in headers)
+    channels = hints.picture_channels(are_grey=all(header.is_grey for header in headers))
+    given = hints.size()
+    if given is not None:
+        return conversion.StoredForm(channels, *given)
     if len(sizes) > 1:
         some = ", ".join(f"{tall}x{wide}" for (tall, wide), _ in sizes.most_common(3))
         raise errors.UploadRefused(
@@ -217,70 +159,13 @@ def _form(pictures: Sequence[Picture], root: Path, hints: conversion.InputHints)
             f"the pictures have {len(sizes)} different sizes ({some}, ...); give input.height and "
             "input.width to scale and crop them to one",
         )
-    (height, width) = next(iter(sizes))
-    return Form(channels, height, width, is_scaled=False)
+    return conversion.StoredForm(channels, *next(iter(sizes)))
 
 
-def _store(
-    folder: Path, name: str, pictures: Sequence[Picture], form: Form, root: Path
-) -> NDArray[np.uint8]:
-    """Decode a split into its file and return the images [N, C, H, W], mapped from that file."""
-    count = len(pictures)
-    arrays = tensorfile.create(
-        folder / f"{name}.safetensors",
-        {
-            "images": ("U8", (count, form.channels, form.height, form.width)),
-            "labels": ("I64", (count,)),
-        },
-    )
-    images = cast(NDArray[np.uint8], arrays["images"])
-    for index, picture in enumerate(pictures):
-        images[index] = _decode(picture.file, root, form)
-        arrays["labels"][index] = picture.label
-    for array in arrays.values():
-        cast("np.memmap[Any, Any]", array).flush()
-    return images
-
-
-def _open(file: Path, root: Path) -> Image.Image:
-    try:
-        image = Image.open(file, formats=FORMATS)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _not_a_picture(file, root, error) from error
-    if image.width * image.height > LARGEST_PIXELS:
-        image.close()
-        raise errors.UploadRefused(
-            "too_large",
-            f"{file.relative_to(root)} has {image.width}x{image.height} pixels, more than "
-            f"{LARGEST_PIXELS}",
-        )
-    return image
-
-
-def _decode(file: Path, root: Path, form: Form) -> NDArray[np.uint8]:
+def _decode(file: Path, root: Path, form: conversion.StoredForm) -> NDArray[np.uint8]:
     """Return one picture as uint8 [C, H, W]; raises `UploadRefused` for a damaged one."""
-    try:
-        with _open(file, root) as image:
-            plain = _plain(image, form.channels)
-            if form.is_scaled:
-                plain = _fitted(plain, form.height, form.width)
-            pixels = np.asarray(plain)
-    # Decoders raise these for damaged content, depending on the format.
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
-        raise _not_a_picture(file, root, error) from error
-    return pixels[None] if form.channels == 1 else pixels.transpose(2, 0, 1)
-
-
-def _plain(image: Image.Image, channels: int) -> Image.Image:
-    """Return the picture as 8-bit grey (1 channel) or RGB (3 channels)."""
-    if image.mode.startswith("I;16"):
-        # The conversion of the library cuts off above 255 instead of scaling.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode!r} have no known range")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("L" if channels == 1 else "RGB")
+    image = pictures.decode(file, root, form.channels)
+    return pictures.to_array(_fitted(image, form.height, form.width))
 
 
 def _fitted(image: Image.Image, height: int, width: int) -> Image.Image:
@@ -291,17 +176,6 @@ def _fitted(image: Image.Image, height: int, width: int) -> Image.Image:
         image = image.resize((wide, tall), Image.Resampling.BILINEAR)
     left, top = (wide - width) // 2, (tall - height) // 2
     return image.crop((left, top, left + width, top + height))
-
-
-def _not_a_picture(file: Path, root: Path, error: Exception) -> errors.UploadRefused:
-    reason = "its content is of no known kind" if _is_unidentified(error) else str(error)
-    return errors.UploadRefused(
-        "unreadable", f"{file.relative_to(root)} is not a readable picture: {reason}"
-    )
-
-
-def _is_unidentified(error: Exception) -> bool:
-    return isinstance(error, PIL.UnidentifiedImageError)
 
 
 FORMAT = Format(

@@ -24,7 +24,6 @@ from workers.distill.data.formats.base import Format
 
 KEYS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 MOST_CLASSES = 100_000
-GREY_OR_RGB = (1, 3)
 
 
 def convert(
@@ -184,7 +183,7 @@ def _images(name: str, pixels: NDArray[Any]) -> NDArray[np.uint8]:
     if pixels.ndim == 3:
         pixels = pixels[:, None]
     elif pixels.ndim == 4:
-        first, last = pixels.shape[1] in GREY_OR_RGB, pixels.shape[3] in GREY_OR_RGB
+        first, last = (pixels.shape[axis] in conversion.GREY_OR_RGB for axis in (1, 3))
         if first and last:
             # Both layouts are possible: pictures are more often square than not.
             first = pixels.shape[1] != pixels.shape[2] or pixels.shape[2] == pixels.shape[3]

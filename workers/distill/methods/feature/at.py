@@ -14,18 +14,19 @@ Checked against: megvii-research/mdistiller, mdistiller/distillers/AT.py (publis
 """
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from workers.distill.config.job import Task
 from workers.distill.data.types import Batch
-from workers.distill.functional import maps
+from workers.distill.functional import maps, patches
 from workers.distill.methods.base import Moment, Source, Terms
 from workers.distill.methods.feature.base import StagePairsMethod
-from workers.distill.methods.parameters import Weight
+from workers.distill.methods.parameters import PatchSide, Weight
 from workers.distill.networks.interface import Features
 
 Distance: TypeAlias = Literal["squared_mean", "norm"]
@@ -37,11 +38,15 @@ def at_loss(
     *,
     power: float,
     distance: Distance,
+    patch: int | None = None,
 ) -> Float[Tensor, ""]:
     """Return the distance of the attention maps, summed over pairs of maps [N, c, h, w]."""
     pairs = zip(student_maps, teacher_maps, strict=True)
     return torch.stack(
-        [_pair_loss(one, other, power=power, distance=distance) for one, other in pairs]
+        [
+            _pair_loss(one, other, power=power, distance=distance, patch=patch)
+            for one, other in pairs
+        ]
     ).sum()
 
 
@@ -51,11 +56,16 @@ def _pair_loss(
     *,
     power: float,
     distance: Distance,
+    patch: int | None,
 ) -> Float[Tensor, ""]:
     student, teacher = maps.pool_to_smaller(
         maps.at_least_float(student), maps.at_least_float(teacher)
     )
-    difference = maps.attention(student, power=power) - maps.attention(teacher, power=power)
+    if patch is None:
+        difference = maps.attention(student, power=power) - maps.attention(teacher, power=power)
+    else:
+        difference = patches.attention(student, side=patch, power=power)
+        difference = difference - patches.attention(teacher, side=patch, power=power)
     if distance == "norm":
         norms: Tensor = torch.linalg.vector_norm(difference, dim=1)
         return norms.mean()
@@ -74,9 +84,10 @@ class AT(StagePairsMethod):
         arxiv="1612.03928",
         equations="2",
     )
+    tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation")
 
     class Params(StagePairsMethod.Params):
-        """A weight, a power and a distance."""
+        """A weight, a power, a distance, and how maps are cut."""
 
         at_weight: Weight = Field(1000.0, description="Weight of the attention term.")
         power: float = Field(
@@ -90,6 +101,7 @@ class AT(StagePairsMethod):
             description="squared_mean: mean of squared differences over images and positions, as "
             "published numbers use; norm: the paper's Euclidean norm, which needs a weight near 1.",
         )
+        patch: PatchSide = None
 
     params: Params
 
@@ -99,5 +111,6 @@ class AT(StagePairsMethod):
             *self.paired(student, teacher),
             power=self.params.power,
             distance=self.params.distance,
+            patch=self.params.patch,
         )
         return {**self.task(student, batch), "at": self.params.at_weight * loss}

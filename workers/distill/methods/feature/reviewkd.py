@@ -14,7 +14,6 @@ authors' code.
 Checked against: megvii-research/mdistiller, mdistiller/distillers/ReviewKD.py (published values).
 """
 
-from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from workers.distill import errors
 from workers.distill.data.types import Batch
-from workers.distill.functional import adapters, maps
+from workers.distill.functional import adapters, map_distances, maps
 from workers.distill.methods.base import FeatureMethod, Moment, Source, Terms
 from workers.distill.methods.parameters import WarmupEpochs, Weight
 from workers.distill.networks.interface import Features, Network
@@ -34,30 +33,6 @@ from workers.distill.networks.shapes import Shape, Shapes
 Maps: TypeAlias = Literal["post", "pre"]
 MOST_CHANNELS = 512
 """Channels in which levels are fused, unless the embedding has fewer."""
-GRIDS = (4, 2, 1)
-"""Sides at which maps are compared besides their own, each with half the weight of the last."""
-
-
-def hcl_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Float[Tensor, ""]:
-    """Return the hierarchical context loss, summed over pairs of equal maps [N, c, h, w]."""
-    pairs = zip(student_maps, teacher_maps, strict=True)
-    return torch.stack([_context_loss(one, other) for one, other in pairs]).sum()
-
-
-def _context_loss(
-    student: Float[Tensor, "N c h w"], teacher: Float[Tensor, "N c h w"]
-) -> Float[Tensor, ""]:
-    # Averaging is linear, so the difference is averaged once instead of both maps.
-    difference = student - teacher
-    height, width = difference.shape[2:]
-    loss, total, share = difference.square().mean(), 1.0, 1.0
-    for side in GRIDS:
-        if side < max(height, width):
-            share /= 2
-            pooled = maps.average_to(difference, (min(side, height), min(side, width)))
-            loss = loss + share * pooled.square().mean()
-            total += share
-    return loss / total
 
 
 class Fusion(nn.Module):
@@ -161,7 +136,9 @@ class ReviewKD(FeatureMethod):
         for fusion, (given, _) in zip(self.fusions, levels, strict=True):
             output, deeper = fusion(maps.at_least_float(given), deeper)
             reviewed.append(output)
-        loss = hcl_loss(reviewed, [maps.at_least_float(wanted) for _, wanted in levels])
+        loss = map_distances.multiscale_square(
+            reviewed, [maps.at_least_float(wanted) for _, wanted in levels]
+        )
         weight = params.reviewkd_weight * moment.ramp(params.warmup_epochs)
         return {**self.task(student, batch), "reviewkd": weight * loss}
 

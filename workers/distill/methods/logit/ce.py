@@ -5,6 +5,9 @@ The "student" row of published result tables, and the baseline of every other me
 Source: common practice; see section 4.3 of Hinton et al., arXiv:1503.02531, for the comparison.
 """
 
+from typing import ClassVar
+
+from workers.distill.config.job import Task
 from workers.distill.data.types import Batch
 from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
 from workers.distill.networks.interface import Features
@@ -17,6 +20,7 @@ class CE(LogitMethod):
     title = "Cross-entropy without a teacher"
     source = Source("Training on the labels alone", venue="common practice")
     needs = ("labels",)
+    tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation", "detection")
     combines = False
 
     class Params(LogitMethod.Params):

@@ -10,46 +10,13 @@ constant would have no gradient and would only add a jump to the loss.
 Checked against: hunto/image_classification_sota, lib/models/losses/dist_kd.py (published values).
 """
 
-from typing import NamedTuple
-
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from workers.distill.data.types import Batch
 from workers.distill.functional import relations
 from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
 from workers.distill.methods.parameters import Temperature, Weight
 from workers.distill.networks.interface import Features
-
-EPS = 1e-8
-
-
-class Relations(NamedTuple):
-    """The two parts of the loss."""
-
-    inter: Float[Tensor, ""]
-    intra: Float[Tensor, ""]
-
-
-def dist_loss(
-    student_logits: Float[Tensor, "N C"],
-    teacher_logits: Float[Tensor, "N C"],
-    *,
-    temperature: float,
-) -> Relations:
-    """Return 1 - mean correlation over classes of each sample, and over samples of each class.
-
-    Units: multiplied by the squared temperature, so gradients keep their size.
-    """
-    student = (student_logits / temperature).softmax(1)
-    teacher = (teacher_logits / temperature).softmax(1)
-    inter = 1 - relations.pearson(student, teacher, eps=EPS).mean()
-    if len(student) > 1:
-        intra = 1 - relations.pearson(student.mT, teacher.mT, eps=EPS).mean()
-    else:
-        intra = (student - student).sum()
-    return Relations(temperature**2 * inter, temperature**2 * intra)
 
 
 class DIST(LogitMethod):
@@ -88,7 +55,9 @@ class DIST(LogitMethod):
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the task term and the two relations."""
         params = self.params
-        loss = dist_loss(student.logits, teacher.logits, temperature=params.temperature)
+        loss = relations.correlation_gaps(
+            student.logits, teacher.logits, temperature=params.temperature
+        )
         return {
             **self.task(student, batch),
             "inter": params.dist_weight * params.beta * loss.inter,

@@ -39,11 +39,9 @@ def dkd_loss(
 
     Units: nats times temperature squared, so gradients keep their size (Hinton et al., 2015).
     """
-    target = divergences.target_kl(student_logits, teacher_logits, labels, temperature=temperature)
-    others = divergences.non_target_kl(
-        student_logits, teacher_logits, labels, temperature=temperature
-    )
-    return temperature**2 * (alpha * target + beta * others).mean()
+    return divergences.decoupled_kl(
+        student_logits, teacher_logits, labels, alpha=alpha, beta=beta, temperature=temperature
+    ).mean()
 
 
 class DKD(LogitMethod):

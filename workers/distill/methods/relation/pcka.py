@@ -15,35 +15,23 @@ Checked against: Klayand/PCKA, released code (published values).
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from workers.distill import errors
 from workers.distill.data.types import Batch
-from workers.distill.functional import kernels, maps
+from workers.distill.functional import maps, patches
 from workers.distill.methods.base import FeatureName, Moment, RelationMethod, Source, Terms
 from workers.distill.methods.parameters import Centered, Weight
 from workers.distill.networks import shapes
 from workers.distill.networks.interface import Features, Network
 
-Axis: TypeAlias = Literal["channel", "batch", "position"]
-
 LAST = 0
 """Stands for the last stage of each network; as an index, one less, it is that stage."""
-PUBLISHED_SIDE = 16
 QUARTERS = 4
-ORDERS: dict[Axis, tuple[int, ...]] = {
-    "channel": (1, 2, 4, 0, 3, 5),
-    "batch": (0, 2, 4, 1, 3, 5),
-    "position": (3, 5, 2, 4, 0, 1),
-}
-"""Order of the axes [image, channel, patch row, row, patch column, column] that puts the axis whose
-kernels are averaged first, then patches, then the features of a patch."""
 
 
 @dataclass(frozen=True)
@@ -53,42 +41,6 @@ class Level:
     index: int
     size: tuple[int, int]
     side: int
-
-
-def patch_rows(
-    features: Float[Tensor, "N c h w"], *, side: int, axis: Axis
-) -> Float[Tensor, "sets P D"]:
-    """Return a matrix of patches for each channel, image or position in a patch."""
-    images, channels, height, width = features.shape
-    rows, columns = height // side, width // side
-    cut = features.reshape(images, channels, rows, side, columns, side).permute(ORDERS[axis])
-    sets = {"channel": channels, "batch": images, "position": side**2}[axis]
-    return cut.reshape(sets, rows * columns, -1)
-
-
-def pcka_loss(
-    student_rows: Float[Tensor, "sets P D"],
-    teacher_rows: Float[Tensor, "sets P D"],
-    *,
-    centered: bool,
-) -> Float[Tensor, ""]:
-    """Return 1 - CKA of patches, averaged over sets."""
-    return kernels.cka_gap(student_rows, teacher_rows, centered=centered).mean()
-
-
-def transposed_loss(
-    student_rows: Float[Tensor, "sets P D"],
-    teacher_rows: Float[Tensor, "sets P D"],
-    *,
-    centered: bool,
-) -> Float[Tensor, ""]:
-    """Return 1 - CKA of the features of patches, averaged over sets.
-
-    It is computed from the kernels of patches: those of features would be as large as the number of
-    pixels in a batch, squared.
-    """
-    alignment = kernels.cka_by_columns(student_rows.mT, teacher_rows.mT, centered=centered)
-    return (1 - alignment).mean()
 
 
 class PCKA(RelationMethod):
@@ -126,7 +78,7 @@ class PCKA(RelationMethod):
             description="Pixels along the side of a patch; maps are resized up to a multiple of "
             "it. Null takes 16, or half a map's longer side where 16 leaves fewer than 4 patches.",
         )
-        axis: Axis = Field(
+        axis: patches.Axis = Field(
             "channel",
             description="What has its own kernels, over which alignments are averaged: each "
             "channel, each image of the batch, or each position in a patch.",
@@ -151,21 +103,21 @@ class PCKA(RelationMethod):
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the task term and the alignment of patches both ways, summed over stages."""
         params, off = self.params, student.logits.new_zeros(())
-        patches, transposed = [off], [off]
+        aligned, transposed = [off], [off]
         for level, connector in zip(self.levels, self.connectors, strict=True):
             student_map = connector(maps.at_least_float(student.stages[level.index]))
             teacher_map = maps.at_least_float(teacher.stages[level.index])
             rows = [
-                patch_rows(_resized(each, level.size), side=level.side, axis=params.axis)
+                patches.patch_rows(maps.resize(each, level.size), side=level.side, axis=params.axis)
                 for each in (student_map, teacher_map)
             ]
             if params.pcka_weight:
-                patches.append(pcka_loss(*rows, centered=params.centered))
+                aligned.append(patches.alignment_gap(*rows, centered=params.centered))
             if params.transposed_weight:
-                transposed.append(transposed_loss(*rows, centered=params.centered))
+                transposed.append(patches.transposed_gap(*rows, centered=params.centered))
         return {
             **self.task(student, batch),
-            "pcka": params.pcka_weight * torch.stack(patches).sum(),
+            "pcka": params.pcka_weight * torch.stack(aligned).sum(),
             "pcka_transposed": params.transposed_weight * torch.stack(transposed).sum(),
         }
 
@@ -209,11 +161,6 @@ class PCKA(RelationMethod):
 
 
 def _fitting_side(height: int, width: int) -> int:
-    patches = math.ceil(height / PUBLISHED_SIDE) * math.ceil(width / PUBLISHED_SIDE)
-    return PUBLISHED_SIDE if patches >= QUARTERS else math.ceil(max(height, width) / 2)
-
-
-def _resized(features: Float[Tensor, "N c h w"], size: tuple[int, int]) -> Float[Tensor, "N c i j"]:
-    if tuple(features.shape[2:]) == size:
-        return features
-    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+    side = patches.PUBLISHED_SIDE
+    count = math.ceil(height / side) * math.ceil(width / side)
+    return side if count >= QUARTERS else math.ceil(max(height, width) / 2)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from workers.distill import errors
 from workers.distill.config.job import Task
 from workers.distill.networks import interface
-from workers.distill.networks.dense import segmenters
+from workers.distill.networks.dense import detectors, segmenters
 from workers.distill.networks.external import observation, planning
 
 LIBRARIES = ("timm", "torchvision")
@@ -77,6 +77,15 @@ class Arguments(pydantic.BaseModel):
         description="Whether there is an auxiliary classifier (torchvision, segmentation): for "
         "checkpoints that hold one, with keys `aux_classifier.*`.",
     )
+    detections_per_image: int | None = pydantic.Field(
+        None, ge=1, le=1000, description="Most boxes of an image (torchvision, detection)."
+    )
+    score_threshold: float | None = pydantic.Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Boxes with a lower score are left out (torchvision, detection).",
+    )
 
     def keywords(self) -> dict[str, Any]:  # Any: keyword arguments of two libraries
         """Return the caller's arguments without our own `taps`."""
@@ -116,16 +125,23 @@ class Foreign(interface.Network):
 
 
 def names(library: str) -> list[str]:
-    """Return the classifiers and segmentation networks that a library offers, sorted."""
+    """Return the networks that a library offers and that can be trained here, sorted."""
     if library == "timm":
         return sorted(importlib.import_module("timm").list_models())
     models = importlib.import_module("torchvision.models")
-    return sorted([*models.list_models(module=models), *segmenters.names()])
+    return sorted([*models.list_models(module=models), *segmenters.names(), *detectors.names()])
 
 
 def task(library: str, name: str) -> Task:
     """Return what a network of a library is for."""
+    if is_detector(library, name):
+        return detectors.Detector.task
     return segmenters.Segmenter.task if is_segmenter(library, name) else interface.Network.task
+
+
+def is_detector(library: str, name: str) -> bool:
+    """Whether a network of a library gives boxes."""
+    return library == "torchvision" and name in detectors.names()
 
 
 def is_segmenter(library: str, name: str) -> bool:
@@ -155,6 +171,8 @@ def build(
     try:
         if is_segmenter(library, name):
             return _segmenter(name, classes, channels, arguments)
+        if is_detector(library, name):
+            return _detector(name, classes, channels, (height, width), arguments)
         module = make(name, classes, channels, (height, width), arguments.keywords())
         network = adopt(module)
         probe = observation.picture(channels, height, width)
@@ -250,7 +268,23 @@ def _segmenter(
     models = importlib.import_module("torchvision.models")
     module: nn.Module = models.get_model(name, weights=None, num_classes=classes, **given)
     _set_channels(module, channels)
-    return segmenters.adopt(module)
+    network = segmenters.adopt(module, channels=channels)
+    network.smallest_batch = segmenters.smallest_batch(name)
+    return network
+
+
+def _detector(
+    name: str, classes: int, channels: int, size: tuple[int, int], arguments: Arguments
+) -> detectors.Detector:
+    detectors.check_size(name, size)
+    given = detectors.keywords(name, arguments.model_dump(exclude_none=True))
+    models = importlib.import_module("torchvision.models")
+    counted = detectors.library_classes(name, classes)
+    module: nn.Module = models.get_model(name, weights=None, num_classes=counted, **given)
+    _set_channels(module, channels)
+    network = detectors.adopt(module, classes=classes, channels=channels, size=size)
+    network.smallest_batch = detectors.smallest_batch(name)
+    return network
 
 
 def _set_channels(module: nn.Module, channels: int) -> None:

@@ -1,0 +1,137 @@
+"""Feature maps cut into patches, and losses between the patches of two maps.
+
+A map [N, c, h, w] becomes one matrix for each channel, [c, P, N * side * side]: a row is a patch at
+one place of all images together. Patches replace images as samples, so that dense tasks have enough
+of them with a few images a batch.
+
+Source: Zhou et al., IJCAI 2024, arXiv:2401.11824. The authors cut older losses in the same way and
+average them over channels; here they are `softened`, `standardized` and `attention`, and
+`relations.correlation_gaps` of the matrices for DIST.
+"""
+
+import math
+from typing import Literal, TypeAlias
+
+import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
+from jaxtyping import Float
+from torch import Tensor
+
+from workers.distill.functional import divergences, kernels, maps, standardization
+
+Axis: TypeAlias = Literal["channel", "batch", "position"]
+
+PUBLISHED_SIDE = 16
+ENOUGH_PATCHES = 16
+"""Fewer patches have similar kernels whatever the features are, so nothing is learned from them."""
+ORDERS: dict[Axis, tuple[int, ...]] = {
+    "channel": (1, 2, 4, 0, 3, 5),
+    "batch": (0, 2, 4, 1, 3, 5),
+    "position": (3, 5, 2, 4, 0, 1),
+}
+"""Order of the axes [image, channel, patch row, row, patch column, column] that puts the axis whose
+kernels are averaged first, then patches, then the features of a patch."""
+
+
+def patch_rows(
+    features: Float[Tensor, "N c h w"], *, side: int, axis: Axis = "channel"
+) -> Float[Tensor, "sets P D"]:
+    """Return a matrix of patches for each channel, image or position in a patch.
+
+    `side` divides both sides of the maps.
+    """
+    images, channels, height, width = features.shape
+    rows, columns = height // side, width // side
+    cut = features.reshape(images, channels, rows, side, columns, side).permute(ORDERS[axis])
+    sets = {"channel": channels, "batch": images, "position": side**2}[axis]
+    return cut.reshape(sets, rows * columns, -1)
+
+
+def pair_rows(
+    student: Float[Tensor, "N c h w"],
+    teacher: Float[Tensor, "N c i j"],
+    *,
+    side: int,
+    axis: Axis = "channel",
+) -> tuple[Float[Tensor, "sets P D"], Float[Tensor, "sets P D"]]:
+    """Return the patches of both maps, brought to the same multiples of `side`.
+
+    Each side becomes the larger one of both, rounded up to a multiple (bilinear interpolation).
+    """
+    size = padded_size(
+        max(student.shape[2], teacher.shape[2]), max(student.shape[3], teacher.shape[3]), side=side
+    )
+    one, other = (
+        patch_rows(maps.resize(each, size), side=side, axis=axis) for each in (student, teacher)
+    )
+    return one, other
+
+
+def padded_size(height: int, width: int, *, side: int) -> maps.Size:
+    """Return both sides of a map, rounded up to multiples of a patch's side."""
+    return math.ceil(height / side) * side, math.ceil(width / side) * side
+
+
+def fitting_side(height: int, width: int) -> int:
+    """Return the side of a patch: as published (16), or less so that there are 16 patches.
+
+    Maps with a side of less than 4 pixels have fewer.
+    """
+    return min(max(min(height, width) // math.isqrt(ENOUGH_PATCHES), 1), PUBLISHED_SIDE)
+
+
+def alignment_gap(
+    student_rows: Float[Tensor, "sets P D"],
+    teacher_rows: Float[Tensor, "sets P D"],
+    *,
+    centered: bool,
+) -> Float[Tensor, ""]:
+    """Return 1 - CKA of patches, averaged over sets; 0 without a gradient of too few patches."""
+    return kernels.cka_gap(student_rows, teacher_rows, centered=centered).mean()
+
+
+def transposed_gap(
+    student_rows: Float[Tensor, "sets P D"],
+    teacher_rows: Float[Tensor, "sets P D"],
+    *,
+    centered: bool,
+) -> Float[Tensor, ""]:
+    """Return 1 - CKA of the features of patches, averaged over sets.
+
+    It is computed from the kernels of patches: those of features would be as large as the number of
+    pixels in a batch, squared.
+    """
+    alignment = kernels.cka_by_columns(student_rows.mT, teacher_rows.mT, centered=centered)
+    return (1 - alignment).mean()
+
+
+def softened(
+    student_rows: Float[Tensor, "sets P D"],
+    teacher_rows: Float[Tensor, "sets P D"],
+    *,
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Return temperature^2 * KL(teacher || student) of a patch's values, averaged over patches."""
+    return divergences.scaled_kl(
+        student_rows.flatten(0, 1), teacher_rows.flatten(0, 1), temperature=temperature
+    )
+
+
+def standardized(
+    student_rows: Float[Tensor, "sets P D"], teacher_rows: Float[Tensor, "sets P D"]
+) -> Float[Tensor, ""]:
+    """Return half the mean squared difference of the z-scores of each patch's values (PKD)."""
+    return standardization.z_score_gap(student_rows.flatten(0, 1), teacher_rows.flatten(0, 1))
+
+
+def attention(
+    features: Float[Tensor, "N c h w"], *, side: int, power: float
+) -> Float[Tensor, "P D"]:
+    """Return attention maps as `maps.attention` does, but with unit norm within each patch.
+
+    Maps are resized up to multiples of `side`; a row is a patch at one place of all images.
+    Differs: the authors' code sums values over channels, not their powers.
+    """
+    height, width = features.shape[2:]
+    resized = maps.resize(features, padded_size(height, width, side=side))
+    (rows,) = patch_rows(maps.strength(resized, power=power), side=side)
+    return F.normalize(rows, dim=1)

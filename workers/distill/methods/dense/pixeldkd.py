@@ -1,0 +1,63 @@
+"""Decoupled knowledge distillation of every pixel.
+
+Each pixel that has a label is a sample: the divergence of its true class's probability and that
+among all other classes have their own weights.
+
+Source: Zhao et al., CVPR 2022, arXiv:2203.08679, equations 5 to 7.
+Differs: the paper has classification and detection only; the default weights and temperature are
+those of its detectors (megvii-research/mdistiller, detection). Pixels without a label have no true
+class and are left out.
+"""
+
+from pydantic import Field
+
+from workers.distill.data.types import Batch
+from workers.distill.functional import divergences
+from workers.distill.functional.rows import rows
+from workers.distill.methods.base import Moment, Source, Terms
+from workers.distill.methods.dense.base import DenseMethod
+from workers.distill.methods.parameters import Temperature, WarmupEpochs, Weight
+from workers.distill.networks.interface import Features
+
+
+class PixelDKD(DenseMethod):
+    """Weigh the divergences of a pixel's true class and of the others separately."""
+
+    name = "pixeldkd"
+    title = "Decoupled knowledge distillation of pixels"
+    source = Source(
+        "Decoupled Knowledge Distillation", venue="CVPR 2022", arxiv="2203.08679", equations="5-7"
+    )
+    smallest_classes = 2
+
+    class Params(DenseMethod.Params):
+        """Two weights, a temperature and a warm-up."""
+
+        alpha: Weight = Field(1.0, description="Weight of the target-class part (TCKD).")
+        beta: Weight = Field(
+            0.25,
+            description="Weight of the non-target part (NCKD); larger if the teacher is confident.",
+        )
+        temperature: Temperature = 1.0
+        warmup_epochs: WarmupEpochs = 0
+
+    params: Params
+
+    def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
+        """Return the task term and the decoupled divergence, with its warm-up."""
+        params = self.params
+        student_logits, teacher_logits = self.class_maps(student, teacher)
+        labels, known = self.pixel_labels(batch, student_logits)
+        divergence = divergences.decoupled_kl(
+            rows(student_logits),
+            rows(teacher_logits),
+            labels.flatten(),
+            alpha=params.alpha,
+            beta=params.beta,
+            temperature=params.temperature,
+        )
+        weight = moment.ramp(params.warmup_epochs)
+        return {
+            **self.task(student, batch),
+            "pixeldkd": weight * divergences.mean_of(divergence, known),
+        }
