@@ -75,8 +75,7 @@ def card(
 
 
 def test_has_words_for_every_task() -> None:
-    assert set(model_card._TASKS) >= set(get_args(Task))
-    assert set(model_card._TASKS) == set(PRIMARY_METRICS)
+    assert set(model_card._TASKS) == set(get_args(Task))
 
 
 @pytest.mark.parametrize(("task", "metric"), PRIMARY_METRICS.items())
@@ -352,6 +351,9 @@ class TestSnippet:
             if network.startswith("timm/"):
                 assert "workers" not in found[1]
             told.append((said, found[1]))
+        # It has learned nothing, so it finds nothing, and its program prints nothing.
+        detector = {**DESCRIPTION, "network": "retort/fcos", "task": "detection", "input": size}
+        told.append((detector, "\n".join(model_card.snippet(detector))))
         ran = subprocess.run(
             [sys.executable, "-c", DELIVER],
             input=json.dumps(told),

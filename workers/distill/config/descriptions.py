@@ -21,7 +21,7 @@ DENSE_TASKS: frozenset[Task] = frozenset({"segmentation", "detection"})
 """Tasks whose targets lie within the image."""
 Metric: TypeAlias = Literal["accuracy", "miou", "ap"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
-PRIMARY_METRICS: dict[str, Metric] = {
+PRIMARY_METRICS: dict[Task, Metric] = {
     "classification": "accuracy",
     "segmentation": "miou",
     "detection": "ap",
