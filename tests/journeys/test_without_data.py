@@ -47,6 +47,7 @@ def dreamer(stack: Stack, teacher: str) -> types.Job:
     return ended
 
 
+@ON_EMBEDDED
 class TestAJobWithoutData:
     def test_gives_a_student_that_loads_and_says_what_it_has_seen(
         self, retort: Client, dreamer: types.Job, tmp_path: Path
