@@ -35,7 +35,8 @@ def archive(path: Path, *, category: int = 90) -> Path:
     draw = np.random.default_rng(0)
     with zipfile.ZipFile(path, "w") as target:
         for split, count in (("train", 24), ("val", 8), ("test", 8)):
-            images, annotations = [], []
+            images: list[dict[str, Any]] = []
+            annotations: list[dict[str, Any]] = []
             for number in range(count):
                 pixels = draw.integers(100, 140, (SIDE, SIDE, 3)).astype(np.uint8)
                 for label, (value, left) in enumerate(((250, 2), (10, 34))):

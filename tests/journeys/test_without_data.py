@@ -8,7 +8,7 @@ import torch
 
 from retort import errors, types
 from retort.client import Client
-from tests.journeys.stacks import Stack
+from tests.journeys.stacks import ON_EMBEDDED, Stack
 from workers.distill.networks import weights
 
 pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(300)]
