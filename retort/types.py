@@ -367,6 +367,7 @@ class DatasetVersion(Body):
     classes: list[str] = Field(default_factory=list)
     splits: dict[str, int] = Field(default_factory=dict)
     boxes: dict[str, list[int]] | None = None
+    notes: list[str] | None = None
     format: str | None = None
     input: Json | None = None
     digest: str | None = None

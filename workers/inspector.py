@@ -229,7 +229,8 @@ def _accepted_dataset(
 ) -> _Answer:
     folder = workdir / "dataset"
     files = [_put(context, path, path.name) for path in sorted(folder.iterdir())]
-    facts = {name: report["dataset"].get(name) for name in ("classes", "splits", "boxes", "input")}
+    told = ("classes", "splits", "boxes", "input", "notes")
+    facts = {name: report["dataset"].get(name) for name in told}
     digest = datasets.digest({file.path: file.sha256 for file in files})
     return _accepted(inspection, files, digest, facts)
 

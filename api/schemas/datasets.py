@@ -115,6 +115,10 @@ class DatasetVersionRead(rows.RowRead):
         description="In detection: boxes of each class in each split, without crowds and difficult "
         "ones."
     )
+    notes: list[str] | None = Field(
+        description="What was converted, left out or chosen when the pictures were stored; null "
+        "until it was inspected."
+    )
     input: dict[str, Any] | None = Field(description="Null until it was inspected.")
     digest: str | None
     rejection: versions.Rejection | None

@@ -106,6 +106,7 @@ def add_builtins(session: Session, *, project_id: str) -> None:
             classes=content["classes"],
             splits=content["splits"],
             boxes=content.get("boxes"),
+            notes=content["notes"],
             input=content["input"],
             sha256=hashlib.sha256(manifest).hexdigest(),
             card=content.get("title", ""),

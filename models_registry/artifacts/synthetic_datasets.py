@@ -68,6 +68,7 @@ def register(
         task=record["task"],
         classes=record["classes"],
         splits=record["splits"],
+        notes=record["notes"],
         input=record["input"],
         sha256=datasets.digest({path: file.sha256 for path, file in kept.items()}),
         lineage=_lineage(job, student),

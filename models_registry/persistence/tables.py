@@ -230,6 +230,8 @@ class DatasetVersionRow(Inspected, Row):
     splits: Mapped[dict[str, Any]] = mapped_column(default=dict)
     # In detection: boxes of each class by split; no other task has them.
     boxes: Mapped[dict[str, Any] | None]
+    # What was converted, left out or chosen; unknown of those registered before 0006.
+    notes: Mapped[list[Any] | None]
     input: Mapped[dict[str, Any] | None]
     sha256: Mapped[str | None] = mapped_column(sa.String(64))  # of its manifest
     lineage: Mapped[dict[str, Any]] = mapped_column(default=dict)

@@ -37,6 +37,7 @@ class TestBuiltIn:
         body = client.get("/v1/datasets/digit_scenes/versions/1").json()
         assert (body["task"], body["splits"]["test"]) == ("detection", 250)
         assert set(body["boxes"]) == set(body["splits"])
+        assert body["notes"][0] == "composed scenes: real digits on real photographs"
         assert all(len(counts) == len(body["classes"]) for counts in body["boxes"].values())
 
 

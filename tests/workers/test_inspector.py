@@ -183,6 +183,7 @@ class TestDatasets:
         assert version.classes == ["0", "1", "2"]
         assert version.splits["test"] == 12
         assert sum(version.splits.values()) == 72
+        assert any("the validation split was missing" in note for note in version.notes or ())
         assert version.input is not None
         assert (version.input["channels"], version.input["height"]) == (1, 8)
         with context.readers.begin() as session:

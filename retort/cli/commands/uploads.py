@@ -110,6 +110,8 @@ def upload_dataset(
     if wait:
         retort.note(f"{version.reference} is being inspected")
         version = datasets.wait(name, version.version, timeout=None)
+        for note in version.notes or ():
+            retort.note(note)
     _registered(retort, version, "retort datasets")
 
 
