@@ -24,8 +24,8 @@ from workers.distill.methods.datafree.ssdkd import SSDKD
 from workers.distill.methods.datafree.zskt import ZSKT
 from workers.distill.methods.dense.cirkd import CIRKD
 from workers.distill.methods.dense.cwd import CWD
+from workers.distill.methods.dense.densepcka import DensePCKA
 from workers.distill.methods.dense.mimic import Mimic
-from workers.distill.methods.dense.pckaseg import PCKASeg
 from workers.distill.methods.dense.pixeldist import PixelDIST
 from workers.distill.methods.dense.pixeldkd import PixelDKD
 from workers.distill.methods.dense.pixelkd import PixelKD
@@ -74,6 +74,7 @@ METHODS: dict[str, type[Method]] = {
     "cwd": CWD,
     "dafl": DAFL,
     "deepinversion": DeepInversion,
+    "densepcka": DensePCKA,
     "dfad": DFAD,
     "dfq": DFQ,
     "dist": DIST,
@@ -94,7 +95,6 @@ METHODS: dict[str, type[Method]] = {
     "nst": NST,
     "ofd": OFD,
     "pcka": PCKA,
-    "pckaseg": PCKASeg,
     "pixeldist": PixelDIST,
     "pixeldkd": PixelDKD,
     "pixelkd": PixelKD,

@@ -74,6 +74,16 @@ PoolSide: TypeAlias = Annotated[
         "before positions are compared. Null takes 2, or more where too many would remain.",
     ),
 ]
+Levels: TypeAlias = Annotated[
+    list[Annotated[int, Field(ge=0, le=15)]] | None,
+    Field(
+        min_length=1,
+        max_length=16,
+        description="Levels of the detectors' pyramids that are compared, 0 is the finest; where "
+        "one pyramid has fewer levels, each is paired with the other's that is closest in size. "
+        "Null takes the default of the method, without those that are not there.",
+    ),
+]
 Count: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000)]
 """Number of epochs, calls, draws or negatives; each use says of what."""
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]

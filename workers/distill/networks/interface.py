@@ -184,6 +184,12 @@ class Network(nn.Module):
         A method calls it with the features that it needs; most networks return all by default.
         """
 
+    def skip_features(self, unused: Collection[str]) -> None:
+        """Leave out features that nothing reads, where that saves time; logits may become empty.
+
+        A teacher's copy is told so (`run.teacher_factory`); most networks return all anyway.
+        """
+
     def __call__(self, images: Tensor) -> Tensor:
         """Return the logits (typed here because `nn.Module.__call__` is not)."""
         logits: Tensor = super().__call__(images)

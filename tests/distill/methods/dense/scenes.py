@@ -6,7 +6,7 @@ import torch
 
 from tests.distill.golden import DENSE
 from tests.distill.methods import scenes
-from workers.distill.data import dataset
+from workers.distill.data import boxes, dataset
 from workers.distill.data.types import Batch
 from workers.distill.methods import catalog
 from workers.distill.methods.base import Terms
@@ -28,6 +28,39 @@ def segmenter(seed: int, *widths: int, side: int = 8) -> Network:
         width=side,
         arguments={"widths": list(widths)},
     )
+
+
+def detector(
+    seed: int, reference: str = "retort/fcos", *, side: int = 32, **arguments: Any
+) -> Network:
+    """Return a tiny detector of 3 classes whose pyramid has maps at strides 4 and 8."""
+    torch.manual_seed(seed)
+    small = {"width": 4, "blocks": 1, "fpn_channels": 32, "detections_per_image": 10}
+    if reference != "retort/fasterrcnn":
+        small["head_convs"] = 1
+    else:
+        small.update(representation_size=16, box_batch_size_per_image=8)
+    return networks.build(
+        reference,
+        classes=3,
+        channels=1,
+        height=side,
+        width=side,
+        arguments={**small, **arguments},
+    )
+
+
+def boxes_batch(*images: list[list[float]], side: int = 32) -> Batch:
+    """Return a batch of black pictures with boxes of class, x1, y1, x2, y2; by default of two."""
+    rows = images or ([[0, 4, 4, 20, 24], [2, 12, 14, 30, 30]], [])
+    table = boxes.padded(
+        [torch.tensor([[*row, 0, 0] for row in each]).float().view(-1, 7) for each in rows],
+        most=max(1, *map(len, rows)),
+    )
+    beside = torch.tensor([side, side, 1.0]).expand(*table.shape[:2], 3)
+    labels = torch.cat([table, beside], dim=-1)
+    black = torch.zeros(len(rows), 1, side, side, dtype=torch.uint8)
+    return Batch(images=black, labels=labels, index=torch.arange(len(rows)))
 
 
 def batch(masks: Any) -> Batch:

@@ -15,7 +15,7 @@ import copy
 import functools
 import importlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -406,9 +406,15 @@ class Detector(interface.Network):
         return self.backbone(larger), sizes
 
     def _features(
-        self, logits: Tensor, maps: Mapping[str, Tensor], output: interface.DetectorOutput
+        self,
+        logits: Tensor | None,
+        maps: Mapping[str, Tensor],
+        output: interface.DetectorOutput | None,
     ) -> interface.Features:
         stages = tuple(maps.values())
+        if logits is None:
+            # Empty, but part of the graph, as logits are.
+            logits = stages[-1].flatten(2)[:, :1, :0].expand(-1, self.classes, -1)
         return interface.Features(
             logits=logits,
             pooled=stages[-1].mean(dim=(2, 3)),
@@ -429,6 +435,8 @@ class DenseDetector(Detector):
     anchor_generator: Any
     detections_per_img: int
     output_kind: ClassVar[type[DenseOutput]]
+    runs_head: bool = True
+    """Whether `observe` computes what the head says; `forward` always does."""
 
     @property
     def detections_per_image(self) -> int:
@@ -437,8 +445,14 @@ class DenseDetector(Detector):
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
         """Return the logits of all locations or anchors, the pyramid's maps, and the rest."""
+        if not self.runs_head:
+            return self._features(None, self._maps(images)[0], None)
         output, maps = self._output(images)
         return self._features(output.logits, maps, output)
+
+    def skip_features(self, unused: Collection[str]) -> None:
+        """Leave out the head where nobody reads what it says; then there are no logits."""
+        self.runs_head = "locations" not in unused
 
     def _output(self, images: Tensor) -> tuple[DenseOutput, Mapping[str, Tensor]]:
         maps, sizes = self._maps(images)
@@ -484,10 +498,7 @@ class TwoStageDetector(Detector):
     def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
         """Return the pyramid's maps, from which the rest is computed when it is asked for."""
         output, maps = self._output(images)
-        last = tuple(maps.values())[-1]
-        # Empty, but part of the graph, as logits are.
-        logits = last.flatten(2)[:, :1, :0].expand(-1, self.classes, -1)
-        return self._features(logits, maps, output)
+        return self._features(None, maps, output)
 
     def _output(self, images: Tensor) -> tuple[TwoStageOutput, Mapping[str, Tensor]]:
         maps, sizes = self._maps(images)
