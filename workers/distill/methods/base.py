@@ -59,6 +59,10 @@ class Moment:
         """Return min(epoch / epochs, 1): a weight that fades in, never zero."""
         return min(self.epoch / epochs, 1.0) if epochs > 0 else 1.0
 
+    def step_ramp(self, steps: int) -> float:
+        """Return min(step / steps, 1): the same over steps."""
+        return min(self.step / steps, 1.0) if steps > 0 else 1.0
+
     @property
     def closes_epoch(self) -> bool:
         """Whether this is the last step of its epoch."""

@@ -52,6 +52,15 @@ WarmupEpochs: TypeAlias = Annotated[
         "min(epoch / warmup_epochs, 1); 0 starts at full weight.",
     ),
 ]
+WarmupSteps: TypeAlias = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=1_000_000,
+        description="Steps over which the weight of the terms rises, as "
+        "min(step / warmup_steps, 1); 0 starts at full weight.",
+    ),
+]
 Centered: TypeAlias = Annotated[
     bool, Field(description="Centre the kernels, as defined; false as in the released code.")
 ]

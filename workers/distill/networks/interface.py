@@ -68,6 +68,15 @@ class DenseDetectorOutput(DetectorOutput, Protocol):
 
 
 @runtime_checkable
+class AnchoredDetectorOutput(DetectorOutput, Protocol):
+    """Output of a detector whose locations have boxes of their own, which its own are coded by."""
+
+    def level_anchors(self) -> tuple[Float[Tensor, "h w K 4"], ...]:
+        """Return the anchors of each level, finest first: x1, y1, x2, y2 in pixels."""
+        ...
+
+
+@runtime_checkable
 class TwoStageDetectorOutput(DetectorOutput, Protocol):
     """Output of a detector that classifies proposals."""
 

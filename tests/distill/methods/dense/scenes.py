@@ -14,6 +14,7 @@ from workers.distill.networks import catalog as networks
 from workers.distill.networks.interface import Network
 
 SHAPE = (2, 3, 2, 2)
+PICTURES = scenes.pictures(2, (32, 32))
 MASKS = DENSE.inputs("pixel_kd_2x3x2x2")["labels"]
 
 
@@ -92,3 +93,15 @@ def terms(
 def without_labels(masks: Any = MASKS) -> torch.Tensor:
     """Return masks of the same shape in which no pixel has a class."""
     return torch.full_like(torch.as_tensor(masks), dataset.IGNORE_INDEX)
+
+
+def frozen(network: Network) -> Network:
+    """Return the network as a teacher."""
+    return network.eval().requires_grad_(False)
+
+
+def detection_terms(choice: dict[str, Any], student: Network, teacher: Network) -> Terms:
+    """Return a method's terms for two images with the boxes of `boxes_batch`."""
+    method = catalog.build(choice, student, teacher)
+    learned, taught = scenes.observed(student, teacher, PICTURES)
+    return method.terms(learned, taught, boxes_batch(), scenes.MOMENT)

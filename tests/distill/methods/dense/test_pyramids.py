@@ -50,8 +50,7 @@ def terms_of_maps(choice: dict[str, Any]) -> Callable[[Any, Any], Terms]:
 def maps(seed: int, channels: int = 3) -> list[torch.Tensor]:
     draw = torch.Generator().manual_seed(seed)
     return [
-        torch.randn(2, channels, side, side, generator=draw, dtype=torch.float64)
-        for side in (8, 4)
+        torch.randn(2, channels, side, side, generator=draw, dtype=torch.float64) for side in (8, 4)
     ]
 
 

@@ -107,11 +107,12 @@ class LevelPairs(nn.Module):
         teacher: Shapes,
         *,
         most: int | None = USUAL_LEVELS,
-        kernel: int = 1,
+        kernel: int | None = None,
     ) -> None:
         """Pair levels; `chosen` None takes the first `most`, and all if that is None too.
 
-        `kernel` is the side of a connector's kernel. Raises `IncompatibleNetworks` for a chosen
+        `kernel` is the side of the kernel that every level's connector has; None: 1x1 where
+        channels differ, and no connector elsewhere. Raises `IncompatibleNetworks` for a chosen
         level that is not there.
         """
         super().__init__()
@@ -139,8 +140,8 @@ class LevelPairs(nn.Module):
             given = student.stages[index][0]
             self.connectors.append(
                 nn.Identity()
-                if given == wanted
-                else nn.Conv2d(given, wanted, kernel, padding=kernel // 2)
+                if given == wanted and kernel is None
+                else nn.Conv2d(given, wanted, kernel or 1, padding=(kernel or 1) // 2)
             )
 
     def forward(self, student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:

@@ -82,6 +82,12 @@ def _image_list(
     return kind(like.new_zeros(()).expand(count, 1, *size), [image_size] * count)
 
 
+def _on_grids(
+    levels: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+) -> tuple[Float[Tensor, "h w K 4"], ...]:
+    return tuple(anchors.view(*size, -1, 4) for anchors, size in zip(levels, sizes, strict=True))
+
+
 def _at_least_float(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
@@ -195,6 +201,15 @@ class DenseOutput:
         return found
 
 
+class AnchorOutput(DenseOutput):
+    """Boxes are coded by anchors; an `interface.AnchoredDetectorOutput`."""
+
+    def level_anchors(self) -> tuple[Float[Tensor, "h w K 4"], ...]:
+        """Return the anchors of each level, finest first: x1, y1, x2, y2 in pixels."""
+        levels = self.anchors()[0].split(self.boxes_per_level)
+        return _on_grids(levels, self.level_sizes)
+
+
 class FCOSOutput(DenseOutput):
     """One box per location, with its centerness."""
 
@@ -210,7 +225,7 @@ class FCOSOutput(DenseOutput):
         return matches
 
 
-class RetinaNetOutput(DenseOutput):
+class RetinaNetOutput(AnchorOutput):
     """Several anchors per location; those that half fit a box are ignored."""
 
     def _matches(self, given: Examples, anchors: list[Tensor]) -> list[Tensor]:
@@ -222,7 +237,7 @@ class RetinaNetOutput(DenseOutput):
         return matches
 
 
-class SSDOutput(DenseOutput):
+class SSDOutput(AnchorOutput):
     """Several anchors per location, and a softmax whose first column is background."""
 
     first_class = 1
@@ -308,6 +323,17 @@ class TwoStageOutput:
         else:
             logits = self._classified(self._own(proposals))[0]
         return torch.cat([logits[:, 1:], logits[:, :1]], dim=1)
+
+    def level_anchors(self) -> tuple[Float[Tensor, "h w K 4"], ...]:
+        """Return the anchors of proposals at each level, finest first, in pixels."""
+        maps = list(self._maps.values())
+        # A copy, as it keeps the tensors of its last call.
+        generator = copy.copy(self._network.rpn.anchor_generator)
+        (anchors, *_) = generator(self._list(), maps)
+        sizes = [(level.shape[2], level.shape[3]) for level in maps]
+        per_location = generator.num_anchors_per_location()
+        counts = [h * w * count for (h, w), count in zip(sizes, per_location, strict=True)]
+        return _on_grids(anchors.split(counts), sizes)
 
     @torch.no_grad()
     def detections(self) -> Float[Tensor, "N D 6"]:
