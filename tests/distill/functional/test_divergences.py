@@ -121,3 +121,33 @@ class TestDecoupledKL:
         doubt = 1 - teacher.softmax(1).gather(1, labels[:, None]).squeeze(1)
         whole = divergences.softened_kl(student, teacher, temperature=1.0)
         assert torch.allclose(parts[0] + doubt * parts[1], whole, rtol=1e-9)
+
+
+class TestBinaryKL:
+    def test_is_the_divergence_of_two_coins(self) -> None:
+        student, teacher = DENSE.student(3, 4), DENSE.teacher(3, 4)
+        found = divergences.binary_kl(student, teacher, temperature=2.0, focus=0.0)
+        ours, theirs = ((each / 2).sigmoid() for each in (student, teacher))
+        wanted = 4 * sum(
+            (q * (q / p).log() for p, q in ((ours, theirs), (1 - ours, 1 - theirs))),
+            torch.zeros(3, 4),
+        )
+        assert torch.allclose(found, wanted, rtol=1e-9)
+        focused = divergences.binary_kl(student, teacher, temperature=2.0, focus=2.0)
+        assert torch.allclose(focused, wanted * (ours - theirs).square(), rtol=1e-9)
+
+    @pytest.mark.parametrize("focus", [0.0, 0.5, 2.0])
+    def test_has_a_gradient_that_is_a_number_where_both_agree(self, focus: float) -> None:
+        logits = torch.tensor([0.0, 80.0, -300.0], requires_grad=True)
+        divergences.binary_kl(
+            logits, logits.detach(), temperature=1.0, focus=focus
+        ).sum().backward()
+        assert logits.grad is not None
+        assert torch.allclose(logits.grad, torch.zeros(3))
+
+    def test_has_the_gradient_of_its_value(self) -> None:
+        student, teacher = DENSE.student(3, 2).requires_grad_(), DENSE.teacher(3, 2)
+        assert torch.autograd.gradcheck(
+            lambda given: divergences.binary_kl(given, teacher, temperature=2.0, focus=2.0),
+            (student,),
+        )

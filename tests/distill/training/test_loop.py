@@ -213,7 +213,7 @@ class TestTeacher:
         images, labels = folders.images(12, 3, 0)
         source = a_source(images, labels)
         view = Preprocessor("teacher", size, size, CPU)
-        online = OnlineTeacher(network.observe, view, FLOAT32, stages=False)
+        online = OnlineTeacher(network.observe, view, FLOAT32, keeps=())
         cached = CachedTeacher(online, source)
         for batch in source.epoch(1):
             online_out, cached_out = online.observe(batch), cached.observe(batch)
@@ -227,7 +227,7 @@ class TestTeacher:
         view = Preprocessor("teacher", size, size, CPU)
         images, labels = folders.images(12, 3, 0)
         source = a_source(images, labels)
-        teacher_out = OnlineTeacher(network.observe, view, FLOAT32, stages=True).observe(
+        teacher_out = OnlineTeacher(network.observe, view, FLOAT32, keeps=("stages",)).observe(
             next(source.epoch(1))
         )
         maps = [

@@ -7,6 +7,7 @@ from tests.distill import folders
 from tests.distill.methods import scenes
 from tests.distill.training.test_loop import a_state, step_of
 from workers.distill import errors
+from workers.distill.config.descriptions import FeatureName
 from workers.distill.config.job import Input
 from workers.distill.config.training import expand
 from workers.distill.data.loader import BatchLoader
@@ -41,15 +42,15 @@ def source(**training: object) -> BatchLoader:
     return BatchLoader(images, labels, training=wanted, flip=False, device=CPU)
 
 
-def online_teacher(network: Network, *, stages: bool = False) -> OnlineTeacher:
-    return OnlineTeacher(network.observe, VIEW, FLOAT32, stages=stages)
+def online_teacher(network: Network, *, keeps: tuple[FeatureName, ...] = ()) -> OnlineTeacher:
+    return OnlineTeacher(network.observe, VIEW, FLOAT32, keeps=keeps)
 
 
 class TestOnlineTeacher:
     def test_shows_maps_only_to_those_who_want_them(self) -> None:
         network, batch = scenes.other_network(), next(source().epoch(1))
         assert online_teacher(network).observe(batch).stages == ()
-        assert len(online_teacher(network, stages=True).observe(batch).stages) == 3
+        assert len(online_teacher(network, keeps=("stages",)).observe(batch).stages) == 3
 
     def test_looks_at_the_strong_view_too(self) -> None:
         network, batch = scenes.other_network(), next(source().epoch(1))

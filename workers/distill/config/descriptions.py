@@ -32,7 +32,9 @@ From 0 to 1, higher is better: the share of right answers, the mean intersection
 COCO's average precision. It is the task's own `primary_metric`, for readers without torch.
 """
 Need: TypeAlias = Literal["labels", "teacher", "equal_classes", "batch_norm"]
-FeatureName: TypeAlias = Literal["stages", "pre_activations", "final", "norms", "classifier"]
+FeatureName: TypeAlias = Literal[
+    "stages", "pre_activations", "final", "norms", "classifier", "locations", "proposals"
+]
 """What a network may or may not show, besides its logits and its pooled features."""
 
 FEATURES: dict[FeatureName, str] = {
@@ -41,8 +43,12 @@ FEATURES: dict[FeatureName, str] = {
     "final": "a last feature map whose average is its embedding",
     "norms": "a batch norm before the last activation of every stage",
     "classifier": "a linear classifier on its embedding",
+    "locations": "a detector's classes at each location or anchor",
+    "proposals": "a detector's classifier of proposals",
 }
-MAPS: frozenset[FeatureName] = frozenset({"stages", "pre_activations", "final"})
+DETECTORS: frozenset[FeatureName] = frozenset({"locations", "proposals"})
+"""Features that are in a detector's output, `Features.detector`."""
+MAPS: frozenset[FeatureName] = frozenset({"stages", "pre_activations", "final"}) | DETECTORS
 """Features that are too large to be kept for every image."""
 
 COMBINE = "combine"
@@ -114,6 +120,14 @@ class MethodDescription(_Description):
     norm_weights: tuple[str, ...]
     learns_from_student_only: bool
     contradictions: tuple[Contradiction, ...]
+    task_shows: dict[str, tuple[FeatureName, ...]]
+    """What both networks must show besides, by task."""
+
+    def required_features(self, role: str, task: str | None) -> tuple[FeatureName, ...]:
+        """Return what a network must show; `role`: student or teacher, `task`: None if unknown."""
+        always = self.student_shows if role == "student" else self.teacher_shows
+        in_task: tuple[FeatureName, ...] = self.task_shows.get(task or "", ())
+        return _union([always, in_task])
 
     @property
     def is_data_free(self) -> bool:
@@ -196,6 +210,10 @@ def combined(whole: MethodDescription, parts: Sequence[MethodDescription]) -> Me
             "wants_strong": any(part.wants_strong for part in parts),
             "smallest_batch": max(part.smallest_batch for part in parts),
             "smallest_classes": max(part.smallest_classes for part in parts),
+            "task_shows": {
+                task: _union(part.task_shows.get(task, ()) for part in parts)
+                for task in _union(part.task_shows for part in parts)
+            },
         }
     )
 
@@ -208,5 +226,5 @@ def value_at(method: Mapping[str, Any], field: str) -> Any:  # Any: a JSON value
     return value
 
 
-def _union(several: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:  # Any: a need or a feature
+def _union(several: Iterable[Iterable[Any]]) -> tuple[Any, ...]:  # Any: a need or a feature
     return tuple(dict.fromkeys(one for each in several for one in each))

@@ -95,6 +95,11 @@ class RunResult(BaseModel):
     device_name: str | None = Field(default=None, description="Such as `NVIDIA H100`.")
     precision: str | None = Field(default=None, description="Such as `float32` or `bfloat16`.")
     compile: bool | None = Field(default=None, description="Whether torch.compile was used.")
+    method: dict[str, Any] = Field(  # Any: each method has facts of its own
+        default={},
+        description="What the method made of the networks' shapes, such as `patches` of densepcka: "
+        "patches of each level of the pyramid, finest first; too few teach little.",
+    )
     versions: dict[str, str] = Field(
         default={}, description="Versions of the software that the student's bytes depend on."
     )

@@ -587,7 +587,7 @@ def of_features(
     """Yield what a method wants to see of a network that the network does not show."""
     if network.shows is None:
         return
-    for name in description.student_shows if role == "student" else description.teacher_shows:
+    for name in description.required_features(role, network.task):
         if name not in network.shows:
             yield Violation(
                 _field_of(role),

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from workers.distill.functional.rows import rows
 
+SMALLEST_SHARE = 1e-12
+
 
 def softened_kl(
     student_logits: Float[Tensor, "N C"],
@@ -39,6 +41,29 @@ def scaled_kl(
     """
     apart = softened_kl(rows(student_logits), rows(teacher_logits), temperature=temperature)
     return temperature**2 * (apart.mean() if counted is None else mean_of(apart, counted))
+
+
+def binary_kl(
+    student_logits: Float[Tensor, "*S"],
+    teacher_logits: Float[Tensor, "*S"],
+    *,
+    temperature: float,
+    focus: float,
+) -> Float[Tensor, "*S"]:
+    """Return temperature^2 * KL(teacher || student) of each sigmoid, focused where they differ.
+
+    Each is multiplied by |difference of the probabilities|^focus, through which a gradient passes.
+    Units as `scaled_kl`.
+    """
+    student, teacher = student_logits / temperature, teacher_logits / temperature
+    shares = teacher.sigmoid()
+    divergence = shares * (F.logsigmoid(teacher) - F.logsigmoid(student))
+    divergence = divergence + (1 - shares) * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+    if focus:
+        # A root of 0 has no gradient that is a number.
+        apart = (shares - student.sigmoid()).abs().clamp_min(SMALLEST_SHARE)
+        divergence = divergence * apart.pow(focus)
+    return temperature**2 * divergence
 
 
 def mean_of(values: Float[Tensor, " R"], counted: Bool[Tensor, "N *S"]) -> Float[Tensor, ""]:

@@ -5,9 +5,10 @@ they are trained with the student and saved in checkpoints. It declares its name
 hyper-parameters and terms; it does no forward pass, no optimizer step and no logging.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeAlias
 
 from jaxtyping import Float
 from pydantic import Field
@@ -58,6 +59,10 @@ class Moment:
         """Return min(epoch / epochs, 1): a weight that fades in, never zero."""
         return min(self.epoch / epochs, 1.0) if epochs > 0 else 1.0
 
+    def step_ramp(self, steps: int) -> float:
+        """Return min(step / steps, 1): the same over steps."""
+        return min(self.step / steps, 1.0) if steps > 0 else 1.0
+
     @property
     def closes_epoch(self) -> bool:
         """Whether this is the last step of its epoch."""
@@ -78,6 +83,8 @@ class Method(nn.Module):
     needs: ClassVar[tuple[Need, ...]] = ("labels", "teacher")
     required_student_features: ClassVar[tuple[FeatureName, ...]] = ()
     required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ()
+    task_features: ClassVar[Mapping[Task, tuple[FeatureName, ...]]] = MappingProxyType({})
+    """Features that both networks must show in one task, besides those of every task."""
     loop: ClassVar[str] = "supervised"
     """The loop that trains the student; a key of `run.loops.LOOPS`."""
     tasks: ClassVar[tuple[Task, ...]] = ("classification",)
@@ -114,14 +121,15 @@ class Method(nn.Module):
             errors.IncompatibleNetworks,
             student_classes=student.classes,
         )
-        student.enable_features(self.required_student_features)
+        described = self.describe()
+        self.student_features = described.required_features("student", student.task)
+        self.teacher_features = described.required_features("teacher", student.task)
+        student.enable_features(self.student_features)
         if teacher is not None:
-            teacher.enable_features(self.required_teacher_features)
-        self.student_shapes = shapes.measure(student) if self.required_student_features else None
+            teacher.enable_features(self.teacher_features)
+        self.student_shapes = shapes.measure(student) if self.student_features else None
         self.teacher_shapes = (
-            shapes.measure(teacher)
-            if self.required_teacher_features and teacher is not None
-            else None
+            shapes.measure(teacher) if self.teacher_features and teacher is not None else None
         )
         for role, network in (("student", student), ("teacher", teacher)):
             if network is not None:
@@ -148,6 +156,7 @@ class Method(nn.Module):
             norm_weights=(),
             learns_from_student_only=False,
             contradictions=cls.contradictions,
+            task_shows=dict(cls.task_features),
         )
 
     @property
@@ -177,18 +186,20 @@ class Method(nn.Module):
     def after_step(self, moment: Moment) -> None:
         """Do what follows each optimizer step, such as moving a temperature."""
 
+    def facts(self) -> dict[str, Any]:  # Any: JSON
+        """Return what the method made of the networks' shapes and a user should know."""
+        return {}
+
     def deliver(self, student: Network) -> Network:
         """Return the network to validate and deliver."""
         return student
 
     def _check_shows(self, role: str, network: Network) -> None:
         measured = self.student_shapes if role == "student" else self.teacher_shapes
-        wanted = (
-            self.required_student_features if role == "student" else self.required_teacher_features
-        )
+        wanted = self.student_features if role == "student" else self.teacher_features
         shows = frozenset(name for name in wanted if _is_shown(name, network, measured))
         reference = network.reference or type(network).__name__
-        description = NetworkDescription(reference, shows=shows)
+        description = NetworkDescription(reference, task=network.task, shows=shows)
         missing = next((name for name in wanted if name not in shows), None)
         errors.refuse(
             rules.of_features(self.describe(), role, description),
@@ -209,6 +220,10 @@ def _is_shown(name: FeatureName, network: Network, measured: shapes.Shapes | Non
             return bool(network.stage_norms())
         case "classifier":
             return network.pooled_classifier() is not None
+        case "locations":
+            return measured is not None and measured.locations is not None
+        case "proposals":
+            return measured is not None and measured.has_proposals
 
 
 def check_equal_classes(name: str, student: Network, teacher: Network) -> None:

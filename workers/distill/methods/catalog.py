@@ -24,12 +24,20 @@ from workers.distill.methods.datafree.ssdkd import SSDKD
 from workers.distill.methods.datafree.zskt import ZSKT
 from workers.distill.methods.dense.cirkd import CIRKD
 from workers.distill.methods.dense.cwd import CWD
+from workers.distill.methods.dense.densepcka import DensePCKA
+from workers.distill.methods.dense.fgd import FGD
+from workers.distill.methods.dense.fgfi import FGFI
+from workers.distill.methods.dense.frs import FRS
+from workers.distill.methods.dense.headdkd import HeadDKD
+from workers.distill.methods.dense.headkd import HeadKD
+from workers.distill.methods.dense.mgd import MGD
 from workers.distill.methods.dense.mimic import Mimic
-from workers.distill.methods.dense.pckaseg import PCKASeg
 from workers.distill.methods.dense.pixeldist import PixelDIST
 from workers.distill.methods.dense.pixeldkd import PixelDKD
 from workers.distill.methods.dense.pixelkd import PixelKD
 from workers.distill.methods.dense.pkd import PKD
+from workers.distill.methods.dense.roidkd import ROIDKD
+from workers.distill.methods.dense.roikd import ROIKD
 from workers.distill.methods.dense.skd import SKD
 from workers.distill.methods.feature.at import AT
 from workers.distill.methods.feature.catkd import CATKD
@@ -74,17 +82,24 @@ METHODS: dict[str, type[Method]] = {
     "cwd": CWD,
     "dafl": DAFL,
     "deepinversion": DeepInversion,
+    "densepcka": DensePCKA,
     "dfad": DFAD,
     "dfq": DFQ,
     "dist": DIST,
     "dkd": DKD,
     "fast": Fast,
+    "fgd": FGD,
+    "fgfi": FGFI,
     "fitnet": FitNet,
     "fkd": FKD,
+    "frs": FRS,
+    "headdkd": HeadDKD,
+    "headkd": HeadKD,
     "kd": KD,
     "kdsvd": KDSVD,
     "labelsmoothing": LabelSmoothing,
     "mad": MAD,
+    "mgd": MGD,
     "mimic": Mimic,
     "mlld": MLLD,
     "mmd": MMD,
@@ -94,7 +109,6 @@ METHODS: dict[str, type[Method]] = {
     "nst": NST,
     "ofd": OFD,
     "pcka": PCKA,
-    "pckaseg": PCKASeg,
     "pixeldist": PixelDIST,
     "pixeldkd": PixelDKD,
     "pixelkd": PixelKD,
@@ -103,6 +117,8 @@ METHODS: dict[str, type[Method]] = {
     "rcka": RCKA,
     "reviewkd": ReviewKD,
     "rkd": RKD,
+    "roidkd": ROIDKD,
+    "roikd": ROIKD,
     "simkd": SimKD,
     "skd": SKD,
     "sp": SP,

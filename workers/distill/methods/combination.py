@@ -7,7 +7,7 @@ memory and schedule, exactly as it would alone.
 Source: Tian et al., ICLR 2020, arXiv:1910.10699, section 4.1 (CRD + KD adds 1.0 times KD's loss).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -97,6 +97,10 @@ class Combination(SupervisedMethod):
                     terms[unique] = choice.weight * term
         return terms
 
+    def facts(self) -> dict[str, Any]:
+        """Return the facts of each part that has any, by its name."""
+        return {part.name: part.facts() for part in self._parts if part.facts()}
+
     def after_step(self, moment: Moment) -> None:
         """Let each part follow the step."""
         for part in self._parts:
@@ -115,6 +119,9 @@ def of(parts: Sequence[Part]) -> type[Combination]:
         needs: tuple[Need, ...] = description.needs  # type: ignore[misc]  # the same
         required_student_features: tuple[FeatureName, ...] = description.student_shows  # type: ignore[misc]  # the same
         required_teacher_features: tuple[FeatureName, ...] = description.teacher_shows  # type: ignore[misc]  # the same
+        task_features: Mapping[Task, tuple[FeatureName, ...]] = cast(  # type: ignore[misc]  # the same
+            "Mapping[Task, tuple[FeatureName, ...]]", description.task_shows
+        )
         accepts_mixed = description.accepts_mixed
         uses_strong_view = description.wants_strong
         smallest_batch = description.smallest_batch

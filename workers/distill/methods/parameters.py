@@ -52,6 +52,15 @@ WarmupEpochs: TypeAlias = Annotated[
         "min(epoch / warmup_epochs, 1); 0 starts at full weight.",
     ),
 ]
+WarmupSteps: TypeAlias = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=1_000_000,
+        description="Steps over which the weight of the terms rises, as "
+        "min(step / warmup_steps, 1); 0 starts at full weight.",
+    ),
+]
 Centered: TypeAlias = Annotated[
     bool, Field(description="Centre the kernels, as defined; false as in the released code.")
 ]
@@ -72,6 +81,16 @@ PoolSide: TypeAlias = Annotated[
         le=1024,
         description="Pixels along the side of the squares that are pooled into one position "
         "before positions are compared. Null takes 2, or more where too many would remain.",
+    ),
+]
+Levels: TypeAlias = Annotated[
+    list[Annotated[int, Field(ge=0, le=15)]] | None,
+    Field(
+        min_length=1,
+        max_length=16,
+        description="Levels of the detectors' pyramids that are compared, 0 is the finest; where "
+        "one pyramid has fewer levels, each is paired with the other's that is closest in size. "
+        "Null takes the default of the method, without those that are not there.",
     ),
 ]
 Count: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000)]

@@ -42,6 +42,8 @@ WITHOUT_NORMS = ("stages", "pre_activations", "final", "classifier")
 WITHOUT_CLASSIFIER = ("stages", "pre_activations", "final", "norms")
 LINEAR_STAGES = ("stages", "final", "classifier")
 PYRAMID = ("stages", "final")
+DENSE_DETECTOR = (*PYRAMID, "locations")
+TWO_STAGE_DETECTOR = (*PYRAMID, "proposals")
 
 
 @dataclass(frozen=True)
@@ -269,7 +271,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         1_010_945,
         own_detectors.FCOSArguments,
         smallest_side=32,
-        shows=PYRAMID,
+        shows=DENSE_DETECTOR,
         description="Boxes with classes: FCOS, one box per location, on a feature pyramid over a "
         "small residual network or a network of timm.",
         task="detection",
@@ -280,7 +282,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         1_638_144,
         own_detectors.RetinaNetArguments,
         smallest_side=32,
-        shows=PYRAMID,
+        shows=DENSE_DETECTOR,
         description="Boxes with classes: RetinaNet, nine anchors per location, on a feature "
         "pyramid over a small residual network or a network of timm.",
         task="detection",
@@ -291,7 +293,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         1_838_688,
         own_detectors.FasterRCNNArguments,
         smallest_side=32,
-        shows=PYRAMID,
+        shows=TWO_STAGE_DETECTOR,
         description="Boxes with classes: Faster R-CNN, which classifies proposals, on a feature "
         "pyramid over a small residual network or a network of timm.",
         task="detection",

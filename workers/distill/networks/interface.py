@@ -68,6 +68,15 @@ class DenseDetectorOutput(DetectorOutput, Protocol):
 
 
 @runtime_checkable
+class AnchoredDetectorOutput(DetectorOutput, Protocol):
+    """Output of a detector whose locations have boxes of their own, which its own are coded by."""
+
+    def level_anchors(self) -> tuple[Float[Tensor, "h w K 4"], ...]:
+        """Return the anchors of each level, finest first: x1, y1, x2, y2 in pixels."""
+        ...
+
+
+@runtime_checkable
 class TwoStageDetectorOutput(DetectorOutput, Protocol):
     """Output of a detector that classifies proposals."""
 
@@ -182,6 +191,12 @@ class Network(nn.Module):
         """Enable features that are off by default because they slow down every step.
 
         A method calls it with the features that it needs; most networks return all by default.
+        """
+
+    def skip_features(self, unused: Collection[str]) -> None:
+        """Leave out features that nothing reads, where that saves time; logits may become empty.
+
+        A teacher's copy is told so (`run.teacher_factory`); most networks return all anyway.
         """
 
     def __call__(self, images: Tensor) -> Tensor:

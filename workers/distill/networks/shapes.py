@@ -9,10 +9,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workers.distill.networks import interface
 from workers.distill.networks.interface import Network
 
 Shape = tuple[int, int, int]
 """Channels, height and width of a map."""
+
+
+@dataclass(frozen=True)
+class Locations:
+    """Where a dense head classifies: sizes of its levels, finest first, and boxes per location."""
+
+    level_sizes: tuple[tuple[int, int], ...]
+    boxes_per_location: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,9 @@ class Shapes:
     stages: tuple[Shape, ...]
     pre_activations: tuple[Shape, ...]
     final: Shape | None
+    locations: Locations | None = None
+    has_proposals: bool = False
+    """Of detectors: the one or the other."""
 
 
 @torch.no_grad()
@@ -37,12 +49,17 @@ def measure(network: Network) -> Shapes:
         features = network.observe(images)
     finally:
         network.train(was_training)
+    detector, locations = features.detector, None
+    if isinstance(detector, interface.DenseDetectorOutput):
+        locations = Locations(detector.level_sizes, detector.boxes_per_location)
     return Shapes(
         pooled=features.pooled.shape[1],
         stem=_shape(features.stem),
         stages=tuple(_map_shape(stage) for stage in features.stages),
         pre_activations=tuple(_map_shape(stage) for stage in features.pre_activations),
         final=_shape(features.final),
+        locations=locations,
+        has_proposals=isinstance(detector, interface.TwoStageDetectorOutput),
     )
 
 

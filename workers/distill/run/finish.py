@@ -50,6 +50,7 @@ def finish(
         evaluated_on=None if context.test is None else "dataset",
         **context.loop.result_fields(context, student.state),
         **measure(context, student),
+        **method_facts(student),
         wall_seconds=round(time.monotonic() - began, 3),
         epochs=context.config.training.epochs,
         steps=context.steps,
@@ -243,6 +244,12 @@ def measure(context: JobContext, student: Trained) -> dict[str, Any]:
         "images_per_second": round(rate, 2),
         "floor_share": None if share is None else round(share, 4),
     }
+
+
+def method_facts(student: Trained) -> dict[str, Any]:
+    """Return what the method tells of itself, or nothing."""
+    facts = student.state.method.facts()
+    return {"method": facts} if facts else {}
 
 
 def count(network: Network) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from workers.distill.config.descriptions import FEATURES
 from workers.distill.methods.base import Method
 from workers.distill.networks import folding
 from workers.distill.networks.interface import Features, Network, Observe
@@ -40,7 +41,7 @@ class TeacherFactory:
     ) -> None:
         """Serve these methods; `compiled` compiles the teacher where that is wanted."""
         self._shared = shared
-        self._stages = any(uses_feature_maps(method) for method in methods)
+        self._keeps = frozenset(name for method in methods for name in method.teacher_features)
         self._compiled = compiled
         self._stores: list[StoredTeacher] = []
         self._is_online = False
@@ -115,7 +116,9 @@ class TeacherFactory:
         preprocessor, network = self._shared.teacher_preprocessor, self._shared.teacher
         if preprocessor is None or network is None:
             raise ValueError("there is no teacher to fold")
-        return folding.folded(network, preprocessor(self._shared.sample(folding.EXAMPLES)))
+        copied = folding.folded(network, preprocessor(self._shared.sample(folding.EXAMPLES)))
+        copied.skip_features(FEATURES.keys() - self._keeps)
+        return copied
 
     @functools.cached_property
     def _online_teacher(self) -> OnlineTeacher:
@@ -123,7 +126,7 @@ class TeacherFactory:
         if preprocessor is None:
             raise ValueError("there is no teacher to compute")
         observe = self._compiled(self._folded) if self._compiled else self._folded.observe
-        return OnlineTeacher(observe, preprocessor, self._shared.precision, stages=self._stages)
+        return OnlineTeacher(observe, preprocessor, self._shared.precision, keeps=self._keeps)
 
     @functools.cached_property
     def _shared_teacher(self) -> SharedTeacher:

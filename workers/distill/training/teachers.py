@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workers.distill import errors
-from workers.distill.config.descriptions import MAPS
+from workers.distill.config.descriptions import DETECTORS, FEATURES, MAPS, FeatureName
 from workers.distill.data.loader import BatchLoader
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.data.types import Batch
@@ -54,12 +54,14 @@ class OnlineTeacher:
         preprocess: Preprocessor,
         precision: Precision,
         *,
-        stages: bool,
+        keeps: Collection[FeatureName],
     ) -> None:
+        """Observe batches; `keeps` are the features that a method reads, besides logits."""
         self._observe = observe
         self._preprocess = preprocess
         self._precision = precision
-        self._stages = stages
+        self._keeps_maps = bool(MAPS & set(keeps))
+        self._keeps_detector = bool(DETECTORS & set(keeps))
 
     def observe(self, batch: Batch) -> Features:
         """Return the teacher's features, as tensors that a loss may save for its backward pass."""
@@ -74,9 +76,12 @@ class OnlineTeacher:
         with torch.no_grad(), self._precision.autocast():
             features = self._observe(self._preprocess(images))
         # Maps that no method reads are freed before the student needs the memory.
-        kept = features if self._stages else Features(features.logits, features.pooled)
+        kept = features if self._keeps_maps else Features(features.logits, features.pooled)
         return dataclasses.replace(
-            kept, logits=at_least_float(features.logits), pooled=at_least_float(features.pooled)
+            kept,
+            logits=at_least_float(features.logits),
+            pooled=at_least_float(features.pooled),
+            detector=features.detector if self._keeps_detector else None,
         )
 
 
@@ -88,7 +93,7 @@ class TrainModeTeacher(OnlineTeacher):
 
     def __init__(self, network: Network, preprocess: Preprocessor, precision: Precision) -> None:
         own = copy.deepcopy(network).train()
-        super().__init__(own.observe, preprocess, precision, stages=True)
+        super().__init__(own.observe, preprocess, precision, keeps=FEATURES)
 
 
 class SharedTeacher:
@@ -197,7 +202,7 @@ def fill_stores(
 
 def uses_feature_maps(method: Method) -> bool:
     """Whether a method reads feature maps, not only logits and pooled features."""
-    return bool(MAPS & set(method.required_teacher_features))
+    return bool(MAPS & set(method.teacher_features))
 
 
 def fits_cache(count: int, classes: int, width: int) -> bool:

@@ -6,7 +6,7 @@ import torch
 
 from tests.distill.golden import DENSE
 from tests.distill.methods import scenes
-from workers.distill.data import dataset
+from workers.distill.data import boxes, dataset
 from workers.distill.data.types import Batch
 from workers.distill.methods import catalog
 from workers.distill.methods.base import Terms
@@ -14,6 +14,7 @@ from workers.distill.networks import catalog as networks
 from workers.distill.networks.interface import Network
 
 SHAPE = (2, 3, 2, 2)
+PICTURES = scenes.pictures(2, (32, 32))
 MASKS = DENSE.inputs("pixel_kd_2x3x2x2")["labels"]
 
 
@@ -28,6 +29,39 @@ def segmenter(seed: int, *widths: int, side: int = 8) -> Network:
         width=side,
         arguments={"widths": list(widths)},
     )
+
+
+def detector(
+    seed: int, reference: str = "retort/fcos", *, side: int = 32, **arguments: Any
+) -> Network:
+    """Return a tiny detector of 3 classes whose pyramid has maps at strides 4 and 8."""
+    torch.manual_seed(seed)
+    small = {"width": 4, "blocks": 1, "fpn_channels": 32, "detections_per_image": 10}
+    if reference != "retort/fasterrcnn":
+        small["head_convs"] = 1
+    else:
+        small.update(representation_size=16, box_batch_size_per_image=8)
+    return networks.build(
+        reference,
+        classes=3,
+        channels=1,
+        height=side,
+        width=side,
+        arguments={**small, **arguments},
+    )
+
+
+def boxes_batch(*images: list[list[float]], side: int = 32) -> Batch:
+    """Return a batch of black pictures with boxes of class, x1, y1, x2, y2; by default of two."""
+    rows = images or ([[0, 4, 4, 20, 24], [2, 12, 14, 30, 30]], [])
+    table = boxes.padded(
+        [torch.tensor([[*row, 0, 0] for row in each]).float().view(-1, 7) for each in rows],
+        most=max(1, *map(len, rows)),
+    )
+    beside = torch.tensor([side, side, 1.0]).expand(*table.shape[:2], 3)
+    labels = torch.cat([table, beside], dim=-1)
+    black = torch.zeros(len(rows), 1, side, side, dtype=torch.uint8)
+    return Batch(images=black, labels=labels, index=torch.arange(len(rows)))
 
 
 def batch(masks: Any) -> Batch:
@@ -59,3 +93,15 @@ def terms(
 def without_labels(masks: Any = MASKS) -> torch.Tensor:
     """Return masks of the same shape in which no pixel has a class."""
     return torch.full_like(torch.as_tensor(masks), dataset.IGNORE_INDEX)
+
+
+def frozen(network: Network) -> Network:
+    """Return the network as a teacher."""
+    return network.eval().requires_grad_(False)
+
+
+def detection_terms(choice: dict[str, Any], student: Network, teacher: Network) -> Terms:
+    """Return a method's terms for two images with the boxes of `boxes_batch`."""
+    method = catalog.build(choice, student, teacher)
+    learned, taught = scenes.observed(student, teacher, PICTURES)
+    return method.terms(learned, taught, boxes_batch(), scenes.MOMENT)

@@ -21,8 +21,8 @@ SEGMENTING: list[dict[str, Any]] = [
     {"name": "cwd", "patch": 4},
     {"name": "pkd", "patch": 4},
     {"name": "pixeldist", "patch": 4},
-    {"name": "pckaseg", "classes_weight": 1.0, "centered": True},
-    {"name": "combine", "methods": [{"name": "pckaseg"}, {"name": "mimic"}, {"name": "at"}]},
+    {"name": "densepcka", "classes_weight": 1.0, "centered": True},
+    {"name": "combine", "methods": [{"name": "densepcka"}, {"name": "mimic"}, {"name": "at"}]},
 ]
 
 

@@ -1,7 +1,8 @@
 """Attention transfer.
 
 A stage's activations, summed over channels, give a spatial attention map. The student matches the
-teacher's maps at every stage; the networks' widths may differ.
+teacher's maps at every stage; the networks' widths may differ. Of detectors the levels of their
+pyramids are compared.
 
 Source: Zagoruyko and Komodakis, ICLR 2017, arXiv:1612.03928, equation 2.
 Differs: the default distance is the mean of squared differences over images and positions, not the
@@ -84,7 +85,7 @@ class AT(StagePairsMethod):
         arxiv="1612.03928",
         equations="2",
     )
-    tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation")
+    tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation", "detection")
 
     class Params(StagePairsMethod.Params):
         """A weight, a power, a distance, and how maps are cut."""

@@ -2,7 +2,8 @@
 
 The student's deep stages are fused into its shallow ones: from the embedding down, each level is
 combined with the result of the deeper levels by learned attention, and compared with the teacher's
-maps at several resolutions.
+maps at several resolutions. Of detectors the levels of their pyramids are fused, from the coarsest
+down, and compared without activations and without a warm-up, as the authors of DKD do.
 
 Source: Chen et al., CVPR 2021, arXiv:2104.09044.
 Differs: shapes come from one forward pass instead of a table for each pair, and maps need not be
@@ -14,7 +15,7 @@ authors' code.
 Checked against: megvii-research/mdistiller, mdistiller/distillers/ReviewKD.py (published values).
 """
 
-from typing import Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
@@ -23,14 +24,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workers.distill import errors
+from workers.distill.config.job import Task
 from workers.distill.data.types import Batch
 from workers.distill.functional import adapters, map_distances, maps
 from workers.distill.methods.base import FeatureMethod, Moment, Source, Terms
-from workers.distill.methods.parameters import WarmupEpochs, Weight
+from workers.distill.methods.parameters import Weight
 from workers.distill.networks.interface import Features, Network
 from workers.distill.networks.shapes import Shape, Shapes
 
 Maps: TypeAlias = Literal["post", "pre"]
+WARMUP_EPOCHS = 20
 MOST_CHANNELS = 512
 """Channels in which levels are fused, unless the embedding has fewer."""
 
@@ -84,6 +87,7 @@ class ReviewKD(FeatureMethod):
     source = Source(
         "Distilling Knowledge via Knowledge Review", venue="CVPR 2021", arxiv="2104.09044"
     )
+    tasks: ClassVar[tuple[Task, ...]] = ("classification", "detection")
     smallest_batch = 2
     """One embedding has no batch statistics."""
 
@@ -95,16 +99,22 @@ class ReviewKD(FeatureMethod):
             description="Weight of the review; the authors use 0.6 to 8 by pair, 5 for "
             "resnet32x4 to resnet8x4.",
         )
-        warmup_epochs: WarmupEpochs = 20
+        warmup_epochs: Annotated[int, Field(ge=0, le=100_000)] | None = Field(
+            None,
+            description="Epochs over which the weight of the term rises, as "
+            "min(epoch / warmup_epochs, 1); 0 starts at full weight. Null takes 20, and 0 for "
+            "detectors.",
+        )
         student_maps: Maps = Field(
             "post",
             description="Whether the student's maps are taken before or after its activations; the "
             "authors take post for CIFAR-100, pre for ImageNet.",
         )
-        teacher_maps: Maps = Field(
-            "pre",
+        teacher_maps: Maps | None = Field(
+            None,
             description="Whether the teacher is compared before or after its activations; post "
-            "suits networks that return no maps before them.",
+            "suits networks that return no maps before them. Null takes pre, and post for "
+            "detectors, whose pyramids have no activations.",
         )
 
     params: Params
@@ -113,12 +123,18 @@ class ReviewKD(FeatureMethod):
 
     def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
         super().__init__(params, student, teacher)
+        is_detector = student.task == "detection"
+        self.teacher_maps: Maps = params.teacher_maps or ("post" if is_detector else "pre")
+        self.warmup_epochs = params.warmup_epochs
+        if self.warmup_epochs is None:
+            self.warmup_epochs = 0 if is_detector else WARMUP_EPOCHS
         given = _chosen(params.student_maps, "student", self.student_shapes, student)
-        wanted = _chosen(params.teacher_maps, "teacher", self.teacher_shapes, teacher)
+        wanted = _chosen(self.teacher_maps, "teacher", self.teacher_shapes, teacher)
         self.pairs = maps.pair_by_size(given, wanted)
         ours, theirs = self.student_shapes.pooled, self.teacher_shapes.pooled
         middle = min(MOST_CHANNELS, ours)
-        levels = [((ours, 1, 1), (theirs, 1, 1))]
+        self.fuses_embedding = not is_detector
+        levels = [((ours, 1, 1), (theirs, 1, 1))] if self.fuses_embedding else []
         levels += [(given[one], wanted[other]) for one, other in reversed(self.pairs)]
         self.fusions = nn.ModuleList(
             Fusion(one[0], middle, other[0], other[1:], deepest=level == 0)
@@ -129,8 +145,10 @@ class ReviewKD(FeatureMethod):
         """Return the task term and the review term, with its warm-up."""
         params = self.params
         ours = student.pre_activations if params.student_maps == "pre" else student.stages
-        theirs = teacher.pre_activations if params.teacher_maps == "pre" else teacher.stages
-        levels = [(student.pooled[:, :, None, None], teacher.pooled[:, :, None, None])]
+        theirs = teacher.pre_activations if self.teacher_maps == "pre" else teacher.stages
+        levels = []
+        if self.fuses_embedding:
+            levels.append((student.pooled[:, :, None, None], teacher.pooled[:, :, None, None]))
         levels += [(ours[one], theirs[other]) for one, other in reversed(self.pairs)]
         reviewed, deeper = [], None
         for fusion, (given, _) in zip(self.fusions, levels, strict=True):
@@ -139,7 +157,7 @@ class ReviewKD(FeatureMethod):
         loss = map_distances.multiscale_square(
             reviewed, [maps.at_least_float(wanted) for _, wanted in levels]
         )
-        weight = params.reviewkd_weight * moment.ramp(params.warmup_epochs)
+        weight = params.reviewkd_weight * moment.ramp(self.warmup_epochs)
         return {**self.task(student, batch), "reviewkd": weight * loss}
 
 

@@ -15,7 +15,7 @@ import copy
 import functools
 import importlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -80,6 +80,12 @@ def _image_list(
     """Return torchvision's list of images; only the size of its tensor is ever read."""
     kind: Any = importlib.import_module("torchvision.models.detection.image_list").ImageList
     return kind(like.new_zeros(()).expand(count, 1, *size), [image_size] * count)
+
+
+def _on_grids(
+    levels: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+) -> tuple[Float[Tensor, "h w K 4"], ...]:
+    return tuple(anchors.view(*size, -1, 4) for anchors, size in zip(levels, sizes, strict=True))
 
 
 def _at_least_float(values: Tensor) -> Tensor:
@@ -195,6 +201,15 @@ class DenseOutput:
         return found
 
 
+class AnchorOutput(DenseOutput):
+    """Boxes are coded by anchors; an `interface.AnchoredDetectorOutput`."""
+
+    def level_anchors(self) -> tuple[Float[Tensor, "h w K 4"], ...]:
+        """Return the anchors of each level, finest first: x1, y1, x2, y2 in pixels."""
+        levels = self.anchors()[0].split(self.boxes_per_level)
+        return _on_grids(levels, self.level_sizes)
+
+
 class FCOSOutput(DenseOutput):
     """One box per location, with its centerness."""
 
@@ -210,7 +225,7 @@ class FCOSOutput(DenseOutput):
         return matches
 
 
-class RetinaNetOutput(DenseOutput):
+class RetinaNetOutput(AnchorOutput):
     """Several anchors per location; those that half fit a box are ignored."""
 
     def _matches(self, given: Examples, anchors: list[Tensor]) -> list[Tensor]:
@@ -222,7 +237,7 @@ class RetinaNetOutput(DenseOutput):
         return matches
 
 
-class SSDOutput(DenseOutput):
+class SSDOutput(AnchorOutput):
     """Several anchors per location, and a softmax whose first column is background."""
 
     first_class = 1
@@ -308,6 +323,17 @@ class TwoStageOutput:
         else:
             logits = self._classified(self._own(proposals))[0]
         return torch.cat([logits[:, 1:], logits[:, :1]], dim=1)
+
+    def level_anchors(self) -> tuple[Float[Tensor, "h w K 4"], ...]:
+        """Return the anchors of proposals at each level, finest first, in pixels."""
+        maps = list(self._maps.values())
+        # A copy, as it keeps the tensors of its last call.
+        generator = copy.copy(self._network.rpn.anchor_generator)
+        (anchors, *_) = generator(self._list(), maps)
+        sizes = [(level.shape[2], level.shape[3]) for level in maps]
+        per_location = generator.num_anchors_per_location()
+        counts = [h * w * count for (h, w), count in zip(sizes, per_location, strict=True)]
+        return _on_grids(anchors.split(counts), sizes)
 
     @torch.no_grad()
     def detections(self) -> Float[Tensor, "N D 6"]:
@@ -406,9 +432,15 @@ class Detector(interface.Network):
         return self.backbone(larger), sizes
 
     def _features(
-        self, logits: Tensor, maps: Mapping[str, Tensor], output: interface.DetectorOutput
+        self,
+        logits: Tensor | None,
+        maps: Mapping[str, Tensor],
+        output: interface.DetectorOutput | None,
     ) -> interface.Features:
         stages = tuple(maps.values())
+        if logits is None:
+            # Empty, but part of the graph, as logits are.
+            logits = stages[-1].flatten(2)[:, :1, :0].expand(-1, self.classes, -1)
         return interface.Features(
             logits=logits,
             pooled=stages[-1].mean(dim=(2, 3)),
@@ -429,6 +461,8 @@ class DenseDetector(Detector):
     anchor_generator: Any
     detections_per_img: int
     output_kind: ClassVar[type[DenseOutput]]
+    runs_head: bool = True
+    """Whether `observe` computes what the head says; `forward` always does."""
 
     @property
     def detections_per_image(self) -> int:
@@ -437,8 +471,14 @@ class DenseDetector(Detector):
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
         """Return the logits of all locations or anchors, the pyramid's maps, and the rest."""
+        if not self.runs_head:
+            return self._features(None, self._maps(images)[0], None)
         output, maps = self._output(images)
         return self._features(output.logits, maps, output)
+
+    def skip_features(self, unused: Collection[str]) -> None:
+        """Leave out the head where nobody reads what it says; then there are no logits."""
+        self.runs_head = "locations" not in unused
 
     def _output(self, images: Tensor) -> tuple[DenseOutput, Mapping[str, Tensor]]:
         maps, sizes = self._maps(images)
@@ -484,10 +524,7 @@ class TwoStageDetector(Detector):
     def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
         """Return the pyramid's maps, from which the rest is computed when it is asked for."""
         output, maps = self._output(images)
-        last = tuple(maps.values())[-1]
-        # Empty, but part of the graph, as logits are.
-        logits = last.flatten(2)[:, :1, :0].expand(-1, self.classes, -1)
-        return self._features(logits, maps, output)
+        return self._features(None, maps, output)
 
     def _output(self, images: Tensor) -> tuple[TwoStageOutput, Mapping[str, Tensor]]:
         maps, sizes = self._maps(images)

@@ -1,0 +1,47 @@
+"""Decoupled classes of a dense head: value, identity."""
+
+import copy
+
+import pytest
+import torch
+
+from tests.distill.methods.dense import scenes
+from tests.distill.methods.scenes import MOMENT, observed
+from workers.distill.methods import catalog
+from workers.distill.methods.dense.detectors import HeadMethod
+
+BATCH = scenes.boxes_batch()
+
+
+class TestHeadDKD:
+    @pytest.mark.parametrize("reference", ["retort/fcos", "retort/retinanet"])
+    def test_train_a_detector_and_are_0_for_equal_heads(self, reference: str) -> None:
+        student = scenes.detector(1, reference)
+        teacher = scenes.frozen(scenes.detector(2, reference, width=6))
+        terms = scenes.detection_terms({"name": "headdkd"}, student, teacher)
+        assert float(terms["headdkd"].detach()) > 0
+        torch.stack(list(terms.values())).sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in student.parameters())
+        same = scenes.detection_terms(
+            {"name": "headdkd"}, student.eval(), scenes.frozen(copy.deepcopy(student))
+        )
+        assert float(same["headdkd"].detach()) < 1e-9
+
+    def test_parts_of_headdkd_add_up(self) -> None:
+        student, teacher = scenes.detector(1), scenes.frozen(scenes.detector(2))
+        learned, taught = observed(student, teacher, scenes.PICTURES)
+        found = {}
+        for alpha, beta in ((1.0, 0.0), (0.0, 1.0), (1.0, 0.25)):
+            choice = {"name": "headdkd", "alpha": alpha, "beta": beta}
+            method = catalog.build(choice, student, teacher)
+            found[alpha, beta] = method.terms(learned, taught, BATCH, MOMENT)["headdkd"].detach()
+        assert isinstance(method, HeadMethod)
+        assert torch.allclose(found[1, 0.25], found[1, 0] + 0.25 * found[0, 1])
+        classes = method.assigned(learned, BATCH)
+        rows = classes >= 0
+        ours, theirs = (each.logits.transpose(1, 2)[rows] for each in (learned, taught))
+        labels = classes[rows]
+        others = torch.ones(len(labels), 3).scatter(1, labels[:, None], 0).bool()
+        ours, theirs = (each[others].view(-1, 2).log_softmax(1) for each in (ours, theirs))
+        wanted = (theirs.exp() * (theirs - ours)).sum() / len(labels)
+        assert torch.allclose(found[0, 1], wanted, rtol=1e-3)

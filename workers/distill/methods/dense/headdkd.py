@@ -1,0 +1,73 @@
+"""Decoupled knowledge distillation of a dense head's classes.
+
+A head of sigmoids has no distribution over its classes, so the two parts are those of one: at a
+location that learns a box, the target part is the binary divergence of that class's probability,
+and the non-target part the divergence of the softmax over all other classes. The first says how
+sure the teacher is of the object, the second what it resembles.
+
+Source: Zhao et al., CVPR 2022, arXiv:2203.08679, equations 5 to 7.
+Differs: the paper has softmax heads only. The target part of a location without a box is the sum of
+the binary divergences of all classes, none of which is its target, and it has no non-target part;
+each is focused as in headkd. The sum is divided by the number of locations that learn a box, one at
+least; ignored locations are left out.
+"""
+
+from pydantic import Field
+
+from workers.distill.data.types import Batch
+from workers.distill.functional import divergences
+from workers.distill.functional.rows import rows
+from workers.distill.methods.base import Moment, Source, Terms
+from workers.distill.methods.dense.detectors import BACKGROUND, HeadMethod
+from workers.distill.methods.parameters import Temperature, WarmupEpochs, Weight
+from workers.distill.networks.interface import Features
+
+
+class HeadDKD(HeadMethod):
+    """Weigh the divergences of a location's class and of the others separately."""
+
+    name = "headdkd"
+    title = "Decoupled knowledge distillation of a dense head"
+    source = Source(
+        "Decoupled Knowledge Distillation", venue="CVPR 2022", arxiv="2203.08679", equations="5-7"
+    )
+    smallest_classes = 2
+
+    class Params(HeadMethod.Params):
+        """Two weights, a temperature, an exponent and a warm-up."""
+
+        alpha: Weight = Field(1.0, description="Weight of the target-class part (TCKD).")
+        beta: Weight = Field(
+            0.25,
+            description="Weight of the non-target part (NCKD); larger if the teacher is confident.",
+        )
+        temperature: Temperature = 1.0
+        focus: float = Field(
+            2.0,
+            ge=0,
+            le=8,
+            description="Exponent of the difference of both probabilities, by which a binary "
+            "divergence is multiplied; 0 counts all locations alike.",
+        )
+        warmup_epochs: WarmupEpochs = 0
+
+    params: Params
+
+    def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
+        """Return the task term and the decoupled divergence, with its warm-up."""
+        params = self.params
+        classes = self.assigned(student, batch).flatten()
+        ours, theirs = rows(student.logits), rows(teacher.logits)
+        learns_box = (classes >= 0).to(ours.dtype)
+        is_background = (classes == BACKGROUND).to(ours.dtype)
+        target = classes.clamp_min(0)
+        binary = divergences.binary_kl(
+            ours, theirs, temperature=params.temperature, focus=params.focus
+        )
+        of_target = binary.gather(1, target[:, None]).squeeze(1)
+        tckd = of_target * learns_box + binary.sum(1) * is_background
+        nckd = divergences.non_target_kl(ours, theirs, target, temperature=params.temperature)
+        nckd = params.temperature**2 * nckd * learns_box
+        total = (params.alpha * tckd + params.beta * nckd).sum() / learns_box.sum().clamp_min(1)
+        weight = moment.ramp(params.warmup_epochs)
+        return {**self.task(student, batch), "headdkd": weight * total}
