@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from tests.distill import folders
+from tests.distill.methods.dense import scenes as dense_scenes
 from workers import export_catalog
 from workers.distill import errors
+from workers.distill.config import rules
 from workers.distill.config.job import Input
 from workers.distill.config.training import expand
 from workers.distill.data import dataset
@@ -34,6 +36,8 @@ NAMES = sorted(catalog.METHODS)
 CPU = torch.device("cpu")
 MOMENT = Moment(epoch=1, step=1, steps_per_epoch=1)
 IMAGES = 9
+SCALE = 4
+"""Images of detectors are so many times larger than others."""
 
 CHOICES: dict[str, dict[str, Any]] = {
     # As many negatives as nine images can give.
@@ -44,6 +48,10 @@ CHOICES: dict[str, dict[str, Any]] = {
 ORDERED = {
     "cc": "compares neighbours in the batch",
     "crd": "draws other images for each place in the batch",
+}
+SAMPLED = {
+    "roidkd": "proposals are drawn at random, in training mode only",
+    "roikd": "the same",
 }
 UNTRAINED = {"simkd": "the teacher's classifier takes the place of the student's"}
 WITH_CLASSIFIER = {"catkd": "maps of classes are made with the classifier's weights"}
@@ -57,8 +65,29 @@ PUBLISHED_PARAMETERS = {
 COMBINED = {"name": "combine", "methods": [{"name": "kd"}, {"name": "fitnet"}, {"name": "rkd"}]}
 
 
+# Of detectors; those that learn nothing else are among `NAMES` alone.
+DETECTING = [
+    f"{name} of detectors" for name in NAMES if {"detection"} < set(catalog.METHODS[name].tasks)
+]
+DETECTING_COMBINED = {
+    "name": "combine",
+    "methods": [{"name": "densepcka"}, {"name": "mimic"}, {"name": "headkd"}],
+}
+
+
 def choice(name: str) -> dict[str, Any]:
-    return COMBINED if name == "combine" else {"name": name, **CHOICES.get(name, {})}
+    known, _, detecting = name.partition(" ")
+    if known == "combine":
+        return DETECTING_COMBINED if detecting else COMBINED
+    return {"name": known, **CHOICES.get(known, {})}
+
+
+def task_of(name: str) -> str:
+    """Return the task of a name: methods for several are tried on one, and on detection."""
+    tasks = catalog.find(choice(name))[0].tasks
+    if " " in name:
+        return "detection"
+    return next(task for task in ("classification", "segmentation", "detection") if task in tasks)
 
 
 def a_network(seed: int, widths: list[int], width: int, *, dense: bool) -> Network:
@@ -82,24 +111,59 @@ def masks(seed: int, width: int) -> torch.Tensor:
     return drawn.masked_fill(drawn == 3, dataset.IGNORE_INDEX).to(torch.uint8)
 
 
+def a_detector(name: str, seed: int, stem: int, width: int) -> Network:
+    needed = catalog.find(choice(name))[0].describe().required_features("student", "detection")
+    reference = "retort/fasterrcnn" if "proposals" in needed else "retort/fcos"
+    # Levels of several patches, of both networks.
+    return dense_scenes.detector(seed, reference, size=(SCALE * 8, SCALE * width), width=stem)
+
+
+def boxes_of(width: int) -> torch.Tensor:
+    """Return a box in most of the scene's images, in some another one, in one none."""
+    size = SCALE * 8, SCALE * width
+    rows: list[list[list[float]]] = [
+        [[index % 3, 2.0 + index, 3, 14 + index, 20 + index], [1, 12, 14, 30, 30]]
+        for index in range(IMAGES)
+    ]
+    rows[1], rows[2] = rows[1][:1], []
+    return dense_scenes.boxes_batch(*rows, size=size).labels
+
+
 class Scene:
-    """A method between two networks of other widths, with a batch of images 8 pixels high."""
+    """A method between two networks of other widths, with a batch of images 8 pixels high.
+
+    Those of detectors are four times as large.
+    """
 
     def __init__(self, name: str, width: int = 8) -> None:
-        dense = "classification" not in catalog.find(choice(name))[0].tasks
-        self.student = a_network(1, [4, 4, 6, 8], width, dense=dense)
-        self.teacher = a_network(2, [4, 6, 8, 12], width, dense=dense).eval().requires_grad_(False)
+        self.task = task_of(name)
         images, labels = folders.images(IMAGES, 3, 0)
-        labels = masks(0, width) if dense else labels
         strong, _ = folders.images(IMAGES, 3, 1)
         # Wider ones begin again at their right edge.
         images, strong = (torch.cat([one] * 2, dim=3)[..., :width] for one in (images, strong))
+        self.input = {**folders.INPUT, "width": width}
+        if self.task == "detection":
+            self.student, self.teacher = (
+                a_detector(name, seed, stem, width) for seed, stem in ((1, 4), (2, 6))
+            )
+            labels = boxes_of(width)
+            images, strong = (
+                one.repeat_interleave(SCALE, 2).repeat_interleave(SCALE, 3)
+                for one in (images, strong)
+            )
+            self.input.update(height=SCALE * 8, width=SCALE * width)
+        else:
+            dense = self.task == "segmentation"
+            self.student = a_network(1, [4, 4, 6, 8], width, dense=dense)
+            self.teacher = a_network(2, [4, 6, 8, 12], width, dense=dense)
+            labels = masks(0, width) if dense else labels
+        self.teacher.eval().requires_grad_(False)
         index = torch.arange(IMAGES)
         self.batch = Batch(images=images, labels=labels, index=index, strong=strong)
         torch.manual_seed(3)
         self.method: Method = catalog.build(choice(name), self.student, self.teacher)
         self.method.prepare([self.batch])
-        size = Input.model_validate({**folders.INPUT, "width": width})
+        size = Input.model_validate(self.input)
         self.view = Preprocessor("student", size, size, CPU)
         training = expand({"optimizer": {"learning_rate": 0.01}, "schedule": {"name": "constant"}})
         precision = Precision("float32", CPU)
@@ -147,7 +211,7 @@ class Scene:
         torch.set_rng_state(state["random"])
 
 
-@pytest.fixture(params=[*NAMES, "combine"])
+@pytest.fixture(params=[*NAMES, "combine", *DETECTING, "combine of detectors"])
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -237,7 +301,7 @@ class TestEveryMethod:
         assert all(term.isfinite() for term in terms.values())
 
     def test_the_order_of_the_batch_is_irrelevant(self, scene: Scene, name: str) -> None:
-        scene.student.eval()
+        scene.student.train(name in SAMPLED)
         scene.method.eval()
         order = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(0))
         assert scene.batch.strong is not None
@@ -248,15 +312,16 @@ class TestEveryMethod:
             strong=scene.batch.strong[order],
         )
         one, other = scene.terms(), scene.terms(turned)
-        if name in ORDERED:
+        if name in ORDERED or name in SAMPLED:
             assert any(not torch.allclose(one[key], other[key], rtol=1e-5) for key in one)
             return
         for key in one:
             # float32 sums in another order.
             assert torch.allclose(one[key], other[key], rtol=1e-4, atol=1e-6), key
 
-    def test_a_few_steps_lower_the_total(self, scene: Scene) -> None:
-        totals = [scene.step() for _ in range(6)]
+    def test_a_few_steps_lower_the_total(self, scene: Scene, name: str) -> None:
+        steps = 16 if name in SAMPLED else 6
+        totals = [scene.step() for _ in range(steps)]
         assert min(totals[3:]) < totals[0]
 
     def test_continues_exactly_from_its_state(self, scene: Scene, name: str) -> None:
@@ -272,7 +337,7 @@ class TestEveryMethod:
     @pytest.mark.parametrize("count", [1, 2])
     def test_a_tiny_batch_gives_finite_terms_and_gradients(self, scene: Scene, count: int) -> None:
         if count < scene.method.smallest_batch:
-            assert catalog.find(choice(scene.method.name))[0].smallest_batch > count
+            assert type(scene.method).smallest_batch > count
             return
         terms = scene.terms(part_of(scene.batch, count))
         assert all(term.isfinite() for term in terms.values())
@@ -305,6 +370,7 @@ class TestEveryMethod:
                 pre_activations=tuple(0 * stage for stage in features.pre_activations),
                 final=None if features.final is None else 0 * features.final,
                 strong=features.strong,
+                detector=features.detector,
             )
 
         terms = scene.terms(changed=emptied)
@@ -318,6 +384,11 @@ class TestEveryMethod:
             with pytest.raises(errors.BadRecipe) as refused:
                 catalog.check(type(scene.method), expand({"mixing": {"name": "mixup"}}))
             assert refused.value.details["field"] == "training/mixing"
+            return
+        if scene.task == "detection":
+            mixing = expand({"mixing": {"name": "mixup"}}).model_dump()
+            (fault,) = rules.of_task_and_training(scene.task, mixing)
+            assert fault.field == "training/mixing"
             return
         labels, share = scene.batch.labels.roll(1), torch.full((IMAGES,), 0.3)
         mixed = dataclasses.replace(scene.batch, mixed=Mixed(labels, share))
@@ -376,8 +447,8 @@ class Forbidden:
 sys.meta_path.insert(0, Forbidden())
 from workers.distill.networks import weights
 
-images = torch.load(sys.argv[1], weights_only=True)
-for path in sys.argv[2:]:
+for path in sys.argv[1:]:
+    images = torch.load(path + ".images", weights_only=True)
     network, _ = weights.rebuild(Path(path))
     torch.save(network.eval()(images).detach(), path + ".logits")
 """
@@ -387,8 +458,7 @@ for path in sys.argv[2:]:
 class TestDelivered:
     def test_every_student_loads_without_the_code_of_methods(self, tmp_path: Path) -> None:
         said: dict[Path, torch.Tensor] = {}
-        images = torch.zeros(0)
-        for name in [*NAMES, "combine"]:
+        for name in [*NAMES, "combine", "combine of detectors"]:
             scene = Scene(name)
             scene.step()
             delivered = scene.method.deliver(scene.student).eval()
@@ -396,16 +466,16 @@ class TestDelivered:
                 "network": delivered.reference,
                 "arguments": dict(delivered.arguments),
                 "classes": ["a", "b", "c"],
-                "input": folders.INPUT,
+                "input": scene.input,
             }
             path = tmp_path / f"{name}.safetensors"
             texts = {"format": "pt", weights.HEADER_KEY: json.dumps(header)}
             weights.save_student(path, delivered, texts)
             images = scene.view(scene.batch.images)
             said[path] = delivered(images).detach()
-        torch.save(images, tmp_path / "images")
+            torch.save(images, f"{path}.images")
         subprocess.run(
-            [sys.executable, "-c", LOADER, tmp_path / "images", *said],
+            [sys.executable, "-c", LOADER, *said],
             check=True,
             cwd=folders.ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -227,9 +227,9 @@ class TestTeacher:
         view = Preprocessor("teacher", size, size, CPU)
         images, labels = folders.images(12, 3, 0)
         source = a_source(images, labels)
-        teacher_out = OnlineTeacher(network.observe, view, FLOAT32, keeps=("stages",)).observe(
-            next(source.epoch(1))
-        )
+        teacher_out = OnlineTeacher(
+            network.observe, view, FLOAT32, keeps=frozenset({"stages"})
+        ).observe(next(source.epoch(1)))
         maps = [
             teacher_out.logits,
             teacher_out.pooled,

@@ -5,6 +5,7 @@ import torch
 
 from tests.distill import folders
 from tests.distill.methods import scenes
+from tests.distill.methods.dense import scenes as dense_scenes
 from tests.distill.training.test_loop import a_state, step_of
 from workers.distill import errors
 from workers.distill.config.descriptions import FeatureName
@@ -51,6 +52,20 @@ class TestOnlineTeacher:
         network, batch = scenes.other_network(), next(source().epoch(1))
         assert online_teacher(network).observe(batch).stages == ()
         assert len(online_teacher(network, keeps=("stages",)).observe(batch).stages) == 3
+
+    def test_shows_a_detectors_head_only_to_those_who_want_it(self) -> None:
+        network = dense_scenes.detector(1).eval()
+        size = Input.model_validate({**folders.INPUT, "height": 32, "width": 32})
+        view, batch = Preprocessor("teacher", size, size, CPU), dense_scenes.boxes_batch()
+        wanted: list[tuple[tuple[FeatureName, ...], int, bool]] = [
+            ((), 0, False),
+            (("stages",), 2, False),
+            (("locations",), 2, True),
+        ]
+        for keeps, maps, has_head in wanted:
+            teacher_out = OnlineTeacher(network.observe, view, FLOAT32, keeps=keeps).observe(batch)
+            assert len(teacher_out.stages) == maps
+            assert (teacher_out.detector is not None) is has_head
 
     def test_looks_at_the_strong_view_too(self) -> None:
         network, batch = scenes.other_network(), next(source().epoch(1))

@@ -48,7 +48,9 @@ FEATURES: dict[FeatureName, str] = {
 }
 DETECTORS: frozenset[FeatureName] = frozenset({"locations", "proposals"})
 """Features that are in a detector's output, `Features.detector`."""
-MAPS: frozenset[FeatureName] = frozenset({"stages", "pre_activations", "final"}) | DETECTORS
+MAPS: frozenset[FeatureName] = frozenset(
+    {"stages", "pre_activations", "final", "locations", "proposals"}
+)
 """Features that are too large to be kept for every image."""
 
 COMBINE = "combine"

@@ -32,7 +32,11 @@ def segmenter(seed: int, *widths: int, side: int = 8) -> Network:
 
 
 def detector(
-    seed: int, reference: str = "retort/fcos", *, side: int = 32, **arguments: Any
+    seed: int,
+    reference: str = "retort/fcos",
+    *,
+    size: tuple[int, int] = (32, 32),
+    **arguments: Any,
 ) -> Network:
     """Return a tiny detector of 3 classes whose pyramid has maps at strides 4 and 8."""
     torch.manual_seed(seed)
@@ -45,22 +49,22 @@ def detector(
         reference,
         classes=3,
         channels=1,
-        height=side,
-        width=side,
+        height=size[0],
+        width=size[1],
         arguments={**small, **arguments},
     )
 
 
-def boxes_batch(*images: list[list[float]], side: int = 32) -> Batch:
+def boxes_batch(*images: list[list[float]], size: tuple[int, int] = (32, 32)) -> Batch:
     """Return a batch of black pictures with boxes of class, x1, y1, x2, y2; by default of two."""
     rows = images or ([[0, 4, 4, 20, 24], [2, 12, 14, 30, 30]], [])
     table = boxes.padded(
         [torch.tensor([[*row, 0, 0] for row in each]).float().view(-1, 7) for each in rows],
         most=max(1, *map(len, rows)),
     )
-    beside = torch.tensor([side, side, 1.0]).expand(*table.shape[:2], 3)
+    beside = torch.tensor([*size, 1.0]).expand(*table.shape[:2], 3)
     labels = torch.cat([table, beside], dim=-1)
-    black = torch.zeros(len(rows), 1, side, side, dtype=torch.uint8)
+    black = torch.zeros(len(rows), 1, *size, dtype=torch.uint8)
     return Batch(images=black, labels=labels, index=torch.arange(len(rows)))
 
 

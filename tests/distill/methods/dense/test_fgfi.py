@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from tests.distill.methods.dense import scenes
-from tests.distill.methods.scenes import Moment, observed
+from tests.distill.methods.scenes import observed
 from workers.distill.functional import box_masks
 from workers.distill.methods import catalog
+from workers.distill.methods.base import Moment
 
 BATCH = scenes.boxes_batch()
 LATER = Moment(epoch=1, step=401, steps_per_epoch=1000)

@@ -8,7 +8,7 @@ import torch
 from tests.distill.methods.dense import scenes
 from tests.distill.methods.scenes import MOMENT, observed
 from workers.distill.methods import catalog
-from workers.distill.methods.dense.detectors import HeadMethod
+from workers.distill.methods.dense.base import HeadMethod
 
 BATCH = scenes.boxes_batch()
 

@@ -11,7 +11,7 @@ from tests.distill.methods.dense import scenes
 from tests.distill.methods.scenes import MOMENT, observed
 from workers.distill import errors
 from workers.distill.methods import catalog
-from workers.distill.methods.dense.detectors import BACKGROUND, IGNORED, HeadMethod
+from workers.distill.methods.dense.base import BACKGROUND, IGNORED, HeadMethod
 from workers.distill.networks.interface import Network
 
 BATCH = scenes.boxes_batch()

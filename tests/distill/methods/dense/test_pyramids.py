@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 
 from tests.distill.methods.dense import scenes
-from tests.distill.methods.scenes import MOMENT, features, observed, pictures
+from tests.distill.methods.scenes import MOMENT, features, observed
 from workers.distill import errors
 from workers.distill.functional import divergences, patches, relations, standardization
 from workers.distill.functional.rows import rows
@@ -28,9 +28,8 @@ def build(
     teacher.eval().requires_grad_(False)
     torch.manual_seed(3)
     method = catalog.build(choice, student, teacher)
-    side = student.image_shape[1]
-    learned, taught = observed(student, teacher, pictures(2, (side, side)))
-    return method, method.terms(learned, taught, scenes.boxes_batch(side=side), MOMENT)
+    learned, taught = observed(student, teacher, scenes.PICTURES)
+    return method, method.terms(learned, taught, scenes.boxes_batch(), MOMENT)
 
 
 def terms_of_maps(choice: dict[str, Any]) -> Callable[[Any, Any], Terms]:
@@ -38,7 +37,7 @@ def terms_of_maps(choice: dict[str, Any]) -> Callable[[Any, Any], Terms]:
     network = scenes.detector(1)
     method = catalog.build({**choice, "task_weight": 0}, network, scenes.detector(2))
     with torch.no_grad():
-        shown = network.observe(pictures(2, (32, 32)))
+        shown = network.observe(scenes.PICTURES)
 
     def terms(student: Any, teacher: Any) -> Terms:
         ours = dataclasses.replace(shown, stages=tuple(student))

@@ -166,3 +166,23 @@ class TestAll:
             network = build(reference, size=(32, 32), backbone="timm/resnet18")
             assert network.smallest_batch == 2
             assert build(reference, size=(32, 40)).smallest_batch == 1
+
+
+class TestSkipFeatures:
+    @pytest.mark.parametrize("reference", NAMES)
+    def test_leaves_out_a_head_that_nobody_reads(self, reference: str) -> None:
+        network = build(reference, width=4, blocks=1, fpn_channels=32).eval()
+        images = scenes.pictures()
+        with torch.no_grad():
+            whole, answers = network.observe(images), network(images)
+            network.skip_features({"final", "locations"})
+            cut = network.observe(images)
+            assert torch.equal(network(images), answers)
+        assert cut.logits.shape == (2, 3, 0)
+        assert torch.equal(cut.pooled, whole.pooled)
+        assert all(map(torch.equal, cut.stages, whole.stages))
+        # Proposals cost nothing until they are asked for.
+        assert (cut.detector is None) is (reference != "retort/fasterrcnn")
+        network.skip_features({"final"})
+        with torch.no_grad():
+            assert torch.equal(network.observe(images).logits, whole.logits)

@@ -80,9 +80,9 @@ class DensePCKA(MapsMethod):
         super().__init__(params, student, teacher)
         shapes = self.student_shapes
         has_one_stage = shapes is not None and shapes.locations is not None
-        self.transposed_weight = params.transposed_weight
-        if self.transposed_weight is None:
-            self.transposed_weight = 0.0 if has_one_stage else TRANSPOSED_WEIGHT
+        usual = 0.0 if has_one_stage else TRANSPOSED_WEIGHT
+        chosen = params.transposed_weight
+        self.transposed_weight = usual if chosen is None else chosen
         if self.levels is not None:
             self._check_patches(self.levels.sizes)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from workers.distill.data.types import Batch
 from workers.distill.functional import box_masks, map_distances, maps
 from workers.distill.methods.base import Moment, Source, Terms
-from workers.distill.methods.dense.detectors import PyramidMethod
+from workers.distill.methods.dense.base import PyramidMethod
 from workers.distill.methods.parameters import Weight
 from workers.distill.networks.interface import Features, Network
 

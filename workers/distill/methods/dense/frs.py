@@ -22,8 +22,7 @@ from workers.distill.config.job import Task
 from workers.distill.data.types import Batch
 from workers.distill.functional import map_distances
 from workers.distill.methods.base import FeatureName, Moment, Source, Terms
-from workers.distill.methods.dense.base import LevelPairs
-from workers.distill.methods.dense.detectors import HeadMethod
+from workers.distill.methods.dense.base import HeadMethod, LevelPairs
 from workers.distill.methods.parameters import Levels, WarmupSteps, Weight
 from workers.distill.networks.interface import Features, Network
 
@@ -82,7 +81,8 @@ class FRS(HeadMethod):
         """Return the logits of each level as a map whose channels are classes and boxes."""
         sizes, boxes = self.locations.level_sizes, self.locations.boxes_per_location
         counts = [h * w * count for (h, w), count in zip(sizes, boxes, strict=True)]
+        levels = torch.split(logits, counts, dim=2)
         return [
-            level.unflatten(2, (*size, count)).movedim(4, 2).flatten(1, 2)
-            for level, size, count in zip(logits.split(counts, dim=2), sizes, boxes, strict=True)
+            level.reshape(*level.shape[:2], *size, count).movedim(4, 2).flatten(1, 2)
+            for level, size, count in zip(levels, sizes, boxes, strict=True)
         ]

@@ -18,7 +18,7 @@ from workers.distill.data.types import Batch
 from workers.distill.functional import divergences
 from workers.distill.functional.rows import rows
 from workers.distill.methods.base import Moment, Source, Terms
-from workers.distill.methods.dense.detectors import BACKGROUND, HeadMethod
+from workers.distill.methods.dense.base import BACKGROUND, HeadMethod
 from workers.distill.methods.parameters import Temperature, WarmupEpochs, Weight
 from workers.distill.networks.interface import Features
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from workers.distill.data.types import Batch
 from workers.distill.functional import divergences
 from workers.distill.methods.base import Moment, Source, Terms
-from workers.distill.methods.dense.detectors import IGNORED, HeadMethod
+from workers.distill.methods.dense.base import IGNORED, HeadMethod
 from workers.distill.methods.parameters import Temperature, Weight
 from workers.distill.networks.interface import Features
 

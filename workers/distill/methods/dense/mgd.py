@@ -15,7 +15,7 @@ from torch import nn
 from workers.distill.data.types import Batch
 from workers.distill.functional import map_distances
 from workers.distill.methods.base import Moment, Source, Terms
-from workers.distill.methods.dense.detectors import PyramidMethod
+from workers.distill.methods.dense.base import PyramidMethod
 from workers.distill.methods.parameters import Share, Weight
 from workers.distill.networks.interface import Features, Network
 

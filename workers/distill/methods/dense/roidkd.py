@@ -13,7 +13,7 @@ from pydantic import Field
 from workers.distill.data.types import Batch
 from workers.distill.functional import divergences
 from workers.distill.methods.base import Moment, Source, Terms
-from workers.distill.methods.dense.detectors import ProposalsMethod
+from workers.distill.methods.dense.base import ProposalsMethod
 from workers.distill.methods.parameters import Temperature, WarmupEpochs, Weight
 from workers.distill.networks.interface import Features
 

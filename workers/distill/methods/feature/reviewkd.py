@@ -125,9 +125,8 @@ class ReviewKD(FeatureMethod):
         super().__init__(params, student, teacher)
         is_detector = student.task == "detection"
         self.teacher_maps: Maps = params.teacher_maps or ("post" if is_detector else "pre")
-        self.warmup_epochs = params.warmup_epochs
-        if self.warmup_epochs is None:
-            self.warmup_epochs = 0 if is_detector else WARMUP_EPOCHS
+        usual = 0 if is_detector else WARMUP_EPOCHS
+        self.warmup_epochs = usual if params.warmup_epochs is None else params.warmup_epochs
         given = _chosen(params.student_maps, "student", self.student_shapes, student)
         wanted = _chosen(self.teacher_maps, "teacher", self.teacher_shapes, teacher)
         self.pairs = maps.pair_by_size(given, wanted)

@@ -206,7 +206,7 @@ class AnchorOutput(DenseOutput):
 
     def level_anchors(self) -> tuple[Float[Tensor, "h w K 4"], ...]:
         """Return the anchors of each level, finest first: x1, y1, x2, y2 in pixels."""
-        levels = self.anchors()[0].split(self.boxes_per_level)
+        levels = torch.split(self.anchors()[0], self.boxes_per_level)
         return _on_grids(levels, self.level_sizes)
 
 
