@@ -15,7 +15,10 @@ def _kind(name: str) -> Any:  # Any: pytest does not export the type of a parame
     return pytest.param(name, marks=pytest.mark.xdist_group(name))
 
 
-@pytest.fixture(scope="session", params=[_kind("production"), _kind("embedded")])
+KINDS = (_kind("production"), _kind("embedded"))
+
+
+@pytest.fixture(scope="session", params=KINDS)
 def stack(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[stacks.Stack]:
