@@ -119,7 +119,7 @@ def main() -> None:
 def methods() -> list[str]:
     """Return the methods of detection that both loops have."""
     offered = (name for name, kind in catalog.METHODS.items() if "detection" in kind.tasks)
-    return [name for name in offered if name == ALONE or name in dense_plain.LOSSES]
+    return [name for name in offered if name == ALONE or name in dense_plain.METHODS]
 
 
 def say(*what: Any) -> None:
@@ -172,7 +172,7 @@ def plain_steps(task: str, row: str, folder: Path) -> Iterator[None]:
         built = build(TEACHER, record)
         weights.load_into(built, folder / "teacher" / "model.safetensors")
         teacher = wrapped(built).eval().requires_grad_(False)
-    return dense_plain.detection_steps(student, teacher, dense_plain.LOSSES.get(row), folder)
+    return dense_plain.detection_steps(student, teacher, dense_plain.METHODS.get(row), folder)
 
 
 def plain_segmenter(name: str, record: dataset.DatasetRecord) -> torch.nn.Module:

@@ -106,6 +106,8 @@ LOSSES: dict[str, Loss] = {
     "pkd": pkd,
     "mimic": mimic,
 }
+METHODS: dict[str, Loss] = {"cwd": cwd, "densepcka": pcka, "mimic": mimic, "pkd": pkd}
+"""The loss at each level of a pyramid, by the engine's name of its method."""
 
 
 # -- loops -----------------------------------------------------------------------------------------
