@@ -41,8 +41,8 @@ check: $(ENVIRONMENT) ## Lint, format, types, import contracts
 gpu: ## Tests and train-step benchmark on a CUDA machine; installs nothing from a registry
 	@scripts/gpu.sh
 
-catalog: $(ENVIRONMENT) ## Write what is generated: catalog.json, docs, formats.py, .env.example
-	@echo "catalog: catalog.json, docs/methods.md, docs/formats.md, retort/formats.py, .env.example"
+catalog: $(ENVIRONMENT) ## Write what is generated: catalog.json, docs, formats.py, metrics.py, .env.example
+	@echo "catalog: catalog.json, docs/methods.md, docs/formats.md, retort/formats.py, retort/metrics.py, .env.example"
 	@$(BIN)/python -m workers.export_catalog
 	@$(BIN)/python -m models_registry.settings > .venv/env.example
 	@mv .venv/env.example .env.example

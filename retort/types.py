@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from retort.metrics import PRIMARY_METRICS
+
 FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
 FINAL_STUDY_STATES = frozenset({"succeeded", "incomplete", "failed", "cancelled"})
 SETTLED_STATES = frozenset({"ready", "rejected"})
@@ -96,6 +98,11 @@ class Job(Body):
     def is_final(self) -> bool:
         """Whether the state of the job can no longer change."""
         return self.state in FINAL_STATES
+
+    @property
+    def primary_metric(self) -> str | None:
+        """The metric that decides, such as `accuracy`; None of a task unknown to this version."""
+        return _primary_metric(self.spec.get("task"))
 
 
 class Event(Body):
@@ -192,6 +199,7 @@ class SeedRun(Body):
     state: str
     accuracy: float | None = None
     miou: float | None = None
+    ap: float | None = None
     student: str | None = None
 
 
@@ -204,6 +212,7 @@ class LeaderboardRow(Variant):
     unfinished: int = 0
     accuracy: Spread | None = None
     miou: Spread | None = None
+    ap: Spread | None = None
     difference: Difference | None = None
     agreement: float | None = None
     ece: float | None = None
@@ -224,8 +233,18 @@ class Leaderboard(Body):
     metric: str = "accuracy"
     teacher_accuracy: float | None = None
     teacher_miou: float | None = None
+    teacher_ap: float | None = None
     seeds: list[int] = Field(default_factory=list)
     rows: list[LeaderboardRow] = Field(default_factory=list)
+
+    @property
+    def teacher_score(self) -> float | None:
+        """The teacher's value of `metric`; None if it was not measured."""
+        return getattr(self, f"teacher_{self.metric}", None)
+
+    def score_of(self, row: LeaderboardRow) -> Spread | None:
+        """Return a row's values of `metric`, or None if none was measured."""
+        return getattr(row, self.metric, None)
 
 
 class Part(Body):
@@ -312,6 +331,11 @@ class ModelVersion(Body):
     def is_settled(self) -> bool:
         """Whether the upload has been inspected."""
         return self.state in SETTLED_STATES
+
+    @property
+    def primary_metric(self) -> str | None:
+        """The metric that decides, such as `accuracy`; None of a task unknown to this version."""
+        return _primary_metric(self.task)
 
 
 class Model(Body):
@@ -406,3 +430,7 @@ class Worker(Body):
     job_id: str | None = None
     started_at: datetime | None = None
     last_seen_at: datetime | None = None
+
+
+def _primary_metric(task: str | None) -> str | None:
+    return PRIMARY_METRICS.get(task or "classification")  # the default of a request

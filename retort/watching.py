@@ -33,7 +33,10 @@ class ProgressSnapshot:
     phase: str | None = None
     epoch: int | None = None
     epochs: int | None = None
-    accuracy: float | None = None
+    metric: str | None = None
+    """The metric that decides, such as `accuracy`."""
+    score: float | None = None
+    """Its last value on the validation split."""
     images_per_second: float | None = None
     remaining_seconds: float | None = None
 
@@ -42,8 +45,8 @@ class ProgressSnapshot:
         words = [self.phase or ""]
         if self.epoch is not None:
             words.append(f"epoch {self.epoch}" + (f"/{self.epochs}" if self.epochs else ""))
-        if self.accuracy is not None:
-            words.append(f"validation {self.accuracy:.3f}")
+        if self.score is not None:
+            words.append(f"validation {self.metric} {self.score:.3f}")
         if self.images_per_second is not None:
             words.append(f"{self.images_per_second:,.0f} images/s")
         if self.remaining_seconds is not None:
@@ -169,7 +172,8 @@ def snapshot_of(retort: client.Client, job: types.Job) -> ProgressSnapshot:
         phase=phase if phase == "baseline" else _waiting_for(job),
         epoch=epoch,
         epochs=(job.spec.get("training") or {}).get("epochs"),
-        accuracy=job.metrics.get(f"{prefix}validation/accuracy"),
+        metric=job.primary_metric,
+        score=job.metrics.get(f"{prefix}validation/{job.primary_metric}"),
         images_per_second=job.metrics.get(f"{prefix}throughput/images_per_second")
         if live
         else None,

@@ -4,6 +4,7 @@ Migrations run once for each kind, so that a test's database costs milliseconds.
 """
 
 import gc
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ NOBODY_LISTENS = "redis://127.0.0.1:1/0"
 TOGETHER = re.compile(
     r"^tests/journeys/.*\[(?:production|embedded)\b|^tests/workers/test_shared_engine\.py::\w+"
     r"|^tests/workers/test_runner\.py"
+    # Their fixtures of a module are whole runs.
+    r"|^tests/distill/(?:run/test_run|reporting/test_report_folder)\.py"
 )
 # The kinds of databases and stores that are servers, and the fixtures that start one.
 SERVERS = {"postgresql", "s3"}
@@ -46,6 +49,11 @@ class Together(LoadGroupScheduling):  # type: ignore[misc]  # xdist has no types
         group = TOGETHER.match(nodeid)
         # A journey's group is the kind of service, whatever file it stands in.
         return group[0].rpartition("[")[2] if group else super()._split_scope(nodeid)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return one process more than there are cores: many tests wait for other processes."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

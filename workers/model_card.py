@@ -23,6 +23,7 @@ _MOST_CLASSES = 20
 _PICTURES = (
     ("accuracy.png", "Accuracy while training"),
     ("miou.png", "Mean IoU while training"),
+    ("ap.png", "AP while training"),
     ("losses.png", "Loss terms while training"),
     ("agreement.png", "Agreement of student and teacher while training"),
     ("synthesis-losses.png", "Loss terms of synthesis"),
@@ -103,7 +104,7 @@ def write(
         _data(origin, description, result),
         _training(origin, result),
         _size_and_speed(result),
-        _limits(origin, result),
+        _limits(origin, description, result),
         _loading(description),
         _lineage(origin, result),
         _report(pictures),
@@ -112,7 +113,8 @@ def write(
 
 
 def _front_matter(origin: JobFacts, description: Json, result: RunResult) -> list[str]:
-    kind = _TASKS[description["task"]].pipeline_tag
+    words = _TASKS[description["task"]]
+    kind = words.pipeline_tag
     # JSON is YAML, and needs no rules for quoting.
     fields = {
         "license": "unknown",
@@ -131,8 +133,8 @@ def _front_matter(origin: JobFacts, description: Json, result: RunResult) -> lis
             },
             "metrics": [
                 {"type": name, "value": round(score[key], 6)}
-                for key, name in (("accuracy", "accuracy"), ("miou", "mean_iou"))
-                if key in score
+                for key, name in words.hub_metrics.items()
+                if isinstance(score.get(key), int | float)
             ],
         }
         name = origin.spec.student.register_as or "student"
@@ -141,7 +143,7 @@ def _front_matter(origin: JobFacts, description: Json, result: RunResult) -> lis
 
 
 def _summary(origin: JobFacts, description: Json, result: RunResult) -> list[str]:
-    spec, size = origin.spec, description["input"]
+    spec, size, words = origin.spec, description["input"], _TASKS[description["task"]]
     source = f" distilled from `{origin.teacher.reference}`" if origin.teacher else " trained alone"
     learned_on = f"on `{spec.dataset}`"
     if _is_data_free(result):
@@ -149,11 +151,11 @@ def _summary(origin: JobFacts, description: Json, result: RunResult) -> list[str
     return [
         f"# {spec.student.register_as}",
         "",
-        f"{_TASKS[description['task']].noun}, `{description['network']}` with "
+        f"{words.noun}, `{description['network']}` with "
         f"{result.parameters['student']:,} parameters,{source} by the method "
         f"`{spec.method['name']}` {learned_on}. It takes images of "
         f"{size['channels']} x {size['height']} x {size['width']} (channels, height, width) and "
-        f"tells apart {len(description['classes'])} classes.",
+        f"{words.does} {len(description['classes'])} classes.",
     ]
 
 
@@ -170,10 +172,12 @@ def _scores(origin: JobFacts, description: Json, result: RunResult) -> list[str]
         "student": "**student (this model)**",
         "baseline": "baseline (same student, no teacher)",
     }
-    chosen = f"The epoch was chosen by validation accuracy: {result.best_epoch} of {result.epochs}."
+    words = _TASKS[description["task"]]
+    chosen = f"The epoch was chosen by validation {words.metric}: {result.best_epoch} of "
+    chosen += f"{result.epochs}."
     if _is_data_free(result):
         names["baseline"] = "baseline (same student, on noise)"
-        chosen = _not_chosen(result)
+        chosen = _not_chosen(result, words.metric)
     samples = scores["student"]["samples"]
     head = [
         "## Scores",
@@ -183,17 +187,17 @@ def _scores(origin: JobFacts, description: Json, result: RunResult) -> list[str]
         "",
     ]
     named = [(names[name], score) for name, score in scores.items()]
-    return [*head, *_TASKS[description["task"]].scores(named)]
+    return [*head, *words.scores(named)]
 
 
-def _not_chosen(result: RunResult) -> str:
-    """Return that the last epoch was delivered, with its validation accuracy and the best one."""
+def _not_chosen(result: RunResult, metric: str) -> str:
+    """Return that the last epoch was delivered, with its validation score and the best one."""
     text = "The student is that of the last epoch; it was not chosen by validation."
     validation = result.validation
     if validation is None or validation.last is None or validation.best is None:
         return text
     return (
-        f"{text} Its validation accuracy is {validation.last:.2%}, the best was "
+        f"{text} Its validation {metric} is {validation.last:.2%}, the best was "
         f"{validation.best:.2%} after epoch {validation.best_epoch}."
     )
 
@@ -291,7 +295,7 @@ def _size_and_speed(result: RunResult) -> list[str]:
     rows = (
         ("parameters", result.parameters, ",d"),
         ("operations of one image (FLOPs)", result.flops, ",d"),
-        ("time from one image to its logits (ms)", result.latency_ms, ".2f"),
+        ("time from one image to the answer (ms)", result.latency_ms, ".2f"),
     )
     return [
         "## Size and speed",
@@ -308,15 +312,14 @@ def _size_and_speed(result: RunResult) -> list[str]:
     ]
 
 
-def _limits(origin: JobFacts, result: RunResult) -> list[str]:
+def _limits(origin: JobFacts, description: Json, result: RunResult) -> list[str]:
     measured = f"Measured on the test split of `{origin.spec.dataset}` alone"
     if result.scores.get("student") is None:
         measured = "Never measured on a real image"
     return [
         "## Limits",
         "",
-        f"- {measured}; nothing is known of other images, and images of no class are still given "
-        "one.",
+        f"- {measured}; nothing is known of other images, and {_TASKS[description['task']].limit}.",
         "- Not measured: robustness to noise, to shifted data or to attacks; fairness between "
         "groups; differences between runs with other seeds.",
         "- A student may inherit errors and biases of its teacher and of the data.",
@@ -357,7 +360,6 @@ def snippet(description: Json) -> Iterator[str]:
     shape = f"1, {size['channels']}, {size['height']}, {size['width']}"
     yield f"images = torch.rand({shape})  # yours: pixels from 0 to 1"
     yield "with torch.inference_mode():"
-    yield "    probabilities = network((images - mean) / std).softmax(1)"
     yield from _TASKS[description["task"]].snippet
 
 
@@ -420,9 +422,12 @@ def _library(network: str) -> str:
     return "timm" if network.startswith("timm/") else "retort"
 
 
-def _percent(score: Json) -> str:
-    low, high = score["accuracy_interval"]
-    return f"{score['accuracy']:.2%} ({low:.2%} to {high:.2%})"
+def _with_interval(score: Json, metric: str) -> str:
+    shown = _number(score[metric], ".2%")
+    if score[f"{metric}_interval"] is None:
+        return shown
+    low, high = score[f"{metric}_interval"]
+    return f"{shown} ({low:.2%} to {high:.2%})"
 
 
 def _number(value: Any, form: str) -> str:  # Any: a number, the word NaN, or nothing
@@ -450,9 +455,25 @@ def _pixel_scores(named: list[tuple[str, Json]]) -> list[str]:
     )
 
 
+def _box_scores(named: list[tuple[str, Json]]) -> list[str]:
+    rows = [
+        f"| {name} | {_with_interval(score, 'ap')} | {_number(score['ap50'], '.2%')} "
+        f"| {_number(score['ap75'], '.2%')} | {_number(score.get('agreement'), '.2%')} |"
+        for name, score in named
+    ]
+    return _score_table(
+        ("AP (95 % interval)", "AP50", "AP75", "agrees with the teacher"),
+        rows,
+        "AP is COCO's average precision: the mean over classes and over IoU thresholds from 0.5 to "
+        "0.95; AP50 and AP75 are those of one threshold. Intervals are drawn by bootstrap over "
+        "test images and speak of their choice alone; another seed may differ by more.",
+    )
+
+
 def _image_scores(named: list[tuple[str, Json]]) -> list[str]:
     rows = [
-        f"| {name} | {_percent(score)} | {_number(score.get('agreement'), '.2%')} "
+        f"| {name} | {_with_interval(score, 'accuracy')} "
+        f"| {_number(score.get('agreement'), '.2%')} "
         f"| {_number(score['ece'], '.4f')} | {_number(score['loss'], '.4f')} |"
         for name, score in named
     ]
@@ -478,26 +499,65 @@ class _TaskText:
     pipeline_tag: str
     """The task's name on model hubs."""
     noun: str
+    does: str
+    """What it does with its classes; their number follows."""
+    metric: str
+    """The metric by which an epoch is chosen."""
+    hub_metrics: dict[str, str]
+    """Scores that model hubs are told, with their names there."""
+    limit: str
+    """What happens with what belongs to no class."""
     scores: Callable[[list[tuple[str, Json]]], list[str]]
     """Returns the table of scores; takes title and scores of each network."""
     snippet: tuple[str, ...]
-    """Lines that print the prediction from `probabilities` and `classes`."""
+    """Lines that ask the network with `images`, and print its answer in words of `classes`.
+
+    The first lines stand within a `with` block.
+    """
 
 
 _TASKS = {
     "classification": _TaskText(
         pipeline_tag="image-classification",
         noun="An image classifier",
+        does="tells apart",
+        metric="accuracy",
+        hub_metrics={"accuracy": "accuracy"},
+        limit="images of no class are still given one",
         scores=_image_scores,
-        snippet=("print(classes[int(probabilities[0].argmax())], float(probabilities[0].max()))",),
+        snippet=(
+            "    probabilities = network((images - mean) / std).softmax(1)",
+            "print(classes[int(probabilities[0].argmax())], float(probabilities[0].max()))",
+        ),
     ),
     "segmentation": _TaskText(
         pipeline_tag="image-segmentation",
         noun="A segmentation network",
+        does="tells apart",
+        metric="mean IoU",
+        hub_metrics={"accuracy": "accuracy", "miou": "mean_iou"},
+        limit="pixels of no class are still given one",
         scores=_pixel_scores,
         snippet=(
+            "    probabilities = network((images - mean) / std).softmax(1)",
             "mask = probabilities[0].argmax(0)  # a class for each pixel",
             "print(*sorted(classes[number] for number in mask.unique().tolist()))",
+        ),
+    ),
+    "detection": _TaskText(
+        pipeline_tag="object-detection",
+        noun="A detector",
+        does="finds objects of",
+        metric="AP",
+        hub_metrics={"ap": "map", "ap50": "map_50", "ap75": "map_75"},  # as torchmetrics says
+        limit="objects of no class may be taken for one of a class",
+        scores=_box_scores,
+        snippet=(
+            "    detections = network((images - mean) / std)  # the highest scores first",
+            "for number, score, *corners in detections[0].tolist():",
+            "    if number >= 0 and score >= 0.3:  # rows of class -1 are padding",
+            "        x1, y1, x2, y2 = (round(corner, 1) for corner in corners)  # in pixels",
+            '        print(classes[int(number)], f"{score:.2f}", x1, y1, x2, y2)',
         ),
     ),
 }

@@ -12,6 +12,7 @@ from api.schemas import rows
 from models_registry.persistence import tables
 from models_registry.studies import leaderboard, studies
 from models_registry.studies.spec import StudySpec
+from workers.distill.config.descriptions import METRICS, Metric
 
 # Methods and settings are the caller's JSON, frozen at submission.
 Json = dict[str, Any]
@@ -127,14 +128,20 @@ class DifferenceRead(BaseModel):
     )
 
 
+ACCURACY = "Share of right answers, in segmentation of pixels; null in detection."
+MIOU = "In segmentation: mean intersection over union."
+AP = "In detection: COCO's average precision, over IoU thresholds from 0.5 to 0.95."
+
+
 class RunRead(rows.RowRead):
     """One job of a variant."""
 
     seed: int
     job: str
     state: str
-    accuracy: float | None
-    miou: float | None = Field(description="In segmentation: mean intersection over union.")
+    accuracy: float | None = Field(description=ACCURACY)
+    miou: float | None = Field(description=MIOU)
+    ap: float | None = Field(description=AP)
     student: str | None = Field(description="Reference of the registered model version.")
 
 
@@ -145,8 +152,9 @@ class LeaderboardRow(VariantRead):
     finished: int = Field(description="Jobs that succeeded.")
     failed: int = Field(description="Jobs that failed or were cancelled.")
     unfinished: int
-    accuracy: SpreadRead | None = Field(description="In segmentation: of pixels.")
-    miou: SpreadRead | None = Field(description="In segmentation: mean intersection over union.")
+    accuracy: SpreadRead | None = Field(description=ACCURACY)
+    miou: SpreadRead | None = Field(description=MIOU)
+    ap: SpreadRead | None = Field(description=AP)
     difference: DifferenceRead | None = Field(
         description="In `metric`; null without a baseline to compare."
     )
@@ -167,10 +175,17 @@ class LeaderboardRow(VariantRead):
         return cls.from_row(
             row,
             **VariantRead.of(row.variant).model_dump(),
-            accuracy=SpreadRead(**vars(row.accuracy)) if row.accuracy else None,
-            miou=SpreadRead(**vars(row.miou)) if row.miou else None,
+            **{
+                name: SpreadRead(**vars(row.scores[name])) if name in row.scores else None
+                for name in METRICS
+            },
             difference=DifferenceRead(**vars(row.difference)) if row.difference else None,
-            runs=[RunRead.from_row(run, job=run.job_id) for run in row.runs],
+            runs=[
+                RunRead.from_row(
+                    run, job=run.job_id, **{name: run.scores.get(name) for name in METRICS}
+                )
+                for run in row.runs
+            ],
         )
 
 
@@ -181,11 +196,13 @@ class LeaderboardRead(BaseModel):
     name: str
     state: str
     teacher: str | None
-    metric: Literal["accuracy", "miou"] = Field(
-        description="The metric of ranks and differences: `miou` in segmentation."
+    metric: Metric = Field(
+        description="The metric of ranks and differences: `accuracy` in classification, `miou` in "
+        "segmentation, `ap` in detection."
     )
     teacher_accuracy: float | None
     teacher_miou: float | None
+    teacher_ap: float | None
     seeds: list[int]
     rows: list[LeaderboardRow]
 
@@ -198,10 +215,9 @@ class LeaderboardRead(BaseModel):
             state=state,
             teacher=study.spec["teacher"],
             metric=compared.metric,
-            teacher_accuracy=compared.teacher_accuracy,
-            teacher_miou=compared.teacher_miou,
             seeds=study.spec["seeds"],
             rows=[LeaderboardRow.of_row(row) for row in compared.rows],
+            **{f"teacher_{name}": compared.teacher_scores.get(name) for name in METRICS},
         )
 
     def csv(self) -> str:
@@ -213,33 +229,46 @@ class LeaderboardRead(BaseModel):
         return text.getvalue()
 
 
+_SPREAD = ("mean", "standard_deviation", "smallest", "largest")
+# Columns are only ever added at the end, so that no reader's column moves.
+_LATER_METRICS = ("miou", "ap")
 CSV_COLUMNS = (
     *("rank", "variant", "name", "is_baseline", "compared_with"),
     *("finished", "failed", "unfinished"),
-    *("accuracy_mean", "accuracy_standard_deviation", "accuracy_smallest", "accuracy_largest"),
+    *(f"accuracy_{name}" for name in _SPREAD),
     *("pairs", "difference_mean", "difference_standard_deviation"),
     *("difference_low", "difference_high", "p_value", "seeds_above", "verdict"),
     *("agreement", "ece", "wall_seconds", "images_per_second", "side_by_side", "parameters"),
     *("teacher_accuracy", "metric"),
-    *("miou_mean", "miou_standard_deviation", "miou_smallest", "miou_largest", "teacher_miou"),
+    *(
+        column
+        for metric in _LATER_METRICS
+        for column in (*(f"{metric}_{name}" for name in _SPREAD), f"teacher_{metric}")
+    ),
 )
-_SPREAD = ("mean", "standard_deviation", "smallest", "largest")
 
 
 def _cells(row: LeaderboardRow, board: LeaderboardRead) -> Sequence[object]:
-    accuracy, difference = row.accuracy, row.difference
+    difference = row.difference
     low, high = difference.interval if difference and difference.interval else (None, None)
     return (
         *(row.rank, row.variant, row.name, str(row.is_baseline).lower(), row.compared_with),
         *(row.finished, row.failed, row.unfinished),
-        *_fields(accuracy, _SPREAD),
+        *_fields(row.accuracy, _SPREAD),
         *_fields(difference, ("pairs", "mean", "standard_deviation")),
         *(low, high),
         *_fields(difference, ("p_value", "seeds_above", "verdict")),
         *(row.agreement, row.ece, row.wall_seconds, row.images_per_second),
         *(row.side_by_side, row.parameters),
         *(board.teacher_accuracy, board.metric),
-        *(*_fields(row.miou, _SPREAD), board.teacher_miou),
+        *(
+            value
+            for metric in _LATER_METRICS
+            for value in (
+                *_fields(getattr(row, metric), _SPREAD),
+                getattr(board, f"teacher_{metric}"),
+            )
+        ),
     )
 
 

@@ -7,19 +7,19 @@ better than it is.
 
 import math
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from models_registry.jobs import lifecycle
 from models_registry.jobs.lifecycle import State
+from workers.distill.config.descriptions import METRICS, Metric
 
 CONFIDENCE = 0.95
 MAX_EXACT = 16  # differences; beyond, flips are drawn at random
 RANDOM_FLIPS = 9_999
 PAIRS_FOR_A_VERDICT = 3
 Verdict = Literal["beats", "matches", "misses"]
-Metric = Literal["accuracy", "miou"]
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,14 @@ class Run:
     job_id: str
     state: State
     student: str | None = None
-    accuracy: float | None = None
-    miou: float | None = None  # of dense networks
+    scores: Mapping[Metric, float] = field(default_factory=dict)  # those that were measured
     agreement: float | None = None
     ece: float | None = None
     wall_seconds: float | None = None
     images_per_second: float | None = None
     shared_with: int | None = None  # students in the same process
     parameters: int | None = None
-    teacher_accuracy: float | None = None
-    teacher_miou: float | None = None
+    teacher_scores: Mapping[Metric, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,7 @@ class RankedVariant:
     finished: int
     failed: int  # or cancelled
     unfinished: int
-    accuracy: Spread | None
-    miou: Spread | None
+    scores: Mapping[Metric, Spread]  # those that were measured
     difference: Difference | None
     agreement: float | None
     ece: float | None
@@ -103,18 +100,12 @@ class Leaderboard:
     """All variants of a study, best first by `metric`."""
 
     metric: Metric
-    teacher_accuracy: float | None
-    teacher_miou: float | None
+    teacher_scores: Mapping[Metric, float]
     rows: tuple[RankedVariant, ...]
 
 
-def make(variants: Sequence[Variant], runs: Iterable[Run]) -> Leaderboard:
-    """Rank variants by their mean IoU where one was measured, else by their mean accuracy.
-
-    Those without a result stand at the end.
-    """
-    runs = list(runs)
-    metric: Metric = "accuracy" if all(run.miou is None for run in runs) else "miou"
+def make(variants: Sequence[Variant], runs: Iterable[Run], *, metric: Metric) -> Leaderboard:
+    """Rank variants by the mean of a metric; those without a result stand at the end."""
     by_variant: dict[int, list[Run]] = {variant.number: [] for variant in variants}
     for run in sorted(runs, key=lambda run: run.seed):
         by_variant[run.variant].append(run)
@@ -124,8 +115,11 @@ def make(variants: Sequence[Variant], runs: Iterable[Run]) -> Leaderboard:
     in_order = [run for group in by_variant.values() for run in group]
     return Leaderboard(
         metric=metric,
-        teacher_accuracy=_first(run.teacher_accuracy for run in in_order),
-        teacher_miou=_first(run.teacher_miou for run in in_order),
+        teacher_scores={
+            name: known[0]
+            for name in METRICS
+            if (known := [r.teacher_scores[name] for r in in_order if name in r.teacher_scores])
+        },
         # Equal means share a rank.
         rows=tuple(
             row if score == -math.inf else replace(row, rank=scores.index(score) + 1)
@@ -135,12 +129,8 @@ def make(variants: Sequence[Variant], runs: Iterable[Run]) -> Leaderboard:
 
 
 def _score(row: RankedVariant, metric: Metric) -> float:
-    measured = row.miou if metric == "miou" else row.accuracy
+    measured = row.scores.get(metric)
     return -math.inf if measured is None else measured.mean
-
-
-def _first(values: Iterable[float | None]) -> float | None:
-    return next((value for value in values if value is not None), None)
 
 
 def _row(variant: Variant, by_variant: dict[int, list[Run]], metric: Metric) -> RankedVariant:
@@ -158,8 +148,11 @@ def _row(variant: Variant, by_variant: dict[int, list[Run]], metric: Metric) -> 
         finished=len(done),
         failed=len(ended) - len(done),
         unfinished=len(runs) - len(ended),
-        accuracy=spread(list(_measured(runs, "accuracy").values())),
-        miou=spread(list(_measured(runs, "miou").values())),
+        scores={
+            name: measured
+            for name in METRICS
+            if (measured := spread(list(_measured(runs, name).values()))) is not None
+        },
         difference=difference,
         agreement=_mean_of(run.agreement for run in done),
         ece=_mean_of(run.ece for run in done),
@@ -172,12 +165,11 @@ def _row(variant: Variant, by_variant: dict[int, list[Run]], metric: Metric) -> 
 
 def _measured(runs: Iterable[Run], metric: Metric) -> dict[int, float]:
     """Return what was measured, by seed."""
-    values = {
-        run.seed: run.miou if metric == "miou" else run.accuracy
+    return {
+        run.seed: run.scores[metric]
         for run in runs
-        if run.state is State.SUCCEEDED
+        if run.state is State.SUCCEEDED and metric in run.scores
     }
-    return {seed: value for seed, value in values.items() if value is not None}
 
 
 def spread(values: Sequence[float]) -> Spread | None:

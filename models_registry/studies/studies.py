@@ -25,6 +25,7 @@ from models_registry.studies.leaderboard import Run, Variant
 from models_registry.studies.spec import StudySpec
 from models_registry.studies.variants import VariantDraft
 from workers.distill.config.baseline import baseline_of
+from workers.distill.config.descriptions import METRICS, PRIMARY_METRICS, Metric
 
 MAX_FAULTS = 100
 _JOB_NAME_CHARACTERS = 200
@@ -416,7 +417,9 @@ def compare(session: Session, study: tables.StudyRow) -> leaderboard.Leaderboard
         for variant, seed, job_id, state, result in rows
         if variant is not None and seed is not None
     ]
-    return leaderboard.make(variants_of(study), runs)
+    # Studies that were stored before there was a second task name none.
+    metric = PRIMARY_METRICS[study.spec.get("task", "classification")]
+    return leaderboard.make(variants_of(study), runs, metric=metric)
 
 
 def run_of(
@@ -434,17 +437,20 @@ def run_of(
         job_id=job_id,
         state=state,
         student=result.get("student"),
-        accuracy=_number(student.get("accuracy")),
-        miou=_number(student.get("miou")),
+        scores=_scores(student),
         agreement=_number(student.get("agreement")),
         ece=_number(student.get("ece")),
         wall_seconds=_number(result.get("wall_seconds")),
         images_per_second=_number(result.get("images_per_second")),
         shared_with=shared_with if isinstance(shared_with, int) else None,
         parameters=parameters if isinstance(parameters, int) else None,
-        teacher_accuracy=_number(teacher.get("accuracy")),
-        teacher_miou=_number(teacher.get("miou")),
+        teacher_scores=_scores(teacher),
     )
+
+
+def _scores(measured: Mapping[str, Any]) -> dict[Metric, float]:
+    values = {name: _number(measured.get(name)) for name in METRICS}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _number(value: object) -> float | None:

@@ -22,6 +22,17 @@ STYLES = {
     "beats": "green",
     "misses": "red",
 }
+SCORES = {
+    "accuracy": ("accuracy", "agreement", "ece"),
+    "miou": ("miou", "accuracy", "agreement"),
+    "ap": ("ap", "ap50", "ap75", "agreement"),
+}
+"""Scores of a result that are shown, by the metric that decides."""
+METRIC_NOTES = {
+    "miou": "miou is the mean over classes of intersection over union, of all pixels.",
+    "ap": "ap is COCO's average precision: the mean over classes and IoU thresholds of 0.5 to "
+    "0.95.",
+}
 
 
 def table(
@@ -58,7 +69,7 @@ def jobs(console: rich.console.Console, shown: Iterable[types.Job]) -> None:
     """Print a list of jobs."""
     table(
         console,
-        ("id", "name", "state", "done", "method", "teacher", "accuracy", "age"),
+        ("id", "name", "state", "done", "method", "teacher", "score", "age"),
         (
             (
                 job.id,
@@ -67,7 +78,7 @@ def jobs(console: rich.console.Console, shown: Iterable[types.Job]) -> None:
                 f"{100 * job.progress:.0f} %",
                 method_name(job),
                 job.spec.get("teacher") and str(job.spec["teacher"]),
-                number(score(job, "student", "accuracy") or job.metrics.get("validation/accuracy")),
+                newest_score(job),
                 age(job.created_at),
             )
             for job in shown
@@ -142,9 +153,7 @@ def scores(console: rich.console.Console, shown: types.Job) -> None:
     if not any(shown.result.scores.values()):
         console.print("Nothing was scored: the job had no data set to evaluate on.")
         return
-    measured = ("accuracy", "agreement", "ece")
-    if score(shown, "student", "miou") is not None:
-        measured = ("miou", "accuracy", "agreement")  # of pixels
+    measured = SCORES.get(shown.primary_metric or "", ("agreement",))
     table(
         console,
         ("network", *measured, "parameters"),
@@ -230,7 +239,7 @@ def leaderboard(console: rich.console.Console, shown: types.Leaderboard) -> None
 
 
 def _leaderboard_row(row: types.LeaderboardRow, shown: types.Leaderboard) -> Sequence[Cell]:
-    measured = row.miou if shown.metric == "miou" else row.accuracy
+    measured = shown.score_of(row)
     difference = row.difference
     interval = difference.interval if difference else None
     return (
@@ -254,15 +263,15 @@ def _leaderboard_row(row: types.LeaderboardRow, shown: types.Leaderboard) -> Seq
 def reading_aids(shown: types.Leaderboard) -> list[str]:
     """Return the notes to print below a leaderboard."""
     notes = []
-    teacher_score = shown.teacher_miou if shown.metric == "miou" else shown.teacher_accuracy
-    if teacher_score is not None:
-        notes.append(f"The teacher {shown.teacher} has {percent(teacher_score)}.")
-    if shown.metric == "miou":
-        notes.append("miou is the mean over classes of intersection over union, of all pixels.")
+    if shown.teacher_score is not None:
+        notes.append(f"The teacher {shown.teacher} has {percent(shown.teacher_score)}.")
+    if shown.metric in METRIC_NOTES:
+        notes.append(METRIC_NOTES[shown.metric])
     unfinished = sum(row.unfinished for row in shown.rows)
     if unfinished:
         notes.append(f"{unfinished} jobs have not ended: the ranks may change.")
-    if all(row.accuracy is None for row in shown.rows) and any(row.finished for row in shown.rows):
+    is_scored = any(shown.score_of(row) for row in shown.rows)
+    if not is_scored and any(row.finished for row in shown.rows):
         notes.append("No student was scored: the study has no data set to evaluate on.")
     if any(row.side_by_side for row in shown.rows):
         notes.append("Students were trained side by side: their times are longer than alone.")
@@ -386,6 +395,22 @@ def method_name(job: types.Job) -> str:
     if isinstance(parts, list):
         return "+".join(str(p.get("name")) for p in parts if isinstance(p, dict))
     return str(chosen.get("name") or "")
+
+
+def newest_score(job: types.Job) -> str | None:
+    """Return the student's score on the test split, or its last one on the validation split."""
+    metric = job.primary_metric
+    if metric is None:
+        return None
+    final = score(job, "student", metric)
+    return named(metric, job.metrics.get(f"validation/{metric}") if final is None else final)
+
+
+def named(metric: str | None, value: object) -> str | None:
+    """Return a score with the name of its metric, as in `ap 0.3712`; None if there is none."""
+    if metric is None or not isinstance(value, (int, float)):
+        return None
+    return f"{metric} {number(value)}"
 
 
 def score(job: types.Job, who: str, what: str) -> float | None:

@@ -9,10 +9,14 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
 from api.routes import studies as routes
+from api.schemas import studies as bodies
+from models_registry.jobs.lifecycle import State
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
+from models_registry.studies import leaderboard
 from tests import factories
 from tests.databases import SQLITE_ONLY
+from workers.distill.config.descriptions import METRICS, Metric
 
 Body = dict[str, Any]
 
@@ -253,6 +257,31 @@ class TestLeaderboard:
         assert rows[1]["difference_mean"] == rows[2]["p_value"] == ""
         assert rows[1]["is_baseline"] == "true"
         assert (rows[0]["metric"], rows[0]["miou_mean"]) == ("accuracy", "")
+        assert list(rows[0])[-10:] == [
+            *("miou_mean", "miou_standard_deviation", "miou_smallest", "miou_largest"),
+            *("teacher_miou", "ap_mean", "ap_standard_deviation", "ap_smallest", "ap_largest"),
+            "teacher_ap",
+        ]
+
+    @pytest.mark.parametrize("metric", METRICS)
+    def test_shows_the_metric_that_decides(self, metric: Metric) -> None:
+        run = leaderboard.Run(
+            *(1, 0, "job_1", State.SUCCEEDED),
+            scores={metric: 0.7},
+            teacher_scores={metric: 0.9},
+        )
+        variant = leaderboard.Variant(1, {"name": "kd"}, {}, True, None)
+        board = leaderboard.make([variant], [run], metric=metric)
+        spec = {"teacher": None, "seeds": [0]}
+        study = tables.StudyRow(id="stu_1", name="a study", spec=spec)
+        body = bodies.LeaderboardRead.of(study, "succeeded", board)
+        told = body.model_dump()
+        assert (told["metric"], told[f"teacher_{metric}"]) == (metric, 0.9)
+        [row] = told["rows"]
+        assert (row["rank"], row[metric]["mean"], row["runs"][0][metric]) == (1, 0.7, 0.7)
+        assert [row[other] for other in METRICS if other != metric] == [None, None]
+        [line] = csv.DictReader(io.StringIO(body.csv()))
+        assert (line[f"{metric}_mean"], line[f"teacher_{metric}"]) == ("0.7", "0.9")
 
     def test_of_a_study_without_results_claims_nothing(
         self, client: TestClient, submitted: Body

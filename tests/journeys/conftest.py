@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -10,15 +9,7 @@ from retort.client import Client
 from tests.journeys import stacks
 
 
-def _kind(name: str) -> Any:  # Any: pytest does not export the type of a parameter
-    # One process runs all journeys of a kind, so each service is started once.
-    return pytest.param(name, marks=pytest.mark.xdist_group(name))
-
-
-KINDS = (_kind("production"), _kind("embedded"))
-
-
-@pytest.fixture(scope="session", params=KINDS)
+@pytest.fixture(scope="session", params=[stacks.kind("production"), stacks.kind("embedded")])
 def stack(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[stacks.Stack]:

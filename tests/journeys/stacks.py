@@ -11,9 +11,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
+import pytest
 
 from retort.client import Client
 from tests import services
@@ -28,6 +30,16 @@ QUICK = {
     "OMP_NUM_THREADS": "1",
 }
 READY_SECONDS = 90
+
+
+def kind(name: str) -> Any:  # Any: pytest does not export the type of a parameter
+    """Return a stack's name as a parameter; one process runs all journeys of a stack."""
+    return pytest.param(name, marks=pytest.mark.xdist_group(name))
+
+
+# What does not depend on how the service is put together is tried on one stack.
+ON_PRODUCTION = pytest.mark.parametrize("stack", [kind("production")], indirect=True)
+ON_EMBEDDED = pytest.mark.parametrize("stack", [kind("embedded")], indirect=True)
 
 
 @dataclass

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.journeys import conftest
-from tests.journeys.stacks import Stack
+from tests.journeys import stacks
 from workers.distill.data import boxes
 from workers.distill.data.builtin import digit_scenes
 
@@ -58,9 +57,8 @@ def coco(path: Path, pictures: Path) -> None:
 
 
 class TestDetection:
-    # One kind of service is enough: an example is a client as any other.
-    @pytest.mark.parametrize("stack", conftest.KINDS[-1:], indirect=True)
-    def test_goes_from_an_archive_to_boxes(self, stack: Stack, tmp_path: Path) -> None:
+    @stacks.ON_EMBEDDED
+    def test_goes_from_an_archive_to_boxes(self, stack: stacks.Stack, tmp_path: Path) -> None:
         coco(tmp_path / "scenes.zip", tmp_path)
         student = tmp_path / "student.safetensors"
         given = {"archive": "scenes.zip", "pictures": "test-0.png", "output": student.name}

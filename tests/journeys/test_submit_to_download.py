@@ -13,7 +13,7 @@ import pytest
 
 from retort import errors, types
 from retort.client import Client
-from tests.journeys.stacks import Stack
+from tests.journeys.stacks import ON_EMBEDDED, ON_PRODUCTION, Stack
 
 pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -107,6 +107,7 @@ class TestAJob:
         assert job.id in json.dumps(lineage)
         assert teacher in json.dumps(lineage)
 
+    @ON_EMBEDDED
     def test_shows_metrics_and_progress_while_it_runs(self, retort: Client, teacher: str):
         job = retort.jobs.submit(a_job(teacher, training={"epochs": 60}))
         wait_for(retort, job.id, "running")
@@ -120,6 +121,7 @@ class TestAJob:
         retort.jobs.cancel(job.id)
         assert retort.jobs.wait(job.id, timeout=30).state == "cancelled"
 
+    @ON_EMBEDDED
     def test_that_is_cancelled_stops_within_seconds_and_registers_nothing(
         self, retort: Client, teacher: str
     ):
@@ -134,8 +136,9 @@ class TestAJob:
             retort.models.get("never")
         assert caught.value.status == 404
 
+    @ON_PRODUCTION
     def test_that_is_paused_goes_on_where_it_stopped(self, retort: Client, teacher: str):
-        job = retort.jobs.submit(a_job(teacher, training={"epochs": 60}))
+        job = retort.jobs.submit(a_job(teacher, training={"epochs": 30}))
         wait_for(retort, job.id, "running")
         wait_for_metrics(retort, job.id)
         retort.jobs.pause(job.id)
@@ -151,7 +154,7 @@ class TestAJob:
     ):
         spec = a_job(
             teacher,
-            training={"epochs": 80, "checkpoint_seconds": 1},
+            training={"epochs": 40, "checkpoint_seconds": 0.5},
             method={"name": "dkd"},
         )
         job = retort.jobs.submit(spec)
@@ -177,6 +180,7 @@ def wait_for_metrics(retort: Client, job_id: str, *, seconds: float = 60) -> Non
         time.sleep(0.1)
 
 
+@ON_PRODUCTION
 class TestAStudy:
     def test_compares_a_method_with_its_baseline_over_seeds(self, retort: Client, teacher: str):
         study = retort.studies.submit(
@@ -197,6 +201,7 @@ class TestAStudy:
         assert [row.difference.pairs for row in rows if row.difference] == [2]
 
 
+@ON_PRODUCTION
 class TestBadInput:
     def test_a_misspelt_hyper_parameter_is_refused_with_its_name_and_the_nearest(
         self, stack: Stack, teacher: str, tmp_path: Path

@@ -8,7 +8,7 @@ import torch
 
 from retort import errors, types
 from retort.client import Client
-from tests.journeys.stacks import Stack
+from tests.journeys.stacks import ON_EMBEDDED, Stack
 from workers.distill.networks import weights
 
 pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -47,6 +47,7 @@ def dreamer(stack: Stack, teacher: str) -> types.Job:
     return ended
 
 
+@ON_EMBEDDED
 class TestAJobWithoutData:
     def test_gives_a_student_that_loads_and_says_what_it_has_seen(
         self, retort: Client, dreamer: types.Job, tmp_path: Path

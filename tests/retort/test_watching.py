@@ -5,6 +5,7 @@ import pytest
 import rich.console
 
 from retort import client, errors, types, watching
+from retort.metrics import PRIMARY_METRICS
 from tests.retort.wire import Reply, problem, stream, told
 
 SPEC = {"training": {"epochs": 30}}
@@ -94,7 +95,7 @@ class TestSnapshot:
         wire.on("GET", "/v1/jobs/job_1/metrics", told({"data": both}))
         snapshot = watching.snapshot_of(retort, found)
         assert snapshot.details() in {
-            f"epoch 13/30, validation 0.931, 812 images/s, 1:{second} left"
+            f"epoch 13/30, validation accuracy 0.931, 812 images/s, 1:{second} left"
             for second in (38, 39, 40)
         }
 
@@ -106,8 +107,15 @@ class TestSnapshot:
         both = [series("loss/total", 30, now - DAY), series("baseline/loss/total", 2, now)]
         wire.on("GET", "/v1/jobs/job_1/metrics", told({"data": both}))
         assert watching.snapshot_of(retort, found).details() == (
-            "baseline, epoch 2/30, validation 0.500"
+            "baseline, epoch 2/30, validation accuracy 0.500"
         )
+
+    @pytest.mark.parametrize(("task", "metric"), PRIMARY_METRICS.items())
+    def test_names_the_metric_that_decides(self, retort, task, metric):
+        measured = {"validation/accuracy": 0.9, f"validation/{metric}": 0.5}
+        body = job("paused", spec={"task": task}, metrics=measured)
+        snapshot = watching.snapshot_of(retort, types.Job.model_validate(body))
+        assert snapshot.details() == f"validation {metric} 0.500"
 
     def test_does_without_an_epoch_if_there_is_none(self, wire, retort):
         found = types.Job.model_validate(job("running"))
@@ -136,10 +144,12 @@ class TestBar:
         screen = io.StringIO()
         console = rich.console.Console(file=screen, force_terminal=True, width=120)
         shown = watching.view(console, "job_1")
-        shown.show(watching.ProgressSnapshot("running", 0.42, epoch=3, epochs=30, accuracy=0.9))
+        shown.show(
+            watching.ProgressSnapshot("running", 0.42, epoch=3, epochs=30, metric="ap", score=0.9)
+        )
         shown.say("warning: [bold] is not markup")
         shown.close()
-        assert "epoch 3/30, validation 0.900" in screen.getvalue()
+        assert "epoch 3/30, validation ap 0.900" in screen.getvalue()
         assert "42 %" in screen.getvalue()
         assert "[bold]" in screen.getvalue()
 

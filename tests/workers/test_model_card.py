@@ -3,15 +3,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import pytest
+import torch
 import yaml
 
 from models_registry.jobs.spec import JobSpec
 from tests import factories
 from tests.workers.scenes import SCORE
 from workers import model_card
+from workers.distill.config.descriptions import PRIMARY_METRICS
 from workers.distill.config.job import Task
 from workers.distill.config.result import RunResult
 
@@ -74,6 +76,11 @@ def card(
 
 def test_has_words_for_every_task() -> None:
     assert set(model_card._TASKS) == set(get_args(Task))
+
+
+@pytest.mark.parametrize(("task", "metric"), PRIMARY_METRICS.items())
+def test_tells_model_hubs_the_metric_that_decides(task: str, metric: str) -> None:
+    assert metric in model_card._TASKS[task].hub_metrics
 
 
 class TestWrite:
@@ -150,7 +157,7 @@ class TestWrite:
         assert re.findall(r"!\[.*\]\(report/(.*)\)", text) == [names[1], names[3], names[2]]
 
     @pytest.mark.parametrize(
-        "stem", ["agreement", "class-histogram", "difficulty", "miou", "overlap", "priority"]
+        "stem", ["agreement", "ap", "class-histogram", "difficulty", "miou", "overlap", "priority"]
     )
     def test_shows_what_the_report_of_a_data_free_or_dense_job_draws(self, stem: str) -> None:
         assert re.search(rf"!\[.+\]\(report/{stem}\.png\)", card(pictures=(f"report/{stem}.png",)))
@@ -236,12 +243,71 @@ class TestSegmentation:
         text = card(result=result, description={**DESCRIPTION, "task": "segmentation"})
         assert "| **student (this model)** | 90.00% | 75.00% | 80.00% |" in text
         assert "A segmentation network" in text
+        assert "chosen by validation mean IoU: 1 of 2." in text
+        assert "pixels of no class are still given one" in text
         _, front, _ = text.split("---\n", 2)
         told = yaml.safe_load(front)
         assert told["pipeline_tag"] == "image-segmentation"
         (measured,) = told["model-index"][0]["results"]
         assert [metric["type"] for metric in measured["metrics"]] == ["accuracy", "mean_iou"]
         assert "a class for each pixel" in text
+
+
+class TestDetection:
+    SCORES: ClassVar[dict[str, Any]] = {
+        "ap": 0.3712,
+        "ap50": 0.6,
+        "ap75": 0.4,
+        "ap_interval": [0.35, 0.39],
+        "voc_ap50": 0.61,
+        "boxes": 30,
+        "samples": 12,
+    }
+    DESCRIPTION: ClassVar[dict[str, Any]] = {**DESCRIPTION, "task": "detection"}
+
+    def card(self, **student: Any) -> str:
+        scores = {"teacher": self.SCORES, "student": {**self.SCORES, **student}, "baseline": None}
+        return card(result={**RESULT, "scores": scores}, description=self.DESCRIPTION)
+
+    def test_tells_of_boxes(self) -> None:
+        text = self.card(agreement=0.8)
+        assert "A detector" in text
+        assert "finds objects of 2 classes" in text
+        assert "chosen by validation AP: 1 of 2." in text
+        row = "| **student (this model)** | 37.12% (35.00% to 39.00%) | 60.00% | 40.00% | 80.00% |"
+        assert row in text
+        _, front, _ = text.split("---\n", 2)
+        told = yaml.safe_load(front)
+        assert told["pipeline_tag"] == "object-detection"
+        (measured,) = told["model-index"][0]["results"]
+        assert measured["metrics"] == [
+            {"type": "map", "value": 0.3712},
+            {"type": "map_50", "value": 0.6},
+            {"type": "map_75", "value": 0.4},
+        ]
+
+    def test_of_a_split_without_boxes_claims_nothing(self) -> None:
+        text = self.card(ap=None, ap50=None, ap75=None, ap_interval=None)
+        assert "| **student (this model)** | – | – | – | – |" in text
+        _, front, _ = text.split("---\n", 2)
+        (measured,) = yaml.safe_load(front)["model-index"][0]["results"]
+        assert measured["metrics"] == []
+
+    def test_loads_a_network_and_prints_its_boxes_without_padding(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        *_, asking = "\n".join(model_card.snippet(self.DESCRIPTION)).partition("with torch.")
+        rows = [[1, 0.875, 1.04, 2, 3, 4], [0, 0.25, 0, 0, 1, 1], [-1, 0, 0, 0, 0, 0]]
+        given: dict[str, Any] = {
+            "images": torch.zeros(1, 1, 8, 8),
+            "mean": 0.3,
+            "std": 0.3,
+            "torch": torch,
+            "classes": ["zero", "one"],
+            "network": lambda _: torch.tensor([rows]),
+        }
+        exec(f"with torch.{asking}", given)
+        assert capsys.readouterr().out == "one 0.88 1.0 2.0 3.0 4.0\n"
 
 
 # Builds networks, saves each as the engine does in a folder of its own, and runs its snippet there.
@@ -285,6 +351,9 @@ class TestSnippet:
             if network.startswith("timm/"):
                 assert "workers" not in found[1]
             told.append((said, found[1]))
+        # It has learned nothing, so it finds nothing, and its program prints nothing.
+        detector = {**DESCRIPTION, "network": "retort/fcos", "task": "detection", "input": size}
+        told.append((detector, "\n".join(model_card.snippet(detector))))
         ran = subprocess.run(
             [sys.executable, "-c", DELIVER],
             input=json.dumps(told),

@@ -58,12 +58,12 @@ def show_model(
             v.state,
             v.network,
             display.count(v.parameters),
-            display.number((v.scores or {}).get("accuracy")),
+            display.named(v.primary_metric, v.scores.get(v.primary_metric or "")),
             display.age(v.created_at),
         )
         for v in versions
     )
-    heads = ("version", "state", "network", "parameters", "accuracy", "age")
+    heads = ("version", "state", "network", "parameters", "score", "age")
     display.table(retort.out, heads, rows)
 
 

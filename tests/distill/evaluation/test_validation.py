@@ -95,7 +95,7 @@ class TestValidatorOfMasks:
     def test_teacher_is_judged_alike(self) -> None:
         split, teacher = a_dense_split(), a_dense_network(2)
         example = validation.TeacherScores(split, teacher, VIEW)
-        assert example.primary == validation.Validator(split, VIEW)(teacher)["accuracy"]
+        assert example.primary == validation.Validator(split, VIEW)(teacher)["miou"]
 
 
 class TestSample:

@@ -39,7 +39,7 @@ def an_embedding() -> Figure:
 
 DRAWINGS: dict[str, Callable[[], Figure]] = {
     "losses": lambda: figures.losses(HISTORY, HISTORY),
-    "accuracy": lambda: figures.primary_metric(
+    "accuracy": lambda: figures.metric_curve(
         HISTORIES, "accuracy", teacher=0.9, best_epochs={"student": 4, "baseline": 3}
     ),
     "likeness": lambda: figures.likeness(HISTORIES),
@@ -131,7 +131,7 @@ class TestExtremes:
         history = [{"epoch": 1, "train/accuracy": 0.5}]
         histories = {"student": HISTORY, "baseline": history}
         words = words_of(
-            figures.primary_metric(
+            figures.metric_curve(
                 histories, "accuracy", teacher=None, best_epochs={"student": 4, "baseline": 1}
             )
         )

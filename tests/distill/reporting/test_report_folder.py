@@ -210,6 +210,7 @@ class TestTopics:
             without_test(
                 topics=TASKS["segmentation"].report_topics,
                 unit="pixels",
+                primary_metric="miou",
                 networks=list(confusions),
                 histories={"student": history},
                 confusions=confusions,
@@ -217,7 +218,11 @@ class TestTopics:
             )
         )
         assert set(topics) == {"curves", "confusion", "overlap"}
-        assert set(topics["curves"].pictures) == {"losses", "accuracy", "miou"}
+        pictures = topics["curves"].pictures
+        assert set(pictures) == {"losses", "miou", "accuracy"}
+        chosen = "The epoch with the highest validation mean IoU is delivered."
+        assert pictures["miou"][1] == chosen
+        assert pictures["accuracy"][1] == f"{chosen} Accuracy is the share of pixels."
         counted = topics["confusion"].numbers["networks"]["student"]
         assert counted == [[0, 0, 6], [0, 1, 2], [1, 0, 4], [1, 1, 8]]
         shares = topics["overlap"].numbers["networks"]

@@ -13,7 +13,7 @@ import torch
 from tests.distill import folders
 from tests.distill.tasks.multilabel import MultiLabel
 from workers.distill import errors
-from workers.distill.config import job
+from workers.distill.config import descriptions, job
 from workers.distill.data import dataset
 from workers.distill.networks import weights
 from workers.distill.networks.interface import Features
@@ -27,6 +27,10 @@ class TestTable:
     @pytest.mark.parametrize("name", catalog.TASKS)
     def test_knows_each_task_by_its_own_name(self, name: str) -> None:
         assert catalog.TASKS[name].name == name
+
+    def test_decides_by_the_metrics_that_the_service_knows(self) -> None:
+        deciding = {name: task.primary_metric for name, task in catalog.TASKS.items()}
+        assert deciding == descriptions.PRIMARY_METRICS
 
     @pytest.mark.parametrize(
         "name", [name for name, task in catalog.TASKS.items() if task.uses_logits_only]

@@ -1,6 +1,7 @@
 """The leaderboard's statistics, against independent computations."""
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from models_registry.jobs.lifecycle import State
 from models_registry.studies import leaderboard
 from models_registry.studies.leaderboard import Run, Variant
+from workers.distill.config.descriptions import METRICS, Metric
 
 DIFFERENCES = [
     [0.01, 0.02],
@@ -26,7 +28,13 @@ def variant(number: int, *, compared_with: int | None = 1) -> Variant:
 
 def run(number: int, seed: int, accuracy: float | None, **more: Any) -> Run:
     state = more.pop("state", State.SUCCEEDED)
-    return Run(number, seed, f"job_{number}_{seed}", state, accuracy=accuracy, **more)
+    scores: dict[Metric, float] = {} if accuracy is None else {"accuracy": accuracy}
+    scores |= more.pop("scores", {})
+    return Run(number, seed, f"job_{number}_{seed}", state, scores=scores, **more)
+
+
+def make(variants: Sequence[Variant], runs: Iterable[Run]) -> leaderboard.Leaderboard:
+    return leaderboard.make(variants, runs, metric="accuracy")
 
 
 def row_of(board: leaderboard.Leaderboard, number: int) -> leaderboard.RankedVariant:
@@ -158,7 +166,7 @@ class TestMake:
             *(run(3, seed, accuracy) for seed, accuracy in ((0, 0.93), (1, 0.95))),
             run(4, 0, None, state=State.RUNNING),
         ]
-        board = leaderboard.make(self.VARIANTS, runs)
+        board = make(self.VARIANTS, runs)
         assert [row.variant.number for row in board.rows] == [2, 3, 1, 4]
         assert [row.rank for row in board.rows] == [1, 1, 3, None]
 
@@ -169,7 +177,7 @@ class TestMake:
         )
         accuracies = {1: 0.8, 2: 0.82, 3: 0.9, 4: 0.93}
         runs = [run(number, 0, accuracy) for number, accuracy in accuracies.items()]
-        board = leaderboard.make(variants, runs)
+        board = make(variants, runs)
         means = {
             number: difference.mean
             for number in accuracies
@@ -185,41 +193,41 @@ class TestMake:
             run(1, 2, None, state=State.CANCELLED),
             run(1, 4, None, state=State.CANCELLING),
         ]
-        [row] = leaderboard.make(self.VARIANTS[:1], runs).rows
+        [row] = make(self.VARIANTS[:1], runs).rows
         assert (row.finished, row.failed, row.unfinished) == (2, 2, 1)
         assert (row.wall_seconds, row.images_per_second) == (15.0, 100.0)
         assert row.side_by_side == 1
         assert (row.parameters, row.ece, row.agreement) == (78_042, 0.1, 0.8)
         assert [found.seed for found in row.runs] == [0, 1, 2, 3, 4]
 
-    def test_of_dense_networks_ranks_and_compares_by_mean_iou(self) -> None:
+    @pytest.mark.parametrize("metric", [name for name in METRICS if name != "accuracy"])
+    def test_ranks_and_compares_by_the_metric_that_decides(self, metric: Metric) -> None:
         board = leaderboard.make(
             [variant(1, compared_with=None), variant(2)],
             [
-                run(1, 0, 0.9, miou=0.4, teacher_accuracy=0.99, teacher_miou=0.95),
-                run(2, 0, 0.8, miou=0.7),
+                run(1, 0, 0.9, scores={metric: 0.4}, teacher_scores={metric: 0.95}),
+                run(2, 0, 0.8, scores={metric: 0.7}),
             ],
+            metric=metric,
         )
-        assert (board.metric, board.teacher_miou) == ("miou", 0.95)
+        assert (board.metric, board.teacher_scores) == (metric, {metric: 0.95})
         assert [row.variant.number for row in board.rows] == [2, 1]
         best = row_of(board, 2)
-        assert best.miou == leaderboard.Spread(0.7, None, 0.7, 0.7)
-        assert best.accuracy == leaderboard.Spread(0.8, None, 0.8, 0.8)
+        assert best.scores == {
+            metric: leaderboard.Spread(0.7, None, 0.7, 0.7),
+            "accuracy": leaderboard.Spread(0.8, None, 0.8, 0.8),
+        }
         assert best.difference is not None
         assert best.difference.mean == pytest.approx(0.3)
 
-    def test_of_classifiers_knows_no_mean_iou(self) -> None:
-        board = leaderboard.make([variant(1, compared_with=None)], [run(1, 0, 0.9)])
-        assert (board.metric, board.rows[0].miou) == ("accuracy", None)
-
     def test_knows_the_teachers_accuracy_from_any_job(self) -> None:
-        runs = [run(1, 0, 0.9), run(2, 0, 0.9, teacher_accuracy=0.99)]
-        assert leaderboard.make(self.VARIANTS[:2], runs).teacher_accuracy == 0.99
-        assert leaderboard.make(self.VARIANTS, []).teacher_accuracy is None
+        runs = [run(1, 0, 0.9), run(2, 0, 0.9, teacher_scores={"accuracy": 0.99})]
+        assert make(self.VARIANTS[:2], runs).teacher_scores == {"accuracy": 0.99}
+        assert make(self.VARIANTS, []).teacher_scores == {}
 
     def test_ranks_nobody_where_nothing_was_measured(self) -> None:
         variants = [variant(1, compared_with=None), variant(2)]
-        board = leaderboard.make(variants, [run(1, 0, None), run(2, 0, None)])
+        board = make(variants, [run(1, 0, None), run(2, 0, None)])
         for row in board.rows:
-            assert (row.finished, row.rank, row.accuracy, row.difference) == (1, None, None, None)
-        assert board.teacher_accuracy is None
+            assert (row.finished, row.rank, row.scores, row.difference) == (1, None, {}, None)
+        assert board.teacher_scores == {}

@@ -17,6 +17,7 @@ from models_registry.studies.spec import StudySpec
 from models_registry.studies.studies import StudyState, StudyStatus
 from tests import factories
 from tests.databases import SQLITE_ONLY
+from workers.distill.config.descriptions import PRIMARY_METRICS
 
 pytestmark = pytest.mark.usefixtures("teacher")
 
@@ -575,6 +576,24 @@ class TestCompare:
         assert [row.variant.number for row in board.rows] == [2, 1, 3]
         assert [row.unfinished for row in board.rows] == [0, 0, 1]
         assert board.rows[0].runs[0].student == "digits-student@2"
+        assert board.metric == "accuracy"
+
+    @pytest.mark.parametrize(
+        ("task", "metric"),
+        [({"task": task}, metric) for task, metric in PRIMARY_METRICS.items()]
+        + [({}, "accuracy")],  # stored before there was a second task
+    )
+    def test_ranks_by_the_metric_of_the_studys_task(
+        self,
+        sessions: database.Sessions,
+        study: tables.StudyRow,
+        task: dict[str, str],
+        metric: str,
+    ) -> None:
+        spec = {key: value for key, value in study.spec.items() if key != "task"}
+        study.spec = {**spec, **task}
+        with sessions() as session:
+            assert studies.compare(session, study).metric == metric
 
 
 @SQLITE_ONLY
@@ -582,6 +601,11 @@ class TestRunOf:
     def test_takes_only_finite_numbers(self) -> None:
         result = {"scores": {"student": {"accuracy": "NaN", "ece": 0.1}, "teacher": None}}
         run = studies.run_of(1, 0, "job_1", State.SUCCEEDED, result)
-        assert (run.accuracy, run.ece, run.teacher_accuracy) == (None, 0.1, None)
-        assert studies.run_of(1, 0, "job_1", State.FAILED, None).accuracy is None
+        assert (run.scores, run.ece, run.teacher_scores) == ({}, 0.1, {})
+        assert studies.run_of(1, 0, "job_1", State.FAILED, None).scores == {}
+
+    def test_takes_the_metrics_that_decide(self) -> None:
+        scores = {"student": {"ap": 0.3, "ap50": 0.5, "agreement": 0.8}, "teacher": {"ap": 0.6}}
+        run = studies.run_of(1, 0, "job_1", State.SUCCEEDED, {"scores": scores})
+        assert (run.scores, run.teacher_scores, run.agreement) == ({"ap": 0.3}, {"ap": 0.6}, 0.8)
         assert lifecycle.is_final(run.state)

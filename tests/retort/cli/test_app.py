@@ -676,6 +676,19 @@ class TestCatalog:
         assert "digits@1" in run("datasets").stdout
         assert json.loads(run("workers", "--json").stdout) == []
 
+    def test_lists_versions_of_a_model_with_the_metric_that_decides(self, known):
+        version = {
+            "name": "street",
+            "version": 1,
+            "reference": "street@1",
+            "state": "ready",
+            "task": "detection",
+            "scores": {"ap": 0.37, "ap50": 0.6},
+        }
+        known.on("GET", "/v1/models/street", told({"name": "street"}))
+        known.on("GET", "/v1/models/street/versions", told({"data": [version]}))
+        assert "ap 0.37" in run("model", "street").stdout
+
     @pytest.mark.parametrize("name", ["jobs", "models", "datasets", "methods", "networks"])
     def test_prints_nothing_but_json_on_stdout_if_asked(self, real, name):
         result = run(name, "--json")

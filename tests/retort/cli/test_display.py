@@ -6,6 +6,7 @@ import rich.console
 
 from retort import types
 from retort.cli import display
+from retort.metrics import PRIMARY_METRICS
 
 
 @pytest.fixture
@@ -87,17 +88,41 @@ class TestScores:
         display.jobs(console, [shown])
         assert "job_1" in page.getvalue()
 
-    def test_of_a_dense_network_are_mean_iou_and_accuracy_of_pixels(self, console, page):
-        student = {"miou": 0.4692, "accuracy": 0.8036, "agreement": 0.8057}
-        scores = {"teacher": {"miou": 0.9943, "accuracy": 0.998}, "student": student}
+    @pytest.mark.parametrize(
+        ("task", "columns"),
+        [
+            ("classification", ("accuracy", "agreement", "ece")),
+            ("segmentation", ("miou", "accuracy", "agreement")),
+            ("detection", ("ap", "ap50", "ap75", "agreement")),
+            ("of a newer server", ("agreement",)),
+        ],
+    )
+    def test_are_those_of_the_task(self, console, page, task, columns):
+        student = {name: place / 8 for place, name in enumerate(columns, 1)}
+        scores = {"teacher": {**student, "agreement": None}, "student": student}
         result = types.JobResult(scores=scores, parameters={"teacher": 9, "student": 3})
-        display.scores(console, types.Job(id="job_1", state="succeeded", result=result))
-        head, *rows = [line.split() for line in page.getvalue().splitlines()]
-        assert head == ["NETWORK", "MIOU", "ACCURACY", "AGREEMENT", "PARAMETERS"]
-        assert rows == [
-            ["teacher", "0.9943", "0.998", "9"],
-            ["student", "0.4692", "0.8036", "0.8057", "3"],
-        ]
+        done = types.Job(id="job_1", state="succeeded", spec={"task": task}, result=result)
+        display.scores(console, done)
+        head, of_teacher, of_student = [line.split() for line in page.getvalue().splitlines()]
+        assert head == ["NETWORK", *(name.upper() for name in columns), "PARAMETERS"]
+        values = {name: f"{value:.4g}" for name, value in student.items()}
+        assert of_student == ["student", *values.values(), "3"]
+        del values["agreement"]
+        assert of_teacher == ["teacher", *values.values(), "9"]
+
+    @pytest.mark.parametrize(("task", "metric"), PRIMARY_METRICS.items())
+    def test_of_a_list_of_jobs_name_the_metric_that_decides(self, console, page, task, metric):
+        spec = {"task": task}
+        running = types.Job(
+            id="job_1", state="running", spec=spec, metrics={f"validation/{metric}": 0.25}
+        )
+        result = types.JobResult(scores={"student": {metric: 0.0, "agreement": 0.75}})
+        done = running.model_copy(update={"result": result})
+        display.jobs(console, [running, done, types.Job(id="job_2", state="queued", spec=spec)])
+        _, *rows = page.getvalue().splitlines()
+        assert [f"{metric} 0" in row for row in rows] == [True, True, False]
+        assert f"{metric} 0.25" in rows[0]
+        assert "0.25" not in rows[1]  # the test split counts, however bad the student
 
     def test_of_a_data_free_job_come_with_what_it_read_and_made(self, console, page):
         made = {"images": 7680, "synthesis_seconds": 1.26, "distillation_seconds": 2.0}
@@ -192,17 +217,25 @@ class TestLeaderboard:
             assert shown in first
         assert "(baseline)" in second
 
-    def test_of_dense_networks_shows_mean_iou(self, page):
+    @pytest.mark.parametrize(("metric", "note"), display.METRIC_NOTES.items())
+    def test_shows_and_explains_the_metric_that_decides(self, page, metric, note):
         wide = rich.console.Console(file=page, width=200)
-        miou = {"mean": 0.47, "smallest": 0.4, "largest": 0.5, "standard_deviation": 0.02}
-        board = self.board(self.row(1, 0.8, miou=miou))
-        shown = board.model_copy(update={"metric": "miou", "teacher_miou": 0.95})
+        values = {"mean": 0.47, "smallest": 0.4, "largest": 0.5, "standard_deviation": 0.02}
+        board = self.board(self.row(1, 0.8, **{metric: values}))
+        shown = board.model_copy(update={"metric": metric, f"teacher_{metric}": 0.95})
         display.leaderboard(wide, shown)
         head, first, *said = page.getvalue().splitlines()
-        assert "MIOU" in head
+        assert metric.upper() in head
         assert "ACCURACY" not in head
         assert "47.00%" in first
-        assert "The teacher t@1 has 95.00%." in said
+        assert said[:2] == ["The teacher t@1 has 95.00%.", note]
+
+    def test_of_an_unknown_metric_has_no_values_but_breaks_nothing(self, page):
+        shown = self.board(self.row(1, 0.8)).model_copy(update={"metric": "fid"})
+        display.leaderboard(rich.console.Console(file=page, width=200), shown)
+        head, first, *_ = page.getvalue().splitlines()
+        assert "FID" in head
+        assert "80.00%" not in first
 
     def test_is_not_to_be_read_without_what_the_numbers_cannot_tell(self):
         said = display.reading_aids(self.board(self.row(1, 0.92, self.difference())))

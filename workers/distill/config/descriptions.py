@@ -9,7 +9,7 @@ import dataclasses
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from pydantic import ConfigDict
 
@@ -19,6 +19,18 @@ Task: TypeAlias = Literal["classification", "segmentation", "detection"]
 """What is learned: a class for each image, for each pixel, or boxes with classes."""
 DENSE_TASKS: frozenset[Task] = frozenset({"segmentation", "detection"})
 """Tasks whose targets lie within the image."""
+Metric: TypeAlias = Literal["accuracy", "miou", "ap"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+PRIMARY_METRICS: dict[Task, Metric] = {
+    "classification": "accuracy",
+    "segmentation": "miou",
+    "detection": "ap",
+}
+"""The metric that decides, by task: which epoch is delivered, and who is first in a study.
+
+From 0 to 1, higher is better: the share of right answers, the mean intersection over union, and
+COCO's average precision. It is the task's own `primary_metric`, for readers without torch.
+"""
 Need: TypeAlias = Literal["labels", "teacher", "equal_classes", "batch_norm"]
 FeatureName: TypeAlias = Literal["stages", "pre_activations", "final", "norms", "classifier"]
 """What a network may or may not show, besides its logits and its pooled features."""

@@ -39,7 +39,10 @@ class SynthesisSummary(_ResultPart):
 
 
 class ValidationSummary(_ResultPart):
-    """Validation accuracy of a data-free student, which no choice was based on."""
+    """The metric that decides on the validation split of a data-free job; nothing was chosen by it.
+
+    It is accuracy in classification, and miou in segmentation.
+    """
 
     last: float | None = Field(default=None, description="After the last epoch, in 0..1.")
     best: float | None = Field(default=None, description="The highest of all epochs, in 0..1.")
@@ -54,10 +57,12 @@ class RunResult(BaseModel):
     # Any: each task has metrics of its own.
     scores: dict[Role, dict[str, Any] | None] = Field(
         default={},
-        description="On the test split, by network; null for what was not measured. `accuracy` "
-        "(0..1) and `samples` of every task, `agreement` with the teacher (0..1), and the task's "
-        "own: `accuracy_interval` (95 %), `ece` and `loss` (nats), or `miou`, `iou` by class and "
-        "`pixels`.",
+        description="On the test split, by network; null for what was not measured. The metric "
+        "that decides (`accuracy`, `miou` or `ap`, 0..1) and `samples` of every task, `agreement` "
+        "with the teacher (0..1), and the task's own. Classification: `accuracy_interval` (95 %), "
+        "`ece` and `loss` (nats). Segmentation: `accuracy` of pixels, `iou` by class and `pixels`. "
+        "Detection: COCO's other figures (`ap50`, `ap75`, `ap_small` and so on), `ap_interval` "
+        "(95 %), `ap_by_class`, `voc_ap50`, number of `boxes`, and `detections` by kind of error.",
     )
     parameters: dict[Role, int | None] = Field(
         default={}, description="Number of parameters, by network."
@@ -66,7 +71,8 @@ class RunResult(BaseModel):
         default={}, description="Floating-point operations for one image, by network."
     )
     latency_ms: dict[Role, float | None] = Field(
-        default={}, description="Median time from one image to its logits in ms, by network."
+        default={},
+        description="Median time from one image to the network's answer in ms, by network.",
     )
     images_per_second: float | None = Field(
         default=None, description="Training images per second while the student was trained."

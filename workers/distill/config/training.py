@@ -228,8 +228,8 @@ class Training(Values):
         None,
         ge=1,
         le=100_000,
-        description="End when the validation accuracy has not risen for so many epochs; null "
-        "never does.",
+        description="End when the metric that decides (accuracy, miou or ap) has not risen on the "
+        "validation split for so many epochs; null never does.",
     )
     batch_size: int = Field(
         64,

@@ -99,7 +99,7 @@ def losses(student: History, baseline: History | None) -> Figure:
     return figure
 
 
-def primary_metric(
+def metric_curve(
     histories: Mapping[str, History],
     name: str,
     *,
@@ -321,21 +321,6 @@ def agreement(histories: Mapping[str, History]) -> Figure:
     figure, axes = one_chart("Agreement with the teacher on synthetic images", "equal answers (%)")
     with mpl.rc_context(STYLE):
         draw(axes, [_percent(curve) for curve in _by_phase(histories, "train/agreement")])
-        axes.set_ylim(0, 101.5)
-    return figure
-
-
-def overlap_curve(histories: Mapping[str, History]) -> Figure:
-    """Draw mean intersection over union on the validation split, epoch by epoch."""
-    figure, axes = one_chart("Overlap with the true areas while training", "mean IoU (%)")
-    with mpl.rc_context(STYLE):
-        curves = [
-            curve_of(
-                history, "validation/miou", phase, ROLES[phase], 0 if phase == "student" else 1
-            )
-            for phase, history in histories.items()
-        ]
-        draw(axes, [_percent(curve) for curve in curves if curve.values])
         axes.set_ylim(0, 101.5)
     return figure
 

@@ -152,21 +152,17 @@ def curves(evidence: Evidence) -> Topic:
             "it still moves. New images that it does not know yet let it fall again.",
         )
     primary = evidence.primary_metric
-    if f"validation/{primary}" in keys:
-        pictures[primary] = (
-            figures.primary_metric(
-                histories,
-                primary,
-                teacher=evidence.teacher_score,
-                best_epochs=evidence.best_epochs,
-            ),
-            _about_primary_metric(evidence),
-        )
-    if "validation/miou" in keys:
-        pictures["miou"] = (
-            figures.overlap_curve(histories),
-            "Intersection over union of predicted and true area, mean over the classes.",
-        )
+    for name in dict.fromkeys((primary, "accuracy")):
+        if f"validation/{name}" in keys:
+            pictures[name] = (
+                figures.metric_curve(
+                    histories,
+                    name,
+                    teacher=evidence.teacher_score if name == primary else None,
+                    best_epochs=evidence.best_epochs,
+                ),
+                _about_metric(evidence, name),
+            )
     if "validation/cka" in keys:
         pictures["cka"] = (
             figures.likeness(histories),
@@ -381,16 +377,17 @@ TOPICS: dict[ReportTopic, Callable[[Evidence], Topic | None]] = {
 }
 
 
-def _about_primary_metric(evidence: Evidence) -> str:
-    name = figures.metric_words(evidence.primary_metric)
+def _about_metric(evidence: Evidence, metric: str) -> str:
+    name = figures.metric_words(metric)
+    chosen = figures.metric_words(evidence.primary_metric)
     about = (
-        f"The epoch with the highest validation {name} is delivered. "
+        f"The epoch with the highest validation {chosen} is delivered. "
         if evidence.synthesis is None
         else "The last epoch is delivered: no image of the data set chooses between epochs. "
     )
-    if any(f"train/{evidence.primary_metric}" in entry for entry in evidence.histories["student"]):
+    if any(f"train/{metric}" in entry for entry in evidence.histories["student"]):
         about += f"Train {name} is measured on augmented images while the network still moves. "
-    if evidence.primary_metric == "accuracy" and evidence.unit != "images":
+    if metric == "accuracy" and evidence.unit != "images":
         about += f"{figures.capitalized(name)} is the share of {evidence.unit}. "
     return about.strip()
 

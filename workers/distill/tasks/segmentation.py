@@ -86,6 +86,7 @@ class Segmentation(BaseTask):
     name = "segmentation"
     network_task = "segmentation"
     unit = "pixels"
+    primary_metric = "miou"
     caches_logits = False
     compares_features = False
     report_topics = ("confusion", "overlap", "examples")
