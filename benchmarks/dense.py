@@ -182,7 +182,10 @@ def plain_segmenter(name: str, record: dataset.DatasetRecord) -> torch.nn.Module
         return build({"network": name}, record)
     from torchvision.models import get_model
 
-    return get_model(model, weights=None, weights_backbone=None, num_classes=len(record.classes))
+    built: torch.nn.Module = get_model(
+        model, weights=None, weights_backbone=None, num_classes=len(record.classes)
+    )
+    return built
 
 
 def build(choice: Json, record: dataset.DatasetRecord) -> Network:
@@ -233,6 +236,7 @@ def write_inputs(folder: Path, task: str, images: int) -> Path:
     def repeated(values: Tensor, count: int) -> Tensor:
         return values[torch.arange(count) % len(values)]
 
+    columns: tuple[Tensor, ...]
     if task == "segmentation":
         record = digit_scenes.describe_masks().model_copy(update={"splits": sizes})
         columns = (torch.from_numpy(made.images), torch.from_numpy(made.masks))
@@ -304,20 +308,22 @@ def losses(shape: Sequence[int], pairs: int) -> list[Json]:
     Raises `RuntimeError` where both do not give the same value.
     """
     generator = torch.Generator().manual_seed(0)
-    student, teacher = (
-        torch.randn(*shape, generator=generator).contiguous(memory_format=torch.channels_last)
-        for _ in range(2)
-    )
+    maps = [torch.randn(*shape, generator=generator) for _ in range(2)]
+    # Each as its loop has them: networks of the engine are channels-last, those of others are not.
+    pairs_of = {
+        "plain": maps,
+        "retort": [one.contiguous(memory_format=torch.channels_last) for one in maps],
+    }
     found = []
     for name, ours in ENGINE_LOSSES.items():
         kinds = {"plain": dense_plain.LOSSES[name], "retort": ours}
-        values = {kind: timed(loss, student, teacher)[0] for kind, loss in kinds.items()}
+        values = {kind: timed(loss, *pairs_of[kind])[0] for kind, loss in kinds.items()}
         if abs(values["plain"] - values["retort"]) > 1e-3 * max(abs(values["plain"]), 1e-3):
             raise RuntimeError(f"{name} differs: {values}")
         times: dict[str, list[float]] = {kind: [] for kind in turns.KINDS}
         for turn in range(pairs):
             for kind in turns.KINDS if turn % 2 == 0 else reversed(turns.KINDS):
-                times[kind].append(timed(kinds[kind], student, teacher)[1])
+                times[kind].append(timed(kinds[kind], *pairs_of[kind])[1])
         shares = [one / other for one, other in zip(times["retort"], times["plain"], strict=True)]
         found.append(
             {

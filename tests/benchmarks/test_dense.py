@@ -65,6 +65,7 @@ class TestPlainLoops:
         split = stored.split("train")
         mean, std = (torch.tensor(values)[:, None, None] for values in (size.mean, size.std))
         ours = built.observe((split.images[:2] / 255 - mean) / std).detector
+        assert ours is not None
         torch.testing.assert_close(ours.losses(split.labels[:2]), theirs, rtol=1e-4, atol=1e-5)
 
     def test_train_a_segmenter(self, tmp_path, monkeypatch):
