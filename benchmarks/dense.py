@@ -421,7 +421,14 @@ def markdown(found: Json) -> str:
         headings = ("loss", "plain, ms", "Retort, ms", "share", "spread")
         lines += table(headings, [loss_cells(row) for row in found["losses"]["rows"]])
     if "memory" in found:
-        headings = ("images", "pixels, MiB", "step", "allocated, MiB", "mapped, MiB", "highest")
+        headings = (
+            "images",
+            "pixels, MiB",
+            "step",
+            "allocated, MiB",
+            "mapped, MiB",
+            "highest, MiB",
+        )
         lines += table(headings, [cells for row in found["memory"] for cells in memory_cells(row)])
     return "\n".join(lines)
 
