@@ -38,7 +38,8 @@ import torch.nn.functional as F  # noqa: N812 - the name that every reader of Py
 from torch import Tensor, nn
 
 from benchmarks import datafree_digits
-from benchmarks.train_step import machine, spread
+from benchmarks.train_step import machine
+from benchmarks.turns import spread
 from workers.distill.config.job import JobConfig, NetworkChoice
 from workers.distill.methods import catalog
 from workers.distill.networks import generators

@@ -41,10 +41,10 @@ def main() -> None:
     sys.stdout.write(json.dumps(summary(rows), indent=2) + "\n")
 
 
-def prepare(folder: Path) -> None:
-    """Write the digits in the engine's form."""
+def prepare(folder: Path, name: str = "digits") -> None:
+    """Write a built-in data set in the engine's form."""
     request = folder / "request.json"
-    request.write_text(json.dumps({"kind": "builtin", "name": "digits"}))
+    request.write_text(json.dumps({"kind": "builtin", "name": name}))
     _run("workers.distill.inspection", str(request), "--workdir", str(folder))
 
 

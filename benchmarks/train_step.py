@@ -21,17 +21,13 @@ test accuracy on the digits with ever fresh views, and with a few stored ones.
 """
 
 import argparse
-import contextlib
 import functools
 import json
 import os
 import platform
-import queue
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -46,6 +42,7 @@ from torch.utils import data as loading
 from torch.utils import flop_counter
 from torchvision import transforms
 
+from benchmarks import turns
 from workers.distill.config.job import JobConfig, NetworkChoice
 from workers.distill.data import dataset
 from workers.distill.data.types import Batch
@@ -53,17 +50,10 @@ from workers.distill.methods import catalog
 from workers.distill.methods.base import Method, Moment
 from workers.distill.networks import folding, weights
 from workers.distill.networks.interface import Features
-from workers.distill.run import build, group, prepare, supervised, teacher_factory
-from workers.distill.run.context import JobRequest
-from workers.distill.run.group import GroupStudent, RandomState
-from workers.distill.runtime import events, signals
-from workers.distill.runtime.device import keep_memory, wait_for
+from workers.distill.run import prepare
+from workers.distill.runtime.device import keep_memory
 from workers.distill.runtime.precision import Precision
-from workers.distill.training import compilation, floor, loop
-from workers.distill.training.loop import StudentTrainer
-from workers.distill.training.progress import ProgressReporter
-from workers.distill.training.state import TrainState
-from workers.distill.training.throughput import ThroughputMeter
+from workers.distill.training import floor
 
 BATCH = 64
 CLASSES = 100
@@ -178,24 +168,10 @@ def machine(threads: int, device: str) -> dict[str, Any]:
 
 
 def serve(kind: str, row: str, folder: str, device: str) -> None:
-    """Make as many steps as each line of standard input asks for, and answer with the seconds."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    """Be one of the two loops, which makes steps when it is asked to."""
     made = plain_steps if kind == "plain" else retort_steps
-    # What a step costs besides its arithmetic includes that of the reports, written to nowhere.
-    steps = made(ROWS[row], Path(folder) / str(ROWS[row].images), torch.device(device))
-    for _ in range(2):
-        next(steps)
-    wait_for(torch.device(device))
-    answers.write("ready\n")
-    answers.flush()
-    for line in sys.stdin:
-        start = time.perf_counter()
-        for _ in range(int(line)):
-            next(steps)
-        wait_for(torch.device(device))
-        answers.write(json.dumps(time.perf_counter() - start) + "\n")
-        answers.flush()
+    place = Path(folder) / str(ROWS[row].images)
+    turns.answer(lambda: made(ROWS[row], place, torch.device(device)), torch.device(device))
 
 
 class Pictures(loading.Dataset[tuple[torch.Tensor, int, int]]):
@@ -278,92 +254,10 @@ def in_order(folder: Path, device: torch.device) -> Iterator[Batch]:
         yield Batch(images, labels, places)
 
 
-class Turns(ProgressReporter):
-    """A progress reporter that calls `after` after every step of all students."""
-
-    def __init__(self, *arguments: Any, after: Callable[[], None], **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        self._after = after
-
-    def after_step(self, course: TrainState, moment: Moment, images: int) -> None:
-        """Report, then wait for the next turn."""
-        super().after_step(course, moment, images)
-        self._after()
-
-
 def retort_steps(row: Row, folder: Path, device: torch.device) -> Iterator[None]:
-    """Train the row's students with Retort's own loop, which runs in a thread of its own."""
-    go: queue.Queue[None] = queue.Queue()
-    done: queue.Queue[BaseException | None] = queue.Queue()
-
-    def after() -> None:
-        done.put(None)
-        go.get()
-
-    def work() -> None:
-        try:
-            go.get()
-            train(row, folder, device, after)
-        except BaseException as error:
-            done.put(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    while True:
-        go.put(None)
-        failure = done.get()
-        if failure is not None:
-            raise failure
-        yield
-
-
-def train(row: Row, folder: Path, device: torch.device, after: Callable[[], None]) -> None:
-    """Train side by side, as the engine does."""
-    keep_memory()
-    stop = signals.Stop()
-    nowhere = events.Reporter(os.open(os.devnull, os.O_WRONLY))
+    """Train the row's students with Retort's own loop."""
     recipes = [recipe_of(name, row.training, device) for name in row.methods]
-    shared = supervised.LOOP.prepare(recipes[0], folder, stop, strong=False)
-    compiles = compilation.choose_compile(recipes[0].training, shared.device, 10**6)
-    students: list[GroupStudent] = []
-    contexts = [
-        prepare.job_context(shared, JobRequest(config, folder / str(place), nowhere))
-        for place, config in enumerate(recipes)
-    ]
-    built = [build.build(context, "student", compiles=compiles) for context in contexts]
-    preprocessor = shared.teacher_preprocessor or contexts[0].student_preprocessor
-    teachers = teacher_factory.TeacherFactory(
-        shared,
-        [state.method for state, _ in built],
-        (lambda network: build.try_compile(contexts[0], network, preprocessor))
-        if compiles
-        else None,
-    )
-    for context, (state, step) in zip(contexts, built, strict=True):
-        reports = Turns(
-            nowhere,
-            folder=context.workdir / "checkpoints",
-            digest="",
-            steps_before=0,
-            steps_overall=state.steps,
-            finished={},
-            after=after if state is built[-1][0] else lambda: None,
-        )
-        step.teacher = teachers.make(context, state.method)
-        trainer = StudentTrainer(state, step, reports)
-        students.append(GroupStudent(trainer, RandomState(apart=len(built) > 1)))
-    teachers.fill_caches([nowhere], step=0, share=0.0)
-    throughput = ThroughputMeter(shared.device, shared.precision, teachers.arithmetic())
-    if len(students) == 1:
-        loop.train(students[0].trainer, stop=stop, throughput=throughput)
-        return
-    group.train(
-        students,
-        stop=stop,
-        throughput=throughput,
-        # No failure may pass for a fast step.
-        isolate_failure=lambda _student: contextlib.nullcontext(),
-        on_finished=lambda _students: None,
-    )
+    return turns.in_turns(lambda after: turns.train(recipes, folder, after))
 
 
 # -- what both loops are given ---------------------------------------------------------------------
@@ -420,82 +314,26 @@ def write_inputs(folder: Path, images: int) -> None:
 # -- turns -----------------------------------------------------------------------------------------
 
 
-class Server:
-    """One of the two loops in its process."""
-
-    def __init__(self, kind: str, row: Row, folder: Path, threads: int, device: str) -> None:
-        # Libraries read the number of threads when they are loaded.
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        what = (kind, row.name, str(folder), device)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.train_step", "--serve", *what],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        began = time.perf_counter()
-        self._answer()
-        self.ready_seconds = time.perf_counter() - began
-
-    def seconds(self, steps: int) -> float:
-        """Make steps, and return how long they took."""
-        if self._process.stdin is None:
-            raise RuntimeError("the loop was started without a way to ask it")
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
-        return float(self._answer())
-
-    def end(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
-
-    def _answer(self) -> str:
-        line = self._process.stdout.readline() if self._process.stdout else ""
-        if not line:
-            raise RuntimeError(f"a loop ended with code {self._process.wait()}; see above")
-        return line
-
-
 def compare(row: Row, folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
-    """Let both loops take turns, each first as often as the other."""
+    """Let both loops take turns."""
     students = len(row.methods)
-    servers: dict[str, Server] = {}
-    try:
-        for kind in ("plain", "retort"):
-            servers[kind] = Server(kind, row, folder, asked.threads, asked.device)
-        # A turn lasts equally long for both: what disturbs the machine then disturbs both alike.
-        steps = {
-            kind: max(2, round(asked.seconds / max(server.seconds(2) / 2, 1e-9)))
-            for kind, server in servers.items()
-        }
-        rates: dict[str, list[float]] = {"plain": [], "retort": []}
-        for turn in range(asked.pairs):
-            for kind in ("plain", "retort") if turn % 2 == 0 else ("retort", "plain"):
-                learned = steps[kind] * BATCH * (students if kind == "retort" else 1)
-                rates[kind].append(learned / servers[kind].seconds(steps[kind]))
-    finally:
-        for server in servers.values():
-            server.end()
-    ratios = [ours / theirs for ours, theirs in zip(rates["retort"], rates["plain"], strict=True)]
+    taken = turns.take(
+        {
+            kind: ("benchmarks.train_step", kind, row.name, str(folder), asked.device)
+            for kind in turns.KINDS
+        },
+        threads=asked.threads,
+        pairs=asked.pairs,
+        seconds=asked.seconds,
+        images={"plain": BATCH, "retort": BATCH * students},
+    )
     return {
         "row": row.name,
         "methods": list(row.methods),
         "training": row.training,
         "students": students,
-        "plain_images_per_second": spread(rates["plain"]),
-        "retort_images_per_second": spread(rates["retort"]),
-        "ratio": spread(ratios),
-        "steps_a_turn": steps,
-        "retort_ready_seconds": round(servers["retort"].ready_seconds, 1),
+        **taken,
     }
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Return median, smallest and largest."""
-    found = {"median": statistics.median(values), "least": min(values), "most": max(values)}
-    return {name: round(value, 3) for name, value in found.items()}
 
 
 # -- losses ----------------------------------------------------------------------------------------
@@ -612,7 +450,7 @@ def accuracy(seeds: int) -> dict[str, Any]:
                     folder, place, demo.STUDENT, method, training, seed, teacher
                 )
                 scores[name].append(got["accuracy"])
-    return {name: spread(values) for name, values in scores.items()}
+    return {name: turns.spread(values) for name, values in scores.items()}
 
 
 def leaves(features: Features) -> Features:

@@ -77,13 +77,20 @@ class Staff:
                 session, lease, code=code, message=message, retryable=False, log_tail=[*log_tail]
             )
 
-    def teacher(self, content: bytes = b"weights") -> str:
+    def teacher(
+        self, content: bytes = b"weights", *, name: str = "digits-teacher", **facts: Any
+    ) -> str:
         """Register a model that is ready to teach, and return its reference."""
         with self.sessions.begin() as session:
             row = factories.teacher(
-                session, self.storage, project_id=self.project_id, content=content
+                session,
+                self.storage,
+                project_id=self.project_id,
+                content=content,
+                name=name,
+                **facts,
             )
-            return f"digits-teacher@{row.version}"
+            return f"{name}@{row.version}"
 
     def invent(self) -> str:
         """Run a data-free job to its end, which keeps its images, and return its id."""

@@ -18,10 +18,18 @@ from retort.cli import app, shell
 from tests import factories
 from tests.retort import wire as wires
 from tests.retort.wire import problem, told
+from workers.distill.data.builtin import digit_scenes
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 STUDIES = sorted((ROOT / "examples" / "studies").glob("*.yaml"))
+SEGMENTER = {
+    "network": "retort/segmenter",
+    "task": "segmentation",
+    "classes": ["background", *(str(digit) for digit in range(10))],
+    "input": digit_scenes.INPUT.model_dump(),
+}
+"""A teacher of the scenes with masks."""
 
 
 def run(*arguments: str, stdin: str = "") -> Result:
@@ -264,6 +272,7 @@ class TestSubmit:
     @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
     def test_takes_every_example(self, real, staff, example):
         staff.teacher()
+        staff.teacher(name="segmenter-teacher", **SEGMENTER)
         result = run("submit", str(example), "--validate")
         assert (result.exit_code, result.stderr) == (0, "")
 

@@ -1,0 +1,67 @@
+import json
+
+import pytest
+
+from benchmarks import dense_figures
+from workers.distill.config.job import JobConfig
+from workers.distill.data.builtin import digit_scenes
+
+DETECTION = dense_figures.EXPERIMENTS["detection"]
+
+
+def run(ap):
+    """Return what is known of a student."""
+    scores = {"ap": ap, "ap50": ap + 20, "ap75": ap + 10}
+    return {**scores, "seconds_per_step": 0.1, "interval": [0.4, 0.6], "parameters": 1000}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with the record of the scenes."""
+    (tmp_path / "dataset").mkdir()
+    record = digit_scenes.describe().model_dump_json(exclude_none=True)
+    (tmp_path / "dataset" / "dataset.json").write_text(record)
+    return tmp_path
+
+
+class TestRecipes:
+    @pytest.mark.parametrize("task", dense_figures.EXPERIMENTS)
+    @pytest.mark.parametrize("has_teacher", [False, True])
+    def test_are_read_by_the_engine(self, folder, task, has_teacher):
+        method = dense_figures.method_of("pkd" if has_teacher else "ce")
+        training = {"recipe": "small_dense", "max_steps": 600, "seed": 3}
+        recipe = dense_figures.recipe_of(folder, task, method, method, training)
+        config = JobConfig.model_validate_json(json.dumps(recipe))
+        assert (config.teacher is not None) == has_teacher
+        assert config.student.arguments["width"] == 8
+
+    def test_of_a_sum_combine(self):
+        choice = dense_figures.method_of("pkd+mimic")
+        assert choice["name"] == "combine"
+        assert [part["name"] for part in choice["methods"]] == ["pkd", "mimic"]
+
+
+class TestSummary:
+    def test_compares_with_the_student_alone_by_seed(self):
+        alone = [run(50.0), run(52.0)]
+        found = dense_figures.summarised([run(55.0), run(55.0)], alone, DETECTION)
+        assert found["scores"]["ap"] == 55.0
+        assert found["difference_mean"] == 4.0
+        assert found["p_value"] == 0.5
+
+    def test_of_one_seed_has_no_spread(self):
+        found = dense_figures.summarised([run(55.0)], [run(50.0)], DETECTION)
+        assert (found["deviations"], found["difference_sd"], found["p_value"]) == (None,) * 3
+
+    def test_is_written_as_a_table(self):
+        alone = [run(50.0)]
+        summary = {
+            "ce": dense_figures.summarised(alone, alone, DETECTION),
+            "pkd": dense_figures.summarised([run(55.0)], alone, DETECTION),
+            "crd": dense_figures.summarised([{"refused": "for images"}], alone, DETECTION),
+        }
+        lines = dense_figures.markdown(summary, DETECTION).splitlines()
+        assert lines[0] == "| method | AP | AP50 | AP75 | interval | difference | p | s/step |"
+        assert lines[2] == "| ce | 50.0 | 70.0 | 60.0 | 40.0 to 60.0 |  |  | 0.100 |"
+        assert lines[3] == "| pkd | 55.0 | 75.0 | 65.0 | 40.0 to 60.0 | +5.0 |  | 0.100 |"
+        assert lines[4].startswith("| crd | refused: for images |")
