@@ -31,6 +31,11 @@ class TestOfTaskAndTraining:
     def test_what_moves_masks_with_their_images_is_not(self, augmentation: str) -> None:
         assert fields_refused("segmentation", augmentation=augmentation) == []
 
+    def test_a_teacher_cache_holds_no_boxes(self) -> None:
+        cache = {"views": 2}
+        assert fields_refused("detection", teacher_cache=cache) == ["training/teacher_cache"]
+        assert fields_refused("segmentation", teacher_cache=cache) == []
+
 
 class TestOfTraining:
     def test_factors_of_scale_jitter_are_in_order(self) -> None:

@@ -19,6 +19,8 @@ Task: TypeAlias = Literal["classification", "segmentation", "detection"]
 """What is learned: a class for each image, for each pixel, or boxes with classes."""
 DENSE_TASKS: frozenset[Task] = frozenset({"segmentation", "detection"})
 """Tasks whose targets lie within the image."""
+BOX_TASKS: frozenset[Task] = frozenset({"detection"})
+"""Tasks whose answers are boxes, which no cache of logits holds."""
 Metric: TypeAlias = Literal["accuracy", "miou", "ap"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 PRIMARY_METRICS: dict[Task, Metric] = {

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from workers.distill.config.descriptions import (
+    BOX_TASKS,
     DENSE_TASKS,
     FEATURES,
     MAPS,
@@ -385,7 +386,17 @@ def _dense_label_noise(task: str, training: Json) -> Iterator[Violation]:
         )
 
 
-_DENSE: tuple[Rule, ...] = (_dense_augmentation, _dense_mixing, _dense_label_noise)
+def _boxes_cache(task: str, training: Json) -> Iterator[Violation]:
+    if training["teacher_cache"] is not None and task in BOX_TASKS:
+        yield Violation(
+            "training/teacher_cache",
+            "boxes_not_stored",
+            f"the cache stores the teacher's logits and embeddings, and in {task} methods read its "
+            "maps, its head or its boxes; leave teacher_cache out",
+        )
+
+
+_DENSE: tuple[Rule, ...] = (_dense_augmentation, _dense_mixing, _dense_label_noise, _boxes_cache)
 
 
 def of_inputs(

@@ -107,7 +107,7 @@ class TeacherFactory:
         changes = training.augmentation != "none" or training.mixing is not None
         if changes or method.uses_strong_view or uses_feature_maps(method):
             return False
-        if network is None or train_data is None:
+        if network is None or train_data is None or not self._shared.task.caches_logits:
             return False
         return fits_cache(train_data.count, network.classes, network.pooled_width)
 
