@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from workers.distill import errors
 from workers.distill.config.job import Input
 from workers.distill.data import dataset
 from workers.distill.networks import catalog, weights
@@ -99,13 +100,29 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, list[dict[str, Any]]]:
     return process.returncode, [json.loads(line) for line in output.splitlines()]
 
 
-def run_here(recipe_path: Path) -> tuple[int, list[dict[str, Any]]]:
+class StopsAt(signals.Stop):
+    """Asked to stop when the loop looks for the so-and-so-many-th time."""
+
+    def __init__(self, look: int) -> None:
+        super().__init__()
+        self.looks_left = look
+
+    def check(self) -> None:
+        """Raise `Interrupted` at that look."""
+        self.looks_left -= 1
+        if self.looks_left == 0:
+            raise errors.Interrupted
+
+
+def run_here(
+    recipe_path: Path, stop: signals.Stop | None = None
+) -> tuple[int, list[dict[str, Any]]]:
     """Carry a recipe out in this process, and return exit code and lines."""
     path = recipe_path.parent / "lines.jsonl"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
         code = run.execute(
-            recipe_path, recipe_path.parent, events.Reporter(descriptor), signals.Stop()
+            recipe_path, recipe_path.parent, events.Reporter(descriptor), stop or signals.Stop()
         )
     finally:
         os.close(descriptor)

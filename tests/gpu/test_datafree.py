@@ -64,7 +64,7 @@ class TestDataFree:
         path = scenes.prepare(tmp_path / "left", scenes.DEVICE, method=choice(name))
         with scenes.surroundings(on_device=True):
             for look in (1, 2, 3):
-                code, _ = test_loop.execute(path, test_loop.StopsAt(look))
+                code, _ = folders.run_here(path, folders.StopsAt(look))
                 assert code == signals.EXIT_CODE
         outcome = scenes.run(path, on_device=True)
         assert folders.of_type(outcome.lines, "started")[0]["resumed_from_step"] >= 0

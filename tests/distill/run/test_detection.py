@@ -1,7 +1,6 @@
 """Whole runs of detection: methods on pyramids and heads, resumed with the same bytes."""
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from tests.distill import folders
 from workers.distill.config.job import Input
 from workers.distill.data import boxes, dataset
 from workers.distill.networks import catalog, weights
+from workers.distill.runtime import device, signals
 
 SIDE = 32
 INPUT = {"channels": 1, "height": SIDE, "width": SIDE, "mean": [0.3], "std": [0.3]}
@@ -66,7 +66,7 @@ def prepare(workdir: Path, reference: str, method: dict[str, Any], **training: A
         "student": {**chosen, "arguments": SMALL},
         "method": method,
         "training": {
-            "epochs": 3,
+            "epochs": 2,
             "batch_size": 4,
             "augmentation": "flip",
             "checkpoint_seconds": 0.02,
@@ -83,6 +83,12 @@ def prepare(workdir: Path, reference: str, method: dict[str, Any], **training: A
     return path
 
 
+@pytest.fixture(autouse=True)
+def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure no student's latency for long: nobody here asks for it."""
+    monkeypatch.setattr(device, "MEASURE_SECONDS", 0.001)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("reference", "method"),
@@ -94,19 +100,14 @@ def test_a_stopped_run_ends_with_the_same_bytes(
 ) -> None:
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
-    code, lines = folders.finish(folders.start(prepare(tmp_path / "whole", reference, method)))
-    assert code == 0, (tmp_path / "whole" / "stderr.log").read_text()
+    code, lines = folders.run_here(prepare(tmp_path / "whole", reference, method))
+    assert code == 0, lines[-1]
     if method is PYRAMIDS:
         assert lines[-1]["method"] == {"densepcka": {"patches": [16, 16]}}
-    process = folders.start(prepare(tmp_path / "stopped", reference, method))
-    assert process.stdout is not None
-    for line in process.stdout:
-        if json.loads(line)["type"] == "checkpoint":
-            process.send_signal(signal.SIGTERM)
-            break
-    code, _ = folders.finish(process)
-    assert code == 75
-    code, resumed = folders.finish(folders.start(tmp_path / "stopped" / "recipe.json"))
+    stopped = prepare(tmp_path / "stopped", reference, method)
+    code, _ = folders.run_here(stopped, folders.StopsAt(9))
+    assert code == signals.EXIT_CODE
+    code, resumed = folders.run_here(stopped)
     assert code == 0
     assert resumed[0]["resumed_from_step"] > 0
     students = (

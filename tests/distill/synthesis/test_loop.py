@@ -1,7 +1,6 @@
 """Jobs that invent their images, through the engine: what they read, leave, and go on from."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,10 @@ import pytest
 import torch
 
 from tests.distill import folders
-from workers.distill import errors
 from workers.distill.data import catalog as datasets
 from workers.distill.data import dataset
 from workers.distill.files import tensorfile
-from workers.distill.run import run
-from workers.distill.runtime import device, events, signals
+from workers.distill.runtime import device, signals
 
 pytestmark = pytest.mark.slow
 
@@ -61,33 +58,9 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-class StopsAt(signals.Stop):
-    """Asked to stop when the loop looks for the so-and-so-many-th time."""
-
-    def __init__(self, look: int) -> None:
-        super().__init__()
-        self.looks_left = look
-
-    def check(self) -> None:
-        """Raise `Interrupted` at that look."""
-        self.looks_left -= 1
-        if self.looks_left == 0:
-            raise errors.Interrupted
-
-
 def prepare(workdir: Path, method: dict[str, Any], **changes: Any) -> Path:
     training = {**TRAINING, **changes.pop("training", {})}
     return folders.prepare(workdir, method=method, training=training, **changes)
-
-
-def execute(path: Path, stop: signals.Stop) -> tuple[int, list[dict[str, Any]]]:
-    lines = path.parent / "lines.jsonl"
-    descriptor = os.open(lines, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    try:
-        code = run.execute(path, path.parent, events.Reporter(descriptor), stop)
-    finally:
-        os.close(descriptor)
-    return code, [json.loads(line) for line in lines.read_text().splitlines()]
 
 
 def done(path: Path) -> dict[str, Any]:
@@ -115,7 +88,7 @@ class TestResume:
         # Inside a call, before its first and after its last step, and between the student's.
         stops = [2, 1, 3, 2, 4]
         for look in stops:
-            code, _ = execute(left, StopsAt(look))
+            code, _ = folders.run_here(left, folders.StopsAt(look))
             assert code == signals.EXIT_CODE
         result = done(left)
         for name in ("student.safetensors", "synthetic/train.safetensors"):
@@ -127,7 +100,7 @@ class TestResume:
         self, tmp_path: Path
     ) -> None:
         path = prepare(tmp_path, METHODS["priorities"], training={"checkpoint_seconds": 1e-6})
-        code, lines = execute(path, StopsAt(2))
+        code, lines = folders.run_here(path, folders.StopsAt(2))
         assert code == signals.EXIT_CODE
         assert {line["step"] for line in folders.of_type(lines, "checkpoint")} == {0}
         assert done(path)["synthesis"]["calls"] == 4
