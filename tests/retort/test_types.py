@@ -28,6 +28,7 @@ WHOLE = RunResult(
     training_images_read=0,
     evaluated_on="dataset",
     synthesis={"calls": 1, "buffer": {"images": 8, "classes": [3, 5]}},
+    method={"densepcka": {"patches": [16, 16]}},
     validation={"last": 0.8, "best": 0.9, "best_epoch": 1},
 )
 
