@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from tests.distill import folders
-from tests.distill.synthesis import test_loop
 from tests.gpu import scenes
 from workers.distill.config.synthesis import GeneratorSynthesis
 from workers.distill.methods import catalog
