@@ -67,14 +67,14 @@ class TestSumOfSquares:
 class TestFeatureRichness:
     def test_equals_the_guide(self) -> None:
         wanted = DENSE.expected("frs_level")
-        taught = DENSE.teacher(1, 3, 2, 2)
-        weights = map_distances.confidence(taught)
+        teacher_out = DENSE.teacher(1, 3, 2, 2)
+        weights = map_distances.confidence(teacher_out)
         assert DENSE.close(weights.flatten(), wanted["mask"])
         feature = map_distances.weighted_square(
             DENSE.student(1, 2, 2, 2), DENSE.teacher(1, 2, 2, 2), weights
         )
         assert DENSE.close(feature, wanted["feature"])
-        entropy = map_distances.weighted_bce(DENSE.student(1, 3, 2, 2), taught, weights)
+        entropy = map_distances.weighted_bce(DENSE.student(1, 3, 2, 2), teacher_out, weights)
         assert DENSE.close(entropy, wanted["class"])
 
     def test_without_any_weight_is_zero(self) -> None:

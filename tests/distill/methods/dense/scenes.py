@@ -107,5 +107,5 @@ def frozen(network: Network) -> Network:
 def detection_terms(choice: dict[str, Any], student: Network, teacher: Network) -> Terms:
     """Return a method's terms for two images with the boxes of `boxes_batch`."""
     method = catalog.build(choice, student, teacher)
-    learned, taught = scenes.observed(student, teacher, PICTURES)
-    return method.terms(learned, taught, boxes_batch(), scenes.MOMENT)
+    student_out, teacher_out = scenes.observed(student, teacher, PICTURES)
+    return method.terms(student_out, teacher_out, boxes_batch(), scenes.MOMENT)

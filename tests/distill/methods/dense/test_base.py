@@ -77,9 +77,9 @@ class TestSegmentation:
         student, teacher = scenes.segmenter(1, 4, 6), scenes.segmenter(2, 6, 8).eval()
         method = catalog.build(choice, student, teacher.requires_grad_(False))
         catalog.check_task(catalog.find(choice)[0], "segmentation")
-        learned, taught = observed(student, teacher, pictures(3))
+        student_out, teacher_out = observed(student, teacher, pictures(3))
         masks = torch.arange(3 * 64).reshape(3, 8, 8) % 3
-        terms = method.terms(learned, taught, scenes.batch(masks), MOMENT)
+        terms = method.terms(student_out, teacher_out, scenes.batch(masks), MOMENT)
         torch.stack(list(terms.values())).sum().backward()
         assert all(term.isfinite() for term in terms.values())
         for parameter in (*student.parameters(), *method.parameters()):

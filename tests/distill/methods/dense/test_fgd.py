@@ -22,11 +22,11 @@ def method(**changes: float) -> fgd.FGD:
 class TestFGD:
     def test_value_is_that_of_the_definition(self) -> None:
         student, teacher = scenes.detector(1), scenes.frozen(scenes.detector(2))
-        learned, taught = observed(student, teacher, scenes.PICTURES)
+        student_out, teacher_out = observed(student, teacher, scenes.PICTURES)
         found = method(foreground_weight=1.0, background_weight=1.0, attention_weight=1.0).terms(
-            learned, taught, BATCH, MOMENT
+            student_out, teacher_out, BATCH, MOMENT
         )
-        ours, theirs = learned.stages[1], taught.stages[1]
+        ours, theirs = student_out.stages[1], teacher_out.stages[1]
         # Strides of 8: boxes (4, 4, 20, 24) and (12, 14, 30, 30) touch these cells of 4x4.
         first, second = torch.zeros(4, 4), torch.zeros(4, 4)
         first[0:3, 0:3], second[1:4, 1:4] = 1 / 9, 1 / 9
@@ -64,13 +64,15 @@ class TestFGD:
     def test_has_the_gradient_of_its_value(self) -> None:
         student, teacher = scenes.detector(1), scenes.frozen(scenes.detector(2))
         with torch.no_grad():
-            learned, taught = observed(student, teacher, scenes.PICTURES)
-        taught = dataclasses.replace(taught, stages=tuple(s.double() for s in taught.stages))
+            student_out, teacher_out = observed(student, teacher, scenes.PICTURES)
+        teacher_out = dataclasses.replace(
+            teacher_out, stages=tuple(s.double() for s in teacher_out.stages)
+        )
         built = method().double()
-        given = learned.stages[1].double().requires_grad_()
+        given = student_out.stages[1].double().requires_grad_()
 
         def total(maps_of_level: torch.Tensor) -> torch.Tensor:
-            shown = dataclasses.replace(learned, stages=(learned.stages[0], maps_of_level))
-            return torch.stack(list(built.terms(shown, taught, BATCH, MOMENT).values())).sum()
+            shown = dataclasses.replace(student_out, stages=(student_out.stages[0], maps_of_level))
+            return torch.stack(list(built.terms(shown, teacher_out, BATCH, MOMENT).values())).sum()
 
         assert torch.autograd.gradcheck(total, (given,), fast_mode=True)

@@ -20,20 +20,22 @@ class TestFGFI:
     def test_value_is_the_mean_near_objects(self, reference: str) -> None:
         student = scenes.detector(1, reference)
         teacher = scenes.frozen(scenes.detector(2, reference))
-        learned, taught = observed(student, teacher, scenes.PICTURES)
+        student_out, teacher_out = observed(student, teacher, scenes.PICTURES)
         choice = {"name": "fgfi", "levels": [1], "imitation_weight": 2.0}
-        found = catalog.build(choice, student, teacher).terms(learned, taught, BATCH, LATER)
+        found = catalog.build(choice, student, teacher).terms(
+            student_out, teacher_out, BATCH, LATER
+        )
         corners = BATCH.labels[..., 1:5]
         there = BATCH.labels[..., 0] >= 0
         if reference == "retort/fcos":
             near = torch.zeros(2, 4, 4)
             near[0, :3, :3] = near[0, 1:, 1:] = 1
         else:
-            anchors = learned.detector.level_anchors()[1]  # type: ignore[union-attr]  # it has them
+            anchors = student_out.detector.level_anchors()[1]  # type: ignore[union-attr]  # it has them
             assert anchors.shape[:2] == (4, 4)
             near = box_masks.anchor_mask(corners, there, anchors, share=0.5).float()
         assert 0 < near.sum() < 32
-        squares = (learned.stages[1] - taught.stages[1]).square().sum(1)
+        squares = (student_out.stages[1] - teacher_out.stages[1]).square().sum(1)
         wanted = 2 * (near * squares).sum() / (2 * near.sum())
         assert torch.allclose(found["fgfi"], wanted, rtol=1e-4)
 

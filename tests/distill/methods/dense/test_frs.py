@@ -19,19 +19,19 @@ class TestFRS:
     def test_value_is_the_sum_of_the_guides_terms_over_levels(self) -> None:
         student = scenes.detector(1, "retort/retinanet")
         teacher = scenes.frozen(scenes.detector(2, "retort/retinanet"))
-        learned, taught = observed(student, teacher, scenes.PICTURES)
+        student_out, teacher_out = observed(student, teacher, scenes.PICTURES)
         method: Any = catalog.build({"name": "frs"}, student, teacher)
-        found = method.terms(learned, taught, BATCH, LATER)
+        found = method.terms(student_out, teacher_out, BATCH, LATER)
         wanted = {"frs_features": torch.zeros(()), "frs_classes": torch.zeros(())}
         for level, (side, start) in enumerate(((8, 0), (4, 8 * 8 * 9))):
             # Rows, columns, boxes: the position of a logit in its level.
             ours, theirs = (
                 each.logits[:, :, start : start + side**2 * 9].reshape(2, 3, side, side, 9)
-                for each in (learned, taught)
+                for each in (student_out, teacher_out)
             )
             weights = theirs.sigmoid().amax((1, 4))[:, None]
-            adapted = method.levels.connectors[level](learned.stages[level])
-            distance = (adapted - taught.stages[level]).square().sum(1, keepdim=True)
+            adapted = method.levels.connectors[level](student_out.stages[level])
+            distance = (adapted - teacher_out.stages[level]).square().sum(1, keepdim=True)
             wanted["frs_features"] += 5e-3 * (weights * distance).sum() / weights.sum()
             entropy = torch.nn.functional.binary_cross_entropy(
                 ours.sigmoid(), theirs.sigmoid(), reduction="none"
@@ -42,11 +42,12 @@ class TestFRS:
 
     def test_rises_over_its_first_steps(self) -> None:
         student, teacher = scenes.detector(1), scenes.frozen(scenes.detector(2))
-        learned, taught = observed(student, teacher, scenes.PICTURES)
+        student_out, teacher_out = observed(student, teacher, scenes.PICTURES)
         method = catalog.build({"name": "frs"}, student, teacher)
         half = Moment(epoch=1, step=250, steps_per_epoch=1000)
         one, other = (
-            method.terms(learned, taught, BATCH, moment)["frs_classes"] for moment in (half, LATER)
+            method.terms(student_out, teacher_out, BATCH, moment)["frs_classes"]
+            for moment in (half, LATER)
         )
         assert torch.allclose(2 * one, other)
 

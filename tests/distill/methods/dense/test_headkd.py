@@ -34,19 +34,19 @@ class TestHeadKD:
     def test_value_counts_all_but_ignored_locations_by_the_number_of_positives(self) -> None:
         student = scenes.detector(1, "retort/retinanet", anchor_sizes=[16, 24])
         teacher = scenes.frozen(scenes.detector(2, "retort/retinanet", anchor_sizes=[16, 24]))
-        learned, taught = observed(student, teacher, scenes.PICTURES)
-        spread = dataclasses.replace(taught, logits=3 * taught.logits + 4)
+        student_out, teacher_out = observed(student, teacher, scenes.PICTURES)
+        spread = dataclasses.replace(teacher_out, logits=3 * teacher_out.logits + 4)
         method = catalog.build({"name": "headkd", "kd_weight": 2.0}, student, teacher)
         assert isinstance(method, HeadMethod)
-        classes = method.assigned(learned, BATCH)
+        classes = method.assigned(student_out, BATCH)
         assert set(classes.unique().tolist()) >= {IGNORED, BACKGROUND, 0, 2}
         assert not (classes[1] >= 0).any()
-        ours, theirs = learned.logits.sigmoid(), spread.logits.sigmoid()
+        ours, theirs = student_out.logits.sigmoid(), spread.logits.sigmoid()
         entropy = -theirs * theirs.log() - (1 - theirs) * (1 - theirs).log()
         apart = F.binary_cross_entropy(ours, theirs, reduction="none") - entropy
         weighed = apart * (ours - theirs).square() * (classes != IGNORED)[:, None]
         wanted = 2 * weighed.sum() / (classes >= 0).sum()
-        found = method.terms(learned, spread, BATCH, MOMENT)["headkd"]
+        found = method.terms(student_out, spread, BATCH, MOMENT)["headkd"]
         assert torch.allclose(found, wanted, rtol=1e-3)
 
     @pytest.mark.parametrize(

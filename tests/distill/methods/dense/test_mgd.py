@@ -16,19 +16,19 @@ BATCH = scenes.boxes_batch()
 class TestMGD:
     def test_value_is_the_distance_of_generated_maps(self) -> None:
         student, teacher = scenes.detector(1), scenes.frozen(scenes.detector(2))
-        learned, taught = observed(student, teacher, scenes.PICTURES)
+        student_out, teacher_out = observed(student, teacher, scenes.PICTURES)
         choice = {"name": "mgd", "mgd_weight": 1.0, "levels": [1]}
         method: Any = catalog.build(choice, student, teacher)
-        generated = method.generators[0](learned.stages[1])
-        wanted = (generated - taught.stages[1]).square().sum() / 2
-        found = method.eval().terms(learned, taught, BATCH, MOMENT)["mgd"]
+        generated = method.generators[0](student_out.stages[1])
+        wanted = (generated - teacher_out.stages[1]).square().sum() / 2
+        found = method.eval().terms(student_out, teacher_out, BATCH, MOMENT)["mgd"]
         assert torch.allclose(found, wanted, rtol=1e-5)
         torch.manual_seed(5)
-        found = method.train().terms(learned, taught, BATCH, MOMENT)["mgd"]
+        found = method.train().terms(student_out, teacher_out, BATCH, MOMENT)["mgd"]
         torch.manual_seed(5)
         kept = torch.rand(2, 1, 4, 4) >= 0.65
-        generated = method.generators[0](learned.stages[1] * kept)
-        wanted = (generated - taught.stages[1]).square().sum() / 2
+        generated = method.generators[0](student_out.stages[1] * kept)
+        wanted = (generated - teacher_out.stages[1]).square().sum() / 2
         assert torch.allclose(found, wanted, rtol=1e-5)
 
     def test_distance_is_that_of_the_guide(self) -> None:
@@ -39,7 +39,7 @@ class TestMGD:
 
     def test_trains_generators_and_student(self) -> None:
         student, teacher = scenes.detector(1), scenes.frozen(scenes.detector(2, fpn_channels=64))
-        learned, taught = observed(student, teacher, scenes.PICTURES)
+        student_out, teacher_out = observed(student, teacher, scenes.PICTURES)
         method = catalog.build({"name": "mgd"}, student, teacher)
-        method.terms(learned, taught, BATCH, MOMENT)["mgd"].backward()
+        method.terms(student_out, teacher_out, BATCH, MOMENT)["mgd"].backward()
         assert all(p.grad is not None and p.grad.any() for p in method.parameters())

@@ -29,15 +29,15 @@ class TestMimic:
         student, teacher = scenes.segmenter(1, 4, 5), scenes.segmenter(2, 4, 7)
         method = mimic.Mimic(mimic.Mimic.Params(), student, teacher)
         assert isinstance(method.connector, nn.Conv2d)
-        learned, taught = observed(student, teacher, pictures(2))
+        student_out, teacher_out = observed(student, teacher, pictures(2))
         masks = torch.zeros(2, 8, 8, dtype=torch.int64)
-        found = method.terms(learned, taught, scenes.batch(masks), MOMENT)["mimic"]
+        found = method.terms(student_out, teacher_out, scenes.batch(masks), MOMENT)["mimic"]
         found.backward()
         assert method.connector.weight.grad is not None
         assert method.connector.weight.grad.any()
-        assert taught.final is not None
-        wanted = method.connector(learned.final) - taught.final
-        assert torch.allclose(found, wanted.square().mean() / taught.final.var(correction=0))
+        assert teacher_out.final is not None
+        wanted = method.connector(student_out.final) - teacher_out.final
+        assert torch.allclose(found, wanted.square().mean() / teacher_out.final.var(correction=0))
         same = mimic.Mimic(mimic.Mimic.Params(), student, scenes.segmenter(3, 5))
         assert not list(same.parameters())
 

@@ -28,8 +28,8 @@ def build(
     teacher.eval().requires_grad_(False)
     torch.manual_seed(3)
     method = catalog.build(choice, student, teacher)
-    learned, taught = observed(student, teacher, scenes.PICTURES)
-    return method, method.terms(learned, taught, scenes.boxes_batch(), MOMENT)
+    student_out, teacher_out = observed(student, teacher, scenes.PICTURES)
+    return method, method.terms(student_out, teacher_out, scenes.boxes_batch(), MOMENT)
 
 
 def terms_of_maps(choice: dict[str, Any]) -> Callable[[Any, Any], Terms]:

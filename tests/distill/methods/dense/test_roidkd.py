@@ -26,16 +26,16 @@ class TestROIDKD:
     def test_values_are_means_over_proposals(self) -> None:
         student = scenes.detector(1, "retort/fasterrcnn")
         teacher = scenes.frozen(scenes.detector(2, "retort/fasterrcnn"))
-        learned, taught = observed(student, teacher, scenes.PICTURES)
+        student_out, teacher_out = observed(student, teacher, scenes.PICTURES)
         found = {
             name: catalog.build({"name": name}, student, teacher).terms(
-                learned, taught, BATCH, MOMENT
+                student_out, teacher_out, BATCH, MOMENT
             )[name]
             for name in ("roikd", "roidkd")
         }
-        detector: Any = learned.detector
+        detector: Any = student_out.detector
         proposals = detector.sample_proposals(BATCH.labels[..., :7])
-        others: Any = taught.detector
+        others: Any = teacher_out.detector
         ours, theirs = detector.roi_logits(proposals), others.roi_logits(proposals)
         assert ours.shape == theirs.shape == (16, 4)
         assert proposals.labels.max() == 3  # background
