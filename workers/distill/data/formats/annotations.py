@@ -24,9 +24,6 @@ from workers.distill.data.formats import conversion, letterbox, pictures
 from workers.distill.data.formats.problems import Problems
 from workers.distill.files import tensorfile
 
-MOST_NAMED = 6
-"""Classes that a note names."""
-
 
 @dataclass(frozen=True)
 class FoundPicture:
@@ -234,7 +231,12 @@ def write_boxes(
         classes=classes,
         flip=True,
         hints=hints,
-        notes=[*notes, *_canvas_notes(canvas, complete), *divided, *_absent(absent, "boxes")],
+        notes=[
+            *notes,
+            *_canvas_notes(canvas, complete),
+            *divided,
+            *conversion.notes_of_absent(absent, "boxes"),
+        ],
         task="detection",
         boxes=counted,
     )
@@ -280,7 +282,12 @@ def write_masks(
         classes=classes,
         flip=True,
         hints=hints,
-        notes=[*notes, *_canvas_notes(canvas, complete), *divided, *_absent(absent, "pixels")],
+        notes=[
+            *notes,
+            *_canvas_notes(canvas, complete),
+            *divided,
+            *conversion.notes_of_absent(absent, "pixels"),
+        ],
         task="segmentation",
     )
 
@@ -397,10 +404,3 @@ def _pixels_of(masks: NDArray[Any], classes: int) -> NDArray[np.int64]:
     for mask in masks:
         total += np.bincount(mask.ravel(), minlength=dataset.IGNORE_INDEX + 1)[:classes]
     return total
-
-
-def _absent(names: Sequence[str], what: str) -> list[str]:
-    if not names:
-        return []
-    some = ", ".join(names[:MOST_NAMED])
-    return [f"{len(names)} classes have no training {what}: {some}"]

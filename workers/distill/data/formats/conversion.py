@@ -21,6 +21,8 @@ from workers.distill.files import tensorfile
 
 LARGEST_STORED_BYTES = 64 << 30
 GREY_OR_RGB = (1, 3)
+MOST_NAMED = 6
+"""Classes that a note names."""
 ImagesAndLabels = tuple[NDArray[np.uint8], NDArray[np.int64] | NDArray[np.uint8]]
 """Images uint8 [N, C, H, W] with labels: int64 [N], or masks uint8 [N, H, W].
 
@@ -257,8 +259,13 @@ def _absent_classes(
     classes: Sequence[str], labels: NDArray[np.int64] | NDArray[np.uint8]
 ) -> list[str]:
     absent = sorted(set(range(len(classes))) - set(np.unique(labels).tolist()))
-    if not absent:
-        return []
-    some = ", ".join(classes[label] for label in absent[:6])
     what = "pixels" if labels.ndim > 1 else "images"
-    return [f"{len(absent)} classes have no training {what}: {some}"]
+    return notes_of_absent([classes[label] for label in absent], what)
+
+
+def notes_of_absent(names: Sequence[str], what: str) -> list[str]:
+    """Return a note about the classes that have no training `what` (`images`), or nothing."""
+    if not names:
+        return []
+    some = ", ".join(names[:MOST_NAMED])
+    return [f"{len(names)} classes have no training {what}: {some}"]

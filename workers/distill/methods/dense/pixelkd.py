@@ -1,7 +1,7 @@
 """Knowledge distillation of every pixel.
 
 Each pixel is a sample: the student imitates the teacher's softened probabilities of its classes.
-Pixels without a label are left out, since there the teacher was never taught what is right.
+Pixels without a label are left out, since the teacher learned nothing about them.
 
 Source: Hinton et al., 2015, arXiv:1503.02531, equation 1, on the pixels of Liu et al., CVPR 2019,
 arXiv:1903.04197.
