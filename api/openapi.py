@@ -50,6 +50,8 @@ Every error response is a problem (RFC 9457, `application/problem+json`). Its `t
 is `urn:retort:problem:<code>`; `code` is stable, `detail` is for people, `errors` names fields by \
 JSON Pointer, and `retryable` says whether the same request may succeed later.
 
+Wherever `GET` is, `HEAD` answers with the same status and headers and no body.
+
 Lists are pages: `data`, `has_more`, and `next_cursor` for the next one. Fields may be added to \
 responses at any time; unknown fields of a request are refused.
 """
@@ -97,7 +99,7 @@ def complete(document: Json) -> None:
     for path, verb, operation in _operations(document):
         _declare_problems(path, verb, operation)
         if path.endswith(_DOWNLOADS):
-            operation["responses"] |= _download_responses(verb)
+            operation["responses"] |= _download_responses()
         for content in operation["responses"].get("200", {}).get("content", {}).values():
             # FastAPI describes streams as OpenAPI 3.2 does; in 3.1 they are plain text.
             if content.pop("itemSchema", None):
@@ -215,8 +217,8 @@ def _problem_responses() -> Json:
     }
 
 
-def _download_responses(verb: str) -> Json:
-    content: Json = {} if verb == "head" else {"content": {"application/octet-stream": {}}}
+def _download_responses() -> Json:
+    content: Json = {"content": {"application/octet-stream": {}}}
     return {
         "200": {"description": "The whole file", **content},
         "206": {"description": "One range of it", **content},

@@ -208,11 +208,6 @@ def delete_version(
     operation_id="download_model_file",
     response_class=Response,
 )
-@router.head(
-    "/{name}/versions/{version}/files/{path:path}",
-    operation_id="head_model_file",
-    response_class=Response,
-)
 def download(
     name: str,
     version: Version,

@@ -47,6 +47,38 @@ class TestCreateApp:
         assert first.state.collected is not second.state.collected
 
 
+class TestHead:
+    def test_is_wherever_get_is(self, app: FastAPI, client: TestClient) -> None:
+        reads = [path for path, verbs in app.openapi()["paths"].items() if "get" in verbs]
+        assert len(reads) > 30
+        # An id that nothing has: the answer is a problem, in both cases the same.
+        for path in (re.sub(r"\{\w+\}", "1", read) for read in reads):
+            whole, head = client.get(path), client.head(path)
+            assert head.status_code == whole.status_code, path
+            assert head.content == b"", path
+            assert head.headers["content-type"] == whole.headers["content-type"], path
+            if path != "/metrics":  # which counts its own requests
+                assert head.headers["content-length"] == whole.headers["content-length"], path
+
+    def test_is_refused_where_get_is_not(self, client: TestClient) -> None:
+        assert client.head("/v1/jobs/1/cancel").status_code == 405
+
+
+class TestDocumentation:
+    @pytest.mark.parametrize("page", ["/docs", "/redoc"])
+    def test_asks_no_other_host(self, client: TestClient, page: str) -> None:
+        text = client.get(page).text
+        links = re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']+)", text)
+        assert links
+        for link in links:
+            assert link.startswith("/docs-assets/"), link
+            assert client.get(link).status_code == 200, link
+
+    def test_is_where_a_browser_begins(self, client: TestClient) -> None:
+        answer = client.get("/", follow_redirects=False)
+        assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
+
+
 class TestEveryRequest:
     def test_gets_an_id_of_its_own(self, client: TestClient) -> None:
         first, second = (client.get("/healthz").headers["x-request-id"] for _ in range(2))
