@@ -261,6 +261,8 @@ def _possible(path: str, verb: str, operation: Json) -> Iterator[HTTPStatus]:
         yield from _BODY_STATUSES
     if verb in _METHODS_THAT_CHANGE or path.endswith((*_DOWNLOADS, *_REPORTS)):
         yield HTTPStatus.CONFLICT
+    if verb in _METHODS_THAT_CHANGE:
+        yield HTTPStatus.INSUFFICIENT_STORAGE
     if path.endswith("/report.zip"):
         yield HTTPStatus.PRECONDITION_FAILED
     if "if-match" in headers:
