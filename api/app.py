@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Iterator
 from types import FrameType
 
 import prometheus_client
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
-from api import dependencies, errors, metrics, middleware, openapi, queue, streams
+from api import dependencies, errors, metrics, middleware, openapi, query_parameters, queue, streams
 from api.routes import (
     datasets,
     health,
@@ -54,6 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url="/redoc",
         static_url="/docs-assets",
         lifespan=_lifespan,
+        dependencies=[Depends(query_parameters.check)],
         redirect_slashes=False,
     )
     collected = prometheus_client.CollectorRegistry()

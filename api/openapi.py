@@ -1,6 +1,7 @@
 """The OpenAPI document of FastAPI, with problems, schemas of the catalog and examples added."""
 
 import copy
+import re
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
@@ -97,6 +98,8 @@ def complete(document: Json) -> None:
     }
     document["components"]["responses"] = _problem_responses()
     for path, verb, operation in _operations(document):
+        # FastAPI's own is the name of the function, such as "Index".
+        operation["summary"] = _first_sentence(operation["description"])
         _declare_problems(path, verb, operation)
         if path.endswith(_DOWNLOADS):
             operation["responses"] |= _download_responses()
@@ -224,6 +227,11 @@ def _download_responses() -> Json:
         "206": {"description": "One range of it", **content},
         "304": {"description": "The caller's copy is current"},
     }
+
+
+def _first_sentence(description: str) -> str:
+    text = " ".join(description.split("\n\n")[0].split())
+    return re.split(r"(?<=[a-z)])[.;:](?:\s|$)", text, maxsplit=1)[0]
 
 
 def _component(status: HTTPStatus) -> str:

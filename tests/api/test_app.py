@@ -64,7 +64,33 @@ class TestHead:
         assert client.head("/v1/jobs/1/cancel").status_code == 405
 
 
+class TestQuery:
+    def test_names_a_parameter_that_nobody_reads(self, client: TestClient) -> None:
+        answer = client.get("/v1/jobs", params={"stat": "running", "limit": 5})
+        assert answer.status_code == 422
+        assert answer.json()["errors"] == [
+            {
+                "pointer": "/query/stat",
+                "code": "unknown_parameter",
+                "detail": "'stat' is no parameter of this address: did you mean 'state'?",
+            }
+        ]
+
+    def test_says_what_there_is(self, client: TestClient) -> None:
+        many = client.get("/v1/workers", params={"zzz": "1"}).json()["detail"]
+        none = client.get("/v1/api-keys/1", params={"zzz": "1"})
+        assert many == "'zzz' is no parameter of this address: there are cursor, limit"
+        assert none.status_code == 405
+        health = client.get("/healthz", params={"zzz": "1"}).json()["detail"]
+        assert health == "'zzz' is no parameter of this address, which has none"
+
+
 class TestDocumentation:
+    def test_says_in_a_line_what_each_call_does(self, app: FastAPI) -> None:
+        for path, verbs in app.openapi()["paths"].items():
+            for verb, operation in verbs.items():
+                assert 2 <= len(operation["summary"].split()) <= 20, (verb, path)
+
     @pytest.mark.parametrize("page", ["/docs", "/redoc"])
     def test_asks_no_other_host(self, client: TestClient, page: str) -> None:
         text = client.get(page).text
