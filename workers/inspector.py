@@ -150,12 +150,14 @@ def _request(context: Context, inspection: inspections.Inspection) -> dict[str, 
         return {
             "kind": "model",
             "source": "upload",
+            "filename": inspection.filename,
             "network": version.network,
             "arguments": version.arguments,
             "task": version.task,
             "classes": len(version.classes),
             "input": version.input,
             "allow_pickle": context.settings.allow_pickle,
+            **(version.reading or {}),
         }
     return {
         "kind": "dataset",
@@ -208,7 +210,7 @@ def _accepted_model(
     workdir: Path,
 ) -> _Answer:
     weights = _put(context, workdir / "model.safetensors", "model.safetensors")
-    facts = {"parameters": report["parameters"]}
+    facts = {"parameters": report["parameters"], "notes": report["warnings"]}
     description = {
         "network": version.network,
         "arguments": version.arguments,

@@ -7,6 +7,7 @@ JSON object: `result` (exit code 0) or `failure` (exit code 1).
 
 import argparse
 import errno
+import re
 import shutil
 import sys
 import tempfile
@@ -40,6 +41,7 @@ class ModelRequest(Values):
 
     kind: Literal["model"]
     source: Literal["upload"] = "upload"
+    filename: str = ""
     network: str
     task: Task = "classification"
     # Any: JSON, checked by the network itself.
@@ -47,6 +49,9 @@ class ModelRequest(Values):
     classes: int = pydantic.Field(ge=1)
     input: Input
     allow_pickle: bool = True
+    entry: str | None = None
+    strict: bool = True
+    resize_positions: bool = False
 
 
 class DatasetRequest(Values):
@@ -92,7 +97,15 @@ def inspect_model(request: ModelRequest, workdir: Path) -> dict[str, Any]:  # An
             f"{request.task}",
             network=request.network,
         )
-    loaded = weights.load_into(network, workdir / "upload", allow_pickle=request.allow_pickle)
+    with tempfile.TemporaryDirectory(dir=workdir) as scratch:
+        named = Path(scratch) / _file_name(request.filename)
+        named.symlink_to((workdir / "upload").absolute())
+        loaded = weights.load_into(
+            network,
+            named,
+            allow_pickle=request.allow_pickle,
+            choice=weights.Choice(request.entry, request.strict, request.resize_positions),
+        )
     images = torch.rand(
         (BATCH, size.channels, size.height, size.width), generator=torch.Generator().manual_seed(0)
     )
@@ -104,6 +117,12 @@ def inspect_model(request: ModelRequest, workdir: Path) -> dict[str, Any]:  # An
         "flops": profiling.flops(network, images[:1]),
         "warnings": list(loaded.warnings),
     }
+
+
+def _file_name(given: str) -> str:
+    """Return the uploader's name of a file, as far as it can stand in messages and in a folder."""
+    last = re.split(r"[/\\]", given)[-1]
+    return re.sub(r"[^\w.+ -]", "_", last)[-100:].strip(" .") or "upload"
 
 
 def inspect_dataset(request: DatasetRequest, workdir: Path) -> dict[str, Any]:  # Any: a report line

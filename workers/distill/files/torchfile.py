@@ -306,12 +306,10 @@ def _object(stream: pickle_reader.Stream, names: set[str], persistent: Any) -> A
 
 def _storage_of_id(identity: Any) -> Any:
     """Return what a persistent id of torch.save stands for: a storage, or a module's class."""
-    if not isinstance(identity, tuple) or not identity:
-        raise Unreadable("it refers to objects outside the file")
-    if identity[0] == "module":
+    if isinstance(identity, tuple) and len(identity) > 1 and identity[0] == "module":
         return identity[1]
-    if identity[0] != "storage" or len(identity) < 5:
-        raise Unreadable("it refers to objects outside the file")
+    if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
+        return StandIn("an object outside the file")
     _, kind, key, _, _, *view = identity
     dtype = STORAGE_DTYPES.get(kind.name) if isinstance(kind, Name) else None
     if dtype is None:

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from workers.distill import errors
 from workers.distill.files import tensorfile
@@ -71,6 +71,14 @@ ZIP_FORMS: tuple[tuple[str, str], ...] = (
     (r"\.onnx$", f"an archive with {ONNX}"),
     (r"\.npy$", f"a NumPy archive (npz): {SAFE}"),
 )
+
+
+class Readable(Protocol):
+    """A stream that is unpacked while it is read."""
+
+    def read(self, count: int = ..., /) -> bytes:
+        """Return the next bytes."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -256,14 +264,14 @@ def _only(path: Path, names: Sequence[str], form: str) -> str:
     return chosen[0]
 
 
-def _taken(stream: IO[bytes], name: str, path: Path, folder: Path, limit: int) -> Opened:
+def _taken(stream: Readable, name: str, path: Path, folder: Path, limit: int) -> Opened:
     folder.mkdir()
     last = re.sub(r"[^A-Za-z0-9._-]", "_", name.rpartition("/")[2])[-100:].lstrip(".") or "file"
     _copy(stream, folder / last, limit, path)
     return Opened(folder / last, (f"{last} was taken from the archive {path.name}",))
 
 
-def _copy(stream: IO[bytes], target: Path, limit: int, path: Path) -> None:
+def _copy(stream: Readable, target: Path, limit: int, path: Path) -> None:
     written = 0
     with target.open("wb") as copy:
         while block := stream.read(COPIED_BYTES):

@@ -151,9 +151,9 @@ def choose(readings: Sequence[Reading], role: Role, choice: Choice) -> Reading:
 
 
 def mismatch(
-    network: interface.Network, readings: Sequence[Reading], contained: Contained
+    network: interface.Network, readings: Sequence[Reading], contained: Contained, hint: str = ""
 ) -> errors.KeysMismatch:
-    """Return in what the nearest reading does not fit."""
+    """Return in what the nearest reading does not fit; `hint` is a way out that is known."""
     nearest = min(readings, key=lambda reading: reading.faults)
     parts = [
         f"{len(keys)} {what} ({listed(keys)})"
@@ -167,7 +167,7 @@ def mismatch(
     where = "" if nearest.name == WHOLE else f", read from its entry {nearest.name},"
     sentences = [
         f"the file's tensors{where} are not those of the network: {'; '.join(parts)}.",
-        *_ways_out(network, nearest, contained),
+        *([hint] if hint else _ways_out(network, nearest, contained)),
     ]
     return errors.KeysMismatch(
         " ".join(sentences),

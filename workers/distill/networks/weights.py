@@ -100,10 +100,12 @@ def _choose(
 ) -> tuple[Reading, list[str]]:
     """Return the reading that is to be taken, with remarks on the choice."""
     found = readings.find(network, contained, choice)
+    hint = ""
     if not any(reading.fits for reading in found):
-        found += conversion.readings_of(network, contained, choice)
+        converted = conversion.of_file(network, contained, choice)
+        found, hint = [*found, *converted.readings], converted.hint
     if choice.entry is None and not any(reading.fits for reading in found):
-        raise readings.mismatch(network, found, contained)
+        raise readings.mismatch(network, found, contained, hint)
     chosen = readings.choose(found, role, choice)
     return chosen, readings.remarks_on(chosen, found, contained)
 

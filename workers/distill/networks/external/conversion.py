@@ -8,7 +8,8 @@ taken.
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ from workers.distill.networks.readings import Choice, Reading
 LARGEST_DIFFERENCE = 1e-4
 """Of the logits of twins, relative to the largest: two ways to add the same numbers."""
 SEED = 0
+KINDS = ("weight", "bias", "running_mean", "running_var")
+COMPUTED = ("relative_position_index", "attn_mask", readings.COUNTER)
+"""Endings of keys of buffers that follow from the network's shape, or count its batches."""
 
 TWINS: dict[str, str] = {
     "vit_b_16": "vit_base_patch16_224",
@@ -68,15 +72,25 @@ TWINS: dict[str, str] = {
 """Networks of torchvision that timm has too, by their names there."""
 
 
-def readings_of(network: interface.Network, contained: Contained, choice: Choice) -> list[Reading]:
-    """Return what a file says of a library's network under the names of another program."""
+@dataclass(frozen=True)
+class Converted:
+    """What a file says of a library's network under the names of another program."""
+
+    readings: tuple[Reading, ...] = ()
+    hint: str = ""
+    """What to do where the file is one of the twin, and the twins do not give the same logits."""
+
+
+def of_file(network: interface.Network, contained: Contained, choice: Choice) -> Converted:
+    """Return the readings of a file that timm's functions and the network's twin allow."""
     library, _, name = network.reference.partition("/")
     if library == "timm":
-        found = list(_filtered(network, contained, choice))
+        found = tuple(_filtered(network, contained, choice))
         if any(reading.fits for reading in found):
-            return found
-    twin = _twin_of(library, name.partition(".")[0])
-    return [] if twin is None else list(_of_twin(network, twin, contained, choice))
+            return Converted(found)
+    reference = _twin_of(library, name.partition(".")[0])
+    twin = None if reference is None else _built(network, reference)
+    return Converted() if twin is None else _of_twin(network, twin, contained, choice)
 
 
 # -- timm's own functions --------------------------------------------------------------------------
@@ -136,11 +150,9 @@ def _twin_of(library: str, name: str) -> str | None:
 
 
 def _of_twin(
-    network: interface.Network, reference: str, contained: Contained, choice: Choice
-) -> Iterator[Reading]:
-    twin = _built(network, reference)
-    if twin is None:
-        return
+    network: interface.Network, twin: interface.Network, contained: Contained, choice: Choice
+) -> Converted:
+    converted, unequal = [], False
     for reading in readings.find(twin, contained, choice):
         if not reading.fits:
             continue
@@ -150,11 +162,17 @@ def _of_twin(
                     target.copy_(reading.state[key].reshape(target.shape))
         state = matched(twin, network)
         if state is None:
+            unequal = True
             continue
-        layout = Layout(f"{reference}, the same network", OWN.sources)
-        yield Reading(
-            reading.prefix, layout, state, aside=reading.aside, remarks=reading.remarks
+        layout = Layout(f"{twin.reference}, which is the same network,", OWN.sources)
+        converted.append(
+            Reading(reading.prefix, layout, state, aside=reading.aside, remarks=reading.remarks)
         )
+    hint = (
+        f"Its names and shapes are those of {twin.reference}, which computes something else: "
+        "choose that network."
+    )
+    return Converted(tuple(converted), hint if unequal else "")
 
 
 def _built(network: interface.Network, reference: str) -> interface.Network | None:
@@ -175,30 +193,40 @@ def _built(network: interface.Network, reference: str) -> interface.Network | No
 def matched(source: interface.Network, target: interface.Network) -> dict[str, Tensor] | None:
     """Return one network's weights under the names of another, or None where they are not equal.
 
-    Layers and loose parameters are matched in the order in which they compute and stand; `target`
-    is left as it was.
+    Tensors of the same kind and size are matched in the order in which they stand, then in the
+    order in which their layers compute. `target` is left as it was.
     """
     channels, height, width = target.image_shape
     images = observation.picture(channels, height, width)
-    pairs = _pairs(source, target, images)
-    if pairs is None:
-        return None
-    own, theirs = target.state_dict(), source.state_dict()
-    state = {ours: theirs[name] for ours, name in pairs.items()}
-    if any(key not in state and not key.endswith(readings.COUNTER) for key in own):
-        return None
-    before = {key: tensor.clone() for key, tensor in own.items()}
+    theirs, own = source.state_dict(), target.state_dict()
     with torch.no_grad(), _evaluated(source), _evaluated(target):
-        try:
-            for key, tensor in state.items():
-                own[key].copy_(tensor.reshape(own[key].shape))
-            wanted, got = source(images), target(images)
-        finally:
-            for key, tensor in before.items():
-                own[key].copy_(tensor)
+        wanted = source(images)
+        for order in (_as_they_stand, _as_they_compute):
+            pairs = _pairs(order(source, images), theirs, order(target, images), own)
+            if pairs is None:
+                continue
+            state = {key: theirs[name].reshape(own[key].shape) for key, name in pairs.items()}
+            if _is_close(_answer_with(target, state, images), wanted):
+                return {key: tensor.clone() for key, tensor in state.items()}
+    return None
+
+
+def _is_close(got: Tensor, wanted: Tensor) -> bool:
     largest = float(wanted.abs().max()) or 1.0
-    equal = float((wanted - got).abs().max()) <= LARGEST_DIFFERENCE * largest
-    return {key: tensor.clone() for key, tensor in state.items()} if equal else None
+    return float((wanted - got).abs().max()) <= LARGEST_DIFFERENCE * largest
+
+
+def _answer_with(network: interface.Network, state: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    """Return the logits that a network would give with other weights, and put its own back."""
+    own = network.state_dict()
+    before = {key: own[key].clone() for key in state}
+    try:
+        for key, tensor in state.items():
+            own[key].copy_(tensor)
+        return network(images)
+    finally:
+        for key, tensor in before.items():
+            own[key].copy_(tensor)
 
 
 @contextlib.contextmanager
@@ -212,57 +240,47 @@ def _evaluated(network: nn.Module) -> Iterator[None]:
 
 
 def _pairs(
-    source: interface.Network, target: interface.Network, images: Tensor
+    given: Sequence[str], theirs: Mapping[str, Tensor], wanted: Sequence[str], own: Mapping[str, Tensor]
 ) -> dict[str, str] | None:
-    """Return which key of the source stands for each key of the target."""
-    orders = [_order(network, images) for network in (source, target)]
-    if len(orders[0]) != len(orders[1]):
+    """Return which of the given keys stands for each of the wanted, if each has one."""
+    sorted_given, sorted_wanted = _by_kind(given, theirs), _by_kind(wanted, own)
+    counts = [{kind: len(keys) for kind, keys in each.items()} for each in (sorted_given, sorted_wanted)]
+    if counts[0] != counts[1]:
         return None
-    pairs: dict[str, str] = {}
-    theirs, own = source.state_dict(), target.state_dict()
-    for given, wanted in zip(*orders, strict=True):
-        if given.rpartition(".")[2] != wanted.rpartition(".")[2] and "." in given and "." in wanted:
-            kinds = {given.rpartition(".")[2], wanted.rpartition(".")[2]}
-            if kinds & {"weight", "bias", "running_mean", "running_var"} == kinds:
-                return None
-        if theirs[given].numel() != own[wanted].numel():
-            return None
-        pairs[wanted] = given
-    return pairs
+    return {
+        key: name
+        for kind, keys in sorted_wanted.items()
+        for key, name in zip(keys, sorted_given[kind], strict=True)
+    }
 
 
-def _order(network: interface.Network, images: Tensor) -> list[str]:
-    """Return the keys of a network's weights in the order in which its layers compute.
+def _by_kind(
+    keys: Sequence[str], state: Mapping[str, Tensor]
+) -> dict[tuple[str, int], list[str]]:
+    kinds: dict[tuple[str, int], list[str]] = {}
+    for key in keys:
+        kind = next((word for word in KINDS if key.endswith(word)), "")
+        kinds.setdefault((kind, state[key].numel()), []).append(key)
+    return kinds
 
-    Parameters that belong to no layer of their own, such as tokens and scales, follow in the order
-    of the state dictionary.
-    """
+
+def _as_they_stand(network: interface.Network, _: Tensor) -> list[str]:
+    return [key for key in network.state_dict() if not key.endswith(COMPUTED)]
+
+
+def _as_they_compute(network: interface.Network, images: Tensor) -> list[str]:
+    """Return the keys in the order in which layers compute; those of no layer follow."""
     called: dict[str, None] = {}
-    handles = []
-    for name, module in network.named_modules():
-        if name and not list(module.children()) and list(module.state_dict()):
-            handles.append(
-                module.register_forward_hook(lambda *_, name=name: called.setdefault(name))
-            )
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: called.setdefault(name))
+        for name, module in network.named_modules()
+        if name
+    ]
     try:
-        with torch.no_grad(), _evaluated(network):
-            network(images)
+        network(images)
     finally:
         for handle in handles:
             handle.remove()
-    state = network.state_dict()
-    first = [
-        key
-        for name in called
-        for key in (f"{name}.{leaf}" for leaf in network.get_submodule(name).state_dict())
-        if key in state
-    ]
-    taken = set(first)
-    return [
-        *first,
-        *(key for key in state if key not in taken and not _is_computed(key)),
-    ]
-
-
-def _is_computed(key: str) -> bool:
-    return key.endswith(("relative_position_index", "attn_mask", readings.COUNTER))
+    state = _as_they_stand(network, images)
+    places = {name: place for place, name in enumerate(called)}
+    return sorted(state, key=lambda key: places.get(key.rpartition(".")[0], len(places)))
