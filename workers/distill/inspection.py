@@ -14,7 +14,7 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import pydantic
 import torch
@@ -27,6 +27,7 @@ from workers.distill.data import dataset
 from workers.distill.data.formats import catalog as formats
 from workers.distill.data.formats import conversion
 from workers.distill.evaluation import profiling
+from workers.distill.methods import traits
 from workers.distill.networks import catalog as networks
 from workers.distill.networks import interface, weights
 from workers.distill.runtime import events
@@ -72,11 +73,22 @@ class BuiltinRequest(Values):
     name: str
 
 
-Request = Annotated[
-    ModelRequest | DatasetRequest | BuiltinRequest, pydantic.Field(discriminator="kind")
-]
-REQUEST: pydantic.TypeAdapter[ModelRequest | DatasetRequest | BuiltinRequest] = (
-    pydantic.TypeAdapter(Request)
+class NetworkRequest(Values):
+    """A network without weights: whether it can be built, and what it shows."""
+
+    kind: Literal["network"]
+    network: str
+    # Any: JSON, checked by the network itself.
+    arguments: dict[str, Any] = pydantic.Field(default_factory=dict)
+    classes: int = pydantic.Field(ge=1)
+    channels: int = pydantic.Field(ge=1)
+    height: int = pydantic.Field(ge=1)
+    width: int = pydantic.Field(ge=1)
+
+
+AnyRequest: TypeAlias = ModelRequest | DatasetRequest | BuiltinRequest | NetworkRequest
+REQUEST: pydantic.TypeAdapter[AnyRequest] = pydantic.TypeAdapter(
+    Annotated[AnyRequest, pydantic.Field(discriminator="kind")]
 )
 
 
@@ -116,6 +128,7 @@ def inspect_model(request: ModelRequest, workdir: Path) -> dict[str, Any]:  # An
         "format": loaded.format,
         "flops": profiling.flops(network, images[:1]),
         "warnings": list(loaded.warnings),
+        "traits": traits.of(network),
     }
 
 
@@ -171,13 +184,26 @@ def execute(request: Path, workdir: Path, reporter: events.Reporter) -> int:
     return 0
 
 
-def _process(
-    request: ModelRequest | DatasetRequest | BuiltinRequest, workdir: Path
-) -> dict[str, Any]:
+def try_network(request: NetworkRequest) -> dict[str, Any]:  # Any: a report line
+    """Build a network for images of a size, and return what it shows."""
+    network = networks.build(
+        request.network,
+        classes=request.classes,
+        channels=request.channels,
+        height=request.height,
+        width=request.width,
+        arguments=request.arguments,
+    )
+    return {"traits": traits.of(network)}
+
+
+def _process(request: AnyRequest, workdir: Path) -> dict[str, Any]:
     if isinstance(request, ModelRequest):
         return inspect_model(request, workdir)
     if isinstance(request, DatasetRequest):
         return inspect_dataset(request, workdir)
+    if isinstance(request, NetworkRequest):
+        return try_network(request)
     return make_builtin(request, workdir)
 
 

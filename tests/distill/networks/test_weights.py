@@ -271,7 +271,9 @@ class TestPublishedFiles:
         trained = a_network(1)
         told = self.loaded(tmp_path, prefixed(trained.state_dict(), prefix), trained).warnings
         # Every program writes the others.
-        assert told == (("the weights of the entry net.model were taken",) if "net" in prefix else ())
+        assert told == (
+            ("the weights of the entry net.model were taken",) if "net" in prefix else ()
+        )
 
     def test_linear_layers_stored_as_convolutions_are_read(self, tmp_path: Path) -> None:
         trained = resized("retort/tiny_mobilenetv2", width_multiplier=0.1)

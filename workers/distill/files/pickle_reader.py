@@ -113,7 +113,7 @@ CONTAINERS: dict[str, Rebuild] = {
     "builtins.set": lambda *items: list(*items[:1]),
     "__builtin__.set": lambda *items: list(*items[:1]),
     "builtins.frozenset": lambda *items: list(*items[:1]),
-    "_codecs.encode": lambda text, *encoding: text.encode("latin-1"),
+    "_codecs.encode": lambda text, *_: text.encode("latin-1"),
 }
 """Plain containers, and the bytes of older protocols; their contents are kept."""
 

@@ -1,8 +1,8 @@
 """Reads files of torch.save, of pickle.dump and of TorchScript without running code in them.
 
-`pickle_reader` gives plain containers, in which a tensor is a `TensorRecord`: where its numbers lie,
-and its shape. Only the tensors that a caller asks for are read, straight from the file (`tensor`).
-Objects of classes stay `StandIn`s; of a whole module the parameters can still be found.
+`pickle_reader` gives plain containers, in which a tensor is a `TensorRecord`: where its numbers
+lie, and its shape. Only the tensors that a caller asks for are read, straight from the file
+(`tensor`). Objects of classes stay `StandIn`s; of a module the parameters can still be found.
 """
 
 import contextlib
@@ -222,9 +222,7 @@ def _read_zip(
                 f"{path.name} was written on a big-endian machine; load it there, and save it with "
                 "safetensors.torch.save_file",
             )
-        content = _object(
-            io.BytesIO(archive.read(f"{folder}data.pkl")), names, _storage_of_id
-        )
+        content = _object(io.BytesIO(archive.read(f"{folder}data.pkl")), names, _storage_of_id)
         prefix = f"{folder}data/"
         storages = {
             name.removeprefix(prefix): _entry(archive, entry, mapped)

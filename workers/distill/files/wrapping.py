@@ -58,8 +58,8 @@ OTHER_FILES: tuple[tuple[bytes, str], ...] = (
 )
 TENSORFLOW = f"which is no PyTorch checkpoint: convert the weights first, then {SAFE}"
 ONNX = (
-    "an ONNX model: a graph, whose weights have lost their names; upload the checkpoint that it was "
-    f"exported from ({SAFE})"
+    "an ONNX model: a graph, whose weights have lost their names; upload the checkpoint that it "
+    f"was exported from ({SAFE})"
 )
 TENSORFLOW_TABLE = bytes.fromhex("57fb808b247547db")
 """The last bytes of an index of TensorFlow's checkpoints, a table of LevelDB."""
@@ -236,7 +236,8 @@ def _from_tar(path: Path, folder: Path, limit: int) -> Opened:
         if {"pickle", "storages", "tensors"} <= {name.rpartition("/")[2] for name in members}:
             raise errors.UploadRefused(
                 "unreadable",
-                f"{path.name} was written by PyTorch 0.1; load it with PyTorch 1, and save it again",
+                f"{path.name} was written by PyTorch 0.1; load it with PyTorch 1, and save it "
+                "again",
             )
         chosen = _only(path, list(members), "tar")
         stream = archive.extractfile(members[chosen])
@@ -279,7 +280,7 @@ def _copy(stream: Readable, target: Path, limit: int, path: Path) -> None:
             if written > limit:
                 raise errors.UploadRefused(
                     "too_large",
-                    f"{path.name} unpacks to more than {limit} bytes, {MOST_GROWTH} times its size; "
-                    "weights do not shrink so: unpack it, and upload the checkpoint",
+                    f"{path.name} unpacks to more than {limit} bytes, {MOST_GROWTH} times its "
+                    "size; weights do not shrink so: unpack it, and upload the checkpoint",
                 )
             copy.write(block)

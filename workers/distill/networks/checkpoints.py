@@ -139,9 +139,7 @@ class _Walk:
         elif isinstance(value, StandIn):
             self._visit_object(value, path, outer if inner else _length(path), inside)
 
-    def _visit_object(
-        self, value: StandIn, path: str, outer: int, inside: tuple[int, ...]
-    ) -> None:
+    def _visit_object(self, value: StandIn, path: str, outer: int, inside: tuple[int, ...]) -> None:
         state = value.state
         if isinstance(state, tuple) and state and isinstance(state[0], Contents):
             state = state[0]  # of a class with slots

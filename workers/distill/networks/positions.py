@@ -57,8 +57,8 @@ def explanation(network: nn.Module, key: str, stored: Tensor) -> str:
         module: Any = network.get_submodule(key.rpartition(".")[0])
         own = tuple(module.window_size)
         return (
-            f"The file is for windows of {trained}x{trained} positions, and this network for images "
-            f"of this size has {own[0]}x{own[1]}; {ways_out}."
+            f"The file is for windows of {trained}x{trained} positions, and this network for "
+            f"images of this size has {own[0]}x{own[1]}; {ways_out}."
         )
     side, patch = side_of(stored, prefix_tokens(network)), _patch(network)
     if side is None or patch is None:

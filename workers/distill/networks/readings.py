@@ -339,9 +339,7 @@ def _shared_words(path: str, prefix: str) -> int:
     return count
 
 
-def _ways_out(
-    network: interface.Network, nearest: Reading, contained: Contained
-) -> Iterator[str]:
+def _ways_out(network: interface.Network, nearest: Reading, contained: Contained) -> Iterator[str]:
     moved = [shape["key"] for shape in nearest.shapes]
     if moved and all(positions.are_positions(key) for key in moved) and not nearest.missing:
         explained = positions.explanation(network, moved[0], nearest.state[moved[0]])
@@ -349,9 +347,7 @@ def _ways_out(
             yield explained
             return
     absent = [
-        path
-        for path in contained.others
-        if path.removeprefix(nearest.prefix) in nearest.missing
+        path for path in contained.others if path.removeprefix(nearest.prefix) in nearest.missing
     ]
     if absent:
         yield (

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from workers.distill import errors
 from workers.distill.files import tensorfile, torchfile, wrapping

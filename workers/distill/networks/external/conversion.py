@@ -96,12 +96,16 @@ def of_file(network: interface.Network, contained: Contained, choice: Choice) ->
 # -- timm's own functions --------------------------------------------------------------------------
 
 
-def _filtered(network: interface.Network, contained: Contained, choice: Choice) -> Iterator[Reading]:
+def _filtered(
+    network: interface.Network, contained: Contained, choice: Choice
+) -> Iterator[Reading]:
     rename = _filter_of(network)
     if rename is None:
         return
     prefix = contained.largest()
-    paths = [path for path in contained.below(prefix) if contained.places[path].outer == len(prefix)]
+    paths = [
+        path for path in contained.below(prefix) if contained.places[path].outer == len(prefix)
+    ]
     words = {path.removeprefix(prefix).partition(".")[0] for path in paths}
     prefixes = [prefix, *(f"{prefix}{word}." for word in words if len(words) == 1)]
     for start in prefixes:
@@ -240,11 +244,16 @@ def _evaluated(network: nn.Module) -> Iterator[None]:
 
 
 def _pairs(
-    given: Sequence[str], theirs: Mapping[str, Tensor], wanted: Sequence[str], own: Mapping[str, Tensor]
+    given: Sequence[str],
+    theirs: Mapping[str, Tensor],
+    wanted: Sequence[str],
+    own: Mapping[str, Tensor],
 ) -> dict[str, str] | None:
     """Return which of the given keys stands for each of the wanted, if each has one."""
     sorted_given, sorted_wanted = _by_kind(given, theirs), _by_kind(wanted, own)
-    counts = [{kind: len(keys) for kind, keys in each.items()} for each in (sorted_given, sorted_wanted)]
+    counts = [
+        {kind: len(keys) for kind, keys in each.items()} for each in (sorted_given, sorted_wanted)
+    ]
     if counts[0] != counts[1]:
         return None
     return {
@@ -254,9 +263,7 @@ def _pairs(
     }
 
 
-def _by_kind(
-    keys: Sequence[str], state: Mapping[str, Tensor]
-) -> dict[tuple[str, int], list[str]]:
+def _by_kind(keys: Sequence[str], state: Mapping[str, Tensor]) -> dict[tuple[str, int], list[str]]:
     kinds: dict[tuple[str, int], list[str]] = {}
     for key in keys:
         kind = next((word for word in KINDS if key.endswith(word)), "")
