@@ -63,7 +63,7 @@ ONNX = (
 )
 TENSORFLOW_TABLE = bytes.fromhex("57fb808b247547db")
 """The last bytes of an index of TensorFlow's checkpoints, a table of LevelDB."""
-IGNORED = re.compile(r"(^|/)(__MACOSX/|\.|Thumbs\.db$|desktop\.ini$)")
+IGNORED = re.compile(r"(^|/)(__MACOSX/|\.[^./]|Thumbs\.db$|desktop\.ini$)")
 ZIP_FORMS: tuple[tuple[str, str], ...] = (
     (r"(^|/)saved_model\.pb$", f"a SavedModel of TensorFlow, {TENSORFLOW}"),
     (r"(^|/)model\.weights\.h5$", f"a model of Keras, {TENSORFLOW}"),
