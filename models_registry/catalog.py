@@ -34,6 +34,7 @@ class Catalog:
     methods: dict[str, dict[str, Any]]
     networks: dict[str, dict[str, Any]]
     foreign_networks: dict[str, list[str]]
+    foreign_arguments_schema: dict[str, Any]  # of every network of another library
     foreign_tasks: dict[str, str]  # by reference; those that are not named classify images
     datasets: dict[str, dict[str, Any]]
     formats: dict[str, dict[str, Any]]  # of data set uploads
@@ -62,6 +63,7 @@ def load() -> Catalog:
         methods={method["name"]: method for method in content["methods"]},
         networks={network["name"]: network for network in content["networks"]},
         foreign_networks=content["foreign_networks"],
+        foreign_arguments_schema=content["foreign_arguments_schema"],
         foreign_tasks=content["foreign_tasks"],
         datasets={dataset["name"]: dataset for dataset in content["datasets"]},
         formats={entry["name"]: entry for entry in content["formats"]},
@@ -79,6 +81,13 @@ def translated(faults: Iterable[rules.Violation]) -> Iterator[errors.Fault]:
 def check_network(reference: str, arguments: dict[str, Any], *, pointer: str) -> None:
     """Raise Refused unless `reference` is a known network that takes `arguments`."""
     catalog = load()
+    place = f"{pointer}/arguments"
+    asked = [
+        errors.Fault(f"{place}/{fault.field}", fault.code, fault.message)
+        for fault in rules.of_arguments(reference, arguments)
+    ]
+    if asked:
+        raise errors.Refused(asked[0].detail, code="bad_network", faults=asked)
     if reference in catalog.networks:
         faults = _arguments_schema(reference).faults(arguments, f"{pointer}/arguments")
         if faults:
@@ -96,6 +105,13 @@ def check_network(reference: str, arguments: dict[str, Any], *, pointer: str) ->
     names = catalog.foreign_networks.get(library, [])
     # timm's names may carry a tag of pretrained weights (`resnet50.a1_in1k`): same network.
     if name in names or (library == "timm" and name.split(".")[0] in names):
+        faults = _foreign_arguments_schema().faults(arguments, place)
+        if faults:
+            raise errors.Refused(
+                f"{reference} does not take these arguments: {faults[0].detail}",
+                code="bad_network",
+                faults=faults,
+            )
         return
     candidates = [
         *catalog.networks,
@@ -306,6 +322,11 @@ def _part_schema(name: str) -> Schema:
     properties = {key: value for key, value in own["properties"].items() if key != "task_weight"}
     weight = {"type": "number", "minimum": 0, "maximum": 1e6, "default": 1.0}
     return Schema({**own, "properties": {"weight": weight, **properties}})
+
+
+@functools.cache
+def _foreign_arguments_schema() -> Schema:
+    return Schema(load().foreign_arguments_schema)
 
 
 @functools.cache

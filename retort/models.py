@@ -19,10 +19,19 @@ class Models(transport.Resource):
         input: Mapping[str, object],
         arguments: Mapping[str, object] | None = None,
         task: str = "classification",
+        entry: str | None = None,
+        strict: bool = True,
+        resize_positions: bool = False,
         card: str = "",
         tags: Mapping[str, str] | None = None,
     ) -> types.ModelVersion:
-        """Make a new version of a model from an upload; a worker inspects it before it is ready."""
+        """Make a new version of a model from an upload; a worker inspects it before it is ready.
+
+        `entry` chooses one of several networks in the file. Without `strict`, weights that the
+        network does not have are left aside. `resize_positions` interpolates the position
+        embeddings of a transformer for images of another size. The version's `notes` say what was
+        chosen and converted.
+        """
         body = {
             "upload": upload if isinstance(upload, str) else upload.id,
             "network": network,
@@ -30,6 +39,10 @@ class Models(transport.Resource):
             "task": task,
             "classes": classes if isinstance(classes, int) else list(classes),
             "input": dict(input),
+            # Only what was asked for: servers before version 0.4 do not know these.
+            **({} if entry is None else {"entry": entry}),
+            **({} if strict else {"strict": False}),
+            **({"resize_positions": True} if resize_positions else {}),
             "card": card,
             "tags": dict(tags or {}),
         }

@@ -45,6 +45,13 @@ class Failure(Body):
     log_tail: list[str] = Field(default_factory=list)
 
 
+class Warned(Body):
+    """Something that a user should know of a job, though it did not stop it."""
+
+    code: str
+    message: str = ""
+
+
 class JobResult(Body):
     """What a job that succeeded has made.
 
@@ -90,6 +97,7 @@ class Job(Body):
     metrics: dict[str, float | None] = Field(default_factory=dict)
     priority: int = 0
     max_attempts: int | None = None
+    warnings: list[Warned] | None = None
     failure: Failure | None = None
     result: JobResult | None = None
     labels: dict[str, str] = Field(default_factory=dict)
@@ -385,6 +393,7 @@ class ModelVersion(Body):
     scores: Json = Field(default_factory=dict)
     lineage: Json | None = None
     rejection: Rejection | None = None
+    notes: list[str] | None = None
     files: list[StoredFile] = Field(default_factory=list)
     card: str | None = None
     tags: Json = Field(default_factory=dict)

@@ -64,6 +64,7 @@ def describe() -> dict[str, Any]:
         ],
         "networks": networks.describe(),
         "foreign_networks": networks.foreign(),
+        "foreign_arguments_schema": networks.foreign_arguments_schema(),
         "foreign_tasks": networks.foreign_tasks(),
         "datasets": datasets.describe(),
         "formats": formats.describe(),

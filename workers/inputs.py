@@ -82,6 +82,7 @@ def recipe_of(session: Session, job: tables.JobRow) -> dict[str, Any]:
             "arguments": spec.student.arguments,
             "classes": len(source.classes),
             "input": source.input,
+            "class_names": None if initial is None else initial.classes,
         },
         "class_names": source.classes,
         "initial": initial is not None,
@@ -104,6 +105,7 @@ def _network(version: tables.ModelVersionRow) -> dict[str, Any]:
         "arguments": version.arguments,
         "classes": len(version.classes),
         "input": version.input,
+        "class_names": version.classes,
     }
 
 

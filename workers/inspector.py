@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from models_registry import errors
 from models_registry.artifacts import datasets, inspections
-from models_registry.jobs import leases
+from models_registry.jobs import leases, network_trials, submission
 from models_registry.persistence import tables
 from workers import staging
 from workers.context import Context
@@ -70,6 +70,50 @@ def inspect(context: Context, kind: inspections.Kind, version_id: str) -> str | 
             log.warning("inspection_stale", kind=kind, version_id=version_id, because=str(error))
             return None
     return answer.state
+
+
+def try_network(context: Context, digest: str) -> str | None:
+    """Build a network of another library; return `ready` or `rejected`, None if undecided."""
+    with context.sessions() as session:
+        trial = session.get(tables.NetworkTrialRow, digest)
+        if trial is None or trial.state != network_trials.PENDING:
+            return None
+        request = {
+            "kind": "network",
+            "network": trial.network,
+            "arguments": trial.arguments,
+            **trial.input,
+        }
+    traits: dict[str, Any] | None = None
+    rejection: dict[str, Any] | None = None
+    try:
+        with staging.scratch(context.settings.scratch_dir, digest[:16]) as workdir:
+            report = _ask(request, workdir, must_stop=context.shutting_down.is_set)
+    except _Died as error:
+        log.warning("network_trial_died", network=request["network"], because=str(error))
+    except OSError as error:
+        log.warning("network_trial_postponed", network=request["network"], error=str(error))
+        return None
+    else:
+        if report is None or report.get("retryable"):
+            return None
+        if report["type"] == "failure":
+            rejection = {"code": report["code"], "message": report["message"]}
+        else:
+            traits = report["traits"]
+
+    def write(session: Session) -> str:
+        ended = network_trials.finish(session, digest, traits=traits, rejection=rejection)
+        if ended.state != network_trials.PENDING:
+            submission.settle_tried(session, ended)
+        return ended.state
+
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    try:
+        return context.persist(write, hopeless=lambda: time.monotonic() > deadline)
+    except errors.Unavailable as error:
+        log.warning("network_trial_lost", network=request["network"], because=str(error))
+        return None
 
 
 class _Hold:
@@ -150,12 +194,14 @@ def _request(context: Context, inspection: inspections.Inspection) -> dict[str, 
         return {
             "kind": "model",
             "source": "upload",
+            "filename": inspection.filename,
             "network": version.network,
             "arguments": version.arguments,
             "task": version.task,
             "classes": len(version.classes),
             "input": version.input,
             "allow_pickle": context.settings.allow_pickle,
+            **(version.reading or {}),
         }
     return {
         "kind": "dataset",
@@ -208,14 +254,19 @@ def _accepted_model(
     workdir: Path,
 ) -> _Answer:
     weights = _put(context, workdir / "model.safetensors", "model.safetensors")
-    facts = {"parameters": report["parameters"]}
+    facts = {
+        "parameters": report["parameters"],
+        "notes": report["warnings"],
+        "traits": report["traits"],
+    }
     description = {
         "network": version.network,
         "arguments": version.arguments,
         "task": version.task,
         "classes": version.classes,
         "input": version.input,
-        **facts,
+        "parameters": report["parameters"],
+        "notes": report["warnings"],
         "sha256": weights.sha256,
     }
     path = workdir / "config.json"

@@ -8,7 +8,7 @@ import structlog
 
 from models_registry.access import idempotency
 from models_registry.artifacts import inspections, uploads
-from models_registry.jobs import sweeps
+from models_registry.jobs import network_trials, sweeps
 from models_registry.persistence import database, outbox
 from workers import inspector, staging
 from workers.context import Context
@@ -64,6 +64,7 @@ def sweep(context: Context, send: outbox.Send) -> dict[str, int]:
     with context.sessions.begin() as session:
         done["jobs_republished"] = sweeps.republish(session, after_seconds=after)
         done["inspections_republished"] = inspections.republish(session, after_seconds=after)
+        done["trials_republished"] = network_trials.republish(session, after_seconds=after)
     done["relayed"] = outbox.relay(context.sessions, send)
     _log(done, "sweep_done")
     return done

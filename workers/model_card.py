@@ -71,11 +71,13 @@ class TeacherFacts:
     reference: str
     digest: str
     network: str
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, row: tables.ModelVersionRow) -> "TeacherFacts":
         """Return the facts from a row that belongs to a session."""
-        return cls(models.reference_of(row), f"sha256:{row.sha256}", row.network)
+        notes = tuple(row.notes or ())
+        return cls(models.reference_of(row), f"sha256:{row.sha256}", row.network, notes)
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class JobFacts:
     spec: JobSpec
     dataset: DataFacts | None
     teacher: TeacherFacts | None
+    warnings: tuple[str, ...] = ()
+    """What submission and engine have warned of."""
 
 
 def write(
@@ -101,6 +105,7 @@ def write(
         _front_matter(origin, description, result),
         _summary(origin, description, result),
         _scores(origin, description, result),
+        _warnings(origin),
         _data(origin, description, result),
         _training(origin, result),
         _size_and_speed(result),
@@ -190,6 +195,12 @@ def _scores(origin: JobFacts, description: Json, result: RunResult) -> list[str]
     return [*head, *words.scores(named)]
 
 
+def _warnings(origin: JobFacts) -> list[str]:
+    if not origin.warnings:
+        return []
+    return ["## Warnings", "", *(f"- {_plain(told)}" for told in origin.warnings)]
+
+
 def _not_chosen(result: RunResult, metric: str) -> str:
     """Return that the last epoch was delivered, with its validation score and the best one."""
     text = "The student is that of the last epoch; it was not chosen by validation."
@@ -263,6 +274,7 @@ def _training(origin: JobFacts, result: RunResult) -> list[str]:
     if origin.teacher:
         teacher = origin.teacher
         lines.append(f"- Teacher: `{teacher.reference}`, `{teacher.network}`, `{teacher.digest}`")
+        lines += [f"- Of the teacher's file: {_plain(note)}" for note in teacher.notes]
     if spec.student.initial:
         lines.append(f"- Start weights: `{spec.student.initial}`")
     settings = {key: value for key, value in method.items() if key != "name"}

@@ -48,6 +48,7 @@ def origin(session: Session, job_id: str) -> StudentOrigin:
         spec=submission.spec_of(job),
         dataset=None if dataset is None else model_card.DataFacts.of(dataset),
         teacher=None if teacher is None else model_card.TeacherFacts.of(teacher),
+        warnings=tuple(told["message"] for told in job.warnings or ()),
     )
     return StudentOrigin(job, facts)
 

@@ -55,6 +55,14 @@ def inspect_dataset(version_id: str) -> None:
         inspector.inspect(_context(), "datasets", version_id)
 
 
+@app.task(name="networks.try")
+def try_network(digest: str) -> None:
+    """Build a network of another library without weights, and record what it shows."""
+    with logs.bind(network_trial=digest):
+        maintenance.tidy(_context())
+        inspector.try_network(_context(), digest)
+
+
 @app.task(name="maintenance.sweep")
 def sweep() -> None:
     """Publish the outbox, reap leases, enforce deadlines, publish lost messages again."""

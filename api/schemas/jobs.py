@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from api import media_types, numbers, streams
 from api.schemas import rows, versions
 from models_registry.artifacts import models
-from models_registry.jobs import queries, reports
+from models_registry.jobs import queries, reports, submission
+from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import tables
 from workers.distill.config.result import RunResult
 
@@ -25,6 +26,27 @@ class JobFailure(BaseModel):
     retryable: bool
     attempt: int
     log_tail: list[str] = Field(default=[], description="Last lines of the engine's log.")
+
+
+class JobWarning(BaseModel):
+    """Something that a user should know of a job, though it did not stop it."""
+
+    code: str = Field(description="Such as `class_names_differ` or `teacher_weak`.")
+    message: str
+
+
+class JobChecked(JobSpec):
+    """A spec that was found right, complete, with what its submitter should know."""
+
+    warnings: list[JobWarning] = Field(
+        default=[], description="Told again at submission; left out of a spec that is submitted."
+    )
+
+    @classmethod
+    def of(cls, checked: submission.Checked) -> Self:
+        """Return the body of a spec that was checked."""
+        told = [JobWarning(code=w.code, message=w.detail) for w in checked.warnings]
+        return cls.model_construct(**dict(checked.spec), warnings=told)
 
 
 class JobResult(RunResult):
@@ -73,6 +95,9 @@ class JobRead(rows.RowRead):
     variant: int | None = Field(default=None, description="Number of its variant in the study.")
     spec: Json = Field(description="As stored: defaults filled in, references resolved.")
     metrics: dict[str, Number] = Field(description="Latest values.")
+    warnings: list[JobWarning] = Field(
+        default=[], description="Of the submission and of the engine; also among the events."
+    )
     failure: JobFailure | None
     result: JobResult | None
     labels: dict[str, str]
@@ -88,6 +113,7 @@ class JobRead(rows.RowRead):
             study=job.study_id,
             variant=job.study_variant,
             metrics={key: numbers.in_json(value) for key, value in metrics.items()},
+            warnings=[JobWarning.model_validate(told) for told in job.warnings or ()],
             failure=JobFailure.model_validate(job.failure) if job.failure else None,
             result=JobResult.model_validate(job.result) if job.result else None,
             links=_links(job),

@@ -21,6 +21,8 @@ from models_registry.persistence import tables
 Json = dict[str, Any]
 Tags = dict[str, str]
 State = Literal["pending", "ready", "rejected"]
+READING = {"entry", "strict", "resize_positions"}
+"""Fields that say how a file is to be read."""
 
 
 def _classes(value: Any) -> int | list[str]:
@@ -75,6 +77,21 @@ class ModelVersionNew(_Body):
     task: str = Field("classification", json_schema_extra={"enum": list(TASKS)})
     classes: Classes
     input: versions.Images
+    entry: str | None = Field(
+        None,
+        max_length=500,
+        description="Which of several networks in the file, such as `model_ema` or "
+        "`state_dict.teacher`; `.` is the file itself. Needed where several fit.",
+    )
+    strict: bool = Field(
+        True,
+        description="Refuse a file with weights that the network does not have; false leaves them "
+        "aside. Missing weights are always refused.",
+    )
+    resize_positions: bool = Field(
+        False,
+        description="Interpolate position embeddings of a transformer for images of another size.",
+    )
     card: str = Field("", description="Markdown.")
     tags: Tags = Field({}, description="At most 64.")
 
@@ -83,7 +100,8 @@ class ModelVersionNew(_Body):
         return models.NewModelVersion(
             name=name,
             upload_id=self.upload,
-            **self.model_dump(exclude={"upload"}),
+            reading=self.model_dump(include=READING, exclude_defaults=True) or None,
+            **self.model_dump(exclude={"upload", *READING}),
         )
 
 
@@ -141,6 +159,10 @@ class ModelVersionRead(rows.RowRead):
     scores: Json
     lineage: Json
     rejection: versions.Rejection | None
+    notes: list[str] | None = Field(
+        description="What was chosen, converted or left aside when the file was read; null before "
+        "the inspection, and where it is not known."
+    )
     files: list[versions.StoredFile]
     card: str
     tags: Tags
@@ -250,6 +272,9 @@ class LineageRead(BaseModel):
     reference: str
     digest: str | None
     recorded: Json = Field(description="As written by the server when the version was made.")
+    notes: list[str] | None = Field(
+        description="What was chosen, converted or left aside when its file was read."
+    )
     backward: Backward
     forward: lists.ListRead[Relative] = Field(
         description="Versions made directly from this one, newest first; a page."
@@ -272,6 +297,7 @@ class LineageRead(BaseModel):
             reference=models.reference_of(row),
             digest=f"sha256:{row.sha256}" if row.sha256 else None,
             recorded=row.lineage,
+            notes=row.notes,
             backward=Backward.of(row, origins),
             forward=forward,
             datasets=[datasets.reference_of(found) for found in synthetic],

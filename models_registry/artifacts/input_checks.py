@@ -20,6 +20,8 @@ MIN_CLASSES = 2
 MAX_CLASSES = 100_000
 MAX_CHANNELS = 1024
 MAX_SIDE = 4096
+SMALLEST_STD = 1 / 512
+"""Half a step of 8-bit pixels; 1/255, for networks that take pixels in 0..255, is larger."""
 MAX_TAGS = 64
 MAX_CARD_CHARACTERS = 100_000
 _MAX_NAME_CHARACTERS = 200
@@ -69,6 +71,25 @@ def faults_of_input(images: dict[str, Any], pointer: str = "/input") -> Iterator
             elif name == "std" and value <= 0:
                 detail = f"std must be greater than 0, got {value}: pixels are divided by it"
                 yield Fault(at, "out_of_range", detail)
+            elif (impossible := _impossible(name, value)) is not None:
+                yield Fault(at, "not_of_pixels", impossible)
+
+
+def _impossible(name: str, value: float) -> str | None:
+    """Return why no pictures with pixels in 0..1 have this mean or deviation, and what to do."""
+    if 1 < value <= 255:
+        return (
+            f"{name} {value:g} is of pixels in 0..255, and pixels are scaled to 0..1 here: divide "
+            f"it by 255, which gives {value / 255:.6g}"
+        )
+    if not 0 <= value <= 1:
+        return f"{name} must be 0 to 1, as pixels are scaled to 0..1, got {value:g}"
+    if name == "std" and value < SMALLEST_STD:
+        return (
+            f"std {value:g} is smaller than that of any pictures; if it was divided by 255 twice, "
+            f"multiply it by 255, which gives {value * 255:.6g}"
+        )
+    return None
 
 
 def faults_of_notes(*, card: str | None, tags: dict[str, str] | None) -> Iterator[Fault]:

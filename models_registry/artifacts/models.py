@@ -34,6 +34,8 @@ class NewModelVersion:
     classes: int | list[str]
     input: dict[str, Any]
     upload_id: str | None = None
+    reading: dict[str, Any] | None = None
+    """How the file is to be read: `entry`, `strict`, `resize_positions`."""
     job_id: str | None = None
     parameters: int | None = None
     scores: dict[str, Any] = field(default_factory=dict)
@@ -227,6 +229,8 @@ def add_version(
         scores=new.scores,
         lineage=new.lineage,
         upload_id=new.upload_id,
+        reading=new.reading,
+        notes=[] if state == "ready" else None,
         job_id=new.job_id,
         card=new.card,
         tags=dict(new.tags),

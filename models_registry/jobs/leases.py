@@ -184,9 +184,13 @@ def report(
 
 
 def warn(session: Session, lease: Lease, *, code: str, message: str) -> None:
-    """Add a warning of the engine to the job's events."""
+    """Add a warning of the engine to the job and to its events; a repeated one to these alone."""
     _touch(session, lease, {})
-    transitions.add_event(session, lease.job_id, "warning", {"code": code, "message": message})
+    told = {"code": code, "message": message}
+    job = session.get_one(tables.JobRow, lease.job_id, populate_existing=True)
+    if told not in (job.warnings or []):
+        job.warnings = [*(job.warnings or []), told]
+    transitions.add_event(session, lease.job_id, "warning", told)
 
 
 def checkpoint(

@@ -1,14 +1,16 @@
 """Submission: complete and check a spec, resolve its inputs, store the job."""
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from models_registry import errors, ids
 from models_registry.artifacts import datasets, models
-from models_registry.jobs import transitions, validation, workers
+from models_registry.jobs import network_trials, transitions, validation, workers
 from models_registry.jobs.lifecycle import Event, Reason, State
 from models_registry.jobs.spec import NAME_PATTERN, VERSION, JobSpec, Request
 from models_registry.jobs.validation import JobInputs
@@ -24,13 +26,39 @@ class StudyPlace:
     seed: int
 
 
-def check(session: Session, *, project_id: str, spec: JobSpec) -> JobSpec:
-    """Return `spec` with defaults filled in, storing nothing.
+@dataclass(frozen=True)
+class Checked:
+    """A spec that was found right, and what its submitter should know."""
 
+    spec: JobSpec
+    inputs: JobInputs
+    warnings: list[errors.Fault]
+    is_being_tried: bool = False
+    """Whether an inspector is trying the student's network out just now."""
+
+
+def check(session: Session, *, project_id: str, spec: JobSpec) -> Checked:
+    """Return `spec` with defaults filled in and with warnings, storing no job.
+
+    A student's network that nobody has tried out is given to an inspector.
     Raises: errors.Refused with the fields at fault.
     """
-    completed, _ = _examine(session, project_id, spec)
-    return completed
+    checked = _examine(session, project_id, spec)
+    inputs = with_trial(session, checked.spec.parts, checked.inputs, ask=True)
+    if inputs.trial is None or inputs.trial.state != network_trials.PENDING:
+        return checked
+    untried = errors.Fault(
+        "/student/network",
+        "network_not_tried",
+        f"whether {inputs.trial.network} can be built for these images, and shows what the method "
+        "needs, is not known yet; a job waits until an inspector has tried it",
+    )
+    return Checked(
+        checked.spec,
+        inputs,
+        [*checked.warnings, untried],
+        is_being_tried=workers.anyone_takes(session, queue=network_trials.QUEUE),
+    )
 
 
 def submit(
@@ -45,13 +73,13 @@ def submit(
 
     Raises: errors.Refused with the fields at fault; nothing is stored then.
     """
-    completed, inputs = _examine(session, project_id, spec)
+    checked = _examine(session, project_id, spec)
     return store(
         session,
         project_id=project_id,
-        completed=completed,
-        inputs=inputs,
-        notice=notice(session, queue=completed.resources.accelerator),
+        completed=checked.spec,
+        inputs=checked.inputs,
+        notice=notice(session, queue=checked.spec.resources.accelerator),
         retry_of=retry_of,
         place=place,
     )
@@ -69,7 +97,10 @@ def store(
 ) -> tables.JobRow:
     """Store a job whose spec was completed and found right; `notice` is shown while it waits."""
     now = database.now(session)
-    waiting = [pointer for pointer, row in inputs.all() if row.state == "pending"]
+    inputs = with_trial(session, completed.parts, inputs, ask=True)
+    waiting = [f"{pointer} is inspected" for pointer, row in inputs.all() if row.state == "pending"]
+    if inputs.trial is not None and inputs.trial.state == network_trials.PENDING:
+        waiting.append(f"{inputs.trial.network} is tried out")
     job = tables.JobRow(
         id=ids.new("job"),
         project_id=project_id,
@@ -89,7 +120,7 @@ def store(
         study_seed=place and place.seed,
         state=State.VALIDATING,
         state_reason=Reason.WAITING_FOR_INPUT if waiting else None,
-        state_message=f"Waiting until {', '.join(waiting)} is inspected." if waiting else None,
+        state_message=f"Waiting until {' and '.join(waiting)}." if waiting else None,
         max_attempts=completed.max_attempts,
         max_runtime_seconds=completed.resources.max_runtime_seconds,
         queue_deadline_seconds=completed.resources.queue_deadline_seconds,
@@ -99,6 +130,7 @@ def store(
     session.add(job)
     session.flush()
     transitions.add_event(session, job.id, "validating", {"to": State.VALIDATING})
+    _warn(session, job, validation.warnings_of_inputs(validation.read(completed.parts), inputs))
     if not waiting:
         transitions.move(session, job, Event.VALID, message=notice)
     session.refresh(job)
@@ -112,14 +144,26 @@ def notice(session: Session, *, queue: str) -> str | None:
     return f"No worker that takes {queue!r} jobs is online; the job waits for one."
 
 
-def _examine(session: Session, project_id: str, spec: JobSpec) -> tuple[JobSpec, JobInputs]:
+def _warn(session: Session, job: tables.JobRow, found: list[errors.Fault]) -> None:
+    """Add what the submitter should know to a job and to its events, each thing once."""
+    for fault in found:
+        told = {"code": fault.code, "message": fault.detail}
+        if told not in (job.warnings or []):
+            job.warnings = [*(job.warnings or []), told]
+            session.flush()
+            transitions.add_event(session, job.id, "warning", told)
+
+
+def _examine(session: Session, project_id: str, spec: JobSpec) -> Checked:
     """Check everything that can be known now; collect all faults before refusing."""
     inputs, unresolved = find_inputs(session, project_id=project_id, spec=spec)
+    inputs = with_trial(session, spec.parts, inputs)
     completed, faults = complete(spec, inputs)
     faults += unresolved
     if faults:
         raise errors.Refused(summary(faults), code="invalid_spec", faults=faults)
-    return completed, inputs
+    warnings = validation.warnings_of_inputs(validation.read(completed.parts), inputs)
+    return Checked(completed, inputs, warnings)
 
 
 def find_inputs(
@@ -135,6 +179,20 @@ def find_inputs(
         dataset=_resolve(session, project_id, spec.dataset, datasets.resolve, "/dataset", faults),
     )
     return inputs, faults
+
+
+def with_trial(
+    session: Session, parts: validation.SpecParts, inputs: JobInputs, *, ask: bool = False
+) -> JobInputs:
+    """Return the inputs with the trial of the student's network, if it needs one.
+
+    `ask` has an inspector try the network, if nobody has before.
+    """
+    wanted = validation.wanted_trial(parts, inputs)
+    if wanted is None:
+        return inputs
+    find = network_trials.ask if ask else network_trials.find
+    return dataclasses.replace(inputs, trial=find(session, wanted))
 
 
 def complete(spec: JobSpec, inputs: JobInputs) -> tuple[JobSpec, list[errors.Fault]]:
@@ -232,7 +290,10 @@ def settle(session: Session, job: tables.JobRow) -> None:
         for pointer, row in inputs.all()
         if row.state == "rejected"
     ]
-    wrong = validation.faults_of_inputs(validation.read(spec_of(job).parts), inputs)
+    parts = spec_of(job).parts
+    inputs = with_trial(session, parts, inputs, ask=True)
+    document = validation.read(parts)
+    wrong = validation.faults_of_inputs(document, inputs)
     faults = rejected or [fault.detail for fault in wrong]
     if faults:
         failure = _failure("input_rejected", faults[0], attempt=0)
@@ -244,10 +305,24 @@ def settle(session: Session, job: tables.JobRow) -> None:
             message=faults[0],
             values={"failure": failure},
         )
+    elif inputs.trial is not None and inputs.trial.state == network_trials.PENDING:
+        pass  # settled when it ends
     elif all(row.state == "ready" for _, row in inputs.all()):
         job.spec = {**job.spec, **_digests(inputs)}
         session.flush()
+        _warn(session, job, validation.warnings_of_inputs(document, inputs))
         transitions.move(session, job, Event.VALID, message=notice(session, queue=job.queue))
+
+
+def settle_tried(session: Session, trial: tables.NetworkTrialRow) -> None:
+    """Queue or fail the validating jobs whose student's network was tried out."""
+    row = tables.JobRow
+    waiting = sa.select(row).where(
+        row.state == State.VALIDATING,
+        row.spec["student"]["network"].as_string() == trial.network,
+    )
+    for job in session.scalars(waiting.order_by(row.id).with_for_update(key_share=True)).all():
+        settle(session, job)
 
 
 def _row(session: Session, kind: Any, identity: str | None) -> Any:

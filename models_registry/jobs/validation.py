@@ -2,9 +2,10 @@
 
 The rules themselves are the engine's (`workers/distill/config/rules.py`), which executes the same
 ones at preparation. This file says which of them can be decided from a spec alone, and which from
-the rows that its references lead to. Not decided here is what only a built network tells: what
-networks of other libraries show and how large images must be for them, how many parameters
-arguments ask for, and the shapes of feature maps. The engine refuses those in the first second.
+the rows that its references lead to. What only a built network tells (what networks of other
+libraries show, which images they take) comes from the inspection of a teacher and from the trial of
+a student (`network_trials`). Not decided here are the shapes of feature maps: the engine refuses
+those in the first second.
 """
 
 import dataclasses
@@ -13,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from models_registry import catalog, errors
+from models_registry.jobs import network_trials
 from models_registry.persistence import tables
-from workers.distill.config import descriptions, rules
+from workers.distill.config import class_names, descriptions, rules
 from workers.distill.config.descriptions import NetworkDescription
 
 
@@ -25,6 +27,8 @@ class JobInputs:
     teacher: tables.ModelVersionRow | None
     initial: tables.ModelVersionRow | None
     dataset: tables.DatasetVersionRow | None
+    trial: tables.NetworkTrialRow | None = None
+    """Of the student's network, where it is of another library and its images are known."""
 
     def all(self) -> list[tuple[str, tables.ModelVersionRow | tables.DatasetVersionRow]]:
         """Return those that are there, each with the field that names it."""
@@ -121,12 +125,52 @@ def _faults_of_document(
         yield from rules.of_method_and_training(method.description, training.document)
 
 
+def wanted_trial(parts: SpecParts, inputs: JobInputs) -> network_trials.Wanted | None:
+    """Return what an inspector must try of a student, or None if all is known, or not yet."""
+    if parts.network is None or parts.method is None:
+        return None
+    if catalog.describe_network(parts.network, parts.arguments).shows is not None:
+        return None
+    source = inputs.teacher if is_data_free(parts.method) else inputs.dataset or inputs.teacher
+    if source is None or source.input is None or source.state != "ready":
+        return None
+    size = source.input
+    return network_trials.Wanted(
+        parts.network,
+        parts.arguments,
+        classes=len(source.classes),
+        channels=size["channels"],
+        height=size["height"],
+        width=size["width"],
+    )
+
+
 def faults_of_inputs(document: Document, inputs: JobInputs) -> list[errors.Fault]:
     """Return what does not fit among inputs that are ready; pending ones are judged later."""
     return [
+        *_faults_of_trial(inputs),
         *catalog.translated(_faults_of_rows(document, inputs)),
         *_faults_of_start(document, inputs),
     ]
+
+
+def warnings_of_inputs(document: Document, inputs: JobInputs) -> list[errors.Fault]:
+    """Return what the submitter should know of inputs that fit; pending ones are judged later."""
+    return list(catalog.translated(_warnings_of_rows(document, inputs)))
+
+
+def _warnings_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Violation]:
+    network = document.parts.network
+    if network is not None:
+        yield from rules.of_weights_tag(network)
+    dataset = inputs.dataset
+    if dataset is None or dataset.state != "ready":
+        return
+    for role, model in (("teacher", inputs.teacher), ("start model", inputs.initial)):
+        if model is not None:
+            told = class_names.remark(role, model.classes, dataset.classes)
+            if told is not None:
+                yield told
 
 
 def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Violation]:
@@ -157,6 +201,13 @@ def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Vio
         yield from rules.of_features(description, "teacher", teacher)
         yield from rules.of_batch_norm(description, method, teacher)
         yield from rules.of_generator(description, method, teacher)
+
+
+def _faults_of_trial(inputs: JobInputs) -> Iterator[errors.Fault]:
+    """Yield why the student's network cannot be built for the images, if so."""
+    trial = inputs.trial
+    if trial is not None and trial.rejection is not None:
+        yield errors.Fault("/student/network", trial.rejection["code"], trial.rejection["message"])
 
 
 def _faults_of_start(document: Document, inputs: JobInputs) -> Iterator[errors.Fault]:
@@ -194,7 +245,7 @@ def _described(row: tables.ModelVersionRow | None) -> NetworkDescription | None:
     known = catalog.describe_network(row.network, row.arguments)
     size = row.input
     return dataclasses.replace(
-        known,
+        _with_traits(known, row.traits),
         task=row.task,
         classes=len(row.classes),
         channels=size["channels"],
@@ -202,17 +253,27 @@ def _described(row: tables.ModelVersionRow | None) -> NetworkDescription | None:
     )
 
 
+def _with_traits(known: NetworkDescription, traits: dict[str, Any] | None) -> NetworkDescription:
+    """Return a description with what an inspector has found, where the catalog knows nothing."""
+    if traits is None or known.shows is not None:
+        return known
+    return dataclasses.replace(
+        known, shows=frozenset(traits["shows"]), has_batch_norm=traits["has_batch_norm"]
+    )
+
+
 def _with_images(document: Document, inputs: JobInputs) -> NetworkDescription:
     """Return what is known of the student, with the images that it is trained on."""
     description = document.method.description
+    student = _with_traits(document.student, inputs.trial.traits if inputs.trial else None)
     if description is None:
-        return document.student
+        return student
     source = inputs.teacher if description.is_data_free else inputs.dataset
     if source is None or source.input is None or source.state != "ready":
-        return document.student
+        return student
     size = source.input
     return dataclasses.replace(
-        document.student,
+        student,
         classes=len(source.classes),
         channels=size["channels"],
         sides=(size["height"], size["width"]),

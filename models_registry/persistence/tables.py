@@ -161,6 +161,9 @@ class ModelVersionRow(Inspected, Row):
     arguments: Mapped[dict[str, Any]]
     task: Mapped[str] = mapped_column(sa.String(32))
     classes: Mapped[list[Any]]  # names, in the order of the logits
+    reading: Mapped[dict[str, Any] | None]  # how the uploader wants the file to be read
+    notes: Mapped[list[Any] | None]  # what the inspection chose, converted and left aside
+    traits: Mapped[dict[str, Any] | None]  # of its network, as the inspection found them
     input: Mapped[dict[str, Any]]
     sha256: Mapped[str | None] = mapped_column(sa.String(64), index=True)  # of the weights
     parameters: Mapped[int | None] = mapped_column(sa.BigInteger)
@@ -175,6 +178,22 @@ class ModelVersionRow(Inspected, Row):
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
     deleted_at: Mapped[datetime | None]
+
+
+class NetworkTrialRow(Row):
+    """A network of another library for images of one size, built once by an inspector."""
+
+    __tablename__ = "network_trials"
+    digest: Mapped[str] = mapped_column(sa.String(64), primary_key=True)  # of all that follows
+    network: Mapped[str] = mapped_column(sa.String(160))
+    arguments: Mapped[dict[str, Any]]
+    input: Mapped[dict[str, Any]]  # channels, height, width, classes
+    state: Mapped[str] = mapped_column(sa.String(16), index=True)  # pending, ready, rejected
+    traits: Mapped[dict[str, Any] | None]
+    rejection: Mapped[dict[str, Any] | None]
+    attempts: Mapped[int] = mapped_column(default=0)
+    announced_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
 
 
 class ModelFileRow(Row):
@@ -325,6 +344,7 @@ class JobRow(Row):
     queue_deadline_seconds: Mapped[float | None]
     active_seconds: Mapped[float] = mapped_column(default=0.0)  # of ended attempts
 
+    warnings: Mapped[list[Any] | None]  # of the submission and of the engine, each once
     progress: Mapped[float] = mapped_column(default=0.0)
     estimated_end_at: Mapped[datetime | None]
     failure: Mapped[dict[str, Any] | None]

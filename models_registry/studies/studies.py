@@ -107,7 +107,9 @@ def plan(session: Session, *, project_id: str, spec: StudySpec) -> StudyPlan:
     drafts = list(variants.expand(source))
     specs: list[JobSpec] = []
     for draft in drafts:
-        completed, wrong = submission.complete(_job(spec, draft), inputs)
+        job = _job(spec, draft)
+        tried = submission.with_trial(session, job.parts, inputs)
+        completed, wrong = submission.complete(job, tried)
         faults += (variants.relocated(fault, source, draft) for fault in wrong)
         specs.append(completed)
     _refuse(faults)

@@ -114,8 +114,9 @@ class TestModel:
         torch.save({"epoch": 1, "model": distiller, "best_acc": 70.0}, tmp_path / "upload")
         outcome = inspect(a_model_request())
         assert outcome.code == 0
-        (warning,) = outcome.last["warnings"]
-        assert "its student was taken" in warning
+        taken, others = outcome.last["warnings"]
+        assert "the entry model.module.student were taken" in taken
+        assert "fit as well: model.module.teacher" in others
         stored_state = safetensors.torch.load_file(tmp_path / "model.safetensors")
         for key, tensor in student.state_dict().items():
             assert torch.equal(stored_state[key], tensor)

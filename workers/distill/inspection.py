@@ -7,13 +7,14 @@ JSON object: `result` (exit code 0) or `failure` (exit code 1).
 
 import argparse
 import errno
+import re
 import shutil
 import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import pydantic
 import torch
@@ -26,6 +27,7 @@ from workers.distill.data import dataset
 from workers.distill.data.formats import catalog as formats
 from workers.distill.data.formats import conversion
 from workers.distill.evaluation import profiling
+from workers.distill.methods import traits
 from workers.distill.networks import catalog as networks
 from workers.distill.networks import interface, weights
 from workers.distill.runtime import events
@@ -40,6 +42,7 @@ class ModelRequest(Values):
 
     kind: Literal["model"]
     source: Literal["upload"] = "upload"
+    filename: str = ""
     network: str
     task: Task = "classification"
     # Any: JSON, checked by the network itself.
@@ -47,6 +50,9 @@ class ModelRequest(Values):
     classes: int = pydantic.Field(ge=1)
     input: Input
     allow_pickle: bool = True
+    entry: str | None = None
+    strict: bool = True
+    resize_positions: bool = False
 
 
 class DatasetRequest(Values):
@@ -67,11 +73,22 @@ class BuiltinRequest(Values):
     name: str
 
 
-Request = Annotated[
-    ModelRequest | DatasetRequest | BuiltinRequest, pydantic.Field(discriminator="kind")
-]
-REQUEST: pydantic.TypeAdapter[ModelRequest | DatasetRequest | BuiltinRequest] = (
-    pydantic.TypeAdapter(Request)
+class NetworkRequest(Values):
+    """A network without weights: whether it can be built, and what it shows."""
+
+    kind: Literal["network"]
+    network: str
+    # Any: JSON, checked by the network itself.
+    arguments: dict[str, Any] = pydantic.Field(default_factory=dict)
+    classes: int = pydantic.Field(ge=1)
+    channels: int = pydantic.Field(ge=1)
+    height: int = pydantic.Field(ge=1)
+    width: int = pydantic.Field(ge=1)
+
+
+AnyRequest: TypeAlias = ModelRequest | DatasetRequest | BuiltinRequest | NetworkRequest
+REQUEST: pydantic.TypeAdapter[AnyRequest] = pydantic.TypeAdapter(
+    Annotated[AnyRequest, pydantic.Field(discriminator="kind")]
 )
 
 
@@ -92,7 +109,15 @@ def inspect_model(request: ModelRequest, workdir: Path) -> dict[str, Any]:  # An
             f"{request.task}",
             network=request.network,
         )
-    loaded = weights.load_into(network, workdir / "upload", allow_pickle=request.allow_pickle)
+    with tempfile.TemporaryDirectory(dir=workdir) as scratch:
+        named = Path(scratch) / _file_name(request.filename)
+        named.symlink_to((workdir / "upload").absolute())
+        loaded = weights.load_into(
+            network,
+            named,
+            allow_pickle=request.allow_pickle,
+            choice=weights.Choice(request.entry, request.strict, request.resize_positions),
+        )
     images = torch.rand(
         (BATCH, size.channels, size.height, size.width), generator=torch.Generator().manual_seed(0)
     )
@@ -103,7 +128,14 @@ def inspect_model(request: ModelRequest, workdir: Path) -> dict[str, Any]:  # An
         "format": loaded.format,
         "flops": profiling.flops(network, images[:1]),
         "warnings": list(loaded.warnings),
+        "traits": traits.of(network),
     }
+
+
+def _file_name(given: str) -> str:
+    """Return the uploader's name of a file, as far as it can stand in messages and in a folder."""
+    last = re.split(r"[/\\]", given)[-1]
+    return re.sub(r"[^\w.+ -]", "_", last)[-100:].strip(" .") or "upload"
 
 
 def inspect_dataset(request: DatasetRequest, workdir: Path) -> dict[str, Any]:  # Any: a report line
@@ -152,13 +184,26 @@ def execute(request: Path, workdir: Path, reporter: events.Reporter) -> int:
     return 0
 
 
-def _process(
-    request: ModelRequest | DatasetRequest | BuiltinRequest, workdir: Path
-) -> dict[str, Any]:
+def try_network(request: NetworkRequest) -> dict[str, Any]:  # Any: a report line
+    """Build a network for images of a size, and return what it shows."""
+    network = networks.build(
+        request.network,
+        classes=request.classes,
+        channels=request.channels,
+        height=request.height,
+        width=request.width,
+        arguments=request.arguments,
+    )
+    return {"traits": traits.of(network)}
+
+
+def _process(request: AnyRequest, workdir: Path) -> dict[str, Any]:
     if isinstance(request, ModelRequest):
         return inspect_model(request, workdir)
     if isinstance(request, DatasetRequest):
         return inspect_dataset(request, workdir)
+    if isinstance(request, NetworkRequest):
+        return try_network(request)
     return make_builtin(request, workdir)
 
 

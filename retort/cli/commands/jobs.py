@@ -34,9 +34,13 @@ def submit(
     spec = specs.load(spec_file, changes or ())
     if validate:
         checked = retort.client.jobs.validate(spec)
+        for told in checked.get("warnings") or ():
+            retort.note(f"warning: {told.get('message')} ({told.get('code')})")
         _emit_or_say(retort, checked, "the spec is valid")
         return
     job = retort.client.jobs.submit(spec)
+    if not follow:  # else they are among the events that are shown
+        _warn(retort, job)
     if follow:
         retort.note(f"submitted {job.id}")
         _watch(retort, job.id)
@@ -212,6 +216,11 @@ def _watch(retort: shell.Shell, job_id: str) -> None:
         return
     _explain_end(retort, job)
     raise typer.Exit(shell.Code.JOB_FAILED)
+
+
+def _warn(retort: shell.Shell, job: "types.Job") -> None:
+    for told in job.warnings or ():
+        retort.note(f"warning: {told.message} ({told.code})")
 
 
 def _explain_end(retort: shell.Shell, job: "types.Job") -> None:

@@ -66,6 +66,16 @@ def upload_model(
         str, typer.Option(metavar="JSON", help="Keyword arguments of the network.")
     ] = "{}",
     task: TaskOption = "classification",
+    entry: Annotated[
+        str | None, typer.Option(help="Which of several networks in the file, such as model_ema.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option(help="Refuse weights that the network does not have.")
+    ] = True,
+    resize_positions: Annotated[
+        bool,
+        typer.Option("--resize-positions", help="Interpolate a transformer's positions."),
+    ] = False,
     card: Annotated[str, typer.Option(help="A description, in Markdown.")] = "",
     resume: ResumeOption = None,
     wait: WaitOption = False,
@@ -86,11 +96,16 @@ def upload_model(
         input=given,
         arguments=keywords,
         task=task,
+        entry=entry,
+        strict=strict,
+        resize_positions=resize_positions,
         card=card,
     )
     if wait:
         retort.note(f"{version.reference} is being inspected")
         version = models.wait(name, version.version, timeout=None)
+        for note in version.notes or ():
+            retort.note(f"note: {note}")
     _registered(retort, version, f"retort model {version.reference}")
 
 
@@ -131,7 +146,8 @@ def _registered(
         retort.emit(version)
         return
     retort.out.print(version.reference)
-    retort.note(f"{version.state}; see it with: {hint}")
+    later = ", what was found in the file included" if version.state == "pending" else ""
+    retort.note(f"{version.state}; see it{later} with: {hint}")
 
 
 def _send(retort: shell.Shell, file: Path, purpose: str, resume: str | None) -> "types.Upload":

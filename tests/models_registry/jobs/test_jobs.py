@@ -54,7 +54,7 @@ def messages(session: Session, job: tables.JobRow) -> list[tables.OutboxRow]:
 
 def checked(session: Session, project: tables.ProjectRow, **changes: Any) -> JobSpec:
     wanted = JobSpec.model_validate(factories.spec(**changes))
-    return submission.check(session, project_id=project.id, spec=wanted)
+    return submission.check(session, project_id=project.id, spec=wanted).spec
 
 
 def refusal(
@@ -489,7 +489,7 @@ class TestCheck:
     ) -> None:
         with sessions.begin() as session:
             once = checked(session, project)
-            assert submission.check(session, project_id=project.id, spec=once) == once
+            assert submission.check(session, project_id=project.id, spec=once).spec == once
 
 
 # How to bring a queued job to each state, in a session.

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from workers.distill.config import descriptions, rules
+from workers.distill.config import class_names, descriptions, rules
 from workers.distill.config.training import Training, Values, expand, merge_preset
 
 Task: TypeAlias = descriptions.Task
@@ -42,6 +42,8 @@ class NetworkChoice(Values):
     )  # Any: JSON, checked by the network's own schema
     classes: int = Field(ge=1)
     input: Input
+    class_names: list[str] | None = None
+    """In the order of the logits of its weights; None where they have none, or are its own."""
 
 
 class JobConfig(Values):
@@ -94,6 +96,13 @@ class JobConfig(Values):
         if self.training.augmentation != "scale_jitter":
             # Without effect; left out, so that checkpoints outlive the version that added it.
             del content["training"]["scale_jitter"]
+        for role, choice in (("teacher", self.teacher), ("student", self.student)):
+            if (
+                choice is not None
+                and class_names.order(choice.class_names, self.class_names) is None
+            ):
+                # Without effect, and in no checkpoint of the versions before.
+                del content[role]["class_names"]
         content["provenance"] = self.lineage()
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

@@ -18,6 +18,13 @@ class _ResultPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
+class RunWarning(_ResultPart):
+    """Something that a user should know, though it did not stop the run."""
+
+    code: str = Field(default="", description="Such as `teacher_weak`.")
+    message: str = ""
+
+
 class BufferSummary(_ResultPart):
     """What the replay buffer holds at the end."""
 
@@ -99,6 +106,9 @@ class RunResult(BaseModel):
         default={},
         description="What the method made of the networks' shapes, such as `patches` of densepcka: "
         "patches of each level of the pyramid, finest first; too few teach little.",
+    )
+    warnings: list[RunWarning] = Field(
+        default=[], description="What the run warned of, in order; also among its events."
     )
     versions: dict[str, str] = Field(
         default={}, description="Versions of the software that the student's bytes depend on."

@@ -568,6 +568,35 @@ _WITHOUT_DATA: tuple[Rule, ...] = (
 
 # -- networks --------------------------------------------------------------------------------------
 
+PRETRAINED = ("pretrained", "weights", "weights_backbone", "checkpoint_path", "pretrained_cfg")
+"""Arguments by which libraries load weights, from the internet or from a file."""
+
+
+def of_arguments(reference: str, arguments: Json) -> Iterator[Violation]:
+    """Yield that a network is asked to fetch weights, if so; `field` is within the arguments."""
+    for name in PRETRAINED:
+        if name in arguments:
+            yield Violation(
+                name,
+                "pretrained_refused",
+                f"{reference} has no argument {name!r} here: weights are never fetched. Download "
+                "them, upload them as a model (`retort upload model`), and name that model in "
+                "student.initial, or as the teacher",
+            )
+
+
+def of_weights_tag(reference: str) -> Iterator[Violation]:
+    """Yield that the weights which a name of timm asks for are not loaded, if it does."""
+    library, _, name = reference.partition("/")
+    network, _, tag = name.partition(".")
+    if library == "timm" and tag:
+        yield Violation(
+            "student/network",
+            "weights_tag_ignored",
+            f"{reference} names the published weights {tag!r}, which are not fetched: it starts as "
+            f"timm/{network} with random weights, or with those of student.initial",
+        )
+
 
 def of_smallest_side(role: str, network: NetworkDescription) -> Iterator[Violation]:
     """Yield that a network takes no images as small as these, if so; `role`: student or teacher."""

@@ -197,7 +197,7 @@ class Method(nn.Module):
     def _check_shows(self, role: str, network: Network) -> None:
         measured = self.student_shapes if role == "student" else self.teacher_shapes
         wanted = self.student_features if role == "student" else self.teacher_features
-        shows = frozenset(name for name in wanted if _is_shown(name, network, measured))
+        shows = frozenset(name for name in wanted if is_shown(name, network, measured))
         reference = network.reference or type(network).__name__
         description = NetworkDescription(reference, task=network.task, shows=shows)
         missing = next((name for name in wanted if name not in shows), None)
@@ -208,7 +208,8 @@ class Method(nn.Module):
         )
 
 
-def _is_shown(name: FeatureName, network: Network, measured: shapes.Shapes | None) -> bool:
+def is_shown(name: FeatureName, network: Network, measured: shapes.Shapes | None) -> bool:
+    """Whether a network shows a feature; `measured` are the shapes of its features, if any."""
     match name:
         case "stages":
             return measured is not None and bool(measured.stages)

@@ -403,6 +403,11 @@ def foreign() -> dict[str, list[str]]:
     return {library: foreign_networks.names(library) for library in foreign_networks.LIBRARIES}
 
 
+def foreign_arguments_schema() -> dict[str, Any]:  # Any: JSON for the catalog
+    """Return which arguments the networks of other libraries take."""
+    return foreign_networks.Arguments.model_json_schema()
+
+
 def foreign_tasks() -> dict[str, Task]:
     """Return what the networks of other libraries are for, of those that are no classifiers."""
     return {
@@ -443,6 +448,8 @@ def _unknown(reference: str) -> errors.UnknownNetwork:
 
 def _checked(reference: str, arguments: Mapping[str, Any], accepted: type[Accepted]) -> Accepted:
     """Return the arguments, or name the first that the network does not accept."""
+    for asked in rules.of_arguments(reference, arguments):
+        raise errors.UnknownNetwork(asked.message, network=reference, argument=asked.field)
     try:
         return accepted.model_validate(dict(arguments))
     except pydantic.ValidationError as error:

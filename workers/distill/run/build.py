@@ -33,10 +33,12 @@ def build(
     seed = config.training.seed
     # Both phases draw the same start weights, whatever their methods draw afterwards.
     torch.manual_seed(seed)
-    student = prepare.placed(prepare.build("student", config.student, config.task), device)
+    student = prepare.build("student", config.student, config.task)
     if config.initial:
         path = context.workdir / "initial" / "model.safetensors"
         prepare.load(student, path, config.student, errors.InitialLoad)
+        prepare.order_classes(student, config.student, context.classes)
+    student = prepare.placed(student, device)
     torch.manual_seed(stateless_rng.mix(seed, 1))
     method = catalog.build(context.method_of(phase), student, context.teacher).to(device)
     source = loop.make_source(context, method, student)

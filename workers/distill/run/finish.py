@@ -73,6 +73,8 @@ def finish(
     facts["files"] += [{"path": path} for path in context.loop.write_files(context, student.state)]
     if context.config.report:
         write_report(context, trained, test, facts)
+    if context.reporter.warnings:
+        facts["warnings"] = context.reporter.warnings
     if last:
         context.stop.ignore()
     context.reporter.result(**facts)

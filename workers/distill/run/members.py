@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from workers.distill import errors
+from workers.distill.config import class_names
+from workers.distill.evaluation.validation import TeacherScores
 from workers.distill.run import finish
 from workers.distill.run.context import JobContext
 from workers.distill.training import checkpoint
@@ -89,6 +91,35 @@ def report_start(member: GroupMember) -> None:
         versions=finish.versions(),
         threads=torch.get_num_threads(),
     )
+    _warn_of_classes(context)
     if context.teacher_scores is not None and not saved:
         key = f"teacher/validation/{context.task.primary_metric}"
         context.reporter.metric(key, context.teacher_scores.primary, step=0, epoch=0)
+    if context.teacher_scores is not None:
+        _warn_of_weak_teacher(context, context.teacher_scores)
+
+
+def _warn_of_classes(context: JobContext) -> None:
+    """Say what the names of classes tell of teacher, start weights and data set."""
+    config = context.config
+    models = [("teacher", config.teacher)]
+    models += [("start model", config.student)] if config.initial else []
+    for role, choice in models:
+        told = None
+        if choice is not None:
+            told = class_names.remark(role, choice.class_names, context.classes)
+        if told is not None:
+            context.reporter.warning(told.code, told.message)
+
+
+def _warn_of_weak_teacher(context: JobContext, scores: TeacherScores) -> None:
+    """Say that a teacher knows no more than an answer that never changes, if so."""
+    metric = context.task.primary_metric
+    chance = context.task.constant_score(scores.split.samples.labels, len(context.classes))
+    if scores.primary <= chance:
+        context.reporter.warning(
+            "teacher_weak",
+            f"the teacher's {metric} on the validation split is {scores.primary:.1%}, no more than "
+            f"the {chance:.1%} of always giving the commonest answer; check its classes, their "
+            "order, its normalisation and its weights, since a student learns what it says",
+        )

@@ -6,12 +6,13 @@ read of a data set is decided here, and nowhere else.
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 import torch
 from torch.utils import deterministic
 
 from workers.distill import errors
-from workers.distill.config import rules
+from workers.distill.config import class_names, rules
 from workers.distill.config.descriptions import NetworkDescription
 from workers.distill.config.job import JobConfig, NetworkChoice, Task
 from workers.distill.data import dataset
@@ -21,7 +22,7 @@ from workers.distill.evaluation import validation
 from workers.distill.evaluation.evaluate import LabelledImages
 from workers.distill.methods import catalog
 from workers.distill.networks import catalog as networks
-from workers.distill.networks import weights
+from workers.distill.networks import class_order, weights
 from workers.distill.networks.interface import Network
 from workers.distill.run.context import JobContext, JobRequest, Loop, SharedContext
 from workers.distill.runtime import signals
@@ -52,7 +53,9 @@ def prepare(
     teacher_preprocessor = (
         Preprocessor("teacher", config.teacher.input, size, device) if config.teacher else None
     )
-    network = load_teacher(config.teacher, workdir, device, config.task) if config.teacher else None
+    network = None
+    if config.teacher:
+        network = load_teacher(config.teacher, workdir, device, config.task, classes)
     validation_split = validation.ValidationSplit(
         on_device(held_back, device), task, len(classes), precision, stop.check
     )
@@ -103,15 +106,17 @@ def prepare_without_data(
     device, task = choose_device(config.accelerator), TASKS[config.task]
     precision = choose_precision(config.training, device)
     size = config.teacher.input
-    network = load_teacher(config.teacher, workdir, device, config.task)
     teacher_preprocessor = Preprocessor("teacher", config.teacher.input, size, device)
     classes = config.class_names or [str(label) for label in range(config.teacher.classes)]
-    validation_split = test = teacher_scores = record = None
+    validation_split = test = teacher_scores = record = stored = None
     if (workdir / "dataset").is_dir():
         stored = dataset.load(workdir / "dataset")
         record = stored.record
         check_task(record.task, config.task)
         classes = list(record.classes)
+    check_classes("teacher", config.teacher, len(classes))
+    network = load_teacher(config.teacher, workdir, device, config.task, classes)
+    if record is not None and stored is not None:
         for role, choice in (("teacher", config.teacher), ("student", config.student)):
             # Refuses channels that cannot be adapted.
             Preprocessor(role, choice.input, record.input, device)
@@ -124,7 +129,6 @@ def prepare_without_data(
         )
         test = on_device(task.read_split(stored, "test"), device)
         teacher_scores = validation.TeacherScores(validation_split, network, teacher_preprocessor)
-    check_classes("teacher", config.teacher, len(classes))
     return SharedContext(
         loop=loop,
         stop=stop,
@@ -261,13 +265,25 @@ def build(role: str, choice: NetworkChoice, task: Task) -> Network:
 
 
 def load_teacher(
-    choice: NetworkChoice, workdir: pathlib.Path, device: torch.device, task: Task
+    choice: NetworkChoice,
+    workdir: pathlib.Path,
+    device: torch.device,
+    task: Task,
+    classes: Sequence[str],
 ) -> Network:
-    """Return the teacher with its weights, frozen."""
+    """Return the teacher with its weights, frozen; its logits have the order of `classes`."""
     network = build("teacher", choice, task)
     load(network, workdir / "teacher" / "model.safetensors", choice, errors.TeacherLoad)
+    order_classes(network, choice, classes)
     network.eval().requires_grad_(False)
     return placed(network, device)
+
+
+def order_classes(network: Network, choice: NetworkChoice, classes: Sequence[str]) -> None:
+    """Put the logits of weights that were just loaded in the order of the data set's classes."""
+    order = class_names.order(choice.class_names, classes)
+    if order is not None:
+        class_order.reorder(network, order)
 
 
 def load(

@@ -20,6 +20,8 @@ class Reporter:
     """Writes report lines to a descriptor; those of one member of a group carry its key."""
 
     def __init__(self, descriptor: int, member: str | None = None) -> None:
+        self.warnings: list[dict[str, str]] = []
+        """Those reported so far; the result repeats them."""
         self._descriptor = descriptor
         self._member = {} if member is None else {"member": member}
         self._points: list[dict[str, Any]] = []
@@ -64,6 +66,7 @@ class Reporter:
 
     def warning(self, code: str, message: str) -> None:
         """Report an anomaly that is not fatal."""
+        self.warnings.append({"code": code, "message": message})
         self._write("warning", {"code": code, "message": message})
 
     def result(self, **facts: Any) -> None:

@@ -148,6 +148,10 @@ class BaseTask(ABC):
         """Return the targets as they are in crops of their images; here a crop keeps its own."""
         return targets
 
+    def constant_score(self, targets: Shaped[Tensor, "N *T"], classes: int) -> float:
+        """Return the `primary_metric` of the best answer that is the same for every image."""
+        return 0.0
+
     # -- training ------------------------------------------------------------------------------
 
     @abstractmethod

@@ -101,6 +101,11 @@ class Classification(BaseTask):
         """Return the targets themselves."""
         return targets
 
+    def constant_score(self, targets: Int[Tensor, " N"], classes: int) -> float:
+        """Return the share of the commonest class, or of any if all are as common."""
+        counts = torch.bincount(targets, minlength=classes)
+        return float(counts.max() / counts.sum())
+
     def predicted_targets(self, logits: Float[Tensor, "N C"]) -> Int[Tensor, " N"]:
         """Return the class of the largest logit."""
         return logits.argmax(1)

@@ -122,6 +122,12 @@ class Segmentation(BaseTask):
             )
         dataset.check_class_numbers(labelled, record, split)
 
+    def constant_score(self, targets: Shaped[Tensor, "N H W"], classes: int) -> float:
+        """Return the mean IoU of the commonest class everywhere: its share of its own class's."""
+        counts = torch.bincount(targets[targets != dataset.IGNORE_INDEX].long().flatten())
+        present = int((counts > 0).sum())
+        return float(counts.max() / counts.sum()) / present if present else 0.0
+
     def predicted_targets(self, logits: Float[Tensor, "N C h w"]) -> UInt8[Tensor, "N h w"]:
         """Return masks of the largest logit's class."""
         return logits.argmax(1).to(torch.uint8)
