@@ -16,7 +16,7 @@ from workers.distill.config.result import RunResult
 from workers.distill.evaluation import embedding, evaluate, examples, profiling
 from workers.distill.export import outputs
 from workers.distill.networks.interface import Network
-from workers.distill.run import build
+from workers.distill.run import build, outcome
 from workers.distill.run.context import JobContext
 from workers.distill.training.state import TrainState
 
@@ -44,6 +44,13 @@ def finish(
     """
     student = trained["student"]
     test = evaluate_test(context, trained)
+    for told in outcome.warnings(
+        context.task.primary_metric,
+        student=test.scores["student"],
+        baseline=test.scores["baseline"] if context.trains_baseline else None,
+        history=student.state.history,
+    ):
+        context.reporter.warning(told.code, told.message)
     result = RunResult(
         scores=test.scores,
         training_images_read=images_read(context),

@@ -1,0 +1,61 @@
+"""What a run warns of once its scores are known."""
+
+import pytest
+
+from workers.distill.run import outcome
+
+
+def codes(**changes: object) -> list[str]:
+    given = {"student": None, "baseline": None, "history": []} | changes
+    return [told.code for told in outcome.warnings("accuracy", **given)]
+
+
+def history(*scores: float) -> list[dict[str, float]]:
+    return [{"epoch": n, "validation/accuracy": score} for n, score in enumerate(scores, start=1)]
+
+
+class TestBelowBaseline:
+    STUDENT = {"accuracy": 0.90, "accuracy_interval": [0.87, 0.92]}
+
+    @pytest.mark.parametrize(("baseline", "warned"), [(0.93, True), (0.92, False), (0.5, False)])
+    def test_is_told_beyond_the_students_interval(self, baseline: float, warned: bool) -> None:
+        assert codes(student=self.STUDENT, baseline={"accuracy": baseline}) == (
+            ["below_baseline"] * warned
+        )
+
+    def test_names_both_scores_and_what_to_try(self) -> None:
+        told = next(
+            outcome.warnings(
+                "accuracy", student=self.STUDENT, baseline={"accuracy": 0.95}, history=[]
+            )
+        )
+        assert "90.0%" in told.message
+        assert "95.0%" in told.message
+        assert "try" in told.message
+
+    def test_takes_a_point_for_noise_where_there_is_no_interval(self) -> None:
+        assert codes(student={"accuracy": 0.5}, baseline={"accuracy": 0.505}) == []
+        assert codes(student={"accuracy": 0.5}, baseline={"accuracy": 0.52}) == ["below_baseline"]
+
+    def test_needs_a_baseline(self) -> None:
+        assert codes(student=self.STUDENT) == []
+
+
+class TestStillImproving:
+    @pytest.mark.parametrize(
+        ("scores", "warned"),
+        [
+            ((0.5, 0.6, 0.7, 0.8, 0.85), True),
+            ((0.5, 0.6, 0.7, 0.8, 0.805), False),  # less than a point
+            ((0.5, 0.6, 0.9, 0.8, 0.85), False),  # the best is not the last
+            ((0.5, 0.6, 0.7, 0.8), False),  # too few to show a trend
+        ],
+    )
+    def test_is_told_when_the_last_fifth_gained_a_point(
+        self, scores: tuple[float, ...], warned: bool
+    ) -> None:
+        assert codes(history=history(*scores)) == ["still_improving"] * warned
+
+    def test_counts_only_epochs_that_were_evaluated(self) -> None:
+        course = [*history(0.5, 0.6, 0.7, 0.8, 0.85), {"epoch": 6}]
+        assert codes(history=course) == ["still_improving"]
