@@ -27,7 +27,7 @@ ALLOWED_FOLDERS = {Path("workers/distill/data"), Path("tests/distill/data")}
 MAY_READ_ENVIRONMENT = {
     "models_registry/settings.py": "the settings of every process",
     "retort/cli/up.py": "hands its own environment to the processes that it starts",
-    "workers/engine_process.py": "picks the few variables that an engine may see",
+    "workers/engine_launcher.py": "picks the few variables that an engine may see",
 }
 MAY_CATCH_EVERYTHING = {
     "api/errors.py": "the API's last handler",

@@ -206,7 +206,10 @@ class TestClaim:
 
     def test_by_two_workers_has_one_winner(self, workshop: Context, project: str) -> None:
         job_id = unstageable(workshop, project)
-        others = [contexts.build(workshop.settings, worker_id=f"wrk_{n}") for n in range(2, 6)]
+        others = [
+            contexts.build(workshop.settings, worker_id=f"wrk_{n}", launcher=workshop.launcher)
+            for n in range(2, 6)
+        ]
         answers: list[State | None] = []
         start = threading.Barrier(len(others))
 
