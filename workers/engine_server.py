@@ -245,9 +245,10 @@ def main() -> None:
     server = EngineServer(control, later=sys.argv[split + 1 :])
     _tell(control, ready=True)
     request = server.serve()
-    if request is not None:
-        sys.argv = [request.module, *request.arguments]
-        runpy.run_module(request.module, run_name="__main__", alter_sys=True)
+    if request is None:
+        os._exit(0)  # to take the interpreter apart would need seconds, for nothing
+    sys.argv = [request.module, *request.arguments]
+    runpy.run_module(request.module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ MAY_READ_ENVIRONMENT = {
     "models_registry/settings.py": "the settings of every process",
     "retort/cli/up.py": "hands its own environment to the processes that it starts",
     "workers/engine_launcher.py": "picks the few variables that an engine may see",
+    "workers/engine_server.py": "gives each fork the variables that its engine may see",
 }
 MAY_CATCH_EVERYTHING = {
     "api/errors.py": "the API's last handler",
