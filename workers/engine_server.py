@@ -157,8 +157,8 @@ class EngineServer:
         os.environ.update(request.environment)
         os.chdir(request.cwd)
         Path("/proc/self/comm").write_text(process_name(request.module))
-        for number, handler in self._inherited.items():
-            signal.signal(number, handler)
+        for number, action in self._inherited.items():
+            signal.signal(number, action)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
 
     def _attend(self, descriptor: int) -> None:

@@ -53,6 +53,7 @@ class ForkedEngine:
     def wait(self) -> int:
         """Wait for the end, and return the exit code."""
         if self._code is None:
+            self._wait_for_answer()
             self._code = self._take_code()
         return self._code
 
@@ -60,6 +61,22 @@ class ForkedEngine:
         """Send a signal to the engine, unless it has ended."""
         if self.poll() is None:
             os.kill(self.pid, sig)
+
+    def _wait_for_answer(self) -> None:
+        """Wait for the exit code; give up a server that does not tell of an engine's end."""
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except ProcessLookupError:  # reaped: the server has gone, and the connection with it
+            return
+        try:
+            poll = select.poll()
+            poll.register(self._connection, select.POLLIN)
+            poll.register(pidfd, select.POLLIN)
+            poll.poll()
+        finally:
+            os.close(pidfd)
+        if not _is_readable(self._connection, _FORK_SECONDS):
+            self._connection.shutdown(socket.SHUT_RDWR)  # read as lost
 
     def _take_code(self) -> int:
         """Receive the exit code, and let the server reap the process."""

@@ -39,6 +39,7 @@ MAY_CATCH_EVERYTHING = {
     "workers/distill/run/finish.py": "a drawing library that fails in any way",
     "workers/distill/training/checkpoint.py": "a damaged file: the one before is tried",
     "workers/distill/inspection.py": "top of the inspection of uploads",
+    "workers/engine_server.py": "whatever an import raises: it is told, and engines start cold",
 }
 MAY_WRITE_JOB_STATE = {"models_registry/jobs/transitions.py"}
 # The client names what it receives as the server names what it sends, so it is a world of its own.

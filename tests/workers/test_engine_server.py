@@ -15,7 +15,7 @@ import pytest
 import structlog.testing
 
 from tests.workers import odd_engine, scenes
-from workers import engine_server
+from workers import engine_server, engine_server_client
 from workers.engine_launcher import EngineLauncher
 from workers.engine_process import EngineProcess, Report
 
@@ -115,6 +115,19 @@ class TestKill:
         assert "engine_started_cold" in {line["event"] for line in logged}
         with start("polite", tmp_path, launcher) as warm:
             assert first(warm)["type"] == "started"
+
+    def test_of_an_engine_is_noticed_although_the_server_hangs(
+        self, launcher: EngineLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(engine_server_client, "_FORK_SECONDS", 0.05)
+        with start("stubborn", tmp_path, launcher) as engine:
+            first(engine)
+            server = server_of(engine)
+            server.suspend()
+            os.kill(engine.pid, signal.SIGKILL)
+            assert engine.wait() == -signal.SIGKILL
+            assert engine.lost_server
+            server.resume()
 
     @pytest.mark.slow
     def test_of_the_worker_ends_server_and_engines(self, tmp_path: Path) -> None:
