@@ -136,6 +136,25 @@ class TestChild:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
         assert engine_launcher.scrubbed_environment(device)["CUDA_VISIBLE_DEVICES"] == seen
 
+    @pytest.mark.parametrize(
+        ("own", "seen"),
+        [
+            ({}, {"GOMP_SPINCOUNT": "10000"}),
+            ({"GOMP_SPINCOUNT": "5"}, {"GOMP_SPINCOUNT": "5"}),
+            ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+        ],
+    )
+    def test_waits_for_threads_briefly_unless_an_operator_says_otherwise(
+        self, own: dict[str, str], seen: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in own.items():
+            monkeypatch.setenv(name, value)
+        environment = engine_launcher.scrubbed_environment("auto")
+        assert {name: environment[name] for name in names if name in environment} == seen
+
     def test_leads_a_process_group_of_its_own(
         self, tmp_path: Path, launcher: EngineLauncher
     ) -> None:
