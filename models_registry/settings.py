@@ -67,6 +67,10 @@ class Settings(BaseSettings):
     worker_device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Accelerator that this worker offers."
     )
+    engine_warm: bool = Field(
+        True,
+        description="Fork engines from a process that has loaded torch (on Linux).",
+    )
     study_students: int = Field(
         6, ge=1, description="Jobs of one study that an engine may train side by side; 1: none."
     )

@@ -1,4 +1,4 @@
-"""The dependencies of a worker process: settings, database, storage, and its own id."""
+"""The dependencies of a worker process: settings, database, storage, engines, and its own id."""
 
 import functools
 import threading
@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from models_registry import errors, ids
 from models_registry.persistence import database, storage
 from models_registry.settings import Settings
+from workers.engine_launcher import EngineLauncher
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -37,6 +38,7 @@ class Context:
     sessions: database.Sessions
     storage: storage.Storage
     worker_id: str
+    launcher: EngineLauncher
     shutting_down: threading.Event = field(default_factory=threading.Event)
 
     @functools.cached_property
@@ -60,8 +62,10 @@ class Context:
                 time.sleep(_RETRY_SECONDS)
 
 
-def build(settings: Settings, *, worker_id: str | None = None) -> Context:
-    """Return a context with fresh connections."""
+def build(
+    settings: Settings, *, worker_id: str | None = None, launcher: EngineLauncher | None = None
+) -> Context:
+    """Return a context with fresh connections; without `launcher`, with one of its own."""
     engine = database.connect(settings.database_url, pool_size=4)
     settings.cache_dir.mkdir(parents=True, exist_ok=True)
     settings.scratch_dir.mkdir(parents=True, exist_ok=True)
@@ -71,4 +75,5 @@ def build(settings: Settings, *, worker_id: str | None = None) -> Context:
         sessions=database.sessions(engine),
         storage=storage.from_settings(settings),
         worker_id=worker_id or ids.new("wrk"),
+        launcher=launcher or EngineLauncher(is_warm=settings.engine_warm),
     )

@@ -1,15 +1,14 @@
 """An engine as a child process: start it, read its reports, stop it, wait until it has ended.
 
 The child gets its own process group, a scrubbed environment (no database, no broker, no
-credentials: its files are given to it), and dies with this process (`parent_death.py`).
+credentials: its files are given to it), and dies with this process. How it is started, in a fork
+of a warm server or in a fresh interpreter, is the launcher's (`engine_launcher.py`).
 """
 
 import json
 import os
 import queue
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,20 +16,20 @@ from typing import Any, Self
 
 import structlog
 
+from workers.engine_launcher import EngineLauncher
+from workers.engine_server_client import ForkedEngine
+
 log = structlog.get_logger()
 
 CHECKPOINTED = 75  # exit code: SIGTERM was received, a checkpoint is written
-# What a child may inherit; nothing else, above all no RETORT_* variable.
-_INHERITED = (
-    *("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH"),
-    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"),
-    *("VIRTUAL_ENV", "XDG_RUNTIME_DIR", "CUDA_HOME", "NVIDIA_DRIVER_CAPABILITIES"),
-    "CUDA_DEVICE_ORDER",  # without it, CUDA_VISIBLE_DEVICES may mean other devices
-)
 # A killed process whose new parent does not wait for it stays in its group as a zombie.
 _GONE_SECONDS = 5.0
 _TAIL_LINES = 50
 _TAIL_WIDTH = 400
+_COLD = (
+    "The engine was started in a fresh interpreter, which takes seconds longer, because the warm "
+    "server could not fork it: {}."
+)
 Report = dict[str, Any]
 
 
@@ -38,19 +37,33 @@ class EngineProcess:
     """One running child; use it with `with`, which leaves no process behind."""
 
     def __init__(
-        self, module: str, arguments: list[str], *, workdir: Path, device: str = "auto"
+        self,
+        module: str,
+        arguments: list[str],
+        *,
+        workdir: Path,
+        launcher: EngineLauncher,
+        device: str = "auto",
     ) -> None:
         self.log_path = workdir / "engine.log"
         self._log = self.log_path.open("ab")
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "workers.parent_death", str(os.getpid()), module, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env=scrubbed_environment(device),
-            start_new_session=True,
-        )
+        reading, writing = os.pipe()
+        self._stdout = os.fdopen(reading, "rb")
+        try:
+            started = launcher.start(
+                module, arguments, device=device, stdout=writing, stderr=self._log.fileno()
+            )
+        except OSError:
+            self._stdout.close()
+            self._log.close()
+            raise
+        finally:
+            os.close(writing)
+        self._child = started.child
         self._reports: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
+        if started.cold_because is not None:
+            message = _COLD.format(started.cold_because)
+            self._reports.put({"type": "warning", "code": "engine_cold", "message": message})
         self._reader = threading.Thread(target=self._read, name="engine-reports", daemon=True)
         self._reader.start()
         self._ended = False
@@ -64,8 +77,7 @@ class EngineProcess:
         """Kill what still runs."""
         self.kill()
         self._reader.join()
-        if self._child.stdout is not None:
-            self._child.stdout.close()
+        self._stdout.close()
         self._log.close()
 
     @property
@@ -120,6 +132,11 @@ class EngineProcess:
         """Return the exit code; negative for a signal."""
         return self._child.wait()
 
+    @property
+    def lost_server(self) -> bool:
+        """Return whether the engine has ended because the process it was forked from has."""
+        return isinstance(self._child, ForkedEngine) and self._child.lost_server
+
     def log_tail(self) -> list[str]:
         """Return the last lines of the child's log, each cut to a readable width."""
         self._log.flush()
@@ -137,7 +154,7 @@ class EngineProcess:
         return True
 
     def _read(self) -> None:
-        for line in self._child.stdout or ():
+        for line in self._stdout:
             try:
                 report = json.loads(line)
             except ValueError:
@@ -147,11 +164,3 @@ class EngineProcess:
             else:
                 log.warning("engine_line_unreadable", line=line[:200].decode(errors="replace"))
         self._reports.put(None)
-
-
-def scrubbed_environment(device: str) -> dict[str, str]:
-    """Return the environment of a child process, without credentials."""
-    kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    if device == "cpu":
-        kept["CUDA_VISIBLE_DEVICES"] = ""  # this worker offers no GPU, even where there is one
-    return {**kept, "PYTHONUNBUFFERED": "1"}

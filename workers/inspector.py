@@ -22,6 +22,7 @@ from models_registry.jobs import leases, network_trials, submission
 from models_registry.persistence import tables
 from workers import staging
 from workers.context import Context
+from workers.engine_launcher import EngineLauncher
 from workers.engine_process import EngineProcess, Report
 
 log = structlog.get_logger()
@@ -171,8 +172,10 @@ def _answer(context: Context, inspection: inspections.Inspection, hold: _Hold) -
 def _examine(
     context: Context, inspection: inspections.Inspection, workdir: Path, hold: _Hold
 ) -> _Answer:
+    context.launcher.warm_up()
     staging.fetch(context.storage, inspection.blob, workdir / "upload")
-    report = _ask(_request(context, inspection), workdir, must_stop=hold.must_stop)
+    request = _request(context, inspection)
+    report = _ask(request, workdir, launcher=context.launcher, must_stop=hold.must_stop)
     if report is None or report.get("retryable"):
         return _postponed(inspection, counted=False)
     if report["type"] == "failure":
@@ -217,6 +220,7 @@ def _ask(
     request: dict[str, Any],
     workdir: Path,
     *,
+    launcher: EngineLauncher,
     must_stop: Callable[[], bool] = lambda: False,
     limit_seconds: float = _LIMIT_SECONDS,
 ) -> Report | None:
@@ -228,9 +232,15 @@ def _ask(
     path.write_text(json.dumps(request))
     arguments = [str(path), "--workdir", str(workdir)]
     answer: Report | None = None
+    launcher.warm_up()
+    while not launcher.wait_ready(_TICK_SECONDS):
+        if must_stop():
+            return None
     deadline = time.monotonic() + limit_seconds
     # Without a GPU: loading weights and one forward pass need none, and a job may be using it.
-    with EngineProcess(_MODULE, arguments, workdir=workdir, device="cpu") as child:
+    with EngineProcess(
+        _MODULE, arguments, workdir=workdir, launcher=launcher, device="cpu"
+    ) as child:
         while not child.has_ended:
             if must_stop():
                 return None
@@ -317,7 +327,12 @@ def _rejection(report: Report) -> dict[str, Any]:
 
 
 def builtin_dataset(
-    name: str, folder: Path, *, cache: Path, without: Collection[str] = ()
+    name: str,
+    folder: Path,
+    *,
+    cache: Path,
+    launcher: EngineLauncher,
+    without: Collection[str] = (),
 ) -> str | None:
     """Put the built-in data set `name` into `folder`; return why that failed, or None.
 
@@ -330,7 +345,8 @@ def builtin_dataset(
         if not kept.exists():
             with staging.scratch(kept.parent, f".{name}") as workdir:
                 try:
-                    report = _ask({"kind": "builtin", "name": name}, workdir)
+                    request = {"kind": "builtin", "name": name}
+                    report = _ask(request, workdir, launcher=launcher)
                 except _Died as error:
                     return f"the process that writes it died: {error}"
                 if report is None or report["type"] == "failure":

@@ -32,6 +32,7 @@ _GROUP_STOPPED = (
     "A job that shared the engine was paused or cancelled; this one goes on from its newest "
     "checkpoint."
 )
+_LOST_SERVER = "The process that the engine was forked from has ended, and the engine with it."
 _ALONE = "Several jobs shared the engine; this one is tried again alone."
 # In a shared engine, another student may have caused this failure.
 _PERHAPS_BY_ANOTHER = "internal_error"
@@ -116,23 +117,28 @@ class _Run:
 
     def _work(self) -> None:
         """Stage, supervise, and end the attempts in the database."""
+        launcher = self._context.launcher
+        launcher.warm_up()  # while the inputs are staged
         try:
             self._stage()
         except (errors.RegistryError, OSError, _BuiltinFailed) as error:
             self._fail("staging_failed", f"An input could not be staged: {error}")
             return
         self._end_unwanted()
+        while self._open and not launcher.wait_ready(_TICK_SECONDS):
+            self._end_unwanted()
         if not self._open:
             return
         arguments = [str(self._write_config()), "--workdir", str(self._workdir)]
         device = self._context.settings.worker_device
         with EngineProcess(
-            "workers.distill", arguments, workdir=self._workdir, device=device
+            "workers.distill", arguments, workdir=self._workdir, launcher=launcher, device=device
         ) as engine:
             stop_requested = self._supervise(engine)
             tail = engine.log_tail()
             code = engine.wait() if self._open else None  # without open attempts, it is killed
-        self._for_each_open(lambda attempt: self._end(attempt, code, stop_requested, tail))
+        crash = _LOST_SERVER if engine.lost_server else _exit_message(code)
+        self._for_each_open(lambda attempt: self._end(attempt, code, crash, stop_requested, tail))
 
     # -- before the engine starts --------------------------------------------------------------
 
@@ -170,7 +176,9 @@ class _Run:
     def _place_builtin(self, name: str, *, without: Collection[str]) -> None:
         folder = self._workdir / "dataset"
         cache = self._context.settings.cache_dir
-        failure = builtin_dataset(name, folder, cache=cache, without=without)
+        failure = builtin_dataset(
+            name, folder, cache=cache, launcher=self._context.launcher, without=without
+        )
         if failure is not None:
             raise _BuiltinFailed(failure)
 
@@ -247,9 +255,9 @@ class _Run:
     # -- after the engine has ended ------------------------------------------------------------
 
     def _end(
-        self, attempt: Attempt, code: int | None, stop_requested: bool, tail: list[str]
+        self, attempt: Attempt, code: int | None, crash: str, stop_requested: bool, tail: list[str]
     ) -> None:
-        """End an attempt by how its engine has ended."""
+        """End an attempt by how its engine has ended; `crash` says so where the engine did not."""
         attempt.flush(force=True)
         failure = attempt.failure
         if not self._is_shared and code == 0 and attempt.result is not None:
@@ -262,9 +270,9 @@ class _Run:
         elif stop_requested:
             self._stop(attempt, tail)
         elif self._is_shared:
-            self._hand_back(attempt, _exit_message(code), tail)
+            self._hand_back(attempt, crash, tail)
         else:
-            attempt.fail("engine_crashed", _exit_message(code), True, tail)
+            attempt.fail("engine_crashed", crash, True, tail)
 
     def _stop(self, attempt: Attempt, tail: list[str]) -> None:
         if self._is_shared and not self._context.shutting_down.is_set():

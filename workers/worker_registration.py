@@ -23,7 +23,7 @@ import structlog
 from models_registry.jobs import workers
 from models_registry.persistence import database
 from models_registry.settings import Settings
-from workers import engine_process
+from workers import engine_launcher
 
 log = structlog.get_logger()
 
@@ -107,7 +107,7 @@ def _describe(device: str) -> dict[str, Any]:
         str(os.getpid()),
         "workers.distill.runtime.describe",
     ]
-    environment = engine_process.scrubbed_environment(device)
+    environment = engine_launcher.scrubbed_environment(device)
     child = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )

@@ -27,7 +27,8 @@ ALLOWED_FOLDERS = {Path("workers/distill/data"), Path("tests/distill/data")}
 MAY_READ_ENVIRONMENT = {
     "models_registry/settings.py": "the settings of every process",
     "retort/cli/up.py": "hands its own environment to the processes that it starts",
-    "workers/engine_process.py": "picks the few variables that an engine may see",
+    "workers/engine_launcher.py": "picks the few variables that an engine may see",
+    "workers/engine_server.py": "gives each fork the variables that its engine may see",
 }
 MAY_CATCH_EVERYTHING = {
     "api/errors.py": "the API's last handler",
@@ -38,6 +39,7 @@ MAY_CATCH_EVERYTHING = {
     "workers/distill/run/finish.py": "a drawing library that fails in any way",
     "workers/distill/training/checkpoint.py": "a damaged file: the one before is tried",
     "workers/distill/inspection.py": "top of the inspection of uploads",
+    "workers/engine_server.py": "whatever an import raises: it is told, and engines start cold",
 }
 MAY_WRITE_JOB_STATE = {"models_registry/jobs/transitions.py"}
 # The client names what it receives as the server names what it sends, so it is a world of its own.

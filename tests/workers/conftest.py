@@ -1,5 +1,6 @@
 """Fixtures of the worker's tests: a context as a worker process has one, with quick clocks."""
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from models_registry.settings import Settings
 from tests import conftest
 from workers import context as contexts
+from workers.engine_launcher import EngineLauncher
 
 
 def quick_settings(database_url: str, folder: Path, broker_url: str | None = None) -> Settings:
@@ -31,21 +33,37 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
     return quick_settings(database_url, tmp_path)
 
 
+@pytest.fixture(scope="session")
+def warm_launcher() -> Iterator[EngineLauncher]:
+    """Forks the engines of all tests in this process: torch is imported once for them."""
+    made = EngineLauncher(is_warm=True)
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def context(settings: Settings) -> Iterator[contexts.Context]:
-    made = contexts.build(settings, worker_id="wrk_tests")
+def context(settings: Settings, warm_launcher: EngineLauncher) -> Iterator[contexts.Context]:
+    made = contexts.build(settings, worker_id="wrk_tests", launcher=warm_launcher)
     yield made
     made.engine.dispose()
 
 
+@pytest.fixture
+def cold(context: contexts.Context) -> contexts.Context:
+    """The same worker, whose engines take seconds to start, so that a test can come between."""
+    return dataclasses.replace(context, launcher=EngineLauncher(is_warm=False))
+
+
 @pytest.fixture(scope="module")
 def workshop(
-    tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path
+    tmp_path_factory: pytest.TempPathFactory,
+    sqlite_template: Path,
+    warm_launcher: EngineLauncher,
 ) -> Iterator[contexts.Context]:
     """A worker over one database for all tests of a module: jobs do not know of each other."""
     folder = tmp_path_factory.mktemp("workshop")
     shutil.copy(sqlite_template, folder / "retort.sqlite3")
     settings = quick_settings(f"sqlite:///{folder}/retort.sqlite3", folder)
-    made = contexts.build(settings, worker_id="wrk_1")
+    made = contexts.build(settings, worker_id="wrk_1", launcher=warm_launcher)
     yield made
     made.engine.dispose()

@@ -5,6 +5,7 @@ Stands where an engine stands, in tests of those who start, hear and end one.
 
 import json
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from workers import engine_process
+from workers.engine_launcher import EngineLauncher
 
 MODULE = "tests.workers.odd_engine"
 LONG_SECONDS = 600
@@ -43,6 +45,23 @@ def babbling() -> None:
 def saying_its_environment() -> None:
     """Report every variable."""
     report("result", environment=dict(os.environ))
+
+
+def saying_what_it_inherits() -> None:
+    """Report the process as it found itself."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    report(
+        "result",
+        session_is_own=os.getsid(0) == os.getpid(),
+        files=sorted(int(path.name) for path in Path("/proc/self/fd").iterdir() if path.exists()),
+        stdin=str(Path("/proc/self/fd/0").readlink()),
+        handlers=[str(signal.getsignal(number)) for number in numbers],
+        blocked=sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+        threads=threading.active_count(),
+        cwd=str(Path.cwd()),
+        name=Path("/proc/self/comm").read_text().strip(),
+        draw=random.random(),
+    )
 
 
 def verbose() -> None:
@@ -91,13 +110,16 @@ def falling() -> None:
 
 def supervising() -> None:
     """Start an engine process of its own, and wait to be killed."""
-    with engine_process.EngineProcess(MODULE, ["stubborn"], workdir=Path(sys.argv[2])) as engine:
+    launcher = EngineLauncher(is_warm=sys.argv[3] == "warm", preload=("--",))
+    with engine_process.EngineProcess(
+        MODULE, ["stubborn"], workdir=Path(sys.argv[2]), launcher=launcher
+    ) as engine:
         report("started", child=engine.pid, first=engine.next_report(LONG_SECONDS))
         time.sleep(LONG_SECONDS)
 
 
 def _child() -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({LONG_SECONDS})"])
+    return subprocess.Popen(["sleep", str(LONG_SECONDS)])
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from models_registry.jobs import submission
 from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import tables
 from tests import factories
+from workers import engine_server
 from workers.context import Context
 
 PATIENCE_SECONDS = 90
@@ -111,11 +112,14 @@ def has_state(context: Context, job_id: str, state: str) -> Callable[[], bool]:
 
 
 def engines(module: str = "workers.distill") -> list[psutil.Process]:
-    """Return the engines that this process, or a child of it, has started."""
+    """Return the engines that this process, or a child of it, has started, forked or not."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if module in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+            is_engine = module in process.cmdline() or process.name() == engine_server.process_name(
+                module
+            )
+            if is_engine and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 

@@ -224,15 +224,15 @@ class TestPostponed:
     """What says nothing of the upload must not be held against it at once."""
 
     def test_is_a_version_whose_inspecting_process_dies(
-        self, context: Context, project: str
+        self, context: Context, cold: Context, project: str
     ) -> None:
         version_id = scenes.uploaded_model(context, project, b"weights")
         job_id = waiting_job(context, project)
         with scenes.meanwhile(lambda: kill_each_child(inspections.MAX_ATTEMPTS)):
             for _ in range(inspections.MAX_ATTEMPTS):
-                assert inspector.inspect(context, "models", version_id) is None
+                assert inspector.inspect(cold, "models", version_id) is None
                 assert model(context, version_id).state == "pending"
-        assert inspector.inspect(context, "models", version_id) is None
+        assert inspector.inspect(cold, "models", version_id) is None
         version = model(context, version_id)
         assert version.state == "rejected"
         assert version.rejection is not None
@@ -256,30 +256,28 @@ class TestPostponed:
 
     @pytest.mark.slow
     def test_is_a_version_whose_result_cannot_be_stored(
-        self, context: Context, project: str, tmp_path: Path
+        self, context: Context, project: str
     ) -> None:
+        """A file stands where the store keeps what it has not received as a whole."""
         version_id = scenes.uploaded_model(context, project, weights.tiny_safetensors())
         folder = context.settings.data_dir / "storage" / "unfinished"
-
-        def break_storage() -> None:
-            scenes.wait_until(lambda: scenes.engines(inspector._MODULE), "a child runs")
-            folder.rmdir()
-            folder.touch()
-
-        with scenes.meanwhile(break_storage):
-            assert inspector.inspect(context, "models", version_id) is None
+        folder.rmdir()
+        folder.touch()
+        assert inspector.inspect(context, "models", version_id) is None
         version = model(context, version_id)
         assert (version.state, version.inspection_expires_at) == ("pending", None)
 
-    def test_is_a_version_when_the_worker_shuts_down(self, context: Context, project: str) -> None:
+    def test_is_a_version_when_the_worker_shuts_down(
+        self, context: Context, cold: Context, project: str
+    ) -> None:
         version_id = scenes.uploaded_model(context, project, b"weights")
 
         def shut_down() -> None:
             scenes.wait_until(lambda: scenes.engines(inspector._MODULE), "a child runs")
-            context.shutting_down.set()
+            cold.shutting_down.set()
 
         with scenes.meanwhile(shut_down):
-            assert inspector.inspect(context, "models", version_id) is None
+            assert inspector.inspect(cold, "models", version_id) is None
         assert model(context, version_id).state == "pending"
         assert scenes.engines(inspector._MODULE) == []
 
@@ -296,7 +294,9 @@ class TestClaim:
         assert inspector.inspect(context, "models", "mdl_none") is None
         assert inspector.inspect(context, "datasets", "dsv_none") is None
 
-    def test_that_was_lost_meanwhile_writes_nothing(self, context: Context, project: str) -> None:
+    def test_that_was_lost_meanwhile_writes_nothing(
+        self, context: Context, cold: Context, project: str
+    ) -> None:
         version_id = scenes.uploaded_model(context, project, b"weights")
 
         def take_over() -> None:
@@ -307,16 +307,16 @@ class TestClaim:
             child.kill()
 
         with structlog.testing.capture_logs() as logged, scenes.meanwhile(take_over):
-            assert inspector.inspect(context, "models", version_id) is None
+            assert inspector.inspect(cold, "models", version_id) is None
         assert "inspection_stale" in {line["event"] for line in logged}
         assert model(context, version_id).inspection_expires_at is not None
 
 
 class TestAsk:
-    def test_ends_a_child_that_takes_too_long(self, context: Context, tmp_path: Path) -> None:
+    def test_ends_a_child_that_takes_too_long(self, cold: Context, tmp_path: Path) -> None:
         request = {"kind": "builtin", "name": "digits"}
         with pytest.raises(inspector._Died, match="took longer"):
-            inspector._ask(request, tmp_path, limit_seconds=0.1)
+            inspector._ask(request, tmp_path, launcher=cold.launcher, limit_seconds=0.1)
         assert scenes.engines(inspector._MODULE) == []
 
 
@@ -331,7 +331,9 @@ class TestBuiltinDataset:
         done = threading.Event()
 
         def call(folder: Path) -> None:
-            failures.append(inspector.builtin_dataset("digits", folder, cache=cache))
+            failures.append(
+                inspector.builtin_dataset("digits", folder, cache=cache, launcher=context.launcher)
+            )
 
         def count() -> None:
             while not done.is_set():
@@ -359,16 +361,28 @@ class TestBuiltinDataset:
     def test_leaves_out_what_a_job_may_not_see(self, context: Context, tmp_path: Path) -> None:
         cache, without = context.settings.cache_dir, ("train.safetensors",)
         for folder in (tmp_path / "one", tmp_path / "two"):  # as written, and as kept
-            assert inspector.builtin_dataset("digits", folder, cache=cache, without=without) is None
+            assert (
+                inspector.builtin_dataset(
+                    "digits", folder, cache=cache, launcher=context.launcher, without=without
+                )
+                is None
+            )
             assert {path.name for path in folder.iterdir()} == {
                 *("dataset.json", "validation.safetensors", "test.safetensors")
             }
-        assert inspector.builtin_dataset("digits", tmp_path / "three", cache=cache) is None
+        assert (
+            inspector.builtin_dataset(
+                "digits", tmp_path / "three", cache=cache, launcher=context.launcher
+            )
+            is None
+        )
         assert (tmp_path / "three" / "train.safetensors").is_file()
 
     def test_that_does_not_exist_is_a_sentence(self, context: Context, tmp_path: Path) -> None:
         cache = context.settings.cache_dir
-        failure = inspector.builtin_dataset("numbers", tmp_path / "dataset", cache=cache)
+        failure = inspector.builtin_dataset(
+            "numbers", tmp_path / "dataset", cache=cache, launcher=context.launcher
+        )
         assert failure is not None
         assert "numbers" in failure
         assert not (inspector.builtin_folder(cache) / "numbers").exists()

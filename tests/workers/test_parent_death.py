@@ -5,14 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.workers import odd_engine, scenes
 
 
 class TestParentDeath:
-    def test_ends_a_child_whose_supervisor_is_killed(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("start", ["cold", "warm"])
+    def test_ends_a_child_whose_supervisor_is_killed(self, start: str, tmp_path: Path) -> None:
         """The child ignores SIGTERM, and nobody is left to send it anything else."""
         supervisor = subprocess.Popen(
-            [sys.executable, "-m", odd_engine.MODULE, "supervising", str(tmp_path)],
+            [sys.executable, "-m", odd_engine.MODULE, "supervising", str(tmp_path), start],
             stdout=subprocess.PIPE,
         )
         assert supervisor.stdout is not None

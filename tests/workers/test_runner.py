@@ -28,6 +28,7 @@ from tests.workers import scenes
 from workers import context as contexts
 from workers import inspector, runner, staging
 from workers.context import Context
+from workers.engine_launcher import EngineLauncher
 
 # The workshop is prepared, and the first job run, in one process alone.
 pytestmark = pytest.mark.xdist_group("runner")
@@ -206,7 +207,10 @@ class TestClaim:
 
     def test_by_two_workers_has_one_winner(self, workshop: Context, project: str) -> None:
         job_id = unstageable(workshop, project)
-        others = [contexts.build(workshop.settings, worker_id=f"wrk_{n}") for n in range(2, 6)]
+        others = [
+            contexts.build(workshop.settings, worker_id=f"wrk_{n}", launcher=workshop.launcher)
+            for n in range(2, 6)
+        ]
         answers: list[State | None] = []
         start = threading.Barrier(len(others))
 
@@ -363,7 +367,7 @@ class TestFailure:
             (engine,) = scenes.wait_until(scenes.engines, "the engine runs")
             engine.kill()
 
-        with when(workshop, job_id, State.STARTING, kill):
+        with when(workshop, job_id, State.RUNNING, kill):
             assert runner.run_job(workshop, job_id) == State.QUEUED
         job = scenes.job(workshop, job_id)
         assert job.state_reason == Reason.ATTEMPT_FAILED
@@ -491,6 +495,71 @@ class TestStopping:
         assert [event.sequence for event in scenes.events(workshop, job_id)] == before
         (attempt,) = scenes.attempts(workshop, job_id)
         assert attempt.outcome == "attempt_lost"
+
+
+@contextlib.contextmanager
+def with_launcher(context: Context, *preload: str) -> Iterator[Context]:
+    """Give the same worker a server of its own."""
+    with contextlib.closing(EngineLauncher(is_warm=True, preload=preload)) as launcher:
+        yield dataclasses.replace(context, launcher=launcher)
+
+
+@pytest.mark.slow
+class TestEngineServer:
+    def test_that_cannot_be_used_changes_the_time_and_not_the_student(
+        self, workshop: Context, project: str, undisturbed: tables.JobRow
+    ) -> None:
+        job_id = scenes.submit(workshop, project, name="cold", **SPEC)
+        with with_launcher(workshop, "tests.workers.no_such_module", "--") as cold:
+            assert runner.run_job(cold, job_id) == State.SUCCEEDED
+        student = student_of(workshop, scenes.job(workshop, job_id))
+        assert student.sha256 == student_of(workshop, undisturbed).sha256
+        (warning,) = [e.data for e in scenes.events(workshop, job_id) if e.type == "job.warning"]
+        assert warning["code"] == "engine_cold"
+        assert "no_such_module" in warning["message"]
+        assert [e for e in scenes.events(workshop, undisturbed.id) if e.type == "job.warning"] == []
+
+    def test_that_is_killed_takes_the_engine_along_and_the_job_is_tried_again(
+        self, workshop: Context, project: str
+    ) -> None:
+        job_id = scenes.submit(workshop, project)
+
+        def kill() -> None:
+            (engine,) = scenes.wait_until(scenes.engines, "the engine runs")
+            engine.parent().kill()
+
+        with (
+            # Imports nothing, so that the engine still starts when it is killed.
+            with_launcher(workshop, "--") as own,
+            scenes.meanwhile(kill),
+        ):
+            assert runner.run_job(own, job_id) == State.QUEUED
+        job = scenes.job(workshop, job_id)
+        assert job.state_reason == Reason.ATTEMPT_FAILED
+        assert "process that the engine was forked from" in (job.state_message or "")
+
+    def test_that_still_starts_does_not_hold_up_a_cancellation(
+        self, workshop: Context, project: str
+    ) -> None:
+        job_id = scenes.submit(workshop, project)
+
+        def cancel() -> None:
+            with workshop.sessions.begin() as session:
+                actions.cancel(session, project_id=project, job_id=job_id)
+
+        others = scenes.engines("workers.engine_server")
+        with with_launcher(workshop, "--") as own:
+            own.launcher.warm_up()
+            found = functools.partial(scenes.engines, "workers.engine_server")
+            server = scenes.wait_until(lambda: [p for p in found() if p not in others], "it runs")[
+                0
+            ]
+            server.suspend()
+            with when(workshop, job_id, State.STARTING, cancel):
+                assert runner.run_job(own, job_id) == State.CANCELLED
+            server.resume()
+        (attempt,) = scenes.attempts(workshop, job_id)
+        assert attempt.device is None  # no engine was started
 
 
 @pytest.mark.slow

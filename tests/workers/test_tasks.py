@@ -101,7 +101,7 @@ class TestKilledWorker:
             scenes.wait_until(scenes.has_state(context, job_id, State.STARTING), "it starts")
             scenes.wait_until(lambda: scenes.engines(), "the engine runs")
             family = worker.family()
-            assert len(family) >= 4  # itself, its supervisor, the engine, the clock
+            assert len(family) >= 5  # itself, its supervisor, engine server, engine, clock
             try:
                 os.kill(worker.process.pid, signal.SIGKILL)
                 worker.process.wait()

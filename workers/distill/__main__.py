@@ -5,7 +5,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from workers.distill.runtime import events, signals
+from workers.distill.runtime import events, shutdown, signals
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -24,4 +24,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    shutdown.exit_process(main(sys.argv[1:]))

@@ -30,7 +30,7 @@ from workers.distill.evaluation import profiling
 from workers.distill.methods import traits
 from workers.distill.networks import catalog as networks
 from workers.distill.networks import interface, weights
-from workers.distill.runtime import events
+from workers.distill.runtime import events, shutdown
 from workers.distill.tasks.catalog import TASKS
 
 BATCH = 2
@@ -279,4 +279,4 @@ def _failure(error: Exception) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    shutdown.exit_process(main(sys.argv[1:]))
