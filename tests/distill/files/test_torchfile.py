@@ -93,8 +93,6 @@ class TestRead:
         torch.save({"w": torch.zeros(6)}, tmp_path / "x")
         checkpoint = torchfile.read(tmp_path / "x")
         storage = checkpoint.content["w"].storage
-        lying = torchfile.TensorRecord(
-            storage, **{"offset": 0, "dtype": torch.float32, **record}
-        )
+        lying = torchfile.TensorRecord(storage, **{"offset": 0, "dtype": torch.float32, **record})
         with pytest.raises(errors.UploadRefused, match="a tensor that it does not hold"):
             checkpoint.tensor(lying)

@@ -73,7 +73,7 @@ ZIP_FORMS: tuple[tuple[str, str], ...] = (
 )
 
 
-class Readable(Protocol):
+class PackedStream(Protocol):
     """A stream that is unpacked while it is read."""
 
     def read(self, count: int = ..., /) -> bytes:
@@ -265,14 +265,14 @@ def _only(path: Path, names: Sequence[str], form: str) -> str:
     return chosen[0]
 
 
-def _taken(stream: Readable, name: str, path: Path, folder: Path, limit: int) -> Opened:
+def _taken(stream: PackedStream, name: str, path: Path, folder: Path, limit: int) -> Opened:
     folder.mkdir()
     last = re.sub(r"[^A-Za-z0-9._-]", "_", name.rpartition("/")[2])[-100:].lstrip(".") or "file"
     _copy(stream, folder / last, limit, path)
     return Opened(folder / last, (f"{last} was taken from the archive {path.name}",))
 
 
-def _copy(stream: Readable, target: Path, limit: int, path: Path) -> None:
+def _copy(stream: PackedStream, target: Path, limit: int, path: Path) -> None:
     written = 0
     with target.open("wb") as copy:
         while block := stream.read(COPIED_BYTES):

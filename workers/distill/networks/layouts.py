@@ -17,7 +17,7 @@ Sources = Callable[[str], tuple[str, ...] | None]
 
 
 @dataclass(frozen=True)
-class Layout:
+class NameLayout:
     """One way to name a network's weights."""
 
     title: str
@@ -30,7 +30,7 @@ def _own(key: str) -> tuple[str, ...]:
     return (key,)
 
 
-OWN = Layout("", _own)
+OWN = NameLayout("", _own)
 
 _QKV = ("query", "key", "value")
 _BLOCK: Rules = (
@@ -169,12 +169,12 @@ _FOREIGN_MARK = re.compile(
 )
 
 
-def candidates(expected: Collection[str]) -> Iterator[Layout]:
+def candidates(expected: Collection[str]) -> Iterator[NameLayout]:
     """Yield the layouts in which a file may have the weights of a network with these keys."""
     yield OWN
     for title, marker, rules in _KNOWN:
         if marker in expected:
-            yield Layout(title, _by(rules))
+            yield NameLayout(title, _by(rules))
 
 
 def hint(keys: Collection[str]) -> str:
