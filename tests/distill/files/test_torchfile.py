@@ -46,7 +46,7 @@ class TestRead:
             assert is_equal(checkpoint.tensor(checkpoint.content[name]), wanted), name
 
     def test_numpy_arrays(self, tmp_path: Path) -> None:
-        arrays = {
+        arrays: dict[str, Any] = {
             "c": np.arange(6, dtype=np.float32).reshape(2, 3),
             "fortran": np.asfortranarray(np.arange(6, dtype=np.float64).reshape(2, 3)),
             "big": np.arange(3, dtype=">i4"),
