@@ -1,6 +1,7 @@
 """The order of a teacher's classes is the data set's, and a teacher that knows nothing is named."""
 
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 
@@ -24,7 +25,7 @@ def turned(path: Path) -> None:
 
 class TestTeacher:
     def test_in_another_order_scores_the_same(self, tmp_path: Path) -> None:
-        scores = []
+        scores: list[dict[str, Any]] = []
         for names in (ROWS, ROWS[::-1]):
             folder = tmp_path / str(len(scores))
             folder.mkdir()

@@ -153,6 +153,11 @@ _CIFAR_BACK: Rules = (
     (r"(.*)", (r"\1",)),
 )
 
+_MMPRETRAIN: Rules = (
+    (r"fc\.(.*)", (r"head.fc.\1",)),
+    (r"(.*)", (r"backbone.\1",)),
+)
+
 _TRANSFORMERS = "transformers"
 # Whose names, which key tells that a network is of the kind, and the rules.
 _KNOWN: tuple[tuple[str, str, Rules], ...] = (
@@ -161,6 +166,7 @@ _KNOWN: tuple[tuple[str, str, Rules], ...] = (
     (_TRANSFORMERS, "layers.0.blocks.0.attn.relative_position_bias_table", _SWIN),
     (_TRANSFORMERS, "stages.0.blocks.0.conv_dw.weight", _CONVNEXT),
     (_TRANSFORMERS, "layer1.0.conv1.weight", _RESNET),
+    ("OpenMMLab", "layer1.0.conv1.weight", _MMPRETRAIN),
     ("networks for CIFAR", "fc.weight", _CIFAR),
     ("torchvision", "linear.weight", _CIFAR_BACK),
 )
