@@ -43,7 +43,7 @@ class JobChecked(JobSpec):
     )
 
     @classmethod
-    def of(cls, checked: submission.Checked) -> Self:
+    def of(cls, checked: submission.Checked) -> "JobChecked":
         """Return the body of a spec that was checked."""
         told = [JobWarning(code=w.code, message=w.detail) for w in checked.warnings]
         return cls.model_construct(**dict(checked.spec), warnings=told)

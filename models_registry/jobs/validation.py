@@ -197,8 +197,10 @@ def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Vio
         return
     yield from rules.of_classes(description, student.classes)
     yield from rules.of_features(description, "student", student)
+    yield from rules.of_chosen_features(description, method, "student", student)
     if teacher is not None:
         yield from rules.of_features(description, "teacher", teacher)
+        yield from rules.of_chosen_features(description, method, "teacher", teacher)
         yield from rules.of_batch_norm(description, method, teacher)
         yield from rules.of_generator(description, method, teacher)
 

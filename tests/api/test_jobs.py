@@ -167,6 +167,19 @@ class TestValidate:
         assert answer.json()["training"]["optimizer"]["name"] == "sgd"
         assert count(sessions, tables.JobRow) == 0
 
+    def test_tells_what_the_submitter_should_know(
+        self, client: TestClient, sessions: database.Sessions
+    ) -> None:
+        with sessions.begin() as session:
+            version = session.query(tables.ModelVersionRow).one()
+            version.classes = [str(9 - label) for label in range(10)]
+        checked = client.post("/v1/jobs/validate", json=factories.spec()).json()
+        assert [told["code"] for told in checked["warnings"]] == ["classes_reordered"]
+        # The answer is a spec that can be submitted as it is.
+        job = client.post("/v1/jobs", json=checked).json()
+        assert job["warnings"] == checked["warnings"]
+        assert "logits are put in the data set's order" in job["warnings"][0]["message"]
+
     def test_refuses_what_submission_refuses(self, client: TestClient) -> None:
         wrong = factories.spec(method={"name": "dk"})
         checked = client.post("/v1/jobs/validate", json=wrong).json()

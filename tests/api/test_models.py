@@ -137,6 +137,42 @@ class TestRegister:
         assert answer.status_code == 422
         assert pointer in sending.faults(answer)
 
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"mean": [123.675]}, "divide it by 255, which gives 0.485"),
+            ({"std": [58.395]}, "divide it by 255, which gives 0.229"),
+            ({"std": [0.000898]}, "multiply it by 255"),
+            ({"mean": [-0.5]}, "must be 0 to 1"),
+            ({"mean": [1e6]}, "must be 0 to 1"),
+        ],
+    )
+    def test_refuses_a_normalisation_that_no_pictures_have(
+        self, client: TestClient, changes: dict[str, Any], words: str
+    ) -> None:
+        answer = register(client, input={**factories.DIGITS_INPUT, **changes})
+        assert answer.status_code == 422
+        assert words in answer.json()["detail"]
+
+    def test_takes_the_normalisation_of_pixels_that_stay_as_they_are(
+        self, client: TestClient
+    ) -> None:
+        for mean, std in ((0.0, 1.0), (0.0, 1 / 255), (1.0, 0.5)):
+            images = {**factories.DIGITS_INPUT, "mean": [mean], "std": [std]}
+            assert register(client, input=images).status_code == 202
+
+    def test_keeps_how_a_file_is_to_be_read(
+        self, client: TestClient, sessions: database.Sessions
+    ) -> None:
+        register(client)
+        register(client, entry="model_ema", strict=False, resize_positions=True)
+        with sessions() as session:
+            rows = session.query(tables.ModelVersionRow).order_by(tables.ModelVersionRow.version)
+            assert [row.reading for row in rows] == [
+                None,
+                {"entry": "model_ema", "strict": False, "resize_positions": True},
+            ]
+
     def test_suggests_the_nearest_network(self, client: TestClient) -> None:
         answer = register(client, network="retort/resnet8x5")
         assert "retort/resnet8x4" in answer.json()["detail"]

@@ -4,7 +4,7 @@ import pydantic
 
 from api.schemas.jobs import JobResult
 from retort import types
-from workers.distill.config.result import RunResult
+from workers.distill.config.result import RunResult, RunWarning
 
 ROLES = ("teacher", "student", "baseline")
 WHOLE = RunResult(
@@ -25,6 +25,7 @@ WHOLE = RunResult(
     compile=False,
     versions={"torch": "2.0"},
     shared_with=2,
+    warnings=[RunWarning(code="teacher_weak", message="it knows nothing")],
     training_images_read=0,
     evaluated_on="dataset",
     synthesis={"calls": 1, "buffer": {"images": 8, "classes": [3, 5]}},

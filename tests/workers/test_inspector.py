@@ -84,6 +84,27 @@ class Marker:
 
 
 @pytest.mark.slow
+class TestNetworks:
+    @pytest.mark.parametrize(
+        ("network", "state"),
+        [("timm/test_resnet", State.QUEUED), ("timm/vit_tiny_patch16_224", State.FAILED)],
+    )
+    def test_are_tried_before_a_job_is_queued(
+        self, context: Context, project: str, network: str, state: State
+    ) -> None:
+        with context.sessions.begin() as session:
+            factories.teacher(session, context.storage, project_id=project)
+            wanted = JobSpec.model_validate(factories.spec(student={"network": network}))
+            job = submission.submit(session, project_id=project, spec=wanted)
+            assert job.state == State.VALIDATING
+            (trial,) = session.query(tables.NetworkTrialRow)
+            digest = trial.digest
+        assert inspector.try_network(context, digest) is not None
+        assert scenes.job(context, job.id).state == state
+        assert inspector.try_network(context, digest) is None
+
+
+@pytest.mark.slow
 class TestModels:
     def test_become_ready_with_parameters_digest_and_files(
         self, context: Context, project: str, tmp_path: Path
@@ -109,6 +130,21 @@ class TestModels:
         assert config["network"] == version.network
         assert scenes.job(context, job_id).state == State.QUEUED
         assert inspector.inspect(context, "models", version_id) is None
+
+    def test_notes_say_what_was_chosen_and_messages_have_the_files_name(
+        self, context: Context, project: str
+    ) -> None:
+        state = weights.tiny_network().state_dict()
+        content = torch_bytes({"net": state, "net_ema": {k: v + 0 for k, v in state.items()}})
+        version_id = scenes.uploaded_model(context, project, content, reading={"entry": "net_ema"})
+        assert inspector.inspect(context, "models", version_id) == "ready"
+        version = model(context, version_id)
+        assert (version.notes or [])[0] == "the averaged weights (net_ema) were taken"
+        assert (version.traits or {})["has_batch_norm"] is True
+        page = scenes.uploaded_model(context, project, b"<!DOCTYPE html><html>Scan</html>")
+        assert inspector.inspect(context, "models", page) == "rejected"
+        rejection = model(context, page).rejection or {}
+        assert rejection["message"].startswith("teacher.pt is an HTML page")
 
     def test_of_dense_networks_are_for_segmentation(self, context: Context, project: str) -> None:
         dense: dict[str, Any] = {"network": "retort/fcn", "arguments": {"widths": [4]}}

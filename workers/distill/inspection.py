@@ -30,6 +30,7 @@ from workers.distill.evaluation import profiling
 from workers.distill.methods import traits
 from workers.distill.networks import catalog as networks
 from workers.distill.networks import interface, weights
+from workers.distill.networks.readings import Choice
 from workers.distill.runtime import events, shutdown
 from workers.distill.tasks.catalog import TASKS
 
@@ -116,7 +117,7 @@ def inspect_model(request: ModelRequest, workdir: Path) -> dict[str, Any]:  # An
             network,
             named,
             allow_pickle=request.allow_pickle,
-            choice=weights.Choice(request.entry, request.strict, request.resize_positions),
+            choice=Choice(request.entry, request.strict, request.resize_positions),
         )
     images = torch.rand(
         (BATCH, size.channels, size.height, size.width), generator=torch.Generator().manual_seed(0)

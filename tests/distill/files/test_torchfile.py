@@ -46,7 +46,7 @@ class TestRead:
             assert is_equal(checkpoint.tensor(checkpoint.content[name]), wanted), name
 
     def test_numpy_arrays(self, tmp_path: Path) -> None:
-        arrays = {
+        arrays: dict[str, Any] = {
             "c": np.arange(6, dtype=np.float32).reshape(2, 3),
             "fortran": np.asfortranarray(np.arange(6, dtype=np.float64).reshape(2, 3)),
             "big": np.arange(3, dtype=">i4"),
@@ -93,8 +93,6 @@ class TestRead:
         torch.save({"w": torch.zeros(6)}, tmp_path / "x")
         checkpoint = torchfile.read(tmp_path / "x")
         storage = checkpoint.content["w"].storage
-        lying = torchfile.TensorRecord(
-            storage, **{"offset": 0, "dtype": torch.float32, **record}
-        )
+        lying = torchfile.TensorRecord(storage, **{"offset": 0, "dtype": torch.float32, **record})
         with pytest.raises(errors.UploadRefused, match="a tensor that it does not hold"):
             checkpoint.tensor(lying)

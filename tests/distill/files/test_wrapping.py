@@ -82,9 +82,7 @@ class TestOpened:
         with wrapping.opened(path) as found:
             assert found == wrapping.Opened(path)
 
-    def test_bombs_are_not_unpacked(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_bombs_are_not_unpacked(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(wrapping, "SMALLEST_LIMIT", 1 << 16)
         path = tmp_path / "bomb.gz"
         path.write_bytes(gzip.compress(bytes(1 << 20)))

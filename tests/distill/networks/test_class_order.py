@@ -60,6 +60,6 @@ class TestReorder:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         network = trained("retort/resnet8", 8, widths=[2, 2, 3, 4])
-        monkeypatch.setattr(class_order, "_places", lambda key, order, *_: list(range(len(order))))
+        monkeypatch.setattr(class_order, "_places", lambda _, order, *__: list(range(len(order))))
         with pytest.raises(errors.IncompatibleNetworks, match="in the order of the data set"):
             class_order.reorder(network, ORDER)

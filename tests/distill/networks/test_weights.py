@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from workers.distill import errors
-from workers.distill.networks import catalog, interface, weights
+from workers.distill.networks import catalog, interface, readings, weights
 
 INPUT = {"channels": 1, "height": 8, "width": 8, "mean": [0.5], "std": [0.25]}
 
@@ -104,7 +104,7 @@ class TestLoadInto:
 
     @pytest.mark.parametrize("role", ["student", "teacher"])
     def test_role_decides_between_teacher_and_student(
-        self, tmp_path: Path, role: weights.Role
+        self, tmp_path: Path, role: readings.Role
     ) -> None:
         state = {
             **prefixed(a_network(1).state_dict(), "module.student."),

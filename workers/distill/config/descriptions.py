@@ -99,6 +99,14 @@ class Contradiction(_Description):
     message: str
 
 
+class ChosenFeature(_Description):
+    """What one network must show besides, where a hyper-parameter has a certain value."""
+
+    role: Literal["student", "teacher"]
+    feature: FeatureName
+    when: Condition
+
+
 class MethodDescription(_Description):
     """What a method, or all parts of a combination together, declare.
 
@@ -126,6 +134,7 @@ class MethodDescription(_Description):
     contradictions: tuple[Contradiction, ...]
     task_shows: dict[str, tuple[FeatureName, ...]]
     """What both networks must show besides, by task."""
+    chosen_shows: tuple[ChosenFeature, ...] = ()
 
     def required_features(self, role: str, task: str | None) -> tuple[FeatureName, ...]:
         """Return what a network must show; `role`: student or teacher, `task`: None if unknown."""

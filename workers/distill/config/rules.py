@@ -638,6 +638,30 @@ def of_features(
             )
 
 
+def of_chosen_features(
+    description: MethodDescription, method: Json, role: str, network: NetworkDescription
+) -> Iterator[Violation]:
+    """Yield what hyper-parameters ask to see of a network that the network does not show."""
+    return _each((_chosen_features,), description, method, role, network)
+
+
+def _chosen_features(
+    description: MethodDescription, method: Json, role: str, network: NetworkDescription
+) -> Iterator[Violation]:
+    if network.shows is None:
+        return
+    for chosen in description.chosen_shows:
+        wanted = chosen.role == role and chosen.when.holds(method)
+        if wanted and chosen.feature not in network.shows:
+            yield Violation(
+                _field_of(role),
+                "not_shown",
+                f"method {description.name} with {chosen.when.field} {chosen.when.value} needs "
+                f"{FEATURES[chosen.feature]}, and the {role} {network.reference} shows none; "
+                f"choose another {role}, or another {chosen.when.field}",
+            )
+
+
 def of_batch_norm(
     description: MethodDescription, method: Json, teacher: NetworkDescription
 ) -> Iterator[Violation]:

@@ -80,7 +80,9 @@ def read(
     """
     machine = _Machine(rebuild, persistent, names)
     try:
-        for count, (operation, value, _) in enumerate(pickletools.genops(stream)):
+        # It is declared to need a whole file, and reads, nothing else.
+        operations = pickletools.genops(stream)  # type: ignore[arg-type]
+        for count, (operation, value, _) in enumerate(operations):
             if count > MOST_INSTRUCTIONS:
                 raise Unreadable(f"it has more than {MOST_INSTRUCTIONS} instructions")
             if operation.name == "STOP":

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Any, Protocol
 
 from workers.distill import errors
 from workers.distill.files import tensorfile
@@ -32,7 +32,8 @@ CHECKPOINTS = (".bin", ".ckpt", ".pkl", ".pt", ".pth", ".safetensors", ".tar", "
 LISTED_NAMES = 6
 
 SAFE = "save the weights with safetensors.torch.save_file or torch.save(model.state_dict(), ...)"
-PACKED: tuple[tuple[bytes, str, Callable[[Path], IO[bytes]]], ...] = (
+# Any: the stream of a library, which is read and closed.
+PACKED: tuple[tuple[bytes, str, Callable[[Path], Any]], ...] = (
     (b"\x1f\x8b", "gzip", gzip.open),
     (b"BZh", "bzip2", bz2.open),
     (b"\xfd7zXZ\x00", "xz", lzma.open),
@@ -73,7 +74,7 @@ ZIP_FORMS: tuple[tuple[str, str], ...] = (
 )
 
 
-class Readable(Protocol):
+class PackedStream(Protocol):
     """A stream that is unpacked while it is read."""
 
     def read(self, count: int = ..., /) -> bytes:
@@ -97,7 +98,8 @@ def opened(path: Path) -> Iterator[Opened]:
     """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".unpacked-") as folder:
         limit = max(SMALLEST_LIMIT, MOST_GROWTH * path.stat().st_size)
-        here, remarks = path, []
+        here = path
+        remarks: list[str] = []
         for layer in range(MOST_LAYERS + 1):
             inside = _unpacked(here, Path(folder) / str(layer), limit)
             if inside is None:
@@ -202,7 +204,7 @@ def _is_old_tar(path: Path, head: bytes) -> bool:
 
 
 def _decompressed(
-    path: Path, folder: Path, limit: int, form: str, open_packed: Callable[[Path], IO[bytes]]
+    path: Path, folder: Path, limit: int, form: str, open_packed: Callable[[Path], Any]
 ) -> Opened:
     folder.mkdir()
     stem = re.sub(r"\.(gz|gzip|tgz|bz2|xz)$", "", path.name, flags=re.IGNORECASE) or "file"
@@ -265,14 +267,14 @@ def _only(path: Path, names: Sequence[str], form: str) -> str:
     return chosen[0]
 
 
-def _taken(stream: Readable, name: str, path: Path, folder: Path, limit: int) -> Opened:
+def _taken(stream: PackedStream, name: str, path: Path, folder: Path, limit: int) -> Opened:
     folder.mkdir()
     last = re.sub(r"[^A-Za-z0-9._-]", "_", name.rpartition("/")[2])[-100:].lstrip(".") or "file"
     _copy(stream, folder / last, limit, path)
     return Opened(folder / last, (f"{last} was taken from the archive {path.name}",))
 
 
-def _copy(stream: Readable, target: Path, limit: int, path: Path) -> None:
+def _copy(stream: PackedStream, target: Path, limit: int, path: Path) -> None:
     written = 0
     with target.open("wb") as copy:
         while block := stream.read(COPIED_BYTES):

@@ -16,7 +16,12 @@ from torch import Tensor, nn
 
 from workers.distill import errors
 from workers.distill.config import descriptions, rules
-from workers.distill.config.descriptions import Contradiction, MethodDescription, NetworkDescription
+from workers.distill.config.descriptions import (
+    ChosenFeature,
+    Contradiction,
+    MethodDescription,
+    NetworkDescription,
+)
 from workers.distill.config.job import Task
 from workers.distill.config.training import Values
 from workers.distill.data.types import Batch
@@ -100,6 +105,8 @@ class Method(nn.Module):
     smallest_batch: ClassVar[int] = 1
     smallest_classes: ClassVar[int] = 0
     """Of how many classes a student must at least be able to choose."""
+    chosen_features: ClassVar[tuple[ChosenFeature, ...]] = ()
+    """What networks must show besides, where hyper-parameters ask for it."""
     contradictions: ClassVar[tuple[Contradiction, ...]] = ()
     """Which hyper-parameters cannot stand together."""
 
@@ -157,6 +164,7 @@ class Method(nn.Module):
             learns_from_student_only=False,
             contradictions=cls.contradictions,
             task_shows=dict(cls.task_features),
+            chosen_shows=cls.chosen_features,
         )
 
     @property

@@ -146,7 +146,7 @@ class _Walk:
         if not isinstance(state, Contents):
             self._contained.others.add(path)
             return
-        groups = [state]
+        groups: list[Any] = [state]
         if "_modules" in state:
             self._contained.modules.add(str(value.made_by))
             groups = [state.get(name) for name in ("_parameters", "_buffers", "_modules")]

@@ -17,7 +17,7 @@ Sources = Callable[[str], tuple[str, ...] | None]
 
 
 @dataclass(frozen=True)
-class Layout:
+class NameLayout:
     """One way to name a network's weights."""
 
     title: str
@@ -30,7 +30,7 @@ def _own(key: str) -> tuple[str, ...]:
     return (key,)
 
 
-OWN = Layout("", _own)
+OWN = NameLayout("", _own)
 
 _QKV = ("query", "key", "value")
 _BLOCK: Rules = (
@@ -153,6 +153,11 @@ _CIFAR_BACK: Rules = (
     (r"(.*)", (r"\1",)),
 )
 
+_MMPRETRAIN: Rules = (
+    (r"fc\.(.*)", (r"head.fc.\1",)),
+    (r"(.*)", (r"backbone.\1",)),
+)
+
 _TRANSFORMERS = "transformers"
 # Whose names, which key tells that a network is of the kind, and the rules.
 _KNOWN: tuple[tuple[str, str, Rules], ...] = (
@@ -161,6 +166,7 @@ _KNOWN: tuple[tuple[str, str, Rules], ...] = (
     (_TRANSFORMERS, "layers.0.blocks.0.attn.relative_position_bias_table", _SWIN),
     (_TRANSFORMERS, "stages.0.blocks.0.conv_dw.weight", _CONVNEXT),
     (_TRANSFORMERS, "layer1.0.conv1.weight", _RESNET),
+    ("OpenMMLab", "layer1.0.conv1.weight", _MMPRETRAIN),
     ("networks for CIFAR", "fc.weight", _CIFAR),
     ("torchvision", "linear.weight", _CIFAR_BACK),
 )
@@ -169,12 +175,12 @@ _FOREIGN_MARK = re.compile(
 )
 
 
-def candidates(expected: Collection[str]) -> Iterator[Layout]:
+def candidates(expected: Collection[str]) -> Iterator[NameLayout]:
     """Yield the layouts in which a file may have the weights of a network with these keys."""
     yield OWN
     for title, marker, rules in _KNOWN:
         if marker in expected:
-            yield Layout(title, _by(rules))
+            yield NameLayout(title, _by(rules))
 
 
 def hint(keys: Collection[str]) -> str:

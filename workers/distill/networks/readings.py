@@ -15,7 +15,7 @@ from torch import Tensor
 from workers.distill import errors
 from workers.distill.networks import checkpoints, interface, layouts, positions
 from workers.distill.networks.checkpoints import Contained, listed, name_of
-from workers.distill.networks.layouts import Layout
+from workers.distill.networks.layouts import NameLayout
 
 Role = Literal["teacher", "student"]
 WHOLE = "."
@@ -37,7 +37,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Reading:
+class WeightsReading:
     """A network's weights as found below one prefix of a file, under one library's names.
 
     `state` has the network's own keys; `missing` are keys of it, `unexpected` and `aside` keys of
@@ -45,7 +45,7 @@ class Reading:
     """
 
     prefix: str
-    layout: Layout
+    layout: NameLayout
     state: Mapping[str, Tensor]
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
@@ -69,10 +69,10 @@ class Reading:
         return name_of(self.prefix) or WHOLE
 
 
-def find(network: interface.Network, contained: Contained, choice: Choice) -> list[Reading]:
+def find(network: interface.Network, contained: Contained, choice: Choice) -> list[WeightsReading]:
     """Return the ways to read a file as the weights of a network, by the network's own keys."""
     expected = network.state_dict()
-    found: dict[str, Reading] = {}
+    found: dict[str, WeightsReading] = {}
     for layout in layouts.candidates(expected):
         for prefix in contained.prefixes(_wanted(layout, expected)):
             reading = _read(network, contained, layout, prefix, choice)
@@ -87,11 +87,11 @@ def find(network: interface.Network, contained: Contained, choice: Choice) -> li
 def compared(
     network: interface.Network,
     prefix: str,
-    layout: Layout,
+    layout: NameLayout,
     state: Mapping[str, Tensor],
     others: Iterable[str],
     choice: Choice,
-) -> Reading:
+) -> WeightsReading:
     """Return the reading of a state under the network's own keys; `others` are left over.
 
     `others` are keys of the file, after the prefix.
@@ -118,7 +118,7 @@ def compared(
     beside = list(others)
     aside = [key for key in beside if checkpoints.NO_WEIGHTS.search(key)]
     missing = [key for key in expected if key not in kept and not key.endswith(COUNTER)]
-    return Reading(
+    return WeightsReading(
         prefix,
         layout,
         kept,
@@ -130,7 +130,7 @@ def compared(
     )
 
 
-def choose(readings: Sequence[Reading], role: Role, choice: Choice) -> Reading:
+def choose(readings: Sequence[WeightsReading], role: Role, choice: Choice) -> WeightsReading:
     """Return the reading that fits; raises `UploadRefused` for none to be preferred.
 
     `readings` are all of a file, of which at least one fits unless an entry is named.
@@ -151,7 +151,10 @@ def choose(readings: Sequence[Reading], role: Role, choice: Choice) -> Reading:
 
 
 def mismatch(
-    network: interface.Network, readings: Sequence[Reading], contained: Contained, hint: str = ""
+    network: interface.Network,
+    readings: Sequence[WeightsReading],
+    contained: Contained,
+    hint: str = "",
 ) -> errors.KeysMismatch:
     """Return in what the nearest reading does not fit; `hint` is a way out that is known."""
     nearest = min(readings, key=lambda reading: reading.faults)
@@ -177,7 +180,9 @@ def mismatch(
     )
 
 
-def remarks_on(chosen: Reading, readings: Sequence[Reading], contained: Contained) -> list[str]:
+def remarks_on(
+    chosen: WeightsReading, readings: Sequence[WeightsReading], contained: Contained
+) -> list[str]:
     """Return what was chosen, converted and left aside."""
     told: list[str] = []
     others = [reading for reading in readings if reading.fits and reading is not chosen]
@@ -215,17 +220,17 @@ def remarks_on(chosen: Reading, readings: Sequence[Reading], contained: Containe
 # -- one reading -----------------------------------------------------------------------------------
 
 
-def _wanted(layout: Layout, expected: Mapping[str, Tensor]) -> list[str]:
+def _wanted(layout: NameLayout, expected: Mapping[str, Tensor]) -> list[str]:
     return [name for key in expected for name in layout.sources(key) or ()]
 
 
 def _read(
     network: interface.Network,
     contained: Contained,
-    layout: Layout,
+    layout: NameLayout,
     prefix: str,
     choice: Choice,
-) -> Reading:
+) -> WeightsReading:
     """Return what is found below a prefix; only what lies in the same mapping can be too much."""
     here = {
         path.removeprefix(prefix): path
@@ -256,7 +261,7 @@ def _read(
     return compared(network, prefix, layout, state, others, choice)
 
 
-def _told_apart(readings: list[Reading], choice: Choice) -> list[Reading]:
+def _told_apart(readings: list[WeightsReading], choice: Choice) -> list[WeightsReading]:
     """Return the readings, where weights of another complete network are not unexpected."""
     complete = [r.prefix for r in readings if not (r.missing or r.shapes)]
     apart = []
@@ -274,7 +279,9 @@ def _told_apart(readings: list[Reading], choice: Choice) -> list[Reading]:
     return apart
 
 
-def _named(entry: str, readings: Sequence[Reading], fitting: Sequence[Reading]) -> Reading:
+def _named(
+    entry: str, readings: Sequence[WeightsReading], fitting: Sequence[WeightsReading]
+) -> WeightsReading:
     """Return the reading that a caller names, or the only one within the entry so called."""
     wanted = entry.strip(".") or WHOLE
     exact = [reading for reading in fitting if reading.name == wanted]
@@ -291,7 +298,7 @@ def _named(entry: str, readings: Sequence[Reading], fitting: Sequence[Reading]) 
     )
 
 
-def _preferred(fitting: Sequence[Reading], role: Role) -> Reading | None:
+def _preferred(fitting: Sequence[WeightsReading], role: Role) -> WeightsReading | None:
     if all(_are_equal(fitting[0], other) for other in fitting[1:]):
         return min(fitting, key=lambda reading: len(reading.prefix))
     pool = [r for r in fitting if checkpoints.is_averaged(r.prefix)] or list(fitting)
@@ -300,7 +307,7 @@ def _preferred(fitting: Sequence[Reading], role: Role) -> Reading | None:
     return pool[0] if len(pool) == 1 else None
 
 
-def _are_equal(one: Reading, other: Reading) -> bool:
+def _are_equal(one: WeightsReading, other: WeightsReading) -> bool:
     return one.state.keys() == other.state.keys() and all(
         torch.equal(tensor, other.state[key]) for key, tensor in one.state.items()
     )
@@ -309,7 +316,7 @@ def _are_equal(one: Reading, other: Reading) -> bool:
 # -- sentences -------------------------------------------------------------------------------------
 
 
-def _outside(chosen: Reading, told: Sequence[str], contained: Contained) -> list[str]:
+def _outside(chosen: WeightsReading, told: Sequence[str], contained: Contained) -> list[str]:
     """Return the other parts of a file that hold tensors, but for the state of a training."""
     names: dict[str, None] = {}
     for path, place in contained.places.items():
@@ -339,7 +346,9 @@ def _shared_words(path: str, prefix: str) -> int:
     return count
 
 
-def _ways_out(network: interface.Network, nearest: Reading, contained: Contained) -> Iterator[str]:
+def _ways_out(
+    network: interface.Network, nearest: WeightsReading, contained: Contained
+) -> Iterator[str]:
     moved = [shape["key"] for shape in nearest.shapes]
     if moved and all(positions.are_positions(key) for key in moved) and not nearest.missing:
         explained = positions.explanation(network, moved[0], nearest.state[moved[0]])

@@ -19,7 +19,7 @@ from workers.distill.files import tensorfile, torchfile, wrapping
 from workers.distill.networks import catalog, checkpoints, interface, readings
 from workers.distill.networks.checkpoints import Contained, listed
 from workers.distill.networks.external import conversion
-from workers.distill.networks.readings import Choice, Reading, Role
+from workers.distill.networks.readings import Choice, Role, WeightsReading
 
 Format = Literal["safetensors", "torch"]
 
@@ -96,7 +96,7 @@ def _read(path: Path, *, allow_pickle: bool) -> tuple[Format, Contained, list[st
 
 def _choose(
     network: interface.Network, contained: Contained, role: Role, choice: Choice
-) -> tuple[Reading, list[str]]:
+) -> tuple[WeightsReading, list[str]]:
     """Return the reading that is to be taken, with remarks on the choice."""
     found = readings.find(network, contained, choice)
     hint = ""
@@ -110,7 +110,7 @@ def _choose(
 
 
 @torch.no_grad()
-def _copy(network: interface.Network, chosen: Reading) -> None:
+def _copy(network: interface.Network, chosen: WeightsReading) -> None:
     for key, target in network.state_dict().items():
         tensor = chosen.state.get(key)
         if tensor is None:

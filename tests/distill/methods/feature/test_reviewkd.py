@@ -173,8 +173,19 @@ class TestReviewKD:
             match=r"teacher test/pyramid returns none.*teacher_maps: post",
         ):
             reviewkd.ReviewKD(
-                reviewkd.ReviewKD.Params(), scenes.network(), scenes.Pyramid([(4, 8, 8)])
+                reviewkd.ReviewKD.Params(teacher_maps="pre"),
+                scenes.network(),
+                scenes.Pyramid([(4, 8, 8)]),
             )
+
+    def test_takes_the_maps_that_there_are_and_says_so(self) -> None:
+        teacher = scenes.Pyramid([(3, 8, 8), (4, 4, 4), (5, 2, 2)])
+        method = reviewkd.ReviewKD(reviewkd.ReviewKD.Params(), scenes.network(), teacher)
+        assert method.facts() == {"teacher_maps": "post"}
+        usual = reviewkd.ReviewKD(
+            reviewkd.ReviewKD.Params(), scenes.network(), scenes.other_network()
+        )
+        assert (usual.teacher_maps, usual.facts()) == ("pre", {})
 
     def test_refuses_a_student_without_them_where_they_are_asked_for(self) -> None:
         with pytest.raises(

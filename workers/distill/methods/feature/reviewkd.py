@@ -15,7 +15,7 @@ authors' code.
 Checked against: megvii-research/mdistiller, mdistiller/distillers/ReviewKD.py (published values).
 """
 
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
@@ -24,6 +24,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workers.distill import errors
+from workers.distill.config.descriptions import ChosenFeature, Condition
 from workers.distill.config.job import Task
 from workers.distill.data.types import Batch
 from workers.distill.functional import adapters, map_distances, maps
@@ -88,6 +89,14 @@ class ReviewKD(FeatureMethod):
         "Distilling Knowledge via Knowledge Review", venue="CVPR 2021", arxiv="2104.09044"
     )
     tasks: ClassVar[tuple[Task, ...]] = ("classification", "detection")
+    chosen_features: ClassVar[tuple[ChosenFeature, ...]] = tuple(
+        ChosenFeature(
+            role=role,
+            feature="pre_activations",
+            when=Condition(field=f"{role}_maps", comparison="==", value="pre"),
+        )
+        for role in ("student", "teacher")
+    )
     smallest_batch = 2
     """One embedding has no batch statistics."""
 
@@ -113,8 +122,9 @@ class ReviewKD(FeatureMethod):
         teacher_maps: Maps | None = Field(
             None,
             description="Whether the teacher is compared before or after its activations; post "
-            "suits networks that return no maps before them. Null takes pre, and post for "
-            "detectors, whose pyramids have no activations.",
+            "suits networks that return no maps before them. Null takes pre, or post where the "
+            "teacher has no activation at the end of its stages, as detectors' pyramids have none; "
+            "the result's `method` then says so.",
         )
 
     params: Params
@@ -122,9 +132,16 @@ class ReviewKD(FeatureMethod):
     teacher_shapes: Shapes
 
     def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
-        super().__init__(params, student, teacher)
         is_detector = student.task == "detection"
-        self.teacher_maps: Maps = params.teacher_maps or ("post" if is_detector else "pre")
+        if teacher is not None and params.teacher_maps != "post" and not is_detector:
+            teacher.enable_features(["pre_activations"])
+        if params.student_maps == "pre":
+            student.enable_features(["pre_activations"])
+        super().__init__(params, student, teacher)
+        shown: Maps = "pre" if self.teacher_shapes.pre_activations else "post"
+        self.teacher_maps: Maps = params.teacher_maps or ("post" if is_detector else shown)
+        if self.teacher_maps == "pre":
+            self.teacher_features = (*self.teacher_features, "pre_activations")
         usual = 0 if is_detector else WARMUP_EPOCHS
         self.warmup_epochs = usual if params.warmup_epochs is None else params.warmup_epochs
         given = _chosen(params.student_maps, "student", self.student_shapes, student)
@@ -139,6 +156,11 @@ class ReviewKD(FeatureMethod):
             Fusion(one[0], middle, other[0], other[1:], deepest=level == 0)
             for level, (one, other) in enumerate(levels)
         )
+
+    def facts(self) -> dict[str, Any]:
+        """Return that the teacher is compared after its activations, where that was not asked."""
+        unusual = self.fuses_embedding and self.params.teacher_maps is None
+        return {"teacher_maps": "post"} if unusual and self.teacher_maps == "post" else {}
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the task term and the review term, with its warm-up."""

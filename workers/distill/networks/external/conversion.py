@@ -19,8 +19,8 @@ from workers.distill import errors
 from workers.distill.networks import catalog, interface, readings
 from workers.distill.networks.checkpoints import Contained
 from workers.distill.networks.external import observation
-from workers.distill.networks.layouts import OWN, Layout
-from workers.distill.networks.readings import Choice, Reading
+from workers.distill.networks.layouts import OWN, NameLayout
+from workers.distill.networks.readings import Choice, WeightsReading
 
 LARGEST_DIFFERENCE = 1e-4
 """Of the logits of twins, relative to the largest: two ways to add the same numbers."""
@@ -76,7 +76,7 @@ TWINS: dict[str, str] = {
 class Converted:
     """What a file says of a library's network under the names of another program."""
 
-    readings: tuple[Reading, ...] = ()
+    readings: tuple[WeightsReading, ...] = ()
     hint: str = ""
     """What to do where the file is one of the twin, and the twins do not give the same logits."""
 
@@ -98,7 +98,7 @@ def of_file(network: interface.Network, contained: Contained, choice: Choice) ->
 
 def _filtered(
     network: interface.Network, contained: Contained, choice: Choice
-) -> Iterator[Reading]:
+) -> Iterator[WeightsReading]:
     rename = _filter_of(network)
     if rename is None:
         return
@@ -120,7 +120,7 @@ def _filtered(
         expected = network.state_dict()
         others = [key for key in state if key not in expected]
         kept = {key: tensor for key, tensor in state.items() if key in expected}
-        layout = Layout("the files that timm converts", OWN.sources)
+        layout = NameLayout("the files that timm converts", OWN.sources)
         yield readings.compared(network, start, layout, kept, others, choice)
 
 
@@ -168,9 +168,11 @@ def _of_twin(
         if state is None:
             unequal = True
             continue
-        layout = Layout(f"{twin.reference}, which is the same network,", OWN.sources)
+        layout = NameLayout(f"{twin.reference}, which is the same network,", OWN.sources)
         converted.append(
-            Reading(reading.prefix, layout, state, aside=reading.aside, remarks=reading.remarks)
+            WeightsReading(
+                reading.prefix, layout, state, aside=reading.aside, remarks=reading.remarks
+            )
         )
     hint = (
         f"Its names and shapes are those of {twin.reference}, which computes something else: "
