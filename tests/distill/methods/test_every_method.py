@@ -114,8 +114,10 @@ def masks(seed: int, width: int) -> torch.Tensor:
 def a_detector(name: str, seed: int, stem: int, width: int) -> Network:
     needed = catalog.find(choice(name))[0].describe().required_features("student", "detection")
     reference = "retort/fasterrcnn" if "proposals" in needed else "retort/fcos"
+    size = SCALE * 8, SCALE * width
+    more = {"reg_max": 8} if "distributions" in needed else {}
     # Levels of several patches, of both networks.
-    return dense_scenes.detector(seed, reference, size=(SCALE * 8, SCALE * width), width=stem)
+    return dense_scenes.detector(seed, reference, size=size, width=stem, **more)
 
 
 def boxes_of(width: int) -> torch.Tensor:

@@ -222,6 +222,10 @@ def _is_shown(name: FeatureName, network: Network, measured: shapes.Shapes | Non
             return network.pooled_classifier() is not None
         case "locations":
             return measured is not None and measured.locations is not None
+        case "distributions":
+            return measured is not None and measured.distances is not None
+        case "branches":
+            return measured is not None and measured.head_convs is not None
         case "proposals":
             return measured is not None and measured.has_proposals
 

@@ -34,6 +34,11 @@ USUAL_LEVELS = 4
 """The finest ones, P2 to P5 or P3 to P6; coarser maps have too few positions."""
 
 
+def detection_features(*names: FeatureName) -> Mapping[Task, tuple[FeatureName, ...]]:
+    """Return what both networks must show in detection, as `Method.task_features` has it."""
+    return MappingProxyType({"detection": names})
+
+
 class DenseMethod(SupervisedMethod):
     """Methods that compare maps of class logits, position by position."""
 
@@ -164,9 +169,7 @@ class MapsMethod(DenseMethod):
     """Methods that compare maps: a segmenter's of its classes, or the levels of two pyramids."""
 
     tasks: ClassVar[tuple[Task, ...]] = ("segmentation", "detection")
-    task_features: ClassVar[Mapping[Task, tuple[FeatureName, ...]]] = MappingProxyType(
-        {"detection": ("stages",)}
-    )
+    task_features = detection_features("stages")
 
     class Params(DenseMethod.Params):
         """Which levels are compared."""
@@ -210,9 +213,7 @@ class HeadMethod(SupervisedMethod):
     family = "dense"
     tasks: ClassVar[tuple[Task, ...]] = ("detection",)
     needs: ClassVar[tuple[Need, ...]] = ("labels", "teacher", "equal_classes")
-    task_features: ClassVar[Mapping[Task, tuple[FeatureName, ...]]] = MappingProxyType(
-        {"detection": ("locations",)}
-    )
+    task_features = detection_features("locations")
     accepts_mixed = False  # a location learns the boxes of one image
 
     def __init__(
@@ -250,9 +251,7 @@ class ProposalsMethod(SupervisedMethod):
     family = "dense"
     tasks: ClassVar[tuple[Task, ...]] = ("detection",)
     needs: ClassVar[tuple[Need, ...]] = ("labels", "teacher", "equal_classes")
-    task_features: ClassVar[Mapping[Task, tuple[FeatureName, ...]]] = MappingProxyType(
-        {"detection": ("proposals",)}
-    )
+    task_features = detection_features("proposals")
     accepts_mixed = False  # a proposal is matched with the boxes of one image
 
     def classified(
@@ -277,9 +276,7 @@ class PyramidMethod(SupervisedMethod):
 
     family = "dense"
     tasks: ClassVar[tuple[Task, ...]] = ("detection",)
-    task_features: ClassVar[Mapping[Task, tuple[FeatureName, ...]]] = MappingProxyType(
-        {"detection": ("stages",)}
-    )
+    task_features = detection_features("stages")
     accepts_mixed = False  # boxes are those of one image
 
     class Params(SupervisedMethod.Params):

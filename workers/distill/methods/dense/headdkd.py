@@ -12,14 +12,18 @@ each is focused as in headkd. The sum is divided by the number of locations that
 least; ignored locations are left out.
 """
 
-from pydantic import Field
-
 from workers.distill.data.types import Batch
 from workers.distill.functional import divergences
 from workers.distill.functional.rows import rows
 from workers.distill.methods.base import Moment, Source, Terms
 from workers.distill.methods.dense.base import BACKGROUND, HeadMethod
-from workers.distill.methods.parameters import Temperature, WarmupEpochs, Weight
+from workers.distill.methods.parameters import (
+    Focus,
+    NCKDWeight,
+    TCKDWeight,
+    Temperature,
+    WarmupEpochs,
+)
 from workers.distill.networks.interface import Features
 
 
@@ -36,19 +40,10 @@ class HeadDKD(HeadMethod):
     class Params(HeadMethod.Params):
         """Two weights, a temperature, an exponent and a warm-up."""
 
-        alpha: Weight = Field(1.0, description="Weight of the target-class part (TCKD).")
-        beta: Weight = Field(
-            0.25,
-            description="Weight of the non-target part (NCKD); larger if the teacher is confident.",
-        )
+        alpha: TCKDWeight = 1.0
+        beta: NCKDWeight = 0.25
         temperature: Temperature = 1.0
-        focus: float = Field(
-            2.0,
-            ge=0,
-            le=8,
-            description="Exponent of the difference of both probabilities, by which a binary "
-            "divergence is multiplied; 0 counts all locations alike.",
-        )
+        focus: Focus = 2.0
         warmup_epochs: WarmupEpochs = 0
 
     params: Params

@@ -9,14 +9,12 @@ those of its detectors (megvii-research/mdistiller, detection). Pixels without a
 class and are left out.
 """
 
-from pydantic import Field
-
 from workers.distill.data.types import Batch
 from workers.distill.functional import divergences
 from workers.distill.functional.rows import rows
 from workers.distill.methods.base import Moment, Source, Terms
 from workers.distill.methods.dense.base import DenseMethod
-from workers.distill.methods.parameters import Temperature, WarmupEpochs, Weight
+from workers.distill.methods.parameters import NCKDWeight, TCKDWeight, Temperature, WarmupEpochs
 from workers.distill.networks.interface import Features
 
 
@@ -33,11 +31,8 @@ class PixelDKD(DenseMethod):
     class Params(DenseMethod.Params):
         """Two weights, a temperature and a warm-up."""
 
-        alpha: Weight = Field(1.0, description="Weight of the target-class part (TCKD).")
-        beta: Weight = Field(
-            0.25,
-            description="Weight of the non-target part (NCKD); larger if the teacher is confident.",
-        )
+        alpha: TCKDWeight = 1.0
+        beta: NCKDWeight = 0.25
         temperature: Temperature = 1.0
         warmup_epochs: WarmupEpochs = 0
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from workers.distill.data.types import Batch
 from workers.distill.methods.base import Moment, Source, Terms
 from workers.distill.methods.dense.base import DenseMethod
-from workers.distill.methods.parameters import Temperature, Weight
+from workers.distill.methods.parameters import KDWeight, Temperature
 from workers.distill.networks.interface import Features
 
 
@@ -33,7 +33,7 @@ class PixelKD(DenseMethod):
     class Params(DenseMethod.Params):
         """A weight, a temperature, and which pixels count."""
 
-        pixelkd_weight: Weight = Field(1.0, description="Weight of the imitation of the teacher.")
+        pixelkd_weight: KDWeight = 1.0
         temperature: Temperature = 1.0
         only_labelled: bool = Field(
             True, description="Leave out pixels without a label; false compares all pixels."

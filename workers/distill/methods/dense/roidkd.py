@@ -8,13 +8,11 @@ Source: Zhao et al., CVPR 2022, arXiv:2203.08679, equations 5 to 7 and section 4
 Checked against: megvii-research/mdistiller, detection (weights; values as for classification).
 """
 
-from pydantic import Field
-
 from workers.distill.data.types import Batch
 from workers.distill.functional import divergences
 from workers.distill.methods.base import Moment, Source, Terms
 from workers.distill.methods.dense.base import ProposalsMethod
-from workers.distill.methods.parameters import Temperature, WarmupEpochs, Weight
+from workers.distill.methods.parameters import NCKDWeight, TCKDWeight, Temperature, WarmupEpochs
 from workers.distill.networks.interface import Features
 
 
@@ -30,11 +28,8 @@ class ROIDKD(ProposalsMethod):
     class Params(ProposalsMethod.Params):
         """Two weights, a temperature and a warm-up."""
 
-        alpha: Weight = Field(1.0, description="Weight of the target-class part (TCKD).")
-        beta: Weight = Field(
-            0.25,
-            description="Weight of the non-target part (NCKD); larger if the teacher is confident.",
-        )
+        alpha: TCKDWeight = 1.0
+        beta: NCKDWeight = 0.25
         temperature: Temperature = 1.0
         warmup_epochs: WarmupEpochs = 0
 

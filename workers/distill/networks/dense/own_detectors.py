@@ -9,6 +9,7 @@ are small; RetinaNet's head has group norms, as torchvision's second version and
 
 import functools
 import importlib
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from torch import nn
 
 from workers.distill import errors
 from workers.distill.networks import interface
-from workers.distill.networks.dense import detectors, pyramids
+from workers.distill.networks.dense import detectors, distribution_head, pyramids
 
 SMALL_SIDE = 128
 """Images whose longer side is no larger count as small."""
@@ -61,6 +62,14 @@ class FCOSArguments(Arguments):
     head_convs: int = pydantic.Field(
         2, ge=1, le=8, description="Convolutions of each branch of the head before its last layer."
     )
+    reg_max: int | None = pydantic.Field(
+        None,
+        ge=4,
+        le=64,
+        description="Predict a distribution over the distances 0 to reg_max of each side of a box, "
+        "in anchor sizes of its level (16 is usual; farther sides are cut to it); null: the "
+        "distances themselves. Method ld needs it, of both networks.",
+    )
 
 
 class RetinaNetArguments(Arguments):
@@ -99,12 +108,17 @@ def build_fcos(accepted: FCOSArguments, sizes: interface.Sizes) -> detectors.Det
     pyramid, strides = _pyramid(accepted, sizes, "retort/fcos")
     # With half a stride, a level takes boxes half as large as the paper's.
     default = [stride // 2 if _is_small(sizes) else stride for stride in strides[: pyramid.levels]]
-    anchors = _anchors([(size,) for size in _sizes_of(accepted, default, "retort/fcos")], (1.0,))
+    found = _sizes_of(accepted, default, "retort/fcos")
+    anchors = _anchors([(size,) for size in found], (1.0,))
+    head = library.FCOSHead(pyramid.out_channels, 1, sizes.classes, accepted.head_convs)
+    if accepted.reg_max is not None:
+        _check_reach(accepted.reg_max, found[-1], sizes)
+        head = distribution_head.DistributionHead(head, accepted.reg_max)
     network = library.FCOS(
         pyramid,
         sizes.classes,
         anchor_generator=anchors,
-        head=library.FCOSHead(pyramid.out_channels, 1, sizes.classes, accepted.head_convs),
+        head=head,
         score_thresh=accepted.score_threshold,
         nms_thresh=NMS_THRESHOLD,
         detections_per_img=accepted.detections_per_image,
@@ -200,6 +214,19 @@ def _sizes_of(accepted: Arguments, default: list[int], reference: str) -> Sequen
             argument="anchor_sizes",
         )
     return default if given is None else given
+
+
+def _check_reach(reg_max: int, largest: int, sizes: interface.Sizes) -> None:
+    """Raise `UnknownNetwork` if boxes as large as the image cannot be predicted at their centre."""
+    needed = math.ceil(max(sizes.height, sizes.width) / 2 / largest)
+    if reg_max < needed:
+        raise errors.UnknownNetwork(
+            f"retort/fcos does not accept argument 'reg_max': {reg_max} anchor sizes of {largest} "
+            f"pixels do not reach from the centre to the border of images of {sizes.height}x"
+            f"{sizes.width}; set reg_max to {needed} or more, or anchor_sizes to larger ones",
+            network="retort/fcos",
+            argument="reg_max",
+        )
 
 
 def _anchors(sizes: Sequence[tuple[int, ...]], ratios: tuple[float, ...]) -> Any:
