@@ -46,6 +46,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "pcka": {"patch": 1},
 }
 ORDERED = {
+    "cirkd": "draws what it compares with from its memories",
     "cc": "compares neighbours in the batch",
     "crd": "draws other images for each place in the batch",
 }
