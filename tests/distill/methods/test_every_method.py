@@ -44,11 +44,14 @@ CHOICES: dict[str, dict[str, Any]] = {
     "crd": {"negatives": 4},
     # The last stage is two pixels high.
     "pcka": {"patch": 1},
+    # Its critic is off by default.
+    "skd": {"holistic_weight": 0.1, "critic_width": 8},
 }
 ORDERED = {
     "cirkd": "draws what it compares with from its memories",
     "cc": "compares neighbours in the batch",
     "crd": "draws other images for each place in the batch",
+    "skd": "draws maps between both networks' at each place in the batch",
 }
 SAMPLED = {
     "roidkd": "proposals are drawn at random, in training mode only",
