@@ -177,9 +177,8 @@ def choose_device(accelerator: str) -> torch.device:
 
 
 def on_device(split: dataset.Split, device: torch.device) -> LabelledImages:
-    """Return a split as tensors on the device."""
-    images = split.images.to(device).contiguous(memory_format=torch.channels_last)
-    return LabelledImages(images, split.labels.to(device))
+    """Return a split as tensors on the device; the CPU reads it from its mapped file."""
+    return LabelledImages(split.images.to(device), split.labels.to(device))
 
 
 def check_task(of_dataset: Task, wanted: Task) -> None:
