@@ -136,6 +136,8 @@ class MethodDescription(_Description):
     contradictions: tuple[Contradiction, ...]
     task_shows: dict[str, tuple[FeatureName, ...]]
     """What both networks must show besides, by task."""
+    task_params: dict[str, tuple[str, ...]]
+    """Hyper-parameters that only these tasks have; None in all others."""
 
     def required_features(self, role: str, task: str | None) -> tuple[FeatureName, ...]:
         """Return what a network must show; `role`: student or teacher, `task`: None if unknown."""

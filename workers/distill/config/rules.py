@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 from workers.distill.config.descriptions import (
     BOX_TASKS,
+    COMBINE,
     DENSE_TASKS,
     FEATURES,
     MAPS,
@@ -347,6 +348,23 @@ def of_task(description: MethodDescription, task: str) -> Iterator[Violation]:
             f"method {description.name} is for {tasks}, and the task is {task}; choose another "
             "method",
         )
+
+
+def of_params_and_task(
+    method: Json, task: str, describe: Callable[[str], MethodDescription]
+) -> Iterator[Violation]:
+    """Yield which hyper-parameters of a complete method, or of its parts, a task does not have."""
+    is_combined = method["name"] == COMBINE
+    for place, part in enumerate(method["methods"] if is_combined else [method]):
+        above = f"method/methods/{place}" if is_combined else "method"
+        for field, tasks in describe(part["name"]).task_params.items():
+            if part.get(field) is not None and task not in tasks:
+                yield Violation(
+                    f"{above}/{field}",
+                    "wrong_task",
+                    f"method {part['name']} has {field} for {' and '.join(tasks)} alone, and the "
+                    f"task is {task}; leave {field} out",
+                )
 
 
 def of_task_and_training(task: str, training: Json) -> Iterator[Violation]:

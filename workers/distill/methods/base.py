@@ -85,6 +85,8 @@ class Method(nn.Module):
     required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ()
     task_features: ClassVar[Mapping[Task, tuple[FeatureName, ...]]] = MappingProxyType({})
     """Features that both networks must show in one task, besides those of every task."""
+    task_params: ClassVar[Mapping[str, tuple[Task, ...]]] = MappingProxyType({})
+    """Hyper-parameters that only some tasks have; they stay None in all others."""
     loop: ClassVar[str] = "supervised"
     """The loop that trains the student; a key of `run.loops.LOOPS`."""
     tasks: ClassVar[tuple[Task, ...]] = ("classification",)
@@ -157,6 +159,7 @@ class Method(nn.Module):
             learns_from_student_only=False,
             contradictions=cls.contradictions,
             task_shows=dict(cls.task_features),
+            task_params=dict(cls.task_params),
         )
 
     @property

@@ -214,9 +214,15 @@ def build(choice: dict[str, Any], student: Network, teacher: Network | None) -> 
     return method(params, student, teacher)
 
 
-def check_task(method: type[Method], task: Task) -> None:
-    """Raise `BadRecipe` unless a method is for this task."""
+def check_task(choice: dict[str, Any], task: Task) -> None:
+    """Raise `BadRecipe` unless a method, and each of its hyper-parameters, is for this task."""
+    method, _ = find(choice)
     errors.refuse(rules.of_task(method.describe(), task), method=method.name, task=task)
+    errors.refuse(
+        rules.of_params_and_task(choice, task, lambda name: METHODS[name].describe()),
+        method=method.name,
+        task=task,
+    )
 
 
 def check(method: type[Method], training: Training) -> None:

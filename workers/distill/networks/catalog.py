@@ -416,6 +416,12 @@ def foreign_tasks() -> dict[str, Task]:
     }
 
 
+def is_foreign(reference: str) -> bool:
+    """Return whether a library that is installed has this network."""
+    library, _, name = reference.partition("/")
+    return library in foreign_networks.LIBRARIES and name in foreign_networks.names(library)
+
+
 def task(reference: str) -> Task:
     """Return what a network is for, without building it; unknown ones count as classifiers."""
     if reference in NETWORKS:

@@ -170,6 +170,9 @@ class MapsMethod(DenseMethod):
 
     tasks: ClassVar[tuple[Task, ...]] = ("segmentation", "detection")
     task_features = detection_features("stages")
+    task_params: ClassVar[Mapping[str, tuple[Task, ...]]] = MappingProxyType(
+        {"levels": ("detection",)}
+    )
 
     class Params(DenseMethod.Params):
         """Which levels are compared."""
@@ -184,12 +187,6 @@ class MapsMethod(DenseMethod):
         given, wanted = self.student_shapes, self.teacher_shapes
         if student.task == "detection" and given is not None and wanted is not None:
             self.levels = LevelPairs(self.name, params.levels, given, wanted)
-        elif params.levels is not None:
-            raise errors.BadRecipe(
-                f"method {self.name}: levels are those of a detector's pyramid, and the task is "
-                f"{student.task}; leave levels out",
-                field="method/levels",
-            )
 
     def map_pairs(self, student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
         """Return the pairs of maps [N, c, h, w] that are compared; losses are summed over them."""

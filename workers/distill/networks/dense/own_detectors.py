@@ -9,21 +9,16 @@ are small; RetinaNet's head has group norms, as torchvision's second version and
 
 import functools
 import importlib
-import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import pydantic
 from torch import nn
 
-from workers.distill import errors
+from workers.distill.config import pyramids as rules
 from workers.distill.networks import interface
 from workers.distill.networks.dense import detectors, distribution_head, pyramids
 
-SMALL_SIDE = 128
-"""Images whose longer side is no larger count as small."""
-SMALL_LEVELS = 2
-LEVELS = 4
 NMS_THRESHOLD = 0.5
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 ROI_SIDE = 7
@@ -105,14 +100,14 @@ class FasterRCNNArguments(Arguments):
 def build_fcos(accepted: FCOSArguments, sizes: interface.Sizes) -> detectors.Detector:
     """Build a detector that predicts one box per location; fresh weights."""
     library: Any = importlib.import_module("torchvision.models.detection.fcos")
-    pyramid, strides = _pyramid(accepted, sizes, "retort/fcos")
-    # With half a stride, a level takes boxes half as large as the paper's.
-    default = [stride // 2 if _is_small(sizes) else stride for stride in strides[: pyramid.levels]]
-    found = _sizes_of(accepted, default, "retort/fcos")
+    pyramid, strides, found = _pyramid(accepted, sizes, rules.FCOS)
     anchors = _anchors([(size,) for size in found], (1.0,))
     head = library.FCOSHead(pyramid.out_channels, 1, sizes.classes, accepted.head_convs)
     if accepted.reg_max is not None:
-        _check_reach(accepted.reg_max, found[-1], sizes)
+        sides = (sizes.height, sizes.width)
+        pyramids.refuse(
+            rules.FCOS, rules.of_reach("student", rules.FCOS, accepted.reg_max, found[-1], sides)
+        )
         head = distribution_head.DistributionHead(head, accepted.reg_max)
     network = library.FCOS(
         pyramid,
@@ -130,10 +125,7 @@ def build_fcos(accepted: FCOSArguments, sizes: interface.Sizes) -> detectors.Det
 def build_retinanet(accepted: RetinaNetArguments, sizes: interface.Sizes) -> detectors.Detector:
     """Build a detector that predicts nine boxes per location; fresh weights."""
     library: Any = importlib.import_module("torchvision.models.detection.retinanet")
-    pyramid, strides = _pyramid(accepted, sizes, "retort/retinanet")
-    found = _sizes_of(
-        accepted, [4 * stride for stride in strides[: pyramid.levels]], "retort/retinanet"
-    )
+    pyramid, strides, found = _pyramid(accepted, sizes, rules.RETINANET)
     octave = [tuple(int(size * 2 ** (step / 3)) for step in range(3)) for size in found]
     anchors = _anchors(octave, ASPECT_RATIOS)
     head = library.RetinaNetHead(
@@ -161,10 +153,8 @@ def build_fasterrcnn(accepted: FasterRCNNArguments, sizes: interface.Sizes) -> d
     """Build a detector that classifies proposals; fresh weights."""
     library: Any = importlib.import_module("torchvision.models.detection.faster_rcnn")
     pooler: Any = importlib.import_module("torchvision.ops").MultiScaleRoIAlign
-    pyramid, strides = _pyramid(accepted, sizes, "retort/fasterrcnn")
-    is_small = _is_small(sizes)
-    default = [(4 if is_small else 8) * stride for stride in strides[: pyramid.levels]]
-    found = _sizes_of(accepted, default, "retort/fasterrcnn")
+    pyramid, strides, found = _pyramid(accepted, sizes, rules.FASTER_RCNN)
+    is_small = rules.is_small((sizes.height, sizes.width))
     drawn = accepted.rpn_post_nms_top_n_train or (200 if is_small else 2000)
     width = accepted.representation_size
     network = library.FasterRCNN(
@@ -190,43 +180,24 @@ def build_fasterrcnn(accepted: FasterRCNNArguments, sizes: interface.Sizes) -> d
     return _adopted(network, sizes, strides)
 
 
-def _is_small(sizes: interface.Sizes) -> bool:
-    return max(sizes.height, sizes.width) <= SMALL_SIDE
-
-
 def _pyramid(
     accepted: Arguments, sizes: interface.Sizes, reference: str
-) -> tuple[pyramids.Pyramid, tuple[int, ...]]:
-    """Return a pyramid, and the strides of all maps of its backbone."""
-    most = SMALL_LEVELS if _is_small(sizes) else LEVELS
-    return pyramids.build(
-        accepted, sizes.channels, levels=accepted.levels, most=most, reference=reference
+) -> tuple[pyramids.Pyramid, tuple[int, ...], list[int]]:
+    """Return a pyramid, the strides of all maps of its backbone, and its levels' anchor sizes."""
+    sides = (sizes.height, sizes.width)
+    pyramid, strides = pyramids.build(
+        accepted,
+        sizes.channels,
+        levels=accepted.levels,
+        most=rules.most_levels(sides),
+        reference=reference,
     )
-
-
-def _sizes_of(accepted: Arguments, default: list[int], reference: str) -> Sequence[int]:
-    given = accepted.anchor_sizes
-    if given is not None and len(given) != len(default):
-        raise errors.UnknownNetwork(
-            f"{reference} does not accept argument 'anchor_sizes': {len(given)} sizes for "
-            f"{len(default)} levels; give one size per level, or set levels to {len(given)}",
-            network=reference,
-            argument="anchor_sizes",
-        )
-    return default if given is None else given
-
-
-def _check_reach(reg_max: int, largest: int, sizes: interface.Sizes) -> None:
-    """Raise `UnknownNetwork` if boxes as large as the image cannot be predicted at their centre."""
-    needed = math.ceil(max(sizes.height, sizes.width) / 2 / largest)
-    if reg_max < needed:
-        raise errors.UnknownNetwork(
-            f"retort/fcos does not accept argument 'reg_max': {reg_max} anchor sizes of {largest} "
-            f"pixels do not reach from the centre to the border of images of {sizes.height}x"
-            f"{sizes.width}; set reg_max to {needed} or more, or anchor_sizes to larger ones",
-            network="retort/fcos",
-            argument="reg_max",
-        )
+    found = rules.default_sizes(reference, strides[: pyramid.levels], sides)
+    if accepted.anchor_sizes is not None:
+        found = list(accepted.anchor_sizes)
+        faults = rules.of_anchor_sizes("student", reference, found, pyramid.levels)
+        pyramids.refuse(reference, faults)
+    return pyramid, strides, found
 
 
 def _anchors(sizes: Sequence[tuple[int, ...]], ratios: tuple[float, ...]) -> Any:
