@@ -74,6 +74,18 @@ def table(
     return shown
 
 
+def agnostic(
+    found: Sequence[Mapping[str, Tensor]], threshold: float
+) -> Sequence[Mapping[str, Tensor]]:
+    """Return the detections without those that overlap a better one, whatever its class."""
+    nms: Any = importlib.import_module("torchvision.ops").nms
+    kept = [nms(image["boxes"], image["scores"], threshold) for image in found]
+    return [
+        {name: values[rows] for name, values in image.items()}
+        for image, rows in zip(found, kept, strict=True)
+    ]
+
+
 def _image_list(
     like: Tensor, count: int, image_size: tuple[int, int], size: tuple[int, int]
 ) -> Any:
@@ -172,6 +184,8 @@ class DenseOutput:
         """Return class, score, x1, y1, x2, y2, sorted by score; padding has class -1."""
         sizes = [self.image_size] * len(self.box_deltas)
         found = self._detected(self.anchors(), sizes)
+        if self._network.agnostic_nms:
+            found = agnostic(found, self._network.nms_thresh)
         rows = self._network.detections_per_img
         return table(found, rows=rows, first_class=self.first_class)
 
@@ -192,13 +206,15 @@ class DenseOutput:
 
     def _detected(
         self, anchors: list[Tensor], sizes: list[tuple[int, int]]
-    ) -> list[dict[str, Tensor]]:
+    ) -> Sequence[Mapping[str, Tensor]]:
         counts = self.boxes_per_level
         outputs = {
             name: list(torch.split(one, counts, dim=1)) for name, one in self.outputs.items()
         }
         split = [list(torch.split(one, counts)) for one in anchors]
-        found: list[dict[str, Tensor]] = self._network.postprocess_detections(outputs, split, sizes)
+        found: Sequence[Mapping[str, Tensor]] = self._network.postprocess_detections(
+            outputs, split, sizes
+        )
         return found
 
 
@@ -317,8 +333,8 @@ class SSDOutput(AnchorOutput):
 
     def _detected(
         self, anchors: list[Tensor], sizes: list[tuple[int, int]]
-    ) -> list[dict[str, Tensor]]:
-        found: list[dict[str, Tensor]] = self._network.postprocess_detections(
+    ) -> Sequence[Mapping[str, Tensor]]:
+        found: Sequence[Mapping[str, Tensor]] = self._network.postprocess_detections(
             self.outputs, anchors, sizes
         )
         return found
@@ -407,7 +423,10 @@ class TwoStageOutput:
         finally:
             for part, mode in zip(parts, was_training, strict=True):
                 part.train(mode)
-        return table(found, rows=self._network.roi_heads.detections_per_img, first_class=1)
+        heads = self._network.roi_heads
+        if self._network.agnostic_nms:
+            found = agnostic(found, heads.nms_thresh)
+        return table(found, rows=heads.detections_per_img, first_class=1)
 
     def _sample(self, targets: Tensor) -> _Sampled:
         kept = self._sampled
@@ -460,6 +479,8 @@ class Detector(interface.Network):
     """Mixin for a torchvision class: `observe`, and `forward` with the detections alone."""
 
     task = "detection"
+    agnostic_nms: bool = False
+    """Whether boxes suppress each other across classes, after they did so within each class."""
     backbone: nn.Module
     transform: nn.Module
 

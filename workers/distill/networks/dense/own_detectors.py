@@ -49,6 +49,12 @@ class Arguments(pyramids.Arguments):
     score_threshold: float = pydantic.Field(
         0.05, ge=0, lt=1, description="Boxes with a lower score are left out."
     )
+    agnostic_nms: bool = pydantic.Field(
+        False,
+        description="Leave out a box that overlaps a better one of any class by more than half; "
+        "false: of its own class alone. COCO's figures expect false. torchvision's own class, into "
+        "which the weights load, knows no such choice.",
+    )
 
 
 class FCOSArguments(Arguments):
@@ -119,7 +125,7 @@ def build_fcos(accepted: FCOSArguments, sizes: interface.Sizes) -> detectors.Det
         detections_per_img=accepted.detections_per_image,
         **_transform(sizes, strides),
     )
-    return _adopted(network, sizes, strides)
+    return _adopted(network, accepted, sizes, strides)
 
 
 def build_retinanet(accepted: RetinaNetArguments, sizes: interface.Sizes) -> detectors.Detector:
@@ -146,7 +152,7 @@ def build_retinanet(accepted: RetinaNetArguments, sizes: interface.Sizes) -> det
         detections_per_img=accepted.detections_per_image,
         **_transform(sizes, strides),
     )
-    return _adopted(network, sizes, strides)
+    return _adopted(network, accepted, sizes, strides)
 
 
 def build_fasterrcnn(accepted: FasterRCNNArguments, sizes: interface.Sizes) -> detectors.Detector:
@@ -177,7 +183,7 @@ def build_fasterrcnn(accepted: FasterRCNNArguments, sizes: interface.Sizes) -> d
         box_batch_size_per_image=accepted.box_batch_size_per_image or (64 if is_small else 512),
         **_transform(sizes, strides),
     )
-    return _adopted(network, sizes, strides)
+    return _adopted(network, accepted, sizes, strides)
 
 
 def _pyramid(
@@ -220,7 +226,7 @@ def _transform(sizes: interface.Sizes, strides: Sequence[int]) -> dict[str, Any]
 
 
 def _adopted(
-    module: nn.Module, sizes: interface.Sizes, strides: Sequence[int]
+    module: nn.Module, accepted: Arguments, sizes: interface.Sizes, strides: Sequence[int]
 ) -> detectors.Detector:
     network = detectors.adopt(
         module,
@@ -228,5 +234,6 @@ def _adopted(
         channels=sizes.channels,
         size=(sizes.height, sizes.width),
     )
+    network.agnostic_nms = accepted.agnostic_nms
     network.smallest_batch = pyramids.smallest_batch(strides, sizes)
     return network
