@@ -20,8 +20,14 @@ from workers.distill.config.job import Task
 from workers.distill.data import boxes, dataset
 from workers.distill.data.types import Batch
 from workers.distill.functional import classifiers, divergences, maps
-from workers.distill.methods.base import FeatureName, Need, SupervisedMethod
-from workers.distill.methods.parameters import Levels
+from workers.distill.methods.base import FeatureName, Need, Source, SupervisedMethod
+from workers.distill.methods.parameters import (
+    Levels,
+    NCKDWeight,
+    TCKDWeight,
+    Temperature,
+    WarmupEpochs,
+)
 from workers.distill.networks import interface
 from workers.distill.networks.interface import Features, Network
 from workers.distill.networks.shapes import Locations, Shapes
@@ -30,6 +36,9 @@ from workers.distill.tasks import detection
 SMALLEST_POOL = 2
 BACKGROUND, IGNORED = -1, -2
 """What a location learns that learns no class."""
+DKD_SOURCE = Source(
+    "Decoupled Knowledge Distillation", venue="CVPR 2022", arxiv="2203.08679", equations="5-7"
+)
 USUAL_LEVELS = 4
 """The finest ones, P2 to P5 or P3 to P6; coarser maps have too few positions."""
 
@@ -198,6 +207,15 @@ class MapsMethod(DenseMethod):
     def segmenter_maps(self, student: Features, teacher: Features) -> tuple[Tensor, Tensor]:
         """Return the maps of two segmenters that are compared, of equal shape."""
         return self.class_maps(student, teacher)
+
+
+class DecoupledParams(SupervisedMethod.Params):
+    """Hyper-parameters of decoupled distillation with the defaults of its detectors."""
+
+    alpha: TCKDWeight = 1.0
+    beta: NCKDWeight = 0.25
+    temperature: Temperature = 1.0
+    warmup_epochs: WarmupEpochs = 0
 
 
 class HeadMethod(SupervisedMethod):

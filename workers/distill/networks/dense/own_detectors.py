@@ -120,10 +120,7 @@ def build_fcos(accepted: FCOSArguments, sizes: interface.Sizes) -> detectors.Det
         sizes.classes,
         anchor_generator=anchors,
         head=head,
-        score_thresh=accepted.score_threshold,
-        nms_thresh=NMS_THRESHOLD,
-        detections_per_img=accepted.detections_per_image,
-        **_transform(sizes, strides),
+        **_keywords(accepted, sizes, strides),
     )
     return _adopted(network, accepted, sizes, strides)
 
@@ -147,10 +144,7 @@ def build_retinanet(accepted: RetinaNetArguments, sizes: interface.Sizes) -> det
         sizes.classes,
         anchor_generator=anchors,
         head=head,
-        score_thresh=accepted.score_threshold,
-        nms_thresh=NMS_THRESHOLD,
-        detections_per_img=accepted.detections_per_image,
-        **_transform(sizes, strides),
+        **_keywords(accepted, sizes, strides),
     )
     return _adopted(network, accepted, sizes, strides)
 
@@ -177,11 +171,8 @@ def build_fasterrcnn(accepted: FasterRCNNArguments, sizes: interface.Sizes) -> d
         ),
         box_head=library.TwoMLPHead(pyramid.out_channels * ROI_SIDE**2, width),
         box_predictor=library.FastRCNNPredictor(width, sizes.classes + 1),
-        box_score_thresh=accepted.score_threshold,
-        box_nms_thresh=NMS_THRESHOLD,
-        box_detections_per_img=accepted.detections_per_image,
         box_batch_size_per_image=accepted.box_batch_size_per_image or (64 if is_small else 512),
-        **_transform(sizes, strides),
+        **_keywords(accepted, sizes, strides, prefix="box_"),
     )
     return _adopted(network, accepted, sizes, strides)
 
@@ -211,12 +202,17 @@ def _anchors(sizes: Sequence[tuple[int, ...]], ratios: tuple[float, ...]) -> Any
     return generator.AnchorGenerator(tuple(sizes), (ratios,) * len(sizes))
 
 
-def _transform(sizes: interface.Sizes, strides: Sequence[int]) -> dict[str, Any]:
-    """Return arguments of torchvision's transform, with which it changes nothing but the padding.
+def _keywords(
+    accepted: Arguments, sizes: interface.Sizes, strides: Sequence[int], *, prefix: str = ""
+) -> dict[str, Any]:
+    """Return which detections are chosen, and a transform that changes nothing but the padding.
 
     So the plain class gives the same detections for normalised images of the network's size.
     """
     return {
+        f"{prefix}score_thresh": accepted.score_threshold,
+        f"{prefix}nms_thresh": NMS_THRESHOLD,
+        f"{prefix}detections_per_img": accepted.detections_per_image,
         "min_size": min(sizes.height, sizes.width),
         "max_size": max(sizes.height, sizes.width),
         "image_mean": [0.0] * sizes.channels,
