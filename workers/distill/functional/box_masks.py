@@ -87,8 +87,8 @@ def valuable_region(
             [
                 one.gather(1, far.sort(dim=1, stable=True).indices[:, :CANDIDATES])
                 for one, far in zip(
-                    overlaps.split(list(level_counts), 1),
-                    apart.split(list(level_counts), 1),
+                    torch.split(overlaps, list(level_counts), 1),
+                    torch.split(apart, list(level_counts), 1),
                     strict=True,
                 )
             ],

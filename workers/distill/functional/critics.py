@@ -84,7 +84,7 @@ def critic_loss(
     The penalty is the squared distance from 1 of the length of the score's gradient at `mixed`,
     maps between both. Student and teacher get no gradient.
     """
-    gap = critic(student.detach()).mean() - critic(teacher.detach()).mean()
+    gap: Tensor = critic(student.detach()).mean() - critic(teacher.detach()).mean()
     return gap + penalty_weight * gradient_penalty(critic, mixed)
 
 

@@ -116,7 +116,7 @@ class Segmentation(BaseTask):
             )
         numbers = [
             (int(known.min()), int(known.max()))
-            for some in targets.split(dataset.CHUNK)
+            for some in torch.split(targets, dataset.CHUNK)
             if (known := some[some != dataset.IGNORE_INDEX]).numel()
         ]
         if not numbers:

@@ -1,6 +1,7 @@
 """The rest of the teacher's head on the student's maps: value, identity, refusals."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ BATCH = scenes.boxes_batch()
 TERMS = ["crosskd_classes", "crosskd_boxes"]
 
 
-def teacher(reference: str = "retort/fcos", **arguments: object) -> Network:
+def teacher(reference: str = "retort/fcos", **arguments: Any) -> Network:
     network = scenes.detector(2, reference, width=6, head_convs=2, **arguments)
     for name, parameter in network.named_parameters():
         # Fresh heads give all but the same answer everywhere.
@@ -36,8 +37,8 @@ class TestAligned:
         )
         found = crosskd.aligned(student, 4 * wanted + 1)
         for moment in (torch.mean, torch.std):
-            by_channel = (moment(each, dim=(0, 2, 3)) for each in (found, 4 * wanted + 1))
-            assert torch.allclose(*by_channel, rtol=1e-5)
+            one, other = (moment(each, dim=(0, 2, 3)) for each in (found, 4 * wanted + 1))
+            assert torch.allclose(one, other, rtol=1e-5)
         assert torch.allclose(crosskd.aligned(9 * student - 2, 4 * wanted + 1), found, atol=1e-4)
         assert torch.allclose(crosskd.aligned(wanted, wanted), wanted, atol=1e-4)
 
@@ -81,18 +82,17 @@ class TestCrossKD:
         method = catalog.build(choice, student, frozen)
         assert isinstance(method, crosskd.CrossKD)
         assert isinstance(student_out.detector, interface.BranchedDetectorOutput)
-        head = frozen.get_submodule("head")
+        head: Any = frozen.get_submodule("head")
         crossed = []
-        for level, theirs in zip(student_out.stages, teacher_out.stages, strict=True):
+        for level, maps in zip(student_out.stages, teacher_out.stages, strict=True):
             per_branch = []
             for name in ("classification_head", "regression_head"):
-                convolutions = head.get_submodule(name).get_submodule("conv")
-                first, second = convolutions.children()
-                before_activation = first[1](first[0](theirs))
+                first, second = getattr(head, name).conv
+                before_activation = first[1](first[0](maps))
                 moved = crosskd.aligned(level, before_activation)
                 per_branch.append(second(moved.relu()))
             crossed.append(per_branch)
-        logits = head.get_submodule("classification_head.cls_logits")
+        logits = head.classification_head.cls_logits
         wanted = torch.cat(
             [
                 logits(maps).unflatten(1, (9, 3)).permute(0, 3, 4, 1, 2).flatten(1, 3)
@@ -112,7 +112,7 @@ class TestCrossKD:
 
         theirs = teacher_out.detector
         assert isinstance(theirs, interface.BranchedDetectorOutput)
-        deltas = head.get_submodule("regression_head.bbox_reg")
+        deltas = head.regression_head.bbox_reg
         codes = torch.cat(
             [
                 deltas(maps).unflatten(1, (9, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
@@ -120,7 +120,7 @@ class TestCrossKD:
             ],
             dim=1,
         )
-        coder = head.get_submodule("regression_head").box_coder
+        coder = head.regression_head.box_coder
         boxes = [
             coder.decode_single(code, anchors)
             for code, anchors in zip(codes, theirs.anchors(), strict=True)

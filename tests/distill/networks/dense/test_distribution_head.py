@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from workers.distill.networks import catalog
 from workers.distill.networks.dense import distribution_head
 
 
-def fcos(size: int = 64, **arguments: object) -> torch.nn.Module:
+def fcos(size: int = 64, **arguments: object) -> Any:
     torch.manual_seed(0)
     small = {"width": 4, "blocks": 1, "fpn_channels": 32, "head_convs": 1}
     return catalog.build(

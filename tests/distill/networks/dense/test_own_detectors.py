@@ -191,7 +191,12 @@ class TestSkipFeatures:
 class TestAgnosticNMS:
     @pytest.mark.parametrize("reference", ["retort/fcos", "retort/fasterrcnn"])
     def test_leaves_fewer_boxes_none_of_which_overlaps_another(self, reference: str) -> None:
-        small = {"width": 4, "blocks": 1, "fpn_channels": 32, "score_threshold": 0.0}
+        small: dict[str, Any] = {
+            "width": 4,
+            "blocks": 1,
+            "fpn_channels": 32,
+            "score_threshold": 0.0,
+        }
         plain, alone = (
             build(reference, **small, agnostic_nms=agnostic).eval()(scenes.pictures())[0]
             for agnostic in (False, True)

@@ -42,13 +42,13 @@ def aligned(
 
     Both are taken over the positions of the whole batch.
     """
-    images = len(student)
+    images, channels, height, width = student.shape
     ours, theirs = (each.transpose(0, 1).flatten(1) for each in (student, teacher))
     scores = standardization.standardized(ours, by="sample", eps=standardization.GAP_EPS)
     # A single value has no deviation.
     deviation = theirs.std(1, correction=min(1, theirs.shape[1] - 1), keepdim=True)
     moved = scores * deviation + theirs.mean(1, keepdim=True)
-    return moved.unflatten(1, (images, *student.shape[2:])).transpose(0, 1)
+    return moved.view(channels, images, height, width).transpose(0, 1)
 
 
 class CrossKD(HeadMethod):
