@@ -26,6 +26,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -63,6 +64,7 @@ ALONE = "ce"
 BESIDE = 16
 """Images of the validation and the test split, which no step looks at."""
 READINGS = 4
+WATCH_SECONDS = 0.01
 COCO = (2, 256, 100, 168)
 
 
@@ -373,17 +375,31 @@ def memory(scratch: Path, images: int, asked: argparse.Namespace) -> Json:
 def serve_memory(folder: Path, steps: int) -> None:
     """Train so many steps, and write what is resident at some of them."""
     readings: list[Json] = [{"step": 0, **resident()}]
+    highest = [0.0]
+    # Preparation allocates and frees between the readings, so it is watched as well.
+    threading.Thread(target=watch, args=(highest,), daemon=True).start()
     config = recipe_of("detection", ALONE, dataset.load(folder / "dataset").record)
     made = turns.in_turns(lambda after: turns.train([config], folder, after))
     for step in range(1, steps + 1):
         next(made)
         if step == 1 or step % max(1, steps // READINGS) == 0:
             readings.append({"step": step, **resident()})
-    answer = {"readings": readings, "highest_mib": status("VmHWM")}
+    answer = {
+        "readings": readings,
+        "highest_anonymous_mib": highest[0],
+        "highest_mib": status("VmHWM"),
+    }
     sys.stdout.write(json.dumps(answer))
     sys.stdout.flush()
     # The training waits for its next turn, which never comes.
     os._exit(0)
+
+
+def watch(highest: list[float]) -> None:
+    """Keep the most that this process has allocated, in MiB; never returns."""
+    while True:
+        highest[0] = max(highest[0], status("RssAnon"))
+        time.sleep(WATCH_SECONDS)
 
 
 def resident() -> Json:
@@ -427,6 +443,7 @@ def markdown(found: Json) -> str:
             "step",
             "allocated, MiB",
             "mapped, MiB",
+            "most allocated, MiB",
             "highest, MiB",
         )
         lines += table(headings, [cells for row in found["memory"] for cells in memory_cells(row)])
@@ -469,6 +486,7 @@ def memory_cells(row: Json) -> Iterator[tuple[str, ...]]:
             str(reading["step"]),
             f"{reading['anonymous_mib']:.0f}",
             f"{reading['mapped_mib']:.0f}",
+            f"{row['highest_anonymous_mib']:.0f}",
             f"{row['highest_mib']:.0f}",
         )
 

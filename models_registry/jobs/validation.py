@@ -16,7 +16,7 @@ from typing import Any
 from models_registry import catalog, errors
 from models_registry.jobs import network_trials
 from models_registry.persistence import tables
-from workers.distill.config import class_names, descriptions, rules
+from workers.distill.config import class_names, descriptions, pyramids, rules
 from workers.distill.config.descriptions import NetworkDescription
 
 
@@ -118,6 +118,7 @@ def _faults_of_document(
     )
     if parts.task is not None:
         yield from rules.of_task(method.description, parts.task)
+        yield from rules.of_params_and_task(method.document, parts.task, catalog.describe_method)
     yield from rules.of_original_images(
         method.description, method.document, has_dataset=parts.has_dataset
     )
@@ -191,6 +192,10 @@ def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Vio
             yield from rules.of_smallest_side(role, model)
     student = _with_images(document, inputs)
     yield from rules.of_smallest_side("student", student)
+    if student.shows is not None:  # else the network or its arguments are refused already
+        yield from pyramids.of_arguments(
+            "student", student.reference, document.parts.arguments, student.sides
+        )
     yield from rules.of_label_noise(document.training.document, classes)
     description, method = document.method.description, document.method.document
     if description is None:

@@ -405,3 +405,87 @@ def test_both_accept_what_json_schema_takes_for_the_same_number(part: dict[str, 
     case = a_job(part.get("method", {"name": "kd"}), part.get("training", {}))
     assert told_by_api(case) == []
     assert told_by_engine(case) is None
+
+
+DENSE = Images(3, 3, 96, 96)
+
+
+def a_dense_job(task: str, network: str, arguments: Json, method: Json) -> Case:
+    """Return a job of a task with masks or boxes, whose networks and data set fit together."""
+    spec = a_job(method, {}, task=task, student={"network": network, "arguments": arguments}).spec
+    return Case(spec, ((network, {"levels": 2} if "fcos" in network else {}), DENSE), (task, DENSE))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"levels": 4}, "levels"),
+        ({"anchor_sizes": [2]}, "anchor_sizes"),
+        ({"levels": 1, "anchor_sizes": [2, 4]}, "anchor_sizes"),
+        ({"reg_max": 8}, "reg_max"),
+        ({"reg_max": 4, "levels": 1, "anchor_sizes": [8]}, "reg_max"),
+        ({"backbone": "timm/resnet18", "levels": 1, "anchor_sizes": [2, 4]}, "anchor_sizes"),
+        ({"reg_max": 12, "levels": 3, "anchor_sizes": [2, 4, 8]}, None),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_both_refuse_arguments_of_a_detector_that_do_not_fit(
+    arguments: Json, field: str | None
+) -> None:
+    case = a_dense_job("detection", "retort/fcos", arguments, {"name": "pkd"})
+    told = told_by_engine(case)
+    assert told_by_api(case) == ([] if told is None else [told])
+    assert (told and told[0]) == (field and f"/student/arguments/{field}")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "cwd", "levels": [0]},
+        {"name": "combine", "methods": [{"name": "pixelkd"}, {"name": "mimic", "levels": [1]}]},
+    ],
+    ids=str,
+)
+def test_both_refuse_levels_of_a_segmenter(method: Json) -> None:
+    case = a_dense_job("segmentation", "retort/segmenter", {}, method)
+    told = told_by_engine(case)
+    assert told is not None
+    assert told[0].endswith("/levels")
+    assert told_by_api(case) == [told]
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "missing"),
+    [
+        ({"name": "ld"}, {}, "reg_max"),
+        ({"name": "ld"}, {"reg_max": 16}, None),
+        ({"name": "crosskd"}, {}, None),
+    ],
+    ids=str,
+)
+def test_both_know_which_detectors_have_distributions(
+    method: Json, arguments: Json, missing: str | None
+) -> None:
+    case = a_dense_job("detection", "retort/fcos", arguments, method)
+    case = Case(case.spec, (("retort/fcos", {"reg_max": 16}), DENSE), case.dataset)
+    told = told_by_engine(case)
+    assert told_by_api(case) == ([] if told is None else [told])
+    assert (told is not None and missing is not None and missing in told[1]) == (
+        missing is not None
+    )
+
+
+@pytest.mark.parametrize(
+    ("network", "images"),
+    [("retort/fcn", DENSE), ("torchvision/fcn_resnet50", DENSE), ("retort/mobilenetv2", None)],
+)
+def test_the_engine_refuses_a_student_before_it_reads_the_data(
+    network: str, images: Images | None
+) -> None:
+    images = images or Images(3, 3, 8, 8)
+    case = a_job({"name": "ce"}, {}, student={"network": network}, teacher=None)
+    config = JobConfig.model_validate(recipe_of(Case(case.spec, None, ("classification", images))))
+    with pytest.raises(errors.IncompatibleNetworks) as refused:
+        prepare.check_config(config, has_dataset=True)
+    assert refused.value.details["field"] == "student/network"

@@ -1,3 +1,6 @@
+import math
+import statistics
+
 import torch
 
 from workers.distill.functional import box_masks
@@ -71,6 +74,57 @@ class TestAnchorMask:
         )
         assert none.shape == (2, 3, 4)
         assert not none.any()
+
+
+def valuable(box: list[float], levels: list[list[list[float]]], share: float) -> list[bool]:
+    """Return the definition for one box, in plain numbers."""
+
+    def center(one: list[float]) -> tuple[float, float]:
+        return (one[0] + one[2]) / 2, (one[1] + one[3]) / 2
+
+    def iou(one: list[float]) -> float:
+        width = max(0.0, min(one[2], box[2]) - max(one[0], box[0]))
+        height = max(0.0, min(one[3], box[3]) - max(one[1], box[1]))
+        areas = [(each[2] - each[0]) * (each[3] - each[1]) for each in (one, box)]
+        return width * height / (sum(areas) - width * height)
+
+    def diou(one: list[float]) -> float:
+        first = min(one[0], box[0]), min(one[1], box[1])
+        last = max(one[2], box[2]), max(one[3], box[3])
+        return iou(one) - (math.dist(center(one), center(box)) / math.dist(first, last)) ** 2
+
+    candidates = []
+    for level in levels:
+        level = sorted(level, key=lambda one: math.dist(center(one), center(box)))
+        candidates += [iou(one) for one in level[:9]]
+    needed = statistics.mean(candidates) + statistics.stdev(candidates)
+    return [share * needed <= diou(one) <= needed for level in levels for one in level]
+
+
+class TestValuableRegion:
+    def test_is_what_overlaps_a_box_too_little_to_learn_it(self) -> None:
+        levels = [
+            [
+                [x - half, y - half, x + half, y + half]
+                for y in range(0, 32, stride)
+                for x in range(0, 32, stride)
+            ]
+            for stride, half in ((4, 4.0), (8, 8.0))
+        ]
+        box = [5.0, 6.0, 17.5, 19.0]
+        boxes = torch.tensor([[box, [0.0, 0.0, 9.0, 9.0]], [box, box]])
+        exist = torch.tensor([[True, False], [False, False]])
+        anchors = torch.tensor([one for level in levels for one in level])
+        found = box_masks.valuable_region(boxes, exist, anchors, [64, 16], share=0.25)
+        wanted = valuable(box, levels, 0.25)
+        assert 3 < sum(wanted) < 40
+        assert found.tolist() == [wanted, [False] * 80]
+
+    def test_a_level_of_one_anchor_is_enough(self) -> None:
+        anchors = torch.tensor([[0.0, 0.0, 8.0, 8.0]])
+        boxes = torch.tensor([[[0.0, 0.0, 4.0, 4.0]]])
+        found = box_masks.valuable_region(boxes, torch.tensor([[True]]), anchors, [1], share=0.25)
+        assert found.tolist() == [[True]]
 
 
 class TestOverlap:

@@ -44,10 +44,14 @@ CHOICES: dict[str, dict[str, Any]] = {
     "crd": {"negatives": 4},
     # The last stage is two pixels high.
     "pcka": {"patch": 1},
+    # Its critic is off by default.
+    "skd": {"holistic_weight": 0.1, "critic_width": 8},
 }
 ORDERED = {
+    "cirkd": "draws what it compares with from its memories",
     "cc": "compares neighbours in the batch",
     "crd": "draws other images for each place in the batch",
+    "skd": "draws maps between both networks' at each place in the batch",
 }
 SAMPLED = {
     "roidkd": "proposals are drawn at random, in training mode only",
@@ -114,8 +118,10 @@ def masks(seed: int, width: int) -> torch.Tensor:
 def a_detector(name: str, seed: int, stem: int, width: int) -> Network:
     needed = catalog.find(choice(name))[0].describe().required_features("student", "detection")
     reference = "retort/fasterrcnn" if "proposals" in needed else "retort/fcos"
+    size = SCALE * 8, SCALE * width
+    more = {"reg_max": 8} if "distributions" in needed else {}
     # Levels of several patches, of both networks.
-    return dense_scenes.detector(seed, reference, size=(SCALE * 8, SCALE * width), width=stem)
+    return dense_scenes.detector(seed, reference, size=size, width=stem, **more)
 
 
 def boxes_of(width: int) -> torch.Tensor:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tests.distill.functional.test_detection_metrics import NONE, NOTHING, TINY
-from workers.distill.functional.detection_metrics import Image
+from workers.distill.functional.detection_metrics import Detections, Image
 from workers.distill.reporting import detection_report
 
 CLASSES = ["cat", "dog", "nowhere"]
@@ -11,7 +11,9 @@ BLIND = [Image(image.truths, NOTHING) for image in TINY]
 
 
 def assessed(**networks: list[Image]) -> dict[str, detection_report.Assessment]:
-    return {name: detection_report.assess(images, 3) for name, images in networks.items()}
+    return {
+        name: detection_report.assess(Detections(images, 3)) for name, images in networks.items()
+    }
 
 
 class TestNumbers:

@@ -10,6 +10,7 @@ from tests.distill import folders
 from tests.distill.functional.test_detection_metrics import TINY
 from tests.distill.reporting.test_examples_report import some_examples
 from workers.distill.evaluation import embedding
+from workers.distill.functional.detection_metrics import Detections
 from workers.distill.reporting import report_folder, synthesis_report
 from workers.distill.tasks.catalog import TASKS
 from workers.distill.tasks.classification import confusion
@@ -239,7 +240,7 @@ class TestTopics:
                 primary_metric="ap",
                 networks=["student"],
                 histories={"student": history},
-                detections={"student": TINY},
+                detections={"student": Detections(TINY, 2)},
                 examples=some_examples(),
                 test_images=2,
             )

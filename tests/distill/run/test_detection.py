@@ -19,7 +19,7 @@ SMALL = {"width": 4, "blocks": 1, "fpn_channels": 32, "detections_per_image": 10
 COUNTS = {"train": 24, "validation": 4, "test": 4}
 PYRAMIDS = {
     "name": "combine",
-    "methods": [{"name": "densepcka"}, {"name": "mgd"}, {"name": "headkd"}],
+    "methods": [{"name": name} for name in ("densepcka", "mgd", "headkd", "ld", "crosskd")],
 }
 PROPOSALS = {"name": "combine", "methods": [{"name": "roidkd"}, {"name": "reviewkd"}]}
 
@@ -48,6 +48,7 @@ def prepare(workdir: Path, reference: str, method: dict[str, Any], **training: A
     splits = {name: pictures(count, len(name)) for name, count in COUNTS.items()}
     dataset.write(workdir / "dataset", record, splits)
     (workdir / "teacher").mkdir()
+    small = {**SMALL, "reg_max": 8} if reference == "retort/fcos" else SMALL
     torch.manual_seed(7)
     teacher = catalog.build(
         reference,
@@ -55,15 +56,15 @@ def prepare(workdir: Path, reference: str, method: dict[str, Any], **training: A
         channels=1,
         height=SIDE,
         width=SIDE,
-        arguments={**SMALL, "fpn_channels": 64},
+        arguments={**small, "fpn_channels": 64},
     )
     weights.save_student(workdir / "teacher" / "model.safetensors", teacher, {"format": "pt"})
     chosen = {"network": reference, "classes": 2, "input": INPUT}
     recipe = {
         "version": 1,
         "task": "detection",
-        "teacher": {**chosen, "arguments": {**SMALL, "fpn_channels": 64}},
-        "student": {**chosen, "arguments": SMALL},
+        "teacher": {**chosen, "arguments": {**small, "fpn_channels": 64}},
+        "student": {**chosen, "arguments": small},
         "method": method,
         "training": {
             "epochs": 2,

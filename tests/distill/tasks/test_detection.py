@@ -201,6 +201,16 @@ class TestMetrics:
             parts.update(answers(detected[part]), targets[part])
         assert parts.test_scores() == whole.test_scores()
 
+    def test_are_computed_once_for_scores_and_report(self, tmp_path: Path) -> None:
+        targets = TASK.read_split(write(tmp_path, [[box(0, 2, 4, 10, 8)]]), "test").labels
+        metrics = TASK.metrics(2, CPU)
+        metrics.update(answers(perfect(targets)), targets)
+        metrics.test_scores()
+        assert metrics.detections() is metrics.detections()
+        assert {"coco", "errors"} <= set(vars(metrics.detections()))
+        metrics.update(answers(perfect(targets)), targets)
+        assert metrics.test_scores()["samples"] == 2
+
     def test_without_any_box_are_zero_and_unknown(self, tmp_path: Path) -> None:
         targets = TASK.read_split(write(tmp_path, [[], []]), "test").labels
         metrics = TASK.metrics(2, CPU)

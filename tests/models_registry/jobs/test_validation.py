@@ -22,6 +22,7 @@ def told(
     has_dataset: bool = True,
     training: dict[str, Any] | None = None,
     task: str = "classification",
+    arguments: dict[str, Any] | None = None,
 ) -> list[errors.Fault]:
     """Return the faults of a spec with ten classes."""
     size = {**IMAGES, "height": side, "width": side}
@@ -32,7 +33,7 @@ def told(
             "task": task,
             "method": method,
             "training": training or {},
-            "student": {"network": student},
+            "student": {"network": student, "arguments": arguments or {}},
             "teacher": teacher and "teacher@1",
             "dataset": "data@1" if has_dataset else None,
         }
@@ -42,7 +43,7 @@ def told(
         if teacher is None
         else tables.ModelVersionRow(
             network=teacher,
-            arguments={},
+            arguments=arguments or {},
             task=task,
             classes=classes,
             input=size,
@@ -235,11 +236,13 @@ class TestContradictions:
             "segmentation": "retort/fcn",
             "detection": "retort/fcos",
         }
-        is_two_stage = "proposals" in catalog.describe_method(name).required_features(
-            "student", task
+        needed = catalog.describe_method(name).required_features("student", task)
+        network = "retort/fasterrcnn" if "proposals" in needed else networks[task]
+        arguments = {"reg_max": 16} if "distributions" in needed else {}
+        found = told(
+            {"name": name}, student=network, teacher=network, task=task, arguments=arguments
         )
-        network = "retort/fasterrcnn" if is_two_stage else networks[task]
-        assert told({"name": name}, student=network, teacher=network, task=task) == []
+        assert found == []
 
     @pytest.mark.parametrize(
         "name", [name for name in NAMES if validation.is_data_free({"name": name})]

@@ -30,6 +30,13 @@ SEGMENTER = {
     "input": digit_scenes.INPUT.model_dump(),
 }
 """A teacher of the scenes with masks."""
+DETECTOR = {
+    **SEGMENTER,
+    "network": "retort/fcos",
+    "task": "detection",
+    "classes": SEGMENTER["classes"][1:],
+}
+"""A teacher of the scenes with boxes."""
 
 
 def run(*arguments: str, stdin: str = "") -> Result:
@@ -291,6 +298,7 @@ class TestSubmit:
     def test_takes_every_example(self, real, staff, example):
         staff.teacher()
         staff.teacher(name="segmenter-teacher", **SEGMENTER)
+        staff.teacher(name="detector-teacher", **DETECTOR)
         result = run("submit", str(example), "--validate")
         assert (result.exit_code, result.stderr) == (0, "")
 

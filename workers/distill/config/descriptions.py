@@ -35,7 +35,15 @@ COCO's average precision. It is the task's own `primary_metric`, for readers wit
 """
 Need: TypeAlias = Literal["labels", "teacher", "equal_classes", "batch_norm"]
 FeatureName: TypeAlias = Literal[
-    "stages", "pre_activations", "final", "norms", "classifier", "locations", "proposals"
+    "stages",
+    "pre_activations",
+    "final",
+    "norms",
+    "classifier",
+    "locations",
+    "distributions",
+    "branches",
+    "proposals",
 ]
 """What a network may or may not show, besides its logits and its pooled features."""
 
@@ -46,13 +54,15 @@ FEATURES: dict[FeatureName, str] = {
     "norms": "a batch norm before the last activation of every stage",
     "classifier": "a linear classifier on its embedding",
     "locations": "a detector's classes at each location or anchor",
+    "distributions": "a detector's distribution over the distance of each side of a box (reg_max)",
+    "branches": "a detector's head whose two branches are rows of convolutions",
     "proposals": "a detector's classifier of proposals",
 }
-DETECTORS: frozenset[FeatureName] = frozenset({"locations", "proposals"})
-"""Features that are in a detector's output, `Features.detector`."""
-MAPS: frozenset[FeatureName] = frozenset(
-    {"stages", "pre_activations", "final", "locations", "proposals"}
+DETECTORS: frozenset[FeatureName] = frozenset(
+    {"locations", "distributions", "branches", "proposals"}
 )
+"""Features that are in a detector's output, `Features.detector`."""
+MAPS: frozenset[FeatureName] = DETECTORS | {"stages", "pre_activations", "final"}
 """Features that are too large to be kept for every image."""
 
 COMBINE = "combine"
@@ -134,6 +144,8 @@ class MethodDescription(_Description):
     contradictions: tuple[Contradiction, ...]
     task_shows: dict[str, tuple[FeatureName, ...]]
     """What both networks must show besides, by task."""
+    task_params: dict[str, tuple[str, ...]]
+    """Hyper-parameters that only these tasks have; None in all others."""
     chosen_shows: tuple[ChosenFeature, ...] = ()
 
     def required_features(self, role: str, task: str | None) -> tuple[FeatureName, ...]:
@@ -175,7 +187,7 @@ def network_of(
     """Return what a table of networks, as the catalog has it, knows of a network.
 
     A network that is composed of another one takes the images that its part takes, and shows no
-    more than its part does.
+    more than its part does. Some arguments (`shows_with`) make a network show more.
     """
     entry = table.get(reference)
     if entry is None:
@@ -183,7 +195,11 @@ def network_of(
     description = NetworkDescription(
         reference,
         task=entry["task"],
-        shows=frozenset(entry["shows"]),
+        shows=frozenset(entry["shows"]).union(
+            feature
+            for argument, feature in entry["shows_with"].items()
+            if arguments.get(argument) is not None
+        ),
         smallest_side=entry["smallest_side"],
         has_batch_norm=entry["has_batch_norm"],
     )

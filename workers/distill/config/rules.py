@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 from workers.distill.config.descriptions import (
     BOX_TASKS,
+    COMBINE,
     DENSE_TASKS,
     FEATURES,
     MAPS,
@@ -349,54 +350,95 @@ def of_task(description: MethodDescription, task: str) -> Iterator[Violation]:
         )
 
 
+def of_params_and_task(
+    method: Json, task: str, describe: Callable[[str], MethodDescription]
+) -> Iterator[Violation]:
+    """Yield which hyper-parameters of a complete method, or of its parts, a task does not have."""
+    is_combined = method["name"] == COMBINE
+    for place, part in enumerate(method["methods"] if is_combined else [method]):
+        above = f"method/methods/{place}" if is_combined else "method"
+        for field, tasks in describe(part["name"]).task_params.items():
+            if part.get(field) is not None and task not in tasks:
+                yield Violation(
+                    f"{above}/{field}",
+                    "wrong_task",
+                    f"method {part['name']} has {field} for {' and '.join(tasks)} alone, and the "
+                    f"task is {task}; leave {field} out",
+                )
+
+
 def of_task_and_training(task: str, training: Json) -> Iterator[Violation]:
     """Yield which settings need one class for each image, where a task has masks or boxes."""
     if task in DENSE_TASKS:
-        yield from _each(_DENSE, task, training)
+        yield from _settings(_DENSE, training, f"the targets of {task}")
+    if task in BOX_TASKS:
+        yield from _settings(_BOXES, training, task)
 
 
-def _dense_augmentation(task: str, training: Json) -> Iterator[Violation]:
-    augmentation = training["augmentation"]
-    if augmentation in CLASS_AUGMENTATIONS:
-        yield Violation(
-            "training/augmentation",
-            "augmentation_refused",
-            f"{augmentation} moves parts of an image, and the targets of {task} would not follow; "
-            "choose none, flip, standard or scale_jitter",
-        )
+@dataclass(frozen=True)
+class Setting:
+    """A setting of the training that some jobs can have certain values of alone.
+
+    In `message`, `{subject}` stands for what forbids the others, `{value}` for the setting's.
+    """
+
+    field: str
+    code: str
+    is_fitting: Callable[[Any], bool]  # Any: a JSON value
+    message: str
 
 
-def _dense_mixing(task: str, training: Json) -> Iterator[Violation]:
-    if training["mixing"] is not None:
-        yield Violation(
-            "training/mixing",
-            "mixing_refused",
-            f"the targets of {task} are not one class for each image, so images cannot be mixed; "
-            "leave mixing out",
-        )
+def _settings(rows: Iterable[Setting], training: Json, subject: str) -> Iterator[Violation]:
+    """Yield which settings do not fit; those that are at fault themselves are left out."""
+    for row in rows:
+        try:
+            value = training[row.field]
+        except FaultyFieldError:
+            continue
+        if not row.is_fitting(value):
+            message = row.message.format(subject=subject, value=value)
+            yield Violation(f"training/{row.field}", row.code, message)
 
 
-def _dense_label_noise(task: str, training: Json) -> Iterator[Violation]:
-    if training["label_noise"] > 0:
-        yield Violation(
-            "training/label_noise",
-            "label_noise_refused",
-            f"the targets of {task} are not one class for each image, so none can be replaced by "
-            "another; set label_noise to 0",
-        )
+def _is_left_out(value: object) -> bool:
+    return value is None
 
 
-def _boxes_cache(task: str, training: Json) -> Iterator[Violation]:
-    if training["teacher_cache"] is not None and task in BOX_TASKS:
-        yield Violation(
-            "training/teacher_cache",
-            "boxes_not_stored",
-            f"the cache stores the teacher's logits and embeddings, and in {task} methods read its "
-            "maps, its head or its boxes; leave teacher_cache out",
-        )
+def _is_zero(value: float) -> bool:
+    return value == 0
 
 
-_DENSE: tuple[Rule, ...] = (_dense_augmentation, _dense_mixing, _dense_label_noise, _boxes_cache)
+_DENSE = (
+    Setting(
+        "augmentation",
+        "augmentation_refused",
+        lambda value: value not in CLASS_AUGMENTATIONS,
+        "{value} moves parts of an image, and {subject} would not follow; choose none, flip, "
+        "standard or scale_jitter",
+    ),
+    Setting(
+        "mixing",
+        "mixing_refused",
+        _is_left_out,
+        "{subject} are not one class for each image, so images cannot be mixed; leave mixing out",
+    ),
+    Setting(
+        "label_noise",
+        "label_noise_refused",
+        _is_zero,
+        "{subject} are not one class for each image, so none can be replaced by another; set "
+        "label_noise to 0",
+    ),
+)
+_BOXES = (
+    Setting(
+        "teacher_cache",
+        "boxes_not_stored",
+        _is_left_out,
+        "the cache stores the teacher's logits and embeddings, and in {subject} methods read its "
+        "maps, its head or its boxes; leave teacher_cache out",
+    ),
+)
 
 
 def of_inputs(
@@ -426,69 +468,53 @@ def of_inputs(
 
 def of_method_and_training(description: MethodDescription, training: Json) -> Iterator[Violation]:
     """Yield what of a complete training a method cannot do with."""
-    own = _WITHOUT_DATA if description.is_data_free else _WITH_DATA
-    return _each((*own, _dot_and_labels, _small_batch), description, training)
+    if description.is_data_free:
+        subject = f"method {description.name} synthesizes its images"
+        yield from _settings(_WITHOUT_DATA, training, subject)
+    else:
+        yield from _each((_mixing, _teacher_cache), description, training)
+    yield from _each((_dot_and_labels, _small_batch), description, training)
 
 
-def _synthesizes(description: MethodDescription) -> str:
-    return f"method {description.name} synthesizes its images"
-
-
-def _synthetic_mixing(description: MethodDescription, training: Json) -> Iterator[Violation]:
-    if training["mixing"] is not None:
-        message = f"{_synthesizes(description)}, which are not mixed; set mixing to null"
-        yield Violation("training/mixing", "mixing_refused", message)
-
-
-def _synthetic_labels(description: MethodDescription, training: Json) -> Iterator[Violation]:
-    if training["label_noise"] > 0:
-        yield Violation(
-            "training/label_noise",
-            "no_labels",
-            f"{_synthesizes(description)} and has no labels that could be wrong; set label_noise "
-            "to 0",
-        )
-
-
-def _synthetic_cache(description: MethodDescription, training: Json) -> Iterator[Violation]:
-    if training["teacher_cache"] is not None:
-        yield Violation(
-            "training/teacher_cache",
-            "images_not_fixed",
-            f"{_synthesizes(description)}, so that the teacher sees new ones all the time; leave "
-            "teacher_cache out",
-        )
-
-
-def _synthetic_augmentation(description: MethodDescription, training: Json) -> Iterator[Violation]:
-    augmentation = training["augmentation"]
-    if augmentation not in SIMPLE_AUGMENTATIONS:
-        yield Violation(
-            "training/augmentation",
-            "augmentation_refused",
-            f"{_synthesizes(description)}, for which {augmentation} is not made; choose none or "
-            "standard",
-        )
-
-
-def _synthetic_patience(description: MethodDescription, training: Json) -> Iterator[Violation]:
-    if training["patience_epochs"] is not None:
-        yield Violation(
-            "training/patience_epochs",
-            "never_chosen",
-            f"{_synthesizes(description)}, and no image of a data set decides when its student is "
-            "done; leave patience_epochs out, and limit epochs, max_steps or max_seconds",
-        )
-
-
-def _synthetic_precision(description: MethodDescription, training: Json) -> Iterator[Violation]:
-    if training["precision"] == "float16":
-        yield Violation(
-            "training/precision",
-            "precision_refused",
-            f"{_synthesizes(description)} by gradients that float16 cannot hold; choose auto, "
-            "bfloat16 or float32",
-        )
+_WITHOUT_DATA = (
+    Setting(
+        "mixing",
+        "mixing_refused",
+        _is_left_out,
+        "{subject}, which are not mixed; set mixing to null",
+    ),
+    Setting(
+        "label_noise",
+        "no_labels",
+        _is_zero,
+        "{subject} and has no labels that could be wrong; set label_noise to 0",
+    ),
+    Setting(
+        "teacher_cache",
+        "images_not_fixed",
+        _is_left_out,
+        "{subject}, so that the teacher sees new ones all the time; leave teacher_cache out",
+    ),
+    Setting(
+        "augmentation",
+        "augmentation_refused",
+        lambda value: value in SIMPLE_AUGMENTATIONS,
+        "{subject}, for which {value} is not made; choose none or standard",
+    ),
+    Setting(
+        "patience_epochs",
+        "never_chosen",
+        _is_left_out,
+        "{subject}, and no image of a data set decides when its student is done; leave "
+        "patience_epochs out, and limit epochs, max_steps or max_seconds",
+    ),
+    Setting(
+        "precision",
+        "precision_refused",
+        lambda value: value != "float16",
+        "{subject} by gradients that float16 cannot hold; choose auto, bfloat16 or float32",
+    ),
+)
 
 
 def _mixing(description: MethodDescription, training: Json) -> Iterator[Violation]:
@@ -553,17 +579,6 @@ def _small_batch(description: MethodDescription, training: Json) -> Iterator[Vio
             f"method {description.name} needs at least {description.smallest_batch} images in a "
             f"batch, got batch_size {batch_size}",
         )
-
-
-_WITH_DATA: tuple[Rule, ...] = (_mixing, _teacher_cache)
-_WITHOUT_DATA: tuple[Rule, ...] = (
-    _synthetic_mixing,
-    _synthetic_labels,
-    _synthetic_cache,
-    _synthetic_augmentation,
-    _synthetic_patience,
-    _synthetic_precision,
-)
 
 
 # -- networks --------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ RECORD_FILE = "dataset.json"
 IGNORE_INDEX = 255
 """Value of the pixels of a mask that belong to no class and do not count."""
 CHUNK = 4096
-"""Images summed at a time by `moments`, so that a large set need not fit in memory."""
+"""Images read at a time from a whole split, so that a large one need not fit in memory."""
 
 
 class DatasetRecord(pydantic.BaseModel):

@@ -1,4 +1,4 @@
-"""Small labelled sets on the device: which images make a step, and how a network sees them.
+"""The training split: which images make a step, and how a network sees them.
 
 An epoch is a pure function of seed and epoch number, and a stored view one of seed, image and view,
 so a resumed run needs no state to see the same images in the same order with the same crops. Images
@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
 from workers.distill.config.training import TeacherCache, Training
-from workers.distill.data import stateless_rng
+from workers.distill.data import cropping, stateless_rng
 from workers.distill.data.transforms import mixing, operations, policies, resized_crops
 from workers.distill.data.types import Batch, Crops, CropTargets
 
@@ -27,7 +26,9 @@ AUGMENT, STRONG, MIX, VISIT, VIEW, NOISE, SCALE = range(1, 8)
 
 
 class BatchLoader:
-    """The training split of a small set, held on the device and augmented there in batches.
+    """The training split, cut and augmented in batches on the device.
+
+    The CPU reads a batch's images from the split's mapped file; another device holds them all.
 
     With a teacher cache of k views a visit, a batch holds k views of each of its images. An epoch
     has as many steps as without, so it shows every k-th image; k epochs show each once (and, where
@@ -46,12 +47,12 @@ class BatchLoader:
         strong: bool = False,
         crop_targets: CropTargets | None = None,
     ) -> None:
-        """Hold a split on the device.
+        """Take a split for a device.
 
         `flip` says that mirrored images keep their labels, `strong` that batches have a strong
         view. `crop_targets` moves labels with the crops; without it a crop keeps its label.
         """
-        self.count, self._channels, self._height, self._width = images.shape
+        self.count, _, self._height, self._width = images.shape
         self._training = training
         self._per_visit = training.teacher_cache.per_visit if training.teacher_cache else 1
         self._visited = math.ceil(self.count / self._per_visit)
@@ -64,11 +65,9 @@ class BatchLoader:
         pads = self._crops or strong
         self._pad_y = crop_padding(self._height) if pads else 0
         self._pad_x = crop_padding(self._width) if pads else 0
-        padded = F.pad(images, (self._pad_x, self._pad_x, self._pad_y, self._pad_y))
-        # One row per pixel, channels together: a crop is then a plain look-up of rows, and what
-        # comes out is channels-last without a copy.
-        pixels = padded.permute(0, 2, 3, 1).reshape(-1, self._channels)
-        self._pixels = pixels.contiguous().to(device)
+        self._images = cropping.crop_source(
+            images, pad_y=self._pad_y, pad_x=self._pad_x, device=device
+        )
         self._labels = labels.to(device)
         self._crop_targets = crop_targets
         self._device = device
@@ -245,19 +244,9 @@ class BatchLoader:
 
     def _cut(self, index: Tensor, crops: Crops) -> Tensor:
         if crops.scale is not None:
-            return resized_crops.cut_images(self._cut(index, self._whole(index)), crops)
-        wide = self._width + 2 * self._pad_x
-        tall = self._height + 2 * self._pad_y
-        columns = torch.arange(self._width, device=self._device)
-        columns = torch.where(crops.mirrored[:, None], self._width - 1 - columns, columns)
-        columns = columns + (crops.left + self._pad_x)[:, None]
-        rows = torch.arange(self._height, device=self._device)
-        rows = rows + (crops.top + self._pad_y)[:, None]
-        rows = (index[:, None] * tall + rows) * wide
-        places = rows[:, :, None] + columns[:, None, :]
-        cut = self._pixels.index_select(0, places.reshape(-1))
-        shape = (len(index), self._height, self._width, self._channels)
-        return cut.view(shape).permute(0, 3, 1, 2)
+            whole = self._images.cut(index, self._whole(index))
+            return resized_crops.cut_images(whole, crops)
+        return self._images.cut(index, crops)
 
 
 def crop_padding(side: int) -> int:

@@ -37,10 +37,17 @@ TEACHER = "teacher"
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images with labels as the task stores them, on the device, in stored order."""
+    """Images with labels as the task stores them, on the device, in stored order.
+
+    On the CPU the images are those of the split's mapped file.
+    """
 
     images: UInt8[Tensor, "N c h w"]
     labels: Shaped[Tensor, "N *T"]
+
+    def some_images(self, rows: slice | Int[Tensor, " n"]) -> UInt8[Tensor, "n c h w"]:
+        """Return some of the images, channels last."""
+        return self.images[rows].contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
@@ -74,9 +81,10 @@ def evaluate_split(
         for first in range(0, len(images), batch_size):
             on_batch()
             rows = slice(first, first + batch_size)
+            batch = split.some_images(rows)
             outputs: dict[str, Features] = {}
             for role, (network, preprocessor) in networks.items():
-                inputs = preprocessor(images[rows])
+                inputs = preprocessor(batch)
                 if feature_rows is None and task.uses_logits_only:
                     outputs[role] = Features.from_logits(network(inputs))
                     continue

@@ -97,7 +97,7 @@ def _answers(
     for first in range(0, len(places), batch_size):
         some = places[first : first + batch_size]
         rows = torch.tensor(some, device=split.images.device)
-        images, targets = split.images[rows], split.labels[rows]
+        images, targets = split.some_images(rows), split.labels[rows]
         with evaluate.inference(networks):
             compared = {
                 role: task.comparisons(network.observe(preprocessor(images)), targets, classes)

@@ -7,6 +7,7 @@ Sources: Lin et al., ECCV 2014, arXiv 1405.0312 (COCO); Everingham et al., IJCV 
 Hoiem et al., ECCV 2012 (kinds of errors).
 """
 
+import functools
 import importlib
 import math
 from collections.abc import Iterator, Sequence
@@ -68,6 +69,29 @@ class CocoScores:
     statistics: dict[str, float | None]
     by_class: list[float | None]
     precision50: list[NDArray[np.float64] | None]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """All images of a split for one network; what scores and report both need is computed once."""
+
+    images: Sequence[Image]
+    classes: int
+
+    @functools.cached_property
+    def coco(self) -> CocoScores:
+        """Return what COCO's evaluation says."""
+        return coco(self.images, self.classes)
+
+    @functools.cached_property
+    def errors(self) -> "ErrorCounts":
+        """Return how many detections are right, and what the others are."""
+        return count_errors(self.images)
+
+    @property
+    def boxes(self) -> int:
+        """Return the number of true boxes that are neither a crowd nor difficult."""
+        return sum(int((image.truths[:, 6] == 0).sum()) for image in self.images)
 
 
 def coco(images: Sequence[Image], classes: int) -> CocoScores:

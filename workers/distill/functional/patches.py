@@ -12,8 +12,9 @@ average them over channels; here they are `softened`, `standardized` and `attent
 import math
 from typing import Literal, TypeAlias
 
+import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from workers.distill.functional import divergences, kernels, maps, standardization
@@ -109,11 +110,24 @@ def softened(
     teacher_rows: Float[Tensor, "sets P D"],
     *,
     temperature: float,
+    counted: Bool[Tensor, "#sets P D"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Return temperature^2 * KL(teacher || student) of a patch's values, averaged over patches."""
-    return divergences.scaled_kl(
-        student_rows.flatten(0, 1), teacher_rows.flatten(0, 1), temperature=temperature
+    """Return temperature^2 * KL(teacher || student) of a patch's values, averaged over patches.
+
+    Only values that are `counted` have a share in a patch's distribution; None counts all. Patches
+    without any are left out.
+    """
+    if counted is None:
+        return divergences.scaled_kl(
+            student_rows.flatten(0, 1), teacher_rows.flatten(0, 1), temperature=temperature
+        )
+    known = counted.expand_as(student_rows).flatten(0, 1)
+    one, other = (
+        torch.where(known, rows.flatten(0, 1), torch.finfo(rows.dtype).min / 4)
+        for rows in (student_rows, teacher_rows)
     )
+    apart = divergences.softened_kl(one, other, temperature=temperature)
+    return temperature**2 * divergences.mean_of(apart, known.any(1))
 
 
 def standardized(

@@ -144,5 +144,22 @@ def cross_image_kl(
     return divergences.softened_kl(*scores, temperature=temperature).mean()
 
 
+def memory_kl(
+    student: Float[Tensor, "R D"],
+    teacher: Float[Tensor, "R D"],
+    memory: Float[Tensor, "M D"],
+    *,
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """Return KL(teacher || student) of the softened cosines of a row to all vectors of a memory.
+
+    It is averaged over rows; 0 without any. The memory's vectors have unit length. Units are nats.
+
+    Source: Yang et al., CVPR 2022, arXiv:2204.06986 (CIRKD), equations 9 to 14.
+    """
+    scores = [unit_vectors(each) @ memory.mT for each in (student, teacher)]
+    return divergences.softened_kl(*scores, temperature=temperature).sum() / max(1, len(student))
+
+
 def _directions(maps: Float[Tensor, "N c h w"]) -> Float[Tensor, "N P c"]:
     return unit_vectors(maps.flatten(2).mT)

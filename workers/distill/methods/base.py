@@ -90,6 +90,8 @@ class Method(nn.Module):
     required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ()
     task_features: ClassVar[Mapping[Task, tuple[FeatureName, ...]]] = MappingProxyType({})
     """Features that both networks must show in one task, besides those of every task."""
+    task_params: ClassVar[Mapping[str, tuple[Task, ...]]] = MappingProxyType({})
+    """Hyper-parameters that only some tasks have; they stay None in all others."""
     loop: ClassVar[str] = "supervised"
     """The loop that trains the student; a key of `run.loops.LOOPS`."""
     tasks: ClassVar[tuple[Task, ...]] = ("classification",)
@@ -165,6 +167,7 @@ class Method(nn.Module):
             contradictions=cls.contradictions,
             task_shows=dict(cls.task_features),
             chosen_shows=cls.chosen_features,
+            task_params=dict(cls.task_params),
         )
 
     @property
@@ -231,6 +234,10 @@ def is_shown(name: FeatureName, network: Network, measured: shapes.Shapes | None
             return network.pooled_classifier() is not None
         case "locations":
             return measured is not None and measured.locations is not None
+        case "distributions":
+            return measured is not None and measured.distances is not None
+        case "branches":
+            return measured is not None and measured.head_convs is not None
         case "proposals":
             return measured is not None and measured.has_proposals
 

@@ -23,6 +23,7 @@ from workers.distill.methods.datafree.spaceshipnet import SpaceshipNet
 from workers.distill.methods.datafree.ssdkd import SSDKD
 from workers.distill.methods.datafree.zskt import ZSKT
 from workers.distill.methods.dense.cirkd import CIRKD
+from workers.distill.methods.dense.crosskd import CrossKD
 from workers.distill.methods.dense.cwd import CWD
 from workers.distill.methods.dense.densepcka import DensePCKA
 from workers.distill.methods.dense.fgd import FGD
@@ -30,6 +31,7 @@ from workers.distill.methods.dense.fgfi import FGFI
 from workers.distill.methods.dense.frs import FRS
 from workers.distill.methods.dense.headdkd import HeadDKD
 from workers.distill.methods.dense.headkd import HeadKD
+from workers.distill.methods.dense.ld import LD
 from workers.distill.methods.dense.mgd import MGD
 from workers.distill.methods.dense.mimic import Mimic
 from workers.distill.methods.dense.pixeldist import PixelDIST
@@ -78,6 +80,7 @@ METHODS: dict[str, type[Method]] = {
     "cirkd": CIRKD,
     "cmi": CMI,
     "crd": CRD,
+    "crosskd": CrossKD,
     "ctkd": CTKD,
     "cwd": CWD,
     "dafl": DAFL,
@@ -98,6 +101,7 @@ METHODS: dict[str, type[Method]] = {
     "kd": KD,
     "kdsvd": KDSVD,
     "labelsmoothing": LabelSmoothing,
+    "ld": LD,
     "mad": MAD,
     "mgd": MGD,
     "mimic": Mimic,
@@ -210,9 +214,15 @@ def build(choice: dict[str, Any], student: Network, teacher: Network | None) -> 
     return method(params, student, teacher)
 
 
-def check_task(method: type[Method], task: Task) -> None:
-    """Raise `BadRecipe` unless a method is for this task."""
+def check_task(choice: dict[str, Any], task: Task) -> None:
+    """Raise `BadRecipe` unless a method, and each of its hyper-parameters, is for this task."""
+    method, _ = find(choice)
     errors.refuse(rules.of_task(method.describe(), task), method=method.name, task=task)
+    errors.refuse(
+        rules.of_params_and_task(choice, task, lambda name: METHODS[name].describe()),
+        method=method.name,
+        task=task,
+    )
 
 
 def check(method: type[Method], training: Training) -> None:

@@ -61,6 +61,29 @@ WarmupSteps: TypeAlias = Annotated[
         "min(step / warmup_steps, 1); 0 starts at full weight.",
     ),
 ]
+Focus: TypeAlias = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=8,
+        description="Exponent of the difference of both probabilities, by which a binary "
+        "divergence is multiplied; 0 counts all locations alike.",
+    ),
+]
+KDWeight: TypeAlias = Annotated[
+    float, Field(ge=0, le=1e6, description="Weight of the imitation of the teacher.")
+]
+TCKDWeight: TypeAlias = Annotated[
+    float, Field(ge=0, le=1e6, description="Weight of the target-class part (TCKD).")
+]
+NCKDWeight: TypeAlias = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=1e6,
+        description="Weight of the non-target part (NCKD); larger if the teacher is confident.",
+    ),
+]
 Centered: TypeAlias = Annotated[
     bool, Field(description="Centre the kernels, as defined; false as in the released code.")
 ]

@@ -42,7 +42,7 @@ WITHOUT_NORMS = ("stages", "pre_activations", "final", "classifier")
 WITHOUT_CLASSIFIER = ("stages", "pre_activations", "final", "norms")
 LINEAR_STAGES = ("stages", "final", "classifier")
 PYRAMID = ("stages", "final")
-DENSE_DETECTOR = (*PYRAMID, "locations")
+DENSE_DETECTOR = (*PYRAMID, "locations", "branches")
 TWO_STAGE_DETECTOR = (*PYRAMID, "proposals")
 
 
@@ -54,7 +54,7 @@ class NetworkEntry:
     stages would have less than a pixel. `shows` is what `observe` shows besides logits and pooled
     features, in the words of `descriptions.FeatureName`. `composed_of` names the argument that
     chooses a part which `make` calls `build` for: it is checked there, and shows what the part
-    shows.
+    shows. `shows_with` are features that are shown only where an argument is given, by argument.
     """
 
     family: str
@@ -65,6 +65,7 @@ class NetworkEntry:
     shows: tuple[str, ...]
     description: str
     composed_of: str | None = None
+    shows_with: tuple[tuple[str, str], ...] = ()
     task: Task = "classification"
     has_batch_norm: bool = True
 
@@ -274,6 +275,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         shows=DENSE_DETECTOR,
         description="Boxes with classes: FCOS, one box per location, on a feature pyramid over a "
         "small residual network or a network of timm.",
+        shows_with=(("reg_max", "distributions"),),
         task="detection",
     ),
     "retort/retinanet": NetworkEntry(
@@ -381,6 +383,7 @@ def describe() -> list[dict[str, Any]]:  # Any: JSON for the catalog
             "smallest_side": entry.smallest_side,
             "has_batch_norm": entry.has_batch_norm,
             "composed_of": entry.composed_of,
+            "shows_with": dict(entry.shows_with),
             "arguments_schema": entry.arguments.model_json_schema(),
             "description": entry.description,
         }
@@ -416,6 +419,12 @@ def foreign_tasks() -> dict[str, Task]:
         for name in names
         if (task_name := foreign_networks.task(library, name)) != interface.Network.task
     }
+
+
+def is_foreign(reference: str) -> bool:
+    """Return whether a library that is installed has this network."""
+    library, _, name = reference.partition("/")
+    return library in foreign_networks.LIBRARIES and name in foreign_networks.names(library)
 
 
 def task(reference: str) -> Task:

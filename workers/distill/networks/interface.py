@@ -61,9 +61,49 @@ class DenseDetectorOutput(DetectorOutput, Protocol):
     boxes_per_location: tuple[int, ...]
     box_deltas: Float[Tensor, "N L 4"]
     centerness: Float[Tensor, "N L"] | None
+    box_distributions: Float[Tensor, "N L 4 R"] | None
+    """Logits of the distances 0 to R - 1 of each side of a box, where the head has them."""
+
+    def anchors(self) -> list[Tensor]:
+        """Return the anchors [L, 4] of each image (x1, y1, x2, y2 in pixels), equal for all."""
+        ...
 
     def assigned(self, targets: Float[Tensor, "N M 7"]) -> Int[Tensor, "N L"]:
         """Return the class that each location learns: -1 is background, -2 is ignored."""
+        ...
+
+
+@dataclass(frozen=True)
+class HeadPrediction:
+    """What a dense head says at each location: logits of classes, and boxes in pixels."""
+
+    logits: Float[Tensor, "N K L"]
+    boxes: Float[Tensor, "N L 4"]
+
+
+@runtime_checkable
+class BranchedDetectorOutput(DenseDetectorOutput, Protocol):
+    """Output of a dense head with a branch for classes and one for boxes.
+
+    Each is a row of `head_convs` convolutions before its last layer. Maps are lists, one a level.
+    """
+
+    head_convs: int
+
+    def predicted_boxes(self) -> Float[Tensor, "N L 4"]:
+        """Return the box of each location: x1, y1, x2, y2 in pixels."""
+        ...
+
+    def branch_maps(
+        self, levels: Sequence[Tensor], convs: int
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the maps of both branches after so many convolutions, before an activation."""
+        ...
+
+    def predict_from(
+        self, class_maps: Sequence[Tensor], box_maps: Sequence[Tensor], convs: int
+    ) -> HeadPrediction:
+        """Return what the rest of this head says of maps such as `branch_maps` returns."""
         ...
 
 

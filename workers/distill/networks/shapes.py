@@ -36,6 +36,10 @@ class Shapes:
     locations: Locations | None = None
     has_proposals: bool = False
     """Of detectors: the one or the other."""
+    distances: int | None = None
+    """How many distances a dense head has a distribution over; None: it has none."""
+    head_convs: int | None = None
+    """Convolutions of each branch of a dense head before its last layer; None: no such branches."""
 
 
 @torch.no_grad()
@@ -49,9 +53,13 @@ def measure(network: Network) -> Shapes:
         features = network.observe(images)
     finally:
         network.train(was_training)
-    detector, locations = features.detector, None
+    detector, locations, distances, head_convs = features.detector, None, None, None
     if isinstance(detector, interface.DenseDetectorOutput):
         locations = Locations(detector.level_sizes, detector.boxes_per_location)
+        if detector.box_distributions is not None:
+            distances = detector.box_distributions.shape[3]
+    if isinstance(detector, interface.BranchedDetectorOutput):
+        head_convs = detector.head_convs
     return Shapes(
         pooled=features.pooled.shape[1],
         stem=_shape(features.stem),
@@ -60,6 +68,8 @@ def measure(network: Network) -> Shapes:
         final=_shape(features.final),
         locations=locations,
         has_proposals=isinstance(detector, interface.TwoStageDetectorOutput),
+        distances=distances,
+        head_convs=head_convs,
     )
 
 

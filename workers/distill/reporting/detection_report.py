@@ -80,13 +80,13 @@ class Assessment:
         return np.mean(known, axis=0) if known else None
 
 
-def assess(images: Sequence[detection_metrics.Image], classes: int) -> Assessment:
+def assess(detections: detection_metrics.Detections) -> Assessment:
     """Return what one network's detections are worth."""
-    counts = detection_metrics.count_errors(images)
+    counts = detections.errors
     return Assessment(
-        detection_metrics.coco(images, classes),
+        detections.coco,
         {"right": counts.right, **counts.wrong, "missed": counts.missed},
-        sum(int((image.truths[:, 6] == 0).sum()) for image in images),
+        detections.boxes,
     )
 
 

@@ -73,7 +73,7 @@ class Evidence:
     teacher_score: float | None
     """The teacher's primary metric on the validation split."""
     synthesis: synthesis_report.SynthesisEvidence | None = None
-    detections: Mapping[str, Sequence[detection_metrics.Image]] = field(default_factory=dict)
+    detections: Mapping[str, detection_metrics.Detections] = field(default_factory=dict)
     """Of each network, true and detected boxes of all test images."""
     examples: Examples | None = None
     """Test images to show, of tasks that name this topic."""
@@ -345,8 +345,8 @@ def embedding(evidence: Evidence) -> Topic | None:
 def detection(evidence: Evidence) -> Topic:
     """Return how good the networks' boxes are, and what is wrong with the others."""
     assessed = {
-        name: detection_report.assess(images, len(evidence.classes))
-        for name, images in evidence.detections.items()
+        name: detection_report.assess(detections)
+        for name, detections in evidence.detections.items()
     }
     return Topic(
         "detection",

@@ -129,7 +129,7 @@ class SharedContext:
     def sample(self, count: int) -> UInt8[Tensor, "N c h w"]:
         """Return images to try networks on: real ones, or random ones without a training split."""
         if self.test is not None and self.train_data is not None:
-            return self.test.images[:count]
+            return self.test.some_images(slice(count))
         shape = (count, self.size.channels, self.size.height, self.size.width)
         generator = torch.Generator().manual_seed(SAMPLE_SEED)
         return torch.randint(256, shape, generator=generator, dtype=torch.uint8).to(self.device)

@@ -172,9 +172,9 @@ def write_report(
     outputs, confusions, detections = {}, {}, {}
     for role, evaluation in test.evaluations.items():
         logits, confusion = evaluation.metrics.logits(), evaluation.metrics.confusion()
-        images = evaluation.metrics.detections()
-        if images is not None:
-            detections[role] = images
+        detected = evaluation.metrics.detections()
+        if detected is not None:
+            detections[role] = detected
         if logits is not None:
             outputs[role] = report_folder.Outputs(
                 logits.cpu().numpy(), evaluation.pooled.cpu().numpy()

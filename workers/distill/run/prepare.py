@@ -181,9 +181,8 @@ def choose_device(accelerator: str) -> torch.device:
 
 
 def on_device(split: dataset.Split, device: torch.device) -> LabelledImages:
-    """Return a split as tensors on the device."""
-    images = split.images.to(device).contiguous(memory_format=torch.channels_last)
-    return LabelledImages(images, split.labels.to(device))
+    """Return a split as tensors on the device; the CPU reads it from its mapped file."""
+    return LabelledImages(split.images.to(device), split.labels.to(device))
 
 
 def check_task(of_dataset: Task, wanted: Task) -> None:
@@ -195,7 +194,7 @@ def check_config(config: JobConfig, *, has_dataset: bool) -> None:
     """Raise `BadRecipe` for what a config contradicts, before anything that it names is read."""
     method, params = catalog.find(config.method)
     description, training = method.describe(), config.training.model_dump()
-    catalog.check_task(method, config.task)
+    catalog.check_task(config.method, config.task)
     errors.refuse(rules.of_task_and_training(config.task, training))
     # A folder that is not there is no fault of the config: reading it says so.
     errors.refuse(
@@ -203,6 +202,9 @@ def check_config(config: JobConfig, *, has_dataset: bool) -> None:
     )
     catalog.check(method, config.training)
     errors.refuse(rules.of_precision(training, config.accelerator))
+    for role, choice in (("teacher", config.teacher), ("student", config.student)):
+        if choice is not None:
+            check_network(role, choice, config.task)
     errors.refuse(
         rules.of_original_images(description, params.model_dump(), has_dataset=has_dataset)
     )
@@ -234,6 +236,19 @@ def described(choice: NetworkChoice) -> NetworkDescription:
     )
 
 
+def check_network(role: str, choice: NetworkChoice, task: Task) -> None:
+    """Raise what `build` raises, without building where the network is not one of our own.
+
+    Of networks of other libraries the task alone is known before they are built.
+    """
+    if choice.network in networks.NETWORKS:
+        with torch.device("meta"):
+            build(role, choice, task)
+    elif networks.is_foreign(choice.network):
+        known = NetworkDescription(choice.network, task=networks.task(choice.network))
+        refuse_other_task(role, known, task)
+
+
 def build(role: str, choice: NetworkChoice, task: Task) -> Network:
     """Build a network with fresh weights.
 
@@ -244,24 +259,34 @@ def build(role: str, choice: NetworkChoice, task: Task) -> Network:
         networks.described(choice.network, choice.arguments), sides=(size.height, size.width)
     )
     errors.refuse(rules.of_smallest_side(role, description), errors.IncompatibleNetworks)
-    network = networks.build(
-        choice.network,
-        classes=choice.classes,
-        channels=choice.input.channels,
-        height=size.height,
-        width=size.width,
-        arguments=choice.arguments,
-    )
-    if not TASKS[task].accepts(network):
-        built = NetworkDescription(choice.network, task=network.task)
+    try:
+        network = networks.build(
+            choice.network,
+            classes=choice.classes,
+            channels=choice.input.channels,
+            height=size.height,
+            width=size.width,
+            arguments=choice.arguments,
+        )
+    except errors.UnknownNetwork as error:
+        argument = error.details.get("argument")
+        of_student = f"student/arguments/{argument}" if argument else "student/network"
+        field = of_student if role == "student" else role
+        raise errors.UnknownNetwork(error.message, **{**error.details, "field": field}) from error
+    refuse_other_task(role, NetworkDescription(choice.network, task=network.task), task)
+    network.task = task
+    return network
+
+
+def refuse_other_task(role: str, network: NetworkDescription, task: Task) -> None:
+    """Raise `IncompatibleNetworks` for a network whose logits have not the shape of a task."""
+    if network.task != TASKS[task].network_task:
         errors.refuse(
-            rules.of_network_task(role, built, task),
+            rules.of_network_task(role, network, task),
             errors.IncompatibleNetworks,
             task=task,
             **{f"{role}_task": network.task},
         )
-    network.task = task
-    return network
 
 
 def load_teacher(

@@ -69,7 +69,7 @@ class SplitMetrics(ABC):
         """Return the logits of the whole split in stored order, or None if they were not kept."""
         return None
 
-    def detections(self) -> Sequence[detection_metrics.Image] | None:
+    def detections(self) -> detection_metrics.Detections | None:
         """Return true and detected boxes of all images in stored order, or None without boxes."""
         return None
 

@@ -33,6 +33,7 @@ class DetectionMetrics(SplitMetrics):
     def __init__(self, classes: int, device: torch.device) -> None:
         self._classes = classes
         self._images: list[detection_metrics.Image] = []
+        self._detections: detection_metrics.Detections | None = None
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._losses = 0
 
@@ -44,6 +45,7 @@ class DetectionMetrics(SplitMetrics):
     ) -> None:
         """Keep the boxes of one batch, and sum up the loss where it needs no training mode."""
         detector = _detector(output)
+        self._detections = None
         truths = targets.cpu().double().numpy()
         detected = _original_detections(detector, targets)
         teachers = None
@@ -63,18 +65,20 @@ class DetectionMetrics(SplitMetrics):
             self._loss += _loss(detector, targets).double() * len(targets)
             self._losses += len(targets)
 
-    def detections(self) -> list[detection_metrics.Image]:
+    def detections(self) -> detection_metrics.Detections:
         """Return the boxes of all images in stored order, in pixels of the original pictures."""
-        return self._images
+        if self._detections is None:
+            self._detections = detection_metrics.Detections(tuple(self._images), self._classes)
+        return self._detections
 
     @property
     def correct(self) -> int:
         """Return how many detections from `SHOWN_SCORE` on are right."""
-        return detection_metrics.count_errors(self._images).right
+        return self.detections().errors.right
 
     def validation_scores(self) -> dict[str, float]:
         """Return `ap` and `ap50`, and `loss` where a network has one outside of training."""
-        statistics = detection_metrics.coco(self._images, self._classes).statistics
+        statistics = self.detections().coco.statistics
         # Without a single true box nothing can be found.
         result = {name: statistics[name] or 0.0 for name in ("ap", "ap50")}
         if self._losses:
@@ -86,18 +90,17 @@ class DetectionMetrics(SplitMetrics):
 
         None stands for what cannot be measured: a size or a class without boxes.
         """
-        scores = detection_metrics.coco(self._images, self._classes)
+        scores, counts = self.detections().coco, self.detections().errors
         voc = detection_metrics.voc_ap50(self._images, self._classes)
         known = [value for value in voc if value is not None]
         interval = detection_metrics.ap_interval(self._images, self._classes)
-        counts = detection_metrics.count_errors(self._images)
         result: dict[str, Any] = {
             **scores.statistics,
             "ap_by_class": scores.by_class,
             "ap_interval": None if interval is None else list(interval),
             "voc_ap50": float(np.mean(known)) if known else None,
             "detections": {"right": counts.right, "missed": counts.missed, **counts.wrong},
-            "boxes": sum(int((image.truths[:, 6] == 0).sum()) for image in self._images),
+            "boxes": self.detections().boxes,
             "samples": len(self._images),
         }
         agreement = detection_metrics.agreement(self._images)

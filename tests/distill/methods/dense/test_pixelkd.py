@@ -38,3 +38,28 @@ class TestPixelKD:
             lambda given: scenes.terms({"name": "pixelkd"}, given, teacher)["pixelkd"],
             (student.requires_grad_(),),
         )
+
+    def test_patches_are_compared_class_by_class_without_ignored_pixels(self) -> None:
+        student, teacher = DENSE.student(2, 3, 4, 4), DENSE.teacher(2, 3, 4, 4)
+        masks = torch.zeros(2, 4, 4, dtype=torch.int64)
+        masks[0, 1, 2] = masks[:, 2:, :2] = 255
+        choice = {"name": "pixelkd", "patch": 2, "temperature": 4}
+        apart = []
+        for label in range(3):
+            for y, x in ((0, 0), (0, 2), (2, 2)):
+                known = masks[:, y : y + 2, x : x + 2] != 255
+                chances = [
+                    (each[:, label, y : y + 2, x : x + 2][known] / 4).softmax(0)
+                    for each in (student, teacher)
+                ]
+                apart.append((chances[1] * (chances[1] / chances[0]).log()).sum())
+        found = scenes.terms(choice, student, teacher, masks)["pixelkd"]
+        assert torch.allclose(found, 16 * torch.stack(apart).mean(), rtol=1e-9)
+        moved = torch.where((masks == 255)[:, None], -7 * student, student)
+        assert torch.equal(scenes.terms(choice, moved, teacher, masks)["pixelkd"], found)
+        whole = scenes.terms({**choice, "only_labelled": False}, student, teacher, masks)
+        assert not torch.allclose(whole["pixelkd"], found)
+        assert torch.autograd.gradcheck(
+            lambda given: scenes.terms(choice, given, teacher, masks)["pixelkd"],
+            (student.requires_grad_(),),
+        )

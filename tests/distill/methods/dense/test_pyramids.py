@@ -132,9 +132,7 @@ class TestLevels:
 
     def test_a_segmenter_has_no_levels(self) -> None:
         with pytest.raises(errors.BadRecipe, match="leave levels out"):
-            catalog.build(
-                {"name": "pkd", "levels": [0]}, scenes.segmenter(1, 4), scenes.segmenter(2, 4)
-            )
+            catalog.check_task({"name": "pkd", "levels": [0]}, "segmentation")
 
 
 class TestDensePCKA:

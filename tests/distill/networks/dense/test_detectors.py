@@ -432,3 +432,16 @@ class TestCurrentNames:
             f"{branch}.1.0.weight"
         }
         assert list(built("retort/fcos").current_names(given)) == list(given)
+
+
+class TestAgnostic:
+    def test_the_best_box_of_several_classes_stays(self) -> None:
+        boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 0, 30, 10]])
+        found = {
+            "boxes": boxes,
+            "scores": torch.tensor([0.9, 0.8, 0.7]),
+            "labels": torch.tensor([0, 2, 2]),
+        }
+        (kept,) = detectors.agnostic([found], 0.5)
+        assert kept["labels"].tolist() == [0, 2]
+        assert torch.equal(kept["boxes"], boxes[[0, 2]])

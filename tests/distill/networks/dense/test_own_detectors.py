@@ -186,3 +186,22 @@ class TestSkipFeatures:
         network.skip_features({"final"})
         with torch.no_grad():
             assert torch.equal(network.observe(images).logits, whole.logits)
+
+
+class TestAgnosticNMS:
+    @pytest.mark.parametrize("reference", ["retort/fcos", "retort/fasterrcnn"])
+    def test_leaves_fewer_boxes_none_of_which_overlaps_another(self, reference: str) -> None:
+        small: dict[str, Any] = {
+            "width": 4,
+            "blocks": 1,
+            "fpn_channels": 32,
+            "score_threshold": 0.0,
+        }
+        plain, alone = (
+            build(reference, **small, agnostic_nms=agnostic).eval()(scenes.pictures())[0]
+            for agnostic in (False, True)
+        )
+        kept = alone[alone[:, 0] >= 0, 2:]
+        assert 1 < len(kept) < (plain[:, 0] >= 0).sum()
+        assert (box_iou(kept, kept).nan_to_num() - torch.eye(len(kept))).max() <= 0.5 + 1e-6
+        assert alone.shape == plain.shape

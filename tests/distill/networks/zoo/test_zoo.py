@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from workers.distill.methods.base import FEATURES
+from workers.distill.config.descriptions import DETECTORS, FEATURES
 from workers.distill.networks import catalog, interface, shapes
 
 Shape = tuple[int, int, int]
@@ -162,8 +162,7 @@ class TestCatalog:
             "norms": bool(network.stage_norms()),
             "classifier": network.pooled_classifier() is not None,
         }
-        # What is left is of detectors.
-        assert list(FEATURES) == [*shows, "locations", "proposals"]
+        assert set(FEATURES) == {*shows, *DETECTORS}
         features = tuple(word for word, there in shows.items() if there)
         assert catalog.NETWORKS[f"retort/{name}"].shows == features
 

@@ -20,8 +20,14 @@ from workers.distill.config.job import Task
 from workers.distill.data import boxes, dataset
 from workers.distill.data.types import Batch
 from workers.distill.functional import classifiers, divergences, maps
-from workers.distill.methods.base import FeatureName, Need, SupervisedMethod
-from workers.distill.methods.parameters import Levels
+from workers.distill.methods.base import FeatureName, Need, Source, SupervisedMethod
+from workers.distill.methods.parameters import (
+    Levels,
+    NCKDWeight,
+    TCKDWeight,
+    Temperature,
+    WarmupEpochs,
+)
 from workers.distill.networks import interface
 from workers.distill.networks.interface import Features, Network
 from workers.distill.networks.shapes import Locations, Shapes
@@ -30,8 +36,16 @@ from workers.distill.tasks import detection
 SMALLEST_POOL = 2
 BACKGROUND, IGNORED = -1, -2
 """What a location learns that learns no class."""
+DKD_SOURCE = Source(
+    "Decoupled Knowledge Distillation", venue="CVPR 2022", arxiv="2203.08679", equations="5-7"
+)
 USUAL_LEVELS = 4
 """The finest ones, P2 to P5 or P3 to P6; coarser maps have too few positions."""
+
+
+def detection_features(*names: FeatureName) -> Mapping[Task, tuple[FeatureName, ...]]:
+    """Return what both networks must show in detection, as `Method.task_features` has it."""
+    return MappingProxyType({"detection": names})
 
 
 class DenseMethod(SupervisedMethod):
@@ -164,8 +178,9 @@ class MapsMethod(DenseMethod):
     """Methods that compare maps: a segmenter's of its classes, or the levels of two pyramids."""
 
     tasks: ClassVar[tuple[Task, ...]] = ("segmentation", "detection")
-    task_features: ClassVar[Mapping[Task, tuple[FeatureName, ...]]] = MappingProxyType(
-        {"detection": ("stages",)}
+    task_features = detection_features("stages")
+    task_params: ClassVar[Mapping[str, tuple[Task, ...]]] = MappingProxyType(
+        {"levels": ("detection",)}
     )
 
     class Params(DenseMethod.Params):
@@ -181,12 +196,6 @@ class MapsMethod(DenseMethod):
         given, wanted = self.student_shapes, self.teacher_shapes
         if student.task == "detection" and given is not None and wanted is not None:
             self.levels = LevelPairs(self.name, params.levels, given, wanted)
-        elif params.levels is not None:
-            raise errors.BadRecipe(
-                f"method {self.name}: levels are those of a detector's pyramid, and the task is "
-                f"{student.task}; leave levels out",
-                field="method/levels",
-            )
 
     def map_pairs(self, student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
         """Return the pairs of maps [N, c, h, w] that are compared; losses are summed over them."""
@@ -200,6 +209,15 @@ class MapsMethod(DenseMethod):
         return self.class_maps(student, teacher)
 
 
+class DecoupledParams(SupervisedMethod.Params):
+    """Hyper-parameters of decoupled distillation with the defaults of its detectors."""
+
+    alpha: TCKDWeight = 1.0
+    beta: NCKDWeight = 0.25
+    temperature: Temperature = 1.0
+    warmup_epochs: WarmupEpochs = 0
+
+
 class HeadMethod(SupervisedMethod):
     """Methods that compare what two dense heads say at each location or anchor.
 
@@ -210,9 +228,7 @@ class HeadMethod(SupervisedMethod):
     family = "dense"
     tasks: ClassVar[tuple[Task, ...]] = ("detection",)
     needs: ClassVar[tuple[Need, ...]] = ("labels", "teacher", "equal_classes")
-    task_features: ClassVar[Mapping[Task, tuple[FeatureName, ...]]] = MappingProxyType(
-        {"detection": ("locations",)}
-    )
+    task_features = detection_features("locations")
     accepts_mixed = False  # a location learns the boxes of one image
 
     def __init__(
@@ -250,9 +266,7 @@ class ProposalsMethod(SupervisedMethod):
     family = "dense"
     tasks: ClassVar[tuple[Task, ...]] = ("detection",)
     needs: ClassVar[tuple[Need, ...]] = ("labels", "teacher", "equal_classes")
-    task_features: ClassVar[Mapping[Task, tuple[FeatureName, ...]]] = MappingProxyType(
-        {"detection": ("proposals",)}
-    )
+    task_features = detection_features("proposals")
     accepts_mixed = False  # a proposal is matched with the boxes of one image
 
     def classified(
@@ -277,9 +291,7 @@ class PyramidMethod(SupervisedMethod):
 
     family = "dense"
     tasks: ClassVar[tuple[Task, ...]] = ("detection",)
-    task_features: ClassVar[Mapping[Task, tuple[FeatureName, ...]]] = MappingProxyType(
-        {"detection": ("stages",)}
-    )
+    task_features = detection_features("stages")
     accepts_mixed = False  # boxes are those of one image
 
     class Params(SupervisedMethod.Params):

@@ -12,44 +12,27 @@ each is focused as in headkd. The sum is divided by the number of locations that
 least; ignored locations are left out.
 """
 
-from pydantic import Field
-
 from workers.distill.data.types import Batch
 from workers.distill.functional import divergences
 from workers.distill.functional.rows import rows
-from workers.distill.methods.base import Moment, Source, Terms
-from workers.distill.methods.dense.base import BACKGROUND, HeadMethod
-from workers.distill.methods.parameters import Temperature, WarmupEpochs, Weight
+from workers.distill.methods.base import Moment, Terms
+from workers.distill.methods.dense import base
+from workers.distill.methods.parameters import Focus
 from workers.distill.networks.interface import Features
 
 
-class HeadDKD(HeadMethod):
+class HeadDKD(base.HeadMethod):
     """Weigh the divergences of a location's class and of the others separately."""
 
     name = "headdkd"
     title = "Decoupled knowledge distillation of a dense head"
-    source = Source(
-        "Decoupled Knowledge Distillation", venue="CVPR 2022", arxiv="2203.08679", equations="5-7"
-    )
+    source = base.DKD_SOURCE
     smallest_classes = 2
 
-    class Params(HeadMethod.Params):
-        """Two weights, a temperature, an exponent and a warm-up."""
+    class Params(base.DecoupledParams):
+        """Those of decoupled distillation, and an exponent."""
 
-        alpha: Weight = Field(1.0, description="Weight of the target-class part (TCKD).")
-        beta: Weight = Field(
-            0.25,
-            description="Weight of the non-target part (NCKD); larger if the teacher is confident.",
-        )
-        temperature: Temperature = 1.0
-        focus: float = Field(
-            2.0,
-            ge=0,
-            le=8,
-            description="Exponent of the difference of both probabilities, by which a binary "
-            "divergence is multiplied; 0 counts all locations alike.",
-        )
-        warmup_epochs: WarmupEpochs = 0
+        focus: Focus = 2.0
 
     params: Params
 
@@ -59,7 +42,7 @@ class HeadDKD(HeadMethod):
         classes = self.assigned(student, batch).flatten()
         ours, theirs = rows(student.logits), rows(teacher.logits)
         learns_box = (classes >= 0).to(ours.dtype)
-        is_background = (classes == BACKGROUND).to(ours.dtype)
+        is_background = (classes == base.BACKGROUND).to(ours.dtype)
         target = classes.clamp_min(0)
         binary = divergences.binary_kl(
             ours, theirs, temperature=params.temperature, focus=params.focus

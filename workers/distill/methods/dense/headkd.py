@@ -12,13 +12,11 @@ divided by the number of locations to which the student's own assignment gives a
 A head with a softmax (SSD) is compared by the sigmoids of its logits without the background's.
 """
 
-from pydantic import Field
-
 from workers.distill.data.types import Batch
 from workers.distill.functional import divergences
 from workers.distill.methods.base import Moment, Source, Terms
 from workers.distill.methods.dense.base import IGNORED, HeadMethod
-from workers.distill.methods.parameters import Temperature, Weight
+from workers.distill.methods.parameters import Focus, KDWeight, Temperature
 from workers.distill.networks.interface import Features
 
 
@@ -38,15 +36,9 @@ class HeadKD(HeadMethod):
     class Params(HeadMethod.Params):
         """A weight, a temperature and an exponent."""
 
-        kd_weight: Weight = Field(1.0, description="Weight of the imitation of the teacher.")
+        kd_weight: KDWeight = 1.0
         temperature: Temperature = 1.0
-        focus: float = Field(
-            2.0,
-            ge=0,
-            le=8,
-            description="Exponent of the difference of both probabilities, by which a divergence "
-            "is multiplied; 0 counts all locations alike.",
-        )
+        focus: Focus = 2.0
 
     params: Params
 

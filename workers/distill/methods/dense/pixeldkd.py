@@ -9,37 +9,24 @@ those of its detectors (megvii-research/mdistiller, detection). Pixels without a
 class and are left out.
 """
 
-from pydantic import Field
-
 from workers.distill.data.types import Batch
 from workers.distill.functional import divergences
 from workers.distill.functional.rows import rows
-from workers.distill.methods.base import Moment, Source, Terms
-from workers.distill.methods.dense.base import DenseMethod
-from workers.distill.methods.parameters import Temperature, WarmupEpochs, Weight
+from workers.distill.methods.base import Moment, Terms
+from workers.distill.methods.dense import base
 from workers.distill.networks.interface import Features
 
 
-class PixelDKD(DenseMethod):
+class PixelDKD(base.DenseMethod):
     """Weigh the divergences of a pixel's true class and of the others separately."""
 
     name = "pixeldkd"
     title = "Decoupled knowledge distillation of pixels"
-    source = Source(
-        "Decoupled Knowledge Distillation", venue="CVPR 2022", arxiv="2203.08679", equations="5-7"
-    )
+    source = base.DKD_SOURCE
     smallest_classes = 2
 
-    class Params(DenseMethod.Params):
-        """Two weights, a temperature and a warm-up."""
-
-        alpha: Weight = Field(1.0, description="Weight of the target-class part (TCKD).")
-        beta: Weight = Field(
-            0.25,
-            description="Weight of the non-target part (NCKD); larger if the teacher is confident.",
-        )
-        temperature: Temperature = 1.0
-        warmup_epochs: WarmupEpochs = 0
+    class Params(base.DecoupledParams):
+        """Those of decoupled distillation."""
 
     params: Params
 

@@ -8,35 +8,22 @@ Source: Zhao et al., CVPR 2022, arXiv:2203.08679, equations 5 to 7 and section 4
 Checked against: megvii-research/mdistiller, detection (weights; values as for classification).
 """
 
-from pydantic import Field
-
 from workers.distill.data.types import Batch
 from workers.distill.functional import divergences
-from workers.distill.methods.base import Moment, Source, Terms
-from workers.distill.methods.dense.base import ProposalsMethod
-from workers.distill.methods.parameters import Temperature, WarmupEpochs, Weight
+from workers.distill.methods.base import Moment, Terms
+from workers.distill.methods.dense import base
 from workers.distill.networks.interface import Features
 
 
-class ROIDKD(ProposalsMethod):
+class ROIDKD(base.ProposalsMethod):
     """Weigh the divergences of a proposal's class and of the others separately."""
 
     name = "roidkd"
     title = "Decoupled knowledge distillation of proposals"
-    source = Source(
-        "Decoupled Knowledge Distillation", venue="CVPR 2022", arxiv="2203.08679", equations="5-7"
-    )
+    source = base.DKD_SOURCE
 
-    class Params(ProposalsMethod.Params):
-        """Two weights, a temperature and a warm-up."""
-
-        alpha: Weight = Field(1.0, description="Weight of the target-class part (TCKD).")
-        beta: Weight = Field(
-            0.25,
-            description="Weight of the non-target part (NCKD); larger if the teacher is confident.",
-        )
-        temperature: Temperature = 1.0
-        warmup_epochs: WarmupEpochs = 0
+    class Params(base.DecoupledParams):
+        """Those of decoupled distillation."""
 
     params: Params
 

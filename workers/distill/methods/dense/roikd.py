@@ -7,13 +7,11 @@ Source: Hinton et al., 2015, arXiv:1503.02531, equation 1; on detectors as in Zh
 2022, arXiv:2203.08679 (megvii-research/mdistiller, detection).
 """
 
-from pydantic import Field
-
 from workers.distill.data.types import Batch
 from workers.distill.functional import divergences
 from workers.distill.methods.base import Moment, Source, Terms
 from workers.distill.methods.dense.base import ProposalsMethod
-from workers.distill.methods.parameters import Temperature, Weight
+from workers.distill.methods.parameters import KDWeight, Temperature
 from workers.distill.networks.interface import Features
 
 
@@ -32,7 +30,7 @@ class ROIKD(ProposalsMethod):
     class Params(ProposalsMethod.Params):
         """A weight and a temperature."""
 
-        kd_weight: Weight = Field(1.0, description="Weight of the imitation of the teacher.")
+        kd_weight: KDWeight = 1.0
         temperature: Temperature = 1.0
 
     params: Params

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from workers.distill.data.types import Batch
 from workers.distill.functional import divergences
 from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
-from workers.distill.methods.parameters import Epochs, TaskWeight, Temperature, Weight, Width
+from workers.distill.methods.parameters import Epochs, KDWeight, TaskWeight, Temperature, Width
 from workers.distill.networks.interface import Features, Network
 
 FIRST = 1.0
@@ -103,7 +103,7 @@ class CTKD(LogitMethod):
         """Two weights, the bounds of the temperature, and its curriculum."""
 
         task_weight: TaskWeight = 0.1
-        kd_weight: Weight = Field(0.9, description="Weight of the imitation of the teacher.")
+        kd_weight: KDWeight = 0.9
         scope: Literal["global", "instance"] = Field(
             "global",
             description="global: one temperature for all samples. instance: a small perceptron on "

@@ -22,7 +22,7 @@ from torch import Tensor
 from workers.distill.data.types import Batch
 from workers.distill.functional import divergences, standardization
 from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
-from workers.distill.methods.parameters import Temperature, WarmupEpochs, Weight
+from workers.distill.methods.parameters import NCKDWeight, TCKDWeight, Temperature, WarmupEpochs
 from workers.distill.networks.interface import Features
 
 
@@ -58,11 +58,8 @@ class DKD(LogitMethod):
     class Params(LogitMethod.Params):
         """Two weights, a temperature, a warm-up and a switch."""
 
-        alpha: Weight = Field(1.0, description="Weight of the target-class part (TCKD).")
-        beta: Weight = Field(
-            8.0,
-            description="Weight of the non-target part (NCKD); larger if the teacher is confident.",
-        )
+        alpha: TCKDWeight = 1.0
+        beta: NCKDWeight = 8.0
         temperature: Temperature = 4.0
         warmup_epochs: WarmupEpochs = 20
         standardize: standardization.Deviation = Field(

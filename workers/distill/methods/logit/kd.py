@@ -22,7 +22,7 @@ from torch import Tensor
 from workers.distill.data.types import Batch
 from workers.distill.functional import divergences, standardization
 from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
-from workers.distill.methods.parameters import TaskWeight, Temperature, Weight
+from workers.distill.methods.parameters import KDWeight, TaskWeight, Temperature
 from workers.distill.networks.interface import Features
 
 
@@ -56,7 +56,7 @@ class KD(LogitMethod):
         """Two weights, a temperature, and two switches."""
 
         task_weight: TaskWeight = 0.1
-        kd_weight: Weight = Field(0.9, description="Weight of the imitation of the teacher.")
+        kd_weight: KDWeight = 0.9
         temperature: Temperature = 4.0
         stop_epoch: int | None = Field(
             None,

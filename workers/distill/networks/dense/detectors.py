@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from workers.distill.data import boxes
 from workers.distill.networks import interface
-from workers.distill.networks.dense import meta
+from workers.distill.networks.dense import branches, distribution_head, meta
 
 ACCEPTED = ("detections_per_image", "score_threshold")
 """Arguments of torchvision's detectors."""
@@ -72,6 +72,18 @@ def table(
         shown[index, :count, 1] = image["scores"].to(shown.dtype)
         shown[index, :count, 2:] = image["boxes"]
     return shown
+
+
+def agnostic(
+    found: Sequence[Mapping[str, Tensor]], threshold: float
+) -> Sequence[Mapping[str, Tensor]]:
+    """Return the detections without those that overlap a better one, whatever its class."""
+    nms: Any = importlib.import_module("torchvision.ops").nms
+    kept = [nms(image["boxes"], image["scores"], threshold) for image in found]
+    return [
+        {name: values[rows] for name, values in image.items()}
+        for image, rows in zip(found, kept, strict=True)
+    ]
 
 
 def _image_list(
@@ -126,6 +138,7 @@ class DenseOutput:
         self.box_deltas = self.outputs["bbox_regression"]
         centerness = self.outputs.get("bbox_ctrness")
         self.centerness = None if centerness is None else centerness.squeeze(2)
+        self.box_distributions = self.outputs.get("bbox_distribution")
         self._network: Any = network
         self._padded_size = padded_size
 
@@ -171,6 +184,8 @@ class DenseOutput:
         """Return class, score, x1, y1, x2, y2, sorted by score; padding has class -1."""
         sizes = [self.image_size] * len(self.box_deltas)
         found = self._detected(self.anchors(), sizes)
+        if self._network.agnostic_nms:
+            found = agnostic(found, self._network.nms_thresh)
         rows = self._network.detections_per_img
         return table(found, rows=rows, first_class=self.first_class)
 
@@ -191,13 +206,15 @@ class DenseOutput:
 
     def _detected(
         self, anchors: list[Tensor], sizes: list[tuple[int, int]]
-    ) -> list[dict[str, Tensor]]:
+    ) -> Sequence[Mapping[str, Tensor]]:
         counts = self.boxes_per_level
         outputs = {
             name: list(torch.split(one, counts, dim=1)) for name, one in self.outputs.items()
         }
         split = [list(torch.split(one, counts)) for one in anchors]
-        found: list[dict[str, Tensor]] = self._network.postprocess_detections(outputs, split, sizes)
+        found: Sequence[Mapping[str, Tensor]] = self._network.postprocess_detections(
+            outputs, split, sizes
+        )
         return found
 
 
@@ -210,8 +227,57 @@ class AnchorOutput(DenseOutput):
         return _on_grids(levels, self.level_sizes)
 
 
-class FCOSOutput(DenseOutput):
+class BranchedOutput(DenseOutput):
+    """Both branches of the head are convolutions; an `interface.BranchedDetectorOutput`."""
+
+    @property
+    def head_convs(self) -> int:
+        """Return how many convolutions each branch has before its last layer."""
+        return branches.depth(self._network.head.classification_head)
+
+    def predicted_boxes(self) -> Float[Tensor, "N L 4"]:
+        """Return the box of each location: x1, y1, x2, y2 in pixels."""
+        return self._decoded(self.box_deltas)
+
+    def branch_maps(
+        self, levels: Sequence[Tensor], convs: int
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the maps of both branches after so many convolutions, before an activation."""
+        head = self._network.head
+        return (
+            branches.before(head.classification_head, levels, convs),
+            branches.before(head.regression_head, levels, convs),
+        )
+
+    def predict_from(
+        self, class_maps: Sequence[Tensor], box_maps: Sequence[Tensor], convs: int
+    ) -> interface.HeadPrediction:
+        """Return what the rest of this head says of maps such as `branch_maps` returns."""
+        head = self._network.head
+        logits = branches.after(head.classification_head, class_maps, convs)
+        deltas = self._deltas(branches.after(head.regression_head, box_maps, convs))
+        return interface.HeadPrediction(logits.transpose(1, 2), self._decoded(deltas))
+
+    def _deltas(self, output: Any) -> Tensor:
+        """Return the deltas [N, L, 4] in what the branch for boxes gives."""
+        deltas: Tensor = output
+        return deltas
+
+    def _decoded(self, deltas: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class FCOSOutput(BranchedOutput):
     """One box per location, with its centerness."""
+
+    def _deltas(self, output: Any) -> Tensor:
+        deltas: Tensor = output[0]  # behind it stands the centerness
+        is_distribution = self.box_distributions is not None
+        return distribution_head.mean_distances(deltas) if is_distribution else deltas
+
+    def _decoded(self, deltas: Tensor) -> Tensor:
+        boxes: Tensor = self._network.head.box_coder.decode(deltas, torch.stack(self.anchors()))
+        return boxes
 
     def _matches(self, given: Examples, anchors: list[Tensor]) -> list[Tensor]:
         # The library matches inside of its loss, which ends by handing the matches to the head.
@@ -225,8 +291,14 @@ class FCOSOutput(DenseOutput):
         return matches
 
 
-class RetinaNetOutput(AnchorOutput):
+class RetinaNetOutput(AnchorOutput, BranchedOutput):
     """Several anchors per location; those that half fit a box are ignored."""
+
+    def _decoded(self, deltas: Tensor) -> Tensor:
+        coder = self._network.head.regression_head.box_coder
+        flat = coder.decode_single(deltas.flatten(0, 1), torch.cat(self.anchors()))
+        boxes: Tensor = flat.view_as(deltas)
+        return boxes
 
     def _matches(self, given: Examples, anchors: list[Tensor]) -> list[Tensor]:
         stand_in = SimpleNamespace(
@@ -261,8 +333,8 @@ class SSDOutput(AnchorOutput):
 
     def _detected(
         self, anchors: list[Tensor], sizes: list[tuple[int, int]]
-    ) -> list[dict[str, Tensor]]:
-        found: list[dict[str, Tensor]] = self._network.postprocess_detections(
+    ) -> Sequence[Mapping[str, Tensor]]:
+        found: Sequence[Mapping[str, Tensor]] = self._network.postprocess_detections(
             self.outputs, anchors, sizes
         )
         return found
@@ -351,7 +423,10 @@ class TwoStageOutput:
         finally:
             for part, mode in zip(parts, was_training, strict=True):
                 part.train(mode)
-        return table(found, rows=self._network.roi_heads.detections_per_img, first_class=1)
+        heads = self._network.roi_heads
+        if self._network.agnostic_nms:
+            found = agnostic(found, heads.nms_thresh)
+        return table(found, rows=heads.detections_per_img, first_class=1)
 
     def _sample(self, targets: Tensor) -> _Sampled:
         kept = self._sampled
@@ -404,6 +479,8 @@ class Detector(interface.Network):
     """Mixin for a torchvision class: `observe`, and `forward` with the detections alone."""
 
     task = "detection"
+    agnostic_nms: bool = False
+    """Whether boxes suppress each other across classes, after they did so within each class."""
     backbone: nn.Module
     transform: nn.Module
 

@@ -15,14 +15,10 @@ from typing import Annotated, Any
 import pydantic
 from torch import nn
 
-from workers.distill import errors
+from workers.distill.config import pyramids as rules
 from workers.distill.networks import interface
-from workers.distill.networks.dense import detectors, pyramids
+from workers.distill.networks.dense import detectors, distribution_head, pyramids
 
-SMALL_SIDE = 128
-"""Images whose longer side is no larger count as small."""
-SMALL_LEVELS = 2
-LEVELS = 4
 NMS_THRESHOLD = 0.5
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 ROI_SIDE = 7
@@ -53,6 +49,12 @@ class Arguments(pyramids.Arguments):
     score_threshold: float = pydantic.Field(
         0.05, ge=0, lt=1, description="Boxes with a lower score are left out."
     )
+    agnostic_nms: bool = pydantic.Field(
+        False,
+        description="Leave out a box that overlaps a better one of any class by more than half; "
+        "false: of its own class alone. COCO's figures expect false. torchvision's own class, into "
+        "which the weights load, knows no such choice.",
+    )
 
 
 class FCOSArguments(Arguments):
@@ -60,6 +62,14 @@ class FCOSArguments(Arguments):
 
     head_convs: int = pydantic.Field(
         2, ge=1, le=8, description="Convolutions of each branch of the head before its last layer."
+    )
+    reg_max: int | None = pydantic.Field(
+        None,
+        ge=4,
+        le=64,
+        description="Predict a distribution over the distances 0 to reg_max of each side of a box, "
+        "in anchor sizes of its level (16 is usual; farther sides are cut to it); null: the "
+        "distances themselves. Method ld needs it, of both networks.",
     )
 
 
@@ -96,30 +106,29 @@ class FasterRCNNArguments(Arguments):
 def build_fcos(accepted: FCOSArguments, sizes: interface.Sizes) -> detectors.Detector:
     """Build a detector that predicts one box per location; fresh weights."""
     library: Any = importlib.import_module("torchvision.models.detection.fcos")
-    pyramid, strides = _pyramid(accepted, sizes, "retort/fcos")
-    # With half a stride, a level takes boxes half as large as the paper's.
-    default = [stride // 2 if _is_small(sizes) else stride for stride in strides[: pyramid.levels]]
-    anchors = _anchors([(size,) for size in _sizes_of(accepted, default, "retort/fcos")], (1.0,))
+    pyramid, strides, found = _pyramid(accepted, sizes, rules.FCOS)
+    anchors = _anchors([(size,) for size in found], (1.0,))
+    head = library.FCOSHead(pyramid.out_channels, 1, sizes.classes, accepted.head_convs)
+    if accepted.reg_max is not None:
+        sides = (sizes.height, sizes.width)
+        pyramids.refuse(
+            rules.FCOS, rules.of_reach("student", rules.FCOS, accepted.reg_max, found[-1], sides)
+        )
+        head = distribution_head.DistributionHead(head, accepted.reg_max)
     network = library.FCOS(
         pyramid,
         sizes.classes,
         anchor_generator=anchors,
-        head=library.FCOSHead(pyramid.out_channels, 1, sizes.classes, accepted.head_convs),
-        score_thresh=accepted.score_threshold,
-        nms_thresh=NMS_THRESHOLD,
-        detections_per_img=accepted.detections_per_image,
-        **_transform(sizes, strides),
+        head=head,
+        **_keywords(accepted, sizes, strides),
     )
-    return _adopted(network, sizes, strides)
+    return _adopted(network, accepted, sizes, strides)
 
 
 def build_retinanet(accepted: RetinaNetArguments, sizes: interface.Sizes) -> detectors.Detector:
     """Build a detector that predicts nine boxes per location; fresh weights."""
     library: Any = importlib.import_module("torchvision.models.detection.retinanet")
-    pyramid, strides = _pyramid(accepted, sizes, "retort/retinanet")
-    found = _sizes_of(
-        accepted, [4 * stride for stride in strides[: pyramid.levels]], "retort/retinanet"
-    )
+    pyramid, strides, found = _pyramid(accepted, sizes, rules.RETINANET)
     octave = [tuple(int(size * 2 ** (step / 3)) for step in range(3)) for size in found]
     anchors = _anchors(octave, ASPECT_RATIOS)
     head = library.RetinaNetHead(
@@ -135,22 +144,17 @@ def build_retinanet(accepted: RetinaNetArguments, sizes: interface.Sizes) -> det
         sizes.classes,
         anchor_generator=anchors,
         head=head,
-        score_thresh=accepted.score_threshold,
-        nms_thresh=NMS_THRESHOLD,
-        detections_per_img=accepted.detections_per_image,
-        **_transform(sizes, strides),
+        **_keywords(accepted, sizes, strides),
     )
-    return _adopted(network, sizes, strides)
+    return _adopted(network, accepted, sizes, strides)
 
 
 def build_fasterrcnn(accepted: FasterRCNNArguments, sizes: interface.Sizes) -> detectors.Detector:
     """Build a detector that classifies proposals; fresh weights."""
     library: Any = importlib.import_module("torchvision.models.detection.faster_rcnn")
     pooler: Any = importlib.import_module("torchvision.ops").MultiScaleRoIAlign
-    pyramid, strides = _pyramid(accepted, sizes, "retort/fasterrcnn")
-    is_small = _is_small(sizes)
-    default = [(4 if is_small else 8) * stride for stride in strides[: pyramid.levels]]
-    found = _sizes_of(accepted, default, "retort/fasterrcnn")
+    pyramid, strides, found = _pyramid(accepted, sizes, rules.FASTER_RCNN)
+    is_small = rules.is_small((sizes.height, sizes.width))
     drawn = accepted.rpn_post_nms_top_n_train or (200 if is_small else 2000)
     width = accepted.representation_size
     network = library.FasterRCNN(
@@ -167,39 +171,30 @@ def build_fasterrcnn(accepted: FasterRCNNArguments, sizes: interface.Sizes) -> d
         ),
         box_head=library.TwoMLPHead(pyramid.out_channels * ROI_SIDE**2, width),
         box_predictor=library.FastRCNNPredictor(width, sizes.classes + 1),
-        box_score_thresh=accepted.score_threshold,
-        box_nms_thresh=NMS_THRESHOLD,
-        box_detections_per_img=accepted.detections_per_image,
         box_batch_size_per_image=accepted.box_batch_size_per_image or (64 if is_small else 512),
-        **_transform(sizes, strides),
+        **_keywords(accepted, sizes, strides, prefix="box_"),
     )
-    return _adopted(network, sizes, strides)
-
-
-def _is_small(sizes: interface.Sizes) -> bool:
-    return max(sizes.height, sizes.width) <= SMALL_SIDE
+    return _adopted(network, accepted, sizes, strides)
 
 
 def _pyramid(
     accepted: Arguments, sizes: interface.Sizes, reference: str
-) -> tuple[pyramids.Pyramid, tuple[int, ...]]:
-    """Return a pyramid, and the strides of all maps of its backbone."""
-    most = SMALL_LEVELS if _is_small(sizes) else LEVELS
-    return pyramids.build(
-        accepted, sizes.channels, levels=accepted.levels, most=most, reference=reference
+) -> tuple[pyramids.Pyramid, tuple[int, ...], list[int]]:
+    """Return a pyramid, the strides of all maps of its backbone, and its levels' anchor sizes."""
+    sides = (sizes.height, sizes.width)
+    pyramid, strides = pyramids.build(
+        accepted,
+        sizes.channels,
+        levels=accepted.levels,
+        most=rules.most_levels(sides),
+        reference=reference,
     )
-
-
-def _sizes_of(accepted: Arguments, default: list[int], reference: str) -> Sequence[int]:
-    given = accepted.anchor_sizes
-    if given is not None and len(given) != len(default):
-        raise errors.UnknownNetwork(
-            f"{reference} does not accept argument 'anchor_sizes': {len(given)} sizes for "
-            f"{len(default)} levels; give one size per level, or set levels to {len(given)}",
-            network=reference,
-            argument="anchor_sizes",
-        )
-    return default if given is None else given
+    found = rules.default_sizes(reference, strides[: pyramid.levels], sides)
+    if accepted.anchor_sizes is not None:
+        found = list(accepted.anchor_sizes)
+        faults = rules.of_anchor_sizes("student", reference, found, pyramid.levels)
+        pyramids.refuse(reference, faults)
+    return pyramid, strides, found
 
 
 def _anchors(sizes: Sequence[tuple[int, ...]], ratios: tuple[float, ...]) -> Any:
@@ -207,12 +202,17 @@ def _anchors(sizes: Sequence[tuple[int, ...]], ratios: tuple[float, ...]) -> Any
     return generator.AnchorGenerator(tuple(sizes), (ratios,) * len(sizes))
 
 
-def _transform(sizes: interface.Sizes, strides: Sequence[int]) -> dict[str, Any]:
-    """Return arguments of torchvision's transform, with which it changes nothing but the padding.
+def _keywords(
+    accepted: Arguments, sizes: interface.Sizes, strides: Sequence[int], *, prefix: str = ""
+) -> dict[str, Any]:
+    """Return which detections are chosen, and a transform that changes nothing but the padding.
 
     So the plain class gives the same detections for normalised images of the network's size.
     """
     return {
+        f"{prefix}score_thresh": accepted.score_threshold,
+        f"{prefix}nms_thresh": NMS_THRESHOLD,
+        f"{prefix}detections_per_img": accepted.detections_per_image,
         "min_size": min(sizes.height, sizes.width),
         "max_size": max(sizes.height, sizes.width),
         "image_mean": [0.0] * sizes.channels,
@@ -222,7 +222,7 @@ def _transform(sizes: interface.Sizes, strides: Sequence[int]) -> dict[str, Any]
 
 
 def _adopted(
-    module: nn.Module, sizes: interface.Sizes, strides: Sequence[int]
+    module: nn.Module, accepted: Arguments, sizes: interface.Sizes, strides: Sequence[int]
 ) -> detectors.Detector:
     network = detectors.adopt(
         module,
@@ -230,5 +230,6 @@ def _adopted(
         channels=sizes.channels,
         size=(sizes.height, sizes.width),
     )
+    network.agnostic_nms = accepted.agnostic_nms
     network.smallest_batch = pyramids.smallest_batch(strides, sizes)
     return network

@@ -7,7 +7,7 @@ Source: Lin et al., CVPR 2017, arXiv:1612.03144, section 3.
 
 import importlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pydantic
@@ -16,13 +16,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from workers.distill import errors
+from workers.distill.config import pyramids as rules
+from workers.distill.config.rules import Violation
 from workers.distill.networks import interface
 from workers.distill.networks.zoo import arguments, resnet
 
-SMALL_RESNET = "small_resnet"
+SMALL_RESNET = rules.SMALL_RESNET
 FIRST_STRIDE = 4
 """Finer maps are left out: a pyramid over them costs more than the rest of a network."""
-SMALL_STRIDES = (4, 8, 16)
 
 
 class SmallResNet(nn.Module):
@@ -114,16 +115,16 @@ def build(
     """
     body, widths, strides = _body(accepted, channels, reference)
     count = min(most, len(strides)) if levels is None else levels
-    if count > len(strides):
-        raise errors.UnknownNetwork(
-            f"{reference} does not accept argument 'levels': {count} levels, and the backbone "
-            f"{accepted.backbone} has {len(strides)} maps, at strides "
-            f"{', '.join(map(str, strides))}; ask for at most {len(strides)}",
-            network=reference,
-            argument="levels",
-        )
+    refuse(reference, rules.of_levels("student", reference, count, accepted.backbone, strides))
     pyramid = Pyramid(body, widths, out_channels=accepted.fpn_channels, levels=count)
     return pyramid, strides
+
+
+def refuse(reference: str, violations: Iterator[Violation]) -> None:
+    """Raise `UnknownNetwork` for the first argument that is wrong, if there is one."""
+    for violation in violations:
+        argument = violation.field.rpartition("/")[2]
+        raise errors.UnknownNetwork(violation.message, network=reference, argument=argument)
 
 
 def smallest_batch(strides: Sequence[int], sizes: interface.Sizes) -> int:
@@ -136,7 +137,7 @@ def _body(
 ) -> tuple[nn.Module, tuple[int, ...], tuple[int, ...]]:
     if accepted.backbone == SMALL_RESNET:
         small = SmallResNet(width=accepted.width, blocks=accepted.blocks, channels=channels)
-        return small, small.channels, SMALL_STRIDES
+        return small, small.channels, rules.SMALL_STRIDES
     timm = importlib.import_module("timm")
     name = accepted.backbone.partition("/")[2]
     if name not in timm.list_models():
