@@ -34,15 +34,21 @@ class Problems:
         """Add what would have been raised for a single file."""
         self.add(refusal.refusal, refusal.message)
 
-    def refuse(self) -> None:
-        """Raise one `UploadRefused` with the first 50 problems, one a line, if there are any."""
+    def refuse(self, hint: str = "") -> None:
+        """Raise one `UploadRefused` with the first 50 problems, one a line, if there are any.
+
+        `hint` is a way out that stands after them.
+        """
         if not self._count:
             return
         if self._count == 1:
-            raise errors.UploadRefused(self._code, self._listed[0])
+            message = "\n".join([self._listed[0], hint]).rstrip()
+            raise errors.UploadRefused(self._code, message)
         first = f", the first {MOST_LISTED}" if self._count > MOST_LISTED else ""
         raise errors.UploadRefused(
             self._code,
-            "\n".join([f"the upload has {self._count} problems{first}:", *self._listed]),
+            "\n".join(
+                [f"the upload has {self._count} problems{first}:", *self._listed, hint]
+            ).rstrip(),
             problems=self._count,
         )
