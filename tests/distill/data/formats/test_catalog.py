@@ -85,6 +85,9 @@ ARCHIVES: dict[str, dict[str, bytes | str]] = {
     "cifar10": {"cifar-10-batches-py/data_batch_1": b"x", "cifar-10-batches-py/test_batch": b"x"},
     "cifar100": {"cifar-100-binary/train.bin": b"x"},
     "npz": {"x_train.npy": b"x", "y_train.npy": b"x"},
+    "csv": {"labels.csv": "id,breed\n1,pug\n2,boxer", "1.jpg": b"x", "2.jpg": b"x"},
+    "idx": {"MNIST/raw/train-images-idx3-ubyte.gz": b"x"},
+    "parquet": {"data/train-00000-of-00001.parquet": b"x"},
     "coco": {"annotations/instances_train.json": "{}", "train/1.jpg": b"x"},
     "voc": {"VOC/JPEGImages/1.jpg": b"x", "VOC/Annotations/1.xml": "x"},
     "yolo": YOLO,
@@ -138,6 +141,11 @@ class TestChoose:
         upload = Upload(tmp_path / "upload", tmp_path / "scratch")
         with pytest.raises(errors.UploadRefused, match=words) as caught:
             catalog.choose(rules.AUTO, "classification", upload)
+        assert ", ".join(catalog.FORMATS) in caught.value.message
+
+    def test_says_of_an_unknown_archive_why_it_is_of_no_format(self, tmp_path: Path) -> None:
+        with pytest.raises(errors.UploadRefused) as caught:
+            catalog.choose(rules.AUTO, "classification", an_upload(tmp_path, {"a": "b"}))
         assert all(f"\n{name}: " in caught.value.message for name in catalog.FORMATS)
 
 

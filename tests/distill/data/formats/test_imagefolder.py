@@ -134,13 +134,13 @@ class TestConvert:
 
     def test_palettes_and_sixteen_bits_are_converted(self, tmp_path: Path) -> None:
         deep, palette = io.BytesIO(), io.BytesIO()
-        Image.fromarray(np.full((8, 8), 256 * 177, dtype=np.uint16)).save(deep, "PNG")
+        Image.fromarray(np.full((8, 8), 256 * 77, dtype=np.uint16)).save(deep, "PNG")
         Image.new("P", (8, 8), 3).save(palette, "PNG", transparency=b"\0\1\2")
         files = {f"a/{index}.png": deep.getvalue() for index in range(3)}
         files |= {f"b/{index}.png": palette.getvalue() for index in range(3)}
         convert(tmp_path, files)
         split = dataset.load(tmp_path / "dataset").split("train")
-        assert (split.images[split.labels == 0] == 176).all()
+        assert (split.images[split.labels == 0] == 77).all()
 
     def test_turned_pictures_are_upright(self, tmp_path: Path) -> None:
         turned = uploads.picture(1, size=(8, 12), turned=6)

@@ -30,6 +30,11 @@ def convert(
     )
 
 
+def recognised(upload: Upload) -> str:
+    """Return the name of the format that an upload is recognised as."""
+    return catalog.recognise(upload).name
+
+
 def picture(
     value: int, *, size: tuple[int, int] = (20, 30), mode: str = "RGB", turned: int = 1
 ) -> bytes:

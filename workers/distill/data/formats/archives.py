@@ -39,10 +39,15 @@ LARGEST_TAR_HEADER_BYTES = 1 << 20
 _ENCRYPTED, _UTF8 = 1 << 0, 1 << 11
 """Bits of a zip entry's flags."""
 _UNICODE_PATH = 0x7075
+_DOS = 0
+"""The system of zip archives that programs of DOS and Windows write."""
 _METHODS = frozenset(
     {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 )
 _PAGES = {
+    "cp437": "cp437 (Western)",
+    "cp850": "cp850 (Western)",
+    "cp1252": "cp1252 (Western)",
     "gb18030": "GBK (Chinese)",
     "big5": "Big5 (Chinese)",
     "cp949": "cp949 (Korean)",
@@ -146,8 +151,7 @@ class _Writer:
         if waiting:
             some = ", ".join(str(place.relative_to(self._folder)) for place in waiting[:MOST_NAMED])
             notes.append(
-                f"{len(waiting)} links to entries that the archive does not have were left out: "
-                f"{some}"
+                f"{len(waiting)} links that lead to no entry, or in a circle, were left out: {some}"
             )
         if self._renamed:
             notes.append(
@@ -276,6 +280,8 @@ def _looks_like_zip(path: Path) -> bool:
 
 
 def _unpack_zip(path: Path, writer: _Writer) -> list[str]:
+    if not zipfile.is_zipfile(path):
+        raise zipfile.BadZipFile("it begins as a zip archive, but its end is missing")
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         names, page = _zip_names(entries)
@@ -307,7 +313,9 @@ def _zip_names(entries: Sequence[zipfile.ZipInfo]) -> tuple[list[str], str | Non
         for index, entry in enumerate(entries)
         if not entry.flag_bits & _UTF8 and (raw := _raw_name(entry)) is not None
     }
-    decoded, page = entry_names.decode(list(unmarked.values()))
+    decoded, page = entry_names.decode(
+        list(unmarked.values()), is_dos=any(entry.create_system == _DOS for entry in entries)
+    )
     names = [entry.filename for entry in entries]
     for index, name in zip(unmarked, decoded, strict=True):
         names[index] = _unicode_name(entries[index], unmarked[index]) or name
@@ -355,7 +363,7 @@ def _unpack_tar(path: Path, writer: _Writer) -> list[str]:
             try:
                 return raw.decode(page or "ascii")
             except UnicodeDecodeError:
-                (name,), page = entry_names.decode([raw])
+                (name,), page = entry_names.decode([raw], is_dos=False)
         return name
 
     with _open_tar(path) as archive:

@@ -72,17 +72,7 @@ def recognise(upload: Upload) -> Format:
         except errors.UploadRefused as refusal:
             reasons[name] = refusal
     if not found:
-        kind = file_kinds.kind_of(upload.path)
-        raise errors.UploadRefused(
-            rules.CODE,
-            "\n".join(
-                [
-                    "the upload has the layout of no known format"
-                    + (f": it is {kind}" if kind and not upload.is_archive else ""),
-                    *(f"{name}: {reason.message}" for name, reason in reasons.items()),
-                ]
-            ),
-        )
+        raise errors.UploadRefused(rules.CODE, _unrecognised(upload, reasons))
     if len(found) > 1:
         names = " and ".join(entry.name for entry in found)
         raise errors.UploadRefused(
@@ -90,6 +80,15 @@ def recognise(upload: Upload) -> Format:
         )
     upload.notes.append(f"the format was recognised: {found[0].name}")
     return found[0]
+
+
+def _unrecognised(upload: Upload, reasons: dict[str, errors.UploadRefused]) -> str:
+    """Return what an upload is, or why it has the layout of none of the formats."""
+    message = "the upload has the layout of no known format"
+    kind = None if upload.is_archive or upload.is_npz else file_kinds.kind_of(upload.path)
+    if kind is not None:
+        return f"{message}: it is {kind}; formats are {', '.join(FORMATS)}"
+    return "\n".join([message, *(f"{name}: {reason.message}" for name, reason in reasons.items())])
 
 
 def describe() -> list[dict[str, Any]]:  # Any: JSON for the catalog

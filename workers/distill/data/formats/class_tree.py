@@ -140,6 +140,8 @@ class _Split:
     listed: list[LabelledPicture] | None = None
     """Pictures whose classes a file lists, where there are no class folders."""
     list_file: Path | None = None
+    renamed: Sequence[str] = ()
+    """Class folders whose names differ from those of training in case."""
 
     @property
     def total(self) -> int:
@@ -250,9 +252,9 @@ def _read_splits(folder: Folder, reasons: Reasons) -> dict[str, _Split]:
     _move_eval(by_name)
     for name in ("validation", "test"):
         read = [
-            split
+            other
             for child in by_name.get(name, ())
-            if (split := _read_other(child, name, found["train"].classes, reasons)) is not None
+            if (other := _read_other(child, name, found["train"].classes, reasons)) is not None
         ]
         if read:
             found[name] = _largest(name, read, reasons)
@@ -331,8 +333,9 @@ def _why_no_class(child: Folder, names: Collection[str], *, is_split: bool) -> s
     split = folders.split_of(child.name, names)
     is_leaf = bool(child.pictures) and not child.filled
     if split is not None and not (is_split and is_leaf):
-        if split == "train" and is_leaf:
-            beside = ", ".join(sorted(set(names) - {child.name})[:MOST_NAMED])
+        others = sorted(name for name in names if folders.split_of(name, names) is None)
+        if split == "train" and is_leaf and others:
+            beside = ", ".join(others[:MOST_NAMED])
             raise errors.UploadRefused(
                 "bad_labels",
                 f"the folder {child.name!r} is named like a split, and its pictures lie beside the "
@@ -371,14 +374,17 @@ def _read_other(
     inner = _unwrapped(child, classes)
     # Names may differ in case between splits.
     alike: dict[str, list[str]] = {}
-    for one in classes:
-        alike.setdefault(one.casefold(), []).append(one)
+    for known in classes:
+        alike.setdefault(known.casefold(), []).append(known)
     found: dict[str, Folder] = {}
+    renamed: list[str] = []
     unknown: list[Folder] = []
     for one in inner.children:
         same = [one.name] if one.name in classes else alike.get(one.name.casefold(), [])
         if len(same) == 1 and same[0] not in found:
             found[same[0]] = one
+            if one.name != same[0]:
+                renamed.append(f"{one.name!r} as {same[0]!r}")
         elif one.total:
             unknown.append(one)
     if any(one.total for one in found.values()):
@@ -387,7 +393,7 @@ def _read_other(
             if reason is None:
                 raise _unknown_class(name, one.name)
             reasons[one.place] = reason
-        return _Split(child, found)
+        return _Split(child, found, renamed=renamed)
     listed = _listed(child, classes)
     if listed is not None:
         return listed
@@ -486,9 +492,9 @@ def _add_unread(tree: Folder, splits: Mapping[str, _Split], reasons: Reasons) ->
             return
         if folder.place not in above:
             if folder.total:
-                is_copy = len({child.name for child in folder.filled} & names) > 1
+                is_copy = bool({child.name for child in folder.filled} & names)
                 reasons[folder.place] = (
-                    "it looks like a copy of the data set inside itself"
+                    "it looks like another copy of the data set"
                     if is_copy
                     else "it lies beside the data set"
                 )
@@ -518,10 +524,18 @@ def _notes_of_reasons(reasons: Reasons, root: Path) -> list[str]:
 
 
 def _notes_of_splits(splits: Mapping[str, _Split], root: Path) -> list[str]:
-    notes = []
+    notes: list[str] = []
+    if any(split.folder is not splits["train"].folder for split in splits.values()):
+        notes += [
+            f"the folder {_name(split.folder.place, root)!r} is the {name} split"
+            for name, split in splits.items()
+            if split.folder.name.lower() not in folders.SPLIT_NAMES
+        ]
+    elif len(splits) > 1:
+        notes.append(f"each class folder has its own folders of splits: {', '.join(splits)}")
     for name, split in splits.items():
-        if split.folder.name.lower() not in folders.SPLIT_NAMES and len(splits) > 1:
-            notes.append(f"the folder {_name(split.folder.place, root)!r} is the {name} split")
+        if split.renamed:
+            notes.append(f"classes of the {name} split were taken: {', '.join(split.renamed)}")
         if split.listed is not None and split.list_file is not None:
             notes.append(
                 f"the classes of the {name} split were read from {_name(split.list_file, root)!r}"

@@ -17,7 +17,7 @@ from workers.distill import errors
 from workers.distill.config.job import Task
 from workers.distill.data import dataset
 from workers.distill.data.formats import conversion, pictures
-from workers.distill.data.formats.bad_pictures import BadPictures
+from workers.distill.data.formats.problems import Problems
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,20 @@ def write(
 
     Files are named relative to `root`. Raises `UploadRefused` with all that is wrong.
     """
-    bad = BadPictures(sum(map(len, given.values())), hints.max_bad_share)
-    headers = _headers(given, root, bad)
-    scale = _grey_scale(headers, root, hints, bad)
+    problems = Problems()
+    problems.allow_unreadable(hints.max_bad_share, pictures=sum(map(len, given.values())))
+    headers = _headers(given, root, problems)
+    scale = pictures.grey_scale(headers, root, hints.max_value, problems)
     try:
         form = _form(headers, hints)
     except errors.UploadRefused as refusal:
-        _add_damaged(headers, root, bad)
-        bad.refuse(refusal)
-    if bad.are_too_many:
-        _add_damaged(headers, root, bad)
-        bad.refuse()
+        problems.add_refusal(refusal)
+        _add_damaged(headers, root, problems)
+        problems.refuse()
+        raise
+    if problems.are_any:
+        _add_damaged(headers, root, problems)
+    problems.refuse()
     good = {name: [one for one in split if one.file in headers] for name, split in given.items()}
     for name, split in good.items():
         if not split:
@@ -66,19 +69,22 @@ def write(
         try:
             image = pictures.decode(one.file, root, form.channels, white=scale.white)
         except errors.UploadRefused as refusal:
-            bad.add(one.file, refusal)
+            problems.add_unreadable(one.file, refusal)
             return None
         return {
             "images": pictures.to_array(_fitted(image, form.height, form.width)),
             "labels": one.label,
         }
 
-    stored = {
-        name: conversion.store(folder, name, complete[name], form, {"labels": ("I64", ())}, decode)
-        for name in dataset.SPLITS
-    }
-    if bad.are_too_many:
-        bad.refuse()
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {"labels": ("I64", ())}
+    try:
+        stored = {
+            name: conversion.store(folder, name, complete[name], form, shapes, decode)
+            for name in dataset.SPLITS
+        }
+    except errors.UploadRefused as refusal:
+        problems.add_refusal(refusal)
+    problems.refuse()
     seen = set(np.unique(stored["train"]["labels"]).tolist())
     absent = [name for number, name in enumerate(classes) if number not in seen]
     return conversion.finish(
@@ -90,7 +96,7 @@ def write(
         hints=hints,
         notes=[
             *notes,
-            *bad.notes(),
+            *problems.notes(),
             *pictures.notes_of(headers.values(), scale),
             *_notes_of_sizes(headers.values(), form),
             *divided,
@@ -101,7 +107,7 @@ def write(
 
 
 def _headers(
-    given: Mapping[str, Sequence[LabelledPicture]], root: Path, bad: BadPictures
+    given: Mapping[str, Sequence[LabelledPicture]], root: Path, problems: Problems
 ) -> dict[Path, pictures.PictureHeader]:
     found: dict[Path, pictures.PictureHeader] = {}
     for split in given.values():
@@ -109,28 +115,8 @@ def _headers(
             try:
                 found[one.file] = pictures.read_header(one.file, root)
             except errors.UploadRefused as refusal:
-                bad.add(one.file, refusal)
+                problems.add_unreadable(one.file, refusal)
     return found
-
-
-def _grey_scale(
-    headers: dict[Path, pictures.PictureHeader],
-    root: Path,
-    hints: conversion.InputHints,
-    bad: BadPictures,
-) -> pictures.GreyScale:
-    """Return the scale of all pictures of more than 8 bits, whose white is given or measured.
-
-    Pictures that cannot be read lose their header.
-    """
-    highest = 0
-    for file in [file for file, header in headers.items() if header.is_deep]:
-        try:
-            highest = max(highest, pictures.highest_value(file, root))
-        except errors.UploadRefused as refusal:
-            bad.add(file, refusal)
-            del headers[file]
-    return pictures.GreyScale.of(highest, hints.max_value)
 
 
 def _form(
@@ -158,13 +144,13 @@ def _form(
     return conversion.StoredForm(channels, *next(iter(sizes)))
 
 
-def _add_damaged(files: Iterable[Path], root: Path, bad: BadPictures) -> None:
+def _add_damaged(files: Iterable[Path], root: Path, problems: Problems) -> None:
     """Decode pictures for the sake of an answer that names all that cannot be read."""
     for file in files:
         try:
             pictures.decode(file, root, channels=1)
         except errors.UploadRefused as refusal:
-            bad.add(file, refusal)
+            problems.add_unreadable(file, refusal)
 
 
 def _fitted(image: Image.Image, height: int, width: int) -> Image.Image:

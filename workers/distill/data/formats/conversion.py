@@ -154,6 +154,8 @@ def store(
     returns the values of one, or None for a picture that is left out. Raises `UploadRefused` where
     none is left.
     """
+    if not pictures:
+        raise errors.UploadRefused("no_images", f"the {name} split has no readable pictures")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
     one = {"images": ("U8", (form.channels, form.height, form.width)), **shapes}

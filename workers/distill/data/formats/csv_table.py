@@ -25,7 +25,7 @@ LAYOUT = (
     "column of their classes, called label or class"
 )
 SUFFIXES = (".csv", ".tsv")
-_LABELS = [
+_LABELS = (
     "label",
     "labels",
     "class",
@@ -40,7 +40,7 @@ _LABELS = [
     "class_id",
     "classid",
     "label_name",
-]
+)
 """Names of columns of classes, the likeliest first."""
 _SPLITS = ("split", "set", "subset", "fold", "partition", "usage")
 _SHARE = 0.5
@@ -165,7 +165,8 @@ def find(upload: Upload, pictures: Pictures | None = None) -> tuple[list[Table],
             continue
         tables.append(table)
         what = f"column {table.label!r}" if table.label else f"columns {', '.join(table.one_hot)}"
-        notes.append(f"classes were read from {name!r}, {what}")
+        by_split = f", splits from column {table.split!r}" if table.split else ""
+        notes.append(f"classes were read from {name!r}, {what}{by_split}")
     if not tables:
         raise errors.UploadRefused("unsupported_format", "; ".join([LAYOUT, *faults]))
     return tables, notes
@@ -185,8 +186,9 @@ def _read(file: Path, root: Path, pictures: Pictures, faults: list[str]) -> Tabl
     columns = [column for column in reader.fieldnames or () if column]
     if not rows or not columns:
         return None
+    place = folders.split_of(file.stem) or "train"
     counts = {
-        column: sum(pictures.find(row[column], "train") is not None for row in rows)
+        column: len({pictures.find(row[column], place) for row in rows} - {None})
         for column in columns
     }
     named = max(columns, key=lambda column: counts[column])

@@ -18,23 +18,24 @@ LEAST_COMMON = 0.5
 """Share of common characters from which on a text is taken for Chinese or Korean."""
 
 
-def decode(names: Sequence[bytes]) -> tuple[list[str], str | None]:
+def decode(names: Sequence[bytes], *, is_dos: bool) -> tuple[list[str], str | None]:
     """Return the names as text, and the code page that was guessed; None where they are UTF-8.
 
-    All names are those of one archive, and have one code page. Where none fits, `cp437` is named,
-    in which every byte is a character: that of the first zip archives.
+    All names are those of one archive, and have one code page; `is_dos` says that the program that
+    wrote them may have used one of DOS, as zip programs of Windows do. Where none fits, `cp437` is
+    named, in which every byte is a character: that of the first zip archives.
     """
     try:
         return [name.decode() for name in names], None
     except UnicodeDecodeError:
-        page = _guess([name for name in names if not name.isascii()])
+        page = _guess([name for name in names if not name.isascii()], is_dos=is_dos)
         return [name.decode(page) for name in names], page
 
 
-def _guess(names: Sequence[bytes]) -> str:
+def _guess(names: Sequence[bytes], *, is_dos: bool) -> str:
     # The DOS pages first: their letters lie where other pages have rare characters.
     for page, is_letter in (("cp437", _is_latin), ("cp850", _is_latin), ("cp866", _is_cyrillic)):
-        if _all_letters(names, page, is_letter):
+        if is_dos and _all_letters(names, page, is_letter):
             return page
     if _all_letters(names, "cp932", _is_japanese):
         return "cp932"

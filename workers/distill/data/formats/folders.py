@@ -113,6 +113,8 @@ _SPLIT_DECORATIONS = frozenset(
         "augmented",
         "aug",
         "full",
+        "mini",
+        "small",
         "final",
         "new",
         "the",

@@ -94,6 +94,9 @@ def find(upload: Upload) -> dict[tuple[str, str], Path]:
             "test" if split == "t10k" else folders.SPLIT_NAMES[split],
             matched["role"].lower(),
         )
+        # Torchvision keeps the compressed file beside what it has unpacked.
+        if key in found and file.name == f"{found[key].name}.gz":
+            continue
         if key in found:
             raise errors.UploadRefused(
                 "unsupported_format",

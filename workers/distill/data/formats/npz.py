@@ -376,7 +376,8 @@ def _labels_of_all(
     if lowest < 0 or highest >= conversion.MOST_CLASSES:
         raise errors.UploadRefused(
             "bad_labels",
-            f"labels run from {lowest} to {highest}; they are 0 to {conversion.MOST_CLASSES - 1} at most",
+            f"labels run from {lowest} to {highest}; they are 0 to "
+            f"{conversion.MOST_CLASSES - 1} at most",
         )
     count = max(highest + 1, columns)
     classes = None if content.classes is None else _names_of(content.classes)

@@ -62,12 +62,13 @@ def convert(
                 file = place / f"{part.stem}, row {len(held)}"
                 file.write_bytes(content)
                 held.append((file, value))
-    if "train" not in labels:
-        raise errors.UploadRefused("no_images", "the files have no training pictures")
     unlabelled = [split for split, held in labels.items() if all(v in (None, -1) for _, v in held)]
     for split in unlabelled:
         notes.append(f"the {split} split was left out: its pictures have no labels")
         del labels[split]
+    if "train" not in labels:
+        message = "the files have no training pictures with a label"
+        raise errors.UploadRefused("no_images", "; ".join([message, *notes]))
     classes, numbers = _numbers(labels, names)
     return classified.write(
         folder,
@@ -163,7 +164,7 @@ def _numbers(
     kinds = {type(value) for value in found}
     if len(kinds) != 1:
         raise errors.UploadRefused(
-            "bad_labels", "some pictures have no label, or one of other kind"
+            "bad_labels", "labels are numbers in some rows, and names or nothing in others"
         )
     if kinds == {str}:
         names = names or sorted(found)

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 from workers.distill import errors
 from workers.distill.data.formats import file_kinds
+from workers.distill.data.formats.problems import Problems
 
 pillow_heif.register_heif_opener()
 
@@ -27,6 +28,8 @@ DEEP_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 """Grey values of more than 8 bits."""
 GREY_MODES = frozenset({"1", "L", "LA"}) | DEEP_MODES
 LARGEST_VALUE = 65_535
+DEPTHS = (8, 10, 12, 14, 16)
+"""Bits that grey values of pictures have, which are stored in 16 where they are more than 8."""
 ORIENTATION = 0x0112
 ORIENTATIONS = frozenset(range(2, 9))
 """Values of EXIF's orientation that move pixels."""
@@ -120,10 +123,27 @@ class GreyScale:
     def of(cls, highest: int, given: int | None = None) -> "GreyScale":
         """Return the scale for pictures with values up to `highest`.
 
-        White is `given`, or the largest value of 8, 9, ... 16 bits: twelve are often stored in
-        sixteen.
+        White is `given`, or the largest value of the fewest bits that cameras and scanners have.
         """
-        return cls(highest, given or max((1 << highest.bit_length()) - 1, 255))
+        bits = next(bits for bits in DEPTHS if highest < 1 << bits)
+        return cls(highest, given or (1 << bits) - 1)
+
+
+def grey_scale(
+    headers: dict[Path, PictureHeader], root: Path, given: int | None, problems: Problems
+) -> GreyScale:
+    """Return the scale of all pictures of more than 8 bits, whose white is `given` or measured.
+
+    Those that cannot be read are added to `problems`, and lose their header.
+    """
+    highest = 0
+    for file in [file for file, header in headers.items() if header.is_deep]:
+        try:
+            highest = max(highest, highest_value(file, root))
+        except errors.UploadRefused as refusal:
+            problems.add_unreadable(file, refusal)
+            del headers[file]
+    return GreyScale.of(highest, given)
 
 
 def notes_of(headers: Collection[PictureHeader], scale: GreyScale) -> list[str]:
