@@ -119,9 +119,10 @@ def upload_dataset(
 ) -> None:
     """Upload an archive of images and register it as a new version of a data set."""
     given = _input(channels, height, width, mean, std)  # the rest is measured
-    for name, value in (("max_value", max_value), ("max_bad_share", max_bad_share)):
-        if value is not None:
-            given[name] = value
+    if max_value is not None:
+        given["max_value"] = max_value
+    if max_bad_share is not None:
+        given["max_bad_share"] = max_bad_share
     upload = _send(retort, file, "dataset", resume)
     datasets = retort.client.datasets
     version = datasets.register(

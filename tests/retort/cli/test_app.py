@@ -528,7 +528,8 @@ class TestUpload:
     def test_registers_a_dataset(self, real, staff, tmp_path):
         archive = tmp_path / "shapes.zip"
         archive.write_bytes(b"PK")
-        result = run("upload", "dataset", "shapes", str(archive))
+        bounds = ("--max-value", "4095", "--max-bad-share", "0.1")
+        result = run("upload", "dataset", "shapes", str(archive), *bounds)
         assert result.stdout == "shapes@1\n"
         facts = {"format": "imagefolder", "notes": ["the folder 'demo' was left out"]}
         splits = {"train": 8, "test": 2}

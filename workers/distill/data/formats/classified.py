@@ -47,6 +47,9 @@ def write(
     problems.allow_unreadable(hints.max_bad_share, pictures=sum(map(len, given.values())))
     headers = _headers(given, root, problems)
     scale = pictures.grey_scale(headers, root, hints.max_value, problems)
+    if not headers:
+        problems.refuse()
+        raise errors.UploadRefused("no_images", "no picture of the upload can be read")
     try:
         form = _form(headers, hints)
     except errors.UploadRefused as refusal:
@@ -124,10 +127,8 @@ def _form(
 ) -> conversion.StoredForm:
     """Return size and channels for all pictures, from their headers and the uploader's hints.
 
-    Raises `UploadRefused` where sizes differ and no size was given, or no picture can be read.
+    Raises `UploadRefused` where sizes differ and no size was given.
     """
-    if not headers:
-        raise errors.UploadRefused("no_images", "no picture of the upload can be read")
     sizes = Counter((header.height, header.width) for header in headers.values())
     are_grey = all(header.is_grey for header in headers.values())
     channels = hints.picture_channels(are_grey=are_grey)
