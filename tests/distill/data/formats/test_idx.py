@@ -53,7 +53,10 @@ class TestConvert:
         files |= {name.removesuffix(".gz"): idx(IMAGES) for name in files if "images" in name}
         files |= {name.removesuffix(".gz"): idx(LABELS) for name in files if "train-l" in name}
         uploads.archive(tmp_path, {**files, "MNIST/raw/t10k-images-idx3-ubyte": idx(IMAGES[:8])})
-        assert uploads.convert("idx", tmp_path).splits["train"] == 18
+        record = uploads.convert("idx", tmp_path)
+        assert record.splits["train"] == 18
+        twins = "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz"
+        assert record.notes[0] == f"files that are not needed were left out: {twins}"
 
 
 class TestRefusedFiles:

@@ -92,7 +92,7 @@ def _common_share(names: Sequence[bytes], page: str) -> float:
         return 0.0
     first, last, trail = _EAST_ASIAN[page]
     characters = [letter.encode(page) for letter in text if not letter.isascii()]
-    common = sum(
+    usual = sum(
         len(code) == 2 and first <= code[0] <= last and code[1] >= trail for code in characters
     )
-    return common / len(characters)
+    return usual / len(characters)

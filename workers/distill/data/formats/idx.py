@@ -32,6 +32,7 @@ _NAME = re.compile(
     re.IGNORECASE,
 )
 _UBYTE = 0x08
+MOST_NAMED = 6
 
 
 def convert(
@@ -40,6 +41,9 @@ def convert(
     """Unpack an archive of IDX files and write it as a prepared data set."""
     files = find(upload)
     notes = list(upload.notes)
+    aside = sorted(file.name for file in folders.files(upload.root) if file not in files.values())
+    if aside:
+        notes.append(f"files that are not needed were left out: {', '.join(aside[:MOST_NAMED])}")
     given: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]] = {}
     for split in ("train", "validation", "test"):
         if (split, "images") not in files:
