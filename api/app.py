@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator, Iterator
 from types import FrameType
 
 import prometheus_client
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import RedirectResponse
+from fastapi_offline import FastAPIOffline
 
-from api import dependencies, errors, metrics, middleware, openapi, queue, streams
+from api import dependencies, errors, metrics, middleware, openapi, query_parameters, queue, streams
 from api.routes import (
     datasets,
     health,
@@ -42,14 +44,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or Settings()
     logs.set_up(level=settings.log_level, as_json=settings.log_json)
-    app = FastAPI(
+    # Its pages take their scripts from this server: they work where there is no internet.
+    app = FastAPIOffline(
         title="Retort",
         version="1",
         summary="Knowledge distillation as a service.",
         openapi_url="/v1/openapi.json",
         docs_url="/docs",
-        redoc_url=None,
+        redoc_url="/redoc",
+        static_url="/docs-assets",
         lifespan=_lifespan,
+        dependencies=[Depends(query_parameters.check)],
         redirect_slashes=False,
     )
     collected = prometheus_client.CollectorRegistry()
@@ -58,11 +63,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     collected.register(metrics.ServiceState(app.state.service.readers))
     for router in ROUTERS:
         app.include_router(router)
+    app.add_route("/", _first_page, include_in_schema=False)
     errors.install(app)
     app.add_middleware(errors.LastHandler)
     app.add_middleware(middleware.RequestMiddleware, measured=metrics.Requests(collected))
     openapi.install(app)
     return app
+
+
+async def _first_page(request: Request) -> RedirectResponse:
+    return RedirectResponse(f"{request.scope.get('root_path', '')}/docs")
 
 
 def _service(settings: Settings) -> dependencies.Service:

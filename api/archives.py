@@ -43,7 +43,7 @@ def respond(
     *,
     filename: str,
 ) -> Response:
-    """Return the response to a GET for an archive of these files.
+    """Return the response to a GET or HEAD for an archive of these files.
 
     Raises: errors.PreconditionFailed; errors.Malformed; errors.Gone.
     """
@@ -60,6 +60,8 @@ def respond(
         if not storage.exists(entry.storage_key):
             raise errors.Gone(f"{entry.path} was deleted a moment ago")
     headers["content-length"] = str(length(entries))
+    if ranges.is_head(request):
+        return Response(headers=headers, media_type=MEDIA_TYPE)
     return StreamingResponse(stream(storage, entries), headers=headers, media_type=MEDIA_TYPE)
 
 

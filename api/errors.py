@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.schemas import problems
 from models_registry import errors
+from models_registry.persistence import database
 
 log = structlog.get_logger()
 
@@ -69,6 +70,7 @@ TABLE: dict[type[Exception], ProblemKind] = {
     errors.Refused: ProblemKind(HTTPStatus.UNPROCESSABLE_ENTITY, "Refused"),
     errors.DigestMismatch: ProblemKind(HTTPStatus.UNPROCESSABLE_ENTITY, "Digest mismatch"),
     TooManyStreams: ProblemKind(HTTPStatus.TOO_MANY_REQUESTS, "Too many streams", retryable=True),
+    errors.StorageFull: ProblemKind(HTTPStatus.INSUFFICIENT_STORAGE, "No room left"),
     errors.Unavailable: ProblemKind(HTTPStatus.SERVICE_UNAVAILABLE, "Unavailable", retryable=True),
     errors.RegistryError: ProblemKind(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error"),
 }
@@ -127,6 +129,13 @@ def _registry_error(request: Request, error: Exception) -> Response:
 
 def _database_error(request: Request, error: Exception) -> Response:
     log.error("database_failed", exc_info=error)
+    if database.has_no_room(error):
+        full = errors.StorageFull(
+            "the disk of the database is full: nothing was changed; have it enlarged, or delete "
+            "jobs that nobody needs",
+            code="database_full",
+        )
+        return of(request, full)
     down = errors.Unavailable("the database cannot be reached", code="database_unavailable")
     return of(request, down)
 

@@ -1,5 +1,6 @@
 """Outermost middleware: request ids, limits on bodies, one log line and one measurement each."""
 
+import asyncio
 import json
 import math
 import re
@@ -46,7 +47,11 @@ class RequestMiddleware:
             await self._measure(scope, receive, send, request_id)
 
     async def _measure(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
-        started, status = time.perf_counter(), 500
+        started, status, method = time.perf_counter(), 500, scope["method"]
+        if method == "HEAD":
+            # Answered by what answers GET, so that HEAD is wherever GET is.
+            scope["method"], scope["is_head"] = "GET", True
+            receive, send = _without_body(send)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -60,7 +65,7 @@ class RequestMiddleware:
         try:
             await self._serve(scope, receive, send_with_id)
         finally:
-            self._note(scope, status, time.perf_counter() - started)
+            self._note(scope, method, status, time.perf_counter() - started)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:
@@ -72,22 +77,45 @@ class RequestMiddleware:
             receive = _LimitedBody(receive, is_json=_is_json(scope)).receive
         await self._app(scope, receive, send)
 
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+    def _note(self, scope: Scope, method: str, status: int, seconds: float) -> None:
         # The template, not the path: one series per route, and no ids in labels.
         route = getattr(scope.get("route"), "path", "unknown")
-        self._measured.observe(scope["method"], route, status, seconds)
+        self._measured.observe(method, route, status, seconds)
         caller = scope.get("caller")
         who = {"project_id": caller.project_id, "key_id": caller.key_id} if caller else {}
         level = "debug" if scope["path"] in _QUIET else "info"
         getattr(log, level)(
             "request_served",
-            method=scope["method"],
+            method=method,
             path=scope["path"],
             route=route,
             status=status,
             seconds=round(seconds, 4),
             **who,
         )
+
+
+def _without_body(send: Send) -> tuple[Receive, Send]:
+    """Return what receives and sends for a response of which only the headers are wanted.
+
+    Once they are sent, the application is told that the caller has left, which ends a stream.
+    """
+    asked, started = asyncio.Event(), asyncio.Event()
+
+    async def receive_nothing() -> Message:
+        if not asked.is_set():
+            asked.set()
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await started.wait()
+        return {"type": "http.disconnect"}
+
+    async def send_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await send(message)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            started.set()
+
+    return receive_nothing, send_headers
 
 
 class _LimitedBody:

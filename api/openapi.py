@@ -1,6 +1,7 @@
 """The OpenAPI document of FastAPI, with problems, schemas of the catalog and examples added."""
 
 import copy
+import re
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
@@ -50,6 +51,8 @@ Every error response is a problem (RFC 9457, `application/problem+json`). Its `t
 is `urn:retort:problem:<code>`; `code` is stable, `detail` is for people, `errors` names fields by \
 JSON Pointer, and `retryable` says whether the same request may succeed later.
 
+Wherever `GET` is, `HEAD` answers with the same status and headers and no body.
+
 Lists are pages: `data`, `has_more`, and `next_cursor` for the next one. Fields may be added to \
 responses at any time; unknown fields of a request are refused.
 """
@@ -95,9 +98,11 @@ def complete(document: Json) -> None:
     }
     document["components"]["responses"] = _problem_responses()
     for path, verb, operation in _operations(document):
+        # FastAPI's own is the name of the function, such as "Index".
+        operation["summary"] = _first_sentence(operation["description"])
         _declare_problems(path, verb, operation)
         if path.endswith(_DOWNLOADS):
-            operation["responses"] |= _download_responses(verb)
+            operation["responses"] |= _download_responses()
         for content in operation["responses"].get("200", {}).get("content", {}).values():
             # FastAPI describes streams as OpenAPI 3.2 does; in 3.1 they are plain text.
             if content.pop("itemSchema", None):
@@ -215,13 +220,18 @@ def _problem_responses() -> Json:
     }
 
 
-def _download_responses(verb: str) -> Json:
-    content: Json = {} if verb == "head" else {"content": {"application/octet-stream": {}}}
+def _download_responses() -> Json:
+    content: Json = {"content": {"application/octet-stream": {}}}
     return {
         "200": {"description": "The whole file", **content},
         "206": {"description": "One range of it", **content},
         "304": {"description": "The caller's copy is current"},
     }
+
+
+def _first_sentence(description: str) -> str:
+    text = " ".join(description.split("\n\n")[0].split())
+    return re.split(r"(?<=[a-z)])[.;:](?:\s|$)", text, maxsplit=1)[0]
 
 
 def _component(status: HTTPStatus) -> str:
@@ -259,6 +269,8 @@ def _possible(path: str, verb: str, operation: Json) -> Iterator[HTTPStatus]:
         yield from _BODY_STATUSES
     if verb in _METHODS_THAT_CHANGE or path.endswith((*_DOWNLOADS, *_REPORTS)):
         yield HTTPStatus.CONFLICT
+    if verb in _METHODS_THAT_CHANGE:
+        yield HTTPStatus.INSUFFICIENT_STORAGE
     if path.endswith("/report.zip"):
         yield HTTPStatus.PRECONDITION_FAILED
     if "if-match" in headers:

@@ -42,10 +42,15 @@ def respond(request: Request, storage: bytes_store.Storage, file: models.File) -
         headers["content-digest"] = headers["repr-digest"]
         status = HTTPStatus.OK
     media_type = media_types.of(file.path)
-    if request.method == "HEAD":
+    if is_head(request):
         return Response(status_code=status, headers=headers, media_type=media_type)
     stream = _open(storage, file, start, end)
     return StreamingResponse(stream, status, headers=headers, media_type=media_type)
+
+
+def is_head(request: Request) -> bool:
+    """Return whether the caller asks for the headers alone, which the middleware has noted."""
+    return bool(request.scope.get("is_head"))
 
 
 def is_known(request: Request, etag: str) -> bool:
@@ -80,7 +85,7 @@ def _span(request: Request, file: models.File) -> tuple[int, int] | None:
     """Return start and end (exclusive) of the requested range, None for the whole."""
     value = request.headers.get("range")
     condition = request.headers.get("if-range")
-    if value is None or request.method != "GET":
+    if value is None or is_head(request):
         return None
     if condition is not None and condition.strip() != _etag(file):
         return None  # also for a date: without Last-Modified none can match

@@ -15,6 +15,7 @@ RegistryError
 ├── PreconditionRequired  `If-Match` is needed here
 ├── Unauthenticated   no key, or one that is unknown, expired or revoked
 ├── Forbidden         the key's role does not allow this
+├── StorageFull       the disk of the byte store or of the database has no room
 ├── Unavailable       a dependency cannot be reached
 │   ├── StorageDown   the byte store
 │   └── QueueDown     the broker
@@ -142,6 +143,12 @@ class StaleFence(RegistryError):
     """A worker that no longer holds the lease tried to write: it must stop."""
 
     code = "stale_fence"
+
+
+class StorageFull(RegistryError):
+    """There is no room left: the same request fails until somebody makes some."""
+
+    code = "storage_full"
 
 
 class Unavailable(RegistryError):

@@ -4,14 +4,18 @@ Searched in this order:
 
 1. the arguments, then RETORT_URL and RETORT_API_KEY;
 2. `client.json` of a server started here (`retort up`), in RETORT_DATA_DIR or ./retort-data;
-3. `retort/client.json` in the user's configuration folder, written by `retort login`.
+3. `retort/client.json` in the user's configuration folder, written by `retort login`;
+4. `retort/up.json` beside it, written by `retort up` while it runs: so that commands work from any
+   folder.
 
 A key found in a file belongs to the address in that file and is sent nowhere else.
 """
 
+import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +26,7 @@ from retort import errors, types
 
 DEFAULT_URL = "http://127.0.0.1:8765"
 FILE_NAME = "client.json"
+UP_FILE_NAME = "up.json"
 
 
 class Environment(BaseSettings):
@@ -38,6 +43,11 @@ class Environment(BaseSettings):
     def user_file(self) -> Path:
         """Return where `retort login` keeps the address and key."""
         return self.config_home.expanduser() / "retort" / FILE_NAME
+
+    @property
+    def up_file(self) -> Path:
+        """Return where a running `retort up` keeps its address and key."""
+        return self.user_file.with_name(UP_FILE_NAME)
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,7 @@ def find(url: str | None = None, api_key: str | None = None) -> ServerConfig:
     address = url or environment.url
     if address and key:
         return ServerConfig(address, key, "options or environment")
-    for path in (environment.data_dir / FILE_NAME, environment.user_file):
+    for path in (environment.data_dir / FILE_NAME, environment.user_file, environment.up_file):
         saved = _read(path)
         if saved is None:
             continue
@@ -83,7 +93,23 @@ def find(url: str | None = None, api_key: str | None = None) -> ServerConfig:
 
 def save(url: str, api_key: str) -> Path:
     """Write an address and key to the user's configuration, readable by the user alone."""
-    path = Environment().user_file
+    return _write(Environment().user_file, url, api_key)
+
+
+@contextlib.contextmanager
+def running_here(url: str, api_key: str) -> Iterator[Path]:
+    """Keep the address and key of a server of this machine for the user, while the block runs."""
+    path = _write(Environment().up_file, url, api_key)
+    try:
+        yield path
+    finally:
+        saved = _read(path)
+        # Another server may have been started meanwhile.
+        if saved is not None and _same(saved.url, url):
+            path.unlink(missing_ok=True)
+
+
+def _write(path: Path, url: str, api_key: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # mkstemp makes the file with mode 0600: the key is never readable by others, not even once.

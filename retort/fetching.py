@@ -11,7 +11,12 @@ WEIGHTS = "model.safetensors"
 def fetch(
     retort: shell.Shell, what: str, output: Path | None, *, everything: bool, force: bool
 ) -> list[Path]:
-    """Download a job's student or a model version and return the files written."""
+    """Download the student of a job, the best one of a study, or a model version.
+
+    Returns the files written.
+    """
+    if what.startswith("stu_"):
+        what = best_job(retort, what)
     if not what.startswith("job_"):
         version = retort.client.models.resolve(what)
         return _version(retort, version, output, everything=everything, force=force)
@@ -30,7 +35,9 @@ def fetch(
 
 
 def report(retort: shell.Shell, job_id: str, output: Path | None, *, force: bool) -> list[Path]:
-    """Download a job's report, as a folder or as one archive, and return the files written."""
+    """Download the report of a job, or of the best one of a study, and return the files written."""
+    if job_id.startswith("stu_"):
+        job_id = best_job(retort, job_id)
     if output is not None and output.suffix == ".zip":
         if output.exists() and not force:
             raise errors.LocalFileProblem(
@@ -44,6 +51,28 @@ def report(retort: shell.Shell, job_id: str, output: Path | None, *, force: bool
     for file, destination in wanted:
         retort.client.jobs.download_report_file(job_id, file, destination)
     return [destination for _, destination in wanted]
+
+
+def best_job(retort: shell.Shell, study_id: str) -> str:
+    """Return the best job of the best variant of a study, and say which one it is.
+
+    Raises: errors.BadOption where none was scored.
+    """
+    shown = retort.client.studies.leaderboard(study_id)
+    for row in shown.rows:  # best first
+        scored = [
+            (score, run)
+            for run in row.runs
+            if run.student and (score := getattr(run, shown.metric, None)) is not None
+        ]
+        if scored:
+            score, run = max(scored, key=lambda pair: pair[0])
+            retort.note(
+                f"the best of {study_id} is {row.name} with seed {run.seed}: {run.student} "
+                f"({run.job}), {shown.metric} {score:.4g}; retort study leaderboard {study_id}"
+            )
+            return run.job
+    raise errors.BadOption(f"{study_id} has no scored student ({shown.state})")
 
 
 def _version(

@@ -76,6 +76,20 @@ class Jobs(transport.Resource):
             types.Page[types.Event], "GET", f"/v1/jobs/{job_id}/events", query=query
         )
 
+    def attempts(self, job_id: str) -> Sequence[types.Attempt]:
+        """Return the attempts at a job, oldest first."""
+        path = f"/v1/jobs/{job_id}/attempts"
+        return self._http.fetch(types.Page[types.Attempt], "GET", path).data
+
+    def logs(self, job_id: str) -> Sequence[types.AttemptLog]:
+        """Return the last lines of each attempt's engine, oldest attempt first."""
+        path = f"/v1/jobs/{job_id}/logs"
+        return self._http.fetch(types.Page[types.AttemptLog], "GET", path).data
+
+    def checkpoints(self, job_id: str) -> Iterator[types.Checkpoint]:
+        """Walk through the checkpoints from which a job can resume, newest first."""
+        return self._http.pages(types.Checkpoint, f"/v1/jobs/{job_id}/checkpoints")
+
     def metrics(
         self, job_id: str, *, keys: tuple[str, ...] = (), max_points: int | None = None
     ) -> Sequence[types.MetricSeries]:
@@ -106,7 +120,7 @@ class Jobs(transport.Resource):
                         yield event
                 if self.get(job_id).is_final:
                     # What happened between the last event seen and the end of the stream.
-                    yield from self._rest(job_id, after)
+                    yield from self.events_after(job_id, after)
                     return
             except (errors.RetortError, httpx.TransportError) as error:
                 problem = _worth_another_try(self._http.url, error)
@@ -178,7 +192,8 @@ class Jobs(transport.Resource):
             yield server_events.ServerEvent()  # empty: the connection is established
             yield from server_events.parse(server_events.lines(response.iter_bytes()))
 
-    def _rest(self, job_id: str, after: int) -> Iterator[types.Event]:
+    def events_after(self, job_id: str, after: int = 0) -> Iterator[types.Event]:
+        """Walk through the events after a sequence number that there are now."""
         has_more = True
         while has_more:
             page = self.events(job_id, after=after)

@@ -20,6 +20,10 @@ class Offers(transport.Resource):
         """Walk through the networks that students and teachers can have, our own first."""
         return self._http.pages(types.Network, "/v1/networks", query={"search": search})
 
+    def recipes(self) -> types.Recipes:
+        """Return every training recipe in full."""
+        return self._http.fetch(types.Recipes, "GET", "/v1/recipes")
+
     def workers(self) -> Iterator[types.Worker]:
         """Walk through the registered workers."""
         return self._http.pages(types.Worker, "/v1/workers")

@@ -114,6 +114,72 @@ class Event(Body):
     data: Json = Field(default_factory=dict)
 
 
+class Attempt(Body):
+    """One attempt at a job: a worker's lease on it."""
+
+    number: int
+    worker_id: str | None = None
+    device: str | None = None
+    resumed_from_step: int | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    outcome: str | None = None
+    message: str | None = None
+
+
+class AttemptLog(Body):
+    """The last lines that an attempt's engine wrote; empty while it runs."""
+
+    attempt: int
+    lines: list[str] = Field(default_factory=list)
+    ended_at: datetime | None = None
+
+
+class Checkpoint(Body):
+    """A checkpoint from which a job can resume."""
+
+    id: str
+    attempt: int
+    step: int
+    epoch: int
+    phase: str
+    sha256: str | None = None
+    size_bytes: int = 0
+    created_at: datetime | None = None
+
+
+class ApiKey(Body):
+    """An API key, without its text."""
+
+    id: str
+    name: str
+    role: str
+    created_at: datetime | None = None
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+
+
+class NewApiKey(ApiKey):
+    """A new key with its text, which no other answer contains."""
+
+    api_key: str
+
+
+class Recipe(Body):
+    """A training recipe in full."""
+
+    name: str
+    training: Json = Field(default_factory=dict)
+
+
+class Recipes(Body):
+    """All training recipes, and the schema of `training`."""
+
+    data: list[Recipe] = Field(default_factory=list)
+    training_schema: Json = Field(default_factory=dict)
+
+
 class MetricPoint(Body):
     """One measured value."""
 

@@ -51,6 +51,11 @@ class Uploads(transport.Resource):
             raise errors.LocalFileProblem(path, f"not the file that {upload_id} was begun with")
         return upload
 
+    def list(self, *, state: str | None = None, page_size: int = 100) -> Iterator[types.Upload]:
+        """Walk through the uploads that are open or completed, newest first."""
+        query = {"state": state} if state else {}
+        return self._http.pages(types.Upload, "/v1/uploads", size=page_size, query=query)
+
     def get(self, upload_id: str) -> types.Upload:
         """Return an upload with the parts received so far."""
         return self._http.fetch(types.Upload, "GET", f"/v1/uploads/{upload_id}")

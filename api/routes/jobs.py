@@ -8,7 +8,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import AwareDatetime
 from sqlalchemy.orm import Session
 
-from api import archives, streams
+from api import archives, query_parameters, streams
 from api.dependencies import (
     CallerDep,
     EditorDep,
@@ -67,7 +67,11 @@ def validate(spec: JobSpec, caller: CallerDep, readers: ReadersDep) -> JobSpec:
         return submission.check(session, project_id=caller.project_id, spec=spec)
 
 
-@router.get("", operation_id="list_jobs")
+@router.get(
+    "",
+    operation_id="list_jobs",
+    openapi_extra={query_parameters.PREFIX: "label."},
+)
 def index(
     caller: CallerDep,
     readers: ReadersDep,

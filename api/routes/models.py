@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Response
 from sqlalchemy.orm import Session
 
+from api import query_parameters
 from api.dependencies import (
     AdminDep,
     CallerDep,
@@ -51,7 +52,11 @@ def create(body: bodies.ModelNew, caller: EditorDep, idempotent: IdempotentDep) 
     return idempotent.respond(work, status=201)
 
 
-@router.get("", operation_id="list_models")
+@router.get(
+    "",
+    operation_id="list_models",
+    openapi_extra={query_parameters.PREFIX: "tag."},
+)
 def index(
     caller: CallerDep,
     readers: ReadersDep,
@@ -206,11 +211,6 @@ def delete_version(
 @router.get(
     "/{name}/versions/{version}/files/{path:path}",
     operation_id="download_model_file",
-    response_class=Response,
-)
-@router.head(
-    "/{name}/versions/{version}/files/{path:path}",
-    operation_id="head_model_file",
     response_class=Response,
 )
 def download(

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Header, Query, Response
 from pydantic import AwareDatetime
 from sqlalchemy.orm import Session
 
+from api import query_parameters
 from api.dependencies import (
     CallerDep,
     EditorDep,
@@ -57,7 +58,11 @@ def validate(spec: StudySpec, caller: CallerDep, readers: ReadersDep) -> bodies.
     return bodies.StudyPlanRead.of(plan)
 
 
-@router.get("", operation_id="list_studies")
+@router.get(
+    "",
+    operation_id="list_studies",
+    openapi_extra={query_parameters.PREFIX: "label."},
+)
 def index(
     caller: CallerDep,
     readers: ReadersDep,

@@ -6,8 +6,17 @@ from fastapi import APIRouter, Path, Request, Response
 from sqlalchemy.orm import Session
 
 from api import request_body
-from api.dependencies import CallerDep, EditorDep, ReadersDep, ServiceDep, SessionsDep, StorageDep
+from api.dependencies import (
+    CallerDep,
+    EditorDep,
+    PageDep,
+    ReadersDep,
+    ServiceDep,
+    SessionsDep,
+    StorageDep,
+)
 from api.idempotency import IdempotentDep
+from api.schemas import lists
 from api.schemas import uploads as bodies
 from models_registry.artifacts import uploads
 from models_registry.persistence import tables
@@ -37,11 +46,25 @@ def create(
             session,
             project_id=caller.project_id,
             settings=service.settings,
+            free_bytes=service.storage.free_bytes(),
             **body.model_dump(),
         )
         return _read(session, row), f"/v1/uploads/{row.id}"
 
     return idempotent.respond(work, status=201)
+
+
+@router.get("", operation_id="list_uploads")
+def index(
+    caller: CallerDep,
+    readers: ReadersDep,
+    wanted: PageDep,
+    state: bodies.State | None = None,
+) -> lists.ListRead[bodies.UploadSummary]:
+    """List uploads that are open or completed, newest first, without their parts."""
+    with readers() as session:
+        page = uploads.page(session, project_id=caller.project_id, wanted=wanted, state=state)
+        return lists.ListRead.of(page, bodies.UploadSummary.of_row)
 
 
 @router.get("/{upload_id}", operation_id="get_upload")

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.schemas import rows
 from models_registry.artifacts import uploads
 from models_registry.persistence import tables
+
+State = Literal["open", "completed"]
 
 
 class UploadNew(BaseModel):
@@ -36,8 +38,8 @@ class UploadPart(BaseModel):
     )
 
 
-class UploadRead(rows.RowRead):
-    """An upload as it is now."""
+class UploadSummary(rows.RowRead):
+    """An upload in a list."""
 
     id: str
     state: str = Field(description="`open` or `completed`.")
@@ -51,6 +53,16 @@ class UploadRead(rows.RowRead):
     expires_at: datetime = Field(
         description="When an idle upload is deleted; each part received postpones it."
     )
+
+    @classmethod
+    def of_row(cls, upload: tables.UploadRow) -> Self:
+        """Return the body of a row."""
+        return cls.from_row(upload, blob=_blob(upload))
+
+
+class UploadRead(UploadSummary):
+    """An upload as it is now, with its parts."""
+
     parts: list[UploadPart]
 
     @classmethod
@@ -59,7 +71,7 @@ class UploadRead(rows.RowRead):
         is_completed = upload.state == uploads.COMPLETED
         return cls.from_row(
             upload,
-            blob=f"sha256:{upload.blob_sha256}" if upload.blob_sha256 else None,
+            blob=_blob(upload),
             parts=[
                 UploadPart(
                     number=number,
@@ -71,3 +83,7 @@ class UploadRead(rows.RowRead):
                 for number in range(1, uploads.part_count(upload) + 1)
             ],
         )
+
+
+def _blob(upload: tables.UploadRow) -> str | None:
+    return f"sha256:{upload.blob_sha256}" if upload.blob_sha256 else None

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from models_registry import errors, ids
 from models_registry.artifacts import input_checks
 from models_registry.errors import Fault
-from models_registry.persistence import database, storage, tables
+from models_registry.persistence import database, paging, storage, tables
 from models_registry.settings import Settings
 
 log = structlog.get_logger()
@@ -56,10 +56,12 @@ def create(
     sha256: str,
     purpose: str,
     settings: Settings,
+    free_bytes: int | None = None,
 ) -> tables.UploadRow:
-    """Open an upload.
+    """Open an upload; `free_bytes` is the room in the store, where it is known.
 
-    Raises: errors.Refused for a name, digest or purpose that is not acceptable; errors.TooLarge.
+    Raises: errors.Refused for a name, digest or purpose that is not acceptable; errors.TooLarge;
+    errors.StorageFull where the file does not fit.
     """
     if size_bytes > settings.upload_max_bytes:
         detail = f"size_bytes must be at most {settings.upload_max_bytes}, got {size_bytes}"
@@ -73,6 +75,7 @@ def create(
         detail = f"purpose must be one of {', '.join(PURPOSES)}, got {purpose[:80]!r}"
         faults.append(Fault("/purpose", "bad_purpose", detail))
     input_checks.refuse(faults, code="invalid_upload")
+    _check_room(size_bytes, free_bytes)
     now = database.now(session)
     row = tables.UploadRow(
         id=ids.new("upl"),
@@ -97,6 +100,19 @@ def get(session: Session, *, project_id: str, upload_id: str) -> tables.UploadRo
     Raises: errors.NotFound; errors.Gone when it was deleted or has expired.
     """
     return _find(session, project_id=project_id, upload_id=upload_id, lock=False)
+
+
+def page(
+    session: Session, *, project_id: str, wanted: paging.PageRequest, state: str | None = None
+) -> paging.Page[tables.UploadRow]:
+    """Return a page of the uploads that are open or completed, newest first."""
+    row = tables.UploadRow
+    query = sa.select(row).where(
+        row.project_id == project_id,
+        row.state == state if state else row.state.in_((OPEN, COMPLETED)),
+        (row.state != OPEN) | (row.expires_at > database.now(session)),
+    )
+    return paging.take(session, query, by=(row.created_at, row.id), wanted=wanted)
 
 
 def parts(session: Session, upload: tables.UploadRow) -> dict[int, tables.UploadPartRow]:
@@ -424,6 +440,17 @@ def _is_awaited(session: Session, upload: tables.UploadRow) -> bool:
 def _part_size(size_bytes: int, wanted: int) -> int:
     least = -(-size_bytes // MAX_PARTS)
     return max(wanted, -(-least // _MEBIBYTE) * _MEBIBYTE)
+
+
+def _check_room(size_bytes: int, free_bytes: int | None) -> None:
+    # The parts stay until the whole file is put together from them.
+    needed = 2 * size_bytes
+    if free_bytes is not None and free_bytes < needed:
+        detail = (
+            f"size_bytes is {size_bytes}, for which the byte store needs {needed} free bytes while "
+            f"the file is put together: {needed - free_bytes} are missing"
+        )
+        raise errors.StorageFull(detail, faults=[Fault("/size_bytes", "storage_full", detail)])
 
 
 def _faults_of_size(size_bytes: int) -> Iterator[Fault]:

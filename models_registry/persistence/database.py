@@ -1,5 +1,6 @@
 """Engine and session factory for PostgreSQL and SQLite, and the clock by which leases expire."""
 
+import sqlite3
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
 
 Sessions = sessionmaker[Session]
+_DISK_FULL = "53100"  # PostgreSQL's code of the error
 
 
 class UTCDateTime(TypeDecorator[datetime]):
@@ -68,6 +70,15 @@ def now(session: Session) -> datetime:
         return datetime.now(UTC)
     moment: datetime = session.scalars(sa.select(sa.func.clock_timestamp())).one()
     return moment.astimezone(UTC)
+
+
+def has_no_room(error: Exception) -> bool:
+    """Return whether the database failed because its disk is full."""
+    cause = getattr(error, "orig", None)
+    return (
+        getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        or getattr(cause, "sqlstate", None) == _DISK_FULL
+    )
 
 
 def insert(session: Session, row: type[DeclarativeBase]) -> postgresql.Insert | sqlite.Insert:

@@ -9,9 +9,11 @@ not grow with the size of the bytes.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 import urllib.parse
 import uuid
@@ -102,8 +104,9 @@ class ByteStream(Iterator[bytes]):
 class Storage(Protocol):
     """Put, open, exists and delete, and what uploads and maintenance need besides.
 
-    Every method raises `errors.StorageDown` when the store cannot do its work, and
-    `errors.Malformed` for a key that is not one of ours.
+    Every method raises `errors.StorageDown` when the store cannot do its work,
+    `errors.StorageFull` when its disk has no room, and `errors.Malformed` for a key that is not
+    one of ours.
     """
 
     def put(self, stream: Source, *, expected: str | None = None) -> StoredBlob:
@@ -148,6 +151,10 @@ class Storage(Protocol):
 
     def check(self) -> None:
         """Raise `errors.StorageDown` unless the store can be reached and used, within seconds."""
+        ...
+
+    def free_bytes(self) -> int | None:
+        """Return how many bytes there is room for, None where that cannot be known."""
         ...
 
 
@@ -271,6 +278,11 @@ class LocalStorage:
         """Raise `errors.StorageDown` unless a file can be written here."""
         with _reported(), tempfile.TemporaryFile(dir=self._unfinished, buffering=0) as probe:
             probe.write(b"ready")
+
+    def free_bytes(self) -> int:
+        """Return how many bytes there is room for on the file system."""
+        with _reported():
+            return shutil.disk_usage(self._folder).free
 
     def _path(self, key: str) -> Path:
         _check_key(key)
@@ -401,6 +413,9 @@ class S3Storage:
         with _reported():
             next(iter(obstore.list(self._impatient, "check", chunk_size=1)), None)
 
+    def free_bytes(self) -> None:
+        """Return None: a bucket does not say how much fits into it."""
+
     def _stored_at(self, key: str) -> datetime | None:
         _check_key(key)
         try:
@@ -497,6 +512,10 @@ def _joined(storage: Storage, keys: Sequence[str]) -> Iterator[bytes]:
             yield from stream
 
 
+# The disk, the owner's quota or the largest size of a file is reached.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
 @contextlib.contextmanager
 def _reported(key: str | None = None) -> Iterator[None]:
     try:
@@ -504,6 +523,11 @@ def _reported(key: str | None = None) -> Iterator[None]:
     except (OSError, obstore.exceptions.BaseError) as error:
         if key is not None and isinstance(error, FileNotFoundError):
             raise BytesNotFound(f"no bytes are stored under {key}") from error
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise errors.StorageFull(
+                "the disk of the byte store is full: what was sent is not stored; delete uploads, "
+                "versions or jobs that nobody needs, or have the disk enlarged"
+            ) from error
         # The cause, which may name hosts and folders, is for the log and not for callers.
         raise errors.StorageDown(
             f"the byte store cannot be used just now ({type(error).__name__}): try again later"

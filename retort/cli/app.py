@@ -12,7 +12,7 @@ import typer
 
 from retort import errors
 from retort.cli import shell
-from retort.cli.commands import jobs, offers, registry, studies, uploads
+from retort.cli.commands import administration, jobs, offers, registry, studies, uploads
 
 app = typer.Typer(
     cls=shell.OneLineErrors,
@@ -27,6 +27,9 @@ app.add_typer(registry.app)
 app.add_typer(registry.dataset_app, name="dataset")
 app.add_typer(uploads.app, name="upload")
 app.add_typer(offers.app)
+app.add_typer(administration.app, name="key")
+app.command("alias")(administration.alias)
+app.command("delete")(administration.delete)
 
 DataDirOption = Annotated[
     Path, typer.Option(envvar="RETORT_DATA_DIR", help="Folder that holds everything.")
@@ -83,24 +86,24 @@ def demo(
 
 @app.command()
 def login(
-    url: Annotated[str, typer.Option("--url", metavar="URL", help="Address of the server.")],
+    ctx: typer.Context,
+    url: shell.UrlOption = None,
     key: Annotated[
-        str,
-        typer.Option(
-            "--key",
-            metavar="KEY",
-            prompt="API key",
-            hide_input=True,
-            help="Prompted for if left out.",
-        ),
-    ],
+        str | None,
+        typer.Option("--api-key", "--key", metavar="KEY", help="Prompted for if left out."),
+    ] = None,
 ) -> None:
     """Check an address and key, and save them for this user."""
     from retort import client, config
 
-    with client.Client(url, key.strip()) as retort:
+    given: shell.GlobalOptions = ctx.obj
+    address = url or given.url
+    if not address:
+        raise errors.BadOption("login: name the server, as in `retort login --url https://HOST`")
+    secret = (key or given.api_key or typer.prompt("API key", hide_input=True, err=True)).strip()
+    with client.Client(address, secret) as retort:
         next(retort.jobs.list(page_size=1), None)
-        path = config.save(retort.url, key.strip())
+        path = config.save(retort.url, secret)
     shell.say(f"{retort.url} answers; its key is kept in {path}")
 
 

@@ -11,6 +11,7 @@ import rich.text
 from retort import errors, types
 
 Cell = str | int | float | None
+_GAP = "  "  # between two columns
 STYLES = {
     "succeeded": "green",
     "ready": "green",
@@ -41,17 +42,53 @@ def table(
     rows: Iterable[Sequence[Cell]],
     *,
     folds: Collection[str] = (),
+    whole: Collection[str] = (),
+    drops: Sequence[str] = (),
 ) -> None:
-    """Print rows in aligned columns under upper-case heads; those in `folds` take several lines."""
+    """Print rows in aligned columns under upper-case heads.
+
+    Columns in `folds` take several lines; those in `whole` are never cut. Where the console is too
+    narrow, the columns in `drops` are left out, the first one first, and a line says so.
+    """
+    cells = [[_styled(cell) for cell in row] for row in rows]
+    widths = {
+        head: max([len(head), *(row[place].cell_len for row in cells)])
+        for place, head in enumerate(heads)
+    }
+    left_out = []
+    for head in drops:
+        wanted = sum(width for name, width in widths.items() if name not in folds)
+        if wanted + len(_GAP) * (len(widths) - 1) <= console.width:
+            break
+        left_out.append(head)
+        del widths[head]
+    if not folds:  # else the long columns take what is left
+        _cut(widths, console.width, whole)
     grid = rich.table.Table(box=None, pad_edge=False, header_style="bold")
-    for head in heads:
+    for head, width in widths.items():
         is_long = head in folds
         grid.add_column(
-            head.upper(), no_wrap=not is_long, overflow="fold" if is_long else "ellipsis"
+            head.upper(),
+            no_wrap=not is_long,
+            overflow="fold" if is_long else "ellipsis",
+            width=None if folds else width,
         )
-    for row in rows:
-        grid.add_row(*(_styled(cell) for cell in row))
+    for row in cells:
+        grid.add_row(*(cell for head, cell in zip(heads, row, strict=True) if head in widths))
     console.print(grid)
+    if left_out and cells:
+        told = ", ".join(left_out)
+        console.print(f"Too narrow for: {told} (a wider terminal, or --json, shows all)")
+
+
+def _cut(widths: dict[str, int], room: int, whole: Collection[str]) -> None:
+    """Cut the widest columns until a table fits, but none of `whole`, and none below its head."""
+    room -= len(_GAP) * (len(widths) - 1)
+    while sum(widths.values()) > room:
+        cut = [head for head in widths if head not in whole and widths[head] > len(head)]
+        if not cut:
+            return
+        widths[max(cut, key=widths.__getitem__)] -= 1
 
 
 def card(console: rich.console.Console, pairs: Iterable[tuple[str, Cell]]) -> None:
@@ -83,6 +120,8 @@ def jobs(console: rich.console.Console, shown: Iterable[types.Job]) -> None:
             )
             for job in shown
         ),
+        whole=("id", "state", "score"),
+        drops=("teacher", "age", "done", "method"),
     )
 
 
@@ -186,6 +225,8 @@ def studies(console: rich.console.Console, shown: Iterable[types.Study]) -> None
             )
             for study in shown
         ),
+        whole=("id", "state"),
+        drops=("teacher", "age", "jobs"),
     )
 
 
@@ -230,9 +271,15 @@ def leaderboard(console: rich.console.Console, shown: types.Leaderboard) -> None
         console,
         (
             *("rank", "variant", "seeds", shown.metric, "± sd", "vs baseline", "95 % interval"),
-            *("p", "above", "verdict", "agreement", "seconds", "images/s", "parameters"),
+            *("p", "above", "verdict", "best student", "its job"),
+            *("agreement", "seconds", "images/s", "parameters"),
         ),
         (_leaderboard_row(row, shown) for row in shown.rows),
+        whole=("rank", shown.metric, "verdict"),
+        drops=(
+            *("seconds", "images/s", "parameters", "agreement", "p", "above", "± sd"),
+            *("its job", "95 % interval", "seeds", "best student"),
+        ),
     )
     for sentence in reading_aids(shown):
         console.print(errors.one_line(sentence), soft_wrap=True)
@@ -253,11 +300,21 @@ def _leaderboard_row(row: types.LeaderboardRow, shown: types.Leaderboard) -> Seq
         number(difference.p_value) if difference else None,
         f"{difference.seeds_above} of {difference.pairs}" if difference else None,
         difference.verdict if difference else None,
+        *_best_run(row, shown.metric),
         percent(row.agreement),
         None if row.wall_seconds is None else f"{row.wall_seconds:,.1f}",
         None if row.images_per_second is None else f"{row.images_per_second:,.0f}",
         count(row.parameters),
     )
+
+
+def _best_run(row: types.LeaderboardRow, metric: str) -> tuple[Cell, Cell]:
+    """Return the best student of a variant and its job."""
+    scored = [run for run in row.runs if getattr(run, metric, None) is not None]
+    if not scored:
+        return None, None
+    best = max(scored, key=lambda run: float(getattr(run, metric)))
+    return best.student, best.job
 
 
 def reading_aids(shown: types.Leaderboard) -> list[str]:
@@ -388,6 +445,113 @@ def method(console: rich.console.Console, shown: types.Method) -> None:
             ),
             folds=("range", "meaning"),
         )
+
+
+def logs(console: rich.console.Console, shown: Iterable[types.AttemptLog]) -> None:
+    """Print the last lines of each attempt's engine."""
+    for attempt in shown:
+        state = f"ended {moment(attempt.ended_at)}" if attempt.ended_at else "still running"
+        console.print(f"attempt {attempt.attempt}, {state}", style="bold")
+        for line in attempt.lines:
+            console.print(errors.one_line(line), soft_wrap=True)
+        if not attempt.lines:
+            console.print("(no lines: they are kept when an attempt ends)")
+
+
+def attempts(console: rich.console.Console, shown: Iterable[types.Attempt]) -> None:
+    """Print the attempts at a job."""
+    table(
+        console,
+        ("attempt", "outcome", "device", "from step", "started", "ended", "message"),
+        (
+            (
+                one.number,
+                one.outcome or "running",
+                one.device,
+                one.resumed_from_step,
+                moment(one.started_at),
+                moment(one.ended_at),
+                one.message,
+            )
+            for one in shown
+        ),
+        folds=("message",),
+        whole=("attempt", "outcome"),
+        drops=("ended", "device", "from step"),
+    )
+
+
+def checkpoints(console: rich.console.Console, shown: Iterable[types.Checkpoint]) -> None:
+    """Print the checkpoints from which a job can resume."""
+    table(
+        console,
+        ("step", "epoch", "phase", "attempt", "size", "age", "id"),
+        (
+            (
+                one.step,
+                one.epoch,
+                one.phase,
+                one.attempt,
+                size(one.size_bytes),
+                age(one.created_at),
+                one.id,
+            )
+            for one in shown
+        ),
+        whole=("id",),
+        drops=("age", "attempt"),
+    )
+
+
+def events(console: rich.console.Console, shown: Iterable[types.Event]) -> None:
+    """Print what has happened to a job."""
+    rows = ((one.sequence, moment(one.at), one.type, compact(one.data)) for one in shown)
+    table(console, ("#", "at", "event", "data"), rows, folds=("data",), whole=("#", "event"))
+
+
+def metrics(console: rich.console.Console, shown: Iterable[types.MetricSeries]) -> None:
+    """Print the newest value of each metric, with the lowest and the highest of its course."""
+    rows = []
+    for series in shown:
+        values = [point.value for point in series.points if isinstance(point.value, (int, float))]
+        if not series.points:
+            continue
+        newest = series.points[-1]
+        shown_value = newest.value if isinstance(newest.value, str) else number(newest.value)
+        lowest, highest = (number(best(values)) if values else None for best in (min, max))
+        rows.append((series.key, newest.step, shown_value, lowest, highest, len(series.points)))
+    table(console, ("metric", "step", "newest", "lowest", "highest", "points"), rows)
+
+
+def keys(console: rich.console.Console, shown: Iterable[types.ApiKey]) -> None:
+    """Print the API keys of a project; never the keys themselves."""
+    table(
+        console,
+        ("id", "name", "role", "state", "last used", "expires"),
+        (
+            (
+                one.id,
+                one.name,
+                one.role,
+                "revoked" if one.revoked_at else "valid",
+                age(one.last_used_at) or "never",
+                moment(one.expires_at),
+            )
+            for one in shown
+        ),
+        whole=("id", "role", "state"),
+        drops=("expires", "last used"),
+    )
+
+
+def uploads(console: rich.console.Console, shown: Iterable[types.Upload]) -> None:
+    """Print uploads that are open or completed."""
+    rows = (
+        (one.id, one.state, size(one.size_bytes or 0), one.filename, moment(one.expires_at))
+        for one in shown
+    )
+    heads = ("id", "state", "size", "file", "kept until")
+    table(console, heads, rows, whole=("id", "state"), drops=("kept until",))
 
 
 def hyper_parameters(schema: types.Json) -> dict[str, types.Json]:

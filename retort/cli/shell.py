@@ -5,6 +5,7 @@ import enum
 import functools
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -206,7 +207,8 @@ class OneLineErrors(typer.core.TyperGroup):
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run the command line and leave the process with the exit code."""
-        debug = "--debug" in (options.get("args") or (args[0] if args else sys.argv) or ())
+        arguments = options.get("args") or (args[0] if args else sys.argv) or ()
+        debug = "--debug" in arguments
         options["standalone_mode"] = False
         try:
             code = super().main(*args, **options)
@@ -217,7 +219,7 @@ class OneLineErrors(typer.core.TyperGroup):
             say("error: stopped, nothing was done")
             code = Code.INTERRUPTED
         except errors.RetortError as error:
-            say(f"error: {error}")
+            _tell(error, as_json="--json" in arguments)
             code = code_of(error)
         except Exception as error:  # the last resort of a program that shows no tracebacks
             if debug:
@@ -225,6 +227,19 @@ class OneLineErrors(typer.core.TyperGroup):
             say(f"error: {type(error).__name__}: {error} (a defect: see `retort --debug ...`)")
             code = Code.DEFECT
         sys.exit(int(code or 0))
+
+
+def _tell(error: errors.RetortError, *, as_json: bool) -> None:
+    """Print an error: as one line for people, with --json as one object."""
+    if not as_json:
+        say(f"error: {error}")
+        return
+    body: dict[str, object] = {"error": type(error).__name__, "detail": str(error)}
+    if isinstance(error, errors.ProblemError):
+        faults = [vars(fault) if hasattr(fault, "__dict__") else fault for fault in error.errors]
+        body |= {"status": error.status, "code": error.code, "errors": faults}
+    body["exit_code"] = code_of(error)
+    sys.stderr.write(json.dumps(body, ensure_ascii=False) + "\n")
 
 
 def _parameter(
@@ -247,8 +262,10 @@ def console(stream: Any) -> "rich.console.Console":  # Any: sys.stdout may be re
 
     made = rich.console.Console(file=stream, highlight=False, markup=False)
     if not made.is_terminal:
+        # Who sets COLUMNS says how wide a page is.
+        width = PIPED_WIDTH if not os.environ.get("COLUMNS", "").isdecimal() else None
         made = rich.console.Console(
-            file=stream, highlight=False, markup=False, width=PIPED_WIDTH, color_system=None
+            file=stream, highlight=False, markup=False, width=width, color_system=None
         )
     return made
 

@@ -31,6 +31,7 @@ import rich.console
 from models_registry.access import keys
 from models_registry.persistence import database, schema
 from models_registry.settings import Settings
+from retort import config, errors
 
 DEFAULT_PORT = 8765
 _READY_SECONDS = 60
@@ -107,10 +108,17 @@ def run(
     with (
         _signals(stop),  # first: a SIGTERM while parts start must stop those that have
         started(data_dir=data_dir, host=host, port=port, device=device, workers=workers) as service,
+        contextlib.ExitStack() as remembering,
     ):
         console.print(f"[bold]Retort[/bold] is up at {service.url}  (API docs: {service.url}/docs)")
         console.print(f"  data    {service.data_dir}")
         console.print(f"  key     {service.data_dir / 'client.json'} (the command line finds it)")
+        try:
+            remembering.enter_context(config.running_here(service.url, service.api_key))
+        except errors.LocalFileProblem as problem:
+            console.print(f"          only in this folder: {problem}")
+        else:
+            console.print("          (and from any other folder while this runs)")
         console.print(f"  logs    {service.data_dir / 'logs'}")
         console.print("Stop with Ctrl-C; data is kept for the next start.")
         while not stop.wait(0.5):

@@ -47,6 +47,64 @@ class TestCreateApp:
         assert first.state.collected is not second.state.collected
 
 
+class TestHead:
+    def test_is_wherever_get_is(self, app: FastAPI, client: TestClient) -> None:
+        reads = [path for path, verbs in app.openapi()["paths"].items() if "get" in verbs]
+        assert len(reads) > 30
+        # An id that nothing has: the answer is a problem, in both cases the same.
+        for path in (re.sub(r"\{\w+\}", "1", read) for read in reads):
+            whole, head = client.get(path), client.head(path)
+            assert head.status_code == whole.status_code, path
+            assert head.content == b"", path
+            assert head.headers["content-type"] == whole.headers["content-type"], path
+            if path != "/metrics":  # which counts its own requests
+                assert head.headers["content-length"] == whole.headers["content-length"], path
+
+    def test_is_refused_where_get_is_not(self, client: TestClient) -> None:
+        assert client.head("/v1/jobs/1/cancel").status_code == 405
+
+
+class TestQuery:
+    def test_names_a_parameter_that_nobody_reads(self, client: TestClient) -> None:
+        answer = client.get("/v1/jobs", params={"stat": "running", "limit": 5})
+        assert answer.status_code == 422
+        assert answer.json()["errors"] == [
+            {
+                "pointer": "/query/stat",
+                "code": "unknown_parameter",
+                "detail": "'stat' is no parameter of this address: did you mean 'state'?",
+            }
+        ]
+
+    def test_says_what_there_is(self, client: TestClient) -> None:
+        many = client.get("/v1/workers", params={"zzz": "1"}).json()["detail"]
+        none = client.get("/v1/api-keys/1", params={"zzz": "1"})
+        assert many == "'zzz' is no parameter of this address: there are cursor, limit"
+        assert none.status_code == 405
+        health = client.get("/healthz", params={"zzz": "1"}).json()["detail"]
+        assert health == "'zzz' is no parameter of this address, which has none"
+
+
+class TestDocumentation:
+    def test_says_in_a_line_what_each_call_does(self, app: FastAPI) -> None:
+        for path, verbs in app.openapi()["paths"].items():
+            for verb, operation in verbs.items():
+                assert 2 <= len(operation["summary"].split()) <= 20, (verb, path)
+
+    @pytest.mark.parametrize("page", ["/docs", "/redoc"])
+    def test_asks_no_other_host(self, client: TestClient, page: str) -> None:
+        text = client.get(page).text
+        links = re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']+)", text)
+        assert links
+        for link in links:
+            assert link.startswith("/docs-assets/"), link
+            assert client.get(link).status_code == 200, link
+
+    def test_is_where_a_browser_begins(self, client: TestClient) -> None:
+        answer = client.get("/", follow_redirects=False)
+        assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
+
+
 class TestEveryRequest:
     def test_gets_an_id_of_its_own(self, client: TestClient) -> None:
         first, second = (client.get("/healthz").headers["x-request-id"] for _ in range(2))

@@ -159,6 +159,11 @@ class TestStream:
         assert progress
         assert not any("sequence" in told for told in progress)
 
+    def test_answers_head_at_once(self, http: httpx.Client, job_id: str) -> None:
+        head = http.head(f"/v1/jobs/{job_id}/stream", timeout=PATIENCE_SECONDS)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"].startswith("text/event-stream")
+
     def test_resumes_after_the_last_event_that_was_seen(
         self, http: httpx.Client, sessions: database.Sessions, job_id: str
     ) -> None:

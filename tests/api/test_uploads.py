@@ -4,6 +4,7 @@ import base64
 import contextlib
 import hashlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import sqlalchemy as sa
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from api.app import create_app
 from models_registry.artifacts import uploads
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import LocalStorage, Storage
@@ -120,6 +122,19 @@ class TestCreate:
         answer = client.post("/v1/uploads", json=wanted)
         assert answer.status_code == 413
         assert set(sending.faults(answer)) == {"/size_bytes"}
+
+    def test_refuses_a_file_that_the_disk_has_no_room_for(
+        self, settings: Settings, api_key: str
+    ) -> None:
+        vast = create_app(settings.model_copy(update={"upload_max_bytes": 2**62}))
+        with TestClient(vast, headers={"authorization": f"Bearer {api_key}"}) as client:
+            answer = client.post(
+                "/v1/uploads", json={**sending.announcement(b"x"), "size_bytes": 2**60}
+            )
+        assert (answer.status_code, answer.json()["code"]) == (507, "storage_full")
+        assert answer.json()["retryable"] is False
+        assert [fault["pointer"] for fault in answer.json()["errors"]] == ["/size_bytes"]
+        assert re.search(r"\d+ are missing", answer.json()["detail"])
 
     def test_takes_a_digest_in_capitals(self, client: TestClient) -> None:
         digest = hashlib.sha256(b"x").hexdigest()
@@ -324,6 +339,25 @@ class TestComplete:
         assert {answer.json()["blob"] for answer in answers} == {
             f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
         }
+
+
+class TestList:
+    def test_shows_what_is_open_or_completed_newest_first(
+        self, client: TestClient, stranger: TestClient
+    ) -> None:
+        first, second, third = (sending.begin(client, content) for content in (b"a", b"b", b"c"))
+        client.put(first["parts"][0]["url"], content=b"a")
+        client.post(f"/v1/uploads/{first['id']}/complete", json={})
+        client.delete(f"/v1/uploads/{second['id']}")
+        found = client.get("/v1/uploads").json()["data"]
+        assert [(one["id"], one["state"]) for one in found] == [
+            (third["id"], "open"),
+            (first["id"], "completed"),
+        ]
+        assert found[1]["blob"] == f"sha256:{hashlib.sha256(b'a').hexdigest()}"
+        still_open = client.get("/v1/uploads", params={"state": "open"}).json()["data"]
+        assert [one["id"] for one in still_open] == [third["id"]]
+        assert stranger.get("/v1/uploads").json()["data"] == []
 
 
 class TestEnd:

@@ -186,7 +186,7 @@ class TestTraining:
 
     def test_milestones_never_drop_the_rate_before_the_first_epoch(self) -> None:
         found = catalog.complete_training({"epochs": 1})
-        assert found["schedule"]["milestones"] == [1, 1, 1]
+        assert found["schedule"]["milestones"] == []
 
     def test_another_kind_brings_its_own_defaults_and_none_of_the_old_ones(self) -> None:
         found = catalog.complete_training(

@@ -48,6 +48,20 @@ class TestFind:
         write(user, "http://user", "user-key")
         assert config.find() == config.ServerConfig("http://user", "user-key", str(user))
 
+    def test_finds_a_server_of_this_machine_from_any_folder_while_it_runs(self, home):
+        with config.running_here("http://127.0.0.1:1", "up-key") as path:
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            assert config.find() == config.ServerConfig("http://127.0.0.1:1", "up-key", str(path))
+            config.save("http://user", "user-key")
+            assert config.find().api_key == "user-key"
+        assert not path.exists()
+
+    def test_forgets_no_server_that_was_started_later(self):
+        with config.running_here("http://127.0.0.1:1", "first"):
+            later = config.running_here("http://127.0.0.1:2", "second")
+            later.__enter__()
+        assert config.find().api_key == "second"
+
     def test_looks_in_the_data_folder_of_the_environment(self, monkeypatch, tmp_path, user):
         write(user, "http://user", "user-key")
         write(tmp_path / "elsewhere" / "client.json", "http://elsewhere", "elsewhere-key")

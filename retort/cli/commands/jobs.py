@@ -120,7 +120,9 @@ def retry(retort: shell.Shell, job_id: JobArgument) -> None:
 @shell.connected
 def report(
     retort: shell.Shell,
-    job_id: JobArgument,
+    job_id: Annotated[
+        str, typer.Argument(metavar="JOB|STUDY", help="Id of a job, or of a study: its best job.")
+    ],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -140,6 +142,58 @@ def report(
         retort.out.print(str(path), soft_wrap=True)
     if not saved:
         retort.note(f"{job_id} made no report: its spec has `report: false`")
+
+
+@app.command()
+@shell.connected
+def logs(retort: shell.Shell, job_id: JobArgument) -> None:
+    """Show the last lines of each attempt's engine; kept when an attempt ends."""
+    from retort.cli import display
+
+    retort.show(retort.client.jobs.logs(job_id), display.logs)
+
+
+@app.command()
+@shell.connected
+def metrics(
+    retort: shell.Shell,
+    job_id: JobArgument,
+    key: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="Only this metric; may be repeated.")
+    ] = None,
+) -> None:
+    """Show the measured values of a job: newest, lowest, highest; with --json all of them."""
+    from retort.cli import display
+
+    series = retort.client.jobs.metrics(job_id, keys=tuple(key or ()))
+    retort.show(series, display.metrics)
+
+
+@app.command()
+@shell.connected
+def events(retort: shell.Shell, job_id: JobArgument) -> None:
+    """Show what has happened to a job."""
+    from retort.cli import display
+
+    retort.show(list(retort.client.jobs.events_after(job_id)), display.events)
+
+
+@app.command()
+@shell.connected
+def attempts(retort: shell.Shell, job_id: JobArgument) -> None:
+    """List the attempts at a job."""
+    from retort.cli import display
+
+    retort.show(retort.client.jobs.attempts(job_id), display.attempts)
+
+
+@app.command()
+@shell.connected
+def checkpoints(retort: shell.Shell, job_id: JobArgument) -> None:
+    """List the checkpoints from which a job can resume."""
+    from retort.cli import display
+
+    retort.show(list(retort.client.jobs.checkpoints(job_id)), display.checkpoints)
 
 
 def _watch(retort: shell.Shell, job_id: str) -> None:

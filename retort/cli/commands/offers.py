@@ -1,10 +1,14 @@
 """Commands for what a server offers: methods, networks, workers."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from retort import errors
 from retort.cli import shell
+
+if TYPE_CHECKING:
+    from retort import types
 
 app = typer.Typer()
 
@@ -46,6 +50,63 @@ def list_networks(
 
     rows = ((n.name, n.family, display.count(n.parameters_100), n.description) for n in networks)
     display.table(retort.out, ("name", "family", "parameters (100 classes)", "about"), rows)
+
+
+@app.command("recipes")
+@shell.connected
+def list_recipes(
+    retort: shell.Shell,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One recipe.")] = None,
+) -> None:
+    """List the training recipes, or show all fields of one."""
+    from retort.cli import display
+
+    recipes = retort.client.offers.recipes().data
+    if name:
+        recipes = [recipe for recipe in recipes if recipe.name == name]
+        if not recipes:
+            raise errors.BadOption(f"there is no recipe {name!r}: see `retort recipes`")
+    if retort.json:
+        retort.emit(recipes)
+    elif name:
+        fields = recipes[0].training.items()
+        display.card(
+            retort.out,
+            [
+                (field, value if isinstance(value, (str, int, float)) else display.compact(value))
+                for field, value in fields
+            ],
+        )
+    else:
+        rows = ((r.name, *map(display.compact, _recipe_facts(r.training))) for r in recipes)
+        heads = ("recipe", "epochs", "batch", "optimizer", "rate", "schedule", "augmentation")
+        display.table(retort.out, heads, rows, whole=("recipe",))
+
+
+def _recipe_facts(training: "types.Json") -> tuple[object, ...]:
+    optimizer, schedule = training.get("optimizer") or {}, training.get("schedule") or {}
+    return (
+        training.get("epochs"),
+        training.get("batch_size"),
+        optimizer.get("name"),
+        optimizer.get("learning_rate"),
+        schedule.get("name"),
+        training.get("augmentation"),
+    )
+
+
+@app.command("formats")
+@shell.connected
+def list_formats(retort: shell.Shell) -> None:
+    """List the formats that a data set may be uploaded in."""
+    from retort import formats
+    from retort.cli import display
+
+    rows = list(formats.FORMATS.items())
+    if retort.json:
+        retort.emit(formats.FORMATS)
+    else:
+        display.table(retort.out, ("format", "what it is"), rows, folds=("what it is",))
 
 
 @app.command("workers")

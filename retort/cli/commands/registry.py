@@ -126,7 +126,11 @@ def dataset_from_job(
 def download(
     retort: shell.Shell,
     what: Annotated[
-        str, typer.Argument(metavar="JOB|NAME[@V]", help="A job's student, or a model version.")
+        str,
+        typer.Argument(
+            metavar="JOB|STUDY|NAME[@V]",
+            help="A job's student, the best one of a study, or a model version.",
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File, or folder, to write to.")

@@ -45,6 +45,15 @@ TaskOption = Annotated[
 ]
 
 
+@app.command("list")
+@shell.connected
+def list_uploads(retort: shell.Shell) -> None:
+    """List uploads that are open or completed; an open one goes on with --resume."""
+    from retort.cli import display
+
+    retort.show(list(retort.client.uploads.list()), display.uploads)
+
+
 @app.command("model")
 @shell.connected
 def upload_model(

@@ -42,7 +42,9 @@ class TestExpand:
 
     def test_milestones_follow_epochs_unless_given(self) -> None:
         assert expand({"epochs": 10}).schedule == Step(milestones=[5, 7, 9])
-        assert expand({"epochs": 1}).schedule == Step(milestones=[1, 1, 1])
+        assert expand({"epochs": 1}).schedule == Step(milestones=[])
+        assert expand({"epochs": 2}).schedule == Step(milestones=[1])
+        assert expand({"epochs": 3}).schedule == Step(milestones=[1, 2])
         given = expand({"epochs": 10, "schedule": {"milestones": [2]}})
         assert given.schedule == Step(milestones=[2], factor=0.1)
 

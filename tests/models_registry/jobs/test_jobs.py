@@ -109,7 +109,7 @@ class TestSubmit:
         assert job.spec["version"] == 1
         assert job.spec["method"]["temperature"] > 0
         assert job.spec["training"]["epochs"] == 2
-        assert job.spec["training"]["schedule"]["milestones"] == [1, 1, 1]
+        assert job.spec["training"]["schedule"]["milestones"] == [1]
         assert job.spec["training"]["optimizer"]["name"] == "sgd"
         assert submission.spec_of(job).model_dump(mode="json").items() <= job.spec.items()
 

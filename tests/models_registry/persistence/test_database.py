@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 
+import psycopg.errors
 import pytest
 import sqlalchemy as sa
 import sqlalchemy.exc
@@ -19,6 +20,27 @@ POSTGRES_ONLY = pytest.mark.parametrize("database_url", ["postgresql"], indirect
 
 def project(name: str, created_at: datetime) -> tables.ProjectRow:
     return tables.ProjectRow(id=f"prj_{name}", name=name, created_at=created_at)
+
+
+class TestHasNoRoom:
+    @SQLITE_ONLY
+    def test_knows_a_full_disk_of_sqlite(self, engine: sa.Engine) -> None:
+        with engine.connect() as connection:
+            pages = connection.scalar(sa.text("PRAGMA page_count"))
+            connection.execute(sa.text(f"PRAGMA max_page_count = {pages}"))
+            with pytest.raises(sqlalchemy.exc.OperationalError) as refused:
+                connection.execute(sa.text("CREATE TABLE large AS SELECT randomblob(10000000)"))
+            connection.rollback()
+            connection.execute(sa.text("PRAGMA max_page_count = 1073741823"))
+        assert database.has_no_room(refused.value)
+
+    def test_knows_that_of_postgresql_and_nothing_else(self) -> None:
+        def failure(cause: Exception) -> Exception:
+            return sqlalchemy.exc.OperationalError("INSERT", {}, cause)
+
+        assert database.has_no_room(failure(psycopg.errors.DiskFull()))
+        assert not database.has_no_room(failure(psycopg.errors.AdminShutdown()))
+        assert not database.has_no_room(ValueError("something else"))
 
 
 class TestUTCDateTime:

@@ -243,11 +243,11 @@ class TestPut:
         assert all_keys(store) == [key]
         assert content(store, key) == whole
 
-    def test_reports_a_full_disk_as_storage_that_is_down(self, store):
+    def test_says_of_a_full_disk_that_it_is_full(self, store):
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (MEBIBYTE, hard))
         try:
-            with pytest.raises(errors.StorageDown):
+            with pytest.raises(errors.StorageFull, match="disk of the byte store is full"):
                 store.put(itertools.repeat(bytes(100_000), 20))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

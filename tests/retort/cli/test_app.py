@@ -165,6 +165,15 @@ class TestErrors:
         assert result.exit_code == 3
         assert one_error(result).endswith("/training/epochs: at least 1; /method/beta: at least 0")
 
+    def test_are_json_where_json_is_asked_for(self, known, spec_file):
+        faults = [{"pointer": "/method", "code": "unknown", "detail": "no such method"}]
+        known.on("POST", "/v1/jobs", problem(422, "invalid_spec", "one field", errors=faults))
+        result = run("submit", str(spec_file), "--json")
+        told = json.loads(result.stderr)
+        assert (result.exit_code, told["exit_code"]) == (3, 3)
+        assert (told["status"], told["code"]) == (422, "invalid_spec")
+        assert told["errors"] == faults
+
     def test_of_a_local_file_are_5(self, known):
         result = run("submit", "none.yaml")
         assert result.exit_code == 5
@@ -234,6 +243,15 @@ class TestLogin:
         assert config.find().api_key == api_key
         assert run("jobs", "--json").stdout == "[]\n"
 
+    def test_takes_what_stands_before_the_command(self, service, api_key):
+        assert run("--url", service, "--api-key", api_key, "login").exit_code == 0
+        assert config.find().api_key == api_key
+
+    def test_without_an_address_says_how_to_give_one(self):
+        result = run("login", "--api-key", "x")
+        assert result.exit_code == 2
+        assert "--url" in one_error(result)
+
     def test_asks_for_the_key(self, service, api_key):
         assert run("login", "--url", service, stdin=f"{api_key}\n").exit_code == 0
         assert config.find().url == service
@@ -294,6 +312,25 @@ class TestJobs:
         again = run("retry", job.id).stdout.strip()
         assert retort.jobs.get(again).retry_of == job.id
         assert run("jobs", "--state", "cancelled").stdout.count("job_") == 1
+
+    def test_show_what_happened_in_each_attempt(self, real, retort, staff):
+        job = retort.jobs.submit(factories.spec(teacher=staff.teacher()))
+        staff.finish(staff.start(job.id), b"student")
+        shown = run("attempts", job.id).stdout.splitlines()
+        assert shown[0].split()[:2] == ["ATTEMPT", "OUTCOME"]
+        assert shown[1].split()[:2] == ["1", "succeeded"]
+        assert "attempt 1, ended" in run("logs", job.id).stdout
+        assert "job.succeeded" in run("events", job.id).stdout
+        assert run("metrics", job.id).exit_code == 0
+        assert json.loads(run("checkpoints", job.id, "--json").stdout) == []
+        assert run("delete", job.id, "--yes").stdout == f"{job.id} is deleted\n"
+        assert run("job", job.id).exit_code == 3
+
+    def test_are_deleted_only_when_confirmed(self, real, retort, staff):
+        job = retort.jobs.submit(factories.spec(teacher=staff.teacher()))
+        result = CliRunner().invoke(app.app, ["delete", job.id], input="n\n", prog_name="retort")
+        assert result.exit_code == 130
+        assert retort.jobs.get(job.id).id == job.id
 
     def test_show_their_scores(self, real, retort, staff):
         job = retort.jobs.submit(factories.spec(teacher=staff.teacher()))
@@ -428,6 +465,23 @@ class TestStudy:
         assert [row["rank"] for row in told["rows"]] == [1, 2, 3]
         text = run("study", "leaderboard", study.id, "--csv").stdout
         assert text.splitlines()[0].startswith("rank,variant,name,")
+
+    def test_gives_its_best_student_and_report(self, study, retort, staff):
+        assert "no scored student" in one_error(run("download", study.id))
+        jobs = list(retort.jobs.list(study=study.id))
+        for place, job in enumerate(jobs):
+            staff.finish(staff.start(job.id), f"{place}".encode(), accuracy=0.9 + 0.01 * place)
+        result = run("download", study.id, "-o", "best.safetensors")
+        assert result.exit_code == 0
+        # Of the variant with the best mean, the best seed: not always the best job of all.
+        board = retort.studies.leaderboard(study.id)
+        best = max(board.rows[0].runs, key=lambda one: one.accuracy)
+        place = [job.id for job in jobs].index(best.job)
+        assert Path("best.safetensors").read_bytes() == f"{place}".encode()
+        assert f"{best.student} ({best.job})" in result.stderr
+        assert run("report", study.id, "-o", "pages").exit_code == 0
+        narrow = run("study", "leaderboard", study.id).stdout
+        assert best.job in narrow
 
     def test_of_which_a_job_failed_ends_with_1(self, study, retort, staff):
         first, *others = retort.jobs.list(study=study.id)
@@ -669,6 +723,28 @@ class TestCatalog:
         assert "CVPR 2022" in shown
         assert json.loads(run("methods", "dkd", "--json").stdout)["name"] == "dkd"
         assert run("methods", "magic").exit_code == 3
+
+    def test_lists_recipes_and_formats(self, real):
+        assert "cifar100" in run("recipes").stdout
+        assert "weight_decay" in run("recipes", "cifar100").stdout
+        assert "retort recipes" in one_error(run("recipes", "cifar1000"))
+        assert "coco" in run("formats").stdout
+
+    def test_makes_and_revokes_keys(self, real):
+        made = json.loads(run("key", "create", "reader", "--role", "viewer", "--json").stdout)
+        listed = run("key", "list").stdout
+        assert made["id"] in listed
+        assert made["api_key"] not in listed
+        assert run("key", "revoke", made["id"]).stdout == f"{made['id']} is revoked\n"
+        assert "revoked" in run("key", "list").stdout
+
+    def test_points_aliases_and_lists_uploads(self, real, staff):
+        staff.teacher()
+        told = run("alias", "digits-teacher@1", "production").stdout
+        assert told == "digits-teacher@production is now digits-teacher@1\n"
+        assert run("model", "digits-teacher@production").exit_code == 0
+        assert run("upload", "list").stdout.split()[:2] == ["ID", "STATE"]
+        assert "by its number" in one_error(run("delete", "digits-teacher@production", "--yes"))
 
     def test_lists_networks_that_contain_a_text(self, real):
         names = [n["name"] for n in json.loads(run("networks", "--filter", "8x4", "--json").stdout)]

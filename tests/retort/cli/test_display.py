@@ -37,6 +37,28 @@ class TestTable:
         assert "…" not in text
 
 
+class TestNarrowTable:
+    HEADS = ("id", "name", "state", "teacher", "age")
+    ROWS = (("job_" + "0" * 26, "a" * 30, "succeeded", "digits-teacher@1", "3 min"),)
+
+    @pytest.mark.parametrize("width", [60, 80, 200])
+    def test_never_cuts_what_is_needed_and_tells_what_is_missing(self, page, width):
+        narrow = rich.console.Console(file=page, width=width)
+        display.table(
+            narrow, self.HEADS, self.ROWS, whole=("id", "state"), drops=("teacher", "age")
+        )
+        text = page.getvalue()
+        assert "job_" + "0" * 26 in text
+        assert "succeeded" in text
+        assert max(map(len, text.splitlines())) <= max(width, 80)
+        missing = [head for head in ("teacher", "age") if head.upper() not in text]
+        told = [line for line in text.splitlines() if line.startswith("Too narrow for:")]
+        assert [f"Too narrow for: {', '.join(missing)} "] * bool(missing) == [
+            line.partition("(")[0] for line in told
+        ]
+        assert missing == {60: ["teacher", "age"], 80: ["teacher"], 200: []}[width]
+
+
 class TestCard:
     def test_leaves_out_what_has_no_value(self, console, page):
         display.card(console, [("a", 0), ("b", None), ("c", ""), ("d", "x")])

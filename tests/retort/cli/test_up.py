@@ -16,6 +16,7 @@ import httpx
 import psutil
 import pytest
 
+from retort import config
 from tests.journeys.stacks import free_port
 
 pytestmark = [pytest.mark.slow]
@@ -88,6 +89,8 @@ def test_it_ends_cleanly_keeps_its_data_lets_nobody_else_in_and_leaves_no_proces
         assert psutil.wait_procs(children, timeout=10)[1] == []
     with running(folder, port) as process:
         key = json.loads(known.read_text())["api_key"]
+        wait_until(lambda: config.Environment().up_file.exists())
+        assert config.find().api_key == key
         headers = {"authorization": f"Bearer {key}"}
         assert httpx.get(f"http://127.0.0.1:{port}/v1/jobs", headers=headers).status_code == 200
         children = psutil.Process(process.pid).children(recursive=True)

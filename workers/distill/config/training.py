@@ -97,7 +97,7 @@ class Step(Values):
         None,
         max_length=100,
         description="Epochs after which the rate drops; null places the recipe's own milestones "
-        "at the same shares of `epochs`.",
+        "at the same shares of `epochs` (in a short training, those that meet are one).",
     )
     factor: float = Field(0.1, gt=0, le=1, description="What the rate is multiplied by.")
     warmup_epochs: WarmupEpochs = 0
@@ -310,8 +310,10 @@ class Training(Values):
     def _place_milestones(self) -> "Training":
         if isinstance(self.schedule, Step) and self.schedule.milestones is None:
             shares = MILESTONE_SHARES[self.recipe]
-            # Rounded first, since 0.7 * 10 may be 6.999...; never 0, which would drop at once.
-            placed = [max(1, int(round(share * self.epochs, 6))) for share in shares]
+            # Rounded first, since 0.7 * 10 may be 6.999...
+            epochs = {int(round(share * self.epochs, 6)) for share in shares}
+            # In a short training, milestones meet: one drop, and none before the first epoch.
+            placed = sorted(epochs - {0})
             schedule = self.schedule.model_copy(update={"milestones": placed})
             object.__setattr__(self, "schedule", schedule)
         return self
