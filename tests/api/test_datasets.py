@@ -229,6 +229,8 @@ class TestFromJob:
         backward = client.get("/v1/models/digits-student/versions/2/lineage").json()["backward"]
         assert backward["dataset"] == "dreams@1"
         assert backward["dataset_lineage"]["job"] == job.id
+        version = client.get("/v1/datasets/dreams/versions/1").json()
+        assert backward["dataset_notes"] == version["notes"]
 
     def test_leaves_the_images_to_be_downloaded_with_the_student(
         self, client: TestClient, job: tables.JobRow

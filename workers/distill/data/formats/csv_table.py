@@ -71,12 +71,17 @@ class Pictures:
         self.files = folders.pictures(root)
         self._by_name: dict[str, list[Path]] = {}
         for file in self.files:
-            path = file.relative_to(root)
-            # By every end of its path, with its ending and without.
-            for start in range(len(path.parts)):
-                end = Path(*path.parts[start:])
-                for name in (end.as_posix(), end.with_suffix("").as_posix()):
-                    self._by_name.setdefault(name, []).append(file)
+            path = str(file)[len(str(root)) + 1 :]
+            ending = len(file.suffix)
+            # By every end of its path, with its ending and without. Text, not paths: there may be
+            # a million.
+            start = 0
+            while True:
+                self._by_name.setdefault(path[start:], []).append(file)
+                self._by_name.setdefault(path[start:-ending], []).append(file)
+                start = path.find("/", start) + 1
+                if not start:
+                    break
 
     def find(self, name: str, split: str | None = None) -> Path | None:
         """Return the only picture of a name, of several the only one in a folder of the split."""
@@ -149,13 +154,14 @@ def find(upload: Upload, pictures: Pictures | None = None) -> tuple[list[Table],
     Raises `UploadRefused` where there is none.
     """
     root = upload.root
+    files = sorted(file for file in folders.files(root) if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise errors.UploadRefused("unsupported_format", LAYOUT)
     pictures = pictures or Pictures(root)
     tables: list[Table] = []
     notes: list[str] = []
     faults: list[str] = []
-    for file in sorted(folders.files(root)):
-        if file.suffix.lower() not in SUFFIXES:
-            continue
+    for file in files:
         name = str(file.relative_to(root))
         table = None
         if "submission" not in file.stem.lower():
