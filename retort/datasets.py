@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from retort import transport, types
+from retort import errors, transport, types
 
 
 class Datasets(transport.Resource):
@@ -13,13 +13,18 @@ class Datasets(transport.Resource):
         name: str,
         upload: types.Upload | str,
         *,
-        format: str,
+        format: str = "auto",
         task: str = "classification",
         input: Mapping[str, object] | None = None,
         card: str = "",
         tags: Mapping[str, str] | None = None,
     ) -> types.DatasetVersion:
-        """Make a new version of a data set from an upload; a worker unpacks it first."""
+        """Make a new version of a data set from an upload; a worker unpacks it first.
+
+        With the format `auto` the worker recognises it; `format` and `notes` of the version tell.
+        `input` may say `height`, `width`, `channels`, `mean`, `std`, `max_value` and
+        `max_bad_share`; what it leaves out is measured.
+        """
         body = {
             "upload": upload if isinstance(upload, str) else upload.id,
             "format": format,
@@ -56,6 +61,16 @@ class Datasets(transport.Resource):
         """Return one version."""
         path = f"/v1/datasets/{name}/versions/{version}"
         return self._http.fetch(types.DatasetVersion, "GET", path)
+
+    def resolve(self, reference: str) -> types.DatasetVersion:
+        """Return the version that `name@3` or `name@latest`, the newest that is ready, means."""
+        name, _, selector = reference.partition("@")
+        if selector.isdecimal():
+            return self.version(name, int(selector))
+        newest = self.get(name).latest_version if selector in ("", "latest") else None
+        if newest is None:
+            raise errors.ProblemError(404, "not_found", f"{reference} is no version that is ready")
+        return self.version(name, newest)
 
     def wait(
         self, name: str, version: int, *, timeout: float | None = 600.0, poll_seconds: float = 0.5

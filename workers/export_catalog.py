@@ -24,12 +24,15 @@ UPLOAD_EXAMPLE = (
     "A file is uploaded, registered as a data set, and inspected by a worker:",
     "",
     "```",
-    "retort upload dataset street street.zip --format coco --task detection \\",
-    "    --height 480 --width 640 --wait",
+    "retort upload dataset street street.zip --task detection --height 480 --width 640 --wait",
+    "retort datasets street@1",
     "```",
     "",
-    "What is wrong with its files is told all at once, by file; what was scaled, clipped, dropped "
-    "or set aside stands in the notes of its `dataset.json`.",
+    "The format is recognised by the content, unless `--format` names it; an upload that could be "
+    "of two formats is refused with both names. What is wrong with its files is told all at once, "
+    "by file. A few pictures that cannot be read are left out: 1 %, or `--max-bad-share`. What was "
+    "scaled, clipped, dropped, left out, set aside or chosen stands in the notes of the version, "
+    "which the second command shows.",
 )
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -56,12 +56,13 @@ class DataFacts:
     digest: str | None
     card: str
     splits: dict[str, int]
+    notes: Sequence[str] = ()
 
     @classmethod
     def of(cls, row: tables.DatasetVersionRow) -> "DataFacts":
         """Return the facts from a row that belongs to a session."""
         digest = f"sha256:{row.sha256}" if row.sha256 else None
-        return cls(datasets.reference_of(row), digest, row.card, row.splits)
+        return cls(datasets.reference_of(row), digest, row.card, row.splits, row.notes or ())
 
 
 @dataclass(frozen=True)
@@ -239,6 +240,8 @@ def _facts_of(facts: DataFacts) -> Iterator[str]:
         yield f"- About: {_plain(facts.card.strip().splitlines()[0])}"
     splits = ", ".join(f"{count:,} {name}" for name, count in facts.splits.items())
     yield f"- Images: {splits}"
+    for note in facts.notes:
+        yield f"- Note: {_plain(note)}"
 
 
 def _synthetic(origin: JobFacts, made: SynthesisSummary, images_read: int | None) -> Iterator[str]:

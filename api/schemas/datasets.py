@@ -21,12 +21,11 @@ class DatasetVersionNew(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    upload: str | None = Field(
-        None, description="Id of a completed upload with purpose `dataset`; needs `format`."
-    )
+    upload: str | None = Field(None, description="Id of a completed upload with purpose `dataset`.")
     format: str | None = Field(
         None,
-        description="How the upload is laid out. "
+        description="How the upload is laid out. `auto`, or left out: recognised by its content, "
+        "which `format` and `notes` of the version then tell. "
         + "; ".join(f"`{name}`: {entry['title']}" for name, entry in FORMATS.items())
         + ".",
     )
@@ -47,7 +46,7 @@ class DatasetVersionNew(BaseModel):
     def new(self, name: str) -> datasets.NewDatasetVersion | synthetic_datasets.NewSyntheticDataset:
         """Return the new version as the registry takes it.
 
-        Raises: errors.Refused where a field is missing, or is not allowed beside `job`.
+        Raises: errors.Refused where `upload` is missing, or is not allowed beside `job`.
         """
         if self.job is not None:
             self._refuse_given("upload", "format", "input")
@@ -55,7 +54,7 @@ class DatasetVersionNew(BaseModel):
             return synthetic_datasets.NewSyntheticDataset(
                 name=name, job_id=self.job, task=task, card=self.card, tags=self.tags
             )
-        if self.upload is None or self.format is None:
+        if self.upload is None:
             raise self._incomplete()
         given = self.model_dump(exclude={"upload", "job"}, exclude_none=True)
         return datasets.NewDatasetVersion(name=name, upload_id=self.upload, **given)
@@ -70,16 +69,9 @@ class DatasetVersionNew(BaseModel):
         rules.refuse(faults, code="invalid_version")
 
     def _incomplete(self) -> errors.Refused:
-        details = {
-            "upload": "name a completed upload and its format, or a job that kept images",
-            "format": f"say how the upload is laid out: {', '.join(FORMATS)}",
-        }
-        faults = [
-            errors.Fault(f"/{name}", "missing", detail)
-            for name, detail in details.items()
-            if getattr(self, name) is None
-        ]
-        return errors.Refused(faults[0].detail, code="invalid_version", faults=faults)
+        detail = "name a completed upload, or a job that kept images"
+        fault = errors.Fault("/upload", "missing", detail)
+        return errors.Refused(detail, code="invalid_version", faults=[fault])
 
 
 class DatasetRead(rows.RowRead):
@@ -107,7 +99,9 @@ class DatasetVersionRead(rows.RowRead):
     version: int
     reference: str
     state: str = Field(description="`pending`, `ready` or `rejected`.")
-    format: str
+    format: str = Field(
+        description="As asked for; with `auto`, what was recognised once it was inspected."
+    )
     task: str
     classes: list[str]
     splits: dict[str, int] = Field(description="Images of each split.")

@@ -251,6 +251,9 @@ class Backward(BaseModel):
         description="Where that data set comes from, as recorded: an upload, or the job that "
         "made its synthetic images."
     )
+    dataset_notes: list[str] = Field(
+        description="What was converted, left out or chosen when its pictures were stored."
+    )
 
     @classmethod
     def of(cls, row: tables.ModelVersionRow, origins: lineage.Origins) -> Self:
@@ -263,6 +266,7 @@ class Backward(BaseModel):
             initial=Relative.of(origins.initial) if origins.initial else None,
             dataset=datasets.reference_of(dataset) if dataset else None,
             dataset_lineage=dataset.lineage if dataset else {},
+            dataset_notes=(dataset.notes or []) if dataset else [],
         )
 
 

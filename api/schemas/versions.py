@@ -31,6 +31,16 @@ class ImageHints(BaseModel):
     width: int | None = Field(None, description="1 to 4096.")
     mean: list[float] | None = Field(None, description="One value per channel, of pixels in 0..1.")
     std: list[float] | None = Field(None, description="One value per channel, greater than 0.")
+    max_value: int | None = Field(
+        None,
+        description="1 to 65535: the value that becomes white in pictures of more than 8 bits, "
+        "such as 4095 for 12 bits; measured over all pictures if left out.",
+    )
+    max_bad_share: float | None = Field(
+        None,
+        description="0 to 1: the share of pictures that may be left out because they cannot be "
+        "read; 0.01 if left out.",
+    )
 
 
 class Rejection(BaseModel):

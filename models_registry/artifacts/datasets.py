@@ -28,7 +28,8 @@ class NewDatasetVersion:
 
     name: str
     upload_id: str
-    format: str
+    format: str = format_rules.AUTO
+    """The name of a format, or `auto`: it becomes that which the inspection recognises."""
     task: str
     input: dict[str, Any] | None = None
     card: str = ""

@@ -22,6 +22,7 @@ MAX_CHANNELS = 1024
 MAX_SIDE = 4096
 SMALLEST_STD = 1 / 512
 """Half a step of 8-bit pixels; 1/255, for networks that take pixels in 0..255, is larger."""
+MAX_PIXEL_VALUE = 65_535
 MAX_TAGS = 64
 MAX_CARD_CHARACTERS = 100_000
 _MAX_NAME_CHARACTERS = 200
@@ -53,11 +54,21 @@ def faults_of_classes(classes: int | list[str], pointer: str = "/classes") -> It
 
 
 def faults_of_input(images: dict[str, Any], pointer: str = "/input") -> Iterator[Fault]:
-    """Yield what is wrong with `channels`, `height`, `width`, `mean` and `std`, where given."""
-    for name, most in (("channels", MAX_CHANNELS), ("height", MAX_SIDE), ("width", MAX_SIDE)):
+    """Yield what is wrong with what is said about images, where it is given."""
+    whole = {
+        "channels": MAX_CHANNELS,
+        "height": MAX_SIDE,
+        "width": MAX_SIDE,
+        "max_value": MAX_PIXEL_VALUE,
+    }
+    for name, most in whole.items():
         if name in images and not 1 <= images[name] <= most:
             detail = f"{name} must be 1 to {most}, got {images[name]}"
             yield Fault(f"{pointer}/{name}", "out_of_range", detail)
+    share = images.get("max_bad_share", 0)
+    if not 0 <= share <= 1:
+        detail = f"max_bad_share is a share of the pictures, 0 to 1, got {share}"
+        yield Fault(f"{pointer}/max_bad_share", "out_of_range", detail)
     channels = images.get("channels")
     for name in ("mean", "std"):
         values = images.get(name, ())

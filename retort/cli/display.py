@@ -379,6 +379,29 @@ def version(console: rich.console.Console, shown: types.ModelVersion) -> None:
     )
 
 
+def dataset_version(console: rich.console.Console, shown: types.DatasetVersion) -> None:
+    """Print everything about a version of a data set."""
+    rejection = shown.rejection
+    card(
+        console,
+        [
+            ("data set", shown.reference),
+            ("state", shown.state),
+            ("rejected", f"{rejection.message} ({rejection.code})" if rejection else None),
+            ("format", shown.format),
+            ("task", shown.task),
+            ("classes", class_count(shown.classes)),
+            ("splits", compact(shown.splits)),
+            ("input", compact(shown.input)),
+            *(("note", note) for note in shown.notes or ()),
+            ("digest", shown.digest),
+            ("lineage", compact(shown.lineage)),
+            ("tags", compact(shown.tags)),
+            ("created", moment(shown.created_at)),
+        ],
+    )
+
+
 def rejected_keys(rejection: types.Rejection | None) -> list[tuple[str, Cell]]:
     """Return the missing, unexpected and mismatched keys of a rejected upload."""
     if rejection is None:

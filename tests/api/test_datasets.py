@@ -73,6 +73,8 @@ class TestRegister:
             ({"format": "mine"}, "/format", "unsupported_format"),
             ({"format": "builtin"}, "/format", "unsupported_format"),
             ({"task": "magic"}, "/task", "unknown_task"),
+            ({"input": {"max_value": 70_000}}, "/input/max_value", "out_of_range"),
+            ({"input": {"max_bad_share": 1.5}}, "/input/max_bad_share", "out_of_range"),
             ({"card": "x" * 100_001}, "/card", "too_long"),
         ],
     )
@@ -106,6 +108,12 @@ class TestRegister:
 
     def test_names_the_formats_that_there_are(self, client: TestClient) -> None:
         assert "imagefolder" in register(client, format="image-folder").json()["detail"]
+
+    @pytest.mark.parametrize("given", [None, "auto"])
+    def test_leaves_the_format_to_be_recognised(self, client: TestClient, given: str) -> None:
+        answer = register(client, format=given, task="detection")
+        assert answer.status_code == 202
+        assert answer.json()["format"] == "auto"
 
     def test_refuses_a_format_that_cannot_hold_the_labels(self, client: TestClient) -> None:
         answer = register(client, task="segmentation")
@@ -221,6 +229,8 @@ class TestFromJob:
         backward = client.get("/v1/models/digits-student/versions/2/lineage").json()["backward"]
         assert backward["dataset"] == "dreams@1"
         assert backward["dataset_lineage"]["job"] == job.id
+        version = client.get("/v1/datasets/dreams/versions/1").json()
+        assert backward["dataset_notes"] == version["notes"]
 
     def test_leaves_the_images_to_be_downloaded_with_the_student(
         self, client: TestClient, job: tables.JobRow
@@ -256,8 +266,8 @@ class TestFromJob:
     @pytest.mark.parametrize(
         ("body", "faults"),
         [
-            ({}, {"/upload": "missing", "/format": "missing"}),
-            ({"upload": "upl_1"}, {"/format": "missing"}),
+            ({}, {"/upload": "missing"}),
+            ({"format": "npz"}, {"/upload": "missing"}),
         ],
     )
     def test_or_from_an_upload_and_its_format(

@@ -213,9 +213,11 @@ class TestDatasets:
             x_test=generator.integers(0, 255, (12, 8, 8), dtype=np.uint8),
             y_test=np.arange(12) % 3,
         )
-        version_id = uploaded_dataset(context, project, content, "npz", "mine.npz")
+        version_id = uploaded_dataset(context, project, content, "auto", "mine.npz")
         assert inspector.inspect(context, "datasets", version_id) == "ready"
         version = dataset(context, version_id)
+        assert version.format == "npz"
+        assert "the format was recognised: npz" in (version.notes or ())
         assert version.classes == ["0", "1", "2"]
         assert version.splits["test"] == 12
         assert sum(version.splits.values()) == 72

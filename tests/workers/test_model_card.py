@@ -37,7 +37,11 @@ DESCRIPTION: dict[str, Any] = {
     "input": factories.DIGITS_INPUT,
 }
 DIGITS = model_card.DataFacts(
-    "digits@1", "sha256:bb", "Handwritten digits", {"train": 1257, "validation": 180, "test": 360}
+    "digits@1",
+    "sha256:bb",
+    "Handwritten digits",
+    {"train": 1257, "validation": 180, "test": 360},
+    notes=["the folder 'demo' was left out"],
 )
 TEACHER = model_card.TeacherFacts("digits-teacher@1", "sha256:aa", "retort/resnet20")
 
@@ -118,6 +122,7 @@ class TestWrite:
         text = card()
         assert "- Data set: `digits@1`, `sha256:bb`" in text
         assert "- Images: 1,257 train, 180 validation, 360 test" in text
+        assert "- Note: the folder 'demo' was left out" in text
         assert "- Classes: zero, one" in text
         assert "- Teacher: `digits-teacher@1`, `retort/resnet20`, `sha256:aa`" in text
         assert "Decoupled Knowledge Distillation, CVPR 2022, arXiv:2203.08679" in text

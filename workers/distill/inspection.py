@@ -20,12 +20,14 @@ import pydantic
 import torch
 
 from workers.distill import errors
+from workers.distill.config import formats as format_rules
 from workers.distill.config.job import Input, Task
 from workers.distill.config.training import Values
 from workers.distill.data import catalog as datasets
 from workers.distill.data import dataset
 from workers.distill.data.formats import catalog as formats
 from workers.distill.data.formats import conversion
+from workers.distill.data.formats.upload import Upload
 from workers.distill.evaluation import profiling
 from workers.distill.methods import traits
 from workers.distill.networks import catalog as networks
@@ -62,7 +64,7 @@ class DatasetRequest(Values):
     kind: Literal["dataset"]
     source: Literal["upload"] = "upload"
     filename: str = ""
-    format: str
+    format: str = format_rules.AUTO
     task: Task = "classification"
     input: conversion.InputHints | None = None
 
@@ -141,14 +143,13 @@ def _file_name(given: str) -> str:
 
 def inspect_dataset(request: DatasetRequest, workdir: Path) -> dict[str, Any]:  # Any: a report line
     """Convert an uploaded archive to the prepared form."""
-    chosen_format = formats.choose(request.format, request.task)
     folder, hints = workdir / "dataset", request.input or conversion.InputHints()
     # Below the working folder: the system's own folder for such files may be small or in memory.
     with tempfile.TemporaryDirectory(dir=workdir) as scratch:
-        record = chosen_format.convert(
-            workdir / "upload", Path(scratch) / "unpacked", folder, hints, request.task
-        )
-    return _report(record, folder)
+        upload = Upload(workdir / "upload", Path(scratch))
+        chosen_format = formats.choose(request.format, request.task, upload)
+        record = chosen_format.convert(upload, folder, hints, request.task)
+    return {**_report(record, folder), "format": chosen_format.name}
 
 
 def make_builtin(request: BuiltinRequest, workdir: Path) -> dict[str, Any]:  # Any: a report line

@@ -69,15 +69,24 @@ def show_model(
 
 @app.command("datasets")
 @shell.connected
-def list_datasets(retort: shell.Shell) -> None:
-    """List data sets and their versions."""
+def list_datasets(
+    retort: shell.Shell,
+    reference: Annotated[
+        str | None, typer.Argument(metavar="[NAME[@V]]", help="A data set or a version.")
+    ] = None,
+) -> None:
+    """List data sets and their versions, those of one, or one version with its notes."""
+    from retort.cli import display
+
     datasets = retort.client.datasets
-    versions = [v for d in datasets.list() for v in datasets.versions(d.name)]
+    if reference is not None and "@" in reference:
+        retort.show(datasets.resolve(reference), display.dataset_version)
+        return
+    names = [d.name for d in datasets.list()] if reference is None else [reference]
+    versions = [v for name in names for v in datasets.versions(name)]
     if retort.json:
         retort.emit(versions)
         return
-    from retort.cli import display
-
     rows = (
         (
             v.reference,

@@ -32,7 +32,12 @@ StdOption = Annotated[
     str | None, typer.Option(metavar="S,S,S", help="Standard deviation of each channel.")
 ]
 FormatOption = Annotated[
-    str, typer.Option(help="; ".join(f"{name}: {title}" for name, title in FORMATS.items()) + ".")
+    str,
+    typer.Option(
+        help="auto: recognised by the content; "
+        + "; ".join(f"{name}: {title}" for name, title in FORMATS.items())
+        + "."
+    ),
 ]
 TaskOption = Annotated[
     str,
@@ -115,28 +120,44 @@ def upload_dataset(
     retort: shell.Shell,
     name: NameArgument,
     file: FileArgument,
-    format: FormatOption,
+    format: FormatOption = "auto",
     height: HeightOption = None,
     width: WidthOption = None,
     channels: ChannelsOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
+    max_value: Annotated[
+        int | None,
+        typer.Option(
+            metavar="V", help="White of pictures of more than 8 bits; by default by their range."
+        ),
+    ] = None,
+    max_bad_share: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Share of unreadable pictures to leave out; 0.01."),
+    ] = None,
     task: TaskOption = "classification",
     card: Annotated[str, typer.Option(help="A description, in Markdown.")] = "",
     resume: ResumeOption = None,
     wait: WaitOption = False,
 ) -> None:
     """Upload an archive of images and register it as a new version of a data set."""
-    given = _input(channels, height, width, mean, std) or None  # the rest is measured
+    given = _input(channels, height, width, mean, std)  # the rest is measured
+    if max_value is not None:
+        given["max_value"] = max_value
+    if max_bad_share is not None:
+        given["max_bad_share"] = max_bad_share
     upload = _send(retort, file, "dataset", resume)
     datasets = retort.client.datasets
-    version = datasets.register(name, upload, format=format, task=task, input=given, card=card)
+    version = datasets.register(
+        name, upload, format=format, task=task, input=given or None, card=card
+    )
     if wait:
         retort.note(f"{version.reference} is being inspected")
         version = datasets.wait(name, version.version, timeout=None)
         for note in version.notes or ():
             retort.note(note)
-    _registered(retort, version, "retort datasets")
+    _registered(retort, version, f"retort datasets {version.reference}")
 
 
 def _registered(

@@ -1,5 +1,7 @@
 """What a run warns of once its scores are known."""
 
+from typing import ClassVar
+
 import pytest
 
 from workers.distill.run import outcome
@@ -15,7 +17,7 @@ def history(*scores: float) -> list[dict[str, float]]:
 
 
 class TestBelowBaseline:
-    STUDENT = {"accuracy": 0.90, "accuracy_interval": [0.87, 0.92]}
+    STUDENT: ClassVar = {"accuracy": 0.90, "accuracy_interval": [0.87, 0.92]}
 
     @pytest.mark.parametrize(("baseline", "warned"), [(0.93, True), (0.92, False), (0.5, False)])
     def test_is_told_beyond_the_students_interval(self, baseline: float, warned: bool) -> None:

@@ -590,11 +590,20 @@ class TestUpload:
     def test_registers_a_dataset(self, real, staff, tmp_path):
         archive = tmp_path / "shapes.zip"
         archive.write_bytes(b"PK")
-        result = run("upload", "dataset", "shapes", str(archive), "--format", "imagefolder")
+        bounds = ("--max-value", "4095", "--max-bad-share", "0.1")
+        result = run("upload", "dataset", "shapes", str(archive), *bounds)
         assert result.stdout == "shapes@1\n"
-        staff.accept_dataset(classes=["round", "square"], splits={"train": 8, "test": 2})
+        facts = {"format": "imagefolder", "notes": ["the folder 'demo' was left out"]}
+        splits = {"train": 8, "test": 2}
+        staff.accept_dataset(classes=["round", "square"], splits=splits, **facts)
         rows = [line.split() for line in run("datasets").stdout.splitlines()]
         assert ["shapes@1", "ready", "2", "8", "2"] in rows
+        assert "shapes@1" in run("datasets", "shapes").stdout
+        for reference in ("shapes@1", "shapes@latest"):
+            shown = run("datasets", reference).stdout
+            assert "the folder 'demo' was left out" in shown
+            assert "imagefolder" in shown
+        assert run("datasets", "shapes@2").exit_code == 3
 
     def test_registers_masks(self, real, staff, tmp_path):
         archive = tmp_path / "stripes.npz"

@@ -3,15 +3,20 @@
 from collections.abc import Mapping, Sequence
 
 CODE = "unsupported_format"
+AUTO = "auto"
+"""Asks that the format of an upload be recognised by its content."""
 
 
 def refusal(name: str, task: str, formats: Mapping[str, Sequence[str]]) -> str | None:
     """Return why an upload of format `name` cannot become a data set for `task`, or None.
 
-    `formats` maps the name of each format to the tasks whose labels it can hold.
+    `formats` maps the name of each format to the tasks whose labels it can hold. What `auto` will
+    turn out to be is not known before the upload is looked into.
     """
+    if name == AUTO:
+        return None
     if name not in formats:
-        return f"format must be one of {', '.join(formats)}, got {name[:80]!r}"
+        return f"format must be one of {', '.join((AUTO, *formats))}, got {name[:80]!r}"
     if task not in formats[name]:
         able = ", ".join(other for other, tasks in formats.items() if task in tasks)
         return f"{name} holds no labels for {task}; upload {able or 'nothing: no format does'}"

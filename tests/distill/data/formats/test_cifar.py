@@ -101,6 +101,29 @@ class TestConvert:
         test = dataset.load(tmp_path / "dataset").split("test")
         assert test.labels.tolist() == list(range(100))
 
+    @pytest.mark.parametrize(("name", "label_bytes"), [("cifar10", 1), ("cifar100", 2)])
+    def test_binary_archives(self, tmp_path: Path, name: str, label_bytes: int) -> None:
+        rows = np.random.RandomState(0).randint(0, 10, (20, label_bytes + 3072)).astype(np.uint8)
+        rows[:, label_bytes - 1] = np.arange(20) % 10
+        train, meta = ("data_batch_1", "batches.meta.txt"), [f"c{number}" for number in range(10)]
+        if name == "cifar100":
+            train, meta = ("train", "fine_label_names.txt"), [str(number) for number in range(100)]
+        files = {
+            f"bin/{train[0]}.bin": rows.tobytes(),
+            f"bin/{'test_batch' if label_bytes == 1 else 'test'}.bin": rows[:10].tobytes(),
+            f"bin/{train[1]}": ("\n".join(meta) + "\n\n").encode(),
+        }
+        record = convert(tmp_path, files, name)
+        assert record.splits == {"train": 18, "validation": 2, "test": 10}
+        assert record.classes == meta
+        test = dataset.load(tmp_path / "dataset").split("test")
+        assert test.labels.tolist() == list(range(10))
+        expected = torch.from_numpy(rows[:10, label_bytes:])
+        assert torch.equal(test.images.reshape(10, -1), expected)
+        files[f"bin/{train[0]}.bin"] = rows.tobytes()[:-1]
+        (tmp_path / "cut").mkdir()
+        assert refusal(tmp_path / "cut", files, name).refusal == "unreadable"
+
     def test_archive_without_meta_numbers_its_classes(self, tmp_path: Path) -> None:
         files = cifar10()
         del files["cifar-10-batches-py/batches.meta"]

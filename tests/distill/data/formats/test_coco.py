@@ -173,8 +173,25 @@ class TestConvert:
             files[name] = uploads.picture(int(Path(name).stem), mode="L")
         deep = [[256 * 77 + row] * 30 for row in range(20)]
         files["train/1.png"] = uploads.png(torch.tensor(deep).numpy().astype("uint16"))
-        assert convert(tmp_path, files).input.channels == 1
+        record = convert(tmp_path, files)
+        assert record.input.channels == 1
+        assert any("so that 65535 becomes 255" in note for note in record.notes)
         assert (dataset.load(tmp_path / "dataset").split("train").images[0] == 77).all()
+
+    def test_few_unreadable_pictures_are_left_out_with_their_boxes(self, tmp_path: Path) -> None:
+        noise = torch.randint(0, 256, (20, 30), generator=torch.Generator().manual_seed(0))
+        cut = uploads.png(noise.numpy().astype("uint8"))[:-200]
+        whole = convert(tmp_path / "whole", three_splits())
+        record = convert(tmp_path / "few", {**three_splits(), "train/2.png": cut}, **HALF)
+        assert record.splits["train"] == whole.splits["train"] - 1
+        assert "train/2.png is not a readable picture" in record.notes[1]
+        assert record.boxes is not None
+        assert sum(record.boxes["train"]) == 2
+        split = dataset.load(tmp_path / "few" / "dataset").split("train")
+        assert len(split.images) == len(split.labels) == record.splits["train"]
+
+
+HALF = {"max_bad_share": 0.5}
 
 
 def refused(tmp_path: Path, files: Files, **hints: Any) -> errors.UploadRefused:

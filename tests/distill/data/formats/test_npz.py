@@ -100,8 +100,91 @@ class TestConvert:
         assert record.input.mean == convert(tmp_path, whole).input.mean
 
     def test_classes_without_images_are_noted(self, tmp_path: Path) -> None:
-        record = convert(tmp_path, {**arrays(20), "labels": np.arange(20) % 4 + 1})
-        assert "1 classes have no training images: 0" in record.notes
+        record = convert(tmp_path, {**arrays(20), "labels": np.arange(20) % 4 * 2})
+        assert "3 classes have no training images: 1, 3, 5" in record.notes
+
+
+AS_PUBLISHED = [
+    ("train_images", "train_labels"),  # MedMNIST
+    ("X_train", "Y_train"),
+    ("trainX", "trainy"),
+    ("Xtrain", "ytrain"),
+    ("train_data", "train_targets"),
+    ("X", "y"),
+    ("x", "Y"),
+    ("data", "labels"),
+    ("Images", "Targets"),
+    ("arr_0", "arr_1"),
+]
+
+
+class TestConvertAsPublished:
+    @pytest.mark.parametrize(("images", "labels"), AS_PUBLISHED)
+    def test_usual_names_are_known(self, tmp_path: Path, images: str, labels: str) -> None:
+        whole = arrays(20)
+        record = convert(tmp_path, {images: whole["images"], labels: whole["labels"][:, None]})
+        assert record.classes == ["0", "1", "2", "3"]
+        assert sum(record.splits.values()) == 20
+
+    def test_splits_of_medmnist_are_kept_and_other_arrays_named(self, tmp_path: Path) -> None:
+        contents: dict[str, Any] = {"ids": np.arange(3)}
+        for split, count in (("train", 12), ("val", 4), ("test", 8)):
+            whole = arrays(count)
+            contents[f"{split}_images"] = whole["images"].transpose(0, 2, 3, 1)
+            contents[f"{split}_labels"] = whole["labels"][:, None].astype(np.uint8)
+        record = convert(tmp_path, contents)
+        assert record.splits == {"train": 12, "validation": 4, "test": 8}
+        assert "arrays that are not needed were left out: ids" in record.notes
+
+    @pytest.mark.parametrize("kind", ["i8", "u4", "f4", "f8", "i2"])
+    def test_whole_pixels_of_any_dtype_are_bytes(self, tmp_path: Path, kind: str) -> None:
+        whole = arrays(20)
+        convert(tmp_path, whole)
+        expected = dataset.load(tmp_path / "dataset").split("train").images
+        convert(tmp_path, {**whole, "images": whole["images"].astype(kind)})
+        assert torch.equal(dataset.load(tmp_path / "dataset").split("train").images, expected)
+
+    def test_deep_pixels_are_scaled_by_their_range(self, tmp_path: Path) -> None:
+        deep = np.arange(20, dtype=np.uint16)[:, None, None] * np.full((1, 6, 5), 210, np.uint16)
+        record = convert(tmp_path, {**arrays(20), "images": deep})
+        assert "up to 3990: they were scaled so that 4095 becomes 255" in record.notes[0]
+        images = dataset.load(tmp_path / "dataset").split("train").images
+        assert int(images.max()) == round(3990 / 4095 * 255)
+        record = convert(tmp_path, {**arrays(20), "images": deep}, max_value=65_535)
+        assert int(dataset.load(tmp_path / "dataset").split("train").images.max()) == 16
+
+    @pytest.mark.parametrize(
+        ("labels", "classes"),
+        [
+            ((np.arange(20) % 4).astype(float), ["0", "1", "2", "3"]),
+            (np.arange(20) % 2 == 0, ["0", "1"]),
+            (np.eye(5)[np.arange(20) % 4], ["0", "1", "2", "3", "4"]),
+            (np.array(["dog", "cat"] * 10), ["cat", "dog"]),
+            (np.array([b"dog", b"cat"] * 10), ["cat", "dog"]),
+            (np.array(["9", "10"] * 10), ["9", "10"]),
+            (np.arange(20) % 4 + 1, ["1", "2", "3", "4"]),
+        ],
+    )
+    def test_labels_of_every_kind(self, tmp_path: Path, labels: Any, classes: list[str]) -> None:
+        assert convert(tmp_path, {**arrays(20), "labels": labels}).classes == classes
+
+    def test_labels_from_one_are_told_unless_names_say_otherwise(self, tmp_path: Path) -> None:
+        given = {**arrays(20), "labels": np.arange(20) % 3 + 1}
+        record = convert(tmp_path, {**given, "class_names": np.array(["a", "b", "c"])})
+        assert record.classes == ["a", "b", "c"]
+        assert record.notes[0].startswith("labels count from 1 to 3: label 1 is class 0")
+        record = convert(tmp_path, {**given, "label_names": np.array(["none", "a", "b", "c"])})
+        assert record.classes == ["none", "a", "b", "c"]
+
+    def test_names_that_are_pickles_are_not_read(self, tmp_path: Path) -> None:
+        record = convert(tmp_path, {**arrays(20), "class_names": np.array(["a", 1], dtype=object)})
+        assert record.classes == ["0", "1", "2", "3"]
+        assert "'class_names' holds pickled objects" in record.notes[0]
+
+    def test_split_without_labels_is_left_out(self, tmp_path: Path) -> None:
+        record = convert(tmp_path, {**arrays(20), "x_test": arrays(4)["images"]})
+        assert record.splits["test"] == 4
+        assert "the test split was left out: 'x_test' has no labels" in record.notes
 
 
 def dense_arrays(count: int = 20, *, classes: int = 3) -> dict[str, Any]:
@@ -154,12 +237,12 @@ class TestConvertMasks:
             ({"labels": np.zeros((19, 6, 5), int)}, r"for images of \[20, 6, 5\]"),
             ({"labels": np.full((20, 6, 5), 256)}, "outside 0..254"),
             ({"labels": np.full((20, 6, 5), -1)}, "outside 0..254"),
-            ({"labels": np.full((20, 6, 5), 255)}, "no pixel of y_train has a class"),
+            ({"labels": np.full((20, 6, 5), 255)}, "no pixel of labels has a class"),
             ({"labels": np.zeros((20, 6, 5), int)}, "the highest label is 0"),
             ({"classes": np.array(2)}, "highest class in the masks is 2, but 'classes' has 2"),
             ({"classes": np.array(10**15)}, "2 to 255 different classes"),
             ({"classes": np.array(1)}, "2 to 255 different classes"),
-            ({"classes": np.array(["a", "b", "b"])}, "2 to 255 different classes"),
+            ({"classes": np.array(["a", "b", "b"])}, "'b' is the name of classes 1 and 2"),
             ({"classes": np.array([1.5])}, "give their number, or a list of their names"),
         ],
     )
@@ -172,17 +255,14 @@ class TestConvertMasks:
         with pytest.raises(errors.UploadRefused, match="no array 'y_train'"):
             convert_dense(tmp_path, {"x_train": dense_arrays()["images"]})
 
-    def test_classes_of_whole_images_are_counted_still(self, tmp_path: Path) -> None:
-        record = convert(tmp_path, {**arrays(20), "classes": np.array(["a", "b"])})
-        assert record.classes == ["0", "1", "2", "3"]
-
 
 class TestRefusedFiles:
     @pytest.mark.parametrize(
         ("changes", "code"),
         [
             ({"images": np.array([{}] * 20, dtype=object)}, "unsafe_archive"),
-            ({"images": np.zeros((20, 3, 6, 5), dtype=np.int32)}, "unsupported_format"),
+            ({"images": np.full((20, 3, 6, 5), -1)}, "unsupported_format"),
+            ({"images": np.full((20, 3, 6, 5), 65_536)}, "unsupported_format"),
             ({"images": np.full((20, 3, 6, 5), 1.5)}, "unsupported_format"),
             ({"images": np.full((20, 3, 6, 5), np.nan)}, "unsupported_format"),
             ({"images": np.zeros((20, 7, 6, 5), dtype=np.uint8)}, "unsupported_format"),
@@ -194,6 +274,11 @@ class TestRefusedFiles:
             ({"labels": np.full(20, -1)}, "bad_labels"),
             ({"labels": np.full(20, 10**12)}, "bad_labels"),
             ({"labels": np.zeros(20, int)}, "bad_labels"),
+            ({"labels": np.full(20, 0.5)}, "bad_labels"),
+            ({"labels": np.eye(20, 4)[:, ::-1] + np.eye(20, 4)}, "bad_labels"),
+            ({"labels": np.full((20, 4), 0.25)}, "bad_labels"),
+            ({"classes": np.array(["a", "b"])}, "bad_labels"),
+            ({"data": np.zeros(1)}, "unsupported_format"),
         ],
     )
     def test_faults_are_refused(self, tmp_path: Path, changes: dict[str, Any], code: str) -> None:
@@ -205,9 +290,9 @@ class TestRefusedFiles:
         assert "'y_train'" in error.message
 
     def test_other_arrays_are_listed(self, tmp_path: Path) -> None:
-        error = refusal(tmp_path, {"pictures": np.zeros(3)})
+        error = refusal(tmp_path, {"things": np.zeros(3)})
         assert error.refusal == "unsupported_format"
-        assert "pictures" in error.message
+        assert "things" in error.message
 
     def test_splits_of_different_sizes_are_refused(self, tmp_path: Path) -> None:
         small, large = arrays(20), arrays(20, shape=(3, 8, 8))
@@ -227,12 +312,13 @@ class TestRefusedFiles:
         header = {"descr": "|u1", "fortran_order": False, "shape": (10**12, 3, 8, 8)}
         np.lib.format.write_array_header_1_0(stream, header)
         with zipfile.ZipFile(tmp_path / "upload", "w") as archive:
-            archive.writestr("images.npy", stream.getvalue() + bytes(100))
+            for name in ("images", "labels"):
+                archive.writestr(f"{name}.npy", stream.getvalue() + bytes(100))
         with pytest.raises(errors.UploadRefused, match="cut short"):
             uploads.convert("npz", tmp_path)
 
     def test_bombs_are_refused(self, tmp_path: Path) -> None:
-        error = refusal(tmp_path, {**arrays(20), "padding": np.zeros(80 << 20, dtype=np.uint8)})
+        error = refusal(tmp_path, {**arrays(20), "x_test": np.zeros(80 << 20, dtype=np.uint8)})
         assert error.refusal == "too_large"
 
     @pytest.mark.parametrize("text", [b"", b"hello", b"PK\x03\x04 broken"])

@@ -13,6 +13,7 @@ from workers.distill import errors
 from workers.distill.config.job import Task
 from workers.distill.data import dataset
 from workers.distill.data.formats import catalog, conversion
+from workers.distill.data.formats.upload import Upload
 
 ORIENTATION = 0x0112
 
@@ -22,12 +23,16 @@ def convert(
 ) -> dataset.DatasetRecord:
     """Convert `workdir/upload` to `workdir/dataset` and return its record."""
     return catalog.FORMATS[name].convert(
-        workdir / "upload",
-        workdir / "scratch",
+        Upload(workdir / "upload", workdir / "scratch"),
         workdir / "dataset",
         conversion.InputHints(**hints),
         task,
     )
+
+
+def recognised(upload: Upload) -> str:
+    """Return the name of the format that an upload is recognised as."""
+    return catalog.recognise(upload).name
 
 
 def picture(

@@ -8,7 +8,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -32,7 +32,7 @@ class FoundPicture:
     file: Path
     height: int
     width: int
-    is_grey: bool
+    header: pictures.PictureHeader
     is_upright: bool
 
 
@@ -73,7 +73,7 @@ def find_picture(
     try:
         header = pictures.read_header(file, root)
     except errors.UploadRefused as refusal:
-        problems.add_refusal(refusal)
+        problems.add_unreadable(file, refusal)
         return None
     upright = (header.height, header.width)
     is_upright = not (header.is_turned and annotated_size == upright[::-1] != upright)
@@ -85,7 +85,7 @@ def find_picture(
             f"{said_by} says {annotated_size[0]}x{annotated_size[1]}",
         )
         return None
-    return FoundPicture(file, *size, is_grey=header.is_grey, is_upright=is_upright)
+    return FoundPicture(file, *size, header=header, is_upright=is_upright)
 
 
 @dataclass
@@ -185,13 +185,25 @@ def write_boxes(
 
     Raises `UploadRefused` with all problems, those that formats have collected among them.
     """
-    _check_given(given, root, problems)
+    given, scale = _readable(given, root, problems, hints)
     canvas, form = _sizes(given, hints)
     complete, divided = _divide(given, problems)
     most = {name: max([1, *(len(one.rows) for one in split)]) for name, split in complete.items()}
     shapes: dict[str, Shapes] = {
         name: {"labels": ("F32", (rows, boxes.COLUMNS)), "scales": ("F32", ())}
         for name, rows in most.items()
+    }
+
+    def decode(name: str, boxed: BoxedPicture) -> dict[str, Any]:  # Any: arrays, or numbers
+        at = canvas.placement(boxed.picture.height, boxed.picture.width)
+        rows = boxes.rescale(boxed.rows, at.x_factor, at.y_factor)
+        placed = boxes.padded([boxes.clip(rows, canvas.height, canvas.width)], most=most[name])
+        return {"labels": placed[0].numpy(), "scales": at.scale}
+
+    stored = _store(folder, complete, root, problems, scale, canvas, form, shapes, decode)
+    complete = {
+        name: [one for one in split if problems.is_readable(one.picture.file)]
+        for name, split in complete.items()
     }
     counted = {
         name: boxes.counts(torch.cat([one.rows for one in complete[name]]), len(classes))
@@ -206,14 +218,7 @@ def write_boxes(
                     "" if name in given else ", or more of them in training, where it is taken from"
                 ),
             )
-
-    def decode(name: str, boxed: BoxedPicture) -> dict[str, Any]:  # Any: arrays, or numbers
-        at = canvas.placement(boxed.picture.height, boxed.picture.width)
-        rows = boxes.rescale(boxed.rows, at.x_factor, at.y_factor)
-        placed = boxes.padded([boxes.clip(rows, canvas.height, canvas.width)], most=most[name])
-        return {"labels": placed[0].numpy(), "scales": at.scale}
-
-    stored = _store(folder, complete, root, problems, canvas, form, shapes, decode)
+    problems.refuse()
     for name, arrays in stored.items():
         boxes.check_boxes(
             torch.from_numpy(arrays["labels"]),
@@ -233,6 +238,8 @@ def write_boxes(
         hints=hints,
         notes=[
             *notes,
+            *problems.notes(),
+            *_notes_of_pictures(complete, scale),
             *_canvas_notes(canvas, complete),
             *divided,
             *conversion.notes_of_absent(absent, "boxes"),
@@ -256,7 +263,7 @@ def write_masks(
 
     Raises `UploadRefused` with all problems, those that formats have collected among them.
     """
-    _check_given(given, root, problems)
+    given, scale = _readable(given, root, problems, hints)
     canvas, form = _sizes(given, hints)
     complete, divided = _divide(given, problems)
 
@@ -266,7 +273,7 @@ def write_masks(
 
     shape: Shapes = {"labels": ("U8", (form.height, form.width))}
     shapes = dict.fromkeys(complete, shape)
-    stored = _store(folder, complete, root, problems, canvas, form, shapes, decode)
+    stored = _store(folder, complete, root, problems, scale, canvas, form, shapes, decode)
     seen = {name: _pixels_of(arrays["labels"], len(classes)) for name, arrays in stored.items()}
     for name, counts in seen.items():
         if not counts.any():
@@ -284,6 +291,8 @@ def write_masks(
         hints=hints,
         notes=[
             *notes,
+            *problems.notes(),
+            *_notes_of_pictures(complete, scale),
             *_canvas_notes(canvas, complete),
             *divided,
             *conversion.notes_of_absent(absent, "pixels"),
@@ -308,6 +317,26 @@ def _box_fault(
             f"{picture.width}x{picture.height} pixels (width x height)"
         )
     return None
+
+
+def _readable(
+    given: Mapping[str, Sequence[A]],
+    root: Path,
+    problems: Problems,
+    hints: conversion.InputHints,
+) -> tuple[dict[str, list[A]], pictures.GreyScale]:
+    """Return the pictures that can be read, as far as their headers say, and their grey scale.
+
+    Raises `UploadRefused` where going on is pointless.
+    """
+    _check_given(given, root, problems)
+    found = [one.picture for split in given.values() for one in split]
+    problems.allow_unreadable(hints.max_bad_share, pictures=len(found) + problems.unreadable)
+    headers = {one.file: one.header for one in found}
+    scale = pictures.grey_scale(headers, root, hints.max_value, problems)
+    return {
+        name: [one for one in split if one.picture.file in headers] for name, split in given.items()
+    }, scale
 
 
 def _check_given(given: Mapping[str, Sequence[A]], root: Path, problems: Problems) -> None:
@@ -350,7 +379,7 @@ def _sizes(
 ) -> tuple[letterbox.Canvas, conversion.StoredForm]:
     found = [one.picture for split in given.values() for one in split]
     canvas = letterbox.canvas_for([(one.height, one.width) for one in found], hints)
-    channels = hints.picture_channels(are_grey=all(one.is_grey for one in found))
+    channels = hints.picture_channels(are_grey=all(one.header.is_grey for one in found))
     return canvas, conversion.StoredForm(channels, canvas.height, canvas.width)
 
 
@@ -359,6 +388,7 @@ def _store(
     complete: Mapping[str, Sequence[A]],
     root: Path,
     problems: Problems,
+    scale: pictures.GreyScale,
     canvas: letterbox.Canvas,
     form: conversion.StoredForm,
     shapes: Mapping[str, Shapes],
@@ -371,25 +401,40 @@ def _store(
     )
     conversion.check_stored_bytes(form, sum(map(len, complete.values())), label_bytes)
 
-    def decode(name: str, one: A) -> dict[str, Any]:  # Any: arrays, or numbers
+    def decode(name: str, one: A) -> dict[str, Any] | None:  # Any: arrays, or numbers
         picture = one.picture
         try:
             image = pictures.decode(
-                picture.file, root, form.channels, is_upright=picture.is_upright
+                picture.file,
+                root,
+                form.channels,
+                is_upright=picture.is_upright,
+                white=scale.white,
             )
         except errors.UploadRefused as refusal:
-            problems.add_refusal(refusal)
-            return {}
+            problems.add_unreadable(picture.file, refusal)
+            return None
         return {"images": canvas.place(image), **decode_labels(name, one)}
 
-    stored = {
-        name: conversion.store(
-            folder, name, complete[name], form, shapes[name], functools.partial(decode, name)
-        )
-        for name in dataset.SPLITS
-    }
+    try:
+        stored = {
+            name: conversion.store(
+                folder, name, complete[name], form, shapes[name], functools.partial(decode, name)
+            )
+            for name in dataset.SPLITS
+        }
+    except errors.UploadRefused as refusal:
+        problems.add_refusal(refusal)
     problems.refuse()
     return stored
+
+
+def _notes_of_pictures(complete: Mapping[str, Sequence[A]], scale: pictures.GreyScale) -> list[str]:
+    found = [one.picture for split in complete.values() for one in split]
+    upright = [
+        one.header if one.is_upright else replace(one.header, is_oriented=False) for one in found
+    ]
+    return pictures.notes_of(upright, scale)
 
 
 def _canvas_notes(canvas: letterbox.Canvas, complete: Mapping[str, Sequence[A]]) -> list[str]:

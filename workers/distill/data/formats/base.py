@@ -1,5 +1,6 @@
 """What an upload format has to offer; `formats/catalog.py` lists all of them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -7,25 +8,19 @@ from typing import Protocol
 from workers.distill.config.job import Task
 from workers.distill.data import dataset
 from workers.distill.data.formats import conversion
+from workers.distill.data.formats.upload import Upload
 
 
 class Convert(Protocol):
     """Reads an upload and writes it as a prepared data set."""
 
     def __call__(
-        self,
-        upload: Path,
-        scratch: Path,
-        folder: Path,
-        hints: conversion.InputHints,
-        task: Task,
-        /,
+        self, upload: Upload, folder: Path, hints: conversion.InputHints, task: Task, /
     ) -> dataset.DatasetRecord:
-        """Write the data set of the file `upload` into `folder` and return its record.
+        """Write the data set of an upload into `folder`, which need not exist; return its record.
 
-        `scratch` is a folder for temporary files, deleted afterwards; neither folder need exist.
-        `task` is one of the format's tasks. Raises `UploadRefused` for whatever is wrong with the
-        file; nothing in it may be trusted.
+        The record has the upload's notes. `task` is one of the format's tasks. Raises
+        `UploadRefused` for whatever is wrong with the file; nothing in it may be trusted.
         """
         ...
 
@@ -44,4 +39,6 @@ class Format:
     """Tasks whose labels it can hold."""
     suffixes: tuple[str, ...]
     """Usual endings of the file's name. The content counts, not the name: nothing checks them."""
+    recognise: Callable[[Upload], object]
+    """Raises `UploadRefused` with the reason unless an upload is laid out as this format."""
     convert: Convert

@@ -1,7 +1,9 @@
-"""CIFAR-10 and CIFAR-100 archives in the layout that their authors publish for Python.
+"""CIFAR-10 and CIFAR-100 archives as their authors publish them, for Python or as binary files.
 
-The archives hold pickles. They are opened with an unpickler that accepts a few names only and maps
-each to a class or function of this file: no code of other modules runs, not even NumPy's.
+A row of a binary file is one label, for CIFAR-100 a coarse and a fine one, and the planes of an
+image. The archives for Python hold pickles, which are opened with an unpickler that accepts a few
+names only and maps each to a class or function of this file: no code of other modules runs, not
+even NumPy's.
 Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 """
 
@@ -17,8 +19,9 @@ from numpy.typing import NDArray
 from workers.distill import errors
 from workers.distill.config.job import Task
 from workers.distill.data import dataset
-from workers.distill.data.formats import archives, conversion
+from workers.distill.data.formats import archives, conversion, folders
 from workers.distill.data.formats.base import Format
+from workers.distill.data.formats.upload import Upload
 
 SIDE = 32
 ROW_BYTES = 3 * SIDE * SIDE
@@ -35,46 +38,61 @@ class ArchiveLayout:
     labels: bytes
     names: bytes
     classes: int
+    binary_meta: str
+    """The file of the names of classes beside binary files, one a line."""
+    label_bytes: int
+    """Labels in a row of a binary file; the last one counts."""
+
+    def find(self, upload: Upload) -> tuple[list[Path], list[Path], bool]:
+        """Return the files with training and with test images, and whether they are binary."""
+        for suffix, is_binary in (("", False), (".bin", True)):
+            train, test = (
+                sorted(
+                    file
+                    for file in upload.root.rglob(name + suffix)
+                    if file.is_file() and (is_binary or not file.suffix)
+                )
+                for name in (self.train, self.test)
+            )
+            if train:
+                return train, test, is_binary
+        raise errors.UploadRefused(
+            "unsupported_format",
+            f"the archive has no file {self.train!r} or '{self.train}.bin': it is no "
+            f"CIFAR-{self.classes} archive in its Python or binary layout",
+        )
 
     def convert(
-        self,
-        upload: Path,
-        scratch: Path,
-        folder: Path,
-        hints: conversion.InputHints,
-        task: Task,
+        self, upload: Upload, folder: Path, hints: conversion.InputHints, task: Task
     ) -> dataset.DatasetRecord:
         """Unpack and read a CIFAR archive and write it as a prepared data set."""
-        archives.unpack(upload, scratch)
-        train_files = sorted(scratch.rglob(self.train))
-        test_files = sorted(scratch.rglob(self.test))
-        if not train_files:
-            raise errors.UploadRefused(
-                "unsupported_format",
-                f"the archive has no file {self.train!r}: it is no CIFAR-{self.classes} archive in "
-                "its Python layout",
-            )
-        given = {"train": _read(train_files, self)}
+        train_files, test_files, is_binary = self.find(upload)
+        read = _read_binary if is_binary else _read
+        given = {"train": read(train_files, self)}
         if test_files:
-            given["test"] = _read(test_files, self)
-        names = _names(next(iter(sorted(scratch.rglob(self.meta))), None), self)
+            given["test"] = read(test_files, self)
+        meta = self.binary_meta if is_binary else self.meta
+        file = next((file for file in sorted(upload.root.rglob(meta)) if file.is_file()), None)
+        names = (_names_in_text if is_binary else _names)(file, self)
         return conversion.write_arrays(
-            folder, given, classes=names, flip=True, hints=hints, task=task
+            folder, given, classes=names, flip=True, hints=hints, notes=upload.notes, task=task
         )
 
 
 def _format(name: str, layout: ArchiveLayout) -> Format:
     return Format(
         name=name,
-        title=f"the CIFAR-{layout.classes} archive for Python",
+        title=f"the CIFAR-{layout.classes} archive for Python, or the binary one",
         description=(
             f"The archive that the authors of CIFAR-{layout.classes} publish for Python, or one "
             f"laid out like it: files `{layout.train}`, `{layout.test}` and `{layout.meta}`, each "
             f"a pickle of a dictionary with `data` (uint8, {ROW_BYTES} numbers an image) and "
-            f"`{layout.labels.decode()}`. The pickles are read without running any code in them."
+            f"`{layout.labels.decode()}`. The pickles are read without running any code in them. "
+            f"Or the binary archive, with `{layout.train}.bin` and `{layout.test}.bin`."
         ),
         tasks=("classification",),
         suffixes=archives.SUFFIXES,
+        recognise=layout.find,
         convert=layout.convert,
     )
 
@@ -88,6 +106,8 @@ CIFAR10 = _format(
         labels=b"labels",
         names=b"label_names",
         classes=10,
+        binary_meta="batches.meta.txt",
+        label_bytes=1,
     ),
 )
 CIFAR100 = _format(
@@ -99,6 +119,8 @@ CIFAR100 = _format(
         labels=b"fine_labels",
         names=b"fine_label_names",
         classes=100,
+        binary_meta="fine_label_names.txt",
+        label_bytes=2,
     ),
 )
 
@@ -136,13 +158,43 @@ def _read(
     return np.concatenate(images), np.concatenate(labels)
 
 
+def _read_binary(
+    files: Sequence[Path], layout: ArchiveLayout
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    row = layout.label_bytes + ROW_BYTES
+    tables = []
+    for file in files:
+        size = file.stat().st_size
+        if not size or size % row:
+            raise _unreadable(file, f"it has {size} bytes, not a multiple of {row}")
+        table = np.fromfile(file, dtype=np.uint8).reshape(-1, row)
+        highest = int(table[:, layout.label_bytes - 1].max())
+        if highest >= layout.classes:
+            raise errors.UploadRefused(
+                "bad_labels", f"{file.name} has the label {highest}, beyond {layout.classes - 1}"
+            )
+        tables.append(table)
+    table = np.concatenate(tables)
+    images = table[:, layout.label_bytes :].reshape(-1, 3, SIDE, SIDE)
+    return np.ascontiguousarray(images), table[:, layout.label_bytes - 1].astype(np.int64)
+
+
+def _names_in_text(file: Path | None, layout: ArchiveLayout) -> list[str]:
+    lines = [] if file is None else folders.read_text(file, file.parent).split("\n")
+    names = [line.strip() for line in lines if line.strip()]
+    return names if len(names) == layout.classes else _numbers(layout)
+
+
+def _numbers(layout: ArchiveLayout) -> list[str]:
+    return [str(label) for label in range(layout.classes)]
+
+
 def _names(file: Path | None, layout: ArchiveLayout) -> list[str]:
-    numbers = [str(label) for label in range(layout.classes)]
     if file is None:
-        return numbers
+        return _numbers(layout)
     names = _entry(load_pickle(file), layout.names)
     if not isinstance(names, list) or len(names) != layout.classes:
-        return numbers
+        return _numbers(layout)
     return [
         name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names
     ]

@@ -18,6 +18,7 @@ from workers.distill.data import boxes, dataset
 from workers.distill.data.formats import annotations, archives, conversion, folders
 from workers.distill.data.formats.base import Format
 from workers.distill.data.formats.problems import Problems
+from workers.distill.data.formats.upload import Upload
 
 LAYOUT = (
     "a 'coco' archive has a folder annotations with instances_train.json (and instances_val.json, "
@@ -40,27 +41,33 @@ class Instances:
 
 
 def convert(
-    upload: Path, scratch: Path, folder: Path, hints: conversion.InputHints, _task: Task
+    upload: Upload, folder: Path, hints: conversion.InputHints, _task: Task
 ) -> dataset.DatasetRecord:
     """Unpack an archive in COCO's layout and write it as a prepared data set."""
-    archives.unpack(upload, scratch)
-    top = folders.descend(scratch, lambda place: (place / "annotations").is_dir())
-    files = {} if top is None else _annotation_files(top / "annotations")
-    if top is None or not files:
-        raise errors.UploadRefused("unsupported_format", LAYOUT)
-    read = {split: _read(file, top, scratch) for split, file in files.items()}
+    root = upload.root
+    top, files = find(upload)
+    read = {split: _read(file, top, root) for split, file in files.items()}
     names = _categories(read)
     numbers = {category: number for number, category in enumerate(names)}
     problems = Problems()
     reader = annotations.BoxReader(len(names), problems)
-    given = {split: _pictures(part, numbers, scratch, reader) for split, part in read.items()}
-    notes = reader.notes()
+    given = {split: _pictures(part, numbers, root, reader) for split, part in read.items()}
+    notes = [*upload.notes, *reader.notes()]
     if list(names) != list(range(len(names))):
         ids = ", ".join(str(category) for category in names)
         notes.insert(0, f"classes 0 to {len(names) - 1} are the category ids {ids} of the upload")
     return annotations.write_boxes(
-        folder, given, scratch, problems, classes=list(names.values()), hints=hints, notes=notes
+        folder, given, root, problems, classes=list(names.values()), hints=hints, notes=notes
     )
+
+
+def find(upload: Upload) -> tuple[Path, dict[str, Path]]:
+    """Return the top folder of an upload, and the annotations of each split."""
+    top = folders.descend(upload.root, lambda place: (place / "annotations").is_dir())
+    files = {} if top is None else _annotation_files(top / "annotations")
+    if top is None or not files:
+        raise errors.UploadRefused("unsupported_format", LAYOUT)
+    return top, files
 
 
 def _annotation_files(place: Path) -> dict[str, Path]:
@@ -258,5 +265,6 @@ FORMAT = Format(
     ),
     tasks=("detection",),
     suffixes=archives.SUFFIXES,
+    recognise=find,
     convert=convert,
 )

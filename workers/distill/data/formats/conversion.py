@@ -21,6 +21,7 @@ from workers.distill.files import tensorfile
 
 LARGEST_STORED_BYTES = 64 << 30
 GREY_OR_RGB = (1, 3)
+MOST_CLASSES = 100_000
 MOST_NAMED = 6
 """Classes that a note names."""
 ImagesAndLabels = tuple[NDArray[np.uint8], NDArray[np.int64] | NDArray[np.uint8]]
@@ -40,6 +41,10 @@ class InputHints(pydantic.BaseModel):
     width: int | None = pydantic.Field(None, ge=1, le=4096)
     mean: list[float] | None = None
     std: list[Annotated[float, pydantic.Field(gt=0)]] | None = None
+    max_value: int | None = pydantic.Field(None, ge=1, le=65_535)
+    """White in pictures of more than 8 bits, such as 4095 for 12; measured where left out."""
+    max_bad_share: float = pydantic.Field(0.01, ge=0, le=1)
+    """Share of pictures that may be left out because they cannot be read."""
 
     def expect(self, channels: int, height: int, width: int) -> None:
         """Raise `UploadRefused` if the images have another size than the uploader said."""
@@ -141,28 +146,50 @@ def store(
     pictures: Sequence[P],
     form: StoredForm,
     shapes: Mapping[str, tuple[str, Sequence[int]]],
-    decode: Callable[[P], Mapping[str, Any]],  # Any: arrays, or numbers
+    decode: Callable[[P], Mapping[str, Any] | None],  # Any: arrays, or numbers
 ) -> dict[str, NDArray[np.generic]]:
     """Decode a split, one picture at a time, into its file; return its tensors, mapped from it.
 
     `shapes` gives dtype and shape, for one image, of what is stored beside `images`; `decode`
-    returns the values of one. What it leaves out stays zero.
+    returns the values of one, or None for a picture that is left out. Raises `UploadRefused` where
+    none is left.
     """
+    if not pictures:
+        raise errors.UploadRefused("no_images", f"the {name} split has no readable pictures")
     folder.mkdir(parents=True, exist_ok=True)
-    count = len(pictures)
-    arrays = tensorfile.create(
-        folder / f"{name}.safetensors",
-        {
-            "images": ("U8", (count, form.channels, form.height, form.width)),
-            **{key: (dtype, (count, *shape)) for key, (dtype, shape) in shapes.items()},
-        },
-    )
-    for index, picture in enumerate(pictures):
-        for key, value in decode(picture).items():
-            arrays[key][index] = value
+    path = folder / f"{name}.safetensors"
+    one = {"images": ("U8", (form.channels, form.height, form.width)), **shapes}
+    arrays = _create(path, one, len(pictures))
+    kept = 0
+    for picture in pictures:
+        values = decode(picture)
+        if values is not None:
+            for key, value in values.items():
+                arrays[key][kept] = value
+            kept += 1
+    if not kept:
+        raise errors.UploadRefused("no_images", f"the {name} split has no readable pictures")
+    if kept < len(pictures):
+        shorter = path.with_suffix(".shorter")
+        fewer = _create(shorter, one, kept)
+        for key, array in fewer.items():
+            for start in range(0, kept, dataset.CHUNK):
+                rows = slice(start, min(start + dataset.CHUNK, kept))
+                array[rows] = arrays[key][rows]
+        shorter.replace(path)
+        arrays = fewer
     for array in arrays.values():
         cast("np.memmap[Any, Any]", array).flush()
     return arrays
+
+
+def _create(
+    path: Path, one: Mapping[str, tuple[str, Sequence[int]]], count: int
+) -> dict[str, NDArray[np.generic]]:
+    """Create a file for so many images, of which `one` gives dtypes and shapes."""
+    return tensorfile.create(
+        path, {key: (dtype, (count, *shape)) for key, (dtype, shape) in one.items()}
+    )
 
 
 def finish(
@@ -263,9 +290,9 @@ def _absent_classes(
     return notes_of_absent([classes[label] for label in absent], what)
 
 
-def notes_of_absent(names: Sequence[str], what: str) -> list[str]:
-    """Return a note about the classes that have no training `what` (`images`), or nothing."""
+def notes_of_absent(names: Sequence[str], what: str, *, split: str = "training") -> list[str]:
+    """Return a note about the classes that have no `what` (`images`) in a split, or nothing."""
     if not names:
         return []
     some = ", ".join(names[:MOST_NAMED])
-    return [f"{len(names)} classes have no training {what}: {some}"]
+    return [f"{len(names)} classes have no {split} {what}: {some}"]

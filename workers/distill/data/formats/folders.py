@@ -1,13 +1,33 @@
 """Find the parts of an unpacked archive: its top folder, splits, pictures, names of classes."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePosixPath
 
 from workers.distill import errors
 from workers.distill.data import dataset
 
 PICTURE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+    [
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".heic",
+        ".heif",
+        ".hif",
+        ".jfif",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    ]
 )
 SPLIT_NAMES = {
     "train": "train",
@@ -21,6 +41,141 @@ SPLIT_NAMES = {
 CLASSES_FILE = "classes.txt"
 LARGEST_TEXT_BYTES = 16 << 20
 """Bound of a file that is read as a whole: a list, or the annotations of one picture."""
+
+
+SPLIT_WORDS = {
+    **SPLIT_NAMES,
+    "trn": "train",
+    "dev": "validation",
+    "devel": "validation",
+    "development": "validation",
+    "eval": "validation",
+    "evaluation": "validation",
+    "validate": "validation",
+    "testing": "test",
+    "tests": "test",
+    "tst": "test",
+    "holdout": "test",
+    "heldout": "test",
+}
+"""Words that name a split, alone or with others: `training_set`, `seg_test`, `val2017`."""
+UNLABELLED = "unlabelled"
+"""What `split_of` returns for a folder whose name says that its pictures have no labels."""
+_UNLABELLED_WORDS = frozenset(
+    [
+        "unlabelled",
+        "unlabeled",
+        "unlabel",
+        "nolabel",
+        "nolabels",
+        "pred",
+        "preds",
+        "predict",
+        "prediction",
+        "predictions",
+        "inference",
+    ]
+)
+_SPLIT_DECORATIONS = frozenset(
+    [
+        "set",
+        "sets",
+        "data",
+        "dataset",
+        "datasets",
+        "images",
+        "image",
+        "imgs",
+        "img",
+        "pics",
+        "pictures",
+        "photos",
+        "seg",
+        "split",
+        "splits",
+        "folder",
+        "dir",
+        "samples",
+        "subset",
+        "cls",
+        "class",
+        "classes",
+        "classification",
+        "labelled",
+        "labeled",
+        "orig",
+        "original",
+        "raw",
+        "processed",
+        "cropped",
+        "crops",
+        "resized",
+        "augmented",
+        "aug",
+        "full",
+        "mini",
+        "small",
+        "final",
+        "new",
+        "the",
+        "of",
+        "for",
+        "to",
+        "jpg",
+        "jpeg",
+        "png",
+        "rgb",
+        "part",
+    ]
+)
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_]+")
+
+
+def split_of(name: str, siblings: Collection[str] = ()) -> str | None:
+    """Return the split that a folder is named for, `UNLABELLED`, or None for any other name.
+
+    Case, digits and words such as `set`, `images` and `seg` do not count: `Training`, `test_set`,
+    `seg_train` and `valImages` are splits. A name with another word in it, such as `pets_train`, is
+    a split where `siblings` have that word with another split.
+    """
+    found, others = _read_words(name)
+    if found is None or not others:
+        return found
+    if found == UNLABELLED:
+        return None
+    for sibling in siblings:
+        split, words = _read_words(sibling)
+        if words == others and split not in (None, found):
+            return found
+    return None
+
+
+def _read_words(name: str) -> tuple[str | None, tuple[str, ...]]:
+    """Return the split in a name, and the words that say nothing about splits."""
+    found: list[str] = []
+    others: list[str] = []
+    for word in _WORD.findall(name):
+        lower = word.lower()
+        # Words may be glued together: `trainset`.
+        glued = next(
+            (
+                split
+                for end in _SPLIT_DECORATIONS
+                if lower.endswith(end) and (split := SPLIT_WORDS.get(lower.removesuffix(end)))
+            ),
+            None,
+        )
+        split = SPLIT_WORDS.get(lower, glued)
+        if lower in _UNLABELLED_WORDS:
+            return UNLABELLED, ()
+        if split is not None:
+            found.append(split)
+        elif lower == "trainval":
+            found.append("train")
+        elif lower not in _SPLIT_DECORATIONS:
+            others.append(lower)
+    # Two splits in a name, as in `test_train`, name none.
+    return (found[0] if len(set(found)) == 1 else None), tuple(others)
 
 
 def is_debris(place: Path) -> bool:
@@ -56,8 +211,8 @@ def by_split(place: Path) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for child in subfolders(place):
-        split = SPLIT_NAMES.get(child.name.lower())
-        if split is not None:
+        split = split_of(child.name)
+        if split is not None and split != UNLABELLED:
             if split in found:
                 raise errors.UploadRefused(
                     "bad_labels", f"{found[split].name!r} and {child.name!r} are the same split"
@@ -110,14 +265,16 @@ def checked_classes(names: list[str], where: str) -> list[str]:
     """Return names of classes; raises `UploadRefused` for none, empty names and repeated ones."""
     if not names:
         raise errors.UploadRefused("bad_labels", f"{where} names no classes")
+    first: dict[str, int] = {}
     for number, name in enumerate(names):
         if not name:
             raise errors.UploadRefused("bad_labels", f"{where}: class {number} has no name")
-        if name in names[:number]:
+        if name in first:
             raise errors.UploadRefused(
                 "bad_labels",
-                f"{where}: {name!r} is the name of classes {names.index(name)} and {number}",
+                f"{where}: {name!r} is the name of classes {first[name]} and {number}",
             )
+        first[name] = number
     return names
 
 

@@ -11,6 +11,7 @@ from workers.distill.data import dataset
 from workers.distill.data.formats import annotations, archives, conversion, folders
 from workers.distill.data.formats.base import Format
 from workers.distill.data.formats.problems import Problems
+from workers.distill.data.formats.upload import Upload
 
 LAYOUT = (
     "a 'masks' archive has folders images and masks, in each of which lie train, val and test, or "
@@ -19,14 +20,12 @@ LAYOUT = (
 
 
 def convert(
-    upload: Path, scratch: Path, folder: Path, hints: conversion.InputHints, _task: Task
+    upload: Upload, folder: Path, hints: conversion.InputHints, _task: Task
 ) -> dataset.DatasetRecord:
     """Unpack an archive of pictures and masks and write it as a prepared data set."""
-    archives.unpack(upload, scratch)
-    top = folders.descend(scratch, lambda place: (place / "masks").is_dir())
-    if top is None or not (top / "images").is_dir() or not (top / folders.CLASSES_FILE).is_file():
-        raise errors.UploadRefused("unsupported_format", LAYOUT)
-    classes = folders.read_classes(top / folders.CLASSES_FILE, scratch)
+    root = upload.root
+    top = find(upload)
+    classes = folders.read_classes(top / folders.CLASSES_FILE, root)
     folders.check_mask_classes(len(classes), folders.CLASSES_FILE)
     problems = Problems()
     places = folders.by_split(top / "images") or {"train": top / "images"}
@@ -38,12 +37,20 @@ def convert(
             f"{', '.join(sorted(masks))}",
         )
     given = {
-        split: pairs(place, masks[split], scratch, problems, classes=len(classes))
+        split: pairs(place, masks[split], root, problems, classes=len(classes))
         for split, place in places.items()
     }
     return annotations.write_masks(
-        folder, given, scratch, problems, classes=classes, hints=hints, notes=[]
+        folder, given, root, problems, classes=classes, hints=hints, notes=upload.notes
     )
+
+
+def find(upload: Upload) -> Path:
+    """Return the top folder of an upload, which has pictures, masks and a list of classes."""
+    top = folders.descend(upload.root, lambda place: (place / "masks").is_dir())
+    if top is None or not (top / "images").is_dir() or not (top / folders.CLASSES_FILE).is_file():
+        raise errors.UploadRefused("unsupported_format", LAYOUT)
+    return top
 
 
 def pairs(
@@ -116,5 +123,6 @@ FORMAT = Format(
     ),
     tasks=("segmentation",),
     suffixes=archives.SUFFIXES,
+    recognise=find,
     convert=convert,
 )

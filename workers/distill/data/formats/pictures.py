@@ -6,20 +6,33 @@ says, unless annotations were made for the pixels as they lie in the file.
 
 import hashlib
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import PIL
+import pillow_heif
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from workers.distill import errors
+from workers.distill.data.formats import file_kinds
+from workers.distill.data.formats.problems import Problems
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+pillow_heif.register_heif_opener()
+
+FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 LARGEST_PIXELS = 64_000_000
-GREY_MODES = frozenset({"1", "L", "LA", "I;16", "I;16B", "I;16L"})
+DEEP_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
+"""Grey values of more than 8 bits."""
+GREY_MODES = frozenset({"1", "L", "LA"}) | DEEP_MODES
+LARGEST_VALUE = 65_535
+DEPTHS = (8, 10, 12, 14, 16)
+"""Bits that grey values of pictures have, which are stored in 16 where they are more than 8."""
 ORIENTATION = 0x0112
+ORIENTATIONS = frozenset(range(2, 9))
+"""Values of EXIF's orientation that move pixels."""
 TURNED = frozenset({5, 6, 7, 8})
 """Values of EXIF's orientation that swap height and width."""
 PNG_DEPTH_BYTES = slice(24, 26)
@@ -46,16 +59,24 @@ class PictureHeader:
     is_grey: bool
     is_turned: bool
     """Whether its pixels lie in the file with height and width swapped."""
+    is_oriented: bool = False
+    """Whether EXIF says that its pixels are to be turned or mirrored."""
+    is_deep: bool = False
+    """Whether its grey values have more than 8 bits."""
+    is_several: bool = False
+    """Whether the file holds more pictures than the first, which is read."""
 
 
 def read_header(file: Path, root: Path) -> PictureHeader:
     """Return a picture's header; raises `UploadRefused` if it is damaged, unknown or too large."""
     try:
         with _open(file, root) as image:
+            orientation = _orientation(image)
             # The library turns TIFF on its own, and gives the size after that.
-            is_turned = image.format != "TIFF" and _orientation(image) in TURNED
+            is_turned = image.format != "TIFF" and orientation in TURNED
             height, width = image.height, image.width
-            is_grey = image.mode in GREY_MODES
+            is_grey, is_deep = image.mode in GREY_MODES, image.mode in DEEP_MODES
+            is_several = bool(getattr(image, "is_animated", False))
     except DECODER_ERRORS as error:
         raise _not_a_picture(file, root, error) from error
     return PictureHeader(
@@ -63,20 +84,102 @@ def read_header(file: Path, root: Path) -> PictureHeader:
         width=height if is_turned else width,
         is_grey=is_grey,
         is_turned=is_turned,
+        is_oriented=orientation in ORIENTATIONS,
+        is_deep=is_deep,
+        is_several=is_several,
     )
 
 
-def decode(file: Path, root: Path, channels: int, *, is_upright: bool = True) -> Image.Image:
+def highest_value(file: Path, root: Path) -> int:
+    """Return the highest grey value of a picture of more than 8 bits.
+
+    Raises `UploadRefused` for a damaged one, and for values that 16 bits do not hold.
+    """
+    try:
+        with _open(file, root) as image:
+            values = np.asarray(image)
+            lowest, highest = int(values.min()), int(values.max())
+    except DECODER_ERRORS as error:
+        raise _not_a_picture(file, root, error) from error
+    if lowest < 0 or highest > LARGEST_VALUE:
+        raise errors.UploadRefused(
+            "unreadable",
+            f"{file.relative_to(root)} has values from {lowest} to {highest}; save grey pictures "
+            "with 8 or 16 bits",
+        )
+    return highest
+
+
+@dataclass(frozen=True)
+class GreyScale:
+    """How grey values of more than 8 bits become 8 bits."""
+
+    highest: int
+    """The highest value in any picture."""
+    white: int
+    """The value that becomes 255; all above it do as well."""
+
+    @classmethod
+    def of(cls, highest: int, given: int | None = None) -> "GreyScale":
+        """Return the scale for pictures with values up to `highest`.
+
+        White is `given`, or the largest value of the fewest bits that cameras and scanners have.
+        """
+        bits = next(bits for bits in DEPTHS if highest < 1 << bits)
+        return cls(highest, given or (1 << bits) - 1)
+
+
+def grey_scale(
+    headers: dict[Path, PictureHeader], root: Path, given: int | None, problems: Problems
+) -> GreyScale:
+    """Return the scale of all pictures of more than 8 bits, whose white is `given` or measured.
+
+    Those that cannot be read are added to `problems`, and lose their header.
+    """
+    highest = 0
+    for file in [file for file, header in headers.items() if header.is_deep]:
+        try:
+            highest = max(highest, highest_value(file, root))
+        except errors.UploadRefused as refusal:
+            problems.add_unreadable(file, refusal)
+            del headers[file]
+    return GreyScale.of(highest, given)
+
+
+def notes_of(headers: Collection[PictureHeader], scale: GreyScale) -> list[str]:
+    """Return notes about pictures that were turned, scaled in depth, or the first of several."""
+    turned = sum(header.is_oriented for header in headers)
+    deep = sum(header.is_deep for header in headers)
+    several = sum(header.is_several for header in headers)
+    notes = []
+    if turned:
+        notes.append(f"{turned} pictures were turned or mirrored to be upright, as their EXIF says")
+    if deep:
+        notes.append(
+            f"{deep} grey pictures have more than 8 bits, with values up to {scale.highest}: they "
+            f"were scaled so that {scale.white}"
+            + (" and all above it become" if scale.white < scale.highest else " becomes")
+            + " 255; input.max_value sets another value"
+        )
+    if several:
+        notes.append(f"{several} files hold several pictures, of which the first was read")
+    return notes
+
+
+def decode(
+    file: Path, root: Path, channels: int, *, is_upright: bool = True, white: int = LARGEST_VALUE
+) -> Image.Image:
     """Return a picture as 8-bit grey (1 channel) or RGB (3 channels).
 
-    It is turned as EXIF says, unless not `is_upright`. Raises `UploadRefused` for a damaged one.
+    It is turned as EXIF says, unless not `is_upright`. Grey values of more than 8 bits are scaled
+    so that `white`, and all above it, become 255. Raises `UploadRefused` for a damaged one.
     """
     try:
         with _open(file, root) as image:
             image.load()
             if is_upright:
                 ImageOps.exif_transpose(image, in_place=True)
-            return _plain(image, channels)
+            return _plain(image, channels, white)
     except DECODER_ERRORS as error:
         raise _not_a_picture(file, root, error) from error
 
@@ -143,12 +246,13 @@ def _orientation(image: Image.Image) -> int | None:
     return image.getexif().get(ORIENTATION)
 
 
-def _plain(image: Image.Image, channels: int) -> Image.Image:
-    if image.mode.startswith("I;16"):
+def _plain(image: Image.Image, channels: int, white: int) -> Image.Image:
+    if image.mode in DEEP_MODES:
         # The conversion of the library cuts off above 255 instead of scaling.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode!r} have no known range")
+        values = np.minimum(np.asarray(image).astype(np.int64), white)
+        image = Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("its values are fractions, whose range is not known: save 8 or 16 bits")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("L" if channels == 1 else "RGB")
@@ -156,7 +260,10 @@ def _plain(image: Image.Image, channels: int) -> Image.Image:
 
 def _not_a_picture(file: Path, root: Path, error: Exception) -> errors.UploadRefused:
     is_unidentified = isinstance(error, PIL.UnidentifiedImageError)
-    reason = "its content is of no known kind" if is_unidentified else str(error)
+    reason = str(error)
+    if is_unidentified:
+        kind = file_kinds.kind_of(file)
+        reason = f"it is {kind}" if kind else "its content is of no known kind"
     return errors.UploadRefused(
         "unreadable", f"{file.relative_to(root)} is not a readable picture: {reason}"
     )

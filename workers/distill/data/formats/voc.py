@@ -15,6 +15,7 @@ from workers.distill.data.formats import annotations, archives, conversion, fold
 from workers.distill.data.formats import pictures as picture_files
 from workers.distill.data.formats.base import Format
 from workers.distill.data.formats.problems import Problems
+from workers.distill.data.formats.upload import Upload
 
 LAYOUT = (
     "a 'voc' archive has folders JPEGImages, ImageSets, and Annotations (detection) or "
@@ -31,25 +32,30 @@ SETS = {"detection": "Main", "segmentation": "Segmentation"}
 
 
 def convert(
-    upload: Path, scratch: Path, folder: Path, hints: conversion.InputHints, task: Task
+    upload: Upload, folder: Path, hints: conversion.InputHints, task: Task
 ) -> dataset.DatasetRecord:
     """Unpack an archive in VOC's layout and write it as a prepared data set."""
-    archives.unpack(upload, scratch)
-    kit = folders.descend(scratch, lambda place: bool(_years(place)))
-    if kit is None:
-        raise errors.UploadRefused("unsupported_format", LAYOUT)
-    years = _years(kit)
+    root = upload.root
+    kit, years = find(upload)
     needed = MASKS if task == "segmentation" else OBJECTS
     for year in years:
         if not (year / needed).is_dir():
             raise errors.UploadRefused(
-                "unsupported_format", f"for {task}, {year.relative_to(scratch)}/{needed} is missing"
+                "unsupported_format", f"for {task}, {year.relative_to(root)}/{needed} is missing"
             )
     problems = Problems()
-    listed = _listed(years, SETS[task], scratch, problems)
-    classes = _given_classes((kit, *years), scratch)
+    listed = _listed(years, SETS[task], root, problems)
+    classes = _given_classes((kit, *years), root)
     write = _write_masks if task == "segmentation" else _write_boxes
-    return write(folder, listed, classes, scratch, problems, hints)
+    return write(folder, listed, classes, upload, problems, hints)
+
+
+def find(upload: Upload) -> tuple[Path, list[Path]]:
+    """Return the folder that holds the folders of years, and those."""
+    kit = folders.descend(upload.root, lambda place: bool(_years(place)))
+    if kit is None:
+        raise errors.UploadRefused("unsupported_format", LAYOUT)
+    return kit, _years(kit)
 
 
 Listed = dict[str, list[tuple[Path, str]]]
@@ -117,10 +123,11 @@ def _write_boxes(
     folder: Path,
     listed: Listed,
     classes: list[str] | None,
-    root: Path,
+    upload: Upload,
     problems: Problems,
     hints: conversion.InputHints,
 ) -> dataset.DatasetRecord:
+    root = upload.root
     trees = {
         place: _objects(*place, root, problems) for places in listed.values() for place in places
     }
@@ -152,7 +159,13 @@ def _write_boxes(
 
     given = {split: _read_all(places, read) for split, places in listed.items()}
     return annotations.write_boxes(
-        folder, given, root, problems, classes=classes, hints=hints, notes=reader.notes()
+        folder,
+        given,
+        root,
+        problems,
+        classes=classes,
+        hints=hints,
+        notes=[*upload.notes, *reader.notes()],
     )
 
 
@@ -239,16 +252,17 @@ def _write_masks(
     folder: Path,
     listed: Listed,
     classes: list[str] | None,
-    root: Path,
+    upload: Upload,
     problems: Problems,
     hints: conversion.InputHints,
 ) -> dataset.DatasetRecord:
+    root = upload.root
     drawn = {
         place: _find(place[0] / MASKS, place[1], (".png",))
         for places in listed.values()
         for place in places
     }
-    notes = []
+    notes = list(upload.notes)
     if classes is None:
         classes = _counted_classes([file for file in drawn.values() if file], root)
         notes.append(
@@ -304,5 +318,6 @@ FORMAT = Format(
     ),
     tasks=("detection", "segmentation"),
     suffixes=archives.SUFFIXES,
+    recognise=find,
     convert=convert,
 )

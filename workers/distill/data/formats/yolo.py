@@ -15,6 +15,7 @@ from workers.distill.data import dataset
 from workers.distill.data.formats import annotations, archives, conversion, folders
 from workers.distill.data.formats.base import Format
 from workers.distill.data.formats.problems import Problems
+from workers.distill.data.formats.upload import Upload
 
 YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml")
 LAYOUT = (
@@ -30,16 +31,13 @@ NO_LABELS = frozenset({folders.CLASSES_FILE})
 
 
 def convert(
-    upload: Path, scratch: Path, folder: Path, hints: conversion.InputHints, _task: Task
+    upload: Upload, folder: Path, hints: conversion.InputHints, _task: Task
 ) -> dataset.DatasetRecord:
     """Unpack an archive in YOLO's layout and write it as a prepared data set."""
-    archives.unpack(upload, scratch)
-    top = folders.descend(scratch, lambda place: _yaml(place) is not None)
-    file = None if top is None else _yaml(top)
-    if top is None or file is None:
-        raise errors.UploadRefused("unsupported_format", LAYOUT)
-    where = str(file.relative_to(scratch))
-    described = _described(file, scratch)
+    root = upload.root
+    top, file = find(upload)
+    where = str(file.relative_to(root))
+    described = _described(file, root)
     classes = _classes(described, where)
     problems = Problems()
     reader = annotations.BoxReader(len(classes), problems)
@@ -51,12 +49,27 @@ def convert(
     if "train" not in places:
         raise errors.UploadRefused("no_images", f"{where} needs 'train': a folder of pictures")
     given = {
-        split: [one for place in found for one in _pictures(place, top, scratch, reader)]
+        split: [one for place in found for one in _pictures(place, top, root, reader)]
         for split, found in places.items()
     }
     return annotations.write_boxes(
-        folder, given, scratch, problems, classes=classes, hints=hints, notes=reader.notes()
+        folder,
+        given,
+        root,
+        problems,
+        classes=classes,
+        hints=hints,
+        notes=[*upload.notes, *reader.notes()],
     )
+
+
+def find(upload: Upload) -> tuple[Path, Path]:
+    """Return the top folder of an upload, and its `data.yaml`."""
+    top = folders.descend(upload.root, lambda place: _yaml(place) is not None)
+    file = None if top is None else _yaml(top)
+    if top is None or file is None:
+        raise errors.UploadRefused("unsupported_format", LAYOUT)
+    return top, file
 
 
 def _yaml(place: Path) -> Path | None:
@@ -229,5 +242,6 @@ FORMAT = Format(
     ),
     tasks=("detection",),
     suffixes=archives.SUFFIXES,
+    recognise=find,
     convert=convert,
 )
