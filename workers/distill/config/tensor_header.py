@@ -1,7 +1,7 @@
 """Headers of safetensors files: read with every check, and written with deterministic bytes.
 
-Format: eight bytes with the length of the header, the header as JSON, the tensors. Standard library:
-the API checks uploaded messages by it, and the engine all of its files.
+Format: eight bytes with the header's length, the header as JSON, the tensors. Only the standard
+library is used: the API checks uploaded messages by it, and the engine all of its files.
 """
 
 import json
