@@ -11,6 +11,7 @@ DistillError
 ├── Diverged              a loss or weight stopped being finite
 ├── OutOfMemory           the device ran out of memory
 ├── HostOutOfMemory       the machine ran out of memory
+├── BadMessage            a message between clients and server cannot be read
 └── UploadRefused         an uploaded file cannot become a model or a data set
 """
 
@@ -130,6 +131,12 @@ class HostOutOfMemory(DistillError):
 
     code = "host_out_of_memory"
     retryable = True
+
+
+class BadMessage(DistillError):
+    """What a client or the server of a federation sent cannot be read."""
+
+    code = "bad_message"
 
 
 class UploadRefused(DistillError):

@@ -99,6 +99,20 @@ class Contradiction(_Description):
     message: str
 
 
+class Exchange(_Description):
+    """What travels between the clients and the server of a federated method."""
+
+    sends: tuple[str, ...]
+    """Kinds of content of a client's reply (`messages.KINDS`)."""
+    receives: tuple[str, ...]
+    """Kinds of content of what the server publishes."""
+    uses_open_set: bool
+    shares_weights: bool
+    """Whether clients start each round from the server's weights."""
+    delivers: Literal["server", "client"]
+    """Whose model becomes the student."""
+
+
 class MethodDescription(_Description):
     """What a method, or all parts of a combination together, declare.
 
@@ -126,12 +140,19 @@ class MethodDescription(_Description):
     contradictions: tuple[Contradiction, ...]
     task_shows: dict[str, tuple[FeatureName, ...]]
     """What both networks must show besides, by task."""
+    exchange: Exchange | None
+    """Of a federated method."""
 
     def required_features(self, role: str, task: str | None) -> tuple[FeatureName, ...]:
         """Return what a network must show; `role`: student or teacher, `task`: None if unknown."""
         always = self.student_shows if role == "student" else self.teacher_shows
         in_task: tuple[FeatureName, ...] = self.task_shows.get(task or "", ())
         return _union([always, in_task])
+
+    @property
+    def is_federated(self) -> bool:
+        """Whether its training images are divided among clients."""
+        return self.exchange is not None
 
     @property
     def is_data_free(self) -> bool:

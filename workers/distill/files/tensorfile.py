@@ -5,12 +5,13 @@ after a resume, so files are written here: sorted names, no times, fixed padding
 bytes with the header's length, the header as JSON, the tensors.
 """
 
+import io
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 import safetensors
@@ -42,18 +43,29 @@ METADATA = "__metadata__"
 
 def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
     """Write a file atomically; equal tensors and header strings give equal bytes."""
-    # Wide types first, so that every tensor starts at a multiple of its own item size.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    layout = [(name, DTYPES[tensors[name].dtype], list(tensors[name].shape)) for name in names]
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as stream:
-        stream.write(_head(layout, header))
-        for name in names:
-            flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-            stream.write(flat.view(torch.uint8).numpy().data)
+        _write(stream, tensors, header)
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
+
+
+def _write(stream: BinaryIO, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    # Wide types first, so that every tensor starts at a multiple of its own item size.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    layout = [(name, DTYPES[tensors[name].dtype], list(tensors[name].shape)) for name in names]
+    stream.write(_head(layout, header))
+    for name in names:
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        stream.write(flat.view(torch.uint8).numpy().data)
+
+
+def to_bytes(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
+    """Return the content of the file that `write` writes."""
+    stream = io.BytesIO()
+    _write(stream, tensors, header)
+    return stream.getvalue()
 
 
 def create(

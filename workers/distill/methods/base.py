@@ -157,6 +157,7 @@ class Method(nn.Module):
             learns_from_student_only=False,
             contradictions=cls.contradictions,
             task_shows=dict(cls.task_features),
+            exchange=None,
         )
 
     @property
