@@ -191,7 +191,6 @@ class SituationRead(BaseModel):
     round: int = Field(description="The newest round that was opened; 0 before the first.")
     round_state: str | None = Field(description="open, closed or published.")
     deadline_at: datetime | None = Field(description="When the round ends at the latest.")
-    takes_part: bool = Field(description="Whether this client is asked in the round.")
     has_answered: bool = Field(description="Whether the round has a reply of this client.")
     published: int | None = Field(
         description="The newest round whose consensus can be fetched; 0 is what clients start from."

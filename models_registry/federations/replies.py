@@ -50,8 +50,8 @@ def receive(
     """Store a client's reply to the open round; the same bytes again change nothing.
 
     Raises: errors.NotFound for a round that was not opened; errors.Conflict for one that is over
-    (the reply is late, and counted), for other bytes than before, and for a client that does not
-    take part; errors.TooLarge; errors.Refused, with the field at fault.
+    (the reply is late, and counted), and for other bytes than before; errors.TooLarge;
+    errors.Refused, with the field at fault.
     """
     try:
         return _receive(sessions, store, member, number, chunks, announced_bytes, announced_sha256)
@@ -155,12 +155,6 @@ def _check_open(session: Session, member: Member, number: int) -> None:
         raise _Late(
             f"round {number} is over: the reply comes too late and is dropped; the newest round "
             f"is {newest.number if newest else number}"
-        )
-    if row.participants is not None and member.client.id not in row.participants:
-        raise errors.Conflict(
-            f"client {member.client.name!r} does not take part in round {number}: wait for the "
-            "next",
-            code="not_chosen",
         )
 
 

@@ -120,7 +120,6 @@ def open_round(
     *,
     number: int,
     task: dict[str, Any],  # JSON
-    participants: Sequence[str] | None,
 ) -> tables.FederationRoundRow:
     """Open a round, or return it as an earlier attempt has opened it.
 
@@ -136,7 +135,6 @@ def open_round(
             number=number,
             state=RoundState.OPEN,
             task=task,
-            participants=None if participants is None else sorted(participants),
             opened_at=now,
             deadline_at=deadline,
         )
@@ -257,16 +255,15 @@ def _active(session: Session, federation_id: str) -> dict[str, tables.Federation
 
 
 def _awaited(session: Session, federation_id: str, row: tables.FederationRoundRow) -> set[str]:
-    """Return who may still answer a round: all who take part, but for those that are away.
+    """Return who may answer a round: all who have joined, but for those that are away.
 
     A client is away when it missed the round before and was not seen since this one is open.
     """
     active = _active(session, federation_id)
-    chosen = active.keys() if row.participants is None else active.keys() & set(row.participants)
     before = {reply.client_id for reply in replies(session, federation_id, row.number - 1)}
     return {
         name
-        for name in chosen
+        for name in active
         if row.number == 1 or name in before or _was_seen(active[name], row.opened_at)
     }
 

@@ -29,7 +29,6 @@ class Situation:
     round: int
     round_state: str | None
     deadline_at: datetime | None
-    takes_part: bool
     has_answered: bool
     published: int | None
 
@@ -47,7 +46,6 @@ def of(session: Session, member: Member) -> Situation:
     number = newest.number if newest else 0
     current = newest if number else None
     reply = session.get(tables.FederationReplyRow, (row.id, number, member.client.id))
-    participants = current.participants if current else None
     return Situation(
         revision=row.revision,
         state=federations.state_of(State(job.state), number),
@@ -56,8 +54,6 @@ def of(session: Session, member: Member) -> Situation:
         round=number,
         round_state=current.state if current else None,
         deadline_at=current.deadline_at if current else None,
-        takes_part=current is not None
-        and (participants is None or member.client.id in participants),
         has_answered=reply is not None,
         published=_published(session, row.id),
     )
