@@ -281,7 +281,7 @@ class _Content:
     name: str
     entry: TensorEntry
 
-    def pieces(self, multiple: int = 1) -> Iterator[array.array[float] | list[float]]:
+    def pieces(self, multiple: int = 1) -> "Iterator[array.array[float] | list[float]]":
         """Yield the values in order, a multiple of `multiple` at a time."""
         item = tensor_header.ITEM_BYTES[self.entry.dtype]
         step = max(1, _CHUNK_BYTES // (item * multiple)) * item * multiple
@@ -290,7 +290,7 @@ class _Content:
             yield _decode(self.stream.read(min(step, self.entry.last - first)), self.entry.dtype)
 
 
-def _decode(raw: bytes, dtype: str) -> array.array[float] | list[float]:
+def _decode(raw: bytes, dtype: str) -> "array.array[float] | list[float]":
     if dtype == "F16":
         return list(struct.unpack(f"<{len(raw) // 2}e", raw))
     if dtype == "BF16":
