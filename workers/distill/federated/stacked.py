@@ -248,8 +248,7 @@ def train(clients: Iterable[LocalClient], number: int) -> dict[str, Trained]:
     buffers = stack.buffers
     memory = _stack([client.memory for client in group])
     received = group[0].received
-    like = next(group[0].network.parameters())
-    record = _stack([method.start_record(like) for _ in group])
+    record = _stack([client.start_record() for client in group])
     sums: Terms = {}
     images = [0] * len(group)
     outcomes: dict[str, Trained] = {}
@@ -349,11 +348,10 @@ def fit_open(
         )
         for client in clients
     ]
+    inputs = shared.preprocess(shared.open_set.of_round(number))
     for batches in zip(*streams, strict=True):
-        pixels = torch.stack([images for images, _ in batches])
-        wanted = torch.stack([targets[places] for _, places in batches])
-        inputs = shared.preprocess(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
-        optimizer.step(gradient(optimizer.weights, stack.buffers, inputs, wanted))
+        places = torch.stack(batches)
+        optimizer.step(gradient(optimizer.weights, stack.buffers, inputs[places], targets[places]))
     weights = optimizer.weights
     for place, client in enumerate(clients):
         state = {name: value[place] for name, value in {**weights, **stack.buffers}.items()}
@@ -364,7 +362,7 @@ def predict(
     clients: Sequence[LocalClient], images: UInt8[Tensor, "N c h w"]
 ) -> Float[Tensor, "K N C"]:
     """Return the logits of clients with the same network, in evaluation mode."""
-    stack = StackedNetworks([client.network for client in clients])
+    stack = StackedNetworks([client.model for client in clients])
     return stack.logits(clients[0].shared.preprocess, images)
 
 
