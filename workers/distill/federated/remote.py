@@ -22,7 +22,7 @@ from workers.distill.config import messages
 from workers.distill.config.job import JobConfig
 from workers.distill.config.messages import Expected, TensorShape
 from workers.distill.federated import protocol
-from workers.distill.federated.client import ClientContext
+from workers.distill.federated.client import ClientContext, LocalClient
 from workers.distill.federated.protocol import Message
 from workers.distill.files import tensorfile
 from workers.distill.networks.interface import Network
@@ -46,7 +46,10 @@ class RemoteClients:
         config: JobConfig,
         classes: Sequence[str],
         stop: Stop,
+        *,
+        own: LocalClient | None = None,
     ) -> None:
+        """Tell clients what they need to know; `own` is a client here that takes part with them."""
         self.engines: dict[str, int] = {}
         self.not_stacked: dict[str, str] = {}
         self._folder = workdir / FOLDER
@@ -55,6 +58,8 @@ class RemoteClients:
         self._stop = stop
         self._published = -1
         self._answered = 0
+        self._own = own
+        self._losses: dict[str, Tensor] = {}
         self._write_plan(config, classes)
 
     def names(self) -> list[str]:
@@ -62,9 +67,10 @@ class RemoteClients:
 
         Raises: errors.TooFewClients; errors.Interrupted.
         """
-        names = sorted(json.loads(self._awaited(self._folder / CLIENTS)))
-        self.engines = {"remote": len(names)}
-        return names
+        joined: list[str] = json.loads(self._awaited(self._folder / CLIENTS))
+        self.engines = {"remote": len(joined)}
+        own = [] if self._own is None else [self._own.name]
+        return sorted([*joined, *own])
 
     def train(self, number: int, waiting: Sequence[str]) -> list[Message]:
         """Let all train in a round (from 1), and return all replies; none the second time.
@@ -77,17 +83,24 @@ class RemoteClients:
         expected = self.expected(number)
         task = {"expected": expected.model_dump(mode="json"), "open_rows": self._open_rows(number)}
         _write(folder / TASK, json.dumps(task).encode())
+        replies = [] if self._own is None else [self._train_own(self._own, number)]
         closed = json.loads(self._awaited(folder / CLOSED))
-        replies = [
-            self._read(folder / REPLIES / f"{name}.safetensors", expected)
-            for name in sorted(closed["clients"])
-        ]
+        for name in sorted(closed["clients"]):
+            replies.append(self._read(folder / REPLIES / f"{name}.safetensors", expected))
         self._answered = number
         return replies
+
+    def _train_own(self, own: LocalClient, number: int) -> Message:
+        own.start_training()
+        trained = own.fit(number)
+        self._losses = dict(trained.losses)
+        return own.reply(number, trained)
 
     def receive(self, consensus: Message, waiting: Sequence[str]) -> list[str]:
         """Publish what the server has made of a round; clients fetch it when they can."""
         _write(self._round(consensus.round) / CONSENSUS, protocol.encode(consensus))
+        if self._own is not None:
+            self._own.receive(consensus)
         self._published = consensus.round
         return list(waiting)
 
@@ -96,23 +109,33 @@ class RemoteClients:
         return self._published
 
     def losses(self) -> dict[str, Tensor]:
-        """Return nothing: clients do not send their losses."""
-        return {}
+        """Return those of the client here: others do not send theirs."""
+        return self._losses
 
     def logits(self, images: UInt8[Tensor, "N c h w"]) -> dict[str, Float[Tensor, "N C"]]:
-        """Return nothing: the clients' models are theirs."""
-        return {}
+        """Return the answers of the client here: the models of others are theirs."""
+        return {} if self._own is None else {self._own.name: self._own.predict(images)}
 
-    def model(self, name: str) -> None:
-        """Return None: the clients' models are theirs."""
+    def model(self, name: str) -> Network | None:
+        """Return the model of the client here: those of others are theirs."""
+        is_own = self._own is not None and self._own.name == name
+        return self._own.model if self._own is not None and is_own else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
-        return {"published": self._published, "answered": self._answered}
+        return {
+            "published": self._published,
+            "answered": self._answered,
+            "own": None if self._own is None else self._own.state_dict(),
+            "losses": self._losses,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         self._published, self._answered = state["published"], state["answered"]
+        self._losses = state["losses"]
+        if self._own is not None:
+            self._own.load_state_dict(state["own"])
 
     def expected(self, number: int) -> Expected:
         """Return what a reply of a round must be."""
