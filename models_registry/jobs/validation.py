@@ -119,9 +119,7 @@ def _faults_of_document(
         method.description, method.document, has_dataset=parts.has_dataset
     )
     if parts.training is not None:
-        yield from rules.of_rounds(
-            method.description, method.document, training.document
-        )
+        yield from rules.of_rounds(method.description, method.document, training.document)
         yield from rules.of_method_and_training(method.description, training.document)
 
 

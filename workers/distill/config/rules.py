@@ -19,6 +19,7 @@ from workers.distill.config.descriptions import (
     DENSE_TASKS,
     FEATURES,
     MAPS,
+    Exchange,
     MethodDescription,
     NetworkDescription,
     value_at,
@@ -224,7 +225,7 @@ def _half_precision(training: Json, accelerator: str) -> Iterator[Violation]:
 
 def of_method(description: MethodDescription, method: Json) -> Iterator[Violation]:
     """Yield which hyper-parameters of a complete method contradict each other."""
-    rules = (_declared, _budget, _average, _moved_images, *_FEDERATION)
+    rules = (_declared, _budget, _average, _moved_images, _federation)
     yield from _each(rules, description, method)
 
 
@@ -315,17 +316,15 @@ def _moved_images(description: MethodDescription, method: Json) -> Iterator[Viol
         )
 
 
-def _federation(check: Callable[[MethodDescription, Json], Iterator[Violation]]) -> Rule:
-    """Return a rule that reads the federation of a method that has one."""
-
-    def rule(description: MethodDescription, method: Json) -> Iterator[Violation]:
-        if description.is_federated:
-            yield from check(description, method["federation"])
-
-    return rule
+def _federation(description: MethodDescription, method: Json) -> Iterator[Violation]:
+    """Yield what a federation contradicts, by itself or with what the method exchanges."""
+    if description.is_federated:
+        federation = method["federation"]
+        yield from _each((_few_clients, _given_parts, _open_round), federation)
+        yield from _each(_OF_EXCHANGE, description, description.exchange, federation)
 
 
-def _few_clients(description: MethodDescription, federation: Json) -> Iterator[Violation]:
+def _few_clients(federation: Json) -> Iterator[Violation]:
     clients, needed = federation["clients"], federation["min_clients"]
     if clients == REMOTE or needed is None:
         return
@@ -339,7 +338,7 @@ def _few_clients(description: MethodDescription, federation: Json) -> Iterator[V
         )
 
 
-def _given_parts(description: MethodDescription, federation: Json) -> Iterator[Violation]:
+def _given_parts(federation: Json) -> Iterator[Violation]:
     partition, clients = federation["partition"], federation["clients"]
     kind, indices = partition["kind"], partition["indices"]
     field = "method/federation/partition/indices"
@@ -359,9 +358,10 @@ def _given_parts(description: MethodDescription, federation: Json) -> Iterator[V
         )
 
 
-def _no_open_set(description: MethodDescription, federation: Json) -> Iterator[Violation]:
-    exchange, images = description.exchange, federation["open_images"]
-    if exchange is not None and exchange.uses_open_set and images == 0:
+def _no_open_set(
+    description: MethodDescription, exchange: Exchange, federation: Json
+) -> Iterator[Violation]:
+    if exchange.uses_open_set and federation["open_images"] == 0:
         yield Violation(
             "method/federation/open_images",
             "open_set_needed",
@@ -370,7 +370,7 @@ def _no_open_set(description: MethodDescription, federation: Json) -> Iterator[V
         )
 
 
-def _open_round(description: MethodDescription, federation: Json) -> Iterator[Violation]:
+def _open_round(federation: Json) -> Iterator[Violation]:
     images, of_round = federation["open_images"], federation["open_images_per_round"]
     if images is not None and of_round is not None and of_round > images:
         yield Violation(
@@ -380,9 +380,10 @@ def _open_round(description: MethodDescription, federation: Json) -> Iterator[Vi
         )
 
 
-def _own_networks(description: MethodDescription, federation: Json) -> Iterator[Violation]:
-    exchange = description.exchange
-    if exchange is not None and exchange.shares_weights and federation["networks"] is not None:
+def _own_networks(
+    description: MethodDescription, exchange: Exchange, federation: Json
+) -> Iterator[Violation]:
+    if exchange.shares_weights and federation["networks"] is not None:
         yield Violation(
             "method/federation/networks",
             "networks_differ",
@@ -391,9 +392,11 @@ def _own_networks(description: MethodDescription, federation: Json) -> Iterator[
         )
 
 
-def _private_weights(description: MethodDescription, federation: Json) -> Iterator[Violation]:
-    exchange, field = description.exchange, "method/federation/privacy"
-    if exchange is None or federation["privacy"] is None:
+def _private_weights(
+    description: MethodDescription, exchange: Exchange, federation: Json
+) -> Iterator[Violation]:
+    field = "method/federation/privacy"
+    if federation["privacy"] is None:
         return
     if not exchange.sends:
         yield Violation(
@@ -410,10 +413,12 @@ def _private_weights(description: MethodDescription, federation: Json) -> Iterat
         )
 
 
-def _remote_clients(description: MethodDescription, federation: Json) -> Iterator[Violation]:
+def _remote_clients(
+    description: MethodDescription, exchange: Exchange, federation: Json
+) -> Iterator[Violation]:
     if federation["clients"] != REMOTE:
         return
-    if description.exchange is not None and not description.exchange.sends:
+    if not exchange.sends:
         yield Violation(
             "method/federation/clients",
             "nothing_travels",
@@ -436,25 +441,15 @@ def _remote_clients(description: MethodDescription, federation: Json) -> Iterato
         )
 
 
-_FEDERATION: tuple[Rule, ...] = tuple(
-    map(
-        _federation,
-        (
-            _few_clients,
-            _given_parts,
-            _no_open_set,
-            _open_round,
-            _own_networks,
-            _private_weights,
-            _remote_clients,
-        ),
-    )
+_OF_EXCHANGE: tuple[Rule, ...] = (
+    _no_open_set,
+    _own_networks,
+    _private_weights,
+    _remote_clients,
 )
 
 
-def of_rounds(
-    description: MethodDescription, method: Json, training: Json
-) -> Iterator[Violation]:
+def of_rounds(description: MethodDescription, method: Json, training: Json) -> Iterator[Violation]:
     """Yield that a federation and its training ask for different numbers of rounds, if so."""
     return _each((_rounds,), description, method, training)
 

@@ -125,7 +125,9 @@ class BatchLoader:
             crop_targets=self._crop_targets,
         )
 
-    def extended(self, images: UInt8[Tensor, "n c h w"], labels: Int[Tensor, " n"]) -> "BatchLoader":
+    def extended(
+        self, images: UInt8[Tensor, "n c h w"], labels: Int[Tensor, " n"]
+    ) -> "BatchLoader":
         """Return a loader of these images and of others after them, drawn in the same way."""
         own = torch.arange(self.count)
         return BatchLoader(

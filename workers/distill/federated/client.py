@@ -145,7 +145,7 @@ class LocalClient:
         if targets is not None:
             fit_open(self.step, self.shared, targets, consensus.round, seed=self.seed)
 
-    # -- the parts of a round, which a group of clients takes together -------------------------------
+    # -- the parts of a round, which a group of clients takes together -----------------------------
 
     def start_training(self) -> None:
         """Take over the server's weights, of methods that share them."""
@@ -203,7 +203,6 @@ class LocalClient:
     def extend(self, images: UInt8[Tensor, "n c h w"], labels: Int[Tensor, " n"]) -> None:
         """Add training images that somebody has made for this client; the state keeps them."""
         self._extra = (images, labels)
-        self._noise_seed = self.seed if noise_seed is None else noise_seed
         self.data = self._own_data.extended(images, labels)
         self.label_counts = self.data.label_counts(self.shared.classes)
 
@@ -294,9 +293,7 @@ class LocalClient:
         for name, table in tensors.items():
             if name in TABLES:
                 change = (
-                    privacy.privatize_probabilities
-                    if name in DISTRIBUTIONS
-                    else privacy.privatize
+                    privacy.privatize_probabilities if name in DISTRIBUTIONS else privacy.privatize
                 )
                 changed[name] = change(
                     table,
@@ -334,7 +331,10 @@ def predict(
     try:
         # Not in inference mode: what is predicted here becomes the target of a loss.
         with torch.no_grad():
-            parts = [network(preprocess(part)).float() for part in images.split(EVALUATED)]
+            parts = [
+                network(preprocess(images[first : first + EVALUATED])).float()
+                for first in range(0, len(images), EVALUATED)
+            ]
     finally:
         network.train(was_training)
     return torch.cat(parts)

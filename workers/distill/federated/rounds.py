@@ -6,7 +6,7 @@ killed and continued from a checkpoint, ends with the same bytes.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -131,7 +131,7 @@ class Rounds:
         self._metrics: dict[str, float] = {}
         self._told: set[str] = set()
 
-    # -- what the state of a training asks of its source ---------------------------------------------
+    # -- what the state of a training asks of its source -------------------------------------------
 
     @property
     def round(self) -> int:
@@ -282,9 +282,7 @@ class Rounds:
             before = self._client_accuracies()
             if before:
                 self._metrics["federation/client_accuracy_before"] = _mean(before.values())
-        fewest = min(
-            config.fewest_replies(federation.model_dump()), len(self.clients.names())
-        )
+        fewest = min(config.fewest_replies(federation.model_dump()), len(self.clients.names()))
         self.server.round = now.number
         if len(in_time) < fewest:
             now.skipped = True
@@ -300,7 +298,7 @@ class Rounds:
         measured = self.method.round_metrics()
         self._metrics |= {f"federation/{name}": value for name, value in measured.items()}
         self._tell_entropy(measured)
-        self._publish(tensors, [name for name in now.chosen])
+        self._publish(tensors, list(now.chosen))
 
     def _publish(self, tensors: Mapping[str, Tensor], to: Sequence[str]) -> None:
         number = self._now.number
@@ -392,11 +390,11 @@ class Rounds:
         )
 
     def _answers(self) -> dict[str, Float[Tensor, "N C"]]:
-        return {} if self._scoring.split is None else self.clients.logits(self._scoring.split.images)
+        return (
+            {} if self._scoring.split is None else self.clients.logits(self._scoring.split.images)
+        )
 
-    def _client_accuracies(
-        self, answers: Mapping[str, Tensor] | None = None
-    ) -> dict[str, float]:
+    def _client_accuracies(self, answers: Mapping[str, Tensor] | None = None) -> dict[str, float]:
         split = self._scoring.split
         found = self._answers() if answers is None else answers
         return {} if split is None else accuracies(found, split.labels)
@@ -438,12 +436,10 @@ def ensemble(answers: Mapping[str, Tensor], kind: str) -> Float[Tensor, "N C"]:
     return rows.mean(0) if kind == "scores" else rows.softmax(2).mean(0)
 
 
-def _mean(values: Any) -> float:
+def _mean(values: Iterable[float]) -> float:
     numbers = list(values)
-    return sum(numbers) / len(numbers)
+    return float(sum(numbers)) / len(numbers)
 
 
 def _message_state(message: Message) -> dict[str, Any]:
     return {**vars(message), "metrics": dict(message.metrics)}
-
-

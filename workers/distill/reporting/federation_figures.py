@@ -123,9 +123,7 @@ def entropy(history: History) -> Figure:
     return figure
 
 
-def clients(
-    scores: Mapping[str, float], label_counts: Mapping[str, Sequence[int]]
-) -> Figure:
+def clients(scores: Mapping[str, float], label_counts: Mapping[str, Sequence[int]]) -> Figure:
     """Draw the accuracy of each client's model, and its number of images."""
     order = sorted(scores, key=lambda name: (-scores[name], name))
     names = order[:MOST_CLIENTS]

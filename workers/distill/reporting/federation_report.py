@@ -52,8 +52,9 @@ def pictures(evidence: FederationEvidence, classes: Sequence[str], history: Hist
     if "validation/accuracy" in keys or f"{PREFIX}client_accuracy_mean" in keys:
         drawings["rounds"] = (
             federation_figures.accuracy(history),
-            "Left by rounds, right by what all clients together sent and received. The band reaches "
-            "from the worst client to the best. All are scored on the same validation split.",
+            "Left by rounds, right by what all clients together sent and received. The band "
+            "reaches from the worst client to the best. All are scored on the same "
+            "validation split.",
         )
     if evidence.label_counts:
         drawings["partition"] = (

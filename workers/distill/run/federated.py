@@ -61,9 +61,17 @@ class FederatedLoop:
         return Rounds.steps_per_epoch
 
     def baseline(self, context: JobContext) -> dict[str, Any]:
-        """Return local training of the same clients."""
-        _, params = catalog.find(context.config.method)
-        return baseline_of(params.model_dump(mode="json"))
+        """Return local training of the same clients on the same images."""
+        method, params = catalog.find(context.config.method)
+        if not issubclass(method, FederatedMethod) or not isinstance(params, method.Params):
+            raise TypeError(f"method {method.name} has no clients")
+        open_images = partition.open_images_of(
+            params.federation.open_images,
+            uses_open_set=method.uses_open_set,
+            count=context.train_loader.count,
+        )
+        federation = params.federation.model_copy(update={"open_images": open_images})
+        return baseline_of({"federation": federation.model_dump(mode="json")})
 
     def make_source(self, context: JobContext, method: Method, student: Network) -> Rounds:
         """Divide the training split, and return the rounds before the first one."""
@@ -82,7 +90,7 @@ class FederatedLoop:
             open_set=open_set(loader, division, federation, context.config.training.seed),
         )
         local = make_clients(context, shared, student, division)
-        warn(context, local, federation)
+        warn(context, local)
         return Rounds(
             local,
             ServerModel(student, shared),
@@ -99,9 +107,7 @@ class FederatedLoop:
             context.reporter.warning,
             rows=sum(one.samples for one in local.clients.values()),
             division=division,
-            label_counts={
-                name: one.label_counts.tolist() for name, one in local.clients.items()
-            },
+            label_counts={name: one.label_counts.tolist() for name, one in local.clients.items()},
         )
 
     def make_trainer(
@@ -217,7 +223,7 @@ def build_network(context: JobContext, choice: ClientNetwork, student: Network) 
     return prepare.placed(built, context.device)
 
 
-def warn(context: JobContext, local: LocalClients, federation: Federation) -> None:
+def warn(context: JobContext, local: LocalClients) -> None:
     """Tell what was chosen for the user, and what nobody can learn."""
     for reason in local.not_stacked.values():
         context.reporter.warning(
