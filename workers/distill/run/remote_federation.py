@@ -10,7 +10,7 @@ from workers.distill import errors
 from workers.distill.federated import client
 from workers.distill.federated.client import ClientContext, LocalClient
 from workers.distill.federated.open_set import OpenSet
-from workers.distill.federated.remote import RemoteClients
+from workers.distill.federated.remote import ImageFacts, RemoteClients
 from workers.distill.federated.rounds import Rounds, Scoring
 from workers.distill.federated.server import NAME, ServerModel
 from workers.distill.methods.federated.base import FederatedMethod
@@ -38,7 +38,7 @@ def make_rounds(context: JobContext, method: FederatedMethod, student: Network) 
         shared,
         student,
         context.config,
-        context.classes,
+        ImageFacts(context.classes, context.size, context.flip),
         context.stop,
         own=own,
     )
