@@ -6,7 +6,7 @@ round, sender, classes, digest of the open set, number of the sender's training 
 messages have equal bytes, so what is counted in a simulation is what would be sent.
 """
 
-import json
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -15,13 +15,14 @@ import safetensors.torch
 from torch import Tensor
 
 from workers.distill import errors
+from workers.distill.config import tensor_header
+from workers.distill.config.messages import METRIC
 from workers.distill.files import tensorfile
 
 Tensors: TypeAlias = dict[str, Tensor]
 
 SERVER = "server"
 """The sender of what all clients get."""
-METRIC = "metric."
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,7 @@ def decode(content: bytes) -> Message:
     """Return the message of such bytes; raises `BadMessage` for others."""
     try:
         tensors = safetensors.torch.load(content)
-        length = int.from_bytes(content[:8], "little")
-        strings = json.loads(content[8 : 8 + length])[tensorfile.METADATA]
+        strings = tensor_header.read(io.BytesIO(content), len(content)).strings
         return Message(
             method=strings["method"],
             round=int(strings["round"]),

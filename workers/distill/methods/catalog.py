@@ -49,6 +49,13 @@ from workers.distill.methods.feature.reviewkd import ReviewKD
 from workers.distill.methods.feature.simkd import SimKD
 from workers.distill.methods.feature.srrl import SRRL
 from workers.distill.methods.feature.vid import VID
+from workers.distill.methods.federated.centralised import Centralised
+from workers.distill.methods.federated.dsfl import DSFL
+from workers.distill.methods.federated.fd import FD
+from workers.distill.methods.federated.fedavg import FedAvg
+from workers.distill.methods.federated.fedensemble import FedEnsemble
+from workers.distill.methods.federated.fedprox import FedProx
+from workers.distill.methods.federated.local import Local
 from workers.distill.methods.logit.ce import CE
 from workers.distill.methods.logit.ctkd import CTKD
 from workers.distill.methods.logit.dist import DIST
@@ -75,6 +82,7 @@ METHODS: dict[str, type[Method]] = {
     "catkd": CATKD,
     "cc": CC,
     "ce": CE,
+    "centralised": Centralised,
     "cirkd": CIRKD,
     "cmi": CMI,
     "crd": CRD,
@@ -87,7 +95,12 @@ METHODS: dict[str, type[Method]] = {
     "dfq": DFQ,
     "dist": DIST,
     "dkd": DKD,
+    "dsfl": DSFL,
     "fast": Fast,
+    "fd": FD,
+    "fedavg": FedAvg,
+    "fedensemble": FedEnsemble,
+    "fedprox": FedProx,
     "fgd": FGD,
     "fgfi": FGFI,
     "fitnet": FitNet,
@@ -98,6 +111,7 @@ METHODS: dict[str, type[Method]] = {
     "kd": KD,
     "kdsvd": KDSVD,
     "labelsmoothing": LabelSmoothing,
+    "local": Local,
     "mad": MAD,
     "mgd": MGD,
     "mimic": Mimic,

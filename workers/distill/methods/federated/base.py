@@ -7,12 +7,12 @@ by their kind, such as `targets`, or `weights/<name>` (`config.messages.KINDS`).
 
 A method does no forward pass of a client, no optimizer step of one, and writes no file. What runs
 on clients reads no state of the method but its hyper-parameters, so that many clients can be
-trained at once (`torch.func.vmap`): no branch depends on data, and means leave out padding (`mean`).
+trained at once (`torch.func.vmap`): no branch depends on data, and a `mean` leaves out padding.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, TypeAlias
+from typing import Annotated, ClassVar, Literal, Protocol, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -23,12 +23,22 @@ from torch.nn import functional
 from workers.distill.config.descriptions import Exchange, MethodDescription
 from workers.distill.config.federation import Federation
 from workers.distill.data.types import Batch
+from workers.distill.functional.federated import averaging
 from workers.distill.methods.base import Method, Need, Terms
 from workers.distill.networks.interface import Features, Network
 
 Tensors: TypeAlias = dict[str, Tensor]
 """Tensors by the names under which they travel."""
 Delivers: TypeAlias = Literal["server", "client"]
+Ensemble: TypeAlias = Literal["none", "scores", "probabilities"]
+"""What the mean over clients is taken of where they answer together."""
+Weighting = Annotated[
+    averaging.Weighting,
+    Field(
+        description="How clients count in the mean of their weights: by their numbers of images, "
+        "or alike."
+    ),
+]
 
 
 class Reply(Protocol):
@@ -126,6 +136,23 @@ def mean(values: Float[Tensor, " N"], weights: Float[Tensor, " N"] | None) -> Fl
     return values.mean() if weights is None else (values * weights).sum() / weights.sum()
 
 
+def named_weights(weights: Mapping[str, Tensor]) -> Tensors:
+    """Return weights under the names by which they travel."""
+    return {f"weights/{name}": value for name, value in weights.items()}
+
+
+def average_weights(
+    replies: Sequence[Reply], server: Server, *, weighting: averaging.Weighting
+) -> Tensors:
+    """Load the mean of the clients' weights into the server's model, and return it to be sent."""
+    shares = averaging.client_weights(
+        torch.tensor([reply.samples for reply in replies]), weighting=weighting
+    )
+    weights = averaging.average_states([reply.part("weights") for reply in replies], shares)
+    server.load(weights)
+    return named_weights(weights)
+
+
 class FederatedMethod(Method):
     """Base of the methods whose data stay with clients."""
 
@@ -147,6 +174,10 @@ class FederatedMethod(Method):
     """Whether clients train on the open set when they receive a consensus."""
     exchanges: ClassVar[bool] = True
     """Whether anything travels at all."""
+    pools: ClassVar[bool] = False
+    """Whether a single client holds the images of all."""
+    ensemble: ClassVar[Ensemble] = "probabilities"
+    """How all clients together are scored, beside each alone."""
 
     class Params(Method.Params):
         """The federation; a caller may set single fields of it."""
@@ -167,6 +198,8 @@ class FederatedMethod(Method):
     def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
         super().__init__(params, student, teacher)
         self.classes = student.classes
+        self.rounds = 1
+        """Rounds in all; the engine sets it."""
 
     @classmethod
     def describe(cls) -> MethodDescription:
@@ -233,7 +266,7 @@ class FederatedMethod(Method):
         """Return what clients get before the first round; here the weights, if they are shared."""
         if not self.shares_weights:
             return {}
-        return {f"weights/{name}": value for name, value in server.network.state_dict().items()}
+        return named_weights(server.network.state_dict())
 
     def aggregate(self, replies: Sequence[Reply], server: Server) -> Tensors:
         """Return the consensus of a round; `replies` are sorted by sender, one at least.
