@@ -92,7 +92,6 @@ def _add_rounds() -> None:
         sa.Column("number", sa.Integer(), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("task", JSON, nullable=False),
-        sa.Column("participants", JSON, nullable=True),
         sa.Column("opened_at", TIME, nullable=False),
         sa.Column("deadline_at", TIME, nullable=True),
         sa.Column("closed_at", TIME, nullable=True),

@@ -18,7 +18,7 @@ from models_registry.access import keys
 from models_registry.artifacts import input_checks
 from models_registry.federations import federations
 from models_registry.jobs import lifecycle
-from models_registry.persistence import database, tables
+from models_registry.persistence import database, paging, tables
 
 SEEN_EVERY = timedelta(seconds=5)  # a row is not written at every request
 MAX_CLIENTS = 10_000
@@ -89,11 +89,13 @@ def revoke(session: Session, federation: tables.FederationRow, *, client_id: str
         federations.changed(session, federation.id)
 
 
-def of(session: Session, federation: tables.FederationRow) -> list[tables.FederationClientRow]:
-    """Return the clients of a federation in the order in which they were invited."""
+def page(
+    session: Session, federation: tables.FederationRow, *, wanted: paging.PageRequest
+) -> paging.Page[tables.FederationClientRow]:
+    """Return a page of a federation's clients, the last invited first."""
     row = tables.FederationClientRow
-    query = sa.select(row).where(row.federation_id == federation.id)
-    return list(session.scalars(query.order_by(row.created_at, row.id)))
+    statement = sa.select(row).where(row.federation_id == federation.id)
+    return paging.take(session, statement, by=(row.created_at, row.id), wanted=wanted)
 
 
 def authenticate(session: Session, *, text: str, federation_id: str) -> Member:

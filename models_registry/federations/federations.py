@@ -17,8 +17,7 @@ from models_registry import errors
 from models_registry.jobs import lifecycle
 from models_registry.jobs.lifecycle import State
 from models_registry.persistence import database, paging, tables
-
-REMOTE = "remote"
+from workers.distill.config.federation import REMOTE, fewest_replies
 
 
 class FederationState(StrEnum):
@@ -57,15 +56,15 @@ def id_of(job_id: str) -> str:
 
 
 def open_for(session: Session, job: tables.JobRow) -> tables.FederationRow:
-    """Open the federation of a job that was just stored."""
+    """Open the federation of a job that was just stored; a round is an epoch of its training."""
     settings = job.spec["method"]["federation"]
     row = tables.FederationRow(
         id=id_of(job.id),
         project_id=job.project_id,
         job_id=job.id,
         method=job.method,
-        rounds=settings["rounds"],
-        min_clients=settings["min_clients"],
+        rounds=job.spec["training"]["epochs"],
+        min_clients=fewest_replies(settings),
         deadline_seconds=settings["deadline_seconds"],
         join_seconds=settings["join_seconds"],
         created_at=database.now(session),

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from models_registry import errors, ids
 from models_registry.artifacts import datasets, models
+from models_registry.federations import federations
 from models_registry.jobs import transitions, validation, workers
 from models_registry.jobs.lifecycle import Event, Reason, State
 from models_registry.jobs.spec import NAME_PATTERN, VERSION, JobSpec, Request
@@ -98,6 +99,8 @@ def store(
     )
     session.add(job)
     session.flush()
+    if federations.is_remote(completed.method):
+        federations.open_for(session, job)
     transitions.add_event(session, job.id, "validating", {"to": State.VALIDATING})
     if not waiting:
         transitions.move(session, job, Event.VALID, message=notice)

@@ -491,7 +491,6 @@ class FederationRoundRow(Row):
     number: Mapped[int] = mapped_column(primary_key=True)
     state: Mapped[str] = mapped_column(sa.String(16))  # open, closed, published
     task: Mapped[dict[str, Any]]  # what a reply must be, and what else clients are told
-    participants: Mapped[list[Any] | None]  # ids of clients; None: all that have joined
     opened_at: Mapped[datetime]
     deadline_at: Mapped[datetime | None]
     closed_at: Mapped[datetime | None]

@@ -12,6 +12,7 @@ DistillError
 ├── OutOfMemory           the device ran out of memory
 ├── HostOutOfMemory       the machine ran out of memory
 ├── BadMessage            a message between clients and server cannot be read
+├── TooFewClients         remote clients did not join or answer in time
 └── UploadRefused         an uploaded file cannot become a model or a data set
 """
 
@@ -29,6 +30,8 @@ RUN_CODES = (
     "bad_recipe",
     "teacher_load",
     "initial_load",
+    "bad_message",
+    "too_few_clients",
     "internal_error",
 )
 """Every code with which a distillation can fail; the list is closed."""
@@ -137,6 +140,12 @@ class BadMessage(DistillError):
     """What a client or the server of a federation sent cannot be read."""
 
     code = "bad_message"
+
+
+class TooFewClients(DistillError):
+    """Fewer remote clients than a round needs have joined, or answered in time."""
+
+    code = "too_few_clients"
 
 
 class UploadRefused(DistillError):

@@ -10,7 +10,7 @@ import array
 import math
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, TypeAlias
 
@@ -281,7 +281,7 @@ class _Content:
     name: str
     entry: TensorEntry
 
-    def pieces(self, multiple: int = 1) -> Iterator[array.array[float] | list[float]]:
+    def pieces(self, multiple: int = 1) -> Iterator[Sequence[float]]:
         """Yield the values in order, a multiple of `multiple` at a time."""
         item = tensor_header.ITEM_BYTES[self.entry.dtype]
         step = max(1, _CHUNK_BYTES // (item * multiple)) * item * multiple
@@ -290,14 +290,14 @@ class _Content:
             yield _decode(self.stream.read(min(step, self.entry.last - first)), self.entry.dtype)
 
 
-def _decode(raw: bytes, dtype: str) -> array.array[float] | list[float]:
+def _decode(raw: bytes, dtype: str) -> Sequence[float]:
     if dtype == "F16":
         return list(struct.unpack(f"<{len(raw) // 2}e", raw))
     if dtype == "BF16":
         # The upper half of a float32.
         widened = b"".join(b"\0\0" + raw[at : at + 2] for at in range(0, len(raw), 2))
         return _decode(widened, "F32")
-    values: array.array[float] = array.array(_CODES[dtype], raw)
+    values = array.array(_CODES[dtype], raw)
     if sys.byteorder == "big":
         values.byteswap()
     return values
