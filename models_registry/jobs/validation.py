@@ -16,6 +16,7 @@ from models_registry import catalog, errors
 from models_registry.persistence import tables
 from workers.distill.config import descriptions, rules
 from workers.distill.config.descriptions import NetworkDescription
+from workers.distill.config.federation import rounds_as_epochs
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def read(parts: SpecParts) -> Document:
     if parts.method is not None:
         method = catalog.read_method(parts.method)
     if parts.training is not None:
-        training = catalog.read_training(parts.training)
+        training = catalog.read_training(rounds_as_epochs(parts.method, parts.training))
     student, wrong = _read_student(parts)
     fitting = catalog.translated(_faults_of_document(parts, method, training))
     faults = [*method.faults, *training.faults, *wrong, *fitting]
@@ -118,6 +119,7 @@ def _faults_of_document(
         method.description, method.document, has_dataset=parts.has_dataset
     )
     if parts.training is not None:
+        yield from rules.of_rounds(method.description, method.document, training.document)
         yield from rules.of_method_and_training(method.description, training.document)
 
 

@@ -135,11 +135,18 @@ class Federation(Values):
         None,
         ge=1,
         le=100_000,
-        description="Replies that a round needs; with fewer it changes nothing, and is counted as "
-        "skipped. null: 2, or 1 of a single client.",
+        description="Replies that a round needs. With fewer, a simulated round changes nothing and "
+        "is counted as skipped; with remote clients the job fails. null: 2, or 1 of one client.",
     )
     deadline_seconds: float = Field(
         600, gt=0, le=30 * 86_400, description="Of remote clients: how long a round waits."
+    )
+    join_seconds: float = Field(
+        3600,
+        gt=0,
+        le=30 * 86_400,
+        description="Of remote clients: how long the first round waits until `min_clients` have "
+        "joined; then the job fails.",
     )
     local_epochs: int = Field(
         1, ge=1, le=10_000, description="Passes of a client over its own images in a round."
@@ -187,7 +194,7 @@ def rounds_as_epochs(method: object, training: Json) -> dict[str, Any]:
     """
     federation = method.get("federation") if isinstance(method, Mapping) else None
     rounds = federation.get("rounds") if isinstance(federation, Mapping) else None
-    if rounds is None or "epochs" in training:
+    if not isinstance(rounds, int) or isinstance(rounds, bool) or "epochs" in training:
         return dict(training)
     return {**training, "epochs": rounds}
 

@@ -125,6 +125,21 @@ class BatchLoader:
             crop_targets=self._crop_targets,
         )
 
+    def extended(
+        self, images: UInt8[Tensor, "n c h w"], labels: Int[Tensor, " n"]
+    ) -> "BatchLoader":
+        """Return a loader of these images and of others after them, drawn in the same way."""
+        own = torch.arange(self.count)
+        return BatchLoader(
+            torch.cat([self.images_of(own), images.to(self._device)]),
+            torch.cat([self._labels, labels.to(self._device)]),
+            training=self._training,
+            flip=self._flip,
+            device=self._device,
+            strong=self._strong,
+            crop_targets=self._crop_targets,
+        )
+
     def images_of(self, index: Int[Tensor, " n"]) -> UInt8[Tensor, "n c h w"]:
         """Return some images as they are stored, unaugmented."""
         index = index.to(self._device)

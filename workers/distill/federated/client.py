@@ -25,7 +25,12 @@ from workers.distill.federated.open_set import OpenSet
 from workers.distill.federated.protocol import Message, Tensors
 from workers.distill.functional.federated import privacy
 from workers.distill.methods.base import Moment, Terms
-from workers.distill.methods.federated.base import FederatedMethod, LocalResult, LocalStep
+from workers.distill.methods.federated.base import (
+    FederatedMethod,
+    LocalResult,
+    LocalStep,
+    MakeOptimizer,
+)
 from workers.distill.networks.interface import Features, Network
 from workers.distill.runtime.precision import Precision
 from workers.distill.training.optimizers import TrainOptimizer
@@ -86,13 +91,28 @@ class LocalClient:
     """
 
     def __init__(
-        self, name: str, network: Network, data: BatchLoader, shared: ClientContext
+        self,
+        name: str,
+        network: Network,
+        data: BatchLoader,
+        shared: ClientContext,
+        *,
+        noise_seed: int | None = None,
     ) -> None:
+        """Hold a client's network and images.
+
+        `noise_seed` decides the noise of `privacy`: a secret of the client. Without it, it follows
+        from the seed of the job, which the server knows, so that it protects in a simulation only.
+        """
+        shared.method.check_client(network)
         self.name = name
         self.network = network
         self.shared = shared
         self.seed = seed_of(shared.training.seed, name)
-        self.data = data
+        self._noise_seed = self.seed if noise_seed is None else noise_seed
+        self.data = self._own_data = data
+        self._extra: tuple[Tensor, Tensor] | None = None
+        self._record: Tensors | None = None
         self.label_counts = data.label_counts(shared.classes)
         self.memory: Tensors = {}
         self.received: Tensors = {}
@@ -116,7 +136,7 @@ class LocalClient:
     def train(self, number: int) -> Message:
         """Train on the own images in a round (from 1), and return the reply."""
         self.start_training()
-        return self.reply(number, self._train(number))
+        return self.reply(number, self.fit(number))
 
     def receive(self, consensus: Message) -> None:
         """Keep what the server has published, and train on the open set if the method does."""
@@ -125,16 +145,17 @@ class LocalClient:
         if targets is not None:
             fit_open(self.step, self.shared, targets, consensus.round, seed=self.seed)
 
-    # -- the parts of a round, which a group of clients takes together -------------------------------
+    # -- the parts of a round, which a group of clients takes together -----------------------------
 
     def start_training(self) -> None:
         """Take over the server's weights, of methods that share them."""
-        if self.shared.method.shares_weights and self.received:
-            self.network.load_state_dict(protocol.part(self.received, "weights"))
+        if self.shared.method.takes_weights:
+            load_part(self.network, protocol.part(self.received, "weights"))
 
     def reply(self, number: int, trained: Trained) -> Message:
         """Return the reply after local training."""
         method, logits = self.shared.method, None
+        self._record = trained.record if method.keeps_record else None
         check_finite(self.name, number, trained.losses)
         if method.uses_open_set and self.shared.open_set is not None:
             logits = self.predict(self.shared.open_set.of_round(number))
@@ -166,11 +187,24 @@ class LocalClient:
 
     def targets(self, consensus: Message) -> Float[Tensor, "N C"] | None:
         """Return the targets of open images that the client trains on, or None."""
-        return consensus.tensors.get("targets") if self.shared.method.adapts else None
+        if not self.shared.method.adapts:
+            return None
+        return consensus.tensors.get("targets", consensus.tensors.get("scores"))
 
     def predict(self, images: UInt8[Tensor, "N c h w"]) -> Float[Tensor, "N C"]:
-        """Return logits in evaluation mode."""
-        return predict(self.network, self.shared.preprocess, images)
+        """Return the client's answers: logits in evaluation mode."""
+        return predict(self.model, self.shared.preprocess, images)
+
+    @property
+    def model(self) -> Network:
+        """Return the network by which the client answers."""
+        return self.shared.method.client_model(self.network, self.memory)
+
+    def extend(self, images: UInt8[Tensor, "n c h w"], labels: Int[Tensor, " n"]) -> None:
+        """Add training images that somebody has made for this client; the state keeps them."""
+        self._extra = (images, labels)
+        self.data = self._own_data.extended(images, labels)
+        self.label_counts = self.data.label_counts(self.shared.classes)
 
     def local_step(self, number: int, step: int, batch_size: int) -> LocalStep:
         """Return what the loss of a step (from 1) may read; it draws the step's random numbers."""
@@ -183,6 +217,12 @@ class LocalClient:
             draws={name: value.to(self.shared.device) for name, value in drawn.items()},
             round=number,
         )
+
+    def start_record(self) -> Tensors:
+        """Return what the record of a round starts from."""
+        if self._record is not None:
+            return self._record
+        return self.shared.method.start_record(next(self.network.parameters()))
 
     def epochs(self, number: int) -> range:
         """Return the numbers of the passes over the own images in a round."""
@@ -200,6 +240,8 @@ class LocalClient:
             "seen": self.seen,
             "sent": self.sent,
             "sent_round": self.sent_round,
+            "record": self._record,
+            "extra": self._extra,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -211,13 +253,18 @@ class LocalClient:
             for part in ("memory", "received", "sent")
         )
         self.seen, self.sent_round = state["seen"], state["sent_round"]
+        if state["record"] is not None:
+            self._record = {name: value.to(device) for name, value in state["record"].items()}
+        if state["extra"] is not None:
+            self.extend(*state["extra"])
 
-    def _train(self, number: int) -> Trained:
+    def fit(self, number: int) -> Trained:
+        """Make the local training of a round."""
         shared, method = self.shared, self.shared.method
         # Dropout draws from torch's own generator: the same numbers whoever was trained before.
         torch.manual_seed(stateless_rng.mix(self.seed, number))
         optimizer = TrainOptimizer([self.network], shared.training, shared.precision)
-        record = method.start_record(next(self.network.parameters()))
+        record = self.start_record()
         sums: dict[str, Tensor] = {}
         steps = images = 0
         self.network.train()
@@ -241,14 +288,12 @@ class LocalClient:
         wanted = self.shared.federation.privacy
         if wanted is None:
             return tensors
-        draw = torch.Generator().manual_seed(stateless_rng.mix(self.seed, number, NOISE))
+        draw = torch.Generator().manual_seed(stateless_rng.mix(self._noise_seed, number, NOISE))
         changed = {}
         for name, table in tensors.items():
             if name in TABLES:
                 change = (
-                    privacy.privatize_probabilities
-                    if name in DISTRIBUTIONS
-                    else privacy.privatize
+                    privacy.privatize_probabilities if name in DISTRIBUTIONS else privacy.privatize
                 )
                 changed[name] = change(
                     table,
@@ -270,6 +315,13 @@ def seed_of(seed: int, name: str) -> int:
     return stateless_rng.mix(seed, number)
 
 
+def load_part(network: Network, weights: Mapping[str, Tensor]) -> None:
+    """Load some weights of a network, or all; raises `ValueError` for names that it has not."""
+    unknown = network.load_state_dict(dict(weights), strict=False).unexpected_keys
+    if unknown:
+        raise ValueError(f"{network.reference} has no weights {', '.join(unknown[:3])}")
+
+
 def predict(
     network: Network, preprocess: Preprocessor, images: UInt8[Tensor, "N c h w"]
 ) -> Float[Tensor, "N C"]:
@@ -279,7 +331,10 @@ def predict(
     try:
         # Not in inference mode: what is predicted here becomes the target of a loss.
         with torch.no_grad():
-            parts = [network(preprocess(part)).float() for part in images.split(EVALUATED)]
+            parts = [
+                network(preprocess(images[first : first + EVALUATED])).float()
+                for first in range(0, len(images), EVALUATED)
+            ]
     finally:
         network.train(was_training)
     return torch.cat(parts)
@@ -287,14 +342,14 @@ def predict(
 
 def open_batches(
     open_set: OpenSet, number: int, *, batch_size: int, epochs: int, seed: int
-) -> Iterator[tuple[UInt8[Tensor, "n c h w"], Int[Tensor, " n"]]]:
-    """Yield batches of a round's open images, in another order each epoch, with their places."""
-    images = open_set.of_round(number)
+) -> Iterator[Int[Tensor, " n"]]:
+    """Yield batches of the places of a round's open images, in another order each epoch."""
+    count = len(open_set.rows(number))
     for epoch in range(epochs):
         draw = torch.Generator().manual_seed(stateless_rng.mix(seed, number, epoch, ADAPT))
-        order = torch.randperm(len(images), generator=draw).to(images.device)
-        for start, end in loader.bounds(len(images), batch_size):
-            yield images[order[start:end]], order[start:end]
+        order = torch.randperm(count, generator=draw).to(open_set.images.device)
+        for start, end in loader.bounds(count, batch_size):
+            yield order[start:end]
 
 
 def fit_open(
@@ -304,24 +359,41 @@ def fit_open(
     number: int,
     *,
     seed: int,
+    make_optimizer: MakeOptimizer | None = None,
 ) -> None:
-    """Train a network on the open images of a round with such targets."""
+    """Train a network on the open images of a round with such targets.
+
+    By the optimizer of the training at its scheduled rate, or by another one.
+    """
     if shared.open_set is None:
         raise ValueError("there is no open set to train on")
     torch.manual_seed(stateless_rng.mix(seed, number, ADAPT))
-    optimizer = TrainOptimizer([step.student], shared.training, shared.precision)
+    open_images = shared.open_set.of_round(number)
+    moment = shared.moment(max(number, 1))
+    scheduled = TrainOptimizer([step.student], shared.training, shared.precision)
     step.student.train()
-    batches = open_batches(
-        shared.open_set,
-        number,
-        batch_size=shared.training.batch_size,
-        epochs=shared.method.adapt_epochs,
-        seed=seed,
+    batches = list(
+        open_batches(
+            shared.open_set,
+            number,
+            batch_size=shared.training.batch_size,
+            epochs=shared.method.adapt_epochs,
+            seed=seed,
+        )
     )
-    for images, places in batches:
+    own = None
+    if make_optimizer is not None:
+        own = make_optimizer(list(step.student.parameters()), len(batches))
+    for places in batches:
+        images = open_images[places]
         features = step.forward_student(Batch(images, places, places))
         terms = shared.method.adapt_terms(features, targets[places], None)
-        optimizer.step(terms, shared.moment(max(number, 1)))
+        if own is None:
+            scheduled.step(terms, moment)
+            continue
+        own.zero_grad(set_to_none=True)
+        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]  # torch's stub
+        own.step()
 
 
 def detached(features: Features) -> Features:

@@ -68,7 +68,9 @@ def divide(
     draw = _random(seed, PARTS)
     match settings.kind:
         case "dirichlet":
-            parts = dirichlet(labels[private], settings, clients=clients, classes=classes, draw=draw)
+            parts = dirichlet(
+                labels[private], settings, clients=clients, classes=classes, draw=draw
+            )
         case "shards":
             parts = shards(labels[private], settings, clients=clients, draw=draw)
         case "fd":

@@ -11,6 +11,7 @@ from torch import Tensor
 from workers.distill.data import stateless_rng
 from workers.distill.federated import client
 from workers.distill.federated.client import ClientContext
+from workers.distill.methods.federated.base import MakeOptimizer
 from workers.distill.networks.interface import Network
 from workers.distill.training.step import DistillationStep
 from workers.distill.training.teachers import NoTeacher
@@ -50,18 +51,28 @@ class ServerModel:
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Load weights into the server's model."""
-        self._network.load_state_dict(dict(weights))
+        client.load_part(self._network, weights)
 
     def open_logits(self, weights: Mapping[str, Tensor]) -> Float[Tensor, "N C"]:
         """Return logits of the round's open images by the student's network with such weights."""
         if self._scratch is None:
             self._scratch = copy.deepcopy(self._network)
-        self._scratch.load_state_dict(dict(weights))
+        self._scratch.load_state_dict(self._network.state_dict())
+        client.load_part(self._scratch, weights)
         return client.predict(self._scratch, self._shared.preprocess, self._open_images())
 
-    def fit_open(self, targets: Float[Tensor, "N C"]) -> None:
+    def fit_open(
+        self, targets: Float[Tensor, "N C"], optimizer: MakeOptimizer | None = None
+    ) -> None:
         """Train the server's model on the round's open images by the method's `adapt_terms`."""
-        client.fit_open(self._step, self._shared, targets, self.round, seed=self._seed)
+        client.fit_open(
+            self._step,
+            self._shared,
+            targets,
+            self.round,
+            seed=self._seed,
+            make_optimizer=optimizer,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint; the model's weights are the student's."""

@@ -80,7 +80,7 @@ class StackedNetworks:
     """Weights and buffers of networks of one architecture, with a leading client axis."""
 
     def __init__(self, networks: Sequence[Network]) -> None:
-        weights, buffers = stack_module_state(list(networks))  # type: ignore[arg-type]  # a list of modules
+        weights, buffers = stack_module_state(list(networks))
         self.weights: Stacked = {name: value.detach() for name, value in weights.items()}
         self.buffers: Stacked = dict(buffers)
         self._observer = _Observer(copy.deepcopy(networks[0]).to("meta"))
@@ -105,8 +105,10 @@ class StackedNetworks:
 
         with torch.no_grad():
             parts = [
-                vmap(forward, in_dims=(0, 0, None))(self.weights, self.buffers, preprocess(part))
-                for part in images.split(one.EVALUATED)
+                vmap(forward, in_dims=(0, 0, None))(
+                    self.weights, self.buffers, preprocess(images[first : first + one.EVALUATED])
+                )
+                for first in range(0, len(images), one.EVALUATED)
             ]
         return torch.cat(parts, 1)
 
@@ -194,7 +196,8 @@ def epochs_bytes(clients: Sequence[LocalClient]) -> int:
 
 def plan(clients: Sequence[LocalClient], number: int) -> Plan:
     """Return the batches of a round; the clients must be sorted by their number of steps."""
-    contents, spans = [], []
+    contents: list[Batch] = []
+    spans: list[list[tuple[int, int]]] = []
     offset = 0
     for client in clients:
         spans.append([])
@@ -248,8 +251,7 @@ def train(clients: Iterable[LocalClient], number: int) -> dict[str, Trained]:
     buffers = stack.buffers
     memory = _stack([client.memory for client in group])
     received = group[0].received
-    like = next(group[0].network.parameters())
-    record = _stack([method.start_record(like) for _ in group])
+    record = _stack([client.start_record() for client in group])
     sums: Terms = {}
     images = [0] * len(group)
     outcomes: dict[str, Trained] = {}
@@ -299,7 +301,8 @@ def train(clients: Iterable[LocalClient], number: int) -> dict[str, Trained]:
         if finished:
             leave(active - finished)
         pixels, labels, index, shown = batches.batch(step, active)
-        inputs = shared.preprocess(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
+        flat = shared.preprocess(pixels.flatten(0, 1))
+        inputs = flat.view(*pixels.shape[:2], *flat.shape[1:])
         draws = _stack(
             [
                 client.local_step(number, step + 1, shared.training.batch_size).draws
@@ -317,9 +320,7 @@ def train(clients: Iterable[LocalClient], number: int) -> dict[str, Trained]:
     return outcomes
 
 
-def fit_open(
-    clients: Sequence[LocalClient], targets: Float[Tensor, "N C"], number: int
-) -> None:
+def fit_open(clients: Sequence[LocalClient], targets: Float[Tensor, "N C"], number: int) -> None:
     """Train clients with the same network on the open images of a round with such targets."""
     shared, method = clients[0].shared, clients[0].shared.method
     if shared.open_set is None:
@@ -349,11 +350,10 @@ def fit_open(
         )
         for client in clients
     ]
+    inputs = shared.preprocess(shared.open_set.of_round(number))
     for batches in zip(*streams, strict=True):
-        pixels = torch.stack([images for images, _ in batches])
-        wanted = torch.stack([targets[places] for _, places in batches])
-        inputs = shared.preprocess(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
-        optimizer.step(gradient(optimizer.weights, stack.buffers, inputs, wanted))
+        places = torch.stack(batches)
+        optimizer.step(gradient(optimizer.weights, stack.buffers, inputs[places], targets[places]))
     weights = optimizer.weights
     for place, client in enumerate(clients):
         state = {name: value[place] for name, value in {**weights, **stack.buffers}.items()}
@@ -364,11 +364,9 @@ def predict(
     clients: Sequence[LocalClient], images: UInt8[Tensor, "N c h w"]
 ) -> Float[Tensor, "K N C"]:
     """Return the logits of clients with the same network, in evaluation mode."""
-    stack = StackedNetworks([client.network for client in clients])
+    stack = StackedNetworks([client.model for client in clients])
     return stack.logits(clients[0].shared.preprocess, images)
 
 
 def _stack(several: Sequence[Mapping[str, Any]]) -> Stacked:
     return {name: torch.stack([each[name] for each in several]) for name in several[0]}
-
-

@@ -198,6 +198,7 @@ def check_config(config: JobConfig, *, has_dataset: bool) -> None:
         rules.of_inputs(description, has_teacher=config.teacher is not None, has_dataset=True)
     )
     catalog.check(method, config.training)
+    errors.refuse(rules.of_rounds(description, params.model_dump(), training))
     errors.refuse(rules.of_precision(training, config.accelerator))
     errors.refuse(
         rules.of_original_images(description, params.model_dump(), has_dataset=has_dataset)

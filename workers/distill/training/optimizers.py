@@ -103,9 +103,7 @@ def trainable_parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
     return list(parameters.values())
 
 
-def make_optimizer(
-    training: Training, parameters: list[nn.Parameter]
-) -> torch.optim.Optimizer:
+def make_optimizer(training: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """Return the optimizer that a training asks for, at its rate before the schedule."""
     choice = training.optimizer
     if isinstance(choice, AdamW):

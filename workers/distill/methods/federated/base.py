@@ -10,14 +10,14 @@ on clients reads no state of the method but its hyper-parameters, so that many c
 trained at once (`torch.func.vmap`): no branch depends on data, and a `mean` leaves out padding.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Protocol, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field, field_validator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from workers.distill.config.descriptions import Exchange, MethodDescription
@@ -30,6 +30,8 @@ from workers.distill.networks.interface import Features, Network
 Tensors: TypeAlias = dict[str, Tensor]
 """Tensors by the names under which they travel."""
 Delivers: TypeAlias = Literal["server", "client"]
+MakeOptimizer: TypeAlias = Callable[[list[nn.Parameter], int], torch.optim.Optimizer]
+"""Returns an optimizer of some parameters that will make so many steps."""
 Ensemble: TypeAlias = Literal["none", "scores", "probabilities"]
 """What the mean over clients is taken of where they answer together."""
 Weighting = Annotated[
@@ -95,8 +97,13 @@ class Server(Protocol):
         """Return logits of the round's open images by the student's network with such weights."""
         ...
 
-    def fit_open(self, targets: Float[Tensor, "N C"]) -> None:
-        """Train the server's model on the round's open images by the method's `adapt_terms`."""
+    def fit_open(
+        self, targets: Float[Tensor, "N C"], optimizer: MakeOptimizer | None = None
+    ) -> None:
+        """Train the server's model on the round's open images by the method's `adapt_terms`.
+
+        By the optimizer of the training, or by another one.
+        """
         ...
 
 
@@ -201,6 +208,31 @@ class FederatedMethod(Method):
         self.rounds = 1
         """Rounds in all; the engine sets it."""
 
+    @property
+    def takes_weights(self) -> bool:
+        """Whether clients start each round from weights of the server."""
+        return self.shares_weights
+
+    @property
+    def delivered(self) -> Delivers:
+        """Return whose model is delivered."""
+        return self.delivers
+
+    @property
+    def sent_kinds(self) -> tuple[str, ...]:
+        """Return the kinds of content of a reply, with these hyper-parameters."""
+        return self.sends
+
+    @property
+    def received_kinds(self) -> tuple[str, ...]:
+        """Return the kinds of content of a consensus, with these hyper-parameters."""
+        return self.receives
+
+    @property
+    def keeps_record(self) -> bool:
+        """Whether a client's record goes on through all rounds."""
+        return False
+
     @classmethod
     def describe(cls) -> MethodDescription:
         """Return what the rules read of this method, as the catalog exports it."""
@@ -249,6 +281,17 @@ class FederatedMethod(Method):
         """Return a client's memory after a consensus; `sent` is its reply of that round, if any."""
         return dict(memory)
 
+    def check_client(self, network: Network) -> None:
+        """Raise `IncompatibleNetworks` for a client's network that does not fit the method."""
+
+    def sent_weights(self, names: Sequence[str]) -> list[str]:
+        """Return which of the network's weights a reply has, of methods that send weights."""
+        return list(names)
+
+    def client_model(self, network: Network, memory: Mapping[str, Tensor]) -> Network:
+        """Return the network by which a client answers; it is evaluated, never trained."""
+        return network
+
     @property
     def adapt_epochs(self) -> int:
         """Return a client's passes over the round's open images after a consensus."""
@@ -264,7 +307,7 @@ class FederatedMethod(Method):
 
     def start(self, server: Server) -> Tensors:
         """Return what clients get before the first round; here the weights, if they are shared."""
-        if not self.shares_weights:
+        if not self.takes_weights:
             return {}
         return named_weights(server.network.state_dict())
 
