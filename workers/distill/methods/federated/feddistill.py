@@ -157,12 +157,6 @@ class FedDistill(FederatedMethod):
             consensus.update(base.average_weights(replies, server, weighting=self.params.weighting))
         return consensus
 
-    def start(self, server: base.Server) -> Tensors:
-        """Return the weights that all start from, where they are averaged."""
-        if not self.params.share_weights:
-            return {}
-        return base.named_weights(server.network.state_dict())
-
     def round_metrics(self) -> dict[str, float]:
         """Return the mean entropy of the labels' mean scores after softmax, in nats."""
         return {"target_entropy": self._entropy}

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 from torch.func import functional_call
@@ -146,6 +146,8 @@ class FedGen(FederatedMethod):
         )
 
     params: Params
+    seen: Bool[Tensor, " C"]
+    """Labels that a client has had in any round."""
     contradictions: ClassVar[tuple[Contradiction, ...]] = (
         Contradiction(
             when=(
@@ -204,10 +206,12 @@ class FedGen(FederatedMethod):
 
     def draws(self, generator: torch.Generator, batch_size: int) -> Tensors:
         """Return where labels of latents lie in the prior, and noise for latents of two kinds."""
+        # A single image that would be left over joins the batch before it (`loader.bounds`).
+        count = batch_size + 1
         return {
-            "positions": torch.rand(batch_size, generator=generator),
-            "noise": self._noise(batch_size, generator),
-            "teacher_noise": self._noise(batch_size, generator),
+            "positions": torch.rand(count, generator=generator),
+            "noise": self._noise(count, generator),
+            "teacher_noise": self._noise(count, generator),
         }
 
     def local_terms(self, student: Features, batch: Batch, local: base.LocalStep) -> Terms:
@@ -244,10 +248,6 @@ class FedGen(FederatedMethod):
         return {**weights, "label_counts": result.label_counts.int()}
 
     # At the server.
-
-    def start(self, server: base.Server) -> Tensors:
-        """Return the weights that all start from; the generator knows nothing yet."""
-        return base.named_weights(server.network.state_dict())
 
     def aggregate(self, replies: Sequence[base.Reply], server: base.Server) -> Tensors:
         """Return mean weights, the generator trained on the clients' classifiers, and the prior."""
@@ -294,9 +294,9 @@ class FedGen(FederatedMethod):
         generator = server.generator
         self.generator.train()
         for _ in range(params.generator_steps):
-            drawn = self.draws(generator, params.generator_batch)
-            noise = drawn["noise"].to(device)
-            labels = latent_generation.labels_at(prior.float(), drawn["positions"].to(device))
+            noise = self._noise(params.generator_batch, generator).to(device)
+            positions = torch.rand(params.generator_batch, generator=generator).to(device)
+            labels = latent_generation.labels_at(prior.float(), positions)
             latents = self.generator(noise, labels)
             scores = torch.einsum("nd,kcd->knc", latents, heads[0]) + heads[1][:, None]
             teacher = self._teacher_loss(scores[:-1], labels, shares)
@@ -307,7 +307,7 @@ class FedGen(FederatedMethod):
                     scores[-1], scores[:-1], labels, shares
                 )
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
             optimizer.step()
         self.generator.eval()
         self._metrics = {
