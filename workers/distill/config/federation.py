@@ -98,6 +98,50 @@ class Privacy(Values):
     )
 
 
+class Augmentation(Values):
+    """Images that a generator at the server makes for clients, of labels that these lack (FAug)."""
+
+    target_labels: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="Labels that a client asks images of: so many with the fewest images. null: "
+        "those with less than `scarcity` of its median count.",
+    )
+    scarcity: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of the median count of a client's labels below which it lacks a label.",
+    )
+    redundant_labels: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="Other labels that a client sends seeds of too, at random, as camouflage: with "
+        "none the server learns exactly which labels it lacks.",
+    )
+    seeds_per_label: int = Field(
+        5, ge=1, le=10_000, description="Images of each such label that a client sends, if it has."
+    )
+    generator: Literal["gan", "gaussian"] = Field(
+        "gan",
+        description="gan: a conditional GAN of dense layers. gaussian: mean and deviation of each "
+        "pixel by label, a cheap substitute for small images.",
+    )
+    oversampled: int = Field(
+        500,
+        ge=1,
+        le=1_000_000,
+        description="Changed copies of the seeds of each label that the generator is trained on; "
+        "the paper searched the internet for similar images instead.",
+    )
+    steps: int = Field(2000, ge=1, le=1_000_000, description="Of gan: steps of both networks.")
+    batch_size: int = Field(64, ge=2, le=65_536, description="Of gan: images in a step.")
+    learning_rate: float = Field(2e-4, gt=0, le=1, description="Of gan: of both networks' Adam.")
+    noise_size: int = Field(100, ge=1, le=65_536, description="Of gan: values of noise.")
+
+
 class Federation(Values):
     """Clients, rounds, and how the data are divided."""
 
@@ -181,6 +225,11 @@ class Federation(Values):
     )
     privacy: Privacy | None = Field(
         None, description="Clip what clients send, and add noise; null sends it as it is."
+    )
+    augmentation: Augmentation | None = Field(
+        None,
+        description="Before the first round, clients send a few images and get others of labels "
+        "that they lack (FAug); null sends no image.",
     )
 
 

@@ -49,7 +49,7 @@ class ValidationSummary(_ResultPart):
     best_epoch: int | None = Field(default=None, description="The epoch of `best`, from 1.")
 
 
-class Spread(_ResultPart):
+class ScoreRange(_ResultPart):
     """A score over all clients, 0..1."""
 
     mean: float = Field(default=0.0, description="Mean over the clients, each counted once.")
@@ -102,7 +102,7 @@ class FederationSummary(_ResultPart):
     labels_without_holder: list[str] = Field(
         default=[], description="Classes of which no client had an image."
     )
-    client_accuracy: Spread | None = Field(
+    client_accuracy: ScoreRange | None = Field(
         default=None, description="Of the clients' own models on the test split, after the end."
     )
     ensemble_accuracy: float | None = Field(

@@ -21,7 +21,7 @@ from workers.distill.evaluation.evaluate import LabelledImages
 from workers.distill.federated import protocol
 from workers.distill.federated.client import ClientContext
 from workers.distill.federated.clients import Clients
-from workers.distill.federated.partition import Division
+from workers.distill.federated.partition import ClientPartition
 from workers.distill.federated.protocol import Message
 from workers.distill.federated.server import ServerModel
 from workers.distill.methods.base import Terms
@@ -102,7 +102,7 @@ class Rounds:
         *,
         rows: int,
         label_counts: Mapping[str, Sequence[int]],
-        division: Division | None = None,
+        division: ClientPartition | None = None,
     ) -> None:
         """Take all through their rounds.
 

@@ -10,7 +10,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import safetensors
@@ -47,7 +46,9 @@ def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) 
     temporary.replace(path)
 
 
-def _write(stream: BinaryIO, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+def _write(
+    stream: io.BufferedIOBase, tensors: Mapping[str, Tensor], header: Mapping[str, str]
+) -> None:
     # Wide types first, so that every tensor starts at a multiple of its own item size.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     layout = [(name, DTYPES[tensors[name].dtype], list(tensors[name].shape)) for name in names]

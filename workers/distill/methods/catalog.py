@@ -51,9 +51,15 @@ from workers.distill.methods.feature.srrl import SRRL
 from workers.distill.methods.feature.vid import VID
 from workers.distill.methods.federated.centralised import Centralised
 from workers.distill.methods.federated.dsfl import DSFL
+from workers.distill.methods.federated.faug import FAug
 from workers.distill.methods.federated.fd import FD
 from workers.distill.methods.federated.fedavg import FedAvg
+from workers.distill.methods.federated.feddf import FedDF
+from workers.distill.methods.federated.feddistill import FedDistill
 from workers.distill.methods.federated.fedensemble import FedEnsemble
+from workers.distill.methods.federated.fedgen import FedGen
+from workers.distill.methods.federated.fedmd import FedMD
+from workers.distill.methods.federated.fedproto import FedProto
 from workers.distill.methods.federated.fedprox import FedProx
 from workers.distill.methods.federated.local import Local
 from workers.distill.methods.logit.ce import CE
@@ -97,9 +103,15 @@ METHODS: dict[str, type[Method]] = {
     "dkd": DKD,
     "dsfl": DSFL,
     "fast": Fast,
+    "faug": FAug,
     "fd": FD,
     "fedavg": FedAvg,
+    "feddf": FedDF,
+    "feddistill": FedDistill,
     "fedensemble": FedEnsemble,
+    "fedgen": FedGen,
+    "fedmd": FedMD,
+    "fedproto": FedProto,
     "fedprox": FedProx,
     "fgd": FGD,
     "fgfi": FGFI,

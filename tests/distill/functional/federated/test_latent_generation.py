@@ -107,17 +107,17 @@ class TestStudentDisagreement:
         )
 
 
-class TestLatentTeacherLoss:
+class TestLatentTeacherLosses:
     def test_pulls_only_the_prediction_for_images(self) -> None:
         images, latents = (SCORES[each].clone().requires_grad_() for each in (0, 1))
-        loss = latent_generation.latent_teacher_loss(images, latents)
+        loss = latent_generation.latent_teacher_losses(images, latents).mean()
         loss.backward()
         target = SCORES[1].softmax(1)
         expected = (target * (target.log() - SCORES[0].log_softmax(1))).sum(1).mean()
         assert torch.allclose(loss, expected, rtol=1e-12)
         assert latents.grad is None
         assert torch.autograd.gradcheck(
-            lambda given: latent_generation.latent_teacher_loss(given, SCORES[1]), images
+            lambda given: latent_generation.latent_teacher_losses(given, SCORES[1]), images
         )
 
 

@@ -23,25 +23,31 @@ class TestClassDistance:
         none = LabelMeans(GLOBAL.rows, torch.zeros(4, dtype=torch.bool))
         assert float(prototypes.class_distance(EMBEDDINGS, LABELS, none)) == 0
 
+    def test_leaves_padding_out(self) -> None:
+        padded = torch.cat([EMBEDDINGS, torch.full((2, 2), 7.0).double()])
+        labels = torch.cat([LABELS, torch.tensor([0, 1])])
+        counted = torch.tensor([True] * 3 + [False] * 2)
+        assert float(prototypes.class_distance(padded, labels, GLOBAL, counted=counted)) == 9
+
     def test_has_the_gradient_of_its_value(self) -> None:
-        for loss in (prototypes.class_distance, prototypes.sample_distance):
+        for loss in (prototypes.class_distance, prototypes.sample_distances):
             assert torch.autograd.gradcheck(
                 lambda given, loss=loss: loss(given, LABELS, GLOBAL),
                 EMBEDDINGS.clone().requires_grad_(),
             )
 
 
-class TestSampleDistance:
-    def test_is_the_mean_squared_difference(self) -> None:
-        # (0 + 1) / 2, (4 + 9) / 2 and (0 + 4) / 2, over three samples.
-        assert float(prototypes.sample_distance(EMBEDDINGS, LABELS, GLOBAL)) == 3
+class TestSampleDistances:
+    def test_are_mean_squared_differences(self) -> None:
+        found = prototypes.sample_distances(EMBEDDINGS, LABELS, GLOBAL)
+        assert found.tolist() == [0.5, 6.5, 2.0]
         expected = torch.nn.functional.mse_loss(EMBEDDINGS, GLOBAL.rows[LABELS])
-        assert float(prototypes.sample_distance(EMBEDDINGS, LABELS, GLOBAL)) == float(expected)
+        assert float(found.mean()) == float(expected)
 
-    def test_counts_samples_without_a_prototype_as_nothing(self) -> None:
+    def test_are_zero_without_a_prototype(self) -> None:
         without = LabelMeans(GLOBAL.rows, torch.tensor([True, True, False, False]))
-        found = prototypes.sample_distance(EMBEDDINGS, LABELS, without)
-        assert float(found) == pytest.approx(7 / 3)
+        found = prototypes.sample_distances(EMBEDDINGS, LABELS, without)
+        assert found.tolist() == [0.5, 6.5, 0.0]
 
 
 class TestNearestScores:
@@ -55,6 +61,18 @@ class TestNearestScores:
         none = LabelMeans(GLOBAL.rows, torch.zeros(4, dtype=torch.bool))
         with pytest.raises(ValueError, match="no class has a prototype"):
             prototypes.nearest_scores(EMBEDDINGS, none)
+
+
+class TestAsClassifier:
+    def test_predicts_the_nearest_prototype_by_the_same_margins(self) -> None:
+        given = torch.randn(50, 2).double() * 5
+        weight, bias = prototypes.as_classifier(GLOBAL)
+        logits = given @ weight.T + bias
+        scores = prototypes.nearest_scores(given, GLOBAL)
+        assert torch.equal(logits.argmax(1), scores.argmax(1))
+        apart = (logits - scores)[:, :3]
+        assert torch.allclose(apart, given.square().sum(1, keepdim=True).expand(-1, 3), rtol=1e-9)
+        assert bool(logits.isfinite().all())
 
 
 class TestAggregate:

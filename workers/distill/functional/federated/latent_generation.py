@@ -91,15 +91,15 @@ def student_disagreement(
     return soft_targets.kl_divergences(student_scores, teacher.softmax(1)).mean()
 
 
-def latent_teacher_loss(
+def latent_teacher_losses(
     scores: Float[Tensor, "N C"], latent_scores: Float[Tensor, "N C"]
-) -> Float[Tensor, ""]:
-    """Return the mean KL(softmax(latent_scores) || softmax(scores)); the first has no gradient.
+) -> Float[Tensor, " N"]:
+    """Return each KL(softmax(latent_scores) || softmax(scores)); the first has no gradient.
 
     It pulls the prediction for real images towards that for generated latents of the same label.
     The released code has it, the paper does not.
     """
-    return soft_targets.kl_divergences(scores, latent_scores.detach().softmax(1)).mean()
+    return soft_targets.kl_divergences(scores, latent_scores.detach().softmax(1))
 
 
 def labels_at(prior: Float[Tensor, " C"], positions: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
