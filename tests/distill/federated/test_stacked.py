@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from tests.distill.federated import scenes
+from workers.distill.config.training import expand
 from workers.distill.federated import stacked
 from workers.distill.federated.clients import LocalClients
 from workers.distill.federated.rounds import Rounds
 from workers.distill.federated.stacked import StackedOptimizer
-from workers.distill.config.training import expand
 
 CASES: dict[str, dict[str, Any]] = {
     "weights": {"name": "fedavg"},
