@@ -32,10 +32,10 @@ NAMES = ("fcl_a", "fcl_b")
 TRAINING = expand(scenes.PLAIN)
 
 
-def shared_by(name: str, **choices: Any) -> ClientContext:
+def shared_by(name: str) -> ClientContext:
     """Return what all parties of a federation share."""
     method = catalog.build(
-        {"name": name, "federation": {"clients": "remote"}, **choices}, scenes.network(), None
+        {"name": name, "federation": {"clients": "remote"}}, scenes.network(), None
     )
     assert isinstance(method, FederatedMethod)
     method.rounds = TRAINING.epochs
