@@ -68,7 +68,9 @@ class TestAugment:
         resumed.load_state_dict(first.clients[0].state_dict())
         for other in (second.clients[0], resumed):
             every = torch.arange(other.samples)
-            assert torch.equal(other.batches.images_of(every), first.clients[0].batches.images_of(every))
+            assert torch.equal(
+                other.batches.images_of(every), first.clients[0].batches.images_of(every)
+            )
             assert torch.equal(other.batches.labels, first.clients[0].batches.labels)
 
     def test_learns_images_by_label_with_the_gan(self) -> None:
