@@ -233,6 +233,16 @@ class Federation(Values):
     )
 
 
+class AugmentedFederation(Federation):
+    """A federation whose clients always get generated images."""
+
+    augmentation: Augmentation = Field(
+        Augmentation(),
+        description="Before the first round, clients send a few images and get others of labels "
+        "that they lack.",
+    )
+
+
 Json: TypeAlias = Mapping[str, Any]  # Any: a job's JSON
 
 

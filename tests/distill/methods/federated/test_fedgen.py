@@ -118,7 +118,9 @@ class TestAggregate:
             losses = [F.cross_entropy(each, labels, reduction="none") for each in scores]
             shares = (counts / counts.sum(0))[:, labels].float()
             expected = (torch.stack(losses) * shares).mean(1).sum()
-        assert method.round_metrics()["generator_loss"] == pytest.approx(float(expected.detach()), rel=1e-5)
+        assert method.round_metrics()["generator_loss"] == pytest.approx(
+            float(expected.detach()), rel=1e-5
+        )
 
     def test_teaches_the_generator_what_classifiers_know(self) -> None:
         parties = gather("fedgen", generator_steps=1, generator_rate=1e-2)
