@@ -10,7 +10,7 @@ with retort.connect() as client:
 
 from typing import Self
 
-from retort import config, datasets, jobs, models, offers, studies, transport, uploads
+from retort import config, datasets, federations, jobs, models, offers, studies, transport, uploads
 
 
 class Client:
@@ -23,6 +23,7 @@ class Client:
         self.datasets = datasets.Datasets(self._http)
         self.jobs = jobs.Jobs(self._http)
         self.studies = studies.Studies(self._http)
+        self.federations = federations.Federations(self._http)
         self.offers = offers.Offers(self._http)
 
     @property

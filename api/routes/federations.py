@@ -147,6 +147,13 @@ def join(body: bodies.Joining, member: MemberDep, sessions: SessionsDep) -> bodi
         return bodies.MembershipRead.of(member, clients.class_names(session, member.federation))
 
 
+@router.get("/{federation_id}/membership", operation_id="get_membership")
+def membership(member: MemberDep, readers: ReadersDep) -> bodies.MembershipRead:
+    """Return what the key's client would join: method, rounds and classes."""
+    with readers() as session:
+        return bodies.MembershipRead.of(member, clients.class_names(session, member.federation))
+
+
 @router.post("/{federation_id}/leave", operation_id="leave_federation", status_code=204)
 def leave(member: MemberDep, sessions: SessionsDep) -> None:
     """Leave: rounds no longer wait for this client. It may join again."""

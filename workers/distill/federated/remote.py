@@ -11,6 +11,7 @@ and continued asks again and gets the same replies.
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from torch import Tensor
 
 from workers.distill import errors
 from workers.distill.config import messages
-from workers.distill.config.job import JobConfig
+from workers.distill.config.job import Input, JobConfig
 from workers.distill.config.messages import Expected, TensorShape
 from workers.distill.federated import protocol
-from workers.distill.federated.client import ClientContext
+from workers.distill.federated.client import ClientContext, LocalClient
 from workers.distill.federated.protocol import Message
 from workers.distill.files import tensorfile
 from workers.distill.networks.interface import Network
@@ -35,6 +36,18 @@ TASK, CLOSED, CONSENSUS, REPLIES = "task.json", "closed.json", "consensus.safete
 _POLL_SECONDS = 0.05
 
 
+@dataclass(frozen=True)
+class ImageFacts:
+    """What all parties' images have in common."""
+
+    classes: Sequence[str]
+    """Names, in the order of labels."""
+    input: Input
+    """Channels, size and normalisation."""
+    flip: bool
+    """Whether a mirrored image keeps its label."""
+
+
 class RemoteClients:
     """All clients that have joined; see `clients.Clients`."""
 
@@ -44,9 +57,12 @@ class RemoteClients:
         shared: ClientContext,
         student: Network,
         config: JobConfig,
-        classes: Sequence[str],
+        images: ImageFacts,
         stop: Stop,
+        *,
+        own: LocalClient | None = None,
     ) -> None:
+        """Tell clients what they need to know; `own` is a client here that takes part with them."""
         self.engines: dict[str, int] = {}
         self.not_stacked: dict[str, str] = {}
         self._folder = workdir / FOLDER
@@ -55,16 +71,20 @@ class RemoteClients:
         self._stop = stop
         self._published = -1
         self._answered = 0
-        self._write_plan(config, classes)
+        self._own = own
+        self._own_reply: Message | None = None
+        self._losses: dict[str, Tensor] = {}
+        self._write_plan(config, images)
 
     def names(self) -> list[str]:
         """Return the ids of all who have joined, sorted; wait until there are enough.
 
         Raises: errors.TooFewClients; errors.Interrupted.
         """
-        names = sorted(json.loads(self._awaited(self._folder / CLIENTS)))
-        self.engines = {"remote": len(names)}
-        return names
+        joined: list[str] = json.loads(self._awaited(self._folder / CLIENTS))
+        self.engines = {"remote": len(joined)}
+        own = [] if self._own is None else [self._own.name]
+        return sorted([*joined, *own])
 
     def train(self, number: int, waiting: Sequence[str]) -> list[Message]:
         """Let all train in a round (from 1), and return all replies; none the second time.
@@ -77,17 +97,30 @@ class RemoteClients:
         expected = self.expected(number)
         task = {"expected": expected.model_dump(mode="json"), "open_rows": self._open_rows(number)}
         _write(folder / TASK, json.dumps(task).encode())
+        replies = [] if self._own is None else [self._own_reply_in(number, self._own)]
         closed = json.loads(self._awaited(folder / CLOSED))
-        replies = [
-            self._read(folder / REPLIES / f"{name}.safetensors", expected)
-            for name in sorted(closed["clients"])
-        ]
+        for name in sorted(closed["clients"]):
+            replies.append(self._read(folder / REPLIES / f"{name}.safetensors", expected))
         self._answered = number
         return replies
+
+    def _own_reply_in(self, number: int, own: LocalClient) -> Message:
+        """Return the reply of the client here; it trains once, also if the wait is interrupted."""
+        if self._own_reply is None or self._own_reply.round != number:
+            self._own_reply = self._train_own(own, number)
+        return self._own_reply
+
+    def _train_own(self, own: LocalClient, number: int) -> Message:
+        own.start_training()
+        trained = own.fit(number)
+        self._losses = dict(trained.losses)
+        return own.reply(number, trained)
 
     def receive(self, consensus: Message, waiting: Sequence[str]) -> list[str]:
         """Publish what the server has made of a round; clients fetch it when they can."""
         _write(self._round(consensus.round) / CONSENSUS, protocol.encode(consensus))
+        if self._own is not None:
+            self._own.receive(consensus)
         self._published = consensus.round
         return list(waiting)
 
@@ -96,23 +129,36 @@ class RemoteClients:
         return self._published
 
     def losses(self) -> dict[str, Tensor]:
-        """Return nothing: clients do not send their losses."""
-        return {}
+        """Return those of the client here: others do not send theirs."""
+        return self._losses
 
     def logits(self, images: UInt8[Tensor, "N c h w"]) -> dict[str, Float[Tensor, "N C"]]:
-        """Return nothing: the clients' models are theirs."""
-        return {}
+        """Return the answers of the client here: the models of others are theirs."""
+        return {} if self._own is None else {self._own.name: self._own.predict(images)}
 
-    def model(self, name: str) -> None:
-        """Return None: the clients' models are theirs."""
+    def model(self, name: str) -> Network | None:
+        """Return the model of the client here: those of others are theirs."""
+        is_own = self._own is not None and self._own.name == name
+        return self._own.model if self._own is not None and is_own else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
-        return {"published": self._published, "answered": self._answered}
+        return {
+            "published": self._published,
+            "answered": self._answered,
+            "own": None if self._own is None else self._own.state_dict(),
+            "own_reply": None if self._own_reply is None else _state_of(self._own_reply),
+            "losses": self._losses,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         self._published, self._answered = state["published"], state["answered"]
+        self._losses = state["losses"]
+        if self._own is not None:
+            self._own.load_state_dict(state["own"])
+        if state["own_reply"] is not None:
+            self._own_reply = Message(**state["own_reply"])
 
     def expected(self, number: int) -> Expected:
         """Return what a reply of a round must be."""
@@ -145,7 +191,7 @@ class RemoteClients:
         rows: list[int] = open_set.rows(number).tolist()
         return None if len(rows) == len(open_set) else rows
 
-    def _write_plan(self, config: JobConfig, classes: Sequence[str]) -> None:
+    def _write_plan(self, config: JobConfig, images: ImageFacts) -> None:
         """Write what clients need to know, and the open set."""
         method, open_set = self._shared.method, self._shared.open_set
         if method.uses_open_set and open_set is not None:
@@ -158,7 +204,9 @@ class RemoteClients:
             "receives": sorted(method.received_kinds),
             "takes_weights": method.takes_weights,
             "rounds": self._shared.training.epochs,
-            "classes": list(classes),
+            "classes": list(images.classes),
+            "input": images.input.model_dump(mode="json"),
+            "flip": images.flip,
             "config": shown,
         }
         _write(self._folder / PLAN, json.dumps(plan).encode())
@@ -188,6 +236,10 @@ class RemoteClients:
         device = self._shared.device
         moved = {name: tensor.to(device) for name, tensor in message.tensors.items()}
         return Message(**{**vars(message), "tensors": moved})
+
+
+def _state_of(message: Message) -> dict[str, Any]:
+    return {**vars(message), "metrics": dict(message.metrics)}
 
 
 def _write(path: Path, content: bytes) -> None:

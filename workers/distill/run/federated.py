@@ -43,7 +43,7 @@ from workers.distill.methods import catalog
 from workers.distill.methods.base import Method
 from workers.distill.methods.federated.base import FederatedMethod
 from workers.distill.networks.interface import Network
-from workers.distill.run import prepare
+from workers.distill.run import prepare, remote_federation
 from workers.distill.run.context import JobContext, LoopEvidence, SharedContext
 from workers.distill.runtime import signals
 from workers.distill.training.loop import StudentTrainer
@@ -94,6 +94,8 @@ class FederatedLoop:
         if not isinstance(method, FederatedMethod):
             raise TypeError(f"method {method.name} has no clients")
         loader, federation = context.train_loader, method.params.federation
+        if federation.clients == REMOTE:
+            return remote_federation.make_rounds(context, method, student)
         division = divide(context, method)
         shared = ClientContext(
             method=method,
