@@ -34,12 +34,12 @@ class TestAugment:
 
     def test_keeps_own_images_and_adds_images_of_the_label(self) -> None:
         parties = parties_of()
-        before = parties.clients[0].data.images_of(torch.arange(11))
+        before = parties.clients[0].batches.images_of(torch.arange(11))
         augmented(parties, oversampled=400)
         client = parties.clients[0]
-        assert torch.equal(client.data.images_of(torch.arange(11)), before)
-        labels = client.data.labels
-        made = client.data.images_of(torch.arange(11, client.samples)).float()
+        assert torch.equal(client.batches.images_of(torch.arange(11)), before)
+        labels = client.batches.labels
+        made = client.batches.images_of(torch.arange(11, client.samples)).float()
         shown = made[labels[11:] == 2].mean(0)[0]
         # Label 2 is bright below and to the left.
         assert float(shown[2:, :2].mean()) > float(shown[:2, 2:].mean()) + 20
@@ -76,17 +76,19 @@ class TestAugment:
         resumed.load_state_dict(first.clients[0].state_dict())
         for other in (second.clients[0], resumed):
             every = torch.arange(other.samples)
-            assert torch.equal(other.data.images_of(every), first.clients[0].data.images_of(every))
-            assert torch.equal(other.data.labels, first.clients[0].data.labels)
+            assert torch.equal(
+                other.batches.images_of(every), first.clients[0].batches.images_of(every)
+            )
+            assert torch.equal(other.batches.labels, first.clients[0].batches.labels)
 
     def test_learns_images_by_label_with_the_gan(self) -> None:
         parties = parties_of()
         augmented(parties, generator="gan", steps=150, learning_rate=2e-3, seeds_per_label=5)
         client = parties.clients[0]
-        made = client.data.images_of(torch.arange(11, client.samples)).float().mean((1, 2, 3))
+        made = client.batches.images_of(torch.arange(11, client.samples)).float().mean((1, 2, 3))
         assert float(made.std()) > 0
-        images = client.data.images_of(torch.arange(client.samples)).float()
-        shown = images[11:][client.data.labels[11:] == 2].mean(0)[0]
+        images = client.batches.images_of(torch.arange(client.samples)).float()
+        shown = images[11:][client.batches.labels[11:] == 2].mean(0)[0]
         assert float(shown[2:, :2].mean()) > float(shown[:2].mean()) + 20
 
     def test_refuses_where_nobody_sends_a_seed(self) -> None:

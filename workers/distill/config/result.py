@@ -49,7 +49,7 @@ class ValidationSummary(_ResultPart):
     best_epoch: int | None = Field(default=None, description="The epoch of `best`, from 1.")
 
 
-class Spread(_ResultPart):
+class ScoreRange(_ResultPart):
     """A score over all clients, 0..1."""
 
     mean: float = Field(default=0.0, description="Mean over the clients, each counted once.")
@@ -125,7 +125,7 @@ class FederationSummary(_ResultPart):
     labels_without_seed: list[str] = Field(
         default=[], description="Classes that the augmentation could not generate."
     )
-    client_accuracy: Spread | None = Field(
+    client_accuracy: ScoreRange | None = Field(
         default=None, description="Of the clients' own models on the test split, after the end."
     )
     ensemble_accuracy: float | None = Field(

@@ -4,6 +4,7 @@ Format: eight bytes with the header's length, the header as JSON, the tensors. O
 library is used: the API checks uploaded messages by it, and the engine all of its files.
 """
 
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -55,7 +56,9 @@ class Header:
     """Where the tensors' bytes begin in the file."""
 
 
-def read(stream: BinaryIO, size: int, *, largest: int = LARGEST_HEADER_BYTES) -> Header:
+def read(
+    stream: BinaryIO | io.BufferedIOBase, size: int, *, largest: int = LARGEST_HEADER_BYTES
+) -> Header:
     """Read and check the header of a file of `size` bytes; the tensors fill the rest exactly.
 
     `largest` bounds the header's bytes. Raises: BadHeader.
@@ -94,7 +97,7 @@ def write(layout: Sequence[tuple[str, str, Sequence[int]]], strings: Mapping[str
 
 
 def _read_json(
-    stream: BinaryIO, size: int, largest: int
+    stream: BinaryIO | io.BufferedIOBase, size: int, largest: int
 ) -> tuple[dict[str, Any], int]:  # Any: JSON that is checked above
     length = int.from_bytes(stream.read(8), "little")
     if size < 8 or length > size - 8:

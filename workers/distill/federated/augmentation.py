@@ -94,7 +94,7 @@ def _request(client: LocalClient, shared: ClientContext, settings: Augmentation)
     draw = torch.Generator().manual_seed(stateless_rng.mix(seed, WANTED))
     redundant = augmentation.redundant_labels(targets, held, number=number, generator=draw)
     draw = torch.Generator().manual_seed(stateless_rng.mix(seed, SEEDS))
-    labels = client.data.labels.cpu()
+    labels = client.batches.labels.cpu()
     places = []
     for label in sorted({*targets, *redundant}):
         own = (labels == label).nonzero().flatten()
@@ -106,7 +106,7 @@ def _request(client: LocalClient, shared: ClientContext, settings: Augmentation)
         sender=client.name,
         classes=shared.classes,
         tensors={
-            "seeds": client.data.images_of(chosen).cpu(),
+            "seeds": client.batches.images_of(chosen).cpu(),
             "seed_labels": labels[chosen].int(),
         },
         samples=client.samples,

@@ -73,7 +73,7 @@ class ClientContext:
 
 
 @dataclass(frozen=True)
-class Trained:
+class LocalOutcome:
     """What local training leaves beside the weights."""
 
     record: Tensors
@@ -94,7 +94,7 @@ class LocalClient:
         self,
         name: str,
         network: Network,
-        data: BatchLoader,
+        images: BatchLoader,
         shared: ClientContext,
         *,
         noise_seed: int | None = None,
@@ -110,10 +110,10 @@ class LocalClient:
         self.shared = shared
         self.seed = seed_of(shared.training.seed, name)
         self._noise_seed = self.seed if noise_seed is None else noise_seed
-        self.data = self._own_data = data
+        self.batches = self._own_batches = images
         self._extra: tuple[Tensor, Tensor] | None = None
         self._record: Tensors | None = None
-        self.label_counts = data.label_counts(shared.classes)
+        self.label_counts = images.label_counts(shared.classes)
         self.memory: Tensors = {}
         self.received: Tensors = {}
         """The newest consensus."""
@@ -129,7 +129,7 @@ class LocalClient:
     @property
     def samples(self) -> int:
         """Return the number of training images."""
-        return self.data.count
+        return self.batches.count
 
     # -- a round -----------------------------------------------------------------------------------
 
@@ -152,7 +152,7 @@ class LocalClient:
         if self.shared.method.takes_weights:
             load_part(self.network, protocol.part(self.received, "weights"))
 
-    def reply(self, number: int, trained: Trained) -> Message:
+    def reply(self, number: int, trained: LocalOutcome) -> Message:
         """Return the reply after local training."""
         method, logits = self.shared.method, None
         self._record = trained.record if method.keeps_record else None
@@ -203,8 +203,8 @@ class LocalClient:
     def extend(self, images: UInt8[Tensor, "n c h w"], labels: Int[Tensor, " n"]) -> None:
         """Add training images that somebody has made for this client; the state keeps them."""
         self._extra = (images, labels)
-        self.data = self._own_data.extended(images, labels)
-        self.label_counts = self.data.label_counts(self.shared.classes)
+        self.batches = self._own_batches.extended(images, labels)
+        self.label_counts = self.batches.label_counts(self.shared.classes)
 
     def local_step(self, number: int, step: int, batch_size: int) -> LocalStep:
         """Return what the loss of a step (from 1) may read; it draws the step's random numbers."""
@@ -258,7 +258,7 @@ class LocalClient:
         if state["extra"] is not None:
             self.extend(*state["extra"])
 
-    def fit(self, number: int) -> Trained:
+    def fit(self, number: int) -> LocalOutcome:
         """Make the local training of a round."""
         shared, method = self.shared, self.shared.method
         # Dropout draws from torch's own generator: the same numbers whoever was trained before.
@@ -277,11 +277,11 @@ class LocalClient:
             optimizer.step(terms, shared.moment(number))
             record = method.record(record, detached(features), batch)
             add(sums, terms)
-        return Trained(record, {name: value / steps for name, value in sums.items()}, images)
+        return LocalOutcome(record, {name: value / steps for name, value in sums.items()}, images)
 
     def _batches(self, number: int) -> Iterator[Batch]:
         for epoch in self.epochs(number):
-            yield from self.data.epoch(epoch)
+            yield from self.batches.epoch(epoch)
 
     def _private(self, tensors: Tensors, number: int) -> Tensors:
         """Return what is sent, its tables clipped and with noise where that is wanted."""

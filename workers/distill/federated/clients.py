@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from workers.distill.federated import stacked
-from workers.distill.federated.client import ClientContext, LocalClient, Trained
+from workers.distill.federated.client import ClientContext, LocalClient, LocalOutcome
 from workers.distill.federated.protocol import Message
 from workers.distill.networks.interface import Network
 
@@ -168,7 +168,7 @@ class LocalClients:
             self.clients[name].load_state_dict(own)
         self._losses, self.images = state["losses"], state["images"]
 
-    def _reply(self, client: LocalClient, number: int, trained: Trained) -> Message:
+    def _reply(self, client: LocalClient, number: int, trained: LocalOutcome) -> Message:
         if number not in self._losses:
             self._losses = {number: {}}
         self._losses[number][client.name] = dict(trained.losses)

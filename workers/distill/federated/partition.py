@@ -22,7 +22,7 @@ OPEN, PARTS = 1, 2
 
 
 @dataclass(frozen=True)
-class Division:
+class ClientPartition:
     """Sorted indices of the training split: the open set, and each client's part.
 
     Parts may overlap where clients draw on their own (`fd`, `given`).
@@ -50,7 +50,7 @@ class Division:
 
 def divide(
     labels: Indices, settings: Partition, *, clients: int, open_images: int, classes: int, seed: int
-) -> Division:
+) -> ClientPartition:
     """Set the open set aside, and divide the rest among clients.
 
     Raises `BadRecipe` where the settings leave a client without images.
@@ -80,8 +80,8 @@ def divide(
         case "iid":
             parts = np.array_split(draw.permutation(len(private)), clients)
         case "given":
-            return Division(open_set, _given(settings, count, clients, open_set))
-    return Division(open_set, [private[np.sort(part)] for part in parts])
+            return ClientPartition(open_set, _given(settings, count, clients, open_set))
+    return ClientPartition(open_set, [private[np.sort(part)] for part in parts])
 
 
 def open_images_of(asked: int | None, *, uses_open_set: bool, count: int) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+import safetensors
 import safetensors.torch
 from torch import Tensor
 
@@ -104,7 +105,7 @@ def decode(content: bytes) -> Message:
                 if name.startswith(METRIC)
             },
         )
-    except Exception as error:  # damaged bytes fail in any way
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
         raise errors.BadMessage(
             f"a message of {len(content)} bytes cannot be read ({type(error).__name__}: {error})"
         ) from error

@@ -22,7 +22,7 @@ from workers.distill.federated import augmentation, protocol
 from workers.distill.federated.augmentation import Augmented
 from workers.distill.federated.client import ClientContext
 from workers.distill.federated.clients import Clients
-from workers.distill.federated.partition import Division
+from workers.distill.federated.partition import ClientPartition
 from workers.distill.federated.protocol import Message
 from workers.distill.federated.server import ServerModel
 from workers.distill.methods.base import Terms
@@ -103,7 +103,7 @@ class Rounds:
         *,
         rows: int,
         label_counts: Mapping[str, Sequence[int]],
-        division: Division | None = None,
+        division: ClientPartition | None = None,
         augment: Callable[[], Augmented] | None = None,
     ) -> None:
         """Take all through their rounds.

@@ -19,7 +19,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from workers.distill.config.training import Training
 from workers.distill.data.types import Batch
 from workers.distill.federated import client as one
-from workers.distill.federated.client import ClientContext, LocalClient, Trained
+from workers.distill.federated.client import ClientContext, LocalClient, LocalOutcome
 from workers.distill.methods.base import Terms
 from workers.distill.methods.federated.base import LocalStep
 from workers.distill.networks.interface import Features, Network
@@ -71,7 +71,7 @@ def _failure(network: Network, shared: ClientContext) -> str | None:
 
     try:
         vmap(grad(loss))(pair.weights, pair.buffers, images)
-    except Exception as error:  # whatever a network does that cannot be vectorised
+    except (RuntimeError, TypeError, ValueError) as error:
         return f"{network.reference} cannot be vectorised ({type(error).__name__}: {error})"[:300]
     return None
 
@@ -165,7 +165,7 @@ def clipped(gradients: Stacked, limit: float) -> Stacked:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StackedBatches:
     """Which rows of a common store of images each client sees in each step.
 
     `rows` and `shown` have a client, a step and a place in the batch; `steps` has the number of
@@ -190,11 +190,11 @@ class Plan:
 def epochs_bytes(clients: Sequence[LocalClient]) -> int:
     """Return how many bytes the images of a round of these clients take."""
     passes = clients[0].shared.federation.local_epochs
-    image = clients[0].data.images_of(torch.zeros(1, dtype=torch.int64))[0]
+    image = clients[0].batches.images_of(torch.zeros(1, dtype=torch.int64))[0]
     return passes * sum(client.samples for client in clients) * image.nbytes
 
 
-def plan(clients: Sequence[LocalClient], number: int) -> Plan:
+def plan(clients: Sequence[LocalClient], number: int) -> StackedBatches:
     """Return the batches of a round; the clients must be sorted by their number of steps."""
     contents: list[Batch] = []
     spans: list[list[tuple[int, int]]] = []
@@ -202,9 +202,9 @@ def plan(clients: Sequence[LocalClient], number: int) -> Plan:
     for client in clients:
         spans.append([])
         for epoch in client.epochs(number):
-            whole = client.data.whole_epoch(epoch)
+            whole = client.batches.whole_epoch(epoch)
             contents.append(whole)
-            spans[-1] += [(offset + start, offset + end) for start, end in client.data.bounds]
+            spans[-1] += [(offset + start, offset + end) for start, end in client.batches.bounds]
             offset += len(whole.labels)
     steps = [len(own) for own in spans]
     width = max(end - start for own in spans for start, end in own)
@@ -217,7 +217,7 @@ def plan(clients: Sequence[LocalClient], number: int) -> Plan:
     shown = offsets < size[..., None]
     rows = torch.where(shown, first[..., None] + offsets, 0)
     device = contents[0].images.device
-    return Plan(
+    return StackedBatches(
         images=torch.cat([content.images for content in contents]),
         labels=torch.cat([content.labels for content in contents]),
         index=torch.cat([content.index for content in contents]),
@@ -229,10 +229,10 @@ def plan(clients: Sequence[LocalClient], number: int) -> Plan:
 
 def steps_of(client: LocalClient) -> int:
     """Return the number of a client's steps in a round."""
-    return client.data.steps_per_epoch * client.shared.federation.local_epochs
+    return client.batches.steps_per_epoch * client.shared.federation.local_epochs
 
 
-def train(clients: Iterable[LocalClient], number: int) -> dict[str, Trained]:
+def train(clients: Iterable[LocalClient], number: int) -> dict[str, LocalOutcome]:
     """Train clients with the same network and the same consensus, and return what they record.
 
     Their networks have the new weights afterwards.
@@ -254,7 +254,7 @@ def train(clients: Iterable[LocalClient], number: int) -> dict[str, Trained]:
     record = _stack([client.start_record() for client in group])
     sums: Terms = {}
     images = [0] * len(group)
-    outcomes: dict[str, Trained] = {}
+    outcomes: dict[str, LocalOutcome] = {}
 
     def loss(
         weights: Stacked,
@@ -283,7 +283,7 @@ def train(clients: Iterable[LocalClient], number: int) -> dict[str, Trained]:
             client = group[place]
             state = {name: value[place] for name, value in {**weights, **buffers}.items()}
             client.network.load_state_dict(state)
-            outcomes[client.name] = Trained(
+            outcomes[client.name] = LocalOutcome(
                 {name: value[place].clone() for name, value in record.items()},
                 {name: value[place] / batches.steps[place] for name, value in sums.items()},
                 images[place],

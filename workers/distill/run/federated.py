@@ -18,7 +18,7 @@ from workers.distill.config.result import (
     ClientAugmentation,
     ClientSummary,
     FederationSummary,
-    Spread,
+    ScoreRange,
 )
 from workers.distill.data.loader import BatchLoader
 from workers.distill.federated import (
@@ -35,7 +35,7 @@ from workers.distill.federated.client import ClientContext, LocalClient
 from workers.distill.federated.clients import LocalClients
 from workers.distill.federated.loop import FederatedTrainer
 from workers.distill.federated.open_set import OpenSet
-from workers.distill.federated.partition import Division
+from workers.distill.federated.partition import ClientPartition
 from workers.distill.federated.rounds import Rounds, Scoring
 from workers.distill.federated.server import ServerModel
 from workers.distill.functional.federated import privacy
@@ -173,7 +173,7 @@ class FederatedLoop:
         return LoopEvidence(federation=shown)
 
 
-def divide(context: JobContext, method: FederatedMethod) -> Division:
+def divide(context: JobContext, method: FederatedMethod) -> ClientPartition:
     """Return who holds which images; raises `BadRecipe` where nobody could."""
     federation = method.params.federation
     labels = context.task.image_classes(context.train_loader.labels)
@@ -195,11 +195,11 @@ def divide(context: JobContext, method: FederatedMethod) -> Division:
     )
     if not method.pools:
         return division
-    return Division(division.open_set, [np.unique(np.concatenate(division.parts))])
+    return ClientPartition(division.open_set, [np.unique(np.concatenate(division.parts))])
 
 
 def open_set(
-    loader: BatchLoader, division: Division, federation: Federation, seed: int
+    loader: BatchLoader, division: ClientPartition, federation: Federation, seed: int
 ) -> OpenSet | None:
     """Return the images that were set aside, without their labels."""
     if not len(division.open_set):
@@ -212,7 +212,7 @@ def open_set(
 
 
 def make_clients(
-    context: JobContext, shared: ClientContext, student: Network, division: Division
+    context: JobContext, shared: ClientContext, student: Network, division: ClientPartition
 ) -> LocalClients:
     """Return the clients of this process; all of one network start from the same weights."""
     training, own_networks = context.config.training, shared.federation.networks
@@ -223,8 +223,8 @@ def make_clients(
         if own_networks is not None:
             network = build_network(context, own_networks[number % len(own_networks)], student)
         own = training.model_copy(update={"seed": client.seed_of(training.seed, name)})
-        data = context.train_loader.subset(torch.from_numpy(part), own)
-        made.append(LocalClient(name, network, data, shared))
+        images = context.train_loader.subset(torch.from_numpy(part), own)
+        made.append(LocalClient(name, network, images, shared))
     return LocalClients(made, shared)
 
 
@@ -316,7 +316,7 @@ def summary(context: JobContext, state: TrainState) -> FederationSummary:
         labels_without_holder=[
             context.classes[label] for label in partition.without_holder(counts)
         ],
-        client_accuracy=Spread(mean=sum(found) / len(found), min=min(found), max=max(found))
+        client_accuracy=ScoreRange(mean=sum(found) / len(found), min=min(found), max=max(found))
         if found
         else None,
         ensemble_accuracy=scores.ensemble,

@@ -41,7 +41,7 @@ class TestLocalTerms:
         parties = gather("fedproto", distance=distance, prototype_weight=0.5)
         parties.run(1)
         client = parties.clients[2]
-        batch = client.data.whole_epoch(1)
+        batch = client.batches.whole_epoch(1)
         features = client.network.observe(parties.shared.preprocess(batch.images))
         terms = parties.method.local_terms(features, batch, client.local_step(2, 1, 2))
         rows = client.memory["rows"]
