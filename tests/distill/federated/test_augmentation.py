@@ -7,7 +7,7 @@ from workers.distill.config.federation import Augmentation
 from workers.distill.federated import augmentation
 
 LABELS = ([0] * 9 + [1] * 2, [1] * 8 + [2], [2] * 7 + [0] * 2)
-QUICK = {"oversampled": 40, "steps": 2, "seeds_per_label": 2}
+QUICK = {"oversampled": 40, "steps": 2, "seeds_per_label": 2, "redundant_labels": 0}
 
 
 def parties_of(name: str = "faug") -> Parties:

@@ -267,7 +267,8 @@ def remarks(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:  # Any: JSON
         listed = ", ".join(str(label) for label in facts["labels_without_seed"])
         yield (
             "labels_without_seed",
-            f"augmentation: nobody sent an image of label {listed}, so none could be generated",
+            f"augmentation: nobody sent an image of label {listed}, so none could be generated; "
+            "raise federation.augmentation.redundant_labels to get some of those who have many",
         )
     less = [client for client in clients if client["redundant_missing"]]
     if less:
