@@ -318,10 +318,11 @@ def _moved_images(description: MethodDescription, method: Json) -> Iterator[Viol
 
 def _federation(description: MethodDescription, method: Json) -> Iterator[Violation]:
     """Yield what a federation contradicts, by itself or with what the method exchanges."""
-    if description.is_federated:
+    if description.exchange is not None:
         federation = method["federation"]
         yield from _each((_few_clients, _given_parts, _open_round), federation)
-        yield from _each(_OF_EXCHANGE, description, description.exchange, federation)
+        exchange = description.exchange.chosen(method)
+        yield from _each(_OF_EXCHANGE, description, exchange, federation)
 
 
 def _few_clients(federation: Json) -> Iterator[Violation]:
@@ -438,6 +439,13 @@ def _remote_clients(
             "method/federation/networks",
             "simulated_only",
             "remote clients choose their own networks; leave networks out",
+        )
+    if federation["augmentation"] is not None:
+        yield Violation(
+            "method/federation/augmentation",
+            "simulated_only",
+            "augmentation makes clients send images, which remote clients never do; leave it out, "
+            "or set clients to a number",
         )
 
 

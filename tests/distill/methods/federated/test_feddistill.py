@@ -29,7 +29,7 @@ class TestTeacher:
         parties = gather("feddistill", teacher_weight=2.0)
         parties.run(1)
         client = parties.clients[0]
-        batch = next(iter(client.data.epoch(1)))
+        batch = next(iter(client.batches.epoch(1)))
         features = client.network.observe(parties.shared.preprocess(batch.images))
         terms = parties.method.local_terms(features, batch, client.local_step(2, 1, 2))
         targets = client.memory["teacher"][batch.labels].softmax(1)

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from workers.distill import errors
 from workers.distill.functional.federated import latent_generation
 from workers.distill.networks.conditional import LatentGenerator
 
-BOTH = {"latent_weight": 2.0, "teacher_weight": 3.0, "decay": 0.5}
+BOTH: dict[str, Any] = {"latent_weight": 2.0, "teacher_weight": 3.0, "decay": 0.5}
 """Both terms of a client, which lose half of their weight in each round."""
 
 
@@ -50,7 +51,7 @@ class TestLocalTerms:
         parties.run(1)
         client = parties.clients[0]
         client.start_training()
-        batch = next(iter(client.data.epoch(1)))
+        batch = next(iter(client.batches.epoch(1)))
         local = client.local_step(2, 1, 2)
         features = client.network.observe(parties.shared.preprocess(batch.images))
         terms = parties.method.local_terms(features, batch, local)
@@ -77,7 +78,7 @@ class TestLocalTerms:
         parties = gather("fedgen", **BOTH)
         parties.run(1)
         client = parties.clients[0]
-        batch = next(iter(client.data.epoch(1)))
+        batch = next(iter(client.batches.epoch(1)))
         local = client.local_step(2, 1, 2)
         features = client.network.observe(parties.shared.preprocess(batch.images))
         terms = parties.method.local_terms(features, batch, local)
