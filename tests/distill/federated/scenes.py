@@ -1,6 +1,6 @@
 """Small federations without a run around them: a few clients with pictures of bright rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,12 +26,12 @@ from workers.distill.runtime.precision import Precision
 
 CPU = torch.device("cpu")
 CLASSES = 3
-SIZES = (9, 14, 5, 8)
-"""Images of the clients: batches of 4 end in a full one, a short one, and one of five."""
+SIZES = (9, 11, 5, 8)
+"""Images of the clients: batches of 4 end in one of five, a short one and a full one."""
 PLAIN: dict[str, Any] = {
     "epochs": 3,
     "batch_size": 4,
-    "optimizer": {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 1e-3},
+    "optimizer": {"name": "sgd", "learning_rate": 0.02, "momentum": 0.9, "weight_decay": 1e-3},
     "schedule": {"name": "constant"},
     "augmentation": "none",
 }
@@ -50,14 +50,12 @@ def images(sizes: Sequence[int], seed: int = 0) -> list[tuple[Tensor, Tensor]]:
     made = []
     for number, size in enumerate(sizes):
         pixels, labels = folders.images(3 * size, CLASSES, seed + number)
-        kept = torch.flatnonzero(labels != number % CLASSES)[:size]
+        kept = (labels != number % CLASSES).nonzero().flatten()[:size]
         made.append((pixels[kept], labels[kept]))
     return made
 
 
-def context(
-    method: FederatedMethod, training: Training, *, open_images: int = 7
-) -> ClientContext:
+def context(method: FederatedMethod, training: Training, *, open_images: int = 7) -> ClientContext:
     """Return what clients share; the open set is empty with 0 images."""
     size = Input.model_validate(folders.INPUT)
     open_set = None
@@ -84,22 +82,24 @@ def federation(
     arguments: dict[str, Any] | None = None,
     open_images: int = 7,
     scored: bool = True,
+    others: Mapping[int, Network] | None = None,
     warnings: list[tuple[str, str]] | None = None,
     **choices: Any,
 ) -> Rounds:
-    """Return the rounds of a method before the first one; `federation` may be among the choices."""
+    """Return the rounds of a method before the first one; `federation` may be among the choices.
+
+    `others` are networks of single clients that differ from the student's.
+    """
     settings = {"engine": "loop", "clients": len(sizes), **choices.pop("federation", {})}
     full = expand({**PLAIN, **(training or {})})
     student = network(reference, **(arguments or {}))
-    method = catalog.build(
-        {"name": name, "federation": settings, **choices}, student, None
-    )
+    method = catalog.build({"name": name, "federation": settings, **choices}, student, None)
     assert isinstance(method, FederatedMethod)
     shared = context(method, full, open_images=open_images)
     held = [
         LocalClient(
             name_of(number),
-            network(reference, **(arguments or {})),
+            (others or {}).get(number) or network(reference, **(arguments or {})),
             BatchLoader(
                 pixels,
                 labels,
