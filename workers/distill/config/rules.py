@@ -457,6 +457,33 @@ _OF_EXCHANGE: tuple[Rule, ...] = (
 )
 
 
+def of_client_networks(
+    description: MethodDescription, method: Json, reference: str, arguments: Json
+) -> Iterator[Violation]:
+    """Yield that no client has the network of the student that a client's model becomes, if so."""
+    return _each((_student_among_clients,), description, method, reference, arguments)
+
+
+def _student_among_clients(
+    description: MethodDescription, method: Json, reference: str, arguments: Json
+) -> Iterator[Violation]:
+    exchange = description.exchange
+    if exchange is None or exchange.delivers != "client":
+        return
+    federation = method["federation"]
+    networks, clients = federation["networks"], federation["clients"]
+    if networks is None or clients == REMOTE:
+        return
+    held = [(one["network"], one.get("arguments", {})) for one in networks[:clients]]
+    if (reference, dict(arguments)) not in held:
+        yield Violation(
+            "method/federation/networks",
+            "student_not_among_clients",
+            f"the model of a client becomes the student, and no client has the student's network "
+            f"{reference} with these arguments; add it to networks",
+        )
+
+
 def of_rounds(description: MethodDescription, method: Json, training: Json) -> Iterator[Violation]:
     """Yield that a federation and its training ask for different numbers of rounds, if so."""
     return _each((_rounds,), description, method, training)

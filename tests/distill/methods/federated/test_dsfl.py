@@ -78,7 +78,8 @@ class TestRounds:
         rounds = scenes.federation("dsfl", distill_epochs=20, sizes=(9, 11))
         scenes.run(rounds, 1)
         open_set = rounds.shared.open_set
-        assert open_set is not None and rounds._newest is not None
+        assert open_set is not None
+        assert rounds._newest is not None
         wanted = rounds._newest.tensors["targets"]
         for network in (rounds.server.network, rounds.clients.model("client-000")):
             assert network is not None

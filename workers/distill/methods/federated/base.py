@@ -264,6 +264,11 @@ class FederatedMethod(Method):
         """Return the record of a round with one more step's outputs, which have no gradient."""
         return record
 
+    @property
+    def draws_numbers(self) -> bool:
+        """Whether a step has random numbers of its own."""
+        return type(self).draws is not FederatedMethod.draws
+
     def draws(self, generator: torch.Generator, batch_size: int) -> Tensors:
         """Return the random numbers of a step, for `LocalStep.draws`."""
         return {}
