@@ -215,6 +215,18 @@ SCORED: dict[str, dict[str, Any]] = {
     "dsfl sa": {"name": "dsfl", "aggregation": "sa", "distill_epochs": 5},
     "dsfl era": {"name": "dsfl", "distill_epochs": 5},
     "fedgen": {"name": "fedgen"},
+    "fedgen, released code": {
+        "name": "fedgen",
+        "generator_loss": "weighted",
+        "noise": "uniform",
+        "labels": "uniform",
+        "least_count": 1,
+        "teacher_weight": 1.0,
+        "decay": 0.98,
+        "hidden_size": 64,
+        "generator_rate": 1e-3,
+        "weighting": "samples",
+    },
 }
 SETTINGS = {0.1: 30, 1.0: 15}
 """Rounds by alpha."""

@@ -7,7 +7,6 @@ import hashlib
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import sqlalchemy as sa
 import structlog
@@ -21,6 +20,7 @@ from models_registry.federations.rounds import RoundState
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
 from workers.distill.config import messages
+from workers.distill.config.tensor_header import ByteFile
 
 log = structlog.get_logger()
 
@@ -140,9 +140,10 @@ def _check_open(session: Session, member: Member, number: int) -> None:
         with_for_update=True,
         populate_existing=True,
     )
-    if member.client.joined_at is None:
+    client = session.get_one(tables.FederationClientRow, member.client.id, populate_existing=True)
+    if client.joined_at is None or client.left_at is not None:
         raise errors.Conflict(
-            f"client {member.client.name!r} has not joined: POST /v1/federations/{federation.id}"
+            f"client {client.name!r} takes no part: POST /v1/federations/{federation.id}"
             "/join first",
             code="not_joined",
         )
@@ -179,7 +180,7 @@ def _spool(
 
 
 def _checked(
-    stream: BinaryIO, size: int, expected: messages.Expected, member: Member
+    stream: ByteFile, size: int, expected: messages.Expected, member: Member
 ) -> messages.Contents:
     try:
         contents = messages.check(stream, size, expected)

@@ -139,7 +139,13 @@ class Augmentation(Values):
     )
     steps: int = Field(2000, ge=1, le=1_000_000, description="Of gan: steps of both networks.")
     batch_size: int = Field(64, ge=2, le=65_536, description="Of gan: images in a step.")
-    learning_rate: float = Field(2e-4, gt=0, le=1, description="Of gan: of both networks' Adam.")
+    learning_rate: float = Field(
+        1e-3,
+        gt=0,
+        le=1,
+        description="Of gan: of both networks' Adam. At 2e-4, which is common, classes are told "
+        "apart only after several thousand steps.",
+    )
     noise_size: int = Field(100, ge=1, le=65_536, description="Of gan: values of noise.")
 
 

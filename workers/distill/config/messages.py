@@ -12,12 +12,12 @@ import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from pydantic import Field
 
 from workers.distill.config import tensor_header
-from workers.distill.config.tensor_header import Header, TensorEntry
+from workers.distill.config.tensor_header import ByteFile, Header, TensorEntry
 from workers.distill.config.training import Values
 
 SUM_TOLERANCE = 1e-3
@@ -32,6 +32,7 @@ _CHUNK_BYTES = 2**20
 _STRINGS = frozenset({"kinds", "method", "round", "sender", "classes", "open_set", "samples"})
 _CODES = {"F32": "f", "F64": "d", "I64": "q", "I32": "i", "I16": "h", "I8": "b", "U8": "B"}
 
+Number: TypeAlias = int | float
 Property: TypeAlias = Literal["distribution", "finite", "counts", "indices"]
 
 
@@ -127,7 +128,7 @@ class Contents:
     header: Header
 
 
-def check(stream: BinaryIO, size: int, expected: Expected) -> Contents:
+def check(stream: ByteFile, size: int, expected: Expected) -> Contents:
     """Check a reply of `size` bytes, and return what it says of itself.
 
     Raises: MessageRefused with the codes unreadable, too_large, wrong_round, wrong_method,
@@ -276,12 +277,12 @@ def _other_classes(name: str, entry: TensorEntry, shape: list[int]) -> bool:
 class _Content:
     """The values of one tensor, read piece by piece."""
 
-    stream: BinaryIO
+    stream: ByteFile
     header: Header
     name: str
     entry: TensorEntry
 
-    def pieces(self, multiple: int = 1) -> Iterator[Sequence[float]]:
+    def pieces(self, multiple: int = 1) -> Iterator[Sequence[Number]]:
         """Yield the values in order, a multiple of `multiple` at a time."""
         item = tensor_header.ITEM_BYTES[self.entry.dtype]
         step = max(1, _CHUNK_BYTES // (item * multiple)) * item * multiple
@@ -290,7 +291,7 @@ class _Content:
             yield _decode(self.stream.read(min(step, self.entry.last - first)), self.entry.dtype)
 
 
-def _decode(raw: bytes, dtype: str) -> Sequence[float]:
+def _decode(raw: bytes, dtype: str) -> Sequence[Number]:
     if dtype == "F16":
         return list(struct.unpack(f"<{len(raw) // 2}e", raw))
     if dtype == "BF16":
@@ -303,7 +304,7 @@ def _decode(raw: bytes, dtype: str) -> Sequence[float]:
     return values
 
 
-def _counts(stream: BinaryIO, header: Header, classes: int) -> list[float]:
+def _counts(stream: ByteFile, header: Header, classes: int) -> list[Number]:
     entry = header.tensors.get("label_counts")
     if entry is None or entry.dtype != "I32" or entry.shape != (classes,):
         return []  # refused with the other shapes
@@ -364,7 +365,7 @@ def _check_counts(content: _Content, _sizes: dict[str, int]) -> None:
 
 
 def _check_indices(content: _Content, _sizes: dict[str, int]) -> None:
-    seen: set[float] = set()
+    seen: set[Number] = set()
     for piece in content.pieces():
         seen.update(piece)
         if min(piece) < 0:

@@ -4,12 +4,11 @@ Format: eight bytes with the header's length, the header as JSON, the tensors. O
 library is used: the API checks uploaded messages by it, and the engine all of its files.
 """
 
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 LARGEST_HEADER_BYTES = 100_000_000
 """The bound of the format's own reader."""
@@ -27,6 +26,19 @@ ITEM_BYTES = {
     "BOOL": 1,
 }
 METADATA = "__metadata__"
+
+
+@runtime_checkable
+class ByteFile(Protocol):
+    """A file opened for reading bytes, or a buffer of them."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return at most `size` bytes; none at the end."""
+        ...
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Go to a place, and return it."""
+        ...
 
 
 class BadHeader(ValueError):
@@ -56,9 +68,7 @@ class Header:
     """Where the tensors' bytes begin in the file."""
 
 
-def read(
-    stream: BinaryIO | io.BufferedIOBase, size: int, *, largest: int = LARGEST_HEADER_BYTES
-) -> Header:
+def read(stream: ByteFile, size: int, *, largest: int = LARGEST_HEADER_BYTES) -> Header:
     """Read and check the header of a file of `size` bytes; the tensors fill the rest exactly.
 
     `largest` bounds the header's bytes. Raises: BadHeader.
@@ -97,7 +107,7 @@ def write(layout: Sequence[tuple[str, str, Sequence[int]]], strings: Mapping[str
 
 
 def _read_json(
-    stream: BinaryIO | io.BufferedIOBase, size: int, largest: int
+    stream: ByteFile, size: int, largest: int
 ) -> tuple[dict[str, Any], int]:  # Any: JSON that is checked above
     length = int.from_bytes(stream.read(8), "little")
     if size < 8 or length > size - 8:

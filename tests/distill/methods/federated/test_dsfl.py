@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from tests.distill.federated import scenes
-from workers.distill.functional.federated import soft_targets
+from workers.distill.functional.federated import poisoning, soft_targets
 from workers.distill.methods.federated.dsfl import DSFL
 
 ROWS = [[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.4, 0.1]]
@@ -51,8 +51,22 @@ class TestAggregate:
 
     def test_measures_the_entropy_before_and_after(self) -> None:
         assert targets(ROWS)[1] == pytest.approx(
-            {"mean_entropy": 1.027517, "target_entropy": 0.817461}, abs=1e-6
+            {"mean_entropy": 1.027517, "target_entropy": 0.817461, "undecided_images": 0}, abs=1e-6
         )
+
+    def test_counts_images_that_the_rule_cannot_decide(self) -> None:
+        found, told = targets(torch.eye(3).tolist(), aggregation="median")
+        assert found == pytest.approx([1 / 3] * 3)
+        assert told["undecided_images"] == 1
+
+    def test_by_median_resists_two_of_five_that_agree_on_a_wrong_class(self) -> None:
+        rows = [[0.6, 0.3, 0.1]] * 3 + poisoning.shift_classes(torch.eye(3)[[0, 0]]).tolist()
+        winners = {
+            rule: max(range(3), key=targets(rows, aggregation=rule)[0].__getitem__)
+            for rule in ("median", "trimmed", "sa", "era")
+        }
+        # A fifth is cut at each end: one of the two.
+        assert winners == {"median": 0, "trimmed": 1, "sa": 1, "era": 1}
 
     def test_one_who_lies_can_be_amplified(self) -> None:
         found, _ = targets([*ROWS[:2], [0.0, 0.0, 1.0]])
