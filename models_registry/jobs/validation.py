@@ -84,7 +84,8 @@ def read(parts: SpecParts) -> Document:
         training = catalog.read_training(rounds_as_epochs(parts.method, parts.training))
     student, wrong = _read_student(parts)
     fitting = catalog.translated(_faults_of_document(parts, method, training))
-    faults = [*method.faults, *training.faults, *wrong, *fitting]
+    others = _faults_of_client_networks(method)
+    faults = [*method.faults, *training.faults, *wrong, *others, *fitting]
     return Document(parts, method, training, student, faults)
 
 
@@ -101,6 +102,24 @@ def _read_student(parts: SpecParts) -> tuple[NetworkDescription, list[errors.Fau
     return student, list(catalog.translated(rules.of_network_task("student", student, parts.task)))
 
 
+def _faults_of_client_networks(method: catalog.Reading) -> list[errors.Fault]:
+    """Return which networks of a federation's clients do not exist, or take other arguments."""
+    if method.description is None or not method.description.is_federated:
+        return []
+    found: list[errors.Fault] = []
+    try:
+        networks = method.document["federation"]["networks"] or []
+    except rules.FaultyFieldError:
+        return []
+    for place, one in enumerate(networks):
+        pointer = f"/method/federation/networks/{place}"
+        try:
+            catalog.check_network(one["network"], one.get("arguments", {}), pointer=pointer)
+        except errors.Refused as error:
+            found += error.faults
+    return found
+
+
 def _faults_of_document(
     parts: SpecParts, method: catalog.Reading, training: catalog.Reading
 ) -> Iterator[rules.Violation]:
@@ -113,6 +132,10 @@ def _faults_of_document(
     yield from rules.of_inputs(
         method.description, has_teacher=parts.has_teacher, has_dataset=parts.has_dataset
     )
+    if parts.network is not None:
+        yield from rules.of_client_networks(
+            method.description, method.document, parts.network, parts.arguments
+        )
     if parts.task is not None:
         yield from rules.of_task(method.description, parts.task)
     yield from rules.of_original_images(

@@ -1,6 +1,6 @@
 """Small federations without a run around them: a few clients with pictures of bright rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,9 +55,7 @@ def images(sizes: Sequence[int], seed: int = 0) -> list[tuple[Tensor, Tensor]]:
     return made
 
 
-def context(
-    method: FederatedMethod, training: Training, *, open_images: int = 7
-) -> ClientContext:
+def context(method: FederatedMethod, training: Training, *, open_images: int = 7) -> ClientContext:
     """Return what clients share; the open set is empty with 0 images."""
     size = Input.model_validate(folders.INPUT)
     open_set = None
@@ -84,22 +82,24 @@ def federation(
     arguments: dict[str, Any] | None = None,
     open_images: int = 7,
     scored: bool = True,
+    others: Mapping[int, Network] | None = None,
     warnings: list[tuple[str, str]] | None = None,
     **choices: Any,
 ) -> Rounds:
-    """Return the rounds of a method before the first one; `federation` may be among the choices."""
+    """Return the rounds of a method before the first one; `federation` may be among the choices.
+
+    `others` are networks of single clients that differ from the student's.
+    """
     settings = {"engine": "loop", "clients": len(sizes), **choices.pop("federation", {})}
     full = expand({**PLAIN, **(training or {})})
     student = network(reference, **(arguments or {}))
-    method = catalog.build(
-        {"name": name, "federation": settings, **choices}, student, None
-    )
+    method = catalog.build({"name": name, "federation": settings, **choices}, student, None)
     assert isinstance(method, FederatedMethod)
     shared = context(method, full, open_images=open_images)
     held = [
         LocalClient(
             name_of(number),
-            network(reference, **(arguments or {})),
+            (others or {}).get(number) or network(reference, **(arguments or {})),
             BatchLoader(
                 pixels,
                 labels,

@@ -7,7 +7,7 @@ from workers.distill.config.federation import Augmentation
 from workers.distill.federated import augmentation
 
 LABELS = ([0] * 9 + [1] * 2, [1] * 8 + [2], [2] * 7 + [0] * 2)
-QUICK = {"oversampled": 40, "steps": 2, "seeds_per_label": 2}
+QUICK = {"oversampled": 40, "steps": 2, "seeds_per_label": 2, "redundant_labels": 0}
 
 
 def parties_of(name: str = "faug") -> Parties:
@@ -41,8 +41,8 @@ class TestAugment:
         labels = client.batches.labels
         made = client.batches.images_of(torch.arange(11, client.samples)).float()
         shown = made[labels[11:] == 2].mean(0)[0]
-        # Label 2 is bright below.
-        assert float(shown[2:].mean()) > float(shown[:2].mean()) + 20
+        # Label 2 is bright below and to the left.
+        assert float(shown[2:, :2].mean()) > float(shown[:2, 2:].mean()) + 20
 
     def test_tells_what_clients_reveal(self) -> None:
         none = augmented(parties_of()).facts["clients"]["client-000"]
@@ -53,12 +53,20 @@ class TestAugment:
         assert some["device_server_leakage"] == pytest.approx(3 / 4)
         assert some["inter_device_leakage"] == pytest.approx(3 / 4)
 
-    def test_counts_the_bytes_of_seeds_and_generator(self) -> None:
+    def test_sends_seeds_up_and_one_generator_down(self) -> None:
         done = augmented(parties_of())
-        # Two images of 16 bytes and their labels; moments of 4 labels in float32, of 16 pixels.
-        assert 2 * 16 + 2 * 4 < done.up_bytes["client-000"] < 1000
-        assert 2 * 4 * 16 * 4 < done.down_bytes["client-000"] < 1500
-        assert len(set(done.down_bytes.values())) == 1
+        seeds = done.seeds["client-000"].tensors
+        # It has two images of label 1, of which it lacks more, and none of 2 and 3.
+        assert seeds["seed_labels"].tolist() == [1, 1]
+        assert seeds["seeds"].shape == (2, 1, 4, 4)
+        # Moments of 4 labels in float32, of 16 pixels.
+        assert done.generator.payload_bytes == 2 * 4 * 16 * 4
+
+    def test_tells_that_images_were_sent_and_what_is_missing(self) -> None:
+        told = dict(augmentation.remarks(augmented(parties_of(), redundant_labels=2).facts))
+        assert "sent 11 of their images" in told["images_sent"]
+        assert "nobody sent an image of label 3" in told["labels_without_seed"]
+        assert "3 clients hold too few other labels" in told["less_camouflage"]
 
     def test_gives_the_same_images_again_and_those_of_a_checkpoint(self) -> None:
         first, second = parties_of(), parties_of()
@@ -68,7 +76,9 @@ class TestAugment:
         resumed.load_state_dict(first.clients[0].state_dict())
         for other in (second.clients[0], resumed):
             every = torch.arange(other.samples)
-            assert torch.equal(other.batches.images_of(every), first.clients[0].batches.images_of(every))
+            assert torch.equal(
+                other.batches.images_of(every), first.clients[0].batches.images_of(every)
+            )
             assert torch.equal(other.batches.labels, first.clients[0].batches.labels)
 
     def test_learns_images_by_label_with_the_gan(self) -> None:
@@ -85,6 +95,10 @@ class TestAugment:
         parties = gather("faug", [[0, 0, 1, 1], [2, 3, 2, 3]])
         with pytest.raises(errors.BadRecipe, match="no client lacks a label of which it has"):
             augmented(parties)
+
+    def test_refuses_more_target_labels_than_there_are(self) -> None:
+        with pytest.raises(errors.BadRecipe, match="target_labels is 5, and there are 4 labels"):
+            augmented(parties_of(), target_labels=5)
 
     def test_stands_before_another_method_too(self) -> None:
         parties = parties_of("fd")

@@ -13,7 +13,11 @@ MESSAGE = Message(
     round=3,
     sender="client-001",
     classes=3,
-    tensors={"weights/b": torch.ones(2), "weights/a": torch.zeros(3), "label_counts": torch.ones(3)},
+    tensors={
+        "weights/b": torch.ones(2),
+        "weights/a": torch.zeros(3),
+        "label_counts": torch.ones(3),
+    },
     open_set="ab",
     samples=17,
     metrics={"accuracy": 0.5},

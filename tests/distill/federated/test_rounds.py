@@ -22,6 +22,7 @@ def restored(state: dict[str, Any], **choices: Any) -> Rounds:
 
 
 class TestState:
+    @pytest.mark.slow
     @pytest.mark.parametrize("engine", ["loop", "vmap"])
     @pytest.mark.parametrize("name", ["fedavg", "dsfl", "fd"])
     def test_continues_from_any_unit_of_a_round(self, name: str, engine: str) -> None:
@@ -153,9 +154,7 @@ class TestScores:
         rounds = scenes.run(scenes.federation("local", training={"epochs": 2}), 2)
         best = rounds.best_clients[2]
         assert rounds.accuracies[2][best] == max(rounds.accuracies[2].values())
-        assert torch.equal(
-            scenes.weights(rounds._student), scenes.client_weights(rounds)[best]
-        )
+        assert torch.equal(scenes.weights(rounds._student), scenes.client_weights(rounds)[best])
 
     def test_metrics_lie_in_order(self) -> None:
         found = scenes.run(scenes.federation("dsfl"), 1).finish_epoch(1, last=False)
@@ -176,9 +175,10 @@ class TestScores:
     def test_labels_that_nobody_has_are_counted(self) -> None:
         rounds = scenes.federation("local", sizes=(9,))
         # The only client lacks the class of its number.
-        assert scenes.run(rounds, 1).finish_epoch(1, last=False)[
-            "federation/labels_without_holder"
-        ] == 1
+        assert (
+            scenes.run(rounds, 1).finish_epoch(1, last=False)["federation/labels_without_holder"]
+            == 1
+        )
 
     def test_a_flattening_aggregation_is_told_once(self) -> None:
         warnings: list[tuple[str, str]] = []
@@ -193,7 +193,9 @@ class TestFailures:
             training={"optimizer": {"name": "sgd", "learning_rate": 100.0, "momentum": 0.9}},
             federation={"local_epochs": 20},
         )
-        with pytest.raises(errors.Diverged, match="the loss of client-00. was not finite in round"):
+        with pytest.raises(
+            errors.Diverged, match=r"the loss of client-00\d was not finite in round"
+        ):
             scenes.run(rounds, 3)
 
 

@@ -109,7 +109,10 @@ class TestStackedOptimizer:
         assert torch.equal(part.weights["w"], whole.weights["w"][:2])
 
     def test_each_client_is_clipped_on_its_own(self) -> None:
-        gradients = {"w": torch.tensor([[3.0, 4.0], [0.3, 0.4]]), "b": torch.tensor([[12.0], [0.0]])}
+        gradients = {
+            "w": torch.tensor([[3.0, 4.0], [0.3, 0.4]]),
+            "b": torch.tensor([[12.0], [0.0]]),
+        }
         found = stacked.clipped(gradients, 6.5)
         assert torch.allclose(found["w"], torch.tensor([[1.5, 2.0], [0.3, 0.4]]))
         assert torch.allclose(found["b"], torch.tensor([[6.0], [0.0]]))

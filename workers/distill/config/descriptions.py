@@ -111,6 +111,16 @@ class Exchange(_Description):
     """Whether clients start each round from the server's weights."""
     delivers: Literal["server", "client"]
     """Whose model becomes the student."""
+    weights_by: str | None
+    """The hyper-parameter by which weights travel besides, if there is one."""
+
+    def chosen(self, method: Mapping[str, Any]) -> "Exchange":  # Any: a method's JSON
+        """Return what travels with these hyper-parameters."""
+        if self.weights_by is None or not method[self.weights_by]:
+            return self
+        sends, receives = (*self.sends, "weights"), (*self.receives, "weights")
+        changed = {"sends": sends, "receives": receives, "shares_weights": True}
+        return self.model_copy(update={**changed, "delivers": "server"})
 
 
 class MethodDescription(_Description):

@@ -57,6 +57,23 @@ class ScoreRange(_ResultPart):
     max: float = Field(default=0.0, description="Of the best client.")
 
 
+class ClientAugmentation(_ResultPart):
+    """What one client asked for and got in the augmentation, and what that revealed."""
+
+    target_labels: list[str] = Field(default=[], description="Labels that it wanted images of.")
+    redundant_labels: list[str] = Field(
+        default=[], description="Labels that it sent images of as camouflage."
+    )
+    seed_images: int = Field(default=0, description="Images of its own that it sent.")
+    generated_images: int = Field(default=0, description="Images that were made for it.")
+    device_server_leakage: float = Field(
+        default=0.0, description="Its target labels over all labels that it asked for, 0..1."
+    )
+    inter_device_leakage: float = Field(
+        default=0.0, description="Its target labels over all that any client asked for, 0..1."
+    )
+
+
 class ClientSummary(_ResultPart):
     """What one client of a federation had and did."""
 
@@ -71,6 +88,9 @@ class ClientSummary(_ResultPart):
     bytes_down: int = Field(default=0, description="Bytes that it received, as encoded.")
     accuracy: float | None = Field(
         default=None, description="Of its own model on the test split after the last round, 0..1."
+    )
+    augmentation: ClientAugmentation | None = Field(
+        default=None, description="Null without augmentation."
     )
 
 
@@ -101,6 +121,9 @@ class FederationSummary(_ResultPart):
     open_images: int = Field(default=0, description="Open images, which no client trained on.")
     labels_without_holder: list[str] = Field(
         default=[], description="Classes of which no client had an image."
+    )
+    labels_without_seed: list[str] = Field(
+        default=[], description="Classes that the augmentation could not generate."
     )
     client_accuracy: ScoreRange | None = Field(
         default=None, description="Of the clients' own models on the test split, after the end."

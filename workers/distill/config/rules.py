@@ -318,10 +318,11 @@ def _moved_images(description: MethodDescription, method: Json) -> Iterator[Viol
 
 def _federation(description: MethodDescription, method: Json) -> Iterator[Violation]:
     """Yield what a federation contradicts, by itself or with what the method exchanges."""
-    if description.is_federated:
+    if description.exchange is not None:
         federation = method["federation"]
         yield from _each((_few_clients, _given_parts, _open_round), federation)
-        yield from _each(_OF_EXCHANGE, description, description.exchange, federation)
+        exchange = description.exchange.chosen(method)
+        yield from _each(_OF_EXCHANGE, description, exchange, federation)
 
 
 def _few_clients(federation: Json) -> Iterator[Violation]:
@@ -439,6 +440,13 @@ def _remote_clients(
             "simulated_only",
             "remote clients choose their own networks; leave networks out",
         )
+    if federation["augmentation"] is not None:
+        yield Violation(
+            "method/federation/augmentation",
+            "simulated_only",
+            "augmentation makes clients send images, which remote clients never do; leave it out, "
+            "or set clients to a number",
+        )
 
 
 _OF_EXCHANGE: tuple[Rule, ...] = (
@@ -447,6 +455,33 @@ _OF_EXCHANGE: tuple[Rule, ...] = (
     _private_weights,
     _remote_clients,
 )
+
+
+def of_client_networks(
+    description: MethodDescription, method: Json, reference: str, arguments: Json
+) -> Iterator[Violation]:
+    """Yield that no client has the network of the student that a client's model becomes, if so."""
+    return _each((_student_among_clients,), description, method, reference, arguments)
+
+
+def _student_among_clients(
+    description: MethodDescription, method: Json, reference: str, arguments: Json
+) -> Iterator[Violation]:
+    exchange = description.exchange
+    if exchange is None or exchange.delivers != "client":
+        return
+    federation = method["federation"]
+    networks, clients = federation["networks"], federation["clients"]
+    if networks is None or clients == REMOTE:
+        return
+    held = [(one["network"], one.get("arguments", {})) for one in networks[:clients]]
+    if (reference, dict(arguments)) not in held:
+        yield Violation(
+            "method/federation/networks",
+            "student_not_among_clients",
+            f"the model of a client becomes the student, and no client has the student's network "
+            f"{reference} with these arguments; add it to networks",
+        )
 
 
 def of_rounds(description: MethodDescription, method: Json, training: Json) -> Iterator[Violation]:

@@ -6,7 +6,7 @@ make with it what they lack. It is the one stage in which images leave a client.
 Source: Jeong et al., 2018, arXiv 1811.11479, section 3.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,8 @@ class Request:
 
     targets: list[int]
     redundant: list[int]
+    redundant_missing: int
+    """Labels of camouflage that were wanted, and that the client does not hold."""
     message: Message
 
     @property
@@ -47,10 +49,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Augmented:
-    """What the stage did: bytes by client, and facts for the result."""
+    """What the stage did: the messages that travelled, and facts for the result."""
 
-    up_bytes: dict[str, int]
-    down_bytes: dict[str, int]
+    seeds: dict[str, Message]
+    """By client; one of a client that sent no image has none."""
+    generator: Message
+    """What every client got."""
     facts: dict[str, Any]  # Any: JSON
 
 
@@ -60,16 +64,20 @@ def augment(
     """Extend the clients' data by generated images; the clients keep them in their state.
 
     A label that nobody sent a seed of cannot be generated; the facts name it, and the figures of
-    privacy of each client. Raises `BadRecipe` where no client sends a seed.
+    privacy of each client. Raises `BadRecipe` where no client sends a seed, and for more target
+    labels than there are.
     """
+    if settings.target_labels is not None and settings.target_labels > shared.classes:
+        raise errors.BadRecipe(
+            f"target_labels is {settings.target_labels}, and there are {shared.classes} labels; "
+            "lower it",
+            field="method/federation/augmentation/target_labels",
+        )
     requests = {client.name: _request(client, shared, settings) for client in clients}
     generator = _Generator(list(requests.values()), shared, settings)
-    up_bytes, down_bytes, made = {}, {}, {}
-    for client in clients:
-        up_bytes[client.name] = len(protocol.encode(requests[client.name].message))
-        down_bytes[client.name] = len(protocol.encode(generator.message))
-        made[client.name] = _extend(client, requests[client.name], generator)
-    return Augmented(up_bytes, down_bytes, _facts(requests, made, generator))
+    made = {client.name: _extend(client, requests[client.name], generator) for client in clients}
+    seeds = {name: request.message for name, request in requests.items()}
+    return Augmented(seeds, generator.message, _facts(requests, made, generator))
 
 
 def _request(client: LocalClient, shared: ClientContext, settings: Augmentation) -> Request:
@@ -103,7 +111,7 @@ def _request(client: LocalClient, shared: ClientContext, settings: Augmentation)
         },
         samples=client.samples,
     )
-    return Request(targets, redundant, message)
+    return Request(targets, redundant, settings.redundant_labels - number, message)
 
 
 class _Generator:
@@ -227,11 +235,13 @@ def _facts(
     wanted = {label for labels in targets for label in labels}
     return {
         "seed_images": generator.seeds,
+        "generated_images": sum(sum(counts.values()) for counts in made.values()),
         "labels_without_seed": sorted(wanted - generator.labels),
         "clients": {
             name: {
                 "target_labels": request.targets,
                 "redundant_labels": request.redundant,
+                "redundant_missing": request.redundant_missing,
                 "seed_images": len(request.message.tensors["seeds"]),
                 "generated_images": sum(made[name].values()),
                 "device_server_leakage": augmentation.device_server_leakage(
@@ -242,3 +252,28 @@ def _facts(
             for (name, request), leakage in zip(requests.items(), to_others, strict=True)
         },
     }
+
+
+def remarks(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:  # Any: JSON
+    """Yield what a user must know of the stage: a code and a sentence each."""
+    clients = facts["clients"].values()
+    most = max(client["device_server_leakage"] for client in clients)
+    yield (
+        "images_sent",
+        f"augmentation: clients sent {facts['seed_images']} of their images to the server, which "
+        f"learns which labels a client lacks with up to {most:.2f} (device-server leakage, 0 to 1)",
+    )
+    if facts["labels_without_seed"]:
+        listed = ", ".join(str(label) for label in facts["labels_without_seed"])
+        yield (
+            "labels_without_seed",
+            f"augmentation: nobody sent an image of label {listed}, so none could be generated; "
+            "raise federation.augmentation.redundant_labels to get some of those who have many",
+        )
+    less = [client for client in clients if client["redundant_missing"]]
+    if less:
+        yield (
+            "less_camouflage",
+            f"augmentation: {len(less)} clients hold too few other labels for redundant_labels, "
+            "and sent fewer",
+        )

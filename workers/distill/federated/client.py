@@ -206,17 +206,33 @@ class LocalClient:
         self.batches = self._own_batches.extended(images, labels)
         self.label_counts = self.batches.label_counts(self.shared.classes)
 
-    def local_step(self, number: int, step: int, batch_size: int) -> LocalStep:
-        """Return what the loss of a step (from 1) may read; it draws the step's random numbers."""
-        draw = torch.Generator().manual_seed(stateless_rng.mix(self.seed, number, step, STEP))
-        drawn = self.shared.method.draws(draw, batch_size)
+    def local_step(
+        self,
+        number: int,
+        step: int,
+        batch_size: int,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> LocalStep:
+        """Return what the loss of a step (from 1) may read.
+
+        `weights` are the network's own where the caller has them at hand.
+        """
         return LocalStep(
             memory=self.memory,
             received=self.received,
-            weights=dict(self.network.named_parameters()),
-            draws={name: value.to(self.shared.device) for name, value in drawn.items()},
+            weights=dict(self.network.named_parameters()) if weights is None else weights,
+            draws=self.draws(number, step, batch_size),
             round=number,
         )
+
+    def draws(self, number: int, step: int, batch_size: int) -> Tensors:
+        """Return the random numbers of a step (from 1) on the device, of methods that have any."""
+        method = self.shared.method
+        if not method.draws_numbers:
+            return {}
+        draw = torch.Generator().manual_seed(stateless_rng.mix(self.seed, number, step, STEP))
+        drawn = method.draws(draw, batch_size)
+        return {name: value.to(self.shared.device) for name, value in drawn.items()}
 
     def start_record(self) -> Tensors:
         """Return what the record of a round starts from."""
@@ -267,11 +283,12 @@ class LocalClient:
         record = self.start_record()
         sums: dict[str, Tensor] = {}
         steps = images = 0
+        weights = dict(self.network.named_parameters())
         self.network.train()
         for batch in self._batches(number):
             steps += 1
             images += len(batch.labels)
-            local = self.local_step(number, steps, shared.training.batch_size)
+            local = self.local_step(number, steps, shared.training.batch_size, weights)
             features = self.step.forward_student(batch)
             terms = method.local_terms(features, batch, local)
             optimizer.step(terms, shared.moment(number))
@@ -316,10 +333,15 @@ def seed_of(seed: int, name: str) -> int:
 
 
 def load_part(network: Network, weights: Mapping[str, Tensor]) -> None:
-    """Load some weights of a network, or all; raises `ValueError` for names that it has not."""
-    unknown = network.load_state_dict(dict(weights), strict=False).unexpected_keys
-    if unknown:
-        raise ValueError(f"{network.reference} has no weights {', '.join(unknown[:3])}")
+    """Load some weights of a network, or all; raises `ValueError` for names or shapes it has not.
+
+    Many times faster than `load_state_dict` for a small network, of which there are many here.
+    """
+    own = network.state_dict()
+    for name, value in weights.items():
+        if name not in own or own[name].shape != value.shape:
+            raise ValueError(f"{network.reference} has no weights {name} of {list(value.shape)}")
+        own[name].copy_(value)
 
 
 def predict(

@@ -18,7 +18,8 @@ from torch import Tensor
 from workers.distill.config import federation as config
 from workers.distill.data import stateless_rng
 from workers.distill.evaluation.evaluate import LabelledImages
-from workers.distill.federated import protocol
+from workers.distill.federated import augmentation, protocol
+from workers.distill.federated.augmentation import Augmented
 from workers.distill.federated.client import ClientContext
 from workers.distill.federated.clients import Clients
 from workers.distill.federated.partition import ClientPartition
@@ -103,11 +104,13 @@ class Rounds:
         rows: int,
         label_counts: Mapping[str, Sequence[int]],
         division: ClientPartition | None = None,
+        augment: Callable[[], Augmented] | None = None,
     ) -> None:
         """Take all through their rounds.
 
         `student` is delivered; `rows` are the images of all clients; `label_counts` are the images
-        of each class of the clients that are here, `division` says which.
+        of each class of the clients that are here, `division` says which. `augment` extends them
+        before the first round.
         """
         self.clients = clients
         self.server = server
@@ -123,6 +126,9 @@ class Rounds:
         """After each round that was scored, the client with the best answers."""
         self.accuracies: dict[int, dict[str, float]] = {}
         """After each round that was scored, the share of right answers of each client."""
+        self.augmentation: dict[str, Any] = {}  # Any: JSON
+        """Facts of the augmentation; empty without one."""
+        self._augment = augment
         self._student = student
         self._scoring = scoring
         self._warn = warn
@@ -169,6 +175,7 @@ class Rounds:
             "accuracies": self.accuracies,
             "metrics": self._metrics,
             "told": sorted(self._told),
+            "augmentation": self.augmentation,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -193,6 +200,7 @@ class Rounds:
         self.accuracies = dict(state["accuracies"])
         self._metrics = dict(state["metrics"])
         self._told = set(state["told"])
+        self.augmentation = dict(state["augmentation"])
 
     # -- work --------------------------------------------------------------------------------------
 
@@ -202,6 +210,7 @@ class Rounds:
         match now.stage:
             case "start":
                 self.server.round = 0
+                self._make_images()
                 self._publish(self.method.start(self.server), self.clients.names())
             case "catch_up":
                 self._receive()
@@ -228,11 +237,26 @@ class Rounds:
     @property
     def images_per_round(self) -> int:
         """Return about how many images are seen in a round."""
-        return self.rows_per_epoch
+        made = int(self.augmentation.get("generated_images", 0))
+        return self.rows_per_epoch + made * self.shared.federation.local_epochs
 
     def record(self, name: str) -> ClientRecord:
         """Return what a client has done."""
         return self.records.setdefault(name, ClientRecord())
+
+    def _make_images(self) -> None:
+        """Extend the clients' data, where that is wanted, and tell what could not be made."""
+        if self._augment is None:
+            return
+        done = self._augment()
+        self.augmentation = done.facts
+        size = len(protocol.encode(done.generator))
+        for name, seeds in done.seeds.items():
+            if len(seeds.tensors["seeds"]):
+                self.record(name).up.count(len(protocol.encode(seeds)), seeds)
+            self.record(name).down.count(size, done.generator)
+        for code, sentence in augmentation.remarks(done.facts):
+            self._warn(code, sentence)
 
     def _begin(self, number: int) -> None:
         """Draw who takes part in a round."""

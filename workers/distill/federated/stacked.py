@@ -282,7 +282,7 @@ def train(clients: Iterable[LocalClient], number: int) -> dict[str, LocalOutcome
         for place in range(remaining, active):
             client = group[place]
             state = {name: value[place] for name, value in {**weights, **buffers}.items()}
-            client.network.load_state_dict(state)
+            one.load_part(client.network, state)
             outcomes[client.name] = LocalOutcome(
                 {name: value[place].clone() for name, value in record.items()},
                 {name: value[place] / batches.steps[place] for name, value in sums.items()},
@@ -305,7 +305,7 @@ def train(clients: Iterable[LocalClient], number: int) -> dict[str, LocalOutcome
         inputs = flat.view(*pixels.shape[:2], *flat.shape[1:])
         draws = _stack(
             [
-                client.local_step(number, step + 1, shared.training.batch_size).draws
+                client.draws(number, step + 1, shared.training.batch_size)
                 for client in group[:active]
             ]
         )
@@ -357,7 +357,7 @@ def fit_open(clients: Sequence[LocalClient], targets: Float[Tensor, "N C"], numb
     weights = optimizer.weights
     for place, client in enumerate(clients):
         state = {name: value[place] for name, value in {**weights, **stack.buffers}.items()}
-        client.network.load_state_dict(state)
+        one.load_part(client.network, state)
 
 
 def predict(

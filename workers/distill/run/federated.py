@@ -3,6 +3,7 @@
 import copy
 import math
 import pathlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,9 +14,23 @@ from workers.distill import errors
 from workers.distill.config.baseline import baseline_of
 from workers.distill.config.federation import REMOTE, ClientNetwork, Federation
 from workers.distill.config.job import JobConfig
-from workers.distill.config.result import ClientSummary, FederationSummary, ScoreRange
+from workers.distill.config.result import (
+    ClientAugmentation,
+    ClientSummary,
+    FederationSummary,
+    ScoreRange,
+)
 from workers.distill.data.loader import BatchLoader
-from workers.distill.federated import client, clients, loop, partition, protocol, rounds
+from workers.distill.federated import (
+    augmentation,
+    client,
+    clients,
+    loop,
+    partition,
+    protocol,
+    rounds,
+)
+from workers.distill.federated.augmentation import Augmented
 from workers.distill.federated.client import ClientContext, LocalClient
 from workers.distill.federated.clients import LocalClients
 from workers.distill.federated.loop import FederatedTrainer
@@ -70,7 +85,8 @@ class FederatedLoop:
             uses_open_set=method.uses_open_set,
             count=context.train_loader.count,
         )
-        federation = params.federation.model_copy(update={"open_images": open_images})
+        changed = {"open_images": open_images, "augmentation": None}
+        federation = params.federation.model_copy(update=changed)
         return baseline_of({"federation": federation.model_dump(mode="json")})
 
     def make_source(self, context: JobContext, method: Method, student: Network) -> Rounds:
@@ -107,6 +123,7 @@ class FederatedLoop:
             context.reporter.warning,
             rows=sum(one.samples for one in local.clients.values()),
             division=division,
+            augment=augment_of(local, shared),
             label_counts={name: one.label_counts.tolist() for name, one in local.clients.items()},
         )
 
@@ -223,6 +240,14 @@ def build_network(context: JobContext, choice: ClientNetwork, student: Network) 
     return prepare.placed(built, context.device)
 
 
+def augment_of(local: LocalClients, shared: ClientContext) -> Callable[[], Augmented] | None:
+    """Return what extends the clients' data before the first round, or None."""
+    settings = shared.federation.augmentation
+    if settings is None:
+        return None
+    return lambda: augmentation.augment(list(local.clients.values()), shared, settings)
+
+
 def warn(context: JobContext, local: LocalClients) -> None:
     """Tell what was chosen for the user, and what nobody can learn."""
     for reason in local.not_stacked.values():
@@ -285,6 +310,9 @@ def summary(context: JobContext, state: TrainState) -> FederationSummary:
         not_vectorised=list(local.not_stacked.values()),
         partition_sha256=None if source.division is None else source.division.digest(),
         open_images=0 if source.shared.open_set is None else len(source.shared.open_set),
+        labels_without_seed=[
+            context.classes[label] for label in source.augmentation.get("labels_without_seed", [])
+        ],
         labels_without_holder=[
             context.classes[label] for label in partition.without_holder(counts)
         ],
@@ -298,12 +326,15 @@ def summary(context: JobContext, state: TrainState) -> FederationSummary:
         payload_bytes_down=sum(record.down.payload_bytes for record in records),
         epsilon=epsilon(method.params.federation, source),
         by_client=[
-            client_summary(name, source, scores.by_client.get(name)) for name in local.names()
+            client_summary(context, name, source, scores.by_client.get(name))
+            for name in local.names()
         ],
     )
 
 
-def client_summary(name: str, source: Rounds, accuracy: float | None) -> ClientSummary:
+def client_summary(
+    context: JobContext, name: str, source: Rounds, accuracy: float | None
+) -> ClientSummary:
     """Return what one client had and did."""
     record, counts = source.record(name), source.label_counts.get(name)
     model = source.clients.model(name)
@@ -318,7 +349,25 @@ def client_summary(name: str, source: Rounds, accuracy: float | None) -> ClientS
         bytes_up=record.up.encoded_bytes,
         bytes_down=record.down.encoded_bytes,
         accuracy=accuracy,
+        augmentation=client_augmentation(context, source.augmentation, name),
     )
+
+
+def client_augmentation(
+    context: JobContext,
+    facts: Mapping[str, Any],  # Any: JSON
+    name: str,
+) -> ClientAugmentation | None:
+    """Return what the augmentation did for a client, or None without one."""
+    if not facts:
+        return None
+    found = facts["clients"][name]
+    labels = {
+        kind: [context.classes[label] for label in found[kind]]
+        for kind in ("target_labels", "redundant_labels")
+    }
+    figures = ("seed_images", "generated_images", "device_server_leakage", "inter_device_leakage")
+    return ClientAugmentation(**labels, **{figure: found[figure] for figure in figures})
 
 
 def epsilon(federation: Federation, source: Rounds) -> float | None:

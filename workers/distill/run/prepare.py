@@ -199,6 +199,12 @@ def check_config(config: JobConfig, *, has_dataset: bool) -> None:
     )
     catalog.check(method, config.training)
     errors.refuse(rules.of_rounds(description, params.model_dump(), training))
+    student = config.student
+    errors.refuse(
+        rules.of_client_networks(
+            description, params.model_dump(), student.network, student.arguments
+        )
+    )
     errors.refuse(rules.of_precision(training, config.accelerator))
     errors.refuse(
         rules.of_original_images(description, params.model_dump(), has_dataset=has_dataset)

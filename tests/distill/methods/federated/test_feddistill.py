@@ -1,8 +1,12 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 
 from tests.distill.federated.parties import CLASSES, Parties, gather
+from workers.distill.config import rules
+from workers.distill.methods.federated.feddistill import FedDistill
 
 
 def sent_rows(parties: Parties, place: int) -> torch.Tensor:
@@ -29,7 +33,7 @@ class TestTeacher:
         parties = gather("feddistill", teacher_weight=2.0)
         parties.run(1)
         client = parties.clients[0]
-        batch = next(iter(client.data.epoch(1)))
+        batch = next(iter(client.batches.epoch(1)))
         features = client.network.observe(parties.shared.preprocess(batch.images))
         terms = parties.method.local_terms(features, batch, client.local_step(2, 1, 2))
         targets = client.memory["teacher"][batch.labels].softmax(1)
@@ -56,6 +60,16 @@ class TestReleasedCode:
         # A label that the client lacks has a row of zeros.
         assert not bool(parties.replies[0].tensors["label_scores"][2:].any())
 
+    def test_goes_on_from_the_state_of_a_client(self) -> None:
+        parties, resumed = (gather("feddistill", released_code=True) for _ in range(2))
+        parties.run(1)
+        for client, before in zip(resumed.clients, parties.clients, strict=True):
+            client.load_state_dict(copy.deepcopy(before.state_dict()))
+        for each in (parties, resumed):
+            each.run(2)
+        one, other = (each.replies[0].tensors["label_scores"] for each in (parties, resumed))
+        assert torch.equal(one, other)
+
     def test_averages_all_clients_with_their_own(self) -> None:
         parties = gather("feddistill", released_code=True)
         parties.run(1)
@@ -77,6 +91,15 @@ class TestReleasedCode:
 
 
 class TestSharedWeights:
+    def test_ask_for_the_students_network(self) -> None:
+        networks = {"networks": [{"network": "retort/mlp", "arguments": {}}]}
+        for share_weights, code in ((False, []), (True, ["networks_differ"])):
+            params = FedDistill.Params.model_validate(
+                {"share_weights": share_weights, "federation": networks}
+            )
+            found = rules.of_method(FedDistill.describe(), params.model_dump())
+            assert [fault.code for fault in found] == code
+
     def test_are_those_of_federated_averaging_where_nobody_teaches(self) -> None:
         parties = gather("feddistill", share_weights=True, teacher_weight=0.0)
         plain = gather("fedavg")

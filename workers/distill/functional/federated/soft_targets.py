@@ -9,8 +9,7 @@ import torch.nn.functional as F  # noqa: N812 - the name that every reader of Py
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-ROW_SUM_TOLERANCE = 1e-3
-"""By how much the sum of a row of probabilities may differ from 1."""
+from workers.distill.config.messages import SUM_TOLERANCE
 
 
 def cross_entropies(
@@ -39,4 +38,4 @@ def entropies(probs: Float[Tensor, "*N C"]) -> Float[Tensor, "*N"]:
 def are_probabilities(probs: Float[Tensor, "*N C"]) -> Bool[Tensor, "*N"]:
     """Return for each row whether it is finite, not negative, and has the sum 1 within 1e-3."""
     sound = probs.isfinite().all(-1) & (probs >= 0).all(-1)
-    return sound & ((probs.sum(-1) - 1).abs() <= ROW_SUM_TOLERANCE)
+    return sound & ((probs.sum(-1) - 1).abs() <= SUM_TOLERANCE)

@@ -175,6 +175,8 @@ class FederatedMethod(Method):
     uses_open_set: ClassVar[bool] = False
     shares_weights: ClassVar[bool] = False
     """Whether clients start each round from the server's weights, so have the student's network."""
+    weights_by: ClassVar[str | None] = None
+    """The boolean hyper-parameter by which weights travel besides, if there is one."""
     delivers: ClassVar[Delivers] = "server"
     """Whose model is delivered: the server's, or that of the client with the best validation."""
     adapts: ClassVar[bool] = False
@@ -207,26 +209,28 @@ class FederatedMethod(Method):
         self.classes = student.classes
         self.rounds = 1
         """Rounds in all; the engine sets it."""
+        self.exchange = self.declared_exchange().chosen(params.model_dump())
+        """What travels with these hyper-parameters."""
 
     @property
     def takes_weights(self) -> bool:
         """Whether clients start each round from weights of the server."""
-        return self.shares_weights
+        return self.exchange.shares_weights
 
     @property
     def delivered(self) -> Delivers:
         """Return whose model is delivered."""
-        return self.delivers
+        return self.exchange.delivers
 
     @property
     def sent_kinds(self) -> tuple[str, ...]:
         """Return the kinds of content of a reply, with these hyper-parameters."""
-        return self.sends
+        return self.exchange.sends
 
     @property
     def received_kinds(self) -> tuple[str, ...]:
         """Return the kinds of content of a consensus, with these hyper-parameters."""
-        return self.receives
+        return self.exchange.receives
 
     @property
     def keeps_record(self) -> bool:
@@ -234,16 +238,21 @@ class FederatedMethod(Method):
         return False
 
     @classmethod
-    def describe(cls) -> MethodDescription:
-        """Return what the rules read of this method, as the catalog exports it."""
-        exchange = Exchange(
+    def declared_exchange(cls) -> Exchange:
+        """Return what travels, whatever the hyper-parameters."""
+        return Exchange(
             sends=cls.sends,
             receives=cls.receives,
             uses_open_set=cls.uses_open_set,
             shares_weights=cls.shares_weights,
             delivers=cls.delivers,
+            weights_by=cls.weights_by,
         )
-        return super().describe().model_copy(update={"exchange": exchange})
+
+    @classmethod
+    def describe(cls) -> MethodDescription:
+        """Return what the rules read of this method, as the catalog exports it."""
+        return super().describe().model_copy(update={"exchange": cls.declared_exchange()})
 
     # -- on clients --------------------------------------------------------------------------------
 
@@ -254,6 +263,11 @@ class FederatedMethod(Method):
     def record(self, record: Tensors, student: Features, batch: Batch) -> Tensors:
         """Return the record of a round with one more step's outputs, which have no gradient."""
         return record
+
+    @property
+    def draws_numbers(self) -> bool:
+        """Whether a step has random numbers of its own."""
+        return type(self).draws is not FederatedMethod.draws
 
     def draws(self, generator: torch.Generator, batch_size: int) -> Tensors:
         """Return the random numbers of a step, for `LocalStep.draws`."""

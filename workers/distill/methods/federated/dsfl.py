@@ -76,7 +76,8 @@ class DSFL(FederatedMethod):
     def aggregate(self, replies: Sequence[base.Reply], server: base.Server) -> Tensors:
         """Return the targets of the open images, on which the server's model is trained too."""
         rows = torch.stack([reply.tensors["probabilities"].float() for reply in replies])
-        targets = self._targets(rows)
+        targets, decided = self._targets(rows)
+        self._undecided = int((~decided).sum())
         self._entropies = tuple(
             float(soft_targets.entropies(table).mean()) for table in (consensus.mean(rows), targets)
         )
@@ -84,9 +85,13 @@ class DSFL(FederatedMethod):
         return {"targets": targets}
 
     def round_metrics(self) -> dict[str, float]:
-        """Return the mean entropy of the clients' mean and of the targets made of it, in nats."""
+        """Return the mean entropy of the clients' mean and of the targets made of it, in nats.
+
+        And how many images the rule could not decide: their targets are uniform.
+        """
         before, after = self._entropies
-        return {"mean_entropy": before, "target_entropy": after}
+        undecided = float(self._undecided)
+        return {"mean_entropy": before, "target_entropy": after, "undecided_images": undecided}
 
     @property
     def adapt_epochs(self) -> int:
@@ -99,18 +104,19 @@ class DSFL(FederatedMethod):
         """Return the mean cross-entropy with the targets, in nats."""
         return {"distil": base.mean(soft_targets.cross_entropies(student.logits, targets), weights)}
 
-    def _targets(self, rows: Float[Tensor, "K N C"]) -> Float[Tensor, "N C"]:
+    def _targets(self, rows: Float[Tensor, "K N C"]) -> consensus.Decided:
         params = self.params
         match params.aggregation:
-            case "era":
-                return consensus.sharpened(consensus.mean(rows), temperature=params.temperature)
-            case "sa":
-                return consensus.mean(rows)
-            case "power":
-                return consensus.power(consensus.mean(rows), exponent=params.exponent)
-            case "vote":
-                return consensus.vote(rows)
             case "median":
-                return consensus.median(rows).probs
+                return consensus.median(rows)
             case "trimmed":
-                return consensus.trimmed_mean(rows, share=params.trim).probs
+                return consensus.trimmed_mean(rows, share=params.trim)
+            case "vote":
+                targets = consensus.vote(rows)
+            case "sa":
+                targets = consensus.mean(rows)
+            case "era":
+                targets = consensus.sharpened(consensus.mean(rows), temperature=params.temperature)
+            case "power":
+                targets = consensus.power(consensus.mean(rows), exponent=params.exponent)
+        return consensus.Decided(targets, torch.ones_like(targets[:, 0], dtype=torch.bool))

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from workers.distill.config.federation import Augmentation, Federation
+from workers.distill.config.federation import AugmentedFederation
 from workers.distill.methods.base import Source
 from workers.distill.methods.federated.base import Delivers, FederatedMethod
 
@@ -37,8 +37,8 @@ class FAug(FederatedMethod):
     class Params(FederatedMethod.Params):
         """The federation, with its augmentation."""
 
-        federation: Federation = Field(
-            Federation(augmentation=Augmentation()),
+        federation: AugmentedFederation = Field(
+            AugmentedFederation(),
             description="Clients, how the data are divided, and the augmentation.",
         )
 

@@ -35,6 +35,7 @@ class FedDistill(FederatedMethod):
     source = Source("Federated Knowledge Distillation", venue="preprint 2020", arxiv="2011.02367")
     sends: ClassVar[tuple[str, ...]] = ("label_counts", "label_scores")
     receives: ClassVar[tuple[str, ...]] = ("label_holders", "label_sums")
+    weights_by: ClassVar[str | None] = "share_weights"
     delivers: ClassVar[Delivers] = "client"
 
     class Params(FederatedMethod.Params):
@@ -58,28 +59,6 @@ class FedDistill(FederatedMethod):
         )
 
     params: Params
-
-    # Weights travel where that is wanted.
-
-    @property
-    def sent_kinds(self) -> tuple[str, ...]:
-        """Return the kinds of content of a reply."""
-        return (*self.sends, "weights") if self.params.share_weights else self.sends
-
-    @property
-    def received_kinds(self) -> tuple[str, ...]:
-        """Return the kinds of content of a consensus."""
-        return (*self.receives, "weights") if self.params.share_weights else self.receives
-
-    @property
-    def takes_weights(self) -> bool:
-        """Return whether clients start each round from the server's weights."""
-        return self.params.share_weights
-
-    @property
-    def delivered(self) -> Delivers:
-        """Return whose model is delivered: the server has one where weights are averaged."""
-        return "server" if self.params.share_weights else "client"
 
     @property
     def keeps_record(self) -> bool:
