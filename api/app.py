@@ -12,9 +12,20 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
-from api import dependencies, errors, metrics, middleware, openapi, query_parameters, queue, streams
+from api import (
+    dependencies,
+    errors,
+    federation_waits,
+    metrics,
+    middleware,
+    openapi,
+    query_parameters,
+    queue,
+    streams,
+)
 from api.routes import (
     datasets,
+    federations,
     health,
     jobs,
     keys,
@@ -33,6 +44,7 @@ POOL_SIZE = 20  # with its overflow: one connection for each of the framework's 
 STATEMENT_SECONDS = 10
 ROUTERS = (
     *(uploads.router, models.router, datasets.router, jobs.router, studies.router),
+    federations.router,
     *(methods.router, networks.router, workers.router, keys.router, health.router),
 )
 
@@ -87,6 +99,7 @@ def _service(settings: Settings) -> dependencies.Service:
     sessions = database.sessions(engine)
     readers = database.sessions(engine.execution_options(read_only=True))
     messages = queue.CeleryQueue(settings.broker_url)
+    hub = streams.Hub(readers)
     return dependencies.Service(
         settings=settings,
         engine=engine,
@@ -95,7 +108,8 @@ def _service(settings: Settings) -> dependencies.Service:
         storage=storage.from_settings(settings),
         queue=messages,
         publisher=dependencies.Publisher(sessions, messages),
-        hub=streams.Hub(readers),
+        hub=hub,
+        federations=federation_waits.FederationWaits(readers, lambda: hub.draining),
         cursor_secret=settings.cursor_secret.get_secret_value().encode(),
     )
 

@@ -12,7 +12,7 @@ from fastapi import BackgroundTasks, Depends, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.exc import SQLAlchemyError
 
-from api import ranges, streams
+from api import federation_waits, ranges, streams
 from models_registry import errors, settings
 from models_registry.access import keys
 from models_registry.artifacts import models
@@ -69,6 +69,7 @@ class Service:
     queue: Queue
     publisher: Publisher
     hub: streams.Hub
+    federations: federation_waits.FederationWaits
     cursor_secret: bytes
 
 
@@ -110,12 +111,13 @@ _bearer = HTTPBearer(
     scheme_name="ApiKey",
     description="`Authorization: Bearer ak_<environment>_<id>_<secret>`",
 )
+BearerDep = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
 def _caller(
     request: Request,
     parts: ServiceDep,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    credentials: BearerDep,
 ) -> keys.Caller:
     if credentials is None:
         raise errors.Unauthenticated("send an API key: Authorization: Bearer ak_...")

@@ -62,9 +62,9 @@ _BODY_STATUSES = (
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
 )
 _METHODS_THAT_CHANGE = {"post", "put", "patch", "delete"}
-_DOWNLOADS = ("/student", "/files/{path}", "/report/{path}")
+_DOWNLOADS = ("/student", "/files/{path}", "/report/{path}", "/open-set", "/consensus")
 _REPORTS = ("/report", "/report.zip")
-_PARTS = "/parts/{number}"
+_STREAMED_BODIES = ("/parts/{number}", "/reply")
 
 
 def install(app: FastAPI) -> None:
@@ -267,7 +267,7 @@ def _possible(path: str, verb: str, operation: Json) -> Iterator[HTTPStatus]:
         yield HTTPStatus.UNPROCESSABLE_ENTITY
     if "requestBody" in operation:
         yield from _BODY_STATUSES
-    if verb in _METHODS_THAT_CHANGE or path.endswith((*_DOWNLOADS, *_REPORTS)):
+    if verb in _METHODS_THAT_CHANGE or path.endswith((*_DOWNLOADS, *_REPORTS, "/plan")):
         yield HTTPStatus.CONFLICT
     if verb in _METHODS_THAT_CHANGE:
         yield HTTPStatus.INSUFFICIENT_STORAGE
@@ -280,5 +280,5 @@ def _possible(path: str, verb: str, operation: Json) -> Iterator[HTTPStatus]:
     if path.endswith(_DOWNLOADS):
         yield HTTPStatus.PRECONDITION_FAILED
         yield HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
-    if path.endswith(_PARTS):
+    if path.endswith(_STREAMED_BODIES):
         yield HTTPStatus.REQUEST_TIMEOUT

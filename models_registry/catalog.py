@@ -222,9 +222,20 @@ def _filled(given: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     defaults = {k: copy.deepcopy(p["default"]) for k, p in properties.items() if "default" in p}
     filled = {**defaults, **given}
     for name, field in properties.items():
-        if "$ref" in field and isinstance(given.get(name), dict):
-            filled[name] = {**defaults.get(name, {}), **given[name]}
+        inner = _object_schema(field, schema)
+        if inner is not None and isinstance(given.get(name), dict):
+            own = defaults.get(name) or {}
+            filled[name] = _filled({**own, **given[name]}, inner)
     return filled
+
+
+def _object_schema(field: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the schema of a field that is an object of named fields, or null; else None."""
+    kinds = [kind for kind in field.get("anyOf", [field]) if kind.get("type") != "null"]
+    if len(kinds) != 1 or "$ref" not in kinds[0]:
+        return None
+    found = schema["$defs"][kinds[0]["$ref"].rpartition("/")[2]]
+    return {**found, "$defs": schema["$defs"]}
 
 
 def complete_method(given: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,18 @@ with retort.connect() as client:
 
 from typing import Self
 
-from retort import config, datasets, jobs, keys, models, offers, studies, transport, uploads
+from retort import (
+    config,
+    datasets,
+    federations,
+    jobs,
+    keys,
+    models,
+    offers,
+    studies,
+    transport,
+    uploads,
+)
 
 
 class Client:
@@ -24,6 +35,7 @@ class Client:
         self.jobs = jobs.Jobs(self._http)
         self.studies = studies.Studies(self._http)
         self.keys = keys.Keys(self._http)
+        self.federations = federations.Federations(self._http)
         self.offers = offers.Offers(self._http)
 
     @property

@@ -91,6 +91,22 @@ def find(url: str | None = None, api_key: str | None = None) -> ServerConfig:
     )
 
 
+def address(url: str | None = None) -> str:
+    """Return the address to use where no key of a file is needed.
+
+    Raises: errors.NotConfigured, with how to give one.
+    """
+    environment = Environment()
+    given = url or environment.url
+    if given:
+        return given
+    for path in (environment.data_dir / FILE_NAME, environment.user_file):
+        saved = _read(path)
+        if saved is not None:
+            return saved.url
+    raise errors.NotConfigured("no server is known here: give --url, or set RETORT_URL")
+
+
 def save(url: str, api_key: str) -> Path:
     """Write an address and key to the user's configuration, readable by the user alone."""
     return _write(Environment().user_file, url, api_key)

@@ -5,6 +5,7 @@ RetortError
 ├── BadOption           a value given by the caller cannot be used
 ├── LocalFileProblem    a file here cannot be read, written or understood
 ├── CannotStart         a service on this machine cannot be started
+├── TrainingFailed      a client of a federation cannot train on this machine
 ├── ConnectionFailed    the server cannot be reached, or stopped answering
 │   └── UploadInterrupted   the parts already sent are kept by the server
 ├── UnexpectedAnswer    something answered, but not a Retort server this client understands
@@ -53,6 +54,15 @@ class LocalFileProblem(RetortError):
 
 class CannotStart(RetortError):
     """A service on this machine cannot be started."""
+
+
+class TrainingFailed(RetortError):
+    """A client of a federation cannot train on this machine; the engine says why."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{message} ({code})")
+        self.code = code
+        self.message = message
 
 
 class ConnectionFailed(RetortError):

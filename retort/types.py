@@ -69,6 +69,7 @@ class JobResult(Body):
     wall_seconds: float | None = None
     training_images_read: int | None = None
     synthesis: Json | None = None
+    federation: Json | None = None
 
     if TYPE_CHECKING:
         # The fields that are not declared, for type checkers.
@@ -510,3 +511,111 @@ class Worker(Body):
 
 def _primary_metric(task: str | None) -> str | None:
     return PRIMARY_METRICS.get(task or "classification")  # the default of a request
+
+
+class Federation(Body):
+    """The remote clients' side of a federated job."""
+
+    id: str
+    job: str
+    name: str | None = None
+    method: str | None = None
+    state: str
+    state_message: str | None = None
+    round: int = 0
+    rounds: int = 0
+    joined: int = 0
+    invited: int = 0
+    min_clients: int = 0
+    deadline_seconds: float | None = None
+    created_at: datetime | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the state can no longer change."""
+        return self.state in FINAL_STATES
+
+
+class FederationClient(Body):
+    """A client of a federation, as its owner sees it."""
+
+    id: str
+    name: str
+    state: str
+    samples: int | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+    last_round: int | None = None
+    bytes_up: int = 0
+    bytes_down: int = 0
+    late: int = 0
+    refused: int = 0
+    joined_at: datetime | None = None
+    last_seen_at: datetime | None = None
+
+
+class InvitedClient(FederationClient):
+    """A new client with its key, which is shown once."""
+
+    client_key: str
+
+
+class FederationRound(Body):
+    """One round, as its federation's owner sees it."""
+
+    number: int
+    state: str
+    replies: int = 0
+    bytes_up: int = 0
+    bytes_down: int | None = None
+    opened_at: datetime | None = None
+    deadline_at: datetime | None = None
+    closed_at: datetime | None = None
+    published_at: datetime | None = None
+
+
+class Membership(Body):
+    """A client's place in a federation."""
+
+    client: str
+    name: str
+    federation: str
+    method: str
+    rounds: int
+    classes: list[str] = Field(default_factory=list)
+
+
+class Situation(Body):
+    """Where a federation stands, for one of its clients."""
+
+    revision: int
+    state: str
+    message: str | None = None
+    is_planned: bool = False
+    round: int = 0
+    round_state: str | None = None
+    deadline_at: datetime | None = None
+    has_answered: bool = False
+    published: int | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the state can no longer change."""
+        return self.state in FINAL_STATES
+
+
+class Plan(Body):
+    """What a client needs to know to take part."""
+
+    plan: Json
+    open_set: str | None = None
+
+
+class RoundTask(Body):
+    """What a round asks of a client."""
+
+    round: int
+    state: str
+    deadline_at: datetime | None = None
+    expected: Json = Field(default_factory=dict)
+    open_rows: list[int] | None = None
+    start: int | None = None

@@ -13,11 +13,13 @@ import structlog
 from sqlalchemy.orm import Session
 
 from models_registry import errors
+from models_registry.federations import federations
 from models_registry.jobs import leases
 from models_registry.jobs.lifecycle import Reason, State
 from workers import inputs, student_files
 from workers.context import Context
 from workers.engine_process import Report
+from workers.federation_bridge import FederationBridge
 from workers.heartbeat import Heartbeat
 from workers.inputs import AttemptInputs
 
@@ -49,6 +51,7 @@ class Attempt:
         self._progress: float | None = None
         self._remaining_seconds: float | None = None
         self._flushed_at = 0.0
+        self._bridge: FederationBridge | None = None
 
     def give_up(self, because: str) -> None:
         """End without writing to the database: another worker may hold the job."""
@@ -69,6 +72,8 @@ class Attempt:
         """Load this job's inputs from the database; its own files go into `folder`."""
         self.folder = folder
         self.inputs = self.persist(lambda s: inputs.of(s, self.lease.job_id))
+        if federations.is_remote(self.inputs.recipe["method"]):
+            self._bridge = FederationBridge(self._context, self.lease, folder, self.persist)
 
     # -- while the engine runs -----------------------------------------------------------------
 
@@ -114,6 +119,11 @@ class Attempt:
             )
         )
         self._flushed_at = now
+
+    def exchange(self) -> None:
+        """Carry messages between the engine and remote clients, if the job has any."""
+        if self._bridge is not None:
+            self._bridge.poll()
 
     def _started(self, session: Session, report: Report) -> None:
         leases.started(

@@ -8,6 +8,7 @@ import structlog
 
 from models_registry.access import idempotency
 from models_registry.artifacts import inspections, uploads
+from models_registry.federations import federations
 from models_registry.jobs import network_trials, sweeps
 from models_registry.persistence import database, outbox
 from workers import inspector, staging
@@ -77,6 +78,7 @@ def collect(context: Context) -> dict[str, int]:
     with context.sessions.begin() as session:
         done["keys_forgotten"] = idempotency.forget(session)
         done["messages_forgotten"] = outbox.sweep(session)
+        done["replies_released"] = federations.release(session)
     done["blobs_swept"] = sweeps.sweep_bytes(
         context.sessions, context.storage, grace=sweeps.ORPHAN_GRACE
     )

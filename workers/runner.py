@@ -220,6 +220,7 @@ class _Run:
             if report is not None:
                 self._relay(report, engine)
             self._for_each_open(Attempt.flush)
+            self._for_each_open(Attempt.exchange)
         return stop_requested
 
     def _must_stop(self) -> bool:

@@ -21,6 +21,7 @@ from models_registry import errors, ids, settings
 from models_registry.artifacts import datasets
 from models_registry.persistence import database, paging, tables
 
+CLIENT_PREFIX = "ck_"  # of a federation's client keys, which are no API keys
 LAST_USED_EVERY = timedelta(minutes=1)  # a row is not written at every request
 _TEXT = re.compile(
     r"ak_(?P<environment>[a-z0-9]{1,12})_(?P<id>[0-9a-z]{26})_(?P<secret>[0-9a-f]{64})"
@@ -94,7 +95,7 @@ def create_key(
         project_id=project_id,
         name=name,
         role=Role(role).value,
-        secret_sha256=_digest(secret),
+        secret_sha256=digest(secret),
         created_at=database.now(session),
         expires_at=expires_at,
     )
@@ -106,13 +107,18 @@ def create_key(
 def authenticate(session: Session, *, text: str) -> tuple[Caller, bool]:
     """Return the caller of the key `text`, and whether its last use should be recorded.
 
-    Raises: Unauthenticated.
+    Raises: Unauthenticated; Forbidden for a federation's client key.
     """
+    if text.startswith(CLIENT_PREFIX):
+        raise errors.Forbidden(
+            "this is a client key: it opens the rounds of its own federation and nothing else; "
+            "use an API key (ak_...)"
+        )
     match = _TEXT.fullmatch(text)
     row = session.get(tables.ApiKeyRow, f"key_{match['id']}") if match else None
     # An unknown id costs the same comparison as a known one.
-    expected = row.secret_sha256 if row else _digest("")
-    presented = _digest(match["secret"] if match else text)
+    expected = row.secret_sha256 if row else digest("")
+    presented = digest(match["secret"] if match else text)
     if not hmac.compare_digest(expected, presented) or row is None:
         raise errors.Unauthenticated("the API key is unknown")
     now = database.now(session)
@@ -158,7 +164,8 @@ def revoke(session: Session, *, project_id: str, key_id: str) -> None:
         session.flush()
 
 
-def _digest(secret: str) -> str:
+def digest(secret: str) -> str:
+    """Return what is stored of a secret: its SHA-256 in hexadecimal."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 

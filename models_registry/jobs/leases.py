@@ -183,6 +183,14 @@ def report(
     return state
 
 
+def prove(session: Session, lease: Lease) -> State:
+    """Lock the job's row if the lease is held, and return the job's state; nothing changes.
+
+    Raises: errors.StaleFence when the job is no longer held.
+    """
+    return _touch(session, lease, {})
+
+
 def warn(session: Session, lease: Lease, *, code: str, message: str) -> None:
     """Add a warning of the engine to the job and to its events; a repeated one to these alone."""
     _touch(session, lease, {})

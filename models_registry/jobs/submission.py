@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from models_registry import errors, ids
 from models_registry.artifacts import datasets, models
+from models_registry.federations import federations
 from models_registry.jobs import network_trials, transitions, validation, workers
 from models_registry.jobs.lifecycle import Event, Reason, State
 from models_registry.jobs.spec import NAME_PATTERN, VERSION, JobSpec, Request
@@ -129,6 +130,8 @@ def store(
     )
     session.add(job)
     session.flush()
+    if federations.is_remote(completed.method):
+        federations.open_for(session, job)
     transitions.add_event(session, job.id, "validating", {"to": State.VALIDATING})
     _warn(session, job, validation.warnings_of_inputs(validation.read(completed.parts), inputs))
     if not waiting:

@@ -155,6 +155,9 @@ _REFERENCES = (
     tables.ModelFileRow.sha256,
     tables.DatasetFileRow.sha256,
     tables.CheckpointRow.sha256,
+    tables.FederationRow.open_set_sha256,
+    tables.FederationRoundRow.consensus_sha256,
+    tables.FederationReplyRow.blob_sha256,
 )
 
 

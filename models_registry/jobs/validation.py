@@ -18,6 +18,7 @@ from models_registry.jobs import network_trials
 from models_registry.persistence import tables
 from workers.distill.config import class_names, descriptions, pyramids, rules
 from workers.distill.config.descriptions import NetworkDescription
+from workers.distill.config.federation import rounds_as_epochs
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,11 @@ def read(parts: SpecParts) -> Document:
     if parts.method is not None:
         method = catalog.read_method(parts.method)
     if parts.training is not None:
-        training = catalog.read_training(parts.training)
+        training = catalog.read_training(rounds_as_epochs(parts.method, parts.training))
     student, wrong = _read_student(parts)
     fitting = catalog.translated(_faults_of_document(parts, method, training))
-    faults = [*method.faults, *training.faults, *wrong, *fitting]
+    others = _faults_of_client_networks(method)
+    faults = [*method.faults, *training.faults, *wrong, *others, *fitting]
     return Document(parts, method, training, student, faults)
 
 
@@ -104,6 +106,24 @@ def _read_student(parts: SpecParts) -> tuple[NetworkDescription, list[errors.Fau
     return student, list(catalog.translated(rules.of_network_task("student", student, parts.task)))
 
 
+def _faults_of_client_networks(method: catalog.Reading) -> list[errors.Fault]:
+    """Return which networks of a federation's clients do not exist, or take other arguments."""
+    if method.description is None or not method.description.is_federated:
+        return []
+    found: list[errors.Fault] = []
+    try:
+        networks = method.document["federation"]["networks"] or []
+    except rules.FaultyFieldError:
+        return []
+    for place, one in enumerate(networks):
+        pointer = f"/method/federation/networks/{place}"
+        try:
+            catalog.check_network(one["network"], one.get("arguments", {}), pointer=pointer)
+        except errors.Refused as error:
+            found += error.faults
+    return found
+
+
 def _faults_of_document(
     parts: SpecParts, method: catalog.Reading, training: catalog.Reading
 ) -> Iterator[rules.Violation]:
@@ -116,6 +136,10 @@ def _faults_of_document(
     yield from rules.of_inputs(
         method.description, has_teacher=parts.has_teacher, has_dataset=parts.has_dataset
     )
+    if parts.network is not None:
+        yield from rules.of_client_networks(
+            method.description, method.document, parts.network, parts.arguments
+        )
     if parts.task is not None:
         yield from rules.of_task(method.description, parts.task)
         yield from rules.of_params_and_task(method.document, parts.task, catalog.describe_method)
@@ -123,6 +147,7 @@ def _faults_of_document(
         method.description, method.document, has_dataset=parts.has_dataset
     )
     if parts.training is not None:
+        yield from rules.of_rounds(method.description, method.document, training.document)
         yield from rules.of_method_and_training(method.description, training.document)
 
 

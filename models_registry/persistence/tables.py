@@ -458,3 +458,83 @@ class WorkerRow(Row):
     started_at: Mapped[datetime]
     last_seen_at: Mapped[datetime] = mapped_column(index=True)
     stopped_at: Mapped[datetime | None]
+
+
+class FederationRow(Row):
+    """The remote clients' side of one federated job; its state follows from that of the job."""
+
+    __tablename__ = "federations"
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"), index=True)
+    job_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id"), unique=True)
+    method: Mapped[str] = mapped_column(sa.String(64))
+    rounds: Mapped[int]
+    min_clients: Mapped[int]
+    deadline_seconds: Mapped[float]
+    join_seconds: Mapped[float]
+    # What clients need to know to take part; written by the engine when it starts.
+    plan: Mapped[dict[str, Any] | None]
+    open_set_sha256: Mapped[str | None] = mapped_column(sa.ForeignKey("blobs.sha256"), index=True)
+    gathering_since: Mapped[datetime | None]  # when the engine began to wait for clients to join
+    revision: Mapped[int] = mapped_column(default=0)  # counts what clients wait for
+    created_at: Mapped[datetime]
+
+
+class FederationClientRow(Row):
+    """One party and its key: invited, then joined; only the hash of the key's secret is stored."""
+
+    __tablename__ = "federation_clients"
+    __table_args__ = (sa.UniqueConstraint("federation_id", "name"),)
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    federation_id: Mapped[str] = mapped_column(sa.ForeignKey("federations.id"))
+    name: Mapped[str] = mapped_column(sa.String(96))
+    secret_sha256: Mapped[str] = mapped_column(sa.String(64))
+    created_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+    joined_at: Mapped[datetime | None]
+    left_at: Mapped[datetime | None]
+    last_seen_at: Mapped[datetime | None]
+    samples: Mapped[int | None] = mapped_column(sa.BigInteger)  # as the client says
+    metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)  # of its last reply
+    last_round: Mapped[int | None]  # that it has answered
+    bytes_up: Mapped[int] = mapped_column(sa.BigInteger, default=0)
+    bytes_down: Mapped[int] = mapped_column(sa.BigInteger, default=0)
+    late: Mapped[int] = mapped_column(default=0)
+    refused: Mapped[int] = mapped_column(default=0)
+
+
+class FederationRoundRow(Row):
+    """One round; number 0 holds only what clients start from."""
+
+    __tablename__ = "federation_rounds"
+    federation_id: Mapped[str] = mapped_column(sa.ForeignKey("federations.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    state: Mapped[str] = mapped_column(sa.String(16))  # open, closed, published
+    task: Mapped[dict[str, Any]]  # what a reply must be, and what else clients are told
+    opened_at: Mapped[datetime]
+    deadline_at: Mapped[datetime | None]
+    closed_at: Mapped[datetime | None]
+    published_at: Mapped[datetime | None]
+    consensus_sha256: Mapped[str | None] = mapped_column(sa.ForeignKey("blobs.sha256"), index=True)
+    consensus_bytes: Mapped[int | None] = mapped_column(sa.BigInteger)
+
+
+class FederationReplyRow(Row):
+    """One accepted message of a client; its bytes are kept until no resume can need them."""
+
+    __tablename__ = "federation_replies"
+    __table_args__ = (
+        sa.ForeignKeyConstraint(
+            ["federation_id", "round"],
+            ["federation_rounds.federation_id", "federation_rounds.number"],
+        ),
+    )
+    federation_id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    round: Mapped[int] = mapped_column(primary_key=True)
+    client_id: Mapped[str] = mapped_column(sa.ForeignKey("federation_clients.id"), primary_key=True)
+    sha256: Mapped[str] = mapped_column(sa.String(64))
+    blob_sha256: Mapped[str | None] = mapped_column(sa.ForeignKey("blobs.sha256"), index=True)
+    size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
+    samples: Mapped[int] = mapped_column(sa.BigInteger)
+    metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    received_at: Mapped[datetime]

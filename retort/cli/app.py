@@ -12,7 +12,15 @@ import typer
 
 from retort import errors
 from retort.cli import shell
-from retort.cli.commands import administration, jobs, offers, registry, studies, uploads
+from retort.cli.commands import (
+    administration,
+    federations,
+    jobs,
+    offers,
+    registry,
+    studies,
+    uploads,
+)
 
 app = typer.Typer(
     cls=shell.OneLineErrors,
@@ -23,6 +31,8 @@ app = typer.Typer(
 )
 app.add_typer(jobs.app)
 app.add_typer(studies.app, name="study")
+app.add_typer(federations.app, name="federation")
+app.add_typer(federations.client_app, name="client")
 app.add_typer(registry.app)
 app.add_typer(registry.dataset_app, name="dataset")
 app.add_typer(uploads.app, name="upload")

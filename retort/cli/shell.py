@@ -159,7 +159,7 @@ def code_of(error: errors.RetortError) -> Code:
     """Return the exit code that stands for an error."""
     if isinstance(error, errors.JobFailed):
         return Code.JOB_FAILED
-    if isinstance(error, (errors.LocalFileProblem, errors.CannotStart)):
+    if isinstance(error, (errors.LocalFileProblem, errors.CannotStart, errors.TrainingFailed)):
         return Code.LOCAL
     if isinstance(error, (errors.ProblemError, errors.Rejected)):
         return Code.REFUSED

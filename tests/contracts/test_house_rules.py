@@ -34,6 +34,7 @@ MAY_CATCH_EVERYTHING = {
     "api/errors.py": "the API's last handler",
     "retort/cli/shell.py": "the command line's last resort: a sentence, not a traceback",
     "workers/distill/run/run.py": "top of the engine",
+    "workers/distill/run/client_process.py": "top of a client of a federation",
     "workers/distill/run/failures.py": "what one member of a group meets stays its own",
     "workers/distill/run/build.py": "a compiler that fails in any way",
     "workers/distill/run/finish.py": "a drawing library that fails in any way",

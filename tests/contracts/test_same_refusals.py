@@ -36,6 +36,7 @@ Json = dict[str, Any]
 CPU = torch.device("cpu")
 NAMES = sorted(methods.METHODS)
 DATA_FREE = [name for name in NAMES if catalog.describe_method(name).is_data_free]
+FEDERATED = [name for name in NAMES if catalog.describe_method(name).is_federated]
 PARTS = [name for name in NAMES if catalog.describe_method(name).combines]
 
 NETWORKS = st.sampled_from(
@@ -113,11 +114,12 @@ IMAGES = st.builds(
 @st.composite
 def a_method(draw: st.DrawFn) -> Json:
     """Return a method with some weights off, and of a data-free one a budget."""
-    kind = draw(st.sampled_from(["any", "any", "data-free", "combine"]))
+    kind = draw(st.sampled_from(["any", "any", "data-free", "federated", "combine"]))
     if kind == "combine":
         names = draw(st.lists(st.sampled_from(PARTS), min_size=2, max_size=3))
         return {"name": "combine", "methods": [{"name": name} for name in names]}
-    name = draw(st.sampled_from(DATA_FREE if kind == "data-free" else NAMES))
+    named = {"data-free": DATA_FREE, "federated": FEDERATED}
+    name = draw(st.sampled_from(named.get(kind, NAMES)))
     properties = catalog.load().methods[name]["params_schema"]["properties"]
     may_be_off = [
         key for key, field in properties.items() if "weight" in key and field.get("minimum") == 0
@@ -133,7 +135,30 @@ def a_method(draw: st.DrawFn) -> Json:
             method[key] = draw(st.sampled_from(values))
     if "synthesis" in properties:
         method["synthesis"] = draw(a_budget(properties["synthesis"]["default"]))
+    if "federation" in properties:
+        method["federation"] = draw(FEDERATIONS)
     return method
+
+
+FEDERATIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "clients": st.sampled_from([1, 3, "remote"]),
+        "rounds": st.sampled_from([None, 2, 3]),
+        "participation": st.sampled_from([1, 0.5]),
+        "dropout": st.sampled_from([0, 0.2]),
+        "min_clients": st.sampled_from([None, 2, 3]),
+        "open_images": st.sampled_from([None, 0, 5]),
+        "open_images_per_round": st.sampled_from([None, 9]),
+        "networks": st.sampled_from(
+            [None, [{"network": "retort/convnet"}], [{"network": "retort/resnet8"}]]
+        ),
+        "privacy": st.sampled_from([None, {}, {"clip": 2.0}]),
+        "partition": st.sampled_from(
+            [{}, {"kind": "given"}, {"kind": "iid", "indices": [[0], [1]]}, {"alpha": 0.1}]
+        ),
+    },
+)
 
 
 @st.composite

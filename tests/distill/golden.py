@@ -97,3 +97,19 @@ CHECKS = Checks("classification_checks.json")
 """The supervised families, of classification."""
 DENSE = DenseChecks("dense_checks.json")
 """Detection and segmentation."""
+
+
+class FederatedChecks(Cases):
+    """Checks of the federated family: inputs and expected values by name, in six decimals."""
+
+    def inputs(self, name: str, *keys: str) -> torch.Tensor:
+        """Return an input of a check as float64."""
+        return self.tensor("checks", name, "inputs", *keys)
+
+    def expected(self, name: str, *keys: str) -> Any:  # Any: numbers, lists, objects
+        """Return what a check expects."""
+        return self.case("checks", name, "expected", *keys)
+
+
+FEDERATED = FederatedChecks("federated_checks.json", tolerance=1e-6)
+"""The federated family; written with six decimals."""

@@ -11,6 +11,8 @@ DistillError
 ├── Diverged              a loss or weight stopped being finite
 ├── OutOfMemory           the device ran out of memory
 ├── HostOutOfMemory       the machine ran out of memory
+├── BadMessage            a message between clients and server cannot be read
+├── TooFewClients         remote clients did not join or answer in time
 └── UploadRefused         an uploaded file cannot become a model or a data set
 """
 
@@ -28,6 +30,8 @@ RUN_CODES = (
     "bad_recipe",
     "teacher_load",
     "initial_load",
+    "bad_message",
+    "too_few_clients",
     "internal_error",
 )
 """Every code with which a distillation can fail; the list is closed."""
@@ -130,6 +134,18 @@ class HostOutOfMemory(DistillError):
 
     code = "host_out_of_memory"
     retryable = True
+
+
+class BadMessage(DistillError):
+    """What a client or the server of a federation sent cannot be read."""
+
+    code = "bad_message"
+
+
+class TooFewClients(DistillError):
+    """Fewer remote clients than a round needs have joined, or answered in time."""
+
+    code = "too_few_clients"
 
 
 class UploadRefused(DistillError):

@@ -6,16 +6,21 @@ from typing import Any
 LABELS_ALONE: dict[str, Any] = {"name": "ce"}
 NOISE = "noise"
 """The method of the baseline where there are no labels: images that show nothing."""
+LOCAL = "local"
+"""The method of the baseline of clients: each trains alone."""
 _STEPS_OF_STUDENT = ("student_steps", "data_scale", "original_images", "calls_per_epoch")
 
 
 def baseline_of(method: Mapping[str, Any]) -> dict[str, Any]:
     """Return the method that trains the baseline of a complete method.
 
-    That is the labels alone. For a method that synthesizes its images there are none: the teacher
-    on images of noise, with as many steps of the student and, where the method has one, at the
-    same temperature.
+    That is the labels alone; in a federation those of each client alone. For a method that
+    synthesizes its images there are none: the teacher on images of noise, with as many steps of the
+    student and, where the method has one, at the same temperature.
     """
+    if "federation" in method:
+        # Nothing is sent that could be protected.
+        return {"name": LOCAL, "federation": {**method["federation"], "privacy": None}}
     budget = method.get("synthesis")
     if budget is None:
         return dict(LABELS_ALONE)

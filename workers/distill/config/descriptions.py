@@ -117,6 +117,30 @@ class ChosenFeature(_Description):
     when: Condition
 
 
+class Exchange(_Description):
+    """What travels between the clients and the server of a federated method."""
+
+    sends: tuple[str, ...]
+    """Kinds of content of a client's reply (`messages.KINDS`)."""
+    receives: tuple[str, ...]
+    """Kinds of content of what the server publishes."""
+    uses_open_set: bool
+    shares_weights: bool
+    """Whether clients start each round from the server's weights."""
+    delivers: Literal["server", "client"]
+    """Whose model becomes the student."""
+    weights_by: str | None
+    """The hyper-parameter by which weights travel besides, if there is one."""
+
+    def chosen(self, method: Mapping[str, Any]) -> "Exchange":  # Any: a method's JSON
+        """Return what travels with these hyper-parameters."""
+        if self.weights_by is None or not method[self.weights_by]:
+            return self
+        sends, receives = (*self.sends, "weights"), (*self.receives, "weights")
+        changed = {"sends": sends, "receives": receives, "shares_weights": True}
+        return self.model_copy(update={**changed, "delivers": "server"})
+
+
 class MethodDescription(_Description):
     """What a method, or all parts of a combination together, declare.
 
@@ -144,6 +168,8 @@ class MethodDescription(_Description):
     contradictions: tuple[Contradiction, ...]
     task_shows: dict[str, tuple[FeatureName, ...]]
     """What both networks must show besides, by task."""
+    exchange: Exchange | None
+    """Of a federated method."""
     task_params: dict[str, tuple[str, ...]]
     """Hyper-parameters that only these tasks have; None in all others."""
     chosen_shows: tuple[ChosenFeature, ...] = ()
@@ -153,6 +179,11 @@ class MethodDescription(_Description):
         always = self.student_shows if role == "student" else self.teacher_shows
         in_task: tuple[FeatureName, ...] = self.task_shows.get(task or "", ())
         return _union([always, in_task])
+
+    @property
+    def is_federated(self) -> bool:
+        """Whether its training images are divided among clients."""
+        return self.exchange is not None
 
     @property
     def is_data_free(self) -> bool:

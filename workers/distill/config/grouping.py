@@ -44,6 +44,8 @@ def refusal(members: Mapping[str, Mapping[str, Any]]) -> str | None:
             return f"the key {key!r} cannot name a folder; use letters, digits, _ and -"
         if "synthesis" in recipe["method"] and len(members) > 1:
             return f"member {key} synthesizes its own images; run it alone"
+        if "federation" in recipe["method"] and len(members) > 1:
+            return f"member {key} divides its images among clients; run it alone"
         if recipe.get("baseline"):
             return f"member {key} asks for a baseline, which a group does not train; run it alone"
         if recipe["training"].get("max_seconds") is not None:

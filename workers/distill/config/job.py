@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from workers.distill.config import class_names, descriptions, rules
+from workers.distill.config.federation import rounds_as_epochs
 from workers.distill.config.training import Training, Values, expand, merge_preset
 
 Task: TypeAlias = descriptions.Task
@@ -62,6 +63,16 @@ class JobConfig(Values):
     class_names: list[str] = Field(default_factory=list)
     """What the teacher's classes are called; for a job that has no data set to name them."""
     provenance: dict[str, str | int | None] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rounds_are_epochs(cls, given: object) -> object:
+        if not isinstance(given, Mapping):
+            return given
+        training = given.get("training", {})
+        if not isinstance(training, Mapping):
+            return given
+        return {**given, "training": rounds_as_epochs(given.get("method"), training)}
 
     @field_validator("training", mode="before")
     @classmethod

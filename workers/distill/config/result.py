@@ -56,6 +56,100 @@ class ValidationSummary(_ResultPart):
     best_epoch: int | None = Field(default=None, description="The epoch of `best`, from 1.")
 
 
+class ScoreRange(_ResultPart):
+    """A score over all clients, 0..1."""
+
+    mean: float = Field(default=0.0, description="Mean over the clients, each counted once.")
+    min: float = Field(default=0.0, description="Of the worst client.")
+    max: float = Field(default=0.0, description="Of the best client.")
+
+
+class ClientAugmentation(_ResultPart):
+    """What one client asked for and got in the augmentation, and what that revealed."""
+
+    target_labels: list[str] = Field(default=[], description="Labels that it wanted images of.")
+    redundant_labels: list[str] = Field(
+        default=[], description="Labels that it sent images of as camouflage."
+    )
+    seed_images: int = Field(default=0, description="Images of its own that it sent.")
+    generated_images: int = Field(default=0, description="Images that were made for it.")
+    device_server_leakage: float = Field(
+        default=0.0, description="Its target labels over all labels that it asked for, 0..1."
+    )
+    inter_device_leakage: float = Field(
+        default=0.0, description="Its target labels over all that any client asked for, 0..1."
+    )
+
+
+class ClientSummary(_ResultPart):
+    """What one client of a federation had and did."""
+
+    name: str = Field(default="", description="`client-000` and so on, or the name it joined by.")
+    network: str | None = Field(default=None, description="Null of a remote client.")
+    images: int | None = Field(default=None, description="Its training images.")
+    classes: int | None = Field(default=None, description="Classes of which it has images.")
+    replies: int = Field(default=0, description="Rounds that it answered, late ones included.")
+    dropped: int = Field(default=0, description="Rounds in which it was drawn and vanished.")
+    late: int = Field(default=0, description="Replies that came too late and were left out.")
+    bytes_up: int = Field(default=0, description="Bytes that it sent, as encoded.")
+    bytes_down: int = Field(default=0, description="Bytes that it received, as encoded.")
+    accuracy: float | None = Field(
+        default=None, description="Of its own model on the test split after the last round, 0..1."
+    )
+    augmentation: ClientAugmentation | None = Field(
+        default=None, description="Null without augmentation."
+    )
+
+
+class FederationSummary(_ResultPart):
+    """How a federated job went: clients, rounds, traffic."""
+
+    clients: int = Field(default=0, description="Clients in all.")
+    rounds: int = Field(default=0, description="Rounds that were made.")
+    skipped_rounds: int = Field(
+        default=0, description="Rounds with too few replies, which changed nothing."
+    )
+    delivered: str | None = Field(
+        default=None,
+        description="Whose model the student is: `server`, or the client with the best answers on "
+        "the validation split after the delivered round.",
+    )
+    engines: dict[str, int] = Field(
+        default={},
+        description="Clients by how they were trained: `vmap` at once, `loop` one after the other, "
+        "`remote` elsewhere.",
+    )
+    not_vectorised: list[str] = Field(
+        default=[], description="Why clients could not be trained at once, where that was wanted."
+    )
+    partition_sha256: str | None = Field(
+        default=None, description="Digest of `partition.json`: which images each client had."
+    )
+    open_images: int = Field(default=0, description="Open images, which no client trained on.")
+    labels_without_holder: list[str] = Field(
+        default=[], description="Classes of which no client had an image."
+    )
+    labels_without_seed: list[str] = Field(
+        default=[], description="Classes that the augmentation could not generate."
+    )
+    client_accuracy: ScoreRange | None = Field(
+        default=None, description="Of the clients' own models on the test split, after the end."
+    )
+    ensemble_accuracy: float | None = Field(
+        default=None, description="Of all clients' mean answer on the test split, 0..1."
+    )
+    bytes_up: int = Field(default=0, description="Bytes sent by all clients, as encoded.")
+    bytes_down: int = Field(default=0, description="Bytes received by all clients, as encoded.")
+    payload_bytes_up: int = Field(default=0, description="The same without headers: tensors alone.")
+    payload_bytes_down: int = Field(default=0, description="The same of what was received.")
+    epsilon: float | None = Field(
+        default=None,
+        description="Of (epsilon, delta) privacy of the tables of the client that replied most "
+        "often; null without noise. Label counts are sent as they are.",
+    )
+    by_client: list[ClientSummary] = Field(default=[], description="Each client, by name.")
+
+
 class RunResult(BaseModel):
     """What was measured and made by one run; fields that are not declared are left out."""
 
@@ -129,4 +223,7 @@ class RunResult(BaseModel):
     )
     validation: ValidationSummary | None = Field(
         default=None, description="Only of data-free methods with a data set to evaluate on."
+    )
+    federation: FederationSummary | None = Field(
+        default=None, description="Only of federated methods."
     )

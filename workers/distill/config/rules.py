@@ -20,10 +20,12 @@ from workers.distill.config.descriptions import (
     DENSE_TASKS,
     FEATURES,
     MAPS,
+    Exchange,
     MethodDescription,
     NetworkDescription,
     value_at,
 )
+from workers.distill.config.federation import REMOTE
 from workers.distill.config.synthesis import GENERATOR_STRIDES
 
 # A complete JSON object, each value of which was checked on its own before.
@@ -224,7 +226,8 @@ def _half_precision(training: Json, accelerator: str) -> Iterator[Violation]:
 
 def of_method(description: MethodDescription, method: Json) -> Iterator[Violation]:
     """Yield which hyper-parameters of a complete method contradict each other."""
-    yield from _each((_declared, _budget, _average, _moved_images), description, method)
+    rules = (_declared, _budget, _average, _moved_images, _federation)
+    yield from _each(rules, description, method)
 
 
 def of_part(description: MethodDescription, method: Json, place: int) -> Iterator[Violation]:
@@ -311,6 +314,192 @@ def _moved_images(description: MethodDescription, method: Json) -> Iterator[Viol
             "nothing_to_learn_from",
             "synthesis.warmup_calls must be 0: the generator learns from nothing but the student, "
             f"which is not there during warm-up; got {warmup_calls}",
+        )
+
+
+def _federation(description: MethodDescription, method: Json) -> Iterator[Violation]:
+    """Yield what a federation contradicts, by itself or with what the method exchanges."""
+    if description.exchange is not None:
+        federation = method["federation"]
+        yield from _each((_few_clients, _given_parts, _open_round), federation)
+        exchange = description.exchange.chosen(method)
+        yield from _each(_OF_EXCHANGE, description, exchange, federation)
+
+
+def _few_clients(federation: Json) -> Iterator[Violation]:
+    clients, needed = federation["clients"], federation["min_clients"]
+    if clients == REMOTE or needed is None:
+        return
+    drawn = max(1, round(federation["participation"] * clients))
+    if needed > drawn:
+        yield Violation(
+            "method/federation/min_clients",
+            "too_few_clients",
+            f"min_clients {needed} is more than the {drawn} clients of a round (clients {clients}, "
+            f"participation {federation['participation']:g}); lower it",
+        )
+
+
+def _given_parts(federation: Json) -> Iterator[Violation]:
+    partition, clients = federation["partition"], federation["clients"]
+    kind, indices = partition["kind"], partition["indices"]
+    field = "method/federation/partition/indices"
+    if kind == "given" and indices is None:
+        yield Violation(field, "required", "partition given needs indices: a list for each client")
+    elif kind != "given" and indices is not None:
+        yield Violation(
+            field,
+            "without_effect",
+            f"indices have no effect with partition {kind}; leave them out, or choose kind given",
+        )
+    elif indices is not None and clients != REMOTE and len(indices) != clients:
+        yield Violation(
+            field,
+            "client_count",
+            f"indices has {len(indices)} lists, and there are {clients} clients; give one for each",
+        )
+
+
+def _no_open_set(
+    description: MethodDescription, exchange: Exchange, federation: Json
+) -> Iterator[Violation]:
+    if exchange.uses_open_set and federation["open_images"] == 0:
+        yield Violation(
+            "method/federation/open_images",
+            "open_set_needed",
+            f"method {description.name} exchanges predictions of open images, and open_images is "
+            "0; raise it, or leave it out",
+        )
+
+
+def _open_round(federation: Json) -> Iterator[Violation]:
+    images, of_round = federation["open_images"], federation["open_images_per_round"]
+    if images is not None and of_round is not None and of_round > images:
+        yield Violation(
+            "method/federation/open_images_per_round",
+            "more_than_all",
+            f"open_images_per_round {of_round} is more than open_images {images}; lower it",
+        )
+
+
+def _own_networks(
+    description: MethodDescription, exchange: Exchange, federation: Json
+) -> Iterator[Violation]:
+    if exchange.shares_weights and federation["networks"] is not None:
+        yield Violation(
+            "method/federation/networks",
+            "networks_differ",
+            f"method {description.name} averages weights, so all clients have the student's "
+            "network; leave networks out, or choose a method such as fd or dsfl",
+        )
+
+
+def _private_weights(
+    description: MethodDescription, exchange: Exchange, federation: Json
+) -> Iterator[Violation]:
+    field = "method/federation/privacy"
+    if federation["privacy"] is None:
+        return
+    if not exchange.sends:
+        yield Violation(
+            field,
+            "without_effect",
+            f"method {description.name} sends nothing that privacy could protect; leave it out",
+        )
+    elif "weights" in exchange.sends:
+        yield Violation(
+            field,
+            "privacy_refused",
+            f"privacy clips tables of outputs, and method {description.name} sends weights; leave "
+            "it out, or choose a method such as fd or dsfl",
+        )
+
+
+def _remote_clients(
+    description: MethodDescription, exchange: Exchange, federation: Json
+) -> Iterator[Violation]:
+    if federation["clients"] != REMOTE:
+        return
+    if not exchange.sends:
+        yield Violation(
+            "method/federation/clients",
+            "nothing_travels",
+            f"method {description.name} exchanges nothing with remote clients; choose another "
+            "method, or a number of clients",
+        )
+    for name, neutral in (("participation", 1), ("dropout", 0), ("stragglers", 0)):
+        if federation[name] != neutral:
+            yield Violation(
+                f"method/federation/{name}",
+                "simulated_only",
+                f"{name} {federation[name]:g} is simulated, and remote clients come and go by "
+                f"themselves; set it to {neutral}",
+            )
+    if federation["networks"] is not None:
+        yield Violation(
+            "method/federation/networks",
+            "simulated_only",
+            "remote clients choose their own networks; leave networks out",
+        )
+    if federation["augmentation"] is not None:
+        yield Violation(
+            "method/federation/augmentation",
+            "simulated_only",
+            "augmentation makes clients send images, which remote clients never do; leave it out, "
+            "or set clients to a number",
+        )
+
+
+_OF_EXCHANGE: tuple[Rule, ...] = (
+    _no_open_set,
+    _own_networks,
+    _private_weights,
+    _remote_clients,
+)
+
+
+def of_client_networks(
+    description: MethodDescription, method: Json, reference: str, arguments: Json
+) -> Iterator[Violation]:
+    """Yield that no client has the network of the student that a client's model becomes, if so."""
+    return _each((_student_among_clients,), description, method, reference, arguments)
+
+
+def _student_among_clients(
+    description: MethodDescription, method: Json, reference: str, arguments: Json
+) -> Iterator[Violation]:
+    exchange = description.exchange
+    if exchange is None or exchange.delivers != "client":
+        return
+    federation = method["federation"]
+    networks, clients = federation["networks"], federation["clients"]
+    if networks is None or clients == REMOTE:
+        return
+    held = [(one["network"], one.get("arguments", {})) for one in networks[:clients]]
+    if (reference, dict(arguments)) not in held:
+        yield Violation(
+            "method/federation/networks",
+            "student_not_among_clients",
+            f"the model of a client becomes the student, and no client has the student's network "
+            f"{reference} with these arguments; add it to networks",
+        )
+
+
+def of_rounds(description: MethodDescription, method: Json, training: Json) -> Iterator[Violation]:
+    """Yield that a federation and its training ask for different numbers of rounds, if so."""
+    return _each((_rounds,), description, method, training)
+
+
+def _rounds(description: MethodDescription, method: Json, training: Json) -> Iterator[Violation]:
+    if not description.is_federated:
+        return
+    rounds, epochs = method["federation"]["rounds"], training["epochs"]
+    if rounds is not None and rounds != epochs:
+        yield Violation(
+            "training/epochs",
+            "rounds_differ",
+            f"a round is an epoch of training, and federation.rounds {rounds} differs from epochs "
+            f"{epochs}; leave one of them out",
         )
 
 
@@ -473,6 +662,8 @@ def of_method_and_training(description: MethodDescription, training: Json) -> It
         yield from _settings(_WITHOUT_DATA, training, subject)
     else:
         yield from _each((_mixing, _teacher_cache), description, training)
+    if description.is_federated:
+        yield from _settings(_WITH_CLIENTS, training, f"method {description.name} trains clients")
     yield from _each((_dot_and_labels, _small_batch), description, training)
 
 
@@ -513,6 +704,30 @@ _WITHOUT_DATA = (
         "precision_refused",
         lambda value: value != "float16",
         "{subject} by gradients that float16 cannot hold; choose auto, bfloat16 or float32",
+    ),
+)
+
+
+_WITH_CLIENTS = (
+    Setting(
+        "ema_decay",
+        "ema_refused",
+        _is_left_out,
+        "{subject} for a round at a time, of which no moving average is kept; set ema_decay to "
+        "null",
+    ),
+    Setting(
+        "compile",
+        "compile_refused",
+        lambda value: value != "on",
+        "{subject} at once or in turn, uncompiled; choose compile off or auto",
+    ),
+    Setting(
+        "precision",
+        "precision_refused",
+        lambda value: value != "float16",
+        "{subject} anew each round, which leaves the loss scaling of float16 no time; choose auto, "
+        "bfloat16 or float32",
     ),
 )
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Int, Shaped, UInt8
 from torch import Tensor
 
 from workers.distill.config.training import TeacherCache, Training
@@ -87,10 +87,7 @@ class BatchLoader:
         if self._training.teacher_cache:
             yield from self._visit(epoch, self._training.teacher_cache, first)
             return
-        generator = torch.Generator().manual_seed(stateless_rng.mix(self._training.seed, epoch))
-        order = torch.randperm(self.count, generator=generator)
-        drawn = self._draw(generator, self._stream(order, epoch, SCALE)).to(self._device)
-        places = order.to(self._device, non_blocking=True)
+        order, places, drawn = self._arrange(epoch)
         mixes = self._mixture(epoch)
         for start, end in self._bounds[first:]:
             index, crops = places[start:end], drawn.part(start, end)
@@ -99,6 +96,62 @@ class BatchLoader:
             strong = self._strong_view(order[start:end], epoch) if self._strong else None
             batch = Batch(images, self._labels_in(index, crops), index, strong=strong)
             yield mixes.part(start, end).mix(batch) if mixes else batch
+
+    def whole_epoch(self, epoch: int) -> Batch:
+        """Return the images of an epoch in its order, as one batch; `bounds` says where steps cut.
+
+        Neither mixed nor with a strong view.
+        """
+        order, places, crops = self._arrange(epoch)
+        images = self._augment(self._cut(places, crops), self._stream(order, epoch, AUGMENT))
+        return Batch(images, self._labels_in(places, crops), places)
+
+    @property
+    def bounds(self) -> list[tuple[int, int]]:
+        """Return where each batch of an epoch starts and ends."""
+        return list(self._bounds)
+
+    def subset(self, index: Int[Tensor, " n"], training: Training) -> "BatchLoader":
+        """Return a loader of some of the images, which `training` says how to draw."""
+        index = index.to(self._device)
+        return BatchLoader(
+            self._cut(index, self._whole(index)),
+            self._labels[index],
+            training=training,
+            flip=self._flip,
+            device=self._device,
+            strong=self._strong,
+            crop_targets=self._crop_targets,
+        )
+
+    def extended(
+        self, images: UInt8[Tensor, "n c h w"], labels: Int[Tensor, " n"]
+    ) -> "BatchLoader":
+        """Return a loader of these images and of others after them, drawn in the same way."""
+        own = torch.arange(self.count)
+        return BatchLoader(
+            torch.cat([self.images_of(own), images.to(self._device)]),
+            torch.cat([self._labels, labels.to(self._device)]),
+            training=self._training,
+            flip=self._flip,
+            device=self._device,
+            strong=self._strong,
+            crop_targets=self._crop_targets,
+        )
+
+    def images_of(self, index: Int[Tensor, " n"]) -> UInt8[Tensor, "n c h w"]:
+        """Return some images as they are stored, unaugmented."""
+        index = index.to(self._device)
+        return self._cut(index, self._whole(index))
+
+    @property
+    def labels(self) -> Shaped[Tensor, "N *T"]:
+        """Return the labels of training, in stored order."""
+        return self._labels
+
+    def label_counts(self, classes: int) -> Int[Tensor, " C"]:
+        """Return how many images each class has, where an image has one class."""
+        return torch.bincount(self._labels, minlength=classes)
 
     def share_done(self, step: int, steps: int) -> float:
         """Return which share (0..1) of all work is done after a step of so many."""
@@ -132,6 +185,13 @@ class BatchLoader:
         for start in range(0, self.count * views, batch_size):
             number = torch.arange(start, min(start + batch_size, self.count * views))
             yield self._views(number // views, number % views)
+
+    def _arrange(self, epoch: int) -> tuple[Tensor, Tensor, Crops]:
+        """Return an epoch's order, on the CPU and on the device, and the crops in that order."""
+        generator = torch.Generator().manual_seed(stateless_rng.mix(self._training.seed, epoch))
+        order = torch.randperm(self.count, generator=generator)
+        crops = self._draw(generator, self._stream(order, epoch, SCALE)).to(self._device)
+        return order, order.to(self._device, non_blocking=True), crops
 
     def _visit(self, epoch: int, cache: TeacherCache, first: int) -> Iterator[Batch]:
         turn, part = divmod(epoch - 1, cache.per_visit)

@@ -62,7 +62,8 @@ class Batch:
     """Images as stored (uint8, augmented), their labels, and their places in the split.
 
     Synthetic images may be floats of 0..255; their labels are their target classes, their places
-    those in the replay buffer, and `weights` their importance weights (None: all equal). `view` is
+    those in the replay buffer, and `weights` their importance weights (None: all equal; 0 marks
+    padding, where batches of several clients are made equally long). `view` is
     the index of the stored view of an image with a teacher cache. `mixed` is set where images were
     mixed; `strong` holds a second, strongly augmented view of the same images where the method uses
     one.

@@ -5,12 +5,11 @@ after a resume, so files are written here: sorted names, no times, fixed padding
 bytes with the header's length, the header as JSON, the tensors.
 """
 
-import json
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
 
 import numpy as np
 import safetensors
@@ -20,9 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.distill import errors
-
-LARGEST_HEADER_BYTES = 100_000_000
-"""The bound of the format's own reader."""
+from workers.distill.config import tensor_header
 
 DTYPES: dict[torch.dtype, str] = {
     torch.float64: "F64",
@@ -36,24 +33,36 @@ DTYPES: dict[torch.dtype, str] = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-ITEM_BYTES = {name: dtype.itemsize for dtype, name in DTYPES.items()}
-METADATA = "__metadata__"
+ITEM_BYTES = tensor_header.ITEM_BYTES
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
     """Write a file atomically; equal tensors and header strings give equal bytes."""
-    # Wide types first, so that every tensor starts at a multiple of its own item size.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    layout = [(name, DTYPES[tensors[name].dtype], list(tensors[name].shape)) for name in names]
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as stream:
-        stream.write(_head(layout, header))
-        for name in names:
-            flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-            stream.write(flat.view(torch.uint8).numpy().data)
+        _write(stream, tensors, header)
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
+
+
+def _write(
+    stream: io.BufferedIOBase, tensors: Mapping[str, Tensor], header: Mapping[str, str]
+) -> None:
+    # Wide types first, so that every tensor starts at a multiple of its own item size.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    layout = [(name, DTYPES[tensors[name].dtype], list(tensors[name].shape)) for name in names]
+    stream.write(tensor_header.write(layout, header))
+    for name in names:
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        stream.write(flat.view(torch.uint8).numpy().data)
+
+
+def to_bytes(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
+    """Return the content of the file that `write` writes."""
+    stream = io.BytesIO()
+    _write(stream, tensors, header)
+    return stream.getvalue()
 
 
 def create(
@@ -65,7 +74,7 @@ def create(
     """
     names = sorted(shapes, key=lambda name: (-ITEM_BYTES[shapes[name][0]], name))
     layout = [(name, shapes[name][0], list(shapes[name][1])) for name in names]
-    head = _head(layout, {})
+    head = tensor_header.write(layout, {})
     total = sum(ITEM_BYTES[dtype] * math.prod(shape) for _, dtype, shape in layout)
     with path.open("wb") as stream:
         stream.write(head)
@@ -93,28 +102,16 @@ def read(path: Path) -> dict[str, Tensor]:
 
 def read_header(path: Path) -> dict[str, str]:
     """Return the strings that the file's writer put in its header."""
-    header = _read_head(path)[0]
-    strings = header.get(METADATA, {})
-    if not isinstance(strings, dict) or not all(isinstance(text, str) for text in strings.values()):
-        raise _unreadable(path, "its header strings are not text")
-    return strings
+    return check(path).strings
 
 
-def check(path: Path) -> None:
-    """Check header length, dtypes, shapes and offsets before any is used."""
-    header, start = _read_head(path)
-    available = path.stat().st_size - start
-    spans: list[tuple[int, int, str]] = []
-    for name, entry in header.items():
-        if name != METADATA:
-            spans.append((*_span(path, name, entry, available), name))
-    end = 0
-    for first, last, name in sorted(spans):
-        if first != end:
-            raise _unreadable(path, f"tensor {name!r} overlaps another or leaves a gap before it")
-        end = last
-    if end != available:
-        raise _unreadable(path, f"{available - end} bytes follow the last tensor")
+def check(path: Path) -> tensor_header.Header:
+    """Check header length, dtypes, shapes and offsets before any is used; return the header."""
+    with path.open("rb") as stream:
+        try:
+            return tensor_header.read(stream, path.stat().st_size)
+        except tensor_header.BadHeader as error:
+            raise _unreadable(path, str(error)) from error
 
 
 def looks_like(path: Path) -> bool:
@@ -124,67 +121,6 @@ def looks_like(path: Path) -> bool:
     # A header's length, as eight bytes, has its upper half empty. Its lowest byte may well be the
     # one with which pickles begin; taken for a file by mistake, a pickle is refused, never run.
     return head[8:] == b"{" and head[4:8] == bytes(4)
-
-
-def _read_head(path: Path) -> tuple[dict[str, Any], int]:  # Any: JSON that is checked above
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise _unreadable(
-                path, f"it is cut short: its header claims {length} bytes, the file has {size}"
-            )
-        if length > LARGEST_HEADER_BYTES:
-            raise _unreadable(
-                path, f"its header claims {length} bytes, more than {LARGEST_HEADER_BYTES}"
-            )
-        text = stream.read(length)
-    try:
-        header = json.loads(text)
-    # Deep nesting ends the JSON reader with RecursionError.
-    except (ValueError, RecursionError) as error:
-        raise _unreadable(path, "its header is not JSON") from error
-    if not isinstance(header, dict):
-        raise _unreadable(path, "its header is not a JSON object")
-    return header, 8 + length
-
-
-def _span(path: Path, name: str, entry: Any, available: int) -> tuple[int, int]:  # Any: JSON
-    """Return the offsets of a tensor's first byte and of the byte after its last."""
-    if not isinstance(entry, dict):
-        raise _unreadable(path, f"tensor {name!r} is not described")
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise _unreadable(path, f"tensor {name!r} has the unknown dtype {dtype!r}")
-    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
-        raise _unreadable(path, f"tensor {name!r} has no proper shape or offsets")
-    first, last = offsets
-    if not first <= last <= available:
-        raise _unreadable(
-            path,
-            f"tensor {name!r} lies at bytes {first} to {last}, but the file holds {available}; "
-            "it may have been cut short",
-        )
-    if last - first != math.prod(shape) * ITEM_BYTES[dtype]:
-        raise _unreadable(path, f"tensor {name!r} of shape {shape} does not fill its bytes")
-    return first, last
-
-
-def _are_counts(values: Any) -> TypeGuard[list[int]]:  # Any: JSON
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
-
-
-def _head(layout: Sequence[tuple[str, str, list[int]]], header: Mapping[str, str]) -> bytes:
-    entries: dict[str, Any] = {METADATA: dict(sorted(header.items()))} if header else {}
-    offset = 0
-    for name, dtype, shape in layout:
-        end = offset + ITEM_BYTES[dtype] * math.prod(shape)
-        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    # Spaces up to a multiple of eight: readers map the tensors in place.
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _unreadable(path: Path, reason: str) -> errors.UploadRefused:

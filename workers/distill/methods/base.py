@@ -168,6 +168,7 @@ class Method(nn.Module):
             task_shows=dict(cls.task_features),
             chosen_shows=cls.chosen_features,
             task_params=dict(cls.task_params),
+            exchange=None,
         )
 
     @property

@@ -51,6 +51,19 @@ from workers.distill.methods.feature.reviewkd import ReviewKD
 from workers.distill.methods.feature.simkd import SimKD
 from workers.distill.methods.feature.srrl import SRRL
 from workers.distill.methods.feature.vid import VID
+from workers.distill.methods.federated.centralised import Centralised
+from workers.distill.methods.federated.dsfl import DSFL
+from workers.distill.methods.federated.faug import FAug
+from workers.distill.methods.federated.fd import FD
+from workers.distill.methods.federated.fedavg import FedAvg
+from workers.distill.methods.federated.feddf import FedDF
+from workers.distill.methods.federated.feddistill import FedDistill
+from workers.distill.methods.federated.fedensemble import FedEnsemble
+from workers.distill.methods.federated.fedgen import FedGen
+from workers.distill.methods.federated.fedmd import FedMD
+from workers.distill.methods.federated.fedproto import FedProto
+from workers.distill.methods.federated.fedprox import FedProx
+from workers.distill.methods.federated.local import Local
 from workers.distill.methods.logit.ce import CE
 from workers.distill.methods.logit.ctkd import CTKD
 from workers.distill.methods.logit.dist import DIST
@@ -77,6 +90,7 @@ METHODS: dict[str, type[Method]] = {
     "catkd": CATKD,
     "cc": CC,
     "ce": CE,
+    "centralised": Centralised,
     "cirkd": CIRKD,
     "cmi": CMI,
     "crd": CRD,
@@ -90,7 +104,18 @@ METHODS: dict[str, type[Method]] = {
     "dfq": DFQ,
     "dist": DIST,
     "dkd": DKD,
+    "dsfl": DSFL,
     "fast": Fast,
+    "faug": FAug,
+    "fd": FD,
+    "fedavg": FedAvg,
+    "feddf": FedDF,
+    "feddistill": FedDistill,
+    "fedensemble": FedEnsemble,
+    "fedgen": FedGen,
+    "fedmd": FedMD,
+    "fedproto": FedProto,
+    "fedprox": FedProx,
     "fgd": FGD,
     "fgfi": FGFI,
     "fitnet": FitNet,
@@ -102,6 +127,7 @@ METHODS: dict[str, type[Method]] = {
     "kdsvd": KDSVD,
     "labelsmoothing": LabelSmoothing,
     "ld": LD,
+    "local": Local,
     "mad": MAD,
     "mgd": MGD,
     "mimic": Mimic,

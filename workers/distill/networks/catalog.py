@@ -22,6 +22,7 @@ from workers.distill.networks.dense import fcn, own_detectors, segmenter
 from workers.distill.networks.external import libraries as foreign_networks
 from workers.distill.networks.zoo import (
     convnet,
+    mlp,
     mobilenetv1,
     mobilenetv2,
     resnet,
@@ -243,6 +244,17 @@ NETWORKS: dict[str, NetworkEntry] = {
         smallest_side=4,
         shows=ALL,
         description="A layer a stage for the smallest images: stages of 16, 32, 64 channels.",
+    ),
+    "retort/mlp": NetworkEntry(
+        "mlp",
+        mlp.build,
+        202_052,
+        mlp.Arguments,
+        smallest_side=1,
+        shows=("classifier",),
+        description="A perceptron for the smallest images, without batch norm: layers of 64 and 32 "
+        "units. Its size grows with the image; parameters are those at 32 x 32.",
+        has_batch_norm=False,
     ),
     "retort/fcn": NetworkEntry(
         "fcn",

@@ -25,6 +25,7 @@ from workers.distill.functional import detection_metrics, segmentation_metrics
 from workers.distill.reporting import (
     detection_report,
     examples_report,
+    federation_report,
     figures,
     synthesis_report,
 )
@@ -73,6 +74,7 @@ class Evidence:
     teacher_score: float | None
     """The teacher's primary metric on the validation split."""
     synthesis: synthesis_report.SynthesisEvidence | None = None
+    federation: federation_report.FederationEvidence | None = None
     detections: Mapping[str, detection_metrics.Detections] = field(default_factory=dict)
     """Of each network, true and detected boxes of all test images."""
     examples: Examples | None = None
@@ -126,6 +128,16 @@ def topics(evidence: Evidence) -> list[Topic]:
                 synthesis_report.numbers(evidence.synthesis, evidence.classes),
                 synthesis_report.pictures(
                     evidence.synthesis, evidence.classes, evidence.histories["student"]
+                ),
+            )
+        )
+    if evidence.federation is not None:
+        entries.append(
+            Topic(
+                "federation",
+                federation_report.numbers(evidence.federation, evidence.classes),
+                federation_report.pictures(
+                    evidence.federation, evidence.classes, evidence.histories["student"]
                 ),
             )
         )

@@ -26,9 +26,18 @@ from workers.distill.training.step import DistillationStep
 from workers.distill.training.throughput import ThroughputMeter
 
 if TYPE_CHECKING:
+    from workers.distill.reporting.federation_report import FederationEvidence
     from workers.distill.reporting.synthesis_report import SynthesisEvidence
 
 SAMPLE_SEED = 0
+
+
+@dataclass(frozen=True)
+class LoopEvidence:
+    """What the report shows of the work that only one loop does; None where there is none."""
+
+    synthesis: "SynthesisEvidence | None" = None
+    federation: "FederationEvidence | None" = None
 
 
 class Loop(Protocol):
@@ -40,6 +49,8 @@ class Loop(Protocol):
     """What the share of correct answers in training is called."""
     trains_method: bool
     """Whether the student's optimizer trains the parameters of the method too."""
+    compiles: bool
+    """Whether networks may be compiled."""
 
     def prepare(
         self, config: JobConfig, workdir: pathlib.Path, stop: signals.Stop, *, strong: bool
@@ -79,8 +90,8 @@ class Loop(Protocol):
         """Write the files that this loop adds to the outputs, and return their paths."""
         ...
 
-    def evidence(self, context: "JobContext", state: TrainState) -> "SynthesisEvidence | None":
-        """Return what the report shows of synthetic images, or None where there are none."""
+    def evidence(self, context: "JobContext", state: TrainState) -> "LoopEvidence":
+        """Return what the report shows of this loop's own work."""
         ...
 
 

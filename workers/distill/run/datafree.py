@@ -1,7 +1,7 @@
 """How methods that synthesize their training images are trained."""
 
 import pathlib
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from workers.distill.config.baseline import baseline_of
 from workers.distill.config.job import JobConfig
@@ -11,7 +11,7 @@ from workers.distill.methods.base import Method
 from workers.distill.methods.datafree.base import DataFreeMethod
 from workers.distill.networks.interface import Network
 from workers.distill.run import prepare
-from workers.distill.run.context import JobContext, SharedContext
+from workers.distill.run.context import JobContext, LoopEvidence, SharedContext
 from workers.distill.runtime import signals
 from workers.distill.synthesis import data_source, export, loop
 from workers.distill.synthesis.data_source import SyntheticDataSource
@@ -22,9 +22,6 @@ from workers.distill.training.progress import ProgressReporter
 from workers.distill.training.state import TrainState
 from workers.distill.training.step import DistillationStep
 from workers.distill.training.throughput import ThroughputMeter
-
-if TYPE_CHECKING:
-    from workers.distill.reporting.synthesis_report import SynthesisEvidence
 
 
 class DataFreeLoop:
@@ -37,6 +34,7 @@ class DataFreeLoop:
     delivers: Literal["best", "last"] = "last"
     train_metric = "agreement"
     trains_method = False
+    compiles = True
 
     def prepare(
         self, config: JobConfig, workdir: pathlib.Path, stop: signals.Stop, *, strong: bool
@@ -141,13 +139,13 @@ class DataFreeLoop:
             return []
         return export.write(exported, source.buffer)
 
-    def evidence(self, context: JobContext, state: TrainState) -> "SynthesisEvidence | None":
+    def evidence(self, context: JobContext, state: TrainState) -> LoopEvidence:
         """Return snapshots of the buffer, and where the time went."""
         # Imported here because drawing takes a second to load, which a start should not pay.
         from workers.distill.reporting import synthesis_report
 
         source = source_of(state)
-        return synthesis_report.SynthesisEvidence(
+        shown = synthesis_report.SynthesisEvidence(
             method=str(context.config.method["name"]),
             snapshots=source.snapshot_keeper.snapshots,
             synthesis_seconds=[float(entry["seconds/synthesis"]) for entry in state.history],
@@ -156,6 +154,7 @@ class DataFreeLoop:
             calls=source.calls,
             training_images_read=0,
         )
+        return LoopEvidence(synthesis=shown)
 
 
 def source_of(state: TrainState) -> SyntheticDataSource:

@@ -181,6 +181,7 @@ def write_report(
             )
         if confusion is not None:
             confusions[role] = confusion.numpy()
+    own = context.loop.evidence(context, trained["student"].state)
     evidence = report_folder.Evidence(
         topics=context.task.report_topics,
         unit=context.task.unit,
@@ -195,7 +196,8 @@ def write_report(
         histories={phase: done.state.history for phase, done in trained.items()},
         best_epochs={phase: done.state.best.epoch for phase, done in trained.items()},
         teacher_score=None if context.teacher_scores is None else context.teacher_scores.primary,
-        synthesis=context.loop.evidence(context, trained["student"].state),
+        synthesis=own.synthesis,
+        federation=own.federation,
         detections=detections,
     )
     try:

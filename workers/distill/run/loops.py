@@ -1,12 +1,13 @@
 """Which loop trains the students of a method: one explicit table, one line each."""
 
 from workers.distill.methods.base import Method
-from workers.distill.run import datafree, supervised
+from workers.distill.run import datafree, federated, supervised
 from workers.distill.run.context import Loop
 
 LOOPS: dict[str, Loop] = {
     "supervised": supervised.LOOP,
     "datafree": datafree.LOOP,
+    "federated": federated.LOOP,
 }
 
 

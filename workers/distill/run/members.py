@@ -77,7 +77,8 @@ def report_start(member: GroupMember) -> None:
     """Choose whether a member's networks are compiled, and report how and from where it starts."""
     context, saved = member.context, member.saved
     training = context.config.training
-    member.compiles = choose_compile(training, context.device, context.steps)
+    may_compile = context.loop.compiles
+    member.compiles = may_compile and choose_compile(training, context.device, context.steps)
     phase = saved["train_state"]["phase"] if saved else "student"
     context.reporter.started(
         device=context.device.type,

@@ -201,6 +201,13 @@ def check_config(config: JobConfig, *, has_dataset: bool) -> None:
         rules.of_inputs(description, has_teacher=config.teacher is not None, has_dataset=True)
     )
     catalog.check(method, config.training)
+    errors.refuse(rules.of_rounds(description, params.model_dump(), training))
+    student = config.student
+    errors.refuse(
+        rules.of_client_networks(
+            description, params.model_dump(), student.network, student.arguments
+        )
+    )
     errors.refuse(rules.of_precision(training, config.accelerator))
     for role, choice in (("teacher", config.teacher), ("student", config.student)):
         if choice is not None:

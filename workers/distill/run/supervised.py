@@ -1,7 +1,7 @@
 """How methods that learn from a labelled training split are trained."""
 
 import pathlib
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from workers.distill.config.baseline import LABELS_ALONE
 from workers.distill.config.job import JobConfig
@@ -9,7 +9,7 @@ from workers.distill.data.loader import BatchLoader
 from workers.distill.methods.base import Method
 from workers.distill.networks.interface import Network
 from workers.distill.run import prepare
-from workers.distill.run.context import JobContext, SharedContext
+from workers.distill.run.context import JobContext, LoopEvidence, SharedContext
 from workers.distill.runtime import signals
 from workers.distill.training import loop
 from workers.distill.training.loop import StudentTrainer
@@ -18,9 +18,6 @@ from workers.distill.training.state import TrainState
 from workers.distill.training.step import DistillationStep
 from workers.distill.training.throughput import ThroughputMeter
 
-if TYPE_CHECKING:
-    from workers.distill.reporting.synthesis_report import SynthesisEvidence
-
 
 class SupervisedLoop:
     """Batches of the training split, a baseline of cross-entropy, the best epoch delivered."""
@@ -28,6 +25,7 @@ class SupervisedLoop:
     delivers: Literal["best", "last"] = "best"
     train_metric = "accuracy"
     trains_method = True
+    compiles = True
 
     def prepare(
         self, config: JobConfig, workdir: pathlib.Path, stop: signals.Stop, *, strong: bool
@@ -69,9 +67,9 @@ class SupervisedLoop:
         """Write nothing beside the student."""
         return []
 
-    def evidence(self, context: JobContext, state: TrainState) -> "SynthesisEvidence | None":
-        """Return None: no image was synthesized."""
-        return None
+    def evidence(self, context: JobContext, state: TrainState) -> LoopEvidence:
+        """Return nothing: the common topics show all."""
+        return LoopEvidence()
 
 
 LOOP = SupervisedLoop()

@@ -79,6 +79,10 @@ class Reporter:
         self.flush()
         self._write("failure", {"code": code, "message": message, **facts})
 
+    def answer(self, kind: str, **facts: Any) -> None:
+        """Answer an order of whoever has started this process; see `run.client_process`."""
+        self._write(kind, facts)
+
     def _write(self, kind: str, facts: Mapping[str, Any]) -> None:
         content = portable({"type": kind, **self._member, **facts})
         line = json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"

@@ -20,7 +20,7 @@ class TrainOptimizer:
     def __init__(self, modules: Iterable[nn.Module], training: Training, precision: Precision):
         self._training = training
         self._parameters = trainable_parameters(modules)
-        self._optimizer = _optimizer(training, self._parameters)
+        self._optimizer = make_optimizer(training, self._parameters)
         self._scaler = torch.amp.GradScaler(
             precision.device.type, enabled=precision.name == "float16"
         )
@@ -103,7 +103,8 @@ def trainable_parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
     return list(parameters.values())
 
 
-def _optimizer(training: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(training: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the optimizer that a training asks for, at its rate before the schedule."""
     choice = training.optimizer
     if isinstance(choice, AdamW):
         return torch.optim.AdamW(
