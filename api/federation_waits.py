@@ -46,7 +46,7 @@ class FederationWaits:
         self, federation_id: str, read: Callable[[Session], T | None], *, wait_seconds: float
     ) -> T | None:
         """Return what `read` returns, as soon as that is not None; None when time is up."""
-        found = await run_in_threadpool(self._read, read)
+        found = await run_in_threadpool(lambda: self._read(read))
         if found is not None or wait_seconds <= 0:
             return found
         watched = self._watched.setdefault(federation_id, _Watched())
@@ -70,7 +70,7 @@ class FederationWaits:
             version = await self._version(federation_id, watched)
             if version != seen:
                 seen = version
-                found = await run_in_threadpool(self._read, read)
+                found = await run_in_threadpool(lambda: self._read(read))
                 if found is not None:
                     return found
             left = deadline - time.monotonic()

@@ -62,6 +62,7 @@ class JobResult(Body):
     wall_seconds: float | None = None
     training_images_read: int | None = None
     synthesis: Json | None = None
+    federation: Json | None = None
 
     if TYPE_CHECKING:
         # The fields that are not declared, for type checkers.

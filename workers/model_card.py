@@ -14,7 +14,7 @@ from models_registry import catalog
 from models_registry.artifacts import datasets, models, references
 from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import tables
-from workers.distill.config.result import RunResult, SynthesisSummary
+from workers.distill.config.result import FederationSummary, RunResult, SynthesisSummary
 
 # Free-form JSON: what the engine reported, a spec as stored.
 Json = dict[str, Any]
@@ -32,6 +32,10 @@ _PICTURES = (
     ("difficulty.png", "Confidence of the teacher on the synthetic images"),
     ("priority.png", "How often images are drawn, and how far the student is from the teacher"),
     ("time-split.png", "Time for synthesis and for training on its images"),
+    ("rounds.png", "Accuracy of the student and of the clients, by rounds and by bytes"),
+    ("partition.png", "Images of each class that each client has"),
+    ("entropy.png", "Entropy of what the server sends back"),
+    ("clients.png", "The clients' own models on the test split"),
     ("cka.png", "Similarity of the features to the teacher's while training (CKA)"),
     ("overlap.png", "Overlap of predicted and true areas of each class"),
     ("precision-recall.png", "Precision by recall of the detections"),
@@ -148,6 +152,8 @@ def _summary(origin: JobFacts, description: Json, result: RunResult) -> list[str
     learned_on = f"on `{spec.dataset}`"
     if _is_data_free(result):
         learned_on = "on synthetic images, without a training image"
+    elif result.federation is not None:
+        learned_on = f"in a federation of {result.federation.clients:,} clients"
     return [
         f"# {spec.student.register_as}",
         "",
@@ -178,6 +184,9 @@ def _scores(origin: JobFacts, description: Json, result: RunResult) -> list[str]
     if _is_data_free(result):
         names["baseline"] = "baseline (same student, on noise)"
         chosen = _not_chosen(result, words.metric)
+    elif result.federation is not None:
+        names["baseline"] = "baseline (best of the clients, each alone)"
+        chosen = chosen.replace("epoch", "round")
     samples = scores["student"]["samples"]
     head = [
         "## Scores",
@@ -212,6 +221,8 @@ def _data(origin: JobFacts, description: Json, result: RunResult) -> list[str]:
         where = []
     else:
         where = list(_facts_of(origin.dataset))
+    if result.federation is not None:
+        where += _federated(result.federation)
     return [
         "## Data",
         "",
@@ -252,6 +263,37 @@ def _synthetic(origin: JobFacts, made: SynthesisSummary, images_read: int | None
         facts = origin.dataset
         digest = f", `{facts.digest}`" if facts.digest else ""
         yield f"- For evaluation only: `{facts.reference}`{digest}"
+
+
+def _federated(made: FederationSummary) -> Iterator[str]:
+    """Yield who held the training images of a federation, whose model this is, what travelled."""
+    how = ", ".join(f"{count:,} ({name})" for name, count in made.engines.items())
+    digest = f", `sha256:{made.partition_sha256}`" if made.partition_sha256 else ""
+    yield f"- Federation: {made.clients:,} clients, trained by {how}{digest}"
+    if made.open_images:
+        yield f"- Open images, without labels, that no client trained on: {made.open_images:,}"
+    whose = "the server's" if made.delivered == "server" else f"that of `{made.delivered}`"
+    skipped = f", {made.skipped_rounds:,} of them without effect" if made.skipped_rounds else ""
+    yield f"- This model is {whose}, after up to {made.rounds:,} rounds{skipped}"
+    if made.client_accuracy is not None:
+        spread = made.client_accuracy
+        yield (
+            f"- The clients' own models on the test split: {spread.mean:.2%} on average "
+            f"({spread.min:.2%} to {spread.max:.2%})"
+        )
+    if made.ensemble_accuracy is not None:
+        yield f"- All clients together: {made.ensemble_accuracy:.2%}"
+    yield f"- Sent by all clients: {made.bytes_up:,} bytes; received: {made.bytes_down:,}"
+    if made.labels_without_holder:
+        missing = ", ".join(_plain(name) for name in made.labels_without_holder)
+        yield f"- No client had images of {missing}: this model could not learn them"
+    if made.epsilon is not None:
+        yield (
+            f"- Privacy of what a client sent: epsilon {made.epsilon:.2f} at the delta of the "
+            "settings; label counts were sent as they are"
+        )
+    for reason in made.not_vectorised:
+        yield f"- Clients were trained one after the other: {_plain(reason)}"
 
 
 def _training(origin: JobFacts, result: RunResult) -> list[str]:

@@ -16,6 +16,7 @@ from workers import model_card
 from workers.distill.config.result import RunResult
 
 CARD = "card.md"
+PARTITION = "partition.json"
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ def make(
         "metrics.json": workdir / "metrics.json",
         # Synthetic images of a data-free method, where the job keeps them.
         **_files_in(workdir, synthetic_datasets.FOLDER),
+        # Which images each client of a federation had.
+        **{name: workdir / name for name in (PARTITION,) if (workdir / name).is_file()},
         **{name: workdir / name for name in written},
     }
     version = models.NewModelVersion(

@@ -18,6 +18,7 @@ from models_registry.access import keys
 from models_registry.artifacts import input_checks
 from models_registry.federations import federations
 from models_registry.jobs import lifecycle
+from models_registry.jobs.lifecycle import State
 from models_registry.persistence import database, paging, tables
 
 SEEN_EVERY = timedelta(seconds=5)  # a row is not written at every request
@@ -185,7 +186,7 @@ def class_names(session: Session, federation: tables.FederationRow) -> list[str]
 
 def _refuse_ended(session: Session, federation: tables.FederationRow) -> None:
     job = session.get_one(tables.JobRow, federation.job_id, populate_existing=True)
-    if lifecycle.is_final(job.state):
+    if lifecycle.is_final(State(job.state)):
         raise errors.Conflict(
             f"the job of {federation.id} has {job.state}: nobody can join any more",
             code="federation_ended",

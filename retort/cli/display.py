@@ -114,6 +114,7 @@ def job(console: rich.console.Console, shown: types.Job) -> None:
             ("finished", moment(shown.finished_at)),
             *((name, number(value)) for name, value in sorted(shown.metrics.items())),
             *synthesis_rows(result),
+            *federation_rows(result),
             ("made", result.student if result else None),
             ("digest", result.digest if result else None),
             (
@@ -143,6 +144,31 @@ def synthesis_rows(result: types.JobResult | None) -> list[tuple[str, Cell]]:
     return [
         ("images read", f"{result.training_images_read} for training"),
         ("synthetic", f"{made.get('images', 0):,} images ({seconds})"),
+    ]
+
+
+def federation_rows(result: types.JobResult | None) -> list[tuple[str, Cell]]:
+    """Return whose model a federated job has delivered, and what was told of its clients."""
+    if result is None or result.federation is None:
+        return []
+    made = result.federation
+    spread = made.get("client_accuracy") or {}
+    missing = ", ".join(made.get("labels_without_holder", ()))
+    ways = ", ".join(f"{count} {name}" for name, count in made.get("engines", {}).items())
+    skipped = made.get("skipped_rounds", 0)
+    rounds = f"{made.get('rounds', 0)}" + (f", {skipped} without effect" if skipped else "")
+    return [
+        ("clients", f"{made.get('clients', 0)} ({ways})"),
+        ("not at once", "; ".join(made.get("not_vectorised", ())) or None),
+        ("rounds", rounds),
+        ("model of", made.get("delivered")),
+        (
+            "client acc.",
+            "{mean:.2%} ({min:.2%} to {max:.2%})".format(**spread) if spread else None,
+        ),
+        ("sent", f"{made.get('bytes_up', 0):,} B, received {made.get('bytes_down', 0):,} B"),
+        ("nobody has", missing or None),
+        ("epsilon", number(made["epsilon"]) if made.get("epsilon") is not None else None),
     ]
 
 
@@ -377,8 +403,12 @@ def hyper_parameters(schema: types.Json) -> dict[str, types.Json]:
             fields[name] = field
             continue
         defaults = field.get("default") or {}
-        for key, inner in (within.get("properties") or {}).items():
-            fields[f"{name}.{key}"] = {**inner, "default": defaults.get(key, inner.get("default"))}
+        own = {
+            key: {**inner, "default": defaults.get(key, inner.get("default"))}
+            for key, inner in (within.get("properties") or {}).items()
+        }
+        inside = hyper_parameters({"properties": own, "$defs": definitions})
+        fields |= {f"{name}.{key}": inner for key, inner in inside.items()}
     return fields
 
 

@@ -34,7 +34,7 @@ def federations(console: rich.console.Console, shown: Iterable[types.Federation]
 def whole(shown: types.Federation, clients: Sequence[types.FederationClient]) -> rich.console.Group:
     """Return a federation with a row for each client, by name."""
     head = rich.text.Text(line(shown, clients))
-    grid = rich.table.Table(box=None, pad_edge=False, header_style="bold")
+    grid = rich.table.Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     grid.add_column("CLIENT", max_width=_NAME_WIDTH, no_wrap=True, overflow="ellipsis")
     grid.add_column("STATE", no_wrap=True)
     for name in ("SAMPLES", "ROUND", "UP", "DOWN", "ACCURACY", "LATE"):

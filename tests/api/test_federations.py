@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -35,13 +36,14 @@ class Party:
     path: str
     id: str
 
-    def reply(self, content: bytes, number: int = 1, **headers: str):
+    def reply(self, content: bytes, number: int = 1, **headers: Any):
         """Send a reply."""
         return self.http.put(f"{self.path}/rounds/{number}/reply", content=content, headers=headers)
 
-    def message(self, number: int = 1, **strings: str) -> bytes:
+    def message(self, number: int = 1, **strings: Any) -> bytes:
         """Return a good reply, but for the strings that are given."""
-        return federation_scenes.reply(**{"sender": self.id, "number": number, **strings})
+        sender = strings.pop("sender", self.id)
+        return federation_scenes.reply(sender, number, **strings)
 
 
 def party(client: TestClient, app: FastAPI, remote: RemoteJob, name: str) -> Party:

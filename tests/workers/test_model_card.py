@@ -368,3 +368,44 @@ class TestSnippet:
         for name, sure in answers:
             assert name in {"zero", "one"}
             assert 0.5 <= float(sure) <= 1
+
+
+FEDERATION: dict[str, Any] = {
+    "clients": 10,
+    "rounds": 30,
+    "skipped_rounds": 1,
+    "delivered": "client-003",
+    "engines": {"loop": 10},
+    "not_vectorised": ["retort/resnet8 has batch norms (bn1)"],
+    "partition_sha256": "ab12",
+    "open_images": 300,
+    "labels_without_holder": ["one"],
+    "client_accuracy": {"mean": 0.5, "min": 0.25, "max": 0.75},
+    "ensemble_accuracy": 0.8,
+    "bytes_up": 12_000,
+    "bytes_down": 34_000,
+    "epsilon": 3.14159,
+}
+
+
+class TestFederated:
+    def test_says_who_held_the_images_and_whose_model_this_is(self) -> None:
+        text = card(result={**RESULT, "federation": FEDERATION}, teacher=None)
+        assert "in a federation of 10 clients" in text
+        assert "The round was chosen by validation accuracy: 1 of 2." in text
+        for line in (
+            "- Federation: 10 clients, trained by 10 (loop), `sha256:ab12`",
+            "- Open images, without labels, that no client trained on: 300",
+            "- This model is that of `client-003`, after up to 30 rounds, 1 of them without effect",
+            "- The clients' own models on the test split: 50.00% on average (25.00% to 75.00%)",
+            "- All clients together: 80.00%",
+            "- Sent by all clients: 12,000 bytes; received: 34,000",
+            "- No client had images of one: this model could not learn them",
+            "epsilon 3.14 at the delta of the settings; label counts were sent as they are",
+            "- Clients were trained one after the other: retort/resnet8 has batch norms (bn1)",
+        ):
+            assert line in text.replace("\\_", "_"), line
+
+    def test_a_servers_model_is_called_so(self) -> None:
+        result = {**RESULT, "federation": {**FEDERATION, "delivered": "server"}}
+        assert "- This model is the server's, after up to 30 rounds" in card(result=result)

@@ -77,6 +77,20 @@ class TestHyperParameters:
             "synthesis.steps": {"type": "integer", "default": 5},
         }
 
+    def test_within_an_object_of_an_object_too(self):
+        schema = {
+            "$defs": {
+                "Parts": {"properties": {"alpha": {"type": "number", "default": 0.5}}},
+                "Clients": {"properties": {"parts": {"$ref": "#/$defs/Parts"}}},
+            },
+            "properties": {
+                "clients": {"$ref": "#/$defs/Clients", "default": {"parts": {"alpha": 0.1}}}
+            },
+        }
+        assert display.hyper_parameters(schema) == {
+            "clients.parts.alpha": {"type": "number", "default": 0.1}
+        }
+
 
 class TestScores:
     def test_say_so_where_nothing_could_be_measured(self, console, page):
@@ -132,6 +146,33 @@ class TestScores:
         display.job(console, types.Job(id="job_1", state="succeeded", result=result))
         assert "0 for training" in page.getvalue()
         assert "7,680 images (1.3 s synthesis, 2.0 s distillation)" in page.getvalue()
+
+    def test_of_a_federation_come_with_whose_model_it_is(self, console, page):
+        made = {
+            "clients": 10,
+            "engines": {"vmap": 9, "loop": 1},
+            "rounds": 30,
+            "skipped_rounds": 2,
+            "delivered": "client-003",
+            "client_accuracy": {"mean": 0.5, "min": 0.25, "max": 0.75},
+            "bytes_up": 12_000,
+            "bytes_down": 34_000,
+            "labels_without_holder": ["seven"],
+            "not_vectorised": ["retort/convnet has batch norms"],
+        }
+        result = types.JobResult(scores={"student": {"accuracy": 0.5}}, federation=made)
+        display.job(console, types.Job(id="job_1", state="succeeded", result=result))
+        text = page.getvalue()
+        for told in (
+            "10 (9 vmap, 1 loop)",
+            "30, 2 without effect",
+            "client-003",
+            "50.00% (25.00% to 75.00%)",
+            "12,000 B, received 34,000 B",
+            "seven",
+            "retort/convnet has batch norms",
+        ):
+            assert told in text
 
 
 class TestNumbers:

@@ -95,6 +95,12 @@ class ClientProcess:
         """Return the number of training images."""
         return self._client.samples
 
+    @property
+    def label_counts(self) -> list[int]:
+        """Return the number of training images of each class of the federation."""
+        counts: list[int] = self._client.label_counts.tolist()
+        return counts
+
     def train(self, number: int, start: str) -> Path:
         """Take over what the server has published, train, and write the reply of a round."""
         path = self._folder / "replies" / f"{number:04d}.safetensors"
