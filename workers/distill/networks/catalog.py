@@ -433,6 +433,11 @@ def foreign_tasks() -> dict[str, Task]:
     }
 
 
+def check_arguments(reference: str, arguments: Mapping[str, Any]) -> None:
+    """Raise `UnknownNetwork` for an argument that one of our own networks does not accept."""
+    _checked(reference, arguments, NETWORKS[reference].arguments)
+
+
 def is_foreign(reference: str) -> bool:
     """Return whether a library that is installed has this network."""
     library, _, name = reference.partition("/")

@@ -4,15 +4,16 @@ A data-free job has no training split, and its validation and test splits may be
 read of a data set is decided here, and nowhere else.
 """
 
+import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.utils import deterministic
 
 from workers.distill import errors
-from workers.distill.config import class_names, rules
+from workers.distill.config import class_names, pyramids, rules
 from workers.distill.config.descriptions import NetworkDescription
 from workers.distill.config.job import JobConfig, NetworkChoice, Task
 from workers.distill.data import dataset
@@ -244,16 +245,26 @@ def described(choice: NetworkChoice) -> NetworkDescription:
 
 
 def check_network(role: str, choice: NetworkChoice, task: Task) -> None:
-    """Raise what `build` raises, without building where the network is not one of our own.
+    """Raise what is wrong with a network as far as that is known before it is built.
 
-    Of networks of other libraries the task alone is known before they are built.
+    Of networks of other libraries that is the task alone. Nothing is built here, not even without
+    memory: torch's meta device takes seconds to load.
     """
+    sides = (choice.input.height, choice.input.width)
     if choice.network in networks.NETWORKS:
-        with torch.device("meta"):
-            build(role, choice, task)
-    elif networks.is_foreign(choice.network):
-        known = NetworkDescription(choice.network, task=networks.task(choice.network))
-        refuse_other_task(role, known, task)
+        description = networks.described(choice.network, choice.arguments)
+        placed_in = dataclasses.replace(description, sides=sides)
+        errors.refuse(rules.of_smallest_side(role, placed_in), errors.IncompatibleNetworks)
+        with field_of(role):
+            networks.check_arguments(choice.network, choice.arguments)
+        errors.refuse(
+            pyramids.of_arguments(role, choice.network, choice.arguments, sides),
+            errors.UnknownNetwork,
+        )
+    elif not networks.is_foreign(choice.network):
+        return  # building it says that there is none
+    known = NetworkDescription(choice.network, task=networks.task(choice.network))
+    refuse_other_task(role, known, task)
 
 
 def build(role: str, choice: NetworkChoice, task: Task) -> Network:
@@ -261,28 +272,31 @@ def build(role: str, choice: NetworkChoice, task: Task) -> Network:
 
     Raises `IncompatibleNetworks` if its images are too small for it, or if it has another task.
     """
-    size = choice.input
-    description = dataclasses.replace(
-        networks.described(choice.network, choice.arguments), sides=(size.height, size.width)
-    )
-    errors.refuse(rules.of_smallest_side(role, description), errors.IncompatibleNetworks)
-    try:
+    check_network(role, choice, task)
+    with field_of(role):
         network = networks.build(
             choice.network,
             classes=choice.classes,
             channels=choice.input.channels,
-            height=size.height,
-            width=size.width,
+            height=choice.input.height,
+            width=choice.input.width,
             arguments=choice.arguments,
         )
+    refuse_other_task(role, NetworkDescription(choice.network, task=network.task), task)
+    network.task = task
+    return network
+
+
+@contextlib.contextmanager
+def field_of(role: str) -> Iterator[None]:
+    """Name the field of the job's spec in what is raised about a network."""
+    try:
+        yield
     except errors.UnknownNetwork as error:
         argument = error.details.get("argument")
         of_student = f"student/arguments/{argument}" if argument else "student/network"
         field = of_student if role == "student" else role
         raise errors.UnknownNetwork(error.message, **{**error.details, "field": field}) from error
-    refuse_other_task(role, NetworkDescription(choice.network, task=network.task), task)
-    network.task = task
-    return network
 
 
 def refuse_other_task(role: str, network: NetworkDescription, task: Task) -> None:
