@@ -403,7 +403,8 @@ def _tensor_of_array(record: ArrayRecord) -> Tensor:
     if len(flat) != math.prod(sides):
         raise ValueError(f"it has {len(flat)} numbers, and its shape is {list(sides)}")
     array = flat.reshape(sides, order="F" if is_fortran else "C")
-    return torch.from_numpy(np.ascontiguousarray(array.astype(np.dtype(code))))
+    # A copy in the order of C; a single number must stay one.
+    return torch.from_numpy(array.astype(np.dtype(code), order="C"))
 
 
 def _count(value: Any) -> int:

@@ -58,8 +58,8 @@ class Contained:
     places: dict[str, Place]
     others: set[str] = field(default_factory=set)
     """Paths of objects that stand where tensors could, such as sparse or quantised ones."""
-    modules: set[str] = field(default_factory=set)
-    """Classes of whole modules, of which the parameters were found."""
+    modules: dict[str, str] = field(default_factory=dict)
+    """Classes of whole modules by their path, of which the parameters were found."""
     checkpoint: Checkpoint | None = None
 
     def tensor(self, path: str) -> Tensor:
@@ -148,7 +148,8 @@ class _Walk:
             return
         groups: list[Any] = [state]
         if "_modules" in state:
-            self._contained.modules.add(str(value.made_by))
+            if outer == _length(path):
+                self._contained.modules[path] = str(value.made_by)
             groups = [state.get(name) for name in ("_parameters", "_buffers", "_modules")]
         skipped = state.get("_non_persistent_buffers_set")
         for members in groups:

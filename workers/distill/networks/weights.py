@@ -54,16 +54,17 @@ def load_into(
     holds several networks of which none is to be preferred.
     """
     with wrapping.opened(path) as found:
-        form, contained, told = _read(found.path, allow_pickle=allow_pickle)
+        form, contained, foreign = _read(found.path, allow_pickle=allow_pickle)
         chosen, remarks = _choose(network, contained, role, choice)
         _copy(network, chosen)
+    told = _on_objects(chosen.prefix, contained, foreign)
     if any(key not in chosen.state for key in network.state_dict()):
         remarks.append("the counters num_batches_tracked are missing and start at their own value")
     return Loaded(form, (*found.remarks, *told, *remarks))
 
 
 def _read(path: Path, *, allow_pickle: bool) -> tuple[Format, Contained, list[str]]:
-    """Return all tensors of a file, with remarks on what was not loaded."""
+    """Return all tensors of a file, and the classes of other programs that were not loaded."""
     if tensorfile.looks_like(path):
         return "safetensors", checkpoints.of_state(tensorfile.read(path)), []
     if not allow_pickle:
@@ -78,20 +79,27 @@ def _read(path: Path, *, allow_pickle: bool) -> tuple[Format, Contained, list[st
         raise errors.UploadRefused(
             "unreadable", f"{path.name} holds no state dictionary: there is no dense tensor in it"
         )
-    told = []
-    if contained.modules:
-        told.append(
-            "the file holds a whole module, whose class was not loaded; its parameters and buffers "
-            f"were read ({listed(sorted(contained.modules))})"
-        )
-        return "torch", contained, told
-    foreign = sorted(name for name in checkpoint.names if not PLAIN_CLASSES.match(name))
-    if foreign:
-        told.append(
-            "objects beside the weights were not loaded, only passed over; their classes: "
-            f"{listed(foreign)}"
-        )
-    return "torch", contained, told
+    return (
+        "torch",
+        contained,
+        sorted(name for name in checkpoint.names if not PLAIN_CLASSES.match(name)),
+    )
+
+
+def _on_objects(prefix: str, contained: Contained, foreign: list[str]) -> list[str]:
+    """Return what a user should know of objects whose classes were not loaded."""
+    for path, kind in contained.modules.items():
+        if f"{path}.".startswith(prefix) or prefix.startswith(f"{path}.") or not path:
+            return [
+                f"the file holds a whole module, whose class {kind} was not loaded; its parameters "
+                "and buffers were read"
+            ]
+    if not foreign:
+        return []
+    return [
+        "objects beside the weights were not loaded, only passed over; their classes: "
+        f"{listed(foreign)}"
+    ]
 
 
 def _choose(
