@@ -89,7 +89,12 @@ def try_network(context: Context, digest: str) -> str | None:
     rejection: dict[str, Any] | None = None
     try:
         with staging.scratch(context.settings.scratch_dir, digest[:16]) as workdir:
-            report = _ask(request, workdir, must_stop=context.shutting_down.is_set)
+            report = _ask(
+                request,
+                workdir,
+                launcher=context.launcher,
+                must_stop=context.shutting_down.is_set,
+            )
     except _Died as error:
         log.warning("network_trial_died", network=request["network"], because=str(error))
     except OSError as error:

@@ -86,7 +86,7 @@ class TestOwner:
     def test_sees_federation_clients_and_rounds(
         self, client: TestClient, remote: RemoteJob, asked: Party
     ):
-        asked.reply(asked.message(**{"metric.accuracy": "0.5"}))
+        asked.reply(asked.message(1, **{"metric.accuracy": "0.5"}))
         here = f"/v1/federations/{remote.id}"
         shown = client.get(here).json()
         assert (shown["state"], shown["round"], shown["rounds"]) == ("running", 1, 2)
@@ -216,7 +216,7 @@ class TestReply:
     def test_is_the_same_however_often_it_is_sent(self, remote: RemoteJob, asked: Party):
         content = asked.message()
         digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
-        first = asked.reply(content, **{"repr-digest": f"sha-256=:{digest}:"})
+        first = asked.reply(content, 1, **{"repr-digest": f"sha-256=:{digest}:"})
         again = asked.reply(content)
         assert (first.status_code, again.status_code) == (201, 200)
         assert first.json() == again.json()

@@ -1,14 +1,14 @@
 """What a run warns of once its scores are known."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
 from workers.distill.run import outcome
 
 
-def codes(**changes: object) -> list[str]:
-    given = {"student": None, "baseline": None, "history": []} | changes
+def codes(**changes: Any) -> list[str]:
+    given: dict[str, Any] = {"student": None, "baseline": None, "history": []} | changes
     return [told.code for told in outcome.warnings("accuracy", **given)]
 
 
