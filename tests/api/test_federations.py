@@ -269,7 +269,7 @@ class TestReply:
         ],
     )
     def test_of_something_else_is_refused(self, asked: Party, strings: dict[str, str], code: str):
-        assert fault(asked.reply(asked.message(**strings))) == (
+        assert fault(asked.reply(asked.message(1, **strings))) == (
             422,
             code,
             f"/{next(iter(strings))}",
