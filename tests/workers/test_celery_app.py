@@ -139,6 +139,7 @@ class TestSettings:
             transitions.RUN_TASK,
             "models.inspect",
             "datasets.inspect",
+            "networks.try",
             "maintenance.sweep",
             "maintenance.collect",
         }
