@@ -188,7 +188,7 @@ def plain(parts: Sequence[tuple[Tensor, Tensor]]) -> Turn:
             for _ in range(EPOCHS):
                 for images, labels in DataLoader(own, batch_size=BATCH, shuffle=True):
                     optimizer.zero_grad()
-                    functional.cross_entropy(model(images), labels).backward()
+                    functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]  # torch's stub
                     optimizer.step()
             states.append(model.state_dict())
             sizes.append(len(own))

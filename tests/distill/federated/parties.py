@@ -125,9 +125,9 @@ def gather(
     for place, own in enumerate(held):
         labels = torch.tensor(own)
         images = images_of(labels, seed=place)
-        data = BatchLoader(images, labels, training=settings, flip=False, device=CPU)
+        batches = BatchLoader(images, labels, training=settings, flip=False, device=CPU)
         other = copy.deepcopy(student) if widths is None else network(widths=widths[place])
-        clients.append(LocalClient(f"client-{place:03}", other, data, shared))
+        clients.append(LocalClient(f"client-{place:03}", other, batches, shared))
     parties = Parties(clients, ServerModel(student, shared), shared, [], Message("", 0, "", 1, {}))
     parties.publish(built.start(parties.server), 0)
     return parties

@@ -86,7 +86,7 @@ class TestTraffic:
             sent.extend(protocol.decode(protocol.encode(reply)) for reply in replies)
             return replies
 
-        rounds.clients.train = train  # type: ignore[method-assign]
+        rounds.clients.train = train  # type: ignore[method-assign]  # a spy on real work
         scenes.run(rounds, 2)
         allowed = {"fd": {"label_probabilities", "label_counts"}, "dsfl": {"probabilities"}}
         assert {kind for message in sent for kind in message.kinds} == allowed[name]

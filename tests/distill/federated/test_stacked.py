@@ -85,7 +85,7 @@ class TestRefusal:
         def branching(images: torch.Tensor) -> Any:
             return observe(images * 2 if images.sum() > 0 else images)
 
-        network.observe = branching  # type: ignore[method-assign]
+        network.observe = branching  # type: ignore[method-assign]  # another forward pass
         shared = scenes.context(scenes.federation().method, expand(scenes.PLAIN))
         assert "cannot be vectorised" in str(stacked.refusal(network, shared))
 

@@ -32,7 +32,7 @@ WANTED, SEEDS, SERVER, MADE = 41, 42, 43, 44
 
 
 @dataclass(frozen=True)
-class Request:
+class SeedRequest:
     """What a client asks for and sends: its scarce labels, its camouflage, and its seeds."""
 
     targets: list[int]
@@ -80,7 +80,7 @@ def augment(
     return Augmented(seeds, generator.message, _facts(requests, made, generator))
 
 
-def _request(client: LocalClient, shared: ClientContext, settings: Augmentation) -> Request:
+def _request(client: LocalClient, shared: ClientContext, settings: Augmentation) -> SeedRequest:
     counts = client.label_counts.tolist()
     seed = client.seed
     targets = (
@@ -111,14 +111,14 @@ def _request(client: LocalClient, shared: ClientContext, settings: Augmentation)
         },
         samples=client.samples,
     )
-    return Request(targets, redundant, settings.redundant_labels - number, message)
+    return SeedRequest(targets, redundant, settings.redundant_labels - number, message)
 
 
 class _Generator:
     """The server's generator, trained when it is made; `labels` are those that it can make."""
 
     def __init__(
-        self, requests: Sequence[Request], shared: ClientContext, settings: Augmentation
+        self, requests: Sequence[SeedRequest], shared: ClientContext, settings: Augmentation
     ) -> None:
         seeds = torch.cat([request.message.tensors["seeds"] for request in requests])
         labels = torch.cat([request.message.tensors["seed_labels"] for request in requests]).long()
@@ -215,7 +215,7 @@ def _train(
     return generator.eval()
 
 
-def _extend(client: LocalClient, request: Request, generator: _Generator) -> dict[int, int]:
+def _extend(client: LocalClient, request: SeedRequest, generator: _Generator) -> dict[int, int]:
     """Give a client generated images of its target labels; return how many of each label."""
     missing = augmentation.missing_samples(client.label_counts.tolist(), request.targets)
     made = {label: count for label, count in missing.items() if count and label in generator.labels}
@@ -227,7 +227,7 @@ def _extend(client: LocalClient, request: Request, generator: _Generator) -> dic
 
 
 def _facts(
-    requests: dict[str, Request], made: dict[str, dict[int, int]], generator: _Generator
+    requests: dict[str, SeedRequest], made: dict[str, dict[int, int]], generator: _Generator
 ) -> dict[str, Any]:  # Any: JSON
     targets = [request.targets for request in requests.values()]
     redundant = [request.redundant for request in requests.values()]

@@ -10,7 +10,7 @@ from workers.distill.methods.federated import base
 from workers.distill.methods.federated.fd import FD
 from workers.distill.networks.interface import Features
 
-CLIENTS = ("a", "b", "c")
+CHOICES: list[tuple[str, dict[str, Any]]] = [("fd", {"gamma": 0.0}), ("local", {})]
 
 
 def method(**choices: Any) -> FD:
@@ -151,7 +151,7 @@ class TestRounds:
     def test_without_weight_it_is_local_training(self) -> None:
         fd, local = (
             scenes.client_weights(scenes.run(scenes.federation(name, **choices), 2))
-            for name, choices in (("fd", {"gamma": 0.0}), ("local", {}))
+            for name, choices in CHOICES
         )
         assert all(torch.equal(fd[name], weights) for name, weights in local.items())
 

@@ -1,17 +1,17 @@
+from typing import Any
+
 import torch
 
 from tests.distill.federated import scenes
 from workers.distill.federated.clients import LocalClients
 
+CHOICES: list[tuple[str, dict[str, Any]]] = [("fedprox", {"mu": 0.0}), ("fedavg", {})]
 PLAIN_SGD = {"optimizer": {"name": "sgd", "learning_rate": 0.1, "momentum": 0, "weight_decay": 0}}
 
 
 class TestFedProx:
     def test_without_a_pull_it_is_fedavg(self) -> None:
-        prox, avg = (
-            scenes.run(scenes.federation(name, **choices), 2)
-            for name, choices in (("fedprox", {"mu": 0.0}), ("fedavg", {}))
-        )
+        prox, avg = (scenes.run(scenes.federation(name, **choices), 2) for name, choices in CHOICES)
         assert torch.equal(scenes.weights(prox.server.network), scenes.weights(avg.server.network))
 
     def test_the_pull_keeps_clients_near(self) -> None:
