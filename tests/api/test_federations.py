@@ -89,11 +89,7 @@ class TestOwner:
     def test_sees_federation_clients_and_rounds(
         self, client: TestClient, remote: RemoteJob, asked: Party
     ):
-<<<<<<< HEAD
-        asked.reply(asked.message(1, **{"metric.accuracy": "0.5"}))
-=======
         asked.reply(asked.message(strings={"metric.accuracy": "0.5"}))
->>>>>>> fedremote
         here = f"/v1/federations/{remote.id}"
         shown = client.get(here).json()
         assert (shown["state"], shown["round"], shown["rounds"]) == ("running", 1, 2)
@@ -223,11 +219,7 @@ class TestReply:
     def test_is_the_same_however_often_it_is_sent(self, remote: RemoteJob, asked: Party):
         content = asked.message()
         digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
-<<<<<<< HEAD
-        first = asked.reply(content, 1, **{"repr-digest": f"sha-256=:{digest}:"})
-=======
         first = asked.reply(content, headers={"repr-digest": f"sha-256=:{digest}:"})
->>>>>>> fedremote
         again = asked.reply(content)
         assert (first.status_code, again.status_code) == (201, 200)
         assert first.json() == again.json()
@@ -280,11 +272,7 @@ class TestReply:
         ],
     )
     def test_of_something_else_is_refused(self, asked: Party, strings: dict[str, str], code: str):
-<<<<<<< HEAD
-        assert fault(asked.reply(asked.message(1, **strings))) == (
-=======
         assert fault(asked.reply(asked.message(strings=strings))) == (
->>>>>>> fedremote
             422,
             code,
             f"/{next(iter(strings))}",
