@@ -10,6 +10,7 @@ wrong). All messages are rows of probabilities, so no check refuses them.
 import argparse
 import copy
 import dataclasses
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -71,23 +72,17 @@ class SomeMaliciousClients(LocalClients):
 
 
 def main() -> None:
-    """Run all, and print the server's accuracy on the test split as JSON."""
+    """Run all, and print the server's accuracy on the test split: a JSON line for each row."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.federated_poisoning")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--alphas", default="1.0,0.1")
     asked = parser.parse_args()
-    rows = [
-        {
-            "alpha": alpha,
-            "attack": attack,
-            "rule": rule,
-            "accuracy": [accuracy(alpha, attack, rule, seed) for seed in range(asked.seeds)],
-        }
-        for alpha in (float(one) for one in asked.alphas.split(","))
-        for attack in get_args(Attack)
-        for rule in RULES
-    ]
-    sys.stdout.write("\n".join(json.dumps(row) for row in rows) + "\n")
+    alphas = [float(one) for one in asked.alphas.split(",")]
+    for alpha, attack, rule in itertools.product(alphas, get_args(Attack), RULES):
+        found = [accuracy(alpha, attack, rule, seed) for seed in range(asked.seeds)]
+        row = {"alpha": alpha, "attack": attack, "rule": rule, "accuracy": found}
+        sys.stdout.write(json.dumps(row) + "\n")
+        sys.stdout.flush()
 
 
 def accuracy(alpha: float, attack: Attack, rule: str, seed: int) -> float:
