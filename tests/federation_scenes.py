@@ -1,7 +1,7 @@
 """Federations as tests need them: the worker's side played through the registry's own verbs."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,12 @@ def expected(number: int = 1, **changes: Any) -> dict[str, Any]:
     }
 
 
-def reply(sender: str, number: int = 1, rows: Sequence[Any] = UNIFORM, **strings: str) -> bytes:
+def reply(
+    sender: str,
+    number: int = 1,
+    rows: Sequence[Any] = UNIFORM,
+    strings: Mapping[str, str] | None = None,
+) -> bytes:
     """Return a reply of `dsfl` as it is sent."""
     given = {
         "kinds": "probabilities",
@@ -53,7 +58,7 @@ def reply(sender: str, number: int = 1, rows: Sequence[Any] = UNIFORM, **strings
         "classes": str(CLASSES),
         "open_set": OPEN_DIGEST,
         "samples": "40",
-        **strings,
+        **(strings or {}),
     }
     return tensors.encode({"probabilities": tensors.of(rows, "F32")}, given)
 

@@ -172,7 +172,7 @@ async def situation(
 ) -> bodies.SituationRead:
     """Return where the federation stands; with `after`, wait until something has changed."""
 
-    def changed(session: Session) -> situations.Situation | None:
+    def changed(session: Session) -> situations.FederationSituation | None:
         found = situations.of(session, member)
         return found if after is None or found.revision > after or found.is_over else None
 

@@ -19,7 +19,7 @@ _ENDED = (FederationState.SUCCEEDED, FederationState.FAILED, FederationState.CAN
 
 
 @dataclass(frozen=True)
-class Situation:
+class FederationSituation:
     """Where a federation stands, for one of its clients."""
 
     revision: int
@@ -38,7 +38,7 @@ class Situation:
         return self.state in _ENDED
 
 
-def of(session: Session, member: Member) -> Situation:
+def of(session: Session, member: Member) -> FederationSituation:
     """Return where the client's federation stands now."""
     row = session.get_one(tables.FederationRow, member.federation.id, populate_existing=True)
     job = session.get_one(tables.JobRow, row.job_id, populate_existing=True)
@@ -46,7 +46,7 @@ def of(session: Session, member: Member) -> Situation:
     number = newest.number if newest else 0
     current = newest if number else None
     reply = session.get(tables.FederationReplyRow, (row.id, number, member.client.id))
-    return Situation(
+    return FederationSituation(
         revision=row.revision,
         state=federations.state_of(State(job.state), number),
         message=(job.failure or {}).get("message") or job.state_message,

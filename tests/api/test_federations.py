@@ -5,8 +5,8 @@ import hashlib
 import json
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -36,14 +36,17 @@ class Party:
     path: str
     id: str
 
-    def reply(self, content: bytes, number: int = 1, **headers: Any):
+    def reply(self, content: bytes, number: int = 1, headers: Mapping[str, str] | None = None):
         """Send a reply."""
-        return self.http.put(f"{self.path}/rounds/{number}/reply", content=content, headers=headers)
+        return self.http.put(
+            f"{self.path}/rounds/{number}/reply", content=content, headers=dict(headers or {})
+        )
 
-    def message(self, number: int = 1, **strings: Any) -> bytes:
+    def message(self, number: int = 1, strings: Mapping[str, str] | None = None) -> bytes:
         """Return a good reply, but for the strings that are given."""
-        sender = strings.pop("sender", self.id)
-        return federation_scenes.reply(sender, number, **strings)
+        given = dict(strings or {})
+        sender = given.pop("sender", self.id)
+        return federation_scenes.reply(sender, number, strings=given)
 
 
 def party(client: TestClient, app: FastAPI, remote: RemoteJob, name: str) -> Party:
@@ -86,7 +89,7 @@ class TestOwner:
     def test_sees_federation_clients_and_rounds(
         self, client: TestClient, remote: RemoteJob, asked: Party
     ):
-        asked.reply(asked.message(**{"metric.accuracy": "0.5"}))
+        asked.reply(asked.message(strings={"metric.accuracy": "0.5"}))
         here = f"/v1/federations/{remote.id}"
         shown = client.get(here).json()
         assert (shown["state"], shown["round"], shown["rounds"]) == ("running", 1, 2)
@@ -216,7 +219,7 @@ class TestReply:
     def test_is_the_same_however_often_it_is_sent(self, remote: RemoteJob, asked: Party):
         content = asked.message()
         digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
-        first = asked.reply(content, **{"repr-digest": f"sha-256=:{digest}:"})
+        first = asked.reply(content, headers={"repr-digest": f"sha-256=:{digest}:"})
         again = asked.reply(content)
         assert (first.status_code, again.status_code) == (201, 200)
         assert first.json() == again.json()
@@ -226,7 +229,7 @@ class TestReply:
 
     def test_with_other_bytes_is_refused_the_second_time(self, asked: Party):
         asked.reply(asked.message())
-        other = asked.reply(asked.message(samples="41"))
+        other = asked.reply(asked.message(strings={"samples": "41"}))
         assert fault(other)[:2] == (409, "reply_differs")
 
     def test_that_comes_late_is_dropped_and_counted(self, remote: RemoteJob, asked: Party):
@@ -269,7 +272,7 @@ class TestReply:
         ],
     )
     def test_of_something_else_is_refused(self, asked: Party, strings: dict[str, str], code: str):
-        assert fault(asked.reply(asked.message(**strings))) == (
+        assert fault(asked.reply(asked.message(strings=strings))) == (
             422,
             code,
             f"/{next(iter(strings))}",
@@ -297,7 +300,7 @@ class TestReply:
 
     def test_that_was_damaged_on_the_way_is_refused(self, asked: Party):
         digest = base64.b64encode(hashlib.sha256(b"other").digest()).decode()
-        damaged = asked.reply(asked.message(), **{"repr-digest": f"sha-256=:{digest}:"})
+        damaged = asked.reply(asked.message(), headers={"repr-digest": f"sha-256=:{digest}:"})
         assert fault(damaged)[:2] == (422, "digest_mismatch")
 
 

@@ -185,25 +185,25 @@ def check_form(record: dataset.DatasetRecord, images: Input) -> None:
             f"the data is for {record.task}; clients of a federation classify images"
         )
     for name in ("channels", "height", "width"):
-        own, common = getattr(record.input, name), getattr(images, name)
-        if own != common:
+        own, shared = getattr(record.input, name), getattr(images, name)
+        if own != shared:
             raise errors.BadDataset(
-                f"the images have {name} {own}, those of the federation {common}: convert them"
+                f"the images have {name} {own}, those of the federation {shared}: convert them"
             )
 
 
-def class_numbers(own: Sequence[str], common: Sequence[str]) -> Int[Tensor, " n"]:
+def class_numbers(own: Sequence[str], classes: Sequence[str]) -> Int[Tensor, " n"]:
     """Return the number in the federation of each class of the owner's data, by its name.
 
     Raises `BadDataset` for a class that the federation has not.
     """
-    unknown = sorted(set(own) - set(common))
+    unknown = sorted(set(own) - set(classes))
     if unknown:
         raise errors.BadDataset(
             f"the data has classes that the federation has not: {', '.join(unknown[:5])}; the "
-            f"federation's are {', '.join(common[:20])}"
+            f"federation's are {', '.join(classes[:20])}"
         )
-    return torch.tensor([list(common).index(name) for name in own])
+    return torch.tensor([list(classes).index(name) for name in own])
 
 
 def noise_seed(path: Path) -> int:
