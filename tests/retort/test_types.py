@@ -31,6 +31,7 @@ WHOLE = RunResult(
     synthesis={"calls": 1, "buffer": {"images": 8, "classes": [3, 5]}},
     method={"densepcka": {"patches": [16, 16]}},
     validation={"last": 0.8, "best": 0.9, "best_epoch": 1},
+    federation={"clients": 2, "rounds": 3, "delivered": "server", "by_client": [{"name": "a"}]},
 )
 
 

@@ -133,8 +133,9 @@ class TestWholeRun:
 
     def test_speed_is_measured(self, undisturbed: tuple[Path, list[dict[str, Any]]]) -> None:
         result = undisturbed[1][-1]
-        # Of the worker, of runs with a report, of data-free methods, and of methods with facts.
+        # Of the worker, of runs with a report, of other families, and of methods with facts.
         others = {"shared_with", "report_seconds", "synthesis", "validation", "method"}
+        others.add("federation")
         usual = RunResult.model_fields.keys() - others | {"type", "files"}
         assert set(result) | {"warnings"} == usual  # told only where there are any
         assert 0 < result["floor_share"] <= 1
