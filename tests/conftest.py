@@ -30,8 +30,9 @@ NOBODY_LISTENS = "redis://127.0.0.1:1/0"
 TOGETHER = re.compile(
     r"^tests/journeys/.*\[(?:production|embedded)\b|^tests/workers/test_shared_engine\.py::\w+"
     r"|^tests/workers/test_runner\.py"
-    # Their fixtures of a module are whole runs.
+    # Their fixtures of a module are whole runs, or read every file.
     r"|^tests/distill/(?:run/test_run|reporting/test_report_folder)\.py"
+    r"|^tests/contracts/test_house_rules\.py"
 )
 # The kinds of databases and stores that are servers, and the fixtures that start one.
 SERVERS = {"postgresql", "s3"}
