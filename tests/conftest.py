@@ -25,10 +25,13 @@ from models_registry.persistence.storage import LocalStorage, Storage
 from models_registry.settings import Settings
 from tests import factories, services
 
+PROJECT = "laboratory"
 NOBODY_LISTENS = "redis://127.0.0.1:1/0"
-# What is marked with xdist_group, by the ids of the tests.
+# What is marked with xdist_group, or shares the fixture of a parameter, by the ids of the tests.
 TOGETHER = re.compile(
     r"^tests/journeys/.*\[(?:production|embedded)\b|^tests/workers/test_shared_engine\.py::\w+"
+    # The networks of a method are built once.
+    r"|^tests/distill/methods/test_every_method\.py::TestEveryMethod::\w+\[[\w ]+"
     r"|^tests/workers/test_runner\.py"
     # Their fixtures of a module are whole runs, or read every file.
     r"|^tests/distill/(?:run/test_run|reporting/test_report_folder)\.py"
@@ -48,7 +51,7 @@ class Together(LoadGroupScheduling):  # type: ignore[misc]  # xdist has no types
 
     def _split_scope(self, nodeid: str) -> str:
         group = TOGETHER.match(nodeid)
-        # A journey's group is the kind of service, whatever file it stands in.
+        # A group is the kind of service or the method, whatever file or test it stands in.
         return group[0].rpartition("[")[2] if group else super()._split_scope(nodeid)
 
 
@@ -106,6 +109,18 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sqlite_project_template(sqlite_template: Path) -> Path:
+    """A migrated SQLite file with the project of the tests, to be copied."""
+    path = sqlite_template.with_name("project.sqlite3")
+    shutil.copy(sqlite_template, path)
+    engine = database.connect(f"sqlite:///{path}")
+    with database.sessions(engine).begin() as session:
+        keys.create_project(session, name=PROJECT)
+    engine.dispose()
+    return path
+
+
+@pytest.fixture(scope="session")
 def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A PostgreSQL server of our own; the URL of its default database."""
     with services.postgres(tmp_path_factory.mktemp("postgres")) as url:
@@ -144,7 +159,8 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     """The URL of a fresh, migrated database: each test runs on both kinds."""
     if request.param == "sqlite":
         path = tmp_path / "retort.sqlite3"
-        shutil.copy(request.getfixturevalue("sqlite_template"), path)
+        wanted = "sqlite_project_template" if "project" in request.fixturenames else "sqlite_template"
+        shutil.copy(request.getfixturevalue(wanted), path)
         yield f"sqlite:///{path}"
         return
     url = request.getfixturevalue("postgres_database")
@@ -187,9 +203,10 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def project(sessions: database.Sessions) -> tables.ProjectRow:
-    """The project that `client` belongs to."""
+    """The project that `client` belongs to; a copied database has it already."""
     with sessions.begin() as session:
-        return keys.create_project(session, name="laboratory")
+        made = keys.find_project(session, name=PROJECT)
+        return made or keys.create_project(session, name=PROJECT)
 
 
 @pytest.fixture
