@@ -27,9 +27,10 @@ test: check ## All checks, then the whole test suite
 	@echo "test: the whole suite"
 	@$(QUIET_THREADS) $(BYTECODE) $(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
-test-fast: $(ENVIRONMENT) ## Tests that take under a second each
-	@echo "test-fast: without slow tests and journeys"
-	@$(QUIET_THREADS) $(BYTECODE) $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not journey"
+test-fast: $(ENVIRONMENT) ## Quick tests, within a minute: no server, no process, no whole run
+	@echo "test-fast: without journeys, slow tests, those in tests/medium.txt, and checks of shapes"
+	@$(QUIET_THREADS) $(BYTECODE) $(BIN)/python -m pytest $(SIDE_BY_SIDE) \
+	  -m "not slow and not medium and not journey" --jaxtyping-packages=
 
 check: $(ENVIRONMENT) ## Lint, format, types, import contracts
 	@echo "check: lint, format, types, import contracts"

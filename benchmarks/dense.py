@@ -89,7 +89,7 @@ def main() -> None:
         return
     if asked.quick:
         asked.pairs, asked.seconds, asked.images = 1, 0.01, 16
-        asked.memory_images, asked.memory_steps = "16,32", READINGS
+        asked.memory_images, asked.memory_steps = "16", READINGS
     parts, chosen = asked.parts.split(","), asked.methods.split(",")
     for what, given, known in (("part", parts, PARTS), ("method", chosen, methods())):
         unknown = sorted(set(given) - set(known))

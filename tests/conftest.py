@@ -3,19 +3,24 @@
 Migrations run once for each kind, so that a test's database costs milliseconds.
 """
 
+import contextlib
 import gc
 import os
 import re
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import jaxtyping
 import psycopg
 import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from starlette.routing import BaseRoute
 from xdist.scheduler import LoadGroupScheduling  # type: ignore[import-untyped]  # xdist has no types
 
 from api.app import create_app
@@ -25,17 +30,61 @@ from models_registry.persistence.storage import LocalStorage, Storage
 from models_registry.settings import Settings
 from tests import factories, services
 
+PROJECT = "laboratory"
 NOBODY_LISTENS = "redis://127.0.0.1:1/0"
-# What is marked with xdist_group, by the ids of the tests.
+# What is marked with xdist_group, or shares the fixture of a parameter, by the ids of the tests.
 TOGETHER = re.compile(
     r"^tests/journeys/.*\[(?:production|embedded)\b|^tests/workers/test_shared_engine\.py::\w+"
+    # The networks of a method are built once.
+    r"|^tests/distill/methods/test_every_method\.py::TestEveryMethod::\w+\[[\w ]+"
     r"|^tests/workers/test_runner\.py"
-    # Their fixtures of a module are whole runs.
+    # Their fixtures of a module are whole runs, or read every file.
     r"|^tests/distill/(?:run/test_run|reporting/test_report_folder)\.py"
+    r"|^tests/contracts/test_house_rules\.py"
 )
 # The kinds of databases and stores that are servers, and the fixtures that start one.
 SERVERS = {"postgresql", "s3"}
 SERVER_FIXTURES = {"postgres_server", "postgres_database", "s3_settings"}
+
+
+# Tests that `make test-fast` leaves out beside slow ones, by their names without parameters.
+MEDIUM_FILE = Path(__file__).with_name("medium.txt")
+MEDIUM = frozenset(MEDIUM_FILE.read_text().split())
+MEDIUM_SECONDS = 0.05
+
+
+class Medium:
+    """Writes the list of medium tests: those whose cases take longer than `MEDIUM_SECONDS`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note how long setup, call and teardown of a test took."""
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        """Write the names of tests whose cases take too long in the mean."""
+        cases: dict[str, list[float]] = {}
+        for nodeid, seconds in self.seconds.items():
+            cases.setdefault(nodeid.partition("[")[0], []).append(seconds)
+        medium = [name for name, each in cases.items() if fmean(each) > MEDIUM_SECONDS]
+        MEDIUM_FILE.write_text("".join(f"{name}\n" for name in sorted(medium)))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that writes the list of medium tests anew."""
+    parser.addoption(
+        "--write-medium",
+        action="store_true",
+        help="write tests/medium.txt (on a quiet machine, with -m 'not slow and not journey')",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Measure where it is asked for, once for all processes."""
+    if config.option.write_medium and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Medium())
 
 
 class Together(LoadGroupScheduling):  # type: ignore[misc]  # xdist has no types
@@ -47,17 +96,25 @@ class Together(LoadGroupScheduling):  # type: ignore[misc]  # xdist has no types
 
     def _split_scope(self, nodeid: str) -> str:
         group = TOGETHER.match(nodeid)
-        # A journey's group is the kind of service, whatever file it stands in.
+        # A group is the kind of service or the method, whatever file or test it stands in.
         return group[0].rpartition("[")[2] if group else super()._split_scope(nodeid)
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Return one process more than there are cores: many tests wait for other processes."""
-    return len(os.sched_getaffinity(0)) + 1
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return one process more than there are cores: many slow tests wait for other processes."""
+    cores = len(os.sched_getaffinity(0))
+    return cores if "not slow" in config.option.markexpr else cores + 1
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Check shapes in quick tests: slow ones repeat in whole runs what those call."""
+    jaxtyping.config.update("jaxtyping_disable", item.get_closest_marker("slow") is not None)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark what needs a server of its own as slow: starting one takes seconds."""
+    """Mark what needs a server of its own as slow, which takes seconds to start; and the medium."""
+    if item.nodeid.partition("[")[0] in MEDIUM:
+        item.add_marker(pytest.mark.medium)
     callspec = getattr(item, "callspec", None)
     chosen = [one for one in callspec.params.values() if isinstance(one, str)] if callspec else []
     needed = getattr(item, "fixturenames", ())
@@ -105,6 +162,18 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sqlite_project_template(sqlite_template: Path) -> Path:
+    """A migrated SQLite file with the project of the tests, whose rows are to be copied."""
+    path = sqlite_template.with_name("project.sqlite3")
+    shutil.copy(sqlite_template, path)
+    engine = database.connect(f"sqlite:///{path}")
+    with database.sessions(engine).begin() as session:
+        keys.create_project(session, name=PROJECT)
+    engine.dispose()
+    return path
+
+
+@pytest.fixture(scope="session")
 def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A PostgreSQL server of our own; the URL of its default database."""
     with services.postgres(tmp_path_factory.mktemp("postgres")) as url:
@@ -123,6 +192,15 @@ def postgres_database(postgres_server: str) -> Iterator[str]:
         schema.upgrade(engine)
         engine.dispose()
         yield url
+
+
+def copy_rows(template: Path, target: Path) -> None:
+    """Copy the rows of one SQLite file into another: quicker than to make them."""
+    with contextlib.closing(sqlite3.connect(target)) as connection:
+        connection.execute("ATTACH ? AS template", (str(template),))
+        for table in tables.Row.metadata.tables:
+            connection.execute(f'INSERT INTO main."{table}" SELECT * FROM template."{table}"')
+        connection.commit()
 
 
 def empty(postgres_url: str) -> None:
@@ -185,10 +263,17 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def project(sessions: database.Sessions) -> tables.ProjectRow:
+def project(
+    sessions: database.Sessions, database_url: str, sqlite_project_template: Path
+) -> tables.ProjectRow:
     """The project that `client` belongs to."""
+    is_file = database_url.startswith("sqlite:///")
+    if is_file:
+        copy_rows(sqlite_project_template, Path(database_url.removeprefix("sqlite:///")))
     with sessions.begin() as session:
-        return keys.create_project(session, name="laboratory")
+        if is_file:
+            return session.query(tables.ProjectRow).one()
+        return keys.create_project(session, name=PROJECT)
 
 
 @pytest.fixture
@@ -216,10 +301,24 @@ def api_key(sessions: database.Sessions, project: tables.ProjectRow) -> str:
         return factories.key(session, project_id=project.id)
 
 
+@pytest.fixture(scope="session")
+def included_routes() -> dict[int, BaseRoute]:
+    """The included routes of the first application, by their places."""
+    return {}
+
+
 @pytest.fixture
-def app(settings: Settings) -> FastAPI:
-    """The application, not started."""
-    return create_app(settings)
+def app(settings: Settings, included_routes: dict[int, BaseRoute]) -> FastAPI:
+    """The application, not started.
+
+    FastAPI works out the parameters of all routes at an application's first request, which takes
+    longer than most tests; what it has worked out holds nothing of the application, and is kept.
+    """
+    made = create_app(settings)
+    for place, route in enumerate(made.router.routes):
+        if hasattr(route, "original_router"):
+            made.router.routes[place] = included_routes.setdefault(place, route)
+    return made
 
 
 @pytest.fixture

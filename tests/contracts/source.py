@@ -55,9 +55,8 @@ def text(path: Path) -> str:
     return (ROOT / path).read_text(encoding="utf-8")
 
 
-@cache
 def tree(path: Path) -> ast.Module:
-    """Return a Python file's syntax tree."""
+    """Return a Python file's syntax tree; those of all files are a burden on memory."""
     return ast.parse(text(path), filename=str(path))
 
 

@@ -1,13 +1,12 @@
 """What is generated from the engine equals the engine."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.contracts import source
+from workers import export_catalog
 
 CATALOG = Path("models_registry/catalog.json")
 GENERATED = (
@@ -24,22 +23,12 @@ def catalog() -> dict[str, list[dict[str, object]]]:
 
 class TestCatalog:
     @pytest.mark.slow
-    @pytest.mark.timeout(300)
-    def test_equals_what_the_code_generates(self, tmp_path: Path) -> None:
-        """The export runs in a copy, so a difference is reported and not repaired."""
-        for top in ("workers", "models_registry", "retort", "docs"):
-            for path in source.files():
-                if path.parts[0] == top:
-                    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-                    (tmp_path / path).write_bytes((source.ROOT / path).read_bytes())
-        subprocess.run(
-            [sys.executable, "-m", "workers.export_catalog"],
-            cwd=tmp_path,
-            env=source.environment(),
-            check=True,
-            capture_output=True,
-            timeout=240,
-        )
+    def test_equals_what_the_code_generates(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The export writes somewhere else, so a difference is reported and not repaired."""
+        monkeypatch.setattr(export_catalog, "ROOT", tmp_path)
+        assert export_catalog.main() == 0
         for generated in (CATALOG, *GENERATED):
             written = (tmp_path / generated).read_text(encoding="utf-8")
             assert written == source.text(generated), f"{generated}: run `make catalog`"

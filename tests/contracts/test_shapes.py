@@ -22,5 +22,6 @@ class TestShapes:
     def test_that_are_wrong_do_not_survive(self) -> None:
         from workers.distill.networks import interface
 
+        jaxtyping.config.update("jaxtyping_disable", False)  # as in every test that is not slow
         with pytest.raises(jaxtyping.TypeCheckError):
             interface.Features(logits=torch.zeros(2, 3), pooled=torch.zeros(2, 3, 4))

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 from retort import errors, types
 from retort.client import Client
 from tests.journeys.stacks import ON_EMBEDDED, ON_PRODUCTION, Stack
+from workers.distill.evaluation import evaluate
 
 pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -57,7 +56,7 @@ def wait_for_event(retort: Client, job_id: str, kind: str, *, seconds: float = 9
 
 class TestAJob:
     def test_gives_a_student_that_scores_what_the_registry_states(
-        self, retort: Client, teacher: str, tmp_path: Path
+        self, retort: Client, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ):
         method = {"name": "dkd", "warmup_epochs": 2}
         spec = a_job(teacher, method=method, baseline=True, report=True)
@@ -79,23 +78,11 @@ class TestAJob:
         student = retort.jobs.download_student(job.id, tmp_path / "student.safetensors")
         digest = hashlib.sha256(student.read_bytes()).hexdigest()
         assert ended.result.digest == f"sha256:{digest}"
-        measured = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "workers.distill.evaluation.evaluate",
-                student,
-                "--dataset",
-                "digits",
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=Path(__file__).parents[2],
-        )
+        assert evaluate.main([str(student), "--dataset", "digits"]) == 0
+        measured = json.loads(capsys.readouterr().out)
         stated = ended.result.scores["student"]
         assert stated is not None
-        assert json.loads(measured.stdout)["accuracy"] == stated["accuracy"]
+        assert measured["accuracy"] == stated["accuracy"]
         version = retort.models.resolve(ended.result.student or "")
         drawn = {file.path for file in retort.jobs.report(job.id)}
         assert {"tsne.png", "correlation.svg", "curves.json", "card.md", "index.json"} <= drawn
@@ -165,6 +152,8 @@ class TestAJob:
         assert ended.attempt == 2
         log = [event.type for event in retort.jobs.events(job.id).data]
         assert log.count("job.succeeded") == 1
+        if stack.restarts_workers:  # the engine is the same: its bytes are compared on one stack
+            return
         undisturbed = retort.jobs.wait(retort.jobs.submit(spec).id, timeout=150)
         assert undisturbed.attempt == 1
         assert ended.result is not None
