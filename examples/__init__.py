@@ -1,0 +1,1 @@
+"""Programs and job specs to begin with."""
