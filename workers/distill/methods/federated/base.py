@@ -192,7 +192,8 @@ class FederatedMethod(Method):
         """The federation; a caller may set single fields of it."""
 
         federation: Federation = Field(
-            Federation(), description="Clients, rounds, and how the data are divided."
+            Federation(),
+            description="Clients, rounds and the division of the data; single fields may be given.",
         )
 
         @field_validator("federation", mode="before")
