@@ -99,7 +99,8 @@ def complete(document: Json) -> None:
     document["components"]["responses"] = _problem_responses()
     for path, verb, operation in _operations(document):
         # FastAPI's own is the name of the function, such as "Index".
-        operation["summary"] = _first_sentence(operation["description"])
+        if "description" in operation:
+            operation["summary"] = _first_sentence(operation["description"])
         _declare_problems(path, verb, operation)
         if path.endswith(_DOWNLOADS):
             operation["responses"] |= _download_responses()
@@ -231,7 +232,7 @@ def _download_responses() -> Json:
 
 def _first_sentence(description: str) -> str:
     text = " ".join(description.split("\n\n")[0].split())
-    return re.split(r"(?<=[a-z)])[.;:](?:\s|$)", text, maxsplit=1)[0]
+    return re.split(r"(?<=[a-z)`])[.;](?:\s|$)", text, maxsplit=1)[0]
 
 
 def _component(status: HTTPStatus) -> str:

@@ -37,6 +37,7 @@ class Environment(BaseSettings):
     url: str | None = Field(None, validation_alias="RETORT_URL")
     api_key: SecretStr | None = Field(None, validation_alias="RETORT_API_KEY")
     data_dir: Path = Field(Path("retort-data"), validation_alias="RETORT_DATA_DIR")
+    columns: str | None = Field(None, validation_alias="COLUMNS", pattern=r"^[1-9][0-9]{0,3}$")
     config_home: Path = Field(Path("~/.config"), validation_alias="XDG_CONFIG_HOME")
 
     @property

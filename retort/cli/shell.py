@@ -5,7 +5,6 @@ import enum
 import functools
 import inspect
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -263,7 +262,9 @@ def console(stream: Any) -> "rich.console.Console":  # Any: sys.stdout may be re
     made = rich.console.Console(file=stream, highlight=False, markup=False)
     if not made.is_terminal:
         # Who sets COLUMNS says how wide a page is.
-        width = PIPED_WIDTH if not os.environ.get("COLUMNS", "").isdecimal() else None
+        from retort import config
+
+        width = int(config.Environment().columns or PIPED_WIDTH)
         made = rich.console.Console(
             file=stream, highlight=False, markup=False, width=width, color_system=None
         )

@@ -20,7 +20,7 @@ from tests.retort import workers
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Start in an empty folder, with an empty configuration and environment."""
-    for name in ("RETORT_URL", "RETORT_API_KEY", "RETORT_DATA_DIR"):
+    for name in ("RETORT_URL", "RETORT_API_KEY", "RETORT_DATA_DIR", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
     folder = tmp_path / "home"
     (folder / "here").mkdir(parents=True)

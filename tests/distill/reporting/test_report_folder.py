@@ -103,7 +103,8 @@ class TestRun:
         self, reported: tuple[Path, list[dict[str, Any]]]
     ) -> None:
         workdir, lines = reported
-        assert folders.of_type(lines, "warning") == []
+        warned = {told["code"] for told in folders.of_type(lines, "warning")}
+        assert warned <= {"teacher_weak"}  # it was hardly trained
         listed = {file["path"] for file in lines[-1]["files"]}
         files = {f"report/{path.name}" for path in (workdir / "report").iterdir()}
         assert {path for path in listed if path.startswith("report/")} == files

@@ -41,7 +41,7 @@ class StandIn:
     items: list[Any] = field(default_factory=list)
 
 
-class Contents(dict[Any, Any]):
+class PlainDict(dict[Any, Any]):
     """A dictionary of a class that keeps nothing but its items, such as OrderedDict."""
 
 
@@ -104,11 +104,11 @@ def read(
 
 
 CONTAINERS: dict[str, Rebuild] = {
-    "collections.OrderedDict": lambda *items: Contents(*items[:1]),
-    "collections.defaultdict": lambda *_: Contents(),
-    "collections.Counter": lambda *items: Contents(*items[:1]),
-    "builtins.dict": lambda *items: Contents(*items[:1]),
-    "__builtin__.dict": lambda *items: Contents(*items[:1]),
+    "collections.OrderedDict": lambda *items: PlainDict(*items[:1]),
+    "collections.defaultdict": lambda *_: PlainDict(),
+    "collections.Counter": lambda *items: PlainDict(*items[:1]),
+    "builtins.dict": lambda *items: PlainDict(*items[:1]),
+    "__builtin__.dict": lambda *items: PlainDict(*items[:1]),
     "builtins.list": lambda *items: list(*items[:1]),
     "__builtin__.list": lambda *items: list(*items[:1]),
     # Sets, as lists: nothing looks for a member, and a member need not be hashable.
@@ -123,7 +123,7 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY: dict[str, Callable[[], Any]] = {
     "EMPTY_LIST": list,
     "EMPTY_TUPLE": tuple,
-    "EMPTY_DICT": Contents,
+    "EMPTY_DICT": PlainDict,
     "EMPTY_SET": list,
 }
 _IGNORED = frozenset({"PROTO", "FRAME"})
@@ -196,7 +196,7 @@ class _Machine:
         self._stack.append((first, second, third))
 
     def dictionary(self, _: Any) -> None:
-        content = Contents()
+        content = PlainDict()
         self._put_items(content, self._above_mark())
         self._stack.append(content)
 
@@ -274,7 +274,7 @@ class _Machine:
             target.take_state(state)
         elif isinstance(target, StandIn):
             target.state = state
-        elif not isinstance(target, Contents | list | Name):
+        elif not isinstance(target, PlainDict | list | Name):
             raise Unreadable(f"it gives a state to a {type(target).__name__}")
 
     def persistent_id(self, value: Any) -> None:
@@ -317,7 +317,7 @@ class _Machine:
     def _put_items(self, target: Any, values: list[Any]) -> None:
         if len(values) % 2:
             raise Unreadable("a key has no value")
-        if isinstance(target, Contents):
+        if isinstance(target, PlainDict):
             for key, value in zip(values[::2], values[1::2], strict=True):
                 target[_key(key)] = value
         elif isinstance(target, StandIn):

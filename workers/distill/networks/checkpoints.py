@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workers.distill.files.pickle_reader import Contents, StandIn
+from workers.distill.files.pickle_reader import PlainDict, StandIn
 from workers.distill.files.torchfile import ArrayRecord, Checkpoint, TensorRecord
 
 MOST_DEPTH = 64
@@ -130,7 +130,7 @@ class _Walk:
         inside = (*around, id(value))
         if isinstance(value, TensorRecord | ArrayRecord):
             self._contained.places[path] = Place(value, outer)
-        elif isinstance(value, Contents):
+        elif isinstance(value, PlainDict):
             for key, item in value.items():
                 self.visit(item, _joined(path, key), _length(path), inside)
         elif isinstance(value, list | tuple):
@@ -141,9 +141,9 @@ class _Walk:
 
     def _visit_object(self, value: StandIn, path: str, outer: int, inside: tuple[int, ...]) -> None:
         state = value.state
-        if isinstance(state, tuple) and state and isinstance(state[0], Contents):
+        if isinstance(state, tuple) and state and isinstance(state[0], PlainDict):
             state = state[0]  # of a class with slots
-        if not isinstance(state, Contents):
+        if not isinstance(state, PlainDict):
             self._contained.others.add(path)
             return
         groups: list[Any] = [state]
@@ -153,7 +153,7 @@ class _Walk:
             groups = [state.get(name) for name in ("_parameters", "_buffers", "_modules")]
         skipped = state.get("_non_persistent_buffers_set")
         for members in groups:
-            for name, item in members.items() if isinstance(members, Contents) else ():
+            for name, item in members.items() if isinstance(members, PlainDict) else ():
                 if not isinstance(skipped, list) or name not in skipped:
                     self.visit(item, _joined(path, name), outer, inside, inner=True)
 

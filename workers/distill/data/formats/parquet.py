@@ -8,10 +8,7 @@ classes stand in the metadata that it writes as well.
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from workers.distill import errors
 from workers.distill.config.job import Task
@@ -19,6 +16,9 @@ from workers.distill.data import dataset
 from workers.distill.data.formats import archives, classified, conversion, folders
 from workers.distill.data.formats.base import Format
 from workers.distill.data.formats.upload import Upload
+
+if TYPE_CHECKING:  # imported where a file is opened: it starts a thread, which no fork survives
+    import pyarrow.parquet as pq
 
 LAYOUT = (
     "a 'parquet' upload is a Parquet file, or an archive of some, with a column 'image' of encoded "
@@ -101,8 +101,11 @@ def find(upload: Upload) -> dict[str, list[Path]]:
     return found
 
 
-def _open(file: Path) -> tuple[pq.ParquetFile, str, str]:
+def _open(file: Path) -> "tuple[pq.ParquetFile, str, str]":
     """Return a file with the names of its columns of pictures and of labels."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         table = pq.ParquetFile(file)
         names = table.schema_arrow.names
@@ -119,8 +122,10 @@ def _open(file: Path) -> tuple[pq.ParquetFile, str, str]:
 
 
 def _rows(
-    file: Path, table: pq.ParquetFile, image: str, label: str
+    file: Path, table: "pq.ParquetFile", image: str, label: str
 ) -> Iterator[tuple[bytes, Any]]:  # Any: numbers or names
+    import pyarrow as pa
+
     try:
         for batch in table.iter_batches(batch_size=_ROWS, columns=[image, label]):
             for picture, value in zip(
@@ -143,7 +148,7 @@ def _rows(
         raise _unreadable(file, error) from error
 
 
-def _names(table: pq.ParquetFile, label: str) -> list[str] | None:
+def _names(table: "pq.ParquetFile", label: str) -> list[str] | None:
     """Return the names of classes that the library `datasets` wrote beside a file's columns."""
     metadata = table.schema_arrow.metadata or {}
     try:
