@@ -339,11 +339,12 @@ def builtin_dataset(
     cache: Path,
     launcher: EngineLauncher,
     without: Collection[str] = (),
+    must_stop: Callable[[], bool] = lambda: False,
 ) -> str | None:
     """Put the built-in data set `name` into `folder`; return why that failed, or None.
 
     It is written once on a machine, under a lock, and linked from then on. Files named in `without`
-    are left out.
+    are left out. Where `must_stop` ends the writing, there is neither a data set nor a failure.
     """
     kept = builtin_folder(cache) / name
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -352,11 +353,13 @@ def builtin_dataset(
             with staging.scratch(kept.parent, f".{name}") as workdir:
                 try:
                     request = {"kind": "builtin", "name": name}
-                    report = _ask(request, workdir, launcher=launcher)
+                    report = _ask(request, workdir, launcher=launcher, must_stop=must_stop)
                 except _Died as error:
                     return f"the process that writes it died: {error}"
-                if report is None or report["type"] == "failure":
-                    return str((report or {}).get("message"))
+                if report is None:
+                    return None
+                if report["type"] == "failure":
+                    return str(report.get("message"))
                 (workdir / "dataset").rename(kept)
     for path in kept.iterdir():
         if path.name not in without:

@@ -177,7 +177,12 @@ class _Run:
         folder = self._workdir / "dataset"
         cache = self._context.settings.cache_dir
         failure = builtin_dataset(
-            name, folder, cache=cache, launcher=self._context.launcher, without=without
+            name,
+            folder,
+            cache=cache,
+            launcher=self._context.launcher,
+            without=without,
+            must_stop=self._nobody_goes_on,
         )
         if failure is not None:
             raise _BuiltinFailed(failure)
@@ -227,6 +232,12 @@ class _Run:
         """Return whether one job is no longer wanted, or this worker shuts down."""
         wanted = any(attempt.heartbeat.stop_wanted for attempt in self._open)
         return wanted or self._context.shutting_down.is_set()
+
+    def _nobody_goes_on(self) -> bool:
+        """Return whether no job needs its inputs any more: each is stopped, or the worker is."""
+        beats = [attempt.heartbeat for attempt in self._open]
+        stopped = all(beat.stop_wanted or beat.lost for beat in beats)
+        return stopped or self._context.shutting_down.is_set()
 
     def _relay(self, report: Report, engine: EngineProcess) -> None:
         """Relay a report to the job that it names, or else to all."""
