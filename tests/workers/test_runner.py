@@ -548,7 +548,8 @@ class TestEngineServer:
                 actions.cancel(session, project_id=project, job_id=job_id)
 
         others = scenes.engines("workers.engine_server")
-        with with_launcher(workshop, "--") as own:
+        # Its imports take seconds, so that it is suspended before it is ready.
+        with with_launcher(workshop, "torch", "--") as own:
             own.launcher.warm_up()
             found = functools.partial(scenes.engines, "workers.engine_server")
             server = scenes.wait_until(lambda: [p for p in found() if p not in others], "it runs")[
