@@ -4,9 +4,10 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.workers import odd_engine, scenes
@@ -23,8 +24,24 @@ pytestmark = pytest.mark.skipif(
 SERVER = "workers.engine_server"
 
 
+@pytest.fixture(autouse=True)
+def others() -> Iterator[None]:
+    """Leave out the servers of other tests of this process, which may run on."""
+    OTHERS.update(one.pid for one in scenes.engines(SERVER))
+    yield
+    OTHERS.clear()
+
+
+OTHERS: set[int] = set()
+
+
+def own_servers() -> list[psutil.Process]:
+    """Return the servers that the present test has started."""
+    return [one for one in scenes.engines(SERVER) if one.pid not in OTHERS]
+
+
 def servers() -> int:
-    return len(scenes.engines(SERVER))
+    return len(own_servers())
 
 
 def reports(launcher: EngineLauncher, workdir: Path, way: str = "polite") -> list[Report]:
@@ -74,7 +91,7 @@ class TestServer:
     def test_that_takes_its_time_can_be_waited_for_in_small_portions(self, tmp_path: Path) -> None:
         with warm() as launcher:
             launcher.warm_up()
-            (server,) = scenes.wait_until(lambda: scenes.engines(SERVER), "the server starts")
+            (server,) = scenes.wait_until(own_servers, "the server starts")
             server.suspend()
             assert not launcher.wait_ready(0.05)
             server.resume()
@@ -122,7 +139,7 @@ class TestColdStart:
         with warm() as launcher:
             launcher.warm_up()
             scenes.wait_until(lambda: launcher.wait_ready(0.1), "the server is ready")
-            (server,) = scenes.engines(SERVER)
+            (server,) = own_servers()
             server.suspend()
             assert is_told(reports(launcher, tmp_path), "hangs")
             assert scenes.has_ended(server.pid)
