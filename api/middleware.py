@@ -50,7 +50,8 @@ class RequestMiddleware:
         started, status, method = time.perf_counter(), 500, scope["method"]
         if method == "HEAD":
             # Answered by what answers GET, so that HEAD is wherever GET is.
-            scope["method"], scope["is_head"] = "GET", True
+            # The server's own scope keeps its method: by it, the server sends no body.
+            scope = {**scope, "method": "GET", "is_head": True}
             receive, send = _without_body(send)
 
         async def send_with_id(message: Message) -> None:

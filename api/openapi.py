@@ -2,6 +2,7 @@
 
 import copy
 import re
+import threading
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
@@ -69,12 +70,14 @@ _STREAMED_BODIES = ("/parts/{number}", "/reply")
 
 def install(app: FastAPI) -> None:
     """Make `app` serve the complete document."""
-    original = app.openapi
+    original, lock = app.openapi, threading.Lock()
 
     def described() -> Json:
-        document = original()
-        if "Problem" not in document["components"]["schemas"]:
-            complete(document)
+        # Threads ask for it too, and none may see it half complete.
+        with lock:
+            document = original()
+            if "Problem" not in document["components"]["schemas"]:
+                complete(document)
         return document
 
     # FastAPI's own way to extend the document is to replace this method.

@@ -15,9 +15,9 @@ RegistryError
 ├── PreconditionRequired  `If-Match` is needed here
 ├── Unauthenticated   no key, or one that is unknown, expired or revoked
 ├── Forbidden         the key's role does not allow this
-├── StorageFull       the disk of the byte store or of the database has no room
 ├── Unavailable       a dependency cannot be reached
 │   ├── StorageDown   the byte store
+│   │   └── StorageFull  it, or the database, has no room left
 │   └── QueueDown     the broker
 └── StaleFence        a worker that no longer holds the lease tried to write
 """
@@ -145,12 +145,6 @@ class StaleFence(RegistryError):
     code = "stale_fence"
 
 
-class StorageFull(RegistryError):
-    """There is no room left: the same request fails until somebody makes some."""
-
-    code = "storage_full"
-
-
 class Unavailable(RegistryError):
     """A dependency cannot be reached just now."""
 
@@ -161,6 +155,15 @@ class StorageDown(Unavailable):
     """The byte store cannot be reached."""
 
     code = "storage_down"
+
+
+class StorageFull(StorageDown):
+    """There is no room left: the same request fails until somebody makes some.
+
+    Whoever copes with a store that is down copes with a full one.
+    """
+
+    code = "storage_full"
 
 
 class QueueDown(Unavailable):

@@ -37,8 +37,14 @@ class Environment(BaseSettings):
     url: str | None = Field(None, validation_alias="RETORT_URL")
     api_key: SecretStr | None = Field(None, validation_alias="RETORT_API_KEY")
     data_dir: Path = Field(Path("retort-data"), validation_alias="RETORT_DATA_DIR")
-    columns: str | None = Field(None, validation_alias="COLUMNS", pattern=r"^[1-9][0-9]{0,3}$")
+    columns: str | None = Field(None, validation_alias="COLUMNS")
     config_home: Path = Field(Path("~/.config"), validation_alias="XDG_CONFIG_HOME")
+
+    @property
+    def page_width(self) -> int | None:
+        """Return COLUMNS as a number; None where it is no width, such as the 0 of some shells."""
+        given = self.columns or ""
+        return int(given) or None if given.isascii() and given.isdecimal() else None
 
     @property
     def user_file(self) -> Path:

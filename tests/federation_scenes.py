@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from models_registry.federations import clients, federations, rounds
+from models_registry.federations import clients, federations, replies, rounds
 from models_registry.jobs import leases
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
@@ -104,6 +104,20 @@ class RemoteJob:
         task = {"expected": expected(number), "open_rows": None}
         with self.sessions.begin() as session:
             rounds.open_round(session, self.lease, number=number, task=task)
+
+    def answer(self, client: tables.FederationClientRow, number: int = 1) -> bytes:
+        """Let a client answer a round, and return what it has sent."""
+        content = reply(client.id, number)
+        replies.receive(
+            self.sessions,
+            self.storage,
+            member=clients.Member(self.federation, client),
+            number=number,
+            chunks=[content],
+            announced_bytes=None,
+            announced_sha256=None,
+        )
+        return content
 
     def close(self, number: int = 1) -> bool:
         """Close a round if that is due."""

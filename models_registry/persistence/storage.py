@@ -104,9 +104,8 @@ class ByteStream(Iterator[bytes]):
 class Storage(Protocol):
     """Put, open, exists and delete, and what uploads and maintenance need besides.
 
-    Every method raises `errors.StorageDown` when the store cannot do its work,
-    `errors.StorageFull` when its disk has no room, and `errors.Malformed` for a key that is not
-    one of ours.
+    Every method raises `errors.StorageDown` when the store cannot do its work (`StorageFull` where
+    its disk has no room), and `errors.Malformed` for a key that is not one of ours.
     """
 
     def put(self, stream: Source, *, expected: str | None = None) -> StoredBlob:

@@ -7,7 +7,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, TypeVar
 
 import typer
@@ -235,7 +235,7 @@ def _tell(error: errors.RetortError, *, as_json: bool) -> None:
         return
     body: dict[str, object] = {"error": type(error).__name__, "detail": str(error)}
     if isinstance(error, errors.ProblemError):
-        faults = [vars(fault) if hasattr(fault, "__dict__") else fault for fault in error.errors]
+        faults = [asdict(fault) for fault in error.errors]
         body |= {"status": error.status, "code": error.code, "errors": faults}
     body["exit_code"] = code_of(error)
     sys.stderr.write(json.dumps(body, ensure_ascii=False) + "\n")
@@ -264,7 +264,7 @@ def console(stream: Any) -> "rich.console.Console":  # Any: sys.stdout may be re
         # Who sets COLUMNS says how wide a page is.
         from retort import config
 
-        width = int(config.Environment().columns or PIPED_WIDTH)
+        width = config.Environment().page_width or PIPED_WIDTH
         made = rich.console.Console(
             file=stream, highlight=False, markup=False, width=width, color_system=None
         )

@@ -159,6 +159,16 @@ class TestStream:
         assert progress
         assert not any("sequence" in told for told in progress)
 
+    def test_of_a_known_length_is_answered_to_head_with_that_length(
+        self, http: httpx.Client, job_id: str
+    ) -> None:
+        whole = http.get(f"/v1/jobs/{job_id}")
+        # Twice on one connection: a server that waits for the body would break it off.
+        for _ in range(2):
+            head = http.head(f"/v1/jobs/{job_id}")
+            assert (head.status_code, head.content) == (200, b"")
+            assert head.headers["content-length"] == whole.headers["content-length"]
+
     def test_answers_head_at_once(self, http: httpx.Client, job_id: str) -> None:
         head = http.head(f"/v1/jobs/{job_id}/stream", timeout=PATIENCE_SECONDS)
         assert (head.status_code, head.content) == (200, b"")

@@ -24,6 +24,15 @@ def user(home):
     return home / "config" / "retort" / "client.json"
 
 
+class TestPageWidth:
+    @pytest.mark.parametrize(
+        ("given", "width"), [("100", 100), ("0", None), ("", None), ("wide", None), ("-1", None)]
+    )
+    def test_is_that_of_the_environment_where_it_is_one(self, monkeypatch, given, width):
+        monkeypatch.setenv("COLUMNS", given)
+        assert config.Environment().page_width == width
+
+
 class TestFind:
     def test_prefers_what_the_caller_says(self, monkeypatch, local):
         write(local, "http://local", "local-key")

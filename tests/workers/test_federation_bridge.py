@@ -10,8 +10,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from models_registry import errors
-from models_registry.federations import replies, rounds
-from models_registry.federations.clients import Member
+from models_registry.federations import rounds
 from models_registry.persistence import database, tables
 from tests import databases, factories, federation_scenes
 from tests.federation_scenes import OPEN_DIGEST, OPEN_SET, RemoteJob
@@ -55,20 +54,6 @@ def task(number: int) -> object:
     return {"expected": federation_scenes.expected(number), "open_rows": None}
 
 
-def answer(remote: RemoteJob, client: tables.FederationClientRow, number: int = 1) -> bytes:
-    content = federation_scenes.reply(client.id, number)
-    replies.receive(
-        remote.sessions,
-        remote.storage,
-        member=Member(remote.federation, client),
-        number=number,
-        chunks=[content],
-        announced_bytes=None,
-        announced_sha256=None,
-    )
-    return content
-
-
 class TestPoll:
     def test_carries_a_round_to_and_fro(
         self, context: Context, remote: RemoteJob, tmp_path: Path
@@ -92,10 +77,10 @@ class TestPoll:
         engine_writes(workdir, "rounds/0000/consensus.safetensors", b"start")
         engine_writes(workdir, "rounds/0001/task.json", task(1))
         carrier.poll()
-        first = answer(remote, north)
+        first = remote.answer(north)
         carrier.poll()
         assert not (folder / "rounds/0001/closed.json").exists()
-        answer(remote, south)
+        remote.answer(south)
         carrier.poll()
         closed = json.loads((folder / "rounds/0001/closed.json").read_text())
         assert closed == {"clients": sorted((north.id, south.id))}
@@ -117,7 +102,7 @@ class TestPoll:
         engine_writes(tmp_path / "first", "rounds/0001/task.json", task(1))
         first.poll()
         first.poll()
-        content = answer(remote, north)
+        content = remote.answer(north)
         with context.sessions.begin() as session:
             job = session.get_one(tables.JobRow, remote.lease.job_id)
             factories.lost(session, job)
@@ -129,7 +114,7 @@ class TestPoll:
         engine_writes(tmp_path / "second", "plan.json", {})
         engine_writes(tmp_path / "second", "rounds/0001/task.json", task(1))
         second.poll()
-        answer(remote, south)
+        remote.answer(south)
         second.poll()
         folder = tmp_path / "second/federation/rounds/0001"
         assert (folder / "closed.json").exists()

@@ -629,7 +629,7 @@ class Choosy(storage.LocalStorage):
 
     def put(self, stream: storage.Source, *, expected: str | None = None) -> storage.StoredBlob:
         if str(getattr(stream, "name", "")).endswith("tsne.png"):
-            raise errors.StorageDown("the byte store cannot be used just now")
+            raise errors.StorageFull("the disk of the byte store is full")
         return super().put(stream, expected=expected)
 
 

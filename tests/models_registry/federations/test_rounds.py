@@ -5,26 +5,25 @@ from datetime import timedelta
 import pytest
 
 from models_registry import errors
-from models_registry.federations import clients, federations, replies, rounds
+from models_registry.federations import clients, federations, rounds
 from models_registry.federations.clients import Member
 from models_registry.jobs import leases, sweeps
 from models_registry.persistence import database, tables
-from tests import factories, federation_scenes
+from tests import factories
 from tests.federation_scenes import RemoteJob
 
 
-def answer(remote: RemoteJob, client: tables.FederationClientRow, number: int = 1) -> None:
-    """Let a client answer a round."""
-    content = federation_scenes.reply(client.id, number)
-    replies.receive(
-        remote.sessions,
-        remote.storage,
-        member=Member(remote.federation, client),
-        number=number,
-        chunks=[content],
-        announced_bytes=None,
-        announced_sha256=None,
-    )
+def two_rounds_of(remote: RemoteJob, *present: tables.FederationClientRow) -> None:
+    """Publish a round that only these clients have answered, and let them answer the second."""
+    remote.open()
+    for client in present:
+        remote.answer(client)
+    pass_deadline(remote)
+    remote.close()
+    remote.publish()
+    remote.open(2)
+    for client in present:
+        remote.answer(client, 2)
 
 
 def pass_deadline(remote: RemoteJob, number: int = 1) -> None:
@@ -71,17 +70,17 @@ class TestClose:
     def test_happens_when_all_have_answered(self, remote: RemoteJob) -> None:
         north, south = remote.joined("north", "south")
         remote.open()
-        answer(remote, north)
+        remote.answer(north)
         assert not remote.close()
-        answer(remote, south)
+        remote.answer(south)
         assert remote.close()
         assert remote.close(), "closing again changes nothing"
 
     def test_happens_at_the_deadline_with_enough_replies(self, remote: RemoteJob) -> None:
         north, south, _ = remote.joined("north", "south", "silent")
         remote.open()
-        answer(remote, north)
-        answer(remote, south)
+        remote.answer(north)
+        remote.answer(south)
         assert not remote.close()
         pass_deadline(remote)
         assert remote.close()
@@ -89,7 +88,7 @@ class TestClose:
     def test_fails_at_the_deadline_with_too_few(self, remote: RemoteJob) -> None:
         north, _ = remote.joined("north", "silent")
         remote.open()
-        answer(remote, north)
+        remote.answer(north)
         pass_deadline(remote)
         with pytest.raises(rounds.TooFewClientsError, match="1 of at least 2 clients answered"):
             remote.close()
@@ -97,33 +96,17 @@ class TestClose:
     def test_does_not_wait_for_a_client_that_is_away(self, remote: RemoteJob) -> None:
         """It missed the round before, and was not seen since this one is open."""
         north, south, away = remote.joined("north", "south", "away")
-        remote.open()
-        for client in (north, south):
-            answer(remote, client)
-        pass_deadline(remote)
-        remote.close()
-        remote.publish()
-        remote.open(2)
-        for client in (north, south):
-            answer(remote, client, 2)
+        two_rounds_of(remote, north, south)
         assert remote.close(2)
         assert remote.client(away.id).last_round is None
 
     def test_waits_for_a_client_that_has_come_back(self, remote: RemoteJob) -> None:
         north, south, back = remote.joined("north", "south", "back")
-        remote.open()
-        for client in (north, south):
-            answer(remote, client)
-        pass_deadline(remote)
-        remote.close()
-        remote.publish()
-        remote.open(2)
-        for client in (north, south):
-            answer(remote, client, 2)
+        two_rounds_of(remote, north, south)
         with remote.sessions.begin() as session:
             clients.note_seen(session, client_id=back.id)
         assert not remote.close(2)
-        answer(remote, back, 2)
+        remote.answer(back, 2)
         assert remote.close(2)
 
 
@@ -132,7 +115,7 @@ class TestAnotherAttempt:
         north, south = remote.joined("north", "south")
         remote.publish(0, b"start")
         remote.open()
-        answer(remote, north)
+        remote.answer(north)
         with remote.sessions.begin() as session:
             job = session.get_one(tables.JobRow, remote.lease.job_id)
             factories.lost(session, job)
@@ -143,7 +126,7 @@ class TestAnotherAttempt:
         assert remote.publish(0, b"start")
         assert not remote.publish(0, b"other"), "what clients have is not replaced"
         remote.open()
-        answer(remote, south)
+        remote.answer(south)
         assert remote.close()
         with remote.sessions() as session:
             found = rounds.replies(session, remote.id, 1)
@@ -163,8 +146,8 @@ class TestBytes:
     ) -> None:
         north, south = remote.joined("north", "south")
         remote.open()
-        answer(remote, north)
-        answer(remote, south)
+        remote.answer(north)
+        remote.answer(south)
         remote.publish(0, b"start")
 
         def sweep() -> int:

@@ -105,13 +105,15 @@ class TestTracker:
         assert bool(found.held.all())
 
     def test_teaches_as_the_guide(self) -> None:
-        divergences, taught = label_means.kl_divergences(SCORES["A"], LABELS["A"], self.tracked())
+        divergences, has_teacher = label_means.kl_divergences(
+            SCORES["A"], LABELS["A"], self.tracked()
+        )
         expected = FEDERATED.expected("feddistill_tracker", "kl_teacher")
         assert float(divergences[0]) == pytest.approx(expected, abs=1e-6)
         whole = F.cross_entropy(SCORES["A"][:1], LABELS["A"][:1]) + divergences[0]
         expected = FEDERATED.expected("feddistill_tracker", "loss_sample0")
         assert float(whole) == pytest.approx(expected, abs=1e-6)
-        assert bool(taught.all())
+        assert bool(has_teacher.all())
 
 
 class TestLeaveOneOut:
@@ -214,10 +216,10 @@ class TestCrossEntropies:
         name = CLIENTS[place]
         teachers = label_means.leave_one_out(uploads())
         teacher = LabelMeans(teachers.rows[place], teachers.held[place])
-        apart, taught = label_means.cross_entropies(SCORES[name], LABELS[name], teacher)
+        apart, has_teacher = label_means.cross_entropies(SCORES[name], LABELS[name], teacher)
         task = F.cross_entropy(SCORES[name], LABELS[name])
         expected = FEDERATED.expected("fd", f"loss_{name}")
-        assert bool(taught.all())
+        assert bool(has_teacher.all())
         assert FEDERATED.close(task, expected["ce"])
         assert FEDERATED.close(apart.mean(), expected["kd_ce_to_teacher"])
         assert FEDERATED.close(task + 0.5 * apart.mean(), expected["total_paper_gamma0.5"])
@@ -229,8 +231,8 @@ class TestCrossEntropies:
         labels = torch.tensor([0, 1, 2])
         given = SCORES["A"].clone().requires_grad_()
         for loss in (label_means.cross_entropies, label_means.kl_divergences):
-            apart, taught = loss(given, labels, teacher)
-            assert taught.tolist() == [True, False, True]
+            apart, has_teacher = loss(given, labels, teacher)
+            assert has_teacher.tolist() == [True, False, True]
             assert float(apart[1].detach()) == 0
             assert torch.autograd.gradcheck(
                 lambda scores, loss=loss: loss(scores, labels, teacher)[0], given

@@ -98,7 +98,7 @@ class TestExchange:
         sent = replies(fd)
         consensus = fd.aggregate([sent["a"], sent["c"]], scenes.federation("fd").server)
         # Nobody but a holds label 1 of the two.
-        assert fd.receive({}, consensus, sent["a"].tensors)["taught"].tolist() == [
+        assert fd.receive({}, consensus, sent["a"].tensors)["has_teacher"].tolist() == [
             True,
             False,
             True,

@@ -24,10 +24,10 @@ class TestTeacher:
         rows = torch.stack([sent_rows(parties, place) for place in range(3)])
         for place, client in enumerate(parties.clients):
             expected = torch.cat([rows[:place], rows[place + 1 :]]).nanmean(0)
-            taught = ~expected[:, 0].isnan()
-            assert torch.equal(client.memory["taught"], taught)
+            has_teacher = ~expected[:, 0].isnan()
+            assert torch.equal(client.memory["has_teacher"], has_teacher)
             found = client.memory["teacher"]
-            assert torch.allclose(found[taught], expected[taught], atol=1e-6)
+            assert torch.allclose(found[has_teacher], expected[has_teacher], atol=1e-6)
 
     def test_teaches_by_the_divergence_of_its_softmax(self) -> None:
         parties = gather("feddistill", teacher_weight=2.0)
@@ -45,7 +45,7 @@ class TestTeacher:
         for number in (1, 2):
             alone.run(number)
             local.run(number)
-        assert not bool(alone.clients[0].memory["taught"].any())
+        assert not bool(alone.clients[0].memory["has_teacher"].any())
         states = [each.clients[0].network.state_dict() for each in (alone, local)]
         assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
@@ -76,7 +76,7 @@ class TestReleasedCode:
         rows = torch.stack([reply.tensors["label_scores"] for reply in parties.replies])
         for client in parties.clients:
             assert torch.allclose(client.memory["teacher"], rows.mean(0), atol=1e-6)
-            assert bool(client.memory["taught"].all())
+            assert bool(client.memory["has_teacher"].all())
 
     def test_is_the_same_for_many_clients_at_once(self) -> None:
         apart = gather("feddistill", released_code=True)

@@ -117,10 +117,10 @@ def without_own(own: LabelMeans, totals: LabelTotals) -> LabelMeans:
     """
     rows, held = _filled(own)
     others = totals.holders - held.long()
-    taught = others > 0
+    has_teacher = others > 0
     rows = (totals.sums - rows) / others.clamp_min(1)[..., None].to(rows.dtype)
     # The difference of a sum and its only summand is not 0 to the last digit.
-    return LabelMeans(torch.where(taught[..., None], rows, 0.0), taught)
+    return LabelMeans(torch.where(has_teacher[..., None], rows, 0.0), has_teacher)
 
 
 def mean_of_holders(uploads: LabelMeans, weights: Float[Tensor, "K C"] | None = None) -> LabelMeans:
@@ -152,9 +152,9 @@ def cross_entropies(
 
     Without a row it is 0, without a gradient. The teacher's rows are probabilities.
     """
-    taught = teacher.held[labels]
+    has_teacher = teacher.held[labels]
     apart = soft_targets.cross_entropies(logits, teacher.rows[labels])
-    return apart * taught, taught
+    return apart * has_teacher, has_teacher
 
 
 def kl_divergences(
@@ -166,9 +166,9 @@ def kl_divergences(
 
     The teacher's rows are scores. Second comes whether there is such a row; without one it is 0.
     """
-    taught = teacher.held[labels]
+    has_teacher = teacher.held[labels]
     targets = teacher.rows[labels].softmax(1)
-    return soft_targets.kl_divergences(logits, targets) * taught, taught
+    return soft_targets.kl_divergences(logits, targets) * has_teacher, has_teacher
 
 
 def _filled(uploads: LabelMeans) -> LabelMeans:

@@ -111,7 +111,7 @@ class FD(FederatedMethod):
         if not local.memory:
             # Nobody teaches yet: the labels have their whole weight.
             return {"task": task, "distil": task.new_zeros(())}
-        rows = label_means.LabelMeans(local.memory["teacher"], local.memory["taught"])
+        rows = label_means.LabelMeans(local.memory["teacher"], local.memory["has_teacher"])
         distil, _ = label_means.cross_entropies(student.logits, batch.labels, rows)
         return {"task": labels * task, "distil": teacher * base.mean(distil, batch.weights)}
 
@@ -135,9 +135,9 @@ class FD(FederatedMethod):
             rows = self._rows(sent, like=sums)
             own = self._client_weights(sent)
             sums, weights = sums - own[:, None] * rows, weights - own
-        taught = weights > 0
-        rows = torch.where(taught[:, None], sums / weights.clamp_min(1)[:, None], 0.0)
-        return {"teacher": rows.clamp_min(0.0), "taught": taught}
+        has_teacher = weights > 0
+        rows = torch.where(has_teacher[:, None], sums / weights.clamp_min(1)[:, None], 0.0)
+        return {"teacher": rows.clamp_min(0.0), "has_teacher": has_teacher}
 
     def aggregate(self, replies: Sequence[base.Reply], server: base.Server) -> Tensors:
         """Return the sum of the rows of each label, and by what it is to be divided."""

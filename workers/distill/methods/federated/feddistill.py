@@ -84,7 +84,7 @@ class FedDistill(FederatedMethod):
         task = self.label_terms(student, batch)["task"]
         if not local.memory:
             return {"task": task, "distil": task.new_zeros(())}
-        rows = LabelMeans(local.memory["teacher"], local.memory["taught"])
+        rows = LabelMeans(local.memory["teacher"], local.memory["has_teacher"])
         apart, _ = label_means.kl_divergences(student.logits, batch.labels, rows)
         weight = self.params.teacher_weight
         return {"task": task, "distil": weight * base.mean(apart, batch.weights)}
@@ -117,7 +117,7 @@ class FedDistill(FederatedMethod):
             # What is subtracted is nothing: the own rows stay in.
             own = LabelMeans(torch.zeros_like(own.rows), torch.zeros_like(own.held))
         teacher = label_means.without_own(own, totals)
-        return {"teacher": teacher.rows, "taught": teacher.held}
+        return {"teacher": teacher.rows, "has_teacher": teacher.held}
 
     # At the server.
 
