@@ -15,7 +15,7 @@ BYTECODE := PYTHONDONTWRITEBYTECODE=
 # Whole running services are shared by the tests of one group, so a group stays in one process.
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadgroup
 
-.PHONY: help demo test test-fast check gpu catalog up clean
+.PHONY: help demo test test-fast fuzz check gpu catalog up clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,10 @@ test-fast: $(ENVIRONMENT) ## Quick tests, two minutes: no server, no process, no
 	@echo "test-fast: without journeys, slow tests, those in tests/medium.txt, and checks of shapes"
 	@$(QUIET_THREADS) $(BYTECODE) $(BIN)/python -m pytest $(SIDE_BY_SIDE) \
 	  -m "not slow and not medium and not journey" --jaxtyping-packages=
+
+fuzz: $(ENVIRONMENT) ## Inspect 10,000 damaged uploads (COUNT=n SEED=n); some minutes, not part of `test`
+	@$(QUIET_THREADS) $(BIN)/python -m tests.drills.mutated_uploads --count $(or $(COUNT),10000) \
+	  $(if $(SEED),--seed $(SEED))
 
 check: $(ENVIRONMENT) ## Lint, format, types, import contracts
 	@echo "check: lint, format, types, import contracts"

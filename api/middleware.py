@@ -147,14 +147,21 @@ class _LimitedBody:
         return message
 
 
+_UTF8 = ("utf-8", "utf-8-sig")  # the parser takes a byte order mark as well
+
+
 def check_json(body: bytes) -> None:
     """Refuse JSON that the parser accepts, but that the database or clients do not.
 
-    That is: nesting deeper than `MAX_JSON_DEPTH`, NaN and infinities, NUL characters and unpaired
-    surrogates. The parser itself reports what is not JSON at all.
+    That is: another encoding than UTF-8, in which brackets cannot be counted, nesting deeper than
+    `MAX_JSON_DEPTH`, NaN and infinities, NUL characters and unpaired surrogates. The parser itself
+    reports what is not JSON at all.
 
     Raises: errors.BodyRejected.
     """
+    encoding = json.detect_encoding(body)
+    if encoding not in _UTF8:
+        _refuse(f"the body is {encoding.upper()}: send JSON as UTF-8 (RFC 8259)", "malformed")
     depth = 0
     for bracket in _BRACKET.findall(_STRING.sub(b"", body)):
         depth += 1 if bracket in b"[{" else -1

@@ -74,6 +74,11 @@ class Settings(BaseSettings):
     study_students: int = Field(
         6, ge=1, description="Jobs of one study that an engine may train side by side; 1: none."
     )
+    inspection_memory_bytes: int = Field(
+        8 * 2**30,
+        ge=256 * 2**20,
+        description="An upload that takes more memory to inspect is rejected (on Linux).",
+    )
     worker_cache_bytes: int = Field(
         50 * 2**30, ge=0, description="Least recently used inputs above this are dropped."
     )

@@ -4,6 +4,7 @@ Models are converted to safetensors, data sets to the engine's prepared form; wh
 converted is rejected with the reason. Built-in data sets are written in the same way.
 """
 
+import errno
 import json
 import threading
 import time
@@ -34,6 +35,10 @@ _TICK_SECONDS = 0.2
 _PATIENCE_SECONDS = 600.0
 # A child that runs for longer is killed.
 _LIMIT_SECONDS = 3600.0
+# A small upload must not give an answer that fills every list: what is stored of a refusal.
+_MOST_KEYS = 100
+_LONGEST_KEY = 300
+_LONGEST_MESSAGE = 4000
 
 
 class _Died(Exception):
@@ -94,6 +99,7 @@ def try_network(context: Context, digest: str) -> str | None:
                 workdir,
                 launcher=context.launcher,
                 must_stop=context.shutting_down.is_set,
+                memory_bytes=context.settings.inspection_memory_bytes,
             )
     except _Died as error:
         log.warning("network_trial_died", network=request["network"], because=str(error))
@@ -168,10 +174,12 @@ def _answer(context: Context, inspection: inspections.Inspection, hold: _Hold) -
             return _examine(context, inspection, workdir, hold)
     except _Died as error:
         log.warning("inspection_died", version_id=inspection.version_id, because=str(error))
-        return _postponed(inspection, counted=True)
+        return _given_back(inspection, counted=True)
     except (errors.RegistryError, OSError) as error:
-        log.warning("inspection_postponed", version_id=inspection.version_id, error=str(error))
-        return _postponed(inspection, counted=False)
+        is_full = isinstance(error, errors.StorageFull) or (
+            isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        )
+        return _postponed(inspection, str(error), may_be_the_file=is_full)
 
 
 def _examine(
@@ -180,9 +188,18 @@ def _examine(
     context.launcher.warm_up()
     staging.fetch(context.storage, inspection.blob, workdir / "upload")
     request = _request(context, inspection)
-    report = _ask(request, workdir, launcher=context.launcher, must_stop=hold.must_stop)
-    if report is None or report.get("retryable"):
-        return _postponed(inspection, counted=False)
+    report = _ask(
+        request,
+        workdir,
+        launcher=context.launcher,
+        must_stop=hold.must_stop,
+        memory_bytes=context.settings.inspection_memory_bytes,
+    )
+    if report is None:
+        return _given_back(inspection, counted=False)
+    if report.get("retryable"):
+        # Only a full disk is reported so.
+        return _postponed(inspection, report["message"], may_be_the_file=True)
     if report["type"] == "failure":
         rejection = _rejection(report)
         return _Answer("rejected", lambda s: inspections.reject(s, inspection, rejection=rejection))
@@ -192,8 +209,17 @@ def _examine(
     return _accepted_dataset(context, inspection, report, workdir)
 
 
-def _postponed(inspection: inspections.Inspection, *, counted: bool) -> _Answer:
+def _given_back(inspection: inspections.Inspection, *, counted: bool) -> _Answer:
     return _Answer(None, lambda s: inspections.give_back(s, inspection, counted=counted))
+
+
+def _postponed(
+    inspection: inspections.Inspection, reason: str, *, may_be_the_file: bool
+) -> _Answer:
+    def write(session: Session) -> None:
+        inspections.postpone(session, inspection, reason=reason, may_be_the_file=may_be_the_file)
+
+    return _Answer(None, write)
 
 
 def _request(context: Context, inspection: inspections.Inspection) -> dict[str, Any]:
@@ -228,14 +254,19 @@ def _ask(
     launcher: EngineLauncher,
     must_stop: Callable[[], bool] = lambda: False,
     limit_seconds: float = _LIMIT_SECONDS,
+    memory_bytes: int | None = None,
 ) -> Report | None:
     """Run the child; return its result or failure, or None when `must_stop` stopped it.
+
+    `memory_bytes` bounds the child's memory: an upload that takes more fails as `too_large`.
 
     Raises: _Died when it ended without either, or took longer than the limit.
     """
     path = workdir / "request.json"
     path.write_text(json.dumps(request))
     arguments = [str(path), "--workdir", str(workdir)]
+    if memory_bytes is not None:
+        arguments += ["--memory-bytes", str(memory_bytes)]
     answer: Report | None = None
     launcher.warm_up()
     while not launcher.wait_ready(_TICK_SECONDS):
@@ -321,15 +352,23 @@ def _put(context: Context, path: Path, name: str) -> leases.OutputFile:
 
 
 def _rejection(report: Report) -> dict[str, Any]:
+    """Return what is stored of a refusal; its message counts what the lists are cut to."""
     details = report.get("details") or report
     return {
         "code": report["code"],
-        "message": report["message"],
+        "message": _cut(report["message"], _LONGEST_MESSAGE),
         **{
-            name: report.get(name) or details.get(name) or []
+            name: [
+                _cut(one, _LONGEST_KEY) if isinstance(one, str) else one
+                for one in (report.get(name) or details.get(name) or [])[:_MOST_KEYS]
+            ]
             for name in ("missing_keys", "unexpected_keys", "shape_mismatches")
         },
     }
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def builtin_dataset(

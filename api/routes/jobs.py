@@ -6,7 +6,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import AwareDatetime
 from sqlalchemy.orm import Session
 
 from api import archives, query_parameters, streams
@@ -25,6 +24,7 @@ from api.dependencies import (
 from api.idempotency import IdempotentDep
 from api.schemas import jobs as bodies
 from api.schemas import lists
+from api.schemas.times import UtcTime
 from models_registry import errors
 from models_registry.jobs import actions, lifecycle, queries, reports, submission
 from models_registry.jobs.spec import JobSpec
@@ -96,8 +96,8 @@ def index(
     method: Annotated[str | None, Query(max_length=64)] = None,
     name: Annotated[str | None, Query(max_length=200)] = None,
     study: Annotated[str | None, Query(max_length=40, description="Id of a study.")] = None,
-    created_after: AwareDatetime | None = None,
-    created_before: AwareDatetime | None = None,
+    created_after: UtcTime | None = None,
+    created_before: UtcTime | None = None,
 ) -> lists.ListRead[bodies.JobRead]:
     """List the project's jobs, newest first. `label.<key>=<value>` filters by label."""
     filters = queries.JobFilters(

@@ -3,7 +3,6 @@
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Response
-from pydantic import AwareDatetime
 from sqlalchemy.orm import Session
 
 from api import query_parameters
@@ -19,6 +18,7 @@ from api.dependencies import (
 from api.idempotency import IdempotentDep
 from api.schemas import lists
 from api.schemas import studies as bodies
+from api.schemas.times import UtcTime
 from models_registry.persistence import tables
 from models_registry.studies import studies
 from models_registry.studies.spec import StudySpec
@@ -72,8 +72,8 @@ def index(
         bool | None, Query(description="Whether some of its jobs have not ended.")
     ] = None,
     name: Annotated[str | None, Query(max_length=200)] = None,
-    created_after: AwareDatetime | None = None,
-    created_before: AwareDatetime | None = None,
+    created_after: UtcTime | None = None,
+    created_before: UtcTime | None = None,
 ) -> lists.ListRead[bodies.StudyRead]:
     """List the project's studies, newest first. `label.<key>=<value>` filters by label."""
     filters = studies.StudyFilters(

@@ -2,9 +2,10 @@
 
 from datetime import datetime
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from api.schemas import rows
+from api.schemas.times import UtcTime
 from models_registry.access import keys
 
 
@@ -15,7 +16,7 @@ class KeyCreate(BaseModel):
 
     name: str = Field(min_length=1, max_length=96, description="What the key is for.")
     role: keys.Role = Field(default=keys.Role.EDITOR)
-    expires_at: AwareDatetime | None = Field(default=None, description="Never, if null.")
+    expires_at: UtcTime | None = Field(default=None, description="Never, if null.")
 
 
 class KeyRead(rows.RowRead):

@@ -28,6 +28,9 @@ KINDS: tuple[Kind, ...] = ("models", "datasets")
 QUEUE = "inspect"
 MAX_ATTEMPTS = 3
 LEASE_SECONDS = 60.0
+MOST_POSTPONEMENTS = 12
+"""Claims without room on a disk after which a version is rejected."""
+_LONGEST_DELAY_SECONDS = 300.0
 
 Version = tables.ModelVersionRow | tables.DatasetVersionRow
 _ROWS: dict[Kind, type[Version]] = {
@@ -153,6 +156,36 @@ def give_back(session: Session, inspection: Inspection, *, counted: bool) -> Non
     session.flush()
 
 
+def postpone(
+    session: Session, inspection: Inspection, *, reason: str, may_be_the_file: bool
+) -> None:
+    """Give up the claim because a worker lacks something, and let it rest before the next.
+
+    The delay doubles each time, up to five minutes. Where the size of the file may be the cause
+    (`may_be_the_file`), the version is rejected after `MOST_POSTPONEMENTS`, with the reason.
+
+    Raises: errors.StaleFence when another inspector has taken over.
+    """
+    version = _held(session, inspection)
+    version.inspection_attempts -= 1
+    postponements = version.inspection_fence - version.inspection_attempts
+    if may_be_the_file and postponements >= MOST_POSTPONEMENTS:
+        _reject(session, version, _no_room(inspection.blob.size_bytes, reason))
+        return
+    delay = min(_LONGEST_DELAY_SECONDS, 2.0 ** (postponements - 1))
+    version.inspection_expires_at = database.now(session) + timedelta(seconds=delay)
+    version.announced_at = None
+    session.flush()
+    log.warning(
+        "inspection_postponed",
+        kind=inspection.kind,
+        version_id=version.id,
+        reason=reason,
+        delay_seconds=delay,
+        postponements=postponements,
+    )
+
+
 def republish(session: Session, *, after_seconds: float) -> int:
     """Publish the message again for versions that wait for inspection; return how many."""
     now = database.now(session)
@@ -207,12 +240,26 @@ def _settle_jobs(session: Session, version: Version) -> None:
 
 
 def _gave_up() -> dict[str, Any]:
+    return _rejection(
+        "inspection_failed",
+        f"The file could not be inspected in {MAX_ATTEMPTS} attempts: the inspecting process "
+        "died each time, most likely for lack of memory. Upload a smaller file.",
+    )
+
+
+def _no_room(size_bytes: int, reason: str) -> dict[str, Any]:
+    return _rejection(
+        "too_large",
+        f"There was no room to inspect this file of {size_bytes} bytes, in {MOST_POSTPONEMENTS} "
+        f"tries; the last said: {reason}. Upload a smaller file, or have the operator give the "
+        "workers and the store more disk, and upload it again.",
+    )
+
+
+def _rejection(code: str, message: str) -> dict[str, Any]:
     return {
-        "code": "inspection_failed",
-        "message": (
-            f"The file could not be inspected in {MAX_ATTEMPTS} attempts: the inspecting process "
-            "died each time, most likely for lack of memory. Upload a smaller file."
-        ),
+        "code": code,
+        "message": message,
         "missing_keys": [],
         "unexpected_keys": [],
         "shape_mismatches": [],

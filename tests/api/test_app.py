@@ -183,6 +183,14 @@ class TestBodies:
         assert answer.status_code == 400
         assert answer.json()["code"] == code
 
+    @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-32-be"])
+    def test_in_another_encoding_are_refused(self, client: TestClient, encoding: str) -> None:
+        """Brackets in them cannot be counted, and a parser that reads them nests without end."""
+        body = ('{"a":' * 254 + "1" + "}" * 254).encode(encoding)
+        answer = client.post("/v1/jobs", content=body, headers={"content-type": "application/json"})
+        assert (answer.status_code, answer.json()["code"]) == (400, "malformed")
+        assert "UTF-8" in answer.json()["detail"]
+
     def test_with_brackets_in_texts_are_not_deep(self, client: TestClient) -> None:
         answer = client.post("/v1/jobs", json={"name": "[{" * 100 + '\\"['})
         assert answer.status_code == 422

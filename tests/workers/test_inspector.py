@@ -1,5 +1,6 @@
 """Uploads as users send them, good and bad, looked at by the real child process."""
 
+import dataclasses
 import functools
 import io
 import json
@@ -7,6 +8,7 @@ import os
 import pickle
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from models_registry.artifacts import datasets, inspections, models
 from models_registry.jobs import submission
 from models_registry.jobs.lifecycle import State
 from models_registry.jobs.spec import JobSpec
-from models_registry.persistence import tables
+from models_registry.persistence import database, tables
 from tests import factories
 from tests.workers import scenes, weights
 from workers import inspector
@@ -180,6 +182,28 @@ class TestModels:
         assert job.failure is not None
         assert job.failure["code"] == "input_rejected"
 
+    def test_with_many_other_keys_get_a_short_answer_that_counts_them(
+        self, context: Context, project: str
+    ) -> None:
+        state = {f"layer.{number}": torch.zeros(1) for number in range(5000)}
+        version_id = scenes.uploaded_model(context, project, torch_bytes(state))
+        assert inspector.inspect(context, "models", version_id) == "rejected"
+        rejection = model(context, version_id).rejection or {}
+        assert "5000 unexpected" in rejection["message"]
+        assert len(rejection["unexpected_keys"]) == 100
+        assert len(json.dumps(rejection)) < 20_000
+
+    def test_that_need_more_memory_than_allowed_are_too_large(
+        self, context: Context, project: str
+    ) -> None:
+        settings = context.settings.model_copy(update={"inspection_memory_bytes": 1 << 20})
+        small = dataclasses.replace(context, settings=settings)
+        version_id = scenes.uploaded_model(context, project, weights.tiny_safetensors())
+        assert inspector.inspect(small, "models", version_id) == "rejected"
+        rejection = model(context, version_id).rejection or {}
+        assert rejection["code"] == "too_large", rejection["message"]
+        assert "the limit of 1048576 bytes" in rejection["message"]
+
     def test_that_are_malicious_pickles_do_nothing(
         self, context: Context, project: str, tmp_path: Path
     ) -> None:
@@ -287,8 +311,13 @@ class TestPostponed:
         with structlog.testing.capture_logs() as logged:
             assert inspector.inspect(context, "models", version_id) is None
         assert "inspection_postponed" in {line["event"] for line in logged}
-        version = model(context, version_id)
-        assert (version.state, version.inspection_expires_at) == ("pending", None)
+        assert model(context, version_id).state == "pending"
+        assert inspector.inspect(context, "models", version_id) is None, "it rests first"
+        with context.sessions.begin() as session:
+            assert inspections.republish(session, after_seconds=1000) == 0
+        with context.sessions.begin() as session:
+            rested = session.get_one(tables.ModelVersionRow, version_id)
+            rested.inspection_expires_at = database.now(session) - timedelta(seconds=1)
         with context.sessions.begin() as session:
             assert inspections.republish(session, after_seconds=1000) == 1
 
@@ -302,8 +331,7 @@ class TestPostponed:
         folder.rmdir()
         folder.touch()
         assert inspector.inspect(context, "models", version_id) is None
-        version = model(context, version_id)
-        assert (version.state, version.inspection_expires_at) == ("pending", None)
+        assert model(context, version_id).state == "pending"
 
     def test_is_a_version_when_the_worker_shuts_down(
         self, context: Context, cold: Context, project: str
@@ -324,7 +352,7 @@ class TestPostponed:
         context.settings.scratch_dir.rmdir()
         context.settings.scratch_dir.touch()
         assert inspector.inspect(context, "models", version_id) is None
-        assert model(context, version_id).inspection_expires_at is None
+        assert model(context, version_id).state == "pending"
 
 
 class TestClaim:

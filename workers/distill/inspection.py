@@ -33,7 +33,7 @@ from workers.distill.methods import traits
 from workers.distill.networks import catalog as networks
 from workers.distill.networks import interface, weights
 from workers.distill.networks.readings import Choice
-from workers.distill.runtime import events, shutdown
+from workers.distill.runtime import events, memory, shutdown
 from workers.distill.tasks.catalog import TASKS
 
 BATCH = 2
@@ -169,19 +169,31 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m workers.distill.inspection")
     parser.add_argument("request", type=Path, help="REQUEST.json")
     parser.add_argument("--workdir", type=Path, required=True, help="folder with `upload` in it")
+    parser.add_argument(
+        "--memory-bytes", type=int, help="memory that may be taken beyond what torch has"
+    )
     options = parser.parse_args(arguments)
-    return execute(options.request, options.workdir, events.open_stream())
+    if options.memory_bytes is not None:
+        memory.limit(options.memory_bytes)
+    return execute(
+        options.request, options.workdir, events.open_stream(), memory_bytes=options.memory_bytes
+    )
 
 
-def execute(request: Path, workdir: Path, reporter: events.Reporter) -> int:
-    """Process the request in a file, report its result or failure, and return the exit code."""
+def execute(
+    request: Path, workdir: Path, reporter: events.Reporter, *, memory_bytes: int | None = None
+) -> int:
+    """Process the request in a file, report its result or failure, and return the exit code.
+
+    `memory_bytes` is the limit that holds for this process, to be named where it is met.
+    """
     try:
         reporter.result(**_process(REQUEST.validate_json(request.read_bytes()), workdir))
     # The last line of defence: whatever an upload provokes must end in a line for its owner.
     except Exception as error:
         traceback.print_exc()
         shutil.rmtree(workdir / "dataset", ignore_errors=True)
-        reporter.failure(**_failure(error))
+        reporter.failure(**_failure(error, memory_bytes))
         return 1
     return 0
 
@@ -250,8 +262,16 @@ def _report(record: dataset.DatasetRecord, folder: Path) -> dict[str, Any]:
     return {"dataset": record.model_dump(mode="json", exclude_none=True)}
 
 
-def _failure(error: Exception) -> dict[str, Any]:
+def _failure(error: Exception, memory_bytes: int | None) -> dict[str, Any]:
     """Return the fields of the failure line."""
+    if memory.is_exhausted(error):
+        most = "this machine has" if memory_bytes is None else f"the limit of {memory_bytes} bytes"
+        message = (
+            f"the upload needs more memory than {most}; give pictures a smaller input.height and "
+            "input.width, divide a large file, or have the operator raise the worker's "
+            "RETORT_INSPECTION_MEMORY_BYTES"
+        )
+        return {"code": "too_large", "message": message, "retryable": False, "details": {}}
     if isinstance(error, errors.UploadRefused):
         return {
             "code": error.refusal,
@@ -272,9 +292,6 @@ def _failure(error: Exception) -> dict[str, Any]:
         place = ".".join(str(part) for part in fault["loc"])
         message = f"the request is malformed at {place or 'its start'}: {fault['msg']}"
         return {"code": "internal_error", "message": message, "retryable": False, "details": {}}
-    if isinstance(error, MemoryError):
-        message = "the upload needs more memory than this machine has"
-        return {"code": "too_large", "message": message, "retryable": False, "details": {}}
     is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
     message = "the disk is full" if is_full else f"{type(error).__name__}: {error}"
     return {"code": "internal_error", "message": message, "retryable": is_full, "details": {}}

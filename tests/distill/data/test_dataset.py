@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -122,3 +123,12 @@ class TestLoad:
         for name in ("train", "test"):
             with pytest.raises(errors.BadDataset, match=name):
                 dataset.load(tmp_path).split(name)
+
+
+def test_moments_are_exact_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 7, 11), dtype=np.uint8)
+    monkeypatch.setattr(dataset, "BLOCK_PIXELS", 20)
+    mean, std = dataset.moments(images)
+    wide = images.transpose(1, 0, 2, 3).reshape(3, -1) / 255
+    assert mean == pytest.approx(wide.mean(1), abs=1e-6)
+    assert std == pytest.approx(wide.std(1), abs=1e-6)

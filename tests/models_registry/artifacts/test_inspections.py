@@ -176,6 +176,34 @@ class TestClaim:
                 inspections.give_back(session, claim_model(session, teacher), counted=False)
             assert claim_model(session, teacher).version.state == "pending"
 
+    def test_rests_longer_each_time_that_a_worker_lacks_something(
+        self, sessions: database.Sessions, teacher: tables.ModelVersionRow
+    ) -> None:
+        delays = []
+        for _ in range(inspections.MOST_POSTPONEMENTS + 1):
+            with sessions.begin() as session:
+                inspection = claim_model(session, teacher)
+                inspections.postpone(session, inspection, reason="no store", may_be_the_file=False)
+                assert inspections.claim(session, kind="models", version_id=teacher.id) is None
+                row = again(session, teacher)
+                delays.append((row.inspection_expires_at - database.now(session)).total_seconds())
+                row.inspection_expires_at = database.now(session) - timedelta(seconds=1)
+        assert delays[:4] == pytest.approx([1, 2, 4, 8], abs=0.5)
+        assert max(delays) <= 300
+
+    def test_rejects_what_no_worker_has_room_for(
+        self, sessions: database.Sessions, teacher: tables.ModelVersionRow
+    ) -> None:
+        for _ in range(inspections.MOST_POSTPONEMENTS):
+            with sessions.begin() as session:
+                inspection = claim_model(session, teacher)
+                inspections.postpone(session, inspection, reason="disk full", may_be_the_file=True)
+                again(session, teacher).inspection_expires_at = None
+        with sessions.begin() as session:
+            row = again(session, teacher)
+            assert (row.state, row.rejection["code"]) == ("rejected", "too_large")
+            assert "disk full" in row.rejection["message"]
+
     def test_rejects_what_has_killed_every_inspector(
         self, sessions: database.Sessions, teacher: tables.ModelVersionRow
     ) -> None:

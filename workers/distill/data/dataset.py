@@ -6,7 +6,7 @@ classification, masks [N, H, W] for segmentation, boxes [N, M, 7] for detection 
 has `scales` as well. Reading maps the files and copies nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,8 +26,8 @@ SPLITS = ("train", "validation", "test")
 RECORD_FILE = "dataset.json"
 IGNORE_INDEX = 255
 """Value of the pixels of a mask that belong to no class and do not count."""
-CHUNK = 4096
-"""Images read at a time from a whole split, so that a large one need not fit in memory."""
+BLOCK_PIXELS = 1 << 20
+"""Pixels that are counted at a time."""
 
 
 class DatasetRecord(pydantic.BaseModel):
@@ -119,13 +119,15 @@ def moments(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
     depend on the order of addition.
     """
     channels, pixels = images.shape[1], images[:, 0].size
-    total = [0] * channels
-    squares = [0] * channels
-    for start in range(0, len(images), CHUNK):
-        wide = images[start : start + CHUNK].astype(np.int64)
+    counts = np.zeros((channels, 256), dtype=np.int64)
+    for image in images:
         for channel in range(channels):
-            total[channel] += int(wide[:, channel].sum())
-            squares[channel] += int((wide[:, channel] ** 2).sum())
+            for rows in _blocks(image[channel]):
+                # Counting widens every value to eight bytes, so it is done in small blocks.
+                counts[channel] += np.bincount(rows.ravel(), minlength=256)
+    values = np.arange(256)
+    total = [int(row @ values) for row in counts]
+    squares = [int(row @ values**2) for row in counts]
     mean = [value / pixels / 255 for value in total]
     # Python integers have any size: the difference below is exact.
     variance = [
@@ -135,6 +137,13 @@ def moments(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
     # A channel without contrast has standard deviation 1, so that nothing divides by zero.
     std = [round(value**0.5, 6) or 1.0 for value in variance]
     return [round(value, 6) for value in mean], std
+
+
+def _blocks(plane: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    """Yield the rows of a channel [H, W] in blocks of about `BLOCK_PIXELS`."""
+    step = max(1, BLOCK_PIXELS // max(1, plane.shape[1]))
+    for start in range(0, len(plane), step):
+        yield plane[start : start + step]
 
 
 def _read_split(path: Path, name: str, record: DatasetRecord) -> Split:

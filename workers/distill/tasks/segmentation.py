@@ -116,7 +116,7 @@ class Segmentation(BaseTask):
             )
         numbers = [
             (int(known.min()), int(known.max()))
-            for some in torch.split(targets, dataset.CHUNK)
+            for some in torch.split(targets, max(1, dataset.BLOCK_PIXELS // targets[0].numel()))
             if (known := some[some != dataset.IGNORE_INDEX]).numel()
         ]
         if not numbers:

@@ -86,6 +86,16 @@ class TestKinds:
         assert record.notes[0] == "6 files hold several pictures, of which the first was read"
 
 
+class TestSizes:
+    def test_beyond_what_is_stored_need_a_smaller_one(self, tmp_path: Path) -> None:
+        wide = both(encoded(np.zeros((2, 5000), np.uint8)))
+        with pytest.raises(errors.UploadRefused, match=r"2x5000 .* give a smaller input\.height"):
+            convert(tmp_path, wide)
+        other = tmp_path / "other"
+        other.mkdir()
+        assert convert(other, wide, height=2, width=4).input.width == 4
+
+
 class TestUnreadablePictures:
     CUT = encoded(np.random.RandomState(0).randint(0, 256, (20, 30)).astype(np.uint8))[:200]
 

@@ -273,6 +273,8 @@ class TestRefusedFiles:
             ({"labels": np.zeros((20, 4), int)}, "bad_labels"),
             ({"labels": np.full(20, -1)}, "bad_labels"),
             ({"labels": np.full(20, 10**12)}, "bad_labels"),
+            ({"labels": np.arange(20) * 5000}, "bad_labels"),
+            ({"classes": np.array(["a" * 201, *"bcdefghij"])}, "bad_labels"),
             ({"labels": np.zeros(20, int)}, "bad_labels"),
             ({"labels": np.full(20, 0.5)}, "bad_labels"),
             ({"labels": np.eye(20, 4)[:, ::-1] + np.eye(20, 4)}, "bad_labels"),
@@ -315,6 +317,15 @@ class TestRefusedFiles:
             for name in ("images", "labels"):
                 archive.writestr(f"{name}.npy", stream.getvalue() + bytes(100))
         with pytest.raises(errors.UploadRefused, match="cut short"):
+            uploads.convert("npz", tmp_path)
+
+    def test_headers_that_are_no_python_are_refused(self, tmp_path: Path) -> None:
+        text = b"{'descr': '|u1', 'shape': (("
+        header = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+        with zipfile.ZipFile(tmp_path / "upload", "w") as archive:
+            for name in ("images", "labels"):
+                archive.writestr(f"{name}.npy", header)
+        with pytest.raises(errors.UploadRefused, match="damaged header"):
             uploads.convert("npz", tmp_path)
 
     def test_bombs_are_refused(self, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from headers, so a small file cannot fill the disk. Zip and tar (plain, gzip, bz
 apart by content. Names are stored as composed Unicode (NFC), whatever the system that packed them.
 """
 
+import errno
 import gzip
 import lzma
 import stat
@@ -268,9 +269,18 @@ def unpack(path: Path, folder: Path, limits: Limits | None = None) -> list[str]:
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
-        raise errors.UploadRefused(
-            "unreadable", f"the archive is damaged or cut short: {error}"
-        ) from error
+        raise _damaged(error) from error
+    except OSError as error:
+        # The zip reader seeks to places before the start of the file where offsets are damaged.
+        if error.errno != errno.EINVAL:
+            raise
+        raise _damaged(error) from error
+
+
+def _damaged(error: Exception) -> errors.UploadRefused:
+    return errors.UploadRefused(
+        "unreadable", f"the archive is damaged or cut short: {error or type(error).__name__}"
+    )
 
 
 def _looks_like_zip(path: Path) -> bool:
@@ -295,7 +305,7 @@ def _unpack_zip(path: Path, writer: _Writer) -> list[str]:
             if entry.compress_type not in _METHODS:
                 raise _unknown_method(name, entry.compress_type)
             # .NET and PowerShell end the names of folders in a backslash.
-            if name.endswith(("/", "\\")) or entry.is_dir():
+            if name.endswith(("/", "\\")) or entry.filename.endswith("/"):
                 writer.directory(name)
                 continue
             with archive.open(entry) as source:

@@ -20,8 +20,15 @@ from workers.distill.data import dataset, splits
 from workers.distill.files import tensorfile
 
 LARGEST_STORED_BYTES = 64 << 30
+LARGEST_SIDE = 4096
+"""Of stored images in pixels."""
 GREY_OR_RGB = (1, 3)
 MOST_CLASSES = 100_000
+LONGEST_NAME = 200
+"""Of a class, in characters."""
+PLAIN_CLASSES = 1000
+CLASSES_PER_IMAGE = 10
+"""More classes than this a picture, and than `PLAIN_CLASSES`, are a mistake in the numbers."""
 MOST_NAMED = 6
 """Classes that a note names."""
 ImagesAndLabels = tuple[NDArray[np.uint8], NDArray[np.int64] | NDArray[np.uint8]]
@@ -37,8 +44,8 @@ class InputHints(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     channels: int | None = pydantic.Field(None, ge=1, le=64)
-    height: int | None = pydantic.Field(None, ge=1, le=4096)
-    width: int | None = pydantic.Field(None, ge=1, le=4096)
+    height: int | None = pydantic.Field(None, ge=1, le=LARGEST_SIDE)
+    width: int | None = pydantic.Field(None, ge=1, le=LARGEST_SIDE)
     mean: list[float] | None = None
     std: list[Annotated[float, pydantic.Field(gt=0)]] | None = None
     max_value: int | None = pydantic.Field(None, ge=1, le=65_535)
@@ -131,12 +138,39 @@ def check_stored_bytes(form: StoredForm, images: int, label_bytes: int) -> None:
 
     Pictures unpack to far more than the archive that they came in.
     """
+    if max(form.height, form.width) > LARGEST_SIDE:
+        raise errors.UploadRefused(
+            "too_large",
+            f"the pictures are {form.height}x{form.width} (height x width), more than "
+            f"{LARGEST_SIDE} along a side; give a smaller input.height and input.width",
+        )
     bytes_each = form.channels * form.height * form.width + label_bytes
     if bytes_each * images > LARGEST_STORED_BYTES:
         raise errors.UploadRefused(
             "too_large",
             f"the decoded pictures take more than {LARGEST_STORED_BYTES} bytes; give a smaller "
             "input.height and input.width",
+        )
+
+
+def check_classes(classes: Sequence[str], images: int) -> None:
+    """Raise `UploadRefused` for names too long to be shown, or far more classes than images.
+
+    A few bytes can claim a hundred thousand classes, which every list would then carry.
+    """
+    for number, name in enumerate(classes):
+        if len(name) > LONGEST_NAME:
+            raise errors.UploadRefused(
+                "bad_labels",
+                f"class {number} has a name of {len(name)} characters ({name[:40]!r}...), more "
+                f"than {LONGEST_NAME}",
+            )
+    most = min(MOST_CLASSES, max(PLAIN_CLASSES, CLASSES_PER_IMAGE * images))
+    if len(classes) > most:
+        raise errors.UploadRefused(
+            "bad_labels",
+            f"there are {len(classes)} classes for {images} images, more than {most}: number the "
+            "classes from 0 without gaps",
         )
 
 
@@ -173,9 +207,8 @@ def store(
         shorter = path.with_suffix(".shorter")
         fewer = _create(shorter, one, kept)
         for key, array in fewer.items():
-            for start in range(0, kept, dataset.CHUNK):
-                rows = slice(start, min(start + dataset.CHUNK, kept))
-                array[rows] = arrays[key][rows]
+            for row in range(kept):
+                array[row] = arrays[key][row]
         shorter.replace(path)
         arrays = fewer
     for array in arrays.values():
@@ -205,6 +238,7 @@ def finish(
     boxes: dict[str, list[int]] | None = None,
 ) -> dataset.DatasetRecord:
     """Write the record of a data set whose splits `store` has written, and return it."""
+    check_classes(classes, sum(len(split["images"]) for split in stored.values()))
     images = cast(NDArray[np.uint8], stored["train"]["images"])
     mean, std = hints.normalisation(form.channels, dataset.moments(images))
     record = dataset.DatasetRecord(
@@ -245,6 +279,10 @@ def write_arrays(
     images, labels = given["train"]
     channels, height, width = images.shape[1:]
     hints.expect(channels, height, width)
+    form = StoredForm(channels, height, width)
+    count = sum(len(content) for content, _ in given.values())
+    check_stored_bytes(form, count, labels.itemsize)
+    check_classes(classes, count)
     division = splits.divide(labels, has_validation="validation" in given, has_test="test" in given)
     complete = dict(given)
     complete["train"] = (images[division.train], labels[division.train])

@@ -11,6 +11,7 @@ data behind it before memory is allocated.
 
 import math
 import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -237,7 +238,11 @@ def _array(
     }.get(version)
     if read_header is None:
         raise ValueError(f"array {name!r} has the unknown version {version}")
-    shape, is_fortran, kind = read_header(stream)
+    try:
+        shape, is_fortran, kind = read_header(stream)
+    except tokenize.TokenError as error:
+        # NumPy reads headers of its oldest versions by the tokens of Python.
+        raise ValueError(f"array {name!r} has a damaged header: {error}") from error
     if kind.hasobject and is_optional:
         return None
     if kind.hasobject:

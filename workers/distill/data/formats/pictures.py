@@ -249,8 +249,14 @@ def _orientation(image: Image.Image) -> int | None:
 def _plain(image: Image.Image, channels: int, white: int) -> Image.Image:
     if image.mode in DEEP_MODES:
         # The conversion of the library cuts off above 255 instead of scaling.
-        values = np.minimum(np.asarray(image).astype(np.int64), white)
-        image = Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
+        values = np.arange(LARGEST_VALUE + 1)
+        scaled = ((np.minimum(values, white) * 255 + white // 2) // white).astype(np.uint8)
+        pixels = np.asarray(image)
+        plain = np.empty(pixels.shape, dtype=np.uint8)
+        for row, line in enumerate(pixels):
+            # Looking up widens every number to eight bytes: a whole picture may be large.
+            plain[row] = scaled[line]
+        image = Image.fromarray(plain)
     elif image.mode == "F":
         raise ValueError("its values are fractions, whose range is not known: save 8 or 16 bits")
     if image.mode == "P" and "transparency" in image.info:
