@@ -22,10 +22,9 @@ from typing import Any
 import rich.console
 import torch
 
-from benchmarks import digits
+from benchmarks import digit_pairs, digits
 from models_registry import catalog
 from models_registry.studies import leaderboard
-from retort.cli import demo
 from workers.distill import errors
 from workers.distill.data import dataset
 from workers.distill.data.types import Batch
@@ -35,7 +34,7 @@ from workers.distill.networks import catalog as networks
 Json = dict[str, Any]  # specs and lines of the engine
 
 PAIRS: dict[str, Json] = {
-    "narrow": demo.STUDENT,
+    "narrow": digit_pairs.STUDENT,
     "vgg": {"network": "retort/vgg8", "arguments": {"widths": [4, 8, 8, 16, 16]}},
 }
 TRAINING: Json = {"recipe": "small", "epochs": 15}
@@ -92,9 +91,9 @@ def main() -> None:
             teachers[seed], taught = digits.run_recipe(
                 folder,
                 f"{seed}-teacher",
-                demo.TEACHER,
+                digit_pairs.TEACHER,
                 {"name": "ce"},
-                demo.TEACHER_TRAINING,
+                digit_pairs.TEACHER_TRAINING,
                 seed,
                 None,
             )
@@ -130,7 +129,7 @@ def recipe_of(folder: Path, pair: str, row: str, choice: Json, training: Json) -
     return {
         "version": 1,
         "task": "classification",
-        "teacher": {**demo.TEACHER, "classes": 10, "input": size},
+        "teacher": {**digit_pairs.TEACHER, "classes": 10, "input": size},
         "student": {**PAIRS[pair], "classes": 10, "input": size},
         "initial": False,
         "method": catalog.complete_method(choice),
@@ -188,7 +187,7 @@ def extra_parameters(folder: Path, pair: str, choice: Json) -> int | None:
             width=size.width,
             arguments=network["arguments"],
         )
-        for network in (PAIRS[pair], demo.TEACHER)
+        for network in (PAIRS[pair], digit_pairs.TEACHER)
     ]
     try:
         method = engine_catalog.build(catalog.complete_method(choice), built[0], built[1])
@@ -247,7 +246,7 @@ def markdown(found: dict[str, Any]) -> str:
     lines: list[str] = []
     for pair, table in found.items():
         student = f"{PAIRS[pair]['network']} {json.dumps(PAIRS[pair]['arguments'])}"
-        lines += [f"**{pair}**: {demo.TEACHER['network']} to {student}", ""]
+        lines += [f"**{pair}**: {digit_pairs.TEACHER['network']} to {student}", ""]
         lines += [
             "| method | accuracy | difference | seeds above | p | s/epoch | extra numbers |",
             "| --- | --- | --- | --- | --- | --- | --- |",

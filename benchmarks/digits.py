@@ -2,7 +2,7 @@
 
     python -m benchmarks.digits [--seeds 5] [--first-seed 0]
 
-Uses the networks and trainings of the demonstration. Each seed trains its own teacher; all
+Networks and trainings are those of `digit_pairs.py`. Each seed trains its own teacher; all
 methods of a seed share it, and the student's start. Scores are of the test split (360 images).
 """
 
@@ -18,8 +18,8 @@ from typing import Any
 
 import rich.console
 
+from benchmarks import digit_pairs
 from models_registry import catalog
-from retort.cli import demo
 
 Scores = dict[str, dict[str, float]]
 
@@ -51,13 +51,25 @@ def prepare(folder: Path, name: str = "digits") -> None:
 def run_seed(folder: Path, seed: int) -> Scores:
     """Train a teacher and all students of one seed; return accuracy and seconds by role."""
     teacher, taught = run_recipe(
-        folder, f"{seed}-teacher", demo.TEACHER, {"name": "ce"}, demo.TEACHER_TRAINING, seed, None
+        folder,
+        f"{seed}-teacher",
+        digit_pairs.TEACHER,
+        {"name": "ce"},
+        digit_pairs.TEACHER_TRAINING,
+        seed,
+        None,
     )
     scores = {"teacher": taught}
-    methods = {"baseline": {"name": "ce"}, **demo.METHODS}
+    methods = {"baseline": {"name": "ce"}, **digit_pairs.METHODS}
     for name, method in methods.items():
         _, scores[name] = run_recipe(
-            folder, f"{seed}-{name}", demo.STUDENT, method, demo.STUDENT_TRAINING, seed, teacher
+            folder,
+            f"{seed}-{name}",
+            digit_pairs.STUDENT,
+            method,
+            digit_pairs.STUDENT_TRAINING,
+            seed,
+            teacher,
         )
     return scores
 
@@ -81,7 +93,7 @@ def run_recipe(
     recipe = {
         "version": 1,
         "task": "classification",
-        "teacher": teacher and {**demo.TEACHER, "classes": 10, "input": size},
+        "teacher": teacher and {**digit_pairs.TEACHER, "classes": 10, "input": size},
         "student": {**network, "classes": 10, "input": size},
         "initial": False,
         "method": method,

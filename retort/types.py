@@ -252,6 +252,7 @@ class Spread(Body):
     standard_deviation: float | None = None
     smallest: float
     largest: float
+    interval: tuple[float, float] | None = None
 
 
 class Difference(Body):

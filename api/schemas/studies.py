@@ -107,6 +107,14 @@ class SpreadRead(BaseModel):
     standard_deviation: float | None = Field(description="Of the sample; null with one seed.")
     smallest: float
     largest: float
+    interval: list[float] | None = Field(
+        description="95 % confidence interval of the mean by Student's t; null with one seed."
+    )
+
+    @classmethod
+    def of(cls, spread: leaderboard.Spread) -> Self:
+        """Return a spread as JSON."""
+        return cls.model_validate(vars(spread))
 
 
 class DifferenceRead(BaseModel):
@@ -176,7 +184,7 @@ class LeaderboardRow(VariantRead):
             row,
             **VariantRead.of(row.variant).model_dump(),
             **{
-                name: SpreadRead(**vars(row.scores[name])) if name in row.scores else None
+                name: SpreadRead.of(row.scores[name]) if name in row.scores else None
                 for name in METRICS
             },
             difference=DifferenceRead(**vars(row.difference)) if row.difference else None,

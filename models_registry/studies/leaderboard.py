@@ -60,6 +60,7 @@ class Spread:
     standard_deviation: float | None  # of the sample, so divided by one less than the seeds
     smallest: float
     largest: float
+    interval: tuple[float, float] | None  # of the mean, by Student's t
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def spread(values: Sequence[float]) -> Spread | None:
     """Return mean and spread; None without values."""
     if not values:
         return None
-    return Spread(_mean(values), _deviation(values), min(values), max(values))
+    return Spread(_mean(values), _deviation(values), min(values), max(values), interval_of(values))
 
 
 def compare(values: dict[int, float], baseline: dict[int, float]) -> Difference | None:

@@ -144,8 +144,8 @@ def _cifar() -> bytes:
 
 def _parquet() -> bytes:
     # Imported here: it starts a thread, and whoever forks has to do without.
-    import pyarrow as pa  # type: ignore[import-untyped]
-    from pyarrow import parquet  # type: ignore[import-untyped]
+    import pyarrow as pa
+    from pyarrow import parquet
 
     images = [{"bytes": _picture(number), "path": f"{number}.png"} for number in range(8)]
     file = io.BytesIO()

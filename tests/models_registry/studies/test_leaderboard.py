@@ -56,10 +56,11 @@ class TestSpread:
         assert (found.smallest, found.largest) == (0.90, 0.94)
         assert found.mean == pytest.approx(0.92)
         assert found.standard_deviation == pytest.approx(0.02)  # sqrt(0.0008 / 2)
+        assert found.interval == leaderboard.interval_of([0.90, 0.94, 0.92])
 
     def test_is_not_claimed_of_one_value(self) -> None:
         found = leaderboard.spread([0.9])
-        assert found == leaderboard.Spread(0.9, None, 0.9, 0.9)
+        assert found == leaderboard.Spread(0.9, None, 0.9, 0.9, None)
         assert leaderboard.spread([]) is None
 
 
@@ -214,8 +215,8 @@ class TestMake:
         assert [row.variant.number for row in board.rows] == [2, 1]
         best = row_of(board, 2)
         assert best.scores == {
-            metric: leaderboard.Spread(0.7, None, 0.7, 0.7),
-            "accuracy": leaderboard.Spread(0.8, None, 0.8, 0.8),
+            metric: leaderboard.Spread(0.7, None, 0.7, 0.7, None),
+            "accuracy": leaderboard.Spread(0.8, None, 0.8, 0.8, None),
         }
         assert best.difference is not None
         assert best.difference.mean == pytest.approx(0.3)
