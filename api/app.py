@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
 from types import FrameType
+from typing import Any
 
 import prometheus_client
 from fastapi import Depends, FastAPI, Request
@@ -56,31 +57,42 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or Settings()
     logs.set_up(level=settings.log_level, as_json=settings.log_json)
-    # Its pages take their scripts from this server: they work where there is no internet.
-    app = FastAPIOffline(
-        title="Retort",
-        version="1",
-        summary="Knowledge distillation as a service.",
-        openapi_url="/v1/openapi.json",
-        docs_url="/docs",
-        redoc_url="/redoc",
-        static_url="/docs-assets",
-        lifespan=_lifespan,
-        dependencies=[Depends(query_parameters.check)],
-        redirect_slashes=False,
-    )
+    app = _application(has_docs=settings.docs)
     collected = prometheus_client.CollectorRegistry()
     app.state.service = _service(settings)
     app.state.collected = collected
     collected.register(metrics.ServiceState(app.state.service.readers))
     for router in ROUTERS:
         app.include_router(router)
-    app.add_route("/", _first_page, include_in_schema=False)
+    if settings.docs:
+        app.add_route("/", _first_page, include_in_schema=False)
     errors.install(app)
     app.add_middleware(errors.LastHandler)
     app.add_middleware(middleware.RequestMiddleware, measured=metrics.Requests(collected))
     openapi.install(app)
     return app
+
+
+def _application(*, has_docs: bool) -> FastAPI:
+    """Return an application without routes, and its pages of documentation if it `has_docs`."""
+    common: dict[str, Any] = {  # keywords of one signature
+        "title": "Retort",
+        "version": "1",
+        "summary": "Knowledge distillation as a service.",
+        "lifespan": _lifespan,
+        "dependencies": [Depends(query_parameters.check)],
+        "redirect_slashes": False,
+    }
+    if not has_docs:
+        return FastAPI(openapi_url=None, docs_url=None, redoc_url=None, **common)
+    # Its pages take their scripts from this server: they work where there is no internet.
+    return FastAPIOffline(
+        openapi_url="/v1/openapi.json",
+        docs_url="/docs",
+        redoc_url="/redoc",
+        static_url="/docs-assets",
+        **common,
+    )
 
 
 async def _first_page(request: Request) -> RedirectResponse:

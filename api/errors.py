@@ -30,6 +30,12 @@ class TooManyStreams(errors.RegistryError):
     code = "too_many_streams"
 
 
+class TooManyHeaders(errors.RegistryError):
+    """A request has more headers than any client sends."""
+
+    code = "too_many_headers"
+
+
 class BodyRejected(HTTPException):
     """The request's body was refused while it was being read.
 
@@ -69,6 +75,9 @@ TABLE: dict[type[Exception], ProblemKind] = {
     errors.TooLarge: ProblemKind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "Too large"),
     errors.Refused: ProblemKind(HTTPStatus.UNPROCESSABLE_ENTITY, "Refused"),
     errors.DigestMismatch: ProblemKind(HTTPStatus.UNPROCESSABLE_ENTITY, "Digest mismatch"),
+    TooManyHeaders: ProblemKind(
+        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "Too many header fields"
+    ),
     TooManyStreams: ProblemKind(HTTPStatus.TOO_MANY_REQUESTS, "Too many streams", retryable=True),
     errors.StorageFull: ProblemKind(HTTPStatus.INSUFFICIENT_STORAGE, "No room left"),
     errors.Unavailable: ProblemKind(HTTPStatus.SERVICE_UNAVAILABLE, "Unavailable", retryable=True),

@@ -20,6 +20,7 @@ log = structlog.get_logger()
 
 MAX_BODY_BYTES = 2**20
 MAX_JSON_DEPTH = 32
+MAX_HEADERS = 100
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Parts of uploads are large; their route counts its own bytes.
 _PART = re.compile(r"/v1/uploads/[^/]+/parts/[^/]+")
@@ -69,9 +70,8 @@ class RequestMiddleware:
             self._note(scope, method, status, time.perf_counter() - started)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if "\0" in scope["path"] or b"%00" in scope["query_string"]:
-            # PostgreSQL rejects such text in any query.
-            refused = registry_errors.Malformed("the URL contains a NUL character")
+        refused = _refusal(scope)
+        if refused is not None:
             await errors.of(HTTPConnection(scope), refused)(scope, receive, send)
             return
         if not _PART.fullmatch(scope["path"]):
@@ -94,6 +94,23 @@ class RequestMiddleware:
             seconds=round(seconds, 4),
             **who,
         )
+
+
+def _refusal(scope: Scope) -> registry_errors.RegistryError | None:
+    """Return why a request is refused whatever its route, or None."""
+    if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+        # PostgreSQL rejects such text in any query.
+        return registry_errors.Malformed("the URL contains a NUL character")
+    if len(scope["headers"]) > MAX_HEADERS:
+        return errors.TooManyHeaders(
+            f"the request has {len(scope['headers'])} header fields, more than {MAX_HEADERS}"
+        )
+    if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+        # Proxies that believe the other of the two take the body for the next request (RFC 9112).
+        return registry_errors.Malformed(
+            "the request has both Content-Length and Transfer-Encoding: send one of them"
+        )
+    return None
 
 
 def _without_body(send: Send) -> tuple[Receive, Send]:

@@ -37,6 +37,10 @@ class Settings(BaseSettings):
     cursor_secret: SecretStr | None = Field(
         None, description="Signs page cursors; the same in every api process (32 bytes or more)."
     )
+    docs: bool = Field(True, description="Serve /docs, /redoc and /v1/openapi.json.")
+    metrics_token: SecretStr | None = Field(
+        None, description="Bearer token that /metrics asks for; empty: everybody may read it."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level that is logged."
     )

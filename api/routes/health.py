@@ -1,5 +1,6 @@
-"""Probes and measurements for operators; they need no key and contain no secrets."""
+"""Probes and measurements for operators; they need no API key and contain no secrets."""
 
+import hmac
 from collections.abc import Callable
 
 import prometheus_client
@@ -46,8 +47,17 @@ def ready(service: ServiceDep) -> bodies.ReadyRead:
 
 
 @router.get("/metrics", operation_id="get_prometheus_metrics", response_class=PlainTextResponse)
-def measurements(request: Request) -> Response:
-    """Return measurements in Prometheus' text format."""
+def measurements(request: Request, service: ServiceDep) -> Response:
+    """Return measurements in Prometheus' text format, with the operator's token if there is one."""
+    token = service.settings.metrics_token
+    if token is not None:
+        expected = f"Bearer {token.get_secret_value()}".encode()
+        given = request.headers.get("authorization", "").encode()
+        if not hmac.compare_digest(given, expected):
+            raise errors.Unauthenticated(
+                "/metrics asks for the bearer token that the operator set as "
+                "RETORT_METRICS_TOKEN: send `Authorization: Bearer TOKEN`"
+            )
     content = metrics.render(request.app.state.collected)
     return Response(content, media_type=prometheus_client.CONTENT_TYPE_LATEST)
 

@@ -143,6 +143,27 @@ class TestEveryRequest:
         assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
+class TestDocs:
+    def test_can_be_closed(self, settings: Settings) -> None:
+        with TestClient(create_app(settings.model_copy(update={"docs": False}))) as client:
+            for path in ("/", "/docs", "/redoc", "/v1/openapi.json", "/docs-assets/redoc.js"):
+                answer = client.get(path)
+                assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+            assert client.get("/healthz").status_code == 200
+
+
+class TestHeaders:
+    def test_beyond_what_clients_send_are_refused(self, client: TestClient) -> None:
+        answer = client.get("/v1/jobs", headers=[(f"x-{number}", "1") for number in range(101)])
+        assert (answer.status_code, answer.json()["code"]) == (431, "too_many_headers")
+
+    def test_that_give_two_lengths_are_refused(self, client: TestClient) -> None:
+        both = {"content-length": "2", "transfer-encoding": "chunked"}
+        answer = client.post("/v1/jobs", content=b"{}", headers=both)
+        assert answer.status_code == 400
+        assert "Transfer-Encoding" in answer.json()["detail"]
+
+
 class TestBodies:
     def test_over_a_mebibyte_are_refused(self, client: TestClient) -> None:
         answer = client.post("/v1/jobs", json={"name": "x" * 2**20})

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
 
 from api.app import create_app
 from api.queue import CeleryQueue
@@ -97,6 +98,15 @@ def samples(text: str) -> dict[tuple[str, ...], float]:
 
 
 class TestMetrics:
+    def test_may_ask_for_a_token_of_the_operator(self, settings: Settings, api_key: str) -> None:
+        closed = settings.model_copy(update={"metrics_token": SecretStr("between-us")})
+        with TestClient(create_app(closed)) as client:
+            refused = client.get("/metrics", headers={"authorization": f"Bearer {api_key}"})
+            assert refused.status_code == client.get("/metrics").status_code == 401
+            assert "RETORT_METRICS_TOKEN" in refused.json()["detail"]
+            answer = client.get("/metrics", headers={"authorization": "Bearer between-us"})
+            assert "retort_" in answer.text
+
     def test_count_requests_by_template(self, client: TestClient) -> None:
         for number in range(3):
             client.get(f"/v1/jobs/job_{number}")
