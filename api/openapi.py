@@ -261,8 +261,11 @@ def _possible(path: str, verb: str, operation: Json) -> Iterator[HTTPStatus]:
     parameters = operation.get("parameters", [])
     headers = {entry["name"].lower() for entry in parameters if entry["in"] == "header"}
     yield HTTPStatus.BAD_REQUEST
+    yield HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
     yield HTTPStatus.INTERNAL_SERVER_ERROR
     yield HTTPStatus.SERVICE_UNAVAILABLE
+    if path == "/metrics":
+        yield HTTPStatus.UNAUTHORIZED
     if operation.get(_SECURED):
         yield from (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
     if "{" in path:
