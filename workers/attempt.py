@@ -28,6 +28,11 @@ T = TypeVar("T")
 
 _FLUSH_SECONDS = 1.0
 _FORESEEABLE_SECONDS = 1e9
+_RETURN_SECONDS = 3600.0
+_SILENT = (
+    "The worker stopped the engine because it could not reach the database in time (its lease is "
+    "{:g} s); the attempt is not counted, and the job goes on from its newest checkpoint."
+)
 
 
 class Attempt:
@@ -36,9 +41,16 @@ class Attempt:
     folder: Path  # of its own inputs and outputs; both from `load_inputs` on
     inputs: AttemptInputs
 
-    def __init__(self, context: Context, lease: leases.Lease) -> None:
+    def __init__(
+        self,
+        context: Context,
+        lease: leases.Lease,
+        *,
+        held_since: float,
+        on_silence: Callable[[], None],
+    ) -> None:
         self.lease = lease
-        self.heartbeat = Heartbeat(context, lease)
+        self.heartbeat = Heartbeat(context, lease, held_since=held_since, on_silence=on_silence)
         self.group_size = 1
         """How many students its engine trains, this one included."""
         self.result: Report | None = None
@@ -57,6 +69,27 @@ class Attempt:
         """End without writing to the database: another worker may hold the job."""
         log.warning("attempt_lost", job_id=self.lease.job_id, because=because)
         self.is_over = True
+
+    def return_lost(self) -> None:
+        """Uncount an attempt that ended because the database was silent, once it answers again.
+
+        Until then this worker could not take another job either.
+        """
+        if not self.is_over or self.state is not None or not self.heartbeat.silent:
+            return
+        message = _SILENT.format(self._context.settings.lease_seconds)
+        deadline = time.monotonic() + _RETURN_SECONDS
+        try:
+            changed = self._context.persist(
+                lambda s: leases.return_lost(s, self.lease, message=message),
+                hopeless=lambda: (
+                    self._context.shutting_down.is_set() or time.monotonic() > deadline
+                ),
+            )
+        except errors.Unavailable as error:
+            log.warning("attempt_not_returned", job_id=self.lease.job_id, because=str(error))
+        else:
+            log.info("attempt_returned", job_id=self.lease.job_id, changed=changed)
 
     def persist(self, write: Callable[[Session], T]) -> T:
         """Run `write` in a transaction, repeatedly while the database is unreachable.

@@ -66,7 +66,12 @@ def build(
     settings: Settings, *, worker_id: str | None = None, launcher: EngineLauncher | None = None
 ) -> Context:
     """Return a context with fresh connections; without `launcher`, with one of its own."""
-    engine = database.connect(settings.database_url, pool_size=4)
+    engine = database.connect(
+        settings.database_url,
+        pool_size=4,
+        # A worker that is cut off must not lock its job's row for longer than it holds the job.
+        idle_transaction_seconds=settings.lease_seconds / 4,
+    )
     settings.cache_dir.mkdir(parents=True, exist_ok=True)
     settings.scratch_dir.mkdir(parents=True, exist_ok=True)
     return Context(

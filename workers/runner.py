@@ -7,8 +7,8 @@ expired lease.
 """
 
 import contextlib
-import functools
 import json
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from models_registry.persistence import tables
 from workers import engine_process, job_grouping, staging
 from workers.attempt import Attempt
 from workers.context import Context
-from workers.engine_process import EngineProcess, Report
+from workers.engine_process import EngineGuard, EngineProcess, Report
 from workers.inspector import builtin_dataset
 
 log = structlog.get_logger()
@@ -31,6 +31,10 @@ _TICK_SECONDS = 0.2
 _GROUP_STOPPED = (
     "A job that shared the engine was paused or cancelled; this one goes on from its newest "
     "checkpoint."
+)
+_GROUP_SILENT = (
+    "A job that shared the engine could not renew its lease, so the engine was stopped; this one "
+    "goes on from its newest checkpoint."
 )
 _LOST_SERVER = "The process that the engine was forked from has ended, and the engine with it."
 _ALONE = "Several jobs shared the engine; this one is tried again alone."
@@ -43,35 +47,74 @@ def run_job(context: Context, job_id: str) -> State | None:
 
     Other jobs of its study may be claimed with it, to share its engine.
     """
+    guard = EngineGuard()
     with contextlib.ExitStack() as heartbeats:
-        with context.sessions.begin() as session:
-            lease = _claim(context, session, job_id=job_id)
-        if lease is None:
+        leader = _begin(context, job_id, guard, heartbeats)
+        if leader is None:
             log.info("job_unclaimable", job_id=job_id)
             return None
-        leader = _begin(context, lease, heartbeats)
         attempts = [leader]
         try:
             for other_id in _find_groupable(context, leader):
-                taken = leader.persist(functools.partial(_claim, context, job_id=other_id))
-                if taken is not None:
-                    attempts.append(_begin(context, taken, heartbeats))
+                other = _begin(context, other_id, guard, heartbeats, leader=leader)
+                attempts += [other] if other is not None else []
         except errors.StaleFence as error:
             leader.give_up(str(error))
-        _Run(context, attempts).run()
+        _Run(context, attempts, guard).run()
+    for attempt in attempts:
+        attempt.return_lost()
     return leader.state
 
 
-def _claim(context: Context, session: Session, *, job_id: str) -> leases.Lease | None:
-    seconds = context.settings.lease_seconds
-    return leases.claim(session, job_id=job_id, worker_id=context.worker_id, lease_seconds=seconds)
-
-
-def _begin(context: Context, lease: leases.Lease, heartbeats: contextlib.ExitStack) -> Attempt:
-    log.info("job_claimed", job_id=lease.job_id, attempt=lease.attempt, fence=lease.fence)
-    attempt = Attempt(context, lease)
+def _begin(
+    context: Context,
+    job_id: str,
+    guard: EngineGuard,
+    heartbeats: contextlib.ExitStack,
+    *,
+    leader: Attempt | None = None,
+) -> Attempt | None:
+    """Claim a job and start its heartbeat; return None if it cannot be claimed."""
+    claim = _Claim(context, job_id)
+    try:
+        if leader is not None:
+            lease = leader.persist(claim)
+        else:
+            lease = context.persist(claim, hopeless=context.shutting_down.is_set)
+    except errors.Unavailable as error:
+        log.warning("claim_given_up", job_id=job_id, because=str(error))
+        return None
+    if lease is None:
+        return None
+    log.info("job_claimed", job_id=job_id, attempt=lease.attempt, fence=lease.fence)
+    attempt = Attempt(context, lease, held_since=claim.began, on_silence=guard.trip)
     heartbeats.enter_context(attempt.heartbeat)
     return attempt
+
+
+class _Claim:
+    """Claims a job in a transaction that may be repeated because its answer was lost."""
+
+    def __init__(self, context: Context, job_id: str) -> None:
+        self._context = context
+        self._job_id = job_id
+        self._is_repeated = False
+        self.began = 0.0
+        """`time.monotonic()` at the start of the last transaction."""
+
+    def __call__(self, session: Session) -> leases.Lease | None:
+        """Return the lease, or None if the job cannot be claimed."""
+        self.began = time.monotonic()
+        worker_id = self._context.worker_id
+        if self._is_repeated:
+            leases.return_unknown_claim(session, job_id=self._job_id, worker_id=worker_id)
+        self._is_repeated = True
+        return leases.claim(
+            session,
+            job_id=self._job_id,
+            worker_id=worker_id,
+            lease_seconds=self._context.settings.lease_seconds,
+        )
 
 
 def _find_groupable(context: Context, leader: Attempt) -> list[str]:
@@ -86,9 +129,10 @@ class _Run:
 
     _workdir: Path  # from `run` on
 
-    def __init__(self, context: Context, attempts: list[Attempt]) -> None:
+    def __init__(self, context: Context, attempts: list[Attempt], guard: EngineGuard) -> None:
         self._context = context
         self._attempts = attempts
+        self._guard = guard
         self._is_shared = len(attempts) > 1
 
     @property
@@ -131,12 +175,20 @@ class _Run:
             return
         arguments = [str(self._write_config()), "--workdir", str(self._workdir)]
         device = self._context.settings.worker_device
-        with EngineProcess(
-            "workers.distill", arguments, workdir=self._workdir, launcher=launcher, device=device
-        ) as engine:
+        with (
+            EngineProcess(
+                "workers.distill",
+                arguments,
+                workdir=self._workdir,
+                launcher=launcher,
+                device=device,
+            ) as engine,
+            self._guard.watching(engine),
+        ):
             stop_requested = self._supervise(engine)
             tail = engine.log_tail()
             code = engine.wait() if self._open else None  # without open attempts, it is killed
+        self._for_each_open(_give_up_if_lost)
         crash = _LOST_SERVER if engine.lost_server else _exit_message(code)
         self._for_each_open(lambda attempt: self._end(attempt, code, crash, stop_requested, tail))
 
@@ -272,7 +324,9 @@ class _Run:
         """End an attempt by how its engine has ended; `crash` says so where the engine did not."""
         attempt.flush(force=True)
         failure = attempt.failure
-        if not self._is_shared and code == 0 and attempt.result is not None:
+        if self._guard.is_tripped:  # for the sake of another job, whose lease had run out
+            attempt.hand_back(tail, because=Reason.DATABASE_UNREACHABLE, message=_GROUP_SILENT)
+        elif not self._is_shared and code == 0 and attempt.result is not None:
             attempt.complete(tail)
         elif failure is not None and self._is_shared:
             self._hand_back(attempt, failure["message"], tail)

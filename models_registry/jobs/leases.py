@@ -339,6 +339,53 @@ def release(
     return State(job.state)
 
 
+def return_lost(session: Session, lease: Lease, *, message: str) -> bool:
+    """Uncount an attempt that its worker stopped because it could not reach the database.
+
+    A lease that nobody has ended yet is handed back. If it was ended meanwhile, and the attempt
+    counted as lost, the attempt no longer counts; a job that has ended for good stays as it is.
+    Return whether anything changed.
+    """
+    job = session.get_one(
+        tables.JobRow, lease.job_id, populate_existing=True, with_for_update={"key_share": True}
+    )
+    because = Reason.DATABASE_UNREACHABLE
+    if job.fence == lease.fence and job.state in lifecycle.HELD:
+        release(session, lease, because=because, message=message, log_tail=[])
+        return True
+    row = tables.AttemptRow
+    lost = sa.update(row).where(
+        row.job_id == lease.job_id,
+        row.number == lease.attempt,
+        row.fence == lease.fence,
+        row.outcome == Reason.ATTEMPT_LOST,
+    )
+    excused = lost.values(outcome=because, message=message).returning(row.number)
+    if job.state in lifecycle.FINAL or session.scalars(excused).one_or_none() is None:
+        return False
+    job.releases += 1
+    told = {"attempt": lease.attempt, "reason": because, "message": message}
+    transitions.add_event(session, lease.job_id, "attempt_uncounted", told)
+    return True
+
+
+def return_unknown_claim(session: Session, *, job_id: str, worker_id: str) -> bool:
+    """Hand back a job that this worker claimed without hearing so; return whether there was one.
+
+    The database may have committed a claim whose answer was lost.
+    """
+    job = session.get(
+        tables.JobRow, job_id, populate_existing=True, with_for_update={"key_share": True}
+    )
+    if job is None or job.lease_owner != worker_id or job.state != State.STARTING:
+        return False
+    message = "The worker claimed the job, but lost the database before it knew; no time was lost."
+    lease = Lease(job_id, job.attempt, job.fence)
+    because = Reason.DATABASE_UNREACHABLE
+    release(session, lease, because=because, message=message, log_tail=[])
+    return True
+
+
 def _job(session: Session, lease: Lease) -> tables.JobRow:
     return session.get_one(tables.JobRow, lease.job_id)
 

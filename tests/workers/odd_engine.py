@@ -91,6 +91,18 @@ def obedient() -> None:
     sys.exit(engine_process.CHECKPOINTED)
 
 
+def training() -> None:
+    """Train for ever, as far as a worker can see; stop on SIGTERM."""
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    report("started", device="cpu", resumed_from_step=0)
+    step = 0
+    while not stopped.wait(0.05):
+        step += 1
+        report("progress", progress=0.0, step=step)
+    sys.exit(engine_process.CHECKPOINTED)
+
+
 def with_family() -> None:
     """Start a child of its own, and wait."""
     report("started", pid=os.getpid(), child=_child().pid)
