@@ -9,7 +9,8 @@ expired lease.
 import contextlib
 import json
 import time
-from collections.abc import Callable, Collection
+import traceback
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import structlog
@@ -19,7 +20,7 @@ from models_registry import errors
 from models_registry.jobs import leases
 from models_registry.jobs.lifecycle import Reason, State
 from models_registry.persistence import tables
-from workers import engine_process, job_grouping, staging
+from workers import engine_process, job_grouping, patience, staging
 from workers.attempt import Attempt
 from workers.context import Context
 from workers.engine_process import EngineGuard, EngineProcess, Report
@@ -28,6 +29,8 @@ from workers.inspector import builtin_dataset
 log = structlog.get_logger()
 
 _TICK_SECONDS = 0.2
+_TRACE_LINES = 30
+_NAME_CHARACTERS = 500
 _GROUP_STOPPED = (
     "A job that shared the engine was paused or cancelled; this one goes on from its newest "
     "checkpoint."
@@ -158,6 +161,13 @@ class _Run:
         except OSError as error:
             # A full disk, no free process: another machine may not have this problem.
             self._fail("worker_failed", f"The worker could not go on: {error}")
+        except (
+            Exception
+        ) as error:  # the jobs have no other voice: an expired lease would not say why
+            log.exception("supervisor_failed")
+            message = f"The worker that supervised the engine failed: {_name(error)}"
+            lines = traceback.format_exception(error)
+            self._fail("supervisor_failed", message, "".join(lines).splitlines()[-_TRACE_LINES:])
 
     def _work(self) -> None:
         """Stage, supervise, and end the attempts in the database."""
@@ -165,6 +175,10 @@ class _Run:
         launcher.warm_up()  # while the inputs are staged
         try:
             self._stage()
+        except errors.StorageDown as error:
+            self._end_unwanted()
+            self._fail("staging_failed", f"An input could not be staged: {error}")
+            return
         except (errors.RegistryError, OSError, _BuiltinFailed) as error:
             self._fail("staging_failed", f"An input could not be staged: {error}")
             return
@@ -213,17 +227,25 @@ class _Run:
             return self._workdir
         return job_grouping.folder(self._workdir, attempt.lease.job_id)
 
+    def _fetch(self, work: Callable[[], None]) -> None:
+        """Fetch an input, also from a store that cannot be used for a while."""
+
+        def tell(error: errors.StorageDown) -> None:
+            self._for_each_open(lambda attempt: attempt.tell_waiting(error))
+
+        patience.while_store_is_down(work, on_wait=tell, must_stop=self._nobody_goes_on)
+
     def _restore(self, blob: tables.BlobRow, path: Path, *, job_id: str) -> None:
         # Not through the cache: a checkpoint is read once, by this attempt.
         try:
-            staging.fetch(self._context.storage, blob, path)
+            self._fetch(lambda: staging.fetch(self._context.storage, blob, path))
         except (errors.NotFound, errors.DigestMismatch) as error:
             # An older checkpoint, or the beginning, costs time; failing here costs the job.
             log.warning("checkpoint_not_restored", job_id=job_id, error=str(error))
 
     def _place(self, blob: tables.BlobRow, path: Path) -> None:
         cache = self._context.settings.cache_dir
-        staging.place(self._context.storage, blob, path, cache=cache)
+        self._fetch(lambda: staging.place(self._context.storage, blob, path, cache=cache))
 
     def _place_builtin(self, name: str, *, without: Collection[str]) -> None:
         folder = self._workdir / "dataset"
@@ -278,6 +300,7 @@ class _Run:
                 self._relay(report, engine)
             self._for_each_open(Attempt.flush)
             self._for_each_open(Attempt.exchange)
+            self._for_each_open(lambda attempt: _store_again(attempt, engine))
         return stop_requested
 
     def _must_stop(self) -> bool:
@@ -309,7 +332,7 @@ class _Run:
         attempt.flush(force=True)
         failure = attempt.failure
         if failure is None:
-            attempt.complete(tail)
+            attempt.complete(tail, can_wait=False)  # the others need this thread
         elif failure["code"] == _PERHAPS_BY_ANOTHER and attempt.group_size > 1:
             self._hand_back(attempt, failure["message"], tail)
         else:
@@ -324,10 +347,10 @@ class _Run:
         """End an attempt by how its engine has ended; `crash` says so where the engine did not."""
         attempt.flush(force=True)
         failure = attempt.failure
-        if self._guard.is_tripped:  # for the sake of another job, whose lease had run out
-            attempt.hand_back(tail, because=Reason.DATABASE_UNREACHABLE, message=_GROUP_SILENT)
-        elif not self._is_shared and code == 0 and attempt.result is not None:
+        if attempt.result is not None and (self._is_shared or code == 0):
             attempt.complete(tail)
+        elif self._guard.is_tripped:  # for the sake of another job, whose lease had run out
+            attempt.hand_back(tail, because=Reason.DATABASE_UNREACHABLE, message=_GROUP_SILENT)
         elif failure is not None and self._is_shared:
             self._hand_back(attempt, failure["message"], tail)
         elif failure is not None:
@@ -347,12 +370,13 @@ class _Run:
             reason, message = Reason.WORKER_SHUTDOWN, leases.SHUT_DOWN
         attempt.stop(tail, because=reason, message=message)
 
-    def _fail(self, code: str, message: str) -> None:
+    def _fail(self, code: str, message: str, tail: Sequence[str] = ()) -> None:
         """End all attempts for a reason that is not about one of them."""
+        lines = list(tail)
         if self._is_shared:
-            self._for_each_open(lambda attempt: self._hand_back(attempt, message, []))
+            self._for_each_open(lambda attempt: self._hand_back(attempt, message, lines))
         else:
-            self._for_each_open(lambda attempt: attempt.fail(code, message, True, []))
+            self._for_each_open(lambda attempt: attempt.fail(code, message, True, lines))
 
     def _hand_back(self, attempt: Attempt, message: str, tail: list[str]) -> None:
         """Queue a job again to run alone: which of several caused the failure is unknown."""
@@ -368,6 +392,15 @@ class _BuiltinFailed(Exception):
 def _give_up_if_lost(attempt: Attempt) -> None:
     if attempt.heartbeat.lost:
         attempt.give_up("the lease has run out, or was taken away")
+
+
+def _store_again(attempt: Attempt, engine: EngineProcess) -> None:
+    if attempt.waits_for_storage:
+        attempt.complete(engine.log_tail(), can_wait=False)
+
+
+def _name(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:_NAME_CHARACTERS].replace("\x00", "\ufffd")
 
 
 def _exit_message(code: int | None) -> str:

@@ -201,6 +201,18 @@ def warn(session: Session, lease: Lease, *, code: str, message: str) -> None:
     transitions.add_event(session, lease.job_id, "warning", told)
 
 
+def wait_for_storage(session: Session, lease: Lease, *, message: str) -> None:
+    """Say that the job waits for the byte store; what its user has asked for is not written over.
+
+    Raises: errors.StaleFence when the job is no longer held.
+    """
+    because = Reason.WAITING_FOR_STORAGE
+    if _touch(session, lease, {}) in (State.STARTING, State.RUNNING):
+        _touch(session, lease, {"state_reason": because, "state_message": message})
+    told = {"reason": because, "message": message}
+    transitions.add_event(session, lease.job_id, "waiting", told)
+
+
 def checkpoint(
     session: Session, lease: Lease, file: OutputFile, *, step: int, epoch: int, phase: str
 ) -> None:

@@ -103,6 +103,42 @@ def training() -> None:
     sys.exit(engine_process.CHECKPOINTED)
 
 
+def waiting_for_go() -> None:
+    """Start, and finish when a test says so."""
+    report("started", device="cpu", resumed_from_step=0)
+    while not (Path(sys.argv[4]) / "go").exists():
+        time.sleep(0.01)
+    finishing()
+
+
+def go(scratch: Path) -> None:
+    """Let the engine in the one working folder below `scratch` finish."""
+    (folder,) = [path for path in scratch.iterdir() if path.is_dir()]
+    (folder / "go").touch()
+
+
+def misreporting() -> None:
+    """Write a report that no worker understands."""
+    report("started", device="cpu", resumed_from_step=0)
+    report("metrics")
+    time.sleep(LONG_SECONDS)
+
+
+def finishing() -> None:
+    """Leave a student's files in the working folder, and report it."""
+    folder, config = Path(sys.argv[4]), json.loads(Path(sys.argv[2]).read_text())
+    student = config["student"]
+    description = {
+        **{name: student[name] for name in ("network", "arguments", "input")},
+        "task": config["task"],
+        "classes": config["class_names"],
+    }
+    (folder / "student.safetensors").write_bytes(b"student")
+    (folder / "model.json").write_text(json.dumps(description))
+    (folder / "metrics.json").write_text("{}")
+    report("result", parameters={"student": 1})
+
+
 def with_family() -> None:
     """Start a child of its own, and wait."""
     report("started", pid=os.getpid(), child=_child().pid)

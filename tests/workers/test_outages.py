@@ -1,5 +1,7 @@
-"""A worker that loses its database without a word: real servers, real processes, odd engines."""
+"""A worker whose database, store or machine fails it: real servers and processes, odd engines."""
 
+import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from models_registry.jobs.lifecycle import Reason, State
 from models_registry.persistence import database
 from models_registry.settings import Settings
 from tests import factories, services
+from tests.databases import POSTGRES_ONLY, SQLITE_ONLY
 from tests.workers import conftest, odd_engine, scenes
 from workers import context as contexts
 from workers import runner
@@ -23,10 +26,7 @@ from workers.engine_launcher import EngineLauncher, Started
 
 LEASE_SECONDS = 2.0
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.parametrize("database_url", ["postgresql"], indirect=True),
-]
+pytestmark = pytest.mark.slow
 
 
 class OddLauncher(EngineLauncher):
@@ -78,6 +78,7 @@ def reap(context: Context) -> int:
         )
 
 
+@POSTGRES_ONLY
 class TestSilence:
     def test_of_the_line_ends_the_engine_before_the_lease(
         self, context: Context, database_url: str
@@ -133,3 +134,71 @@ class TestSilence:
         assert lease is not None
         job = scenes.job(context, job_id)
         assert (job.state, job.attempt, job.releases) == (State.STARTING, 2, 1)
+
+
+def doing(context: Context, way: str) -> Context:
+    """Return the same worker, whose engines do something else."""
+    return dataclasses.replace(context, launcher=OddLauncher(way))
+
+
+@contextlib.contextmanager
+def without_store(context: Context) -> Iterator[None]:
+    """Let a file stand where the store's folder was during the block: true for root, too."""
+    folder = context.settings.data_dir / "storage"
+    folder.rename(folder.with_name("away"))
+    folder.touch()
+    try:
+        yield
+    finally:
+        folder.unlink()
+        folder.with_name("away").rename(folder)
+
+
+def waits(context: Context, job_id: str) -> bool:
+    return scenes.job(context, job_id).state_reason == Reason.WAITING_FOR_STORAGE
+
+
+@SQLITE_ONLY
+class TestStore:
+    def test_that_is_down_is_waited_for_with_the_lease_kept(self, context: Context) -> None:
+        """For the input first, and then for the finished student."""
+        job_id = submit(context, max_attempts=1)
+        with futures.ThreadPoolExecutor(1) as pool:
+            with without_store(context):
+                running = pool.submit(runner.run_job, doing(context, "waiting_for_go"), job_id)
+                scenes.wait_until(lambda: waits(context, job_id), "it waits for its input")
+                time.sleep(LEASE_SECONDS / 2)
+                assert reap(context) == 0
+            scenes.wait_until(scenes.has_state(context, job_id, State.RUNNING), "it runs")
+            assert not waits(context, job_id)
+            with without_store(context):
+                odd_engine.go(context.settings.scratch_dir)
+                scenes.wait_until(lambda: waits(context, job_id), "it waits with its student")
+                assert "byte store" in (scenes.job(context, job_id).state_message or "")
+            assert running.result(scenes.PATIENCE_SECONDS) == State.SUCCEEDED
+        job = scenes.job(context, job_id)
+        assert (job.attempt, job.state_reason) == (1, None)
+        assert (job.result or {})["student"] == "digits-kd@1"
+
+    def test_that_is_down_holds_up_no_shutdown(self, context: Context) -> None:
+        job_id = submit(context, max_attempts=1)
+        with futures.ThreadPoolExecutor(1) as pool, without_store(context):
+            running = pool.submit(runner.run_job, context, job_id)
+            scenes.wait_until(lambda: waits(context, job_id), "it waits for its input")
+            context.shutting_down.set()
+            assert running.result(scenes.PATIENCE_SECONDS) == State.QUEUED
+        job = scenes.job(context, job_id)
+        assert (job.state_reason, job.releases) == (Reason.WORKER_SHUTDOWN, 1)
+
+
+@SQLITE_ONLY
+class TestSupervisor:
+    def test_that_fails_says_so_instead_of_falling_silent(self, context: Context) -> None:
+        job_id = submit(context, max_attempts=1)
+        assert runner.run_job(doing(context, "misreporting"), job_id) == State.FAILED
+        failure = scenes.job(context, job_id).failure
+        assert failure is not None
+        assert failure["code"] == "supervisor_failed"
+        assert "KeyError: 'points'" in failure["message"]
+        assert any("in relay" in line for line in failure["log_tail"])
+        assert engines() == []

@@ -375,29 +375,6 @@ class TestFailure:
         assert "memory" in (job.state_message or "")
         assert job.not_before > datetime.now(UTC)
 
-    def test_to_store_the_student_is_tried_again(
-        self, workshop: Context, project: str, undisturbed: tables.JobRow
-    ) -> None:
-        """The store's folder is gone when the student is finished."""
-        folder = workshop.settings.data_dir / "storage"
-        job_id = scenes.submit(workshop, project, name="unstorable")
-
-        def remove() -> None:
-            folder.rename(folder.with_name("away"))
-            folder.touch()  # a file, so that nothing can be made below it
-
-        try:
-            with when(workshop, job_id, State.RUNNING, remove):
-                assert runner.run_job(workshop, job_id) == State.QUEUED
-        finally:
-            folder.unlink()
-            folder.with_name("away").rename(folder)
-        job = scenes.job(workshop, job_id)
-        assert "could not be stored" in (job.state_message or "")
-        assert job.student_version_id is None
-        with workshop.readers.begin() as session:
-            assert session.query(tables.ModelRow).filter_by(name="unstorable").count() == 0
-
 
 @pytest.mark.slow
 class TestStopping:
