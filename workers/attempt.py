@@ -317,6 +317,11 @@ class Attempt:
             lambda s: leases.release(s, self.lease, because=because, message=message, log_tail=tail)
         )
 
+    def hand_back_unfit(self, message: str, tail: list[str]) -> None:
+        """Queue the job again because this machine failed, without counting the attempt."""
+        log.warning("attempt_handed_back", job_id=self.lease.job_id, message=message)
+        self._end(lambda s: leases.release_unfit(s, self.lease, message=message, log_tail=tail))
+
     def fail(self, code: str, message: str, retryable: bool, tail: list[str]) -> None:
         """End in failure; a retryable one is queued again while attempts are left."""
         log.warning("attempt_failed", job_id=self.lease.job_id, code=code, message=message)

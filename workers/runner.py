@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+import sqlalchemy.exc
 import structlog
 from sqlalchemy.orm import Session
 
@@ -20,11 +21,19 @@ from models_registry import errors
 from models_registry.jobs import leases
 from models_registry.jobs.lifecycle import Reason, State
 from models_registry.persistence import tables
-from workers import engine_process, job_grouping, patience, staging
+from workers import (
+    disk_space,
+    engine_process,
+    job_grouping,
+    machine_health,
+    patience,
+    staging,
+)
 from workers.attempt import Attempt
 from workers.context import Context
 from workers.engine_process import EngineGuard, EngineProcess, Report
 from workers.inspector import builtin_dataset
+from workers.machine_health import Fault
 
 log = structlog.get_logger()
 
@@ -43,6 +52,9 @@ _LOST_SERVER = "The process that the engine was forked from has ended, and the e
 _ALONE = "Several jobs shared the engine; this one is tried again alone."
 # In a shared engine, another student may have caused this failure.
 _PERHAPS_BY_ANOTHER = "internal_error"
+_WORKER_FAILED = "worker_failed"
+# Failures that a full disk or a lack of memory also causes.
+_PERHAPS_THE_MACHINE = ("internal_error", "host_out_of_memory")
 
 
 def run_job(context: Context, job_id: str) -> State | None:
@@ -50,6 +62,11 @@ def run_job(context: Context, job_id: str) -> State | None:
 
     Other jobs of its study may be claimed with it, to share its engine.
     """
+    if context.health.suspension is not None:
+        log.warning("job_left_to_others", job_id=job_id, because=context.health.suspension.message)
+        return None  # it is announced again
+    if not _has_room(context, job_id):
+        return None
     guard = EngineGuard()
     with contextlib.ExitStack() as heartbeats:
         leader = _begin(context, job_id, guard, heartbeats)
@@ -67,6 +84,27 @@ def run_job(context: Context, job_id: str) -> State | None:
     for attempt in attempts:
         attempt.return_lost()
     return leader.state
+
+
+def _has_room(context: Context, job_id: str) -> bool:
+    """Return whether the disk has room for the job; if not, the job says so."""
+    try:
+        shortfall = disk_space.make_room(context, job_id)
+    except OSError as error:
+        context.health.suspend(machine_health.of_error(error))
+        return False
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        log.warning("room_unknown", job_id=job_id, error=str(error))  # the claim waits for it
+        return True
+    if shortfall is None:
+        return True
+    log.warning("job_left_to_others", job_id=job_id, because=shortfall)
+    with context.sessions.begin() as session:
+        leases.decline(session, job_id=job_id, message=shortfall)
+    fault = machine_health.check(context.settings)
+    if fault is not None:  # no job has room here
+        context.health.suspend(fault)
+    return False
 
 
 def _begin(
@@ -160,7 +198,7 @@ class _Run:
                 self._work()
         except OSError as error:
             # A full disk, no free process: another machine may not have this problem.
-            self._fail("worker_failed", f"The worker could not go on: {error}")
+            self._hand_back_unfit(machine_health.of_error(error))
         except (
             Exception
         ) as error:  # the jobs have no other voice: an expired lease would not say why
@@ -179,7 +217,10 @@ class _Run:
             self._end_unwanted()
             self._fail("staging_failed", f"An input could not be staged: {error}")
             return
-        except (errors.RegistryError, OSError, _BuiltinFailed) as error:
+        except (errors.RegistryError, _BuiltinFailed) as error:
+            fault = machine_health.check(self._context.settings)
+            if fault is not None:
+                self._hand_back_unfit(fault)
             self._fail("staging_failed", f"An input could not be staged: {error}")
             return
         self._end_unwanted()
@@ -203,6 +244,9 @@ class _Run:
             tail = engine.log_tail()
             code = engine.wait() if self._open else None  # without open attempts, it is killed
         self._for_each_open(_give_up_if_lost)
+        fault = None if stop_requested else self._find_fault()
+        if fault is not None:
+            self._hand_back_unfit(fault, tail)
         crash = _LOST_SERVER if engine.lost_server else _exit_message(code)
         self._for_each_open(lambda attempt: self._end(attempt, code, crash, stop_requested, tail))
 
@@ -362,6 +406,25 @@ class _Run:
             self._hand_back(attempt, crash, tail)
         else:
             attempt.fail("engine_crashed", crash, True, tail)
+
+    def _find_fault(self) -> Fault | None:
+        """Return what is wrong with the machine, if that may have ended the engine."""
+        if any(attempt.result is not None for attempt in self._open):
+            return None  # it has done its work
+        failures = [attempt.failure for attempt in self._open]
+        for failure in failures:
+            if failure is not None and failure["code"] == _WORKER_FAILED:
+                code = (failure.get("details") or {}).get("fault", machine_health.DISK_FAILED)
+                return Fault(code, failure["message"])
+        if any(failure is None or failure["code"] in _PERHAPS_THE_MACHINE for failure in failures):
+            return machine_health.check(self._context.settings)
+        return None
+
+    def _hand_back_unfit(self, fault: Fault, tail: Sequence[str] = ()) -> None:
+        """Hand all jobs back because of this machine, which takes no others until it is better."""
+        self._context.health.suspend(fault)
+        message = f"The worker could not go on: {fault.message}"
+        self._for_each_open(lambda attempt: attempt.hand_back_unfit(message, list(tail)))
 
     def _stop(self, attempt: Attempt, tail: list[str]) -> None:
         if self._is_shared and not self._context.shutting_down.is_set():

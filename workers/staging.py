@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from models_registry import errors
@@ -129,12 +129,27 @@ def trim(cache: Path, *, limit_bytes: int) -> int:
 
     Built-in data sets, in a folder of their own, are small and stay.
     """
+    stats = _by_age(cache)
+    return _drop(stats, sum(stat.st_size for stat, _ in stats) - limit_bytes)
+
+
+def free(cache: Path, *, size_bytes: int, keep: Collection[str]) -> int:
+    """Drop the least recently used blobs until this much is free; return how many bytes went.
+
+    Those with a digest in `keep` stay.
+    """
+    return _drop([pair for pair in _by_age(cache) if pair[1].name not in keep], size_bytes)
+
+
+def _by_age(cache: Path) -> list[tuple[os.stat_result, Path]]:
     files = [path for path in cache.glob("*") if path.is_file()]
-    stats = sorted(_stats(files), key=lambda pair: pair[0].st_mtime)
-    excess = sum(stat.st_size for stat, _ in stats) - limit_bytes
+    return sorted(_stats(files), key=lambda pair: pair[0].st_mtime)
+
+
+def _drop(stats: list[tuple[os.stat_result, Path]], size_bytes: int) -> int:
     dropped = 0
     for stat, path in stats:
-        if dropped >= excess:
+        if dropped >= size_bytes:
             break
         path.unlink(missing_ok=True)
         dropped += stat.st_size

@@ -18,6 +18,7 @@ from models_registry.jobs.lifecycle import Event, Reason, State
 from models_registry.persistence import database, tables
 
 KEPT_CHECKPOINTS = 2
+UNFIT_LIMIT = 10
 SHUT_DOWN = "The worker was shut down; the job goes on from its newest checkpoint."
 # After such an end a job runs alone: it may have needed too much, or must_run_alone the others.
 _RUNS_ALONE_AFTER = (Reason.ATTEMPT_FAILED, Reason.ATTEMPT_LOST, Reason.SHARED_ENGINE_FAILED)
@@ -349,6 +350,40 @@ def release(
     )
     _keep_log(session, lease, log_tail)
     return State(job.state)
+
+
+def release_unfit(session: Session, lease: Lease, *, message: str, log_tail: list[str]) -> State:
+    """Hand back a job whose worker's machine failed; the attempt is not counted.
+
+    A job at which `UNFIT_LIMIT` machines in all have failed is likely to be the cause: from then
+    on its attempts count.
+    """
+    row = tables.AttemptRow
+    failed = sa.select(sa.func.count()).where(
+        row.job_id == lease.job_id, row.outcome == Reason.WORKER_FAILED
+    )
+    if session.scalars(failed).one() + 1 >= UNFIT_LIMIT:
+        many = f"{message} Machines have failed at this job {UNFIT_LIMIT} times or more."
+        return fail(
+            session, lease, code="worker_failed", message=many, retryable=True, log_tail=log_tail
+        )
+    because = Reason.WORKER_FAILED
+    return release(session, lease, because=because, message=message, log_tail=log_tail)
+
+
+def decline(session: Session, *, job_id: str, message: str) -> None:
+    """Say why a worker left a queued job to others; it is announced again later."""
+    job = session.get(
+        tables.JobRow, job_id, populate_existing=True, with_for_update={"key_share": True}
+    )
+    if job is None or job.state != State.QUEUED:
+        return
+    is_new = job.state_reason != Reason.NO_ROOM
+    job.state_reason, job.state_message = Reason.NO_ROOM, message
+    session.flush()
+    if is_new:  # not each time that the same worker looks at it
+        told = {"reason": Reason.NO_ROOM, "message": message}
+        transitions.add_event(session, job_id, "declined", told)
 
 
 def return_lost(session: Session, lease: Lease, *, message: str) -> bool:

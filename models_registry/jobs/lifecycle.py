@@ -72,6 +72,7 @@ class Reason(StrEnum):
     SHARED_ENGINE_FAILED = "shared_engine_failed"
     DATABASE_UNREACHABLE = "database_unreachable"
     WORKER_FAILED = "worker_failed"
+    NO_ROOM = "no_room"
     WAITING_FOR_STORAGE = "waiting_for_storage"
     DEADLINE = "deadline"
     QUEUE_DEADLINE = "queue_deadline"

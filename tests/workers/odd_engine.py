@@ -124,8 +124,15 @@ def misreporting() -> None:
     time.sleep(LONG_SECONDS)
 
 
+def without_device() -> None:
+    """Fail for want of a device."""
+    report("failure", code="worker_failed", message="no card", details={"fault": "no_device"})
+    sys.exit(1)
+
+
 def finishing() -> None:
-    """Leave a student's files in the working folder, and report it."""
+    """Leave a student's files in the working folder, and report less than a card needs."""
+    report("started", device="cpu", resumed_from_step=0)
     folder, config = Path(sys.argv[4]), json.loads(Path(sys.argv[2]).read_text())
     student = config["student"]
     description = {
@@ -152,7 +159,7 @@ def leaving_family() -> None:
 
 def falling() -> None:
     """Die as if for want of memory."""
-    report("started")
+    report("started", device="cpu", resumed_from_step=0)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

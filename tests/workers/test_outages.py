@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import resource
 import time
 from collections.abc import Iterator
 from concurrent import futures
@@ -20,9 +21,10 @@ from tests import factories, services
 from tests.databases import POSTGRES_ONLY, SQLITE_ONLY
 from tests.workers import conftest, odd_engine, scenes
 from workers import context as contexts
-from workers import runner
+from workers import machine_health, runner
 from workers.context import Context
 from workers.engine_launcher import EngineLauncher, Started
+from workers.machine_health import MachineHealth
 
 LEASE_SECONDS = 2.0
 
@@ -55,11 +57,11 @@ def context(settings: Settings) -> Iterator[Context]:
     made.engine.dispose()
 
 
-def submit(context: Context, **changes: Any) -> str:
-    """Submit a job that needs no data set."""
+def submit(context: Context, *, content: bytes = b"weights", **changes: Any) -> str:
+    """Submit a job that needs no data set; its teacher has these bytes."""
     project_id = scenes.project(context)
     with context.sessions.begin() as session:
-        factories.teacher(session, context.storage, project_id=project_id)
+        factories.teacher(session, context.storage, project_id=project_id, content=content)
         wanted = factories.data_free_spec(**changes)
         return factories.job(session, project_id=project_id, **wanted).id
 
@@ -179,6 +181,8 @@ class TestStore:
         job = scenes.job(context, job_id)
         assert (job.attempt, job.state_reason) == (1, None)
         assert (job.result or {})["student"] == "digits-kd@1"
+        # The odd engine reports too little for a card, which does not cost the student either.
+        assert [told["code"] for told in job.warnings or []] == ["card_not_written"]
 
     def test_that_is_down_holds_up_no_shutdown(self, context: Context) -> None:
         job_id = submit(context, max_attempts=1)
@@ -202,3 +206,66 @@ class TestSupervisor:
         assert "KeyError: 'points'" in failure["message"]
         assert any("in relay" in line for line in failure["log_tail"])
         assert engines() == []
+
+
+@contextlib.contextmanager
+def files_up_to(size_bytes: int) -> Iterator[None]:
+    """Let no process write a larger file, as on a full disk; an ordinary user can do that."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@SQLITE_ONLY
+class TestMachine:
+    def test_with_a_full_disk_destroys_no_queue(self, context: Context) -> None:
+        """Ten jobs of one attempt, taken by a worker that can stage none of them."""
+        first = submit(context, content=bytes(8 * 2**20), max_attempts=1)
+        project_id = scenes.job(context, first).project_id
+        with context.sessions.begin() as session:
+            wanted = factories.data_free_spec(max_attempts=1)
+            job_ids = [
+                first,
+                *(factories.job(session, project_id=project_id, **wanted).id for _ in range(9)),
+            ]
+        with files_up_to(6 * 2**20):
+            left = [runner.run_job(context, job_id) for job_id in job_ids]
+        assert left == [State.QUEUED, *[None] * 9]  # one failure is enough to stop claiming
+        suspension = context.health.suspension
+        assert suspension is not None
+        assert suspension.code == machine_health.NO_DISK
+        job = scenes.job(context, first)
+        assert (job.state_reason, job.attempt, job.releases) == (Reason.WORKER_FAILED, 1, 1)
+        assert "The worker could not go on: File too large" in (job.state_message or "")
+        healthy = dataclasses.replace(doing(context, "finishing"), health=MachineHealth())
+        for job_id in job_ids[:2]:
+            assert runner.run_job(healthy, job_id) == State.SUCCEEDED
+
+    def test_without_room_for_the_inputs_claims_nothing_and_says_so(self, context: Context) -> None:
+        job_id = submit(context)
+        free = machine_health.free_bytes(context.settings.data_dir)
+        told = context.settings.model_copy(update={"worker_min_free_bytes": 2 * free})
+        small = dataclasses.replace(context, settings=told)
+        for _ in range(2):
+            assert runner.run_job(small, job_id) is None
+            job = scenes.job(context, job_id)
+            assert (job.state, job.attempt, job.state_reason) == (State.QUEUED, 0, Reason.NO_ROOM)
+            assert "RETORT_WORKER_MIN_FREE_BYTES" in (job.state_message or "")
+        assert [e.type for e in scenes.events(context, job_id)].count("job.declined") == 1
+        assert small.health.suspension is not None  # no job has room there
+
+    def test_whose_engine_says_so_is_not_the_jobs_fault(self, context: Context) -> None:
+        job_id = submit(context, max_attempts=1)
+        assert runner.run_job(doing(context, "without_device"), job_id) == State.QUEUED
+        job = scenes.job(context, job_id)
+        assert (job.state_reason, job.releases) == (Reason.WORKER_FAILED, 1)
+        assert context.health.suspension is not None
+        assert context.health.suspension.code == machine_health.NO_DEVICE
+
+    def test_that_is_well_leaves_the_blame_with_the_engine(self, context: Context) -> None:
+        job_id = submit(context, max_attempts=1)
+        assert runner.run_job(doing(context, "falling"), job_id) == State.FAILED
+        assert context.health.suspension is None

@@ -291,7 +291,8 @@ class TestFailures:
     @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
     def test_cuda_is_refused_where_there_is_none(self, tmp_path: Path) -> None:
         failure = self.fails(folders.prepare(tmp_path, accelerator="cuda"))
-        assert failure["code"] == "bad_recipe"
+        assert (failure["code"], failure["retryable"]) == ("worker_failed", True)
+        assert failure["details"] == {"fault": "no_device"}
         assert "no CUDA device" in failure["message"]
 
 
