@@ -288,8 +288,16 @@ class _Run:
             log.warning("checkpoint_not_restored", job_id=job_id, error=str(error))
 
     def _place(self, blob: tables.BlobRow, path: Path) -> None:
-        cache = self._context.settings.cache_dir
-        self._fetch(lambda: staging.place(self._context.storage, blob, path, cache=cache))
+        settings = self._context.settings
+        self._fetch(
+            lambda: staging.place(
+                self._context.storage,
+                blob,
+                path,
+                cache=settings.cache_dir,
+                keep_free=settings.worker_min_free_bytes,
+            )
+        )
 
     def _place_builtin(self, name: str, *, without: Collection[str]) -> None:
         folder = self._workdir / "dataset"
