@@ -46,7 +46,7 @@ _RELAPSE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
-class Fault:
+class MachineFault:
     """What is wrong with a machine: one of the codes above, and a sentence without paths."""
 
     code: str
@@ -81,7 +81,7 @@ class MachineHealth:
         last = self._read()
         return last if last is not None and last.over_since is None else None
 
-    def suspend(self, fault: Fault) -> None:
+    def suspend(self, fault: MachineFault) -> None:
         """Take no more jobs until the machine passes a check; a first fault stays."""
         now, last = time.time(), self._read()
         if last is not None and last.over_since is None:
@@ -92,7 +92,7 @@ class MachineHealth:
         message = fault.message[:_MESSAGE_CHARACTERS]
         self._write(Suspension(fault.code, message, now, now + self._pause(tries), tries))
 
-    def review(self, check: Callable[[str], Fault | None]) -> None:
+    def review(self, check: Callable[[str], MachineFault | None]) -> None:
         """Try a suspended machine again if it is time; `check` gets the code of the fault."""
         now, last = time.time(), self.suspension
         if last is None or now < last.retry_at:
@@ -118,13 +118,13 @@ class MachineHealth:
         self._shared.value = json.dumps(asdict(state)).encode()
 
 
-def of_error(error: OSError) -> Fault:
+def of_error(error: OSError) -> MachineFault:
     """Return what an error of the operating system says of the machine."""
     code = _CODES.get(error.errno or 0, DISK_FAILED)
-    return Fault(code, error.strerror or type(error).__name__)
+    return MachineFault(code, error.strerror or type(error).__name__)
 
 
-def check(settings: Settings) -> Fault | None:
+def check(settings: Settings) -> MachineFault | None:
     """Return what is wrong with this machine's disk or memory, or None."""
     try:
         return _check_disk(settings) or _check_memory()
@@ -132,12 +132,12 @@ def check(settings: Settings) -> Fault | None:
         return of_error(error)
 
 
-def _check_disk(settings: Settings) -> Fault | None:
+def _check_disk(settings: Settings) -> MachineFault | None:
     scratch, least = settings.scratch_dir, settings.worker_min_free_bytes
     scratch.mkdir(parents=True, exist_ok=True)
     free = free_bytes(scratch)
     if free < least:
-        return Fault(
+        return MachineFault(
             NO_DISK,
             f"The disk of the worker has {gibibytes(free)} free, and RETORT_WORKER_MIN_FREE_BYTES "
             f"asks for {gibibytes(least)}: free some, or lower it.",
@@ -147,7 +147,7 @@ def _check_disk(settings: Settings) -> Fault | None:
         probe.write(content)
         probe.seek(0)
         if probe.read() != content:
-            return Fault(
+            return MachineFault(
                 DISK_FAILED, "The disk of the worker returns other bytes than it was sent."
             )
     for path in settings.cache_dir.glob("*"):
@@ -156,11 +156,11 @@ def _check_disk(settings: Settings) -> Fault | None:
     return None
 
 
-def _check_memory() -> Fault | None:
+def _check_memory() -> MachineFault | None:
     free = psutil.virtual_memory().available
     if free >= _LEAST_MEMORY_BYTES:
         return None
-    return Fault(NO_MEMORY, f"The worker's machine has {gibibytes(free)} of memory available.")
+    return MachineFault(NO_MEMORY, f"The machine has {gibibytes(free)} of memory available.")
 
 
 def free_bytes(folder: Path) -> int:

@@ -33,7 +33,7 @@ from workers.attempt import Attempt
 from workers.context import Context
 from workers.engine_process import EngineGuard, EngineProcess, Report
 from workers.inspector import builtin_dataset
-from workers.machine_health import Fault
+from workers.machine_health import MachineFault
 
 log = structlog.get_logger()
 
@@ -199,9 +199,7 @@ class _Run:
         except OSError as error:
             # A full disk, no free process: another machine may not have this problem.
             self._hand_back_unfit(machine_health.of_error(error))
-        except (
-            Exception
-        ) as error:  # the jobs have no other voice: an expired lease would not say why
+        except Exception as error:  # otherwise the lease would expire, and nobody know why
             log.exception("supervisor_failed")
             message = f"The worker that supervised the engine failed: {_name(error)}"
             lines = traceback.format_exception(error)
@@ -415,7 +413,7 @@ class _Run:
         else:
             attempt.fail("engine_crashed", crash, True, tail)
 
-    def _find_fault(self) -> Fault | None:
+    def _find_fault(self) -> MachineFault | None:
         """Return what is wrong with the machine, if that may have ended the engine."""
         if any(attempt.result is not None for attempt in self._open):
             return None  # it has done its work
@@ -423,12 +421,12 @@ class _Run:
         for failure in failures:
             if failure is not None and failure["code"] == _WORKER_FAILED:
                 code = (failure.get("details") or {}).get("fault", machine_health.DISK_FAILED)
-                return Fault(code, failure["message"])
+                return MachineFault(code, failure["message"])
         if any(failure is None or failure["code"] in _PERHAPS_THE_MACHINE for failure in failures):
             return machine_health.check(self._context.settings)
         return None
 
-    def _hand_back_unfit(self, fault: Fault, tail: Sequence[str] = ()) -> None:
+    def _hand_back_unfit(self, fault: MachineFault, tail: Sequence[str] = ()) -> None:
         """Hand all jobs back because of this machine, which takes no others until it is better."""
         self._context.health.suspend(fault)
         message = f"The worker could not go on: {fault.message}"

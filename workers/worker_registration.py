@@ -28,7 +28,7 @@ from models_registry.jobs import workers
 from models_registry.persistence import database
 from models_registry.settings import Settings
 from workers import engine_launcher, machine_health
-from workers.machine_health import Fault, MachineHealth, Suspension
+from workers.machine_health import MachineFault, MachineHealth, Suspension
 
 log = structlog.get_logger()
 
@@ -136,12 +136,12 @@ class _Intake:
             self._consumer.call_soon(change, name)
 
 
-def _check(settings: Settings, code: str) -> Fault | None:
+def _check(settings: Settings, code: str) -> MachineFault | None:
     """Return what is wrong with this machine now; `code` is what was wrong."""
     if code == machine_health.NO_DEVICE:
         kinds = {device["kind"] for device in _describe(settings.worker_device)["devices"]}
         if "cuda" not in kinds:
-            return Fault(code, "The worker's graphics card does not answer.")
+            return MachineFault(code, "The worker's graphics card does not answer.")
     return machine_health.check(settings)
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from models_registry.settings import Settings
 from workers import machine_health
-from workers.machine_health import Fault, MachineHealth
+from workers.machine_health import MachineFault, MachineHealth
 
-FULL = Fault(machine_health.NO_DISK, "The disk is full.")
+FULL = MachineFault(machine_health.NO_DISK, "The disk is full.")
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ class TestCheck:
     )
     def test_knows_what_the_system_means(self, number: int, code: str) -> None:
         error = OSError(number, os.strerror(number), "/secret/path")
-        assert machine_health.of_error(error) == Fault(code, os.strerror(number))
+        assert machine_health.of_error(error) == MachineFault(code, os.strerror(number))
 
 
 class TestMachineHealth:
@@ -57,7 +57,7 @@ class TestMachineHealth:
         health = MachineHealth(first_pause_seconds=0.01)
         assert health.suspension is None
         health.suspend(FULL)
-        health.suspend(Fault(machine_health.NO_MEMORY, "a later one"))
+        health.suspend(MachineFault(machine_health.NO_MEMORY, "a later one"))
         assert health.suspension is not None
         assert (health.suspension.code, health.suspension.message) == (FULL.code, FULL.message)
         asked: list[str] = []

@@ -17,7 +17,7 @@ from tests.databases import SQLITE_ONLY
 from tests.workers import scenes
 from workers import machine_health, worker_registration
 from workers.context import Context
-from workers.machine_health import Fault, MachineHealth
+from workers.machine_health import MachineFault, MachineHealth
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +95,7 @@ class TestWorkerRegistration:
             context.settings, worker_id="wrk_1", queues=["any", "maintenance"], consumer=consumer
         )
         scenes.wait_until(lambda: row(context), "the worker is announced")
-        health.suspend(Fault(machine_health.NO_DISK, "The disk is full."))
+        health.suspend(MachineFault(machine_health.NO_DISK, "The disk is full."))
 
         def told() -> tables.WorkerRow | None:
             found = row(context)
