@@ -42,6 +42,13 @@ def babbling() -> None:
     sys.stdout.buffer.write(b"unfinished")
 
 
+def unstorable() -> None:
+    """Name what no database stores."""
+    sys.stdout.write(
+        '{"type": "result", "na\\u0000me": ["a\\u0000b", "\\ud800", "\\ud83d\\ude00", 1]}\n'
+    )
+
+
 def saying_its_environment() -> None:
     """Report every variable."""
     report("result", environment=dict(os.environ))
