@@ -1,8 +1,5 @@
 """Whether this machine's disk has room for the inputs of a job, asked before the job is claimed."""
 
-from sqlalchemy.orm import Session
-
-from models_registry.persistence import tables
 from workers import inputs, machine_health, staging
 from workers.context import Context
 
@@ -14,7 +11,7 @@ def make_room(context: Context, job_id: str) -> str | None:
     """
     settings = context.settings
     with context.readers() as session:
-        sizes = _sizes(session, job_id)
+        sizes = inputs.sizes(session, job_id)
     needed = sum(
         size for sha256, size in sizes.items() if not (settings.cache_dir / sha256).exists()
     )
@@ -32,12 +29,3 @@ def make_room(context: Context, job_id: str) -> str | None:
         f"{machine_health.gibibytes(settings.worker_min_free_bytes)} stay free "
         "(RETORT_WORKER_MIN_FREE_BYTES). It waits for a worker that has more."
     )
-
-
-def _sizes(session: Session, job_id: str) -> dict[str, int]:
-    """Return the sizes of the job's input files by their digests; none for an unknown job."""
-    if session.get(tables.JobRow, job_id) is None:
-        return {}
-    found = inputs.of(session, job_id)
-    files = (found.shared, found.own, found.checkpoints)
-    return {blob.sha256: blob.size_bytes for blobs in files for blob in blobs.values()}

@@ -244,6 +244,17 @@ class TestCopy:
         assert list(target.parent.iterdir()) == [target]
 
 
+class TestFree:
+    def test_drops_the_oldest_that_nobody_needs_now(self, cache: Path) -> None:
+        for age, name in enumerate(("needed", "old", "new"), 1):
+            (cache / name).write_bytes(b"12345678")
+            os.utime(cache / name, (age, age))
+        assert staging.free(cache, size_bytes=5, keep={"needed"}) == 8
+        assert {path.name for path in cache.iterdir()} == {"needed", "new"}
+        assert staging.free(cache, size_bytes=100, keep={"needed"}) == 8
+        assert [path.name for path in cache.iterdir()] == ["needed"]
+
+
 class TestTrim:
     def kept(self, cache: Path, name: str, *, size: int, used_at: int) -> Path:
         path = cache / hashlib.sha256(name.encode()).hexdigest()
