@@ -8,7 +8,7 @@ import structlog
 from prometheus_client import core, registry
 from sqlalchemy.exc import SQLAlchemyError
 
-from models_registry.jobs import lifecycle, queries
+from models_registry.jobs import lifecycle, queries, workers
 from models_registry.persistence import database, outbox
 
 log = structlog.get_logger()
@@ -57,6 +57,7 @@ class ServiceState(registry.Collector):
             outcomes = queries.count_outcomes(session)
             ages = queries.queue_ages(session)
             lag = outbox.lag_seconds(session)
+            machines = workers.count_states(session)
         yield _gauge(
             "retort_jobs",
             "Jobs by state and reason",
@@ -74,6 +75,12 @@ class ServiceState(registry.Collector):
             "Age of the oldest message that is not published yet",
             (),
             [((), lag)],
+        )
+        yield _gauge(
+            "retort_workers",
+            "Workers seen within a day, by state and, where one is suspended, what is wrong",
+            ("state", "fault"),
+            machines.items(),
         )
         ended = core.CounterMetricFamily(
             "retort_attempts_ended", "Attempts that have ended, by outcome", labels=["outcome"]

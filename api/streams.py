@@ -15,6 +15,8 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.exc import SQLAlchemyError
 
 from api import errors, numbers
+from models_registry import errors as registry_errors
+from models_registry.access import keys
 from models_registry.jobs import lifecycle, queries
 from models_registry.persistence import database, tables
 
@@ -23,6 +25,7 @@ log = structlog.get_logger()
 POLL_SECONDS = 0.5
 RETRY_MILLISECONDS = 2000  # after a drain: by then another process listens
 STREAMS_PER_PROJECT = 100
+KEY_SECONDS = 5.0  # how often it is asked whether the keys of open streams are still valid
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,9 @@ class Hub:
     draining: bool = False
     _watched: dict[str, WatchedJob] = field(default_factory=dict)
     _open: Counter[str] = field(default_factory=Counter)
+    _keys: Counter[str] = field(default_factory=Counter)  # of those who watch
+    _ended_keys: set[str] = field(default_factory=set)
+    _keys_at: float = 0.0
     _needed: asyncio.Event = field(default_factory=asyncio.Event)
     _loop: asyncio.AbstractEventLoop | None = None
 
@@ -119,13 +125,30 @@ class Hub:
             if not watched.watchers:
                 del self._watched[job_id]
 
+    @contextlib.contextmanager
+    def _with_key(self, key_id: str) -> Iterator[None]:
+        """Look at a key again and again while the block runs."""
+        self._keys[key_id] += 1
+        try:
+            yield
+        finally:
+            self._keys[key_id] -= 1
+            if not self._keys[key_id]:
+                del self._keys[key_id]
+                self._ended_keys.discard(key_id)
+
     async def events_after(
-        self, job_id: str, after: int, *, limit: int, wait_seconds: float
+        self, job_id: str, after: int, *, key_id: str, limit: int, wait_seconds: float
     ) -> list[tables.EventRow]:
-        """Return events after a sequence number, waiting a while for the first."""
+        """Return events after a sequence number, waiting a while for the first.
+
+        Raises: Unauthenticated when the key has ended meanwhile.
+        """
         deadline = asyncio.get_running_loop().time() + wait_seconds
-        with self.watching(job_id) as watched:
+        with self._with_key(key_id), self.watching(job_id) as watched:
             while True:
+                if key_id in self._ended_keys:
+                    raise registry_errors.Unauthenticated(f"the API key {key_id} has ended")
                 changed = watched.changed
                 rows = await run_in_threadpool(self._read, job_id, after, limit)
                 left = deadline - asyncio.get_running_loop().time()
@@ -134,14 +157,17 @@ class Hub:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(changed.wait(), left)
 
-    async def follow(self, job_id: str, after: int) -> AsyncIterator[tables.EventRow | Progress]:
+    async def follow(
+        self, job_id: str, after: int, *, key_id: str
+    ) -> AsyncIterator[tables.EventRow | Progress]:
         """Yield the events after a sequence number as they come, and progress in between.
 
-        It ends after the event that ends the job, when the job is deleted, or on a drain.
+        It ends after the event that ends the job, when the job is deleted, when the key is revoked
+        or expires, or on a drain.
         """
         sent: Progress | None = None
-        with self.watching(job_id) as watched:
-            while not self.draining:
+        with self._with_key(key_id), self.watching(job_id) as watched:
+            while not self.draining and key_id not in self._ended_keys:
                 changed, latest = watched.changed, watched.latest
                 if latest is None or latest.snapshot.last_sequence > after:
                     while rows := await run_in_threadpool(self._read, job_id, after):
@@ -177,9 +203,32 @@ class Hub:
                 for job_id, latest in polled.items():
                     if job_id in self._watched:
                         self._watched[job_id].update(latest)
+                await self._check_keys()
             # A new watcher is served immediately, the others twice a second.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._needed.wait(), POLL_SECONDS)
+
+    async def _check_keys(self) -> None:
+        """Find the keys that have ended since they opened a stream, and wake their watchers."""
+        now = asyncio.get_running_loop().time()
+        if now - self._keys_at < KEY_SECONDS:
+            return
+        self._keys_at = now
+        asked = set(self._keys)
+        try:
+            valid = await run_in_threadpool(self._valid_keys, asked)
+        except SQLAlchemyError as error:
+            log.warning("stream_keys_unknown", reason=type(error).__name__)
+            return
+        ended = (asked - valid) & self._keys.keys()
+        if ended - self._ended_keys:
+            self._ended_keys |= ended
+            for watched in self._watched.values():
+                watched.wake()
+
+    def _valid_keys(self, key_ids: set[str]) -> set[str]:
+        with self.readers() as session:
+            return keys.valid(session, key_ids=key_ids)
 
     def _poll_jobs(self, job_ids: list[str]) -> dict[str, Progress | None]:
         with self.readers() as session:

@@ -86,6 +86,11 @@ class Settings(BaseSettings):
     worker_cache_bytes: int = Field(
         50 * 2**30, ge=0, description="Least recently used inputs above this are dropped."
     )
+    worker_min_free_bytes: int = Field(
+        512 * 2**20,
+        ge=0,
+        description="With less free disk a worker takes no job; checkpoints and results need it.",
+    )
     allow_pickle: bool = Field(
         True, description="Convert weights-only PyTorch files; false: safetensors only."
     )

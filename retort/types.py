@@ -500,6 +500,7 @@ class Worker(Body):
     id: str
     name: str | None = None
     state: str | None = None
+    fault: Json | None = None  # code, message, since and retry_at, where it takes no jobs
     device: str | None = None
     devices: list[Any] = Field(default_factory=list)  # as the worker announced them
     queues: list[str] = Field(default_factory=list)

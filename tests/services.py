@@ -15,11 +15,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
+import psutil
 import psycopg
 import redis
 
@@ -102,6 +105,86 @@ def database(server_url: str, *, template: str = "template0") -> Iterator[str]:
             yield url
         finally:
             connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
+
+
+@contextlib.contextmanager
+def frozen(server_url: str) -> Iterator[None]:
+    """Stop every process of a PostgreSQL server for the time of the block: no call returns."""
+    with psycopg.connect(server_url.replace("+psycopg", "")) as connection:
+        row = connection.execute("SHOW data_directory").fetchone()
+    cluster = Path(row[0] if row else "")
+    main = psutil.Process(int((cluster / "postmaster.pid").read_text().split()[0]))
+    stopped = [main]  # first, so that it starts no others
+    main.suspend()
+    try:
+        for process in main.children():
+            process.suspend()
+            stopped.append(process)
+        yield
+    finally:
+        for process in reversed(stopped):
+            process.resume()
+
+
+class Line:
+    """A TCP address that leads to a PostgreSQL server on a socket, and that can fall silent.
+
+    A silent line takes connections and bytes, hands nothing on and closes nothing; what it holds
+    arrives when it speaks again, as after a network's retransmission.
+    """
+
+    def __init__(self, server_url: str) -> None:
+        address, _, query = server_url.partition("?host=")
+        self._socket_path = f"{query}/.s.PGSQL.5432"
+        self._speaks = threading.Event()
+        self._speaks.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._open: list[socket.socket] = []
+        port = self._listener.getsockname()[1]
+        start, _, database = address.rpartition("/")
+        self.url = f"{start}127.0.0.1:{port}/{database}"
+        threading.Thread(target=self._accept, name="line", daemon=True).start()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close everything."""
+        self._speaks.set()
+        for connection in (self._listener, *self._open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+    @contextlib.contextmanager
+    def silence(self) -> Iterator[None]:
+        """Let nothing through during the block."""
+        self._speaks.clear()
+        try:
+            yield
+        finally:
+            self._speaks.set()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                far.connect(self._socket_path)
+                self._open += [near, far]
+                for source, target in ((near, far), (far, near)):
+                    threading.Thread(
+                        target=self._carry, args=(source, target), name="line", daemon=True
+                    ).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # closed by either side
+            while content := source.recv(65536):
+                self._speaks.wait()
+                target.sendall(content)
+            self._speaks.wait()
+            target.shutdown(socket.SHUT_WR)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,9 @@
 Every write proves the fence. An attempt ends once; later reports are ignored.
 """
 
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -13,10 +14,11 @@ import structlog
 from sqlalchemy.orm import Session
 
 from models_registry import errors
+from models_registry.artifacts import models
 from models_registry.federations import federations
 from models_registry.jobs import leases
 from models_registry.jobs.lifecycle import Reason, State
-from workers import inputs, student_files
+from workers import inputs, patience, student_files
 from workers.context import Context
 from workers.engine_process import Report
 from workers.federation_bridge import FederationBridge
@@ -28,6 +30,12 @@ T = TypeVar("T")
 
 _FLUSH_SECONDS = 1.0
 _FORESEEABLE_SECONDS = 1e9
+_STORE_AGAIN_SECONDS = 5.0
+_RETURN_SECONDS = 3600.0
+_SILENT = (
+    "The worker stopped the engine because it could not reach the database in time (its lease is "
+    "{:g} s); the attempt is not counted, and the job goes on from its newest checkpoint."
+)
 
 
 class Attempt:
@@ -36,9 +44,16 @@ class Attempt:
     folder: Path  # of its own inputs and outputs; both from `load_inputs` on
     inputs: AttemptInputs
 
-    def __init__(self, context: Context, lease: leases.Lease) -> None:
+    def __init__(
+        self,
+        context: Context,
+        lease: leases.Lease,
+        *,
+        held_since: float,
+        on_silence: Callable[[], None],
+    ) -> None:
         self.lease = lease
-        self.heartbeat = Heartbeat(context, lease)
+        self.heartbeat = Heartbeat(context, lease, held_since=held_since, on_silence=on_silence)
         self.group_size = 1
         """How many students its engine trains, this one included."""
         self.result: Report | None = None
@@ -52,11 +67,35 @@ class Attempt:
         self._remaining_seconds: float | None = None
         self._flushed_at = 0.0
         self._bridge: FederationBridge | None = None
+        self._weights: leases.OutputFile | None = None
+        self._completed_at: float | None = None
+        self._has_told_waiting = False
 
     def give_up(self, because: str) -> None:
         """End without writing to the database: another worker may hold the job."""
         log.warning("attempt_lost", job_id=self.lease.job_id, because=because)
         self.is_over = True
+
+    def return_lost(self) -> None:
+        """Uncount an attempt that ended because the database was silent, once it answers again.
+
+        Until then this worker could not take another job either.
+        """
+        if not self.is_over or self.state is not None or not self.heartbeat.silent:
+            return
+        message = _SILENT.format(self._context.settings.lease_seconds)
+        deadline = time.monotonic() + _RETURN_SECONDS
+        try:
+            changed = self._context.persist(
+                lambda s: leases.return_lost(s, self.lease, message=message),
+                hopeless=lambda: (
+                    self._context.shutting_down.is_set() or time.monotonic() > deadline
+                ),
+            )
+        except errors.Unavailable as error:
+            log.warning("attempt_not_returned", job_id=self.lease.job_id, because=str(error))
+        else:
+            log.info("attempt_returned", job_id=self.lease.job_id, changed=changed)
 
     def persist(self, write: Callable[[Session], T]) -> T:
         """Run `write` in a transaction, repeatedly while the database is unreachable.
@@ -166,25 +205,83 @@ class Attempt:
 
     # -- at the end ----------------------------------------------------------------------------
 
-    def complete(self, tail: list[str]) -> None:
-        """Store the student's files, then register it and end the job in one transaction."""
+    def complete(self, tail: list[str], *, can_wait: bool = True) -> None:
+        """Store the student's files, then register it and end the job in one transaction.
+
+        While the store cannot be used, the student waits on this machine, and the lease is kept;
+        without `can_wait` the attempt stays open instead, for `complete` to be called again.
+        """
         result = dict(self.result or {})
         if self.group_size > 1:
             result["shared_with"] = self.group_size - 1
         origin = self.persist(lambda s: student_files.origin(s, self.lease.job_id))
-        pictures = self._store_report()
+        self._completed_at = time.monotonic()
         try:
+            # First, and patiently: the report is not waited for.
+            self._store({models.WEIGHTS: self.folder / student_files.WEIGHTS}, can_wait=can_wait)
+            pictures = self._store_report()
             stored = [file.path for file in pictures]
             kit = student_files.make(origin, result, self.folder, stored=stored)
-            files = [self._put(path, name) for name, path in kit.files.items()]
-        except (errors.Unavailable, OSError) as error:
-            self.fail("store_failed", f"The student could not be stored: {error}", True, tail)
+            files = self._store(kit.files, can_wait=can_wait)
+        except FileNotFoundError as error:
+            message = f"The engine reported a student, and left no {Path(error.filename).name}."
+            self.fail("store_failed", message, True, tail)
             return
+        except errors.StorageDown as error:
+            if self._must_stop():
+                because, message = Reason.WORKER_SHUTDOWN, leases.SHUT_DOWN
+                self.stop(tail, because=because, message=message)
+            elif can_wait:
+                self.fail("store_failed", f"The student could not be stored: {error}", True, tail)
+            elif not self._has_told_waiting:
+                self.tell_waiting(error)
+            return
+        for message in kit.warnings:
+            self._warn("card_not_written", message)
         self._end(
             lambda s: leases.complete(
                 s, self.lease, result=kit.result, student=kit.version, files=[*files, *pictures]
             )
         )
+
+    @property
+    def waits_for_storage(self) -> bool:
+        """Return whether `complete` should be called again: it found no store a while ago."""
+        if self.is_over or self._completed_at is None:
+            return False
+        return time.monotonic() - self._completed_at > _STORE_AGAIN_SECONDS
+
+    def tell_waiting(self, error: errors.StorageDown) -> None:
+        """Say in the job's state that it waits for the store."""
+        self._has_told_waiting = True
+        message = f"Waiting for the byte store, with the lease kept: {error}"
+        self.persist(lambda s: leases.wait_for_storage(s, self.lease, message=message))
+
+    def _must_stop(self) -> bool:
+        """Return whether nobody needs the student any more, or this worker leaves."""
+        beat = self.heartbeat
+        return beat.stop_wanted or beat.lost or self._context.shutting_down.is_set()
+
+    def _store(self, files: Mapping[str, Path], *, can_wait: bool) -> list[leases.OutputFile]:
+        """Store files by their path in the registry; the weights once only."""
+        stored = []
+        for name, path in files.items():
+            put = functools.partial(self._put, path, name)
+            if name == models.WEIGHTS and self._weights is not None:
+                file = self._weights
+            elif can_wait:
+                file = patience.while_store_is_down(
+                    put, on_wait=self.tell_waiting, must_stop=self._must_stop
+                )
+            else:
+                file = put()
+            if name == models.WEIGHTS:
+                self._weights = file
+            stored.append(file)
+        return stored
+
+    def _warn(self, code: str, message: str) -> None:
+        self.persist(lambda s: leases.warn(s, self.lease, code=code, message=message))
 
     def _store_report(self) -> list[leases.OutputFile]:
         """Store the report's files; one that cannot be stored does not fail the job."""
@@ -194,10 +291,10 @@ class Attempt:
                 stored.append(self._put(path, name))
         except (errors.Unavailable, OSError) as error:
             # The other files would fail in the same way.
-            message = f"The report is not complete, a file could not be stored: {error}"
             log.warning("report_not_stored", job_id=self.lease.job_id, error=str(error))
-            self.persist(
-                lambda s: leases.warn(s, self.lease, code="report_not_stored", message=message)
+            self._warn(
+                "report_not_stored",
+                f"The report is not complete, a file could not be stored: {error}",
             )
         return stored
 
@@ -219,6 +316,11 @@ class Attempt:
         self._end(
             lambda s: leases.release(s, self.lease, because=because, message=message, log_tail=tail)
         )
+
+    def hand_back_unfit(self, message: str, tail: list[str]) -> None:
+        """Queue the job again because this machine failed, without counting the attempt."""
+        log.warning("attempt_handed_back", job_id=self.lease.job_id, message=message)
+        self._end(lambda s: leases.release_unfit(s, self.lease, message=message, log_tail=tail))
 
     def fail(self, code: str, message: str, retryable: bool, tail: list[str]) -> None:
         """End in failure; a retryable one is queued again while attempts are left."""

@@ -90,7 +90,7 @@ def _set_up_logging(**_: Any) -> None:
 @signals.worker_ready.connect
 def _announce(sender: Any, **_: Any) -> None:
     queues = sorted(str(name) for name in sender.app.amqp.queues.consume_from)
-    worker_registration.start(settings, worker_id=WORKER_ID, queues=queues)
+    worker_registration.start(settings, worker_id=WORKER_ID, queues=queues, consumer=sender)
 
 
 @signals.worker_shutting_down.connect

@@ -16,6 +16,7 @@ from models_registry import errors, ids
 from models_registry.persistence import database, storage
 from models_registry.settings import Settings
 from workers.engine_launcher import EngineLauncher
+from workers.machine_health import MachineHealth
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -40,6 +41,7 @@ class Context:
     worker_id: str
     launcher: EngineLauncher
     shutting_down: threading.Event = field(default_factory=threading.Event)
+    health: MachineHealth = field(default_factory=MachineHealth)
 
     @functools.cached_property
     def readers(self) -> database.Sessions:
@@ -63,10 +65,19 @@ class Context:
 
 
 def build(
-    settings: Settings, *, worker_id: str | None = None, launcher: EngineLauncher | None = None
+    settings: Settings,
+    *,
+    worker_id: str | None = None,
+    launcher: EngineLauncher | None = None,
+    health: MachineHealth | None = None,
 ) -> Context:
     """Return a context with fresh connections; without `launcher`, with one of its own."""
-    engine = database.connect(settings.database_url, pool_size=4)
+    engine = database.connect(
+        settings.database_url,
+        pool_size=4,
+        # A worker that is cut off must not lock its job's row for longer than it holds the job.
+        idle_transaction_seconds=settings.lease_seconds / 4,
+    )
     settings.cache_dir.mkdir(parents=True, exist_ok=True)
     settings.scratch_dir.mkdir(parents=True, exist_ok=True)
     return Context(
@@ -76,4 +87,5 @@ def build(
         storage=storage.from_settings(settings),
         worker_id=worker_id or ids.new("wrk"),
         launcher=launcher or EngineLauncher(is_warm=settings.engine_warm),
+        health=health or MachineHealth(),
     )

@@ -5,12 +5,15 @@ credentials: its files are given to it), and dies with this process. How it is s
 of a warm server or in a fresh interpreter, is the launcher's (`engine_launcher.py`).
 """
 
+import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +33,7 @@ _COLD = (
     "The engine was started in a fresh interpreter, which takes seconds longer, because the warm "
     "server could not fork it: {}."
 )
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 Report = dict[str, Any]
 
 
@@ -128,6 +132,10 @@ class EngineProcess:
         while self._signal_group(0) and time.monotonic() < deadline:
             time.sleep(0.01)  # the others of the group still hold the device
 
+    def kill_without_waiting(self) -> None:
+        """Send SIGKILL to the whole group; other threads than the engine's own may call this."""
+        self._signal_group(signal.SIGKILL)
+
     def wait(self) -> int:
         """Return the exit code; negative for a signal."""
         return self._child.wait()
@@ -160,7 +168,59 @@ class EngineProcess:
             except ValueError:
                 report = None
             if isinstance(report, dict) and "type" in report:
-                self._reports.put(report)
+                self._reports.put(_storable(report) if b"\\u" in line else report)
             else:
                 log.warning("engine_line_unreadable", line=line[:200].decode(errors="replace"))
         self._reports.put(None)
+
+
+# Any: JSON.
+def _storable(value: Any) -> Any:
+    """Return JSON with U+FFFD for what no database takes: NUL, and halves of surrogate pairs.
+
+    Names out of an uploaded file may contain them. Every text of an engine comes through here.
+    """
+    if isinstance(value, str):
+        return _UNSTORABLE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {_storable(key): _storable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_storable(item) for item in value]
+    return value
+
+
+class EngineGuard:
+    """Kills an engine from any thread, at once, and a later one as soon as it starts.
+
+    Its own thread may wait for a database that does not answer, and cannot be relied on.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._engine: EngineProcess | None = None
+        self._is_tripped = False
+
+    @property
+    def is_tripped(self) -> bool:
+        """Return whether no engine may run any more."""
+        return self._is_tripped
+
+    def trip(self) -> None:
+        """Kill the engine, if there is one."""
+        with self._lock:
+            self._is_tripped = True
+            if self._engine is not None:
+                self._engine.kill_without_waiting()
+
+    @contextlib.contextmanager
+    def watching(self, engine: EngineProcess) -> Iterator[None]:
+        """Let `trip` kill this engine during the block."""
+        with self._lock:
+            self._engine = engine
+            if self._is_tripped:
+                engine.kill_without_waiting()
+        try:
+            yield
+        finally:
+            with self._lock:  # from here on its process id may be another's
+                self._engine = None

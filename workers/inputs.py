@@ -55,6 +55,21 @@ def of(session: Session, job_id: str) -> AttemptInputs:
     )
 
 
+def sizes(session: Session, job_id: str) -> dict[str, int]:
+    """Return the sizes in bytes of a job's input files, by digest; none for an unknown job."""
+    job = session.get(tables.JobRow, job_id)
+    if job is None:
+        return {}
+    teacher, initial, dataset = _versions(session, job)
+    files = (
+        _weights(session, "teacher", teacher),
+        _weights(session, "initial", initial),
+        _dataset_files(session, dataset, _withheld(job)),
+        _checkpoint_files(session, job.id),
+    )
+    return {blob.sha256: blob.size_bytes for blobs in files for blob in blobs.values()}
+
+
 def recipe_of(session: Session, job: tables.JobRow) -> dict[str, Any]:
     """Return the `JobConfig` of a job as JSON, without ids of the service.
 

@@ -382,13 +382,13 @@ def builtin_dataset(
 ) -> str | None:
     """Put the built-in data set `name` into `folder`; return why that failed, or None.
 
-    It is written once on a machine, under a lock, and linked from then on. Files named in `without`
+    It is written once on a machine, under a lock, and copied from then on. Files named in `without`
     are left out. Where `must_stop` ends the writing, there is neither a data set nor a failure.
     """
     kept = builtin_folder(cache) / name
     kept.parent.mkdir(parents=True, exist_ok=True)
     with staging.locked(kept.parent / f".{name}.lock"):
-        if not kept.exists():
+        if not staging.is_intact(kept):
             with staging.scratch(kept.parent, f".{name}") as workdir:
                 try:
                     request = {"kind": "builtin", "name": name}
@@ -400,9 +400,10 @@ def builtin_dataset(
                 if report["type"] == "failure":
                     return str(report.get("message"))
                 (workdir / "dataset").rename(kept)
+                staging.seal(kept)
     for path in kept.iterdir():
         if path.name not in without:
-            staging.link(path, folder / path.name)
+            staging.copy(path, folder / path.name)
     return None
 
 

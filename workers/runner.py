@@ -7,11 +7,13 @@ expired lease.
 """
 
 import contextlib
-import functools
 import json
-from collections.abc import Callable, Collection
+import time
+import traceback
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+import sqlalchemy.exc
 import structlog
 from sqlalchemy.orm import Session
 
@@ -19,23 +21,40 @@ from models_registry import errors
 from models_registry.jobs import leases
 from models_registry.jobs.lifecycle import Reason, State
 from models_registry.persistence import tables
-from workers import engine_process, job_grouping, staging
+from workers import (
+    disk_space,
+    engine_process,
+    job_grouping,
+    machine_health,
+    patience,
+    staging,
+)
 from workers.attempt import Attempt
 from workers.context import Context
-from workers.engine_process import EngineProcess, Report
+from workers.engine_process import EngineGuard, EngineProcess, Report
 from workers.inspector import builtin_dataset
+from workers.machine_health import MachineFault
 
 log = structlog.get_logger()
 
 _TICK_SECONDS = 0.2
+_TRACE_LINES = 30
+_NAME_CHARACTERS = 500
 _GROUP_STOPPED = (
     "A job that shared the engine was paused or cancelled; this one goes on from its newest "
     "checkpoint."
+)
+_GROUP_SILENT = (
+    "A job that shared the engine could not renew its lease, so the engine was stopped; this one "
+    "goes on from its newest checkpoint."
 )
 _LOST_SERVER = "The process that the engine was forked from has ended, and the engine with it."
 _ALONE = "Several jobs shared the engine; this one is tried again alone."
 # In a shared engine, another student may have caused this failure.
 _PERHAPS_BY_ANOTHER = "internal_error"
+_WORKER_FAILED = "worker_failed"
+# Failures that a full disk or a lack of memory also causes.
+_PERHAPS_THE_MACHINE = ("internal_error", "host_out_of_memory")
 
 
 def run_job(context: Context, job_id: str) -> State | None:
@@ -43,35 +62,100 @@ def run_job(context: Context, job_id: str) -> State | None:
 
     Other jobs of its study may be claimed with it, to share its engine.
     """
+    if context.health.suspension is not None:
+        log.warning("job_left_to_others", job_id=job_id, because=context.health.suspension.message)
+        return None  # it is announced again
+    if not _has_room(context, job_id):
+        return None
+    guard = EngineGuard()
     with contextlib.ExitStack() as heartbeats:
-        with context.sessions.begin() as session:
-            lease = _claim(context, session, job_id=job_id)
-        if lease is None:
+        leader = _begin(context, job_id, guard, heartbeats)
+        if leader is None:
             log.info("job_unclaimable", job_id=job_id)
             return None
-        leader = _begin(context, lease, heartbeats)
         attempts = [leader]
         try:
             for other_id in _find_groupable(context, leader):
-                taken = leader.persist(functools.partial(_claim, context, job_id=other_id))
-                if taken is not None:
-                    attempts.append(_begin(context, taken, heartbeats))
+                other = _begin(context, other_id, guard, heartbeats, leader=leader)
+                attempts += [other] if other is not None else []
         except errors.StaleFence as error:
             leader.give_up(str(error))
-        _Run(context, attempts).run()
+        _Run(context, attempts, guard).run()
+    for attempt in attempts:
+        attempt.return_lost()
     return leader.state
 
 
-def _claim(context: Context, session: Session, *, job_id: str) -> leases.Lease | None:
-    seconds = context.settings.lease_seconds
-    return leases.claim(session, job_id=job_id, worker_id=context.worker_id, lease_seconds=seconds)
+def _has_room(context: Context, job_id: str) -> bool:
+    """Return whether the disk has room for the job; if not, the job says so."""
+    try:
+        shortfall = disk_space.make_room(context, job_id)
+    except OSError as error:
+        context.health.suspend(machine_health.of_error(error))
+        return False
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        log.warning("room_unknown", job_id=job_id, error=str(error))  # the claim waits for it
+        return True
+    if shortfall is None:
+        return True
+    log.warning("job_left_to_others", job_id=job_id, because=shortfall)
+    with context.sessions.begin() as session:
+        leases.decline(session, job_id=job_id, message=shortfall)
+    fault = machine_health.check(context.settings)
+    if fault is not None:  # no job has room here
+        context.health.suspend(fault)
+    return False
 
 
-def _begin(context: Context, lease: leases.Lease, heartbeats: contextlib.ExitStack) -> Attempt:
-    log.info("job_claimed", job_id=lease.job_id, attempt=lease.attempt, fence=lease.fence)
-    attempt = Attempt(context, lease)
+def _begin(
+    context: Context,
+    job_id: str,
+    guard: EngineGuard,
+    heartbeats: contextlib.ExitStack,
+    *,
+    leader: Attempt | None = None,
+) -> Attempt | None:
+    """Claim a job and start its heartbeat; return None if it cannot be claimed."""
+    claim = _Claim(context, job_id)
+    try:
+        if leader is not None:
+            lease = leader.persist(claim)
+        else:
+            lease = context.persist(claim, hopeless=context.shutting_down.is_set)
+    except errors.Unavailable as error:
+        log.warning("claim_given_up", job_id=job_id, because=str(error))
+        return None
+    if lease is None:
+        return None
+    log.info("job_claimed", job_id=job_id, attempt=lease.attempt, fence=lease.fence)
+    attempt = Attempt(context, lease, held_since=claim.began, on_silence=guard.trip)
     heartbeats.enter_context(attempt.heartbeat)
     return attempt
+
+
+class _Claim:
+    """Claims a job in a transaction that may be repeated because its answer was lost."""
+
+    def __init__(self, context: Context, job_id: str) -> None:
+        self._context = context
+        self._job_id = job_id
+        self._is_repeated = False
+        self.began = 0.0
+        """`time.monotonic()` at the start of the last transaction."""
+
+    def __call__(self, session: Session) -> leases.Lease | None:
+        """Return the lease, or None if the job cannot be claimed."""
+        self.began = time.monotonic()
+        worker_id = self._context.worker_id
+        if self._is_repeated:
+            leases.return_unknown_claim(session, job_id=self._job_id, worker_id=worker_id)
+        self._is_repeated = True
+        return leases.claim(
+            session,
+            job_id=self._job_id,
+            worker_id=worker_id,
+            lease_seconds=self._context.settings.lease_seconds,
+        )
 
 
 def _find_groupable(context: Context, leader: Attempt) -> list[str]:
@@ -86,9 +170,10 @@ class _Run:
 
     _workdir: Path  # from `run` on
 
-    def __init__(self, context: Context, attempts: list[Attempt]) -> None:
+    def __init__(self, context: Context, attempts: list[Attempt], guard: EngineGuard) -> None:
         self._context = context
         self._attempts = attempts
+        self._guard = guard
         self._is_shared = len(attempts) > 1
 
     @property
@@ -113,7 +198,12 @@ class _Run:
                 self._work()
         except OSError as error:
             # A full disk, no free process: another machine may not have this problem.
-            self._fail("worker_failed", f"The worker could not go on: {error}")
+            self._hand_back_unfit(machine_health.of_error(error))
+        except Exception as error:  # otherwise the lease would expire, and nobody know why
+            log.exception("supervisor_failed")
+            message = f"The worker that supervised the engine failed: {_name(error)}"
+            lines = traceback.format_exception(error)
+            self._fail("supervisor_failed", message, "".join(lines).splitlines()[-_TRACE_LINES:])
 
     def _work(self) -> None:
         """Stage, supervise, and end the attempts in the database."""
@@ -121,7 +211,14 @@ class _Run:
         launcher.warm_up()  # while the inputs are staged
         try:
             self._stage()
-        except (errors.RegistryError, OSError, _BuiltinFailed) as error:
+        except errors.StorageDown as error:
+            self._end_unwanted()
+            self._fail("staging_failed", f"An input could not be staged: {error}")
+            return
+        except (errors.RegistryError, _BuiltinFailed) as error:
+            fault = machine_health.check(self._context.settings)
+            if fault is not None:
+                self._hand_back_unfit(fault)
             self._fail("staging_failed", f"An input could not be staged: {error}")
             return
         self._end_unwanted()
@@ -131,12 +228,23 @@ class _Run:
             return
         arguments = [str(self._write_config()), "--workdir", str(self._workdir)]
         device = self._context.settings.worker_device
-        with EngineProcess(
-            "workers.distill", arguments, workdir=self._workdir, launcher=launcher, device=device
-        ) as engine:
+        with (
+            EngineProcess(
+                "workers.distill",
+                arguments,
+                workdir=self._workdir,
+                launcher=launcher,
+                device=device,
+            ) as engine,
+            self._guard.watching(engine),
+        ):
             stop_requested = self._supervise(engine)
             tail = engine.log_tail()
             code = engine.wait() if self._open else None  # without open attempts, it is killed
+        self._for_each_open(_give_up_if_lost)
+        fault = None if stop_requested else self._find_fault()
+        if fault is not None:
+            self._hand_back_unfit(fault, tail)
         crash = _LOST_SERVER if engine.lost_server else _exit_message(code)
         self._for_each_open(lambda attempt: self._end(attempt, code, crash, stop_requested, tail))
 
@@ -161,17 +269,33 @@ class _Run:
             return self._workdir
         return job_grouping.folder(self._workdir, attempt.lease.job_id)
 
+    def _fetch(self, work: Callable[[], None]) -> None:
+        """Fetch an input, also from a store that cannot be used for a while."""
+
+        def tell(error: errors.StorageDown) -> None:
+            self._for_each_open(lambda attempt: attempt.tell_waiting(error))
+
+        patience.while_store_is_down(work, on_wait=tell, must_stop=self._nobody_goes_on)
+
     def _restore(self, blob: tables.BlobRow, path: Path, *, job_id: str) -> None:
         # Not through the cache: a checkpoint is read once, by this attempt.
         try:
-            staging.fetch(self._context.storage, blob, path)
+            self._fetch(lambda: staging.fetch(self._context.storage, blob, path))
         except (errors.NotFound, errors.DigestMismatch) as error:
             # An older checkpoint, or the beginning, costs time; failing here costs the job.
             log.warning("checkpoint_not_restored", job_id=job_id, error=str(error))
 
     def _place(self, blob: tables.BlobRow, path: Path) -> None:
-        cache = self._context.settings.cache_dir
-        staging.place(self._context.storage, blob, path, cache=cache)
+        settings = self._context.settings
+        self._fetch(
+            lambda: staging.place(
+                self._context.storage,
+                blob,
+                path,
+                cache=settings.cache_dir,
+                keep_free=settings.worker_min_free_bytes,
+            )
+        )
 
     def _place_builtin(self, name: str, *, without: Collection[str]) -> None:
         folder = self._workdir / "dataset"
@@ -226,6 +350,7 @@ class _Run:
                 self._relay(report, engine)
             self._for_each_open(Attempt.flush)
             self._for_each_open(Attempt.exchange)
+            self._for_each_open(lambda attempt: _store_again(attempt, engine))
         return stop_requested
 
     def _must_stop(self) -> bool:
@@ -257,7 +382,7 @@ class _Run:
         attempt.flush(force=True)
         failure = attempt.failure
         if failure is None:
-            attempt.complete(tail)
+            attempt.complete(tail, can_wait=False)  # the others need this thread
         elif failure["code"] == _PERHAPS_BY_ANOTHER and attempt.group_size > 1:
             self._hand_back(attempt, failure["message"], tail)
         else:
@@ -272,8 +397,10 @@ class _Run:
         """End an attempt by how its engine has ended; `crash` says so where the engine did not."""
         attempt.flush(force=True)
         failure = attempt.failure
-        if not self._is_shared and code == 0 and attempt.result is not None:
+        if attempt.result is not None and (self._is_shared or code == 0):
             attempt.complete(tail)
+        elif self._guard.is_tripped:  # for the sake of another job, whose lease had run out
+            attempt.hand_back(tail, because=Reason.DATABASE_UNREACHABLE, message=_GROUP_SILENT)
         elif failure is not None and self._is_shared:
             self._hand_back(attempt, failure["message"], tail)
         elif failure is not None:
@@ -286,6 +413,25 @@ class _Run:
         else:
             attempt.fail("engine_crashed", crash, True, tail)
 
+    def _find_fault(self) -> MachineFault | None:
+        """Return what is wrong with the machine, if that may have ended the engine."""
+        if any(attempt.result is not None for attempt in self._open):
+            return None  # it has done its work
+        failures = [attempt.failure for attempt in self._open]
+        for failure in failures:
+            if failure is not None and failure["code"] == _WORKER_FAILED:
+                code = (failure.get("details") or {}).get("fault", machine_health.DISK_FAILED)
+                return MachineFault(code, failure["message"])
+        if any(failure is None or failure["code"] in _PERHAPS_THE_MACHINE for failure in failures):
+            return machine_health.check(self._context.settings)
+        return None
+
+    def _hand_back_unfit(self, fault: MachineFault, tail: Sequence[str] = ()) -> None:
+        """Hand all jobs back because of this machine, which takes no others until it is better."""
+        self._context.health.suspend(fault)
+        message = f"The worker could not go on: {fault.message}"
+        self._for_each_open(lambda attempt: attempt.hand_back_unfit(message, list(tail)))
+
     def _stop(self, attempt: Attempt, tail: list[str]) -> None:
         if self._is_shared and not self._context.shutting_down.is_set():
             reason, message = Reason.COMPANION_STOPPED, _GROUP_STOPPED
@@ -293,12 +439,13 @@ class _Run:
             reason, message = Reason.WORKER_SHUTDOWN, leases.SHUT_DOWN
         attempt.stop(tail, because=reason, message=message)
 
-    def _fail(self, code: str, message: str) -> None:
+    def _fail(self, code: str, message: str, tail: Sequence[str] = ()) -> None:
         """End all attempts for a reason that is not about one of them."""
+        lines = list(tail)
         if self._is_shared:
-            self._for_each_open(lambda attempt: self._hand_back(attempt, message, []))
+            self._for_each_open(lambda attempt: self._hand_back(attempt, message, lines))
         else:
-            self._for_each_open(lambda attempt: attempt.fail(code, message, True, []))
+            self._for_each_open(lambda attempt: attempt.fail(code, message, True, lines))
 
     def _hand_back(self, attempt: Attempt, message: str, tail: list[str]) -> None:
         """Queue a job again to run alone: which of several caused the failure is unknown."""
@@ -314,6 +461,15 @@ class _BuiltinFailed(Exception):
 def _give_up_if_lost(attempt: Attempt) -> None:
     if attempt.heartbeat.lost:
         attempt.give_up("the lease has run out, or was taken away")
+
+
+def _store_again(attempt: Attempt, engine: EngineProcess) -> None:
+    if attempt.waits_for_storage:
+        attempt.complete(engine.log_tail(), can_wait=False)
+
+
+def _name(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:_NAME_CHARACTERS].replace("\x00", "\ufffd")
 
 
 def _exit_message(code: int | None) -> str:

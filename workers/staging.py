@@ -1,23 +1,33 @@
-"""Puts inputs into working folders: from storage, through a cache by digest, verified.
+"""Puts inputs into working folders: from storage, through a cache by digest, verified each time.
 
-The cache is shared by all attempts on this machine. Files are hard-linked into the working folder,
-so dropping an old one from the cache does not affect a running job.
+The cache is shared by all attempts on this machine. A working folder gets copies, never the cache's
+own file: the engine runs as the worker's user, and what it writes must not reach the next job. The
+copy is verified on its way, so a damaged cache trains nobody. Where the file system can share
+blocks (btrfs, XFS), a copy takes no room; where there is no room, the file leaves the cache.
 """
 
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+
+import structlog
 
 from models_registry import errors
 from models_registry.persistence import tables
 from models_registry.persistence.storage import Storage
 
+log = structlog.get_logger()
+
 _LOCK = ".lock"
+_READ_ONLY = 0o444
+_CHUNK_BYTES = 2**20
+_FICLONE = 0x40049409  # of <linux/fs.h>
 
 
 @contextlib.contextmanager
@@ -58,19 +68,32 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def place(storage: Storage, blob: tables.BlobRow, target: Path, *, cache: Path) -> None:
-    """Make `target` the bytes of `blob`, from the cache or from storage.
+def place(
+    storage: Storage, blob: tables.BlobRow, target: Path, *, cache: Path, keep_free: int = 0
+) -> None:
+    """Make `target` a read-only file with the bytes of `blob`, from the cache or from storage.
 
+    It stays in the cache as well, unless less than `keep_free` bytes of disk would be left.
     Raises: errors.DigestMismatch when storage returns other bytes.
     """
     kept = cache / blob.sha256
+    has_room = shutil.disk_usage(cache).free >= blob.size_bytes + keep_free
     try:
-        os.utime(kept)  # recently used
-        link(kept, target)
+        digest = copy(kept, target) if has_room else _move(kept, target)
     except FileNotFoundError:  # not there, or dropped in this moment
-        fetch(storage, blob, target)
-        with contextlib.suppress(FileExistsError):  # another attempt needs the same bytes
-            link(target, kept)
+        digest = None
+    if digest == blob.sha256:
+        with contextlib.suppress(FileNotFoundError):  # moved, or dropped
+            os.utime(kept)  # recently used
+        return
+    if digest is not None:
+        log.warning("cache_damaged", sha256=blob.sha256, found=digest)
+        kept.unlink(missing_ok=True)
+        target.unlink()
+    fetch(storage, blob, target)
+    target.chmod(_READ_ONLY)
+    if shutil.disk_usage(cache).free >= blob.size_bytes + keep_free:
+        copy(target, kept)
 
 
 def fetch(storage: Storage, blob: tables.BlobRow, target: Path) -> None:
@@ -99,29 +122,79 @@ def fetch(storage: Storage, blob: tables.BlobRow, target: Path) -> None:
             raise
 
 
-def link(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`, or a copy across file systems.
+def copy(source: Path, target: Path) -> str:
+    """Make `target` a read-only copy of `source`, all or nothing; return the copy's SHA-256.
 
-    Raises: FileNotFoundError without a source, FileExistsError where there is a target.
+    Raises: FileNotFoundError without a source.
     """
+    with source.open("rb") as original:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".copy-", delete=False) as file:
+            try:
+                if not _share_blocks(original.fileno(), file.fileno()):
+                    shutil.copyfileobj(original, file, _CHUNK_BYTES)
+                file.flush()
+                file.seek(0)
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                os.fchmod(file.fileno(), _READ_ONLY)
+                Path(file.name).rename(target)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    return digest
+
+
+def _share_blocks(source: int, target: int) -> bool:
+    """Let two files share their blocks until one is written; return whether that is possible."""
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError:
+        return False
+    return True
+
+
+def _move(source: Path, target: Path) -> str:
+    """Move a file, and return its SHA-256. Raises: FileNotFoundError without a source."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(source, target)
-    except (FileNotFoundError, FileExistsError):
+        source.rename(target)
+    except FileNotFoundError:
         raise
-    except OSError:
-        _copy(source, target)
+    except OSError:  # another file system
+        return copy(source, target)
+    with target.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _copy(source: Path, target: Path) -> None:
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".copy-", delete=False) as file:
-        try:
-            with source.open("rb") as original:
-                shutil.copyfileobj(original, file)
-            Path(file.name).rename(target)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+def seal(folder: Path) -> None:
+    """Write down the digests of a folder's files, for `is_intact`."""
+    seal_of(folder).write_text(json.dumps(_digests(folder)))
+
+
+def is_intact(folder: Path) -> bool:
+    """Return whether a sealed folder is as it was; anything else is removed."""
+    try:
+        if json.loads(seal_of(folder).read_text()) == _digests(folder):
+            return True
+        log.warning("cache_damaged", folder=folder.name)
+    except (FileNotFoundError, ValueError):
+        pass  # never sealed, or killed meanwhile
+    if folder.exists():
+        shutil.rmtree(folder)
+    return False
+
+
+def seal_of(folder: Path) -> Path:
+    """Return the file that has the digests of a sealed folder."""
+    return folder.with_name(f".{folder.name}.sha256")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    digests = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def trim(cache: Path, *, limit_bytes: int) -> int:
@@ -129,12 +202,27 @@ def trim(cache: Path, *, limit_bytes: int) -> int:
 
     Built-in data sets, in a folder of their own, are small and stay.
     """
+    stats = _by_age(cache)
+    return _drop(stats, sum(stat.st_size for stat, _ in stats) - limit_bytes)
+
+
+def free(cache: Path, *, size_bytes: int, keep: Collection[str]) -> int:
+    """Drop the least recently used blobs until this much is free; return how many bytes went.
+
+    Those with a digest in `keep` stay.
+    """
+    return _drop([pair for pair in _by_age(cache) if pair[1].name not in keep], size_bytes)
+
+
+def _by_age(cache: Path) -> list[tuple[os.stat_result, Path]]:
     files = [path for path in cache.glob("*") if path.is_file()]
-    stats = sorted(_stats(files), key=lambda pair: pair[0].st_mtime)
-    excess = sum(stat.st_size for stat, _ in stats) - limit_bytes
+    return sorted(_stats(files), key=lambda pair: pair[0].st_mtime)
+
+
+def _drop(stats: list[tuple[os.stat_result, Path]], size_bytes: int) -> int:
     dropped = 0
     for stat, path in stats:
-        if dropped >= excess:
+        if dropped >= size_bytes:
             break
         path.unlink(missing_ok=True)
         dropped += stat.st_size

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 from sqlalchemy.orm import Session
 
 from models_registry.artifacts import models, synthetic_datasets
@@ -15,7 +16,11 @@ from models_registry.persistence import tables
 from workers import model_card
 from workers.distill.config.result import RunResult
 
+log = structlog.get_logger()
+
 CARD = "card.md"
+WEIGHTS = "student.safetensors"
+"""The name of the student's weights in the engine's folder."""
 PARTITION = "partition.json"
 
 
@@ -28,6 +33,8 @@ class StudentFiles:
     version: models.NewModelVersion
     result: dict[str, Any]
     """The job's result as JSON: the fields of `RunResult` that the engine reported."""
+    warnings: tuple[str, ...]
+    """What the user should know of these files."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,9 @@ class StudentOrigin:
     """A job, and what the model card says about its inputs."""
 
     job: tables.JobRow
-    facts: model_card.JobFacts
+    spec: JobSpec
+    facts: model_card.JobFacts | None
+    """None where they could not be gathered: a card is not worth a student."""
 
 
 def origin(session: Session, job_id: str) -> StudentOrigin:
@@ -43,15 +52,20 @@ def origin(session: Session, job_id: str) -> StudentOrigin:
     job = session.get_one(tables.JobRow, job_id)
     teacher = session.get(tables.ModelVersionRow, job.teacher_version_id or "")
     dataset = session.get(tables.DatasetVersionRow, job.dataset_version_id or "")
-    facts = model_card.JobFacts(
-        job_id=job.id,
-        attempt=job.attempt,
-        spec=submission.spec_of(job),
-        dataset=None if dataset is None else model_card.DataFacts.of(dataset),
-        teacher=None if teacher is None else model_card.TeacherFacts.of(teacher),
-        warnings=tuple(told["message"] for told in job.warnings or ()),
-    )
-    return StudentOrigin(job, facts)
+    spec = submission.spec_of(job)
+    try:
+        facts = model_card.JobFacts(
+            job_id=job.id,
+            attempt=job.attempt,
+            spec=spec,
+            dataset=None if dataset is None else model_card.DataFacts.of(dataset),
+            teacher=None if teacher is None else model_card.TeacherFacts.of(teacher),
+            warnings=tuple(told["message"] for told in job.warnings or ()),
+        )
+    except Exception:  # whatever it is, it must not cost the student
+        log.exception("card_facts_missing", job_id=job_id)
+        facts = None
+    return StudentOrigin(job, spec, facts)
 
 
 def report_files(workdir: Path) -> dict[str, Path]:
@@ -72,22 +86,20 @@ def make(
 
     `stored` are the paths of those report files that are in the store already: the card shows them.
     """
-    job, spec = origin.job, origin.facts.spec
+    job, spec = origin.job, origin.spec
     result = RunResult.model_validate(report)
     description = json.loads((workdir / "model.json").read_text())
     lineage = _lineage(job, spec, result)
-    card = model_card.write(origin.facts, description=description, result=result, pictures=stored)
+    card, *warnings = _card(origin, description, result, stored)
     written = {CARD: card, "manifest.json": json.dumps(lineage, indent=2) + "\n"}
     if stored:
         # Once more inside the report, where the pictures are its neighbours.
         beside = [path.removeprefix(reports.FOLDER) for path in stored]
-        written[f"{reports.FOLDER}{CARD}"] = model_card.write(
-            origin.facts, description=description, result=result, pictures=beside
-        )
+        written[f"{reports.FOLDER}{CARD}"] = _card(origin, description, result, beside)[0]
     for name, text in written.items():
         (workdir / name).write_text(text, encoding="utf-8")
     files = {
-        models.WEIGHTS: workdir / "student.safetensors",
+        models.WEIGHTS: workdir / WEIGHTS,
         "config.json": workdir / "model.json",
         "metrics.json": workdir / "metrics.json",
         # Synthetic images of a data-free method, where the job keeps them.
@@ -110,7 +122,33 @@ def make(
         card=card,
         tags={},
     )
-    return StudentFiles(files, version, result.model_dump(mode="json", exclude_unset=True))
+    document = result.model_dump(mode="json", exclude_unset=True)
+    return StudentFiles(files, version, document, tuple(warnings))
+
+
+def _card(
+    origin: StudentOrigin,
+    description: dict[str, Any],
+    result: RunResult,
+    pictures: Collection[str],
+) -> tuple[str, ...]:
+    """Return the text of the card; with a warning where there is only a substitute."""
+    try:
+        if origin.facts is None:
+            raise ValueError("the facts about the job's inputs could not be read")
+        return (
+            model_card.write(
+                origin.facts, description=description, result=result, pictures=pictures
+            ),
+        )
+    except Exception as error:  # whatever it is, it must not cost the student
+        log.exception("card_not_written", job_id=origin.job.id)
+        message = (
+            f"The model card could not be written ({type(error).__name__}: {error}); config.json, "
+            "metrics.json and manifest.json have its facts."
+        )
+        name = origin.spec.student.register_as or "student"
+        return f"# {name}\n\n{message}\n\nJob: {origin.job.id}\n", message
 
 
 def _lineage(job: tables.JobRow, spec: JobSpec, result: RunResult) -> dict[str, Any]:

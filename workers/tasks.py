@@ -17,7 +17,7 @@ log = structlog.get_logger()
 @functools.cache
 def _context() -> context.Context:
     """Return this process's context; made in the forked child, at its first task."""
-    built = context.build(settings, worker_id=WORKER_ID)
+    built = context.build(settings, worker_id=WORKER_ID, health=worker_registration.health)
     threading.Thread(target=_forward_shutdown, args=(built,), daemon=True).start()
     return built
 

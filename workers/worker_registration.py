@@ -1,20 +1,24 @@
-"""Registers a worker in the database, and records its heartbeats and its shutdown.
+"""Registers a worker in the database, and records its heartbeats, its faults and its shutdown.
 
 Runs in the worker's main process. A child process lists the devices, because this one must never
-import torch.
+import torch. While the machine cannot run jobs, this process takes no messages of jobs from the
+broker, says why, and tries the machine again.
 """
 
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
+import queue
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any  # of what the child process prints as JSON
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Protocol  # Any: what the child process prints as JSON
 
 import psutil
 import sqlalchemy.exc
@@ -23,24 +27,50 @@ import structlog
 from models_registry.jobs import workers
 from models_registry.persistence import database
 from models_registry.settings import Settings
-from workers import engine_launcher
+from workers import engine_launcher, machine_health
+from workers.machine_health import MachineFault, MachineHealth, Suspension
 
 log = structlog.get_logger()
 
 # Shared with the forked supervisor, which polls it: SIGTERM reaches only the main process.
 shutting_down = multiprocessing.get_context("fork").Event()
+# Shared in the same way: the supervisor meets what is wrong with the machine.
+health = MachineHealth()
 
 _DESCRIBE_SECONDS = 120
+_REVIEW_SECONDS = 1.0
+_MAINTENANCE = "maintenance"  # needs no room for inputs, and no device
 _TICK_SECONDS = 0.2
 _stopping = threading.Event()
 _thread: threading.Thread | None = None
 
 
-def start(settings: Settings, *, worker_id: str, queues: list[str]) -> None:
-    """Register this worker, and send heartbeats from a thread."""
+class Consumer(Protocol):
+    """Celery's consumer, as far as it is used here."""
+
+    def call_soon(self, work: Callable[[str], object], name: str, /) -> object:
+        """Call `work(name)` in the consumer's own thread."""
+
+    def add_task_queue(self, name: str, /) -> object:
+        """Take messages of a queue."""
+
+    def cancel_task_queue(self, name: str, /) -> object:
+        """Take no more messages of a queue."""
+
+
+def start(
+    settings: Settings, *, worker_id: str, queues: list[str], consumer: Consumer | None = None
+) -> None:
+    """Register this worker, and send heartbeats from a thread.
+
+    `consumer` takes the messages of these queues, and takes none while the machine is suspended.
+    """
     global _thread
     _thread = threading.Thread(
-        target=_run, args=(settings, worker_id, queues), name="worker-registration", daemon=True
+        target=_run,
+        args=(settings, worker_id, queues, consumer),
+        name="worker-registration",
+        daemon=True,
     )
     _thread.start()
 
@@ -52,19 +82,80 @@ def stop() -> None:
         _thread.join(timeout=10)
 
 
-def _run(settings: Settings, worker_id: str, queues: list[str]) -> None:
+def _run(settings: Settings, worker_id: str, queues: list[str], consumer: Consumer | None) -> None:
     engine = database.connect(settings.database_url, pool_size=1)
     sessions = database.sessions(engine)
-    _write(sessions, worker_id, queues=queues, description={"devices": [], "versions": {}})
-    description = _describe(settings.worker_device)
+    # It takes seconds to load torch, in which the machine may already be found unfit.
+    described: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    describing = threading.Thread(
+        target=lambda: described.put(_describe(settings.worker_device)),
+        name="worker-description",
+        daemon=True,
+    )
+    describing.start()
+    description: dict[str, Any] = {"devices": [], "versions": {}}
     is_announced = _write(sessions, worker_id, queues=queues, description=description)
-    while not _stopping.wait(settings.heartbeat_seconds):
-        if is_announced:
-            _write(sessions, worker_id)
-        else:
+    intake = _Intake(consumer, [name for name in queues if name != _MAINTENANCE])
+    written_at = time.monotonic()
+    known: Suspension | None = None
+    while not _stopping.wait(min(settings.heartbeat_seconds, _REVIEW_SECONDS)):
+        health.review(functools.partial(_check, settings))
+        suspension = health.suspension
+        intake.set_open(suspension is None)
+        with contextlib.suppress(queue.Empty):
+            description = described.get_nowait()
+            is_announced = False
+        is_due = time.monotonic() - written_at >= settings.heartbeat_seconds
+        if is_announced and suspension == known and not is_due:
+            continue
+        if not is_announced:
             is_announced = _write(sessions, worker_id, queues=queues, description=description)
+        if is_announced and _write(sessions, worker_id):
+            known = suspension
+        written_at = time.monotonic()
+    describing.join()
     _write(sessions, worker_id, stopping=True)
     engine.dispose()
+
+
+class _Intake:
+    """Whether messages of jobs and inspections are taken from the broker."""
+
+    def __init__(self, consumer: Consumer | None, queues: list[str]) -> None:
+        self._consumer = consumer
+        self._queues = queues
+        self._is_open = True
+
+    def set_open(self, is_open: bool) -> None:
+        """Open or close the intake, where that changes anything."""
+        if is_open == self._is_open or self._consumer is None:
+            return
+        self._is_open = is_open
+        change = self._consumer.add_task_queue if is_open else self._consumer.cancel_task_queue
+        for name in self._queues:
+            self._consumer.call_soon(change, name)
+
+
+def _check(settings: Settings, code: str) -> MachineFault | None:
+    """Return what is wrong with this machine now; `code` is what was wrong."""
+    if code == machine_health.NO_DEVICE:
+        kinds = {device["kind"] for device in _describe(settings.worker_device)["devices"]}
+        if "cuda" not in kinds:
+            return MachineFault(code, "The worker's graphics card does not answer.")
+    return machine_health.check(settings)
+
+
+# Any: the columns of the fault as JSON.
+def _fault() -> dict[str, Any] | None:
+    suspension = health.suspension
+    if suspension is None:
+        return None
+    return {
+        "code": suspension.code,
+        "message": suspension.message,
+        "since": datetime.fromtimestamp(suspension.since, UTC).isoformat(),
+        "retry_at": datetime.fromtimestamp(suspension.retry_at, UTC).isoformat(),
+    }
 
 
 def _write(
@@ -91,7 +182,7 @@ def _write(
             elif stopping:
                 workers.stopped(session, worker_id=worker_id)
             else:
-                workers.seen(session, worker_id=worker_id)
+                workers.seen(session, worker_id=worker_id, fault=_fault())
     except sqlalchemy.exc.SQLAlchemyError as error:
         log.warning("registration_not_written", worker_id=worker_id, error=str(error))
         return False

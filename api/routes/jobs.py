@@ -314,6 +314,7 @@ Sequence = Annotated[int, Query(ge=0, le=2**31 - 1)]
 @router.get("/{job_id}/events", operation_id="list_events")
 async def events(
     job_id: WatchedDep,
+    caller: CallerDep,
     service: ServiceDep,
     after: Sequence = 0,
     limit: Annotated[int, Query(ge=1, le=queries.MAX_EVENTS)] = 100,
@@ -322,7 +323,9 @@ async def events(
     ] = 0,
 ) -> bodies.EventsRead:
     """Return events after a sequence number; wait for one if there is none yet."""
-    rows = await service.hub.events_after(job_id, after, limit=limit + 1, wait_seconds=wait_seconds)
+    rows = await service.hub.events_after(
+        job_id, after, key_id=caller.key_id, limit=limit + 1, wait_seconds=wait_seconds
+    )
     return bodies.EventsRead(
         data=[bodies.EventRead.from_row(event) for event in rows[:limit]],
         has_more=len(rows) > limit,
@@ -356,13 +359,17 @@ def _stream_slot(caller: CallerDep, service: ServiceDep) -> Iterator[None]:
     dependencies=[Depends(_stream_slot)],
 )
 async def stream(
-    job_id: WatchedDep, service: ServiceDep, after: Annotated[int, Depends(_after)]
+    job_id: WatchedDep,
+    caller: CallerDep,
+    service: ServiceDep,
+    after: Annotated[int, Depends(_after)],
 ) -> AsyncIterator[ServerSentEvent]:
     """Stream a job's events as they happen, and its progress in between, until it ends.
 
-    Events carry their sequence number as `id`; `progress` records carry none.
+    Events carry their sequence number as `id`; `progress` records carry none. A stream whose key is
+    revoked or expires ends within seconds.
     """
-    async for record in service.hub.follow(job_id, after):
+    async for record in service.hub.follow(job_id, after, key_id=caller.key_id):
         if isinstance(record, streams.Progress):
             yield ServerSentEvent(data=bodies.ProgressRead.of(record), event="progress")
         else:

@@ -19,6 +19,7 @@ from api.idempotency import IdempotentDep
 from api.schemas import lists
 from api.schemas import studies as bodies
 from api.schemas.times import UtcTime
+from models_registry import errors
 from models_registry.persistence import tables
 from models_registry.studies import studies
 from models_registry.studies.spec import StudySpec
@@ -36,12 +37,26 @@ def _read(session: Session, study: tables.StudyRow) -> bodies.StudyRead:
 
 @router.post("", operation_id="submit_study", status_code=202, response_model=bodies.StudyRead)
 def submit(
-    spec: StudySpec, caller: EditorDep, idempotent: IdempotentDep, publish: PublishDep
+    spec: StudySpec,
+    caller: EditorDep,
+    readers: ReadersDep,
+    idempotent: IdempotentDep,
+    publish: PublishDep,
 ) -> Response:
     """Submit a study: all of its jobs, or none. Each spec is validated as for a single job."""
+    # Before the transaction, which has SQLite's one writer; a repeated request is answered as the
+    # first time, whatever would be wrong with it now.
+    planned: studies.StudyPlan | errors.Refused
+    try:
+        with readers() as session:
+            planned = studies.plan(session, project_id=caller.project_id, spec=spec)
+    except errors.Refused as error:
+        planned = error
 
     def work(session: Session) -> tuple[bodies.StudyRead, str]:
-        study = studies.submit(session, project_id=caller.project_id, spec=spec)
+        if isinstance(planned, errors.Refused):
+            raise planned
+        study = studies.submit(session, project_id=caller.project_id, spec=spec, planned=planned)
         body = _read(session, study)
         return body, body.links.study
 

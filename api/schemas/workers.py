@@ -3,10 +3,21 @@
 from datetime import datetime
 from typing import Any, Self
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from api.schemas import rows
 from models_registry.persistence import tables
+
+
+class WorkerFaultRead(BaseModel):
+    """What is wrong with a worker's machine."""
+
+    code: str = Field(
+        description="`no_disk`, `disk_failed`, `no_memory`, `no_process` or `no_device`."
+    )
+    message: str
+    since: datetime
+    retry_at: datetime = Field(description="When the worker will try its machine again.")
 
 
 class WorkerRead(rows.RowRead):
@@ -14,7 +25,11 @@ class WorkerRead(rows.RowRead):
 
     id: str
     name: str
-    state: str = Field(description="`online`, `lost` (no heartbeat) or `stopped` (on purpose).")
+    state: str = Field(
+        description="`online`, `suspended` (its machine cannot run jobs: see `fault`), `lost` (no "
+        "heartbeat) or `stopped` (on purpose)."
+    )
+    fault: WorkerFaultRead | None = Field(description="Why it takes no jobs for now.")
     queues: list[str]
     devices: list[Any] = Field(description="As the worker announced them.")
     device: str | None = Field(description="The first of them, by name.")

@@ -9,7 +9,7 @@ import hmac
 import re
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -128,6 +128,14 @@ def authenticate(session: Session, *, text: str) -> tuple[Caller, bool]:
         raise errors.Unauthenticated(f"the API key {row.id} has expired", code="key_expired")
     due = row.last_used_at is None or now - row.last_used_at >= LAST_USED_EVERY
     return Caller(row.project_id, row.id, Role(row.role)), due
+
+
+def valid(session: Session, *, key_ids: Collection[str]) -> set[str]:
+    """Return those of these keys that still open anything."""
+    row = tables.ApiKeyRow
+    unexpired = sa.or_(row.expires_at.is_(None), row.expires_at > database.now(session))
+    found = sa.select(row.id).where(row.id.in_(key_ids), row.revoked_at.is_(None), unexpired)
+    return set(session.scalars(found))
 
 
 def note_use(session: Session, *, key_id: str) -> None:

@@ -18,6 +18,7 @@ from models_registry.jobs.lifecycle import Event, Reason, State
 from models_registry.persistence import database, tables
 
 KEPT_CHECKPOINTS = 2
+UNFIT_LIMIT = 10
 SHUT_DOWN = "The worker was shut down; the job goes on from its newest checkpoint."
 # After such an end a job runs alone: it may have needed too much, or must_run_alone the others.
 _RUNS_ALONE_AFTER = (Reason.ATTEMPT_FAILED, Reason.ATTEMPT_LOST, Reason.SHARED_ENGINE_FAILED)
@@ -201,6 +202,18 @@ def warn(session: Session, lease: Lease, *, code: str, message: str) -> None:
     transitions.add_event(session, lease.job_id, "warning", told)
 
 
+def wait_for_storage(session: Session, lease: Lease, *, message: str) -> None:
+    """Say that the job waits for the byte store; what its user has asked for is not written over.
+
+    Raises: errors.StaleFence when the job is no longer held.
+    """
+    because = Reason.WAITING_FOR_STORAGE
+    if _touch(session, lease, {}) in (State.STARTING, State.RUNNING):
+        _touch(session, lease, {"state_reason": because, "state_message": message})
+    told = {"reason": because, "message": message}
+    transitions.add_event(session, lease.job_id, "waiting", told)
+
+
 def checkpoint(
     session: Session, lease: Lease, file: OutputFile, *, step: int, epoch: int, phase: str
 ) -> None:
@@ -337,6 +350,87 @@ def release(
     )
     _keep_log(session, lease, log_tail)
     return State(job.state)
+
+
+def release_unfit(session: Session, lease: Lease, *, message: str, log_tail: list[str]) -> State:
+    """Hand back a job whose worker's machine failed; the attempt is not counted.
+
+    A job at which `UNFIT_LIMIT` machines in all have failed is likely to be the cause: from then
+    on its attempts count.
+    """
+    row = tables.AttemptRow
+    failed = sa.select(sa.func.count()).where(
+        row.job_id == lease.job_id, row.outcome == Reason.WORKER_FAILED
+    )
+    if session.scalars(failed).one() + 1 >= UNFIT_LIMIT:
+        many = f"{message} Machines have failed at this job {UNFIT_LIMIT} times or more."
+        return fail(
+            session, lease, code="worker_failed", message=many, retryable=True, log_tail=log_tail
+        )
+    because = Reason.WORKER_FAILED
+    return release(session, lease, because=because, message=message, log_tail=log_tail)
+
+
+def decline(session: Session, *, job_id: str, message: str) -> None:
+    """Say why a worker left a queued job to others; it is announced again later."""
+    job = session.get(
+        tables.JobRow, job_id, populate_existing=True, with_for_update={"key_share": True}
+    )
+    if job is None or job.state != State.QUEUED:
+        return
+    is_new = job.state_reason != Reason.NO_ROOM
+    job.state_reason, job.state_message = Reason.NO_ROOM, message
+    session.flush()
+    if is_new:  # not each time that the same worker looks at it
+        told = {"reason": Reason.NO_ROOM, "message": message}
+        transitions.add_event(session, job_id, "declined", told)
+
+
+def return_lost(session: Session, lease: Lease, *, message: str) -> bool:
+    """Uncount an attempt that its worker stopped because it could not reach the database.
+
+    A lease that nobody has ended yet is handed back. If it was ended meanwhile, and the attempt
+    counted as lost, the attempt no longer counts; a job that has ended for good stays as it is.
+    Return whether anything changed.
+    """
+    job = session.get_one(
+        tables.JobRow, lease.job_id, populate_existing=True, with_for_update={"key_share": True}
+    )
+    because = Reason.DATABASE_UNREACHABLE
+    if job.fence == lease.fence and job.state in lifecycle.HELD:
+        release(session, lease, because=because, message=message, log_tail=[])
+        return True
+    row = tables.AttemptRow
+    lost = sa.update(row).where(
+        row.job_id == lease.job_id,
+        row.number == lease.attempt,
+        row.fence == lease.fence,
+        row.outcome == Reason.ATTEMPT_LOST,
+    )
+    excused = lost.values(outcome=because, message=message).returning(row.number)
+    if job.state in lifecycle.FINAL or session.scalars(excused).one_or_none() is None:
+        return False
+    job.releases += 1
+    told = {"attempt": lease.attempt, "reason": because, "message": message}
+    transitions.add_event(session, lease.job_id, "attempt_uncounted", told)
+    return True
+
+
+def return_unknown_claim(session: Session, *, job_id: str, worker_id: str) -> bool:
+    """Hand back a job that this worker claimed without hearing so; return whether there was one.
+
+    The database may have committed a claim whose answer was lost.
+    """
+    job = session.get(
+        tables.JobRow, job_id, populate_existing=True, with_for_update={"key_share": True}
+    )
+    if job is None or job.lease_owner != worker_id or job.state != State.STARTING:
+        return False
+    message = "The worker claimed the job, but lost the database before it knew; no time was lost."
+    lease = Lease(job_id, job.attempt, job.fence)
+    because = Reason.DATABASE_UNREACHABLE
+    release(session, lease, because=because, message=message, log_tail=[])
+    return True
 
 
 def _job(session: Session, lease: Lease) -> tables.JobRow:

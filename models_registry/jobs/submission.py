@@ -1,8 +1,11 @@
 """Submission: complete and check a spec, resolve its inputs, store the job."""
 
 import dataclasses
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -75,34 +78,85 @@ def submit(
     Raises: errors.Refused with the fields at fault; nothing is stored then.
     """
     checked = _examine(session, project_id, spec)
-    return store(
+    (job,) = store(
         session,
+        [NewJob(checked.spec, checked.warnings, retry_of, place)],
         project_id=project_id,
-        completed=checked.spec,
         inputs=checked.inputs,
         notice=notice(session, queue=checked.spec.resources.accelerator),
-        retry_of=retry_of,
-        place=place,
     )
+    session.refresh(job)
+    return job
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A job to be stored: its completed spec, and what its submitter should know of it."""
+
+    completed: JobSpec
+    warnings: list[errors.Fault]
+    retry_of: str | None = None
+    place: StudyPlace | None = None
 
 
 def store(
     session: Session,
+    new: Sequence[NewJob],
     *,
     project_id: str,
-    completed: JobSpec,
     inputs: JobInputs,
     notice: str | None,
-    retry_of: str | None = None,
-    place: StudyPlace | None = None,
-) -> tables.JobRow:
-    """Store a job whose spec was completed and found right; `notice` is shown while it waits."""
+) -> list[tables.JobRow]:
+    """Store jobs whose specs were completed and found right, all with the same inputs.
+
+    They are written together: SQLite's one writer is held for each of them for less than 1 ms.
+    `notice` is shown while they wait in the queue.
+    """
     now = database.now(session)
-    inputs = with_trial(session, completed.parts, inputs, ask=True)
+    trials: dict[str, tables.NetworkTrialRow | None] = {}
+    jobs: list[tables.JobRow] = []
+    ready: list[tables.JobRow] = []
+    for number, one in enumerate(new):
+        # Lists and queues go by time, so each has a time of its own, none in the future.
+        at = now - timedelta(microseconds=len(new) - 1 - number)
+        key = json.dumps([one.completed.student.network, one.completed.student.arguments])
+        if key not in trials:
+            trials[key] = with_trial(session, one.completed.parts, inputs, ask=True).trial
+        tried = dataclasses.replace(inputs, trial=trials[key])
+        waiting = _waits_for(tried)
+        job = _row_of(one, project_id=project_id, inputs=tried, waiting=waiting, at=at)
+        jobs.append(job)
+        if not waiting:
+            ready.append(job)
+    session.add_all(jobs)
+    session.flush()
+    for job, one in zip(jobs, new, strict=True):
+        if federations.is_remote(one.completed.method):
+            federations.open_for(session, job)
+        transitions.add_new_event(session, job, "validating", {"to": State.VALIDATING}, now)
+        for told in job.warnings or []:
+            transitions.add_new_event(session, job, "warning", told, now)
+    transitions.queue_new(session, ready, message=notice)
+    return jobs
+
+
+def _waits_for(inputs: JobInputs) -> list[str]:
     waiting = [f"{pointer} is inspected" for pointer, row in inputs.all() if row.state == "pending"]
     if inputs.trial is not None and inputs.trial.state == network_trials.PENDING:
         waiting.append(f"{inputs.trial.network} is tried out")
-    job = tables.JobRow(
+    return waiting
+
+
+def _row_of(
+    new: NewJob, *, project_id: str, inputs: JobInputs, waiting: list[str], at: datetime
+) -> tables.JobRow:
+    completed, place = new.completed, new.place
+    warnings: list[dict[str, str]] = []
+    for fault in new.warnings:
+        told = {"code": fault.code, "message": fault.detail}
+        if told not in warnings:
+            warnings.append(told)
+    return tables.JobRow(
         id=ids.new("job"),
         project_id=project_id,
         name=completed.name,
@@ -115,29 +169,23 @@ def store(
         teacher_version_id=inputs.teacher and inputs.teacher.id,
         initial_version_id=inputs.initial and inputs.initial.id,
         dataset_version_id=inputs.dataset and inputs.dataset.id,
-        retry_of=retry_of,
+        retry_of=new.retry_of,
         study_id=place and place.study_id,
         study_variant=place and place.variant,
         study_seed=place and place.seed,
         state=State.VALIDATING,
         state_reason=Reason.WAITING_FOR_INPUT if waiting else None,
         state_message=f"Waiting until {' and '.join(waiting)}." if waiting else None,
+        last_sequence=0,
+        attempt=0,
+        releases=0,
         max_attempts=completed.max_attempts,
         max_runtime_seconds=completed.resources.max_runtime_seconds,
         queue_deadline_seconds=completed.resources.queue_deadline_seconds,
-        not_before=now,
-        created_at=now,
+        warnings=warnings or None,
+        not_before=at,
+        created_at=at,
     )
-    session.add(job)
-    session.flush()
-    if federations.is_remote(completed.method):
-        federations.open_for(session, job)
-    transitions.add_event(session, job.id, "validating", {"to": State.VALIDATING})
-    _warn(session, job, validation.warnings_of_inputs(validation.read(completed.parts), inputs))
-    if not waiting:
-        transitions.move(session, job, Event.VALID, message=notice)
-    session.refresh(job)
-    return job
 
 
 def notice(session: Session, *, queue: str) -> str | None:

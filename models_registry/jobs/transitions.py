@@ -7,6 +7,7 @@ what it then finds. What a worker does while it holds a job is in `leases.py`; w
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -78,6 +79,42 @@ def move(
         if _write(session, job, answer, event, because, message, values or {}):
             return Moved(job, answer)
     raise errors.Conflict(f"{job.id} changes too quickly for {event}; try again")
+
+
+def queue_new(session: Session, jobs: Sequence[tables.JobRow], *, message: str | None) -> None:
+    """Queue jobs that the caller's transaction makes: as `move` with `valid`, for many at once.
+
+    Nobody else sees them yet, so no condition is needed; 300 jobs take 0.1 s, not 2.
+    """
+    now = database.now(session)
+    for number, job in enumerate(jobs):
+        at = now - timedelta(microseconds=len(jobs) - 1 - number)  # in the order of the queue
+        old = State(job.state)
+        if lifecycle.answer(old, Event.VALID, lifecycle.Situation()) is not State.QUEUED:
+            raise errors.Conflict(f"{job.id} is {old}, where {Event.VALID} cannot happen")
+        for column, value in _consequences(job, State.QUEUED, Event.VALID, at).items():
+            setattr(job, column, value)
+        job.state, job.state_reason, job.state_message = State.QUEUED, None, message
+        facts = {"from": old, "to": State.QUEUED, "attempt": job.attempt}
+        if message:
+            facts["message"] = message
+        add_new_event(session, job, State.QUEUED, facts, at)
+        job.announced_at = at
+    session.flush()
+    outbox.add_many(session, [_message(job) for job in jobs], now=now)
+    log.info("jobs_queued", count=len(jobs), job_ids=[job.id for job in jobs])
+
+
+def add_new_event(
+    session: Session, job: tables.JobRow, kind: str, facts: dict[str, Any], now: datetime
+) -> None:
+    """Append an event to a job that the caller's transaction makes, and flushes."""
+    job.last_sequence += 1
+    session.add(
+        tables.EventRow(
+            job_id=job.id, sequence=job.last_sequence, type=f"job.{kind}", at=now, data=facts
+        )
+    )
 
 
 def _stay(job: tables.JobRow, event: Event, answer: Answer) -> Moved:
@@ -202,13 +239,16 @@ def backoff(attempt: int) -> timedelta:
 def announce(session: Session, job: tables.JobRow, now: datetime) -> None:
     """Write the message that tells workers of a queued job."""
     job.announced_at = now
-    outbox.add(
-        session,
-        task=RUN_TASK,
-        queue=job.queue,
-        payload={"job_id": job.id, "dispatch_seq": job.last_sequence},
-        priority=job.priority,
-    )
+    outbox.add(session, **_message(job))
+
+
+def _message(job: tables.JobRow) -> dict[str, Any]:
+    return {
+        "task": RUN_TASK,
+        "queue": job.queue,
+        "payload": {"job_id": job.id, "dispatch_seq": job.last_sequence},
+        "priority": job.priority,
+    }
 
 
 def add_event(session: Session, job_id: str, kind: str, facts: dict[str, Any]) -> int:

@@ -1,5 +1,6 @@
 """Worker processes: registration, heartbeats and state."""
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -35,11 +36,17 @@ def announce(
     return row
 
 
-def seen(session: Session, *, worker_id: str) -> None:
-    """Record a heartbeat of a worker; one that counted as lost is online again."""
+# Any: JSON, with code, message, since and retry_at.
+def seen(session: Session, *, worker_id: str, fault: dict[str, Any] | None = None) -> None:
+    """Record a heartbeat of a worker; one that counted as lost is online again.
+
+    `fault` is why it takes no jobs for now.
+    """
     row = tables.WorkerRow
     session.execute(
-        sa.update(row).where(row.id == worker_id).values(last_seen_at=database.now(session))
+        sa.update(row)
+        .where(row.id == worker_id)
+        .values(last_seen_at=database.now(session), fault=fault)
     )
 
 
@@ -52,10 +59,16 @@ def stopped(session: Session, *, worker_id: str) -> None:
 
 
 def state(worker: tables.WorkerRow, *, now: datetime) -> str:
-    """Return `online`, `lost` (no heartbeat) or `stopped` (on purpose)."""
+    """Return a worker's state.
+
+    It is `online`, `suspended` (its machine cannot run jobs), `lost` (no heartbeat) or `stopped`
+    (on purpose).
+    """
     if worker.stopped_at is not None:
         return "stopped"
-    return "online" if now - worker.last_seen_at < SILENT_AFTER else "lost"
+    if now - worker.last_seen_at >= SILENT_AFTER:
+        return "lost"
+    return "online" if worker.fault is None else "suspended"
 
 
 def anyone_takes(session: Session, *, queue: str) -> bool:
@@ -64,11 +77,26 @@ def anyone_takes(session: Session, *, queue: str) -> bool:
 
 
 def count_takers(session: Session, *, queue: str) -> int:
-    """Return how many workers that take messages of `queue` are online."""
+    """Return how many workers that take messages of `queue` are online, and not suspended."""
     row = tables.WorkerRow
     recently = database.now(session) - SILENT_AFTER
-    online = sa.select(row.queues).where(row.stopped_at.is_(None), row.last_seen_at > recently)
+    online = sa.select(row.queues).where(
+        row.stopped_at.is_(None), row.last_seen_at > recently, row.fault.is_(None)
+    )
     return sum(queue in queues for queues in session.scalars(online))
+
+
+def count_states(session: Session) -> dict[tuple[str, str], int]:
+    """Return how many workers seen within a day there are, by state and code of the fault."""
+    now = database.now(session)
+    row = tables.WorkerRow
+    recent = sa.select(row).where(row.last_seen_at > now - FORGOTTEN_AFTER)
+    return dict(
+        Counter(
+            (state(worker, now=now), str((worker.fault or {}).get("code", "")))
+            for worker in session.scalars(recent)
+        )
+    )
 
 
 def page(session: Session, *, wanted: paging.PageRequest) -> paging.Page[tables.WorkerRow]:

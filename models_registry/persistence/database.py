@@ -1,9 +1,12 @@
 """Engine and session factory for PostgreSQL and SQLite, and the clock by which leases expire."""
 
+import math
 import sqlite3
+import time
 from datetime import UTC, datetime
 from typing import Any
 
+import psycopg
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
@@ -13,6 +16,8 @@ from sqlalchemy.types import TypeDecorator
 
 Sessions = sessionmaker[Session]
 _DISK_FULL = "53100"  # PostgreSQL's code of the error
+# Longer than the server's own limit, whose error tells more than a silence.
+_NETWORK_SECONDS = 2.0
 
 
 class UTCDateTime(TypeDecorator[datetime]):
@@ -37,26 +42,97 @@ class UTCDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-def connect(url: str, *, pool_size: int = 10, statement_timeout_seconds: int = 30) -> sa.Engine:
+def connect(
+    url: str,
+    *,
+    pool_size: int = 10,
+    statement_timeout_seconds: float = 30,
+    idle_transaction_seconds: float | None = None,
+    connect_timeout_seconds: int = 5,
+) -> sa.Engine:
     """Return an engine with the settings that this service relies on.
 
     SQLite: WAL, foreign keys on, and `BEGIN IMMEDIATE`, so that a transaction that will write
     waits for its turn at the start instead of failing in the middle. PostgreSQL: time limits on
-    statements and locks.
+    statements and locks, which the server keeps, and on every answer, which this side keeps: a
+    server that is frozen, or a network that loses packets without a word, keeps none. What is not
+    answered in time raises `OperationalError` and closes the connection.
+
+    A transaction in which nothing happens for `idle_transaction_seconds` (by default the time that
+    a statement may take) is rolled back by the server: whoever began it may be frozen or cut off,
+    and would keep its locks. `connect_timeout_seconds` is 2 at least (psycopg knows no less).
     """
     if sa.make_url(url).get_backend_name() == "sqlite":
         engine = sa.create_engine(url, connect_args={"timeout": 30}, pool_size=pool_size)
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_immediate)
         return engine
-    options = f"-c statement_timeout={statement_timeout_seconds * 1000} -c lock_timeout=10000"
-    return sa.create_engine(
+    answer_seconds = statement_timeout_seconds + _NETWORK_SECONDS
+    limits = {
+        "statement_timeout": statement_timeout_seconds,
+        "lock_timeout": 10.0,
+        "idle_in_transaction_session_timeout": idle_transaction_seconds
+        or statement_timeout_seconds,
+    }
+    options = " ".join(f"-c {name}={seconds * 1000:.0f}" for name, seconds in limits.items())
+    engine = sa.create_engine(
         url,
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_pre_ping=True,
-        connect_args={"options": options, "connect_timeout": 5},
+        # A request waits no longer for a connection than for an answer over one.
+        pool_timeout=answer_seconds,
+        connect_args={
+            "options": options,
+            "connect_timeout": connect_timeout_seconds,
+            # Closes idle connections to a peer that is gone, and those whose packets are lost.
+            "keepalives": 1,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": round(answer_seconds * 1000),
+        },
     )
+
+    @event.listens_for(engine, "do_connect")
+    def connect_limited(
+        _dialect: Dialect, _record: Any, arguments: list[Any], named: dict[str, Any]
+    ) -> psycopg.Connection[Any]:
+        connection = _LimitedConnection.connect(*arguments, **named)
+        connection.answer_seconds = answer_seconds
+        return connection
+
+    return engine
+
+
+class _LimitedConnection(psycopg.Connection[Any]):
+    """A connection that is closed when the server does not answer in time.
+
+    TCP's own limits do not notice a frozen server, whose kernel still acknowledges packets.
+    """
+
+    answer_seconds: float | None = None
+
+    # Any: generators of psycopg's protocol, and what they return.
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        """Run one exchange with the server.
+
+        Raises: psycopg.OperationalError when it takes too long; the connection is closed then.
+        """
+        limit = self.answer_seconds if timeout is None else timeout
+        deadline = math.inf if limit is None else time.monotonic() + limit
+        try:
+            return super().wait(gen, interval, limit)
+        except psycopg.errors.IdleInTransactionSessionTimeout as error:
+            # Psycopg calls it internal; for us it is a connection that was lost.
+            raise psycopg.OperationalError(str(error)) from error
+        except psycopg.OperationalError as error:
+            if timeout is not None or self.closed or time.monotonic() < deadline:
+                raise
+            self.pgconn.finish()  # the answer may come later, and would be taken for the next one
+            raise psycopg.OperationalError(
+                f"the database has not answered for {limit:g} s"
+            ) from error
 
 
 def sessions(engine: sa.Engine) -> Sessions:

@@ -36,6 +36,14 @@ def add(
     )
 
 
+# Any: the columns of a message.
+def add_many(session: Session, messages: Sequence[dict[str, Any]], *, now: datetime) -> None:
+    """Write messages with `task`, `queue`, `payload` and `priority` in one statement."""
+    if messages:
+        rows = [{**message, "created_at": now} for message in messages]
+        session.execute(sa.insert(tables.OutboxRow), rows)
+
+
 def relay(sessions: database.Sessions, send: Send, *, claim: timedelta = CLAIM) -> int:
     """Publish waiting messages, by priority and then by age, and return how many were sent.
 

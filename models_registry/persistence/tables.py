@@ -458,6 +458,8 @@ class WorkerRow(Row):
     started_at: Mapped[datetime]
     last_seen_at: Mapped[datetime] = mapped_column(index=True)
     stopped_at: Mapped[datetime | None]
+    # Why it takes no jobs: code, message, since, retry_at.
+    fault: Mapped[dict[str, Any] | None]
 
 
 class FederationRow(Row):

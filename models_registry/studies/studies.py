@@ -57,6 +57,7 @@ class StudyPlan:
     inputs: validation.JobInputs
     variants: tuple[Variant, ...]
     specs: tuple[JobSpec, ...]  # of each variant, with the first seed
+    warnings: tuple[list[errors.Fault], ...]  # of each variant
 
     @property
     def job_count(self) -> int:
@@ -122,6 +123,9 @@ def plan(session: Session, *, project_id: str, spec: StudySpec) -> StudyPlan:
         inputs=inputs,
         variants=tuple(_variants(spec, drafts, specs)),
         specs=tuple(specs),
+        warnings=tuple(
+            validation.warnings_of_inputs(validation.read(one.parts), inputs) for one in specs
+        ),
     )
 
 
@@ -266,12 +270,20 @@ def _dotted(at: grids.Path) -> str:
 # -- what a user does --------------------------------------------------------------------------
 
 
-def submit(session: Session, *, project_id: str, spec: StudySpec) -> tables.StudyRow:
+def submit(
+    session: Session, *, project_id: str, spec: StudySpec, planned: StudyPlan | None = None
+) -> tables.StudyRow:
     """Store a study with all its jobs, which are queued seed by seed.
+
+    `planned` is its plan, where it was made before the transaction: hundreds of specs take seconds
+    to complete, in which SQLite's other writers would wait. Its inputs are looked up again.
 
     Raises: errors.Refused with the fields at fault; nothing is stored then.
     """
-    planned = plan(session, project_id=project_id, spec=spec)
+    if planned is None:
+        planned = plan(session, project_id=project_id, spec=spec)
+    inputs, faults = submission.find_inputs(session, project_id=project_id, spec=planned.spec)
+    _refuse(faults)
     study = tables.StudyRow(
         id=ids.new("stu"),
         project_id=project_id,
@@ -283,22 +295,25 @@ def submit(session: Session, *, project_id: str, spec: StudySpec) -> tables.Stud
     )
     session.add(study)
     session.flush()
-    notice = submission.notice(session, queue=spec.resources.accelerator)
-    for seed in spec.seeds:  # seed by seed, so that what has ended can soon be compared
-        for variant, completed in zip(planned.variants, planned.specs, strict=True):
-            name = f"{spec.name}: {label_of(variant)}, seed {seed}"
-            training = {**completed.training, "seed": seed}
-            submission.store(
-                session,
-                project_id=project_id,
-                completed=completed.model_copy(
-                    update={"name": name[:_JOB_NAME_CHARACTERS], "training": training}
-                ),
-                inputs=planned.inputs,
-                notice=notice,
-                place=submission.StudyPlace(study.id, variant.number, seed),
-            )
+    submission.store(
+        session,
+        list(_jobs_of(planned, study.id)),
+        project_id=project_id,
+        inputs=inputs,
+        notice=submission.notice(session, queue=spec.resources.accelerator),
+    )
     return study
+
+
+def _jobs_of(planned: StudyPlan, study_id: str) -> Iterator[submission.NewJob]:
+    every = list(zip(planned.variants, planned.specs, planned.warnings, strict=True))
+    for seed in planned.spec.seeds:  # so that what has ended can soon be compared
+        for variant, completed, warnings in every:
+            name = f"{planned.spec.name}: {label_of(variant)}, seed {seed}"
+            training = {**completed.training, "seed": seed}
+            named = {"name": name[:_JOB_NAME_CHARACTERS], "training": training}
+            place = submission.StudyPlace(study_id, variant.number, seed)
+            yield submission.NewJob(completed.model_copy(update=named), warnings, place=place)
 
 
 def get(session: Session, *, project_id: str, study_id: str) -> tables.StudyRow:

@@ -1,6 +1,7 @@
 """Probes and measurements: what is down is named, and what is counted is right."""
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +82,23 @@ class TestReadyz:
             answer = client.get("/readyz")
         assert answer.status_code == 503
         assert [fault["pointer"] for fault in answer.json()["errors"]] == ["/checks/storage"]
+
+    @databases.POSTGRES_ONLY
+    def test_names_a_database_that_does_not_answer_within_two_seconds(
+        self, settings: Settings, database_url: str
+    ) -> None:
+        with services.Line(database_url) as line:
+            app = create_app(settings.model_copy(update={"database_url": line.url}))
+            with TestClient(app) as client:
+                assert client.get("/readyz").status_code == 200
+                with line.silence():
+                    began = time.monotonic()
+                    answer = client.get("/readyz")
+                    assert time.monotonic() - began < 2
+                assert answer.status_code == 503
+                faults = {fault["pointer"]: fault["detail"] for fault in answer.json()["errors"]}
+                assert "database has not answered for 1.5 s" in faults["/checks/database"]
+                assert client.get("/healthz").status_code == 200
 
 
 _LABELS = ("method", "route", "state", "queue", "outcome", "reason", "status")

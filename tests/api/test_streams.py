@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from api import streams
+from models_registry.access import keys
 from models_registry.jobs import actions, leases, transitions
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
@@ -121,6 +122,30 @@ def cancel(sessions: database.Sessions, job_id: str) -> None:
 
 
 class TestStream:
+    @databases.SQLITE_ONLY
+    def test_ends_soon_after_its_key(
+        self,
+        http: httpx.Client,
+        sessions: database.Sessions,
+        job_id: str,
+        api_key: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(streams, "KEY_SECONDS", 0.1)
+        with sessions.begin() as session:
+            job = session.get_one(tables.JobRow, job_id)
+            other = factories.key(session, project_id=job.project_id)
+        reader = Reader(http, job_id)
+        lasting = Reader(http, job_id, {"authorization": f"Bearer {other}"})
+        for one in (reader, lasting):
+            one.wait_for("job.queued")
+        with sessions.begin() as session:
+            keys.revoke(session, project_id=job.project_id, key_id=f"key_{api_key.split('_')[2]}")
+        reader.finish()
+        assert not lasting.ended.is_set()
+        cancel(sessions, job_id)
+        assert lasting.finish()[-1].event == "job.cancelled"
+
     def test_tells_what_happens_elsewhere_and_ends_with_the_job(
         self,
         http: httpx.Client,

@@ -50,6 +50,25 @@ class TestWorkers:
         }
         assert body["data"][0]["device"] == "H200"
 
+    def test_that_are_suspended_say_why_and_take_nothing(
+        self, client: TestClient, sessions: database.Sessions
+    ) -> None:
+        worker_id = announce(sessions, "full")
+        at = "2026-01-01T00:00:00+00:00"
+        fault = {"code": "no_disk", "message": "full", "since": at, "retry_at": at}
+        with sessions.begin() as session:
+            workers.seen(session, worker_id=worker_id, fault=fault)
+            assert not workers.anyone_takes(session, queue="any")
+        (entry,) = client.get("/v1/workers").json()["data"]
+        assert entry["state"] == "suspended"
+        assert entry["fault"]["code"] == "no_disk"
+        assert entry["fault"]["retry_at"] == "2026-01-01T00:00:00Z"
+        text = client.get("/metrics").text
+        assert 'retort_workers{fault="no_disk",state="suspended"} 1.0' in text
+        with sessions.begin() as session:
+            workers.seen(session, worker_id=worker_id)
+        assert client.get("/v1/workers").json()["data"][0]["fault"] is None
+
     def test_come_back_when_they_are_seen_again(
         self, client: TestClient, sessions: database.Sessions
     ) -> None:

@@ -42,6 +42,13 @@ def babbling() -> None:
     sys.stdout.buffer.write(b"unfinished")
 
 
+def unstorable() -> None:
+    """Name what no database stores."""
+    sys.stdout.write(
+        '{"type": "result", "na\\u0000me": ["a\\u0000b", "\\ud800", "\\ud83d\\ude00", 1]}\n'
+    )
+
+
 def saying_its_environment() -> None:
     """Report every variable."""
     report("result", environment=dict(os.environ))
@@ -91,6 +98,61 @@ def obedient() -> None:
     sys.exit(engine_process.CHECKPOINTED)
 
 
+def training() -> None:
+    """Train for ever, as far as a worker can see; stop on SIGTERM."""
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    report("started", device="cpu", resumed_from_step=0)
+    step = 0
+    while not stopped.wait(0.05):
+        step += 1
+        report("progress", progress=0.0, step=step)
+    sys.exit(engine_process.CHECKPOINTED)
+
+
+def waiting_for_go() -> None:
+    """Start, and finish when a test says so."""
+    report("started", device="cpu", resumed_from_step=0)
+    while not (Path(sys.argv[4]) / "go").exists():
+        time.sleep(0.01)
+    finishing()
+
+
+def go(scratch: Path) -> None:
+    """Let the engine in the one working folder below `scratch` finish."""
+    (folder,) = [path for path in scratch.iterdir() if path.is_dir()]
+    (folder / "go").touch()
+
+
+def misreporting() -> None:
+    """Write a report that no worker understands."""
+    report("started", device="cpu", resumed_from_step=0)
+    report("metrics")
+    time.sleep(LONG_SECONDS)
+
+
+def without_device() -> None:
+    """Fail for want of a device."""
+    report("failure", code="worker_failed", message="no card", details={"fault": "no_device"})
+    sys.exit(1)
+
+
+def finishing() -> None:
+    """Leave a student's files in the working folder, and report less than a card needs."""
+    report("started", device="cpu", resumed_from_step=0)
+    folder, config = Path(sys.argv[4]), json.loads(Path(sys.argv[2]).read_text())
+    student = config["student"]
+    description = {
+        **{name: student[name] for name in ("network", "arguments", "input")},
+        "task": config["task"],
+        "classes": config["class_names"],
+    }
+    (folder / "student.safetensors").write_bytes(b"student")
+    (folder / "model.json").write_text(json.dumps(description))
+    (folder / "metrics.json").write_text("{}")
+    report("result", parameters={"student": 1})
+
+
 def with_family() -> None:
     """Start a child of its own, and wait."""
     report("started", pid=os.getpid(), child=_child().pid)
@@ -104,7 +166,7 @@ def leaving_family() -> None:
 
 def falling() -> None:
     """Die as if for want of memory."""
-    report("started")
+    report("started", device="cpu", resumed_from_step=0)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

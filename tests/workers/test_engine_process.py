@@ -81,6 +81,13 @@ class TestReports:
         assert unreadable[0] == "loading...\n"
         assert unreadable[-1] == "unfinished"
 
+    def test_have_no_characters_that_databases_refuse(
+        self, tmp_path: Path, launcher: EngineLauncher
+    ) -> None:
+        with start("unstorable", tmp_path, launcher) as engine:
+            (report,) = hear(engine)
+        assert report == {"type": "result", "na\ufffdme": ["a\ufffdb", "\ufffd", "\U0001f600", 1]}
+
     @pytest.mark.slow
     def test_end_although_a_grandchild_holds_the_stream_open(
         self, tmp_path: Path, launcher: EngineLauncher

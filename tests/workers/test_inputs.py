@@ -41,6 +41,18 @@ def found(
         return inputs.of(session, job.id)
 
 
+class TestSizes:
+    def test_are_those_of_the_files_that_the_job_is_given(
+        self, sessions: database.Sessions, project: tables.ProjectRow
+    ) -> None:
+        with sessions.begin() as session:
+            spec = factories.data_free_spec()
+            job = factories.job(session, project_id=project.id, **spec)
+            (blob,) = inputs.of(session, job.id).shared.values()
+            assert inputs.sizes(session, job.id) == {blob.sha256: len(b"weights")}
+            assert inputs.sizes(session, "job_none") == {}
+
+
 class TestRecipe:
     def test_takes_size_and_classes_from_the_data_set(
         self, sessions: database.Sessions, project: tables.ProjectRow

@@ -26,9 +26,10 @@ from models_registry.persistence import storage, tables
 from tests import factories
 from tests.workers import scenes
 from workers import context as contexts
-from workers import inspector, runner, staging
+from workers import inspector, machine_health, runner, staging
 from workers.context import Context
 from workers.engine_launcher import EngineLauncher
+from workers.machine_health import MachineHealth
 
 # The workshop is prepared, and the first job run, in one process alone.
 pytestmark = pytest.mark.xdist_group("runner")
@@ -283,12 +284,15 @@ class TestStaging:
         """A file stands where the working folders should be: true for root, too."""
         (tmp_path / "scratch").touch()
         broken = dataclasses.replace(
-            workshop, settings=workshop.settings.model_copy(update={"data_dir": tmp_path})
+            workshop,
+            settings=workshop.settings.model_copy(update={"data_dir": tmp_path}),
+            health=MachineHealth(),
         )
         job_id = scenes.submit(workshop, project)
-        assert runner.run_job(broken, job_id) == State.QUEUED
-        (attempt,) = scenes.attempts(workshop, job_id)
-        assert "The worker could not go on" in (attempt.message or "")
+        assert runner.run_job(broken, job_id) is None
+        assert broken.health.suspension is not None
+        assert broken.health.suspension.code == machine_health.DISK_FAILED
+        assert scenes.job(workshop, job_id).attempt == 0
 
     @pytest.mark.slow
     def test_is_given_up_when_the_user_cancels_meanwhile(
@@ -374,29 +378,6 @@ class TestFailure:
         assert "signal 9" in (job.state_message or "")
         assert "memory" in (job.state_message or "")
         assert job.not_before > datetime.now(UTC)
-
-    def test_to_store_the_student_is_tried_again(
-        self, workshop: Context, project: str, undisturbed: tables.JobRow
-    ) -> None:
-        """The store's folder is gone when the student is finished."""
-        folder = workshop.settings.data_dir / "storage"
-        job_id = scenes.submit(workshop, project, name="unstorable")
-
-        def remove() -> None:
-            folder.rename(folder.with_name("away"))
-            folder.touch()  # a file, so that nothing can be made below it
-
-        try:
-            with when(workshop, job_id, State.RUNNING, remove):
-                assert runner.run_job(workshop, job_id) == State.QUEUED
-        finally:
-            folder.unlink()
-            folder.with_name("away").rename(folder)
-        job = scenes.job(workshop, job_id)
-        assert "could not be stored" in (job.state_message or "")
-        assert job.student_version_id is None
-        with workshop.readers.begin() as session:
-            assert session.query(tables.ModelRow).filter_by(name="unstorable").count() == 0
 
 
 @pytest.mark.slow

@@ -130,7 +130,36 @@ class TestPlace:
         stored_file(tmp_path, row).unlink()
         staging.place(storage, row, tmp_path / "b" / "x", cache=cache)
         assert (tmp_path / "a" / "teacher" / "x").read_bytes() == b"weights"
-        assert (tmp_path / "b" / "x").samefile(cache / row.sha256)
+        # The engine must not write into the cache, be it by an accident.
+        assert not (tmp_path / "b" / "x").samefile(cache / row.sha256)
+        assert (tmp_path / "b" / "x").stat().st_mode & 0o222 == 0
+
+    def test_never_trusts_a_cache_that_was_changed(
+        self, tmp_path: Path, storage: Storage, cache: Path
+    ) -> None:
+        """One byte is flipped, and size and time are as before."""
+        row = blob(storage, b"weights")
+        staging.place(storage, row, tmp_path / "a" / "x", cache=cache)
+        kept = cache / row.sha256
+        before = kept.stat()
+        kept.chmod(0o600)
+        kept.write_bytes(b"Weights")
+        os.utime(kept, ns=(before.st_atime_ns, before.st_mtime_ns))
+        staging.place(storage, row, tmp_path / "b" / "x", cache=cache)
+        assert (tmp_path / "b" / "x").read_bytes() == b"weights"
+        assert kept.read_bytes() == b"weights"
+
+    def test_takes_the_file_out_of_the_cache_where_there_is_no_room_for_two(
+        self, tmp_path: Path, storage: Storage, cache: Path
+    ) -> None:
+        row = blob(storage, b"weights")
+        staging.place(storage, row, tmp_path / "a" / "x", cache=cache)
+        staging.place(storage, row, tmp_path / "b" / "x", cache=cache, keep_free=2**60)
+        assert (tmp_path / "b" / "x").read_bytes() == b"weights"
+        assert list(cache.iterdir()) == []
+        staging.place(storage, row, tmp_path / "c" / "x", cache=cache, keep_free=2**60)
+        assert (tmp_path / "c" / "x").read_bytes() == b"weights"
+        assert list(cache.iterdir()) == []
 
     def test_refuses_other_bytes_than_the_digest_says(
         self, tmp_path: Path, storage: Storage, cache: Path
@@ -184,30 +213,46 @@ class TestPlace:
             dropper.join()
 
 
-class TestLink:
-    def test_copies_where_files_cannot_be_linked(self, tmp_path: Path) -> None:
-        """Across file systems: memory here, the disk there, on any machine with both."""
+class TestSeal:
+    def test_tells_a_folder_that_was_changed_and_removes_it(self, tmp_path: Path) -> None:
+        folder = tmp_path / "digits"
+        folder.mkdir()
+        (folder / "train").write_bytes(b"images")
+        assert not staging.is_intact(folder)  # never sealed: who wrote it may have been killed
+        assert not folder.exists()
+        folder.mkdir()
+        (folder / "train").write_bytes(b"images")
+        staging.seal(folder)
+        assert staging.is_intact(folder)
+        (folder / "train").write_bytes(b"Images")
+        assert not staging.is_intact(folder)
+        assert not folder.exists()
+        assert not staging.is_intact(folder)
+
+
+class TestCopy:
+    def test_shares_nothing_with_its_source(self, tmp_path: Path) -> None:
+        """Also across file systems: memory here, the disk there."""
         source = Path("/dev/shm") / f"retort-test-{os.getpid()}"
         source.write_bytes(b"weights")
         target = tmp_path / "work" / "x"
         try:
-            assert source.stat().st_dev != tmp_path.stat().st_dev
-            staging.link(source, target)
+            assert staging.copy(source, target) == hashlib.sha256(b"weights").hexdigest()
         finally:
             source.unlink()
         assert target.read_bytes() == b"weights"
         assert list(target.parent.iterdir()) == [target]
 
-    def test_says_that_there_is_no_source(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError):
-            staging.link(tmp_path / "nothing", tmp_path / "x")
 
-    def test_overwrites_nothing(self, tmp_path: Path) -> None:
-        for name in ("a", "b"):
-            (tmp_path / name).write_text(name)
-        with pytest.raises(FileExistsError):
-            staging.link(tmp_path / "a", tmp_path / "b")
-        assert (tmp_path / "b").read_text() == "b"
+class TestFree:
+    def test_drops_the_oldest_that_nobody_needs_now(self, cache: Path) -> None:
+        for age, name in enumerate(("needed", "old", "new"), 1):
+            (cache / name).write_bytes(b"12345678")
+            os.utime(cache / name, (age, age))
+        assert staging.free(cache, size_bytes=5, keep={"needed"}) == 8
+        assert {path.name for path in cache.iterdir()} == {"needed", "new"}
+        assert staging.free(cache, size_bytes=100, keep={"needed"}) == 8
+        assert [path.name for path in cache.iterdir()] == ["needed"]
 
 
 class TestTrim:

@@ -43,7 +43,7 @@ def origin() -> student_files.StudentOrigin:
     now = datetime.now(UTC)
     job = tables.JobRow(id="job_1", attempt=2, spec={**spec, **digests}, created_at=now)
     told = model_card.JobFacts("job_1", 2, JobSpec.model_validate(spec), dataset=None, teacher=None)
-    return student_files.StudentOrigin(job, told)
+    return student_files.StudentOrigin(job, told.spec, told)
 
 
 @pytest.fixture
@@ -151,6 +151,20 @@ class TestMake:
         kit = student_files.make(origin, REPORT, workdir)
         assert "![" not in kit.version.card
         assert "report/card.md" not in kit.files
+
+    def test_keeps_the_student_when_its_card_cannot_be_written(
+        self, origin: student_files.StudentOrigin, workdir: Path
+    ) -> None:
+        description = json.loads((workdir / "model.json").read_text())
+        description["task"] = "a task that no card knows"
+        (workdir / "model.json").write_text(json.dumps(description))
+        kit = student_files.make(origin, REPORT, workdir)
+        assert kit.files["model.safetensors"].read_bytes() == b"weights"
+        (warning,) = kit.warnings
+        assert "could not be written (KeyError" in warning
+        assert warning in kit.version.card
+        without = student_files.StudentOrigin(origin.job, origin.spec, None)
+        assert "could not be read" in student_files.make(without, REPORT, workdir).warnings[0]
 
 
 class TestOrigin:

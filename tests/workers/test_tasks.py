@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from models_registry.jobs.lifecycle import Reason, State
 from models_registry.persistence import tables
 from models_registry.settings import Settings
 from tests import services
+from tests.databases import SQLITE_ONLY
 from tests.workers import conftest, processes, scenes
+from workers import machine_health
 from workers.context import Context
 
 JOBS = ("-Q", "any,cpu")
@@ -112,3 +115,24 @@ class TestKilledWorker:
                 for process in family:
                     with contextlib.suppress(psutil.NoSuchProcess):
                         process.kill()
+
+
+@SQLITE_ONLY
+class TestSuspendedWorker:
+    def test_leaves_messages_to_others(self, context: Context, project: str) -> None:
+        """Its disk has less room than its settings ask for: real for any user."""
+        free = machine_health.free_bytes(context.settings.data_dir)
+        settings = context.settings.model_copy(update={"worker_min_free_bytes": 2 * free})
+        with processes.worker(settings, *JOBS):
+            job_id = scenes.submit(context, project)
+            processes.relay(context)
+
+            def is_suspended() -> bool:
+                return any(row.fault is not None for row in announced(context))
+
+            scenes.wait_until(is_suspended, "it is suspended")
+            assert scenes.job(context, job_id).state_reason == Reason.NO_ROOM
+            scenes.submit(context, project)
+            processes.relay(context)
+            time.sleep(1.5)  # longer than a consumer waits for the next message
+            assert list(processes.waiting(context.settings.broker_url).values()) == [1]

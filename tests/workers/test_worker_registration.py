@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import structlog.testing
@@ -13,9 +13,11 @@ import structlog.testing
 from models_registry.jobs import workers
 from models_registry.persistence import tables
 from models_registry.settings import Settings
+from tests.databases import SQLITE_ONLY
 from tests.workers import scenes
-from workers import worker_registration
+from workers import machine_health, worker_registration
 from workers.context import Context
+from workers.machine_health import MachineFault, MachineHealth
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +43,22 @@ def begin(settings: Settings) -> None:
     worker_registration.start(settings, worker_id="wrk_1", queues=["any", "cpu"])
 
 
+class Consumer:
+    """Stands where Celery's consumer stands; `test_tasks.py` has a real one."""
+
+    def __init__(self) -> None:
+        self.changes: list[tuple[str, str]] = []
+
+    def call_soon(self, work: Callable[[str], object], queue: str) -> None:
+        work(queue)
+
+    def add_task_queue(self, queue: str) -> None:
+        self.changes.append(("add", queue))
+
+    def cancel_task_queue(self, queue: str) -> None:
+        self.changes.append(("cancel", queue))
+
+
 class TestWorkerRegistration:
     def test_is_announced_before_the_devices_are_known(self, context: Context) -> None:
         begin(context.settings)
@@ -63,6 +81,33 @@ class TestWorkerRegistration:
         assert found.stopped_at is not None
         assert scenes.engines("workers.distill.runtime.describe") == []
         assert "worker-registration" not in [thread.name for thread in threading.enumerate()]
+
+    @SQLITE_ONLY
+    def test_closes_its_intake_and_says_why_until_the_machine_is_well(
+        self, context: Context, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        health = MachineHealth(first_pause_seconds=0.5)
+        monkeypatch.setattr(worker_registration, "health", health)
+        monkeypatch.setattr(worker_registration, "_REVIEW_SECONDS", 0.05)
+        monkeypatch.setattr(worker_registration, "_DESCRIBE_SECONDS", 0)
+        consumer = Consumer()
+        worker_registration.start(
+            context.settings, worker_id="wrk_1", queues=["any", "maintenance"], consumer=consumer
+        )
+        scenes.wait_until(lambda: row(context), "the worker is announced")
+        health.suspend(MachineFault(machine_health.NO_DISK, "The disk is full."))
+
+        def told() -> tables.WorkerRow | None:
+            found = row(context)
+            return found if found is not None and found.fault is not None else None
+
+        found = scenes.wait_until(told, "the fault is told")
+        assert (found.fault["code"], found.fault["message"]) == ("no_disk", "The disk is full.")
+        with context.readers.begin() as session:
+            assert not workers.anyone_takes(session, queue="any")
+        assert consumer.changes == [("cancel", "any")]
+        scenes.wait_until(lambda: told() is None, "the machine is tried again")
+        assert consumer.changes == [("cancel", "any"), ("add", "any")]
 
     @pytest.mark.slow
     @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

@@ -11,6 +11,7 @@ DistillError
 ├── Diverged              a loss or weight stopped being finite
 ├── OutOfMemory           the device ran out of memory
 ├── HostOutOfMemory       the machine ran out of memory
+├── MachineFailed         the machine has no room on its disk, or no device
 ├── BadMessage            a message between clients and server cannot be read
 ├── TooFewClients         remote clients did not join or answer in time
 └── UploadRefused         an uploaded file cannot become a model or a data set
@@ -32,6 +33,7 @@ RUN_CODES = (
     "initial_load",
     "bad_message",
     "too_few_clients",
+    "worker_failed",
     "internal_error",
 )
 """Every code with which a distillation can fail; the list is closed."""
@@ -134,6 +136,19 @@ class HostOutOfMemory(DistillError):
 
     code = "host_out_of_memory"
     retryable = True
+
+
+class MachineFailed(DistillError):
+    """The machine cannot run the job, whatever the job is: `fault` says what it lacks.
+
+    `fault` is `no_disk`, `disk_failed` or `no_device`.
+    """
+
+    code = "worker_failed"
+    retryable = True
+
+    def __init__(self, message: str, *, fault: str) -> None:
+        super().__init__(message, fault=fault)
 
 
 class BadMessage(DistillError):

@@ -122,7 +122,7 @@ def list_workers(retort: shell.Shell) -> None:
     rows = (
         (
             w.name or w.id,
-            w.state,
+            w.state if w.fault is None else f"{w.state} ({w.fault.get('code')})",
             w.device,
             ",".join(w.queues),
             w.job_id,

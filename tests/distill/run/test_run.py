@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import signal
@@ -291,11 +292,29 @@ class TestFailures:
     @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
     def test_cuda_is_refused_where_there_is_none(self, tmp_path: Path) -> None:
         failure = self.fails(folders.prepare(tmp_path, accelerator="cuda"))
-        assert failure["code"] == "bad_recipe"
+        assert (failure["code"], failure["retryable"]) == ("worker_failed", True)
+        assert failure["details"] == {"fault": "no_device"}
         assert "no CUDA device" in failure["message"]
 
 
 class TestTranslate:
+    @pytest.mark.parametrize(
+        ("error", "fault"),
+        [
+            (OSError(errno.ENOSPC, "No space left on device"), "no_disk"),
+            (OSError(errno.EIO, "Input/output error"), "disk_failed"),
+            (RuntimeError("CUDA error: no CUDA-capable device is detected"), "no_device"),
+        ],
+    )
+    def test_a_fault_of_the_machine(self, error: Exception, fault: str) -> None:
+        failure = failures.translate(error)
+        assert (failure.code, failure.retryable) == ("worker_failed", True)
+        assert failure.details == {"fault": fault}
+
+    def test_a_missing_file_is_no_fault_of_the_machine(self) -> None:
+        error = FileNotFoundError(errno.ENOENT, "No such file")
+        assert failures.translate(error).code == "internal_error"
+
     def test_memory_of_the_device(self) -> None:
         failure = failures.translate(torch.OutOfMemoryError("CUDA out of memory."), batch_size=512)
         assert failure.code == "out_of_memory"

@@ -11,9 +11,9 @@ from sqlalchemy.orm import Session
 
 from models_registry import errors
 from models_registry.artifacts import models
-from models_registry.jobs import actions, leases
+from models_registry.jobs import actions, leases, transitions
 from models_registry.jobs.leases import Lease, MetricSample
-from models_registry.jobs.lifecycle import State
+from models_registry.jobs.lifecycle import Event, Reason, State
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
 from tests import factories, racing
@@ -482,6 +482,64 @@ class TestComplete:
         with sessions.begin() as session:
             assert again(session, job).state == State.RUNNING
             assert students(session) == []
+
+
+class TestReleaseUnfit:
+    def test_counts_only_when_many_machines_have_failed_at_the_job(
+        self, sessions: database.Sessions, job: tables.JobRow
+    ) -> None:
+        with sessions.begin() as session:
+            row = again(session, job)
+            row.max_attempts = 1
+            for number in range(1, leases.UNFIT_LIMIT):
+                lease = factories.claimed(session, row)
+                state = leases.release_unfit(session, lease, message="no disk", log_tail=[])
+                row = again(session, job)
+                assert (state, row.state_reason) == (State.QUEUED, Reason.WORKER_FAILED)
+                assert row.releases == number
+            lease = factories.claimed(session, row)
+            assert leases.release_unfit(session, lease, message="x", log_tail=[]) == State.FAILED
+            failure = again(session, job).failure
+        assert failure is not None
+        assert failure["code"] == "worker_failed"
+
+
+class TestReturnLost:
+    MESSAGE = "The database was silent."
+
+    def test_hands_back_what_nobody_has_ended(
+        self, sessions: database.Sessions, lease: Lease
+    ) -> None:
+        with sessions.begin() as session:
+            assert leases.return_lost(session, lease, message=self.MESSAGE)
+            job = session.get_one(tables.JobRow, lease.job_id)
+            assert (job.state, job.state_reason) == (State.QUEUED, Reason.DATABASE_UNREACHABLE)
+            assert job.releases == 1
+            assert not leases.return_lost(session, lease, message=self.MESSAGE)
+
+    def test_uncounts_once_what_was_ended_as_lost_while_another_works(
+        self, sessions: database.Sessions, job: tables.JobRow, lease: Lease
+    ) -> None:
+        with sessions.begin() as session:
+            factories.lost(session, again(session, job))
+            second = factories.running(session, again(session, job), worker_id="wrk_2")
+            assert leases.return_lost(session, lease, message=self.MESSAGE)
+            assert not leases.return_lost(session, lease, message=self.MESSAGE)
+            assert again(session, job).releases == 1
+            assert leases.poll(session, second) == State.RUNNING
+            assert attempt(session, lease).outcome == Reason.DATABASE_UNREACHABLE
+
+    def test_leaves_a_job_that_has_ended_for_good(
+        self, sessions: database.Sessions, job: tables.JobRow, lease: Lease
+    ) -> None:
+        with sessions.begin() as session:
+            again(session, job).max_attempts = 1
+            session.flush()
+            transitions.move(
+                session, again(session, job), Event.LEASE_EXPIRED, because=Reason.ATTEMPT_LOST
+            )
+            assert not leases.return_lost(session, lease, message=self.MESSAGE)
+            assert again(session, job).state == State.FAILED
 
 
 class TestFail:

@@ -12,10 +12,8 @@ import sqlalchemy.exc
 from sqlalchemy.orm import Session
 
 from models_registry.persistence import database, tables
-from tests import racing
-from tests.databases import SQLITE_ONLY
-
-POSTGRES_ONLY = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+from tests import racing, services
+from tests.databases import POSTGRES_ONLY, SQLITE_ONLY
 
 
 def project(name: str, created_at: datetime) -> tables.ProjectRow:
@@ -148,6 +146,43 @@ class TestConnect:
             with pytest.raises(sqlalchemy.exc.OperationalError, match="statement timeout"):
                 connection.exec_driver_sql("SELECT pg_sleep(5)")
         engine.dispose()
+
+    @POSTGRES_ONLY
+    def test_gives_up_an_answer_that_does_not_come_and_then_connects_anew(
+        self, database_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(database, "_NETWORK_SECONDS", 0.3)
+        with services.Line(database_url) as line:
+            engine = database.connect(line.url, pool_size=1, statement_timeout_seconds=0.2)
+            with engine.connect() as connection:
+                first = connection.scalar(sa.text("SELECT pg_backend_pid()"))
+                began = time.monotonic()
+                with (
+                    line.silence(),
+                    pytest.raises(sqlalchemy.exc.OperationalError, match=r"not answered for 0\.5"),
+                ):
+                    connection.scalar(sa.text("SELECT 1"))
+                assert 0.5 <= time.monotonic() - began < 1.5
+            with engine.connect() as connection:
+                assert connection.scalar(sa.text("SELECT pg_backend_pid()")) != first
+            engine.dispose()
+
+    @POSTGRES_ONLY
+    def test_frees_the_locks_of_a_client_that_falls_silent(
+        self, engine: sa.Engine, sessions: database.Sessions, database_url: str
+    ) -> None:
+        with sessions.begin() as session:
+            session.add(project("a", datetime.now(UTC)))
+        lock = sa.select(tables.ProjectRow).with_for_update()
+        silent = database.connect(database_url, pool_size=1, idle_transaction_seconds=0.3)
+        connection = silent.connect()
+        connection.execute(lock)
+        with sessions.begin() as session:  # waits for the lock, and gets it
+            session.execute(lock)
+        with pytest.raises(sqlalchemy.exc.OperationalError, match="idle-in-transaction"):
+            connection.execute(lock)
+        connection.close()
+        silent.dispose()
 
     @SQLITE_ONLY
     def test_logs_ahead_on_sqlite(self, engine: sa.Engine) -> None:

@@ -67,6 +67,37 @@ class TestSubmit:
             assert {message.payload["job_id"] for message in messages} == {job.id for job in found}
             assert {job.state for job in found} == {State.QUEUED}
 
+    def test_writes_many_jobs_with_as_few_statements_as_two(
+        self, engine: sa.Engine, sessions: database.Sessions, project: tables.ProjectRow
+    ) -> None:
+        """SQLite's other writers wait meanwhile; PostgreSQL sends rows in a few batches."""
+        statements: list[str] = []
+        sa.event.listen(
+            engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2])
+        )
+        counts = []
+        for seeds in ([0], list(range(20))):
+            spec = StudySpec.model_validate(factories.study_spec(seeds=seeds))
+            plan = planned(sessions, project, seeds=seeds)
+            statements.clear()
+            with sessions.begin() as session:
+                studies.submit(session, project_id=project.id, spec=spec, planned=plan)
+            counts.append(len(statements))
+        assert counts[1] <= counts[0] + 3
+
+    def test_looks_again_at_the_inputs_of_an_older_plan(
+        self,
+        sessions: database.Sessions,
+        project: tables.ProjectRow,
+        teacher: tables.ModelVersionRow,
+    ) -> None:
+        plan = planned(sessions, project)
+        with sessions.begin() as session:
+            session.get_one(tables.ModelVersionRow, teacher.id).state = "rejected"
+        spec = StudySpec.model_validate(factories.study_spec())
+        with pytest.raises(errors.Refused, match="was rejected"), sessions.begin() as session:
+            studies.submit(session, project_id=project.id, spec=spec, planned=plan)
+
     def test_gives_each_job_a_whole_spec_of_its_own(
         self, sessions: database.Sessions, study: tables.StudyRow, teacher: tables.ModelVersionRow
     ) -> None:

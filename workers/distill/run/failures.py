@@ -1,6 +1,7 @@
 """How failures leave the engine: one line each, and a failure of one student stays its own."""
 
 import contextlib
+import errno
 import logging
 from collections.abc import Iterator
 
@@ -11,6 +12,17 @@ from workers.distill.config.job import JobConfig
 from workers.distill.runtime import events
 
 LOG = logging.getLogger(__name__)
+# What one member meets here, the others meet as well.
+_OF_ALL = (errors.OutOfMemory.code, errors.HostOutOfMemory.code, errors.MachineFailed.code)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FAILED = (errno.EIO, errno.EROFS, errno.ESTALE)
+# Of what CUDA says of a card that is gone or broken; other errors may be a network's.
+_NO_DEVICE = (
+    "no CUDA-capable device",
+    "CUDA driver initialization failed",
+    "busy or unavailable",
+    "uncorrectable ECC error",
+)
 
 
 class Failures:
@@ -29,8 +41,7 @@ class Failures:
             raise
         except Exception as error:  # what one member meets must not reach the others
             failure = translate(error, batch_size=config.training.batch_size)
-            out_of_memory = failure.code in (errors.OutOfMemory.code, errors.HostOutOfMemory.code)
-            if self._alone or out_of_memory:
+            if self._alone or failure.code in _OF_ALL:
                 raise
             LOG.exception("a member of the group failed")
             self.count += 1
@@ -64,6 +75,14 @@ def translate(error: Exception, *, batch_size: int | None = None) -> errors.Dist
             "with more memory",
             batch_size=batch_size,
         )
+    if isinstance(error, OSError) and error.errno in (*_NO_ROOM, *_DISK_FAILED):
+        return errors.MachineFailed(
+            f"the machine's disk failed: {error.strerror}",
+            fault="no_disk" if error.errno in _NO_ROOM else "disk_failed",
+        )
+    if isinstance(error, RuntimeError) and any(words in message for words in _NO_DEVICE):
+        first = message.splitlines()[0][:500]
+        return errors.MachineFailed(f"the machine's CUDA device failed: {first}", fault="no_device")
     return errors.DistillError(
         f"an unexpected {type(error).__name__} ended the job: {message[:500]}"
     )

@@ -168,9 +168,10 @@ def job_context(shared: SharedContext, request: JobRequest) -> JobContext:
 def choose_device(accelerator: str) -> torch.device:
     """Return the device to work on, and set it up for repeatable or fast work."""
     if accelerator == "cuda" and not torch.cuda.is_available():
-        raise errors.BadRecipe(
+        raise errors.MachineFailed(
             "accelerator cuda was asked for, and this machine has no CUDA device; ask for any or "
-            "cpu"
+            "cpu",
+            fault="no_device",
         )
     if accelerator != "cpu" and torch.cuda.is_available():
         torch.backends.cudnn.benchmark = True

@@ -1,0 +1,31 @@
+"""Whether this machine's disk has room for the inputs of a job, asked before the job is claimed."""
+
+from workers import inputs, machine_health, staging
+from workers.context import Context
+
+
+def make_room(context: Context, job_id: str) -> str | None:
+    """Drop from the cache what the job does not need, if it needs the room.
+
+    Return a sentence where that is not enough, else None.
+    """
+    settings = context.settings
+    with context.readers() as session:
+        sizes = inputs.sizes(session, job_id)
+    needed = sum(
+        size for sha256, size in sizes.items() if not (settings.cache_dir / sha256).exists()
+    )
+    wanted = needed + settings.worker_min_free_bytes
+    settings.scratch_dir.mkdir(parents=True, exist_ok=True)
+    free = machine_health.free_bytes(settings.scratch_dir)
+    if free < wanted:
+        staging.free(settings.cache_dir, size_bytes=wanted - free, keep=sizes.keys())
+        free = machine_health.free_bytes(settings.scratch_dir)
+    if free >= wanted:
+        return None
+    return (
+        f"Worker {context.worker_id} has {machine_health.gibibytes(free)} of disk free; the job's "
+        f"inputs need {machine_health.gibibytes(needed)}, and "
+        f"{machine_health.gibibytes(settings.worker_min_free_bytes)} stay free "
+        "(RETORT_WORKER_MIN_FREE_BYTES). It waits for a worker that has more."
+    )
