@@ -41,7 +41,10 @@ def frozen(classifier: nn.Linear | None) -> tuple[Float[Tensor, "C D"], Float[Te
 def class_maps(
     final: Float[Tensor, "N D h w"],
     weight: Float[Tensor, "C D"],
-    bias: Float[Tensor, " C"],
+    bias: Float[Tensor, " C"] | None = None,
 ) -> Float[Tensor, "N C h w"]:
-    """Return class activation maps (CAM); the average of each over positions is its logit."""
+    """Return class activation maps (CAM).
+
+    The average of each over positions is its logit, less the classifier's bias where none is given.
+    """
     return F.conv2d(final, weight[:, :, None, None], bias)

@@ -4,11 +4,13 @@ A linear classifier on averaged maps, applied at every position, gives a class a
 each class. The student matches the teacher's class activation maps, averaged to a coarse grid.
 
 Source: Guo et al., CVPR 2023, arXiv:2304.12777.
-Differs: networks are not rebuilt with a convolution as their classifier; theirs is applied as one,
-which gives the same maps. Maps are averaged to the grid before the classifier is applied, not
+Differs: networks are not rebuilt with a convolution as their classifier; the weight of theirs is
+applied as one, which gives the same maps. The authors' convolution has no bias, and that of the
+teacher's classifier is dropped; so no bias counts in the maps (unless `bias` asks for it), while
+the student's logits keep theirs. Maps are averaged to the grid before the classifier is applied, not
 after: both commute, and it costs less. The default weight is that of resnet32x4 -> resnet8x4; it
 depends much on the pair (0.7 for resnet56 -> resnet20, 600 on normalised maps for ShuffleNets).
-Checked against: GzyAftermath/CAT-KD (published values).
+Checked against: GzyAftermath/CAT-KD, mdistiller/distillers/CAT_KD.py, tools/train.py.
 """
 
 from typing import ClassVar
@@ -67,16 +69,21 @@ class CATKD(FeatureMethod):
             description="Divide each class map by its norm first; published for pairs of different "
             "families, with larger weights.",
         )
+        bias: bool = Field(
+            False,
+            description="Add the biases of both classifiers to their class maps; the authors' "
+            "classifiers have none.",
+        )
 
     params: Params
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
 
     def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
         super().__init__(params, student, teacher)
         weight, bias = classifiers.frozen(teacher.pooled_classifier() if teacher else None)
         self.register_buffer("weight", weight, persistent=False)
-        self.register_buffer("bias", bias, persistent=False)
+        self.register_buffer("bias", bias if params.bias else None, persistent=False)
         # In a tuple, so that it stays the student's own and is not saved twice.
         self._classifier: tuple[nn.Linear | None] = (student.pooled_classifier(),)
 
@@ -86,8 +93,9 @@ class CATKD(FeatureMethod):
         grid = (self.params.side, self.params.side)
         student_map = maps.average_to(classifiers.last_map(student.final), grid)
         teacher_map = maps.average_to(classifiers.last_map(teacher.final), grid)
+        weight, bias = classifiers.layer(classifier)
         loss = cat_loss(
-            classifiers.class_maps(student_map, *classifiers.layer(classifier)),
+            classifiers.class_maps(student_map, weight, bias if self.params.bias else None),
             classifiers.class_maps(teacher_map, self.weight, self.bias),
             side=self.params.side,
             normalize=self.params.normalize,
