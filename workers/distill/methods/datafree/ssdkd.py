@@ -91,6 +91,7 @@ class SSDKD(SmoothedInversionMethod):
     image_weights = ("bn_weight", "onehot_weight")
     adversarial_weights = ("adversarial_weight",)
     norm_weights = ("bn_weight",)
+    warms_up_alone = False  # as in Fast-DFKD's code
     smallest_classes = 2
     contradictions = (
         Contradiction(
@@ -204,7 +205,7 @@ class SSDKD(SmoothedInversionMethod):
             "in priorities alone. Not established.",
         )
         normalise_weights: bool = Field(
-            True,
+            False,
             description="Divide the weights in the loss by the largest of the batch; those in "
             "priorities are not divided. Not in the paper.",
         )
@@ -258,17 +259,26 @@ class SSDKD(SmoothedInversionMethod):
         """Return which images of a full buffer are replaced."""
         return self.params.eviction
 
-    def phi(self, logits: Float[Tensor, "N C *S"], buffer: BufferStats) -> Float[Tensor, " R"]:
+    def phi(
+        self,
+        logits: Float[Tensor, "N C *S"],
+        buffer: BufferStats,
+        targets: Int[Tensor, " N"] | None = None,
+    ) -> Float[Tensor, " R"]:
         """Return the weight of each row's cross-entropy; ones without both factors.
 
-        While the buffer is empty, class shares are those of the batch itself.
+        Its class is the one that the cross-entropy aims at: the row's target, or the class that
+        the teacher predicts where `targets` is None. While the buffer is empty, class shares are
+        those of the batch itself.
         """
         params = self.params
         shares = buffer.class_shares.to(logits.dtype)
         if buffer.images == 0:
             shares = modulation.class_shares(logits).mean(0)
         gamma = params.gamma if params.difficulty else 0.0
-        phi = modulation.modulation(logits, shares, gamma=gamma, diversity=params.diversity)
+        phi = modulation.modulation(
+            logits, shares, gamma=gamma, diversity=params.diversity, targets=targets
+        )
         if not params.modulation_gradient:
             phi = phi.detach()
         if params.normalise_modulation:
@@ -279,8 +289,10 @@ class SSDKD(SmoothedInversionMethod):
     def synthesis_terms(self, batch: SynthesisBatch) -> Terms:
         """Return moment distance, modulated cross-entropy and the negative divergence."""
         params, logits = self.params, batch.teacher.features.logits
-        classes = None if params.target == "argmax" else batch.targets
-        phi = self.phi(logits, batch.buffer)
+        # In dense tasks a position's target is always the teacher's prediction.
+        predicted = params.target == "argmax" or logits.dim() > 2
+        classes = None if predicted else batch.targets
+        phi = self.phi(logits, batch.buffer, classes)
         return {
             "bn": batch.term(params.bn_weight, self.memory.distance, batch.teacher.norms),
             "onehot": batch.term(params.onehot_weight, modulated_loss, logits, classes, phi),
