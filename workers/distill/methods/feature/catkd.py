@@ -7,9 +7,9 @@ Source: Guo et al., CVPR 2023, arXiv:2304.12777.
 Differs: networks are not rebuilt with a convolution as their classifier; the weight of theirs is
 applied as one, which gives the same maps. The authors' convolution has no bias, and that of the
 teacher's classifier is dropped; so no bias counts in the maps (unless `bias` asks for it), while
-the student's logits keep theirs. Maps are averaged to the grid before the classifier is applied, not
-after: both commute, and it costs less. The default weight is that of resnet32x4 -> resnet8x4; it
-depends much on the pair (0.7 for resnet56 -> resnet20, 600 on normalised maps for ShuffleNets).
+the student's logits keep theirs. Maps are averaged to the grid before the classifier is applied,
+not after: both commute, and it costs less. The default weight is that of resnet32x4 -> resnet8x4;
+it depends much on the pair (0.7 for resnet56 -> resnet20, 600 on normalised maps for ShuffleNets).
 Checked against: GzyAftermath/CAT-KD, mdistiller/distillers/CAT_KD.py, tools/train.py.
 """
 

@@ -78,7 +78,9 @@ class SRRL(FeatureMethod):
         channels = 0 if final is None else final[0]
         projection = adapters.projection(channels, weight.shape[1])
         # N(0, 2 / channels out), as the authors draw them; PyTorch's own first weights are smaller.
-        nn.init.kaiming_normal_(projection[0].weight, mode="fan_out", nonlinearity="relu")
+        nn.init.kaiming_normal_(
+            projection.get_parameter("0.weight"), mode="fan_out", nonlinearity="relu"
+        )
         self.connector = nn.Sequential(projection, nn.ReLU())
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
