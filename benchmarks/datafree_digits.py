@@ -1,7 +1,8 @@
 """How good every data-free method is on the digits, over several seeds, from one teacher.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.datafree_digits [--seeds 3] [--rows ssdkd,fast]
-        [--part methods|ablation|scale|shares|real] [--pair convnet|resnet] [--markdown]
+    OMP_NUM_THREADS=1 python -m benchmarks.datafree_digits [--seeds 3] [--first-seed 0]
+        [--rows ssdkd,fast]
+        [--part real,methods,ablation,scale,shares] [--pair convnet|resnet] [--markdown]
         [--folder DIR [--seconds 150]]
 
 The small experiment of the field guide: a teacher of 24,058 parameters trained on 1,257 real
@@ -193,14 +194,21 @@ SHARED: dict[str, Json] = {
         "deepinversion, 100 steps": METHODS["deepinversion, 100 steps"],
     }.items()
 }
-PARTS = {"methods": METHODS, "ablation": ABLATION, "scale": SCALE, "shares": SHARED}
+PARTS: dict[str, dict[str, Any]] = {
+    "real": REAL,
+    "methods": METHODS,
+    "ablation": ABLATION,
+    "scale": SCALE,
+    "shares": SHARED,
+}
 
 
 def main() -> None:
     """Run the rows; print each on stderr as it is done, and all as JSON or Markdown on stdout."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.datafree_digits")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--part", choices=[*PARTS, "real"], default="methods")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--part", default="methods", help=f"of {', '.join(PARTS)}; with commas")
     parser.add_argument("--pair", choices=list(PAIRS), default="convnet")
     parser.add_argument("--rows", help="names, or beginnings of names, with commas")
     parser.add_argument("--markdown", action="store_true")
@@ -212,13 +220,16 @@ def main() -> None:
     ends = math.inf if asked.seconds is None else time.monotonic() + asked.seconds
     say = rich.console.Console(stderr=True, highlight=False).print
     wanted = None if asked.rows is None else tuple(asked.rows.split(","))
-    rows = REAL if asked.part == "real" else PARTS[asked.part]
+    unknown = set(asked.part.split(",")) - set(PARTS)
+    if unknown:
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    rows = {name: row for part in asked.part.split(",") for name, row in PARTS[part].items()}
     table: dict[str, list[Json]] = {}
     with tempfile.TemporaryDirectory(prefix="retort-datafree-") as name:
         folder = Path(name) if asked.folder is None else asked.folder / asked.pair
         bench = Bench(folder, PAIRS[asked.pair])
         say(f"teacher {100 * bench.teach():.2f}")
-        for seed in range(asked.seeds):
+        for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
             for row, method in rows.items():
                 if wanted is not None and not row.startswith(wanted):
                     continue
