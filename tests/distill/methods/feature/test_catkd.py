@@ -65,7 +65,9 @@ class TestClassMaps:
         network = scenes.network()
         features = network.observe(scenes.pictures(3))
         maps_of = classifiers.class_maps(
-            classifiers.last_map(features.final), *classifiers.layer(network.pooled_classifier())
+            classifiers.last_map(features.final),
+            *classifiers.layer(network.pooled_classifier()),
+            add_bias=True,
         )
         # float32, in another order.
         assert torch.allclose(maps_of.mean((2, 3)), features.logits, atol=1e-5)
@@ -134,6 +136,7 @@ class TestCATKD:
             classifiers.class_maps(
                 classifiers.last_map(features.final),
                 *classifiers.layer(network.pooled_classifier()),
+                add_bias=True,
             )
             for network, features in ((student, student_out), (teacher, teacher_out))
         ]

@@ -77,13 +77,13 @@ class CATKD(FeatureMethod):
 
     params: Params
     weight: Tensor
-    bias: Tensor | None
+    bias: Tensor
 
     def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
         super().__init__(params, student, teacher)
         weight, bias = classifiers.frozen(teacher.pooled_classifier() if teacher else None)
         self.register_buffer("weight", weight, persistent=False)
-        self.register_buffer("bias", bias if params.bias else None, persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
         # In a tuple, so that it stays the student's own and is not saved twice.
         self._classifier: tuple[nn.Linear | None] = (student.pooled_classifier(),)
 
@@ -93,10 +93,10 @@ class CATKD(FeatureMethod):
         grid = (self.params.side, self.params.side)
         student_map = maps.average_to(classifiers.last_map(student.final), grid)
         teacher_map = maps.average_to(classifiers.last_map(teacher.final), grid)
-        weight, bias = classifiers.layer(classifier)
+        biased = self.params.bias
         loss = cat_loss(
-            classifiers.class_maps(student_map, weight, bias if self.params.bias else None),
-            classifiers.class_maps(teacher_map, self.weight, self.bias),
+            classifiers.class_maps(student_map, *classifiers.layer(classifier), add_bias=biased),
+            classifiers.class_maps(teacher_map, self.weight, self.bias, add_bias=biased),
             side=self.params.side,
             normalize=self.params.normalize,
         )
