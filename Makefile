@@ -15,10 +15,10 @@ BYTECODE := PYTHONDONTWRITEBYTECODE=
 # Whole running services are shared by the tests of one group, so a group stays in one process.
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadgroup
 
-.PHONY: help demo test test-fast fuzz check gpu catalog up clean
+.PHONY: help demo test test-fast fuzz check gpu catalog measurements up clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 demo: $(ENVIRONMENT) ## Teacher to downloaded student on this machine, in one go
 	@$(BIN)/retort demo
@@ -51,6 +51,9 @@ catalog: $(ENVIRONMENT) ## Write what is generated: catalog.json, docs, formats.
 	@$(BIN)/python -m workers.export_catalog
 	@$(BIN)/python -m models_registry.settings > .venv/env.example
 	@mv .venv/env.example .env.example
+
+measurements: $(ENVIRONMENT) ## Make the tables of docs/measurements.md anew: hours; QUICK=1 tries them
+	@$(BIN)/python -m benchmarks.measurements $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 up: $(ENVIRONMENT) ## Run the service on this machine (Ctrl-C stops it)
 	@$(BIN)/retort up

@@ -1,18 +1,25 @@
 """How good every data-free method is on the digits, over several seeds, from one teacher.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.datafree_digits [--seeds 3] [--rows ssdkd,fast]
-        [--part methods|ablation|scale|real] [--pair convnet|resnet] [--markdown]
+    OMP_NUM_THREADS=1 python -m benchmarks.datafree_digits [--seeds 3] [--first-seed 0]
+        [--rows ssdkd,fast]
+        [--part real,methods,ablation,scale,shares] [--pair convnet|resnet] [--markdown]
+        [--folder DIR [--seconds 150]]
 
 The small experiment of the field guide: a teacher of 24,058 parameters trained on 1,257 real
 digits, students of 6,274, 540 updates of batches of 64 for each of them. Beside the methods stand
 noise, all real images and a tenth of them. Scores are of the test split (360 images) after the last
 epoch; seconds are those of the processor, evaluation of every epoch included. Seeds vary student,
 generator and draws; the teacher is one.
+
+With `--folder`, data set, teacher and the result of each row and seed stay there and are not made
+again, so that a long table can be made in pieces: no row begins after `--seconds`.
 """
 
 import argparse
 import json
+import math
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -138,6 +145,8 @@ ABLATION: dict[str, Json] = {
     "no modulation (neither)": {**SSDKD, "diversity": False, "difficulty": False},
     "no priority sampling": {**SSDKD, "prioritise": False},
     "neither module": {**SSDKD, "diversity": False, "difficulty": False, "prioritise": False},
+    "weights in priorities alone": {**SSDKD, "correct_loss": False},
+    "weights over their largest": {**SSDKD, "normalise_weights": True},
     "no adversarial term": {**SSDKD, "adversarial_weight": 0.0},
     "no batch-norm term": {**SSDKD, "bn_weight": 0.0},
     "targets by the teacher": {**SSDKD, "target": "argmax"},
@@ -171,30 +180,64 @@ REAL: dict[str, tuple[str, int]] = {
     "kd, all 1,257 real images": ("dataset", EPOCHS),
     "kd, 126 real images": ("tenth", EPOCHS * UPDATES // 2),
 }
-PARTS = {"methods": METHODS, "ablation": ABLATION, "scale": SCALE}
+SHARED: dict[str, Json] = {
+    # Every method with a buffer of a share of the training images, and the same updates.
+    f"{share:.0%}: {name}": {
+        **method,
+        "synthesis": {**method["synthesis"], "buffer_images": round(share * 1257)},
+    }
+    for share in (0.1, 0.25)
+    for name, method in {
+        "ssdkd": SSDKD,
+        "ssdkd, targets by the teacher": {**SSDKD, "target": "argmax"},
+        "fast, no meta-learning": METHODS["fast, no meta-learning"],
+        "deepinversion, 100 steps": METHODS["deepinversion, 100 steps"],
+    }.items()
+}
+PARTS: dict[str, dict[str, Any]] = {
+    "real": REAL,
+    "methods": METHODS,
+    "ablation": ABLATION,
+    "scale": SCALE,
+    "shares": SHARED,
+}
 
 
 def main() -> None:
     """Run the rows; print each on stderr as it is done, and all as JSON or Markdown on stdout."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.datafree_digits")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--part", choices=[*PARTS, "real"], default="methods")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--part", default="methods", help=f"of {', '.join(PARTS)}; with commas")
     parser.add_argument("--pair", choices=list(PAIRS), default="convnet")
     parser.add_argument("--rows", help="names, or beginnings of names, with commas")
     parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--folder", type=Path, help="keeps what was made, and continues from it")
+    parser.add_argument("--seconds", type=float, help="no row begins after so many")
     asked = parser.parse_args()
+    if asked.seconds is not None and asked.folder is None:
+        parser.error("--seconds needs --folder, from which the next call continues")
+    ends = math.inf if asked.seconds is None else time.monotonic() + asked.seconds
     say = rich.console.Console(stderr=True, highlight=False).print
     wanted = None if asked.rows is None else tuple(asked.rows.split(","))
-    rows = REAL if asked.part == "real" else PARTS[asked.part]
+    unknown = set(asked.part.split(",")) - set(PARTS)
+    if unknown:
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    rows = {name: row for part in asked.part.split(",") for name, row in PARTS[part].items()}
     table: dict[str, list[Json]] = {}
     with tempfile.TemporaryDirectory(prefix="retort-datafree-") as name:
-        bench = Bench(Path(name), PAIRS[asked.pair])
+        folder = Path(name) if asked.folder is None else asked.folder / asked.pair
+        bench = Bench(folder, PAIRS[asked.pair])
         say(f"teacher {100 * bench.teach():.2f}")
-        for row, method in rows.items():
-            if wanted is not None and not row.startswith(wanted):
-                continue
-            table[row] = [bench.row(row, method, seed) for seed in range(asked.seeds)]
-            say(row, [f"{100 * got['accuracy']:.2f}" for got in table[row]])
+        for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
+            for row, method in rows.items():
+                if wanted is not None and not row.startswith(wanted):
+                    continue
+                if not bench.has(row, seed) and time.monotonic() > ends:
+                    say(f"{row}, seed {seed}: left for the next call")
+                    continue
+                table.setdefault(row, []).append(bench.row(row, method, seed))
+                say(row, seed, f"{100 * table[row][-1]['accuracy']:.2f}")
     summary = {row: amounts(got) for row, got in table.items()}
     text = markdown(summary) if asked.markdown else json.dumps(summary, indent=2)
     sys.stdout.write(text + "\n")
@@ -206,9 +249,14 @@ class Bench:
     def __init__(self, folder: Path, pair: Pair) -> None:
         self._folder = folder
         self._teacher, self._taught_by, self._student = pair
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "tenth").exists():
+            self._write(folder)
+        self._input = dataset.load(folder / "dataset").record.input.model_dump()
+
+    def _write(self, folder: Path) -> None:
         datasets.DATASETS["digits"].write(folder / "dataset")
         whole = dataset.load(folder / "dataset")
-        self._input = whole.record.input.model_dump()
         parts = {name: whole.split(name) for name in dataset.SPLITS}
         train = parts["train"]
         (chosen,) = splits.stratified(train.labels.numpy(), (round(0.1 * len(train.labels)),))
@@ -219,11 +267,28 @@ class Bench:
 
     def teach(self) -> float:
         """Train the teacher, and return its accuracy on the test split."""
-        line = self._run("teacher", self._teacher, {"name": "ce"}, self._taught_by, "dataset")
-        return float(line["scores"]["student"]["accuracy"])
+        if not self._result("teacher").exists():
+            line = self._run("teacher", self._teacher, {"name": "ce"}, self._taught_by, "dataset")
+            self._keep("teacher", {"accuracy": line["scores"]["student"]["accuracy"]})
+        return float(json.loads(self._result("teacher").read_text())["accuracy"])
+
+    def has(self, row: str, seed: int) -> bool:
+        """Whether the row's result was kept by an earlier call."""
+        return self._result(f"{row}-{seed}").exists()
+
+    def _result(self, name: str) -> Path:
+        return self._folder / f"{name.replace('/', '-')}.json"
+
+    def _keep(self, name: str, result: Json) -> None:
+        part = self._result(name).with_suffix(".part")
+        part.write_text(json.dumps(result))
+        part.rename(self._result(name))
 
     def row(self, row: str, method: Any, seed: int) -> Json:
         """Train one student; return its accuracy, the seconds, and the images it was shown."""
+        if self.has(row, seed):
+            kept: Json = json.loads(self._result(f"{row}-{seed}").read_text())
+            return kept
         began = time.process_time()
         if isinstance(method, tuple):
             dataset, epochs = method
@@ -234,7 +299,7 @@ class Bench:
             training = {**TRAINING, "seed": seed}
             line = self._run(f"{row}-{seed}", self._student, method, training, "dataset")
         made = line.get("synthesis", {})
-        return {
+        result = {
             "accuracy": line["scores"]["student"]["accuracy"],
             "best": line.get("validation", {}).get("best"),
             "seconds": time.process_time() - began,
@@ -243,9 +308,12 @@ class Bench:
             "steps": line["steps"],
             "classes": made.get("buffer", {}).get("classes"),
         }
+        self._keep(f"{row}-{seed}", result)
+        return result
 
     def _run(self, name: str, network: Json, method: Json, training: Json, dataset: str) -> Json:
         workdir = self._folder / name.replace("/", "-")
+        shutil.rmtree(workdir, ignore_errors=True)  # of a call that was stopped
         workdir.mkdir()
         (workdir / "dataset").symlink_to(self._folder / dataset)
         taught = self._folder / "teacher" / "student.safetensors"

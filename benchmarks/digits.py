@@ -1,6 +1,6 @@
 """How good teacher, baseline, KD and DKD are on the digits, over several seeds.
 
-    python -m benchmarks.digits [--seeds 5] [--first-seed 0]
+    python -m benchmarks.digits [--seeds 5] [--first-seed 0] [--markdown]
 
 Networks and trainings are those of `digit_pairs.py`. Each seed trains its own teacher; all
 methods of a seed share it, and the student's start. Scores are of the test split (360 images).
@@ -25,10 +25,11 @@ Scores = dict[str, dict[str, float]]
 
 
 def main() -> None:
-    """Run all seeds; print a line for each on stderr, and the summary as JSON on stdout."""
+    """Run all seeds; print a line for each on stderr, and the summary on stdout."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.digits")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--markdown", action="store_true", help="a table instead of JSON")
     asked = parser.parse_args()
     say = rich.console.Console(stderr=True, highlight=False).print
     rows: list[Scores] = []
@@ -38,7 +39,9 @@ def main() -> None:
         for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
             rows.append(run_seed(folder, seed))
             say(seed, {role: f"{100 * got['accuracy']:.2f}" for role, got in rows[-1].items()})
-    sys.stdout.write(json.dumps(summary(rows), indent=2) + "\n")
+    found = summary(rows)
+    text = markdown(found, len(rows)) if asked.markdown else json.dumps(found, indent=2)
+    sys.stdout.write(text + "\n")
 
 
 def prepare(folder: Path, name: str = "digits") -> None:
@@ -137,6 +140,21 @@ def summary(rows: list[Scores]) -> dict[str, dict[str, float]]:
             "seconds_mean": statistics.fmean(row[role]["seconds"] for row in rows),
         }
     return found
+
+
+def markdown(found: dict[str, dict[str, float]], seeds: int) -> str:
+    """Return the summary as a table, in percent."""
+    lines = [
+        "| | accuracy, mean ± sd over seeds | difference to the baseline | seeds above it |",
+        "|---|---|---|---|",
+    ]
+    for role, got in found.items():
+        mean, spread = 100 * got["accuracy_mean"], 100 * got["accuracy_sd"]
+        more, apart = 100 * got["difference_mean"], 100 * got["difference_sd"]
+        above = f"{got['seeds_above_baseline']:.0f} of {seeds}"
+        beside = "| |" if role == "baseline" else f"{more:+.2f} ± {apart:.2f} | {above} |"
+        lines.append(f"| {role} | {mean:.2f} ± {spread:.2f} | {beside}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

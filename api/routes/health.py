@@ -48,8 +48,9 @@ async def ready(request: Request) -> bodies.ReadyRead:
 
 
 @router.get("/metrics", operation_id="get_prometheus_metrics", response_class=PlainTextResponse)
-def measurements(request: Request, service: ServiceDep) -> Response:
+def measurements(request: Request) -> Response:
     """Return measurements in Prometheus' text format, with the operator's token if there is one."""
+    service: Service = request.app.state.service
     token = service.settings.metrics_token
     if token is not None:
         expected = f"Bearer {token.get_secret_value()}".encode()

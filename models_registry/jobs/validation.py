@@ -134,7 +134,10 @@ def _faults_of_document(
     if method.description is None:
         return
     yield from rules.of_inputs(
-        method.description, has_teacher=parts.has_teacher, has_dataset=parts.has_dataset
+        method.description,
+        has_teacher=parts.has_teacher,
+        has_dataset=parts.has_dataset,
+        has_initial=parts.initial is not None,
     )
     if parts.network is not None:
         yield from rules.of_client_networks(
@@ -185,6 +188,12 @@ def warnings_of_inputs(document: Document, inputs: JobInputs) -> list[errors.Fau
     return list(catalog.translated(_warnings_of_rows(document, inputs)))
 
 
+def _gets_new_classifier(document: Document) -> bool:
+    """Whether it does not matter which classes the start weights were made for."""
+    description = document.method.description
+    return description is not None and description.replaces_classifier
+
+
 def _warnings_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Violation]:
     network = document.parts.network
     if network is not None:
@@ -192,7 +201,8 @@ def _warnings_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.V
     dataset = inputs.dataset
     if dataset is None or dataset.state != "ready":
         return
-    for role, model in (("teacher", inputs.teacher), ("start model", inputs.initial)):
+    named = None if _gets_new_classifier(document) else inputs.initial
+    for role, model in (("teacher", inputs.teacher), ("start model", named)):
         if model is not None:
             told = class_names.remark(role, model.classes, dataset.classes)
             if told is not None:
@@ -212,7 +222,8 @@ def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Vio
         if model is not None:
             if task is not None:
                 yield from rules.of_network_task(role, model, task)
-            yield from rules.of_dataset_classes(role, model, classes)
+            if role == "teacher" or not _gets_new_classifier(document):
+                yield from rules.of_dataset_classes(role, model, classes)
             yield from rules.of_dataset_channels(role, model.channels, channels)
             yield from rules.of_smallest_side(role, model)
     student = _with_images(document, inputs)

@@ -8,7 +8,19 @@ import pytest
 
 from tests.contracts import source
 
-TARGETS = ["help", "demo", "test", "test-fast", "fuzz", "check", "gpu", "catalog", "up", "clean"]
+TARGETS = [
+    "help",
+    "demo",
+    "test",
+    "test-fast",
+    "fuzz",
+    "check",
+    "gpu",
+    "catalog",
+    "measurements",
+    "up",
+    "clean",
+]
 
 
 def make(*arguments: str, folder: Path = source.ROOT) -> subprocess.CompletedProcess[str]:

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -58,6 +59,22 @@ class TestCKA:
     def test_equals_the_published_value(self, check: str, centered: bool, row_norm: bool) -> None:
         value = kernels.cka(*rows(), centered=centered, row_norm=row_norm)
         assert CHECKS.close(value, CHECKS.expected(check)["cka"])
+
+    def test_with_both_centres_the_released_kernel(self) -> None:
+        pair = random_rows(6, (6, 4), (6, 5))
+        count = 6
+        projector = torch.eye(count, dtype=torch.float64) - 1 / count
+
+        def by_hand(each: torch.Tensor) -> torch.Tensor:
+            released = (each @ each.mT) / torch.linalg.vector_norm(each, dim=1, keepdim=True)
+            return (projector @ released @ projector).flatten()
+
+        expected = F.cosine_similarity(*(by_hand(each) for each in pair), dim=0)
+        value = kernels.cka(*pair, centered=True, row_norm=True)
+        assert torch.allclose(value, expected, rtol=1e-9)
+        # Rows and columns of what is compared sum to 0, which divided rows of centred ones do not.
+        kernel, _ = kernels._kernel(pair[0], centered=True, row_norm=True)
+        assert float(kernel.sum(0).abs().max() + kernel.sum(1).abs().max()) < 1e-9
 
     def test_has_the_published_invariances(self) -> None:
         student, teacher = rows()

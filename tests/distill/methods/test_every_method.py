@@ -60,6 +60,7 @@ SAMPLED = {
     "roikd": "the same",
 }
 UNTRAINED = {"simkd": "the teacher's classifier takes the place of the student's"}
+PROBES = {"linear_probe": "everything before the classifier stays as it is"}
 WITH_CLASSIFIER = {"catkd": "maps of classes are made with the classifier's weights"}
 # What a method learns beside a resnet8x4 of 100 classes with a resnet32x4 as its teacher.
 PUBLISHED_PARAMETERS = {
@@ -282,6 +283,10 @@ class TestEveryMethod:
         before = {name: value.clone() for name, value in scene.teacher.state_dict().items()}
         total(scene.terms()).backward()
         head: set[int] = set()
+        if name in PROBES:
+            assert scene.student.get_parameter("fc.weight").grad is not None
+            kept = scene.student.named_parameters()
+            head = {id(p) for path, p in kept if not path.startswith("fc.")}
         if name in UNTRAINED:
             head = {id(p) for p in scene.student.get_submodule("fc").parameters()}
         learning = (scene.student,) if scene.is_data_free else (scene.student, scene.method)

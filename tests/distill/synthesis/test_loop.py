@@ -11,7 +11,9 @@ from tests.distill import folders
 from workers.distill.data import catalog as datasets
 from workers.distill.data import dataset
 from workers.distill.files import tensorfile
+from workers.distill.methods.datafree.base import SynthesisBatch
 from workers.distill.runtime import device, signals
+from workers.distill.synthesis.synthesizers.base import SynthesisContext
 
 pytestmark = pytest.mark.slow
 
@@ -104,6 +106,33 @@ class TestResume:
         assert code == signals.EXIT_CODE
         assert {line["step"] for line in folders.of_type(lines, "checkpoint")} == {0}
         assert done(path)["synthesis"]["calls"] == 4
+
+
+class TestWarmUp:
+    @pytest.mark.parametrize(
+        ("kind", "first"),
+        [
+            ("a generator that learns by fomaml", 2),  # counted from 1: ep >= warmup
+            ("a generator that lives for some calls", 3),  # ep > warmup
+        ],
+    )
+    def test_uses_the_student_from_the_call_on_that_the_authors_do(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, first: int
+    ) -> None:
+        calls: dict[int, set[bool]] = {}
+        forward = SynthesisContext.forward
+
+        def watched(context: SynthesisContext, *images: Any, **how: Any) -> SynthesisBatch:
+            batch = forward(context, *images, **how)
+            if torch.is_grad_enabled():  # not the look at what a call has made
+                calls.setdefault(batch.call, set()).add(batch.student is not None)
+            return batch
+
+        monkeypatch.setattr(SynthesisContext, "forward", watched)
+        method = METHODS[kind]
+        method = {**method, "synthesis": {**method["synthesis"], "warmup_calls": 2}}
+        done(prepare(tmp_path, method))
+        assert calls == {call: {call >= first} for call in range(1, 6)}
 
 
 class TestWhatIsRead:

@@ -23,8 +23,9 @@ def told(
     training: dict[str, Any] | None = None,
     task: str = "classification",
     arguments: dict[str, Any] | None = None,
+    start_classes: int | None = None,
 ) -> list[errors.Fault]:
-    """Return the faults of a spec with ten classes."""
+    """Return the faults of a spec with ten classes; start weights are of so many, if any."""
     size = {**IMAGES, "height": side, "width": side}
     classes = [str(label) for label in range(10)]
     spec = JobSpec.model_validate(
@@ -33,7 +34,11 @@ def told(
             "task": task,
             "method": method,
             "training": training or {},
-            "student": {"network": student, "arguments": arguments or {}},
+            "student": {
+                "network": student,
+                "arguments": arguments or {},
+                "initial": None if start_classes is None else "start@1",
+            },
             "teacher": teacher and "teacher@1",
             "dataset": "data@1" if has_dataset else None,
         }
@@ -49,7 +54,16 @@ def told(
             input=size,
             state="ready",
         ),
-        initial=None,
+        initial=None
+        if start_classes is None
+        else tables.ModelVersionRow(
+            network=student,
+            arguments=arguments or {},
+            task=task,
+            classes=[f"other {label}" for label in range(start_classes)],
+            input=size,
+            state="ready",
+        ),
         dataset=tables.DatasetVersionRow(task=task, classes=classes, input=size, state="ready")
         if has_dataset
         else None,
@@ -61,6 +75,16 @@ def told(
 def faults(method: dict[str, Any], **case: Any) -> list[tuple[str, str]]:
     networks = {key: case.pop(key) for key in ("student", "teacher", "side") if key in case}
     return [(fault.pointer, fault.code) for fault in told(method, **networks, training=case)]
+
+
+class TestStartWeights:
+    def test_of_a_probe_may_be_of_any_classes_and_must_be_there(self) -> None:
+        probe = {"name": "linear_probe"}
+        assert told(probe, teacher=None, start_classes=7) == []
+        (fault,) = told(probe, teacher=None)
+        assert (fault.pointer, fault.code) == ("/student/initial", "required")
+        (fault,) = told({"name": "ce"}, teacher=None, start_classes=7)
+        assert (fault.pointer, fault.code) == ("/student/initial", "class_count")
 
 
 class TestCombination:
@@ -239,8 +263,14 @@ class TestContradictions:
         needed = catalog.describe_method(name).required_features("student", task)
         network = "retort/fasterrcnn" if "proposals" in needed else networks[task]
         arguments = {"reg_max": 16} if "distributions" in needed else {}
+        starts = "initial" in catalog.describe_method(name).needs
         found = told(
-            {"name": name}, student=network, teacher=network, task=task, arguments=arguments
+            {"name": name},
+            student=network,
+            teacher=network,
+            task=task,
+            arguments=arguments,
+            start_classes=10 if starts else None,
         )
         assert found == []
 

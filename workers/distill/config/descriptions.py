@@ -33,7 +33,8 @@ PRIMARY_METRICS: dict[Task, Metric] = {
 From 0 to 1, higher is better: the share of right answers, the mean intersection over union, and
 COCO's average precision. It is the task's own `primary_metric`, for readers without torch.
 """
-Need: TypeAlias = Literal["labels", "teacher", "equal_classes", "batch_norm"]
+Need: TypeAlias = Literal["labels", "teacher", "equal_classes", "batch_norm", "initial"]
+"""What a spec must have. initial: start weights, whose features get a new classifier."""
 FeatureName: TypeAlias = Literal[
     "stages",
     "pre_activations",
@@ -189,6 +190,11 @@ class MethodDescription(_Description):
     def is_data_free(self) -> bool:
         """Whether it synthesizes its images, so that a data set is for evaluation only."""
         return self.family == DATA_FREE
+
+    @property
+    def replaces_classifier(self) -> bool:
+        """Whether the student keeps the features of its start weights, of whatever classes."""
+        return "initial" in self.needs
 
     def needs_batch_norm(self, method: Mapping[str, Any]) -> bool:
         """Return whether the teacher of a complete method must have batch norms."""

@@ -631,9 +631,16 @@ _BOXES = (
 
 
 def of_inputs(
-    description: MethodDescription, *, has_teacher: bool, has_dataset: bool
+    description: MethodDescription, *, has_teacher: bool, has_dataset: bool, has_initial: bool
 ) -> Iterator[Violation]:
     """Yield which inputs a method lacks."""
+    if "initial" in description.needs and not has_initial:
+        yield Violation(
+            "student/initial",
+            "required",
+            f"method {description.name} trains a classifier on the features of a trained network: "
+            "name one of the models as student.initial",
+        )
     if "teacher" in description.needs and not has_teacher:
         yield Violation(
             "teacher",

@@ -45,7 +45,11 @@ class Synthesis(Values):
         1, ge=1, le=100_000, description="Calls, each with its student steps, in an epoch."
     )
     warmup_calls: int = Field(
-        0, ge=0, le=100_000, description="Calls before the first epoch, without the student."
+        0,
+        ge=0,
+        le=100_000,
+        description="Calls before the first epoch, without the student; of Fast-DFKD and SSD-KD "
+        "the last of them already uses it, untrained, as in Fast-DFKD's code.",
     )
     buffer_images: int | None = Field(
         None,

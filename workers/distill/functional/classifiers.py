@@ -41,7 +41,13 @@ def frozen(classifier: nn.Linear | None) -> tuple[Float[Tensor, "C D"], Float[Te
 def class_maps(
     final: Float[Tensor, "N D h w"],
     weight: Float[Tensor, "C D"],
-    bias: Float[Tensor, " C"],
+    bias: Float[Tensor, " C"] | None = None,
+    *,
+    add_bias: bool = False,
 ) -> Float[Tensor, "N C h w"]:
-    """Return class activation maps (CAM); the average of each over positions is its logit."""
-    return F.conv2d(final, weight[:, :, None, None], bias)
+    """Return class activation maps (CAM) of a classifier.
+
+    A map is the weighted sum of features, without the classifier's bias, as CAM is defined; its
+    average over positions is the logit less that bias. `add_bias` adds it at every position.
+    """
+    return F.conv2d(final, weight[:, :, None, None], bias if add_bias else None)

@@ -95,10 +95,10 @@ def decoupled_kl(
     labels: Int[Tensor, " N"],
     *,
     alpha: float,
-    beta: float,
+    beta: float | Float[Tensor, " N"],
     temperature: float,
 ) -> Float[Tensor, " N"]:
-    """Return alpha * TCKD + beta * NCKD of each sample (DKD).
+    """Return alpha * TCKD + beta * NCKD of each sample (DKD); `beta` may be each sample's own.
 
     Units: nats times temperature squared.
     """
@@ -133,6 +133,14 @@ def non_target_kl(
         non_target(teacher_logits, labels),
         temperature=temperature,
     )
+
+
+def log_odds(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """Return log(p_y / (1 - p_y)) of each sample's true class, in nats.
+
+    It grows with p_y, and tells samples apart whose p_y rounds to 1.
+    """
+    return logits.gather(1, labels[:, None]).squeeze(1) - non_target(logits, labels).logsumexp(1)
 
 
 def non_target(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> Float[Tensor, "N D"]:

@@ -54,15 +54,16 @@ def cka(
 ) -> Float[Tensor, "*sets"]:
     """Return the cosine of both sets' linear kernels, each flattened to one vector.
 
-    0 without a gradient where one set has no kernel: equal rows if centred, rows of zeros if not.
+    With `row_norm` row i of a kernel is divided by the norm of row i of its set; with `centered`
+    too, that comes first, and the divided kernel is centred: H K H, whose rows and columns sum to
+    0. 0 without a gradient where one set has no kernel: equal rows if centred, rows of zeros if
+    not.
     """
-    (one, one_size), (other, other_size) = _scaled(one, centered), _scaled(other, centered)
-    kernel, other_kernel = gram(one, row_norm=row_norm), gram(other, row_norm=row_norm)
-    # A kernel grows with the square of its rows; divided by their norms, with the rows.
-    power = 1 if row_norm else 2
-    length = _length(kernel, one_size**power)
+    kernel, size = _kernel(one, centered=centered, row_norm=row_norm)
+    other_kernel, other_size = _kernel(other, centered=centered, row_norm=row_norm)
+    length = _length(kernel, size)
     # One by one: the product of a length and infinity has no gradient that is a number.
-    return (kernel * other_kernel).sum((-2, -1)) / length / _length(other_kernel, other_size**power)
+    return (kernel * other_kernel).sum((-2, -1)) / length / _length(other_kernel, other_size)
 
 
 def cka_by_columns(
@@ -124,6 +125,24 @@ def median_bandwidth(one: Float[Tensor, "N D"], other: Float[Tensor, "M D"]) -> 
     return distances.median().clamp_min(SMALLEST_BANDWIDTH)
 
 
+def _kernel(
+    rows: Float[Tensor, "*sets N D"], *, centered: bool, row_norm: bool
+) -> tuple[Float[Tensor, "*sets N N"], Float[Tensor, "*sets"]]:
+    """Return the kernel of scaled rows, and the factor by which that of the rows is larger."""
+    if not row_norm:
+        rows, size = _scaled(rows, centered)
+        return gram(rows), size**2
+    rows, size = _scaled(rows, centered=False)
+    if not centered:
+        return gram(rows, row_norm=True), size
+    # H (U X^T) H = (H U) (H X)^T: from centred factors, so that a large mean costs no digits.
+    return _less_mean(relations.unit_vectors(rows)) @ _less_mean(rows).mT, size
+
+
+def _less_mean(rows: Float[Tensor, "*sets N D"]) -> Float[Tensor, "*sets N D"]:
+    return rows - rows.mean(-2, keepdim=True)
+
+
 def _scaled(
     rows: Float[Tensor, "*sets N D"], centered: bool
 ) -> tuple[Float[Tensor, "*sets N D"], Float[Tensor, "*sets"]]:
@@ -133,7 +152,7 @@ def _scaled(
     features would overflow.
     """
     if centered:
-        rows = rows - rows.mean(-2, keepdim=True)
+        rows = _less_mean(rows)
     size = rows.detach().abs().amax((-2, -1))
     return rows / torch.where(size > 0, size, 1)[..., None, None], size
 

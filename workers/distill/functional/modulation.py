@@ -27,20 +27,22 @@ def modulation(
     *,
     gamma: float,
     diversity: bool = True,
+    targets: Int[Tensor, " R"] | None = None,
 ) -> Float[Tensor, " R"]:
-    """Return (1 - share of the row's class) * (1 - the row's largest probability)^gamma.
+    """Return (1 - share of the row's class) * (1 - probability of that class)^gamma.
 
+    The class of a row is its target, or the class with its largest logit where `targets` is None.
     `class_shares` are the shares of the buffer of each class; `diversity` False omits the first
     factor. The gradient goes through the second. There are at least two classes.
     """
     given = rows(logits)
-    predicted = given.argmax(1)
-    largest = predicted[:, None] == torch.arange(given.shape[1], device=given.device)
+    chosen = given.argmax(1) if targets is None else targets
+    own = chosen[:, None] == torch.arange(given.shape[1], device=given.device)
     # The other classes' probability by its logarithm: 1 - p would round to 0, where a power
     # with gamma below 1 has an infinite slope.
-    doubt = F.log_softmax(given, dim=1).masked_fill(largest, -math.inf).logsumexp(1)
+    doubt = F.log_softmax(given, dim=1).masked_fill(own, -math.inf).logsumexp(1)
     weights = (gamma * doubt).exp()
-    return (1 - class_shares[predicted]) * weights if diversity else weights
+    return (1 - class_shares[chosen]) * weights if diversity else weights
 
 
 def class_shares(logits: Float[Tensor, "N C *S"]) -> Float[Tensor, "N C"]:

@@ -121,7 +121,12 @@ class Method(nn.Module):
         super().__init__()
         self.params = params
         errors.refuse(
-            rules.of_inputs(self.describe(), has_teacher=teacher is not None, has_dataset=True)
+            rules.of_inputs(
+                self.describe(),
+                has_teacher=teacher is not None,
+                has_dataset=True,
+                has_initial=True,  # the network is here, wherever its weights are from
+            )
         )
         if "equal_classes" in self.needs and teacher is not None:
             check_equal_classes(self.name, student, teacher)
@@ -176,8 +181,19 @@ class Method(nn.Module):
         """Whether the teacher is observed with the batch's own statistics, as OFD's authors did."""
         return False
 
+    @property
+    def reads_teacher_first(self) -> bool:
+        """Whether `read_teacher` is due before training starts."""
+        return False
+
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Look at the training batches once before training starts."""
+
+    def read_teacher(self, outputs: Iterable[tuple[Batch, Tensor]]) -> None:
+        """Look at the teacher's logits [N, C] for all training images, before training starts.
+
+        Images are unaugmented and in stored order, batch by batch.
+        """
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the weighted terms of the loss.

@@ -71,6 +71,7 @@ from workers.distill.methods.logit.dkd import DKD
 from workers.distill.methods.logit.fkd import FKD
 from workers.distill.methods.logit.kd import KD
 from workers.distill.methods.logit.labelsmoothing import LabelSmoothing
+from workers.distill.methods.logit.linear_probe import LinearProbe
 from workers.distill.methods.logit.mlld import MLLD
 from workers.distill.methods.logit.nkd import NKD
 from workers.distill.methods.relation.cc import CC
@@ -126,6 +127,7 @@ METHODS: dict[str, type[Method]] = {
     "kd": KD,
     "kdsvd": KDSVD,
     "labelsmoothing": LabelSmoothing,
+    "linear_probe": LinearProbe,
     "ld": LD,
     "local": Local,
     "mad": MAD,

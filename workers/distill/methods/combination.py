@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 from pydantic import Field
+from torch import Tensor
 
 from workers.distill.config import descriptions
 from workers.distill.config.job import Task
@@ -85,6 +86,18 @@ class Combination(SupervisedMethod):
         shared_batches = batches if len(preparing) == 1 else list(batches) if preparing else ()
         for part in preparing:
             part.prepare(shared_batches)
+
+    @property
+    def reads_teacher_first(self) -> bool:
+        """Whether any part reads the teacher's outputs before training starts."""
+        return any(part.reads_teacher_first for part in self._parts)
+
+    def read_teacher(self, outputs: Iterable[tuple[Batch, Tensor]]) -> None:
+        """Let each part that wants it look at the teacher's outputs."""
+        shared_outputs = list(outputs)
+        for part in self._parts:
+            if part.reads_teacher_first:
+                part.read_teacher(shared_outputs)
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the task term, and every part's distillation terms under its own names."""

@@ -36,8 +36,11 @@ def build(
     student = prepare.build("student", config.student, config.task)
     if config.initial:
         path = context.workdir / "initial" / "model.safetensors"
-        prepare.load(student, path, config.student, errors.InitialLoad)
-        prepare.order_classes(student, config.student, context.classes)
+        if catalog.find(config.method)[0].describe().replaces_classifier:
+            prepare.load_features(student, path, config.student, config.task)
+        else:
+            prepare.load(student, path, config.student, errors.InitialLoad)
+            prepare.order_classes(student, config.student, context.classes)
     student = prepare.placed(student, device)
     torch.manual_seed(stateless_rng.mix(seed, 1))
     method = catalog.build(context.method_of(phase), student, context.teacher).to(device)

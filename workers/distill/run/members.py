@@ -9,6 +9,7 @@ import torch
 from workers.distill import errors
 from workers.distill.config import class_names
 from workers.distill.evaluation.validation import TeacherScores
+from workers.distill.methods import catalog
 from workers.distill.run import finish
 from workers.distill.run.context import JobContext
 from workers.distill.training import checkpoint
@@ -104,7 +105,8 @@ def _warn_of_classes(context: JobContext) -> None:
     """Say what the names of classes tell of teacher, start weights and data set."""
     config = context.config
     models = [("teacher", config.teacher)]
-    models += [("start model", config.student)] if config.initial else []
+    if config.initial and not catalog.find(config.method)[0].describe().replaces_classifier:
+        models += [("start model", config.student)]
     for role, choice in models:
         told = None
         if choice is not None:

@@ -200,7 +200,12 @@ def check_config(config: JobConfig, *, has_dataset: bool) -> None:
     errors.refuse(rules.of_task_and_training(config.task, training))
     # A folder that is not there is no fault of the config: reading it says so.
     errors.refuse(
-        rules.of_inputs(description, has_teacher=config.teacher is not None, has_dataset=True)
+        rules.of_inputs(
+            description,
+            has_teacher=config.teacher is not None,
+            has_dataset=True,
+            has_initial=config.initial,
+        )
     )
     catalog.check(method, config.training)
     errors.refuse(rules.of_rounds(description, params.model_dump(), training))
@@ -347,6 +352,21 @@ def load(
             f"the weights in {path.parent.name}/{path.name} do not fit {choice.network}: {error}",
             **getattr(error, "details", {}),
         ) from error
+
+
+def load_features(network: Network, path: pathlib.Path, choice: NetworkChoice, task: Task) -> None:
+    """Load all weights but those of the classifier, which may be one for other classes."""
+    classes = choice.classes if choice.class_names is None else len(choice.class_names)
+    trained = build("start model", choice.model_copy(update={"classes": classes}), task)
+    load(trained, path, choice, errors.InitialLoad)
+    classifier = network.pooled_classifier()
+    names = {name for name, part in network.named_modules() if part is classifier}
+    kept = {
+        key: value
+        for key, value in trained.state_dict().items()
+        if key.rpartition(".")[0] not in names
+    }
+    network.load_state_dict(kept, strict=False)
 
 
 def placed(network: Network, device: torch.device) -> Network:

@@ -1,11 +1,16 @@
 """How methods that learn from a labelled training split are trained."""
 
 import pathlib
+from collections.abc import Iterator
 from typing import Any, Literal
+
+import torch
+from torch import Tensor
 
 from workers.distill.config.baseline import LABELS_ALONE
 from workers.distill.config.job import JobConfig
 from workers.distill.data.loader import BatchLoader
+from workers.distill.data.types import Batch
 from workers.distill.methods.base import Method
 from workers.distill.networks.interface import Network
 from workers.distill.run import prepare
@@ -16,6 +21,7 @@ from workers.distill.training.loop import StudentTrainer
 from workers.distill.training.progress import ProgressReporter
 from workers.distill.training.state import TrainState
 from workers.distill.training.step import DistillationStep
+from workers.distill.training.teachers import CACHE_BATCH, at_least_float
 from workers.distill.training.throughput import ThroughputMeter
 
 
@@ -45,6 +51,8 @@ class SupervisedLoop:
         """Return the training split, which all students of a group share."""
         loader = context.train_loader
         method.prepare(loader.in_order(context.config.training.batch_size))
+        if method.reads_teacher_first:
+            method.read_teacher(teacher_outputs(context))
         return loader
 
     def make_trainer(
@@ -70,6 +78,18 @@ class SupervisedLoop:
     def evidence(self, context: JobContext, state: TrainState) -> LoopEvidence:
         """Return nothing: the common topics show all."""
         return LoopEvidence()
+
+
+def teacher_outputs(context: JobContext) -> Iterator[tuple[Batch, Tensor]]:
+    """Yield the training split, unaugmented, with the teacher's logits in float32 at least."""
+    teacher, preprocessor = context.teacher, context.teacher_preprocessor
+    if teacher is None or preprocessor is None:
+        raise ValueError("there is no teacher whose outputs could be read")
+    for batch in context.train_loader.in_order(CACHE_BATCH):
+        context.stop.check()
+        with torch.no_grad(), context.precision.autocast():
+            logits = teacher.observe(preprocessor(batch.images)).logits
+        yield batch, at_least_float(logits)
 
 
 LOOP = SupervisedLoop()

@@ -129,9 +129,8 @@ class SyntheticDataSource:
         if self._stock is None:
             # What the buffer held before the call, all through it.
             self._stock = BufferStats(self.buffer.count, self.buffer.class_shares())
-        begun = self.calls >= self._budget.warmup_calls
         total, terms = self._synthesizer.step(
-            self._stock, uses_student=begun and self._method.uses_student
+            self._stock, uses_student=self._method.uses_student_at(self.calls + 1)
         )
         if terms:
             self._meter.update(self.steps + 1, total, terms)

@@ -47,6 +47,13 @@ class DistillationStep(nn.Module):
         self.precision = precision
         self._observe = observe or student.observe
 
+    def train(self, mode: bool = True) -> "DistillationStep":
+        """Set the mode of all parts; a student whose features are frozen stays in evaluation."""
+        super().train(mode)
+        if "initial" in self.method.needs:
+            self.student.eval()
+        return self
+
     def forward(self, batch: Batch, moment: Moment) -> StepOutput:
         """Return the weighted terms of the loss of a batch, with the outputs behind them."""
         teacher_out = self.teacher.observe(batch)

@@ -34,6 +34,7 @@ class TestModulatedLoss:
     def test_equals_the_published_values(self) -> None:
         phi = method().phi(TEACHER, batches.FILLED)
         drawn = ssdkd.modulated_loss(TEACHER, batches.TARGETS, phi)
+        # The guide's case, of the first reading: targets at random, phi of the predicted classes.
         assert CASES.close(drawn, CASES.case("modulated_task_loss_targets"))
         seen = ssdkd.modulated_loss(TEACHER, TEACHER.argmax(1), phi)
         assert CASES.close(seen, CASES.case("modulated_task_loss_argmax"))
@@ -69,6 +70,18 @@ class TestPhi:
     )
     def test_loses_a_factor_that_is_switched_off(self, off: str, wanted: str) -> None:
         assert CASES.close(method(**{off: False}).phi(TEACHER, batches.FILLED), CASES.case(wanted))
+
+    def test_is_of_the_class_that_the_image_is_pulled_to(self) -> None:
+        # Surely taken for class 0 with target 1, the last image is pulled with all of (1 - share).
+        phi = method().phi(TEACHER, batches.FILLED, batches.TARGETS)
+        shares = CASES.tensor("buffer_class_fraction")[batches.TARGETS]
+        reached = TEACHER.softmax(1).gather(1, batches.TARGETS[:, None]).squeeze(1)
+        assert torch.allclose(phi, (1 - shares) * (1 - reached) ** 2, rtol=1e-12)
+        assert float(phi[3]) > 0.7
+        step = batches.batch(batches.outputs(TEACHER))
+        terms = method(bn_weight=0, onehot_weight=1).synthesis_terms(step)
+        entropy = F.cross_entropy(TEACHER, batches.TARGETS, reduction="none")
+        assert torch.allclose(terms["onehot"], (phi * entropy).mean(), rtol=1e-12)
 
     def test_is_exactly_one_without_both(self) -> None:
         phi = method(**ABLATED).phi(TEACHER, batches.FILLED)
@@ -106,8 +119,9 @@ class TestPhi:
             return logits.grad
 
         logits = TEACHER.clone().requires_grad_()
-        rarity = torch.tensor([0.5, 0.5, 0.75, 0.5]).double()
-        phi = rarity * (1 - logits.softmax(1).amax(1)) ** 2
+        rarity = 1 - CASES.tensor("buffer_class_fraction")[batches.TARGETS]
+        reached = logits.softmax(1).gather(1, batches.TARGETS[:, None]).squeeze(1)
+        phi = rarity * (1 - reached) ** 2
         if normalise:
             phi = phi / phi.mean()
         entropy = F.cross_entropy(logits, batches.TARGETS, reduction="none")
@@ -121,7 +135,12 @@ class TestPhi:
 class TestSynthesis:
     def test_has_the_published_total(self) -> None:
         made = method(bn_weight=10, onehot_weight=0.5, adversarial_weight=1.1)
-        assert CASES.close(batches.loss(made, STEP), CASES.case("combined_generator_loss"))
+        # The published total has the phi of predicted classes.
+        entropy = F.cross_entropy(TEACHER, batches.TARGETS, reduction="none")
+        phi = made.phi(TEACHER, batches.FILLED, batches.TARGETS)
+        other = 0.5 * (float((phi * entropy).mean()) - CASES.case("modulated_task_loss_targets"))
+        total = float(batches.loss(made, STEP))
+        assert total == pytest.approx(CASES.case("combined_generator_loss") + other, abs=2e-6)
 
     def test_aims_at_what_the_teacher_sees_where_asked_to(self) -> None:
         terms = method(target="argmax", onehot_weight=1).synthesis_terms(STEP)
@@ -252,9 +271,10 @@ class TestStudent:
 
     def test_is_corrected_by_the_weights_of_what_was_drawn(self) -> None:
         raw = TestCorrectedKD.RAW
-        plain = self.loss(raw, normalise_weights=False)
+        plain = self.loss(raw)
         assert CASES.close(plain, CASES.case("is_weighted_kd_loss_step0"))
-        assert torch.allclose(self.loss(raw), plain / raw.max(), rtol=1e-12)
+        divided = self.loss(raw, normalise_weights=True)
+        assert torch.allclose(divided, plain / raw.max(), rtol=1e-12)
 
     def test_is_not_corrected_where_that_is_off_or_nothing_was_weighed(self) -> None:
         assert CASES.close(

@@ -1,5 +1,7 @@
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
+from torch import nn
 
 from tests.distill import gradients
 from tests.distill.golden import CHECKS
@@ -7,6 +9,7 @@ from tests.distill.methods import scenes
 from workers.distill import errors
 from workers.distill.functional import classifiers
 from workers.distill.methods.feature import catkd
+from workers.distill.networks.interface import Network
 
 
 def maps(seed: int, *shape: int) -> torch.Tensor:
@@ -62,7 +65,9 @@ class TestClassMaps:
         network = scenes.network()
         features = network.observe(scenes.pictures(3))
         maps_of = classifiers.class_maps(
-            classifiers.last_map(features.final), *classifiers.layer(network.pooled_classifier())
+            classifiers.last_map(features.final),
+            *classifiers.layer(network.pooled_classifier()),
+            add_bias=True,
         )
         # float32, in another order.
         assert torch.allclose(maps_of.mean((2, 3)), features.logits, atol=1e-5)
@@ -74,10 +79,56 @@ class TestClassMaps:
             classifiers.layer(None)
 
 
+def with_biases(network: Network, seed: int) -> nn.Linear:
+    """Give the classifier biases that show, and return it."""
+    classifier = network.pooled_classifier()
+    assert classifier is not None
+    assert classifier.bias is not None
+    with torch.no_grad():
+        classifier.bias.copy_(maps(seed, len(classifier.bias)))
+    return classifier
+
+
 class TestCATKD:
+    def test_has_value_and_gradient_of_the_authors_code(self) -> None:
+        student, teacher = scenes.network(size=(16, 16)), scenes.other_network(size=(16, 16))
+        classifier, theirs = with_biases(student, 6), with_biases(teacher, 7)
+        method = catkd.CATKD(catkd.CATKD.Params(catkd_weight=1.0), student, teacher)
+        student_out, teacher_out = scenes.observed(student, teacher, scenes.pictures(4, (16, 16)))
+        terms = method.terms(student_out, teacher_out, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
+        weight, bias = torch.autograd.grad(
+            terms["catkd"], [classifier.weight, classifier.bias], allow_unused=True
+        )
+        # Their networks end in a 1x1 convolution without bias, into which the teacher's weight
+        # alone is copied.
+        assert student_out.final is not None
+        assert teacher_out.final is not None
+        ours = classifier.weight.detach()[:, :, None, None].requires_grad_()
+        cam = F.conv2d(student_out.final.detach(), ours)
+        their_cam = F.conv2d(teacher_out.final, theirs.weight.detach()[:, :, None, None])
+        expected = F.mse_loss(
+            F.adaptive_avg_pool2d(cam, (2, 2)), F.adaptive_avg_pool2d(their_cam, (2, 2))
+        )
+        (gradient,) = torch.autograd.grad(expected, ours)
+        # float32: averaged before the classifier, not after.
+        assert torch.allclose(terms["catkd"].detach(), expected.detach(), rtol=1e-5)
+        assert torch.allclose(weight, gradient[:, :, 0, 0], rtol=1e-4, atol=1e-7)
+        assert bias is None
+
+    def test_adds_the_biases_only_where_asked_to(self) -> None:
+        student, teacher = scenes.network(size=(16, 16)), scenes.other_network(size=(16, 16))
+        classifier, theirs = with_biases(student, 6), with_biases(teacher, 7)
+        outs = scenes.observed(student, teacher, scenes.pictures(4, (16, 16)))
+        params = catkd.CATKD.Params(catkd_weight=1.0, side=1, bias=True)
+        method = catkd.CATKD(params, student, teacher)
+        terms = method.terms(*outs, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
+        # One cell with the biases: the logits themselves.
+        expected = F.mse_loss(classifier(outs[0].pooled), theirs(outs[1].pooled))
+        assert torch.allclose(terms["catkd"], expected, rtol=1e-4)
+
     def test_compares_the_maps_of_both_classifiers(self) -> None:
         student, teacher = scenes.network(size=(16, 16)), scenes.other_network(size=(16, 16))
-        method = catkd.CATKD(catkd.CATKD.Params(), student, teacher)
+        method = catkd.CATKD(catkd.CATKD.Params(bias=True), student, teacher)
         student_out, teacher_out = scenes.observed(student, teacher, scenes.pictures(4, (16, 16)))
         terms = method.terms(student_out, teacher_out, scenes.batch([0, 1, 2, 0]), scenes.MOMENT)
         assert list(terms) == ["task", "catkd"]
@@ -85,6 +136,7 @@ class TestCATKD:
             classifiers.class_maps(
                 classifiers.last_map(features.final),
                 *classifiers.layer(network.pooled_classifier()),
+                add_bias=True,
             )
             for network, features in ((student, student_out), (teacher, teacher_out))
         ]

@@ -1,3 +1,6 @@
+import dataclasses
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,6 +11,8 @@ from tests.distill.golden import CHECKS
 from tests.distill.methods.logit.test_ce import batch, features
 from tests.distill.methods.logit.test_kd import network, random_pair
 from workers.distill import errors
+from workers.distill.config import rules
+from workers.distill.data.types import Batch
 from workers.distill.functional import divergences, standardization
 from workers.distill.methods.base import Moment
 from workers.distill.methods.logit import dkd, kd
@@ -116,6 +121,12 @@ class TestDKDLoss:
             )
 
 
+def batch_part(whole: Batch, part: slice | torch.Tensor) -> Batch:
+    return dataclasses.replace(
+        whole, images=whole.images[part], labels=whole.labels[part], index=whole.index[part]
+    )
+
+
 class TestDKD:
     @pytest.mark.parametrize("epoch", [1, 20, 240])
     def test_fades_in_by_whole_epochs(self, epoch: int) -> None:
@@ -153,6 +164,70 @@ class TestDKD:
         expected = dkd.dkd_loss(one, other, labels, alpha=9.0, beta=72.0, temperature=2.0)
         # The student's scale is gone, up to the 1e-7 in the denominator.
         assert torch.allclose(terms["dkd"], expected, rtol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("samples", "kept"), [("most_confident", [1, 3, 4]), ("least_confident", [0, 2, 5])]
+    )
+    def test_distils_other_classes_from_the_chosen_images_alone(
+        self, samples: str, kept: list[int]
+    ) -> None:
+        # Saturated: in float32 the two surest have a probability of 1, and are still told apart.
+        sure = torch.tensor([0.5, 40.0, -1.0, 5.0, 60.0, 2.0])
+        teacher = torch.stack([sure, torch.zeros(6), torch.linspace(-1, 0, 6)], dim=1)
+        student, labels = random_pair(8, 6, 3)[0].float(), torch.zeros(6, dtype=torch.int64)
+        whole = batch(labels)
+        params = dkd.DKD.Params(alpha=2, beta=3, warmup_epochs=0, samples=samples)
+        method = dkd.DKD(params, network(3), network(3))
+        # In several parts, and trained on in another order.
+        parts = [slice(0, 4), slice(4, 6)]
+        method.read_teacher([(batch_part(whole, part), teacher[part]) for part in parts])
+        order = torch.tensor([5, 2, 0, 1, 4, 3])
+        terms = method.terms(
+            features(student[order]),
+            features(teacher[order]),
+            batch_part(whole, order),
+            Moment(1, 1, 1),
+        )
+        target = divergences.target_kl(student, teacher, labels, temperature=4.0)
+        others = divergences.non_target_kl(student, teacher, labels, temperature=4.0)
+        expected = 16 * (2 * target.sum() + 3 * others[kept].sum()) / 6
+        assert torch.allclose(terms["dkd"], expected, rtol=1e-5)
+        assert method.facts() == {samples: 3}
+        resumed = dkd.DKD(params, network(3), network(3))
+        resumed.read_teacher([(whole, -teacher)])
+        resumed.load_state_dict(method.state_dict())
+        weights = [torch.as_tensor(one.beta_of(whole)) for one in (resumed, method)]
+        assert torch.equal(*weights)
+        assert weights[0].tolist() == [3.0 * (image in kept) for image in range(6)]
+
+    @pytest.mark.parametrize(("gap", "expected"), [(0.1, 1.0), (4.0, 4.0), (90.0, 10.0)])
+    def test_takes_beta_from_the_teachers_confidence(self, gap: float, expected: float) -> None:
+        # Two other classes of logit log(1/2) each: the log-odds of the first are the gap.
+        rest = math.log(0.5)
+        teacher = torch.tensor([[gap - 1, rest, rest], [gap + 1, rest, rest]])
+        student, labels = random_pair(9, 2, 3)[0].float(), torch.tensor([0, 0])
+        params = dkd.DKD.Params(beta="auto", warmup_epochs=0)
+        method = dkd.DKD(params, network(3), network(3))
+        with pytest.raises(RuntimeError, match="dkd has not read the teacher's outputs"):
+            method.beta_of(batch(labels))
+        method.read_teacher([(batch(labels), teacher)])
+        terms = method.terms(features(student), features(teacher), batch(labels), Moment(1, 1, 1))
+        loss = dkd.dkd_loss(student, teacher, labels, alpha=1.0, beta=expected, temperature=4.0)
+        assert torch.allclose(terms["dkd"], loss, rtol=1e-5)
+        assert method.facts() == {"beta": pytest.approx(expected, abs=1e-4)}
+
+    def test_reads_the_teacher_first_only_where_that_decides_something(self) -> None:
+        method = dkd.DKD(dkd.DKD.Params(), network(3), network(3))
+        assert not method.reads_teacher_first
+        assert not method.facts()
+        assert not method.state_dict()
+
+    def test_refuses_a_share_without_effect(self) -> None:
+        found = list(rules.of_method(dkd.DKD.describe(), dkd.DKD.Params(share=0.3).model_dump()))
+        assert [(violation.field, violation.code) for violation in found] == [
+            ("method/share", "no_samples_chosen")
+        ]
+        assert "share 0.3 has no effect while samples is all" in found[0].message
 
     def test_wants_one_true_class_for_each_image(self) -> None:
         assert not dkd.DKD.accepts_mixed

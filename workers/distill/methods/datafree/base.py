@@ -134,6 +134,8 @@ class DataFreeMethod(Method):
     """Those that weigh its terms against the student."""
     norm_weights: ClassVar[tuple[str, ...]] = ()
     """Those that need the teacher's batch norms; without any, `needs` alone decides."""
+    warms_up_alone: ClassVar[bool] = True
+    """Whether no call of the warm-up uses the student; else the last one does."""
     learns_from_student_only: ClassVar[bool] = False
     """Whether nothing but the student's mistakes moves the images."""
 
@@ -225,6 +227,11 @@ class DataFreeMethod(Method):
     def targets(self, count: int) -> Int[Tensor, " N"]:
         """Return target classes for the images of a call, drawn from torch's random numbers."""
         return torch.randint(self.classes, (count,))
+
+    def uses_student_at(self, call: int) -> bool:
+        """Whether the loss of this call, counted from 1 through warm-up and epochs, uses it."""
+        alone = self.params.synthesis.warmup_calls
+        return self.uses_student and call > (alone if self.warms_up_alone else alone - 1)
 
     def in_turn(self, count: int) -> Int[Tensor, " N"]:
         """Return all classes in turn; of more classes than images, a random subset."""

@@ -35,6 +35,7 @@ class Fast(SmoothedInversionMethod):
     image_weights = ("bn_weight", "onehot_weight")
     adversarial_weights = ("adversarial_weight",)
     norm_weights = ("bn_weight",)
+    warms_up_alone = False  # as the authors count their calls
 
     class Params(SmoothedInversionMethod.Params):
         """Weights and smoothing of synthesis, the student's temperature, and the budget."""

@@ -209,8 +209,7 @@ class SpaceshipNet(InversionMethod):
     def _regions(self, student: Features, teacher: Features) -> Float[Tensor, ""]:
         (classifier,) = self._classifier
         weight, _ = classifiers.layer(classifier)
-        none = weight.new_zeros(len(weight))
         return region_loss(
-            classifiers.class_maps(classifiers.last_map(student.final), weight.detach(), none),
-            classifiers.class_maps(classifiers.last_map(teacher.final), self.weight, none),
+            classifiers.class_maps(classifiers.last_map(student.final), weight.detach()),
+            classifiers.class_maps(classifiers.last_map(teacher.final), self.weight),
         )

@@ -1,10 +1,10 @@
 """Small-scale data-free distillation.
 
 A student that trains on a tenth of the images needs well-chosen ones. During synthesis a factor phi
-weighs each image's cross-entropy: it is small for classes that are frequent in the buffer and for
-images on which the teacher is confident. During training, images with a large divergence between
-student and teacher are drawn more often, and importance weights omega correct the mean for that.
-Images are generated as by Fast-DFKD.
+weighs each image's cross-entropy: it is small where the target class is frequent in the buffer, and
+where the teacher already sees that class for sure. During training, images with a large divergence
+between student and teacher are drawn more often, and importance weights omega correct the mean for
+that. Images are generated as by Fast-DFKD.
 
 Source: Liu et al., CVPR 2024, arXiv:2406.07876.
 Differs: the authors published no code, and what is public of the paper does not state its
@@ -18,10 +18,12 @@ method extends (Fast-DFKD, without its meta-learning), of the focal loss (gamma 
 prioritised replay (beta 0.4). The authors' objective prints all three terms of the generator under
 one maximum; moment distance and cross-entropy are minimised here, as they must be, and only the
 divergence from the student is maximised. Target classes are drawn evenly, as in Fast-DFKD; the
-paper mentions the teacher's own predictions (`target` argmax). phi compares with the buffer before
-the present call. A drawn member is updated by the same recursion as in a refresh of all: its next
-weight follows from the shares after the update. In dense tasks phi belongs to a position, whose
-target is the class that the teacher predicts there.
+paper mentions the teacher's own predictions (`target` argmax). phi belongs to the target, as in the
+paper, where target and prediction are one: with phi of the prediction and targets at random, an
+image that is surely taken for another class would never be pulled to its own. phi compares with the
+buffer before the present call. A drawn member is updated by the same recursion as in a refresh of
+all: its next weight follows from the shares after the update. In dense tasks phi belongs to a
+position, whose target is the class that the teacher predicts there.
 """
 
 from typing import Any
@@ -91,6 +93,7 @@ class SSDKD(SmoothedInversionMethod):
     image_weights = ("bn_weight", "onehot_weight")
     adversarial_weights = ("adversarial_weight",)
     norm_weights = ("bn_weight",)
+    warms_up_alone = False  # as in Fast-DFKD's code
     smallest_classes = 2
     contradictions = (
         Contradiction(
@@ -138,17 +141,18 @@ class SSDKD(SmoothedInversionMethod):
         diversity: bool = Field(
             True,
             description="Include in phi 1 minus the share of the buffer that the teacher assigns "
-            "to the image's class.",
+            "to the target class of the image.",
         )
         difficulty: bool = Field(
             True,
-            description="Include in phi (1 - the teacher's largest probability)^gamma.",
+            description="Include in phi (1 - the teacher's probability of the target class)^gamma.",
         )
         gamma: float = Field(
             2.0,
             ge=0,
             le=100,
-            description="Exponent of 1 minus the teacher's confidence in phi. Not established.",
+            description="Exponent of 1 minus the teacher's probability of the target class in phi. "
+            "Not established.",
         )
         modulation_gradient: bool = Field(
             False,
@@ -204,9 +208,9 @@ class SSDKD(SmoothedInversionMethod):
             "in priorities alone. Not established.",
         )
         normalise_weights: bool = Field(
-            True,
-            description="Divide the weights in the loss by the largest of the batch; those in "
-            "priorities are not divided. Not in the paper.",
+            False,
+            description="Divide the weights in the loss by the largest of the batch, which lowers "
+            "the student's rate; those in priorities are not divided. Not in the paper.",
         )
         synthesis: MetaSynthesis = Field(
             MetaSynthesis(
@@ -258,17 +262,26 @@ class SSDKD(SmoothedInversionMethod):
         """Return which images of a full buffer are replaced."""
         return self.params.eviction
 
-    def phi(self, logits: Float[Tensor, "N C *S"], buffer: BufferStats) -> Float[Tensor, " R"]:
+    def phi(
+        self,
+        logits: Float[Tensor, "N C *S"],
+        buffer: BufferStats,
+        targets: Int[Tensor, " N"] | None = None,
+    ) -> Float[Tensor, " R"]:
         """Return the weight of each row's cross-entropy; ones without both factors.
 
-        While the buffer is empty, class shares are those of the batch itself.
+        Its class is the one that the cross-entropy aims at: the row's target, or the class that
+        the teacher predicts where `targets` is None. While the buffer is empty, class shares are
+        those of the batch itself.
         """
         params = self.params
         shares = buffer.class_shares.to(logits.dtype)
         if buffer.images == 0:
             shares = modulation.class_shares(logits).mean(0)
         gamma = params.gamma if params.difficulty else 0.0
-        phi = modulation.modulation(logits, shares, gamma=gamma, diversity=params.diversity)
+        phi = modulation.modulation(
+            logits, shares, gamma=gamma, diversity=params.diversity, targets=targets
+        )
         if not params.modulation_gradient:
             phi = phi.detach()
         if params.normalise_modulation:
@@ -279,8 +292,10 @@ class SSDKD(SmoothedInversionMethod):
     def synthesis_terms(self, batch: SynthesisBatch) -> Terms:
         """Return moment distance, modulated cross-entropy and the negative divergence."""
         params, logits = self.params, batch.teacher.features.logits
-        classes = None if params.target == "argmax" else batch.targets
-        phi = self.phi(logits, batch.buffer)
+        # In dense tasks a position's target is always the teacher's prediction.
+        predicted = params.target == "argmax" or logits.dim() > 2
+        classes = None if predicted else batch.targets
+        phi = self.phi(logits, batch.buffer, classes)
         return {
             "bn": batch.term(params.bn_weight, self.memory.distance, batch.teacher.norms),
             "onehot": batch.term(params.onehot_weight, modulated_loss, logits, classes, phi),

@@ -4,11 +4,13 @@ A linear classifier on averaged maps, applied at every position, gives a class a
 each class. The student matches the teacher's class activation maps, averaged to a coarse grid.
 
 Source: Guo et al., CVPR 2023, arXiv:2304.12777.
-Differs: networks are not rebuilt with a convolution as their classifier; theirs is applied as one,
-which gives the same maps. Maps are averaged to the grid before the classifier is applied, not
-after: both commute, and it costs less. The default weight is that of resnet32x4 -> resnet8x4; it
-depends much on the pair (0.7 for resnet56 -> resnet20, 600 on normalised maps for ShuffleNets).
-Checked against: GzyAftermath/CAT-KD (published values).
+Differs: networks are not rebuilt with a convolution as their classifier; the weight of theirs is
+applied as one, which gives the same maps. The authors' convolution has no bias, and that of the
+teacher's classifier is dropped; so no bias counts in the maps (unless `bias` asks for it), while
+the student's logits keep theirs. Maps are averaged to the grid before the classifier is applied,
+not after: both commute, and it costs less. The default weight is that of resnet32x4 -> resnet8x4;
+it depends much on the pair (0.7 for resnet56 -> resnet20, 600 on normalised maps for ShuffleNets).
+Checked against: GzyAftermath/CAT-KD, mdistiller/distillers/CAT_KD.py, tools/train.py.
 """
 
 from typing import ClassVar
@@ -67,6 +69,11 @@ class CATKD(FeatureMethod):
             description="Divide each class map by its norm first; published for pairs of different "
             "families, with larger weights.",
         )
+        bias: bool = Field(
+            False,
+            description="Add the biases of both classifiers to their class maps; the authors' "
+            "classifiers have none.",
+        )
 
     params: Params
     weight: Tensor
@@ -86,9 +93,10 @@ class CATKD(FeatureMethod):
         grid = (self.params.side, self.params.side)
         student_map = maps.average_to(classifiers.last_map(student.final), grid)
         teacher_map = maps.average_to(classifiers.last_map(teacher.final), grid)
+        biased = self.params.bias
         loss = cat_loss(
-            classifiers.class_maps(student_map, *classifiers.layer(classifier)),
-            classifiers.class_maps(teacher_map, self.weight, self.bias),
+            classifiers.class_maps(student_map, *classifiers.layer(classifier), add_bias=biased),
+            classifiers.class_maps(teacher_map, self.weight, self.bias, add_bias=biased),
             side=self.params.side,
             normalize=self.params.normalize,
         )

@@ -5,9 +5,10 @@ as its average, and to give the teacher's logits through the teacher's own class
 
 Source: Yang et al., ICLR 2021 (Knowledge Distillation via Softmax Regression Representation
 Learning).
-Differs: none from the authors' code. A variant in a later toolbox connects the averaged embedding
-instead of the map and adds KD's loss; ReLU and averaging do not commute, so its values differ.
-Checked against: jingyang2017/KD_SRRL (published value of the feature term).
+Differs: none from the authors' code, the connector's first weights included. A variant in a later
+toolbox connects the averaged embedding instead of the map and adds KD's loss; ReLU and averaging do
+not commute, so its values differ.
+Checked against: jingyang2017/KD_SRRL, distiller_zoo/AIN.py and train_imagenet_distillation.py.
 """
 
 from typing import ClassVar
@@ -75,7 +76,12 @@ class SRRL(FeatureMethod):
         self.register_buffer("bias", bias, persistent=False)
         final = self.student_shapes.final if self.student_shapes else None
         channels = 0 if final is None else final[0]
-        self.connector = nn.Sequential(adapters.projection(channels, weight.shape[1]), nn.ReLU())
+        projection = adapters.projection(channels, weight.shape[1])
+        # N(0, 2 / channels out), as the authors draw them; PyTorch's own first weights are smaller.
+        nn.init.kaiming_normal_(
+            projection.get_parameter("0.weight"), mode="fan_out", nonlinearity="relu"
+        )
+        self.connector = nn.Sequential(projection, nn.ReLU())
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the task term, the embeddings' and the classifier's."""

@@ -8,10 +8,12 @@ Source: Zhou et al., IJCAI 2024, arXiv:2401.11824 (CKA: Kornblith et al., ICML 2
 arXiv:1905.00414).
 Differs: kernels are centred, as the definition says; the released code leaves that out (`centered:
 false`) and can divide each row of a kernel by the norm of its image (`row_norm`), which makes it
-asymmetric. Terms are 1 - CKA, not -CKA: same gradient, never negative. A term with too few rows
-(fewer than 3 images or classes if centred) is 0. The weights of the logit terms are those of the
-authors' classification code; the feature term's could not be read and is set equal. Maps are
-flattened as they are, without the transformation that the paper allows.
+asymmetric. Both together are in neither paper nor code: here the released, divided kernel is
+centred, so that `centered` means the same with and without `row_norm`. Terms are 1 - CKA, not -CKA:
+same gradient, never negative. A term with too few rows (fewer than 3 images or classes if centred)
+is 0. The weights of the logit terms are those of the authors' classification code; the feature
+term's could not be read and is set equal. Maps are flattened as they are, without the
+transformation that the paper allows.
 Checked against: Klayand/PCKA, released code (published values).
 """
 
@@ -101,7 +103,7 @@ class RCKA(RelationMethod):
         row_norm: bool = Field(
             False,
             description="Divide each row of a kernel by the norm of its sample, as the released "
-            "code can.",
+            "code can; before centring, where `centered` is on.",
         )
         temperature: float | None = Field(
             None,
