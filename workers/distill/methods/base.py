@@ -52,6 +52,10 @@ class Source:
     equations: str | None = None
 
 
+PUBLISHED_EPOCHS = 240
+"""The length of training on CIFAR-100 for which papers state what counts epochs."""
+
+
 @dataclass(frozen=True)
 class Moment:
     """Where training stands; epoch and step count from 1, the step through all epochs."""
@@ -59,7 +63,7 @@ class Moment:
     epoch: int
     step: int
     steps_per_epoch: int
-    epochs: int = 1
+    epochs: int = PUBLISHED_EPOCHS
     """Those of the whole training."""
 
     def given_or_share(self, epochs: int | None, share: float) -> int:
