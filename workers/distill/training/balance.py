@@ -29,12 +29,12 @@ from workers.distill.methods.base import (
 )
 from workers.distill.networks.interface import Network
 
-FIRST = 10
+FIRST = 5
 """Steps at the start that are all measured: there the ratio is largest and changes fastest."""
-EVERY = 20
-"""Steps between two later measurements. Two more backward passes in 20 steps are less than 5 % of
-the time of a step with its teacher."""
-MEMORY = 10
+EVERY = 40
+"""Steps between two later measurements. One is two more backward passes, 0.6 of a step's time
+(`benchmarks.balance`): a long training takes 1.5 % longer, one of 300 steps 2.5 %."""
+MEMORY = 5
 """Measurements that a running mean remembers; the first ones are averaged plainly."""
 AUTO_LIMIT = 1.0
 """Largest ratio under `auto`: the labels are heard at least as well as the teacher."""
