@@ -11,6 +11,7 @@ import argparse
 import statistics
 import sys
 import time
+from typing import Any
 
 import torch
 
@@ -24,9 +25,11 @@ from workers.distill.training import balance
 from workers.distill.training.balance import EVERY, FIRST
 from workers.distill.training.optimizers import TrainOptimizer
 
+Pair = tuple[str, dict[str, Any], str, dict[str, Any], int, int, int]
 CPU = torch.device("cpu")
-SMALL = ("retort/resnet20", {}, "retort/resnet8", {"widths": [4, 4, 8, 16]}, 1, 8, 10)
-LARGE = ("retort/resnet32x4", {}, "retort/resnet8x4", {}, 3, 32, 100)
+SMALL: Pair = ("retort/resnet20", {}, "retort/resnet8", {"widths": [4, 4, 8, 16]}, 1, 8, 10)
+LARGE: Pair = ("retort/resnet32x4", {}, "retort/resnet8x4", {}, 3, 32, 100)
+"""Teacher and its arguments, student and its arguments, channels, side, classes."""
 SHORT_STEPS = 300
 WARM_STEPS = 3
 

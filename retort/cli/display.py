@@ -445,17 +445,7 @@ def method_ranking(console: rich.console.Console, shown: types.MethodRanking) ->
     table(
         console,
         ("name", "family", "vs student alone", "lowest pair", "seeds x pairs", "title"),
-        (
-            (
-                one.name,
-                one.family,
-                one.measured and f"{one.measured.difference:+.1f}",
-                one.measured and f"{one.measured.lowest:+.1f}",
-                one.measured and f"{one.measured.seeds} x {one.measured.pairs}",
-                one.title,
-            )
-            for one in fitting
-        ),
+        ((one.name, one.family, *_figures(one.measured), one.title) for one in fitting),
     )
     if any(one.measured for one in fitting):
         console.print(
@@ -465,6 +455,13 @@ def method_ranking(console: rich.console.Console, shown: types.MethodRanking) ->
     if refused:
         console.print("\nThese do not fit:")
         table(console, ("name", "why"), ((one.name, one.refusals[0]) for one in refused))
+
+
+def _figures(measured: types.Measured | None) -> tuple[Cell, Cell, Cell]:
+    if measured is None:
+        return None, None, None
+    counted = f"{measured.seeds} x {measured.pairs}"
+    return f"{measured.difference:+.1f}", f"{measured.lowest:+.1f}", counted
 
 
 def method(console: rich.console.Console, shown: types.Method) -> None:

@@ -15,7 +15,7 @@ def codes(**changes: Any) -> list[str]:
 
 
 def told_of(**changes: Any) -> list[RunWarning]:
-    nothing = {"student": None, "baseline": None, "history": [], "method": AT}
+    nothing: dict[str, Any] = {"student": None, "baseline": None, "history": [], "method": AT}
     return list(outcome.warnings("accuracy", **{**nothing, **changes}))
 
 

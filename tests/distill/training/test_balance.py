@@ -39,7 +39,7 @@ class Student(nn.Module):
 
 
 def made(student: Student, limit: float | None = 1.0, **changes: Any) -> GradientBalance:
-    given = {"task_weight": 1.0, "chosen": distillation_terms} | changes
+    given: dict[str, Any] = {"task_weight": 1.0, "chosen": distillation_terms} | changes
     return GradientBalance(student.parameters(), CPU, limit=limit, **given)
 
 

@@ -48,7 +48,9 @@ def epochs_of(share: float, epochs: int) -> int:
     return max(1, math.ceil(round(share * epochs, 6)))
 
 
-def method_in(method: Json, properties: Json, *, task: str | None, training: Json) -> Json:
+def method_in(
+    method: Json, properties: Json, *, task: str | None, training: Json
+) -> dict[str, Any]:
     """Return a method with what follows from its training.
 
     `properties` is the schema of each hyper-parameter; `method`, or a part of a combination, and
