@@ -1,13 +1,15 @@
 """How good every classification method is on the digits, over several seeds and two pairs.
 
     python -m benchmarks.classification [--seeds 5] [--first-seed 0] [--pairs narrow,vgg]
-        [--methods kd,dkd] [--markdown]
+        [--methods kd,dkd] [--balance auto] [--markdown] [--lines FILE] [--write]
 
 Each seed trains its own teacher (resnet20); all methods of a seed share it, the student's start
 and the order of the images, in one group run each pair. Hyper-parameters are the catalog's
-defaults, which were made for CIFAR-100 and 240 epochs; only what counts epochs is shortened with
-the training, and CRD draws fewer negatives than there are images. Scores are of the test split
-(360 images). Seconds an epoch come from a short run of each method alone, on one thread.
+defaults, which were made for CIFAR-100 and 240 epochs; `--balance` says how strong they may be
+beside the labels, what counts epochs follows the training, and CRD draws fewer negatives than there
+are images. `--lines` appends the scores of each group to a file, one JSON object a line, and
+`--write` makes the figures from such a file by which the service ranks methods. Scores are of the
+test split (360 images). Seconds an epoch come from a short run of each method alone, on one thread.
 """
 
 import argparse
@@ -24,6 +26,7 @@ import torch
 
 from benchmarks import digit_pairs, digits
 from models_registry import catalog
+from models_registry.jobs import ranking
 from models_registry.studies import leaderboard
 from workers.distill import errors
 from workers.distill.data import dataset
@@ -38,11 +41,7 @@ PAIRS: dict[str, Json] = {
     "vgg": {"network": "retort/vgg8", "arguments": {"widths": [4, 8, 8, 16, 16]}},
 }
 TRAINING: Json = {"recipe": "small", "epochs": 15}
-SHORT: dict[str, Json] = {
-    # 20 of 240 epochs are 1 of 15; 3 keeps it a ramp.
-    "dkd": {"warmup_epochs": 3},
-    "reviewkd": {"warmup_epochs": 3},
-    "ctkd": {"curriculum_epochs": 3},
+FEWER: dict[str, Json] = {
     "crd": {"negatives": 512},
 }
 BESIDE: dict[str, Json] = {
@@ -52,22 +51,11 @@ BESIDE: dict[str, Json] = {
     "mlld, reference": {"name": "mlld", "variant": "reference"},
     "crd + kd": {"name": "combine", "methods": [{"name": "crd", "negatives": 512}, {"name": "kd"}]},
 }
-# Chosen among factors of ten below the default by the validation accuracy of seeds 100 and 101.
-LIGHTER: dict[str, Json] = {
-    "at, weight 1": {"name": "at", "at_weight": 1.0},
-    "catkd, weight 0.1": {"name": "catkd", "catkd_weight": 0.1},
-    "nst, weight 0.5": {"name": "nst", "nst_weight": 0.5},
-    "crd, weight 0.2": {"name": "crd", "negatives": 512, "crd_weight": 0.2},
-    "pcka, weight 2": {"name": "pcka", "pcka_weight": 2.0},
-    "rcka, weights 1": {
-        "name": "rcka",
-        "samples_weight": 1.0,
-        "classes_weight": 1.0,
-        "features_weight": 1.0,
-    },
-}
 TRAININGS: dict[str, Json] = {"kd + dot": {"optimizer": {"name": "dot"}}}
 BASELINE = "ce"
+OTHER_FAMILIES = ("datafree", "federated")
+"""Those that learn from other images, or from clients'."""
+MEASURED = Path(ranking.__file__).parents[1] / "measured_methods.json"
 
 
 def main() -> None:
@@ -77,11 +65,24 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--pairs", default=",".join(PAIRS))
     parser.add_argument("--methods", default="", help="rows to run besides the baseline; all")
+    parser.add_argument("--balance", choices=["auto", "published"], default="auto")
+    parser.add_argument("--lines", type=Path, help="append the scores of each group to this file")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help=f"train nothing: make {MEASURED.name} from the file of --lines",
+    )
     parser.add_argument("--markdown", action="store_true", help="a table instead of JSON")
     parser.add_argument("--no-times", action="store_true", help="leave out seconds an epoch")
     asked = parser.parse_args()
     say = rich.console.Console(stderr=True, highlight=False).print
-    wanted = rows(set(filter(None, asked.methods.split(","))))
+    if asked.write:
+        if asked.lines is None:
+            parser.error("--write needs the file of --lines")
+        lines = [json.loads(text) for text in asked.lines.read_text().splitlines()]
+        MEASURED.write_text(json.dumps(measured(lines), indent=2) + "\n")
+        return
+    wanted = rows(set(filter(None, asked.methods.split(","))), asked.balance)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="retort-methods-") as name:
         folder = Path(name)
@@ -102,6 +103,10 @@ def main() -> None:
             runs = []
             for seed, teacher in teachers.items():
                 runs.append(run_group(folder, pair, seed, teacher, wanted))
+                if asked.lines is not None:
+                    done = {"balance": asked.balance, "pair": pair, "seed": seed}
+                    with asked.lines.open("a") as file:
+                        file.write(json.dumps({**done, "scores": runs[-1]}) + "\n")
                 say(pair, seed, {row: shown(value) for row, value in runs[-1].items()})
             found[pair] = summary(runs)
             for row, choice in wanted.items():
@@ -115,11 +120,18 @@ def main() -> None:
     sys.stdout.write(text + "\n")
 
 
-def rows(wanted: set[str]) -> dict[str, Json]:
+def rows(wanted: set[str], balance: str) -> dict[str, Json]:
     """Return the choice of method of each row; the baseline is always there."""
-    every = {name: {"name": name, **SHORT.get(name, {})} for name in catalog.load().methods}
+    every = {
+        name: {"name": name, **FEWER.get(name, {})}
+        for name, entry in catalog.load().methods.items()
+        if "classification" in entry["tasks"] and entry["family"] not in OTHER_FAMILIES
+    }
     del every["combine"]
-    every |= BESIDE | LIGHTER
+    every |= BESIDE
+    for row, choice in every.items():
+        if "balance" in catalog.load().methods[choice["name"]]["params_schema"]["properties"]:
+            every[row] = {**choice, "balance": balance}
     return {row: every[row] for row in every if not wanted or row in wanted | {BASELINE}}
 
 
@@ -239,6 +251,41 @@ def summary(runs: list[dict[str, float | str]]) -> dict[str, Json]:
             "p_value": leaderboard.sign_flip_p_value(difference) if row != BASELINE else None,
         }
     return found
+
+
+def measured(lines: list[Json]) -> Json:
+    """Return the figures by which methods are ranked, by method and balance.
+
+    Differences are to the student alone of the same pair and seed. A row with another name than its
+    method, such as `crd + kd`, is no method of its own, and one that was refused has no figures.
+    """
+    alone = {
+        (one["pair"], one["seed"]): one["scores"][BASELINE]
+        for one in lines
+        if BASELINE in one["scores"]
+    }
+    differences: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for one in lines:
+        for row, score in one["scores"].items():
+            if row in catalog.load().methods and row != BASELINE and isinstance(score, float):
+                by_pair = differences.setdefault((row, one["balance"]), {})
+                apart = 100 * (score - alone[one["pair"], one["seed"]])
+                by_pair.setdefault(one["pair"], []).append(apart)
+    methods: Json = {}
+    for (name, balance), by_pair in sorted(differences.items()):
+        means = [statistics.fmean(values) for values in by_pair.values()]
+        methods.setdefault(name, {})[balance] = {
+            "difference": round(statistics.fmean(means), 2),
+            "lowest": round(min(means), 2),
+            "seeds": min(len(values) for values in by_pair.values()),
+            "pairs": len(means),
+        }
+    return {
+        "made_with": "python -m benchmarks.classification --lines FILE --write",
+        "measured_on": "the digits (8x8 pixels), small networks, 15 epochs",
+        "task": "classification",
+        "methods": methods,
+    }
 
 
 def markdown(found: dict[str, Any]) -> str:

@@ -426,13 +426,14 @@ def flops_of(work: Callable[[], object]) -> int:
 def accuracy(seeds: int) -> dict[str, Any]:
     """Return the test accuracy on the digits by method and number of stored views."""
     # Imported here because they need the service's packages, which a machine with a card may lack.
-    from benchmarks import digits
-    from retort.cli import demo
+    from benchmarks import digit_pairs, digits
 
-    asked: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {"kd": (demo.METHODS["kd"], {})}
+    asked: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "kd": (digit_pairs.METHODS["kd"], {})
+    }
     for views in VIEWS:
         cache = {"teacher_cache": {"views": views}}
-        asked[f"kd, {views} views"] = (demo.METHODS["kd"], cache)
+        asked[f"kd, {views} views"] = (digit_pairs.METHODS["kd"], cache)
         asked[f"fkd, {views} views"] = ({"name": "fkd"}, cache)
     scores: dict[str, list[float]] = {name: [] for name in asked}
     with tempfile.TemporaryDirectory(prefix="retort-accuracy-") as scratch:
@@ -440,14 +441,14 @@ def accuracy(seeds: int) -> dict[str, Any]:
         digits.prepare(folder)
         for seed in range(seeds):
             teacher, _ = digits.run_recipe(
-                *(folder, f"{seed}-teacher", demo.TEACHER, {"name": "ce"}),
-                *(demo.TEACHER_TRAINING, seed, None),
+                *(folder, f"{seed}-teacher", digit_pairs.TEACHER, {"name": "ce"}),
+                *(digit_pairs.TEACHER_TRAINING, seed, None),
             )
             for name, (method, cache) in asked.items():
-                training = {**demo.STUDENT_TRAINING, **cache}
+                training = {**digit_pairs.STUDENT_TRAINING, **cache}
                 place = f"{seed}-{name.replace(' ', '').replace(',', '-')}"
                 _, got = digits.run_recipe(
-                    folder, place, demo.STUDENT, method, training, seed, teacher
+                    folder, place, digit_pairs.STUDENT, method, training, seed, teacher
                 )
                 scores[name].append(got["accuracy"])
     return {name: turns.spread(values) for name, values in scores.items()}

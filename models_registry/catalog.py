@@ -20,7 +20,7 @@ from typing import Any
 from models_registry import errors
 from models_registry.json_schemas import Schema
 from models_registry.json_schemas import nearest as nearest
-from workers.distill.config import descriptions, rules
+from workers.distill.config import chosen, descriptions, rules
 from workers.distill.config.descriptions import MethodDescription, NetworkDescription
 from workers.distill.config.training import PRESETS, Training, expand, merge_preset
 
@@ -196,15 +196,16 @@ def _read_part(given: dict[str, Any], place: int) -> Reading:
         detail = f"{name!r} is no method that combines{hint}"
         return Reading(dict(given), (errors.Fault(f"{pointer}/name", "unknown_method", detail),))
     reading = _read_params(
-        {key: value for key, value in given.items() if key != "task_weight"},
+        {key: value for key, value in given.items() if key not in descriptions.OF_THE_WHOLE},
         _part_schema(name),
         pointer,
     )
     contradictions = rules.of_part(describe_method(name), reading.document, place)
     faults = (*reading.faults, *translated(contradictions))
-    if "task_weight" in given:
-        detail = "the labels are learned once: set /method/task_weight instead"
-        faults = (errors.Fault(f"{pointer}/task_weight", "task_weight_twice", detail), *faults)
+    for field, why in descriptions.OF_THE_WHOLE.items():
+        if field in given:
+            detail = f"{why}: set /method/{field} instead"
+            faults = (errors.Fault(f"{pointer}/{field}", f"{field}_twice", detail), *faults)
     return dataclasses.replace(reading, faults=faults)
 
 
@@ -236,6 +237,19 @@ def _object_schema(field: dict[str, Any], schema: dict[str, Any]) -> dict[str, A
         return None
     found = schema["$defs"][kinds[0]["$ref"].rpartition("/")[2]]
     return {**found, "$defs": schema["$defs"]}
+
+
+def with_choices(reading: Reading, *, task: str | None, training: dict[str, Any]) -> Reading:
+    """Return a method without faults with what follows from its training (`config.chosen`)."""
+
+    def chosen_in(method: dict[str, Any]) -> dict[str, Any]:
+        properties = load().methods[method["name"]]["params_schema"]["properties"]
+        return chosen.method_in(method, properties, task=task, training=training)
+
+    document = chosen_in(reading.document)
+    if document["name"] == descriptions.COMBINE:
+        document["methods"] = [chosen_in(part) for part in document["methods"]]
+    return dataclasses.replace(reading, document=document)
 
 
 def complete_method(given: dict[str, Any]) -> dict[str, Any]:
@@ -330,7 +344,11 @@ def _params_schema(name: str) -> Schema:
 def _part_schema(name: str) -> Schema:
     """Return the schema of a method's hyper-parameters as a part of a combination."""
     own = load().methods[name]["params_schema"]
-    properties = {key: value for key, value in own["properties"].items() if key != "task_weight"}
+    properties = {
+        key: value
+        for key, value in own["properties"].items()
+        if key not in descriptions.OF_THE_WHOLE
+    }
     weight = {"type": "number", "minimum": 0, "maximum": 1e6, "default": 1.0}
     return Schema({**own, "properties": {"weight": weight, **properties}})
 

@@ -1,6 +1,6 @@
 """What this server offers: its methods, networks and workers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from retort import transport, types
 
@@ -15,6 +15,14 @@ class Offers(transport.Resource):
     def method(self, name: str) -> types.Method:
         """Return one method with the schema of its hyper-parameters."""
         return self._http.fetch(types.Method, "GET", f"/v1/methods/{name}")
+
+    def methods_for(self, spec: Mapping[str, object]) -> types.MethodRanking:
+        """Return every method for a job's spec: those that fit first, best measured first.
+
+        The spec's own `method` and `baseline` do not matter.
+        """
+        rest = {key: value for key, value in spec.items() if key not in ("method", "baseline")}
+        return self._http.fetch(types.MethodRanking, "POST", "/v1/methods/rank", body=rest)
 
     def networks(self, *, search: str | None = None) -> Iterator[types.Network]:
         """Walk through the networks that students and teachers can have, our own first."""

@@ -483,6 +483,33 @@ class Method(Body):
     differs: str | None = None
 
 
+class Measured(Body):
+    """How far a method ended from the student alone, in points of accuracy."""
+
+    difference: float
+    lowest: float
+    seeds: int
+    pairs: int
+
+
+class RankedMethod(Body):
+    """A method, and whether it fits a job."""
+
+    name: str
+    family: str
+    title: str = ""
+    balance: str | None = None
+    measured: Measured | None = None
+    refusals: list[str] = Field(default_factory=list)
+
+
+class MethodRanking(Body):
+    """Methods for a job: those that fit first."""
+
+    data: list[RankedMethod]
+    measured_on: str = ""
+
+
 class Network(Body):
     """One architecture that a student or teacher can have."""
 

@@ -2,10 +2,11 @@
 
 from fastapi import APIRouter
 
-from api.dependencies import CallerDep, PageDep
+from api.dependencies import CallerDep, PageDep, SessionsDep
 from api.schemas import lists
 from api.schemas import methods as bodies
 from models_registry import catalog, errors
+from models_registry.jobs import ranking
 from models_registry.persistence import paging
 
 router = APIRouter(prefix="/v1", tags=["catalog"])
@@ -16,6 +17,20 @@ def index(wanted: PageDep) -> lists.ListRead[bodies.MethodRead]:
     """List the methods, in the catalog's order."""
     page = paging.cut(list(catalog.load().methods.values()), wanted=wanted)
     return lists.ListRead.of(page, bodies.MethodRead.model_validate)
+
+
+@router.post("/methods/rank", operation_id="rank_methods")
+def rank(
+    request: ranking.MethodsRequest, caller: CallerDep, sessions: SessionsDep
+) -> bodies.MethodsRanked:
+    """List every method for a job without its method: those that fit first, best measured first.
+
+    Nothing is stored. A method fits if a job with it and its default hyper-parameters would be
+    accepted; the others say why not.
+    """
+    with sessions.begin() as session:
+        ranked = ranking.rank(session, project_id=caller.project_id, request=request)
+    return bodies.MethodsRanked.of(ranked)
 
 
 @router.get("/methods/{name}", operation_id="get_method")

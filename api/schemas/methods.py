@@ -1,8 +1,11 @@
 """Bodies of the catalog: methods, networks, recipes."""
 
+import dataclasses
 from typing import Any
 
 from pydantic import BaseModel, Field
+
+from models_registry.jobs import ranking
 
 # Schemas and sources are written by the engine's catalog.
 Json = dict[str, Any]
@@ -33,6 +36,53 @@ class MethodRead(BaseModel):
     smallest_batch: int = Field(default=1, description="Smallest batch size, in images.")
     params_schema: Json = Field(description="JSON Schema of its hyper-parameters, with defaults.")
     differs: str | None = Field(default=None, description="How it differs from the paper.")
+
+
+class MeasuredRead(BaseModel):
+    """How far a method ended from the same student without a teacher, on the digits."""
+
+    difference: float = Field(description="In points of accuracy, mean of all pairs and seeds.")
+    lowest: float = Field(description="The same of the pair of networks where it is lowest.")
+    seeds: int = Field(
+        description="Seeds of each pair; with 1 or 2, differences of a few points say little."
+    )
+    pairs: int = Field(description="Pairs of teacher and student.")
+
+
+class MethodRanked(BaseModel):
+    """A method, and whether it fits a job."""
+
+    name: str
+    family: str
+    title: str
+    balance: str | None = Field(
+        description="`method.balance` that the recipe takes; null for methods without it."
+    )
+    measured: MeasuredRead | None = Field(
+        description="With that balance; null where it was not measured for the task."
+    )
+    refusals: list[str] = Field(description="Why it does not fit; empty where it does.")
+
+
+class MethodsRanked(BaseModel):
+    """Methods for a job: those that fit first, and among them the best measured first."""
+
+    data: list[MethodRanked]
+    measured_on: str = Field(description="What the figures were measured on; a first guess only.")
+
+    @classmethod
+    def of(cls, ranked: list[ranking.Ranked]) -> "MethodsRanked":
+        """Return a ranking as it is answered."""
+        rows = [
+            MethodRanked.model_validate(
+                {
+                    **dataclasses.asdict(one),
+                    "refusals": [fault.detail for fault in one.refusals],
+                }
+            )
+            for one in ranked
+        ]
+        return cls(data=rows, measured_on=ranking.figures()["measured_on"])
 
 
 class NetworkRead(BaseModel):

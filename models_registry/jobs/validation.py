@@ -16,7 +16,7 @@ from typing import Any
 from models_registry import catalog, errors
 from models_registry.jobs import network_trials
 from models_registry.persistence import tables
-from workers.distill.config import class_names, descriptions, pyramids, rules
+from workers.distill.config import chosen, class_names, descriptions, pyramids, rules
 from workers.distill.config.descriptions import NetworkDescription
 from workers.distill.config.federation import rounds_as_epochs
 
@@ -85,7 +85,12 @@ def read(parts: SpecParts) -> Document:
     if parts.method is not None:
         method = catalog.read_method(parts.method)
     if parts.training is not None:
-        training = catalog.read_training(rounds_as_epochs(parts.method, parts.training))
+        wanted = rounds_as_epochs(parts.method, parts.training)
+        if parts.method is not None:
+            wanted = chosen.training_with_rate(wanted, parts.network, parts.method["name"])
+        training = catalog.read_training(wanted)
+        if parts.method is not None and not method.faults and not training.faults:
+            method = catalog.with_choices(method, task=parts.task, training=training.document)
     student, wrong = _read_student(parts)
     fitting = catalog.translated(_faults_of_document(parts, method, training))
     others = _faults_of_client_networks(method)
@@ -198,6 +203,7 @@ def _warnings_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.V
     network = document.parts.network
     if network is not None:
         yield from rules.of_weights_tag(network)
+        yield from _published_rate(document, network)
     dataset = inputs.dataset
     if dataset is None or dataset.state != "ready":
         return
@@ -207,6 +213,23 @@ def _warnings_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.V
             told = class_names.remark(role, model.classes, dataset.classes)
             if told is not None:
                 yield told
+
+
+def _published_rate(document: Document, network: str) -> Iterator[rules.Violation]:
+    """Yield that the learning rate is not the recipe's own but that of a paper, if so."""
+    method, training = document.method.document, document.training.document
+    if not method or not training:
+        return
+    found = chosen.published_rate(training["recipe"], network, method["name"])
+    if found is not None and training["optimizer"].get("learning_rate") == found[0]:
+        rate, whose = found
+        yield rules.Violation(
+            "training/optimizer/learning_rate",
+            "published_rate",
+            f"learning_rate is {rate:g}, as papers have it for {whose} where recipe "
+            f"{training['recipe']} has another one for others; set "
+            "training.optimizer.learning_rate to choose it",
+        )
 
 
 def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Violation]:

@@ -439,6 +439,31 @@ def rejected_keys(rejection: types.Rejection | None) -> list[tuple[str, Cell]]:
     ]
 
 
+def method_ranking(console: rich.console.Console, shown: types.MethodRanking) -> None:
+    """Print which methods fit a job, best first, and why the others do not."""
+    fitting = [one for one in shown.data if not one.refusals]
+    table(
+        console,
+        ("name", "family", "vs student alone", "lowest pair", "seeds x pairs", "title"),
+        ((one.name, one.family, *_figures(one.measured), one.title) for one in fitting),
+    )
+    if any(one.measured for one in fitting):
+        console.print(
+            f"\nPoints of accuracy, measured on {shown.measured_on}: a first guess for other data."
+        )
+    refused = [one for one in shown.data if one.refusals]
+    if refused:
+        console.print("\nThese do not fit:")
+        table(console, ("name", "why"), ((one.name, one.refusals[0]) for one in refused))
+
+
+def _figures(measured: types.Measured | None) -> tuple[Cell, Cell, Cell]:
+    if measured is None:
+        return None, None, None
+    counted = f"{measured.seeds} x {measured.pairs}"
+    return f"{measured.difference:+.1f}", f"{measured.lowest:+.1f}", counted
+
+
 def method(console: rich.console.Console, shown: types.Method) -> None:
     """Print a method with its hyper-parameters."""
     source = shown.source

@@ -1,5 +1,6 @@
 """Commands for what a server offers: methods, networks, workers."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,10 +19,28 @@ app = typer.Typer()
 def list_methods(
     retort: shell.Shell,
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One method.")] = None,
+    spec_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--for",
+            metavar="JOB.yaml",
+            help="Rank the methods that fit this job's networks, data and task.",
+        ),
+    ] = None,
 ) -> None:
-    """List the methods, or show one with its hyper-parameters."""
+    """List the methods, rank those that fit a job, or show one with its hyper-parameters."""
     from retort.cli import display
 
+    if name and spec_file:
+        raise errors.BadOption(
+            f"methods takes either a NAME ({name}) or --for {spec_file}; leave one out"
+        )
+    if spec_file:
+        from retort import specs
+
+        ranking = retort.client.offers.methods_for(specs.load(spec_file, ()))
+        retort.show(ranking, display.method_ranking)
+        return
     if name:
         retort.show(retort.client.offers.method(name), display.method)
         return

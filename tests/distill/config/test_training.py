@@ -190,6 +190,18 @@ class TestRecipe:
         }
         assert len(digests) == 4
 
+    @pytest.mark.parametrize("balance", [None, "published"])
+    def test_published_weights_are_those_of_versions_without_balance(
+        self, balance: str | None
+    ) -> None:
+        before = a_recipe(method={"name": "at"}).digest()
+        assert a_recipe(method={"name": "at", "balance": balance}).digest() == before
+        assert a_recipe(method={"name": "at", "balance": "auto"}).digest() != before
+
+    def test_the_engine_takes_the_learning_rate_of_the_papers_too(self) -> None:
+        config = a_recipe(method={"name": "mlld"}, training={"recipe": "cifar100"})
+        assert config.training.optimizer.learning_rate == 0.025
+
     def test_a_normalisation_has_one_number_per_channel(self) -> None:
         wrong = {**folders.INPUT, "mean": [0.1, 0.2]}
         with pytest.raises(pydantic.ValidationError, match="one number per channel"):

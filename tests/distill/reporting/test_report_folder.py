@@ -193,6 +193,18 @@ class TestTopics:
         topics = named(without_test(histories={"student": history}))
         assert set(topics["curves"].pictures) == {"losses", "agreement"}
 
+    def test_of_a_balanced_method_follow_its_factor(self) -> None:
+        history = [
+            {"epoch": epoch, "loss/total": 1.0, "balance/ratio": 90.0, "balance/factor": 0.01}
+            for epoch in (1, 2)
+        ]
+        picture, about = named(without_test(histories={"student": history}))["curves"].pictures[
+            "balance"
+        ]
+        (axes,) = picture.axes
+        assert [list(line.get_ydata()) for line in axes.lines] == [[90.0, 90.0], [0.01, 0.01]]
+        assert "method.balance" in about
+
     def test_say_which_epoch_is_delivered(self) -> None:
         for summary, words in (
             (None, "The epoch with the highest"),

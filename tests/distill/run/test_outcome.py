@@ -4,12 +4,19 @@ from typing import Any, ClassVar
 
 import pytest
 
+from workers.distill.config.result import BalanceSummary, RunWarning
 from workers.distill.run import outcome
+
+AT: dict[str, Any] = {"name": "at", "task_weight": 1.0, "balance": "published"}
 
 
 def codes(**changes: Any) -> list[str]:
-    given: dict[str, Any] = {"student": None, "baseline": None, "history": []} | changes
-    return [told.code for told in outcome.warnings("accuracy", **given)]
+    return [told.code for told in told_of(**changes)]
+
+
+def told_of(**changes: Any) -> list[RunWarning]:
+    nothing: dict[str, Any] = {"student": None, "baseline": None, "history": [], "method": AT}
+    return list(outcome.warnings("accuracy", **{**nothing, **changes}))
 
 
 def history(*scores: float) -> list[dict[str, float]]:
@@ -26,14 +33,30 @@ class TestBelowBaseline:
         )
 
     def test_names_both_scores_and_what_to_try(self) -> None:
-        told = next(
-            outcome.warnings(
-                "accuracy", student=self.STUDENT, baseline={"accuracy": 0.95}, history=[]
-            )
-        )
-        assert "90.0%" in told.message
-        assert "95.0%" in told.message
-        assert "try" in told.message
+        message = told_of(student=self.STUDENT, baseline={"accuracy": 0.95})[0].message
+        assert "90.0%" in message
+        assert "95.0%" in message
+        assert "first try method.balance: 1 (now published)" in message
+
+    @pytest.mark.parametrize(
+        ("method", "balance", "advice"),
+        [
+            (AT, BalanceSummary(), "method.balance: auto (now published)"),
+            (
+                {**AT, "balance": "auto"},
+                BalanceSummary(limit=1.0),
+                "method.balance: 0.33 (now auto",
+            ),
+            ({"name": "kd", "balance": "auto"}, None, "method.balance: 1 (now auto)"),
+            ({"name": "simkd"}, None, "method kd"),
+            ({"name": "ssdkd", "synthesis": {}}, None, "method.synthesis.steps"),
+            ({"name": "fd", "federation": {}}, None, "training.epochs"),
+        ],
+    )
+    def test_names_what_to_try_first_with_its_present_value(
+        self, method: dict[str, Any], balance: BalanceSummary | None, advice: str
+    ) -> None:
+        assert advice in outcome.first_to_try(method, balance)
 
     def test_takes_a_point_for_noise_where_there_is_no_interval(self) -> None:
         assert codes(student={"accuracy": 0.5}, baseline={"accuracy": 0.505}) == []
@@ -41,6 +64,23 @@ class TestBelowBaseline:
 
     def test_needs_a_baseline(self) -> None:
         assert codes(student=self.STUDENT) == []
+
+
+class TestTermDominates:
+    @pytest.mark.parametrize(
+        ("limit", "share", "warned"), [(None, 0.9, True), (None, 0.5, False), (1.0, 0.9, False)]
+    )
+    def test_is_told_of_published_weights_that_did_so_for_most_of_the_run(
+        self, limit: float | None, share: float, warned: bool
+    ) -> None:
+        balance = BalanceSummary(limit=limit, ratio=40.0, dominated_share=share)
+        assert codes(balance=balance) == ["term_dominates"] * warned
+
+    def test_names_how_many_times_and_what_to_set(self) -> None:
+        balance = BalanceSummary(ratio=40.0, dominated_share=0.9)
+        message = told_of(balance=balance)[0].message
+        assert "in 90% of the measurements, 40 times it" in message
+        assert "set method.balance: auto (now published)" in message
 
 
 class TestStillImproving:

@@ -732,6 +732,22 @@ class TestCatalog:
         assert json.loads(run("methods", "dkd", "--json").stdout)["name"] == "dkd"
         assert run("methods", "magic").exit_code == 3
 
+    def test_ranks_the_methods_that_fit_a_job(self, real, staff, tmp_path):
+        staff.teacher()
+        path = tmp_path / "job.yaml"
+        path.write_text(
+            "name: which\nteacher: digits-teacher@1\ndataset: digits@1\nbaseline: true\n"
+            "student: {network: retort/mlp}\nmethod: {name: kd}\n"
+        )
+        shown = run("methods", "--for", str(path)).stdout
+        fitting, refused = shown.split("These do not fit:")
+        assert "rkd" in fitting
+        assert "measured on the digits" in fitting
+        assert "fitnet" in refused
+        first = json.loads(run("methods", "--for", str(path), "--json").stdout)["data"][0]
+        assert first["measured"]["difference"] > 0
+        assert "leave one out" in one_error(run("methods", "kd", "--for", str(path)))
+
     def test_lists_recipes_and_formats(self, real):
         assert "cifar100" in run("recipes").stdout
         assert "weight_decay" in run("recipes", "cifar100").stdout

@@ -68,6 +68,11 @@ MAPS: frozenset[FeatureName] = DETECTORS | {"stages", "pre_activations", "final"
 
 COMBINE = "combine"
 """Name of the method that combines others."""
+OF_THE_WHOLE = {
+    "task_weight": "the labels are learned once",
+    "balance": "all parts are balanced as one",
+}
+"""Hyper-parameters that no part of a combination has, by the reason."""
 DATA_FREE = "datafree"
 """Family of the methods that synthesize their images."""
 

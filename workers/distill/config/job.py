@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from workers.distill.config import class_names, descriptions, rules
+from workers.distill.config import chosen, class_names, descriptions, rules
 from workers.distill.config.federation import rounds_as_epochs
 from workers.distill.config.training import Training, Values, expand, merge_preset
 
@@ -66,13 +66,19 @@ class JobConfig(Values):
 
     @model_validator(mode="before")
     @classmethod
-    def _rounds_are_epochs(cls, given: object) -> object:
+    def _with_choices(cls, given: object) -> object:
         if not isinstance(given, Mapping):
             return given
         training = given.get("training", {})
         if not isinstance(training, Mapping):
             return given
-        return {**given, "training": rounds_as_epochs(given.get("method"), training)}
+        method, student = given.get("method"), given.get("student")
+        training = rounds_as_epochs(method, training)
+        if isinstance(method, Mapping) and isinstance(student, Mapping):
+            training = chosen.training_with_rate(
+                training, student.get("network"), method.get("name")
+            )
+        return {**given, "training": training}
 
     @field_validator("training", mode="before")
     @classmethod
@@ -114,6 +120,9 @@ class JobConfig(Values):
             ):
                 # Without effect, and in no checkpoint of the versions before.
                 del content[role]["class_names"]
+        if self.method.get("balance") in (None, "published"):
+            # Without effect on the student, and in no config of the versions before.
+            content["method"].pop("balance", None)
         content["provenance"] = self.lineage()
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

@@ -56,6 +56,27 @@ class ValidationSummary(_ResultPart):
     best_epoch: int | None = Field(default=None, description="The epoch of `best`, from 1.")
 
 
+class BalanceSummary(_ResultPart):
+    """How strong the distillation terms were beside the labels (`method.balance`)."""
+
+    limit: float | None = Field(
+        default=None,
+        description="How many times the task's their gradient could be; null for published "
+        "weights, which were measured only.",
+    )
+    ratio: float | None = Field(
+        default=None,
+        description="How many times it was at published weights: the median of the epochs' ends; "
+        "null where the task had no gradient.",
+    )
+    factor: float = Field(
+        default=1.0, description="What they were multiplied by: the median of the epochs' ends."
+    )
+    dominated_share: float = Field(
+        default=0.0, description="Share of the measurements with a ratio above 10, 0..1."
+    )
+
+
 class ScoreRange(_ResultPart):
     """A score over all clients, 0..1."""
 
@@ -200,6 +221,9 @@ class RunResult(BaseModel):
         default={},
         description="What the method made of the networks' shapes, such as `patches` of densepcka: "
         "patches of each level of the pyramid, finest first; too few teach little.",
+    )
+    balance: BalanceSummary | None = Field(
+        default=None, description="Null where nothing was measured."
     )
     warnings: list[RunWarning] = Field(
         default=[], description="What the run warned of, in order; also among its events."

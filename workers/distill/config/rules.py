@@ -226,7 +226,7 @@ def _half_precision(training: Json, accelerator: str) -> Iterator[Violation]:
 
 def of_method(description: MethodDescription, method: Json) -> Iterator[Violation]:
     """Yield which hyper-parameters of a complete method contradict each other."""
-    rules = (_declared, _budget, _average, _moved_images, _federation)
+    rules = (_declared, _balance, _budget, _average, _moved_images, _federation)
     yield from _each(rules, description, method)
 
 
@@ -252,6 +252,20 @@ def _filled(contradiction: Any, method: Json) -> str:
     for condition in contradiction.when:
         text = text.replace(f"{{{condition.field}}}", str(value_at(method, condition.field)))
     return text
+
+
+def _balance(description: MethodDescription, method: Json) -> Iterator[Violation]:
+    if "balance" not in method or "task_weight" not in method:
+        return
+    balance = method["balance"]
+    if isinstance(balance, int | float) and method["task_weight"] == 0:
+        yield Violation(
+            "method/balance",
+            "balance_without_task",
+            f"balance {balance:g} compares with the gradient of the labels, and task_weight 0 "
+            f"leaves them out of method {description.name}; raise task_weight, or choose balance "
+            "published",
+        )
 
 
 def _budget(description: MethodDescription, method: Json) -> Iterator[Violation]:

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workers.distill import errors
-from workers.distill.config import descriptions, rules
+from workers.distill.config import chosen, descriptions, rules
 from workers.distill.config.descriptions import (
     ChosenFeature,
     Contradiction,
@@ -52,6 +52,10 @@ class Source:
     equations: str | None = None
 
 
+PUBLISHED_EPOCHS = 240
+"""The length of training on CIFAR-100 for which papers state what counts epochs."""
+
+
 @dataclass(frozen=True)
 class Moment:
     """Where training stands; epoch and step count from 1, the step through all epochs."""
@@ -59,6 +63,12 @@ class Moment:
     epoch: int
     step: int
     steps_per_epoch: int
+    epochs: int = PUBLISHED_EPOCHS
+    """Those of the whole training."""
+
+    def given_or_share(self, epochs: int | None, share: float) -> int:
+        """Return the epochs that were given, or that share of all."""
+        return chosen.epochs_of(share, self.epochs) if epochs is None else epochs
 
     def ramp(self, epochs: int) -> float:
         """Return min(epoch / epochs, 1): a weight that fades in, never zero."""
@@ -269,8 +279,13 @@ def check_equal_classes(name: str, student: Network, teacher: Network) -> None:
     )
 
 
-class SupervisedMethod(Method):
-    """Methods that learn from labels too: all carry the task's loss as their `task` term."""
+def distillation_terms(terms: Terms) -> frozenset[str]:
+    """Return the names of the terms by which the student learns from the teacher."""
+    return frozenset(terms) - {"task"}
+
+
+class LabelledMethod(Method):
+    """Methods that learn from labels: all carry the task's loss as their `task` term."""
 
     class Params(Method.Params):
         """The weight that all of them share."""
@@ -294,6 +309,32 @@ class SupervisedMethod(Method):
         return {"task": self.params.task_weight * self.task_loss(student, batch)}
 
 
+class SupervisedMethod(LabelledMethod):
+    """Methods that learn from the labels and from a teacher."""
+
+    auto_balanced: ClassVar[bool] = False
+    """Whether the scale of its distillation terms has nothing to do with that of the labels' loss.
+
+    So it is where features or relations are compared, or logits whose scale was removed.
+    """
+
+    class Params(LabelledMethod.Params):
+        """The weight of the labels, and how much the teacher may outweigh them."""
+
+        balance: chosen.Balance = None
+
+    params: Params
+
+    @property
+    def is_auto_balanced(self) -> bool:
+        """Whether `balance: auto` keeps any of its terms within the task's gradient."""
+        return self.auto_balanced
+
+    def auto_balanced_terms(self, terms: Terms) -> frozenset[str]:
+        """Return the names of the terms that `balance: auto` keeps within the task's gradient."""
+        return distillation_terms(terms) if self.is_auto_balanced else frozenset()
+
+
 class LogitMethod(SupervisedMethod):
     """Methods that compare outputs."""
 
@@ -305,6 +346,7 @@ class FeatureMethod(SupervisedMethod):
     """Methods that compare feature maps, image by image."""
 
     family = "feature"
+    auto_balanced = True
     required_student_features: ClassVar[tuple[FeatureName, ...]] = ("stages",)
     required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("stages",)
 
@@ -313,3 +355,4 @@ class RelationMethod(SupervisedMethod):
     """Methods that compare how the images of a batch lie to each other."""
 
     family = "relation"
+    auto_balanced = True

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 import pydantic
 
 from workers.distill import errors
-from workers.distill.config import rules
+from workers.distill.config import descriptions, rules
 from workers.distill.config.job import Task
 from workers.distill.config.training import Training
 from workers.distill.methods import combination
@@ -203,11 +203,12 @@ def _combined(given: dict[str, Any]) -> tuple[type[Method], Method.Params]:
                 f"{known}",
                 field=f"method/methods/{place}/name",
             )
-        if "task_weight" in wanted:
-            raise errors.BadRecipe(
-                f"{where}.task_weight: the labels are learned once; set method.task_weight instead",
-                field=f"method/methods/{place}/task_weight",
-            )
+        for field, why in descriptions.OF_THE_WHOLE.items():
+            if field in wanted:
+                raise errors.BadRecipe(
+                    f"{where}.{field}: {why}; set method.{field} instead",
+                    field=f"method/methods/{place}/{field}",
+                )
         fields = {key: value for key, value in wanted.items() if key not in ("name", "weight")}
         own = _checked(method, method.Params, fields, place)
         parts.append(combination.Part(float(weight), method, own))

@@ -74,6 +74,16 @@ class Combination(SupervisedMethod):
         self._parts = [part.method(part.params, student, teacher) for part in self.part_choices]
         for place, part in enumerate(self._parts):
             self.add_module(f"part_{place}", part)
+        self._balanced: set[str] = set()
+
+    @property
+    def is_auto_balanced(self) -> bool:
+        """Whether `balance: auto` keeps a part within the task's gradient."""
+        return any(part.is_auto_balanced for part in self._parts)
+
+    def auto_balanced_terms(self, terms: Terms) -> frozenset[str]:
+        """Return the names of the terms of the parts that `balance: auto` is for, all as one."""
+        return frozenset(self._balanced)
 
     @property
     def teacher_trains(self) -> bool:
@@ -102,12 +112,15 @@ class Combination(SupervisedMethod):
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the task term, and every part's distillation terms under its own names."""
         terms = self.task(student, batch)
+        self._balanced = set()
         for place, (choice, part) in enumerate(zip(self.part_choices, self._parts, strict=True)):
             for name, term in part.terms(student, teacher, batch, moment).items():
                 if name != "task":
                     # The same method twice, on different stages: the second one is numbered.
                     unique = name if name not in terms else f"{name}_{place + 1}"
                     terms[unique] = choice.weight * term
+                    if part.is_auto_balanced:
+                        self._balanced.add(unique)
         return terms
 
     def facts(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
+from workers.distill.config import chosen
 from workers.distill.config.synthesis import StreamSynthesis
 
 TASK_WEIGHT = "Weight of cross-entropy with the true labels."
@@ -50,6 +51,18 @@ WarmupEpochs: TypeAlias = Annotated[
         le=100_000,
         description="Epochs over which the weight of the term rises, as "
         "min(epoch / warmup_epochs, 1); 0 starts at full weight.",
+    ),
+]
+WARMUP_SHARE = 20 / 240
+SharedWarmupEpochs: TypeAlias = Annotated[
+    int | None,
+    Field(
+        ge=0,
+        le=100_000,
+        description="Epochs over which the weight of the term rises, as "
+        "min(epoch / warmup_epochs, 1); 0 starts at full weight. Null takes the published share "
+        "of `epochs`, 20 of 240, rounded up.",
+        json_schema_extra={chosen.SHARE: WARMUP_SHARE},
     ),
 ]
 WarmupSteps: TypeAlias = Annotated[

@@ -99,6 +99,23 @@ def losses(student: History, baseline: History | None) -> Figure:
     return figure
 
 
+def balance(student: History) -> Figure:
+    """Draw how many times the task's gradient that of the distillation terms is, and its factor."""
+    keys = {
+        "balance/ratio": "distillation : task, at published weights",
+        "balance/factor": "factor that is applied",
+    }
+    figure, axes = one_chart("How strong the teacher is beside the labels", "ratio of gradients")
+    with mpl.rc_context(STYLE):
+        curves = [
+            curve_of(student, key, label, PALETTE[place], place)
+            for place, (key, label) in enumerate(keys.items())
+        ]
+        draw(axes, [curve for curve in curves if curve.values])
+        log_if_wide(axes, [value for curve in curves for value in curve.values])
+    return figure
+
+
 def metric_curve(
     histories: Mapping[str, History],
     name: str,

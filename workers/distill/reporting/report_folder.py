@@ -163,6 +163,13 @@ def curves(evidence: Evidence) -> Topic:
             "How often the student answers as the teacher does on the images it learns from, while "
             "it still moves. New images that it does not know yet let it fall again.",
         )
+    if "balance/ratio" in keys:
+        pictures["balance"] = (
+            figures.balance(histories["student"]),
+            "Running means of the norms of two gradients on the student's parameters: how many "
+            "times the task's that of the distillation terms is at their published weights, and "
+            "what those terms are multiplied by (`method.balance`).",
+        )
     primary = evidence.primary_metric
     for name in dict.fromkeys((primary, "accuracy")):
         if f"validation/{name}" in keys:

@@ -14,7 +14,8 @@ from workers.distill.methods import catalog
 from workers.distill.networks.interface import Network, Observe
 from workers.distill.run import prepare
 from workers.distill.run.context import JobContext
-from workers.distill.training.compilation import compile_network
+from workers.distill.training import balance
+from workers.distill.training.compilation import allow_several_backward_passes, compile_network
 from workers.distill.training.ema import EMA
 from workers.distill.training.meters import LossMeter
 from workers.distill.training.optimizers import TrainOptimizer
@@ -47,6 +48,9 @@ def build(
     source = loop.make_source(context, method, student)
     torch.manual_seed(stateless_rng.mix(seed, 2))
     observe: Observe = student.observe
+    balanced = balance.of_method(method, student, device)
+    if compiles and balanced is not None:
+        allow_several_backward_passes()
     if compiles:
         observe = try_compile(context, student, context.student_preprocessor)
     trained: dict[str, nn.Module] = {"student": student}
@@ -66,6 +70,7 @@ def build(
         optimizer=TrainOptimizer(trained.values(), config.training, context.precision),
         meter=LossMeter(device, context.task.count_correct),
         validate=validate,
+        balance=balanced,
         ema=None if config.training.ema_decay is None else EMA(trained, config.training.ema_decay),
         primary_metric=context.task.primary_metric,
         train_metric=loop.train_metric,

@@ -15,6 +15,7 @@ from jaxtyping import Int
 from workers.distill.config.result import RunResult
 from workers.distill.evaluation import embedding, evaluate, examples, profiling
 from workers.distill.export import outputs
+from workers.distill.methods import catalog
 from workers.distill.networks.interface import Network
 from workers.distill.run import build, outcome
 from workers.distill.run.context import JobContext
@@ -43,12 +44,15 @@ def finish(
     `last` says that no other member of the group has anything left to do.
     """
     student = trained["student"]
+    balance, method = outcome.balance_summary(student.state), context.config.method
     test = evaluate_test(context, trained)
     for told in outcome.warnings(
         context.task.primary_metric,
         student=test.scores["student"],
         baseline=test.scores["baseline"] if context.trains_baseline else None,
         history=student.state.history,
+        method={**catalog.find(method)[1].model_dump(), **method},
+        balance=balance,
     ):
         context.reporter.warning(told.code, told.message)
     result = RunResult(
@@ -58,6 +62,7 @@ def finish(
         **context.loop.result_fields(context, student.state),
         **measure(context, student),
         **method_facts(student),
+        **({} if balance is None else {"balance": balance}),
         wall_seconds=round(time.monotonic() - began, 3),
         epochs=context.config.training.epochs,
         steps=context.steps,

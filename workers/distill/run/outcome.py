@@ -1,12 +1,17 @@
 """What the scores of a finished run tell its user to doubt or to try next."""
 
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from workers.distill.config.result import RunWarning
+from workers.distill.config.result import BalanceSummary, RunWarning
+from workers.distill.training.balance import DOMINATES
+from workers.distill.training.state import TrainState
 
 STILL_IMPROVING_POINTS = 0.01
 """A gain over the last fifth of the epochs, as a share, from which more epochs look worth it."""
+MOST_OF_THE_RUN = 0.5
+"""Share of the measurements from which a dominating term is told of."""
 FEWEST_LOOKS = 5
 """Fewer validations than this show no trend."""
 
@@ -19,14 +24,18 @@ def warnings(
     student: Scores | None,
     baseline: Scores | None,
     history: Sequence[Mapping[str, int | float]],
+    method: Mapping[str, Any],
+    balance: BalanceSummary | None = None,
 ) -> Iterator[RunWarning]:
-    """Yield `below_baseline` and `still_improving`, where they hold.
+    """Yield `below_baseline`, `term_dominates` and `still_improving`, where they hold.
 
     `metric` is the one that decides; scores are those of the test split, `history` is the
-    student's, with one entry an epoch.
+    student's, with one entry an epoch; `method` is complete.
     """
     if student and baseline:
-        yield from _below_baseline(metric, student, baseline)
+        yield from _below_baseline(metric, student, baseline, first_to_try(method, balance))
+    if balance is not None:
+        yield from _term_dominates(method, balance)
     looks = [
         (int(entry["epoch"]), float(entry[f"validation/{metric}"]))
         for entry in history
@@ -36,7 +45,56 @@ def warnings(
         yield from _still_improving(metric, looks)
 
 
-def _below_baseline(metric: str, student: Scores, baseline: Scores) -> Iterator[RunWarning]:
+def balance_summary(state: TrainState) -> BalanceSummary | None:
+    """Return how strong the distillation terms were; None where nothing was measured."""
+    measured = state.balance
+    if measured is None:
+        return None
+    ratios, factors = (
+        [entry[key] for entry in state.history if key in entry]
+        for key in ("balance/ratio", "balance/factor")
+    )
+    return BalanceSummary(
+        limit=measured.limit,
+        ratio=statistics.median(ratios) if ratios else None,
+        factor=statistics.median(factors) if factors else 1.0,
+        dominated_share=round(measured.dominated_share(), 4),
+    )
+
+
+def first_to_try(method: Mapping[str, Any], balance: BalanceSummary | None) -> str:
+    """Return what to change first where a complete method did harm, with its present value."""
+    if "synthesis" in method:
+        return "more images for the student: raise training.epochs or method.synthesis.steps"
+    if "federation" in method:
+        return "more rounds: raise training.epochs"
+    if "balance" not in method:
+        return "method kd, which learns from the labels and a teacher"
+    now = method["balance"] or "published"
+    if balance is not None and balance.limit is not None:
+        better = f"{balance.limit / 3:.2g}"
+    else:
+        better = "1" if balance is None else "auto"
+    other = "" if method["name"] == "kd" else ", then method kd"
+    return f"method.balance: {better} (now {now}), which holds the teacher's gradient back{other}"
+
+
+def _term_dominates(method: Mapping[str, Any], balance: BalanceSummary) -> Iterator[RunWarning]:
+    if balance.limit is not None or balance.dominated_share <= MOST_OF_THE_RUN:
+        return
+    times = "" if balance.ratio is None else f", {balance.ratio:.3g} times it in the middle"
+    yield RunWarning(
+        code="term_dominates",
+        message=f"the gradient of method {method['name']}'s distillation terms was more than "
+        f"{DOMINATES:g} times that of the labels in {balance.dominated_share:.0%} of the "
+        f"measurements{times}: the labels were hardly heard. The published weights do not fit "
+        f"here; set method.balance: auto (now {method['balance']}), or lower the terms' weights",
+    )
+
+
+def _below_baseline(
+    metric: str, student: Scores, baseline: Scores, advice: str
+) -> Iterator[RunWarning]:
     interval = student.get(f"{metric}_interval")
     # Without an interval, as for mIoU, a point is taken for noise.
     upper = interval[1] if interval else student[metric] + 0.01
@@ -45,7 +103,7 @@ def _below_baseline(metric: str, student: Scores, baseline: Scores) -> Iterator[
             code="below_baseline",
             message=f"the student's {metric} is {student[metric]:.1%}, and that of the same "
             f"student without the teacher {baseline[metric]:.1%}: distillation did harm here; "
-            "first try a smaller weight of the method's distillation term, or method kd",
+            f"first try {advice}",
         )
 
 

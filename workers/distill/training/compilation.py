@@ -1,6 +1,7 @@
 """Compiling networks: when it is worth its time, and a trial before it is relied on."""
 
 import torch
+import torch._functorch.config as functorch_config
 from torch import Tensor
 
 from workers.distill.config.training import Training
@@ -18,6 +19,15 @@ def choose_compile(training: Training, device: torch.device, steps: int) -> bool
         twice = training.optimizer.name == "dot"
         return device.type == "cuda" and steps >= COMPILE_STEPS and not twice
     return training.compile == "on"
+
+
+def allow_several_backward_passes() -> None:
+    """Have networks that are compiled from now on keep what a second backward pass needs.
+
+    Compiled code reuses the memory of saved tensors otherwise. It is set for the whole process,
+    and read again at each backward pass.
+    """
+    functorch_config.donated_buffer = False
 
 
 def compile_network(network: Network, example: Tensor, precision: Precision) -> Observe:

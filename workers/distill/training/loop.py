@@ -30,10 +30,13 @@ class StudentTrainer:
         """Make one step: forward, backward, update, meters, report."""
         state = self.state
         output = self.step(batch, moment)
-        total = state.optimizer.step(output.terms, moment)
+        terms = output.terms
+        if state.balance is not None:
+            terms = state.balance(terms, moment, state.optimizer.scaled)
+        total = state.optimizer.step(terms, moment)
         state.method.after_step(moment)
         labels = self.correct_labels(batch, output)
-        state.record_step(moment, total, output.terms, output.student, labels)
+        state.record_step(moment, total, terms, output.student, labels)
         self.reporter.after_step(state, moment, len(batch.labels))
         return output
 

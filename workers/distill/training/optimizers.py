@@ -36,9 +36,14 @@ class TrainOptimizer:
             self._step_on_sum(total)
         return total.detach()
 
+    def scaled(self, loss: Tensor) -> Tensor:
+        """Return a loss times what keeps its gradient representable; itself but in float16."""
+        multiplied: Tensor = self._scaler.scale(loss)
+        return multiplied
+
     def _step_on_sum(self, total: Tensor) -> None:
         self._optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(total).backward()  # type: ignore[no-untyped-call]  # torch's stub
+        self.scaled(total).backward()  # type: ignore[no-untyped-call]  # torch's stub
         if self._training.clip_norm is not None:
             self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self._parameters, self._training.clip_norm)

@@ -127,6 +127,9 @@ class ProgressReporter:
         self._rate = images / max(self._count_time(state), 1e-9)
         for name, value in losses.items():
             self._metric(state, f"loss/{name}", value, moment)
+        if state.balance is not None:
+            for name, value in state.balance.metrics().items():
+                self._metric(state, name, value, moment)
         self._metric(state, "learning_rate", state.optimizer.learning_rate(moment), moment)
         self._metric(state, "throughput/images_per_second", self._rate, moment)
         state.meter.check_finite()

@@ -13,6 +13,7 @@ from workers.distill.config.training import Training
 from workers.distill.data.types import Batch
 from workers.distill.methods.base import Method, Moment, Terms
 from workers.distill.networks.interface import Features, Network
+from workers.distill.training.balance import GradientBalance
 from workers.distill.training.ema import EMA
 from workers.distill.training.meters import LossMeter
 from workers.distill.training.optimizers import TrainOptimizer
@@ -89,6 +90,8 @@ class TrainState:
     validate: Validate | None
     """None where there is nothing to validate on."""
     ema: EMA | None = None
+    balance: GradientBalance | None = None
+    """None where the method's terms are neither measured nor weighed."""
     primary_metric: str = "accuracy"
     """The validation metric that decides which weights are best."""
     train_metric: str = "accuracy"
@@ -138,7 +141,12 @@ class TrainState:
     def moment(self, step: int) -> Moment:
         """Return epoch and step of a step (from 1)."""
         per_epoch = self.source.steps_per_epoch
-        return Moment(epoch=(step - 1) // per_epoch + 1, step=step, steps_per_epoch=per_epoch)
+        return Moment(
+            epoch=(step - 1) // per_epoch + 1,
+            step=step,
+            steps_per_epoch=per_epoch,
+            epochs=self.training.epochs,
+        )
 
     def iter_steps(self) -> Iterator[tuple[Moment, Batch]]:
         """Yield the steps that are left, each with its batch."""
@@ -174,7 +182,8 @@ class TrainState:
         metrics |= self.source.finish_epoch(epoch, last=self.finished)
         self.finished_epoch = epoch
         losses = {f"loss/{name}": value for name, value in averages.losses.items()}
-        self.history.append({"epoch": epoch, **metrics, **losses})
+        balance = {} if self.balance is None else self.balance.metrics()
+        self.history.append({"epoch": epoch, **metrics, **losses, **balance})
         return metrics
 
     def load_best(self) -> Network:
@@ -193,6 +202,7 @@ class TrainState:
             "phase": self.phase,
             "finished_epoch": self.finished_epoch,
             "ema": None if self.ema is None else self.ema.state_dict(),
+            "balance": None if self.balance is None else self.balance.state_dict(),
             "student": self.student.state_dict(),
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -206,6 +216,9 @@ class TrainState:
         self.finished_epoch = state["finished_epoch"]
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
+        # Checkpoints of earlier versions have none; those were trained as published.
+        if self.balance is not None and state.get("balance") is not None:
+            self.balance.load_state_dict(state["balance"])
         self.student.load_state_dict(state["student"])
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -99,6 +99,7 @@ class DenseMethod(SupervisedMethod):
 class DenseFeatureMethod(DenseMethod):
     """Methods that compare the last feature maps of both networks."""
 
+    auto_balanced = True
     required_student_features: ClassVar[tuple[FeatureName, ...]] = ("final",)
     required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("final",)
     student_shapes: Shapes
@@ -177,6 +178,7 @@ class LevelPairs(nn.Module):
 class MapsMethod(DenseMethod):
     """Methods that compare maps: a segmenter's of its classes, or the levels of two pyramids."""
 
+    auto_balanced = True
     tasks: ClassVar[tuple[Task, ...]] = ("segmentation", "detection")
     task_features = detection_features("stages")
     task_params: ClassVar[Mapping[str, tuple[Task, ...]]] = MappingProxyType(
@@ -290,6 +292,7 @@ class PyramidMethod(SupervisedMethod):
     """Methods that compare two pyramids, level by level, and may know where the boxes are."""
 
     family = "dense"
+    auto_balanced = True
     tasks: ClassVar[tuple[Task, ...]] = ("detection",)
     task_features = detection_features("stages")
     accepts_mixed = False  # boxes are those of one image

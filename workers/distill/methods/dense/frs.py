@@ -31,6 +31,7 @@ class FRS(HeadMethod):
     """Imitate maps and classes where the teacher is sure of something."""
 
     name = "frs"
+    auto_balanced = True  # maps of features beside the classes
     title = "Distillation by feature richness scores"
     source = Source(
         "Distilling Object Detectors with Feature Richness",

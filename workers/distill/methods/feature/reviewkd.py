@@ -24,17 +24,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workers.distill import errors
+from workers.distill.config import chosen
 from workers.distill.config.descriptions import ChosenFeature, Condition
 from workers.distill.config.job import Task
 from workers.distill.data.types import Batch
 from workers.distill.functional import adapters, map_distances, maps
 from workers.distill.methods.base import FeatureMethod, Moment, Source, Terms
-from workers.distill.methods.parameters import Weight
+from workers.distill.methods.parameters import WARMUP_SHARE, Weight
 from workers.distill.networks.interface import Features, Network
 from workers.distill.networks.shapes import Shape, Shapes
 
 Maps: TypeAlias = Literal["post", "pre"]
-WARMUP_EPOCHS = 20
 MOST_CHANNELS = 512
 """Channels in which levels are fused, unless the embedding has fewer."""
 
@@ -111,8 +111,12 @@ class ReviewKD(FeatureMethod):
         warmup_epochs: Annotated[int, Field(ge=0, le=100_000)] | None = Field(
             None,
             description="Epochs over which the weight of the term rises, as "
-            "min(epoch / warmup_epochs, 1); 0 starts at full weight. Null takes 20, and 0 for "
-            "detectors.",
+            "min(epoch / warmup_epochs, 1); 0 starts at full weight. Null takes the published "
+            "share of `epochs`, 20 of 240, rounded up, and 0 for detectors.",
+            json_schema_extra={
+                chosen.SHARE: WARMUP_SHARE,
+                chosen.SHARE_TASKS: ["classification"],
+            },
         )
         student_maps: Maps = Field(
             "post",
@@ -142,8 +146,8 @@ class ReviewKD(FeatureMethod):
         self.teacher_maps: Maps = params.teacher_maps or ("post" if is_detector else shown)
         if self.teacher_maps == "pre":
             self.teacher_features = (*self.teacher_features, "pre_activations")
-        usual = 0 if is_detector else WARMUP_EPOCHS
-        self.warmup_epochs = usual if params.warmup_epochs is None else params.warmup_epochs
+        fades_in = not is_detector or params.warmup_epochs is not None
+        self.warmup_epochs = params.warmup_epochs if fades_in else 0
         given = _chosen(params.student_maps, "student", self.student_shapes, student)
         wanted = _chosen(self.teacher_maps, "teacher", self.teacher_shapes, teacher)
         self.pairs = maps.pair_by_size(given, wanted)
@@ -178,7 +182,8 @@ class ReviewKD(FeatureMethod):
         loss = map_distances.multiscale_square(
             reviewed, [maps.at_least_float(wanted) for _, wanted in levels]
         )
-        weight = params.reviewkd_weight * moment.ramp(self.warmup_epochs)
+        warmup = moment.given_or_share(self.warmup_epochs, WARMUP_SHARE)
+        weight = params.reviewkd_weight * moment.ramp(warmup)
         return {**self.task(student, batch), "reviewkd": weight * loss}
 
 

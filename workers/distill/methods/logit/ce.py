@@ -9,21 +9,22 @@ from typing import ClassVar
 
 from workers.distill.config.job import Task
 from workers.distill.data.types import Batch
-from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
+from workers.distill.methods.base import LabelledMethod, Moment, Source, Terms
 from workers.distill.networks.interface import Features
 
 
-class CE(LogitMethod):
+class CE(LabelledMethod):
     """Train on the labels alone."""
 
     name = "ce"
+    family = "logit"
     title = "Cross-entropy without a teacher"
     source = Source("Training on the labels alone", venue="common practice")
     needs = ("labels",)
     tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation", "detection")
     combines = False
 
-    class Params(LogitMethod.Params):
+    class Params(LabelledMethod.Params):
         """Only the weight of the cross-entropy."""
 
     params: Params

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from workers.distill.config import chosen
 from workers.distill.data.types import Batch
 from workers.distill.functional import divergences
 from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
@@ -27,6 +28,7 @@ from workers.distill.networks.interface import Features, Network
 
 FIRST = 1.0
 """The learned number before training; with the default bounds, temperature 15.62."""
+CURRICULUM_SHARE = 10 / 240
 
 
 def curriculum_loss(
@@ -113,10 +115,12 @@ class CTKD(LogitMethod):
         temperature_range: float = Field(
             20.0, ge=0, le=1e4, description="Largest temperature minus the lowest one."
         )
-        curriculum_epochs: Epochs = Field(
-            10,
+        curriculum_epochs: Epochs | None = Field(
+            None,
             description="Epochs over which the factor of the temperature's reversed gradient grows "
-            "to 1; 0 starts with 1.",
+            "to 1; 0 starts with 1. Null takes the published share of `epochs`, 10 of 240, rounded "
+            "up.",
+            json_schema_extra={chosen.SHARE: CURRICULUM_SHARE},
         )
         hidden_width: Width = Field(
             128, description="Width of the perceptron, for scope instance only."
@@ -141,7 +145,9 @@ class CTKD(LogitMethod):
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the task term and the divergence, whose gradient the temperature reverses."""
-        factor = adversity(moment.epoch, epochs=self.params.curriculum_epochs)
+        params = self.params
+        epochs = moment.given_or_share(params.curriculum_epochs, CURRICULUM_SHARE)
+        factor = adversity(moment.epoch, epochs=epochs)
         temperatures = self.temperatures(student.logits, teacher.logits)
         loss = curriculum_loss(student.logits, teacher.logits, scale_gradient(temperatures, factor))
-        return {**self.task(student, batch), "ctkd": self.params.kd_weight * loss}
+        return {**self.task(student, batch), "ctkd": params.kd_weight * loss}

@@ -23,6 +23,7 @@ class DIST(LogitMethod):
     """Correlate the student's probabilities with the teacher's, along classes and samples."""
 
     name = "dist"
+    auto_balanced = True  # correlations know no scale
     title = "Distillation from a stronger teacher"
     source = Source(
         "Knowledge Distillation from A Stronger Teacher",

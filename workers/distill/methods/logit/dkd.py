@@ -33,7 +33,13 @@ from workers.distill.config.descriptions import Condition, Contradiction
 from workers.distill.data.types import Batch
 from workers.distill.functional import divergences, standardization
 from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
-from workers.distill.methods.parameters import NCKDWeight, TCKDWeight, Temperature, WarmupEpochs
+from workers.distill.methods.parameters import (
+    WARMUP_SHARE,
+    NCKDWeight,
+    SharedWarmupEpochs,
+    TCKDWeight,
+    Temperature,
+)
 from workers.distill.networks.interface import Features, Network
 
 SMALLEST_BETA, LARGEST_BETA = 1.0, 10.0
@@ -105,7 +111,7 @@ class DKD(LogitMethod):
             "is all.",
         )
         temperature: Temperature = 4.0
-        warmup_epochs: WarmupEpochs = 20
+        warmup_epochs: SharedWarmupEpochs = None
         standardize: standardization.Deviation = Field(
             "none",
             description="Standard deviation by which each sample's centred logits are divided "
@@ -166,9 +172,15 @@ class DKD(LogitMethod):
         weight = auto.expand(len(batch.index)) if isinstance(auto, Tensor) else auto
         return weight if self.chosen is None else weight * self.chosen[batch.index]
 
+    @property
+    def is_auto_balanced(self) -> bool:
+        """Whether the logits are standardized: their loss has no scale of its own."""
+        return self.params.standardize != "none"
+
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the task term and the decoupled divergence, with its warm-up."""
         params = self.params
+        warmup = moment.given_or_share(params.warmup_epochs, WARMUP_SHARE)
         loss = dkd_loss(
             standardization.standardized(student.logits, by=params.standardize),
             standardization.standardized(teacher.logits, by=params.standardize),
@@ -177,4 +189,4 @@ class DKD(LogitMethod):
             beta=self.beta_of(batch),
             temperature=params.temperature,
         )
-        return {**self.task(student, batch), "dkd": moment.ramp(params.warmup_epochs) * loss}
+        return {**self.task(student, batch), "dkd": moment.ramp(warmup) * loss}

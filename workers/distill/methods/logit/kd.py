@@ -74,6 +74,11 @@ class KD(LogitMethod):
 
     params: Params
 
+    @property
+    def is_auto_balanced(self) -> bool:
+        """Whether the logits are standardized: their loss has no scale of its own."""
+        return self.params.standardize != "none"
+
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the task term and the imitation."""
         params = self.params

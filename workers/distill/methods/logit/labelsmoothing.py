@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from workers.distill.data.types import Batch
-from workers.distill.methods.base import LogitMethod, Moment, Source, Terms
+from workers.distill.methods.base import LabelledMethod, Moment, Source, Terms
 from workers.distill.methods.parameters import Share, Weight
 from workers.distill.networks.interface import Features
 
@@ -22,10 +22,11 @@ def uniform_cross_entropy(logits: Float[Tensor, "N C"]) -> Float[Tensor, ""]:
     return -F.log_softmax(logits, dim=1).mean(1).mean()
 
 
-class LabelSmoothing(LogitMethod):
+class LabelSmoothing(LabelledMethod):
     """Train on smoothed labels; the `task` term is the smoothed loss."""
 
     name = "labelsmoothing"
+    family = "logit"
     title = "Label smoothing"
     source = Source(
         "Rethinking the Inception Architecture for Computer Vision",
@@ -35,7 +36,7 @@ class LabelSmoothing(LogitMethod):
     needs = ("labels",)
     combines = False
 
-    class Params(LogitMethod.Params):
+    class Params(LabelledMethod.Params):
         """The weight of the loss, and the share that is spread."""
 
         task_weight: Weight = Field(

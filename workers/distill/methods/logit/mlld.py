@@ -31,6 +31,8 @@ from workers.distill.networks.interface import Features
 
 FIXED_TEMPERATURES = (3.0, 5.0, 2.0, 6.0)
 """Used besides the one that can be chosen."""
+PUBLISHED_SAMPLES, PUBLISHED_CLASSES = 64, 100
+"""The batch and the classes that the published weights are for."""
 
 
 class Levels(NamedTuple):
@@ -96,10 +98,21 @@ def gram_distance(
     return (teacher @ teacher.mT - student @ student.mT).square().sum() / kept.sum()
 
 
+def relative_crowding(samples: int, classes: int) -> float:
+    """Return how many samples of a batch share a class, where 64 samples of 100 classes do as 1.
+
+    The similarity of two samples is the larger the fewer classes there are, and that of two
+    classes is a sum over samples: their squared distances, per row, grow with samples / classes
+    and with its square.
+    """
+    return samples / classes / (PUBLISHED_SAMPLES / PUBLISHED_CLASSES)
+
+
 class MLLD(LogitMethod):
     """Match outputs, similarities of samples and similarities of classes, on two views."""
 
     name = "mlld"
+    auto_balanced = True  # the sizes of Gram matrices grow with batch and classes
     title = "Multi-level logit distillation"
     source = Source("Multi-Level Logit Distillation", venue="CVPR 2023")
     accepts_mixed = False  # the labels of a mixed image's strong view are not defined
@@ -163,11 +176,13 @@ class MLLD(LogitMethod):
 
     def _clean(self, weak: tuple[Tensor, Tensor], strong: tuple[Tensor, Tensor]) -> Levels:
         chosen = Chosen.unsure(weak[1])
-        return added(
+        whole = added(
             self._at(*view, chosen, temperature)
             for temperature in (self.params.temperature, *FIXED_TEMPERATURES)
             for view in (weak, strong)
         )
+        crowding = relative_crowding(*weak[1].shape)
+        return Levels(whole.instance, whole.batch / crowding, whole.classes / crowding**2)
 
     def _reference(self, weak: tuple[Tensor, Tensor], strong: tuple[Tensor, Tensor]) -> Levels:
         all_of_it, unsure = Chosen.everything(weak[1]), Chosen.unsure(weak[1])
