@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+import retort
 from retort import errors
 from retort.cli import shell
 from retort.cli.commands import (
@@ -60,7 +61,7 @@ def root(
     del debug  # read by OneLineErrors, which must know it even if this never runs
     ctx.obj = shell.GlobalOptions(url, api_key, as_json)
     if version:
-        typer.echo(f"retort {importlib.metadata.version('retort')}")
+        typer.echo(f"retort {importlib.metadata.version(retort.DISTRIBUTION)}")
         raise typer.Exit
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())

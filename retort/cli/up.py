@@ -28,6 +28,7 @@ from typing import Any
 import httpx
 import rich.console
 
+import retort
 from models_registry.access import keys
 from models_registry.persistence import database, schema
 from models_registry.settings import Settings
@@ -165,7 +166,10 @@ def started(
     Raises: UpFailed if it cannot start.
     """
     if importlib.util.find_spec("torch") is None:
-        raise UpFailed("the worker needs PyTorch: install retort[worker], then start again")
+        raise UpFailed(
+            "the worker needs PyTorch, which is not installed: run pip install "
+            f"'{retort.DISTRIBUTION}[worker]', then start again"
+        )
     data_dir = data_dir.resolve()
     (data_dir / "logs").mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:

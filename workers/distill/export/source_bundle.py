@@ -1,0 +1,625 @@
+"""Collect definitions from our modules, with all that they use, in the text of one file.
+
+The text is that of the modules, so it cannot drift from them. What no kept code mentions is left
+out: functions, constants, and methods of classes, by their names. Names of other modules of ours
+lose their prefix (`interface.Network` becomes `Network`), and get one with `_` where two would be
+equal. Annotations that name something left out are dropped, and shapes become plain tensors.
+"""
+
+import ast
+import builtins
+import copy
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+PACKAGE = "workers"
+SHAPES = "jaxtyping"
+"""Its annotations are tensors with a shape in words."""
+IGNORED = re.compile(rb"  # (?:type: ignore|noqa)[^\n]*")
+Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+Comprehension: TypeAlias = ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp
+SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.DictComp)
+
+
+class CannotBundleError(Exception):
+    """Code uses something that has no place in a file of its own; the message says what."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """A name that comes from a library."""
+
+    module: str
+    name: str | None
+    alias: str
+
+
+@dataclass(frozen=True)
+class Own:
+    """A top-level name of one of our modules; without `name`, the module."""
+
+    module: str
+    name: str | None = None
+
+
+Meaning: TypeAlias = Own | Library
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A place in a module's text that means a top-level name."""
+
+    node: ast.expr
+    target: Meaning
+    within: ast.JoinedStr | None = None
+    """The f-string around it, whose parts have no reliable places."""
+
+
+@dataclass(eq=False)
+class Unit:
+    """A statement at the top of a module: what is kept or left out."""
+
+    module: "Module"
+    node: ast.stmt
+    names: tuple[str, ...]
+    remark: ast.stmt | None = None
+    """The string below a constant that says what it is."""
+
+    def __post_init__(self) -> None:
+        node = self.node
+        if isinstance(node, ast.ClassDef):
+            self.head = ast.ClassDef(node.name, node.bases, node.keywords, [], node.decorator_list)
+            """A class without its body: bases and decorators."""
+
+
+@dataclass
+class Scan:
+    """What some code mentions."""
+
+    references: list[Reference] = field(default_factory=list)
+    attributes: set[str] = field(default_factory=set)
+    annotations: list[tuple[ast.AST, ast.expr]] = field(default_factory=list)
+    """With what they belong to: an argument, a function (its result) or an assignment."""
+    bound: set[str] = field(default_factory=set)
+    """Names of local variables."""
+
+
+class Module:
+    """A module of ours: its text, its top-level statements, and what its names mean."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        source = inspect.getsource(importlib.import_module(name))
+        self.text = source.encode()
+        self.units: list[Unit] = []
+        self.imports: dict[str, Meaning] = {}
+        self._starts = [0]
+        for line in self.text.splitlines(keepends=True):
+            self._starts.append(self._starts[-1] + len(line))
+        for node in ast.parse(source).body:
+            self._add(node)
+        self.by_name = {name: unit for unit in self.units for name in unit.names}
+
+    def meaning(self, name: str) -> Meaning | None:
+        """Return what a top-level name means; None for one that the module does not define."""
+        return Own(self.name, name) if name in self.by_name else self.imports.get(name)
+
+    def span(self, node: ast.AST) -> tuple[int, int]:
+        """Return where a node's text begins and ends, in bytes."""
+        start, end = self._starts[node.lineno - 1], self._starts[node.end_lineno - 1]  # type: ignore[attr-defined]  # every statement and expression has a place
+        return start + node.col_offset, end + node.end_col_offset  # type: ignore[attr-defined]  # the same
+
+    def lines(self, node: ast.stmt) -> tuple[int, int]:
+        """Return where a statement's lines begin and end, decorators included."""
+        first = min(line.lineno for line in (node, *getattr(node, "decorator_list", ())))
+        last = node.end_lineno or node.lineno
+        return self._starts[first - 1], self._starts[last]
+
+    def _add(self, node: ast.stmt) -> None:
+        match node:
+            case ast.Import():
+                for alias in node.names:
+                    name = alias.asname or alias.name.partition(".")[0]
+                    library = alias.name if alias.asname else name
+                    self.imports[name] = Library(library, None, name)
+            case ast.ImportFrom():
+                for alias in node.names:
+                    name = alias.asname or alias.name
+                    self.imports[name] = _imported(node.module or "", alias.name, name)
+            case ast.FunctionDef() | ast.ClassDef():
+                self.units.append(Unit(self, node, (node.name,)))
+            case ast.Assign() | ast.AnnAssign():
+                self.units.append(Unit(self, node, tuple(_stored(node))))
+            case ast.Expr(ast.Constant(str())) if self.units:
+                self.units[-1].remark = node
+            case _:
+                pass  # the docstring; imports for type checkers alone
+
+
+def _imported(module: str, name: str, alias: str) -> Meaning:
+    if module.partition(".")[0] != PACKAGE:
+        return Library(module, name, alias)
+    is_package = hasattr(importlib.import_module(module), "__path__")
+    inner = f"{module}.{name}"
+    if is_package and importlib.util.find_spec(inner) is not None:
+        return Own(inner)
+    return Own(module, name)
+
+
+def _stored(node: ast.AST) -> Iterator[str]:
+    """Yield the names that code binds in its own scope."""
+    for child in ast.iter_child_nodes(node):
+        match child:
+            case ast.Name(ctx=ast.Store()):
+                yield child.id
+            case ast.FunctionDef() | ast.ClassDef():
+                yield child.name
+                continue
+            case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)):
+                yield name
+            case ast.MatchStar(name=str(name)):
+                yield name
+            case ast.Import() | ast.ImportFrom():
+                yield from (alias.asname or alias.name for alias in child.names)
+        if not isinstance(child, (*SCOPES, *COMPREHENSIONS)):
+            yield from _stored(child)
+
+
+class _Scanner(ast.NodeVisitor):
+    """Find what code of a module mentions, with regard to local variables."""
+
+    def __init__(self, bundle: "Bundle", module: Module) -> None:
+        self.found = Scan()
+        self._bundle, self._module = bundle, module
+        self._scopes: list[set[str]] = []
+        self._string: ast.JoinedStr | None = None
+
+    def visit_Name(self, node: ast.Name) -> None:
+        target = self._target(node)
+        if isinstance(target, Own) and target.name is None:
+            raise CannotBundleError(f"{self._module.name} hands on the module {node.id}")
+        if target is not None:
+            self.found.references.append(Reference(node, target, self._string))
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        target = self._target(node)
+        if target is not None:
+            self.found.references.append(Reference(node, target, self._string))
+            return
+        self.found.attributes.add(node.attr)
+        self.visit(node.value)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        match node:
+            case ast.Call(func=ast.Name("getattr"), args=[_, ast.Constant(str(name)), *_]):
+                self.found.attributes.add(name)
+        self.generic_visit(node)
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
+        outer, self._string = self._string, self._string or node
+        self.generic_visit(node)
+        self._string = outer
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        self.found.annotations.append((node, node.annotation))
+        for part in (node.target, node.value):
+            if part is not None:
+                self.visit(part)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        for decorator in node.decorator_list:
+            self.visit(decorator)
+        if node.returns is not None:
+            self.found.annotations.append((node, node.returns))
+        self._function(node, node.body)
+
+    def visit_Lambda(self, node: ast.Lambda) -> None:
+        self._function(node, [node.body])
+
+    def visit_ListComp(self, node: Comprehension) -> None:
+        self.visit(node.generators[0].iter)
+        bound = set[str]()
+        for generator in node.generators:
+            bound.update(_stored(generator))
+        self._within(bound, (part for part in ast.iter_child_nodes(node)))
+
+    visit_SetComp = visit_GeneratorExp = visit_DictComp = visit_ListComp  # noqa: N815 - the same
+
+    def _function(self, node: Function, body: Iterable[ast.AST]) -> None:
+        given = node.args
+        for default in (*given.defaults, *given.kw_defaults):
+            if default is not None:
+                self.visit(default)
+        arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+        arguments += [one for one in (given.vararg, given.kwarg) if one is not None]
+        for one in arguments:
+            if one.annotation is not None:
+                self.found.annotations.append((one, one.annotation))
+        self._within({one.arg for one in arguments} | set(_stored(node)), body)
+
+    def _within(self, bound: set[str], parts: Iterable[ast.AST]) -> None:
+        self.found.bound |= bound
+        self._scopes.append(bound)
+        for part in parts:
+            self.visit(part)
+        self._scopes.pop()
+
+    def _target(self, node: ast.expr) -> Meaning | None:
+        """Return what a name, or a name of a module of ours, means; None for what is local."""
+        match node:
+            case ast.Name():
+                if any(node.id in scope for scope in self._scopes):
+                    return None
+                return self._bundle.resolve(self._module.meaning(node.id))
+            case ast.Attribute(value=value):
+                module = self._target(value)
+                if isinstance(module, Own) and module.name is None:
+                    return self._bundle.resolve(Own(module.module, node.attr))
+        return None
+
+
+class Bundle:
+    """Definitions of our modules and all that they use, as the text of one file."""
+
+    def __init__(self, reserved: Iterable[str] = (), imports: Iterable[Library] = ()) -> None:
+        """Give none of the names that are reserved; have some imports in any case."""
+        self._modules: dict[str, Module] = {}
+        self._reserved = {*reserved, *dir(builtins)}
+        self._imports = {library.alias: library for library in imports}
+        self._kept: dict[Unit, Scan] = {}
+        self._parts: dict[Unit, list[ast.stmt]] = {}
+        self._attributes: set[str] = set()
+
+    def add(self, module: str, name: str) -> None:
+        """Keep a definition, with all that it uses.
+
+        Raises `CannotBundleError` for what cannot stand in a file of its own.
+        """
+        self._keep([Own(module, name)])
+
+    def name_of(self, module: str, name: str) -> str:
+        """Return what a kept definition is called in the text."""
+        return self._names()[Own(module, name)]
+
+    def resolve(self, meaning: Meaning | None) -> Meaning | None:
+        """Follow a name to the module that defines it."""
+        while isinstance(meaning, Own) and meaning.name is not None:
+            module = self._module(meaning.module)
+            if meaning.name in module.by_name:
+                return meaning
+            further = module.meaning(meaning.name)
+            if further is None:
+                raise CannotBundleError(f"{meaning.module} does not define {meaning.name}")
+            meaning = further
+        return meaning
+
+    def text(self) -> str:
+        """Return imports and definitions, each after what it needs when it is executed."""
+        names = self._names()
+
+        def named(meaning: Own) -> str | None:
+            found = self.resolve(meaning)
+            return names.get(found) if isinstance(found, Own) else None
+
+        parts = [
+            _text(unit, self._parts[unit], self._kept[unit], names, named)
+            for module in self._in_order()
+            for unit in module.units
+            if unit in self._kept
+        ]
+        return "\n".join(self._import_lines()) + "\n\n\n" + "\n\n".join(parts)
+
+    def _module(self, name: str) -> Module:
+        if name not in self._modules:
+            self._modules[name] = Module(name)
+        return self._modules[name]
+
+    def _keep(self, wanted: list[Own]) -> None:
+        """Keep units until nothing more is mentioned: each may bring methods of others to life."""
+        while wanted:
+            for target in wanted:
+                unit = self._unit(target)
+                if unit not in self._kept:
+                    self._kept[unit] = Scan()
+                    self._parts[unit] = []
+            wanted = []
+            for unit in list(self._kept):
+                parts = list(_needed(unit, self._attributes))
+                if parts == self._parts[unit]:
+                    continue
+                scanner = _Scanner(self, unit.module)
+                for part in parts:
+                    scanner.visit(part)
+                self._parts[unit], self._kept[unit] = parts, scanner.found
+                self._attributes |= scanner.found.attributes
+                wanted += [
+                    one.target for one in scanner.found.references if isinstance(one.target, Own)
+                ]
+                # Once more, with the attributes that were found just now.
+                wanted.append(Own(unit.module.name, unit.names[0]))
+
+    def _unit(self, target: Own) -> Unit:
+        unit = self._module(target.module).by_name[target.name or ""]
+        # Our checks of arguments are made before, where they can be refused.
+        if isinstance(unit.node, ast.ClassDef) and "pydantic" in ast.unparse(unit.node):
+            raise CannotBundleError(f"{target.module}.{target.name} needs pydantic")
+        return unit
+
+    def _in_order(self) -> list[Module]:
+        """Return the modules, each after those that it imports."""
+        ordered: dict[str, Module] = {}
+
+        def visit(module: Module) -> None:
+            for meaning in module.imports.values():
+                if isinstance(meaning, Own) and meaning.module in self._modules:
+                    visit(self._modules[meaning.module])
+            ordered.setdefault(module.name, module)
+
+        for module in list(self._modules.values()):
+            visit(module)
+        return list(ordered.values())
+
+    def _libraries(self) -> dict[str, Library]:
+        """Return what is imported from libraries, by the name that it has in the text."""
+        found = {**self._imports, "Tensor": Library("torch", "Tensor", "Tensor")}
+        for unit, scan in self._kept.items():
+            mentioned = [one.target for one in scan.references]
+            for _, annotation in scan.annotations:
+                mentioned += [
+                    meaning
+                    for node in ast.walk(annotation)
+                    if isinstance(node, ast.Name)
+                    and (meaning := unit.module.meaning(node.id)) is not None
+                ]
+            for target in mentioned:
+                if not isinstance(target, Library) or target.module == SHAPES:
+                    continue
+                if found.setdefault(target.alias, target) != target:
+                    raise CannotBundleError(f"{target.alias} means two things")
+        return found
+
+    def _import_lines(self) -> Iterator[str]:
+        """Yield the imports, those of the language first."""
+        plain, named = set[tuple[bool, str]](), dict[str, set[str]]()
+        for one in self._libraries().values():
+            renamed = f" as {one.alias}" if one.alias != (one.name or one.module) else ""
+            if one.name is None:
+                plain.add((_is_foreign(one.module), f"import {one.module}{renamed}"))
+            else:
+                named.setdefault(one.module, set()).add(f"{one.name}{renamed}")
+        lines = plain | {
+            (_is_foreign(module), f"from {module} import {', '.join(sorted(names))}")
+            for module, names in named.items()
+        }
+        for is_foreign in (False, True):
+            if is_foreign:
+                yield ""
+            of_kind = [line for kind, line in lines if kind is is_foreign]
+            yield from sorted(of_kind, key=lambda line: (line.startswith("from"), line))
+
+    def _names(self) -> dict[Own, str]:
+        """Return what each kept definition is called: as it was, where that is unequivocal."""
+        taken = {*self._reserved, *self._libraries()}
+        for scan in self._kept.values():
+            taken |= scan.bound
+        all_names = [name for unit in self._kept for name in unit.names]
+        modules = {unit.module.name for unit in self._kept}
+        return {
+            Own(unit.module.name, name): (
+                name
+                if name not in taken and all_names.count(name) == 1
+                else f"{_label(unit.module.name, modules)}_{name.lstrip('_')}"
+            )
+            for unit in self._kept
+            for name in unit.names
+        }
+
+
+def _is_foreign(module: str) -> bool:
+    return module.partition(".")[0] not in sys.stdlib_module_names
+
+
+def _label(module: str, others: Iterable[str]) -> str:
+    """Return the last part of a module's name, or the last two where others end in the same."""
+    *_, folder, last = module.split(".")
+    is_alone = sum(other.rpartition(".")[2] == last for other in others) == 1
+    return last if is_alone else f"{folder}_{last}"
+
+
+def _needed(unit: Unit, attributes: set[str]) -> Iterator[ast.stmt]:
+    """Yield the parts of a statement that are kept where such attributes are mentioned."""
+    node = unit.node
+    if not isinstance(node, ast.ClassDef):
+        yield node
+        return
+    # Fields of data, and protocols, by whose members objects are told apart, are kept whole.
+    marks = {ast.unparse(one).partition("(")[0] for one in (*node.decorator_list, *node.bases)}
+    is_whole = bool(marks & {"dataclass", "Protocol"})
+    yield unit.head
+    for member in node.body:
+        match member:
+            case ast.FunctionDef(name=name):
+                is_special = name == "forward" or name.startswith("__")
+                is_kept = is_special or name in attributes or "Protocol" in marks
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                is_kept = is_whole or (name in attributes and member.value is not None)
+            case ast.Assign():
+                is_kept = is_whole or any(name in attributes for name in _stored(member))
+            case _:
+                is_kept = False
+        if is_kept:
+            yield member
+
+
+_Meanings: TypeAlias = Callable[[Own], str | None]
+"""Returns what a name of ours is called in the text; None for what is left out."""
+
+
+def _text(
+    unit: Unit,
+    parts: Sequence[ast.stmt],
+    scan: Scan,
+    names: dict[Own, str],
+    named: _Meanings,
+) -> str:
+    """Return the text of a kept statement with its names and annotations replaced."""
+    module, node = unit.module, unit.node
+    edits = [*_left_out(unit, parts), *_renamed(module, scan, names)]
+    for owner, annotation in scan.annotations:
+        edits += _retyped(unit, owner, annotation, named)
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        edits += _retitled(module, node, names[Own(module.name, node.name)])
+    if isinstance(node, ast.Assign | ast.AnnAssign):
+        for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+            for one in ast.walk(target):
+                if isinstance(one, ast.Name):
+                    edits.append((*module.span(one), names[Own(module.name, one.id)]))
+    start, end = module.lines(node)
+    if unit.remark is not None:
+        end = module.lines(unit.remark)[1]
+    text = bytearray(module.text[start:end])
+    for first, last, replacement in sorted(set(edits), reverse=True):
+        text[first - start : last - start] = replacement.encode()
+    plain = IGNORED.sub(b"", bytes(text)).decode()
+    return re.sub(r"\n{3,}", "\n\n", plain).rstrip() + "\n"
+
+
+Edit: TypeAlias = tuple[int, int, str]
+
+
+def _left_out(unit: Unit, parts: Sequence[ast.stmt]) -> Iterator[Edit]:
+    node, module = unit.node, unit.module
+    if not isinstance(node, ast.ClassDef):
+        return
+    first = node.body[0]
+    was_kept = isinstance(first, ast.Expr)  # the docstring
+    for member in node.body:
+        if isinstance(member, ast.Expr):
+            # The docstring of the class, or a remark on the member before it.
+            is_kept = was_kept
+        else:
+            is_kept = was_kept = member in parts
+        if not is_kept:
+            yield (*module.lines(member), "")
+    if not ast.get_docstring(node) and not any(member in parts for member in node.body):
+        yield (module.lines(node)[1], module.lines(node)[1], "    pass\n")
+
+
+def _renamed(module: Module, scan: Scan, names: dict[Own, str]) -> Iterator[Edit]:
+    for reference in scan.references:
+        if not isinstance(reference.target, Own):
+            continue
+        name = names[reference.target]
+        if reference.within is None:
+            yield (*module.span(reference.node), name)
+        elif ast.unparse(reference.node) != name:
+            given = {
+                ast.dump(one.node): names[one.target]
+                for one in scan.references
+                if one.within is reference.within and isinstance(one.target, Own)
+            }
+            changed = _Renamer(given).visit(copy.deepcopy(reference.within))
+            yield (*module.span(reference.within), ast.unparse(changed))
+
+
+class _Renamer(ast.NodeTransformer):
+    def __init__(self, names: dict[str, str]) -> None:
+        self._names = names
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        """Return the node, or the name that is to stand in its place."""
+        name = self._names.get(ast.dump(node))
+        if name is not None:
+            return ast.Name(name, ast.Load())
+        changed: ast.AST = self.generic_visit(node)
+        return changed
+
+
+def _retitled(module: Module, node: ast.FunctionDef | ast.ClassDef, name: str) -> Iterator[Edit]:
+    word = b"class " if isinstance(node, ast.ClassDef) else b"def "
+    start = module.text.index(word, module.span(node)[0]) + len(word)
+    yield (start, start + len(node.name.encode()), name)
+
+
+def _retyped(
+    unit: Unit, owner: ast.AST, annotation: ast.expr, meanings: _Meanings
+) -> Iterator[Edit]:
+    """Yield how an annotation is replaced: by one without shapes, or by nothing."""
+    module = unit.module
+    start, end = module.span(annotation)
+    try:
+        yield (
+            start,
+            end,
+            ast.unparse(_Annotation(module, meanings).visit(copy.deepcopy(annotation))),
+        )
+    except _LeftOutError:
+        match owner:
+            case ast.FunctionDef():
+                yield (module.text.rindex(b" ->", 0, start), end, "")
+            case ast.AnnAssign() if owner.value is None or owner in _body(unit.node):
+                yield (start, end, "object")  # a field needs an annotation
+            case ast.AnnAssign():
+                yield (module.span(owner.target)[1], end, "")
+            case _:
+                yield (module.text.rindex(b":", 0, start), end, "")
+
+
+def _body(node: ast.stmt) -> list[ast.stmt]:
+    return node.body if isinstance(node, ast.ClassDef) else []
+
+
+class _LeftOutError(Exception):
+    """An annotation names something that is not in the text."""
+
+
+class _Annotation(ast.NodeTransformer):
+    """Say an annotation in names of the text: `Float[Tensor, "N C"]` as `Tensor`."""
+
+    def __init__(self, module: Module, meanings: _Meanings) -> None:
+        self._module, self._meanings = module, meanings
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        if isinstance(node.value, ast.Name):
+            meaning = self._module.meaning(node.value.id)
+            if isinstance(meaning, Library) and meaning.module == SHAPES:
+                return ast.Name("Tensor", ast.Load())
+        return self.generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        if not isinstance(node.value, str):
+            return node
+        # A name in quotes, of what is defined further down.
+        inner: ast.AST = self.visit(ast.parse(node.value, mode="eval").body)
+        return inner
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        match node.value:
+            case ast.Name(id=name):
+                outer = self._module.meaning(name)
+                if isinstance(outer, Library):
+                    return node
+                if isinstance(outer, Own) and outer.name is None:
+                    return self._own(Own(outer.module, node.attr))
+        raise _LeftOutError
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        meaning = self._module.meaning(node.id)
+        if isinstance(meaning, Own):
+            return self._own(meaning)
+        if meaning is None and node.id not in dir(builtins):
+            raise _LeftOutError
+        return node
+
+    def _own(self, meaning: Own) -> ast.AST:
+        name = self._meanings(meaning)
+        if name is None:
+            raise _LeftOutError
+        return ast.Name(name, ast.Load())
