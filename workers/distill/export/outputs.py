@@ -29,11 +29,12 @@ def write(
     *,
     preprocessing: dict[str, Any],
     mirrored: bool,
-    standalone: Standalone | None,
+    standalone: Standalone | str,
 ) -> None:
     """Write all outputs, each whole or not at all.
 
-    `mirrored` says whether training images were mirrored. `standalone` is the network's own source.
+    `mirrored` says whether training images were mirrored. `standalone` is the network's own source,
+    or why there is none.
     """
     described = header(config, classes, student)
     # No time, attempt or measurement goes into the student's file: the same recipe must give the
@@ -46,12 +47,16 @@ def write(
         **described,
         "preprocessing": preprocessing,
         "library_call": student.library_call and dataclasses.asdict(student.library_call),
-        "needs": list(standalone.packages) if standalone else None,
+        "needs": list(standalone.packages) if isinstance(standalone, Standalone) else None,
+        # Why, where neither a file of its own nor a library builds it.
+        "needs_retort": None
+        if student.library_call or isinstance(standalone, Standalone)
+        else standalone,
         **{key: facts[key] for key in MEASURED},
         "training": {**config.training.model_dump(mode="json"), "flip": mirrored},
     }
     _whole(workdir / name_model, lambda path: _json(path, model))
-    if standalone is not None:
+    if isinstance(standalone, Standalone):
         source = standalone.text
         _whole(workdir / FILE, lambda path: path.write_text(source, encoding="utf-8"))
     metrics = {"version": 1, "result": facts, "history": histories}

@@ -90,7 +90,8 @@ def finish(
         mirrored=mirrors(context),
         standalone=made,
     )
-    facts["files"] += [{"path": standalone.FILE}] if made else []
+    if isinstance(made, standalone.Standalone):
+        facts["files"].append({"path": standalone.FILE})
     facts["files"] += [{"path": path} for path in context.loop.write_files(context, student.state)]
     if context.config.report:
         write_report(context, trained, test, facts)
@@ -101,20 +102,18 @@ def finish(
     context.reporter.result(**facts)
 
 
-def standalone_file(context: JobContext, network: Network) -> standalone.Standalone | None:
-    """Return the student's own source file; None for a network that has none."""
-    if standalone.why_not(network.reference, network.arguments) is not None:
-        return None
+def standalone_file(context: JobContext, network: Network) -> standalone.Standalone | str:
+    """Return the student's own source file, or why there is none."""
+    reason = standalone.why_not(network.reference, network.arguments)
+    if reason is not None:
+        return reason
     try:
         return standalone.write(network)
     except Exception as error:  # reported as a warning; no file is worth losing the student
         LOG.exception("%s could not be written", standalone.FILE)
-        context.reporter.warning(
-            "no_model_file",
-            f"{standalone.FILE} could not be written ({type(error).__name__}: {error}): the "
-            "student needs Retort to be loaded",
-        )
-        return None
+        told = f"{standalone.FILE} could not be written ({type(error).__name__}: {error})"
+        context.reporter.warning("no_model_file", f"{told}: the student needs Retort to be loaded")
+        return told
 
 
 def evaluated_shape(context: JobContext) -> tuple[int, int, int]:
