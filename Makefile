@@ -48,8 +48,8 @@ catalog: $(ENVIRONMENT) ## Write what is generated: catalog.json, docs, formats.
 	@$(BIN)/python -m models_registry.settings > .venv/env.example
 	@mv .venv/env.example .env.example
 
-up: $(ENVIRONMENT) ## Run the service on this machine (Ctrl-C stops it)
-	@$(BIN)/retort up
+up: $(ENVIRONMENT) ## Run the service on this machine (Ctrl-C stops it); OPTIONS=--detach
+	@$(BIN)/retort up $(OPTIONS)
 
 clean: ## Remove the environment and caches; data of `up` and `demo` stays
 	@echo "clean: .venv and caches"
