@@ -54,7 +54,7 @@ def lines(description: Json) -> Iterator[str]:
     yield ""
     yield f"for path in sys.argv[1:]:  # {'pictures' if is_picture else 'files of numpy.save'}"
     yield "    with torch.inference_mode():"
-    yield from _ANSWERS[description["task"]](description)
+    yield from ANSWERS[description["task"]](description)
 
 
 def _imports(description: Json, *, is_picture: bool) -> Iterator[str]:
@@ -186,7 +186,7 @@ def _boxes(description: Json) -> Iterator[str]:
     yield '        print(path, classes[int(number)], f"{float(score):.4f}", *box, sep="\\t")'
 
 
-_ANSWERS = {"classification": _class, "segmentation": _mask, "detection": _boxes}
+ANSWERS = {"classification": _class, "segmentation": _mask, "detection": _boxes}
 
 
 def _statement(text: str) -> Iterator[str]:

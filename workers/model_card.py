@@ -436,23 +436,27 @@ def _limits(origin: JobFacts, description: Json, result: RunResult) -> list[str]
 
 
 def _use(origin: JobFacts, description: Json) -> list[str]:
-    needed = " ".join(card_program.packages(description))
-    lines = [
+    files = [models.WEIGHTS, "config.json"]
+    files += [card_program.FILE] if description["needs"] is not None else []
+    *first, last = (f"`{name}`" for name in files)
+    packages = " ".join(shlex.quote(name) for name in card_program.packages(description))
+    reason = description["needs_retort"]
+    return [
         "## How to use it",
         "",
-        "```",
-        f"retort download {origin.job_id} --all --output student",
-        f"pip install {shlex.quote(needed) if '[' in needed else needed}",
-        "```",
+        "This program prints what the student says of each file that it is given. It brings "
+        "pictures to the size and the values that the student was evaluated with. "
+        + ("It needs no Retort." if reason is None else f"It needs Retort itself: {reason}."),
         "",
-        "This program, saved in the folder `student`, prints what the student says of each file "
-        "that it is given: `python predict.py FILE ...`. It brings pictures to the size and the "
-        "values that the student was evaluated with.",
+        f"1. Put {', '.join(first)} and {last} into one folder; `retort download {origin.job_id} "
+        "--all` does that.",
+        f"2. `pip install {packages}`",
+        "3. Save the program there as `predict.py`, and run it: `python predict.py FILE ...`",
         "",
+        "```python",
+        *card_program.lines(description),
+        "```",
     ]
-    if description["needs_retort"] is not None:
-        lines += [f"It needs Retort itself: {description['needs_retort']}.", ""]
-    return [*lines, "```python", *card_program.lines(description), "```"]
 
 
 def _lineage(origin: JobFacts, result: RunResult) -> list[str]:

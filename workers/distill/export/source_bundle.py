@@ -9,6 +9,7 @@ equal. Annotations that name something left out are dropped, and shapes become p
 import ast
 import builtins
 import copy
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -141,6 +142,11 @@ class Module:
                 self.units[-1].remark = node
             case _:
                 pass  # the docstring; imports for type checkers alone
+
+
+@functools.cache
+def _read(name: str) -> Module:
+    return Module(name)
 
 
 def _imported(module: str, name: str, alias: str) -> Meaning:
@@ -318,7 +324,7 @@ class Bundle:
 
     def _module(self, name: str) -> Module:
         if name not in self._modules:
-            self._modules[name] = Module(name)
+            self._modules[name] = _read(name)
         return self._modules[name]
 
     def _keep(self, wanted: list[Own]) -> None:

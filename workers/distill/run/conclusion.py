@@ -59,7 +59,7 @@ def _compared(metric: str, student: Scores, baseline: Scores, other: str) -> str
 def _half_width(metric: str, *scores: Scores) -> float | None:
     """Return half the 95 % interval of a difference in points, or None without its intervals.
 
-    Differs: both scores come from the same images, which makes their difference surer than this.
+    Both scores come from the same images, which makes their difference surer than this says.
     """
     intervals = [score.get(f"{metric}_interval") for score in scores]
     if None in intervals:

@@ -677,7 +677,7 @@ def plain_transform(network: Detector, size: tuple[int, int], channels: int) -> 
     height, width = size
     return (
         "torchvision.models.detection.transform.GeneralizedRCNNTransform("
-        f"{min(size)}, {max(size)}, {[0.0] * channels}, {[1.0] * channels}, "
+        f"{min(size)}, {max(size)}, [0.0] * {channels}, [1.0] * {channels}, "
         f"size_divisible={network.transform.size_divisible}, fixed_size=({width}, {height}))"
     )
 
