@@ -54,7 +54,7 @@ Meaning: TypeAlias = Own | Library
 
 
 @dataclass(frozen=True)
-class Reference:
+class Mention:
     """A place in a module's text that means a top-level name."""
 
     node: ast.expr
@@ -67,7 +67,7 @@ class Reference:
 class Unit:
     """A statement at the top of a module: what is kept or left out."""
 
-    module: "Module"
+    module: "SourceModule"
     node: ast.stmt
     names: tuple[str, ...]
     remark: ast.stmt | None = None
@@ -84,7 +84,7 @@ class Unit:
 class Scan:
     """What some code mentions."""
 
-    references: list[Reference] = field(default_factory=list)
+    references: list[Mention] = field(default_factory=list)
     attributes: set[str] = field(default_factory=set)
     annotations: list[tuple[ast.AST, ast.expr]] = field(default_factory=list)
     """With what they belong to: an argument, a function (its result) or an assignment."""
@@ -92,7 +92,7 @@ class Scan:
     """Names of local variables."""
 
 
-class Module:
+class SourceModule:
     """A module of ours: its text, its top-level statements, and what its names mean."""
 
     def __init__(self, name: str) -> None:
@@ -145,8 +145,8 @@ class Module:
 
 
 @functools.cache
-def _read(name: str) -> Module:
-    return Module(name)
+def _read(name: str) -> SourceModule:
+    return SourceModule(name)
 
 
 def _imported(module: str, name: str, alias: str) -> Meaning:
@@ -181,7 +181,7 @@ def _stored(node: ast.AST) -> Iterator[str]:
 class _Scanner(ast.NodeVisitor):
     """Find what code of a module mentions, with regard to local variables."""
 
-    def __init__(self, bundle: "Bundle", module: Module) -> None:
+    def __init__(self, bundle: "Bundle", module: SourceModule) -> None:
         self.found = Scan()
         self._bundle, self._module = bundle, module
         self._scopes: list[set[str]] = []
@@ -192,12 +192,12 @@ class _Scanner(ast.NodeVisitor):
         if isinstance(target, Own) and target.name is None:
             raise CannotBundleError(f"{self._module.name} hands on the module {node.id}")
         if target is not None:
-            self.found.references.append(Reference(node, target, self._string))
+            self.found.references.append(Mention(node, target, self._string))
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         target = self._target(node)
         if target is not None:
-            self.found.references.append(Reference(node, target, self._string))
+            self.found.references.append(Mention(node, target, self._string))
             return
         self.found.attributes.add(node.attr)
         self.visit(node.value)
@@ -276,7 +276,7 @@ class Bundle:
 
     def __init__(self, reserved: Iterable[str] = (), imports: Iterable[Library] = ()) -> None:
         """Give none of the names that are reserved; have some imports in any case."""
-        self._modules: dict[str, Module] = {}
+        self._modules: dict[str, SourceModule] = {}
         self._reserved = {*reserved, *dir(builtins)}
         self._imports = {library.alias: library for library in imports}
         self._kept: dict[Unit, Scan] = {}
@@ -322,7 +322,7 @@ class Bundle:
         ]
         return "\n".join(self._import_lines()) + "\n\n\n" + "\n\n".join(parts)
 
-    def _module(self, name: str) -> Module:
+    def _module(self, name: str) -> SourceModule:
         if name not in self._modules:
             self._modules[name] = _read(name)
         return self._modules[name]
@@ -358,11 +358,11 @@ class Bundle:
             raise CannotBundleError(f"{target.module}.{target.name} needs pydantic")
         return unit
 
-    def _in_order(self) -> list[Module]:
+    def _in_order(self) -> list[SourceModule]:
         """Return the modules, each after those that it imports."""
-        ordered: dict[str, Module] = {}
+        ordered: dict[str, SourceModule] = {}
 
-        def visit(module: Module) -> None:
+        def visit(module: SourceModule) -> None:
             for meaning in module.imports.values():
                 if isinstance(meaning, Own) and meaning.module in self._modules:
                     visit(self._modules[meaning.module])
@@ -518,7 +518,7 @@ def _left_out(unit: Unit, parts: Sequence[ast.stmt]) -> Iterator[Edit]:
         yield (module.lines(node)[1], module.lines(node)[1], "    pass\n")
 
 
-def _renamed(module: Module, scan: Scan, names: dict[Own, str]) -> Iterator[Edit]:
+def _renamed(module: SourceModule, scan: Scan, names: dict[Own, str]) -> Iterator[Edit]:
     for reference in scan.references:
         if not isinstance(reference.target, Own):
             continue
@@ -548,7 +548,9 @@ class _Renamer(ast.NodeTransformer):
         return changed
 
 
-def _retitled(module: Module, node: ast.FunctionDef | ast.ClassDef, name: str) -> Iterator[Edit]:
+def _retitled(
+    module: SourceModule, node: ast.FunctionDef | ast.ClassDef, name: str
+) -> Iterator[Edit]:
     word = b"class " if isinstance(node, ast.ClassDef) else b"def "
     start = module.text.index(word, module.span(node)[0]) + len(word)
     yield (start, start + len(node.name.encode()), name)
@@ -589,7 +591,7 @@ class _LeftOutError(Exception):
 class _Annotation(ast.NodeTransformer):
     """Say an annotation in names of the text: `Float[Tensor, "N C"]` as `Tensor`."""
 
-    def __init__(self, module: Module, meanings: _Meanings) -> None:
+    def __init__(self, module: SourceModule, meanings: _Meanings) -> None:
         self._module, self._meanings = module, meanings
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
