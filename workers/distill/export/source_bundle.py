@@ -352,7 +352,9 @@ class Bundle:
                 wanted.append(Own(unit.module.name, unit.names[0]))
 
     def _unit(self, target: Own) -> Unit:
-        unit = self._module(target.module).by_name[target.name or ""]
+        unit = self._module(target.module).by_name.get(target.name or "")
+        if unit is None:
+            raise CannotBundleError(f"{target.module} has no {target.name} at its top level")
         # Our checks of arguments are made before, where they can be refused.
         if isinstance(unit.node, ast.ClassDef) and "pydantic" in ast.unparse(unit.node):
             raise CannotBundleError(f"{target.module}.{target.name} needs pydantic")
