@@ -55,8 +55,8 @@ catalog: $(ENVIRONMENT) ## Write what is generated: catalog.json, docs, formats.
 measurements: $(ENVIRONMENT) ## Make the tables of docs/measurements.md anew: hours; QUICK=1 tries them
 	@$(BIN)/python -m benchmarks.measurements $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
-up: $(ENVIRONMENT) ## Run the service on this machine (Ctrl-C stops it)
-	@$(BIN)/retort up
+up: $(ENVIRONMENT) ## Run the service on this machine (Ctrl-C stops it); OPTIONS=--detach
+	@$(BIN)/retort up $(OPTIONS)
 
 clean: ## Remove the environment and caches; data of `up` and `demo` stays
 	@echo "clean: .venv and caches"

@@ -428,12 +428,11 @@ def accuracy(seeds: int) -> dict[str, Any]:
     # Imported here because they need the service's packages, which a machine with a card may lack.
     from benchmarks import digit_pairs, digits
 
-    asked: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-        "kd": (digit_pairs.METHODS["kd"], {})
-    }
+    kd = digit_pairs.METHODS["kd"]
+    asked: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {"kd": (kd, {})}
     for views in VIEWS:
         cache = {"teacher_cache": {"views": views}}
-        asked[f"kd, {views} views"] = (digit_pairs.METHODS["kd"], cache)
+        asked[f"kd, {views} views"] = (kd, cache)
         asked[f"fkd, {views} views"] = ({"name": "fkd"}, cache)
     scores: dict[str, list[float]] = {name: [] for name in asked}
     with tempfile.TemporaryDirectory(prefix="retort-accuracy-") as scratch:

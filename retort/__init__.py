@@ -8,6 +8,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Client", "connect"]
 
+DISTRIBUTION = "retort-distill"
+"""What an installer calls this package; `retort` on the public index is another project."""
+
 
 def __getattr__(name: str) -> Any:
     # Loaded on first use: `retort --help` imports this package too, and needs no HTTP.

@@ -6,6 +6,7 @@ the engine's result; the card states nothing that was not measured.
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,13 @@ from models_registry import catalog
 from models_registry.artifacts import datasets, models, references
 from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import tables
-from workers.distill.config.result import FederationSummary, RunResult, SynthesisSummary
+from workers import card_program
+from workers.distill.config.result import (
+    FederationSummary,
+    RunResult,
+    SynthesisSummary,
+    Timing,
+)
 
 # Free-form JSON: what the engine reported, a spec as stored.
 Json = dict[str, Any]
@@ -115,7 +122,7 @@ def write(
         _training(origin, result),
         _size_and_speed(result),
         _limits(origin, description, result),
-        _loading(description),
+        _use(origin, description),
         _lineage(origin, result),
         _report(pictures),
     )
@@ -202,7 +209,8 @@ def _scores(origin: JobFacts, description: Json, result: RunResult) -> list[str]
         "",
     ]
     named = [(names[name], score) for name, score in scores.items()]
-    return [*head, *words.scores(named)]
+    closing = [] if result.conclusion is None else ["", f"**In short:** {result.conclusion}"]
+    return [*head, *words.scores(named), *closing]
 
 
 def _warnings(origin: JobFacts) -> list[str]:
@@ -240,9 +248,36 @@ def _data(origin: JobFacts, description: Json, result: RunResult) -> list[str]:
         "",
         *where,
         f"- Classes: {listed}",
-        "- Pixels are scaled to 0..1 and normalised with mean "
-        f"{description['input']['mean']} and deviation {description['input']['std']}",
+        *_pixels(description),
     ]
+
+
+def _pixels(description: Json) -> Iterator[str]:
+    """Yield what is done to images before the network sees them."""
+    given = description["preprocessing"]
+    height, width = given["picture_size"]
+    if given["crop_mode"] == "center":
+        fitted = "scaled until they cover it and cut at their centre"
+    else:
+        fitted = f"scaled until they fit into it and padded with {given['pad_value']}"
+    how = f"({given['interpolation']} interpolation)"
+    yield f"- Pictures of another size than {height} x {width} (height x width): {fitted} {how}"
+    if given["input_size"][1:] != given["picture_size"]:
+        _, tall, wide = given["input_size"]
+        yield f"- Then resized to {tall} x {wide} {how}"
+    order = given["channels_order"]
+    yield (
+        f"- Pixels{f' ({order})' if order else ''} are scaled to 0..1 and normalised with mean "
+        f"{given['mean']} and deviation {given['std']}"
+    )
+    if description["training"]["flip"]:
+        yield (
+            "- Trained with horizontal mirroring: it hardly tells a picture from its mirror image, "
+            "which is wrong for text and signs (`flip: false` in the job's `training` leaves it "
+            "out)"
+        )
+    else:
+        yield "- Trained without horizontal mirroring"
 
 
 def _facts_of(facts: DataFacts) -> Iterator[str]:
@@ -352,7 +387,7 @@ def _size_and_speed(result: RunResult) -> list[str]:
     rows = (
         ("parameters", result.parameters, ",d"),
         ("operations of one image (FLOPs)", result.flops, ",d"),
-        ("time from one image to the answer (ms)", result.latency_ms, ".2f"),
+        *_latency_rows(result),
     )
     return [
         "## Size and speed",
@@ -367,6 +402,21 @@ def _size_and_speed(result: RunResult) -> list[str]:
         "",
         f"Measured on the training machine ({result.device}), other work beside it.",
     ]
+
+
+def _latency_rows(result: RunResult) -> Iterator[tuple[str, Json, str]]:
+    for field, name in (("one_thread", "one thread"), ("all_threads", "all threads")):
+        found: dict[str, Timing | None] = {
+            role: getattr(one, field) for role, one in result.latency.items() if one is not None
+        }
+        timings = {role: one for role, one in found.items() if one is not None}
+        if not timings:
+            continue
+        if field == "all_threads":
+            name += f" ({max(one.threads for one in timings.values())})"
+        for part, word in (("p50_ms", "median"), ("p99_ms", "99th percentile")):
+            values = {role: getattr(one, part) for role, one in timings.items()}
+            yield f"one image, {name}: {word} (ms)", values, ".2f"
 
 
 def _limits(origin: JobFacts, description: Json, result: RunResult) -> list[str]:
@@ -385,62 +435,28 @@ def _limits(origin: JobFacts, description: Json, result: RunResult) -> list[str]
     ]
 
 
-def _loading(description: Json) -> list[str]:
-    return ["## How to load it", "", "```python", *snippet(description), "```"]
-
-
-def snippet(description: Json) -> Iterator[str]:
-    """Yield the lines of a program that runs the student on one image, beside its weights."""
-    size, library = description["input"], _library(description["network"])
-    if library == "timm":
-        yield from _plain_timm(description)
-    else:
-        yield 'from pathlib import Path  # needs: pip install "retort[worker]"'
-        yield ""
-        yield "import torch"
-        yield "from workers.distill.networks import weights"
-        yield ""
-        yield f'network, _ = weights.rebuild(Path("{models.WEIGHTS}"))'
-    yield "network.eval()"
-    yield (
-        'classes = json.load(open("config.json"))["classes"]'
-        if library == "timm"
-        else (
-            f"classes = {json.dumps(description['classes'], ensure_ascii=True)}"
-            if len(description["classes"]) <= _MOST_CLASSES
-            else f"classes = range({len(description['classes'])})  # names: config.json"
-        )
-    )
-    yield ""
-    yield f"mean = torch.tensor({size['mean']}).view(1, -1, 1, 1)"
-    yield f"std = torch.tensor({size['std']}).view(1, -1, 1, 1)"
-    shape = f"1, {size['channels']}, {size['height']}, {size['width']}"
-    yield f"images = torch.rand({shape})  # yours: pixels from 0 to 1"
-    yield "with torch.inference_mode():"
-    yield from _TASKS[description["task"]].snippet
-
-
-def _plain_timm(description: Json) -> Iterator[str]:
-    name = description["network"].partition("/")[2]
-    settings = {key: value for key, value in description["arguments"].items() if key != "taps"}
-    given = {
-        "num_classes": len(description["classes"]),
-        "in_chans": description["input"]["channels"],
-        **settings,
-    }
-    size = (description["input"]["height"], description["input"]["width"])
-    yield "import json"
-    yield ""
-    yield "import timm  # needs: pip install timm"
-    yield "import torch"
-    yield "from safetensors.torch import load_file"
-    yield ""
-    yield f"settings = {given!r}"
-    yield "try:"
-    yield f"    network = timm.create_model({name!r}, img_size={size!r}, **settings)"
-    yield "except TypeError:  # networks that take images of any size"
-    yield f"    network = timm.create_model({name!r}, **settings)"
-    yield f'network.load_state_dict(load_file("{models.WEIGHTS}"))'
+def _use(origin: JobFacts, description: Json) -> list[str]:
+    files = [models.WEIGHTS, "config.json"]
+    files += [card_program.FILE] if description["needs"] is not None else []
+    *first, last = (f"`{name}`" for name in files)
+    packages = " ".join(shlex.quote(name) for name in card_program.packages(description))
+    reason = description["needs_retort"]
+    return [
+        "## How to use it",
+        "",
+        "This program prints what the student says of each file that it is given. It brings "
+        "pictures to the size and the values that the student was evaluated with. "
+        + ("It needs no Retort." if reason is None else f"It needs Retort itself: {reason}."),
+        "",
+        f"1. Put {', '.join(first)} and {last} into one folder; `retort download {origin.job_id} "
+        "--all` does that.",
+        f"2. `pip install {packages}`",
+        "3. Save the program there as `predict.py`, and run it: `python predict.py FILE ...`",
+        "",
+        "```python",
+        *card_program.lines(description),
+        "```",
+    ]
 
 
 def _lineage(origin: JobFacts, result: RunResult) -> list[str]:
@@ -475,8 +491,9 @@ def _rows(prefix: str, settings: Json) -> Iterator[tuple[str, str]]:
 
 
 def _library(network: str) -> str:
-    """Return the library that a user needs to build the network: `timm` or `retort`."""
-    return "timm" if network.startswith("timm/") else "retort"
+    """Return the library that builds the network, as model hubs call it."""
+    library = network.partition("/")[0]
+    return library if library in ("timm", "torchvision") else "pytorch"
 
 
 def _with_interval(score: Json, metric: str) -> str:
@@ -566,11 +583,6 @@ class _TaskText:
     """What happens with what belongs to no class."""
     scores: Callable[[list[tuple[str, Json]]], list[str]]
     """Returns the table of scores; takes title and scores of each network."""
-    snippet: tuple[str, ...]
-    """Lines that ask the network with `images`, and print its answer in words of `classes`.
-
-    The first lines stand within a `with` block.
-    """
 
 
 _TASKS = {
@@ -582,10 +594,6 @@ _TASKS = {
         hub_metrics={"accuracy": "accuracy"},
         limit="images of no class are still given one",
         scores=_image_scores,
-        snippet=(
-            "    probabilities = network((images - mean) / std).softmax(1)",
-            "print(classes[int(probabilities[0].argmax())], float(probabilities[0].max()))",
-        ),
     ),
     "segmentation": _TaskText(
         pipeline_tag="image-segmentation",
@@ -595,11 +603,6 @@ _TASKS = {
         hub_metrics={"accuracy": "accuracy", "miou": "mean_iou"},
         limit="pixels of no class are still given one",
         scores=_pixel_scores,
-        snippet=(
-            "    probabilities = network((images - mean) / std).softmax(1)",
-            "mask = probabilities[0].argmax(0)  # a class for each pixel",
-            "print(*sorted(classes[number] for number in mask.unique().tolist()))",
-        ),
     ),
     "detection": _TaskText(
         pipeline_tag="object-detection",
@@ -609,12 +612,5 @@ _TASKS = {
         hub_metrics={"ap": "map", "ap50": "map_50", "ap75": "map_75"},  # as torchmetrics says
         limit="objects of no class may be taken for one of a class",
         scores=_box_scores,
-        snippet=(
-            "    detections = network((images - mean) / std)  # the highest scores first",
-            "for number, score, *corners in detections[0].tolist():",
-            "    if number >= 0 and score >= 0.3:  # rows of class -1 are padding",
-            "        x1, y1, x2, y2 = (round(corner, 1) for corner in corners)  # in pixels",
-            '        print(classes[int(number)], f"{score:.2f}", x1, y1, x2, y2)',
-        ),
     ),
 }

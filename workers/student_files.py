@@ -13,7 +13,7 @@ from models_registry.artifacts import models, synthetic_datasets
 from models_registry.jobs import reports, submission
 from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import tables
-from workers import model_card
+from workers import card_program, model_card
 from workers.distill.config.result import RunResult
 
 log = structlog.get_logger()
@@ -102,6 +102,8 @@ def make(
         models.WEIGHTS: workdir / WEIGHTS,
         "config.json": workdir / "model.json",
         "metrics.json": workdir / "metrics.json",
+        # The network's own source, where it is one of ours.
+        **{name: workdir / name for name in (card_program.FILE,) if (workdir / name).is_file()},
         # Synthetic images of a data-free method, where the job keeps them.
         **_files_in(workdir, synthetic_datasets.FOLDER),
         # Which images each client of a federation had.

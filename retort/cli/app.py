@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+import retort
 from retort import errors
 from retort.cli import shell
 from retort.cli.commands import (
@@ -60,7 +61,7 @@ def root(
     del debug  # read by OneLineErrors, which must know it even if this never runs
     ctx.obj = shell.GlobalOptions(url, api_key, as_json)
     if version:
-        typer.echo(f"retort {importlib.metadata.version('retort')}")
+        typer.echo(f"retort {importlib.metadata.version(retort.DISTRIBUTION)}")
         raise typer.Exit
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
@@ -70,17 +71,38 @@ def root(
 def up(
     data_dir: DataDirOption = Path("retort-data"),
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8765,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, envvar="RETORT_PORT", help="Port to listen on.")
+    ] = 8765,
     workers: Annotated[int, typer.Option(min=1, help="Jobs that run at a time.")] = 1,
     device: DeviceOption = "auto",
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return when it is ready; `retort down` stops it.")
+    ] = False,
 ) -> None:
     """Run the whole service on this machine: server, worker, queue and storage."""
+    from retort.cli import detached
     from retort.cli import up as service
 
+    if detach:
+        options = {"host": host, "port": port, "workers": workers, "device": device}
+        said = detached.start(data_dir, [f"--{name}={value}" for name, value in options.items()])
+        for line in (*said.splitlines(), "Stop it with: retort down"):
+            shell.say(line)
+        return
     try:
         service.run(data_dir=data_dir, host=host, port=port, workers=workers, device=device)
     except service.UpFailed as error:
         raise errors.CannotStart(str(error)) from error
+
+
+@app.command()
+def down(data_dir: DataDirOption = Path("retort-data")) -> None:
+    """Stop the `retort up --detach` of a data folder; its data is kept for the next start."""
+    from retort.cli import detached
+
+    detached.stop(data_dir)
+    shell.say("stopped")
 
 
 @app.command()

@@ -28,12 +28,17 @@ from typing import Any
 import httpx
 import rich.console
 
+import retort
 from models_registry.access import keys
 from models_registry.persistence import database, schema
 from models_registry.settings import Settings
 from retort import config, errors
 
 DEFAULT_PORT = 8765
+LOCK = "up.lock"
+"""File of the data folder that a running `retort up` holds, with its process id."""
+READY = "Stop with Ctrl-C"
+"""How the line begins that is printed when all is ready."""
 _READY_SECONDS = 60
 _STOP_SECONDS = 30
 _SOCKET_PATH_LIMIT = 100  # the kernel takes 107 bytes
@@ -120,7 +125,7 @@ def run(
         else:
             console.print("          (and from any other folder while this runs)")
         console.print(f"  logs    {service.data_dir / 'logs'}")
-        console.print("Stop with Ctrl-C; data is kept for the next start.")
+        console.print(f"{READY}; data is kept for the next start.")
         while not stop.wait(0.5):
             for line in service.restart_ended():
                 console.print(line)
@@ -165,7 +170,10 @@ def started(
     Raises: UpFailed if it cannot start.
     """
     if importlib.util.find_spec("torch") is None:
-        raise UpFailed("the worker needs PyTorch: install retort[worker], then start again")
+        raise UpFailed(
+            "the worker needs PyTorch, which is not installed: run pip install "
+            f"'{retort.DISTRIBUTION}[worker]', then start again"
+        )
     data_dir = data_dir.resolve()
     (data_dir / "logs").mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -191,13 +199,16 @@ def _address(host: str) -> str:
 
 @contextlib.contextmanager
 def _only_one(data_dir: Path) -> Iterator[None]:
-    with (data_dir / "up.lock").open("w") as lock:
+    with (data_dir / LOCK).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UpFailed(
                 f"another `retort up` uses {data_dir}: stop it, or choose another --data-dir"
             ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
         yield
 
 

@@ -70,6 +70,7 @@ TRAININGS = st.fixed_dictionaries(
             [{"name": "cosine", "warmup_epochs": 3}, {"warmup_epochs": 1}, {"milestones": [1]}]
         ),
         "augmentation": st.sampled_from(["none", "standard", "autoaugment"]),
+        "flip": st.sampled_from([None, True, False]),
         "mixing": st.sampled_from([None, {"name": "mixup"}, {"name": "cutmix"}]),
         "label_noise": st.sampled_from([0.0, 0.2]),
         "teacher_cache": st.sampled_from([None, {}, {"views": 1}, {"views": 2, "per_visit": 3}]),

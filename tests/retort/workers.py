@@ -55,6 +55,7 @@ class Staff:
                         "teacher": {"accuracy": 0.99},
                         "student": {"accuracy": accuracy, "agreement": 0.98, "ece": 0.01},
                     },
+                    "conclusion": "The student matches the baseline.",
                     "parameters": {"teacher": 1_234_567, "student": 78_042},
                 },
                 student=factories.new_version(

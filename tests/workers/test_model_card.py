@@ -1,12 +1,7 @@
-import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import pytest
-import torch
 import yaml
 
 from models_registry.jobs.spec import JobSpec
@@ -14,14 +9,25 @@ from tests import factories
 from tests.workers.scenes import SCORE
 from workers import model_card
 from workers.distill.config.descriptions import PRIMARY_METRICS
-from workers.distill.config.job import Task
+from workers.distill.config.job import Input, Task
 from workers.distill.config.result import RunResult
+from workers.distill.export import preprocessing
 
 RESULT: dict[str, Any] = {
     "scores": {"teacher": {**SCORE, "accuracy": 0.97}, "student": SCORE, "baseline": None},
     "parameters": {"teacher": 1_234_567, "student": 78_042},
     "flops": {"teacher": 10_000, "student": 5},
-    "latency_ms": {"teacher": 2.0, "student": 1.0},
+    "latency": {
+        "teacher": {
+            "one_thread": None,
+            "all_threads": {"p50_ms": 2.0, "p99_ms": 9.0, "threads": 2},
+        },
+        "student": {
+            "one_thread": {"p50_ms": 1.5, "p99_ms": 7.0, "threads": 1},
+            "all_threads": {"p50_ms": 1.0, "p99_ms": 5.0, "threads": 2},
+        },
+    },
+    "conclusion": "The student beats the same student trained without a teacher.",
     "epochs": 2,
     "steps": 40,
     "best_epoch": 1,
@@ -35,6 +41,13 @@ DESCRIPTION: dict[str, Any] = {
     "task": "classification",
     "classes": ["zero", "one"],
     "input": factories.DIGITS_INPUT,
+    "preprocessing": preprocessing.describe(
+        "classification", Input.model_validate(factories.DIGITS_INPUT), (1, 8, 8)
+    ),
+    "needs": ["torch", "safetensors"],
+    "needs_retort": None,
+    "library_call": None,
+    "training": {"flip": True},
 }
 DIGITS = model_card.DataFacts(
     "digits@1",
@@ -106,7 +119,7 @@ class TestWrite:
             "Method and training",
             "Size and speed",
             "Limits",
-            "How to load it",
+            "How to use it",
             "Lineage",
             "Report",
         ]
@@ -149,6 +162,44 @@ class TestWrite:
         text = card(teacher=None)
         assert "trained alone" in text
         assert "- Teacher:" not in text
+
+    def test_ends_the_scores_with_what_the_run_is_worth(self) -> None:
+        scores = card().partition("## Scores")[2].partition("\n## ")[0]
+        assert scores.rstrip().endswith(f"**In short:** {RESULT['conclusion']}")
+        assert "In short" not in card(result={**RESULT, "conclusion": None})
+
+    def test_says_how_fast_it_is_with_one_thread_and_with_all(self) -> None:
+        text = card()
+        assert "| one image, one thread: median (ms) | – | 1.50 |" in text
+        assert "| one image, all threads (2): median (ms) | 2.00 | 1.00 |" in text
+        assert "| one image, all threads (2): 99th percentile (ms) | 9.00 | 5.00 |" in text
+
+    @pytest.mark.parametrize(("flip", "said"), [(True, "with"), (False, "without")])
+    def test_says_whether_images_were_mirrored(self, flip: bool, said: str) -> None:
+        text = card(description={**DESCRIPTION, "training": {"flip": flip}})
+        assert f"- Trained {said} horizontal mirroring" in text
+
+    def test_says_what_is_done_to_pictures(self) -> None:
+        assert "8 x 8 (height x width): scaled until they cover it and cut at their" in card()
+        expected = Input.model_validate({**factories.DIGITS_INPUT, "height": 32, "width": 16})
+        given = preprocessing.describe("detection", expected, (1, 8, 8))
+        text = card(description={**DESCRIPTION, "preprocessing": given})
+        assert "scaled until they fit into it and padded with 114 (bilinear interpolation)" in text
+        assert "- Then resized to 32 x 16 (bilinear interpolation)" in text
+
+    def test_says_what_the_program_needs(self) -> None:
+        text = card()
+        assert "It needs no Retort." in text
+        assert "`pip install torch safetensors pillow`" in text
+        assert "`retort download job_1 --all`" in text
+
+    def test_without_a_way_around_it_names_the_package_that_is_retort(self) -> None:
+        text = card(
+            description={**DESCRIPTION, "needs": None, "needs_retort": "its backbone is foreign"}
+        )
+        assert "It needs Retort itself: its backbone is foreign." in text
+        assert "`pip install 'retort-distill[worker]'`" in text
+        assert "`model.py`" not in text
 
     def test_shows_the_pictures_that_there_are(self) -> None:
         text = card(pictures=("report/accuracy.png", "report/accuracy.svg", "report/index.json"))
@@ -255,7 +306,7 @@ class TestSegmentation:
         assert told["pipeline_tag"] == "image-segmentation"
         (measured,) = told["model-index"][0]["results"]
         assert [metric["type"] for metric in measured["metrics"]] == ["accuracy", "mean_iou"]
-        assert "a class for each pixel" in text
+        assert "the class of each pixel" in text
 
 
 class TestDetection:
@@ -297,82 +348,6 @@ class TestDetection:
         _, front, _ = text.split("---\n", 2)
         (measured,) = yaml.safe_load(front)["model-index"][0]["results"]
         assert measured["metrics"] == []
-
-    def test_loads_a_network_and_prints_its_boxes_without_padding(
-        self, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        *_, asking = "\n".join(model_card.snippet(self.DESCRIPTION)).partition("with torch.")
-        rows = [[1, 0.875, 1.04, 2, 3, 4], [0, 0.25, 0, 0, 1, 1], [-1, 0, 0, 0, 0, 0]]
-        given: dict[str, Any] = {
-            "images": torch.zeros(1, 1, 8, 8),
-            "mean": 0.3,
-            "std": 0.3,
-            "torch": torch,
-            "classes": ["zero", "one"],
-            "network": lambda _: torch.tensor([rows]),
-        }
-        exec(f"with torch.{asking}", given)
-        assert capsys.readouterr().out == "one 0.88 1.0 2.0 3.0 4.0\n"
-
-
-# Builds networks, saves each as the engine does in a folder of its own, and runs its snippet there.
-DELIVER = """
-import contextlib, json, os, pathlib, sys
-import torch
-from workers.distill.networks import catalog, weights
-
-for number, (said, snippet) in enumerate(json.load(sys.stdin)):
-    size = said["input"]
-    network = catalog.build(
-        said["network"], classes=len(said["classes"]), channels=size["channels"],
-        height=size["height"], width=size["width"], arguments=said["arguments"],
-    )
-    header = {"format": "pt", weights.HEADER_KEY: json.dumps(said)}
-    folder = pathlib.Path(str(number))
-    folder.mkdir()
-    weights.save_student(folder / "model.safetensors", network, header)
-    (folder / "config.json").write_text(json.dumps(said))
-    with contextlib.chdir(folder):
-        exec(compile(snippet, said["network"], "exec"), {"__name__": "__main__"})
-"""
-
-
-@pytest.mark.slow
-class TestSnippet:
-    def test_runs_beside_the_files_of_a_student(self, tmp_path: Path) -> None:
-        """In one process for all networks: loading torch takes longer than all the rest."""
-        size = {"channels": 1, "height": 32, "width": 32, "mean": [0.3], "std": [0.3]}
-        networks: dict[str, dict[str, Any]] = {
-            "retort/resnet8": {},
-            "torchvision/mobilenet_v3_small": {},
-            "timm/resnet10t": {"drop_rate": 0.1},
-            "timm/vit_tiny_patch16_224": {"patch_size": 8, "depth": 1},
-        }
-        told = []
-        for network, arguments in networks.items():
-            said = {**DESCRIPTION, "network": network, "arguments": arguments, "input": size}
-            found = re.search(r"```python\n(.*?)```", card(description=said), re.DOTALL)
-            assert found is not None
-            if network.startswith("timm/"):
-                assert "workers" not in found[1]
-            told.append((said, found[1]))
-        # It has learned nothing, so it finds nothing, and its program prints nothing.
-        detector = {**DESCRIPTION, "network": "retort/fcos", "task": "detection", "input": size}
-        told.append((detector, "\n".join(model_card.snippet(detector))))
-        ran = subprocess.run(
-            [sys.executable, "-c", DELIVER],
-            input=json.dumps(told),
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert ran.returncode == 0, ran.stderr
-        answers = [line.split() for line in ran.stdout.splitlines()]
-        assert len(answers) == len(networks)
-        for name, sure in answers:
-            assert name in {"zero", "one"}
-            assert 0.5 <= float(sure) <= 1
 
 
 FEDERATION: dict[str, Any] = {

@@ -11,6 +11,8 @@ from models_registry.persistence.storage import Storage
 from tests import factories
 from tests.workers.scenes import SCORE
 from workers import model_card, student_files
+from workers.distill.config.job import Input
+from workers.distill.export import preprocessing
 
 REPORT: dict[str, Any] = {
     "type": "result",
@@ -54,6 +56,13 @@ def workdir(tmp_path: Path) -> Path:
         "task": "classification",
         "classes": ["zero", "one"],
         "input": factories.DIGITS_INPUT,
+        "preprocessing": preprocessing.describe(
+            "classification", Input.model_validate(factories.DIGITS_INPUT), (1, 8, 8)
+        ),
+        "needs": ["torch", "safetensors"],
+        "needs_retort": None,
+        "library_call": None,
+        "training": {"flip": False},
     }
     (tmp_path / "model.json").write_text(json.dumps(description))
     (tmp_path / "student.safetensors").write_bytes(b"weights")
@@ -74,6 +83,13 @@ class TestMake:
             "manifest.json": "manifest.json",
         }
         assert all(file.is_file() for file in kit.files.values())
+
+    def test_keeps_the_networks_own_source_beside_the_weights(
+        self, origin: student_files.StudentOrigin, workdir: Path
+    ) -> None:
+        (workdir / "model.py").write_text("")
+        files = student_files.make(origin, REPORT, workdir).files
+        assert files["model.py"] == workdir / "model.py"
 
     def test_describes_the_version(
         self, origin: student_files.StudentOrigin, workdir: Path

@@ -211,6 +211,7 @@ def _watch(retort: shell.Shell, job_id: str) -> None:
     elif job.result:
         display.scores(retort.out, job)
     if job.state == "succeeded":
+        _conclude(retort, job)
         student = f" as {job.result.student}" if job.result and job.result.student else ""
         retort.note(f"succeeded{student}; get it with: retort download {job_id}")
         return
@@ -221,6 +222,12 @@ def _watch(retort: shell.Shell, job_id: str) -> None:
 def _warn(retort: shell.Shell, job: "types.Job") -> None:
     for told in job.warnings or ():
         retort.note(f"warning: {told.message} ({told.code})")
+
+
+def _conclude(retort: shell.Shell, job: "types.Job") -> None:
+    said = (job.result.model_extra or {}).get("conclusion") if job.result else None
+    if said:
+        retort.note(str(said))
 
 
 def _explain_end(retort: shell.Shell, job: "types.Job") -> None:

@@ -38,6 +38,24 @@ class TestOfTaskAndTraining:
 
 
 class TestOfTraining:
+    @pytest.mark.parametrize(
+        ("flip", "augmentation", "refused"),
+        [
+            (None, "none", False),
+            (True, "none", True),
+            (False, "none", False),
+            (False, "flip", True),
+            (True, "flip", False),
+            (False, "standard", False),
+        ],
+    )
+    def test_a_choice_of_mirroring_has_an_effect(
+        self, flip: bool | None, augmentation: str, refused: bool
+    ) -> None:
+        settings = expand({"flip": flip, "augmentation": augmentation}).model_dump()
+        faults = [fault.field for fault in rules.of_training(settings)]
+        assert faults == (["training/flip"] if refused else [])
+
     def test_factors_of_scale_jitter_are_in_order(self) -> None:
         settings = expand({"scale_jitter": [2.0, 0.5]}).model_dump()
         assert [fault.field for fault in rules.of_training(settings)] == ["training/scale_jitter"]

@@ -202,6 +202,10 @@ class TestRecipe:
         config = a_recipe(method={"name": "mlld"}, training={"recipe": "cifar100"})
         assert config.training.optimizer.learning_rate == 0.025
 
+    def test_a_setting_that_was_not_made_leaves_checkpoints_of_before_valid(self) -> None:
+        assert a_recipe(training={"flip": None}).digest() == a_recipe().digest()
+        assert a_recipe(training={"flip": False}).digest() != a_recipe().digest()
+
     def test_a_normalisation_has_one_number_per_channel(self) -> None:
         wrong = {**folders.INPUT, "mean": [0.1, 0.2]}
         with pytest.raises(pydantic.ValidationError, match="one number per channel"):

@@ -123,6 +123,22 @@ class TestWholeRun:
         assert model["scores"] == lines[-1]["scores"]
         assert len(metrics["history"]["student"]) == len(metrics["history"]["baseline"]) == 12
 
+    def test_says_how_it_was_evaluated_and_how_to_load_it_without_retort(
+        self, undisturbed: tuple[Path, list[dict[str, Any]]]
+    ) -> None:
+        workdir, lines = undisturbed
+        model = json.loads((workdir / "model.json").read_text())
+        assert model["preprocessing"]["picture_size"] == [8, 8]
+        assert model["needs"] == ["torch", "safetensors"]
+        assert (model["needs_retort"], model["library_call"]) == (None, None)
+        assert model["training"]["flip"] is False, "as it was, not as it was asked for"
+        assert model["latency"] == lines[-1]["latency"]
+        medians = {role: one["all_threads"]["p50_ms"] for role, one in model["latency"].items()}
+        assert model["latency_ms"] == medians
+        assert "def load(" in (workdir / "model.py").read_text()
+        assert {"path": "model.py"} in lines[-1]["files"]
+        assert lines[-1]["conclusion"].startswith("The student reaches ")
+
     def test_the_best_epoch_is_the_earliest_of_the_highest_validation_accuracy(
         self, undisturbed: tuple[Path, list[dict[str, Any]]]
     ) -> None:

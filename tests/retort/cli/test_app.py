@@ -367,6 +367,7 @@ class TestWatch:
             "student",
         ]
         assert "succeeded as digits-student@1" in result.stderr
+        assert "The student matches the baseline." in result.stderr
 
     def test_explains_a_failure_and_ends_with_1(self, job, staff):
         lease = staff.start(job.id)

@@ -16,7 +16,9 @@ import httpx
 import psutil
 import pytest
 
-from retort import config
+from retort import config, errors
+from retort.cli import detached
+from retort.cli import up as up_program
 from tests.journeys.stacks import free_port
 
 pytestmark = [pytest.mark.slow]
@@ -70,6 +72,25 @@ def test_a_port_that_is_taken_is_one_clear_line(tmp_path: Path):
     assert len(words.splitlines()) == 1
     assert f"port {port}" in words
     assert "--port" in words
+
+
+def test_what_keeps_it_from_starting_in_the_background_is_said_here(tmp_path: Path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        code, words = complaint("--detach", "--data-dir", str(tmp_path / "data"), "--port", port)
+    assert code == 5
+    assert len(words.splitlines()) == 1
+    assert f"port {port}" in words
+
+
+def test_there_may_be_nothing_to_stop(tmp_path: Path):
+    with pytest.raises(errors.BadOption, match="no `retort up` runs with the data in"):
+        detached.stop(tmp_path)
+    (tmp_path / up_program.LOCK).write_text("1")  # what one leaves that has ended
+    with pytest.raises(errors.BadOption, match="--data-dir"):
+        detached.stop(tmp_path)
 
 
 def test_it_ends_cleanly_keeps_its_data_lets_nobody_else_in_and_leaves_no_process_behind(

@@ -113,6 +113,9 @@ class JobConfig(Values):
         if self.training.augmentation != "scale_jitter":
             # Without effect; left out, so that checkpoints outlive the version that added it.
             del content["training"]["scale_jitter"]
+        if self.training.flip is None:
+            # As before there was a choice.
+            del content["training"]["flip"]
         for role, choice in (("teacher", self.teacher), ("student", self.student)):
             if (
                 choice is not None

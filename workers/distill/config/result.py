@@ -171,6 +171,27 @@ class FederationSummary(_ResultPart):
     by_client: list[ClientSummary] = Field(default=[], description="Each client, by name.")
 
 
+class Timing(_ResultPart):
+    """How long a network takes from one image to its answer, after a warm-up."""
+
+    p50_ms: float = Field(default=0.0, description="Half of the calls took no longer, in ms.")
+    p99_ms: float = Field(
+        default=0.0,
+        description="99 % of the calls took no longer, in ms; of fewer than 100 calls, none did.",
+    )
+    threads: int = Field(default=0, description="Threads that one operation may use.")
+    calls: int = Field(default=0, description="Calls that were measured.")
+
+
+class Latency(_ResultPart):
+    """How long a network takes from one image to its answer, by the threads that it may use."""
+
+    one_thread: Timing | None = Field(
+        default=None, description="Null on a card, where threads of the processor do not matter."
+    )
+    all_threads: Timing | None = Field(default=None, description="With all that the run had.")
+
+
 class RunResult(BaseModel):
     """What was measured and made by one run; fields that are not declared are left out."""
 
@@ -186,6 +207,12 @@ class RunResult(BaseModel):
         "Detection: COCO's other figures (`ap50`, `ap75`, `ap_small` and so on), `ap_interval` "
         "(95 %), `ap_by_class`, `voc_ap50`, number of `boxes`, and `detections` by kind of error.",
     )
+    conclusion: str | None = Field(
+        default=None,
+        description="One sentence on what the student is worth, beside its teacher and baseline. "
+        "It `beats` or `misses` the baseline only where the 95 % interval of the difference leaves "
+        "out 0.",
+    )
     parameters: dict[Role, int | None] = Field(
         default={}, description="Number of parameters, by network."
     )
@@ -194,7 +221,13 @@ class RunResult(BaseModel):
     )
     latency_ms: dict[Role, float | None] = Field(
         default={},
-        description="Median time from one image to the network's answer in ms, by network.",
+        description="Median time from one image to the network's answer in ms, by network: "
+        "`p50_ms` of `latency` with all threads.",
+    )
+    latency: dict[Role, Latency | None] = Field(
+        default={},
+        description="Time from one image to the network's answer, by network: median and 99th "
+        "percentile, with one thread and with all.",
     )
     images_per_second: float | None = Field(
         default=None, description="Training images per second while the student was trained."

@@ -193,6 +193,19 @@ def _scale_jitter(training: Json) -> Iterator[Violation]:
         )
 
 
+def _flip(training: Json) -> Iterator[Violation]:
+    flip, augmentation = training.get("flip"), training["augmentation"]
+    if (flip, augmentation) in ((True, "none"), (False, "flip")):
+        says = "mirrors nothing" if flip else "does nothing but mirror images"
+        way_out = "choose augmentation flip or standard" if flip else "choose augmentation none"
+        yield Violation(
+            "training/flip",
+            "flip_without_effect",
+            f"flip is {str(flip).lower()}, but augmentation {augmentation} {says}; leave flip out, "
+            f"or {way_out}",
+        )
+
+
 _TRAINING: tuple[Rule, ...] = (
     _nesterov,
     _dot_delta,
@@ -204,6 +217,7 @@ _TRAINING: tuple[Rule, ...] = (
     _cached_views,
     _cached_visits,
     _scale_jitter,
+    _flip,
 )
 
 

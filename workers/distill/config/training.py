@@ -251,6 +251,13 @@ class Training(Values):
         "CIFAR-10. randaugment: standard, then operations drawn anew for each image. Masks and "
         "boxes move with their images; autoaugment and randaugment are for classification only.",
     )
+    flip: bool | None = Field(
+        None,
+        description="Whether mirrored images keep their labels, so that the augmentation may "
+        "mirror them; false for text, signs and digits. null asks the data set's record: true of "
+        "uploaded pictures, false of arrays and of the built-in digits. Of synthetic images "
+        "`synthesis.flip` goes first.",
+    )
     scale_jitter: list[ScaleFactor] = Field(
         [0.5, 2.0],
         min_length=2,

@@ -1,5 +1,6 @@
 """The files that a finished run leaves: the student, what it is, and how it was measured."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -7,12 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 from workers.distill.config.job import JobConfig
+from workers.distill.export.standalone import FILE, Standalone
 from workers.distill.networks import weights
 from workers.distill.networks.interface import Network
 from workers.distill.runtime import events
 from workers.distill.training import checkpoint
 
 FILES = ("student.safetensors", "model.json", "metrics.json")
+MEASURED = ("parameters", "flops", "latency_ms", "latency", "scores", "versions")
+"""Facts that `model.json` repeats."""
 
 
 def write(
@@ -22,8 +26,16 @@ def write(
     student: Network,
     facts: dict[str, Any],
     histories: dict[str, list[dict[str, int | float]]],
+    *,
+    preprocessing: dict[str, Any],
+    mirrored: bool,
+    standalone: Standalone | str,
 ) -> None:
-    """Write all outputs, each whole or not at all."""
+    """Write all outputs, each whole or not at all.
+
+    `mirrored` says whether training images were mirrored. `standalone` is the network's own source,
+    or why there is none.
+    """
     described = header(config, classes, student)
     # No time, attempt or measurement goes into the student's file: the same recipe must give the
     # same bytes.
@@ -33,10 +45,20 @@ def write(
     model = {
         "version": 1,
         **described,
-        **{key: facts[key] for key in ("parameters", "flops", "latency_ms", "scores", "versions")},
-        "training": config.training.model_dump(mode="json"),
+        "preprocessing": preprocessing,
+        "library_call": student.library_call and dataclasses.asdict(student.library_call),
+        "needs": list(standalone.packages) if isinstance(standalone, Standalone) else None,
+        # Why, where neither a file of its own nor a library builds it.
+        "needs_retort": None
+        if student.library_call or isinstance(standalone, Standalone)
+        else standalone,
+        **{key: facts[key] for key in MEASURED},
+        "training": {**config.training.model_dump(mode="json"), "flip": mirrored},
     }
     _whole(workdir / name_model, lambda path: _json(path, model))
+    if isinstance(standalone, Standalone):
+        source = standalone.text
+        _whole(workdir / FILE, lambda path: path.write_text(source, encoding="utf-8"))
     metrics = {"version": 1, "result": facts, "history": histories}
     _whole(workdir / name_metrics, lambda path: _json(path, metrics))
     checkpoint.sync_folder(workdir)
@@ -56,7 +78,7 @@ def header(config: JobConfig, classes: list[str], student: Network) -> dict[str,
     }
 
 
-def _whole(path: pathlib.Path, write_to: Callable[[pathlib.Path], None]) -> None:
+def _whole(path: pathlib.Path, write_to: Callable[[pathlib.Path], object]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     write_to(temporary)
     with temporary.open("rb") as file:

@@ -193,13 +193,25 @@ class StageInfo:
     stride: int
 
 
+@dataclass(frozen=True)
+class LibraryCall:
+    """The call that builds a network of a library as the plain library has it."""
+
+    function: str
+    """Such as `timm.create_model`."""
+    name: str
+    keywords: dict[str, Any]  # Any: arguments of the library
+    replaced: dict[str, str]
+    """Parts, in Python, that take the place of the library's own, by their path."""
+
+
 class Network(nn.Module):
     """Base of every network that Retort builds, of its own or of a library.
 
     `reference`, `arguments`, `classes` and `image_shape` are the arguments of
     `networks.catalog.build`, which build the same network again. Logits are per image, per pixel or
     per box, by `task`. `smallest_batch` is the least number of images to train on: batch norms over
-    a map of one pixel need two.
+    a map of one pixel need two. `library_call` builds it without Retort, where a library has it.
     """
 
     task: Task = "classification"
@@ -210,6 +222,7 @@ class Network(nn.Module):
     stages_info: tuple[StageInfo, ...] = ()
     pooled_width: int = 0
     smallest_batch: int = 1
+    library_call: LibraryCall | None = None
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> Features:
         """Return logits and features of one forward pass; logits equal `forward(images)`."""

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from workers.distill.config.result import RunResult
+from workers.distill.config.result import Latency, RunResult
 from workers.distill.evaluation import embedding, evaluate, examples, profiling
-from workers.distill.export import outputs
+from workers.distill.export import outputs, preprocessing, standalone
 from workers.distill.methods import catalog
 from workers.distill.networks.interface import Network
-from workers.distill.run import build, outcome
+from workers.distill.run import build, conclusion, outcome
 from workers.distill.run.context import JobContext
 from workers.distill.training.state import TrainState
 
@@ -73,15 +73,30 @@ def finish(
         compile=compiles,
         versions=versions(),
     )
+    sentence = conclusion.sentence(context.task.primary_metric, result)
+    result = result.model_copy(update={"conclusion": sentence})
     facts = {
         # What was not set, such as the synthesis of a method that needs none, is left out.
         **result.model_dump(exclude_unset=True),
         "files": [{"path": name} for name in outputs.FILES],
     }
     histories = {phase: done.state.history for phase, done in trained.items()}
+    made = standalone_file(context, student.network)
     outputs.write(
-        context.workdir, context.config, context.classes, student.network, facts, histories
+        context.workdir,
+        context.config,
+        context.classes,
+        student.network,
+        facts,
+        histories,
+        preprocessing=preprocessing.describe(
+            context.config.task, context.config.student.input, evaluated_shape(context)
+        ),
+        mirrored=mirrors(context),
+        standalone=made,
     )
+    if isinstance(made, standalone.Standalone):
+        facts["files"].append({"path": standalone.FILE})
     facts["files"] += [{"path": path} for path in context.loop.write_files(context, student.state)]
     if context.config.report:
         write_report(context, trained, test, facts)
@@ -90,6 +105,35 @@ def finish(
     if last:
         context.stop.ignore()
     context.reporter.result(**facts)
+
+
+def standalone_file(context: JobContext, network: Network) -> standalone.Standalone | str:
+    """Return the student's own source file, or why there is none."""
+    reason = standalone.why_not(network.reference, network.arguments)
+    if reason is not None:
+        return reason
+    try:
+        return standalone.write(network)
+    except Exception as error:  # reported as a warning; no file is worth losing the student
+        LOG.exception("%s could not be written", standalone.FILE)
+        told = f"{standalone.FILE} could not be written ({type(error).__name__}: {error})"
+        context.reporter.warning("no_model_file", f"{told}: the student needs Retort to be loaded")
+        return told
+
+
+def evaluated_shape(context: JobContext) -> tuple[int, int, int]:
+    """Return channels, height and width of the images that a student is evaluated on."""
+    if context.test is not None:
+        _, channels, height, width = context.test.images.shape
+        return channels, height, width
+    return context.size.channels, context.size.height, context.size.width
+
+
+def mirrors(context: JobContext) -> bool:
+    """Return whether the student's training images are mirrored at random."""
+    asked = context.config.method.get("synthesis", {}).get("flip")
+    flip = context.flip if asked is None else asked
+    return bool(flip) and context.config.training.augmentation != "none"
 
 
 @dataclass(frozen=True)
@@ -241,25 +285,30 @@ def measure(context: JobContext, student: Trained) -> dict[str, Any]:
     state, network = student.state, student.network
     images = build.sample(context)
     inputs = context.student_preprocessor(images)
+    latency = {"teacher": None, "student": profiling.latency(network, inputs)}
     sizes: dict[str, Any] = {
         "parameters": {"teacher": None, "student": count(network)},
         "flops": {"teacher": None, "student": profiling.flops(network, inputs)},
-        "latency_ms": {"teacher": None, "student": round(profiling.latency_ms(network, inputs), 4)},
     }
     if context.teacher is not None and context.teacher_preprocessor is not None:
         teacher_inputs = context.teacher_preprocessor(images)
         sizes["parameters"]["teacher"] = count(context.teacher)
         sizes["flops"]["teacher"] = profiling.flops(context.teacher, teacher_inputs)
-        latency = profiling.latency_ms(context.teacher, teacher_inputs)
-        sizes["latency_ms"]["teacher"] = round(latency, 4)
+        latency["teacher"] = profiling.latency(context.teacher, teacher_inputs)
     source = state.source
     rate = state.step * source.rows_per_epoch / source.steps_per_epoch / state.seconds
     share = student.floor_share
     return {
         **sizes,
+        "latency_ms": {role: _median(one) for role, one in latency.items()},
+        "latency": latency,
         "images_per_second": round(rate, 2),
         "floor_share": None if share is None else round(share, 4),
     }
+
+
+def _median(latency: Latency | None) -> float | None:
+    return latency.all_threads.p50_ms if latency and latency.all_threads else None
 
 
 def method_facts(student: Trained) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def prepare(
         precision=precision,
         classes=classes,
         size=size,
-        flip=stored.record.flip,
+        flip=may_flip(config, stored.record),
         known_images=len(train.labels),
         train_data=BatchLoader(
             train.images,
@@ -82,7 +82,7 @@ def prepare(
                 seed=config.training.seed,
             ),
             training=config.training,
-            flip=stored.record.flip,
+            flip=may_flip(config, stored.record),
             strong=strong,
             device=device,
             crop_targets=task.crop_targets,
@@ -138,7 +138,7 @@ def prepare_without_data(
         precision=precision,
         classes=classes,
         size=size,
-        flip=record is not None and record.flip,
+        flip=may_flip(config, record),
         train_data=None,
         known_images=None if record is None else record.splits["train"],
         validation=validation_split,
@@ -147,6 +147,13 @@ def prepare_without_data(
         teacher=network,
         teacher_scores=teacher_scores,
     )
+
+
+def may_flip(config: JobConfig, record: dataset.DatasetRecord | None) -> bool:
+    """Return whether mirrored images keep their labels: as the job says, else as its data set."""
+    if config.training.flip is not None:
+        return config.training.flip
+    return record is not None and record.flip
 
 
 def job_context(shared: SharedContext, request: JobRequest) -> JobContext:

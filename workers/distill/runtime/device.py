@@ -38,18 +38,26 @@ def without_tf32() -> AbstractContextManager[None]:
 
 
 def median_seconds(work: Callable[[], None], device: torch.device) -> float:
-    """Return the median of the seconds that the work takes, over half a second or two calls."""
+    """Return the median of the seconds that the work takes, over half a second or one call."""
+    return statistics.median(call_seconds(work, device, MEASURE_SECONDS))
+
+
+def call_seconds(work: Callable[[], None], device: torch.device, limit: float) -> list[float]:
+    """Return the seconds of each call of the work, for so many seconds or 200 calls, at least one.
+
+    Two calls before them, which warm up, do not count.
+    """
     times: list[float] = []
     for _ in range(2):
         work()
     wait_for(device)
-    end = time.monotonic() + MEASURE_SECONDS
+    end = time.monotonic() + limit
     while not times or (time.monotonic() < end and len(times) < 200):
         start = time.perf_counter()
         work()
         wait_for(device)
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return times
 
 
 def keep_memory() -> None:

@@ -669,6 +669,19 @@ def keywords(name: str, given: Mapping[str, Any]) -> dict[str, Any]:  # Any: of 
     }
 
 
+def plain_transform(network: Detector, size: tuple[int, int], channels: int) -> str:
+    """Return, in Python, the transform for images of a size that are normalised already.
+
+    It changes nothing but the padding.
+    """
+    height, width = size
+    return (
+        "torchvision.models.detection.transform.GeneralizedRCNNTransform("
+        f"{min(size)}, {max(size)}, [0.0] * {channels}, [1.0] * {channels}, "
+        f"size_divisible={network.transform.size_divisible}, fixed_size=({width}, {height}))"
+    )
+
+
 def library_classes(name: str, classes: int) -> int:
     """Return the number of classes that torchvision counts: some heads have one for background."""
     return classes if name.startswith(("fcos", "retinanet")) else classes + 1

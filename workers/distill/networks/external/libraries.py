@@ -5,6 +5,7 @@ names stay the library's own, so its published checkpoints load unchanged and a 
 loads into the plain library. Weights are never fetched.
 """
 
+import dataclasses
 import difflib
 import functools
 import importlib
@@ -20,6 +21,7 @@ from workers.distill.config.job import Task
 from workers.distill.networks import interface
 from workers.distill.networks.dense import detectors, segmenters
 from workers.distill.networks.external import observation, planning
+from workers.distill.networks.interface import LibraryCall
 
 LIBRARIES = ("timm", "torchvision")
 
@@ -173,8 +175,9 @@ def build(
             return _segmenter(name, classes, channels, arguments)
         if is_detector(library, name):
             return _detector(name, classes, channels, (height, width), arguments)
-        module = make(name, classes, channels, (height, width), arguments.keywords())
+        module, call = make(name, classes, channels, (height, width), arguments.keywords())
         network = adopt(module)
+        network.library_call = call
         probe = observation.picture(channels, height, width)
         plan = planning.make_plan(network, classes=classes, images=probe, taps=arguments.taps)
         network.retort_plan = plan
@@ -229,23 +232,23 @@ def _unknown(library: str, name: str) -> errors.UnknownNetwork:
 
 def _timm(
     name: str, classes: int, channels: int, size: tuple[int, int], keywords: dict[str, Any]
-) -> nn.Module:
+) -> tuple[nn.Module, LibraryCall]:
     create = importlib.import_module("timm").create_model
     given = {"pretrained": False, "num_classes": classes, "in_chans": channels, **keywords}
     try:
         module: nn.Module = create(name, img_size=size, **given)
+        given["img_size"] = size
     except TypeError as error:
         # Convolutional networks take any size and know no such argument.
         if "img_size" not in str(error):
             raise
         module = create(name, **given)
-    return module
+    return module, LibraryCall("timm.create_model", name, given, {})
 
 
 def _torchvision(
     name: str, classes: int, channels: int, size: tuple[int, int], keywords: dict[str, Any]
-) -> nn.Module:
-    models = importlib.import_module("torchvision.models")
+) -> tuple[nn.Module, LibraryCall]:
     given = {"weights": None, "num_classes": classes, **keywords}
     if name.startswith("vit_"):
         if size[0] != size[1]:
@@ -256,19 +259,17 @@ def _torchvision(
     if name in {"googlenet", "inception_v3"}:
         # Both warn that their start values will change, unless told which to use.
         given["init_weights"] = True
-    module: nn.Module = models.get_model(name, **given)
-    _set_channels(module, channels)
-    return module
+    return _of_torchvision(name, given, channels)
 
 
 def _segmenter(
     name: str, classes: int, channels: int, arguments: Arguments
 ) -> segmenters.Segmenter:
     given = segmenters.keywords(arguments.model_dump(exclude_none=True))
-    models = importlib.import_module("torchvision.models")
-    module: nn.Module = models.get_model(name, weights=None, num_classes=classes, **given)
-    _set_channels(module, channels)
+    given = {"weights": None, "num_classes": classes, **given}
+    module, call = _of_torchvision(name, given, channels)
     network = segmenters.adopt(module, channels=channels)
+    network.library_call = call
     network.smallest_batch = segmenters.smallest_batch(name)
     return network
 
@@ -278,21 +279,33 @@ def _detector(
 ) -> detectors.Detector:
     detectors.check_size(name, size)
     given = detectors.keywords(name, arguments.model_dump(exclude_none=True))
-    models = importlib.import_module("torchvision.models")
     counted = detectors.library_classes(name, classes)
-    module: nn.Module = models.get_model(name, weights=None, num_classes=counted, **given)
-    _set_channels(module, channels)
+    given = {"weights": None, "num_classes": counted, **given}
+    module, call = _of_torchvision(name, given, channels)
     network = detectors.adopt(module, classes=classes, channels=channels, size=size)
+    replaced = {**call.replaced, "transform": detectors.plain_transform(network, size, channels)}
+    network.library_call = dataclasses.replace(call, replaced=replaced)
     network.smallest_batch = detectors.smallest_batch(name)
     return network
 
 
-def _set_channels(module: nn.Module, channels: int) -> None:
-    """Replace the first convolution where torchvision offers no argument for its channels."""
+def _of_torchvision(
+    name: str, keywords: dict[str, Any], channels: int
+) -> tuple[nn.Module, LibraryCall]:
+    module: nn.Module = importlib.import_module("torchvision.models").get_model(name, **keywords)
+    replaced = _set_channels(module, channels)
+    return module, LibraryCall("torchvision.models.get_model", name, keywords, replaced)
+
+
+def _set_channels(module: nn.Module, channels: int) -> dict[str, str]:
+    """Replace the first convolution where torchvision offers no argument for its channels.
+
+    Returns what was replaced, as `LibraryCall` says it.
+    """
     for path, layer in module.named_modules():
         if isinstance(layer, nn.Conv2d):
             if layer.in_channels == channels:
-                return
+                return {}
             fresh = nn.Conv2d(
                 channels,
                 layer.out_channels,
@@ -303,4 +316,5 @@ def _set_channels(module: nn.Module, channels: int) -> None:
             )
             parent, _, leaf = path.rpartition(".")
             setattr(module.get_submodule(parent), leaf, fresh)
-            return
+            return {path: f"torch.nn.{fresh!r}"}
+    return {}

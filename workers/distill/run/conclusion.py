@@ -1,0 +1,67 @@
+"""One sentence on what a finished run is worth: the last line of command line and card.
+
+The words are those of a study's leaderboard: a student beats or misses another only where the 95 %
+interval of the difference leaves out 0, and matches it else.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from workers.distill.config.result import RunResult
+
+Scores: TypeAlias = Mapping[str, Any]  # of one network, by metric; each task has its own
+NAMES = {"accuracy": "accuracy", "miou": "mean IoU", "ap": "AP"}
+
+
+def sentence(metric: str, result: RunResult) -> str:
+    """Return what the student reached, beside its teacher and its baseline.
+
+    `metric` is the one that decides.
+    """
+    student, name = result.scores.get("student"), NAMES.get(metric, metric)
+    if student is None:
+        return "Nothing is known of the student: there was no data set to evaluate it on."
+    if student[metric] is None:
+        return f"The test split has nothing to measure the student's {name} by."
+    teacher, baseline = result.scores.get("teacher"), result.scores.get("baseline")
+    reached = f"The student reaches {student[metric]:.1%} {name} on the test split"
+    if teacher is not None and teacher[metric] is not None:
+        reached += f" (its teacher {teacher[metric]:.1%})"
+    if baseline is None or baseline[metric] is None:
+        return f"{reached}; what it would reach alone was not measured (baseline: true does that)."
+    return f"{reached}; {_compared(metric, student, baseline, _other(result))}."
+
+
+def _other(result: RunResult) -> str:
+    if result.synthesis is not None:
+        return "the same student trained on noise"
+    if result.federation is not None:
+        return "the best of the clients, each trained alone"
+    return "the same student trained without a teacher"
+
+
+def _compared(metric: str, student: Scores, baseline: Scores, other: str) -> str:
+    difference = 100 * (student[metric] - baseline[metric])
+    half = _half_width(metric, student, baseline)
+    if half is None:
+        return (
+            f"{other} reaches {baseline[metric]:.1%}, and one run does not tell whether "
+            f"{difference:+.1f} points are chance"
+        )
+    interval = f"95 % interval {difference - half:+.1f} to {difference + half:+.1f}"
+    if abs(difference) <= half:
+        return f"it matches {other}: {difference:+.1f} points ({interval}) may be chance"
+    verb = "beats" if difference > 0 else "misses"
+    return f"it {verb} {other} by {abs(difference):.1f} points ({interval})"
+
+
+def _half_width(metric: str, *scores: Scores) -> float | None:
+    """Return half the 95 % interval of a difference in points, or None without its intervals.
+
+    Both scores come from the same images, which makes their difference surer than this says.
+    """
+    intervals = [score.get(f"{metric}_interval") for score in scores]
+    if None in intervals:
+        return None
+    return 100 * math.hypot(*((high - low) / 2 for low, high in intervals))
