@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from models_registry import errors, ids
 from models_registry.artifacts import input_checks
 from models_registry.errors import Fault
-from models_registry.persistence import database, paging, storage, tables
+from models_registry.persistence import database, paging, storage, tables, tombstones
 from models_registry.settings import Settings
 
 log = structlog.get_logger()
@@ -144,6 +144,7 @@ def delete(session: Session, *, project_id: str, upload_id: str) -> list[str]:
             f"{upload_id} is about to be inspected for a version: delete that version first"
         )
     upload.state, upload.blob_sha256 = DELETED, None
+    upload.expires_at = database.now(session)
     return _drop_parts(session, upload)
 
 
@@ -313,10 +314,11 @@ def _find(session: Session, *, project_id: str, upload_id: str, lock: bool) -> t
     if lock:
         query = query.with_for_update()
     upload = session.scalars(query).one_or_none() if _ID.fullmatch(upload_id) else None
-    if upload is None:
+    is_closed = upload is not None and upload.state in (EXPIRED, DELETED)
+    if upload is None or (is_closed and tombstones.is_forgotten(session, upload.expires_at)):
         raise errors.NotFound(f"no upload {input_checks.printable(upload_id[:60])} in this project")
     is_over = upload.state == OPEN and upload.expires_at <= database.now(session)
-    if upload.state in (EXPIRED, DELETED) or is_over:
+    if is_closed or is_over:
         what = "was deleted" if upload.state == DELETED else "has expired"
         raise errors.Gone(f"upload {upload_id} {what}: make a new one")
     return upload
