@@ -264,7 +264,7 @@ class LocalStorage:
         with self._temporary() as received:
             _drain(hashed, received.fileno())
             stored = hashed.stored(expected, lambda _sha256: key)
-            with self._locked(self._path(key)) as whole:
+            with self._locked(self._path(key), missing_ok=True) as whole:
                 with _reported():
                     if os.fstat(whole.fileno()).st_nlink > 1:
                         raise errors.Conflict(
@@ -281,9 +281,7 @@ class LocalStorage:
         if not _is_one_file(parts):
             return self.put(_joined(self, parts), expected=expected)
         path = self._path(parts[0].key)
-        with _reported(parts[0].key):
-            path.stat()  # or the lock would make it
-        with self._locked(path) as whole:
+        with self._locked(path, missing_ok=False) as whole:
             if os.fstat(whole.fileno()).st_size != sum(part.size_bytes for part in parts):
                 raise BytesNotFound(f"some bytes of {parts[0].key} are missing")
             hashed = _HashingStream(whole)
@@ -295,7 +293,7 @@ class LocalStorage:
                 linked.hardlink_to(path)
             except OSError as error:
                 if error.errno not in _NO_SECOND_NAME:
-                    with _reported():
+                    with _reported(parts[0].key):  # taken by another completion while it was read
                         raise
                 return self.put(_joined(self, parts), expected=expected)
             with _reported():
@@ -388,12 +386,16 @@ class LocalStorage:
                     path.unlink()
 
     @contextlib.contextmanager
-    def _locked(self, path: Path) -> Iterator[BinaryIO]:
-        """Hold the file of an upload, which is made if there is none, for this block alone."""
+    def _locked(self, path: Path, *, missing_ok: bool) -> Iterator[BinaryIO]:
+        """Hold the file of an upload for this block alone; with `missing_ok`, make it if needed.
+
+        Raises: BytesNotFound.
+        """
+        flags = os.O_RDWR | (os.O_CREAT if missing_ok else 0)
         while True:
-            with _reported():
+            with _reported(path.relative_to(self._folder).as_posix()):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
+                file = os.fdopen(os.open(path, flags, 0o644), "r+b", buffering=0)
             with file:
                 with _reported():
                     fcntl.flock(file, fcntl.LOCK_EX)

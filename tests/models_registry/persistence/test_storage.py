@@ -603,7 +603,7 @@ class TestPartsOnDisk:
         # A sender that has opened the file before its upload was completed and its name deleted.
         key = put_parts(store, [b"next"], "upl_2")[0].key
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            with store._locked(tmp_path / key):
+            with store._locked(tmp_path / key, missing_ok=False):
                 late = pool.submit(put_parts, store, [b"evil"], "upl_2")
                 time.sleep(0.05)
                 assert not late.done()
