@@ -137,11 +137,20 @@ class Attempt(Body):
 
 
 class AttemptLog(Body):
-    """The last lines that an attempt's engine wrote; empty while it runs."""
+    """The last lines that an attempt's engine has written so far."""
 
     attempt: int
     lines: list[str] = Field(default_factory=list)
     ended_at: datetime | None = None
+    is_cut: bool = False
+    position: str | None = None
+
+
+class LogSlice(Body):
+    """Lines of an attempt's log, as they were written."""
+
+    attempt: int
+    lines: list[str] = Field(default_factory=list)
 
 
 class Checkpoint(Body):

@@ -24,6 +24,7 @@ from workers.attempt import Attempt
 from workers.context import Context
 from workers.engine_process import EngineProcess, Report
 from workers.inspector import builtin_dataset
+from workers.log_shipping import LogShipping
 
 log = structlog.get_logger()
 
@@ -85,6 +86,7 @@ class _Run:
     """One engine process, and the attempts that it trains."""
 
     _workdir: Path  # from `run` on
+    _log: LogShipping  # from the start of the engine on
 
     def __init__(self, context: Context, attempts: list[Attempt]) -> None:
         self._context = context
@@ -134,6 +136,7 @@ class _Run:
         with EngineProcess(
             "workers.distill", arguments, workdir=self._workdir, launcher=launcher, device=device
         ) as engine:
+            self._log = LogShipping(engine.log_path)
             stop_requested = self._supervise(engine)
             tail = engine.log_tail()
             code = engine.wait() if self._open else None  # without open attempts, it is killed
@@ -225,6 +228,7 @@ class _Run:
             if report is not None:
                 self._relay(report, engine)
             self._for_each_open(Attempt.flush)
+            self._for_each_open(self._log.ship)
             self._for_each_open(Attempt.exchange)
         return stop_requested
 
@@ -255,6 +259,7 @@ class _Run:
     def _end_early(self, attempt: Attempt, tail: list[str]) -> None:
         """Finish one job of a shared engine after its result or failure."""
         attempt.flush(force=True)
+        self._log.ship(attempt, force=True)
         failure = attempt.failure
         if failure is None:
             attempt.complete(tail)
@@ -271,6 +276,7 @@ class _Run:
     ) -> None:
         """End an attempt by how its engine has ended; `crash` says so where the engine did not."""
         attempt.flush(force=True)
+        self._log.ship(attempt, force=True)
         failure = attempt.failure
         if not self._is_shared and code == 0 and attempt.result is not None:
             attempt.complete(tail)

@@ -110,7 +110,8 @@ def delete(session: Session, *, project_id: str, job_id: str) -> None:
 
 
 def hide(session: Session, job: tables.JobRow) -> None:
-    """Hide a job that has ended, with what could resume it."""
+    """Hide a job that has ended, without its log and what could resume it."""
     job.deleted_at = database.now(session)
-    session.execute(sa.delete(tables.CheckpointRow).where(tables.CheckpointRow.job_id == job.id))
+    for row in (tables.CheckpointRow, tables.LogSliceRow):
+        session.execute(sa.delete(row).where(row.job_id == job.id))
     session.flush()
