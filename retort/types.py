@@ -423,11 +423,20 @@ class ModelVersion(Body):
         return _primary_metric(self.task)
 
 
+class NewestVersion(Body):
+    """The newest version of a model, in whatever state."""
+
+    version: int
+    state: str
+    rejection: Rejection | None = None
+
+
 class Model(Body):
     """A model: a name for its versions."""
 
     name: str
     latest_version: int | None = None
+    newest_version: NewestVersion | None = None
     card: str | None = None
     tags: Json = Field(default_factory=dict)
     aliases: dict[str, int] = Field(default_factory=dict)
@@ -439,6 +448,14 @@ class Alias(Body):
 
     alias: str
     version: int
+
+
+class Archive(Body):
+    """The file that a version of a data set was uploaded as."""
+
+    filename: str
+    size_bytes: int
+    sha256: str
 
 
 class DatasetVersion(Body):
@@ -456,6 +473,8 @@ class DatasetVersion(Body):
     format: str | None = None
     input: Json | None = None
     digest: str | None = None
+    size_bytes: int | None = None
+    archive: Archive | None = None
     job: str | None = None
     lineage: Json = Field(default_factory=dict)
     rejection: Rejection | None = None
@@ -474,6 +493,7 @@ class Dataset(Body):
 
     name: str
     latest_version: int | None = None
+    size_bytes: int | None = None
     created_at: datetime | None = None
 
 

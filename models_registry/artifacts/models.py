@@ -138,10 +138,11 @@ def delete(session: Session, *, project_id: str, name: str, expected: Expected =
 
 @dataclass(frozen=True)
 class LineSummary:
-    """What a line's row does not hold: its newest ready version and its aliases."""
+    """What a line's row does not hold: its newest ready version, aliases, and newest version."""
 
     latest_version: int | None
     aliases: dict[str, int]
+    newest: tables.ModelVersionRow | None = None
 
 
 def summaries(session: Session, rows: Iterable[tables.ModelRow]) -> dict[str, LineSummary]:
@@ -163,7 +164,18 @@ def summaries(session: Session, rows: Iterable[tables.ModelRow]) -> dict[str, Li
     query = sa.select(alias).where(alias.model_id.in_(line_ids)).order_by(alias.alias)
     for row in session.scalars(query):
         aliases[row.model_id][row.alias] = row.version
-    return {line_id: LineSummary(latest.get(line_id), aliases[line_id]) for line_id in line_ids}
+    last = (
+        sa.select(version.model_id, sa.func.max(version.version).label("number"))
+        .where(version.model_id.in_(line_ids), version.deleted_at.is_(None))
+        .group_by(version.model_id)
+        .subquery()
+    )
+    same = sa.and_(version.model_id == last.c.model_id, version.version == last.c.number)
+    newest = {each.model_id: each for each in session.scalars(sa.select(version).join(last, same))}
+    return {
+        line_id: LineSummary(latest.get(line_id), aliases[line_id], newest.get(line_id))
+        for line_id in line_ids
+    }
 
 
 # -- versions --------------------------------------------------------------------------------

@@ -44,6 +44,43 @@ JsonOption = Annotated[
 ]
 
 
+_PREFIXES = {"job_": "job", "stu_": "study", "upl_": "upload"}
+
+
+def thing(words: list[str], *, kinds: tuple[str, ...]) -> tuple[str, str]:
+    """Return kind and name of what `[KIND] WHAT` means; without KIND, a name is a model's.
+
+    Raises: errors.BadOption.
+    """
+    *before, what = words
+    if len(before) > 1 or (before and before[0] not in kinds):
+        raise errors.BadOption(
+            f"{' '.join(words)}: expected WHAT, or KIND WHAT with a KIND of {', '.join(kinds)}"
+        )
+    of_id = next((kind for prefix, kind in _PREFIXES.items() if what.startswith(prefix)), None)
+    kind = before[0] if before else of_id or "model"
+    ids = set(_PREFIXES.values())
+    if kind not in kinds or (kind in ids and of_id != kind):
+        raise errors.BadOption(f"{what} is not the id of a {before[0] if before else kinds[0]}")
+    return kind, what
+
+
+@contextlib.contextmanager
+def or_dataset(retort: "Shell", words: list[str], command: str) -> Iterator[None]:
+    """Where a name that stands alone is no model's but a data set's, say how to mean that."""
+    try:
+        yield
+    except errors.ProblemError as error:
+        name = words[-1].partition("@")[0]
+        if error.status != 404 or len(words) > 1:
+            raise
+        if not any(known.name == name for known in retort.client.datasets.list()):
+            raise
+        raise errors.BadOption(
+            f"no model is called {name}, but a data set is: retort {command} dataset {words[-1]}"
+        ) from error
+
+
 class Code(enum.IntEnum):
     """Exit codes, as the help text states them."""
 

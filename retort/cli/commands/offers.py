@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retort import errors
-from retort.cli import shell
+from retort.cli import completion, shell
 
 if TYPE_CHECKING:
     from retort import types
@@ -17,7 +17,10 @@ app = typer.Typer()
 @shell.connected
 def list_methods(
     retort: shell.Shell,
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One method.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="One method.", autocompletion=completion.methods),
+    ] = None,
 ) -> None:
     """List the methods, or show one with its hyper-parameters."""
     from retort.cli import display
