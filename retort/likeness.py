@@ -23,7 +23,8 @@ class Likeness:
         if "height" in taken and "width" in taken:
             parts.append(f"{taken['height']}x{taken['width']} pixels")
         if "channels" in taken:
-            parts.append(f"{taken['channels']} channels")
+            count = taken["channels"]
+            parts.append("1 channel" if count == 1 else f"{count} channels")
         for name in ("mean", "std"):
             if name in taken:
                 parts.append(f"{name} {','.join(f'{value:.4g}' for value in taken[name])}")

@@ -399,7 +399,7 @@ def _refuse_if_builtin(version: tables.DatasetVersionRow) -> None:
 
 def _refuse_if_used(session: Session, what: str, chosen: sa.Select[str]) -> None:
     # Students do not count: data must be deletable (decision 0021), and they are whole without it.
-    way_out = "cancel those that have not ended, delete them, then delete it again"
+    way_out = "cancel what has not ended, delete those, then try again"
     refers = tables.JobRow.dataset_version_id.in_(chosen)
     uses.refuse(what, uses.by_jobs(session, refers), way_out=way_out)
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
-import httpx
 import typer
 
 from retort import errors
@@ -105,6 +104,8 @@ def _matching(
     incomplete: str,
     *sources: "Callable[[client.Client], Iterable[Offer]]",
 ) -> list[Offer]:
+    import httpx
+
     from retort import client, config
 
     def given(option: str) -> str | None:

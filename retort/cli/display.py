@@ -12,6 +12,7 @@ from retort import errors, types
 
 Cell = str | int | float | None
 _GAP = "  "  # between two columns
+_REASON_WIDTH = 160  # of a rejection in a list; the version itself shows all of it
 STYLES = {
     "succeeded": "green",
     "ready": "green",
@@ -57,13 +58,20 @@ def table(
     }
     left_out = []
     for head in drops:
-        wanted = sum(width for name, width in widths.items() if name not in folds)
-        if wanted + len(_GAP) * (len(widths) - 1) <= console.width:
+        folded = sum(widths[name] for name in folds if name in widths)
+        if _total(widths) - folded <= console.width:
             break
         left_out.append(head)
         del widths[head]
     if not folds:  # else the long columns take what is left
         _cut(widths, console.width, whole)
+        # Rather no column than half an id; the first two that must be whole stay in any case.
+        needed = list(whole)[:2]
+        for head in [h for h in reversed(list(widths)) if needed and h not in needed]:
+            if _total(widths) <= console.width:
+                break
+            left_out.append(head)
+            del widths[head]
     grid = rich.table.Table(box=None, pad_edge=False, header_style="bold")
     for head, width in widths.items():
         is_long = head in folds
@@ -81,10 +89,13 @@ def table(
         console.print(f"Too narrow for: {told} (a wider terminal, or --json, shows all)")
 
 
+def _total(widths: dict[str, int]) -> int:
+    return sum(widths.values()) + len(_GAP) * (len(widths) - 1)
+
+
 def _cut(widths: dict[str, int], room: int, whole: Collection[str]) -> None:
     """Cut the widest columns until a table fits, but none of `whole`, and none below its head."""
-    room -= len(_GAP) * (len(widths) - 1)
-    while sum(widths.values()) > room:
+    while _total(widths) > room:
         cut = [head for head in widths if head not in whole and widths[head] > len(head)]
         if not cut:
             return
@@ -468,7 +479,9 @@ def _with_reasons(
     table(console, columns, [row[:-1] for row in rows], whole=whole, drops=drops)
     for first, *_, why in rows:
         if why:
-            console.print(errors.one_line(f"{first}: {why}"), soft_wrap=True)
+            sentence = "; ".join(str(why).splitlines())
+            cut = f"{sentence[:_REASON_WIDTH]}..." if len(sentence) > _REASON_WIDTH else sentence
+            console.print(errors.one_line(f"{first}: {cut}"), soft_wrap=True)
 
 
 def version(console: rich.console.Console, shown: types.ModelVersion) -> None:

@@ -367,7 +367,7 @@ class TestDelete:
             answer = client.delete(path)
             assert (answer.status_code, answer.json()["code"]) == (409, "in_use")
             assert answer.json()["uses"] == [{"kind": "job", "count": 1, "names": [named]}]
-            assert f"in use by job {named}: cancel those" in answer.json()["detail"]
+            assert f"in use by job {named}: cancel what" in answer.json()["detail"]
         client.post(f"/v1/jobs/{named}/cancel")
         assert client.delete(f"/v1/jobs/{named}").status_code == 204
         assert client.delete("/v1/datasets/scans").status_code == 204

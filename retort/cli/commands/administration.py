@@ -74,6 +74,8 @@ def delete(
             f"{what}: a version is deleted by its number, as in {name}@1; an alias stays"
         )
     number = int(version) if at else None
+    if not yes and retort.json:
+        raise errors.BadOption("--json asks nothing: give --yes as well to delete")
     if not yes:
         shown = f"data set {what}" if kind == "dataset" else what
         all_of_it = " with all its versions" if kind in ("model", "dataset") and not at else ""
