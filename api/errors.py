@@ -126,6 +126,7 @@ def of(connection: HTTPConnection, error: errors.RegistryError) -> Response:
         detail=error.message,
         faults=error.faults,
         allowed=list(error.allowed) if isinstance(error, errors.IllegalMove) else None,
+        uses=error.uses if isinstance(error, errors.InUse) else (),
     )
 
 
@@ -227,6 +228,7 @@ def _problem(
     detail: str,
     faults: tuple[errors.Fault, ...] = (),
     allowed: list[str] | None = None,
+    uses: tuple[errors.Uses, ...] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     body = problems.Problem(
@@ -242,6 +244,11 @@ def _problem(
         ],
         retryable=answer.retryable,
         allowed=allowed,
+        uses=[
+            problems.ProblemUses(kind=use.kind, count=use.count, names=list(use.names))
+            for use in uses
+        ]
+        or None,
     )
     extra = dict(headers or {})
     if answer.status is HTTPStatus.UNAUTHORIZED:

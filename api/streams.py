@@ -17,12 +17,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from api import errors, numbers
 from models_registry import errors as registry_errors
 from models_registry.access import keys
-from models_registry.jobs import lifecycle, queries
+from models_registry.jobs import lifecycle, logs, queries
 from models_registry.persistence import database, tables
 
 log = structlog.get_logger()
 
 POLL_SECONDS = 0.5
+LOG_POLL_SECONDS = 1.0
 RETRY_MILLISECONDS = 2000  # after a drain: by then another process listens
 STREAMS_PER_PROJECT = 100
 KEY_SECONDS = 5.0  # how often it is asked whether the keys of open streams are still valid
@@ -181,6 +182,28 @@ class Hub:
                     return
                 if watched.changed is changed:
                     await changed.wait()
+
+    async def follow_log(
+        self, job_id: str, position: logs.Position
+    ) -> AsyncIterator[tables.LogSliceRow]:
+        """Yield the slices of a job's log behind a position as they come, until the job ends."""
+        with self.watching(job_id) as watched:
+            while not self.draining:
+                # In this order: a worker ships the last lines before it ends the job.
+                changed, latest = watched.changed, watched.latest
+                while rows := await run_in_threadpool(self._read_log, job_id, position):
+                    for row in rows:
+                        position = logs.Position(row.attempt, row.end)
+                        yield row
+                if watched.gone or (latest is not None and _is_final(latest)):
+                    return
+                # New lines change nothing that the poller sees.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), LOG_POLL_SECONDS)
+
+    def _read_log(self, job_id: str, position: logs.Position) -> list[tables.LogSliceRow]:
+        with self.readers() as session:
+            return logs.after(session, job_id=job_id, position=position)
 
     def _read(
         self, job_id: str, after: int, limit: int = queries.MAX_EVENTS

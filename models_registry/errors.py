@@ -109,10 +109,23 @@ class AlreadyExists(Conflict):
     code = "already_exists"
 
 
+@dataclass(frozen=True)
+class Uses:
+    """What of one kind refers to a thing: how many there are, and the newest of them."""
+
+    kind: str
+    count: int
+    names: tuple[str, ...]
+
+
 class InUse(Conflict):
-    """Something still refers to it."""
+    """Something still refers to it; `uses` says what."""
 
     code = "in_use"
+
+    def __init__(self, message: str, *, code: str | None = None, uses: Sequence[Uses] = ()) -> None:
+        super().__init__(message, code=code)
+        self.uses = tuple(uses)
 
 
 class PreconditionFailed(RegistryError):

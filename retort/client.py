@@ -27,8 +27,8 @@ from retort import (
 class Client:
     """A connection to one server, usable from several threads."""
 
-    def __init__(self, url: str, api_key: str, *, timeout: float = 30.0) -> None:
-        self._http = transport.Transport(url, api_key, timeout=timeout)
+    def __init__(self, url: str, api_key: str, *, timeout: float = 30.0, attempts: int = 6) -> None:
+        self._http = transport.Transport(url, api_key, timeout=timeout, attempts=attempts)
         self.uploads = uploads.Uploads(self._http)
         self.models = models.Models(self._http)
         self.datasets = datasets.Datasets(self._http)

@@ -1,8 +1,9 @@
-"""Data sets: register, find, wait for inspection."""
+"""Data sets: register, find, wait for inspection, download, delete."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
-from retort import errors, transport, types
+from retort import digests, downloads, errors, transport, types
 
 
 class Datasets(transport.Resource):
@@ -71,6 +72,30 @@ class Datasets(transport.Resource):
         if newest is None:
             raise errors.ProblemError(404, "not_found", f"{reference} is no version that is ready")
         return self.version(name, newest)
+
+    def delete(self, name: str, version: int | None = None) -> None:
+        """Delete a version that no job names, or without a version the whole data set.
+
+        A version that is `pending` is taken back.
+        """
+        path = f"/v1/datasets/{name}" + ("" if version is None else f"/versions/{version}")
+        self._http.request("DELETE", path)
+
+    def download(
+        self,
+        version: types.DatasetVersion,
+        destination: Path,
+        *,
+        progress: downloads.Progress | None = None,
+    ) -> Path:
+        """Save the archive of a version as it was uploaded, checked against its digest."""
+        return downloads.save(
+            self._http,
+            f"/v1/datasets/{version.name}/versions/{version.version}/archive",
+            destination,
+            sha256=digests.hexadecimal(version.archive.sha256 if version.archive else None),
+            progress=progress,
+        )
 
     def wait(
         self, name: str, version: int, *, timeout: float | None = 600.0, poll_seconds: float = 0.5

@@ -18,7 +18,7 @@ RetortError
 `str()` of each is one line that can be shown to a person as it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,6 +111,7 @@ class ProblemError(RetortError):
         errors: Sequence[FieldProblem] = (),
         retryable: bool = False,
         retry_after_seconds: float | None = None,
+        uses: Sequence[Mapping[str, object]] = (),
     ) -> None:
         super().__init__(detail or title)
         self.status = status
@@ -120,6 +121,8 @@ class ProblemError(RetortError):
         self.errors = tuple(errors)
         self.retryable = retryable
         self.retry_after_seconds = retry_after_seconds
+        self.uses = tuple(uses)
+        """What stands in the way of a deletion: `kind`, `count` and `names` of each."""
 
     def __str__(self) -> str:
         message = super().__str__()
@@ -139,7 +142,8 @@ class Rejected(RetortError):
     """An uploaded model or data set was inspected by a worker and rejected."""
 
     def __init__(self, reference: str, code: str, message: str) -> None:
-        super().__init__(f"{reference} was rejected: {message} ({code})")
+        reason = "; ".join(message.splitlines())  # some list what was tried, line by line
+        super().__init__(f"{reference} was rejected: {reason} ({code})")
         self.reference = reference
         self.code = code
         self.message = message

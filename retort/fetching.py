@@ -34,6 +34,19 @@ def fetch(
     return [destination]
 
 
+def dataset(retort: shell.Shell, what: str, output: Path | None, *, force: bool) -> list[Path]:
+    """Download the archive of a version of a data set, and return the file written."""
+    version = retort.client.datasets.resolve(what)
+    kept = version.archive
+    # Without one, the server says why.
+    name = _plain_name(kept.filename) if kept else "archive"
+    destination = _destination(output, f"{_stem(version.reference)}-{name}")
+    _may_write(destination, kept.sha256 if kept else None, force=force)
+    with transfer_bar.shown(retort.err, destination.name) as progress:
+        retort.client.datasets.download(version, destination, progress=progress)
+    return [destination]
+
+
 def report(retort: shell.Shell, job_id: str, output: Path | None, *, force: bool) -> list[Path]:
     """Download the report of a job, or of the best one of a study, and return the files written."""
     if job_id.startswith("stu_"):
@@ -96,6 +109,11 @@ def _version(
         with transfer_bar.shown(retort.err, destination.name) as progress:
             retort.client.models.download(version, destination, file=path, progress=progress)
     return [destination for _, destination in wanted]
+
+
+def _plain_name(filename: str) -> str:
+    """Return the name of an uploaded file, which may be anybody's, as one that is safe here."""
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in filename).lstrip(".") or "file"
 
 
 def _stem(reference: str) -> str:

@@ -81,10 +81,44 @@ class Jobs(transport.Resource):
         path = f"/v1/jobs/{job_id}/attempts"
         return self._http.fetch(types.Page[types.Attempt], "GET", path).data
 
-    def logs(self, job_id: str) -> Sequence[types.AttemptLog]:
-        """Return the last lines of each attempt's engine, oldest attempt first."""
+    def logs(
+        self, job_id: str, *, attempt: int | None = None, lines: int | None = None
+    ) -> Sequence[types.AttemptLog]:
+        """Return the last lines of each attempt's engine so far, oldest attempt first."""
         path = f"/v1/jobs/{job_id}/logs"
-        return self._http.fetch(types.Page[types.AttemptLog], "GET", path).data
+        query = {"attempt": attempt, "lines": lines}
+        return self._http.fetch(types.Page[types.AttemptLog], "GET", path, query=query).data
+
+    def follow_logs(
+        self, job_id: str, *, position: str | None = None, patience_seconds: float = 120.0
+    ) -> Iterator[types.LogSlice]:
+        """Yield the lines that the engine writes until the job ends; reconnect when disconnected.
+
+        `position` of an `AttemptLog` begins behind its lines; else all that are kept come first.
+        Gives up when no line and no connection came for `patience_seconds`.
+        """
+        failures = 0
+        lost_at: float | None = None
+        while True:
+            try:
+                for sent in self._connected(job_id, "logs/stream", position):
+                    lost_at = None
+                    if sent.data:
+                        position, failures = sent.id or position, 0
+                        yield types.LogSlice.model_validate_json(sent.data)
+                if self.get(job_id).is_final:
+                    # What came between the last lines seen and the end of the stream.
+                    for sent in self._connected(job_id, "logs/stream", position):
+                        if sent.data:
+                            yield types.LogSlice.model_validate_json(sent.data)
+                    return
+            except (errors.RetortError, httpx.TransportError) as error:
+                problem = _worth_another_try(self._http.url, error)
+                lost_at = lost_at or time.monotonic()
+                if time.monotonic() - lost_at > patience_seconds:
+                    raise problem from error
+            self._http.sleep(transport.backoff_seconds(failures, 0.5, LONGEST_RECONNECT_SECONDS))
+            failures += 1
 
     def checkpoints(self, job_id: str) -> Iterator[types.Checkpoint]:
         """Walk through the checkpoints from which a job can resume, newest first."""
@@ -111,7 +145,7 @@ class Jobs(transport.Resource):
         lost_at: float | None = None
         while True:
             try:
-                for sent in self._connected(job_id, after):
+                for sent in self._connected(job_id, "stream", str(after) if after else None):
                     if sent.retry_seconds is not None:
                         retry_seconds = sent.retry_seconds
                     event, lost_at = _event(sent), None
@@ -182,12 +216,14 @@ class Jobs(transport.Resource):
             types.Job, "POST", f"/v1/jobs/{job_id}/{verb}", body={}, headers=headers
         )
 
-    def _connected(self, job_id: str, after: int) -> Iterator[server_events.ServerEvent]:
+    def _connected(
+        self, job_id: str, stream: str, after: str | None
+    ) -> Iterator[server_events.ServerEvent]:
         headers = {"accept": "text/event-stream", "cache-control": "no-cache"}
         if after:
-            headers["last-event-id"] = str(after)
+            headers["last-event-id"] = after
         with self._http.open(
-            f"/v1/jobs/{job_id}/stream", headers, read_timeout=STREAM_SILENCE_SECONDS
+            f"/v1/jobs/{job_id}/{stream}", headers, read_timeout=STREAM_SILENCE_SECONDS
         ) as response:
             yield server_events.ServerEvent()  # empty: the connection is established
             yield from server_events.parse(server_events.lines(response.iter_bytes()))

@@ -278,6 +278,7 @@ def refusal(response: httpx.Response) -> errors.ProblemError:
         ],
         retryable=bool(body.get("retryable", response.status_code in RETRIED_STATUSES)),
         retry_after_seconds=_seconds(response.headers.get("retry-after")),
+        uses=[use for use in body.get("uses") or [] if isinstance(use, dict)],
     )
 
 

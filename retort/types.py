@@ -137,11 +137,20 @@ class Attempt(Body):
 
 
 class AttemptLog(Body):
-    """The last lines that an attempt's engine wrote; empty while it runs."""
+    """The last lines that an attempt's engine has written so far."""
 
     attempt: int
     lines: list[str] = Field(default_factory=list)
     ended_at: datetime | None = None
+    is_cut: bool = False
+    position: str | None = None
+
+
+class LogSlice(Body):
+    """Lines of an attempt's log, as they were written."""
+
+    attempt: int
+    lines: list[str] = Field(default_factory=list)
 
 
 class Checkpoint(Body):
@@ -415,11 +424,20 @@ class ModelVersion(Body):
         return _primary_metric(self.task)
 
 
+class NewestVersion(Body):
+    """The newest version of a model, in whatever state."""
+
+    version: int
+    state: str
+    rejection: Rejection | None = None
+
+
 class Model(Body):
     """A model: a name for its versions."""
 
     name: str
     latest_version: int | None = None
+    newest_version: NewestVersion | None = None
     card: str | None = None
     tags: Json = Field(default_factory=dict)
     aliases: dict[str, int] = Field(default_factory=dict)
@@ -431,6 +449,14 @@ class Alias(Body):
 
     alias: str
     version: int
+
+
+class Archive(Body):
+    """The file that a version of a data set was uploaded as."""
+
+    filename: str
+    size_bytes: int
+    sha256: str
 
 
 class DatasetVersion(Body):
@@ -448,6 +474,8 @@ class DatasetVersion(Body):
     format: str | None = None
     input: Json | None = None
     digest: str | None = None
+    size_bytes: int | None = None
+    archive: Archive | None = None
     job: str | None = None
     lineage: Json = Field(default_factory=dict)
     rejection: Rejection | None = None
@@ -466,6 +494,7 @@ class Dataset(Body):
 
     name: str
     latest_version: int | None = None
+    size_bytes: int | None = None
     created_at: datetime | None = None
 
 

@@ -23,6 +23,7 @@ from models_registry.jobs import leases, network_trials, submission
 from models_registry.persistence import tables
 from workers import staging
 from workers.context import Context
+from workers.distill.config import class_names
 from workers.engine_launcher import EngineLauncher
 from workers.engine_process import EngineProcess, Report
 
@@ -300,9 +301,11 @@ def _accepted_model(
     workdir: Path,
 ) -> _Answer:
     weights = _put(context, workdir / "model.safetensors", "model.safetensors")
+    counted = class_names.note_of_model(version.classes)
+    notes = [*report["warnings"], *([counted] if counted else [])]
     facts = {
         "parameters": report["parameters"],
-        "notes": report["warnings"],
+        "notes": notes,
         "traits": report["traits"],
     }
     description = {
@@ -312,7 +315,7 @@ def _accepted_model(
         "classes": version.classes,
         "input": version.input,
         "parameters": report["parameters"],
-        "notes": report["warnings"],
+        "notes": notes,
         "sha256": weights.sha256,
     }
     path = workdir / "config.json"

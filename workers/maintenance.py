@@ -9,7 +9,7 @@ import structlog
 from models_registry.access import idempotency
 from models_registry.artifacts import inspections, uploads
 from models_registry.federations import federations
-from models_registry.jobs import network_trials, sweeps
+from models_registry.jobs import logs, network_trials, sweeps
 from models_registry.persistence import database, outbox
 from workers import inspector, staging
 from workers.context import Context
@@ -77,6 +77,7 @@ def collect(context: Context) -> dict[str, int]:
     done["uploads_expired"] = _expire_uploads(context)
     with context.sessions.begin() as session:
         done["keys_forgotten"] = idempotency.forget(session)
+        done["log_slices_forgotten"] = logs.forget(session)
         done["messages_forgotten"] = outbox.sweep(session)
         done["replies_released"] = federations.release(session)
     done["blobs_swept"] = sweeps.sweep_bytes(

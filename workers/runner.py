@@ -33,6 +33,7 @@ from workers.attempt import Attempt
 from workers.context import Context
 from workers.engine_process import EngineGuard, EngineProcess, Report
 from workers.inspector import builtin_dataset
+from workers.log_shipping import LogShipping
 from workers.machine_health import MachineFault
 
 log = structlog.get_logger()
@@ -169,6 +170,7 @@ class _Run:
     """One engine process, and the attempts that it trains."""
 
     _workdir: Path  # from `run` on
+    _log: LogShipping  # from the start of the engine on
 
     def __init__(self, context: Context, attempts: list[Attempt], guard: EngineGuard) -> None:
         self._context = context
@@ -238,6 +240,7 @@ class _Run:
             ) as engine,
             self._guard.watching(engine),
         ):
+            self._log = LogShipping(engine.log_path)
             stop_requested = self._supervise(engine)
             tail = engine.log_tail()
             code = engine.wait() if self._open else None  # without open attempts, it is killed
@@ -349,6 +352,7 @@ class _Run:
             if report is not None:
                 self._relay(report, engine)
             self._for_each_open(Attempt.flush)
+            self._for_each_open(self._log.ship)
             self._for_each_open(Attempt.exchange)
             self._for_each_open(lambda attempt: _store_again(attempt, engine))
         return stop_requested
@@ -380,6 +384,7 @@ class _Run:
     def _end_early(self, attempt: Attempt, tail: list[str]) -> None:
         """Finish one job of a shared engine after its result or failure."""
         attempt.flush(force=True)
+        self._log.ship(attempt, force=True)
         failure = attempt.failure
         if failure is None:
             attempt.complete(tail, can_wait=False)  # the others need this thread
@@ -396,6 +401,7 @@ class _Run:
     ) -> None:
         """End an attempt by how its engine has ended; `crash` says so where the engine did not."""
         attempt.flush(force=True)
+        self._log.ship(attempt, force=True)
         failure = attempt.failure
         if attempt.result is not None and (self._is_shared or code == 0):
             attempt.complete(tail)

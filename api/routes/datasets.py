@@ -1,19 +1,43 @@
 """Data sets: uploaded ones, and those that are built in."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 from sqlalchemy.orm import Session
 
-from api.dependencies import CallerDep, EditorDep, PageDep, PublishDep, ReadersDep, StorageDep
+from api.dependencies import (
+    AdminDep,
+    CallerDep,
+    EditorDep,
+    PageDep,
+    PublishDep,
+    ReadersDep,
+    SendFileDep,
+    SessionsDep,
+    StorageDep,
+)
 from api.idempotency import IdempotentDep
 from api.schemas import datasets as bodies
 from api.schemas import lists
 from models_registry.artifacts import datasets, synthetic_datasets
+from models_registry.persistence import tables
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
 Version = Annotated[int, Path(ge=1, le=999_999_999)]
+
+
+def _read(session: Session, rows: Sequence[tables.DatasetRow]) -> list[bodies.DatasetRead]:
+    latest, sizes = datasets.latest(session, rows), datasets.line_bytes(session, rows)
+    return [bodies.DatasetRead.of(row, latest.get(row.id), sizes[row.id]) for row in rows]
+
+
+def _read_versions(
+    session: Session, rows: Sequence[tables.DatasetVersionRow]
+) -> list[bodies.DatasetVersionRead]:
+    stored = datasets.stored(session, rows)
+    return [bodies.DatasetVersionRead.of(row, stored[row.id]) for row in rows]
 
 
 @router.get("", operation_id="list_datasets")
@@ -26,8 +50,8 @@ def index(
     """List the project's data sets, newest first."""
     with readers() as session:
         page = datasets.page(session, project_id=caller.project_id, wanted=wanted, prefix=prefix)
-        latest = datasets.latest(session, page.rows)
-    return lists.ListRead.of(page, lambda row: bodies.DatasetRead.of(row, latest.get(row.id)))
+        shown = {body.name: body for body in _read(session, page.rows)}
+    return lists.ListRead.of(page, lambda row: shown[row.name])
 
 
 @router.get("/{name}", operation_id="get_dataset")
@@ -35,7 +59,14 @@ def show(name: str, caller: CallerDep, readers: ReadersDep) -> bodies.DatasetRea
     """Return a data set."""
     with readers() as session:
         row = datasets.get(session, project_id=caller.project_id, name=name)
-        return bodies.DatasetRead.of(row, datasets.latest(session, [row]).get(row.id))
+        return _read(session, [row])[0]
+
+
+@router.delete("/{name}", operation_id="delete_dataset", status_code=204)
+def delete(name: str, caller: AdminDep, sessions: SessionsDep) -> None:
+    """Delete a data set with its versions, unless a job names one of them."""
+    with sessions.begin() as session:
+        datasets.delete(session, project_id=caller.project_id, name=name)
 
 
 @router.post(
@@ -66,7 +97,8 @@ def create_version(
             row = synthetic_datasets.register(session, storage, project_id=project_id, new=new)
         else:
             row = datasets.register(session, project_id=project_id, new=new)
-        return bodies.DatasetVersionRead.of(row), f"/v1/datasets/{name}/versions/{row.version}"
+        made = _read_versions(session, [row])[0]
+        return made, f"/v1/datasets/{name}/versions/{row.version}"
 
     response = idempotent.respond(work, status=202 if body.job is None else 201)
     publish()
@@ -86,7 +118,8 @@ def index_versions(
         page = datasets.page_versions(
             session, project_id=caller.project_id, name=name, wanted=wanted, state=state
         )
-        return lists.ListRead.of(page, bodies.DatasetVersionRead.of)
+        shown = {body.version: body for body in _read_versions(session, page.rows)}
+        return lists.ListRead.of(page, lambda row: shown[row.version])
 
 
 @router.get("/{name}/versions/{version}", operation_id="get_dataset_version")
@@ -98,4 +131,28 @@ def show_version(
         row = datasets.get_version(
             session, project_id=caller.project_id, name=name, version=version
         )
-        return bodies.DatasetVersionRead.of(row)
+        return _read_versions(session, [row])[0]
+
+
+@router.delete("/{name}/versions/{version}", operation_id="delete_dataset_version", status_code=204)
+def delete_version(name: str, version: Version, caller: AdminDep, sessions: SessionsDep) -> None:
+    """Delete a version, unless a job names it; one that is `pending` is taken back."""
+    with sessions.begin() as session:
+        datasets.delete_version(session, project_id=caller.project_id, name=name, version=version)
+
+
+@router.get(
+    "/{name}/versions/{version}/archive",
+    operation_id="download_dataset",
+    response_class=Response,
+)
+def download(
+    name: str, version: Version, caller: CallerDep, readers: ReadersDep, send_file: SendFileDep
+) -> Response:
+    """Download the archive as it was uploaded, whole or one range. Its ETag is its SHA-256."""
+    with readers() as session:
+        row = datasets.get_version(
+            session, project_id=caller.project_id, name=name, version=version
+        )
+        file = datasets.archive(session, row)
+    return send_file(file)

@@ -1,5 +1,6 @@
 """Jobs: submit, read, control, stream."""
 
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated
@@ -26,7 +27,7 @@ from api.schemas import jobs as bodies
 from api.schemas import lists
 from api.schemas.times import UtcTime
 from models_registry import errors
-from models_registry.jobs import actions, lifecycle, queries, reports, submission
+from models_registry.jobs import actions, lifecycle, logs, queries, reports, submission
 from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import tables
 
@@ -35,6 +36,8 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 LONGEST_WAIT_SECONDS = 25
 LONGEST_TRIAL_SECONDS = 10.0
 TRIAL_POLL_SECONDS = 0.2
+# Numbers that fit the columns they are compared with.
+_POSITION = re.compile(r"([0-9]{1,9}):([0-9]{1,18})", re.ASCII)
 
 
 def _read(session: Session, job: tables.JobRow) -> bodies.JobRead:
@@ -193,12 +196,26 @@ def attempts(
 
 
 @router.get("/{job_id}/logs", operation_id="list_logs")
-def logs(job_id: str, caller: CallerDep, readers: ReadersDep) -> lists.ListRead[bodies.AttemptLog]:
-    """Return the last lines of each attempt's log, oldest attempt first."""
+def show_logs(
+    job_id: str,
+    caller: CallerDep,
+    readers: ReadersDep,
+    attempt: Annotated[
+        int | None, Query(ge=1, le=2**31 - 1, description="Of this attempt alone.")
+    ] = None,
+    lines: Annotated[
+        int, Query(ge=1, le=logs.MAX_LINES, description="Of each attempt, the last ones.")
+    ] = logs.DEFAULT_LINES,
+) -> lists.ListRead[bodies.AttemptLog]:
+    """Return the last lines of the engine of each of the newest attempts, oldest attempt first.
+
+    They come within seconds while an attempt runs; `/logs/stream` follows them. Kept are the
+    newest 1 MiB of each attempt for 30 days, and its last lines from then on.
+    """
     with readers() as session:
         job = actions.get(session, project_id=caller.project_id, job_id=job_id)
-        rows = queries.attempts(session, job_id=job.id)
-    return lists.ListRead(data=[bodies.AttemptLog.of(row) for row in rows])
+        tails = logs.tails(session, job_id=job.id, attempt=attempt, lines=lines)
+        return lists.ListRead(data=[bodies.AttemptLog.of(tail) for tail in tails])
 
 
 @router.get("/{job_id}/checkpoints", operation_id="list_checkpoints")
@@ -375,5 +392,45 @@ async def stream(
         else:
             body = bodies.EventRead.from_row(record)
             yield ServerSentEvent(data=body, event=body.type, id=str(body.sequence))
+    if service.hub.draining:
+        yield ServerSentEvent(retry=streams.RETRY_MILLISECONDS)
+
+
+def _position(
+    given: Annotated[
+        str | None,
+        Header(
+            alias="Last-Event-ID",
+            description="Of the last lines received, or `position` of a log; else from the start.",
+        ),
+    ] = None,
+) -> logs.Position:
+    if given is None or given == "":
+        return logs.Position()
+    match = _POSITION.fullmatch(given)
+    if match is None:
+        fault = errors.Fault(
+            "/header/last-event-id",
+            "bad_event_id",
+            f"Last-Event-ID of a log is ATTEMPT:BYTE, such as 1:4096, got {given[:60]!r}",
+        )
+        raise errors.Malformed(fault.detail, code=fault.code, faults=[fault])
+    return logs.Position(int(match[1]), int(match[2]))
+
+
+@router.get(
+    "/{job_id}/logs/stream",
+    operation_id="stream_logs",
+    response_class=EventSourceResponse,
+    dependencies=[Depends(_stream_slot)],
+)
+async def stream_logs(
+    job_id: WatchedDep, service: ServiceDep, position: Annotated[logs.Position, Depends(_position)]
+) -> AsyncIterator[ServerSentEvent]:
+    """Stream the lines that a job's engine writes, of all attempts, until the job ends."""
+    async for row in service.hub.follow_log(job_id, position):
+        yield ServerSentEvent(
+            data=bodies.LogSlice.of(row), event="log", id=f"{row.attempt}:{row.end}"
+        )
     if service.hub.draining:
         yield ServerSentEvent(retry=streams.RETRY_MILLISECONDS)

@@ -46,7 +46,7 @@ def create(
             session,
             project_id=caller.project_id,
             settings=service.settings,
-            free_bytes=service.storage.free_bytes(),
+            free_bytes=service.storage.free_bytes,
             **body.model_dump(),
         )
         return _read(session, row), f"/v1/uploads/{row.id}"

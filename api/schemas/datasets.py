@@ -81,15 +81,22 @@ class DatasetRead(rows.RowRead):
     card: str
     tags: dict[str, str]
     latest_version: int | None = Field(description="Newest version that is ready.")
+    size_bytes: int = Field(description="Of all versions: prepared images and archives.")
     created_at: datetime
 
     @classmethod
-    def of(cls, row: tables.DatasetRow, latest_version: int | None) -> Self:
+    def of(cls, row: tables.DatasetRow, latest_version: int | None, size_bytes: int) -> Self:
         """Return the body of a row."""
-        return cls.from_row(
-            row,
-            latest_version=latest_version,
-        )
+        return cls.from_row(row, latest_version=latest_version, size_bytes=size_bytes)
+
+
+class Archive(BaseModel):
+    """The file that a version was uploaded as."""
+
+    filename: str
+    size_bytes: int
+    sha256: str
+    url: str = Field(description="GET the bytes here.")
 
 
 class DatasetVersionRead(rows.RowRead):
@@ -114,6 +121,14 @@ class DatasetVersionRead(rows.RowRead):
         "until it was inspected."
     )
     input: dict[str, Any] | None = Field(description="Null until it was inspected.")
+    size_bytes: int = Field(
+        description="Of the prepared images and the archive; 0 until it was inspected, and of "
+        "built-in data sets."
+    )
+    archive: Archive | None = Field(
+        description="Null until it was inspected, and where there is none: built-in data sets, "
+        "images of a job."
+    )
     digest: str | None
     rejection: versions.Rejection | None
     card: str
@@ -127,9 +142,10 @@ class DatasetVersionRead(rows.RowRead):
     created_at: datetime
 
     @classmethod
-    def of(cls, row: tables.DatasetVersionRow) -> Self:
+    def of(cls, row: tables.DatasetVersionRow, stored: datasets.Stored) -> Self:
         """Return the body of a row that belongs to a session."""
         name = datasets.name_of(row)
+        kept = stored.archive
         return cls.from_row(
             row,
             name=name,
@@ -139,4 +155,13 @@ class DatasetVersionRead(rows.RowRead):
             rejection=versions.Rejection(**row.rejection) if row.rejection else None,
             upload=row.upload_id,
             job=row.job_id,
+            size_bytes=stored.size_bytes,
+            archive=Archive(
+                filename=kept.path,
+                size_bytes=kept.size_bytes,
+                sha256=kept.sha256,
+                url=f"/v1/datasets/{name}/versions/{row.version}/archive",
+            )
+            if kept
+            else None,
         )

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from api import media_types, numbers, streams
 from api.schemas import rows, versions
 from models_registry.artifacts import models
-from models_registry.jobs import queries, reports, submission
+from models_registry.jobs import logs, queries, reports, submission
 from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import tables
 from workers.distill.config.result import RunResult
@@ -134,16 +134,37 @@ class AttemptRead(rows.RowRead):
 
 
 class AttemptLog(BaseModel):
-    """The last lines that an attempt's engine wrote."""
+    """The last lines that an attempt's engine has written so far."""
 
     attempt: int
     lines: list[str]
     ended_at: datetime | None
+    is_cut: bool = Field(description="Whether there were lines before these.")
+    position: str = Field(description="`Last-Event-ID` for the stream of what follows these lines.")
 
     @classmethod
-    def of(cls, attempt: tables.AttemptRow) -> Self:
-        """Return the log of a row; it is empty while the attempt runs."""
-        return cls(attempt=attempt.number, lines=attempt.log_tail or [], ended_at=attempt.ended_at)
+    def of(cls, tail: logs.LogTail) -> Self:
+        """Return the body of the end of a log."""
+        attempt = tail.attempt
+        return cls(
+            attempt=attempt.number,
+            lines=tail.lines,
+            ended_at=attempt.ended_at,
+            is_cut=tail.is_cut,
+            position=f"{attempt.number}:{tail.end}",
+        )
+
+
+class LogSlice(BaseModel):
+    """Lines of an attempt's log, as they were written."""
+
+    attempt: int
+    lines: list[str]
+
+    @classmethod
+    def of(cls, row: tables.LogSliceRow) -> Self:
+        """Return the body of a row."""
+        return cls(attempt=row.attempt, lines=row.text.splitlines())
 
 
 class CheckpointRead(rows.RowRead):

@@ -128,6 +128,9 @@ class ModelRead(rows.RowRead):
     card: str
     tags: Tags
     latest_version: int | None = Field(description="Newest version that is ready.")
+    newest_version: versions.NewestVersion | None = Field(
+        description="Null for a model without versions."
+    )
     aliases: dict[str, int]
     created_at: datetime
     updated_at: datetime
@@ -135,9 +138,15 @@ class ModelRead(rows.RowRead):
     @classmethod
     def of(cls, row: tables.ModelRow, standing: models.LineSummary) -> Self:
         """Return the body of a row."""
+        newest = standing.newest
         return cls.from_row(
             row,
             latest_version=standing.latest_version,
+            newest_version=versions.NewestVersion(
+                version=newest.version, state=newest.state, rejection=newest.rejection
+            )
+            if newest
+            else None,
             aliases=standing.aliases,
         )
 

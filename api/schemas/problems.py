@@ -13,6 +13,14 @@ class ProblemFault(BaseModel):
     detail: str = Field(description="A sentence for people.")
 
 
+class ProblemUses(BaseModel):
+    """What of one kind stands in the way of a deletion."""
+
+    kind: str = Field(description="`job`, `study`, `alias` or `model version`.")
+    count: int = Field(description="How many there are.")
+    names: list[str] = Field(description="The newest of them: ids, or references of versions.")
+
+
 class Problem(BaseModel):
     """What went wrong, which field, and whether trying again can help."""
 
@@ -26,4 +34,7 @@ class Problem(BaseModel):
     retryable: bool = Field(description="Whether the same request may succeed later.")
     allowed: list[str] | None = Field(
         default=None, description="For an illegal transition: the events that are allowed."
+    )
+    uses: list[ProblemUses] | None = Field(
+        default=None, description="For what cannot be deleted: what refers to it."
     )

@@ -52,6 +52,14 @@ class Rejection(BaseModel):
     message: str
 
 
+class NewestVersion(BaseModel):
+    """The newest version of a model in whatever state, and why it was rejected if it was."""
+
+    version: int
+    state: str = Field(description="`pending`, `ready` or `rejected`.")
+    rejection: Rejection | None
+
+
 class StoredFile(rows.RowRead):
     """One file of a version."""
 

@@ -2,6 +2,7 @@
 
 Versions are immutable, and in the engine's prepared form once a worker has unpacked and checked the
 upload. The images that a data-free job has kept have that form already (`synthetic_datasets.py`).
+Deleted data sets and versions stay as tombstones, so that lineage stays complete.
 """
 
 import hashlib
@@ -14,8 +15,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, object_session
 
 from models_registry import catalog, errors, ids
-from models_registry.artifacts import input_checks, references, uploads
-from models_registry.persistence import database, outbox, paging, tables
+from models_registry.artifacts import input_checks, models, references, uploads, uses
+from models_registry.persistence import database, outbox, paging, tables, tombstones
 from workers.distill.config import formats as format_rules
 
 BUILTIN = "builtin"
@@ -117,15 +118,24 @@ def add_builtins(session: Session, *, project_id: str) -> None:
 def get(session: Session, *, project_id: str, name: str) -> tables.DatasetRow:
     """Return a data set.
 
-    Raises: errors.NotFound, with the most similar name.
+    Raises: errors.NotFound, with the most similar name; errors.Gone when it was deleted.
     """
+    return _line(session, project_id=project_id, name=name)
+
+
+def _line(session: Session, *, project_id: str, name: str, lock: bool = False) -> tables.DatasetRow:
     row = tables.DatasetRow
     mine = sa.select(row).where(row.project_id == project_id)
-    found = session.scalars(mine.where(row.name == name)).one_or_none()
-    if found is None:
-        newest = mine.with_only_columns(row.name).order_by(row.created_at.desc())
-        names = session.scalars(newest.limit(_CLOSEST_AMONG)).all()
+    query = mine.where(row.name == name)
+    if lock:
+        query = query.with_for_update()
+    found = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
+    if found is None or tombstones.is_forgotten(session, found.deleted_at):
+        alive = mine.with_only_columns(row.name).where(row.deleted_at.is_(None))
+        names = session.scalars(alive.order_by(row.created_at.desc()).limit(_CLOSEST_AMONG)).all()
         raise errors.NotFound(f"no data set is called {name[:96]!r}{catalog.nearest(name, names)}")
+    if found.deleted_at is not None:
+        raise errors.Gone(f"data set {name} was deleted")
     return found
 
 
@@ -134,7 +144,7 @@ def page(
 ) -> paging.Page[tables.DatasetRow]:
     """Return a page of the project's data sets, newest first."""
     row = tables.DatasetRow
-    statement = sa.select(row).where(row.project_id == project_id)
+    statement = sa.select(row).where(row.project_id == project_id, row.deleted_at.is_(None))
     if prefix:
         statement = statement.where(row.name.startswith(prefix, autoescape=True))
     return paging.take(session, statement, by=(row.created_at, row.id), wanted=wanted)
@@ -145,10 +155,118 @@ def latest(session: Session, rows: Iterable[tables.DatasetRow]) -> dict[str, int
     version = tables.DatasetVersionRow
     query = (
         sa.select(version.dataset_id, sa.func.max(version.version))
-        .where(version.dataset_id.in_([row.id for row in rows]), version.state == "ready")
+        .where(
+            version.dataset_id.in_([row.id for row in rows]),
+            version.state == "ready",
+            version.deleted_at.is_(None),
+        )
         .group_by(version.dataset_id)
     )
     return dict(session.execute(query).all())
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a version occupies: its prepared files, and the archive it was made from, if kept."""
+
+    prepared_bytes: int = 0
+    archive: models.File | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the bytes of both."""
+        return self.prepared_bytes + (self.archive.size_bytes if self.archive else 0)
+
+
+def stored(session: Session, rows: Iterable[tables.DatasetVersionRow]) -> dict[str, Stored]:
+    """Return what each of these versions occupies, by the version's id."""
+    version_ids = [row.id for row in rows]
+    version, file = tables.DatasetVersionRow, tables.DatasetFileRow
+    prepared = dict(
+        session.execute(
+            sa.select(file.version_id, sa.func.sum(file.size_bytes))
+            .where(file.version_id.in_(version_ids))
+            .group_by(file.version_id)
+        ).all()
+    )
+    archives = session.execute(
+        sa.select(version, tables.DatasetRow.name, tables.UploadRow.filename, tables.BlobRow)
+        .join(tables.DatasetRow, tables.DatasetRow.id == version.dataset_id)
+        .join(tables.UploadRow, tables.UploadRow.id == version.upload_id)
+        .join(tables.BlobRow, tables.BlobRow.sha256 == version.archive_sha256)
+        .where(version.id.in_(version_ids))
+    )
+    kept = {
+        row.id: models.File(
+            path=filename,
+            filename=f"{name}-{row.version}-{filename}",
+            sha256=blob.sha256,
+            size_bytes=blob.size_bytes,
+            storage_key=blob.storage_key,
+        )
+        for row, name, filename, blob in archives
+    }
+    return {
+        version_id: Stored(int(prepared.get(version_id) or 0), kept.get(version_id))
+        for version_id in version_ids
+    }
+
+
+def line_bytes(session: Session, rows: Iterable[tables.DatasetRow]) -> dict[str, int]:
+    """Return the bytes that all versions of each of these data sets occupy, by its id."""
+    line_ids = [row.id for row in rows]
+    version, file, blob = tables.DatasetVersionRow, tables.DatasetFileRow, tables.BlobRow
+    prepared = (
+        sa.select(version.dataset_id, sa.func.sum(file.size_bytes))
+        .join(file, file.version_id == version.id)
+        .where(version.dataset_id.in_(line_ids))
+        .group_by(version.dataset_id)
+    )
+    archives = (
+        sa.select(version.dataset_id, sa.func.sum(blob.size_bytes))
+        .join(blob, blob.sha256 == version.archive_sha256)
+        .where(version.dataset_id.in_(line_ids))
+        .group_by(version.dataset_id)
+    )
+    sizes = dict.fromkeys(line_ids, 0)
+    for query in (prepared, archives):
+        for line_id, size_bytes in session.execute(query):
+            sizes[line_id] += int(size_bytes)
+    return sizes
+
+
+def archive(session: Session, version: tables.DatasetVersionRow) -> models.File:
+    """Return the file that a version was uploaded as.
+
+    Raises: errors.Conflict while the version is not ready; errors.NotFound for a version that
+    was not uploaded; errors.Gone where the file was let go.
+    """
+    reference = reference_of(version)
+    if version.format == BUILTIN:
+        raise errors.NotFound(
+            f"{reference} is built in and was never uploaded: there is no archive",
+            code="no_archive",
+        )
+    if version.job_id is not None:
+        raise errors.NotFound(
+            f"{reference} was made of the images of job {version.job_id} and was never uploaded: "
+            f"they are among the files of the student of that job (retort download "
+            f"{version.job_id} --all)",
+            code="no_archive",
+        )
+    if version.state != "ready":
+        raise errors.Conflict(
+            f"{reference} is {version.state}: only the archives of ready versions are kept",
+            code="version_not_ready",
+        )
+    kept = stored(session, [version])[version.id].archive
+    if kept is None:
+        raise errors.Gone(
+            f"{reference} was registered before archives were kept, and its upload has let go of "
+            "it: upload it again for a version that can be downloaded",
+            code="archive_not_kept",
+        )
+    return kept
 
 
 def get_version(
@@ -156,16 +274,35 @@ def get_version(
 ) -> tables.DatasetVersionRow:
     """Return a version.
 
-    Raises: errors.NotFound, with the latest version.
+    Raises: errors.NotFound, with the latest version; errors.Gone when it was deleted.
     """
+    return _version(session, project_id=project_id, name=name, version=version)
+
+
+def _version(
+    session: Session,
+    *,
+    project_id: str,
+    name: str,
+    version: int,
+    lock: bool = False,
+    hold: bool = False,
+) -> tables.DatasetVersionRow:
     line = get(session, project_id=project_id, name=name)
     row = tables.DatasetVersionRow
     query = sa.select(row).where(row.dataset_id == line.id, row.version == version)
-    found = session.scalars(query).one_or_none()
-    if found is None:
+    if lock:
+        query = query.with_for_update()
+    elif hold:
+        # Conflicts with the lock of a deletion, and with nothing else.
+        query = query.with_for_update(read=True, key_share=True)
+    found = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
+    if found is None or tombstones.is_forgotten(session, found.deleted_at):
         newest = latest(session, [line]).get(line.id)
         hint = f"; the latest is {references.write(name, newest)}" if newest else ""
         raise errors.NotFound(f"data set {name} has no version {version}{hint}")
+    if found.deleted_at is not None:
+        raise errors.Gone(f"{references.write(name, version)} was deleted")
     return found
 
 
@@ -180,35 +317,103 @@ def page_versions(
     """Return a page of a data set's versions, newest first."""
     line = get(session, project_id=project_id, name=name)
     row = tables.DatasetVersionRow
-    statement = sa.select(row).where(row.dataset_id == line.id)
+    statement = sa.select(row).where(row.dataset_id == line.id, row.deleted_at.is_(None))
     if state is not None:
         statement = statement.where(row.state == state)
     return paging.take(session, statement, by=(row.created_at, row.id), wanted=wanted)
 
 
 def resolve(session: Session, *, project_id: str, reference: str) -> tables.DatasetVersionRow:
-    """Return the version that a reference means; data sets have no aliases but `latest`.
+    """Return the version that a reference means, locked against deletion until the end.
 
-    Raises: errors.Malformed; errors.NotFound, with a way out.
+    Data sets have no aliases but `latest`.
+
+    Raises: errors.Malformed; errors.NotFound, with a way out; errors.Gone.
     """
     wanted = references.parse(reference)
     line = get(session, project_id=project_id, name=wanted.name)
     if wanted.version is not None:
-        return get_version(session, project_id=project_id, name=wanted.name, version=wanted.version)
+        return _version(
+            session, project_id=project_id, name=wanted.name, version=wanted.version, hold=True
+        )
     if wanted.alias is not None:
         raise errors.NotFound(
             f"data set {line.name} has no alias {wanted.alias!r}: name a version, such as "
             f"{references.write(line.name, line.last_version)}"
         )
     row = tables.DatasetVersionRow
-    ready = sa.select(row).where(row.dataset_id == line.id, row.state == "ready")
+    ready = sa.select(row).where(
+        row.dataset_id == line.id, row.state == "ready", row.deleted_at.is_(None)
+    )
     if wanted.sha256 is not None:
         ready = ready.where(row.sha256 == wanted.sha256)
-    found = session.scalars(ready.order_by(row.version.desc()).limit(1)).one_or_none()
+    newest = ready.order_by(row.version.desc()).limit(1)
+    found = session.scalars(newest.with_for_update(read=True, key_share=True)).one_or_none()
     if found is None:
         which = f"with the digest sha256:{wanted.sha256}" if wanted.sha256 else "that is ready"
         raise errors.NotFound(f"data set {line.name} has no version {which}")
     return found
+
+
+def delete(session: Session, *, project_id: str, name: str) -> None:
+    """Delete a data set with its versions; their names and digests stay in the lineage of models.
+
+    Raises: errors.InUse while a job names one of its versions; errors.Conflict for one that is
+    built in.
+    """
+    line = _line(session, project_id=project_id, name=name, lock=True)
+    row = tables.DatasetVersionRow
+    mine = sa.select(row).where(row.dataset_id == line.id, row.deleted_at.is_(None))
+    versions = session.scalars(mine.order_by(row.id).with_for_update()).all()
+    for each in versions:
+        _refuse_if_builtin(each)
+    _refuse_if_used(session, name, mine.with_only_columns(row.id))
+    for each in versions:
+        _soft_delete(session, each)
+    line.deleted_at = database.now(session)
+    session.flush()
+
+
+def delete_version(session: Session, *, project_id: str, name: str, version: int) -> None:
+    """Delete a version, which also takes back one that waits for its inspection.
+
+    Its number is not given out again.
+
+    Raises: errors.InUse while a job names it; errors.Conflict for one that is built in.
+    """
+    row = _version(session, project_id=project_id, name=name, version=version, lock=True)
+    _refuse_if_builtin(row)
+    this = sa.select(tables.DatasetVersionRow.id).where(tables.DatasetVersionRow.id == row.id)
+    _refuse_if_used(session, reference_of(row), this)
+    _soft_delete(session, row)
+
+
+def _refuse_if_builtin(version: tables.DatasetVersionRow) -> None:
+    if version.format == BUILTIN:
+        raise errors.Conflict(
+            f"{reference_of(version)} is built in, takes no room and cannot be deleted; versions "
+            "that were added under this name can, each by its number",
+            code="builtin",
+        )
+
+
+def _refuse_if_used(session: Session, what: str, chosen: sa.Select[str]) -> None:
+    # Students do not count: data must be deletable (decision 0021), and they are whole without it.
+    way_out = "cancel what has not ended, delete those, then try again"
+    refers = tables.JobRow.dataset_version_id.in_(chosen)
+    uses.refuse(what, uses.by_jobs(session, refers), way_out=way_out)
+
+
+def _soft_delete(session: Session, version: tables.DatasetVersionRow) -> None:
+    """Mark a version as deleted, without its files: the sweep of orphans deletes the bytes."""
+    file = tables.DatasetFileRow
+    session.execute(sa.delete(file).where(file.version_id == version.id))
+    version.archive_sha256, version.deleted_at = None, database.now(session)
+    if version.state == "pending":
+        # Ends its inspection, whose result is not needed.
+        version.state = "rejected"
+        version.rejection = {"code": "deleted", "message": "deleted before its inspection"}
+    session.flush()
 
 
 def reference_of(version: tables.DatasetVersionRow) -> str:
@@ -237,7 +442,7 @@ def add_version(
     name: str,
     **columns: Any,  # of the version's row
 ) -> tables.DatasetVersionRow:
-    """Add a version to its data set, which is created if it does not exist."""
+    """Add a version to its data set, which is created, or restored, if it does not exist."""
     line = tables.DatasetRow
     session.execute(
         database.insert(session, line)
@@ -250,7 +455,11 @@ def add_version(
             last_version=0,
             created_at=database.now(session),
         )
-        .on_conflict_do_nothing()
+        .on_conflict_do_update(
+            index_elements=[line.project_id, line.name],
+            set_={"deleted_at": None, "card": "", "tags": {}, "created_at": database.now(session)},
+            where=line.deleted_at.is_not(None),
+        )
     )
     counted = session.execute(
         sa.update(line)

@@ -128,6 +128,9 @@ def accept(
         )
     for name, value in facts.items():
         setattr(version, name, value)
+    if isinstance(version, tables.DatasetVersionRow):
+        # A model's file can be converted back; what was chosen and left out of an archive cannot.
+        version.archive_sha256 = session.get_one(tables.UploadRow, version.upload_id).blob_sha256
     version.sha256 = sha256
     version.state, version.rejection, version.inspection_expires_at = "ready", None, None
     session.flush()

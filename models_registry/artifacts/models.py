@@ -4,7 +4,7 @@ A version's number comes from a counter on its line's row and is never given out
 after a deletion. Deleted lines and versions stay as tombstones, so that lineage stays complete.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +12,11 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, object_session
 
 from models_registry import catalog, errors, ids
-from models_registry.artifacts import input_checks, references, uploads
-from models_registry.persistence import database, outbox, paging, tables
+from models_registry.artifacts import input_checks, references, uploads, uses
+from models_registry.persistence import database, outbox, paging, tables, tombstones
 
 WEIGHTS = "model.safetensors"
 _CLOSEST_AMONG = 1000
-_SHOWN_USES = 5
 
 # Entity tags of which one must be the current one (`If-Match`); None demands nothing.
 Expected = Collection[str] | None
@@ -121,8 +120,14 @@ def delete(session: Session, *, project_id: str, name: str, expected: Expected =
     version = tables.ModelVersionRow
     query = sa.select(version).where(version.model_id == row.id, version.deleted_at.is_(None))
     versions = session.scalars(query.with_for_update()).all()
-    uses = [use for each in versions for use in _uses(session, each, outside_line=True)]
-    _refuse_if_used(name, uses)
+    chosen = sa.select(version.id).where(version.model_id == row.id, version.deleted_at.is_(None))
+    _refuse_if_used(
+        name,
+        [
+            *_jobs_with(session, chosen),
+            *uses.by_descendants(session, made_from=chosen, outside_line=row.id),
+        ],
+    )
     alias = tables.ModelAliasRow
     session.execute(sa.delete(alias).where(alias.model_id == row.id))
     for each in versions:
@@ -133,10 +138,11 @@ def delete(session: Session, *, project_id: str, name: str, expected: Expected =
 
 @dataclass(frozen=True)
 class LineSummary:
-    """What a line's row does not hold: its newest ready version and its aliases."""
+    """What a line's row does not hold: its newest ready version, aliases, and newest version."""
 
     latest_version: int | None
     aliases: dict[str, int]
+    newest: tables.ModelVersionRow | None = None
 
 
 def summaries(session: Session, rows: Iterable[tables.ModelRow]) -> dict[str, LineSummary]:
@@ -158,7 +164,18 @@ def summaries(session: Session, rows: Iterable[tables.ModelRow]) -> dict[str, Li
     query = sa.select(alias).where(alias.model_id.in_(line_ids)).order_by(alias.alias)
     for row in session.scalars(query):
         aliases[row.model_id][row.alias] = row.version
-    return {line_id: LineSummary(latest.get(line_id), aliases[line_id]) for line_id in line_ids}
+    last = (
+        sa.select(version.model_id, sa.func.max(version.version).label("number"))
+        .where(version.model_id.in_(line_ids), version.deleted_at.is_(None))
+        .group_by(version.model_id)
+        .subquery()
+    )
+    same = sa.and_(version.model_id == last.c.model_id, version.version == last.c.number)
+    newest = {each.model_id: each for each in session.scalars(sa.select(version).join(last, same))}
+    return {
+        line_id: LineSummary(latest.get(line_id), aliases[line_id], newest.get(line_id))
+        for line_id in line_ids
+    }
 
 
 # -- versions --------------------------------------------------------------------------------
@@ -312,8 +329,16 @@ def delete_version(
     pointing = sa.select(alias.alias).where(
         alias.model_id == row.model_id, alias.version == row.version
     )
-    uses = [f"alias {name}" for name in session.scalars(pointing)]
-    _refuse_if_used(reference_of(row), uses + _uses(session, row, outside_line=False))
+    aliases = tuple(session.scalars(pointing.order_by(alias.alias)))
+    this = sa.select(tables.ModelVersionRow.id).where(tables.ModelVersionRow.id == row.id)
+    _refuse_if_used(
+        reference_of(row),
+        [
+            *([errors.Uses("alias", len(aliases), aliases)] if aliases else []),
+            *_jobs_with(session, this),
+            *uses.by_descendants(session, made_from=this),
+        ],
+    )
     _soft_delete(session, row)
     session.flush()
 
@@ -460,7 +485,7 @@ def _line(
     elif hold:
         query = query.with_for_update(read=True, key_share=True)
     line = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
-    if line is None:
+    if line is None or tombstones.is_forgotten(session, line.deleted_at):
         alive = sa.select(row.name).where(row.project_id == project_id, row.deleted_at.is_(None))
         names = session.scalars(alive.order_by(row.updated_at.desc()).limit(_CLOSEST_AMONG)).all()
         raise errors.NotFound(f"no model is called {name[:96]!r}{catalog.nearest(name, names)}")
@@ -487,7 +512,7 @@ def _version(
         # Conflicts with the lock of a deletion, and with nothing else.
         query = query.with_for_update(read=True, key_share=True)
     model_version = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
-    if model_version is None:
+    if model_version is None or tombstones.is_forgotten(session, model_version.deleted_at):
         latest = summaries(session, [line])[line.id].latest_version
         hint = f"; the latest is {references.write(name, latest)}" if latest else ""
         raise errors.NotFound(f"model {name} has no version {version}{hint}")
@@ -550,35 +575,16 @@ def _describe(
     session.flush()
 
 
-def _uses(session: Session, version: tables.ModelVersionRow, *, outside_line: bool) -> list[str]:
-    job, child = tables.JobRow, tables.ModelVersionRow
-    names = sa.or_(
-        job.teacher_version_id == version.id,
-        job.initial_version_id == version.id,
-        job.student_version_id == version.id,
-    )
-    jobs = session.scalars(sa.select(job.id).where(names, job.deleted_at.is_(None)).limit(6))
-    descends = (
-        sa.select(child)
-        .join(job, child.job_id == job.id)
-        .where(
-            sa.or_(job.teacher_version_id == version.id, job.initial_version_id == version.id),
-            child.deleted_at.is_(None),
-        )
-        .limit(6)
-    )
-    if outside_line:
-        descends = descends.where(child.model_id != version.model_id)
-    children = session.scalars(descends).all()
-    return [f"job {job_id}" for job_id in jobs] + [f"version {reference_of(c)}" for c in children]
+def _jobs_with(session: Session, chosen: sa.Select[str]) -> list[errors.Uses]:
+    """Return the jobs that one of the chosen versions is teacher, initial weights or student of."""
+    job = tables.JobRow
+    columns = (job.teacher_version_id, job.initial_version_id, job.student_version_id)
+    return uses.by_jobs(session, sa.or_(*(column.in_(chosen) for column in columns)))
 
 
-def _refuse_if_used(what: str, uses: list[str]) -> None:
-    if uses:
-        shown = ", ".join(uses[:_SHOWN_USES]) + (", ..." if len(uses) > _SHOWN_USES else "")
-        raise errors.InUse(
-            f"{what} is in use by {shown}: delete those first, or set deprecated to true instead"
-        )
+def _refuse_if_used(what: str, used: Sequence[errors.Uses]) -> None:
+    way_out = "delete those first, or set deprecated to true instead"
+    uses.refuse(what, used, way_out=way_out)
 
 
 def _soft_delete(session: Session, version: tables.ModelVersionRow) -> None:

@@ -6,7 +6,7 @@ while bytes are transferred. All other functions run in the caller's transaction
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from models_registry import errors, ids
 from models_registry.artifacts import input_checks
 from models_registry.errors import Fault
-from models_registry.persistence import database, paging, storage, tables
+from models_registry.persistence import database, paging, storage, tables, tombstones
 from models_registry.settings import Settings
 
 log = structlog.get_logger()
@@ -26,6 +26,7 @@ OPEN, COMPLETED, EXPIRED, DELETED = "open", "completed", "expired", "deleted"
 PURPOSES = ("model", "dataset")
 MAX_PARTS = 10_000
 _MEBIBYTE = 2**20
+_ROOM_LOCK = 0x7265746F7274  # any number that no other lock of this database has
 _BATCH = 100
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ID = re.compile(r"upl_[0-9a-z]{26}")
@@ -42,6 +43,12 @@ class Slot:
     upload_id: str
     number: int
     size_bytes: int
+    offset: int
+
+    @property
+    def place(self) -> storage.PartPlace:
+        """Where the part goes in the byte store."""
+        return storage.PartPlace(self.upload_id, self.offset)
 
 
 # -- one upload ------------------------------------------------------------------------------
@@ -56,9 +63,11 @@ def create(
     sha256: str,
     purpose: str,
     settings: Settings,
-    free_bytes: int | None = None,
+    free_bytes: Callable[[], int | None] = lambda: None,
 ) -> tables.UploadRow:
-    """Open an upload; `free_bytes` is the room in the store, where it is known.
+    """Open an upload; `free_bytes` asks for the room in the store, where it can be known.
+
+    What open uploads have announced and not yet sent counts as taken.
 
     Raises: errors.Refused for a name, digest or purpose that is not acceptable; errors.TooLarge;
     errors.StorageFull where the file does not fit.
@@ -75,7 +84,9 @@ def create(
         detail = f"purpose must be one of {', '.join(PURPOSES)}, got {purpose[:80]!r}"
         faults.append(Fault("/purpose", "bad_purpose", detail))
     input_checks.refuse(faults, code="invalid_upload")
-    _check_room(size_bytes, free_bytes)
+    part_size_bytes = _part_size(size_bytes, settings.upload_part_bytes)
+    # While it is received, a part is beside its place.
+    _check_room(session, size_bytes, min(part_size_bytes, size_bytes), free_bytes)
     now = database.now(session)
     row = tables.UploadRow(
         id=ids.new("upl"),
@@ -84,7 +95,7 @@ def create(
         purpose=purpose,
         size_bytes=size_bytes,
         sha256=sha256.lower(),
-        part_size_bytes=_part_size(size_bytes, settings.upload_part_bytes),
+        part_size_bytes=part_size_bytes,
         state=OPEN,
         created_at=now,
         expires_at=now + timedelta(seconds=settings.upload_expiry_seconds),
@@ -144,6 +155,7 @@ def delete(session: Session, *, project_id: str, upload_id: str) -> list[str]:
             f"{upload_id} is about to be inspected for a version: delete that version first"
         )
     upload.state, upload.blob_sha256 = DELETED, None
+    upload.expires_at = database.now(session)
     return _drop_parts(session, upload)
 
 
@@ -212,13 +224,13 @@ def receive(
         slot = _slot(session, project_id=project_id, upload_id=upload_id, number=number)
     if announced_bytes is not None:
         _check_size(slot, announced_bytes, is_whole=True)
-    stored = store.put_part(_measured(slot, chunks), expected=sha256)
-    try:
-        with sessions.begin() as session:
-            superfluous = _record(session, project_id, slot, stored, settings)
-    except errors.RegistryError:
-        store.delete(stored.key)  # the upload was closed while its part was on the way
-        raise
+    with store.put_part(_measured(slot, chunks), slot.place, expected=sha256) as stored:
+        try:
+            with sessions.begin() as session:
+                superfluous = _record(session, project_id, slot, stored, settings)
+        except errors.RegistryError:
+            store.delete(stored.key)  # the upload was closed while its part was on the way
+            raise
     forget(store, superfluous)
 
 
@@ -238,9 +250,9 @@ def complete(
         upload = _find(session, project_id=project_id, upload_id=upload_id, lock=True)
         if upload.state == COMPLETED:
             return upload
-        keys = _all_keys(session, upload)
+        received = _all_parts(session, upload)
         _prolong(session, upload, settings)
-    stored = _assemble(store, upload, keys)
+    stored = _assemble(store, upload, received)
     with sessions.begin() as session:
         upload = _find(session, project_id=project_id, upload_id=upload_id, lock=True)
         if upload.state == COMPLETED:  # by another request, with the same bytes
@@ -313,10 +325,11 @@ def _find(session: Session, *, project_id: str, upload_id: str, lock: bool) -> t
     if lock:
         query = query.with_for_update()
     upload = session.scalars(query).one_or_none() if _ID.fullmatch(upload_id) else None
-    if upload is None:
+    is_closed = upload is not None and upload.state in (EXPIRED, DELETED)
+    if upload is None or (is_closed and tombstones.is_forgotten(session, upload.expires_at)):
         raise errors.NotFound(f"no upload {input_checks.printable(upload_id[:60])} in this project")
     is_over = upload.state == OPEN and upload.expires_at <= database.now(session)
-    if upload.state in (EXPIRED, DELETED) or is_over:
+    if is_closed or is_over:
         what = "was deleted" if upload.state == DELETED else "has expired"
         raise errors.Gone(f"upload {upload_id} {what}: make a new one")
     return upload
@@ -331,7 +344,12 @@ def _slot(session: Session, *, project_id: str, upload_id: str, number: int) -> 
     count = part_count(upload)
     if not 1 <= number <= count:
         raise errors.NotFound(f"upload {upload_id} has parts 1 to {count}, not {number}")
-    return Slot(upload_id, number, part_bytes(upload, number))
+    return _slot_of(upload, number)
+
+
+def _slot_of(upload: tables.UploadRow, number: int) -> Slot:
+    offset = (number - 1) * upload.part_size_bytes
+    return Slot(upload.id, number, part_bytes(upload, number), offset)
 
 
 def _measured(slot: Slot, chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -366,14 +384,12 @@ def _record(
         part = tables.UploadPartRow(upload_id=slot.upload_id, number=slot.number)
         session.add(part)
         superfluous = []
-    elif part.sha256 == stored.sha256:
-        return [stored.key]
     else:
         superfluous = [part.storage_key]
     part.size_bytes, part.sha256 = stored.size_bytes, stored.sha256
     part.storage_key, part.received_at = stored.key, now
     session.flush()
-    return superfluous
+    return [key for key in superfluous if key != stored.key]
 
 
 def _prolong(session: Session, upload: tables.UploadRow, settings: Settings) -> datetime:
@@ -383,7 +399,7 @@ def _prolong(session: Session, upload: tables.UploadRow, settings: Settings) -> 
     return now
 
 
-def _all_keys(session: Session, upload: tables.UploadRow) -> list[str]:
+def _all_parts(session: Session, upload: tables.UploadRow) -> list[storage.StoredPart]:
     received = parts(session, upload)
     missing = [n for n in range(1, part_count(upload) + 1) if n not in received]
     if missing:
@@ -399,15 +415,22 @@ def _all_keys(session: Session, upload: tables.UploadRow) -> list[str]:
                 for number in missing[:100]
             ],
         )
-    return [received[number].storage_key for number in sorted(received)]
+    return [
+        storage.stored_part(
+            received[number].storage_key,
+            _slot_of(upload, number).place,
+            part_bytes(upload, number),
+        )
+        for number in sorted(received)
+    ]
 
 
 def _assemble(
-    store: storage.Storage, upload: tables.UploadRow, keys: list[str]
+    store: storage.Storage, upload: tables.UploadRow, received: list[storage.StoredPart]
 ) -> storage.StoredBlob | None:
     """Return the blob, or None where parts were taken away meanwhile."""
     try:
-        return storage.assemble(store, keys, expected=upload.sha256)
+        return store.assemble(received, expected=upload.sha256)
     except storage.BytesNotFound:
         return None
     except errors.DigestMismatch as error:
@@ -422,7 +445,7 @@ def _assemble(
 def _drop_parts(session: Session, upload: tables.UploadRow) -> list[str]:
     row = tables.UploadPartRow
     dropped = sa.delete(row).where(row.upload_id == upload.id).returning(row.storage_key)
-    keys = list(session.scalars(dropped).all())
+    keys = list(set(session.scalars(dropped).all()))
     session.flush()
     return keys
 
@@ -442,15 +465,40 @@ def _part_size(size_bytes: int, wanted: int) -> int:
     return max(wanted, -(-least // _MEBIBYTE) * _MEBIBYTE)
 
 
-def _check_room(size_bytes: int, free_bytes: int | None) -> None:
-    # The parts stay until the whole file is put together from them.
-    needed = 2 * size_bytes
-    if free_bytes is not None and free_bytes < needed:
-        detail = (
-            f"size_bytes is {size_bytes}, for which the byte store needs {needed} free bytes while "
-            f"the file is put together: {needed - free_bytes} are missing"
-        )
-        raise errors.StorageFull(detail, faults=[Fault("/size_bytes", "storage_full", detail)])
+def _check_room(
+    session: Session, size_bytes: int, part_bytes: int, free_bytes: Callable[[], int | None]
+) -> None:
+    if free_bytes() is None:
+        return
+    # Of two that fit only one by one, the second must see the first.
+    database.one_at_a_time(session, _ROOM_LOCK)
+    # In this order: a part that arrives in between is counted twice, not forgotten.
+    promised = _outstanding_bytes(session)
+    free = (free_bytes() or 0) - promised
+    needed = size_bytes + part_bytes
+    if free >= needed:
+        return
+    others = f", {promised} of its free bytes being promised to open uploads" if promised else ""
+    detail = (
+        f"size_bytes is {size_bytes}, for which the byte store needs {needed} free bytes: "
+        f"{needed - free} are missing{others}; delete uploads, versions or jobs that nobody "
+        "needs, or have the disk enlarged"
+    )
+    raise errors.StorageFull(detail, faults=[Fault("/size_bytes", "storage_full", detail)])
+
+
+def _outstanding_bytes(session: Session) -> int:
+    """Return what the open uploads of all projects have announced and not yet sent."""
+    upload, part = tables.UploadRow, tables.UploadPartRow
+    open_now = (upload.state == OPEN, upload.expires_at > database.now(session))
+    announced = sa.select(sa.func.sum(upload.size_bytes)).where(*open_now)
+    received = (
+        sa.select(sa.func.sum(part.size_bytes))
+        .join(upload, upload.id == part.upload_id)
+        .where(*open_now)
+    )
+    whole, there = (session.scalars(query).one() or 0 for query in (announced, received))
+    return int(whole) - int(there)
 
 
 def _faults_of_size(size_bytes: int) -> Iterator[Fault]:

@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 from models_registry import errors
 from models_registry.jobs import lifecycle, submission, transitions
 from models_registry.jobs.lifecycle import Event, Reason, State
-from models_registry.persistence import database, tables
+from models_registry.persistence import database, tables, tombstones
 
 
 def get(session: Session, *, project_id: str, job_id: str) -> tables.JobRow:
@@ -15,7 +15,8 @@ def get(session: Session, *, project_id: str, job_id: str) -> tables.JobRow:
     Raises: errors.NotFound, also for another project's job; errors.Gone for a deleted one.
     """
     job = session.get(tables.JobRow, job_id)
-    if job is None or job.project_id != project_id:
+    is_forgotten = job is not None and tombstones.is_forgotten(session, job.deleted_at)
+    if job is None or job.project_id != project_id or is_forgotten:
         raise errors.NotFound(f"There is no job {job_id!r}.")
     if job.deleted_at is not None:
         raise errors.Gone(f"Job {job_id!r} was deleted.")
@@ -100,7 +101,8 @@ def delete(session: Session, *, project_id: str, job_id: str) -> None:
     if job.study_id is not None:
         raise errors.InUse(
             f"Job {job_id!r} belongs to study {job.study_id!r}: delete the study, and its jobs go "
-            "with it."
+            "with it.",
+            uses=[errors.Uses("study", 1, (job.study_id,))],
         )
     if not lifecycle.is_final(State(job.state)):
         raise transitions.illegal(job, "be deleted")
@@ -108,7 +110,8 @@ def delete(session: Session, *, project_id: str, job_id: str) -> None:
 
 
 def hide(session: Session, job: tables.JobRow) -> None:
-    """Hide a job that has ended, with what could resume it."""
+    """Hide a job that has ended, without its log and what could resume it."""
     job.deleted_at = database.now(session)
-    session.execute(sa.delete(tables.CheckpointRow).where(tables.CheckpointRow.job_id == job.id))
+    for row in (tables.CheckpointRow, tables.LogSliceRow):
+        session.execute(sa.delete(row).where(row.job_id == job.id))
     session.flush()

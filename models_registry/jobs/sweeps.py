@@ -154,6 +154,7 @@ _REFERENCES = (
     tables.UploadRow.blob_sha256,
     tables.ModelFileRow.sha256,
     tables.DatasetFileRow.sha256,
+    tables.DatasetVersionRow.archive_sha256,
     tables.CheckpointRow.sha256,
     tables.FederationRow.open_set_sha256,
     tables.FederationRoundRow.consensus_sha256,

@@ -148,6 +148,15 @@ def now(session: Session) -> datetime:
     return moment.astimezone(UTC)
 
 
+def one_at_a_time(session: Session, lock: int) -> None:
+    """Let one transaction pass here until it ends; others that name the same `lock` wait.
+
+    SQLite has one writer at a time anyway.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
+
+
 def has_no_room(error: Exception) -> bool:
     """Return whether the database failed because its disk is full."""
     cause = getattr(error, "orig", None)

@@ -1,8 +1,8 @@
 """Storage of bytes: a local folder, or a bucket of an S3-compatible store.
 
 A blob's key is the SHA-256 of its content, so the same bytes have the same key, a download can be
-verified, and no path ever comes from a caller. Parts of an upload have random keys, which nothing
-else shares, so a part may be deleted without checking for other references.
+verified, and no path ever comes from a caller. Parts of an upload have keys that no other upload
+shares, so they may be deleted without checking for other references.
 
 No put is visible before it is complete, verified and durable. Reads and writes stream: memory does
 not grow with the size of the bytes.
@@ -10,6 +10,7 @@ not grow with the size of the bytes.
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -21,7 +22,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Protocol, Self, runtime_checkable
+from typing import BinaryIO, Protocol, Self, runtime_checkable
 
 import obstore
 import obstore.exceptions
@@ -67,6 +68,23 @@ class BinaryReader(Protocol):
 
 
 Source = BinaryReader | Iterable[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class PartPlace:
+    """Where a part goes: the id of its upload, and its first byte in the whole file."""
+
+    upload_id: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPart:
+    """Where the bytes of a part are: from `start` on under a key that other parts may share."""
+
+    key: str
+    start: int
+    size_bytes: int
 
 
 class ByteStream(Iterator[bytes]):
@@ -117,8 +135,26 @@ class Storage(Protocol):
         """
         ...
 
-    def put_part(self, stream: Source, *, expected: str | None = None) -> StoredBlob:
-        """Store one part of an upload under a key of its own; like `put` in all else."""
+    def put_part(
+        self, stream: Source, place: PartPlace, *, expected: str | None = None
+    ) -> contextlib.AbstractContextManager[StoredBlob]:
+        """Store one part of an upload; like `put` in all else.
+
+        The block that follows records it: until its end no other part of these bytes' place is
+        stored, so what was recorded last is what is there.
+
+        Raises `errors.Conflict` where the parts have been assembled already.
+        """
+        ...
+
+    def assemble(self, parts: Sequence[StoredPart], *, expected: str) -> StoredBlob:
+        """Make one blob of the parts, one after the other.
+
+        The parts stay: delete them after the row that names the blob is committed, so that a crash
+        between the two can be repeated.
+
+        Raises `BytesNotFound` where one is gone; `errors.DigestMismatch`.
+        """
         ...
 
     def open(self, key: str, *, start: int = 0, end: int | None = None) -> ByteStream:
@@ -193,19 +229,18 @@ def from_settings(settings: Settings) -> Storage:
     return from_url(settings.storage_url, options)
 
 
-def assemble(
-    storage: Storage, part_keys: Sequence[str], *, expected: str | None = None
-) -> StoredBlob:
-    """Put the parts, one after the other, as one blob.
-
-    The parts stay: delete them after the row that names the blob is committed, so that a crash
-    between the two can be repeated.
-    """
-    return storage.put(_joined(storage, part_keys), expected=expected)
+def stored_part(key: str, place: PartPlace, size_bytes: int) -> StoredPart:
+    """Return where a part is that was put at `place`, and has this key since."""
+    return StoredPart(key, place.offset if key == _whole_key(place) else 0, size_bytes)
 
 
 class LocalStorage:
-    """Bytes in a folder of this machine, or of a file system that all processes mount."""
+    """Bytes in a folder of this machine, or of a file system that all processes mount.
+
+    The parts of an upload are written into one file, each at its place, which becomes the blob by
+    getting a second name: so a file that is uploaded needs its own size on the disk, and a part's
+    more while it is received.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.resolve()
@@ -218,9 +253,53 @@ class LocalStorage:
         """Store a blob under its digest, all or nothing."""
         return self._write(_HashingStream(stream), expected, _blob_key)
 
-    def put_part(self, stream: Source, *, expected: str | None = None) -> StoredBlob:
-        """Store one part of an upload under a key of its own."""
-        return self._write(_HashingStream(stream), expected, _part_key)
+    @contextlib.contextmanager
+    def put_part(
+        self, stream: Source, place: PartPlace, *, expected: str | None = None
+    ) -> Iterator[StoredBlob]:
+        """Store one part of an upload at its place in the file of the upload."""
+        hashed, key = _HashingStream(stream), _whole_key(place)
+        # Received beside it first: a slow sender must not keep others out, and a part that is cut
+        # short must not damage the one that it was to replace.
+        with self._temporary() as received:
+            _drain(hashed, received.fileno())
+            stored = hashed.stored(expected, lambda _sha256: key)
+            with self._locked(self._path(key), missing_ok=True) as whole:
+                with _reported():
+                    if os.fstat(whole.fileno()).st_nlink > 1:
+                        raise errors.Conflict(
+                            "the parts of this upload have been put together: complete it",
+                            code="upload_completed",
+                        )
+                    _copy(received.fileno(), whole.fileno(), place.offset, stored.size_bytes)
+                    os.fsync(whole.fileno())
+                    _sync_folder(self._path(key).parent)
+                yield stored
+
+    def assemble(self, parts: Sequence[StoredPart], *, expected: str) -> StoredBlob:
+        """Make one blob of the parts: without a copy where they are in one file."""
+        if not _is_one_file(parts):
+            return self.put(_joined(self, parts), expected=expected)
+        path = self._path(parts[0].key)
+        with self._locked(path, missing_ok=False) as whole:
+            if os.fstat(whole.fileno()).st_size != sum(part.size_bytes for part in parts):
+                raise BytesNotFound(f"some bytes of {parts[0].key} are missing")
+            hashed = _HashingStream(whole)
+            for _chunk in hashed:
+                pass
+            stored = hashed.stored(expected, _blob_key)
+            linked = self._unfinished / uuid.uuid4().hex
+            try:
+                linked.hardlink_to(path)
+            except OSError as error:
+                if error.errno not in _NO_SECOND_NAME:
+                    with _reported(parts[0].key):  # taken by another completion while it was read
+                        raise
+                return self.put(_joined(self, parts), expected=expected)
+            with _reported():
+                os.utime(linked)
+                self._publish(linked, stored.key)
+        return stored
 
     def open(self, key: str, *, start: int = 0, end: int | None = None) -> ByteStream:
         """Stream bytes `start` up to, not including, `end`."""
@@ -294,6 +373,37 @@ class LocalStorage:
                 if _modified_at(path) < moment:
                     yield path
 
+    @contextlib.contextmanager
+    def _temporary(self) -> Iterator[BinaryIO]:
+        path = self._unfinished / uuid.uuid4().hex
+        with _reported():
+            file = path.open("x+b", buffering=0)
+        with file:
+            try:
+                yield file
+            finally:
+                with contextlib.suppress(OSError):  # as in `_write`
+                    path.unlink()
+
+    @contextlib.contextmanager
+    def _locked(self, path: Path, *, missing_ok: bool) -> Iterator[BinaryIO]:
+        """Hold the file of an upload for this block alone; with `missing_ok`, make it if needed.
+
+        Raises: BytesNotFound.
+        """
+        flags = os.O_RDWR | (os.O_CREAT if missing_ok else 0)
+        while True:
+            with _reported(path.relative_to(self._folder).as_posix()):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = os.fdopen(os.open(path, flags, 0o644), "r+b", buffering=0)
+            with file:
+                with _reported():
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                    if not _is_at(file, path):
+                        continue  # deleted while we waited: what we hold may be a blob by now
+                yield file
+                return
+
     def _write(self, hashed: "_HashingStream", expected: str | None, name: "_Namer") -> StoredBlob:
         unfinished = self._unfinished / uuid.uuid4().hex
         try:
@@ -333,7 +443,8 @@ class S3Storage:
     Threads may share it; a process that has used it must not fork, for the client's own threads
     stay behind and the child would wait for them for ever. Made but unused, it survives a fork.
 
-    A put is written to a local temporary file first, and uploaded when its digest is known and
+    A put is written to a local temporary file first (parts that are assembled are not, since their
+    digest was announced), and uploaded when its digest is known and
     right. The other way, a temporary object and a server-side copy, costs a second write of
     everything, leaves objects behind when killed, and stops at the 5 GiB that one copy may have. An
     upload becomes visible as a whole. Set a lifecycle rule for incomplete multipart uploads: those
@@ -354,9 +465,38 @@ class S3Storage:
         """Store a blob under its digest, all or nothing."""
         return self._write(_HashingStream(stream), expected, _blob_key)
 
-    def put_part(self, stream: Source, *, expected: str | None = None) -> StoredBlob:
+    @contextlib.contextmanager
+    def put_part(
+        self,
+        stream: Source,
+        place: PartPlace,  # noqa: ARG002 - the protocol's: here each part is an object of its own
+        *,
+        expected: str | None = None,
+    ) -> Iterator[StoredBlob]:
         """Store one part of an upload under a key of its own."""
-        return self._write(_HashingStream(stream), expected, _part_key)
+        yield self._write(_HashingStream(stream), expected, _part_key)
+
+    def assemble(self, parts: Sequence[StoredPart], *, expected: str) -> StoredBlob:
+        """Make one blob of the parts, through this process and none of its disks.
+
+        The key is known before, so the parts are sent on as they are read, as one multipart upload
+        that is completed only when the digest is right: until then it is invisible.
+        """
+        hashed = _HashingStream(_joined(self, parts))
+        with _reported():
+            writer = obstore.open_writer(
+                self._store,
+                _blob_key(expected),
+                buffer_size=TRANSFER_BYTES,
+                max_concurrency=TRANSFERS,
+            )
+        for chunk in hashed:
+            with _reported():
+                writer.write(chunk)
+        stored = hashed.stored(expected, _blob_key)
+        with _reported():
+            writer.close()
+        return stored
 
     def open(self, key: str, *, start: int = 0, end: int | None = None) -> ByteStream:
         """Stream bytes `start` up to, not including, `end`."""
@@ -476,6 +616,21 @@ def _part_key(_sha256: str) -> str:
     return f"parts/{uuid.uuid4().hex}"
 
 
+def _whole_key(place: PartPlace) -> str:
+    """Return the key of the file that holds all parts of an upload, each at its place."""
+    return f"parts/{hashlib.sha256(place.upload_id.encode()).hexdigest()[:32]}"
+
+
+def _is_one_file(parts: Sequence[StoredPart]) -> bool:
+    """Return whether the parts follow one another under one key."""
+    end = 0
+    for part in parts:
+        if part.key != parts[0].key or part.start != end:
+            return False
+        end += part.size_bytes
+    return True
+
+
 def _check_key(key: str) -> None:
     if not KEY.fullmatch(key):
         raise errors.Malformed(f"not a key of this store: {key[:200]!r}")
@@ -505,14 +660,34 @@ def _drain(chunks: Iterable[bytes], descriptor: int) -> None:
                 rest = rest[os.write(descriptor, rest) :]
 
 
-def _joined(storage: Storage, keys: Sequence[str]) -> Iterator[bytes]:
-    for key in keys:
-        with storage.open(key) as stream:
+def _copy(source: int, target: int, offset: int, size_bytes: int) -> None:
+    """Copy a file into another one, from `offset` on."""
+    done = 0
+    while done < size_bytes:
+        chunk = os.pread(source, CHUNK_BYTES, done)
+        if not chunk:
+            raise OSError(errno.EIO, "the part that was received became shorter")
+        done += os.pwrite(target, chunk, offset + done)
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    """Return whether an open file still has this name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _joined(storage: Storage, parts: Sequence[StoredPart]) -> Iterator[bytes]:
+    for part in parts:
+        with storage.open(part.key, start=part.start, end=part.start + part.size_bytes) as stream:
             yield from stream
 
 
 # The disk, the owner's quota or the largest size of a file is reached.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# What file systems without a second name for a file answer.
+_NO_SECOND_NAME = frozenset({errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS})
 
 
 @contextlib.contextmanager

@@ -232,6 +232,7 @@ class DatasetRow(Row):
     tags: Mapped[dict[str, Any]] = mapped_column(default=dict)
     last_version: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[datetime]
+    deleted_at: Mapped[datetime | None]
 
 
 class DatasetVersionRow(Inspected, Row):
@@ -255,11 +256,14 @@ class DatasetVersionRow(Inspected, Row):
     sha256: Mapped[str | None] = mapped_column(sa.String(64))  # of its manifest
     lineage: Mapped[dict[str, Any]] = mapped_column(default=dict)
     upload_id: Mapped[str | None] = mapped_column(sa.ForeignKey("uploads.id"), index=True)
+    # The file as it was uploaded, kept for downloads; the upload itself lets go of it.
+    archive_sha256: Mapped[str | None] = mapped_column(sa.ForeignKey("blobs.sha256"), index=True)
     # The job that made its synthetic images; as for models, no foreign key.
     job_id: Mapped[str | None] = mapped_column(sa.String(40), index=True)
     card: Mapped[str] = mapped_column(sa.Text, default="")
     tags: Mapped[dict[str, Any]] = mapped_column(default=dict)
     created_at: Mapped[datetime]
+    deleted_at: Mapped[datetime | None]
 
 
 class DatasetFileRow(Row):
@@ -374,6 +378,23 @@ class AttemptRow(Row):
     outcome: Mapped[str | None] = mapped_column(sa.String(32))
     message: Mapped[str | None] = mapped_column(sa.Text)
     log_tail: Mapped[list[Any] | None]
+
+
+class LogSliceRow(Row):
+    """Some lines of an attempt's log, shipped while it runs; the oldest go when there are many."""
+
+    __tablename__ = "job_log_slices"
+    __table_args__ = (
+        sa.ForeignKeyConstraint(
+            ["job_id", "attempt"], ["job_attempts.job_id", "job_attempts.number"]
+        ),
+    )
+    job_id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    start: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True)  # byte in the engine's log
+    end: Mapped[int] = mapped_column(sa.BigInteger)  # byte after the last
+    text: Mapped[str] = mapped_column(sa.Text)
+    at: Mapped[datetime]
 
 
 class EventRow(Row):

@@ -19,7 +19,7 @@ from models_registry import catalog, errors, ids
 from models_registry.jobs import actions, lifecycle, queries, submission, validation
 from models_registry.jobs.lifecycle import State
 from models_registry.jobs.spec import VERSION, JobSpec
-from models_registry.persistence import database, paging, tables
+from models_registry.persistence import database, paging, tables, tombstones
 from models_registry.studies import grids, leaderboard, variants
 from models_registry.studies.leaderboard import Run, Variant
 from models_registry.studies.spec import StudySpec
@@ -322,7 +322,8 @@ def get(session: Session, *, project_id: str, study_id: str) -> tables.StudyRow:
     Raises: errors.NotFound, also for another project's study; errors.Gone for a deleted one.
     """
     study = session.get(tables.StudyRow, study_id)
-    if study is None or study.project_id != project_id:
+    is_forgotten = study is not None and tombstones.is_forgotten(session, study.deleted_at)
+    if study is None or study.project_id != project_id or is_forgotten:
         raise errors.NotFound(f"There is no study {study_id!r}.")
     if study.deleted_at is not None:
         raise errors.Gone(f"Study {study_id!r} was deleted.")

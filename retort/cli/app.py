@@ -117,6 +117,23 @@ def demo(
 
 
 @app.command()
+def completion(
+    ctx: typer.Context,
+    shell_name: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(metavar="bash|zsh|fish")],
+) -> None:
+    """Print what makes a shell complete commands, and the names and ids that a server has.
+
+    For bash: `retort completion bash >> ~/.bashrc`; zsh: `>> ~/.zshrc`; fish:
+    `> ~/.config/fish/completions/retort.fish`. `retort --install-completion` does that for you.
+    """
+    from typer.completion import get_completion_script
+
+    name = ctx.find_root().info_name or "retort"
+    variable = f"_{name.replace('-', '_').upper()}_COMPLETE"
+    typer.echo(get_completion_script(prog_name=name, complete_var=variable, shell=shell_name))
+
+
+@app.command()
 def login(
     ctx: typer.Context,
     url: shell.UrlOption = None,

@@ -12,6 +12,7 @@ from retort import errors, types
 
 Cell = str | int | float | None
 _GAP = "  "  # between two columns
+_REASON_WIDTH = 160  # of a rejection in a list; the version itself shows all of it
 STYLES = {
     "succeeded": "green",
     "ready": "green",
@@ -57,13 +58,20 @@ def table(
     }
     left_out = []
     for head in drops:
-        wanted = sum(width for name, width in widths.items() if name not in folds)
-        if wanted + len(_GAP) * (len(widths) - 1) <= console.width:
+        folded = sum(widths[name] for name in folds if name in widths)
+        if _total(widths) - folded <= console.width:
             break
         left_out.append(head)
         del widths[head]
     if not folds:  # else the long columns take what is left
         _cut(widths, console.width, whole)
+        # Rather no column than half an id; the first two that must be whole stay in any case.
+        needed = list(whole)[:2]
+        for head in [h for h in reversed(list(widths)) if needed and h not in needed]:
+            if _total(widths) <= console.width:
+                break
+            left_out.append(head)
+            del widths[head]
     grid = rich.table.Table(box=None, pad_edge=False, header_style="bold")
     for head, width in widths.items():
         is_long = head in folds
@@ -81,10 +89,13 @@ def table(
         console.print(f"Too narrow for: {told} (a wider terminal, or --json, shows all)")
 
 
+def _total(widths: dict[str, int]) -> int:
+    return sum(widths.values()) + len(_GAP) * (len(widths) - 1)
+
+
 def _cut(widths: dict[str, int], room: int, whole: Collection[str]) -> None:
     """Cut the widest columns until a table fits, but none of `whole`, and none below its head."""
-    room -= len(_GAP) * (len(widths) - 1)
-    while sum(widths.values()) > room:
+    while _total(widths) > room:
         cut = [head for head in widths if head not in whole and widths[head] > len(head)]
         if not cut:
             return
@@ -378,6 +389,101 @@ def reading_aids(shown: types.Leaderboard) -> list[str]:
     return notes
 
 
+def models(console: rich.console.Console, shown: Sequence[types.Model]) -> None:
+    """Print a list of models; what of the newest version is not ready, with the reason."""
+    rows = []
+    for model in shown:
+        newest = model.newest_version
+        state, why = None, None
+        if newest is not None and newest.state != "ready":
+            state = newest.state
+            why = newest.rejection.message if newest.rejection else "being inspected"
+        rows.append(
+            (
+                model.name,
+                model.latest_version,
+                f"{newest.version}" if newest else None,
+                state or ("ready" if newest else "no version"),
+                ", ".join(f"{alias}={number}" for alias, number in model.aliases.items()),
+                age(model.created_at),
+                why,
+            )
+        )
+    _with_reasons(
+        console,
+        ("name", "ready", "newest", "state", "aliases", "age", "why"),
+        rows,
+        whole=("name", "state"),
+        drops=("age", "aliases", "newest"),
+    )
+
+
+def model_versions(console: rich.console.Console, shown: Sequence[types.ModelVersion]) -> None:
+    """Print the versions of a model; rejected ones with the reason."""
+    _with_reasons(
+        console,
+        ("version", "state", "network", "parameters", "score", "age", "why rejected"),
+        [
+            (
+                v.reference,
+                v.state,
+                v.network,
+                count(v.parameters),
+                named(v.primary_metric, v.scores.get(v.primary_metric or "")),
+                age(v.created_at),
+                v.rejection.message if v.rejection else None,
+            )
+            for v in shown
+        ],
+        whole=("version", "state", "score"),
+        drops=("age", "parameters", "network"),
+    )
+
+
+def dataset_versions(console: rich.console.Console, shown: Sequence[types.DatasetVersion]) -> None:
+    """Print versions of data sets with their sizes; rejected ones with the reason."""
+    _with_reasons(
+        console,
+        (
+            *("data set", "state", "classes", "train", "validation", "test", "size"),
+            "why rejected",
+        ),
+        [
+            (
+                v.reference,
+                v.state,
+                len(v.classes) or None,
+                v.splits.get("train"),
+                v.splits.get("validation"),
+                v.splits.get("test"),
+                size(v.size_bytes) if v.size_bytes else None,
+                v.rejection.message if v.rejection else None,
+            )
+            for v in shown
+        ],
+        whole=("data set", "state", "size"),
+        drops=("validation", "test", "train", "classes"),
+    )
+
+
+def _with_reasons(
+    console: rich.console.Console,
+    heads: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    *,
+    whole: Collection[str],
+    drops: Sequence[str],
+) -> None:
+    """Print a table; its last column, a sentence where there is one, goes below its row."""
+    *columns, _ = heads
+    table(console, columns, [row[:-1] for row in rows], whole=whole, drops=drops)
+    for first, *_, why in rows:
+        if why:
+            sentence = "; ".join(str(why).splitlines())
+            cut = f"{sentence[:_REASON_WIDTH]}..." if len(sentence) > _REASON_WIDTH else sentence
+            console.print(errors.one_line(f"{first}: {cut}"), soft_wrap=True)
+
+
 def version(console: rich.console.Console, shown: types.ModelVersion) -> None:
     """Print everything about a model version."""
     rejection = shown.rejection
@@ -421,6 +527,13 @@ def dataset_version(console: rich.console.Console, shown: types.DatasetVersion) 
             ("input", compact(shown.input)),
             *(("note", note) for note in shown.notes or ()),
             ("digest", shown.digest),
+            ("size", size(shown.size_bytes) if shown.size_bytes else None),
+            (
+                "archive",
+                f"{shown.archive.filename}  {size(shown.archive.size_bytes)}"
+                if shown.archive
+                else None,
+            ),
             ("lineage", compact(shown.lineage)),
             ("tags", compact(shown.tags)),
             ("created", moment(shown.created_at)),
@@ -505,10 +618,17 @@ def logs(console: rich.console.Console, shown: Iterable[types.AttemptLog]) -> No
     for attempt in shown:
         state = f"ended {moment(attempt.ended_at)}" if attempt.ended_at else "still running"
         console.print(f"attempt {attempt.attempt}, {state}", style="bold")
-        for line in attempt.lines:
-            console.print(errors.one_line(line), soft_wrap=True)
+        if attempt.is_cut:
+            console.print("(earlier lines are left out: --lines N shows more of those kept)")
+        log_lines(console, attempt.lines)
         if not attempt.lines:
-            console.print("(no lines: they are kept when an attempt ends)")
+            console.print("(no lines)" if attempt.ended_at else "(no lines so far)")
+
+
+def log_lines(console: rich.console.Console, lines: Iterable[str]) -> None:
+    """Print lines of a log as they are, without characters that steer a terminal."""
+    for line in lines:
+        console.print("".join(c if c.isprintable() else " " for c in line.rstrip()), soft_wrap=True)
 
 
 def attempts(console: rich.console.Console, shown: Iterable[types.Attempt]) -> None:

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, TypeVar
 
 import typer
@@ -42,6 +43,43 @@ LimitOption = Annotated[int, typer.Option(min=1, help="At most this many, newest
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print JSON for programs, and nothing else, on stdout.")
 ]
+
+
+_PREFIXES = {"job_": "job", "stu_": "study", "upl_": "upload"}
+
+
+def thing(words: list[str], *, kinds: tuple[str, ...]) -> tuple[str, str]:
+    """Return kind and name of what `[KIND] WHAT` means; without KIND, a name is a model's.
+
+    Raises: errors.BadOption.
+    """
+    *before, what = words
+    if len(before) > 1 or (before and before[0] not in kinds):
+        raise errors.BadOption(
+            f"{' '.join(words)}: expected WHAT, or KIND WHAT with a KIND of {', '.join(kinds)}"
+        )
+    of_id = next((kind for prefix, kind in _PREFIXES.items() if what.startswith(prefix)), None)
+    kind = before[0] if before else of_id or "model"
+    ids = set(_PREFIXES.values())
+    if kind not in kinds or (kind in ids and of_id != kind):
+        raise errors.BadOption(f"{what} is not the id of a {before[0] if before else kinds[0]}")
+    return kind, what
+
+
+@contextlib.contextmanager
+def or_dataset(retort: "Shell", words: list[str], command: str) -> Iterator[None]:
+    """Where a name that stands alone is no model's but a data set's, say how to mean that."""
+    try:
+        yield
+    except errors.ProblemError as error:
+        name = words[-1].partition("@")[0]
+        if error.status != 404 or len(words) > 1:
+            raise
+        if not any(known.name == name for known in retort.client.datasets.list()):
+            raise
+        raise errors.BadOption(
+            f"no model is called {name}, but a data set is: retort {command} dataset {words[-1]}"
+        ) from error
 
 
 class Code(enum.IntEnum):
@@ -207,38 +245,52 @@ class OneLineErrors(typer.core.TyperGroup):
     def main(self, *args: Any, **options: Any) -> Any:
         """Run the command line and leave the process with the exit code."""
         arguments = options.get("args") or (args[0] if args else sys.argv) or ()
-        debug = "--debug" in arguments
+        debug, as_json = "--debug" in arguments, "--json" in arguments
         options["standalone_mode"] = False
         try:
             code = super().main(*args, **options)
         except Misuse as error:
-            say(f"error: {error.format_message()} (see `{_command_path(error)} --help`)")
+            sentence = f"{error.format_message()} (see `{_command_path(error)} --help`)"
             code = Code.USAGE
+            _tell("Usage", sentence, code, as_json=as_json)
         except typer.Abort:
-            say("error: stopped, nothing was done")
             code = Code.INTERRUPTED
+            _tell("Stopped", "stopped, nothing was done", code, as_json=as_json)
         except errors.RetortError as error:
-            _tell(error, as_json="--json" in arguments)
             code = code_of(error)
+            _tell(type(error).__name__, str(error), code, as_json=as_json, facts=_facts(error))
         except Exception as error:  # the last resort of a program that shows no tracebacks
             if debug:
                 raise
-            say(f"error: {type(error).__name__}: {error} (a defect: see `retort --debug ...`)")
+            sentence = f"{type(error).__name__}: {error} (a defect: see `retort --debug ...`)"
             code = Code.DEFECT
+            _tell("Defect", sentence, code, as_json=as_json)
         sys.exit(int(code or 0))
 
 
-def _tell(error: errors.RetortError, *, as_json: bool) -> None:
+def _tell(
+    kind: str,
+    sentence: str,
+    code: Code,
+    *,
+    as_json: bool,
+    facts: Mapping[str, object] = MappingProxyType({}),
+) -> None:
     """Print an error: as one line for people, with --json as one object."""
     if not as_json:
-        say(f"error: {error}")
+        say(f"error: {sentence}")
         return
-    body: dict[str, object] = {"error": type(error).__name__, "detail": str(error)}
-    if isinstance(error, errors.ProblemError):
-        faults = [asdict(fault) for fault in error.errors]
-        body |= {"status": error.status, "code": error.code, "errors": faults}
-    body["exit_code"] = code_of(error)
+    body = {"error": kind, "detail": errors.one_line(sentence), **facts, "exit_code": code}
     sys.stderr.write(json.dumps(body, ensure_ascii=False) + "\n")
+
+
+def _facts(error: errors.RetortError) -> dict[str, object]:
+    """Return what a program wants to know of an error beside its sentence."""
+    if not isinstance(error, errors.ProblemError):
+        return {}
+    faults = [asdict(fault) for fault in error.errors]
+    uses = {"uses": list(error.uses)} if error.uses else {}
+    return {"status": error.status, "code": error.code, "errors": faults, **uses}
 
 
 def _parameter(

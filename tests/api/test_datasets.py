@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from models_registry import catalog
-from models_registry.persistence import database, tables
+from models_registry.artifacts import inspections
+from models_registry.persistence import database, tables, tombstones
 from models_registry.persistence.storage import Storage
 from tests import factories, sending
 from tests.databases import SQLITE_ONLY
@@ -276,3 +278,132 @@ class TestFromJob:
         answer = client.post("/v1/datasets/dreams/versions", json=body)
         assert answer.status_code == 422
         assert sending.faults(answer) == faults
+
+
+ARCHIVE = b"bytes of a zip archive"
+
+
+def ready(
+    client: TestClient, sessions: database.Sessions, storage: Storage, name: str = "scans"
+) -> tables.DatasetVersionRow:
+    """Register an archive, and have it inspected."""
+    upload = sending.send(client, ARCHIVE, purpose="dataset", filename="scans.zip")
+    client.post(f"/v1/datasets/{name}/versions", json={"upload": upload})
+    with sessions.begin() as session:
+        pending = tables.DatasetVersionRow.state == "pending"
+        row = session.scalars(sa.select(tables.DatasetVersionRow).where(pending)).one()
+        claim = inspections.claim(session, kind="datasets", version_id=row.id)
+        assert claim is not None
+        prepared = factories.stored(session, storage, b"prepared", path="train.safetensors")
+        facts = {"classes": [], "splits": {}, "format": "imagefolder", "notes": []}
+        inspections.accept(session, claim, files=[prepared], sha256="0" * 64, facts=facts)
+    return row
+
+
+class TestArchive:
+    def test_is_returned_as_it_was_sent_after_the_upload_has_gone(
+        self, client: TestClient, sessions: database.Sessions, storage: Storage
+    ) -> None:
+        row = ready(client, sessions, storage)
+        client.delete(f"/v1/uploads/{row.upload_id}")
+        body = client.get("/v1/datasets/scans/versions/1").json()
+        sizes = len(ARCHIVE) + len(b"prepared")
+        assert body["size_bytes"] == sizes
+        assert client.get("/v1/datasets/scans").json()["size_bytes"] == sizes
+        kept = body["archive"]
+        assert (kept["filename"], kept["size_bytes"]) == ("scans.zip", len(ARCHIVE))
+        answer = client.get(kept["url"])
+        assert answer.content == ARCHIVE
+        assert answer.headers["etag"] == f'"{kept["sha256"]}"'
+        assert 'filename="scans-1-scans.zip"' in answer.headers["content-disposition"]
+        part = client.get(kept["url"], headers={"range": "bytes=9-11"})
+        assert (part.status_code, part.content) == (206, ARCHIVE[9:12])
+
+    @SQLITE_ONLY
+    def test_says_why_there_is_none(self, client: TestClient) -> None:
+        built_in = client.get("/v1/datasets/digits/versions/1/archive")
+        assert (built_in.status_code, built_in.json()["code"]) == (404, "no_archive")
+        register(client)
+        waiting = client.get("/v1/datasets/scans/versions/1/archive")
+        assert (waiting.status_code, waiting.json()["code"]) == (409, "version_not_ready")
+
+
+class TestDelete:
+    def test_takes_back_what_waits_and_never_gives_its_number_again(
+        self, client: TestClient, sessions: database.Sessions
+    ) -> None:
+        upload = register(client).json()["upload"]
+        with sessions.begin() as session:
+            pending = tables.DatasetVersionRow.state == "pending"
+            waiting = session.scalars(sa.select(tables.DatasetVersionRow).where(pending)).one().id
+        assert client.delete(f"/v1/uploads/{upload}").status_code == 409
+        assert client.delete("/v1/datasets/scans/versions/1").status_code == 204
+        assert client.get("/v1/datasets/scans/versions/1").status_code == 410
+        assert client.get("/v1/datasets/scans/versions").json()["data"] == []
+        with sessions.begin() as session:
+            assert inspections.claim(session, kind="datasets", version_id=waiting) is None
+        assert client.delete(f"/v1/uploads/{upload}").status_code == 204
+        assert register(client).json()["reference"] == "scans@2"
+
+    def test_is_refused_while_a_job_names_it_and_says_which(
+        self,
+        client: TestClient,
+        sessions: database.Sessions,
+        storage: Storage,
+        project: tables.ProjectRow,
+    ) -> None:
+        ready(client, sessions, storage)
+        with sessions.begin() as session:
+            factories.teacher(session, storage, project_id=project.id)
+            job = factories.job(session, project_id=project.id)
+            version = session.scalars(
+                sa.select(tables.DatasetVersionRow).where(
+                    tables.DatasetVersionRow.archive_sha256.is_not(None)
+                )
+            ).one()
+            job.dataset_version_id = version.id
+            named = job.id
+        for path in ("/v1/datasets/scans", "/v1/datasets/scans/versions/1"):
+            answer = client.delete(path)
+            assert (answer.status_code, answer.json()["code"]) == (409, "in_use")
+            assert answer.json()["uses"] == [{"kind": "job", "count": 1, "names": [named]}]
+            assert f"in use by job {named}: cancel what" in answer.json()["detail"]
+        client.post(f"/v1/jobs/{named}/cancel")
+        assert client.delete(f"/v1/jobs/{named}").status_code == 204
+        assert client.delete("/v1/datasets/scans").status_code == 204
+
+    def test_is_remembered_for_a_while_and_the_name_is_free(
+        self, client: TestClient, sessions: database.Sessions, storage: Storage
+    ) -> None:
+        row = ready(client, sessions, storage)
+        assert client.delete("/v1/datasets/scans").status_code == 204
+        assert "scans" not in [d["name"] for d in client.get("/v1/datasets").json()["data"]]
+        assert client.get("/v1/datasets/scans/versions/1/archive").status_code == 410
+        with sessions.begin() as session:
+            for kind in (tables.DatasetRow, tables.DatasetVersionRow):
+                aged = {"deleted_at": database.now(session) - 2 * tombstones.GONE_FOR}
+                session.execute(sa.update(kind).where(kind.deleted_at.is_not(None)).values(aged))
+            assert session.get_one(tables.DatasetVersionRow, row.id).archive_sha256 is None
+            assert session.scalars(sa.select(tables.DatasetFileRow)).all() == []
+        assert client.get("/v1/datasets/scans").status_code == 404
+        assert register(client).json()["reference"] == "scans@2"
+        assert client.get("/v1/datasets/scans/versions/1").status_code == 404
+
+    @SQLITE_ONLY
+    def test_is_for_administrators_of_the_project_and_not_for_what_is_built_in(
+        self,
+        client: TestClient,
+        stranger: TestClient,
+        app: FastAPI,
+        sessions: database.Sessions,
+        project: tables.ProjectRow,
+    ) -> None:
+        register(client)
+        assert stranger.delete("/v1/datasets/scans").status_code == 404
+        assert stranger.get("/v1/datasets/scans/versions/1/archive").status_code == 404
+        with sessions.begin() as session:
+            text = factories.key(session, project_id=project.id, role="editor")
+        editor = TestClient(app, headers={"authorization": f"Bearer {text}"})
+        assert editor.delete("/v1/datasets/scans").status_code == 403
+        refused = client.delete("/v1/datasets/digits")
+        assert (refused.status_code, refused.json()["code"]) == (409, "builtin")

@@ -353,6 +353,7 @@ class TestParts:
         assert body["failure"]["log_tail"] == ["step 3", "loss nan"]
         [log] = client.get(f"{url}/logs").json()["data"]
         assert log["lines"] == ["step 3", "loss nan"]
+        assert client.get(f"{url}/logs?attempt=2").json()["data"] == []
 
     def test_list_checkpoints_newest_first(
         self, client: TestClient, sessions: database.Sessions, storage: Storage, submitted: Body

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 
 from api import streams
 from models_registry.access import keys
-from models_registry.jobs import actions, leases, transitions
+from models_registry.jobs import actions, leases, logs, transitions
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
 from models_registry.settings import Settings
@@ -70,11 +70,17 @@ def job_id(sessions: database.Sessions, storage: Storage, project: tables.Projec
 class Reader:
     """Reads a stream in a thread, so that a test can act meanwhile."""
 
-    def __init__(self, http: httpx.Client, job_id: str, headers: dict[str, str] | None = None):
+    def __init__(
+        self,
+        http: httpx.Client,
+        job_id: str,
+        headers: dict[str, str] | None = None,
+        stream: str = "stream",
+    ):
         self.events: list[server_events.ServerEvent] = []
         self.ended = threading.Event()
         self._news = threading.Condition()
-        arguments = (http, f"/v1/jobs/{job_id}/stream", headers or {})
+        arguments = (http, f"/v1/jobs/{job_id}/{stream}", headers or {})
         self.thread = threading.Thread(target=self._read, args=arguments)
         self.thread.start()
 
@@ -183,6 +189,33 @@ class TestStream:
         progress = [json.loads(found.data) for found in events if found.event == "progress"]
         assert progress
         assert not any("sequence" in told for told in progress)
+
+    def test_of_a_log_carries_lines_as_they_are_shipped_and_resumes(
+        self,
+        http: httpx.Client,
+        sessions: database.Sessions,
+        storage: Storage,
+        job_id: str,
+    ) -> None:
+        with sessions.begin() as session:
+            lease = factories.running(session, session.get_one(tables.JobRow, job_id))
+            logs.keep(session, lease, [logs.Slice(0, 7, "step 1\n")])
+        [log] = http.get(f"/v1/jobs/{job_id}/logs").json()["data"]
+        assert (log["lines"], log["ended_at"], log["position"]) == (["step 1"], None, "1:7")
+        whole = Reader(http, job_id, stream="logs/stream")
+        rest = Reader(http, job_id, {"last-event-id": log["position"]}, stream="logs/stream")
+        whole.wait_for("log")
+        with sessions.begin() as session:
+            logs.keep(session, lease, [logs.Slice(7, 14, "step 2\n")])
+        assert json.loads(rest.wait_for("log").data) == {"attempt": 1, "lines": ["step 2"]}
+        with sessions.begin() as session:
+            logs.keep(session, lease, [logs.Slice(14, 18, "end\n")])
+            leases.fail(session, lease, code="c", message="m", retryable=False, log_tail=[])
+        lines = [json.loads(found.data)["lines"] for found in whole.finish()]
+        assert lines == [["step 1"], ["step 2"], ["end"]]
+        assert [found.id for found in rest.finish()] == ["1:14", "1:18"]
+        bad = http.get(f"/v1/jobs/{job_id}/logs/stream", headers={"last-event-id": "7"})
+        assert (bad.status_code, bad.json()["code"]) == (400, "bad_event_id")
 
     def test_of_a_known_length_is_answered_to_head_with_that_length(
         self, http: httpx.Client, job_id: str

@@ -20,7 +20,7 @@ from safetensors.numpy import load
 
 from models_registry import errors
 from models_registry.artifacts import models
-from models_registry.jobs import actions, leases
+from models_registry.jobs import actions, leases, logs
 from models_registry.jobs.lifecycle import Reason, State
 from models_registry.persistence import storage, tables
 from tests import factories
@@ -363,6 +363,11 @@ class TestFailure:
         assert job.student_version_id is None
         (attempt,) = scenes.attempts(workshop, job_id)
         assert attempt.log_tail == job.failure["log_tail"]
+        with workshop.sessions() as session:
+            (tail,) = logs.tails(session, job_id=job_id)
+        # Shipped in whole, and not only the last lines.
+        assert tail.end > 0
+        assert tail.lines[-1][:50] == attempt.log_tail[-1][:50]
 
     def test_by_a_kill_is_tried_again(self, workshop: Context, project: str) -> None:
         job_id = scenes.submit(workshop, project, training=scenes.ENDLESS)

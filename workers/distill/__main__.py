@@ -14,7 +14,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("recipe", type=pathlib.Path, help="what to do")
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="inputs and outputs")
     options = parser.parse_args(arguments)
-    reporter = events.open_stream()
+    reporter = events.open_stream(narrates=True)
     stop = signals.Stop()
     stop.listen()
     # Imported only now: torch takes seconds to load, and a SIGTERM in them must be answered.

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from retort import errors
-from retort.cli import shell
+from retort.cli import completion, shell
 
 app = typer.Typer(help="API keys of the project; for administrators.")
 
@@ -51,32 +51,46 @@ def revoke_key(
 @shell.connected
 def delete(
     retort: shell.Shell,
-    what: Annotated[
-        str,
+    words: Annotated[
+        list[str],
         typer.Argument(
-            metavar="JOB|STUDY|UPLOAD|MODEL[@V]",
-            help="Id of a job, study or upload, or a model or one version of it.",
+            metavar="[KIND] WHAT",
+            help="Id of a job, study or upload; a model, or one version of it as NAME@1; "
+            "`dataset NAME` or `dataset NAME@1`. KIND may be named for all of them.",
+            autocompletion=completion.things,
         ),
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete a job, a study, an upload, a model or one version of a model."""
-    if not yes:
-        typer.confirm(f"Delete {what}? This cannot be undone.", abort=True, err=True)
+    """Delete a job, study or upload, a model, a data set, or one version of these.
+
+    What is in use is not deleted: the error names what uses it.
+    """
+    kind, what = shell.thing(words, kinds=("job", "study", "upload", "model", "dataset"))
     client = retort.client
-    if what.startswith("job_"):
+    name, at, version = what.partition("@")
+    if kind in ("model", "dataset") and at and not version.isdecimal():
+        raise errors.BadOption(
+            f"{what}: a version is deleted by its number, as in {name}@1; an alias stays"
+        )
+    number = int(version) if at else None
+    if not yes and retort.json:
+        raise errors.BadOption("--json asks nothing: give --yes as well to delete")
+    if not yes:
+        shown = f"data set {what}" if kind == "dataset" else what
+        all_of_it = " with all its versions" if kind in ("model", "dataset") and not at else ""
+        typer.confirm(f"Delete {shown}{all_of_it}? This cannot be undone.", abort=True, err=True)
+    if kind == "job":
         client.jobs.delete(what)
-    elif what.startswith("stu_"):
+    elif kind == "study":
         client.studies.delete(what)
-    elif what.startswith("upl_"):
+    elif kind == "upload":
         client.uploads.discard(what)
+    elif kind == "dataset":
+        client.datasets.delete(name, number)
     else:
-        name, at, version = what.partition("@")
-        if at and not version.isdecimal():
-            raise errors.BadOption(
-                f"{what}: a version is deleted by its number, as in {name}@1; an alias stays"
-            )
-        client.models.delete(name, int(version) if at else None)
+        with shell.or_dataset(retort, words, "delete"):
+            client.models.delete(name, number)
     _say_done(retort, f"{what} is deleted", deleted=what)
 
 

@@ -1,20 +1,24 @@
 """Commands for jobs: submit, show, follow, control."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from retort import errors
-from retort.cli import shell
+from retort.cli import completion, shell
 
 if TYPE_CHECKING:
     from retort import types
 
 app = typer.Typer()
 
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job: job_...")]
+JobArgument = Annotated[
+    str,
+    typer.Argument(metavar="JOB", help="Id of the job: job_...", autocompletion=completion.jobs),
+]
 
 
 @app.command()
@@ -125,7 +129,12 @@ def retry(retort: shell.Shell, job_id: JobArgument) -> None:
 def report(
     retort: shell.Shell,
     job_id: Annotated[
-        str, typer.Argument(metavar="JOB|STUDY", help="Id of a job, or of a study: its best job.")
+        str,
+        typer.Argument(
+            metavar="JOB|STUDY",
+            help="Id of a job, or of a study: its best job.",
+            autocompletion=completion.jobs_and_studies,
+        ),
     ],
     output: Annotated[
         Path | None,
@@ -150,11 +159,59 @@ def report(
 
 @app.command()
 @shell.connected
-def logs(retort: shell.Shell, job_id: JobArgument) -> None:
-    """Show the last lines of each attempt's engine; kept when an attempt ends."""
+def logs(
+    retort: shell.Shell,
+    job_id: JobArgument,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with new lines until the job ends.")
+    ] = False,
+    attempt: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only this attempt.")
+    ] = None,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=1, max=10_000, help="Of each attempt, the last.")
+    ] = 200,
+) -> None:
+    """Show the last lines of each attempt's engine, also while it runs.
+
+    With --follow and --json, each object is on a line of its own.
+    """
     from retort.cli import display
 
-    retort.show(retort.client.jobs.logs(job_id), display.logs)
+    if follow and attempt is not None:
+        raise errors.BadOption("--attempt: --follow shows the attempts that come, not one of them")
+    shown = retort.client.jobs.logs(job_id, attempt=attempt, lines=lines)
+    if not follow:
+        retort.show(shown, display.logs)
+        return
+    if not retort.json:
+        display.logs(retort.out, shown)
+    try:
+        _follow_logs(retort, job_id, shown)
+    except KeyboardInterrupt:
+        retort.note(f"stopped following; {job_id} continues: retort logs --follow {job_id}")
+        raise typer.Exit(shell.Code.INTERRUPTED) from None
+    job = retort.client.jobs.get(job_id)
+    retort.note(f"{job_id} {job.state}")
+
+
+def _follow_logs(retort: shell.Shell, job_id: str, shown: "Sequence[types.AttemptLog]") -> None:
+    """Print lines as they come, after those that are shown."""
+    from retort.cli import display
+
+    if retort.json:
+        for one in shown:
+            print(one.model_dump_json(), flush=True)  # noqa: T201 - the result
+    position = shown[-1].position if shown else None
+    attempt = shown[-1].attempt if shown else 0
+    for came in retort.client.jobs.follow_logs(job_id, position=position):
+        if retort.json:
+            print(came.model_dump_json(), flush=True)  # noqa: T201 - the result
+            continue
+        if came.attempt != attempt:
+            attempt = came.attempt
+            retort.out.print(f"attempt {attempt}", style="bold")
+        display.log_lines(retort.out, came.lines)
 
 
 @app.command()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retort import errors
-from retort.cli import shell
+from retort.cli import completion, shell
 
 if TYPE_CHECKING:
     from retort import types
@@ -18,7 +18,10 @@ app = typer.Typer()
 @shell.connected
 def list_methods(
     retort: shell.Shell,
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One method.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="One method.", autocompletion=completion.methods),
+    ] = None,
     spec_file: Annotated[
         Path | None,
         typer.Option(

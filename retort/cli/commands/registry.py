@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from retort.cli import shell
+from retort.cli import completion, shell
 
 app = typer.Typer()
 dataset_app = typer.Typer(help="Make a data set from files that the server has.")
@@ -22,23 +22,19 @@ def list_models(retort: shell.Shell) -> None:
         return
     from retort.cli import display
 
-    rows = (
-        (
-            m.name,
-            m.latest_version,
-            ", ".join(f"{alias}={version}" for alias, version in m.aliases.items()),
-            display.age(m.created_at),
-        )
-        for m in models
-    )
-    display.table(retort.out, ("name", "latest", "aliases", "age"), rows)
+    display.models(retort.out, models)
 
 
 @app.command("model")
 @shell.connected
 def show_model(
     retort: shell.Shell,
-    reference: Annotated[str, typer.Argument(metavar="NAME[@V]", help="A model or a version.")],
+    reference: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME[@V]", help="A model or a version.", autocompletion=completion.models
+        ),
+    ],
 ) -> None:
     """Show the versions of a model, or one version with its lineage."""
     from retort.cli import display
@@ -52,19 +48,7 @@ def show_model(
         bodies = [json.loads(v.model_dump_json()) for v in versions]
         retort.emit({**json.loads(model.model_dump_json()), "versions": bodies})
         return
-    rows = (
-        (
-            v.reference,
-            v.state,
-            v.network,
-            display.count(v.parameters),
-            display.named(v.primary_metric, v.scores.get(v.primary_metric or "")),
-            display.age(v.created_at),
-        )
-        for v in versions
-    )
-    heads = ("version", "state", "network", "parameters", "score", "age")
-    display.table(retort.out, heads, rows)
+    display.model_versions(retort.out, versions)
 
 
 @app.command("datasets")
@@ -72,10 +56,15 @@ def show_model(
 def list_datasets(
     retort: shell.Shell,
     reference: Annotated[
-        str | None, typer.Argument(metavar="[NAME[@V]]", help="A data set or a version.")
+        str | None,
+        typer.Argument(
+            metavar="[NAME[@V]]",
+            help="A data set or a version.",
+            autocompletion=completion.datasets,
+        ),
     ] = None,
 ) -> None:
-    """List data sets and their versions, those of one, or one version with its notes."""
+    """List data sets and their versions with sizes, those of one, or one version with its notes."""
     from retort.cli import display
 
     datasets = retort.client.datasets
@@ -87,27 +76,21 @@ def list_datasets(
     if retort.json:
         retort.emit(versions)
         return
-    rows = (
-        (
-            v.reference,
-            v.state,
-            len(v.classes) or None,
-            v.splits.get("train"),
-            v.splits.get("validation"),
-            v.splits.get("test"),
-            v.rejection.message if v.rejection else None,
-        )
-        for v in versions
-    )
-    heads = ("data set", "state", "classes", "train", "validation", "test", "why rejected")
-    display.table(retort.out, heads, rows)
+    display.dataset_versions(retort.out, versions)
 
 
 @dataset_app.command("from-job")
 @shell.connected
 def dataset_from_job(
     retort: shell.Shell,
-    job_id: Annotated[str, typer.Argument(metavar="JOB", help="A data-free job that succeeded.")],
+    job_id: Annotated[
+        str,
+        typer.Argument(
+            metavar="JOB",
+            help="A data-free job that succeeded.",
+            autocompletion=completion.jobs,
+        ),
+    ],
     name: Annotated[str, typer.Option(help="Name of the data set in the registry.")],
     card: Annotated[str, typer.Option(help="A description, in Markdown.")] = "",
 ) -> None:
@@ -125,11 +108,13 @@ def dataset_from_job(
 @shell.connected
 def download(
     retort: shell.Shell,
-    what: Annotated[
-        str,
+    words: Annotated[
+        list[str],
         typer.Argument(
-            metavar="JOB|STUDY|NAME[@V]",
-            help="A job's student, the best one of a study, or a model version.",
+            metavar="[KIND] WHAT",
+            help="JOB: its student; STUDY: the best one; NAME[@V]: a model version; "
+            "`dataset NAME[@V]`: the archive as it was uploaded.",
+            autocompletion=completion.things,
         ),
     ],
     output: Annotated[
@@ -140,10 +125,15 @@ def download(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
 ) -> None:
-    """Download a student or any model; an interrupted download is resumed."""
+    """Download a student, any model or a data set; an interrupted download is resumed."""
     from retort import fetching
 
-    saved = fetching.fetch(retort, what, output, everything=everything, force=force)
+    kind, what = shell.thing(words, kinds=("job", "study", "model", "dataset"))
+    if kind == "dataset":
+        saved = fetching.dataset(retort, what, output, force=force)
+    else:
+        with shell.or_dataset(retort, words, "download"):
+            saved = fetching.fetch(retort, what, output, everything=everything, force=force)
     if retort.json:
         retort.emit({"files": [str(path) for path in saved]})
     else:

@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retort.cli import shell
+from retort.cli import completion, shell
 
 if TYPE_CHECKING:
     from retort import types
 
 app = typer.Typer(help="Compare methods over seeds: many jobs submitted together.")
 
-StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="Id of the study: stu_...")]
+StudyArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="STUDY", help="Id of the study: stu_...", autocompletion=completion.studies
+    ),
+]
 
 
 @app.command()

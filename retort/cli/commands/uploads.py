@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retort import errors
-from retort.cli import shell
+from retort.cli import completion, shell
 from retort.formats import FORMATS
 
 if TYPE_CHECKING:
-    from retort import types
+    from retort import likeness, types
 
 app = typer.Typer(help="Upload a teacher's weights or a data set, and register it.")
 
@@ -30,6 +30,15 @@ MeanOption = Annotated[
 ]
 StdOption = Annotated[
     str | None, typer.Option(metavar="S,S,S", help="Standard deviation of each channel.")
+]
+LikeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--like",
+        metavar="NAME[@V]",
+        help="Take size, mean, std (and a model's classes) over from this data set or model.",
+        autocompletion=completion.models_and_datasets,
+    ),
 ]
 FormatOption = Annotated[
     str,
@@ -60,8 +69,16 @@ def upload_model(
     retort: shell.Shell,
     name: NameArgument,
     file: FileArgument,
-    network: Annotated[str, typer.Option(help="Such as retort/resnet32x4 or timm/resnet18.")],
-    classes: Annotated[str, typer.Option(metavar="N|A,B,C", help="Their number, or their names.")],
+    network: Annotated[
+        str,
+        typer.Option(
+            help="Such as retort/resnet32x4 or timm/resnet18.", autocompletion=completion.networks
+        ),
+    ],
+    classes: Annotated[
+        str | None, typer.Option(metavar="N|A,B,C", help="Their number, or their names.")
+    ] = None,
+    like: LikeOption = None,
     height: HeightOption = None,
     width: WidthOption = None,
     channels: ChannelsOption = None,
@@ -86,10 +103,21 @@ def upload_model(
     wait: WaitOption = False,
 ) -> None:
     """Upload weights and register them as a new version of a model."""
-    if height is None or mean is None or std is None:
-        raise errors.BadOption("--height, --mean and --std are needed: they belong to the weights")
     given = _input(channels, height, width, mean, std)
-    given.setdefault("channels", len(_numbers("--mean", mean)))
+    likeness = None
+    if like is None:
+        needed = {"--classes": classes, "--height": height, "--mean": mean, "--std": std}
+        missing = [option for option, value in needed.items() if value is None]
+        if missing:
+            raise errors.BadOption(
+                f"{' and '.join(missing)} missing: they belong to the weights; --like NAME takes "
+                "them over from a data set or model"
+            )
+        given.setdefault("channels", len(_numbers("--mean", mean or "")))
+    else:
+        likeness = _like(retort, like, {*given, *(["classes"] if classes is not None else [])})
+        given = {**likeness.input, **given}
+    names = likeness.classes if likeness is not None and classes is None else _classes(classes)
     keywords = _object("--arguments", arguments)
     upload = _send(retort, file, "model", resume)
     models = retort.client.models
@@ -97,7 +125,7 @@ def upload_model(
         name,
         upload,
         network=network,
-        classes=_classes(classes),
+        classes=names,
         input=given,
         arguments=keywords,
         task=task,
@@ -121,6 +149,7 @@ def upload_dataset(
     name: NameArgument,
     file: FileArgument,
     format: FormatOption = "auto",
+    like: LikeOption = None,
     height: HeightOption = None,
     width: WidthOption = None,
     channels: ChannelsOption = None,
@@ -143,6 +172,8 @@ def upload_dataset(
 ) -> None:
     """Upload an archive of images and register it as a new version of a data set."""
     given = _input(channels, height, width, mean, std)  # the rest is measured
+    if like is not None:
+        given = {**_like(retort, like, {*given, "classes"}).input, **given}
     if max_value is not None:
         given["max_value"] = max_value
     if max_bad_share is not None:
@@ -202,7 +233,18 @@ def _input(
     return given
 
 
-def _classes(text: str) -> int | list[str]:
+def _like(retort: shell.Shell, reference: str, given: set[str]) -> "likeness.Likeness":
+    """Return what `--like` names, and say what is taken over."""
+    from retort import likeness
+
+    found = likeness.find(retort.client, reference)
+    retort.note(found.told(without=given))
+    return found
+
+
+def _classes(text: str | None) -> int | list[str]:
+    if text is None:
+        raise errors.BadOption("--classes is missing: their number, or their names")
     return int(text) if text.isdecimal() else [name.strip() for name in text.split(",")]
 
 

@@ -31,7 +31,7 @@ class TestRemark:
             (ANIMALS, ANIMALS, None),
             (["0", "1"], ["0", "1"], None),
             (["dog", "cat"], ["cat", "dog"], "classes_reordered"),
-            (["0", "1"], ["cat", "dog"], "class_names_unknown"),
+            (["0", "1"], ["cat", "dog"], None),  # told when the model was registered
             (["cat", "dog"], ["0", "1"], "class_names_unknown"),
             (["cat", "cow"], ["cat", "dog"], "class_names_differ"),
             (None, ANIMALS, None),
@@ -43,3 +43,10 @@ class TestRemark:
         told = class_names.remark("teacher", model, dataset)
         assert (told and told.code) == code
         assert told is None or told.field == "teacher"
+
+
+def test_classes_that_were_counted_are_told_with_the_model_alone() -> None:
+    told = class_names.note_of_model(["0", "1", "2"])
+    assert told is not None
+    assert "the numbers 0 to 2" in told
+    assert class_names.note_of_model(ANIMALS) is None

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from models_registry import errors
 from models_registry.artifacts import datasets, models, uploads
 from models_registry.persistence import database, tables
-from models_registry.persistence.storage import ByteStream, LocalStorage
+from models_registry.persistence.storage import LocalStorage, StoredBlob, StoredPart
 from models_registry.settings import Settings
 from tests import factories
 
@@ -90,15 +90,15 @@ class Sender:
 
 
 class Overtaken(LocalStorage):
-    """A store so slow that something else happens before its first part is opened."""
+    """A store so slow that something else happens before it puts parts together."""
 
     def __init__(self, folder: Path, overtake: Callable[[], object]) -> None:
         super().__init__(folder)
         self._overtake = overtake
 
-    def open(self, key: str, *, start: int = 0, end: int | None = None) -> ByteStream:
+    def assemble(self, parts: Sequence[StoredPart], *, expected: str) -> StoredBlob:
         self._overtake()
-        return super().open(key, start=start, end=end)
+        return super().assemble(parts, expected=expected)
 
 
 @pytest.fixture
@@ -185,6 +185,57 @@ class TestComplete:
             one.complete()
         with sessions() as session:
             assert len(session.scalars(sa.select(tables.BlobRow)).all()) == 1
+
+    def test_needs_no_second_copy(self, sender: Sender, tmp_path: Path) -> None:
+        sender.receive(iter([CONTENT]))
+        (file,) = stored_files(tmp_path)
+        before = file.stat().st_ino
+        sender.complete()
+        (blob,) = stored_files(tmp_path)
+        assert (blob.stat().st_ino, blob.read_bytes()) == (before, CONTENT)
+
+
+class TestRoom:
+    FREE = 25
+    """Enough for one upload and its part beside it, and not for two."""
+
+    def create(self, sender: Sender) -> None:
+        with sender.sessions.begin() as session:
+            uploads.create(
+                session,
+                project_id=sender.project.id,
+                filename="file",
+                size_bytes=len(CONTENT),
+                sha256="0" * 64,
+                purpose="model",
+                settings=sender.settings,
+                free_bytes=lambda: self.FREE,
+            )
+
+    def test_is_promised_once(self, sender: Sender) -> None:
+        # That of the fixture is open: 10 bytes are promised, 20 needed, 15 left.
+        with pytest.raises(errors.StorageFull, match="20 free bytes: 5 are missing, 10 of its"):
+            self.create(sender)
+        sender.receive(iter([CONTENT]))  # now they are on the disk, and not free any more
+        self.create(sender)
+
+    def test_is_promised_to_one_of_two_at_a_time(self, sender: Sender) -> None:
+        with sender.sessions.begin() as session:
+            uploads.delete(session, project_id=sender.project.id, upload_id=sender.upload_id)
+
+        def attempt(_: int) -> bool:
+            try:
+                self.create(sender)
+            except errors.StorageFull:
+                return False
+            return True
+
+        with futures.ThreadPoolExecutor(4) as pool:
+            assert sum(pool.map(attempt, range(4))) == 1
+
+    def test_of_an_upload_that_has_expired_is_free_again(self, sender: Sender) -> None:
+        sender.age()
+        self.create(sender)
 
 
 class TestExpire:

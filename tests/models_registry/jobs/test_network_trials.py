@@ -157,6 +157,7 @@ class TestClassNames:
         ("names", "code"),
         [
             ([str(9 - number) for number in range(10)], "classes_reordered"),
+            # The data set's are named by the numbers alone.
             ([f"class {number}" for number in range(10)], "class_names_unknown"),
             ([str(number) for number in range(10)], None),
         ],

@@ -1,6 +1,7 @@
 """One contract for every storage, on a real folder and a real S3 server; then what is special."""
 
 import concurrent.futures
+import errno
 import hashlib
 import itertools
 import json
@@ -14,6 +15,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -71,7 +73,7 @@ storage.from_url(url, storage.S3Options(**options)).put(stream())
 """
 
 MEASURED_PUT = """
-import json, sys, threading, time
+import hashlib, json, sys, threading, time
 import psutil
 from models_registry.persistence import storage
 url, options = json.loads(sys.argv[1])
@@ -86,8 +88,15 @@ before = process.memory_info().rss
 thread = threading.Thread(target=watch)
 thread.start()
 block = bytes(2**20)
-parts = [store.put_part(block for _ in range(32)).key for _ in range(8)]
-stored = storage.assemble(store, parts)
+parts = []
+for number in range(8):
+    place = storage.PartPlace("upl_1", number * 32 * 2**20)
+    with store.put_part((block for _ in range(32)), place) as part:
+        parts.append(storage.stored_part(part.key, place, part.size_bytes))
+whole = hashlib.sha256()
+for _ in range(8 * 32):
+    whole.update(block)
+stored = store.assemble(parts, expected=whole.hexdigest())
 stop.set()
 thread.join()
 print(json.dumps([stored.size_bytes, peak - before]))
@@ -363,11 +372,26 @@ class TestExistsAndDelete:
                 verb(key)
 
 
+def put_parts(
+    store: storage.Storage, parts: list[bytes], upload_id: str = "upl_1"
+) -> list[storage.StoredPart]:
+    stored, offset = [], 0
+    for part in parts:
+        place = storage.PartPlace(upload_id, offset)
+        with store.put_part([part], place) as put:
+            stored.append(storage.stored_part(put.key, place, put.size_bytes))
+        offset += len(part)
+    return stored
+
+
+def sha256(whole: bytes) -> str:
+    return hashlib.sha256(whole).hexdigest()
+
+
 class TestParts:
-    def test_share_no_key_even_when_they_share_bytes(self, store):
-        first, second = store.put_part([b"part"]), store.put_part([b"part"])
+    def test_share_no_key_with_those_of_another_upload(self, store):
+        (first,), (second,) = put_parts(store, [b"part"]), put_parts(store, [b"part"], "upl_2")
         blob = store.put([b"part"])
-        assert first.sha256 == second.sha256 == blob.sha256
         assert len({first.key, second.key, blob.key}) == 3
 
         store.delete(first.key)
@@ -375,43 +399,55 @@ class TestParts:
         assert content(store, second.key) == content(store, blob.key) == b"part"
 
     def test_are_checked_as_they_arrive(self, store):
-        with pytest.raises(errors.DigestMismatch):
-            store.put_part([b"part"], expected="0" * 64)
+        with (
+            pytest.raises(errors.DigestMismatch),
+            store.put_part([b"part"], storage.PartPlace("upl_1", 0), expected="0" * 64),
+        ):
+            pass
 
         assert all_keys(store) == []
 
     @STORED_ONCE
-    @given(parts=st.lists(st.binary(max_size=50), min_size=1, max_size=5))
+    @given(parts=st.lists(st.binary(min_size=1, max_size=50), min_size=1, max_size=5))
     def test_assemble_to_one_blob_in_their_order(self, store, parts):
         whole = b"".join(parts)
-        keys = [store.put_part([part]).key for part in parts]
+        stored = put_parts(store, parts, upload_id=uuid.uuid4().hex)
 
-        stored = storage.assemble(store, keys, expected=hashlib.sha256(whole).hexdigest())
+        blob = store.assemble(stored, expected=sha256(whole))
 
-        assert stored == store.put([whole])
-        assert all(store.exists(key) for key in keys)
+        assert content(store, blob.key) == whole
+        assert blob == store.put([whole])
+        assert all(store.exists(part.key) for part in stored)
+        # As after a crash before the blob's row was committed.
+        assert store.assemble(stored, expected=sha256(whole)) == blob
 
-    def test_stay_when_their_sum_is_not_what_was_announced(self, store):
-        keys = [store.put_part([part]).key for part in (b"one", b"two")]
+    def test_stay_when_their_sum_is_not_what_was_announced_and_can_be_replaced(self, store):
+        parts = put_parts(store, [b"one", b"tvo"])
+        before = all_keys(store)
 
         with pytest.raises(errors.DigestMismatch):
-            storage.assemble(store, keys, expected=hashlib.sha256(b"twoone").hexdigest())
+            store.assemble(parts, expected=sha256(b"onetwo"))
 
-        assert all_keys(store) == sorted(keys)
+        assert all_keys(store) == before
+        place = storage.PartPlace("upl_1", 3)
+        with store.put_part([b"two"], place) as second:
+            parts[1] = storage.stored_part(second.key, place, 3)
+        blob = store.assemble(parts, expected=sha256(b"onetwo"))
+        assert content(store, blob.key) == b"onetwo"
 
     def test_cannot_be_assembled_when_one_is_gone(self, store):
-        keys = [store.put_part([part]).key for part in (b"one", b"two")]
-        store.delete(keys[1])
+        parts = put_parts(store, [b"one", b"two"])
+        store.delete(parts[1].key)
 
         with pytest.raises(storage.BytesNotFound):
-            storage.assemble(store, keys)
+            store.assemble(parts, expected=sha256(b"onetwo"))
 
-        assert all_keys(store) == keys[:1]
+        assert sha256(b"onetwo") not in "".join(all_keys(store))
 
 
 class TestStoredBefore:
     def test_tells_old_keys_from_young_ones(self, store):
-        keys = sorted([store.put([b"blob"]).key, store.put_part([b"part"]).key])
+        keys = sorted([store.put([b"blob"]).key, put_parts(store, [b"part"])[0].key])
 
         assert list(store.stored_before(datetime.now(UTC) - timedelta(minutes=1))) == []
         assert sorted(store.stored_before(datetime.now(UTC) + timedelta(minutes=1))) == keys
@@ -540,6 +576,66 @@ class TestLocalStorage:
 
         with pytest.raises(errors.StorageDown):
             storage.LocalStorage(tmp_path / "file" / "bytes")
+
+
+class TestPartsOnDisk:
+    """Of `LocalStorage`: one file, which becomes the blob."""
+
+    def test_become_the_blob_without_a_copy(self, tmp_path):
+        store = storage.LocalStorage(tmp_path)
+        # In any order, and one of them sent again.
+        parts = put_parts(store, [b"one", b"two", b"three"])
+        put_parts(store, [b"one"])
+        (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
+
+        blob = store.assemble(parts, expected=sha256(b"onetwothree"))
+
+        assert (tmp_path / blob.key).samefile(file)
+
+    def test_are_never_written_into_a_blob(self, tmp_path):
+        store = storage.LocalStorage(tmp_path)
+        blob = store.assemble(put_parts(store, [b"part"]), expected=sha256(b"part"))
+
+        with pytest.raises(errors.Conflict, match="put together"):
+            put_parts(store, [b"evil"])
+
+        assert content(store, blob.key) == b"part"
+        # A sender that has opened the file before its upload was completed and its name deleted.
+        key = put_parts(store, [b"next"], "upl_2")[0].key
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            with store._locked(tmp_path / key, missing_ok=False):
+                late = pool.submit(put_parts, store, [b"evil"], "upl_2")
+                time.sleep(0.05)
+                assert not late.done()
+                (tmp_path / key).rename(tmp_path / "kept")
+            late.result(10)
+        assert (tmp_path / "kept").read_bytes() == b"next"
+
+    def test_that_an_older_version_kept_apart_are_joined(self, tmp_path):
+        store = storage.LocalStorage(tmp_path)
+        old = f"parts/{'0' * 32}"
+        (tmp_path / "parts").mkdir()
+        (tmp_path / old).write_bytes(b"one")
+        place = storage.PartPlace("upl_1", 3)
+        with store.put_part([b"two"], place) as put:
+            new = storage.stored_part(put.key, place, 3)
+        first = storage.stored_part(old, storage.PartPlace("upl_1", 0), 3)
+
+        blob = store.assemble([first, new], expected=sha256(b"onetwo"))
+
+        assert content(store, blob.key) == b"onetwo"
+
+    def test_are_joined_by_copying_where_a_file_has_one_name(self, tmp_path, monkeypatch):
+        store = storage.LocalStorage(tmp_path)
+        parts = put_parts(store, [b"one", b"two"])
+
+        def refuse(*_: object) -> None:
+            raise PermissionError(errno.EPERM, "no links here")
+
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+        blob = store.assemble(parts, expected=sha256(b"onetwo"))
+
+        assert content(store, blob.key) == b"onetwo"
 
 
 class TestS3Storage:

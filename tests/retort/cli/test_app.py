@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from models_registry.jobs import logs
 from retort import config, errors, watching
 from retort.cli import app, shell
 from tests import factories
@@ -196,7 +197,9 @@ class TestErrors:
         known.on("GET", "/v1/jobs", told({"data": []}))
         result = run("jobs", "--json")
         assert result.exit_code == 70
-        assert "ZeroDivisionError" in one_error(result)
+        assert "ZeroDivisionError" in json.loads(result.stderr)["detail"]
+        monkeypatch.setattr(shell.Shell, "out", property(lambda _: 1 / 0))
+        assert "ZeroDivisionError" in one_error(run("jobs"))
         with pytest.raises(ZeroDivisionError):
             CliRunner().invoke(app.app, ["--debug", "jobs", "--json"], catch_exceptions=False)
 
@@ -204,8 +207,8 @@ class TestErrors:
         file = tmp_path / "x.pt"
         file.write_bytes(b"x")
         for extra, words in (
-            ((), "--height, --mean and --std are needed"),
-            (("--height", "8"), "--height, --mean and --std are needed"),
+            ((), "--height and --mean and --std missing"),
+            (("--height", "8"), "--mean and --std missing"),
             (("--height", "8", "--mean", "0.5", "--std", "1,1"), "one number for each"),
             (("--height", "8", "--mean", "0.5", "--std", "a"), "expected numbers"),
             (("--height", "8", "--mean", "0.5", "--std", "1", "--channels", "3"), "3 channels"),
@@ -328,6 +331,7 @@ class TestJobs:
         assert shown[0].split()[:2] == ["ATTEMPT", "OUTCOME"]
         assert shown[1].split()[:2] == ["1", "succeeded"]
         assert "attempt 1, ended" in run("logs", job.id).stdout
+        assert run("logs", job.id, "--follow").stderr == f"{job.id} succeeded\n"
         assert "job.succeeded" in run("events", job.id).stdout
         assert run("metrics", job.id).exit_code == 0
         assert json.loads(run("checkpoints", job.id, "--json").stdout) == []
@@ -346,6 +350,24 @@ class TestJobs:
         shown = run("job", job.id).stdout
         assert "digits-student@1" in shown
         assert "78,042" in shown
+
+
+class TestLogs:
+    def test_are_followed_to_the_end(self, real, retort, staff):
+        job = retort.jobs.submit(factories.spec(teacher=staff.teacher()))
+        lease = staff.start(job.id)
+        with staff.sessions.begin() as session:
+            logs.keep(session, lease, [logs.Slice(0, 7, "step 1\n")])
+        assert run("logs", job.id).stdout.splitlines() == ["attempt 1, still running", "step 1"]
+        process = started("logs", job.id, "--follow", "--json")
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["lines"] == ["step 1"]
+        with staff.sessions.begin() as session:
+            logs.keep(session, lease, [logs.Slice(7, 14, "step 2\n")])
+        assert json.loads(process.stdout.readline())["lines"] == ["step 2"]
+        staff.fail(lease, "diverged", "the loss is NaN")
+        _, said = process.communicate(timeout=20)
+        assert (process.returncode, said) == (0, f"{job.id} failed\n")
 
 
 class TestWatch:
@@ -598,7 +620,8 @@ class TestUpload:
         splits = {"train": 8, "test": 2}
         staff.accept_dataset(classes=["round", "square"], splits=splits, **facts)
         rows = [line.split() for line in run("datasets").stdout.splitlines()]
-        assert ["shapes@1", "ready", "2", "8", "2"] in rows
+        sent = f"{archive.stat().st_size}"
+        assert ["shapes@1", "ready", "2", "8", "2", sent, "B"] in rows
         assert "shapes@1" in run("datasets", "shapes").stdout
         for reference in ("shapes@1", "shapes@latest"):
             shown = run("datasets", reference).stdout
@@ -620,12 +643,94 @@ class TestDatasetFromJob:
         assert result.stdout == "dreams@1\n"
         assert "6 train, 2 validation, 2 test" in result.stderr
         rows = [line.split() for line in run("datasets").stdout.splitlines()]
-        assert ["dreams@1", "ready", "10", "6", "2", "2"] in rows
+        assert ["dreams@1", "ready", "10", "6", "2", "2"] in [row[:6] for row in rows]
 
     def test_says_why_there_are_none(self, real, staff):
         result = run("dataset", "from-job", "job_none", "--name", "dreams")
         assert result.exit_code == 3
         assert "job_none" in one_error(result)
+
+
+class TestDatasets:
+    @pytest.fixture
+    def stored(self, real, staff, tmp_path):
+        """A data set that is ready, and the archive it was made of."""
+        archive = tmp_path / "my shapes.zip"
+        archive.write_bytes(b"PK" * 1000)
+        run("upload", "dataset", "shapes", str(archive))
+        images = {"channels": 3, "height": 16, "width": 16, "mean": [0.5] * 3, "std": [0.25] * 3}
+        found = {"classes": ["round", "square"], "splits": {"train": 8}, "input": images}
+        staff.accept_dataset(**found, format="imagefolder", notes=[])
+        return archive
+
+    def test_are_downloaded_as_they_were_sent(self, stored):
+        result = run("download", "dataset", "shapes")
+        assert result.stdout == "shapes-1-my_shapes.zip\n"
+        assert Path("shapes-1-my_shapes.zip").read_bytes() == stored.read_bytes()
+        assert "but a data set is: retort download dataset shapes" in one_error(
+            run("download", "shapes")
+        )
+        assert "built in" in one_error(run("download", "dataset", "digits"))
+
+    def test_are_deleted_by_their_kind(self, stored):
+        assert "retort delete dataset shapes" in one_error(run("delete", "shapes", "--yes"))
+        refused = json.loads(run("delete", "dataset", "shapes", "--json").stderr)
+        assert "give --yes" in refused["detail"]
+        result = run("delete", "dataset", "shapes@1", "--yes")
+        assert result.stdout == "shapes@1 is deleted\n"
+        assert "was deleted (410 gone)" in one_error(run("datasets", "shapes@1"))
+
+    def test_lend_their_images_and_classes_to_an_upload(self, stored, staff, tmp_path):
+        weights = tmp_path / "t.safetensors"
+        weights.write_bytes(b"weights")
+        given = ("upload", "model", "t", str(weights), "--network", "retort/resnet8")
+        result = run(*given, "--like", "shapes", "--mean", "0.4,0.4,0.4", "--json")
+        assert result.stderr.splitlines()[0] == (
+            "like shapes@1: 16x16 pixels, 3 channels, std 0.25,0.25,0.25, 2 classes (round, square)"
+        )
+        sent = json.loads(result.stdout)
+        assert sent["classes"] == ["round", "square"]
+        assert (sent["input"]["mean"], sent["input"]["std"]) == ([0.4] * 3, [0.25] * 3)
+        staff.accept_model(b"weights")
+        again = run("upload", "dataset", "more", str(stored), "--like", "model:t")
+        assert again.stderr.startswith("like t@1: 16x16 pixels, 3 channels, mean 0.4,0.4,0.4")
+        assert "no data set or model" in one_error(run(*given, "--like", "nothing"))
+
+    def test_and_models_that_were_rejected_say_why(self, real, staff, tmp_path):
+        weights = tmp_path / "t.bin"
+        weights.write_bytes(b"weights")
+        given = ("--network", "retort/resnet8", "--like", "digits")
+        run("upload", "model", "t", str(weights), *given)
+        staff.reject_model(code="keys_mismatch", message="1 key is missing")
+        for command in (("models",), ("model", "t")):
+            shown = run(*command).stdout
+            assert "rejected" in shown
+            assert "1 key is missing" in shown.splitlines()[-1]
+
+
+class TestCompletion:
+    def complete(self, line: str, monkeypatch) -> list[str]:
+        words = line.split(" ")
+        monkeypatch.setenv("_RETORT_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+        return run().stdout.split()
+
+    def test_asks_the_server(self, real, retort, staff, monkeypatch):
+        job = retort.jobs.submit(factories.spec(teacher=staff.teacher()))
+        assert self.complete("retort logs job_", monkeypatch) == [job.id]
+        assert self.complete("retort model digits-t", monkeypatch) == ["digits-teacher"]
+        assert "digits" in self.complete("retort delete dataset d", monkeypatch)
+        assert "dkd" in self.complete("retort methods d", monkeypatch)
+
+    def test_is_silent_without_one(self, monkeypatch):
+        monkeypatch.setenv("RETORT_URL", "http://127.0.0.1:1")
+        monkeypatch.setenv("RETORT_API_KEY", "key")
+        assert self.complete("retort logs job_", monkeypatch) == []
+
+    @pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
+    def test_script_is_printed(self, name):
+        assert "_RETORT_COMPLETE=complete_" in run("completion", name).stdout
 
 
 class TestDownload:

@@ -29,7 +29,11 @@ def order(model: Sequence[str] | None, dataset: Sequence[str]) -> list[int] | No
 
 
 def remark(role: str, model: Sequence[str] | None, dataset: Sequence[str]) -> Violation | None:
-    """Return what a user should know of the classes of a model and a data set, if anything."""
+    """Return what a user should know of the classes of a model and a data set, if anything.
+
+    Not of a model whose classes were only counted: that is told once, when it is registered
+    (`note_of_model`), and a wrong order shows as a weak teacher.
+    """
     if model is None or len(model) != len(dataset) or _plain(model) == _plain(dataset):
         return None
     field = "teacher" if role == "teacher" else "student/initial"
@@ -40,15 +44,15 @@ def remark(role: str, model: Sequence[str] | None, dataset: Sequence[str]) -> Vi
             f"the {role}'s classes are the data set's in another order ({_shown(model)}, and "
             f"{_shown(dataset)} there); its logits are put in the data set's order",
         )
-    if are_counted(model) or are_counted(dataset):
-        which = f"the {role}'s" if are_counted(model) else "the data set's"
-        named = dataset if are_counted(model) else model
+    if are_counted(model):
+        return None
+    if are_counted(dataset):
         return Violation(
             field,
             "class_names_unknown",
-            f"{which} classes have no names, so nothing tells whether logit 0 is {named[0]!r}, "
-            f"logit 1 {named[1 % len(named)]!r} and so on; that is assumed. Register it with the "
-            "names of its classes to have them compared",
+            f"the data set's classes have no names, so nothing tells whether its class 0 is "
+            f"{model[0]!r}, class 1 {model[1 % len(model)]!r} and so on, as for the {role}; that "
+            "is assumed",
         )
     foreign = sorted(set(_plain(model)) - set(_plain(dataset)))
     return Violation(
@@ -57,6 +61,17 @@ def remark(role: str, model: Sequence[str] | None, dataset: Sequence[str]) -> Vi
         f"the {role}'s classes ({_shown(model)}) are not those of the data set "
         f"({_shown(dataset)}): {len(foreign)} of {len(model)} names are foreign; logits are "
         "compared by their position, which is right only if the order is the same",
+    )
+
+
+def note_of_model(names: Sequence[str]) -> str | None:
+    """Return what a user should know of a model's classes alone, when it is registered."""
+    if not are_counted(names):
+        return None
+    return (
+        f"its classes have no names but the numbers 0 to {len(names) - 1}: a job takes logit 0 for "
+        "the first class of its data set, and so on; register it with the names of its classes to "
+        "have them compared"
     )
 
 

@@ -12,6 +12,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from workers.distill.runtime.narration import Narrator
+
 METRICS_SECONDS = 1.0
 PROGRESS_SECONDS = 0.5
 
@@ -19,10 +21,13 @@ PROGRESS_SECONDS = 0.5
 class Reporter:
     """Writes report lines to a descriptor; those of one member of a group carry its key."""
 
-    def __init__(self, descriptor: int, member: str | None = None) -> None:
+    def __init__(
+        self, descriptor: int, member: str | None = None, narrator: Narrator | None = None
+    ) -> None:
         self.warnings: list[dict[str, str]] = []
         """Those reported so far; the result repeats them."""
         self._descriptor = descriptor
+        self._narrator = narrator
         self._member = {} if member is None else {"member": member}
         self._points: list[dict[str, Any]] = []
         self._points_since = 0.0
@@ -30,7 +35,7 @@ class Reporter:
 
     def of_member(self, key: str) -> "Reporter":
         """Return a reporter for one member of a group, with metrics and pauses of its own."""
-        return Reporter(self._descriptor, key)
+        return Reporter(self._descriptor, key, self._narrator)
 
     def started(self, **facts: Any) -> None:
         """Report the device, and the step from which the work starts."""
@@ -89,14 +94,19 @@ class Reporter:
         rest = line.encode(errors="replace")
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]
+        if self._narrator is not None:
+            self._narrator.tell(kind, {**self._member, **facts})
 
 
-def open_stream() -> Reporter:
-    """Take standard output for reports, and send all other prints to standard error."""
+def open_stream(*, narrates: bool = False) -> Reporter:
+    """Take standard output for reports, and send all other prints to standard error.
+
+    With `narrates`, the reports stand there as well, in lines for people.
+    """
     sys.stdout.flush()
     descriptor = os.dup(1)
     os.dup2(2, 1)
-    return Reporter(descriptor)
+    return Reporter(descriptor, narrator=Narrator(2) if narrates else None)
 
 
 def portable(value: Any) -> Any:
