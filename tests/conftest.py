@@ -307,14 +307,29 @@ def included_routes() -> dict[int, BaseRoute]:
     return {}
 
 
+@pytest.fixture(scope="session")
+def openapi_document() -> dict[str, Any]:
+    """The OpenAPI document of the first application; not to be changed."""
+    return {}
+
+
 @pytest.fixture
-def app(settings: Settings, included_routes: dict[int, BaseRoute]) -> FastAPI:
+def app(
+    settings: Settings,
+    included_routes: dict[int, BaseRoute],
+    openapi_document: dict[str, Any],
+) -> FastAPI:
     """The application, not started.
 
-    FastAPI works out the parameters of all routes at an application's first request, which takes
-    longer than most tests; what it has worked out holds nothing of the application, and is kept.
+    FastAPI works out the parameters of all routes at an application's first request, and query
+    parameters are checked by its document, each of which takes longer than most tests; what they
+    have worked out holds nothing of the application, and is kept.
     """
     made = create_app(settings)
+    if not openapi_document:
+        openapi_document |= made.openapi()
+    # FastAPI's own way to replace the document.
+    made.openapi = lambda: openapi_document  # type: ignore[method-assign]
     for place, route in enumerate(made.router.routes):
         if hasattr(route, "original_router"):
             made.router.routes[place] = included_routes.setdefault(place, route)
