@@ -27,7 +27,7 @@ test: check ## All checks, then the whole test suite
 	@echo "test: the whole suite"
 	@$(QUIET_THREADS) $(BYTECODE) $(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
-test-fast: $(ENVIRONMENT) ## Quick tests, two minutes: no server, no process, no whole run
+test-fast: $(ENVIRONMENT) ## Quick tests, a minute: no server, no process, no whole run
 	@echo "test-fast: without journeys, slow tests, those in tests/medium.txt, and checks of shapes"
 	@$(QUIET_THREADS) $(BYTECODE) $(BIN)/python -m pytest $(SIDE_BY_SIDE) \
 	  -m "not slow and not medium and not journey" --jaxtyping-packages=

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -50,25 +50,35 @@ SERVER_FIXTURES = {"postgres_server", "postgres_database", "s3_settings"}
 # Tests that `make test-fast` leaves out beside slow ones, by their names without parameters.
 MEDIUM_FILE = Path(__file__).with_name("medium.txt")
 MEDIUM = frozenset(MEDIUM_FILE.read_text().split())
-MEDIUM_SECONDS = 0.05
+MEDIUM_SECONDS = 0.03
+STARTED = pytest.StashKey[float]()
+SPENT = "processor seconds"
+
+
+def processor_seconds() -> float:
+    """Return what this process and those that it has waited for have computed."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 class Medium:
-    """Writes the list of medium tests: those whose cases take longer than `MEDIUM_SECONDS`."""
+    """Writes the list of medium tests: those whose cases compute longer than `MEDIUM_SECONDS`.
+
+    Processor time is nearly the same on a busy machine, which the clock's is not.
+    """
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        self.cases: dict[str, list[float]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note how long setup, call and teardown of a test took."""
-        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+        """Note what a test has computed in setup, call and teardown."""
+        for name, spent in report.user_properties:
+            if name == SPENT and report.when == "teardown":
+                self.cases.setdefault(report.nodeid.partition("[")[0], []).append(float(spent))
 
     def pytest_sessionfinish(self) -> None:
-        """Write the names of tests whose cases take too long in the mean."""
-        cases: dict[str, list[float]] = {}
-        for nodeid, seconds in self.seconds.items():
-            cases.setdefault(nodeid.partition("[")[0], []).append(seconds)
-        medium = [name for name, each in cases.items() if fmean(each) > MEDIUM_SECONDS]
+        """Write the names of tests whose cases compute too long in the mean."""
+        medium = [name for name, each in self.cases.items() if fmean(each) > MEDIUM_SECONDS]
         MEDIUM_FILE.write_text("".join(f"{name}\n" for name in sorted(medium)))
 
 
@@ -77,7 +87,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--write-medium",
         action="store_true",
-        help="write tests/medium.txt (on a quiet machine, with -m 'not slow and not journey')",
+        help="write tests/medium.txt (with -m 'not slow and not journey' --jaxtyping-packages=)",
     )
 
 
@@ -106,8 +116,21 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return cores if "not slow" in config.option.markexpr else cores + 1
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Tell what a test has computed, for `Medium`, in the process that hears of all tests."""
+    report = yield
+    if call.when == "teardown":
+        report.user_properties.append((SPENT, processor_seconds() - item.stash[STARTED]))
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)  # what fixtures compute counts
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Check shapes in quick tests: slow ones repeat in whole runs what those call."""
+    item.stash[STARTED] = processor_seconds()
     jaxtyping.config.update("jaxtyping_disable", item.get_closest_marker("slow") is not None)
 
 
@@ -307,14 +330,29 @@ def included_routes() -> dict[int, BaseRoute]:
     return {}
 
 
+@pytest.fixture(scope="session")
+def openapi_document() -> dict[str, Any]:
+    """The OpenAPI document of the first application; not to be changed."""
+    return {}
+
+
 @pytest.fixture
-def app(settings: Settings, included_routes: dict[int, BaseRoute]) -> FastAPI:
+def app(
+    settings: Settings,
+    included_routes: dict[int, BaseRoute],
+    openapi_document: dict[str, Any],
+) -> FastAPI:
     """The application, not started.
 
-    FastAPI works out the parameters of all routes at an application's first request, which takes
-    longer than most tests; what it has worked out holds nothing of the application, and is kept.
+    FastAPI works out the parameters of all routes at an application's first request, and query
+    parameters are checked by its document, each of which takes longer than most tests; what they
+    have worked out holds nothing of the application, and is kept.
     """
     made = create_app(settings)
+    if not openapi_document:
+        openapi_document |= made.openapi()
+    # FastAPI's own way to replace the document.
+    made.openapi = lambda: openapi_document  # type: ignore[method-assign]
     for place, route in enumerate(made.router.routes):
         if hasattr(route, "original_router"):
             made.router.routes[place] = included_routes.setdefault(place, route)

@@ -22,16 +22,11 @@ from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
 from tests import databases, factories
 
-# Made once: describing every route takes half a second.
-_described: dict[str, Any] = {}
-
 
 @pytest.fixture
 def document(app: FastAPI) -> dict[str, Any]:
     """The document, to be changed at will."""
-    if not _described:
-        _described.update(app.openapi())
-    return copy.deepcopy(_described)
+    return copy.deepcopy(app.openapi())
 
 
 def operations(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:

@@ -82,3 +82,17 @@ class TestMakefile:
     def test_ci_runs_what_a_developer_runs(self) -> None:
         assert source.text(Path(".ci/run")).splitlines()[-1] == "exec make test"
         assert (source.ROOT / ".ci/run").stat().st_mode & 0o111
+
+
+class TestQuickTests:
+    def test_are_all_but_those_of_a_list_that_names_no_other(self) -> None:
+        """A name that no test has any more would let its successor into `make test-fast`."""
+        names = source.text(Path("tests/medium.txt")).split()
+        files = {path: source.ROOT / path for path in {name.partition("::")[0] for name in names}}
+        texts = {path: file.read_text() if file.exists() else "" for path, file in files.items()}
+        gone = [
+            name
+            for name in names
+            if f"def {name.rpartition('::')[2]}(" not in texts[name.partition("::")[0]]
+        ]
+        assert not gone, "run pytest with --write-medium, which writes tests/medium.txt anew"

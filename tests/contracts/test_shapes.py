@@ -7,6 +7,7 @@ import jaxtyping
 import pytest
 import torch
 
+from tests import shapes
 from workers import distill
 
 
@@ -17,6 +18,10 @@ class TestShapes:
             # A former name warns when it is imported, which its own test expects.
             if not found.name.endswith(("__main__", "distill.weights")):
                 importlib.import_module(found.name)
+        engine = [one for one in shapes.FUNCTIONS if one.__module__.startswith("workers.distill.")]
+        assert len(engine) > 1000
+        for function in engine:
+            shapes.check_of(function)  # raises for hints that nothing can check
 
     @pytest.mark.slow
     def test_that_are_wrong_do_not_survive(self) -> None:

@@ -12,7 +12,6 @@ from tests.distill.methods.scenes import MOMENT, observed
 from workers.distill import errors
 from workers.distill.methods import catalog
 from workers.distill.methods.dense.base import BACKGROUND, IGNORED, HeadMethod
-from workers.distill.networks.interface import Network
 
 BATCH = scenes.boxes_batch()
 
@@ -50,9 +49,12 @@ class TestHeadKD:
         assert torch.allclose(found, wanted, rtol=1e-3)
 
     @pytest.mark.parametrize(
-        "teacher", [scenes.detector(2, levels=3), scenes.detector(2, "retort/retinanet")]
+        ("reference", "arguments"), [("retort/fcos", {"levels": 3}), ("retort/retinanet", {})]
     )
-    def test_refuse_heads_at_other_locations(self, teacher: Network) -> None:
+    def test_refuse_heads_at_other_locations(
+        self, reference: str, arguments: dict[str, int]
+    ) -> None:
+        teacher = scenes.detector(2, reference, **arguments)
         with pytest.raises(errors.IncompatibleNetworks, match=r"levels of 8x8, 4x4 with 1, 1"):
             catalog.build({"name": "headkd"}, scenes.detector(1), scenes.frozen(teacher))
 
