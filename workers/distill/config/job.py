@@ -107,6 +107,9 @@ class JobConfig(Values):
         if self.training.augmentation != "scale_jitter":
             # Without effect; left out, so that checkpoints outlive the version that added it.
             del content["training"]["scale_jitter"]
+        if self.training.class_weights == "none":
+            # As before there were any.
+            del content["training"]["class_weights"]
         for role, choice in (("teacher", self.teacher), ("student", self.student)):
             if (
                 choice is not None

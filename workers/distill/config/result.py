@@ -201,6 +201,11 @@ class RunResult(BaseModel):
         description="What the method made of the networks' shapes, such as `patches` of densepcka: "
         "patches of each level of the pyramid, finest first; too few teach little.",
     )
+    class_weights: dict[str, float] | None = Field(
+        default=None,
+        description="What a pixel of each class counted in the cross-entropy with the masks, by "
+        "the name of the class; null where all counted alike.",
+    )
     warnings: list[RunWarning] = Field(
         default=[], description="What the run warned of, in order; also among its events."
     )

@@ -3,12 +3,17 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from jaxtyping import Int
+from torch import Tensor
+
 from workers.distill.config.result import RunWarning
 
 STILL_IMPROVING_POINTS = 0.01
 """A gain over the last fifth of the epochs, as a share, from which more epochs look worth it."""
 FEWEST_LOOKS = 5
 """Fewer validations than this show no trend."""
+ALWAYS = 0.99
+"""Above this share of answers, a class is taken for the only one."""
 
 Scores = Mapping[str, Any]  # of one network, by metric; each task has its own
 
@@ -34,6 +39,32 @@ def warnings(
     ]
     if len(looks) >= FEWEST_LOOKS:
         yield from _still_improving(metric, looks)
+
+
+def one_class(
+    role: str, unit: str, classes: Sequence[str], confusion: Int[Tensor, "C C"] | None
+) -> Iterator[RunWarning]:
+    """Yield `one_class_predicted` where a network answers with one class alone, if it does.
+
+    Its other answers are at most 1 % of all, and fewer than half of what other classes truly have:
+    where nearly everything is of one class, that answer is right. `unit` is what is counted, such
+    as `pixels`; without a confusion nothing is known.
+    """
+    if confusion is None:
+        return
+    counts, total = confusion.sum(0), int(confusion.sum())
+    most = int(counts.argmax())
+    others, true_others = total - int(counts[most]), total - int(confusion[most].sum())
+    if others <= (1 - ALWAYS) * total and 2 * others < true_others:
+        way_out = "train longer, or at another learning rate"
+        if unit == "pixels":
+            way_out += ", or let rare classes count more: training.class_weights auto"
+        yield RunWarning(
+            code="one_class_predicted",
+            message=f"the {role} takes {1 - others / total:.1%} of the {unit} for "
+            f"{classes[most]!r}, which is the class of {1 - true_others / total:.1%}: it has "
+            f"hardly learned the other classes; {way_out}",
+        )
 
 
 def _below_baseline(metric: str, student: Scores, baseline: Scores) -> Iterator[RunWarning]:
