@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +101,11 @@ class TestClassWeights:
     def test_none_weigh_nothing(self) -> None:
         assert TASK.class_weights(self.MASKS, "none", 3) is None
 
-    def test_auto_lets_all_classes_count_alike_together(self) -> None:
+    def test_auto_lets_rare_classes_count_more(self) -> None:
         weights = TASK.class_weights(self.MASKS, "auto", 3)
         assert weights is not None
-        # 10 pixels of two classes, 8 and 2 of each; no pixel is of the third.
-        assert weights.tolist() == pytest.approx([10 / (2 * 8), 10 / (2 * 2), 0])
-        assert weights[0] * 8 + weights[1] * 2 == pytest.approx(10)
+        # 8 and 2 of 10 pixels that have a class; none is of the third.
+        assert weights.tolist() == pytest.approx([1 / math.log(1.02 + p) for p in (0.8, 0.2, 0.0)])
 
     def test_weigh_pixels_as_torch_does(self) -> None:
         logits = torch.randn(2, 3, 2, 3, generator=torch.Generator().manual_seed(0))

@@ -23,6 +23,8 @@ from workers.distill.tasks.comparisons import MaskComparison
 MOST_IMAGES = 256
 BATCH_LOGITS = 1 << 23
 """Numbers that the logits of one evaluated batch may have: 32 MiB."""
+ENET_OFFSET = 1.02
+"""Keeps the weight of the rarest class at 50."""
 MASK_TYPES = (torch.uint8, torch.int64)
 
 
@@ -136,19 +138,17 @@ class Segmentation(BaseTask):
     def class_weights(
         self, targets: Integer[Tensor, "N h w"], asked: str | Sequence[float], classes: int
     ) -> Float[Tensor, " C"] | None:
-        """Return the weights that a caller lists, or for "auto" those that balance the classes.
+        """Return the weights that a caller lists, or for "auto" 1 / ln(1.02 + the class's share).
 
-        With n pixels of k classes, each of n_c pixels, they are n / (k * n_c): their mean over
-        pixels is 1. A class without a pixel has 0, since no target ever names it.
+        Shares are those of the pixels that have a class.
+        Source: Paszke et al., 2016, arXiv:1606.02147 (ENet), section 4.
         """
         if asked == "none":
             return None
         if not isinstance(asked, str):
             return torch.tensor(list(asked), dtype=torch.float32)
         counts = segmentation_metrics.class_counts(targets, classes).double()
-        found = counts > 0
-        shares = counts * found.sum() / counts.sum()
-        return torch.where(found, 1 / shares, 0).float()
+        return (1 / torch.log(ENET_OFFSET + counts / counts.sum())).float()
 
     def predicted_targets(self, logits: Float[Tensor, "N C h w"]) -> UInt8[Tensor, "N h w"]:
         """Return masks of the largest logit's class."""
