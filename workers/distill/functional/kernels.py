@@ -27,7 +27,7 @@ def gram(rows: Float[Tensor, "*sets N D"], *, row_norm: bool = False) -> Float[T
     """Return all inner products of rows; with `row_norm`, row i divided by the norm of row i."""
     if row_norm:
         return relations.unit_vectors(rows) @ rows.mT
-    kernel: Tensor = _Gram.apply(rows)  # type: ignore[no-untyped-call]  # torch's stub
+    kernel: Tensor = _Gram.apply(rows)
     return kernel
 
 
@@ -202,7 +202,7 @@ class _Gram(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]  # of one output
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (rows,) = ctx.saved_tensors
         product: Tensor = (gradient + gradient.mT).to(rows.dtype) @ rows
         return product

@@ -44,7 +44,7 @@ def patch_rows(
     """
     images, channels, height, width = features.shape
     if axis == "channel" and _is_slow_to_turn(features):
-        turned: Tensor = _Cut.apply(features, side)  # type: ignore[no-untyped-call]  # torch's stub
+        turned: Tensor = _Cut.apply(features, side)
         return turned
     rows, columns = height // side, width // side
     cut = features.reshape(images, channels, rows, side, columns, side).permute(ORDERS[axis])
@@ -198,8 +198,8 @@ class _Cut(torch.autograd.Function):
         ctx.size = features.shape
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # of one output
-        return _Joined.apply(gradient, ctx.size, ctx.side), None  # type: ignore[no-untyped-call]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Joined.apply(gradient, ctx.size, ctx.side), None
 
 
 class _Joined(torch.autograd.Function):
@@ -223,5 +223,5 @@ class _Joined(torch.autograd.Function):
         ctx.side = inputs[2]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]  # of one output
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return patch_rows(gradient, side=ctx.side), None, None
