@@ -38,6 +38,8 @@ class Wanted:
     network: str
     student: dict[str, Any]
     method: str
+    training: dict[str, Any]
+    steps: int
 
 
 def arguments(wanted: Wanted, description: str) -> argparse.Namespace:
@@ -48,7 +50,7 @@ def arguments(wanted: Wanted, description: str) -> argparse.Namespace:
     parser.add_argument("--archive", type=Path, help=f"a ZIP archive, format {wanted.format}")
     parser.add_argument("--teacher", type=Path, help="weights of a teacher; trained if missing")
     parser.add_argument("--method", default=wanted.method, help="see `retort methods`")
-    parser.add_argument("--steps", type=int, default=600, help="of each training")
+    parser.add_argument("--steps", type=int, default=wanted.steps, help="of each training")
     parser.add_argument(
         "--pictures", type=Path, nargs="*", default=[], help="shown to the student at the end"
     )
@@ -71,7 +73,7 @@ def distil(wanted: Wanted, asked: argparse.Namespace) -> Path:
                 "student": {"network": wanted.network, "arguments": wanted.student},
                 "dataset": dataset.reference,
                 "method": {"name": asked.method},
-                "training": training(asked),
+                "training": training(wanted, asked),
                 # The same student without the teacher shows what the teacher was worth.
                 "baseline": True,
             },
@@ -109,7 +111,7 @@ def teacher_of(
                 "student": {"network": wanted.network},
                 "dataset": dataset.reference,
                 "method": {"name": "ce"},
-                "training": training(asked),
+                "training": training(wanted, asked),
                 "report": False,
             },
         )
@@ -128,9 +130,9 @@ def teacher_of(
     return client.models.wait(version.name, version.version, timeout=None)
 
 
-def training(asked: argparse.Namespace) -> dict[str, Any]:
-    """Return the recipe for small scenes, and where it ends."""
-    return {"recipe": "small_dense", "max_steps": asked.steps}
+def training(wanted: Wanted, asked: argparse.Namespace) -> dict[str, Any]:
+    """Return the recipe for small scenes, what the task adds to it, and where it ends."""
+    return {"recipe": "small_dense", **wanted.training, "max_steps": asked.steps}
 
 
 def run(client: retort.Client, spec: dict[str, Any]) -> types.Job:

@@ -23,6 +23,8 @@ WANTED = dense_walk.Wanted(
     network="retort/fcos",
     student={**dense_walk.SMALL, "head_convs": 1},
     method="mimic",
+    training={},
+    steps=600,
 )
 SURE = 0.3
 """Boxes with a lower score are not drawn."""

@@ -256,6 +256,7 @@ def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Vio
             "student", student.reference, document.parts.arguments, student.sides
         )
     yield from rules.of_label_noise(document.training.document, classes)
+    yield from rules.of_class_weights(document.training.document, classes)
     description, method = document.method.description, document.method.document
     if description is None:
         return

@@ -29,11 +29,19 @@ class TestRecipes:
     @pytest.mark.parametrize("has_teacher", [False, True])
     def test_are_read_by_the_engine(self, folder, task, has_teacher):
         method = dense_figures.method_of("pkd" if has_teacher else "ce")
-        training = {"recipe": "small_dense", "max_steps": 600, "seed": 3}
+        training = {**dense_figures.EXPERIMENTS[task].training, "max_steps": 600, "seed": 3}
         recipe = dense_figures.recipe_of(folder, task, method, method, training)
         config = JobConfig.model_validate_json(json.dumps(recipe))
         assert (config.teacher is not None) == has_teacher
         assert config.student.arguments["width"] == 8
+
+    def test_of_the_class_term_alone_switch_the_others_off(self):
+        choice = dense_figures.method_of("rcka_classes")
+        assert (choice["name"], choice["pcka_weight"], choice["classes_weight"]) == (
+            "densepcka",
+            0,
+            10,
+        )
 
     def test_of_a_sum_combine(self):
         choice = dense_figures.method_of("pkd+mimic")

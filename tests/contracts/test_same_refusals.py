@@ -73,6 +73,7 @@ TRAININGS = st.fixed_dictionaries(
         "flip": st.sampled_from([None, True, False]),
         "mixing": st.sampled_from([None, {"name": "mixup"}, {"name": "cutmix"}]),
         "label_noise": st.sampled_from([0.0, 0.2]),
+        "class_weights": st.sampled_from(["none", "none", "auto", [1.0, 0.0, 2.0], [0, 0, 0]]),
         "teacher_cache": st.sampled_from([None, {}, {"views": 1}, {"views": 2, "per_visit": 3}]),
         "precision": st.sampled_from(["auto", "float32", "float16"]),
         "compile": st.sampled_from(["auto", "on"]),

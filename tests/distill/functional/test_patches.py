@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 
+from tests.distill import gradients
 from tests.distill.golden import DENSE
-from workers.distill.functional import patches, relations
+from workers.distill.functional import kernels, patches, relations
 
 PUBLISHED = DENSE.inputs("pcka_2x3x4x4_p2")["patch"]
 
@@ -76,6 +77,31 @@ class TestAlignment:
         assert torch.allclose(gap, (2 * alive + 1) / 3, rtol=1e-12)
 
 
+class TestLargeChannelsLastMaps:
+    """Large channels-last maps are cut in another way, which must not be seen."""
+
+    def test_are_cut_like_others_and_have_their_gradient(self) -> None:
+        plain = random_maps(0, 2, 64, 64, 128).float()
+        assert plain.numel() == patches.LARGE
+        turned = plain.contiguous(memory_format=torch.channels_last)
+        found, slopes = [], []
+        for given in (plain.requires_grad_(), turned.requires_grad_()):
+            rows = patches.patch_rows(given, side=16)
+            factors = random_maps(1, *rows.shape).float()
+            (gradient,) = torch.autograd.grad((rows * factors).sum(), given)
+            found.append(rows)
+            slopes.append(gradient)
+        assert torch.equal(*found)
+        assert torch.equal(*slopes)
+
+    def test_may_be_differentiated_twice(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(patches, "LARGE", 1)
+        maps = random_maps(2, 2, 2, 2, 4).contiguous(memory_format=torch.channels_last)
+        maps.requires_grad_()
+        assert torch.autograd.gradcheck(lambda one: patches.patch_rows(one, side=2), (maps,))
+        assert torch.autograd.gradgradcheck(lambda one: patches.patch_rows(one, side=2), (maps,))
+
+
 class TestPairRows:
     def test_brings_maps_of_other_strides_to_the_larger_ones_multiple(self) -> None:
         student, teacher = random_maps(2, 1, 2, 6, 4), random_maps(3, 1, 2, 3, 7)
@@ -94,6 +120,24 @@ class TestFittingSide:
         assert patches.fitting_side(height, width) == side
         size = patches.padded_size(height, width, side=side)
         assert math.prod(size) // side**2 >= min(patches.ENOUGH_PATCHES, height * width)
+
+
+class TestUncentredForms:
+    def test_equal_those_of_the_rows(self) -> None:
+        one, other = random_maps(3, 3, 6, 5), random_maps(4, 3, 6, 5)
+        wanted = 1 - kernels.cka(one, other, centered=False).mean()
+        found = patches.alignment_gap(one, other, centered=False)
+        assert torch.allclose(found, wanted, rtol=1e-12)
+        wanted = 1 - kernels.cka(one.mT, other.mT, centered=False).mean()
+        found = patches.transposed_gap(one, other, centered=False)
+        assert torch.allclose(found, wanted, rtol=1e-12)
+
+    @pytest.mark.parametrize("size", [0.0, 1e-20, 1e12])
+    def test_are_finite_for_maps_of_any_size(self, size: float) -> None:
+        rows = (size * random_maps(5, 2, 4, 6).float()).requires_grad_()
+        other = random_maps(6, 2, 4, 6).float()
+        for gap in (patches.alignment_gap, patches.transposed_gap):
+            assert gradients.is_finite(gap(rows, other, centered=False), rows)
 
 
 class TestOlderLosses:

@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from workers.distill.config.result import BalanceSummary, RunWarning
 from workers.distill.run import outcome
@@ -101,3 +102,36 @@ class TestStillImproving:
     def test_counts_only_epochs_that_were_evaluated(self) -> None:
         course = [*history(0.5, 0.6, 0.7, 0.8, 0.85), {"epoch": 6}]
         assert codes(history=course) == ["still_improving"]
+
+
+class TestOneClass:
+    @pytest.mark.parametrize(
+        ("confusion", "warned"),
+        [
+            ([[900, 0], [100, 0]], True),
+            ([[900, 0], [90, 10]], True),  # 1 % of the answers, and a tenth of the truth
+            ([[900, 0], [89, 11]], False),
+            ([[995, 0], [0, 5]], False),  # nearly all pixels are truly of one class
+            ([[995, 0], [4, 1]], True),
+            ([[900, 100], [0, 0]], False),
+            ([[0, 0], [0, 0]], False),
+        ],
+    )
+    def test_is_told_of_answers_that_are_nearly_always_the_same(
+        self, confusion: list[list[int]], warned: bool
+    ) -> None:
+        told = outcome.one_class("student", "pixels", ["ground", "cat"], torch.tensor(confusion))
+        assert [one.code for one in told] == ["one_class_predicted"] * warned
+
+    def test_names_the_class_both_shares_and_a_way_out(self) -> None:
+        confusion = torch.tensor([[900, 0], [100, 0]])
+        (told,) = outcome.one_class("teacher", "pixels", ["ground", "cat"], confusion)
+        assert told.message.startswith(
+            "the teacher takes 100.0% of the pixels for 'ground', which is the class of 90.0%"
+        )
+        assert "training.class_weights auto" in told.message
+        (told,) = outcome.one_class("student", "images", ["ground", "cat"], confusion)
+        assert "class_weights" not in told.message
+
+    def test_of_a_task_without_a_confusion_is_nothing(self) -> None:
+        assert not list(outcome.one_class("student", "boxes", ["cat"], None))

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,53 @@ class TestLoss:
         assert loss.item() == 0
         assert logits.grad is not None
         assert not logits.grad.any()
+
+
+class TestClassWeights:
+    MASKS = torch.tensor([[[0, 0, 0], [0, 0, 1]], [[0, 0, 0], [1, 255, 255]]], dtype=torch.uint8)
+
+    def test_none_weigh_nothing(self) -> None:
+        assert TASK.class_weights(self.MASKS, "none", 3) is None
+
+    def test_auto_lets_rare_classes_count_more(self) -> None:
+        weights = TASK.class_weights(self.MASKS, "auto", 3)
+        assert weights is not None
+        # 8 and 2 of 10 pixels that have a class; none is of the third.
+        assert weights.tolist() == pytest.approx([1 / math.log(1.02 + p) for p in (0.8, 0.2, 0.0)])
+
+    def test_weigh_pixels_as_torch_does(self) -> None:
+        logits = torch.randn(2, 3, 2, 3, generator=torch.Generator().manual_seed(0))
+        weights = TASK.class_weights(self.MASKS, [0.5, 3.0, 1.0], 3)
+        batch = Batch(torch.zeros(2, 1, 2, 3), self.MASKS, torch.arange(2), class_weights=weights)
+        wanted = F.cross_entropy(
+            logits, self.MASKS.long(), weight=weights, ignore_index=dataset.IGNORE_INDEX
+        )
+        assert float(TASK.loss(Features.from_logits(logits), batch)) == pytest.approx(float(wanted))
+
+    def test_of_pixels_that_count_nothing_there_is_no_loss(self) -> None:
+        batch = Batch(
+            torch.zeros(2, 1, 2, 3),
+            torch.zeros(2, 2, 3, dtype=torch.uint8),
+            torch.arange(2),
+            class_weights=torch.tensor([0.0, 1.0]),
+        )
+        assert float(TASK.loss(Features.from_logits(torch.randn(2, 2, 2, 3)), batch)) == 0
+
+    @pytest.mark.parametrize("cache", [None, {"views": 2}])
+    def test_go_along_with_every_batch(self, cache: dict[str, int] | None) -> None:
+        weights = torch.tensor([0.5, 3.0])
+        loader = BatchLoader(
+            torch.zeros(4, 1, 2, 3, dtype=torch.uint8),
+            torch.zeros(4, 2, 3, dtype=torch.uint8),
+            training=expand({"batch_size": 2, "teacher_cache": cache}),
+            flip=False,
+            device=torch.device("cpu"),
+            crop_targets=TASK.crop_targets,
+            class_weights=weights,
+        )
+        for batch in loader.epoch(1):
+            assert batch.class_weights is not None
+            assert torch.equal(batch.class_weights, weights)
 
 
 class TestCrops:

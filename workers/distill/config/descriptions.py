@@ -21,6 +21,8 @@ DENSE_TASKS: frozenset[Task] = frozenset({"segmentation", "detection"})
 """Tasks whose targets lie within the image."""
 BOX_TASKS: frozenset[Task] = frozenset({"detection"})
 """Tasks whose answers are boxes, which no cache of logits holds."""
+MASK_TASKS: frozenset[Task] = DENSE_TASKS - BOX_TASKS
+"""Tasks with a class for each pixel."""
 Metric: TypeAlias = Literal["accuracy", "miou", "ap"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 PRIMARY_METRICS: dict[Task, Metric] = {

@@ -258,6 +258,11 @@ class RunResult(BaseModel):
     balance: BalanceSummary | None = Field(
         default=None, description="Null where nothing was measured."
     )
+    class_weights: dict[str, float] | None = Field(
+        default=None,
+        description="What a pixel of each class counted in the cross-entropy with the masks, by "
+        "the name of the class; null where all counted alike.",
+    )
     warnings: list[RunWarning] = Field(
         default=[], description="What the run warned of, in order; also among its events."
     )

@@ -20,6 +20,7 @@ from workers.distill.config.descriptions import (
     DENSE_TASKS,
     FEATURES,
     MAPS,
+    MASK_TASKS,
     Exchange,
     MethodDescription,
     NetworkDescription,
@@ -206,6 +207,17 @@ def _flip(training: Json) -> Iterator[Violation]:
         )
 
 
+def _no_class_counts(training: Json) -> Iterator[Violation]:
+    weights = training["class_weights"]
+    if not isinstance(weights, str) and not any(weights):
+        yield Violation(
+            "training/class_weights",
+            "no_class_counts",
+            f"class_weights {list(weights)} give no class a weight greater than 0, so nothing "
+            "would be learned from the masks; give one, or auto or none",
+        )
+
+
 _TRAINING: tuple[Rule, ...] = (
     _nesterov,
     _dot_delta,
@@ -218,6 +230,7 @@ _TRAINING: tuple[Rule, ...] = (
     _cached_visits,
     _scale_jitter,
     _flip,
+    _no_class_counts,
 )
 
 
@@ -590,6 +603,8 @@ def of_task_and_training(task: str, training: Json) -> Iterator[Violation]:
         yield from _settings(_DENSE, training, f"the targets of {task}")
     if task in BOX_TASKS:
         yield from _settings(_BOXES, training, task)
+    if task not in MASK_TASKS:
+        yield from _settings(_WITHOUT_MASKS, training, task)
 
 
 @dataclass(frozen=True)
@@ -625,6 +640,10 @@ def _is_zero(value: float) -> bool:
     return value == 0
 
 
+def _is_none(value: object) -> bool:
+    return value == "none"
+
+
 _DENSE = (
     Setting(
         "augmentation",
@@ -645,6 +664,15 @@ _DENSE = (
         _is_zero,
         "{subject} are not one class for each image, so none can be replaced by another; set "
         "label_noise to 0",
+    ),
+)
+_WITHOUT_MASKS = (
+    Setting(
+        "class_weights",
+        "class_weights_refused",
+        _is_none,
+        "class_weights weigh the pixels of masks, which {subject} has none of, got {value}; leave "
+        "class_weights out",
     ),
 )
 _BOXES = (
@@ -714,6 +742,12 @@ _WITHOUT_DATA = (
         "no_labels",
         _is_zero,
         "{subject} and has no labels that could be wrong; set label_noise to 0",
+    ),
+    Setting(
+        "class_weights",
+        "no_labels",
+        _is_none,
+        "{subject} and has no masks whose classes could be weighed; leave class_weights out",
     ),
     Setting(
         "teacher_cache",
@@ -991,6 +1025,22 @@ def _label_noise(training: Json, classes: int | None) -> Iterator[Violation]:
             "training/label_noise",
             "one_class",
             "label_noise needs a second class to choose; set it to 0",
+        )
+
+
+def of_class_weights(training: Json, classes: int | None) -> Iterator[Violation]:
+    """Yield that there are not as many weights as classes, if so."""
+    return _each((_class_weights,), training, classes)
+
+
+def _class_weights(training: Json, classes: int | None) -> Iterator[Violation]:
+    weights = training["class_weights"]
+    if classes is not None and not isinstance(weights, str) and len(weights) != classes:
+        yield Violation(
+            "training/class_weights",
+            "wrong_length",
+            f"class_weights need one number for each class of the data set ({classes}), in its "
+            f"order, got {len(weights)}",
         )
 
 

@@ -197,6 +197,9 @@ PresetName: TypeAlias = Literal[
 ScaleFactor = Annotated[float, Field(ge=0.1, le=10)]
 
 
+ClassWeight = Annotated[float, Field(ge=0, le=1e6)]
+
+
 class Training(Values):
     """How a student is trained."""
 
@@ -279,6 +282,14 @@ class Training(Values):
         le=1,
         description="Share of the training labels that are replaced by another class, the same "
         "for a seed; validation and test keep theirs.",
+    )
+    class_weights: Literal["none", "auto"] | list[ClassWeight] = Field(
+        "none",
+        description="What a pixel of each class counts in the cross-entropy with the masks. none: "
+        "all alike. auto: 1 / ln(1.02 + the class's share of the training pixels), from 1.4 to 50 "
+        "(ENet, arXiv:1606.02147); rare classes are then found sooner, and a little too often. A "
+        "list has one weight a class, in the data set's order. Validation and test weigh nothing. "
+        "Segmentation only.",
     )
     teacher_cache: TeacherCache | None = Field(
         None, description="Keep what the teacher shows of a fixed set of views; null does not."

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Int, Shaped, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from workers.distill.config.training import TeacherCache, Training
@@ -46,11 +46,13 @@ class BatchLoader:
         device: torch.device,
         strong: bool = False,
         crop_targets: CropTargets | None = None,
+        class_weights: Float[Tensor, " C"] | None = None,
     ) -> None:
         """Take a split for a device.
 
         `flip` says that mirrored images keep their labels, `strong` that batches have a strong
         view. `crop_targets` moves labels with the crops; without it a crop keeps its label.
+        `class_weights` goes along with every batch.
         """
         self.count, _, self._height, self._width = images.shape
         self._training = training
@@ -70,6 +72,7 @@ class BatchLoader:
         )
         self._labels = labels.to(device)
         self._crop_targets = crop_targets
+        self._class_weights = None if class_weights is None else class_weights.to(device)
         self._device = device
 
     @property
@@ -94,7 +97,8 @@ class BatchLoader:
             images = self._cut(index, crops)
             images = self._augment(images, self._stream(order[start:end], epoch, AUGMENT))
             strong = self._strong_view(order[start:end], epoch) if self._strong else None
-            batch = Batch(images, self._labels_in(index, crops), index, strong=strong)
+            labels = self._labels_in(index, crops)
+            batch = Batch(images, labels, index, strong=strong, class_weights=self._class_weights)
             yield mixes.part(start, end).mix(batch) if mixes else batch
 
     def whole_epoch(self, epoch: int) -> Batch:
@@ -104,7 +108,8 @@ class BatchLoader:
         """
         order, places, crops = self._arrange(epoch)
         images = self._augment(self._cut(places, crops), self._stream(order, epoch, AUGMENT))
-        return Batch(images, self._labels_in(places, crops), places)
+        labels = self._labels_in(places, crops)
+        return Batch(images, labels, places, class_weights=self._class_weights)
 
     @property
     def bounds(self) -> list[tuple[int, int]]:
@@ -122,6 +127,7 @@ class BatchLoader:
             device=self._device,
             strong=self._strong,
             crop_targets=self._crop_targets,
+            class_weights=self._class_weights,
         )
 
     def extended(
@@ -137,12 +143,18 @@ class BatchLoader:
             device=self._device,
             strong=self._strong,
             crop_targets=self._crop_targets,
+            class_weights=self._class_weights,
         )
 
     def images_of(self, index: Int[Tensor, " n"]) -> UInt8[Tensor, "n c h w"]:
         """Return some images as they are stored, unaugmented."""
         index = index.to(self._device)
         return self._cut(index, self._whole(index))
+
+    @property
+    def class_weights(self) -> Float[Tensor, " C"] | None:
+        """Return what the targets of each class count in the task's loss; None: all alike."""
+        return self._class_weights
 
     @property
     def labels(self) -> Shaped[Tensor, "N *T"]:
@@ -212,7 +224,13 @@ class BatchLoader:
         crops = self._draw_views(stream, len(index)).to(self._device)
         images = self._augment(self._cut(places, crops), stream)
         labels = self._labels_in(places, crops)
-        return Batch(images, labels, places, view=view.to(self._device, non_blocking=True))
+        return Batch(
+            images,
+            labels,
+            places,
+            view=view.to(self._device, non_blocking=True),
+            class_weights=self._class_weights,
+        )
 
     def _strong_view(self, index: Tensor, epoch: int) -> Tensor:
         stream = self._stream(index, epoch, STRONG)

@@ -7,6 +7,7 @@ discrepancy (MMD): Gretton et al., JMLR 2012.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,8 +25,10 @@ SMALLEST_BANDWIDTH = 1e-6
 
 def gram(rows: Float[Tensor, "*sets N D"], *, row_norm: bool = False) -> Float[Tensor, "*sets N N"]:
     """Return all inner products of rows; with `row_norm`, row i divided by the norm of row i."""
-    left = relations.unit_vectors(rows) if row_norm else rows
-    return left @ rows.mT
+    if row_norm:
+        return relations.unit_vectors(rows) @ rows.mT
+    kernel: Tensor = _Gram.apply(rows)
+    return kernel
 
 
 def center(kernel: Float[Tensor, "*sets N N"]) -> Float[Tensor, "*sets N N"]:
@@ -74,6 +77,34 @@ def cka_by_columns(
     length = _length(one.mT @ one, one_size**2)
     squares = (other.mT @ one).square().sum((-2, -1))
     return squares / length / _length(other.mT @ other, other_size**2)
+
+
+def gram_cosine(
+    one: Float[Tensor, "*sets N N"], other: Float[Tensor, "*sets N N"]
+) -> Float[Tensor, "*sets"]:
+    """Return the same as uncentred `cka` from the kernels of both sets, for less memory traffic.
+
+    Kernels are scaled, not the rows, so rows must be small enough for their squares: in float32
+    below about 1e17.
+    """
+    (one, one_size), (other, other_size) = _divided(one), _divided(other)
+    length, other_length = _length(one, one_size), _length(other, other_size)
+    return (one * other).sum((-2, -1)) / length / other_length
+
+
+def cross_cosine(
+    one: Float[Tensor, "*sets N N"],
+    other: Float[Tensor, "*sets N N"],
+    cross: Float[Tensor, "*sets N N"],
+) -> Float[Tensor, "*sets"]:
+    """Return uncentred `cka` of the columns of two sets from the kernels of their rows.
+
+    `cross` are the inner products of the rows of both. Rows are as small as `gram_cosine` asks for.
+    """
+    (one, one_size), (other, other_size) = _divided(one), _divided(other)
+    both = (one_size.sqrt() * other_size.sqrt())[..., None, None]
+    squares = (cross / torch.where(both > 0, both, 1)).square().sum((-2, -1))
+    return squares / _length(one, one_size) / _length(other, other_size)
 
 
 def cka_gap(
@@ -153,8 +184,15 @@ def _scaled(
     """
     if centered:
         rows = _less_mean(rows)
-    size = rows.detach().abs().amax((-2, -1))
-    return rows / torch.where(size > 0, size, 1)[..., None, None], size
+    return _divided(rows)
+
+
+def _divided(
+    matrices: Float[Tensor, "*sets N M"],
+) -> tuple[Float[Tensor, "*sets N M"], Float[Tensor, "*sets"]]:
+    """Return matrices divided by their largest entry, and that entry, without its gradient."""
+    size = matrices.detach().abs().amax((-2, -1))
+    return matrices / torch.where(size > 0, size, 1)[..., None, None], size
 
 
 def _length(
@@ -164,3 +202,26 @@ def _length(
     # Divided by infinity, rows of zeros count as orthogonal and get no gradient.
     guarded: Tensor = length.masked_fill(length.detach() * scale < SMALLEST, math.inf)
     return guarded
+
+
+class _Gram(torch.autograd.Function):
+    """Inner products of rows, with one product of matrices in the gradient where autograd has two.
+
+    The kernel is symmetric: G X + G' X is (G + G') X.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor) -> Tensor:
+        return rows @ rows.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], _output: Tensor) -> None:  # Any: torch's own
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (rows,) = ctx.saved_tensors
+        product: Tensor = (gradient + gradient.mT).to(rows.dtype) @ rows
+        return product

@@ -10,7 +10,7 @@ average them over channels; here they are `softened`, `standardized` and `attent
 """
 
 import math
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
@@ -31,6 +31,8 @@ ORDERS: dict[Axis, tuple[int, ...]] = {
 }
 """Order of the axes [image, channel, patch row, row, patch column, column] that puts the axis whose
 kernels are averaged first, then patches, then the features of a patch."""
+LARGE = 1 << 20
+"""Numbers in maps from which turning them to channels first takes longer than deciding how."""
 
 
 def patch_rows(
@@ -41,6 +43,9 @@ def patch_rows(
     `side` divides both sides of the maps.
     """
     images, channels, height, width = features.shape
+    if axis == "channel" and _is_slow_to_turn(features):
+        turned: Tensor = _Cut.apply(features, side)
+        return turned
     rows, columns = height // side, width // side
     cut = features.reshape(images, channels, rows, side, columns, side).permute(ORDERS[axis])
     sets = {"channel": channels, "batch": images, "position": side**2}[axis]
@@ -87,7 +92,10 @@ def alignment_gap(
     centered: bool,
 ) -> Float[Tensor, ""]:
     """Return 1 - CKA of patches, averaged over sets; 0 without a gradient of too few patches."""
-    return kernels.cka_gap(student_rows, teacher_rows, centered=centered).mean()
+    if centered or student_rows.shape[-2] < 2:
+        return kernels.cka_gap(student_rows, teacher_rows, centered=centered).mean()
+    grams = kernels.gram(student_rows), kernels.gram(teacher_rows)
+    return (1 - kernels.gram_cosine(*grams)).mean()
 
 
 def transposed_gap(
@@ -101,8 +109,11 @@ def transposed_gap(
     It is computed from the kernels of patches: those of features would be as large as the number of
     pixels in a batch, squared.
     """
-    alignment = kernels.cka_by_columns(student_rows.mT, teacher_rows.mT, centered=centered)
-    return (1 - alignment).mean()
+    if centered:
+        alignment = kernels.cka_by_columns(student_rows.mT, teacher_rows.mT, centered=True)
+        return (1 - alignment).mean()
+    grams = kernels.gram(student_rows), kernels.gram(teacher_rows)
+    return (1 - kernels.cross_cosine(*grams, student_rows @ teacher_rows.mT)).mean()
 
 
 def softened(
@@ -149,3 +160,68 @@ def attention(
     resized = maps.resize(features, padded_size(height, width, side=side))
     (rows,) = patch_rows(maps.strength(resized, power=power), side=side)
     return F.normalize(rows, dim=1)
+
+
+def _is_slow_to_turn(features: Float[Tensor, "N c h w"]) -> bool:
+    """Whether maps are large and channels-last on the CPU, where torch copies them value by value.
+
+    As matrices of pixels and channels it turns them in blocks, which fit into the cache.
+    """
+    return (
+        features.device.type == "cpu"
+        and features.numel() >= LARGE
+        and not features.is_contiguous()
+        and features.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+class _Cut(torch.autograd.Function):
+    """`patch_rows` by channel of channels-last maps, a row of patches at a time."""
+
+    @staticmethod
+    def forward(features: Tensor, side: int) -> Tensor:
+        images, channels, height, width = features.shape
+        pixels = features.permute(0, 2, 3, 1)
+        rows = features.new_empty(channels, height // side, width // side, images, side, side)
+        turned = features.new_empty(channels, side * width)
+        for image in range(images):
+            for row in range(height // side):
+                band = pixels[image, row * side : (row + 1) * side].reshape(-1, channels)
+                turned.copy_(band.T)
+                cut = turned.view(channels, side, width // side, side).transpose(1, 2)
+                rows[:, row, :, image].copy_(cut)
+        return rows.view(channels, -1, images * side**2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], _output: Tensor) -> None:
+        features, ctx.side = inputs
+        ctx.size = features.shape
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Joined.apply(gradient, ctx.size, ctx.side), None
+
+
+class _Joined(torch.autograd.Function):
+    """Channels-last maps of a size from what `_Cut` made of them."""
+
+    @staticmethod
+    def forward(rows: Tensor, size: tuple[int, int, int, int], side: int) -> Tensor:
+        images, channels, height, width = size
+        cut = rows.reshape(channels, height // side, width // side, images, side, side)
+        pixels = rows.new_empty(images, height, width, channels)
+        turned = rows.new_empty(channels, side, width // side, side)
+        for image in range(images):
+            for row in range(height // side):
+                turned.copy_(cut[:, row, :, image].transpose(1, 2))
+                band = pixels[image, row * side : (row + 1) * side].view(-1, channels)
+                band.copy_(turned.view(channels, -1).T)
+        return pixels.permute(0, 3, 1, 2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: Tensor) -> None:
+        ctx.side = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return patch_rows(gradient, side=ctx.side), None, None

@@ -64,6 +64,15 @@ class Counts:
         return int(self.confusion.sum())
 
 
+def class_counts(masks: Integer[Tensor, "N h w"], classes: int) -> Int[Tensor, " C"]:
+    """Return how many pixels each class has, read a few masks at a time; ignored ones are none."""
+    counts = torch.zeros(classes, dtype=torch.int64)
+    for some in torch.split(masks, dataset.CHUNK):
+        known = some[some != dataset.IGNORE_INDEX]
+        counts += torch.bincount(known.flatten(), minlength=classes).cpu()
+    return counts
+
+
 def resize(logits: Float[Tensor, "N C i j"], masks: Integer[Tensor, "N h w"]) -> Tensor:
     """Return the logits in float32 at the size of the masks, interpolated bilinearly."""
     return maps.resize(logits.float(), (masks.shape[1], masks.shape[2]))

@@ -55,6 +55,10 @@ def finish(
         balance=balance,
     ):
         context.reporter.warning(told.code, told.message)
+    if "student" in test.evaluations:
+        confusion = test.evaluations["student"].metrics.confusion()
+        for told in outcome.one_class("student", context.task.unit, context.classes, confusion):
+            context.reporter.warning(told.code, told.message)
     result = RunResult(
         scores=test.scores,
         training_images_read=images_read(context),
@@ -63,6 +67,7 @@ def finish(
         **measure(context, student),
         **method_facts(student),
         **({} if balance is None else {"balance": balance}),
+        **class_weights(context),
         wall_seconds=round(time.monotonic() - began, 3),
         epochs=context.config.training.epochs,
         steps=context.steps,
@@ -315,6 +320,15 @@ def method_facts(student: Trained) -> dict[str, Any]:
     """Return what the method tells of itself, or nothing."""
     facts = student.state.method.facts()
     return {"method": facts} if facts else {}
+
+
+def class_weights(context: JobContext) -> dict[str, Any]:
+    """Return what the targets of each class counted, or nothing where all counted alike."""
+    weights = None if context.train_data is None else context.train_data.class_weights
+    if weights is None:
+        return {}
+    named = zip(context.classes, weights.tolist(), strict=True)
+    return {"class_weights": {name: round(weight, 4) for name, weight in named}}
 
 
 def count(network: Network) -> int:

@@ -10,7 +10,7 @@ from workers.distill import errors
 from workers.distill.config import class_names
 from workers.distill.evaluation.validation import TeacherScores
 from workers.distill.methods import catalog
-from workers.distill.run import finish
+from workers.distill.run import finish, outcome
 from workers.distill.run.context import JobContext
 from workers.distill.training import checkpoint
 from workers.distill.training.compilation import choose_compile
@@ -116,7 +116,7 @@ def _warn_of_classes(context: JobContext) -> None:
 
 
 def _warn_of_weak_teacher(context: JobContext, scores: TeacherScores) -> None:
-    """Say that a teacher knows no more than an answer that never changes, if so."""
+    """Say that a teacher knows no more than an answer that never changes, or knows no other."""
     metric = context.task.primary_metric
     chance = context.task.constant_score(scores.split.samples.labels, len(context.classes))
     if scores.primary <= chance:
@@ -126,3 +126,6 @@ def _warn_of_weak_teacher(context: JobContext, scores: TeacherScores) -> None:
             f"the {chance:.1%} of always giving the commonest answer; check its classes, their "
             "order, its normalisation and its weights, since a student learns what it says",
         )
+    confusion = scores.evaluation.metrics.confusion()
+    for told in outcome.one_class("teacher", context.task.unit, context.classes, confusion):
+        context.reporter.warning(told.code, told.message)

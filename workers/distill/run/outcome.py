@@ -4,6 +4,9 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from jaxtyping import Int
+from torch import Tensor
+
 from workers.distill.config.result import BalanceSummary, RunWarning
 from workers.distill.training.balance import DOMINATES
 from workers.distill.training.state import TrainState
@@ -14,6 +17,8 @@ MOST_OF_THE_RUN = 0.5
 """Share of the measurements from which a dominating term is told of."""
 FEWEST_LOOKS = 5
 """Fewer validations than this show no trend."""
+ALWAYS = 0.99
+"""Above this share of answers, a class is taken for the only one."""
 
 Scores = Mapping[str, Any]  # of one network, by metric; each task has its own
 
@@ -90,6 +95,32 @@ def _term_dominates(method: Mapping[str, Any], balance: BalanceSummary) -> Itera
         f"measurements{times}: the labels were hardly heard. The published weights do not fit "
         f"here; set method.balance: auto (now {method['balance']}), or lower the terms' weights",
     )
+
+
+def one_class(
+    role: str, unit: str, classes: Sequence[str], confusion: Int[Tensor, "C C"] | None
+) -> Iterator[RunWarning]:
+    """Yield `one_class_predicted` where a network answers with one class alone, if it does.
+
+    Its other answers are at most 1 % of all, and fewer than half of what other classes truly have:
+    where nearly everything is of one class, that answer is right. `unit` is what is counted, such
+    as `pixels`; without a confusion nothing is known.
+    """
+    if confusion is None:
+        return
+    counts, total = confusion.sum(0), int(confusion.sum())
+    most = int(counts.argmax())
+    others, true_others = total - int(counts[most]), total - int(confusion[most].sum())
+    if others <= (1 - ALWAYS) * total and 2 * others < true_others:
+        way_out = "train longer, or at another learning rate"
+        if unit == "pixels":
+            way_out += ", or let rare classes count more: training.class_weights auto"
+        yield RunWarning(
+            code="one_class_predicted",
+            message=f"the {role} takes {1 - others / total:.1%} of the {unit} for "
+            f"{classes[most]!r}, which is the class of {1 - true_others / total:.1%}: it has "
+            f"hardly learned the other classes; {way_out}",
+        )
 
 
 def _below_baseline(

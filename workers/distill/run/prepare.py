@@ -47,6 +47,7 @@ def prepare(
     classes = list(stored.record.classes)
     check_classes("teacher", config.teacher, len(classes))
     check_label_noise(config, len(classes))
+    check_class_weights(config, len(classes))
     if len(train.labels) < 2:
         raise errors.BadDataset(
             f"the train split holds {len(train.labels)} images; at least 2 are needed to learn"
@@ -86,6 +87,9 @@ def prepare(
             strong=strong,
             device=device,
             crop_targets=task.crop_targets,
+            class_weights=task.class_weights(
+                train.labels, config.training.class_weights, len(classes)
+            ),
         ),
         validation=validation_split,
         test=on_device(test, device),
@@ -244,6 +248,11 @@ def check_classes(role: str, choice: NetworkChoice | None, classes: int) -> None
 def check_label_noise(config: JobConfig, classes: int) -> None:
     """Raise `BadRecipe` where wrong labels are wanted, and there is no second class for them."""
     errors.refuse(rules.of_label_noise(config.training.model_dump(), classes))
+
+
+def check_class_weights(config: JobConfig, classes: int) -> None:
+    """Raise `BadRecipe` unless there are as many weights as classes, where they are listed."""
+    errors.refuse(rules.of_class_weights(config.training.model_dump(), classes))
 
 
 def described(choice: NetworkChoice) -> NetworkDescription:

@@ -144,6 +144,18 @@ class BaseTask(ABC):
             raise NotImplementedError(f"targets of {self.name} cannot be wrong")
         return targets
 
+    def class_weights(
+        self, targets: Shaped[Tensor, "N *T"], asked: str | Sequence[float], classes: int
+    ) -> Float[Tensor, " C"] | None:
+        """Return what the targets of each class count in the loss, or None where all count alike.
+
+        `asked` is `class_weights` of a training, which `config.rules` leaves at "none" for tasks
+        without masks.
+        """
+        if asked != "none":
+            raise NotImplementedError(f"targets of {self.name} are not weighed by class")
+        return None
+
     def crop_targets(self, targets: Shaped[Tensor, "N *T"], crops: Crops) -> Shaped[Tensor, "N *T"]:
         """Return the targets as they are in crops of their images; here a crop keeps its own."""
         return targets

@@ -3,6 +3,7 @@
 The logits of a whole split would not fit into memory, so pixels are counted batch by batch.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from workers.distill.tasks.comparisons import MaskComparison
 MOST_IMAGES = 256
 BATCH_LOGITS = 1 << 23
 """Numbers that the logits of one evaluated batch may have: 32 MiB."""
+ENET_OFFSET = 1.02
+"""Keeps the weight of the rarest class at 50."""
 MASK_TYPES = (torch.uint8, torch.int64)
 
 
@@ -128,9 +131,24 @@ class Segmentation(BaseTask):
 
     def constant_score(self, targets: Shaped[Tensor, "N H W"], classes: int) -> float:
         """Return the mean IoU of the commonest class everywhere: its share of its own class's."""
-        counts = torch.bincount(targets[targets != dataset.IGNORE_INDEX].long().flatten())
+        counts = segmentation_metrics.class_counts(targets, classes)
         present = int((counts > 0).sum())
         return float(counts.max() / counts.sum()) / present if present else 0.0
+
+    def class_weights(
+        self, targets: Integer[Tensor, "N h w"], asked: str | Sequence[float], classes: int
+    ) -> Float[Tensor, " C"] | None:
+        """Return the weights that a caller lists, or for "auto" 1 / ln(1.02 + the class's share).
+
+        Shares are those of the pixels that have a class.
+        Source: Paszke et al., 2016, arXiv:1606.02147 (ENet), section 4.
+        """
+        if asked == "none":
+            return None
+        if not isinstance(asked, str):
+            return torch.tensor(list(asked), dtype=torch.float32)
+        counts = segmentation_metrics.class_counts(targets, classes).double()
+        return (1 / torch.log(ENET_OFFSET + counts / counts.sum())).float()
 
     def predicted_targets(self, logits: Float[Tensor, "N C h w"]) -> UInt8[Tensor, "N h w"]:
         """Return masks of the largest logit's class."""
@@ -145,12 +163,18 @@ class Segmentation(BaseTask):
     def loss(self, output: Features, batch: Batch) -> Float[Tensor, ""]:
         """Return the mean cross-entropy of the pixels that have a class; 0 where none has one.
 
-        Logits are brought to the size of the masks.
+        Logits are brought to the size of the masks. With `class_weights` it is the weighted mean.
         """
         resized = segmentation_metrics.resize(output.logits, batch.labels)
-        masks = batch.labels.long()
-        total = F.cross_entropy(resized, masks, ignore_index=dataset.IGNORE_INDEX, reduction="sum")
-        return total / (masks != dataset.IGNORE_INDEX).sum().clamp(min=1)
+        masks, weights = batch.labels.long(), batch.class_weights
+        known = masks != dataset.IGNORE_INDEX
+        total = F.cross_entropy(
+            resized, masks, weight=weights, ignore_index=dataset.IGNORE_INDEX, reduction="sum"
+        )
+        if weights is None:
+            return total / known.sum().clamp(min=1)
+        counted = weights[masks * known] * known
+        return total / counted.sum().clamp(min=torch.finfo(counted.dtype).tiny)
 
     def count_correct(
         self, output: Features, targets: Integer[Tensor, "N h w"]
