@@ -250,10 +250,10 @@ class Rounds:
             return
         done = self._augment()
         self.augmentation = done.facts
-        size = len(protocol.encode(done.generator))
+        size = protocol.encoded_size(done.generator)
         for name, seeds in done.seeds.items():
             if len(seeds.tensors["seeds"]):
-                self.record(name).up.count(len(protocol.encode(seeds)), seeds)
+                self.record(name).up.count(protocol.encoded_size(seeds), seeds)
             self.record(name).down.count(size, done.generator)
         for code, sentence in augmentation.remarks(done.facts):
             self._warn(code, sentence)
@@ -289,7 +289,7 @@ class Rounds:
             record = self.record(reply.sender)
             record.replies += 1
             if reply.tensors:
-                record.up.count(len(protocol.encode(reply)), reply)
+                record.up.count(protocol.encoded_size(reply), reply)
         now.waiting = [name for name in now.waiting if name not in now.replies] if replies else []
         if not now.waiting:
             self._aggregate()
@@ -345,7 +345,7 @@ class Rounds:
             raise ValueError("nothing was published yet")
         if now.waiting:
             took = set(self.clients.receive(newest, now.waiting))
-            size = len(protocol.encode(newest)) if newest.tensors else 0
+            size = protocol.encoded_size(newest) if newest.tensors else 0
             for name in sorted(took):
                 if newest.tensors:
                     self.record(name).down.count(size, newest)
