@@ -80,14 +80,8 @@ class FederatedLoop:
         method, params = catalog.find(context.config.method)
         if not issubclass(method, FederatedMethod) or not isinstance(params, method.Params):
             raise TypeError(f"method {method.name} has no clients")
-        open_images = partition.open_images_of(
-            params.federation.open_images,
-            uses_open_set=method.uses_open_set,
-            count=context.train_loader.count,
-        )
-        changed = {"open_images": open_images, "augmentation": None}
-        federation = params.federation.model_copy(update=changed)
-        return baseline_of({"federation": federation.model_dump(mode="json")})
+        federation = params.federation.model_dump(mode="json")
+        return baseline_of({"federation": federation}, method.declared_exchange())
 
     def make_source(self, context: JobContext, method: Method, student: Network) -> Rounds:
         """Divide the training split, and return the rounds before the first one."""
