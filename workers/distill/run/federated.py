@@ -292,7 +292,6 @@ def summary(context: JobContext, state: TrainState) -> FederationSummary:
     method, local = source.method, source.clients
     scores = test_scores(context, source)
     found = list(scores.by_client.values())
-    counts = np.array(list(source.label_counts.values()))
     records = source.records.values()
     at_server = method.delivered == "server"
     return FederationSummary(
@@ -307,9 +306,7 @@ def summary(context: JobContext, state: TrainState) -> FederationSummary:
         labels_without_seed=[
             context.classes[label] for label in source.augmentation.get("labels_without_seed", [])
         ],
-        labels_without_holder=[
-            context.classes[label] for label in partition.without_holder(counts)
-        ],
+        labels_without_holder=[context.classes[label] for label in source.labels_without_holder()],
         client_accuracy=ScoreRange(mean=sum(found) / len(found), min=min(found), max=max(found))
         if found
         else None,
