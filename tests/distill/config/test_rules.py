@@ -5,8 +5,8 @@ import pytest
 from workers.distill.config import rules
 from workers.distill.config.baseline import baseline_of
 from workers.distill.config.federation import Privacy
-from workers.distill.methods import catalog
 from workers.distill.config.training import expand
+from workers.distill.methods import catalog
 
 
 def fields_refused(task: str, **training: Any) -> list[str]:

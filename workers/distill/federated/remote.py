@@ -190,27 +190,7 @@ class RemoteClients:
 
     def expected(self, number: int) -> Expected:
         """Return what a reply of a round must be."""
-        method, open_set = self._shared.method, self._shared.open_set
-        uses_open_set = method.uses_open_set and open_set is not None
-        states = {}
-        if "weights" in method.sent_kinds:
-            state = self._student.state_dict()
-            states["weights"] = {
-                name: TensorShape(
-                    dtype=tensorfile.DTYPES[state[name].dtype], shape=list(state[name].shape)
-                )
-                for name in method.sent_weights(list(state))
-            }
-        return Expected(
-            method=method.name,
-            round=number,
-            classes=self._shared.classes,
-            kinds=sorted(method.sent_kinds),
-            rows=len(open_set.rows(number)) if uses_open_set and open_set else None,
-            open_set=open_set.digest if uses_open_set and open_set else None,
-            width=self._student.pooled_width or None,
-            states=states,
-        )
+        return expected_reply(self._shared, self._student, number)
 
     def _open_rows(self, number: int) -> list[int] | None:
         open_set = self._shared.open_set
@@ -264,6 +244,31 @@ class RemoteClients:
         device = self._shared.device
         moved = {name: tensor.to(device) for name, tensor in message.tensors.items()}
         return Message(**{**vars(message), "tensors": moved})
+
+
+def expected_reply(shared: ClientContext, student: Network, number: int) -> Expected:
+    """Return what a reply of a round must be, of clients elsewhere."""
+    method, open_set = shared.method, shared.open_set
+    uses_open_set = method.uses_open_set and open_set is not None
+    states = {}
+    if "weights" in method.sent_kinds:
+        state = student.state_dict()
+        states["weights"] = {
+            name: TensorShape(
+                dtype=tensorfile.DTYPES[state[name].dtype], shape=list(state[name].shape)
+            )
+            for name in method.sent_weights(list(state))
+        }
+    return Expected(
+        method=method.name,
+        round=number,
+        classes=shared.classes,
+        kinds=sorted(method.sent_kinds),
+        rows=len(open_set.rows(number)) if uses_open_set and open_set else None,
+        open_set=open_set.digest if uses_open_set and open_set else None,
+        width=student.pooled_width or None,
+        states=states,
+    )
 
 
 def _state_of(message: Message) -> dict[str, Any]:
