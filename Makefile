@@ -15,7 +15,7 @@ BYTECODE := PYTHONDONTWRITEBYTECODE=
 # Whole running services are shared by the tests of one group, so a group stays in one process.
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadgroup
 
-.PHONY: help demo test test-fast fuzz check gpu catalog measurements up clean
+.PHONY: help demo test test-fast fuzz check flower gpu catalog measurements up clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,13 @@ check: $(ENVIRONMENT) ## Lint, format, types, import contracts
 	@$(BIN)/ruff format --check --quiet > /dev/null || { echo "check: run '$(BIN)/ruff format'" >&2; exit 1; }
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-logo > .venv/lint-imports.log || { cat .venv/lint-imports.log; exit 1; }
+
+# Its pins collide with the service's, so Flower has an environment of its own.
+flower: $(ENVIRONMENT) ## Federated methods under Flower's SuperLink, compared with the engine (minutes)
+	@echo "flower: .venv/flower from examples/flower/requirements.txt"
+	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv/flower
+	@$(BIN)/uv pip install --quiet --python .venv/flower/bin/python -r examples/flower/requirements.txt
+	@$(QUIET_THREADS) PYTHONPATH=. .venv/flower/bin/python examples/flower/check.py $(METHODS)
 
 gpu: ## Tests and train-step benchmark on a CUDA machine; installs nothing from a registry
 	@scripts/gpu.sh

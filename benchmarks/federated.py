@@ -1,7 +1,8 @@
 """How long a round of a federation takes: clients at once, one after the other, and a plain loop.
 
     OMP_NUM_THREADS=1 python -m benchmarks.federated [--clients 10,100] [--pairs 5] [--part speed]
-    OMP_NUM_THREADS=1 python -m benchmarks.federated --part scores --seeds 1
+    OMP_NUM_THREADS=1 python -m benchmarks.federated --part scores [--seeds 3] [--first-seed 0]
+        [--alphas 0.1,1.0] [--methods "fedavg,dsfl era"]
 
 speed: federated averaging of the perceptron on random images of 8x8, about `--images` a client, in
 turns in one process, so that whatever else the machine does disturbs all alike. The plain loop is
@@ -60,10 +61,15 @@ def main() -> None:
     parser.add_argument("--clients", default="10,100")
     parser.add_argument("--images", type=int, default=160)
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--alphas", default=",".join(map(str, SETTINGS)))
+    parser.add_argument("--methods", default=",".join(SCORED))
     asked = parser.parse_args()
     if asked.part == "scores":
-        rows = [row for seed in range(asked.seeds) for row in scores(seed)]
+        alphas = [float(alpha) for alpha in asked.alphas.split(",")]
+        seeds = range(asked.first_seed, asked.first_seed + asked.seeds)
+        rows = [row for seed in seeds for row in scores(seed, alphas, asked.methods.split(","))]
     else:
         counts = [int(count) for count in asked.clients.split(",")]
         rows = [speed(count, asked.images, asked.pairs) for count in counts]
@@ -212,10 +218,11 @@ SCORED: dict[str, dict[str, Any]] = {
     "fedprox": {"name": "fedprox", "mu": 0.1},
     "fedensemble": {"name": "fedensemble"},
     "fd": {"name": "fd"},
+    "feddistill+": {"name": "feddistill", "share_weights": True},
     "dsfl sa": {"name": "dsfl", "aggregation": "sa", "distill_epochs": 5},
     "dsfl era": {"name": "dsfl", "distill_epochs": 5},
     "fedgen": {"name": "fedgen"},
-    "fedgen, released code": {
+    "fedgen released": {
         "name": "fedgen",
         "generator_loss": "weighted",
         "noise": "uniform",
@@ -232,16 +239,15 @@ SETTINGS = {0.1: 30, 1.0: 15}
 """Rounds by alpha."""
 
 
-def scores(seed: int) -> list[dict[str, Any]]:
-    """Return what each method scores on the digits' test split."""
+def scores(seed: int, alphas: Sequence[float], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what these methods score on the digits' test split."""
     rows = []
     with tempfile.TemporaryDirectory(prefix="retort-federated-") as name:
         folder = Path(name)
         record = digits.write(folder / "dataset")
-        for alpha, rounds in SETTINGS.items():
-            for label, method in SCORED.items():
-                if method["name"] not in catalog.METHODS:
-                    continue
+        for alpha in alphas:
+            for label in labels:
+                rounds, method = SETTINGS[alpha], SCORED[label]
                 settings = {
                     "clients": 10,
                     "rounds": rounds,

@@ -20,7 +20,7 @@ from typing import Any
 from models_registry import errors
 from models_registry.json_schemas import Schema
 from models_registry.json_schemas import nearest as nearest
-from workers.distill.config import chosen, descriptions, rules
+from workers.distill.config import baseline, chosen, descriptions, rules
 from workers.distill.config.descriptions import MethodDescription, NetworkDescription
 from workers.distill.config.training import PRESETS, Training, expand, merge_preset
 
@@ -268,6 +268,11 @@ def complete_method(given: dict[str, Any]) -> dict[str, Any]:
             faults=reading.faults,
         )
     return reading.document
+
+
+def baseline_of(method: dict[str, Any]) -> dict[str, Any]:
+    """Return the method that trains the baseline of a complete method, without its defaults."""
+    return baseline.baseline_of(method, describe_method(method["name"]).exchange)
 
 
 def read_training(given: dict[str, Any]) -> Reading:

@@ -164,7 +164,12 @@ class JobSpec(Request):
     @property
     def parts(self) -> validation.SpecParts:
         """Return what is checked against the catalog and the rules."""
-        return dataclasses.replace(super().parts, method=self.method, training=self.training)
+        return dataclasses.replace(
+            super().parts,
+            method=self.method,
+            training=self.training,
+            has_baseline=self.baseline,
+        )
 
     @classmethod
     def other_faults(
@@ -174,7 +179,10 @@ class JobSpec(Request):
         fields = {place[0] for place in faulty}
         right = right_parts(value, fields)
         method = None if "method" in fields else value.get("method")
-        return validation.read(dataclasses.replace(right, method=method)).faults
+        has_baseline = value.get("baseline") is True
+        return validation.read(
+            dataclasses.replace(right, method=method, has_baseline=has_baseline)
+        ).faults
 
 
 # Any: the caller's JSON.

@@ -55,6 +55,7 @@ class SpecParts:
     has_teacher: bool
     has_dataset: bool
     accelerator: str
+    has_baseline: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,10 @@ def _faults_of_document(
         yield from rules.of_client_networks(
             method.description, method.document, parts.network, parts.arguments
         )
+        if parts.has_baseline:
+            yield from rules.of_baseline(
+                method.description, method.document, parts.network, parts.arguments
+            )
     if parts.task is not None:
         yield from rules.of_task(method.description, parts.task)
         yield from rules.of_params_and_task(method.document, parts.task, catalog.describe_method)

@@ -24,7 +24,6 @@ from models_registry.studies import grids, leaderboard, variants
 from models_registry.studies.leaderboard import Run, Variant
 from models_registry.studies.spec import StudySpec
 from models_registry.studies.variants import VariantDraft
-from workers.distill.config.baseline import baseline_of
 from workers.distill.config.descriptions import METRICS, PRIMARY_METRICS, Metric
 
 MAX_FAULTS = 100
@@ -194,7 +193,7 @@ def _variants(
     for number, (draft, done) in enumerate(zip(drafts, specs, strict=True), 1):
         against = None
         if spec.baseline:
-            baseline = catalog.complete_method(baseline_of(done.method))
+            baseline = catalog.complete_method(catalog.baseline_of(done.method))
             against = numbers.get((trainings[number - 1], variants.key_of(baseline)))
         yield Variant(
             number=number,

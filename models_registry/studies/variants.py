@@ -12,7 +12,6 @@ from typing import Any
 from models_registry import catalog, errors
 from models_registry.jobs import validation
 from models_registry.studies import grids
-from workers.distill.config.baseline import baseline_of
 
 MAX_JOBS = 1000
 
@@ -139,7 +138,7 @@ def _added_baselines(source: VariantSource) -> list[dict[str, Any]]:
             except errors.Refused:
                 continue  # reported with all other faults when the variants are validated
             listed[key_of(completed)] = completed
-    wanted = (baseline_of(method) for method in listed.values())
+    wanted = (catalog.baseline_of(method) for method in listed.values())
     distinct = {key_of(catalog.complete_method(baseline)): baseline for baseline in wanted}
     return [baseline for key, baseline in distinct.items() if key not in listed]
 

@@ -150,7 +150,7 @@ FEDERATIONS = st.fixed_dictionaries(
         "participation": st.sampled_from([1, 0.5]),
         "dropout": st.sampled_from([0, 0.2]),
         "min_clients": st.sampled_from([None, 2, 3]),
-        "open_images": st.sampled_from([None, 0, 5]),
+        "open_images": st.sampled_from([None, 0, 5, 0.2]),
         "open_images_per_round": st.sampled_from([None, 9]),
         "networks": st.sampled_from(
             [None, [{"network": "retort/convnet"}], [{"network": "retort/resnet8"}]]
@@ -211,6 +211,7 @@ def a_case(draw: st.DrawFn) -> Case:
             "method": method,
             "training": draw(st.just({}) | TRAININGS),
             "resources": {"accelerator": draw(st.sampled_from(["any", "cpu"]))},
+            "baseline": draw(st.booleans()),
         }
     )
     for_task = draw(st.sampled_from([task] * 7 + ["segmentation"]))
@@ -272,6 +273,7 @@ def recipe_of(case: Case) -> Json:
         "method": spec.method,
         "training": spec.training,
         "accelerator": spec.resources.accelerator,
+        "baseline": spec.baseline,
     }
 
 

@@ -3,7 +3,10 @@ from typing import Any
 import pytest
 
 from workers.distill.config import rules
+from workers.distill.config.baseline import baseline_of
+from workers.distill.config.federation import Privacy
 from workers.distill.config.training import expand
+from workers.distill.methods import catalog
 
 
 def fields_refused(task: str, **training: Any) -> list[str]:
@@ -59,3 +62,45 @@ class TestOfTraining:
     def test_factors_of_scale_jitter_are_in_order(self) -> None:
         settings = expand({"scale_jitter": [2.0, 0.5]}).model_dump()
         assert [fault.field for fault in rules.of_training(settings)] == ["training/scale_jitter"]
+
+
+def federated(name: str, **federation: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the description of a method, and the method with all of its defaults."""
+    method, params = catalog.find({"name": name, "federation": federation})
+    return method.describe(), {"name": name, **params.model_dump()}
+
+
+class TestOfBaseline:
+    def faults(self, name: str, **federation: Any) -> list[tuple[str, str]]:
+        found = rules.of_baseline(*federated(name, **federation), "retort/mlp", {})
+        return [(fault.field, fault.code) for fault in found]
+
+    def test_the_data_of_remote_clients_is_elsewhere(self) -> None:
+        assert self.faults("dsfl", clients="remote") == [("baseline", "clients_elsewhere")]
+        assert self.faults("dsfl") == []
+
+    def test_a_client_that_becomes_the_baseline_has_the_students_network(self) -> None:
+        others = [{"network": "retort/resnet8"}]
+        told = [("baseline", "student_not_among_clients")]
+        assert self.faults("dsfl", networks=others) == told
+        assert self.faults("dsfl", networks=[*others, {"network": "retort/mlp"}]) == []
+
+
+class TestOfMethod:
+    @pytest.mark.parametrize("images", [0.5, 9, None])
+    def test_a_round_may_use_fewer_open_images_than_a_share_of_an_unknown_number(
+        self, images: float | None
+    ) -> None:
+        given = {"open_images": images, "open_images_per_round": 9}
+        assert not list(rules.of_method(*federated("dsfl", **given)))
+
+
+class TestBaselineOf:
+    def test_clients_keep_their_images_and_nothing_else_of_the_method(self) -> None:
+        privacy, made = Privacy().model_dump(), {"generator": "gaussian"}
+        description, method = federated("fedmd", privacy=privacy, augmentation=made, clients=4)
+        alone = baseline_of(method, description.exchange)["federation"]
+        assert (alone["privacy"], alone["augmentation"], alone["clients"]) == (None, None, 4)
+        assert alone["open_images"] == 0.2
+        description, method = federated("fedmd", open_images=7)
+        assert baseline_of(method, description.exchange)["federation"]["open_images"] == 7

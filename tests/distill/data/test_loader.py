@@ -106,6 +106,17 @@ class TestEpoch:
         images = next(source(augment=True).epoch(1)).images
         assert images.is_contiguous(memory_format=torch.channels_last)
 
+    def test_shows_what_is_stored_in_its_order_where_nothing_is_augmented(self) -> None:
+        plain = source()
+        stored = plain.stored()
+        assert plain.shows_stored
+        assert not source(augment=True).shows_stored
+        seen = plain.whole_epoch(2)
+        order = plain.order(2)
+        assert torch.equal(stored.images[order], seen.images)
+        assert torch.equal(stored.labels[order], seen.labels)
+        assert torch.equal(stored.index[order], seen.index)
+
 
 class TestAugmentation:
     @pytest.mark.parametrize(("side", "margin"), [(8, 1), (32, 4), (28, 4), (4, 1)])

@@ -144,7 +144,8 @@ class TestWithoutHolder:
 
 class TestOpenImages:
     @pytest.mark.parametrize(
-        ("asked", "uses", "expected"), [(None, True, 200), (None, False, 0), (7, False, 7)]
+        ("asked", "uses", "expected"),
+        [(None, True, 200), (None, False, 0), (7, False, 7), (0.3, True, 300), (0.0001, False, 1)],
     )
-    def test_a_fifth_unless_asked(self, asked: int | None, uses: bool, expected: int) -> None:
+    def test_a_fifth_unless_asked(self, asked: float | None, uses: bool, expected: int) -> None:
         assert partition.open_images_of(asked, uses_open_set=uses, count=1000) == expected

@@ -33,6 +33,9 @@ class TestMessage:
         for field in ("method", "round", "sender", "classes", "open_set", "samples", "metrics"):
             assert getattr(read, field) == getattr(MESSAGE, field)
 
+    def test_is_measured_without_its_bytes(self) -> None:
+        assert protocol.encoded_size(MESSAGE) == len(protocol.encode(MESSAGE))
+
     def test_equal_messages_have_equal_bytes(self) -> None:
         turned = dict(reversed(list(MESSAGE.tensors.items())))
         other = Message(**{**vars(MESSAGE), "tensors": turned})

@@ -5,8 +5,10 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from tests.distill import folders
 from tests.distill.federated import scenes
@@ -32,11 +34,28 @@ NAMES = ("fcl_a", "fcl_b")
 TRAINING = expand(scenes.PLAIN)
 
 
+CASES: dict[str, dict[str, Any]] = {
+    "fd": {"name": "fd"},
+    "dsfl": {"name": "dsfl"},
+    "feddistill": {"name": "feddistill"},
+    "feddistill with weights": {"name": "feddistill", "share_weights": True},
+    "fedmd": {"name": "fedmd"},
+    "fedproto": {"name": "fedproto"},
+    "fedavg": {"name": "fedavg"},
+    "fedprox": {"name": "fedprox"},
+    "fedensemble": {"name": "fedensemble"},
+    "feddf": {"name": "feddf"},
+    "fedgen": {"name": "fedgen", "generator_steps": 3},
+    "fedgen of classifiers": {"name": "fedgen", "generator_steps": 3, "sharing": "classifier"},
+}
+"""Methods that remote clients may have; the others send nothing."""
+
+
 def shared_by(name: str) -> ClientContext:
     """Return what all parties of a federation share."""
-    method = catalog.build(
-        {"name": name, "federation": {"clients": "remote"}}, scenes.network(), None
-    )
+    given = {**CASES[name], "federation": {"clients": "remote"}}
+    torch.manual_seed(0)
+    method = catalog.build(given, scenes.network(), None)
     assert isinstance(method, FederatedMethod)
     method.rounds = TRAINING.epochs
     return scenes.context(method, TRAINING)
@@ -126,8 +145,18 @@ def rounds_of(remote: RemoteClients, shared: ClientContext, own: LocalClient | N
     )
 
 
-@pytest.mark.parametrize("name", ["dsfl", "fd", "fedavg"])
+def test_each_method_is_remote_or_refused() -> None:
+    remote = {case["name"] for case in CASES.values()}
+    for name, method in catalog.METHODS.items():
+        if not issubclass(method, FederatedMethod) or name in remote:
+            continue
+        with pytest.raises(errors.BadRecipe, match=f"{name} exchanges nothing with remote") as told:
+            catalog.find({"name": name, "federation": {"clients": "remote"}})
+        assert told.value.details["field"] == "method/federation/clients"
+
+
 class TestRounds:
+    @pytest.mark.parametrize("name", CASES)
     def test_with_remote_clients_equal_those_of_one_process(
         self, name: str, tmp_path: Path
     ) -> None:
@@ -147,10 +176,18 @@ class TestRounds:
         if own is not None:
             simulated.append(party(NAME, alike, 2))
         expected = in_process(simulated, alike, 2)
+        told, known = rounds.finish_epoch(2, last=True), expected.finish_epoch(2, last=True)
+        if name in ("fedavg", "fedprox", "fedensemble", "feddf", "fedgen"):
+            # The server scores what clients have sent as a simulation scores their networks.
+            assert told["federation/client_accuracy_min"] > 0
+            assert rounds.accuracies == expected.accuracies
+        ours = {key: value for key, value in told.items() if "accuracy" not in key}
+        assert ours == {key: known[key] for key in ours}
         assert scenes.weights(rounds.server.network).equal(scenes.weights(expected.server.network))
         for one, other in zip(parties, simulated, strict=False):
             assert scenes.weights(one.network).equal(scenes.weights(other.network))
 
+    @pytest.mark.parametrize("name", ["dsfl", "fd", "fedavg"])
     def test_tell_clients_what_they_need_and_nothing_of_the_servers_files(
         self, name: str, tmp_path: Path
     ) -> None:

@@ -284,6 +284,18 @@ class TestVariants:
         assert [variant.is_baseline for variant in plan.variants] == [True, True, False, False]
         assert [variant.compared_with for variant in plan.variants] == [None, None, 1, 2]
 
+    def test_of_clients_have_a_baseline_on_the_same_private_images(
+        self, sessions: database.Sessions, project: tables.ProjectRow
+    ) -> None:
+        methods = [{"name": "dsfl"}, {"name": "fedmd"}, {"name": "fedavg"}]
+        plan = planned(sessions, project, methods=methods, teacher=None)
+        baselines = [variant for variant in plan.variants if variant.is_baseline]
+        # The open set of dsfl and fedmd is a fifth; fedavg has none.
+        assert [one.method["federation"]["open_images"] for one in baselines] == [0.2, None]
+        assert {one.method["name"] for one in baselines} == {"local"}
+        compared = [one.compared_with for one in plan.variants if not one.is_baseline]
+        assert compared == [baselines[0].number, baselines[0].number, baselines[1].number]
+
     def test_that_are_the_noise_baseline_take_its_place(
         self, sessions: database.Sessions, project: tables.ProjectRow
     ) -> None:

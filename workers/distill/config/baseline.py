@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from workers.distill.config.descriptions import Exchange
+from workers.distill.config.federation import OPEN_SHARE
+
 LABELS_ALONE: dict[str, Any] = {"name": "ce"}
 NOISE = "noise"
 """The method of the baseline where there are no labels: images that show nothing."""
@@ -11,16 +14,21 @@ LOCAL = "local"
 _STEPS_OF_STUDENT = ("student_steps", "data_scale", "original_images", "calls_per_epoch")
 
 
-def baseline_of(method: Mapping[str, Any]) -> dict[str, Any]:
+def baseline_of(method: Mapping[str, Any], exchange: Exchange | None = None) -> dict[str, Any]:
     """Return the method that trains the baseline of a complete method.
 
-    That is the labels alone; in a federation those of each client alone. For a method that
+    That is the labels alone; in a federation, whose `exchange` says what travels, those of each
+    client alone, on the same images of the same clients. For a method that
     synthesizes its images there are none: the teacher on images of noise, with as many steps of the
     student and, where the method has one, at the same temperature.
     """
     if "federation" in method:
-        # Nothing is sent that could be protected.
-        return {"name": LOCAL, "federation": {**method["federation"], "privacy": None}}
+        # Nothing is sent that could be protected, and nothing is made for clients.
+        alone = {**method["federation"], "privacy": None, "augmentation": None}
+        if alone["open_images"] is None and exchange is not None and exchange.uses_open_set:
+            # Local training has no open set: it must be told to leave out the same images.
+            alone["open_images"] = OPEN_SHARE
+        return {"name": LOCAL, "federation": alone}
     budget = method.get("synthesis")
     if budget is None:
         return dict(LABELS_ALONE)

@@ -20,6 +20,8 @@ OPEN_SHARE = 0.2
 """Share of the training split that becomes the open set, where nothing else is asked for."""
 
 PartitionKind: TypeAlias = Literal["dirichlet", "shards", "fd", "iid", "given"]
+OpenCount: TypeAlias = Annotated[int, Field(ge=0, le=10**9)]
+OpenShare: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 EngineChoice: TypeAlias = Literal["auto", "loop", "vmap"]
 
 
@@ -203,13 +205,12 @@ class Federation(Values):
         1, ge=1, le=10_000, description="Passes of a client over its own images in a round."
     )
     partition: Partition = Field(Partition(), description="How the training images are divided.")
-    open_images: int | None = Field(
+    open_images: OpenCount | OpenShare | None = Field(
         None,
-        ge=0,
-        le=10**9,
         description="Images of the training split that are set aside, without their labels, as the "
-        "open set that all parties have. null: a fifth where the method needs one, else none. With "
-        "remote clients the open set is the training split, or so many images of it.",
+        "open set that all parties have: their number, or below 1 their share. null: a fifth where "
+        "the method needs one, else none. With remote clients the open set is the training split, "
+        "or so many images of it.",
     )
     open_images_per_round: int | None = Field(
         None,
@@ -263,6 +264,14 @@ def rounds_as_epochs(method: object, training: Json) -> dict[str, Any]:
     if not isinstance(rounds, int) or isinstance(rounds, bool) or "epochs" in training:
         return dict(training)
     return {**training, "epochs": rounds}
+
+
+def open_count(asked: int | float, count: int) -> int:
+    """Return how many of `count` images `open_images` asks for: so many, or below 1 such a share.
+
+    A share has one image at least.
+    """
+    return max(1, round(asked * count)) if 0 < asked < 1 else int(asked)
 
 
 def fewest_replies(federation: Json) -> int:

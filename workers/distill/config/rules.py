@@ -415,7 +415,8 @@ def _no_open_set(
 
 def _open_round(federation: Json) -> Iterator[Violation]:
     images, of_round = federation["open_images"], federation["open_images_per_round"]
-    if images is not None and of_round is not None and of_round > images:
+    # Below 1 it is a share, of a number that is known when the data is.
+    if images is not None and images >= 1 and of_round is not None and of_round > images:
         yield Violation(
             "method/federation/open_images_per_round",
             "more_than_all",
@@ -513,16 +514,53 @@ def _student_among_clients(
     if exchange is None or exchange.delivers != "client":
         return
     federation = method["federation"]
-    networks, clients = federation["networks"], federation["clients"]
-    if networks is None or clients == REMOTE:
-        return
-    held = [(one["network"], one.get("arguments", {})) for one in networks[:clients]]
-    if (reference, dict(arguments)) not in held:
+    if federation["clients"] != REMOTE and not _has_student(federation, reference, arguments):
         yield Violation(
             "method/federation/networks",
             "student_not_among_clients",
             f"the model of a client becomes the student, and no client has the student's network "
             f"{reference} with these arguments; add it to networks",
+        )
+
+
+def _has_student(federation: Json, reference: str, arguments: Json) -> bool:
+    """Return whether a simulated client has the student's network."""
+    networks, clients = federation["networks"], federation["clients"]
+    if networks is None:
+        return True
+    held = [(one["network"], one.get("arguments", {})) for one in networks[:clients]]
+    return (reference, dict(arguments)) in held
+
+
+def of_baseline(
+    description: MethodDescription, method: Json, reference: str, arguments: Json
+) -> Iterator[Violation]:
+    """Yield what keeps a job from training a baseline besides, if anything does."""
+    return _each((_baseline_of_clients,), description, method, reference, arguments)
+
+
+def _baseline_of_clients(
+    description: MethodDescription, method: Json, reference: str, arguments: Json
+) -> Iterator[Violation]:
+    if description.exchange is None:
+        return
+    federation = method["federation"]
+    if federation["clients"] == REMOTE:
+        yield Violation(
+            "baseline",
+            "clients_elsewhere",
+            "the baseline trains each client alone, and the data of remote clients is elsewhere; "
+            "set baseline to false, or method.federation.clients to a number",
+        )
+    elif description.exchange.delivers == "server" and not _has_student(
+        federation, reference, arguments
+    ):
+        yield Violation(
+            "baseline",
+            "student_not_among_clients",
+            "the baseline is the best of the clients that train alone, and none has the student's "
+            f"network {reference} with these arguments; add it to method.federation.networks, or "
+            "set baseline to false",
         )
 
 

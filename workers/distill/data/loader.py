@@ -112,6 +112,20 @@ class BatchLoader:
         return Batch(images, labels, places, class_weights=self._class_weights)
 
     @property
+    def shows_stored(self) -> bool:
+        """Whether each epoch shows the images as they are stored, in another order."""
+        return self._training.augmentation == "none"
+
+    def order(self, epoch: int) -> Int[Tensor, " n"]:
+        """Return the order of an epoch (from 1), on the CPU."""
+        return torch.randperm(self.count, generator=self._generator(epoch))
+
+    def stored(self) -> Batch:
+        """Return all images as they are stored, unaugmented, as one batch."""
+        index = torch.arange(self.count, device=self._device)
+        return Batch(self.images_of(index), self._labels, index)
+
+    @property
     def bounds(self) -> list[tuple[int, int]]:
         """Return where each batch of an epoch starts and ends."""
         return list(self._bounds)
@@ -200,10 +214,13 @@ class BatchLoader:
 
     def _arrange(self, epoch: int) -> tuple[Tensor, Tensor, Crops]:
         """Return an epoch's order, on the CPU and on the device, and the crops in that order."""
-        generator = torch.Generator().manual_seed(stateless_rng.mix(self._training.seed, epoch))
+        generator = self._generator(epoch)
         order = torch.randperm(self.count, generator=generator)
         crops = self._draw(generator, self._stream(order, epoch, SCALE)).to(self._device)
         return order, order.to(self._device, non_blocking=True), crops
+
+    def _generator(self, epoch: int) -> torch.Generator:
+        return torch.Generator().manual_seed(stateless_rng.mix(self._training.seed, epoch))
 
     def _visit(self, epoch: int, cache: TeacherCache, first: int) -> Iterator[Batch]:
         turn, part = divmod(epoch - 1, cache.per_visit)

@@ -4,6 +4,8 @@ So a view of an image can be drawn again in any order and in any attempt, withou
 before it.
 """
 
+import functools
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,10 +32,17 @@ class StatelessRNG:
     """One stream of random numbers per row, fixed by a seed and the row's own numbers."""
 
     def __init__(self, seed: int, *numbers: Int[Tensor, " N"]) -> None:
-        self._state = np.full(len(numbers[0]), mix(seed), dtype=np.uint64)
-        for column in numbers:
-            self._state = _scrambled(self._state + column.numpy().astype(np.uint64))
+        self._seed = seed
+        self._numbers = numbers
         self._drawn = 0
+
+    @functools.cached_property
+    def _state(self) -> NDArray[np.uint64]:
+        # Made when it is read: most trainings have streams of which nothing is drawn.
+        state = np.full(len(self._numbers[0]), mix(self._seed), dtype=np.uint64)
+        for column in self._numbers:
+            state = _scrambled(state + column.numpy().astype(np.uint64))
+        return state
 
     def shares(self) -> Float[Tensor, " N"]:
         """Return the next number of each stream, uniform in [0, 1), in float64."""

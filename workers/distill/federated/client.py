@@ -107,6 +107,8 @@ class LocalClient:
         shared.method.check_client(network)
         self.name = name
         self.network = network
+        # The same tensors all the time: with many small networks, looking them up is what costs.
+        self._state: Tensors = network.state_dict()
         self.shared = shared
         self.seed = seed_of(shared.training.seed, name)
         self._noise_seed = self.seed if noise_seed is None else noise_seed
@@ -150,7 +152,11 @@ class LocalClient:
     def start_training(self) -> None:
         """Take over the server's weights, of methods that share them."""
         if self.shared.method.takes_weights:
-            load_part(self.network, protocol.part(self.received, "weights"))
+            self.load(protocol.part(self.received, "weights"))
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Load some of the network's weights, or all; raises `ValueError` for others."""
+        copy_weights(weights, self._state, of=self.network.reference)
 
     def reply(self, number: int, trained: LocalOutcome) -> Message:
         """Return the reply after local training."""
@@ -160,7 +166,7 @@ class LocalClient:
         if method.uses_open_set and self.shared.open_set is not None:
             logits = self.predict(self.shared.open_set.of_round(number))
         result = LocalResult(
-            weights={name: value.detach() for name, value in self.network.state_dict().items()},
+            weights=self._state,
             record=trained.record,
             open_logits=logits,
             label_counts=self.label_counts,
@@ -337,10 +343,14 @@ def load_part(network: Network, weights: Mapping[str, Tensor]) -> None:
 
     Many times faster than `load_state_dict` for a small network, of which there are many here.
     """
-    own = network.state_dict()
+    copy_weights(weights, network.state_dict(), of=network.reference)
+
+
+def copy_weights(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], *, of: str) -> None:
+    """Copy weights into a network's own; raises `ValueError` for names or shapes it has not."""
     for name, value in weights.items():
         if name not in own or own[name].shape != value.shape:
-            raise ValueError(f"{network.reference} has no weights {name} of {list(value.shape)}")
+            raise ValueError(f"{of} has no weights {name} of {list(value.shape)}")
         own[name].copy_(value)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.distill import errors
-from workers.distill.config.federation import OPEN_SHARE, Partition
+from workers.distill.config.federation import OPEN_SHARE, Partition, open_count
 from workers.distill.data import stateless_rng
 
 Indices = NDArray[np.int64]
@@ -84,11 +84,11 @@ def divide(
     return ClientPartition(open_set, [private[np.sort(part)] for part in parts])
 
 
-def open_images_of(asked: int | None, *, uses_open_set: bool, count: int) -> int:
+def open_images_of(asked: int | float | None, *, uses_open_set: bool, count: int) -> int:
     """Return how many of `count` training images become the open set."""
-    if asked is not None:
-        return asked
-    return round(OPEN_SHARE * count) if uses_open_set else 0
+    if asked is None:
+        asked = OPEN_SHARE if uses_open_set else 0
+    return open_count(asked, count)
 
 
 def dirichlet(

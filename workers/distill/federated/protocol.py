@@ -73,7 +73,16 @@ def named(kind: str, tensors: Mapping[str, Tensor]) -> Tensors:
 
 def encode(message: Message) -> bytes:
     """Return a message as it is sent."""
-    strings = {
+    return tensorfile.to_bytes(message.tensors, _strings(message))
+
+
+def encoded_size(message: Message) -> int:
+    """Return how many bytes `encode` returns."""
+    return tensorfile.size_of(message.tensors, _strings(message))
+
+
+def _strings(message: Message) -> dict[str, str]:
+    return {
         "kinds": ",".join(message.kinds),
         "method": message.method,
         "round": str(message.round),
@@ -83,7 +92,6 @@ def encode(message: Message) -> bytes:
         "samples": str(message.samples),
         **{f"{METRIC}{name}": repr(float(value)) for name, value in message.metrics.items()},
     }
-    return tensorfile.to_bytes(message.tensors, strings)
 
 
 def decode(content: bytes) -> Message:

@@ -8,6 +8,7 @@ them, or for `failure.json`. What there is of a round is never changed, so an en
 and continued asks again and gets the same replies.
 """
 
+import copy
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -22,9 +23,9 @@ from workers.distill import errors
 from workers.distill.config import messages
 from workers.distill.config.job import Input, JobConfig
 from workers.distill.config.messages import Expected, TensorShape
-from workers.distill.federated import protocol
+from workers.distill.federated import client, protocol
 from workers.distill.federated.client import ClientContext, LocalClient
-from workers.distill.federated.protocol import Message
+from workers.distill.federated.protocol import Message, Tensors
 from workers.distill.files import tensorfile
 from workers.distill.networks.interface import Network
 from workers.distill.runtime.signals import Stop
@@ -73,6 +74,8 @@ class RemoteClients:
         self._answered = 0
         self._own = own
         self._own_reply: Message | None = None
+        self._models: dict[str, Tensors] = {}
+        """The newest weights of clients elsewhere, of methods by which whole networks travel."""
         self._losses: dict[str, Tensor] = {}
         self._write_plan(config, images)
 
@@ -101,6 +104,8 @@ class RemoteClients:
         closed = json.loads(self._awaited(folder / CLOSED))
         for name in sorted(closed["clients"]):
             replies.append(self._read(folder / REPLIES / f"{name}.safetensors", expected))
+            if self._sends_networks:
+                self._models[name] = replies[-1].part("weights")
         self._answered = number
         return replies
 
@@ -133,8 +138,25 @@ class RemoteClients:
         return self._losses
 
     def logits(self, images: UInt8[Tensor, "N c h w"]) -> dict[str, Float[Tensor, "N C"]]:
-        """Return the answers of the client here: the models of others are theirs."""
-        return {} if self._own is None else {self._own.name: self._own.predict(images)}
+        """Return the answers of the clients whose networks are known here.
+
+        These are the client here, and those that have sent theirs after training; the models of
+        others are theirs.
+        """
+        answers = {} if self._own is None else {self._own.name: self._own.predict(images)}
+        if not self._models:
+            return answers
+        network = copy.deepcopy(self._student)
+        for name, weights in self._models.items():
+            client.load_part(network, weights)
+            answers[name] = client.predict(network, self._shared.preprocess, images)
+        return dict(sorted(answers.items()))
+
+    @property
+    def _sends_networks(self) -> bool:
+        """Whether replies hold all weights of a network."""
+        method, names = self._shared.method, list(self._student.state_dict())
+        return "weights" in method.sent_kinds and method.sent_weights(names) == names
 
     def model(self, name: str) -> Network | None:
         """Return the model of the client here: those of others are theirs."""
@@ -149,12 +171,18 @@ class RemoteClients:
             "own": None if self._own is None else self._own.state_dict(),
             "own_reply": None if self._own_reply is None else _state_of(self._own_reply),
             "losses": self._losses,
+            "models": self._models,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         self._published, self._answered = state["published"], state["answered"]
         self._losses = state["losses"]
+        device = self._shared.device
+        self._models = {
+            name: {key: value.to(device) for key, value in weights.items()}
+            for name, weights in state["models"].items()
+        }
         if self._own is not None:
             self._own.load_state_dict(state["own"])
         if state["own_reply"] is not None:
@@ -162,27 +190,7 @@ class RemoteClients:
 
     def expected(self, number: int) -> Expected:
         """Return what a reply of a round must be."""
-        method, open_set = self._shared.method, self._shared.open_set
-        uses_open_set = method.uses_open_set and open_set is not None
-        states = {}
-        if "weights" in method.sent_kinds:
-            state = self._student.state_dict()
-            states["weights"] = {
-                name: TensorShape(
-                    dtype=tensorfile.DTYPES[state[name].dtype], shape=list(state[name].shape)
-                )
-                for name in method.sent_weights(list(state))
-            }
-        return Expected(
-            method=method.name,
-            round=number,
-            classes=self._shared.classes,
-            kinds=sorted(method.sent_kinds),
-            rows=len(open_set.rows(number)) if uses_open_set and open_set else None,
-            open_set=open_set.digest if uses_open_set and open_set else None,
-            width=self._student.pooled_width or None,
-            states=states,
-        )
+        return expected_reply(self._shared, self._student, number)
 
     def _open_rows(self, number: int) -> list[int] | None:
         open_set = self._shared.open_set
@@ -236,6 +244,31 @@ class RemoteClients:
         device = self._shared.device
         moved = {name: tensor.to(device) for name, tensor in message.tensors.items()}
         return Message(**{**vars(message), "tensors": moved})
+
+
+def expected_reply(shared: ClientContext, student: Network, number: int) -> Expected:
+    """Return what a reply of a round must be, of clients elsewhere."""
+    method, open_set = shared.method, shared.open_set
+    uses_open_set = method.uses_open_set and open_set is not None
+    states = {}
+    if "weights" in method.sent_kinds:
+        state = student.state_dict()
+        states["weights"] = {
+            name: TensorShape(
+                dtype=tensorfile.DTYPES[state[name].dtype], shape=list(state[name].shape)
+            )
+            for name in method.sent_weights(list(state))
+        }
+    return Expected(
+        method=method.name,
+        round=number,
+        classes=shared.classes,
+        kinds=sorted(method.sent_kinds),
+        rows=len(open_set.rows(number)) if uses_open_set and open_set else None,
+        open_set=open_set.digest if uses_open_set and open_set else None,
+        width=student.pooled_width or None,
+        states=states,
+    )
 
 
 def _state_of(message: Message) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from workers.distill.config import federation as config
 from workers.distill.data import stateless_rng
 from workers.distill.evaluation.evaluate import LabelledImages
-from workers.distill.federated import augmentation, protocol
+from workers.distill.federated import augmentation, partition, protocol
 from workers.distill.federated.augmentation import Augmented
 from workers.distill.federated.client import ClientContext
 from workers.distill.federated.clients import Clients
@@ -102,15 +102,15 @@ class Rounds:
         warn: Warn,
         *,
         rows: int,
-        label_counts: Mapping[str, Sequence[int]],
+        label_counts: Mapping[str, list[int]],
         division: ClientPartition | None = None,
         augment: Callable[[], Augmented] | None = None,
     ) -> None:
         """Take all through their rounds.
 
         `student` is delivered; `rows` are the images of all clients; `label_counts` are the images
-        of each class of the clients that are here, `division` says which. `augment` extends them
-        before the first round.
+        of each class of the clients that are here, `division` says which: those of others become
+        known if they send them. `augment` extends the images before the first round.
         """
         self.clients = clients
         self.server = server
@@ -118,7 +118,8 @@ class Rounds:
         self.method = shared.method
         self.method.rounds = shared.training.epochs
         self.rows_per_epoch = rows * shared.federation.local_epochs
-        self.label_counts = label_counts
+        self.label_counts = dict(label_counts)
+        self._clients_here = frozenset(label_counts)
         self.division = division
         self.records: dict[str, ClientRecord] = {}
         self.skipped_rounds = 0
@@ -176,6 +177,7 @@ class Rounds:
             "metrics": self._metrics,
             "told": sorted(self._told),
             "augmentation": self.augmentation,
+            "label_counts": self.label_counts,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -201,6 +203,7 @@ class Rounds:
         self._metrics = dict(state["metrics"])
         self._told = set(state["told"])
         self.augmentation = dict(state["augmentation"])
+        self.label_counts = dict(state["label_counts"])
 
     # -- work --------------------------------------------------------------------------------------
 
@@ -250,10 +253,10 @@ class Rounds:
             return
         done = self._augment()
         self.augmentation = done.facts
-        size = len(protocol.encode(done.generator))
+        size = protocol.encoded_size(done.generator)
         for name, seeds in done.seeds.items():
             if len(seeds.tensors["seeds"]):
-                self.record(name).up.count(len(protocol.encode(seeds)), seeds)
+                self.record(name).up.count(protocol.encoded_size(seeds), seeds)
             self.record(name).down.count(size, done.generator)
         for code, sentence in augmentation.remarks(done.facts):
             self._warn(code, sentence)
@@ -289,7 +292,7 @@ class Rounds:
             record = self.record(reply.sender)
             record.replies += 1
             if reply.tensors:
-                record.up.count(len(protocol.encode(reply)), reply)
+                record.up.count(protocol.encoded_size(reply), reply)
         now.waiting = [name for name in now.waiting if name not in now.replies] if replies else []
         if not now.waiting:
             self._aggregate()
@@ -345,7 +348,7 @@ class Rounds:
             raise ValueError("nothing was published yet")
         if now.waiting:
             took = set(self.clients.receive(newest, now.waiting))
-            size = len(protocol.encode(newest)) if newest.tensors else 0
+            size = protocol.encoded_size(newest) if newest.tensors else 0
             for name in sorted(took):
                 if newest.tensors:
                     self.record(name).down.count(size, newest)
@@ -355,17 +358,31 @@ class Rounds:
 
     def _reply_metrics(self, replies: Sequence[Message]) -> dict[str, float]:
         now = self._now
-        held = torch.zeros(self.shared.classes, dtype=torch.int64)
-        for reply in replies:
-            held += torch.tensor(self.label_counts.get(reply.sender, [0] * self.shared.classes))
+        self._learn_label_counts(replies)
         metrics = {
             "federation/replies": float(len(replies)),
             "federation/dropped": float(len(now.dropped)),
             "federation/late": float(len(now.late)),
         }
-        if self.label_counts:
+        known = [self.label_counts.get(reply.sender) for reply in replies]
+        # Who does not say what it holds may hold any label.
+        if known and None not in known:
+            held = torch.tensor(known).sum(0)
             metrics["federation/labels_without_holder"] = float((held == 0).sum())
         return metrics
+
+    def _learn_label_counts(self, replies: Sequence[Message]) -> None:
+        """Keep what clients elsewhere say of their labels, of methods by which they do."""
+        if self.method.keeps_record:
+            return  # such counts go on through all rounds, and are no numbers of images
+        for reply in replies:
+            if reply.sender not in self._clients_here and "label_counts" in reply.tensors:
+                self.label_counts[reply.sender] = reply.tensors["label_counts"].tolist()
+
+    def labels_without_holder(self) -> list[int]:
+        """Return labels that no client has; none where a client does not say what it has."""
+        known = [self.label_counts.get(name) for name in self.clients.names()]
+        return [] if None in known else partition.without_holder(np.array(known))
 
     def _score(self) -> None:
         """Score the clients' models, choose which to deliver, and add up the traffic."""

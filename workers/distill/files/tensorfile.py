@@ -49,10 +49,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) 
 def _write(
     stream: io.BufferedIOBase, tensors: Mapping[str, Tensor], header: Mapping[str, str]
 ) -> None:
-    # Wide types first, so that every tensor starts at a multiple of its own item size.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    layout = [(name, DTYPES[tensors[name].dtype], list(tensors[name].shape)) for name in names]
-    stream.write(tensor_header.write(layout, header))
+    names = _order(tensors)
+    stream.write(_head(tensors, names, header))
     for name in names:
         flat = tensors[name].detach().cpu().contiguous().reshape(-1)
         stream.write(flat.view(torch.uint8).numpy().data)
@@ -63,6 +61,22 @@ def to_bytes(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
     stream = io.BytesIO()
     _write(stream, tensors, header)
     return stream.getvalue()
+
+
+def size_of(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> int:
+    """Return the number of bytes of the file that `write` writes."""
+    head = _head(tensors, _order(tensors), header)
+    return len(head) + sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _order(tensors: Mapping[str, Tensor]) -> list[str]:
+    # Wide types first, so that every tensor starts at a multiple of its own item size.
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+
+
+def _head(tensors: Mapping[str, Tensor], names: Sequence[str], header: Mapping[str, str]) -> bytes:
+    layout = [(name, DTYPES[tensors[name].dtype], list(tensors[name].shape)) for name in names]
+    return tensor_header.write(layout, header)
 
 
 def create(

@@ -78,7 +78,7 @@ _MAXIMUM = "federation/client_accuracy_max"
 
 def partition(label_counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> Figure:
     """Draw how many images of each class each client has."""
-    names = list(label_counts)
+    names = sorted(label_counts)
     whole = len(names)
     if whole > MOST_CLIENTS:
         largest = sorted(names, key=lambda name: -sum(label_counts[name]))[:MOST_CLIENTS]

@@ -80,14 +80,8 @@ class FederatedLoop:
         method, params = catalog.find(context.config.method)
         if not issubclass(method, FederatedMethod) or not isinstance(params, method.Params):
             raise TypeError(f"method {method.name} has no clients")
-        open_images = partition.open_images_of(
-            params.federation.open_images,
-            uses_open_set=method.uses_open_set,
-            count=context.train_loader.count,
-        )
-        changed = {"open_images": open_images, "augmentation": None}
-        federation = params.federation.model_copy(update=changed)
-        return baseline_of({"federation": federation.model_dump(mode="json")})
+        federation = params.federation.model_dump(mode="json")
+        return baseline_of({"federation": federation}, method.declared_exchange())
 
     def make_source(self, context: JobContext, method: Method, student: Network) -> Rounds:
         """Divide the training split, and return the rounds before the first one."""
@@ -298,7 +292,6 @@ def summary(context: JobContext, state: TrainState) -> FederationSummary:
     method, local = source.method, source.clients
     scores = test_scores(context, source)
     found = list(scores.by_client.values())
-    counts = np.array(list(source.label_counts.values()))
     records = source.records.values()
     at_server = method.delivered == "server"
     return FederationSummary(
@@ -313,9 +306,7 @@ def summary(context: JobContext, state: TrainState) -> FederationSummary:
         labels_without_seed=[
             context.classes[label] for label in source.augmentation.get("labels_without_seed", [])
         ],
-        labels_without_holder=[
-            context.classes[label] for label in partition.without_holder(counts)
-        ],
+        labels_without_holder=[context.classes[label] for label in source.labels_without_holder()],
         client_accuracy=ScoreRange(mean=sum(found) / len(found), min=min(found), max=max(found))
         if found
         else None,

@@ -226,6 +226,10 @@ def check_config(config: JobConfig, *, has_dataset: bool) -> None:
             description, params.model_dump(), student.network, student.arguments
         )
     )
+    if config.baseline:
+        errors.refuse(
+            rules.of_baseline(description, params.model_dump(), student.network, student.arguments)
+        )
     errors.refuse(rules.of_precision(training, config.accelerator))
     for role, choice in (("teacher", config.teacher), ("student", config.student)):
         if choice is not None:

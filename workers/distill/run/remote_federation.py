@@ -7,6 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from workers.distill import errors
+from workers.distill.config.federation import open_count
 from workers.distill.federated import client
 from workers.distill.federated.client import ClientContext, LocalClient
 from workers.distill.federated.open_set import OpenSet
@@ -61,7 +62,8 @@ def make_rounds(context: JobContext, method: FederatedMethod, student: Network) 
 def open_set(context: JobContext, method: FederatedMethod) -> OpenSet:
     """Return the training split without its labels, or so many images of it, drawn by the seed."""
     loader, federation = context.train_loader, method.params.federation
-    wanted = federation.open_images
+    asked = federation.open_images
+    wanted = None if asked is None else open_count(asked, loader.count)
     if wanted is not None and wanted > loader.count:
         raise errors.BadRecipe(
             f"open_images is {wanted}, and the training split, which is the open set of remote "

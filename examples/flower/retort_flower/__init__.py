@@ -1,0 +1,1 @@
+"""Retort's federated methods under Flower's SuperLink and SuperNodes."""
