@@ -15,6 +15,7 @@ TARGETS = [
     "test-fast",
     "fuzz",
     "check",
+    "flower",
     "gpu",
     "catalog",
     "measurements",

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import pydantic
 import torch
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Integer, Shaped, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -137,6 +137,11 @@ def moments(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
     # A channel without contrast has standard deviation 1, so that nothing divides by zero.
     std = [round(value**0.5, 6) or 1.0 for value in variance]
     return [round(value, 6) for value in mean], std
+
+
+def in_blocks(masks: Integer[Tensor, "N h w"]) -> Iterator[Integer[Tensor, "n h w"]]:
+    """Yield masks a few at a time, `BLOCK_PIXELS` or one mask, so that a large set costs little."""
+    yield from torch.split(masks, max(1, BLOCK_PIXELS // masks[0].numel()))
 
 
 def _blocks(plane: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:

@@ -67,7 +67,7 @@ class Counts:
 def class_counts(masks: Integer[Tensor, "N h w"], classes: int) -> Int[Tensor, " C"]:
     """Return how many pixels each class has, read a few masks at a time; ignored ones are none."""
     counts = torch.zeros(classes, dtype=torch.int64)
-    for some in torch.split(masks, dataset.CHUNK):
+    for some in dataset.in_blocks(masks):
         known = some[some != dataset.IGNORE_INDEX]
         counts += torch.bincount(known.flatten(), minlength=classes).cpu()
     return counts

@@ -61,7 +61,9 @@ def _half_width(metric: str, *scores: Scores) -> float | None:
 
     Both scores come from the same images, which makes their difference surer than this says.
     """
-    intervals = [score.get(f"{metric}_interval") for score in scores]
-    if None in intervals:
+    intervals = [
+        interval for score in scores if (interval := score.get(f"{metric}_interval")) is not None
+    ]
+    if len(intervals) < len(scores):
         return None
     return 100 * math.hypot(*((high - low) / 2 for low, high in intervals))

@@ -119,7 +119,7 @@ class Segmentation(BaseTask):
             )
         numbers = [
             (int(known.min()), int(known.max()))
-            for some in torch.split(targets, max(1, dataset.BLOCK_PIXELS // targets[0].numel()))
+            for some in dataset.in_blocks(targets)
             if (known := some[some != dataset.IGNORE_INDEX]).numel()
         ]
         if not numbers:
