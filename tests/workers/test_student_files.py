@@ -191,6 +191,7 @@ class TestOrigin:
             factories.teacher(session, storage, project_id=project.id)
             job = factories.job(session, project_id=project.id)
             found = student_files.origin(session, job.id).facts
+        assert found is not None
         assert found.dataset is not None
         assert found.teacher is not None
         assert (found.dataset.reference, found.dataset.splits["test"]) == ("digits@1", 360)
