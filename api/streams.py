@@ -184,11 +184,14 @@ class Hub:
                     await changed.wait()
 
     async def follow_log(
-        self, job_id: str, position: logs.Position
+        self, job_id: str, position: logs.Position, *, key_id: str
     ) -> AsyncIterator[tables.LogSliceRow]:
-        """Yield the slices of a job's log behind a position as they come, until the job ends."""
-        with self.watching(job_id) as watched:
-            while not self.draining:
+        """Yield the slices of a job's log behind a position as they come, until the job ends.
+
+        It ends as well when the key is revoked or expires, or on a drain.
+        """
+        with self._with_key(key_id), self.watching(job_id) as watched:
+            while not self.draining and key_id not in self._ended_keys:
                 # In this order: a worker ships the last lines before it ends the job.
                 changed, latest = watched.changed, watched.latest
                 while rows := await run_in_threadpool(self._read_log, job_id, position):

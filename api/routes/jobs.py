@@ -425,10 +425,16 @@ def _position(
     dependencies=[Depends(_stream_slot)],
 )
 async def stream_logs(
-    job_id: WatchedDep, service: ServiceDep, position: Annotated[logs.Position, Depends(_position)]
+    job_id: WatchedDep,
+    caller: CallerDep,
+    service: ServiceDep,
+    position: Annotated[logs.Position, Depends(_position)],
 ) -> AsyncIterator[ServerSentEvent]:
-    """Stream the lines that a job's engine writes, of all attempts, until the job ends."""
-    async for row in service.hub.follow_log(job_id, position):
+    """Stream the lines that a job's engine writes, of all attempts, until the job ends.
+
+    A stream whose key is revoked or expires ends within seconds.
+    """
+    async for row in service.hub.follow_log(job_id, position, key_id=caller.key_id):
         yield ServerSentEvent(
             data=bodies.LogSlice.of(row), event="log", id=f"{row.attempt}:{row.end}"
         )
