@@ -133,6 +133,7 @@ class TestStream:
         self,
         http: httpx.Client,
         sessions: database.Sessions,
+        storage: Storage,
         job_id: str,
         api_key: str,
         monkeypatch: pytest.MonkeyPatch,
@@ -141,15 +142,22 @@ class TestStream:
         with sessions.begin() as session:
             job = session.get_one(tables.JobRow, job_id)
             other = factories.key(session, project_id=job.project_id)
+            lease = factories.running(session, job)
+            logs.keep(session, lease, [logs.Slice(0, 7, "step 1\n")])
         reader = Reader(http, job_id)
+        log_reader = Reader(http, job_id, stream="logs/stream")
         lasting = Reader(http, job_id, {"authorization": f"Bearer {other}"})
         for one in (reader, lasting):
             one.wait_for("job.queued")
+        log_reader.wait_for("log")
         with sessions.begin() as session:
             keys.revoke(session, project_id=job.project_id, key_id=f"key_{api_key.split('_')[2]}")
         reader.finish()
+        log_reader.finish()
         assert not lasting.ended.is_set()
         cancel(sessions, job_id)
+        with sessions.begin() as session:
+            leases.stopped(session, lease, log_tail=[])
         assert lasting.finish()[-1].event == "job.cancelled"
 
     def test_tells_what_happens_elsewhere_and_ends_with_the_job(
