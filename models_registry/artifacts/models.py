@@ -17,6 +17,7 @@ from models_registry.persistence import database, outbox, paging, tables, tombst
 
 WEIGHTS = "model.safetensors"
 _CLOSEST_AMONG = 1000
+_SHOWN = 5
 
 # Entity tags of which one must be the current one (`If-Match`); None demands nothing.
 Expected = Collection[str] | None
@@ -334,7 +335,7 @@ def delete_version(
     _refuse_if_used(
         reference_of(row),
         [
-            *([errors.Uses("alias", len(aliases), aliases)] if aliases else []),
+            *([errors.Uses("alias", len(aliases), aliases[:_SHOWN])] if aliases else []),
             *_jobs_with(session, this),
             *uses.by_descendants(session, made_from=this),
         ],

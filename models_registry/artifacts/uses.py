@@ -26,14 +26,11 @@ def by_jobs(session: Session, refers: sa.ColumnElement[bool]) -> list[Uses]:
     total = sa.func.count().over()
     alone = sa.select(row.id, total).where(*alive, row.study_id.is_(None))
     studies = sa.select(row.study_id, total).where(*alive, row.study_id.is_not(None))
+    newest = alone.order_by(row.id.desc()).limit(_SHOWN)
+    by_study = studies.group_by(row.study_id).order_by(row.study_id.desc()).limit(_SHOWN)
     return [
-        *_uses("job", session.execute(alone.order_by(row.id.desc()).limit(_SHOWN)).all()),
-        *_uses(
-            "study",
-            session.execute(
-                studies.group_by(row.study_id).order_by(row.study_id.desc()).limit(_SHOWN)
-            ).all(),
-        ),
+        *_uses("job", [(job_id, count) for job_id, count in session.execute(newest)]),
+        *_uses("study", [(str(study), count) for study, count in session.execute(by_study)]),
     ]
 
 
@@ -72,8 +69,8 @@ def refuse(what: str, uses: Sequence[Uses], *, way_out: str) -> None:
         raise errors.InUse(f"{what} is in use by {told}: {way_out}", uses=uses)
 
 
-def _uses(kind: str, rows: Sequence[sa.Row[tuple[str, int]] | tuple[str, int]]) -> list[Uses]:
-    return [Uses(kind, rows[0][1], tuple(row[0] for row in rows))] if rows else []
+def _uses(kind: str, rows: Sequence[tuple[str, int]]) -> list[Uses]:
+    return [Uses(kind, rows[0][1], tuple(name for name, _ in rows))] if rows else []
 
 
 def _sentence(use: Uses) -> str:

@@ -126,7 +126,7 @@ def completion(
     For bash: `retort completion bash >> ~/.bashrc`; zsh: `>> ~/.zshrc`; fish:
     `> ~/.config/fish/completions/retort.fish`. `retort --install-completion` does that for you.
     """
-    from typer.completion import get_completion_script
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]  # imported there, not declared as public
 
     name = ctx.find_root().info_name or "retort"
     variable = f"_{name.replace('-', '_').upper()}_COMPLETE"

@@ -367,7 +367,7 @@ class TestFailure:
             (tail,) = logs.tails(session, job_id=job_id)
         # Shipped in whole, and not only the last lines.
         assert tail.end > 0
-        assert tail.lines[-1][:50] == attempt.log_tail[-1][:50]
+        assert tail.lines[-1][:50] == job.failure["log_tail"][-1][:50]
 
     def test_by_a_kill_is_tried_again(self, workshop: Context, project: str) -> None:
         job_id = scenes.submit(workshop, project, training=scenes.ENDLESS)

@@ -201,12 +201,12 @@ def _follow_logs(retort: shell.Shell, job_id: str, shown: "Sequence[types.Attemp
 
     if retort.json:
         for one in shown:
-            print(one.model_dump_json(), flush=True)  # noqa: T201 - the result
+            typer.echo(one.model_dump_json())
     position = shown[-1].position if shown else None
     attempt = shown[-1].attempt if shown else 0
     for came in retort.client.jobs.follow_logs(job_id, position=position):
         if retort.json:
-            print(came.model_dump_json(), flush=True)  # noqa: T201 - the result
+            typer.echo(came.model_dump_json())
             continue
         if came.attempt != attempt:
             attempt = came.attempt
