@@ -24,9 +24,10 @@ class TestShapes:
             shapes.check_of(function)  # raises for hints that nothing can check
 
     @pytest.mark.slow
-    def test_that_are_wrong_do_not_survive(self) -> None:
+    @pytest.mark.parametrize("pooled", [(2, 3, 4), (3, 4)])  # other dimensions, other rows
+    def test_that_are_wrong_do_not_survive(self, pooled: tuple[int, ...]) -> None:
         from workers.distill.networks import interface
 
         jaxtyping.config.update("jaxtyping_disable", False)  # as in every test that is not slow
         with pytest.raises(jaxtyping.TypeCheckError):
-            interface.Features(logits=torch.zeros(2, 3), pooled=torch.zeros(2, 3, 4))
+            interface.Features(logits=torch.zeros(2, 3), pooled=torch.zeros(pooled))

@@ -243,8 +243,3 @@ class TestTeacher:
 
     def test_logit_methods_want_no_maps(self) -> None:
         assert not uses_feature_maps(KD(KD.Params(), a_network(), a_network()))
-
-
-def test_features_keep_their_rows() -> None:
-    with pytest.raises(Exception, match="Type-check"):
-        Features(logits=torch.zeros(2, 3), pooled=torch.zeros(3, 4))
