@@ -130,8 +130,8 @@ class TestOneClass:
             "the teacher takes 100.0% of the pixels for 'ground', which is the class of 90.0%"
         )
         assert "training.class_weights auto" in told.message
-        (told,) = outcome.one_class("student", "images", ["ground", "cat"], confusion)
-        assert "class_weights" not in told.message
 
-    def test_of_a_task_without_a_confusion_is_nothing(self) -> None:
+    def test_of_a_task_without_pixels_or_a_confusion_is_nothing(self) -> None:
+        confusion = torch.tensor([[900, 0], [100, 0]])
+        assert not list(outcome.one_class("student", "images", ["ground", "cat"], confusion))
         assert not list(outcome.one_class("student", "boxes", ["cat"], None))

@@ -100,26 +100,25 @@ def _term_dominates(method: Mapping[str, Any], balance: BalanceSummary) -> Itera
 def one_class(
     role: str, unit: str, classes: Sequence[str], confusion: Int[Tensor, "C C"] | None
 ) -> Iterator[RunWarning]:
-    """Yield `one_class_predicted` where a network answers with one class alone, if it does.
+    """Yield `one_class_predicted` where a network takes all pixels for one class, if it does.
 
-    Its other answers are at most 1 % of all, and fewer than half of what other classes truly have:
-    where nearly everything is of one class, that answer is right. `unit` is what is counted, such
-    as `pixels`; without a confusion nothing is known.
+    Other answers are at most 1 % of all, and fewer than half of what other classes truly have:
+    where nearly everything is of one class, that answer is right. Tasks that count anything but
+    pixels have no such background, whose share makes an accuracy look good; those without a
+    confusion tell nothing.
     """
-    if confusion is None:
+    if confusion is None or unit != "pixels":
         return
     counts, total = confusion.sum(0), int(confusion.sum())
     most = int(counts.argmax())
     others, true_others = total - int(counts[most]), total - int(confusion[most].sum())
     if others <= (1 - ALWAYS) * total and 2 * others < true_others:
-        way_out = "train longer, or at another learning rate"
-        if unit == "pixels":
-            way_out += ", or let rare classes count more: training.class_weights auto"
         yield RunWarning(
             code="one_class_predicted",
             message=f"the {role} takes {1 - others / total:.1%} of the {unit} for "
             f"{classes[most]!r}, which is the class of {1 - true_others / total:.1%}: it has "
-            f"hardly learned the other classes; {way_out}",
+            "hardly learned the other classes; train longer or at another learning rate, or, where "
+            "it learns from masks, let rare classes count more: training.class_weights auto",
         )
 
 
