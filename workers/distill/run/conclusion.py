@@ -62,6 +62,5 @@ def _half_width(metric: str, *scores: Scores) -> float | None:
     Both scores come from the same images, which makes their difference surer than this says.
     """
     intervals = [score.get(f"{metric}_interval") for score in scores]
-    if None in intervals:
-        return None
-    return 100 * math.hypot(*((high - low) / 2 for low, high in intervals))
+    halves = [(given[1] - given[0]) / 2 for given in intervals if given is not None]
+    return 100 * math.hypot(*halves) if len(halves) == len(scores) else None
