@@ -55,8 +55,9 @@ def shallowest() -> list[str]:
     for reference, entry in catalog.NETWORKS.items():
         function = getattr(entry.make, "func", entry.make)
         given = getattr(entry.make, "args", (None,))[0]
-        is_layout = isinstance(given, resnet.Layout)
-        block = (given.block, given.is_for_large_images) if is_layout else None
+        block = None
+        if isinstance(given, resnet.Layout):
+            block = given.block, given.is_for_large_images
         kinds.setdefault((function, block, entry.arguments), reference)
     return list(kinds.values())
 
