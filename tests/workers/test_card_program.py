@@ -130,7 +130,7 @@ def build(case: Case, batch: torch.Tensor) -> interface.Network:
         network.eval()
         classifier = network.pooled_classifier()
         if classifier is not None:
-            classifier.bias -= network(batch).mean(0)
+            classifier.bias.sub_(network(batch).mean(0))
     return network
 
 
