@@ -7,7 +7,7 @@ the engine's result; the card states nothing that was not measured.
 import json
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -384,7 +384,7 @@ def _method(name: str) -> Iterator[str]:
 
 
 def _size_and_speed(result: RunResult) -> list[str]:
-    rows = (
+    rows: tuple[tuple[str, Mapping[Any, Any], str], ...] = (
         ("parameters", result.parameters, ",d"),
         ("operations of one image (FLOPs)", result.flops, ",d"),
         *_latency_rows(result),

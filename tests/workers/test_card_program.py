@@ -130,7 +130,7 @@ def build(case: Case, batch: torch.Tensor) -> interface.Network:
         network.eval()
         classifier = network.pooled_classifier()
         if classifier is not None:
-            classifier.bias -= network(batch).mean(0)
+            classifier.bias.sub_(network(batch).mean(0))
     return network
 
 
@@ -177,8 +177,9 @@ def rows(folder: Path) -> list[list[str]]:
     return [line.split("\t") for line in (folder / "said.txt").read_text().splitlines()]
 
 
-def images(folder: Path, _network: object, _expected: Input, files: list[Path]) -> None:
-    """The program is right about as many pictures as the engine, and not by chance."""
+@torch.inference_mode()
+def images(folder: Path, network: interface.Network, expected: Input, files: list[Path]) -> None:
+    """The program says of each picture what the engine says, and is right as often."""
     labelled = [classified.LabelledPicture(file, n % 3) for n, file in enumerate(files)]
     classified.write(
         folder / "dataset",
@@ -191,20 +192,28 @@ def images(folder: Path, _network: object, _expected: Input, files: list[Path]) 
     )
     scored = evaluate.evaluate_file(folder / "model.safetensors", folder / "dataset", "test")
     names = [name for _, name, _ in rows(folder)]
+    sure = [float(probability) for *_, probability in rows(folder)]
     right = sum(name == CLASSES[number % 3] for number, name in enumerate(names))
-    assert len(names) == COUNT
+    split = dataset.load(folder / "dataset").split("test")
+    probabilities, numbers = network(preprocessor(expected)(split.images)).softmax(1).max(1)
+    assert names == [CLASSES[number] for number in numbers]
+    assert sure == pytest.approx(probabilities.tolist(), abs=1e-4)
     assert right / COUNT == scored["accuracy"]
     assert right == scored["correct"]
     assert len(set(names)) > 1, "all pictures alike say nothing"
+
+
+def preprocessor(expected: Input) -> Preprocessor:
+    """Return what the engine prepares the data set's images with."""
+    stored = Input.model_validate(Case("", channels=1, sides=STORED[1:]).input)
+    return Preprocessor("student", expected, stored, torch.device("cpu"))
 
 
 def inputs(expected: Input, files: list[Path]) -> torch.Tensor:
     """Return what the engine shows a network for dense tasks of these pictures."""
     canvas = letterbox.Canvas(*STORED[1:])
     placed = np.stack([canvas.place(Image.open(file)) for file in files])
-    stored = Input.model_validate(Case("", channels=1, sides=STORED[1:]).input)
-    preprocessor = Preprocessor("student", expected, stored, torch.device("cpu"))
-    return preprocessor(torch.from_numpy(placed))
+    return preprocessor(expected)(torch.from_numpy(placed))
 
 
 @torch.inference_mode()

@@ -118,7 +118,7 @@ class TestSuccess:
         files = files_of(workshop, version)
         assert files.keys() == {
             *("model.safetensors", "config.json", "metrics.json"),
-            *("card.md", "manifest.json"),
+            *("card.md", "manifest.json", "model.py"),
         }
         weights = files["model.safetensors"]
         assert hashlib.sha256(weights).hexdigest() == version.sha256

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from workers.distill.export import source_bundle, standalone
+from workers.distill.export import source_bundle, source_modules, standalone
 from workers.distill.networks import catalog, interface, weights
 from workers.distill.networks.zoo import resnet
 
@@ -55,8 +55,9 @@ def shallowest() -> list[str]:
     for reference, entry in catalog.NETWORKS.items():
         function = getattr(entry.make, "func", entry.make)
         given = getattr(entry.make, "args", (None,))[0]
-        is_layout = isinstance(given, resnet.Layout)
-        block = (given.block, given.is_for_large_images) if is_layout else None
+        block = None
+        if isinstance(given, resnet.Layout):
+            block = given.block, given.is_for_large_images
         kinds.setdefault((function, block, entry.arguments), reference)
     return list(kinds.values())
 
@@ -176,7 +177,7 @@ class TestWhyNot:
 class TestBundle:
     def test_refuses_what_has_no_place_in_a_file_of_its_own(self) -> None:
         bundle = source_bundle.Bundle()
-        with pytest.raises(source_bundle.CannotBundleError, match="needs pydantic"):
+        with pytest.raises(source_modules.CannotBundleError, match="needs pydantic"):
             bundle.add("workers.distill.networks.zoo.resnet", "FourStageArguments")
 
     def test_leaves_out_what_nothing_mentions(self) -> None:

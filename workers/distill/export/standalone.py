@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, cast
 
-from workers.distill.export.source_bundle import Bundle, Library
+from workers.distill.export.source_bundle import Bundle
+from workers.distill.export.source_modules import Library
 from workers.distill.networks import catalog, interface
 from workers.distill.networks.zoo import reused
 
@@ -74,7 +75,7 @@ def why_not(reference: str, arguments: Mapping[str, Any]) -> str | None:
 def write(network: interface.Network) -> Standalone:
     """Return the file of a network for which `why_not` knows no reason.
 
-    Raises `source_bundle.CannotBundleError` for code that cannot be copied.
+    Raises `source_modules.CannotBundleError` for code that cannot be copied.
     """
     reference, inner = network.reference, _backbone(network.reference, network.arguments)
     bundle = Bundle(RESERVED, IMPORTS)

@@ -61,9 +61,6 @@ def _half_width(metric: str, *scores: Scores) -> float | None:
 
     Both scores come from the same images, which makes their difference surer than this says.
     """
-    intervals = [
-        interval for score in scores if (interval := score.get(f"{metric}_interval")) is not None
-    ]
-    if len(intervals) < len(scores):
-        return None
-    return 100 * math.hypot(*((high - low) / 2 for low, high in intervals))
+    intervals = [score.get(f"{metric}_interval") for score in scores]
+    halves = [(given[1] - given[0]) / 2 for given in intervals if given is not None]
+    return 100 * math.hypot(*halves) if len(halves) == len(scores) else None
