@@ -17,7 +17,7 @@ from workers.distill.training.progress import ProgressReporter
 
 TRAINING = {"epochs": 3, "batch_size": 8, "checkpoint_seconds": 1000}
 MEMBERS: dict[str, dict[str, Any]] = {
-    "kd": {"method": {"name": "kd", "balance": 0.5}},
+    "kd": {"method": {"name": "kd", "balance": 0.01}},
     "dkd": {
         "method": {"name": "dkd", "warmup_epochs": 2},
         "training": {"optimizer": {"name": "adamw"}, "ema_decay": 0.9},

@@ -125,6 +125,31 @@ class TestMLLD:
         )
         assert math.isclose(float(actual["instance"]), 0.9 * expected, rel_tol=1e-9)
 
+    @pytest.mark.parametrize(("classes", "factor"), [(100, 1.0), (10, 0.1), (400, 4.0)])
+    def test_batch_and_class_levels_keep_the_published_proportion(
+        self, classes: int, factor: float
+    ) -> None:
+        """0.64 C/N and its square: at 64 samples, 1 where there are 100 classes."""
+        student, teacher = both_views(3, 64, classes)
+        params = mlld.MLLD.Params()
+        method = mlld.MLLD(params, network(classes), network(classes))
+        batch = scenes.batch([0] * 64)
+        found = method.terms(student, teacher, batch, scenes.MOMENT)
+        chosen = mlld.Chosen.unsure(teacher.logits)
+        assert student.strong is not None
+        assert teacher.strong is not None
+        plain = mlld.added(
+            mlld.multi_level_loss(*pair, chosen, temperature=temperature)
+            for temperature in (4.0, 3.0, 5.0, 2.0, 6.0)
+            for pair in (
+                (student.logits, teacher.logits),
+                (student.strong.logits, teacher.strong.logits),
+            )
+        )
+        assert torch.allclose(found["instance"], 0.9 * plain.instance)
+        assert torch.allclose(found["batch"], 0.9 * factor * plain.batch)
+        assert torch.allclose(found["class"], 0.9 * factor**2 * plain.classes)
+
     def test_reference_scales_sums_and_repeats_the_weak_view(self) -> None:
         student, teacher = both_views(4, 4, 5)
         actual = terms(student, teacher, "reference")

@@ -9,6 +9,8 @@ Differs: by default the masks select and both views count at all levels and temp
 what the code's names say; in the authors' code, `variant` reference, sums are taken before the
 mask, so that it only scales them, two of the strong view's five temperatures use the weak view, and
 the strong view's batch and class levels are computed and dropped. Published numbers come from that.
+By default the batch level is multiplied by 0.64 C / N and the class level by its square, since they
+grow with the samples of a class in a batch: both factors are 1 for the published N = 64, C = 100.
 Mixed images are refused: the labels of a strong view of a mixed image are not defined.
 Checked against: Jin-Ying/Multi-Level-Logit-Distillation, mdistiller/distillers/KD_ours.py
 (published values).
