@@ -69,7 +69,8 @@ class TestCKA:
             released = (each @ each.mT) / torch.linalg.vector_norm(each, dim=1, keepdim=True)
             return (projector @ released @ projector).flatten()
 
-        expected = F.cosine_similarity(*(by_hand(each) for each in pair), dim=0)
+        one, other = (by_hand(each) for each in pair)
+        expected = F.cosine_similarity(one, other, dim=0)
         value = kernels.cka(*pair, centered=True, row_norm=True)
         assert torch.allclose(value, expected, rtol=1e-9)
         # Rows and columns of what is compared sum to 0, which divided rows of centred ones do not.

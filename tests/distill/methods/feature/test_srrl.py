@@ -65,7 +65,7 @@ class TestSRRL:
         torch.manual_seed(0)
         student = scenes.network(widths=(8, 8, 8, 256))
         method = srrl.SRRL(srrl.SRRL.Params(), student, scenes.network(widths=(8, 8, 8, 128)))
-        weight = method.connector[0][0].weight.detach()
+        weight = method.get_parameter("connector.0.0.weight").detach()
         assert weight.shape == (128, 256, 1, 1)
         # 32,768 draws: their standard deviation is known to 0.4 %.
         assert float(weight.std()) == pytest.approx((2 / 128) ** 0.5, rel=0.02)

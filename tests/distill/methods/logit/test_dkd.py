@@ -176,7 +176,9 @@ class TestDKD:
         teacher = torch.stack([sure, torch.zeros(6), torch.linspace(-1, 0, 6)], dim=1)
         student, labels = random_pair(8, 6, 3)[0].float(), torch.zeros(6, dtype=torch.int64)
         whole = batch(labels)
-        params = dkd.DKD.Params(alpha=2, beta=3, warmup_epochs=0, samples=samples)
+        params = dkd.DKD.Params.model_validate(
+            {"alpha": 2, "beta": 3, "warmup_epochs": 0, "samples": samples}
+        )
         method = dkd.DKD(params, network(3), network(3))
         # In several parts, and trained on in another order.
         parts = [slice(0, 4), slice(4, 6)]
