@@ -8,7 +8,7 @@ import pytest
 
 from tests.contracts import source
 
-TARGETS = ["help", "demo", "test", "test-fast", "check", "gpu", "catalog", "up", "clean"]
+TARGETS = ["help", "demo", "test", "test-fast", "check", "flower", "gpu", "catalog", "up", "clean"]
 
 
 def make(*arguments: str, folder: Path = source.ROOT) -> subprocess.CompletedProcess[str]:
