@@ -74,7 +74,7 @@ class Medium:
         """Note what a test has computed in setup, call and teardown."""
         for name, spent in report.user_properties:
             if name == SPENT and report.when == "teardown":
-                self.cases.setdefault(report.nodeid.partition("[")[0], []).append(float(spent))
+                self.cases.setdefault(report.nodeid.partition("[")[0], []).append(float(str(spent)))
 
     def pytest_sessionfinish(self) -> None:
         """Write the names of tests whose cases compute too long in the mean."""

@@ -45,13 +45,16 @@ def main() -> int:
     # What was started must end with this process, whatever ends it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     methods = sys.argv[1:] or ["dsfl"]
+    worst = 0.0
     with tempfile.TemporaryDirectory(prefix="retort-flower-") as name:
         folder = Path(name)
         with superlink(folder) as environment:
-            worst = {method: compared(method, folder, environment) for method in methods}
-    for method, difference in worst.items():
-        sys.stdout.write(f"{method}: largest difference from the engine {difference:.1e}\n")
-    return int(max(worst.values()) > LARGEST)
+            for method in methods:
+                apart = compared(method, folder, environment)
+                sys.stdout.write(f"{method}: largest difference from the engine {apart:.1e}\n")
+                sys.stdout.flush()
+                worst = max(worst, apart)
+    return int(worst > LARGEST)
 
 
 def compared(method: str, folder: Path, environment: dict[str, str]) -> float:

@@ -202,7 +202,10 @@ class TestTopics:
             "balance"
         ]
         (axes,) = picture.axes
-        assert [list(line.get_ydata()) for line in axes.lines] == [[90.0, 90.0], [0.01, 0.01]]
+        assert [np.asarray(line.get_ydata()).tolist() for line in axes.lines] == [
+            [90.0, 90.0],
+            [0.01, 0.01],
+        ]
         assert "method.balance" in about
 
     def test_say_which_epoch_is_delivered(self) -> None:
