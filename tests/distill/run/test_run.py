@@ -16,8 +16,8 @@ from workers.distill.config.result import RunResult
 from workers.distill.networks import weights
 from workers.distill.run import failures
 
-SLOW_ENOUGH = {"epochs": 6, "batch_size": 4, "checkpoint_seconds": 0.02}
-"""About a second of training, so that a signal meets the engine at work."""
+SLOW_ENOUGH = {"epochs": 12, "batch_size": 4, "checkpoint_seconds": 0.02}
+"""About two seconds of training, so that a signal meets the engine at work."""
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ class TestWholeRun:
         model = json.loads((workdir / "model.json").read_text())
         metrics = json.loads((workdir / "metrics.json").read_text())
         assert model["scores"] == lines[-1]["scores"]
-        assert len(metrics["history"]["student"]) == len(metrics["history"]["baseline"]) == 6
+        assert len(metrics["history"]["student"]) == len(metrics["history"]["baseline"]) == 12
 
     def test_the_best_epoch_is_the_earliest_of_the_highest_validation_accuracy(
         self, undisturbed: tuple[Path, list[dict[str, Any]]]
