@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ class TestHeadKD:
         ("reference", "arguments"), [("retort/fcos", {"levels": 3}), ("retort/retinanet", {})]
     )
     def test_refuse_heads_at_other_locations(
-        self, reference: str, arguments: dict[str, int]
+        self, reference: str, arguments: dict[str, Any]
     ) -> None:
         teacher = scenes.detector(2, reference, **arguments)
         with pytest.raises(errors.IncompatibleNetworks, match=r"levels of 8x8, 4x4 with 1, 1"):
