@@ -75,7 +75,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def _application(*, has_docs: bool) -> FastAPI:
     """Return an application without routes, and its pages of documentation if it `has_docs`."""
-    common: dict[str, Any] = {  # keywords of one signature
+    keywords: dict[str, Any] = {  # of one signature
         "title": "Retort",
         "version": "1",
         "summary": "Knowledge distillation as a service.",
@@ -84,14 +84,14 @@ def _application(*, has_docs: bool) -> FastAPI:
         "redirect_slashes": False,
     }
     if not has_docs:
-        return FastAPI(openapi_url=None, docs_url=None, redoc_url=None, **common)
+        return FastAPI(openapi_url=None, docs_url=None, redoc_url=None, **keywords)
     # Its pages take their scripts from this server: they work where there is no internet.
     return FastAPIOffline(
         openapi_url="/v1/openapi.json",
         docs_url="/docs",
         redoc_url="/redoc",
         static_url="/docs-assets",
-        **common,
+        **keywords,
     )
 
 

@@ -73,8 +73,8 @@ class Medium:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note what a test has computed in setup, call and teardown."""
         for name, spent in report.user_properties:
-            if name == SPENT and report.when == "teardown":
-                self.cases.setdefault(report.nodeid.partition("[")[0], []).append(float(str(spent)))
+            if name == SPENT and isinstance(spent, float):
+                self.cases.setdefault(report.nodeid.partition("[")[0], []).append(spent)
 
     def pytest_sessionfinish(self) -> None:
         """Write the names of tests whose cases compute too long in the mean."""

@@ -102,7 +102,9 @@ def _pictures(kind: str) -> bytes:
 
 def _tar(mode: str) -> bytes:
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode=f"w:{mode}") as archive:  # type: ignore[call-overload]
+    # The mode's type is a list of literals.
+    options: dict[str, Any] = {"mode": f"w:{mode}"}
+    with tarfile.open(fileobj=file, **options) as archive:
         for label in _CLASSES:
             for number in range(3):
                 content = _picture(number)

@@ -17,8 +17,8 @@ from workers.distill.config.result import RunResult
 from workers.distill.networks import weights
 from workers.distill.run import failures
 
-SLOW_ENOUGH = {"epochs": 6, "batch_size": 4, "checkpoint_seconds": 0.02}
-"""About a second of training, so that a signal meets the engine at work."""
+SLOW_ENOUGH = {"epochs": 12, "batch_size": 4, "checkpoint_seconds": 0.02}
+"""About two seconds of training, so that a signal meets the engine at work."""
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ class TestWholeRun:
         model = json.loads((workdir / "model.json").read_text())
         metrics = json.loads((workdir / "metrics.json").read_text())
         assert model["scores"] == lines[-1]["scores"]
-        assert len(metrics["history"]["student"]) == len(metrics["history"]["baseline"]) == 6
+        assert len(metrics["history"]["student"]) == len(metrics["history"]["baseline"]) == 12
 
     def test_says_how_it_was_evaluated_and_how_to_load_it_without_retort(
         self, undisturbed: tuple[Path, list[dict[str, Any]]]
