@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -27,6 +28,8 @@ log = structlog.get_logger()
 _LOCK = ".lock"
 _READ_ONLY = 0o444
 _CHUNK_BYTES = 2**20
+# A copy that is still being made begins with a dot; an older one was left by a killed process.
+_UNFINISHED_SECONDS = 3600.0
 _FICLONE = 0x40049409  # of <linux/fs.h>
 
 
@@ -216,7 +219,12 @@ def free(cache: Path, *, size_bytes: int, keep: Collection[str]) -> int:
 
 def _by_age(cache: Path) -> list[tuple[os.stat_result, Path]]:
     files = [path for path in cache.glob("*") if path.is_file()]
-    return sorted(_stats(files), key=lambda pair: pair[0].st_mtime)
+    stats = [
+        (stat, path)
+        for stat, path in _stats(files)
+        if not path.name.startswith(".") or time.time() - stat.st_mtime > _UNFINISHED_SECONDS
+    ]
+    return sorted(stats, key=lambda pair: pair[0].st_mtime)
 
 
 def _drop(stats: list[tuple[os.stat_result, Path]], size_bytes: int) -> int:

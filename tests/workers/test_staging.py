@@ -191,6 +191,15 @@ class TestPlace:
         assert list(cache.iterdir()) == []
         assert target.read_bytes() == b"weights"
 
+    def test_is_not_disturbed_in_its_unfinished_copies(self, cache: Path) -> None:
+        fresh, left = cache / ".copy-fresh", cache / ".copy-left"
+        for unfinished in (fresh, left):
+            unfinished.write_bytes(b"half")
+        os.utime(left, (0, 0))
+        assert staging.trim(cache, limit_bytes=0) == 4
+        assert fresh.exists()
+        assert not left.exists()
+
     def test_goes_on_while_the_cache_is_dropped_again_and_again(
         self, tmp_path: Path, storage: Storage, cache: Path
     ) -> None:

@@ -112,7 +112,7 @@ class TestRead:
         with path.open("wb") as stream:
             stream.write((200_000_000).to_bytes(8, "little") + b"{")
             stream.truncate(300_000_000)
-        with pytest.raises(errors.UploadRefused, match="more than 100000000"):
+        with pytest.raises(errors.UploadRefused, match="more than 16777216"):
             tensorfile.read(path)
 
 

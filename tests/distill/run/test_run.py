@@ -150,9 +150,10 @@ class TestWholeRun:
 
     def test_speed_is_measured(self, undisturbed: tuple[Path, list[dict[str, Any]]]) -> None:
         result = undisturbed[1][-1]
-        # Of the worker, of runs with a report, of other families, and of methods with facts.
+        # Of the worker, of runs with a report, of other families, of methods with facts or that
+        # are balanced, of masks.
         others = {"shared_with", "report_seconds", "synthesis", "validation", "method"}
-        others.add("federation")
+        others |= {"federation", "balance", "class_weights"}
         usual = RunResult.model_fields.keys() - others | {"type", "files"}
         assert set(result) | {"warnings"} == usual  # told only where there are any
         assert 0 < result["floor_share"] <= 1

@@ -298,8 +298,18 @@ class TestSubmit:
         assert result.exit_code == 3
 
     @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-    def test_takes_every_example(self, real, staff, example):
+    def test_takes_every_example(self, real, retort, staff, example, tmp_path):
         staff.teacher()
+        staff.teacher(name="digits-student", network="retort/resnet8", arguments={})
+        (tmp_path / "letters.zip").write_bytes(b"PK")
+        retort.datasets.register(
+            "letters", retort.uploads.send(tmp_path / "letters.zip", purpose="dataset")
+        )
+        staff.accept_dataset(
+            classes=["a", "b", "c"],
+            splits={"train": 80, "validation": 10, "test": 20},
+            input=factories.DIGITS_INPUT,
+        )
         staff.teacher(name="segmenter-teacher", **SEGMENTER)
         staff.teacher(name="detector-teacher", **DETECTOR)
         result = run("submit", str(example), "--validate")
@@ -462,8 +472,12 @@ class TestStudy:
         staff.teacher()
         result = run("study", "submit", str(example), "--validate")
         assert result.exit_code == 0
-        assert "the study is valid and has 30 jobs" in result.stderr
-        assert "kd temperature=8.0" in result.stdout
+        jobs, variant = {
+            "digits-methods": (30, "kd temperature=8.0"),
+            "digits-dkd-samples": (20, "dkd samples=most_confident"),
+        }[example.stem]
+        assert f"the study is valid and has {jobs} jobs" in result.stderr
+        assert variant in result.stdout
 
     def test_that_is_wrong_is_refused_with_every_field(self, real, staff, study_file):
         staff.teacher()
