@@ -68,6 +68,11 @@ class Settings(BaseSettings):
     )
     upload_stall_seconds: float = Field(60, gt=0, description="A stalled sender is disconnected.")
 
+    worker_name: str | None = Field(
+        None,
+        max_length=100,
+        description="Name that projects see of this worker; empty: made from its id.",
+    )
     worker_device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Accelerator that this worker offers."
     )

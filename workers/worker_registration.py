@@ -94,7 +94,11 @@ def _run(settings: Settings, worker_id: str, queues: list[str], consumer: Consum
     )
     describing.start()
     description: dict[str, Any] = {"devices": [], "versions": {}}
-    is_announced = _write(sessions, worker_id, queues=queues, description=description)
+    # Every project sees it, and the names of machines are the operator's.
+    name = settings.worker_name or f"worker-{worker_id[-6:]}"
+    host = socket.gethostname()
+    log.info("worker_named", worker_id=worker_id, name=name, host=host, process_id=os.getpid())
+    is_announced = _write(sessions, worker_id, queues=queues, description=description, name=name)
     intake = _Intake(consumer, [name for name in queues if name != _MAINTENANCE])
     written_at = time.monotonic()
     known: Suspension | None = None
@@ -109,7 +113,9 @@ def _run(settings: Settings, worker_id: str, queues: list[str], consumer: Consum
         if is_announced and suspension == known and not is_due:
             continue
         if not is_announced:
-            is_announced = _write(sessions, worker_id, queues=queues, description=description)
+            is_announced = _write(
+                sessions, worker_id, queues=queues, description=description, name=name
+            )
         if is_announced and _write(sessions, worker_id):
             known = suspension
         written_at = time.monotonic()
@@ -164,6 +170,7 @@ def _write(
     *,
     queues: list[str] | None = None,
     description: Mapping[str, Any] | None = None,
+    name: str = "",
     stopping: bool = False,
 ) -> bool:
     """Write registration, heartbeat or shutdown, and return whether that succeeded."""
@@ -173,7 +180,7 @@ def _write(
                 workers.announce(
                     session,
                     worker_id=worker_id,
-                    name=f"{socket.gethostname()}:{os.getpid()}",
+                    name=name,
                     queues=queues or [],
                     devices=description["devices"],
                     memory_bytes=psutil.virtual_memory().total,

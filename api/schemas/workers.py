@@ -24,7 +24,7 @@ class WorkerRead(rows.RowRead):
     """One worker process."""
 
     id: str
-    name: str
+    name: str = Field(description="As its operator named it; no host name unless that is one.")
     state: str = Field(
         description="`online`, `suspended` (its machine cannot run jobs: see `fault`), `lost` (no "
         "heartbeat) or `stopped` (on purpose)."

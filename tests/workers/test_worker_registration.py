@@ -1,6 +1,5 @@
 """A worker's main process, as far as it speaks of itself; `test_tasks.py` has whole workers."""
 
-import os
 import subprocess
 import sys
 import threading
@@ -68,10 +67,10 @@ class TestWorkerRegistration:
             assert not workers.anyone_takes(session, queue="cuda")
         found = row(context)
         assert found is not None
-        assert found.name.endswith(f":{os.getpid()}")
+        assert found.name == "worker-wrk_1", "projects see no host names"
 
     def test_ends_at_once_although_the_devices_are_not_known_yet(self, context: Context) -> None:
-        begin(context.settings)
+        begin(context.settings.model_copy(update={"worker_name": "left rack"}))
         scenes.wait_until(lambda: row(context), "the worker is announced")
         began = time.monotonic()
         worker_registration.stop()
@@ -79,6 +78,7 @@ class TestWorkerRegistration:
         found = row(context)
         assert found is not None
         assert found.stopped_at is not None
+        assert found.name == "left rack"
         assert scenes.engines("workers.distill.runtime.describe") == []
         assert "worker-registration" not in [thread.name for thread in threading.enumerate()]
 
