@@ -69,6 +69,7 @@ class ServerConfig:
 class _Saved(types.Body):
     url: str
     api_key: str
+    data_dir: Path | None = None
 
 
 def find(url: str | None = None, api_key: str | None = None) -> ServerConfig:
@@ -120,9 +121,12 @@ def save(url: str, api_key: str) -> Path:
 
 
 @contextlib.contextmanager
-def running_here(url: str, api_key: str) -> Iterator[Path]:
-    """Keep the address and key of a server of this machine for the user, while the block runs."""
-    path = _write(Environment().up_file, url, api_key)
+def running_here(url: str, api_key: str, data_dir: Path | None = None) -> Iterator[Path]:
+    """Keep the address and key of a server of this machine for the user, while the block runs.
+
+    `data_dir` is where its data is.
+    """
+    path = _write(Environment().up_file, url, api_key, data_dir)
     try:
         yield path
     finally:
@@ -132,13 +136,22 @@ def running_here(url: str, api_key: str) -> Iterator[Path]:
             path.unlink(missing_ok=True)
 
 
-def _write(path: Path, url: str, api_key: str) -> Path:
+def data_dir_here() -> Path | None:
+    """Return where the data is of the server that runs for this user on this machine, if any."""
+    saved = _read(Environment().up_file)
+    return None if saved is None else saved.data_dir
+
+
+def _write(path: Path, url: str, api_key: str, data_dir: Path | None = None) -> Path:
+    content = {"url": url, "api_key": api_key}
+    if data_dir is not None:
+        content["data_dir"] = str(data_dir.resolve())
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # mkstemp makes the file with mode 0600: the key is never readable by others, not even once.
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{FILE_NAME}.")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump({"url": url, "api_key": api_key}, file)
+            json.dump(content, file)
         Path(temporary).replace(path)
     except OSError as error:
         raise errors.LocalFileProblem(path, error.strerror or str(error)) from error

@@ -5,6 +5,7 @@ loads an engine.
 """
 
 import importlib.metadata
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -97,12 +98,20 @@ def up(
 
 
 @app.command()
-def down(data_dir: DataDirOption = Path("retort-data")) -> None:
-    """Stop the `retort up --detach` of a data folder; its data is kept for the next start."""
+def down(
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="RETORT_DATA_DIR",
+            help="Its data folder; else retort-data, or that of the service of this user.",
+        ),
+    ] = None,
+) -> None:
+    """Stop `retort up`, from any folder; its data is kept for the next start."""
     from retort.cli import detached
 
-    detached.stop(data_dir)
-    shell.say("stopped")
+    stopped = detached.stop(data_dir or detached.running())
+    shell.say(f"stopped; its data stays in {stopped}")
 
 
 @app.command()
@@ -149,11 +158,19 @@ def login(
     address = url or given.url
     if not address:
         raise errors.BadOption("login: name the server, as in `retort login --url https://HOST`")
-    secret = (key or given.api_key or typer.prompt("API key", hide_input=True, err=True)).strip()
+    secret = (key or given.api_key or _asked_key()).strip()
     with client.Client(address, secret) as retort:
         next(retort.jobs.list(page_size=1), None)
         path = config.save(retort.url, secret)
     shell.say(f"{retort.url} answers; its key is kept in {path}")
+
+
+def _asked_key() -> str:
+    """Return the key that is typed unseen, or sent through a pipe."""
+    if not sys.stdin.isatty():
+        return sys.stdin.readline()
+    answer: str = typer.prompt("API key", hide_input=True, err=True)
+    return answer
 
 
 def main() -> None:

@@ -202,7 +202,7 @@ def _follow(
     board = retort.studies.leaderboard(study.id)
     if ended.state != "succeeded":
         raise errors.JobFailed(
-            f"{study.name} ({study.id}) {ended.state}: `retort show {study.id}` says why"
+            f"{study.name} ({study.id}) {ended.state}: `retort study show {study.id}` says why"
         )
     return board
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from retort import errors
+from retort import config, errors
 from retort.cli import up
 
 LOG = "logs/up.log"
@@ -47,13 +47,24 @@ def start(data_dir: Path, options: Sequence[str]) -> str:
     raise errors.CannotStart(f"it was not ready within {READY_SECONDS} s: see {log}")
 
 
-def stop(data_dir: Path) -> None:
-    """Stop the `retort up` of a data folder, and wait until it has ended.
+def running() -> Path:
+    """Return the data folder of the service to stop where none is named.
+
+    That is `retort-data` in this folder, unless only the service that `retort up` remembers for
+    this user runs.
+    """
+    here = Path("retort-data")
+    remembered = config.data_dir_here()
+    return here if remembered is None or _runs(here) else remembered
+
+
+def stop(data_dir: Path) -> Path:
+    """Stop the `retort up` of a data folder, wait until it has ended, and return the folder.
 
     Raises: errors.BadOption where none runs, errors.TimedOut where it does not end.
     """
     path = data_dir / up.LOCK
-    if not path.exists() or _is_free(path):
+    if not _runs(data_dir):
         raise errors.BadOption(
             f"no `retort up` runs with the data in {data_dir}; name its folder with --data-dir"
         )
@@ -65,6 +76,12 @@ def stop(data_dir: Path) -> None:
                 f"the service has not ended within {STOP_SECONDS} s: see {data_dir / LOG}"
             )
         time.sleep(0.1)
+    return data_dir
+
+
+def _runs(data_dir: Path) -> bool:
+    path = data_dir / up.LOCK
+    return path.exists() and not _is_free(path)
 
 
 def _is_free(path: Path) -> bool:

@@ -119,7 +119,7 @@ def run(
         console.print(f"  data    {service.data_dir}")
         console.print(f"  key     {service.data_dir / 'client.json'} (the command line finds it)")
         try:
-            remembering.enter_context(config.running_here(service.url, service.api_key))
+            remembering.enter_context(config.running_here(service.url, service.api_key, data_dir))
         except errors.LocalFileProblem as problem:
             console.print(f"          only in this folder: {problem}")
         else:

@@ -65,6 +65,13 @@ class TestFind:
             assert config.find().api_key == "user-key"
         assert not path.exists()
 
+    def test_knows_where_its_data_is_while_it_runs(self, tmp_path):
+        assert config.data_dir_here() is None
+        with config.running_here("http://127.0.0.1:1", "up-key", tmp_path / "data"):
+            assert config.data_dir_here() == tmp_path / "data"
+        with config.running_here("http://127.0.0.1:1", "up-key"):
+            assert config.data_dir_here() is None
+
     def test_forgets_no_server_that_was_started_later(self):
         with config.running_here("http://127.0.0.1:1", "first"):
             later = config.running_here("http://127.0.0.1:2", "second")

@@ -112,6 +112,7 @@ def test_it_ends_cleanly_keeps_its_data_lets_nobody_else_in_and_leaves_no_proces
         key = json.loads(known.read_text())["api_key"]
         wait_until(lambda: config.Environment().up_file.exists())
         assert config.find().api_key == key
+        assert detached.running() == folder, "`retort down` finds it from any folder"
         headers = {"authorization": f"Bearer {key}"}
         assert httpx.get(f"http://127.0.0.1:{port}/v1/jobs", headers=headers).status_code == 200
         children = psutil.Process(process.pid).children(recursive=True)
