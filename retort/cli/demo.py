@@ -26,7 +26,7 @@ LABELS = 100
 FEW_LABELS_SEEDS = tuple(range(8))
 # More than enough: students that have all labels hardly differ.
 ALL_LABELS_SEEDS = (0, 1, 2)
-# Inventing images takes most of the time; the differences are so large that three seeds show them.
+# Making images takes most of the time; the differences are so large that three seeds show them.
 SEEDS_WITHOUT_IMAGES = (0, 1, 2)
 NETWORK = "retort/convnet"
 TEACHER: dict[str, Any] = {"network": NETWORK, "arguments": {"widths": [16, 32, 64]}}
@@ -58,7 +58,7 @@ SSDKD: dict[str, Any] = {
         "latent_learning_rate": 0.01,
     },
 }
-INVENTED_TRAINING: dict[str, Any] = {
+SYNTHESIS_TRAINING: dict[str, Any] = {
     "epochs": 27,
     "batch_size": 64,
     "optimizer": {"name": "sgd", "learning_rate": 0.1, "weight_decay": 1e-4},
@@ -84,7 +84,7 @@ def run(*, data_dir: Path = Path("demo-data"), port: int = 8766) -> None:
                 "all-labels", "digits@1", {"name": "ce"}, TRAINING, ALL_LABELS_SEEDS, None
             ),
             "none": _study(
-                "no-images", "digits@1", SSDKD, INVENTED_TRAINING, SEEDS_WITHOUT_IMAGES, teacher
+                "no-images", "digits@1", SSDKD, SYNTHESIS_TRAINING, SEEDS_WITHOUT_IMAGES, teacher
             ),
         }
         studies = {key: retort.studies.submit(plan) for key, plan in plans.items()}
@@ -221,7 +221,7 @@ def _tell(
     out: rich.console.Console, teacher_accuracy: float, ended: dict[str, types.Leaderboard]
 ) -> None:
     """Print what the studies show: a line for each, and a sentence below each table."""
-    alone, taught = (_row(ended["few"], baseline=is_alone) for is_alone in (True, False))
+    alone, distilled = (_row(ended["few"], baseline=is_alone) for is_alone in (True, False))
     everything = _row(ended["all"], baseline=False)
     out.print(
         f"\n1. Few labels. The teacher learned from all 1,257 training images and is right on "
@@ -232,27 +232,27 @@ def _tell(
         out,
         {
             f"student alone, {LABELS} labels": alone,
-            f"student taught by KD, the same {LABELS} images": taught,
+            f"student distilled by KD, the same {LABELS} images": distilled,
             "student alone, all 1,257 labels": everything,
         },
     )
     out.print(
-        f"{_sentence('With the teacher', taught)} The teacher's answers say more about an image "
+        f"{_sentence('With the teacher', distilled)} The teacher's answers say more about an image "
         "than its label does.",
         soft_wrap=True,
     )
-    noise, invented = (_row(ended["none"], baseline=is_noise) for is_noise in (True, False))
+    noise, synthetic = (_row(ended["none"], baseline=is_noise) for is_noise in (True, False))
     out.print(
-        "\n2. No images. The student never sees a digit: SSD-KD invents images from the teacher "
+        "\n2. No images. The student never sees a digit: SSD-KD makes images from the teacher "
         "alone.",
         soft_wrap=True,
     )
     _print_rows(
         out,
-        {"student taught on noise": noise, "student taught by SSD-KD on invented images": invented},
+        {"student trained on noise": noise, "student distilled by SSD-KD": synthetic},
     )
     out.print(
-        f"{_sentence('Inventing images', invented)} That is what a teacher's weights alone are "
+        f"{_sentence('On synthetic images', synthetic)} That is what a teacher's weights alone are "
         "worth when its data may not be had.",
         soft_wrap=True,
     )
