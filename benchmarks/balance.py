@@ -70,9 +70,9 @@ def measured_ratios(name: str, count: int, *, large: bool) -> list[float]:
     for _ in range(count + WARM_STEPS):
         began = time.process_time()
         with torch.no_grad():
-            taught = teacher.observe(images)
+            target = teacher.observe(images)
         moment = Moment(epoch=1, step=1, steps_per_epoch=1)  # one that is measured
-        terms = method.terms(student.observe(images), taught, batch, moment)
+        terms = method.terms(student.observe(images), target, batch, moment)
         forward = time.process_time()
         terms = measured(terms, moment, optimizer.scaled)
         weighed = time.process_time()

@@ -159,6 +159,8 @@ def login(
     if not address:
         raise errors.BadOption("login: name the server, as in `retort login --url https://HOST`")
     secret = (key or given.api_key or _asked_key()).strip()
+    if not secret:
+        raise errors.BadOption("login: no key came; send one through the pipe, or --api-key KEY")
     with client.Client(address, secret) as retort:
         next(retort.jobs.list(page_size=1), None)
         path = config.save(retort.url, secret)

@@ -45,7 +45,7 @@ class TestSentence:
 
     def test_names_what_the_baseline_is(self) -> None:
         scores = {"student": score(0.9), "baseline": score(0.9)}
-        invented = RunResult(scores=scores, synthesis={"calls": 1})
-        assert "the same student trained on noise" in conclusion.sentence("accuracy", invented)
+        datafree = RunResult(scores=scores, synthesis={"calls": 1})
+        assert "the same student trained on noise" in conclusion.sentence("accuracy", datafree)
         divided = RunResult(scores=scores, federation={"clients": 2})
         assert "the best of the clients" in conclusion.sentence("accuracy", divided)

@@ -266,6 +266,11 @@ class TestLogin:
         assert run("login", "--url", service, stdin=f"{api_key}\n").exit_code == 0
         assert config.find().url == service
 
+    def test_without_a_key_in_the_pipe_says_so(self, service):
+        result = run("login", "--url", service, stdin="\n")
+        assert result.exit_code == 2
+        assert "--api-key" in one_error(result)
+
     def test_keeps_no_key_that_is_refused(self, service):
         result = run("login", "--url", service, "--key", "ak_test_no_no")
         assert result.exit_code == 3
