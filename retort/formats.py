@@ -9,6 +9,7 @@ FORMATS = {
     "cifar100": "the CIFAR-100 archive for Python, or the binary one",
     "npz": "NumPy arrays in one .npz file",
     "csv": "an archive of pictures, and a table of their classes",
+    "images": "an archive of pictures without classes, or with classes for some",
     "idx": "IDX files, as MNIST is published",
     "parquet": "Parquet files with columns image and label, as of the Hub",
     "coco": "COCO: annotations in instances_train.json, and pictures",

@@ -68,6 +68,7 @@ class JobResult(Body):
     parameters: dict[str, int | None] = Field(default_factory=dict)
     wall_seconds: float | None = None
     training_images_read: int | None = None
+    labels: Json | None = None
     synthesis: Json | None = None
     federation: Json | None = None
 
@@ -470,6 +471,7 @@ class DatasetVersion(Body):
     classes: list[str] = Field(default_factory=list)
     splits: dict[str, int] = Field(default_factory=dict)
     boxes: dict[str, list[int]] | None = None
+    labelled: dict[str, int] | None = None
     notes: list[str] | None = None
     format: str | None = None
     input: Json | None = None

@@ -82,6 +82,7 @@ def recipe_of(session: Session, job: tables.JobRow) -> dict[str, Any]:
     source = teacher if validation.is_data_free(spec.method) else dataset or teacher
     if source is None or source.input is None:
         raise errors.Refused("A job needs a data set or a teacher to know its input from.")
+    classes = validation.classes_of(source, teacher)
     provenance = {
         "teacher": spec.teacher,
         "teacher_digest": job.spec.get("teacher_digest"),
@@ -95,11 +96,11 @@ def recipe_of(session: Session, job: tables.JobRow) -> dict[str, Any]:
         "student": {
             "network": spec.student.network,
             "arguments": spec.student.arguments,
-            "classes": len(source.classes),
+            "classes": len(classes),
             "input": source.input,
             "class_names": None if initial is None else initial.classes,
         },
-        "class_names": source.classes,
+        "class_names": classes,
         "initial": initial is not None,
         "method": spec.method,
         "training": spec.training,

@@ -329,7 +329,7 @@ def _accepted_dataset(
 ) -> _Answer:
     folder = workdir / "dataset"
     files = [_put(context, path, path.name) for path in sorted(folder.iterdir())]
-    told = ("classes", "splits", "boxes", "input", "notes")
+    told = ("classes", "splits", "boxes", "labelled", "input", "notes")
     facts = {name: report["dataset"].get(name) for name in told}
     facts["format"] = report["format"]  # asked for by name, or recognised
     digest = datasets.digest({file.path: file.sha256 for file in files})

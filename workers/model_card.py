@@ -18,6 +18,7 @@ from models_registry.persistence import tables
 from workers import card_program
 from workers.distill.config.result import (
     FederationSummary,
+    LabelSummary,
     RunResult,
     SynthesisSummary,
     Timing,
@@ -243,6 +244,8 @@ def _data(origin: JobFacts, description: Json, result: RunResult) -> list[str]:
         where = list(_facts_of(origin.dataset))
     if result.federation is not None:
         where += _federated(result.federation)
+    if result.labels is not None:
+        where += _labels(result.labels)
     return [
         "## Data",
         "",
@@ -250,6 +253,26 @@ def _data(origin: JobFacts, description: Json, result: RunResult) -> list[str]:
         f"- Classes: {listed}",
         *_pixels(description),
     ]
+
+
+def _labels(labels: LabelSummary) -> Iterator[str]:
+    """Yield which images had labels, where some had none."""
+    if labels.pseudo or labels.unlabelled:
+        pseudo = f", {labels.pseudo:,} got the class that the teacher is sure of"
+        yield (
+            f"- Labels of training images: {labels.labelled:,} had one"
+            f"{pseudo if labels.pseudo else ''}, {labels.unlabelled:,} had none and counted in the "
+            "distillation alone"
+        )
+    for split, count in labels.left_out.items():
+        if count:
+            yield f"- {count:,} images of the {split} split had no label and were not scored"
+    for split, whose in labels.scored_by.items():
+        if whose == "teacher":
+            yield (
+                f"- No image of the {split} split had a label: accuracy there is agreement with "
+                "the teacher"
+            )
 
 
 def _pixels(description: Json) -> Iterator[str]:

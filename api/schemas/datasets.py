@@ -116,6 +116,10 @@ class DatasetVersionRead(rows.RowRead):
         description="In detection: boxes of each class in each split, without crowds and difficult "
         "ones."
     )
+    labelled: dict[str, int] | None = Field(
+        description="Images with a label in each split; null where all have one. `classes` is "
+        "empty where none has."
+    )
     notes: list[str] | None = Field(
         description="What was converted, left out or chosen when the pictures were stored; null "
         "until it was inspected."

@@ -177,11 +177,19 @@ def wanted_trial(parts: SpecParts, inputs: JobInputs) -> network_trials.Wanted |
     return network_trials.Wanted(
         parts.network,
         parts.arguments,
-        classes=len(source.classes),
+        classes=len(classes_of(source, inputs.teacher)),
         channels=size["channels"],
         height=size["height"],
         width=size["width"],
     )
+
+
+def classes_of(
+    source: tables.ModelVersionRow | tables.DatasetVersionRow,
+    teacher: tables.ModelVersionRow | None,
+) -> list[str]:
+    """Return a student's classes: those of its images, or the teacher's where none has a label."""
+    return list(source.classes or (teacher.classes if teacher is not None else ()))
 
 
 def faults_of_inputs(document: Document, inputs: JobInputs) -> list[errors.Fault]:
@@ -244,7 +252,8 @@ def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Vio
     if dataset is not None and task is not None:
         yield from rules.of_dataset_task(dataset.task, task)
     ready = dataset is not None and dataset.state == "ready"
-    classes = len(dataset.classes) if dataset is not None and ready else None
+    # A data set without labels has no classes of its own.
+    classes = len(dataset.classes) or None if dataset is not None and ready else None
     channels = (dataset.input or {}).get("channels") if dataset is not None and ready else None
     for role, model in (("teacher", teacher), ("start model", start)):
         if model is not None:
@@ -265,6 +274,14 @@ def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Vio
     description, method = document.method.description, document.method.document
     if description is None:
         return
+    if dataset is not None and ready:
+        yield from rules.of_labels(
+            description,
+            document.training.document,
+            splits=dataset.splits or {},
+            labelled=dataset.labelled,
+            has_teacher=document.parts.has_teacher,
+        )
     yield from rules.of_classes(description, student.classes)
     yield from rules.of_features(description, "student", student)
     yield from rules.of_chosen_features(description, method, "student", student)
@@ -346,7 +363,7 @@ def _with_images(document: Document, inputs: JobInputs) -> NetworkDescription:
     size = source.input
     return dataclasses.replace(
         student,
-        classes=len(source.classes),
+        classes=len(classes_of(source, inputs.teacher)),
         channels=size["channels"],
         sides=(size["height"], size["width"]),
     )

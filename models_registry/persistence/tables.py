@@ -250,6 +250,8 @@ class DatasetVersionRow(Inspected, Row):
     splits: Mapped[dict[str, Any]] = mapped_column(default=dict)
     # In detection: boxes of each class by split; no other task has them.
     boxes: Mapped[dict[str, Any] | None]
+    # Images with a label by split; null where all have one.
+    labelled: Mapped[dict[str, Any] | None]
     # What was converted, left out or chosen; unknown of those registered before 0006.
     notes: Mapped[list[Any] | None]
     input: Mapped[dict[str, Any] | None]

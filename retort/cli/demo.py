@@ -2,8 +2,9 @@
 
 Starts the service in a data folder of its own, trains a teacher through it, uploads the teacher's
 checkpoint as a user would, and compares students over several seeds: with a hundred labels, alone
-and with the teacher, and without a single image. It downloads the best student and rebuilds it in
-a fresh process from the file alone. Every number it prints was measured in this run.
+and with the teacher; on all images without a label; and without a single image. It downloads the
+best student and rebuilds it in a fresh process from the file alone. Every number it prints was
+measured in this run.
 """
 
 import json
@@ -77,9 +78,13 @@ def run(*, data_dir: Path = Path("demo-data"), port: int = 8766) -> None:
     with _service(data_dir, port) as service, client.Client(service.url, service.api_key) as retort:
         console.print(f"The service is up at {service.url}, its data is in {service.data_dir}.")
         few = _few_labels(retort, console, data_dir)
+        unlabelled = _without_labels(retort, console, data_dir)
         teacher, score = _teacher(retort, console, data_dir)
         plans = {
             "few": _study("few-labels", few, KD, FEW_LABELS_TRAINING, FEW_LABELS_SEEDS, teacher),
+            "unlabelled": _study(
+                "no-labels", unlabelled, KD, TRAINING, ALL_LABELS_SEEDS, teacher, baseline=False
+            ),
             "all": _study(
                 "all-labels", "digits@1", {"name": "ce"}, TRAINING, ALL_LABELS_SEEDS, None
             ),
@@ -106,12 +111,23 @@ def _service(data_dir: Path, port: int) -> Iterator[up.LocalService]:
 def _few_labels(retort: client.Client, console: rich.console.Console, data_dir: Path) -> str:
     """Upload a hundred labelled digits as a data set of their own; return its reference."""
     path = data_dir / f"digits-{LABELS}.npz"
-    made = _engine_program(
-        "workers.distill.data.few_labels", "digits", f"--labels={LABELS}", f"--output={path}"
-    )
     console.print(f"Uploading {path}: {LABELS} labelled digits, and the whole test split.")
+    return _digits(retort, f"demo-digits-{LABELS}", path, f"--labels={LABELS}")
+
+
+def _without_labels(retort: client.Client, console: rich.console.Console, data_dir: Path) -> str:
+    """Upload all digits, those of training without their labels; return the reference."""
+    path = data_dir / "digits-unlabelled.npz"
+    console.print(f"Uploading {path}: all digits, those of training without their labels.")
+    return _digits(retort, "demo-digits-unlabelled", path, "--labels=0", "--keep-unlabelled")
+
+
+def _digits(retort: client.Client, name: str, path: Path, *options: str) -> str:
+    made = _engine_program(
+        "workers.distill.data.few_labels", "digits", *options, f"--output={path}"
+    )
     version = retort.datasets.register(
-        f"demo-digits-{LABELS}",
+        name,
         retort.uploads.send(path, purpose="dataset"),
         format="npz",
         # Of all digits, as the teacher's: few images would give slightly other numbers.
@@ -162,6 +178,8 @@ def _study(
     training: dict[str, Any],
     seeds: tuple[int, ...],
     teacher: types.ModelVersion | None,
+    *,
+    baseline: bool | None = None,
 ) -> dict[str, Any]:
     return {
         "name": f"demo-{name}",
@@ -172,7 +190,7 @@ def _study(
         "training": training,
         "seeds": list(seeds),
         # What has a teacher is compared with the same student without one.
-        "baseline": teacher is not None,
+        "baseline": teacher is not None if baseline is None else baseline,
         "report": False,
         "labels": {"demo": name},
     }
@@ -223,6 +241,7 @@ def _tell(
     """Print what the studies show: a line for each, and a sentence below each table."""
     alone, distilled = (_row(ended["few"], baseline=is_alone) for is_alone in (True, False))
     everything = _row(ended["all"], baseline=False)
+    unlabelled = _row(ended["unlabelled"], baseline=False)
     out.print(
         f"\n1. Few labels. The teacher learned from all 1,257 training images and is right on "
         f"{teacher_accuracy:.1%} of the 360 test images; the student has a quarter of its weights.",
@@ -233,12 +252,14 @@ def _tell(
         {
             f"student alone, {LABELS} labels": alone,
             f"student distilled by KD, the same {LABELS} images": distilled,
+            "student distilled by KD, all 1,257 images, no label": unlabelled,
             "student alone, all 1,257 labels": everything,
         },
     )
     out.print(
         f"{_sentence('With the teacher', distilled)} The teacher's answers say more about an image "
-        "than its label does.",
+        "than its label does, and images that nobody has labelled teach as well: "
+        f"{_mean(unlabelled):.1%} without a single label, {_mean(everything):.1%} with all.",
         soft_wrap=True,
     )
     noise, synthetic = (_row(ended["none"], baseline=is_noise) for is_noise in (True, False))
@@ -264,6 +285,12 @@ def _print_rows(out: rich.console.Console, rows: dict[str, types.LeaderboardRow]
         ("", "accuracy", "95 % interval", "seeds"),
         [(name, *_cells(row)) for name, row in rows.items()],
     )
+
+
+def _mean(row: types.LeaderboardRow) -> float:
+    if row.accuracy is None:
+        raise errors.JobFailed(f"the variant {row.name} has no accuracy")
+    return row.accuracy.mean
 
 
 def _cells(row: types.LeaderboardRow) -> tuple[str, ...]:

@@ -166,6 +166,7 @@ def job(console: rich.console.Console, shown: types.Job) -> None:
             *((name, number(value)) for name, value in sorted(shown.metrics.items())),
             *synthesis_rows(result),
             *federation_rows(result),
+            *label_rows(result),
             ("made", result.student if result else None),
             ("digest", result.digest if result else None),
             (
@@ -220,6 +221,24 @@ def federation_rows(result: types.JobResult | None) -> list[tuple[str, Cell]]:
         ("sent", f"{made.get('bytes_up', 0):,} B, received {made.get('bytes_down', 0):,} B"),
         ("nobody has", missing or None),
         ("epsilon", number(made["epsilon"]) if made.get("epsilon") is not None else None),
+    ]
+
+
+def label_rows(result: types.JobResult | None) -> list[tuple[str, Cell]]:
+    """Return which images had labels, where some had none."""
+    if result is None or result.labels is None:
+        return []
+    told = result.labels
+    pseudo = f", {told['pseudo']:,} by the teacher" if told.get("pseudo") else ""
+    left_out = {name: count for name, count in told.get("left_out", {}).items() if count}
+    return [
+        (
+            "labelled",
+            f"{told.get('labelled', 0):,} training images{pseudo}, {told.get('unlabelled', 0):,} "
+            "without",
+        ),
+        ("not scored", compact(left_out) if left_out else None),
+        ("scored by", compact(told.get("scored_by", {}))),
     ]
 
 
@@ -524,6 +543,7 @@ def dataset_version(console: rich.console.Console, shown: types.DatasetVersion) 
             ("task", shown.task),
             ("classes", class_count(shown.classes)),
             ("splits", compact(shown.splits)),
+            ("labelled", compact(shown.labelled) if shown.labelled else None),
             ("input", compact(shown.input)),
             *(("note", note) for note in shown.notes or ()),
             ("digest", shown.digest),

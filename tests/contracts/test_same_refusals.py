@@ -73,6 +73,7 @@ TRAININGS = st.fixed_dictionaries(
         "flip": st.sampled_from([None, True, False]),
         "mixing": st.sampled_from([None, {"name": "mixup"}, {"name": "cutmix"}]),
         "label_noise": st.sampled_from([0.0, 0.2]),
+        "pseudo_labels": st.sampled_from([None, None, {}, {"threshold": 0}]),
         "class_weights": st.sampled_from(["none", "none", "auto", [1.0, 0.0, 2.0], [0, 0, 0]]),
         "teacher_cache": st.sampled_from([None, {}, {"views": 1}, {"views": 2, "per_visit": 3}]),
         "precision": st.sampled_from(["auto", "float32", "float16"]),
@@ -189,6 +190,27 @@ class Case:
     spec: JobSpec
     teacher: tuple[tuple[str, Json], Images] | None
     dataset: tuple[str, Images] | None
+    labelled: dict[str, int] | None = None
+    """Images with a label of the data set's `SPLITS`; None: all."""
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes the data set names; None where there is none, or where it has none."""
+        if self.dataset is None or (self.labelled is not None and not any(self.labelled.values())):
+            return None
+        return self.dataset[1].classes
+
+
+SPLITS = {"train": 20, "validation": 4, "test": 6}
+LABELLED = st.sampled_from(
+    [
+        *[None] * 6,
+        {**SPLITS, "train": 5},
+        {**SPLITS, "train": 0},
+        {**SPLITS, "test": 0},
+        {"train": 0, "validation": 0, "test": 0},
+    ]
+)
 
 
 @st.composite
@@ -219,6 +241,7 @@ def a_case(draw: st.DrawFn) -> Case:
         spec,
         (teacher[1], teacher[0]) if teacher[2] else None,
         (for_task, images) if has_dataset else None,
+        draw(LABELLED) if task == for_task == "classification" else None,
     )
 
 
@@ -241,7 +264,9 @@ def told_by_api(case: Case) -> list[tuple[str, str]]:
         if dataset is None
         else tables.DatasetVersionRow(
             task=dataset[0],
-            classes=[str(label) for label in range(dataset[1].classes)],
+            classes=[str(label) for label in range(case.classes or 0)],
+            splits=SPLITS,
+            labelled=case.labelled,
             input=dataset[1].input,
             state="ready",
         ),
@@ -255,6 +280,9 @@ def recipe_of(case: Case) -> Json:
     spec, teacher, dataset = case.spec, case.teacher, case.dataset
     source = teacher[1] if teacher and validation.is_data_free(spec.method) else None
     source = source or (dataset[1] if dataset else Images(3, 3, 16, 16))
+    classes = source.classes
+    if dataset and source is dataset[1] and case.classes is None:
+        classes = teacher[1].classes if teacher else 1
     return {
         "task": spec.task,
         "teacher": teacher
@@ -267,7 +295,7 @@ def recipe_of(case: Case) -> Json:
         "student": {
             "network": spec.student.network,
             "arguments": spec.student.arguments,
-            "classes": source.classes,
+            "classes": classes,
             "input": source.input,
         },
         "method": spec.method,
@@ -284,8 +312,11 @@ def prepare_on_the_engine(case: Case) -> None:
     prepare.check_config(config, has_dataset=dataset is not None)
     if case.dataset:
         prepare.check_task(case.dataset[0], config.task)  # type: ignore[arg-type]  # drawn from both
-        prepare.check_label_noise(config, case.dataset[1].classes)
-    classes = dataset.classes if dataset else config.student.classes
+        if not validation.is_data_free(case.spec.method):
+            prepare.check_labels(config, SPLITS, case.labelled)
+        if case.classes is not None:
+            prepare.check_label_noise(config, case.classes)
+    classes = case.classes or config.student.classes
     for role, choice in (("teacher", config.teacher), ("student", config.student)):
         if choice is not None and dataset is not None:
             prepare.check_classes(role, choice, classes)

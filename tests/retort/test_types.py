@@ -4,7 +4,7 @@ import pydantic
 
 from api.schemas.jobs import JobResult
 from retort import types
-from workers.distill.config.result import BalanceSummary, RunResult, RunWarning
+from workers.distill.config.result import BalanceSummary, LabelSummary, RunResult, RunWarning
 
 ROLES = ("teacher", "student", "baseline")
 WHOLE = RunResult(
@@ -34,6 +34,7 @@ WHOLE = RunResult(
     method={"densepcka": {"patches": [16, 16]}},
     balance=BalanceSummary(limit=1.0, ratio=20.0, factor=0.05, dominated_share=0.8),
     class_weights={"background": 1.4, "0": 9.0},
+    labels=LabelSummary(labelled=9, unlabelled=32, scored_by={"test": "labels"}),
     validation={"last": 0.8, "best": 0.9, "best_epoch": 1},
     federation={"clients": 2, "rounds": 3, "delivered": "server", "by_client": [{"name": "a"}]},
 )

@@ -181,6 +181,8 @@ class MethodDescription(_Description):
     task_params: dict[str, tuple[str, ...]]
     """Hyper-parameters that only these tasks have; None in all others."""
     chosen_shows: tuple[ChosenFeature, ...] = ()
+    reads_labels: bool = False
+    """Whether its distillation terms need the class of every image."""
 
     def required_features(self, role: str, task: str | None) -> tuple[FeatureName, ...]:
         """Return what a network must show; `role`: student or teacher, `task`: None if unknown."""
@@ -281,6 +283,7 @@ def combined(whole: MethodDescription, parts: Sequence[MethodDescription]) -> Me
             "teacher_shows": _union(part.teacher_shows for part in parts),
             "accepts_mixed": all(part.accepts_mixed for part in parts),
             "wants_strong": any(part.wants_strong for part in parts),
+            "reads_labels": any(part.reads_labels for part in parts),
             "smallest_batch": max(part.smallest_batch for part in parts),
             "smallest_classes": max(part.smallest_classes for part in parts),
             "task_shows": {

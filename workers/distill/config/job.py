@@ -116,6 +116,9 @@ class JobConfig(Values):
         if self.training.flip is None:
             # As before there was a choice.
             del content["training"]["flip"]
+        if self.training.pseudo_labels is None:
+            # As before there were any.
+            del content["training"]["pseudo_labels"]
         if self.training.class_weights == "none":
             # As before there were any.
             del content["training"]["class_weights"]

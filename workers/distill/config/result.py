@@ -77,6 +77,28 @@ class BalanceSummary(_ResultPart):
     )
 
 
+class LabelSummary(_ResultPart):
+    """Which images had labels, where some had none."""
+
+    labelled: int = Field(default=0, description="Training images that were given one.")
+    pseudo: int = Field(
+        default=0, description="Training images that got the teacher's (`training.pseudo_labels`)."
+    )
+    unlabelled: int = Field(
+        default=0,
+        description="Training images without one, which count in the distillation terms alone.",
+    )
+    left_out: dict[str, int] = Field(
+        default={},
+        description="Images of validation and test without one, which do not count in the scores.",
+    )
+    scored_by: dict[str, Literal["labels", "teacher"]] = Field(
+        default={},
+        description="What the scores of validation and test compare with; by `teacher`, accuracy "
+        "is agreement with the teacher.",
+    )
+
+
 class ScoreRange(_ResultPart):
     """A score over all clients, 0..1."""
 
@@ -262,6 +284,9 @@ class RunResult(BaseModel):
         default=None,
         description="What a pixel of each class counted in the cross-entropy with the masks, by "
         "the name of the class; null where all counted alike.",
+    )
+    labels: LabelSummary | None = Field(
+        default=None, description="Null where every image had a label."
     )
     warnings: list[RunWarning] = Field(
         default=[], description="What the run warned of, in order; also among its events."

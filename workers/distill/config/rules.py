@@ -697,6 +697,13 @@ _DENSE = (
         "{subject} are not one class for each image, so images cannot be mixed; leave mixing out",
     ),
     Setting(
+        "pseudo_labels",
+        "pseudo_labels_refused",
+        _is_left_out,
+        "{subject} are not one class for each image, so that none can be missing; leave "
+        "pseudo_labels out",
+    ),
+    Setting(
         "label_noise",
         "label_noise_refused",
         _is_zero,
@@ -765,7 +772,7 @@ def of_method_and_training(description: MethodDescription, training: Json) -> It
         yield from _each((_mixing, _teacher_cache), description, training)
     if description.is_federated:
         yield from _settings(_WITH_CLIENTS, training, f"method {description.name} trains clients")
-    yield from _each((_dot_and_labels, _small_batch), description, training)
+    yield from _each((_dot_and_labels, _pseudo_labels, _small_batch), description, training)
 
 
 _WITHOUT_DATA = (
@@ -774,6 +781,12 @@ _WITHOUT_DATA = (
         "mixing_refused",
         _is_left_out,
         "{subject}, which are not mixed; set mixing to null",
+    ),
+    Setting(
+        "pseudo_labels",
+        "no_labels",
+        _is_left_out,
+        "{subject} with their classes; leave pseudo_labels out",
     ),
     Setting(
         "label_noise",
@@ -889,6 +902,16 @@ def _dot_and_labels(description: MethodDescription, training: Json) -> Iterator[
             "optimizer_refused",
             f"dot keeps one momentum for the labels, and method {description.name} does not learn "
             "from them; choose sgd or adamw",
+        )
+
+
+def _pseudo_labels(description: MethodDescription, training: Json) -> Iterator[Violation]:
+    if training["pseudo_labels"] is not None and "teacher" not in description.needs:
+        yield Violation(
+            "training/pseudo_labels",
+            "no_teacher",
+            f"method {description.name} has no teacher that could give labels; leave pseudo_labels "
+            "out, or choose a method with a teacher",
         )
 
 
@@ -1049,6 +1072,84 @@ def of_classes(description: MethodDescription, classes: int | None) -> Iterator[
             "too_few_classes",
             f"method {description.name} needs at least {description.smallest_classes} classes, got "
             f"{classes}; choose another method",
+        )
+
+
+def of_labels(
+    description: MethodDescription,
+    training: Json,
+    *,
+    splits: Mapping[str, int],
+    labelled: Mapping[str, int] | None,
+    has_teacher: bool,
+) -> Iterator[Violation]:
+    """Yield what cannot be learned from a data set of which some images have no label.
+
+    `splits` has the images of each split, `labelled` those with a label, None where all have one.
+    """
+    if description.is_data_free:
+        return
+    known = splits if labelled is None else labelled
+    count, without = splits.get("train", 0), splits.get("train", 0) - known.get("train", 0)
+    if not without:
+        yield from _each((_useless_pseudo_labels,), training)
+    else:
+        missing = f"{without:,} of the {count:,} training images have no label"
+        yield from _each((_learned_labels,), description, training, missing, without == count)
+        yield from _each((_noise_without_labels,), training, missing)
+    for name in ("validation", "test"):
+        if labelled is not None and splits.get(name) and not labelled[name] and not has_teacher:
+            yield Violation(
+                "dataset",
+                "labels_missing",
+                f"no image of the {name} split has a label, and there is no teacher whose answers "
+                "could stand for them; name a teacher, or a data set with labels there",
+            )
+
+
+def _learned_labels(
+    description: MethodDescription, training: Json, missing: str, has_none: bool
+) -> Iterator[Violation]:
+    if description.is_federated:
+        yield Violation(
+            "dataset",
+            "labels_missing",
+            f"clients of method {description.name} learn from labels, and {missing}; choose a data "
+            "set whose training images all have one",
+        )
+    elif has_none and "teacher" not in description.needs:
+        yield Violation(
+            "dataset",
+            "labels_missing",
+            f"method {description.name} learns from labels alone, and no training image has one; "
+            "choose a method with a teacher, such as kd",
+        )
+    elif description.reads_labels and training["pseudo_labels"] != {"threshold": 0}:
+        yield Violation(
+            "method/name",
+            "labels_missing",
+            f"method {description.name} needs the class of every image, and {missing}; choose a "
+            "method that does not, such as kd, or take all of the teacher's classes: set "
+            "training.pseudo_labels.threshold to 0",
+        )
+
+
+def _noise_without_labels(training: Json, missing: str) -> Iterator[Violation]:
+    if training["label_noise"]:
+        yield Violation(
+            "training/label_noise",
+            "labels_missing",
+            f"label_noise replaces labels, and {missing}; set it to 0",
+        )
+
+
+def _useless_pseudo_labels(training: Json) -> Iterator[Violation]:
+    if training["pseudo_labels"] is not None:
+        yield Violation(
+            "training/pseudo_labels",
+            "no_effect",
+            "pseudo_labels are for images without a label, and every training image has one; "
+            "leave them out",
         )
 
 

@@ -165,6 +165,18 @@ class TeacherCache(Values):
     )
 
 
+class PseudoLabels(Values):
+    """Give images without a label the class of which the teacher is sure."""
+
+    threshold: float = Field(
+        0.95,
+        ge=0,
+        le=1,
+        description="Smallest probability that the teacher must give a class; 0 takes all of its "
+        "answers.",
+    )
+
+
 Optimizer = Annotated[SGD | AdamW | DOT, Field(discriminator="name")]
 Schedule = Annotated[Step | Cosine | Poly | Constant, Field(discriminator="name")]
 Mixing = Annotated[Mixup | CutMix, Field(discriminator="name")]
@@ -290,6 +302,12 @@ class Training(Values):
         "(ENet, arXiv:1606.02147); rare classes are then found sooner, and a little too often. A "
         "list has one weight a class, in the data set's order. Validation and test weigh nothing. "
         "Segmentation only.",
+    )
+    pseudo_labels: PseudoLabels | None = Field(
+        None,
+        description="Where training images have no label, let those of which the teacher is sure "
+        "count in the task term as well, with its class, asked once before training; null leaves "
+        "them to the distillation terms. The baseline never has them.",
     )
     teacher_cache: TeacherCache | None = Field(
         None, description="Keep what the teacher shows of a fixed set of views; null does not."

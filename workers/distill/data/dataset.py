@@ -2,8 +2,9 @@
 
 A folder with `dataset.json` (what the set is) and one safetensors file a split, `images` as uint8
 [N, C, H, W] and `labels` with a row for each image, whose form the task defines: int64 [N] for
-classification, masks [N, H, W] for segmentation, boxes [N, M, 7] for detection (`boxes.py`), which
-has `scales` as well. Reading maps the files and copies nothing.
+classification (`UNLABELLED` where an image has no class), masks [N, H, W] for segmentation, boxes
+[N, M, 7] for detection (`boxes.py`), which has `scales` as well. Reading maps the files and copies
+nothing.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,8 @@ SPLITS = ("train", "validation", "test")
 RECORD_FILE = "dataset.json"
 IGNORE_INDEX = 255
 """Value of the pixels of a mask that belong to no class and do not count."""
+UNLABELLED = -1
+"""Class of the images that have none."""
 BLOCK_PIXELS = 1 << 20
 """Pixels that are counted at a time."""
 
@@ -37,13 +40,22 @@ class DatasetRecord(pydantic.BaseModel):
 
     version: Literal[1] = 1
     task: Task = "classification"
-    classes: list[str] = pydantic.Field(min_length=1)
+    classes: list[str]
+    """Empty where no image has a label, so that only a teacher says which classes there are."""
     splits: dict[Literal["train", "validation", "test"], int]
     boxes: dict[str, list[int]] | None = None
     """In detection: ordinary boxes of each class by split, without crowds and difficult ones."""
+    labelled: dict[str, int] | None = None
+    """Images with a class by split; None where all have one."""
     input: Input
     flip: bool = False
     notes: list[str] = []
+
+    @pydantic.model_validator(mode="after")
+    def _has_classes(self) -> "DatasetRecord":
+        if not self.classes and (self.labelled is None or any(self.labelled.values())):
+            raise ValueError("classes is empty, and there are labels")
+        return self
 
 
 @dataclass(frozen=True)
@@ -137,6 +149,12 @@ def moments(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
     # A channel without contrast has standard deviation 1, so that nothing divides by zero.
     std = [round(value**0.5, 6) or 1.0 for value in variance]
     return [round(value, 6) for value in mean], std
+
+
+def labelled_counts(labels: Mapping[str, NDArray[np.generic]]) -> dict[str, int] | None:
+    """Return how many of the labels [N] of each split are classes; None where all are."""
+    counts = {name: int((numbers != UNLABELLED).sum()) for name, numbers in labels.items()}
+    return None if all(counts[name] == len(labels[name]) for name in labels) else counts
 
 
 def in_blocks(masks: Integer[Tensor, "N h w"]) -> Iterator[Integer[Tensor, "n h w"]]:

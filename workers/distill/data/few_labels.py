@@ -1,7 +1,8 @@
 """A built-in data set with few labelled training images, as an NPZ file to upload.
 
 `python -m workers.distill.data.few_labels digits --labels 100 --output digits-100.npz` draws them
-class by class with a fixed seed; validation and test images are those of the whole set.
+class by class with a fixed seed; validation and test images are those of the whole set. With
+`--keep-unlabelled` the other training images are in the file as well, without their labels.
 """
 
 import argparse
@@ -18,8 +19,12 @@ from workers.distill.data import catalog, dataset, splits
 _ARRAYS = {"train": "train", "validation": "val", "test": "test"}
 
 
-def write(name: str, labels: int, output: Path) -> dataset.DatasetRecord:
+def write(
+    name: str, labels: int, output: Path, *, keep_unlabelled: bool = False
+) -> dataset.DatasetRecord:
     """Write `labels` training images of a built-in data set, and return the whole set's record.
+
+    The others are left out, or kept as `UNLABELLED`; then `labels` may be 0.
 
     Raises `ValueError` for an unknown data set, fewer labels than classes, or more than there are.
     """
@@ -33,7 +38,8 @@ def write(name: str, labels: int, output: Path) -> dataset.DatasetRecord:
         if record.task != "classification":
             raise ValueError(f"{name} is for {record.task}: its images have no single label")
         most = record.splits["train"]
-        if not len(record.classes) <= labels <= most:
+        is_none = keep_unlabelled and labels == 0
+        if not (is_none or len(record.classes) <= labels <= most):
             raise ValueError(f"labels must be {len(record.classes)} to {most}, got {labels}")
         stored = dataset.load(Path(folder))
         for split, array in _ARRAYS.items():
@@ -41,7 +47,12 @@ def write(name: str, labels: int, output: Path) -> dataset.DatasetRecord:
             images, targets = content.images.numpy(), content.labels.numpy()
             if split == "train":
                 (chosen,) = splits.stratified(targets, (labels,))
-                images, targets = images[chosen], targets[chosen]
+                if keep_unlabelled:
+                    known = np.full_like(targets, dataset.UNLABELLED)
+                    known[chosen] = targets[chosen]
+                    targets = known
+                else:
+                    images, targets = images[chosen], targets[chosen]
             arrays[f"x_{array}"], arrays[f"y_{array}"] = images.copy(), targets.copy()
     arrays["classes"] = np.array(record.classes)
     with output.open("wb") as stream:
@@ -54,10 +65,15 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m workers.distill.data.few_labels")
     parser.add_argument("name", help="a built-in data set, such as digits")
     parser.add_argument("--labels", type=int, default=100, help="labelled training images")
+    parser.add_argument(
+        "--keep-unlabelled", action="store_true", help="keep the others, without their labels"
+    )
     parser.add_argument("--output", type=Path, required=True, help="the NPZ file to write")
     options = parser.parse_args(arguments)
     try:
-        record = write(options.name, options.labels, options.output)
+        record = write(
+            options.name, options.labels, options.output, keep_unlabelled=options.keep_unlabelled
+        )
     except ValueError as error:
         parser.error(str(error))
     sys.stdout.write(record.model_dump_json(exclude_none=True) + "\n")

@@ -5,6 +5,7 @@ so a resumed run needs no state to see the same images in the same order with th
 stay uint8 until a network's own `Preprocessor` normalises them.
 """
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -47,12 +48,13 @@ class BatchLoader:
         strong: bool = False,
         crop_targets: CropTargets | None = None,
         class_weights: Float[Tensor, " C"] | None = None,
+        has_all_labels: bool = True,
     ) -> None:
         """Take a split for a device.
 
         `flip` says that mirrored images keep their labels, `strong` that batches have a strong
         view. `crop_targets` moves labels with the crops; without it a crop keeps its label.
-        `class_weights` goes along with every batch.
+        `class_weights` and `has_all_labels` go along with every batch.
         """
         self.count, _, self._height, self._width = images.shape
         self._training = training
@@ -73,6 +75,7 @@ class BatchLoader:
         self._labels = labels.to(device)
         self._crop_targets = crop_targets
         self._class_weights = None if class_weights is None else class_weights.to(device)
+        self._has_all_labels = has_all_labels
         self._device = device
 
     @property
@@ -98,7 +101,7 @@ class BatchLoader:
             images = self._augment(images, self._stream(order[start:end], epoch, AUGMENT))
             strong = self._strong_view(order[start:end], epoch) if self._strong else None
             labels = self._labels_in(index, crops)
-            batch = Batch(images, labels, index, strong=strong, class_weights=self._class_weights)
+            batch = self._batch(images, labels, index, strong=strong)
             yield mixes.part(start, end).mix(batch) if mixes else batch
 
     def whole_epoch(self, epoch: int) -> Batch:
@@ -109,7 +112,7 @@ class BatchLoader:
         order, places, crops = self._arrange(epoch)
         images = self._augment(self._cut(places, crops), self._stream(order, epoch, AUGMENT))
         labels = self._labels_in(places, crops)
-        return Batch(images, labels, places, class_weights=self._class_weights)
+        return self._batch(images, labels, places)
 
     @property
     def shows_stored(self) -> bool:
@@ -123,7 +126,7 @@ class BatchLoader:
     def stored(self) -> Batch:
         """Return all images as they are stored, unaugmented, as one batch."""
         index = torch.arange(self.count, device=self._device)
-        return Batch(self.images_of(index), self._labels, index)
+        return self._batch(self.images_of(index), self._labels, index)
 
     @property
     def bounds(self) -> list[tuple[int, int]]:
@@ -142,7 +145,15 @@ class BatchLoader:
             strong=self._strong,
             crop_targets=self._crop_targets,
             class_weights=self._class_weights,
+            has_all_labels=self._has_all_labels,
         )
+
+    def with_labels(self, labels: Shaped[Tensor, "N *T"]) -> "BatchLoader":
+        """Return a loader of the same images with other labels, of which some may be missing."""
+        other = copy.copy(self)
+        other._labels = labels.to(self._device)
+        other._has_all_labels = False
+        return other
 
     def extended(
         self, images: UInt8[Tensor, "n c h w"], labels: Int[Tensor, " n"]
@@ -158,6 +169,7 @@ class BatchLoader:
             strong=self._strong,
             crop_targets=self._crop_targets,
             class_weights=self._class_weights,
+            has_all_labels=self._has_all_labels,
         )
 
     def images_of(self, index: Int[Tensor, " n"]) -> UInt8[Tensor, "n c h w"]:
@@ -199,7 +211,7 @@ class BatchLoader:
         for start in range(0, self.count, batch_size):
             index = torch.arange(start, min(start + batch_size, self.count), device=self._device)
             images = self._cut(index, self._whole(index))
-            yield Batch(images=images, labels=self._labels[index], index=index)
+            yield self._batch(images, self._labels[index], index)
 
     def views_in_order(self, batch_size: int) -> Iterator[Batch]:
         """Yield every view of the teacher cache once: all of the first image, then of the next.
@@ -211,6 +223,25 @@ class BatchLoader:
         for start in range(0, self.count * views, batch_size):
             number = torch.arange(start, min(start + batch_size, self.count * views))
             yield self._views(number // views, number % views)
+
+    def _batch(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        index: Tensor,
+        *,
+        view: Tensor | None = None,
+        strong: Tensor | None = None,
+    ) -> Batch:
+        return Batch(
+            images,
+            labels,
+            index,
+            view=view,
+            strong=strong,
+            class_weights=self._class_weights,
+            has_all_labels=self._has_all_labels,
+        )
 
     def _arrange(self, epoch: int) -> tuple[Tensor, Tensor, Crops]:
         """Return an epoch's order, on the CPU and on the device, and the crops in that order."""
@@ -241,13 +272,7 @@ class BatchLoader:
         crops = self._draw_views(stream, len(index)).to(self._device)
         images = self._augment(self._cut(places, crops), stream)
         labels = self._labels_in(places, crops)
-        return Batch(
-            images,
-            labels,
-            places,
-            view=view.to(self._device, non_blocking=True),
-            class_weights=self._class_weights,
-        )
+        return self._batch(images, labels, places, view=view.to(self._device, non_blocking=True))
 
     def _strong_view(self, index: Tensor, epoch: int) -> Tensor:
         stream = self._stream(index, epoch, STRONG)

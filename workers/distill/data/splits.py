@@ -2,7 +2,8 @@
 
 Images are drawn class by class with a fixed seed: the same upload gives the same splits on every
 machine, and each class has the same share of every split, as far as whole images allow. Images
-with masks or boxes have many classes each and are drawn regardless of class.
+with masks or boxes have many classes each and are drawn regardless of class. Where only some images
+have a class, only those are drawn: students are scored by labels.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.distill import errors
+from workers.distill.data.dataset import UNLABELLED
 
 SEED = 20240611
 VALIDATION_SHARE = 0.1
@@ -38,24 +40,30 @@ def divide(
     `labels` are classes [N], or have more dimensions, such as masks [N, H, W]. Raises
     `UploadRefused` when there are fewer images than splits to fill.
     """
-    count = len(labels)
-    required = 1 + (not has_validation) + (not has_test)
+    known = labels != UNLABELLED if labels.ndim == 1 else np.ones(len(labels), dtype=np.bool_)
+    is_partial = bool(known.any()) and not known.all()
+    rows = np.flatnonzero(known) if is_partial else np.arange(len(labels))
+    count = len(rows)
+    what = "images with a label" if is_partial else "images"
+    required = (not is_partial) + (not has_validation) + (not has_test)
     if count < required:
         raise errors.UploadRefused(
             "no_images",
-            f"the training split has {count} images; it takes at least {required} to train and to "
+            f"the training split has {count} {what}; it takes at least {required} to train and to "
             "make the missing splits",
         )
     validation = 0 if has_validation else max(1, round(count * VALIDATION_SHARE))
     test = 0 if has_test else max(1, round(count * TEST_SHARE))
-    is_dense = labels.ndim > 1
-    strata = np.zeros(count, dtype=np.int64) if is_dense else labels.astype(np.int64, copy=False)
+    has_classes = labels.ndim == 1 and bool(known.any())
+    strata = labels[rows].astype(np.int64, copy=False) if has_classes else np.zeros(count, np.int64)
     sizes = (count - validation - test, validation, test)
-    train_rows, validation_rows, test_rows = stratified(strata, sizes)
-    how = "at random" if is_dense else "class by class"
+    train_rows, validation_rows, test_rows = (rows[part] for part in stratified(strata, sizes))
+    if is_partial:
+        train_rows = np.sort(np.concatenate([train_rows, np.flatnonzero(~known)]))
+    how = "class by class" if has_classes else "at random"
     made = [(name, size) for name, size in (("validation", validation), ("test", test)) if size]
     notes = tuple(
-        f"the {name} split was missing: {size} of the {count} training images were set aside for "
+        f"the {name} split was missing: {size} of the {count} training {what} were set aside for "
         f"it, {how}, with seed {SEED}"
         for name, size in made
     )

@@ -66,7 +66,8 @@ class Batch:
     padding, where batches of several clients are made equally long). `view` is
     the index of the stored view of an image with a teacher cache. `mixed` is set where images were
     mixed; `strong` holds a second, strongly augmented view of the same images where the method uses
-    one. `class_weights` is what the targets of each class count (None: all alike).
+    one. `class_weights` is what the targets of each class count (None: all alike). Without
+    `has_all_labels` some images may have no class (`dataset.UNLABELLED`).
     """
 
     images: Real[Tensor, "N c h w"]
@@ -77,3 +78,4 @@ class Batch:
     strong: UInt8[Tensor, "N c h w"] | None = None
     weights: Float[Tensor, " N"] | None = None
     class_weights: Float[Tensor, " C"] | None = None
+    has_all_labels: bool = True

@@ -112,6 +112,8 @@ class Method(nn.Module):
     """Whether images may be mixed; not where each must have one true class."""
     uses_strong_view: ClassVar[bool] = False
     """Whether the student and the teacher see a second, strongly augmented view."""
+    reads_labels: ClassVar[bool] = False
+    """Whether its distillation terms need the class of every image."""
     combines: ClassVar[bool] = True
     """Whether its distillation terms may stand beside those of other methods."""
     smallest_batch: ClassVar[int] = 1
@@ -182,6 +184,7 @@ class Method(nn.Module):
             contradictions=cls.contradictions,
             task_shows=dict(cls.task_features),
             chosen_shows=cls.chosen_features,
+            reads_labels=cls.reads_labels,
             task_params=dict(cls.task_params),
             exchange=None,
         )

@@ -48,7 +48,9 @@ def build(
     source = loop.make_source(context, method, student)
     torch.manual_seed(stateless_rng.mix(seed, 2))
     observe: Observe = student.observe
-    balanced = balance.of_method(method, student, device)
+    balanced = balance.of_method(
+        method, student, device, has_labels=context.labelling.has_task_labels
+    )
     if compiles and balanced is not None:
         allow_several_backward_passes()
     if compiles:

@@ -24,6 +24,11 @@ def sentence(metric: str, result: RunResult) -> str:
         return "Nothing is known of the student: there was no data set to evaluate it on."
     if student[metric] is None:
         return f"The test split has nothing to measure the student's {name} by."
+    if result.labels is not None and result.labels.scored_by.get("test") == "teacher":
+        return (
+            f"The student agrees with its teacher on {student[metric]:.1%} of the test split, of "
+            "which no image has a label: nothing tells how often either is right."
+        )
     teacher, baseline = result.scores.get("teacher"), result.scores.get("baseline")
     reached = f"The student reaches {student[metric]:.1%} {name} on the test split"
     if teacher is not None and teacher[metric] is not None:

@@ -16,6 +16,7 @@ from workers.distill.evaluation.validation import TeacherScores, ValidationSplit
 from workers.distill.methods import catalog
 from workers.distill.methods.base import Method
 from workers.distill.networks.interface import Network
+from workers.distill.run.labelling import Labelling
 from workers.distill.runtime import events, signals
 from workers.distill.runtime.precision import Precision
 from workers.distill.tasks.base import BaseTask
@@ -122,6 +123,7 @@ class SharedContext:
     """The training split; None for data-free methods, which read no image of it."""
     known_images: int | None
     """How many training images the record states, where there is one."""
+    labelling: Labelling
     validation: ValidationSplit | None
     test: LabelledImages | None
     """Both None where a data-free job came without a data set."""
@@ -162,9 +164,11 @@ class JobContext(SharedContext):
 
     @property
     def trains_baseline(self) -> bool:
-        """Whether a baseline is wanted that is not the student itself."""
-        return self.config.baseline and catalog.find(self.config.method) != catalog.find(
-            self.loop.baseline(self)
+        """Whether a baseline is wanted that is not the student itself, and can be trained."""
+        return (
+            self.config.baseline
+            and self.labelling.has_training_labels
+            and catalog.find(self.config.method) != catalog.find(self.loop.baseline(self))
         )
 
     @property

@@ -68,6 +68,7 @@ def finish(
         **method_facts(student),
         **({} if balance is None else {"balance": balance}),
         **class_weights(context),
+        **labels(context),
         wall_seconds=round(time.monotonic() - began, 3),
         epochs=context.config.training.epochs,
         steps=context.steps,
@@ -188,7 +189,8 @@ def evaluate_test(context: JobContext, trained: dict[str, Trained]) -> TestScore
         role: evaluations[role].metrics.test_scores() if role in evaluations else None
         for role in ROLES
     }
-    if context.config.baseline and not context.trains_baseline:
+    is_own_baseline = context.labelling.has_training_labels and not context.trains_baseline
+    if context.config.baseline and is_own_baseline:
         scores["baseline"] = scores["student"]
     return TestScores(scores, evaluations, labels, mapped)
 
@@ -329,6 +331,12 @@ def class_weights(context: JobContext) -> dict[str, Any]:
         return {}
     named = zip(context.classes, weights.tolist(), strict=True)
     return {"class_weights": {name: round(weight, 4) for name, weight in named}}
+
+
+def labels(context: JobContext) -> dict[str, Any]:
+    """Return which images had labels, or nothing where all had one."""
+    summary = context.labelling.summary()
+    return {} if summary is None else {"labels": summary}
 
 
 def count(network: Network) -> int:

@@ -93,6 +93,8 @@ def report_start(member: GroupMember) -> None:
         versions=finish.versions(),
         threads=torch.get_num_threads(),
     )
+    for told in context.labelling.warnings(wants_baseline=context.config.baseline):
+        context.reporter.warning(told.code, told.message)
     _warn_of_classes(context)
     if context.teacher_scores is not None and not saved:
         key = f"teacher/validation/{context.task.primary_metric}"
@@ -116,7 +118,13 @@ def _warn_of_classes(context: JobContext) -> None:
 
 
 def _warn_of_weak_teacher(context: JobContext, scores: TeacherScores) -> None:
-    """Say that a teacher knows no more than an answer that never changes, or knows no other."""
+    """Say that a teacher knows no more than an answer that never changes, or knows no other.
+
+    Where its own answers are the labels, it cannot be weak.
+    """
+    scored = context.labelling.validation
+    if scored is not None and scored.by_teacher:
+        return
     metric = context.task.primary_metric
     chance = context.task.constant_score(scores.split.samples.labels, len(context.classes))
     if scores.primary <= chance:

@@ -7,7 +7,7 @@ read of a data set is decided here, and nowhere else.
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch.utils import deterministic
@@ -25,6 +25,7 @@ from workers.distill.methods import catalog
 from workers.distill.networks import catalog as networks
 from workers.distill.networks import class_order, weights
 from workers.distill.networks.interface import Network
+from workers.distill.run import labelling
 from workers.distill.run.context import JobContext, JobRequest, Loop, SharedContext
 from workers.distill.runtime import signals
 from workers.distill.runtime.precision import choose_precision
@@ -43,9 +44,10 @@ def prepare(
     stored = dataset.load(workdir / "dataset")
     size = stored.record.input
     check_task(stored.record.task, config.task)
-    train, held_back, test = (task.read_split(stored, name) for name in dataset.SPLITS)
-    classes = list(stored.record.classes)
+    train, held_back, tested = (task.read_split(stored, name) for name in dataset.SPLITS)
+    classes = classes_of(stored.record, config)
     check_classes("teacher", config.teacher, len(classes))
+    check_labels(config, {**stored.record.splits}, stored.record.labelled)
     check_label_noise(config, len(classes))
     check_class_weights(config, len(classes))
     if len(train.labels) < 2:
@@ -55,11 +57,17 @@ def prepare(
     teacher_preprocessor = (
         Preprocessor("teacher", config.teacher.input, size, device) if config.teacher else None
     )
-    network = None
+    network = answers = None
     if config.teacher:
         network = load_teacher(config.teacher, workdir, device, config.task, classes)
+    if network is not None and teacher_preprocessor is not None:
+        answers = labelling.TeacherAnswers(
+            task, network, teacher_preprocessor, precision, device, stop
+        )
+    labels = labelling.of_training(task, train, answers, config.training.pseudo_labels)
+    scored, test = (labelling.of_scores(task, one, answers) for one in (held_back, tested))
     validation_split = validation.ValidationSplit(
-        on_device(held_back, device), task, len(classes), precision, stop.check
+        on_device(scored.content, device), task, len(classes), precision, stop.check
     )
     teacher_scores = None
     if network is not None and teacher_preprocessor is not None:
@@ -74,10 +82,11 @@ def prepare(
         size=size,
         flip=may_flip(config, stored.record),
         known_images=len(train.labels),
+        labelling=labelling.Labelling(labels, scored, test, stored.record),
         train_data=BatchLoader(
             train.images,
             task.add_label_noise(
-                train.labels,
+                labels.used,
                 config.training.label_noise,
                 classes=len(classes),
                 seed=config.training.seed,
@@ -90,9 +99,10 @@ def prepare(
             class_weights=task.class_weights(
                 train.labels, config.training.class_weights, len(classes)
             ),
+            has_all_labels=labels.has_all,
         ),
         validation=validation_split,
-        test=on_device(test, device),
+        test=on_device(test.content, device),
         teacher_preprocessor=teacher_preprocessor,
         teacher=network,
         teacher_scores=teacher_scores,
@@ -118,21 +128,26 @@ def prepare_without_data(
         stored = dataset.load(workdir / "dataset")
         record = stored.record
         check_task(record.task, config.task)
-        classes = list(record.classes)
+        classes = classes_of(record, config)
     check_classes("teacher", config.teacher, len(classes))
     network = load_teacher(config.teacher, workdir, device, config.task, classes)
+    scored = labelling.Labelling(None, None, None)
     if record is not None and stored is not None:
         for role, choice in (("teacher", config.teacher), ("student", config.student)):
             # Refuses channels that cannot be adapted.
             Preprocessor(role, choice.input, record.input, device)
-        validation_split = validation.ValidationSplit(
-            on_device(task.read_split(stored, "validation"), device),
-            task,
-            len(classes),
-            precision,
-            stop.check,
+        answers = labelling.TeacherAnswers(
+            task, network, teacher_preprocessor, precision, device, stop
         )
-        test = on_device(task.read_split(stored, "test"), device)
+        held_back, tested = (
+            labelling.of_scores(task, task.read_split(stored, name), answers)
+            for name in ("validation", "test")
+        )
+        scored = labelling.Labelling(None, held_back, tested, record)
+        validation_split = validation.ValidationSplit(
+            on_device(held_back.content, device), task, len(classes), precision, stop.check
+        )
+        test = on_device(tested.content, device)
         teacher_scores = validation.TeacherScores(validation_split, network, teacher_preprocessor)
     return SharedContext(
         loop=loop,
@@ -145,11 +160,38 @@ def prepare_without_data(
         flip=may_flip(config, record),
         train_data=None,
         known_images=None if record is None else record.splits["train"],
+        labelling=scored,
         validation=validation_split,
         test=test,
         teacher_preprocessor=teacher_preprocessor,
         teacher=network,
         teacher_scores=teacher_scores,
+    )
+
+
+def classes_of(record: dataset.DatasetRecord, config: JobConfig) -> list[str]:
+    """Return the names of the classes: the data set's, else, where it has none, the teacher's."""
+    if record.classes or config.teacher is None:
+        return list(record.classes)
+    return config.teacher.class_names or [str(label) for label in range(config.teacher.classes)]
+
+
+def check_labels(
+    config: JobConfig, splits: Mapping[str, int], labelled: Mapping[str, int] | None
+) -> None:
+    """Raise `BadRecipe` for what cannot be learned from images without labels.
+
+    `splits` has the images of each split, `labelled` those with a label, None where all have one.
+    """
+    method, _ = catalog.find(config.method)
+    errors.refuse(
+        rules.of_labels(
+            method.describe(),
+            config.training.model_dump(),
+            splits=splits,
+            labelled=labelled,
+            has_teacher=config.teacher is not None,
+        )
     )
 
 
@@ -164,6 +206,8 @@ def job_context(shared: SharedContext, request: JobRequest) -> JobContext:
     """Return the context of one job beside what it shares, and check that it fits there."""
     config = request.config
     check_classes("student", config.student, len(shared.classes))
+    if shared.train_data is not None:
+        check_labels(config, shared.labelling.splits, shared.labelling.labelled)
     fields = {field.name: getattr(shared, field.name) for field in dataclasses.fields(shared)}
     return JobContext(
         **fields,

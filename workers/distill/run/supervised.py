@@ -48,8 +48,13 @@ class SupervisedLoop:
         return dict(LABELS_ALONE)
 
     def make_source(self, context: JobContext, method: Method, student: Network) -> BatchLoader:
-        """Return the training split, which all students of a group share."""
-        loader = context.train_loader
+        """Return the training split, which all students of a group share.
+
+        A method without a teacher does not see the teacher's pseudo-labels.
+        """
+        loader, labels = context.train_loader, context.labelling.train
+        if labels is not None and labels.pseudo and "teacher" not in method.needs:
+            loader = loader.with_labels(labels.given)
         method.prepare(loader.in_order(context.config.training.batch_size))
         if method.reads_teacher_first:
             method.read_teacher(teacher_outputs(context))

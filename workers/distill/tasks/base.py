@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from workers.distill import errors
@@ -123,6 +123,10 @@ class BaseTask(ABC):
         split = stored.split(name)
         self.check_targets(split.labels, stored.record, name)
         return split
+
+    def unlabelled(self, targets: Shaped[Tensor, "N *T"]) -> Bool[Tensor, " N"]:
+        """Return which images have no target; where tasks know no such images, none."""
+        return torch.zeros(len(targets), dtype=torch.bool, device=targets.device)
 
     def image_classes(self, targets: Shaped[Tensor, "N *T"]) -> Int[Tensor, " N"] | None:
         """Return the one class of each image, or None where an image has no such class."""

@@ -1,11 +1,11 @@
-"""Classification: one class for each image."""
+"""Classification: one class for each image, or for some of them."""
 
 import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from workers.distill import errors
@@ -14,7 +14,12 @@ from workers.distill.data import dataset, stateless_rng
 from workers.distill.data.loader import NOISE
 from workers.distill.data.types import Batch
 from workers.distill.networks.interface import Features
-from workers.distill.tasks.base import CALIBRATION_BINS, BaseTask, SplitMetrics
+from workers.distill.tasks.base import (
+    CALIBRATION_BINS,
+    BaseTask,
+    SplitMetrics,
+    count_equal_answers,
+)
 
 BATCH = 256
 """Images at a time; part of the result, since sums in another order round differently."""
@@ -75,7 +80,7 @@ class ClassificationMetrics(SplitMetrics):
 
 
 class Classification(BaseTask):
-    """Learn one class for each image; targets are int64 [N]."""
+    """Learn one class for each image; targets are int64 [N], `UNLABELLED` where there is none."""
 
     name = "classification"
     network_task = "classification"
@@ -89,13 +94,26 @@ class Classification(BaseTask):
         return (len(images), classes)
 
     def check_targets(self, targets: Tensor, record: dataset.DatasetRecord, split: str) -> None:
-        """Raise `BadDataset` unless targets are int64 [N], each the number of a class."""
+        """Raise `BadDataset` unless targets are int64 [N], each the number of a class.
+
+        Where the record says that some have none, those are `UNLABELLED`.
+        """
         count = record.splits.get(split)  # type: ignore[call-overload]  # any name may be asked for
         if tuple(targets.shape) != (count,) or targets.dtype != torch.int64:
             raise errors.BadDataset(
                 f"labels of the {split} split should be int64 [{count}]", split=split
             )
-        dataset.check_class_numbers(targets, record, split)
+        known = targets
+        if record.labelled is not None:
+            known = targets[targets != dataset.UNLABELLED]
+            if len(known) != record.labelled.get(split):
+                raise errors.BadDataset(
+                    f"{len(known)} labels of the {split} split are classes, and "
+                    f"{dataset.RECORD_FILE} says {record.labelled.get(split)}",
+                    split=split,
+                )
+        if len(known):
+            dataset.check_class_numbers(known, record, split)
 
     def image_classes(self, targets: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
         """Return the targets themselves."""
@@ -131,11 +149,27 @@ class Classification(BaseTask):
     def loss(self, output: Features, batch: Batch) -> Float[Tensor, ""]:
         """Return the mean cross-entropy, each mixed image with both of its labels."""
         logits = output.logits
+        if not batch.has_all_labels:
+            return _mean_over_labelled(logits, batch)
         if batch.mixed is None:
             return F.cross_entropy(logits, batch.labels)
         first = F.cross_entropy(logits, batch.labels, reduction="none")
         second = F.cross_entropy(logits, batch.mixed.labels, reduction="none")
         return torch.lerp(second, first, batch.mixed.share.to(first.dtype)).mean()
+
+    def count_correct(
+        self, output: Features, targets: Int[Tensor, " N"]
+    ) -> tuple[Int[Tensor, ""], int | Int[Tensor, ""]]:
+        """Return how many images with a label are taken for what they are, and how many have one.
+
+        An answer is never `UNLABELLED`, so such an image is never right.
+        """
+        correct, _ = count_equal_answers(output, targets)
+        return correct, (targets != dataset.UNLABELLED).sum()
+
+    def unlabelled(self, targets: Int[Tensor, " N"]) -> Bool[Tensor, " N"]:
+        """Return which images have no class."""
+        return targets == dataset.UNLABELLED
 
     def evaluation_batch_size(self, classes: int, positions: int) -> int:
         """Return the same number for all networks."""
@@ -144,6 +178,23 @@ class Classification(BaseTask):
     def metrics(self, classes: int, device: torch.device) -> ClassificationMetrics:
         """Return empty sums."""
         return ClassificationMetrics()
+
+
+def _mean_over_labelled(logits: Float[Tensor, "N C"], batch: Batch) -> Float[Tensor, ""]:
+    """Return the mean cross-entropy over the images with a label; 0 where no image has one.
+
+    Of a mixed image each part counts by its share, if it has a label.
+    """
+    parts = [(batch.labels, logits.new_ones(len(logits)))]
+    if batch.mixed is not None:
+        share = batch.mixed.share.to(logits.dtype)
+        parts = [(batch.labels, share), (batch.mixed.labels, 1 - share)]
+    total = counted = logits.new_zeros(())
+    for labels, share in parts:
+        weights = share * (labels != dataset.UNLABELLED)
+        losses = F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
+        total, counted = total + (weights * losses).sum(), counted + weights.sum()
+    return total / counted.clamp(min=torch.finfo(counted.dtype).tiny)
 
 
 def scores(

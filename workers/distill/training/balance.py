@@ -46,9 +46,14 @@ Scale = Callable[[Tensor], Tensor]
 """Multiplies a loss by what keeps its gradient representable, such as a scaler of float16."""
 
 
-def of_method(method: Method, student: Network, device: torch.device) -> "GradientBalance | None":
-    """Return what a method's `balance` asks for; None where there is nothing to measure."""
-    if not isinstance(method, SupervisedMethod):
+def of_method(
+    method: Method, student: Network, device: torch.device, *, has_labels: bool = True
+) -> "GradientBalance | None":
+    """Return what a method's `balance` asks for; None where there is nothing to measure.
+
+    So it is without labels, since nothing then stands beside the teacher.
+    """
+    if not isinstance(method, SupervisedMethod) or not has_labels:
         return None
     choice = method.params.balance
     if choice is None or method.params.task_weight == 0:
@@ -140,7 +145,8 @@ class GradientBalance:
         scaled = torch.stack([self._norm([task], scale), self._norm(rest, scale)])
         norms = scaled / (scale(torch.ones_like(self._factor)) * self._weights)
         # The scale of float16 may be too large for a step, which its optimizer then leaves out.
-        counts = norms.isfinite().all()
+        # And a batch without any label has no task.
+        counts = norms.isfinite().all() & (norms[0] > 0)
         share = 1.0 / (self._counts[0] + 1).clamp(max=MEMORY)
         norms = torch.where(counts, norms, self._norms)
         self._norms = self._norms + share * (norms - self._norms)

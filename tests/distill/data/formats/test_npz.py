@@ -271,7 +271,7 @@ class TestRefusedFiles:
             ({"labels": np.zeros(19, int)}, "bad_labels"),
             ({"labels": np.zeros(20)}, "bad_labels"),
             ({"labels": np.zeros((20, 4), int)}, "bad_labels"),
-            ({"labels": np.full(20, -1)}, "bad_labels"),
+            ({"labels": np.full(20, -2)}, "bad_labels"),
             ({"labels": np.full(20, 10**12)}, "bad_labels"),
             ({"labels": np.arange(20) * 5000}, "bad_labels"),
             ({"classes": np.array(["a" * 201, *"bcdefghij"])}, "bad_labels"),

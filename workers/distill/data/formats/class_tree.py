@@ -128,7 +128,15 @@ class Found:
 
     classes: list[str]
     given: dict[str, list[LabelledPicture]]
-    notes: list[str]
+    left_out: list[str]
+    """Notes about folders and pictures that were not read."""
+    others: list[str]
+    """Notes about those that were."""
+
+    @property
+    def notes(self) -> list[str]:
+        """All notes for the owner of the upload."""
+        return [*self.left_out, *self.others]
 
 
 @dataclass
@@ -196,17 +204,16 @@ def find(root: Path) -> Found:
     given = {name: _pictures(split, numbers) for name, split in splits.items()}
     strays = _add_unread(tree, splits, reasons)
     lists = {split.list_file for split in splits.values() if split.list_file}
-    notes = [
+    left_out = [
         *_notes_of_reasons(reasons, root),
         *(
             f"{count} pictures directly in {_name(place, root)!r} were left out: they lie in no "
             "class folder"
             for place, count in strays.items()
         ),
-        *_notes_of_splits(splits, root),
-        *_notes_of_files(tree, lists),
     ]
-    return Found(classes, given, notes)
+    others = [*_notes_of_splits(splits, root), *_notes_of_files(tree, lists)]
+    return Found(classes, given, left_out, others)
 
 
 def _find_splits(tree: Folder) -> tuple[dict[str, _Split], Reasons]:
@@ -332,6 +339,8 @@ def _why_no_class(child: Folder, names: Collection[str], *, is_split: bool) -> s
     """
     split = folders.split_of(child.name, names)
     is_leaf = bool(child.pictures) and not child.filled
+    if split == folders.UNLABELLED:
+        return "its name says that its pictures have no labels"
     if split is not None and not (is_split and is_leaf):
         others = sorted(name for name in names if folders.split_of(name, names) is None)
         if split == "train" and is_leaf and others:

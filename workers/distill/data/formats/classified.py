@@ -22,7 +22,7 @@ from workers.distill.data.formats.problems import Problems
 
 @dataclass(frozen=True)
 class LabelledPicture:
-    """A picture's file and the number of its class."""
+    """A picture's file and the number of its class, `dataset.UNLABELLED` for none."""
 
     file: Path
     label: int

@@ -241,6 +241,7 @@ def finish(
     check_classes(classes, sum(len(split["images"]) for split in stored.values()))
     images = cast(NDArray[np.uint8], stored["train"]["images"])
     mean, std = hints.normalisation(form.channels, dataset.moments(images))
+    labelled = _labelled(task, {name: stored[name]["labels"] for name in dataset.SPLITS})
     record = dataset.DatasetRecord(
         task=task,
         classes=list(classes),
@@ -250,11 +251,17 @@ def finish(
             "test": len(stored["test"]["images"]),
         },
         boxes=boxes,
+        labelled=labelled,
         input=Input(
             channels=form.channels, height=form.height, width=form.width, mean=mean, std=std
         ),
         flip=flip,
-        notes=list(notes),
+        notes=[
+            *notes,
+            *_notes_of_unlabelled(
+                labelled, {name: len(stored[name]["labels"]) for name in dataset.SPLITS}
+            ),
+        ],
     )
     dataset.write_record(folder, record)
     return record
@@ -293,6 +300,7 @@ def write_arrays(
         if len(content) == 0:
             raise errors.UploadRefused("no_images", f"the {name} split has no images")
     mean, std = hints.normalisation(channels, dataset.moments(complete["train"][0]))
+    labelled = _labelled(task, {name: complete[name][1] for name in dataset.SPLITS})
     record = dataset.DatasetRecord(
         task=task,
         classes=list(classes),
@@ -301,9 +309,17 @@ def write_arrays(
             "validation": len(complete["validation"][1]),
             "test": len(complete["test"][1]),
         },
+        labelled=labelled,
         input=Input(channels=channels, height=height, width=width, mean=mean, std=std),
         flip=flip,
-        notes=[*notes, *division.notes, *_absent_classes(classes, complete["train"][1])],
+        notes=[
+            *notes,
+            *division.notes,
+            *_absent_classes(classes, complete["train"][1]),
+            *_notes_of_unlabelled(
+                labelled, {name: len(complete[name][1]) for name in dataset.SPLITS}
+            ),
+        ],
     )
     dataset.write(
         folder,
@@ -318,6 +334,22 @@ def write_arrays(
         },
     )
     return record
+
+
+def _labelled(task: Task, labels: Mapping[str, NDArray[np.generic]]) -> dict[str, int] | None:
+    return dataset.labelled_counts(labels) if task == "classification" else None
+
+
+def _notes_of_unlabelled(
+    labelled: Mapping[str, int] | None, splits: Mapping[str, int]
+) -> list[str]:
+    """Return a note about the images without a label, or nothing where all have one."""
+    if labelled is None:
+        return []
+    counts = ", ".join(
+        f"{count - labelled[name]} of {count} in {name}" for name, count in splits.items()
+    )
+    return [f"images without a label: {counts}"]
 
 
 def _absent_classes(

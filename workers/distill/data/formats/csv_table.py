@@ -95,10 +95,45 @@ class Pictures:
         return found[0] if len(found) == 1 else None
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """What the tables of an archive say of its pictures."""
+
+    classes: list[str]
+    given: dict[str, list[classified.LabelledPicture]]
+    """Pictures with a class, by split."""
+    without: list[Path]
+    """Pictures that have a class in no table."""
+    notes: list[str]
+
+
 def convert(
     upload: Upload, folder: Path, hints: conversion.InputHints, task: Task
 ) -> dataset.DatasetRecord:
     """Unpack an archive of pictures with a table and write it as a prepared data set."""
+    found = read(upload)
+    notes = list(found.notes)
+    if found.without:
+        notes.append(
+            f"{len(found.without)} pictures have no class in any table and were left out; "
+            "register the upload again with the format images to keep them without a label"
+        )
+    return classified.write(
+        folder,
+        found.given,
+        upload.root,
+        classes=found.classes,
+        hints=hints,
+        notes=[*upload.notes, *notes],
+        task=task,
+    )
+
+
+def read(upload: Upload) -> Labelled:
+    """Return the classes of an archive's pictures; raises `UploadRefused` where tables give none.
+
+    There are at least two classes, and training pictures.
+    """
     root = upload.root
     pictures = Pictures(root)
     tables, notes = find(upload, pictures)
@@ -116,23 +151,18 @@ def convert(
                 missing.append(f"{table.file.name}: {row[table.pictures]!r}")
             elif label:
                 _add(labelled.setdefault(split, {}), file, label, table)
-    if len({label for files in labelled.values() for label in files.values()}) < 2:
+    classes = _ordered({label for files in labelled.values() for label in files.values()})
+    if len(classes) < 2:
         raise errors.UploadRefused("bad_labels", "the tables give fewer than two classes")
     if missing:
         some = ", ".join(missing[:MOST_LISTED])
         notes.append(f"{len(missing)} rows of tables name no picture and were left out: {some}")
-    used = {file for files in labelled.values() for file in files}
-    if len(used) < len(pictures.files):
-        notes.append(
-            f"{len(pictures.files) - len(used)} pictures have no class in any table and were left "
-            "out"
-        )
-    classes = _ordered({label for files in labelled.values() for label in files.values()})
     numbers = {name: number for number, name in enumerate(classes)}
     if "train" not in labelled:
         raise errors.UploadRefused("no_images", "no table gives classes of training pictures")
-    return classified.write(
-        folder,
+    used = {file for files in labelled.values() for file in files}
+    return Labelled(
+        classes,
         {
             split: [
                 classified.LabelledPicture(file, numbers[label])
@@ -140,11 +170,8 @@ def convert(
             ]
             for split, files in labelled.items()
         },
-        root,
-        classes=classes,
-        hints=hints,
-        notes=[*upload.notes, *notes],
-        task=task,
+        [file for file in pictures.files if file not in used],
+        notes,
     )
 
 
@@ -270,7 +297,8 @@ FORMAT = Format(
         "called `label`, `class` or the like, or is the only other one; or several hold 0 and 1. "
         "Tables called `train`, `val` and `test`, or a column `split`, give splits; those that are "
         "missing are taken from training. Tables without classes, such as a sample submission, and "
-        "pictures in no table are left out, which the notes tell."
+        "pictures in no table are left out, which the notes tell; the format `images` keeps them "
+        "as images without a label."
     ),
     tasks=("classification",),
     suffixes=archives.SUFFIXES,

@@ -38,8 +38,9 @@ FORMAT = Format(
         "may be `train`, `val` and `test`, under these names or like ones (`Training`, `test_set`, "
         "`seg_train`), and splits that are missing are taken from training. A file such as "
         "`val_annotations.txt` may list the classes of a split's pictures, as in Tiny-ImageNet. "
-        "Folders that fit into no split and no class are left out, which the notes tell. Pictures "
-        "of different sizes need `input.height` and `input.width`. Read are AVIF, BMP, GIF, HEIF, "
+        "Folders that fit into no split and no class are left out, which the notes tell; the "
+        "format `images` keeps a folder `unlabelled` as images without a label. Pictures of "
+        "different sizes need `input.height` and `input.width`. Read are AVIF, BMP, GIF, HEIF, "
         "JPEG, PNG, PPM, TIFF and WebP, turned upright as their EXIF says; grey values of more "
         "than 8 bits are scaled by the range of the whole upload, or `input.max_value`."
     ),

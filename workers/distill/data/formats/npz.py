@@ -3,7 +3,8 @@
 Arrays are known by the usual names in any case: `X_train`, `train_images` (as MedMNIST has them),
 `trainX`, `data`; `y`, `labels`, `targets`. Whole numbers are pixels of 0..255 whatever their dtype,
 or scaled as pictures of more than 8 bits are. Labels are whole numbers, one-hot rows, or names; for
-segmentation they are masks [N, H, W], in which 255 means no class. `classes` or `class_names` names
+segmentation they are masks [N, H, W], in which 255 means no class. An image without a class has the
+label -1. `classes` or `class_names` names
 the classes, or gives their number.
 Arrays of objects are refused, since they are pickles. A header is compared with the size of the
 data behind it before memory is allocated.
@@ -376,13 +377,19 @@ def _labels_of_all(
         columns = max(columns, width)
     if any(array.dtype.kind in "US" for array in plain.values()):
         return _numbered_names(plain, content, notes)
-    lowest = min(int(array.min()) for array in plain.values() if len(array))
-    highest = max(int(array.max()) for array in plain.values() if len(array))
+    known = {split: array[array != dataset.UNLABELLED] for split, array in plain.items()}
+    if not any(map(len, known.values())):
+        return {split: np.ascontiguousarray(array) for split, array in plain.items()}, (
+            [] if content.classes is None else _names_of(content.classes)
+        )
+    lowest = min(int(array.min()) for array in known.values() if len(array))
+    highest = max(int(array.max()) for array in known.values() if len(array))
     if lowest < 0 or highest >= conversion.MOST_CLASSES:
         raise errors.UploadRefused(
             "bad_labels",
             f"labels run from {lowest} to {highest}; they are 0 to "
-            f"{conversion.MOST_CLASSES - 1} at most",
+            f"{conversion.MOST_CLASSES - 1} at most, and {dataset.UNLABELLED} for an image that "
+            "has none",
         )
     count = max(highest + 1, columns)
     classes = None if content.classes is None else _names_of(content.classes)
@@ -392,7 +399,10 @@ def _labels_of_all(
             f"labels count from 1 to {highest}: label 1 is class 0, and so on up to class "
             f"{highest - 1}"
         )
-        plain = {split: array - 1 for split, array in plain.items()}
+        plain = {
+            split: np.where(array == dataset.UNLABELLED, array, array - 1)
+            for split, array in plain.items()
+        }
         classes = classes or [str(label) for label in range(1, highest + 1)]
         count = highest
     if classes is None:
@@ -546,7 +556,8 @@ FORMAT = Format(
         "such splits, or `images` and `labels`; other usual names in any case, such as "
         "`train_images`, `X_train`, `data` and `targets`, are known as well. Images are [N, H, W], "
         "[N, C, H, W] or [N, H, W, C], grey or RGB: whole numbers of any dtype, or floats in 0..1. "
-        "Labels are whole numbers [N], one-hot rows [N, K], or names; they may count from 1. For "
+        "Labels are whole numbers [N], one-hot rows [N, K], or names; they may count from 1, and "
+        "-1 stands for an image without a label. For "
         "segmentation they are masks [N, H, W], in which 255 means no class. `classes` or "
         "`class_names` may give the number of classes or their names."
     ),

@@ -74,6 +74,7 @@ class DKD(LogitMethod):
     )
     accepts_mixed = False  # the parts are split at one true class
     smallest_classes = 2
+    reads_labels = True
     contradictions: ClassVar[tuple[Contradiction, ...]] = (
         Contradiction(
             when=(

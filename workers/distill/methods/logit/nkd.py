@@ -59,6 +59,7 @@ class NKD(LogitMethod):
     )
     accepts_mixed = False  # the parts are split at one true class
     smallest_classes = 2
+    reads_labels = True
 
     class Params(LogitMethod.Params):
         """The weight and the temperature of the other classes."""

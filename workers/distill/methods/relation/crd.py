@@ -169,6 +169,7 @@ class CRD(RelationMethod):
     )
     accepts_mixed = False
     smallest_classes = 2
+    reads_labels = True
 
     class Params(RelationMethod.Params):
         """A weight, the width of embeddings, and how they are contrasted."""
