@@ -51,6 +51,10 @@ class DatasetRecord(pydantic.BaseModel):
     flip: bool = False
     notes: list[str] = []
 
+    def sizes(self) -> dict[str, int]:
+        """Return the images of each split, by any name."""
+        return {str(name): count for name, count in self.splits.items()}
+
     @pydantic.model_validator(mode="after")
     def _has_classes(self) -> "DatasetRecord":
         if not self.classes and (self.labelled is None or any(self.labelled.values())):

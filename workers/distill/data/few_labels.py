@@ -42,18 +42,18 @@ def write(
         if not (is_none or len(record.classes) <= labels <= most):
             raise ValueError(f"labels must be {len(record.classes)} to {most}, got {labels}")
         stored = dataset.load(Path(folder))
-        for split, array in _ARRAYS.items():
+        for split, suffix in _ARRAYS.items():
             content = stored.split(split)
             images, targets = content.images.numpy(), content.labels.numpy()
             if split == "train":
                 (chosen,) = splits.stratified(targets, (labels,))
                 if keep_unlabelled:
-                    known = np.full_like(targets, dataset.UNLABELLED)
-                    known[chosen] = targets[chosen]
-                    targets = known
+                    others = np.setdiff1d(np.arange(len(targets)), chosen)
+                    targets = targets.copy()
+                    targets[others] = dataset.UNLABELLED
                 else:
                     images, targets = images[chosen], targets[chosen]
-            arrays[f"x_{array}"], arrays[f"y_{array}"] = images.copy(), targets.copy()
+            arrays[f"x_{suffix}"], arrays[f"y_{suffix}"] = images.copy(), targets.copy()
     arrays["classes"] = np.array(record.classes)
     with output.open("wb") as stream:
         np.savez_compressed(stream, **arrays)

@@ -145,7 +145,7 @@ class Labelling:
     @property
     def splits(self) -> dict[str, int]:
         """Return the images of each split."""
-        return {} if self.record is None else {**self.record.splits}
+        return {} if self.record is None else self.record.sizes()
 
     @property
     def labelled(self) -> dict[str, int] | None:

@@ -47,7 +47,7 @@ def prepare(
     train, held_back, tested = (task.read_split(stored, name) for name in dataset.SPLITS)
     classes = classes_of(stored.record, config)
     check_classes("teacher", config.teacher, len(classes))
-    check_labels(config, {**stored.record.splits}, stored.record.labelled)
+    check_labels(config, stored.record.sizes(), stored.record.labelled)
     check_label_noise(config, len(classes))
     check_class_weights(config, len(classes))
     if len(train.labels) < 2:
