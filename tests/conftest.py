@@ -3,12 +3,10 @@
 Migrations run once for each kind, so that a test's database costs milliseconds.
 """
 
-import contextlib
 import gc
 import os
 import re
 import shutil
-import sqlite3
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from statistics import fmean
@@ -32,6 +30,8 @@ from tests import factories, services
 
 PROJECT = "laboratory"
 NOBODY_LISTENS = "redis://127.0.0.1:1/0"
+# Without this, rows would have to come and go in the order of their references.
+IN_ANY_ORDER = b"SET session_replication_role = replica"
 # What is marked with xdist_group, or shares the fixture of a parameter, by the ids of the tests.
 TOGETHER = re.compile(
     r"^tests/journeys/.*\[(?:production|embedded)\b|^tests/workers/test_shared_engine\.py::\w+"
@@ -186,13 +186,10 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sqlite_project_template(sqlite_template: Path) -> Path:
-    """A migrated SQLite file with the project of the tests, whose rows are to be copied."""
+    """A migrated SQLite file with the project of the tests, to be copied."""
     path = sqlite_template.with_name("project.sqlite3")
     shutil.copy(sqlite_template, path)
-    engine = database.connect(f"sqlite:///{path}")
-    with database.sessions(engine).begin() as session:
-        keys.create_project(session, name=PROJECT)
-    engine.dispose()
+    make_project(f"sqlite:///{path}")
     return path
 
 
@@ -217,13 +214,36 @@ def postgres_database(postgres_server: str) -> Iterator[str]:
         yield url
 
 
-def copy_rows(template: Path, target: Path) -> None:
-    """Copy the rows of one SQLite file into another: quicker than to make them."""
-    with contextlib.closing(sqlite3.connect(target)) as connection:
-        connection.execute("ATTACH ? AS template", (str(template),))
+@pytest.fixture(scope="session")
+def postgres_project_rows(postgres_database: str) -> dict[str, bytes]:
+    """The rows that make the project of the tests, by table, as PostgreSQL copies them."""
+    make_project(postgres_database)
+    rows: dict[str, bytes] = {}
+    with psycopg.connect(postgres_database.replace("+psycopg", "")) as connection:
         for table in tables.Row.metadata.tables:
-            connection.execute(f'INSERT INTO main."{table}" SELECT * FROM template."{table}"')
-        connection.commit()
+            with connection.cursor().copy(f'COPY "{table}" TO STDOUT'.encode()) as copied:
+                content = b"".join(copied)
+            if content:
+                rows[table] = content
+    empty(postgres_database)
+    return rows
+
+
+def make_project(url: str) -> None:
+    """Make the project of the tests in an empty database."""
+    engine = database.connect(url, pool_size=1)
+    with database.sessions(engine).begin() as session:
+        keys.create_project(session, name=PROJECT)
+    engine.dispose()
+
+
+def fill(postgres_url: str, rows: dict[str, bytes]) -> None:
+    """Write rows into a database."""
+    with psycopg.connect(postgres_url.replace("+psycopg", "")) as connection:
+        connection.execute(IN_ANY_ORDER)
+        for table, content in rows.items():
+            with connection.cursor().copy(f'COPY "{table}" FROM STDIN'.encode()) as copy:
+                copy.write(content)
 
 
 def empty(postgres_url: str) -> None:
@@ -233,21 +253,26 @@ def empty(postgres_url: str) -> None:
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
-        # Without this, rows would have to go in the order of their references.
-        connection.execute("SET session_replication_role = replica")
-        for table in tables.Row.metadata.tables:
-            connection.execute(f'DELETE FROM "{table}"'.encode())
+        deletions = [f'DELETE FROM "{table}"' for table in tables.Row.metadata.tables]
+        connection.execute("; ".join([IN_ANY_ORDER.decode(), *deletions]).encode())
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of a fresh, migrated database: each test runs on both kinds."""
+    """The URL of a fresh, migrated database: each test runs on both kinds.
+
+    It has the project of the tests where a test has the fixture `project`.
+    """
+    with_project = "project" in request.fixturenames
     if request.param == "sqlite":
         path = tmp_path / "retort.sqlite3"
-        shutil.copy(request.getfixturevalue("sqlite_template"), path)
+        template = "sqlite_project_template" if with_project else "sqlite_template"
+        shutil.copy(request.getfixturevalue(template), path)
         yield f"sqlite:///{path}"
         return
     url = request.getfixturevalue("postgres_database")
+    if with_project:
+        fill(url, request.getfixturevalue("postgres_project_rows"))
     yield url
     empty(url)
 
@@ -286,17 +311,10 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def project(
-    sessions: database.Sessions, database_url: str, sqlite_project_template: Path
-) -> tables.ProjectRow:
-    """The project that `client` belongs to."""
-    is_file = database_url.startswith("sqlite:///")
-    if is_file:
-        copy_rows(sqlite_project_template, Path(database_url.removeprefix("sqlite:///")))
+def project(sessions: database.Sessions) -> tables.ProjectRow:
+    """The project that `client` belongs to, which `database_url` has made."""
     with sessions.begin() as session:
-        if is_file:
-            return session.query(tables.ProjectRow).one()
-        return keys.create_project(session, name=PROJECT)
+        return session.query(tables.ProjectRow).one()
 
 
 @pytest.fixture

@@ -51,10 +51,10 @@ def http(wire: wires.Wire, naps: list[float]) -> Iterator[transport.Transport]:
 
 
 @pytest.fixture
-def database_url(tmp_path: Path, sqlite_template: Path) -> str:
+def database_url(tmp_path: Path, sqlite_project_template: Path) -> str:
     """A fresh database; the client cannot tell which kind it is, so one kind is enough."""
     path = tmp_path / "retort.sqlite3"
-    shutil.copy(sqlite_template, path)
+    shutil.copy(sqlite_project_template, path)
     return f"sqlite:///{path}"
 
 
