@@ -5,6 +5,7 @@ import json
 import math
 import re
 import time
+from http import HTTPStatus
 from typing import Any, NoReturn
 
 import structlog
@@ -14,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import errors, metrics
 from models_registry import errors as registry_errors
-from models_registry import ids, logs
+from models_registry import ids, logs, tracing
 
 log = structlog.get_logger()
 
@@ -30,24 +31,41 @@ _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class RequestMiddleware:
-    """Adds a request id, limits the body, logs and measures every request."""
+    """Adds a request id, limits the body, logs, measures and traces every request."""
 
-    def __init__(self, app: ASGIApp, *, measured: metrics.Requests) -> None:
+    def __init__(
+        self, app: ASGIApp, *, measured: metrics.Requests, tracer: tracing.Tracer = tracing.OFF
+    ) -> None:
         self._app = app
         self._measured = measured
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else ids.new("req")
         scope["request_id"] = request_id
-        with logs.bind(request_id=request_id):
-            await self._measure(scope, receive, send, request_id)
+        tracer = tracing.OFF if scope["path"] in _QUIET else self._tracer
+        span = tracer.begin(
+            scope["method"],
+            parent=tracing.valid(headers.get("traceparent")),
+            kind="server",
+            http__request__method=scope["method"],
+            url__path=scope["path"],
+            retort__request__id=request_id,
+        )
+        trace = span.traceparent
+        bound = {"trace_id": tracing.trace_id(trace)} if trace else {}
+        with logs.bind(request_id=request_id, **bound), tracing.serving(trace):
+            await self._measure(scope, receive, send, request_id, span)
 
-    async def _measure(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+    async def _measure(
+        self, scope: Scope, receive: Receive, send: Send, request_id: str, span: tracing.Span
+    ) -> None:
         started, status, method = time.perf_counter(), 500, scope["method"]
         if method == "HEAD":
             # Answered by what answers GET, so that HEAD is wherever GET is.
@@ -68,6 +86,7 @@ class RequestMiddleware:
             await self._serve(scope, receive, send_with_id)
         finally:
             self._note(scope, method, status, time.perf_counter() - started)
+            _end(span, scope, method, status)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         refused = _refusal(scope)
@@ -94,6 +113,20 @@ class RequestMiddleware:
             seconds=round(seconds, 4),
             **who,
         )
+
+
+def _end(span: tracing.Span, scope: Scope, method: str, status: int) -> None:
+    route = getattr(scope.get("route"), "path", None)
+    caller = scope.get("caller")
+    span.update(
+        name=f"{method} {route}" if route else method,
+        http__route=route,
+        http__response__status_code=status,
+        retort__project__id=caller.project_id if caller else None,
+    )
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        span.fail(f"answered {status}")
+    span.end()
 
 
 def _refusal(scope: Scope) -> registry_errors.RegistryError | None:

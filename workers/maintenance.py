@@ -66,7 +66,7 @@ def sweep(context: Context, send: outbox.Send) -> dict[str, int]:
         done["jobs_republished"] = sweeps.republish(session, after_seconds=after)
         done["inspections_republished"] = inspections.republish(session, after_seconds=after)
         done["trials_republished"] = network_trials.republish(session, after_seconds=after)
-    done["relayed"] = outbox.relay(context.sessions, send)
+    done["relayed"] = outbox.relay(context.sessions, send, tracer=context.tracer)
     _log(done, "sweep_done")
     return done
 

@@ -211,6 +211,7 @@ class _Run:
         """Stage, supervise, and end the attempts in the database."""
         launcher = self._context.launcher
         launcher.warm_up()  # while the inputs are staged
+        self._for_each_open(lambda attempt: attempt.trace.enter("stage"))
         try:
             self._stage()
         except errors.StorageDown as error:
@@ -230,6 +231,7 @@ class _Run:
             return
         arguments = [str(self._write_config()), "--workdir", str(self._workdir)]
         device = self._context.settings.worker_device
+        self._for_each_open(lambda attempt: attempt.trace.enter("prepare"))
         with (
             EngineProcess(
                 "workers.distill",
