@@ -5,6 +5,7 @@ import json
 import math
 import re
 import time
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, NoReturn
 
@@ -28,6 +29,14 @@ _PART = re.compile(r"/v1/uploads/[^/]+/parts/[^/]+")
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
+
+
+@dataclass
+class _Volume:
+    """Bytes of a request's body and of its response's."""
+
+    received: int = 0
+    sent: int = 0
 
 
 class RequestMiddleware:
@@ -67,11 +76,21 @@ class RequestMiddleware:
         self, scope: Scope, receive: Receive, send: Send, request_id: str, span: tracing.Span
     ) -> None:
         started, status, method = time.perf_counter(), 500, scope["method"]
+        receive, send, volume = _counted(receive, send)
         if method == "HEAD":
             # Answered by what answers GET, so that HEAD is wherever GET is.
             # The server's own scope keeps its method: by it, the server sends no body.
             scope = {**scope, "method": "GET", "is_head": True}
             receive, send = _without_body(send)
+
+        is_noted = False
+
+        def note() -> None:
+            nonlocal is_noted
+            if not is_noted:
+                is_noted = True
+                self._note(scope, method, status, time.perf_counter() - started, volume)
+                _end(span, scope, method, status)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -81,12 +100,13 @@ class RequestMiddleware:
                 headers["x-request-id"] = request_id
                 headers["x-content-type-options"] = "nosniff"
             await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                note()  # the work that follows, such as publishing, is nobody's waiting
 
         try:
             await self._serve(scope, receive, send_with_id)
         finally:
-            self._note(scope, method, status, time.perf_counter() - started)
-            _end(span, scope, method, status)
+            note()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         refused = _refusal(scope)
@@ -97,10 +117,14 @@ class RequestMiddleware:
             receive = _LimitedBody(receive, is_json=_is_json(scope)).receive
         await self._app(scope, receive, send)
 
-    def _note(self, scope: Scope, method: str, status: int, seconds: float) -> None:
+    def _note(
+        self, scope: Scope, method: str, status: int, seconds: float, volume: _Volume
+    ) -> None:
         # The template, not the path: one series per route, and no ids in labels.
         route = getattr(scope.get("route"), "path", "unknown")
-        self._measured.observe(method, route, status, seconds)
+        self._measured.observe(
+            method, route, status, seconds, received=volume.received, sent=volume.sent
+        )
         caller = scope.get("caller")
         who = {"project_id": caller.project_id, "key_id": caller.key_id} if caller else {}
         level = "debug" if scope["path"] in _QUIET else "info"
@@ -113,6 +137,22 @@ class RequestMiddleware:
             seconds=round(seconds, 4),
             **who,
         )
+
+
+def _counted(receive: Receive, send: Send) -> tuple[Receive, Send, _Volume]:
+    """Return what receives and sends for a request, and what has passed through them."""
+    volume = _Volume()
+
+    async def receive_counted() -> Message:
+        message = await receive()
+        volume.received += len(message.get("body", b""))
+        return message
+
+    async def send_counted(message: Message) -> None:
+        volume.sent += len(message.get("body", b""))
+        await send(message)
+
+    return receive_counted, send_counted, volume
 
 
 def _end(span: tracing.Span, scope: Scope, method: str, status: int) -> None:
