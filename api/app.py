@@ -37,7 +37,7 @@ from api.routes import (
     uploads,
     workers,
 )
-from models_registry import logs
+from models_registry import logs, tracing
 from models_registry.persistence import database, storage
 from models_registry.settings import Settings
 
@@ -68,7 +68,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.add_route("/", _first_page, include_in_schema=False)
     errors.install(app)
     app.add_middleware(errors.LastHandler)
-    app.add_middleware(middleware.RequestMiddleware, measured=metrics.Requests(collected))
+    app.add_middleware(
+        middleware.RequestMiddleware,
+        measured=metrics.Requests(collected),
+        tracer=app.state.service.tracer,
+    )
     openapi.install(app)
     return app
 
@@ -108,6 +112,8 @@ def _service(settings: Settings) -> dependencies.Service:
     engine = database.connect(
         settings.database_url, pool_size=POOL_SIZE, statement_timeout_seconds=STATEMENT_SECONDS
     )
+    tracer = tracing.start(settings, service="retort-api")
+    tracing.trace_statements(engine, tracer)
     sessions = database.sessions(engine)
     readers = database.sessions(engine.execution_options(read_only=True))
     messages = queue.CeleryQueue(settings.broker_url)
@@ -119,10 +125,11 @@ def _service(settings: Settings) -> dependencies.Service:
         readers=readers,
         storage=storage.from_settings(settings),
         queue=messages,
-        publisher=dependencies.Publisher(sessions, messages),
+        publisher=dependencies.Publisher(sessions, messages, tracer),
         hub=hub,
         federations=federation_waits.FederationWaits(readers, lambda: hub.draining),
         cursor_secret=settings.cursor_secret.get_secret_value().encode(),
+        tracer=tracer,
     )
 
 
@@ -135,6 +142,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
                 yield
     finally:
         service.queue.close()
+        await run_in_threadpool(service.tracer.close)
         await run_in_threadpool(service.engine.dispose)
 
 

@@ -13,7 +13,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.exc import SQLAlchemyError
 
 from api import federation_waits, ranges, streams
-from models_registry import errors, settings
+from models_registry import errors, settings, tracing
 from models_registry.access import keys
 from models_registry.artifacts import models
 from models_registry.persistence import database, outbox, paging
@@ -41,6 +41,7 @@ class Publisher:
 
     sessions: database.Sessions
     queue: Queue
+    tracer: tracing.Tracer = tracing.OFF
     _wanted: threading.Event = field(default_factory=threading.Event)
     _relaying: threading.Lock = field(default_factory=threading.Lock)
 
@@ -50,7 +51,7 @@ class Publisher:
         while self._wanted.is_set() and self._relaying.acquire(blocking=False):
             try:
                 self._wanted.clear()
-                outbox.relay(self.sessions, self.queue.send)
+                outbox.relay(self.sessions, self.queue.send, tracer=self.tracer)
             except (errors.QueueDown, SQLAlchemyError) as error:
                 log.warning("outbox_left", reason=str(error))
             finally:
@@ -71,6 +72,7 @@ class Service:
     hub: streams.Hub
     federations: federation_waits.FederationWaits
     cursor_secret: bytes
+    tracer: tracing.Tracer
 
 
 def service(request: Request) -> Service:

@@ -9,7 +9,10 @@ _BY_ENDING = {
     ".svg": "image/svg+xml",
 }
 
+UNKNOWN = "application/octet-stream"
+ALL = (UNKNOWN, *_BY_ENDING.values())
+
 
 def of(path: str) -> str:
-    """Return the media type of a file; `application/octet-stream` if unknown."""
-    return _BY_ENDING.get(PurePosixPath(path).suffix, "application/octet-stream")
+    """Return the media type of a file; `UNKNOWN` for every other suffix."""
+    return _BY_ENDING.get(PurePosixPath(path).suffix, UNKNOWN)

@@ -7,17 +7,32 @@ import prometheus_client
 import structlog
 from prometheus_client import core, registry
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
+from models_registry.artifacts import inspections
 from models_registry.jobs import lifecycle, queries, workers
-from models_registry.persistence import database, outbox
+from models_registry.persistence import broker, counters, database, outbox
+from models_registry.persistence.counters import Counter
 
 log = structlog.get_logger()
 
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
+_ATTEMPTS = (1, 2, 3, 5, 10)
+_COUNTERS = {
+    Counter.SWEEPS: ("retort_sweeps", "Sweeps of maintenance"),
+    Counter.STALE_WRITES: (
+        "retort_stale_writes_refused",
+        "Writes of workers that no longer held their job, each refused by its fence",
+    ),
+    Counter.COLLECTED_BLOBS: ("retort_collected_blobs", "Blobs deleted: no row named them"),
+    Counter.COLLECTED_BYTES: ("retort_collected_bytes", "Bytes of these blobs"),
+}
+
+
 class Requests:
-    """Rate, errors and latency by route template; no ids in labels."""
+    """Rate, errors, latency and bytes by route template; no ids in labels."""
 
     def __init__(self, collected: registry.CollectorRegistry) -> None:
         self._seconds = prometheus_client.Histogram(
@@ -27,11 +42,27 @@ class Requests:
             registry=collected,
             buckets=_BUCKETS,
         )
+        self._received = prometheus_client.Counter(
+            "retort_http_received_bytes",
+            "Bytes of bodies that callers have sent, uploads among them",
+            ["route"],
+            registry=collected,
+        )
+        self._sent = prometheus_client.Counter(
+            "retort_http_sent_bytes",
+            "Bytes of bodies that callers were sent, downloads among them",
+            ["route"],
+            registry=collected,
+        )
 
-    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count one request."""
+    def observe(
+        self, method: str, route: str, status: int, seconds: float, *, received: int, sent: int
+    ) -> None:
+        """Count one request, and the bytes of its body and its response's."""
         known = method if method in _METHODS else "OTHER"
         self._seconds.labels(known, route, str(status)).observe(seconds)
+        self._received.labels(route).inc(received)
+        self._sent.labels(route).inc(sent)
 
 
 # A caller can send any method name, and each would be a new series.
@@ -45,54 +76,132 @@ class ServiceState(registry.Collector):
     readers: database.Sessions
 
     def collect(self) -> Iterator[core.Metric]:
-        """Yield jobs by state, ages of the queues, and ended attempts by outcome."""
+        """Yield what the database says, and whether it could be asked."""
         try:
-            yield from self._collect()
+            with self.readers() as session:
+                found = [
+                    *_jobs(session),
+                    *_queues(session),
+                    *_attempts(session),
+                    *_inspections(session),
+                    *_counters(session),
+                ]
         except SQLAlchemyError as error:
             log.warning("scrape_failed", reason=type(error).__name__)
-
-    def _collect(self) -> Iterator[core.Metric]:
-        with self.readers() as session:
-            states = queries.count_states(session)
-            outcomes = queries.count_outcomes(session)
-            ages = queries.queue_ages(session)
-            lag = outbox.lag_seconds(session)
-            machines = workers.count_states(session)
+            found = []
         yield _gauge(
-            "retort_jobs",
-            "Jobs by state and reason",
-            ("state", "reason"),
-            [((state, reason or ""), count) for (state, reason), count in states.items()],
-        )
-        yield _gauge(
-            "retort_queue_age_seconds",
-            "Age of the oldest job that a worker could claim, by queue",
-            ("queue",),
-            [((queue,), seconds) for queue, seconds in ages.items()],
-        )
-        yield _gauge(
-            "retort_outbox_lag_seconds",
-            "Age of the oldest message that is not published yet",
+            "retort_database_up",
+            "Whether this process could read the database at this scrape",
             (),
-            [((), lag)],
+            [((), float(bool(found)))],
         )
+        yield from found
+
+
+def _jobs(session: Session) -> Iterator[core.Metric]:
+    states = queries.count_states(session)
+    yield _gauge(
+        "retort_jobs",
+        "Jobs by state and reason",
+        ("state", "reason"),
+        [((state, reason or ""), count) for (state, reason), count in states.items()],
+    )
+
+
+def _queues(session: Session) -> Iterator[core.Metric]:
+    ages = queries.queue_ages(session)
+    yield _gauge(
+        "retort_queue_age_seconds",
+        "Age of the oldest job that a worker could claim, by queue",
+        ("queue",),
+        [((queue,), ages.get(queue, 0.0)) for queue in broker.JOB_QUEUES],
+    )
+    yield _gauge(
+        "retort_outbox_lag_seconds",
+        "Age of the oldest message that is not published yet",
+        (),
+        [((), outbox.lag_seconds(session))],
+    )
+    yield _gauge(
+        "retort_workers",
+        "Workers seen within a day, by state and, where one is suspended, what is wrong",
+        ("state", "fault"),
+        workers.count_states(session).items(),
+    )
+    online = workers.count_by_queue(session)
+    yield _gauge(
+        "retort_queue_workers",
+        "Workers online by queue that they take, and whether they hold a job",
+        ("queue", "state"),
+        [
+            ((queue, state), online.get((queue, state == "busy"), 0))
+            for queue in broker.QUEUES
+            for state in ("idle", "busy")
+        ],
+    )
+
+
+def _attempts(session: Session) -> Iterator[core.Metric]:
+    # All that are possible: a series that appears with its first event hides it from `increase`.
+    outcomes = {str(outcome): 0 for outcome in (*lifecycle.FINAL, *lifecycle.Reason)}
+    outcomes |= queries.count_outcomes(session)
+    yield _counter(
+        "retort_attempts_ended",
+        "Attempts that have ended, by outcome",
+        ("outcome",),
+        [((outcome,), count) for outcome, count in outcomes.items()],
+    )
+    yield _counter(
+        "retort_lease_expiries",
+        "Attempts whose worker sent no heartbeat",
+        (),
+        [((), outcomes.get(lifecycle.Reason.ATTEMPT_LOST, 0))],
+    )
+    ended = queries.count_attempts(session)
+    histogram = core.HistogramMetricFamily(
+        "retort_job_attempts", "Attempts that counted, of each job that has ended"
+    )
+    histogram.add_metric(
+        [],
+        [
+            (str(most), sum(count for tries, count in ended.items() if tries <= most))
+            for most in _ATTEMPTS
+        ]
+        + [("+Inf", sum(ended.values()))],
+        sum(tries * count for tries, count in ended.items()),
+    )
+    yield histogram
+
+
+def _inspections(session: Session) -> Iterator[core.Metric]:
+    found = {(kind, "rejected", "internal_error"): 0 for kind in inspections.KINDS}
+    found |= inspections.count_states(session)
+    yield _gauge(
+        "retort_inspections",
+        "Versions of models and data sets by state and, of rejected ones, the reason",
+        ("kind", "state", "code"),
+        found.items(),
+    )
+    yield _gauge(
+        "retort_inspection_age_seconds",
+        "Age of the oldest version that waits for its inspection or is inspected",
+        ("kind",),
+        [((kind,), seconds) for kind, seconds in inspections.pending_seconds(session).items()],
+    )
+
+
+def _counters(session: Session) -> Iterator[core.Metric]:
+    counted = counters.read(session)
+    for counter, (name, meaning) in _COUNTERS.items():
+        value = counted[counter].value if counter in counted else 0
+        yield _counter(name, meaning, (), [((), value)])
+    if Counter.SWEEPS in counted:
         yield _gauge(
-            "retort_workers",
-            "Workers seen within a day, by state and, where one is suspended, what is wrong",
-            ("state", "fault"),
-            machines.items(),
+            "retort_sweep_age_seconds",
+            "Time since maintenance last relayed messages and ended lost leases",
+            (),
+            [((), counted[Counter.SWEEPS].age_seconds)],
         )
-        ended = core.CounterMetricFamily(
-            "retort_attempts_ended", "Attempts that have ended, by outcome", labels=["outcome"]
-        )
-        for outcome, count in outcomes.items():
-            ended.add_metric([outcome], count)
-        yield ended
-        expired = core.CounterMetricFamily(
-            "retort_lease_expiries", "Attempts whose worker sent no heartbeat"
-        )
-        expired.add_metric([], outcomes.get(lifecycle.Reason.ATTEMPT_LOST, 0))
-        yield expired
 
 
 def _gauge(
@@ -105,6 +214,18 @@ def _gauge(
     for values, value in samples:
         gauge.add_metric(list(values), value)
     return gauge
+
+
+def _counter(
+    name: str,
+    meaning: str,
+    labels: Sequence[str],
+    samples: Iterable[tuple[tuple[str, ...], float]],
+) -> core.Metric:
+    counter = core.CounterMetricFamily(name, meaning, labels=list(labels))
+    for values, value in samples:
+        counter.add_metric(list(values), value)
+    return counter
 
 
 def render(collected: registry.CollectorRegistry) -> bytes:

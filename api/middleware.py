@@ -5,6 +5,8 @@ import json
 import math
 import re
 import time
+from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, NoReturn
 
 import structlog
@@ -14,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import errors, metrics
 from models_registry import errors as registry_errors
-from models_registry import ids, logs
+from models_registry import ids, logs, tracing
 
 log = structlog.get_logger()
 
@@ -29,31 +31,66 @@ _BRACKET = re.compile(rb"[\[\]{}]")
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
-class RequestMiddleware:
-    """Adds a request id, limits the body, logs and measures every request."""
+@dataclass
+class _Volume:
+    """Bytes of a request's body and of its response's."""
 
-    def __init__(self, app: ASGIApp, *, measured: metrics.Requests) -> None:
+    received: int = 0
+    sent: int = 0
+
+
+class RequestMiddleware:
+    """Adds a request id, limits the body, logs, measures and traces every request."""
+
+    def __init__(
+        self, app: ASGIApp, *, measured: metrics.Requests, tracer: tracing.Tracer = tracing.OFF
+    ) -> None:
         self._app = app
         self._measured = measured
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else ids.new("req")
         scope["request_id"] = request_id
-        with logs.bind(request_id=request_id):
-            await self._measure(scope, receive, send, request_id)
+        tracer = tracing.OFF if scope["path"] in _QUIET else self._tracer
+        span = tracer.begin(
+            scope["method"],
+            parent=tracing.valid(headers.get("traceparent")),
+            kind="server",
+            http__request__method=scope["method"],
+            url__path=scope["path"],
+            retort__request__id=request_id,
+        )
+        trace = span.traceparent
+        bound = {"trace_id": tracing.trace_id(trace)} if trace else {}
+        with logs.bind(request_id=request_id, **bound), tracing.serving(trace):
+            await self._measure(scope, receive, send, request_id, span)
 
-    async def _measure(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+    async def _measure(
+        self, scope: Scope, receive: Receive, send: Send, request_id: str, span: tracing.Span
+    ) -> None:
         started, status, method = time.perf_counter(), 500, scope["method"]
+        receive, send, volume = _counted(receive, send)
         if method == "HEAD":
             # Answered by what answers GET, so that HEAD is wherever GET is.
             # The server's own scope keeps its method: by it, the server sends no body.
             scope = {**scope, "method": "GET", "is_head": True}
             receive, send = _without_body(send)
+
+        is_noted = False
+
+        def note() -> None:
+            nonlocal is_noted
+            if not is_noted:
+                is_noted = True
+                self._note(scope, method, status, time.perf_counter() - started, volume)
+                _end(span, scope, method, status)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -63,11 +100,13 @@ class RequestMiddleware:
                 headers["x-request-id"] = request_id
                 headers["x-content-type-options"] = "nosniff"
             await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                note()  # the work that follows, such as publishing, is nobody's waiting
 
         try:
             await self._serve(scope, receive, send_with_id)
         finally:
-            self._note(scope, method, status, time.perf_counter() - started)
+            note()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         refused = _refusal(scope)
@@ -78,10 +117,14 @@ class RequestMiddleware:
             receive = _LimitedBody(receive, is_json=_is_json(scope)).receive
         await self._app(scope, receive, send)
 
-    def _note(self, scope: Scope, method: str, status: int, seconds: float) -> None:
+    def _note(
+        self, scope: Scope, method: str, status: int, seconds: float, volume: _Volume
+    ) -> None:
         # The template, not the path: one series per route, and no ids in labels.
         route = getattr(scope.get("route"), "path", "unknown")
-        self._measured.observe(method, route, status, seconds)
+        self._measured.observe(
+            method, route, status, seconds, received=volume.received, sent=volume.sent
+        )
         caller = scope.get("caller")
         who = {"project_id": caller.project_id, "key_id": caller.key_id} if caller else {}
         level = "debug" if scope["path"] in _QUIET else "info"
@@ -94,6 +137,36 @@ class RequestMiddleware:
             seconds=round(seconds, 4),
             **who,
         )
+
+
+def _counted(receive: Receive, send: Send) -> tuple[Receive, Send, _Volume]:
+    """Return what receives and sends for a request, and what has passed through them."""
+    volume = _Volume()
+
+    async def receive_counted() -> Message:
+        message = await receive()
+        volume.received += len(message.get("body", b""))
+        return message
+
+    async def send_counted(message: Message) -> None:
+        volume.sent += len(message.get("body", b""))
+        await send(message)
+
+    return receive_counted, send_counted, volume
+
+
+def _end(span: tracing.Span, scope: Scope, method: str, status: int) -> None:
+    route = getattr(scope.get("route"), "path", None)
+    caller = scope.get("caller")
+    span.update(
+        name=f"{method} {route}" if route else method,
+        http__route=route,
+        http__response__status_code=status,
+        retort__project__id=caller.project_id if caller else None,
+    )
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        span.fail(f"answered {status}")
+    span.end()
 
 
 def _refusal(scope: Scope) -> registry_errors.RegistryError | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from api import errors
+from api import archives, errors, media_types
 from api.schemas import problems
 from models_registry import catalog
 
@@ -63,7 +63,12 @@ _BODY_STATUSES = (
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
 )
 _METHODS_THAT_CHANGE = {"post", "put", "patch", "delete"}
-_DOWNLOADS = ("/student", "/files/{path}", "/report/{path}", "/open-set", "/consensus")
+# Downloads of one file: what `ranges.respond` returns.
+_DOWNLOADS = (
+    *("/student", "/archive", "/files/{path}", "/report/{path}"),
+    *("/open-set", "/consensus"),
+)
+_ARCHIVES = ("/report.zip",)
 _REPORTS = ("/report", "/report.zip")
 _STREAMED_BODIES = ("/parts/{number}", "/reply")
 
@@ -106,7 +111,9 @@ def complete(document: Json) -> None:
             operation["summary"] = _first_sentence(operation["description"])
         _declare_problems(path, verb, operation)
         if path.endswith(_DOWNLOADS):
-            operation["responses"] |= _download_responses()
+            operation["responses"] |= _download_responses(path)
+        if path.endswith(_ARCHIVES):
+            operation["responses"] |= _archive_responses()
         for content in operation["responses"].get("200", {}).get("content", {}).values():
             # FastAPI describes streams as OpenAPI 3.2 does; in 3.1 they are plain text.
             if content.pop("itemSchema", None):
@@ -218,18 +225,60 @@ def _problem_responses() -> Json:
     for answer in errors.TABLE.values():
         titles.setdefault(answer.status, answer.title)
     content = {errors.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {
+    responses: Json = {
         _component(status): {"description": title, "content": copy.deepcopy(content)}
         for status, title in titles.items()
     }
+    beyond = _component(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
+    responses[beyond]["headers"] = _headers("Content-Range")
+    return responses
 
 
-def _download_responses() -> Json:
-    content: Json = {"content": {"application/octet-stream": {}}}
+_HEADERS = {
+    "ETag": "Changes with the bytes; strong. Of a single file, its SHA-256 in quotation marks.",
+    "Accept-Ranges": "`bytes`: a `Range` header is understood.",
+    "Cache-Control": "`private, max-age=31536000, immutable`.",
+    "Content-Disposition": "`attachment`, with the name of the file.",
+    "Content-Length": "Of this response, in bytes.",
+    "Content-Range": "First and last byte and the size of the file: `bytes 0-99/4711`; with 416, "
+    "the size alone: `bytes */4711`.",
+    "Repr-Digest": "SHA-256 of the whole file, also where a range of it is sent (RFC 9530).",
+}
+_OF_FILES = ("ETag", "Accept-Ranges", "Cache-Control", "Content-Disposition", "Repr-Digest")
+_OF_ARCHIVES = ("ETag", "Cache-Control", "Content-Disposition")
+
+
+def _headers(*names: str) -> Json:
+    return {name: {"description": _HEADERS[name], "schema": {"type": "string"}} for name in names}
+
+
+def _bytes_of(*kinds: str) -> Json:
+    """Return content of these media types; generators of clients support the first alone."""
+    return {kind: {"schema": {"type": "string", "format": "binary"}} for kind in kinds}
+
+
+def _download_responses(path: str) -> Json:
+    kinds = media_types.ALL if path.endswith("{path}") else (media_types.UNKNOWN,)
+    content, whole = _bytes_of(*kinds), (*_OF_FILES, "Content-Length")
     return {
-        "200": {"description": "The whole file", **content},
-        "206": {"description": "One range of it", **content},
-        "304": {"description": "The caller's copy is current"},
+        "200": {"description": "The whole file", "content": content, "headers": _headers(*whole)},
+        "206": {
+            "description": "One range of it",
+            "content": content,
+            "headers": _headers(*whole, "Content-Range"),
+        },
+        "304": {"description": "The caller's copy is current", "headers": _headers(*_OF_FILES)},
+    }
+
+
+def _archive_responses() -> Json:
+    return {
+        "200": {
+            "description": "All files of the report, as a zip archive",
+            "content": _bytes_of(media_types.UNKNOWN, archives.MEDIA_TYPE),
+            "headers": _headers(*_OF_ARCHIVES, "Content-Length"),
+        },
+        "304": {"description": "The caller's copy is current", "headers": _headers(*_OF_ARCHIVES)},
     }
 
 

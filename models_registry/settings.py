@@ -41,6 +41,12 @@ class Settings(BaseSettings):
     metrics_token: SecretStr | None = Field(
         None, description="Bearer token that /metrics asks for; empty: everybody may read it."
     )
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern="^https?://[^/]",
+        description="OpenTelemetry collector (OTLP over HTTP), as http://collector:4318; "
+        "empty: no traces.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level that is logged."
     )

@@ -77,7 +77,7 @@ class Models(transport.Resource):
         newest = next(self.versions(name, state="ready", page_size=1), None)
         if newest is None:
             raise errors.ProblemError(404, "not_found", f"{name} has no version that is ready")
-        return newest
+        return self.version(name, newest.version)  # a list shows the first of its classes alone
 
     def wait(
         self, name: str, version: int, *, timeout: float | None = 600.0, poll_seconds: float = 0.5

@@ -399,6 +399,7 @@ class ModelVersion(Body):
     arguments: Json = Field(default_factory=dict)
     task: str | None = None
     classes: int | list[str] | None = None
+    classes_count: int | None = None  # of them all: a list shows the first ones
     input: Json | None = None
     digest: str | None = None
     parameters: int | None = None
@@ -469,6 +470,7 @@ class DatasetVersion(Body):
     state: str
     task: str | None = None
     classes: list[str] = Field(default_factory=list)
+    classes_count: int | None = None  # of them all: a list shows the first ones
     splits: dict[str, int] = Field(default_factory=dict)
     boxes: dict[str, list[int]] | None = None
     labelled: dict[str, int] | None = None

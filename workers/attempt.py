@@ -19,6 +19,7 @@ from models_registry.federations import federations
 from models_registry.jobs import leases
 from models_registry.jobs.lifecycle import Reason, State
 from workers import inputs, patience, student_files
+from workers.attempt_trace import AttemptTrace
 from workers.context import Context
 from workers.engine_process import Report
 from workers.federation_bridge import FederationBridge
@@ -61,6 +62,7 @@ class Attempt:
         self.is_over = False
         self.state: State | None = None
         """The job's state after the attempt; None if the lease was lost."""
+        self.trace = AttemptTrace(context.tracer, lease, worker_id=context.worker_id)
         self._context = context
         self._points: list[leases.MetricSample] = []
         self._progress: float | None = None
@@ -74,6 +76,8 @@ class Attempt:
     def give_up(self, because: str) -> None:
         """End without writing to the database: another worker may hold the job."""
         log.warning("attempt_lost", job_id=self.lease.job_id, because=because)
+        self.trace.fail(f"given up: {because}")
+        self.trace.end(None)
         self.is_over = True
 
     def return_lost(self) -> None:
@@ -118,6 +122,7 @@ class Attempt:
 
     def relay(self, report: Report) -> None:
         """Process one report of the engine about this job."""
+        self.trace.hear(report)
         match report["type"]:
             case "started":
                 self.persist(lambda s: self._started(s, report))
@@ -211,6 +216,8 @@ class Attempt:
         While the store cannot be used, the student waits on this machine, and the lease is kept;
         without `can_wait` the attempt stays open instead, for `complete` to be called again.
         """
+        if self._completed_at is None:
+            self.trace.enter("register")
         result = dict(self.result or {})
         if self.group_size > 1:
             result["shared_with"] = self.group_size - 1
@@ -320,11 +327,13 @@ class Attempt:
     def hand_back_unfit(self, message: str, tail: list[str]) -> None:
         """Queue the job again because this machine failed, without counting the attempt."""
         log.warning("attempt_handed_back", job_id=self.lease.job_id, message=message)
+        self.trace.fail(message)
         self._end(lambda s: leases.release_unfit(s, self.lease, message=message, log_tail=tail))
 
     def fail(self, code: str, message: str, retryable: bool, tail: list[str]) -> None:
         """End in failure; a retryable one is queued again while attempts are left."""
         log.warning("attempt_failed", job_id=self.lease.job_id, code=code, message=message)
+        self.trace.fail(f"{code}: {message}")
         self._end(
             lambda s: leases.fail(
                 s, self.lease, code=code, message=message, retryable=retryable, log_tail=tail
@@ -334,6 +343,7 @@ class Attempt:
     def _end(self, write: Callable[[Session], State]) -> None:
         self.state = self.persist(write)
         self.is_over = True
+        self.trace.end(self.state)
 
 
 def _from_now(seconds: float | None) -> datetime | None:

@@ -12,7 +12,7 @@ import sqlalchemy.exc
 import structlog
 from sqlalchemy.orm import Session
 
-from models_registry import errors, ids
+from models_registry import errors, ids, tracing
 from models_registry.persistence import database, storage
 from models_registry.settings import Settings
 from workers.engine_launcher import EngineLauncher
@@ -42,6 +42,7 @@ class Context:
     launcher: EngineLauncher
     shutting_down: threading.Event = field(default_factory=threading.Event)
     health: MachineHealth = field(default_factory=MachineHealth)
+    tracer: tracing.Tracer = tracing.OFF
 
     @functools.cached_property
     def readers(self) -> database.Sessions:
@@ -88,4 +89,5 @@ def build(
         worker_id=worker_id or ids.new("wrk"),
         launcher=launcher or EngineLauncher(is_warm=settings.engine_warm),
         health=health or MachineHealth(),
+        tracer=tracing.start(settings, service="retort-worker"),
     )

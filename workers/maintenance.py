@@ -10,7 +10,8 @@ from models_registry.access import idempotency
 from models_registry.artifacts import inspections, uploads
 from models_registry.federations import federations
 from models_registry.jobs import logs, network_trials, sweeps
-from models_registry.persistence import database, outbox
+from models_registry.persistence import counters, database, outbox
+from models_registry.persistence.counters import Counter
 from workers import inspector, staging
 from workers.context import Context
 
@@ -66,7 +67,9 @@ def sweep(context: Context, send: outbox.Send) -> dict[str, int]:
         done["jobs_republished"] = sweeps.republish(session, after_seconds=after)
         done["inspections_republished"] = inspections.republish(session, after_seconds=after)
         done["trials_republished"] = network_trials.republish(session, after_seconds=after)
-    done["relayed"] = outbox.relay(context.sessions, send)
+    with context.sessions.begin() as session:
+        counters.add(session, Counter.SWEEPS)
+    done["relayed"] = outbox.relay(context.sessions, send, tracer=context.tracer)
     _log(done, "sweep_done")
     return done
 

@@ -20,7 +20,8 @@ from sqlalchemy.orm import Session
 from models_registry import errors
 from models_registry.jobs import leases
 from models_registry.jobs.lifecycle import Reason, State
-from models_registry.persistence import tables
+from models_registry.persistence import counters, tables
+from models_registry.persistence.counters import Counter
 from workers import (
     disk_space,
     engine_process,
@@ -190,6 +191,15 @@ class _Run:
                 work(attempt)
             except errors.StaleFence as error:
                 attempt.give_up(str(error))
+                if error.__cause__ is None:  # else the database was not reached at all
+                    self._count_stale_write()
+
+    def _count_stale_write(self) -> None:
+        try:
+            with self._context.sessions.begin() as session:
+                counters.add(session, Counter.STALE_WRITES)
+        except sqlalchemy.exc.SQLAlchemyError as error:
+            log.warning("stale_write_not_counted", error=str(error))
 
     def run(self) -> None:
         """Make a working folder, and run all attempts to their end in it."""
@@ -211,6 +221,7 @@ class _Run:
         """Stage, supervise, and end the attempts in the database."""
         launcher = self._context.launcher
         launcher.warm_up()  # while the inputs are staged
+        self._for_each_open(lambda attempt: attempt.trace.enter("stage"))
         try:
             self._stage()
         except errors.StorageDown as error:
@@ -230,6 +241,7 @@ class _Run:
             return
         arguments = [str(self._write_config()), "--workdir", str(self._workdir)]
         device = self._context.settings.worker_device
+        self._for_each_open(lambda attempt: attempt.trace.enter("prepare"))
         with (
             EngineProcess(
                 "workers.distill",

@@ -5,6 +5,7 @@ import threading
 from typing import Any
 
 import structlog
+from celery import signals
 
 from models_registry import logs
 from models_registry.persistence import broker
@@ -25,6 +26,12 @@ def _context() -> context.Context:
 def _forward_shutdown(built: context.Context) -> None:
     worker_registration.shutting_down.wait()
     built.shutting_down.set()
+
+
+@signals.worker_process_shutdown.connect
+def _close_tracer(**_: Any) -> None:
+    if _context.cache_info().currsize:
+        _context().tracer.close()
 
 
 def _send(task: str, queue: str, payload: dict[str, Any], priority: int) -> None:

@@ -34,10 +34,10 @@ def _read(session: Session, rows: Sequence[tables.DatasetRow]) -> list[bodies.Da
 
 
 def _read_versions(
-    session: Session, rows: Sequence[tables.DatasetVersionRow]
+    session: Session, rows: Sequence[tables.DatasetVersionRow], *, are_listed: bool = False
 ) -> list[bodies.DatasetVersionRead]:
     stored = datasets.stored(session, rows)
-    return [bodies.DatasetVersionRead.of(row, stored[row.id]) for row in rows]
+    return [bodies.DatasetVersionRead.of(row, stored[row.id], is_listed=are_listed) for row in rows]
 
 
 @router.get("", operation_id="list_datasets")
@@ -118,7 +118,7 @@ def index_versions(
         page = datasets.page_versions(
             session, project_id=caller.project_id, name=name, wanted=wanted, state=state
         )
-        shown = {body.version: body for body in _read_versions(session, page.rows)}
+        shown = {body.version: body for body in _read_versions(session, page.rows, are_listed=True)}
         return lists.ListRead.of(page, lambda row: shown[row.version])
 
 

@@ -280,14 +280,6 @@ def report(job_id: str, caller: CallerDep, readers: ReadersDep) -> bodies.Report
     "/{job_id}/report.zip",
     operation_id="download_report",
     response_class=Response,
-    responses={
-        200: {
-            # Client generators support the first media type, and not the second.
-            "content": {"application/octet-stream": {}, archives.MEDIA_TYPE: {}},
-            "description": "All files of the report, as a zip archive",
-        },
-        304: {"description": "The caller's copy is current"},
-    },
 )
 def report_archive(
     job_id: str, request: Request, caller: CallerDep, readers: ReadersDep, storage: StorageDep

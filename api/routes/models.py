@@ -155,7 +155,9 @@ def index_versions(
             deprecated=deprecated,
         )
         files = models.files(session, page.rows)
-        return lists.ListRead.of(page, lambda row: bodies.ModelVersionRead.of(row, files[row.id]))
+        return lists.ListRead.of(
+            page, lambda row: bodies.ModelVersionRead.of(row, files[row.id], is_listed=True)
+        )
 
 
 @router.get("/{name}/versions/{version}", operation_id="get_model_version")

@@ -110,11 +110,15 @@ class DatasetVersionRead(rows.RowRead):
         description="As asked for; with `auto`, what was recognised once it was inspected."
     )
     task: str
-    classes: list[str]
+    classes: list[str] = Field(
+        description=f"Their names, in their order; in lists, the first {versions.LISTED_CLASSES} "
+        "of them."
+    )
+    classes_count: int = Field(description="How many classes there are; 0 until it was inspected.")
     splits: dict[str, int] = Field(description="Images of each split.")
     boxes: dict[str, list[int]] | None = Field(
-        description="In detection: boxes of each class in each split, without crowds and difficult "
-        "ones."
+        description="In detection: boxes of each of these classes in each split, without crowds "
+        "and difficult ones."
     )
     labelled: dict[str, int] | None = Field(
         description="Images with a label in each split; null where all have one. `classes` is "
@@ -146,13 +150,19 @@ class DatasetVersionRead(rows.RowRead):
     created_at: datetime
 
     @classmethod
-    def of(cls, row: tables.DatasetVersionRow, stored: datasets.Stored) -> Self:
-        """Return the body of a row that belongs to a session."""
+    def of(
+        cls, row: tables.DatasetVersionRow, stored: datasets.Stored, *, is_listed: bool = False
+    ) -> Self:
+        """Return the body of a row that belongs to a session, alone or as one of a list."""
         name = datasets.name_of(row)
         kept = stored.archive
+        shown = versions.LISTED_CLASSES if is_listed else len(row.classes)
         return cls.from_row(
             row,
             name=name,
+            classes=row.classes[:shown],
+            classes_count=len(row.classes),
+            boxes=row.boxes and {split: each[:shown] for split, each in row.boxes.items()},
             reference=references.write(name, row.version),
             input=row.input if row.state == "ready" else None,
             digest=f"sha256:{row.sha256}" if row.sha256 else None,

@@ -161,7 +161,11 @@ class ModelVersionRead(rows.RowRead):
     network: str
     arguments: Json
     task: str
-    classes: list[str]
+    classes: list[str] = Field(
+        description=f"Their names, in the order of the logits; in lists, the first "
+        f"{versions.LISTED_CLASSES} of them."
+    )
+    classes_count: int = Field(description="How many classes there are.")
     input: Json
     digest: str | None = Field(description="`sha256:` and the digest of the weights, once ready.")
     parameters: int | None
@@ -182,11 +186,19 @@ class ModelVersionRead(rows.RowRead):
     updated_at: datetime
 
     @classmethod
-    def of(cls, row: tables.ModelVersionRow, files: Iterable[tables.ModelFileRow]) -> Self:
-        """Return the body of a row that belongs to a session."""
+    def of(
+        cls,
+        row: tables.ModelVersionRow,
+        files: Iterable[tables.ModelFileRow],
+        *,
+        is_listed: bool = False,
+    ) -> Self:
+        """Return the body of a row that belongs to a session, alone or as one of a list."""
         name = models.name_of(row)
         return cls.from_row(
             row,
+            classes=row.classes[: versions.LISTED_CLASSES] if is_listed else row.classes,
+            classes_count=len(row.classes),
             name=name,
             reference=references.write(name, row.version),
             digest=f"sha256:{row.sha256}" if row.sha256 else None,

@@ -8,6 +8,9 @@ from api import media_types
 from api.schemas import rows
 from models_registry.persistence import tables
 
+LISTED_CLASSES = 100
+"""A list shows so many classes of each version at most: a version may have 100,000 of them."""
+
 
 class Images(BaseModel):
     """Shape of a network's images, and normalisation of their pixels."""

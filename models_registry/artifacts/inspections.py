@@ -205,6 +205,32 @@ def republish(session: Session, *, after_seconds: float) -> int:
     return count
 
 
+def count_states(session: Session) -> dict[tuple[Kind, str, str], int]:
+    """Return how many versions there are by kind, state and, of rejected ones, the code."""
+    found: dict[tuple[Kind, str, str], int] = {}
+    for kind in KINDS:
+        row: Any = _ROWS[kind]
+        code = row.rejection["code"].as_string()
+        query = sa.select(row.state, code, sa.func.count()).where(row.deleted_at.is_(None))
+        for state, reason, count in session.execute(query.group_by(row.state, code)):
+            found[kind, state, reason or ""] = count
+    return found
+
+
+def pending_seconds(session: Session) -> dict[Kind, float]:
+    """Return for each kind how long its oldest pending version has waited; 0 where none does."""
+    now = database.now(session)
+    ages: dict[Kind, float] = {}
+    for kind in KINDS:
+        row: Any = _ROWS[kind]
+        waiting = sa.select(sa.func.min(row.created_at)).where(
+            row.state == "pending", row.deleted_at.is_(None)
+        )
+        oldest = session.scalars(waiting).one()
+        ages[kind] = 0.0 if oldest is None else (now - oldest).total_seconds()
+    return ages
+
+
 def announce(session: Session, kind: Kind, version: Version) -> None:
     """Publish the message that makes a worker inspect a pending version."""
     version.announced_at = database.now(session)

@@ -31,6 +31,8 @@ class Lease:
     job_id: str
     attempt: int
     fence: int
+    traceparent: str | None = None
+    """The trace of the job's submission."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def claim(session: Session, *, job_id: str, worker_id: str, lease_seconds: float
         )
     )
     session.flush()
-    return Lease(job_id, attempt, fence)
+    return Lease(job_id, attempt, fence, job.traceparent)
 
 
 def find_groupable(session: Session, lease: Lease) -> list[tables.JobRow]:

@@ -278,6 +278,14 @@ def queue_ages(session: Session) -> dict[str, float]:
     }
 
 
+def count_attempts(session: Session) -> dict[int, int]:
+    """Return how many jobs have ended after how many attempts that counted."""
+    row = tables.JobRow
+    counted = row.attempt - row.releases
+    query = sa.select(counted, sa.func.count()).where(row.state.in_(lifecycle.FINAL))
+    return {tries: int(count) for tries, count in session.execute(query.group_by(counted))}
+
+
 def student_file(session: Session, *, job: tables.JobRow) -> models.File:
     """Return the weights of the student that a job has made.
 

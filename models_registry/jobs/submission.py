@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from models_registry import errors, ids
+from models_registry import errors, ids, tracing
 from models_registry.artifacts import datasets, models
 from models_registry.federations import federations
 from models_registry.jobs import network_trials, transitions, validation, workers
@@ -183,6 +183,7 @@ def _row_of(
         max_runtime_seconds=completed.resources.max_runtime_seconds,
         queue_deadline_seconds=completed.resources.queue_deadline_seconds,
         warnings=warnings or None,
+        traceparent=tracing.current(),
         not_before=at,
         created_at=at,
     )

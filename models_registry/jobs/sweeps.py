@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session
 
 from models_registry.jobs import lifecycle, transitions
 from models_registry.jobs.lifecycle import Event, Reason, State
-from models_registry.persistence import database, tables
+from models_registry.persistence import counters, database, tables
+from models_registry.persistence.counters import Counter
 from models_registry.persistence.storage import Storage
 
 log = structlog.get_logger()
@@ -175,13 +176,16 @@ def sweep_bytes(sessions: database.Sessions, storage: Storage, *, grace: timedel
     swept = 0
     with sessions.begin() as session:
         before = database.now(session) - grace
-        orphans = session.scalars(
+        orphans = session.execute(
             sa.delete(blob)
             .where(blob.created_at < before, blob.sha256.not_in(sa.select(referenced.c[0])))
-            .returning(blob.storage_key)
+            .returning(blob.storage_key, blob.size_bytes)
         ).all()
+        if orphans:
+            counters.add(session, Counter.COLLECTED_BLOBS, len(orphans))
+            counters.add(session, Counter.COLLECTED_BYTES, sum(size for _, size in orphans))
     storage.discard_unfinished(before)
-    for key in orphans:
+    for key, _ in orphans:
         storage.delete(key, unless_stored_since=before)
         swept += 1
     stored = list(storage.stored_before(before))

@@ -248,6 +248,7 @@ def _message(job: tables.JobRow) -> dict[str, Any]:
         "queue": job.queue,
         "payload": {"job_id": job.id, "dispatch_seq": job.last_sequence},
         "priority": job.priority,
+        "traceparent": job.traceparent,
     }
 
 

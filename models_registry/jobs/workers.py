@@ -99,6 +99,17 @@ def count_states(session: Session) -> dict[tuple[str, str], int]:
     )
 
 
+def count_by_queue(session: Session) -> dict[tuple[str, bool], int]:
+    """Return how many workers are online by queue that they take, and whether they hold a job."""
+    row, job = tables.WorkerRow, tables.JobRow
+    recently = database.now(session) - SILENT_AFTER
+    is_busy = sa.exists().where(job.lease_owner == row.id)
+    online = sa.select(row.queues, is_busy).where(
+        row.stopped_at.is_(None), row.last_seen_at > recently, row.fault.is_(None)
+    )
+    return Counter((queue, busy) for queues, busy in session.execute(online) for queue in queues)
+
+
 def page(session: Session, *, wanted: paging.PageRequest) -> paging.Page[tables.WorkerRow]:
     """Return a page of the workers seen within a day, newest first."""
     row = tables.WorkerRow

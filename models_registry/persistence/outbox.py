@@ -6,13 +6,15 @@ its mark, costs latency or a duplicate, never a job: the worker's claim of the j
 
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from models_registry import tracing
 from models_registry.persistence import database, tables
+from models_registry.tracing import Tracer
 
 Send = Callable[[str, str, dict[str, Any], int], None]  # task, queue, payload, priority
 
@@ -22,15 +24,22 @@ KEEP_PUBLISHED = timedelta(hours=24)
 
 
 def add(
-    session: Session, *, task: str, queue: str, payload: dict[str, Any], priority: int = 0
+    session: Session,
+    *,
+    task: str,
+    queue: str,
+    payload: dict[str, Any],
+    priority: int = 0,
+    traceparent: str | None = None,
 ) -> None:
-    """Write a message into the caller's transaction."""
+    """Write a message into the caller's transaction; by default, of the current request's trace."""
     session.add(
         tables.OutboxRow(
             task=task,
             queue=queue,
             payload=payload,
             priority=priority,
+            traceparent=traceparent or tracing.current(),
             created_at=database.now(session),
         )
     )
@@ -38,13 +47,19 @@ def add(
 
 # Any: the columns of a message.
 def add_many(session: Session, messages: Sequence[dict[str, Any]], *, now: datetime) -> None:
-    """Write messages with `task`, `queue`, `payload` and `priority` in one statement."""
+    """Write messages in one statement; each has `task`, `queue`, `payload` and what `add` takes."""
     if messages:
         rows = [{**message, "created_at": now} for message in messages]
         session.execute(sa.insert(tables.OutboxRow), rows)
 
 
-def relay(sessions: database.Sessions, send: Send, *, claim: timedelta = CLAIM) -> int:
+def relay(
+    sessions: database.Sessions,
+    send: Send,
+    *,
+    claim: timedelta = CLAIM,
+    tracer: Tracer = tracing.OFF,
+) -> int:
     """Publish waiting messages, by priority and then by age, and return how many were sent.
 
     Messages are claimed in a short transaction before any is sent, so any number of relays may
@@ -62,7 +77,9 @@ def relay(sessions: database.Sessions, send: Send, *, claim: timedelta = CLAIM) 
         messages, expires_at = _claim(sessions, claim)
         if not messages:
             return total
-        total += _publish(sessions, send, messages, expires_at=expires_at, stop_at=stop_at)
+        total += _publish(
+            sessions, _traced(send, tracer), messages, expires_at=expires_at, stop_at=stop_at
+        )
 
 
 def _claim(
@@ -87,9 +104,34 @@ def _claim(
     return messages, expires_at
 
 
+def _traced(send: Send, tracer: Tracer) -> Callable[[tables.OutboxRow], None]:
+    """Return what sends one message, in a span of the trace that the message belongs to."""
+
+    def send_one(message: tables.OutboxRow) -> None:
+        span = tracer.begin(
+            f"publish {message.task}",
+            parent=message.traceparent,
+            kind="producer",
+            messaging__system="redis",
+            messaging__operation__type="send",
+            messaging__destination__name=message.queue,
+            retort__outbox__seconds=(datetime.now(UTC) - message.created_at).total_seconds(),
+        )
+        is_sent = False
+        try:
+            send(message.task, message.queue, message.payload, message.priority)
+            is_sent = True
+        finally:
+            if not is_sent:
+                span.fail("not sent")
+            span.end()
+
+    return send_one
+
+
 def _publish(
     sessions: database.Sessions,
-    send: Send,
+    send: Callable[[tables.OutboxRow], None],
     messages: Sequence[tables.OutboxRow],
     *,
     expires_at: datetime,
@@ -105,7 +147,7 @@ def _publish(
         for message in messages:
             if sent and time.monotonic() >= stop_at:
                 break
-            send(message.task, message.queue, message.payload, message.priority)
+            send(message)
             sent.append(message.id)
     finally:
         # What was sent is marked, even if the broker fails in between.

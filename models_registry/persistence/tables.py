@@ -351,6 +351,7 @@ class JobRow(Row):
     active_seconds: Mapped[float] = mapped_column(default=0.0)  # of ended attempts
 
     warnings: Mapped[list[Any] | None]  # of the submission and of the engine, each once
+    traceparent: Mapped[str | None] = mapped_column(sa.String(55))  # of its submission
     progress: Mapped[float] = mapped_column(default=0.0)
     estimated_end_at: Mapped[datetime | None]
     failure: Mapped[dict[str, Any] | None]
@@ -449,6 +450,7 @@ class OutboxRow(Row):
     queue: Mapped[str] = mapped_column(sa.String(32))
     payload: Mapped[dict[str, Any]]
     priority: Mapped[int] = mapped_column(default=0)
+    traceparent: Mapped[str | None] = mapped_column(sa.String(55))
     created_at: Mapped[datetime]
     published_at: Mapped[datetime | None]
     claim_expires_at: Mapped[datetime | None]  # of the relay that is sending it
@@ -466,6 +468,15 @@ class IdempotencyRow(Row):
     response: Mapped[dict[str, Any] | None]
     location: Mapped[str | None] = mapped_column(sa.String(255))
     created_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class CounterRow(Row):
+    """What processes without `/metrics` have counted, and when they last did."""
+
+    __tablename__ = "service_counters"
+    name: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    value: Mapped[int] = mapped_column(sa.BigInteger)
+    counted_at: Mapped[datetime]
 
 
 class WorkerRow(Row):

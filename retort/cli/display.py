@@ -471,7 +471,7 @@ def dataset_versions(console: rich.console.Console, shown: Sequence[types.Datase
             (
                 v.reference,
                 v.state,
-                len(v.classes) or None,
+                v.classes_count or len(v.classes) or None,
                 v.splits.get("train"),
                 v.splits.get("validation"),
                 v.splits.get("test"),

@@ -43,6 +43,7 @@ def finish(
 
     `last` says that no other member of the group has anything left to do.
     """
+    context.reporter.phase("evaluate")
     student = trained["student"]
     balance, method = outcome.balance_summary(student.state), context.config.method
     test = evaluate_test(context, trained)
@@ -86,6 +87,7 @@ def finish(
         **result.model_dump(exclude_unset=True),
         "files": [{"path": name} for name in outputs.FILES],
     }
+    context.reporter.phase("report")
     histories = {phase: done.state.history for phase, done in trained.items()}
     made = standalone_file(context, student.network)
     outputs.write(

@@ -39,10 +39,12 @@ class Phase:
 
     def run(self) -> None:
         """Train whoever is not finished; raises `Interrupted` when all of them are saved."""
+        self._tell("build")
         for member in self._members:
             with self._isolate_member(member):
                 self._build(member)
         self._make_teachers()
+        self._tell("train")
         stop = self._shared.stop
         stop.can_wait = True
         try:
@@ -53,6 +55,10 @@ class Phase:
                     student.trainer.save_checkpoint()
             raise
         stop.can_wait = False
+
+    def _tell(self, part: str) -> None:
+        for member in self._members:
+            member.context.reporter.phase(part, network=self._name)
 
     def _train(self) -> None:
         """Train one student by its own loop, several by the loop of a group."""

@@ -41,6 +41,14 @@ class Reporter:
         """Report the device, and the step from which the work starts."""
         self._write("started", facts)
 
+    def phase(self, name: str, *, network: str | None = None) -> None:
+        """Report that `build`, `train`, `evaluate` or `report` begins, of which network.
+
+        It is for traces: `at` is the time in seconds since the epoch.
+        """
+        of = {} if network is None else {"network": network}
+        self._write("phase", {"name": name, "at": round(time.time(), 6), **of})
+
     def progress(self, **facts: Any) -> None:
         """Report progress, at most every half second."""
         now = time.monotonic()
