@@ -25,6 +25,7 @@ from api import (
     streams,
 )
 from api.routes import (
+    audit,
     datasets,
     federations,
     health,
@@ -38,6 +39,7 @@ from api.routes import (
     workers,
 )
 from models_registry import logs
+from models_registry.access import oidc
 from models_registry.persistence import database, storage
 from models_registry.settings import Settings
 
@@ -47,6 +49,7 @@ ROUTERS = (
     *(uploads.router, models.router, datasets.router, jobs.router, studies.router),
     federations.router,
     *(methods.router, networks.router, workers.router, keys.router, health.router),
+    audit.router,
 )
 
 
@@ -123,6 +126,7 @@ def _service(settings: Settings) -> dependencies.Service:
         hub=hub,
         federations=federation_waits.FederationWaits(readers, lambda: hub.draining),
         cursor_secret=settings.cursor_secret.get_secret_value().encode(),
+        tokens=oidc.from_settings(settings),
     )
 
 

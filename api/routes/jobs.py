@@ -27,6 +27,7 @@ from api.schemas import jobs as bodies
 from api.schemas import lists
 from api.schemas.times import UtcTime
 from models_registry import errors
+from models_registry.access import audit
 from models_registry.jobs import actions, lifecycle, logs, queries, reports, submission
 from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import tables
@@ -130,6 +131,7 @@ def delete(job_id: str, caller: EditorDep, sessions: SessionsDep) -> None:
     """Delete a job that has ended. Registered students stay."""
     with sessions.begin() as session:
         actions.delete(session, project_id=caller.project_id, job_id=job_id)
+        audit.record(session, caller, "job.deleted", job_id)
 
 
 @router.post(
@@ -341,7 +343,11 @@ async def events(
 ) -> bodies.EventsRead:
     """Return events after a sequence number; wait for one if there is none yet."""
     rows = await service.hub.events_after(
-        job_id, after, key_id=caller.key_id, limit=limit + 1, wait_seconds=wait_seconds
+        job_id,
+        after,
+        credential_id=caller.credential_id,
+        limit=limit + 1,
+        wait_seconds=wait_seconds,
     )
     return bodies.EventsRead(
         data=[bodies.EventRead.from_row(event) for event in rows[:limit]],
@@ -386,7 +392,7 @@ async def stream(
     Events carry their sequence number as `id`; `progress` records carry none. A stream whose key is
     revoked or expires ends within seconds.
     """
-    async for record in service.hub.follow(job_id, after, key_id=caller.key_id):
+    async for record in service.hub.follow(job_id, after, credential_id=caller.credential_id):
         if isinstance(record, streams.Progress):
             yield ServerSentEvent(data=bodies.ProgressRead.of(record), event="progress")
         else:
@@ -434,7 +440,7 @@ async def stream_logs(
 
     A stream whose key is revoked or expires ends within seconds.
     """
-    async for row in service.hub.follow_log(job_id, position, key_id=caller.key_id):
+    async for row in service.hub.follow_log(job_id, position, credential_id=caller.credential_id):
         yield ServerSentEvent(
             data=bodies.LogSlice.of(row), event="log", id=f"{row.attempt}:{row.end}"
         )

@@ -69,11 +69,33 @@ class ApiKeyRow(Row):
     project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"), index=True)
     name: Mapped[str] = mapped_column(sa.String(96))
     role: Mapped[str] = mapped_column(sa.String(16))
+    scopes: Mapped[list[Any] | None]  # null: whatever its role allows
     secret_sha256: Mapped[str] = mapped_column(sa.String(64))
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
+    rotated_at: Mapped[datetime | None]
+    # The secret before the last rotation, which opens the same for a while.
+    former_sha256: Mapped[str | None] = mapped_column(sa.String(64))
+    former_expires_at: Mapped[datetime | None]
+    former_last_used_at: Mapped[datetime | None]
+
+
+class AuditRow(Row):
+    """What somebody did to keys, names, deletions or rules; the database refuses to change it."""
+
+    __tablename__ = "audit_entries"
+    __table_args__ = (sa.Index("ix_audit_entries_project_id_at_id", "project_id", "at", "id"),)
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"))
+    at: Mapped[datetime]
+    action: Mapped[str] = mapped_column(sa.String(64))
+    subject: Mapped[str] = mapped_column(sa.String(300))
+    actor: Mapped[str] = mapped_column(sa.String(300))
+    key_id: Mapped[str | None] = mapped_column(sa.String(40))
+    request_id: Mapped[str | None] = mapped_column(sa.String(64))
+    facts: Mapped[dict[str, Any]] = mapped_column(default=dict)
 
 
 class BlobRow(Row):
