@@ -34,6 +34,7 @@ from api.routes import (
     methods,
     models,
     networks,
+    retention,
     studies,
     uploads,
     workers,
@@ -49,7 +50,7 @@ ROUTERS = (
     *(uploads.router, models.router, datasets.router, jobs.router, studies.router),
     federations.router,
     *(methods.router, networks.router, workers.router, keys.router, health.router),
-    audit.router,
+    *(audit.router, retention.router),
 )
 
 

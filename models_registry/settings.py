@@ -61,6 +61,12 @@ class Settings(BaseSettings):
         30, gt=0, description="A queued job unclaimed for this long is published again."
     )
 
+    retention_grace_seconds: float = Field(
+        86_400,
+        ge=0,
+        description="Between the moment that something is found deletable and its deletion.",
+    )
+
     upload_part_bytes: int = Field(8 * 2**20, ge=5 * 2**20, description="Size of an upload's part.")
     upload_max_bytes: int = Field(64 * 2**30, gt=0, description="Largest upload that is accepted.")
     upload_expiry_seconds: float = Field(

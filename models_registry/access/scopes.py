@@ -18,13 +18,14 @@ AREAS = {
     "jobs": (READ, WRITE),
     "keys": (READ, WRITE),
     "models": (READ, WRITE),
+    "retention": (READ, WRITE),
     "studies": (READ, WRITE),
     "uploads": (READ, WRITE),
     "workers": (READ,),
 }
 SCOPES = tuple(f"{area}:{verb}" for area, verbs in AREAS.items() for verb in verbs)
 # Sent with a body, so by POST, but they change nothing.
-READ_BY_POST = frozenset({"rank_methods", "validate_job", "validate_study"})
+READ_BY_POST = frozenset({"preview_retention", "rank_methods", "validate_job", "validate_study"})
 
 
 def of(*, area: str, method: str, operation_id: str) -> str:
