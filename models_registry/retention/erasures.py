@@ -199,8 +199,8 @@ def _drop_pictures(session: Session, erasure: Erasure, ids: Sequence[str]) -> li
     job, version, file = tables.JobRow, tables.ModelVersionRow, tables.ModelFileRow
     shown = sa.or_(
         *(
-            file.path.startswith(f"{reports.FOLDER}{topic}.", autoescape=True)
-            for topic in sorted(report_rules.SHOW_IMAGES)
+            file.path.startswith(f"{reports.FOLDER}{name}.", autoescape=True)
+            for name in sorted(report_rules.SHOW_IMAGES)
         )
     )
     found = session.execute(
@@ -217,7 +217,8 @@ def _drop_pictures(session: Session, erasure: Erasure, ids: Sequence[str]) -> li
         taken.append(picture.sha256)
         told = {
             "code": "picture_erased",
-            "message": f"{picture.path} showed images of {erasure.reference}, which was erased.",
+            "message": f"{picture.path} showed images of {erasure.reference}, which was erased; "
+            "the list of the report and the model card may go on naming it.",
         }
         made_by.warnings = [*(made_by.warnings or []), told]
         session.delete(picture)

@@ -50,41 +50,48 @@ def copy(sessions: database.Sessions, storage: Storage, job: tables.JobRow) -> C
             .one()
         )
 
-    def make(state: State, *, days: float = 0, checkpoints: int = 1, **changes: Any) -> str:
+    def make(
+        state: State, *, days: float = 0, checkpoints: int = 1, within: Session, **changes: Any
+    ) -> str:
         job_id = ids.new("job")
-        with sessions.begin() as session:
-            now = database.now(session)
-            ended = now - timedelta(days=days) if state in lifecycle.FINAL else None
-            row = {**columns, "id": job_id, "state": state, "finished_at": ended, **changes}
-            session.execute(sa.insert(tables.JobRow), [row])
-            session.add(tables.AttemptRow(job_id=job_id, number=1, fence=1, started_at=now))
-            session.add(tables.EventRow(job_id=job_id, sequence=1, type="x", at=now, data={}))
-            session.flush()
-            session.add(
-                tables.LogSliceRow(job_id=job_id, attempt=1, start=0, end=5, text="step\n", at=now)
-            )
-            for step in range(3):
-                point = {"job_id": job_id, "attempt": 1, "key": "loss/total", "step": step}
-                session.add(tables.MetricRow(**point, value=1.0, at=now))
-            for step in range(checkpoints):
-                file = factories.stored(session, storage, f"{job_id} {step}".encode())
-                session.add(
-                    tables.CheckpointRow(
-                        id=ids.new("ckp"),
-                        job_id=job_id,
-                        attempt=1,
-                        step=step,
-                        epoch=step,
-                        phase="student",
-                        path=f"{step}.pt",
-                        sha256=file.sha256,
-                        size_bytes=file.size_bytes,
-                        created_at=now + timedelta(seconds=step),
-                    )
+        now = database.now(within)
+        ended = now - timedelta(days=days) if state in lifecycle.FINAL else None
+        row = {**columns, "id": job_id, "state": state, "finished_at": ended, **changes}
+        within.execute(sa.insert(tables.JobRow), [row])
+        within.add(tables.AttemptRow(job_id=job_id, number=1, fence=1, started_at=now))
+        within.add(tables.EventRow(job_id=job_id, sequence=1, type="x", at=now, data={}))
+        within.flush()
+        within.add(
+            tables.LogSliceRow(job_id=job_id, attempt=1, start=0, end=5, text="step\n", at=now)
+        )
+        for step in range(3):
+            point = {"job_id": job_id, "attempt": 1, "key": "loss/total", "step": step}
+            within.add(tables.MetricRow(**point, value=1.0, at=now))
+        for step in range(checkpoints):
+            file = factories.stored(within, storage, f"{job_id} {step}".encode())
+            within.add(
+                tables.CheckpointRow(
+                    id=ids.new("ckp"),
+                    job_id=job_id,
+                    attempt=1,
+                    step=step,
+                    epoch=step,
+                    phase="student",
+                    path=f"{step}.pt",
+                    sha256=file.sha256,
+                    size_bytes=file.size_bytes,
+                    created_at=now + timedelta(seconds=step),
                 )
+            )
         return job_id
 
-    return make
+    def copied(*given: Any, within: Session | None = None, **changes: Any) -> str:
+        if within is not None:
+            return make(*given, within=within, **changes)
+        with sessions.begin() as session:
+            return make(*given, within=session, **changes)
+
+    return copied
 
 
 class TestSweep:
@@ -196,7 +203,7 @@ class TestSweep:
 
 class TestAnything:
     @SQLITE_ONLY
-    @pytest.mark.parametrize("seed", [1, 2, 3])
+    @pytest.mark.parametrize("seed", [1, 2])
     def test_that_is_needed_stays(
         self,
         sessions: database.Sessions,
@@ -208,7 +215,7 @@ class TestAnything:
     ) -> None:
         chance = random.Random(seed)
         with sessions.begin() as session:
-            study_that_goes_on = factories.study(session, project_id=project.id).id
+            study_that_goes_on = factories.study(session, project_id=project.id, seeds=[0]).id
             ended_study = ids.new("stu")
             shown = session.get_one(tables.StudyRow, study_that_goes_on)
             session.add(
@@ -222,16 +229,17 @@ class TestAnything:
                 )
             )
         made: dict[str, tuple[State, float, str | None, int]] = {}
-        for number in range(24):
-            study = chance.choice([None, study_that_goes_on, ended_study])
-            state = chance.choice(sorted(lifecycle.FINAL if study == ended_study else State))
-            days = chance.choice([0.0, 5.0, 100.0, 400.0])
-            place: dict[str, Any] = {"study_id": study, "study_variant": 9, "study_seed": number}
-            count = chance.randint(0, 4)
-            job_id = copy(
-                state, days=days, checkpoints=count, **(place if study is not None else {})
-            )
-            made[job_id] = (state, days, study, count)
+        with sessions.begin() as session:
+            for number in range(16):
+                study = chance.choice([None, study_that_goes_on, ended_study])
+                state = chance.choice(sorted(lifecycle.FINAL if study == ended_study else State))
+                days = chance.choice([0.0, 5.0, 100.0, 400.0])
+                count = chance.randint(0, 3)
+                place: dict[str, Any] = {}
+                if study is not None:
+                    place = {"study_id": study, "study_variant": 9, "study_seed": number}
+                job_id = copy(state, days=days, checkpoints=count, within=session, **place)
+                made[job_id] = (state, days, study, count)
         with sessions.begin() as session:
             for number in range(4):
                 version = factories.teacher(

@@ -1,4 +1,4 @@
-"""What of a report shows images of the data set, so that an erasure of it can find them."""
+"""Which pictures of a report show images of the data set, so that an erasure of it finds them."""
 
 SHOW_IMAGES = frozenset({"examples"})
-"""Topics whose pictures show images of the test split; each picture has its topic's name."""
+"""Names of their files, without the ending."""
