@@ -25,6 +25,7 @@ from api import (
     streams,
 )
 from api.routes import (
+    audit,
     datasets,
     federations,
     health,
@@ -33,11 +34,13 @@ from api.routes import (
     methods,
     models,
     networks,
+    retention,
     studies,
     uploads,
     workers,
 )
 from models_registry import logs, tracing
+from models_registry.access import oidc
 from models_registry.persistence import database, storage
 from models_registry.settings import Settings
 
@@ -47,6 +50,7 @@ ROUTERS = (
     *(uploads.router, models.router, datasets.router, jobs.router, studies.router),
     federations.router,
     *(methods.router, networks.router, workers.router, keys.router, health.router),
+    *(audit.router, retention.router),
 )
 
 
@@ -130,6 +134,7 @@ def _service(settings: Settings) -> dependencies.Service:
         federations=federation_waits.FederationWaits(readers, lambda: hub.draining),
         cursor_secret=settings.cursor_secret.get_secret_value().encode(),
         tracer=tracer,
+        tokens=oidc.from_settings(settings),
     )
 
 

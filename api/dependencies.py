@@ -1,5 +1,6 @@
 """Dependencies of the routes: parts of the service, the caller, and the requested page."""
 
+import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from api import federation_waits, ranges, streams
 from models_registry import errors, settings, tracing
-from models_registry.access import keys
+from models_registry.access import keys, oidc, scopes
 from models_registry.artifacts import models
 from models_registry.persistence import database, outbox, paging
 from models_registry.persistence.storage import Storage
@@ -73,6 +74,7 @@ class Service:
     federations: federation_waits.FederationWaits
     cursor_secret: bytes
     tracer: tracing.Tracer
+    tokens: oidc.TokenVerifier | None
 
 
 def service(request: Request) -> Service:
@@ -111,29 +113,49 @@ SendFileDep = Annotated[Callable[[models.File], Response], Depends(_send_file)]
 _bearer = HTTPBearer(
     auto_error=False,
     scheme_name="ApiKey",
-    description="`Authorization: Bearer ak_<environment>_<id>_<secret>`",
+    description="`Authorization: Bearer ak_<environment>_<id>_<secret>`, or a token of the OIDC "
+    "issuer that the operator trusts. A key may be limited to scopes: `<tag of the operation>:read`"
+    " or `<tag>:write`.",
 )
 BearerDep = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
-def _caller(
+def caller(
     request: Request,
     parts: ServiceDep,
     credentials: BearerDep,
 ) -> keys.Caller:
+    """Return who calls, if its key has the scope of the route.
+
+    Raises: Unauthenticated; Forbidden.
+    """
     if credentials is None:
         raise errors.Unauthenticated("send an API key: Authorization: Bearer ak_...")
-    with parts.readers() as session:
-        caller, due = keys.authenticate(session, text=credentials.credentials)
-    if due:
-        with parts.sessions.begin() as session:
-            keys.note_use(session, key_id=caller.key_id)
+    text = credentials.credentials
+    if parts.tokens is not None and oidc.is_token(text):
+        known = parts.tokens.caller(parts.readers, text)
+    else:
+        known = _key_holder(parts, text)
+    known = dataclasses.replace(known, request_id=request.scope["request_id"])
     # For the log line of the request, which is written outside of the route.
-    request.scope["caller"] = caller
-    return caller
+    request.scope["caller"] = known
+    route = request.scope["route"]
+    known.require_scope(
+        scopes.of(area=route.tags[0], method=request.method, operation_id=route.operation_id)
+    )
+    return known
 
 
-CallerDep = Annotated[keys.Caller, Depends(_caller)]
+def _key_holder(parts: Service, text: str) -> keys.Caller:
+    with parts.readers() as session:
+        known = keys.authenticate(session, text=text)
+    if known.due:
+        with parts.sessions.begin() as session:
+            keys.note_use(session, key_id=known.caller.key_id, is_former=known.is_former)
+    return known.caller
+
+
+CallerDep = Annotated[keys.Caller, Depends(caller)]
 
 
 def _editor(caller: CallerDep) -> keys.Caller:

@@ -127,29 +127,29 @@ class Hub:
                 del self._watched[job_id]
 
     @contextlib.contextmanager
-    def _with_key(self, key_id: str) -> Iterator[None]:
+    def _with_credential(self, credential_id: str) -> Iterator[None]:
         """Look at a key again and again while the block runs."""
-        self._keys[key_id] += 1
+        self._keys[credential_id] += 1
         try:
             yield
         finally:
-            self._keys[key_id] -= 1
-            if not self._keys[key_id]:
-                del self._keys[key_id]
-                self._ended_keys.discard(key_id)
+            self._keys[credential_id] -= 1
+            if not self._keys[credential_id]:
+                del self._keys[credential_id]
+                self._ended_keys.discard(credential_id)
 
     async def events_after(
-        self, job_id: str, after: int, *, key_id: str, limit: int, wait_seconds: float
+        self, job_id: str, after: int, *, credential_id: str, limit: int, wait_seconds: float
     ) -> list[tables.EventRow]:
         """Return events after a sequence number, waiting a while for the first.
 
         Raises: Unauthenticated when the key has ended meanwhile.
         """
         deadline = asyncio.get_running_loop().time() + wait_seconds
-        with self._with_key(key_id), self.watching(job_id) as watched:
+        with self._with_credential(credential_id), self.watching(job_id) as watched:
             while True:
-                if key_id in self._ended_keys:
-                    raise registry_errors.Unauthenticated(f"the API key {key_id} has ended")
+                if credential_id in self._ended_keys:
+                    raise registry_errors.Unauthenticated("the key or token has ended")
                 changed = watched.changed
                 rows = await run_in_threadpool(self._read, job_id, after, limit)
                 left = deadline - asyncio.get_running_loop().time()
@@ -159,7 +159,7 @@ class Hub:
                     await asyncio.wait_for(changed.wait(), left)
 
     async def follow(
-        self, job_id: str, after: int, *, key_id: str
+        self, job_id: str, after: int, *, credential_id: str
     ) -> AsyncIterator[tables.EventRow | Progress]:
         """Yield the events after a sequence number as they come, and progress in between.
 
@@ -167,8 +167,8 @@ class Hub:
         or expires, or on a drain.
         """
         sent: Progress | None = None
-        with self._with_key(key_id), self.watching(job_id) as watched:
-            while not self.draining and key_id not in self._ended_keys:
+        with self._with_credential(credential_id), self.watching(job_id) as watched:
+            while not self.draining and credential_id not in self._ended_keys:
                 changed, latest = watched.changed, watched.latest
                 if latest is None or latest.snapshot.last_sequence > after:
                     while rows := await run_in_threadpool(self._read, job_id, after):
@@ -184,14 +184,14 @@ class Hub:
                     await changed.wait()
 
     async def follow_log(
-        self, job_id: str, position: logs.Position, *, key_id: str
+        self, job_id: str, position: logs.Position, *, credential_id: str
     ) -> AsyncIterator[tables.LogSliceRow]:
         """Yield the slices of a job's log behind a position as they come, until the job ends.
 
         It ends as well when the key is revoked or expires, or on a drain.
         """
-        with self._with_key(key_id), self.watching(job_id) as watched:
-            while not self.draining and key_id not in self._ended_keys:
+        with self._with_credential(credential_id), self.watching(job_id) as watched:
+            while not self.draining and credential_id not in self._ended_keys:
                 # In this order: a worker ships the last lines before it ends the job.
                 changed, latest = watched.changed, watched.latest
                 while rows := await run_in_threadpool(self._read_log, job_id, position):
@@ -252,9 +252,9 @@ class Hub:
             for watched in self._watched.values():
                 watched.wake()
 
-    def _valid_keys(self, key_ids: set[str]) -> set[str]:
+    def _valid_keys(self, credential_ids: set[str]) -> set[str]:
         with self.readers() as session:
-            return keys.valid(session, key_ids=key_ids)
+            return keys.valid(session, credential_ids=credential_ids)
 
     def _poll_jobs(self, job_ids: list[str]) -> dict[str, Progress | None]:
         with self.readers() as session:

@@ -67,6 +67,12 @@ class Settings(BaseSettings):
         30, gt=0, description="A queued job unclaimed for this long is published again."
     )
 
+    retention_grace_seconds: float = Field(
+        86_400,
+        ge=0,
+        description="Between the moment that something is found deletable and its deletion.",
+    )
+
     upload_part_bytes: int = Field(8 * 2**20, ge=5 * 2**20, description="Size of an upload's part.")
     upload_max_bytes: int = Field(64 * 2**30, gt=0, description="Largest upload that is accepted.")
     upload_expiry_seconds: float = Field(
@@ -106,12 +112,42 @@ class Settings(BaseSettings):
         True, description="Convert weights-only PyTorch files; false: safetensors only."
     )
 
+    oidc_issuer: str | None = Field(
+        None,
+        description="Issuer whose OIDC bearer tokens are accepted beside API keys; empty: none.",
+    )
+    oidc_audience: str | None = Field(None, description="Audience that such a token must name.")
+    oidc_project_claim: str = Field(
+        "retort_project", description="Claim that names the project; a.b is b inside of a."
+    )
+    oidc_projects: dict[str, str] = Field(
+        {}, description="JSON: project for each value of that claim; {}: it is the project's name."
+    )
+    oidc_role_claim: str = Field(
+        "retort_role", description="Claim with the role or roles; the highest counts."
+    )
+    oidc_roles: dict[str, Literal["viewer", "editor", "admin"]] = Field(
+        {}, description="JSON: viewer, editor or admin for each value; {}: it is the role's name."
+    )
+    oidc_skew_seconds: int = Field(
+        30, ge=0, le=300, description="By how much the issuer's clock may differ from ours."
+    )
+
     @model_validator(mode="after")
     def _heartbeats_fit_into_a_lease(self) -> Self:
         if self.heartbeat_seconds > self.lease_seconds / 2:
             raise ValueError(
                 f"RETORT_HEARTBEAT_SECONDS is {self.heartbeat_seconds:g}: at most half of "
                 f"RETORT_LEASE_SECONDS ({self.lease_seconds:g}), or every lease is lost"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_name_an_audience(self) -> Self:
+        if (self.oidc_issuer is None) != (self.oidc_audience is None):
+            raise ValueError(
+                "RETORT_OIDC_ISSUER and RETORT_OIDC_AUDIENCE are set both or neither: without the "
+                "audience, tokens that were made for other services would be accepted"
             )
         return self
 

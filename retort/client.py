@@ -11,6 +11,7 @@ with retort.connect() as client:
 from typing import Self
 
 from retort import (
+    audit,
     config,
     datasets,
     federations,
@@ -18,6 +19,7 @@ from retort import (
     keys,
     models,
     offers,
+    retention,
     studies,
     transport,
     uploads,
@@ -37,6 +39,8 @@ class Client:
         self.keys = keys.Keys(self._http)
         self.federations = federations.Federations(self._http)
         self.offers = offers.Offers(self._http)
+        self.audit = audit.Audit(self._http)
+        self.retention = retention.Retention(self._http)
 
     @property
     def url(self) -> str:

@@ -81,6 +81,17 @@ class Datasets(transport.Resource):
         path = f"/v1/datasets/{name}" + ("" if version is None else f"/versions/{version}")
         self._http.request("DELETE", path)
 
+    def erase(
+        self, name: str, version: int | None = None, *, cancel_jobs: bool = False
+    ) -> types.Erasure:
+        """Erase a version, or the whole data set, at once and for good; return what remains.
+
+        With `cancel_jobs`, jobs that need it are cancelled; without, they prevent it.
+        """
+        path = f"/v1/datasets/{name}" + ("" if version is None else f"/versions/{version}")
+        body = {"cancel_jobs": cancel_jobs}
+        return self._http.fetch(types.Erasure, "POST", f"{path}/erase", body=body)
+
     def download(
         self,
         version: types.DatasetVersion,

@@ -173,10 +173,80 @@ class ApiKey(Body):
     id: str
     name: str
     role: str
+    scopes: list[str] | None = None
     created_at: datetime | None = None
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
     last_used_at: datetime | None = None
+    rotated_at: datetime | None = None
+    former_expires_at: datetime | None = None
+    former_last_used_at: datetime | None = None
+
+
+class AuditEntry(Body):
+    """Who did what, when, and with which key."""
+
+    id: str
+    at: datetime
+    action: str
+    subject: str
+    actor: str
+    key_id: str | None = None
+    request_id: str | None = None
+    facts: Json = Field(default_factory=dict)
+
+
+class RetentionPolicy(Body):
+    """For how long a project keeps what jobs leave; days of null are for good."""
+
+    checkpoints_last: int
+    failed_attempts_days: int | None = None
+    logs_days: int | None = None
+    metrics_days: int | None = None
+    events_days: int | None = None
+    grace_seconds: float = 0.0
+
+
+class RetentionKind(Body):
+    """What could be deleted of one kind, and what of it the next sweep deletes."""
+
+    kind: str
+    jobs: int
+    entries: int
+    size_bytes: int
+    ready_jobs: int = 0
+    ready_entries: int = 0
+    ready_bytes: int = 0
+
+
+class RetentionPreview(Body):
+    """What a sweep could delete, and under which policy."""
+
+    policy: RetentionPolicy
+    kinds: list[RetentionKind]
+    notes: list[str] = Field(default_factory=list)
+
+
+class Remainder(Body):
+    """Something that an erasure leaves, and why."""
+
+    kind: str
+    name: str
+    reason: str
+
+
+class Erasure(Body):
+    """What was erased of a data set, and what remains."""
+
+    reference: str
+    versions: list[str] = Field(default_factory=list)
+    blobs: int = 0
+    size_bytes: int = 0
+    pictures: list[str] = Field(default_factory=list)
+    cancelled_jobs: list[str] = Field(default_factory=list)
+    remains: list[Remainder] = Field(default_factory=list)
+    waiting_blobs: int = 0
+    notes: list[str] = Field(default_factory=list)
 
 
 class NewApiKey(ApiKey):

@@ -6,12 +6,15 @@ from datetime import timedelta
 
 import structlog
 
+from models_registry import errors
 from models_registry.access import idempotency
 from models_registry.artifacts import inspections, uploads
 from models_registry.federations import federations
-from models_registry.jobs import logs, network_trials, sweeps
-from models_registry.persistence import counters, database, outbox
+from models_registry.jobs import network_trials, sweeps
+from models_registry.persistence import counters, database, outbox, task_leases
 from models_registry.persistence.counters import Counter
+from models_registry.retention import blobs, erasures
+from models_registry.retention import sweep as retention
 from workers import inspector, staging
 from workers.context import Context
 
@@ -80,13 +83,26 @@ def collect(context: Context) -> dict[str, int]:
     done["uploads_expired"] = _expire_uploads(context)
     with context.sessions.begin() as session:
         done["keys_forgotten"] = idempotency.forget(session)
-        done["log_slices_forgotten"] = logs.forget(session)
         done["messages_forgotten"] = outbox.sweep(session)
         done["replies_released"] = federations.release(session)
-    done["blobs_swept"] = sweeps.sweep_bytes(
-        context.sessions, context.storage, grace=sweeps.ORPHAN_GRACE
-    )
+    with task_leases.held(context.sessions, "collect") as lease:
+        if lease is not None:  # or another process does it just now
+            done |= _retain(context, lease)
     _log(done, "collection_done")
+    return done
+
+
+def _retain(context: Context, lease: task_leases.TaskLease) -> dict[str, int]:
+    """Delete what retention does not keep, and bytes that nothing needs."""
+    grace = timedelta(seconds=context.settings.retention_grace_seconds)
+    try:
+        swept = retention.sweep(lease, grace=grace)
+    except errors.StaleFence as error:
+        log.warning("retention_taken_over", reason=error.message)
+        return {}
+    done = {f"{kind}_deleted": deleted.entries for kind, deleted in swept.items()}
+    done["erased_blobs_deleted"] = erasures.finish(context.sessions, context.storage)
+    done["blobs_swept"] = blobs.sweep(context.sessions, context.storage, grace=grace)
     return done
 
 

@@ -28,6 +28,7 @@ from models_registry.jobs import workers
 from models_registry.persistence import database
 from models_registry.settings import Settings
 from workers import engine_launcher, machine_health
+from workers.erased_inputs import ErasedInputs
 from workers.machine_health import MachineFault, MachineHealth, Suspension
 
 log = structlog.get_logger()
@@ -102,6 +103,7 @@ def _run(settings: Settings, worker_id: str, queues: list[str], consumer: Consum
     intake = _Intake(consumer, [name for name in queues if name != _MAINTENANCE])
     written_at = time.monotonic()
     known: Suspension | None = None
+    erased = ErasedInputs(settings)
     while not _stopping.wait(min(settings.heartbeat_seconds, _REVIEW_SECONDS)):
         health.review(functools.partial(_check, settings))
         suspension = health.suspension
@@ -118,6 +120,7 @@ def _run(settings: Settings, worker_id: str, queues: list[str], consumer: Consum
             )
         if is_announced and _write(sessions, worker_id):
             known = suspension
+            erased.drop(sessions)
         written_at = time.monotonic()
     describing.join()
     _write(sessions, worker_id, stopping=True)

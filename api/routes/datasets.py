@@ -20,6 +20,7 @@ from api.dependencies import (
 from api.idempotency import IdempotentDep
 from api.schemas import datasets as bodies
 from api.schemas import lists
+from models_registry.access import audit
 from models_registry.artifacts import datasets, synthetic_datasets
 from models_registry.persistence import tables
 
@@ -67,6 +68,7 @@ def delete(name: str, caller: AdminDep, sessions: SessionsDep) -> None:
     """Delete a data set with its versions, unless a job names one of them."""
     with sessions.begin() as session:
         datasets.delete(session, project_id=caller.project_id, name=name)
+        audit.record(session, caller, "dataset.deleted", name)
 
 
 @router.post(
@@ -139,6 +141,7 @@ def delete_version(name: str, version: Version, caller: AdminDep, sessions: Sess
     """Delete a version, unless a job names it; one that is `pending` is taken back."""
     with sessions.begin() as session:
         datasets.delete_version(session, project_id=caller.project_id, name=name, version=version)
+        audit.record(session, caller, "dataset_version.deleted", f"{name}@{version}")
 
 
 @router.get(

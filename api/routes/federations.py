@@ -28,6 +28,7 @@ from api.routes.uploads import PART_BODY
 from api.schemas import federations as bodies
 from api.schemas import lists
 from models_registry import errors
+from models_registry.access import audit
 from models_registry.artifacts import models
 from models_registry.federations import clients, federations, replies, rounds, situations
 from models_registry.federations.clients import Member
@@ -82,6 +83,7 @@ def invite(
         client, text = clients.invite(
             session, row, name=body.name, environment=service.settings.environment
         )
+        audit.record(session, caller, "client_key.created", client.id, name=client.name)
     return bodies.ClientInvited.from_row(client, state="invited", client_key=text)
 
 
@@ -106,6 +108,7 @@ def revoke(federation_id: str, client_id: str, caller: EditorDep, sessions: Sess
     with sessions.begin() as session:
         row = federations.get(session, project_id=caller.project_id, federation_id=federation_id)
         clients.revoke(session, row, client_id=client_id)
+        audit.record(session, caller, "client_key.revoked", client_id)
 
 
 @router.get("/{federation_id}/rounds", operation_id="list_rounds")

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -27,9 +27,11 @@ from api.schemas import jobs as bodies
 from api.schemas import lists
 from api.schemas.times import UtcTime
 from models_registry import errors
+from models_registry.access import audit, callers
 from models_registry.jobs import actions, lifecycle, logs, queries, reports, submission
 from models_registry.jobs.spec import JobSpec
-from models_registry.persistence import tables
+from models_registry.persistence import database, tables
+from models_registry.retention import expired
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -130,6 +132,7 @@ def delete(job_id: str, caller: EditorDep, sessions: SessionsDep) -> None:
     """Delete a job that has ended. Registered students stay."""
     with sessions.begin() as session:
         actions.delete(session, project_id=caller.project_id, job_id=job_id)
+        audit.record(session, caller, "job.deleted", job_id)
 
 
 @router.post(
@@ -210,7 +213,8 @@ def show_logs(
     """Return the last lines of the engine of each of the newest attempts, oldest attempt first.
 
     They come within seconds while an attempt runs; `/logs/stream` follows them. Kept are the
-    newest 1 MiB of each attempt for 30 days, and its last lines from then on.
+    newest 1 MiB of each attempt for as long as the project's retention says (30 days), and its
+    last lines from then on.
     """
     with readers() as session:
         job = actions.get(session, project_id=caller.project_id, job_id=job_id)
@@ -226,6 +230,8 @@ def checkpoints(
     with readers() as session:
         job = actions.get(session, project_id=caller.project_id, job_id=job_id)
         page = queries.checkpoints(session, job_id=job.id, wanted=wanted)
+        if not page.rows:
+            expired.refuse(session, job, "failed_attempts")
     return lists.ListRead.of(page, bodies.CheckpointRead.from_row)
 
 
@@ -252,6 +258,8 @@ def metrics(
             from_step=from_step,
             max_points=max_points,
         )
+        if not series:
+            expired.refuse(session, job, "metrics")
     return bodies.MetricsRead(
         data=[bodies.MetricSeries.of(key, points) for key, points in series.items()]
     )
@@ -310,13 +318,19 @@ def report_file(
     return send_file(file)
 
 
-def _watched(job_id: str, caller: CallerDep, readers: ReadersDep) -> str:
-    # Checked before the stream starts: afterwards no 404 can be sent.
-    with readers() as session:
-        return actions.get(session, project_id=caller.project_id, job_id=job_id).id
+def _watched(kind: str) -> Callable[[str, callers.Caller, database.Sessions], str]:
+    def watched(job_id: str, caller: CallerDep, readers: ReadersDep) -> str:
+        # Checked before the stream starts: afterwards no 404 can be sent.
+        with readers() as session:
+            job = actions.get(session, project_id=caller.project_id, job_id=job_id)
+            expired.refuse(session, job, kind)
+            return job.id
+
+    return watched
 
 
-WatchedDep = Annotated[str, Depends(_watched)]
+WatchedDep = Annotated[str, Depends(_watched("events"))]
+WatchedLogDep = Annotated[str, Depends(_watched("logs"))]
 Sequence = Annotated[int, Query(ge=0, le=2**31 - 1)]
 
 
@@ -333,7 +347,11 @@ async def events(
 ) -> bodies.EventsRead:
     """Return events after a sequence number; wait for one if there is none yet."""
     rows = await service.hub.events_after(
-        job_id, after, key_id=caller.key_id, limit=limit + 1, wait_seconds=wait_seconds
+        job_id,
+        after,
+        credential_id=caller.credential_id,
+        limit=limit + 1,
+        wait_seconds=wait_seconds,
     )
     return bodies.EventsRead(
         data=[bodies.EventRead.from_row(event) for event in rows[:limit]],
@@ -378,7 +396,7 @@ async def stream(
     Events carry their sequence number as `id`; `progress` records carry none. A stream whose key is
     revoked or expires ends within seconds.
     """
-    async for record in service.hub.follow(job_id, after, key_id=caller.key_id):
+    async for record in service.hub.follow(job_id, after, credential_id=caller.credential_id):
         if isinstance(record, streams.Progress):
             yield ServerSentEvent(data=bodies.ProgressRead.of(record), event="progress")
         else:
@@ -417,7 +435,7 @@ def _position(
     dependencies=[Depends(_stream_slot)],
 )
 async def stream_logs(
-    job_id: WatchedDep,
+    job_id: WatchedLogDep,
     caller: CallerDep,
     service: ServiceDep,
     position: Annotated[logs.Position, Depends(_position)],
@@ -426,7 +444,7 @@ async def stream_logs(
 
     A stream whose key is revoked or expires ends within seconds.
     """
-    async for row in service.hub.follow_log(job_id, position, key_id=caller.key_id):
+    async for row in service.hub.follow_log(job_id, position, credential_id=caller.credential_id):
         yield ServerSentEvent(
             data=bodies.LogSlice.of(row), event="log", id=f"{row.attempt}:{row.end}"
         )

@@ -21,6 +21,7 @@ from api.idempotency import IdempotentDep
 from api.preconditions import ExpectedDep, MustBeNewDep
 from api.schemas import lists
 from api.schemas import models as bodies
+from models_registry.access import audit
 from models_registry.artifacts import aliases, lineage, models
 from models_registry.persistence import tables
 
@@ -106,6 +107,7 @@ def delete(name: str, caller: AdminDep, sessions: SessionsDep, expected: Expecte
     """Delete a model with its versions and aliases, unless something refers to them."""
     with sessions.begin() as session:
         models.delete(session, project_id=caller.project_id, name=name, expected=expected)
+        audit.record(session, caller, "model.deleted", name)
 
 
 # -- versions --------------------------------------------------------------------------------
@@ -208,6 +210,7 @@ def delete_version(
             version=version,
             expected=expected,
         )
+        audit.record(session, caller, "model_version.deleted", f"{name}@{version}")
 
 
 @router.get(
@@ -292,6 +295,11 @@ def put_alias(
             expected=expected,
             must_be_new=must_be_new,
         )
+        former = row.history[-2]["version"] if len(row.history) > 1 else None
+        done = "alias.created" if is_new else "alias.moved"
+        audit.record(
+            session, caller, done, f"{name}@{alias}", version=row.version, former_version=former
+        )
     response.status_code = 201 if is_new else 200
     response.headers["etag"] = aliases.etag(row)
     return bodies.AliasRead.of(name, row)
@@ -310,3 +318,4 @@ def delete_alias(
             alias=alias,
             expected=expected,
         )
+        audit.record(session, caller, "alias.deleted", f"{name}@{alias}")

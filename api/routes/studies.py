@@ -20,6 +20,7 @@ from api.schemas import lists
 from api.schemas import studies as bodies
 from api.schemas.times import UtcTime
 from models_registry import errors
+from models_registry.access import audit
 from models_registry.persistence import tables
 from models_registry.studies import studies
 from models_registry.studies.spec import StudySpec
@@ -117,6 +118,7 @@ def delete(study_id: str, caller: EditorDep, sessions: SessionsDep) -> None:
     """Delete a study with its jobs, all of which must have ended. Registered students stay."""
     with sessions.begin() as session:
         studies.delete(session, project_id=caller.project_id, study_id=study_id)
+        audit.record(session, caller, "study.deleted", study_id)
 
 
 @router.post(

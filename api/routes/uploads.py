@@ -18,6 +18,7 @@ from api.dependencies import (
 from api.idempotency import IdempotentDep
 from api.schemas import lists
 from api.schemas import uploads as bodies
+from models_registry.access import audit
 from models_registry.artifacts import uploads
 from models_registry.persistence import tables
 
@@ -128,4 +129,5 @@ def delete(upload_id: str, caller: EditorDep, sessions: SessionsDep, storage: St
     """Delete an upload. Versions made from it stay."""
     with sessions.begin() as session:
         keys = uploads.delete(session, project_id=caller.project_id, upload_id=upload_id)
+        audit.record(session, caller, "upload.deleted", upload_id)
     uploads.forget(storage, keys)

@@ -115,12 +115,12 @@ def add_builtins(session: Session, *, project_id: str) -> None:
         )
 
 
-def get(session: Session, *, project_id: str, name: str) -> tables.DatasetRow:
-    """Return a data set.
+def get(session: Session, *, project_id: str, name: str, lock: bool = False) -> tables.DatasetRow:
+    """Return a data set; `lock` keeps it for the caller until the transaction ends.
 
     Raises: errors.NotFound, with the most similar name; errors.Gone when it was deleted.
     """
-    return _line(session, project_id=project_id, name=name)
+    return _line(session, project_id=project_id, name=name, lock=lock)
 
 
 def _line(session: Session, *, project_id: str, name: str, lock: bool = False) -> tables.DatasetRow:
@@ -366,7 +366,7 @@ def delete(session: Session, *, project_id: str, name: str) -> None:
     mine = sa.select(row).where(row.dataset_id == line.id, row.deleted_at.is_(None))
     versions = session.scalars(mine.order_by(row.id).with_for_update()).all()
     for each in versions:
-        _refuse_if_builtin(each)
+        refuse_if_builtin(each)
     _refuse_if_used(session, name, mine.with_only_columns(row.id))
     for each in versions:
         _soft_delete(session, each)
@@ -382,13 +382,14 @@ def delete_version(session: Session, *, project_id: str, name: str, version: int
     Raises: errors.InUse while a job names it; errors.Conflict for one that is built in.
     """
     row = _version(session, project_id=project_id, name=name, version=version, lock=True)
-    _refuse_if_builtin(row)
+    refuse_if_builtin(row)
     this = sa.select(tables.DatasetVersionRow.id).where(tables.DatasetVersionRow.id == row.id)
     _refuse_if_used(session, reference_of(row), this)
     _soft_delete(session, row)
 
 
-def _refuse_if_builtin(version: tables.DatasetVersionRow) -> None:
+def refuse_if_builtin(version: tables.DatasetVersionRow) -> None:
+    """Raise Conflict for a version that is built in."""
     if version.format == BUILTIN:
         raise errors.Conflict(
             f"{reference_of(version)} is built in, takes no room and cannot be deleted; versions "

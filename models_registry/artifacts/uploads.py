@@ -195,7 +195,9 @@ def adopt(session: Session, *, sha256: str, size_bytes: int, storage_key: str) -
     session.execute(
         database.insert(session, row)
         .values(sha256=sha256, size_bytes=size_bytes, storage_key=storage_key, created_at=now)
-        .on_conflict_do_update(index_elements=[row.sha256], set_={"created_at": now})
+        .on_conflict_do_update(
+            index_elements=[row.sha256], set_={"created_at": now, "marked_at": None}
+        )
     )
     return session.get_one(row, sha256, populate_existing=True)
 

@@ -16,8 +16,8 @@ from models_registry.artifacts import models, uploads
 from models_registry.jobs import lifecycle, transitions
 from models_registry.jobs.lifecycle import Event, Reason, State
 from models_registry.persistence import database, tables
+from models_registry.retention import policies
 
-KEPT_CHECKPOINTS = 2
 UNFIT_LIMIT = 10
 SHUT_DOWN = "The worker was shut down; the job goes on from its newest checkpoint."
 # After such an end a job runs alone: it may have needed too much, or must_run_alone the others.
@@ -219,7 +219,7 @@ def wait_for_storage(session: Session, lease: Lease, *, message: str) -> None:
 def checkpoint(
     session: Session, lease: Lease, file: OutputFile, *, step: int, epoch: int, phase: str
 ) -> None:
-    """Commit a checkpoint whose bytes are stored, and delete all but the newest few."""
+    """Commit a checkpoint whose bytes are stored; delete all but the newest of the policy."""
     _touch(session, lease, {})
     if any(
         (known.path, known.sha256) == (file.path, file.sha256)
@@ -244,7 +244,8 @@ def checkpoint(
         )
     )
     session.flush()
-    for old in checkpoints(session, job_id=lease.job_id)[KEPT_CHECKPOINTS:]:
+    policy = policies.of(session, project_id=_job(session, lease).project_id)
+    for old in checkpoints(session, job_id=lease.job_id)[policy.checkpoints_last :]:
         session.delete(old)
     facts = {"step": step, "epoch": epoch, "phase": phase, "size_bytes": file.size_bytes}
     transitions.add_event(session, lease.job_id, "checkpoint", facts)

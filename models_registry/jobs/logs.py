@@ -6,7 +6,6 @@ which outlives the slices.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -16,7 +15,6 @@ from models_registry.persistence import database, tables
 
 KEPT_BYTES = 2**20  # of one attempt
 SLICE_BYTES = 2**16
-KEPT_FOR = timedelta(days=30)
 MAX_ATTEMPTS = 20
 DEFAULT_LINES, MAX_LINES = 200, 10_000
 _BATCH = 16
@@ -100,13 +98,6 @@ def after(session: Session, *, job_id: str, position: Position) -> list[tables.L
     )
     query = sa.select(row).where(row.job_id == job_id, behind)
     return list(session.scalars(query.order_by(row.attempt, row.start).limit(_BATCH)))
-
-
-def forget(session: Session) -> int:
-    """Delete slices that are too old, and return how many."""
-    row = tables.LogSliceRow
-    old = sa.delete(row).where(row.at < database.now(session) - KEPT_FOR)
-    return len(session.scalars(old.returning(row.start)).all())
 
 
 def _newest_slices(

@@ -13,14 +13,11 @@ from sqlalchemy.orm import Session
 
 from models_registry.jobs import lifecycle, transitions
 from models_registry.jobs.lifecycle import Event, Reason, State
-from models_registry.persistence import counters, database, tables
-from models_registry.persistence.counters import Counter
-from models_registry.persistence.storage import Storage
+from models_registry.persistence import database, tables
 
 log = structlog.get_logger()
 
 BATCH = 100
-ORPHAN_GRACE = timedelta(hours=24)
 LONGEST_SILENCE = timedelta(minutes=15)
 
 
@@ -149,59 +146,3 @@ def republish(session: Session, *, after_seconds: float) -> int:
         job.announce_again_at = now + pause
     session.flush()
     return len(unclaimed)
-
-
-_REFERENCES = (
-    tables.UploadRow.blob_sha256,
-    tables.ModelFileRow.sha256,
-    tables.DatasetFileRow.sha256,
-    tables.DatasetVersionRow.archive_sha256,
-    tables.CheckpointRow.sha256,
-    tables.FederationRow.open_set_sha256,
-    tables.FederationRoundRow.consensus_sha256,
-    tables.FederationReplyRow.blob_sha256,
-)
-
-
-def sweep_bytes(sessions: database.Sessions, storage: Storage, *, grace: timedelta) -> int:
-    """Delete blobs that no row points at and that are older than `grace`; return how many.
-
-    The row is deleted first, in a transaction that checks again, then the bytes. A crash in
-    between leaves bytes without a row, which the next sweep finds by listing the store.
-    """
-    blob = tables.BlobRow
-    referenced = sa.union_all(
-        *(sa.select(column).where(column.is_not(None)) for column in _REFERENCES)
-    ).subquery()
-    swept = 0
-    with sessions.begin() as session:
-        before = database.now(session) - grace
-        orphans = session.execute(
-            sa.delete(blob)
-            .where(blob.created_at < before, blob.sha256.not_in(sa.select(referenced.c[0])))
-            .returning(blob.storage_key, blob.size_bytes)
-        ).all()
-        if orphans:
-            counters.add(session, Counter.COLLECTED_BLOBS, len(orphans))
-            counters.add(session, Counter.COLLECTED_BYTES, sum(size for _, size in orphans))
-    storage.discard_unfinished(before)
-    for key, _ in orphans:
-        storage.delete(key, unless_stored_since=before)
-        swept += 1
-    stored = list(storage.stored_before(before))
-    for start in range(0, len(stored), BATCH):
-        for key in _unknown(sessions, stored[start : start + BATCH]):
-            storage.delete(key, unless_stored_since=before)
-            swept += 1
-    return swept
-
-
-def _unknown(sessions: database.Sessions, keys: list[str]) -> list[str]:
-    """Return those of the storage's keys that no row names."""
-    with sessions() as session:
-        known = {
-            key
-            for column in (tables.BlobRow.storage_key, tables.UploadPartRow.storage_key)
-            for key in session.scalars(sa.select(column).where(column.in_(keys)))
-        }
-    return [key for key in keys if key not in known]

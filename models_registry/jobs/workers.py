@@ -86,6 +86,14 @@ def count_takers(session: Session, *, queue: str) -> int:
     return sum(queue in queues for queues in session.scalars(online))
 
 
+def online_names(session: Session) -> list[str]:
+    """Return the names of the workers that were seen within a day and have not stopped."""
+    row = tables.WorkerRow
+    recently = database.now(session) - FORGOTTEN_AFTER
+    online = sa.select(row.name).where(row.stopped_at.is_(None), row.last_seen_at > recently)
+    return list(session.scalars(online.order_by(row.id)))
+
+
 def count_states(session: Session) -> dict[tuple[str, str], int]:
     """Return how many workers seen within a day there are, by state and code of the fault."""
     now = database.now(session)

@@ -168,6 +168,10 @@ class Storage(Protocol):
         """Return whether bytes are stored under this key."""
         ...
 
+    def size(self, key: str) -> int | None:
+        """Return how many bytes are stored under this key; None if there are none."""
+        ...
+
     def delete(self, key: str, *, unless_stored_since: datetime | None = None) -> None:
         """Delete these bytes; missing ones are no error.
 
@@ -328,6 +332,15 @@ class LocalStorage:
         path = self._path(key)
         with _reported():
             return path.is_file()
+
+    def size(self, key: str) -> int | None:
+        """Return how many bytes are stored under this key; None if there are none."""
+        path = self._path(key)
+        try:
+            with _reported(key):
+                return path.stat().st_size
+        except BytesNotFound:
+            return None
 
     def delete(self, key: str, *, unless_stored_since: datetime | None = None) -> None:
         """Delete these bytes; missing ones are no error."""
@@ -524,6 +537,15 @@ class S3Storage:
     def exists(self, key: str) -> bool:
         """Return whether bytes are stored under this key."""
         return self._stored_at(key) is not None
+
+    def size(self, key: str) -> int | None:
+        """Return how many bytes are stored under this key; None if there are none."""
+        _check_key(key)
+        try:
+            with _reported(key):
+                return obstore.head(self._store, key)["size"]
+        except BytesNotFound:
+            return None
 
     def delete(self, key: str, *, unless_stored_since: datetime | None = None) -> None:
         """Delete these bytes; missing ones are no error."""

@@ -69,11 +69,33 @@ class ApiKeyRow(Row):
     project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"), index=True)
     name: Mapped[str] = mapped_column(sa.String(96))
     role: Mapped[str] = mapped_column(sa.String(16))
+    scopes: Mapped[list[Any] | None]  # null: whatever its role allows
     secret_sha256: Mapped[str] = mapped_column(sa.String(64))
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
+    rotated_at: Mapped[datetime | None]
+    # The secret before the last rotation, which opens the same for a while.
+    former_sha256: Mapped[str | None] = mapped_column(sa.String(64))
+    former_expires_at: Mapped[datetime | None]
+    former_last_used_at: Mapped[datetime | None]
+
+
+class AuditRow(Row):
+    """What somebody did to keys, names, deletions or rules; the database refuses to change it."""
+
+    __tablename__ = "audit_entries"
+    __table_args__ = (sa.Index("ix_audit_entries_project_id_at_id", "project_id", "at", "id"),)
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"))
+    at: Mapped[datetime]
+    action: Mapped[str] = mapped_column(sa.String(64))
+    subject: Mapped[str] = mapped_column(sa.String(300))
+    actor: Mapped[str] = mapped_column(sa.String(300))
+    key_id: Mapped[str | None] = mapped_column(sa.String(40))
+    request_id: Mapped[str | None] = mapped_column(sa.String(64))
+    facts: Mapped[dict[str, Any]] = mapped_column(default=dict)
 
 
 class BlobRow(Row):
@@ -84,6 +106,8 @@ class BlobRow(Row):
     size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
     storage_key: Mapped[str] = mapped_column(sa.String(200))
     created_at: Mapped[datetime]
+    # Since when a sweep has found no row that needs it.
+    marked_at: Mapped[datetime | None] = mapped_column(index=True)
 
 
 class UploadRow(Row):
@@ -574,3 +598,58 @@ class FederationReplyRow(Row):
     samples: Mapped[int] = mapped_column(sa.BigInteger)
     metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
     received_at: Mapped[datetime]
+
+
+class RetentionPolicyRow(Row):
+    """For how long a project keeps what jobs leave behind; null days: for good."""
+
+    __tablename__ = "retention_policies"
+    project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"), primary_key=True)
+    checkpoints_last: Mapped[int]
+    failed_attempts_days: Mapped[int | None]
+    logs_days: Mapped[int | None]
+    metrics_days: Mapped[int | None]
+    events_days: Mapped[int | None]
+    updated_at: Mapped[datetime]
+
+
+class RetentionMarkRow(Row):
+    """What a job leaves behind of one kind, marked to be deleted; kept after that, for answers."""
+
+    __tablename__ = "retention_marks"
+    __table_args__ = (
+        sa.Index(
+            "ix_retention_marks_project_id_swept_at_marked_at",
+            "project_id",
+            "swept_at",
+            "marked_at",
+        ),
+    )
+    kind: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
+    job_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id"), primary_key=True)
+    project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"))
+    marked_at: Mapped[datetime]
+    swept_at: Mapped[datetime | None]
+    entries: Mapped[int] = mapped_column(Big, default=0)  # deleted so far
+    size_bytes: Mapped[int] = mapped_column(sa.BigInteger, default=0)
+
+
+class ErasedBlobRow(Row):
+    """Bytes of an erased data set, which caches of workers drop at their next heartbeat."""
+
+    __tablename__ = "erased_blobs"
+    id: Mapped[int] = mapped_column(Big, primary_key=True, autoincrement=True)
+    sha256: Mapped[str] = mapped_column(sa.String(64))
+    storage_key: Mapped[str] = mapped_column(sa.String(200))
+    size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
+    erased_at: Mapped[datetime]
+    deleted_at: Mapped[datetime | None] = mapped_column(index=True)  # from storage
+
+
+class TaskLeaseRow(Row):
+    """The right to do one kind of maintenance, until it expires."""
+
+    __tablename__ = "task_leases"
+    name: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    owner: Mapped[str] = mapped_column(sa.String(40))
+    expires_at: Mapped[datetime]

@@ -20,6 +20,7 @@ from retort.cli.commands import (
     jobs,
     offers,
     registry,
+    retention,
     studies,
     uploads,
 )
@@ -42,6 +43,9 @@ app.add_typer(offers.app)
 app.add_typer(administration.app, name="key")
 app.command("alias")(administration.alias)
 app.command("delete")(administration.delete)
+app.add_typer(retention.app, name="retention")
+app.command("audit")(retention.audit)
+registry.dataset_app.command("erase")(retention.erase)
 
 DataDirOption = Annotated[
     Path, typer.Option(envvar="RETORT_DATA_DIR", help="Folder that holds everything.")

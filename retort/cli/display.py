@@ -720,21 +720,34 @@ def keys(console: rich.console.Console, shown: Iterable[types.ApiKey]) -> None:
     """Print the API keys of a project; never the keys themselves."""
     table(
         console,
-        ("id", "name", "role", "state", "last used", "expires"),
+        ("id", "name", "role", "scopes", "state", "last used", "expires"),
         (
             (
                 one.id,
                 one.name,
                 one.role,
-                "revoked" if one.revoked_at else "valid",
+                "all" if one.scopes is None else " ".join(one.scopes),
+                _key_state(one),
                 age(one.last_used_at) or "never",
                 moment(one.expires_at),
             )
             for one in shown
         ),
         whole=("id", "role", "state"),
-        drops=("expires", "last used"),
+        folds=("scopes",),
+        drops=("expires", "last used", "scopes"),
     )
+
+
+def _key_state(key: types.ApiKey) -> str:
+    now = datetime.now(UTC)
+    if key.revoked_at:
+        return "revoked"
+    if key.expires_at and key.expires_at <= now:
+        return "expired"
+    if key.former_expires_at and key.former_expires_at > now:
+        return "valid, rotated"
+    return "valid"
 
 
 def uploads(console: rich.console.Console, shown: Iterable[types.Upload]) -> None:

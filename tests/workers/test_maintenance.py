@@ -209,13 +209,14 @@ class TestCollect:
                 )
             )
             for kept in (orphan, young):
-                at = long_ago if kept is orphan else datetime.now(UTC)
+                at = long_ago if kept is orphan else None
                 session.add(
                     tables.BlobRow(
                         sha256=kept.sha256,
                         size_bytes=kept.size_bytes,
                         storage_key=kept.key,
-                        created_at=at,
+                        created_at=long_ago,
+                        marked_at=at,
                     )
                 )
             for message in session.query(tables.OutboxRow):

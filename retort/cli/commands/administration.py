@@ -1,11 +1,15 @@
 """Commands that change who may do what, and what there is: keys, deletion, aliases."""
 
-from typing import Annotated, Literal
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from retort import errors
 from retort.cli import completion, shell
+
+if TYPE_CHECKING:
+    from retort import types
 
 app = typer.Typer(help="API keys of the project; for administrators.")
 
@@ -18,14 +22,39 @@ def create_key(
     role: Annotated[
         Literal["viewer", "editor", "admin"], typer.Option(help="What it may do.")
     ] = "editor",
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="What it may touch, such as jobs:write; may be repeated. Else: all."),
+    ] = None,
+    days: Annotated[int | None, typer.Option(min=1, help="Days until it expires.")] = None,
 ) -> None:
     """Create a key and print it: it is never shown again."""
-    created = retort.client.keys.create(name, role=role)
+    expires_at = datetime.now(UTC) + timedelta(days=days) if days is not None else None
+    created = retort.client.keys.create(name, role=role, expires_at=expires_at, scopes=scope)
+    _show_key(retort, created, "keep it, it is not shown again")
+
+
+@app.command("rotate")
+@shell.connected
+def rotate_key(
+    retort: shell.Shell,
+    key_id: Annotated[str, typer.Argument(metavar="KEY", help="Id of the key: key_...")],
+    overlap_hours: Annotated[
+        float, typer.Option(min=0, max=720, help="For how long the old text opens the same.")
+    ] = 24,
+) -> None:
+    """Give a key a new text, and print it; the old one holds for a while."""
+    rotated = retort.client.keys.rotate(key_id, overlap_seconds=round(overlap_hours * 3600))
+    _show_key(retort, rotated, f"the old text opens the same for {overlap_hours:g} hours")
+
+
+def _show_key(retort: shell.Shell, key: "types.NewApiKey", remark: str) -> None:
     if retort.json:
-        retort.emit(created)
+        retort.emit(key)
         return
-    retort.out.print(created.api_key, soft_wrap=True)
-    retort.note(f"{created.id} for {created.name} ({created.role}): keep it, it is not shown again")
+    retort.out.print(key.api_key, soft_wrap=True)
+    limits = f", {' '.join(key.scopes)}" if key.scopes is not None else ""
+    retort.note(f"{key.id} for {key.name} ({key.role}{limits}): {remark}")
 
 
 @app.command("list")

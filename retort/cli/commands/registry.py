@@ -9,7 +9,7 @@ import typer
 from retort.cli import completion, shell
 
 app = typer.Typer()
-dataset_app = typer.Typer(help="Make a data set from files that the server has.")
+dataset_app = typer.Typer(help="Make a data set from what the server has; erase one.")
 
 
 @app.command("models")

@@ -1,6 +1,7 @@
 import numpy as np
 
 from tests.distill.functional.test_detection_metrics import NOTHING, TINY
+from workers.distill.config.report import SHOW_IMAGES
 from workers.distill.evaluation.examples import Example, Examples
 from workers.distill.reporting import examples_report
 from workers.distill.tasks.comparisons import BoxComparison
@@ -29,6 +30,8 @@ class TestNumbers:
 class TestPictures:
     def test_are_one_sheet_with_the_choice_in_words(self) -> None:
         found = examples_report.pictures(some_examples(), ["cat", "dog"])
+        # Else an erasure of the data set would leave them.
+        assert set(found) == SHOW_IMAGES
         (figure, about) = found["examples"]
         assert about.startswith("Of 20 test images")
         assert about.endswith(".")

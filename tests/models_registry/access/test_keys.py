@@ -9,6 +9,7 @@ from models_registry import errors
 from models_registry.access import keys
 from models_registry.persistence import database, tables
 from models_registry.settings import Settings
+from tests.databases import SQLITE_ONLY
 
 
 def make(
@@ -24,7 +25,7 @@ def make(
 def caller_of(sessions: database.Sessions, text: str) -> keys.Caller:
     """Return who presents a text."""
     with sessions() as session:
-        return keys.authenticate(session, text=text)[0]
+        return keys.authenticate(session, text=text).caller
 
 
 class TestCreateKey:
@@ -52,7 +53,24 @@ class TestAuthenticate:
         self, sessions: database.Sessions, project: tables.ProjectRow
     ) -> None:
         row, text = make(sessions, project, role="viewer")
-        assert caller_of(sessions, text) == keys.Caller(project.id, row.id, keys.Role.VIEWER)
+        caller = caller_of(sessions, text)
+        assert (caller.project_id, caller.key_id) == (project.id, row.id)
+        assert (caller.role, caller.name, caller.scopes) == (keys.Role.VIEWER, "test", None)
+
+    @SQLITE_ONLY
+    def test_asks_the_database_once(
+        self, engine: sa.Engine, sessions: database.Sessions, project: tables.ProjectRow
+    ) -> None:
+        _, text = make(sessions, project)
+        asked: list[str] = []
+
+        @sa.event.listens_for(engine, "before_cursor_execute")
+        def count(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+            asked.append(statement)
+
+        caller_of(sessions, text)
+        selects = [statement for statement in asked if not statement.startswith("BEGIN")]
+        assert len(selects) == 1, selects  # PostgreSQL is asked for the time as well
 
     @pytest.mark.parametrize(
         "change",
@@ -88,14 +106,10 @@ class TestAuthenticate:
     ) -> None:
         with sessions.begin() as session:
             now = database.now(session)
-            _, past = keys.create_key(
-                session,
-                project_id=project.id,
-                name="past",
-                role="admin",
-                environment="test",
-                expires_at=now - timedelta(seconds=1),
+            row, past = keys.create_key(
+                session, project_id=project.id, name="past", role="admin", environment="test"
             )
+            row.expires_at = now - timedelta(seconds=1)
             _, coming = keys.create_key(
                 session,
                 project_id=project.id,
@@ -108,6 +122,90 @@ class TestAuthenticate:
             caller_of(sessions, past)
         assert caller_of(sessions, coming).role is keys.Role.ADMIN
 
+    @SQLITE_ONLY
+    def test_is_not_made_with_a_time_that_has_passed(
+        self, sessions: database.Sessions, project: tables.ProjectRow
+    ) -> None:
+        with sessions.begin() as session, pytest.raises(errors.Refused, match="expires_at is"):
+            keys.create_key(
+                session,
+                project_id=project.id,
+                name="late",
+                role="admin",
+                environment="test",
+                expires_at=database.now(session),
+            )
+
+
+class TestRotate:
+    def rotate(
+        self, sessions: database.Sessions, row: tables.ApiKeyRow, hours: float
+    ) -> tuple[tables.ApiKeyRow, str]:
+        with sessions.begin() as session:
+            return keys.rotate(
+                session,
+                project_id=row.project_id,
+                key_id=row.id,
+                environment="test",
+                overlap=timedelta(hours=hours),
+            )
+
+    def test_lets_both_secrets_open_the_same_for_a_while(
+        self, sessions: database.Sessions, project: tables.ProjectRow
+    ) -> None:
+        row, old = make(sessions, project, role="viewer")
+        _, new = self.rotate(sessions, row, hours=1)
+        old_caller, new_caller = caller_of(sessions, old), caller_of(sessions, new)
+        assert old != new
+        assert old_caller.key_id == new_caller.key_id == row.id
+        assert old_caller.role is new_caller.role is keys.Role.VIEWER
+        with sessions.begin() as session:
+            session.get_one(tables.ApiKeyRow, row.id).former_expires_at = database.now(session)
+        with pytest.raises(errors.Unauthenticated, match="was rotated"):
+            caller_of(sessions, old)
+        assert caller_of(sessions, new).key_id == row.id
+        with sessions() as session:
+            both = {old_caller.credential_id, new_caller.credential_id}
+            assert keys.valid(session, credential_ids=both) == {new_caller.credential_id}
+
+    def test_ends_the_old_secret_at_once_where_none_overlaps_and_the_one_before_always(
+        self, sessions: database.Sessions, project: tables.ProjectRow
+    ) -> None:
+        row, first = make(sessions, project)
+        _, second = self.rotate(sessions, row, hours=1)
+        _, third = self.rotate(sessions, row, hours=0)
+        for ended in (first, second):
+            with pytest.raises(errors.Unauthenticated):
+                caller_of(sessions, ended)
+        assert caller_of(sessions, third).key_id == row.id
+
+    def test_tells_whether_the_old_secret_is_still_used(
+        self, sessions: database.Sessions, project: tables.ProjectRow
+    ) -> None:
+        row, old = make(sessions, project)
+        self.rotate(sessions, row, hours=1)
+        with sessions.begin() as session:
+            keys.note_use(session, key_id=row.id)
+            assert session.get_one(tables.ApiKeyRow, row.id).former_last_used_at is None
+            known = keys.authenticate(session, text=old)
+            assert (known.due, known.is_former) == (True, True)
+            keys.note_use(session, key_id=row.id, is_former=True)
+            assert not keys.authenticate(session, text=old).due
+
+    def test_refuses_what_has_ended(
+        self, sessions: database.Sessions, project: tables.ProjectRow
+    ) -> None:
+        row, text = make(sessions, project)
+        _, new = self.rotate(sessions, row, hours=1)
+        with sessions.begin() as session:
+            assert keys.revoke(session, project_id=project.id, key_id=row.id)
+            assert not keys.revoke(session, project_id=project.id, key_id=row.id)
+        for ended in (text, new):
+            with pytest.raises(errors.Unauthenticated, match="revoked"):
+                caller_of(sessions, ended)
+        with pytest.raises(errors.Conflict, match="revoked and cannot be rotated"):
+            self.rotate(sessions, row, hours=1)
+
 
 class TestNoteUse:
     def test_is_due_once_a_minute(
@@ -117,7 +215,7 @@ class TestNoteUse:
         dues = []
         for _ in range(2):
             with sessions.begin() as session:
-                _, due = keys.authenticate(session, text=text)
+                due = keys.authenticate(session, text=text).due
                 dues.append(due)
                 keys.note_use(session, key_id=row.id)
         assert dues == [True, False]

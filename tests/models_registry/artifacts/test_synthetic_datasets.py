@@ -9,10 +9,11 @@ from sqlalchemy.orm import Session
 
 from models_registry import errors
 from models_registry.artifacts import datasets, lineage, models, synthetic_datasets
-from models_registry.jobs import actions, sweeps
+from models_registry.jobs import actions
 from models_registry.jobs.lifecycle import State
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
+from models_registry.retention import blobs
 from tests import factories
 from tests.databases import SQLITE_ONLY
 
@@ -122,7 +123,7 @@ class TestSweep:
             weights = models.file(session, student, path=models.WEIGHTS)
             actions.delete(session, project_id=project.id, job_id=job.id)
             models.delete_version(session, project_id=project.id, name="digits-student", version=1)
-        assert sweeps.sweep_bytes(sessions, storage, grace=timedelta(seconds=-1)) == 1
+        assert blobs.sweep(sessions, storage, grace=timedelta(seconds=-1)) == 1
         assert not storage.exists(weights.storage_key)
         with sessions() as session:
             for file in session.query(tables.DatasetFileRow).filter_by(version_id=row.id):

@@ -7,8 +7,9 @@ import pytest
 from models_registry import errors
 from models_registry.federations import clients, federations, rounds
 from models_registry.federations.clients import Member
-from models_registry.jobs import leases, sweeps
+from models_registry.jobs import leases
 from models_registry.persistence import database, tables
+from models_registry.retention import blobs
 from tests import factories
 from tests.federation_scenes import RemoteJob
 
@@ -153,7 +154,7 @@ class TestBytes:
         def sweep() -> int:
             with remote.sessions.begin() as session:
                 federations.release(session)
-            return sweeps.sweep_bytes(remote.sessions, remote.storage, grace=timedelta(0))
+            return blobs.sweep(remote.sessions, remote.storage, grace=timedelta(0))
 
         assert sweep() == 0
         with remote.sessions.begin() as session:

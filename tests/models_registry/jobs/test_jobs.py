@@ -31,6 +31,7 @@ from models_registry.jobs.lifecycle import Answer, Event, Reason, State
 from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import database, schema, tables
 from models_registry.persistence.storage import LocalStorage, Storage
+from models_registry.retention.policies import RetentionPolicy
 from tests import factories, racing
 from tests.databases import SQLITE_ONLY
 
@@ -1009,7 +1010,7 @@ class JobHistory(stateful.RuleBasedStateMachine):
             kept = leases.checkpoints(session, job_id=job.id)
         assert len(students) == (job.state == State.SUCCEEDED)
         assert (job.result is not None) == (job.state == State.SUCCEEDED)
-        assert len(kept) <= leases.KEPT_CHECKPOINTS
+        assert len(kept) <= RetentionPolicy().checkpoints_last
         if job.state in lifecycle.FINAL:
             assert (job.failure is not None) == (job.state == State.FAILED)
 

@@ -16,6 +16,7 @@ from models_registry.jobs.leases import Lease, MetricSample
 from models_registry.jobs.lifecycle import Event, Reason, State
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
+from models_registry.retention.policies import RetentionPolicy
 from tests import factories, racing
 from tests.databases import SQLITE_ONLY
 
@@ -359,7 +360,7 @@ class TestCheckpoint:
     def test_keeps_the_newest_two(
         self, sessions: database.Sessions, storage: Storage, job: tables.JobRow, lease: Lease
     ) -> None:
-        assert leases.KEPT_CHECKPOINTS == 2
+        assert RetentionPolicy().checkpoints_last == 2
         for step in (10, 20, 30, 40):
             with sessions.begin() as session:
                 keep(session, lease, storage, step)

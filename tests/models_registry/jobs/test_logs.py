@@ -1,7 +1,5 @@
 """Logs as verbs: what is kept of an attempt's log, and what a reader gets of it."""
 
-from datetime import timedelta
-
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -81,21 +79,6 @@ def test_drop_the_oldest_beyond_a_bound(sessions: database.Sessions, lease: leas
         [tail] = logs.tails(session, job_id=lease.job_id)
         assert tail.is_cut
         assert "first" not in tail.lines
-
-
-def test_leave_their_last_lines_when_they_are_forgotten(
-    sessions: database.Sessions, lease: leases.Lease, project: tables.ProjectRow
-) -> None:
-    with sessions.begin() as session:
-        logs.keep(session, lease, sliced("step 1\n", "step 2\n"))
-        leases.fail(
-            session, lease, code="diverged", message="NaN", retryable=False, log_tail=["step 2"]
-        )
-        assert logs.forget(session) == 0
-        old = database.now(session) - logs.KEPT_FOR - timedelta(hours=1)
-        session.execute(sa.update(tables.LogSliceRow).values(at=old))
-        assert logs.forget(session) == 2
-        assert lines_of(session, lease) == ["step 2"]
 
 
 def test_go_with_their_job(

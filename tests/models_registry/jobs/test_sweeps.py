@@ -1,6 +1,5 @@
-"""What time does: leases end, deadlines pass, lost messages are sent again, orphans go."""
+"""What time does: leases end, deadlines pass, lost messages are sent again."""
 
-import io
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,9 +12,7 @@ from models_registry.jobs import actions, leases, sweeps
 from models_registry.jobs.leases import Lease
 from models_registry.jobs.lifecycle import State
 from models_registry.persistence import database, tables
-from models_registry.persistence.storage import Storage
 from tests import factories, racing
-from tests.databases import SQLITE_ONLY
 
 HOUR = timedelta(hours=1)
 
@@ -399,62 +396,3 @@ class TestRepublish:
             assert sweeps.republish(session, after_seconds=30) == sweeps.BATCH
             assert sweeps.republish(session, after_seconds=30) == 20
             assert sweeps.republish(session, after_seconds=30) == 0
-
-
-class TestSweepBytes:
-    NO_GRACE = timedelta(seconds=-1)
-
-    def test_deletes_what_nothing_refers_to(
-        self, sessions: database.Sessions, storage: Storage, job: tables.JobRow
-    ) -> None:
-        with sessions.begin() as session:
-            orphan = factories.stored(session, storage, b"orphan")
-            lease = factories.running(session, again(session, job))
-            needed = factories.stored(session, storage, b"checkpoint")
-            leases.checkpoint(session, lease, needed, step=1, epoch=1, phase="student")
-        assert sweeps.sweep_bytes(sessions, storage, grace=self.NO_GRACE) == 1
-        assert not storage.exists(orphan.storage_key)
-        assert storage.exists(needed.storage_key)
-        with sessions.begin() as session:
-            kept = set(session.scalars(sa.select(tables.BlobRow.sha256)))
-            weights = set(session.scalars(sa.select(tables.ModelFileRow.sha256)))
-            assert kept == {needed.sha256, *weights}
-
-    @SQLITE_ONLY
-    def test_deletes_bytes_that_have_no_row(
-        self, sessions: database.Sessions, storage: Storage, job: tables.JobRow
-    ) -> None:
-        lost = storage.put(io.BytesIO(b"a crash came between bytes and row"))
-        assert sweeps.sweep_bytes(sessions, storage, grace=self.NO_GRACE) == 1
-        assert not storage.exists(lost.key)
-
-    @SQLITE_ONLY
-    def test_leaves_the_young_alone(
-        self, sessions: database.Sessions, storage: Storage, job: tables.JobRow
-    ) -> None:
-        with sessions.begin() as session:
-            file = factories.stored(session, storage, b"its row is about to come")
-        bare = storage.put(io.BytesIO(b"and this one's too"))
-        assert sweeps.sweep_bytes(sessions, storage, grace=HOUR) == 0
-        assert storage.exists(file.storage_key)
-        assert storage.exists(bare.key)
-
-    # SQLite's one writer at a time leaves no room for this race.
-    @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-    def test_does_not_take_what_is_just_being_referred_to(
-        self, sessions: database.Sessions, storage: Storage, job: tables.JobRow
-    ) -> None:
-        with sessions.begin() as session:
-            lease = factories.running(session, again(session, job))
-            file = factories.stored(session, storage, b"checkpoint")
-            old = database.now(session) - HOUR
-            session.get_one(tables.BlobRow, file.sha256).created_at = old
-        swept = racing.overtaken(
-            sessions,
-            lambda session: leases.checkpoint(
-                session, lease, file, step=1, epoch=1, phase="student"
-            ),
-            lambda _: sweeps.sweep_bytes(sessions, storage, grace=timedelta(minutes=1)),
-        )
-        assert swept == 0
-        assert storage.exists(file.storage_key)
