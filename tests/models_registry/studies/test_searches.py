@@ -356,7 +356,10 @@ class TestEnd:
             assert row.search is not None
             assert row.search["best"]["trial"] == 2
             assert row.search["confirmation"] == {
-                **{"seeds": [1, 2, 3], "baseline": 5, "default": 6, "best": 7}
+                "seeds": [1, 2, 3],
+                "baseline": 5,
+                "default": 6,
+                "best": 7,
             }
             assert [studies.label_of(v) for v in studies.variants_of(row)] == [
                 "ce",
@@ -476,9 +479,8 @@ class TestEnd:
         self, sessions: database.Sessions, study: str, project: tables.ProjectRow
     ) -> None:
         try_next(sessions, study, 1.0)
-        with sessions.begin() as session:
-            with pytest.raises(errors.IllegalMove, match="cancel it"):
-                studies.delete(session, project_id=project.id, study_id=study)
+        with pytest.raises(errors.IllegalMove, match="cancel it"), sessions.begin() as session:
+            studies.delete(session, project_id=project.id, study_id=study)
         with sessions.begin() as session:
             studies.cancel(session, project_id=project.id, study_id=study)
         assert advance(sessions, study) is None
@@ -492,6 +494,5 @@ class TestEnd:
     def test_cannot_be_deleted_before_its_first_trial(
         self, sessions: database.Sessions, study: str, project: tables.ProjectRow
     ) -> None:
-        with sessions.begin() as session:
-            with pytest.raises(errors.IllegalMove):
-                studies.delete(session, project_id=project.id, study_id=study)
+        with sessions.begin() as session, pytest.raises(errors.IllegalMove):
+            studies.delete(session, project_id=project.id, study_id=study)
