@@ -243,6 +243,7 @@ class Search(Body):
     trials: dict[str, int] = Field(default_factory=dict)
     best: TrialSummary | None = None
     confirmation: Confirmation | None = None
+    warnings: list[Warned] | None = None
 
 
 class Rung(Body):

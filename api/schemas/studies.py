@@ -68,6 +68,9 @@ class SearchRead(BaseModel):
         "leaderboard alone."
     )
     confirmation: ConfirmationRead | None = Field(description="Null until it begins.")
+    warnings: list[JobWarning] = Field(
+        default=[], description="What its submitter should know; each job has its own besides."
+    )
 
     @classmethod
     def of(cls, study: tables.StudyRow) -> "SearchRead | None":
@@ -87,6 +90,7 @@ class SearchRead(BaseModel):
             trials=told["counts"],
             best=told["best"],
             confirmation=told["confirmation"],
+            warnings=[JobWarning.model_validate(one) for one in told.get("warnings") or ()],
         )
 
 

@@ -238,6 +238,10 @@ def _told_of_search(spec: StudySpec) -> Iterator[errors.Fault]:
             yield errors.Fault(f"/methods/{place}", "search_reads_validation", detail)
 
 
+def _in_json(told: Iterable[errors.Fault]) -> list[dict[str, str]]:
+    return [{"code": one.code, "message": one.detail} for one in told]
+
+
 def _pinned(spec: StudySpec, job: JobSpec) -> StudySpec:
     """Return the study's spec with its references as those of one of its jobs."""
     student = spec.student.model_copy(update={"initial": job.student.initial})
@@ -415,7 +419,7 @@ def submit(
         spec={"version": VERSION, **planned.spec.model_dump(mode="json")},
         variants=[vars(variant) for variant in planned.variants],
         search_phase=None if spec.search is None else SearchPhase.TRIALS,
-        search=None if spec.search is None else {},
+        search=None if spec.search is None else {"warnings": _in_json(planned.told)},
         created_at=database.now(session),
     )
     session.add(study)

@@ -147,6 +147,8 @@ class TestSearch:
         unconfirmed = self.spec(search={"trials": 3, "confirm_seeds": 0})
         (told,) = client.post("/v1/studies/validate", json=unconfirmed).json()["warnings"]
         assert told["code"] == "not_confirmed"
+        submitted = client.post("/v1/studies", json=unconfirmed).json()
+        assert submitted["search"]["warnings"] == [told]
 
     def test_is_refused_with_all_that_is_wrong(self, client: TestClient) -> None:
         wrong = self.spec(

@@ -52,6 +52,8 @@ def submit(
     size = f"{study.job_count:,} jobs"
     if study.search is not None:
         size = f"a search of {study.search.planned_trials} trials"
+        for told in study.search.warnings or ():
+            retort.note(f"warning: {told.message}")
     if follow:
         retort.note(f"submitted {study.id}: {size}")
         _watch(retort, study.id)
