@@ -150,12 +150,13 @@ def method_schemas() -> Json:
 
 
 def study_method_schema() -> Json:
-    """Return the schema of a method in a study: any value may be a grid, only names are fixed."""
+    """Return the schema of a method in a study: only names are fixed, values may be several."""
     return {
         "title": "StudyMethod",
         "type": "object",
         "description": "A method and its hyper-parameters as in `Method`; a value that is given as "
-        '`{"grid": [...]}` stands for one variant with each of its values.',
+        '`{"grid": [...]}` stands for one variant with each of its values, one that is given as '
+        '`{"space": {...}}` for what a search chooses.',
         "properties": {"name": {"type": "string", "enum": sorted(catalog.load().methods)}},
         "required": ["name"],
         "additionalProperties": True,

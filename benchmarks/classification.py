@@ -1,15 +1,17 @@
 """How good every classification method is on the digits, over several seeds and two pairs.
 
     python -m benchmarks.classification [--seeds 5] [--first-seed 0] [--pairs narrow,vgg]
-        [--methods kd,dkd] [--balance auto] [--markdown] [--lines FILE] [--write]
+        [--methods kd,dkd] [--balance auto] [--markdown] [--lines FILE] [--read]
+        [--write]
 
 Each seed trains its own teacher (resnet20); all methods of a seed share it, the student's start
 and the order of the images, in one group run each pair. Hyper-parameters are the catalog's
 defaults, which were made for CIFAR-100 and 240 epochs; `--balance` says how strong they may be
 beside the labels, what counts epochs follows the training, and CRD draws fewer negatives than there
-are images. `--lines` appends the scores of each group to a file, one JSON object a line, and
-`--write` makes the figures from such a file by which the service ranks methods. Scores are of the
-test split (360 images). Seconds an epoch come from a short run of each method alone, on one thread.
+are images. `--lines` appends the scores of each group to a file, one JSON object a line, so that
+seeds may be run one by one; `--read` summarises such a file, and `--write` makes the figures from
+it by which the service ranks methods. Scores are of the test split (360 images). Seconds an epoch
+come from a short run of each method alone, on one thread.
 """
 
 import argparse
@@ -72,6 +74,9 @@ def main() -> None:
         action="store_true",
         help=f"train nothing: make {MEASURED.name} from the file of --lines",
     )
+    parser.add_argument(
+        "--read", action="store_true", help="train nothing: summarise the file of --lines"
+    )
     parser.add_argument("--markdown", action="store_true", help="a table instead of JSON")
     parser.add_argument("--no-times", action="store_true", help="leave out seconds an epoch")
     asked = parser.parse_args()
@@ -84,6 +89,21 @@ def main() -> None:
         return
     wanted = rows(set(filter(None, asked.methods.split(","))), asked.balance)
     found: dict[str, Any] = {}
+    if asked.read:
+        if asked.lines is None:
+            parser.error("--read needs the file of --lines")
+        lines = [json.loads(text) for text in asked.lines.read_text().splitlines()]
+        for pair in asked.pairs.split(","):
+            found[pair] = summary(
+                [
+                    one["scores"]
+                    for one in lines
+                    if (one["pair"], one["balance"]) == (pair, asked.balance)
+                ]
+            )
+        text = markdown(found) if asked.markdown else json.dumps(found, indent=2)
+        sys.stdout.write(text + "\n")
+        return
     with tempfile.TemporaryDirectory(prefix="retort-methods-") as name:
         folder = Path(name)
         digits.prepare(folder)
@@ -316,8 +336,8 @@ def line(row: str, value: Json) -> str:
         "" if row == BASELINE else f"{value['difference_mean']:+.2f} ± {apart:.2f}",
         "" if row == BASELINE else f"{value['seeds_above_baseline']} of {value['seeds']}",
         p_value,
-        f"{value.get('seconds_per_epoch', float('nan')):.2f}",
-        f"{value['extra_parameters'] or 0:,}",
+        f"{value['seconds_per_epoch']:.2f}" if "seconds_per_epoch" in value else "",
+        f"{value['extra_parameters'] or 0:,}" if "extra_parameters" in value else "",
     ]
     return f"| {' | '.join(cells)} |"
 

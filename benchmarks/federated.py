@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ Turn = Callable[[], None]
 
 
 def main() -> None:
-    """Run a part, and print what was measured as JSON."""
+    """Run a part, and print what was measured as JSON, or as a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.federated")
     parser.add_argument("--part", choices=["speed", "scores"], default="speed")
     parser.add_argument("--clients", default="10,100")
@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--alphas", default=",".join(map(str, SETTINGS)))
     parser.add_argument("--methods", default=",".join(SCORED))
+    parser.add_argument("--markdown", action="store_true", help="a table instead of JSON")
     asked = parser.parse_args()
     if asked.part == "scores":
         alphas = [float(alpha) for alpha in asked.alphas.split(",")]
@@ -73,7 +74,11 @@ def main() -> None:
     else:
         counts = [int(count) for count in asked.clients.split(",")]
         rows = [speed(count, asked.images, asked.pairs) for count in counts]
-    sys.stdout.write(json.dumps(rows, indent=1) + "\n")
+    if asked.markdown:
+        lines = score_lines(rows) if asked.part == "scores" else speed_lines(rows)
+        sys.stdout.write("\n".join(lines) + "\n")
+    else:
+        sys.stdout.write(json.dumps(rows, indent=1) + "\n")
 
 
 # -- speed -----------------------------------------------------------------------------------------
@@ -114,6 +119,23 @@ def speed(clients: int, images: int, pairs: int) -> dict[str, Any]:
             for name, found in ratios.items()
         },
     }
+
+
+def speed_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield a table of milliseconds of each step of a client, and of the ratios."""
+    yield (
+        "| clients | at once (`vmap`) | one after the other (`loop`) | plain loop | against `loop` "
+        "| against plain |"
+    )
+    yield "|---|---|---|---|---|---|"
+    for row in rows:
+        times, ratios = row["milliseconds_per_client_step"], row["ratios"]
+        cells = [f"{row['clients']:,}"]
+        cells += [f"{times[name]:.2f}" for name in ("vmap", "loop", "plain")]
+        for name in ("loop", "plain"):
+            ratio = ratios[f"vmap_against_{name}"]
+            cells.append(f"{ratio['median']:.1f} ({ratio['lowest']:.1f} to {ratio['highest']:.1f})")
+        yield f"| {' | '.join(cells)} |"
 
 
 def made(clients: int, images: int) -> list[tuple[Tensor, Tensor]]:
@@ -276,6 +298,43 @@ def scores(seed: int, alphas: Sequence[float], labels: Sequence[str]) -> list[di
     return rows
 
 
+def score_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield a table of accuracies in percent, mean and deviation over seeds, and bytes."""
+    alphas = sorted({row["alpha"] for row in rows})
+    heads = [f"alpha {alpha}, {SETTINGS[alpha]} rounds: delivered | clients" for alpha in alphas]
+    yield f"| method | {' | '.join(heads)} | bytes up | bytes down |"
+    yield "|---" * (2 * len(alphas) + 3) + "|"
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        cells = [f"`{method}`"]
+        for alpha in alphas:
+            found = [row for row in own if row["alpha"] == alpha]
+            failed = next((row["failed"] for row in found if "failed" in row), None)
+            if failed is not None:
+                cells += [f"failed: {failed}", ""]
+                continue
+            delivered = _percent(found, "delivered")
+            if any(row["from_client"] for row in found):
+                delivered += " (best client)"
+            if found[0]["ensemble"] is not None:
+                delivered += f" (ensemble {_percent(found, 'ensemble')})"
+            clients = _percent(found, "client_mean")
+            if found[0]["before_adapting"] is not None:
+                clients += f" ({_percent(found, 'before_adapting')} before they adapt)"
+            cells += [delivered, clients]
+        for way in ("payload_up", "payload_down"):
+            sent = [row[way] for row in own if "failed" not in row]
+            low, high = min(sent, default=0), max(sent, default=0)
+            cells.append(f"{low:,}" if low == high else f"{low:,} to {high:,}")
+        yield f"| {' | '.join(cells)} |"
+
+
+def _percent(rows: Sequence[dict[str, Any]], name: str) -> str:
+    values = [100 * row[name] for row in rows]
+    mean = f"{statistics.fmean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
+
+
 def _scored(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     """Carry a job out, and return its figures."""
     recipe = folder / "recipe.json"
@@ -297,6 +356,7 @@ def _scored(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     found, rounds = last["federation"], config.training.epochs
     clients = len(found["by_client"])
     return {
+        "from_client": found.get("delivered") not in (None, "server"),
         "delivered": round(last["scores"]["student"]["accuracy"], 4),
         "client_mean": round(found["client_accuracy"]["mean"], 4),
         "ensemble": found["ensemble_accuracy"] and round(found["ensemble_accuracy"], 4),

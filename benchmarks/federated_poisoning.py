@@ -41,6 +41,7 @@ CLIENTS, ATTACKERS, OPEN = 10, 3, 300
 ROUNDS = {1.0: 10, 0.1: 15}
 """Rounds by alpha."""
 RULES = ("sa", "era", "median", "trimmed")
+RULE_NAMES = {"trimmed": f"trimmed by {ATTACKERS / CLIENTS:g}"}
 Attack: TypeAlias = Literal["none", "noise", "shift"]
 
 
@@ -72,17 +73,29 @@ class SomeMaliciousClients(LocalClients):
 
 
 def main() -> None:
-    """Run all, and print the server's accuracy on the test split: a JSON line for each row."""
+    """Run all, and print the server's accuracy on the test split: JSON lines, or a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.federated_poisoning")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--alphas", default="1.0,0.1")
+    parser.add_argument("--attacks", default=",".join(get_args(Attack)))
+    parser.add_argument("--markdown", action="store_true", help="a table instead of JSON")
     asked = parser.parse_args()
     alphas = [float(one) for one in asked.alphas.split(",")]
-    for alpha, attack, rule in itertools.product(alphas, get_args(Attack), RULES):
-        found = [accuracy(alpha, attack, rule, seed) for seed in range(asked.seeds)]
-        row = {"alpha": alpha, "attack": attack, "rule": rule, "accuracy": found}
-        sys.stdout.write(json.dumps(row) + "\n")
-        sys.stdout.flush()
+    if asked.markdown:
+        names = [RULE_NAMES.get(rule, rule) for rule in RULES]
+        sys.stdout.write(f"| alpha, attack | {' | '.join(names)} |\n|{'---|' * (1 + len(RULES))}\n")
+    for alpha, attack in itertools.product(alphas, asked.attacks.split(",")):
+        cells = [f"{alpha}, {attack}"]
+        for rule in RULES:
+            found = [accuracy(alpha, attack, rule, seed) for seed in range(asked.seeds)]
+            cells.append(", ".join(f"{100 * one:.1f}" for one in found))
+            if not asked.markdown:
+                row = {"alpha": alpha, "attack": attack, "rule": rule, "accuracy": found}
+                sys.stdout.write(json.dumps(row) + "\n")
+                sys.stdout.flush()
+        if asked.markdown:
+            sys.stdout.write(f"| {' | '.join(cells)} |\n")
+            sys.stdout.flush()
 
 
 def accuracy(alpha: float, attack: Attack, rule: str, seed: int) -> float:

@@ -46,6 +46,11 @@ class Studies(transport.Resource):
         """Delete a study that has ended with its jobs; registered students stay."""
         self._http.request("DELETE", f"/v1/studies/{study_id}")
 
+    def trials(self, study_id: str, *, page_size: int = 100) -> Iterator[types.Trial]:
+        """Walk through the trials of a search, newest first."""
+        path = f"/v1/studies/{study_id}/trials"
+        return self._http.pages(types.Trial, path, query={}, size=page_size)
+
     def leaderboard(self, study_id: str) -> types.Leaderboard:
         """Return the variants by the results so far, best first."""
         return self._http.fetch(types.Leaderboard, "GET", f"/v1/studies/{study_id}/leaderboard")

@@ -285,6 +285,64 @@ class MetricSeries(Body):
     points: list[MetricPoint] = Field(default_factory=list)
 
 
+class TrialSummary(Body):
+    """The best trial of a search so far, by the validation split."""
+
+    trial: int
+    method: str = ""
+    settings: Json = Field(default_factory=dict)
+    value: float
+
+
+class Confirmation(Body):
+    """The last comparison of a search: its fresh seeds, and the variants that are compared."""
+
+    seeds: list[int] = Field(default_factory=list)
+    best: int | None = None
+    default: int | None = None
+    baseline: int | None = None
+
+
+class Search(Body):
+    """How far the search of a study is."""
+
+    phase: str
+    message: str | None = None
+    objective: str = ""
+    lower_is_better: bool = False
+    planned_trials: int = 0
+    trials: dict[str, int] = Field(default_factory=dict)
+    best: TrialSummary | None = None
+    confirmation: Confirmation | None = None
+    warnings: list[Warned] | None = None
+
+
+class Rung(Body):
+    """A comparison of a trial with all that had come as far."""
+
+    epoch: int
+    value: float
+    kept: bool = True
+    needed: float | None = None
+    best_of: int | None = None
+    among: int | None = None
+
+
+class Trial(Body):
+    """One choice of values in a search."""
+
+    number: int
+    state: str
+    method: str = ""
+    settings: Json = Field(default_factory=dict)
+    value: float | None = None
+    message: str | None = None
+    rungs: list[Rung] = Field(default_factory=list)
+    jobs: list[str] = Field(default_factory=list)
+    created_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
 class Study(Body):
     """Jobs that differ in method, hyper-parameters and seed."""
 
@@ -294,6 +352,8 @@ class Study(Body):
     progress: float = 0.0
     job_count: int = 0
     jobs: dict[str, int] = Field(default_factory=dict)
+    pruned: int = 0
+    search: Search | None = None
     created_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
@@ -302,7 +362,7 @@ class Study(Body):
 
     @property
     def is_final(self) -> bool:
-        """Whether every job has ended; to retry one of them continues the study."""
+        """Whether every job has ended, and a search too; to retry a job continues the study."""
         return self.state in FINAL_STUDY_STATES
 
 
@@ -315,14 +375,27 @@ class Variant(Body):
     settings: Json = Field(default_factory=dict)
     is_baseline: bool = False
     compared_with: int | None = None
+    role: str | None = None
+
+
+class SearchSpace(Body):
+    """A value that a search chooses."""
+
+    pointer: str
+    name: str
+    method: str | None = None
+    space: Json = Field(default_factory=dict)
+    default: Any = None
 
 
 class StudyPlan(Body):
-    """The jobs that a study would consist of."""
+    """The jobs that a study would consist of; of a search, the most that there can be."""
 
     spec: Json = Field(default_factory=dict)
     job_count: int
     variants: list[Variant] = Field(default_factory=list)
+    spaces: list[SearchSpace] = Field(default_factory=list)
+    warnings: list[Warned] = Field(default_factory=list)
 
 
 class Spread(Body):
@@ -387,6 +460,8 @@ class Leaderboard(Body):
     state: str
     teacher: str | None = None
     metric: str = "accuracy"
+    search: Search | None = None
+    conclusion: str | None = None
     teacher_accuracy: float | None = None
     teacher_miou: float | None = None
     teacher_ap: float | None = None

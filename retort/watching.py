@@ -150,13 +150,39 @@ def follow(retort: client.Client, job_id: str, shown: View) -> types.Job:
 def follow_study(retort: client.Client, study_id: str, shown: View) -> types.Study:
     """Show a study until all of its jobs have ended, and return it."""
     study = retort.studies.get(study_id)
+    told: set[str] = set()
     while True:
         counts = ", ".join(f"{count} {state}" for state, count in study.jobs.items())
+        search = study.search
+        if search is not None:
+            counts = search_words(search)
+            if search.message and search.message not in told:
+                told.add(search.message)
+                shown.say(search.message)
         shown.show(ProgressSnapshot(state=study.state, progress=study.progress, phase=counts))
         if study.is_final:
             return study
         time.sleep(POLL_SECONDS)
         study = _read_with_retries(lambda: retort.studies.get(study_id), shown, "study")
+
+
+def search_words(search: types.Search) -> str:
+    """Return how far a search is in a few words: trials by state, the best so far, its phase."""
+    ended = sum(count for state, count in search.trials.items() if state != "running")
+    words = [f"{ended} of {search.planned_trials} trials"]
+    words += [
+        f"{search.trials[state]} {state}"
+        for state in ("running", "pruned", "failed")
+        if search.trials.get(state)
+    ]
+    if search.best is not None:
+        words.append(
+            f"best: trial {search.best.trial}, validation {search.objective} "
+            f"{search.best.value:.4g}"
+        )
+    if search.phase == "confirming":
+        words.append("comparing it with the default settings")
+    return ", ".join(words)
 
 
 def snapshot_of(retort: client.Client, job: types.Job) -> ProgressSnapshot:

@@ -4,6 +4,7 @@ import functools
 import time
 from datetime import timedelta
 
+import sqlalchemy.exc
 import structlog
 
 from models_registry import errors
@@ -15,11 +16,14 @@ from models_registry.persistence import counters, database, outbox, task_leases
 from models_registry.persistence.counters import Counter
 from models_registry.retention import blobs, erasures
 from models_registry.retention import sweep as retention
-from workers import inspector, staging
+from models_registry.studies import searches
+from workers import inspector, search_sampler, staging
 from workers.context import Context
 
 log = structlog.get_logger()
 
+# Another process may have changed what was asked for; the next sweep goes on.
+_ROUNDS = 5
 # A longer gap than this between two sweeps means that the reaper itself did not run.
 _GAP_FACTOR = 6
 
@@ -70,11 +74,57 @@ def sweep(context: Context, send: outbox.Send) -> dict[str, int]:
         done["jobs_republished"] = sweeps.republish(session, after_seconds=after)
         done["inspections_republished"] = inspections.republish(session, after_seconds=after)
         done["trials_republished"] = network_trials.republish(session, after_seconds=after)
+    done["searches_failed"] = _advance_searches(context)
     with context.sessions.begin() as session:
         counters.add(session, Counter.SWEEPS)
     done["relayed"] = outbox.relay(context.sessions, send, tracer=context.tracer)
     _log(done, "sweep_done")
     return done
+
+
+def _advance_searches(context: Context) -> int:
+    """Let every search do what its results allow; return how many could not."""
+    with context.readers() as session:
+        study_ids = searches.active(session)
+    return sum(not advance_search(context, study_id) for study_id in study_ids)
+
+
+def advance_search_of(context: Context, job_id: str, send: outbox.Send) -> None:
+    """After a job, let its search make the next trials at once, if it belongs to one."""
+    with context.readers() as session:
+        study_id = searches.active_of_job(session, job_id)
+    if study_id is not None:
+        advance_search(context, study_id)
+        outbox.relay(context.sessions, send)
+
+
+def advance_search(context: Context, study_id: str) -> bool:
+    """Do what the results of a search allow, and make the trials that it wants now.
+
+    Return whether that was possible; if not, the study says why, and the next sweep tries again.
+    """
+    try:
+        _advance(context, study_id)
+    except sqlalchemy.exc.SQLAlchemyError:
+        raise  # of the database, which no study could be told of
+    except Exception as error:  # one study's fault must not hold up all others, nor the broker
+        log.exception("search_not_advanced", study_id=study_id)
+        message = f"The search could not go on, and is tried again: {type(error).__name__}: {error}"
+        with context.sessions.begin() as session:
+            searches.tell(session, study_id, message)
+        return False
+    return True
+
+
+def _advance(context: Context, study_id: str) -> None:
+    # Values are chosen between two transactions: SQLite has one writer, and PostgreSQL locks rows.
+    answer = None
+    for _ in range(_ROUNDS):
+        with context.sessions.begin() as session:
+            question = searches.advance(session, study_id, answer)
+        if question is None:
+            return
+        answer = search_sampler.propose(question)
 
 
 def collect(context: Context) -> dict[str, int]:

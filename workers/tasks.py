@@ -8,7 +8,7 @@ import structlog
 from celery import signals
 
 from models_registry import logs
-from models_registry.persistence import broker
+from models_registry.persistence import broker, outbox
 from workers import context, inspector, maintenance, runner, worker_registration
 from workers.celery_app import WORKER_ID, app, settings
 
@@ -43,7 +43,8 @@ def run_job(job_id: str, dispatch_seq: int) -> None:
     """Work on a job, if it can still be claimed."""
     with logs.bind(job_id=job_id, dispatch_seq=dispatch_seq):
         maintenance.tidy(_context())
-        runner.run_job(_context(), job_id)
+        if runner.run_job(_context(), job_id) is not None:
+            maintenance.advance_search_of(_context(), job_id, _send)
 
 
 @app.task(name="models.inspect")
@@ -68,6 +69,14 @@ def try_network(digest: str) -> None:
     with logs.bind(network_trial=digest):
         maintenance.tidy(_context())
         inspector.try_network(_context(), digest)
+
+
+@app.task(name="studies.advance")
+def advance_search(study_id: str) -> None:
+    """Make the first trials of a search; later ones are made when trials end, or by the sweep."""
+    with logs.bind(study_id=study_id):
+        maintenance.advance_search(_context(), study_id)
+        outbox.relay(_context().sessions, _send)
 
 
 @app.task(name="maintenance.sweep")

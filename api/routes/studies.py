@@ -22,7 +22,7 @@ from api.schemas.times import UtcTime
 from models_registry import errors
 from models_registry.access import audit
 from models_registry.persistence import tables
-from models_registry.studies import studies
+from models_registry.studies import searches, studies
 from models_registry.studies.spec import StudySpec
 
 router = APIRouter(prefix="/v1/studies", tags=["studies"])
@@ -32,7 +32,7 @@ _UNFINISHED = {studies.StudyState.QUEUED, studies.StudyState.RUNNING}
 
 
 def _read(session: Session, study: tables.StudyRow) -> bodies.StudyRead:
-    status = studies.statuses(session, study_ids=[study.id])[study.id]
+    status = studies.statuses(session, [study])[study.id]
     return bodies.StudyRead.of(study, status)
 
 
@@ -44,7 +44,11 @@ def submit(
     idempotent: IdempotentDep,
     publish: PublishDep,
 ) -> Response:
-    """Submit a study: all of its jobs, or none. Each spec is validated as for a single job."""
+    """Submit a study: all of its jobs, or none. Each spec is validated as for a single job.
+
+    With `search`, its jobs are made one after the other, as trials end; the bounds of all spaces
+    are validated now.
+    """
     # Before the transaction, which has SQLite's one writer; a repeated request is answered as the
     # first time, whatever would be wrong with it now.
     planned: studies.StudyPlan | errors.Refused
@@ -101,7 +105,7 @@ def index(
     )
     with readers() as session:
         page = studies.page(session, project_id=caller.project_id, filters=filters, wanted=wanted)
-        statuses = studies.statuses(session, study_ids=[study.id for study in page.rows])
+        statuses = studies.statuses(session, page.rows)
     return lists.ListRead.of(page, lambda study: bodies.StudyRead.of(study, statuses[study.id]))
 
 
@@ -138,6 +142,18 @@ def cancel(
     return body
 
 
+@router.get("/{study_id}/trials", operation_id="list_trials")
+def trials(
+    study_id: str, caller: CallerDep, readers: ReadersDep, wanted: PageDep
+) -> lists.ListRead[bodies.TrialRead]:
+    """List the trials of a search, newest first, as compared on the validation split."""
+    with readers() as session:
+        study = studies.get(session, project_id=caller.project_id, study_id=study_id)
+        page = searches.trials(session, study, wanted=wanted)
+        jobs = searches.jobs_of_trials(session, study, [trial.number for trial in page.rows])
+    return lists.ListRead.of(page, lambda trial: bodies.TrialRead.of(trial, jobs[trial.number]))
+
+
 @router.get(
     "/{study_id}/leaderboard",
     operation_id="get_leaderboard",
@@ -157,11 +173,13 @@ def leaderboard(
 ) -> bodies.LeaderboardRead | Response:
     """Compare the variants of a study by the results so far, best first.
 
+    Of a search they are the best trial and the default settings, trained with fresh seeds.
+
     As JSON, or as CSV with `Accept: text/csv` or `format=csv`.
     """
     with readers() as session:
         study = studies.get(session, project_id=caller.project_id, study_id=study_id)
-        state = studies.statuses(session, study_ids=[study.id])[study.id].state
+        state = studies.statuses(session, [study])[study.id].state
         compared = studies.compare(session, study)
     body = bodies.LeaderboardRead.of(study, state, compared)
     headers = {"vary": "Accept"}

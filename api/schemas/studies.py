@@ -9,10 +9,12 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, Field
 
 from api.schemas import rows
+from api.schemas.jobs import JobWarning
 from models_registry.persistence import tables
-from models_registry.studies import leaderboard, studies
+from models_registry.studies import leaderboard, search_variants, searches, studies
+from models_registry.studies.search_spec import SearchSpec
 from models_registry.studies.spec import StudySpec
-from workers.distill.config.descriptions import METRICS, Metric
+from workers.distill.config.descriptions import LOWER_IS_BETTER, METRICS, Metric
 
 # Methods and settings are the caller's JSON, frozen at submission.
 Json = dict[str, Any]
@@ -24,6 +26,105 @@ class StudyLinks(BaseModel):
     study: str
     jobs: str
     leaderboard: str
+    trials: str | None = Field(default=None, description="Of a search.")
+
+
+class TrialSummary(BaseModel):
+    """The best trial so far, by the validation split."""
+
+    trial: int = Field(description="Its number, which is also the variant of its jobs.")
+    method: str
+    settings: Json = Field(description="The values that were chosen.")
+    value: float = Field(description="Of the search's objective.")
+
+
+class ConfirmationRead(BaseModel):
+    """The last comparison of a search, on the test split: see the leaderboard."""
+
+    seeds: list[int] = Field(description="None of them was used by a trial.")
+    best: int | None = Field(description="Variant of the best trial.")
+    default: int | None = Field(
+        description="Variant of the default settings; the same if these were best."
+    )
+    baseline: int | None
+
+
+class SearchRead(BaseModel):
+    """How far a search is."""
+
+    phase: str = Field(
+        description="`trials`, `confirming` (the best trial and the default settings are trained "
+        "with fresh seeds), then `done`, `failed` or `cancelled`."
+    )
+    message: str | None = Field(description="Why it ended, where that needs to be said.")
+    objective: str = Field(description="What trials are compared by, on the validation split.")
+    lower_is_better: bool
+    planned_trials: int
+    trials: dict[str, int] = Field(
+        description="Number of trials by state: `running`, `complete`, `pruned`, `failed`."
+    )
+    best: TrialSummary | None = Field(
+        description="Of the complete trials. Called better than the default settings by the "
+        "leaderboard alone."
+    )
+    confirmation: ConfirmationRead | None = Field(description="Null until it begins.")
+    warnings: list[JobWarning] = Field(
+        default=[], description="What its submitter should know; each job has its own besides."
+    )
+
+    @classmethod
+    def of(cls, study: tables.StudyRow) -> "SearchRead | None":
+        """Return what there is to say of the search of a study, if it has one."""
+        if study.search_phase is None:
+            return None
+        search = SearchSpec.model_validate(study.spec["search"])
+        objective = search_variants.objective_of(search, study.spec["task"])
+        told = {"message": None, "counts": {}, "best": None, "confirmation": None}
+        told |= study.search or {}
+        return cls(
+            phase=study.search_phase,
+            message=told["message"],
+            objective=objective,
+            lower_is_better=objective in LOWER_IS_BETTER,
+            planned_trials=search.trials,
+            trials=told["counts"],
+            best=told["best"],
+            confirmation=told["confirmation"],
+            warnings=[JobWarning.model_validate(one) for one in told.get("warnings") or ()],
+        )
+
+
+class RungRead(BaseModel):
+    """A comparison of a trial with all that had come as far."""
+
+    epoch: int
+    value: float
+    kept: bool
+    needed: float = Field(description="The worst value that went on.")
+    best_of: int = Field(description="How many went on,")
+    among: int = Field(description="of how many.")
+
+
+class TrialRead(rows.RowRead):
+    """One choice of values in a search."""
+
+    number: int = Field(description="From 1; also the variant of its jobs.")
+    state: str = Field(description="`running`, `complete`, `pruned` or `failed`.")
+    method: str
+    settings: Json = Field(description="The values that were chosen.")
+    value: float | None = Field(
+        description="Of the objective, the mean over seeds; of a pruned trial, when it was pruned."
+    )
+    message: str | None = Field(description="Why it was pruned, or failed.")
+    rungs: list[RungRead] = Field(description="Where it was compared.")
+    jobs: list[str] = Field(description="By seed.")
+    created_at: datetime
+    ended_at: datetime | None
+
+    @classmethod
+    def of(cls, trial: tables.TrialRow, jobs: list[str]) -> Self:
+        """Return the body of a row."""
+        return cls.from_row(trial, jobs=jobs)
 
 
 class StudyRead(rows.RowRead):
@@ -38,6 +139,10 @@ class StudyRead(rows.RowRead):
     progress: float = Field(ge=0, le=1)
     job_count: int
     jobs: dict[str, int] = Field(description="Number of jobs by state.")
+    pruned: int = Field(
+        default=0, description="Of the cancelled jobs, how many fell behind in the search."
+    )
+    search: SearchRead | None = Field(default=None, description="Null without a search.")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None = Field(description="When the last job ended.")
@@ -53,12 +158,17 @@ class StudyRead(rows.RowRead):
             study,
             state=status.state,
             progress=status.progress,
+            pruned=status.pruned,
+            search=SearchRead.of(study),
             job_count=sum(status.counts.values()),
             jobs={str(state): count for state, count in sorted(status.counts.items())},
             started_at=status.started_at,
             finished_at=status.finished_at,
             links=StudyLinks(
-                study=here, jobs=f"/v1/jobs?study={study.id}", leaderboard=f"{here}/leaderboard"
+                study=here,
+                jobs=f"/v1/jobs?study={study.id}",
+                leaderboard=f"{here}/leaderboard",
+                trials=None if study.search_phase is None else f"{here}/trials",
             ),
         )
 
@@ -71,7 +181,14 @@ class VariantRead(rows.RowRead):
     method: Json = Field(description="With defaults filled in.")
     settings: Json = Field(description="What distinguishes it from variants of the same method.")
     is_baseline: bool
-    compared_with: int | None = Field(description="Number of its baseline.")
+    compared_with: int | None = Field(
+        description="Number of its baseline; of the best trial of a search, that of the default "
+        "settings."
+    )
+    role: Literal["default", "best"] | None = Field(
+        default=None,
+        description="In a search: the default settings, or the best trial, with fresh seeds.",
+    )
 
     @classmethod
     def of(cls, variant: leaderboard.Variant) -> Self:
@@ -83,12 +200,26 @@ class VariantRead(rows.RowRead):
         )
 
 
+class SpaceRead(BaseModel):
+    """A value that a search chooses."""
+
+    pointer: str = Field(description="Where it stands in the study's spec.")
+    name: str
+    method: str | None = Field(description="Null of the training.")
+    space: Json
+    default: Any = Field(description="What it is in the default settings.")
+
+
 class StudyPlanRead(BaseModel):
     """What a study would consist of."""
 
     spec: StudySpec
-    job_count: int
-    variants: list[VariantRead]
+    job_count: int = Field(description="Of a search, the most that there can be.")
+    variants: list[VariantRead] = Field(description="None of a search: its trials come later.")
+    spaces: list[SpaceRead] = Field(default=[], description="What a search chooses.")
+    warnings: list[JobWarning] = Field(
+        default=[], description="What its submitter should know of its jobs, each thing once."
+    )
 
     @classmethod
     def of(cls, plan: studies.StudyPlan) -> Self:
@@ -97,6 +228,17 @@ class StudyPlanRead(BaseModel):
             spec=plan.spec,
             job_count=plan.job_count,
             variants=[VariantRead.of(variant) for variant in plan.variants],
+            spaces=[
+                SpaceRead(
+                    pointer=one.axis.pointer,
+                    name=one.axis.name,
+                    method=one.method or None,
+                    space=one.axis.space.model_dump(),
+                    default=one.default,
+                )
+                for one in plan.spaces
+            ],
+            warnings=[JobWarning(code=w.code, message=w.detail) for w in plan.all_warnings],
         )
 
 
@@ -208,6 +350,12 @@ class LeaderboardRead(BaseModel):
         description="The metric of ranks and differences: `accuracy` in classification, `miou` in "
         "segmentation, `ap` in detection."
     )
+    search: SearchRead | None = Field(
+        default=None, description="Of a search: how far it is; its trials are no rows here."
+    )
+    conclusion: str | None = Field(
+        default=None, description="Of a search: whether its best trial is better than the default."
+    )
     teacher_accuracy: float | None
     teacher_miou: float | None
     teacher_ap: float | None
@@ -217,13 +365,19 @@ class LeaderboardRead(BaseModel):
     @classmethod
     def of(cls, study: tables.StudyRow, state: str, compared: leaderboard.Leaderboard) -> Self:
         """Return the body of a leaderboard."""
+        search = SearchRead.of(study)
+        seeds = study.spec["seeds"]
+        if search is not None:
+            seeds = [] if search.confirmation is None else search.confirmation.seeds
         return cls(
             study=study.id,
             name=study.name,
             state=state,
             teacher=study.spec["teacher"],
             metric=compared.metric,
-            seeds=study.spec["seeds"],
+            search=search,
+            conclusion=searches.conclusion(study, compared),
+            seeds=seeds,
             rows=[LeaderboardRow.of_row(row) for row in compared.rows],
             **{f"teacher_{name}": compared.teacher_scores.get(name) for name in METRICS},
         )

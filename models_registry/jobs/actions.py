@@ -53,7 +53,8 @@ def resume(session: Session, *, project_id: str, job_id: str) -> tables.JobRow:
 def retry(session: Session, *, project_id: str, job_id: str) -> tables.JobRow:
     """Submit the spec of a failed or cancelled job again, as a new job.
 
-    In a study, the new job takes the old one's place.
+    In a study, the new job takes the old one's place; not that of a trial that was pruned, which
+    its search has compared already.
 
     Raises: errors.IllegalMove for any other state.
     """
@@ -72,6 +73,8 @@ def retry(session: Session, *, project_id: str, job_id: str) -> tables.JobRow:
 
 def _free_place(session: Session, job: tables.JobRow) -> submission.StudyPlace | None:
     if job.study_id is None or job.study_variant is None or job.study_seed is None:
+        return None
+    if job.state_reason == Reason.PRUNED:
         return None
     place = submission.StudyPlace(job.study_id, job.study_variant, job.study_seed)
     row, study = tables.JobRow, tables.StudyRow

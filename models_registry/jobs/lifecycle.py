@@ -60,6 +60,7 @@ class Reason(StrEnum):
     """Why a job is where it is; a machine word, shown as `state_reason`."""
 
     CANCELLED_BY_CALLER = "cancelled_by_caller"
+    PRUNED = "pruned"
     PAUSED_BY_CALLER = "paused_by_caller"
     RESUMED_BY_CALLER = "resumed_by_caller"
     INPUT_REJECTED = "input_rejected"

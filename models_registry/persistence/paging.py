@@ -52,12 +52,14 @@ def take(
     session: Session,
     statement: sa.Select[T],
     *,
-    by: tuple[InstrumentedAttribute[datetime], InstrumentedAttribute[str]],
+    by: tuple[
+        InstrumentedAttribute[datetime], InstrumentedAttribute[str] | InstrumentedAttribute[int]
+    ],
     wanted: PageRequest,
 ) -> Page[T]:
     """Return one page of `statement`, newest first.
 
-    `by` is a time column and a unique id column of the selected row, such as
+    `by` is a time column and a column that is unique in the list, such as
     `(tables.JobRow.created_at, tables.JobRow.id)`.
 
     Raises: Malformed, for a cursor that is not ours or belongs to another list.

@@ -305,7 +305,10 @@ class DatasetFileRow(Row):
 
 
 class StudyRow(Row):
-    """Jobs that differ in method, hyper-parameters and seed; its state is that of its jobs."""
+    """Jobs that differ in method, hyper-parameters and seed; its state is that of its jobs.
+
+    A search makes its jobs one after the other, and so has a phase and a summary of its own.
+    """
 
     __tablename__ = "studies"
     __table_args__ = (
@@ -317,8 +320,28 @@ class StudyRow(Row):
     labels: Mapped[dict[str, Any]] = mapped_column(default=dict)
     spec: Mapped[dict[str, Any]]
     variants: Mapped[list[Any]]  # what its jobs differ in, by number from 1
+    search_phase: Mapped[str | None] = mapped_column(sa.String(16), index=True)
+    search: Mapped[dict[str, Any] | None]  # what there is to say of its trials
     created_at: Mapped[datetime]
     deleted_at: Mapped[datetime | None]
+
+
+class TrialRow(Row):
+    """One choice of values in a search; its jobs are the variant of its number."""
+
+    __tablename__ = "study_trials"
+    study_id: Mapped[str] = mapped_column(sa.ForeignKey("studies.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)  # from 1
+    state: Mapped[str] = mapped_column(sa.String(16))  # running, complete, pruned, failed
+    method: Mapped[str] = mapped_column(sa.String(200))
+    place: Mapped[int]  # of the method in the study's spec
+    choices: Mapped[dict[str, Any]]  # by pointer, as the sampler is told of them
+    settings: Mapped[dict[str, Any]]  # the values themselves, by name
+    rungs: Mapped[list[Any]]  # where it was compared: epoch, value, needed, among, kept
+    value: Mapped[float | None]  # of the objective; of a pruned one, when it was pruned
+    message: Mapped[str | None] = mapped_column(sa.Text)  # why it ended early, or failed
+    created_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
 
 
 class JobRow(Row):

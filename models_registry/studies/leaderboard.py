@@ -31,6 +31,7 @@ class Variant:
     settings: dict[str, Any]  # what distinguishes it from others of the same method
     is_baseline: bool
     compared_with: int | None  # number of its baseline
+    role: Literal["default", "best"] | None = None  # of a search, what it is in the comparison
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from pydantic import AfterValidator, Field, field_validator
 
 from models_registry.errors import Fault
 from models_registry.jobs.spec import Request, named, right_parts
-from models_registry.studies import variants
+from models_registry.studies import search_variants, variants
+from models_registry.studies.search_spec import SearchSpec
 from models_registry.studies.variants import VariantSource
 
 MAX_SEEDS = 100
@@ -19,6 +20,9 @@ class StudySpec(Request):
 
     A value inside `methods` and `training` may be given as `{"grid": [...]}`: then there is one
     variant for each combination of the grids' values, and one job for each variant and seed.
+    With `search`, values may be given as spaces instead, from which each trial has its own:
+    `{"space": {"type": "float", "low": 1, "high": 10, "log": true}}`, also `"int"`, or
+    `{"space": {"type": "categorical", "choices": [...]}}`; of several methods each trial has one.
     """
 
     methods: list[Annotated[dict[str, Any], AfterValidator(named)]] = Field(
@@ -32,7 +36,8 @@ class StudySpec(Request):
     seeds: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] = Field(
         min_length=1,
         max_length=MAX_SEEDS,
-        description="One job of every variant for each; a spread needs two, a test more.",
+        description="One job of every variant for each; a spread needs two, a test more. In a "
+        "search, every trial is trained with each, and its mean counts.",
         json_schema_extra={"uniqueItems": True},
     )
     baseline: bool = Field(
@@ -40,6 +45,10 @@ class StudySpec(Request):
         description="Also train the same student on the labels alone (`ce`), by jobs of its own: "
         "what the others are compared with, seed by seed. Data-free methods are compared with the "
         "same student on images of noise (`noise`).",
+    )
+
+    search: SearchSpec | None = Field(
+        None, description="Search the spaces of `methods` and `training`; null has none."
     )
 
     @field_validator("seeds")
@@ -72,4 +81,14 @@ class StudySpec(Request):
             1 if "seeds" in fields else len(value.get("seeds", [0])),
             "baseline" not in fields and value.get("baseline", True) is True,
         )
-        return variants.faults(source, right_parts(value, fields))
+        shared = right_parts(value, fields)
+        if value.get("search") is None:
+            return variants.faults(source, shared)
+        search = None if "search" in fields else SearchSpec.model_validate(value["search"])
+        return search_variants.faults(source, shared, search)
+
+    def faults(self) -> list[Fault]:
+        """Return all that is wrong, whatever references lead to."""
+        if self.search is None:
+            return variants.faults(self.source, self.parts)
+        return search_variants.faults(self.source, self.parts, self.search)

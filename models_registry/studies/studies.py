@@ -17,15 +17,19 @@ from sqlalchemy.orm import Session
 
 from models_registry import catalog, errors, ids
 from models_registry.jobs import actions, lifecycle, queries, submission, validation
-from models_registry.jobs.lifecycle import State
+from models_registry.jobs.lifecycle import Reason, State
 from models_registry.jobs.spec import VERSION, JobSpec
-from models_registry.persistence import database, paging, tables, tombstones
-from models_registry.studies import grids, leaderboard, variants
+from models_registry.persistence import database, outbox, paging, tables, tombstones
+from models_registry.studies import grids, leaderboard, search_variants, variants
 from models_registry.studies.leaderboard import Run, Variant
+from models_registry.studies.search_spec import ACTIVE_PHASES, SearchPhase, SearchSpec
+from models_registry.studies.spaces import Axis
 from models_registry.studies.spec import StudySpec
 from models_registry.studies.variants import VariantDraft
 from workers.distill.config.descriptions import METRICS, PRIMARY_METRICS, Metric
 
+SEARCH_TASK = "studies.advance"
+SEARCH_QUEUE = "maintenance"
 MAX_FAULTS = 100
 _JOB_NAME_CHARACTERS = 200
 
@@ -49,19 +53,41 @@ class StudyFilters(queries.ListFilters):
 
 
 @dataclass(frozen=True)
+class SpacePlan:
+    """A value that a search chooses."""
+
+    axis: Axis
+    method: str
+    default: Any  # Any: JSON
+
+
+@dataclass(frozen=True)
 class StudyPlan:
-    """The variants and jobs of a study, before anything is stored."""
+    """The variants and jobs of a study, before anything is stored.
+
+    A search has no variants yet: what it tries is chosen later.
+    """
 
     spec: StudySpec  # references pinned
     inputs: validation.JobInputs
     variants: tuple[Variant, ...]
     specs: tuple[JobSpec, ...]  # of each variant, with the first seed
     warnings: tuple[list[errors.Fault], ...]  # of each variant
+    spaces: tuple[SpacePlan, ...] = ()  # of a search
+    told: tuple[errors.Fault, ...] = ()  # of the search itself
 
     @property
     def job_count(self) -> int:
-        """Return how many jobs there will be."""
+        """Return how many jobs there will be, at most."""
+        if self.spec.search is not None:
+            return search_variants.job_count(self.spec.source, self.spec.search)
         return len(self.variants) * len(self.spec.seeds)
+
+    @property
+    def all_warnings(self) -> list[errors.Fault]:
+        """Return what the submitter should know, each thing once."""
+        every = [*self.told, *(told for warnings in self.warnings for told in warnings)]
+        return list(dict.fromkeys(every))
 
 
 @dataclass(frozen=True)
@@ -72,18 +98,30 @@ class StudyStatus:
     progress: float
     started_at: datetime | None
     finished_at: datetime | None  # None until all have ended
+    pruned: int = 0
+    """Of the jobs that are cancelled, how many fell behind in a search."""
+    phase: SearchPhase | None = None
+    """Of its search, if it has one."""
 
     @property
     def state(self) -> StudyState:
-        """Return the state that follows from those of the jobs."""
-        there = self.counts.keys()
-        if there <= {State.VALIDATING, State.QUEUED}:
+        """Return the state that follows from those of the jobs, and from the search's phase."""
+        there = {
+            state
+            for state, count in self.counts.items()
+            if state is not State.CANCELLED or count > self.pruned
+        }
+        if there <= {State.VALIDATING, State.QUEUED} and (
+            self.phase is None or (self.phase in ACTIVE_PHASES and self.pruned == 0)
+        ):
             return StudyState.QUEUED
+        if self.phase in ACTIVE_PHASES:
+            return StudyState.RUNNING
         if not there <= lifecycle.FINAL:
             return StudyState.RUNNING
-        if State.CANCELLED in there:
+        if State.CANCELLED in there or self.phase is SearchPhase.CANCELLED:
             return StudyState.CANCELLED
-        if State.SUCCEEDED not in there:
+        if State.SUCCEEDED not in there or self.phase is SearchPhase.FAILED:
             return StudyState.FAILED
         return StudyState.INCOMPLETE if State.FAILED in there else StudyState.SUCCEEDED
 
@@ -98,27 +136,26 @@ def plan(session: Session, *, project_id: str, spec: StudySpec) -> StudyPlan:
     """
     source = spec.source
     inputs, faults = submission.find_inputs(session, project_id=project_id, spec=spec)
-    if variants.faults_of_expansion(source):
-        _refuse([*variants.faults(source, spec.parts), *faults])
     register_as = spec.student.register_as or submission.student_name(spec.name)
     student = spec.student.model_copy(update={"register_as": register_as})
     spec = spec.model_copy(update={"student": student})
+    if spec.search is not None:
+        return _plan_search(session, spec, inputs, faults)
+    if variants.faults_of_expansion(source):
+        _refuse([*variants.faults(source, spec.parts), *faults])
 
     drafts = list(variants.expand(source))
     specs: list[JobSpec] = []
     for draft in drafts:
-        job = _job(spec, draft)
+        job = job_of(spec, draft.method.document, draft.training.document)
         tried = submission.with_trial(session, job.parts, inputs)
         completed, wrong = submission.complete(job, tried)
         faults += (variants.relocated(fault, source, draft) for fault in wrong)
         specs.append(completed)
     _refuse(faults)
     _refuse(list(_faults_of_doubles(drafts, specs)))
-    first = specs[0]
-    student = student.model_copy(update={"initial": first.student.initial})
-    pinned = {"teacher": first.teacher, "dataset": first.dataset, "student": student}
     return StudyPlan(
-        spec=spec.model_copy(update=pinned),
+        spec=_pinned(spec, specs[0]),
         inputs=inputs,
         variants=tuple(_variants(spec, drafts, specs)),
         specs=tuple(specs),
@@ -128,6 +165,90 @@ def plan(session: Session, *, project_id: str, spec: StudySpec) -> StudyPlan:
     )
 
 
+def _plan_search(
+    session: Session,
+    spec: StudySpec,
+    inputs: validation.JobInputs,
+    faults: list[errors.Fault],
+) -> StudyPlan:
+    """Return what a search chooses from; all of its corners were found right."""
+    source = spec.source
+    found = [*faults, *spec.faults()]
+    _refuse(found)
+    every: list[JobSpec] = []
+    for draft in search_variants.drafts(source):
+        job = job_of(spec, draft.method, draft.training)
+        tried = submission.with_trial(session, job.parts, inputs)
+        completed, wrong = submission.complete(job, tried)
+        found += (search_variants.relocated(fault, draft) for fault in wrong)
+        every.append(completed)
+    _refuse(found)
+    defaults = {
+        place: submission.complete(job_of(spec, draft.method, draft.training), inputs)[0]
+        for place in source.methods
+        for draft in [search_variants.default_of(source, place)]
+    }
+    return StudyPlan(
+        spec=_pinned(spec, every[0]),
+        inputs=inputs,
+        variants=(),
+        specs=(),
+        warnings=tuple(
+            validation.warnings_of_inputs(validation.read(one.parts), inputs) for one in every
+        ),
+        spaces=tuple(_spaces(source, defaults)),
+        told=tuple(_told_of_search(spec)),
+    )
+
+
+def _spaces(source: variants.VariantSource, defaults: Mapping[int, JobSpec]) -> Iterator[SpacePlan]:
+    for place, default in defaults.items():
+        for axis in search_variants.axes(source, place):
+            if axis.pointer.startswith("/training/"):
+                if place == 0:  # it is the same beside each method
+                    yield SpacePlan(axis, "", value_at(axis.path, default.training))
+            else:
+                yield SpacePlan(
+                    axis, method_name(default.method), value_at(axis.path, default.method)
+                )
+
+
+def _told_of_search(spec: StudySpec) -> Iterator[errors.Fault]:
+    search = spec.search
+    if search is None:
+        return
+    if 0 < search.confirm_seeds < leaderboard.PAIRS_FOR_A_VERDICT:
+        detail = (
+            f"with confirm_seeds {search.confirm_seeds} there is no verdict whether the best trial "
+            f"is better than the default settings; that takes {leaderboard.PAIRS_FOR_A_VERDICT}"
+        )
+        yield errors.Fault("/search/confirm_seeds", "no_verdict", detail)
+    elif search.confirm_seeds == 0:
+        detail = (
+            "with confirm_seeds 0 the best trial is not compared with the default settings: the "
+            "best of many trials looks better than it is"
+        )
+        yield errors.Fault("/search/confirm_seeds", "not_confirmed", detail)
+    for place, method in enumerate(spec.methods):
+        if validation.is_data_free(method):
+            detail = (
+                f"{method['name']} trains without images, but the search chooses its values by the "
+                "validation split of a real data set"
+            )
+            yield errors.Fault(f"/methods/{place}", "search_reads_validation", detail)
+
+
+def _in_json(told: Iterable[errors.Fault]) -> list[dict[str, str]]:
+    return [{"code": one.code, "message": one.detail} for one in told]
+
+
+def _pinned(spec: StudySpec, job: JobSpec) -> StudySpec:
+    """Return the study's spec with its references as those of one of its jobs."""
+    student = spec.student.model_copy(update={"initial": job.student.initial})
+    pinned = {"teacher": job.teacher, "dataset": job.dataset, "student": student}
+    return spec.model_copy(update=pinned)
+
+
 def _refuse(faults: Sequence[errors.Fault]) -> None:
     if faults:
         distinct = list(dict.fromkeys(faults))  # variants share most of their faults
@@ -135,14 +256,19 @@ def _refuse(faults: Sequence[errors.Fault]) -> None:
         raise errors.Refused(submission.summary(distinct), code=code, faults=distinct[:MAX_FAULTS])
 
 
-def _job(spec: StudySpec, draft: VariantDraft) -> JobSpec:
+def job_of(spec: StudySpec, method: dict[str, Any], training: dict[str, Any]) -> JobSpec:
+    """Return the spec of one of a study's jobs, with its first seed and without defaults."""
     shared = {name: getattr(spec, name) for name in type(spec).model_fields}
-    for name in ("methods", "seeds", "baseline"):
+    for name in ("methods", "seeds", "baseline", "search"):
         del shared[name]
-    training = {**draft.training.document, "seed": spec.seeds[0]}
     # Every part was checked as a part of the study.
     return JobSpec.model_construct(
-        **{**shared, "method": draft.method.document, "training": training, "baseline": False}
+        **{
+            **shared,
+            "method": method,
+            "training": {**training, "seed": spec.seeds[0]},
+            "baseline": False,
+        }
     )
 
 
@@ -172,7 +298,9 @@ def method_name(method: dict[str, Any]) -> str:
 def label_of(variant: Variant) -> str:
     """Return a variant in words: `kd temperature=4`."""
     settings = (f"{key}={_shown(value)}" for key, value in variant.settings.items())
-    return " ".join([method_name(variant.method), *settings])
+    label = " ".join([method_name(variant.method), *settings])
+    called = {"default": " (default settings)", "best": " (best trial)", None: ""}
+    return label + called[variant.role]
 
 
 def _shown(value: Any) -> str:  # Any: JSON
@@ -200,7 +328,7 @@ def _variants(
             method=done.method,
             settings={
                 **{
-                    _dotted(at): _value(at, done.method, draft.method.document)
+                    _dotted(at): value_at(at, done.method, draft.method.document)
                     for at in differing[method_name(done.method)]
                 },
                 **_settings_of_training(spec, draft),
@@ -212,7 +340,7 @@ def _variants(
 
 def _settings_of_training(spec: StudySpec, draft: VariantDraft) -> dict[str, Any]:
     return {
-        f"training.{_dotted(at)}": _value(at, draft.training.document)
+        f"training.{_dotted(at)}": value_at(at, draft.training.document)
         for at, values in grids.find(spec.training)
         if len(values) > 1
     }
@@ -231,7 +359,7 @@ def _differing(
         paths.update({at: set() for at in _leaves(draft.method.document) if at not in paths})
     for draft, spec in zip(drafts, specs, strict=True):
         for at, values in stated[method_name(spec.method)].items():
-            value = _value(at, spec.method, draft.method.document)
+            value = value_at(at, spec.method, draft.method.document)
             values.add(variants.key_of(value))
     return {
         name: tuple(at for at, values in paths.items() if len(values) > 1)
@@ -252,7 +380,7 @@ def _leaves(node: Any, at: grids.Path = ()) -> Iterator[grids.Path]:  # Any: JSO
         yield at
 
 
-def _value(at: grids.Path, *documents: Any) -> Any:  # Any: JSON
+def value_at(at: grids.Path, *documents: Any) -> Any:  # Any: JSON
     """Return what stands at a path in the first document that has it."""
     for document in documents:
         try:
@@ -290,10 +418,17 @@ def submit(
         labels=spec.labels,
         spec={"version": VERSION, **planned.spec.model_dump(mode="json")},
         variants=[vars(variant) for variant in planned.variants],
+        search_phase=None if spec.search is None else SearchPhase.TRIALS,
+        search=None if spec.search is None else {"warnings": _in_json(planned.told)},
         created_at=database.now(session),
     )
     session.add(study)
     session.flush()
+    if spec.search is not None:
+        # Trials are chosen by a process that has the library for it; the sweep is another way.
+        payload = {"study_id": study.id}
+        outbox.add(session, task=SEARCH_TASK, queue=SEARCH_QUEUE, payload=payload)
+        return study
     submission.store(
         session,
         list(_jobs_of(planned, study.id)),
@@ -337,15 +472,18 @@ def page(
     statement = sa.select(row).where(row.project_id == project_id, row.deleted_at.is_(None))
     if filters.is_active is not None:
         unfinished = sa.exists().where(job.study_id == row.id, job.state.not_in(lifecycle.FINAL))
-        statement = statement.where(unfinished if filters.is_active else ~unfinished)
+        searching = sa.func.coalesce(row.search_phase.in_(ACTIVE_PHASES), False)
+        is_active = sa.or_(unfinished, searching)
+        statement = statement.where(is_active if filters.is_active else ~is_active)
     statement = queries.restrict(session, statement, row, filters)
     return paging.take(session, statement, by=(row.created_at, row.id), wanted=wanted)
 
 
-def statuses(session: Session, *, study_ids: Iterable[str]) -> dict[str, StudyStatus]:
+def statuses(session: Session, rows: Iterable[tables.StudyRow]) -> dict[str, StudyStatus]:
     """Return the status of each of these studies, in one query."""
     row = tables.JobRow
-    rows = session.execute(
+    wanted = {study.id: study for study in rows}
+    found = session.execute(
         sa.select(
             row.study_id,
             row.state,
@@ -353,36 +491,52 @@ def statuses(session: Session, *, study_ids: Iterable[str]) -> dict[str, StudySt
             sa.func.sum(row.progress),
             sa.func.min(row.started_at),
             sa.func.max(row.finished_at),
+            sa.func.sum(sa.case((row.state_reason == Reason.PRUNED, 1), else_=0)),
         )
-        .where(row.study_id.in_(list(study_ids)))
+        .where(row.study_id.in_(list(wanted)))
         .group_by(row.study_id, row.state)
     )
-    groups: dict[str, list[Any]] = {}  # Any: rows of this query
-    for study_id, *group in rows:
-        groups.setdefault(str(study_id), []).append(group)
-    return {study_id: _status(group) for study_id, group in groups.items()}
+    groups: dict[str, list[Any]] = {study_id: [] for study_id in wanted}  # Any: rows of this query
+    for study_id, *group in found:
+        groups[str(study_id)].append(group)
+    return {study_id: _status(wanted[study_id], group) for study_id, group in groups.items()}
 
 
-def _status(groups: list[Any]) -> StudyStatus:
+def _status(study: tables.StudyRow, groups: list[Any]) -> StudyStatus:
     counts: dict[State, int] = {}
     # A job that failed will not go on: for the study, it is done.
-    progress = 0.0
-    for state, count, total, _, _ in groups:
+    progress, pruned = 0.0, 0
+    for state, count, total, _, _, of_search in groups:
         counts[State(state)] = count
         progress += count if lifecycle.is_final(State(state)) else total
-    starts = [start for *_, start, _ in groups if start is not None]
-    ends = [end for *_, end in groups if end is not None]
+        pruned += of_search if state == State.CANCELLED else 0
+    starts = [start for _, _, _, start, _, _ in groups if start is not None]
+    ends = [end for _, _, _, _, end, _ in groups if end is not None]
+    phase = None if study.search_phase is None else SearchPhase(study.search_phase)
+    is_over = counts.keys() <= lifecycle.FINAL and phase not in ACTIVE_PHASES
+    expected = sum(counts.values())
+    if phase in ACTIVE_PHASES:
+        known = {key: study.spec[key] for key in StudySpec.model_fields if key in study.spec}
+        spec = StudySpec.model_construct(**known)
+        search = SearchSpec.model_validate(study.spec["search"])
+        expected = max(expected, search_variants.job_count(spec.source, search))
     return StudyStatus(
         counts=counts,
-        progress=progress / sum(counts.values()),
+        progress=progress / expected if expected else 1.0,
         started_at=min(starts, default=None),
-        finished_at=max(ends, default=None) if counts.keys() <= lifecycle.FINAL else None,
+        finished_at=max(ends, default=None) if is_over else None,
+        pruned=pruned,
+        phase=phase,
     )
 
 
 def cancel(session: Session, *, project_id: str, study_id: str) -> tables.StudyRow:
-    """Cancel all jobs that have not ended."""
+    """Cancel all jobs that have not ended; a search makes no more."""
     study = get(session, project_id=project_id, study_id=study_id)
+    session.refresh(study, with_for_update=True)
+    if study.search_phase in ACTIVE_PHASES:
+        study.search_phase = SearchPhase.CANCELLED
+        session.flush()
     row = tables.JobRow
     unfinished = sa.select(row.id).where(
         row.study_id == study.id, row.state.not_in(lifecycle.FINAL)
@@ -402,8 +556,9 @@ def delete(session: Session, *, project_id: str, study_id: str) -> None:
     session.refresh(study, with_for_update=True)
     row = tables.JobRow
     members = session.scalars(sa.select(row).where(row.study_id == study.id).order_by(row.id)).all()
-    state = statuses(session, study_ids=[study.id])[study.id].state
-    if not all(lifecycle.is_final(State(job.state)) for job in members):
+    state = statuses(session, [study])[study.id].state
+    is_searching = study.search_phase in ACTIVE_PHASES
+    if is_searching or not all(lifecycle.is_final(State(job.state)) for job in members):
         raise errors.IllegalMove(
             f"A study that is {state} cannot be deleted; cancel it, and delete it once all of its "
             "jobs have ended.",
@@ -429,14 +584,17 @@ def compare(session: Session, study: tables.StudyRow) -> leaderboard.Leaderboard
             row.study_id == study.id
         )
     )
+    compared = variants_of(study)
+    # Trials of a search are no variants: they are compared on the validation split.
+    numbers = {variant.number for variant in compared}
     runs = [
         run_of(variant, seed, job_id, State(state), result)
         for variant, seed, job_id, state, result in rows
-        if variant is not None and seed is not None
+        if variant in numbers and variant is not None and seed is not None
     ]
     # Studies that were stored before there was a second task name none.
     metric = PRIMARY_METRICS[study.spec.get("task", "classification")]
-    return leaderboard.make(variants_of(study), runs, metric=metric)
+    return leaderboard.make(compared, runs, metric=metric)
 
 
 def run_of(

@@ -11,7 +11,7 @@ from typing import Any
 
 from models_registry import catalog, errors
 from models_registry.jobs import validation
-from models_registry.studies import grids
+from models_registry.studies import grids, spaces
 
 MAX_JOBS = 1000
 
@@ -97,7 +97,12 @@ def _faults_of_all_grids(source: VariantSource) -> Iterator[errors.Fault]:
     if source.training is None:
         return
     yield from _faults_of_grids(source.training, "/training")
-    if "seed" in source.training:
+    yield from faults_of_seed(source.training)
+
+
+def faults_of_seed(training: dict[str, Any]) -> Iterator[errors.Fault]:
+    """Yield that a training has a seed of its own, if so."""
+    if "seed" in training:
         yield errors.Fault("/training/seed", "seed_of_study", "in a study, give `seeds` instead")
 
 
@@ -107,6 +112,10 @@ def _faults_of_grids(document: dict[str, Any], pointer: str) -> Iterator[errors.
         yield errors.Fault(f"{pointer}/{grids.GRID}", "grid_misplaced", detail)
     else:
         yield from grids.faults_of(document, pointer)
+        for at, _ in spaces.find(document):
+            detail = "a space needs a `search` in the study, which says how many trials there are"
+            place = f"{pointer}{spaces.written(at)}/{spaces.SPACE}"
+            yield errors.Fault(place, "space_without_search", detail)
 
 
 def _faults_of_size(source: VariantSource) -> Iterator[errors.Fault]:

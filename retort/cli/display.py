@@ -8,7 +8,7 @@ import rich.console
 import rich.table
 import rich.text
 
-from retort import errors, types
+from retort import errors, types, watching
 
 Cell = str | int | float | None
 _GAP = "  "  # between two columns
@@ -303,6 +303,7 @@ def study(console: rich.console.Console, shown: types.Study) -> None:
             ("data set", shown.spec.get("dataset")),
             ("methods", ", ".join(str(m.get("name")) for m in shown.spec.get("methods") or ())),
             ("seeds", ", ".join(map(str, shown.spec.get("seeds") or ()))),
+            *(_search_entries(shown.search) if shown.search else ()),
             ("labels", ", ".join(f"{k}={v}" for k, v in shown.labels.items())),
             ("created", moment(shown.created_at)),
             ("started", moment(shown.started_at)),
@@ -313,11 +314,65 @@ def study(console: rich.console.Console, shown: types.Study) -> None:
 
 def job_counts(shown: types.Study) -> str:
     """Return how many jobs are in which state, in words."""
-    return ", ".join(f"{count} {state}" for state, count in shown.jobs.items())
+    counts = ", ".join(f"{count} {state}" for state, count in shown.jobs.items())
+    return f"{counts} ({shown.pruned} of them pruned)" if shown.pruned else counts
+
+
+def _search_entries(search: types.Search) -> list[tuple[str, Cell]]:
+    best = search.best
+    return [
+        ("search", search.phase),
+        ("trials", watching.search_words(search)),
+        ("best trial", best and f"{best.trial}: {settings_words(best.method, best.settings)}"),
+        ("says", search.message),
+    ]
+
+
+def settings_words(method: str, settings: types.Json) -> str:
+    """Return the values of a trial in words: `kd temperature=4`."""
+    return " ".join([method, *(f"{name}={_short(value)}" for name, value in settings.items())])
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def trials(console: rich.console.Console, shown: Iterable[types.Trial], *, objective: str) -> None:
+    """Print the trials of a search, best first; those that were not measured at the end."""
+    table(
+        console,
+        ("trial", "state", f"validation {objective}", "epoch", "settings", "jobs", "why"),
+        (
+            (
+                one.number,
+                one.state,
+                None if one.value is None else f"{one.value:.4g}",
+                one.rungs[-1].epoch if one.state == "pruned" and one.rungs else None,
+                settings_words(one.method, one.settings),
+                " ".join(one.jobs),
+                one.message,
+            )
+            for one in shown
+        ),
+        whole=("trial", "state"),
+        drops=("why", "jobs", "epoch"),
+    )
 
 
 def plan(console: rich.console.Console, shown: types.StudyPlan) -> None:
-    """Print what a study would consist of."""
+    """Print what a study would consist of, and what its submitter should know."""
+    for told in shown.warnings:
+        console.print(errors.one_line(f"warning: {told.message}"), soft_wrap=True)
+    if shown.spaces:
+        table(
+            console,
+            ("searched", "method", "space", "default"),
+            (
+                (one.name, one.method, json.dumps(one.space), _short(one.default))
+                for one in shown.spaces
+            ),
+        )
+        return
     rows = ((one.variant, one.name, "yes" if one.is_baseline else None) for one in shown.variants)
     table(console, ("variant", "method", "baseline"), rows)
 
@@ -377,6 +432,13 @@ def _best_run(row: types.LeaderboardRow, metric: str) -> tuple[Cell, Cell]:
 def reading_aids(shown: types.Leaderboard) -> list[str]:
     """Return the notes to print below a leaderboard."""
     notes = []
+    if shown.conclusion:
+        notes.append(shown.conclusion)
+    if shown.search is not None:
+        notes.append(
+            f"Search: {watching.search_words(shown.search)}. Its trials are no rows here: retort "
+            f"study trials {shown.study}"
+        )
     if shown.teacher_score is not None:
         notes.append(f"The teacher {shown.teacher} has {percent(shown.teacher_score)}.")
     if shown.metric in METRIC_NOTES:

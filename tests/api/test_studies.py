@@ -2,7 +2,7 @@
 
 import csv
 import io
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import sqlalchemy as sa
@@ -10,10 +10,11 @@ from fastapi.testclient import TestClient
 
 from api.routes import studies as routes
 from api.schemas import studies as bodies
+from models_registry.access import keys
 from models_registry.jobs.lifecycle import State
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
-from models_registry.studies import leaderboard
+from models_registry.studies import leaderboard, searches
 from tests import factories
 from tests.databases import SQLITE_ONLY
 from workers.distill.config.descriptions import METRICS, Metric
@@ -121,6 +122,84 @@ class TestValidate:
         assert body["variants"][1]["method"]["kd_weight"] > 0
         with sessions() as session:
             assert session.scalars(sa.select(tables.StudyRow)).all() == []
+
+
+@SQLITE_ONLY
+class TestSearch:
+    SPACE: ClassVar = {"space": {"type": "float", "low": 1.0, "high": 16.0, "log": True}}
+
+    def spec(self, **changes: Any) -> Body:
+        return factories.study_spec(
+            **{
+                "methods": [{"name": "kd", "temperature": self.SPACE}],
+                "training": {"recipe": "small", "epochs": 4},
+                "seeds": [0],
+                "search": {"trials": 3},
+                **changes,
+            }
+        )
+
+    def test_is_validated_at_its_bounds_and_told_of(self, client: TestClient) -> None:
+        body = client.post("/v1/studies/validate", json=self.spec()).json()
+        assert (body["job_count"], body["variants"], body["warnings"]) == (12, [], [])
+        (space,) = body["spaces"]
+        assert (space["pointer"], space["default"]) == ("/methods/0/temperature", 4.0)
+        unconfirmed = self.spec(search={"trials": 3, "confirm_seeds": 0})
+        (told,) = client.post("/v1/studies/validate", json=unconfirmed).json()["warnings"]
+        assert told["code"] == "not_confirmed"
+        submitted = client.post("/v1/studies", json=unconfirmed).json()
+        assert submitted["search"]["warnings"] == [told]
+
+    def test_is_refused_with_all_that_is_wrong(self, client: TestClient) -> None:
+        wrong = self.spec(
+            teacher="no@1",
+            methods=[
+                {"name": "kd", "temperature": {"space": {"type": "int", "low": 0, "high": 2}}}
+            ],
+            search={"trials": 3, "pruning": {"min_epochs": 9}},
+        )
+        answer = client.post("/v1/studies", json=wrong)
+        assert answer.status_code == 422
+        assert {fault["pointer"] for fault in answer.json()["errors"]} == {
+            "/teacher",
+            "/methods/0/temperature/space/low",
+            "/search/pruning/min_epochs",
+        }
+
+    def test_shows_its_trials_and_how_far_it_is(
+        self, client: TestClient, sessions: database.Sessions
+    ) -> None:
+        submitted = client.post("/v1/studies", json=self.spec()).json()
+        assert (submitted["state"], submitted["job_count"]) == ("queued", 0)
+        assert submitted["search"]["phase"] == "trials"
+        assert submitted["search"]["objective"] == "accuracy"
+        with sessions.begin() as session:
+            question = searches.advance(session, submitted["id"])
+            assert question is not None
+            proposal = searches.Proposal(0, {"/methods/0/temperature": 2.0})
+            answer = searches.Answer(question.revision, [proposal])
+            searches.advance(session, submitted["id"], answer)
+        shown = client.get(submitted["links"]["study"]).json()
+        assert shown["search"]["trials"] == {
+            **dict.fromkeys(("complete", "pruned", "failed"), 0),
+            "running": 1,
+        }
+        (trial,) = client.get(submitted["links"]["trials"]).json()["data"]
+        assert (trial["number"], trial["settings"]) == (1, {"temperature": 2.0})
+        (job,) = client.get(submitted["links"]["jobs"]).json()["data"]
+        assert trial["jobs"] == [job["id"]]
+        board = client.get(submitted["links"]["leaderboard"]).json()
+        assert (board["rows"], board["seeds"], board["conclusion"]) == ([], [], None)
+
+    def test_of_another_project_has_no_trials(
+        self, client: TestClient, sessions: database.Sessions
+    ) -> None:
+        submitted = client.post("/v1/studies", json=self.spec()).json()
+        with sessions.begin() as session:
+            other = keys.create_project(session, name="other")
+            key = factories.key(session, project_id=other.id)
+        headers = {"authorization": f"Bearer {key}"}
+        assert client.get(submitted["links"]["trials"], headers=headers).status_code == 404
 
 
 class TestList:

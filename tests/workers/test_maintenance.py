@@ -9,10 +9,12 @@ import pytest
 from models_registry.jobs.lifecycle import Reason, State
 from models_registry.persistence import outbox, tables
 from models_registry.settings import Settings
+from models_registry.studies import studies
 from tests import factories
+from tests.databases import SQLITE_ONLY
 from tests.workers import scenes
 from workers import context as contexts
-from workers import inspector, maintenance, staging
+from workers import inspector, maintenance, runner, staging
 from workers.context import Context
 
 Message = tuple[str, str, dict[str, Any], int]
@@ -266,3 +268,70 @@ class TestNothing:
         assert [sum(count.values()) for count in counts] == [1, 0]
         assert len(sent) == 1
         other.engine.dispose()
+
+
+@SQLITE_ONLY
+class TestSearches:
+    @pytest.fixture
+    def study_id(self, context: Context, project: str) -> str:
+        space = {"space": {"type": "float", "low": 0.01, "high": 0.2, "log": True}}
+        with context.sessions.begin() as session:
+            return factories.study(
+                session,
+                project_id=project,
+                teacher=None,
+                student=scenes.TINY,
+                methods=[{"name": "ce"}],
+                training={"epochs": 2, "optimizer": {"learning_rate": space}},
+                seeds=[0],
+                report=False,
+                search={"trials": 2, "pruning": None, "confirm_seeds": 2},
+            ).id
+
+    def test_have_trials_after_a_sweep(
+        self, context: Context, study_id: str, sent: list[Message]
+    ) -> None:
+        sweep(context, sent)
+        tasks = [(task, queue) for task, queue, _, _ in sent]
+        assert tasks == [("studies.advance", "maintenance"), ("jobs.run", "any")]
+        maintenance.advance_search(context, study_id)  # the message itself comes late
+        with context.sessions.begin() as session:
+            assert session.query(tables.JobRow).count() == 1
+
+    def test_that_cannot_go_on_say_so_and_hold_up_nothing(
+        self, context: Context, study_id: str, project: str, sent: list[Message]
+    ) -> None:
+        with context.sessions.begin() as session:
+            study = session.get_one(tables.StudyRow, study_id)
+            study.spec = {**study.spec, "seeds": "none"}  # as a later version may write it
+        scenes.submit(context, project)
+        assert sweep(context, sent)["searches_failed"] == 1
+        assert "jobs.run" in [task for task, *_ in sent]
+        with context.sessions.begin() as session:
+            study = session.get_one(tables.StudyRow, study_id)
+            assert study.search_phase == "trials"
+            assert "is tried again: ValidationError" in (study.search or {})["message"]
+
+    @pytest.mark.slow  # six trainings
+    @pytest.mark.timeout(300)
+    def test_are_carried_out_to_their_end(
+        self, context: Context, study_id: str, sent: list[Message]
+    ) -> None:
+        sweep(context, sent)
+        for _ in range(10):
+            waiting = [message[2]["job_id"] for message in sent if message[0] == "jobs.run"]
+            sent.clear()
+            for job_id in waiting:
+                runner.run_job(context, job_id)
+                maintenance.advance_search_of(
+                    context, job_id, lambda *message: sent.append(message)
+                )
+        with context.sessions.begin() as session:
+            study = session.get_one(tables.StudyRow, study_id)
+            assert study.search_phase == "done"
+            assert (study.search or {})["counts"]["complete"] == 2
+            board = studies.compare(session, study)
+            assert {row.variant.role for row in board.rows} == {None, "best"}
+            assert all(row.finished == 2 for row in board.rows)
+            trials = session.query(tables.TrialRow).all()
+            assert all(0 < (trial.value or 0) <= 1 for trial in trials)

@@ -1,5 +1,6 @@
 """Commands for studies: `retort study ...`."""
 
+import functools
 import itertools
 import sys
 from pathlib import Path
@@ -44,17 +45,23 @@ def submit(
         plan = retort.client.studies.validate(spec)
         retort.show(plan, display.plan)
         if not retort.json:
-            retort.note(f"the study is valid and has {plan.job_count:,} jobs")
+            most = "at most " if plan.spaces else ""
+            retort.note(f"the study is valid and has {most}{plan.job_count:,} jobs")
         return
     study = retort.client.studies.submit(spec)
+    size = f"{study.job_count:,} jobs"
+    if study.search is not None:
+        size = f"a search of {study.search.planned_trials} trials"
+        for told in study.search.warnings or ():
+            retort.note(f"warning: {told.message}")
     if follow:
-        retort.note(f"submitted {study.id}: {study.job_count:,} jobs")
+        retort.note(f"submitted {study.id}: {size}")
         _watch(retort, study.id)
     elif retort.json:
         retort.emit(study)
     else:
         retort.out.print(study.id)
-        retort.note(f"{study.job_count:,} jobs; follow them with: retort study watch {study.id}")
+        retort.note(f"{size}; follow them with: retort study watch {study.id}")
 
 
 @app.command("list")
@@ -106,6 +113,28 @@ def cancel(retort: shell.Shell, study_id: StudyArgument) -> None:
 
 @app.command()
 @shell.connected
+def trials(retort: shell.Shell, study_id: StudyArgument, limit: shell.LimitOption = 500) -> None:
+    """List the trials of a search, best first by the validation split."""
+    study = retort.client.studies.get(study_id)
+    found = list(itertools.islice(retort.client.studies.trials(study_id), limit))
+    from retort import errors
+    from retort.cli import display
+
+    search = study.search
+    if search is None:
+        raise errors.BadOption(
+            f"{study_id} has no search; try: retort study leaderboard {study_id}"
+        )
+    sign = 1 if search.lower_is_better else -1
+    complete = [one for one in found if one.state == "complete" and one.value is not None]
+    complete.sort(key=lambda one: (sign * (one.value or 0.0), one.number))
+    others = sorted((one for one in found if one not in complete), key=lambda one: one.number)
+    show = functools.partial(display.trials, objective=search.objective)
+    retort.show([*complete, *others], show)
+
+
+@app.command()
+@shell.connected
 def leaderboard(
     retort: shell.Shell,
     study_id: StudyArgument,
@@ -138,7 +167,8 @@ def _explain_end(retort: shell.Shell, study: "types.Study") -> None:
     from retort.cli import display
 
     if study.state == "succeeded":
-        retort.note(f"succeeded: all {study.job_count:,} jobs")
+        beside = f", {study.pruned} of them pruned" if study.pruned else ""
+        retort.note(f"succeeded: all {study.job_count:,} jobs{beside}")
         return
     counts = display.job_counts(study)
     retort.note(f"error: {study.id} {study.state}: {counts}; retort jobs --study {study.id}")

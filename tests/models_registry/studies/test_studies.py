@@ -160,7 +160,7 @@ class TestSubmit:
             session.flush()
             made = factories.study(session, project_id=project.id)
             assert {job.state for job in factories.members(session, made)} == {State.VALIDATING}
-            status = studies.statuses(session, study_ids=[made.id])[made.id]
+            status = studies.statuses(session, [made])[made.id]
             assert status.state is StudyState.QUEUED
             row.state = "ready"
 
@@ -517,7 +517,7 @@ class TestStudyStatus:
             actions.cancel(session, project_id=study.project_id, job_id=first.id)
             lease = factories.running(session, second)
             leases.report(session, lease, progress=0.5, estimated_end_at=None, samples=[])
-            status = studies.statuses(session, study_ids=[study.id])[study.id]
+            status = studies.statuses(session, [study])[study.id]
             assert status.progress == pytest.approx(1.5 / 6)
             assert status.counts == {State.CANCELLED: 1, State.RUNNING: 1, State.QUEUED: 4}
             assert status.started_at == session.get_one(tables.JobRow, second.id).started_at
@@ -554,7 +554,7 @@ class TestRetry:
             assert (old.study_id, old.study_variant, old.study_seed) == (None, None, None)
             assert new.retry_of == old.id
             assert len(factories.members(session, study)) == 6
-            status = studies.statuses(session, study_ids=[study.id])[study.id]
+            status = studies.statuses(session, [study])[study.id]
             assert status.counts == {State.QUEUED: 6}
             # The old job has lost its seat: what is retried of it is a job of its own.
             other = actions.retry(session, project_id=study.project_id, job_id=old.id)

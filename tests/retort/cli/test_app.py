@@ -480,9 +480,28 @@ class TestStudy:
         jobs, variant = {
             "digits-methods": (30, "kd temperature=8.0"),
             "digits-dkd-samples": (20, "dkd samples=most_confident"),
+            "digits-search": ("at most 21", "training.optimizer.learning_rate"),
         }[example.stem]
         assert f"the study is valid and has {jobs} jobs" in result.stderr
         assert variant in result.stdout
+
+    def test_with_a_search_tells_how_far_it_is(self, real, staff):
+        staff.teacher()
+        example = str(ROOT / "examples" / "studies" / "digits-search.yaml")
+        result = run("study", "submit", example)
+        study_id = result.stdout.strip()
+        assert result.stderr.startswith("a search of 12 trials; follow them with: ")
+        shown = run("study", "show", study_id).stdout
+        assert "0 of 12 trials" in shown
+        assert "trial  state" in run("study", "trials", study_id).stdout.lower()
+        below = run("study", "leaderboard", study_id).stdout
+        assert "Search: 0 of 12 trials. Its trials are no rows here" in below
+        wrong = run("study", "submit", example, "--set", "search.parallel=13")
+        assert wrong.exit_code == 3
+        assert "parallel is 13, and there are only 12 trials" in one_error(wrong)
+
+    def test_without_a_search_has_no_trials(self, study):
+        assert "has no search" in one_error(run("study", "trials", study.id))
 
     def test_that_is_wrong_is_refused_with_every_field(self, real, staff, study_file):
         staff.teacher()

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import rich.console
 
-from retort import types
+from retort import types, watching
 from retort.cli import display
 from retort.metrics import PRIMARY_METRICS
 
@@ -322,3 +322,34 @@ class TestLeaderboard:
     def test_without_results_says_nothing(self):
         empty = types.Leaderboard(study="stu_1", state="queued")
         assert display.reading_aids(empty) == []
+
+
+class TestTrials:
+    def test_tell_value_settings_and_why_one_was_pruned(self):
+        rung = {"epoch": 3, "value": 0.5, "kept": False}
+        found = [
+            types.Trial(
+                number=2, state="complete", method="kd", settings={"t": 2.5}, value=0.91234
+            ),
+            types.Trial(number=1, state="pruned", value=0.5, message="behind", rungs=[rung]),
+        ]
+        page = io.StringIO()
+        console = rich.console.Console(file=page, width=200)
+        display.trials(console, found, objective="accuracy")
+        _, best, pruned = page.getvalue().splitlines()
+        assert best.split() == ["2", "complete", "0.9123", "kd", "t=2.5"]
+        assert pruned.split() == ["1", "pruned", "0.5", "3", "behind"]
+
+    def test_of_a_search_are_counted_with_the_best_so_far(self):
+        counts = {"running": 1, "complete": 2, "pruned": 3, "failed": 0}
+        search = types.Search(
+            phase="confirming",
+            objective="accuracy",
+            planned_trials=6,
+            trials=counts,
+            best=types.TrialSummary(trial=4, value=0.95),
+        )
+        assert watching.search_words(search) == (
+            "5 of 6 trials, 1 running, 3 pruned, best: trial 4, validation accuracy 0.95, "
+            "comparing it with the default settings"
+        )

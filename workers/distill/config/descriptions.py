@@ -35,6 +35,13 @@ PRIMARY_METRICS: dict[Task, Metric] = {
 From 0 to 1, higher is better: the share of right answers, the mean intersection over union, and
 COCO's average precision. It is the task's own `primary_metric`, for readers without torch.
 """
+VALIDATION_METRICS: dict[Task, tuple[str, ...]] = {
+    "classification": ("accuracy", "loss"),
+    "segmentation": ("miou", "accuracy", "loss"),
+    "detection": ("ap", "ap50"),
+}
+"""What every student is scored by on the validation split, the metric that decides first."""
+LOWER_IS_BETTER = frozenset({"loss"})
 Need: TypeAlias = Literal["labels", "teacher", "equal_classes", "batch_norm", "initial"]
 """What a spec must have. initial: start weights, whose features get a new classifier."""
 FeatureName: TypeAlias = Literal[

@@ -314,11 +314,25 @@ class TestPriority:
         assert betas == pytest.approx(expected, rel=1e-12)
         assert made.beta < 1
 
+    def test_moves_beta_over_all_epochs_unless_told_over_how_many(self) -> None:
+        made = method(beta=0.2, final_beta=0.8)
+        made.after_step(Moment(epoch=3, step=6, steps_per_epoch=2, epochs=12))
+        assert made.beta == pytest.approx(0.2 + 0.6 * 3 / 12, rel=1e-12)
+
+    def test_continues_from_a_checkpoint_of_an_earlier_version(self) -> None:
+        made, again = (method(beta=0.2, final_beta=0.8, beta_epochs=4) for _ in range(2))
+        made.after_step(Moment(epoch=1, step=2, steps_per_epoch=2))
+        state = made.state_dict()
+        del state["beta_epochs"]
+        again.load_state_dict(state)
+        assert again.beta == pytest.approx(0.35, rel=1e-12)
+
+    @pytest.mark.parametrize("beta_epochs", [3, None])
     @pytest.mark.parametrize("step", [3, 4])
-    def test_continues_exactly_from_its_state(self, step: int) -> None:
-        values = {"beta": 0.2, "final_beta": 0.8, "beta_epochs": 3}
+    def test_continues_exactly_from_its_state(self, step: int, beta_epochs: int | None) -> None:
+        values = {"beta": 0.2, "final_beta": 0.8, "beta_epochs": beta_epochs}
         made, again = method(**values), method(**values)
-        made.after_step(Moment(epoch=2, step=step, steps_per_epoch=2))
+        made.after_step(Moment(epoch=2, step=step, steps_per_epoch=2, epochs=3))
         made.after_call(STEP, STEP)
         again.load_state_dict(made.state_dict())
         assert again.priority == made.priority

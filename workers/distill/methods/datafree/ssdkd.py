@@ -33,6 +33,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from workers.distill.config import chosen
 from workers.distill.config.descriptions import Condition, Contradiction
 from workers.distill.config.synthesis import MetaSynthesis
 from workers.distill.data.types import Batch
@@ -48,6 +49,9 @@ from workers.distill.methods.datafree.base import (
     SynthesisBatch,
 )
 from workers.distill.networks.interface import Features, Network
+
+BETA_SHARE = 1.0
+"""Of all epochs, over which beta changes: the 200 of the code that the method extends."""
 
 
 def modulated_loss(
@@ -185,10 +189,11 @@ class SSDKD(SmoothedInversionMethod):
             description="beta after `beta_epochs` epochs, reached linearly; null keeps beta. "
             "Not established.",
         )
-        beta_epochs: parameters.Count = Field(
-            200,
+        beta_epochs: parameters.Count | None = Field(
+            None,
             description="Epochs over which beta changes to `final_beta`; ignored where that is "
-            "null. Not established.",
+            "null. Null takes all `epochs`. Not established.",
+            json_schema_extra={chosen.SHARE: BETA_SHARE},
         )
         epsilon: float = Field(
             1e-6,
@@ -232,21 +237,26 @@ class SSDKD(SmoothedInversionMethod):
 
     params: Params
     finished_epochs: Tensor
+    beta_epochs: Tensor
 
     def __init__(self, params: Params, student: Network, teacher: Network | None) -> None:
         super().__init__(params, student, teacher)
         # For checkpoints; read only when a state is loaded, as reading waits for the device.
         self.register_buffer("finished_epochs", torch.zeros((), dtype=torch.int64))
         self._finished = 0
+        # Those that beta changes over; 0 until the first step tells a share of which length.
+        self._beta_epochs = params.beta_epochs or 0
+        self.register_buffer("beta_epochs", torch.tensor(self._beta_epochs))
+        self.register_load_state_dict_pre_hook(_add_beta_epochs)
         self.register_load_state_dict_post_hook(_restore_finished)  # type: ignore[no-untyped-call]  # torch's stub
 
     @property
     def beta(self) -> float:
         """Exponent of the importance weights in the present epoch."""
         params = self.params
-        if params.final_beta is None:
+        if params.final_beta is None or self._finished == 0:
             return params.beta
-        share = min(self._finished / params.beta_epochs, 1.0)
+        share = min(self._finished / self._beta_epochs, 1.0)
         return (1 - share) * params.beta + share * params.final_beta
 
     @property
@@ -320,13 +330,23 @@ class SSDKD(SmoothedInversionMethod):
 
     def after_step(self, moment: Moment) -> None:
         """Count finished epochs, on which beta depends."""
+        if self._beta_epochs == 0:
+            self._beta_epochs = moment.given_or_share(self.params.beta_epochs, BETA_SHARE)
+            self.beta_epochs.fill_(self._beta_epochs)
         finished = moment.epoch if moment.closes_epoch else moment.epoch - 1
         if finished != self._finished:
             self._finished = finished
             self.finished_epochs.fill_(finished)
 
 
+# Any: torch's own arguments of such hooks.
+def _add_beta_epochs(method: SSDKD, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    # Checkpoints of earlier versions have none: there `beta_epochs` was always given.
+    state.setdefault(f"{prefix}beta_epochs", method.beta_epochs)
+
+
 def _restore_finished(
     method: SSDKD, _keys: Any
 ) -> None:  # Any: torch's list of keys that did not fit
     method._finished = int(method.finished_epochs)
+    method._beta_epochs = int(method.beta_epochs)
