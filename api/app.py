@@ -35,6 +35,7 @@ from api.routes import (
     networks,
     studies,
     uploads,
+    webhook_endpoints,
     workers,
 )
 from models_registry import logs
@@ -46,6 +47,7 @@ STATEMENT_SECONDS = 10
 ROUTERS = (
     *(uploads.router, models.router, datasets.router, jobs.router, studies.router),
     federations.router,
+    webhook_endpoints.router,
     *(methods.router, networks.router, workers.router, keys.router, health.router),
 )
 

@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from models_registry.jobs import lifecycle, queries, workers
 from models_registry.persistence import database, outbox
+from models_registry.webhooks import deliveries, endpoints
 
 log = structlog.get_logger()
 
@@ -58,6 +59,9 @@ class ServiceState(registry.Collector):
             ages = queries.queue_ages(session)
             lag = outbox.lag_seconds(session)
             machines = workers.count_states(session)
+            sent = deliveries.count_states(session)
+            webhook_lag = deliveries.lag_seconds(session)
+            told = endpoints.count_disabled(session)
         yield _gauge(
             "retort_jobs",
             "Jobs by state and reason",
@@ -81,6 +85,24 @@ class ServiceState(registry.Collector):
             "Workers seen within a day, by state and, where one is suspended, what is wrong",
             ("state", "fault"),
             machines.items(),
+        )
+        yield _gauge(
+            "retort_webhook_deliveries",
+            "Deliveries of the last 30 days, by state",
+            ("state",),
+            [((state,), count) for state, count in sent.items()],
+        )
+        yield _gauge(
+            "retort_webhook_lag_seconds",
+            "For how long the oldest delivery that could be sent now has been due",
+            (),
+            [((), webhook_lag)],
+        )
+        yield _gauge(
+            "retort_webhook_endpoints",
+            "Webhook endpoints, and why they are disabled (empty: they are not)",
+            ("disabled_reason",),
+            [((reason,), count) for reason, count in told.items()],
         )
         ended = core.CounterMetricFamily(
             "retort_attempts_ended", "Attempts that have ended, by outcome", labels=["outcome"]

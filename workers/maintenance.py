@@ -11,6 +11,7 @@ from models_registry.artifacts import inspections, uploads
 from models_registry.federations import federations
 from models_registry.jobs import logs, network_trials, sweeps
 from models_registry.persistence import database, outbox
+from models_registry.webhooks import deliveries
 from workers import inspector, staging
 from workers.context import Context
 
@@ -66,6 +67,7 @@ def sweep(context: Context, send: outbox.Send) -> dict[str, int]:
         done["jobs_republished"] = sweeps.republish(session, after_seconds=after)
         done["inspections_republished"] = inspections.republish(session, after_seconds=after)
         done["trials_republished"] = network_trials.republish(session, after_seconds=after)
+        done["webhooks_republished"] = deliveries.republish(session, after_seconds=after)
     done["relayed"] = outbox.relay(context.sessions, send)
     _log(done, "sweep_done")
     return done
@@ -79,6 +81,7 @@ def collect(context: Context) -> dict[str, int]:
         done["keys_forgotten"] = idempotency.forget(session)
         done["log_slices_forgotten"] = logs.forget(session)
         done["messages_forgotten"] = outbox.sweep(session)
+        done["webhooks_forgotten"] = deliveries.forget(session)
         done["replies_released"] = federations.release(session)
     done["blobs_swept"] = sweeps.sweep_bytes(
         context.sessions, context.storage, grace=sweeps.ORPHAN_GRACE

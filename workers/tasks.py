@@ -8,7 +8,7 @@ import structlog
 
 from models_registry import logs
 from models_registry.persistence import broker
-from workers import context, inspector, maintenance, runner, worker_registration
+from workers import context, inspector, maintenance, runner, webhooks, worker_registration
 from workers.celery_app import WORKER_ID, app, settings
 
 log = structlog.get_logger()
@@ -61,6 +61,13 @@ def try_network(digest: str) -> None:
     with logs.bind(network_trial=digest):
         maintenance.tidy(_context())
         inspector.try_network(_context(), digest)
+
+
+@app.task(name="webhooks.deliver")
+def deliver_webhook(delivery_id: str) -> None:
+    """Send a webhook, if it is due and nobody else sends it."""
+    with logs.bind(delivery_id=delivery_id):
+        webhooks.deliver(_context(), delivery_id)
 
 
 @app.task(name="maintenance.sweep")

@@ -19,6 +19,7 @@ from models_registry.jobs.lifecycle import Event, Reason, State
 from models_registry.jobs.spec import NAME_PATTERN, VERSION, JobSpec, Request
 from models_registry.jobs.validation import JobInputs
 from models_registry.persistence import database, tables
+from models_registry.webhooks import deliveries
 
 
 @dataclass(frozen=True)
@@ -130,12 +131,15 @@ def store(
             ready.append(job)
     session.add_all(jobs)
     session.flush()
+    occurred = []
     for job, one in zip(jobs, new, strict=True):
         if federations.is_remote(one.completed.method):
             federations.open_for(session, job)
-        transitions.add_new_event(session, job, "validating", {"to": State.VALIDATING}, now)
-        for told in job.warnings or []:
-            transitions.add_new_event(session, job, "warning", told, now)
+        facts = [("validating", {"to": State.VALIDATING})]
+        facts += [("warning", told) for told in job.warnings or []]
+        for kind, told in facts:
+            occurred.append((job, transitions.add_new_event(session, job, kind, told, now)))
+    deliveries.record(session, occurred)
     transitions.queue_new(session, ready, message=notice)
     return jobs
 

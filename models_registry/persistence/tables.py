@@ -561,3 +561,69 @@ class FederationReplyRow(Row):
     samples: Mapped[int] = mapped_column(sa.BigInteger)
     metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
     received_at: Mapped[datetime]
+
+
+class WebhookEndpointRow(Row):
+    """An address that is told of a project's events."""
+
+    __tablename__ = "webhook_endpoints"
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"), index=True)
+    url: Mapped[str] = mapped_column(sa.String(2000))
+    description: Mapped[str] = mapped_column(sa.String(200), default="")
+    events: Mapped[list[Any] | None]  # types that are sent; None: all
+    # Not hashed: each delivery is signed with it.
+    secret: Mapped[str] = mapped_column(sa.String(100))
+    former_secret: Mapped[str | None] = mapped_column(sa.String(100))
+    former_secret_expires_at: Mapped[datetime | None]
+    enabled: Mapped[bool] = mapped_column(default=True)
+    disabled_reason: Mapped[str | None] = mapped_column(sa.String(32))
+    disabled_message: Mapped[str | None] = mapped_column(sa.Text)
+    disabled_at: Mapped[datetime | None]
+    failing_since: Mapped[datetime | None]  # the first failure after the last success
+    last_delivered_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+class WebhookDeliveryRow(Row):
+    """One event on its way to one endpoint; the number of its attempt is its fencing token."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        sa.Index(
+            "ix_webhook_deliveries_endpoint_id_created_at_id", "endpoint_id", "created_at", "id"
+        ),
+        sa.Index("ix_webhook_deliveries_state_next_attempt_at", "state", "next_attempt_at"),
+    )
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    endpoint_id: Mapped[str] = mapped_column(
+        sa.ForeignKey("webhook_endpoints.id", ondelete="CASCADE")
+    )
+    # Of the event: the same for every endpoint, and in every attempt.
+    message_id: Mapped[str] = mapped_column(sa.String(60))
+    type: Mapped[str] = mapped_column(sa.String(64))
+    payload: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(sa.String(16))  # pending, delivered, failed
+    attempts: Mapped[int] = mapped_column(default=0)
+    failures: Mapped[int] = mapped_column(default=0)  # since the schedule began; a place in it
+    next_attempt_at: Mapped[datetime]
+    claim_expires_at: Mapped[datetime | None]  # of the process that is sending it
+    announced_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+
+
+class WebhookAttemptRow(Row):
+    """One request of a delivery, and what was answered; without an end, its sender was lost."""
+
+    __tablename__ = "webhook_attempts"
+    delivery_id: Mapped[str] = mapped_column(
+        sa.ForeignKey("webhook_deliveries.id", ondelete="CASCADE"), primary_key=True
+    )
+    number: Mapped[int] = mapped_column(primary_key=True)
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    status: Mapped[int | None]
+    error: Mapped[str | None] = mapped_column(sa.Text)
+    excerpt: Mapped[str | None] = mapped_column(sa.Text)  # of the answer's body
