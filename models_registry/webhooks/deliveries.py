@@ -330,8 +330,10 @@ def forget(session: Session) -> int:
 def count_states(session: Session) -> dict[str, int]:
     """Return how many deliveries are in each state."""
     row = tables.WebhookDeliveryRow
-    counted = session.execute(sa.select(row.state, sa.func.count()).group_by(row.state))
-    return dict.fromkeys(STATES, 0) | dict(counted.tuples())
+    counted = dict.fromkeys(STATES, 0)
+    for state, count in session.execute(sa.select(row.state, sa.func.count()).group_by(row.state)):
+        counted[state] = count
+    return counted
 
 
 def lag_seconds(session: Session) -> float:
