@@ -12,9 +12,9 @@ from fastapi import BackgroundTasks, Depends, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.exc import SQLAlchemyError
 
-from api import federation_waits, ranges, streams
+from api import federation_waits, ranges, rate_limits, streams
 from models_registry import errors, settings
-from models_registry.access import keys
+from models_registry.access import keys, quotas
 from models_registry.artifacts import models
 from models_registry.persistence import database, outbox, paging
 from models_registry.persistence.storage import Storage
@@ -70,6 +70,8 @@ class Service:
     publisher: Publisher
     hub: streams.Hub
     federations: federation_waits.FederationWaits
+    rate_limits: rate_limits.RateLimits
+    limits: quotas.Limits
     cursor_secret: bytes
 
 
@@ -128,7 +130,20 @@ def _caller(
             keys.note_use(session, key_id=caller.key_id)
     # For the log line of the request, which is written outside of the route.
     request.scope["caller"] = caller
+    _take_token(request, parts, caller)
     return caller
+
+
+def _take_token(request: Request, parts: Service, caller: keys.Caller) -> None:
+    """Count a request, or refuse it where the project has sent too many.
+
+    Raises: errors.RateLimited.
+    """
+    bucket = parts.rate_limits.take(caller.project_id)
+    # For the headers of the response, whichever it is.
+    request.scope["rate_limit"] = bucket
+    if bucket is not None and not bucket.was_taken:
+        raise bucket.refusal()
 
 
 CallerDep = Annotated[keys.Caller, Depends(_caller)]
@@ -143,6 +158,13 @@ def _admin(caller: CallerDep) -> keys.Caller:
     caller.require(keys.Role.ADMIN)
     return caller
 
+
+def _limits(parts: ServiceDep) -> quotas.Limits:
+    return parts.limits
+
+
+# The limits that the service sets to every project.
+LimitsDep = Annotated[quotas.Limits, Depends(_limits)]
 
 EditorDep = Annotated[keys.Caller, Depends(_editor)]
 AdminDep = Annotated[keys.Caller, Depends(_admin)]

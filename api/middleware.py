@@ -62,6 +62,8 @@ class RequestMiddleware:
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
                 headers["x-content-type-options"] = "nosniff"
+                bucket = scope.get("rate_limit")
+                headers.update(bucket.headers if bucket is not None else {})
             await send(message)
 
         try:

@@ -69,6 +69,19 @@ class Settings(BaseSettings):
     )
     upload_stall_seconds: float = Field(60, gt=0, description="A stalled sender is disconnected.")
 
+    quota_jobs_queued: int | None = Field(
+        10_000, ge=1, description="Most jobs of one project that wait (queued, paused, validating)."
+    )
+    quota_jobs_running: int | None = Field(
+        None, ge=1, description="Most jobs of one project that run at a time; empty: no limit."
+    )
+    quota_storage_bytes: int | None = Field(
+        None, ge=1, description="Most bytes that one project keeps; empty: no limit."
+    )
+    quota_requests_per_minute: int | None = Field(
+        6000, ge=1, description="Most requests of one project, refilled evenly over a minute."
+    )
+
     webhook_delays_seconds: str = Field(
         "0,5,300,1800,7200,18000,36000,36000",
         description="Waits before each attempt of a webhook's delivery; each is up to a fifth "

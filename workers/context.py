@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from models_registry import errors, ids
-from models_registry.persistence import database, storage
+from models_registry.persistence import broker, database, storage
 from models_registry.settings import Settings
 from workers.engine_launcher import EngineLauncher
 from workers.machine_health import MachineHealth
@@ -42,6 +42,8 @@ class Context:
     launcher: EngineLauncher
     shutting_down: threading.Event = field(default_factory=threading.Event)
     health: MachineHealth = field(default_factory=MachineHealth)
+    job_queues: tuple[str, ...] = broker.JOB_QUEUES
+    """The queues whose jobs this worker takes."""
 
     @functools.cached_property
     def readers(self) -> database.Sessions:
@@ -70,6 +72,7 @@ def build(
     worker_id: str | None = None,
     launcher: EngineLauncher | None = None,
     health: MachineHealth | None = None,
+    job_queues: tuple[str, ...] = broker.JOB_QUEUES,
 ) -> Context:
     """Return a context with fresh connections; without `launcher`, with one of its own."""
     engine = database.connect(
@@ -88,4 +91,5 @@ def build(
         worker_id=worker_id or ids.new("wrk"),
         launcher=launcher or EngineLauncher(is_warm=settings.engine_warm),
         health=health or MachineHealth(),
+        job_queues=job_queues,
     )

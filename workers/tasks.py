@@ -17,7 +17,13 @@ log = structlog.get_logger()
 @functools.cache
 def _context() -> context.Context:
     """Return this process's context; made in the forked child, at its first task."""
-    built = context.build(settings, worker_id=WORKER_ID, health=worker_registration.health)
+    taken = app.amqp.queues.consume_from
+    built = context.build(
+        settings,
+        worker_id=WORKER_ID,
+        health=worker_registration.health,
+        job_queues=tuple(name for name in broker.JOB_QUEUES if name in taken),
+    )
     threading.Thread(target=_forward_shutdown, args=(built,), daemon=True).start()
     return built
 
@@ -33,10 +39,10 @@ def _send(task: str, queue: str, payload: dict[str, Any], priority: int) -> None
 
 @app.task(name="jobs.run")
 def run_job(job_id: str, dispatch_seq: int) -> None:
-    """Work on a job, if it can still be claimed."""
-    with logs.bind(job_id=job_id, dispatch_seq=dispatch_seq):
+    """Work on the job whose turn it is; the message says that there is work."""
+    with logs.bind(announced_job_id=job_id, dispatch_seq=dispatch_seq):
         maintenance.tidy(_context())
-        runner.run_job(_context(), job_id)
+        runner.run_next(_context(), job_id)
 
 
 @app.task(name="models.inspect")

@@ -17,7 +17,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from models_registry import errors
-from models_registry.jobs import lifecycle
+from models_registry.jobs import fair_share, lifecycle
 from models_registry.jobs.lifecycle import Answer, Event, Reason, State
 from models_registry.persistence import database, outbox, tables
 from models_registry.webhooks import deliveries
@@ -178,6 +178,9 @@ def _write(
         return False
     if old in lifecycle.HELD and state not in lifecycle.HELD:
         _end_attempt(session, job, now, outcome=because or state, message=message)
+        waiting = fair_share.first_behind_limit(session, project_id=job.project_id)
+        if waiting is not None:
+            announce(session, waiting, now)
     session.refresh(job)
     facts = {"from": old, "to": state, "attempt": job.attempt}
     if because:

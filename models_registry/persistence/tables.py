@@ -59,6 +59,15 @@ class ProjectRow(Row):
     id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
     name: Mapped[str] = mapped_column(sa.String(96), unique=True)
     created_at: Mapped[datetime]
+    # Of its own; None: those of the service alone.
+    limit_jobs_queued: Mapped[int | None]
+    limit_jobs_running: Mapped[int | None]
+    limit_storage_bytes: Mapped[int | None] = mapped_column(sa.BigInteger)
+    limit_upload_bytes: Mapped[int | None] = mapped_column(sa.BigInteger)
+    limit_requests_per_minute: Mapped[int | None]
+    # A project with twice the weight gets twice the workers, where both have jobs waiting.
+    share_weight: Mapped[float] = mapped_column(sa.Float(53), default=1.0)
+    share_position: Mapped[float] = mapped_column(sa.Float(53), default=0.0)  # grows with claims
 
 
 class ApiKeyRow(Row):
@@ -306,6 +315,9 @@ class JobRow(Row):
         sa.UniqueConstraint("study_id", "study_variant", "study_seed"),
         sa.Index("ix_jobs_project_id_created_at_id", "project_id", "created_at", "id"),
         sa.Index("ix_jobs_state_not_before", "state", "not_before"),
+        sa.Index(
+            "ix_jobs_project_id_state_claim_order_at", "project_id", "state", "claim_order_at"
+        ),
     )
     id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
     project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"))
@@ -342,6 +354,7 @@ class JobRow(Row):
     lease_owner: Mapped[str | None] = mapped_column(sa.String(40))
     lease_expires_at: Mapped[datetime | None]
     not_before: Mapped[datetime]
+    claim_order_at: Mapped[datetime]  # its place among the jobs of its project
     announced_at: Mapped[datetime | None]
     announce_again_at: Mapped[datetime | None]  # set from the second announcement on
     max_runtime_seconds: Mapped[float | None]
