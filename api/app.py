@@ -22,6 +22,7 @@ from api import (
     openapi,
     query_parameters,
     queue,
+    rate_limits,
     streams,
 )
 from api.routes import (
@@ -37,10 +38,12 @@ from api.routes import (
     retention,
     studies,
     uploads,
+    usage,
+    webhook_endpoints,
     workers,
 )
 from models_registry import logs, tracing
-from models_registry.access import oidc
+from models_registry.access import oidc, quotas
 from models_registry.persistence import database, storage
 from models_registry.settings import Settings
 
@@ -49,6 +52,7 @@ STATEMENT_SECONDS = 10
 ROUTERS = (
     *(uploads.router, models.router, datasets.router, jobs.router, studies.router),
     federations.router,
+    *(webhook_endpoints.router, usage.router),
     *(methods.router, networks.router, workers.router, keys.router, health.router),
     *(audit.router, retention.router),
 )
@@ -63,7 +67,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     logs.set_up(level=settings.log_level, as_json=settings.log_json)
     app = _application(has_docs=settings.docs)
     collected = prometheus_client.CollectorRegistry()
-    app.state.service = _service(settings)
+    app.state.service = _service(settings, collected)
     app.state.collected = collected
     collected.register(metrics.ServiceState(app.state.service.readers))
     for router in ROUTERS:
@@ -107,7 +111,9 @@ async def _first_page(request: Request) -> RedirectResponse:
     return RedirectResponse(f"{request.scope.get('root_path', '')}/docs")
 
 
-def _service(settings: Settings) -> dependencies.Service:
+def _service(
+    settings: Settings, collected: prometheus_client.CollectorRegistry
+) -> dependencies.Service:
     if settings.cursor_secret is None:
         raise ValueError(
             "RETORT_CURSOR_SECRET is not set: give every api process the same random text of "
@@ -122,6 +128,7 @@ def _service(settings: Settings) -> dependencies.Service:
     readers = database.sessions(engine.execution_options(read_only=True))
     messages = queue.CeleryQueue(settings.broker_url)
     hub = streams.Hub(readers)
+    limits = quotas.Limits.of_service(settings)
     return dependencies.Service(
         settings=settings,
         engine=engine,
@@ -132,6 +139,8 @@ def _service(settings: Settings) -> dependencies.Service:
         publisher=dependencies.Publisher(sessions, messages, tracer),
         hub=hub,
         federations=federation_waits.FederationWaits(readers, lambda: hub.draining),
+        rate_limits=rate_limits.RateLimits(readers, settings.broker_url, limits, collected),
+        limits=limits,
         cursor_secret=settings.cursor_secret.get_secret_value().encode(),
         tracer=tracer,
         tokens=oidc.from_settings(settings),
@@ -148,6 +157,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         service.queue.close()
         await run_in_threadpool(service.tracer.close)
+        service.rate_limits.close()
         await run_in_threadpool(service.engine.dispose)
 
 

@@ -13,9 +13,9 @@ from fastapi import BackgroundTasks, Depends, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.exc import SQLAlchemyError
 
-from api import federation_waits, ranges, streams
+from api import federation_waits, ranges, rate_limits, streams
 from models_registry import errors, settings, tracing
-from models_registry.access import keys, oidc, scopes
+from models_registry.access import keys, oidc, quotas, scopes
 from models_registry.artifacts import models
 from models_registry.persistence import database, outbox, paging
 from models_registry.persistence.storage import Storage
@@ -72,6 +72,8 @@ class Service:
     publisher: Publisher
     hub: streams.Hub
     federations: federation_waits.FederationWaits
+    rate_limits: rate_limits.RateLimits
+    limits: quotas.Limits
     cursor_secret: bytes
     tracer: tracing.Tracer
     tokens: oidc.TokenVerifier | None
@@ -143,6 +145,7 @@ def caller(
     known.require_scope(
         scopes.of(area=route.tags[0], method=request.method, operation_id=route.operation_id)
     )
+    _take_token(request, parts, known)
     return known
 
 
@@ -153,6 +156,18 @@ def _key_holder(parts: Service, text: str) -> keys.Caller:
         with parts.sessions.begin() as session:
             keys.note_use(session, key_id=known.caller.key_id, is_former=known.is_former)
     return known.caller
+
+
+def _take_token(request: Request, parts: Service, caller: keys.Caller) -> None:
+    """Count a request, or refuse it where the project has sent too many.
+
+    Raises: errors.RateLimited.
+    """
+    bucket = parts.rate_limits.take(caller.project_id)
+    # For the headers of the response, whichever it is.
+    request.scope["rate_limit"] = bucket
+    if bucket is not None and not bucket.was_taken:
+        raise bucket.refusal()
 
 
 CallerDep = Annotated[keys.Caller, Depends(caller)]
@@ -167,6 +182,13 @@ def _admin(caller: CallerDep) -> keys.Caller:
     caller.require(keys.Role.ADMIN)
     return caller
 
+
+def _limits(parts: ServiceDep) -> quotas.Limits:
+    return parts.limits
+
+
+# The limits that the service sets to every project.
+LimitsDep = Annotated[quotas.Limits, Depends(_limits)]
 
 EditorDep = Annotated[keys.Caller, Depends(_editor)]
 AdminDep = Annotated[keys.Caller, Depends(_admin)]

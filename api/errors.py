@@ -1,5 +1,6 @@
 """Turn errors into RFC 9457 problems. No other file knows which status an error has."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -61,6 +62,10 @@ TABLE: dict[type[Exception], ProblemKind] = {
     errors.Malformed: ProblemKind(HTTPStatus.BAD_REQUEST, "Malformed request"),
     errors.Unauthenticated: ProblemKind(HTTPStatus.UNAUTHORIZED, "Not authenticated"),
     errors.Forbidden: ProblemKind(HTTPStatus.FORBIDDEN, "Not allowed for this key"),
+    errors.QuotaExceeded: ProblemKind(HTTPStatus.FORBIDDEN, "Quota exceeded"),
+    errors.RateLimited: ProblemKind(
+        HTTPStatus.TOO_MANY_REQUESTS, "Too many requests", retryable=True
+    ),
     errors.NotFound: ProblemKind(HTTPStatus.NOT_FOUND, "Not found"),
     errors.Conflict: ProblemKind(HTTPStatus.CONFLICT, "Conflict"),
     errors.IllegalMove: ProblemKind(HTTPStatus.CONFLICT, "Illegal transition"),
@@ -127,7 +132,15 @@ def of(connection: HTTPConnection, error: errors.RegistryError) -> Response:
         faults=error.faults,
         allowed=list(error.allowed) if isinstance(error, errors.IllegalMove) else None,
         uses=error.uses if isinstance(error, errors.InUse) else (),
+        quota=error.quota if isinstance(error, errors.QuotaExceeded) else None,
+        headers=_headers_of(error),
     )
+
+
+def _headers_of(error: errors.RegistryError) -> Mapping[str, str]:
+    if isinstance(error, errors.RateLimited):
+        return {"retry-after": str(math.ceil(error.retry_after_seconds))}
+    return {}
 
 
 def _registry_error(request: Request, error: Exception) -> Response:
@@ -229,6 +242,7 @@ def _problem(
     faults: tuple[errors.Fault, ...] = (),
     allowed: list[str] | None = None,
     uses: tuple[errors.Uses, ...] = (),
+    quota: errors.Quota | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     body = problems.Problem(
@@ -249,12 +263,13 @@ def _problem(
             for use in uses
         ]
         or None,
+        quota=problems.ProblemQuota(**vars(quota)) if quota else None,
     )
     extra = dict(headers or {})
     if answer.status is HTTPStatus.UNAUTHORIZED:
         extra["www-authenticate"] = "Bearer"
     if answer.retryable:
-        extra["retry-after"] = str(RETRY_AFTER_SECONDS)
+        extra.setdefault("retry-after", str(RETRY_AFTER_SECONDS))
     return JSONResponse(
         body.model_dump(mode="json", exclude_none=True),
         status_code=answer.status.value,

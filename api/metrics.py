@@ -13,6 +13,7 @@ from models_registry.artifacts import inspections
 from models_registry.jobs import lifecycle, queries, workers
 from models_registry.persistence import broker, counters, database, outbox
 from models_registry.persistence.counters import Counter
+from models_registry.webhooks import deliveries, endpoints
 
 log = structlog.get_logger()
 
@@ -85,6 +86,7 @@ class ServiceState(registry.Collector):
                     *_attempts(session),
                     *_inspections(session),
                     *_counters(session),
+                    *_webhooks(session),
                 ]
         except SQLAlchemyError as error:
             log.warning("scrape_failed", reason=type(error).__name__)
@@ -202,6 +204,27 @@ def _counters(session: Session) -> Iterator[core.Metric]:
             (),
             [((), counted[Counter.SWEEPS].age_seconds)],
         )
+
+
+def _webhooks(session: Session) -> Iterator[core.Metric]:
+    yield _gauge(
+        "retort_webhook_deliveries",
+        "Deliveries of the last 30 days, by state",
+        ("state",),
+        [((state,), count) for state, count in deliveries.count_states(session).items()],
+    )
+    yield _gauge(
+        "retort_webhook_lag_seconds",
+        "For how long the oldest delivery that could be sent now has been due",
+        (),
+        [((), deliveries.lag_seconds(session))],
+    )
+    yield _gauge(
+        "retort_webhook_endpoints",
+        "Webhook endpoints, and why they are disabled (empty: they are not)",
+        ("disabled_reason",),
+        [((reason,), count) for reason, count in endpoints.count_disabled(session).items()],
+    )
 
 
 def _gauge(

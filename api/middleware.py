@@ -99,6 +99,8 @@ class RequestMiddleware:
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
                 headers["x-content-type-options"] = "nosniff"
+                bucket = scope.get("rate_limit")
+                headers.update(bucket.headers if bucket is not None else {})
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 note()  # the work that follows, such as publishing, is nobody's waiting

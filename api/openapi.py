@@ -317,7 +317,7 @@ def _possible(path: str, verb: str, operation: Json) -> Iterator[HTTPStatus]:
     if path == "/metrics":
         yield HTTPStatus.UNAUTHORIZED
     if operation.get(_SECURED):
-        yield from (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+        yield from (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS)
     if "{" in path:
         yield from (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
     if parameters or "requestBody" in operation:
@@ -332,8 +332,6 @@ def _possible(path: str, verb: str, operation: Json) -> Iterator[HTTPStatus]:
         yield HTTPStatus.PRECONDITION_FAILED
     if "if-match" in headers:
         yield from (HTTPStatus.PRECONDITION_FAILED, HTTPStatus.PRECONDITION_REQUIRED)
-    if path.endswith("/stream"):
-        yield HTTPStatus.TOO_MANY_REQUESTS
     if path.endswith(_DOWNLOADS):
         yield HTTPStatus.PRECONDITION_FAILED
         yield HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE

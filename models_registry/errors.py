@@ -15,6 +15,8 @@ RegistryError
 ├── PreconditionRequired  `If-Match` is needed here
 ├── Unauthenticated   no key, or one that is unknown, expired or revoked
 ├── Forbidden         the key's role does not allow this
+├── QuotaExceeded     the project would use more than it may
+├── RateLimited       the project sends more requests than it may
 ├── Unavailable       a dependency cannot be reached
 │   ├── StorageDown   the byte store
 │   │   └── StorageFull  it, or the database, has no room left
@@ -150,6 +152,36 @@ class Forbidden(RegistryError):
     """The key's role does not allow this."""
 
     code = "forbidden"
+
+
+@dataclass(frozen=True)
+class Quota:
+    """A quota by its name: the limit, what is used, and what was asked for beside that."""
+
+    name: str
+    limit: int
+    used: int
+    requested: int
+
+
+class QuotaExceeded(RegistryError):
+    """The project would use more than it may; `quota` says of what, and how much."""
+
+    code = "quota_exceeded"
+
+    def __init__(self, message: str, *, quota: Quota, faults: Sequence[Fault] = ()) -> None:
+        super().__init__(message, faults=faults)
+        self.quota = quota
+
+
+class RateLimited(RegistryError):
+    """The project sends more requests than it may; `retry_after_seconds` says when it may again."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, *, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class StaleFence(RegistryError):

@@ -4,11 +4,12 @@ Read once (`Settings()`) where a process starts, then handed on. `.env.example` 
 `python -m models_registry.settings` prints.
 """
 
+import re
 import sys
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -80,6 +81,37 @@ class Settings(BaseSettings):
     )
     upload_stall_seconds: float = Field(60, gt=0, description="A stalled sender is disconnected.")
 
+    quota_jobs_queued: int | None = Field(
+        10_000, ge=1, description="Most jobs of one project that wait (queued, paused, validating)."
+    )
+    quota_jobs_running: int | None = Field(
+        None, ge=1, description="Most jobs of one project that run at a time; empty: no limit."
+    )
+    quota_storage_bytes: int | None = Field(
+        None, ge=1, description="Most bytes that one project keeps; empty: no limit."
+    )
+    quota_requests_per_minute: int | None = Field(
+        6000, ge=1, description="Most requests of one project, refilled evenly over a minute."
+    )
+
+    webhook_delays_seconds: str = Field(
+        "0,5,300,1800,7200,18000,36000,36000",
+        description="Waits before each attempt of a webhook's delivery; each is up to a fifth "
+        "longer, so that they do not come together.",
+    )
+    webhook_timeout_seconds: float = Field(
+        15, gt=0, le=300, description="A webhook's receiver must have answered by then."
+    )
+    webhook_disable_after_seconds: float = Field(
+        5 * 86_400, gt=0, description="An endpoint that has failed for this long is disabled."
+    )
+    webhook_allow_http: bool = Field(
+        False, description="Let webhooks go to http:// as well, where others can read them."
+    )
+    webhook_allow_private: bool = Field(
+        False, description="Let webhooks go to private and loopback addresses: for development."
+    )
+
     worker_name: str | None = Field(
         None,
         max_length=100,
@@ -133,6 +165,13 @@ class Settings(BaseSettings):
         30, ge=0, le=300, description="By how much the issuer's clock may differ from ours."
     )
 
+    @field_validator("webhook_delays_seconds")
+    @classmethod
+    def _delays_are_numbers(cls, text: str) -> str:
+        if not re.fullmatch(r"\d+(\.\d+)?(,\d+(\.\d+)?)*", text):
+            raise ValueError(f"seconds separated by commas, such as 0,5,300; got {text!r}")
+        return text
+
     @model_validator(mode="after")
     def _heartbeats_fit_into_a_lease(self) -> Self:
         if self.heartbeat_seconds > self.lease_seconds / 2:
@@ -150,6 +189,11 @@ class Settings(BaseSettings):
                 "audience, tokens that were made for other services would be accepted"
             )
         return self
+
+    @property
+    def webhook_delays(self) -> tuple[float, ...]:
+        """Return how long to wait before each attempt of a delivery, in seconds."""
+        return tuple(float(part) for part in self.webhook_delays_seconds.split(","))
 
     @property
     def cache_dir(self) -> Path:

@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from models_registry import errors, ids, tracing
-from models_registry.persistence import database, storage
+from models_registry.persistence import broker, database, storage
 from models_registry.settings import Settings
 from workers.engine_launcher import EngineLauncher
 from workers.machine_health import MachineHealth
@@ -43,6 +43,8 @@ class Context:
     shutting_down: threading.Event = field(default_factory=threading.Event)
     health: MachineHealth = field(default_factory=MachineHealth)
     tracer: tracing.Tracer = tracing.OFF
+    job_queues: tuple[str, ...] = broker.JOB_QUEUES
+    """The queues whose jobs this worker takes."""
 
     @functools.cached_property
     def readers(self) -> database.Sessions:
@@ -71,6 +73,7 @@ def build(
     worker_id: str | None = None,
     launcher: EngineLauncher | None = None,
     health: MachineHealth | None = None,
+    job_queues: tuple[str, ...] = broker.JOB_QUEUES,
 ) -> Context:
     """Return a context with fresh connections; without `launcher`, with one of its own."""
     engine = database.connect(
@@ -90,4 +93,5 @@ def build(
         launcher=launcher or EngineLauncher(is_warm=settings.engine_warm),
         health=health or MachineHealth(),
         tracer=tracing.start(settings, service="retort-worker"),
+        job_queues=job_queues,
     )

@@ -17,6 +17,7 @@ from models_registry.persistence.counters import Counter
 from models_registry.retention import blobs, erasures
 from models_registry.retention import sweep as retention
 from models_registry.studies import searches
+from models_registry.webhooks import deliveries
 from workers import inspector, search_sampler, staging
 from workers.context import Context
 
@@ -74,6 +75,7 @@ def sweep(context: Context, send: outbox.Send) -> dict[str, int]:
         done["jobs_republished"] = sweeps.republish(session, after_seconds=after)
         done["inspections_republished"] = inspections.republish(session, after_seconds=after)
         done["trials_republished"] = network_trials.republish(session, after_seconds=after)
+        done["webhooks_republished"] = deliveries.republish(session, after_seconds=after)
     done["searches_failed"] = _advance_searches(context)
     with context.sessions.begin() as session:
         counters.add(session, Counter.SWEEPS)
@@ -134,6 +136,7 @@ def collect(context: Context) -> dict[str, int]:
     with context.sessions.begin() as session:
         done["keys_forgotten"] = idempotency.forget(session)
         done["messages_forgotten"] = outbox.sweep(session)
+        done["webhooks_forgotten"] = deliveries.forget(session)
         done["replies_released"] = federations.release(session)
     with task_leases.held(context.sessions, "collect") as lease:
         if lease is not None:  # or another process does it just now

@@ -11,13 +11,14 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy.exc
 import structlog
 from sqlalchemy.orm import Session
 
-from models_registry import errors
+from models_registry import errors, logs
 from models_registry.jobs import leases
 from models_registry.jobs.lifecycle import Reason, State
 from models_registry.persistence import counters, tables
@@ -40,6 +41,7 @@ from workers.machine_health import MachineFault
 log = structlog.get_logger()
 
 _TICK_SECONDS = 0.2
+_MOST_SKIPPED = 20
 _TRACE_LINES = 30
 _NAME_CHARACTERS = 500
 _GROUP_STOPPED = (
@@ -57,6 +59,50 @@ _PERHAPS_BY_ANOTHER = "internal_error"
 _WORKER_FAILED = "worker_failed"
 # Failures that a full disk or a lack of memory also causes.
 _PERHAPS_THE_MACHINE = ("internal_error", "host_out_of_memory")
+
+
+def run_next(context: Context, announced: str) -> str | None:
+    """Work on the job whose turn it is, of those that this worker takes; return its id, if any.
+
+    `announced` is the job that a message names. A job for which there is no room here, or that
+    another worker has claimed a moment before, is passed over.
+    """
+    skipped: set[str] = set()
+    while len(skipped) < _MOST_SKIPPED and context.health.suspension is None:
+        choice = _Choice(context, announced, frozenset(skipped))
+        try:
+            job_id = context.persist(choice, hopeless=context.shutting_down.is_set)
+        except errors.Unavailable as error:
+            log.warning("claim_given_up", because=str(error))
+            return None
+        if job_id is None:
+            log.info("nothing_claimable", skipped=sorted(skipped))
+            return None
+        with logs.bind(job_id=job_id):
+            state = run_job(context, job_id)
+        if state is not None:
+            return job_id
+        skipped.add(job_id)
+    log.warning("job_left_to_others", job_id=announced, skipped=len(skipped))
+    return None
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Finds out whose turn it is."""
+
+    context: Context
+    announced: str
+    skipped: frozenset[str]
+
+    def __call__(self, session: Session) -> str | None:
+        return leases.choose(
+            session,
+            announced=self.announced,
+            queues=self.context.job_queues,
+            running_limit=self.context.settings.quota_jobs_running,
+            skipped=self.skipped,
+        )
 
 
 def run_job(context: Context, job_id: str) -> State | None:
@@ -157,6 +203,7 @@ class _Claim:
             job_id=self._job_id,
             worker_id=worker_id,
             lease_seconds=self._context.settings.lease_seconds,
+            running_limit=self._context.settings.quota_jobs_running,
         )
 
 

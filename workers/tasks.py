@@ -9,7 +9,7 @@ from celery import signals
 
 from models_registry import logs
 from models_registry.persistence import broker, outbox
-from workers import context, inspector, maintenance, runner, worker_registration
+from workers import context, inspector, maintenance, runner, webhooks, worker_registration
 from workers.celery_app import WORKER_ID, app, settings
 
 log = structlog.get_logger()
@@ -18,7 +18,13 @@ log = structlog.get_logger()
 @functools.cache
 def _context() -> context.Context:
     """Return this process's context; made in the forked child, at its first task."""
-    built = context.build(settings, worker_id=WORKER_ID, health=worker_registration.health)
+    taken = app.amqp.queues.consume_from
+    built = context.build(
+        settings,
+        worker_id=WORKER_ID,
+        health=worker_registration.health,
+        job_queues=tuple(name for name in broker.JOB_QUEUES if name in taken),
+    )
     threading.Thread(target=_forward_shutdown, args=(built,), daemon=True).start()
     return built
 
@@ -40,11 +46,12 @@ def _send(task: str, queue: str, payload: dict[str, Any], priority: int) -> None
 
 @app.task(name="jobs.run")
 def run_job(job_id: str, dispatch_seq: int) -> None:
-    """Work on a job, if it can still be claimed."""
-    with logs.bind(job_id=job_id, dispatch_seq=dispatch_seq):
+    """Work on the job whose turn it is; the message says that there is work."""
+    with logs.bind(announced_job_id=job_id, dispatch_seq=dispatch_seq):
         maintenance.tidy(_context())
-        if runner.run_job(_context(), job_id) is not None:
-            maintenance.advance_search_of(_context(), job_id, _send)
+        done = runner.run_next(_context(), job_id)
+        if done is not None:
+            maintenance.advance_search_of(_context(), done, _send)
 
 
 @app.task(name="models.inspect")
@@ -77,6 +84,13 @@ def advance_search(study_id: str) -> None:
     with logs.bind(study_id=study_id):
         maintenance.advance_search(_context(), study_id)
         outbox.relay(_context().sessions, _send)
+
+
+@app.task(name="webhooks.deliver")
+def deliver_webhook(delivery_id: str) -> None:
+    """Send a webhook, if it is due and nobody else sends it."""
+    with logs.bind(delivery_id=delivery_id):
+        webhooks.deliver(_context(), delivery_id)
 
 
 @app.task(name="maintenance.sweep")

@@ -14,6 +14,7 @@ from api.dependencies import (
     CallerDep,
     EditorDep,
     LabelsDep,
+    LimitsDep,
     PageDep,
     PublishDep,
     ReadersDep,
@@ -54,14 +55,17 @@ def _accepted(session: Session, job: tables.JobRow) -> tuple[bodies.JobRead, str
 
 @router.post("", operation_id="submit_job", status_code=202, response_model=bodies.JobRead)
 def submit(
-    spec: JobSpec, caller: EditorDep, idempotent: IdempotentDep, publish: PublishDep
+    spec: JobSpec,
+    caller: EditorDep,
+    idempotent: IdempotentDep,
+    publish: PublishDep,
+    limits: LimitsDep,
 ) -> Response:
     """Submit a job. The spec is validated immediately and cannot be changed afterwards."""
 
     def work(session: Session) -> tuple[bodies.JobRead, str]:
-        return _accepted(
-            session, submission.submit(session, project_id=caller.project_id, spec=spec)
-        )
+        job = submission.submit(session, project_id=caller.project_id, spec=spec, limits=limits)
+        return _accepted(session, job)
 
     response = idempotent.respond(work, status=202)
     publish()
@@ -174,12 +178,16 @@ def resume(
     "/{job_id}/retry", operation_id="retry_job", status_code=202, response_model=bodies.JobRead
 )
 def retry(
-    job_id: str, caller: EditorDep, idempotent: IdempotentDep, publish: PublishDep
+    job_id: str,
+    caller: EditorDep,
+    idempotent: IdempotentDep,
+    publish: PublishDep,
+    limits: LimitsDep,
 ) -> Response:
     """Submit the spec of a failed or cancelled job again, as a new job."""
 
     def work(session: Session) -> tuple[bodies.JobRead, str]:
-        job = actions.retry(session, project_id=caller.project_id, job_id=job_id)
+        job = actions.retry(session, project_id=caller.project_id, job_id=job_id, limits=limits)
         return _accepted(session, job)
 
     response = idempotent.respond(work, status=202)

@@ -10,6 +10,7 @@ from api.dependencies import (
     CallerDep,
     EditorDep,
     LabelsDep,
+    LimitsDep,
     PageDep,
     PublishDep,
     ReadersDep,
@@ -43,6 +44,7 @@ def submit(
     readers: ReadersDep,
     idempotent: IdempotentDep,
     publish: PublishDep,
+    limits: LimitsDep,
 ) -> Response:
     """Submit a study: all of its jobs, or none. Each spec is validated as for a single job.
 
@@ -61,7 +63,9 @@ def submit(
     def work(session: Session) -> tuple[bodies.StudyRead, str]:
         if isinstance(planned, errors.Refused):
             raise planned
-        study = studies.submit(session, project_id=caller.project_id, spec=spec, planned=planned)
+        study = studies.submit(
+            session, project_id=caller.project_id, spec=spec, planned=planned, limits=limits
+        )
         body = _read(session, study)
         return body, body.links.study
 

@@ -21,6 +21,15 @@ class ProblemUses(BaseModel):
     names: list[str] = Field(description="The newest of them: ids, or references of versions.")
 
 
+class ProblemQuota(BaseModel):
+    """The quota that a request would exceed."""
+
+    name: str = Field(description="As in `GET /v1/usage`.")
+    limit: int
+    used: int
+    requested: int = Field(description="What this request needs beside what is used.")
+
+
 class Problem(BaseModel):
     """What went wrong, which field, and whether trying again can help."""
 
@@ -37,4 +46,7 @@ class Problem(BaseModel):
     )
     uses: list[ProblemUses] | None = Field(
         default=None, description="For what cannot be deleted: what refers to it."
+    )
+    quota: ProblemQuota | None = Field(
+        default=None, description="For an exceeded quota: which one, and by how much."
     )

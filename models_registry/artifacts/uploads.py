@@ -15,6 +15,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from models_registry import errors, ids
+from models_registry.access import quotas
 from models_registry.artifacts import input_checks
 from models_registry.errors import Fault
 from models_registry.persistence import database, paging, storage, tables, tombstones
@@ -70,7 +71,7 @@ def create(
     What open uploads have announced and not yet sent counts as taken.
 
     Raises: errors.Refused for a name, digest or purpose that is not acceptable; errors.TooLarge;
-    errors.StorageFull where the file does not fit.
+    errors.QuotaExceeded; errors.StorageFull where the file does not fit.
     """
     if size_bytes > settings.upload_max_bytes:
         detail = f"size_bytes must be at most {settings.upload_max_bytes}, got {size_bytes}"
@@ -84,6 +85,8 @@ def create(
         detail = f"purpose must be one of {', '.join(PURPOSES)}, got {purpose[:80]!r}"
         faults.append(Fault("/purpose", "bad_purpose", detail))
     input_checks.refuse(faults, code="invalid_upload")
+    limits = quotas.Limits.of_service(settings)
+    quotas.check_upload(session, project_id=project_id, size_bytes=size_bytes, service=limits)
     part_size_bytes = _part_size(size_bytes, settings.upload_part_bytes)
     # While it is received, a part is beside its place.
     _check_room(session, size_bytes, min(part_size_bytes, size_bytes), free_bytes)

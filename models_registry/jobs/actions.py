@@ -4,6 +4,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from models_registry import errors
+from models_registry.access.quotas import UNLIMITED, Limits
 from models_registry.jobs import lifecycle, submission, transitions
 from models_registry.jobs.lifecycle import Event, Reason, State
 from models_registry.persistence import database, tables, tombstones
@@ -50,13 +51,15 @@ def resume(session: Session, *, project_id: str, job_id: str) -> tables.JobRow:
     return transitions.move(session, job, Event.RESUME, because=Reason.RESUMED_BY_CALLER).job
 
 
-def retry(session: Session, *, project_id: str, job_id: str) -> tables.JobRow:
+def retry(
+    session: Session, *, project_id: str, job_id: str, limits: Limits = UNLIMITED
+) -> tables.JobRow:
     """Submit the spec of a failed or cancelled job again, as a new job.
 
     In a study, the new job takes the old one's place; not that of a trial that was pruned, which
-    its search has compared already.
+    its search has compared already. `limits` are those of the service.
 
-    Raises: errors.IllegalMove for any other state.
+    Raises: errors.IllegalMove for any other state; errors.QuotaExceeded.
     """
     job = get(session, project_id=project_id, job_id=job_id)
     if job.state not in (State.FAILED, State.CANCELLED):
@@ -67,7 +70,12 @@ def retry(session: Session, *, project_id: str, job_id: str) -> tables.JobRow:
         )
     place = _free_place(session, job)
     return submission.submit(
-        session, project_id=project_id, spec=submission.spec_of(job), retry_of=job.id, place=place
+        session,
+        project_id=project_id,
+        spec=submission.spec_of(job),
+        retry_of=job.id,
+        place=place,
+        limits=limits,
     )
 
 

@@ -4,6 +4,7 @@ Every write proves by the fencing token that the worker still holds the job; zer
 means that it does not, and `errors.StaleFence` tells it to stop.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from models_registry import errors, ids
 from models_registry.artifacts import models, uploads
-from models_registry.jobs import lifecycle, transitions
+from models_registry.jobs import fair_share, lifecycle, transitions
 from models_registry.jobs.lifecycle import Event, Reason, State
 from models_registry.persistence import database, tables
 from models_registry.retention import policies
@@ -55,14 +56,75 @@ class OutputFile:
     storage_key: str
 
 
-def claim(session: Session, *, job_id: str, worker_id: str, lease_seconds: float) -> Lease | None:
-    """Claim a queued job, or return None if it cannot be claimed (any more)."""
+def choose(
+    session: Session,
+    *,
+    announced: str,
+    queues: Collection[str],
+    running_limit: int | None = None,
+    skipped: Collection[str] = (),
+) -> str | None:
+    """Return the id of the job that is next for a worker that was told of an `announced` one.
+
+    A message says that there is work, not whose turn it is. If another job is next, the announced
+    one still needs a message, and gets a new one; if it waits because its project runs as many
+    jobs as it may, it says so, and gets its message when one of them ends.
+    """
+    chosen = fair_share.next_job(
+        session, queues=queues, running_limit=running_limit, skipped=skipped
+    )
+    if chosen == announced or announced in skipped:
+        return chosen
+    job = session.get(
+        tables.JobRow, announced, populate_existing=True, with_for_update={"key_share": True}
+    )
+    now = database.now(session)
+    if job is None or job.state != State.QUEUED or job.not_before > now:
+        return chosen
+    project = session.get_one(tables.ProjectRow, job.project_id, populate_existing=True)
+    limit = fair_share.running_limit_of(project, running_limit)
+    held = fair_share.count_held(session, project_id=project.id)
+    if limit is not None and held >= limit:
+        _wait_for_quota(session, job, held=held, limit=limit)
+    elif chosen is not None:
+        transitions.announce(session, job, now)
+        session.flush()
+    return chosen
+
+
+def _wait_for_quota(session: Session, job: tables.JobRow, *, held: int, limit: int) -> None:
+    message = (
+        f"The project runs {held} jobs, and its quota jobs_running is {limit}: the job waits until "
+        "one of them has ended."
+    )
+    is_new = job.state_reason != Reason.RUNNING_QUOTA
+    job.state_reason, job.state_message = Reason.RUNNING_QUOTA, message
+    session.flush()
+    if is_new:
+        told = {"reason": Reason.RUNNING_QUOTA, "message": message}
+        transitions.add_event(session, job.id, "waiting", told)
+
+
+def claim(
+    session: Session,
+    *,
+    job_id: str,
+    worker_id: str,
+    lease_seconds: float,
+    running_limit: int | None = None,
+) -> Lease | None:
+    """Claim a queued job, or return None if it cannot be claimed (any more).
+
+    `running_limit` is the service's limit on the jobs of one project that run.
+    """
     # Locked before it is read: the new fence and attempt follow from these values.
     job = session.get(
         tables.JobRow, job_id, populate_existing=True, with_for_update={"key_share": True}
     )
     now = database.now(session)
     if job is None or job.state != State.QUEUED or job.not_before > now:
+        return None
+    if not fair_share.take_turn(session, project_id=job.project_id, running_limit=running_limit):
         return None
     fence, attempt = job.fence + 1, job.attempt + 1
     values = {

@@ -74,6 +74,7 @@ class Reason(StrEnum):
     DATABASE_UNREACHABLE = "database_unreachable"
     WORKER_FAILED = "worker_failed"
     NO_ROOM = "no_room"
+    RUNNING_QUOTA = "running_quota"
     WAITING_FOR_STORAGE = "waiting_for_storage"
     DEADLINE = "deadline"
     QUEUE_DEADLINE = "queue_deadline"

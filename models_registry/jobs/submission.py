@@ -12,13 +12,16 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from models_registry import errors, ids, tracing
+from models_registry.access import quotas
+from models_registry.access.quotas import UNLIMITED, Limits
 from models_registry.artifacts import datasets, models
 from models_registry.federations import federations
-from models_registry.jobs import network_trials, transitions, validation, workers
+from models_registry.jobs import fair_share, network_trials, transitions, validation, workers
 from models_registry.jobs.lifecycle import Event, Reason, State
 from models_registry.jobs.spec import NAME_PATTERN, VERSION, JobSpec, Request
 from models_registry.jobs.validation import JobInputs
 from models_registry.persistence import database, tables
+from models_registry.webhooks import deliveries
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,13 @@ def submit(
     spec: JobSpec,
     retry_of: str | None = None,
     place: StudyPlace | None = None,
+    limits: Limits = UNLIMITED,
 ) -> tables.JobRow:
     """Store a job; it is queued at once if its inputs are ready, else it validates them first.
 
-    Raises: errors.Refused with the fields at fault; nothing is stored then.
+    `limits` are those of the service; the project may have smaller ones of its own.
+
+    Raises: errors.Refused with the fields at fault, errors.QuotaExceeded; nothing is stored then.
     """
     checked = _examine(session, project_id, spec)
     (job,) = store(
@@ -84,6 +90,7 @@ def submit(
         project_id=project_id,
         inputs=checked.inputs,
         notice=notice(session, queue=checked.spec.resources.accelerator),
+        limits=limits,
     )
     session.refresh(job)
     return job
@@ -106,12 +113,16 @@ def store(
     project_id: str,
     inputs: JobInputs,
     notice: str | None,
+    limits: Limits = UNLIMITED,
 ) -> list[tables.JobRow]:
     """Store jobs whose specs were completed and found right, all with the same inputs.
 
     They are written together: SQLite's one writer is held for each of them for less than 1 ms.
     `notice` is shown while they wait in the queue.
+
+    Raises: errors.QuotaExceeded where the project has no place for all of them.
     """
+    quotas.check_jobs(session, project_id=project_id, new=len(new), service=limits)
     now = database.now(session)
     trials: dict[str, tables.NetworkTrialRow | None] = {}
     jobs: list[tables.JobRow] = []
@@ -130,12 +141,15 @@ def store(
             ready.append(job)
     session.add_all(jobs)
     session.flush()
+    occurred = []
     for job, one in zip(jobs, new, strict=True):
         if federations.is_remote(one.completed.method):
             federations.open_for(session, job)
-        transitions.add_new_event(session, job, "validating", {"to": State.VALIDATING}, now)
-        for told in job.warnings or []:
-            transitions.add_new_event(session, job, "warning", told, now)
+        facts = [("validating", {"to": State.VALIDATING})]
+        facts += [("warning", told) for told in job.warnings or []]
+        for kind, told in facts:
+            occurred.append((job, transitions.add_new_event(session, job, kind, told, now)))
+    deliveries.record(session, occurred)
     transitions.queue_new(session, ready, message=notice)
     return jobs
 
@@ -185,6 +199,7 @@ def _row_of(
         warnings=warnings or None,
         traceparent=tracing.current(),
         not_before=at,
+        claim_order_at=fair_share.claim_order_at(at, priority=completed.priority),
         created_at=at,
     )
 

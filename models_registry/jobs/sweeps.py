@@ -137,7 +137,7 @@ def republish(session: Session, *, after_seconds: float) -> int:
         row.announce_again_at < now,
     )
     due = sa.select(row).where(row.state == State.QUEUED, row.not_before <= now, silent)
-    batch = due.order_by(row.priority.desc(), row.queued_at).limit(BATCH)
+    batch = due.order_by(row.claim_order_at, row.id).limit(BATCH)
     unclaimed = session.scalars(batch.with_for_update(skip_locked=True)).all()
     for job in unclaimed:
         waited = now - (job.queued_at or now)

@@ -17,9 +17,10 @@ import structlog
 from sqlalchemy.orm import Session
 
 from models_registry import errors
-from models_registry.jobs import lifecycle
+from models_registry.jobs import fair_share, lifecycle
 from models_registry.jobs.lifecycle import Answer, Event, Reason, State
 from models_registry.persistence import database, outbox, tables
+from models_registry.webhooks import deliveries
 
 log = structlog.get_logger()
 
@@ -87,6 +88,7 @@ def queue_new(session: Session, jobs: Sequence[tables.JobRow], *, message: str |
     Nobody else sees them yet, so no condition is needed; 300 jobs take 0.1 s, not 2.
     """
     now = database.now(session)
+    occurred = []
     for number, job in enumerate(jobs):
         at = now - timedelta(microseconds=len(jobs) - 1 - number)  # in the order of the queue
         old = State(job.state)
@@ -98,23 +100,27 @@ def queue_new(session: Session, jobs: Sequence[tables.JobRow], *, message: str |
         facts = {"from": old, "to": State.QUEUED, "attempt": job.attempt}
         if message:
             facts["message"] = message
-        add_new_event(session, job, State.QUEUED, facts, at)
+        occurred.append((job, add_new_event(session, job, State.QUEUED, facts, at)))
         job.announced_at = at
     session.flush()
+    deliveries.record(session, occurred)
     outbox.add_many(session, [_message(job) for job in jobs], now=now)
     log.info("jobs_queued", count=len(jobs), job_ids=[job.id for job in jobs])
 
 
 def add_new_event(
     session: Session, job: tables.JobRow, kind: str, facts: dict[str, Any], now: datetime
-) -> None:
-    """Append an event to a job that the caller's transaction makes, and flushes."""
+) -> tables.EventRow:
+    """Append an event to a job that the caller's transaction makes, flushes and gives to webhooks.
+
+    Those of many jobs are given together, in one statement.
+    """
     job.last_sequence += 1
-    session.add(
-        tables.EventRow(
-            job_id=job.id, sequence=job.last_sequence, type=f"job.{kind}", at=now, data=facts
-        )
+    event = tables.EventRow(
+        job_id=job.id, sequence=job.last_sequence, type=f"job.{kind}", at=now, data=facts
     )
+    session.add(event)
+    return event
 
 
 def _stay(job: tables.JobRow, event: Event, answer: Answer) -> Moved:
@@ -172,20 +178,23 @@ def _write(
         return False
     if old in lifecycle.HELD and state not in lifecycle.HELD:
         _end_attempt(session, job, now, outcome=because or state, message=message)
+        waiting = fair_share.first_behind_limit(session, project_id=job.project_id)
+        if waiting is not None:
+            announce(session, waiting, now)
     session.refresh(job)
     facts = {"from": old, "to": state, "attempt": job.attempt}
     if because:
         facts["reason"] = because
     if message:
         facts["message"] = message
-    session.add(
-        tables.EventRow(
-            job_id=job.id, sequence=job.last_sequence, type=f"job.{state}", at=now, data=facts
-        )
+    event_row = tables.EventRow(
+        job_id=job.id, sequence=job.last_sequence, type=f"job.{state}", at=now, data=facts
     )
+    session.add(event_row)
     if state is State.QUEUED and job.not_before <= now:
         announce(session, job, now)
     session.flush()
+    deliveries.record(session, [(job, event_row)])
     log.info("job_moved", job_id=job.id, from_state=old, to_state=state, reason=because)
     return True
 
@@ -262,9 +271,14 @@ def add_event(session: Session, job_id: str, kind: str, facts: dict[str, Any]) -
         .returning(row.last_sequence)
         .execution_options(synchronize_session=False)
     ).one()
-    now = database.now(session)
-    session.add(
-        tables.EventRow(job_id=job_id, sequence=sequence, type=f"job.{kind}", at=now, data=facts)
+    event = tables.EventRow(
+        job_id=job_id,
+        sequence=sequence,
+        type=f"job.{kind}",
+        at=database.now(session),
+        data=facts,
     )
+    session.add(event)
     session.flush()
+    deliveries.record(session, [(session.get_one(row, job_id), event)])
     return sequence

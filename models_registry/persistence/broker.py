@@ -3,7 +3,7 @@
 from typing import Any
 
 JOB_QUEUES = ("any", "cpu", "cuda")
-QUEUES = (*JOB_QUEUES, "inspect", "maintenance")
+QUEUES = (*JOB_QUEUES, "inspect", "webhooks", "maintenance")
 
 TRANSPORT_OPTIONS: dict[str, Any] = {
     "visibility_timeout": 3600,  # the same in every process: the smallest one wins

@@ -59,6 +59,15 @@ class ProjectRow(Row):
     id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
     name: Mapped[str] = mapped_column(sa.String(96), unique=True)
     created_at: Mapped[datetime]
+    # Of its own; None: those of the service alone.
+    limit_jobs_queued: Mapped[int | None]
+    limit_jobs_running: Mapped[int | None]
+    limit_storage_bytes: Mapped[int | None] = mapped_column(sa.BigInteger)
+    limit_upload_bytes: Mapped[int | None] = mapped_column(sa.BigInteger)
+    limit_requests_per_minute: Mapped[int | None]
+    # A project with twice the weight gets twice the workers, where both have jobs waiting.
+    share_weight: Mapped[float] = mapped_column(sa.Float(53), default=1.0)
+    share_position: Mapped[float] = mapped_column(sa.Float(53), default=0.0)  # grows with claims
 
 
 class ApiKeyRow(Row):
@@ -355,6 +364,9 @@ class JobRow(Row):
         sa.UniqueConstraint("study_id", "study_variant", "study_seed"),
         sa.Index("ix_jobs_project_id_created_at_id", "project_id", "created_at", "id"),
         sa.Index("ix_jobs_state_not_before", "state", "not_before"),
+        sa.Index(
+            "ix_jobs_project_id_state_claim_order_at", "project_id", "state", "claim_order_at"
+        ),
     )
     id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
     project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"))
@@ -391,6 +403,7 @@ class JobRow(Row):
     lease_owner: Mapped[str | None] = mapped_column(sa.String(40))
     lease_expires_at: Mapped[datetime | None]
     not_before: Mapped[datetime]
+    claim_order_at: Mapped[datetime]  # its place among the jobs of its project
     announced_at: Mapped[datetime | None]
     announce_again_at: Mapped[datetime | None]  # set from the second announcement on
     max_runtime_seconds: Mapped[float | None]
@@ -676,3 +689,69 @@ class TaskLeaseRow(Row):
     name: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
     owner: Mapped[str] = mapped_column(sa.String(40))
     expires_at: Mapped[datetime]
+
+
+class WebhookEndpointRow(Row):
+    """An address that is told of a project's events."""
+
+    __tablename__ = "webhook_endpoints"
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"), index=True)
+    url: Mapped[str] = mapped_column(sa.String(2000))
+    description: Mapped[str] = mapped_column(sa.String(200), default="")
+    events: Mapped[list[Any] | None]  # types that are sent; None: all
+    # Not hashed: each delivery is signed with it.
+    secret: Mapped[str] = mapped_column(sa.String(100))
+    former_secret: Mapped[str | None] = mapped_column(sa.String(100))
+    former_secret_expires_at: Mapped[datetime | None]
+    enabled: Mapped[bool] = mapped_column(default=True)
+    disabled_reason: Mapped[str | None] = mapped_column(sa.String(32))
+    disabled_message: Mapped[str | None] = mapped_column(sa.Text)
+    disabled_at: Mapped[datetime | None]
+    failing_since: Mapped[datetime | None]  # the first failure after the last success
+    last_delivered_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+class WebhookDeliveryRow(Row):
+    """One event on its way to one endpoint; the number of its attempt is its fencing token."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        sa.Index(
+            "ix_webhook_deliveries_endpoint_id_created_at_id", "endpoint_id", "created_at", "id"
+        ),
+        sa.Index("ix_webhook_deliveries_state_next_attempt_at", "state", "next_attempt_at"),
+    )
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    endpoint_id: Mapped[str] = mapped_column(
+        sa.ForeignKey("webhook_endpoints.id", ondelete="CASCADE")
+    )
+    # Of the event: the same for every endpoint, and in every attempt.
+    message_id: Mapped[str] = mapped_column(sa.String(60))
+    type: Mapped[str] = mapped_column(sa.String(64))
+    payload: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(sa.String(16))  # pending, delivered, failed
+    attempts: Mapped[int] = mapped_column(default=0)
+    failures: Mapped[int] = mapped_column(default=0)  # since the schedule began; a place in it
+    next_attempt_at: Mapped[datetime]
+    claim_expires_at: Mapped[datetime | None]  # of the process that is sending it
+    announced_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+
+
+class WebhookAttemptRow(Row):
+    """One request of a delivery, and what was answered; without an end, its sender was lost."""
+
+    __tablename__ = "webhook_attempts"
+    delivery_id: Mapped[str] = mapped_column(
+        sa.ForeignKey("webhook_deliveries.id", ondelete="CASCADE"), primary_key=True
+    )
+    number: Mapped[int] = mapped_column(primary_key=True)
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    status: Mapped[int | None]
+    error: Mapped[str | None] = mapped_column(sa.Text)
+    excerpt: Mapped[str | None] = mapped_column(sa.Text)  # of the answer's body

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from models_registry import catalog, errors, ids
+from models_registry.access.quotas import UNLIMITED, Limits
 from models_registry.jobs import actions, lifecycle, queries, submission, validation
 from models_registry.jobs.lifecycle import Reason, State
 from models_registry.jobs.spec import VERSION, JobSpec
@@ -398,14 +399,20 @@ def _dotted(at: grids.Path) -> str:
 
 
 def submit(
-    session: Session, *, project_id: str, spec: StudySpec, planned: StudyPlan | None = None
+    session: Session,
+    *,
+    project_id: str,
+    spec: StudySpec,
+    planned: StudyPlan | None = None,
+    limits: Limits = UNLIMITED,
 ) -> tables.StudyRow:
     """Store a study with all its jobs, which are queued seed by seed.
 
     `planned` is its plan, where it was made before the transaction: hundreds of specs take seconds
     to complete, in which SQLite's other writers would wait. Its inputs are looked up again.
+    `limits` are those of the service.
 
-    Raises: errors.Refused with the fields at fault; nothing is stored then.
+    Raises: errors.Refused with the fields at fault, errors.QuotaExceeded; nothing is stored then.
     """
     if planned is None:
         planned = plan(session, project_id=project_id, spec=spec)
@@ -435,6 +442,7 @@ def submit(
         project_id=project_id,
         inputs=inputs,
         notice=submission.notice(session, queue=spec.resources.accelerator),
+        limits=limits,
     )
     return study
 

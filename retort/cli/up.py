@@ -329,6 +329,7 @@ def _parts(
     roles = {
         "maintenance": ["--queues", "maintenance", "--beat"],
         "inspector": ["--queues", "inspect"],
+        "webhooks": ["--queues", "webhooks", "--pool", "threads", "--concurrency", "8"],
         **{f"worker{number}": jobs for number in range(1, workers + 1)},
     }
     for name, options in roles.items():

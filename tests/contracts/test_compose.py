@@ -272,7 +272,7 @@ class TestCommands:
             if "--queues" in command
             for queue in command[command.index("--queues") + 1].split(",")
         }
-        assert asked == {"any", "cpu", "cuda", "inspect", "maintenance"}
+        assert asked == {"any", "cpu", "cuda", "inspect", "webhooks", "maintenance"}
         assert asked <= {queue.name for queue in celery_app.app.conf.task_queues}
 
     def test_migrate_by_a_file_that_exists(self) -> None:
