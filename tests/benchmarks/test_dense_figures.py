@@ -25,12 +25,13 @@ def folder(tmp_path):
 
 
 class TestRecipes:
-    @pytest.mark.parametrize("task", dense_figures.EXPERIMENTS)
+    @pytest.mark.parametrize("name", dense_figures.EXPERIMENTS)
     @pytest.mark.parametrize("has_teacher", [False, True])
-    def test_are_read_by_the_engine(self, folder, task, has_teacher):
+    def test_are_read_by_the_engine(self, folder, name, has_teacher):
+        experiment = dense_figures.EXPERIMENTS[name]
         method = dense_figures.method_of("pkd" if has_teacher else "ce")
-        training = {**dense_figures.EXPERIMENTS[task].training, "max_steps": 600, "seed": 3}
-        recipe = dense_figures.recipe_of(folder, task, method, method, training)
+        training = {**experiment.training, "max_steps": 600, "seed": 3}
+        recipe = dense_figures.recipe_of(folder, experiment, method, training)
         config = JobConfig.model_validate_json(json.dumps(recipe))
         assert (config.teacher is not None) == has_teacher
         assert config.student.arguments["width"] == 8
