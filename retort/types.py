@@ -68,6 +68,7 @@ class JobResult(Body):
     parameters: dict[str, int | None] = Field(default_factory=dict)
     wall_seconds: float | None = None
     training_images_read: int | None = None
+    class_weights: dict[str, float] | None = None
     synthesis: Json | None = None
     federation: Json | None = None
 

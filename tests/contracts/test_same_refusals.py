@@ -285,6 +285,7 @@ def prepare_on_the_engine(case: Case) -> None:
     if case.dataset:
         prepare.check_task(case.dataset[0], config.task)  # type: ignore[arg-type]  # drawn from both
         prepare.check_label_noise(config, case.dataset[1].classes)
+        prepare.check_class_weights(config, case.dataset[1].classes)
     classes = dataset.classes if dataset else config.student.classes
     for role, choice in (("teacher", config.teacher), ("student", config.student)):
         if choice is not None and dataset is not None:
