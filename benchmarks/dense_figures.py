@@ -16,10 +16,11 @@ schedule runs over 750 steps, so with 600 it ends before the rate is zero. Segme
 750, at twice the rate and with class weights, and is validated at its end alone.
 
 Scores are of the test split (250 scenes), which shares neither digit nor photograph with the
-training split; the interval is that of the first seed, over test images alone. `--together` trains
-the students of a seed side by side, with one forward pass of the teacher for all of them: the
-students are the same, byte for byte, in less time, but seconds a step are not known then.
-`--folder` keeps all runs, and goes on from those that are there.
+training split; the interval of the JSON is that of the first seed, over test images alone; p is
+the exact paired sign-flip test. `--together` trains the students of a seed side by side, with one
+forward pass of the teacher for all of them: the students are the same, byte for byte, in less time,
+but seconds a step are not known then. `--folder` keeps all runs, and goes on from those that are
+there.
 """
 
 import argparse
@@ -307,9 +308,9 @@ def summarised(runs: list[Run], alone: list[Run], experiment: Experiment) -> Jso
         "deviations": {name: statistics.stdev(one) for name, one in values.items()}
         if several
         else None,
+        "each": values[first],
         "interval": runs[0]["interval"],
-        "difference_mean": statistics.fmean(apart),
-        "difference_sd": statistics.stdev(apart) if several else None,
+        "differences": apart,
         "seeds": len(runs),
         "p_value": leaderboard.sign_flip_p_value(apart) if several else None,
         "seconds_per_step": None
@@ -321,8 +322,9 @@ def summarised(runs: list[Run], alone: list[Run], experiment: Experiment) -> Jso
 
 def markdown(summary: dict[str, Json], experiment: Experiment) -> str:
     """Return the table, in the order in which rows were asked for."""
-    names = [name.upper() if name.startswith("ap") else name for name in experiment.scores]
-    headings = ["method", *names, "interval", "difference", "p", "s/step"]
+    first, *others = (one.upper() if one.startswith("ap") else one for one in experiment.scores)
+    headings = ["method", f"{first}: mean ± sd", "each seed", *others]
+    headings += ["difference to the student alone, each seed", "p", "s/step"]
     lines = [headings, ["---"] * len(headings)]
     lines += [cells(row, value, experiment) for row, value in summary.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -330,23 +332,20 @@ def markdown(summary: dict[str, Json], experiment: Experiment) -> str:
 
 def cells(row: str, value: Json, experiment: Experiment) -> list[str]:
     """Return one row of the table."""
+    first, *others = experiment.scores
     if "refused" in value:
-        return [row, f"refused: {value['refused']}", *[""] * (len(experiment.scores) + 3)]
-
-    def score(name: str) -> str:
-        spread = value["deviations"]
-        return f"{value['scores'][name]:.1f}" + (f" ± {spread[name]:.1f}" if spread else "")
-
-    interval, p_value, spread = value["interval"], value["p_value"], value["difference_sd"]
-    difference = f"{value['difference_mean']:+.1f}" + (f" ± {spread:.1f}" if spread else "")
+        return [row, f"refused: {value['refused']}", *[""] * (len(others) + 4)]
+    spread, p_value, seconds = value["deviations"], value["p_value"], value["seconds_per_step"]
+    mean = f"{value['scores'][first]:.1f}" + (f" ± {spread[first]:.1f}" if spread else "")
     compared = row not in {ALONE, "teacher"}
     return [
         row,
-        *(score(name) for name in experiment.scores),
-        f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}" if interval else "",
-        difference if compared else "",
+        mean,
+        ", ".join(f"{one:.1f}" for one in value["each"]),
+        *(f"{value['scores'][name]:.1f}" for name in others),
+        ", ".join(f"{one:+.1f}" for one in value["differences"]) if compared else "",
         f"{p_value:.2f}" if compared and p_value is not None else "",
-        "" if value["seconds_per_step"] is None else f"{value['seconds_per_step']:.3f}",
+        "" if seconds is None else f"{seconds:.3f}",
     ]
 
 
