@@ -1,18 +1,26 @@
 """How good methods of detection and segmentation are on composed scenes, over several seeds.
 
-    python -m benchmarks.dense_figures [--task detection] [--methods mimic,pkd,mimic+pkd]
-        [--seeds 3] [--first-seed 0] [--steps N] [--markdown]
+    python -m benchmarks.dense_figures [--experiment detection] [--methods mimic,pkd,mimic+pkd]
+        [--seeds 3] [--first-seed 0] [--steps N] [--together] [--folder FOLDER] [--markdown]
 
 The small experiment of the guide of dense prediction (8.3): scenes of 96x96 composed of real digits
 on real photographs, the recipe `small_dense`, a teacher of width 24 with two blocks a stage and a
 student of width 8 with one. Each seed trains its own teacher; all rows of a seed share it, the
 student's start and the order of the images. `ce`, the student alone, is always there.
 Hyper-parameters are the catalog's defaults; a row `a+b` combines two methods, and `rcka_classes` is
-the class term of densepcka alone. The recipe's schedule runs over 750 steps, so with 600 it ends
-before the rate is zero. Segmentation takes twice the rate, 900 of 1,000 steps, and class weights.
-Scores are of the test split (250
-scenes), which shares neither digit nor photograph with the training split; the interval is that of
-the first seed, over test images alone.
+the class term of densepcka alone.
+
+Experiments: `detection` (FCOS), `distributions` (FCOS whose head predicts distributions over the
+sides of boxes, which method ld needs), `proposals` (Faster R-CNN) and `segmentation`. The recipe's
+schedule runs over 750 steps, so with 600 it ends before the rate is zero. Segmentation makes all
+750, at twice the rate and with class weights, and is validated at its end alone.
+
+Scores are of the test split (250 scenes), which shares neither digit nor photograph with the
+training split; the interval of the JSON is that of the first seed, over test images alone; p is
+the exact paired sign-flip test. `--together` trains the students of a seed side by side, with one
+forward pass of the teacher for all of them: the students are the same, byte for byte, in less time,
+but seconds a step are not known then. `--folder` keeps all runs, and goes on from those that are
+there.
 """
 
 import argparse
@@ -21,6 +29,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,48 +51,70 @@ STUDENT_WIDTH: Json = {"width": 8, "blocks": 1}
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is trained for a task, and which scores are told; the first one counts."""
+    """What is trained for a task, and which scores are told; the first one counts.
 
+    `steps` None makes as many as the training has.
+    """
+
+    task: str
     dataset: str
     teacher: Json
     student: Json
     methods: str
     scores: tuple[str, ...]
     training: Json
-    steps: int
+    steps: int | None
 
 
-DETECTOR: Json = {"anchor_sizes": [2, 4], "detections_per_image": 30}
-EXPERIMENTS = {
-    "detection": Experiment(
+def _detectors(network: str, methods: str, teacher: Json, student: Json) -> Experiment:
+    """Return an experiment of detection with a large and a small network of one kind."""
+    return Experiment(
+        task="detection",
         dataset="digit_scenes",
-        teacher={
-            "network": "retort/fcos",
-            "arguments": {**TEACHER_WIDTH, "head_convs": 2, **DETECTOR},
-        },
-        student={
-            "network": "retort/fcos",
-            "arguments": {**STUDENT_WIDTH, "head_convs": 1, **DETECTOR},
-        },
-        methods="mimic,pkd,densepcka,densepcka+mimic,cwd,at",
+        teacher={"network": network, "arguments": {**TEACHER_WIDTH, **DETECTOR, **teacher}},
+        student={"network": network, "arguments": {**STUDENT_WIDTH, **DETECTOR, **student}},
+        methods=methods,
         scores=("ap", "ap50", "ap75"),
         training={"recipe": "small_dense"},
         steps=600,
+    )
+
+
+DETECTOR: Json = {"detections_per_image": 30}
+FCOS_ANCHORS: Json = {"anchor_sizes": [2, 4]}
+DISTRIBUTIONS: Json = {**FCOS_ANCHORS, "reg_max": 16}
+EXPERIMENTS = {
+    "detection": _detectors(
+        "retort/fcos",
+        "mimic,pkd,densepcka,densepcka+mimic,cwd,at,headkd,headdkd,reviewkd,headdkd+reviewkd,"
+        "crosskd",
+        {"head_convs": 2, **FCOS_ANCHORS},
+        {"head_convs": 1, **FCOS_ANCHORS},
+    ),
+    "distributions": _detectors(
+        "retort/fcos",
+        "ld,headkd,headkd+ld,crosskd",
+        {"head_convs": 2, **DISTRIBUTIONS},
+        {"head_convs": 1, **DISTRIBUTIONS},
+    ),
+    "proposals": _detectors(
+        "retort/fasterrcnn", "roikd,roidkd,reviewkd,roidkd+reviewkd,mimic,pkd", {}, {}
     ),
     "segmentation": Experiment(
+        task="segmentation",
         dataset="digit_scenes_masks",
         teacher={"network": "retort/segmenter", "arguments": TEACHER_WIDTH},
         student={"network": "retort/segmenter", "arguments": STUDENT_WIDTH},
-        methods="pixelkd,pixeldkd,cwd,pkd,densepcka,rcka_classes,cirkd,skd",
+        methods="pixelkd,pixeldkd,cwd,pkd,densepcka,cirkd,skd,at",
         scores=("miou", "accuracy"),
         # Strokes are a twelfth of the pixels: with equal weights all learn the background alone.
         training={
             "recipe": "small_dense",
-            "epochs": 4,
             "optimizer": {"learning_rate": 4e-3},
             "class_weights": "auto",
+            "evaluate_every_epochs": 3,
         },
-        steps=900,
+        steps=None,
     ),
 }
 VARIANTS: dict[str, Json] = {
@@ -100,37 +131,64 @@ VARIANTS: dict[str, Json] = {
 def main() -> None:
     """Run all seeds; print a line for each run on stderr, and the table on stdout."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dense_figures")
-    parser.add_argument("--task", choices=EXPERIMENTS, default="detection")
+    parser.add_argument("--experiment", choices=EXPERIMENTS, default="detection")
     parser.add_argument("--methods", help=f"rows, besides {ALONE}; a+b combines two")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="of each training; the task's own if left out")
+    parser.add_argument("--steps", type=int, help="of each training; the experiment's if left out")
+    parser.add_argument("--together", action="store_true", help="train a seed's rows as one group")
+    parser.add_argument("--folder", type=Path, help="keep runs here, and go on from those in it")
     parser.add_argument("--markdown", action="store_true", help="a table instead of JSON")
     asked = parser.parse_args()
-    experiment = EXPERIMENTS[asked.task]
+    experiment = EXPERIMENTS[asked.experiment]
     rows = [ALONE, *(name for name in (asked.methods or experiment.methods).split(",") if name)]
     try:
         choices = {name: method_of(name) for name in rows}
     except errors.Refused as error:
         parser.error(str(error))
     found: dict[str, list[Run]] = {"teacher": [], **{name: [] for name in choices}}
-    with tempfile.TemporaryDirectory(prefix="retort-dense-figures-") as name:
-        folder = Path(name)
-        digits.prepare(folder, experiment.dataset)
+    with tempfile.TemporaryDirectory(prefix="retort-dense-figures-") as scratch:
+        folder = Path(asked.folder or scratch) / asked.experiment
+        if not (folder / "dataset" / "dataset.json").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            digits.prepare(folder, experiment.dataset)
         for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
-            steps = asked.steps or experiment.steps
-            training = {**experiment.training, "max_steps": steps, "seed": seed}
-            place = folder / f"{seed}-teacher"
-            recipe = recipe_of(folder, asked.task, None, {"name": ALONE}, training)
-            keep(found, "teacher", run(folder, place, recipe, None, experiment.scores))
-            for number, (row, choice) in enumerate(choices.items()):
-                recipe = recipe_of(folder, asked.task, choice, choice, training)
-                teacher = place / "student.safetensors"
-                done = run(folder, folder / f"{seed}-{number}", recipe, teacher, experiment.scores)
+            runs = run_seed(folder, experiment, seed, choices, asked.steps, asked.together)
+            for row, done in runs:
                 keep(found, row, done)
     summary = {row: summarised(runs, found[ALONE], experiment) for row, runs in found.items()}
     text = markdown(summary, experiment) if asked.markdown else json.dumps(summary, indent=2)
     sys.stdout.write(text + "\n")
+
+
+def run_seed(
+    folder: Path,
+    experiment: Experiment,
+    seed: int,
+    choices: dict[str, Json],
+    steps: int | None,
+    together: bool,
+) -> Iterator[tuple[str, Run]]:
+    """Train the teacher of a seed, and yield it and each of its students."""
+    most = steps or experiment.steps
+    limit = {} if most is None else {"max_steps": most}
+    training = {**experiment.training, **limit, "seed": seed}
+    place = folder / f"{seed}-teacher"
+    [(_, taught)] = run(
+        folder, place, {"teacher": recipe_of(folder, experiment, None, training)}, None, experiment
+    )
+    yield "teacher", taught
+    recipes = {row: recipe_of(folder, experiment, one, training) for row, one in choices.items()}
+    if together and len(recipes) > 1:
+        # A group agrees in its teacher, so the student alone is told of it, and does not ask it.
+        taught_by = next(one["teacher"] for one in recipes.values() if one["teacher"])
+        recipes = {row: {**one, "teacher": taught_by} for row, one in recipes.items()}
+        groups = [recipes]
+    else:
+        groups = [{row: recipe} for row, recipe in recipes.items()]
+    for group in groups:
+        name = f"{seed}-{'-'.join(group) if len(group) == 1 else 'together'}"
+        yield from run(folder, folder / name, group, place / "student.safetensors", experiment)
 
 
 def method_of(row: str) -> Json:
@@ -142,22 +200,19 @@ def method_of(row: str) -> Json:
     return catalog.complete_method(choice)
 
 
-def recipe_of(
-    folder: Path, task: str, student_method: Json | None, method: Json, training: Json
-) -> Json:
-    """Return the engine's recipe of a student; without a method for one, of the teacher."""
-    experiment = EXPERIMENTS[task]
+def recipe_of(folder: Path, experiment: Experiment, method: Json | None, training: Json) -> Json:
+    """Return the engine's recipe of a student; without a method, that of the teacher."""
     record = json.loads((folder / "dataset" / "dataset.json").read_text())
     beside = {"classes": len(record["classes"]), "input": record["input"]}
-    has_teacher = student_method is not None and student_method["name"] != ALONE
-    chosen = experiment.teacher if student_method is None else experiment.student
+    has_teacher = method is not None and method["name"] != ALONE
+    chosen = experiment.teacher if method is None else experiment.student
     return {
         "version": 1,
-        "task": task,
+        "task": experiment.task,
         "teacher": {**experiment.teacher, **beside} if has_teacher else None,
         "student": {**chosen, **beside},
         "initial": False,
-        "method": method,
+        "method": method or method_of(ALONE),
         "training": catalog.complete_training(training),
         "baseline": False,
         "report": False,
@@ -167,27 +222,64 @@ def recipe_of(
 
 
 def run(
-    folder: Path, place: Path, recipe: Json, teacher: Path | None, scores: tuple[str, ...]
-) -> Run:
-    """Train one student in a folder of its own."""
-    (place / "teacher").mkdir(parents=True)
-    (place / "dataset").symlink_to(folder / "dataset")
-    if teacher is not None and recipe["teacher"] is not None:
-        (place / "teacher" / "model.safetensors").symlink_to(teacher)
-    path = place / "recipe.json"
-    path.write_text(json.dumps(recipe))
+    folder: Path,
+    place: Path,
+    recipes: dict[str, Json],
+    teacher: Path | None,
+    experiment: Experiment,
+) -> list[tuple[str, Run]]:
+    """Train the students of these rows, several side by side, in a folder of their own.
+
+    What the folder already has of the same recipes is gone on from. Raises `RuntimeError` where it
+    has other recipes, or where the engine ends without a last line for each row.
+    """
+    keys = {f"row-{number}": row for number, row in enumerate(recipes)}
+    alone = len(recipes) == 1
+    members = [{"key": key, "recipe": recipes[row]} for key, row in keys.items()]
+    content: Json = members[0]["recipe"] if alone else {"version": 1, "members": members}
+    path, kept = place / "recipe.json", place / "lines.json"
+    if path.exists() and json.loads(path.read_text()) != content:
+        raise RuntimeError(f"{path} has other recipes than are asked for; choose another --folder")
+    if not kept.exists():
+        (place / "teacher").mkdir(parents=True, exist_ok=True)
+        for link, there in (
+            (place / "dataset", folder / "dataset"),
+            (place / "teacher" / "model.safetensors", teacher),
+        ):
+            is_needed = there is not None and (link.name == "dataset" or _has_teacher(recipes))
+            if is_needed and not link.is_symlink():
+                link.symlink_to(Path(there).resolve())
+        path.write_text(json.dumps(content))
+        kept.write_text(json.dumps(engine(path, place, count=len(recipes))))
+    lines = json.loads(kept.read_text())
+    found = {keys[line.get("member") or "row-0"]: line for line in lines}
+    return [(row, scored(found[row], recipes[row], experiment, alone=alone)) for row in recipes]
+
+
+def _has_teacher(recipes: dict[str, Json]) -> bool:
+    return any(recipe["teacher"] is not None for recipe in recipes.values())
+
+
+def engine(path: Path, place: Path, *, count: int) -> list[Json]:
+    """Return the engine's last line of each student; raises `RuntimeError` where one has none."""
     command = [sys.executable, "-m", "workers.distill", str(path), "--workdir", str(place)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if not done.stdout:
-        raise RuntimeError(done.stderr[-2000:])
-    last = json.loads(done.stdout.splitlines()[-1])
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    last = [line for line in lines if line["type"] in {"result", "failure"}]
+    if len(last) != count:
+        raise RuntimeError(f"the engine ended with code {done.returncode}: {done.stderr[-2000:]}")
+    return last
+
+
+def scored(last: Json, recipe: Json, experiment: Experiment, *, alone: bool) -> Run:
+    """Return what a student's last line says of it."""
     if last["type"] == "failure":
         return {"refused": str(last["message"])}
     got = last["scores"]["student"]
     seconds = recipe["training"]["batch_size"] / last["images_per_second"]
     return {
-        **{name: 100 * float(got[name]) for name in scores},
-        "seconds_per_step": seconds,
+        **{name: 100 * float(got[name]) for name in experiment.scores},
+        "seconds_per_step": seconds if alone else None,
         "interval": got.get("ap_interval"),
         "parameters": last["parameters"]["student"],
     }
@@ -216,20 +308,23 @@ def summarised(runs: list[Run], alone: list[Run], experiment: Experiment) -> Jso
         "deviations": {name: statistics.stdev(one) for name, one in values.items()}
         if several
         else None,
+        "each": values[first],
         "interval": runs[0]["interval"],
-        "difference_mean": statistics.fmean(apart),
-        "difference_sd": statistics.stdev(apart) if several else None,
+        "differences": apart,
         "seeds": len(runs),
         "p_value": leaderboard.sign_flip_p_value(apart) if several else None,
-        "seconds_per_step": statistics.median(float(run["seconds_per_step"]) for run in runs),  # type: ignore[arg-type]  # a number
+        "seconds_per_step": None
+        if runs[0]["seconds_per_step"] is None
+        else statistics.median(float(run["seconds_per_step"]) for run in runs),  # type: ignore[arg-type]  # numbers
         "parameters": runs[0]["parameters"],
     }
 
 
 def markdown(summary: dict[str, Json], experiment: Experiment) -> str:
     """Return the table, in the order in which rows were asked for."""
-    names = [name.upper() if name.startswith("ap") else name for name in experiment.scores]
-    headings = ["method", *names, "interval", "difference", "p", "s/step"]
+    first, *others = (one.upper() if one.startswith("ap") else one for one in experiment.scores)
+    headings = ["method", f"{first}: mean ± sd", "each seed", *others]
+    headings += ["difference to the student alone, each seed", "p", "s/step"]
     lines = [headings, ["---"] * len(headings)]
     lines += [cells(row, value, experiment) for row, value in summary.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -237,23 +332,20 @@ def markdown(summary: dict[str, Json], experiment: Experiment) -> str:
 
 def cells(row: str, value: Json, experiment: Experiment) -> list[str]:
     """Return one row of the table."""
+    first, *others = experiment.scores
     if "refused" in value:
-        return [row, f"refused: {value['refused']}", *[""] * (len(experiment.scores) + 3)]
-
-    def score(name: str) -> str:
-        spread = value["deviations"]
-        return f"{value['scores'][name]:.1f}" + (f" ± {spread[name]:.1f}" if spread else "")
-
-    interval, p_value, spread = value["interval"], value["p_value"], value["difference_sd"]
-    difference = f"{value['difference_mean']:+.1f}" + (f" ± {spread:.1f}" if spread else "")
+        return [row, f"refused: {value['refused']}", *[""] * (len(others) + 4)]
+    spread, p_value, seconds = value["deviations"], value["p_value"], value["seconds_per_step"]
+    mean = f"{value['scores'][first]:.1f}" + (f" ± {spread[first]:.1f}" if spread else "")
     compared = row not in {ALONE, "teacher"}
     return [
         row,
-        *(score(name) for name in experiment.scores),
-        f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}" if interval else "",
-        difference if compared else "",
+        mean,
+        ", ".join(f"{one:.1f}" for one in value["each"]),
+        *(f"{value['scores'][name]:.1f}" for name in others),
+        ", ".join(f"{one:+.1f}" for one in value["differences"]) if compared else "",
         f"{p_value:.2f}" if compared and p_value is not None else "",
-        f"{value['seconds_per_step']:.3f}",
+        "" if seconds is None else f"{seconds:.3f}",
     ]
 
 

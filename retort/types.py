@@ -69,6 +69,7 @@ class JobResult(Body):
     wall_seconds: float | None = None
     training_images_read: int | None = None
     labels: Json | None = None
+    class_weights: dict[str, float] | None = None
     synthesis: Json | None = None
     federation: Json | None = None
 

@@ -382,6 +382,13 @@ def _training(origin: JobFacts, result: RunResult) -> list[str]:
         lines.append(f"- Start weights: `{spec.student.initial}`")
     settings = {key: value for key, value in method.items() if key != "name"}
     rows = [*_rows("method", settings), *_rows("training", spec.training)]
+    if result.class_weights:
+        counted = sorted((weight, name) for name, weight in result.class_weights.items())
+        (least, common), (most, rare) = counted[0], counted[-1]
+        lines.append(
+            f"- Pixels counted by their class: from {least:g} ({_plain(common)}) to {most:g} "
+            f"({_plain(rare)})"
+        )
     ran = f"{result.steps:,} steps on {result.device} in {result.precision}"
     return [
         *lines,

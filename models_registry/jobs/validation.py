@@ -161,6 +161,7 @@ def _faults_of_document(
     )
     if parts.training is not None:
         yield from rules.of_rounds(method.description, method.document, training.document)
+        yield from rules.of_weighed_labels(method.description, method.document, training.document)
         yield from rules.of_method_and_training(method.description, training.document)
 
 

@@ -158,6 +158,7 @@ def job(console: rich.console.Console, shown: types.Job) -> None:
             ("data set", shown.spec.get("dataset")),
             ("method", method_name(shown)),
             ("epochs", training.get("epochs")),
+            ("class weights", class_weights(training.get("class_weights"), result)),
             ("labels", ", ".join(f"{k}={v}" for k, v in shown.labels.items())),
             ("created", moment(shown.created_at)),
             ("started", moment(shown.started_at)),
@@ -178,6 +179,18 @@ def job(console: rich.console.Console, shown: types.Job) -> None:
     if result:
         console.print()
         scores(console, shown)
+
+
+def class_weights(asked: str | list[float] | None, result: types.JobResult | None) -> str | None:
+    """Return what pixels of the classes count: as asked for, and what that has come to."""
+    if asked in (None, "none"):
+        return None
+    chosen = asked if isinstance(asked, str) else ", ".join(f"{weight:g}" for weight in asked)
+    if result is None or not result.class_weights:
+        return chosen
+    found = result.class_weights
+    least, most = min(found, key=found.__getitem__), max(found, key=found.__getitem__)
+    return f"{chosen}: {found[least]:g} ({least}) to {found[most]:g} ({most})"
 
 
 def synthesis_rows(result: types.JobResult | None) -> list[tuple[str, Cell]]:

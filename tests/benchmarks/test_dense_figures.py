@@ -25,12 +25,13 @@ def folder(tmp_path):
 
 
 class TestRecipes:
-    @pytest.mark.parametrize("task", dense_figures.EXPERIMENTS)
+    @pytest.mark.parametrize("name", dense_figures.EXPERIMENTS)
     @pytest.mark.parametrize("has_teacher", [False, True])
-    def test_are_read_by_the_engine(self, folder, task, has_teacher):
+    def test_are_read_by_the_engine(self, folder, name, has_teacher):
+        experiment = dense_figures.EXPERIMENTS[name]
         method = dense_figures.method_of("pkd" if has_teacher else "ce")
-        training = {**dense_figures.EXPERIMENTS[task].training, "max_steps": 600, "seed": 3}
-        recipe = dense_figures.recipe_of(folder, task, method, method, training)
+        training = {**experiment.training, "max_steps": 600, "seed": 3}
+        recipe = dense_figures.recipe_of(folder, experiment, method, training)
         config = JobConfig.model_validate_json(json.dumps(recipe))
         assert (config.teacher is not None) == has_teacher
         assert config.student.arguments["width"] == 8
@@ -49,17 +50,40 @@ class TestRecipes:
         assert [part["name"] for part in choice["methods"]] == ["pkd", "mimic"]
 
 
+class TestRun:
+    def test_goes_on_from_what_its_folder_has_of_the_same_recipes(self, folder):
+        recipes = {
+            row: dense_figures.recipe_of(folder, DETECTION, dense_figures.method_of(row), {})
+            for row in ("pkd", "mimic")
+        }
+        members = [{"key": f"row-{n}", "recipe": one} for n, one in enumerate(recipes.values())]
+        (folder / "recipe.json").write_text(json.dumps({"version": 1, "members": members}))
+        scores = {"student": {"ap": 0.5, "ap50": 0.75, "ap75": 0.25}}
+        done = {"type": "result", "images_per_second": 4, "parameters": {"student": 9}}
+        lines = [
+            {**done, "member": "row-1", "scores": scores},
+            {"type": "failure", "member": "row-0", "message": "for images"},
+        ]
+        (folder / "lines.json").write_text(json.dumps(lines))
+        (refused, pkd), (name, mimic) = dense_figures.run(folder, folder, recipes, None, DETECTION)
+        assert (refused, pkd) == ("pkd", {"refused": "for images"})
+        assert (name, mimic["ap"], mimic["seconds_per_step"]) == ("mimic", 50.0, None)
+        del recipes["mimic"]
+        with pytest.raises(RuntimeError, match="has other recipes"):
+            dense_figures.run(folder, folder, recipes, None, DETECTION)
+
+
 class TestSummary:
     def test_compares_with_the_student_alone_by_seed(self):
         alone = [run(50.0), run(52.0)]
         found = dense_figures.summarised([run(55.0), run(55.0)], alone, DETECTION)
         assert found["scores"]["ap"] == 55.0
-        assert found["difference_mean"] == 4.0
+        assert found["differences"] == [5.0, 3.0]
         assert found["p_value"] == 0.5
 
     def test_of_one_seed_has_no_spread(self):
         found = dense_figures.summarised([run(55.0)], [run(50.0)], DETECTION)
-        assert (found["deviations"], found["difference_sd"], found["p_value"]) == (None,) * 3
+        assert (found["deviations"], found["p_value"]) == (None, None)
 
     def test_is_written_as_a_table(self):
         alone = [run(50.0)]
@@ -69,7 +93,10 @@ class TestSummary:
             "crd": dense_figures.summarised([{"refused": "for images"}], alone, DETECTION),
         }
         lines = dense_figures.markdown(summary, DETECTION).splitlines()
-        assert lines[0] == "| method | AP | AP50 | AP75 | interval | difference | p | s/step |"
-        assert lines[2] == "| ce | 50.0 | 70.0 | 60.0 | 40.0 to 60.0 |  |  | 0.100 |"
-        assert lines[3] == "| pkd | 55.0 | 75.0 | 65.0 | 40.0 to 60.0 | +5.0 |  | 0.100 |"
+        assert lines[0] == (
+            "| method | AP: mean ± sd | each seed | AP50 | AP75 | "
+            "difference to the student alone, each seed | p | s/step |"
+        )
+        assert lines[2] == "| ce | 50.0 | 50.0 | 70.0 | 60.0 |  |  | 0.100 |"
+        assert lines[3] == "| pkd | 55.0 | 55.0 | 75.0 | 65.0 | +5.0 |  | 0.100 |"
         assert lines[4].startswith("| crd | refused: for images |")

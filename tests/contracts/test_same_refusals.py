@@ -316,6 +316,7 @@ def prepare_on_the_engine(case: Case) -> None:
             prepare.check_labels(config, SPLITS, case.labelled)
         if case.classes is not None:
             prepare.check_label_noise(config, case.classes)
+            prepare.check_class_weights(config, case.classes)
     classes = case.classes or config.student.classes
     for role, choice in (("teacher", config.teacher), ("student", config.student)):
         if choice is not None and dataset is not None:

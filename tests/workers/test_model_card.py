@@ -295,10 +295,12 @@ class TestSegmentation:
         result = {
             **RESULT,
             "scores": {"teacher": score, "student": {**score, "agreement": 0.8}, "baseline": None},
+            "class_weights": {"ground": 1.43, "cat_": 9.2, "dog": 5.0},
         }
         text = card(result=result, description={**DESCRIPTION, "task": "segmentation"})
         assert "| **student (this model)** | 90.00% | 75.00% | 80.00% |" in text
         assert "A segmentation network" in text
+        assert "- Pixels counted by their class: from 1.43 (ground) to 9.2 (cat\\_)" in text
         assert "chosen by validation mean IoU: 1 of 2." in text
         assert "pixels of no class are still given one" in text
         _, front, _ = text.split("---\n", 2)

@@ -124,6 +124,10 @@ class TestCheck:
         refused = refusal(DSFL, probabilities(), **strings)
         assert (refused.code, refused.field) == (code, next(iter(strings)))
 
+    def test_names_the_way_out_of_another_open_set(self) -> None:
+        told = str(refusal(DSFL, probabilities(), open_set="cd" * 32))
+        assert f"got {'cd' * 32!r}: download the open set again" in told
+
     @pytest.mark.parametrize(
         ("tensors", "code"),
         [
@@ -163,6 +167,10 @@ class TestCheck:
         with pytest.raises(MessageRefused) as caught:
             messages.check(io.BytesIO(content), len(content), DSFL)
         assert caught.value.code == "unreadable"
+
+    def test_calls_an_empty_message_empty(self) -> None:
+        with pytest.raises(MessageRefused, match=r"as safetensors: it is empty$"):
+            messages.check(io.BytesIO(), 0, DSFL)
 
     def test_reads_large_tables_piece_by_piece(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(messages, "_CHUNK_BYTES", 24)

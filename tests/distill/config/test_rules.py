@@ -40,6 +40,22 @@ class TestOfTaskAndTraining:
         assert fields_refused("segmentation", teacher_cache=cache) == []
 
 
+class TestOfWeighedLabels:
+    def test_weights_of_classes_need_the_loss_of_the_labels(self) -> None:
+        method, params = catalog.find({"name": "pixelkd", "task_weight": 0})
+        weighed = expand({"class_weights": [1, 2.5]}).model_dump()
+        (fault,) = rules.of_weighed_labels(method.describe(), params.model_dump(), weighed)
+        assert fault.field == "training/class_weights"
+        assert fault.message == (
+            "class_weights [1.0, 2.5] weigh the classes in the loss of the labels, and task_weight "
+            "0 leaves that out of method pixelkd; raise task_weight, or leave class_weights out"
+        )
+        alike = expand({}).model_dump()
+        assert not list(rules.of_weighed_labels(method.describe(), params.model_dump(), alike))
+        _, learns = catalog.find({"name": "pixelkd"})
+        assert not list(rules.of_weighed_labels(method.describe(), learns.model_dump(), weighed))
+
+
 class TestOfTraining:
     @pytest.mark.parametrize(
         ("flip", "augmentation", "refused"),

@@ -43,6 +43,17 @@ class TestCorrelationGaps:
         assert not logits.grad[2].any()
         assert logits.grad[0].any()
 
+    def test_a_teacher_that_is_equally_sure_of_all_gives_no_gradient(self) -> None:
+        teacher = random_maps(1, 5, 3)
+        teacher[2] = 0.3  # a row; and below, the column of a class that it never answers
+        teacher[:, 1] = -800
+        logits = random_maps(0, 5, 3).requires_grad_()
+        found = relations.correlation_gaps(logits, teacher, temperature=1.0)
+        (found.inter + found.intra).backward()
+        assert logits.grad is not None
+        assert logits.grad.isfinite().all()
+        assert logits.grad[0].any()
+
 
 class TestPositionCosineGap:
     def test_equals_the_guide(self) -> None:

@@ -169,6 +169,16 @@ class TestScores:
         assert "0 for training" in page.getvalue()
         assert "7,680 images (1.3 s synthesis, 2.0 s distillation)" in page.getvalue()
 
+    def test_come_with_what_the_classes_of_pixels_counted(self, console, page):
+        job = types.Job(id="job_1", state="running", spec={"training": {"class_weights": "auto"}})
+        display.job(console, job)
+        assert "class weights auto" in " ".join(page.getvalue().split())
+        found = types.JobResult(class_weights={"ground": 1.43, "cat": 9.2, "dog": 5.0})
+        display.job(console, job.model_copy(update={"result": found}))
+        assert "auto: 1.43 (ground) to 9.2 (cat)" in page.getvalue()
+        assert display.class_weights("none", found) is None
+        assert display.class_weights([1, 2.5], None) == "1, 2.5"
+
     def test_of_a_federation_come_with_whose_model_it_is(self, console, page):
         made = {
             "clients": 10,

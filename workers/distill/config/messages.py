@@ -196,9 +196,11 @@ def _check_strings(header: Header, expected: Expected) -> Contents:
     )
     for name, code, value in wanted:
         if strings[name] != value:
-            got = strings[name][:80]
+            got, way_out = strings[name][:80], "send what the round's task expects"
+            if name == "open_set":
+                way_out = "download the open set again, and predict its images in their order"
             raise MessageRefused(
-                code, f"{name} must be {value!r} in this round, got {got!r}", field=name
+                code, f"{name} must be {value!r} in this round, got {got!r}: {way_out}", field=name
             )
     samples = strings["samples"]
     if not (samples.isascii() and samples.isdigit() and 0 < int(samples[:20]) < 2**53):

@@ -582,6 +582,28 @@ def _rounds(description: MethodDescription, method: Json, training: Json) -> Ite
         )
 
 
+def of_weighed_labels(
+    description: MethodDescription, method: Json, training: Json
+) -> Iterator[Violation]:
+    """Yield that classes have weights in a loss that a method leaves out, if so."""
+    return _each((_weighed_labels,), description, method, training)
+
+
+def _weighed_labels(
+    description: MethodDescription, method: Json, training: Json
+) -> Iterator[Violation]:
+    weights = training["class_weights"]
+    if weights != "none" and "task_weight" in method and method["task_weight"] == 0:
+        shown = weights if isinstance(weights, str) else list(weights)
+        yield Violation(
+            "training/class_weights",
+            "weights_without_task",
+            f"class_weights {shown} weigh the classes in the loss of the labels, and task_weight 0 "
+            f"leaves that out of method {description.name}; raise task_weight, or leave "
+            "class_weights out",
+        )
+
+
 def of_original_images(
     description: MethodDescription, method: Json, *, has_dataset: bool
 ) -> Iterator[Violation]:

@@ -110,6 +110,8 @@ def write(layout: Sequence[tuple[str, str, Sequence[int]]], strings: Mapping[str
 def _read_json(
     stream: ByteFile, size: int, largest: int
 ) -> tuple[dict[str, Any], int]:  # Any: JSON that is checked above
+    if size == 0:
+        raise BadHeader("it is empty")
     length = int.from_bytes(stream.read(8), "little")
     if size < 8 or length > size - 8:
         raise BadHeader(f"it is cut short: its header claims {length} bytes, the file has {size}")

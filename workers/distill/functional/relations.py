@@ -8,7 +8,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from workers.distill.functional import divergences
@@ -65,24 +65,27 @@ def pearson(
 ) -> Float[Tensor, "*rows"]:
     """Return the correlation of corresponding rows; 0 without a gradient where one is constant."""
     left, right = _deviations(one), _deviations(other)
-    lengths: Tensor = _guarded_length(left, one) * _guarded_length(right, other)
-    return (left * right).sum(-1) / (lengths + eps)
+    lengths: Tensor = torch.linalg.vector_norm(left, dim=-1)
+    lengths = lengths * torch.linalg.vector_norm(right, dim=-1)
+    # Divided by a tiny number instead, a pixel that is equally likely of all classes would get a
+    # gradient that outweighs those of all others. The product is masked, not its factors: a factor
+    # of infinity turns the other one's gradient of 0 into NaN.
+    constant = _is_constant(left, one) | _is_constant(right, other)
+    return (left * right).sum(-1) / (lengths.masked_fill(constant, math.inf) + eps)
 
 
 def _deviations(rows: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
     return rows - rows.mean(-1, keepdim=True)
 
 
-def _guarded_length(
+def _is_constant(
     deviations: Float[Tensor, "*rows D"], rows: Float[Tensor, "*rows D"]
-) -> Float[Tensor, "*rows"]:
-    """Return the lengths of deviations; infinity where they are no more than rounding."""
-    lengths: Tensor = torch.linalg.vector_norm(deviations, dim=-1)
+) -> Bool[Tensor, "*rows"]:
+    """Return whether deviations are no more than rounding."""
     rounding = ROUNDING * torch.finfo(rows.dtype).eps
-    whole = torch.linalg.vector_norm(rows.detach(), dim=-1)
-    # Divided by a tiny number instead, a pixel that is equally likely of all classes would get a
-    # gradient that outweighs those of all others.
-    return lengths.masked_fill(lengths.detach() <= rounding * whole, math.inf)
+    length, whole = (torch.linalg.vector_norm(x.detach(), dim=-1) for x in (deviations, rows))
+    found: Tensor = length <= rounding * whole
+    return found
 
 
 def correlation_gaps(

@@ -264,6 +264,7 @@ def check_config(config: JobConfig, *, has_dataset: bool) -> None:
     )
     catalog.check(method, config.training)
     errors.refuse(rules.of_rounds(description, params.model_dump(), training))
+    errors.refuse(rules.of_weighed_labels(description, params.model_dump(), training))
     student = config.student
     errors.refuse(
         rules.of_client_networks(
