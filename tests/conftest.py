@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import hypothesis
 import jaxtyping
 import psycopg
 import pytest
@@ -27,6 +28,10 @@ from models_registry.persistence import database, schema, tables
 from models_registry.persistence.storage import LocalStorage, Storage
 from models_registry.settings import Settings
 from tests import factories, services
+
+# Its 0.2 s an example pass on a busy machine without anything being wrong.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 PROJECT = "laboratory"
 NOBODY_LISTENS = "redis://127.0.0.1:1/0"
@@ -257,13 +262,18 @@ def empty(postgres_url: str) -> None:
         connection.execute("; ".join([IN_ANY_ORDER.decode(), *deletions]).encode())
 
 
+@pytest.fixture
+def ready_made() -> None:
+    """The wish that `database_url` comes with the project of the tests."""
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of a fresh, migrated database: each test runs on both kinds.
 
-    It has the project of the tests where a test has the fixture `project`.
+    It has the project of the tests where a test, or a fixture of it, asks for `ready_made`.
     """
-    with_project = "project" in request.fixturenames
+    with_project = "ready_made" in request.fixturenames
     if request.param == "sqlite":
         path = tmp_path / "retort.sqlite3"
         template = "sqlite_project_template" if with_project else "sqlite_template"
@@ -311,8 +321,8 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def project(sessions: database.Sessions) -> tables.ProjectRow:
-    """The project that `client` belongs to, which `database_url` has made."""
+def project(ready_made: None, sessions: database.Sessions) -> tables.ProjectRow:
+    """The project that `client` belongs to, which `database_url` comes with."""
     with sessions.begin() as session:
         return session.query(tables.ProjectRow).one()
 

@@ -335,9 +335,9 @@ class TestLongPoll:
         self, http: httpx.Client, job_id: str
     ) -> None:
         started = time.monotonic()
-        found = http.get(f"/v1/jobs/{job_id}/events?wait_seconds=15").json()
+        found = http.get(f"/v1/jobs/{job_id}/events?wait_seconds=25").json()
         assert len(found["data"]) == 2
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 22
 
     def test_wakes_up_when_something_happens(
         self, http: httpx.Client, sessions: database.Sessions, job_id: str
@@ -345,10 +345,10 @@ class TestLongPoll:
         timer = threading.Timer(0.5, cancel, (sessions, job_id))
         timer.start()
         started = time.monotonic()
-        found = http.get(f"/v1/jobs/{job_id}/events?after=2&wait_seconds=15").json()
+        found = http.get(f"/v1/jobs/{job_id}/events?after=2&wait_seconds=25").json()
         timer.join()
         assert [event["type"] for event in found["data"]] == ["job.cancelled"]
-        assert time.monotonic() - started < 12
+        assert time.monotonic() - started < 22
 
     def test_gives_up_after_the_time_it_was_given(self, http: httpx.Client, job_id: str) -> None:
         started = time.monotonic()
@@ -361,9 +361,9 @@ class TestLongPoll:
     ) -> None:
         cancel(sessions, job_id)
         started = time.monotonic()
-        found = http.get(f"/v1/jobs/{job_id}/events?after=3&wait_seconds=20").json()
+        found = http.get(f"/v1/jobs/{job_id}/events?after=3&wait_seconds=25").json()
         assert found["data"] == []
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 22
 
 
 @pytest.mark.slow
@@ -406,7 +406,7 @@ class TestSignal:
                 asked = time.monotonic()
                 assert reader.finish()[-1].retry_seconds is not None
                 assert server.wait(PATIENCE_SECONDS) in {0, -signal.SIGTERM}
-                assert time.monotonic() - asked < 10
+                assert time.monotonic() - asked < 25
         finally:
             server.kill()
             server.wait()

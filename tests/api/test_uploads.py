@@ -445,7 +445,7 @@ def served(settings: Settings, **changes: str) -> Iterator[tuple[str, psutil.Pro
             yield url, psutil.Process(process.pid)
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(60)
 
 
 def _answers(url: str) -> bool:
@@ -535,7 +535,7 @@ class TestProcess:
         changes = {"RETORT_UPLOAD_STALL_SECONDS": "0.5"}
         with served(settings, **changes) as (url, _process):
             headers = {"authorization": f"Bearer {api_key}"}
-            with httpx.Client(base_url=url, headers=headers) as client:
+            with httpx.Client(base_url=url, headers=headers, timeout=60) as client:
                 upload = client.post("/v1/uploads", json=sending.announcement(b"weights")).json()
                 address = httpx.URL(url)
                 path = upload["parts"][0]["url"]
@@ -544,7 +544,7 @@ class TestProcess:
                     f"Authorization: Bearer {api_key}\r\n\r\nwei"
                 )
                 place = (address.host, address.port or 0)
-                with socket.create_connection(place, timeout=20) as raw:
+                with socket.create_connection(place, timeout=60) as raw:
                     raw.sendall(head.encode())
                     answer = b""
                     while b"upload_stalled" not in answer and (more := raw.recv(65536)):

@@ -33,9 +33,10 @@ def checkout(folder: Path) -> None:
     """Lay out what the commands use of a checkout whose environment is made."""
     for name in USED:
         place = source.ROOT / name
-        # With their times: a newer pyproject.toml would renew the environment.
         copy = shutil.copytree if place.is_dir() else shutil.copy2
         copy(place, folder / name)
+        # A pyproject.toml newer than the environment would have it renewed, for this folder.
+        os.utime(folder / name, (0, 0))
     (folder / ".venv").symlink_to(sys.prefix)
 
 

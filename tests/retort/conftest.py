@@ -45,7 +45,7 @@ def naps() -> list[float]:
 @pytest.fixture
 def http(wire: wires.Wire, naps: list[float]) -> Iterator[transport.Transport]:
     """A transport to that server which notes its pauses instead of making them."""
-    made = transport.Transport(wire.url, "secret-key", timeout=5, sleep=naps.append)
+    made = transport.Transport(wire.url, "secret-key", timeout=60, sleep=naps.append)
     yield made
     made.close()
 

@@ -24,7 +24,9 @@ sys.stdout.write(" ".join(sorted(method.name for method in methods)))
 def test_a_client_generator_accepts_the_document_and_its_client_works(
     service: str, api_key: str, tmp_path: Path
 ):
-    (tmp_path / "openapi.json").write_bytes(httpx.get(f"{service}/v1/openapi.json").content)
+    (tmp_path / "openapi.json").write_bytes(
+        httpx.get(f"{service}/v1/openapi.json", timeout=60).content
+    )
     command = [str(Path(sys.executable).with_name("openapi-python-client")), "generate"]
     command += ["--path", "openapi.json", "--output-path", "generated_retort", "--meta", "none"]
     # It formats with ruff, which it looks for on the path.

@@ -132,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.connection.settimeout(10)
+        self.connection.settimeout(60)
 
     def parse_request(self) -> bool:
         if not super().parse_request():

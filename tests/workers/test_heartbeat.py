@@ -53,7 +53,7 @@ class TestHeartbeat:
                 verb(session, project_id=project, job_id=lease.job_id)  # type: ignore[operator]  # one of two verbs
             began = time.monotonic()
             scenes.wait_until(lambda: heartbeat.stop_wanted, "the wish is known")
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 30
             assert not heartbeat.lost
 
     def test_loses_the_lease_when_a_reaper_moves_the_fence(
@@ -127,7 +127,7 @@ class TestOutage:
         with Heartbeat(hasty, lease) as heartbeat, scenes.unreachable(database_url):
             scenes.wait_until(lambda: heartbeat.lost, "the lease is given up")
             # Since the last renewal, which was some time before the outage.
-            assert 0.75 < time.monotonic() - heartbeat._renewed < 5
+            assert 0.75 < time.monotonic() - heartbeat._renewed < 30
         hasty.engine.dispose()
 
     def test_in_which_a_call_never_returns_loses_the_lease_too(

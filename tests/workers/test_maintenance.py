@@ -141,15 +141,15 @@ class TestWatch:
     """The reaper must tell "the worker is dead" from "I could not look"."""
 
     def test_begins_with_nothing(self) -> None:
-        assert maintenance._PollingTime().seconds(10) < 1
+        assert maintenance._PollingTime().seconds(60) < 10
 
     def test_grows_while_the_database_answers(self) -> None:
         watch = maintenance._PollingTime()
         for _ in range(3):
             time.sleep(0.05)
-            watch.seconds(5)
+            watch.seconds(60)
             watch.record()
-        assert watch.seconds(5) >= 0.15
+        assert watch.seconds(60) >= 0.15
 
     def test_begins_again_after_a_gap(self) -> None:
         watch = maintenance._PollingTime()
@@ -158,7 +158,7 @@ class TestWatch:
         assert watch.seconds(0.05) == 0
         watch.record()
         time.sleep(0.1)
-        assert 0.1 <= watch.seconds(5) <= time.monotonic() - began
+        assert 0.1 <= watch.seconds(60) <= time.monotonic() - began
 
     def test_does_not_count_looks_at_a_database_that_is_away(self) -> None:
         watch = maintenance._PollingTime()

@@ -74,7 +74,7 @@ class TestWorkerRegistration:
         scenes.wait_until(lambda: row(context), "the worker is announced")
         began = time.monotonic()
         worker_registration.stop()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
         found = row(context)
         assert found is not None
         assert found.stopped_at is not None

@@ -11,7 +11,7 @@ from tests.distill import folders
 from workers.distill.config.job import Input
 from workers.distill.data import boxes, dataset
 from workers.distill.networks import catalog, weights
-from workers.distill.runtime import device, signals
+from workers.distill.runtime import signals
 
 SIDE = 32
 INPUT = {"channels": 1, "height": SIDE, "width": SIDE, "mean": [0.3], "std": [0.3]}
@@ -82,12 +82,6 @@ def prepare(workdir: Path, reference: str, method: dict[str, Any], **training: A
     path = workdir / "recipe.json"
     path.write_text(json.dumps(recipe))
     return path
-
-
-@pytest.fixture(autouse=True)
-def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure no student's latency for long: nobody here asks for it."""
-    monkeypatch.setattr(device, "MEASURE_SECONDS", 0.001)
 
 
 @pytest.mark.slow

@@ -2,8 +2,6 @@ import errno
 import json
 import math
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import torch
 from tests.distill import folders
 from workers.distill import errors
 from workers.distill.config.result import RunResult
+from workers.distill.evaluation import evaluate
 from workers.distill.networks import weights
 from workers.distill.run import failures
 
@@ -31,9 +30,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[di
     return workdir, lines
 
 
-def stop_at_checkpoint(workdir: Path, number: int) -> tuple[int, list[dict[str, Any]]]:
-    """Start the same run, send a signal after the first checkpoint, and return how it ended."""
-    process = folders.start(folders.prepare(workdir, baseline=True, training=SLOW_ENOUGH))
+def stop_at_checkpoint(recipe: Path, number: int) -> tuple[int, list[dict[str, Any]]]:
+    """Start a run, send a signal after its first checkpoint, and return how it ended."""
+    process = folders.start(recipe)
     assert process.stdout is not None
     for line in process.stdout:
         if json.loads(line)["type"] == "checkpoint":
@@ -86,20 +85,14 @@ class TestWholeRun:
         assert all(0 < share < 1 for share in shares)
 
     def test_the_student_can_be_rebuilt_from_its_file_alone(
-        self, undisturbed: tuple[Path, list[dict[str, Any]]]
+        self,
+        undisturbed: tuple[Path, list[dict[str, Any]]],
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         workdir, lines = undisturbed
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "workers.distill.evaluation.evaluate"),
-                *(workdir / "student.safetensors", "--dataset", workdir / "dataset"),
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-            env=folders.ENVIRONMENT,
-        )
-        counted = json.loads(done.stdout)
+        student, data = workdir / "student.safetensors", workdir / "dataset"
+        assert evaluate.main([str(student), "--dataset", str(data)]) == 0
+        counted = json.loads(capsys.readouterr().out)
         assert counted["accuracy"] == lines[-1]["scores"]["student"]["accuracy"]
         assert counted["samples"] == 20
 
@@ -164,19 +157,17 @@ class TestWholeRun:
 
 @pytest.mark.slow
 class TestResume:
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-    def test_a_stopped_run_ends_with_the_same_bytes(
-        self,
-        undisturbed: tuple[Path, list[dict[str, Any]]],
-        tmp_path: Path,
-        number: signal.Signals,
+    def test_a_run_that_is_stopped_and_then_killed_ends_with_the_same_bytes(
+        self, undisturbed: tuple[Path, list[dict[str, Any]]], tmp_path: Path
     ) -> None:
-        code, lines = stop_at_checkpoint(tmp_path, number)
-        assert code == (75 if number == signal.SIGTERM else -signal.SIGKILL)
+        recipe = folders.prepare(tmp_path, baseline=True, training=SLOW_ENOUGH)
+        code, lines = stop_at_checkpoint(recipe, signal.SIGTERM)
+        assert code == 75
+        assert lines[-1]["type"] == "checkpoint"
+        code, _ = stop_at_checkpoint(recipe, signal.SIGKILL)
+        assert code == -signal.SIGKILL
         assert not (tmp_path / "student.safetensors").exists()
-        if number == signal.SIGTERM:
-            assert lines[-1]["type"] == "checkpoint"
-        code, lines = folders.finish(folders.start(tmp_path / "recipe.json"))
+        code, lines = folders.finish(folders.start(recipe))
         assert code == 0
         assert lines[0]["resumed_from_step"] > 0
         whole = undisturbed[0] / "student.safetensors"

@@ -4,13 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from tests.distill import folders
 from workers.distill.config.job import Input
 from workers.distill.data import dataset
-from workers.distill.runtime import device
 
 SIDE = 16
 INPUT = {"channels": 1, "height": SIDE, "width": SIDE, "mean": [0.3], "std": [0.3]}
@@ -43,12 +41,6 @@ def prepare(workdir: Path, **training: Any) -> Path:
     path = workdir / "recipe.json"
     path.write_text(json.dumps(recipe))
     return path
-
-
-@pytest.fixture(autouse=True)
-def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure no student's latency for long: nobody here asks for it."""
-    monkeypatch.setattr(device, "MEASURE_SECONDS", 0.001)
 
 
 class TestClassWeights:

@@ -12,7 +12,7 @@ from workers.distill.data import catalog as datasets
 from workers.distill.data import dataset
 from workers.distill.files import tensorfile
 from workers.distill.methods.datafree.base import SynthesisBatch
-from workers.distill.runtime import device, signals
+from workers.distill.runtime import signals
 from workers.distill.synthesis.synthesizers.base import SynthesisContext
 
 pytestmark = pytest.mark.slow
@@ -69,12 +69,6 @@ def done(path: Path) -> dict[str, Any]:
     code, lines = folders.run_here(path)
     assert code == 0, lines[-1]
     return lines[-1]
-
-
-@pytest.fixture(autouse=True)
-def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure no student's latency for long: nobody here asks for it."""
-    monkeypatch.setattr(device, "MEASURE_SECONDS", 0.001)
 
 
 @pytest.fixture(params=METHODS)

@@ -166,6 +166,7 @@ class TestStepper:
 
 
 COMPILES = """
+import functools
 import torch
 from torch import nn
 from workers.distill.networks.interface import Features, Network
@@ -182,6 +183,8 @@ class Small(Network):
         pooled = self.norm(images).relu().flatten(1)
         return Features(logits=self.fc(pooled), pooled=pooled)
 
+# What PyTorch makes of the graph is PyTorch's affair; to have C++ compiled takes half a minute.
+torch.compile = functools.partial(torch.compile, backend="aot_eager")
 torch.manual_seed(0)
 network = Small()
 before = {name: value.clone() for name, value in network.state_dict().items()}

@@ -162,7 +162,7 @@ class TestConnect:
                     pytest.raises(sqlalchemy.exc.OperationalError, match=r"not answered for 0\.5"),
                 ):
                     connection.scalar(sa.text("SELECT 1"))
-                assert 0.5 <= time.monotonic() - began < 1.5
+                assert 0.5 <= time.monotonic() - began < 20
             with engine.connect() as connection:
                 assert connection.scalar(sa.text("SELECT pg_backend_pid()")) != first
             engine.dispose()
@@ -217,7 +217,7 @@ class TestWriters:
             started = time.monotonic()
             with readers.begin() as reading:
                 assert reading.scalars(sa.select(tables.ProjectRow)).all() == []
-        assert time.monotonic() - started < 5  # SQLite's writers would wait for thirty
+        assert time.monotonic() - started < 20  # SQLite's writers would wait for thirty
 
     def test_that_fail_leave_nothing_behind(self, sessions: database.Sessions) -> None:
         def broken(session: Session) -> None:

@@ -649,7 +649,7 @@ class TestS3Storage:
         with pytest.raises(errors.StorageDown):
             store.check()
 
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 20
 
     @pytest.mark.slow
     def test_is_down_within_seconds_when_nothing_answers(self):
@@ -665,7 +665,7 @@ class TestS3Storage:
             with pytest.raises(errors.StorageDown):
                 store.check()
 
-            assert time.monotonic() - begun < 5
+            assert time.monotonic() - begun < 30  # of botocore's own accord, five times a minute
 
     def test_is_down_when_the_bucket_is_missing(self, s3_settings):
         options = storage.S3Options(

@@ -107,17 +107,18 @@ def test_it_ends_cleanly_keeps_its_data_lets_nobody_else_in_and_leaves_no_proces
         assert "--data-dir" in words
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
-        assert psutil.wait_procs(children, timeout=10)[1] == []
+        assert psutil.wait_procs(children, timeout=60)[1] == []
     with running(folder, port) as process:
         key = json.loads(known.read_text())["api_key"]
         wait_until(lambda: config.Environment().up_file.exists())
         assert config.find().api_key == key
         assert detached.running() == folder, "`retort down` finds it from any folder"
         headers = {"authorization": f"Bearer {key}"}
-        assert httpx.get(f"http://127.0.0.1:{port}/v1/jobs", headers=headers).status_code == 200
+        jobs = httpx.get(f"http://127.0.0.1:{port}/v1/jobs", headers=headers, timeout=60)
+        assert jobs.status_code == 200
         children = psutil.Process(process.pid).children(recursive=True)
         names = " ".join(" ".join(child.cmdline()) for child in children)
         assert "redis-server" in names
         assert "uvicorn" in names
         os.kill(process.pid, signal.SIGKILL)
-        assert psutil.wait_procs(children, timeout=20)[1] == []
+        assert psutil.wait_procs(children, timeout=60)[1] == []
