@@ -21,12 +21,13 @@ class Keys(transport.Resource):
 
         `scopes` such as `jobs:write` limit it further than its role does.
         """
-        body = {
-            "scopes": None if scopes is None else list(scopes),
+        body: dict[str, object] = {
             "name": name,
             "role": role,
             "expires_at": expires_at.isoformat() if expires_at else None,
         }
+        if scopes is not None:  # an older server knows none
+            body["scopes"] = list(scopes)
         return self._http.fetch(types.NewApiKey, "POST", "/v1/api-keys", body=body)
 
     def list(self, *, page_size: int = 100) -> Iterator[types.ApiKey]:

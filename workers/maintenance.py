@@ -145,6 +145,20 @@ def collect(context: Context) -> dict[str, int]:
     return done
 
 
+def retain(context: Context, project_id: str) -> dict[str, int]:
+    """Delete what one project's retention does not keep, because somebody has asked for it."""
+    grace = timedelta(seconds=context.settings.retention_grace_seconds)
+    done: dict[str, int] = {}
+    with task_leases.held(context.sessions, "collect") as lease:
+        if lease is None:
+            log.info("retention_busy", project_id=project_id)  # the sweep of all comes there too
+            return done
+        swept = retention.sweep_project(lease, project_id=project_id, grace=grace)
+        done = {f"{kind}_deleted": deleted.entries for kind, deleted in swept.items()}
+    _log(done, "retention_done")
+    return done
+
+
 def _retain(context: Context, lease: task_leases.TaskLease) -> dict[str, int]:
     """Delete what retention does not keep, and bytes that nothing needs."""
     grace = timedelta(seconds=context.settings.retention_grace_seconds)

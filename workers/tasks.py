@@ -99,6 +99,12 @@ def sweep() -> None:
     maintenance.sweep(_context(), _send)
 
 
+@app.task(name="maintenance.retain")
+def retain(project_id: str) -> None:
+    """Mark and sweep what one project's retention does not keep."""
+    maintenance.retain(_context(), project_id)
+
+
 @app.task(name="maintenance.collect")
 def collect() -> None:
     """Expire uploads and idempotency keys, delete bytes that nothing refers to."""

@@ -77,14 +77,15 @@ def preview(
 def sweep_now(
     caller: AdminDep, sessions: SessionsDep, service: ServiceDep, publish: PublishDep
 ) -> bodies.RetentionPreview:
-    """Ask maintenance to sweep now and not within the hour; return what is due.
+    """Ask maintenance to sweep this project now and not within the hour; return what is due.
 
     It marks what is due, and deletes what was marked for longer than the grace.
     """
     with sessions.begin() as session:
         policy = policies.of(session, project_id=caller.project_id)
         kinds = sweep.preview(session, project_id=caller.project_id, grace=_grace(service))
-        outbox.add(session, task="maintenance.collect", queue="maintenance", payload={})
+        payload = {"project_id": caller.project_id}
+        outbox.add(session, task="maintenance.retain", queue="maintenance", payload=payload)
         audit.record(session, caller, "retention.sweep_requested", caller.project_id)
     publish()
     return bodies.RetentionPreview.of(kinds, _read(policy, service))
@@ -143,8 +144,8 @@ def _erase(
             versions=erasure.versions,
             blobs=erasure.blobs,
             size_bytes=erasure.size_bytes,
-            pictures=erasure.pictures,
-            cancelled_jobs=erasure.cancelled_jobs,
+            pictures=len(erasure.pictures),
+            cancelled_jobs=len(erasure.cancelled_jobs),
         )
     notes = []
     try:

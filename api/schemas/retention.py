@@ -15,6 +15,7 @@ ABOUT_BYTES = (
     "Bytes of files go when no row of any project needs them; they belong to the service, and its "
     "operator sees them with: python -m models_registry.retention --dry-run"
 )
+MOST_SHOWN = 200
 Days = Annotated[int | None, Field(ge=1, le=36_500)]
 
 
@@ -115,4 +116,10 @@ class ErasureRead(BaseModel):
     @classmethod
     def of(cls, erasure: Erasure, *, waiting_blobs: int, notes: list[str]) -> Self:
         """Return the body of an erasure."""
-        return cls(**{**asdict(erasure), "waiting_blobs": waiting_blobs, "notes": notes})
+        shown = asdict(erasure)
+        for name in ("versions", "pictures", "cancelled_jobs", "remains"):
+            more = len(shown[name]) - MOST_SHOWN
+            if more > 0:
+                notes = [*notes, f"{name} are the first {MOST_SHOWN}; there are {more} more."]
+            shown[name] = shown[name][:MOST_SHOWN]
+        return cls(**{**shown, "waiting_blobs": waiting_blobs, "notes": notes})

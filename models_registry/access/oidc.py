@@ -24,6 +24,7 @@ from joserfc.errors import ExpiredTokenError, JoseError
 from models_registry import errors
 from models_registry.access import keys
 from models_registry.access.callers import Caller, Role
+from models_registry.artifacts import input_checks
 from models_registry.persistence import database
 from models_registry.settings import Settings
 
@@ -39,6 +40,7 @@ STALE_SECONDS = 24 * 3600.0
 _TIMEOUT_SECONDS = 5.0
 _DISCOVERY = "/.well-known/openid-configuration"
 _SHOWN = 200
+_LONGEST_SECONDS = 366 * 24 * 3600.0  # that a stream may last with one token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +117,10 @@ class TokenVerifier:
                 "the operator create it",
                 code="unknown_project",
             )
-        subject = str(claims["sub"])[:_SHOWN]
-        ends = datetime.fromtimestamp(claims["exp"] + self._rules.skew_seconds, UTC)
+        subject = input_checks.printable(claims["sub"][:_SHOWN])
+        # Some issuers write a time that no calendar has.
+        ends_at = min(claims["exp"] + self._rules.skew_seconds, time.time() + _LONGEST_SECONDS)
+        ends = datetime.fromtimestamp(ends_at, UTC)
         credential = keys.token_credential(subject, ends)
         return Caller(row.id, credential, role, name=subject, credential_id=credential)
 
@@ -223,7 +227,7 @@ class IssuerKeys:
                 raise ValueError(f"its keys are at {address!r}, where they could be forged")
             found = client.get(address).raise_for_status().json()
         # A shared secret among them would be no public key.
-        usable = [key for key in found["keys"] if key.get("use", "sig") == "sig"]
+        usable = [key for key in found["keys"] if dict(key).get("use", "sig") == "sig"]
         return jwk.KeySet.import_key_set({"keys": usable})
 
 
@@ -250,7 +254,8 @@ def _values(claims: Mapping[str, Any], name: str) -> list[str]:
         for part in name.split("."):
             found = found.get(part) if isinstance(found, Mapping) else None
     listed = found if isinstance(found, list) else [found]
-    return [value for value in listed if isinstance(value, str)]
+    # No name has a NUL, and PostgreSQL takes none.
+    return [value for value in listed if isinstance(value, str) and "\0" not in value]
 
 
 def _shown(values: list[str]) -> str:

@@ -112,7 +112,11 @@ class TestPreview:
 
 class TestSweep:
     def test_is_asked_of_maintenance(
-        self, client: TestClient, sessions: database.Sessions, ended: str
+        self,
+        client: TestClient,
+        sessions: database.Sessions,
+        project: tables.ProjectRow,
+        ended: str,
     ) -> None:
         answer = client.post("/v1/retention/sweep")
         assert answer.status_code == 202
@@ -120,7 +124,10 @@ class TestSweep:
         with sessions() as session:
             query = sa.select(tables.OutboxRow).where(tables.OutboxRow.queue == "maintenance")
             message = session.scalars(query).one()
-        assert (message.task, message.payload) == ("maintenance.collect", {})
+        assert (message.task, message.payload) == (
+            "maintenance.retain",
+            {"project_id": project.id},
+        )
 
     def test_leaves_answers_that_say_so(
         self, client: TestClient, sessions: database.Sessions, ended: str

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from models_registry.jobs import actions
 from models_registry.jobs.lifecycle import Reason, State
-from models_registry.persistence import outbox, tables
+from models_registry.persistence import outbox, tables, task_leases
 from models_registry.settings import Settings
 from models_registry.studies import studies
 from tests import factories
@@ -235,6 +236,26 @@ class TestCollect:
         assert scenes.job(context, job_id).state == State.QUEUED
         again = maintenance.collect(context)
         assert set(again.values()) == {0}
+
+
+class TestRetain:
+    def test_sweeps_one_project_and_not_beside_another_sweep(
+        self, context: Context, project: str
+    ) -> None:
+        others = scenes.project(context, "another")
+        hasty = contexts.build(context.settings.model_copy(update={"retention_grace_seconds": 0}))
+        made = [scenes.submit(context, project), scenes.submit(context, others)]
+        with context.sessions.begin() as session:
+            for job_id in made:
+                job = session.get_one(tables.JobRow, job_id)
+                actions.cancel(session, project_id=job.project_id, job_id=job.id)
+                job.finished_at = datetime.now(UTC) - timedelta(days=400)
+        with task_leases.held(context.sessions, "collect"):
+            assert maintenance.retain(hasty, project) == {}
+        assert maintenance.retain(hasty, project)["events_deleted"] > 0
+        assert maintenance.retain(hasty, project)["events_deleted"] == 0
+        assert maintenance.collect(hasty)["events_deleted"] > 0
+        hasty.engine.dispose()
 
 
 class TestTidy:

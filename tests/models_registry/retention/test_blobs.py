@@ -105,11 +105,18 @@ class TestSweep:
         blobs.sweep(sessions, storage, grace=HOUR)
         with sessions.begin() as session:
             age(session, file.sha256)
+            assert blobs._take_some(session, HOUR, "") == ([file.sha256], [file.storage_key])
+            session.rollback()
+        with sessions.begin() as session:
+            age(session, file.sha256)
             # Without `adopt`, which would take the mark away by itself.
             named = tables.ModelFileRow(
                 version_id=teacher.id, path="r.json", sha256=file.sha256, size_bytes=8
             )
             session.add(named)
+        with sessions.begin() as session:
+            # After the last mark of this sweep, and before its deletion.
+            assert blobs._take_some(session, HOUR, "") == ([file.sha256], [])
         assert blobs.sweep(sessions, storage, grace=HOUR) == 0
         assert storage.exists(file.storage_key)
         with sessions.begin() as session:
