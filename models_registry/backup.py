@@ -1,6 +1,6 @@
 """Backup and restore of the whole service: `python -m models_registry.backup create|restore DIR`.
 
-A backup is a folder: `database.dump` (`database.sqlite3` of SQLite) and `bytes`, a folder with the blobs under
+A backup is a folder: `database.dump` (`database.sqlite3` of SQLite), and in `bytes` the blobs under
 their digests. The service need not stop for it. Blobs are copied before and after the database is
 dumped: what the dump names was there before, and is in the first copy, or came since, and is in
 the second. So a student that a restored service lists can be downloaded.
