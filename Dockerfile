@@ -17,14 +17,14 @@ RUN pip install --quiet -c constraints.txt uv
 
 # What changes rarely comes first: a change of code rebuilds none of the layers with dependencies.
 FROM foundation AS api-dependencies
-RUN uv pip install --quiet -c constraints.txt -r pyproject.toml
+RUN uv pip install --quiet -c constraints.txt -r pyproject.toml --extra otel
 
 FROM foundation AS worker-dependencies
 # torch.compile builds its kernels on the machine they run on.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*
-RUN uv pip install --quiet -c constraints.txt -r pyproject.toml --extra worker
+RUN uv pip install --quiet -c constraints.txt -r pyproject.toml --extra worker --extra otel
 
 FROM api-dependencies AS api
 COPY README.md ./

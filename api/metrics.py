@@ -130,6 +130,15 @@ def _queues(session: Session) -> Iterator[core.Metric]:
         ("state", "fault"),
         workers.count_states(session).items(),
     )
+    yield _gauge(
+        "retort_gpu_utilisation_ratio",
+        "Mean utilisation of the graphics cards of online workers, by whether they hold a job",
+        ("state",),
+        [
+            (("busy" if busy else "idle",), share)
+            for busy, share in workers.mean_gpu_utilisation(session).items()
+        ],
+    )
     online = workers.count_by_queue(session)
     yield _gauge(
         "retort_queue_workers",

@@ -60,6 +60,11 @@ threading.Event().wait()
 """
 
 
+def postgres_programs() -> Path:
+    """Return the folder of PostgreSQL's programs."""
+    return _package("pgserver") / "pginstall" / "bin"
+
+
 @contextlib.contextmanager
 def postgres(folder: Path) -> Iterator[str]:
     """Run PostgreSQL and yield its SQLAlchemy URL; `folder` receives its log.
@@ -71,7 +76,7 @@ def postgres(folder: Path) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="retort-pg-") as home:
         cluster = Path(home) / "cluster"
         cluster.mkdir()
-        programs = _package("pgserver") / "pginstall" / "bin"
+        programs = postgres_programs()
         if user:
             shutil.chown(home, user)
             shutil.chown(cluster, user)

@@ -5,6 +5,7 @@ Each setting has its reason. The database owns every job's state; a message only
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 from celery import Celery, signals
@@ -13,7 +14,7 @@ from kombu.entity import Exchange, Queue
 from models_registry import ids, logs
 from models_registry.persistence import broker
 from models_registry.settings import Settings
-from workers import parent_death, worker_registration
+from workers import liveness, parent_death, worker_registration
 
 settings = Settings()
 
@@ -77,6 +78,7 @@ app.conf.update(
 # Made before the pool forks, so that the supervisor claims under the announced name.
 WORKER_ID = ids.new("wrk")
 _MAIN_PROCESS = os.getpid()
+_alive: list[Path] = []
 
 
 @signals.setup_logging.connect
@@ -91,6 +93,7 @@ def _set_up_logging(**_: Any) -> None:
 def _announce(sender: Any, **_: Any) -> None:
     queues = sorted(str(name) for name in sender.app.amqp.queues.consume_from)
     worker_registration.start(settings, worker_id=WORKER_ID, queues=queues, consumer=sender)
+    _alive.append(liveness.keep(sender.timer, settings.data_dir))
 
 
 @signals.worker_shutting_down.connect
@@ -101,6 +104,8 @@ def _shut_down(**_: Any) -> None:
 @signals.worker_shutdown.connect
 def _leave(**_: Any) -> None:
     worker_registration.stop()
+    for path in _alive:
+        path.unlink(missing_ok=True)
 
 
 @signals.worker_process_init.connect

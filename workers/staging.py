@@ -63,6 +63,17 @@ def sweep_scratch(folder: Path) -> int:
     return removed
 
 
+def is_in_use(folder: Path) -> bool:
+    """Return whether a process that lives works in one of the working folders."""
+    for lock_path in folder.glob(f"*/{_LOCK}"):
+        with contextlib.suppress(FileNotFoundError), lock_path.open("r+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock of this file; the kernel releases that of a killed process."""

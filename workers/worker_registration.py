@@ -27,7 +27,7 @@ import structlog
 from models_registry.jobs import workers
 from models_registry.persistence import database
 from models_registry.settings import Settings
-from workers import engine_launcher, machine_health
+from workers import engine_launcher, gpu_utilisation, machine_health
 from workers.erased_inputs import ErasedInputs
 from workers.machine_health import MachineFault, MachineHealth, Suspension
 
@@ -177,6 +177,8 @@ def _write(
     stopping: bool = False,
 ) -> bool:
     """Write registration, heartbeat or shutdown, and return whether that succeeded."""
+    is_heartbeat = description is None and not stopping
+    utilisation = gpu_utilisation.read() if is_heartbeat else None
     try:
         with sessions.begin() as session:
             if description is not None:
@@ -192,7 +194,9 @@ def _write(
             elif stopping:
                 workers.stopped(session, worker_id=worker_id)
             else:
-                workers.seen(session, worker_id=worker_id, fault=_fault())
+                workers.seen(
+                    session, worker_id=worker_id, fault=_fault(), gpu_utilisation=utilisation
+                )
     except sqlalchemy.exc.SQLAlchemyError as error:
         log.warning("registration_not_written", worker_id=worker_id, error=str(error))
         return False

@@ -13,6 +13,7 @@ def upgrade() -> None:
     """Go up; jobs and messages that there are belong to no trace."""
     op.add_column("jobs", sa.Column("traceparent", sa.String(55), nullable=True))
     op.add_column("outbox", sa.Column("traceparent", sa.String(55), nullable=True))
+    op.add_column("workers", sa.Column("gpu_utilisation", sa.Float(), nullable=True))
     op.create_table(
         "service_counters",
         sa.Column("name", sa.String(64), nullable=False),
@@ -25,5 +26,6 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Go back; the counts are lost."""
     op.drop_table("service_counters")
+    op.drop_column("workers", "gpu_utilisation")
     op.drop_column("outbox", "traceparent")
     op.drop_column("jobs", "traceparent")

@@ -79,6 +79,7 @@ class Reason(StrEnum):
     DEADLINE = "deadline"
     QUEUE_DEADLINE = "queue_deadline"
     ENGINE_FAILED = "engine_failed"
+    RESTORED = "restored"
 
 
 FINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})

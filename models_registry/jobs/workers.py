@@ -37,16 +37,22 @@ def announce(
 
 
 # Any: JSON, with code, message, since and retry_at.
-def seen(session: Session, *, worker_id: str, fault: dict[str, Any] | None = None) -> None:
+def seen(
+    session: Session,
+    *,
+    worker_id: str,
+    fault: dict[str, Any] | None = None,
+    gpu_utilisation: float | None = None,
+) -> None:
     """Record a heartbeat of a worker; one that counted as lost is online again.
 
-    `fault` is why it takes no jobs for now.
+    `fault` is why it takes no jobs for now; `gpu_utilisation`, 0 to 1, is None without a card.
     """
     row = tables.WorkerRow
     session.execute(
         sa.update(row)
         .where(row.id == worker_id)
-        .values(last_seen_at=database.now(session), fault=fault)
+        .values(last_seen_at=database.now(session), fault=fault, gpu_utilisation=gpu_utilisation)
     )
 
 
@@ -116,6 +122,20 @@ def count_by_queue(session: Session) -> dict[tuple[str, bool], int]:
         row.stopped_at.is_(None), row.last_seen_at > recently, row.fault.is_(None)
     )
     return Counter((queue, busy) for queues, busy in session.execute(online) for queue in queues)
+
+
+def mean_gpu_utilisation(session: Session) -> dict[bool, float]:
+    """Return the mean utilisation of online workers' cards by whether they hold a job, 0 to 1."""
+    row, job = tables.WorkerRow, tables.JobRow
+    recently = database.now(session) - SILENT_AFTER
+    is_busy = sa.exists().where(job.lease_owner == row.id)
+    online = sa.select(row.gpu_utilisation, is_busy).where(
+        row.stopped_at.is_(None), row.last_seen_at > recently, row.gpu_utilisation.is_not(None)
+    )
+    shares: dict[bool, list[float]] = {}
+    for share, busy in session.execute(online):
+        shares.setdefault(bool(busy), []).append(share)
+    return {busy: sum(each) / len(each) for busy, each in shares.items()}
 
 
 def page(session: Session, *, wanted: paging.PageRequest) -> paging.Page[tables.WorkerRow]:

@@ -552,6 +552,7 @@ class WorkerRow(Row):
     started_at: Mapped[datetime]
     last_seen_at: Mapped[datetime] = mapped_column(index=True)
     stopped_at: Mapped[datetime | None]
+    gpu_utilisation: Mapped[float | None]  # mean of its cards at the last heartbeat, 0 to 1
     # Why it takes no jobs: code, message, since, retry_at.
     fault: Mapped[dict[str, Any] | None]
 

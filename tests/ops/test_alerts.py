@@ -104,6 +104,7 @@ def service(
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     with sessions.begin() as session:
         announce(session)
+        workers.seen(session, worker_id="wrk_1", gpu_utilisation=0.5)
         counters.add(session, Counter.SWEEPS)
     with httpx.Client(base_url=url, headers={"authorization": f"Bearer {api_key}"}) as client:
         made = Service(client, server, thread, sessions, storage, teacher.project_id)
@@ -239,7 +240,10 @@ DRILLS: dict[str, Callable[[Service], None]] = {
 
 
 @databases.SQLITE_ONLY
-@pytest.mark.parametrize("alert", list(DRILLS))
+@pytest.mark.parametrize(
+    "alert",
+    [pytest.param(a, marks=[pytest.mark.slow] if a == "RetortSlow" else []) for a in DRILLS],
+)
 def test_fires_in_its_drill_and_not_before(service: Service, alert: str) -> None:
     for at in (0, 4 * MINUTES):
         service.scrape(at=at)

@@ -17,7 +17,7 @@ from models_registry.settings import Settings
 from tests import services
 from tests.databases import SQLITE_ONLY
 from tests.workers import conftest, processes, scenes
-from workers import machine_health
+from workers import liveness, machine_health
 from workers.context import Context
 
 JOBS = ("-Q", "any,cpu")
@@ -67,6 +67,7 @@ class TestWorker:
             assert row.versions.keys() >= {"python", "torch"}
             assert row.memory_bytes > 0
             assert row.name == f"worker-{row.id[-6:]}"
+            assert liveness.fault(context.settings) is None
             job_id = scenes.submit(context, project)
             assert scenes.job(context, job_id).state_message is None  # somebody will take it
             assert processes.relay(context) == 1
@@ -89,6 +90,7 @@ class TestWorker:
         assert job.releases == 1
         assert scenes.job(context, untouched).attempt == 0
         assert processes.waiting(context.settings.broker_url) == waiting
+        assert "no worker" in (liveness.fault(context.settings) or "")
         (row,) = announced(context)
         assert row.stopped_at is not None
         with context.readers.begin() as session:

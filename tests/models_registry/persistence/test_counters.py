@@ -49,6 +49,9 @@ def test_workers_are_counted_by_queue_and_by_whether_they_are_busy(
                 versions={},
             )
         factories.running(session, session.get_one(tables.JobRow, job.id), worker_id="wrk_2")
+        for worker_id, share in (("wrk_1", 0.0), ("wrk_2", 0.75)):
+            workers.seen(session, worker_id=worker_id, gpu_utilisation=share)
+        assert workers.mean_gpu_utilisation(session) == {False: 0.0, True: 0.75}
         found = workers.count_by_queue(session)
     assert found == {
         ("any", False): 1,
