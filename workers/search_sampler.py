@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from models_registry.studies.search_spec import SearchSpec, TrialState
 from models_registry.studies.search_variants import METHODS
-from models_registry.studies.searches import Suggestions, PastTrial, Proposal, Question
+from models_registry.studies.searches import PastTrial, Proposal, Question, Suggestions
 from models_registry.studies.spaces import Axis, CategoricalSpace, FloatSpace, IntSpace
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 from pydantic_core.core_schema import ValidationInfo
@@ -26,6 +26,7 @@ _TELL_VALUE = ("value_error", "missing", "too_short", "too_long")
 
 # Documents are the caller's JSON: any value may stand anywhere.
 Json = Any
+Bound = TypeVar("Bound", int, float)
 
 
 class _Space(BaseModel):
@@ -115,7 +116,7 @@ Space: TypeAlias = Annotated[FloatSpace | IntSpace | CategoricalSpace, Field(dis
 _ADAPTER: TypeAdapter[FloatSpace | IntSpace | CategoricalSpace] = TypeAdapter(Space)
 
 
-def _above(high: Any, known: ValidationInfo) -> Any:  # Any: float or int
+def _above(high: Bound, known: ValidationInfo) -> Bound:
     low = known.data.get("low")
     if low is not None and high <= low:
         raise ValueError(f"must be greater than low, which is {low:g}, got {high:g}")

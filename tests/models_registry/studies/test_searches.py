@@ -15,7 +15,7 @@ from models_registry.persistence import database, paging, tables
 from models_registry.persistence.storage import Storage
 from models_registry.studies import searches, studies
 from models_registry.studies.search_spec import SearchPhase, TrialState
-from models_registry.studies.searches import Suggestions, Proposal, Question
+from models_registry.studies.searches import Proposal, Question, Suggestions
 from models_registry.studies.studies import StudyState
 from tests import factories, racing
 from tests.databases import SQLITE_ONLY
