@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from models_registry.studies.search_spec import SearchSpec, TrialState
 from models_registry.studies.search_variants import METHODS
-from models_registry.studies.searches import Answer, PastTrial, Proposal, Question
+from models_registry.studies.searches import PastTrial, Proposal, Question, Suggestions
 from models_registry.studies.spaces import Axis, CategoricalSpace, FloatSpace, IntSpace
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _TRIES = 20
 """Proposals of the sampler itself before another way is taken to new values."""
 
 
-def propose(question: Question) -> Answer:
+def propose(question: Question) -> Suggestions:
     """Return values for as many trials as are wanted, none of which was tried before.
 
     The same question has the same answer.
@@ -36,7 +36,7 @@ def propose(question: Question) -> Answer:
         running = TrialState.RUNNING
         number = len(past) + 1
         past.append(PastTrial(number, running, proposal.place, proposal.choices, None, {}))
-    return Answer(question.revision, proposals)
+    return Suggestions(question.revision, proposals)
 
 
 def _propose_one(question: Question, past: Sequence[PastTrial]) -> Proposal:

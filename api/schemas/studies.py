@@ -79,7 +79,7 @@ class SearchRead(BaseModel):
             return None
         search = SearchSpec.model_validate(study.spec["search"])
         objective = search_variants.objective_of(search, study.spec["task"])
-        told = {"message": None, "counts": {}, "best": None, "confirmation": None}
+        told: Json = {"message": None, "counts": {}, "best": None, "confirmation": None}
         told |= study.search or {}
         return cls(
             phase=study.search_phase,

@@ -11,11 +11,11 @@ MAX_PARALLEL = 64
 MAX_CONFIRM_SEEDS = 100
 
 
-class _Part(BaseModel):
+class _SearchPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class PruningSpec(_Part):
+class PruningSpec(_SearchPart):
     """When trials that fall behind are ended: asynchronous successive halving over epochs."""
 
     min_epochs: int = Field(
@@ -30,7 +30,7 @@ class PruningSpec(_Part):
     )
 
 
-class SearchSpec(_Part):
+class SearchSpec(_SearchPart):
     """Trials that are chosen one after the other by the results so far, and what follows them.
 
     Trials are compared on the validation split, never on the test split. The best of them is then
@@ -70,8 +70,8 @@ class SearchSpec(_Part):
 
     @field_validator("parallel")
     @classmethod
-    def _parallel_within_trials(cls, parallel: int, info: ValidationInfo) -> int:
-        trials = info.data.get("trials")
+    def _parallel_within_trials(cls, parallel: int, known: ValidationInfo) -> int:
+        trials = known.data.get("trials")
         if trials is not None and parallel > trials:
             raise ValueError(
                 f"parallel is {parallel}, and there are only {trials} trials; give at most {trials}"

@@ -110,7 +110,7 @@ def _count(axis: Axis) -> float:
 
 def faults_of_spaces(source: VariantSource) -> list[errors.Fault]:
     """Return why no draft can be made; all other functions need a source without such faults."""
-    found = []
+    found: list[errors.Fault] = []
     for place, method in source.methods.items():
         found += spaces.faults_of(method, f"{METHODS}/{place}")
     if source.training is not None:

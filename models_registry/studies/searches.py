@@ -3,7 +3,7 @@
 `advance` is the one door. It holds the study's row, and does in the caller's transaction all that
 the results so far allow, so that it may be called at any time, by several processes at once, and
 again after a crash: nothing happens twice, and what was not committed did not happen. Which values
-a new trial has is chosen outside of the transaction by whoever calls (`Question`, `Answer`).
+a new trial has is chosen outside of the transaction by whoever calls (`Question`, `Suggestions`).
 
 A trial is judged by its values alone, never by when it is looked at: one that fell behind at a rung
 is pruned although its jobs may have ended meanwhile.
@@ -80,7 +80,7 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Suggestions:
     """What a sampler proposes to a question."""
 
     revision: str
@@ -88,7 +88,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class _Member:
+class _TrialJob:
     """A job of the study: no more of its row than is needed."""
 
     job_id: str
@@ -119,7 +119,7 @@ def active_of_job(session: Session, job_id: str) -> str | None:
     ).one_or_none()
 
 
-def advance(session: Session, study_id: str, answer: Answer | None = None) -> Question | None:
+def advance(session: Session, study_id: str, answer: Suggestions | None = None) -> Question | None:
     """Do what the results so far allow; return a question if new trials are wanted.
 
     Nothing is done, and None returned, while another transaction holds the study, and once its
@@ -215,7 +215,7 @@ class _Search:
     def _falls_behind(
         self,
         trial: tables.TrialRow,
-        members: Sequence[_Member],
+        members: Sequence[_TrialJob],
         curves: Sequence[Sequence[tuple[int, float]]],
     ) -> bool:
         """Compare a trial at each rung that it has come to; prune it if it is not kept."""
@@ -257,7 +257,7 @@ class _Search:
     def _prune(
         self,
         trial: tables.TrialRow,
-        members: Sequence[_Member],
+        members: Sequence[_TrialJob],
         epoch: int,
         value: float,
         verdict: halving.Judgement,
@@ -287,7 +287,7 @@ class _Search:
     def _end_if_over(
         self,
         trial: tables.TrialRow,
-        members: Sequence[_Member],
+        members: Sequence[_TrialJob],
         curves: Sequence[Sequence[tuple[int, float]]],
     ) -> None:
         if not all(member.is_over for member in members):
@@ -573,7 +573,7 @@ def _key(spec: JobSpec) -> str:
     return variants.key_of([spec.method, spec.training])
 
 
-def _members(session: Session, study_id: str) -> dict[int, list[_Member]]:
+def _members(session: Session, study_id: str) -> dict[int, list[_TrialJob]]:
     """Return the jobs of a study by their variants, in the order of their seeds."""
     row = tables.JobRow
     query = sa.select(
@@ -584,12 +584,12 @@ def _members(session: Session, study_id: str) -> dict[int, list[_Member]]:
         row.state_message,
         row.spec["training"]["epochs"].as_integer(),
     ).where(row.study_id == study_id)
-    found: dict[int, list[_Member]] = {}
+    found: dict[int, list[_TrialJob]] = {}
     for job_id, variant, seed, state, message, epochs in session.execute(
         query.order_by(row.study_seed)
     ):
         if variant is not None and seed is not None:
-            member = _Member(job_id, variant, seed, State(state), message, epochs)
+            member = _TrialJob(job_id, variant, seed, State(state), message, epochs)
             found.setdefault(variant, []).append(member)
     return found
 

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 from pydantic_core.core_schema import ValidationInfo
@@ -26,6 +26,7 @@ _TELL_VALUE = ("value_error", "missing", "too_short", "too_long")
 
 # Documents are the caller's JSON: any value may stand anywhere.
 Json = Any
+Bound = TypeVar("Bound", int, float)
 
 
 class _Space(BaseModel):
@@ -42,13 +43,13 @@ class FloatSpace(_Space):
 
     @field_validator("high")
     @classmethod
-    def _high_is_above(cls, high: float, info: ValidationInfo) -> float:
-        return _above(high, info)
+    def _high_is_above(cls, high: float, known: ValidationInfo) -> float:
+        return _above(high, known)
 
     @field_validator("log")
     @classmethod
-    def _log_needs_positive(cls, log: bool, info: ValidationInfo) -> bool:
-        return _loggable(log, info)
+    def _log_needs_positive(cls, log: bool, known: ValidationInfo) -> bool:
+        return _loggable(log, known)
 
     def corners(self) -> dict[str, Json]:
         """Return its outermost values, by the field that gives each."""
@@ -69,13 +70,13 @@ class IntSpace(_Space):
 
     @field_validator("high")
     @classmethod
-    def _high_is_above(cls, high: int, info: ValidationInfo) -> int:
-        return _above(high, info)
+    def _high_is_above(cls, high: int, known: ValidationInfo) -> int:
+        return _above(high, known)
 
     @field_validator("log")
     @classmethod
-    def _log_needs_positive(cls, log: bool, info: ValidationInfo) -> bool:
-        return _loggable(log, info)
+    def _log_needs_positive(cls, log: bool, known: ValidationInfo) -> bool:
+        return _loggable(log, known)
 
     def corners(self) -> dict[str, Json]:
         """Return its outermost values, by the field that gives each."""
@@ -115,15 +116,15 @@ Space: TypeAlias = Annotated[FloatSpace | IntSpace | CategoricalSpace, Field(dis
 _ADAPTER: TypeAdapter[FloatSpace | IntSpace | CategoricalSpace] = TypeAdapter(Space)
 
 
-def _above(high: Any, info: ValidationInfo) -> Any:  # Any: float or int
-    low = info.data.get("low")
+def _above(high: Bound, known: ValidationInfo) -> Bound:
+    low = known.data.get("low")
     if low is not None and high <= low:
         raise ValueError(f"must be greater than low, which is {low:g}, got {high:g}")
     return high
 
 
-def _loggable(log: bool, info: ValidationInfo) -> bool:
-    low = info.data.get("low")
+def _loggable(log: bool, known: ValidationInfo) -> bool:
+    low = known.data.get("low")
     if log and low is not None and low <= 0:
         raise ValueError(f"needs a low above 0, got {low:g}; raise low or leave log out")
     return log

@@ -336,7 +336,10 @@ def _search_entries(search: types.Search) -> list[tuple[str, Cell]]:
     return [
         ("search", search.phase),
         ("trials", watching.search_words(search)),
-        ("best trial", best and f"{best.trial}: {settings_words(best.method, best.settings)}"),
+        (
+            "best trial",
+            None if best is None else f"{best.trial}: {settings_words(best.method, best.settings)}",
+        ),
         ("says", search.message),
     ]
 

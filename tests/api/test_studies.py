@@ -177,7 +177,7 @@ class TestSearch:
             question = searches.advance(session, submitted["id"])
             assert question is not None
             proposal = searches.Proposal(0, {"/methods/0/temperature": 2.0})
-            answer = searches.Answer(question.revision, [proposal])
+            answer = searches.Suggestions(question.revision, [proposal])
             searches.advance(session, submitted["id"], answer)
         shown = client.get(submitted["links"]["study"]).json()
         assert shown["search"]["trials"] == {

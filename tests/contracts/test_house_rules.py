@@ -35,6 +35,7 @@ MAY_CATCH_EVERYTHING = {
     "api/errors.py": "the API's last handler",
     "api/readiness.py": "hands what a check raised to whoever waits for it",
     "workers/runner.py": "the supervisor's own failure, which its jobs must be told of",
+    "workers/maintenance.py": "one search that fails in any way, which its study is told of",
     "workers/student_files.py": "a model card is never worth a student",
     "retort/cli/shell.py": "the command line's last resort: a sentence, not a traceback",
     "workers/distill/run/run.py": "top of the engine",

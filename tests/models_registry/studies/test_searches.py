@@ -15,7 +15,7 @@ from models_registry.persistence import database, paging, tables
 from models_registry.persistence.storage import Storage
 from models_registry.studies import searches, studies
 from models_registry.studies.search_spec import SearchPhase, TrialState
-from models_registry.studies.searches import Answer, Proposal, Question
+from models_registry.studies.searches import Proposal, Question, Suggestions
 from models_registry.studies.studies import StudyState
 from tests import factories, racing
 from tests.databases import SQLITE_ONLY
@@ -44,15 +44,15 @@ def study(sessions: database.Sessions, project: tables.ProjectRow) -> str:
 
 
 def advance(
-    sessions: database.Sessions, study_id: str, answer: Answer | None = None
+    sessions: database.Sessions, study_id: str, answer: Suggestions | None = None
 ) -> Question | None:
     with sessions.begin() as session:
         return searches.advance(session, study_id, answer)
 
 
-def answer_to(question: Question | None, *temperatures: float) -> Answer:
+def answer_to(question: Question | None, *temperatures: float) -> Suggestions:
     assert question is not None
-    return Answer(question.revision, [Proposal(0, {TEMPERATURE: t}) for t in temperatures])
+    return Suggestions(question.revision, [Proposal(0, {TEMPERATURE: t}) for t in temperatures])
 
 
 def try_next(sessions: database.Sessions, study_id: str, *temperatures: float) -> None:
@@ -419,7 +419,7 @@ class TestEnd:
             question = advance(sessions, made)
             assert question is not None
             proposal = Proposal(0, {TEMPERATURE: place})
-            advance(sessions, made, Answer(question.revision, [proposal]))
+            advance(sessions, made, Suggestions(question.revision, [proposal]))
             train(sessions, storage, made, number, [0.9 - number / 10])
         advance(sessions, made)
         finish(sessions, storage, made, {3: (0.8, 0.8, 0.8), 4: (0.9, 0.9, 0.9)})

@@ -247,7 +247,7 @@ class SSDKD(SmoothedInversionMethod):
         # Those that beta changes over; 0 until the first step tells a share of which length.
         self._beta_epochs = params.beta_epochs or 0
         self.register_buffer("beta_epochs", torch.tensor(self._beta_epochs))
-        self.register_load_state_dict_pre_hook(_add_beta_epochs)
+        self.register_load_state_dict_pre_hook(_add_beta_epochs)  # type: ignore[no-untyped-call]  # torch's stub
         self.register_load_state_dict_post_hook(_restore_finished)  # type: ignore[no-untyped-call]  # torch's stub
 
     @property
