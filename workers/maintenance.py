@@ -9,7 +9,7 @@ import structlog
 from models_registry.access import idempotency
 from models_registry.artifacts import inspections, uploads
 from models_registry.federations import federations
-from models_registry.jobs import logs, network_trials, sweeps
+from models_registry.jobs import logs, network_trials, submission, sweeps
 from models_registry.persistence import database, outbox
 from workers import inspector, staging
 from workers.context import Context
@@ -61,6 +61,8 @@ def sweep(context: Context, send: outbox.Send) -> dict[str, int]:
     _polling_time().record()
     with context.sessions.begin() as session:
         done["deadlines"] = sweeps.enforce_deadlines(session)
+    with context.sessions.begin() as session:
+        done["dependents_settled"] = submission.settle_left_waiting(session)
     after = settings.republish_after_seconds
     with context.sessions.begin() as session:
         done["jobs_republished"] = sweeps.republish(session, after_seconds=after)

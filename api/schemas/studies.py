@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, Field
 
 from api.schemas import rows
+from models_registry.jobs.spec import reference_in
 from models_registry.persistence import tables
 from models_registry.studies import leaderboard, studies
 from models_registry.studies.spec import StudySpec
@@ -221,7 +222,7 @@ class LeaderboardRead(BaseModel):
             study=study.id,
             name=study.name,
             state=state,
-            teacher=study.spec["teacher"],
+            teacher=reference_in(study.spec["teacher"]),
             metric=compared.metric,
             seeds=study.spec["seeds"],
             rows=[LeaderboardRow.of_row(row) for row in compared.rows],

@@ -363,6 +363,16 @@ class JobRow(Row):
     deleted_at: Mapped[datetime | None]
 
 
+class JobDependencyRow(Row):
+    """A job that waits for the student of another one, as its `teacher` or `initial`."""
+
+    __tablename__ = "job_dependencies"
+    job_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id"), primary_key=True)
+    field: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
+    depends_on_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id"), index=True)
+    depth: Mapped[int]  # length of the longest chain of jobs that it ends
+
+
 class AttemptRow(Row):
     """One lease on a job: one fence, one engine process."""
 
@@ -481,6 +491,8 @@ class WorkerRow(Row):
     stopped_at: Mapped[datetime | None]
     # Why it takes no jobs: code, message, since, retry_at.
     fault: Mapped[dict[str, Any] | None]
+    # How its engines are isolated, by measure: is_active, detail.
+    isolation: Mapped[dict[str, Any] | None]
 
 
 class FederationRow(Row):
