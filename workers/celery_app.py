@@ -13,7 +13,7 @@ from kombu.entity import Exchange, Queue
 from models_registry import ids, logs
 from models_registry.persistence import broker
 from models_registry.settings import Settings
-from workers import parent_death, worker_registration
+from workers import isolation, parent_death, worker_registration
 
 settings = Settings()
 
@@ -85,6 +85,12 @@ def _set_up_logging(**_: Any) -> None:
     # A line for every sweep, every few seconds, would hide the other lines.
     for chatty in ("celery.worker.strategy", "celery.app.trace", "celery.beat"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+@signals.worker_init.connect
+def _protect(**_: Any) -> None:
+    isolation.Isolation.of(settings)  # a user that engines cannot run as stops the worker here
+    isolation.protect_process()
 
 
 @signals.worker_ready.connect

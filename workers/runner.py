@@ -22,6 +22,7 @@ from models_registry.jobs import leases
 from models_registry.jobs.lifecycle import Reason, State
 from models_registry.persistence import tables
 from workers import (
+    child_files,
     disk_space,
     engine_process,
     job_grouping,
@@ -198,6 +199,9 @@ class _Run:
             name = f"{leader.job_id}-{leader.attempt}"
             with staging.scratch(self._context.settings.scratch_dir, name) as self._workdir:
                 self._work()
+        except child_files.OddFile as error:
+            name = Path(error.filename).name
+            self._fail("odd_output", f"The engine left no regular file as {name}.")
         except OSError as error:
             # A full disk, no free process: another machine may not have this problem.
             self._hand_back_unfit(machine_health.of_error(error))
@@ -237,6 +241,7 @@ class _Run:
                 workdir=self._workdir,
                 launcher=launcher,
                 device=device,
+                shares_cache=True,
             ) as engine,
             self._guard.watching(engine),
         ):

@@ -28,6 +28,7 @@ from models_registry.jobs import workers
 from models_registry.persistence import database
 from models_registry.settings import Settings
 from workers import engine_launcher, machine_health
+from workers.isolation import Isolation
 from workers.machine_health import MachineFault, MachineHealth, Suspension
 
 log = structlog.get_logger()
@@ -88,12 +89,14 @@ def _run(settings: Settings, worker_id: str, queues: list[str], consumer: Consum
     # It takes seconds to load torch, in which the machine may already be found unfit.
     described: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     describing = threading.Thread(
-        target=lambda: described.put(_describe(settings.worker_device)),
+        target=lambda: described.put(
+            {**_describe(settings.worker_device), "isolation": _isolation(settings)}
+        ),
         name="worker-description",
         daemon=True,
     )
     describing.start()
-    description: dict[str, Any] = {"devices": [], "versions": {}}
+    description: dict[str, Any] = {"devices": [], "versions": {}, "isolation": None}
     # Every project sees it, and the names of machines are the operator's.
     name = settings.worker_name or f"worker-{worker_id[-6:]}"
     host = socket.gethostname()
@@ -185,6 +188,7 @@ def _write(
                     devices=description["devices"],
                     memory_bytes=psutil.virtual_memory().total,
                     versions=description["versions"],
+                    isolation=description["isolation"],
                 )
             elif stopping:
                 workers.stopped(session, worker_id=worker_id)
@@ -217,6 +221,19 @@ def _describe(device: str) -> dict[str, Any]:
             log.warning("devices_unknown", code=child.returncode, error_output=error_output[-500:])
         return {"devices": [], "versions": {}}
     return description
+
+
+def _isolation(settings: Settings) -> dict[str, Any] | None:
+    """Return how engines are isolated on this machine; None where that could not be found out."""
+    try:
+        status = Isolation.of(settings).status()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.error("isolation_unknown", error=str(error))
+        return None
+    for measure, found in status.items():
+        tell = log.info if found["is_active"] else log.warning
+        tell("isolation", measure=measure, **found)
+    return status
 
 
 def _output_of(child: subprocess.Popen[str]) -> tuple[str, str]:
