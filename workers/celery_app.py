@@ -96,7 +96,13 @@ def _protect(**_: Any) -> None:
 @signals.worker_ready.connect
 def _announce(sender: Any, **_: Any) -> None:
     queues = sorted(str(name) for name in sender.app.amqp.queues.consume_from)
-    worker_registration.start(settings, worker_id=WORKER_ID, queues=queues, consumer=sender)
+    worker_registration.start(
+        settings,
+        worker_id=WORKER_ID,
+        queues=queues,
+        consumer=sender,
+        beat=sender.controller.beat,  # None without --beat
+    )
 
 
 @signals.worker_shutting_down.connect

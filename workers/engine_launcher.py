@@ -105,6 +105,8 @@ class EngineLauncher:
         with self._lock:
             if self._is_warm and self._server is None:
                 self._server = ServerClient(_server_environment(), self._preload)
+                if self._isolation is not None:
+                    self._isolation.warm_up()
 
     def wait_ready(self, timeout_seconds: float) -> bool:
         """Return whether `start` would not wait, after the timeout at the latest."""

@@ -32,7 +32,7 @@ _SETTINGS = tuple(
     )
 )
 _DEVICES = ("null", "zero", "full", "random", "urandom")
-_GPU_DEVICES = ("nvidia*", "dri", "kfd")
+GPU_DEVICES = ("nvidia*", "nvhost*", "nvmap", "dri", "kfd", "dxg")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _become_user(plan: IsolationPlan) -> None:
 
 def _restrict_files(plan: IsolationPlan) -> None:
     devices = Path("/dev")
-    gpus = [path for pattern in _GPU_DEVICES for path in devices.glob(pattern)]
+    gpus = [path for pattern in GPU_DEVICES for path in devices.glob(pattern)]
     linux_sandbox.restrict_files(
         readable=[*_SYSTEM, *_SETTINGS, Path("/proc"), *_libraries()],
         usable=[*(devices / name for name in _DEVICES), *gpus],

@@ -13,19 +13,25 @@ import pwd
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import structlog
+
 from models_registry.settings import Settings
 from workers import linux_sandbox
 from workers.isolated_process import (
+    GPU_DEVICES,
     MOST_FILE_BYTES,
     MOST_OPEN_FILES,
     MOST_PROCESSES,
     STEPS,
     IsolationPlan,
 )
+
+log = structlog.get_logger()
 
 TEMPORARY = ".tmp"
 """The folder for temporary files in a working folder."""
@@ -56,6 +62,7 @@ class Isolation:
         self._wanted = wanted
         self._no_user_because = because
         self._failures: dict[str, str] | None = None
+        self._lock = threading.Lock()
 
     @classmethod
     def of(cls, settings: Settings) -> "Isolation":
@@ -69,8 +76,10 @@ class Isolation:
             )
         user, because = _user(settings.engine_user)
         steps = tuple(name for name in STEPS if name != "user" or user is not None)
-        if user is None:
-            steps = tuple(name for name in steps if name != "network_namespace" or _is_root())
+        if not _is_root():
+            steps = tuple(name for name in steps if name != "network_namespace")
+        if _has_gpu(settings) and settings.engine_memory_bytes is None:
+            steps = tuple(name for name in steps if name != "memory")
         plan = IsolationPlan(
             steps,
             uid=None if user is None else user.pw_uid,
@@ -81,6 +90,16 @@ class Isolation:
             cache=str(settings.compile_cache_dir.absolute()),
         )
         return cls(plan, because=because)
+
+    def warm_up(self) -> None:
+        """Find out in the background what can be had, so that no engine waits for it."""
+        threading.Thread(target=self._find_out, name="isolation", daemon=True).start()
+
+    def _find_out(self) -> None:
+        try:
+            self._possible()
+        except (OSError, subprocess.TimeoutExpired) as error:
+            log.warning("isolation_unknown", error=str(error))  # the first engine tries again
 
     def plan(self, workdir: Path, *, shares_cache: bool) -> IsolationPlan:
         """Return what a child with this working folder gives up, and give the folder to its user.
@@ -113,8 +132,9 @@ class Isolation:
         }
 
     def _possible(self) -> IsolationPlan:
-        if self._failures is None:
-            self._failures = self._probe()
+        with self._lock:
+            if self._failures is None:
+                self._failures = self._probe()
         steps = tuple(name for name in self._wanted.steps if name not in self._failures)
         has_user = "user" in steps
         return dataclasses.replace(
@@ -160,6 +180,12 @@ def _ask_child(plan: IsolationPlan) -> dict[str, str]:
         raise OSError(f"isolation could not be probed: {finished.stderr[-500:]}")
     failures: dict[str, str] = json.loads(finished.stdout)
     return failures
+
+
+def _has_gpu(settings: Settings) -> bool:
+    """Return whether engines may use a graphics card, whose driver maps more than it takes."""
+    devices = (path for pattern in GPU_DEVICES for path in Path("/dev").glob(pattern))
+    return settings.worker_device != "cpu" and any(devices)
 
 
 def _is_root() -> bool:
@@ -250,7 +276,8 @@ def _measures(
     yield "privileges", has_none, detail
     most = plan.memory_bytes
     told = "the machine's" if most is None else f"{most} bytes"
-    yield "memory", has("memory"), told if has("memory") else missing("memory", unknown)
+    why = missing("memory", "a graphics card maps more: set RETORT_ENGINE_MEMORY_BYTES to limit it")
+    yield "memory", has("memory"), told if has("memory") else why
     processes = f", {MOST_PROCESSES} processes" if has("user") else ""
     told = f"{MOST_OPEN_FILES} open files, {MOST_FILE_BYTES} bytes a file{processes}"
     yield "limits", has("limits"), told if has("limits") else missing("limits", unknown)

@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -59,17 +60,31 @@ class Consumer(Protocol):
         """Take no more messages of a queue."""
 
 
+class Beat(Protocol):
+    """The process that says when maintenance is due."""
+
+    def is_alive(self) -> bool:
+        """Return whether it runs."""
+
+
 def start(
-    settings: Settings, *, worker_id: str, queues: list[str], consumer: Consumer | None = None
+    settings: Settings,
+    *,
+    worker_id: str,
+    queues: list[str],
+    consumer: Consumer | None = None,
+    beat: Beat | None = None,
 ) -> None:
     """Register this worker, and send heartbeats from a thread.
 
     `consumer` takes the messages of these queues, and takes none while the machine is suspended.
+    A worker whose `beat` has ended shuts down: nobody would start that alone again, and without it
+    there is no maintenance.
     """
     global _thread
     _thread = threading.Thread(
         target=_run,
-        args=(settings, worker_id, queues, consumer),
+        args=(settings, worker_id, queues, consumer, beat),
         name="worker-registration",
         daemon=True,
     )
@@ -83,7 +98,13 @@ def stop() -> None:
         _thread.join(timeout=10)
 
 
-def _run(settings: Settings, worker_id: str, queues: list[str], consumer: Consumer | None) -> None:
+def _run(
+    settings: Settings,
+    worker_id: str,
+    queues: list[str],
+    consumer: Consumer | None,
+    beat: Beat | None,
+) -> None:
     engine = database.connect(settings.database_url, pool_size=1)
     sessions = database.sessions(engine)
     # It takes seconds to load torch, in which the machine may already be found unfit.
@@ -106,6 +127,10 @@ def _run(settings: Settings, worker_id: str, queues: list[str], consumer: Consum
     written_at = time.monotonic()
     known: Suspension | None = None
     while not _stopping.wait(min(settings.heartbeat_seconds, _REVIEW_SECONDS)):
+        if beat is not None and not beat.is_alive():
+            log.error("beat_ended", worker_id=worker_id)
+            beat = None
+            os.kill(os.getpid(), signal.SIGTERM)
         health.review(functools.partial(_check, settings))
         suspension = health.suspension
         intake.set_open(suspension is None)
@@ -225,6 +250,8 @@ def _describe(device: str) -> dict[str, Any]:
 
 def _isolation(settings: Settings) -> dict[str, Any] | None:
     """Return how engines are isolated on this machine; None where that could not be found out."""
+    if _stopping.is_set():
+        return None
     try:
         status = Isolation.of(settings).status()
     except (OSError, subprocess.TimeoutExpired) as error:
