@@ -48,8 +48,10 @@ COPY README.md ./
 COPY migrations/ migrations/
 COPY models_registry/ models_registry/
 COPY workers/ workers/
+# Where the worker is root, engines run as another user, who has to get to the data.
 RUN uv pip install --quiet --no-deps -e . \
-    && install --directory --owner=retort --group=retort /var/lib/retort/data
+    && install --directory --owner=retort --group=retort /var/lib/retort/data \
+    && chmod o+x /var/lib/retort
 ENV RETORT_DATA_DIR=/var/lib/retort/data \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -15,7 +15,7 @@ BYTECODE := PYTHONDONTWRITEBYTECODE=
 # Whole running services are shared by the tests of one group, so a group stays in one process.
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadgroup
 
-.PHONY: help demo test test-fast fuzz check flower gpu catalog measurements up clean
+.PHONY: help demo test test-fast fuzz drill check flower gpu catalog measurements up clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -32,8 +32,14 @@ test-fast: $(ENVIRONMENT) ## Quick tests, a minute: no server, no process, no wh
 	@$(QUIET_THREADS) $(BYTECODE) $(BIN)/python -m pytest $(SIDE_BY_SIDE) \
 	  -m "not slow and not medium and not journey" --jaxtyping-packages=
 
-fuzz: $(ENVIRONMENT) ## Inspect 10,000 damaged uploads (COUNT=n SEED=n); some minutes, not part of `test`
+fuzz: $(ENVIRONMENT) ## 10,000 damaged uploads (COUNT=n SEED=n), 100 odd requests a route; many minutes
 	@$(QUIET_THREADS) $(BIN)/python -m tests.drills.mutated_uploads --count $(or $(COUNT),10000) \
+	  $(if $(SEED),--seed $(SEED))
+	@$(QUIET_THREADS) ODD_REQUESTS=100 $(BIN)/python -m pytest -n 0 tests/api/test_openapi.py \
+	  -k OddRequests
+
+drill: $(ENVIRONMENT) ## Kill every process of a running service at random (KILLS=n SEED=n); an hour
+	@$(QUIET_THREADS) $(BIN)/python -m tests.drills.kills --kills $(or $(KILLS),1000) \
 	  $(if $(SEED),--seed $(SEED))
 
 check: $(ENVIRONMENT) ## Lint, format, types, import contracts

@@ -124,6 +124,17 @@ class Settings(BaseSettings):
         True,
         description="Fork engines from a process that has loaded torch (on Linux).",
     )
+    engine_user: str | None = Field(
+        None,
+        max_length=64,
+        description="User (name or number) that engines and inspections run as, if the worker is "
+        "root; empty: nobody.",
+    )
+    engine_memory_bytes: int | None = Field(
+        None,
+        ge=2**30,
+        description="An engine may not take more memory (on Linux); empty: the machine's.",
+    )
     study_students: int = Field(
         6, ge=1, description="Jobs of one study that an engine may train side by side; 1: none."
     )
@@ -199,6 +210,11 @@ class Settings(BaseSettings):
     def cache_dir(self) -> Path:
         """Return where a worker keeps inputs by digest."""
         return self.data_dir / "cache"
+
+    @property
+    def compile_cache_dir(self) -> Path:
+        """Return where engines keep what torch, Triton and CUDA have compiled for them."""
+        return self.data_dir / "compiled"
 
     @property
     def scratch_dir(self) -> Path:

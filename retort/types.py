@@ -96,6 +96,7 @@ class Job(Body):
     retry_of: str | None = None
     study: str | None = None
     variant: int | None = None
+    depends_on: dict[str, str] = Field(default_factory=dict)
     spec: Json = Field(default_factory=dict)
     metrics: dict[str, float | None] = Field(default_factory=dict)
     priority: int = 0

@@ -18,7 +18,7 @@ from models_registry.artifacts import models
 from models_registry.federations import federations
 from models_registry.jobs import leases
 from models_registry.jobs.lifecycle import Reason, State
-from workers import inputs, patience, student_files
+from workers import child_files, inputs, patience, student_files
 from workers.attempt_trace import AttemptTrace
 from workers.context import Context
 from workers.engine_process import Report
@@ -179,14 +179,14 @@ class Attempt:
 
     def _store_checkpoint(self, report: Report) -> None:
         """Store a checkpoint's bytes, then its row; skip one that the engine has replaced."""
-        path = self.folder / report["path"]
+        path = report["path"]
         try:
-            stored = self._put(path, report["path"], expected=report["sha256"])
+            stored = self._put(path, path, expected=report["sha256"])
         except FileNotFoundError:
             return  # the engine has written two newer ones since
         except errors.DigestMismatch:
             # A stop at the step of the last checkpoint writes it anew; that one's report follows.
-            log.info("checkpoint_overtaken", job_id=self.lease.job_id, path=report["path"])
+            log.info("checkpoint_overtaken", job_id=self.lease.job_id, path=path)
             return
         except errors.Unavailable as error:
             # A job must not fail because a checkpoint was not stored; the next one is tried.
@@ -203,8 +203,9 @@ class Attempt:
             )
         )
 
-    def _put(self, path: Path, name: str, *, expected: str | None = None) -> leases.OutputFile:
-        with path.open("rb") as file:
+    def _put(self, path: str, name: str, *, expected: str | None = None) -> leases.OutputFile:
+        """Store a file of the working folder, by its path below it, as `name`."""
+        with child_files.open_below(self.folder, path) as file:
             stored = self._context.storage.put(file, expected=expected)
         return leases.OutputFile(name, stored.sha256, stored.size_bytes, stored.key)
 
@@ -225,7 +226,7 @@ class Attempt:
         self._completed_at = time.monotonic()
         try:
             # First, and patiently: the report is not waited for.
-            self._store({models.WEIGHTS: self.folder / student_files.WEIGHTS}, can_wait=can_wait)
+            self._store({models.WEIGHTS: student_files.WEIGHTS}, can_wait=can_wait)
             pictures = self._store_report()
             stored = [file.path for file in pictures]
             kit = student_files.make(origin, result, self.folder, stored=stored)
@@ -269,7 +270,7 @@ class Attempt:
         beat = self.heartbeat
         return beat.stop_wanted or beat.lost or self._context.shutting_down.is_set()
 
-    def _store(self, files: Mapping[str, Path], *, can_wait: bool) -> list[leases.OutputFile]:
+    def _store(self, files: Mapping[str, str], *, can_wait: bool) -> list[leases.OutputFile]:
         """Store files by their path in the registry; the weights once only."""
         stored = []
         for name, path in files.items():

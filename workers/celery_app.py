@@ -14,7 +14,7 @@ from kombu.entity import Exchange, Queue
 from models_registry import ids, logs
 from models_registry.persistence import broker
 from models_registry.settings import Settings
-from workers import liveness, parent_death, worker_registration
+from workers import isolation, liveness, parent_death, worker_registration
 
 settings = Settings()
 
@@ -89,10 +89,22 @@ def _set_up_logging(**_: Any) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
+@signals.worker_init.connect
+def _protect(**_: Any) -> None:
+    isolation.Isolation.of(settings)  # a user that engines cannot run as stops the worker here
+    isolation.protect_process()
+
+
 @signals.worker_ready.connect
 def _announce(sender: Any, **_: Any) -> None:
     queues = sorted(str(name) for name in sender.app.amqp.queues.consume_from)
-    worker_registration.start(settings, worker_id=WORKER_ID, queues=queues, consumer=sender)
+    worker_registration.start(
+        settings,
+        worker_id=WORKER_ID,
+        queues=queues,
+        consumer=sender,
+        beat=sender.controller.beat,  # None without --beat
+    )
     _alive.append(liveness.keep(sender.timer, settings.data_dir))
 
 

@@ -16,6 +16,7 @@ from models_registry import errors, ids, tracing
 from models_registry.persistence import broker, database, storage
 from models_registry.settings import Settings
 from workers.engine_launcher import EngineLauncher
+from workers.isolation import Isolation
 from workers.machine_health import MachineHealth
 
 log = structlog.get_logger()
@@ -90,7 +91,8 @@ def build(
         sessions=database.sessions(engine),
         storage=storage.from_settings(settings),
         worker_id=worker_id or ids.new("wrk"),
-        launcher=launcher or EngineLauncher(is_warm=settings.engine_warm),
+        launcher=launcher
+        or EngineLauncher(is_warm=settings.engine_warm, isolation=Isolation.of(settings)),
         health=health or MachineHealth(),
         tracer=tracing.start(settings, service="retort-worker"),
         job_queues=job_queues,

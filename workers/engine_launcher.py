@@ -19,6 +19,7 @@ import structlog
 
 from workers.engine_server import ForkRequest
 from workers.engine_server_client import ForkFailed, ServerClient
+from workers.isolation import Isolation
 
 log = structlog.get_logger()
 
@@ -80,12 +81,20 @@ class Started:
 class EngineLauncher:
     """Starts the engines of one process, which must not be forked afterwards.
 
-    Without `is_warm`, and outside of Linux, each engine gets a fresh interpreter.
+    Without `is_warm`, and outside of Linux, each engine gets a fresh interpreter. Without
+    `isolation`, engines may do what this process may.
     """
 
-    def __init__(self, *, is_warm: bool, preload: Sequence[str] = PRELOAD) -> None:
+    def __init__(
+        self,
+        *,
+        is_warm: bool,
+        preload: Sequence[str] = PRELOAD,
+        isolation: Isolation | None = None,
+    ) -> None:
         self._is_warm = is_warm and sys.platform.startswith("linux")
         self._preload = preload
+        self._isolation = isolation
         self._server: ServerClient | None = None
         self._lock = threading.Lock()
         if is_warm and not self._is_warm:
@@ -96,6 +105,8 @@ class EngineLauncher:
         with self._lock:
             if self._is_warm and self._server is None:
                 self._server = ServerClient(_server_environment(), self._preload)
+                if self._isolation is not None:
+                    self._isolation.warm_up()
 
     def wait_ready(self, timeout_seconds: float) -> bool:
         """Return whether `start` would not wait, after the timeout at the latest."""
@@ -103,23 +114,40 @@ class EngineLauncher:
             return self._server is None or self._server.wait_ready(timeout_seconds)
 
     def start(
-        self, module: str, arguments: list[str], *, device: str, stdout: int, stderr: int
+        self,
+        module: str,
+        arguments: list[str],
+        *,
+        workdir: Path,
+        device: str,
+        shares_cache: bool,
+        stdout: int,
+        stderr: int,
     ) -> Started:
         """Start `python -m MODULE ARGUMENTS...` in a session of its own.
 
-        Raises: OSError where no process can be started.
+        Isolated, it may write `workdir` alone, and with `shares_cache` what jobs have compiled.
+        Raises: OSError where no process can be started, or isolated.
         """
         environment = scrubbed_environment(device)
+        plan = None
+        if self._isolation is not None:
+            plan = self._isolation.plan(workdir, shares_cache=shares_cache)
+            environment |= self._isolation.environment(plan)
+        encoded = None if plan is None else plan.encode()
         cold_because = None
         if self._is_warm:
-            request = ForkRequest(module, arguments, environment, str(Path.cwd()))
+            request = ForkRequest(module, arguments, environment, str(Path.cwd()), encoded)
             try:
                 return Started(self._fork(request, stdout, stderr))
             except ForkFailed as error:
                 cold_because = str(error)
                 log.warning("engine_started_cold", module=module, because=cold_because)
+        wrapper = ["workers.parent_death"]
+        if encoded is not None:
+            wrapper = ["workers.isolated_process", encoded]
         child = subprocess.Popen(
-            [sys.executable, "-m", "workers.parent_death", str(os.getpid()), module, *arguments],
+            [sys.executable, "-m", *wrapper, str(os.getpid()), module, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,

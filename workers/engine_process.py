@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import structlog
 
+from workers import child_files
 from workers.engine_launcher import EngineLauncher
 from workers.engine_server_client import ForkedEngine
 
@@ -48,6 +49,7 @@ class EngineProcess:
         workdir: Path,
         launcher: EngineLauncher,
         device: str = "auto",
+        shares_cache: bool = False,
     ) -> None:
         self.log_path = workdir / "engine.log"
         self._log = self.log_path.open("ab")
@@ -55,7 +57,13 @@ class EngineProcess:
         self._stdout = os.fdopen(reading, "rb")
         try:
             started = launcher.start(
-                module, arguments, device=device, stdout=writing, stderr=self._log.fileno()
+                module,
+                arguments,
+                workdir=workdir,
+                device=device,
+                shares_cache=shares_cache,
+                stdout=writing,
+                stderr=self._log.fileno(),
             )
         except OSError:
             self._stdout.close()
@@ -148,7 +156,7 @@ class EngineProcess:
     def log_tail(self) -> list[str]:
         """Return the last lines of the child's log, each cut to a readable width."""
         self._log.flush()
-        with self.log_path.open("rb") as file:
+        with child_files.open_below(self.log_path.parent, self.log_path.name) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_LINES * _TAIL_WIDTH))
             text = file.read().decode(errors="replace").replace("\x00", "")
         return [line[:_TAIL_WIDTH] for line in text.splitlines()[-_TAIL_LINES:]]

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any  # of a JSON message
 
-from workers import parent_death
+from workers import isolated_process, parent_death
 
 MESSAGE_BYTES = 128 * 1024
 """The longest message; Linux takes this much on a socket without asking for more."""
@@ -44,6 +44,8 @@ class ForkRequest:
     arguments: list[str]
     environment: dict[str, str]
     cwd: str
+    isolation: str | None = None
+    """An encoded `isolated_process.IsolationPlan`."""
 
     def encode(self) -> bytes:
         """Return the request as a message."""
@@ -129,6 +131,7 @@ class EngineServer:
         else:
             if pid == 0:
                 self._become_engine(request, stdout, stderr, server)
+                _isolate(request, connection, server)
                 # Not before: whoever knows the id may signal the group.
                 _tell(connection, pid=os.getpid())
                 connection.close()
@@ -180,6 +183,18 @@ class EngineServer:
             self._children.remove(child)
             os.close(child.pidfd)
             child.connection.close()
+
+
+def _isolate(request: ForkRequest, connection: socket.socket, server: int) -> None:
+    """Give up what the plan says; an engine for which that fails says why, and ends."""
+    if request.isolation is None:
+        return
+    try:
+        isolated_process.apply(isolated_process.IsolationPlan.decode(request.isolation))
+    except OSError as error:
+        _tell(connection, error=str(error))
+        os._exit(1)
+    parent_death.die_with_parent(server)  # another user's process forgets it
 
 
 def _exit_code(pid: int) -> int:

@@ -20,7 +20,7 @@ from models_registry import errors
 from models_registry.federations import federations, rounds
 from models_registry.jobs import leases
 from models_registry.persistence import tables
-from workers import staging
+from workers import child_files, staging
 from workers.context import Context
 
 log = structlog.get_logger()
@@ -52,6 +52,7 @@ class FederationBridge:
         self._context = context
         self._lease = lease
         self._persist = persist
+        self._workdir = workdir
         self._folder = workdir / "federation"
         self._federation_id = federations.id_of(lease.job_id)
         self._has_plan = False
@@ -90,7 +91,7 @@ class FederationBridge:
         path = self._folder / "plan.json"
         if not path.exists():
             return
-        plan = json.loads(path.read_bytes())
+        plan = json.loads(self._read(path))
         open_path = self._folder / "open_set.safetensors"
         open_set = self._put(open_path) if open_path.exists() else None
         self._persist(lambda s: rounds.publish_plan(s, self._lease, plan=plan, open_set=open_set))
@@ -150,15 +151,18 @@ class FederationBridge:
         if not number or (folder / "closed.json").exists():
             return
         if number > self._opened:
-            task = json.loads((folder / "task.json").read_bytes())
+            task = json.loads(self._read(folder / "task.json"))
             self._persist(lambda s: rounds.open_round(s, self._lease, number=number, task=task))
             self._opened = number
         blobs = self._persist(lambda s: self._replies_if_closed(s, number))
         if blobs is None:
             return
+        replies = folder / "replies"
+        with child_files.resolved(self._workdir, folder) as target:
+            (target / "replies").mkdir(exist_ok=True)
         for client_id, blob in blobs.items():
-            target = folder / "replies" / f"{client_id}.safetensors"
-            staging.fetch(self._context.storage, blob, target)
+            with child_files.resolved(self._workdir, replies) as target:
+                staging.fetch(self._context.storage, blob, target / f"{client_id}.safetensors")
         self._write(folder / "closed.json", {"clients": sorted(blobs)})
         log.info("round_closed", job_id=self._lease.job_id, round=number, replies=len(blobs))
 
@@ -169,11 +173,13 @@ class FederationBridge:
         return {reply.client_id: session.get_one(tables.BlobRow, reply.sha256) for reply in replies}
 
     def _put(self, path: Path) -> leases.OutputFile:
-        with path.open("rb") as file:
+        with child_files.open_below(self._workdir, path.relative_to(self._workdir)) as file:
             stored = self._context.storage.put(file)
         return leases.OutputFile(path.name, stored.sha256, stored.size_bytes, stored.key)
 
     def _write(self, path: Path, content: object) -> None:
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(content))
-        temporary.replace(path)
+        name = path.relative_to(self._workdir)
+        child_files.write_below(self._workdir, name, json.dumps(content).encode())
+
+    def _read(self, path: Path) -> bytes:
+        return child_files.read_below(self._workdir, path.relative_to(self._workdir))

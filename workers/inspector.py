@@ -21,7 +21,7 @@ from models_registry import errors
 from models_registry.artifacts import datasets, inspections
 from models_registry.jobs import leases, network_trials, submission
 from models_registry.persistence import tables
-from workers import staging
+from workers import child_files, staging
 from workers.context import Context
 from workers.distill.config import class_names
 from workers.engine_launcher import EngineLauncher
@@ -173,7 +173,7 @@ def _answer(context: Context, inspection: inspections.Inspection, hold: _Hold) -
     try:
         with staging.scratch(context.settings.scratch_dir, inspection.version_id) as workdir:
             return _examine(context, inspection, workdir, hold)
-    except _Died as error:
+    except (_Died, child_files.OddFile) as error:
         log.warning("inspection_died", version_id=inspection.version_id, because=str(error))
         return _given_back(inspection, counted=True)
     except (errors.RegistryError, OSError) as error:
@@ -300,7 +300,7 @@ def _accepted_model(
     report: Report,
     workdir: Path,
 ) -> _Answer:
-    weights = _put(context, workdir / "model.safetensors", "model.safetensors")
+    weights = _put(context, workdir, "model.safetensors")
     counted = class_names.note_of_model(version.classes)
     notes = [*report["warnings"], *([counted] if counted else [])]
     facts = {
@@ -318,9 +318,10 @@ def _accepted_model(
         "notes": notes,
         "sha256": weights.sha256,
     }
-    path = workdir / "config.json"
-    path.write_text(json.dumps(description, indent=2) + "\n")
-    files = [weights, _put(context, path, "config.json")]
+    child_files.write_below(
+        workdir, "config.json", (json.dumps(description, indent=2) + "\n").encode()
+    )
+    files = [weights, _put(context, workdir, "config.json")]
     return _accepted(inspection, files, weights.sha256, facts)
 
 
@@ -328,7 +329,8 @@ def _accepted_dataset(
     context: Context, inspection: inspections.Inspection, report: Report, workdir: Path
 ) -> _Answer:
     folder = workdir / "dataset"
-    files = [_put(context, path, path.name) for path in sorted(folder.iterdir())]
+    names = sorted(path.name for path in folder.iterdir())
+    files = [_put(context, workdir, f"{folder.name}/{name}") for name in names]
     told = ("classes", "splits", "boxes", "labelled", "input", "notes")
     facts = {name: report["dataset"].get(name) for name in told}
     facts["format"] = report["format"]  # asked for by name, or recognised
@@ -348,10 +350,11 @@ def _accepted(
     )
 
 
-def _put(context: Context, path: Path, name: str) -> leases.OutputFile:
-    with path.open("rb") as file:
+def _put(context: Context, workdir: Path, path: str) -> leases.OutputFile:
+    """Store what the child has left at a path below its folder, under the file's name."""
+    with child_files.open_below(workdir, path) as file:
         stored = context.storage.put(file)
-    return leases.OutputFile(name, stored.sha256, stored.size_bytes, stored.key)
+    return leases.OutputFile(Path(path).name, stored.sha256, stored.size_bytes, stored.key)
 
 
 def _rejection(report: Report) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from models_registry.jobs import logs
+from workers import child_files
 from workers.attempt import Attempt
 
 _SHIP_SECONDS = 1.0
@@ -39,7 +40,7 @@ class LogShipping:
 
 def read(path: Path, start: int, *, to_the_end: bool) -> list[logs.Slice]:
     """Return the new lines of a log; with `to_the_end` also a last one without its end."""
-    with path.open("rb") as file:
+    with child_files.open_below(path.parent, path.name) as file:
         size_bytes = file.seek(0, 2)
         first = max(start, size_bytes - logs.KEPT_BYTES)
         file.seek(first)

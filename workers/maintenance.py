@@ -11,7 +11,7 @@ from models_registry import errors
 from models_registry.access import idempotency
 from models_registry.artifacts import inspections, uploads
 from models_registry.federations import federations
-from models_registry.jobs import network_trials, sweeps
+from models_registry.jobs import network_trials, submission, sweeps
 from models_registry.persistence import counters, database, outbox, task_leases
 from models_registry.persistence.counters import Counter
 from models_registry.retention import blobs, erasures
@@ -70,6 +70,8 @@ def sweep(context: Context, send: outbox.Send) -> dict[str, int]:
     _polling_time().record()
     with context.sessions.begin() as session:
         done["deadlines"] = sweeps.enforce_deadlines(session)
+    with context.sessions.begin() as session:
+        done["dependents_settled"] = submission.settle_left_waiting(session)
     after = settings.republish_after_seconds
     with context.sessions.begin() as session:
         done["jobs_republished"] = sweeps.republish(session, after_seconds=after)

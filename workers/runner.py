@@ -24,6 +24,7 @@ from models_registry.jobs.lifecycle import Reason, State
 from models_registry.persistence import counters, tables
 from models_registry.persistence.counters import Counter
 from workers import (
+    child_files,
     disk_space,
     engine_process,
     job_grouping,
@@ -255,6 +256,9 @@ class _Run:
             name = f"{leader.job_id}-{leader.attempt}"
             with staging.scratch(self._context.settings.scratch_dir, name) as self._workdir:
                 self._work()
+        except child_files.OddFile as error:
+            name = Path(error.filename).name
+            self._fail("odd_output", f"The engine left no regular file as {name}.")
         except OSError as error:
             # A full disk, no free process: another machine may not have this problem.
             self._hand_back_unfit(machine_health.of_error(error))
@@ -296,6 +300,7 @@ class _Run:
                 workdir=self._workdir,
                 launcher=launcher,
                 device=device,
+                shares_cache=True,
             ) as engine,
             self._guard.watching(engine),
         ):

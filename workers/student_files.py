@@ -13,7 +13,7 @@ from models_registry.artifacts import models, synthetic_datasets
 from models_registry.jobs import reports, submission
 from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import tables
-from workers import card_program, model_card
+from workers import card_program, child_files, model_card
 from workers.distill.config.result import RunResult
 
 log = structlog.get_logger()
@@ -28,8 +28,8 @@ PARTITION = "partition.json"
 class StudentFiles:
     """What `leases.complete` needs to end a job with its student."""
 
-    files: dict[str, Path]
-    """By their path in the registry."""
+    files: dict[str, str]
+    """Paths below the working folder, by their path in the registry."""
     version: models.NewModelVersion
     result: dict[str, Any]
     """The job's result as JSON: the fields of `RunResult` that the engine reported."""
@@ -68,15 +68,16 @@ def origin(session: Session, job_id: str) -> StudentOrigin:
     return StudentOrigin(job, spec, facts)
 
 
-def report_files(workdir: Path) -> dict[str, Path]:
-    """Return the files of the engine's report by their path in the registry; may be empty."""
+def report_files(workdir: Path) -> dict[str, str]:
+    """Return the paths of the engine's report's files by those in the registry; may be empty."""
     return _files_in(workdir, reports.FOLDER)
 
 
-def _files_in(workdir: Path, name: str) -> dict[str, Path]:
+def _files_in(workdir: Path, name: str) -> dict[str, str]:
     folder = workdir / name
-    found = sorted(folder.iterdir()) if folder.is_dir() else []
-    return {f"{name}{path.name}": path for path in found if path.is_file()}
+    found = sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []
+    paths = [f"{name}{path.name}" for path in found if path.is_file() and not path.is_symlink()]
+    return {path: path for path in paths}
 
 
 def make(
@@ -88,7 +89,7 @@ def make(
     """
     job, spec = origin.job, origin.spec
     result = RunResult.model_validate(report)
-    description = json.loads((workdir / "model.json").read_text())
+    description = json.loads(child_files.read_below(workdir, "model.json"))
     lineage = _lineage(job, spec, result)
     card, *warnings = _card(origin, description, result, stored)
     written = {CARD: card, "manifest.json": json.dumps(lineage, indent=2) + "\n"}
@@ -97,18 +98,18 @@ def make(
         beside = [path.removeprefix(reports.FOLDER) for path in stored]
         written[f"{reports.FOLDER}{CARD}"] = _card(origin, description, result, beside)[0]
     for name, text in written.items():
-        (workdir / name).write_text(text, encoding="utf-8")
+        child_files.write_below(workdir, name, text.encode())
     files = {
-        models.WEIGHTS: workdir / WEIGHTS,
-        "config.json": workdir / "model.json",
-        "metrics.json": workdir / "metrics.json",
+        models.WEIGHTS: WEIGHTS,
+        "config.json": "model.json",
+        "metrics.json": "metrics.json",
         # The network's own source, where it is one of ours.
-        **{name: workdir / name for name in (card_program.FILE,) if (workdir / name).is_file()},
+        **{name: name for name in (card_program.FILE,) if (workdir / name).is_file()},
         # Synthetic images of a data-free method, where the job keeps them.
         **_files_in(workdir, synthetic_datasets.FOLDER),
         # Which images each client of a federation had.
-        **{name: workdir / name for name in (PARTITION,) if (workdir / name).is_file()},
-        **{name: workdir / name for name in written},
+        **{name: name for name in (PARTITION,) if (workdir / name).is_file()},
+        **{name: name for name in written},
     }
     version = models.NewModelVersion(
         name=spec.student.register_as or "student",

@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from models_registry.persistence import database
 from models_registry.settings import Settings
 from workers import engine_launcher, gpu_utilisation, machine_health
 from workers.erased_inputs import ErasedInputs
+from workers.isolation import Isolation
 from workers.machine_health import MachineFault, MachineHealth, Suspension
 
 log = structlog.get_logger()
@@ -59,17 +61,31 @@ class Consumer(Protocol):
         """Take no more messages of a queue."""
 
 
+class Beat(Protocol):
+    """The process that says when maintenance is due."""
+
+    def is_alive(self) -> bool:
+        """Return whether it runs."""
+
+
 def start(
-    settings: Settings, *, worker_id: str, queues: list[str], consumer: Consumer | None = None
+    settings: Settings,
+    *,
+    worker_id: str,
+    queues: list[str],
+    consumer: Consumer | None = None,
+    beat: Beat | None = None,
 ) -> None:
     """Register this worker, and send heartbeats from a thread.
 
     `consumer` takes the messages of these queues, and takes none while the machine is suspended.
+    A worker whose `beat` has ended shuts down: nobody would start that alone again, and without it
+    there is no maintenance.
     """
     global _thread
     _thread = threading.Thread(
         target=_run,
-        args=(settings, worker_id, queues, consumer),
+        args=(settings, worker_id, queues, consumer, beat),
         name="worker-registration",
         daemon=True,
     )
@@ -83,18 +99,26 @@ def stop() -> None:
         _thread.join(timeout=10)
 
 
-def _run(settings: Settings, worker_id: str, queues: list[str], consumer: Consumer | None) -> None:
+def _run(
+    settings: Settings,
+    worker_id: str,
+    queues: list[str],
+    consumer: Consumer | None,
+    beat: Beat | None,
+) -> None:
     engine = database.connect(settings.database_url, pool_size=1)
     sessions = database.sessions(engine)
     # It takes seconds to load torch, in which the machine may already be found unfit.
     described: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     describing = threading.Thread(
-        target=lambda: described.put(_describe(settings.worker_device)),
+        target=lambda: described.put(
+            {**_describe(settings.worker_device), "isolation": _isolation(settings)}
+        ),
         name="worker-description",
         daemon=True,
     )
     describing.start()
-    description: dict[str, Any] = {"devices": [], "versions": {}}
+    description: dict[str, Any] = {"devices": [], "versions": {}, "isolation": None}
     # Every project sees it, and the names of machines are the operator's.
     name = settings.worker_name or f"worker-{worker_id[-6:]}"
     host = socket.gethostname()
@@ -105,6 +129,10 @@ def _run(settings: Settings, worker_id: str, queues: list[str], consumer: Consum
     known: Suspension | None = None
     erased = ErasedInputs(settings)
     while not _stopping.wait(min(settings.heartbeat_seconds, _REVIEW_SECONDS)):
+        if beat is not None and not beat.is_alive():
+            log.error("beat_ended", worker_id=worker_id)
+            beat = None
+            os.kill(os.getpid(), signal.SIGTERM)
         health.review(functools.partial(_check, settings))
         suspension = health.suspension
         intake.set_open(suspension is None)
@@ -190,6 +218,7 @@ def _write(
                     devices=description["devices"],
                     memory_bytes=psutil.virtual_memory().total,
                     versions=description["versions"],
+                    isolation=description["isolation"],
                 )
             elif stopping:
                 workers.stopped(session, worker_id=worker_id)
@@ -224,6 +253,21 @@ def _describe(device: str) -> dict[str, Any]:
             log.warning("devices_unknown", code=child.returncode, error_output=error_output[-500:])
         return {"devices": [], "versions": {}}
     return description
+
+
+def _isolation(settings: Settings) -> dict[str, Any] | None:
+    """Return how engines are isolated on this machine; None where that could not be found out."""
+    if _stopping.is_set():
+        return None
+    try:
+        status = Isolation.of(settings).status()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.error("isolation_unknown", error=str(error))
+        return None
+    for measure, found in status.items():
+        tell = log.info if found["is_active"] else log.warning
+        tell("isolation", measure=measure, **found)
+    return status
 
 
 def _output_of(child: subprocess.Popen[str]) -> tuple[str, str]:

@@ -93,6 +93,10 @@ class JobRead(rows.RowRead):
         default=None, description="Study that it belongs to; a retry replaces it there."
     )
     variant: int | None = Field(default=None, description="Number of its variant in the study.")
+    depends_on: dict[str, str] = Field(
+        default={},
+        description="Jobs whose students it waits for, or waited for, by field.",
+    )
     spec: Json = Field(description="As stored: defaults filled in, references resolved.")
     metrics: dict[str, Number] = Field(description="Latest values.")
     warnings: list[JobWarning] = Field(
@@ -112,6 +116,7 @@ class JobRead(rows.RowRead):
             job,
             study=job.study_id,
             variant=job.study_variant,
+            depends_on=job.spec.get("depends_on", {}),
             metrics={key: numbers.in_json(value) for key, value in metrics.items()},
             warnings=[JobWarning.model_validate(told) for told in job.warnings or ()],
             failure=JobFailure.model_validate(job.failure) if job.failure else None,

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from api.schemas import rows
 from api.schemas.jobs import JobWarning
+from models_registry.jobs.spec import reference_in
 from models_registry.persistence import tables
 from models_registry.studies import leaderboard, search_variants, searches, studies
 from models_registry.studies.search_spec import SearchSpec
@@ -373,7 +374,7 @@ class LeaderboardRead(BaseModel):
             study=study.id,
             name=study.name,
             state=state,
-            teacher=study.spec["teacher"],
+            teacher=reference_in(study.spec["teacher"]),
             metric=compared.metric,
             search=search,
             conclusion=searches.conclusion(study, compared),

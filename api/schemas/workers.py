@@ -20,6 +20,13 @@ class WorkerFaultRead(BaseModel):
     retry_at: datetime = Field(description="When the worker will try its machine again.")
 
 
+class IsolationMeasureRead(BaseModel):
+    """One thing that keeps an engine from what is not its own."""
+
+    is_active: bool
+    detail: str = Field(description="By what means, or why it could not be had.")
+
+
 class WorkerRead(rows.RowRead):
     """One worker process."""
 
@@ -35,6 +42,11 @@ class WorkerRead(rows.RowRead):
     device: str | None = Field(description="The first of them, by name.")
     memory_bytes: int
     versions: dict[str, Any]
+    isolation: dict[str, IsolationMeasureRead] | None = Field(
+        description="How the processes that read uploads and train are kept from the rest of its "
+        "machine: `uid`, `inputs`, `network`, `sockets`, `files`, `processes`, `privileges`, "
+        "`memory`, `limits`. Null while that is not known."
+    )
     job_id: str | None = Field(description="The job that it holds, if it is the caller's.")
     started_at: datetime
     last_seen_at: datetime

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from models_registry import errors, ids
 from models_registry.artifacts import models, uploads
-from models_registry.jobs import fair_share, lifecycle, transitions
+from models_registry.jobs import fair_share, lifecycle, submission, transitions
 from models_registry.jobs.lifecycle import Event, Reason, State
 from models_registry.persistence import database, tables
 from models_registry.retention import policies
@@ -360,6 +360,7 @@ def complete(
     for row in checkpoints(session, job_id=job.id):
         session.delete(row)  # nothing resumes a finished job
     session.flush()
+    submission.settle_dependents(session, job)
     return State.SUCCEEDED
 
 

@@ -65,6 +65,8 @@ class Reason(StrEnum):
     RESUMED_BY_CALLER = "resumed_by_caller"
     INPUT_REJECTED = "input_rejected"
     WAITING_FOR_INPUT = "waiting_for_input"
+    WAITING_FOR_JOB = "waiting_for_job"
+    DEPENDENCY_FAILED = "dependency_failed"
     ATTEMPT_LOST = "attempt_lost"
     ATTEMPT_FAILED = "attempt_failed"
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
@@ -33,6 +34,40 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class JobReference(_Part):
+    """The student of another job of the project, which may not have been made yet."""
+
+    job: str = Field(
+        pattern=r"^job_[0-9a-z]{1,36}$", description="Id of the job, which is waited for."
+    )
+
+    def __str__(self) -> str:
+        """Return what it is called in sentences."""
+        return f"the student of {self.job}"
+
+
+_LONGEST_REFERENCE = 300
+
+
+# Any: the caller's JSON; the faults of one form hide no faults of the other.
+def _in_one_form(value: Any) -> Any:
+    if isinstance(value, dict):
+        return JobReference.model_validate(value)
+    if value is None or isinstance(value, JobReference):
+        return value
+    if not isinstance(value, str):
+        raise ValueError('is a reference, such as `name@version`, or {"job": "job_..."}')
+    if len(value) > _LONGEST_REFERENCE:
+        raise ValueError(f"has {len(value)} characters, at most {_LONGEST_REFERENCE}")
+    return value
+
+
+ModelReference = Annotated[
+    Annotated[str, Field(max_length=_LONGEST_REFERENCE)] | JobReference | None,
+    BeforeValidator(_in_one_form),
+]
+
+
 class StudentSpec(_Part):
     """The network to train, and the registry name that it is kept under."""
 
@@ -40,8 +75,9 @@ class StudentSpec(_Part):
         max_length=160, description="Reference such as `retort/resnet8` or `timm/resnet18`."
     )
     arguments: dict[str, Any] = Field({}, description="Keyword arguments of the network.")
-    initial: str | None = Field(
-        None, max_length=300, description="Model version whose weights the student starts from."
+    initial: ModelReference = Field(
+        None,
+        description="Model version whose weights the student starts from; a job's, as `teacher`.",
     )
     register_as: str | None = Field(
         None,
@@ -63,6 +99,17 @@ class ResourcesSpec(_Part):
     )
 
 
+def name_of(reference: str | JobReference | None) -> str | None:
+    """Return what a reference to a model is called in sentences."""
+    return None if reference is None else str(reference)
+
+
+# Any: JSON of a stored spec.
+def reference_in(stored: Any) -> str | None:
+    """Return what a reference in a stored spec is called in sentences."""
+    return name_of(JobReference(**stored) if isinstance(stored, dict) else stored)
+
+
 def named(method: dict[str, Any]) -> dict[str, Any]:
     """Return a method; raises ValueError for one without a name."""
     if not isinstance(method.get("name"), str):
@@ -79,8 +126,10 @@ class Request(_Part):
         description="What is learned: a class for each image, for each of its pixels, or boxes "
         "with classes.",
     )
-    teacher: str | None = Field(
-        None, max_length=300, description="`name@version`, `name@alias` or `name@sha256:...`."
+    teacher: ModelReference = Field(
+        None,
+        description='`name@version`, `name@alias` or `name@sha256:...`; or `{"job": "job_..."}`: '
+        "the student of that job, for which this one waits.",
     )
     student: StudentSpec
     dataset: str | None = Field(
@@ -134,7 +183,7 @@ class Request(_Part):
             training=None,
             network=self.student.network,
             arguments=self.student.arguments,
-            initial=self.student.initial,
+            initial=name_of(self.student.initial),
             has_teacher=self.teacher is not None,
             has_dataset=self.dataset is not None,
             accelerator=self.resources.accelerator,
@@ -197,7 +246,7 @@ def right_parts(value: dict[str, Any], faulty: Container[Any]) -> validation.Spe
         training=None if "training" in faulty else right.get("training", {}),
         network=student.network if student else None,
         arguments=student.arguments if student else {},
-        initial=student.initial if student else None,
+        initial=name_of(student.initial) if student else None,
         has_teacher=value.get("teacher") is not None,
         has_dataset=value.get("dataset") is not None,
         accelerator=resources.accelerator,

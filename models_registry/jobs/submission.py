@@ -16,9 +16,16 @@ from models_registry.access import quotas
 from models_registry.access.quotas import UNLIMITED, Limits
 from models_registry.artifacts import datasets, models
 from models_registry.federations import federations
-from models_registry.jobs import fair_share, network_trials, transitions, validation, workers
+from models_registry.jobs import (
+    dependencies,
+    fair_share,
+    network_trials,
+    transitions,
+    validation,
+    workers,
+)
 from models_registry.jobs.lifecycle import Event, Reason, State
-from models_registry.jobs.spec import NAME_PATTERN, VERSION, JobSpec, Request
+from models_registry.jobs.spec import NAME_PATTERN, VERSION, JobReference, JobSpec, Request
 from models_registry.jobs.validation import JobInputs
 from models_registry.persistence import database, tables
 from models_registry.webhooks import deliveries
@@ -142,7 +149,9 @@ def store(
     session.add_all(jobs)
     session.flush()
     occurred = []
+    awaited = _awaited(inputs)
     for job, one in zip(jobs, new, strict=True):
+        dependencies.add(session, job, awaited)
         if federations.is_remote(one.completed.method):
             federations.open_for(session, job)
         facts = [("validating", {"to": State.VALIDATING})]
@@ -154,8 +163,24 @@ def store(
     return jobs
 
 
+def _awaited(inputs: JobInputs) -> dict[str, str]:
+    """Return the ids of the jobs whose students are waited for, by field."""
+    models_by_field = {"teacher": inputs.teacher, "initial": inputs.initial}
+    return {
+        field: str(row.job_id)
+        for field, row in models_by_field.items()
+        if row is not None and dependencies.is_awaited(row)
+    }
+
+
 def _waits_for(inputs: JobInputs) -> list[str]:
-    waiting = [f"{pointer} is inspected" for pointer, row in inputs.all() if row.state == "pending"]
+    waiting = [
+        f"{row.job_id} has made {dependencies.ROLES[pointer]}"
+        if dependencies.is_awaited(row)
+        else f"{pointer} is inspected"
+        for pointer, row in inputs.all()
+        if row.state == "pending"
+    ]
     if inputs.trial is not None and inputs.trial.state == network_trials.PENDING:
         waiting.append(f"{inputs.trial.network} is tried out")
     return waiting
@@ -165,6 +190,11 @@ def _row_of(
     new: NewJob, *, project_id: str, inputs: JobInputs, waiting: list[str], at: datetime
 ) -> tables.JobRow:
     completed, place = new.completed, new.place
+    awaited = _awaited(inputs)
+    reason = Reason.WAITING_FOR_JOB if awaited else Reason.WAITING_FOR_INPUT
+    spec = {"version": VERSION, **completed.model_dump(mode="json"), **_digests(inputs)}
+    if awaited:
+        spec["depends_on"] = awaited
     warnings: list[dict[str, str]] = []
     for fault in new.warnings:
         told = {"code": fault.code, "message": fault.detail}
@@ -179,7 +209,7 @@ def _row_of(
         queue=completed.resources.accelerator,
         priority=completed.priority,
         labels=completed.labels,
-        spec={"version": VERSION, **completed.model_dump(mode="json"), **_digests(inputs)},
+        spec=spec,
         teacher_version_id=inputs.teacher and inputs.teacher.id,
         initial_version_id=inputs.initial and inputs.initial.id,
         dataset_version_id=inputs.dataset and inputs.dataset.id,
@@ -188,7 +218,7 @@ def _row_of(
         study_variant=place and place.variant,
         study_seed=place and place.seed,
         state=State.VALIDATING,
-        state_reason=Reason.WAITING_FOR_INPUT if waiting else None,
+        state_reason=reason if waiting else None,
         state_message=f"Waiting until {' and '.join(waiting)}." if waiting else None,
         last_sequence=0,
         attempt=0,
@@ -282,7 +312,7 @@ def complete(spec: JobSpec, inputs: JobInputs) -> tuple[JobSpec, list[errors.Fau
 def _resolve(
     session: Session,
     project_id: str,
-    reference: str | None,
+    reference: str | JobReference | None,
     resolve: Any,  # models.resolve or datasets.resolve: same call, different row
     pointer: str,
     faults: list[errors.Fault],
@@ -290,10 +320,17 @@ def _resolve(
     if reference is None:
         return None
     try:
-        found = resolve(session, project_id=project_id, reference=reference)
+        if isinstance(reference, JobReference):
+            found: Any = dependencies.find(
+                session, project_id=project_id, job_id=reference.job, pointer=pointer
+            )
+        else:
+            found = resolve(session, project_id=project_id, reference=reference)
     except (errors.NotFound, errors.Refused, errors.Malformed) as error:
         faults.append(errors.Fault(pointer, error.code, error.message))
         return None
+    if dependencies.is_awaited(found):
+        return found
     if found.state == "pending":
         # Held, so that its inspection either ends before this look, or finds the job that waits.
         session.refresh(found, with_for_update={"read": True})
@@ -323,12 +360,18 @@ def _pinned(inputs: JobInputs) -> dict[str, Any]:
     """Return the references by number: what was resolved stays resolved."""
     pinned: dict[str, Any] = {}
     if inputs.teacher is not None:
-        pinned["teacher"] = models.reference_of(inputs.teacher)
+        pinned["teacher"] = _reference_of(inputs.teacher)
     if inputs.initial is not None:
-        pinned["initial"] = models.reference_of(inputs.initial)
+        pinned["initial"] = _reference_of(inputs.initial)
     if inputs.dataset is not None:
         pinned["dataset"] = datasets.reference_of(inputs.dataset)
     return pinned
+
+
+def _reference_of(model: tables.ModelVersionRow) -> str | JobReference:
+    if dependencies.is_awaited(model):
+        return JobReference(job=str(model.job_id))
+    return models.reference_of(model)
 
 
 def _digests(inputs: JobInputs) -> dict[str, str | None]:
@@ -347,12 +390,15 @@ def settle(session: Session, job: tables.JobRow) -> None:
     """Queue or fail a validating job, if its inputs have been inspected by now."""
     if job.state != State.VALIDATING:
         return
+    awaited, deleted = _take_students(session, job)
     inputs = JobInputs(
-        teacher=_row(session, tables.ModelVersionRow, job.teacher_version_id),
-        initial=_row(session, tables.ModelVersionRow, job.initial_version_id),
+        teacher=awaited.get("teacher")
+        or _row(session, tables.ModelVersionRow, job.teacher_version_id),
+        initial=awaited.get("initial")
+        or _row(session, tables.ModelVersionRow, job.initial_version_id),
         dataset=_row(session, tables.DatasetVersionRow, job.dataset_version_id),
     )
-    rejected = [
+    rejected = deleted + [
         f"{pointer.strip('/')} was rejected: {(row.rejection or {}).get('message', '')}"
         for pointer, row in inputs.all()
         if row.state == "rejected"
@@ -379,6 +425,61 @@ def settle(session: Session, job: tables.JobRow) -> None:
         session.flush()
         _warn(session, job, validation.warnings_of_inputs(document, inputs))
         transitions.move(session, job, Event.VALID, message=notice(session, queue=job.queue))
+
+
+def _take_students(
+    session: Session, job: tables.JobRow
+) -> tuple[dict[str, tables.ModelVersionRow], list[str]]:
+    """Write into a job the students that jobs it waits for have made.
+
+    Return descriptions of those still to come, by field, and what is wrong with the others.
+    """
+    awaited, wrong = {}, []
+    for field, other in dependencies.of(session, job.id).items():
+        if other.state != State.SUCCEEDED:
+            awaited[field] = dependencies.described(session, other)
+            continue
+        if getattr(job, f"{field}_version_id") is not None:
+            continue
+        version = session.get_one(tables.ModelVersionRow, other.student_version_id)
+        if version.deleted_at is not None:
+            wrong.append(f"the student of {other.id} was deleted before it was used as {field}")
+        setattr(job, f"{field}_version_id", version.id)
+        reference = models.reference_of(version)
+        place = {"student": {**job.spec["student"], "initial": reference}}
+        job.spec = {**job.spec, **({"teacher": reference} if field == "teacher" else place)}
+    session.flush()
+    return awaited, wrong
+
+
+def settle_dependents(session: Session, job: tables.JobRow) -> int:
+    """Queue or fail the jobs that wait for one that has succeeded; return how many were looked at.
+
+    At most `transitions.DEPENDENTS_AT_ONCE`: the others are left to the next sweep.
+    """
+    waiting = dependencies.waiting_for(job.id).limit(transitions.DEPENDENTS_AT_ONCE)
+    found = session.scalars(waiting.with_for_update(key_share=True)).all()
+    for dependent in found:
+        settle(session, dependent)
+    return len(found)
+
+
+def settle_left_waiting(session: Session) -> int:
+    """Queue or fail some jobs that wait for one that has ended; return how many were looked at."""
+    waiting = dependencies.left_waiting().limit(transitions.DEPENDENTS_AT_ONCE)
+    locked = waiting.with_for_update(key_share=True, skip_locked=True, of=tables.JobRow)
+    found = session.scalars(locked).all()
+    for job in found:
+        failed = [
+            other
+            for other in dependencies.of(session, job.id).values()
+            if other.state in (State.FAILED, State.CANCELLED)
+        ]
+        if failed:
+            transitions.fail_dependents(session, failed[0])
+        else:
+            settle(session, job)
+    return len(found)
 
 
 def settle_tried(session: Session, trial: tables.NetworkTrialRow) -> None:

@@ -17,7 +17,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from models_registry import errors
-from models_registry.jobs import fair_share, lifecycle
+from models_registry.jobs import dependencies, fair_share, lifecycle
 from models_registry.jobs.lifecycle import Answer, Event, Reason, State
 from models_registry.persistence import database, outbox, tables
 from models_registry.webhooks import deliveries
@@ -27,6 +27,8 @@ log = structlog.get_logger()
 RUN_TASK = "jobs.run"
 BACKOFF_SECONDS = 2.0
 BACKOFF_LIMIT_SECONDS = 300.0
+DEPENDENTS_AT_ONCE = 50
+"""How many waiting jobs one transaction moves; SQLite's one writer is held meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,38 @@ def _write(
     session.flush()
     deliveries.record(session, [(job, event_row)])
     log.info("job_moved", job_id=job.id, from_state=old, to_state=state, reason=because)
+    if state in (State.FAILED, State.CANCELLED):
+        fail_dependents(session, job)
     return True
+
+
+def fail_dependents(session: Session, job: tables.JobRow) -> None:
+    """Fail the jobs that wait for one that has failed or was cancelled, and those that wait for it.
+
+    At most `DEPENDENTS_AT_ONCE`: the others are left to the next sweep.
+    """
+    ended = "failed" if job.state == State.FAILED else "was cancelled"
+    waiting = dependencies.waiting_for(job.id).limit(DEPENDENTS_AT_ONCE)
+    for dependent in session.scalars(waiting.with_for_update(key_share=True)).all():
+        message = (
+            f"{job.id}, whose student this job waited for, {ended}: retry that job, and submit "
+            "this one with the new one's id."
+        )
+        failure = {
+            "code": "dependency_failed",
+            "message": message,
+            "retryable": False,
+            "attempt": 0,
+            "log_tail": [],
+        }
+        move(
+            session,
+            dependent,
+            Event.INVALID,
+            because=Reason.DEPENDENCY_FAILED,
+            message=message,
+            values={"failure": failure},
+        )
 
 
 def _consequences(job: tables.JobRow, state: State, event: Event, now: datetime) -> dict[str, Any]:

@@ -306,7 +306,8 @@ def _faults_of_start(document: Document, inputs: JobInputs) -> Iterator[errors.F
     if initial is None:
         return
     description, teacher = document.method.description, inputs.teacher
-    if description is not None and description.is_data_free and teacher is not None:
+    is_known = teacher is not None and bool(teacher.classes and initial.classes)
+    if description is not None and description.is_data_free and teacher is not None and is_known:
         own, of_teacher = (
             (len(row.classes), row.input["channels"])  # what the shapes of weights follow from
             for row in (initial, teacher)
@@ -337,9 +338,9 @@ def _described(row: tables.ModelVersionRow | None) -> NetworkDescription | None:
     return dataclasses.replace(
         _with_traits(known, row.traits),
         task=row.task,
-        classes=len(row.classes),
-        channels=size["channels"],
-        sides=(size["height"], size["width"]),
+        classes=len(row.classes) or None,
+        channels=size["channels"] if size else None,
+        sides=(size["height"], size["width"]) if size else None,
     )
 
 

@@ -23,8 +23,12 @@ def announce(
     devices: list[dict[str, Any]],
     memory_bytes: int,
     versions: dict[str, str],
+    isolation: dict[str, Any] | None = None,
 ) -> tables.WorkerRow:
-    """Register a worker process, or update its registration."""
+    """Register a worker process, or update its registration.
+
+    `isolation` has, by measure, whether it `is_active` and a `detail`; None while that is unknown.
+    """
     now = database.now(session)
     row = session.get(tables.WorkerRow, worker_id)
     if row is None:
@@ -32,6 +36,7 @@ def announce(
         session.add(row)
     row.name, row.queues, row.devices = name, queues, devices
     row.memory_bytes, row.versions, row.last_seen_at = memory_bytes, versions, now
+    row.isolation = isolation
     session.flush()
     return row
 

@@ -426,6 +426,16 @@ class JobRow(Row):
     deleted_at: Mapped[datetime | None]
 
 
+class JobDependencyRow(Row):
+    """A job that waits for the student of another one, as its `teacher` or `initial`."""
+
+    __tablename__ = "job_dependencies"
+    job_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id"), primary_key=True)
+    field: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
+    depends_on_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id"), index=True)
+    depth: Mapped[int]  # length of the longest chain of jobs that it ends
+
+
 class AttemptRow(Row):
     """One lease on a job: one fence, one engine process."""
 
@@ -555,6 +565,8 @@ class WorkerRow(Row):
     gpu_utilisation: Mapped[float | None]  # mean of its cards at the last heartbeat, 0 to 1
     # Why it takes no jobs: code, message, since, retry_at.
     fault: Mapped[dict[str, Any] | None]
+    # How its engines are isolated, by measure: is_active, detail.
+    isolation: Mapped[dict[str, Any] | None]
 
 
 class FederationRow(Row):

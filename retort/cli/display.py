@@ -113,6 +113,13 @@ def card(console: rich.console.Console, pairs: Iterable[tuple[str, Cell]]) -> No
     console.print(grid)
 
 
+def reference(of: object) -> str | None:
+    """Return what a spec says of a model: a reference, or that a job is to make it."""
+    if isinstance(of, dict):
+        return f"from {of.get('job')}"
+    return str(of) if of else None
+
+
 def jobs(console: rich.console.Console, shown: Iterable[types.Job]) -> None:
     """Print a list of jobs."""
     table(
@@ -125,7 +132,7 @@ def jobs(console: rich.console.Console, shown: Iterable[types.Job]) -> None:
                 job.state,
                 f"{100 * job.progress:.0f} %",
                 method_name(job),
-                job.spec.get("teacher") and str(job.spec["teacher"]),
+                reference(job.spec.get("teacher")),
                 newest_score(job),
                 age(job.created_at),
             )
@@ -153,7 +160,7 @@ def job(console: rich.console.Console, shown: types.Job) -> None:
             ("attempt", shown.attempt),
             ("retry of", shown.retry_of),
             ("study", shown.study),
-            ("teacher", shown.spec.get("teacher")),
+            ("teacher", reference(shown.spec.get("teacher"))),
             ("student", student.get("network")),
             ("data set", shown.spec.get("dataset")),
             ("method", method_name(shown)),
@@ -290,7 +297,7 @@ def studies(console: rich.console.Console, shown: Iterable[types.Study]) -> None
                 study.state,
                 f"{100 * study.progress:.0f} %",
                 study.job_count,
-                study.spec.get("teacher") and str(study.spec["teacher"]),
+                reference(study.spec.get("teacher")),
                 age(study.created_at),
             )
             for study in shown
@@ -311,7 +318,7 @@ def study(console: rich.console.Console, shown: types.Study) -> None:
             ("state", shown.state),
             ("progress", f"{100 * shown.progress:.0f} %"),
             ("jobs", f"{shown.job_count}: {job_counts(shown)}"),
-            ("teacher", shown.spec.get("teacher")),
+            ("teacher", reference(shown.spec.get("teacher"))),
             ("student", student.get("network")),
             ("data set", shown.spec.get("dataset")),
             ("methods", ", ".join(str(m.get("name")) for m in shown.spec.get("methods") or ())),

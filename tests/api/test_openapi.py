@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -163,6 +164,8 @@ class TestHoisted:
         assert components == {"XA": {"title": "XA"}, "YA": {"title": "YA"}}
 
 
+ODD_REQUESTS = int(os.environ.get("ODD_REQUESTS", "5"))
+"""For each route and way; `make fuzz` sends more."""
 CHECKS: list[schemathesis.CheckFunction] = [
     checks.not_a_server_error,
     openapi_checks.status_code_conformance,
@@ -225,7 +228,7 @@ def exercise(
     known = {name: value for name, value in (ids or {}).items() if f"{{{name}}}" in operation.path}
 
     @settings(
-        max_examples=5,
+        max_examples=ODD_REQUESTS,
         deadline=None,
         derandomize=True,
         database=None,

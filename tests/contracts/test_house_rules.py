@@ -27,6 +27,7 @@ ALLOWED_FOLDERS = {Path("workers/distill/data"), Path("tests/distill/data")}
 
 MAY_READ_ENVIRONMENT = {
     "models_registry/settings.py": "the settings of every process",
+    "workers/isolated_process.py": "lets an engine read the libraries that its own names",
     "retort/cli/up.py": "hands its own environment to the processes that it starts",
     "workers/engine_launcher.py": "picks the few variables that an engine may see",
     "workers/engine_server.py": "gives each fork the variables that its engine may see",

@@ -14,6 +14,7 @@ TARGETS = [
     "test",
     "test-fast",
     "fuzz",
+    "drill",
     "check",
     "flower",
     "gpu",

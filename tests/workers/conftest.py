@@ -11,6 +11,7 @@ from models_registry.settings import Settings
 from tests import conftest
 from workers import context as contexts
 from workers.engine_launcher import EngineLauncher
+from workers.isolation import Isolation
 
 
 def quick_settings(database_url: str, folder: Path, broker_url: str | None = None) -> Settings:
@@ -34,9 +35,13 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def warm_launcher() -> Iterator[EngineLauncher]:
-    """Forks the engines of all tests in this process: torch is imported once for them."""
-    made = EngineLauncher(is_warm=True)
+def warm_launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineLauncher]:
+    """Forks the engines of all tests in this process: torch is imported once for them.
+
+    They are isolated, as those of a worker are.
+    """
+    isolated = Isolation.of(Settings(data_dir=tmp_path_factory.mktemp("isolated")))
+    made = EngineLauncher(is_warm=True, isolation=isolated)
     yield made
     made.close()
 

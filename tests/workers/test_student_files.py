@@ -75,21 +75,21 @@ class TestMake:
         self, origin: student_files.StudentOrigin, workdir: Path
     ) -> None:
         kit = student_files.make(origin, REPORT, workdir)
-        assert {path: file.name for path, file in kit.files.items()} == {
+        assert {path: Path(file).name for path, file in kit.files.items()} == {
             "model.safetensors": "student.safetensors",
             "config.json": "model.json",
             "metrics.json": "metrics.json",
             "card.md": "card.md",
             "manifest.json": "manifest.json",
         }
-        assert all(file.is_file() for file in kit.files.values())
+        assert all((workdir / file).is_file() for file in kit.files.values())
 
     def test_keeps_the_networks_own_source_beside_the_weights(
         self, origin: student_files.StudentOrigin, workdir: Path
     ) -> None:
         (workdir / "model.py").write_text("")
         files = student_files.make(origin, REPORT, workdir).files
-        assert files["model.py"] == workdir / "model.py"
+        assert files["model.py"] == "model.py"
 
     def test_describes_the_version(
         self, origin: student_files.StudentOrigin, workdir: Path
@@ -126,8 +126,8 @@ class TestMake:
         (workdir / "synthetic" / "dataset.json").write_text("{}")
         (workdir / "synthetic" / "train.safetensors").write_bytes(b"images")
         files = student_files.make(origin, REPORT, workdir).files
-        assert files["synthetic/dataset.json"] == workdir / "synthetic" / "dataset.json"
-        assert files["synthetic/train.safetensors"].read_bytes() == b"images"
+        assert files["synthetic/dataset.json"] == "synthetic/dataset.json"
+        assert (workdir / files["synthetic/train.safetensors"]).read_bytes() == b"images"
 
     def test_of_a_student_that_nothing_could_measure_has_no_scores(
         self, origin: student_files.StudentOrigin, workdir: Path
@@ -155,10 +155,10 @@ class TestMake:
         (workdir / "report").mkdir()
         (workdir / "report" / "tsne.png").write_bytes(b"a picture")
         stored = student_files.report_files(workdir)
-        assert stored == {"report/tsne.png": workdir / "report" / "tsne.png"}
+        assert stored == {"report/tsne.png": "report/tsne.png"}
         kit = student_files.make(origin, REPORT, workdir, stored=stored)
-        assert "](report/tsne.png)" in kit.files["card.md"].read_text()
-        assert "](tsne.png)" in kit.files["report/card.md"].read_text()
+        assert "](report/tsne.png)" in (workdir / kit.files["card.md"]).read_text()
+        assert "](tsne.png)" in (workdir / kit.files["report/card.md"]).read_text()
 
     def test_shows_no_picture_that_is_not_stored(
         self, origin: student_files.StudentOrigin, workdir: Path
@@ -175,7 +175,7 @@ class TestMake:
         description["task"] = "a task that no card knows"
         (workdir / "model.json").write_text(json.dumps(description))
         kit = student_files.make(origin, REPORT, workdir)
-        assert kit.files["model.safetensors"].read_bytes() == b"weights"
+        assert (workdir / kit.files["model.safetensors"]).read_bytes() == b"weights"
         (warning,) = kit.warnings
         assert "could not be written (KeyError" in warning
         assert warning in kit.version.card

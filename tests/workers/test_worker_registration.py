@@ -1,5 +1,6 @@
 """A worker's main process, as far as it speaks of itself; `test_tasks.py` has whole workers."""
 
+import signal
 import subprocess
 import sys
 import threading
@@ -58,6 +59,16 @@ class Consumer:
         self.changes.append(("cancel", queue))
 
 
+class Beat:
+    """Stands where Celery's process stands."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+
 class TestWorkerRegistration:
     def test_is_announced_before_the_devices_are_known(self, context: Context) -> None:
         begin(context.settings)
@@ -108,6 +119,27 @@ class TestWorkerRegistration:
         assert consumer.changes == [("cancel", "any")]
         scenes.wait_until(lambda: told() is None, "the machine is tried again")
         assert consumer.changes == [("cancel", "any"), ("add", "any")]
+
+    @SQLITE_ONLY
+    def test_shuts_down_when_nobody_says_any_more_that_maintenance_is_due(
+        self, context: Context, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(worker_registration, "_REVIEW_SECONDS", 0.05)
+        monkeypatch.setattr(worker_registration, "_DESCRIBE_SECONDS", 0)
+        beat = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        told: list[int] = []
+        before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+        try:
+            worker_registration.start(
+                context.settings, worker_id="wrk_1", queues=["maintenance"], beat=Beat(beat)
+            )
+            scenes.wait_until(lambda: row(context), "the worker is announced")
+            assert not told
+            beat.kill()
+            scenes.wait_until(lambda: told, "the worker is told to stop")
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            beat.communicate()
 
     @pytest.mark.slow
     @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
