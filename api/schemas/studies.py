@@ -221,7 +221,7 @@ class LeaderboardRead(BaseModel):
             study=study.id,
             name=study.name,
             state=state,
-            teacher=study.spec["teacher"],
+            teacher=study.spec["teacher"] or ", ".join(study.spec.get("teachers") or []) or None,
             metric=compared.metric,
             seeds=study.spec["seeds"],
             rows=[LeaderboardRow.of_row(row) for row in compared.rows],

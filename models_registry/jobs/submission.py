@@ -12,13 +12,14 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from models_registry import errors, ids
-from models_registry.artifacts import datasets, models
+from models_registry.artifacts import datasets, job_teachers, models
 from models_registry.federations import federations
 from models_registry.jobs import network_trials, transitions, validation, workers
 from models_registry.jobs.lifecycle import Event, Reason, State
 from models_registry.jobs.spec import NAME_PATTERN, VERSION, JobSpec, Request
 from models_registry.jobs.validation import JobInputs
 from models_registry.persistence import database, tables
+from workers.distill.config import teachers
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,8 @@ def store(
             ready.append(job)
     session.add_all(jobs)
     session.flush()
+    for job in jobs:
+        job_teachers.add(session, job.id, [row.id for row in inputs.several])
     for job, one in zip(jobs, new, strict=True):
         if federations.is_remote(one.completed.method):
             federations.open_for(session, job)
@@ -228,6 +231,15 @@ def find_inputs(
             session, project_id, spec.student.initial, models.resolve, "/student/initial", faults
         ),
         dataset=_resolve(session, project_id, spec.dataset, datasets.resolve, "/dataset", faults),
+        several=tuple(
+            row
+            for place, reference in enumerate(spec.teachers)
+            if (
+                row := _resolve(
+                    session, project_id, reference, models.resolve, f"/teachers/{place}", faults
+                )
+            )
+        ),
     )
     return inputs, faults
 
@@ -308,6 +320,8 @@ def _pinned(inputs: JobInputs) -> dict[str, Any]:
     pinned: dict[str, Any] = {}
     if inputs.teacher is not None:
         pinned["teacher"] = models.reference_of(inputs.teacher)
+    if inputs.several:
+        pinned["teachers"] = [models.reference_of(row) for row in inputs.several]
     if inputs.initial is not None:
         pinned["initial"] = models.reference_of(inputs.initial)
     if inputs.dataset is not None:
@@ -315,16 +329,23 @@ def _pinned(inputs: JobInputs) -> dict[str, Any]:
     return pinned
 
 
-def _digests(inputs: JobInputs) -> dict[str, str | None]:
+def _digests(inputs: JobInputs) -> dict[str, Any]:
+    """Return the digests of the inputs, and what kinds of teachers they are."""
     rows = {
         "teacher_digest": inputs.teacher,
         "initial_digest": inputs.initial,
         "dataset_digest": inputs.dataset,
     }
-    return {
+    found: dict[str, Any] = {
         name: f"sha256:{row.sha256}" if row is not None and row.sha256 else None
         for name, row in rows.items()
     }
+    found["teacher_kinds"] = [teachers.kind_of(row.network) for row in inputs.teachers]
+    if inputs.several:
+        found["teacher_digests"] = [
+            f"sha256:{row.sha256}" if row.sha256 else None for row in inputs.several
+        ]
+    return found
 
 
 def settle(session: Session, job: tables.JobRow) -> None:
@@ -335,6 +356,9 @@ def settle(session: Session, job: tables.JobRow) -> None:
         teacher=_row(session, tables.ModelVersionRow, job.teacher_version_id),
         initial=_row(session, tables.ModelVersionRow, job.initial_version_id),
         dataset=_row(session, tables.DatasetVersionRow, job.dataset_version_id),
+        several=()
+        if job.teacher_version_id is not None
+        else tuple(job_teachers.of_job(session, job)),
     )
     rejected = [
         f"{pointer.strip('/')} was rejected: {(row.rejection or {}).get('message', '')}"

@@ -116,7 +116,12 @@ def plan(session: Session, *, project_id: str, spec: StudySpec) -> StudyPlan:
     _refuse(list(_faults_of_doubles(drafts, specs)))
     first = specs[0]
     student = student.model_copy(update={"initial": first.student.initial})
-    pinned = {"teacher": first.teacher, "dataset": first.dataset, "student": student}
+    pinned = {
+        "teacher": first.teacher,
+        "teachers": first.teachers,
+        "dataset": first.dataset,
+        "student": student,
+    }
     return StudyPlan(
         spec=spec.model_copy(update=pinned),
         inputs=inputs,

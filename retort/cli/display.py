@@ -125,7 +125,7 @@ def jobs(console: rich.console.Console, shown: Iterable[types.Job]) -> None:
                 job.state,
                 f"{100 * job.progress:.0f} %",
                 method_name(job),
-                job.spec.get("teacher") and str(job.spec["teacher"]),
+                teachers(job) or None,
                 newest_score(job),
                 age(job.created_at),
             )
@@ -134,6 +134,12 @@ def jobs(console: rich.console.Console, shown: Iterable[types.Job]) -> None:
         whole=("id", "state", "score"),
         drops=("teacher", "age", "done", "method"),
     )
+
+
+def teachers(shown: types.Job) -> str:
+    """Return the references of a job's teacher or teachers."""
+    one = shown.spec.get("teacher")
+    return str(one) if one else ", ".join(shown.spec.get("teachers") or [])
 
 
 def job(console: rich.console.Console, shown: types.Job) -> None:
@@ -153,7 +159,8 @@ def job(console: rich.console.Console, shown: types.Job) -> None:
             ("attempt", shown.attempt),
             ("retry of", shown.retry_of),
             ("study", shown.study),
-            ("teacher", shown.spec.get("teacher")),
+            ("teacher", teachers(shown)),
+            ("kind of teacher", ", ".join(shown.spec.get("teacher_kinds") or [])),
             ("student", student.get("network")),
             ("data set", shown.spec.get("dataset")),
             ("method", method_name(shown)),
@@ -496,6 +503,8 @@ def version(console: rich.console.Console, shown: types.ModelVersion) -> None:
             *rejected_keys(rejection),
             *(("note", note) for note in shown.notes or ()),
             ("network", shown.network),
+            ("teaches as", shown.kind),
+            ("gives besides logits", ", ".join(shown.gives or [])),
             ("arguments", compact(shown.arguments)),
             ("task", shown.task),
             ("classes", class_count(shown.classes)),
