@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.distill import folders, graphs
-from workers.distill.data import dataset
+from workers.distill.data import dataset, stored_images
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.files import tensorfile
 from workers.distill.networks import catalog, weights
@@ -171,6 +171,28 @@ class TestPredictions:
     def test_have_no_embedding(self, tmp_path: Path) -> None:
         line = self.refused(tmp_path, {"name": "rkd"})
         assert "which holds logits alone" in line["message"]
+
+    def test_of_views_teach_as_a_teacher_cache_of_those_views(self, tmp_path: Path) -> None:
+        cached = {"augmentation": "standard", "seed": 5, "teacher_cache": {"views": 2}}
+        own = tmp_path / "own"
+        assert run(own, native(own / "teacher"), KD, training=cached)["type"] == "result"
+        folders.make_dataset(tmp_path / "data")
+        stored = dataset.load(tmp_path / "data")
+        views = stored_images.views_of(stored, views=2, seed=5, augmentation="standard")
+        size = stored.record.input
+        preprocess = Preprocessor("teacher", size, size, torch.device("cpu"))
+        with torch.no_grad():
+            rows = mlp()(preprocess(torch.from_numpy(views).flatten(0, 1)))
+        said = tmp_path / "said"
+        (said / "teacher").mkdir(parents=True)
+        table = {"train": rows.unflatten(0, (-1, 2))}
+        tensorfile.write(said / "teacher" / "predictions.safetensors", table, {})
+        arguments = {"dataset": "rows@1", "views": 2, "seed": 5, "augmentation": "standard"}
+        choice = folders.network(network="retort/predictions", arguments=arguments)
+        line = run(said, choice, KD, training=cached)
+        assert line["type"] == "result", line
+        assert line["scores"]["teacher"] is None
+        assert differ(own, said) < 1e-5
 
     def test_of_several_views_need_those_views(self, tmp_path: Path) -> None:
         line = self.refused(
