@@ -543,6 +543,8 @@ class ModelVersion(Body):
     state: str
     reference: str
     network: str | None = None
+    kind: str | None = None
+    gives: list[str] | None = None
     arguments: Json = Field(default_factory=dict)
     task: str | None = None
     classes: int | list[str] | None = None

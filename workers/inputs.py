@@ -11,9 +11,10 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from models_registry import errors
-from models_registry.artifacts import datasets
+from models_registry.artifacts import datasets, job_teachers
 from models_registry.jobs import leases, submission, validation
 from models_registry.persistence import tables
+from workers.distill.config import teachers
 
 # A file that is not in the working folder cannot be read by the engine.
 _TRAINING_IMAGES = frozenset({"train.safetensors"})
@@ -37,14 +38,14 @@ class AttemptInputs:
 def of(session: Session, job_id: str) -> AttemptInputs:
     """Return the inputs of a job."""
     job = session.get_one(tables.JobRow, job_id)
-    teacher, initial, dataset = _versions(session, job)
+    initial, dataset = _versions(session, job)
     withheld = _withheld(job)
     builtin = None
     if dataset is not None and dataset.format == datasets.BUILTIN:
         builtin = datasets.name_of(dataset)
     return AttemptInputs(
         shared={
-            **_weights(session, "teacher", teacher),
+            **_teachers(session, job),
             **_dataset_files(session, dataset, withheld),
         },
         builtin=builtin,
@@ -60,9 +61,9 @@ def sizes(session: Session, job_id: str) -> dict[str, int]:
     job = session.get(tables.JobRow, job_id)
     if job is None:
         return {}
-    teacher, initial, dataset = _versions(session, job)
+    initial, dataset = _versions(session, job)
     files = (
-        _weights(session, "teacher", teacher),
+        _teachers(session, job),
         _weights(session, "initial", initial),
         _dataset_files(session, dataset, _withheld(job)),
         _checkpoint_files(session, job.id),
@@ -76,7 +77,9 @@ def recipe_of(session: Session, job: tables.JobRow) -> dict[str, Any]:
     The job's id is left out so that the same spec gives the same bytes.
     Raises: errors.Refused when neither data set nor teacher says what the images look like.
     """
-    teacher, initial, dataset = _versions(session, job)
+    taught = job_teachers.of_job(session, job)
+    teacher = taught[0] if taught else None
+    initial, dataset = _versions(session, job)
     spec = submission.spec_of(job)
     # Synthetic images have the form of the teacher's input, whatever the student is evaluated on.
     source = teacher if validation.is_data_free(spec.method) else dataset or teacher
@@ -84,15 +87,23 @@ def recipe_of(session: Session, job: tables.JobRow) -> dict[str, Any]:
         raise errors.Refused("A job needs a data set or a teacher to know its input from.")
     classes = validation.classes_of(source, teacher)
     provenance = {
-        "teacher": spec.teacher,
-        "teacher_digest": job.spec.get("teacher_digest"),
+        "teacher": ", ".join(spec.all_teachers) or None,
+        "teacher_digest": _digests(job),
         "dataset": spec.dataset,
         "dataset_digest": job.spec.get("dataset_digest"),
     }
     return {
         "version": 1,
         "task": spec.task,
-        "teacher": None if teacher is None else _network(teacher),
+        "teacher": _network(taught[0]) if len(taught) == 1 else None,
+        **(
+            {
+                "teachers": [_network(one) for one in taught],
+                "teacher_weighting": spec.teacher_weighting,
+            }
+            if len(taught) > 1
+            else {}
+        ),
         "student": {
             "network": spec.student.network,
             "arguments": spec.student.arguments,
@@ -125,13 +136,25 @@ def _network(version: tables.ModelVersionRow) -> dict[str, Any]:
     }
 
 
+def _digests(job: tables.JobRow) -> str | None:
+    """Return the digest of the teacher, or those of several as one text."""
+    several = job.spec.get("teacher_digests")
+    return ", ".join(map(str, several)) if several else job.spec.get("teacher_digest")
+
+
+def _teachers(session: Session, job: tables.JobRow) -> dict[str, tables.BlobRow]:
+    rows = job_teachers.of_job(session, job)
+    return {
+        path: blob
+        for place, row in enumerate(rows)
+        for path, blob in _weights(session, teachers.folder_of(place, len(rows)), row).items()
+    }
+
+
 def _versions(
     session: Session, job: tables.JobRow
-) -> tuple[
-    tables.ModelVersionRow | None, tables.ModelVersionRow | None, tables.DatasetVersionRow | None
-]:
+) -> tuple[tables.ModelVersionRow | None, tables.DatasetVersionRow | None]:
     return (
-        _version(session, tables.ModelVersionRow, job.teacher_version_id),
         _version(session, tables.ModelVersionRow, job.initial_version_id),
         _version(session, tables.DatasetVersionRow, job.dataset_version_id),
     )
@@ -147,7 +170,8 @@ def _weights(
 ) -> dict[str, tables.BlobRow]:
     if version is None:
         return {}
-    return {f"{folder}/model.safetensors": session.get_one(tables.BlobRow, version.sha256)}
+    path = f"{folder}/{teachers.file_of(version.network)}"
+    return {path: session.get_one(tables.BlobRow, version.sha256)}
 
 
 def _dataset_files(

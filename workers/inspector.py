@@ -23,7 +23,7 @@ from models_registry.jobs import leases, network_trials, submission
 from models_registry.persistence import tables
 from workers import child_files, staging
 from workers.context import Context
-from workers.distill.config import class_names
+from workers.distill.config import class_names, teachers
 from workers.engine_launcher import EngineLauncher
 from workers.engine_process import EngineProcess, Report
 
@@ -226,6 +226,7 @@ def _postponed(
 def _request(context: Context, inspection: inspections.Inspection) -> dict[str, Any]:
     version = inspection.version
     if isinstance(version, tables.ModelVersionRow):
+        is_table = version.network == teachers.PREDICTIONS
         return {
             "kind": "model",
             "source": "upload",
@@ -236,6 +237,7 @@ def _request(context: Context, inspection: inspections.Inspection) -> dict[str, 
             "classes": len(version.classes),
             "input": version.input,
             "allow_pickle": context.settings.allow_pickle,
+            **({"images": version.arguments["rows"]} if is_table else {}),
             **(version.reading or {}),
         }
     return {
@@ -300,17 +302,21 @@ def _accepted_model(
     report: Report,
     workdir: Path,
 ) -> _Answer:
-    weights = _put(context, workdir, "model.safetensors")
+    name = teachers.file_of(version.network)
+    weights = _put(context, workdir, name)
+    # A graph's and a table's are filled in by their inspection.
+    arguments = report.get("arguments", version.arguments)
     counted = class_names.note_of_model(version.classes)
     notes = [*report["warnings"], *([counted] if counted else [])]
     facts = {
         "parameters": report["parameters"],
         "notes": notes,
         "traits": report["traits"],
+        "arguments": arguments,
     }
     description = {
         "network": version.network,
-        "arguments": version.arguments,
+        "arguments": arguments,
         "task": version.task,
         "classes": version.classes,
         "input": version.input,

@@ -16,6 +16,8 @@ from models_registry.artifacts import datasets, models, references
 from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import tables
 from workers import card_program
+from workers.distill.config import teachers
+from workers.distill.config.descriptions import PRIMARY_METRICS
 from workers.distill.config.result import (
     FederationSummary,
     LabelSummary,
@@ -86,6 +88,11 @@ class TeacherFacts:
     network: str
     notes: tuple[str, ...] = ()
 
+    @property
+    def kind(self) -> str:
+        """Return what kind of teacher it is, in words."""
+        return teachers.KINDS[teachers.kind_of(self.network)]
+
     @classmethod
     def of(cls, row: tables.ModelVersionRow) -> "TeacherFacts":
         """Return the facts from a row that belongs to a session."""
@@ -104,6 +111,13 @@ class JobFacts:
     teacher: TeacherFacts | None
     warnings: tuple[str, ...] = ()
     """What submission and engine have warned of."""
+    several: tuple[TeacherFacts, ...] = ()
+    """The teachers of a job with several, which has no `teacher`."""
+
+    @property
+    def teachers(self) -> tuple[TeacherFacts, ...]:
+        """Return all teachers: one, several, or none."""
+        return self.several if self.teacher is None else (self.teacher,)
 
 
 def write(
@@ -162,7 +176,7 @@ def _front_matter(origin: JobFacts, description: Json, result: RunResult) -> lis
 
 def _summary(origin: JobFacts, description: Json, result: RunResult) -> list[str]:
     spec, size, words = origin.spec, description["input"], _TASKS[description["task"]]
-    source = f" distilled from `{origin.teacher.reference}`" if origin.teacher else " trained alone"
+    source = _distilled_from(origin)
     learned_on = f"on `{spec.dataset}`"
     if _is_data_free(result):
         learned_on = "on synthetic images, without a training image"
@@ -177,6 +191,18 @@ def _summary(origin: JobFacts, description: Json, result: RunResult) -> list[str
         f"{size['channels']} x {size['height']} x {size['width']} (channels, height, width) and "
         f"{words.does} {len(description['classes'])} classes.",
     ]
+
+
+def _distilled_from(origin: JobFacts) -> str:
+    named = [
+        f"`{one.reference}`" + (f" ({one.kind})" if one.network in teachers.ONLY_TEACHERS else "")
+        for one in origin.teachers
+    ]
+    if not named:
+        return " trained alone"
+    if len(named) == 1:
+        return f" distilled from {named[0]}"
+    return f" distilled from {len(named)} teachers ({', '.join(named)})"
 
 
 def _is_data_free(result: RunResult) -> bool:
@@ -374,10 +400,16 @@ def _training(origin: JobFacts, result: RunResult) -> list[str]:
     lines = ["## Method and training", ""]
     for name in (method["name"], *parts):
         lines += _method(name)
-    if origin.teacher:
-        teacher = origin.teacher
-        lines.append(f"- Teacher: `{teacher.reference}`, `{teacher.network}`, `{teacher.digest}`")
+    for teacher in origin.teachers:
+        lines.append(
+            f"- Teacher: `{teacher.reference}`, `{teacher.network}`, `{teacher.digest}`, "
+            f"{teacher.kind}"
+        )
         lines += [f"- Of the teacher's file: {_plain(note)}" for note in teacher.notes]
+    if origin.several:
+        weighting = spec.teacher_weighting or "probabilities"
+        lines.append(f"- The teachers taught together, weighted by `{weighting}`; each alone:")
+        lines += _each_alone(origin, result)
     if spec.student.initial:
         lines.append(f"- Start weights: `{spec.student.initial}`")
     settings = {key: value for key, value in method.items() if key != "name"}
@@ -398,6 +430,15 @@ def _training(origin: JobFacts, result: RunResult) -> list[str]:
         "| --- | --- |",
         *(f"| {name} | {value} |" for name, value in rows),
     ]
+
+
+def _each_alone(origin: JobFacts, result: RunResult) -> Iterator[str]:
+    """Yield what each of several teachers scores without the others."""
+    for fact, found in zip(origin.several, result.teachers, strict=True):
+        metric = PRIMARY_METRICS[origin.spec.task]
+        score = (found.scores or {}).get(metric)
+        told = "not measured" if score is None else f"{100 * score:.2f}% {metric}"
+        yield f"  - `{fact.reference}`: {told}"
 
 
 def _method(name: str) -> Iterator[str]:

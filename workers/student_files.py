@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 from sqlalchemy.orm import Session
 
-from models_registry.artifacts import models, synthetic_datasets
+from models_registry.artifacts import job_teachers, models, synthetic_datasets
 from models_registry.jobs import reports, submission
 from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import tables
@@ -50,7 +50,7 @@ class StudentOrigin:
 def origin(session: Session, job_id: str) -> StudentOrigin:
     """Return a job and what is known of its inputs."""
     job = session.get_one(tables.JobRow, job_id)
-    teacher = session.get(tables.ModelVersionRow, job.teacher_version_id or "")
+    taught = job_teachers.of_job(session, job)
     dataset = session.get(tables.DatasetVersionRow, job.dataset_version_id or "")
     spec = submission.spec_of(job)
     try:
@@ -59,7 +59,8 @@ def origin(session: Session, job_id: str) -> StudentOrigin:
             attempt=job.attempt,
             spec=spec,
             dataset=None if dataset is None else model_card.DataFacts.of(dataset),
-            teacher=None if teacher is None else model_card.TeacherFacts.of(teacher),
+            teacher=model_card.TeacherFacts.of(taught[0]) if len(taught) == 1 else None,
+            several=tuple(map(model_card.TeacherFacts.of, taught)) if len(taught) > 1 else (),
             warnings=tuple(told["message"] for told in job.warnings or ()),
         )
     except Exception:  # whatever it is, it must not cost the student
@@ -154,12 +155,24 @@ def _card(
         return f"# {name}\n\n{message}\n\nJob: {origin.job.id}\n", message
 
 
+def _several(job: tables.JobRow, spec: JobSpec) -> dict[str, Any]:
+    if not spec.teachers:
+        return {}
+    return {
+        "teachers": spec.teachers,
+        "teacher_digests": job.spec.get("teacher_digests"),
+        "teacher_weighting": spec.teacher_weighting,
+    }
+
+
 def _lineage(job: tables.JobRow, spec: JobSpec, result: RunResult) -> dict[str, Any]:
     return {
         "job": job.id,
         "attempt": job.attempt,
         "teacher": spec.teacher,
         "teacher_digest": job.spec.get("teacher_digest"),
+        "teacher_kinds": job.spec.get("teacher_kinds"),
+        **_several(job, spec),
         "initial": spec.student.initial,
         "initial_digest": job.spec.get("initial_digest"),
         "dataset": spec.dataset,

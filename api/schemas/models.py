@@ -16,6 +16,8 @@ from api.schemas import lists, rows, versions
 from models_registry.artifacts import datasets, lineage, models, references
 from models_registry.artifacts.input_checks import TASKS
 from models_registry.persistence import tables
+from workers.distill.config import teachers
+from workers.distill.config.teachers import Kind
 
 # Free-form JSON: arguments of a network, scores and lineage as the engine wrote them.
 Json = dict[str, Any]
@@ -72,7 +74,11 @@ class ModelVersionNew(_Body):
     """An upload that becomes a version."""
 
     upload: str = Field(description="Id of a completed upload with purpose `model`.")
-    network: str = Field(max_length=160, description="Such as `retort/resnet32x4`.")
+    network: str = Field(
+        max_length=160,
+        description="Such as `retort/resnet32x4`; `retort/onnx` for a graph in an ONNX file, "
+        "`retort/predictions` for a table of predictions.",
+    )
     arguments: Json = Field({}, description="Keyword arguments of the network.")
     task: str = Field("classification", json_schema_extra={"enum": list(TASKS)})
     classes: Classes
@@ -159,6 +165,13 @@ class ModelVersionRead(rows.RowRead):
     state: str = Field(description="`pending`, `ready` or `rejected`.")
     reference: str
     network: str
+    kind: Kind = Field(
+        description="As a teacher: weights of a network, a graph, or predictions of a data set."
+    )
+    gives: list[str] | None = Field(
+        description="What methods can read of it besides logits: features by name, `batch_norm` "
+        "and `gradients`; null before the inspection, and where a network is known by its name."
+    )
     arguments: Json
     task: str
     classes: list[str] = Field(
@@ -201,6 +214,8 @@ class ModelVersionRead(rows.RowRead):
             classes_count=len(row.classes),
             name=name,
             reference=references.write(name, row.version),
+            kind=teachers.kind_of(row.network),
+            gives=models.gives(row),
             digest=f"sha256:{row.sha256}" if row.sha256 else None,
             rejection=versions.Rejection(**row.rejection) if row.rejection else None,
             files=[versions.StoredFile.of(file) for file in files],
@@ -245,6 +260,7 @@ class Relative(BaseModel):
     """A version that this one was made from, or that was made from it."""
 
     reference: str
+    kind: Kind = Field(description="`weights`, `graph` or `predictions`.")
     digest: str | None
     job: str | None = Field(description="The job that made it.")
     deleted: bool = Field(description="Whether only its tombstone is left.")
@@ -254,6 +270,7 @@ class Relative(BaseModel):
         """Return the body of a row that belongs to a session."""
         return cls(
             reference=models.reference_of(row),
+            kind=teachers.kind_of(row.network),
             digest=f"sha256:{row.sha256}" if row.sha256 else None,
             job=row.job_id,
             deleted=row.deleted_at is not None,
@@ -265,7 +282,8 @@ class Backward(BaseModel):
 
     upload: str | None
     job: str | None
-    teacher: Relative | None
+    teacher: Relative | None = Field(description="Null also of a job with several.")
+    teachers: list[Relative] = Field(description="All of them, one or several.")
     initial: Relative | None
     dataset: str | None = Field(description="Reference of the data set's version.")
     dataset_lineage: Json = Field(
@@ -284,6 +302,7 @@ class Backward(BaseModel):
             upload=row.upload_id,
             job=row.job_id,
             teacher=Relative.of(origins.teacher) if origins.teacher else None,
+            teachers=[Relative.of(one) for one in origins.teachers],
             initial=Relative.of(origins.initial) if origins.initial else None,
             dataset=datasets.reference_of(dataset) if dataset else None,
             dataset_lineage=dataset.lineage if dataset else {},

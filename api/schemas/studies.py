@@ -374,7 +374,9 @@ class LeaderboardRead(BaseModel):
             study=study.id,
             name=study.name,
             state=state,
-            teacher=reference_in(study.spec["teacher"]),
+            teacher=reference_in(study.spec["teacher"])
+            or ", ".join(study.spec.get("teachers") or [])
+            or None,
             metric=compared.metric,
             search=search,
             conclusion=searches.conclusion(study, compared),

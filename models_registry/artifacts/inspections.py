@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from models_registry import errors
-from models_registry.artifacts import uploads
+from models_registry.artifacts import job_teachers, uploads
 from models_registry.jobs import submission
 from models_registry.jobs.leases import OutputFile
 from models_registry.jobs.lifecycle import State
@@ -261,6 +261,7 @@ def _settle_jobs(session: Session, version: Version) -> None:
         job.teacher_version_id == version.id,
         job.initial_version_id == version.id,
         job.dataset_version_id == version.id,
+        job.id.in_(job_teachers.jobs_of_version(version.id)),
     )
     waiting = sa.select(job).where(job.state == State.VALIDATING, refers).order_by(job.id)
     # Locked: of two inspections that end at the same time, the later must see the other's outcome.

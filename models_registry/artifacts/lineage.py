@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from models_registry.artifacts import job_teachers
 from models_registry.persistence import paging, tables
 
 MAX_DATASETS = 100
@@ -17,8 +18,11 @@ class Origins:
 
     job: tables.JobRow | None
     teacher: tables.ModelVersionRow | None
+    """None of a job with several."""
     initial: tables.ModelVersionRow | None
     dataset: tables.DatasetVersionRow | None
+    teachers: tuple[tables.ModelVersionRow, ...] = ()
+    """All of them, one or several."""
 
 
 def backward(session: Session, version: tables.ModelVersionRow) -> Origins:
@@ -35,6 +39,7 @@ def backward(session: Session, version: tables.ModelVersionRow) -> Origins:
             if job.dataset_version_id
             else None
         ),
+        teachers=tuple(job_teachers.of_job(session, job)),
     )
 
 
@@ -49,7 +54,11 @@ def forward(
         .where(
             row.project_id == version.project_id,
             row.deleted_at.is_(None),
-            sa.or_(job.teacher_version_id == version.id, job.initial_version_id == version.id),
+            sa.or_(
+                job.teacher_version_id == version.id,
+                job.initial_version_id == version.id,
+                job.id.in_(job_teachers.jobs_of_version(version.id)),
+            ),
         )
     )
     return paging.take(session, statement, by=(row.created_at, row.id), wanted=wanted)
@@ -67,6 +76,7 @@ def synthetic_datasets(
         job.teacher_version_id == version.id,
         job.initial_version_id == version.id,
         job.student_version_id == version.id,
+        job.id.in_(job_teachers.jobs_of_version(version.id)),
     )
     query = (
         sa.select(row)

@@ -12,8 +12,10 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, object_session
 
 from models_registry import catalog, errors, ids
-from models_registry.artifacts import input_checks, references, uploads, uses
+from models_registry.artifacts import input_checks, job_teachers, references, uploads, uses
+from models_registry.artifacts import teacher_kinds as kinds
 from models_registry.persistence import database, outbox, paging, tables, tombstones
+from workers.distill.config import teachers
 
 WEIGHTS = "model.safetensors"
 _CLOSEST_AMONG = 1000
@@ -187,7 +189,9 @@ def register(session: Session, *, project_id: str, new: NewModelVersion) -> tabl
 
     Raises: errors.Refused with all faults.
     """
+    new, teaching = kinds.of_registration(session, project_id=project_id, new=new)
     faults = [
+        *teaching,
         *input_checks.faults_of_name(new.name),
         *input_checks.faults_of_task(new.task),
         *input_checks.faults_of_classes(new.classes),
@@ -242,7 +246,7 @@ def add_version(
         task=new.task,
         classes=input_checks.class_names(new.classes),
         input=new.input,
-        sha256=files.get(WEIGHTS),
+        sha256=files.get(teachers.file_of(new.network)),
         parameters=new.parameters,
         scores=new.scores,
         lineage=new.lineage,
@@ -407,6 +411,15 @@ def files_under(session: Session, version: tables.ModelVersionRow, *, folder: st
 
 
 # -- references ------------------------------------------------------------------------------
+
+
+def gives(version: tables.ModelVersionRow) -> list[str] | None:
+    """Return what methods can read of a version besides its logits, where it was inspected."""
+    traits = version.traits
+    if traits is None:
+        return None
+    further = {"batch_norm": "has_batch_norm", "gradients": "gives_gradients"}
+    return [*traits["shows"], *(name for name, key in further.items() if traits.get(key))]
 
 
 def reference_of(version: tables.ModelVersionRow) -> str:
@@ -580,7 +593,8 @@ def _jobs_with(session: Session, chosen: sa.Select[str]) -> list[errors.Uses]:
     """Return the jobs that one of the chosen versions is teacher, initial weights or student of."""
     job = tables.JobRow
     columns = (job.teacher_version_id, job.initial_version_id, job.student_version_id)
-    return uses.by_jobs(session, sa.or_(*(column.in_(chosen) for column in columns)))
+    one_of_several = job.id.in_(job_teachers.jobs_of(chosen))
+    return uses.by_jobs(session, sa.or_(one_of_several, *(c.in_(chosen) for c in columns)))
 
 
 def _refuse_if_used(what: str, used: Sequence[errors.Uses]) -> None:

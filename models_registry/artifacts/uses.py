@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from models_registry import errors
-from models_registry.artifacts import references
+from models_registry.artifacts import job_teachers, references
 from models_registry.errors import Uses
 from models_registry.persistence import tables
 
@@ -52,6 +52,7 @@ def by_descendants(
             sa.or_(
                 job.teacher_version_id.in_(made_from),
                 job.initial_version_id.in_(made_from),
+                job.id.in_(job_teachers.jobs_of(made_from)),
             ),
             child.deleted_at.is_(None),
         )

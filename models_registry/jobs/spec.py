@@ -25,6 +25,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from models_registry.errors import Fault
 from models_registry.jobs import validation
 from workers.distill.config.job import Task
+from workers.distill.config.teachers import MOST_TEACHERS, WEIGHTING, Weighting
 
 VERSION = 1
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,95}$"
@@ -131,6 +132,13 @@ class Request(_Part):
         description='`name@version`, `name@alias` or `name@sha256:...`; or `{"job": "job_..."}`: '
         "the student of that job, for which this one waits.",
     )
+    teachers: list[Annotated[str, Field(max_length=300)]] = Field(
+        [],
+        max_length=MOST_TEACHERS,
+        description="Several in place of `teacher`: references of models of the same classes, "
+        "which teach together.",
+    )
+    teacher_weighting: Weighting | None = Field(None, description=WEIGHTING)
     student: StudentSpec
     dataset: str | None = Field(
         None,
@@ -175,6 +183,11 @@ class Request(_Part):
         raise NotImplementedError
 
     @property
+    def all_teachers(self) -> list[str]:
+        """Return the references of the teacher, or of several, or nothing."""
+        return [str(self.teacher)] if self.teacher is not None else list(self.teachers)
+
+    @property
     def parts(self) -> validation.SpecParts:
         """Return what is checked against the catalog and the rules."""
         return validation.SpecParts(
@@ -187,6 +200,8 @@ class Request(_Part):
             has_teacher=self.teacher is not None,
             has_dataset=self.dataset is not None,
             accelerator=self.resources.accelerator,
+            several=len(self.teachers),
+            has_weighting=self.teacher_weighting is not None,
         )
 
     @field_validator("labels")
@@ -250,6 +265,8 @@ def right_parts(value: dict[str, Any], faulty: Container[Any]) -> validation.Spe
         has_teacher=value.get("teacher") is not None,
         has_dataset=value.get("dataset") is not None,
         accelerator=resources.accelerator,
+        several=0 if "teachers" in faulty else len(value.get("teachers") or []),
+        has_weighting=value.get("teacher_weighting") is not None,
     )
 
 

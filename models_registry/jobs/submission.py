@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from models_registry import errors, ids, tracing
 from models_registry.access import quotas
 from models_registry.access.quotas import UNLIMITED, Limits
-from models_registry.artifacts import datasets, models
+from models_registry.artifacts import datasets, job_teachers, models
 from models_registry.federations import federations
 from models_registry.jobs import (
     dependencies,
@@ -29,6 +29,7 @@ from models_registry.jobs.spec import NAME_PATTERN, VERSION, JobReference, JobSp
 from models_registry.jobs.validation import JobInputs
 from models_registry.persistence import database, tables
 from models_registry.webhooks import deliveries
+from workers.distill.config import teachers
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,8 @@ def store(
             ready.append(job)
     session.add_all(jobs)
     session.flush()
+    for job in jobs:
+        job_teachers.add(session, job.id, [row.id for row in inputs.several])
     occurred = []
     awaited = _awaited(inputs)
     for job, one in zip(jobs, new, strict=True):
@@ -274,6 +277,15 @@ def find_inputs(
             session, project_id, spec.student.initial, models.resolve, "/student/initial", faults
         ),
         dataset=_resolve(session, project_id, spec.dataset, datasets.resolve, "/dataset", faults),
+        several=tuple(
+            row
+            for place, reference in enumerate(spec.teachers)
+            if (
+                row := _resolve(
+                    session, project_id, reference, models.resolve, f"/teachers/{place}", faults
+                )
+            )
+        ),
     )
     return inputs, faults
 
@@ -361,6 +373,8 @@ def _pinned(inputs: JobInputs) -> dict[str, Any]:
     pinned: dict[str, Any] = {}
     if inputs.teacher is not None:
         pinned["teacher"] = _reference_of(inputs.teacher)
+    if inputs.several:
+        pinned["teachers"] = [models.reference_of(row) for row in inputs.several]
     if inputs.initial is not None:
         pinned["initial"] = _reference_of(inputs.initial)
     if inputs.dataset is not None:
@@ -374,16 +388,23 @@ def _reference_of(model: tables.ModelVersionRow) -> str | JobReference:
     return models.reference_of(model)
 
 
-def _digests(inputs: JobInputs) -> dict[str, str | None]:
+def _digests(inputs: JobInputs) -> dict[str, Any]:
+    """Return the digests of the inputs, and what kinds of teachers they are."""
     rows = {
         "teacher_digest": inputs.teacher,
         "initial_digest": inputs.initial,
         "dataset_digest": inputs.dataset,
     }
-    return {
+    found: dict[str, Any] = {
         name: f"sha256:{row.sha256}" if row is not None and row.sha256 else None
         for name, row in rows.items()
     }
+    found["teacher_kinds"] = [teachers.kind_of(row.network) for row in inputs.teachers]
+    if inputs.several:
+        found["teacher_digests"] = [
+            f"sha256:{row.sha256}" if row.sha256 else None for row in inputs.several
+        ]
+    return found
 
 
 def settle(session: Session, job: tables.JobRow) -> None:
@@ -397,6 +418,9 @@ def settle(session: Session, job: tables.JobRow) -> None:
         initial=awaited.get("initial")
         or _row(session, tables.ModelVersionRow, job.initial_version_id),
         dataset=_row(session, tables.DatasetVersionRow, job.dataset_version_id),
+        several=()
+        if job.teacher_version_id is not None
+        else tuple(job_teachers.of_job(session, job)),
     )
     rejected = deleted + [
         f"{pointer.strip('/')} was rejected: {(row.rejection or {}).get('message', '')}"

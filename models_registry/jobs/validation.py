@@ -13,10 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy.orm import object_session
+
 from models_registry import catalog, errors
+from models_registry.artifacts import references
 from models_registry.jobs import network_trials
 from models_registry.persistence import tables
-from workers.distill.config import chosen, class_names, descriptions, pyramids, rules
+from workers.distill.config import chosen, class_names, descriptions, pyramids, rules, teachers
 from workers.distill.config.descriptions import NetworkDescription
 from workers.distill.config.federation import rounds_as_epochs
 
@@ -30,11 +33,19 @@ class JobInputs:
     dataset: tables.DatasetVersionRow | None
     trial: tables.NetworkTrialRow | None = None
     """Of the student's network, where it is of another library and its images are known."""
+    several: tuple[tables.ModelVersionRow, ...] = ()
+    """The teachers of a job with several, for which `teacher` is None."""
+
+    @property
+    def teachers(self) -> list[tables.ModelVersionRow]:
+        """Return all teachers: one, several, or none."""
+        return [self.teacher] if self.teacher is not None else list(self.several)
 
     def all(self) -> list[tuple[str, tables.ModelVersionRow | tables.DatasetVersionRow]]:
         """Return those that are there, each with the field that names it."""
         found = (
             ("/teacher", self.teacher),
+            *((f"/teachers/{place}", row) for place, row in enumerate(self.several)),
             ("/student/initial", self.initial),
             ("/dataset", self.dataset),
         )
@@ -56,6 +67,9 @@ class SpecParts:
     has_dataset: bool
     accelerator: str
     has_baseline: bool = False
+    several: int = 0
+    """How many models `teachers` names."""
+    has_weighting: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +120,9 @@ def _read_student(parts: SpecParts) -> tuple[NetworkDescription, list[errors.Fau
         catalog.check_network(parts.network, parts.arguments, pointer="/student")
     except errors.Refused as error:
         return NetworkDescription(parts.network), list(error.faults)
+    untrainable = list(catalog.translated(rules.of_only_teacher("student", parts.network)))
+    if untrainable:
+        return NetworkDescription(parts.network), untrainable
     student = catalog.describe_network(parts.network, parts.arguments)
     if parts.task is None:
         return student, []
@@ -127,12 +144,19 @@ def _faults_of_client_networks(method: catalog.Reading) -> list[errors.Fault]:
             catalog.check_network(one["network"], one.get("arguments", {}), pointer=pointer)
         except errors.Refused as error:
             found += error.faults
+        for fault in rules.of_only_teacher("student", one["network"]):
+            found.append(errors.Fault(f"{pointer}/network", fault.code, fault.message))
     return found
 
 
 def _faults_of_document(
     parts: SpecParts, method: catalog.Reading, training: catalog.Reading
 ) -> Iterator[rules.Violation]:
+    yield from rules.of_teachers(
+        has_teacher=parts.has_teacher,
+        count=parts.several,
+        has_weighting=parts.has_weighting,
+    )
     if parts.training is not None:
         yield from rules.of_precision(training.document, parts.accelerator)
         if parts.task is not None:
@@ -141,7 +165,7 @@ def _faults_of_document(
         return
     yield from rules.of_inputs(
         method.description,
-        has_teacher=parts.has_teacher,
+        has_teacher=parts.has_teacher or parts.several > 0,
         has_dataset=parts.has_dataset,
         has_initial=parts.initial is not None,
     )
@@ -171,14 +195,15 @@ def wanted_trial(parts: SpecParts, inputs: JobInputs) -> network_trials.Wanted |
         return None
     if catalog.describe_network(parts.network, parts.arguments).shows is not None:
         return None
-    source = inputs.teacher if is_data_free(parts.method) else inputs.dataset or inputs.teacher
+    seen = next(iter(inputs.teachers), None)
+    source = seen if is_data_free(parts.method) else inputs.dataset or seen
     if source is None or source.input is None or source.state != "ready":
         return None
     size = source.input
     return network_trials.Wanted(
         parts.network,
         parts.arguments,
-        classes=len(classes_of(source, inputs.teacher)),
+        classes=len(classes_of(source, seen)),
         channels=size["channels"],
         height=size["height"],
         width=size["width"],
@@ -222,7 +247,7 @@ def _warnings_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.V
     if dataset is None or dataset.state != "ready":
         return
     named = None if _gets_new_classifier(document) else inputs.initial
-    for role, model in (("teacher", inputs.teacher), ("start model", named)):
+    for role, model in (*_teacher_roles(inputs), ("start model", named)):
         if model is not None:
             told = class_names.remark(role, model.classes, dataset.classes)
             if told is not None:
@@ -247,7 +272,7 @@ def _published_rate(document: Document, network: str) -> Iterator[rules.Violatio
 
 
 def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Violation]:
-    teacher = _described(inputs.teacher)
+    taught = [(role, _described(row)) for role, row in _teacher_roles(inputs)]
     start = _described(inputs.initial)
     dataset, task = inputs.dataset, document.parts.task
     if dataset is not None and task is not None:
@@ -256,11 +281,11 @@ def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Vio
     # A data set without labels has no classes of its own.
     classes = len(dataset.classes) or None if dataset is not None and ready else None
     channels = (dataset.input or {}).get("channels") if dataset is not None and ready else None
-    for role, model in (("teacher", teacher), ("start model", start)):
+    for role, model in (*taught, ("start model", start)):
         if model is not None:
             if task is not None:
                 yield from rules.of_network_task(role, model, task)
-            if role == "teacher" or not _gets_new_classifier(document):
+            if role != "start model" or not _gets_new_classifier(document):
                 yield from rules.of_dataset_classes(role, model, classes)
             yield from rules.of_dataset_channels(role, model.channels, channels)
             yield from rules.of_smallest_side(role, model)
@@ -281,16 +306,52 @@ def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Vio
             document.training.document,
             splits=dataset.splits or {},
             labelled=dataset.labelled,
-            has_teacher=document.parts.has_teacher,
+            has_teacher=document.parts.has_teacher or document.parts.several > 0,
         )
     yield from rules.of_classes(description, student.classes)
     yield from rules.of_features(description, "student", student)
     yield from rules.of_chosen_features(description, method, "student", student)
+    yield from rules.of_several_teachers(description, [row.network for row in inputs.teachers])
+    teacher = _as_one([model for _, model in taught if model is not None])
     if teacher is not None:
+        yield from rules.of_gradients(description, teacher)
+        yield from rules.of_predictions(description, document.training.document, teacher)
+        if teacher.predicted is not None and dataset is not None and dataset.state == "ready":
+            yield from rules.of_predicted_dataset(
+                teacher.predicted, _reference_of(dataset), f"sha256:{dataset.sha256}"
+            )
         yield from rules.of_features(description, "teacher", teacher)
         yield from rules.of_chosen_features(description, method, "teacher", teacher)
         yield from rules.of_batch_norm(description, method, teacher)
         yield from rules.of_generator(description, method, teacher)
+
+
+def _teacher_roles(inputs: JobInputs) -> list[tuple[str, tables.ModelVersionRow]]:
+    """Return all teachers, each with what it is called in messages."""
+    rows = inputs.teachers
+    return [(teachers.role_of(place, len(rows)), row) for place, row in enumerate(rows)]
+
+
+def _reference_of(dataset: tables.DatasetVersionRow) -> str:
+    session = object_session(dataset)
+    if session is None:
+        raise RuntimeError("the reference of a data set whose session has ended")
+    line = session.get_one(tables.DatasetRow, dataset.dataset_id)
+    return references.write(line.name, dataset.version)
+
+
+def _as_one(models: list[NetworkDescription]) -> NetworkDescription | None:
+    """Return what is known of the teacher, or of several together: they have no features."""
+    if len(models) < 2:
+        return models[0] if models else None
+    return NetworkDescription(
+        " + ".join(model.reference for model in models),
+        task=models[0].task,
+        shows=frozenset(),
+        has_batch_norm=False,
+        classes=models[0].classes,
+        limits=teachers.SEVERAL_LIMITS,
+    )
 
 
 def _faults_of_trial(inputs: JobInputs) -> Iterator[errors.Fault]:
@@ -348,8 +409,16 @@ def _with_traits(known: NetworkDescription, traits: dict[str, Any] | None) -> Ne
     """Return a description with what an inspector has found, where the catalog knows nothing."""
     if traits is None or known.shows is not None:
         return known
+    shows = frozenset(traits["shows"])
+    if known.reference not in teachers.ONLY_TEACHERS:
+        # Also of networks that were inspected before this feature had a name.
+        shows |= descriptions.OF_EVERY_NETWORK
     return dataclasses.replace(
-        known, shows=frozenset(traits["shows"]), has_batch_norm=traits["has_batch_norm"]
+        known,
+        shows=shows,
+        has_batch_norm=traits["has_batch_norm"],
+        gives_gradients=traits.get("gives_gradients"),
+        limits=traits.get("limits"),
     )
 
 
@@ -365,7 +434,7 @@ def _with_images(document: Document, inputs: JobInputs) -> NetworkDescription:
     size = source.input
     return dataclasses.replace(
         student,
-        classes=len(classes_of(source, inputs.teacher)),
+        classes=len(classes_of(source, next(iter(inputs.teachers), None))),
         channels=size["channels"],
         sides=(size["height"], size["width"]),
     )

@@ -436,6 +436,15 @@ class JobDependencyRow(Row):
     depth: Mapped[int]  # length of the longest chain of jobs that it ends
 
 
+class JobTeacherRow(Row):
+    """One of a job's teachers, where it has several."""
+
+    __tablename__ = "job_teachers"
+    job_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id"), primary_key=True)
+    place: Mapped[int] = mapped_column(primary_key=True)
+    version_id: Mapped[str] = mapped_column(sa.ForeignKey("model_versions.id"), index=True)
+
+
 class AttemptRow(Row):
     """One lease on a job: one fence, one engine process."""
 

@@ -246,7 +246,12 @@ def _in_json(told: Iterable[errors.Fault]) -> list[dict[str, str]]:
 def _pinned(spec: StudySpec, job: JobSpec) -> StudySpec:
     """Return the study's spec with its references as those of one of its jobs."""
     student = spec.student.model_copy(update={"initial": job.student.initial})
-    pinned = {"teacher": job.teacher, "dataset": job.dataset, "student": student}
+    pinned = {
+        "teacher": job.teacher,
+        "teachers": job.teachers,
+        "dataset": job.dataset,
+        "student": student,
+    }
     return spec.model_copy(update=pinned)
 
 

@@ -132,7 +132,7 @@ def jobs(console: rich.console.Console, shown: Iterable[types.Job]) -> None:
                 job.state,
                 f"{100 * job.progress:.0f} %",
                 method_name(job),
-                reference(job.spec.get("teacher")),
+                teachers(job) or None,
                 newest_score(job),
                 age(job.created_at),
             )
@@ -141,6 +141,12 @@ def jobs(console: rich.console.Console, shown: Iterable[types.Job]) -> None:
         whole=("id", "state", "score"),
         drops=("teacher", "age", "done", "method"),
     )
+
+
+def teachers(shown: types.Job) -> str:
+    """Return the references of a job's teacher or teachers."""
+    one = shown.spec.get("teacher")
+    return reference(one) or ", ".join(shown.spec.get("teachers") or [])
 
 
 def job(console: rich.console.Console, shown: types.Job) -> None:
@@ -160,7 +166,8 @@ def job(console: rich.console.Console, shown: types.Job) -> None:
             ("attempt", shown.attempt),
             ("retry of", shown.retry_of),
             ("study", shown.study),
-            ("teacher", reference(shown.spec.get("teacher"))),
+            ("teacher", teachers(shown)),
+            ("kind of teacher", ", ".join(shown.spec.get("teacher_kinds") or [])),
             ("student", student.get("network")),
             ("data set", shown.spec.get("dataset")),
             ("method", method_name(shown)),
@@ -600,6 +607,8 @@ def version(console: rich.console.Console, shown: types.ModelVersion) -> None:
             *rejected_keys(rejection),
             *(("note", note) for note in shown.notes or ()),
             ("network", shown.network),
+            ("teaches as", shown.kind),
+            ("gives besides logits", ", ".join(shown.gives or [])),
             ("arguments", compact(shown.arguments)),
             ("task", shown.task),
             ("classes", class_count(shown.classes)),

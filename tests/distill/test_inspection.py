@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from tests.distill import graphs
 from workers.distill import inspection
 from workers.distill.data import dataset
 from workers.distill.networks import catalog, interface, weights
@@ -201,6 +202,60 @@ class TestModel:
 
     def test_missing_upload_ends_in_a_line_too(self, inspect: Inspect) -> None:
         assert inspect(a_model_request()).last["type"] == "failure"
+
+
+class TestTeachers:
+    """Graphs and tables, which are kept as they are and said in full."""
+
+    def test_a_graph_is_kept_with_all_that_was_recognised(
+        self, tmp_path: Path, inspect: Inspect
+    ) -> None:
+        torch.manual_seed(1)
+        network = catalog.build(
+            "retort/mlp", classes=10, channels=1, height=8, width=8, arguments={"widths": [5, 4]}
+        )
+        made = graphs.with_softmax(graphs.of_mlp(network))
+        uploaded = graphs.save(made, tmp_path / "upload")
+        outcome = inspect(
+            a_model_request(
+                network="retort/onnx",
+                arguments={"output": "logits", "embedding": "pooled"},
+                filename="mine.onnx",
+            )
+        )
+        assert outcome.code == 0
+        assert (tmp_path / "model.onnx").read_bytes() == uploaded.read_bytes()
+        assert outcome.last["arguments"]["outputs"] == "probabilities"
+        assert outcome.last["arguments"]["input"] == "images"
+        assert outcome.last["parameters"] == sum(p.numel() for p in network.parameters())
+        assert "embedding" in outcome.last["traits"]["shows"]
+        assert outcome.last["traits"]["gives_gradients"]
+        assert any("holds probabilities" in note for note in outcome.last["warnings"])
+
+    def test_a_damaged_graph_is_refused_by_its_own_name(
+        self, tmp_path: Path, inspect: Inspect
+    ) -> None:
+        (tmp_path / "upload").write_bytes(b"\x08\x08\x12\x07pytorch")
+        outcome = inspect(a_model_request(network="retort/onnx", filename="mine.onnx"))
+        assert outcome.last["code"] == "unreadable"
+        assert "mine.onnx" in outcome.last["message"]
+
+    def test_a_table_is_written_in_stored_order(self, tmp_path: Path, inspect: Inspect) -> None:
+        rows = np.random.default_rng(0).normal(size=(4, 10)).astype(np.float32)
+        with (tmp_path / "upload").open("wb") as stream:
+            np.savez(stream, logits=rows[::-1], index=np.array([3, 2, 1, 0]))
+        outcome = inspect(
+            a_model_request(
+                network="retort/predictions",
+                arguments={"dataset": "d@1"},
+                images={"train": 4, "validation": 2, "test": 2},
+            )
+        )
+        assert outcome.code == 0
+        assert outcome.last["arguments"]["rows"] == {"train": 4}
+        assert outcome.last["traits"]["shows"] == []
+        kept = safetensors.torch.load_file(tmp_path / "predictions.safetensors")
+        assert torch.equal(kept["train"][:, 0], torch.from_numpy(rows))
 
 
 class TestDenseModel:

@@ -6,13 +6,14 @@ JSON object: `result` (exit code 0) or `failure` (exit code 1).
 """
 
 import argparse
+import contextlib
 import errno
 import re
 import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -21,6 +22,7 @@ import torch
 
 from workers.distill import errors
 from workers.distill.config import formats as format_rules
+from workers.distill.config import teachers
 from workers.distill.config.job import Input, Task
 from workers.distill.config.training import Values
 from workers.distill.data import catalog as datasets
@@ -29,9 +31,11 @@ from workers.distill.data.formats import catalog as formats
 from workers.distill.data.formats import conversion
 from workers.distill.data.formats.upload import Upload
 from workers.distill.evaluation import profiling
+from workers.distill.files import prediction_table, tensorfile
 from workers.distill.methods import traits
 from workers.distill.networks import catalog as networks
-from workers.distill.networks import interface, weights
+from workers.distill.networks import interface, predictions, weights
+from workers.distill.networks.graphs.network import OnnxNetwork
 from workers.distill.networks.readings import Choice
 from workers.distill.runtime import events, memory, shutdown
 from workers.distill.tasks.catalog import TASKS
@@ -56,6 +60,8 @@ class ModelRequest(Values):
     entry: str | None = None
     strict: bool = True
     resize_positions: bool = False
+    images: dict[str, int] | None = None
+    """Of the data set whose images a table predicts: how many each split has."""
 
 
 class DatasetRequest(Values):
@@ -98,13 +104,16 @@ REQUEST: pydantic.TypeAdapter[AnyRequest] = pydantic.TypeAdapter(
 def inspect_model(request: ModelRequest, workdir: Path) -> dict[str, Any]:  # Any: a report line
     """Build the network, load every key, run it on a batch, and write safetensors."""
     size = request.input
+    arguments, notes = request.arguments, list[str]()
+    if request.network == teachers.PREDICTIONS:
+        arguments, notes = write_predictions(request, workdir)
     network = networks.build(
         request.network,
         classes=request.classes,
         channels=size.channels,
         height=size.height,
         width=size.width,
-        arguments=request.arguments,
+        arguments=arguments,
     )
     if not TASKS[request.task].accepts(network):
         raise errors.UnknownNetwork(
@@ -112,9 +121,9 @@ def inspect_model(request: ModelRequest, workdir: Path) -> dict[str, Any]:  # An
             f"{request.task}",
             network=request.network,
         )
-    with tempfile.TemporaryDirectory(dir=workdir) as scratch:
-        named = Path(scratch) / _file_name(request.filename)
-        named.symlink_to((workdir / "upload").absolute())
+    if isinstance(network, interface.FileNetwork):
+        return _inspect_file_network(network, request, workdir, arguments, notes)
+    with _named_upload(request.filename, workdir) as named:
         loaded = weights.load_into(
             network,
             named,
@@ -133,6 +142,71 @@ def inspect_model(request: ModelRequest, workdir: Path) -> dict[str, Any]:  # An
         "warnings": list(loaded.warnings),
         "traits": traits.of(network),
     }
+
+
+def _inspect_file_network(
+    network: interface.FileNetwork,
+    request: ModelRequest,
+    workdir: Path,
+    arguments: dict[str, Any],
+    notes: list[str],
+) -> dict[str, Any]:  # Any: a report line
+    """Read a graph or a table, try it, and keep its file under the name that teachers have."""
+    kept = workdir / teachers.file_of(request.network)
+    if isinstance(network, OnnxNetwork):
+        with _named_upload(request.filename, workdir) as named:
+            notes = network.load_file(named)
+        size = request.input
+        images = torch.rand(
+            (BATCH, size.channels, size.height, size.width),
+            generator=torch.Generator().manual_seed(0),
+        )
+        _check_forward(network, images, request)
+        arguments = network.chosen_arguments()
+        shutil.copyfile(workdir / "upload", kept)
+    else:
+        network.load_file(kept)
+    return {
+        "parameters": network.parameter_count,
+        "format": teachers.kind_of(request.network),
+        "flops": None,
+        "warnings": notes,
+        "traits": traits.of(network),
+        "arguments": arguments,
+        "file": kept.name,
+    }
+
+
+def write_predictions(
+    request: ModelRequest, workdir: Path
+) -> tuple[dict[str, Any], list[str]]:  # Any: JSON
+    """Read a table of predictions and write it as teachers have it.
+
+    Returns all its arguments, and what its owner should know.
+    """
+    accepted = predictions.Arguments.model_validate(request.arguments)
+    if request.images is None:
+        raise ValueError("the request does not say how many images the data set has")
+    with _named_upload(request.filename, workdir) as named:
+        tables, notes = prediction_table.read(
+            named,
+            classes=request.classes,
+            views=accepted.views,
+            counts=request.images,
+            outputs=accepted.outputs,
+        )
+    tensorfile.write(workdir / teachers.PREDICTIONS_FILE, tables, {"format": "pt"})
+    rows = {split: len(table) for split, table in tables.items()}
+    return {**request.arguments, "rows": rows}, notes
+
+
+@contextlib.contextmanager
+def _named_upload(filename: str, workdir: Path) -> Iterator[Path]:
+    """Give the upload under its owner's name, so that messages name it."""
+    with tempfile.TemporaryDirectory(dir=workdir) as scratch:
+        named = Path(scratch) / _file_name(filename)
+        named.symlink_to((workdir / "upload").absolute())
+        yield named
 
 
 def _file_name(given: str) -> str:

@@ -103,21 +103,13 @@ def upload_model(
     wait: WaitOption = False,
 ) -> None:
     """Upload weights and register them as a new version of a model."""
-    given = _input(channels, height, width, mean, std)
-    likeness = None
-    if like is None:
-        needed = {"--classes": classes, "--height": height, "--mean": mean, "--std": std}
-        missing = [option for option, value in needed.items() if value is None]
-        if missing:
-            raise errors.BadOption(
-                f"{' and '.join(missing)} missing: they belong to the weights; --like NAME takes "
-                "them over from a data set or model"
-            )
-        given.setdefault("channels", len(_numbers("--mean", mean or "")))
-    else:
-        likeness = _like(retort, like, {*given, *(["classes"] if classes is not None else [])})
-        given = {**likeness.input, **given}
-    names = likeness.classes if likeness is not None and classes is None else _classes(classes)
+    names, given = _described(
+        retort,
+        classes=classes,
+        like=like,
+        given=_input(channels, height, width, mean, std),
+        needed={"--classes": classes, "--height": height, "--mean": mean, "--std": std},
+    )
     keywords = _object("--arguments", arguments)
     upload = _send(retort, file, "model", resume)
     models = retort.client.models
@@ -140,6 +132,127 @@ def upload_model(
         for note in version.notes or ():
             retort.note(f"note: {note}")
     _registered(retort, version, f"retort model {version.reference}")
+
+
+@app.command("teacher")
+@shell.connected
+def upload_teacher(
+    retort: shell.Shell,
+    name: NameArgument,
+    file: FileArgument,
+    classes: Annotated[
+        str | None, typer.Option(metavar="N|A,B,C", help="Their number, or their names.")
+    ] = None,
+    like: LikeOption = None,
+    height: HeightOption = None,
+    width: WidthOption = None,
+    channels: ChannelsOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    pixels: Annotated[
+        int | None,
+        typer.Option(
+            metavar="1|255",
+            help="The graph normalises by itself: it takes pixels of 0..1, or of 0..255. In place "
+            "of --mean and --std.",
+        ),
+    ] = None,
+    input_name: Annotated[
+        str | None, typer.Option("--input", help="Input that takes images; the only one.")
+    ] = None,
+    output_name: Annotated[
+        str | None, typer.Option("--output", help="Output with the classes; the only one.")
+    ] = None,
+    embedding: Annotated[
+        str | None, typer.Option(help="Output with an embedding of each image, if there is one.")
+    ] = None,
+    outputs: Annotated[
+        str | None, typer.Option(help="logits or probabilities; by default recognised.")
+    ] = None,
+    arguments: Annotated[
+        str, typer.Option(metavar="JSON", help="Further arguments of retort/onnx: layout, taps.")
+    ] = "{}",
+    card: Annotated[str, typer.Option(help="A description, in Markdown.")] = "",
+    resume: ResumeOption = None,
+    wait: WaitOption = False,
+) -> None:
+    """Upload an ONNX file, from any framework, and register it as a teacher."""
+    if pixels is not None:
+        mean, std = _own_normalisation(pixels, mean, std, channels, retort, like)
+    described = _described(
+        retort,
+        classes=classes,
+        like=like,
+        given=_input(channels, height, width, mean, std),
+        needed={"--classes": classes, "--height": height, "--mean": mean, "--std": std},
+    )
+    ports = {
+        "input": input_name,
+        "output": output_name,
+        "embedding": embedding,
+        "outputs": outputs,
+    }
+    keywords = {key: value for key, value in ports.items() if value is not None}
+    _register_teacher(
+        retort,
+        name,
+        _send(retort, file, "model", resume),
+        network="retort/onnx",
+        described=described,
+        arguments={**keywords, **_object("--arguments", arguments)},
+        card=card,
+        wait=wait,
+    )
+
+
+@app.command("predictions")
+@shell.connected
+def upload_predictions(
+    retort: shell.Shell,
+    name: NameArgument,
+    file: FileArgument,
+    dataset: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME[@V]",
+            help="The data set whose images were predicted.",
+            autocompletion=completion.models_and_datasets,
+        ),
+    ],
+    outputs: Annotated[
+        str | None, typer.Option(help="logits or probabilities; by default recognised.")
+    ] = None,
+    views: Annotated[
+        int, typer.Option(min=1, help="Predictions of each training image; 1 is of it as stored.")
+    ] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, help="training.seed of several views.")] = None,
+    augmentation: Annotated[
+        str | None, typer.Option(help="training.augmentation of several views.")
+    ] = None,
+    card: Annotated[str, typer.Option(help="A description, in Markdown.")] = "",
+    resume: ResumeOption = None,
+    wait: WaitOption = False,
+) -> None:
+    """Upload a table of predictions for the images of a data set, and register it as a teacher."""
+    version = retort.client.datasets.resolve(dataset)
+    given = {"dataset": version.reference, "outputs": outputs, "views": views}
+    further = {"seed": seed, "augmentation": augmentation}
+    arguments = {k: v for k, v in {**given, **further}.items() if v is not None}
+    if version.input is None or version.classes is None:
+        raise errors.BadOption(f"--dataset {version.reference} is {version.state}: wait for it")
+    # What a data set's input says beyond a network's, such as max_value, is about its files.
+    sizes = ("channels", "height", "width", "mean", "std")
+    described = {key: version.input[key] for key in sizes if key in version.input}
+    _register_teacher(
+        retort,
+        name,
+        _send(retort, file, "model", resume),
+        network="retort/predictions",
+        described=(version.classes, described),
+        arguments=arguments,
+        card=card,
+        wait=wait,
+    )
 
 
 @app.command("dataset")
@@ -189,6 +302,86 @@ def upload_dataset(
         for note in version.notes or ():
             retort.note(note)
     _registered(retort, version, f"retort datasets {version.reference}")
+
+
+def _described(
+    retort: shell.Shell,
+    *,
+    classes: str | None,
+    like: str | None,
+    given: dict[str, object],
+    needed: dict[str, object],
+) -> tuple[int | list[str], dict[str, object]]:
+    """Return the classes and the input of a model, as given or as those of something like it."""
+    likeness = None
+    if like is None:
+        missing = [option for option, value in needed.items() if value is None]
+        if missing:
+            raise errors.BadOption(
+                f"{' and '.join(missing)} missing: they belong to the weights; --like NAME takes "
+                "them over from a data set or model"
+            )
+        mean = given.get("mean")
+        given.setdefault("channels", len(mean) if isinstance(mean, list) else 0)
+    else:
+        likeness = _like(retort, like, {*given, *(["classes"] if classes is not None else [])})
+        given = {**likeness.input, **given}
+    names = likeness.classes if likeness is not None and classes is None else _classes(classes)
+    return names, given
+
+
+def _own_normalisation(
+    pixels: int,
+    mean: str | None,
+    std: str | None,
+    channels: int | None,
+    retort: shell.Shell,
+    like: str | None,
+) -> tuple[str, str]:
+    """Return mean and standard deviation by which pixels reach a graph as 0..1, or as 0..255."""
+    if pixels not in (1, 255):
+        raise errors.BadOption(f"--pixels {pixels}: the graph takes pixels up to 1, or up to 255")
+    if mean is not None or std is not None:
+        raise errors.BadOption("--pixels takes the place of --mean and --std; leave those out")
+    if channels is None and like is not None:
+        from retort import likeness
+
+        found = likeness.find(retort.client, like).input.get("channels")
+        channels = found if isinstance(found, int) else None
+    if channels is None:
+        raise errors.BadOption("--channels is missing: --pixels does not tell their number")
+    return ",".join(["0"] * channels), ",".join([repr(1 / pixels)] * channels)
+
+
+def _register_teacher(
+    retort: shell.Shell,
+    name: str,
+    upload: "types.Upload",
+    *,
+    network: str,
+    described: tuple[int | list[str], dict[str, object]],
+    arguments: dict[str, object],
+    card: str,
+    wait: bool,
+) -> None:
+    """Register an upload that is no weights, and show what was found in it."""
+    models = retort.client.models
+    classes, given = described
+    version = models.register(
+        name,
+        upload,
+        network=network,
+        classes=classes,
+        input=given,
+        arguments=arguments,
+        card=card,
+    )
+    if wait:
+        retort.note(f"{version.reference} is being inspected")
+        version = models.wait(name, version.version, timeout=None)
+        for note in version.notes or ():
+            retort.note(f"note: {note}")
+    _registered(retort, version, f"retort model {version.reference}")
 
 
 def _registered(

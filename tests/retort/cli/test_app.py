@@ -627,6 +627,44 @@ class TestUpload:
         [request] = known.sent("POST", "/v1/models/a/versions")
         assert request.json()["classes"] == ["cat", "dog"]
 
+    def test_registers_a_graph_that_normalises_by_itself(self, known, weights):
+        known.on("POST", "/v1/uploads", told({"id": "upl_1", "state": "completed"}, 201))
+        known.on("POST", "/v1/uploads/upl_1/complete", told({"id": "upl_1", "state": "completed"}))
+        version = {"name": "a", "version": 1, "reference": "a@1", "state": "pending"}
+        known.on("POST", "/v1/models/a/versions", told(version, 202))
+        size = ("--classes", "2", "--height", "8", "--channels", "3", "--pixels", "255")
+        ports = ("--output", "scores", "--arguments", '{"layout": "nhwc"}')
+        assert run("upload", "teacher", "a", str(weights), *size, *ports).exit_code == 0
+        [request] = known.sent("POST", "/v1/models/a/versions")
+        body = request.json()
+        assert body["network"] == "retort/onnx"
+        assert body["arguments"] == {"output": "scores", "layout": "nhwc"}
+        assert body["input"]["mean"] == [0, 0, 0]
+        assert body["input"]["std"] == [1 / 255] * 3
+
+    def test_registers_predictions_of_a_dataset(self, known, weights):
+        known.on("POST", "/v1/uploads", told({"id": "upl_1", "state": "completed"}, 201))
+        known.on("POST", "/v1/uploads/upl_1/complete", told({"id": "upl_1", "state": "completed"}))
+        images = {"channels": 1, "height": 8, "width": 8, "mean": [0.3], "std": [0.3]}
+        dataset = {
+            "name": "d",
+            "version": 2,
+            "reference": "d@2",
+            "state": "ready",
+            "classes": ["x", "y"],
+            "input": {**images, "max_value": 4095},
+        }
+        known.on("GET", "/v1/datasets/d/versions/2", told(dataset))
+        version = {"name": "a", "version": 1, "reference": "a@1", "state": "pending"}
+        known.on("POST", "/v1/models/a/versions", told(version, 202))
+        result = run("upload", "predictions", "a", str(weights), "--dataset", "d@2")
+        assert result.exit_code == 0, result.stderr
+        [request] = known.sent("POST", "/v1/models/a/versions")
+        body = request.json()
+        assert body["network"] == "retort/predictions"
+        assert body["arguments"] == {"dataset": "d@2", "views": 1}
+        assert (body["classes"], body["input"]) == (["x", "y"], images)
+
     def test_says_what_a_dense_network_is_for(self, known, weights):
         known.on("POST", "/v1/uploads", told({"id": "upl_1", "state": "completed"}, 201))
         known.on("POST", "/v1/uploads/upl_1/complete", told({"id": "upl_1", "state": "completed"}))

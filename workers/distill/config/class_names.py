@@ -8,6 +8,7 @@ are the numbers from 0, in order, stand for classes that were only counted.
 import re
 from collections.abc import Sequence
 
+from workers.distill.config import rules
 from workers.distill.config.rules import Violation
 
 SHOWN = 4
@@ -36,7 +37,7 @@ def remark(role: str, model: Sequence[str] | None, dataset: Sequence[str]) -> Vi
     """
     if model is None or len(model) != len(dataset) or _plain(model) == _plain(dataset):
         return None
-    field = "teacher" if role == "teacher" else "student/initial"
+    field = rules.field_of(role)
     if order(model, dataset) is not None:
         return Violation(
             field,

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from pydantic import ConfigDict
 
+from workers.distill.config import teachers
 from workers.distill.config.training import Values
 
 Task: TypeAlias = Literal["classification", "segmentation", "detection"]
@@ -45,6 +46,7 @@ LOWER_IS_BETTER = frozenset({"loss"})
 Need: TypeAlias = Literal["labels", "teacher", "equal_classes", "batch_norm", "initial"]
 """What a spec must have. initial: start weights, whose features get a new classifier."""
 FeatureName: TypeAlias = Literal[
+    "embedding",
     "stages",
     "pre_activations",
     "final",
@@ -55,9 +57,10 @@ FeatureName: TypeAlias = Literal[
     "branches",
     "proposals",
 ]
-"""What a network may or may not show, besides its logits and its pooled features."""
+"""What a network may or may not show, besides its logits."""
 
 FEATURES: dict[FeatureName, str] = {
+    "embedding": "an embedding of each image, which its logits are computed from",
     "stages": "feature maps of its stages",
     "pre_activations": "feature maps before the last activation of every stage",
     "final": "a last feature map whose average is its embedding",
@@ -68,6 +71,8 @@ FEATURES: dict[FeatureName, str] = {
     "branches": "a detector's head whose two branches are rows of convolutions",
     "proposals": "a detector's classifier of proposals",
 }
+OF_EVERY_NETWORK: frozenset[FeatureName] = frozenset({"embedding"})
+"""What all networks show that are built, and not read from a file as they are."""
 DETECTORS: frozenset[FeatureName] = frozenset(
     {"locations", "distributions", "branches", "proposals"}
 )
@@ -232,6 +237,12 @@ class NetworkDescription:
     channels: int | None = None
     sides: tuple[int, int] | None = None
     """Height and width."""
+    gives_gradients: bool | None = None
+    """Whether gradients flow from its logits to its images."""
+    limits: str | None = None
+    """Why it shows less than others, to end a sentence with."""
+    predicted: Mapping[str, Any] | None = None
+    """Of a table of predictions: its arguments, which say what it holds."""
 
 
 def network_of(
@@ -245,10 +256,14 @@ def network_of(
     entry = table.get(reference)
     if entry is None:
         return NetworkDescription(reference)
+    if entry["only_teaches"]:
+        # What it shows is known of each file, not of the network.
+        held = arguments if reference == teachers.PREDICTIONS else None
+        return NetworkDescription(reference, task=entry["task"], predicted=held)
     description = NetworkDescription(
         reference,
         task=entry["task"],
-        shows=frozenset(entry["shows"]).union(
+        shows=OF_EVERY_NETWORK.union(entry["shows"]).union(
             feature
             for argument, feature in entry["shows_with"].items()
             if arguments.get(argument) is not None

@@ -19,7 +19,7 @@ VERSION = 1
 SOME_FAILED = 3
 """Exit code: every member has its last line, and for one at least that is a failure."""
 
-AGREE = ("version", "task", "teacher", "accelerator")
+AGREE = ("version", "task", "teacher", "teachers", "teacher_weighting", "accelerator")
 AGREE_PROVENANCE = ("teacher", "teacher_digest", "dataset", "dataset_digest")
 FREE_TRAINING = frozenset(
     {

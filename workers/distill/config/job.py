@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from workers.distill.config import chosen, class_names, descriptions, rules
 from workers.distill.config.federation import rounds_as_epochs
+from workers.distill.config.teachers import MOST_TEACHERS, Weighting
 from workers.distill.config.training import Training, Values, expand, merge_preset
 
 Task: TypeAlias = descriptions.Task
@@ -53,6 +54,10 @@ class JobConfig(Values):
     version: Literal[1] = 1
     task: Task = "classification"
     teacher: NetworkChoice | None = None
+    teachers: list[NetworkChoice] = Field(
+        default=[], max_length=MOST_TEACHERS, description="Several, in place of `teacher`."
+    )
+    teacher_weighting: Weighting | None = None
     student: NetworkChoice
     initial: bool = False
     method: dict[str, Any]  # Any: checked by the method's own Params
@@ -103,6 +108,25 @@ class JobConfig(Values):
             raise ValueError('a method needs a name, such as {"name": "kd"}')
         return value
 
+    @model_validator(mode="after")
+    def _one_kind_of_teachers(self) -> "JobConfig":
+        for fault in rules.of_teachers(
+            has_teacher=self.teacher is not None,
+            count=len(self.teachers),
+            has_weighting=self.teacher_weighting is not None,
+        ):
+            raise PydanticCustomError(
+                "contradiction",
+                "{message}",
+                {"message": fault.message, "field": fault.field, "code": fault.code},
+            )
+        return self
+
+    @property
+    def all_teachers(self) -> list[NetworkChoice]:
+        """Return the teacher, or the several teachers, or nothing."""
+        return [self.teacher] if self.teacher is not None else list(self.teachers)
+
     def lineage(self) -> dict[str, str | int | None]:
         """Return the provenance without what differs from one attempt to the next."""
         return {key: value for key, value in self.provenance.items() if key != "attempt"}
@@ -132,6 +156,9 @@ class JobConfig(Values):
         if self.method.get("balance") in (None, "published"):
             # Without effect on the student, and in no config of the versions before.
             content["method"].pop("balance", None)
+        if not self.teachers:
+            # As before there could be several.
+            del content["teachers"], content["teacher_weighting"]
         content["provenance"] = self.lineage()
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

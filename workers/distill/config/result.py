@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from workers.distill.config.teachers import Kind
+
 Role: TypeAlias = Literal["teacher", "student", "baseline"]
 
 
@@ -214,6 +216,22 @@ class Latency(_ResultPart):
     all_threads: Timing | None = Field(default=None, description="With all that the run had.")
 
 
+class TeacherResult(BaseModel):
+    """One of the teachers of a run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    network: str
+    kind: Kind = Field(
+        description="weights: a network with its weights; graph: an ONNX graph; predictions: "
+        "stored predictions."
+    )
+    # Any: each task has metrics of its own.
+    scores: dict[str, Any] | None = Field(
+        description="Alone on the test split; null where it was not evaluated."
+    )
+
+
 class RunResult(BaseModel):
     """What was measured and made by one run; fields that are not declared are left out."""
 
@@ -234,6 +252,11 @@ class RunResult(BaseModel):
         description="One sentence on what the student is worth, beside its teacher and baseline. "
         "It `beats` or `misses` the baseline only where the 95 % interval of the difference leaves "
         "out 0.",
+    )
+    teachers: list[TeacherResult] = Field(
+        default=[],
+        description="Each teacher alone, in the order of the job's spec; with several, "
+        "`scores.teacher` is that of all together.",
     )
     parameters: dict[Role, int | None] = Field(
         default={}, description="Number of parameters, by network."

@@ -10,10 +10,11 @@ Rules that read the shapes of a network's maps (as many stages, large enough map
 networks; they stand in the constructors of the methods that have them.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from workers.distill.config import teachers
 from workers.distill.config.descriptions import (
     BOX_TASKS,
     COMBINE,
@@ -986,7 +987,7 @@ def of_smallest_side(role: str, network: NetworkDescription) -> Iterator[Violati
     if side is not None and network.sides is not None and min(network.sides) < side:
         height, width = network.sides
         yield Violation(
-            _field_of(role),
+            field_of(role),
             "image_too_small",
             f"{network.reference} needs images of at least {side}x{side}, got {height}x{width}",
         )
@@ -996,7 +997,7 @@ def of_network_task(role: str, network: NetworkDescription, task: str) -> Iterat
     """Yield that a network is for another task, if so."""
     if network.task is not None and network.task != task:
         yield Violation(
-            _field_of(role),
+            field_of(role),
             "wrong_task",
             f"the {role} {network.reference} is for {network.task}, and the task is {task}; choose "
             f"another {role}",
@@ -1012,11 +1013,11 @@ def of_features(
     for name in description.required_features(role, network.task):
         if name not in network.shows:
             yield Violation(
-                _field_of(role),
+                field_of(role),
                 "not_shown",
                 f"method {description.name} needs {FEATURES[name]}, and the {role} "
-                f"{network.reference} shows none; choose another {role}, or a method that compares "
-                "logits",
+                f"{network.reference} shows none{_because(network)}; choose another {role}, or a "
+                "method that compares logits",
             )
 
 
@@ -1036,11 +1037,11 @@ def _chosen_features(
         wanted = chosen.role == role and chosen.when.holds(method)
         if wanted and chosen.feature not in network.shows:
             yield Violation(
-                _field_of(role),
+                field_of(role),
                 "not_shown",
                 f"method {description.name} with {chosen.when.field} {chosen.when.value} needs "
-                f"{FEATURES[chosen.feature]}, and the {role} {network.reference} shows none; "
-                f"choose another {role}, or another {chosen.when.field}",
+                f"{FEATURES[chosen.feature]}, and the {role} {network.reference} shows none"
+                f"{_because(network)}; choose another {role}, or another {chosen.when.field}",
             )
 
 
@@ -1057,6 +1058,11 @@ def _batch_norm(
     if teacher.has_batch_norm is not False or not description.needs_batch_norm(method):
         return
     ways_out = "choose a method that needs none, such as dafl"
+    if teacher.reference == teachers.GRAPH:
+        ways_out = (
+            "exporters fold them into convolutions, so export the graph with its batch norms, or "
+            + ways_out
+        )
     if description.norm_weights:
         ways_out = f"set {_listed(description.norm_weights)} to 0, or {ways_out}"
     yield Violation(
@@ -1246,6 +1252,182 @@ def generator_and_sides(name: str, sides: tuple[int, int]) -> Iterator[Violation
     )
 
 
+# -- kinds of teachers -----------------------------------------------------------------------------
+
+
+def of_only_teacher(role: str, reference: str) -> Iterator[Violation]:
+    """Yield that a graph or a table of predictions is to be trained, if so."""
+    if reference in teachers.ONLY_TEACHERS:
+        yield Violation(
+            field_of(role),
+            "only_teaches",
+            f"the {role} cannot be {reference}: {teachers.KINDS[teachers.kind_of(reference)]} can "
+            "teach, and is never trained; choose a network, such as retort/resnet8",
+        )
+
+
+def of_gradients(
+    description: MethodDescription, teacher: NetworkDescription
+) -> Iterator[Violation]:
+    """Yield that a method needs gradients through a teacher that gives none, if so."""
+    if description.is_data_free and teacher.gives_gradients is False:
+        yield Violation(
+            "teacher",
+            "no_gradients",
+            f"method {description.name} follows gradients through its teacher to the images, and "
+            f"the teacher {teacher.reference} gives none{_because(teacher)}; choose another "
+            "teacher, or a method that learns from a data set",
+        )
+
+
+def of_teachers(*, has_teacher: bool, count: int, has_weighting: bool) -> Iterator[Violation]:
+    """Yield how `teacher`, `teachers` (so many) and `teacher_weighting` contradict each other."""
+    if has_teacher and count:
+        yield Violation(
+            "teachers",
+            "teacher_and_teachers",
+            f"teacher names one model and teachers {count}: put all of them into teachers, and "
+            "leave teacher out",
+        )
+    if count == 1:
+        yield Violation(
+            "teachers",
+            "one_of_several",
+            "teachers names 1 model, and is for several: name it as teacher, and leave teachers "
+            "out",
+        )
+    if count > teachers.MOST_TEACHERS:
+        yield Violation(
+            "teachers",
+            "too_many_teachers",
+            f"teachers names {count} models, and at most {teachers.MOST_TEACHERS} teach together, "
+            "since all are in memory at once; leave some out",
+        )
+    if has_weighting and count < 2:
+        yield Violation(
+            "teacher_weighting",
+            "no_effect",
+            "teacher_weighting says how several teachers become one, and there is none but one; "
+            "leave it out, or name several as teachers",
+        )
+
+
+def of_several_teachers(
+    description: MethodDescription, references: Sequence[str]
+) -> Iterator[Violation]:
+    """Yield why a method cannot learn from several teachers, or from these together."""
+    if len(references) < 2:
+        return
+    if description.is_data_free:
+        yield Violation(
+            "teachers",
+            "several_teachers",
+            f"method {description.name} makes images for one teacher, got {len(references)}; name "
+            "one as teacher, or choose a method that learns from a data set",
+        )
+    for place, reference in enumerate(references):
+        if reference == teachers.PREDICTIONS:
+            yield Violation(
+                f"teachers/{place}",
+                "predictions_alone",
+                "stored predictions teach alone; average them with those of the other teachers "
+                "before the upload, and name the result as teacher",
+            )
+
+
+def of_predictions(
+    description: MethodDescription, training: Json, teacher: NetworkDescription
+) -> Iterator[Violation]:
+    """Yield what a job shows its student that its teacher's predictions were not made for."""
+    if teacher.predicted is not None and "teacher" in description.needs:
+        yield from _predicted_method(description)
+        yield from _each((_predicted_images, _predicted_views), training, teacher.predicted)
+
+
+def _predicted_method(description: MethodDescription) -> Iterator[Violation]:
+    if description.wants_strong:
+        yield Violation(
+            "teacher",
+            "predictions_of_one_view",
+            f"method {description.name} asks the teacher about a second view of each image, which "
+            "was not predicted; choose another teacher, or another method",
+        )
+
+
+def _predicted_images(training: Json, predicted: Json) -> Iterator[Violation]:
+    if training["mixing"] is not None:
+        yield Violation(
+            "training/mixing",
+            "predictions_mixed",
+            "the teacher's predictions are of single images, and mixing shows others; leave mixing "
+            "out",
+        )
+    if predicted.get("views", 1) > 1:
+        return
+    if training["augmentation"] != "none":
+        yield Violation(
+            "training/augmentation",
+            "predictions_augmented",
+            "the teacher's predictions are of the images as they are stored, and augmentation "
+            f"{training['augmentation']} shows others; set training.augmentation to none, or "
+            "upload predictions of several views of each image",
+        )
+    if training["teacher_cache"] is not None:
+        yield Violation(
+            "training/teacher_cache",
+            "predictions_are_stored",
+            "the teacher's predictions are stored already, one for each image; leave teacher_cache "
+            "out",
+        )
+
+
+def _predicted_views(training: Json, predicted: Json) -> Iterator[Violation]:
+    # A view follows from seed, image and number: only with the same is it what was predicted.
+    views = predicted.get("views", 1)
+    if views == 1:
+        return
+    cache = training["teacher_cache"]
+    found = None if cache is None else cache["views"]
+    if found != views:
+        yield Violation(
+            "training/teacher_cache",
+            "predicted_views",
+            f"the teacher's predictions are of {views} views of each image, and "
+            f"training.teacher_cache.views is {found}; set it to {views}",
+        )
+    for field in ("seed", "augmentation"):
+        if predicted.get(field) != training[field]:
+            yield Violation(
+                f"training/{field}",
+                "predicted_views",
+                f"the teacher's predictions are of views with {field} {predicted.get(field)}, and "
+                f"training.{field} is {training[field]}; set it to {predicted.get(field)}",
+            )
+    if training["flip"] is not None:
+        yield Violation(
+            "training/flip",
+            "predicted_views",
+            "the teacher's predictions are of views that are mirrored as the data set says, and "
+            f"training.flip is {training['flip']}; leave flip out",
+        )
+
+
+def of_predicted_dataset(predicted: Json, reference: str, digest: str) -> Iterator[Violation]:
+    """Yield that predictions are of the images of another data set, if so."""
+    if predicted.get("digest") not in (None, digest):
+        yield Violation(
+            "teacher",
+            "other_dataset",
+            f"the teacher's predictions are of the images of {predicted['dataset']} "
+            f"({predicted['digest']}), and the job's data set is {reference} ({digest}); name that "
+            "data set, or upload predictions of this one (retort upload predictions)",
+        )
+
+
+def _because(network: NetworkDescription) -> str:
+    return f" ({network.limits})" if network.limits else ""
+
+
 # -- networks and a data set -----------------------------------------------------------------------
 
 
@@ -1265,7 +1447,7 @@ def of_dataset_classes(
     """Yield that a network tells apart other classes than a data set has, if so."""
     if None not in (network.classes, classes) and network.classes != classes:
         yield Violation(
-            _field_of(role),
+            field_of(role),
             "class_count",
             f"the {role} {network.reference} has {network.classes} classes and the data set has "
             f"{classes}; choose a {role} made for this data set",
@@ -1280,14 +1462,17 @@ def of_dataset_channels(
         return
     if expected != channels and (channels, expected) != (1, 3):
         yield Violation(
-            _field_of(role),
+            field_of(role),
             "channels",
             f"the {role} expects {expected} channels and the data set has {channels}; only "
             "1 to 3 can be adapted, so choose another network or data set",
         )
 
 
-def _field_of(role: str) -> str:
+def field_of(role: str) -> str:
+    """Return the field that names a network; of several teachers, `teacher 2` is teachers/1."""
+    if role.startswith(teachers.ROLE):
+        return f"teachers/{int(role.removeprefix(teachers.ROLE)) - 1}"
     return {"student": "student/network", "start model": "student/initial"}.get(role, role)
 
 

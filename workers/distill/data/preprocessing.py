@@ -41,3 +41,15 @@ class Preprocessor:
             inputs = inputs.expand(-1, self._channels, -1, -1)
         inputs = torch.addcmul(self._shift, inputs, self._scale)
         return inputs.contiguous(memory_format=torch.channels_last)
+
+
+class PixelsAsStored(Preprocessor):
+    """For several teachers as one, each of which prepares the stored images for itself."""
+
+    def __init__(self) -> None:
+        # Nothing to know: neither size nor channels nor normalisation change.
+        pass
+
+    def __call__(self, images: Real[Tensor, "N c h w"]) -> Float[Tensor, "N c h w"]:
+        """Return images with pixels of 0..255 as floats."""
+        return images.float()

@@ -26,6 +26,7 @@ from workers.distill.data import dataset
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.networks import weights
 from workers.distill.networks.interface import Features, Network
+from workers.distill.networks.predictions import PredictionsNetwork
 from workers.distill.tasks.base import BaseTask, SplitMetrics
 from workers.distill.tasks.catalog import TASKS
 
@@ -44,6 +45,8 @@ class LabelledImages:
 
     images: UInt8[Tensor, "N c h w"]
     labels: Shaped[Tensor, "N *T"]
+    predicted: Float[Tensor, "N C"] | None = None
+    """What a teacher that is a table of predictions says of these images."""
 
     def some_images(self, rows: slice | Int[Tensor, " n"]) -> UInt8[Tensor, "n c h w"]:
         """Return some of the images, channels last."""
@@ -84,6 +87,9 @@ def evaluate_split(
             batch = split.some_images(rows)
             outputs: dict[str, Features] = {}
             for role, (network, preprocessor) in networks.items():
+                if isinstance(network, PredictionsNetwork):
+                    outputs[role] = Features.from_logits(_predicted(split, rows))
+                    continue
                 inputs = preprocessor(batch)
                 if feature_rows is None and task.uses_logits_only:
                     outputs[role] = Features.from_logits(network(inputs))
@@ -100,6 +106,12 @@ def evaluate_split(
         )
         for role in networks
     }
+
+
+def _predicted(split: LabelledImages, rows: slice) -> Float[Tensor, "n C"]:
+    if split.predicted is None:
+        raise ValueError("the teacher's predictions do not cover this split")
+    return split.predicted[rows]
 
 
 @contextlib.contextmanager

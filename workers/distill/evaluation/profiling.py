@@ -12,10 +12,13 @@ from workers.distill.networks.interface import Network
 from workers.distill.runtime import device
 
 
-def flops(network: Network, example: Tensor) -> int:
-    """Return the floating-point operations of one forward pass of one image."""
+def flops(network: Network, example: Tensor) -> int | None:
+    """Return the floating-point operations of one forward pass of one image; None if unknown."""
+    form = network.torch_form()
+    if form is None:
+        return None
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network(example[:1])
+        form(example[:1])
     return int(counter.get_total_flops())
 
 

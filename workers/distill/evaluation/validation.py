@@ -76,6 +76,11 @@ class TeacherScores:
             self.network, self.preprocessor, features=self.split.compares_features
         )
 
+    @property
+    def shows_features(self) -> bool:
+        """Whether students can be compared with it by features: not with logits alone."""
+        return self.split.compares_features and self.evaluation.pooled.shape[1] > 0
+
     @functools.cached_property
     def primary(self) -> float:
         """Return the teacher's own value of the task's primary metric."""
@@ -92,7 +97,7 @@ class Validator:
 
     def __call__(self, network: Network) -> dict[str, float]:
         """Return the task's validation scores, and `cka` where a teacher can be compared with."""
-        compares = self.teacher is not None and self.split.compares_features
+        compares = self.teacher is not None and self.teacher.shows_features
         evaluation = self.split.evaluate(network, self.preprocessor, features=compares)
         scores = evaluation.metrics.validation_scores()
         if self.teacher is not None and compares:

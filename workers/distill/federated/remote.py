@@ -31,6 +31,8 @@ from workers.distill.networks.interface import Network
 from workers.distill.runtime.signals import Stop
 
 FOLDER = "federation"
+TEACHING = ("teacher", "teachers", "teacher_weighting")
+"""Fields of a config that no client needs."""
 PLAN, OPEN_SET = "plan.json", "open_set.safetensors"
 CLIENTS, FAILURE = "clients.json", "failure.json"
 TASK, CLOSED, CONSENSUS, REPLIES = "task.json", "closed.json", "consensus.safetensors", "replies"
@@ -205,7 +207,7 @@ class RemoteClients:
         if method.uses_open_set and open_set is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             tensorfile.write(self._folder / OPEN_SET, {"images": open_set.images}, {})
-        shown = config.model_dump(mode="json", exclude={"teacher", "provenance", "initial"})
+        shown = config.model_dump(mode="json", exclude={*TEACHING, "provenance", "initial"})
         plan = {
             "method": method.name,
             "sends": sorted(method.sent_kinds),

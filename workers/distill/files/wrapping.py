@@ -59,8 +59,8 @@ OTHER_FILES: tuple[tuple[bytes, str], ...] = (
 )
 TENSORFLOW = f"which is no PyTorch checkpoint: convert the weights first, then {SAFE}"
 ONNX = (
-    "an ONNX model: a graph, whose weights have lost their names; upload the checkpoint that it "
-    f"was exported from ({SAFE})"
+    "an ONNX model: a graph, whose weights have lost their names; upload it as a teacher (retort "
+    f"upload teacher), or the checkpoint that it was exported from ({SAFE})"
 )
 TENSORFLOW_TABLE = bytes.fromhex("57fb808b247547db")
 """The last bytes of an index of TensorFlow's checkpoints, a table of LevelDB."""

@@ -240,7 +240,9 @@ class Method(nn.Module):
         wanted = self.student_features if role == "student" else self.teacher_features
         shows = frozenset(name for name in wanted if is_shown(name, network, measured))
         reference = network.reference or type(network).__name__
-        description = NetworkDescription(reference, task=network.task, shows=shows)
+        description = NetworkDescription(
+            reference, task=network.task, shows=shows, limits=network.limits
+        )
         missing = next((name for name in wanted if name not in shows), None)
         errors.refuse(
             rules.of_features(self.describe(), role, description),
@@ -252,6 +254,8 @@ class Method(nn.Module):
 def is_shown(name: FeatureName, network: Network, measured: shapes.Shapes | None) -> bool:
     """Whether a network shows a feature; `measured` are the shapes of its features, if any."""
     match name:
+        case "embedding":
+            return measured is not None and measured.pooled > 0
         case "stages":
             return measured is not None and bool(measured.stages)
         case "pre_activations":

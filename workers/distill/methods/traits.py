@@ -9,10 +9,12 @@ from workers.distill.networks.interface import Network, batch_norms
 
 
 def of(network: Network) -> dict[str, Any]:  # Any: JSON
-    """Return what a network shows, and whether it has batch norms; hooks stay on the network."""
+    """Return what a network shows, its batch norms and gradients; hooks stay on the network."""
     network.enable_features(FEATURES)
     measured = shapes.measure(network)
     return {
         "shows": [name for name in FEATURES if is_shown(name, network, measured)],
         "has_batch_norm": bool(batch_norms(network)),
+        "gives_gradients": network.torch_form() is not None,
+        "limits": network.limits,
     }

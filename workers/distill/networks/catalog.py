@@ -14,12 +14,13 @@ import pydantic
 import torch
 
 from workers.distill import errors
-from workers.distill.config import descriptions, rules
+from workers.distill.config import descriptions, rules, teachers
 from workers.distill.config.descriptions import NetworkDescription
 from workers.distill.config.job import Task
-from workers.distill.networks import interface
+from workers.distill.networks import interface, predictions
 from workers.distill.networks.dense import fcn, own_detectors, segmenter
 from workers.distill.networks.external import libraries as foreign_networks
+from workers.distill.networks.graphs import network as graph
 from workers.distill.networks.zoo import (
     convnet,
     mlp,
@@ -66,6 +67,8 @@ class NetworkEntry:
     shows: tuple[str, ...]
     description: str
     composed_of: str | None = None
+    only_teaches: bool = False
+    """Whether it is what its file says, so that what it shows is known only of the file."""
     shows_with: tuple[tuple[str, str], ...] = ()
     task: Task = "classification"
     has_batch_norm: bool = True
@@ -312,6 +315,29 @@ NETWORKS: dict[str, NetworkEntry] = {
         "pyramid over a small residual network or a network of timm.",
         task="detection",
     ),
+    teachers.GRAPH: NetworkEntry(
+        "graph",
+        graph.build,
+        0,
+        graph.Arguments,
+        smallest_side=1,
+        shows=(),
+        description="A teacher in an ONNX file, from any framework; what it shows is found when "
+        "the file is inspected.",
+        has_batch_norm=False,
+        only_teaches=True,
+    ),
+    teachers.PREDICTIONS: NetworkEntry(
+        "predictions",
+        predictions.build,
+        0,
+        predictions.Arguments,
+        smallest_side=1,
+        shows=(),
+        description="A teacher whose predictions for the images of one data set are in a file.",
+        has_batch_norm=False,
+        only_teaches=True,
+    ),
 }
 
 
@@ -395,6 +421,7 @@ def describe() -> list[dict[str, Any]]:  # Any: JSON for the catalog
             "smallest_side": entry.smallest_side,
             "has_batch_norm": entry.has_batch_norm,
             "composed_of": entry.composed_of,
+            "only_teaches": entry.only_teaches,
             "shows_with": dict(entry.shows_with),
             "arguments_schema": entry.arguments.model_json_schema(),
             "description": entry.description,

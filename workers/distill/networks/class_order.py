@@ -26,6 +26,9 @@ def reorder(network: interface.Network, order: Sequence[int]) -> None:
 
     Raises `IncompatibleNetworks` where its weights do not tell how.
     """
+    if isinstance(network, interface.FileNetwork):
+        network.reorder_classes(order)
+        return
     was_training = network.training
     network.eval()
     images = observation.picture(*network.image_shape)

@@ -6,6 +6,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -223,6 +224,12 @@ class Network(nn.Module):
     pooled_width: int = 0
     smallest_batch: int = 1
     library_call: LibraryCall | None = None
+    can_run: bool = True
+    """Whether it computes what it says of images, whichever they are."""
+    limits: str | None = None
+    """Why it shows less than others, to end a sentence with."""
+    parameter_count: int | None = None
+    """Where its numbers are no parameters of torch; None: they are."""
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> Features:
         """Return logits and features of one forward pass; logits equal `forward(images)`."""
@@ -252,10 +259,32 @@ class Network(nn.Module):
         A teacher's copy is told so (`run.teacher_factory`); most networks return all anyway.
         """
 
+    def enable_gradients(self) -> None:
+        """Let gradients flow to the images; raises `IncompatibleNetworks` where none can."""
+
+    def torch_form(self) -> nn.Module | None:
+        """Return what computes the logits in torch: itself; None where something else does."""
+        return self
+
     def __call__(self, images: Tensor) -> Tensor:
         """Return the logits (typed here because `nn.Module.__call__` is not)."""
         logits: Tensor = super().__call__(images)
         return logits
+
+
+class FileNetwork(Network):
+    """A network that is what its file says, and not an architecture that a file has weights for.
+
+    It only teaches: nothing of it is trained, and it is never delivered.
+    """
+
+    def load_file(self, path: Path) -> list[str]:
+        """Read the file; return what was chosen or converted. Raises `UploadRefused`."""
+        raise NotImplementedError(f"{type(self).__name__} reads no file")
+
+    def reorder_classes(self, order: Sequence[int]) -> None:
+        """Make logit i what was logit `order[i]`."""
+        raise NotImplementedError(f"{type(self).__name__} has no order of classes")
 
 
 class Tap:

@@ -4,6 +4,7 @@ Methods build their adapters from them at the start of a job, so that networks t
 refused by name, not by a size mismatch in the first step.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +46,9 @@ class Shapes:
 @torch.no_grad()
 def measure(network: Network) -> Shapes:
     """Run a blank image in evaluation mode; the network's mode is restored."""
-    place = next(network.parameters()).device
+    if not network.can_run:
+        return Shapes(pooled=0, stem=None, stages=(), pre_activations=(), final=None)
+    place = next(itertools.chain(network.parameters(), network.buffers())).device
     images = torch.zeros((1, *network.image_shape), device=place)
     was_training = network.training
     network.eval()

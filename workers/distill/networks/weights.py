@@ -21,7 +21,7 @@ from workers.distill.networks.checkpoints import Contained, listed
 from workers.distill.networks.external import conversion
 from workers.distill.networks.readings import Choice, Role, WeightsReading
 
-Format = Literal["safetensors", "torch"]
+Format = Literal["safetensors", "torch", "onnx", "predictions"]
 
 HEADER_KEY = "retort"
 AS_SAVED = Choice()
@@ -53,6 +53,8 @@ def load_into(
     `KeysMismatch` when names or shapes differ, `UploadRefused` when the file is unreadable, or
     holds several networks of which none is to be preferred.
     """
+    if isinstance(network, interface.FileNetwork):
+        return Loaded("onnx", tuple(network.load_file(path)))
     with wrapping.opened(path) as found:
         form, contained, foreign = _read(found.path, allow_pickle=allow_pickle)
         chosen, remarks = _choose(network, contained, role, choice)

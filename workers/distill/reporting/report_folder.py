@@ -309,10 +309,14 @@ def correlation(evidence: Evidence) -> Topic | None:
 
 
 def embedding(evidence: Evidence) -> Topic | None:
-    """Return the networks' pooled features in two dimensions; None of too few images."""
-    if not all(projection.can_be_mapped(one.pooled) for one in evidence.outputs.values()):
+    """Return the networks' pooled features in two dimensions; None of too few images.
+
+    A teacher that gives logits alone is left out.
+    """
+    outputs = {name: one for name, one in evidence.outputs.items() if one.pooled.shape[1]}
+    if not all(projection.can_be_mapped(one.pooled) for one in outputs.values()):
         return None
-    outputs, labels = evidence.outputs, evidence.labels[evidence.mapped]
+    labels = evidence.labels[evidence.mapped]
     planes = {name: projection.pca(one.pooled) for name, one in outputs.items()}
     spots = {name: projection.tsne(one.pooled) for name, one in outputs.items()}
     mapped, every = len(np.unique(labels)), len(np.unique(evidence.labels))

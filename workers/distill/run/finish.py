@@ -12,11 +12,15 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from workers.distill.config.result import Latency, RunResult
+from workers.distill.config import teachers
+from workers.distill.config.result import Latency, RunResult, TeacherResult
+from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.evaluation import embedding, evaluate, examples, profiling
 from workers.distill.export import outputs, preprocessing, standalone
 from workers.distill.methods import catalog
+from workers.distill.networks.ensemble import Ensemble
 from workers.distill.networks.interface import Network
+from workers.distill.networks.predictions import PredictionsNetwork
 from workers.distill.run import build, conclusion, outcome
 from workers.distill.run.context import JobContext
 from workers.distill.training.state import TrainState
@@ -67,6 +71,7 @@ def finish(
         **context.loop.result_fields(context, student.state),
         **measure(context, student),
         **method_facts(student),
+        **teacher_results(context, test),
         **({} if balance is None else {"balance": balance}),
         **class_weights(context),
         **labels(context),
@@ -197,13 +202,48 @@ def evaluate_test(context: JobContext, trained: dict[str, Trained]) -> TestScore
     return TestScores(scores, evaluations, labels, mapped)
 
 
+def teacher_results(context: JobContext, test: TestScores) -> dict[str, Any]:
+    """Return what kind of teacher each was and what it scores alone; nothing without a teacher."""
+    choices = context.config.all_teachers
+    alone = [test.scores["teacher"]]
+    if isinstance(context.teacher, Ensemble):
+        alone = [_scores_alone(context, *one) for one in context.teacher.each()]
+    if not choices:
+        return {}
+    return {
+        "teachers": [
+            TeacherResult(
+                network=choice.network, kind=teachers.kind_of(choice.network), scores=scores
+            )
+            for choice, scores in zip(choices, alone, strict=True)
+        ]
+    }
+
+
+def _scores_alone(
+    context: JobContext, network: Network, preprocessor: Preprocessor
+) -> dict[str, Any] | None:
+    if context.test is None:
+        return None
+    found = evaluate.evaluate_split(
+        context.task,
+        {"teacher": (network, preprocessor)},
+        context.test,
+        classes=len(context.classes),
+        on_batch=evaluation_progress(context),
+    )
+    return found["teacher"].metrics.test_scores()
+
+
 def evaluated_networks(context: JobContext, trained: dict[str, Trained]) -> evaluate.Networks:
     """Return teacher, student and baseline, those that there are, each with its preprocessor."""
     networks = {
         phase: (done.network, context.student_preprocessor) for phase, done in trained.items()
     }
     if context.teacher is not None and context.teacher_preprocessor is not None:
-        networks["teacher"] = (context.teacher, context.teacher_preprocessor)
+        is_table = isinstance(context.teacher, PredictionsNetwork)
+        if not is_table or (context.test is not None and context.test.predicted is not None):
+            networks["teacher"] = (context.teacher, context.teacher_preprocessor)
     return {name: networks[name] for name in ROLES if name in networks}
 
 
@@ -212,7 +252,11 @@ def chosen_examples(context: JobContext, trained: dict[str, Trained]) -> example
     if context.test is None:
         return None
     networks = evaluated_networks(context, trained)
-    shown = {role: networks[role] for role in ("teacher", "student") if role in networks}
+    shown = {
+        role: networks[role]
+        for role in ("teacher", "student")
+        if role in networks and not isinstance(networks[role][0], PredictionsNetwork)
+    }
     return examples.collect(context.task, shown, context.test, classes=len(context.classes))
 
 
@@ -299,7 +343,8 @@ def measure(context: JobContext, student: Trained) -> dict[str, Any]:
         "parameters": {"teacher": None, "student": count(network)},
         "flops": {"teacher": None, "student": profiling.flops(network, inputs)},
     }
-    if context.teacher is not None and context.teacher_preprocessor is not None:
+    is_run = not isinstance(context.teacher, PredictionsNetwork)
+    if is_run and context.teacher is not None and context.teacher_preprocessor is not None:
         teacher_inputs = context.teacher_preprocessor(images)
         sizes["parameters"]["teacher"] = count(context.teacher)
         sizes["flops"]["teacher"] = profiling.flops(context.teacher, teacher_inputs)
@@ -342,7 +387,9 @@ def labels(context: JobContext) -> dict[str, Any]:
 
 
 def count(network: Network) -> int:
-    """Return the number of parameters."""
+    """Return the number of parameters, of a graph those in its file."""
+    if network.parameter_count is not None:
+        return network.parameter_count
     return sum(parameter.numel() for parameter in network.parameters())
 
 

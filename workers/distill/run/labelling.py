@@ -7,18 +7,20 @@ accuracy is agreement with the teacher.
 """
 
 import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
+from workers.distill import errors
 from workers.distill.config.result import LabelSummary, RunWarning
 from workers.distill.config.training import PseudoLabels
 from workers.distill.data import dataset
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.networks.interface import Network
+from workers.distill.networks.predictions import PredictionsNetwork
 from workers.distill.runtime import signals
 from workers.distill.runtime.precision import Precision
 from workers.distill.tasks.base import BaseTask
@@ -35,14 +37,19 @@ class TeacherAnswers:
     precision: Precision
     device: torch.device
     stop: signals.Stop
+    predicted: Mapping[str, Shaped[Tensor, "N C"]] = field(default_factory=dict)
+    """Logits of the images of a split, of a teacher that is a table of them."""
 
     def targets(
-        self, images: Shaped[Tensor, "N c h w"]
+        self, split: str, images: Shaped[Tensor, "N c h w"], rows: Bool[Tensor, " M"]
     ) -> tuple[Shaped[Tensor, "N *T"], Shaped[Tensor, " N"]]:
         """Return what the teacher takes images for, and its probability of that, on the CPU.
 
-        Images are unaugmented.
+        Images are those of a split's `rows`, unaugmented. Raises `IncompatibleNetworks` where the
+        teacher is a table without that split.
         """
+        if isinstance(self.network, PredictionsNetwork):
+            return self._in_table(split, rows)
         targets, confidences = [], []
         for part in torch.split(images, CACHE_BATCH):
             self.stop.check()
@@ -51,6 +58,17 @@ class TeacherAnswers:
             targets.append(self.task.predicted_targets(logits).cpu())
             confidences.append(logits.softmax(1).amax(1).cpu())
         return torch.cat(targets), torch.cat(confidences)
+
+    def _in_table(self, split: str, rows: Tensor) -> tuple[Tensor, Tensor]:
+        table = self.predicted.get(split)
+        if table is None:
+            raise errors.IncompatibleNetworks(
+                f"no image of the {split} split has a label, and the teacher's predictions leave "
+                "that split out; upload predictions of it, or a data set with labels there",
+                field="teacher",
+            )
+        logits = table.cpu()[rows.cpu()]
+        return self.task.predicted_targets(logits), logits.softmax(1).amax(1)
 
 
 @dataclass(frozen=True)
@@ -86,7 +104,7 @@ def of_training(
     labels, missing = split.labels, task.unlabelled(split.labels)
     if wanted is None or answers is None or not bool(missing.any()):
         return TrainingLabels(labels, labels, missing)
-    targets, confidences = answers.targets(split.images[missing])
+    targets, confidences = answers.targets("train", split.images[missing], missing)
     is_sure = confidences >= wanted.threshold
     used = labels.clone()
     used[missing.nonzero().flatten()[is_sure]] = targets[is_sure]
@@ -102,23 +120,30 @@ class ScoredSplit:
     """Images without a label, which do not count."""
     by_teacher: bool = False
     """Whether the labels are the teacher's answers."""
+    predicted: Shaped[Tensor, "N C"] | None = None
+    """Logits of these images, of a teacher that is a table of them."""
 
 
-def of_scores(task: BaseTask, split: dataset.Split, answers: TeacherAnswers | None) -> ScoredSplit:
-    """Return a validation or test split as students are scored on it.
+def of_scores(
+    task: BaseTask, name: str, split: dataset.Split, answers: TeacherAnswers | None
+) -> ScoredSplit:
+    """Return the validation or test split `name` as students are scored on it.
 
     Raises ValueError where no image has a label, and there is no teacher (which the rules refuse).
     """
     missing = task.unlabelled(split.labels)
+    predicted = None if answers is None else answers.predicted.get(name)
     if not bool(missing.any()):
-        return ScoredSplit(split)
+        return ScoredSplit(split, predicted=predicted)
     if bool(missing.all()):
         if answers is None:
             raise ValueError("nothing tells what the images show")
-        targets, _ = answers.targets(split.images)
-        return ScoredSplit(dataclasses.replace(split, labels=targets), by_teacher=True)
+        targets, _ = answers.targets(name, split.images, missing)
+        labelled = dataclasses.replace(split, labels=targets)
+        return ScoredSplit(labelled, by_teacher=True, predicted=predicted)
     kept = dataset.Split(split.images[~missing], split.labels[~missing])
-    return ScoredSplit(kept, left_out=int(missing.sum()))
+    rows = None if predicted is None else predicted[~missing]
+    return ScoredSplit(kept, left_out=int(missing.sum()), predicted=rows)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from workers.distill import errors
 from workers.distill.config import class_names
 from workers.distill.evaluation.validation import TeacherScores
 from workers.distill.methods import catalog
-from workers.distill.run import finish, outcome
+from workers.distill.run import finish, outcome, prepare
 from workers.distill.run.context import JobContext
 from workers.distill.training import checkpoint
 from workers.distill.training.compilation import choose_compile
@@ -106,13 +106,11 @@ def report_start(member: GroupMember) -> None:
 def _warn_of_classes(context: JobContext) -> None:
     """Say what the names of classes tell of teacher, start weights and data set."""
     config = context.config
-    models = [("teacher", config.teacher)]
+    models = prepare.teachers_of(config)
     if config.initial and not catalog.find(config.method)[0].describe().replaces_classifier:
         models += [("start model", config.student)]
     for role, choice in models:
-        told = None
-        if choice is not None:
-            told = class_names.remark(role, choice.class_names, context.classes)
+        told = class_names.remark(role, choice.class_names, context.classes)
         if told is not None:
             context.reporter.warning(told.code, told.message)
 

@@ -10,21 +10,24 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
+from torch import Tensor
 from torch.utils import deterministic
 
 from workers.distill import errors
-from workers.distill.config import class_names, pyramids, rules
+from workers.distill.config import class_names, pyramids, rules, teachers
 from workers.distill.config.descriptions import NetworkDescription
-from workers.distill.config.job import JobConfig, NetworkChoice, Task
+from workers.distill.config.job import Input, JobConfig, NetworkChoice, Task
 from workers.distill.data import dataset
 from workers.distill.data.loader import BatchLoader
-from workers.distill.data.preprocessing import Preprocessor
+from workers.distill.data.preprocessing import PixelsAsStored, Preprocessor
 from workers.distill.evaluation import validation
 from workers.distill.evaluation.evaluate import LabelledImages
 from workers.distill.methods import catalog
 from workers.distill.networks import catalog as networks
 from workers.distill.networks import class_order, weights
+from workers.distill.networks.ensemble import Ensemble
 from workers.distill.networks.interface import Network
+from workers.distill.networks.predictions import PredictionsNetwork
 from workers.distill.run import labelling
 from workers.distill.run.context import JobContext, JobRequest, Loop, SharedContext
 from workers.distill.runtime import signals
@@ -46,7 +49,8 @@ def prepare(
     check_task(stored.record.task, config.task)
     train, held_back, tested = (task.read_split(stored, name) for name in dataset.SPLITS)
     classes = classes_of(stored.record, config)
-    check_classes("teacher", config.teacher, len(classes))
+    for role, choice in teachers_of(config):
+        check_classes(role, choice, len(classes))
     check_labels(config, stored.record.sizes(), stored.record.labelled)
     check_label_noise(config, len(classes))
     check_class_weights(config, len(classes))
@@ -54,23 +58,28 @@ def prepare(
         raise errors.BadDataset(
             f"the train split holds {len(train.labels)} images; at least 2 are needed to learn"
         )
-    teacher_preprocessor = (
-        Preprocessor("teacher", config.teacher.input, size, device) if config.teacher else None
-    )
-    network = answers = None
-    if config.teacher:
-        network = load_teacher(config.teacher, workdir, device, config.task, classes)
+    network, teacher_preprocessor = load_teachers(config, workdir, device, classes, size)
+    predicted = predictions_of(network, config, stored.record)
+    answers = None
     if network is not None and teacher_preprocessor is not None:
         answers = labelling.TeacherAnswers(
-            task, network, teacher_preprocessor, precision, device, stop
+            task, network, teacher_preprocessor, precision, device, stop, predicted
         )
     labels = labelling.of_training(task, train, answers, config.training.pseudo_labels)
-    scored, test = (labelling.of_scores(task, one, answers) for one in (held_back, tested))
+    scored, test = (
+        labelling.of_scores(task, name, split, answers)
+        for name, split in (("validation", held_back), ("test", tested))
+    )
     validation_split = validation.ValidationSplit(
-        on_device(scored.content, device), task, len(classes), precision, stop.check
+        on_device(scored.content, device, scored.predicted),
+        task,
+        len(classes),
+        precision,
+        stop.check,
     )
     teacher_scores = None
-    if network is not None and teacher_preprocessor is not None:
+    covered = not isinstance(network, PredictionsNetwork) or "validation" in predicted
+    if network is not None and teacher_preprocessor is not None and covered:
         teacher_scores = validation.TeacherScores(validation_split, network, teacher_preprocessor)
     return SharedContext(
         loop=loop,
@@ -102,7 +111,7 @@ def prepare(
             has_all_labels=labels.has_all,
         ),
         validation=validation_split,
-        test=on_device(test.content, device),
+        test=on_device(test.content, device, test.predicted),
         teacher_preprocessor=teacher_preprocessor,
         teacher=network,
         teacher_scores=teacher_scores,
@@ -130,7 +139,8 @@ def prepare_without_data(
         check_task(record.task, config.task)
         classes = classes_of(record, config)
     check_classes("teacher", config.teacher, len(classes))
-    network = load_teacher(config.teacher, workdir, device, config.task, classes)
+    network = load_teacher(config.teacher, workdir / "teacher", device, config.task, classes)
+    network.enable_gradients()
     scored = labelling.Labelling(None, None, None)
     if record is not None and stored is not None:
         for role, choice in (("teacher", config.teacher), ("student", config.student)):
@@ -140,7 +150,7 @@ def prepare_without_data(
             task, network, teacher_preprocessor, precision, device, stop
         )
         held_back, tested = (
-            labelling.of_scores(task, task.read_split(stored, name), answers)
+            labelling.of_scores(task, name, task.read_split(stored, name), answers)
             for name in ("validation", "test")
         )
         scored = labelling.Labelling(None, held_back, tested, record)
@@ -171,9 +181,10 @@ def prepare_without_data(
 
 def classes_of(record: dataset.DatasetRecord, config: JobConfig) -> list[str]:
     """Return the names of the classes: the data set's, else, where it has none, the teacher's."""
-    if record.classes or config.teacher is None:
+    if record.classes or not config.all_teachers:
         return list(record.classes)
-    return config.teacher.class_names or [str(label) for label in range(config.teacher.classes)]
+    first = config.all_teachers[0]
+    return first.class_names or [str(label) for label in range(first.classes)]
 
 
 def check_labels(
@@ -190,7 +201,7 @@ def check_labels(
             config.training.model_dump(),
             splits=splits,
             labelled=labelled,
-            has_teacher=config.teacher is not None,
+            has_teacher=bool(config.all_teachers),
         )
     )
 
@@ -237,9 +248,14 @@ def choose_device(accelerator: str) -> torch.device:
     return torch.device("cpu")
 
 
-def on_device(split: dataset.Split, device: torch.device) -> LabelledImages:
-    """Return a split as tensors on the device; the CPU reads it from its mapped file."""
-    return LabelledImages(split.images.to(device), split.labels.to(device))
+def on_device(
+    split: dataset.Split, device: torch.device, predicted: Tensor | None = None
+) -> LabelledImages:
+    """Return a split as tensors on the device; the CPU reads it from its mapped file.
+
+    `predicted` is what a table of predictions says of its images, [N, C].
+    """
+    return LabelledImages(split.images.to(device), split.labels.to(device), predicted)
 
 
 def check_task(of_dataset: Task, wanted: Task) -> None:
@@ -257,7 +273,7 @@ def check_config(config: JobConfig, *, has_dataset: bool) -> None:
     errors.refuse(
         rules.of_inputs(
             description,
-            has_teacher=config.teacher is not None,
+            has_teacher=bool(config.all_teachers),
             has_dataset=True,
             has_initial=config.initial,
         )
@@ -276,12 +292,21 @@ def check_config(config: JobConfig, *, has_dataset: bool) -> None:
             rules.of_baseline(description, params.model_dump(), student.network, student.arguments)
         )
     errors.refuse(rules.of_precision(training, config.accelerator))
-    for role, choice in (("teacher", config.teacher), ("student", config.student)):
-        if choice is not None:
-            check_network(role, choice, config.task)
+    given = teachers_of(config)
+    errors.refuse(rules.of_several_teachers(description, [one.network for _, one in given]))
+    for role, choice in (*given, ("student", config.student)):
+        check_network(role, choice, config.task)
+        if choice.network == teachers.PREDICTIONS:
+            errors.refuse(rules.of_predictions(description, training, described(choice)))
     errors.refuse(
         rules.of_original_images(description, params.model_dump(), has_dataset=has_dataset)
     )
+
+
+def teachers_of(config: JobConfig) -> list[tuple[str, NetworkChoice]]:
+    """Return all teachers, each with what it is called in messages."""
+    found = config.all_teachers
+    return [(teachers.role_of(place, len(found)), one) for place, one in enumerate(found)]
 
 
 def check_classes(role: str, choice: NetworkChoice | None, classes: int) -> None:
@@ -312,6 +337,7 @@ def described(choice: NetworkChoice) -> NetworkDescription:
         classes=choice.classes,
         channels=size.channels,
         sides=(size.height, size.width),
+        predicted=choice.arguments if choice.network == teachers.PREDICTIONS else None,
     )
 
 
@@ -321,6 +347,8 @@ def check_network(role: str, choice: NetworkChoice, task: Task) -> None:
     Of networks of other libraries that is the task alone. Nothing is built here, not even without
     memory: torch's meta device takes seconds to load.
     """
+    if role == "student":
+        errors.refuse(rules.of_only_teacher(role, choice.network), errors.IncompatibleNetworks)
     sides = (choice.input.height, choice.input.width)
     if choice.network in networks.NETWORKS:
         description = networks.described(choice.network, choice.arguments)
@@ -366,7 +394,7 @@ def field_of(role: str) -> Iterator[None]:
     except errors.UnknownNetwork as error:
         argument = error.details.get("argument")
         of_student = f"student/arguments/{argument}" if argument else "student/network"
-        field = of_student if role == "student" else role
+        field = of_student if role == "student" else rules.field_of(role)
         raise errors.UnknownNetwork(error.message, **{**error.details, "field": field}) from error
 
 
@@ -381,16 +409,76 @@ def refuse_other_task(role: str, network: NetworkDescription, task: Task) -> Non
         )
 
 
+def load_teachers(
+    config: JobConfig,
+    workdir: pathlib.Path,
+    device: torch.device,
+    classes: Sequence[str],
+    stored: Input,
+) -> tuple[Network | None, Preprocessor | None]:
+    """Return the teacher, or several as one, with what prepares its images; None without any."""
+    choices = config.all_teachers
+    if not choices:
+        return None, None
+    loaded = [
+        load_teacher(
+            choice,
+            workdir / teachers.folder_of(place, len(choices)),
+            device,
+            config.task,
+            classes,
+        )
+        for place, choice in enumerate(choices)
+    ]
+    preprocessors = [
+        Preprocessor(role, choice.input, stored, device) for role, choice in teachers_of(config)
+    ]
+    if len(loaded) == 1:
+        return loaded[0], preprocessors[0]
+    weighting = config.teacher_weighting or "probabilities"
+    shape = (stored.channels, stored.height, stored.width)
+    joined = Ensemble(loaded, preprocessors, weighting, shape)
+    return joined.eval().requires_grad_(False), PixelsAsStored()
+
+
+def predictions_of(
+    network: Network | None, config: JobConfig, record: dataset.DatasetRecord
+) -> dict[str, Tensor]:
+    """Return the predicted logits [N, C] of the splits for evaluation, where they were uploaded.
+
+    Raises `TeacherLoad` for a table that has not a row for each image.
+    """
+    if not isinstance(network, PredictionsNetwork) or config.teacher is None:
+        return {}
+    digest = config.provenance.get("dataset_digest")
+    if digest is not None:
+        reference = str(config.provenance.get("dataset"))
+        arguments = config.teacher.arguments
+        errors.refuse(rules.of_predicted_dataset(arguments, reference, str(digest)))
+    found: dict[str, Tensor] = {}
+    for split, count in record.splits.items():
+        table = network.table(split)
+        if table is None:
+            continue
+        if len(table) != count:
+            raise errors.TeacherLoad(
+                f"the teacher predicts {len(table)} images of the {split} split, which has {count}",
+                field="teacher",
+            )
+        found[split] = table[:, 0]
+    return found
+
+
 def load_teacher(
     choice: NetworkChoice,
-    workdir: pathlib.Path,
+    folder: pathlib.Path,
     device: torch.device,
     task: Task,
     classes: Sequence[str],
 ) -> Network:
     """Return the teacher with its weights, frozen; its logits have the order of `classes`."""
     network = build("teacher", choice, task)
-    load(network, workdir / "teacher" / "model.safetensors", choice, errors.TeacherLoad)
+    load(network, folder / teachers.file_of(choice.network), choice, errors.TeacherLoad)
     order_classes(network, choice, classes)
     network.eval().requires_grad_(False)
     return placed(network, device)

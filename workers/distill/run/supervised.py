@@ -13,6 +13,7 @@ from workers.distill.data.loader import BatchLoader
 from workers.distill.data.types import Batch
 from workers.distill.methods.base import Method
 from workers.distill.networks.interface import Network
+from workers.distill.networks.predictions import PredictionsNetwork
 from workers.distill.run import prepare
 from workers.distill.run.context import JobContext, LoopEvidence, SharedContext
 from workers.distill.runtime import signals
@@ -92,6 +93,10 @@ def teacher_outputs(context: JobContext) -> Iterator[tuple[Batch, Tensor]]:
         raise ValueError("there is no teacher whose outputs could be read")
     for batch in context.train_loader.in_order(CACHE_BATCH):
         context.stop.check()
+        if isinstance(teacher, PredictionsNetwork):
+            # Of the first view where there are several: none is of the image as it is stored.
+            yield batch, teacher.rows(batch.index)
+            continue
         with torch.no_grad(), context.precision.autocast():
             logits = teacher.observe(preprocessor(batch.images)).logits
         yield batch, at_least_float(logits)

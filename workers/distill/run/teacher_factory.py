@@ -14,6 +14,7 @@ from workers.distill.config.descriptions import FEATURES
 from workers.distill.methods.base import Method
 from workers.distill.networks import folding
 from workers.distill.networks.interface import Features, Network, Observe
+from workers.distill.networks.predictions import PredictionsNetwork
 from workers.distill.run.context import JobContext, SharedContext
 from workers.distill.runtime import events
 from workers.distill.training.teachers import (
@@ -21,6 +22,7 @@ from workers.distill.training.teachers import (
     CachedTeacher,
     NoTeacher,
     OnlineTeacher,
+    PredictedTeacher,
     SharedTeacher,
     StoredTeacher,
     Teacher,
@@ -51,6 +53,8 @@ class TeacherFactory:
         shared, training = self._shared, context.config.training
         if shared.teacher is None or "teacher" not in method.needs:
             return NoTeacher(shared.device)
+        if isinstance(shared.teacher, PredictionsNetwork):
+            return PredictedTeacher(shared.teacher)
         if training.teacher_cache is not None:
             rows = shared.train_loader.count, training.teacher_cache.views
             store = StoredTeacher(method, self._sample, count=rows[0], views=rows[1])
@@ -125,7 +129,10 @@ class TeacherFactory:
         preprocessor = self._shared.teacher_preprocessor
         if preprocessor is None:
             raise ValueError("there is no teacher to compute")
-        observe = self._compiled(self._folded) if self._compiled else self._folded.observe
+        observe = self._folded.observe
+        # What another runtime computes cannot be compiled, and needs not be.
+        if self._compiled and self._folded.torch_form() is self._folded:
+            observe = self._compiled(self._folded)
         return OnlineTeacher(observe, preprocessor, self._shared.precision, keeps=self._keeps)
 
     @functools.cached_property

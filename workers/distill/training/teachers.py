@@ -16,6 +16,7 @@ from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.data.types import Batch
 from workers.distill.methods.base import Method
 from workers.distill.networks.interface import Features, Network, Observe
+from workers.distill.networks.predictions import PredictionsNetwork
 from workers.distill.runtime.precision import Precision
 
 CACHE_BYTES = 1 << 30
@@ -94,6 +95,17 @@ class TrainModeTeacher(OnlineTeacher):
     def __init__(self, network: Network, preprocess: Preprocessor, precision: Precision) -> None:
         own = copy.deepcopy(network).train()
         super().__init__(own.observe, preprocess, precision, keeps=FEATURES)
+
+
+class PredictedTeacher:
+    """A teacher whose outputs were uploaded: logits for each image, or for each of its views."""
+
+    def __init__(self, network: PredictionsNetwork) -> None:
+        self._network = network
+
+    def observe(self, batch: Batch) -> Features:
+        """Return the logits that are stored for these images."""
+        return Features.from_logits(self._network.rows(batch.index, batch.view))
 
 
 class SharedTeacher:

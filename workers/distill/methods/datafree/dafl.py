@@ -13,7 +13,7 @@ counted with probability 1e-12, where their logarithm is infinite.
 Checked against: zju-vipa/CMI, datafree/synthesis/generative.py (terms; published values).
 """
 
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 from jaxtyping import Float
 from pydantic import Field
@@ -22,7 +22,7 @@ from torch import Tensor
 from workers.distill.config.synthesis import StreamSynthesis
 from workers.distill.functional import adversaries, entropies
 from workers.distill.methods import parameters
-from workers.distill.methods.base import Source, Terms
+from workers.distill.methods.base import FeatureName, Source, Terms
 from workers.distill.methods.datafree.base import SoftTargetMethod, SynthesisBatch
 
 Logarithm: TypeAlias = Literal["e", "10"]
@@ -40,6 +40,7 @@ class DAFL(SoftTargetMethod):
     title = "Data-free learning"
     source = Source("Data-Free Learning of Student Networks", venue="ICCV 2019", arxiv="1904.01186")
     needs = ("teacher", "equal_classes")
+    required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("embedding",)
     synthesizer = "stream"
     image_weights = ("onehot_weight", "balance_weight", "activation_weight")
 

@@ -11,12 +11,14 @@ alone gives 0, not NaN.
 Checked against: HobbitLong/RepDistiller, distiller_zoo/CC.py (published values).
 """
 
+from typing import ClassVar
+
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from workers.distill.data.types import Batch
-from workers.distill.methods.base import Moment, RelationMethod, Source, Terms
+from workers.distill.methods.base import FeatureName, Moment, RelationMethod, Source, Terms
 from workers.distill.methods.parameters import Weight, Width
 from workers.distill.networks import shapes
 from workers.distill.networks.interface import Features, Network
@@ -39,6 +41,7 @@ class CC(RelationMethod):
     source = Source(
         "Correlation Congruence for Knowledge Distillation", venue="ICCV 2019", arxiv="1904.01802"
     )
+    required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("embedding",)
 
     class Params(RelationMethod.Params):
         """One weight, and the width that both embeddings are projected to."""

@@ -20,7 +20,7 @@ Checked against: megvii-research/mdistiller, mdistiller/distillers/CRD.py (publi
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from workers.distill import errors
 from workers.distill.data.types import Batch
-from workers.distill.methods.base import Moment, RelationMethod, Source, Terms
+from workers.distill.methods.base import FeatureName, Moment, RelationMethod, Source, Terms
 from workers.distill.methods.parameters import (
     ContrastTemperature,
     Count,
@@ -170,6 +170,7 @@ class CRD(RelationMethod):
     accepts_mixed = False
     smallest_classes = 2
     reads_labels = True
+    required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("embedding",)
 
     class Params(RelationMethod.Params):
         """A weight, the width of embeddings, and how they are contrasted."""

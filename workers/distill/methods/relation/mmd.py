@@ -12,12 +12,15 @@ student's embedding to the teacher's width where they differ.
 """
 
 import functools
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from workers.distill import errors
+from workers.distill.config import rules
+from workers.distill.config.descriptions import ChosenFeature, Condition, NetworkDescription
 from workers.distill.data.types import Batch
 from workers.distill.functional import kernels
 from workers.distill.methods.base import Moment, RelationMethod, Source, Terms, check_equal_classes
@@ -64,6 +67,14 @@ class MMD(RelationMethod):
         arxiv="2401.11824",
     )
 
+    chosen_features: ClassVar[tuple[ChosenFeature, ...]] = (
+        ChosenFeature(
+            role="teacher",
+            feature="embedding",
+            when=Condition(field="compare", comparison="==", value="pooled"),
+        ),
+    )
+
     class Params(RelationMethod.Params):
         """A weight, what is compared, and by which kernel."""
 
@@ -93,6 +104,16 @@ class MMD(RelationMethod):
         super().__init__(params, student, teacher)
         self.projection: nn.Linear | None = None
         widths = (student.pooled_width, 0 if teacher is None else teacher.pooled_width)
+        if params.compare == "pooled" and teacher is not None and not widths[1]:
+            lacking = NetworkDescription(
+                teacher.reference, shows=frozenset(), limits=teacher.limits
+            )
+            errors.refuse(
+                rules.of_chosen_features(self.describe(), params.model_dump(), "teacher", lacking),
+                errors.IncompatibleNetworks,
+            )
+        if params.compare == "pooled" and teacher is not None:
+            teacher.enable_features(("embedding",))
         if params.compare == "logits" and teacher is not None:
             check_equal_classes(self.name, student, teacher)
         elif widths[0] != widths[1]:

@@ -9,13 +9,15 @@ have it; hence the large weight.
 Checked against: megvii-research/mdistiller, mdistiller/distillers/PKT.py (published values).
 """
 
+from typing import ClassVar
+
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
 from workers.distill.data.types import Batch
 from workers.distill.functional import relations
-from workers.distill.methods.base import Moment, RelationMethod, Source, Terms
+from workers.distill.methods.base import FeatureName, Moment, RelationMethod, Source, Terms
 from workers.distill.methods.parameters import PairsWeight
 from workers.distill.networks.interface import Features
 
@@ -41,6 +43,7 @@ class PKT(RelationMethod):
         venue="ECCV 2018",
         arxiv="1803.10837",
     )
+    required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("embedding",)
 
     class Params(RelationMethod.Params):
         """One weight."""

@@ -10,6 +10,8 @@ gives 0, not NaN.
 Checked against: megvii-research/mdistiller, mdistiller/distillers/RKD.py (published values).
 """
 
+from typing import ClassVar
+
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 from jaxtyping import Float
 from pydantic import Field
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from workers.distill.data.types import Batch
 from workers.distill.functional import relations
-from workers.distill.methods.base import Moment, RelationMethod, Source, Terms
+from workers.distill.methods.base import FeatureName, Moment, RelationMethod, Source, Terms
 from workers.distill.methods.parameters import Weight
 from workers.distill.networks.interface import Features
 
@@ -53,6 +55,7 @@ class RKD(RelationMethod):
     name = "rkd"
     title = "Relational knowledge distillation"
     source = Source("Relational Knowledge Distillation", venue="CVPR 2019", arxiv="1904.05068")
+    required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("embedding",)
 
     class Params(RelationMethod.Params):
         """Two weights."""
