@@ -3,6 +3,7 @@
 Migrations run once for each kind, so that a test's database costs milliseconds.
 """
 
+import atexit
 import gc
 import os
 import re
@@ -151,14 +152,13 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Keep what all imports have made out of every garbage collection: it takes seconds."""
+    """Keep what all imports have made out of every garbage collection: it takes seconds.
+
+    Also of the last ones, which pytest asks for at its end; the interpreter ends as it would have.
+    """
     gc.collect()
     gc.freeze()
-
-
-def pytest_unconfigure() -> None:
-    """Let the interpreter end as it would have."""
-    gc.unfreeze()
+    atexit.register(gc.unfreeze)
 
 
 @pytest.hookimpl(trylast=True)  # after the tests were shuffled

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from models_registry.settings import Settings
 from tests import conftest
+from tests.workers import scenes
 from workers import context as contexts
 from workers.engine_launcher import EngineLauncher
 from workers.isolation import Isolation
@@ -72,3 +74,13 @@ def workshop(
     made = contexts.build(settings, worker_id="wrk_1", launcher=warm_launcher)
     yield made
     made.engine.dispose()
+
+
+@pytest.fixture
+def tidiness(workshop: contexts.Context) -> Iterator[None]:
+    """Whatever happens: no engine, no working folder, no thread of an attempt is left."""
+    yield
+    assert scenes.engines() == []
+    assert [path for path in workshop.settings.scratch_dir.iterdir() if path.is_dir()] == []
+    names = {thread.name for thread in threading.enumerate()}
+    assert names & {"heartbeat", "engine-reports"} == set()

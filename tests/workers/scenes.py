@@ -18,6 +18,8 @@ from models_registry.persistence import tables
 from tests import factories
 from workers import engine_server
 from workers.context import Context
+from workers.distill.config.job import Input
+from workers.distill.export import preprocessing
 
 PATIENCE_SECONDS = 90
 TINY: dict[str, Any] = {"network": "retort/resnet8", "arguments": {"widths": [4, 4, 8, 16]}}
@@ -29,6 +31,21 @@ SCORE = {
     "ece": 0.0321,
     "loss": 0.4,
     "samples": 360,
+}
+# As an engine describes a student.
+DESCRIPTION: dict[str, Any] = {
+    "network": "retort/resnet8",
+    "arguments": {},
+    "task": "classification",
+    "classes": ["zero", "one"],
+    "input": factories.DIGITS_INPUT,
+    "preprocessing": preprocessing.describe(
+        "classification", Input.model_validate(factories.DIGITS_INPUT), (1, 8, 8)
+    ),
+    "needs": ["torch", "safetensors"],
+    "needs_retort": None,
+    "library_call": None,
+    "training": {"flip": True},
 }
 ENDLESS = {"epochs": 2000}
 

@@ -6,7 +6,7 @@ import yaml
 
 from models_registry.jobs.spec import JobSpec
 from tests import factories
-from tests.workers.scenes import SCORE
+from tests.workers.scenes import DESCRIPTION, SCORE
 from workers import model_card
 from workers.distill.config.descriptions import PRIMARY_METRICS
 from workers.distill.config.job import Input, Task
@@ -34,20 +34,6 @@ RESULT: dict[str, Any] = {
     "device": "cpu",
     "precision": "float32",
     "versions": {"torch": "2.0"},
-}
-DESCRIPTION: dict[str, Any] = {
-    "network": "retort/resnet8",
-    "arguments": {},
-    "task": "classification",
-    "classes": ["zero", "one"],
-    "input": factories.DIGITS_INPUT,
-    "preprocessing": preprocessing.describe(
-        "classification", Input.model_validate(factories.DIGITS_INPUT), (1, 8, 8)
-    ),
-    "needs": ["torch", "safetensors"],
-    "needs_retort": None,
-    "library_call": None,
-    "training": {"flip": True},
 }
 DIGITS = model_card.DataFacts(
     "digits@1",

@@ -32,7 +32,7 @@ from workers.engine_launcher import EngineLauncher
 from workers.machine_health import MachineHealth
 
 # The workshop is prepared, and the first job run, in one process alone.
-pytestmark = pytest.mark.xdist_group("runner")
+pytestmark = [pytest.mark.xdist_group("runner"), pytest.mark.usefixtures("tidiness")]
 
 EPOCHS = 3
 SPEC: dict[str, Any] = {"training": {"epochs": EPOCHS, "checkpoint_seconds": 1}}
@@ -49,16 +49,6 @@ def undisturbed(workshop: Context, project: str) -> tables.JobRow:
     job_id = scenes.submit(workshop, project, name="undisturbed", **SPEC)
     assert runner.run_job(workshop, job_id) == State.SUCCEEDED
     return scenes.job(workshop, job_id)
-
-
-@pytest.fixture(autouse=True)
-def tidiness(workshop: Context) -> Iterator[None]:
-    """Whatever happens: no engine, no working folder, no thread of an attempt is left."""
-    yield
-    assert scenes.engines() == []
-    assert [path for path in workshop.settings.scratch_dir.iterdir() if path.is_dir()] == []
-    names = {thread.name for thread in threading.enumerate()}
-    assert names & {"heartbeat", "engine-reports"} == set()
 
 
 def student_of(context: Context, job: tables.JobRow) -> tables.ModelVersionRow:

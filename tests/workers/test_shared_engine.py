@@ -4,7 +4,7 @@ import dataclasses
 import io
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -19,6 +19,8 @@ from tests import factories
 from tests.workers import scenes, weights
 from workers import runner
 from workers.context import Context
+
+pytestmark = pytest.mark.usefixtures("tidiness")
 
 TRAINING: dict[str, Any] = {"epochs": 4, "checkpoint_seconds": 0.3}
 # With the larger one, each step multiplies every weight by -99.
@@ -107,15 +109,6 @@ def once_all_are_kept(
 def states(context: Context, made: Jobs) -> dict[str, tuple[str, str | None]]:
     found = {name: scenes.job(context, job_id) for name, job_id in made.items()}
     return {name: (job.state, job.state_reason) for name, job in found.items()}
-
-
-@pytest.fixture(autouse=True)
-def tidiness(workshop: Context) -> Iterator[None]:
-    yield
-    assert scenes.engines() == []
-    assert [path for path in workshop.settings.scratch_dir.iterdir() if path.is_dir()] == []
-    names = {thread.name for thread in threading.enumerate()}
-    assert names & {"heartbeat", "engine-reports"} == set()
 
 
 @pytest.mark.slow

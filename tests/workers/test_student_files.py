@@ -9,10 +9,8 @@ from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
 from tests import factories
-from tests.workers.scenes import SCORE
+from tests.workers.scenes import DESCRIPTION, SCORE
 from workers import model_card, student_files
-from workers.distill.config.job import Input
-from workers.distill.export import preprocessing
 
 REPORT: dict[str, Any] = {
     "type": "result",
@@ -50,21 +48,7 @@ def origin() -> student_files.StudentOrigin:
 
 @pytest.fixture
 def workdir(tmp_path: Path) -> Path:
-    description = {
-        "network": "retort/resnet8",
-        "arguments": {},
-        "task": "classification",
-        "classes": ["zero", "one"],
-        "input": factories.DIGITS_INPUT,
-        "preprocessing": preprocessing.describe(
-            "classification", Input.model_validate(factories.DIGITS_INPUT), (1, 8, 8)
-        ),
-        "needs": ["torch", "safetensors"],
-        "needs_retort": None,
-        "library_call": None,
-        "training": {"flip": False},
-    }
-    (tmp_path / "model.json").write_text(json.dumps(description))
+    (tmp_path / "model.json").write_text(json.dumps(DESCRIPTION))
     (tmp_path / "student.safetensors").write_bytes(b"weights")
     (tmp_path / "metrics.json").write_text("{}")
     return tmp_path

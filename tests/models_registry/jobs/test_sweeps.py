@@ -1,5 +1,6 @@
 """What time does: leases end, deadlines pass, lost messages are sent again."""
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -278,8 +279,26 @@ class TestDeadline:
             assert row.failure["code"] == "deadline"
             assert again(session, job).state == State.QUEUED
 
-    def test_of_the_queue_spares_a_job_that_is_just_being_claimed(
-        self, sessions: database.Sessions, project: tables.ProjectRow, job: tables.JobRow
+    @pytest.mark.parametrize(
+        ("act", "state"),
+        [
+            (lambda session, job: factories.claimed(session, job), State.STARTING),
+            (
+                lambda session, job: actions.pause(
+                    session, project_id=job.project_id, job_id=job.id
+                ),
+                State.PAUSED,
+            ),
+        ],
+        ids=["claimed", "paused"],
+    )
+    def test_of_the_queue_spares_a_job_that_is_just_being(
+        self,
+        sessions: database.Sessions,
+        project: tables.ProjectRow,
+        job: tables.JobRow,
+        act: Callable[[Session, tables.JobRow], object],
+        state: State,
     ) -> None:
         with sessions.begin() as session:
             resources = {"queue_deadline_seconds": 100}
@@ -287,28 +306,12 @@ class TestDeadline:
             row.queued_at = database.now(session) - HOUR
         ended = racing.overtaken(
             sessions,
-            lambda session: factories.claimed(session, again(session, row)),
+            lambda session: act(session, again(session, row)),
             sweeps.enforce_deadlines,
         )
         assert ended == 0
         with sessions.begin() as session:
-            assert again(session, row).state == State.STARTING
-
-    def test_spares_a_job_that_is_just_being_paused(
-        self, sessions: database.Sessions, project: tables.ProjectRow, job: tables.JobRow
-    ) -> None:
-        with sessions.begin() as session:
-            resources = {"queue_deadline_seconds": 100}
-            row = factories.job(session, project_id=project.id, resources=resources)
-            row.queued_at = database.now(session) - HOUR
-        ended = racing.overtaken(
-            sessions,
-            lambda session: actions.pause(session, project_id=project.id, job_id=row.id),
-            sweeps.enforce_deadlines,
-        )
-        assert ended == 0
-        with sessions.begin() as session:
-            assert again(session, row).state == State.PAUSED
+            assert again(session, row).state == state
 
 
 class TestRepublish:

@@ -1,6 +1,6 @@
 """Small batches of a synthesis call: the golden logits, and a tiny network."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -171,3 +171,24 @@ def gradients(method: DataFreeMethod, student: Network, teacher: Network) -> lis
     learner = student.eval() if method.uses_student else None
     total = loss(method, forward(method, made, teacher, learner))
     return list(torch.autograd.grad(total, list(generator.parameters())))
+
+
+# The terms that generators of dfq and mad share, of the numeric cases.
+ADVERSARIAL_INVERSION = {
+    "adversarial": CASES.case("adv_loss_plain"),
+    "bn": CASES.case("bn_loss_l2norm_var"),
+    "onehot": CASES.case("dafl_onehot"),
+}
+
+
+def check_terms(
+    method: DataFreeMethod,
+    shape: Callable[[torch.Tensor], torch.Tensor],
+    wanted: Mapping[str, float],
+    tolerance: float = CASES.tolerance,
+) -> None:
+    """Check a method's terms for the generator on the logits and moments of the numeric cases."""
+    terms = method.synthesis_terms(step(shape(TEACHER), shape(STUDENT), norms=[norm_input()]))
+    assert list(terms) == list(wanted)
+    for name, value in wanted.items():
+        assert abs(terms[name] - value) < tolerance

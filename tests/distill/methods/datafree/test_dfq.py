@@ -4,10 +4,7 @@ import torch
 from tests.distill.golden import CASES
 from tests.distill.methods import scenes
 from tests.distill.methods.datafree import batches
-from tests.distill.methods.datafree.batches import STUDENT, TEACHER
 from workers.distill.methods.datafree.dfq import DFQ
-
-NAMES = ["adversarial", "bn", "onehot", "balance"]
 
 
 def method(**params) -> DFQ:
@@ -17,14 +14,6 @@ def method(**params) -> DFQ:
 class TestSynthesis:
     @pytest.mark.parametrize("shape", [torch.clone, batches.dense])
     def test_terms_equal_the_numeric_cases(self, shape) -> None:
-        step = batches.step(shape(TEACHER), shape(STUDENT), norms=[batches.norm_input()])
-        terms = method().synthesis_terms(step)
-        wanted = {
-            "adversarial": CASES.case("adv_loss_plain"),
-            "bn": CASES.case("bn_loss_l2norm_var"),
-            "onehot": CASES.case("dafl_onehot"),
-            "balance": 20 * CASES.case("dafl_balance_natural_log"),
-        }
-        assert list(terms) == NAMES
-        for name, value in wanted.items():
-            assert abs(terms[name] - value) < 20 * CASES.tolerance
+        balance = 20 * CASES.case("dafl_balance_natural_log")
+        wanted = {**batches.ADVERSARIAL_INVERSION, "balance": balance}
+        batches.check_terms(method(), shape, wanted, 20 * CASES.tolerance)

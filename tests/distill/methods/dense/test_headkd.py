@@ -19,17 +19,18 @@ BATCH = scenes.boxes_batch()
 
 class TestHeadKD:
     @pytest.mark.parametrize("reference", ["retort/fcos", "retort/retinanet"])
-    def test_train_a_detector_and_are_0_for_equal_heads(self, reference: str) -> None:
+    @pytest.mark.parametrize("name", ["headkd", "headdkd"])
+    def test_train_a_detector_and_are_0_for_equal_heads(self, name: str, reference: str) -> None:
         student = scenes.detector(1, reference)
         teacher = scenes.frozen(scenes.detector(2, reference, width=6))
-        terms = scenes.detection_terms({"name": "headkd"}, student, teacher)
-        assert float(terms["headkd"].detach()) > 0
+        terms = scenes.detection_terms({"name": name}, student, teacher)
+        assert float(terms[name].detach()) > 0
         torch.stack(list(terms.values())).sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in student.parameters())
         same = scenes.detection_terms(
-            {"name": "headkd"}, student.eval(), scenes.frozen(copy.deepcopy(student))
+            {"name": name}, student.eval(), scenes.frozen(copy.deepcopy(student))
         )
-        assert float(same["headkd"].detach()) < 1e-9
+        assert float(same[name].detach()) < 1e-9
 
     def test_value_counts_all_but_ignored_locations_by_the_number_of_positives(self) -> None:
         student = scenes.detector(1, "retort/retinanet", anchor_sizes=[16, 24])
