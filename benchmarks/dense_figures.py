@@ -235,29 +235,24 @@ def run(
     """
     keys = {f"row-{number}": row for number, row in enumerate(recipes)}
     alone = len(recipes) == 1
-    members = [{"key": key, "recipe": recipes[row]} for key, row in keys.items()]
+    members: list[Json] = [{"key": key, "recipe": recipes[row]} for key, row in keys.items()]
     content: Json = members[0]["recipe"] if alone else {"version": 1, "members": members}
     path, kept = place / "recipe.json", place / "lines.json"
     if path.exists() and json.loads(path.read_text()) != content:
         raise RuntimeError(f"{path} has other recipes than are asked for; choose another --folder")
     if not kept.exists():
         (place / "teacher").mkdir(parents=True, exist_ok=True)
-        for link, there in (
-            (place / "dataset", folder / "dataset"),
-            (place / "teacher" / "model.safetensors", teacher),
-        ):
-            is_needed = there is not None and (link.name == "dataset" or _has_teacher(recipes))
-            if is_needed and not link.is_symlink():
-                link.symlink_to(Path(there).resolve())
+        links = {place / "dataset": folder / "dataset"}
+        if teacher is not None and any(recipe["teacher"] for recipe in recipes.values()):
+            links[place / "teacher" / "model.safetensors"] = teacher
+        for link, there in links.items():
+            if not link.is_symlink():
+                link.symlink_to(there.resolve())
         path.write_text(json.dumps(content))
         kept.write_text(json.dumps(engine(path, place, count=len(recipes))))
     lines = json.loads(kept.read_text())
     found = {keys[line.get("member") or "row-0"]: line for line in lines}
     return [(row, scored(found[row], recipes[row], experiment, alone=alone)) for row in recipes]
-
-
-def _has_teacher(recipes: dict[str, Json]) -> bool:
-    return any(recipe["teacher"] is not None for recipe in recipes.values())
 
 
 def engine(path: Path, place: Path, *, count: int) -> list[Json]:
