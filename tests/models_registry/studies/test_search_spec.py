@@ -43,7 +43,6 @@ class TestFaults:
         assert faults() == {}
         several = [{"name": "kd", "temperature": FLOAT}, {"name": "dkd", "beta": INT}]
         training = {
-            "epochs": INT,
             "optimizer": {"learning_rate": {"space": {"type": "float", "low": 0.01, "high": 0.1}}},
             "schedule": {"name": CHOICES},
         }

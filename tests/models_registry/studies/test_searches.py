@@ -13,14 +13,13 @@ from models_registry.jobs import actions, leases, lifecycle, queries
 from models_registry.jobs.lifecycle import State
 from models_registry.persistence import database, paging, tables
 from models_registry.persistence.storage import Storage
-from models_registry.studies import searches, studies
+from models_registry.studies import leaderboard, searches, studies
+from models_registry.studies.leaderboard import Run, Variant
 from models_registry.studies.search_spec import SearchPhase, TrialState
 from models_registry.studies.searches import Proposal, Question, Suggestions
 from models_registry.studies.studies import StudyState
 from tests import factories, racing
 from tests.databases import SQLITE_ONLY
-
-pytestmark = pytest.mark.usefixtures("teacher")
 
 TEMPERATURE = "/methods/0/temperature"
 SPACE: dict[str, Any] = {"space": {"type": "float", "low": 1.0, "high": 16.0, "log": True}}
@@ -38,7 +37,9 @@ def spec(**search: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def study(sessions: database.Sessions, project: tables.ProjectRow) -> str:
+def study(
+    sessions: database.Sessions, project: tables.ProjectRow, teacher: tables.ModelVersionRow
+) -> str:
     with sessions.begin() as session:
         return factories.study(session, project_id=project.id, **spec()).id
 
@@ -110,6 +111,7 @@ def train(
         )
 
 
+@pytest.mark.usefixtures("teacher")
 class TestAdvance:
     def test_begins_with_a_message_and_no_job(
         self, sessions: database.Sessions, study: str, project: tables.ProjectRow
@@ -217,6 +219,7 @@ class TestAdvance:
             assert studies.statuses(session, [row])[study].state == StudyState.FAILED
 
 
+@pytest.mark.usefixtures("teacher")
 class TestPruning:
     def test_ends_a_trial_that_falls_behind_and_says_against_what(
         self, sessions: database.Sessions, study: str, storage: Storage
@@ -333,6 +336,7 @@ def finish(
 
 
 @SQLITE_ONLY
+@pytest.mark.usefixtures("teacher")
 class TestEnd:
     def all_trials(
         self,
@@ -374,24 +378,11 @@ class TestEnd:
             assert found[7, 1].spec["training"]["seed"] == 1
             assert studies.statuses(session, [row])[study].state == StudyState.RUNNING
 
-    @pytest.mark.parametrize(
-        ("best", "verdict"),
-        [
-            ((0.95, 0.96, 0.95), "Trial 2 is better than the default settings: +5.00 points"),
-            ((0.9, 0.97, 0.86), "Trial 2 is not told apart from the default settings: +0.67"),
-            ((0.8, 0.81, 0.8), "Trial 2 is worse than the default settings: -10.00 points"),
-        ],
-    )
     def test_calls_the_best_better_only_by_the_comparison(
-        self,
-        sessions: database.Sessions,
-        study: str,
-        storage: Storage,
-        best: Sequence[float],
-        verdict: str,
+        self, sessions: database.Sessions, study: str, storage: Storage
     ) -> None:
         self.all_trials(sessions, storage, study)
-        default = (0.9, 0.91, 0.9)
+        best, default = (0.95, 0.96, 0.95), (0.9, 0.91, 0.9)
         finish(sessions, storage, study, {5: (0.8, 0.8, 0.8), 6: default, 7: best})
         with sessions.begin() as session:
             row = read(session, study)
@@ -399,43 +390,39 @@ class TestEnd:
             board = studies.compare(session, row)
             # Trials are none of its rows: they were not compared on the test split.
             assert {one.variant.number for one in board.rows} == {5, 6, 7}
-            sentence = searches.conclusion(row, board)
-            assert sentence is not None
-            assert sentence.startswith(verdict)
-            assert "3 fresh seeds" in sentence
+            sentence = str(searches.conclusion(row, board))
+            assert sentence.startswith("Trial 2 is better than the default settings: +5.00 points")
+            assert sentence.endswith("3 fresh seeds).")
             status = studies.statuses(session, [row])[study]
             assert (status.state, status.progress) == (StudyState.SUCCEEDED, 1.0)
             assert status.finished_at is not None
 
-    def test_says_where_the_default_settings_were_the_best(
+    def test_trains_default_settings_once_where_they_were_the_best(
         self, sessions: database.Sessions, project: tables.ProjectRow, storage: Storage
     ) -> None:
         choices = {"space": {"type": "categorical", "choices": [4.0, 8.0]}}
-        wanted = spec(trials=2, pruning=None)
+        wanted = spec(trials=2, parallel=2, pruning=None, confirm_seeds=1)
         wanted["methods"] = [{"name": "kd", "temperature": choices}]
         with sessions.begin() as session:
             made = factories.study(session, project_id=project.id, **wanted).id
-        for number, place in ((1, 0), (2, 1)):
-            question = advance(sessions, made)
-            assert question is not None
-            proposal = Proposal(0, {TEMPERATURE: place})
-            advance(sessions, made, Suggestions(question.revision, [proposal]))
-            train(sessions, storage, made, number, [0.9 - number / 10])
+        try_next(sessions, made, 0, 1)  # places of the choices
+        for number, score in ((1, 0.9), (2, 0.8)):
+            train(sessions, storage, made, number, [score])
         advance(sessions, made)
-        finish(sessions, storage, made, {3: (0.8, 0.8, 0.8), 4: (0.9, 0.9, 0.9)})
         with sessions.begin() as session:
             row = read(session, made)
-            sentence = searches.conclusion(row, studies.compare(session, row))
-            assert sentence == (
-                "Trial 1 is the best, and has the default settings: nothing better was found."
-            )
+            roles = (row.search or {})["confirmation"]
+            assert roles == {"seeds": [1], "baseline": 3, "default": 4, "best": 4}
+            assert {place for place in jobs(session, made) if place[0] > 2} == {(3, 1), (4, 1)}
 
     def test_without_confirmation_says_that_nothing_was_compared(
         self, sessions: database.Sessions, project: tables.ProjectRow, storage: Storage
     ) -> None:
         with sessions.begin() as session:
-            made = factories.study(session, project_id=project.id, **spec(confirm_seeds=0)).id
-        self.all_trials(sessions, storage, made)
+            made = factories.study(
+                session, project_id=project.id, **spec(trials=1, confirm_seeds=0)
+            ).id
+        self.all_trials(sessions, storage, made, scores=(0.8,))
         with sessions.begin() as session:
             row = read(session, made)
             assert row.search_phase == SearchPhase.DONE
@@ -496,3 +483,48 @@ class TestEnd:
     ) -> None:
         with sessions.begin() as session, pytest.raises(errors.IllegalMove):
             studies.delete(session, project_id=project.id, study_id=study)
+
+
+class TestConclusion:
+    def told(self, best: Sequence[float], *, number: int = 7) -> str | None:
+        """Return what is said of a best trial with these accuracies; the default has 0.9 twice."""
+        study = tables.StudyRow(
+            search_phase=SearchPhase.DONE,
+            search={
+                "best": {"trial": 2},
+                "confirmation": {"seeds": [1, 2, 3], "default": 6, "best": number},
+            },
+        )
+        variants = [
+            Variant(6, {"name": "kd"}, {}, True, None, "default"),
+            Variant(7, {"name": "kd"}, {}, False, 6, "best"),
+        ]
+        runs = [
+            Run(variant, seed, "job", State.SUCCEEDED, scores={"accuracy": accuracy})
+            for variant, each in ((6, (0.9, 0.91, 0.9)), (7, best))
+            for seed, accuracy in enumerate(each, 1)
+        ]
+        return searches.conclusion(study, leaderboard.make(variants, runs, metric="accuracy"))
+
+    @pytest.mark.parametrize(
+        ("best", "told"),
+        [
+            (
+                (0.9, 0.97, 0.86),
+                "Trial 2 is not told apart from the default settings: +0.67 points",
+            ),
+            ((0.8, 0.81, 0.8), "Trial 2 is worse than the default settings: -10.00 points"),
+            (
+                (0.95, 0.96),
+                "Trial 2 against the default settings: +5.00 points of accuracy, 2 fresh",
+            ),
+            ((), "Trial 2 could not be compared"),
+        ],
+    )
+    def test_follows_the_difference_alone(self, best: Sequence[float], told: str) -> None:
+        assert str(self.told(best)).startswith(told)
+
+    def test_says_where_nothing_better_was_found(self) -> None:
+        assert self.told((), number=6) == (
+            "Trial 2 is the best, and has the default settings: nothing better was found."
+        )
