@@ -21,6 +21,8 @@ from retort import (
     studies,
     transport,
     uploads,
+    usage,
+    webhooks,
 )
 
 
@@ -37,6 +39,8 @@ class Client:
         self.keys = keys.Keys(self._http)
         self.federations = federations.Federations(self._http)
         self.offers = offers.Offers(self._http)
+        self.webhooks = webhooks.Webhooks(self._http)
+        self.quotas = usage.Quotas(self._http)
 
     @property
     def url(self) -> str:

@@ -22,6 +22,8 @@ from retort.cli.commands import (
     registry,
     studies,
     uploads,
+    usage,
+    webhooks,
 )
 
 app = typer.Typer(
@@ -40,6 +42,9 @@ app.add_typer(registry.dataset_app, name="dataset")
 app.add_typer(uploads.app, name="upload")
 app.add_typer(offers.app)
 app.add_typer(administration.app, name="key")
+app.add_typer(webhooks.app, name="webhooks")
+app.command("usage")(usage.usage)
+app.command("quota")(usage.quota)
 app.command("alias")(administration.alias)
 app.command("delete")(administration.delete)
 
