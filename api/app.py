@@ -128,7 +128,7 @@ def _service(
     readers = database.sessions(engine.execution_options(read_only=True))
     messages = queue.CeleryQueue(settings.broker_url)
     hub = streams.Hub(readers)
-    limits = quotas.Limits.of_service(settings)
+    limits = quotas.QuotaLimits.of_service(settings)
     return dependencies.Service(
         settings=settings,
         engine=engine,

@@ -73,7 +73,7 @@ class Service:
     hub: streams.Hub
     federations: federation_waits.FederationWaits
     rate_limits: rate_limits.RateLimits
-    limits: quotas.Limits
+    limits: quotas.QuotaLimits
     cursor_secret: bytes
     tracer: tracing.Tracer
     tokens: oidc.TokenVerifier | None
@@ -183,12 +183,12 @@ def _admin(caller: CallerDep) -> keys.Caller:
     return caller
 
 
-def _limits(parts: ServiceDep) -> quotas.Limits:
+def _limits(parts: ServiceDep) -> quotas.QuotaLimits:
     return parts.limits
 
 
 # The limits that the service sets to every project.
-LimitsDep = Annotated[quotas.Limits, Depends(_limits)]
+LimitsDep = Annotated[quotas.QuotaLimits, Depends(_limits)]
 
 EditorDep = Annotated[keys.Caller, Depends(_editor)]
 AdminDep = Annotated[keys.Caller, Depends(_admin)]

@@ -1,4 +1,4 @@
-"""Limits the requests of each project: a token bucket in Redis, shared by all api processes.
+"""QuotaLimits the requests of each project: a token bucket in Redis, shared by all api processes.
 
 A bucket holds as many tokens as a project may send requests in a minute and is refilled evenly;
 each request takes one. Redis being away refuses nobody: submissions work without it, and so do
@@ -21,7 +21,7 @@ from prometheus_client import registry
 
 from models_registry import errors
 from models_registry.access import quotas
-from models_registry.access.quotas import Limits
+from models_registry.access.quotas import QuotaLimits
 from models_registry.persistence import broker, database
 
 log = structlog.get_logger()
@@ -90,7 +90,7 @@ class RateLimits:
         self,
         readers: database.Sessions,
         broker_url: str,
-        service: Limits,
+        service: QuotaLimits,
         collected: registry.CollectorRegistry,
     ) -> None:
         self._readers = readers

@@ -23,6 +23,8 @@ from retort import (
     studies,
     transport,
     uploads,
+    usage,
+    webhooks,
 )
 
 
@@ -41,6 +43,8 @@ class Client:
         self.offers = offers.Offers(self._http)
         self.audit = audit.Audit(self._http)
         self.retention = retention.Retention(self._http)
+        self.webhooks = webhooks.Webhooks(self._http)
+        self.quotas = usage.Quotas(self._http)
 
     @property
     def url(self) -> str:

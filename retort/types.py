@@ -830,3 +830,70 @@ class RoundTask(Body):
     expected: Json = Field(default_factory=dict)
     open_rows: list[int] | None = None
     start: int | None = None
+
+
+class WebhookEndpoint(Body):
+    """An address that is told of the project's events."""
+
+    id: str
+    url: str
+    description: str = ""
+    events: list[str] | None = None
+    enabled: bool = True
+    disabled_reason: str | None = None
+    disabled_message: str | None = None
+    disabled_at: datetime | None = None
+    failing_since: datetime | None = None
+    last_delivered_at: datetime | None = None
+    former_secret_expires_at: datetime | None = None
+    created_at: datetime | None = None
+
+
+class NewWebhookEndpoint(WebhookEndpoint):
+    """An endpoint with its new secret, which is shown once."""
+
+    secret: str
+
+
+class WebhookAttempt(Body):
+    """One request of a delivery."""
+
+    number: int
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    status: int | None = None
+    error: str | None = None
+    excerpt: str | None = None
+
+
+class WebhookDelivery(Body):
+    """One event on its way to one endpoint."""
+
+    id: str
+    message_id: str
+    type: str
+    state: str
+    payload: Json = Field(default_factory=dict)
+    next_attempt_at: datetime | None = None
+    created_at: datetime | None = None
+    ended_at: datetime | None = None
+    attempts: list[WebhookAttempt] = Field(default_factory=list)
+
+
+class Quota(Body):
+    """One quota: the limit that counts, where it comes from, and what is used."""
+
+    name: str
+    limit: int | None = None
+    own_limit: int | None = None
+    service_limit: int | None = None
+    used: int | None = None
+
+
+class Usage(Body):
+    """What a project may use, and what it uses."""
+
+    project: str
+    name: str
+    share_weight: float = 1.0
+    quotas: list[Quota] = Field(default_factory=list)

@@ -124,10 +124,9 @@ class _TimedStream(httpcore.NetworkStream):
         inner = self._inner.start_tls(ssl_context, server_hostname, _left(self._deadline))
         return _TimedStream(inner, self._deadline)
 
-    # Any: that of the interface.
-    def get_extra_info(self, info: str) -> object:
+    def get_extra_info(self, key: str) -> object:
         """Return what the connection knows of itself."""
-        return self._inner.get_extra_info(info)
+        return self._inner.get_extra_info(key)
 
 
 def _left(deadline: float) -> float:

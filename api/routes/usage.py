@@ -6,13 +6,13 @@ from sqlalchemy.orm import Session
 from api.dependencies import AdminDep, CallerDep, LimitsDep, ReadersDep, ServiceDep, SessionsDep
 from api.schemas import usage as bodies
 from models_registry.access import quotas
-from models_registry.access.quotas import Limits
+from models_registry.access.quotas import QuotaLimits
 from models_registry.persistence import tables
 
 router = APIRouter(prefix="/v1", tags=["usage"])
 
 
-def _read(session: Session, project_id: str, limits: Limits) -> bodies.UsageRead:
+def _read(session: Session, project_id: str, limits: QuotaLimits) -> bodies.UsageRead:
     project = session.get_one(tables.ProjectRow, project_id)
     found = quotas.usage(session, project_id=project_id, service=limits)
     return bodies.UsageRead(

@@ -37,14 +37,12 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("claim_order_at", TIME, nullable=False, server_default=early))
     place = _PLACES[op.get_bind().dialect.name]
     op.execute(sa.text(f"UPDATE jobs SET claim_order_at = {place}"))
-    op.create_index(
-        "ix_jobs_project_id_state_claim_order_at", "jobs", ["project_id", "state", "claim_order_at"]
-    )
+    op.create_index("ix_jobs_claim_order", "jobs", ["project_id", "state", "claim_order_at", "id"])
 
 
 def downgrade() -> None:
     """Go back; limits are lost."""
-    op.drop_index("ix_jobs_project_id_state_claim_order_at", table_name="jobs")
+    op.drop_index("ix_jobs_claim_order", table_name="jobs")
     op.drop_column("jobs", "claim_order_at")
     for name in ("share_position", "share_weight", *LIMITS):
         op.drop_column("projects", name)

@@ -2,8 +2,8 @@
 
 The service has limits in its settings, a project may have smaller ones of its own, and the smaller
 of the two counts. What is used is counted in the transaction that uses it, with the project's row
-held: of two requests for the last place, the second is refused. Limits on jobs that run are kept
-by the claim (`jobs/fair_share.py`), and limits on requests by `api/rate_limits.py`.
+held: of two requests for the last place, the second is refused. Limits on jobs that run are kept by
+the claim (`jobs/fair_share.py`), and limits on requests by `api/rate_limits.py`.
 """
 
 from collections.abc import Mapping
@@ -27,8 +27,8 @@ LEAST_WEIGHT, MOST_WEIGHT = 0.1, 10.0
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Limits by the name of their quota; None is no limit."""
+class QuotaLimits:
+    """QuotaLimits by the name of their quota; None is no limit."""
 
     jobs_queued: int | None = None
     jobs_running: int | None = None
@@ -52,9 +52,9 @@ class Limits:
         """Return the limits of a project's own."""
         return cls(**{name: getattr(project, f"limit_{name}") for name in NAMES})
 
-    def within(self, service: "Limits") -> "Limits":
+    def within(self, service: "QuotaLimits") -> "QuotaLimits":
         """Return the smaller of each two limits."""
-        return Limits(**{name: _smaller(self.of(name), service.of(name)) for name in NAMES})
+        return QuotaLimits(**{name: _smaller(self.of(name), service.of(name)) for name in NAMES})
 
     def of(self, name: str) -> int | None:
         """Return one limit."""
@@ -62,8 +62,8 @@ class Limits:
         return limit
 
 
-NAMES = tuple(field.name for field in fields(Limits))
-UNLIMITED = Limits()
+NAMES = tuple(field.name for field in fields(QuotaLimits))
+UNLIMITED = QuotaLimits()
 _SETTINGS = {name: f"RETORT_QUOTA_{name.upper()}" for name in NAMES} | {
     "upload_bytes": "RETORT_UPLOAD_MAX_BYTES"
 }
@@ -88,7 +88,7 @@ class Usage:
 # -- refusals ----------------------------------------------------------------------------------
 
 
-def check_jobs(session: Session, *, project_id: str, new: int, service: Limits) -> None:
+def check_jobs(session: Session, *, project_id: str, new: int, service: QuotaLimits) -> None:
     """Refuse new jobs of a project that has no place for them, and hold its row if it has limits.
 
     Raises: errors.QuotaExceeded.
@@ -103,7 +103,9 @@ def check_jobs(session: Session, *, project_id: str, new: int, service: Limits) 
         _refuse_beyond("storage_bytes", limits.storage_bytes, used, 1, pointer="")
 
 
-def check_upload(session: Session, *, project_id: str, size_bytes: int, service: Limits) -> None:
+def check_upload(
+    session: Session, *, project_id: str, size_bytes: int, service: QuotaLimits
+) -> None:
     """Refuse an upload that a project has no room for, and hold its row if it has limits.
 
     Raises: errors.QuotaExceeded.
@@ -118,11 +120,11 @@ def check_upload(session: Session, *, project_id: str, size_bytes: int, service:
         )
 
 
-def _held_limits(session: Session, project_id: str, service: Limits) -> Limits:
+def _held_limits(session: Session, project_id: str, service: QuotaLimits) -> QuotaLimits:
     project = session.get_one(
         tables.ProjectRow, project_id, populate_existing=True, with_for_update={"key_share": True}
     )
-    return Limits.of_project(project).within(service)
+    return QuotaLimits.of_project(project).within(service)
 
 
 def _refuse_beyond(name: str, limit: int, used: int, wanted: int, *, pointer: str) -> None:
@@ -143,9 +145,9 @@ def _refuse_beyond(name: str, limit: int, used: int, wanted: int, *, pointer: st
 # -- what is used ------------------------------------------------------------------------------
 
 
-def usage(session: Session, *, project_id: str, service: Limits) -> list[Usage]:
+def usage(session: Session, *, project_id: str, service: QuotaLimits) -> list[Usage]:
     """Return every quota of a project, and what it uses of each."""
-    own = Limits.of_project(session.get_one(tables.ProjectRow, project_id))
+    own = QuotaLimits.of_project(session.get_one(tables.ProjectRow, project_id))
     used = {
         "jobs_queued": jobs_waiting(session, project_id=project_id),
         "jobs_running": fair_share.count_held(session, project_id=project_id),
@@ -217,7 +219,7 @@ def change(
     project_id: str,
     limits: Mapping[str, int | None],
     share_weight: float | None,
-    service: Limits,
+    service: QuotaLimits,
 ) -> tables.ProjectRow:
     """Set limits of a project's own, by name; None leaves a quota to the service's limit.
 
@@ -247,7 +249,7 @@ def change(
     return project
 
 
-def request_limit(session: Session, *, project_id: str, service: Limits) -> int | None:
+def request_limit(session: Session, *, project_id: str, service: QuotaLimits) -> int | None:
     """Return how many requests a project may send in a minute."""
     row = tables.ProjectRow
     own = session.scalars(

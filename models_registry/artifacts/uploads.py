@@ -85,7 +85,7 @@ def create(
         detail = f"purpose must be one of {', '.join(PURPOSES)}, got {purpose[:80]!r}"
         faults.append(Fault("/purpose", "bad_purpose", detail))
     input_checks.refuse(faults, code="invalid_upload")
-    limits = quotas.Limits.of_service(settings)
+    limits = quotas.QuotaLimits.of_service(settings)
     quotas.check_upload(session, project_id=project_id, size_bytes=size_bytes, service=limits)
     part_size_bytes = _part_size(size_bytes, settings.upload_part_bytes)
     # While it is received, a part is beside its place.

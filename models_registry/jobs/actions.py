@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from models_registry import errors
-from models_registry.access.quotas import UNLIMITED, Limits
+from models_registry.access.quotas import UNLIMITED, QuotaLimits
 from models_registry.jobs import lifecycle, submission, transitions
 from models_registry.jobs.lifecycle import Event, Reason, State
 from models_registry.persistence import database, tables, tombstones
@@ -52,7 +52,7 @@ def resume(session: Session, *, project_id: str, job_id: str) -> tables.JobRow:
 
 
 def retry(
-    session: Session, *, project_id: str, job_id: str, limits: Limits = UNLIMITED
+    session: Session, *, project_id: str, job_id: str, limits: QuotaLimits = UNLIMITED
 ) -> tables.JobRow:
     """Submit the spec of a failed or cancelled job again, as a new job.
 

@@ -48,7 +48,7 @@ def next_job(
             job.state == State.QUEUED,
             job.not_before <= database.now(session),
             job.queue.in_(queues),
-            job.id.not_in(skipped),
+            *([job.id.not_in(skipped)] if skipped else []),
         )
         .order_by(job.claim_order_at, job.id)
         .limit(1)
@@ -86,23 +86,32 @@ def take_turn(session: Session, *, project_id: str, running_limit: int | None) -
     Its row is held until the transaction ends: of two claims of one project at the same time, the
     second counts the first.
     """
-    project = session.get_one(
-        tables.ProjectRow, project_id, populate_existing=True, with_for_update={"key_share": True}
-    )
-    limit = running_limit_of(project, running_limit)
-    if limit is not None and count_held(session, project_id=project_id) >= limit:
-        return False
-    served_last = session.scalars(sa.select(sa.func.max(tables.ProjectRow.share_position))).one()
+    project = tables.ProjectRow
+    served_last = sa.select(sa.func.max(project.share_position)).scalar_subquery()
     turn = project.share_position + 1 / project.share_weight
-    project.share_position = max(turn, served_last)
-    session.flush()
-    return True
+    own_limit = session.scalars(
+        sa.update(project)
+        .where(project.id == project_id)
+        .values(share_position=sa.case((turn > served_last, turn), else_=served_last))
+        .returning(project.limit_jobs_running)
+        .execution_options(synchronize_session=False)
+    ).one()
+    limit = _smaller(own_limit, running_limit)
+    if limit is None or count_held(session, project_id=project_id) < limit:
+        return True
+    back = project.share_position - 1 / project.share_weight
+    session.execute(
+        sa.update(project)
+        .where(project.id == project_id)
+        .values(share_position=back)
+        .execution_options(synchronize_session=False)
+    )
+    return False
 
 
 def running_limit_of(project: tables.ProjectRow, service_limit: int | None) -> int | None:
     """Return how many jobs of a project may run: the smaller of its own limit and the service's."""
-    given = [limit for limit in (project.limit_jobs_running, service_limit) if limit is not None]
-    return min(given, default=None)
+    return _smaller(project.limit_jobs_running, service_limit)
 
 
 def count_held(session: Session, *, project_id: str) -> int:
@@ -133,3 +142,7 @@ def _held(project: type[tables.ProjectRow]) -> sa.ScalarSelect[int]:
         .correlate(project)
         .scalar_subquery()
     )
+
+
+def _smaller(first: int | None, second: int | None) -> int | None:
+    return min((limit for limit in (first, second) if limit is not None), default=None)

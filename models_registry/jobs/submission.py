@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from models_registry import errors, ids, tracing
 from models_registry.access import quotas
-from models_registry.access.quotas import UNLIMITED, Limits
+from models_registry.access.quotas import UNLIMITED, QuotaLimits
 from models_registry.artifacts import datasets, job_teachers, models
 from models_registry.federations import federations
 from models_registry.jobs import (
@@ -83,7 +83,7 @@ def submit(
     spec: JobSpec,
     retry_of: str | None = None,
     place: StudyPlace | None = None,
-    limits: Limits = UNLIMITED,
+    limits: QuotaLimits = UNLIMITED,
 ) -> tables.JobRow:
     """Store a job; it is queued at once if its inputs are ready, else it validates them first.
 
@@ -121,7 +121,7 @@ def store(
     project_id: str,
     inputs: JobInputs,
     notice: str | None,
-    limits: Limits = UNLIMITED,
+    limits: QuotaLimits = UNLIMITED,
 ) -> list[tables.JobRow]:
     """Store jobs whose specs were completed and found right, all with the same inputs.
 

@@ -364,9 +364,7 @@ class JobRow(Row):
         sa.UniqueConstraint("study_id", "study_variant", "study_seed"),
         sa.Index("ix_jobs_project_id_created_at_id", "project_id", "created_at", "id"),
         sa.Index("ix_jobs_state_not_before", "state", "not_before"),
-        sa.Index(
-            "ix_jobs_project_id_state_claim_order_at", "project_id", "state", "claim_order_at"
-        ),
+        sa.Index("ix_jobs_claim_order", "project_id", "state", "claim_order_at", "id"),
     )
     id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
     project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"))

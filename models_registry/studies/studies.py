@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from models_registry import catalog, errors, ids
-from models_registry.access.quotas import UNLIMITED, Limits
+from models_registry.access.quotas import UNLIMITED, QuotaLimits
 from models_registry.jobs import actions, lifecycle, queries, submission, validation
 from models_registry.jobs.lifecycle import Reason, State
 from models_registry.jobs.spec import VERSION, JobSpec
@@ -409,7 +409,7 @@ def submit(
     project_id: str,
     spec: StudySpec,
     planned: StudyPlan | None = None,
-    limits: Limits = UNLIMITED,
+    limits: QuotaLimits = UNLIMITED,
 ) -> tables.StudyRow:
     """Store a study with all its jobs, which are queued seed by seed.
 

@@ -23,6 +23,8 @@ from retort.cli.commands import (
     retention,
     studies,
     uploads,
+    usage,
+    webhooks,
 )
 
 app = typer.Typer(
@@ -41,6 +43,9 @@ app.add_typer(registry.dataset_app, name="dataset")
 app.add_typer(uploads.app, name="upload")
 app.add_typer(offers.app)
 app.add_typer(administration.app, name="key")
+app.add_typer(webhooks.app, name="webhooks")
+app.command("usage")(usage.usage)
+app.command("quota")(usage.quota)
 app.command("alias")(administration.alias)
 app.command("delete")(administration.delete)
 app.add_typer(retention.app, name="retention")

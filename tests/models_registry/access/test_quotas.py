@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from models_registry import errors
 from models_registry.access import quotas
-from models_registry.access.quotas import Limits
+from models_registry.access.quotas import QuotaLimits
 from models_registry.artifacts import uploads
 from models_registry.jobs import actions, submission
 from models_registry.jobs.spec import JobSpec
@@ -22,7 +22,7 @@ from tests.databases import POSTGRES_ONLY, SQLITE_ONLY
 SPEC = JobSpec.model_validate(factories.spec())
 
 
-def submit(session: Session, project_id: str, limits: Limits) -> tables.JobRow:
+def submit(session: Session, project_id: str, limits: QuotaLimits) -> tables.JobRow:
     return submission.submit(session, project_id=project_id, spec=SPEC, limits=limits)
 
 
@@ -42,12 +42,12 @@ def open_upload(
 
 def own(session: Session, project_id: str, **limits: int) -> None:
     quotas.change(
-        session, project_id=project_id, limits=limits, share_weight=None, service=Limits()
+        session, project_id=project_id, limits=limits, share_weight=None, service=QuotaLimits()
     )
 
 
 def used(session: Session, project_id: str) -> dict[str, Any]:
-    found = quotas.usage(session, project_id=project_id, service=Limits())
+    found = quotas.usage(session, project_id=project_id, service=QuotaLimits())
     return {one.name: one.used for one in found}
 
 
@@ -56,7 +56,7 @@ class TestJobs:
         self, sessions: database.Sessions, job: tables.JobRow
     ) -> None:
         with sessions.begin() as session, pytest.raises(errors.QuotaExceeded) as caught:
-            submit(session, job.project_id, Limits(jobs_queued=1))
+            submit(session, job.project_id, QuotaLimits(jobs_queued=1))
         assert caught.value.quota == errors.Quota("jobs_queued", limit=1, used=1, requested=1)
         for word in ("jobs_queued is 1", "1 are used", "cancel some", "retort quota"):
             assert word in caught.value.message
@@ -65,7 +65,7 @@ class TestJobs:
     def test_that_are_paused_count_and_can_be_resumed(
         self, sessions: database.Sessions, job: tables.JobRow
     ) -> None:
-        limits = Limits(jobs_queued=1)
+        limits = QuotaLimits(jobs_queued=1)
         with sessions.begin() as session:
             actions.pause(session, project_id=job.project_id, job_id=job.id)
             with pytest.raises(errors.QuotaExceeded):
@@ -84,13 +84,13 @@ class TestJobs:
         spec = StudySpec.model_validate(factories.study_spec())
         with sessions() as session, pytest.raises(errors.QuotaExceeded) as caught:
             studies.submit(
-                session, project_id=teacher.project_id, spec=spec, limits=Limits(jobs_queued=3)
+                session, project_id=teacher.project_id, spec=spec, limits=QuotaLimits(jobs_queued=3)
             )
         assert caught.value.quota.requested == 6
         with sessions.begin() as session:
             assert session.query(tables.JobRow).count() == 0
             studies.submit(
-                session, project_id=teacher.project_id, spec=spec, limits=Limits(jobs_queued=6)
+                session, project_id=teacher.project_id, spec=spec, limits=QuotaLimits(jobs_queued=6)
             )
 
     @SQLITE_ONLY
@@ -102,7 +102,7 @@ class TestJobs:
                     session,
                     project_id=job.project_id,
                     job_id=job.id,
-                    limits=Limits(jobs_queued=0),
+                    limits=QuotaLimits(jobs_queued=0),
                 )
 
     @POSTGRES_ONLY
@@ -112,7 +112,7 @@ class TestJobs:
         def one() -> bool:
             try:
                 with sessions.begin() as session:
-                    submit(session, job.project_id, Limits(jobs_queued=3))
+                    submit(session, job.project_id, QuotaLimits(jobs_queued=3))
             except errors.QuotaExceeded:
                 return False
             return True
@@ -149,7 +149,7 @@ class TestBytes:
             assert caught.value.faults[0].pointer == "/size_bytes"
             own(session, job.project_id, storage_bytes=100)
             with pytest.raises(errors.QuotaExceeded, match="storage_bytes is 100"):
-                submit(session, job.project_id, Limits())
+                submit(session, job.project_id, QuotaLimits())
 
     @SQLITE_ONLY
     def test_of_one_upload_have_a_limit_of_their_own(
@@ -185,7 +185,7 @@ class TestChange:
     def test_takes_nothing_above_the_services_limit(
         self, sessions: database.Sessions, project: tables.ProjectRow
     ) -> None:
-        service = Limits(jobs_running=4)
+        service = QuotaLimits(jobs_running=4)
         with sessions.begin() as session:
             with pytest.raises(errors.Refused) as caught:
                 quotas.change(

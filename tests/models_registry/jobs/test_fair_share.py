@@ -175,7 +175,7 @@ class TestInAProject:
         patient = submit("a", at=clock)
         waits, step = 0, timedelta(minutes=45)
         while True:
-            # Each job takes three quarters of an hour, and before it ends two more urgent ones have come.
+            # Each job takes 45 minutes, and before it ends two more urgent ones have come.
             submit("a", priority=9, at=clock)
             submit("a", priority=9, at=clock)
             with sessions.begin() as session:

@@ -76,18 +76,18 @@ class TestRecord:
         with sessions.begin() as session:
             told = only(session)
             assert (told.endpoint_id, told.type) == (made, "job.cancelled")
-            data = told.payload["data"]
-            assert data == {
+            facts = told.payload["data"]
+            assert facts == {
                 "project_id": project.id,
                 "job_id": job.id,
                 "study_id": None,
-                "sequence": data["sequence"],
+                "sequence": facts["sequence"],
                 "state": "cancelled",
                 "state_reason": "cancelled_by_caller",
                 "attempt": 0,
             }
             assert told.payload["timestamp"].endswith("Z")
-            assert told.message_id == f"msg_{job.id.removeprefix('job_')}_{data['sequence']}"
+            assert told.message_id == f"msg_{job.id.removeprefix('job_')}_{facts['sequence']}"
             message = session.scalars(
                 sa.select(tables.OutboxRow).where(tables.OutboxRow.queue == "webhooks")
             ).one()
