@@ -20,7 +20,9 @@ from sqlalchemy.orm import Session
 from models_registry import errors, ids, settings
 from models_registry.access import audit
 from models_registry.access import scopes as scope_rules
-from models_registry.access.callers import TOKEN_PREFIX, Caller, Role
+from models_registry.access.callers import TOKEN_PREFIX
+from models_registry.access.callers import Caller as Caller
+from models_registry.access.callers import Role as Role
 from models_registry.artifacts import datasets
 from models_registry.persistence import database, paging, tables
 

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from models_registry.jobs import lifecycle
 from models_registry.jobs.lifecycle import State
@@ -29,7 +30,7 @@ class RetentionKind:
     """The field of the policy that says for how many days it is kept."""
     # Any: the row of this kind, which has `job_id`.
     row: type[Any]
-    size: Callable[[], sa.ColumnElement[int]]
+    size: Callable[[], sa.ColumnElement[int] | InstrumentedAttribute[int]]
     """The bytes of one entry."""
     states: frozenset[State]
     """States in which a job may be due."""
@@ -45,7 +46,7 @@ class RetentionKind:
         self, *, project_id: str, policy: RetentionPolicy, now: datetime
     ) -> sa.ColumnElement[bool]:
         """Return the condition that a job's entries of this kind may be deleted."""
-        job, member = tables.JobRow, sa.orm.aliased(tables.JobRow)
+        job, member = tables.JobRow, aliased(tables.JobRow)
         study_goes_on = sa.exists().where(
             member.study_id == job.study_id, member.state.not_in(lifecycle.FINAL)
         )

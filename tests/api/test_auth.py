@@ -73,7 +73,7 @@ def operations_with_keys(app: FastAPI) -> Iterator[tuple[str, str, str]]:
         for inner in getattr(route, "original_router", app.router).routes:
             if not isinstance(inner, APIRoute) or not needs_key(inner.dependant):
                 continue
-            [verb] = inner.methods
+            [verb] = list(inner.methods or [])
             operation_id = inner.operation_id or ""
             needed = scopes.of(area=str(inner.tags[0]), method=verb, operation_id=operation_id)
             yield verb, inner.path, needed

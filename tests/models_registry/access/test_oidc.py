@@ -104,7 +104,8 @@ class TestCaller:
 
     def test_is_nobody_without_the_issuers_signature(self, issuer: Issuer, verify: Verify) -> None:
         head, body, signature = issuer.token().split(".")
-        stolen_name = Issuer.new_key().as_dict(private=True) | {"kid": issuer.keys[0].kid}
+        stolen_name: dict[str, Any] = {**Issuer.new_key().as_dict(private=True)}
+        stolen_name["kid"] = issuer.keys[0].kid
         forged = [
             issuer.token(key=jwk.ECKey.import_key(stolen_name)),
             f"{head}.{body}.",

@@ -121,6 +121,7 @@ class TestSweep:
         assert "Its logs_days was 30." in told[1]["message"]
         assert all(one.entries == 0 for one in run(sessions).values())
 
+    @pytest.mark.slow
     def test_lists_beforehand_exactly_what_it_deletes(
         self, sessions: database.Sessions, copy: Copy, project: tables.ProjectRow
     ) -> None:
@@ -203,6 +204,7 @@ class TestSweep:
 
 class TestAnything:
     @SQLITE_ONLY
+    @pytest.mark.slow
     @pytest.mark.parametrize("seed", [1, 2])
     def test_that_is_needed_stays(
         self,
