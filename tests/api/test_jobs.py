@@ -65,6 +65,24 @@ class TestSubmit:
         assert body["spec"]["teacher_digest"].startswith("sha256:")
         assert client.get(answer.headers["location"]).json() == body
 
+    def test_can_wait_for_the_student_of_another_job(
+        self, client: TestClient, submitted: Body
+    ) -> None:
+        spec = factories.spec(teacher={"job": submitted["id"]})
+        assert client.post("/v1/jobs/validate", json=spec).json()["teacher"] == spec["teacher"]
+        body = client.post("/v1/jobs", json=spec).json()
+        assert (body["state"], body["state_reason"]) == ("validating", "waiting_for_job")
+        assert body["depends_on"] == {"teacher": submitted["id"]}
+        assert submitted["id"] in body["state_message"]
+        client.post(f"/v1/jobs/{submitted['id']}/cancel")
+        ended = client.get(body["links"]["job"]).json()
+        assert (ended["state"], ended["failure"]["code"]) == ("failed", "dependency_failed")
+        refused = client.post("/v1/jobs", json=spec)
+        assert refused.status_code == 422
+        assert [fault["pointer"] for fault in refused.json()["errors"]] == ["/teacher"]
+        wrong = client.post("/v1/jobs", json=factories.spec(teacher=5))
+        assert [fault["pointer"] for fault in wrong.json()["errors"]] == ["/teacher"]
+
     def test_succeeds_without_a_broker_and_leaves_a_message(
         self, client: TestClient, sessions: database.Sessions, submitted: Body
     ) -> None:

@@ -316,7 +316,12 @@ class TestSubmit:
         )
         staff.teacher(name="segmenter-teacher", **SEGMENTER)
         staff.teacher(name="detector-teacher", **DETECTOR)
-        result = run("submit", str(example), "--validate")
+        if "job: job_" in example.read_text():  # an example of a job that waits for another
+            job = retort.jobs.submit(factories.spec(teacher="digits-teacher@1"))
+            change = ("--set", f"teacher.job={job.id}")
+        else:
+            change = ()
+        result = run("submit", str(example), "--validate", *change)
         assert (result.exit_code, result.stderr) == (0, "")
 
 
