@@ -139,6 +139,24 @@ class _NoTracer:
 OFF: Tracer = _NoTracer()
 
 
+def check(settings: Settings) -> None:
+    """Raise ValueError where an endpoint is set and OpenTelemetry is not installed.
+
+    For a process whose children trace: it should fail itself, and at its start.
+    """
+    if settings.otlp_endpoint is None:
+        return
+    try:
+        import opentelemetry.exporter.otlp.proto.http.trace_exporter
+        import opentelemetry.sdk.trace  # noqa: F401 - whether it is there
+    except ImportError as error:
+        raise ValueError(
+            f"RETORT_OTLP_ENDPOINT is {settings.otlp_endpoint}, and OpenTelemetry is not installed "
+            f"({error.name} is missing): install the extra `retort-distill[otel]`, or leave the "
+            "setting empty"
+        ) from error
+
+
 def start(settings: Settings, *, service: str) -> Tracer:
     """Return the tracer of a process, such as `retort-api`; `OFF` without an endpoint.
 
@@ -150,17 +168,12 @@ def start(settings: Settings, *, service: str) -> Tracer:
     endpoint = settings.otlp_endpoint
     if endpoint is None:
         return OFF
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError as error:
-        raise ValueError(
-            f"RETORT_OTLP_ENDPOINT is {endpoint}, and OpenTelemetry is not installed "
-            f"({error.name} is missing): install the extra `retort-distill[otel]`, or leave the "
-            "setting empty"
-        ) from error
+    check(settings)
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     resource = Resource.create(
         {
             "service.name": service,

@@ -11,12 +11,13 @@ from typing import Any
 from celery import Celery, signals
 from kombu.entity import Exchange, Queue
 
-from models_registry import ids, logs
+from models_registry import ids, logs, tracing
 from models_registry.persistence import broker
 from models_registry.settings import Settings
 from workers import isolation, liveness, parent_death, worker_registration
 
 settings = Settings()
+tracing.check(settings)
 
 
 def _queue(name: str) -> Queue:

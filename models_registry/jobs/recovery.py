@@ -1,5 +1,7 @@
 """What becomes of jobs and inspections that were under way when a backup was made."""
 
+from typing import Any  # Any: two tables with the same columns
+
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
@@ -33,7 +35,8 @@ def settle(session: Session) -> int:
         because = Reason.RESTORED
         transitions.move(session, row, Event.RELEASED, because=because, message=_MESSAGE)
         handed_back += 1
-    for kind in (tables.ModelVersionRow, tables.DatasetVersionRow):
+    inspected: tuple[Any, ...] = (tables.ModelVersionRow, tables.DatasetVersionRow)
+    for kind in inspected:
         pending = sa.update(kind).where(kind.state == "pending")
         session.execute(
             pending.values(

@@ -40,6 +40,7 @@ class TestStart:
         monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
         with pytest.raises(ValueError, match=r"RETORT_OTLP_ENDPOINT is http://c.*\[otel\]"):
             tracing.start(Settings(otlp_endpoint="http://c:4318"), service="retort-api")
+        tracing.check(Settings(otlp_endpoint=None))
 
     def test_keeps_the_callers_choice_not_to_be_sampled(self) -> None:
         with otlp.collector() as collector:

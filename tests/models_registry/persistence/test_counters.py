@@ -1,12 +1,15 @@
 """Counts that all processes share, and what the state of the service is measured from."""
 
+from datetime import timedelta
+
 import sqlalchemy as sa
 
 from models_registry.artifacts import inspections
-from models_registry.jobs import workers
+from models_registry.jobs import sweeps, workers
 from models_registry.persistence import counters, database, tables
 from models_registry.persistence.counters import Counter
-from tests import factories
+from models_registry.persistence.storage import Storage
+from tests import databases, factories
 
 
 def test_of_two_sessions_are_added_up(sessions: database.Sessions) -> None:
@@ -18,6 +21,17 @@ def test_of_two_sessions_are_added_up(sessions: database.Sessions) -> None:
     assert found[Counter.COLLECTED_BYTES].value == 5
     assert 0 <= found[Counter.COLLECTED_BYTES].age_seconds < 60
     assert Counter.SWEEPS not in found
+
+
+@databases.SQLITE_ONLY
+def test_collected_bytes_are_counted(sessions: database.Sessions, storage: Storage) -> None:
+    with sessions.begin() as session:
+        factories.stored(session, storage, b"orphan")
+    sweeps.sweep_bytes(sessions, storage, grace=timedelta(0))
+    with sessions() as session:
+        found = counters.read(session)
+    assert found[Counter.COLLECTED_BLOBS].value == 1
+    assert found[Counter.COLLECTED_BYTES].value == len(b"orphan")
 
 
 def test_inspections_are_counted_by_state_and_reason(
