@@ -98,7 +98,11 @@ EXPERIMENTS = {
         {"head_convs": 1, **DISTRIBUTIONS},
     ),
     "proposals": _detectors(
-        "retort/fasterrcnn", "roikd,roidkd,reviewkd,roidkd+reviewkd,mimic,pkd", {}, {}
+        "retort/fasterrcnn",
+        "roikd,roidkd,reviewkd,roidkd+reviewkd,mimic,pkd",
+        {},
+        # Else these two layers were four fifths of the student.
+        {"representation_size": 64},
     ),
     "segmentation": Experiment(
         task="segmentation",

@@ -5,6 +5,7 @@ import pytest
 from benchmarks import dense_figures
 from workers.distill.config.job import JobConfig
 from workers.distill.data.builtin import digit_scenes
+from workers.distill.methods import catalog as methods
 
 DETECTION = dense_figures.EXPERIMENTS["detection"]
 
@@ -35,6 +36,8 @@ class TestRecipes:
         config = JobConfig.model_validate_json(json.dumps(recipe))
         assert (config.teacher is not None) == has_teacher
         assert config.student.arguments["width"] == 8
+        for row in experiment.methods.split(","):
+            methods.check_task(dense_figures.method_of(row), experiment.task)
 
     def test_of_the_class_term_alone_switch_the_others_off(self):
         choice = dense_figures.method_of("rcka_classes")
