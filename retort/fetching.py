@@ -6,6 +6,8 @@ from retort import digests, errors, types
 from retort.cli import shell, transfer_bar
 
 WEIGHTS = "model.safetensors"
+TEACHING = {"graph": "model.onnx", "predictions": "predictions.safetensors"}
+"""The file of models that only teach, by their kind."""
 
 
 def fetch(
@@ -101,7 +103,8 @@ def _version(
         folder = output or Path(stem)
         wanted = [(stored.path, _inside(folder, stored.path)) for stored in version.files]
     else:
-        wanted = [(WEIGHTS, _destination(output, f"{stem}.safetensors"))]
+        file = TEACHING.get(version.kind or "", WEIGHTS)
+        wanted = [(file, _destination(output, f"{stem}{Path(file).suffix}"))]
     known = {stored.path: stored.sha256 for stored in version.files}
     for path, destination in wanted:
         _may_write(destination, known.get(path), force=force)

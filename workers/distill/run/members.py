@@ -96,6 +96,7 @@ def report_start(member: GroupMember) -> None:
     for told in context.labelling.warnings(wants_baseline=context.config.baseline):
         context.reporter.warning(told.code, told.message)
     _warn_of_classes(context)
+    _warn_of_slow_teacher(context)
     if context.teacher_scores is not None and not saved:
         key = f"teacher/validation/{context.task.primary_metric}"
         context.reporter.metric(key, context.teacher_scores.primary, step=0, epoch=0)
@@ -113,6 +114,19 @@ def _warn_of_classes(context: JobContext) -> None:
         told = class_names.remark(role, choice.class_names, context.classes)
         if told is not None:
             context.reporter.warning(told.code, told.message)
+
+
+def _warn_of_slow_teacher(context: JobContext) -> None:
+    """Say that the teacher does not run where the student does, and why."""
+    teacher = context.teacher
+    if teacher is None or not teacher.can_run or context.device.type == "cpu":
+        return
+    if teacher.torch_form() is None:
+        context.reporter.warning(
+            "teacher_on_processor",
+            f"the teacher {teacher.reference} runs on the processor, not on {context.device.type} "
+            f"({teacher.limits}); training may wait for it",
+        )
 
 
 def _warn_of_weak_teacher(context: JobContext, scores: TeacherScores) -> None:

@@ -229,3 +229,31 @@ class TestRefusals:
         path.write_bytes(b"\x89PNG no graph at all")
         with pytest.raises(errors.UploadRefused, match=r"mine\.onnx is no ONNX"):
             onnx_file.read(path)
+
+
+def test_a_graph_of_torchs_exporter_shows_what_its_network_shows(images: torch.Tensor) -> None:
+    """The file is retort/resnet8 with widths 4, 4, 8, 8, drawn with seed 0.
+
+    It was written by `torch.onnx.export(network.eval(), dynamo=False,
+    training=TrainingMode.PRESERVE, do_constant_folding=False, ...)`, which keeps batch norms.
+    """
+    torch.manual_seed(0)
+    sizes = {"classes": 10, "channels": 1, "height": 8, "width": 8}
+    own = catalog.build("retort/resnet8", **sizes, arguments={"widths": [4, 4, 8, 8]}).eval()
+    graph = catalog.build("retort/onnx", **sizes, arguments={})
+    assert isinstance(graph, OnnxNetwork)
+    graph.load_file(Path(__file__).with_name("resnet8.onnx"))
+    found = traits.of(graph.eval())
+    assert found["has_batch_norm"]
+    assert set(found["shows"]) == set(traits.of(own)["shows"])
+    assert graph.stages_info == own.stages_info
+    with torch.no_grad():
+        theirs, ours = graph.observe(images), own.observe(images)
+    for name in ("logits", "pooled", "final"):
+        torch.testing.assert_close(getattr(theirs, name), getattr(ours, name), atol=1e-5, rtol=1e-4)
+    for one, other in zip(
+        (*theirs.stages, *theirs.pre_activations),
+        (*ours.stages, *ours.pre_activations),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
