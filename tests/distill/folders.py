@@ -96,7 +96,11 @@ def start(recipe_path: Path) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, list[dict[str, Any]]]:
     """Wait for the engine, and return its exit code and the lines not yet read."""
-    output, _ = process.communicate(timeout=100)
+    with process:
+        try:
+            output, _ = process.communicate(timeout=250)
+        finally:
+            process.kill()  # of one that has ended: nothing
     return process.returncode, [json.loads(line) for line in output.splitlines()]
 
 
