@@ -8,7 +8,7 @@ the claim (`jobs/fair_share.py`), and limits on requests by `api/rate_limits.py`
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Any, Self
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -181,7 +181,8 @@ def stored_bytes(session: Session, *, project_id: str) -> int:
     return sum(int(session.scalars(query).one() or 0) for query in (kept, announced))
 
 
-def _digests(project_id: str) -> list[sa.Select[tuple[str | None]]]:
+# Any: some of the columns may be null, and others not.
+def _digests(project_id: str) -> list[sa.Select[Any]]:
     """Return what a project's rows refer to: the columns that `jobs/sweeps.py` keeps blobs for."""
     model, model_file = tables.ModelVersionRow, tables.ModelFileRow
     dataset, dataset_file = tables.DatasetVersionRow, tables.DatasetFileRow
