@@ -6,10 +6,15 @@ which Celery has no settings, are added.
 
 import sys
 
-from workers.celery_app import app
+from workers.celery_app import app, settings
+from workers.isolation import Isolation
 
 # They would cost broker traffic and keys, and nothing reads them.
 _SILENT = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
 if __name__ == "__main__":
+    try:
+        Isolation.of(settings).check_user()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     app.worker_main(["worker", *_SILENT, *sys.argv[1:]])

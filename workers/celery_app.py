@@ -92,7 +92,6 @@ def _set_up_logging(**_: Any) -> None:
 
 @signals.worker_init.connect
 def _protect(**_: Any) -> None:
-    isolation.Isolation.of(settings)  # a user that engines cannot run as stops the worker here
     isolation.protect_process()
 
 

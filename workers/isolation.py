@@ -7,6 +7,7 @@ the child; docs/decisions/0031 has the reasons.
 """
 
 import dataclasses
+import errno
 import json
 import os
 import pwd
@@ -58,9 +59,12 @@ class Isolation:
     Not found out before it is needed: that starts a process.
     """
 
-    def __init__(self, wanted: IsolationPlan, *, because: str | None = None) -> None:
+    def __init__(
+        self, wanted: IsolationPlan, *, because: str | None = None, is_user_named: bool = False
+    ) -> None:
         self._wanted = wanted
         self._no_user_because = because
+        self._is_user_named = is_user_named
         self._failures: dict[str, str] | None = None
         self._lock = threading.Lock()
 
@@ -89,7 +93,13 @@ class Isolation:
             workdir=str(settings.scratch_dir.absolute()),
             cache=str(settings.compile_cache_dir.absolute()),
         )
-        return cls(plan, because=because)
+        return cls(plan, because=because, is_user_named=settings.engine_user is not None)
+
+    def check_user(self) -> None:
+        """Raise ValueError where engines cannot run as the user that was named in the settings."""
+        why = self._find_failures().get("user") if self._is_user_named else None
+        if why is not None:
+            raise ValueError(f"RETORT_ENGINE_USER cannot be had: {why}; or leave it empty")
 
     def warm_up(self) -> None:
         """Find out in the background what can be had, so that no engine waits for it."""
@@ -97,8 +107,8 @@ class Isolation:
 
     def _find_out(self) -> None:
         try:
-            self._possible()
-        except (OSError, subprocess.TimeoutExpired) as error:
+            self._find_failures()
+        except OSError as error:
             log.warning("isolation_unknown", error=str(error))  # the first engine tries again
 
     def plan(self, workdir: Path, *, shares_cache: bool) -> IsolationPlan:
@@ -124,18 +134,15 @@ class Isolation:
 
     def status(self) -> Status:
         """Return what holds for every child, and why what does not hold does not."""
-        possible = self._possible()
-        failed = self._failures or {}
+        possible, failed = self._possible(), self._find_failures()
         return {
             name: {"is_active": is_active, "detail": detail}
             for name, is_active, detail in _measures(possible, failed, self._no_user_because)
         }
 
     def _possible(self) -> IsolationPlan:
-        with self._lock:
-            if self._failures is None:
-                self._failures = self._probe()
-        steps = tuple(name for name in self._wanted.steps if name not in self._failures)
+        failures = self._find_failures()
+        steps = tuple(name for name in self._wanted.steps if name not in failures)
         has_user = "user" in steps
         return dataclasses.replace(
             self._wanted,
@@ -143,6 +150,12 @@ class Isolation:
             uid=self._wanted.uid if has_user else None,
             gid=self._wanted.gid if has_user else None,
         )
+
+    def _find_failures(self) -> dict[str, str]:
+        with self._lock:
+            if self._failures is None:
+                self._failures = self._probe()
+            return self._failures
 
     def _probe(self) -> dict[str, str]:
         """Return why the steps that cannot be taken here cannot."""
@@ -168,16 +181,18 @@ class Isolation:
 
 
 def _ask_child(plan: IsolationPlan) -> dict[str, str]:
-    """Return what a child process finds missing."""
-    finished = subprocess.run(
-        [sys.executable, "-m", "workers.isolated_process", "--probe", plan.encode()],
-        capture_output=True,
-        text=True,
-        timeout=_PROBE_SECONDS,
-        check=False,
-    )
-    if finished.returncode != 0:
-        raise OSError(f"isolation could not be probed: {finished.stderr[-500:]}")
+    """Return what a child process finds missing. Raises: OSError where it cannot say."""
+    try:
+        finished = subprocess.run(
+            [sys.executable, "-m", "workers.isolated_process", "--probe", plan.encode()],
+            capture_output=True,
+            text=True,
+            timeout=_PROBE_SECONDS,
+            check=True,
+        )
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        log.error("isolation_not_probed", error=str(error), error_output=str(error.stderr)[-2000:])
+        raise OSError(errno.EAGAIN, "the isolation of engines could not be tried") from error
     failures: dict[str, str] = json.loads(finished.stdout)
     return failures
 
@@ -265,12 +280,9 @@ def _measures(
         detail = missing("landlock", unknown)
     yield "files", has("landlock"), detail
     ways = [told for step, told in (("user", "its user"), ("landlock", "Landlock")) if has(step)]
-    ways += ["seccomp"] if has("seccomp") else []
-    yield (
-        "processes",
-        has("dumps") and bool(ways),
-        f"others cannot be traced or read: {', '.join(ways)}" if ways else unknown,
-    )
+    # Against seccomp alone, the environment of other processes of the same user stays readable.
+    detail = f"others cannot be traced or read: {', '.join(ways)}"
+    yield "processes", bool(ways), detail if ways else missing("landlock", unknown)
     has_none = has("capabilities") and has("privileges")
     detail = "none is left, and none can be gained" if has_none else missing("privileges", unknown)
     yield "privileges", has_none, detail

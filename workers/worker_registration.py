@@ -261,7 +261,7 @@ def _isolation(settings: Settings) -> dict[str, Any] | None:
         return None
     try:
         status = Isolation.of(settings).status()
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except OSError as error:
         log.error("isolation_unknown", error=str(error))
         return None
     for measure, found in status.items():

@@ -175,6 +175,13 @@ def test_a_folder_that_the_user_cannot_enter_is_a_reason(tmp_path: Path) -> None
     assert str(tmp_path) not in json.dumps(status)
 
 
+def test_a_named_user_that_cannot_enter_is_an_error(tmp_path: Path) -> None:
+    plan = Isolation.of(settings_of(tmp_path))._wanted
+    named = Isolation(dataclasses.replace(plan, steps=("user",), uid=1, gid=1), is_user_named=True)
+    with pytest.raises(ValueError, match="RETORT_ENGINE_USER cannot be had: "):
+        named.check_user()
+
+
 def test_a_user_that_cannot_be_had_stops_the_worker(place: Path) -> None:
     wrong = Settings(data_dir=place, engine_user="no-such-user")
     with pytest.raises(ValueError, match="RETORT_ENGINE_USER is 'no-such-user'"):
