@@ -13,7 +13,7 @@ def upgrade() -> None:
     """Go up; jobs and messages that there are belong to no trace."""
     op.add_column("jobs", sa.Column("traceparent", sa.String(55), nullable=True))
     op.add_column("outbox", sa.Column("traceparent", sa.String(55), nullable=True))
-    op.add_column("workers", sa.Column("gpu_utilisation", sa.Float(), nullable=True))
+    op.add_column("workers", sa.Column("gpu_utilisation", sa.Double(), nullable=True))
     op.create_table(
         "service_counters",
         sa.Column("name", sa.String(64), nullable=False),

@@ -139,7 +139,7 @@ def mean_gpu_utilisation(session: Session) -> dict[bool, float]:
     )
     shares: dict[bool, list[float]] = {}
     for share, busy in session.execute(online):
-        shares.setdefault(bool(busy), []).append(share)
+        shares.setdefault(bool(busy), []).append(float(share or 0.0))
     return {busy: sum(each) / len(each) for busy, each in shares.items()}
 
 

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 import uvicorn
 import yaml
 from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
 
 from models_registry.jobs import leases, workers
 from models_registry.persistence import counters, database, outbox, tables
@@ -283,7 +284,7 @@ class TestRules:
 
 def exported(text: str) -> set[str]:
     """Return the names of the series of a scrape."""
-    families = promql.text_string_to_metric_families(text)
+    families = text_string_to_metric_families(text)
     return {sample.name for family in families for sample in family.samples}
 
 
