@@ -218,7 +218,7 @@ def speed(name: str, channels: int, side: int) -> dict[str, float]:
     sizes = {"classes": 10, "channels": channels, "height": side, "width": side}
     native = networks.build(name, **sizes, arguments={}).eval()
     images = torch.randn(BATCH, channels, side, side).contiguous(memory_format=torch.channels_last)
-    folded = folding.folded(native.to(memory_format=torch.channels_last), images[:4])  # type: ignore[call-overload]  # torch's stub
+    folded = folding.folded(native.to(memory_format=torch.channels_last), images[:4])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export(native, path)

@@ -30,13 +30,13 @@ def of_job(session: Session, job: tables.JobRow) -> list[tables.ModelVersionRow]
     return list(session.scalars(query.execution_options(populate_existing=True)))
 
 
-def jobs_of(chosen: sa.Select[tuple[str]]) -> sa.Select[tuple[str]]:
+def jobs_of(chosen: sa.Select[str]) -> sa.Select[str]:
     """Select the ids of jobs that have one of these versions among several teachers."""
     row = tables.JobTeacherRow
     return sa.select(row.job_id).where(row.version_id.in_(chosen))
 
 
-def jobs_of_version(version_id: str) -> sa.Select[tuple[str]]:
+def jobs_of_version(version_id: str) -> sa.Select[str]:
     """Select the ids of jobs that have this version among several teachers."""
     row = tables.JobTeacherRow
     return sa.select(row.job_id).where(row.version_id == version_id)

@@ -235,8 +235,8 @@ def upload_predictions(
 ) -> None:
     """Upload a table of predictions for the images of a data set, and register it as a teacher."""
     version = retort.client.datasets.resolve(dataset)
-    given = {"dataset": version.reference, "outputs": outputs, "views": views}
-    further = {"seed": seed, "augmentation": augmentation}
+    given: dict[str, object] = {"dataset": version.reference, "outputs": outputs, "views": views}
+    further: dict[str, object] = {"seed": seed, "augmentation": augmentation}
     arguments = {k: v for k, v in {**given, **further}.items() if v is not None}
     if version.input is None or version.classes is None:
         raise errors.BadOption(f"--dataset {version.reference} is {version.state}: wait for it")

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from workers.distill import errors
 from workers.distill.files import prediction_table, tensorfile
@@ -21,7 +20,7 @@ def read(path: Path, **changes: Any) -> tuple[dict[str, torch.Tensor], list[str]
     return prediction_table.read(path, **{"classes": 3, "views": 1, "counts": COUNTS, **changes})
 
 
-def npz(path: Path, **arrays: NDArray[Any]) -> Path:
+def npz(path: Path, **arrays: Any) -> Path:
     np.savez(path, **arrays)
     return path
 

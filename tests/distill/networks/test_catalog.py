@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from workers.distill import errors
+from workers.distill.config import teachers
 from workers.distill.networks import catalog
 
 
@@ -81,9 +82,15 @@ class TestDescribe:
             schema = line["arguments_schema"]
             jsonschema.Draft202012Validator.check_schema(schema)
             assert schema["additionalProperties"] is False
-            assert "required" not in schema
-            defaults = {name: says["default"] for name, says in schema["properties"].items()}
-            jsonschema.validate(defaults, schema)
+            assert "required" not in schema or line["only_teaches"]
+            defaults = {
+                name: says["default"]
+                for name, says in schema["properties"].items()
+                if name not in schema.get("required", ())
+            }
+            jsonschema.validate(
+                {**dict.fromkeys(schema.get("required", ()), "x"), **defaults}, schema
+            )
             assert all(says["description"].endswith(".") for says in schema["properties"].values())
         assert [line["name"] for line in catalog.describe()] == list(catalog.NETWORKS)
 
@@ -119,9 +126,10 @@ class TestTask:
 
     def test_own_networks_are_built_for_what_the_table_says(self) -> None:
         for reference, entry in catalog.NETWORKS.items():
+            needed = {"dataset": "d@1"} if reference == teachers.PREDICTIONS else {}
             with torch.device("meta"):
                 network = catalog.build(
-                    reference, classes=2, channels=3, height=64, width=64, arguments={}
+                    reference, classes=2, channels=3, height=64, width=64, arguments=needed
                 )
             assert network.task == entry.task
 

@@ -15,7 +15,7 @@ from workers.distill.files import tensorfile
 from workers.distill.networks import catalog, weights
 from workers.distill.networks.interface import Network
 
-MLP = {"network": "retort/mlp", "arguments": {"widths": [12, 6]}}
+MLP: dict[str, Any] = {"network": "retort/mlp", "arguments": {"widths": [12, 6]}}
 KD = {"name": "kd"}
 TRAINING = {"epochs": 2, "batch_size": 16, "augmentation": "none"}
 

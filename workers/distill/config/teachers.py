@@ -25,6 +25,8 @@ KINDS: dict[Kind, str] = {
 WEIGHTS_FILE = "model.safetensors"
 GRAPH_FILE = "model.onnx"
 PREDICTIONS_FILE = "predictions.safetensors"
+FILES = (WEIGHTS_FILE, GRAPH_FILE, PREDICTIONS_FILE)
+"""The file that gives a model its digest is one of these."""
 
 MOST_TEACHERS = 8
 """Of one job; all of them are held in memory and run in every step."""

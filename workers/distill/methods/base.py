@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from workers.distill import errors
 from workers.distill.config import chosen, descriptions, rules
 from workers.distill.config.descriptions import (
+    OF_EVERY_NETWORK,
     ChosenFeature,
     Contradiction,
     MethodDescription,
@@ -155,7 +156,9 @@ class Method(nn.Module):
             teacher.enable_features(self.teacher_features)
         self.student_shapes = shapes.measure(student) if self.student_features else None
         self.teacher_shapes = (
-            shapes.measure(teacher) if self.teacher_features and teacher is not None else None
+            shapes.measure(teacher)
+            if set(self.teacher_features) - OF_EVERY_NETWORK and teacher is not None
+            else None
         )
         for role, network in (("student", student), ("teacher", teacher)):
             if network is not None:
@@ -255,7 +258,7 @@ def is_shown(name: FeatureName, network: Network, measured: shapes.Shapes | None
     """Whether a network shows a feature; `measured` are the shapes of its features, if any."""
     match name:
         case "embedding":
-            return measured is not None and measured.pooled > 0
+            return network.pooled_width > 0 or (measured is not None and measured.pooled > 0)
         case "stages":
             return measured is not None and bool(measured.stages)
         case "pre_activations":

@@ -129,7 +129,7 @@ class TeacherFactory:
         preprocessor = self._shared.teacher_preprocessor
         if preprocessor is None:
             raise ValueError("there is no teacher to compute")
-        observe = self._folded.observe
+        observe: Observe = self._folded.observe
         # What another runtime computes cannot be compiled, and needs not be.
         if self._compiled and self._folded.torch_form() is self._folded:
             observe = self._compiled(self._folded)

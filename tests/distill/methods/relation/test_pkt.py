@@ -57,7 +57,9 @@ class TestPKTLoss:
 
 class TestPKT:
     def test_weighs_the_mean_over_all_pairs(self) -> None:
-        terms = pkt.PKT(pkt.PKT.Params(), Network(), Network()).terms(
+        teacher = Network()
+        teacher.pooled_width = 1
+        terms = pkt.PKT(pkt.PKT.Params(), Network(), teacher).terms(
             scenes.features(pooled=CHECKS.tensor("emb_s")),
             scenes.features(pooled=CHECKS.tensor("emb_t")),
             scenes.batch([0, 1, 2]),

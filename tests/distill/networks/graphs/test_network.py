@@ -183,7 +183,7 @@ class TestRefusals:
 
     def test_answers_that_are_not_finite(self, tmp_path: Path) -> None:
         broken = native()
-        broken.fc.bias.data[0] = torch.nan  # type: ignore[union-attr, index, operator]  # an MLP
+        broken.fc.bias.data[0] = torch.nan  # type: ignore[union-attr, operator]  # an MLP
         refusal = self.refused(graphs.of_mlp(broken), tmp_path, output="logits")
         assert refusal.refusal == "not_finite"
 

@@ -102,7 +102,7 @@ def test_a_product_with_its_added_bias_is_one_linear_layer(tmp_path: Path) -> No
     )
     read = onnx_file.read(graphs.save(made, tmp_path / "one.onnx"))
     converted = TorchGraph(read, entry="images", end="logits").eval()
-    assert [type(child).__name__ for child in converted.children()] == ["Operation", "Linear"]
+    assert [type(child).__name__ for child in converted.children()] == ["GraphOperation", "Linear"]
     images = numbers(2, 1, 8, 8)
     (expected,) = onnx_file.Session(read, ["logits"]).run("images", images)
     np.testing.assert_allclose(converted(torch.from_numpy(images)), expected, atol=1e-5)

@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from workers.distill.config.descriptions import DETECTORS, FEATURES
+from workers.distill.config.descriptions import DETECTORS, FEATURES, OF_EVERY_NETWORK
 from workers.distill.networks import catalog, interface, shapes
 
 Shape = tuple[int, int, int]
@@ -162,7 +162,7 @@ class TestCatalog:
             "norms": bool(network.stage_norms()),
             "classifier": network.pooled_classifier() is not None,
         }
-        assert set(FEATURES) == {*shows, *DETECTORS}
+        assert set(FEATURES) == {*shows, *DETECTORS, *OF_EVERY_NETWORK}
         features = tuple(word for word, there in shows.items() if there)
         assert catalog.NETWORKS[f"retort/{name}"].shows == features
 

@@ -8,7 +8,7 @@ becomes a step of its own.
 import importlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from workers.distill.networks.graphs.onnx_file import Graph, Layout
 from workers.distill.networks.graphs.operators import NotConverted, Operator
 
 
-class Operation(nn.Module):
+class GraphOperation(nn.Module):
     """One operator of the graph that is no layer of torch."""
 
     def __init__(self, operator: Operator, attributes: dict[str, Any], opset: int) -> None:
@@ -33,7 +33,7 @@ class Operation(nn.Module):
 
 
 @dataclass(frozen=True)
-class Step:
+class GraphStep:
     """A call of one child: which values it takes and gives, and which are not needed after it."""
 
     child: str
@@ -73,7 +73,7 @@ class TorchGraph(nn.Module):
         return self._end
 
     @property
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[GraphStep]:
         """Return the calls of the children, in order."""
         return self._steps
 
@@ -98,11 +98,11 @@ class TorchGraph(nn.Module):
             raise KeyError(f"the graph has no value {missing[0]!r}")
         return [known[name] for name in wanted]  # type: ignore[misc]  # checked above
 
-    def _add_steps(self, graph: Any) -> list[Step]:
+    def _add_steps(self, graph: Any) -> list[GraphStep]:
         uses = Counter(name for node in graph.node for name in node.input)
         uses.update(one.name for one in graph.output)
         nodes = list(graph.node)
-        steps: list[Step] = []
+        steps: list[GraphStep] = []
         skipped: set[int] = set()
         for place, node in enumerate(nodes):
             if place in skipped:
@@ -124,7 +124,7 @@ class TorchGraph(nn.Module):
             child, takes = self._child(node, attributes, takes, bias and bias[1])
             name = self._name_of(gives[0])
             self.add_module(name, child)
-            steps.append(Step(name, takes, gives))
+            steps.append(GraphStep(name, takes, gives))
         return steps
 
     def _child(
@@ -140,7 +140,7 @@ class TorchGraph(nn.Module):
         operator = operators.OPERATORS.get(node.op_type)
         if operator is None or node.domain not in ("", "ai.onnx"):
             raise NotConverted(f"the operator {node.domain and node.domain + '::'}{node.op_type}")
-        return Operation(operator, attributes, self._opset), takes
+        return GraphOperation(operator, attributes, self._opset), takes
 
     def _fold(self, node: Any, attributes: dict[str, Any]) -> bool:
         """Compute a value of constants alone, such as weights under a second name."""
@@ -194,14 +194,14 @@ class TorchGraph(nn.Module):
             name = f"{plain}_{count}"
         return name
 
-    def _forgetting(self, steps: list[Step]) -> list[Step]:
+    def _forgetting(self, steps: list[GraphStep]) -> list[GraphStep]:
         last = {name: place for place, step in enumerate(steps) for name in step.takes}
         ends: dict[int, list[str]] = {}
         for name, place in last.items():
             if name and name not in self._constants and name != self._entry:
                 ends.setdefault(place, []).append(name)
         return [
-            Step(step.child, step.takes, step.gives, tuple(ends.get(place, ())))
+            GraphStep(step.child, step.takes, step.gives, tuple(ends.get(place, ())))
             for place, step in enumerate(steps)
         ]
 
@@ -237,7 +237,7 @@ def _layer(
         return _linear(weights[0].T, None)
     if kind == "Clip" and _limits(constants, attributes) == (0.0, 6.0):
         return nn.ReLU6()
-    activations = {
+    activations: dict[str, Callable[[], nn.Module]] = {
         "Relu": nn.ReLU,
         "HardSwish": nn.Hardswish,
         "LeakyRelu": lambda: nn.LeakyReLU(attributes.get("alpha", 0.01)),

@@ -6,10 +6,12 @@ onnxruntime computes is checked for each graph on a batch (`graphs.network`).
 Source: https://onnx.ai/onnx/operators/.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 from torch import Tensor
@@ -247,7 +249,7 @@ def _shape(given: Sequence[Any], attributes: Attributes, opset: int) -> Tensor:
 
 
 def _expand(given: Sequence[Any], attributes: Attributes, opset: int) -> Tensor:
-    shape = torch.broadcast_shapes(given[0].shape, tuple(whole(given[1])))
+    shape = np.broadcast_shapes(tuple(given[0].shape), tuple(whole(given[1])))
     expanded: Tensor = given[0].expand(shape)
     return expanded
 
@@ -335,9 +337,9 @@ OPERATORS: dict[str, Operator] = {
     "Log": _elementwise(torch.log),
     "LogSoftmax": _softmax(torch.log_softmax),
     "MatMul": _elementwise(torch.matmul),
-    "Max": lambda given, attributes, opset: torch.stack(torch.broadcast_tensors(*given)).amax(0),
+    "Max": lambda given, attributes, opset: functools.reduce(torch.maximum, given),
     "MaxPool": _max_pool,
-    "Min": lambda given, attributes, opset: torch.stack(torch.broadcast_tensors(*given)).amin(0),
+    "Min": lambda given, attributes, opset: functools.reduce(torch.minimum, given),
     "Mul": _elementwise(torch.mul),
     "Neg": _elementwise(torch.neg),
     "Not": _elementwise(torch.logical_not),
