@@ -141,10 +141,10 @@ def run_engine(recipe: Path, workdir: Path) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def put(place: Path, kind: str, file: Path, data: Path) -> dict[str, Any]:
+def put(place: Path, kind: str, file: Path, images: Path) -> dict[str, Any]:
     """Write a teacher of this kind into its folder, and return a config's choice of it."""
     place.mkdir(parents=True)
-    size = size_of(data)
+    size = size_of(images)
     if kind == "weights":
         (place / teachers.WEIGHTS_FILE).symlink_to(file)
         return {**digit_pairs.TEACHER, "classes": 10, "input": size}
@@ -152,7 +152,7 @@ def put(place: Path, kind: str, file: Path, data: Path) -> dict[str, Any]:
     if kind == "graph":
         export(network.eval(), place / teachers.GRAPH_FILE)
         return {"network": teachers.GRAPH, "arguments": {}, "classes": 10, "input": size}
-    stored = dataset.load(data)
+    stored = dataset.load(images)
     expected = Input.model_validate(size)
     preprocess = Preprocessor("teacher", expected, expected, torch.device("cpu"))
     tables = {
@@ -186,9 +186,9 @@ def export(network: Network, path: Path) -> None:
         )
 
 
-def size_of(data: Path) -> dict[str, Any]:
+def size_of(folder: Path) -> dict[str, Any]:
     """Return the input that a prepared data set states."""
-    size: dict[str, Any] = json.loads((data / "dataset.json").read_text())["input"]
+    size: dict[str, Any] = json.loads((folder / "dataset.json").read_text())["input"]
     return size
 
 

@@ -416,9 +416,9 @@ def _training(origin: JobFacts, result: RunResult) -> list[str]:
     rows = [*_rows("method", settings), *_rows("training", spec.training)]
     if result.class_weights:
         counted = sorted((weight, name) for name, weight in result.class_weights.items())
-        (least, common), (most, rare) = counted[0], counted[-1]
+        (least, frequent), (most, rare) = counted[0], counted[-1]
         lines.append(
-            f"- Pixels counted by their class: from {least:g} ({_plain(common)}) to {most:g} "
+            f"- Pixels counted by their class: from {least:g} ({_plain(frequent)}) to {most:g} "
             f"({_plain(rare)})"
         )
     ran = f"{result.steps:,} steps on {result.device} in {result.precision}"

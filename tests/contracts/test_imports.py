@@ -112,7 +112,14 @@ class TestContracts:
             for imported in graph.find_modules_directly_imported_by(module)
         }
         third_party = external - set(source.PACKAGES) - set(sys.stdlib_module_names)
-        assert third_party <= declared_imports()
+        assert third_party - OPTIONAL.keys() <= declared_imports()
+        for name, module in OPTIONAL.items():
+            importers = graph.find_modules_that_directly_import(name) & ours
+            assert importers == {module}
+
+
+OPTIONAL = {"opentelemetry": "models_registry.tracing"}
+"""What only an extra brings, and the one module that imports it, where a setting asks for it."""
 
 
 def declared_imports() -> set[str]:

@@ -90,8 +90,8 @@ class TestWholeRun:
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         workdir, lines = undisturbed
-        student, data = workdir / "student.safetensors", workdir / "dataset"
-        assert evaluate.main([str(student), "--dataset", str(data)]) == 0
+        student, images = workdir / "student.safetensors", workdir / "dataset"
+        assert evaluate.main([str(student), "--dataset", str(images)]) == 0
         counted = json.loads(capsys.readouterr().out)
         assert counted["accuracy"] == lines[-1]["scores"]["student"]["accuracy"]
         assert counted["samples"] == 20

@@ -42,8 +42,8 @@ def graph(folder: Path, seed: int = 3, *, softmax: bool = False, **arguments: An
 
 
 @torch.no_grad()
-def predictions(folder: Path, data: Path, **arguments: Any) -> dict[str, Any]:
-    network, stored = mlp(), dataset.load(data)
+def predictions(folder: Path, images: Path, **arguments: Any) -> dict[str, Any]:
+    network, stored = mlp(), dataset.load(images)
     size = stored.record.input
     preprocess = Preprocessor("teacher", size, size, torch.device("cpu"))
     tables = {

@@ -5,10 +5,11 @@ from datetime import timedelta
 import sqlalchemy as sa
 
 from models_registry.artifacts import inspections
-from models_registry.jobs import sweeps, workers
+from models_registry.jobs import workers
 from models_registry.persistence import counters, database, tables
 from models_registry.persistence.counters import Counter
 from models_registry.persistence.storage import Storage
+from models_registry.retention import blobs
 from tests import databases, factories
 
 
@@ -27,7 +28,7 @@ def test_of_two_sessions_are_added_up(sessions: database.Sessions) -> None:
 def test_collected_bytes_are_counted(sessions: database.Sessions, storage: Storage) -> None:
     with sessions.begin() as session:
         factories.stored(session, storage, b"orphan")
-    sweeps.sweep_bytes(sessions, storage, grace=timedelta(0))
+    blobs.sweep(sessions, storage, grace=timedelta(0))
     with sessions() as session:
         found = counters.read(session)
     assert found[Counter.COLLECTED_BLOBS].value == 1

@@ -319,7 +319,7 @@ def _ranks(proto: Any) -> dict[str, int]:
     inferred = importlib.import_module("onnx.shape_inference").infer_shapes(proto).graph
     infos = [*inferred.value_info, *inferred.input, *inferred.output]
     return {
-        info.name: len(info.type.tensor_type.shape.dim)
-        for info in infos
-        if info.type.tensor_type.HasField("shape")
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in infos
+        if value.type.tensor_type.HasField("shape")
     }

@@ -166,13 +166,13 @@ def _tensors(graph: Any) -> Iterator[Any]:
                 yield from attribute.tensors
 
 
-def _value(info: Any) -> Value:
-    tensor = info.type.tensor_type
+def _value(declared: Any) -> Value:
+    tensor = declared.type.tensor_type
     sides: list[int | str | None] = []
     for side in tensor.shape.dim if tensor.HasField("shape") else ():
         kind = side.WhichOneof("value")
         sides.append(None if kind is None else getattr(side, kind))
-    return Value(info.name, tensor.elem_type, tuple(sides))
+    return Value(declared.name, tensor.elem_type, tuple(sides))
 
 
 def _listed(names: Sequence[str]) -> str:
