@@ -253,8 +253,16 @@ class Drill:
         try:
             self.drain()
         except TimeoutError as error:
-            return [str(error)]
+            return [str(error), *self._last_words()]
         return [*self.query(self._faults)]
+
+    def _last_words(self) -> Iterator[str]:
+        """Yield of each part which processes it has, and the end of its log."""
+        for part in self.parts.values():
+            names = [f"{one.pid} {one.status()}" for one in part.family() if _runs(one)]
+            yield f"{part.name} has {names}, and said last:"
+            lines = part.log.read_text(errors="replace").splitlines()[-8:]
+            yield from (f"    {line[:300]}" for line in lines)
 
     def _faults(self, session: Any) -> list[str]:
         return [*self._faults_of_jobs(session), *self._faults_of_bytes(session)]
