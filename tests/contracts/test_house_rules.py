@@ -44,7 +44,7 @@ MAY_CATCH_EVERYTHING = {
     "workers/distill/run/failures.py": "what one member of a group meets stays its own",
     "workers/distill/run/build.py": "a compiler that fails in any way",
     "workers/distill/run/finish.py": "a drawing library that fails in any way",
-    "workers/distill/networks/graphs/onnx_file.py": "compiled libraries, which raise what they like",
+    "workers/distill/networks/graphs/onnx_file.py": "compiled libraries may raise anything",
     "workers/distill/training/checkpoint.py": "a damaged file: the one before is tried",
     "workers/distill/inspection.py": "top of the inspection of uploads",
     "workers/engine_server.py": "whatever an import raises: it is told, and engines start cold",
