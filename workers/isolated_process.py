@@ -55,8 +55,7 @@ class IsolationPlan:
     def decode(cls, text: str) -> "IsolationPlan":
         """Return a plan from its JSON."""
         content = json.loads(text)
-        lists = {name: tuple(content.pop(name)) for name in ("steps", "groups")}
-        return cls(**lists, **content)
+        return cls(**{**content, **{name: tuple(content[name]) for name in ("steps", "groups")}})
 
 
 def _limit(plan: IsolationPlan) -> None:

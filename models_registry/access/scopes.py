@@ -21,6 +21,8 @@ AREAS = {
     "retention": (READ, WRITE),
     "studies": (READ, WRITE),
     "uploads": (READ, WRITE),
+    "usage": (READ, WRITE),
+    "webhooks": (READ, WRITE),
     "workers": (READ,),
 }
 SCOPES = tuple(f"{area}:{verb}" for area, verbs in AREAS.items() for verb in verbs)

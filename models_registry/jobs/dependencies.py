@@ -116,14 +116,14 @@ def add(session: Session, job: tables.JobRow, awaited: Mapping[str, str]) -> Non
     )
 
 
-def waiting_for(job_id: str) -> sa.Select[tuple[tables.JobRow]]:
+def waiting_for(job_id: str) -> sa.Select[tables.JobRow]:
     """Return the query of the jobs that wait for this one, oldest first."""
     row = tables.JobDependencyRow
     ids = sa.select(row.job_id).where(row.depends_on_id == job_id)
     return _waiting().where(tables.JobRow.id.in_(ids))
 
 
-def left_waiting() -> sa.Select[tuple[tables.JobRow]]:
+def left_waiting() -> sa.Select[tables.JobRow]:
     """Return the query of the jobs that wait for one that has ended, oldest first."""
     row, other = tables.JobDependencyRow, tables.JobRow.__table__.alias("other")
     ended = (
@@ -134,7 +134,7 @@ def left_waiting() -> sa.Select[tuple[tables.JobRow]]:
     return _waiting().where(tables.JobRow.id.in_(ended))
 
 
-def _waiting() -> sa.Select[tuple[tables.JobRow]]:
+def _waiting() -> sa.Select[tables.JobRow]:
     row = tables.JobRow
     return sa.select(row).where(row.state == State.VALIDATING).order_by(row.id)
 

@@ -57,7 +57,7 @@ class SearchSpec(_SearchPart):
         "takes the first. The best epoch counts, of data-free methods the last.",
     )
     pruning: PruningSpec | None = Field(
-        PruningSpec(), description="Null lets every trial run to its end."
+        default_factory=PruningSpec, description="Null lets every trial run to its end."
     )
     confirm_seeds: int = Field(
         3,

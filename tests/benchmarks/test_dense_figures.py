@@ -37,7 +37,7 @@ class TestRecipes:
         assert (config.teacher is not None) == has_teacher
         assert config.student.arguments["width"] == 8
         for row in experiment.methods.split(","):
-            methods.check_task(dense_figures.method_of(row), experiment.task)
+            methods.check_task(dense_figures.method_of(row), config.task)
 
     def test_of_the_class_term_alone_switch_the_others_off(self):
         choice = dense_figures.method_of("rcka_classes")

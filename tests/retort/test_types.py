@@ -4,7 +4,13 @@ import pydantic
 
 from api.schemas.jobs import JobResult
 from retort import types
-from workers.distill.config.result import BalanceSummary, LabelSummary, RunResult, RunWarning
+from workers.distill.config.result import (
+    BalanceSummary,
+    LabelSummary,
+    RunResult,
+    RunWarning,
+    TeacherResult,
+)
 
 ROLES = ("teacher", "student", "baseline")
 WHOLE = RunResult(
@@ -33,6 +39,7 @@ WHOLE = RunResult(
     synthesis={"calls": 1, "buffer": {"images": 8, "classes": [3, 5]}},
     method={"densepcka": {"patches": [16, 16]}},
     balance=BalanceSummary(limit=1.0, ratio=20.0, factor=0.05, dominated_share=0.8),
+    teachers=[TeacherResult(network="retort/onnx", kind="graph", scores={"accuracy": 0.9})],
     class_weights={"background": 1.4, "0": 9.0},
     labels=LabelSummary(labelled=9, unlabelled=32, scored_by={"test": "labels"}),
     validation={"last": 0.8, "best": 0.9, "best_epoch": 1},

@@ -140,6 +140,9 @@ class TestSettings:
             "models.inspect",
             "datasets.inspect",
             "networks.try",
+            "studies.advance",
+            "webhooks.deliver",
+            "maintenance.retain",
             "maintenance.sweep",
             "maintenance.collect",
         }
@@ -180,7 +183,9 @@ class TestQueues:
         assert key.removeprefix("retort:").split("\x06")[0] == name
         others = [queue for queue in broker.QUEUES if queue != name]
         with connection.channel() as channel:
-            assert [app.amqp.queues[queue](channel).get() for queue in others] == [None] * 4
+            assert [app.amqp.queues[queue](channel).get() for queue in others] == [
+                None for _ in others
+            ]
             message = app.amqp.queues[name](channel).get()
             assert message is not None
             message.ack()

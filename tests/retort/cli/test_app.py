@@ -314,13 +314,37 @@ class TestSubmit:
             splits={"train": 80, "validation": 10, "test": 20},
             input=factories.DIGITS_INPUT,
         )
+        retort.datasets.register(
+            "few-digits", retort.uploads.send(tmp_path / "letters.zip", purpose="dataset")
+        )
+        staff.accept_dataset(
+            classes=[str(digit) for digit in range(10)],
+            splits={"train": 80, "validation": 10, "test": 20},
+            labelled={"train": 9, "validation": 10, "test": 20},
+            input=factories.DIGITS_INPUT,
+        )
         staff.teacher(name="segmenter-teacher", **SEGMENTER)
         staff.teacher(name="detector-teacher", **DETECTOR)
+        staff.teacher(
+            name="digits-graph",
+            network="retort/onnx",
+            arguments={"output": "logits"},
+        )
+        predicted = retort.datasets.version("digits", 1)
+        staff.teacher(
+            name="digits-said",
+            network="retort/predictions",
+            arguments={
+                "dataset": predicted.reference,
+                "digest": predicted.digest,
+                "rows": predicted.splits,
+            },
+        )
         if "job: job_" in example.read_text():  # an example of a job that waits for another
             job = retort.jobs.submit(factories.spec(teacher="digits-teacher@1"))
-            change = ("--set", f"teacher.job={job.id}")
+            change = ["--set", f"teacher.job={job.id}"]
         else:
-            change = ()
+            change = []
         result = run("submit", str(example), "--validate", *change)
         assert (result.exit_code, result.stderr) == (0, "")
 

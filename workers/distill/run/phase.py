@@ -39,12 +39,14 @@ class Phase:
 
     def run(self) -> None:
         """Train whoever is not finished; raises `Interrupted` when all of them are saved."""
-        self._tell("build")
+        for member in self._members:
+            member.context.reporter.phase("build", network=self._name)
         for member in self._members:
             with self._isolate_member(member):
                 self._build(member)
         self._make_teachers()
-        self._tell("train")
+        for student in self._students:  # others have failed, and their last line is written
+            self._members_by_student[student].context.reporter.phase("train", network=self._name)
         stop = self._shared.stop
         stop.can_wait = True
         try:
@@ -55,10 +57,6 @@ class Phase:
                     student.trainer.save_checkpoint()
             raise
         stop.can_wait = False
-
-    def _tell(self, part: str) -> None:
-        for member in self._members:
-            member.context.reporter.phase(part, network=self._name)
 
     def _train(self) -> None:
         """Train one student by its own loop, several by the loop of a group."""

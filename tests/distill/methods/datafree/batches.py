@@ -35,6 +35,7 @@ class Small(Network):
         self.fc = nn.Linear(2, classes)
         self.dense = dense
         self.reference, self.classes, self.image_shape = "test/small", classes, (2, 2, 2)
+        self.pooled_width = 2
 
     def observe(self, images: torch.Tensor) -> Features:
         """Return logits and their input."""
