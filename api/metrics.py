@@ -232,7 +232,7 @@ def _webhooks(session: Session) -> Iterator[core.Metric]:
         "retort_webhook_endpoints",
         "Webhook endpoints, and why they are disabled (empty: they are not)",
         ("disabled_reason",),
-        [((reason,), count) for reason, count in endpoints.count_disabled(session).items()],
+        [((reason,), count) for reason, count in ({"": 0} | endpoints.count_disabled(session)).items()],
     )
 
 

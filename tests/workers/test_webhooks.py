@@ -66,7 +66,9 @@ class TestDeliver:
         delivery_id = cancelled(context, f"{wire.url}/hook")
         announced: list[str] = []
         for expected in ("pending", "pending", "delivered"):
-            webhooks.deliver(context, delivery_id)
+            scenes.wait_until(
+                lambda: webhooks.deliver(context, delivery_id) is not None, "the delivery is due"
+            )
             assert delivery(context).state == expected
             maintenance.sweep(context, lambda *message: announced.append(message[0]))
         assert announced.count("webhooks.deliver") >= 2
