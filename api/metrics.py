@@ -228,11 +228,12 @@ def _webhooks(session: Session) -> Iterator[core.Metric]:
         (),
         [((), deliveries.lag_seconds(session))],
     )
+    disabled = {"": 0} | endpoints.count_disabled(session)  # shown where there are none, too
     yield _gauge(
         "retort_webhook_endpoints",
         "Webhook endpoints, and why they are disabled (empty: they are not)",
         ("disabled_reason",),
-        [((reason,), count) for reason, count in ({"": 0} | endpoints.count_disabled(session)).items()],
+        [((reason,), count) for reason, count in disabled.items()],
     )
 
 
