@@ -5,7 +5,7 @@ from sqlalchemy.orm import Session
 
 from api.dependencies import AdminDep, CallerDep, LimitsDep, ReadersDep, ServiceDep, SessionsDep
 from api.schemas import usage as bodies
-from models_registry.access import quotas
+from models_registry.access import audit, quotas
 from models_registry.access.quotas import QuotaLimits
 from models_registry.persistence import tables
 
@@ -48,6 +48,9 @@ def update(
             share_weight=body.share_weight,
             service=limits,
         )
+        told = body.model_dump(mode="json", exclude_unset=True)
+        if told:
+            audit.record(session, caller, "quota.changed", caller.project_id, **told)
         shown = _read(session, caller.project_id, limits)
     service.rate_limits.forget(caller.project_id)
     return shown

@@ -13,6 +13,7 @@ from api.dependencies import (
 )
 from api.schemas import lists
 from api.schemas import webhooks as bodies
+from models_registry.access import audit
 from models_registry.webhooks import addresses, deliveries, endpoints
 from models_registry.webhooks.addresses import Rules
 
@@ -37,6 +38,7 @@ def create(
             events=wanted.events,
             description=wanted.description,
         )
+        audit.record(session, caller, "webhook_endpoint.created", row.id, url=row.url)
     return bodies.WebhookEndpointWithSecret.from_row(row)
 
 
@@ -82,6 +84,7 @@ def update(
             description=body.description,
             enabled=body.enabled,
         )
+        audit.record(session, caller, "webhook_endpoint.changed", row.id, url=row.url)
     return bodies.WebhookEndpointRead.from_row(row)
 
 
@@ -90,6 +93,7 @@ def delete(endpoint_id: str, caller: AdminDep, sessions: SessionsDep) -> None:
     """Delete an endpoint with the log of its deliveries; what waits for it is not sent."""
     with sessions.begin() as session:
         endpoints.delete(session, project_id=caller.project_id, endpoint_id=endpoint_id)
+        audit.record(session, caller, "webhook_endpoint.deleted", endpoint_id)
 
 
 @router.post("/{endpoint_id}/rotate-secret", operation_id="rotate_webhook_secret")
@@ -102,6 +106,7 @@ def rotate_secret(
             session, project_id=caller.project_id, endpoint_id=endpoint_id, lock=True
         )
         endpoints.rotate_secret(session, row)
+        audit.record(session, caller, "webhook_endpoint.rotated", row.id)
     return bodies.WebhookEndpointWithSecret.from_row(row)
 
 

@@ -54,6 +54,11 @@ class TestUsage:
         assert of(client.patch("/v1/quotas", json={}).json(), "jobs_queued")["limit"] == 7
         back = client.patch("/v1/quotas", json={"jobs_queued": None}).json()
         assert of(back, "jobs_queued")["limit"] == 10_000
+        changes = client.get("/v1/audit", params={"action": "quota.changed"}).json()["data"]
+        assert [one["facts"] for one in changes] == [
+            {"jobs_queued": None},
+            {"jobs_queued": 7, "share_weight": 2},
+        ]
 
     def test_is_each_projects_own(
         self, client: TestClient, stranger: TestClient, job: tables.JobRow

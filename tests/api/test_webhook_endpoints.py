@@ -65,6 +65,8 @@ class TestEndpoints:
         path = f"{PATH}/{made['id']}"
         assert client.delete(path).status_code == 204
         assert code(client.get(path)) == (404, "not_found")
+        logged = client.get("/v1/audit", params={"action": "webhook_endpoint"}).json()["data"]
+        assert [one["action"].partition(".")[2] for one in logged] == ["deleted", "created"]
 
     def test_of_this_machine_are_refused(self, client: TestClient, made: dict[str, Any]) -> None:
         for url in ("https://127.0.0.1/", "https://localhost:8765/"):
