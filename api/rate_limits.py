@@ -148,8 +148,8 @@ class RateLimits:
     def _ask(self, project_id: str, limit: int) -> Bucket | None:
         if self._take is None or time.monotonic() < self._down_until:
             return None
-        # One bucket for each size: a changed limit starts with a full one.
-        key = f"{broker.TRANSPORT_OPTIONS['global_keyprefix']}requests:{project_id}:{limit}"
+        # One bucket whatever its size: who changes a limit does not get a full one by that.
+        key = f"{broker.TRANSPORT_OPTIONS['global_keyprefix']}requests:{project_id}"
         run = cast("Callable[..., list[bytes]]", self._take)
         try:
             taken, left, next_seconds = run(keys=[key], args=[limit, WINDOW_SECONDS])

@@ -23,6 +23,7 @@ import structlog
 
 from models_registry.settings import Settings
 from workers import linux_sandbox
+from workers.distill.config import teachers
 from workers.isolated_process import (
     GPU_DEVICES,
     MOST_FILE_BYTES,
@@ -47,6 +48,7 @@ _CACHES = {
 _INPUTS = frozenset(
     {"teacher", "dataset", "initial", "upload", "recipe.json", "request.json"}
     | {"engine.log", ".lock"}
+    | {teachers.folder_of(place, teachers.MOST_TEACHERS) for place in range(teachers.MOST_TEACHERS)}
 )
 
 Status: TypeAlias = dict[str, dict[str, Any]]

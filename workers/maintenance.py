@@ -9,6 +9,7 @@ import structlog
 
 from models_registry import errors
 from models_registry.access import idempotency
+from models_registry.access.quotas import QuotaLimits
 from models_registry.artifacts import inspections, uploads
 from models_registry.federations import federations
 from models_registry.jobs import network_trials, submission, sweeps
@@ -123,9 +124,10 @@ def advance_search(context: Context, study_id: str) -> bool:
 def _advance(context: Context, study_id: str) -> None:
     # Values are chosen between two transactions: SQLite has one writer, and PostgreSQL locks rows.
     answer = None
+    limits = QuotaLimits.of_service(context.settings)
     for _ in range(_ROUNDS):
         with context.sessions.begin() as session:
-            question = searches.advance(session, study_id, answer)
+            question = searches.advance(session, study_id, answer, limits=limits)
         if question is None:
             return
         answer = search_sampler.propose(question)
@@ -138,11 +140,11 @@ def collect(context: Context) -> dict[str, int]:
     with context.sessions.begin() as session:
         done["keys_forgotten"] = idempotency.forget(session)
         done["messages_forgotten"] = outbox.sweep(session)
-        done["webhooks_forgotten"] = deliveries.forget(session)
         done["replies_released"] = federations.release(session)
     with task_leases.held(context.sessions, "collect") as lease:
         if lease is not None:  # or another process does it just now
             done |= _retain(context, lease)
+    done["webhooks_forgotten"] = _forget_webhooks(context)
     _log(done, "collection_done")
     return done
 
@@ -173,6 +175,17 @@ def _retain(context: Context, lease: task_leases.TaskLease) -> dict[str, int]:
     done["erased_blobs_deleted"] = erasures.finish(context.sessions, context.storage)
     done["blobs_swept"] = blobs.sweep(context.sessions, context.storage, grace=grace)
     return done
+
+
+def _forget_webhooks(context: Context) -> int:
+    """Delete old deliveries, batch by batch."""
+    total = 0
+    while True:
+        with context.sessions.begin() as session:
+            some = deliveries.forget(session)
+        if some == 0:
+            return total
+        total += some
 
 
 def _expire_uploads(context: Context) -> int:

@@ -177,7 +177,7 @@ def _retry_after(value: str | None) -> float | None:
         return float(value.strip()[:9])
     try:
         at = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if at.tzinfo is None:
         at = at.replace(tzinfo=UTC)

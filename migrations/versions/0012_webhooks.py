@@ -77,6 +77,7 @@ def _add_deliveries() -> None:
         "webhook_deliveries",
         ["endpoint_id", "created_at", "id"],
     )
+    op.create_index("ix_webhook_deliveries_created_at", "webhook_deliveries", ["created_at"])
     op.create_index(
         "ix_webhook_deliveries_state_next_attempt_at",
         "webhook_deliveries",

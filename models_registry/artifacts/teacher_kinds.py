@@ -63,7 +63,7 @@ def _bound(
         return new, [Fault(pointer, "not_ready", detail)]
     classes = new.classes if isinstance(new.classes, int) else len(new.classes)
     faults = []
-    if classes != len(found.classes):
+    if found.classes and classes != len(found.classes):  # without labels it has none of its own
         detail = f"there are {classes} classes, and {named} has {len(found.classes)}"
         faults.append(Fault("/classes", "class_count", detail))
     views, seed, augmentation = teachers.arguments_of_views(new.arguments)

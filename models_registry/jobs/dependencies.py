@@ -29,7 +29,9 @@ def find(session: Session, *, project_id: str, job_id: str, pointer: str) -> tab
     before this look, or finds who waits for it. Raises: errors.Refused with the fault.
     """
     job = session.get(tables.JobRow, job_id, populate_existing=True, with_for_update={"read": True})
-    if job is None or job.project_id != project_id or job.deleted_at is not None:
+    # The student of a job that succeeded stays where the job is deleted: searches go on with it.
+    is_gone = job is not None and job.deleted_at is not None and job.state != State.SUCCEEDED
+    if job is None or job.project_id != project_id or is_gone:
         raise _refused(pointer, "not_found", f"there is no job {job_id!r} in this project")
     if job.state == State.SUCCEEDED:
         version = session.get(tables.ModelVersionRow, job.student_version_id or "")

@@ -86,7 +86,9 @@ def choose(
     held = fair_share.count_held(session, project_id=project.id)
     if limit is not None and held >= limit:
         _wait_for_quota(session, job, held=held, limit=limit)
-    elif chosen is not None:
+    elif chosen is not None and not skipped and job.state_reason != Reason.NO_ROOM:
+        # Once a message: each turn that finds no room would double it. What found none itself is
+        # announced by the sweep, after pauses that grow.
         transitions.announce(session, job, now)
         session.flush()
     return chosen

@@ -199,11 +199,14 @@ def wanted_trial(parts: SpecParts, inputs: JobInputs) -> network_trials.Wanted |
     source = seen if is_data_free(parts.method) else inputs.dataset or seen
     if source is None or source.input is None or source.state != "ready":
         return None
+    classes = classes_of(source, seen)
+    if not classes:
+        return None  # known once the job that is waited for has made the teacher
     size = source.input
     return network_trials.Wanted(
         parts.network,
         parts.arguments,
-        classes=len(classes_of(source, seen)),
+        classes=len(classes),
         channels=size["channels"],
         height=size["height"],
         width=size["width"],
@@ -278,8 +281,9 @@ def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Vio
     if dataset is not None and task is not None:
         yield from rules.of_dataset_task(dataset.task, task)
     ready = dataset is not None and dataset.state == "ready"
-    # A data set without labels has no classes of its own.
-    classes = len(dataset.classes) or None if dataset is not None and ready else None
+    # A data set without labels has those of the first teacher.
+    first = next(iter(inputs.teachers), None)
+    classes = len(classes_of(dataset, first)) or None if dataset is not None and ready else None
     channels = (dataset.input or {}).get("channels") if dataset is not None and ready else None
     for role, model in (*taught, ("start model", start)):
         if model is not None:
@@ -434,7 +438,7 @@ def _with_images(document: Document, inputs: JobInputs) -> NetworkDescription:
     size = source.input
     return dataclasses.replace(
         student,
-        classes=len(classes_of(source, next(iter(inputs.teachers), None))),
+        classes=len(classes_of(source, next(iter(inputs.teachers), None))) or None,
         channels=size["channels"],
         sides=(size["height"], size["width"]),
     )

@@ -63,7 +63,9 @@ def connect(
     and would keep its locks. `connect_timeout_seconds` is 2 at least (psycopg knows no less).
     """
     if sa.make_url(url).get_backend_name() == "sqlite":
-        engine = sa.create_engine(url, connect_args={"timeout": 30}, pool_size=pool_size)
+        engine = sa.create_engine(
+            url, hide_parameters=True, connect_args={"timeout": 30}, pool_size=pool_size
+        )
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_immediate)
         return engine
@@ -77,6 +79,7 @@ def connect(
     options = " ".join(f"-c {name}={seconds * 1000:.0f}" for name, seconds in limits.items())
     engine = sa.create_engine(
         url,
+        hide_parameters=True,  # they hold secrets of webhooks, and errors are logged
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_pre_ping=True,

@@ -743,6 +743,7 @@ class WebhookDeliveryRow(Row):
             "ix_webhook_deliveries_endpoint_id_created_at_id", "endpoint_id", "created_at", "id"
         ),
         sa.Index("ix_webhook_deliveries_state_next_attempt_at", "state", "next_attempt_at"),
+        sa.Index("ix_webhook_deliveries_created_at", "created_at"),
     )
     id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
     endpoint_id: Mapped[str] = mapped_column(

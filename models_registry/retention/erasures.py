@@ -186,9 +186,16 @@ def _drop_uploads(session: Session, chosen: Sequence[tables.DatasetVersionRow]) 
     """Close the uploads that the versions were made from; yield the blobs that they named."""
     row = tables.UploadRow
     wanted = [version.upload_id for version in chosen if version.upload_id is not None]
+    other, ids = tables.DatasetVersionRow, [version.id for version in chosen]
     for upload in session.scalars(sa.select(row).where(row.id.in_(wanted)).with_for_update()):
         if upload.blob_sha256 is not None:
             yield upload.blob_sha256
+        # A version of another name may still be made from it; its bytes are told as a remainder.
+        awaited = sa.select(other.id).where(
+            other.upload_id == upload.id, other.state == "pending", other.id.not_in(ids)
+        )
+        if session.scalars(awaited.limit(1)).first() is not None:
+            continue
         if upload.state == uploads.COMPLETED:
             upload.state, upload.blob_sha256 = uploads.DELETED, None
             upload.expires_at = database.now(session)

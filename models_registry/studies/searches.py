@@ -20,6 +20,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from models_registry import errors
+from models_registry.access.quotas import UNLIMITED, QuotaLimits
 from models_registry.jobs import lifecycle, submission, transitions, validation
 from models_registry.jobs.lifecycle import Event, Reason, State
 from models_registry.jobs.spec import JobSpec
@@ -119,7 +120,13 @@ def active_of_job(session: Session, job_id: str) -> str | None:
     ).one_or_none()
 
 
-def advance(session: Session, study_id: str, answer: Suggestions | None = None) -> Question | None:
+def advance(
+    session: Session,
+    study_id: str,
+    answer: Suggestions | None = None,
+    *,
+    limits: QuotaLimits = UNLIMITED,
+) -> Question | None:
     """Do what the results so far allow; return a question if new trials are wanted.
 
     Nothing is done, and None returned, while another transaction holds the study, and once its
@@ -134,7 +141,7 @@ def advance(session: Session, study_id: str, answer: Suggestions | None = None) 
     ).one_or_none()
     if study is None:
         return None
-    search = _Search(session, study)
+    search = _Search(session, study, limits)
     if study.search_phase == SearchPhase.CONFIRMING:
         search.end_confirmation()
         question = None
@@ -160,8 +167,9 @@ def tell(session: Session, study_id: str, message: str) -> None:
 class _Search:
     """A study whose row this transaction holds, with its trials and jobs."""
 
-    def __init__(self, session: Session, study: tables.StudyRow) -> None:
+    def __init__(self, session: Session, study: tables.StudyRow, limits: QuotaLimits) -> None:
         self._session = session
+        self._limits = limits
         self._study = study
         known = {key: study.spec[key] for key in StudySpec.model_fields if key in study.spec}
         self._spec = StudySpec.model_validate(known)
@@ -432,6 +440,7 @@ class _Search:
             project_id=self._study.project_id,
             inputs=inputs,
             notice=submission.notice(self._session, queue=self._spec.resources.accelerator),
+            limits=self._limits,
         )
 
     # -- the end -----------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from models_registry import catalog, errors, ids
+from models_registry.access import quotas
 from models_registry.access.quotas import UNLIMITED, QuotaLimits
 from models_registry.jobs import actions, lifecycle, queries, submission, validation
 from models_registry.jobs.lifecycle import Reason, State
@@ -437,6 +438,7 @@ def submit(
     session.add(study)
     session.flush()
     if spec.search is not None:
+        quotas.check_jobs(session, project_id=project_id, new=1, service=limits)
         # Trials are chosen by a process that has the library for it; the sweep is another way.
         payload = {"study_id": study.id}
         outbox.add(session, task=SEARCH_TASK, queue=SEARCH_QUEUE, payload=payload)

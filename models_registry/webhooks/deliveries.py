@@ -31,6 +31,8 @@ STATES = (PENDING, DELIVERED, FAILED)
 MOST_AT_A_TIME = 2
 BATCH = 100
 KEPT_FOR = timedelta(days=30)
+FORGOTTEN_AT_ONCE = 5_000
+"""Deliveries that one transaction deletes at most."""
 LONGEST_RETRY_AFTER = timedelta(days=1)
 _BUSY_SECONDS = 2.0
 _JITTER = 0.2
@@ -111,7 +113,9 @@ def _payload(kind: str, at: datetime, facts: dict[str, Any]) -> dict[str, Any]:
 
 def _subscribed(session: Session, *, project_id: str) -> Sequence[tables.WebhookEndpointRow]:
     row = tables.WebhookEndpointRow
-    return session.scalars(sa.select(row).where(row.project_id == project_id, row.enabled)).all()
+    mine = sa.select(row).where(row.project_id == project_id, row.enabled)
+    # Held, so that none is deleted before its deliveries are there.
+    return session.scalars(mine.with_for_update(read=True, key_share=True)).all()
 
 
 def _write(
@@ -216,7 +220,10 @@ def finish(session: Session, sent: Outgoing, outcome: Outcome, policy: Policy) -
         return
     delivery.claim_expires_at = None
     endpoint = session.get_one(
-        tables.WebhookEndpointRow, sent.endpoint_id, with_for_update=True, populate_existing=True
+        tables.WebhookEndpointRow,
+        sent.endpoint_id,
+        with_for_update={"key_share": True},  # jobs that are told of meanwhile do not wait for it
+        populate_existing=True,
     )
     if outcome.error is None:
         delivery.state, delivery.ended_at = DELIVERED, now
@@ -321,10 +328,15 @@ def republish(session: Session, *, after_seconds: float) -> int:
 
 
 def forget(session: Session) -> int:
-    """Delete deliveries that were made long ago, with their attempts, and return how many."""
+    """Delete some deliveries that were made long ago, with their attempts; return how many."""
     row = tables.WebhookDeliveryRow
-    old = row.created_at < database.now(session) - KEPT_FOR
-    return len(session.scalars(sa.delete(row).where(old).returning(row.id)).all())
+    old = (
+        sa.select(row.id)
+        .where(row.created_at < database.now(session) - KEPT_FOR)
+        .order_by(row.created_at)
+        .limit(FORGOTTEN_AT_ONCE)
+    )
+    return len(session.scalars(sa.delete(row).where(row.id.in_(old)).returning(row.id)).all())
 
 
 def count_states(session: Session) -> dict[str, int]:

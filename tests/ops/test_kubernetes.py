@@ -232,6 +232,16 @@ class TestPods:
         for name, pod in pods(objects).items():
             assert re.search(r"/retort-(api|worker):[\w.]+$", pod["containers"][0]["image"]), name
 
+    def test_read_every_queue(self, objects: list[Object]) -> None:
+        commands = [pod["containers"][0].get("args") or [] for pod in pods(objects).values()]
+        read = {
+            queue
+            for command in commands
+            if "--queues" in command
+            for queue in command[command.index("--queues") + 1].split(",")
+        }
+        assert {"webhooks", "inspect", "maintenance", "any"} <= read
+
     def test_run_commands_of_compose(self, objects: list[Object]) -> None:
         """Those are asked for help by the tests of Compose, so a wrong option is found."""
         known = list(test_compose.our_commands().values())

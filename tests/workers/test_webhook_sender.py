@@ -67,9 +67,10 @@ class TestPost:
             outcome = sender().post(f"{wire.url}/hook", HEADERS, BODY)
             assert outcome.retry_after_seconds is not None
             assert low <= outcome.retry_after_seconds <= high
-        wire.on("POST", "/hook", Reply(503, headers={"retry-after": "soon"}))
-        outcome = sender().post(f"{wire.url}/hook", HEADERS, BODY)
-        assert (outcome.status, outcome.retry_after_seconds) == (503, None)
+        for value in ("soon", "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"):
+            wire.on("POST", "/hook", Reply(503, headers={"retry-after": value}))
+            outcome = sender().post(f"{wire.url}/hook", HEADERS, BODY)
+            assert (outcome.status, outcome.retry_after_seconds) == (503, None)
 
     def test_reads_only_the_beginning_of_a_large_answer(self, wire: Wire) -> None:
         wire.on("POST", "/hook", Reply(200, b"a" * 5_000_000))

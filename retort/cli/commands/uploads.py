@@ -229,6 +229,9 @@ def upload_predictions(
     augmentation: Annotated[
         str | None, typer.Option(help="training.augmentation of several views.")
     ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Number or names, for a data set without labels.")
+    ] = None,
     card: Annotated[str, typer.Option(help="A description, in Markdown.")] = "",
     resume: ResumeOption = None,
     wait: WaitOption = False,
@@ -248,7 +251,7 @@ def upload_predictions(
         name,
         _send(retort, file, "model", resume),
         network="retort/predictions",
-        described=(version.classes, described),
+        described=(version.classes or _classes(classes), described),
         arguments=arguments,
         card=card,
         wait=wait,

@@ -248,9 +248,12 @@ class TestChoose:
     def test_gives_the_announced_job_a_new_message_if_another_is_next(
         self, sessions: database.Sessions, submit: Submit
     ) -> None:
-        first, second = many(submit, "a", 2)
+        first, second, third = many(submit, "a", 3)
         with sessions.begin() as session:
             assert choose(session, first) == first
+            assert messages(session) == []
+            # A message becomes no two where the turn before found no room for its job.
+            assert choose(session, third, skipped=[first]) == second
             assert messages(session) == []
             assert choose(session, second) == first
             assert messages(session) == [second]

@@ -135,6 +135,29 @@ class TestErase:
         assert blobs.preview(sessions, storage, grace=erasures.SETTLED_AFTER).blobs == 0
 
     @SQLITE_ONLY
+    def test_keeps_an_upload_from_which_another_version_is_still_made(
+        self,
+        sessions: database.Sessions,
+        storage: Storage,
+        project: tables.ProjectRow,
+        faces: Faces,
+    ) -> None:
+        with sessions.begin() as session:
+            datasets.add_version(
+                session,
+                project_id=project.id,
+                name="others",
+                state="pending",
+                format="npz",
+                task="classification",
+                upload_id="upl_1",
+            )
+        erased = erase(sessions, project)
+        assert erasures.finish(sessions, storage) == erased.blobs == len(faces.own) - 1
+        assert storage.exists(faces.own["archive"])
+        assert erased.remains != []
+
+    @SQLITE_ONLY
     def test_lists_what_remains(
         self, sessions: database.Sessions, project: tables.ProjectRow, faces: Faces
     ) -> None:
