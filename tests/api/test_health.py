@@ -94,11 +94,16 @@ class TestReadyz:
                 with line.silence():
                     began = time.monotonic()
                     answer = client.get("/readyz")
-                    assert time.monotonic() - began < 20  # a TCP connection waits for minutes
+                    assert time.monotonic() - began < 2
                 assert answer.status_code == 503
                 faults = {fault["pointer"]: fault["detail"] for fault in answer.json()["errors"]}
                 assert "database has not answered for 1.5 s" in faults["/checks/database"]
                 assert client.get("/healthz").status_code == 200
+                # The check that got no answer ends, and the next one finds the database again.
+                deadline = time.monotonic() + 60
+                while client.get("/readyz").status_code != 200:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.1)
 
 
 _LABELS = ("method", "route", "state", "queue", "outcome", "reason", "status")

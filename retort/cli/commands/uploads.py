@@ -126,12 +126,7 @@ def upload_model(
         resize_positions=resize_positions,
         card=card,
     )
-    if wait:
-        retort.note(f"{version.reference} is being inspected")
-        version = models.wait(name, version.version, timeout=None)
-        for note in version.notes or ():
-            retort.note(f"note: {note}")
-    _registered(retort, version, f"retort model {version.reference}")
+    _model_registered(retort, version, wait=wait)
 
 
 @app.command("teacher")
@@ -379,9 +374,14 @@ def _register_teacher(
         arguments=arguments,
         card=card,
     )
+    _model_registered(retort, version, wait=wait)
+
+
+def _model_registered(retort: shell.Shell, version: "types.ModelVersion", *, wait: bool) -> None:
+    """Say that a model is registered, and after its inspection what was found in it."""
     if wait:
         retort.note(f"{version.reference} is being inspected")
-        version = models.wait(name, version.version, timeout=None)
+        version = retort.client.models.wait(version.name, version.version, timeout=None)
         for note in version.notes or ():
             retort.note(f"note: {note}")
     _registered(retort, version, f"retort model {version.reference}")
