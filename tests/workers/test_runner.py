@@ -88,6 +88,16 @@ def when(context: Context, job_id: str, state: State, act: Callable[[], None]) -
     return scenes.meanwhile(wait_and_act)
 
 
+def when_trained_a_step(context: Context, job_id: str, act: Callable[[], None]) -> Any:
+    """Do something once there is a step to save: before that, a stop leaves no checkpoint."""
+
+    def wait_and_act() -> None:
+        scenes.wait_until(lambda: scenes.job(context, job_id).progress > 0, "it has trained a step")
+        act()
+
+    return scenes.meanwhile(wait_and_act)
+
+
 def when_checkpointed(context: Context, job_id: str, act: Callable[[], None]) -> Any:
     def is_so() -> bool:
         return any(event.type == "job.checkpoint" for event in scenes.events(context, job_id))
@@ -409,7 +419,7 @@ class TestStopping:
             with workshop.sessions.begin() as session:
                 actions.pause(session, project_id=project, job_id=job_id)
 
-        with when(workshop, job_id, State.RUNNING, pause):
+        with when_trained_a_step(workshop, job_id, pause):
             assert runner.run_job(workshop, job_id) == State.PAUSED
         with workshop.readers.begin() as session:
             saved = leases.checkpoints(session, job_id=job_id)
@@ -431,7 +441,7 @@ class TestStopping:
     ) -> None:
         job_id = scenes.submit(workshop, project, training=scenes.ENDLESS, max_attempts=1)
         leaving = dataclasses.replace(workshop, shutting_down=threading.Event())
-        with when(workshop, job_id, State.RUNNING, leaving.shutting_down.set):
+        with when_trained_a_step(workshop, job_id, leaving.shutting_down.set):
             assert runner.run_job(leaving, job_id) == State.QUEUED
         job = scenes.job(workshop, job_id)
         assert job.state_reason == Reason.WORKER_SHUTDOWN

@@ -45,10 +45,11 @@ class Phase:
             with self._isolate_member(member):
                 self._build(member)
         self._make_teachers()
+        stop = self._shared.stop
+        # Set before the report: whoever stops the job after reading it gets a checkpoint.
+        stop.can_wait = True
         for student in self._students:  # others have failed, and their last line is written
             self._members_by_student[student].context.reporter.phase("train", network=self._name)
-        stop = self._shared.stop
-        stop.can_wait = True
         try:
             self._train()
         except errors.Interrupted:
