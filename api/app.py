@@ -17,6 +17,7 @@ from api import (
     dependencies,
     errors,
     federation_waits,
+    key_cache,
     metrics,
     middleware,
     openapi,
@@ -125,7 +126,7 @@ def _service(
     tracer = tracing.start(settings, service="retort-api")
     tracing.trace_statements(engine, tracer)
     sessions = database.sessions(engine)
-    readers = database.sessions(engine.execution_options(read_only=True))
+    readers = database.readers(engine)
     messages = queue.CeleryQueue(settings.broker_url)
     hub = streams.Hub(readers)
     limits = quotas.QuotaLimits.of_service(settings)
@@ -140,6 +141,7 @@ def _service(
         hub=hub,
         federations=federation_waits.FederationWaits(readers, lambda: hub.draining),
         rate_limits=rate_limits.RateLimits(readers, settings.broker_url, limits, collected),
+        key_cache=key_cache.KeyCache(settings.key_cache_seconds),
         limits=limits,
         cursor_secret=settings.cursor_secret.get_secret_value().encode(),
         tracer=tracer,

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
@@ -13,7 +13,7 @@ from fastapi import BackgroundTasks, Depends, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.exc import SQLAlchemyError
 
-from api import federation_waits, ranges, rate_limits, streams
+from api import federation_waits, key_cache, ranges, rate_limits, streams
 from models_registry import errors, settings, tracing
 from models_registry.access import keys, oidc, quotas, scopes
 from models_registry.artifacts import models
@@ -73,13 +73,15 @@ class Service:
     hub: streams.Hub
     federations: federation_waits.FederationWaits
     rate_limits: rate_limits.RateLimits
+    key_cache: key_cache.KeyCache
     limits: quotas.QuotaLimits
     cursor_secret: bytes
     tracer: tracing.Tracer
     tokens: oidc.TokenVerifier | None
 
 
-def service(request: Request) -> Service:
+# These are asynchronous, though they wait for nothing: FastAPI gives a plain function a thread.
+async def service(request: Request) -> Service:
     """Return the parts of this app."""
     parts: Service = request.app.state.service
     return parts
@@ -88,15 +90,15 @@ def service(request: Request) -> Service:
 ServiceDep = Annotated[Service, Depends(service)]
 
 
-def _sessions(parts: ServiceDep) -> database.Sessions:
+async def _sessions(parts: ServiceDep) -> database.Sessions:
     return parts.sessions
 
 
-def _readers(parts: ServiceDep) -> database.Sessions:
+async def _readers(parts: ServiceDep) -> database.Sessions:
     return parts.readers
 
 
-def _storage(parts: ServiceDep) -> Storage:
+async def _storage(parts: ServiceDep) -> Storage:
     return parts.storage
 
 
@@ -105,7 +107,7 @@ ReadersDep = Annotated[database.Sessions, Depends(_readers)]
 StorageDep = Annotated[Storage, Depends(_storage)]
 
 
-def _send_file(request: Request, storage: StorageDep) -> Callable[[models.File], Response]:
+async def _send_file(request: Request, storage: StorageDep) -> Callable[[models.File], Response]:
     return functools.partial(ranges.respond, request, storage)
 
 
@@ -150,11 +152,16 @@ def caller(
 
 
 def _key_holder(parts: Service, text: str) -> keys.Caller:
+    caller = parts.key_cache.find(text)
+    if caller is not None:
+        return caller
+    generation = parts.key_cache.generation
     with parts.readers() as session:
         known = keys.authenticate(session, text=text)
     if known.due:
         with parts.sessions.begin() as session:
             keys.note_use(session, key_id=known.caller.key_id, is_former=known.is_former)
+    parts.key_cache.keep(text, known, generation=generation)
     return known.caller
 
 
@@ -173,17 +180,17 @@ def _take_token(request: Request, parts: Service, caller: keys.Caller) -> None:
 CallerDep = Annotated[keys.Caller, Depends(caller)]
 
 
-def _editor(caller: CallerDep) -> keys.Caller:
+async def _editor(caller: CallerDep) -> keys.Caller:
     caller.require(keys.Role.EDITOR)
     return caller
 
 
-def _admin(caller: CallerDep) -> keys.Caller:
+async def _admin(caller: CallerDep) -> keys.Caller:
     caller.require(keys.Role.ADMIN)
     return caller
 
 
-def _limits(parts: ServiceDep) -> quotas.QuotaLimits:
+async def _limits(parts: ServiceDep) -> quotas.QuotaLimits:
     return parts.limits
 
 
@@ -194,7 +201,7 @@ EditorDep = Annotated[keys.Caller, Depends(_editor)]
 AdminDep = Annotated[keys.Caller, Depends(_admin)]
 
 
-def _publish(parts: ServiceDep, background: BackgroundTasks) -> Callable[[], None]:
+async def _publish(parts: ServiceDep, background: BackgroundTasks) -> Callable[[], None]:
     return lambda: background.add_task(parts.publisher.publish)
 
 
@@ -202,7 +209,7 @@ def _publish(parts: ServiceDep, background: BackgroundTasks) -> Callable[[], Non
 PublishDep = Annotated[Callable[[], None], Depends(_publish)]
 
 
-def _page(
+async def _page(
     request: Request,
     parts: ServiceDep,
     caller: CallerDep,
@@ -226,8 +233,8 @@ def _page(
 PageDep = Annotated[paging.PageRequest, Depends(_page)]
 
 
-def _parameters_with(prefix: str) -> Callable[[Request], Mapping[str, str]]:
-    def parameters(request: Request) -> Mapping[str, str]:
+def _parameters_with(prefix: str) -> Callable[[Request], Awaitable[Mapping[str, str]]]:
+    async def parameters(request: Request) -> Mapping[str, str]:
         return {
             name.removeprefix(prefix): value
             for name, value in request.query_params.items()

@@ -49,7 +49,7 @@ async def _json(request: Request) -> Any:
         return None  # not JSON: the route refuses it before anything is done under the key
 
 
-def _idempotent(
+async def _idempotent(
     request: Request,
     caller: EditorDep,
     sessions: SessionsDep,

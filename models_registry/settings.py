@@ -56,6 +56,13 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(
         60, gt=0, description="A worker without heartbeat loses its job after this."
     )
+    key_cache_seconds: float = Field(
+        2,
+        ge=0,
+        le=30,
+        description="How long an API process knows a key without asking again: a key that another "
+        "process revokes opens for so long; 0 asks at every request.",
+    )
     heartbeat_seconds: float = Field(15, gt=0, description="How often a worker renews its lease.")
     poll_seconds: float = Field(1, gt=0, description="How often a worker polls for cancel, pause.")
     kill_grace_seconds: float = Field(

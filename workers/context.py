@@ -50,7 +50,7 @@ class Context:
     @functools.cached_property
     def readers(self) -> database.Sessions:
         """Sessions that only read, and on SQLite do not queue behind its one writer."""
-        return database.sessions(self.engine.execution_options(read_only=True))
+        return database.readers(self.engine)
 
     def persist(self, work: Callable[[Session], T], *, hopeless: Callable[[], bool]) -> T:
         """Run `work` in a transaction, repeatedly while the database is unreachable.

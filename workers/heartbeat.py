@@ -113,7 +113,7 @@ class Heartbeat:
             connect_timeout_seconds=_CONNECT_SECONDS,
         )
         sessions = database.sessions(engine)
-        readers = database.sessions(engine.execution_options(read_only=True))
+        readers = database.readers(engine)
         try:
             while not self._done.wait(settings.poll_seconds) and not self.lost:
                 self._call(sessions, readers)

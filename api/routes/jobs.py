@@ -44,7 +44,7 @@ _POSITION = re.compile(r"([0-9]{1,9}):([0-9]{1,18})", re.ASCII)
 
 
 def _read(session: Session, job: tables.JobRow) -> bodies.JobRead:
-    metrics = queries.latest_metrics(session, job_ids=[job.id])
+    metrics = queries.latest_metrics_of(session, [job])
     return bodies.JobRead.of(job, metrics[job.id])
 
 
@@ -120,7 +120,7 @@ def index(
     )
     with readers() as session:
         page = queries.page(session, project_id=caller.project_id, filters=filters, wanted=wanted)
-        metrics = queries.latest_metrics(session, job_ids=[job.id for job in page.rows])
+        metrics = queries.latest_metrics_of(session, page.rows)
     return lists.ListRead.of(page, lambda job: bodies.JobRead.of(job, metrics[job.id]))
 
 

@@ -70,12 +70,14 @@ def rotate(
         )
         facts = wanted.model_dump(mode="json")
         audit.record(session, caller, "key.rotated", row.id, **facts)
+    service.key_cache.forget(key_id)
     return bodies.KeyCreated.from_row(row, api_key=text)
 
 
 @router.delete("/{key_id}", operation_id="revoke_api_key", status_code=204)
-def revoke(key_id: str, caller: AdminDep, sessions: SessionsDep) -> None:
+def revoke(key_id: str, caller: AdminDep, sessions: SessionsDep, service: ServiceDep) -> None:
     """Revoke a key immediately, with the secret that it had before a rotation."""
     with sessions.begin() as session:
         if keys.revoke(session, project_id=caller.project_id, key_id=key_id):
             audit.record(session, caller, "key.revoked", key_id)
+    service.key_cache.forget(key_id)

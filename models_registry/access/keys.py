@@ -143,6 +143,8 @@ class Authentication:
     """Whether this use should be written down."""
     is_former: bool = False
     """Whether the secret is the one before the last rotation."""
+    valid_seconds: float = math.inf
+    """How long it stays valid unless somebody changes it."""
 
 
 def authenticate(session: Session, *, text: str) -> Authentication:
@@ -184,7 +186,9 @@ def authenticate(session: Session, *, text: str) -> Authentication:
         credential_id=_credential(row, presented),
     )
     due = used_at is None or now - used_at >= LAST_USED_EVERY
-    return Authentication(caller, due, is_former)
+    ends = [row.expires_at, row.former_expires_at if is_former else None]
+    left = [(end - now).total_seconds() for end in ends if end is not None]
+    return Authentication(caller, due, is_former, min(left, default=math.inf))
 
 
 def token_credential(subject: str, expires_at: datetime) -> str:

@@ -286,10 +286,20 @@ def _version(
     name: str,
     version: int,
     lock: bool = False,
-    hold: bool = False,
 ) -> tables.DatasetVersionRow:
     line = get(session, project_id=project_id, name=name)
-    row = tables.DatasetVersionRow
+    return _version_of(session, line, version, lock=lock)
+
+
+def _version_of(
+    session: Session,
+    line: tables.DatasetRow,
+    version: int,
+    *,
+    lock: bool = False,
+    hold: bool = False,
+) -> tables.DatasetVersionRow:
+    row, name = tables.DatasetVersionRow, line.name
     query = sa.select(row).where(row.dataset_id == line.id, row.version == version)
     if lock:
         query = query.with_for_update()
@@ -333,9 +343,7 @@ def resolve(session: Session, *, project_id: str, reference: str) -> tables.Data
     wanted = references.parse(reference)
     line = get(session, project_id=project_id, name=wanted.name)
     if wanted.version is not None:
-        return _version(
-            session, project_id=project_id, name=wanted.name, version=wanted.version, hold=True
-        )
+        return _version_of(session, line, wanted.version, hold=True)
     if wanted.alias is not None:
         raise errors.NotFound(
             f"data set {line.name} has no alias {wanted.alias!r}: name a version, such as "

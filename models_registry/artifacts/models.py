@@ -446,7 +446,7 @@ def resolve(session: Session, *, project_id: str, reference: str) -> tables.Mode
     if wanted.alias is not None:
         number = _aliased(session, line, wanted.alias)
     if number is not None:
-        return _version(session, project_id=project_id, name=line.name, version=number, hold=True)
+        return _version_of(session, line, number, hold=True)
     version = tables.ModelVersionRow
     ready = sa.select(version).where(
         version.model_id == line.id, version.state == "ready", version.deleted_at.is_(None)
@@ -515,10 +515,20 @@ def _version(
     name: str,
     version: int,
     lock: bool = False,
-    hold: bool = False,
 ) -> tables.ModelVersionRow:
     line = _line(session, project_id=project_id, name=name)
-    row = tables.ModelVersionRow
+    return _version_of(session, line, version, lock=lock)
+
+
+def _version_of(
+    session: Session,
+    line: tables.ModelRow,
+    version: int,
+    *,
+    lock: bool = False,
+    hold: bool = False,
+) -> tables.ModelVersionRow:
+    row, name = tables.ModelVersionRow, line.name
     query = sa.select(row).where(row.model_id == line.id, row.version == version)
     if lock:
         query = query.with_for_update()

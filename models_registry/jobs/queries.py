@@ -110,6 +110,14 @@ def _label(
     return sa.select(entry.c.value).where(entry.c.key == key).scalar_subquery()
 
 
+def latest_metrics_of(
+    session: Session, jobs: Sequence[tables.JobRow]
+) -> dict[str, dict[str, float]]:
+    """Return the last value of every series of these jobs: none where nobody has claimed any."""
+    begun = [job.id for job in jobs if job.attempt]
+    return {job.id: {} for job in jobs} | latest_metrics(session, job_ids=begun)
+
+
 def latest_metrics(session: Session, *, job_ids: Sequence[str]) -> dict[str, dict[str, float]]:
     """Return the last value of every series of these jobs, in one query.
 

@@ -100,7 +100,6 @@ def submit(
         notice=notice(session, queue=checked.spec.resources.accelerator),
         limits=limits,
     )
-    session.refresh(job)
     return job
 
 
@@ -135,6 +134,7 @@ def store(
     trials: dict[str, tables.NetworkTrialRow | None] = {}
     jobs: list[tables.JobRow] = []
     ready: list[tables.JobRow] = []
+    occurred: list[tuple[tables.JobRow, tables.EventRow]] = []
     for number, one in enumerate(new):
         # Lists and queues go by time, so each has a time of its own, none in the future.
         at = now - timedelta(microseconds=len(new) - 1 - number)
@@ -145,24 +145,25 @@ def store(
         waiting = _waits_for(tried)
         job = _row_of(one, project_id=project_id, inputs=tried, waiting=waiting, at=at)
         jobs.append(job)
+        facts = [("validating", {"to": State.VALIDATING})]
+        facts += [("warning", told) for told in job.warnings or []]
+        occurred += [(job, transitions.new_event(job, kind, told, now)) for kind, told in facts]
         if not waiting:
+            occurred.append((job, transitions.queue_new(job, message=notice, at=at)))
             ready.append(job)
     session.add_all(jobs)
-    session.flush()
-    for job in jobs:
-        job_teachers.add(session, job.id, [row.id for row in inputs.several])
-    occurred = []
+    session.flush()  # what follows refers to them
+    session.add_all(event for _, event in occurred)
     awaited = _awaited(inputs)
     for job, one in zip(jobs, new, strict=True):
+        job_teachers.add(session, job.id, [row.id for row in inputs.several])
         dependencies.add(session, job, awaited)
         if federations.is_remote(one.completed.method):
             federations.open_for(session, job)
-        facts = [("validating", {"to": State.VALIDATING})]
-        facts += [("warning", told) for told in job.warnings or []]
-        for kind, told in facts:
-            occurred.append((job, transitions.add_new_event(session, job, kind, told, now)))
+    session.flush()
     deliveries.record(session, occurred)
-    transitions.queue_new(session, ready, message=notice)
+    if ready:
+        transitions.announce_new(session, ready, now)
     return jobs
 
 

@@ -3,7 +3,8 @@
 import math
 import sqlite3
 import time
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -11,13 +12,19 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
-from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+from sqlalchemy.exc import InvalidatePoolError
+from sqlalchemy.orm import DeclarativeBase, Session, SessionTransaction, sessionmaker
+from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.types import TypeDecorator
 
 Sessions = sessionmaker[Session]
 _DISK_FULL = "53100"  # PostgreSQL's code of the error
 # Longer than the server's own limit, whose error tells more than a silence.
 _NETWORK_SECONDS = 2.0
+# A connection that was used so shortly ago is taken to be alive: a server restarts no faster.
+_FRESH_SECONDS = 1.0
+# Goes on while the machine sleeps, where the system has such a clock.
+_ELAPSED = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class UTCDateTime(TypeDecorator[datetime]):
@@ -82,7 +89,6 @@ def connect(
         hide_parameters=True,  # they hold secrets of webhooks, and errors are logged
         pool_size=pool_size,
         max_overflow=pool_size,
-        pool_pre_ping=True,
         # A request waits no longer for a connection than for an answer over one.
         pool_timeout=answer_seconds,
         connect_args={
@@ -97,6 +103,8 @@ def connect(
         },
     )
 
+    _ping_idle_connections(engine)
+
     @event.listens_for(engine, "do_connect")
     def connect_limited(
         _dialect: Dialect, _record: Any, arguments: list[Any], named: dict[str, Any]
@@ -106,6 +114,28 @@ def connect(
         return connection
 
     return engine
+
+
+def _ping_idle_connections(engine: sa.Engine) -> None:
+    """Test each connection before it is used again, unless it was used just now.
+
+    A test costs as much as a short query. As with SQLAlchemy's own, all connections are opened anew
+    when one is found dead.
+    """
+
+    @event.listens_for(engine, "checkin")
+    def note_use(_connection: Any, record: ConnectionPoolEntry) -> None:
+        record.info["used_at"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def ping(connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
+        used_at = record.info.get("used_at")
+        if used_at is None or time.monotonic() - used_at < _FRESH_SECONDS:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except psycopg.Error as error:
+            raise InvalidatePoolError from error
 
 
 class _LimitedConnection(psycopg.Connection[Any]):
@@ -143,12 +173,42 @@ def sessions(engine: sa.Engine) -> Sessions:
     return sessionmaker(engine, expire_on_commit=False)
 
 
+def readers(engine: sa.Engine) -> Sessions:
+    """Return the factory of sessions that only read, and so wait for no writer.
+
+    On PostgreSQL each statement is a transaction of its own: to those that read, a longer one
+    promises no more there (READ COMMITTED), and costs two more exchanges with the server.
+    """
+    options: dict[str, Any] = {"read_only": True}
+    if engine.dialect.name == "postgresql":
+        options["isolation_level"] = "AUTOCOMMIT"
+    return sessions(engine.execution_options(**options))
+
+
 def now(session: Session) -> datetime:
-    """Return the database's time: the one clock by which leases are granted and judged."""
+    """Return the database's time: the one clock by which leases are granted and judged.
+
+    It is asked once in a transaction; from then on, what has passed here is added.
+    """
     if session.get_bind().dialect.name == "sqlite":
         return datetime.now(UTC)
-    moment: datetime = session.scalars(sa.select(sa.func.clock_timestamp())).one()
-    return moment.astimezone(UTC)
+    asked: _Asked | None = session.info.get(_Asked)
+    if asked is None or asked.transaction is not session.get_transaction():
+        moment: datetime = session.scalars(sa.select(sa.func.clock_timestamp())).one()
+        transaction = session.get_transaction()
+        asked = _Asked(moment.astimezone(UTC), time.clock_gettime(_ELAPSED), transaction)
+        session.info[_Asked] = asked
+        return asked.moment
+    return asked.moment + timedelta(seconds=time.clock_gettime(_ELAPSED) - asked.elapsed)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the database's clock showed in a transaction, and this machine's at the answer."""
+
+    moment: datetime
+    elapsed: float
+    transaction: SessionTransaction | None
 
 
 def one_at_a_time(session: Session, lock: int) -> None:

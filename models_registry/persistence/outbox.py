@@ -77,9 +77,12 @@ def relay(
         messages, expires_at = _claim(sessions, claim)
         if not messages:
             return total
-        total += _publish(
+        sent = _publish(
             sessions, _traced(send, tracer), messages, expires_at=expires_at, stop_at=stop_at
         )
+        total += sent
+        if sent == len(messages) < BATCH:
+            return total  # there were no more
 
 
 def _claim(

@@ -1,6 +1,7 @@
 """Who may call what: every route under /v1 needs a key, and roles are kept."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -176,6 +177,24 @@ class TestRoles:
         answer = client.get("/v1/jobs", headers=headers)
         assert answer.status_code == 401
         assert answer.json()["code"] == "key_revoked"
+
+    def test_end_soon_where_another_process_ends_the_key(
+        self,
+        app: FastAPI,
+        sessions: database.Sessions,
+        project: tables.ProjectRow,
+        headers_of: MakeKey,
+    ) -> None:
+        headers = headers_of("viewer")
+        with TestClient(app) as client:
+            assert client.get("/v1/jobs", headers=headers).status_code == 200
+            key_id = f"key_{headers['authorization'].split('_')[2]}"
+            with sessions.begin() as session:
+                keys.revoke(session, project_id=project.id, key_id=key_id)
+            deadline = time.monotonic() + 30
+            while client.get("/v1/jobs", headers=headers).status_code == 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
 
 
 class TestRotation:

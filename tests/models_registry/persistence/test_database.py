@@ -115,6 +115,25 @@ class TestNow:
         assert first.tzinfo is UTC
         assert second > first
 
+    @POSTGRES_ONLY
+    def test_asks_postgresql_once_in_each_transaction(
+        self, engine: sa.Engine, sessions: database.Sessions
+    ) -> None:
+        asked: list[str] = []
+
+        @sa.event.listens_for(engine, "before_cursor_execute")
+        def note(
+            _connection: sa.Connection, _cursor: object, statement: str, *_rest: object
+        ) -> None:
+            asked.append(statement)
+
+        with sessions() as session:
+            for number in (1, 2):
+                times = [database.now(session) for _ in range(3)]
+                assert sorted(set(times)) == times
+                session.rollback()
+                assert len([one for one in asked if "clock_timestamp" in one]) == number
+
     def test_can_be_stored_and_read_without_loss(self, sessions: database.Sessions) -> None:
         with sessions.begin() as session:
             now = database.now(session)
@@ -168,6 +187,29 @@ class TestConnect:
             engine.dispose()
 
     @POSTGRES_ONLY
+    @pytest.mark.parametrize("idle_seconds", [0.0, 2.0])
+    def test_notices_a_server_that_has_restarted_in_the_meantime(
+        self, database_url: str, monkeypatch: pytest.MonkeyPatch, idle_seconds: float
+    ) -> None:
+        """A connection that was used just now is not asked first, and fails once."""
+        engine = database.connect(database_url, pool_size=1)
+        number = sa.text("SELECT pg_backend_pid()")
+        with engine.connect() as connection:
+            first = connection.scalar(number)
+        other = database.connect(database_url)
+        with other.begin() as connection:
+            connection.execute(sa.text("SELECT pg_terminate_backend(:it, 5000)"), {"it": first})
+        other.dispose()
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + idle_seconds)
+        if not idle_seconds:
+            with engine.connect() as connection, pytest.raises(sqlalchemy.exc.OperationalError):
+                connection.scalar(number)
+        with engine.connect() as connection:
+            assert connection.scalar(number) != first
+        engine.dispose()
+
+    @POSTGRES_ONLY
     def test_frees_the_locks_of_a_client_that_falls_silent(
         self, engine: sa.Engine, sessions: database.Sessions, database_url: str
     ) -> None:
@@ -210,7 +252,7 @@ class TestWriters:
             assert session.scalars(sa.select(row.name)).one() == "50"
 
     def test_do_not_hold_up_readers(self, engine: sa.Engine, sessions: database.Sessions) -> None:
-        readers = database.sessions(engine.execution_options(read_only=True))
+        readers = database.readers(engine)
         with sessions.begin() as session:
             session.add(project("a", datetime.now(UTC)))
             session.flush()
@@ -218,6 +260,18 @@ class TestWriters:
             with readers.begin() as reading:
                 assert reading.scalars(sa.select(tables.ProjectRow)).all() == []
         assert time.monotonic() - started < 20  # SQLite's writers would wait for thirty
+
+    @POSTGRES_ONLY
+    def test_leave_no_transaction_open_when_they_only_read(self, engine: sa.Engine) -> None:
+        number = sa.text("SELECT pg_backend_pid()")
+        state = sa.text("SELECT state FROM pg_stat_activity WHERE pid = :it")
+        for factory, expected in (
+            (database.readers(engine), "idle"),
+            (database.sessions(engine), "idle in transaction"),
+        ):
+            with factory() as session, engine.connect() as other:
+                mine = session.scalar(number)
+                assert other.scalar(state, {"it": mine}) == expected
 
     def test_that_fail_leave_nothing_behind(self, sessions: database.Sessions) -> None:
         def broken(session: Session) -> None:
