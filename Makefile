@@ -15,7 +15,7 @@ BYTECODE := PYTHONDONTWRITEBYTECODE=
 # Whole running services are shared by the tests of one group, so a group stays in one process.
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadgroup
 
-.PHONY: help demo test test-fast fuzz drill check flower gpu catalog measurements up clean
+.PHONY: help demo test test-fast fuzz drill check flower gpu docs catalog measurements up clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -58,6 +58,10 @@ flower: $(ENVIRONMENT) ## Federated methods under Flower's SuperLink, compared w
 
 gpu: ## Tests and train-step benchmark on a CUDA machine; installs nothing from a registry
 	@scripts/gpu.sh
+
+docs: $(ENVIRONMENT) ## The documentation as a site, in site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "docs: site/index.html"
 
 catalog: $(ENVIRONMENT) ## Write what is generated: catalog.json, docs, formats.py, metrics.py, .env.example
 	@echo "catalog: catalog.json, docs/methods.md, docs/formats.md, retort/formats.py, retort/metrics.py, .env.example"

@@ -18,6 +18,7 @@ TARGETS = [
     "check",
     "flower",
     "gpu",
+    "docs",
     "catalog",
     "measurements",
     "up",
