@@ -346,7 +346,7 @@ def running(seed: int) -> Iterator[Drill]:
         contextlib.ExitStack() as held,
     ):
         folder = Path(name)
-        database_url = held.enter_context(services.postgres(folder))
+        database_url = held.enter_context(services.postgres(folder, keeps_commits=True))
         broker_url = held.enter_context(services.redis_server(folder))
         port = _free_port()
         environment = {
