@@ -170,7 +170,7 @@ class TestReviewKD:
     def test_refuses_a_teacher_without_maps_before_activations(self) -> None:
         with pytest.raises(
             errors.IncompatibleNetworks,
-            match=r"teacher test/pyramid returns none.*teacher_maps: post",
+            match=r"teacher test/pyramid shows none; choose another teacher, or another teacher_maps",
         ):
             reviewkd.ReviewKD(
                 reviewkd.ReviewKD.Params(teacher_maps="pre"),
