@@ -230,7 +230,8 @@ def _end_jobs(
         way_out = "cancel them, wait for their end, or erase with cancel_jobs true"
         uses.refuse(erasure.reference, uses.by_jobs(session, needs), way_out=way_out)
     for job_id in session.scalars(sa.select(job.id).where(needs).order_by(job.id)).all():
-        cancelled = actions.cancel(session, project_id=project_id, job_id=job_id)
+        message = f"{erasure.reference}, which the job needs, was erased."
+        cancelled = actions.cancel(session, project_id=project_id, job_id=job_id, message=message)
         erasure.cancelled_jobs.append(job_id)
         if not lifecycle.is_final(State(cancelled.state)):
             reason = "its engine has a copy until it has stopped, within a minute"
