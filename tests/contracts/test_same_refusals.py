@@ -79,6 +79,7 @@ TRAININGS = st.fixed_dictionaries(
         "precision": st.sampled_from(["auto", "float32", "float16"]),
         "compile": st.sampled_from(["auto", "on"]),
         "patience_epochs": st.sampled_from([None, 2]),
+        "keep_best_epochs": st.sampled_from([1, 1, 2]),
         "evaluate_every_epochs": st.sampled_from([1, 3]),
     },
 )
