@@ -53,7 +53,8 @@ check: $(ENVIRONMENT) ## Lint, format, types, import contracts
 flower: $(ENVIRONMENT) ## Federated methods under Flower's SuperLink, compared with the engine (minutes)
 	@echo "flower: .venv/flower from examples/flower/requirements.txt"
 	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv/flower
-	@$(BIN)/uv pip install --quiet --python .venv/flower/bin/python -r examples/flower/requirements.txt
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python .venv/flower/bin/python \
+	  -r examples/flower/requirements.txt
 	@$(QUIET_THREADS) PYTHONPATH=. .venv/flower/bin/python examples/flower/check.py $(METHODS)
 
 gpu: ## Tests and train-step benchmark on a CUDA machine; installs nothing from a registry
