@@ -487,7 +487,7 @@ def test_both_accept_what_json_schema_takes_for_the_same_number(part: dict[str, 
 def test_both_refuse_maps_that_a_hyper_parameter_asks_for_in_vain(
     role: str, is_combined: bool
 ) -> None:
-    method = {"name": "reviewkd", f"{role}_maps": "pre"}
+    method: Json = {"name": "reviewkd", f"{role}_maps": "pre"}
     if is_combined:
         method = {"name": "combine", "methods": [{"name": "kd"}, method, method]}
     case = a_job(method, {}, student={"network": "retort/mobilenetv2"})

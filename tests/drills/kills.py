@@ -267,8 +267,10 @@ class Drill:
 
     def _unfinished_jobs(self, session: Any) -> list[str]:
         row = tables.JobRow
-        told = ("id", "state", "state_reason", "state_message", "attempt", "releases", "fence")
-        told += ("lease_owner", "lease_expires_at", "not_before", "announced_at")
+        told = (
+            *("id", "state", "state_reason", "state_message", "attempt", "releases", "fence"),
+            *("lease_owner", "lease_expires_at", "not_before", "announced_at"),
+        )
         waiting = session.scalars(sa.select(row).where(row.state.not_in(_FINAL))).all()
         return [", ".join(f"{name} {getattr(job, name)}" for name in told) for job in waiting]
 
