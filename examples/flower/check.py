@@ -39,7 +39,7 @@ SETTINGS = {
     "seed": 0,
 }
 LARGEST = 1e-6
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 300.0
 RUNS = 3
 """So often a method is run before it counts as failed."""
 
