@@ -35,8 +35,8 @@ test-fast: $(ENVIRONMENT) ## Quick tests, a minute: no server, no process, no wh
 fuzz: $(ENVIRONMENT) ## 10,000 damaged uploads (COUNT=n SEED=n), 100 odd requests a route; many minutes
 	@$(QUIET_THREADS) $(BIN)/python -m tests.drills.mutated_uploads --count $(or $(COUNT),10000) \
 	  $(if $(SEED),--seed $(SEED))
-	@$(QUIET_THREADS) ODD_REQUESTS=100 $(BIN)/python -m pytest -n 0 tests/api/test_openapi.py \
-	  -k OddRequests
+	@$(QUIET_THREADS) ODD_REQUESTS=100 $(BIN)/python -m pytest -n 0 --timeout 7200 \
+	  tests/api/test_openapi.py -k OddRequests
 
 drill: $(ENVIRONMENT) ## Kill every process of a running service at random (KILLS=n SEED=n); an hour
 	@$(QUIET_THREADS) $(BIN)/python -m tests.drills.kills --kills $(or $(KILLS),1000) \
@@ -53,7 +53,8 @@ check: $(ENVIRONMENT) ## Lint, format, types, import contracts
 flower: $(ENVIRONMENT) ## Federated methods under Flower's SuperLink, compared with the engine (minutes)
 	@echo "flower: .venv/flower from examples/flower/requirements.txt"
 	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv/flower
-	@$(BIN)/uv pip install --quiet --python .venv/flower/bin/python -r examples/flower/requirements.txt
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python .venv/flower/bin/python \
+	  -r examples/flower/requirements.txt
 	@$(QUIET_THREADS) PYTHONPATH=. .venv/flower/bin/python examples/flower/check.py $(METHODS)
 
 gpu: ## Tests and train-step benchmark on a CUDA machine; installs nothing from a registry

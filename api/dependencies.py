@@ -147,7 +147,7 @@ def caller(
     known.require_scope(
         scopes.of(area=route.tags[0], method=request.method, operation_id=route.operation_id)
     )
-    _take_token(request, parts, known)
+    take_token(request, parts.rate_limits.take(known.project_id))
     return known
 
 
@@ -165,12 +165,11 @@ def _key_holder(parts: Service, text: str) -> keys.Caller:
     return known.caller
 
 
-def _take_token(request: Request, parts: Service, caller: keys.Caller) -> None:
-    """Count a request, or refuse it where the project has sent too many.
+def take_token(request: Request, bucket: rate_limits.Bucket | None) -> None:
+    """Show a request's bucket in its response, and refuse it where no token was left.
 
     Raises: errors.RateLimited.
     """
-    bucket = parts.rate_limits.take(caller.project_id)
     # For the headers of the response, whichever it is.
     request.scope["rate_limit"] = bucket
     if bucket is not None and not bucket.was_taken:

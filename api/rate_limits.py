@@ -1,8 +1,12 @@
-"""QuotaLimits the requests of each project: a token bucket in Redis, shared by all api processes.
+"""Limits the requests of each project: a token bucket in Redis, shared by all api processes.
 
 A bucket holds as many tokens as a project may send requests in a minute and is refilled evenly;
-each request takes one. Redis being away refuses nobody: submissions work without it, and so do
-requests. The requests that were served unchecked are counted in a metric.
+each request takes one. A
+client of a federation has a bucket of its own, so that a party that floods the service slows down
+neither the project that invited it nor the other parties.
+
+Redis being away refuses nobody: submissions work without it, and so do requests. The requests that
+were served unchecked are counted in a metric.
 
 Own script: the released versions of the `limits` library (5.8) know windows, but no buckets.
 """
@@ -12,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import prometheus_client
 import redis
@@ -58,8 +62,9 @@ return {taken, math.floor(tokens), string.format('%.6f', next_token)}
 
 @dataclass(frozen=True)
 class Bucket:
-    """A project's bucket after a request took its token."""
+    """The bucket of a project, or of a client, after a request took its token."""
 
+    owner: Literal["project", "client"]
     limit: int
     left: int
     next_seconds: float  # until there is a token again; 0 while some are left
@@ -70,21 +75,31 @@ class Bucket:
         """Return the fields of draft-ietf-httpapi-ratelimit-headers-10."""
         refill = math.ceil(self.next_seconds) or 1
         return {
-            "ratelimit-policy": f'"project";q={self.limit};w={WINDOW_SECONDS:.0f}',
-            "ratelimit": f'"project";r={self.left};t={refill}',
+            "ratelimit-policy": f'"{self.owner}";q={self.limit};w={WINDOW_SECONDS:.0f}',
+            "ratelimit": f'"{self.owner}";r={self.left};t={refill}',
         }
 
     def refusal(self) -> errors.RateLimited:
         """Return the error of a request for which no token was left."""
+        name, way_out = {
+            "project": (
+                "the project's quota requests_per_minute",
+                "have an administrator raise it (`retort quota`)",
+            ),
+            "client": (
+                "the limit of one client's requests per minute",
+                "have the operator raise RETORT_QUOTA_CLIENT_REQUESTS_PER_MINUTE",
+            ),
+        }[self.owner]
         return errors.RateLimited(
-            f"the project's quota requests_per_minute is {self.limit}, and all are used: wait "
-            f"{self.next_seconds:.1f} s, or have an administrator raise it (`retort quota`)",
+            f"{name} is {self.limit}, and all are used: wait {self.next_seconds:.1f} s, or "
+            f"{way_out}",
             retry_after_seconds=self.next_seconds,
         )
 
 
 class RateLimits:
-    """The buckets of all projects, as this process sees them."""
+    """The buckets of all projects, and of clients of federations, as this process sees them."""
 
     def __init__(
         self,
@@ -92,8 +107,11 @@ class RateLimits:
         broker_url: str,
         service: QuotaLimits,
         collected: registry.CollectorRegistry,
+        *,
+        client_limit: int | None = None,
     ) -> None:
         self._readers = readers
+        self._client_limit = client_limit
         self._service = service
         self._redis = _connection(broker_url)
         self._take = self._redis.register_script(_TAKE) if self._redis else None
@@ -102,7 +120,7 @@ class RateLimits:
         self._lock = threading.Lock()
         self._counted = prometheus_client.Counter(
             "retort_rate_limited_requests",
-            "Requests by what their project's bucket said; unchecked: Redis was away",
+            "Requests by what their bucket said, of project or client; unchecked: Redis was away",
             ["outcome"],
             registry=collected,
         )
@@ -112,9 +130,17 @@ class RateLimits:
     def take(self, project_id: str) -> Bucket | None:
         """Take a token of a project, and return its bucket; None without a limit, or Redis."""
         limit = self._limit(project_id)
-        if limit is None:
-            return None
-        bucket = self._ask(project_id, limit)
+        return None if limit is None else self._counted_of("project", project_id, limit)
+
+    def take_of_client(self, client_id: str) -> Bucket | None:
+        """Take a token of a federation's client, as `take` does."""
+        limit = self._client_limit
+        return None if limit is None else self._counted_of("client", client_id, limit)
+
+    def _counted_of(
+        self, owner: Literal["project", "client"], owner_id: str, limit: int
+    ) -> Bucket | None:
+        bucket = self._ask(owner, owner_id, limit)
         if bucket is None:
             self._counted.labels("unchecked").inc()
         else:
@@ -145,11 +171,11 @@ class RateLimits:
             self._limits[project_id] = (now + KNOWN_FOR_SECONDS, limit)
         return limit
 
-    def _ask(self, project_id: str, limit: int) -> Bucket | None:
+    def _ask(self, owner: Literal["project", "client"], owner_id: str, limit: int) -> Bucket | None:
         if self._take is None or time.monotonic() < self._down_until:
             return None
         # One bucket whatever its size: who changes a limit does not get a full one by that.
-        key = f"{broker.TRANSPORT_OPTIONS['global_keyprefix']}requests:{project_id}"
+        key = f"{broker.TRANSPORT_OPTIONS['global_keyprefix']}requests:{owner_id}"
         run = cast("Callable[..., list[bytes]]", self._take)
         try:
             taken, left, next_seconds = run(keys=[key], args=[limit, WINDOW_SECONDS])
@@ -157,7 +183,7 @@ class RateLimits:
             self._down_until = time.monotonic() + PAUSE_SECONDS
             log.warning("rate_limits_unchecked", reason=str(error), seconds=PAUSE_SECONDS)
             return None
-        return Bucket(limit, int(left), float(next_seconds), bool(taken))
+        return Bucket(owner, limit, int(left), float(next_seconds), bool(taken))
 
 
 def _connection(broker_url: str) -> redis.Redis | None:

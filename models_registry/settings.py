@@ -100,6 +100,9 @@ class Settings(BaseSettings):
     quota_requests_per_minute: int | None = Field(
         6000, ge=1, description="Most requests of one project, refilled evenly over a minute."
     )
+    quota_client_requests_per_minute: int | None = Field(
+        600, ge=1, description="The same for one client of a federation, with a bucket of its own."
+    )
 
     webhook_delays_seconds: str = Field(
         "0,5,300,1800,7200,18000,36000,36000",

@@ -271,7 +271,10 @@ class Member:
                 if attempt == 0:
                     self._say(f"{error}; trying again")
                 attempt += 1
-                self._http.sleep(transport.backoff_seconds(attempt, 0.5, LONGEST_PAUSE_SECONDS))
+                pause = transport.backoff_seconds(attempt, 0.5, LONGEST_PAUSE_SECONDS)
+                if isinstance(error, errors.ProblemError):
+                    pause = max(pause, error.retry_after_seconds or 0.0)
+                self._http.sleep(pause)
 
 
 def join(

@@ -66,8 +66,10 @@ def postgres_programs() -> Path:
 
 
 @contextlib.contextmanager
-def postgres(folder: Path) -> Iterator[str]:
+def postgres(folder: Path, *, keeps_commits: bool = False) -> Iterator[str]:
     """Run PostgreSQL and yield its SQLAlchemy URL; `folder` receives its log.
+
+    With `keeps_commits`, what it has committed survives a SIGKILL of the server.
 
     The cluster itself lies in a folder of its own: the path of a socket may have 107 characters
     only, and pytest's folders are closed to the user that root has to become.
@@ -85,7 +87,9 @@ def postgres(folder: Path) -> Iterator[str]:
         url = f"postgresql+psycopg://postgres@/postgres?host={home}"
         command = [str(programs / "postgres"), "-D", str(cluster), "-k", home]
         # Nothing here outlives a test run, so nothing needs to reach the disk.
-        for setting in ("listen_addresses=", "fsync=off", "synchronous_commit=off", "timezone=UTC"):
+        commits = "on" if keeps_commits else "off"
+        wanted = ("listen_addresses=", "fsync=off", f"synchronous_commit={commits}", "timezone=UTC")
+        for setting in wanted:
             command += ["-c", setting]
         log = folder / "postgres.log"
         with _running(command, log, stop=signal.SIGINT, user=user) as is_alive:

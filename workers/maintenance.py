@@ -172,7 +172,7 @@ def _retain(context: Context, lease: task_leases.TaskLease) -> dict[str, int]:
         log.warning("retention_taken_over", reason=error.message)
         return {}
     done = {f"{kind}_deleted": deleted.entries for kind, deleted in swept.items()}
-    done["erased_blobs_deleted"] = erasures.finish(context.sessions, context.storage)
+    done["erased_blobs_deleted"] = erasures.finish(context.sessions, context.storage, grace=grace)
     done["blobs_swept"] = blobs.sweep(context.sessions, context.storage, grace=grace)
     return done
 

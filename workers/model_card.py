@@ -227,6 +227,9 @@ def _scores(origin: JobFacts, description: Json, result: RunResult) -> list[str]
     elif result.federation is not None:
         names["baseline"] = "baseline (best of the clients, each alone)"
         chosen = chosen.replace("epoch", "round")
+    beside = [f"`{one.path}` ({one.score:.2%})" for one in result.kept_epochs if one.path]
+    if beside:
+        chosen += f" The next best are kept as files: {', '.join(beside)}."
     samples = scores["student"]["samples"]
     head = [
         "## Scores",

@@ -14,7 +14,7 @@ from models_registry.jobs import reports, submission
 from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import tables
 from workers import card_program, child_files, model_card
-from workers.distill.config.result import RunResult
+from workers.distill.config.result import EPOCHS, RunResult
 
 log = structlog.get_logger()
 
@@ -108,6 +108,8 @@ def make(
         **{name: name for name in (card_program.FILE,) if (workdir / name).is_file()},
         # Synthetic images of a data-free method, where the job keeps them.
         **_files_in(workdir, synthetic_datasets.FOLDER),
+        # The student as other epochs left it, where the job keeps several.
+        **_files_in(workdir, EPOCHS),
         # Which images each client of a federation had.
         **{name: name for name in (PARTITION,) if (workdir / name).is_file()},
         **{name: name for name in written},

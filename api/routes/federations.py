@@ -22,6 +22,7 @@ from api.dependencies import (
     ReadersDep,
     ServiceDep,
     SessionsDep,
+    take_token,
 )
 from api.federation_waits import LONGEST_WAIT_SECONDS
 from api.routes.uploads import PART_BODY
@@ -125,7 +126,9 @@ def list_rounds(
 # -- for clients -----------------------------------------------------------------------------------
 
 
-def _member(federation_id: str, service: ServiceDep, credentials: BearerDep) -> Member:
+def _member(
+    federation_id: str, request: Request, service: ServiceDep, credentials: BearerDep
+) -> Member:
     if credentials is None:
         raise errors.Unauthenticated("send a client key: Authorization: Bearer ck_...")
     with service.readers() as session:
@@ -133,6 +136,7 @@ def _member(federation_id: str, service: ServiceDep, credentials: BearerDep) -> 
             session, text=credentials.credentials, federation_id=federation_id
         )
         due = clients.is_due(session, member.client)
+    take_token(request, service.rate_limits.take_of_client(member.client.id))
     if due:
         with service.sessions.begin() as session:
             clients.note_seen(session, client_id=member.client.id)

@@ -98,13 +98,16 @@ def erase(
     caller: AdminDep,
     sessions: SessionsDep,
     storage: StorageDep,
+    service: ServiceDep,
 ) -> bodies.ErasureRead:
     """Erase a data set with all its versions, at once and for good; list what remains.
 
-    Unlike a deletion it leaves no bytes for a grace, nor pictures of its images in reports, nor
-    copies in caches of workers. Students that learned from it stay, and are listed.
+    Unlike a deletion it leaves no pictures of its images in reports, nor copies in caches of
+    workers, and its bytes wait for no grace, unless somebody has just stored the same ones: see
+    `notes`. Students that learned from it stay, and are listed. Versions that were deleted before
+    are erased too.
     """
-    return _erase(caller, sessions, storage, name, None, wanted)
+    return _erase(caller, sessions, storage, _grace(service), name, None, wanted)
 
 
 @router.post("/datasets/{name}/versions/{version}/erase", operation_id="erase_dataset_version")
@@ -115,15 +118,17 @@ def erase_version(
     caller: AdminDep,
     sessions: SessionsDep,
     storage: StorageDep,
+    service: ServiceDep,
 ) -> bodies.ErasureRead:
     """Erase one version of a data set, as all of them are erased."""
-    return _erase(caller, sessions, storage, name, version, wanted)
+    return _erase(caller, sessions, storage, _grace(service), name, version, wanted)
 
 
 def _erase(
     caller: AdminDep,
     sessions: database.Sessions,
     storage: Storage,
+    grace: timedelta,
     name: str,
     version: int | None,
     wanted: bodies.ErasureRequest,
@@ -149,14 +154,21 @@ def _erase(
         )
     notes = []
     try:
-        erasures.finish(sessions, storage)
+        erasures.finish(sessions, storage, grace=grace)
     except errors.StorageDown as error:
         notes.append(
             f"Nothing leads to the bytes any more, but some are still stored: {error.message}. "
             "Maintenance tries again every hour."
         )
     with sessions() as session:
-        waiting = erasures.waiting(session)
+        waiting = erasures.waiting(session, erasure)
+    if waiting and not notes:
+        notes.append(
+            "Nothing leads to the bytes any more, but some are still stored: others may be about "
+            "to name the same bytes. Those that were stored within the last hour are deleted when "
+            "it has passed; those that somebody has sent again since, after "
+            f"{grace.total_seconds():g} s, unless they are named by then."
+        )
     return bodies.ErasureRead.of(erasure, waiting_blobs=waiting, notes=notes)
 
 

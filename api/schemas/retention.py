@@ -110,13 +110,14 @@ class ErasureRead(BaseModel):
     pictures: list[str] = Field(description="Of reports, as `name@version/path`.")
     cancelled_jobs: list[str]
     remains: list[RemainderRead]
-    waiting_blobs: int = Field(description="That the byte store has not deleted yet.")
+    waiting_blobs: int = Field(description="Whose bytes are still stored; `notes` say why.")
     notes: list[str]
 
     @classmethod
     def of(cls, erasure: Erasure, *, waiting_blobs: int, notes: list[str]) -> Self:
         """Return the body of an erasure."""
         shown = asdict(erasure)
+        del shown["numbers"]
         for name in ("versions", "pictures", "cancelled_jobs", "remains"):
             more = len(shown[name]) - MOST_SHOWN
             if more > 0:

@@ -3,7 +3,9 @@
     make flower [METHODS="dsfl fd fedavg"]
 
 The consensus of the last round, and the server's network, must equal those of the same clients in
-one process within 1e-6.
+one process within 1e-6. Flower gives each process of an app 30 s from its claim to its first
+heartbeat, which no option changes; on a busy machine that may be too short, so a run that has
+failed is made again, and that is said.
 """
 
 import contextlib
@@ -37,7 +39,9 @@ SETTINGS = {
     "seed": 0,
 }
 LARGEST = 1e-6
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 300.0
+RUNS = 3
+"""So often a method is run before it counts as failed."""
 
 
 def main() -> int:
@@ -62,8 +66,14 @@ def compared(method: str, folder: Path, environment: dict[str, str]) -> float:
     output = folder / f"{method}.safetensors"
     config = f"method='{method}' output='{output}'"
     command = [str(BIN / "flwr"), "run", str(HERE), "check", "--stream", "--run-config", config]
-    subprocess.run(command, env=environment, check=True, timeout=6 * PATIENCE_SECONDS)
-    wait_for(output.exists, f"{method} has ended; see the lines above")
+    for number in range(1, RUNS + 1):
+        ended = subprocess.run(command, env=environment, timeout=6 * PATIENCE_SECONDS, check=False)
+        if output.exists():
+            break
+        said = f"{method}: run {number} of {RUNS} has ended with {ended.returncode} and no result"
+        if number == RUNS:
+            raise RuntimeError(f"{said}; see the lines above")
+        sys.stderr.write(f"{said}; running it again\n")
     found, expected = tensorfile.read(output), in_process({**SETTINGS, "method": method})
     if found.keys() != expected.keys():
         raise RuntimeError(f"Flower's run has {sorted(found)}, the engine {sorted(expected)}")
@@ -99,7 +109,8 @@ def superlink(folder: Path) -> Iterator[dict[str, str]]:
     profile = f'[superlink.check]\naddress = "{address}"\ninsecure = true\n'
     (home / "config.toml").write_text(f'[superlink]\ndefault = "check"\n{profile}')
     environment = {
-        **os.environ,
+        # Each message starts processes, which must not compile all that they import anew.
+        **{key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"},
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "OMP_NUM_THREADS": "1",

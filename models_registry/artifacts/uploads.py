@@ -191,15 +191,16 @@ def completed(
 def adopt(session: Session, *, sha256: str, size_bytes: int, storage_key: str) -> tables.BlobRow:
     """Return the row of a blob whose bytes were just stored; create it if it is new.
 
-    Its age is reset, so that a concurrent sweep of unused blobs does not delete it.
+    A mark of the sweep is taken away, and erasures see the time: they spare bytes that were put
+    after it (`retention/erasures.py`).
     """
     row = tables.BlobRow
     now = database.now(session)
     session.execute(
         database.insert(session, row)
-        .values(sha256=sha256, size_bytes=size_bytes, storage_key=storage_key, created_at=now)
+        .values(sha256=sha256, size_bytes=size_bytes, storage_key=storage_key, adopted_at=now)
         .on_conflict_do_update(
-            index_elements=[row.sha256], set_={"created_at": now, "marked_at": None}
+            index_elements=[row.sha256], set_={"adopted_at": now, "marked_at": None}
         )
     )
     return session.get_one(row, sha256, populate_existing=True)

@@ -9,6 +9,8 @@ from models_registry.jobs import lifecycle, submission, transitions
 from models_registry.jobs.lifecycle import Event, Reason, State
 from models_registry.persistence import database, tables, tombstones
 
+CANCELLED = "Somebody with a key of the project has cancelled the job."
+
 
 def get(session: Session, *, project_id: str, job_id: str) -> tables.JobRow:
     """Return a job of the project.
@@ -24,12 +26,18 @@ def get(session: Session, *, project_id: str, job_id: str) -> tables.JobRow:
     return job
 
 
-def cancel(session: Session, *, project_id: str, job_id: str) -> tables.JobRow:
-    """Ask for the job's end; a final job stays as it is."""
+def cancel(
+    session: Session, *, project_id: str, job_id: str, message: str = CANCELLED
+) -> tables.JobRow:
+    """Ask for the job's end, which `message` gives the reason of; a final job stays as it is."""
     job = get(session, project_id=project_id, job_id=job_id)
-    because = Reason.CANCELLED_BY_CALLER
     return transitions.move(
-        session, job, Event.CANCEL, because=because, values={"cancel_target": State.CANCELLED}
+        session,
+        job,
+        Event.CANCEL,
+        because=Reason.CANCELLED_BY_CALLER,
+        message=message,
+        values={"cancel_target": State.CANCELLED},
     ).job
 
 

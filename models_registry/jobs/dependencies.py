@@ -6,11 +6,13 @@ classes and images that it is trained on.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from models_registry import errors
+from models_registry.artifacts import job_teachers
 from models_registry.jobs import lifecycle, validation
 from models_registry.jobs.lifecycle import State
 from models_registry.persistence import tables
@@ -59,14 +61,14 @@ def find(session: Session, *, project_id: str, job_id: str, pointer: str) -> tab
 def described(session: Session, job: tables.JobRow) -> tables.ModelVersionRow:
     """Return what is known of the student that a job will make, as a row that is not stored."""
     spec = job.spec
-    source = _source(session, job)
+    classes, images = _seen(session, job)
     return tables.ModelVersionRow(
         project_id=job.project_id,
         network=spec["student"]["network"],
         arguments=spec["student"]["arguments"],
         task=spec["task"],
-        classes=[] if source is None else source.classes,
-        input=None if source is None else source.input,
+        classes=classes,
+        input=images,
         state="pending",
         job_id=job.id,
     )
@@ -77,16 +79,16 @@ def is_awaited(row: tables.ModelVersionRow | tables.DatasetVersionRow) -> bool:
     return row.id is None and row.job_id is not None
 
 
-def _source(
-    session: Session, job: tables.JobRow
-) -> tables.ModelVersionRow | tables.DatasetVersionRow | None:
-    """Return what says which classes and images a job's student has; None while nothing does."""
-    teacher = session.get(tables.ModelVersionRow, job.teacher_version_id or "")
+def _seen(session: Session, job: tables.JobRow) -> tuple[list[str], dict[str, Any] | None]:
+    """Return the classes and the images of a job's student; none while nothing says which."""
+    teacher = next(iter(job_teachers.of_job(session, job)), None)
     if teacher is None and "teacher" in (waiting := of(session, job.id)):
         teacher = described(session, waiting["teacher"])
     dataset = session.get(tables.DatasetVersionRow, job.dataset_version_id or "")
-    found = teacher if validation.is_data_free(job.spec["method"]) else dataset or teacher
-    return None if found is None or not found.classes else found
+    source = teacher if validation.is_data_free(job.spec["method"]) else dataset or teacher
+    if source is None or (source is dataset and source.state != "ready"):
+        return [], None  # its inspection may find other classes and sizes than were announced
+    return validation.classes_of(source, teacher), source.input
 
 
 def of(session: Session, job_id: str) -> Mapping[str, tables.JobRow]:

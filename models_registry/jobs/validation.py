@@ -314,7 +314,7 @@ def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Vio
         )
     yield from rules.of_classes(description, student.classes)
     yield from rules.of_features(description, "student", student)
-    yield from rules.of_chosen_features(description, method, "student", student)
+    yield from _chosen_features(description, method, "student", student)
     yield from rules.of_several_teachers(description, [row.network for row in inputs.teachers])
     teacher = _as_one([model for _, model in taught if model is not None])
     if teacher is not None:
@@ -325,9 +325,26 @@ def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Vio
                 teacher.predicted, _reference_of(dataset), f"sha256:{dataset.sha256}"
             )
         yield from rules.of_features(description, "teacher", teacher)
-        yield from rules.of_chosen_features(description, method, "teacher", teacher)
+        yield from _chosen_features(description, method, "teacher", teacher)
         yield from rules.of_batch_norm(description, method, teacher)
         yield from rules.of_generator(description, method, teacher)
+
+
+def _chosen_features(
+    description: descriptions.MethodDescription,
+    method: rules.Json,
+    role: str,
+    network: NetworkDescription,
+) -> Iterator[rules.Violation]:
+    """Yield what hyper-parameters ask of a network that does not show it, of each part once."""
+    parts = [(description, method)]
+    if description.name == descriptions.COMBINE:
+        parts = [(catalog.describe_method(part["name"]), part) for part in method["methods"]]
+    yield from dict.fromkeys(
+        fault
+        for part, params in parts
+        for fault in rules.of_chosen_features(part, params, role, network)
+    )
 
 
 def _teacher_roles(inputs: JobInputs) -> list[tuple[str, tables.ModelVersionRow]]:

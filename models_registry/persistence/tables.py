@@ -114,7 +114,8 @@ class BlobRow(Row):
     sha256: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
     size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
     storage_key: Mapped[str] = mapped_column(sa.String(200))
-    created_at: Mapped[datetime]
+    # When a transaction last named it whose bytes were just put, perhaps again.
+    adopted_at: Mapped[datetime]
     # Since when a sweep has found no row that needs it.
     marked_at: Mapped[datetime | None] = mapped_column(index=True)
 
@@ -698,6 +699,7 @@ class ErasedBlobRow(Row):
     sha256: Mapped[str] = mapped_column(sa.String(64))
     storage_key: Mapped[str] = mapped_column(sa.String(200))
     size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
+    adopted_at: Mapped[datetime]  # as of the blob
     erased_at: Mapped[datetime]
     deleted_at: Mapped[datetime | None] = mapped_column(index=True)  # from storage
 

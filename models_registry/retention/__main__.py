@@ -62,7 +62,7 @@ def _swept(sessions: database.Sessions, store: storage.Storage, grace: timedelta
         if lease is None:
             raise errors.Conflict("another process sweeps just now: try again in a few minutes")
         done = sweep.sweep(lease, grace=grace)
-        erased = erasures.finish(sessions, store)
+        erased = erasures.finish(sessions, store, grace=grace)
         swept = blobs.sweep(sessions, store, grace=grace)
     lines = [
         f"{kind}: {one.entries} of {one.size_bytes} bytes, {one.jobs} jobs"

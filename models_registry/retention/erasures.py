@@ -26,6 +26,10 @@ log = structlog.get_logger()
 
 BATCH = 100
 SETTLED_AFTER = timedelta(hours=1)
+PUT_TO_COMMIT = timedelta(hours=1)
+"""Within this time nearly every process names the bytes that it has put; the grace is for all."""
+_CLOCKS = timedelta(minutes=1)
+"""How far the clocks of database and store may differ."""
 _SHOWN = 20
 
 
@@ -50,6 +54,8 @@ class Erasure:
     """Files of reports, as `name@version/path`."""
     cancelled_jobs: list[str] = field(default_factory=list)
     remains: list[Remainder] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    """Of the rows of its blobs."""
 
 
 def erase(
@@ -62,10 +68,11 @@ def erase(
 ) -> Erasure:
     """Erase a data set, or one version of it, in the caller's transaction.
 
-    Call `finish` after the commit: it deletes the bytes.
+    One that was deleted before, or erased, can be erased as well: pictures of its images and its
+    archive are still found. Call `finish` after the commit: it deletes the bytes.
 
-    Raises: errors.NotFound, errors.Gone; errors.Conflict for one that is built in; errors.InUse
-    while jobs that go on need it, unless they are to be cancelled.
+    Raises: errors.NotFound; errors.Conflict for one that is built in; errors.InUse while jobs that
+    go on need it, unless they are to be cancelled.
     """
     line, chosen = _chosen(session, project_id, name, version)
     reference = name if version is None else references.write(name, version)
@@ -80,48 +87,83 @@ def erase(
     }
     now = database.now(session)
     for row in chosen:
-        if row.archive_sha256 is not None:
-            taken.add(row.archive_sha256)
-        row.archive_sha256, row.deleted_at = None, now
+        taken |= _archives(row)
+        if row.deleted_at is not None:
+            _leave_prepared(erasure, references.write(name, row.version))
+        row.archive_sha256, row.deleted_at = None, row.deleted_at or now
         # They may quote the data, or name people and files.
         row.card, row.tags, row.notes = "", {}, None
         if row.state == "pending":
             row.state = "rejected"
             row.rejection = {"code": "erased", "message": "erased before its inspection"}
     if version is None:
-        line.card, line.tags, line.deleted_at = "", {}, now
+        line.card, line.tags, line.deleted_at = "", {}, line.deleted_at or now
     session.flush()
     _drop_blobs(session, erasure, taken)
     _list_remains(session, erasure, ids)
     return erasure
 
 
-def finish(sessions: database.Sessions, storage: Storage) -> int:
+def finish(sessions: database.Sessions, storage: Storage, *, grace: timedelta) -> int:
     """Delete the bytes of erasures from the store; return how many blobs were deleted.
 
-    Bytes that were stored again after the erasure stay: somebody has them by right.
+    Somebody else may have put the same bytes, and be about to commit the row that names them. What
+    was adopted within `PUT_TO_COMMIT` is therefore left to a later call, and what was put since its
+    last adoption until `grace` has passed after the erasure. Bytes that a row names by then, or
+    that were put after the erasure, stay: somebody has them by right.
 
     Raises: errors.StorageDown; the call after that goes on.
     """
-    row, deleted = tables.ErasedBlobRow, 0
+    row, after, deleted = tables.ErasedBlobRow, 0, 0
     while True:
         with sessions.begin() as session:
-            some = session.scalars(
-                sa.select(row).where(row.deleted_at.is_(None)).order_by(row.id).limit(BATCH)
-            ).all()
+            now = database.now(session)
+            settled = row.adopted_at <= now - min(PUT_TO_COMMIT, grace)
+            query = sa.select(row).where(row.deleted_at.is_(None), settled, row.id > after)
+            some = session.scalars(query.order_by(row.id).limit(BATCH)).all()
         for erased in some:
-            storage.delete(erased.storage_key, unless_stored_since=erased.erased_at)
-            with sessions.begin() as session:
-                session.get_one(row, erased.id).deleted_at = database.now(session)
-            deleted += 1
+            is_over = erased.erased_at + grace <= now
+            deleted += _finish_one(sessions, storage, erased, is_over=is_over)
+            after = erased.id
         if len(some) < BATCH:
             return deleted
 
 
-def waiting(session: Session) -> int:
-    """Return how many erased blobs are still in the store."""
+def _finish_one(
+    sessions: database.Sessions,
+    storage: Storage,
+    erased: tables.ErasedBlobRow,
+    *,
+    is_over: bool,
+) -> bool:
+    """Delete the bytes of one erased blob unless somebody has them by right; return whether.
+
+    `is_over` says that nobody can be about to name them any more.
+    """
+    with sessions.begin() as session:
+        blob = session.get(tables.BlobRow, erased.sha256)
+        if blob is not None:  # named by right, since the erasure
+            session.get_one(tables.ErasedBlobRow, erased.id).deleted_at = database.now(session)
+            return False
+    # The last put of bytes that only the erased data set has came before its adoption.
+    since = min(erased.erased_at, erased.adopted_at + _CLOCKS)
+    storage.delete(erased.storage_key, unless_stored_since=erased.erased_at if is_over else since)
+    is_gone = not storage.exists(erased.storage_key)
+    if not is_gone and not is_over:
+        log.info("erased_bytes_put_again", sha256=erased.sha256)
+        return False
+    with sessions.begin() as session:
+        session.get_one(tables.ErasedBlobRow, erased.id).deleted_at = database.now(session)
+    return is_gone
+
+
+def waiting(session: Session, erasure: Erasure | None = None) -> int:
+    """Return how many erased blobs are still in the store: of one erasure, or of all."""
     row = tables.ErasedBlobRow
-    return session.scalars(sa.select(sa.func.count()).where(row.deleted_at.is_(None))).one()
+    query = sa.select(sa.func.count()).where(row.deleted_at.is_(None))
+    if erasure is not None:
+        query = query.where(row.id.in_(erasure.numbers))
+    return session.scalars(query).one()
 
 
 @dataclass(frozen=True)
@@ -147,17 +189,36 @@ def erased_after(session: Session, *, last: int, limit: int = 1000) -> list[Eras
 def _chosen(
     session: Session, project_id: str, name: str, version: int | None
 ) -> tuple[tables.DatasetRow, Sequence[tables.DatasetVersionRow]]:
-    """Return the line and the versions to erase, locked."""
-    line = datasets.get(session, project_id=project_id, name=name, lock=True)
+    """Return the line and the versions to erase, locked; those that were deleted are among them."""
+    data_set = tables.DatasetRow
+    query = sa.select(data_set).where(data_set.project_id == project_id, data_set.name == name)
+    line = session.scalars(query.with_for_update()).one_or_none()
+    if line is None:
+        line = datasets.get(session, project_id=project_id, name=name)  # says which there are
     row = tables.DatasetVersionRow
-    query = sa.select(row).where(row.dataset_id == line.id, row.deleted_at.is_(None))
+    versions = sa.select(row).where(row.dataset_id == line.id)
     if version is not None:
+        versions = versions.where(row.version == version)
+    chosen = session.scalars(versions.order_by(row.version).with_for_update()).all()
+    if version is not None and not chosen:
         datasets.get_version(session, project_id=project_id, name=name, version=version)
-        query = query.where(row.version == version)
-    chosen = session.scalars(query.order_by(row.id).with_for_update()).all()
     for each in chosen:
         datasets.refuse_if_builtin(each)
     return line, chosen
+
+
+def _archives(version: tables.DatasetVersionRow) -> set[str]:
+    """Return the digests of the archive that a version was made from, also of a deleted one."""
+    uploaded = str(version.lineage.get("upload_digest", "")).removeprefix("sha256:")
+    return {digest for digest in (version.archive_sha256, uploaded) if digest}
+
+
+def _leave_prepared(erasure: Erasure, reference: str) -> None:
+    reason = (
+        "it was deleted before: what the deletion has left of its prepared files goes with the "
+        "sweep, once the grace has passed since then"
+    )
+    erasure.remains.append(Remainder("prepared files", reference, reason))
 
 
 def _end_jobs(
@@ -169,7 +230,8 @@ def _end_jobs(
         way_out = "cancel them, wait for their end, or erase with cancel_jobs true"
         uses.refuse(erasure.reference, uses.by_jobs(session, needs), way_out=way_out)
     for job_id in session.scalars(sa.select(job.id).where(needs).order_by(job.id)).all():
-        cancelled = actions.cancel(session, project_id=project_id, job_id=job_id)
+        message = f"{erasure.reference}, which the job needs, was erased."
+        cancelled = actions.cancel(session, project_id=project_id, job_id=job_id, message=message)
         erasure.cancelled_jobs.append(job_id)
         if not lifecycle.is_final(State(cancelled.state)):
             reason = "its engine has a copy until it has stopped, within a minute"
@@ -256,14 +318,16 @@ def _drop_blobs(session: Session, erasure: Erasure, taken: Iterable[str]) -> Non
             reason = "the same bytes were stored for something else, which still needs them"
             erasure.remains.append(Remainder("blob", f"sha256:{found.sha256}", reason))
             continue
-        session.add(
-            tables.ErasedBlobRow(
-                sha256=found.sha256,
-                storage_key=found.storage_key,
-                size_bytes=found.size_bytes,
-                erased_at=database.now(session),
-            )
+        erased = tables.ErasedBlobRow(
+            sha256=found.sha256,
+            storage_key=found.storage_key,
+            size_bytes=found.size_bytes,
+            adopted_at=found.adopted_at,
+            erased_at=database.now(session),
         )
+        session.add(erased)
+        session.flush()
+        erasure.numbers.append(erased.id)
         erasure.blobs += 1
         erasure.size_bytes += found.size_bytes
         session.delete(found)

@@ -557,7 +557,8 @@ def cancel(session: Session, *, project_id: str, study_id: str) -> tables.StudyR
         row.study_id == study.id, row.state.not_in(lifecycle.FINAL)
     )
     for job_id in session.scalars(unfinished.order_by(row.id)).all():
-        actions.cancel(session, project_id=project_id, job_id=job_id)
+        message = f"Study {study.id}, which the job belongs to, was cancelled."
+        actions.cancel(session, project_id=project_id, job_id=job_id, message=message)
     return study
 
 

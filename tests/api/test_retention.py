@@ -184,8 +184,33 @@ class TestErase:
         assert (body["reference"], body["waiting_blobs"], body["notes"]) == ("faces@1", 0, [])
         assert body["remains"][0]["name"] == "faces@1"
         assert client.get("/v1/datasets/faces/versions/1").status_code == 410
-        assert client.post(path, json={}).status_code == 410
-        [entry] = client.get("/v1/audit", params={"action": "dataset.erased"}).json()["data"]
+        assert client.post(path, json={}).json()["blobs"] == 0
+        [_, entry] = client.get("/v1/audit", params={"action": "dataset.erased"}).json()["data"]
         assert (entry["subject"], entry["facts"]["versions"]) == ("faces@1", ["faces@1"])
         assert client.post("/v1/datasets/faces/erase", json={}).status_code == 200
         assert client.post("/v1/datasets/digits/erase", json={}).status_code == 409
+
+    def test_says_why_bytes_that_were_just_stored_are_still_there(
+        self,
+        client: TestClient,
+        sessions: database.Sessions,
+        storage: Storage,
+        project: tables.ProjectRow,
+    ) -> None:
+        with sessions.begin() as session:
+            archive = factories.stored(session, storage, b"uploaded a moment ago")
+            datasets.add_version(
+                session,
+                project_id=project.id,
+                name="faces",
+                state="ready",
+                format="imagefolder",
+                task="classification",
+                archive_sha256=archive.sha256,
+            )
+        body = client.post("/v1/datasets/faces/erase", json={}).json()
+        assert (body["blobs"], body["waiting_blobs"]) == (1, 1)
+        (note,) = body["notes"]
+        assert "within the last hour" in note
+        assert "after 86400 s" in note
+        assert storage.exists(archive.storage_key)

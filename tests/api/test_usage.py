@@ -10,8 +10,9 @@ from fastapi.testclient import TestClient
 
 from api.app import create_app
 from models_registry.persistence import database, tables
+from models_registry.persistence.storage import Storage
 from models_registry.settings import Settings
-from tests import factories, sending, services
+from tests import factories, federation_scenes, sending, services
 from tests.databases import SQLITE_ONLY
 
 pytestmark = SQLITE_ONLY
@@ -119,7 +120,11 @@ class TestRequests:
     ) -> Iterator[tuple[TestClient, TestClient]]:
         """Two api processes, as it were, over one Redis; three requests a minute."""
         with services.redis_server(tmp_path) as broker_url:
-            changes = {"broker_url": broker_url, "quota_requests_per_minute": 3}
+            changes = {
+                "broker_url": broker_url,
+                "quota_requests_per_minute": 3,
+                "quota_client_requests_per_minute": 2,
+            }
             headers = {"authorization": f"Bearer {api_key}"}
             config = settings.model_copy(update=changes)
             with (
@@ -147,3 +152,24 @@ class TestRequests:
         assert first.get("/healthz").status_code == 200
         metrics = second.get("/metrics").text
         assert 'retort_rate_limited_requests_total{outcome="refused"} 1.0' in metrics
+
+    def test_of_a_client_count_neither_against_its_project_nor_against_others(
+        self,
+        limited: tuple[TestClient, TestClient],
+        sessions: database.Sessions,
+        storage: Storage,
+        project: tables.ProjectRow,
+    ) -> None:
+        remote = federation_scenes.running(sessions, storage, project.id)
+        path = f"/v1/federations/{remote.id}/membership"
+        (_, north), (_, south) = remote.invite("north"), remote.invite("south")
+        of_north, of_south = ({"authorization": f"Bearer {key}"} for key in (north, south))
+        first, second = limited
+        for number in range(3):
+            answer = limited[number % 2].get(path, headers=of_north)
+            assert answer.status_code == (200 if number < 2 else 429)
+        assert 25 <= int(answer.headers["retry-after"]) <= 30
+        assert answer.headers["ratelimit-policy"] == '"client";q=2;w=60'
+        assert "RETORT_QUOTA_CLIENT_REQUESTS_PER_MINUTE" in answer.json()["detail"]
+        assert second.get(path, headers=of_south).status_code == 200
+        assert first.get("/v1/usage").headers["ratelimit"] == '"project";r=2;t=1'

@@ -79,6 +79,7 @@ TRAININGS = st.fixed_dictionaries(
         "precision": st.sampled_from(["auto", "float32", "float16"]),
         "compile": st.sampled_from(["auto", "on"]),
         "patience_epochs": st.sampled_from([None, 2]),
+        "keep_best_epochs": st.sampled_from([1, 1, 2]),
         "evaluate_every_epochs": st.sampled_from([1, 3]),
     },
 )
@@ -120,7 +121,8 @@ def a_method(draw: st.DrawFn) -> Json:
     kind = draw(st.sampled_from(["any", "any", "data-free", "federated", "combine"]))
     if kind == "combine":
         names = draw(st.lists(st.sampled_from(PARTS), min_size=2, max_size=3))
-        return {"name": "combine", "methods": [{"name": name} for name in names]}
+        parts = [{"name": name, **draw(CHOOSING.get(name, st.just({})))} for name in names]
+        return {"name": "combine", "methods": parts}
     named = {"data-free": DATA_FREE, "federated": FEDERATED}
     name = draw(st.sampled_from(named.get(kind, NAMES)))
     properties = catalog.load().methods[name]["params_schema"]["properties"]
@@ -129,6 +131,7 @@ def a_method(draw: st.DrawFn) -> Json:
     ]
     off = draw(st.just([]) | st.just(may_be_off) | st.lists(st.sampled_from(may_be_off or ["-"])))
     method: Json = {"name": name, **{key: 0 for key in off if key in properties}}
+    method |= draw(CHOOSING.get(name, st.just({})))
     for key, values in (
         ("eviction", ["oldest", "lowest"]),
         ("prioritise", [True, False]),
@@ -143,6 +146,17 @@ def a_method(draw: st.DrawFn) -> Json:
     return method
 
 
+CHOOSING = {
+    # Which maps of a network are wanted is chosen by a hyper-parameter.
+    "reviewkd": st.fixed_dictionaries(
+        {},
+        optional={
+            "student_maps": st.sampled_from(["post", "pre"]),
+            "teacher_maps": st.sampled_from(["post", "pre"]),
+        },
+    ),
+    "mmd": st.fixed_dictionaries({}, optional={"compare": st.sampled_from(["pooled", "logits"])}),
+}
 FEDERATIONS = st.fixed_dictionaries(
     {},
     optional={
@@ -466,6 +480,25 @@ def test_both_accept_what_json_schema_takes_for_the_same_number(part: dict[str, 
     case = a_job(part.get("method", {"name": "kd"}), part.get("training", {}))
     assert told_by_api(case) == []
     assert told_by_engine(case) is None
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize("is_combined", [False, True])
+def test_both_refuse_maps_that_a_hyper_parameter_asks_for_in_vain(
+    role: str, is_combined: bool
+) -> None:
+    method: Json = {"name": "reviewkd", f"{role}_maps": "pre"}
+    if is_combined:
+        method = {"name": "combine", "methods": [{"name": "kd"}, method, method]}
+    case = a_job(method, {}, student={"network": "retort/mobilenetv2"})
+    images = Images(3, 3, 32, 32)
+    teacher = "retort/mobilenetv2" if role == "teacher" else "retort/resnet8"
+    case = Case(case.spec, ((teacher, {}), images), ("classification", images))
+    told = told_by_engine(case)
+    assert told is not None
+    assert told[0] == ("/teacher" if role == "teacher" else "/student/network")
+    assert f"another {role}_maps" in told[1]
+    assert told_by_api(case) == [told]
 
 
 DENSE = Images(3, 3, 96, 96)

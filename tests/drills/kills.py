@@ -257,12 +257,22 @@ class Drill:
         return [*self.query(self._faults)]
 
     def _last_words(self) -> Iterator[str]:
-        """Yield of each part which processes it has, and the end of its log."""
+        """Yield where each job stands, and of each part its processes and the end of its log."""
+        yield from self.query(self._unfinished_jobs)
         for part in self.parts.values():
             names = [f"{one.pid} {one.status()}" for one in part.family() if _runs(one)]
             yield f"{part.name} has {names}, and said last:"
             lines = part.log.read_text(errors="replace").splitlines()[-8:]
             yield from (f"    {line[:300]}" for line in lines)
+
+    def _unfinished_jobs(self, session: Any) -> list[str]:
+        row = tables.JobRow
+        told = (
+            *("id", "state", "state_reason", "state_message", "attempt", "releases", "fence"),
+            *("lease_owner", "lease_expires_at", "not_before", "announced_at"),
+        )
+        waiting = session.scalars(sa.select(row).where(row.state.not_in(_FINAL))).all()
+        return [", ".join(f"{name} {getattr(job, name)}" for name in told) for job in waiting]
 
     def _faults(self, session: Any) -> list[str]:
         return [*self._faults_of_jobs(session), *self._faults_of_bytes(session)]
@@ -346,7 +356,7 @@ def running(seed: int) -> Iterator[Drill]:
         contextlib.ExitStack() as held,
     ):
         folder = Path(name)
-        database_url = held.enter_context(services.postgres(folder))
+        database_url = held.enter_context(services.postgres(folder, keeps_commits=True))
         broker_url = held.enter_context(services.redis_server(folder))
         port = _free_port()
         environment = {

@@ -98,6 +98,13 @@ class TestRounds:
         with pytest.raises(errors.JobFailed, match="nobody came"):
             next(iter(member))
 
+    def test_end_with_the_reason_when_the_job_is_cancelled(self, retort, remote, member):
+        retort.jobs.cancel(remote.federation.job_id)
+        with remote.sessions.begin() as session:
+            leases.stopped(session, remote.lease, log_tail=[])
+        with pytest.raises(errors.JobFailed, match="cancelled: Somebody with a key of the project"):
+            next(iter(member))
+
 
 SITUATION = {"revision": 1, "state": "running", "round": 1, "round_state": "open"}
 
@@ -118,6 +125,15 @@ class TestPatience:
         wire.on("GET", "/v1/federations/fed_1/situation", *gone, told(SITUATION))
         assert member.situation().round == 1
         assert len(said) == 1
+
+    def test_waits_as_long_as_a_refusal_for_too_many_requests_says(self, wire, lonely, naps):
+        member, said = lonely
+        refused = problem(429, "rate_limited", "all are used", retryable=True)
+        refused.headers["retry-after"] = "45"
+        wire.on("GET", "/v1/federations/fed_1/situation", refused, told(SITUATION))
+        assert member.situation().round == 1
+        assert naps == [45]
+        assert "all are used" in said[0]
 
     def test_ends_where_nothing_can_help(self, wire, lonely):
         member, _ = lonely

@@ -6,6 +6,7 @@ from api.schemas.jobs import JobResult
 from retort import types
 from workers.distill.config.result import (
     BalanceSummary,
+    KeptEpoch,
     LabelSummary,
     RunResult,
     RunWarning,
@@ -27,6 +28,7 @@ WHOLE = RunResult(
     epochs=2,
     steps=40,
     best_epoch=2,
+    kept_epochs=[KeptEpoch(epoch=2, score=0.9), KeptEpoch(epoch=1, score=0.8, path="epochs/1")],
     device="cuda",
     device_name="a card",
     precision="float32",

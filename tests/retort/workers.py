@@ -56,6 +56,10 @@ class Staff:
                         "student": {"accuracy": accuracy, "agreement": 0.98, "ece": 0.01},
                     },
                     "conclusion": "The student matches the baseline.",
+                    "kept_epochs": [
+                        {"epoch": 7, "score": 0.97, "path": None},
+                        {"epoch": 5, "score": 0.96, "path": "epochs/epoch-0005.safetensors"},
+                    ],
                     "parameters": {"teacher": 1_234_567, "student": 78_042},
                 },
                 student=factories.new_version(

@@ -20,6 +20,7 @@ class TestDrop:
                 sha256=erased.name,
                 storage_key=f"sha256/aa/aa/{erased.name}",
                 size_bytes=6,
+                adopted_at=database.now(session),
                 erased_at=database.now(session),
             )
             session.add(row)

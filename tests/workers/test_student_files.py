@@ -113,6 +113,18 @@ class TestMake:
         assert files["synthetic/dataset.json"] == "synthetic/dataset.json"
         assert (workdir / files["synthetic/train.safetensors"]).read_bytes() == b"images"
 
+    def test_keeps_other_epochs_beside_the_student_and_the_card_says_so(
+        self, origin: student_files.StudentOrigin, workdir: Path
+    ) -> None:
+        path = "epochs/epoch-0001.safetensors"
+        (workdir / "epochs").mkdir()
+        (workdir / path).write_bytes(b"weights of another epoch")
+        kept = [{"epoch": 2, "score": 0.9}, {"epoch": 1, "score": 0.875, "path": path}]
+        kit = student_files.make(origin, {**REPORT, "kept_epochs": kept}, workdir)
+        assert kit.files[path] == path
+        assert f"The next best are kept as files: `{path}` (87.50%)." in kit.version.card
+        assert kit.result["kept_epochs"][1] == kept[1]
+
     def test_of_a_student_that_nothing_could_measure_has_no_scores(
         self, origin: student_files.StudentOrigin, workdir: Path
     ) -> None:

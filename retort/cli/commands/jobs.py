@@ -285,6 +285,10 @@ def _conclude(retort: shell.Shell, job: "types.Job") -> None:
     said = (job.result.model_extra or {}).get("conclusion") if job.result else None
     if said:
         retort.note(str(said))
+    kept = (job.result.model_extra or {}).get("kept_epochs") or [] if job.result else []
+    if len(kept) > 1:
+        shown = ", ".join(f"{one['epoch']} ({one['score']:.2%})" for one in kept[1:])
+        retort.note(f"other epochs are kept: {shown}; retort download {job.id} --all saves them")
 
 
 def _explain_end(retort: shell.Shell, job: "types.Job") -> None:

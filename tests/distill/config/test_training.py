@@ -205,6 +205,8 @@ class TestRecipe:
     def test_a_setting_that_was_not_made_leaves_checkpoints_of_before_valid(self) -> None:
         assert a_recipe(training={"flip": None}).digest() == a_recipe().digest()
         assert a_recipe(training={"flip": False}).digest() != a_recipe().digest()
+        assert a_recipe(training={"keep_best_epochs": 1}).digest() == a_recipe().digest()
+        assert a_recipe(training={"keep_best_epochs": 2}).digest() != a_recipe().digest()
 
     def test_a_normalisation_has_one_number_per_channel(self) -> None:
         wrong = {**folders.INPUT, "mean": [0.1, 0.2]}

@@ -146,7 +146,7 @@ class TestWholeRun:
         # Of the worker, of runs with a report, of other families, of methods with facts or that
         # are balanced, of masks, of images without labels.
         others = {"shared_with", "report_seconds", "synthesis", "validation", "method"}
-        others |= {"federation", "balance", "class_weights", "labels"}
+        others |= {"federation", "balance", "class_weights", "labels", "kept_epochs"}
         usual = RunResult.model_fields.keys() - others | {"type", "files"}
         assert set(result) | {"warnings"} == usual  # told only where there are any
         assert 0 < result["floor_share"] <= 1
@@ -371,6 +371,33 @@ class TestVariants:
         alone = folders.prepare(tmp_path / "ce", method={"name": "ce"})
         _, lines = folders.run_here(alone)
         assert lines[-1]["scores"]["student"] == results[0]
+
+    def test_other_epochs_are_kept_as_whole_students(self, tmp_path: Path) -> None:
+        training = {"epochs": 3, "keep_best_epochs": 3}
+        recipe = folders.prepare(tmp_path, method={"name": "kd"}, training=training)
+        code, lines = folders.run_here(recipe)
+        assert code == 0
+        result, curve = lines[-1], []
+        for line in json.loads((tmp_path / "metrics.json").read_text())["history"]["student"]:
+            curve.append(line["validation/accuracy"])
+        expected = sorted(range(1, 4), key=lambda epoch: (-curve[epoch - 1], epoch))
+        assert [one["epoch"] for one in result["kept_epochs"]] == expected
+        assert [one["score"] for one in result["kept_epochs"]] == sorted(curve, reverse=True)
+        paths = [one["path"] for one in result["kept_epochs"]]
+        assert paths == [None, *(f"epochs/epoch-{epoch:04d}.safetensors" for epoch in expected[1:])]
+        assert {path for path in paths if path} <= {file["path"] for file in result["files"]}
+        student, header = weights.rebuild(tmp_path / "student.safetensors")
+        for path in paths[1:]:
+            other, its_header = weights.rebuild(tmp_path / path)
+            assert its_header == header
+            assert not torch.equal(
+                other.state_dict()["fc.weight"], student.state_dict()["fc.weight"]
+            )
+        # What the student is does not depend on what else is kept.
+        alone = folders.prepare(tmp_path / "alone", method={"name": "kd"}, training={"epochs": 3})
+        assert folders.run_here(alone)[0] == 0
+        found = safetensors.torch.load_file(tmp_path / "alone" / "student.safetensors")
+        assert torch.equal(found["fc.weight"], student.state_dict()["fc.weight"])
 
     def test_start_weights_are_used(self, tmp_path: Path) -> None:
         training = {"epochs": 1, "optimizer": {"learning_rate": 1e-12, "weight_decay": 0}}

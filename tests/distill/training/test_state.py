@@ -224,6 +224,44 @@ class TestResume:
             assert again.best.epoch == state.best.epoch
 
 
+class TestKeepBestEpochs:
+    ACCURACIES = (0.3, 0.5, 0.4, 0.5, 0.2)
+
+    @pytest.mark.parametrize(
+        ("kept", "beside"), [(1, []), (2, [4]), (3, [4, 3]), (9, [4, 3, 1, 5])]
+    )
+    def test_keeps_the_best_in_their_order_of_equal_scores_the_earlier(
+        self, kept: int, beside: list[int]
+    ) -> None:
+        state = a_state(scores(*self.ACCURACIES), epochs=5, keep_best_epochs=kept)
+        train(state)
+        assert state.best.epoch == 2
+        assert [one.epoch for one in state.next_best] == beside
+
+    def test_keeps_the_weights_of_each_epoch_also_over_a_resume(self) -> None:
+        whole = a_state(scores(*self.ACCURACIES), epochs=5, keep_best_epochs=3)
+        weights: dict[int, torch.Tensor] = {}
+
+        def note() -> None:
+            epoch = whole.step // 3
+            if whole.step % 3 == 0:
+                weights[epoch] = whole.student.get_parameter("fc.weight").detach().clone()
+
+        train(whole, note)
+        second = a_state(scores(*self.ACCURACIES), epochs=5, keep_best_epochs=3)
+        second.load_final_state_dict(reloaded(whole.final_state_dict()))
+        for state in (whole, second):
+            for kept in (*state.next_best, state.best):
+                network = state.load_kept(kept)
+                assert torch.equal(network.get_parameter("fc.weight"), weights[kept.epoch])
+
+    def test_of_a_baseline_keeps_the_best_alone(self) -> None:
+        state = a_state(scores(*self.ACCURACIES), epochs=5, keep_best_epochs=3)
+        state.phase = "baseline"
+        train(state)
+        assert state.next_best == []
+
+
 class TestEnding:
     def test_epochs(self) -> None:
         state = a_state()

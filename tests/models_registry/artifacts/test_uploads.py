@@ -299,10 +299,10 @@ class TestAdopt:
         wanted = {"sha256": "0" * 64, "size_bytes": 1, "storage_key": "k"}
         with sessions.begin() as session:
             old = uploads.adopt(session, **wanted)  # type: ignore[arg-type]  # mixed values
-            old.created_at -= timedelta(days=2)
+            old.adopted_at -= timedelta(days=2)
         with sessions.begin() as session:
             again = uploads.adopt(session, **wanted)  # type: ignore[arg-type]  # mixed values
-            assert database.now(session) - again.created_at < timedelta(hours=1)
+            assert database.now(session) - again.adopted_at < timedelta(hours=1)
 
 
 class TestPartSize:

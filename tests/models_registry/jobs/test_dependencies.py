@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from models_registry import errors
 from models_registry.access import keys
-from models_registry.artifacts import models
+from models_registry.artifacts import datasets, models
 from models_registry.jobs import actions, dependencies, leases, submission, transitions
 from models_registry.jobs.lifecycle import State
 from models_registry.jobs.spec import JobSpec
@@ -230,6 +230,44 @@ class TestRefusal:
             assert job.state_reason == "waiting_for_job"
             seen = dependencies.described(session, job)
             assert (len(seen.classes), seen.input["channels"]) == (10, 1)
+
+    @pytest.mark.parametrize("teachers", [["t0@1"], ["t0@1", "t1@1"]], ids=len)
+    def test_a_student_has_its_teachers_classes_where_images_have_no_label(
+        self,
+        sessions: database.Sessions,
+        storage: Storage,
+        project: tables.ProjectRow,
+        teachers: list[str],
+    ) -> None:
+        is_one = len(teachers) == 1
+        named = {"teacher": teachers[0]} if is_one else {"teacher": None, "teachers": teachers}
+        with sessions.begin() as session:
+            dataset = datasets.add_version(
+                session,
+                project_id=project.id,
+                name="unlabelled",
+                state="ready",
+                format="imagefolder",
+                task="classification",
+                classes=[],
+                splits={"train": 20, "test": 5},
+                labelled={"train": 0, "test": 5},
+                input=factories.DIGITS_INPUT,
+            )
+            for name in ("t0", "t1"):
+                content = name.encode()
+                factories.teacher(
+                    session, storage, project_id=project.id, name=name, content=content, classes=7
+                )
+            maker = factories.job(session, project_id=project.id, dataset="unlabelled@1", **named)
+            seen = dependencies.described(session, maker)
+            assert (len(seen.classes), seen.input) == (7, factories.DIGITS_INPUT)
+            # So what waits for it is judged now, and not when it has ended.
+            fault = self.refused(session, maker)
+            assert (fault.pointer, fault.code) == ("/teacher", "class_count")
+            dataset.state = "pending"
+            session.flush()
+            assert dependencies.described(session, maker).classes == []
 
     def test_unknown_foreign_deleted_and_failed_jobs(
         self, sessions: database.Sessions, maker: tables.JobRow

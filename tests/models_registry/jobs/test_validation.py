@@ -197,6 +197,7 @@ class TestDataFree:
             ({"augmentation": "autoaugment"}, "/training/augmentation", "augmentation_refused"),
             ({"augmentation": "randaugment"}, "/training/augmentation", "augmentation_refused"),
             ({"patience_epochs": 3}, "/training/patience_epochs", "never_chosen"),
+            ({"keep_best_epochs": 3}, "/training/keep_best_epochs", "never_chosen"),
             ({"precision": "float16"}, "/training/precision", "precision_refused"),
             ({"optimizer": {"name": "dot"}}, "/training/optimizer/name", "optimizer_refused"),
         ],

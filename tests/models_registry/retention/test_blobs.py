@@ -88,7 +88,7 @@ class TestSweep:
         with sessions.begin() as session:
             file = factories.stored(session, storage, b"needed for a year until now")
             blob = session.get_one(tables.BlobRow, file.sha256)
-            blob.created_at = database.now(session) - 8760 * HOUR
+            blob.adopted_at = database.now(session) - 8760 * HOUR
         assert blobs.sweep(sessions, storage, grace=HOUR) == 0
         with sessions.begin() as session:
             age(session, file.sha256)

@@ -1,14 +1,18 @@
 """An erased data set leaves no bytes, and says what it leaves."""
 
 import io
+import os
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from models_registry import errors
-from models_registry.artifacts import datasets
+from models_registry.artifacts import datasets, uploads
+from models_registry.jobs import actions
 from models_registry.jobs.lifecycle import State
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
@@ -16,6 +20,7 @@ from models_registry.retention import blobs, erasures
 from tests import factories
 from tests.databases import SQLITE_ONLY
 
+DAY = timedelta(days=1)
 REPORT = {"examples.png": b"a face", "examples.svg": b"a face too", "examples.json": b"{}"}
 
 
@@ -31,14 +36,36 @@ class Faces:
     """Storage key of what another version has too."""
 
 
+def grow_old(session: Session, folder: Path, age: timedelta = timedelta(hours=2)) -> None:
+    """Let all blobs have been stored, and adopted, so long before."""
+    for blob in session.scalars(sa.select(tables.BlobRow)):
+        blob.adopted_at -= age
+        path = folder / blob.storage_key
+        if path.exists():
+            make_older(path, age)
+
+
+def make_older(path: Path, age: timedelta) -> None:
+    then = path.stat().st_mtime - age.total_seconds()
+    os.utime(path, (then, then))
+
+
+def erased_long_ago(sessions: database.Sessions, age: timedelta) -> None:
+    with sessions.begin() as session:
+        for row in session.scalars(sa.select(tables.ErasedBlobRow)):
+            row.erased_at -= age
+            row.adopted_at -= age
+
+
 @pytest.fixture
 def faces(
     sessions: database.Sessions,
     storage: Storage,
     project: tables.ProjectRow,
     job: tables.JobRow,
+    tmp_path: Path,
 ) -> Faces:
-    """A data set with two versions, of which one file is in both."""
+    """A data set with two versions, of which one file is in both; stored two hours ago."""
     own, rows = {}, []
     with sessions.begin() as session:
         for number in (1, 2):
@@ -67,6 +94,7 @@ def faces(
                 task="classification",
                 upload_id=upload.id,
                 archive_sha256=archive.sha256,
+                lineage={"upload": upload.id, "upload_digest": f"sha256:{archive.sha256}"},
                 card="Photographs of Ada",
                 notes=[{"code": "left_out", "message": "ada.txt is no image"}],
             )
@@ -89,6 +117,7 @@ def faces(
         for path in ("report/examples.png", "report/examples.svg"):
             picture = session.get_one(tables.ModelFileRow, (student.id, path))
             own[path] = session.get_one(tables.BlobRow, picture.sha256).storage_key
+        grow_old(session, tmp_path / "storage")
     shared = own.pop("test")
     return Faces(rows[0], student, own, shared)
 
@@ -110,7 +139,7 @@ class TestErase:
     ) -> None:
         assert all(storage.exists(key) for key in faces.own.values())
         erased = erase(sessions, project)
-        assert erasures.finish(sessions, storage) == erased.blobs == len(faces.own)
+        assert erasures.finish(sessions, storage, grace=DAY) == erased.blobs == len(faces.own)
         assert [name for name, key in faces.own.items() if storage.exists(key)] == []
         assert storage.exists(faces.shared)
         assert erased.pictures == [
@@ -131,6 +160,8 @@ class TestErase:
             with pytest.raises(errors.Gone):
                 datasets.get_version(session, project_id=project.id, name="faces", version=1)
             datasets.get_version(session, project_id=project.id, name="faces", version=2)
+        again = erase(sessions, project)
+        assert (again.versions, again.blobs, again.pictures) == (["faces@1"], 0, [])
         # The store and the rows agree: nothing is left to be swept, and nothing is missing.
         assert blobs.preview(sessions, storage, grace=erasures.SETTLED_AFTER).blobs == 0
 
@@ -153,7 +184,7 @@ class TestErase:
                 upload_id="upl_1",
             )
         erased = erase(sessions, project)
-        assert erasures.finish(sessions, storage) == erased.blobs == len(faces.own) - 1
+        assert erasures.finish(sessions, storage, grace=DAY) == erased.blobs == len(faces.own) - 1
         assert storage.exists(faces.own["archive"])
         assert erased.remains != []
 
@@ -179,10 +210,43 @@ class TestErase:
     ) -> None:
         erased = erase(sessions, project, version=None)
         assert erased.versions == ["faces@1", "faces@2"]
-        erasures.finish(sessions, storage)
+        erasures.finish(sessions, storage, grace=DAY)
         assert not storage.exists(faces.shared)
         with sessions.begin() as session, pytest.raises(errors.Gone):
             datasets.get(session, project_id=project.id, name="faces")
+
+    @SQLITE_ONLY
+    @pytest.mark.parametrize("version", [1, None])
+    def test_finds_pictures_and_archive_of_one_that_was_deleted_before(
+        self,
+        sessions: database.Sessions,
+        storage: Storage,
+        project: tables.ProjectRow,
+        faces: Faces,
+        version: int | None,
+    ) -> None:
+        with sessions.begin() as session:
+            made_by = faces.student.job_id or ""
+            actions.delete(session, project_id=project.id, job_id=made_by)
+            if version is None:
+                datasets.delete(session, project_id=project.id, name="faces")
+            else:
+                datasets.delete_version(session, project_id=project.id, name="faces", version=1)
+        with sessions() as session:
+            deleted_at = session.get_one(tables.DatasetVersionRow, faces.version.id).deleted_at
+        erased = erase(sessions, project, version)
+        assert [picture.rpartition("/")[2] for picture in erased.pictures] == [
+            "examples.png",
+            "examples.svg",
+        ]
+        erasures.finish(sessions, storage, grace=DAY)
+        gone = {name for name, key in faces.own.items() if not storage.exists(key)}
+        assert gone == {"archive", "report/examples.png", "report/examples.svg"}
+        # Their rows went with the deletion, so the sweep has them.
+        assert ("prepared files", "faces@1") in {(one.kind, one.name) for one in erased.remains}
+        with sessions() as session:
+            row = session.get_one(tables.DatasetVersionRow, faces.version.id)
+            assert (row.card, row.deleted_at) == ("", deleted_at)
 
     @SQLITE_ONLY
     def test_refuses_what_jobs_need_unless_they_are_to_end(
@@ -210,13 +274,17 @@ class TestErase:
     def test_refuses_what_is_built_in_and_what_is_not_there(
         self, sessions: database.Sessions, project: tables.ProjectRow
     ) -> None:
-        for name, refusal in (("digits", errors.Conflict), ("nothing", errors.NotFound)):
+        for name, version, refusal in (
+            ("digits", None, errors.Conflict),
+            ("nothing", None, errors.NotFound),
+            ("digits", 7, errors.NotFound),
+        ):
             with sessions.begin() as session, pytest.raises(refusal):
-                erasures.erase(session, project_id=project.id, name=name)
+                erasures.erase(session, project_id=project.id, name=name, version=version)
 
 
-@SQLITE_ONLY
 class TestFinish:
+    @SQLITE_ONLY
     def test_goes_on_after_an_outage_of_the_store(
         self,
         sessions: database.Sessions,
@@ -230,25 +298,87 @@ class TestFinish:
         store.rename(away)
         store.write_text("no folder")
         with pytest.raises(errors.StorageDown):
-            erasures.finish(sessions, storage)
+            erasures.finish(sessions, storage, grace=DAY)
         with sessions() as session:
-            assert erasures.waiting(session) == erased.blobs
+            assert erasures.waiting(session, erased) == erased.blobs
         store.unlink()
         away.rename(store)
-        assert erasures.finish(sessions, storage) == erased.blobs
+        assert erasures.finish(sessions, storage, grace=DAY) == erased.blobs
         assert [name for name, key in faces.own.items() if storage.exists(key)] == []
 
-    def test_leaves_bytes_that_were_stored_again_since(
+    @pytest.mark.parametrize("is_finished_first", [True, False])
+    def test_spares_bytes_that_another_has_put_and_not_yet_committed(
+        self,
+        sessions: database.Sessions,
+        storage: Storage,
+        project: tables.ProjectRow,
+        faces: Faces,
+        is_finished_first: bool,
+    ) -> None:
+        put = storage.put(io.BytesIO(b"archive 1"))
+        assert put.key == faces.own["archive"]
+        erased = erase(sessions, project)
+        if is_finished_first:
+            assert erasures.finish(sessions, storage, grace=DAY) == erased.blobs - 1
+        with sessions.begin() as session:
+            assert erasures.waiting(session, erased) == (1 if is_finished_first else erased.blobs)
+            uploads.adopt(
+                session, sha256=put.sha256, size_bytes=put.size_bytes, storage_key=put.key
+            )
+        erased_long_ago(sessions, 2 * DAY)
+        erasures.finish(sessions, storage, grace=DAY)
+        assert storage.exists(put.key)
+        with sessions() as session:
+            assert erasures.waiting(session) == 0
+
+    @SQLITE_ONLY
+    def test_deletes_what_was_put_again_and_never_named(
         self,
         sessions: database.Sessions,
         storage: Storage,
         project: tables.ProjectRow,
         faces: Faces,
     ) -> None:
-        erase(sessions, project)
+        key = storage.put(io.BytesIO(b"archive 1")).key
+        erased = erase(sessions, project)
+        erasures.finish(sessions, storage, grace=DAY)
+        assert storage.exists(key)
+        # As if a day had passed: the put is older than the erasure, and the grace is over.
+        assert erasures.finish(sessions, storage, grace=timedelta(0)) == 1
+        assert not storage.exists(key)
+        with sessions() as session:
+            assert erasures.waiting(session, erased) == 0
+
+    @SQLITE_ONLY
+    def test_waits_an_hour_where_the_same_bytes_were_just_adopted(
+        self,
+        sessions: database.Sessions,
+        storage: Storage,
+        project: tables.ProjectRow,
+        faces: Faces,
+        tmp_path: Path,
+    ) -> None:
+        with sessions.begin() as session:
+            grow_old(session, tmp_path / "storage", -timedelta(hours=2))
+        erased = erase(sessions, project)
+        assert erasures.finish(sessions, storage, grace=DAY) == 0
+        hour = timedelta(hours=1)
+        erased_long_ago(sessions, hour)
+        for key in faces.own.values():
+            make_older(tmp_path / "storage" / key, hour)
+        assert erasures.finish(sessions, storage, grace=DAY) == erased.blobs
+
+    @SQLITE_ONLY
+    def test_leaves_bytes_that_were_stored_after_the_erasure(
+        self,
+        sessions: database.Sessions,
+        storage: Storage,
+        project: tables.ProjectRow,
+        faces: Faces,
+    ) -> None:
+        erased = erase(sessions, project)
         again = storage.put(io.BytesIO(b"archive 1"))
-        assert again.key == faces.own["archive"]
-        erasures.finish(sessions, storage)
+        assert erasures.finish(sessions, storage, grace=timedelta(0)) == erased.blobs - 1
         assert storage.exists(again.key)
         with sessions() as session:
             assert erasures.waiting(session) == 0

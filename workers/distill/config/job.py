@@ -143,6 +143,9 @@ class JobConfig(Values):
         if self.training.pseudo_labels is None:
             # As before there were any.
             del content["training"]["pseudo_labels"]
+        if self.training.keep_best_epochs == 1:
+            # As before there was a choice.
+            del content["training"]["keep_best_epochs"]
         if self.training.class_weights == "none":
             # As before there were any.
             del content["training"]["class_weights"]

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from workers.distill.config.teachers import Kind
 
+EPOCHS = "epochs/"
+"""Folder of the epochs that `training.keep_best_epochs` keeps beside the student."""
 Role: TypeAlias = Literal["teacher", "student", "baseline"]
 
 
@@ -56,6 +58,19 @@ class ValidationSummary(_ResultPart):
     last: float | None = Field(default=None, description="After the last epoch, in 0..1.")
     best: float | None = Field(default=None, description="The highest of all epochs, in 0..1.")
     best_epoch: int | None = Field(default=None, description="The epoch of `best`, from 1.")
+
+
+class KeptEpoch(_ResultPart):
+    """An epoch whose weights are kept (`training.keep_best_epochs`)."""
+
+    epoch: int = Field(default=0, description="From 1.")
+    score: float = Field(
+        default=0.0, description="The validation metric that decides, as in the history."
+    )
+    path: str | None = Field(
+        default=None,
+        description="The file of the student's version with its weights; null for the student.",
+    )
 
 
 class BalanceSummary(_ResultPart):
@@ -290,6 +305,11 @@ class RunResult(BaseModel):
     steps: int | None = Field(default=None, description="Optimizer steps of one network.")
     best_epoch: int | None = Field(
         default=None, description="Epoch whose weights were delivered, from 1."
+    )
+    kept_epochs: list[KeptEpoch] = Field(
+        default=[],
+        description="With `training.keep_best_epochs`: the epochs whose weights are kept, the best "
+        "first, which is the student.",
     )
     device: str | None = Field(default=None, description="`cpu` or `cuda`.")
     device_name: str | None = Field(default=None, description="Such as `NVIDIA H100`.")

@@ -697,6 +697,10 @@ def _is_left_out(value: object) -> bool:
     return value is None
 
 
+def _is_one(value: int) -> bool:
+    return value == 1
+
+
 def _is_zero(value: float) -> bool:
     return value == 0
 
@@ -843,6 +847,12 @@ _WITHOUT_DATA = (
         "patience_epochs out, and limit epochs, max_steps or max_seconds",
     ),
     Setting(
+        "keep_best_epochs",
+        "never_chosen",
+        _is_one,
+        "{subject}, and delivers the last epoch, with none beside it; leave keep_best_epochs out",
+    ),
+    Setting(
         "precision",
         "precision_refused",
         lambda value: value != "float16",
@@ -858,6 +868,12 @@ _WITH_CLIENTS = (
         _is_left_out,
         "{subject} for a round at a time, of which no moving average is kept; set ema_decay to "
         "null",
+    ),
+    Setting(
+        "keep_best_epochs",
+        "keep_best_refused",
+        _is_one,
+        "{subject}, and keeps the best round alone; leave keep_best_epochs out",
     ),
     Setting(
         "compile",

@@ -336,6 +336,14 @@ class Training(Values):
     evaluate_every_epochs: int = Field(
         1, ge=1, le=100_000, description="Epochs between two looks at the validation split."
     )
+    keep_best_epochs: int = Field(
+        1,
+        ge=1,
+        le=20,
+        description="How many epochs' weights are kept, by the validation metric that decides. The "
+        "best become the student; the others are files of its version, such as "
+        "epochs/epoch-0007.safetensors, each a whole student. Checkpoints hold them all.",
+    )
 
     def steps(self, per_epoch: int) -> int:
         """Return how many steps are made at most."""

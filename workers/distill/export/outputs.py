@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from workers.distill.config.job import JobConfig
+from workers.distill.config.result import EPOCHS
 from workers.distill.export.standalone import FILE, Standalone
 from workers.distill.networks import weights
 from workers.distill.networks.interface import Network
@@ -37,9 +38,7 @@ def write(
     or why there is none.
     """
     described = header(config, classes, student)
-    # No time, attempt or measurement goes into the student's file: the same recipe must give the
-    # same bytes.
-    texts = {"format": "pt", weights.HEADER_KEY: json.dumps(described, sort_keys=True)}
+    texts = _texts(described)
     name_student, name_model, name_metrics = FILES
     _whole(workdir / name_student, lambda path: weights.save_student(path, student, texts))
     model = {
@@ -62,6 +61,28 @@ def write(
     metrics = {"version": 1, "result": facts, "history": histories}
     _whole(workdir / name_metrics, lambda path: _json(path, metrics))
     checkpoint.sync_folder(workdir)
+
+
+def epoch_path(epoch: int) -> str:
+    """Return the path, below the working folder, of the student as an epoch (from 1) left it."""
+    return f"{EPOCHS}epoch-{epoch:04d}.safetensors"
+
+
+def write_epoch(
+    workdir: pathlib.Path, config: JobConfig, classes: list[str], student: Network, epoch: int
+) -> None:
+    """Write the student as an epoch left it, whole or not at all: a file as the student's own."""
+    path = workdir / epoch_path(epoch)
+    path.parent.mkdir(exist_ok=True)
+    texts = _texts(header(config, classes, student))
+    _whole(path, lambda part: weights.save_student(part, student, texts))
+    checkpoint.sync_folder(path.parent)
+
+
+def _texts(described: dict[str, Any]) -> dict[str, str]:
+    # No time, attempt or measurement goes into the student's file: the same recipe must give the
+    # same bytes.
+    return {"format": "pt", weights.HEADER_KEY: json.dumps(described, sort_keys=True)}
 
 
 def header(config: JobConfig, classes: list[str], student: Network) -> dict[str, Any]:

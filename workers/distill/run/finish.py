@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 
 from workers.distill.config import teachers
-from workers.distill.config.result import Latency, RunResult, TeacherResult
+from workers.distill.config.result import KeptEpoch, Latency, RunResult, TeacherResult
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.evaluation import embedding, evaluate, examples, profiling
 from workers.distill.export import outputs, preprocessing, standalone
@@ -75,6 +75,7 @@ def finish(
         **({} if balance is None else {"balance": balance}),
         **class_weights(context),
         **labels(context),
+        **kept_epochs(student.state),
         wall_seconds=round(time.monotonic() - began, 3),
         epochs=context.config.training.epochs,
         steps=context.steps,
@@ -108,6 +109,7 @@ def finish(
         mirrored=mirrors(context),
         standalone=made,
     )
+    facts["files"] += [{"path": path} for path in write_epochs(context, student.state)]
     if isinstance(made, standalone.Standalone):
         facts["files"].append({"path": standalone.FILE})
     facts["files"] += [{"path": path} for path in context.loop.write_files(context, student.state)]
@@ -118,6 +120,28 @@ def finish(
     if last:
         context.stop.ignore()
     context.reporter.result(**facts)
+
+
+def kept_epochs(state: TrainState) -> dict[str, Any]:
+    """Return the epochs that are kept, the best first; nothing where only the student's is."""
+    if state.training.keep_best_epochs == 1:
+        return {}
+    beside = [
+        KeptEpoch(epoch=one.epoch, score=one.score, path=outputs.epoch_path(one.epoch))
+        for one in state.next_best
+    ]
+    best = KeptEpoch(epoch=state.best.epoch, score=state.best.score, path=None)
+    return {"kept_epochs": [best, *beside]}
+
+
+def write_epochs(context: JobContext, state: TrainState) -> list[str]:
+    """Write the students of the epochs that are kept beside the best; return their paths."""
+    for kept in state.next_best:
+        network = state.load_kept(kept)
+        outputs.write_epoch(context.workdir, context.config, context.classes, network, kept.epoch)
+    if state.next_best:
+        state.load_best()
+    return [outputs.epoch_path(kept.epoch) for kept in state.next_best]
 
 
 def standalone_file(context: JobContext, network: Network) -> standalone.Standalone | str:

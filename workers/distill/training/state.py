@@ -105,6 +105,8 @@ class TrainState:
     time_is_up: bool = False
     """Set after a step by the progress reporter, which reads the clock."""
     best: BestWeights = field(default_factory=BestWeights)
+    next_best: list[BestWeights] = field(default_factory=list)
+    """Of the epochs that `keep_best_epochs` keeps beside the best, the better first."""
     history: list[dict[str, int | float]] = field(default_factory=list)
 
     @property
@@ -190,9 +192,13 @@ class TrainState:
         """Return the network to deliver, in evaluation mode, with the best epoch's weights."""
         if self.best.epoch == 0:
             raise errors.DistillError("no epoch was validated, so there is nothing to deliver")
-        self.student.load_state_dict(self.best.student)
-        if self.best.method:
-            self.method.load_state_dict(self.best.method)
+        return self.load_kept(self.best)
+
+    def load_kept(self, kept: BestWeights) -> Network:
+        """Return the network to deliver, in evaluation mode, with the weights of a kept epoch."""
+        self.student.load_state_dict(kept.student)
+        if kept.method:
+            self.method.load_state_dict(kept.method)
         return self.method.deliver(self.student).eval()
 
     def state_dict(self) -> dict[str, Any]:
@@ -233,6 +239,7 @@ class TrainState:
             "seconds": self.seconds,
             "time_is_up": self.time_is_up,
             "best": vars(self.best),
+            "next_best": [vars(one) for one in self.next_best],
             "history": self.history,
             "source": self.source.state_dict(),
         }
@@ -243,6 +250,8 @@ class TrainState:
         self.validated_epoch = state["validated_epoch"]
         self.time_is_up = state["time_is_up"]
         self.best = BestWeights(**state["best"])
+        # Checkpoints of earlier versions have none.
+        self.next_best = [BestWeights(**one) for one in state.get("next_best", ())]
         self.history = list(state["history"])
         self.source.load_state_dict(state["source"])
 
@@ -251,16 +260,39 @@ class TrainState:
             metrics = self.validate(self.method.deliver(self.student)) if self.validate else {}
             self.validated_epoch = epoch
             score = metrics.get(self.primary_metric, UNKNOWN)
-            if score > self.best.score if self.delivers == "best" else self.finished:
-                self._keep_weights(epoch, score)
+            self._keep_weights(epoch, score)
         return {f"validation/{name}": value for name, value in metrics.items()}
 
     def _keep_weights(self, epoch: int, score: float) -> None:
+        """Keep the student's weights if they are to be delivered, or are among the best."""
+        if score > self.best.score if self.delivers == "best" else self.finished:
+            former, self.best = self.best, self._weights(epoch, score)
+            self._keep_beside(former)
+        elif self._is_among_best(score):
+            self._keep_beside(self._weights(epoch, score))
+
+    @property
+    def _kept_beside(self) -> int:
+        """How many epochs are kept beside the best: of a baseline none, which is no student."""
+        return self.training.keep_best_epochs - 1 if self.phase == "student" else 0
+
+    def _is_among_best(self, score: float) -> bool:
+        if len(self.next_best) < self._kept_beside:
+            return score > UNKNOWN
+        return bool(self.next_best) and score > self.next_best[-1].score
+
+    def _keep_beside(self, kept: BestWeights) -> None:
+        # Of equal scores the earlier is the better one, as with the best itself.
+        every = [*self.next_best, *([kept] if kept.epoch else [])]
+        every.sort(key=lambda one: (-one.score, one.epoch))
+        self.next_best = every[: self._kept_beside]
+
+    def _weights(self, epoch: int, score: float) -> BestWeights:
         student = {name: value.clone() for name, value in self.student.state_dict().items()}
         # Memory banks can be larger than any student; they are kept where they are delivered.
         own_parts = self.method.state_dict() if delivers_own_parts(self.method) else {}
         method = {name: value.clone() for name, value in own_parts.items()}
-        self.best = BestWeights(epoch, score, student, method)
+        return BestWeights(epoch, score, student, method)
 
 
 def delivers_own_parts(method: Method) -> bool:

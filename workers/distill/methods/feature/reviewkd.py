@@ -24,8 +24,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workers.distill import errors
-from workers.distill.config import chosen
-from workers.distill.config.descriptions import ChosenFeature, Condition
+from workers.distill.config import chosen, rules
+from workers.distill.config.descriptions import ChosenFeature, Condition, NetworkDescription
 from workers.distill.config.job import Task
 from workers.distill.data.types import Batch
 from workers.distill.functional import adapters, map_distances, maps
@@ -148,8 +148,8 @@ class ReviewKD(FeatureMethod):
             self.teacher_features = (*self.teacher_features, "pre_activations")
         fades_in = not is_detector or params.warmup_epochs is not None
         self.warmup_epochs = params.warmup_epochs if fades_in else 0
-        given = _chosen(params.student_maps, "student", self.student_shapes, student)
-        wanted = _chosen(self.teacher_maps, "teacher", self.teacher_shapes, teacher)
+        given = self._maps_of(params.student_maps, "student", self.student_shapes, student)
+        wanted = self._maps_of(self.teacher_maps, "teacher", self.teacher_shapes, teacher)
         self.pairs = maps.pair_by_size(given, wanted)
         ours, theirs = self.student_shapes.pooled, self.teacher_shapes.pooled
         middle = min(MOST_CHANNELS, ours)
@@ -160,6 +160,23 @@ class ReviewKD(FeatureMethod):
             Fusion(one[0], middle, other[0], other[1:], deepest=level == 0)
             for level, (one, other) in enumerate(levels)
         )
+
+    def _maps_of(
+        self, which: Maps, role: str, measured: Shapes, network: Network | None
+    ) -> tuple[Shape, ...]:
+        """Return the shapes of the maps that are compared. Raises: errors.IncompatibleNetworks."""
+        if which == "post":
+            return measured.stages
+        if not measured.pre_activations and network is not None:
+            reference = network.reference or type(network).__name__
+            lacking = NetworkDescription(reference, shows=frozenset(), limits=network.limits)
+            errors.refuse(
+                rules.of_chosen_features(self.describe(), self.params.model_dump(), role, lacking),
+                errors.IncompatibleNetworks,
+                missing="pre_activations",
+                **{role: reference},
+            )
+        return measured.pre_activations
 
     def facts(self) -> dict[str, Any]:
         """Return that the teacher is compared after its activations, where that was not asked."""
@@ -185,17 +202,3 @@ class ReviewKD(FeatureMethod):
         warmup = moment.given_or_share(self.warmup_epochs, WARMUP_SHARE)
         weight = params.reviewkd_weight * moment.ramp(warmup)
         return {**self.task(student, batch), "reviewkd": weight * loss}
-
-
-def _chosen(which: Maps, role: str, measured: Shapes, network: Network | None) -> tuple[Shape, ...]:
-    if which == "post":
-        return measured.stages
-    if not measured.pre_activations:
-        reference = "" if network is None else network.reference
-        raise errors.IncompatibleNetworks(
-            f"method reviewkd needs feature maps before the last activation of every stage, and "
-            f"the {role} {reference} returns none; choose another {role}, or {role}_maps: post",
-            missing="pre_activations",
-            **{role: reference},
-        )
-    return measured.pre_activations
