@@ -23,9 +23,10 @@ from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
 from models_registry.settings import Settings
 from retort import server_events
-from tests import databases, factories
+from tests import databases, factories, waiting
 from tests.contracts import source
 
+# Less than the longest time that a request may ask to wait.
 PATIENCE_SECONDS = 20.0
 
 
@@ -36,9 +37,7 @@ def server(app: FastAPI) -> Iterator[uvicorn.Server]:
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="server")
     thread.start()
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.01)
+    waiting.until(lambda: server.started, "the server has started", pause_seconds=0.01)
     yield server
     app.state.service.hub.drain_soon()
     server.should_exit = True
@@ -175,13 +174,14 @@ class TestStream:
         with sessions.begin() as session:
             point = leases.MetricSample("loss/total", 1, 1, float("inf"))
             leases.report(session, lease, progress=0.25, estimated_end_at=None, samples=[point])
-        deadline = time.monotonic() + PATIENCE_SECONDS
         told: dict[str, Any] = {}
-        while told.get("progress") != 0.25 and time.monotonic() < deadline:
+
+        def is_told() -> bool:
             seen = [found for found in reader.events if found.event == "progress"]
-            told = json.loads(seen[-1].data) if seen else {}
-            time.sleep(0.05)
-        assert told["progress"] == 0.25
+            told.update(json.loads(seen[-1].data) if seen else {})
+            return told.get("progress") == 0.25
+
+        waiting.until(is_told, "progress is told")
         assert told["state"] == "running"
         assert told["metrics"] == {"loss/total": "Infinity"}
         with sessions.begin() as session:
@@ -399,7 +399,7 @@ class TestSignal:
         )
         try:
             with http:
-                wait_until_answered(http)
+                waiting.until(lambda: answers(http), "the server answers")
                 reader = Reader(http, job_id)
                 reader.wait_for("progress")
                 server.send_signal(signal.SIGTERM)
@@ -419,15 +419,9 @@ def free_port() -> int:
         return port
 
 
-def wait_until_answered(http: httpx.Client) -> None:
-    """Wait until a server answers."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            http.get("/healthz")
-        except httpx.ConnectError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-        else:
-            return
+def answers(http: httpx.Client) -> bool:
+    """Return whether a server answers."""
+    try:
+        return http.get("/healthz").is_success
+    except httpx.ConnectError:
+        return False

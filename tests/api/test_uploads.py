@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent import futures
 from datetime import timedelta
@@ -28,7 +27,7 @@ from models_registry.artifacts import uploads
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import LocalStorage, Storage
 from models_registry.settings import Settings
-from tests import sending
+from tests import sending, waiting
 from tests.databases import SQLITE_ONLY
 
 MEBIBYTE = 2**20
@@ -437,11 +436,12 @@ def served(settings: Settings, **changes: str) -> Iterator[tuple[str, psutil.Pro
     with subprocess.Popen(command, env=environment) as process:
         try:
             url = f"http://127.0.0.1:{port}"
-            deadline = time.monotonic() + 60
-            while not _answers(url):
+
+            def answers() -> bool:
                 assert process.poll() is None, "the API did not start"
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+                return _answers(url)
+
+            waiting.until(answers, "the API answers")
             yield url, psutil.Process(process.pid)
         finally:
             process.terminate()
