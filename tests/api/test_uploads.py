@@ -493,11 +493,11 @@ def repeated(size_bytes: int) -> Iterator[bytes]:
 class TestProcess:
     """What only a real server shows."""
 
-    @pytest.mark.parametrize("part_bytes", [8 * MEBIBYTE, 256 * MEBIBYTE])
+    @pytest.mark.parametrize("part_bytes", [8 * MEBIBYTE, 128 * MEBIBYTE])
     def test_keeps_its_memory_while_a_large_file_passes(
         self, settings: Settings, api_key: str, part_bytes: int
     ) -> None:
-        size_bytes = 256 * MEBIBYTE
+        size_bytes = 128 * MEBIBYTE
         digest = hashlib.sha256()
         for chunk in repeated(size_bytes):
             digest.update(chunk)
