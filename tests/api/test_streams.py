@@ -225,6 +225,7 @@ class TestStream:
         bad = http.get(f"/v1/jobs/{job_id}/logs/stream", headers={"last-event-id": "7"})
         assert (bad.status_code, bad.json()["code"]) == (400, "bad_event_id")
 
+    @databases.SQLITE_ONLY
     def test_of_a_known_length_is_answered_to_head_with_that_length(
         self, http: httpx.Client, job_id: str
     ) -> None:
@@ -235,11 +236,13 @@ class TestStream:
             assert (head.status_code, head.content) == (200, b"")
             assert head.headers["content-length"] == whole.headers["content-length"]
 
+    @databases.SQLITE_ONLY
     def test_answers_head_at_once(self, http: httpx.Client, job_id: str) -> None:
         head = http.head(f"/v1/jobs/{job_id}/stream", timeout=PATIENCE_SECONDS)
         assert (head.status_code, head.content) == (200, b"")
         assert head.headers["content-type"].startswith("text/event-stream")
 
+    @databases.SQLITE_ONLY
     def test_resumes_after_the_last_event_that_was_seen(
         self, http: httpx.Client, sessions: database.Sessions, job_id: str
     ) -> None:
@@ -257,6 +260,7 @@ class TestStream:
         cancel(sessions, job_id)
         assert numbered(Reader(http, job_id).finish()) == list(range(1, 604))
 
+    @databases.SQLITE_ONLY
     def test_feeds_many_readers_of_one_job_alike(
         self, http: httpx.Client, sessions: database.Sessions, job_id: str
     ) -> None:
@@ -292,6 +296,7 @@ class TestStream:
         http.delete(f"/v1/jobs/{job_id}")
         assert numbered(reader.finish()) == [1, 2, 3]
 
+    @databases.SQLITE_ONLY
     def test_ends_on_a_drain_and_says_when_to_come_back(
         self, http: httpx.Client, app: FastAPI, job_id: str
     ) -> None:
@@ -304,6 +309,7 @@ class TestStream:
         assert ready.status_code == 503
         assert "shutting down" in ready.json()["detail"]
 
+    @databases.SQLITE_ONLY
     def test_has_a_limit_per_project(
         self,
         http: httpx.Client,
@@ -322,6 +328,7 @@ class TestStream:
         reader.finish()
         assert numbered(Reader(http, job_id).finish()) == [1, 2, 3]
 
+    @databases.SQLITE_ONLY
     @pytest.mark.parametrize("value", ["-1", "x", "1.5", "99999999999"])
     def test_refuses_an_event_id_that_is_none(
         self, http: httpx.Client, job_id: str, value: str
@@ -331,6 +338,7 @@ class TestStream:
 
 
 class TestLongPoll:
+    @databases.SQLITE_ONLY
     def test_returns_at_once_where_there_is_something(
         self, http: httpx.Client, job_id: str
     ) -> None:
@@ -350,12 +358,14 @@ class TestLongPoll:
         assert [event["type"] for event in found["data"]] == ["job.cancelled"]
         assert time.monotonic() - started < 22
 
+    @databases.SQLITE_ONLY
     def test_gives_up_after_the_time_it_was_given(self, http: httpx.Client, job_id: str) -> None:
         started = time.monotonic()
         found = http.get(f"/v1/jobs/{job_id}/events?after=2&wait_seconds=0.3").json()
         assert found == {"data": [], "has_more": False}
         assert time.monotonic() - started >= 0.3
 
+    @databases.SQLITE_ONLY
     def test_does_not_wait_for_a_job_that_has_ended(
         self, http: httpx.Client, sessions: database.Sessions, job_id: str
     ) -> None:
