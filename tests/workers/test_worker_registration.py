@@ -80,6 +80,15 @@ class TestWorkerRegistration:
         assert found is not None
         assert found.name == "worker-wrk_1", "projects see no host names"
 
+    @SQLITE_ONLY
+    def test_loads_no_torch_for_a_worker_that_takes_no_jobs(
+        self, context: Context, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(worker_registration, "_DESCRIBE_SECONDS", 0)  # no child could answer
+        worker_registration.start(context.settings, worker_id="wrk_1", queues=["maintenance"])
+        found = scenes.wait_until(lambda: described(context), "the worker is described")
+        assert (found.devices, list(found.versions)) == ([], ["python"])
+
     def test_ends_at_once_although_the_devices_are_not_known_yet(self, context: Context) -> None:
         begin(context.settings.model_copy(update={"worker_name": "left rack"}))
         scenes.wait_until(lambda: row(context), "the worker is announced")
