@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
 from api import streams
@@ -23,7 +22,7 @@ from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
 from models_registry.settings import Settings
 from retort import server_events
-from tests import databases, factories, waiting
+from tests import databases, factories, serving, waiting
 from tests.contracts import source
 
 # Less than the longest time that a request may ask to wait.
@@ -31,30 +30,15 @@ PATIENCE_SECONDS = 20.0
 
 
 @pytest.fixture
-def server(app: FastAPI) -> Iterator[uvicorn.Server]:
-    """The app behind a real server, on a free port of the loopback interface."""
-    config = uvicorn.Config(app, port=0, log_config=None, ws="none", timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, name="server")
-    thread.start()
-    waiting.until(lambda: server.started, "the server has started", pause_seconds=0.01)
-    yield server
-    app.state.service.hub.drain_soon()
-    server.should_exit = True
-    thread.join()
-
-
-@pytest.fixture
-def http(server: uvicorn.Server, api_key: str) -> Iterator[httpx.Client]:
-    """A client of that server."""
-    port = server.servers[0].sockets[0].getsockname()[1]
+def http(app: FastAPI, api_key: str) -> Iterator[httpx.Client]:
+    """A client of the app behind a real server."""
     headers = {"authorization": f"Bearer {api_key}"}
-    with httpx.Client(
-        base_url=f"http://127.0.0.1:{port}",
-        headers=headers,
-        timeout=PATIENCE_SECONDS,
-        trust_env=False,
-    ) as client:
+    with (
+        serving.served(app) as running,
+        httpx.Client(
+            base_url=running.url, headers=headers, timeout=PATIENCE_SECONDS, trust_env=False
+        ) as client,
+    ):
         yield client
 
 
