@@ -25,9 +25,6 @@ from retort import server_events
 from tests import databases, factories, serving, waiting
 from tests.contracts import source
 
-# Less than the longest time that a request may ask to wait.
-PATIENCE_SECONDS = 20.0
-
 
 @pytest.fixture
 def http(app: FastAPI, api_key: str) -> Iterator[httpx.Client]:
@@ -36,7 +33,7 @@ def http(app: FastAPI, api_key: str) -> Iterator[httpx.Client]:
     with (
         serving.served(app) as running,
         httpx.Client(
-            base_url=running.url, headers=headers, timeout=PATIENCE_SECONDS, trust_env=False
+            base_url=running.url, headers=headers, timeout=waiting.PATIENCE_SECONDS, trust_env=False
         ) as client,
     ):
         yield client
@@ -81,13 +78,13 @@ class Reader:
     def wait_for(self, kind: str) -> server_events.ServerEvent:
         """Return the first event of a kind, once it is there."""
         with self._news:
-            there = self._news.wait_for(lambda: self._of(kind), PATIENCE_SECONDS)
+            there = self._news.wait_for(lambda: self._of(kind), waiting.PATIENCE_SECONDS)
             assert there, f"no {kind} came"
             return self._of(kind)[0]
 
     def finish(self) -> list[server_events.ServerEvent]:
         """Return everything, once the stream has ended."""
-        assert self.ended.wait(PATIENCE_SECONDS), "the stream did not end"
+        assert self.ended.wait(waiting.PATIENCE_SECONDS), "the stream did not end"
         self.thread.join()
         return self.events
 
@@ -222,7 +219,7 @@ class TestStream:
 
     @databases.SQLITE_ONLY
     def test_answers_head_at_once(self, http: httpx.Client, job_id: str) -> None:
-        head = http.head(f"/v1/jobs/{job_id}/stream", timeout=PATIENCE_SECONDS)
+        head = http.head(f"/v1/jobs/{job_id}/stream")
         assert (head.status_code, head.content) == (200, b"")
         assert head.headers["content-type"].startswith("text/event-stream")
 
@@ -387,7 +384,7 @@ class TestSignal:
         http = httpx.Client(
             base_url=f"http://127.0.0.1:{port}",
             headers={"authorization": f"Bearer {api_key}"},
-            timeout=PATIENCE_SECONDS,
+            timeout=waiting.PATIENCE_SECONDS,
             trust_env=False,
             transport=httpx.HTTPTransport(retries=0),
         )
@@ -399,7 +396,7 @@ class TestSignal:
                 server.send_signal(signal.SIGTERM)
                 asked = time.monotonic()
                 assert reader.finish()[-1].retry_seconds is not None
-                assert server.wait(PATIENCE_SECONDS) in {0, -signal.SIGTERM}
+                assert server.wait(waiting.PATIENCE_SECONDS) in {0, -signal.SIGTERM}
                 assert time.monotonic() - asked < 25
         finally:
             server.kill()
