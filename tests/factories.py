@@ -122,8 +122,8 @@ def dataset_version(
     session: Session, *, project_id: str, name: str = "faces", **changes: Any
 ) -> tables.DatasetVersionRow:
     """Add a version of a data set that is ready, without files."""
-    facts = {"state": "ready", "format": "imagefolder", "task": "classification", **changes}
-    return datasets.add_version(session, project_id=project_id, name=name, **facts)
+    facts: dict[str, Any] = {"state": "ready", "format": "imagefolder", "task": "classification"}
+    return datasets.add_version(session, project_id=project_id, name=name, **{**facts, **changes})
 
 
 def job(session: Session, *, project_id: str, **changes: Any) -> tables.JobRow:

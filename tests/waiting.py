@@ -11,7 +11,7 @@ PATIENCE_SECONDS = 120.0
 
 
 def until(
-    is_so: Callable[[], T],
+    is_so: Callable[[], T | None],
     what: str,
     *,
     seconds: float = PATIENCE_SECONDS,
