@@ -515,7 +515,9 @@ class TestEngineServer:
 
         def kill() -> None:
             (engine,) = scenes.wait_until(scenes.engines, "the engine runs")
-            engine.parent().kill()
+            server = engine.parent()
+            assert server is not None
+            server.kill()
 
         with (
             # Imports nothing, so that the engine still starts when it is killed.

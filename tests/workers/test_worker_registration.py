@@ -121,6 +121,7 @@ class TestWorkerRegistration:
             return found if found is not None and found.fault is not None else None
 
         found = scenes.wait_until(told, "the fault is told")
+        assert found.fault is not None
         assert (found.fault["code"], found.fault["message"]) == ("no_disk", "The disk is full.")
         with context.readers.begin() as session:
             assert not workers.anyone_takes(session, queue="any")
