@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from models_registry.access import keys
-from models_registry.artifacts import aliases, models, uploads
+from models_registry.artifacts import aliases, datasets, models, uploads
 from models_registry.jobs import leases, submission, transitions
 from models_registry.jobs.lifecycle import Event, Reason
 from models_registry.jobs.spec import JobSpec
@@ -116,6 +116,14 @@ def teacher(
         files={file.path: file.sha256},
         state="ready",
     )
+
+
+def dataset_version(
+    session: Session, *, project_id: str, name: str = "faces", **changes: Any
+) -> tables.DatasetVersionRow:
+    """Add a version of a data set that is ready, without files."""
+    facts: dict[str, Any] = {"state": "ready", "format": "imagefolder", "task": "classification"}
+    return datasets.add_version(session, project_id=project_id, name=name, **{**facts, **changes})
 
 
 def job(session: Session, *, project_id: str, **changes: Any) -> tables.JobRow:

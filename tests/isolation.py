@@ -10,6 +10,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from tests import waiting
+
 
 def run(
     script: Path, *arguments: str, site: Path, folder: Path
@@ -22,7 +24,7 @@ def run(
         env={"PATH": os.defpath, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=2 * waiting.PATIENCE_SECONDS,
         check=False,
     )
 

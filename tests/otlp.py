@@ -2,7 +2,6 @@
 
 import contextlib
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
-ARRIVAL_SECONDS = 20
+from tests import waiting
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,14 @@ class Collector:
 
     def wait_for(self, *names: str) -> dict[str, Received]:
         """Return the last span of each name, once all have arrived."""
-        deadline = time.monotonic() + ARRIVAL_SECONDS
-        while True:
-            found = {span.name: span for span in list(self.spans)}
-            if set(names) <= set(found):
-                return found
-            assert time.monotonic() < deadline, f"{set(names) - set(found)} did not arrive"
-            time.sleep(0.05)
+        found: dict[str, Received] = {}
+
+        def have_arrived() -> bool:
+            found.update({span.name: span for span in list(self.spans)})
+            return set(names) <= set(found)
+
+        waiting.until(have_arrived, f"{names} arrive")
+        return found
 
 
 @contextlib.contextmanager

@@ -9,12 +9,13 @@ from typing import TypeVar
 from sqlalchemy.orm import Session
 
 from models_registry.persistence import database
+from tests import waiting
 
 T = TypeVar("T")
 
 # Long enough to run into the other's lock; where it is not, the test sees the easy order of events.
 _HEAD_START_SECONDS = 0.1
-_STUCK_SECONDS = 30
+_STUCK_SECONDS = waiting.PATIENCE_SECONDS
 
 
 def together(works: Sequence[Callable[[], T]]) -> list[T]:

@@ -69,10 +69,14 @@ class MachineHealth:
     """The suspension of one worker, in memory that its forked processes share.
 
     `first_pause_seconds` is the time to the first new try; each further one waits twice as long.
+    `clock` tells the seconds since the epoch.
     """
 
-    def __init__(self, *, first_pause_seconds: float = 5.0) -> None:
+    def __init__(
+        self, *, first_pause_seconds: float = 5.0, clock: Callable[[], float] = time.time
+    ) -> None:
         self._first_pause = first_pause_seconds
+        self._clock = clock
         self._shared = multiprocessing.get_context("fork").Array(ctypes.c_char, _STATE_BYTES)
 
     @property
@@ -83,7 +87,7 @@ class MachineHealth:
 
     def suspend(self, fault: MachineFault) -> None:
         """Take no more jobs until the machine passes a check; a first fault stays."""
-        now, last = time.time(), self._read()
+        now, last = self._clock(), self._read()
         if last is not None and last.over_since is None:
             return
         has_relapsed = last is not None and now - (last.over_since or now) < _RELAPSE_SECONDS
@@ -94,7 +98,7 @@ class MachineHealth:
 
     def review(self, check: Callable[[str], MachineFault | None]) -> None:
         """Try a suspended machine again if it is time; `check` gets the code of the fault."""
-        now, last = time.time(), self.suspension
+        now, last = self._clock(), self.suspension
         if last is None or now < last.retry_at:
             return
         fault = check(last.code)

@@ -10,6 +10,7 @@ import functools
 import json
 import multiprocessing
 import os
+import platform
 import queue
 import signal
 import socket
@@ -26,7 +27,7 @@ import sqlalchemy.exc
 import structlog
 
 from models_registry.jobs import workers
-from models_registry.persistence import database
+from models_registry.persistence import broker, database
 from models_registry.settings import Settings
 from workers import engine_launcher, gpu_utilisation, machine_health
 from workers.erased_inputs import ErasedInputs
@@ -111,9 +112,7 @@ def _run(
     # It takes seconds to load torch, in which the machine may already be found unfit.
     described: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     describing = threading.Thread(
-        target=lambda: described.put(
-            {**_describe(settings.worker_device), "isolation": _isolation(settings)}
-        ),
+        target=lambda: described.put(_description(settings, queues)),
         name="worker-description",
         daemon=True,
     )
@@ -230,6 +229,17 @@ def _write(
         log.warning("registration_not_written", worker_id=worker_id, error=str(error))
         return False
     return True
+
+
+def _description(settings: Settings, queues: list[str]) -> dict[str, Any]:
+    """Return devices, versions and isolation.
+
+    Only workers for jobs list devices: to load torch for it takes seconds and memory.
+    """
+    found: dict[str, Any] = {"devices": [], "versions": {"python": platform.python_version()}}
+    if set(queues) & set(broker.JOB_QUEUES):
+        found = _describe(settings.worker_device)
+    return {**found, "isolation": _isolation(settings)}
 
 
 def _describe(device: str) -> dict[str, Any]:

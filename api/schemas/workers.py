@@ -38,7 +38,9 @@ class WorkerRead(rows.RowRead):
     )
     fault: WorkerFaultRead | None = Field(description="Why it takes no jobs for now.")
     queues: list[str]
-    devices: list[Any] = Field(description="As the worker announced them.")
+    devices: list[Any] = Field(
+        description="As the worker announced them; one that takes no jobs announces none."
+    )
     device: str | None = Field(description="The first of them, by name.")
     memory_bytes: int
     versions: dict[str, Any]

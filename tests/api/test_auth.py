@@ -147,6 +147,7 @@ class TestScopes:
 
 
 class TestRoles:
+    @databases.SQLITE_ONLY
     @pytest.mark.parametrize(
         ("verb", "path", "least"),
         [
@@ -310,6 +311,7 @@ class TestApiKeys:
         assert client.delete(f"/v1/api-keys/{row.id}").status_code == 404
         assert row.id not in client.get("/v1/api-keys").text
 
+    @databases.SQLITE_ONLY
     def test_need_a_zone_in_their_expiry(self, client: TestClient) -> None:
         answer = client.post(
             "/v1/api-keys", json={"name": "x", "expires_at": "2030-01-01T00:00:00"}

@@ -22,6 +22,7 @@ def register(client: TestClient, name: str = "scans", **changes: Any) -> Any:
 
 
 class TestBuiltIn:
+    @SQLITE_ONLY
     def test_digits_are_ready_in_every_project(self, client: TestClient) -> None:
         listed = client.get("/v1/datasets").json()["data"]
         assert ("digits", 1) in [(row["name"], row["latest_version"]) for row in listed]
@@ -35,6 +36,7 @@ class TestBuiltIn:
         assert body["boxes"] is None
         assert body["digest"].startswith("sha256:")
 
+    @SQLITE_ONLY
     def test_scenes_tell_how_many_boxes_each_split_has(self, client: TestClient) -> None:
         body = client.get("/v1/datasets/digit_scenes/versions/1").json()
         assert (body["task"], body["splits"]["test"]) == ("detection", 250)
@@ -87,11 +89,13 @@ class TestRegister:
         assert answer.status_code == 422
         assert sending.faults(answer) == {pointer: code}
 
+    @SQLITE_ONLY
     def test_checks_the_input_where_one_is_given(self, client: TestClient) -> None:
         images = {"channels": 3, "height": 32, "width": 32, "mean": [0.5], "std": [1, 1, 0]}
         answer = register(client, input=images)
         assert set(sending.faults(answer)) == {"/input/mean", "/input/std/2"}
 
+    @SQLITE_ONLY
     def test_takes_a_size_alone_and_leaves_the_rest_to_be_measured(
         self, client: TestClient, sessions: database.Sessions
     ) -> None:
@@ -108,15 +112,18 @@ class TestRegister:
         wrong = register(client, input={"height": 0, "std": [0.0]})
         assert set(sending.faults(wrong)) == {"/input/height", "/input/std/0"}
 
+    @SQLITE_ONLY
     def test_names_the_formats_that_there_are(self, client: TestClient) -> None:
         assert "imagefolder" in register(client, format="image-folder").json()["detail"]
 
+    @SQLITE_ONLY
     @pytest.mark.parametrize("given", [None, "auto"])
     def test_leaves_the_format_to_be_recognised(self, client: TestClient, given: str) -> None:
         answer = register(client, format=given, task="detection")
         assert answer.status_code == 202
         assert answer.json()["format"] == "auto"
 
+    @SQLITE_ONLY
     def test_refuses_a_format_that_cannot_hold_the_labels(self, client: TestClient) -> None:
         answer = register(client, task="segmentation")
         assert sending.faults(answer) == {"/format": "unsupported_format"}
@@ -125,20 +132,24 @@ class TestRegister:
         )
         assert register(client, task="segmentation", format="npz").status_code == 202
 
+    @SQLITE_ONLY
     def test_says_of_an_unknown_task_that_alone(self, client: TestClient) -> None:
         assert sending.faults(register(client, task="magic")) == {"/task": "unknown_task"}
 
+    @SQLITE_ONLY
     def test_accepts_whatever_format_the_catalog_has(
         self, client: TestClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(catalog.load().formats, "toy", {"tasks": ["classification"]})
         assert register(client, format="toy").status_code == 202
 
+    @SQLITE_ONLY
     def test_needs_an_upload_for_data_sets(self, client: TestClient) -> None:
         body = {"upload": sending.send(client), "format": "npz"}
         answer = client.post("/v1/datasets/scans/versions", json=body)
         assert sending.faults(answer) == {"/upload": "wrong_purpose"}
 
+    @SQLITE_ONLY
     def test_refuses_a_bad_name(self, client: TestClient) -> None:
         assert sending.faults(register(client, "Scans")) == {"/name": "bad_name"}
 
@@ -243,6 +254,7 @@ class TestFromJob:
         answer = client.get(f"{here}/files/synthetic/train.safetensors")
         assert answer.content == factories.IMAGES["train.safetensors"]
 
+    @SQLITE_ONLY
     @pytest.mark.parametrize(
         ("changes", "faults"),
         [
@@ -265,6 +277,7 @@ class TestFromJob:
         assert answer.status_code == 422
         assert faults.items() <= sending.faults(answer).items()
 
+    @SQLITE_ONLY
     @pytest.mark.parametrize(
         ("body", "faults"),
         [
@@ -301,6 +314,7 @@ def ready(
 
 
 class TestArchive:
+    @SQLITE_ONLY
     def test_is_returned_as_it_was_sent_after_the_upload_has_gone(
         self, client: TestClient, sessions: database.Sessions, storage: Storage
     ) -> None:

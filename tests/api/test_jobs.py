@@ -16,7 +16,7 @@ from models_registry.access import keys
 from models_registry.jobs import leases
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
-from tests import factories
+from tests import databases, factories
 
 Body = dict[str, Any]
 
@@ -92,6 +92,7 @@ class TestSubmit:
         assert message.payload["job_id"] == submitted["id"]
         assert message.published_at is None
 
+    @databases.SQLITE_ONLY
     def test_refuses_all_that_is_wrong_at_once_and_stores_nothing(
         self, client: TestClient, sessions: database.Sessions
     ) -> None:
@@ -122,6 +123,7 @@ class TestIdempotencyKey:
         assert again.headers["idempotency-replayed"] == "true"
         assert count(sessions, tables.JobRow) == 1
 
+    @databases.SQLITE_ONLY
     def test_refuses_another_body(self, client: TestClient) -> None:
         headers = {"idempotency-key": "once"}
         client.post("/v1/jobs", json=factories.spec(), headers=headers)
@@ -198,6 +200,7 @@ class TestValidate:
         assert job["warnings"] == checked["warnings"]
         assert "logits are put in the data set's order" in job["warnings"][0]["message"]
 
+    @databases.SQLITE_ONLY
     def test_refuses_what_submission_refuses(self, client: TestClient) -> None:
         wrong = factories.spec(method={"name": "dk"})
         checked = client.post("/v1/jobs/validate", json=wrong).json()
@@ -255,6 +258,7 @@ class TestList:
         assert other.json()["code"] == "cursor_mismatch"
         assert client.get("/v1/jobs?cursor=x").json()["code"] == "bad_cursor"
 
+    @databases.SQLITE_ONLY
     @pytest.mark.parametrize(
         "query",
         ["state=sleeping", "limit=0", "created_after=yesterday", "created_after=2020-01-01T00:00"],
@@ -292,6 +296,7 @@ class TestVerbs:
         assert answer.json()["code"] == "illegal_transition"
         assert "pause" not in answer.json()["allowed"]
 
+    @databases.SQLITE_ONLY
     @pytest.mark.parametrize("job_id", ["job_nobody", "%F0%9F%99%82", "x" * 300])
     def test_know_no_job_of_nobody(self, client: TestClient, job_id: str) -> None:
         parts = ("attempts", "checkpoints", "events", "metrics", "logs", "stream", "student")
@@ -417,6 +422,7 @@ class TestStudent:
         assert answer.status_code == 409
         assert answer.json()["code"] == "student_not_ready"
 
+    @databases.SQLITE_ONLY
     def test_comes_whole_and_with_its_digest(
         self, client: TestClient, sessions: database.Sessions, storage: Storage, submitted: Body
     ) -> None:
@@ -475,10 +481,12 @@ class TestReport:
             assert answer.headers["content-disposition"].startswith("attachment")
             assert "repr-digest" in answer.headers
 
+    @databases.SQLITE_ONLY
     def test_gives_a_part_of_a_file(self, client: TestClient, reported: str) -> None:
         part = client.get(f"{reported}/accuracy.png", headers={"range": "bytes=2-"})
         assert (part.status_code, part.content) == (206, b"picture")
 
+    @databases.SQLITE_ONLY
     def test_comes_as_one_archive(self, client: TestClient, reported: str) -> None:
         answer = client.get(client.get(reported).json()["archive"])
         assert answer.headers["content-type"] == "application/zip"
@@ -492,6 +500,7 @@ class TestReport:
         other = {"if-match": '"other"'}
         assert client.get(f"{reported}.zip", headers=other).status_code == 412
 
+    @databases.SQLITE_ONLY
     def test_of_lost_bytes_is_gone_before_it_begins(
         self, client: TestClient, storage: Storage, reported: str
     ) -> None:
@@ -499,14 +508,17 @@ class TestReport:
         storage.delete(f"sha256/{digest[:2]}/{digest[2:4]}/{digest}")
         assert client.get(f"{reported}.zip").status_code == 410
 
+    @databases.SQLITE_ONLY
     def test_leads_to_no_other_file(self, client: TestClient, reported: str) -> None:
         for path in ("model.safetensors", "%2E%2E/model.safetensors", "%2Findex.json", ""):
             assert client.get(f"{reported}/{path}").status_code == 404
 
+    @databases.SQLITE_ONLY
     def test_is_nobody_elses(self, stranger: TestClient, reported: str) -> None:
         for path in ("", ".zip", "/index.json"):
             assert stranger.get(f"{reported}{path}").status_code == 404
 
+    @databases.SQLITE_ONLY
     def test_may_have_been_switched_off(
         self, client: TestClient, sessions: database.Sessions, storage: Storage, submitted: Body
     ) -> None:

@@ -67,6 +67,7 @@ class TestRegister:
         assert message.payload == {"version_id": version.id}
         assert version.announced_at is not None
 
+    @SQLITE_ONLY
     def test_takes_names_for_classes(self, client: TestClient) -> None:
         assert register(client, classes=["cat", "dog"]).json()["classes"] == ["cat", "dog"]
 
@@ -137,6 +138,7 @@ class TestRegister:
         assert answer.status_code == 422
         assert pointer in sending.faults(answer)
 
+    @SQLITE_ONLY
     @pytest.mark.parametrize(
         ("changes", "words"),
         [
@@ -154,6 +156,7 @@ class TestRegister:
         assert answer.status_code == 422
         assert words in answer.json()["detail"]
 
+    @SQLITE_ONLY
     def test_takes_the_normalisation_of_pixels_that_stay_as_they_are(
         self, client: TestClient
     ) -> None:
@@ -161,6 +164,7 @@ class TestRegister:
             images = {**factories.DIGITS_INPUT, "mean": [mean], "std": [std]}
             assert register(client, input=images).status_code == 202
 
+    @SQLITE_ONLY
     def test_keeps_how_a_file_is_to_be_read(
         self, client: TestClient, sessions: database.Sessions
     ) -> None:
@@ -173,10 +177,12 @@ class TestRegister:
                 {"entry": "model_ema", "strict": False, "resize_positions": True},
             ]
 
+    @SQLITE_ONLY
     def test_suggests_the_nearest_network(self, client: TestClient) -> None:
         answer = register(client, network="retort/resnet8x5")
         assert "retort/resnet8x4" in answer.json()["detail"]
 
+    @SQLITE_ONLY
     def test_says_everything_that_is_wrong_at_once(self, client: TestClient) -> None:
         wrong = {"network": "x", "classes": 1, "task": "fun", "upload": "upl_x"}
         answer = client.post(
@@ -191,11 +197,13 @@ class TestRegister:
         assert answer.status_code == 422
         assert sending.faults(answer) == {"/name": "bad_name"}
 
+    @SQLITE_ONLY
     def test_needs_an_upload_that_is_completed(self, client: TestClient) -> None:
         upload = sending.begin(client, b"weights")["id"]
         answer = client.post("/v1/models/m/versions", json=sending.model_version(upload))
         assert sending.faults(answer) == {"/upload": "upload_not_completed"}
 
+    @SQLITE_ONLY
     def test_needs_an_upload_for_models(self, client: TestClient) -> None:
         upload = sending.send(client, purpose="dataset")
         answer = client.post("/v1/models/m/versions", json=sending.model_version(upload))
@@ -261,6 +269,7 @@ class TestLines:
         assert first.headers["etag"] != etag
         assert client.get("/v1/models/m").json()["card"] == "1"
 
+    @SQLITE_ONLY
     @pytest.mark.parametrize("value", ["etag", '"a" "b"', '"a'])
     def test_need_an_entity_tag_that_can_be_read(self, client: TestClient, value: str) -> None:
         client.post("/v1/models", json={"name": "m"})

@@ -7,7 +7,6 @@ import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
-from models_registry.artifacts import datasets
 from models_registry.jobs import leases
 from models_registry.persistence import database, tables, task_leases
 from models_registry.persistence.storage import Storage
@@ -165,14 +164,7 @@ class TestErase:
         project: tables.ProjectRow,
     ) -> None:
         with sessions.begin() as session:
-            datasets.add_version(
-                session,
-                project_id=project.id,
-                name="faces",
-                state="ready",
-                format="imagefolder",
-                task="classification",
-            )
+            factories.dataset_version(session, project_id=project.id)
             editor = factories.key(session, project_id=project.id, role="editor")
         path = "/v1/datasets/faces/versions/1/erase"
         headers = {"authorization": f"Bearer {editor}"}

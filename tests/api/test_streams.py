@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
 from api import streams
@@ -23,39 +22,20 @@ from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
 from models_registry.settings import Settings
 from retort import server_events
-from tests import databases, factories
+from tests import databases, factories, serving, waiting
 from tests.contracts import source
 
-PATIENCE_SECONDS = 20.0
-
 
 @pytest.fixture
-def server(app: FastAPI) -> Iterator[uvicorn.Server]:
-    """The app behind a real server, on a free port of the loopback interface."""
-    config = uvicorn.Config(app, port=0, log_config=None, ws="none", timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, name="server")
-    thread.start()
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.01)
-    yield server
-    app.state.service.hub.drain_soon()
-    server.should_exit = True
-    thread.join()
-
-
-@pytest.fixture
-def http(server: uvicorn.Server, api_key: str) -> Iterator[httpx.Client]:
-    """A client of that server."""
-    port = server.servers[0].sockets[0].getsockname()[1]
+def http(app: FastAPI, api_key: str) -> Iterator[httpx.Client]:
+    """A client of the app behind a real server."""
     headers = {"authorization": f"Bearer {api_key}"}
-    with httpx.Client(
-        base_url=f"http://127.0.0.1:{port}",
-        headers=headers,
-        timeout=PATIENCE_SECONDS,
-        trust_env=False,
-    ) as client:
+    with (
+        serving.served(app) as running,
+        httpx.Client(
+            base_url=running.url, headers=headers, timeout=waiting.PATIENCE_SECONDS, trust_env=False
+        ) as client,
+    ):
         yield client
 
 
@@ -98,13 +78,13 @@ class Reader:
     def wait_for(self, kind: str) -> server_events.ServerEvent:
         """Return the first event of a kind, once it is there."""
         with self._news:
-            there = self._news.wait_for(lambda: self._of(kind), PATIENCE_SECONDS)
+            there = self._news.wait_for(lambda: self._of(kind), waiting.PATIENCE_SECONDS)
             assert there, f"no {kind} came"
             return self._of(kind)[0]
 
     def finish(self) -> list[server_events.ServerEvent]:
         """Return everything, once the stream has ended."""
-        assert self.ended.wait(PATIENCE_SECONDS), "the stream did not end"
+        assert self.ended.wait(waiting.PATIENCE_SECONDS), "the stream did not end"
         self.thread.join()
         return self.events
 
@@ -175,13 +155,14 @@ class TestStream:
         with sessions.begin() as session:
             point = leases.MetricSample("loss/total", 1, 1, float("inf"))
             leases.report(session, lease, progress=0.25, estimated_end_at=None, samples=[point])
-        deadline = time.monotonic() + PATIENCE_SECONDS
         told: dict[str, Any] = {}
-        while told.get("progress") != 0.25 and time.monotonic() < deadline:
+
+        def is_told() -> bool:
             seen = [found for found in reader.events if found.event == "progress"]
-            told = json.loads(seen[-1].data) if seen else {}
-            time.sleep(0.05)
-        assert told["progress"] == 0.25
+            told.update(json.loads(seen[-1].data) if seen else {})
+            return told.get("progress") == 0.25
+
+        waiting.until(is_told, "progress is told")
         assert told["state"] == "running"
         assert told["metrics"] == {"loss/total": "Infinity"}
         with sessions.begin() as session:
@@ -225,6 +206,7 @@ class TestStream:
         bad = http.get(f"/v1/jobs/{job_id}/logs/stream", headers={"last-event-id": "7"})
         assert (bad.status_code, bad.json()["code"]) == (400, "bad_event_id")
 
+    @databases.SQLITE_ONLY
     def test_of_a_known_length_is_answered_to_head_with_that_length(
         self, http: httpx.Client, job_id: str
     ) -> None:
@@ -235,11 +217,13 @@ class TestStream:
             assert (head.status_code, head.content) == (200, b"")
             assert head.headers["content-length"] == whole.headers["content-length"]
 
+    @databases.SQLITE_ONLY
     def test_answers_head_at_once(self, http: httpx.Client, job_id: str) -> None:
-        head = http.head(f"/v1/jobs/{job_id}/stream", timeout=PATIENCE_SECONDS)
+        head = http.head(f"/v1/jobs/{job_id}/stream")
         assert (head.status_code, head.content) == (200, b"")
         assert head.headers["content-type"].startswith("text/event-stream")
 
+    @databases.SQLITE_ONLY
     def test_resumes_after_the_last_event_that_was_seen(
         self, http: httpx.Client, sessions: database.Sessions, job_id: str
     ) -> None:
@@ -257,6 +241,7 @@ class TestStream:
         cancel(sessions, job_id)
         assert numbered(Reader(http, job_id).finish()) == list(range(1, 604))
 
+    @databases.SQLITE_ONLY
     def test_feeds_many_readers_of_one_job_alike(
         self, http: httpx.Client, sessions: database.Sessions, job_id: str
     ) -> None:
@@ -292,6 +277,7 @@ class TestStream:
         http.delete(f"/v1/jobs/{job_id}")
         assert numbered(reader.finish()) == [1, 2, 3]
 
+    @databases.SQLITE_ONLY
     def test_ends_on_a_drain_and_says_when_to_come_back(
         self, http: httpx.Client, app: FastAPI, job_id: str
     ) -> None:
@@ -304,6 +290,7 @@ class TestStream:
         assert ready.status_code == 503
         assert "shutting down" in ready.json()["detail"]
 
+    @databases.SQLITE_ONLY
     def test_has_a_limit_per_project(
         self,
         http: httpx.Client,
@@ -322,6 +309,7 @@ class TestStream:
         reader.finish()
         assert numbered(Reader(http, job_id).finish()) == [1, 2, 3]
 
+    @databases.SQLITE_ONLY
     @pytest.mark.parametrize("value", ["-1", "x", "1.5", "99999999999"])
     def test_refuses_an_event_id_that_is_none(
         self, http: httpx.Client, job_id: str, value: str
@@ -331,6 +319,7 @@ class TestStream:
 
 
 class TestLongPoll:
+    @databases.SQLITE_ONLY
     def test_returns_at_once_where_there_is_something(
         self, http: httpx.Client, job_id: str
     ) -> None:
@@ -350,12 +339,14 @@ class TestLongPoll:
         assert [event["type"] for event in found["data"]] == ["job.cancelled"]
         assert time.monotonic() - started < 22
 
+    @databases.SQLITE_ONLY
     def test_gives_up_after_the_time_it_was_given(self, http: httpx.Client, job_id: str) -> None:
         started = time.monotonic()
         found = http.get(f"/v1/jobs/{job_id}/events?after=2&wait_seconds=0.3").json()
         assert found == {"data": [], "has_more": False}
         assert time.monotonic() - started >= 0.3
 
+    @databases.SQLITE_ONLY
     def test_does_not_wait_for_a_job_that_has_ended(
         self, http: httpx.Client, sessions: database.Sessions, job_id: str
     ) -> None:
@@ -393,19 +384,19 @@ class TestSignal:
         http = httpx.Client(
             base_url=f"http://127.0.0.1:{port}",
             headers={"authorization": f"Bearer {api_key}"},
-            timeout=PATIENCE_SECONDS,
+            timeout=waiting.PATIENCE_SECONDS,
             trust_env=False,
             transport=httpx.HTTPTransport(retries=0),
         )
         try:
             with http:
-                wait_until_answered(http)
+                waiting.until(lambda: answers(http), "the server answers")
                 reader = Reader(http, job_id)
                 reader.wait_for("progress")
                 server.send_signal(signal.SIGTERM)
                 asked = time.monotonic()
                 assert reader.finish()[-1].retry_seconds is not None
-                assert server.wait(PATIENCE_SECONDS) in {0, -signal.SIGTERM}
+                assert server.wait(waiting.PATIENCE_SECONDS) in {0, -signal.SIGTERM}
                 assert time.monotonic() - asked < 25
         finally:
             server.kill()
@@ -419,15 +410,9 @@ def free_port() -> int:
         return port
 
 
-def wait_until_answered(http: httpx.Client) -> None:
-    """Wait until a server answers."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            http.get("/healthz")
-        except httpx.ConnectError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-        else:
-            return
+def answers(http: httpx.Client) -> bool:
+    """Return whether a server answers."""
+    try:
+        return http.get("/healthz").is_success
+    except httpx.ConnectError:
+        return False

@@ -82,6 +82,7 @@ class TestSubmit:
         with sessions() as session:
             assert len(session.scalars(sa.select(tables.JobRow)).all()) == 6
 
+    @SQLITE_ONLY
     def test_refuses_all_that_is_wrong_with_pointers_into_the_study(
         self, client: TestClient, sessions: database.Sessions
     ) -> None:
@@ -98,6 +99,7 @@ class TestSubmit:
         with sessions() as session:
             assert session.scalars(sa.select(tables.StudyRow)).all() == []
 
+    @SQLITE_ONLY
     def test_refuses_what_is_misspelt(self, client: TestClient) -> None:
         answer = client.post("/v1/studies", json=factories.study_spec(seed=[1], seeds=[1, 1]))
         assert answer.status_code == 422
@@ -322,6 +324,7 @@ class TestLeaderboard:
         assert last["accuracy"]["standard_deviation"] is None
         assert last["difference"]["interval"] is None
 
+    @SQLITE_ONLY
     def test_comes_as_csv_with_the_same_numbers(self, client: TestClient, url: str) -> None:
         answer = client.get(url, headers={"accept": "text/csv"})
         assert answer.headers["content-type"] == "text/csv; charset=utf-8"
@@ -370,6 +373,7 @@ class TestLeaderboard:
         assert {row["accuracy"] for row in body["rows"]} == {None}
         assert body["teacher_accuracy"] is None
 
+    @SQLITE_ONLY
     def test_takes_no_other_format(self, client: TestClient, url: str) -> None:
         answer = client.get(f"{url}?format=xml")
         assert answer.status_code == 422

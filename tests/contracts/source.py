@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tests import waiting
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("api", "models_registry", "retort", "workers", "migrations")
 # What a source archive without its history may contain beside the project's files.
@@ -76,7 +78,7 @@ def python(
         env=environment(variables),
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=waiting.PATIENCE_SECONDS,
         check=False,
     )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import waiting
 from tests.contracts import source
 
 TARGETS = [
@@ -34,7 +35,7 @@ def make(*arguments: str, folder: Path = source.ROOT) -> subprocess.CompletedPro
         env=source.environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=waiting.PATIENCE_SECONDS,
         check=False,
     )
 

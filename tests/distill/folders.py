@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tests import waiting
 from workers.distill import errors
 from workers.distill.config.job import Input
 from workers.distill.data import dataset
@@ -81,7 +82,7 @@ def prepare(workdir: Path, **changes: Any) -> Path:
 
 
 def start(recipe_path: Path) -> subprocess.Popen[str]:
-    """Start the engine as the worker does."""
+    """Start the engine in a fresh interpreter."""
     workdir = recipe_path.parent
     with (workdir / "stderr.log").open("w") as log:
         return subprocess.Popen(
@@ -98,7 +99,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, list[dict[str, Any]]]:
     """Wait for the engine, and return its exit code and the lines not yet read."""
     with process:
         try:
-            output, _ = process.communicate(timeout=250)
+            output, _ = process.communicate(timeout=2 * waiting.PATIENCE_SECONDS)
         finally:
             process.kill()  # of one that has ended: nothing
     return process.returncode, [json.loads(line) for line in output.splitlines()]

@@ -7,6 +7,7 @@ import pytest
 
 from retort.client import Client
 from tests.journeys import stacks
+from tests.journeys.stacks import PATIENCE_SECONDS
 
 
 @pytest.fixture(scope="session", params=[stacks.kind("production"), stacks.kind("embedded")])
@@ -41,7 +42,7 @@ def teacher(stack: stacks.Stack, tmp_path_factory: pytest.TempPathFactory) -> st
                 "report": False,
             }
         )
-        ended = retort.jobs.wait(job.id, timeout=120)
+        ended = retort.jobs.wait(job.id, timeout=PATIENCE_SECONDS)
         assert ended.state == "succeeded", ended
         path: Path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
         retort.jobs.download_student(job.id, path)
@@ -56,4 +57,4 @@ def teacher(stack: stacks.Stack, tmp_path_factory: pytest.TempPathFactory) -> st
             classes=made.classes or 10,
             input=made.input or {},
         )
-        return retort.models.wait(version.name, version.version, timeout=60).reference
+        return retort.models.wait(version.name, version.version, timeout=PATIENCE_SECONDS).reference

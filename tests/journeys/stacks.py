@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ import psutil
 import pytest
 
 from retort.client import Client
-from tests import services
+from tests import services, waiting
 
 # Patience in seconds is what these tests would otherwise consist of.
 QUICK = {
@@ -29,7 +28,8 @@ QUICK = {
     "RETORT_REPUBLISH_AFTER_SECONDS": "4",
     "OMP_NUM_THREADS": "1",
 }
-READY_SECONDS = 90
+PATIENCE_SECONDS = 240.0
+"""Longer than any job of a journey takes, where ten processes share two cores."""
 
 
 def kind(name: str) -> Any:  # Any: pytest does not export the type of a parameter
@@ -57,7 +57,9 @@ class Stack:
         """Return a client of the service."""
         return Client(self.url, self.api_key)
 
-    def run(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, timeout: float = PATIENCE_SECONDS
+    ) -> subprocess.CompletedProcess[str]:
         """Run the command line against the service, as a user would."""
         command = [sys.executable, "-m", "retort", *arguments]
         environment = {
@@ -105,7 +107,7 @@ class Stack:
             process.send_signal(signal.SIGTERM)
         for process in self.processes.values():
             try:
-                process.wait(60)
+                process.wait(PATIENCE_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -177,14 +179,13 @@ def embedded(folder: Path) -> Iterator[Stack]:
 
 
 def _wait_until_ready(stack: Stack) -> None:
-    deadline = time.monotonic() + READY_SECONDS
-    while time.monotonic() < deadline:
+    def is_ready() -> bool:
         for name, process in stack.processes.items():
             if process.poll() is not None:
                 log = (stack.folder / f"{name}.log").read_text()[-2000:]
                 raise RuntimeError(f"{name} ended with exit code {process.returncode}:\n{log}")
         with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{stack.url}/readyz", timeout=5).status_code == httpx.codes.OK:
-                return
-        time.sleep(0.2)
-    raise TimeoutError(f"the service was not ready within {READY_SECONDS} s")
+            return httpx.get(f"{stack.url}/readyz", timeout=5).status_code == httpx.codes.OK
+        return False
+
+    waiting.until(is_ready, "the service is ready", pause_seconds=0.2)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from retort import errors, types
 from retort.client import Client
-from tests.journeys.stacks import ON_EMBEDDED
+from tests.journeys.stacks import ON_EMBEDDED, PATIENCE_SECONDS
 from workers.distill.networks import weights
 
 pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -88,7 +88,7 @@ def squares(stack: Any, tmp_path_factory: pytest.TempPathFactory) -> types.Datas
     with stack.client() as retort:
         upload = retort.uploads.send(path, purpose="dataset")
         version = retort.datasets.register("squares", upload, format="coco", task="detection")
-        return retort.datasets.wait(version.name, version.version, timeout=60)
+        return retort.datasets.wait(version.name, version.version, timeout=PATIENCE_SECONDS)
 
 
 @ON_EMBEDDED
@@ -102,14 +102,14 @@ class TestDetection:
         assert squares.boxes == {"train": [16, 16], "validation": [4, 4], "test": [4, 4]}
         trained = retort.jobs.wait(
             retort.jobs.submit(a_job(squares.reference, student=TEACHER, report=False)).id,
-            timeout=120,
+            timeout=PATIENCE_SECONDS,
         )
         assert trained.state == "succeeded", trained
         assert trained.result is not None
         spec = a_job(
             squares.reference, trained.result.student, baseline=True, method={"name": "pkd"}
         )
-        job = retort.jobs.wait(retort.jobs.submit(spec).id, timeout=120)
+        job = retort.jobs.wait(retort.jobs.submit(spec).id, timeout=PATIENCE_SECONDS)
         assert job.state == "succeeded", job
         assert job.result is not None
         for role in ("teacher", "student", "baseline"):
@@ -133,4 +133,4 @@ class TestDetection:
         upload = retort.uploads.send(path, purpose="dataset")
         version = retort.datasets.register("wrong", upload, format="coco", task="detection")
         with pytest.raises(errors.Rejected, match="4711"):
-            retort.datasets.wait(version.name, version.version, timeout=60)
+            retort.datasets.wait(version.name, version.version, timeout=PATIENCE_SECONDS)

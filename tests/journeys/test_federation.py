@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,14 @@ from sklearn import datasets
 
 from retort import errors, types
 from retort.client import Client
-from tests.journeys.stacks import ON_EMBEDDED, Stack
+from tests import waiting
+from tests.journeys.stacks import ON_EMBEDDED, PATIENCE_SECONDS, Stack
 from workers.distill.networks import weights
 
 pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(420)]
 
 PARTIES = 2
 ROUNDS = 3
-PATIENCE_SECONDS = 200.0
 
 
 def digits(seed: int, count: int) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def submit(retort: Client, folder: Path) -> types.Federation:
     np.savez(path, **digits(99, 200))
     upload = retort.uploads.send(path, purpose="dataset")
     made = retort.datasets.register("open-digits", upload, format="npz", task="classification")
-    reference = retort.datasets.wait(made.name, made.version, timeout=60).reference
+    reference = retort.datasets.wait(made.name, made.version, timeout=PATIENCE_SECONDS).reference
     job = retort.jobs.submit(
         {
             "name": "remote-dsfl",
@@ -127,13 +126,6 @@ def parties(
         started.stop()
 
 
-def wait_until(is_so: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline, f"waited in vain until {what}"
-        time.sleep(0.1)
-
-
 def has_opened(retort: Client, federation_id: str, number: int) -> Callable[[], bool]:
     def has() -> bool:
         try:
@@ -165,10 +157,10 @@ class TestRemoteClients:
     ):
         found = submit(retort, tmp_path)
         with parties(stack, retort, found, tmp_path) as started:
-            wait_until(has_opened(retort, found.id, 1), "round 1 is open")
+            waiting.until(has_opened(retort, found.id, 1), "round 1 is open")
             kill(stack, "uvicorn")
             kill(stack, "redis")
-            wait_until(has_opened(retort, found.id, 2), "round 2 is open")
+            waiting.until(has_opened(retort, found.id, 2), "round 2 is open")
             stack.kill_worker_and_engine()
             started.kill(0)
             started.start(0)

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from retort import errors, types
+from retort import errors
 from retort.client import Client
-from tests.journeys.stacks import ON_EMBEDDED, ON_PRODUCTION, Stack
+from tests import waiting
+from tests.journeys.stacks import ON_EMBEDDED, ON_PRODUCTION, PATIENCE_SECONDS, Stack
 from workers.distill.evaluation import evaluate
 
 pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -32,26 +33,28 @@ def a_job(teacher: str | None, **changes: Any) -> dict[str, Any]:
     return {**spec, **changes}
 
 
-def wait_for(retort: Client, job_id: str, *states: str, seconds: float = 60) -> types.Job:
-    """Return the job once it is in one of the states."""
-    deadline = time.monotonic() + seconds
-    while (job := retort.jobs.get(job_id)).state not in states:
-        assert not job.is_final, job
-        assert time.monotonic() < deadline, job
-        time.sleep(0.1)
-    return job
+def wait_for(retort: Client, job_id: str, state: str) -> None:
+    """Wait until the job is in this state."""
+
+    def is_there() -> bool:
+        job = retort.jobs.get(job_id)
+        assert job.state == state or not job.is_final, job
+        return job.state == state
+
+    waiting.until(is_there, f"{job_id} is {state}")
 
 
-def wait_for_event(retort: Client, job_id: str, kind: str, *, seconds: float = 90) -> None:
+def wait_for_event(retort: Client, job_id: str, kind: str) -> None:
     """Wait until the job's log has an event of this type."""
-    deadline, after = time.monotonic() + seconds, 0
-    while time.monotonic() < deadline:
+    after = 0
+
+    def is_there() -> bool:
+        nonlocal after
         page = retort.jobs.events(job_id, after=after, wait_seconds=5)
-        for event in page.data:
-            after = event.sequence
-            if event.type == kind:
-                return
-    raise AssertionError(f"no {kind} within {seconds} s")
+        after = max([after, *(event.sequence for event in page.data)])
+        return kind in [event.type for event in page.data]
+
+    waiting.until(is_there, f"{job_id} has a {kind}", pause_seconds=0)
 
 
 class TestAJob:
@@ -107,15 +110,16 @@ class TestAJob:
     def test_shows_metrics_and_progress_while_it_runs(self, retort: Client, teacher: str):
         job = retort.jobs.submit(a_job(teacher, training={"epochs": 60}))
         wait_for(retort, job.id, "running")
-        deadline = time.monotonic() + 60
-        # The first metrics may arrive before the first progress that knows a rate.
-        while not (now := retort.jobs.get(job.id)).metrics or now.estimated_end_at is None:
-            assert time.monotonic() < deadline
+
+        def is_known() -> bool:
+            now = retort.jobs.get(job.id)
             assert now.state == "running"
-            time.sleep(0.2)
-        assert 0 < now.progress < 1
+            # The first metrics may arrive before the first progress that knows a rate.
+            return bool(now.metrics) and now.estimated_end_at is not None and 0 < now.progress < 1
+
+        waiting.until(is_known, "metrics, progress and its end are shown")
         retort.jobs.cancel(job.id)
-        assert retort.jobs.wait(job.id, timeout=60).state == "cancelled"
+        assert retort.jobs.wait(job.id, timeout=PATIENCE_SECONDS).state == "cancelled"
 
     @ON_EMBEDDED
     def test_that_is_cancelled_stops_within_seconds_and_registers_nothing(
@@ -126,7 +130,7 @@ class TestAJob:
         wait_for(retort, job.id, "running")
         assert retort.jobs.cancel(job.id).state == "cancelling"
         began = time.monotonic()
-        assert retort.jobs.wait(job.id, timeout=30, poll_seconds=0.2).state == "cancelled"
+        wait_for(retort, job.id, "cancelled")
         assert time.monotonic() - began < 15
         with pytest.raises(errors.ProblemError) as caught:
             retort.models.get("never")
@@ -136,11 +140,11 @@ class TestAJob:
     def test_that_is_paused_goes_on_where_it_stopped(self, retort: Client, teacher: str):
         job = retort.jobs.submit(a_job(teacher, training={"epochs": 30}))
         wait_for(retort, job.id, "running")
-        wait_for_metrics(retort, job.id)
+        waiting.until(lambda: retort.jobs.get(job.id).metrics, "metrics are shown")
         retort.jobs.pause(job.id)
-        wait_for(retort, job.id, "paused", seconds=60)
+        wait_for(retort, job.id, "paused")
         retort.jobs.resume(job.id)
-        ended = retort.jobs.wait(job.id, timeout=120)
+        ended = retort.jobs.wait(job.id, timeout=PATIENCE_SECONDS)
         assert ended.state == "succeeded", ended
         assert ended.attempt == 2
         log = [event.type for event in retort.jobs.events_after(job.id)]
@@ -157,26 +161,18 @@ class TestAJob:
         job = retort.jobs.submit(spec)
         wait_for_event(retort, job.id, "job.checkpoint")
         stack.kill_worker_and_engine()
-        ended = retort.jobs.wait(job.id, timeout=150)
+        ended = retort.jobs.wait(job.id, timeout=PATIENCE_SECONDS)
         assert ended.state == "succeeded", ended
         assert ended.attempt == 2
         log = [event.type for event in retort.jobs.events_after(job.id)]
         assert log.count("job.succeeded") == 1
         if stack.restarts_workers:  # the engine is the same: its bytes are compared on one stack
             return
-        undisturbed = retort.jobs.wait(retort.jobs.submit(spec).id, timeout=150)
+        undisturbed = retort.jobs.wait(retort.jobs.submit(spec).id, timeout=PATIENCE_SECONDS)
         assert undisturbed.attempt == 1
         assert ended.result is not None
         assert undisturbed.result is not None
         assert ended.result.digest == undisturbed.result.digest
-
-
-def wait_for_metrics(retort: Client, job_id: str, *, seconds: float = 60) -> None:
-    """Wait until the job has shown its first metrics."""
-    deadline = time.monotonic() + seconds
-    while not retort.jobs.get(job_id).metrics:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 @ON_PRODUCTION
@@ -194,7 +190,7 @@ class TestAStudy:
                 "report": False,
             }
         )
-        assert retort.studies.wait(study.id, timeout=240).state == "succeeded"
+        assert retort.studies.wait(study.id, timeout=PATIENCE_SECONDS).state == "succeeded"
         rows = retort.studies.leaderboard(study.id).rows
         assert [row.finished for row in rows] == [2, 2]
         assert [row.difference.pairs for row in rows if row.difference] == [2]
@@ -239,7 +235,7 @@ class TestBadInput:
             "too-deep", upload, network="retort/resnet14", classes=10, input=made.input or {}
         )
         with pytest.raises(errors.Rejected) as caught:
-            retort.models.wait("too-deep", version.version, timeout=60)
+            retort.models.wait("too-deep", version.version, timeout=PATIENCE_SECONDS)
         assert "layer1.1" in str(caught.value)
         rejected = retort.models.version("too-deep", 1)
         assert rejected.state == "rejected"

@@ -8,7 +8,7 @@ import torch
 
 from retort import errors, types
 from retort.client import Client
-from tests.journeys.stacks import ON_EMBEDDED, Stack
+from tests.journeys.stacks import ON_EMBEDDED, PATIENCE_SECONDS, Stack
 from workers.distill.networks import weights
 
 pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -42,7 +42,7 @@ def dreamer(stack: Stack, teacher: str) -> types.Job:
     """A data-free job that has ended."""
     with stack.client() as retort:
         job = retort.jobs.submit(without_data(teacher))
-        ended = retort.jobs.wait(job.id, timeout=120)
+        ended = retort.jobs.wait(job.id, timeout=PATIENCE_SECONDS)
     assert ended.state == "succeeded", ended
     return ended
 
@@ -92,7 +92,7 @@ class TestAJobWithoutData:
                 "report": False,
             }
         )
-        ended = retort.jobs.wait(job.id, timeout=120)
+        ended = retort.jobs.wait(job.id, timeout=PATIENCE_SECONDS)
         assert ended.state == "succeeded", ended
         assert ended.result is not None
         heir = retort.models.resolve(ended.result.student or "")

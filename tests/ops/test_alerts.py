@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
-import uvicorn
 import yaml
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
@@ -25,7 +25,7 @@ from models_registry.jobs import leases, workers
 from models_registry.persistence import counters, database, outbox, tables
 from models_registry.persistence.counters import Counter
 from models_registry.persistence.storage import Storage
-from tests import databases, factories, promql
+from tests import databases, factories, promql, serving
 from tests.contracts import source
 
 RULES: list[dict[str, Any]] = [
@@ -43,8 +43,7 @@ class Service:
     """A running api with a worker and maintenance, and the means to break it."""
 
     client: httpx.Client
-    server: uvicorn.Server
-    thread: threading.Thread
+    server: serving.Served
     sessions: database.Sessions
     storage: Storage
     project_id: str
@@ -52,8 +51,7 @@ class Service:
 
     def stop(self) -> None:
         """Stop serving."""
-        self.server.should_exit = True
-        self.thread.join()
+        self.server.stop()
 
     def metrics(self) -> str | None:
         """Return what Prometheus gets, None where nobody answers."""
@@ -96,22 +94,17 @@ def service(
     storage: Storage,
     teacher: tables.ModelVersionRow,
 ) -> Iterator[Service]:
-    quiet = uvicorn.Config(app, port=0, log_config=None, ws="none", timeout_graceful_shutdown=2)
-    server = uvicorn.Server(quiet)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started and thread.is_alive():
-        time.sleep(0.01)
-    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     with sessions.begin() as session:
         announce(session)
         workers.seen(session, worker_id="wrk_1", gpu_utilisation=0.5)
         counters.add(session, Counter.SWEEPS)
-    with httpx.Client(base_url=url, headers={"authorization": f"Bearer {api_key}"}) as client:
-        made = Service(client, server, thread, sessions, storage, teacher.project_id)
+    headers = {"authorization": f"Bearer {api_key}"}
+    with (
+        serving.served(app) as server,
+        httpx.Client(base_url=server.url, headers=headers) as client,
+    ):
         assert client.get("/v1/jobs").status_code == 200
-        yield made
-        made.stop()
+        yield Service(client, server, sessions, storage, teacher.project_id)
 
 
 # -- the drills --------------------------------------------------------------------------------
@@ -137,21 +130,19 @@ def lock_the_database(service: Service) -> None:
     """SQLite has one writer, and requests that write wait for it."""
     assert service.client.post("/v1/jobs", json=factories.spec()).status_code == 202
     service.scrape(at=4.5 * MINUTES)
-    locked = threading.Event()
+    sent = threading.Event()
 
-    def hold() -> None:
+    def send() -> int:
+        sent.set()
+        return service.client.post("/v1/jobs", json=factories.spec(), timeout=60).status_code
+
+    with futures.ThreadPoolExecutor(1) as pool:
         with service.sessions.begin() as session:
             session.execute(sa.text("DELETE FROM jobs WHERE id = 'none'"))
-            locked.set()
-            time.sleep(1.3)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    locked.wait()
-    began = time.monotonic()
-    assert service.client.post("/v1/jobs", json=factories.spec()).status_code == 202
-    assert time.monotonic() - began > 1
-    thread.join()
+            answer = pool.submit(send)
+            sent.wait()
+            time.sleep(1.5)  # a second of it in the service, which is slow from then on
+        assert answer.result() == 202
 
 
 def keep_a_job_waiting(service: Service) -> None:

@@ -1,18 +1,16 @@
 """A home of one's own for each test, and servers to talk to."""
 
 import shutil
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
 from retort import client, transport
+from tests import serving
 from tests.retort import wire as wires
 from tests.retort import workers
 
@@ -61,20 +59,8 @@ def database_url(tmp_path: Path, sqlite_project_template: Path) -> str:
 @pytest.fixture
 def service(app: FastAPI) -> Iterator[str]:
     """The real service on a port of this machine; its address."""
-    quiet = uvicorn.Config(
-        app, port=0, log_config=None, ws="none", timeout_graceful_shutdown=2, lifespan="on"
-    )
-    server = uvicorn.Server(quiet)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started and thread.is_alive():
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
+    with serving.served(app) as running:
+        yield running.url
 
 
 @pytest.fixture

@@ -2,9 +2,11 @@
 
 import contextlib
 import hashlib
+import re
+import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,13 +17,13 @@ from models_registry.artifacts import models, uploads
 from models_registry.jobs import submission
 from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import tables
-from tests import factories
+from tests import factories, waiting
 from workers import engine_server
 from workers.context import Context
 from workers.distill.config.job import Input
 from workers.distill.export import preprocessing
 
-PATIENCE_SECONDS = 90
+PATIENCE_SECONDS = waiting.PATIENCE_SECONDS
 TINY: dict[str, Any] = {"network": "retort/resnet8", "arguments": {"widths": [4, 4, 8, 16]}}
 # As an engine reports it of a network.
 SCORE = {
@@ -48,6 +50,7 @@ DESCRIPTION: dict[str, Any] = {
     "training": {"flip": True},
 }
 ENDLESS = {"epochs": 2000}
+wait_until = waiting.until
 
 
 def project(context: Context, name: str = "laboratory") -> str:
@@ -93,15 +96,6 @@ def events(context: Context, job_id: str) -> list[tables.EventRow]:
         return session.query(row).filter_by(job_id=job_id).order_by(row.sequence).all()
 
 
-def wait_until(is_so: Callable[[], Any], what: str) -> Any:
-    """Return the first answer of `is_so` that is true."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (answer := is_so()):
-        assert time.monotonic() < deadline, f"waited in vain until {what}"
-        time.sleep(0.05)
-    return answer
-
-
 @contextlib.contextmanager
 def meanwhile(act: Callable[[], None]) -> Iterator[None]:
     """Run `act` in a thread beside the block, and pass on what goes wrong in it."""
@@ -139,6 +133,23 @@ def engines(module: str = "workers.distill") -> list[psutil.Process]:
             if is_engine and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
+
+
+@contextlib.contextmanager
+def suspended(engine: psutil.Process) -> Iterator[None]:
+    """Let an engine stand still during the block: it cannot end before the test has acted."""
+    engine.suspend()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            engine.resume()
+
+
+def is_told_to_stop(engine: psutil.Process) -> bool:
+    """Tell whether SIGTERM waits for an engine that stands still."""
+    (pending,) = re.findall(r"^ShdPnd:\s*(\w+)", _status(engine.pid), re.MULTILINE)
+    return bool(int(pending, 16) & 1 << (signal.SIGTERM - 1))
 
 
 def has_ended(pid: int) -> bool:
@@ -204,6 +215,10 @@ def unreachable(database_url: str) -> Iterator[None]:
             yield
         finally:
             connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true'.encode())
+
+
+def _status(pid: int) -> str:
+    return Path(f"/proc/{pid}/status").read_text()
 
 
 def _split(database_url: str) -> tuple[str, str, str]:

@@ -3,7 +3,6 @@
 import contextlib
 import signal
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -118,7 +117,8 @@ class TestColdStart:
         with warm((*PRELOAD, "tests.workers.leaves_thread")) as launcher:
             first = reports(launcher, tmp_path)
             assert [report["type"] for report in first] == ["started", "result"]
-            time.sleep(1)  # longer than the server is idle before it imports
+            (server,) = own_servers()
+            scenes.wait_until(lambda: server.num_threads() > 1, "the server has imported it")
             assert is_told(reports(launcher, tmp_path), "2 threads run")
 
     def test_comes_with_another_environment(

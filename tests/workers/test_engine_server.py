@@ -119,11 +119,11 @@ class TestKill:
     def test_of_an_engine_is_noticed_although_the_server_hangs(
         self, launcher: EngineLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(engine_server_client, "_FORK_SECONDS", 0.05)
         with start("stubborn", tmp_path, launcher) as engine:
             first(engine)
             server = server_of(engine)
             server.suspend()
+            monkeypatch.setattr(engine_server_client, "_FORK_SECONDS", 0.05)
             os.kill(engine.pid, signal.SIGKILL)
             assert engine.wait() == -signal.SIGKILL
             assert engine.lost_server

@@ -1,7 +1,6 @@
 import errno
 import multiprocessing
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,16 @@ from workers import machine_health
 from workers.machine_health import MachineFault, MachineHealth
 
 FULL = MachineFault(machine_health.NO_DISK, "The disk is full.")
+
+
+class Clock:
+    """Seconds since the epoch, as a test sets them."""
+
+    def __init__(self) -> None:
+        self.now = 1e9
+
+    def __call__(self) -> float:
+        return self.now
 
 
 @pytest.fixture
@@ -54,7 +63,8 @@ class TestCheck:
 
 class TestMachineHealth:
     def test_is_suspended_until_the_machine_passes(self) -> None:
-        health = MachineHealth(first_pause_seconds=0.01)
+        clock = Clock()
+        health = MachineHealth(first_pause_seconds=10, clock=clock)
         assert health.suspension is None
         health.suspend(FULL)
         health.suspend(MachineFault(machine_health.NO_MEMORY, "a later one"))
@@ -63,29 +73,28 @@ class TestMachineHealth:
         asked: list[str] = []
         health.review(lambda code: asked.append(code))
         assert asked == []  # not yet
-        time.sleep(0.02)
+        clock.now += 10
         health.review(lambda code: asked.append(code))
         assert asked == [FULL.code]
         assert health.suspension is None
 
     def test_waits_twice_as_long_each_time_also_after_a_relapse(self) -> None:
-        health = MachineHealth(first_pause_seconds=0.001)
+        clock = Clock()
+        health = MachineHealth(first_pause_seconds=1, clock=clock)
         health.suspend(FULL)
         pauses = []
         for _ in range(4):
-            time.sleep(0.02)
-            before = time.time()
+            clock.now += 20
             health.review(lambda _code: FULL)
             assert health.suspension is not None
-            pauses.append(round((health.suspension.retry_at - before) * 1000))
+            pauses.append(health.suspension.retry_at - clock.now)
         assert pauses == [2, 4, 8, 16]
-        time.sleep(0.02)
+        clock.now += 20
         health.review(lambda _code: None)
         assert health.suspension is None
-        before = time.time()
         health.suspend(FULL)
         assert health.suspension is not None
-        assert round((health.suspension.retry_at - before) * 1000) == 32
+        assert health.suspension.retry_at - clock.now == 32
 
     def test_is_shared_with_a_forked_process(self) -> None:
         health = MachineHealth()

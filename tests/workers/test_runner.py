@@ -416,8 +416,11 @@ class TestStopping:
         job_id = scenes.submit(workshop, project, name="paused", **SPEC)
 
         def pause() -> None:
-            with workshop.sessions.begin() as session:
-                actions.pause(session, project_id=project, job_id=job_id)
+            (engine,) = scenes.engines()
+            with scenes.suspended(engine):
+                with workshop.sessions.begin() as session:
+                    actions.pause(session, project_id=project, job_id=job_id)
+                scenes.wait_until(lambda: scenes.is_told_to_stop(engine), "it is told to stop")
 
         with when_trained_a_step(workshop, job_id, pause):
             assert runner.run_job(workshop, job_id) == State.PAUSED
@@ -512,7 +515,9 @@ class TestEngineServer:
 
         def kill() -> None:
             (engine,) = scenes.wait_until(scenes.engines, "the engine runs")
-            engine.parent().kill()
+            server = engine.parent()
+            assert server is not None
+            server.kill()
 
         with (
             # Imports nothing, so that the engine still starts when it is killed.
@@ -598,9 +603,12 @@ class TestOutage:
 
         def take_away() -> None:
             (engine,) = scenes.engines()
-            with scenes.unreachable(database_url):
+            with scenes.suspended(engine):
+                away.enter_context(scenes.unreachable(database_url))
+            with away:
                 scenes.wait_until(lambda: scenes.has_ended(engine.pid), "the engine has ended")
 
+        away = contextlib.ExitStack()
         with (
             structlog.testing.capture_logs() as logged,
             when(context, job_id, State.RUNNING, take_away),

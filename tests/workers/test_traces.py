@@ -28,7 +28,11 @@ def collector() -> Iterator[otlp.Collector]:
 
 @pytest.fixture
 def settings(settings: Settings, collector: otlp.Collector) -> Settings:
-    changes = {"otlp_endpoint": collector.url, "cursor_secret": "a secret of the tests, 32 bytes"}
+    changes = {
+        "otlp_endpoint": collector.url,
+        "cursor_secret": "a secret of the tests, 32 bytes",
+        "republish_after_seconds": 3600,  # one message for each job, however slow the machine is
+    }
     return Settings.model_validate({**settings.model_dump(), **changes})
 
 

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests import waiting
 from tests.distill import folders
 from tests.distill.federated import scenes
 from workers.distill import errors
@@ -124,10 +124,7 @@ def written(path: Path, content: bytes) -> None:
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 30
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} never came"
-        time.sleep(0.005)
+    waiting.until(path.exists, f"{path} comes", pause_seconds=0.005)
 
 
 def rounds_of(remote: RemoteClients, shared: ClientContext, own: LocalClient | None) -> Rounds:

@@ -359,6 +359,7 @@ class TestSynthesisTerms:
         assert torch.autograd.gradcheck(
             lambda images: batches.loss(made, batches.forward(made, images, teacher, student)),
             (batches.images(2).requires_grad_(),),
+            fast_mode=True,
         )
 
     @pytest.mark.parametrize("name", ["dfad", "dfq", "mad", "zskt"])
@@ -367,6 +368,7 @@ class TestSynthesisTerms:
         assert torch.autograd.gradcheck(
             lambda teacher, student: batches.loss(made, batches.step(teacher, student)),
             (TEACHER.clone().requires_grad_(), STUDENT.clone().requires_grad_()),
+            fast_mode=True,
         )
 
     @pytest.mark.parametrize("name", [name for name, term in TERMS if term == "adversarial"])

@@ -351,19 +351,20 @@ class TestEveryMethod:
 
     def test_a_few_steps_lower_the_total(self, scene: Scene, name: str) -> None:
         steps = 16 if name in SAMPLED else 6
-        totals = [scene.step() for _ in range(steps)]
-        assert min(totals[3:]) < totals[0]
+        first, *_ = [scene.step() for _ in range(3)]
+        assert any(scene.step() < first for _ in range(3, steps))
 
     def test_continues_exactly_from_its_state(self, scene: Scene, name: str) -> None:
         scene.step()
         kept = scene.state()
-        going_on = [scene.step(), scene.step()]
+        going_on = scene.step()
         resumed = Scene(name)
         resumed.restore(kept)
-        assert [resumed.step(), resumed.step()] == going_on
-        student = resumed.student.state_dict()
-        for key, value in scene.student.state_dict().items():
-            assert torch.equal(value, student[key]), key
+        assert resumed.step() == going_on
+        for part, other in ((scene.student, resumed.student), (scene.method, resumed.method)):
+            state = other.state_dict()
+            for key, value in part.state_dict().items():
+                assert torch.equal(value, state[key]), key
 
     def test_a_tiny_batch_gives_finite_terms_and_gradients(self, scene: Scene) -> None:
         for count in (1, 2):
@@ -491,7 +492,6 @@ class TestDelivered:
         said: dict[Path, torch.Tensor] = {}
         for name in [*NAMES, "combine", "combine of detectors"]:
             scene = Scene(name)
-            scene.step()
             delivered = scene.method.deliver(scene.student).eval()
             header = {
                 "network": delivered.reference,

@@ -16,7 +16,7 @@ from workers.distill.runtime import signals
 SIDE = 32
 INPUT = {"channels": 1, "height": SIDE, "width": SIDE, "mean": [0.3], "std": [0.3]}
 SMALL = {"width": 4, "blocks": 1, "fpn_channels": 32, "detections_per_image": 10}
-COUNTS = {"train": 24, "validation": 4, "test": 4}
+COUNTS = {"train": 12, "validation": 4, "test": 4}
 PYRAMIDS = {
     "name": "combine",
     "methods": [{"name": name} for name in ("densepcka", "mgd", "headkd", "ld", "crosskd")],
@@ -100,7 +100,7 @@ def test_a_stopped_run_ends_with_the_same_bytes(
     if method is PYRAMIDS:
         assert lines[-1]["method"] == {"densepcka": {"patches": [16, 16]}}
     stopped = prepare(tmp_path / "stopped", reference, method)
-    code, _ = folders.run_here(stopped, folders.StopsAt(9))
+    code, _ = folders.run_here(stopped, folders.StopsAt(5))
     assert code == signals.EXIT_CODE
     code, resumed = folders.run_here(stopped)
     assert code == 0

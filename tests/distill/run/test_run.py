@@ -1,7 +1,10 @@
+import contextlib
 import errno
 import json
 import math
+import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,36 +12,62 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests import waiting
 from tests.distill import folders
 from workers.distill import errors
 from workers.distill.config.result import RunResult
 from workers.distill.evaluation import evaluate
 from workers.distill.networks import weights
 from workers.distill.run import failures
+from workers.engine_launcher import EngineLauncher
+from workers.engine_process import EngineProcess
 
 SLOW_ENOUGH = {"epochs": 12, "batch_size": 4, "checkpoint_seconds": 0.02}
 """About two seconds of training, so that a signal meets the engine at work."""
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+def launcher() -> Iterator[EngineLauncher]:
+    """Forks the engines, so that torch is loaded once for them."""
+    preload = ("workers.distill.run.run", "--")
+    with contextlib.closing(EngineLauncher(is_warm=True, preload=preload)) as made:
+        yield made
+
+
+def carry_out(
+    launcher: EngineLauncher, recipe: Path, stop_by: signal.Signals | None = None
+) -> tuple[int, list[dict[str, Any]]]:
+    """Run an engine as the worker would; return its exit code and lines.
+
+    It is sent the signal after its first checkpoint.
+    """
+    arguments = [str(recipe), "--workdir", str(recipe.parent)]
+    lines: list[dict[str, Any]] = []
+    with EngineProcess(
+        "workers.distill", arguments, workdir=recipe.parent, launcher=launcher
+    ) as engine:
+        while not engine.has_ended:
+            line = engine.next_report(waiting.PATIENCE_SECONDS)
+            if line is None:
+                assert engine.has_ended, engine.log_tail()
+                continue
+            lines.append(line)
+            if line["type"] == "checkpoint" and stop_by is not None:
+                os.kill(engine.pid, stop_by)
+                stop_by = None
+        return engine.wait(), lines
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, launcher: EngineLauncher
+) -> tuple[Path, list[dict[str, Any]]]:
     """A run with a baseline, from start to end, as the worker would start it."""
     workdir = tmp_path_factory.mktemp("undisturbed")
     recipe = folders.prepare(workdir, baseline=True, training=SLOW_ENOUGH)
-    code, lines = folders.finish(folders.start(recipe))
-    assert code == 0, (workdir / "stderr.log").read_text()
+    code, lines = carry_out(launcher, recipe)
+    assert code == 0, (workdir / "engine.log").read_text()
     return workdir, lines
-
-
-def stop_at_checkpoint(recipe: Path, number: int) -> tuple[int, list[dict[str, Any]]]:
-    """Start a run, send a signal after its first checkpoint, and return how it ended."""
-    process = folders.start(recipe)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if json.loads(line)["type"] == "checkpoint":
-            process.send_signal(number)
-            break
-    return folders.finish(process)
 
 
 @pytest.mark.slow
@@ -158,16 +187,19 @@ class TestWholeRun:
 @pytest.mark.slow
 class TestResume:
     def test_a_run_that_is_stopped_and_then_killed_ends_with_the_same_bytes(
-        self, undisturbed: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+        self,
+        undisturbed: tuple[Path, list[dict[str, Any]]],
+        launcher: EngineLauncher,
+        tmp_path: Path,
     ) -> None:
         recipe = folders.prepare(tmp_path, baseline=True, training=SLOW_ENOUGH)
-        code, lines = stop_at_checkpoint(recipe, signal.SIGTERM)
+        code, lines = carry_out(launcher, recipe, signal.SIGTERM)
         assert code == 75
         assert lines[-1]["type"] == "checkpoint"
-        code, _ = stop_at_checkpoint(recipe, signal.SIGKILL)
+        code, _ = carry_out(launcher, recipe, signal.SIGKILL)
         assert code == -signal.SIGKILL
         assert not (tmp_path / "student.safetensors").exists()
-        code, lines = folders.finish(folders.start(recipe))
+        code, lines = carry_out(launcher, recipe)
         assert code == 0
         assert lines[0]["resumed_from_step"] > 0
         whole = undisturbed[0] / "student.safetensors"
@@ -191,11 +223,13 @@ class TestResume:
 
 def wait_for_handler(pid: int) -> None:
     """Wait until a process catches SIGTERM."""
-    while True:
+
+    def catches() -> bool:
         status = Path(f"/proc/{pid}/status").read_text()
         caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
-        if int(caught.split()[1], 16) & (1 << (signal.SIGTERM - 1)):
-            return
+        return bool(int(caught.split()[1], 16) & (1 << (signal.SIGTERM - 1)))
+
+    waiting.until(catches, "it catches SIGTERM", pause_seconds=0.01)
 
 
 class TestFailures:

@@ -343,7 +343,7 @@ class TestDigits:
             "taught",
             student=convnet(16, 32, 64),
             method={"name": "ce"},
-            training={**training, "epochs": 14},
+            training={**training, "epochs": 8},
         )
         assert teacher["scores"]["student"]["accuracy"] > 0.95
         budget = {
@@ -363,9 +363,9 @@ class TestDigits:
             teacher=convnet(16, 32, 64),
             student=convnet(8, 16, 32),
             method={"name": "ssdkd", **weights, "synthesis": budget},
-            training={**training, "epochs": 12},
+            training={**training, "epochs": 7},
             baseline=True,
         )
         scores = result["scores"]
-        assert scores["student"]["accuracy"] > 0.7
-        assert scores["student"]["accuracy"] > scores["baseline"]["accuracy"] + 0.08
+        assert scores["student"]["accuracy"] > 0.5
+        assert scores["student"]["accuracy"] > scores["baseline"]["accuracy"] + 0.2

@@ -121,7 +121,7 @@ def prepare(kit: Path, workdir: Path, method: dict[str, Any], **changes: Any) ->
         "teacher": choice(TEACHER),
         "student": choice(STUDENT),
         "method": method,
-        "training": {"epochs": 6, "batch_size": 16, "optimizer": optimizer},
+        "training": {"epochs": 4, "batch_size": 16, "optimizer": optimizer},
         "accelerator": "cpu",
         **changes,
     }

@@ -63,7 +63,10 @@ def a_state(accuracies: list[float], every: int = 1) -> TrainState:
     )
 
 
-def train_epoch(state: TrainState, after: Callable[[], None] = lambda: None) -> None:
+def train(state: TrainState, after: Callable[[], None] = lambda: None) -> None:
+    """Train to the end; `after` is called after each step, before an epoch is finished."""
+    if state.epoch_is_over:
+        state.finish_epoch()
     step = step_of(state)
     for moment, batch in state.iter_steps():
         output = step(batch, moment)
@@ -110,34 +113,34 @@ class TestTraining:
 class TestTrainState:
     def test_the_earliest_of_equal_epochs_is_best(self) -> None:
         state = a_state([0.5, 0.75, 0.75, 0.25])
-        train_epoch(state)
+        train(state)
         assert (state.best.epoch, state.best.score) == (2, 0.75)
 
     def test_the_best_epochs_weights_are_delivered(self) -> None:
         state = a_state([0.5, 0.75, 0.25, 0.25])
         weights_by_step: dict[int, torch.Tensor] = {}
         weight = next(state.student.parameters())
-        train_epoch(state, lambda: weights_by_step.update({state.step: weight.detach().clone()}))
+        train(state, lambda: weights_by_step.update({state.step: weight.detach().clone()}))
         delivered = state.load_best()
         assert torch.equal(next(delivered.parameters()), weights_by_step[6])
         assert not delivered.training
 
     def test_validates_as_often_as_asked_and_at_the_end(self) -> None:
         state = a_state([0.5, 0.25], every=3)
-        train_epoch(state)
+        train(state)
         validated = [e["epoch"] for e in state.history if "validation/accuracy" in e]
         assert validated == [3, 4]
 
     def test_continues_from_its_state(self, tmp_path: Path) -> None:
         whole = a_state([0.1] * 4)
-        train_epoch(whole)
+        train(whole)
         first = a_state([0.1] * 4)
         with pytest.raises(errors.Interrupted):
-            train_epoch(first, lambda: interrupt_at(first, 5))
+            train(first, lambda: interrupt_at(first, 5))
         torch.save(first.state_dict(), tmp_path / "state")
         second = a_state([0.1] * 4)
         second.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-        train_epoch(second)
+        train(second)
         for name, value in whole.student.state_dict().items():
             assert torch.equal(value, second.student.state_dict()[name]), name
         assert whole.history == second.history
@@ -146,7 +149,7 @@ class TestTrainState:
         state = a_state([])
         state.validate = refuse
         with pytest.raises(errors.Interrupted):
-            train_epoch(state)
+            train(state)
         assert (state.step, state.finished_epoch, state.epoch_is_over) == (3, 0, True)
         state.validate = lambda _network: {"accuracy": 0.5, "loss": 1.0}
         state.finish_epoch()

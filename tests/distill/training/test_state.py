@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.distill import folders
-from tests.distill.training.test_loop import step_of
+from tests.distill.training.test_loop import step_of, train
 from workers.distill import errors
 from workers.distill.config.training import expand
 from workers.distill.data.loader import BatchLoader
@@ -126,20 +126,6 @@ def a_state(
         meter=LossMeter(CPU),
         validate=validate,
     )
-
-
-def train(state: TrainState, after: Callable[[], None] = lambda: None) -> None:
-    if state.epoch_is_over:
-        state.finish_epoch()
-    step = step_of(state)
-    for moment, batch in state.iter_steps():
-        output = step(batch, moment)
-        total = state.optimizer.step(output.terms, moment)
-        labels = larger_share_labels(batch)
-        state.record_step(moment, total, output.terms, output.student, labels)
-        after()
-        if state.epoch_is_over:
-            state.finish_epoch()
 
 
 def stop_at(state: TrainState, step: int) -> Callable[[], None]:

@@ -1,13 +1,12 @@
 """Data sets as verbs: built-in ones, references, and numbers under concurrency."""
 
-from concurrent import futures
-
 import pytest
 import sqlalchemy as sa
 
 from models_registry import catalog, errors
 from models_registry.artifacts import datasets
 from models_registry.persistence import database, tables
+from tests import factories, racing
 
 
 class TestBuiltIns:
@@ -74,17 +73,8 @@ class TestResolve:
 def test_numbers_are_given_once_each_to_many_at_the_same_time(
     sessions: database.Sessions, project: tables.ProjectRow
 ) -> None:
-    def add(_: int) -> int:
+    def add() -> int:
         with sessions.begin() as session:
-            row = datasets.add_version(
-                session,
-                project_id=project.id,
-                name="scans",
-                state="pending",
-                format="npz",
-                task="classification",
-            )
-            return row.version
+            return factories.dataset_version(session, project_id=project.id).version
 
-    with futures.ThreadPoolExecutor(8) as pool:
-        assert sorted(pool.map(add, range(8))) == list(range(1, 9))
+    assert sorted(racing.together([add] * 8)) == list(range(1, 9))

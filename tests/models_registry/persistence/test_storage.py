@@ -89,12 +89,12 @@ thread = threading.Thread(target=watch)
 thread.start()
 block = bytes(2**20)
 parts = []
-for number in range(8):
+for number in range(4):
     place = storage.PartPlace("upl_1", number * 32 * 2**20)
     with store.put_part((block for _ in range(32)), place) as part:
         parts.append(storage.stored_part(part.key, place, part.size_bytes))
 whole = hashlib.sha256()
-for _ in range(8 * 32):
+for _ in range(4 * 32):
     whole.update(block)
 stored = store.assemble(parts, expected=whole.hexdigest())
 stop.set()
@@ -269,7 +269,7 @@ class TestPut:
         with run(MEASURED_PUT, place) as process:
             size_bytes, growth_bytes = json.loads(process.communicate()[0])
 
-        assert size_bytes == 256 * MEBIBYTE
+        assert size_bytes == 128 * MEBIBYTE
         # S3 holds `TRANSFERS` requests in flight, and one copy of what Python reads.
         assert growth_bytes < 64 * MEBIBYTE
 

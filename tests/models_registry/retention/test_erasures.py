@@ -85,13 +85,9 @@ def faces(
             )
             session.add(upload)
             session.flush()
-            row = datasets.add_version(
+            row = factories.dataset_version(
                 session,
                 project_id=project.id,
-                name="faces",
-                state="ready",
-                format="imagefolder",
-                task="classification",
                 upload_id=upload.id,
                 archive_sha256=archive.sha256,
                 lineage={"upload": upload.id, "upload_digest": f"sha256:{archive.sha256}"},
@@ -174,14 +170,8 @@ class TestErase:
         faces: Faces,
     ) -> None:
         with sessions.begin() as session:
-            datasets.add_version(
-                session,
-                project_id=project.id,
-                name="others",
-                state="pending",
-                format="npz",
-                task="classification",
-                upload_id="upl_1",
+            factories.dataset_version(
+                session, project_id=project.id, name="others", state="pending", upload_id="upl_1"
             )
         erased = erase(sessions, project)
         assert erasures.finish(sessions, storage, grace=DAY) == erased.blobs == len(faces.own) - 1

@@ -5,10 +5,10 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from models_registry.artifacts import datasets
 from models_registry.persistence import database, tables
 from retort import client, errors
 from retort.cli import app
+from tests import factories
 from tests.databases import SQLITE_ONLY
 
 
@@ -67,14 +67,7 @@ class TestErase:
         self, run, sessions: database.Sessions, project: tables.ProjectRow
     ):
         with sessions.begin() as session:
-            datasets.add_version(
-                session,
-                project_id=project.id,
-                name="faces",
-                state="ready",
-                format="imagefolder",
-                task="classification",
-            )
+            factories.dataset_version(session, project_id=project.id)
         assert "nothing was done" in run("dataset", "erase", "faces@1", code=130)
         said = run("dataset", "erase", "faces@1", "--yes")
         assert "faces@1 is erased" in said

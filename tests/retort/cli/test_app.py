@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from models_registry.jobs import logs
 from retort import config, errors, watching
 from retort.cli import app, completion, shell
-from tests import factories
+from tests import factories, waiting
 from tests.retort import wire as wires
 from tests.retort.wire import problem, told
 from workers.distill.data.builtin import digit_scenes
@@ -409,7 +409,7 @@ class TestLogs:
             logs.keep(session, lease, [logs.Slice(7, 14, "step 2\n")])
         assert json.loads(process.stdout.readline())["lines"] == ["step 2"]
         staff.fail(lease, "diverged", "the loss is NaN")
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=waiting.PATIENCE_SECONDS)
         assert (process.returncode, said) == (0, f"{job.id} failed\n")
 
 
@@ -470,7 +470,7 @@ class TestWatch:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("running")
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=waiting.PATIENCE_SECONDS)
         assert (process.returncode, out) == (130, "")
         assert err == "stopped watching; job_1 continues: retort watch job_1\n"
         assert [r.method for r in known.requests if r.method != "GET"] == []
@@ -599,7 +599,7 @@ class TestStudy:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("running")
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=waiting.PATIENCE_SECONDS)
         assert (process.returncode, out) == (130, "")
         assert err == "stopped watching; stu_1 continues: retort study watch stu_1\n"
 
@@ -1020,7 +1020,7 @@ class TestCatalog:
 class TestProcess:
     def test_answers_like_the_function_does(self, real):
         process = started("jobs", "--json")
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=waiting.PATIENCE_SECONDS)
         assert (process.returncode, json.loads(out), err) == (0, [], "")
 
     def test_shows_no_traceback_when_its_reader_has_enough(self, real):
@@ -1031,10 +1031,10 @@ class TestProcess:
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
         process.stderr.close()
-        process.wait(timeout=60)
+        process.wait(timeout=waiting.PATIENCE_SECONDS)
 
     def test_ends_with_the_code_of_its_error(self):
         process = started("jobs", "--url", f"http://127.0.0.1:{wires.free_port()}", "--api-key=k")
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=waiting.PATIENCE_SECONDS)
         assert (process.returncode, out) == (4, "")
         assert len(err.splitlines()) == 1

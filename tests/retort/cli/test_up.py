@@ -8,8 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -19,6 +18,7 @@ import pytest
 from retort import config, errors
 from retort.cli import detached
 from retort.cli import up as up_program
+from tests import waiting
 from tests.journeys.stacks import free_port
 
 pytestmark = [pytest.mark.slow]
@@ -32,15 +32,8 @@ def up(*options: str) -> subprocess.Popen[bytes]:
 def complaint(*options: str) -> tuple[int, str]:
     """Return the exit code and the words of a start that must fail."""
     process = up(*options)
-    _, words = process.communicate(timeout=60)
+    _, words = process.communicate(timeout=waiting.PATIENCE_SECONDS)
     return process.returncode, words.decode()
-
-
-def wait_until(is_so: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def answers(port: int) -> bool:
@@ -55,11 +48,11 @@ def running(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """A service that answers; whatever happens, it has ended afterwards."""
     process = up("--data-dir", str(folder), "--port", str(port))
     try:
-        wait_until(lambda: answers(port))
+        waiting.until(lambda: answers(port), "the service answers")
         yield process
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=waiting.PATIENCE_SECONDS)
 
 
 def test_a_port_that_is_taken_is_one_clear_line(tmp_path: Path):
@@ -106,19 +99,21 @@ def test_it_ends_cleanly_keeps_its_data_lets_nobody_else_in_and_leaves_no_proces
         assert code == 5
         assert "--data-dir" in words
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
-        assert psutil.wait_procs(children, timeout=60)[1] == []
+        assert process.wait(waiting.PATIENCE_SECONDS) == 0
+        assert psutil.wait_procs(children, timeout=waiting.PATIENCE_SECONDS)[1] == []
     with running(folder, port) as process:
         key = json.loads(known.read_text())["api_key"]
-        wait_until(lambda: config.Environment().up_file.exists())
+        waiting.until(config.Environment().up_file.exists, "the service can be found")
         assert config.find().api_key == key
         assert detached.running() == folder, "`retort down` finds it from any folder"
         headers = {"authorization": f"Bearer {key}"}
-        jobs = httpx.get(f"http://127.0.0.1:{port}/v1/jobs", headers=headers, timeout=60)
+        jobs = httpx.get(
+            f"http://127.0.0.1:{port}/v1/jobs", headers=headers, timeout=waiting.PATIENCE_SECONDS
+        )
         assert jobs.status_code == 200
         children = psutil.Process(process.pid).children(recursive=True)
         names = " ".join(" ".join(child.cmdline()) for child in children)
         assert "redis-server" in names
         assert "uvicorn" in names
         os.kill(process.pid, signal.SIGKILL)
-        assert psutil.wait_procs(children, timeout=60)[1] == []
+        assert psutil.wait_procs(children, timeout=waiting.PATIENCE_SECONDS)[1] == []

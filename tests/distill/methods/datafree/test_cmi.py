@@ -158,6 +158,7 @@ class TestSynthesis:
                 batches.forward(made, images, batches.small(), batches.small(1)),
             ),
             (batches.images(2).requires_grad_(),),
+            fast_mode=True,
         )
         local = LOCAL.clone().requires_grad_()
         contrasting = method()
@@ -165,6 +166,7 @@ class TestSynthesis:
         assert torch.autograd.gradcheck(
             lambda rows: contrasting.contrast(contrasting.head or nn.Identity(), rows, WHOLE),
             (local,),
+            fast_mode=True,
         )
 
     def test_moves_images_by_their_cropped_view_alone(self) -> None:

@@ -41,6 +41,7 @@ class TestAttentionLoss:
         assert torch.autograd.gradcheck(
             lambda maps: zskt.attention_loss([maps], [teacher_maps]),
             (CHECKS.tensor("map_s_8x8").requires_grad_(),),
+            fast_mode=True,
         )
 
 

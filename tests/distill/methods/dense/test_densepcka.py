@@ -68,4 +68,4 @@ class TestDensePCKA:
             found = scenes.terms(choice, given, teacher, MASKS)
             return found["pcka"] + found["pcka_transposed"] + found["rcka_classes"]
 
-        assert torch.autograd.gradcheck(total, (student.requires_grad_(),))
+        assert torch.autograd.gradcheck(total, (student.requires_grad_(),), fast_mode=True)

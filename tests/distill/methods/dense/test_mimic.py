@@ -46,4 +46,5 @@ class TestMimic:
         assert torch.autograd.gradcheck(
             lambda given: scenes.terms({"name": "mimic"}, given, teacher)["mimic"],
             (student.requires_grad_(),),
+            fast_mode=True,
         )

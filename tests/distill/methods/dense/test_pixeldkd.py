@@ -34,4 +34,5 @@ class TestPixelDKD:
         assert torch.autograd.gradcheck(
             lambda given: scenes.terms({"name": "pixeldkd"}, given, teacher)["pixeldkd"],
             (student.requires_grad_(),),
+            fast_mode=True,
         )

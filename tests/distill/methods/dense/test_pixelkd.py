@@ -37,6 +37,7 @@ class TestPixelKD:
         assert torch.autograd.gradcheck(
             lambda given: scenes.terms({"name": "pixelkd"}, given, teacher)["pixelkd"],
             (student.requires_grad_(),),
+            fast_mode=True,
         )
 
     def test_patches_are_compared_class_by_class_without_ignored_pixels(self) -> None:
@@ -62,4 +63,5 @@ class TestPixelKD:
         assert torch.autograd.gradcheck(
             lambda given: scenes.terms(choice, given, teacher, masks)["pixelkd"],
             (student.requires_grad_(),),
+            fast_mode=True,
         )

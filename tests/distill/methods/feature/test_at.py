@@ -54,6 +54,7 @@ class TestATLoss:
         assert torch.autograd.gradcheck(
             lambda given: at.at_loss([given], [teacher], power=power, distance=distance),
             (student,),
+            fast_mode=True,
         )
 
     @pytest.mark.parametrize("distance", DISTANCES)

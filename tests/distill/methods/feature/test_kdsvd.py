@@ -85,6 +85,7 @@ class TestKDSVDLoss:
         assert torch.autograd.gradcheck(
             lambda *student: kdsvd.kdsvd_loss(student, teacher, vectors=1, layout=layout),
             (first.requires_grad_(), second.requires_grad_()),
+            fast_mode=True,
         )
 
     @pytest.mark.parametrize("layout", LAYOUTS)
