@@ -132,7 +132,8 @@ def divided(cells: list[Pixels], draw: np.random.RandomState) -> dict[str, list[
 def middle_of(cell: Pixels) -> Pixels:
     """Return the patch in the middle of a cell."""
     top, left = ((side - SIDE) // 2 for side in cell.shape)
-    return cell[top : top + SIDE, left : left + SIDE]
+    middle: Pixels = cell[top : top + SIDE, left : left + SIDE]
+    return middle
 
 
 def patch_of(cells: list[Pixels], draw: np.random.RandomState) -> Pixels:

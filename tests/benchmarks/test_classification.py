@@ -65,7 +65,11 @@ class TestScores:
 
 class TestSummary:
     def test_counts_the_seeds_that_have_a_row(self):
-        runs = [{"ce": 0.5, "kd": 0.75, "at": "no"}, {"ce": 0.5}, {"ce": 0.25, "kd": 0.75}]
+        runs: list[dict[str, float | str]] = [
+            {"ce": 0.5, "kd": 0.75, "at": "no"},
+            {"ce": 0.5},
+            {"ce": 0.25, "kd": 0.75},
+        ]
         found = classification.summary(runs, ["ce", "kd", "at", "pkt"])
         assert found["kd"]["seeds"] == 2
         assert found["kd"]["difference_mean"] == pytest.approx(37.5)
