@@ -132,8 +132,7 @@ def divided(cells: list[Pixels], draw: np.random.RandomState) -> dict[str, list[
 def middle_of(cell: Pixels) -> Pixels:
     """Return the patch in the middle of a cell."""
     top, left = ((side - SIDE) // 2 for side in cell.shape)
-    middle: Pixels = cell[top : top + SIDE, left : left + SIDE]
-    return middle
+    return cell[top : top + SIDE, left : left + SIDE]
 
 
 def patch_of(cells: list[Pixels], draw: np.random.RandomState) -> Pixels:
@@ -145,7 +144,9 @@ def patch_of(cells: list[Pixels], draw: np.random.RandomState) -> Pixels:
         patch = cell[top : top + SIDE, left : left + SIDE].astype(np.float64)
         if patch.std() >= LEAST_CONTRAST:
             even = (patch - patch.mean()) / patch.std() * CONTRAST + MIDDLE
-            return np.rint(even.clip(0, 255)).astype(np.uint8)
+            # NumPy's stubs lose the type of what is rounded.
+            rounded: Pixels = np.rint(even.clip(0, 255)).astype(np.uint8)
+            return rounded
     raise ValueError(f"no place with contrast was found in {MOST_TRIES} draws")
 
 
