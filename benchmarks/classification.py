@@ -210,11 +210,11 @@ def groups(missing: list[str], at_once: int) -> list[set[str]]:
     return [{BASELINE, *others[start : start + size]} for start in range(0, len(others), size)]
 
 
-def taught(folder: Path, data: str, seed: int, kept: Path | None) -> Path:
+def taught(folder: Path, problem_name: str, seed: int, kept: Path | None) -> Path:
     """Return the file of a seed's teacher, trained unless this or an earlier run has it."""
-    place = (kept or folder) / f"{data}-teacher-{seed}.safetensors"
+    place = (kept or folder) / f"{problem_name}-teacher-{seed}.safetensors"
     if not place.exists():
-        problem = PROBLEMS[data]
+        problem = PROBLEMS[problem_name]
         made, _ = digits.run_recipe(
             folder,
             f"{seed}-teacher",

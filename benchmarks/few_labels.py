@@ -30,7 +30,7 @@ from workers.distill.data import dataset, splits
 
 Json = dict[str, Any]  # specs and lines of the engine
 
-DATA, PAIR = "digits", "narrow"
+PROBLEM, PAIR = "digits", "narrow"
 ALL = 1257
 EPOCHS_OF_ALL = 15
 BATCH = 64
@@ -71,7 +71,7 @@ def main() -> None:
             missing = [count for count in counts if (seed, count) not in done]
             if not missing:
                 continue
-            teacher = classification.taught(folder, DATA, seed, asked.teachers)
+            teacher = classification.taught(folder, PROBLEM, seed, asked.teachers)
             for count in missing:
                 scores = run_count(folder, seed, count, teacher)
                 lines.append({"seed": seed, "labels": count, "scores": scores})
@@ -139,7 +139,7 @@ def run_rows(
             "key": key,
             "recipe": classification.recipe_of(
                 folder,
-                classification.PROBLEMS[DATA],
+                classification.PROBLEMS[PROBLEM],
                 PAIR,
                 row,
                 rows[row][0],

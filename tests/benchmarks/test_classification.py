@@ -19,9 +19,9 @@ def folder(tmp_path):
 
 
 class TestRecipe:
-    @pytest.mark.parametrize("data", classification.PROBLEMS)
-    def test_is_read_by_the_engine(self, folder, data):
-        problem = classification.PROBLEMS[data]
+    @pytest.mark.parametrize("problem_name", classification.PROBLEMS)
+    def test_is_read_by_the_engine(self, folder, problem_name):
+        problem = classification.PROBLEMS[problem_name]
         for pair, student in problem.students.items():
             recipe = classification.recipe_of(
                 folder, problem, pair, "kd + dot", {"name": "kd"}, {"seed": 3}
