@@ -1,32 +1,40 @@
 """How good every classification method is on the digits, over several seeds and two pairs.
 
-    python -m benchmarks.classification [--seeds 5] [--first-seed 0] [--pairs narrow,vgg]
-        [--methods kd,dkd] [--balance auto] [--markdown] [--lines FILE] [--read]
-        [--write]
+    python -m benchmarks.classification [--data digits] [--seeds 5] [--first-seed 0]
+        [--pairs narrow,vgg] [--methods kd,dkd] [--balance auto] [--at-once N] [--markdown]
+        [--lines FILE] [--teachers FOLDER] [--read] [--write]
 
-Each seed trains its own teacher (resnet20); all methods of a seed share it, the student's start
-and the order of the images, in one group run each pair. Hyper-parameters are the catalog's
-defaults, which were made for CIFAR-100 and 240 epochs; `--balance` says how strong they may be
-beside the labels, what counts epochs follows the training, and CRD draws fewer negatives than there
-are images. `--lines` appends the scores of each group to a file, one JSON object a line, so that
-seeds may be run one by one; `--read` summarises such a file, and `--write` makes the figures from
-it by which the service ranks methods. Scores are of the test split (360 images). Seconds an epoch
-come from a short run of each method alone, on one thread.
+Each seed trains its own teacher; all methods of a seed share it, the student's start and the order
+of the images, in one group run each pair. Hyper-parameters are the catalog's defaults, which were
+made for CIFAR-100 and 240 epochs; `--balance` says how strong they may be beside the labels, what
+counts epochs follows the training, and CRD draws fewer negatives than there are images.
+`linear_probe`, which needs a trained student, is no row. Scores are of the test split. Seconds an
+epoch come from a short run of each method alone, on one thread.
+
+`--data photographs` is a second real set, with networks of timm: see `photographs.py`.
+
+`--lines` appends the scores of each group to a file, one JSON object a line, and leaves out what is
+there, so that seeds, or `--at-once` few rows of one, may be run one by one; `--teachers` keeps the
+teachers for that. `--read` summarises such a file, and `--write` makes the figures from it by which
+the service ranks methods.
 """
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import rich.console
 import torch
 
-from benchmarks import digit_pairs, digits
+from benchmarks import any_teacher, digit_pairs, digits, photographs
 from models_registry import catalog
 from models_registry.jobs import ranking
 from models_registry.studies import leaderboard
@@ -38,18 +46,62 @@ from workers.distill.networks import catalog as networks
 
 Json = dict[str, Any]  # specs and lines of the engine
 
-PAIRS: dict[str, Json] = {
-    "narrow": digit_pairs.STUDENT,
-    "vgg": {"network": "retort/vgg8", "arguments": {"widths": [4, 8, 8, 16, 16]}},
+
+@dataclass(frozen=True)
+class Problem:
+    """A data set, a teacher, and the pairs that it makes with students."""
+
+    title: str
+    prepare: Callable[[Path], None]
+    """Write the data set in the engine's form into the folder `dataset` of a folder."""
+    teacher: Json
+    teacher_training: Json
+    students: dict[str, Json]
+    training: Json
+
+
+def _prepare_photographs(folder: Path) -> None:
+    photographs.write(folder / "dataset")
+
+
+# Few updates: a rate that is adapted to each weight learns more in them.
+PHOTOGRAPHS_TRAINING: Json = {
+    "recipe": "small",
+    "batch_size": 32,
+    "optimizer": {"name": "adamw", "learning_rate": 2e-3, "weight_decay": 0.05},
+    "schedule": {"name": "cosine"},
 }
-TRAINING: Json = {"recipe": "small", "epochs": 15}
+PROBLEMS = {
+    "digits": Problem(
+        title="the digits (8x8 pixels), small networks, 15 epochs",
+        prepare=digits.prepare,
+        teacher=digit_pairs.TEACHER,
+        teacher_training=digit_pairs.TEACHER_TRAINING,
+        students={
+            "narrow": digit_pairs.STUDENT,
+            "vgg": {"network": "retort/vgg8", "arguments": {"widths": [4, 8, 8, 16, 16]}},
+        },
+        training={"recipe": "small", "epochs": 15},
+    ),
+    "photographs": Problem(
+        title="patches of photographs (96x96 pixels), networks of timm, 8 epochs",
+        prepare=_prepare_photographs,
+        teacher={"network": "timm/resnet10t", "arguments": {}},
+        teacher_training={**PHOTOGRAPHS_TRAINING, "epochs": 12},
+        students={"resnet": {"network": "timm/test_resnet", "arguments": {}}},
+        training={**PHOTOGRAPHS_TRAINING, "epochs": 8},
+    ),
+}
 FEWER: dict[str, Json] = {
     "crd": {"negatives": 512},
 }
+LSKD: Json = {"name": "kd", "kd_weight": 9.0, "temperature": 2.0, "standardize": "population"}
 BESIDE: dict[str, Json] = {
     "kd (0.5 + 0.5)": {"name": "kd", "task_weight": 0.5, "kd_weight": 0.5},
-    "kd + lskd": {"name": "kd", "kd_weight": 9.0, "temperature": 2.0, "standardize": "population"},
+    "kd + lskd": LSKD,
+    "kd + lskd, task_weight 1": {**LSKD, "task_weight": 1.0},
     "kd + dot": {"name": "kd"},
+    "mlld, task_weight 1": {"name": "mlld", "task_weight": 1.0},
     "mlld, reference": {"name": "mlld", "variant": "reference"},
     "crd + kd": {"name": "combine", "methods": [{"name": "crd", "negatives": 512}, {"name": "kd"}]},
 }
@@ -57,6 +109,8 @@ TRAININGS: dict[str, Json] = {"kd + dot": {"optimizer": {"name": "dot"}}}
 BASELINE = "ce"
 OTHER_FAMILIES = ("datafree", "federated")
 """Those that learn from other images, or from clients'."""
+NO_ROWS = ("combine", "linear_probe")
+"""Methods that need others, or a trained student."""
 MEASURED = Path(ranking.__file__).parents[1] / "measured_methods.json"
 
 
@@ -65,10 +119,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.classification")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--pairs", default=",".join(PAIRS))
+    parser.add_argument("--data", choices=PROBLEMS, default="digits")
+    parser.add_argument("--pairs", default="", help="pairs of the data set; all")
     parser.add_argument("--methods", default="", help="rows to run besides the baseline; all")
     parser.add_argument("--balance", choices=["auto", "published"], default="auto")
-    parser.add_argument("--lines", type=Path, help="append the scores of each group to this file")
+    parser.add_argument("--at-once", type=int, default=0, help="rows trained side by side; all")
+    parser.add_argument(
+        "--lines", type=Path, help="append the scores of each group to this file, and go on from it"
+    )
+    parser.add_argument("--teachers", type=Path, help="folder that keeps the teachers")
     parser.add_argument(
         "--write",
         action="store_true",
@@ -81,63 +140,93 @@ def main() -> None:
     parser.add_argument("--no-times", action="store_true", help="leave out seconds an epoch")
     asked = parser.parse_args()
     say = rich.console.Console(stderr=True, highlight=False).print
+    if (asked.write or asked.read) and asked.lines is None:
+        parser.error("--write and --read need the file of --lines")
+    lines = any_teacher.read(asked.lines) if asked.lines else []
     if asked.write:
-        if asked.lines is None:
-            parser.error("--write needs the file of --lines")
-        lines = [json.loads(text) for text in asked.lines.read_text().splitlines()]
         MEASURED.write_text(json.dumps(measured(lines), indent=2) + "\n")
         return
+    problem = PROBLEMS[asked.data]
+    pairs = asked.pairs.split(",") if asked.pairs else list(problem.students)
+    if unknown := set(pairs) - set(problem.students):
+        known = ", ".join(problem.students)
+        parser.error(f"{asked.data} has no pair {unknown.pop()!r}; it has {known}")
     wanted = rows(set(filter(None, asked.methods.split(","))), asked.balance)
-    found: dict[str, Any] = {}
-    if asked.read:
-        if asked.lines is None:
-            parser.error("--read needs the file of --lines")
-        lines = [json.loads(text) for text in asked.lines.read_text().splitlines()]
-        for pair in asked.pairs.split(","):
-            found[pair] = summary(
-                [
-                    one["scores"]
-                    for one in lines
-                    if (one["pair"], one["balance"]) == (pair, asked.balance)
-                ]
-            )
-        text = markdown(found) if asked.markdown else json.dumps(found, indent=2)
-        sys.stdout.write(text + "\n")
-        return
+    seeds = range(asked.first_seed, asked.first_seed + asked.seeds)
     with tempfile.TemporaryDirectory(prefix="retort-methods-") as name:
         folder = Path(name)
-        digits.prepare(folder)
-        teachers = {}
-        for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
-            teachers[seed], taught = digits.run_recipe(
-                folder,
-                f"{seed}-teacher",
-                digit_pairs.TEACHER,
-                {"name": "ce"},
-                digit_pairs.TEACHER_TRAINING,
-                seed,
-                None,
-            )
-            say(seed, "teacher", f"{100 * taught['accuracy']:.2f}")
-        for pair in asked.pairs.split(","):
-            runs = []
-            for seed, teacher in teachers.items():
-                runs.append(run_group(folder, pair, seed, teacher, wanted))
-                if asked.lines is not None:
-                    done = {"balance": asked.balance, "pair": pair, "seed": seed}
-                    with asked.lines.open("a") as file:
-                        file.write(json.dumps({**done, "scores": runs[-1]}) + "\n")
-                say(pair, seed, {row: shown(value) for row, value in runs[-1].items()})
-            found[pair] = summary(runs)
-            for row, choice in wanted.items():
-                found[pair][row]["extra_parameters"] = extra_parameters(folder, pair, choice)
+        if not asked.read:
+            problem.prepare(folder)
+            for seed in seeds:
+                for pair in pairs:
+                    key = {"data": asked.data, "balance": asked.balance, "pair": pair, "seed": seed}
+                    missing = [row for row in wanted if row not in scores_of(lines, key)]
+                    if missing == [BASELINE] or not missing:
+                        continue
+                    teacher = taught(folder, asked.data, seed, asked.teachers)
+                    for group in groups(missing, asked.at_once):
+                        choices = {row: wanted[row] for row in wanted if row in group}
+                        scores = run_group(folder, problem, pair, seed, teacher, choices)
+                        lines.append({**key, "scores": scores})
+                        if asked.lines is not None:
+                            with asked.lines.open("a") as file:
+                                file.write(json.dumps(lines[-1]) + "\n")
+                        say(pair, seed, {row: shown(value) for row, value in scores.items()})
+        found: dict[str, Any] = {}
+        for pair in pairs:
+            key = {"data": asked.data, "balance": asked.balance, "pair": pair}
+            # Of a file all its seeds count.
+            counted = {one["seed"] for one in lines} if asked.read else seeds
+            runs = [scores_of(lines, {**key, "seed": seed}) for seed in sorted(counted)]
+            found[pair] = summary([run for run in runs if run], wanted)
+            for row, choice in {} if asked.read else wanted.items():
+                found[pair][row]["extra_parameters"] = extra_parameters(
+                    folder, problem, pair, choice
+                )
                 if not asked.no_times:
-                    teacher = teachers[asked.first_seed]
-                    seconds = seconds_an_epoch(folder, pair, row, choice, teacher)
+                    teacher = taught(folder, asked.data, asked.first_seed, asked.teachers)
+                    seconds = seconds_an_epoch(folder, problem, pair, row, choice, teacher)
                     found[pair][row]["seconds_per_epoch"] = seconds
-            say(pair, "done")
-    text = markdown(found) if asked.markdown else json.dumps(found, indent=2)
+    text = markdown(found, problem) if asked.markdown else json.dumps(found, indent=2)
     sys.stdout.write(text + "\n")
+
+
+def scores_of(lines: list[Json], key: Json) -> dict[str, float | str]:
+    """Return the scores of all lines of a pair and seed, by row.
+
+    Older lines do not name their data set: it is the digits.
+    """
+    found: dict[str, float | str] = {}
+    for one in lines:
+        if {**one, "data": one.get("data", "digits")}.items() >= key.items():
+            found |= one["scores"]
+    return found
+
+
+def groups(missing: list[str], at_once: int) -> list[set[str]]:
+    """Return which rows are trained side by side; the baseline is in each group."""
+    others = [row for row in missing if row != BASELINE]
+    size = at_once or len(others)
+    return [{BASELINE, *others[start : start + size]} for start in range(0, len(others), size)]
+
+
+def taught(folder: Path, problem_name: str, seed: int, kept: Path | None) -> Path:
+    """Return the file of a seed's teacher, trained unless this or an earlier run has it."""
+    place = (kept or folder) / f"{problem_name}-teacher-{seed}.safetensors"
+    if not place.exists():
+        problem = PROBLEMS[problem_name]
+        made, _ = digits.run_recipe(
+            folder,
+            f"{seed}-teacher",
+            problem.teacher,
+            {"name": BASELINE},
+            problem.teacher_training,
+            seed,
+            None,
+        )
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(made, place)
+    return place.absolute()
 
 
 def rows(wanted: set[str], balance: str) -> dict[str, Json]:
@@ -147,7 +236,8 @@ def rows(wanted: set[str], balance: str) -> dict[str, Json]:
         for name, entry in catalog.load().methods.items()
         if "classification" in entry["tasks"] and entry["family"] not in OTHER_FAMILIES
     }
-    del every["combine"]
+    for name in NO_ROWS:
+        del every[name]
     every |= BESIDE
     for row, choice in every.items():
         if "balance" in catalog.load().methods[choice["name"]]["params_schema"]["properties"]:
@@ -155,17 +245,22 @@ def rows(wanted: set[str], balance: str) -> dict[str, Json]:
     return {row: every[row] for row in every if not wanted or row in wanted | {BASELINE}}
 
 
-def recipe_of(folder: Path, pair: str, row: str, choice: Json, training: Json) -> Json:
+def recipe_of(
+    folder: Path, problem: Problem, pair: str, row: str, choice: Json, training: Json
+) -> Json:
     """Return the engine's recipe of one student."""
-    size = json.loads((folder / "dataset" / "dataset.json").read_text())["input"]
+    record = json.loads((folder / "dataset" / "dataset.json").read_text())
+    size, classes = record["input"], len(record["classes"])
     return {
         "version": 1,
         "task": "classification",
-        "teacher": {**digit_pairs.TEACHER, "classes": 10, "input": size},
-        "student": {**PAIRS[pair], "classes": 10, "input": size},
+        "teacher": {**problem.teacher, "classes": classes, "input": size},
+        "student": {**problem.students[pair], "classes": classes, "input": size},
         "initial": False,
         "method": catalog.complete_method(choice),
-        "training": catalog.complete_training({**TRAINING, **TRAININGS.get(row, {}), **training}),
+        "training": catalog.complete_training(
+            {**problem.training, **TRAININGS.get(row, {}), **training}
+        ),
         "baseline": False,
         "report": False,
         "accelerator": "cpu",
@@ -174,13 +269,14 @@ def recipe_of(folder: Path, pair: str, row: str, choice: Json, training: Json) -
 
 
 def run_group(
-    folder: Path, pair: str, seed: int, teacher: Path, wanted: dict[str, Json]
+    folder: Path, problem: Problem, pair: str, seed: int, teacher: Path, wanted: dict[str, Json]
 ) -> dict[str, float | str]:
     """Train all rows side by side; return each one's test accuracy, or why it was refused."""
-    workdir = place(folder, f"{pair}-{seed}", teacher)
+    workdir = Path(tempfile.mkdtemp(dir=folder, prefix=f"{pair}-{seed}-"))
+    place(folder, workdir.name, teacher)
     keys = {f"row-{number}": row for number, row in enumerate(wanted)}
     members = [
-        {"key": key, "recipe": recipe_of(folder, pair, row, wanted[row], {"seed": seed})}
+        {"key": key, "recipe": recipe_of(folder, problem, pair, row, wanted[row], {"seed": seed})}
         for key, row in keys.items()
     ]
     path = workdir / "group.json"
@@ -194,11 +290,13 @@ def run_group(
     return {row: found[row] for row in wanted}
 
 
-def seconds_an_epoch(folder: Path, pair: str, row: str, choice: Json, teacher: Path) -> float:
+def seconds_an_epoch(
+    folder: Path, problem: Problem, pair: str, row: str, choice: Json, teacher: Path
+) -> float:
     """Return the seconds of one epoch, trained alone."""
     workdir = place(folder, f"{pair}-time-{row}".replace(" ", ""), teacher)
     path = workdir / "recipe.json"
-    path.write_text(json.dumps(recipe_of(folder, pair, row, choice, {"epochs": 4})))
+    path.write_text(json.dumps(recipe_of(folder, problem, pair, row, choice, {"epochs": 4})))
     last = list(engine(path, workdir))[-1]
     if last["type"] == "failure":
         return float("nan")
@@ -206,20 +304,20 @@ def seconds_an_epoch(folder: Path, pair: str, row: str, choice: Json, teacher: P
     return round(count / float(last["images_per_second"]), 3)
 
 
-def extra_parameters(folder: Path, pair: str, choice: Json) -> int | None:
+def extra_parameters(folder: Path, problem: Problem, pair: str, choice: Json) -> int | None:
     """Return how many numbers a method keeps besides the student: parameters and buffers."""
     found = dataset.load(folder / "dataset")
     size = found.record.input
     built = [
         networks.build(
             network["network"],
-            classes=10,
+            classes=len(found.record.classes),
             channels=size.channels,
             height=size.height,
             width=size.width,
             arguments=network["arguments"],
         )
-        for network in (PAIRS[pair], digit_pairs.TEACHER)
+        for network in (problem.students[pair], problem.teacher)
     ]
     try:
         method = engine_catalog.build(catalog.complete_method(choice), built[0], built[1])
@@ -250,24 +348,30 @@ def engine(path: Path, workdir: Path) -> list[Json]:
     return lines
 
 
-def summary(runs: list[dict[str, float | str]]) -> dict[str, Json]:
-    """Return mean and spread of each row, and its differences to the baseline by seed."""
+def summary(runs: list[dict[str, float | str]], wanted: Collection[str]) -> dict[str, Json]:
+    """Return mean and spread of each row, and its differences to the baseline by seed.
+
+    A row counts the seeds that have it.
+    """
     found: dict[str, Json] = {}
-    for row in runs[0]:
-        scores = [run[row] for run in runs]
+    for row in wanted:
+        having = [run for run in runs if row in run]
+        scores = [run[row] for run in having]
+        if not scores:
+            continue
         if not all(isinstance(score, float) for score in scores):
             found[row] = {"refused": next(str(s) for s in scores if isinstance(s, str))}
             continue
         accuracy = [float(score) for score in scores]
-        difference = [100 * (float(run[row]) - float(run[BASELINE])) for run in runs]
-        several = len(runs) > 1
+        difference = [100 * (float(run[row]) - float(run[BASELINE])) for run in having]
+        several = len(having) > 1
         found[row] = {
             "accuracy_mean": 100 * statistics.fmean(accuracy),
             "accuracy_sd": 100 * statistics.stdev(accuracy) if several else None,
             "difference_mean": statistics.fmean(difference),
             "difference_sd": statistics.stdev(difference) if several else None,
             "seeds_above_baseline": sum(value > 0 for value in difference),
-            "seeds": len(runs),
+            "seeds": len(having),
             "p_value": leaderboard.sign_flip_p_value(difference) if row != BASELINE else None,
         }
     return found
@@ -278,7 +382,9 @@ def measured(lines: list[Json]) -> Json:
 
     Differences are to the student alone of the same pair and seed. A row with another name than its
     method, such as `crd + kd`, is no method of its own, and one that was refused has no figures.
+    Lines of other data sets than the digits are left out.
     """
+    lines = [one for one in lines if one.get("data", "digits") == "digits"]
     alone = {
         (one["pair"], one["seed"]): one["scores"][BASELINE]
         for one in lines
@@ -302,18 +408,19 @@ def measured(lines: list[Json]) -> Json:
         }
     return {
         "made_with": "python -m benchmarks.classification --lines FILE --write",
-        "measured_on": "the digits (8x8 pixels), small networks, 15 epochs",
+        "measured_on": PROBLEMS["digits"].title,
         "task": "classification",
         "methods": methods,
     }
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(found: dict[str, Any], problem: Problem) -> str:
     """Return the tables, best first."""
     lines: list[str] = []
     for pair, table in found.items():
-        student = f"{PAIRS[pair]['network']} {json.dumps(PAIRS[pair]['arguments'])}"
-        lines += [f"**{pair}**: {digit_pairs.TEACHER['network']} to {student}", ""]
+        student = problem.students[pair]
+        named = f"{student['network']} {json.dumps(student['arguments'])}"
+        lines += [f"**{pair}**: {problem.teacher['network']} to {named}", ""]
         lines += [
             "| method | accuracy | difference | seeds above | p | s/epoch | extra numbers |",
             "| --- | --- | --- | --- | --- | --- | --- |",

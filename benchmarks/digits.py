@@ -90,14 +90,15 @@ def run_recipe(
     workdir = folder / name
     (workdir / "teacher").mkdir(parents=True)
     (workdir / "dataset").symlink_to(folder / "dataset")
-    size = json.loads((folder / "dataset" / "dataset.json").read_text())["input"]
+    record = json.loads((folder / "dataset" / "dataset.json").read_text())
+    size, classes = record["input"], len(record["classes"])
     if teacher is not None:
         (workdir / "teacher" / "model.safetensors").symlink_to(teacher)
     recipe = {
         "version": 1,
         "task": "classification",
-        "teacher": teacher and {**digit_pairs.TEACHER, "classes": 10, "input": size},
-        "student": {**network, "classes": 10, "input": size},
+        "teacher": teacher and {**digit_pairs.TEACHER, "classes": classes, "input": size},
+        "student": {**network, "classes": classes, "input": size},
         "initial": False,
         "method": method,
         "training": catalog.complete_training({**training, "seed": seed}),

@@ -48,6 +48,11 @@ class TestBelowBaseline:
                 BalanceSummary(limit=1.0),
                 "method.balance: 0.33 (now auto",
             ),
+            (
+                {**AT, "task_weight": 0.1, "balance": "auto"},
+                BalanceSummary(limit=1.0),
+                "method.task_weight: 1 (now 0.1)",
+            ),
             ({"name": "kd", "balance": "auto"}, None, "method.balance: 1 (now auto)"),
             ({"name": "simkd"}, None, "method kd"),
             ({"name": "ssdkd", "synthesis": {}}, None, "method.synthesis.steps"),

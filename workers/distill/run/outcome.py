@@ -76,11 +76,16 @@ def first_to_try(method: Mapping[str, Any], balance: BalanceSummary | None) -> s
     if "balance" not in method:
         return "method kd, which learns from the labels and a teacher"
     now = method["balance"] or "published"
+    other = "" if method["name"] == "kd" else ", then method kd"
     if balance is not None and balance.limit is not None:
+        weight = method.get("task_weight", 1.0)
+        if weight < 1:
+            # The limit compares with the labels at weight 1, and they count less: a lower one
+            # would leave the student with too little of both.
+            return f"method.task_weight: 1 (now {weight:g}), at which the labels are heard{other}"
         better = f"{balance.limit / 3:.2g}"
     else:
         better = "1" if balance is None else "auto"
-    other = "" if method["name"] == "kd" else ", then method kd"
     return f"method.balance: {better} (now {now}), which holds the teacher's gradient back{other}"
 
 
