@@ -19,6 +19,7 @@ TARGETS = [
     "flower",
     "gpu",
     "catalog",
+    "web",
     "measurements",
     "up",
     "clean",
