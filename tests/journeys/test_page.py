@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import pytest
 import sqlalchemy as sa
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, expect
 
 from api import page as served_page
 from models_registry import ids
@@ -32,7 +32,12 @@ TINY = {"network": "retort/resnet8", "arguments": {"widths": [4, 4, 8, 16]}}
 AXE = source.ROOT / "web/node_modules/axe-core/axe.min.js"
 MANY = 10_000
 POINTS = 1_000
-WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 380, "height": 780}
+WIDE: ViewportSize = {"width": 1440, "height": 900}
+NARROW: ViewportSize = {"width": 380, "height": 780}
+LOOKS: tuple[tuple[ViewportSize, Literal["light", "dark"]], ...] = (
+    (WIDE, "light"),
+    (NARROW, "dark"),
+)
 # A folder for pictures of every screen, at both widths and in both colours; none are taken without.
 PICTURES = os.environ.get("RETORT_SCREENSHOTS")
 PATIENCE_MS = 60_000
@@ -56,21 +61,25 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 
 @pytest.fixture
-def page(context: BrowserContext) -> Page:
-    """A tab in which any error of a script, and whatever the policy forbids, fails the test."""
-    return watched(context.new_page())
+def page(context: BrowserContext) -> Iterator[Page]:
+    """A tab in which an error of a script, or what the policy forbids, fails the test."""
+    tab = context.new_page()
+    faults = faults_told_by(tab)
+    yield tab
+    assert not faults
 
 
-def watched(tab: Page) -> Page:
-    """Return the tab, which from now on notes what goes wrong in it."""
-    tab.on("pageerror", lambda error: pytest.fail(f"the page raised {error}"))
+def faults_told_by(tab: Page) -> list[str]:
+    """Return a list that grows with every fault that the tab's console tells."""
+    told: list[str] = []
+    tab.on("pageerror", lambda error: told.append(str(error)))
     tab.on(
         "console",
         lambda message: (
-            pytest.fail(message.text) if "Content Security Policy" in message.text else None
+            told.append(message.text) if "Content Security Policy" in message.text else None
         ),
     )
-    return tab
+    return told
 
 
 def sign_in(page: Page, stack: Stack, api_key: str | None = None) -> None:
@@ -407,23 +416,26 @@ SCREENS = {
 
 
 class TestEveryScreen:
-    @pytest.mark.parametrize(
-        ("size", "colours"), [(WIDE, "light"), (NARROW, "dark")], ids=["wide", "narrow"]
-    )
     def test_fits_and_can_be_used_by_all(
-        self, stack: Stack, browser: Browser, shown: Shown, size: Any, colours: Any
+        self, stack: Stack, browser: Browser, shown: Shown
     ) -> None:
-        context = browser.new_context(viewport=size, color_scheme=colours, reduced_motion="reduce")
-        context.set_default_timeout(PATIENCE_MS)
-        page = watched(context.new_page())
-        page.goto(stack.url)
-        faults = faults_of(page, "sign-in", colours)
-        sign_in(page, stack)
-        for name, template in SCREENS.items():
-            address = template.format(**vars(shown), model=shown.teacher.partition("@")[0])
-            go(page, address)
-            faults += faults_of(page, name, colours)
-        context.close()
+        faults = []
+        for size, colours in LOOKS:
+            context = browser.new_context(
+                viewport=size, color_scheme=colours, reduced_motion="reduce"
+            )
+            context.set_default_timeout(PATIENCE_MS)
+            page = context.new_page()
+            told = faults_told_by(page)
+            page.goto(stack.url)
+            faults += faults_of(page, "sign-in", colours)
+            sign_in(page, stack)
+            model = shown.teacher.partition("@")[0]
+            for name, template in SCREENS.items():
+                go(page, template.format(**vars(shown), model=model))
+                faults += faults_of(page, name, colours)
+            context.close()
+            faults += told
         assert not faults, "\n".join(faults)
 
     def test_is_reached_by_keyboard(self, stack: Stack, page: Page) -> None:
@@ -438,7 +450,7 @@ class TestEveryScreen:
         expect(page.get_by_role("heading", name="New job")).to_be_visible()
 
 
-def faults_of(page: Page, name: str, colours: str) -> list[str]:
+def faults_of(page: Page, name: str, colours: Literal["light", "dark"]) -> list[str]:
     """Return what is wrong with the screen that is shown: too wide, or unusable for some."""
     width = page.viewport_size["width"] if page.viewport_size else 0
     if PICTURES:

@@ -1,6 +1,7 @@
 // One version of a model: scores, files, lineage, and why it was rejected if it was.
 import { useState } from "preact/hooks";
 import { download, get, type Json, type Schemas } from "../api/client";
+import { Exports } from "./exports";
 import { LineageGraph } from "../charts/lineage";
 import { bytes, count, metric, percent } from "../ui/format";
 import { useLoaded } from "../ui/loading";
@@ -90,6 +91,7 @@ export function ModelVersion({ place }: { place: Place }) {
         </Section>
       </div>
       {it.state === "ready" && <Lineage name={name} version={version} />}
+      {HAS_EXPORTS && it.state === "ready" && <Exports name={name} version={version} onError={setError} />}
       {it.files.length > 0 && (
         <Section title="Files">
           <Files files={it.files.filter((one) => !one.path.includes("/"))} urlOf={file} onError={setError} />
