@@ -41,6 +41,7 @@ LOOKS: tuple[tuple[ViewportSize, Literal["light", "dark"]], ...] = (
 # A folder for pictures of every screen, at both widths and in both colours; none are taken without.
 PICTURES = os.environ.get("RETORT_SCREENSHOTS")
 PATIENCE_MS = 60_000
+expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="module")
@@ -186,10 +187,9 @@ class TestAWholeDay:
     def test_upload_submit_watch_compare_download(
         self, stack: Stack, page: Page, shown: Shown, tmp_path: Path
     ) -> None:
-        name, _, version = shown.teacher.partition("@")
         weights = tmp_path / "teacher.safetensors"
         with stack.client() as retort:
-            retort.models.download(name, int(version), "model.safetensors", weights)
+            retort.models.download(retort.models.resolve(shown.teacher), weights)
         sign_in(page, stack)
 
         # Upload: a field at fault is named, then the same file is not sent again.
@@ -322,7 +322,7 @@ def crowded(stack: Stack) -> Iterator[tuple[str, str]]:
     path = stack.folder / "retort-data" / "retort.sqlite3"
     engine = database.connect(f"sqlite:///{path}")
     with database.sessions(engine).begin() as session:
-        project = keys.create_project(session, name="crowded")
+        project = keys.create_project(session, name=ids.new("crowded"))
         key = factories.key(session, project_id=project.id)
         now = database.now(session)
         common = {

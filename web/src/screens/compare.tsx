@@ -3,7 +3,7 @@ import { useMemo, useState } from "preact/hooks";
 import { get, type Json, type Schemas } from "../api/client";
 import { Lines } from "../charts/lines";
 import { seriesOf, type Series } from "../charts/series";
-import { between, count, duration, isShare, metric, number } from "../ui/format";
+import { between, count, duration, isShare, metric, number, spoken } from "../ui/format";
 import { useLoaded } from "../ui/loading";
 import { Empty, Heading, Loading, Problem, Section, State, Table } from "../ui/parts";
 import { to, type Place } from "../ui/router";
@@ -79,7 +79,7 @@ function Side({ compared }: { compared: Compared[] }) {
     ["student", ({ job }) => String((job.spec["student"] as Json | undefined)?.["network"] ?? "")],
     ["seed", ({ job }) => number((job.spec["training"] as Json | undefined)?.["seed"])],
     ...scoreNames(Object.fromEntries(scores.map((one, index) => [index === 0 ? "student" : index === 1 ? "teacher" : "baseline", one]))).map(
-      (name): [string, (one: Compared, index: number) => string] => [name.replaceAll("_", " "), (_, index) => metric(name, scores[index]?.[name])],
+      (name): [string, (one: Compared, index: number) => string] => [spoken(name), (_, index) => metric(name, scores[index]?.[name])],
     ),
     ["parameters", ({ job }) => count(job.result?.parameters?.["student"])],
     ["latency", ({ job }) => (job.result?.latency_ms?.["student"] ? `${number(job.result.latency_ms["student"])} ms` : "–")],

@@ -4,7 +4,7 @@ import { bytes as fetchBytes, download, get, post, ProblemError, remove, type Js
 import { follow, type Connection } from "../api/events";
 import { Lines, type LineLook } from "../charts/lines";
 import { extended, seriesOf, type Series } from "../charts/series";
-import { between, bytes, count, duration, isShare, metric, NOTHING, number, percent, short } from "../ui/format";
+import { between, bytes, count, duration, isShare, metric, NOTHING, number, percent, short, spoken } from "../ui/format";
 import { useLoaded } from "../ui/loading";
 import { Copy, Do, Empty, Facts, Heading, Loading, Notes, Problem, Progress, Section, State, Table, Time } from "../ui/parts";
 import { go, to, toReference, type Place } from "../ui/router";
@@ -355,7 +355,7 @@ function Result({ job }: { job: JobRead }) {
         <tbody>
           {rows.map(([name, value]) => (
             <tr key={name}>
-              <th scope="row">{name.replaceAll("_", " ")}</th>
+              <th scope="row">{spoken(name)}</th>
               {shown.map((network) => (
                 <td key={network} class="num">{value(network)}</td>
               ))}

@@ -109,7 +109,7 @@ export function Jobs({ place }: { place: Place }) {
                 </th>
                 <th scope="col">Job</th>
                 <th scope="col">State</th>
-                <th scope="col">Method</th>
+                <th scope="col" class="mid">Method</th>
                 <th scope="col" class="wide">Student</th>
                 <th scope="col" class="num">Score</th>
                 <th scope="col" class="num wide">Time</th>
@@ -150,7 +150,7 @@ function Row({ job, isChosen, onChoose }: { job: Job; isChosen: boolean; onChoos
         {!isFinal(job.state) && job.progress > 0 && <Progress value={job.progress} label={`Progress of ${job.name}`} />}
         {job.state === "failed" && job.failure && <span class="small faint">{job.failure.code}</span>}
       </td>
-      <td>{methodOf(job)}</td>
+      <td class="mid">{methodOf(job)}</td>
       <td class="wide faint">{student?.network ?? ""}</td>
       <td class="num" title={score?.[0]}>
         {score ? metric(score[0].replace("validation ", ""), score[1]) : "–"}

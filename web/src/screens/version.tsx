@@ -3,7 +3,7 @@ import { useState } from "preact/hooks";
 import { download, get, type Json, type Schemas } from "../api/client";
 import { Exports } from "./exports";
 import { LineageGraph } from "../charts/lineage";
-import { bytes, count, metric, percent } from "../ui/format";
+import { bytes, count, metric, percent, spoken } from "../ui/format";
 import { useLoaded } from "../ui/loading";
 import { Copy, Do, Facts, Heading, Loading, Notes, Problem, Section, State, Time } from "../ui/parts";
 import { to, type Place } from "../ui/router";
@@ -160,7 +160,7 @@ function Scores({ of }: { of: Version }) {
       facts={rows.map(([name, value]) => {
         const interval = of.scores[`${name}_interval`];
         const bounds = Array.isArray(interval) ? ` (${percent(interval[0] as number)} to ${percent(interval[1] as number)}, 95 %)` : "";
-        return [name.replaceAll("_", " "), `${metric(name, value)}${bounds}`];
+        return [spoken(name), `${metric(name, value)}${bounds}`];
       })}
     />
   );

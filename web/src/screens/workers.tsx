@@ -77,7 +77,7 @@ function Isolation({ of }: { of: Record<string, { is_active: boolean; detail: st
   return (
     <details>
       <summary class="small">
-        isolated by {active} of {measures.length} measures
+        isolation: {active} of {measures.length}
       </summary>
       <ul class="small">
         {measures.map(([name, one]) => (

@@ -90,3 +90,10 @@ export function isShare(name: string): boolean {
 export function metric(name: string, value: unknown): string {
   return typeof value === "number" && isShare(name) ? percent(value) : number(value);
 }
+
+const SPOKEN: Record<string, string> = { ece: "calibration error", miou: "mean IoU", ap: "average precision" };
+
+/** Return the name of a score as it is spoken. */
+export function spoken(name: string): string {
+  return SPOKEN[name] ?? name.replaceAll("_", " ");
+}
