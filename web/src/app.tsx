@@ -42,11 +42,11 @@ const SCREENS: [RegExp, () => Promise<Screen>][] = [
 export function App() {
   const [link] = useState(session.takeFromAddress);
   const [isSignedIn, setSignedIn] = useState(session.key() !== null && link === null);
-  const [hasEnded, setEnded] = useState(false);
+  const [told, setTold] = useState<string | null>(null);
   useEffect(
     () =>
       whenSignedOut(() => {
-        setEnded(true);
+        setTold("Your key has ended or was revoked. Sign in again.");
         setSignedIn(false);
       }),
     [],
@@ -55,34 +55,43 @@ export function App() {
     return (
       <SignIn
         link={link}
-        hasEnded={hasEnded}
+        told={told}
         onDone={() => {
-          setEnded(false);
+          setTold(null);
           setSignedIn(true);
         }}
       />
     );
   }
-  return <Frame onSignOut={() => setSignedIn(false)} />;
+  const signedOut = (fault: string | null) => {
+    setTold(fault);
+    setSignedIn(false);
+  };
+  return <Frame onSignOut={signedOut} />;
 }
 
-function Frame({ onSignOut }: { onSignOut: () => void }) {
+function Frame({ onSignOut }: { onSignOut: (fault: string | null) => void }) {
   const place = usePlace();
   const main = useRef<HTMLElement>(null);
   const path = place.parts.join("/");
+  const former = useRef("");
   useEffect(() => {
     if (path === "") location.replace("#/jobs");
     window.scrollTo(0, 0);
+    // Whoever reads by ear or keyboard begins with the new screen, not where the old link was.
+    if (former.current !== "") main.current?.focus({ preventScroll: true });
+    former.current = path;
   }, [path]);
   const signOut = async () => {
     const own = session.ownKeyId();
+    let fault: string | null = null;
     try {
       if (own !== null) await remove("/v1/api-keys/{key_id}", { path: { key_id: own } });
-    } finally {
-      // Signed out here in any case; where the server was not reached, the key expires by itself.
-      session.forget();
-      onSignOut();
+    } catch (error) {
+      fault = `You are signed out here, but this tab's key was not revoked: ${(error as Error).message} It expires within 12 hours.`;
     }
+    session.forget();
+    onSignOut(fault);
   };
   const area = place.parts[0] ?? "jobs";
   return (

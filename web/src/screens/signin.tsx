@@ -19,7 +19,7 @@ async function useLink(link: string): Promise<void> {
   remember(own.api_key, own.id);
 }
 
-export function SignIn({ link, hasEnded, onDone }: { link: string | null; hasEnded: boolean; onDone: () => void }) {
+export function SignIn({ link, told, onDone }: { link: string | null; told: string | null; onDone: () => void }) {
   const [text, setText] = useState("");
   const [error, setError] = useState<Error | undefined>(undefined);
   const [isBusy, setBusy] = useState(link !== null);
@@ -58,7 +58,7 @@ export function SignIn({ link, hasEnded, onDone }: { link: string | null; hasEnd
         <h1>
           <Mark /> Retort
         </h1>
-        {hasEnded && !error && <div class="notice hold">Your key has ended or was revoked. Sign in again.</div>}
+        {told !== null && !error && <div class="notice hold" role="status">{told}</div>}
         {error && <Problem error={error} />}
         {isBusy && link !== null ? (
           <Loading rows={2} />

@@ -37,6 +37,17 @@ function numbers(text: string | undefined): number[] {
   return (text ?? "").split(/[\s,]+/).filter(Boolean).map(Number);
 }
 
+/** Raises Error for what is no JSON object. */
+function argumentsOf(text: string): Json {
+  try {
+    const value: unknown = JSON.parse(text);
+    if (value !== null && typeof value === "object" && !Array.isArray(value)) return value as Json;
+  } catch {
+    // Told below, with the field.
+  }
+  throw new Error(`Arguments: ${text} is no JSON object. Write it as {"widths": [16, 16, 32, 64]}, or leave it empty.`);
+}
+
 function modelBody(values: Values, id: string): Json {
   const classes = (values["classes"] ?? "").trim();
   return {
@@ -46,7 +57,7 @@ function modelBody(values: Values, id: string): Json {
     classes: /^\d+$/.test(classes) ? Number(classes) : classes.split(",").map((one) => one.trim()).filter(Boolean),
     input: { channels: Number(values["channels"]), height: Number(values["height"]), width: Number(values["width"]), mean: numbers(values["mean"]), std: numbers(values["std"]) },
     ...(values["entry"] ? { entry: values["entry"] } : {}),
-    ...(values["arguments"] ? { arguments: JSON.parse(values["arguments"]) as Json } : {}),
+    ...(values["arguments"] ? { arguments: argumentsOf(values["arguments"]) } : {}),
   };
 }
 
@@ -99,6 +110,8 @@ function Form({ purpose, name }: { purpose: Purpose; name: string }) {
     const since = Date.now();
     setGoing({ sent: null, since, made: null, error: null });
     try {
+      // Before the file travels.
+      if (values["arguments"]) argumentsOf(values["arguments"]);
       // A file that has arrived is not sent again because a field beside it was wrong.
       const id = done.current?.file === file ? done.current.id : (await upload(file, purpose, (sent) => setGoing((last) => last && { ...last, sent }), stop.signal)).id;
       done.current = { file, id };

@@ -27,14 +27,19 @@ export function useLoaded<T>(
   const asking = useRef(ask);
   asking.current = ask;
   const subject = JSON.stringify(about);
+  const isAsking = useRef(false);
   useEffect(() => {
     const stop = new AbortController();
+    isAsking.current = true;
     asking.current(stop.signal).then(
       (data) => {
-        if (!stop.signal.aborted) set({ data, error: undefined, for: subject });
+        if (stop.signal.aborted) return;
+        isAsking.current = false;
+        set({ data, error: undefined, for: subject });
       },
       (error: Error) => {
         if (stop.signal.aborted) return;
+        isAsking.current = false;
         set((last) => ({ data: last.for === subject ? last.data : undefined, error, for: subject }));
       },
     );
@@ -44,7 +49,8 @@ export function useLoaded<T>(
   useEffect(() => {
     if (everySeconds === null) return;
     const timer = setInterval(() => {
-      if (document.visibilityState === "visible") again((last) => last + 1);
+      // A slow answer is awaited: to ask again would end the question that is under way.
+      if (document.visibilityState === "visible" && !isAsking.current) again((last) => last + 1);
     }, everySeconds * 1000);
     return () => clearInterval(timer);
   }, [everySeconds]);
