@@ -20,5 +20,7 @@ export default defineConfig({
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
     reportCompressedSize: false,
+    // On a busy machine every plugin is slow; that is no fault of the build.
+    rolldownOptions: { checks: { pluginTimings: false } },
   },
 });

@@ -6,7 +6,7 @@ import { Lines, type LineLook } from "../charts/lines";
 import { extended, seriesOf, type Series } from "../charts/series";
 import { between, bytes, count, duration, isShare, metric, NOTHING, number, percent, short, spoken } from "../ui/format";
 import { useLoaded } from "../ui/loading";
-import { Copy, Do, Empty, Facts, Heading, Loading, Notes, Problem, Progress, Section, State, Table, Time } from "../ui/parts";
+import { Copy, Do, Empty, Facts, Heading, Loading, Notes, Problem, Progress, Section, State, Table, Time, Told } from "../ui/parts";
 import { go, to, toReference, type Place } from "../ui/router";
 import { isFinal, methodOf } from "./jobs";
 
@@ -289,8 +289,8 @@ function Status({ job }: { job: JobRead }) {
 }
 
 const WAY_OUT: Record<string, string> = {
-  oom_gpu: "Try a smaller `training.batch_size`, or a smaller student.",
-  oom_host: "Try a smaller `training.batch_size`, or a machine with more memory.",
+  out_of_memory: "Try a smaller `training.batch_size`, or a smaller student.",
+  host_out_of_memory: "Try a smaller `training.batch_size`, or a machine with more memory.",
   diverged: "Try a lower `training.optimizer.learning_rate`, or a smaller weight of the method.",
   deadline: "Raise `resources.max_runtime_seconds`, or train for fewer epochs.",
 };
@@ -303,9 +303,9 @@ function Failure({ job }: { job: JobRead }) {
       <p class="notice-title">
         Failed: <code>{failure.code}</code>, in attempt {failure.attempt}
       </p>
-      <p>{failure.message}</p>
+      <p><Told text={failure.message} /></p>
       <p class="muted">
-        {failure.retryable ? "The same job may succeed when it is run again." : (WAY_OUT[failure.code] ?? "Running it again unchanged will fail again: change the spec, then submit it.")}{" "}
+        <Told text={failure.retryable ? "The same job may succeed when it is run again." : (WAY_OUT[failure.code] ?? "Running it again unchanged will fail again: change the spec, then submit it.")} />{" "}
         <a href={`#/submit?from=${job.id}`}>Change the spec and submit it</a>
       </p>
       {failure.log_tail.length > 0 && (

@@ -3,7 +3,7 @@ import { useState } from "preact/hooks";
 import { allMethods, domain, type MethodRead, type Schema } from "../api/catalog";
 import { type Json } from "../api/client";
 import { useLoaded } from "../ui/loading";
-import { Empty, Facts, Heading, Loading, Problem, Section, Table } from "../ui/parts";
+import { Empty, Facts, Heading, Loading, Problem, Section, Table, Told } from "../ui/parts";
 import { to, type Place } from "../ui/router";
 
 const FAMILIES: Record<string, string> = {
@@ -90,7 +90,7 @@ export function Method({ place }: { place: Place }) {
       <Heading title={method.title} aside={<a class="button primary" href={`#/submit?method=${method.name}`}>Use it</a>}>
         <code>{method.name}</code> {FAMILIES[method.family] ?? method.family}
       </Heading>
-      <p class="prose">{method.description}</p>
+      <p class="prose"><Told text={method.description} /></p>
       <div class="columns">
         <Section title="What it needs">
           <Facts
@@ -117,7 +117,7 @@ export function Method({ place }: { place: Place }) {
           {method.differs && (
             <>
               <h3>How it differs from the paper</h3>
-              <p class="prose muted small">{method.differs}</p>
+              <p class="prose muted small"><Told text={method.differs} /></p>
             </>
           )}
         </Section>
@@ -147,7 +147,7 @@ function Parameters({ schema }: { schema: Schema }) {
               <th scope="row"><code>{name}</code></th>
               <td><code>{shown(one.default)}</code></td>
               <td class="muted small">{one.$ref ? "its own fields" : domain(one, schema)}</td>
-              <td class="muted small">{one.description ?? described(one)}</td>
+              <td class="muted small"><Told text={one.description ?? described(one)} /></td>
             </tr>
           ))}
         </tbody>

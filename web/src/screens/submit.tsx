@@ -4,7 +4,7 @@ import { parseDocument, type Document } from "yaml";
 import { allMethods, type MethodRead, type Schema } from "../api/catalog";
 import { get, post, ProblemError, randomKey, type Fault, type Json, type Schemas } from "../api/client";
 import { useLoaded } from "../ui/loading";
-import { Faults, Field, Heading, Loading, Notes, Problem, Section } from "../ui/parts";
+import { Faults, Field, Heading, Loading, Notes, Problem, Section, Told } from "../ui/parts";
 import { go, to, type Place } from "../ui/router";
 import { asObject, Choice, faultsAt, read, SchemaForm, type Path } from "../ui/schemaform";
 
@@ -322,7 +322,7 @@ function How({ spec, set, faults }: PartProps) {
       <MethodChoice name={name} methods={methods.data ?? []} ranked={ranked.data ?? null} faults={[...faultsAt(faults, ["method"], false), ...faultsAt(faults, ["method", "name"])]} onChange={(value) => set(["method"], { name: value })} />
       {known && (
         <>
-          <p class="prose muted small">{known.description}</p>
+          <p class="prose muted small"><Told text={known.description} /></p>
           <SchemaForm schema={known.params_schema as Schema} value={method} path={["method"]} without={["name"]} set={set} faults={faults} />
         </>
       )}

@@ -5,7 +5,7 @@ import { Exports } from "./exports";
 import { LineageGraph } from "../charts/lineage";
 import { bytes, count, metric, percent, spoken } from "../ui/format";
 import { useLoaded } from "../ui/loading";
-import { Copy, Do, Facts, Heading, Loading, Notes, Problem, Section, State, Time } from "../ui/parts";
+import { Copy, Do, Facts, Heading, Loading, Notes, Problem, Section, State, Time, Told } from "../ui/parts";
 import { to, type Place } from "../ui/router";
 
 type Version = Schemas["ModelVersionRead"];
@@ -174,7 +174,7 @@ export function Rejected({ rejection }: { rejection: Json & { code: string; mess
       <p class="notice-title">
         Rejected: <code>{rejection.code}</code>
       </p>
-      <p>{rejection.message}</p>
+      <p><Told text={rejection.message} /></p>
       {lists.map(([name, entries]) => (
         <details key={name}>
           <summary>

@@ -29,6 +29,11 @@ export function Progress({ value, label }: { value: number; label: string }) {
   return <progress class="progress" max={1} value={value} aria-label={label} />;
 }
 
+/** Text of the server, in which `backticks` stand round code, as in its descriptions and messages. */
+export function Told({ text }: { text: string }) {
+  return <>{text.split(/`([^`]+)`/).map((part, index) => (index % 2 === 1 ? <code key={index}>{part}</code> : part))}</>;
+}
+
 /** What went wrong, in which field, and the way out. */
 export function Problem({ error, onRetry }: { error: Error; onRetry?: () => void }) {
   const problem = error instanceof ProblemError ? error.problem : null;
@@ -38,7 +43,7 @@ export function Problem({ error, onRetry }: { error: Error; onRetry?: () => void
     <div class="notice bad" role="alert">
       <p class="notice-title">{problem?.title ?? (error instanceof Unreachable ? "No connection" : "Error")}</p>
       <p>
-        {isAlone && <code class="pointer">{faults[0]?.pointer}</code>} {error.message}
+        {isAlone && <code class="pointer">{faults[0]?.pointer}</code>} <Told text={error.message} />
       </p>
       {!isAlone && faults.length > 0 && <Faults faults={faults} />}
       {problem?.allowed && problem.allowed.length > 0 && <p>Possible now: {problem.allowed.join(", ")}.</p>}
@@ -68,7 +73,7 @@ export function Faults({ faults }: { faults: Fault[] }) {
     <ul class="faults">
       {faults.map((fault) => (
         <li key={fault.pointer + fault.code}>
-          {fault.pointer !== "" && <code class="pointer">{fault.pointer}</code>} {fault.detail}
+          {fault.pointer !== "" && <code class="pointer">{fault.pointer}</code>} <Told text={fault.detail} />
         </li>
       ))}
     </ul>
@@ -82,7 +87,7 @@ export function Notes({ title, lines }: { title: string; lines: (string | JSX.El
       <p class="notice-title">{title}</p>
       <ul>
         {lines.map((line, index) => (
-          <li key={index}>{line}</li>
+          <li key={index}>{typeof line === "string" ? <Told text={line} /> : line}</li>
         ))}
       </ul>
     </div>
@@ -183,7 +188,7 @@ export function Field({ label, hint, faults = [], children }: FieldProps) {
       {children({ id, "aria-describedby": described || undefined, "aria-invalid": isWrong })}
       {isWrong && (
         <p class="fault" id={`${id}-fault`}>
-          {faults.join(" ")}
+          <Told text={faults.join(" ")} />
         </p>
       )}
       {hint && <Hint id={`${id}-hint`} text={hint} />}
@@ -199,15 +204,17 @@ export function Hint({ id, text }: { id?: string; text: string }) {
   if (text.length <= SHORT_HINT || end < 0) {
     return (
       <p class="hint" id={id}>
-        {text}
+        <Told text={text} />
       </p>
     );
   }
   const cut = end + 21;
   return (
     <details class="hint" id={id}>
-      <summary>{text.slice(0, cut).replace(/[:;]$/, "")}</summary>
-      {text.slice(cut).trim()}
+      <summary>
+        <Told text={text.slice(0, cut).replace(/[:;]$/, "")} />
+      </summary>
+      <Told text={text.slice(cut).trim()} />
     </details>
   );
 }
