@@ -64,7 +64,7 @@ export function Lines({ title, series, look, isShare = false, isLogarithmic = fa
               width: 1.75,
               spanGaps: false,
               ...(isDashed ? { dash: [4, 4] } : {}),
-              points: { show: one.points.length < 3, size: 5 },
+              points: { show: one.points.length < 3, size: 5, fill: colour(COLOURS[which % COLOURS.length] ?? "c1") },
             };
           }),
         ],
