@@ -14,7 +14,15 @@ from typing import Any, Literal
 import psutil
 import pytest
 import sqlalchemy as sa
-from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, expect
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    Request,
+    ViewportSize,
+    expect,
+)
 
 from api import page as served_page
 from models_registry import ids
@@ -34,6 +42,7 @@ MANY = 10_000
 POINTS = 1_000
 WIDE: ViewportSize = {"width": 1440, "height": 900}
 NARROW: ViewportSize = {"width": 380, "height": 780}
+COLOURS: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 LOOKS: tuple[tuple[ViewportSize, Literal["light", "dark"]], ...] = (
     (WIDE, "light"),
     (NARROW, "dark"),
@@ -73,13 +82,13 @@ def page(context: BrowserContext) -> Iterator[Page]:
 def faults_told_by(tab: Page) -> list[str]:
     """Return a list that grows with every fault that the tab's console tells."""
     told: list[str] = []
+
+    def on_message(message: ConsoleMessage) -> None:
+        if "Content Security Policy" in message.text:
+            told.append(message.text)
+
     tab.on("pageerror", lambda error: told.append(str(error)))
-    tab.on(
-        "console",
-        lambda message: (
-            told.append(message.text) if "Content Security Policy" in message.text else None
-        ),
-    )
+    tab.on("console", on_message)
     return told
 
 
@@ -297,14 +306,12 @@ class TestALostConnection:
         go(page, f"#/jobs/{endless}")
         expect(page.locator(".connection")).to_have_text("live")
         asked: list[str | None] = []
-        page.on(
-            "request",
-            lambda request: (
+
+        def on_request(request: Request) -> None:
+            if request.url.endswith("/stream"):
                 asked.append(request.headers.get("last-event-id"))
-                if request.url.endswith("/stream")
-                else None
-            ),
-        )
+
+        page.on("request", on_request)
         api_process(stack).send_signal(signal.SIGKILL)
         expect(page.locator(".connection")).to_have_text("connection lost, trying again")
         expect(page.locator(".connection")).to_have_text("live")
@@ -463,7 +470,7 @@ def faults_of(page: Page, name: str, colours: Literal["light", "dark"]) -> list[
     width = page.viewport_size["width"] if page.viewport_size else 0
     if PICTURES:
         Path(PICTURES).mkdir(parents=True, exist_ok=True)
-        for scheme in ("light", "dark"):
+        for scheme in COLOURS:
             page.emulate_media(color_scheme=scheme)
             page.wait_for_timeout(200)
             page.screenshot(path=Path(PICTURES) / f"{name}-{width}-{scheme}.png", full_page=True)
