@@ -12,6 +12,8 @@ ENVIRONMENT := .venv/.installed
 QUIET_THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
 # The page in a browser: built from web/ with types of the API that this very tree has.
 PAGE := api/page_files/index.html
+# A folder without web/, such as an unpacked package, has the page already or goes without.
+PAGE_IF_ANY := $(if $(wildcard web/package.json),$(PAGE))
 PAGE_SOURCES := $(shell find web -name node_modules -prune -o -type f ! -name schema.ts ! -name '.*' -print 2>/dev/null)
 API_SOURCES := $(shell find api models_registry workers/distill/config -name '*.py' 2>/dev/null) models_registry/catalog.json
 BROWSER := .venv/.browser
@@ -25,14 +27,14 @@ SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadgroup
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-demo: $(ENVIRONMENT) $(PAGE) ## Teacher to downloaded student on this machine, in one go
+demo: $(ENVIRONMENT) $(PAGE_IF_ANY) ## Teacher to downloaded student on this machine, in one go
 	@$(BIN)/retort demo
 
 test: check $(BROWSER) ## All checks, then the whole test suite
 	@echo "test: the whole suite"
 	@$(QUIET_THREADS) $(BYTECODE) $(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
-test-fast: $(ENVIRONMENT) ## Quick tests, a minute: no server, no process, no whole run
+test-fast: $(ENVIRONMENT) $(PAGE_IF_ANY) ## Quick tests, a minute: no server, no process, no whole run
 	@echo "test-fast: without journeys, slow tests, those in tests/medium.txt, and checks of shapes"
 	@$(QUIET_THREADS) $(BYTECODE) $(BIN)/python -m pytest $(SIDE_BY_SIDE) \
 	  -m "not slow and not medium and not journey" --jaxtyping-packages=
@@ -47,7 +49,7 @@ drill: $(ENVIRONMENT) ## Kill every process of a running service at random (KILL
 	@$(QUIET_THREADS) $(BIN)/python -m tests.drills.kills --kills $(or $(KILLS),1000) \
 	  $(if $(SEED),--seed $(SEED))
 
-check: $(ENVIRONMENT) $(PAGE) ## Lint, format, types, import contracts
+check: $(ENVIRONMENT) $(PAGE_IF_ANY) ## Lint, format, types, import contracts
 	@echo "check: lint, format, types, import contracts"
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet > /dev/null || { echo "check: run '$(BIN)/ruff format'" >&2; exit 1; }
@@ -75,7 +77,7 @@ web: $(ENVIRONMENT) $(PAGE) ## Build the page that the API serves at / (api/page
 measurements: $(ENVIRONMENT) ## Make the tables of docs/measurements.md anew: hours; QUICK=1 tries them
 	@$(BIN)/python -m benchmarks.measurements $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
-up: $(ENVIRONMENT) $(PAGE) ## Run the service on this machine (Ctrl-C stops it); OPTIONS=--detach
+up: $(ENVIRONMENT) $(PAGE_IF_ANY) ## Run the service on this machine (Ctrl-C stops it); OPTIONS=--detach
 	@$(BIN)/retort up $(OPTIONS)
 
 clean: ## Remove the environment and caches; data of `up` and `demo` stays
