@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import sys
 
 from api.app import create_app
 from models_registry.settings import Settings
@@ -10,7 +11,7 @@ from models_registry.settings import Settings
 def main() -> None:
     """Print the document as JSON, always in the same order; nothing is connected to."""
     app = create_app(Settings(cursor_secret=secrets.token_hex(32), docs=True))
-    print(json.dumps(app.openapi(), sort_keys=True))  # noqa: T201
+    sys.stdout.write(json.dumps(app.openapi(), sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

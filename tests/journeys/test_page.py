@@ -122,11 +122,11 @@ class Shown:
 @pytest.fixture(scope="module")
 def shown(stack: Stack, teacher: str) -> Shown:
     """Jobs and a study that have ended, small enough to take seconds."""
-    common: dict[str, Any] = {"teacher": teacher, "student": TINY, "dataset": "digits@1"}
+    request: dict[str, Any] = {"teacher": teacher, "student": TINY, "dataset": "digits@1"}
     with stack.client() as retort:
         failed = retort.jobs.submit(
             {
-                **common,
+                **request,
                 "name": "diverging",
                 "method": {"name": "kd"},
                 "training": {"epochs": 2, "optimizer": {"learning_rate": 90}},
@@ -136,7 +136,7 @@ def shown(stack: Stack, teacher: str) -> Shown:
         )
         study = retort.studies.submit(
             {
-                **common,
+                **request,
                 "name": "page-study",
                 "methods": [{"name": "kd"}],
                 "seeds": [0, 1, 2],
@@ -146,7 +146,7 @@ def shown(stack: Stack, teacher: str) -> Shown:
         )
         job = retort.jobs.submit(
             {
-                **common,
+                **request,
                 "name": "first-student",
                 "method": {"name": "dkd"},
                 "training": {"epochs": 2},
@@ -340,7 +340,7 @@ def crowded(stack: Stack) -> Iterator[tuple[str, str]]:
         project = keys.create_project(session, name=ids.new("crowded"))
         key = factories.key(session, project_id=project.id)
         now = database.now(session)
-        common = {
+        job = {
             "project_id": project.id,
             "task": "classification",
             "method": "kd",
@@ -358,7 +358,7 @@ def crowded(stack: Stack) -> Iterator[tuple[str, str]]:
             "progress": 0.0,
         }
         rows = [
-            {**common, "id": ids.new("job"), "name": f"job {number}", **_times(now, number)}
+            {**job, "id": ids.new("job"), "name": f"job {number}", **_times(now, number)}
             for number in range(MANY)
         ]
         session.execute(sa.insert(tables.JobRow), rows)
