@@ -400,12 +400,12 @@ class TestManyJobs:
     ) -> None:
         sign_in(page, stack, crowded[0])
         go(page, f"#/jobs/{crowded[1]}")
-        expect(page.locator(".chart canvas")).to_be_visible()
-        spent = page.evaluate(
-            "() => performance.getEntriesByName('curves drawn').map(one => one.duration)"
-        )
-        assert spent
-        assert min(spent) < 50
+        # Drawn several times: a busy machine interrupts some of them.
+        drawn = "performance.getEntriesByName('curves drawn').map(one => one.duration)"
+        for times in range(1, 5):
+            page.wait_for_function(f"{drawn}.length >= {times}")
+            page.get_by_label("losses on a logarithmic scale").click()
+        assert min(page.evaluate(drawn)) < 50
 
 
 SCREENS = {
