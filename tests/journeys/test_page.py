@@ -224,8 +224,8 @@ class TestAWholeDay:
         page.get_by_role("link", name="Distil it").click()
 
         # Submit: the form and the YAML follow each other, and what is wrong is said at its field.
-        text = page.get_by_label("The job as YAML")
-        expect(text).to_have_value(re.compile("teacher: uploaded-by-hand@"))
+        as_yaml = page.get_by_label("The job as YAML")
+        expect(as_yaml).to_have_value(re.compile("teacher: uploaded-by-hand@"))
         epochs = page.get_by_label("epochs", exact=True)
         epochs.fill("-1")
         epochs.blur()
@@ -240,11 +240,11 @@ class TestAWholeDay:
                 "training": {"epochs": 8},
             }
         )
-        text.fill(written)
+        as_yaml.fill(written)
         expect(epochs).to_have_value("8")
         epochs.fill("6")
         epochs.blur()
-        expect(text).to_have_value(re.compile('"epochs": 6'))
+        expect(as_yaml).to_have_value(re.compile('"epochs": 6'))
         expect(page.get_by_text("This job would be accepted")).to_be_visible()
         page.get_by_role("button", name="Submit").click()
 
