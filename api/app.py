@@ -8,9 +8,8 @@ from types import FrameType
 from typing import Any
 
 import prometheus_client
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
 from api import (
@@ -21,6 +20,7 @@ from api import (
     metrics,
     middleware,
     openapi,
+    page,
     query_parameters,
     queue,
     rate_limits,
@@ -73,8 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     collected.register(metrics.ServiceState(app.state.service.readers))
     for router in ROUTERS:
         app.include_router(router)
-    if settings.docs:
-        app.add_route("/", _first_page, include_in_schema=False)
+    page.install(app)
     errors.install(app)
     app.add_middleware(errors.LastHandler)
     app.add_middleware(
@@ -106,10 +105,6 @@ def _application(*, has_docs: bool) -> FastAPI:
         static_url="/docs-assets",
         **keywords,
     )
-
-
-async def _first_page(request: Request) -> RedirectResponse:
-    return RedirectResponse(f"{request.scope.get('root_path', '')}/docs")
 
 
 def _service(

@@ -25,6 +25,8 @@ def start(data_dir: Path, options: Sequence[str]) -> str:
     log = data_dir.resolve() / LOG
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "retort", "up", "--data-dir", str(data_dir), *options]
+    log.touch(mode=0o600)
+    log.chmod(0o600)  # it will hold a link that signs in
     with log.open("w") as written:
         process = subprocess.Popen(
             command,

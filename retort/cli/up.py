@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,6 +34,7 @@ from models_registry.access import keys
 from models_registry.persistence import database, schema
 from models_registry.settings import Settings
 from retort import config, errors
+from retort.client import Client
 
 DEFAULT_PORT = 8765
 LOCK = "up.lock"
@@ -43,6 +45,7 @@ _READY_SECONDS = 60
 _STOP_SECONDS = 30
 _SOCKET_PATH_LIMIT = 100  # the kernel takes 107 bytes
 _RESTARTS = 5
+_LINK_LIFETIME = timedelta(minutes=15)
 _STEADY_SECONDS = 60
 
 
@@ -116,6 +119,11 @@ def run(
         contextlib.ExitStack() as remembering,
     ):
         console.print(f"[bold]Retort[/bold] is up at {service.url}  (API docs: {service.url}/docs)")
+        console.print(
+            f"  page    {sign_in_link(service)}\n"
+            f"          (signs in once, within {_LINK_LIFETIME.seconds // 60} minutes)",
+            soft_wrap=True,  # a link that is broken into lines is none
+        )
         console.print(f"  data    {service.data_dir}")
         console.print(f"  key     {service.data_dir / 'client.json'} (the command line finds it)")
         try:
@@ -130,6 +138,18 @@ def run(
             for line in service.restart_ended():
                 console.print(line)
         console.print("Stopping: running jobs write a checkpoint and go on at the next start.")
+
+
+def sign_in_link(service: "LocalService") -> str:
+    """Return an address at which the page signs in by itself, once.
+
+    Its fragment, which no browser sends, holds a key that soon expires. The page exchanges it for
+    one of its own and revokes it.
+    """
+    with Client(service.url, service.api_key) as client:
+        expires_at = datetime.now(UTC) + _LINK_LIFETIME
+        key = client.keys.create("sign-in link of retort up", role="admin", expires_at=expires_at)
+    return f"{service.url}/#sign-in={key.api_key}"
 
 
 @dataclass(frozen=True)

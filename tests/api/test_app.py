@@ -100,10 +100,6 @@ class TestDocumentation:
             assert link.startswith("/docs-assets/"), link
             assert client.get(link).status_code == 200, link
 
-    def test_is_where_a_browser_begins(self, client: TestClient) -> None:
-        answer = client.get("/", follow_redirects=False)
-        assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
-
 
 class TestEveryRequest:
     def test_gets_an_id_of_its_own(self, client: TestClient) -> None:
@@ -146,7 +142,7 @@ class TestEveryRequest:
 class TestDocs:
     def test_can_be_closed(self, settings: Settings) -> None:
         with TestClient(create_app(settings.model_copy(update={"docs": False}))) as client:
-            for path in ("/", "/docs", "/redoc", "/v1/openapi.json", "/docs-assets/redoc.js"):
+            for path in ("/docs", "/redoc", "/v1/openapi.json", "/docs-assets/redoc.js"):
                 answer = client.get(path)
                 assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
             assert client.get("/healthz").status_code == 200

@@ -187,7 +187,7 @@ class TestDockerfile:
             word
             for lines in stages().values()
             for line in lines
-            if line.startswith("COPY ")
+            if line.startswith("COPY ") and "--from=" not in line
             for word in line.split()[1:-1]
         }
         assert copied

@@ -21,6 +21,7 @@ TARGETS = [
     "gpu",
     "docs",
     "catalog",
+    "web",
     "measurements",
     "up",
     "clean",

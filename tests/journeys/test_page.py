@@ -1,0 +1,490 @@
+"""The page in a real browser, against a whole running service."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import pytest
+import sqlalchemy as sa
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    Request,
+    ViewportSize,
+    expect,
+)
+
+from api import page as served_page
+from models_registry import ids
+from models_registry.access import keys
+from models_registry.persistence import database, tables
+from retort.cli import up
+from tests import factories
+from tests.contracts import source
+from tests.journeys import chromium
+from tests.journeys.stacks import ON_EMBEDDED, Stack
+
+pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(300), ON_EMBEDDED]
+
+TINY = {"network": "retort/resnet8", "arguments": {"widths": [4, 4, 8, 16]}}
+AXE = source.ROOT / "web/node_modules/axe-core/axe.min.js"
+MANY = 10_000
+POINTS = 1_000
+WIDE: ViewportSize = {"width": 1440, "height": 900}
+NARROW: ViewportSize = {"width": 380, "height": 780}
+COLOURS: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+LOOKS: tuple[tuple[ViewportSize, Literal["light", "dark"]], ...] = (
+    (WIDE, "light"),
+    (NARROW, "dark"),
+)
+# A folder for pictures of every screen, at both widths and in both colours; none are taken without.
+PICTURES = os.environ.get("RETORT_SCREENSHOTS")
+PATIENCE_MS = 60_000
+expect.set_options(timeout=PATIENCE_MS)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One browser for this file; it ends with it, as does the event loop that drives it."""
+    assert (served_page.FILES / "index.html").exists(), "the page is not built: run `make web`"
+    with chromium.started() as running:
+        yield running
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    """A fresh profile."""
+    made = browser.new_context(viewport=WIDE, reduced_motion="reduce")
+    made.set_default_timeout(PATIENCE_MS)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Iterator[Page]:
+    """A tab in which an error of a script, or what the policy forbids, fails the test."""
+    tab = context.new_page()
+    faults = faults_told_by(tab)
+    yield tab
+    assert not faults
+
+
+def faults_told_by(tab: Page) -> list[str]:
+    """Return a list that grows with every fault that the tab's console tells."""
+    told: list[str] = []
+
+    def on_message(message: ConsoleMessage) -> None:
+        if "Content Security Policy" in message.text:
+            told.append(message.text)
+
+    tab.on("pageerror", lambda error: told.append(str(error)))
+    tab.on("console", on_message)
+    return told
+
+
+def sign_in(page: Page, stack: Stack, api_key: str | None = None) -> None:
+    """Sign in by typing a key, as a person does."""
+    page.goto(stack.url)
+    page.get_by_label("API key").fill(api_key or stack.api_key)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("heading", name="Jobs")).to_be_visible()
+
+
+def go(page: Page, address: str) -> None:
+    """Open a screen and wait until it has its rows."""
+    page.evaluate("address => { location.hash = address }", address)
+    page.wait_for_function("address => location.hash === address", arg=address)
+    expect(page.locator("main h1")).to_be_visible()
+    # Pictures of a report are fetched only once they come into view.
+    expect(page.locator("main .skeleton:not(.picture *)")).to_have_count(0)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What there is to look at: a job with a report, one that failed, a study."""
+
+    job: str
+    failed: str
+    study: str
+    teacher: str
+
+
+@pytest.fixture(scope="module")
+def shown(stack: Stack, teacher: str) -> Shown:
+    """Jobs and a study that have ended, small enough to take seconds."""
+    request: dict[str, Any] = {"teacher": teacher, "student": TINY, "dataset": "digits@1"}
+    with stack.client() as retort:
+        failed = retort.jobs.submit(
+            {
+                **request,
+                "name": "diverging",
+                "method": {"name": "kd"},
+                "training": {"epochs": 2, "optimizer": {"learning_rate": 90}},
+                "max_attempts": 1,
+                "report": False,
+            }
+        )
+        study = retort.studies.submit(
+            {
+                **request,
+                "name": "page-study",
+                "methods": [{"name": "kd"}],
+                "seeds": [0, 1, 2],
+                "training": {"epochs": 1},
+                "report": False,
+            }
+        )
+        job = retort.jobs.submit(
+            {
+                **request,
+                "name": "first-student",
+                "method": {"name": "dkd"},
+                "training": {"epochs": 2},
+            }
+        )
+        assert retort.jobs.wait(failed.id, timeout=120).state == "failed"
+        assert retort.studies.wait(study.id, timeout=120).state == "succeeded"
+        assert retort.jobs.wait(job.id, timeout=120).state == "succeeded"
+    return Shown(job.id, failed.id, study.id, teacher)
+
+
+class TestSignIn:
+    def test_by_a_link_works_once_and_leaves_nothing_in_the_address(
+        self, stack: Stack, browser: Browser, page: Page
+    ) -> None:
+        service = up.LocalService(stack.url, stack.api_key, stack.folder, [])
+        link = up.sign_in_link(service)
+        page.goto(link)
+        expect(page.get_by_role("heading", name="Jobs")).to_be_visible()
+        assert "ak_" not in page.url
+        page.reload()
+        expect(page.get_by_role("heading", name="Jobs")).to_be_visible()
+        other = browser.new_context()
+        again = other.new_page()
+        again.goto(link)
+        expect(again.get_by_text("has been used")).to_be_visible()
+        other.close()
+        page.get_by_role("button", name="Sign out").click()
+        expect(page.get_by_label("API key")).to_be_visible()
+        with stack.client() as retort:
+            made = [key for key in retort.keys.list() if key.name == "page in a browser"]
+        assert made
+        assert all(key.revoked_at is not None for key in made), "signing out ends the page's key"
+
+    def test_is_printed_by_retort_up(self, stack: Stack) -> None:
+        said = (stack.folder / "up.log").read_text()
+        assert re.search(rf"{re.escape(stack.url)}/#sign-in=ak_\w+\n", said)
+
+    def test_with_a_wrong_key_says_so(self, stack: Stack, page: Page) -> None:
+        page.goto(stack.url)
+        page.get_by_label("API key").fill("ak_dev_nonsense")
+        page.get_by_role("button", name="Sign in").click()
+        expect(page.get_by_role("alert")).to_be_visible()
+        expect(page.get_by_label("API key")).to_be_visible()
+
+
+class TestAWholeDay:
+    def test_upload_submit_watch_compare_download(
+        self, stack: Stack, page: Page, shown: Shown, tmp_path: Path
+    ) -> None:
+        weights = tmp_path / "teacher.safetensors"
+        with stack.client() as retort:
+            retort.models.download(retort.models.resolve(shown.teacher), weights)
+        sign_in(page, stack)
+
+        # Upload: a field at fault is named, then the same file is not sent again.
+        page.get_by_role("link", name="Models").click()
+        page.get_by_role("link", name="Upload a model").click()
+        page.get_by_label("File").set_input_files(weights)
+        for label, text in {
+            "Name": "Uploaded By Hand",
+            "Network": "retort/resnet8",
+            "Channels": "1",
+            "Height": "8",
+            "Width": "8",
+            "Mean": "0.3",
+            "Standard deviation": "0.38",
+        }.items():
+            page.get_by_label(label, exact=True).fill(text)
+        page.get_by_role("button", name="Upload", exact=True).click()
+        expect(page.get_by_role("alert")).to_contain_text("Uploaded By Hand")
+        page.get_by_label("Name", exact=True).fill("uploaded-by-hand")
+        page.get_by_role("button", name="Upload", exact=True).click()
+        expect(page.get_by_text(re.compile(r"uploaded-by-hand@\d+ is ready"))).to_be_visible()
+        page.get_by_role("link", name="Distil it").click()
+
+        # Submit: the form and the YAML follow each other, and what is wrong is said at its field.
+        as_yaml = page.get_by_label("The job as YAML")
+        expect(as_yaml).to_have_value(re.compile("teacher: uploaded-by-hand@"))
+        epochs = page.get_by_label("epochs", exact=True)
+        epochs.fill("-1")
+        epochs.blur()
+        expect(page.locator(".field.wrong").filter(has=epochs)).to_be_visible()
+        written = json.dumps(
+            {
+                "name": "from-the-page",
+                "teacher": "uploaded-by-hand@1",
+                "student": TINY,
+                "dataset": "digits@1",
+                "method": {"name": "kd"},
+                "training": {"epochs": 8},
+            }
+        )
+        as_yaml.fill(written)
+        expect(epochs).to_have_value("8")
+        epochs.fill("6")
+        epochs.blur()
+        expect(as_yaml).to_have_value(re.compile('"epochs": 6'))
+        expect(page.get_by_text("This job would be accepted")).to_be_visible()
+        page.get_by_role("button", name="Submit").click()
+
+        # Watch it to the end without a reload.
+        expect(page.get_by_role("heading", name="from-the-page")).to_be_visible()
+        expect(page.locator(".heading .state")).to_have_text("succeeded")
+        expect(page.get_by_role("heading", name="Result")).to_be_visible()
+        expect(page.locator(".chart canvas").first).to_be_visible()
+        kinds = page.locator(".events b").all_text_contents()
+        assert kinds[0] == "succeeded"
+        assert kinds[-1] == "validating"
+
+        # Download: the bytes are those of the registry.
+        with page.expect_download() as downloading:
+            page.get_by_role("button", name="Download the student").click()
+        student = tmp_path / "student.safetensors"
+        downloading.value.save_as(student)
+        with stack.client() as retort:
+            job = next(job for job in retort.jobs.list() if job.name == "from-the-page")
+        assert job.result is not None
+        digest = hashlib.sha256(student.read_bytes()).hexdigest()
+        assert job.result.digest == f"sha256:{digest}"
+
+        # Compare it with another.
+        page.get_by_role("link", name="Jobs").click()
+        page.get_by_label("Compare from-the-page").first.check()
+        page.get_by_label("Compare first-student").first.check()
+        page.get_by_role("link", name="Compare 2").click()
+        table = page.get_by_role("table")
+        expect(table).to_contain_text("from-the-page")
+        expect(table.get_by_role("row", name=re.compile("^accuracy"))).to_contain_text("%")
+        expect(page.locator(".chart canvas")).to_be_visible()
+
+
+@pytest.fixture
+def endless(stack: Stack, teacher: str) -> Iterator[str]:
+    """A job that goes on until it is cancelled."""
+    with stack.client() as retort:
+        job = retort.jobs.submit(
+            {
+                "name": "interrupted",
+                "teacher": teacher,
+                "student": TINY,
+                "dataset": "digits@1",
+                "method": {"name": "kd"},
+                "training": {"epochs": 5000},
+                "report": False,
+            }
+        )
+        yield job.id
+        retort.jobs.cancel(job.id)
+
+
+class TestALostConnection:
+    def test_is_shown_and_the_stream_goes_on_where_it_broke_off(
+        self, stack: Stack, page: Page, endless: str
+    ) -> None:
+        sign_in(page, stack)
+        go(page, f"#/jobs/{endless}")
+        expect(page.locator(".connection")).to_have_text("live")
+        asked: list[str | None] = []
+
+        def on_request(request: Request) -> None:
+            if request.url.endswith("/stream"):
+                asked.append(request.headers.get("last-event-id"))
+
+        page.on("request", on_request)
+        api_process(stack).send_signal(signal.SIGKILL)
+        expect(page.locator(".connection")).to_have_text("connection lost, trying again")
+        expect(page.locator(".connection")).to_have_text("live")
+        assert asked[-1] is not None, "the stream was begun anew"
+        page.once("dialog", lambda dialog: dialog.accept())
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.locator(".heading .state")).to_have_text("cancelled")
+        with stack.client() as retort:
+            known = [event.type.removeprefix("job.") for event in retort.jobs.events_after(endless)]
+        expect(page.locator(".events b")).to_have_count(len(known))
+        assert page.locator(".events b").all_text_contents() == known[::-1]
+
+
+def api_process(stack: Stack) -> psutil.Process:
+    """Return the process that serves the API."""
+    mine = psutil.Process(stack.processes["up"].pid).children(recursive=True)
+    return next(one for one in mine if "api.app:create_app" in one.cmdline())
+
+
+@pytest.fixture(scope="module")
+def crowded(stack: Stack) -> Iterator[tuple[str, str]]:
+    """The key of a project with 10,000 jobs, and one of them, which has long curves."""
+    path = stack.folder / "retort-data" / "retort.sqlite3"
+    engine = database.connect(f"sqlite:///{path}")
+    with database.sessions(engine).begin() as session:
+        project = keys.create_project(session, name=ids.new("crowded"))
+        key = factories.key(session, project_id=project.id)
+        now = database.now(session)
+        job = {
+            "project_id": project.id,
+            "task": "classification",
+            "method": "kd",
+            "queue": "cpu",
+            "priority": 0,
+            "labels": {},
+            "spec": {"method": {"name": "kd"}, "student": {"network": "retort/resnet8"}},
+            "state": "cancelled",
+            "last_sequence": 0,
+            "attempt": 0,
+            "releases": 0,
+            "max_attempts": 3,
+            "fence": 0,
+            "active_seconds": 0.0,
+            "progress": 0.0,
+        }
+        rows = [
+            {**job, "id": ids.new("job"), "name": f"job {number}", **_times(now, number)}
+            for number in range(MANY)
+        ]
+        session.execute(sa.insert(tables.JobRow), rows)
+        last = str(rows[-1]["id"])
+        points = [
+            {"job_id": last, "key": key_, "step": step, "attempt": 1, "value": 1 / step, "at": now}
+            for key_ in ("loss/total", "loss/kd", "loss/task")
+            for step in range(1, POINTS + 1)
+        ]
+        session.execute(sa.insert(tables.MetricRow), points)
+    yield key, last
+    engine.dispose()
+
+
+def _times(now: Any, number: int) -> dict[str, Any]:
+    at = now - timedelta(seconds=MANY - number)
+    return {"created_at": at, "not_before": at, "claim_order_at": at, "finished_at": at}
+
+
+class TestManyJobs:
+    def test_are_shown_at_once_and_more_as_one_scrolls(
+        self, stack: Stack, page: Page, crowded: tuple[str, str]
+    ) -> None:
+        sign_in(page, stack, crowded[0])
+        rows = page.locator("tbody tr")
+        expect(rows).to_have_count(50)
+        expect(rows.first).to_contain_text(f"job {MANY - 1}")
+        for shown in (100, 150, 200):
+            page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+            expect(rows).to_have_count(shown)
+        names = page.locator("tbody .name").all_text_contents()
+        assert names == [f"job {number}" for number in range(MANY - 1, MANY - 201, -1)]
+        page.get_by_label("Name").fill("job 17")
+        expect(rows).to_have_count(1)
+        expect(rows.first).to_contain_text("job 17")
+
+    def test_and_a_thousand_points_are_drawn_within_50_ms(
+        self, stack: Stack, page: Page, crowded: tuple[str, str]
+    ) -> None:
+        sign_in(page, stack, crowded[0])
+        go(page, f"#/jobs/{crowded[1]}")
+        # Drawn several times: a busy machine interrupts some of them.
+        drawn = "performance.getEntriesByName('curves drawn').map(one => one.duration)"
+        for times in range(1, 5):
+            page.wait_for_function(f"{drawn}.length >= {times}")
+            page.get_by_label("losses on a logarithmic scale").click()
+        assert min(page.evaluate(drawn)) < 50
+
+
+SCREENS = {
+    "jobs": "#/jobs",
+    "job": "#/jobs/{job}",
+    "failed-job": "#/jobs/{failed}",
+    "compare": "#/compare?jobs={job},{failed}",
+    "submit": "#/submit?teacher={teacher}",
+    "upload-model": "#/upload?purpose=model",
+    "upload-dataset": "#/upload?purpose=dataset",
+    "models": "#/models",
+    "model": "#/models/{model}",
+    "version": "#/models/{model}/1",
+    "datasets": "#/datasets",
+    "dataset": "#/datasets/digits/1",
+    "studies": "#/studies",
+    "study": "#/studies/{study}",
+    "workers": "#/workers",
+    "methods": "#/methods",
+    "method": "#/methods/dkd",
+    "nothing": "#/jobs/job_that_is_not",
+}
+
+
+class TestEveryScreen:
+    def test_fits_and_can_be_used_by_all(
+        self, stack: Stack, browser: Browser, shown: Shown
+    ) -> None:
+        faults = []
+        for size, colours in LOOKS:
+            context = browser.new_context(
+                viewport=size, color_scheme=colours, reduced_motion="reduce"
+            )
+            context.set_default_timeout(PATIENCE_MS)
+            page = context.new_page()
+            told = faults_told_by(page)
+            page.goto(stack.url)
+            faults += faults_of(page, "sign-in", colours)
+            sign_in(page, stack)
+            model = shown.teacher.partition("@")[0]
+            for name, template in SCREENS.items():
+                go(page, template.format(**vars(shown), model=model))
+                faults += faults_of(page, name, colours)
+            context.close()
+            faults += told
+        assert not faults, "\n".join(faults)
+
+    def test_is_reached_by_keyboard(self, stack: Stack, page: Page) -> None:
+        sign_in(page, stack)
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+        page.keyboard.press("Enter")
+        expect(page.locator("main")).to_be_focused()
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("link", name="New job")).to_be_focused()
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", name="New job")).to_be_visible()
+
+
+def faults_of(page: Page, name: str, colours: Literal["light", "dark"]) -> list[str]:
+    """Return what is wrong with the screen that is shown: too wide, or unusable for some."""
+    width = page.viewport_size["width"] if page.viewport_size else 0
+    if PICTURES:
+        Path(PICTURES).mkdir(parents=True, exist_ok=True)
+        for scheme in COLOURS:
+            page.emulate_media(color_scheme=scheme)
+            page.wait_for_timeout(200)
+            page.screenshot(path=Path(PICTURES) / f"{name}-{width}-{scheme}.png", full_page=True)
+        page.emulate_media(color_scheme=colours)
+    faults = []
+    needed = page.evaluate("document.documentElement.scrollWidth")
+    if needed > width:
+        faults.append(f"{name} needs {needed} of {width} pixels")
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(AXE.read_text())
+    found = page.evaluate("() => axe.run({resultTypes: ['violations']})")
+    faults += [
+        f"{name}: {one['id']} ({one['impact']}): {one['nodes'][0]['html'][:160]}"
+        for one in found["violations"]
+        if one["impact"] in ("serious", "critical")
+    ]
+    return faults
