@@ -153,7 +153,7 @@ class TestWeights:
         loaded = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True).eval()
         images = torch.rand(2, 3, 32, 32)
         torch.testing.assert_close(loaded(images), built(*size)(images))
-        assert loaded.pretrained_cfg["mean"] == (0.4,) * 3
+        assert list(loaded.pretrained_cfg["mean"]) == [0.4] * 3
         readme = (tmp_path / "export" / "README.md").read_text()
         assert readme.startswith("---\nlibrary_name: ")
         config = json.loads((tmp_path / "export" / "config.json").read_text())
@@ -190,7 +190,7 @@ class TestRefusals:
     def test_come_before_any_work_with_the_sentence_of_the_api(self, tmp_path: Path) -> None:
         with pytest.raises(errors.NotExportable, match="choose onnx, or float16"):
             made(tmp_path, *CONVNET, "classification", format="hub", precision="int8")
-        with pytest.raises(errors.NotExportable, match="training images must not be read"):
+        with pytest.raises(errors.NotExportable, match="no data set is known; choose float16"):
             made(tmp_path, *CONVNET, "classification", format="onnx", precision="int8")
 
 

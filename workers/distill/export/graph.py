@@ -81,7 +81,8 @@ def trace(module: nn.Module, example: Tensor) -> Any:  # Any: torch.export.Expor
     try:
         with torch.no_grad():
             return torch.export.export(module, (example,), dynamic_shapes=dynamic)
-    except Exception as error:  # whatever torch's tracer raises, in any of its layers
+    # What torch's tracer and the network under it raise, in any of their layers.
+    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise errors.NotExportable(
             "the exporter cannot write this network for a batch of any size; it says: "
             f"{_first_line(error)}. Choose format torch_state_dict or hub"

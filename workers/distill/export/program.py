@@ -30,6 +30,7 @@ from workers.distill.config import exports as rules
 from workers.distill.config import teachers
 from workers.distill.config.exports import ExportChoice
 from workers.distill.config.job import Input, Task
+from workers.distill.config.rules import Violation
 from workers.distill.config.training import Values
 from workers.distill.data import dataset
 from workers.distill.export import checks, graph, hub, onnx_graph, preprocessing, torch_program
@@ -104,7 +105,7 @@ class Export:
 
 def make(request: ExportRequest, workdir: Path) -> dict[str, Any]:  # Any: a report line
     """Write an export and compare it; return what was measured, and why it is refused if it is."""
-    errors.refuse(rules.faults(request.choice, network=request.network), errors.NotExportable)
+    errors.refuse(_faults(request, workdir), errors.NotExportable)
     export = _open(request, workdir)
     export.output.mkdir()
     module = graph.ExportedGraph(
@@ -133,6 +134,17 @@ def make(request: ExportRequest, workdir: Path) -> dict[str, Any]:  # Any: a rep
         "notes": export.notes,
         "refusal": refusal(request.choice, found),
     }
+
+
+def _faults(request: ExportRequest, workdir: Path) -> Iterator[Violation]:
+    """Yield why an export cannot be made, before anything is done for it."""
+    yield from rules.faults(request.choice, network=request.network)
+    if not (workdir / DATASET).is_dir():
+        because = request.why_no_dataset or "no data set is known"
+        yield from rules.fault_without_images(request.choice, because=because)
+    elif not request.may_train:
+        because = "they must not be read"
+        yield from rules.fault_without_images(request.choice, because=because)
 
 
 def refusal(choice: ExportChoice, found: Mapping[str, Any]) -> dict[str, str] | None:
@@ -177,12 +189,9 @@ def _write_onnx(export: Export, module: graph.ExportedGraph) -> checks.Run:
 
 
 def _calibration(export: Export, module: graph.ExportedGraph) -> list[Any]:
-    """Return inputs by which the ranges of activations are measured. Raises: `NotExportable`."""
+    """Return inputs by which the ranges of activations are measured."""
     stored = export.stored
-    if stored is None or not export.request.may_train:
-        because = export.request.why_no_dataset or "the training images must not be read"
-        without = rules.fault_without_images(export.choice, because=because)
-        errors.refuse(without, errors.NotExportable)
+    if stored is None:
         raise ValueError("an export without images is calibrated")
     images = stored.split("train").images
     rows = checks.some(len(images), onnx_graph.CALIBRATION_IMAGES)
