@@ -9,6 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from api.dependencies import CallerDep, EditorDep, ReadersDep, ServiceDep
 from api.schemas import exports as bodies
+from models_registry import errors
 from models_registry.artifacts import models, predictions
 from models_registry.persistence import database
 
@@ -99,8 +100,10 @@ async def _settled(
             return None if row is None else bodies.PredictionRead.of(row)
 
     deadline = time.monotonic() + wait_seconds
-    found = asked
-    while found.state not in _SETTLED and time.monotonic() < deadline:
+    found: bodies.PredictionRead | None = asked
+    while found is not None and found.state not in _SETTLED and time.monotonic() < deadline:
         await asyncio.sleep(POLL_SECONDS)
-        found = await run_in_threadpool(read) or found
+        found = await run_in_threadpool(read)
+    if found is None:
+        raise errors.Gone(f"prediction {asked.id} was deleted: send the pictures again")
     return found

@@ -181,7 +181,7 @@ class PredictionRead(BaseModel):
         answer = row.answer or {}
         return cls(
             id=row.id,
-            state=row.state,  # type: ignore[arg-type]  # one of these words
+            state=row.state,
             export=row.export_id,
             answers=answer.get("answers"),
             milliseconds=answer.get("milliseconds"),

@@ -52,7 +52,7 @@ def write_scenes(folder: Path, task: str) -> None:
         rows = torch.tensor([[[1.0, 4, 4, 20, 20, 256, boxes.ORDINARY]]])
         labels = (rows.repeat(6, 1, 1), torch.ones(6))
     record = dataset.DatasetRecord(
-        task=task,  # type: ignore[arg-type]  # one of them
+        task=task,
         classes=["a", "b", "c"],
         splits=dict.fromkeys(("train", "validation", "test"), 6),
         input=SCENE,
@@ -148,9 +148,9 @@ class TestWeights:
     def test_for_the_hub_load_with_timm_alone(self, tmp_path: Path) -> None:
         import timm
 
-        size = ("timm/test_resnet", {}, SCENE)
+        size: tuple[str, dict[str, Any], Input] = ("timm/test_resnet", {}, SCENE)
         made(tmp_path, *size, "classification", format="hub")
-        loaded = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True).eval()
+        loaded: Any = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True).eval()
         images = torch.rand(2, 3, 32, 32)
         torch.testing.assert_close(loaded(images), built(*size)(images))
         assert list(loaded.pretrained_cfg["mean"]) == [0.4] * 3

@@ -11,6 +11,8 @@ from models_registry import errors
 from models_registry.access import quotas
 from models_registry.artifacts import exports, models
 from models_registry.artifacts.exports import ExportClaim
+from models_registry.jobs import validation
+from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
 from tests import factories
@@ -196,3 +198,34 @@ class TestFiles:
             name = models.name_of(found)
             models.delete_version(session, project_id=version.project_id, name=name, version=1)
             assert session.scalars(sa.select(tables.ModelExportRow)).all() == []
+
+
+class TestOfAJob:
+    def test_are_checked_with_its_spec(self) -> None:
+        asked = [{"format": "onnx"}, {"format": "hub", "precision": "int8"}]
+        spec = JobSpec.model_validate(factories.spec(exports=asked))
+        (fault,) = validation.read(spec.parts).faults
+        assert fault.pointer == "/exports/1/precision"
+        free = JobSpec.model_validate(
+            factories.data_free_spec(exports=[{"format": "onnx", "precision": "int8"}])
+        )
+        (fault,) = validation.read(free.parts).faults
+        assert fault.code == "no_calibration_images"
+
+    @SQLITE_ONLY
+    def test_are_asked_for_once_it_has_ended_or_a_warning_says_why_not(
+        self, sessions: database.Sessions, storage: Storage, version: tables.ModelVersionRow
+    ) -> None:
+        wanted = [{"format": "onnx"}, {"format": "onnx", "precision": "int8"}]
+        with sessions.begin() as session:
+            job = factories.job(session, project_id=version.project_id, exports=wanted)
+            factories.succeeded(session, storage, job)
+            exports.request_of_job(session, job.id, service=quotas.UNLIMITED)
+            rows = session.scalars(sa.select(tables.ModelExportRow)).all()
+            assert {row.precision for row in rows} == {"float32", "int8"}
+            assert {row.version_id for row in rows} == {job.student_version_id}
+            assert not job.warnings
+            full = quotas.QuotaLimits(storage_bytes=1)
+            session.execute(sa.delete(tables.ModelExportRow))
+            exports.request_of_job(session, job.id, service=full)
+            assert [told["code"] for told in job.warnings or ()] == ["export_not_made"] * 2
