@@ -1,12 +1,12 @@
 """What each export of five networks keeps of the original, how large it is, and how fast.
 
-    nice -n 19 python -m benchmarks.exports --output FILE.jsonl [--rows resnet,...] [--epochs N]
-    python -m benchmarks.exports --output FILE.jsonl --markdown
+    nice -n 19 python -m benchmarks.exports [--output FILE.jsonl] [--rows resnet,...] [--epochs N]
+    python -m benchmarks.exports --output FILE.jsonl --rows "" (prints the table of a file)
 
 Each network is trained alone, for minutes, on a built-in data set, and exported as the service does
-it, by the same program. A line is written after each export, and those that are in the file already
-are left out, so a run that was stopped goes on. int8 is made with `max_drop` 1, so that its loss is
-seen. Times are of one image on one thread.
+it, by the same program. With `--output`, a line is written after each export, and those that are in
+the file already are left out, so a run that was stopped goes on. int8 is made with `max_drop` 1, so
+that its loss is seen. Times are of one image on one thread.
 """
 
 import argparse
@@ -63,22 +63,23 @@ ROWS = {
 
 
 def main() -> None:
-    """Make what is not in the file yet, or print its table."""
+    """Make what is not in the file yet, and print the table of all."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.exports")
-    parser.add_argument("--output", type=Path, required=True, help="file of lines, one an export")
+    parser.add_argument("--output", type=Path, help="file of lines, one an export")
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--epochs", type=int, help="of every training; by default its own")
-    parser.add_argument("--markdown", action="store_true", help="only print the table")
     asked = parser.parse_args()
-    if not asked.markdown:
-        torch.set_num_threads(1)
-        say = rich.console.Console(stderr=True, highlight=False, soft_wrap=True).print
-        for name in asked.rows.split(","):
-            for line in measured(name, asked.epochs, read(asked.output)):
+    torch.set_num_threads(1)
+    say = rich.console.Console(stderr=True, highlight=False, soft_wrap=True).print
+    lines = [] if asked.output is None else read(asked.output)
+    for name in filter(None, asked.rows.split(",")):
+        for line in measured(name, asked.epochs, [*lines]):
+            lines.append(line)
+            if asked.output is not None:
                 with asked.output.open("a") as stream:
                     stream.write(json.dumps(line) + "\n")
-                say(line)
-    sys.stdout.write(markdown(read(asked.output)) + "\n")
+            say(line)
+    sys.stdout.write(markdown(lines) + "\n")
 
 
 def read(path: Path) -> list[Json]:
