@@ -29,6 +29,7 @@ from api import (
 from api.routes import (
     audit,
     datasets,
+    exports,
     federations,
     health,
     jobs,
@@ -36,6 +37,7 @@ from api.routes import (
     methods,
     models,
     networks,
+    predictions,
     retention,
     studies,
     uploads,
@@ -52,7 +54,7 @@ POOL_SIZE = 20  # with its overflow: one connection for each of the framework's 
 STATEMENT_SECONDS = 10
 ROUTERS = (
     *(uploads.router, models.router, datasets.router, jobs.router, studies.router),
-    federations.router,
+    *(federations.router, exports.router, predictions.router),
     *(webhook_endpoints.router, usage.router),
     *(methods.router, networks.router, workers.router, keys.router, health.router),
     *(audit.router, retention.router),

@@ -21,11 +21,14 @@ from models_registry import ids, logs, tracing
 log = structlog.get_logger()
 
 MAX_BODY_BYTES = 2**20
+MAX_PICTURES_BODY_BYTES = 12 * 2**20
+"""Of a body with pictures in base64: 8 MiB of files."""
 MAX_JSON_DEPTH = 32
 MAX_HEADERS = 100
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Parts of uploads are large; their route counts its own bytes.
 _PART = re.compile(r"/v1/uploads/[^/]+/parts/[^/]+")
+_PREDICT = re.compile(r"/v1/models/[^/]+/versions/[^/]+/predict")
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -116,7 +119,9 @@ class RequestMiddleware:
             await errors.of(HTTPConnection(scope), refused)(scope, receive, send)
             return
         if not _PART.fullmatch(scope["path"]):
-            receive = _LimitedBody(receive, is_json=_is_json(scope)).receive
+            receive = _LimitedBody(
+                receive, is_json=_is_json(scope), most_bytes=_most_bytes(scope)
+            ).receive
         await self._app(scope, receive, send)
 
     def _note(
@@ -214,8 +219,9 @@ def _without_body(send: Send) -> tuple[Receive, Send]:
 class _LimitedBody:
     """Counts a request's body while it is received; JSON is checked as a whole."""
 
-    def __init__(self, receive: Receive, *, is_json: bool) -> None:
+    def __init__(self, receive: Receive, *, is_json: bool, most_bytes: int) -> None:
         self._receive = receive
+        self._most_bytes = most_bytes
         self._is_json = is_json
         self._size_bytes = 0
         self._chunks: list[bytes] = []
@@ -226,11 +232,11 @@ class _LimitedBody:
             return message
         chunk = message.get("body", b"")
         self._size_bytes += len(chunk)
-        if self._size_bytes > MAX_BODY_BYTES:
+        if self._size_bytes > self._most_bytes:
             raise errors.BodyRejected(
                 413,
                 code="too_large",
-                detail=f"a body may have {MAX_BODY_BYTES} bytes; send files through /v1/uploads",
+                detail=f"a body may have {self._most_bytes} bytes; send files through /v1/uploads",
             )
         if self._is_json:
             self._chunks.append(chunk)
@@ -298,6 +304,10 @@ def _finite(text: str) -> float:
 
 def _refuse(detail: str, code: str) -> NoReturn:
     raise errors.BodyRejected(400, code=code, detail=detail)
+
+
+def _most_bytes(scope: Scope) -> int:
+    return MAX_PICTURES_BODY_BYTES if _PREDICT.fullmatch(scope["path"]) else MAX_BODY_BYTES
 
 
 def _is_json(scope: Scope) -> bool:

@@ -149,6 +149,15 @@ class Rejected(RetortError):
         self.message = message
 
 
+class ExportNotMade(Rejected):
+    """An export failed, or was refused because it loses too much."""
+
+    def __init__(self, reference: str, state: str, code: str, message: str) -> None:
+        super().__init__(reference, code, message)
+        self.args = (f"{reference} {state}: {message} ({code})",)
+        self.state = state
+
+
 class JobFailed(RetortError):
     """A job that something depends on did not succeed."""
 

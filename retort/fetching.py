@@ -30,7 +30,7 @@ def fetch(
         version = retort.client.models.resolve(student)
         return _version(retort, version, output, everything=True, force=force)
     destination = _destination(output, f"{_stem(student) if student else what}.safetensors")
-    _may_write(destination, job.result.digest if job.result else None, force=force)
+    may_write(destination, job.result.digest if job.result else None, force=force)
     with transfer_bar.shown(retort.err, destination.name) as progress:
         retort.client.jobs.download_student(what, destination, progress=progress)
     return [destination]
@@ -43,7 +43,7 @@ def dataset(retort: shell.Shell, what: str, output: Path | None, *, force: bool)
     # Without one, the server says why.
     name = _plain_name(kept.filename) if kept else "archive"
     destination = _destination(output, f"{_stem(version.reference)}-{name}")
-    _may_write(destination, kept.sha256 if kept else None, force=force)
+    may_write(destination, kept.sha256 if kept else None, force=force)
     with transfer_bar.shown(retort.err, destination.name) as progress:
         retort.client.datasets.download(version, destination, progress=progress)
     return [destination]
@@ -62,7 +62,7 @@ def report(retort: shell.Shell, job_id: str, output: Path | None, *, force: bool
     folder = output or Path(f"{job_id}-report")
     wanted = [(file, _inside(folder, file.path)) for file in retort.client.jobs.report(job_id)]
     for file, destination in wanted:
-        _may_write(destination, file.sha256, force=force)
+        may_write(destination, file.sha256, force=force)
     for file, destination in wanted:
         retort.client.jobs.download_report_file(job_id, file, destination)
     return [destination for _, destination in wanted]
@@ -107,7 +107,7 @@ def _version(
         wanted = [(file, _destination(output, f"{stem}{Path(file).suffix}"))]
     known = {stored.path: stored.sha256 for stored in version.files}
     for path, destination in wanted:
-        _may_write(destination, known.get(path), force=force)
+        may_write(destination, known.get(path), force=force)
     for path, destination in wanted:
         with transfer_bar.shown(retort.err, destination.name) as progress:
             retort.client.models.download(version, destination, file=path, progress=progress)
@@ -137,7 +137,8 @@ def _inside(folder: Path, path: str) -> Path:
     return folder.joinpath(*steps)
 
 
-def _may_write(destination: Path, digest: str | None, *, force: bool) -> None:
+def may_write(destination: Path, digest: str | None, *, force: bool) -> None:
+    """Raise LocalFileProblem where a file would be replaced by other content without `force`."""
     if force or not destination.exists():
         return
     if destination.is_dir():

@@ -1,5 +1,6 @@
 """Models: register weights, find, set aliases, download, read lineage."""
 
+import base64
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -159,3 +160,112 @@ class Models(transport.Resource):
             sha256=digests.hexadecimal(known.get(file)),
             progress=progress,
         )
+
+    # -- exports -------------------------------------------------------------------------------
+
+    def export(
+        self,
+        reference: str,
+        *,
+        format: str,
+        precision: str = "float32",
+        include_preprocessing: bool = False,
+        max_drop: float = 0.01,
+    ) -> types.Export:
+        """Have a version written in another form; the same request again returns the same export.
+
+        `format` is `onnx`, `torch_export`, `torch_state_dict` or `hub`; `precision` is `float32`,
+        `float16` or `int8`. An export that loses more than `max_drop` of the task's deciding metric
+        is refused.
+        """
+        body = {
+            "format": format,
+            "precision": precision,
+            "include_preprocessing": include_preprocessing,
+            "max_drop": max_drop,
+        }
+        return self._http.create(types.Export, self._exports_of(reference), body)
+
+    def exports(self, reference: str, *, page_size: int = 100) -> Iterator[types.Export]:
+        """Walk through the exports of a version, newest first."""
+        return self._http.pages(types.Export, self._exports_of(reference), size=page_size)
+
+    def wait_export(
+        self, export: types.Export, *, timeout: float | None = 3600.0, poll_seconds: float = 1.0
+    ) -> types.Export:
+        """Return an export when it is ready.
+
+        Raises: errors.ExportNotMade if it was refused or failed; errors.TimedOut.
+        """
+        path = f"{self._exports_of(export.model)}/{export.id}"
+        made = self._http.poll(
+            lambda: self._http.fetch(types.Export, "GET", path),
+            lambda current: current.is_settled,
+            name=export.id,
+            timeout=timeout,
+            poll_seconds=poll_seconds,
+        )
+        if made.failure is not None:
+            what = f"{made.format} export {made.id} of {made.model}"
+            raise errors.ExportNotMade(what, made.state, made.failure.code, made.failure.message)
+        return made
+
+    def delete_export(self, export: types.Export) -> None:
+        """Delete an export with its files."""
+        self._http.request("DELETE", f"{self._exports_of(export.model)}/{export.id}")
+
+    def download_export(
+        self,
+        file: types.ExportFile,
+        destination: Path,
+        *,
+        progress: downloads.Progress | None = None,
+    ) -> Path:
+        """Save one file of an export, checked against its digest."""
+        return downloads.save(
+            self._http,
+            file.url,
+            destination,
+            sha256=digests.hexadecimal(file.sha256),
+            progress=progress,
+        )
+
+    def predict(
+        self, reference: str, pictures: Sequence[Path], *, timeout: float | None = 60.0
+    ) -> types.Prediction:
+        """Return what a version says of up to 32 pictures: for trying it out, not for serving.
+
+        The version needs an ONNX export that is ready.
+
+        Raises: errors.ExportNotMade if they could not be answered; errors.TimedOut.
+        """
+        encoded = [base64.b64encode(path.read_bytes()).decode() for path in pictures]
+        place = self._version_of(reference)
+        body = {"pictures": encoded}
+        asked = self._http.fetch(types.Prediction, "POST", f"{place}/predict", body=body)
+        again = f"{place}/predictions/{asked.id}"
+        if not asked.is_settled:
+            asked = self._http.poll(
+                lambda: self._http.fetch(
+                    types.Prediction, "GET", again, query={"wait_seconds": 20}
+                ),
+                lambda current: current.is_settled,
+                name=asked.id,
+                timeout=timeout,
+                poll_seconds=0.1,
+            )
+        if asked.failure is not None:
+            why = asked.failure
+            raise errors.ExportNotMade(
+                f"prediction by {reference}", asked.state, why.code, why.message
+            )
+        return asked
+
+    def _exports_of(self, reference: str) -> str:
+        return f"{self._version_of(reference)}/exports"
+
+    def _version_of(self, reference: str) -> str:
+        name, _, selector = reference.partition("@")
+        if not selector.isdecimal():
+            selector = str(self.resolve(reference).version)
+        return f"/v1/models/{name}/versions/{selector}"

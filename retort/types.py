@@ -14,6 +14,8 @@ from retort.metrics import PRIMARY_METRICS
 FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
 FINAL_STUDY_STATES = frozenset({"succeeded", "incomplete", "failed", "cancelled"})
 SETTLED_STATES = frozenset({"ready", "rejected"})
+SETTLED_PREDICTION_STATES = frozenset({"ready", "failed"})
+SETTLED_EXPORT_STATES = frozenset({"ready", "refused", "failed"})
 
 # Free-form JSON written by the server (specs, schemas, lineage): its shape is not this client's.
 Json = dict[str, Any]
@@ -573,6 +575,55 @@ class ModelVersion(Body):
     def primary_metric(self) -> str | None:
         """The metric that decides, such as `accuracy`; None of a task unknown to this version."""
         return _primary_metric(self.task)
+
+
+class ExportFile(StoredFile):
+    """One file of an export, and where it is downloaded."""
+
+    url: str
+
+
+class Export(Body):
+    """A model version in another form, and how it compares with the original."""
+
+    id: str
+    model: str
+    format: str
+    precision: str
+    include_preprocessing: bool = False
+    max_drop: float | None = None
+    state: str
+    failure: Failure | None = None
+    files: list[ExportFile] = Field(default_factory=list)
+    opset: int | None = None
+    library_versions: dict[str, str] = Field(default_factory=dict)
+    checks: Json | None = None
+    latency: Json | None = None
+    notes: list[str] = Field(default_factory=list)
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is `ready`, `refused` or `failed`."""
+        return self.state in SETTLED_EXPORT_STATES
+
+
+class Prediction(Body):
+    """Pictures, and what a version says of them."""
+
+    id: str
+    state: str
+    export: str | None = None
+    answers: list[Json] | None = None
+    milliseconds: float | None = None
+    failure: Failure | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is an answer, or none will come."""
+        return self.state in SETTLED_PREDICTION_STATES
 
 
 class NewestVersion(Body):

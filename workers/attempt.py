@@ -14,7 +14,8 @@ import structlog
 from sqlalchemy.orm import Session
 
 from models_registry import errors
-from models_registry.artifacts import models
+from models_registry.access.quotas import QuotaLimits
+from models_registry.artifacts import exports, models
 from models_registry.federations import federations
 from models_registry.jobs import leases
 from models_registry.jobs.lifecycle import Reason, State
@@ -246,11 +247,19 @@ class Attempt:
             return
         for message in kit.warnings:
             self._warn("card_not_written", message)
-        self._end(
-            lambda s: leases.complete(
-                s, self.lease, result=kit.result, student=kit.version, files=[*files, *pictures]
-            )
+        self._end(lambda s: self._register(s, kit, [*files, *pictures]))
+
+    def _register(
+        self, session: Session, kit: student_files.StudentFiles, files: list[leases.OutputFile]
+    ) -> State:
+        """Register the student, end the job, and ask for the exports that it names."""
+        state = leases.complete(
+            session, self.lease, result=kit.result, student=kit.version, files=files
         )
+        if state == State.SUCCEEDED:
+            service = QuotaLimits.of_service(self._context.settings)
+            exports.request_of_job(session, self.lease.job_id, service=service)
+        return state
 
     @property
     def waits_for_storage(self) -> bool:

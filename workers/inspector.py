@@ -6,14 +6,12 @@ converted is rejected with the reason. Built-in data sets are written in the sam
 
 import errno
 import json
-import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import sqlalchemy.exc
 import structlog
 from sqlalchemy.orm import Session
 
@@ -22,28 +20,22 @@ from models_registry.artifacts import datasets, inspections
 from models_registry.jobs import leases, network_trials, submission
 from models_registry.persistence import tables
 from workers import child_files, staging
+from workers.child_requests import ChildDied, ClaimHold, ask
 from workers.context import Context
 from workers.distill.config import class_names, teachers
 from workers.engine_launcher import EngineLauncher
-from workers.engine_process import EngineProcess, Report
+from workers.engine_process import Report
 
 log = structlog.get_logger()
 
 _MODULE = "workers.distill.inspection"
-_TICK_SECONDS = 0.2
 # If the database is unreachable for longer, the outcome is lost; the claim expires, and the
 # inspection is repeated.
 _PATIENCE_SECONDS = 600.0
-# A child that runs for longer is killed.
-_LIMIT_SECONDS = 3600.0
 # A small upload must not give an answer that fills every list: what is stored of a refusal.
 _MOST_KEYS = 100
 _LONGEST_KEY = 300
 _LONGEST_MESSAGE = 4000
-
-
-class _Died(Exception):
-    """The child ended without a result or failure, or took too long: the file may be the cause."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +57,10 @@ def inspect(context: Context, kind: inspections.Kind, version_id: str) -> str | 
         )
     if inspection is None:
         return None
-    with _Hold(context, inspection) as hold:
+    lease_seconds = context.settings.lease_seconds
+    with ClaimHold(
+        context, lambda s: inspections.renew(s, inspection, lease_seconds=lease_seconds)
+    ) as hold:
         answer = _answer(context, inspection, hold)
         deadline = time.monotonic() + _PATIENCE_SECONDS
         try:
@@ -95,14 +90,15 @@ def try_network(context: Context, digest: str) -> str | None:
     rejection: dict[str, Any] | None = None
     try:
         with staging.scratch(context.settings.scratch_dir, digest[:16]) as workdir:
-            report = _ask(
+            report = ask(
+                _MODULE,
                 request,
                 workdir,
                 launcher=context.launcher,
                 must_stop=context.shutting_down.is_set,
                 memory_bytes=context.settings.inspection_memory_bytes,
             )
-    except _Died as error:
+    except ChildDied as error:
         log.warning("network_trial_died", network=request["network"], because=str(error))
     except OSError as error:
         log.warning("network_trial_postponed", network=request["network"], error=str(error))
@@ -129,51 +125,12 @@ def try_network(context: Context, digest: str) -> str | None:
         return None
 
 
-class _Hold:
-    """Renews a claim while the inspection lasts, however large the file is."""
-
-    def __init__(self, context: Context, inspection: inspections.Inspection) -> None:
-        self._context = context
-        self._inspection = inspection
-        self._done = threading.Event()
-        self._lost = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="inspection-hold", daemon=True)
-
-    def __enter__(self) -> Self:
-        """Start renewing the claim."""
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Stop renewing it."""
-        self._done.set()
-        self._thread.join()
-
-    def must_stop(self) -> bool:
-        """Return whether the claim is lost, or this worker is shutting down."""
-        return self._lost.is_set() or self._context.shutting_down.is_set()
-
-    def _beat(self) -> None:
-        settings = self._context.settings
-        while not self._done.wait(settings.heartbeat_seconds):
-            try:
-                with self._context.sessions.begin() as session:
-                    inspections.renew(
-                        session, self._inspection, lease_seconds=settings.lease_seconds
-                    )
-            except errors.StaleFence:
-                self._lost.set()
-                return
-            except sqlalchemy.exc.SQLAlchemyError as error:
-                log.warning("database_unreachable", error=str(error))
-
-
-def _answer(context: Context, inspection: inspections.Inspection, hold: _Hold) -> _Answer:
+def _answer(context: Context, inspection: inspections.Inspection, hold: ClaimHold) -> _Answer:
     """Inspect; return another attempt where the failure is not the file's fault."""
     try:
         with staging.scratch(context.settings.scratch_dir, inspection.version_id) as workdir:
             return _examine(context, inspection, workdir, hold)
-    except (_Died, child_files.OddFile) as error:
+    except (ChildDied, child_files.OddFile) as error:
         log.warning("inspection_died", version_id=inspection.version_id, because=str(error))
         return _given_back(inspection, counted=True)
     except (errors.RegistryError, OSError) as error:
@@ -184,12 +141,13 @@ def _answer(context: Context, inspection: inspections.Inspection, hold: _Hold) -
 
 
 def _examine(
-    context: Context, inspection: inspections.Inspection, workdir: Path, hold: _Hold
+    context: Context, inspection: inspections.Inspection, workdir: Path, hold: ClaimHold
 ) -> _Answer:
     context.launcher.warm_up()
     staging.fetch(context.storage, inspection.blob, workdir / "upload")
     request = _request(context, inspection)
-    report = _ask(
+    report = ask(
+        _MODULE,
         request,
         workdir,
         launcher=context.launcher,
@@ -248,51 +206,6 @@ def _request(context: Context, inspection: inspections.Inspection) -> dict[str, 
         "task": version.task,
         "input": version.input,
     }
-
-
-def _ask(
-    request: dict[str, Any],
-    workdir: Path,
-    *,
-    launcher: EngineLauncher,
-    must_stop: Callable[[], bool] = lambda: False,
-    limit_seconds: float = _LIMIT_SECONDS,
-    memory_bytes: int | None = None,
-) -> Report | None:
-    """Run the child; return its result or failure, or None when `must_stop` stopped it.
-
-    `memory_bytes` bounds the child's memory: an upload that takes more fails as `too_large`.
-
-    Raises: _Died when it ended without either, or took longer than the limit.
-    """
-    path = workdir / "request.json"
-    path.write_text(json.dumps(request))
-    arguments = [str(path), "--workdir", str(workdir)]
-    if memory_bytes is not None:
-        arguments += ["--memory-bytes", str(memory_bytes)]
-    answer: Report | None = None
-    launcher.warm_up()
-    while not launcher.wait_ready(_TICK_SECONDS):
-        if must_stop():
-            return None
-    deadline = time.monotonic() + limit_seconds
-    # Without a GPU: loading weights and one forward pass need none, and a job may be using it.
-    with EngineProcess(
-        _MODULE, arguments, workdir=workdir, launcher=launcher, device="cpu"
-    ) as child:
-        while not child.has_ended:
-            if must_stop():
-                return None
-            if time.monotonic() > deadline:
-                raise _Died(f"it took longer than {limit_seconds:g} s")
-            report = child.next_report(_TICK_SECONDS)
-            if report is not None and report["type"] in ("result", "failure"):
-                answer = report
-        code = child.wait()
-        if answer is None:
-            tail = " | ".join(child.log_tail()[-5:])
-            raise _Died(f"it ended with exit code {code} and no answer: {tail}")
-    return answer
 
 
 def _accepted_model(
@@ -404,8 +317,8 @@ def builtin_dataset(
             with staging.scratch(kept.parent, f".{name}") as workdir:
                 try:
                     request = {"kind": "builtin", "name": name}
-                    report = _ask(request, workdir, launcher=launcher, must_stop=must_stop)
-                except _Died as error:
+                    report = ask(_MODULE, request, workdir, launcher=launcher, must_stop=must_stop)
+                except ChildDied as error:
                     return f"the process that writes it died: {error}"
                 if report is None:
                     return None

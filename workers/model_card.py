@@ -530,7 +530,24 @@ def _use(origin: JobFacts, description: Json) -> list[str]:
         "```python",
         *card_program.lines(description),
         "```",
+        "",
+        *_exports(origin),
     ]
+
+
+def _exports(origin: JobFacts) -> Iterator[str]:
+    """Yield how the student is had in other forms, and which ones its job has asked for."""
+    name = origin.spec.student.register_as
+    yield (
+        f"`retort export {name} --format onnx` has it written in another form, compared with this "
+        "one before it is offered."
+    )
+    asked = [f"{choice.format} {choice.precision}" for choice in origin.spec.exports]
+    if asked:
+        yield (
+            f"Its job has asked for {', '.join(asked)}; `retort exports {name}` says what became "
+            "of them."
+        )
 
 
 def _lineage(origin: JobFacts, result: RunResult) -> list[str]:

@@ -9,7 +9,16 @@ from celery import signals
 
 from models_registry import logs
 from models_registry.persistence import broker, outbox
-from workers import context, inspector, maintenance, runner, webhooks, worker_registration
+from workers import (
+    context,
+    exporter,
+    inspector,
+    maintenance,
+    predictor,
+    runner,
+    webhooks,
+    worker_registration,
+)
 from workers.celery_app import WORKER_ID, app, settings
 
 log = structlog.get_logger()
@@ -68,6 +77,21 @@ def inspect_dataset(version_id: str) -> None:
     with logs.bind(version_id=version_id):
         maintenance.tidy(_context())
         inspector.inspect(_context(), "datasets", version_id)
+
+
+@app.task(name="models.export")
+def export_model(export_id: str) -> None:
+    """Write a model in another form, and compare it with the original."""
+    with logs.bind(export_id=export_id):
+        maintenance.tidy(_context())
+        exporter.make(_context(), export_id)
+
+
+@app.task(name="models.predict")
+def predict(prediction_id: str) -> None:
+    """Answer pictures that somebody tries a model with."""
+    with logs.bind(prediction_id=prediction_id):
+        predictor.answer(_context(), prediction_id)
 
 
 @app.task(name="networks.try")

@@ -120,6 +120,19 @@ def check_upload(
         )
 
 
+def check_stored(
+    session: Session, *, project_id: str, size_bytes: int, service: QuotaLimits
+) -> None:
+    """Refuse what will keep about so many bytes more, where a project has no room for them.
+
+    Raises: errors.QuotaExceeded.
+    """
+    limits = _held_limits(session, project_id, service)
+    if limits.storage_bytes is not None:
+        used = stored_bytes(session, project_id=project_id)
+        _refuse_beyond("storage_bytes", limits.storage_bytes, used, size_bytes, pointer="")
+
+
 def _held_limits(session: Session, project_id: str, service: QuotaLimits) -> QuotaLimits:
     project = session.get_one(
         tables.ProjectRow, project_id, populate_existing=True, with_for_update={"key_share": True}

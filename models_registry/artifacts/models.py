@@ -616,6 +616,8 @@ def _soft_delete(session: Session, version: tables.ModelVersionRow) -> None:
     """Mark a version as deleted, without file rows: the sweep of orphans deletes the bytes."""
     file = tables.ModelFileRow
     session.execute(sa.delete(file).where(file.version_id == version.id))
+    for made_of_it in (tables.ModelExportRow, tables.PredictionRow):
+        session.execute(sa.delete(made_of_it).where(made_of_it.version_id == version.id))
     version.deleted_at = version.updated_at = database.now(session)
     if version.state == "pending":
         # Ends its inspection, whose result is not needed.

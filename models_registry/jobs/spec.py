@@ -24,6 +24,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from models_registry.errors import Fault
 from models_registry.jobs import validation
+from workers.distill.config.exports import ExportChoice
 from workers.distill.config.job import Task
 from workers.distill.config.teachers import MOST_TEACHERS, WEIGHTING, Weighting
 
@@ -224,6 +225,11 @@ class JobSpec(Request):
         description="Also train the same student without the teacher, for comparison; of a "
         "data-free method, the same student on noise.",
     )
+    exports: list[ExportChoice] = Field(
+        [],
+        max_length=16,
+        description="Forms in which the student is written once it is registered.",
+    )
 
     @property
     def parts(self) -> validation.SpecParts:
@@ -233,6 +239,7 @@ class JobSpec(Request):
             method=self.method,
             training=self.training,
             has_baseline=self.baseline,
+            exports=tuple(self.exports),
         )
 
     @classmethod

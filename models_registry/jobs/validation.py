@@ -19,8 +19,17 @@ from models_registry import catalog, errors
 from models_registry.artifacts import references
 from models_registry.jobs import network_trials
 from models_registry.persistence import tables
-from workers.distill.config import chosen, class_names, descriptions, pyramids, rules, teachers
+from workers.distill.config import (
+    chosen,
+    class_names,
+    descriptions,
+    exports,
+    pyramids,
+    rules,
+    teachers,
+)
 from workers.distill.config.descriptions import NetworkDescription
+from workers.distill.config.exports import ExportChoice
 from workers.distill.config.federation import rounds_as_epochs
 
 
@@ -70,6 +79,7 @@ class SpecParts:
     several: int = 0
     """How many models `teachers` names."""
     has_weighting: bool = False
+    exports: tuple[ExportChoice, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,7 @@ def read(parts: SpecParts) -> Document:
             method = catalog.with_choices(method, task=parts.task, training=training.document)
     student, wrong = _read_student(parts)
     fitting = catalog.translated(_faults_of_document(parts, method, training))
-    others = _faults_of_client_networks(method)
+    others = [*_faults_of_client_networks(method), *_faults_of_exports(parts)]
     faults = [*method.faults, *training.faults, *wrong, *others, *fitting]
     return Document(parts, method, training, student, faults)
 
@@ -147,6 +157,21 @@ def _faults_of_client_networks(method: catalog.Reading) -> list[errors.Fault]:
         for fault in rules.of_only_teacher("student", one["network"]):
             found.append(errors.Fault(f"{pointer}/network", fault.code, fault.message))
     return found
+
+
+def _faults_of_exports(parts: SpecParts) -> Iterator[errors.Fault]:
+    """Yield which exports the student's network cannot have."""
+    because = None
+    if not parts.has_dataset:
+        because = "the job has no dataset"
+    elif parts.method is not None and is_data_free(parts.method):
+        because = f"method {parts.method['name']} reads no training image"
+    for place, choice in enumerate(parts.exports):
+        found = list(exports.faults(choice, network=parts.network or ""))
+        if because is not None:
+            found += exports.fault_without_images(choice, because=because)
+        for one in found:
+            yield errors.Fault(f"/exports/{place}/{one.field}", one.code, one.message)
 
 
 def _faults_of_document(

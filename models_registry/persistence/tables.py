@@ -254,6 +254,51 @@ class ModelAliasRow(Row):
     updated_at: Mapped[datetime]
 
 
+class ModelExportRow(Row):
+    """A version in another form, made by a worker; its files are files of the version."""
+
+    __tablename__ = "model_exports"
+    __table_args__ = (
+        sa.Index("ix_model_exports_version_id_created_at_id", "version_id", "created_at", "id"),
+    )
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"), index=True)
+    version_id: Mapped[str] = mapped_column(sa.ForeignKey("model_versions.id"))
+    format: Mapped[str] = mapped_column(sa.String(32))
+    precision: Mapped[str] = mapped_column(sa.String(16))
+    include_preprocessing: Mapped[bool]
+    max_drop: Mapped[float] = mapped_column(sa.Float(53))
+    # queued, running, ready, failed, refused
+    state: Mapped[str] = mapped_column(sa.String(16), index=True)
+    failure: Mapped[dict[str, Any] | None]  # code and message, of failed and refused ones
+    # What was measured: opset, library_versions, checks, latency.
+    measured: Mapped[dict[str, Any] | None]
+    notes: Mapped[list[Any]] = mapped_column(default=list)
+    fence: Mapped[int] = mapped_column(default=0)
+    attempts: Mapped[int] = mapped_column(default=0)
+    claim_expires_at: Mapped[datetime | None]
+    announced_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class PredictionRow(Row):
+    """Pictures that somebody tries a version with; deleted minutes after they were sent."""
+
+    __tablename__ = "predictions"
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"), index=True)
+    version_id: Mapped[str] = mapped_column(sa.ForeignKey("model_versions.id"), index=True)
+    export_id: Mapped[str] = mapped_column(sa.String(40))
+    pictures: Mapped[list[Any] | None]  # in base64, until there is an answer
+    state: Mapped[str] = mapped_column(sa.String(16))  # queued, running, ready, failed
+    answer: Mapped[dict[str, Any] | None]
+    failure: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
 class DatasetRow(Row):
     """A line of data set versions under one name."""
 

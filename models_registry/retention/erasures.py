@@ -14,7 +14,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.orm import Session
 
-from models_registry.artifacts import datasets, references, uploads, uses
+from models_registry.artifacts import datasets, exports, references, uploads, uses
 from models_registry.jobs import actions, lifecycle, reports, workers
 from models_registry.jobs.lifecycle import State
 from models_registry.persistence import database, tables
@@ -356,6 +356,17 @@ def _list_remains(session: Session, erasure: Erasure, ids: Sequence[str]) -> Non
         leave("model", references.write(name, number), "trained with it; delete it if it must go")
     if rows and rows[0][2] > len(rows):
         leave("model", f"and {rows[0][2] - len(rows)} more", "trained with it")
+    export = tables.ModelExportRow
+    being_made = (
+        sa.select(export.id)
+        .join(version, version.id == export.version_id)
+        .join(job, job.id == version.job_id)
+        .where(job.dataset_version_id.in_(ids), export.state == exports.RUNNING)
+        .order_by(export.id)
+        .limit(_SHOWN)
+    )
+    for export_id in session.scalars(being_made):
+        leave("working folder", export_id, "its worker has a copy until the export has ended")
     for name in workers.online_names(session):
         leave("cache", name, "this worker drops its copies at its next heartbeat")
     leave("copies elsewhere", "downloads, backups, old versions of objects", "not in our reach")

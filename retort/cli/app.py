@@ -16,6 +16,7 @@ from retort import errors
 from retort.cli import shell
 from retort.cli.commands import (
     administration,
+    exports,
     federations,
     jobs,
     offers,
@@ -39,6 +40,7 @@ app.add_typer(studies.app, name="study")
 app.add_typer(federations.app, name="federation")
 app.add_typer(federations.client_app, name="client")
 app.add_typer(registry.app)
+app.add_typer(exports.app)
 app.add_typer(registry.dataset_app, name="dataset")
 app.add_typer(uploads.app, name="upload")
 app.add_typer(offers.app)

@@ -47,6 +47,8 @@ MAY_CATCH_EVERYTHING = {
     "workers/distill/networks/graphs/onnx_file.py": "compiled libraries may raise anything",
     "workers/distill/training/checkpoint.py": "a damaged file: the one before is tried",
     "workers/distill/inspection.py": "top of the inspection of uploads",
+    "workers/distill/export/program.py": "top of an export",
+    "workers/distill/export/predict.py": "top of a prediction",
     "workers/engine_server.py": "whatever an import raises: it is told, and engines start cold",
 }
 MAY_WRITE_JOB_STATE = {"models_registry/jobs/transitions.py"}

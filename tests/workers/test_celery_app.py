@@ -138,6 +138,8 @@ class TestSettings:
         assert ours == {
             transitions.RUN_TASK,
             "models.inspect",
+            "models.export",
+            "models.predict",
             "datasets.inspect",
             "networks.try",
             "studies.advance",

@@ -378,14 +378,6 @@ class TestClaim:
         assert model(context, version_id).inspection_expires_at is not None
 
 
-class TestAsk:
-    def test_ends_a_child_that_takes_too_long(self, cold: Context, tmp_path: Path) -> None:
-        request = {"kind": "builtin", "name": "digits"}
-        with pytest.raises(inspector._Died, match="took longer"):
-            inspector._ask(request, tmp_path, launcher=cold.launcher, limit_seconds=0.1)
-        assert scenes.engines(inspector._MODULE) == []
-
-
 @pytest.mark.slow
 class TestBuiltinDataset:
     def test_is_written_once_for_two_callers_at_the_same_time(

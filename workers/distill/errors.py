@@ -14,6 +14,7 @@ DistillError
 ├── MachineFailed         the machine has no room on its disk, or no device
 ├── BadMessage            a message between clients and server cannot be read
 ├── TooFewClients         remote clients did not join or answer in time
+├── NotExportable         no exporter can write a network in the form that was asked for
 └── UploadRefused         an uploaded file cannot become a model or a data set
 """
 
@@ -161,6 +162,12 @@ class TooFewClients(DistillError):
     """Fewer remote clients than a round needs have joined, or answered in time."""
 
     code = "too_few_clients"
+
+
+class NotExportable(DistillError):
+    """No exporter can write a network in the form that was asked for."""
+
+    code = "not_exportable"
 
 
 class UploadRefused(DistillError):

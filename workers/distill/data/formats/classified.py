@@ -75,7 +75,7 @@ def write(
             problems.add_unreadable(one.file, refusal)
             return None
         return {
-            "images": pictures.to_array(_fitted(image, form.height, form.width)),
+            "images": pictures.to_array(fitted(image, form.height, form.width)),
             "labels": one.label,
         }
 
@@ -154,7 +154,7 @@ def _add_damaged(files: Iterable[Path], root: Path, problems: Problems) -> None:
             problems.add_unreadable(file, refusal)
 
 
-def _fitted(image: Image.Image, height: int, width: int) -> Image.Image:
+def fitted(image: Image.Image, height: int, width: int) -> Image.Image:
     """Scale the picture until it just covers the size, and crop its centre."""
     scale = max(height / image.height, width / image.width)
     tall, wide = max(height, round(image.height * scale)), max(width, round(image.width * scale))

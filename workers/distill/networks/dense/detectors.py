@@ -189,6 +189,26 @@ class DenseOutput:
         rows = self._network.detections_per_img
         return table(found, rows=rows, first_class=self.first_class)
 
+    def scores(self) -> Float[Tensor, "N L K"]:
+        """Return the score of each class at each location, 0 to 1, as the library computes it."""
+        return self.outputs["cls_logits"].sigmoid()
+
+    def boxes_from(self, anchors: Float[Tensor, "L 4"]) -> Float[Tensor, "N L 4"]:
+        """Return the boxes x1, y1, x2, y2 in pixels, cut off at the image's border.
+
+        `anchors` are those of one image, given so that a graph can hold them as constants.
+        """
+        height, width = self.image_size
+        x1, y1, x2, y2 = self._boxes(anchors).unbind(-1)
+        sides = (x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height))
+        return torch.stack(sides, dim=-1)
+
+    def _boxes(self, anchors: Tensor) -> Tensor:
+        deltas = self.box_deltas
+        rows = anchors.expand(deltas.shape[0], -1, -1).flatten(0, 1)
+        decoded: Tensor = self._network.box_coder.decode_single(deltas.flatten(0, 1), rows)
+        return decoded.view_as(deltas)
+
     def _examples(self, targets: Tensor) -> Examples:
         return examples(targets, first_class=self.first_class, dtype=self.box_deltas.dtype)
 
@@ -279,6 +299,16 @@ class FCOSOutput(BranchedOutput):
         boxes: Tensor = self._network.head.box_coder.decode(deltas, torch.stack(self.anchors()))
         return boxes
 
+    def scores(self) -> Float[Tensor, "N L K"]:
+        """Return the geometric mean of class and centerness."""
+        centerness = self.outputs["bbox_ctrness"]
+        return (self.outputs["cls_logits"].sigmoid() * centerness.sigmoid()).sqrt()
+
+    def _boxes(self, anchors: Tensor) -> Tensor:
+        rows = anchors.expand(self.box_deltas.shape[0], -1, -1)
+        boxes: Tensor = self._network.box_coder.decode(self.box_deltas, rows)
+        return boxes
+
     def _matches(self, given: Examples, anchors: list[Tensor]) -> list[Tensor]:
         # The library matches inside of its loss, which ends by handing the matches to the head.
         stand_in = SimpleNamespace(
@@ -313,6 +343,10 @@ class SSDOutput(AnchorOutput):
     """Several anchors per location, and a softmax whose first column is background."""
 
     first_class = 1
+
+    def scores(self) -> Float[Tensor, "N L K"]:
+        """Return the softmax over the classes and the background, without the background."""
+        return self.outputs["cls_logits"].softmax(-1)[..., self.first_class :]
 
     def _matches(self, given: Examples, anchors: list[Tensor]) -> list[Tensor]:
         overlap: Any = importlib.import_module("torchvision.ops").box_iou
