@@ -14,6 +14,7 @@ from models_registry import errors
 from models_registry.jobs import lifecycle, validation
 from models_registry.jobs.lifecycle import State
 from models_registry.persistence import tables
+from workers.distill.config.descriptions import WITHOUT_CLASSES
 
 LONGEST_CHAIN = 20
 """The most jobs of which each waits for the next; ending the first ends all of them at once."""
@@ -65,7 +66,7 @@ def described(session: Session, job: tables.JobRow) -> tables.ModelVersionRow:
         network=spec["student"]["network"],
         arguments=spec["student"]["arguments"],
         task=spec["task"],
-        classes=[] if source is None else source.classes,
+        classes=[] if source is None or spec["task"] in WITHOUT_CLASSES else source.classes,
         input=None if source is None else source.input,
         state="pending",
         job_id=job.id,

@@ -199,8 +199,9 @@ def wanted_trial(parts: SpecParts, inputs: JobInputs) -> network_trials.Wanted |
     source = seen if is_data_free(parts.method) else inputs.dataset or seen
     if source is None or source.input is None or source.state != "ready":
         return None
-    classes = classes_of(source, seen)
-    if not classes:
+    has_classes = parts.task not in descriptions.WITHOUT_CLASSES
+    classes = classes_of(source, seen) if has_classes else []
+    if has_classes and not classes:
         return None  # known once the job that is waited for has made the teacher
     size = source.input
     return network_trials.Wanted(
@@ -246,11 +247,18 @@ def _warnings_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.V
     if network is not None:
         yield from rules.of_weights_tag(network)
         yield from _published_rate(document, network)
+    task = document.parts.task
+    for role, model in (*_teacher_roles(inputs), (rules.START_MODEL, inputs.initial)):
+        described = _described(model)
+        if described is not None and task is not None:
+            yield from rules.of_unused_classifier(role, described, task)
     dataset = inputs.dataset
     if dataset is None or dataset.state != "ready":
         return
+    if document.parts.task in descriptions.WITHOUT_CLASSES:
+        return
     named = None if _gets_new_classifier(document) else inputs.initial
-    for role, model in (*_teacher_roles(inputs), ("start model", named)):
+    for role, model in (*_teacher_roles(inputs), (rules.START_MODEL, named)):
         if model is not None:
             told = class_names.remark(role, model.classes, dataset.classes)
             if told is not None:
@@ -285,12 +293,12 @@ def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Vio
     first = next(iter(inputs.teachers), None)
     classes = len(classes_of(dataset, first)) or None if dataset is not None and ready else None
     channels = (dataset.input or {}).get("channels") if dataset is not None and ready else None
-    for role, model in (*taught, ("start model", start)):
+    for role, model in (*taught, (rules.START_MODEL, start)):
         if model is not None:
             if task is not None:
                 yield from rules.of_network_task(role, model, task)
-            if role != "start model" or not _gets_new_classifier(document):
-                yield from rules.of_dataset_classes(role, model, classes)
+            if role != rules.START_MODEL or not _gets_new_classifier(document):
+                yield from rules.of_dataset_classes(role, model, classes, task)
             yield from rules.of_dataset_channels(role, model.channels, channels)
             yield from rules.of_smallest_side(role, model)
     student = _with_images(document, inputs)

@@ -19,6 +19,7 @@ from workers.distill.config import chosen, descriptions, rules
 from workers.distill.config.descriptions import (
     OF_EVERY_NETWORK,
     ChosenFeature,
+    Condition,
     Contradiction,
     MethodDescription,
     NetworkDescription,
@@ -122,6 +123,8 @@ class Method(nn.Module):
     """Of how many classes a student must at least be able to choose."""
     chosen_features: ClassVar[tuple[ChosenFeature, ...]] = ()
     """What networks must show besides, where hyper-parameters ask for it."""
+    logits_when: ClassVar[tuple[Condition, ...]] = ()
+    """Values of hyper-parameters with which logits are compared, where others compare features."""
     contradictions: ClassVar[tuple[Contradiction, ...]] = ()
     """Which hyper-parameters cannot stand together."""
 
@@ -187,6 +190,7 @@ class Method(nn.Module):
             contradictions=cls.contradictions,
             task_shows=dict(cls.task_features),
             chosen_shows=cls.chosen_features,
+            logits_when=cls.logits_when,
             reads_labels=cls.reads_labels,
             task_params=dict(cls.task_params),
             exchange=None,
