@@ -330,6 +330,9 @@ class TestSubmit:
             network="retort/onnx",
             arguments={"output": "logits"},
         )
+        staff.teacher(
+            name="dino", network="retort/resnet20", arguments={}, task="embedding", classes=[]
+        )
         predicted = retort.datasets.version("digits", 1)
         staff.teacher(
             name="digits-said",
