@@ -214,7 +214,7 @@ class TestModel:
         assert "not finite" in outcome.last["message"]
 
     def test_malformed_request_names_the_field(self, inspect: Inspect) -> None:
-        outcome = inspect(a_model_request(classes=0))
+        outcome = inspect(a_model_request(classes=-1))
         assert (outcome.code, outcome.last["code"]) == (1, "internal_error")
         assert "classes" in outcome.last["message"]
 
