@@ -321,7 +321,7 @@ def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Vio
             has_teacher=document.parts.has_teacher or document.parts.several > 0,
         )
     yield from rules.of_classes(description, student.classes)
-    yield from rules.of_features(description, "student", student)
+    yield from rules.of_features(description, "student", student, task)
     yield from rules.of_chosen_features(description, method, "student", student)
     yield from rules.of_several_teachers(description, [row.network for row in inputs.teachers])
     teacher = _as_one([model for _, model in taught if model is not None])
@@ -332,7 +332,7 @@ def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Vio
             yield from rules.of_predicted_dataset(
                 teacher.predicted, _reference_of(dataset), f"sha256:{dataset.sha256}"
             )
-        yield from rules.of_features(description, "teacher", teacher)
+        yield from rules.of_features(description, "teacher", teacher, task)
         yield from rules.of_chosen_features(description, method, "teacher", teacher)
         yield from rules.of_batch_norm(description, method, teacher)
         yield from rules.of_generator(description, method, teacher)

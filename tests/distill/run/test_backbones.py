@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tests.distill import folders
 from workers.distill.config.job import Input
 from workers.distill.data import dataset
+from workers.distill.evaluation import evaluate
 from workers.distill.networks import weights
 
 BACKBONE = folders.network(0)
@@ -75,6 +76,12 @@ class TestLabelled:
         assert scores["student"]["cosine"] is None
         assert scores["student"]["cka"] != scores["baseline"]["cka"]
         assert "before training" in result["conclusion"]
+        # The file alone has the same scores, but for those beside a teacher.
+        file, images = tmp_path / "student.safetensors", tmp_path / "dataset"
+        again = evaluate.evaluate_file(file, images, "test")
+        assert {key: again[key] for key in scores["teacher"]} == {
+            key: scores["student"][key] for key in scores["teacher"]
+        }
         history = json.loads((tmp_path / "metrics.json").read_text())["history"]
         assert list(history) == ["student"]
         assert {"validation/knn", "validation/cka", "loss/embed"} <= set(history["student"][0])

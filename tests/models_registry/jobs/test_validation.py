@@ -387,6 +387,7 @@ class TestBackbone:
     def test_whose_maps_are_unknown_is_refused_by_methods_of_maps(self) -> None:
         [fault] = of_backbone({"name": "fitnet"}, shows=["embedding"])[0]
         assert "needs feature maps of its stages" in fault
+        assert fault.endswith("choose another teacher, or a method that compares embeddings")
 
     def test_is_refused_in_another_task_with_a_way_out(self) -> None:
         [fault, *_] = of_backbone({"name": "fitnet"}, task="classification")[0]

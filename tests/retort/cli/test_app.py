@@ -680,8 +680,8 @@ class TestUpload:
         known.on("POST", "/v1/uploads/upl_1/complete", told({"id": "upl_1", "state": "completed"}))
         version = {"name": "a", "version": 1, "reference": "a@1", "state": "pending"}
         known.on("POST", "/v1/models/a/versions", told(version, 202))
-        given = ("--task", "embedding", "--height", "8", *self.IMAGES)
-        given += ("--network", "timm/vit_tiny_patch16_224") if kind == "model" else ()
+        given = ["--task", "embedding", "--height", "8", *self.IMAGES]
+        given += ["--network", "timm/vit_tiny_patch16_224"] if kind == "model" else []
         result = run("upload", kind, "a", str(weights), *given)
         assert result.exit_code == 0, result.stderr
         [request] = known.sent("POST", "/v1/models/a/versions")

@@ -1084,11 +1084,12 @@ def of_student_classes(task: str, classes: int) -> Iterator[Violation]:
 
 
 def of_features(
-    description: MethodDescription, role: str, network: NetworkDescription
+    description: MethodDescription, role: str, network: NetworkDescription, task: str | None
 ) -> Iterator[Violation]:
     """Yield what a method wants to see of a network that the network does not show."""
     if network.shows is None:
         return
+    others = "embeddings" if task in WITHOUT_CLASSES else "logits"
     for name in description.required_features(role, network.task):
         if name not in network.shows:
             yield Violation(
@@ -1096,7 +1097,7 @@ def of_features(
                 "not_shown",
                 f"method {description.name} needs {FEATURES[name]}, and the {role} "
                 f"{network.reference} shows none{_because(network)}; choose another {role}, or a "
-                "method that compares logits",
+                f"method that compares {others}",
             )
 
 

@@ -165,7 +165,7 @@ class Method(nn.Module):
         )
         for role, network in (("student", student), ("teacher", teacher)):
             if network is not None:
-                self._check_shows(role, network)
+                self._check_shows(role, network, student.task)
 
     @classmethod
     def describe(cls) -> MethodDescription:
@@ -242,7 +242,7 @@ class Method(nn.Module):
         """Return the network to validate and deliver."""
         return student
 
-    def _check_shows(self, role: str, network: Network) -> None:
+    def _check_shows(self, role: str, network: Network, task: Task) -> None:
         measured = self.student_shapes if role == "student" else self.teacher_shapes
         wanted = self.student_features if role == "student" else self.teacher_features
         shows = frozenset(name for name in wanted if is_shown(name, network, measured))
@@ -252,7 +252,7 @@ class Method(nn.Module):
         )
         missing = next((name for name in wanted if name not in shows), None)
         errors.refuse(
-            rules.of_features(self.describe(), role, description),
+            rules.of_features(self.describe(), role, description, task),
             errors.IncompatibleNetworks,
             **{role: network.reference, "missing": missing},
         )
