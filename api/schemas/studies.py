@@ -400,7 +400,7 @@ class LeaderboardRead(BaseModel):
 
 _SPREAD = ("mean", "standard_deviation", "smallest", "largest")
 # Columns are only ever added at the end, so that no reader's column moves.
-_LATER_METRICS = ("miou", "ap")
+_LATER_METRICS = ("miou", "ap", "knn")
 CSV_COLUMNS = (
     *("rank", "variant", "name", "is_baseline", "compared_with"),
     *("finished", "failed", "unfinished"),
