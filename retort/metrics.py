@@ -7,4 +7,5 @@ PRIMARY_METRICS = {
     "classification": "accuracy",
     "segmentation": "miou",
     "detection": "ap",
+    "embedding": "knn",
 }

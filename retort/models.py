@@ -16,7 +16,7 @@ class Models(transport.Resource):
         upload: types.Upload | str,
         *,
         network: str,
-        classes: int | Sequence[str],
+        classes: int | Sequence[str] = 0,
         input: Mapping[str, object],
         arguments: Mapping[str, object] | None = None,
         task: str = "classification",
@@ -28,7 +28,8 @@ class Models(transport.Resource):
     ) -> types.ModelVersion:
         """Make a new version of a model from an upload; a worker inspects it before it is ready.
 
-        `entry` chooses one of several networks in the file. Without `strict`, weights that the
+        `classes` are left out with the task `embedding`: a network without a classifier. `entry`
+        chooses one of several networks in the file. Without `strict`, weights that the
         network does not have are left aside. `resize_positions` interpolates the position
         embeddings of a transformer for images of another size. The version's `notes` say what was
         chosen and converted.

@@ -433,6 +433,7 @@ class SeedRun(Body):
     accuracy: float | None = None
     miou: float | None = None
     ap: float | None = None
+    knn: float | None = None
     student: str | None = None
 
 
@@ -446,6 +447,7 @@ class LeaderboardRow(Variant):
     accuracy: Spread | None = None
     miou: Spread | None = None
     ap: Spread | None = None
+    knn: Spread | None = None
     difference: Difference | None = None
     agreement: float | None = None
     ece: float | None = None
@@ -469,6 +471,7 @@ class Leaderboard(Body):
     teacher_accuracy: float | None = None
     teacher_miou: float | None = None
     teacher_ap: float | None = None
+    teacher_knn: float | None = None
     seeds: list[int] = Field(default_factory=list)
     rows: list[LeaderboardRow] = Field(default_factory=list)
 

@@ -43,7 +43,10 @@ def lines(description: Json) -> Iterator[str]:
     yield from _imports(description, is_picture=is_picture)
     yield ""
     yield from _network(description)
-    yield 'classes, given = config["classes"], config["preprocessing"]'
+    if description["classes"]:
+        yield 'classes, given = config["classes"], config["preprocessing"]'
+    else:
+        yield 'given = config["preprocessing"]'
     yield ""
     yield ""
     yield "def read(path):"
@@ -186,7 +189,17 @@ def _boxes(description: Json) -> Iterator[str]:
     yield '        print(path, classes[int(number)], f"{float(score):.4f}", *box, sep="\\t")'
 
 
-ANSWERS = {"classification": _class, "segmentation": _mask, "detection": _boxes}
+def _embedding(_description: Json) -> Iterator[str]:
+    yield "        embedding = network(read(path))[0]"
+    yield '    print(path, *(f"{number:.6g}" for number in embedding.tolist()), sep="\t")'
+
+
+ANSWERS = {
+    "classification": _class,
+    "segmentation": _mask,
+    "detection": _boxes,
+    "embedding": _embedding,
+}
 
 
 def _statement(text: str) -> Iterator[str]:

@@ -15,6 +15,7 @@ from models_registry.artifacts import datasets, job_teachers
 from models_registry.jobs import leases, submission, validation
 from models_registry.persistence import tables
 from workers.distill.config import teachers
+from workers.distill.config.descriptions import WITHOUT_CLASSES
 
 # A file that is not in the working folder cannot be read by the engine.
 _TRAINING_IMAGES = frozenset({"train.safetensors"})
@@ -107,7 +108,7 @@ def recipe_of(session: Session, job: tables.JobRow) -> dict[str, Any]:
         "student": {
             "network": spec.student.network,
             "arguments": spec.student.arguments,
-            "classes": len(classes),
+            "classes": 0 if spec.task in WITHOUT_CLASSES else len(classes),
             "input": source.input,
             "class_names": None if initial is None else initial.classes,
         },

@@ -189,7 +189,7 @@ def _summary(origin: JobFacts, description: Json, result: RunResult) -> list[str
         f"{result.parameters['student']:,} parameters,{source} by the method "
         f"`{spec.method['name']}` {learned_on}. It takes images of "
         f"{size['channels']} x {size['height']} x {size['width']} (channels, height, width) and "
-        f"{words.does} {len(description['classes'])} classes.",
+        f"{words.does_with(len(description['classes']))}.",
     ]
 
 
@@ -216,9 +216,9 @@ def _scores(origin: JobFacts, description: Json, result: RunResult) -> list[str]
     names = {
         "teacher": "teacher",
         "student": "**student (this model)**",
-        "baseline": "baseline (same student, no teacher)",
     }
     words = _TASKS[description["task"]]
+    names["baseline"] = words.baseline
     chosen = f"The epoch was chosen by validation {words.metric}: {result.best_epoch} of "
     chosen += f"{result.epochs}."
     if _is_data_free(result):
@@ -274,18 +274,18 @@ def _data(origin: JobFacts, description: Json, result: RunResult) -> list[str]:
     if result.federation is not None:
         where += _federated(result.federation)
     if result.labels is not None:
-        where += _labels(result.labels)
+        where += _labels(result.labels, _TASKS[description["task"]].agreement)
     return [
         "## Data",
         "",
         *where,
-        f"- Classes: {listed}",
+        f"- Classes: {listed or 'none, since it has no classifier'}",
         *_pixels(description),
     ]
 
 
-def _labels(labels: LabelSummary) -> Iterator[str]:
-    """Yield which images had labels, where some had none."""
+def _labels(labels: LabelSummary, agreement: str) -> Iterator[str]:
+    """Yield which images had labels, where some had none; `agreement` is what scores then are."""
     if labels.pseudo or labels.unlabelled:
         pseudo = f", {labels.pseudo:,} got the class that the teacher is sure of"
         yield (
@@ -298,10 +298,7 @@ def _labels(labels: LabelSummary) -> Iterator[str]:
             yield f"- {count:,} images of the {split} split had no label and were not scored"
     for split, whose in labels.scored_by.items():
         if whose == "teacher":
-            yield (
-                f"- No image of the {split} split had a label: accuracy there is agreement with "
-                "the teacher"
-            )
+            yield (f"- No image of the {split} split had a label: {agreement}")
 
 
 def _pixels(description: Json) -> Iterator[str]:
@@ -651,6 +648,29 @@ def _image_scores(named: list[tuple[str, Json]]) -> list[str]:
     )
 
 
+def _embedding_scores(named: list[tuple[str, Json]]) -> list[str]:
+    rows = [
+        f"| {name} | {_with_interval(score, 'knn')} | {_with_interval(score, 'linear_probe')} "
+        f"| {_number(score.get('cka'), '.3f')} | {_number(score.get('shared_neighbours'), '.2%')} |"
+        for name, score in named
+    ]
+    references = named[0][1]["reference_images"]
+    return _score_table(
+        (
+            "k-NN (95 % interval)",
+            "linear probe (95 % interval)",
+            "CKA with the teacher",
+            "nearest images shared with it",
+        ),
+        rows,
+        "k-NN is the accuracy of the 20 nearest of "
+        f"{references:,} labelled training images by cosine similarity, weighted with the "
+        "temperature 0.07; the linear probe is a logistic regression on their embeddings. "
+        "Intervals are Wilson's and speak of the choice of test images alone. Where no test image "
+        "has a label, k-NN is the share of the nearest images that are also the teacher's.",
+    )
+
+
 def _score_table(columns: Sequence[str], rows: Iterable[str], note: str) -> list[str]:
     """Return a Markdown table, a named network in each row, and a note on its columns."""
     rule = "| --- " * (1 + len(columns)) + "|"
@@ -665,7 +685,7 @@ class _TaskText:
     """The task's name on model hubs."""
     noun: str
     does: str
-    """What it does with its classes; their number follows."""
+    """What it does with its classes, of which `{}` is the number."""
     metric: str
     """The metric by which an epoch is chosen."""
     hub_metrics: dict[str, str]
@@ -674,13 +694,20 @@ class _TaskText:
     """What happens with what belongs to no class."""
     scores: Callable[[list[tuple[str, Json]]], list[str]]
     """Returns the table of scores; takes title and scores of each network."""
+    baseline: str = "baseline (same student, no teacher)"
+    agreement: str = "accuracy there is agreement with the teacher"
+    """What scores are of a split without labels."""
+
+    def does_with(self, classes: int) -> str:
+        """Return what it does, with the number of its classes."""
+        return self.does.format(classes)
 
 
 _TASKS = {
     "classification": _TaskText(
         pipeline_tag="image-classification",
         noun="An image classifier",
-        does="tells apart",
+        does="tells apart {} classes",
         metric="accuracy",
         hub_metrics={"accuracy": "accuracy"},
         limit="images of no class are still given one",
@@ -689,7 +716,7 @@ _TASKS = {
     "segmentation": _TaskText(
         pipeline_tag="image-segmentation",
         noun="A segmentation network",
-        does="tells apart",
+        does="tells apart {} classes",
         metric="mean IoU",
         hub_metrics={"accuracy": "accuracy", "miou": "mean_iou"},
         limit="pixels of no class are still given one",
@@ -698,10 +725,21 @@ _TASKS = {
     "detection": _TaskText(
         pipeline_tag="object-detection",
         noun="A detector",
-        does="finds objects of",
+        does="finds objects of {} classes",
         metric="AP",
         hub_metrics={"ap": "map", "ap50": "map_50", "ap75": "map_75"},  # as torchmetrics says
         limit="objects of no class may be taken for one of a class",
         scores=_box_scores,
+    ),
+    "embedding": _TaskText(
+        pipeline_tag="image-feature-extraction",
+        noun="A backbone",
+        does="answers with an embedding of each, and has no classifier",
+        metric="k-NN score",
+        hub_metrics={"knn": "knn_accuracy", "linear_probe": "linear_probe_accuracy"},
+        limit="embeddings of images unlike those of the training may mean little",
+        scores=_embedding_scores,
+        baseline="same student before training",
+        agreement="k-NN there is the share of the nearest images that are also the teacher's",
     ),
 }

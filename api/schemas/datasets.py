@@ -9,7 +9,7 @@ from api.schemas import rows, versions
 from models_registry import catalog, errors
 from models_registry.artifacts import datasets, references, synthetic_datasets
 from models_registry.artifacts import input_checks as rules
-from models_registry.artifacts.input_checks import TASKS
+from models_registry.artifacts.input_checks import TASKS_OF_DATASETS
 from models_registry.persistence import tables
 
 FORMATS = catalog.load().formats
@@ -29,7 +29,7 @@ class DatasetVersionNew(BaseModel):
         + "; ".join(f"`{name}`: {entry['title']}" for name, entry in FORMATS.items())
         + ".",
     )
-    task: str = Field("classification", json_schema_extra={"enum": list(TASKS)})
+    task: str = Field("classification", json_schema_extra={"enum": list(TASKS_OF_DATASETS)})
     input: versions.ImageHints | None = Field(
         None, description="Size and normalisation to use; each is measured where it is left out."
     )

@@ -42,10 +42,11 @@ Classes = Annotated[
     WithJsonSchema(
         {
             "anyOf": [
-                {"type": "integer", "minimum": 2, "maximum": 100_000},
-                {"type": "array", "items": {"type": "string"}, "minItems": 2},
+                {"type": "integer", "minimum": 0, "maximum": 100_000},
+                {"type": "array", "items": {"type": "string"}},
             ],
-            "description": "How many, or their names in the order of the logits.",
+            "description": "How many (at least 2), or their names in the order of the logits. Left "
+            "out with the task `embedding`: a network without a classifier.",
         }
     ),
 ]
@@ -81,7 +82,7 @@ class ModelVersionNew(_Body):
     )
     arguments: Json = Field({}, description="Keyword arguments of the network.")
     task: str = Field("classification", json_schema_extra={"enum": list(TASKS)})
-    classes: Classes
+    classes: Classes = 0
     input: versions.Images
     entry: str | None = Field(
         None,

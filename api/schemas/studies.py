@@ -281,6 +281,7 @@ class DifferenceRead(BaseModel):
 
 ACCURACY = "Share of right answers, in segmentation of pixels; null in detection."
 MIOU = "In segmentation: mean intersection over union."
+KNN = "In embedding: accuracy by the nearest labelled training images."
 AP = "In detection: COCO's average precision, over IoU thresholds from 0.5 to 0.95."
 
 
@@ -293,6 +294,7 @@ class RunRead(rows.RowRead):
     accuracy: float | None = Field(description=ACCURACY)
     miou: float | None = Field(description=MIOU)
     ap: float | None = Field(description=AP)
+    knn: float | None = Field(description=KNN)
     student: str | None = Field(description="Reference of the registered model version.")
 
 
@@ -306,6 +308,7 @@ class LeaderboardRow(VariantRead):
     accuracy: SpreadRead | None = Field(description=ACCURACY)
     miou: SpreadRead | None = Field(description=MIOU)
     ap: SpreadRead | None = Field(description=AP)
+    knn: SpreadRead | None = Field(description=KNN)
     difference: DifferenceRead | None = Field(
         description="In `metric`; null without a baseline to compare."
     )
@@ -349,7 +352,7 @@ class LeaderboardRead(BaseModel):
     teacher: str | None
     metric: Metric = Field(
         description="The metric of ranks and differences: `accuracy` in classification, `miou` in "
-        "segmentation, `ap` in detection."
+        "segmentation, `ap` in detection, `knn` in embedding."
     )
     search: SearchRead | None = Field(
         default=None, description="Of a search: how far it is; its trials are no rows here."
@@ -360,6 +363,7 @@ class LeaderboardRead(BaseModel):
     teacher_accuracy: float | None
     teacher_miou: float | None
     teacher_ap: float | None
+    teacher_knn: float | None
     seeds: list[int]
     rows: list[LeaderboardRow]
 
@@ -396,7 +400,7 @@ class LeaderboardRead(BaseModel):
 
 _SPREAD = ("mean", "standard_deviation", "smallest", "largest")
 # Columns are only ever added at the end, so that no reader's column moves.
-_LATER_METRICS = ("miou", "ap")
+_LATER_METRICS = ("miou", "ap", "knn")
 CSV_COLUMNS = (
     *("rank", "variant", "name", "is_baseline", "compared_with"),
     *("finished", "failed", "unfinished"),

@@ -46,7 +46,7 @@ def register(
     """
     faults = [
         *input_checks.faults_of_name(new.name),
-        *input_checks.faults_of_task(new.task),
+        *input_checks.faults_of_task(new.task, input_checks.TASKS_OF_DATASETS),
         *input_checks.faults_of_notes(card=new.card, tags=new.tags),
     ]
     if new.input is not None:
@@ -82,7 +82,7 @@ def register(
 
 def _faults_of_format(name: str, task: str) -> Iterator[errors.Fault]:
     formats = {key: entry["tasks"] for key, entry in catalog.load().formats.items()}
-    if name in formats and task not in input_checks.TASKS:
+    if name in formats and task not in input_checks.TASKS_OF_DATASETS:
         return  # `faults_of_task` reports it
     refusal = format_rules.refusal(name, task, formats)
     if refusal is not None:

@@ -7,15 +7,18 @@ one response reports all of them.
 import math
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 from models_registry import errors
 from models_registry.errors import Fault
 from models_registry.jobs import spec
+from workers.distill.config.descriptions import BACKBONE, TAKEN_FROM, WITHOUT_CLASSES
 from workers.distill.config.job import Task
 
 TASKS: tuple[str, ...] = get_args(Task)
+TASKS_OF_DATASETS = tuple(name for name in TASKS if name not in TAKEN_FROM)
+"""The others use the data sets of one of these."""
 MIN_CLASSES = 2
 MAX_CLASSES = 100_000
 MAX_CHANNELS = 1024
@@ -33,10 +36,26 @@ def class_names(classes: int | list[str]) -> list[str]:
     return [str(number) for number in range(classes)] if isinstance(classes, int) else list(classes)
 
 
-def faults_of_classes(classes: int | list[str], pointer: str = "/classes") -> Iterator[Fault]:
-    """Yield what is wrong with a number of classes, or with their names."""
+def faults_of_classes(
+    classes: int | list[str], task: str, pointer: str = "/classes"
+) -> Iterator[Fault]:
+    """Yield what is wrong with a number of classes, or with their names, in a task."""
     count = classes if isinstance(classes, int) else len(classes)
-    if not MIN_CLASSES <= count <= MAX_CLASSES:
+    if task in WITHOUT_CLASSES:
+        if count:
+            detail = (
+                f"a model of task {task} has no classifier, so no classes, got {count}: leave "
+                "classes out, or register it as task classification"
+            )
+            yield Fault(pointer, "class_count", detail)
+        return
+    if count == 0:
+        detail = (
+            f"classes must be {MIN_CLASSES} to {MAX_CLASSES}, got 0; a network without a "
+            f"classifier has the task {BACKBONE}"
+        )
+        yield Fault(pointer, "class_count", detail)
+    elif not MIN_CLASSES <= count <= MAX_CLASSES:
         detail = f"classes must be {MIN_CLASSES} to {MAX_CLASSES}, got {count}"
         yield Fault(pointer, "class_count", detail)
     if isinstance(classes, int) or count > MAX_CLASSES:
@@ -131,10 +150,10 @@ def faults_of_name(name: str) -> Iterator[Fault]:
         yield Fault("/name", "bad_name", detail)
 
 
-def faults_of_task(task: str) -> Iterator[Fault]:
+def faults_of_task(task: str, known: Sequence[str] = TASKS) -> Iterator[Fault]:
     """Yield what is wrong with a task."""
-    if task not in TASKS:
-        detail = f"task must be one of {', '.join(TASKS)}, got {task[:80]!r}"
+    if task not in known:
+        detail = f"task must be one of {', '.join(known)}, got {task[:80]!r}"
         yield Fault("/task", "unknown_task", detail)
 
 

@@ -194,7 +194,7 @@ def register(session: Session, *, project_id: str, new: NewModelVersion) -> tabl
         *teaching,
         *input_checks.faults_of_name(new.name),
         *input_checks.faults_of_task(new.task),
-        *input_checks.faults_of_classes(new.classes),
+        *input_checks.faults_of_classes(new.classes, new.task),
         *input_checks.faults_of_input(new.input),
         *input_checks.faults_of_notes(card=new.card, tags=new.tags),
     ]

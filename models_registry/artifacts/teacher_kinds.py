@@ -8,9 +8,13 @@ from sqlalchemy.orm import Session
 from models_registry import errors
 from models_registry.errors import Fault
 from workers.distill.config import teachers
+from workers.distill.config.descriptions import BACKBONE
 
 if TYPE_CHECKING:
     from models_registry.artifacts.models import NewModelVersion
+
+
+_OF_GRAPHS = ("classification", BACKBONE)
 
 
 def of_registration(
@@ -28,13 +32,14 @@ def of_registration(
         )
         for name in new.reading or {}
     ]
-    if new.task != "classification":
+    fitting = ("classification",) if new.network == teachers.PREDICTIONS else _OF_GRAPHS
+    if new.task not in fitting:
         faults.append(
             Fault(
                 "/task",
                 "wrong_task",
-                f"{new.network} is for classification, got task {new.task!r}; upload the weights "
-                "of a network instead (retort upload model)",
+                f"{new.network} is for {' and '.join(fitting)}, got task {new.task!r}; upload the "
+                "weights of a network instead (retort upload model)",
             )
         )
     if new.network != teachers.PREDICTIONS:

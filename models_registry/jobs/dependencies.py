@@ -16,6 +16,7 @@ from models_registry.artifacts import job_teachers
 from models_registry.jobs import lifecycle, validation
 from models_registry.jobs.lifecycle import State
 from models_registry.persistence import tables
+from workers.distill.config.descriptions import WITHOUT_CLASSES
 
 LONGEST_CHAIN = 20
 """The most jobs of which each waits for the next; ending the first ends all of them at once."""
@@ -67,7 +68,7 @@ def described(session: Session, job: tables.JobRow) -> tables.ModelVersionRow:
         network=spec["student"]["network"],
         arguments=spec["student"]["arguments"],
         task=spec["task"],
-        classes=classes,
+        classes=[] if spec["task"] in WITHOUT_CLASSES else classes,
         input=images,
         state="pending",
         job_id=job.id,

@@ -125,8 +125,8 @@ class Request(_Part):
     name: str = Field(min_length=1, max_length=200, description="For people; need not be unique.")
     task: Task = Field(
         "classification",
-        description="What is learned: a class for each image, for each of its pixels, or boxes "
-        "with classes.",
+        description="What is learned: a class for each image, for each of its pixels, boxes with "
+        "classes, or (`embedding`) a backbone without a classifier, from the teacher alone.",
     )
     teacher: ModelReference = Field(
         None,

@@ -224,8 +224,9 @@ def wanted_trial(parts: SpecParts, inputs: JobInputs) -> network_trials.Wanted |
     source = seen if is_data_free(parts.method) else inputs.dataset or seen
     if source is None or source.input is None or source.state != "ready":
         return None
-    classes = classes_of(source, seen)
-    if not classes:
+    has_classes = parts.task not in descriptions.WITHOUT_CLASSES
+    classes = classes_of(source, seen) if has_classes else []
+    if has_classes and not classes:
         return None  # known once the job that is waited for has made the teacher
     size = source.input
     return network_trials.Wanted(
@@ -271,11 +272,18 @@ def _warnings_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.V
     if network is not None:
         yield from rules.of_weights_tag(network)
         yield from _published_rate(document, network)
+    task = document.parts.task
+    for role, model in (*_teacher_roles(inputs), (rules.START_MODEL, inputs.initial)):
+        described = _described(model)
+        if described is not None and task is not None:
+            yield from rules.of_unused_classifier(role, described, task)
     dataset = inputs.dataset
     if dataset is None or dataset.state != "ready":
         return
+    if document.parts.task in descriptions.WITHOUT_CLASSES:
+        return
     named = None if _gets_new_classifier(document) else inputs.initial
-    for role, model in (*_teacher_roles(inputs), ("start model", named)):
+    for role, model in (*_teacher_roles(inputs), (rules.START_MODEL, named)):
         if model is not None:
             told = class_names.remark(role, model.classes, dataset.classes)
             if told is not None:
@@ -310,12 +318,12 @@ def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Vio
     first = next(iter(inputs.teachers), None)
     classes = len(classes_of(dataset, first)) or None if dataset is not None and ready else None
     channels = (dataset.input or {}).get("channels") if dataset is not None and ready else None
-    for role, model in (*taught, ("start model", start)):
+    for role, model in (*taught, (rules.START_MODEL, start)):
         if model is not None:
             if task is not None:
                 yield from rules.of_network_task(role, model, task)
-            if role != "start model" or not _gets_new_classifier(document):
-                yield from rules.of_dataset_classes(role, model, classes)
+            if role != rules.START_MODEL or not _gets_new_classifier(document):
+                yield from rules.of_dataset_classes(role, model, classes, task)
             yield from rules.of_dataset_channels(role, model.channels, channels)
             yield from rules.of_smallest_side(role, model)
     student = _with_images(document, inputs)
@@ -338,7 +346,7 @@ def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Vio
             has_teacher=document.parts.has_teacher or document.parts.several > 0,
         )
     yield from rules.of_classes(description, student.classes)
-    yield from rules.of_features(description, "student", student)
+    yield from rules.of_features(description, "student", student, task)
     yield from _chosen_features(description, method, "student", student)
     yield from rules.of_several_teachers(description, [row.network for row in inputs.teachers])
     teacher = _as_one([model for _, model in taught if model is not None])
@@ -349,7 +357,7 @@ def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Vio
             yield from rules.of_predicted_dataset(
                 teacher.predicted, _reference_of(dataset), f"sha256:{dataset.sha256}"
             )
-        yield from rules.of_features(description, "teacher", teacher)
+        yield from rules.of_features(description, "teacher", teacher, task)
         yield from _chosen_features(description, method, "teacher", teacher)
         yield from rules.of_batch_norm(description, method, teacher)
         yield from rules.of_generator(description, method, teacher)

@@ -28,12 +28,15 @@ SCORES = {
     "accuracy": ("accuracy", "agreement", "ece"),
     "miou": ("miou", "accuracy", "agreement"),
     "ap": ("ap", "ap50", "ap75", "agreement"),
+    "knn": ("knn", "linear_probe", "cka", "shared_neighbours"),
 }
 """Scores of a result that are shown, by the metric that decides."""
 METRIC_NOTES = {
     "miou": "miou is the mean over classes of intersection over union, of all pixels.",
     "ap": "ap is COCO's average precision: the mean over classes and IoU thresholds of 0.5 to "
     "0.95.",
+    "knn": "knn is the accuracy by the 20 nearest labelled training images; without labels, the "
+    "share of nearest images that are the teacher's too.",
 }
 
 

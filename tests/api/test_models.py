@@ -71,6 +71,14 @@ class TestRegister:
     def test_takes_names_for_classes(self, client: TestClient) -> None:
         assert register(client, classes=["cat", "dog"]).json()["classes"] == ["cat", "dog"]
 
+    @SQLITE_ONLY
+    @pytest.mark.parametrize("network", ["retort/resnet8", "retort/onnx"])
+    def test_takes_a_network_without_classifier(self, client: TestClient, network: str) -> None:
+        body = sending.model_version(sending.send(client), network=network, task="embedding")
+        del body["classes"]
+        made = client.post("/v1/models/dino/versions", json=body).json()
+        assert (made["task"], made["classes"], made["classes_count"]) == ("embedding", [], 0)
+
     def test_numbers_versions_one_by_one(self, client: TestClient) -> None:
         numbers = [register(client).json()["version"] for _ in range(3)]
         assert numbers == [1, 2, 3]
@@ -94,6 +102,8 @@ class TestRegister:
             ({"arguments": {"widths": [1]}}, "/arguments/widths"),
             ({"task": "magic"}, "/task"),
             ({"classes": 1}, "/classes"),
+            ({"classes": 0}, "/classes"),
+            ({"classes": 10, "task": "embedding"}, "/classes"),
             ({"classes": 100_001}, "/classes"),
             ({"classes": 10**30}, "/classes"),
             ({"classes": True}, "/classes"),

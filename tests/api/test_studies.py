@@ -339,10 +339,11 @@ class TestLeaderboard:
         assert rows[1]["difference_mean"] == rows[2]["p_value"] == ""
         assert rows[1]["is_baseline"] == "true"
         assert (rows[0]["metric"], rows[0]["miou_mean"]) == ("accuracy", "")
-        assert list(rows[0])[-10:] == [
-            *("miou_mean", "miou_standard_deviation", "miou_smallest", "miou_largest"),
-            *("teacher_miou", "ap_mean", "ap_standard_deviation", "ap_smallest", "ap_largest"),
-            "teacher_ap",
+        spread = ("mean", "standard_deviation", "smallest", "largest")
+        assert list(rows[0])[-15:] == [
+            *(f"miou_{name}" for name in spread),
+            *("teacher_miou", *(f"ap_{name}" for name in spread), "teacher_ap"),
+            *(*(f"knn_{name}" for name in spread), "teacher_knn"),
         ]
 
     @pytest.mark.parametrize("metric", METRICS)
@@ -361,7 +362,8 @@ class TestLeaderboard:
         assert (told["metric"], told[f"teacher_{metric}"]) == (metric, 0.9)
         [row] = told["rows"]
         assert (row["rank"], row[metric]["mean"], row["runs"][0][metric]) == (1, 0.7, 0.7)
-        assert [row[other] for other in METRICS if other != metric] == [None, None]
+        others = [row[other] for other in METRICS if other != metric]
+        assert others == [None] * (len(METRICS) - 1)
         [line] = csv.DictReader(io.StringIO(body.csv()))
         assert (line[f"{metric}_mean"], line[f"teacher_{metric}"]) == ("0.7", "0.9")
 

@@ -8,6 +8,7 @@ Left to the engine, and so not held against the API: what the machine at hand ca
 shapes of feature maps, which some methods compare in their constructors.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -231,10 +232,12 @@ LABELLED = st.sampled_from(
 def a_case(draw: st.DrawFn) -> Case:
     method = draw(a_method())
     network, arguments = draw(NETWORKS)
-    task = draw(st.sampled_from(["classification"] * 3 + ["segmentation"]))
+    task = draw(st.sampled_from(["classification"] * 4 + ["embedding"] * 2 + ["segmentation"]))
     images = draw(IMAGES)
     # Mostly what belongs together, so that more than the first rule is reached.
     teacher = draw(st.just(images) | IMAGES), draw(NETWORKS), draw(st.integers(0, 7)) > 0
+    if draw(st.integers(0, 7)) < (6 if task == "embedding" else 1):
+        teacher = without_classifier(*teacher)
     is_data_free = validation.is_data_free(method)
     has_dataset = not is_data_free or draw(st.booleans())
     spec = JobSpec.model_validate(
@@ -250,13 +253,23 @@ def a_case(draw: st.DrawFn) -> Case:
             "baseline": draw(st.booleans()),
         }
     )
-    for_task = draw(st.sampled_from([task] * 7 + ["segmentation"]))
+    own = "classification" if task == "embedding" else task
+    for_task = draw(st.sampled_from([own] * 7 + ["segmentation"]))
     return Case(
         spec,
         (teacher[1], teacher[0]) if teacher[2] else None,
         (for_task, images) if has_dataset else None,
-        draw(LABELLED) if task == for_task == "classification" else None,
+        draw(LABELLED) if own == for_task == "classification" else None,
     )
+
+
+def without_classifier(
+    images: Images, network: tuple[str, Json], is_there: bool
+) -> tuple[Images, tuple[str, Json], bool]:
+    """Return a teacher as a backbone, where its network can be one."""
+    if catalog.task_of_network(network[0]) == "classification":
+        images = dataclasses.replace(images, classes=0)
+    return images, network, is_there
 
 
 def told_by_api(case: Case) -> list[tuple[str, str]]:
@@ -268,7 +281,7 @@ def told_by_api(case: Case) -> list[tuple[str, str]]:
         else tables.ModelVersionRow(
             network=teacher[0][0],
             arguments=teacher[0][1],
-            task=catalog.task_of_network(teacher[0][0]),
+            task=catalog.task_of_network(teacher[0][0]) if teacher[1].classes else "embedding",
             classes=[str(label) for label in range(teacher[1].classes)],
             input=teacher[1].input,
             state="ready",
@@ -297,6 +310,8 @@ def recipe_of(case: Case) -> Json:
     classes = source.classes
     if dataset and source is dataset[1] and case.classes is None:
         classes = teacher[1].classes if teacher else 1
+    if spec.task == "embedding":
+        classes = 0
     return {
         "task": spec.task,
         "teacher": teacher
@@ -334,7 +349,7 @@ def prepare_on_the_engine(case: Case) -> None:
     classes = case.classes or config.student.classes
     for role, choice in (("teacher", config.teacher), ("student", config.student)):
         if choice is not None and dataset is not None:
-            prepare.check_classes(role, choice, classes)
+            prepare.check_classes(role, choice, classes, config.task)
             Preprocessor(role, choice.input, Input.model_validate(dataset.input), CPU)
     teacher = None
     if config.teacher is not None:

@@ -103,6 +103,24 @@ class TestModel:
         images = torch.rand(2, 1, 8, 8)
         assert torch.equal(twin.eval()(images), network.eval()(images))
 
+    def test_a_network_without_classifier_is_told_what_it_shows(
+        self, tmp_path: Path, inspect: Inspect
+    ) -> None:
+        state = a_network().state_dict()
+        kept = {key: tensor for key, tensor in state.items() if not key.startswith("fc.")}
+        torch.save(kept, tmp_path / "upload")
+        outcome = inspect(a_model_request(task="embedding", classes=0))
+        assert outcome.code == 0
+        assert outcome.last["warnings"] == [
+            "it has no classifier; its embedding has 64 numbers, and the maps of its stages are "
+            "16 x 8 x 8, 32 x 4 x 4, 64 x 2 x 2 (channels, height, width)"
+        ]
+        assert "classifier" not in outcome.last["traits"]["shows"]
+        safetensors.torch.save_file(state, tmp_path / "upload")
+        outcome = inspect(a_model_request(task="embedding", classes=0))
+        assert "2 unexpected (fc.bias, fc.weight)" in outcome.last["message"]
+        assert "register it as task classification" in outcome.last["message"]
+
     def test_run_of_another_program_becomes_its_student_and_says_so(
         self, tmp_path: Path, inspect: Inspect
     ) -> None:
@@ -196,7 +214,7 @@ class TestModel:
         assert "not finite" in outcome.last["message"]
 
     def test_malformed_request_names_the_field(self, inspect: Inspect) -> None:
-        outcome = inspect(a_model_request(classes=0))
+        outcome = inspect(a_model_request(classes=-1))
         assert (outcome.code, outcome.last["code"]) == (1, "internal_error")
         assert "classes" in outcome.last["message"]
 
@@ -231,6 +249,21 @@ class TestTeachers:
         assert "embedding" in outcome.last["traits"]["shows"]
         assert outcome.last["traits"]["gives_gradients"]
         assert any("holds probabilities" in note for note in outcome.last["warnings"])
+
+    def test_a_graph_without_classes_is_its_embedding(
+        self, tmp_path: Path, inspect: Inspect
+    ) -> None:
+        network = catalog.build(
+            "retort/mlp", classes=10, channels=1, height=8, width=8, arguments={"widths": [5, 4]}
+        )
+        graphs.save(graphs.of_mlp(network), tmp_path / "upload")
+        request = a_model_request(
+            network="retort/onnx", task="embedding", classes=0, arguments={"output": "pooled"}
+        )
+        outcome = inspect(request)
+        assert outcome.code == 0
+        assert outcome.last["traits"]["shows"] == ["embedding"]
+        assert outcome.last["warnings"][-1] == "it has no classifier; its embedding has 4 numbers"
 
     def test_a_damaged_graph_is_refused_by_its_own_name(
         self, tmp_path: Path, inspect: Inspect

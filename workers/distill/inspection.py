@@ -34,7 +34,7 @@ from workers.distill.evaluation import profiling
 from workers.distill.files import prediction_table, tensorfile
 from workers.distill.methods import traits
 from workers.distill.networks import catalog as networks
-from workers.distill.networks import interface, predictions, weights
+from workers.distill.networks import interface, predictions, shapes, weights
 from workers.distill.networks.graphs.network import OnnxNetwork
 from workers.distill.networks.readings import Choice
 from workers.distill.runtime import events, memory, shutdown
@@ -54,7 +54,7 @@ class ModelRequest(Values):
     task: Task = "classification"
     # Any: JSON, checked by the network itself.
     arguments: dict[str, Any] = pydantic.Field(default_factory=dict)
-    classes: int = pydantic.Field(ge=1)
+    classes: int = pydantic.Field(ge=0)
     input: Input
     allow_pickle: bool = True
     entry: str | None = None
@@ -89,7 +89,7 @@ class NetworkRequest(Values):
     network: str
     # Any: JSON, checked by the network itself.
     arguments: dict[str, Any] = pydantic.Field(default_factory=dict)
-    classes: int = pydantic.Field(ge=1)
+    classes: int = pydantic.Field(ge=0)
     channels: int = pydantic.Field(ge=1)
     height: int = pydantic.Field(ge=1)
     width: int = pydantic.Field(ge=1)
@@ -139,7 +139,7 @@ def inspect_model(request: ModelRequest, workdir: Path) -> dict[str, Any]:  # An
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "format": loaded.format,
         "flops": profiling.flops(network, images[:1]),
-        "warnings": list(loaded.warnings),
+        "warnings": [*loaded.warnings, *_told_of_backbone(network)],
         "traits": traits.of(network),
     }
 
@@ -170,11 +170,23 @@ def _inspect_file_network(
         "parameters": network.parameter_count,
         "format": teachers.kind_of(request.network),
         "flops": None,
-        "warnings": notes,
+        "warnings": [*notes, *_told_of_backbone(network)],
         "traits": traits.of(network),
         "arguments": arguments,
         "file": kept.name,
     }
+
+
+def _told_of_backbone(network: interface.Network) -> list[str]:
+    """Return what the owner of a network without a classifier should know of what it shows."""
+    if network.classes:
+        return []
+    measured = shapes.measure(network)
+    maps = [" x ".join(map(str, stage)) for stage in measured.stages]
+    told = f"it has no classifier; its embedding has {measured.pooled} numbers"
+    if maps:
+        told += f", and the maps of its stages are {', '.join(maps)} (channels, height, width)"
+    return [told]
 
 
 def write_predictions(
@@ -299,7 +311,8 @@ def _process(request: AnyRequest, workdir: Path) -> dict[str, Any]:
 def _check_forward(network: interface.Network, images: torch.Tensor, request: ModelRequest) -> None:
     """Raise `UploadRefused` unless the network answers with finite numbers of the right shape.
 
-    [N, classes] for an image, [N, classes, H, W] for a dense network, [N, D, 6] for a detector.
+    [N, classes] for an image, [N, classes, H, W] for a dense network, [N, D, 6] for a detector, and
+    [N, D] for a backbone.
     """
     mean = torch.tensor(request.input.mean)[:, None, None]
     std = torch.tensor(request.input.std)[:, None, None]

@@ -52,6 +52,22 @@ TaskOption = Annotated[
     str,
     typer.Option(help="classification, segmentation: a class for each pixel, or detection: boxes."),
 ]
+ModelTaskOption = Annotated[
+    str,
+    typer.Option(
+        help="classification, segmentation: a class for each pixel, detection: boxes, or "
+        "embedding: a backbone without a classifier, so without --classes."
+    ),
+]
+TeacherTaskOption = Annotated[
+    str,
+    typer.Option(
+        help="classification, or embedding: the output is an embedding of each image, and there "
+        "are no --classes."
+    ),
+]
+BACKBONE = "embedding"
+"""Task of models without a classifier."""
 
 
 @app.command("list")
@@ -87,7 +103,7 @@ def upload_model(
     arguments: Annotated[
         str, typer.Option(metavar="JSON", help="Keyword arguments of the network.")
     ] = "{}",
-    task: TaskOption = "classification",
+    task: ModelTaskOption = "classification",
     entry: Annotated[
         str | None, typer.Option(help="Which of several networks in the file, such as model_ema.")
     ] = None,
@@ -108,7 +124,8 @@ def upload_model(
         classes=classes,
         like=like,
         given=_input(channels, height, width, mean, std),
-        needed={"--classes": classes, "--height": height, "--mean": mean, "--std": std},
+        needed={"--height": height, "--mean": mean, "--std": std},
+        task=task,
     )
     keywords = _object("--arguments", arguments)
     upload = _send(retort, file, "model", resume)
@@ -156,7 +173,8 @@ def upload_teacher(
         str | None, typer.Option("--input", help="Input that takes images; the only one.")
     ] = None,
     output_name: Annotated[
-        str | None, typer.Option("--output", help="Output with the classes; the only one.")
+        str | None,
+        typer.Option("--output", help="Output with the classes, or the embedding; the only one."),
     ] = None,
     embedding: Annotated[
         str | None, typer.Option(help="Output with an embedding of each image, if there is one.")
@@ -164,6 +182,7 @@ def upload_teacher(
     outputs: Annotated[
         str | None, typer.Option(help="logits or probabilities; by default recognised.")
     ] = None,
+    task: TeacherTaskOption = "classification",
     arguments: Annotated[
         str, typer.Option(metavar="JSON", help="Further arguments of retort/onnx: layout, taps.")
     ] = "{}",
@@ -179,7 +198,8 @@ def upload_teacher(
         classes=classes,
         like=like,
         given=_input(channels, height, width, mean, std),
-        needed={"--classes": classes, "--height": height, "--mean": mean, "--std": std},
+        needed={"--height": height, "--mean": mean, "--std": std},
+        task=task,
     )
     ports = {
         "input": input_name,
@@ -193,6 +213,7 @@ def upload_teacher(
         name,
         _send(retort, file, "model", resume),
         network="retort/onnx",
+        task=task,
         described=described,
         arguments={**keywords, **_object("--arguments", arguments)},
         card=card,
@@ -246,6 +267,7 @@ def upload_predictions(
         name,
         _send(retort, file, "model", resume),
         network="retort/predictions",
+        task="classification",
         described=(version.classes or _classes(classes), described),
         arguments=arguments,
         card=card,
@@ -309,9 +331,21 @@ def _described(
     like: str | None,
     given: dict[str, object],
     needed: dict[str, object],
+    task: str,
 ) -> tuple[int | list[str], dict[str, object]]:
-    """Return the classes and the input of a model, as given or as those of something like it."""
+    """Return the classes and the input of a model, as given or as those of something like it.
+
+    A model without a classifier has no classes.
+    """
     likeness = None
+    if task == BACKBONE:
+        if classes is not None:
+            raise errors.BadOption(
+                f"--classes {classes}: a model of task {BACKBONE} has no classifier; leave "
+                "--classes out, or --task"
+            )
+    else:
+        needed = {"--classes": classes, **needed}
     if like is None:
         missing = [option for option, value in needed.items() if value is None]
         if missing:
@@ -322,8 +356,11 @@ def _described(
         mean = given.get("mean")
         given.setdefault("channels", len(mean) if isinstance(mean, list) else 0)
     else:
-        likeness = _like(retort, like, {*given, *(["classes"] if classes is not None else [])})
+        has_classes = classes is None and task != BACKBONE
+        likeness = _like(retort, like, {*given, *([] if has_classes else ["classes"])})
         given = {**likeness.input, **given}
+    if task == BACKBONE:
+        return 0, given
     names = likeness.classes if likeness is not None and classes is None else _classes(classes)
     return names, given
 
@@ -357,6 +394,7 @@ def _register_teacher(
     upload: "types.Upload",
     *,
     network: str,
+    task: str,
     described: tuple[int | list[str], dict[str, object]],
     arguments: dict[str, object],
     card: str,
@@ -372,6 +410,7 @@ def _register_teacher(
         classes=classes,
         input=given,
         arguments=arguments,
+        task=task,
         card=card,
     )
     _model_registered(retort, version, wait=wait)

@@ -57,10 +57,10 @@ class TestBuild:
         with pytest.raises(errors.UnknownNetwork, match="at least 32x32, got 31x31"):
             build("retort/imagenet_resnet18", side=31)
 
-    def test_classes_must_be_positive(self) -> None:
-        with pytest.raises(errors.UnknownNetwork, match="must be positive"):
+    def test_sizes_must_be_positive(self) -> None:
+        with pytest.raises(errors.UnknownNetwork, match="must be positive, and classes not neg"):
             catalog.build(
-                "retort/resnet8", classes=0, channels=3, height=32, width=32, arguments={}
+                "retort/resnet8", classes=-1, channels=3, height=32, width=32, arguments={}
             )
 
     @pytest.mark.slow

@@ -10,7 +10,8 @@ import PIL.Image
 import pytest
 from matplotlib.figure import Figure
 
-from workers.distill.evaluation import calibration, similarity
+from workers.distill.evaluation import calibration
+from workers.distill.functional import similarity
 from workers.distill.reporting import figures
 
 HISTORY = [

@@ -315,6 +315,90 @@ class TestTask:
         assert asked.tasks == ("classification",)
 
 
+def of_backbone(
+    method: dict[str, Any],
+    *,
+    task: str = "embedding",
+    teacher_classes: int = 0,
+    start_classes: int | None = None,
+    shows: list[str] | None = None,
+) -> tuple[list[str], list[str]]:
+    """Return the sentences of the faults and warnings of a job whose teacher is a backbone."""
+    spec = JobSpec.model_validate(
+        {
+            "name": "n",
+            "task": task,
+            "method": method,
+            "student": {
+                "network": "retort/resnet8",
+                "initial": None if start_classes is None else "start@1",
+            },
+            "teacher": "dino@1",
+            "dataset": "data@1",
+        }
+    )
+
+    def model(network: str, classes: int) -> tables.ModelVersionRow:
+        return tables.ModelVersionRow(
+            network=network,
+            arguments={},
+            task="classification" if classes else "embedding",
+            classes=[str(label) for label in range(classes)],
+            input=IMAGES,
+            state="ready",
+            traits={"shows": shows or ["embedding", "stages"], "has_batch_norm": False},
+        )
+
+    inputs = validation.JobInputs(
+        teacher=model("timm/vit_tiny_patch16_224", teacher_classes),
+        initial=None if start_classes is None else model("retort/resnet8", start_classes),
+        dataset=tables.DatasetVersionRow(
+            task="classification",
+            classes=[],
+            splits={"train": 9, "validation": 3, "test": 3},
+            labelled={"train": 0, "validation": 0, "test": 0},
+            input=IMAGES,
+            state="ready",
+        ),
+    )
+    document = validation.read(spec.parts)
+    faults = [*document.faults, *validation.faults_of_inputs(document, inputs)]
+    warnings = validation.warnings_of_inputs(document, inputs)
+    return [one.detail for one in faults], [one.code for one in warnings]
+
+
+class TestBackbone:
+    @pytest.mark.parametrize("method", ["embedkd", "fitnet", "sp", "rkd"])
+    def test_teaches_without_logits_and_labels(self, method: str) -> None:
+        assert of_backbone({"name": method}) == ([], [])
+
+    @pytest.mark.parametrize(
+        ("method", "sentence"),
+        [
+            ({"name": "kd"}, "a backbone has no logits or labels to learn from; choose a method"),
+            ({"name": "mmd", "compare": "logits"}, "compares logits, which a backbone has none of"),
+        ],
+    )
+    def test_is_refused_by_methods_of_logits_with_a_way_out(
+        self, method: dict[str, Any], sentence: str
+    ) -> None:
+        [fault] = of_backbone(method)[0]
+        assert sentence in fault
+
+    def test_whose_maps_are_unknown_is_refused_by_methods_of_maps(self) -> None:
+        [fault] = of_backbone({"name": "fitnet"}, shows=["embedding"])[0]
+        assert "needs feature maps of its stages" in fault
+        assert fault.endswith("choose another teacher, or a method that compares embeddings")
+
+    def test_is_refused_in_another_task_with_a_way_out(self) -> None:
+        [fault, *_] = of_backbone({"name": "fitnet"}, task="classification")[0]
+        assert "has no classifier, and the task is classification; set task to embedding" in fault
+
+    def test_tells_of_a_classifier_that_is_not_used(self) -> None:
+        told = of_backbone({"name": "embedkd"}, teacher_classes=10, start_classes=3)
+        assert told == ([], ["classifier_not_used", "classifier_not_used"])
+
+
 class TestAllAtOnce:
     def test_a_value_out_of_range_hides_no_contradiction_of_other_fields(self) -> None:
         assert faults(

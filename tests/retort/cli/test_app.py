@@ -330,6 +330,9 @@ class TestSubmit:
             network="retort/onnx",
             arguments={"output": "logits"},
         )
+        staff.teacher(
+            name="dino", network="retort/resnet20", arguments={}, task="embedding", classes=[]
+        )
         predicted = retort.datasets.version("digits", 1)
         staff.teacher(
             name="digits-said",
@@ -671,6 +674,23 @@ class TestUpload:
         assert body["arguments"] == {"output": "scores", "layout": "nhwc"}
         assert body["input"]["mean"] == [0, 0, 0]
         assert body["input"]["std"] == [1 / 255] * 3
+
+    @pytest.mark.parametrize("kind", ["model", "teacher"])
+    def test_registers_a_backbone_without_classes(self, known, weights, kind):
+        known.on("POST", "/v1/uploads", told({"id": "upl_1", "state": "completed"}, 201))
+        known.on("POST", "/v1/uploads/upl_1/complete", told({"id": "upl_1", "state": "completed"}))
+        version = {"name": "a", "version": 1, "reference": "a@1", "state": "pending"}
+        known.on("POST", "/v1/models/a/versions", told(version, 202))
+        given = ["--task", "embedding", "--height", "8", *self.IMAGES]
+        given += ["--network", "timm/vit_tiny_patch16_224"] if kind == "model" else []
+        result = run("upload", kind, "a", str(weights), *given)
+        assert result.exit_code == 0, result.stderr
+        [request] = known.sent("POST", "/v1/models/a/versions")
+        body = request.json()
+        assert (body["task"], body["classes"]) == ("embedding", 0)
+        result = run("upload", kind, "a", str(weights), *given, "--classes", "10")
+        assert result.exit_code == 2
+        assert "--classes 10: a model of task embedding has no classifier" in result.stderr
 
     def test_registers_predictions_of_a_dataset(self, known, weights):
         known.on("POST", "/v1/uploads", told({"id": "upl_1", "state": "completed"}, 201))

@@ -67,7 +67,7 @@ def remark(role: str, model: Sequence[str] | None, dataset: Sequence[str]) -> Vi
 
 def note_of_model(names: Sequence[str]) -> str | None:
     """Return what a user should know of a model's classes alone, when it is registered."""
-    if not are_counted(names):
+    if not names or not are_counted(names):
         return None
     return (
         f"its classes have no names but the numbers 0 to {len(names) - 1}: a job takes logit 0 for "

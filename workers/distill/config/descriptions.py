@@ -16,30 +16,39 @@ from pydantic import ConfigDict
 from workers.distill.config import teachers
 from workers.distill.config.training import Values
 
-Task: TypeAlias = Literal["classification", "segmentation", "detection"]
-"""What is learned: a class for each image, for each pixel, or boxes with classes."""
+Task: TypeAlias = Literal["classification", "segmentation", "detection", "embedding"]
+"""What is learned: a class for each image, for each pixel, boxes with classes, or an embedding."""
 DENSE_TASKS: frozenset[Task] = frozenset({"segmentation", "detection"})
 """Tasks whose targets lie within the image."""
 BOX_TASKS: frozenset[Task] = frozenset({"detection"})
 """Tasks whose answers are boxes, which no cache of logits holds."""
 MASK_TASKS: frozenset[Task] = DENSE_TASKS - BOX_TASKS
 """Tasks with a class for each pixel."""
-Metric: TypeAlias = Literal["accuracy", "miou", "ap"]
+BACKBONE: Task = "embedding"
+"""What a network is for that has no classifier."""
+WITHOUT_CLASSES: frozenset[Task] = frozenset({BACKBONE})
+"""Tasks whose networks have no classifier, and learn from a teacher alone; labels only score."""
+TAKEN_FROM: dict[Task, Task] = {BACKBONE: "classification"}
+"""Tasks that use networks and data sets of another one: of its networks, all but the classifier."""
+Metric: TypeAlias = Literal["accuracy", "miou", "ap", "knn"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 PRIMARY_METRICS: dict[Task, Metric] = {
     "classification": "accuracy",
     "segmentation": "miou",
     "detection": "ap",
+    "embedding": "knn",
 }
 """The metric that decides, by task: which epoch is delivered, and who is first in a study.
 
-From 0 to 1, higher is better: the share of right answers, the mean intersection over union, and
-COCO's average precision. It is the task's own `primary_metric`, for readers without torch.
+From 0 to 1, higher is better: the share of right answers, the mean intersection over union, COCO's
+average precision, and the share of right answers of the nearest neighbours. It is the task's own
+`primary_metric`, for readers without torch.
 """
 VALIDATION_METRICS: dict[Task, tuple[str, ...]] = {
     "classification": ("accuracy", "loss"),
     "segmentation": ("miou", "accuracy", "loss"),
     "detection": ("ap", "ap50"),
+    "embedding": ("knn",),
 }
 """What every student is scored by on the validation split, the metric that decides first."""
 LOWER_IS_BETTER = frozenset({"loss"})
@@ -193,6 +202,8 @@ class MethodDescription(_Description):
     task_params: dict[str, tuple[str, ...]]
     """Hyper-parameters that only these tasks have; None in all others."""
     chosen_shows: tuple[ChosenFeature, ...] = ()
+    logits_when: tuple[Condition, ...] = ()
+    """Values of hyper-parameters with which logits are compared, where others compare features."""
     reads_labels: bool = False
     """Whether its distillation terms need the class of every image."""
 

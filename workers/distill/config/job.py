@@ -42,7 +42,8 @@ class NetworkChoice(Values):
     arguments: dict[str, Any] = Field(
         default_factory=dict
     )  # Any: JSON, checked by the network's own schema
-    classes: int = Field(ge=1)
+    classes: int = Field(ge=0)
+    """0: it has no classifier, and answers with its embedding."""
     input: Input
     class_names: list[str] | None = None
     """In the order of the logits of its weights; None where they have none, or are its own."""

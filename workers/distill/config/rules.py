@@ -22,6 +22,8 @@ from workers.distill.config.descriptions import (
     FEATURES,
     MAPS,
     MASK_TASKS,
+    TAKEN_FROM,
+    WITHOUT_CLASSES,
     Exchange,
     MethodDescription,
     NetworkDescription,
@@ -33,6 +35,8 @@ from workers.distill.config.synthesis import GENERATOR_STRIDES
 # A complete JSON object, each value of which was checked on its own before.
 Json: TypeAlias = Mapping[str, Any]
 
+START_MODEL = "start model"
+"""What the weights that a student starts from are called in messages."""
 SIMPLE_AUGMENTATIONS = ("none", "standard")
 CLASS_AUGMENTATIONS = ("autoaugment", "randaugment")
 """Those that move parts of an image where its masks and boxes do not follow."""
@@ -633,11 +637,16 @@ def of_task(description: MethodDescription, task: str) -> Iterator[Violation]:
     if task not in description.tasks:
         # The parts of a combination may have none in common.
         tasks = " and ".join(description.tasks) or "no task that all its parts are for"
+        way_out = "choose another method"
+        if task in WITHOUT_CLASSES and "classification" in description.tasks:
+            way_out = (
+                "a backbone has no logits or labels to learn from; choose a method that compares "
+                "embeddings or maps, such as embedkd (retort methods --for JOB.yaml lists them)"
+            )
         yield Violation(
             "method/name",
             "wrong_task",
-            f"method {description.name} is for {tasks}, and the task is {task}; choose another "
-            "method",
+            f"method {description.name} is for {tasks}, and the task is {task}; {way_out}",
         )
 
 
@@ -656,6 +665,14 @@ def of_params_and_task(
                     f"method {part['name']} has {field} for {' and '.join(tasks)} alone, and the "
                     f"task is {task}; leave {field} out",
                 )
+        for one in describe(part["name"]).logits_when if task in WITHOUT_CLASSES else ():
+            if one.holds(part):
+                yield Violation(
+                    f"{above}/{one.field}",
+                    "no_logits",
+                    f"method {part['name']} with {one.field} {one.value} compares logits, which a "
+                    f"backbone has none of, and the task is {task}; choose another {one.field}",
+                )
 
 
 def of_task_and_training(task: str, training: Json) -> Iterator[Violation]:
@@ -664,6 +681,8 @@ def of_task_and_training(task: str, training: Json) -> Iterator[Violation]:
         yield from _settings(_DENSE, training, f"the targets of {task}")
     if task in BOX_TASKS:
         yield from _settings(_BOXES, training, task)
+    if task in WITHOUT_CLASSES:
+        yield from _settings(_WITHOUT_CLASSES, training, f"task {task}")
     if task not in MASK_TASKS:
         yield from _settings(_WITHOUT_MASKS, training, task)
 
@@ -736,6 +755,21 @@ _DENSE = (
         _is_zero,
         "{subject} are not one class for each image, so none can be replaced by another; set "
         "label_noise to 0",
+    ),
+)
+_WITHOUT_CLASSES = (
+    Setting(
+        "pseudo_labels",
+        "no_labels",
+        _is_left_out,
+        "in {subject} nothing is learned from labels, so that none need be made; leave "
+        "pseudo_labels out",
+    ),
+    Setting(
+        "label_noise",
+        "no_labels",
+        _is_zero,
+        "in {subject} nothing is learned from labels, got label_noise {value:g}; set it to 0",
     ),
 )
 _WITHOUT_MASKS = (
@@ -1011,7 +1045,18 @@ def of_smallest_side(role: str, network: NetworkDescription) -> Iterator[Violati
 
 def of_network_task(role: str, network: NetworkDescription, task: str) -> Iterator[Violation]:
     """Yield that a network is for another task, if so."""
-    if network.task is not None and network.task != task:
+    if network.task is None or network.task in (task, _taken_from(task)):
+        return
+    if network.task in WITHOUT_CLASSES and task == _taken_from(network.task):
+        if role == START_MODEL:
+            return  # its classifier is drawn anew
+        yield Violation(
+            field_of(role),
+            "no_classifier",
+            f"the {role} {network.reference} has no classifier, and the task is {task}; set task "
+            f"to {network.task}, or choose a {role} with classes",
+        )
+    else:
         yield Violation(
             field_of(role),
             "wrong_task",
@@ -1020,12 +1065,47 @@ def of_network_task(role: str, network: NetworkDescription, task: str) -> Iterat
         )
 
 
+def _taken_from(task: str) -> str | None:
+    """Return the task whose networks and data sets a task takes besides its own, if any."""
+    return TAKEN_FROM.get(task)  # type: ignore[call-overload,no-any-return]  # any name may be asked for
+
+
+def of_unused_classifier(role: str, network: NetworkDescription, task: str) -> Iterator[Violation]:
+    """Yield what a user should know of a classifier that is not used, or not there, if so."""
+    if network.task in WITHOUT_CLASSES and task == _taken_from(network.task):
+        yield Violation(
+            field_of(role),
+            "start_without_classifier",
+            f"the {role} {network.reference} has no classifier: the student's starts with random "
+            "weights",
+        )
+    elif network.task is not None and network.task == _taken_from(task):
+        yield Violation(
+            field_of(role),
+            "classifier_not_used",
+            f"the {role} {network.reference} is for {network.task}: its classifier is not used, "
+            f"since the task is {task}",
+        )
+
+
+def of_student_classes(task: str, classes: int) -> Iterator[Violation]:
+    """Yield that a student is to have classes in a task without any, if so."""
+    if task in WITHOUT_CLASSES and classes:
+        yield Violation(
+            "student/classes",
+            "class_count",
+            f"the task {task} delivers a network without a classifier, and student.classes is "
+            f"{classes}; set it to 0",
+        )
+
+
 def of_features(
-    description: MethodDescription, role: str, network: NetworkDescription
+    description: MethodDescription, role: str, network: NetworkDescription, task: str | None
 ) -> Iterator[Violation]:
     """Yield what a method wants to see of a network that the network does not show."""
     if network.shows is None:
         return
+    others = "embeddings" if task in WITHOUT_CLASSES else "logits"
     for name in description.required_features(role, network.task):
         if name not in network.shows:
             yield Violation(
@@ -1033,7 +1113,7 @@ def of_features(
                 "not_shown",
                 f"method {description.name} needs {FEATURES[name]}, and the {role} "
                 f"{network.reference} shows none{_because(network)}; choose another {role}, or a "
-                "method that compares logits",
+                f"method that compares {others}",
             )
 
 
@@ -1449,7 +1529,7 @@ def _because(network: NetworkDescription) -> str:
 
 def of_dataset_task(dataset_task: str, task: str) -> Iterator[Violation]:
     """Yield that a data set is for another task, if so."""
-    if dataset_task != task:
+    if dataset_task not in (task, _taken_from(task)):
         yield Violation(
             "dataset",
             "wrong_task",
@@ -1458,10 +1538,12 @@ def of_dataset_task(dataset_task: str, task: str) -> Iterator[Violation]:
 
 
 def of_dataset_classes(
-    role: str, network: NetworkDescription, classes: int | None
+    role: str, network: NetworkDescription, classes: int | None, task: str | None
 ) -> Iterator[Violation]:
     """Yield that a network tells apart other classes than a data set has, if so."""
-    if None not in (network.classes, classes) and network.classes != classes:
+    if task in WITHOUT_CLASSES or None in (network.classes, classes):
+        return
+    if network.classes != classes:
         yield Violation(
             field_of(role),
             "class_count",
@@ -1489,7 +1571,7 @@ def field_of(role: str) -> str:
     """Return the field that names a network; of several teachers, `teacher 2` is teachers/1."""
     if role.startswith(teachers.ROLE):
         return f"teachers/{int(role.removeprefix(teachers.ROLE)) - 1}"
-    return {"student": "student/network", "start model": "student/initial"}.get(role, role)
+    return {"student": "student/network", START_MODEL: "student/initial"}.get(role, role)
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from workers.distill import errors
+from workers.distill.config import rules
 from workers.distill.config.job import Input
 from workers.distill.data import catalog as datasets
 from workers.distill.data import dataset
@@ -32,6 +33,7 @@ from workers.distill.tasks.catalog import TASKS
 
 Networks: TypeAlias = Mapping[str, tuple[Network, Preprocessor]]
 """Networks by role, each with what prepares its images."""
+CPU = torch.device("cpu")
 TEACHER = "teacher"
 """The role whose output agreement is measured against."""
 
@@ -47,6 +49,8 @@ class LabelledImages:
     labels: Shaped[Tensor, "N *T"]
     predicted: Float[Tensor, "N C"] | None = None
     """What a teacher that is a table of predictions says of these images."""
+    references: "LabelledImages | None" = None
+    """Labelled training images that the task's metrics look at first, if it has such metrics."""
 
     def some_images(self, rows: slice | Int[Tensor, " n"]) -> UInt8[Tensor, "n c h w"]:
         """Return some of the images, channels last."""
@@ -81,6 +85,8 @@ def evaluate_split(
     metrics = {role: task.metrics(classes, images.device) for role in networks}
     pooled: dict[str, list[Tensor]] = {role: [] for role in networks}
     with inference(networks):
+        if split.references is not None:
+            _add_references(metrics, networks, split.references, batch_size, on_batch)
         for first in range(0, len(images), batch_size):
             on_batch()
             rows = slice(first, first + batch_size)
@@ -106,6 +112,22 @@ def evaluate_split(
         )
         for role in networks
     }
+
+
+def _add_references(
+    metrics: Mapping[str, SplitMetrics],
+    networks: Networks,
+    references: LabelledImages,
+    batch_size: int,
+    on_batch: Callable[[], None],
+) -> None:
+    for first in range(0, len(references.images), batch_size):
+        on_batch()
+        rows = slice(first, first + batch_size)
+        batch = references.some_images(rows)
+        for role, (network, preprocessor) in networks.items():
+            output = network.observe(preprocessor(batch))
+            metrics[role].add_references(output, references.labels[rows])
 
 
 def _predicted(split: LabelledImages, rows: slice) -> Float[Tensor, "n C"]:
@@ -146,23 +168,45 @@ def evaluate_file(student: pathlib.Path, folder: pathlib.Path, split: str) -> di
     stored = dataset.load(folder)
     # Students of old files name no task; theirs is that of their network.
     student_task = header.get("task", network.task)
-    if student_task != stored.record.task:
+    if next(rules.of_dataset_task(stored.record.task, student_task), None) is not None:
         raise errors.IncompatibleNetworks(
             f"the student {network.reference} is for {student_task}, and the data set for "
             f"{stored.record.task}",
             student_task=student_task,
             dataset_task=stored.record.task,
         )
-    task = TASKS[stored.record.task]
+    task = TASKS[student_task]
     preprocessor = Preprocessor("student", expected, stored.record.input, torch.device("cpu"))
     content = task.read_split(stored, split)
     evaluation = evaluate_split(
         task,
         {"student": (network, preprocessor)},
-        LabelledImages(content.images, content.labels),
-        classes=network.classes,
+        LabelledImages(content.images, content.labels, references=references(task, stored, split)),
+        classes=network.classes or len(stored.record.classes),
     )["student"]
     return {**evaluation.metrics.test_scores(), "correct": evaluation.metrics.correct}
+
+
+def references(
+    task: BaseTask,
+    stored: dataset.StoredDataset,
+    split: str,
+    device: torch.device = CPU,
+) -> LabelledImages | None:
+    """Return the labelled training images that the metrics of a split look at first, if any.
+
+    Of more than the task asks for, as many are taken, evenly spread.
+    """
+    most = task.reference_images.get(split, 0)
+    if not most:
+        return None
+    train = task.read_split(stored, "train")
+    rows = (~task.unlabelled(train.labels)).nonzero().flatten()
+    if len(rows) > most:
+        rows = rows[torch.linspace(0, len(rows) - 1, most).round().long()]
+    if not len(rows):
+        return None
+    return LabelledImages(train.images[rows].to(device), train.labels[rows].to(device))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -14,7 +14,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from workers.distill.data.preprocessing import Preprocessor
-from workers.distill.evaluation import evaluate, similarity
+from workers.distill.evaluation import evaluate
+from workers.distill.functional import similarity
 from workers.distill.networks.interface import Network
 from workers.distill.runtime.precision import Precision
 from workers.distill.tasks.base import BaseTask

@@ -8,6 +8,7 @@ the image to the network's size, where that is another one, and normalises it.
 
 from typing import Any
 
+from workers.distill.config.descriptions import DENSE_TASKS
 from workers.distill.config.job import Input, Task
 from workers.distill.data.formats import letterbox
 
@@ -16,7 +17,7 @@ def describe(task: Task, expected: Input, stored: tuple[int, int, int]) -> dict[
     """Return the steps; `stored` is channels, height and width of the data set's images."""
     channels, height, width = stored
     colours = {1: "grey", 3: "RGB"}
-    is_cropped = task == "classification"
+    is_cropped = task not in DENSE_TASKS
     return {
         "picture_size": [height, width],
         "picture_channels": channels,

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from workers.distill.export.source_bundle import Bundle
 from workers.distill.export.source_modules import Library
-from workers.distill.networks import catalog, interface
+from workers.distill.networks import backbones, catalog, interface
 from workers.distill.networks.zoo import reused
 
 FILE = "model.py"
@@ -24,6 +24,8 @@ IMPORTS = (
     Library("types", "SimpleNamespace", "SimpleNamespace"),
     Library("safetensors.torch", "load_file", "load_file"),
 )
+IDENTITY = Library("torch.nn", "Identity", "Identity")
+"""What takes the place of a classifier that was removed."""
 
 HEAD = '''\
 """The network {reference} and its weights, in one file that needs no Retort.
@@ -78,7 +80,8 @@ def write(network: interface.Network) -> Standalone:
     Raises `source_modules.CannotBundleError` for code that cannot be copied.
     """
     reference, inner = network.reference, _backbone(network.reference, network.arguments)
-    bundle = Bundle(RESERVED, IMPORTS)
+    removed = network.removed_classifier
+    bundle = Bundle(RESERVED, IMPORTS if removed is None else (*IMPORTS, IDENTITY))
     bundle.add(interface.__name__, interface.Sizes.__name__)
     made = catalog.NETWORKS[reference if inner is None else inner["network"]]
     _add(bundle, made.make)
@@ -96,7 +99,7 @@ def write(network: interface.Network) -> Standalone:
             "",
             *(f"{name} = {value!r}" for name, value in constants.items()),
             "\n",
-            *_build_network(bundle, made.make, is_composed=inner is not None),
+            *_build_network(bundle, made.make, is_composed=inner is not None, removed=removed),
             "\n",
             LOAD,
         )
@@ -129,9 +132,13 @@ def _listed(packages: list[str]) -> str:
 
 
 def _build_network(
-    bundle: Bundle, make: Callable[..., interface.Network], *, is_composed: bool
+    bundle: Bundle,
+    make: Callable[..., interface.Network],
+    *,
+    is_composed: bool,
+    removed: str | None,
 ) -> Iterator[str]:
-    """Yield the lines of `build_network`."""
+    """Yield the lines of `build_network`; `removed` is where a classifier is taken out again."""
     sizes = bundle.name_of(interface.__name__, interface.Sizes.__name__)
     yield "def build_network(config):"
     yield '    """Return the network that config.json describes, with fresh weights."""'
@@ -141,16 +148,22 @@ def _build_network(
     yield "        )"
     yield '    size = config["input"]'
     yield '    shape = size["channels"], size["height"], size["width"]'
-    yield f'    sizes = {sizes}(len(config["classes"]), *shape)'
+    classes = 'len(config["classes"])' if removed is None else str(backbones.BUILT_CLASSES)
+    yield f"    sizes = {sizes}({classes}, *shape)"
     yield '    arguments = SimpleNamespace(**{**ARGUMENTS, **config["arguments"]})'
-    if not is_composed:
-        yield f"    return {_call(bundle, make, 'arguments, sizes')}"
+    made = _call(bundle, make, "arguments, sizes")
+    if is_composed:
+        yield '    inner = {**BACKBONE_ARGUMENTS, **arguments.backbone["arguments"]}'
+        yield f"    backbone = {_call(bundle, make, 'SimpleNamespace(**inner), sizes')}"
+        yield f"    backbone.classes, backbone.image_shape = {classes}, shape"
+        outer = bundle.name_of(reused.__name__, reused.build.__name__)
+        made = f"{outer}(arguments, backbone)"
+    if removed is None:
+        yield f"    return {made}"
         return
-    yield '    inner = {**BACKBONE_ARGUMENTS, **arguments.backbone["arguments"]}'
-    yield f"    backbone = {_call(bundle, make, 'SimpleNamespace(**inner), sizes')}"
-    yield '    backbone.classes, backbone.image_shape = len(config["classes"]), shape'
-    outer = bundle.name_of(reused.__name__, reused.build.__name__)
-    yield f"    return {outer}(arguments, backbone)"
+    yield f"    network = {made}"
+    yield f"    network.set_submodule({removed!r}, Identity())  # it answers with its embedding"
+    yield "    return network"
 
 
 def _call(bundle: Bundle, make: Any, given: str) -> str:

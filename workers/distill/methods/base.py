@@ -19,6 +19,7 @@ from workers.distill.config import chosen, descriptions, rules
 from workers.distill.config.descriptions import (
     OF_EVERY_NETWORK,
     ChosenFeature,
+    Condition,
     Contradiction,
     MethodDescription,
     NetworkDescription,
@@ -122,6 +123,8 @@ class Method(nn.Module):
     """Of how many classes a student must at least be able to choose."""
     chosen_features: ClassVar[tuple[ChosenFeature, ...]] = ()
     """What networks must show besides, where hyper-parameters ask for it."""
+    logits_when: ClassVar[tuple[Condition, ...]] = ()
+    """Values of hyper-parameters with which logits are compared, where others compare features."""
     contradictions: ClassVar[tuple[Contradiction, ...]] = ()
     """Which hyper-parameters cannot stand together."""
 
@@ -162,7 +165,7 @@ class Method(nn.Module):
         )
         for role, network in (("student", student), ("teacher", teacher)):
             if network is not None:
-                self._check_shows(role, network)
+                self._check_shows(role, network, student.task)
 
     @classmethod
     def describe(cls) -> MethodDescription:
@@ -187,6 +190,7 @@ class Method(nn.Module):
             contradictions=cls.contradictions,
             task_shows=dict(cls.task_features),
             chosen_shows=cls.chosen_features,
+            logits_when=cls.logits_when,
             reads_labels=cls.reads_labels,
             task_params=dict(cls.task_params),
             exchange=None,
@@ -238,7 +242,7 @@ class Method(nn.Module):
         """Return the network to validate and deliver."""
         return student
 
-    def _check_shows(self, role: str, network: Network) -> None:
+    def _check_shows(self, role: str, network: Network, task: Task) -> None:
         measured = self.student_shapes if role == "student" else self.teacher_shapes
         wanted = self.student_features if role == "student" else self.teacher_features
         shows = frozenset(name for name in wanted if is_shown(name, network, measured))
@@ -248,7 +252,7 @@ class Method(nn.Module):
         )
         missing = next((name for name in wanted if name not in shows), None)
         errors.refuse(
-            rules.of_features(self.describe(), role, description),
+            rules.of_features(self.describe(), role, description, task),
             errors.IncompatibleNetworks,
             **{role: network.reference, "missing": missing},
         )

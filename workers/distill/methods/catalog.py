@@ -43,6 +43,7 @@ from workers.distill.methods.dense.roikd import ROIKD
 from workers.distill.methods.dense.skd import SKD
 from workers.distill.methods.feature.at import AT
 from workers.distill.methods.feature.catkd import CATKD
+from workers.distill.methods.feature.embedkd import EmbedKD
 from workers.distill.methods.feature.fitnet import FitNet
 from workers.distill.methods.feature.kdsvd import KDSVD
 from workers.distill.methods.feature.nst import NST
@@ -106,6 +107,7 @@ METHODS: dict[str, type[Method]] = {
     "dist": DIST,
     "dkd": DKD,
     "dsfl": DSFL,
+    "embedkd": EmbedKD,
     "fast": Fast,
     "faug": FAug,
     "fd": FD,

@@ -53,7 +53,7 @@ class Combination(SupervisedMethod):
         arxiv="1910.10699",
         equations="section 4.1",
     )
-    tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation", "detection")
+    tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation", "detection", "embedding")
 
     class Params(SupervisedMethod.Params):
         """The weight of the labels, and the parts."""

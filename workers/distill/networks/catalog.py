@@ -17,7 +17,7 @@ from workers.distill import errors
 from workers.distill.config import descriptions, rules, teachers
 from workers.distill.config.descriptions import NetworkDescription
 from workers.distill.config.job import Task
-from workers.distill.networks import interface, predictions
+from workers.distill.networks import backbones, interface, predictions
 from workers.distill.networks.dense import fcn, own_detectors, segmenter
 from workers.distill.networks.external import libraries as foreign_networks
 from workers.distill.networks.graphs import network as graph
@@ -352,12 +352,14 @@ def build(
 ) -> interface.Network:
     """Build a network with fresh weights, drawn from torch's global generator.
 
-    Raises `UnknownNetwork` when the name is unknown, an argument is not accepted, or the network
-    cannot be built for this size of image.
+    With 0 classes it has no classifier, and answers with its embedding (`backbones`). Raises
+    `UnknownNetwork` when the name is unknown, an argument is not accepted, or the network cannot be
+    built for this size of image.
     """
+    is_backbone = classes == 0 and reference not in teachers.ONLY_TEACHERS
     network = _built(
         reference,
-        classes=classes,
+        classes=backbones.BUILT_CLASSES if is_backbone else classes,
         channels=channels,
         height=height,
         width=width,
@@ -365,6 +367,8 @@ def build(
     )
     network.reference, network.arguments = reference, dict(arguments)
     network.classes, network.image_shape = classes, (channels, height, width)
+    if is_backbone:
+        backbones.remove_classifier(network)
     return network
 
 
@@ -378,10 +382,10 @@ def _built(
     arguments: Mapping[str, Any],  # Any: as in `build`
 ) -> interface.Network:
     family, _, name = reference.partition("/")
-    if min(classes, channels, height, width) < 1:
+    if min(channels, height, width) < 1 or classes < 0:
         raise errors.UnknownNetwork(
-            f"classes, channels, height and width must be positive, got {classes}, {channels}, "
-            f"{height}, {width}",
+            f"channels, height and width must be positive, and classes not negative, got "
+            f"{channels}, {height}, {width} and {classes}",
             network=reference,
         )
     if family in foreign_networks.LIBRARIES and name:

@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
@@ -205,14 +205,19 @@ class LibraryCall:
     replaced: dict[str, str]
     """Parts, in Python, that take the place of the library's own, by their path."""
 
+    def without(self, path: str) -> "LibraryCall":
+        """Return the call with an identity in the place of the part at a path."""
+        return replace(self, replaced={**self.replaced, path: "torch.nn.Identity()"})
+
 
 class Network(nn.Module):
     """Base of every network that Retort builds, of its own or of a library.
 
     `reference`, `arguments`, `classes` and `image_shape` are the arguments of
     `networks.catalog.build`, which build the same network again. Logits are per image, per pixel or
-    per box, by `task`. `smallest_batch` is the least number of images to train on: batch norms over
-    a map of one pixel need two. `library_call` builds it without Retort, where a library has it.
+    per box, by `task`; a backbone has 0 classes, and its embedding in their place. `smallest_batch`
+    is the least number of images to train on: batch norms over a map of one pixel need two.
+    `library_call` builds it without Retort, where a library has it.
     """
 
     task: Task = "classification"
@@ -228,6 +233,9 @@ class Network(nn.Module):
     """Whether it computes what it says of images, whichever they are."""
     limits: str | None = None
     """Why it shows less than others, to end a sentence with."""
+    removed_classifier: str | None = None
+    """Where the classifier stood that was taken out, so that it answers with its embedding; None:
+    it is as it was built."""
     parameter_count: int | None = None
     """Where its numbers are no parameters of torch; None: they are."""
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from workers.distill import errors
-from workers.distill.networks import checkpoints, interface, layouts, positions
+from workers.distill.config.descriptions import BACKBONE
+from workers.distill.networks import backbones, checkpoints, interface, layouts, positions
 from workers.distill.networks.checkpoints import Contained, listed, name_of
 from workers.distill.networks.layouts import NameLayout
 
@@ -366,11 +367,28 @@ def _ways_out(
     hint = layouts.hint([*nearest.unexpected, *contained.places])
     if hint:
         yield hint
+    removed, own = network.removed_classifier, backbones.classifier_path(network)
+    if removed is not None and _all_below(removed, nearest.unexpected):
+        yield (
+            "These are a classifier, and the model is said to have none: register it as task "
+            "classification with its classes, or set strict to false to leave it aside."
+        )
+        return
+    if own is not None and _all_below(own, nearest.missing) and not nearest.unexpected:
+        yield (
+            "These are the classifier: if the file holds a backbone without one, register it as "
+            f"task {BACKBONE}, without classes."
+        )
+        return
     if nearest.unexpected and not (nearest.missing or nearest.shapes):
         yield (
             "The network itself is complete: with strict false the unexpected ones are left aside."
         )
     yield "Check network, arguments, classes and channels."
+
+
+def _all_below(path: str, keys: Sequence[str]) -> bool:
+    return bool(keys) and all(key.startswith(f"{path}.") for key in keys)
 
 
 def _essential(shape: torch.Size) -> tuple[int, ...]:

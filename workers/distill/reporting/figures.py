@@ -35,7 +35,7 @@ MOST_COUNTS = 20
 NAME_WIDTH = 16
 FEWEST_FOR_LINE = 10
 MOST_BARS = 40
-METRIC_WORDS = {"ap": "AP", "miou": "mean IoU"}
+METRIC_WORDS = {"ap": "AP", "miou": "mean IoU", "knn": "k-NN accuracy"}
 STYLE: Any = {  # Any: the keys are literals that matplotlib lists
     "axes.grid": False,
     "axes.spines.right": False,

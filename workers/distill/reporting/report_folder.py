@@ -19,9 +19,8 @@ from matplotlib.figure import Figure
 
 from workers.distill.evaluation import calibration as calibration_bins
 from workers.distill.evaluation import embedding as projection
-from workers.distill.evaluation import similarity
 from workers.distill.evaluation.examples import Examples
-from workers.distill.functional import detection_metrics, segmentation_metrics
+from workers.distill.functional import detection_metrics, segmentation_metrics, similarity
 from workers.distill.reporting import (
     detection_report,
     examples_report,
@@ -41,7 +40,10 @@ DIGITS = 6
 
 @dataclass(frozen=True)
 class Outputs:
-    """What one network showed of the test split; features of the images to map alone."""
+    """What one network showed of the test split; features of the images to map alone.
+
+    Of a task that keeps no logits they are empty, [0, 0].
+    """
 
     logits: Float[np.ndarray, "N C"]
     pooled: Float[np.ndarray, "K D"]
@@ -309,12 +311,12 @@ def correlation(evidence: Evidence) -> Topic | None:
 
 
 def embedding(evidence: Evidence) -> Topic | None:
-    """Return the networks' pooled features in two dimensions; None of too few images.
+    """Return the networks' pooled features in two dimensions; None of too few images, or labels.
 
     A teacher that gives logits alone is left out.
     """
     outputs = {name: one for name, one in evidence.outputs.items() if one.pooled.shape[1]}
-    if not all(projection.can_be_mapped(one.pooled) for one in outputs.values()):
+    if not outputs or not all(projection.can_be_mapped(one.pooled) for one in outputs.values()):
         return None
     labels = evidence.labels[evidence.mapped]
     planes = {name: projection.pca(one.pooled) for name, one in outputs.items()}

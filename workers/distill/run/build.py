@@ -33,24 +33,14 @@ def build(
     config, loop, device = context.config, context.loop, context.device
     seed = config.training.seed
     # Both phases draw the same start weights, whatever their methods draw afterwards.
-    torch.manual_seed(seed)
-    student = prepare.build("student", config.student, config.task)
-    if config.initial:
-        path = context.workdir / "initial" / "model.safetensors"
-        if catalog.find(config.method)[0].describe().replaces_classifier:
-            prepare.load_features(student, path, config.student, config.task)
-        else:
-            prepare.load(student, path, config.student, errors.InitialLoad)
-            prepare.order_classes(student, config.student, context.classes)
-    student = prepare.placed(student, device)
+    student = start_network(context)
     torch.manual_seed(stateless_rng.mix(seed, 1))
     method = catalog.build(context.method_of(phase), student, context.teacher).to(device)
     source = loop.make_source(context, method, student)
     torch.manual_seed(stateless_rng.mix(seed, 2))
     observe: Observe = student.observe
-    balanced = balance.of_method(
-        method, student, device, has_labels=context.labelling.has_task_labels
-    )
+    has_labels = context.task.learns_targets and context.labelling.has_task_labels
+    balanced = balance.of_method(method, student, device, has_labels=has_labels)
     if compiles and balanced is not None:
         allow_several_backward_passes()
     if compiles:
@@ -87,6 +77,22 @@ def build(
         observe=observe,
     )
     return state, step
+
+
+def start_network(context: JobContext) -> Network:
+    """Return the student before training: with drawn weights, or those it starts from."""
+    config = context.config
+    torch.manual_seed(config.training.seed)
+    student = prepare.build("student", config.student, config.task)
+    if config.initial:
+        path = context.workdir / "initial" / "model.safetensors"
+        replaces_classifier = catalog.find(config.method)[0].describe().replaces_classifier
+        if replaces_classifier or prepare.differs_in_classifier(config):
+            prepare.load_features(student, path, config.student)
+        else:
+            prepare.load(student, path, config.student, errors.InitialLoad)
+            prepare.order_classes(student, config.student, context.classes)
+    return prepare.placed(student, context.device)
 
 
 def try_compile(context: JobContext, network: Network, view: Preprocessor) -> Observe:

@@ -11,7 +11,13 @@ from typing import Any, TypeAlias
 from workers.distill.config.result import RunResult
 
 Scores: TypeAlias = Mapping[str, Any]  # of one network, by metric; each task has its own
-NAMES = {"accuracy": "accuracy", "miou": "mean IoU", "ap": "AP"}
+NAMES = {"accuracy": "accuracy", "miou": "mean IoU", "ap": "AP", "knn": "k-NN accuracy"}
+AGREEMENTS = {
+    "knn": "Of the nearest images of a test image, {student:.1%} are the same for the student and "
+    "for its teacher{baseline}: no test image has a label, so that nothing tells what either "
+    "embedding is worth.",
+}
+"""What is said where the teacher's answers are the labels, by metric; else that of accuracy."""
 
 
 def sentence(metric: str, result: RunResult) -> str:
@@ -25,6 +31,10 @@ def sentence(metric: str, result: RunResult) -> str:
     if student[metric] is None:
         return f"The test split has nothing to measure the student's {name} by."
     if result.labels is not None and result.labels.scored_by.get("test") == "teacher":
+        if metric in AGREEMENTS:
+            before = result.scores.get("baseline")
+            beside = "" if before is None else f" (of the untrained student {before[metric]:.1%})"
+            return AGREEMENTS[metric].format(student=student[metric], baseline=beside)
         return (
             f"The student agrees with its teacher on {student[metric]:.1%} of the test split, of "
             "which no image has a label: nothing tells how often either is right."
@@ -34,11 +44,14 @@ def sentence(metric: str, result: RunResult) -> str:
     if teacher is not None and teacher[metric] is not None:
         reached += f" (its teacher {teacher[metric]:.1%})"
     if baseline is None or baseline[metric] is None:
-        return f"{reached}; what it would reach alone was not measured (baseline: true does that)."
-    return f"{reached}; {_compared(metric, student, baseline, _other(result))}."
+        alone = "reached before training" if metric in AGREEMENTS else "would reach alone"
+        return f"{reached}; what it {alone} was not measured (baseline: true does that)."
+    return f"{reached}; {_compared(metric, student, baseline, _other(metric, result))}."
 
 
-def _other(result: RunResult) -> str:
+def _other(metric: str, result: RunResult) -> str:
+    if metric in AGREEMENTS:
+        return "the same student before training"
     if result.synthesis is not None:
         return "the same student trained on noise"
     if result.federation is not None:

@@ -167,6 +167,7 @@ class JobContext(SharedContext):
         """Whether a baseline is wanted that is not the student itself, and can be trained."""
         return (
             self.config.baseline
+            and self.task.learns_targets
             and self.labelling.has_training_labels
             and catalog.find(self.config.method) != catalog.find(self.loop.baseline(self))
         )

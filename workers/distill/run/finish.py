@@ -99,7 +99,7 @@ def finish(
     outputs.write(
         context.workdir,
         context.config,
-        context.classes,
+        context.task.delivered_classes(context.classes),
         student.network,
         facts,
         histories,
@@ -196,7 +196,8 @@ def images_read(context: JobContext) -> int:
 def evaluate_test(context: JobContext, trained: dict[str, Trained]) -> TestScores:
     """Return the test scores of teacher, student and baseline; each is None without a test split.
 
-    A baseline that is the method itself is not trained twice: it has the student's scores.
+    A baseline that is the method itself is not trained twice: it has the student's scores. In a
+    task that learns no targets it is the student before training.
     """
     ordered = evaluated_networks(context, trained)
     labels = mapped = np.zeros(0, dtype=np.int64)
@@ -220,7 +221,11 @@ def evaluate_test(context: JobContext, trained: dict[str, Trained]) -> TestScore
         role: evaluations[role].metrics.test_scores() if role in evaluations else None
         for role in ROLES
     }
-    is_own_baseline = context.labelling.has_training_labels and not context.trains_baseline
+    is_own_baseline = (
+        context.task.learns_targets
+        and context.labelling.has_training_labels
+        and not context.trains_baseline
+    )
     if context.config.baseline and is_own_baseline:
         scores["baseline"] = scores["student"]
     return TestScores(scores, evaluations, labels, mapped)
@@ -264,6 +269,8 @@ def evaluated_networks(context: JobContext, trained: dict[str, Trained]) -> eval
     networks = {
         phase: (done.network, context.student_preprocessor) for phase, done in trained.items()
     }
+    if context.config.baseline and not context.task.learns_targets:
+        networks["baseline"] = (build.start_network(context), context.student_preprocessor)
     if context.teacher is not None and context.teacher_preprocessor is not None:
         is_table = isinstance(context.teacher, PredictionsNetwork)
         if not is_table or (context.test is not None and context.test.predicted is not None):
@@ -301,10 +308,10 @@ def write_report(
         detected = evaluation.metrics.detections()
         if detected is not None:
             detections[role] = detected
-        if logits is not None:
-            outputs[role] = report_folder.Outputs(
-                logits.cpu().numpy(), evaluation.pooled.cpu().numpy()
-            )
+        pooled = evaluation.pooled.cpu().numpy()
+        if logits is not None or pooled.size:
+            rows = np.zeros((0, 0), np.float32) if logits is None else logits.cpu().numpy()
+            outputs[role] = report_folder.Outputs(rows, pooled)
         if confusion is not None:
             confusions[role] = confusion.numpy()
     own = context.loop.evidence(context, trained["student"].state)

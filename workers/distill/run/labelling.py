@@ -54,7 +54,8 @@ class TeacherAnswers:
         for part in torch.split(images, CACHE_BATCH):
             self.stop.check()
             with torch.no_grad(), self.precision.autocast():
-                logits = self.network(self.preprocessor(part.to(self.device))).float()
+                inputs = self.preprocessor(part.to(self.device))
+                logits = self.task.answers(self.network, inputs).float()
             targets.append(self.task.predicted_targets(logits).cpu())
             confidences.append(logits.softmax(1).amax(1).cpu())
         return torch.cat(targets), torch.cat(confidences)
@@ -193,15 +194,23 @@ class Labelling:
             },
         )
 
-    def warnings(self, *, wants_baseline: bool) -> Iterator[RunWarning]:
+    def warnings(self, task: BaseTask, *, wants_baseline: bool) -> Iterator[RunWarning]:
         """Yield what a user should know before the scores."""
         for name, one in self._scored().items():
             if one.by_teacher:
                 yield RunWarning(
                     code="scored_by_teacher",
-                    message=f"no image of the {name} split has a label: the teacher's answers "
-                    "stand for them, so that accuracy there is agreement with the teacher",
+                    message=f"no image of the {name} split has a label: {task.scored_by_teacher}",
                 )
+        by_labels = any(not one.by_teacher for one in self._scored().values())
+        if task.reference_images and by_labels and not self.has_training_labels:
+            yield RunWarning(
+                code="no_labelled_references",
+                message="no training image has a label: the nearest neighbours of a validation or "
+                "test image are others of its split, and no linear probe is measured",
+            )
+        if not task.learns_targets:
+            return
         if wants_baseline and not self.has_training_labels:
             yield RunWarning(
                 code="no_baseline",

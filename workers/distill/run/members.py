@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from workers.distill import errors
-from workers.distill.config import class_names
+from workers.distill.config import class_names, rules
+from workers.distill.config.descriptions import BACKBONE, NetworkDescription
 from workers.distill.evaluation.validation import TeacherScores
 from workers.distill.methods import catalog
 from workers.distill.run import finish, outcome, prepare
@@ -93,8 +94,10 @@ def report_start(member: GroupMember) -> None:
         versions=finish.versions(),
         threads=torch.get_num_threads(),
     )
-    for told in context.labelling.warnings(wants_baseline=context.config.baseline):
+    wants_baseline = context.config.baseline
+    for told in context.labelling.warnings(context.task, wants_baseline=wants_baseline):
         context.reporter.warning(told.code, told.message)
+    _warn_of_classifiers(context)
     _warn_of_classes(context)
     _warn_of_slow_teacher(context)
     if context.teacher_scores is not None and not saved:
@@ -104,12 +107,31 @@ def report_start(member: GroupMember) -> None:
         _warn_of_weak_teacher(context, context.teacher_scores)
 
 
+def _warn_of_classifiers(context: JobContext) -> None:
+    """Say that the classifier of a teacher or of start weights is not used, or not there."""
+    config, network_task = context.config, context.task.network_task
+    models = [
+        (role, choice.network, choice.classes) for role, choice in prepare.teachers_of(config)
+    ]
+    if prepare.differs_in_classifier(config):
+        started = len(config.student.class_names or ())
+        models.append((rules.START_MODEL, config.student.network, started))
+    for role, reference, classes in models:
+        own = network_task if classes else BACKBONE
+        for told in rules.of_unused_classifier(
+            role, NetworkDescription(reference, task=own), config.task
+        ):
+            context.reporter.warning(told.code, told.message)
+
+
 def _warn_of_classes(context: JobContext) -> None:
     """Say what the names of classes tell of teacher, start weights and data set."""
     config = context.config
+    if not context.task.learns_targets:
+        return  # the order of classes does not matter where nothing tells them apart
     models = prepare.teachers_of(config)
     if config.initial and not catalog.find(config.method)[0].describe().replaces_classifier:
-        models += [("start model", config.student)]
+        models += [(rules.START_MODEL, config.student)]
     for role, choice in models:
         told = class_names.remark(role, choice.class_names, context.classes)
         if told is not None:

@@ -15,12 +15,12 @@ from torch.utils import deterministic
 
 from workers.distill import errors
 from workers.distill.config import class_names, pyramids, rules, teachers
-from workers.distill.config.descriptions import NetworkDescription
+from workers.distill.config.descriptions import BACKBONE, NetworkDescription
 from workers.distill.config.job import Input, JobConfig, NetworkChoice, Task
 from workers.distill.data import dataset
 from workers.distill.data.loader import BatchLoader
 from workers.distill.data.preprocessing import PixelsAsStored, Preprocessor
-from workers.distill.evaluation import validation
+from workers.distill.evaluation import evaluate, validation
 from workers.distill.evaluation.evaluate import LabelledImages
 from workers.distill.methods import catalog
 from workers.distill.networks import catalog as networks
@@ -50,7 +50,7 @@ def prepare(
     train, held_back, tested = (task.read_split(stored, name) for name in dataset.SPLITS)
     classes = classes_of(stored.record, config)
     for role, choice in teachers_of(config):
-        check_classes(role, choice, len(classes))
+        check_classes(role, choice, len(classes), config.task)
     check_labels(config, stored.record.sizes(), stored.record.labelled)
     check_label_noise(config, len(classes))
     check_class_weights(config, len(classes))
@@ -70,8 +70,13 @@ def prepare(
         labelling.of_scores(task, name, split, answers)
         for name, split in (("validation", held_back), ("test", tested))
     )
+
+    def references(name: str, scored: labelling.ScoredSplit) -> LabelledImages | None:
+        # Where the teacher's answers are the labels, nothing is told apart.
+        return None if scored.by_teacher else evaluate.references(task, stored, name, device)
+
     validation_split = validation.ValidationSplit(
-        on_device(scored.content, device, scored.predicted),
+        on_device(scored.content, device, scored.predicted, references("validation", scored)),
         task,
         len(classes),
         precision,
@@ -111,7 +116,7 @@ def prepare(
             has_all_labels=labels.has_all,
         ),
         validation=validation_split,
-        test=on_device(test.content, device, test.predicted),
+        test=on_device(test.content, device, test.predicted, references("test", test)),
         teacher_preprocessor=teacher_preprocessor,
         teacher=network,
         teacher_scores=teacher_scores,
@@ -138,7 +143,7 @@ def prepare_without_data(
         record = stored.record
         check_task(record.task, config.task)
         classes = classes_of(record, config)
-    check_classes("teacher", config.teacher, len(classes))
+    check_classes("teacher", config.teacher, len(classes), config.task)
     network = load_teacher(config.teacher, workdir / "teacher", device, config.task, classes)
     network.enable_gradients()
     scored = labelling.Labelling(None, None, None)
@@ -216,7 +221,7 @@ def may_flip(config: JobConfig, record: dataset.DatasetRecord | None) -> bool:
 def job_context(shared: SharedContext, request: JobRequest) -> JobContext:
     """Return the context of one job beside what it shares, and check that it fits there."""
     config = request.config
-    check_classes("student", config.student, len(shared.classes))
+    check_classes("student", config.student, len(shared.classes), config.task)
     if shared.train_data is not None:
         check_labels(config, shared.labelling.splits, shared.labelling.labelled)
     fields = {field.name: getattr(shared, field.name) for field in dataclasses.fields(shared)}
@@ -249,13 +254,16 @@ def choose_device(accelerator: str) -> torch.device:
 
 
 def on_device(
-    split: dataset.Split, device: torch.device, predicted: Tensor | None = None
+    split: dataset.Split,
+    device: torch.device,
+    predicted: Tensor | None = None,
+    references: LabelledImages | None = None,
 ) -> LabelledImages:
     """Return a split as tensors on the device; the CPU reads it from its mapped file.
 
     `predicted` is what a table of predictions says of its images, [N, C].
     """
-    return LabelledImages(split.images.to(device), split.labels.to(device), predicted)
+    return LabelledImages(split.images.to(device), split.labels.to(device), predicted, references)
 
 
 def check_task(of_dataset: Task, wanted: Task) -> None:
@@ -298,6 +306,7 @@ def check_config(config: JobConfig, *, has_dataset: bool) -> None:
         check_network(role, choice, config.task)
         if choice.network == teachers.PREDICTIONS:
             errors.refuse(rules.of_predictions(description, training, described(choice)))
+    errors.refuse(rules.of_student_classes(config.task, config.student.classes))
     errors.refuse(
         rules.of_original_images(description, params.model_dump(), has_dataset=has_dataset)
     )
@@ -309,11 +318,11 @@ def teachers_of(config: JobConfig) -> list[tuple[str, NetworkChoice]]:
     return [(teachers.role_of(place, len(found)), one) for place, one in enumerate(found)]
 
 
-def check_classes(role: str, choice: NetworkChoice | None, classes: int) -> None:
+def check_classes(role: str, choice: NetworkChoice | None, classes: int, task: Task) -> None:
     """Raise `IncompatibleNetworks` unless a network tells apart the data set's classes."""
     if choice is not None:
         errors.refuse(
-            rules.of_dataset_classes(role, described(choice), classes),
+            rules.of_dataset_classes(role, described(choice), classes, task),
             errors.IncompatibleNetworks,
             **{f"{role}_classes": choice.classes, "dataset_classes": classes},
         )
@@ -334,7 +343,7 @@ def described(choice: NetworkChoice) -> NetworkDescription:
     size = choice.input
     return NetworkDescription(
         choice.network,
-        classes=choice.classes,
+        classes=choice.classes or None,
         channels=size.channels,
         sides=(size.height, size.width),
         predicted=choice.arguments if choice.network == teachers.PREDICTIONS else None,
@@ -362,7 +371,8 @@ def check_network(role: str, choice: NetworkChoice, task: Task) -> None:
         )
     elif not networks.is_foreign(choice.network):
         return  # building it says that there is none
-    known = NetworkDescription(choice.network, task=networks.task(choice.network))
+    own_task = networks.task(choice.network) if choice.classes else BACKBONE
+    known = NetworkDescription(choice.network, task=own_task)
     refuse_other_task(role, known, task)
 
 
@@ -372,8 +382,15 @@ def build(role: str, choice: NetworkChoice, task: Task) -> Network:
     Raises `IncompatibleNetworks` if its images are too small for it, or if it has another task.
     """
     check_network(role, choice, task)
+    network = _built(role, choice)
+    refuse_other_task(role, NetworkDescription(choice.network, task=network.task), task)
+    network.task = task
+    return network
+
+
+def _built(role: str, choice: NetworkChoice) -> Network:
     with field_of(role):
-        network = networks.build(
+        return networks.build(
             choice.network,
             classes=choice.classes,
             channels=choice.input.channels,
@@ -381,9 +398,6 @@ def build(role: str, choice: NetworkChoice, task: Task) -> Network:
             width=choice.input.width,
             arguments=choice.arguments,
         )
-    refuse_other_task(role, NetworkDescription(choice.network, task=network.task), task)
-    network.task = task
-    return network
 
 
 @contextlib.contextmanager
@@ -507,13 +521,25 @@ def load(
         ) from error
 
 
-def load_features(network: Network, path: pathlib.Path, choice: NetworkChoice, task: Task) -> None:
-    """Load all weights but those of the classifier, which may be one for other classes."""
+def differs_in_classifier(config: JobConfig) -> bool:
+    """Whether one of the student and its start weights is a backbone, and the other none."""
+    names = config.student.class_names
+    return config.initial and names is not None and (not names) != (config.student.classes == 0)
+
+
+def load_features(network: Network, path: pathlib.Path, choice: NetworkChoice) -> None:
+    """Load all weights but those of the classifier, which may be one for other classes, or none."""
     classes = choice.classes if choice.class_names is None else len(choice.class_names)
-    trained = build("start model", choice.model_copy(update={"classes": classes}), task)
+    started = choice.model_copy(update={"classes": classes})
+    trained = _built(rules.START_MODEL, started)
     load(trained, path, choice, errors.InitialLoad)
-    classifier = network.pooled_classifier()
-    names = {name for name, part in network.named_modules() if part is classifier}
+    classifier = network.pooled_classifier() or trained.pooled_classifier()
+    names = {
+        name
+        for one in (network, trained)
+        for name, part in one.named_modules()
+        if part is classifier
+    }
     kept = {
         key: value
         for key, value in trained.state_dict().items()

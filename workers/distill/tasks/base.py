@@ -5,7 +5,8 @@ A task is one file that implements `BaseTask`, one line in `catalog.TASKS`, and 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
@@ -41,6 +42,10 @@ class SplitMetrics(ABC):
         teacher_out: Features | None = None,
     ) -> None:
         """Add one batch; `teacher_out` is what agreement is measured against."""
+
+    def add_references(self, output: Features, targets: Shaped[Tensor, "N *T"]) -> None:
+        """Look at a batch of labelled training images, of tasks with `reference_images`."""
+        raise NotImplementedError(f"{type(self).__name__} looks at no training images")
 
     @abstractmethod
     def validation_scores(self) -> dict[str, float]:
@@ -91,6 +96,15 @@ class BaseTask(ABC):
     compares_features: ClassVar[bool]
     """Whether validation measures CKA between the pooled features of student and teacher."""
     report_topics: ClassVar[tuple[ReportTopic, ...]] = ()
+    learns_targets: ClassVar[bool] = True
+    """Whether students learn from targets; else these only score, and the baseline is the student
+    before training."""
+    reference_images: ClassVar[Mapping[str, int]] = MappingProxyType({})
+    """How many labelled training images the metrics of a split look at first, at most, by split."""
+    scored_by_teacher: ClassVar[str] = (
+        "the teacher's answers stand for them, so that accuracy there is agreement with the teacher"
+    )
+    """What scores mean on a split without labels, to end a sentence with."""
 
     def accepts(self, network: Network) -> bool:
         """Whether the logits of a network have the shape that this task needs."""
@@ -131,6 +145,16 @@ class BaseTask(ABC):
     def image_classes(self, targets: Shaped[Tensor, "N *T"]) -> Int[Tensor, " N"] | None:
         """Return the one class of each image, or None where an image has no such class."""
         return None
+
+    def answers(
+        self, network: Network, inputs: Float[Tensor, "N c h w"]
+    ) -> Float[Tensor, "N C *S"]:
+        """Return what of a network's output `predicted_targets` reads: the logits."""
+        return network(inputs)
+
+    def delivered_classes(self, classes: list[str]) -> list[str]:
+        """Return the classes that a student tells apart, of those of the data set: all."""
+        return classes
 
     @abstractmethod
     def predicted_targets(self, logits: Float[Tensor, "N C *S"]) -> Shaped[Tensor, "N *T"]:

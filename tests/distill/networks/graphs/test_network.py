@@ -155,6 +155,35 @@ def test_what_is_not_converted_is_told_and_leaves_the_outputs(tmp_path: Path) ->
         network.enable_gradients()
 
 
+class TestEmbedding:
+    def unread(self, **arguments: Any) -> OnnxNetwork:
+        built = catalog.build(
+            "retort/onnx", classes=0, channels=1, height=8, width=8, arguments=arguments
+        )
+        assert isinstance(built, OnnxNetwork)
+        return built
+
+    @pytest.mark.parametrize("named", ["output", "embedding"])
+    def test_is_the_output_of_a_graph_without_classes(
+        self, tmp_path: Path, images: torch.Tensor, named: str
+    ) -> None:
+        network = self.unread(**{named: "pooled"})
+        path = graphs.save(graphs.of_mlp(native()), tmp_path / "mine.onnx")
+        assert "nothing but its embedding is read" in network.load_file(path)[-1]
+        features = network.observe(images)
+        assert torch.allclose(features.pooled, native().observe(images).pooled, atol=1e-5)
+        assert torch.equal(network(images), features.pooled)
+        assert (network.task, network.pooled_width) == ("embedding", 5)
+
+    def test_is_a_row_for_each_image(self, tmp_path: Path) -> None:
+        made = graphs.model([helper.make_node("Relu", ["images"], ["maps"])], outputs=("maps",))
+        path = graphs.save(made, tmp_path / "mine.onnx")
+        with pytest.raises(
+            errors.UploadRefused, match=r"\[1, D\]: name another .*arguments.output"
+        ):
+            self.unread().load_file(path)
+
+
 class TestRefusals:
     def refused(self, made: Any, folder: Path, **arguments: Any) -> errors.UploadRefused:
         with pytest.raises(errors.UploadRefused) as caught:

@@ -85,7 +85,7 @@ class AT(StagePairsMethod):
         arxiv="1612.03928",
         equations="2",
     )
-    tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation", "detection")
+    tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation", "detection", "embedding")
 
     class Params(StagePairsMethod.Params):
         """A weight, a power, a distance, and how maps are cut."""

@@ -45,6 +45,7 @@ class FitNet(FeatureMethod):
     source = Source(
         "FitNets: Hints for Thin Deep Nets", venue="ICLR 2015", arxiv="1412.6550", equations="3"
     )
+    tasks = ("classification", "embedding")
     smallest_batch = 2
     """One image with a map of one pixel has no batch statistics."""
 

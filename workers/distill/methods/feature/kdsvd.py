@@ -112,6 +112,7 @@ class KDSVD(StagePairsMethod):
         venue="ECCV 2018",
         arxiv="1807.06819",
     )
+    tasks = ("classification", "embedding")
 
     class Params(StagePairsMethod.Params):
         """A weight, a number of vectors and a layout."""

@@ -66,6 +66,7 @@ class NST(StagePairsMethod):
         venue="arXiv 2017",
         arxiv="1707.01219",
     )
+    tasks = ("classification", "embedding")
 
     class Params(StagePairsMethod.Params):
         """A weight."""

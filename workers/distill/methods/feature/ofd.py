@@ -76,6 +76,7 @@ class OFD(FeatureMethod):
         venue="ICCV 2019",
         arxiv="1904.01866",
     )
+    tasks = ("classification", "embedding")
     required_student_features: ClassVar[tuple[FeatureName, ...]] = ("pre_activations",)
     required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("pre_activations", "norms")
     smallest_batch = 2

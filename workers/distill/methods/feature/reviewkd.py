@@ -88,7 +88,7 @@ class ReviewKD(FeatureMethod):
     source = Source(
         "Distilling Knowledge via Knowledge Review", venue="CVPR 2021", arxiv="2104.09044"
     )
-    tasks: ClassVar[tuple[Task, ...]] = ("classification", "detection")
+    tasks: ClassVar[tuple[Task, ...]] = ("classification", "detection", "embedding")
     chosen_features: ClassVar[tuple[ChosenFeature, ...]] = tuple(
         ChosenFeature(
             role=role,

@@ -87,6 +87,7 @@ class VID(StagePairsMethod):
         venue="CVPR 2019",
         arxiv="1904.05835",
     )
+    tasks = ("classification", "embedding")
 
     class Params(StagePairsMethod.Params):
         """A weight, and where variances start."""

@@ -41,6 +41,7 @@ class CC(RelationMethod):
     source = Source(
         "Correlation Congruence for Knowledge Distillation", venue="ICCV 2019", arxiv="1904.01802"
     )
+    tasks = ("classification", "embedding")
     required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("embedding",)
 
     class Params(RelationMethod.Params):

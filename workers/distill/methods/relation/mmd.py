@@ -66,6 +66,7 @@ class MMD(RelationMethod):
         venue="IJCAI 2024",
         arxiv="2401.11824",
     )
+    tasks = ("classification", "embedding")
 
     chosen_features: ClassVar[tuple[ChosenFeature, ...]] = (
         ChosenFeature(
@@ -73,6 +74,9 @@ class MMD(RelationMethod):
             feature="embedding",
             when=Condition(field="compare", comparison="==", value="pooled"),
         ),
+    )
+    logits_when: ClassVar[tuple[Condition, ...]] = (
+        Condition(field="compare", comparison="==", value="logits"),
     )
 
     class Params(RelationMethod.Params):

@@ -53,6 +53,7 @@ class PCKA(RelationMethod):
         venue="IJCAI 2024",
         arxiv="2401.11824",
     )
+    tasks = ("classification", "embedding")
     required_student_features: ClassVar[tuple[FeatureName, ...]] = ("stages",)
     required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("stages",)
 

@@ -43,6 +43,7 @@ class PKT(RelationMethod):
         venue="ECCV 2018",
         arxiv="1803.10837",
     )
+    tasks = ("classification", "embedding")
     required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("embedding",)
 
     class Params(RelationMethod.Params):

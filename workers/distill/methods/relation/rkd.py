@@ -55,6 +55,7 @@ class RKD(RelationMethod):
     name = "rkd"
     title = "Relational knowledge distillation"
     source = Source("Relational Knowledge Distillation", venue="CVPR 2019", arxiv="1904.05068")
+    tasks = ("classification", "embedding")
     required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("embedding",)
 
     class Params(RelationMethod.Params):

@@ -43,6 +43,7 @@ class SP(RelationMethod):
     source = Source(
         "Similarity-Preserving Knowledge Distillation", venue="ICCV 2019", arxiv="1907.09682"
     )
+    tasks = ("classification", "embedding")
     required_student_features = ("stages",)
     required_teacher_features = ("stages",)
 

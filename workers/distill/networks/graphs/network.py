@@ -84,15 +84,18 @@ class Ports:
 
 
 class OnnxNetwork(interface.FileNetwork):
-    """An ONNX graph that tells classes apart; only a teacher, since it cannot be trained."""
+    """An ONNX graph; only a teacher, since it cannot be trained.
 
-    task: Literal["classification"] = "classification"
+    Built for 0 classes, its output is an embedding, and nothing else is read of it.
+    """
+
     graph: TorchGraph | None
 
     def __init__(self, accepted: Arguments, sizes: interface.Sizes) -> None:
         super().__init__()
         self._accepted = accepted
         self._sizes = sizes
+        self.task = "classification" if sizes.classes else "embedding"
         self.notes: list[str] = []
         """What was chosen and converted when the file was read."""
         self._order: list[int] | None = None
@@ -118,7 +121,11 @@ class OnnxNetwork(interface.FileNetwork):
             wanted.append(self._ports.embedding)
         self._session = onnx_file.Session(graph, wanted)
         self._try(path)
-        self._convert(graph)
+        if self._sizes.classes:
+            self._convert(graph)
+        else:
+            self.limits = "of a graph without classes, nothing but its embedding is read"
+            self.notes.append(f"{self.limits}; methods that compare feature maps cannot use it")
         return self.notes
 
     def chosen_arguments(self) -> dict[str, Any]:
@@ -137,12 +144,18 @@ class OnnxNetwork(interface.FileNetwork):
 
     def _choose_ports(self, path: Path, graph: Graph) -> Ports:
         entry = _chosen(path, "input", graph.inputs, self._accepted.input)
-        candidates = graph.outputs
-        if self._accepted.output is None and self._accepted.embedding is not None:
-            candidates = tuple(one for one in candidates if one.name != self._accepted.embedding)
-        output = _chosen(path, "output", candidates, self._accepted.output)
+        has_classes = self._sizes.classes > 0
+        candidates, wanted = graph.outputs, self._accepted.output
+        if wanted is None and self._accepted.embedding is not None:
+            if has_classes:
+                candidates = tuple(
+                    one for one in candidates if one.name != self._accepted.embedding
+                )
+            else:
+                wanted = self._accepted.embedding
+        output = _chosen(path, "output", candidates, wanted)
         embedding = None
-        if self._accepted.embedding is not None:
+        if self._accepted.embedding is not None and has_classes:
             embedding = _chosen(path, "embedding", graph.outputs, self._accepted.embedding).name
         if entry.element not in (*onnx_file.FLOATS, onnx_file.BYTES):
             raise errors.UploadRefused(
@@ -225,6 +238,9 @@ class OnnxNetwork(interface.FileNetwork):
                 f"{path.name} answers the same image differently each time: it draws random "
                 "numbers; export it in evaluation mode",
             )
+        if not self._sizes.classes:
+            self.pooled_width = logits.shape[1]
+            return
         self._recognise_probabilities(path, logits)
         if self._ports.embedding is not None:
             self.pooled_width = alone[0][1].shape[1]
@@ -257,6 +273,9 @@ class OnnxNetwork(interface.FileNetwork):
             raise errors.UploadRefused(
                 "forward_failed", f"{path.name} cannot be run on an image: {_first_line(error)}"
             ) from error
+        if not self._sizes.classes:
+            self._check_embedding(path, self._ports.output, answers[0], len(images))
+            return answers
         expected = (len(images), self._sizes.classes)
         if answers[0].shape != expected:
             raise errors.UploadRefused(
@@ -265,13 +284,20 @@ class OnnxNetwork(interface.FileNetwork):
                 f"{list(answers[0].shape)}, expected {list(expected)} for {self._sizes.classes} "
                 "classes; set classes, or name another output: arguments.output",
             )
-        if len(answers) > 1 and (answers[1].ndim != 2 or len(answers[1]) != len(images)):
+        if self._ports.embedding is not None:
+            self._check_embedding(path, self._ports.embedding, answers[1], len(images))
+        return answers
+
+    def _check_embedding(
+        self, path: Path, name: str, answer: NDArray[np.float32], images: int
+    ) -> None:
+        if answer.ndim != 2 or len(answer) != images:
+            ports = "arguments.output" if not self._sizes.classes else "arguments.embedding"
             raise errors.UploadRefused(
                 "embedding_shape",
-                f"the output {self._ports.embedding} of {path.name} has shape "
-                f"{list(answers[1].shape)}; an embedding is a row of numbers for each image",
+                f"the output {name} of {path.name} has shape {list(answer.shape)}; an embedding is "
+                f"a row of numbers for each image, [{images}, D]: name another output: {ports}",
             )
-        return answers
 
     def _recognise_probabilities(self, path: Path, answers: NDArray[np.float32]) -> None:
         are_probabilities = bool(
@@ -386,6 +412,8 @@ class OnnxNetwork(interface.FileNetwork):
         """Return logits, the embedding where there is one, and feature maps where wanted."""
         if not self._runs_in_torch(images) or self.graph is None:
             logits, *embedding = self._by_runtime(images)
+            if not self._sizes.classes:
+                embedding = [logits]
             pooled = embedding[0] if embedding else logits.new_empty(len(logits), 0)
             return interface.Features(self._ordered(logits), pooled)
         if self._plan is None:

@@ -21,10 +21,10 @@ class ConvolutionalNetwork(interface.Network):
         """Return the logits."""
         return self.observe(images).logits
 
-    def pooled_classifier(self) -> nn.Linear:
-        """Return the last layer."""
-        classifier: nn.Linear = self.get_submodule(self.classifier_name)  # type: ignore[assignment]  # any module, for the type checker
-        return classifier
+    def pooled_classifier(self) -> nn.Linear | None:
+        """Return the last layer, or None where it was taken out."""
+        classifier = self.get_submodule(self.classifier_name)
+        return classifier if isinstance(classifier, nn.Linear) else None
 
     def features(
         self,
@@ -37,7 +37,7 @@ class ConvolutionalNetwork(interface.Network):
         """Average the last map, classify it, and return both with the maps of the stages."""
         pooled = final.mean(dim=(2, 3))
         return interface.Features(
-            logits=self.pooled_classifier()(pooled),
+            logits=self.get_submodule(self.classifier_name)(pooled),
             pooled=pooled,
             stem=stem,
             stages=tuple(stages),

@@ -38,9 +38,9 @@ class MLP(interface.Network):
             hidden = layer(functional.relu(hidden) if place else hidden)
         return interface.Features(logits=self.fc(hidden), pooled=hidden)
 
-    def pooled_classifier(self) -> nn.Linear:
-        """Return the last layer."""
-        return self.fc
+    def pooled_classifier(self) -> nn.Linear | None:
+        """Return the last layer, or None where it was taken out."""
+        return self.fc if isinstance(self.fc, nn.Linear) else None
 
 
 class Arguments(arguments.Arguments):

@@ -74,12 +74,13 @@ class MobileNetV2(convolutional.ConvolutionalNetwork):
             for index, (width, (_, count, stride)) in enumerate(zip(widths, ROWS, strict=True))
         )
         self.conv2 = _conv_norm(widths[-1], last, 1, 1)
-        self.classifier = nn.Sequential(nn.Linear(last, sizes.classes))
+        classifier = nn.Linear(last, sizes.classes)
+        self.classifier = nn.Sequential(classifier)
         self.pooled_width = last
         self.stages_info = convolutional.stages_info((widths[end] for end in STAGE_ENDS), STRIDES)
         convolutional.initialise_convolutions(self)
-        nn.init.normal_(self.pooled_classifier().weight, 0, 0.01)
-        nn.init.zeros_(self.pooled_classifier().bias)
+        nn.init.normal_(classifier.weight, 0, 0.01)
+        nn.init.zeros_(classifier.bias)
 
     def observe(self, images: Float[Tensor, "N c h w"]) -> interface.Features:
         """Return logits, embedding, stem, stages and the map that is pooled."""

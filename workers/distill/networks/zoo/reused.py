@@ -78,9 +78,9 @@ class ReusedClassifier(interface.Network):
             final=final,
         )
 
-    def pooled_classifier(self) -> nn.Linear:
-        """Return the reused classifier, not the backbone's own."""
-        return self.classifier
+    def pooled_classifier(self) -> nn.Linear | None:
+        """Return the reused classifier, not the backbone's own; None where it was taken out."""
+        return self.classifier if isinstance(self.classifier, nn.Linear) else None
 
     def stage_norms(self) -> tuple[nn.BatchNorm2d, ...]:
         """Return the backbone's norms."""

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from workers.distill.evaluation import similarity
+from workers.distill.functional import similarity
 
 RANDOM = np.random.default_rng(0)
 LOGITS = RANDOM.normal(size=(60, 4)).astype(np.float32) * 2
