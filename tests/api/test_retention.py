@@ -7,6 +7,7 @@ import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
+from models_registry.artifacts import datasets
 from models_registry.jobs import leases
 from models_registry.persistence import database, tables, task_leases
 from models_registry.persistence.storage import Storage
