@@ -7,7 +7,6 @@ import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
-from models_registry.artifacts import datasets
 from models_registry.jobs import leases
 from models_registry.persistence import database, tables, task_leases
 from models_registry.persistence.storage import Storage
@@ -192,15 +191,7 @@ class TestErase:
     ) -> None:
         with sessions.begin() as session:
             archive = factories.stored(session, storage, b"uploaded a moment ago")
-            datasets.add_version(
-                session,
-                project_id=project.id,
-                name="faces",
-                state="ready",
-                format="imagefolder",
-                task="classification",
-                archive_sha256=archive.sha256,
-            )
+            factories.dataset_version(session, project_id=project.id, archive_sha256=archive.sha256)
         body = client.post("/v1/datasets/faces/erase", json={}).json()
         assert (body["blobs"], body["waiting_blobs"]) == (1, 1)
         (note,) = body["notes"]
