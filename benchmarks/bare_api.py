@@ -15,9 +15,7 @@ from pydantic import BaseModel
 from models_registry.persistence import database, tables
 
 app = FastAPI()
-_readers = database.sessions(
-    database.connect(os.environ["BARE_DATABASE_URL"]).execution_options(read_only=True)
-)
+_readers = database.readers(database.connect(os.environ["BARE_DATABASE_URL"]))
 
 
 class BareJob(BaseModel):

@@ -191,7 +191,7 @@ def _boxes(description: Json) -> Iterator[str]:
 
 def _embedding(_description: Json) -> Iterator[str]:
     yield "        embedding = network(read(path))[0]"
-    yield '    print(path, *(f"{number:.6g}" for number in embedding.tolist()), sep="\t")'
+    yield '    print(path, *(f"{number:.6g}" for number in embedding.tolist()), sep="\\t")'
 
 
 ANSWERS = {

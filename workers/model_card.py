@@ -155,7 +155,9 @@ def _front_matter(origin: JobFacts, description: Json, result: RunResult) -> lis
         "tags": [kind, "knowledge-distillation", origin.spec.method["name"]],
     }
     score, measured_on = result.scores.get("student"), origin.spec.dataset
-    if score is not None and measured_on is not None:
+    by_teacher = result.labels is not None and result.labels.scored_by.get("test") == "teacher"
+    # How far it agrees with its teacher is no accuracy, by which a hub would list it.
+    if score is not None and measured_on is not None and not by_teacher:
         measured = {
             "task": {"type": kind},
             "dataset": {

@@ -134,7 +134,7 @@ def store(
     trials: dict[str, tables.NetworkTrialRow | None] = {}
     jobs: list[tables.JobRow] = []
     ready: list[tables.JobRow] = []
-    occurred: list[tuple[tables.JobRow, tables.EventRow]] = []
+    occurred: list[deliveries.Occurrence] = []
     for number, one in enumerate(new):
         # Lists and queues go by time, so each has a time of its own, none in the future.
         at = now - timedelta(microseconds=len(new) - 1 - number)
@@ -147,13 +147,16 @@ def store(
         jobs.append(job)
         facts = [("validating", {"to": State.VALIDATING})]
         facts += [("warning", told) for told in job.warnings or []]
-        occurred += [(job, transitions.new_event(job, kind, told, now)) for kind, told in facts]
+        for kind, told in facts:
+            event = transitions.new_event(job, kind, told, at)
+            occurred.append(deliveries.Occurrence.of(job, event))
         if not waiting:
-            occurred.append((job, transitions.queue_new(job, message=notice, at=at)))
+            event = transitions.queue_new(job, message=notice, at=at)
+            occurred.append(deliveries.Occurrence.of(job, event))
             ready.append(job)
     session.add_all(jobs)
     session.flush()  # what follows refers to them
-    session.add_all(event for _, event in occurred)
+    session.add_all(one.event for one in occurred)
     awaited = _awaited(inputs)
     for job, one in zip(jobs, new, strict=True):
         job_teachers.add(session, job.id, [row.id for row in inputs.several])

@@ -189,7 +189,7 @@ def _write(
     if state is State.QUEUED and job.not_before <= now:
         announce(session, job, now)
     session.flush()
-    deliveries.record(session, [(job, event_row)])
+    deliveries.record(session, [deliveries.Occurrence.of(job, event_row)])
     log.info("job_moved", job_id=job.id, from_state=old, to_state=state, reason=because)
     if state in (State.FAILED, State.CANCELLED):
         fail_dependents(session, job)
@@ -306,5 +306,6 @@ def add_event(session: Session, job_id: str, kind: str, facts: dict[str, Any]) -
     )
     session.add(event)
     session.flush()
-    deliveries.record(session, [(session.get_one(row, job_id), event)])
+    occurred = deliveries.Occurrence.of(session.get_one(row, job_id), event)
+    deliveries.record(session, [occurred])
     return sequence

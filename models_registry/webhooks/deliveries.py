@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Self
 
 import sqlalchemy as sa
 import structlog
@@ -74,13 +74,28 @@ class Policy:
 # -- written with the event --------------------------------------------------------------------
 
 
-def record(session: Session, occurred: Sequence[tuple[tables.JobRow, tables.EventRow]]) -> None:
+@dataclass(frozen=True)
+class Occurrence:
+    """An event of a job, and the state that it left the job in."""
+
+    job: tables.JobRow
+    event: tables.EventRow
+    state: str
+    state_reason: str | None
+
+    @classmethod
+    def of(cls, job: tables.JobRow, event: tables.EventRow) -> Self:
+        """Return an event with the state that its job has just now."""
+        return cls(job, event, job.state, job.state_reason)
+
+
+def record(session: Session, occurred: Sequence[Occurrence]) -> None:
     """Write the deliveries of events of one project's jobs, in the caller's transaction."""
     if not occurred:
         return
-    endpoints = _subscribed(session, project_id=occurred[0][0].project_id)
+    endpoints = _subscribed(session, project_id=occurred[0].job.project_id)
     if endpoints:
-        _write(session, endpoints, [_of_job(job, event) for job, event in occurred])
+        _write(session, endpoints, [_of_job(one) for one in occurred])
 
 
 @dataclass(frozen=True)
@@ -90,15 +105,16 @@ class _Message:
     payload: dict[str, Any]
 
 
-def _of_job(job: tables.JobRow, event: tables.EventRow) -> _Message:
+def _of_job(occurrence: Occurrence) -> _Message:
     """Return the thin payload of a job's event: a receiver fetches the rest."""
+    job, event = occurrence.job, occurrence.event
     facts = {
         "project_id": job.project_id,
         "job_id": job.id,
         "study_id": job.study_id,
         "sequence": event.sequence,
-        "state": job.state,
-        "state_reason": job.state_reason,
+        "state": occurrence.state,
+        "state_reason": occurrence.state_reason,
         "attempt": job.attempt,
     }
     # Derived from the event, so that it is the same for whoever is told, however often.

@@ -78,3 +78,20 @@ class TestLinearProbe:
             found = metrics.linear_probe_predict(rows.clone(), rows.clone(), labels, classes=3)
         assert found.tolist() == [0, 1, 1, 2]
         assert torch.equal(torch.get_rng_state(), before)
+
+    def test_of_one_reference_gives_its_class(self) -> None:
+        references, labels = torch.tensor([[1.0, 2.0]]), torch.tensor([2])
+        found = metrics.linear_probe_predict(torch.randn(4, 2), references, labels, classes=3)
+        assert found.tolist() == [2, 2, 2, 2]
+
+    def test_takes_evenly_spread_references_where_they_are_too_many(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        references, labels = torch.randn(9, 2), torch.arange(9) % 3
+        monkeypatch.setattr(metrics, "PROBE_WORK", 5 * 2 * 3)
+        queries, rows = torch.randn(20, 2), [0, 2, 4, 6, 8]
+        found, expected = (
+            metrics.linear_probe_predict(queries, bank, its, classes=3)
+            for bank, its in ((references, labels), (references[rows], labels[rows]))
+        )
+        assert torch.equal(found, expected)

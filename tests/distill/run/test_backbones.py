@@ -130,7 +130,11 @@ class TestLabelled:
         delivered = load_file(tmp_path / "student.safetensors")
         assert set(whole) - set(delivered) == {"fc.weight", "fc.bias"}
         assert torch.allclose(delivered["conv1.weight"], whole["conv1.weight"], atol=1e-8)
-        assert result["scores"]["student"]["knn"] == result["scores"]["baseline"]["knn"]
+        student, baseline = result["scores"]["student"], result["scores"]["baseline"]
+        assert student["knn"] == baseline["knn"]
+        # Rows that are easy to tell apart are so to any weights; this likeness is to these alone.
+        # The statistics of the batch norms have moved a little.
+        assert student["cka"] == pytest.approx(baseline["cka"], abs=0.03)
 
 
 class TestUnlabelled:

@@ -127,6 +127,8 @@ class TestRecord:
             factories.study(session, project_id=project.id, seeds=list(range(10)))
             told = session.scalars(sa.select(Delivery)).all()
         assert {row.type for row in told} >= {"job.validating", "job.queued"}
+        for row in told:  # the state that the event led to, and not the one that followed
+            assert row.payload["data"]["state"] == row.type.removeprefix("job.")
         assert len({(row.message_id, row.endpoint_id) for row in told}) == len(told) >= 60
         about_hooks = [text for text in statements if "webhook" in text]
         assert len(about_hooks) <= 6

@@ -1105,15 +1105,15 @@ def of_features(
     """Yield what a method wants to see of a network that the network does not show."""
     if network.shows is None:
         return
-    others = "embeddings" if task in WITHOUT_CLASSES else "logits"
+    others = f", or a method that compares {'embeddings' if task in WITHOUT_CLASSES else 'logits'}"
     for name in description.required_features(role, network.task):
         if name not in network.shows:
             yield Violation(
                 field_of(role),
                 "not_shown",
                 f"method {description.name} needs {FEATURES[name]}, and the {role} "
-                f"{network.reference} shows none{_because(network)}; choose another {role}, or a "
-                f"method that compares {others}",
+                f"{network.reference} shows none{_because(network)}; choose another {role}"
+                f"{'' if task in WITHOUT_CLASSES and name == 'embedding' else others}",
             )
 
 

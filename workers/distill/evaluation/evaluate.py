@@ -6,6 +6,7 @@ rebuilds a student from its file and prints one JSON line.
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import math
 import pathlib
@@ -51,6 +52,8 @@ class LabelledImages:
     """What a teacher that is a table of predictions says of these images."""
     references: "LabelledImages | None" = None
     """Labelled training images that the task's metrics look at first, if it has such metrics."""
+    rows: Int[Tensor, " N"] | None = None
+    """Which of `images` these are; None: all, in their order."""
 
     def some_images(self, rows: slice | Int[Tensor, " n"]) -> UInt8[Tensor, "n c h w"]:
         """Return some of the images, channels last."""
@@ -121,13 +124,15 @@ def _add_references(
     batch_size: int,
     on_batch: Callable[[], None],
 ) -> None:
-    for first in range(0, len(references.images), batch_size):
+    labels = references.labels
+    for first in range(0, len(labels), batch_size):
         on_batch()
         rows = slice(first, first + batch_size)
-        batch = references.some_images(rows)
+        chosen = rows if references.rows is None else references.rows[rows]
+        batch = references.some_images(chosen).to(labels.device)
         for role, (network, preprocessor) in networks.items():
             output = network.observe(preprocessor(batch))
-            metrics[role].add_references(output, references.labels[rows])
+            metrics[role].add_references(output, labels[rows])
 
 
 def _predicted(split: LabelledImages, rows: slice) -> Float[Tensor, "n C"]:
@@ -178,6 +183,18 @@ def evaluate_file(student: pathlib.Path, folder: pathlib.Path, split: str) -> di
     task = TASKS[student_task]
     preprocessor = Preprocessor("student", expected, stored.record.input, torch.device("cpu"))
     content = task.read_split(stored, split)
+    known = ~task.unlabelled(content.labels)
+    if not bool(known.any()):
+        raise errors.BadDataset(
+            f"no image of the {split} split has a label; name a split that has some with --split"
+        )
+    if not bool(known.all()):
+        content = dataclasses.replace(
+            content,
+            images=content.images[known],
+            labels=content.labels[known],
+            scales=None if content.scales is None else content.scales[known],
+        )
     evaluation = evaluate_split(
         task,
         {"student": (network, preprocessor)},
@@ -206,7 +223,8 @@ def references(
         rows = rows[torch.linspace(0, len(rows) - 1, most).round().long()]
     if not len(rows):
         return None
-    return LabelledImages(train.images[rows].to(device), train.labels[rows].to(device))
+    # The images stay where they are stored: they may be many.
+    return LabelledImages(train.images, train.labels[rows].to(device), rows=rows)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -16,6 +16,8 @@ TEMPERATURE = 0.07
 CHUNK = 1024
 """Rows whose similarities to all others are in memory at a time."""
 PROBE_STEPS = 200
+PROBE_WORK = 400_000_000
+"""Most references x width x classes of a linear probe: minutes on one core."""
 PROBE_DECAY = 1e-3
 """L2 penalty of the linear probe on standardised embeddings, beside the mean cross-entropy."""
 
@@ -90,9 +92,15 @@ def linear_probe_predict(
     """Return the classes that a logistic regression on the references gives the queries.
 
     Embeddings are standardised by the references; L-BFGS from zero weights in float64, so that
-    nothing is drawn.
+    nothing is drawn. Of more references than `PROBE_WORK` allows, as many are taken, evenly spread.
     """
-    mean, deviation = references.double().mean(0), references.double().std(0).clamp(min=1e-6)
+    most = max(classes, PROBE_WORK // (references.shape[1] * classes))
+    if len(references) > most:
+        rows = torch.linspace(0, len(references) - 1, most, device=references.device).round().long()
+        references, labels = references[rows], labels[rows]
+    mean = references.double().mean(0)
+    # Of one reference alone, there is no deviation to correct.
+    deviation = references.double().std(0, correction=0).clamp(min=1e-6)
     inputs = (references.double() - mean) / deviation
     weight = torch.zeros(classes, inputs.shape[1], dtype=torch.double, device=inputs.device)
     bias = torch.zeros(classes, dtype=torch.double, device=inputs.device)

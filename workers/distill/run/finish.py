@@ -136,9 +136,10 @@ def kept_epochs(state: TrainState) -> dict[str, Any]:
 
 def write_epochs(context: JobContext, state: TrainState) -> list[str]:
     """Write the students of the epochs that are kept beside the best; return their paths."""
+    classes = context.task.delivered_classes(context.classes)
     for kept in state.next_best:
         network = state.load_kept(kept)
-        outputs.write_epoch(context.workdir, context.config, context.classes, network, kept.epoch)
+        outputs.write_epoch(context.workdir, context.config, classes, network, kept.epoch)
     if state.next_best:
         state.load_best()
     return [outputs.epoch_path(kept.epoch) for kept in state.next_best]

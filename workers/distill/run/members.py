@@ -162,11 +162,16 @@ def _warn_of_weak_teacher(context: JobContext, scores: TeacherScores) -> None:
     metric = context.task.primary_metric
     chance = context.task.constant_score(scores.split.samples.labels, len(context.classes))
     if scores.primary <= chance:
+        suspects = (
+            "classes, their order, its normalisation and its weights"
+            if context.task.learns_targets
+            else "normalisation, its weights and which of its outputs was chosen"
+        )
         context.reporter.warning(
             "teacher_weak",
             f"the teacher's {metric} on the validation split is {scores.primary:.1%}, no more than "
-            f"the {chance:.1%} of always giving the commonest answer; check its classes, their "
-            "order, its normalisation and its weights, since a student learns what it says",
+            f"the {chance:.1%} of always giving the commonest answer; check its {suspects}, since "
+            "a student learns what it says",
         )
     confusion = scores.evaluation.metrics.confusion()
     for told in outcome.one_class("teacher", context.task.unit, context.classes, confusion):

@@ -113,7 +113,9 @@ class TeacherFactory:
             return False
         if network is None or train_data is None or not self._shared.task.caches_logits:
             return False
-        return fits_cache(train_data.count, network.classes, network.pooled_width)
+        return fits_cache(
+            train_data.count, network.classes or network.pooled_width, network.pooled_width
+        )
 
     @functools.cached_property
     def _folded(self) -> Network:
