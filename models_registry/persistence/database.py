@@ -12,17 +12,13 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
-from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.orm import DeclarativeBase, Session, SessionTransaction, sessionmaker
-from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.types import TypeDecorator
 
 Sessions = sessionmaker[Session]
 _DISK_FULL = "53100"  # PostgreSQL's code of the error
 # Longer than the server's own limit, whose error tells more than a silence.
 _NETWORK_SECONDS = 2.0
-# A connection that was used so shortly ago is taken to be alive: a server restarts no faster.
-_FRESH_SECONDS = 1.0
 # Goes on while the machine sleeps, where the system has such a clock.
 _ELAPSED = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -89,6 +85,7 @@ def connect(
         hide_parameters=True,  # they hold secrets of webhooks, and errors are logged
         pool_size=pool_size,
         max_overflow=pool_size,
+        pool_pre_ping=True,
         # A request waits no longer for a connection than for an answer over one.
         pool_timeout=answer_seconds,
         connect_args={
@@ -103,8 +100,6 @@ def connect(
         },
     )
 
-    _ping_idle_connections(engine)
-
     @event.listens_for(engine, "do_connect")
     def connect_limited(
         _dialect: Dialect, _record: Any, arguments: list[Any], named: dict[str, Any]
@@ -114,28 +109,6 @@ def connect(
         return connection
 
     return engine
-
-
-def _ping_idle_connections(engine: sa.Engine) -> None:
-    """Test each connection before it is used again, unless it was used just now.
-
-    A test costs as much as a short query. As with SQLAlchemy's own, all connections are opened anew
-    when one is found dead.
-    """
-
-    @event.listens_for(engine, "checkin")
-    def note_use(_connection: Any, record: ConnectionPoolEntry) -> None:
-        record.info["used_at"] = time.monotonic()
-
-    @event.listens_for(engine, "checkout")
-    def ping(connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
-        used_at = record.info.get("used_at")
-        if used_at is None or time.monotonic() - used_at < _FRESH_SECONDS:
-            return
-        try:
-            engine.dialect.do_ping(connection)
-        except psycopg.Error as error:
-            raise InvalidatePoolError from error
 
 
 class _LimitedConnection(psycopg.Connection[Any]):

@@ -219,7 +219,7 @@ class TestCollect:
                         sha256=kept.sha256,
                         size_bytes=kept.size_bytes,
                         storage_key=kept.key,
-                        created_at=long_ago,
+                        adopted_at=long_ago,
                         marked_at=at,
                     )
                 )

@@ -149,8 +149,11 @@ class TestSharedEngine:
         made = study(workshop, project, "kd", "ce", "dkd", max_attempts=1)
 
         def cancel() -> None:
-            with workshop.sessions.begin() as session:
-                actions.cancel(session, project_id=project, job_id=made["dkd"])
+            (engine,) = scenes.engines()
+            with scenes.suspended(engine):
+                with workshop.sessions.begin() as session:
+                    actions.cancel(session, project_id=project, job_id=made["dkd"])
+                scenes.wait_until(lambda: scenes.is_told_to_stop(engine), "it is told to stop")
 
         with once_all_are_kept(workshop, made, cancel):
             assert runner.run_job(workshop, made["kd"]) == State.QUEUED
@@ -170,7 +173,10 @@ class TestSharedEngine:
         made = study(workshop, project, "kd", "ce", max_attempts=1)
 
         def kill() -> None:
-            (engine,) = scenes.wait_until(scenes.engines, "the engine runs")
+            # An engine that dies as it is forked is started another way.
+            for job_id in made.values():
+                scenes.wait_until(scenes.has_state(workshop, job_id, State.RUNNING), "it runs")
+            (engine,) = scenes.engines()
             engine.kill()
 
         with scenes.meanwhile(kill):

@@ -187,29 +187,6 @@ class TestConnect:
             engine.dispose()
 
     @POSTGRES_ONLY
-    @pytest.mark.parametrize("idle_seconds", [0.0, 2.0])
-    def test_notices_a_server_that_has_restarted_in_the_meantime(
-        self, database_url: str, monkeypatch: pytest.MonkeyPatch, idle_seconds: float
-    ) -> None:
-        """A connection that was used just now is not asked first, and fails once."""
-        engine = database.connect(database_url, pool_size=1)
-        number = sa.text("SELECT pg_backend_pid()")
-        with engine.connect() as connection:
-            first = connection.scalar(number)
-        other = database.connect(database_url)
-        with other.begin() as connection:
-            connection.execute(sa.text("SELECT pg_terminate_backend(:it, 5000)"), {"it": first})
-        other.dispose()
-        now = time.monotonic()
-        monkeypatch.setattr(time, "monotonic", lambda: now + idle_seconds)
-        if not idle_seconds:
-            with engine.connect() as connection, pytest.raises(sqlalchemy.exc.OperationalError):
-                connection.scalar(number)
-        with engine.connect() as connection:
-            assert connection.scalar(number) != first
-        engine.dispose()
-
-    @POSTGRES_ONLY
     def test_frees_the_locks_of_a_client_that_falls_silent(
         self, engine: sa.Engine, sessions: database.Sessions, database_url: str
     ) -> None:
