@@ -72,7 +72,7 @@ def _request(claimed: ExportClaim) -> dict[str, Any]:
         "input": version.input,
         "choice": claimed.choice.model_dump(mode="json"),
         "why_no_dataset": claimed.why_no_dataset,
-        "may_train": not claimed.withheld,
+        "may_train": claimed.may_train,
         "card": version.card,
     }
 

@@ -192,6 +192,8 @@ class TestRefusals:
             made(tmp_path, *CONVNET, "classification", format="hub", precision="int8")
         with pytest.raises(errors.NotExportable, match="no data set is known; choose float16"):
             made(tmp_path, *CONVNET, "classification", format="onnx", precision="int8")
+        with pytest.raises(errors.NotExportable, match="task 'embedding'"):
+            made(tmp_path, *CONVNET, "embedding", format="hub")
 
 
 @pytest.mark.parametrize("network", ["retort/fcos", "retort/retinanet"])

@@ -138,7 +138,7 @@ def make(request: ExportRequest, workdir: Path) -> dict[str, Any]:  # Any: a rep
 
 def _faults(request: ExportRequest, workdir: Path) -> Iterator[Violation]:
     """Yield why an export cannot be made, before anything is done for it."""
-    yield from rules.faults(request.choice, network=request.network)
+    yield from rules.faults(request.choice, network=request.network, task=request.task)
     if not (workdir / DATASET).is_dir():
         because = request.why_no_dataset or "no data set is known"
         yield from rules.fault_without_images(request.choice, because=because)
