@@ -524,6 +524,6 @@ def _gave_up() -> dict[str, Any]:
     return {
         "code": "export_failed",
         "message": f"It could not be made in {MOST_ATTEMPTS} attempts: the exporting process died "
-        "or took too long each time, most likely for lack of memory. Export a smaller network, or "
+        "each time, most likely for lack of memory. Export a smaller network, or "
         "have the operator raise RETORT_INSPECTION_MEMORY_BYTES.",
     }
