@@ -1,5 +1,7 @@
 """Exports: asked for once, claimed by one worker at a time, ended by whoever holds the claim."""
 
+import time
+from concurrent import futures
 from datetime import timedelta
 from typing import Any
 
@@ -15,8 +17,8 @@ from models_registry.jobs import validation
 from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
-from tests import factories
-from tests.databases import SQLITE_ONLY
+from tests import factories, waiting
+from tests.databases import POSTGRES_ONLY, SQLITE_ONLY
 from workers.distill.config.exports import ExportChoice
 
 MEASURED = {"opset": 20, "checks": {}, "latency": {}}
@@ -240,6 +242,32 @@ class TestFiles:
             name = models.name_of(found)
             models.delete_version(session, project_id=version.project_id, name=name, version=1)
             assert session.scalars(sa.select(tables.ModelExportRow)).all() == []
+
+    @POSTGRES_ONLY
+    def test_go_with_a_version_that_is_deleted_while_the_export_ends(
+        self, sessions: database.Sessions, storage: Storage, version: tables.ModelVersionRow
+    ) -> None:
+        """In one order of locks: in two, the database ends one of them with a deadlock."""
+        with sessions.begin() as session:
+            claim = claimed(session, version)
+            made = factories.stored(session, storage, b"a graph", path="model.onnx")
+            name = models.name_of(session.get_one(tables.ModelVersionRow, version.id))
+
+        def end() -> None:
+            with sessions.begin() as session:
+                exports.finish(session, claim, files=[made], measured=MEASURED, notes=[])
+
+        with futures.ThreadPoolExecutor(1) as pool:
+            with sessions.begin() as session:
+                session.get(tables.ModelVersionRow, version.id, with_for_update=True)
+                ending = pool.submit(end)
+                time.sleep(0.2)  # until it waits for the version
+                models.delete_version(session, project_id=version.project_id, name=name, version=1)
+            with pytest.raises(errors.StaleFence):
+                ending.result(waiting.PATIENCE_SECONDS)
+        with sessions.begin() as session:
+            for row in (tables.ModelExportRow, tables.ModelFileRow):
+                assert session.scalars(sa.select(row)).all() == []
 
 
 class TestOfAJob:

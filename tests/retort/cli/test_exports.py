@@ -119,7 +119,7 @@ class TestPredict:
     def test_prints_the_likeliest_classes(
         self, run, sessions: database.Sessions, storage: Storage, tmp_path: Path
     ) -> None:
-        asked = json.loads(run("--json", "export", "digits-teacher@1"))
+        asked = json.loads(run("--json", "export", "digits-teacher@1", "--max-drop", "0.5"))
         make(sessions, storage, asked["id"])
         picture = tmp_path / "three.png"
         picture.write_bytes(b"a picture")
@@ -128,6 +128,8 @@ class TestPredict:
         told = run("predict", "digits-teacher@1", str(picture))
         worker.join()
         assert "three.png" in told
+        with sessions.begin() as session:
+            assert session.query(tables.ModelExportRow).count() == 1  # any that is ready answers
         assert "0.9000" in told
         assert "is not a file" in run("predict", "digits-teacher@1", "none.png", code=5)
 
