@@ -44,7 +44,8 @@ def _forward_shutdown(built: context.Context) -> None:
 
 
 @signals.worker_process_init.connect
-def _sweep_scratch(**_: Any) -> None:
+def sweep_scratch(**_: Any) -> None:
+    """Remove what killed processes have left, when a worker starts."""
     # What a killed process has left may be somebody's pictures, and the next task hours away.
     maintenance.sweep_scratch(settings)
 
