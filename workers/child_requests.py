@@ -27,6 +27,10 @@ class ChildDied(Exception):
     """The child ended without a result or failure, or took too long: its input may be the cause."""
 
 
+class ChildTimedOut(ChildDied):
+    """The child took too long, and was killed."""
+
+
 class ClaimHold:
     """Renews a claim while the work lasts, however long that is."""
 
@@ -78,7 +82,8 @@ def ask(
 
     `memory_bytes` bounds the child's memory.
 
-    Raises: ChildDied when it ended without either, or took longer than the limit.
+    Raises: ChildDied when it ended without either; ChildTimedOut when it took longer than the
+    limit.
     """
     path = workdir / "request.json"
     path.write_text(json.dumps(request))
@@ -99,7 +104,7 @@ def ask(
             if must_stop():
                 return None
             if time.monotonic() > deadline:
-                raise ChildDied(f"it took longer than {limit_seconds:g} s")
+                raise ChildTimedOut(f"it took longer than {limit_seconds:g} s")
             report = child.next_report(_TICK_SECONDS)
             if report is not None and report["type"] in ("result", "failure"):
                 answer = report

@@ -16,13 +16,14 @@ from models_registry.artifacts import exports, models
 from models_registry.artifacts.exports import ExportClaim
 from models_registry.jobs.leases import OutputFile
 from workers import child_files, inspector, staging
-from workers.child_requests import ChildDied, ClaimHold, ask
+from workers.child_requests import ChildDied, ChildTimedOut, ClaimHold, ask
 from workers.context import Context
 from workers.engine_process import Report
 
 log = structlog.get_logger()
 
 MODULE = "workers.distill.export.program"
+LIMIT_SECONDS = 3600.0
 # If the database is unreachable for longer, the outcome is lost; the claim expires, and the
 # export is made again.
 _PATIENCE_SECONDS = 600.0
@@ -72,7 +73,7 @@ def _request(claimed: ExportClaim) -> dict[str, Any]:
         "input": version.input,
         "choice": claimed.choice.model_dump(mode="json"),
         "why_no_dataset": claimed.why_no_dataset,
-        "may_train": not claimed.withheld,
+        "may_train": claimed.may_train,
         "card": version.card,
     }
 
@@ -84,6 +85,14 @@ def _outcome(
     try:
         with staging.scratch(context.settings.scratch_dir, claimed.export_id) as workdir:
             return _make(context, claimed, request, workdir, hold)
+    except ChildTimedOut:
+        # It would take as long again: it is told at once, and not after two more attempts.
+        message = (
+            f"It took longer than the {LIMIT_SECONDS:g} s that an export may take: export a "
+            "smaller network, ask for torch_state_dict, which is the quickest to make, or have it "
+            "made where the worker has a faster processor."
+        )
+        return _failed(claimed, "took_too_long", message)
     except (ChildDied, child_files.OddFile) as error:
         log.warning("export_died", export_id=claimed.export_id, because=str(error))
         return _Outcome(None, lambda s: exports.give_back(s, claimed, counted=True))
@@ -125,6 +134,7 @@ def _make(
         workdir,
         launcher=context.launcher,
         must_stop=hold.must_stop,
+        limit_seconds=LIMIT_SECONDS,
         memory_bytes=context.settings.inspection_memory_bytes,
     )
     if report is None:

@@ -17,6 +17,7 @@ from models_registry.persistence import counters, database, outbox, task_leases
 from models_registry.persistence.counters import Counter
 from models_registry.retention import blobs, erasures
 from models_registry.retention import sweep as retention
+from models_registry.settings import Settings
 from models_registry.studies import searches
 from models_registry.webhooks import deliveries
 from workers import inspector, search_sampler, staging
@@ -204,13 +205,18 @@ def _expire_uploads(context: Context) -> int:
 def tidy(context: Context) -> dict[str, int]:
     """Free disk space on this machine; each worker does so before a task."""
     cache, limit = context.settings.cache_dir, context.settings.worker_cache_bytes
-    folders = (context.settings.scratch_dir, inspector.builtin_folder(cache))
     done = {
-        "scratch_removed": sum(staging.sweep_scratch(folder) for folder in folders),
+        "scratch_removed": sweep_scratch(context.settings),
         "cache_bytes_dropped": staging.trim(cache, limit_bytes=limit),
     }
     _log(done, "disk_tidied")
     return done
+
+
+def sweep_scratch(settings: Settings) -> int:
+    """Remove what killed processes have left on this machine; return how many folders."""
+    folders = (settings.scratch_dir, inspector.builtin_folder(settings.cache_dir))
+    return sum(staging.sweep_scratch(folder) for folder in folders)
 
 
 def _log(done: dict[str, int], event: str) -> None:

@@ -43,6 +43,13 @@ def _forward_shutdown(built: context.Context) -> None:
     built.shutting_down.set()
 
 
+@signals.worker_process_init.connect
+def sweep_scratch(**_: Any) -> None:
+    """Remove what killed processes have left, when a worker starts."""
+    # What a killed process has left may be somebody's pictures, and the next task hours away.
+    maintenance.sweep_scratch(settings)
+
+
 @signals.worker_process_shutdown.connect
 def _close_tracer(**_: Any) -> None:
     if _context.cache_info().currsize:
@@ -91,6 +98,8 @@ def export_model(export_id: str) -> None:
 def predict(prediction_id: str) -> None:
     """Answer pictures that somebody tries a model with."""
     with logs.bind(prediction_id=prediction_id):
+        # The whole disk is tidied before longer tasks: somebody waits for this one.
+        maintenance.sweep_scratch(_context().settings)
         predictor.answer(_context(), prediction_id)
 
 

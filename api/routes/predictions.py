@@ -18,6 +18,7 @@ router = APIRouter(prefix="/v1/models/{name}/versions/{version}", tags=["models"
 Version = Annotated[int, Path(ge=1, le=999_999_999)]
 LONGEST_WAIT_SECONDS = 25
 POLL_SECONDS = 0.05
+LONGEST_POLL_SECONDS = 0.5
 _SETTLED = (predictions.READY, predictions.FAILED)
 WaitSeconds = Annotated[
     float,
@@ -101,8 +102,10 @@ async def _settled(
 
     deadline = time.monotonic() + wait_seconds
     found: bodies.PredictionRead | None = asked
+    pause = POLL_SECONDS
     while found is not None and found.state not in _SETTLED and time.monotonic() < deadline:
-        await asyncio.sleep(POLL_SECONDS)
+        await asyncio.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+        pause = min(1.5 * pause, LONGEST_POLL_SECONDS)
         found = await run_in_threadpool(read)
     if found is None:
         raise errors.Gone(f"prediction {asked.id} was deleted: send the pictures again")

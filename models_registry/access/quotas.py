@@ -133,11 +133,15 @@ def check_stored(
         _refuse_beyond("storage_bytes", limits.storage_bytes, used, size_bytes, pointer="")
 
 
-def _held_limits(session: Session, project_id: str, service: QuotaLimits) -> QuotaLimits:
-    project = session.get_one(
+def hold(session: Session, project_id: str) -> tables.ProjectRow:
+    """Lock a project's row, so that nobody else counts what it has until this transaction ends."""
+    return session.get_one(
         tables.ProjectRow, project_id, populate_existing=True, with_for_update={"key_share": True}
     )
-    return QuotaLimits.of_project(project).within(service)
+
+
+def _held_limits(session: Session, project_id: str, service: QuotaLimits) -> QuotaLimits:
+    return QuotaLimits.of_project(hold(session, project_id)).within(service)
 
 
 def _refuse_beyond(name: str, limit: int, used: int, wanted: int, *, pointer: str) -> None:
@@ -252,9 +256,7 @@ def change(
         if limit is not None and (ceiling := service.of(name)) is not None and limit > ceiling
     ]
     input_checks.refuse(faults, code="above_service_limit")
-    project = session.get_one(
-        tables.ProjectRow, project_id, populate_existing=True, with_for_update={"key_share": True}
-    )
+    project = hold(session, project_id)
     for name, limit in limits.items():
         setattr(project, f"limit_{name}", limit)
     if share_weight is not None:

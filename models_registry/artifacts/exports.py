@@ -20,7 +20,7 @@ from models_registry import errors, ids
 from models_registry.access import quotas
 from models_registry.artifacts import datasets, input_checks, models, uploads
 from models_registry.errors import Fault
-from models_registry.jobs import submission, validation
+from models_registry.jobs import submission, transitions, validation
 from models_registry.jobs.leases import OutputFile
 from models_registry.persistence import database, outbox, paging, tables
 from workers.distill.config import exports as rules
@@ -37,8 +37,12 @@ FOLDER = "exports/"
 MOST_ATTEMPTS = 3
 MOST_POSTPONEMENTS = 12
 MOST_OF_A_VERSION = 100
+MOST_WAITING = 32
+"""Of a project, that no worker has ended."""
 LEASE_SECONDS = 60.0
 _LONGEST_DELAY_SECONDS = 300.0
+_RETRY_SECONDS = 60.0
+_SPLITS = ("train", "validation", "test")
 _DATA_FREE = "its method saw no training image, and calibration would read some"
 
 
@@ -55,7 +59,8 @@ def request(
     """Return the export of a version in this form; make it unless there is one that did not fail.
 
     Raises: errors.Conflict for a version that is not ready; errors.Refused for a form that its
-    network cannot have; errors.QuotaExceeded.
+    network cannot have; errors.RateLimited while too many of the project's wait;
+    errors.QuotaExceeded.
     """
     reference = models.reference_of(version)
     # One at a time: of two equal requests, the second finds what the first has made.
@@ -68,7 +73,7 @@ def request(
             code="version_not_ready",
         )
     violations = [
-        *rules.faults(choice, network=version.network),
+        *rules.faults(choice, network=version.network, task=version.task),
         *_without_images(session, version, choice),
     ]
     input_checks.refuse([_fault(one) for one in violations], code="invalid_export")
@@ -76,9 +81,19 @@ def request(
     if existing is not None:
         return existing
     _check_count(session, version)
+    waiting, their_bytes = _waiting(session, version.project_id)
+    if waiting >= MOST_WAITING:
+        raise errors.RateLimited(
+            f"{waiting} exports of the project wait for a worker already, and {MOST_WAITING} may: "
+            "wait until some are made, or delete some",
+            retry_after_seconds=_RETRY_SECONDS,
+        )
     weights = session.get_one(tables.BlobRow, version.sha256)
     quotas.check_stored(
-        session, project_id=version.project_id, size_bytes=weights.size_bytes, service=service
+        session,
+        project_id=version.project_id,
+        size_bytes=their_bytes + weights.size_bytes,
+        service=service,
     )
     row = tables.ModelExportRow(
         id=ids.new("exp"),
@@ -108,7 +123,8 @@ def request_of_job(session: Session, job_id: str, *, service: quotas.QuotaLimits
             message = f"Its {choice.format} export in {choice.precision} is not made: {error}."
             told = {"code": "export_not_made", "message": message}
             job.warnings = [*(job.warnings or []), told]
-    session.flush()
+            session.flush()
+            transitions.add_event(session, job_id, "warning", told)
 
 
 def get(
@@ -237,6 +253,25 @@ def _check_count(session: Session, version: tables.ModelVersionRow) -> None:
         )
 
 
+def _waiting(session: Session, project_id: str) -> tuple[int, int]:
+    """Return how many exports of a project wait, and about how many bytes they will take.
+
+    Its row stays locked: of requests at the same time, the second counts the first.
+    """
+    quotas.hold(session, project_id)
+    row, version, blob = tables.ModelExportRow, tables.ModelVersionRow, tables.BlobRow
+    # As large as the weights, which nobody knows better before they are written.
+    query = (
+        sa.select(sa.func.count(), sa.func.sum(blob.size_bytes))
+        .select_from(row)
+        .join(version, version.id == row.version_id)
+        .join(blob, blob.sha256 == version.sha256)
+        .where(row.project_id == project_id, row.state.in_(WAITING))
+    )
+    count, size_bytes = session.execute(query).one()
+    return count, int(size_bytes or 0)
+
+
 def _fault(violation: Violation) -> Fault:
     return Fault(f"/{violation.field}", violation.code, violation.message)
 
@@ -257,7 +292,9 @@ class ExportClaim:
     builtin: str | None
     """Name of a data set that is written by a child process and not stored; else None."""
     withheld: frozenset[str]
-    """Files of that data set that the export must not see."""
+    """Files of the data set that the export does not need, or must not see."""
+    may_train: bool
+    """Whether it may see training images."""
     config: tables.BlobRow | None
     """The version's `config.json`."""
     why_no_dataset: str
@@ -300,7 +337,7 @@ def _claimed(
     session: Session, export: tables.ModelExportRow, version: tables.ModelVersionRow
 ) -> ExportClaim:
     dataset, because = dataset_of(session, version)
-    withheld = frozenset({"train.safetensors"} if is_data_free(session, version) else ())
+    withheld = _withheld(session, export, version)
     inputs = {f"model/{teachers.WEIGHTS_FILE}": session.get_one(tables.BlobRow, version.sha256)}
     builtin = None
     if dataset is not None and dataset.format == datasets.BUILTIN:
@@ -319,9 +356,20 @@ def _claimed(
         inputs,
         builtin,
         withheld,
+        not is_data_free(session, version),
         None if config is None else session.get_one(tables.BlobRow, config.sha256),
         because,
     )
+
+
+def _withheld(
+    session: Session, export: tables.ModelExportRow, version: tables.ModelVersionRow
+) -> frozenset[str]:
+    """Return the splits that are not staged: calibration alone reads training images."""
+    reads = {"test"}
+    if export.precision == "int8" and not is_data_free(session, version):
+        reads.add("train")
+    return frozenset(f"{name}.safetensors" for name in _SPLITS if name not in reads)
 
 
 def choice_of(row: tables.ModelExportRow) -> ExportChoice:
@@ -349,6 +397,13 @@ def finish(
 
     Raises: errors.StaleFence when it is no longer held, or was deleted.
     """
+    # Before the export, as whoever deletes the version does: files of it lock it as well.
+    session.get(
+        tables.ModelVersionRow,
+        claimed.version.id,
+        populate_existing=True,
+        with_for_update={"read": True, "key_share": True},
+    )
     row = _held(session, claimed)
     for file in files:
         uploads.adopt(
@@ -469,6 +524,6 @@ def _gave_up() -> dict[str, Any]:
     return {
         "code": "export_failed",
         "message": f"It could not be made in {MOST_ATTEMPTS} attempts: the exporting process died "
-        "or took too long each time, most likely for lack of memory. Export a smaller network, or "
+        "each time, most likely for lack of memory. Export a smaller network, or "
         "have the operator raise RETORT_INSPECTION_MEMORY_BYTES.",
     }

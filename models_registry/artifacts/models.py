@@ -614,10 +614,9 @@ def _refuse_if_used(what: str, used: Sequence[errors.Uses]) -> None:
 
 def _soft_delete(session: Session, version: tables.ModelVersionRow) -> None:
     """Mark a version as deleted, without file rows: the sweep of orphans deletes the bytes."""
-    file = tables.ModelFileRow
-    session.execute(sa.delete(file).where(file.version_id == version.id))
-    for made_of_it in (tables.ModelExportRow, tables.PredictionRow):
-        session.execute(sa.delete(made_of_it).where(made_of_it.version_id == version.id))
+    # Files last: an export that ends at this moment has added its own when its row is let go of.
+    for row in (tables.ModelExportRow, tables.PredictionRow, tables.ModelFileRow):
+        session.execute(sa.delete(row).where(row.version_id == version.id))
     version.deleted_at = version.updated_at = database.now(session)
     if version.state == "pending":
         # Ends its inspection, whose result is not needed.

@@ -15,9 +15,11 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from models_registry import errors, ids
+from models_registry.access import quotas
 from models_registry.artifacts import exports, input_checks, models
 from models_registry.errors import Fault
 from models_registry.persistence import database, outbox, tables
+from workers.distill.config import exports as rules
 
 TASK, QUEUE = "models.predict", "inspect"
 QUEUED, RUNNING, READY, FAILED = "queued", "running", "ready", "failed"
@@ -34,9 +36,11 @@ def request(
     """Ask a worker what a version says of pictures: files such as PNG and JPEG, in base64.
 
     Raises: errors.Refused for what are no such files; errors.Conflict for a version without an ONNX
-    export; errors.RateLimited where too many of the project's requests wait.
+    export, or whose network can have none; errors.RateLimited where too many of the project's
+    requests wait.
     """
     input_checks.refuse(list(_faults(pictures)), code="bad_pictures")
+    _check_exportable(version)
     export = exports.newest_onnx(session, version)
     if export is None:
         reference = models.reference_of(version)
@@ -45,6 +49,8 @@ def request(
             f'{{"format": "onnx"}} to its exports, or `retort export {reference} --wait`',
             code="export_needed",
         )
+    # Of requests at the same time, the second counts the first.
+    quotas.hold(session, version.project_id)
     row = tables.PredictionRow
     now = database.now(session)
     waiting = sa.select(sa.func.count()).where(
@@ -122,7 +128,9 @@ def finish(
     failure: dict[str, Any] | None = None,
 ) -> None:
     """Record what was answered, or why nothing was, and let go of the pictures."""
-    row = session.get(tables.PredictionRow, prediction_id, populate_existing=True)
+    row = session.get(
+        tables.PredictionRow, prediction_id, populate_existing=True, with_for_update=True
+    )
     if row is None:
         return  # its version was deleted
     row.state = READY if failure is None else FAILED
@@ -140,6 +148,17 @@ def sweep(session: Session) -> int:
 def decoded(pictures: Sequence[str]) -> list[bytes]:
     """Return the files of a request."""
     return [base64.b64decode(picture, validate=True) for picture in pictures]
+
+
+def _check_exportable(version: tables.ModelVersionRow) -> None:
+    """Refuse a version whose network can have no ONNX export, rather than ask for one."""
+    choice = rules.ExportChoice(format="onnx")
+    for violation in rules.faults(choice, network=version.network, task=version.task):
+        raise errors.Conflict(
+            f"{models.reference_of(version)} cannot be tried, because answers come from an ONNX "
+            f"export. {violation.message}",
+            code=violation.code,
+        )
 
 
 def _faults(pictures: Sequence[str]) -> list[Fault]:

@@ -167,7 +167,7 @@ def _faults_of_exports(parts: SpecParts) -> Iterator[errors.Fault]:
     elif parts.method is not None and is_data_free(parts.method):
         because = f"method {parts.method['name']} reads no training image"
     for place, choice in enumerate(parts.exports):
-        found = list(exports.faults(choice, network=parts.network or ""))
+        found = list(exports.faults(choice, network=parts.network or "", task=parts.task))
         if because is not None:
             found += exports.fault_without_images(choice, because=because)
         for one in found:

@@ -291,7 +291,8 @@ class PredictionRow(Row):
     project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"), index=True)
     version_id: Mapped[str] = mapped_column(sa.ForeignKey("model_versions.id"), index=True)
     export_id: Mapped[str] = mapped_column(sa.String(40))
-    pictures: Mapped[list[Any] | None]  # in base64, until there is an answer
+    # In base64, until there is an answer; megabytes, which only the worker reads.
+    pictures: Mapped[list[Any] | None] = mapped_column(deferred=True)
     state: Mapped[str] = mapped_column(sa.String(16))  # queued, running, ready, failed
     answer: Mapped[dict[str, Any] | None]
     failure: Mapped[dict[str, Any] | None]

@@ -185,6 +185,8 @@ class TestBodies:
             ('{"name": "\\ud800"}', "bad_text"),
             ('{"na\\u0000me": 1}', "bad_text"),
             ("{", "malformed"),
+            ("[" * 100 + '"', "too_deep"),
+            ('["' + "[" * 100, "malformed"),
             ('{"name": ' + "1" * 5000 + "}", "malformed"),
             ("\xff\xfe", "malformed"),
         ],

@@ -213,17 +213,24 @@ class TestPredict:
         refused = client.post(PREDICT, json={"pictures": [encoded()]}, params=NOW)
         assert refused.status_code == 429
 
-    @pytest.mark.usefixtures("ready")
     def test_needs_a_graph_and_an_editor(
-        self, client: TestClient, sessions: database.Sessions, project: tables.ProjectRow
+        self,
+        client: TestClient,
+        sessions: database.Sessions,
+        project: tables.ProjectRow,
+        ready: tables.ModelVersionRow,
     ) -> None:
         body = {"pictures": [encoded()]}
         answer = client.post(PREDICT, json=body, params=NOW)
         assert (answer.status_code, answer.json()["code"]) == (409, "export_needed")
         with sessions.begin() as session:
             viewer = factories.key(session, project_id=project.id, role="viewer")
+            row = session.get_one(tables.ModelVersionRow, ready.id)
+            row.task = "embedding"
         headers = {"authorization": f"Bearer {viewer}"}
         assert client.post(PREDICT, json=body, params=NOW, headers=headers).status_code == 403
+        answer = client.post(PREDICT, json=body, params=NOW)
+        assert (answer.status_code, answer.json()["code"]) == (409, "not_exportable")
 
     @pytest.mark.usefixtures("made")
     def test_is_forgotten(

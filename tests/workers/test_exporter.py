@@ -130,6 +130,20 @@ def test_weights_of_an_upload_are_compared_on_noise_and_that_is_told(
     assert any("noise" in note for note in row.notes)
 
 
+def test_one_that_takes_too_long_fails_at_once_and_says_so(
+    context: Context, project: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with context.sessions.begin() as session:
+        version_id = factories.teacher(session, context.storage, project_id=project).id
+    export_id = ask(context, version_id, format="hub")
+    monkeypatch.setattr(exporter, "LIMIT_SECONDS", 0.0)
+    assert exporter.make(context, export_id) == "failed"
+    failure = export(context, export_id).failure
+    assert failure is not None
+    assert failure["code"] == "took_too_long"
+    assert "memory" not in failure["message"]
+
+
 def test_weights_that_do_not_fit_end_in_a_failure_that_says_so(
     context: Context, project: str
 ) -> None:

@@ -16,7 +16,7 @@ from tests import factories
 from tests.databases import SQLITE_ONLY
 from tests.workers import scenes
 from workers import context as contexts
-from workers import inspector, maintenance, runner, staging
+from workers import inspector, maintenance, runner, staging, tasks
 from workers.context import Context
 
 Message = tuple[str, str, dict[str, Any], int]
@@ -279,6 +279,19 @@ class TestTidy:
         assert done == {"scratch_removed": 2, "cache_bytes_dropped": 7}
         assert not any(path.exists() for path in left)
         small.engine.dispose()
+
+    def test_happens_when_a_worker_starts_and_before_pictures_are_answered(
+        self, context: Context, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A killed process may have left pictures, which nobody else would delete for hours."""
+        left = context.settings.scratch_dir / "left"
+        monkeypatch.setattr(tasks, "_context", lambda: context)
+        monkeypatch.setattr(tasks, "settings", context.settings)
+        for begin in (tasks.sweep_scratch, lambda: tasks.predict("prd_none")):
+            left.mkdir(parents=True)
+            (left / ".lock").touch()
+            begin()
+            assert not left.exists()
 
 
 class TestNothing:

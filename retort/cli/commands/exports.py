@@ -120,11 +120,15 @@ def predict(
     missing = [path for path in pictures if not path.is_file()]
     if missing:
         raise errors.LocalFileProblem(missing[0], "is not a file")
-    made = retort.client.models.export(reference, format="onnx")
-    if made.state != "ready":
+    try:
+        answered = retort.client.models.predict(reference, pictures)
+    except errors.ProblemError as error:
+        if error.code != "export_needed":
+            raise
+        made = retort.client.models.export(reference, format="onnx")
         retort.note(f"{made.model} gets an ONNX export first ({made.id}), which answers")
         retort.client.models.wait_export(made)
-    answered = retort.client.models.predict(made.model, pictures)
+        answered = retort.client.models.predict(made.model, pictures)
     if retort.json:
         retort.emit(answered)
         return

@@ -15,7 +15,7 @@ from workers.distill.config.exports import ExportChoice
 from workers.distill.config.job import Input
 from workers.distill.data import boxes, dataset
 from workers.distill.export import boxes as chosen_boxes
-from workers.distill.export import checks, graph, program
+from workers.distill.export import checks, graph, onnx_graph, program
 from workers.distill.networks import catalog, interface, weights
 
 NARROW: dict[str, Any] = {"width": 8, "blocks": 1, "fpn_channels": 32, "score_threshold": 0.0}
@@ -192,6 +192,25 @@ class TestRefusals:
             made(tmp_path, *CONVNET, "classification", format="hub", precision="int8")
         with pytest.raises(errors.NotExportable, match="no data set is known; choose float16"):
             made(tmp_path, *CONVNET, "classification", format="onnx", precision="int8")
+        with pytest.raises(errors.NotExportable, match="task 'embedding'"):
+            made(tmp_path, *CONVNET, "embedding", format="hub")
+
+
+class TestBounds:
+    def test_cut_the_images_to_what_there_is_time_for_and_tell(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(checks, "MOST_SECONDS", 1e-9)
+        report = made(tmp_path, *CONVNET, "classification", format="torch_state_dict")
+        assert report["measured"]["checks"]["images"] == 1
+        assert any(f"1 of {checks.NOISE_IMAGES} images, because" in x for x in report["notes"])
+
+    def test_refuse_a_graph_that_no_file_of_onnx_holds(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(onnx_graph, "MOST_WEIGHTS_BYTES", 100)
+        with pytest.raises(errors.NotExportable, match="holds 100; choose format torch_export"):
+            made(tmp_path, *CONVNET, "classification", format="onnx")
 
 
 @pytest.mark.parametrize("network", ["retort/fcos", "retort/retinanet"])
@@ -206,4 +225,6 @@ def test_the_documented_steps_give_the_detections_of_the_network(network: str) -
         expected, (scores, corners) = detector(images), module(images)
     for place in range(2):
         rows = chosen_boxes.choose(scores[place], corners[place], steps)
-        torch.testing.assert_close(rows, expected[place][: len(rows)], rtol=1e-4, atol=1e-4)
+        found = expected[place][expected[place][:, 0] != boxes.NO_CLASS]
+        assert len(rows) == len(found) > 0
+        torch.testing.assert_close(rows, found, rtol=1e-4, atol=1e-4)

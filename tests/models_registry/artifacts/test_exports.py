@@ -1,5 +1,7 @@
 """Exports: asked for once, claimed by one worker at a time, ended by whoever holds the claim."""
 
+import time
+from concurrent import futures
 from datetime import timedelta
 from typing import Any
 
@@ -15,8 +17,8 @@ from models_registry.jobs import validation
 from models_registry.jobs.spec import JobSpec
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
-from tests import factories
-from tests.databases import SQLITE_ONLY
+from tests import factories, waiting
+from tests.databases import POSTGRES_ONLY, SQLITE_ONLY
 from workers.distill.config.exports import ExportChoice
 
 MEASURED = {"opset": 20, "checks": {}, "latency": {}}
@@ -72,6 +74,7 @@ class TestRequest:
         ("changes", "asked", "code"),
         [
             ({"network": "retort/fasterrcnn"}, {}, "not_exportable"),
+            ({"task": "embedding", "classes": []}, {}, "not_exportable"),
             ({}, {"format": "hub", "precision": "int8"}, "unsupported_precision"),
             ({}, {"format": "hub", "include_preprocessing": True}, "no_graph"),
             ({}, {"precision": "int8"}, "no_calibration_images"),
@@ -106,6 +109,27 @@ class TestRequest:
                 choice=ExportChoice(format="onnx"),
                 service=quotas.QuotaLimits(storage_bytes=8),
             )
+
+    @SQLITE_ONLY
+    def test_counts_what_waits_to_the_storage_and_bounds_it(
+        self,
+        sessions: database.Sessions,
+        version: tables.ModelVersionRow,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        with sessions.begin() as session:
+            used = quotas.stored_bytes(session, project_id=version.project_id)
+            weights = session.get_one(tables.BlobRow, version.sha256).size_bytes
+            row = session.get_one(tables.ModelVersionRow, version.id)
+            room = quotas.QuotaLimits(storage_bytes=used + weights)
+            exports.request(session, version=row, choice=ExportChoice(format="onnx"), service=room)
+            other = ExportChoice(format="torch_export")
+            with pytest.raises(errors.QuotaExceeded):
+                exports.request(session, version=row, choice=other, service=room)
+            monkeypatch.setattr(exports, "MOST_WAITING", 1)
+            with pytest.raises(errors.RateLimited, match="1 exports"):
+                ask(session, version, format="torch_export")
+            assert ask(session, version).state == "queued"  # the one that there is
 
     @SQLITE_ONLY
     def test_refuses_a_version_that_is_not_ready_and_too_many(
@@ -173,6 +197,26 @@ class TestClaim:
             assert row.state == "failed"
             assert "its disk is full" in str(row.failure)
 
+    @SQLITE_ONLY
+    def test_stages_the_splits_that_are_read(
+        self, sessions: database.Sessions, storage: Storage, version: tables.ModelVersionRow
+    ) -> None:
+        with sessions.begin() as session:
+            job = factories.job(session, project_id=version.project_id)
+            factories.succeeded(session, storage, job)
+            student = session.get_one(tables.ModelVersionRow, job.student_version_id)
+            withheld = {}
+            for precision in ("float32", "int8"):
+                claim = exports.claim(session, ask(session, student, precision=precision).id)
+                assert claim is not None
+                assert claim.may_train
+                withheld[precision] = claim.withheld
+        validation_split = "validation.safetensors"
+        assert withheld == {
+            "float32": {"train.safetensors", validation_split},
+            "int8": {validation_split},
+        }
+
 
 class TestFiles:
     @SQLITE_ONLY
@@ -199,6 +243,32 @@ class TestFiles:
             models.delete_version(session, project_id=version.project_id, name=name, version=1)
             assert session.scalars(sa.select(tables.ModelExportRow)).all() == []
 
+    @POSTGRES_ONLY
+    def test_go_with_a_version_that_is_deleted_while_the_export_ends(
+        self, sessions: database.Sessions, storage: Storage, version: tables.ModelVersionRow
+    ) -> None:
+        """In one order of locks: in two, the database ends one of them with a deadlock."""
+        with sessions.begin() as session:
+            claim = claimed(session, version)
+            made = factories.stored(session, storage, b"a graph", path="model.onnx")
+            name = models.name_of(session.get_one(tables.ModelVersionRow, version.id))
+
+        def end() -> None:
+            with sessions.begin() as session:
+                exports.finish(session, claim, files=[made], measured=MEASURED, notes=[])
+
+        with futures.ThreadPoolExecutor(1) as pool:
+            with sessions.begin() as session:
+                session.get(tables.ModelVersionRow, version.id, with_for_update=True)
+                ending = pool.submit(end)
+                time.sleep(0.2)  # until it waits for the version
+                models.delete_version(session, project_id=version.project_id, name=name, version=1)
+            with pytest.raises(errors.StaleFence):
+                ending.result(waiting.PATIENCE_SECONDS)
+        with sessions.begin() as session:
+            for row in (tables.ModelExportRow, tables.ModelFileRow):
+                assert session.scalars(sa.select(row)).all() == []
+
 
 class TestOfAJob:
     def test_are_checked_with_its_spec(self) -> None:
@@ -211,6 +281,11 @@ class TestOfAJob:
         )
         (fault,) = validation.read(free.parts).faults
         assert fault.code == "no_calibration_images"
+        backbone = JobSpec.model_validate(
+            factories.spec(task="embedding", exports=[{"format": "hub"}])
+        )
+        faults = validation.read(backbone.parts).faults
+        assert "not_exportable" in {f.code for f in faults if f.pointer == "/exports/0/format"}
 
     @SQLITE_ONLY
     def test_are_asked_for_once_it_has_ended_or_a_warning_says_why_not(
@@ -229,3 +304,6 @@ class TestOfAJob:
             session.execute(sa.delete(tables.ModelExportRow))
             exports.request_of_job(session, job.id, service=full)
             assert [told["code"] for told in job.warnings or ()] == ["export_not_made"] * 2
+            event = tables.EventRow
+            query = sa.select(event.data).where(event.job_id == job.id, event.type == "job.warning")
+            assert session.scalars(query.order_by(event.sequence)).all() == job.warnings

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias, get_args
 from pydantic import Field
 
 from workers.distill.config import teachers
+from workers.distill.config.descriptions import WITHOUT_CLASSES
 from workers.distill.config.rules import Violation
 from workers.distill.config.training import Values
 
@@ -54,8 +55,8 @@ class ExportChoice(Values):
     )
 
 
-def faults(choice: ExportChoice, *, network: str) -> Iterator[Violation]:
-    """Yield why a network cannot be exported in this form, by the field at fault."""
+def faults(choice: ExportChoice, *, network: str, task: str | None) -> Iterator[Violation]:
+    """Yield why a network of a task cannot be exported in this form, by the field at fault."""
     if network in teachers.ONLY_TEACHERS:
         kind = teachers.KINDS[teachers.kind_of(network)]
         yield Violation(
@@ -63,6 +64,15 @@ def faults(choice: ExportChoice, *, network: str) -> Iterator[Violation]:
             "not_exportable",
             f"format {choice.format!r}: this model is {kind} and no network with weights; "
             "download its file as it is",
+        )
+        return
+    if task in WITHOUT_CLASSES:
+        yield Violation(
+            "format",
+            "not_exportable",
+            f"format {choice.format!r}: this model is of task {task!r}, and exports are compared "
+            "by the classes that they give; download its files as they are, or train a student "
+            "with classes that has it as `student.initial`, and choose that",
         )
         return
     if network.startswith(TWO_STAGE) and choice.format in GRAPHS:

@@ -21,6 +21,8 @@ Run: TypeAlias = Callable[[Tensor], tuple[Tensor, ...]]
 """Runs an export on a batch, as `ExportedGraph.forward` runs the original."""
 
 MOST_IMAGES = 10_000
+MOST_SECONDS = 900.0
+"""Of a comparison, by the time that one image takes: the process has an hour for everything."""
 NOISE_IMAGES = 64
 BATCH = 64
 UNITS = {"classification": "images", "segmentation": "pixels", "detection": "locations"}

@@ -25,10 +25,14 @@ QUANTISED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators whose weights and inputs become int8; what follows them, such as the arithmetic of
 boxes, keeps its precision."""
 CALIBRATION_IMAGES = 256
+MOST_WEIGHTS_BYTES = 2**31 - 2**24
+"""A file of ONNX is one message of Protocol Buffers, which has less than 2 GiB; the rest is for the
+graph itself."""
 
 
 def write(module: graph.ExportedGraph, path: Path) -> int:
     """Write a graph in float32, and return its opset. Raises: `NotExportable`."""
+    _check_size(module)
     program = graph.trace(module, module.example())
     said = io.StringIO()
     try:
@@ -51,6 +55,15 @@ def write(module: graph.ExportedGraph, path: Path) -> int:
     onnx.checker.check_model(model)
     onnx.save(model, path)
     return opset_of(model)
+
+
+def _check_size(module: graph.ExportedGraph) -> None:
+    size_bytes = sum(tensor.nbytes for tensor in module.network.state_dict().values())
+    if size_bytes > MOST_WEIGHTS_BYTES:
+        raise errors.NotExportable(
+            f"the weights have {size_bytes} bytes in float32, and a file of ONNX holds "
+            f"{MOST_WEIGHTS_BYTES}; choose format torch_export, torch_state_dict or hub"
+        )
 
 
 def opset_of(model: Any) -> int:

@@ -7,6 +7,7 @@ export is not good enough, or `failure` (exit code 1).
 """
 
 import argparse
+import dataclasses
 import errno
 import importlib.metadata
 import json
@@ -116,9 +117,11 @@ def make(request: ExportRequest, workdir: Path) -> dict[str, Any]:  # Any: a rep
     run = WRITERS[request.choice.format](export, module)
     inputs = checks.Inputs(module, request.input, export.stored_input)
     given = _images(export)
-    found = checks.compare(export.task, module, run, inputs, given)
+    # First, because it says how many images there is time for.
     timed = checks.latency(run, inputs(given.images[:1]))
-    before = checks.latency(module, inputs(given.images[:1]))
+    before = checks.latency(_without_gradients(module), inputs(given.images[:1]))
+    given = _in_time(export, given, seconds=(timed["ms"] + before["ms"]) / 1000)
+    found = checks.compare(export.task, module, run, inputs, given)
     measured = {
         "opset": export.opset,
         "library_versions": {
@@ -138,7 +141,7 @@ def make(request: ExportRequest, workdir: Path) -> dict[str, Any]:  # Any: a rep
 
 def _faults(request: ExportRequest, workdir: Path) -> Iterator[Violation]:
     """Yield why an export cannot be made, before anything is done for it."""
-    yield from rules.faults(request.choice, network=request.network)
+    yield from rules.faults(request.choice, network=request.network, task=request.task)
     if not (workdir / DATASET).is_dir():
         because = request.why_no_dataset or "no data set is known"
         yield from rules.fault_without_images(request.choice, because=because)
@@ -185,7 +188,8 @@ def _write_onnx(export: Export, module: graph.ExportedGraph) -> checks.Run:
             export.notes.append(_HALF)
         case "int8":
             onnx_graph.to_int8(source, target, _calibration(export, module), export.workdir)
-    return onnx_graph.OnnxGraph(target)
+    # As many threads as the original has: their times are compared.
+    return onnx_graph.OnnxGraph(target, threads=torch.get_num_threads())
 
 
 def _calibration(export: Export, module: graph.ExportedGraph) -> list[Any]:
@@ -338,6 +342,21 @@ def _images(export: Export) -> checks.CheckImages:
     return checks.CheckImages(
         split.images[rows], split.labels[rows], export.stored.record.input, classes
     )
+
+
+def _in_time(export: Export, given: checks.CheckImages, *, seconds: float) -> checks.CheckImages:
+    """Return as many of the images as can be compared in time, where one takes `seconds`."""
+    count = max(1, int(checks.MOST_SECONDS / max(seconds, 1e-9)))
+    if count >= len(given.images):
+        return given
+    export.notes.append(
+        f"compared on {count} of {len(given.images)} images, because one takes original and export "
+        f"{seconds:.3g} s together, and the comparison is to last {checks.MOST_SECONDS / 60:g} "
+        "minutes at most"
+    )
+    rows = checks.some(len(given.images), count)
+    labels = None if given.labels is None else given.labels[rows]
+    return dataclasses.replace(given, images=given.images[rows], labels=labels)
 
 
 def _preprocessing(export: Export) -> dict[str, Any]:
