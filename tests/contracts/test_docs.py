@@ -17,6 +17,7 @@ LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 # Made by the service while it runs, so absent from the tree.
 MADE_AT_RUN_TIME = {
     "retort-data/client.json": "written by `retort up`",
+    "api/page_files/": "built by `make web`",
     "report/": "of a student's version in the registry",
     "synthetic/": "of a student's version in the registry",
 }
