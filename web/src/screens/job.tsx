@@ -340,10 +340,11 @@ function Failure({ job }: { job: JobRead }) {
   );
 }
 
-export function scoreNames(scores: Record<string, Json | null | undefined>): string[] {
+/** Return the names of all scores that one of several networks has. */
+export function scoreNames(scores: (Json | null | undefined)[]): string[] {
   const names = new Set<string>();
-  for (const network of NETWORKS) {
-    for (const [name, value] of Object.entries(scores[network] ?? {})) if (typeof value === "number") names.add(name);
+  for (const one of scores) {
+    for (const [name, value] of Object.entries(one ?? {})) if (typeof value === "number") names.add(name);
   }
   return [...names].filter((name) => name !== "samples");
 }
@@ -354,7 +355,7 @@ function Result({ job }: { job: JobRead }) {
   const scores = (result.scores ?? {}) as Record<string, Json | null>;
   const shown = NETWORKS.filter((network) => scores[network] || result.parameters?.[network]);
   const rows: [string, (network: (typeof NETWORKS)[number]) => string][] = [
-    ...scoreNames(scores).map((name): [string, (network: (typeof NETWORKS)[number]) => string] => [
+    ...scoreNames(NETWORKS.map((network) => scores[network])).map((name): [string, (network: (typeof NETWORKS)[number]) => string] => [
       name,
       (network) => withInterval(name, scores[network]),
     ]),
