@@ -14,7 +14,7 @@ const GENERATIONS = 3;
 
 /** Return the score that decides, as text. */
 export function mainScore(scores: Json): string {
-  for (const name of ["miou", "ap", "accuracy"]) if (typeof scores[name] === "number") return percent(scores[name] as number);
+  for (const name of ["miou", "ap", "knn", "accuracy"]) if (typeof scores[name] === "number") return percent(scores[name] as number);
   return "–";
 }
 
