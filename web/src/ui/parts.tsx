@@ -265,13 +265,18 @@ export function More({ pages }: { pages: Omit<Pages<unknown>, "rows"> }) {
   const isWaiting = moreFailed !== undefined;
   useEffect(() => {
     // What has failed in view would fail again at once, and without end: the reader tries again.
-    if (button.current === null || isWaiting) return;
+    if (button.current === null || isWaiting || isLoadingMore) return;
+    let isOver = false;
+    // On a busy machine it may be told only after the rows have come that push the button away.
     const seen = new IntersectionObserver(
-      (entries) => entries.some((entry) => entry.isIntersecting) && ask.current(),
+      (entries) => !isOver && entries.at(-1)?.isIntersecting && ask.current(),
       { rootMargin: "300px" },
     );
     seen.observe(button.current);
-    return () => seen.disconnect();
+    return () => {
+      isOver = true;
+      seen.disconnect();
+    };
   }, [hasMore, isLoadingMore, isWaiting]);
   return (
     <>
