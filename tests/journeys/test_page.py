@@ -14,6 +14,7 @@ from typing import Any, Literal
 import psutil
 import pytest
 import sqlalchemy as sa
+from PIL import Image
 from playwright.sync_api import (
     Browser,
     BrowserContext,
@@ -186,7 +187,7 @@ class TestSignIn:
         service = up.LocalService(stack.url, stack.api_key, stack.folder, [])
         page.goto(stack.url)
         expect(page.get_by_label("API key")).to_be_visible()
-        used = []
+        used: list[str] = []
         for _ in ("signed out", "signed in"):
             fragment = up.sign_in_link(service).partition("#")[2]
             page.evaluate("fragment => { location.hash = fragment }", fragment)
@@ -312,6 +313,24 @@ class TestAnEndedJob:
         page.wait_for_timeout(300)
         assert asked.count(f"/jobs/{shown.job}") == 1
         assert sum("/metrics" in path for path in asked) == 1
+
+
+class TestAnExport:
+    def test_is_made_and_tried_with_a_picture(
+        self, stack: Stack, page: Page, teacher: str, tmp_path: Path
+    ) -> None:
+        picture = tmp_path / "grey.png"
+        Image.new("L", (8, 8), 128).save(picture)
+        sign_in(page, stack)
+        go(page, "#/models/{}/{}".format(*teacher.split("@")))
+        page.get_by_role("button", name="Export", exact=True).click()
+        table = page.get_by_role("region", name="Exports")
+        expect(table.locator(".state")).to_have_text("ready")
+        page.get_by_text("Try it with pictures").click()
+        page.get_by_label("Pictures", exact=True).set_input_files(picture)
+        page.get_by_role("button", name="Ask").click()
+        expect(page.locator(".picture li")).to_have_count(5)
+        expect(page.locator(".picture li").first).to_contain_text("%")
 
 
 class TestYaml:
