@@ -380,6 +380,8 @@ class TestALostConnection:
         sign_in(page, stack)
         go(page, f"#/jobs/{endless}")
         expect(page.locator(".connection")).to_have_text("live")
+        # The connection is live before the first event has come.
+        expect(page.locator(".events b").first).to_be_visible()
         asked: list[str | None] = []
 
         def on_request(request: Request) -> None:
@@ -529,7 +531,7 @@ class TestManyJobs:
         # Drawn several times: a busy machine interrupts some of them.
         drawn = "performance.getEntriesByName('curves drawn').map(one => one.duration)"
         for times in range(1, 5):
-            page.wait_for_function(f"{drawn}.length >= {times}")
+            page.wait_for_function(f"times => {drawn}.length >= times", arg=times)
             page.get_by_label("losses on a logarithmic scale").click()
         assert min(page.evaluate(drawn)) < 50
 
