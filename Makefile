@@ -117,8 +117,7 @@ $(PAGE): web/src/api/schema.ts web/node_modules/.installed $(PAGE_SOURCES)
 	@scripts/npm.sh run --silent build
 
 $(BROWSER): scripts/browser.sh | $(ENVIRONMENT)
-	@scripts/browser.sh
-	@touch $@
+	@if scripts/browser.sh; then touch $@; fi
 
 # A candidate is run, not looked up: a version manager's shim may exist without its interpreter.
 $(ENVIRONMENT): pyproject.toml constraints.txt

@@ -3,6 +3,7 @@
 Where it was not built, `/` says how to build it.
 """
 
+import errno
 import functools
 import gzip
 import mimetypes
@@ -72,7 +73,7 @@ def install(app: FastAPI, files: Path = FILES) -> None:
         name = request.path_params["name"]
         path = files / "assets" / name
         # A file of this very folder: the parameter of the route takes no slash.
-        if name in {".", ".."} or not path.is_file():
+        if name in {".", ".."} or not _is_file(path):
             raise errors.NotFound(f"the page has no asset {name!r}: load the page again")
         kind = _KINDS.get(path.suffix) or mimetypes.guess_type(name)[0]
         if path.suffix in _PACKED and "gzip" in request.headers.get("accept-encoding", ""):
@@ -82,6 +83,16 @@ def install(app: FastAPI, files: Path = FILES) -> None:
 
     app.add_route("/", first, include_in_schema=False)
     app.add_route("/assets/{name}", asset, include_in_schema=False)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        # No file can have such a name.
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,17 +1,8 @@
-import { readFileSync } from "node:fs";
 import { defineConfig } from "vite";
-
-// What the API of this tree can do: a box whose routes it does not have is left out.
-const openapi = JSON.parse(readFileSync(new URL(".openapi.json", import.meta.url), "utf8")) as {
-  paths: Record<string, unknown>;
-};
 
 export default defineConfig({
   // Relative, so that the page works below any path that a proxy gives it.
   base: "./",
-  define: {
-    HAS_EXPORTS: JSON.stringify("/v1/models/{name}/versions/{version}/exports" in openapi.paths),
-  },
   build: {
     outDir: "../api/page_files",
     emptyOutDir: true,

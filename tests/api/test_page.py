@@ -71,7 +71,7 @@ class TestAssets:
         assert "content-encoding" not in plain.headers
         assert plain.text == packed.text == SCRIPT
 
-    @pytest.mark.parametrize("name", ["gone.js", "..%2Fsecret.txt"])
+    @pytest.mark.parametrize("name", ["gone.js", "..%2Fsecret.txt", "x" * 300])
     def test_are_files_of_one_folder(self, files: Path, name: str) -> None:
         answer = served(files).get(f"/assets/{name}")
         assert answer.status_code == 404

@@ -14,12 +14,14 @@ from typing import Any, Literal
 import psutil
 import pytest
 import sqlalchemy as sa
+from PIL import Image
 from playwright.sync_api import (
     Browser,
     BrowserContext,
     ConsoleMessage,
     Page,
     Request,
+    Route,
     ViewportSize,
     expect,
 )
@@ -181,6 +183,26 @@ class TestSignIn:
         assert made
         assert all(key.revoked_at is not None for key in made), "signing out ends the page's key"
 
+    def test_by_a_link_that_is_pasted_into_an_open_tab(self, stack: Stack, page: Page) -> None:
+        service = up.LocalService(stack.url, stack.api_key, stack.folder, [])
+        page.goto(stack.url)
+        expect(page.get_by_label("API key")).to_be_visible()
+        used: list[str] = []
+        for _ in ("signed out", "signed in"):
+            fragment = up.sign_in_link(service).partition("#")[2]
+            page.evaluate("fragment => { location.hash = fragment }", fragment)
+            page.wait_for_function(
+                "former => ![null, former].includes(sessionStorage.getItem('retort.key_id'))",
+                arg=used[-1] if used else "",
+            )
+            expect(page.get_by_role("heading", name="Jobs")).to_be_visible()
+            assert "ak_" not in page.url
+            assert "ak_" not in page.inner_text("body")
+            used.append(page.evaluate("sessionStorage.getItem('retort.key_id')"))
+        with stack.client() as retort:
+            ended = {key.id: key.revoked_at is not None for key in retort.keys.list()}
+        assert [ended[key] for key in used] == [True, False]
+
     def test_is_printed_by_retort_up(self, stack: Stack) -> None:
         said = (stack.folder / "up.log").read_text()
         assert re.search(rf"{re.escape(stack.url)}/#sign-in=ak_\w+\n", said)
@@ -279,6 +301,59 @@ class TestAWholeDay:
         expect(page.locator(".chart canvas")).to_be_visible()
 
 
+class TestAnEndedJob:
+    def test_is_asked_for_once_however_many_events_it_has(
+        self, stack: Stack, page: Page, shown: Shown
+    ) -> None:
+        sign_in(page, stack)
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url.partition("/v1")[2]))
+        go(page, f"#/jobs/{shown.job}")
+        expect(page.locator(".events b").first).to_have_text("succeeded")
+        page.wait_for_timeout(300)
+        assert asked.count(f"/jobs/{shown.job}") == 1
+        assert sum("/metrics" in path for path in asked) == 1
+
+
+class TestAnExport:
+    def test_is_made_and_tried_with_a_picture(
+        self, stack: Stack, page: Page, teacher: str, tmp_path: Path
+    ) -> None:
+        picture = tmp_path / "grey.png"
+        Image.new("L", (8, 8), 128).save(picture)
+        sign_in(page, stack)
+        go(page, "#/models/{}/{}".format(*teacher.split("@")))
+        page.get_by_role("button", name="Export", exact=True).click()
+        table = page.get_by_role("region", name="Exports")
+        expect(table.locator(".state")).to_have_text("ready")
+        page.get_by_text("Try it with pictures").click()
+        page.get_by_label("Pictures", exact=True).set_input_files(picture)
+        page.get_by_role("button", name="Ask").click()
+        expect(page.locator(".picture li")).to_have_count(5)
+        expect(page.locator(".picture li").first).to_contain_text("%")
+
+
+class TestYaml:
+    def test_that_a_form_can_not_follow_is_told_or_mended(self, stack: Stack, page: Page) -> None:
+        sign_in(page, stack)
+        go(page, "#/submit")
+        as_yaml = page.get_by_label("The job as YAML")
+        epochs = page.get_by_label("epochs", exact=True)
+        as_yaml.fill("name: x\nstudent: text\ntraining:\n")
+        expect(epochs).to_have_value("")
+        epochs.fill("3")
+        epochs.blur()
+        expect(as_yaml).to_have_value(re.compile(r"training:\n  epochs: 3"))
+        page.get_by_label("Student network").fill("retort/resnet8")
+        expect(as_yaml).to_have_value(re.compile(r"student:\n  network: retort/resnet8"))
+        as_yaml.fill("training: *nothing")
+        expect(page.get_by_text("The text is no spec yet")).to_be_visible()
+        as_yaml.fill("x: &few\n  epochs: 2\n  seed: 5\ntraining: *few")
+        epochs.fill("4")
+        epochs.blur()
+        expect(as_yaml).to_have_value(re.compile(r"training:\n  epochs: 4\n  seed: 5"))
+
+
 @pytest.fixture
 def endless(stack: Stack, teacher: str) -> Iterator[str]:
     """A job that goes on until it is cancelled."""
@@ -305,6 +380,8 @@ class TestALostConnection:
         sign_in(page, stack)
         go(page, f"#/jobs/{endless}")
         expect(page.locator(".connection")).to_have_text("live")
+        # The connection is live before the first event has come.
+        expect(page.locator(".events b").first).to_be_visible()
         asked: list[str | None] = []
 
         def on_request(request: Request) -> None:
@@ -323,6 +400,35 @@ class TestALostConnection:
             known = [event.type.removeprefix("job.") for event in retort.jobs.events_after(endless)]
         expect(page.locator(".events b")).to_have_count(len(known))
         assert page.locator(".events b").all_text_contents() == known[::-1]
+
+    def test_is_none_of_a_tab_that_is_not_seen(
+        self, stack: Stack, page: Page, endless: str
+    ) -> None:
+        sign_in(page, stack)
+        go(page, f"#/jobs/{endless}")
+        expect(page.locator(".connection")).to_have_text("live")
+        # The page was sent events by then, or the stream would begin anew.
+        expect(page.locator(".events b").first).to_be_visible()
+
+        def show(state: str) -> None:
+            page.evaluate(
+                """state => {
+                    const shown = {value: state, configurable: true};
+                    Object.defineProperty(document, "visibilityState", shown);
+                    document.dispatchEvent(new Event("visibilitychange"));
+                }""",
+                state,
+            )
+
+        def is_stream(request: Request) -> bool:
+            return request.url.endswith("/stream")
+
+        with page.expect_event("requestfailed", is_stream):
+            show("hidden")
+        with page.expect_request(is_stream) as asking:
+            show("visible")
+        assert asking.value.headers.get("last-event-id") is not None
+        expect(page.locator(".connection")).to_have_text("live")
 
 
 def api_process(stack: Stack) -> psutil.Process:
@@ -395,6 +501,28 @@ class TestManyJobs:
         expect(rows).to_have_count(1)
         expect(rows.first).to_contain_text("job 17")
 
+    def test_are_asked_for_once_where_the_next_rows_fail(
+        self, stack: Stack, page: Page, crowded: tuple[str, str]
+    ) -> None:
+        asked: list[str] = []
+
+        def refuse(route: Route) -> None:
+            asked.append(route.request.url)
+            route.fulfill(status=500)
+
+        further = re.compile(r"/v1/jobs\?.*cursor=")
+        page.route(further, refuse)
+        sign_in(page, stack, crowded[0])
+        rows = page.locator("tbody tr")
+        expect(rows).to_have_count(50)
+        page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+        expect(page.get_by_role("alert")).to_be_visible()
+        page.wait_for_timeout(500)
+        assert len(asked) == 1
+        page.unroute(further)
+        page.get_by_role("button", name="Try again").click()
+        expect(rows).to_have_count(100)
+
     def test_and_a_thousand_points_are_drawn_within_50_ms(
         self, stack: Stack, page: Page, crowded: tuple[str, str]
     ) -> None:
@@ -403,7 +531,7 @@ class TestManyJobs:
         # Drawn several times: a busy machine interrupts some of them.
         drawn = "performance.getEntriesByName('curves drawn').map(one => one.duration)"
         for times in range(1, 5):
-            page.wait_for_function(f"{drawn}.length >= {times}")
+            page.wait_for_function(f"times => {drawn}.length >= times", arg=times)
             page.get_by_label("losses on a logarithmic scale").click()
         assert min(page.evaluate(drawn)) < 50
 

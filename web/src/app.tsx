@@ -40,7 +40,7 @@ const SCREENS: [RegExp, () => Promise<Screen>][] = [
 ];
 
 export function App() {
-  const [link] = useState(session.takeFromAddress);
+  const [link, setLink] = useState(session.takeFromAddress);
   const [isSignedIn, setSignedIn] = useState(session.key() !== null && link === null);
   const [told, setTold] = useState<string | null>(null);
   useEffect(
@@ -51,13 +51,30 @@ export function App() {
       }),
     [],
   );
+  useEffect(() => {
+    // A link that is pasted into a tab that shows the page changes the fragment alone.
+    const moved = () => {
+      const taken = session.takeFromAddress();
+      if (taken === null) return;
+      const ending = signOut();
+      setLink(taken);
+      setTold(null);
+      setSignedIn(false);
+      void ending.then((fault) => fault !== null && setTold(fault));
+    };
+    // Before the screens see the address, which holds a key.
+    window.addEventListener("hashchange", moved, { capture: true });
+    return () => window.removeEventListener("hashchange", moved, { capture: true });
+  }, []);
   if (!isSignedIn) {
     return (
       <SignIn
+        key={link ?? ""}
         link={link}
         told={told}
         onDone={() => {
           setTold(null);
+          setLink(null);
           setSignedIn(true);
         }}
       />
@@ -68,6 +85,19 @@ export function App() {
     setSignedIn(false);
   };
   return <Frame onSignOut={signedOut} />;
+}
+
+/** Sign this tab out, and end a key that it has made for itself. Return why that key lives on. */
+async function signOut(): Promise<string | null> {
+  const own = session.ownKeyId();
+  const ended = own === null ? null : remove("/v1/api-keys/{key_id}", { path: { key_id: own } });
+  session.forget();
+  try {
+    await ended;
+    return null;
+  } catch (error) {
+    return `You are signed out here, but this tab's key was not revoked: ${(error as Error).message} It expires within 12 hours.`;
+  }
 }
 
 function Frame({ onSignOut }: { onSignOut: (fault: string | null) => void }) {
@@ -82,17 +112,6 @@ function Frame({ onSignOut }: { onSignOut: (fault: string | null) => void }) {
     if (former.current !== "") main.current?.focus({ preventScroll: true });
     former.current = path;
   }, [path]);
-  const signOut = async () => {
-    const own = session.ownKeyId();
-    let fault: string | null = null;
-    try {
-      if (own !== null) await remove("/v1/api-keys/{key_id}", { path: { key_id: own } });
-    } catch (error) {
-      fault = `You are signed out here, but this tab's key was not revoked: ${(error as Error).message} It expires within 12 hours.`;
-    }
-    session.forget();
-    onSignOut(fault);
-  };
   const area = place.parts[0] ?? "jobs";
   return (
     <>
@@ -119,7 +138,7 @@ function Frame({ onSignOut }: { onSignOut: (fault: string | null) => void }) {
             <a href="docs" class="quiet">
               API documentation
             </a>
-            <button type="button" class="plain" onClick={() => void signOut()}>
+            <button type="button" class="plain" onClick={() => void signOut().then(onSignOut)}>
               Sign out
             </button>
           </div>

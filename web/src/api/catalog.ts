@@ -23,6 +23,10 @@ export interface Schema {
   discriminator?: { propertyName: string };
 }
 
+export const TASKS: Schemas["ModelVersionNew"]["task"][] = ["classification", "segmentation", "detection", "embedding"];
+// An embedding learns from a data set for classification.
+export const DATASET_TASKS: Schemas["DatasetVersionNew"]["task"][] = ["classification", "segmentation", "detection"];
+
 export type MethodRead = Schemas["MethodRead"] & { params_schema: Json };
 
 let methods: Promise<MethodRead[]> | null = null;

@@ -72,7 +72,8 @@ export async function send(path: string, init: RequestInit = {}, as?: string): P
   }
   if (response.ok || response.status === 304) return response;
   const problem = await problemOf(response);
-  if (response.status === 401 && as === undefined) {
+  // The answer to a key of before says nothing of the one that this tab has now.
+  if (response.status === 401 && as === undefined && credential === key()) {
     forget();
     onSignedOut();
   }

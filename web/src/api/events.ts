@@ -26,15 +26,27 @@ export interface Following {
 const SILENCE_MS = 40_000;
 const LONGEST_WAIT_MS = 15_000;
 
-/** Follow a stream until its last event or until `signal`, however often the connection is lost. */
+/**
+ * Follow a stream until its last event or until `signal`, however often the connection is lost. A tab
+ * that is not seen gives its connection back, of which a browser has six for a host.
+ */
 export async function follow(following: Following): Promise<void> {
   const { signal, onConnection } = following;
   let lastId = following.lastId ?? null;
   let failures = 0;
   while (!signal.aborted) {
+    await seen(signal);
+    if (signal.aborted) return;
     onConnection(failures === 0 ? "connecting" : "lost");
     const inner = new AbortController();
     const stop = () => inner.abort();
+    let wasHidden = false;
+    const hide = () => {
+      if (document.visibilityState === "visible") return;
+      wasHidden = true;
+      stop();
+    };
+    document.addEventListener("visibilitychange", hide);
     signal.addEventListener("abort", stop);
     let silence = window.setTimeout(stop, SILENCE_MS);
     try {
@@ -64,13 +76,30 @@ export async function follow(following: Following): Promise<void> {
     } finally {
       clearTimeout(silence);
       signal.removeEventListener("abort", stop);
+      document.removeEventListener("visibilitychange", hide);
       inner.abort();
     }
     if (signal.aborted) return;
+    if (wasHidden) continue;
     failures += 1;
     if (failures > 1) onConnection("lost");
     await pause(Math.min(500 * 2 ** failures, LONGEST_WAIT_MS), signal);
   }
+}
+
+/** Wait until the tab is seen. */
+function seen(signal: AbortSignal): Promise<void> {
+  if (document.visibilityState === "visible") return Promise.resolve();
+  return new Promise((resolve) => {
+    const look = () => {
+      if (document.visibilityState !== "visible" && !signal.aborted) return;
+      document.removeEventListener("visibilitychange", look);
+      signal.removeEventListener("abort", look);
+      resolve();
+    };
+    document.addEventListener("visibilitychange", look);
+    signal.addEventListener("abort", look);
+  });
 }
 
 /** Wait, but no longer than until the browser says that it is online again. */

@@ -28,7 +28,7 @@ export function forget(): void {
 
 /** Return the key of a sign-in link (`#sign-in=KEY`), and take it out of the address at once. */
 export function takeFromAddress(): string | null {
-  const match = /^#sign-in=([A-Za-z0-9_]+)$/.exec(location.hash);
+  const match = /^#sign-in=(.*)$/.exec(location.hash);
   if (match === null) return null;
   history.replaceState(null, "", `${location.pathname}${location.search}#/jobs`);
   return match[1] ?? null;

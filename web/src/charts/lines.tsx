@@ -64,7 +64,8 @@ export function Lines({ title, series, look, isShare = false, isLogarithmic = fa
               width: 1.75,
               spanGaps: false,
               ...(isDashed ? { dash: [4, 4] } : {}),
-              points: { show: one.points.length < 3, size: 5, fill: colour(COLOURS[which % COLOURS.length] ?? "c1") },
+              // A line needs two points; they are counted as they come.
+              points: { show: (it: uPlot, at: number) => values(it.data[at] ?? []) < 3, size: 5, fill: colour(COLOURS[which % COLOURS.length] ?? "c1") },
             };
           }),
         ],
@@ -118,6 +119,10 @@ export function Lines({ title, series, look, isShare = false, isLogarithmic = fa
       </ul>
     </figure>
   );
+}
+
+function values(column: ArrayLike<number | null | undefined>): number {
+  return Array.from(column).filter((value) => typeof value === "number").length;
 }
 
 /** Return the value at a step or the last one before it; without a step, the newest. */

@@ -1,5 +1,5 @@
 // Series of points over steps, as curves are drawn from them.
-import type { Schemas } from "../api/client";
+import { get, ProblemError, type Schemas } from "../api/client";
 
 export interface Point {
   step: number;
@@ -20,6 +20,16 @@ export function seriesOf(metrics: Schemas["MetricsRead"]): Series[] {
       value: typeof point.value === "number" ? point.value : null,
     })),
   }));
+}
+
+/** Return the series of one job of several; where they are gone, none, and why. */
+export async function seriesOfJob(id: string, query: { keys?: string; max_points: number }, signal: AbortSignal): Promise<{ series: Series[]; gone: string | null }> {
+  try {
+    return { series: seriesOf(await get("/v1/jobs/{job_id}/metrics", { path: { job_id: id }, query, signal })), gone: null };
+  } catch (error) {
+    if (error instanceof ProblemError && [404, 410].includes(error.problem.status)) return { series: [], gone: error.message };
+    throw error;
+  }
 }
 
 /** Return known series with newer points added; a step that is known already is replaced. */

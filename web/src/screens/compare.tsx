@@ -2,35 +2,37 @@
 import { useMemo, useState } from "preact/hooks";
 import { get, type Json, type Schemas } from "../api/client";
 import { Lines } from "../charts/lines";
-import { seriesOf, type Series } from "../charts/series";
+import { seriesOfJob, type Series } from "../charts/series";
 import { between, count, duration, isShare, metric, number, spoken } from "../ui/format";
 import { useLoaded } from "../ui/loading";
-import { Empty, Heading, Loading, Problem, Section, State, Table } from "../ui/parts";
+import { Empty, Heading, Loading, Notes, Problem, Section, State, Table } from "../ui/parts";
 import { to, type Place } from "../ui/router";
-import { methodOf } from "./jobs";
+import { isFinal, methodOf } from "./jobs";
 import { scoreNames } from "./job";
 
 interface Compared {
   job: Schemas["JobRead"];
   series: Series[];
+  /** Why there are no curves of it. */
+  gone: string | null;
 }
 
 export function Compare({ place }: { place: Place }) {
   const ids = (place.query.get("jobs") ?? "").split(",").filter(Boolean);
+  const [isGoing, setGoing] = useState(true);
   const jobs = useLoaded(
-    (signal) =>
-      Promise.all(
+    async (signal) => {
+      const compared = await Promise.all(
         ids.map(async (id): Promise<Compared> => {
-          const path = { job_id: id };
-          const [job, metrics] = await Promise.all([
-            get("/v1/jobs/{job_id}", { path, signal }),
-            get("/v1/jobs/{job_id}/metrics", { path, query: { max_points: 500 }, signal }),
-          ]);
-          return { job, series: seriesOf(metrics) };
+          const [job, curves] = await Promise.all([get("/v1/jobs/{job_id}", { path: { job_id: id }, signal }), seriesOfJob(id, { max_points: 500 }, signal)]);
+          return { job, ...curves };
         }),
-      ),
+      );
+      setGoing(compared.some(({ job }) => !isFinal(job.state)));
+      return compared;
+    },
     [ids],
-    5,
+    isGoing ? 5 : null,
   );
   if (ids.length < 2) {
     return (
@@ -59,7 +61,7 @@ function Side({ compared }: { compared: Compared[] }) {
     () => [...new Set(compared.flatMap((one) => one.series.map((series) => series.key)))].filter((key) => !key.startsWith("baseline/")).sort(),
     [compared],
   );
-  const first = keys.find((key) => /^validation\/(accuracy|miou|ap)$/.test(key)) ?? keys[0] ?? "";
+  const first = keys.find((key) => /^validation\/(accuracy|miou|ap|knn)$/.test(key)) ?? keys[0] ?? "";
   const [chosen, setChosen] = useState<string | null>(null);
   const key = chosen !== null && keys.includes(chosen) ? chosen : first;
   const curves = useMemo(
@@ -78,7 +80,7 @@ function Side({ compared }: { compared: Compared[] }) {
     ["teacher", ({ job }) => String(job.spec["teacher"] ?? "–")],
     ["student", ({ job }) => String((job.spec["student"] as Json | undefined)?.["network"] ?? "")],
     ["seed", ({ job }) => number((job.spec["training"] as Json | undefined)?.["seed"])],
-    ...scoreNames(Object.fromEntries(scores.map((one, index) => [index === 0 ? "student" : index === 1 ? "teacher" : "baseline", one]))).map(
+    ...scoreNames(scores).map(
       (name): [string, (one: Compared, index: number) => string] => [spoken(name), (_, index) => metric(name, scores[index]?.[name])],
     ),
     ["parameters", ({ job }) => count(job.result?.parameters?.["student"])],
@@ -133,6 +135,7 @@ function Side({ compared }: { compared: Compared[] }) {
           )
         }
       >
+        <Notes title="Without curves" lines={compared.flatMap(({ job, gone }) => (gone === null ? [] : [`${job.name}: ${gone}`]))} />
         {curves.length === 0 ? (
           <Empty title="Nothing has been measured yet." />
         ) : (

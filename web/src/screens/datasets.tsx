@@ -55,7 +55,7 @@ export function Datasets({ place }: { place: Place }) {
               ))}
             </tbody>
           </Table>
-          <More has={pages.hasMore} isLoading={pages.isLoadingMore} onMore={pages.more} />
+          <More pages={pages} />
         </>
       )}
     </>
@@ -105,7 +105,7 @@ export function Dataset({ place }: { place: Place }) {
               ))}
             </tbody>
           </Table>
-          <More has={pages.hasMore} isLoading={pages.isLoadingMore} onMore={pages.more} />
+          <More pages={pages} />
         </Section>
       )}
     </>

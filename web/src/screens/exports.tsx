@@ -1,43 +1,34 @@
 // A version in other forms: what there is, how it compares with the original, and a new one.
-import { useState } from "preact/hooks";
-import { download, ProblemError, randomKey, send, type Fault } from "../api/client";
+import { useEffect, useState } from "preact/hooks";
+import { download, get, post, ProblemError, type Fault, type Schemas } from "../api/client";
 import { bytes, count, number, percent, points } from "../ui/format";
 import { useLoaded } from "../ui/loading";
-import { Do, Field, Loading, Problem, Section, State, Table } from "../ui/parts";
+import { Copy, Do, Field, Loading, Problem, Section, State, Table } from "../ui/parts";
 import { faultsAt } from "../ui/schemaform";
 
-// Written out here: the box is left out where the API of this tree has no such routes.
-interface Export {
-  id: string;
-  format: string;
-  precision: string;
-  include_preprocessing: boolean;
-  state: string;
-  failure: { code: string; message: string } | null;
-  files: { path: string; size_bytes: number; url: string }[];
-  opset: number | null;
-  checks: { largest_logit_difference: number; decisions_equal: number; decisions: number; decisions_of: string; metric: string; accuracy: number | null; original_accuracy: number | null; drop: number | null } | null;
-  latency: { ms: number; original_ms: number; batch: number } | null;
-  notes: string[];
-}
+type Export = Schemas["ExportRead"];
+type Answer = Schemas["PictureAnswer"];
 
-const FORMATS: [string, string][] = [
+const FORMATS: [Schemas["ExportNew"]["format"], string][] = [
   ["onnx", "ONNX graph"],
   ["torch_export", "PyTorch program (.pt2)"],
   ["torch_state_dict", "PyTorch state dictionary"],
   ["hub", "Hugging Face folder"],
 ];
+const PRECISIONS: Schemas["ExportNew"]["precision"][] = ["float32", "float16", "int8"];
+const MAX_DROP = 0.01;
 
 export function Exports({ name, version, onError }: { name: string; version: number; onError: (error: Error | undefined) => void }) {
-  const path = `/v1/models/${encodeURIComponent(name)}/versions/${version}/exports`;
+  const path = { name, version };
   const [isGoing, setGoing] = useState(false);
-  const [format, setFormat] = useState("onnx");
-  const [precision, setPrecision] = useState("float32");
+  const [format, setFormat] = useState<Schemas["ExportNew"]["format"]>("onnx");
+  const [precision, setPrecision] = useState<Schemas["ExportNew"]["precision"]>("float32");
   const [withPixels, setWithPixels] = useState(false);
+  const [mostLost, setMostLost] = useState("");
   const [error, setError] = useState<Error | undefined>(undefined);
   const loaded = useLoaded(
     async (signal) => {
-      const page = (await (await send(`${path}?limit=50`, { signal })).json()) as { data: Export[]; has_more: boolean };
+      const page = await get("/v1/models/{name}/versions/{version}/exports", { path, query: { limit: 50 }, signal });
       setGoing(page.data.some((one) => ["queued", "running"].includes(one.state)));
       return page;
     },
@@ -45,9 +36,8 @@ export function Exports({ name, version, onError }: { name: string; version: num
     isGoing ? 2 : null,
   );
   const make = async () => {
-    const headers = { "Content-Type": "application/json", "Idempotency-Key": randomKey() };
-    const body = JSON.stringify({ format, precision, include_preprocessing: withPixels });
-    await send(path, { method: "POST", headers, body });
+    const max_drop = mostLost.trim() === "" ? MAX_DROP : Number(mostLost) / 100;
+    await post("/v1/models/{name}/versions/{version}/exports", { path, body: { format, precision, include_preprocessing: withPixels, max_drop }, once: true });
     loaded.reload();
   };
   const faults: Fault[] = error instanceof ProblemError ? (error.problem.errors ?? []) : [];
@@ -96,6 +86,7 @@ export function Exports({ name, version, onError }: { name: string; version: num
                     <>
                       {percent(one.checks.accuracy)}
                       {one.checks.drop !== null && <div class="small faint">{points(-one.checks.drop)} against the original</div>}
+                      <div class="small faint">at most {points(one.max_drop)} may be lost</div>
                     </>
                   )}
                 </td>
@@ -115,6 +106,10 @@ export function Exports({ name, version, onError }: { name: string; version: num
                           {file.path.split("/").at(-1)}
                         </Do>{" "}
                         <span class="small faint">{bytes(file.size_bytes)}</span>
+                        <details>
+                          <summary>SHA-256</summary>
+                          <Copy text={file.sha256} label={`the SHA-256 of ${file.path}`} />
+                        </details>
                       </div>
                     ))}
                 </td>
@@ -128,7 +123,7 @@ export function Exports({ name, version, onError }: { name: string; version: num
       <div class="grid">
         <Field label="Format" faults={faultsAt(faults, ["format"])}>
           {(attributes) => (
-            <select {...attributes} value={format} onChange={(event) => setFormat(event.currentTarget.value)}>
+            <select {...attributes} value={format} onChange={(event) => setFormat(event.currentTarget.value as typeof format)}>
               {FORMATS.map(([value, title]) => (
                 <option key={value} value={value}>{title}</option>
               ))}
@@ -137,12 +132,15 @@ export function Exports({ name, version, onError }: { name: string; version: num
         </Field>
         <Field label="Precision" hint="int8 is calibrated on training images." faults={faultsAt(faults, ["precision"])}>
           {(attributes) => (
-            <select {...attributes} value={precision} onChange={(event) => setPrecision(event.currentTarget.value)}>
-              {["float32", "float16", "int8"].map((one) => (
+            <select {...attributes} value={precision} onChange={(event) => setPrecision(event.currentTarget.value as typeof precision)}>
+              {PRECISIONS.map((one) => (
                 <option key={one}>{one}</option>
               ))}
             </select>
           )}
+        </Field>
+        <Field label="Most points that may be lost" hint="Of the score on the test split; an export that loses more is refused, with the numbers." faults={faultsAt(faults, ["max_drop"])}>
+          {(attributes) => <input {...attributes} inputMode="decimal" value={mostLost} placeholder={String(100 * MAX_DROP)} onInput={(event) => setMostLost(event.currentTarget.value)} />}
         </Field>
         <label class="check">
           <input type="checkbox" checked={withPixels} onChange={(event) => setWithPixels(event.currentTarget.checked)} />
@@ -154,6 +152,99 @@ export function Exports({ name, version, onError }: { name: string; version: num
           </Do>
         </div>
       </div>
+      {loaded.data?.data.some((one: Export) => one.format === "onnx" && one.state === "ready") && <Try name={name} version={version} />}
     </Section>
   );
+}
+
+interface Tried {
+  file: File;
+  url: string;
+  answer: Answer;
+}
+
+/** Pictures of the reader's own, and what the version says of them. */
+function Try({ name, version }: { name: string; version: number }) {
+  const [files, setFiles] = useState<File[]>([]);
+  const [tried, setTried] = useState<Tried[]>([]);
+  const [milliseconds, setMilliseconds] = useState<number | null>(null);
+  const [error, setError] = useState<Error | undefined>(undefined);
+  useEffect(() => () => tried.forEach((one) => URL.revokeObjectURL(one.url)), [tried]);
+  const ask = async () => {
+    const pictures = await Promise.all(files.map(base64));
+    const path = { name, version };
+    let found = await post("/v1/models/{name}/versions/{version}/predict", { path, body: { pictures } });
+    // The answer comes within a second where a worker is free; each question waits for some time.
+    while (found.state === "queued" || found.state === "running") {
+      found = await get("/v1/models/{name}/versions/{version}/predictions/{prediction_id}", { path: { ...path, prediction_id: found.id }, query: { wait_seconds: 20 } });
+    }
+    if (found.failure) throw new Error(found.failure.message);
+    const answers = found.answers ?? [];
+    setMilliseconds(found.milliseconds);
+    setTried(files.flatMap((file, index) => (answers[index] ? [{ file, url: URL.createObjectURL(file), answer: answers[index] }] : [])));
+  };
+  return (
+    <details>
+      <summary>Try it with pictures</summary>
+      <div class="grid">
+        <Field label="Pictures" hint="PNG, JPEG and others; at most 32 and 8 MB. A worker answers by the ONNX export.">
+          {(attributes) => <input {...attributes} type="file" accept="image/*" multiple onChange={(event) => setFiles([...(event.currentTarget.files ?? [])])} />}
+        </Field>
+        <div class="field" style={{ alignContent: "end" }}>
+          <Do onError={setError} disabled={files.length === 0} work={ask}>
+            Ask
+          </Do>
+        </div>
+      </div>
+      {error && <Problem error={error} />}
+      {tried.length > 0 && (
+        <>
+          <div class="pictures">
+            {tried.map((one) => (
+              <figure key={one.url} class="picture">
+                <img src={one.url} alt={one.file.name} />
+                <figcaption>
+                  {one.file.name}
+                  <Said answer={one.answer} />
+                </figcaption>
+              </figure>
+            ))}
+          </div>
+          {milliseconds !== null && <p class="hint">Answered in {number(milliseconds)} ms.</p>}
+        </>
+      )}
+    </details>
+  );
+}
+
+const MOST_SAID = 10;
+
+function Said({ answer }: { answer: Answer }) {
+  const lines: [string, string][] = [
+    ...(answer.classes ?? []).map((one): [string, string] => [one.class, percent(one.probability)]),
+    ...(answer.shares ?? []).map((one): [string, string] => [one.class, `${percent(one.share)} of the pixels`]),
+    ...(answer.boxes ?? []).map((one): [string, string] => [one.class, `${percent(one.score)} at ${one.box.map(Math.round).join(", ")}`]),
+  ];
+  if (lines.length === 0) return <p>Nothing was found.</p>;
+  return (
+    <>
+      <ul>
+        {lines.slice(0, MOST_SAID).map(([name, value], index) => (
+          <li key={index}>
+            <b>{name}</b> {value}
+          </li>
+        ))}
+      </ul>
+      {lines.length > MOST_SAID && <p>and {lines.length - MOST_SAID} more</p>}
+    </>
+  );
+}
+
+/** Return the bytes of a file as the API takes them. */
+async function base64(file: File): Promise<string> {
+  const bytes = new Uint8Array(await file.arrayBuffer());
+  let text = "";
+  // All at once would be more arguments than a call may have.
+  for (let at = 0; at < bytes.length; at += 0x8000) text += String.fromCharCode(...bytes.subarray(at, at + 0x8000));
+  return btoa(text);
 }

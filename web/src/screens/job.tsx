@@ -31,7 +31,7 @@ export function Job({ place }: { place: Place }) {
     return (
       <>
         <Heading title="Job" />
-        <Problem error={live.problem} onRetry={() => location.reload()} />
+        <Problem error={live.problem} onRetry={live.reload} />
       </>
     );
   }
@@ -131,8 +131,14 @@ function useLive(id: string): Live {
     const latest: Json = {};
     let timer: number | undefined;
     let isAsking = false;
+    let isRefreshing = false;
+    let isStale = false;
+    // Points that were asked for before all were asked for are older than those.
+    let timesAll = 0;
     const changed = new Set<string>();
+    let known: JobRead | undefined;
     const all = async () => {
+      timesAll += 1;
       try {
         const metrics = await get("/v1/jobs/{job_id}/metrics", { path: { job_id: id }, query: { max_points: MAX_POINTS }, signal });
         shown.current = seriesOf(metrics);
@@ -146,6 +152,7 @@ function useLive(id: string): Live {
     const newer = async () => {
       if (isAsking || changed.size === 0) return;
       isAsking = true;
+      const asked = timesAll;
       const keys = [...changed];
       changed.clear();
       const ends = keys.map((key) => shown.current.find((one) => one.key === key)?.points.at(-1)?.step ?? 0);
@@ -155,6 +162,7 @@ function useLive(id: string): Live {
           query: { keys: keys.join(","), from_step: Math.min(...ends), max_points: MAX_POINTS },
           signal,
         });
+        if (asked !== timesAll) return;
         shown.current = extended(shown.current, seriesOf(metrics));
         setSeries(shown.current);
       } catch {
@@ -164,16 +172,24 @@ function useLive(id: string): Live {
         isAsking = false;
       }
     };
+    /** Ask for the job: one answer at a time, and once more where it may have changed meanwhile. */
     const refresh = async () => {
-      try {
-        const now = await get("/v1/jobs/{job_id}", { path: { job_id: id }, signal });
-        setJob(now);
-        setProblem(undefined);
-        return now;
-      } catch (error) {
-        if (!signal.aborted) setProblem(error as Error);
-        return undefined;
+      isStale = true;
+      if (isRefreshing) return;
+      isRefreshing = true;
+      while (isStale && !signal.aborted) {
+        isStale = false;
+        try {
+          const now = await get("/v1/jobs/{job_id}", { path: { job_id: id }, signal });
+          if (signal.aborted) return;
+          known = now;
+          setJob(now);
+          setProblem(undefined);
+        } catch (error) {
+          if (!signal.aborted) setProblem(error as Error);
+        }
       }
+      isRefreshing = false;
     };
     const onEvent = (kind: string, text: string) => {
       if (kind === "progress") {
@@ -187,15 +203,16 @@ function useLive(id: string): Live {
       }
       const event = JSON.parse(text) as Event;
       setEvents((last) => (last.some((one) => one.sequence === event.sequence) ? last : [...last, event]));
-      void refresh().then((now) => {
-        // The last points were written before the event that ends the job.
-        if (now !== undefined && isFinal(now.state)) void all();
-      });
+      // A checkpoint changes nothing that progress does not tell, and there may be hundreds; what
+      // has ended changes no more, and its events are those of the past.
+      if (event.type !== "job.checkpoint" && known !== undefined && !isFinal(known.state)) void refresh();
     };
     void (async () => {
       setEvents([]);
-      const [now] = await Promise.all([refresh(), all()]);
-      if (now === undefined || signal.aborted) return;
+      await Promise.all([refresh(), all()]);
+      if (known === undefined || signal.aborted) return;
+      let isRefused = false;
+      const wasGoing = !isFinal(known.state);
       timer = window.setInterval(() => void newer(), 1000);
       await follow({
         path: `/v1/jobs/${encodeURIComponent(id)}/stream`,
@@ -204,9 +221,14 @@ function useLive(id: string): Live {
         onConnection: setConnection,
         isLast: (event) => /^job\.(succeeded|failed|cancelled)$/.test(event.event),
         // What is kept for a time only (410) is no error of the page: the rest is still shown.
-        onProblem: (error) => error.problem.status !== 410 && setProblem(error),
+        onProblem: (error) => {
+          isRefused = true;
+          if (error.problem.status !== 410) setProblem(error);
+        },
       });
       clearInterval(timer);
+      // The last points were written before the event that ends the job.
+      if (wasGoing && !isRefused && !signal.aborted) await Promise.all([refresh(), all()]);
     })();
     return () => {
       stop.abort();
@@ -318,10 +340,11 @@ function Failure({ job }: { job: JobRead }) {
   );
 }
 
-export function scoreNames(scores: Record<string, Json | null | undefined>): string[] {
+/** Return the names of all scores that one of several networks has. */
+export function scoreNames(scores: (Json | null | undefined)[]): string[] {
   const names = new Set<string>();
-  for (const network of NETWORKS) {
-    for (const [name, value] of Object.entries(scores[network] ?? {})) if (typeof value === "number") names.add(name);
+  for (const one of scores) {
+    for (const [name, value] of Object.entries(one ?? {})) if (typeof value === "number") names.add(name);
   }
   return [...names].filter((name) => name !== "samples");
 }
@@ -332,7 +355,7 @@ function Result({ job }: { job: JobRead }) {
   const scores = (result.scores ?? {}) as Record<string, Json | null>;
   const shown = NETWORKS.filter((network) => scores[network] || result.parameters?.[network]);
   const rows: [string, (network: (typeof NETWORKS)[number]) => string][] = [
-    ...scoreNames(scores).map((name): [string, (network: (typeof NETWORKS)[number]) => string] => [
+    ...scoreNames(NETWORKS.map((network) => scores[network])).map((name): [string, (network: (typeof NETWORKS)[number]) => string] => [
       name,
       (network) => withInterval(name, scores[network]),
     ]),

@@ -1,5 +1,5 @@
 // All jobs of the project, newest first, as they are now.
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { get, type Schemas } from "../api/client";
 import { between, duration, metric } from "../ui/format";
 import { usePages } from "../ui/loading";
@@ -9,7 +9,7 @@ import { filtered, replace, to, type Place } from "../ui/router";
 type Job = Schemas["JobRead"];
 
 export const STATES: Schemas["State"][] = [
-  "queued", "starting", "running", "paused", "succeeded", "failed", "cancelled",
+  "validating", "queued", "starting", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled",
 ];
 const PAGE = 50;
 const MOST_COMPARED = 6;
@@ -24,7 +24,7 @@ export function isFinal(state: string): boolean {
 
 /** Return the metric that decides, by its name and value on the test split or the latest one. */
 export function headline(job: Job): [string, number] | null {
-  for (const name of ["accuracy", "miou", "ap"]) {
+  for (const name of ["accuracy", "miou", "ap", "knn"]) {
     const score = job.result?.scores?.["student"]?.[name];
     if (typeof score === "number" && (name !== "accuracy" || job.spec["task"] !== "segmentation")) return [name, score];
     const latest = job.metrics[`validation/${name}`];
@@ -122,7 +122,7 @@ export function Jobs({ place }: { place: Place }) {
               ))}
             </tbody>
           </Table>
-          <More has={pages.hasMore} isLoading={pages.isLoadingMore} onMore={pages.more} />
+          <More pages={pages} />
         </>
       )}
     </>
@@ -188,10 +188,18 @@ function Filters({ place, states }: { place: Place; states: string[] }) {
 /** A text that takes effect once the reader pauses. */
 export function Typed({ label, hint, value, onDone }: { label: string; hint: string; value: string; onDone: (text: string) => void }) {
   const [text, setText] = useState(value);
-  useEffect(() => setText(value), [value]);
+  // What came of typing is no reason to write into the field: the reader may have typed on.
+  const told = useRef(value);
   useEffect(() => {
-    if (text === value) return;
-    const timer = setTimeout(() => onDone(text.trim()), 350);
+    if (value !== told.current) setText(value);
+    told.current = value;
+  }, [value]);
+  useEffect(() => {
+    if (text.trim() === value) return;
+    const timer = setTimeout(() => {
+      told.current = text.trim();
+      onDone(told.current);
+    }, 350);
     return () => clearTimeout(timer);
   }, [text]);
   return (

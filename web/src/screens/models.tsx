@@ -65,7 +65,7 @@ export function Models({ place }: { place: Place }) {
               ))}
             </tbody>
           </Table>
-          <More has={pages.hasMore} isLoading={pages.isLoadingMore} onMore={pages.more} />
+          <More pages={pages} />
         </>
       )}
     </>
@@ -130,7 +130,7 @@ export function Model({ place }: { place: Place }) {
             </tbody>
           </Table>
         )}
-        <More has={pages.hasMore} isLoading={pages.isLoadingMore} onMore={pages.more} />
+        <More pages={pages} />
       </Section>
       <Aliases name={name} onChange={model.reload} />
     </>

@@ -61,7 +61,7 @@ export function Studies({ place }: { place: Place }) {
               ))}
             </tbody>
           </Table>
-          <More has={pages.hasMore} isLoading={pages.isLoadingMore} onMore={pages.more} />
+          <More pages={pages} />
         </>
       )}
     </>

@@ -2,7 +2,7 @@
 import { useMemo, useState } from "preact/hooks";
 import { download, get, post, remove, type Schemas } from "../api/client";
 import { Lines } from "../charts/lines";
-import { seriesOf, type Series } from "../charts/series";
+import { seriesOfJob, type Series } from "../charts/series";
 import { count, duration, NOTHING, number, percent, points } from "../ui/format";
 import { useLoaded } from "../ui/loading";
 import { Copy, Do, Empty, Facts, Heading, Loading, Notes, Problem, Progress, Section, State, Table, Time } from "../ui/parts";
@@ -238,9 +238,9 @@ function Curves({ board }: { board: Board }) {
   const loaded = useLoaded(
     (signal) =>
       Promise.all(
-        runs.map(async (run): Promise<Series> => {
-          const metrics = await get("/v1/jobs/{job_id}/metrics", { path: { job_id: run.job }, query: { keys: key, max_points: 200 }, signal });
-          return { key: `${run.variant}/${run.seed}`, points: seriesOf(metrics)[0]?.points ?? [] };
+        runs.map(async (run): Promise<Series & { gone: string | null }> => {
+          const { series, gone } = await seriesOfJob(run.job, { keys: key, max_points: 200 }, signal);
+          return { key: `${run.variant}/${run.seed}`, points: series[0]?.points ?? [], gone };
         }),
       ),
     [runs.map((run) => run.job), states],
@@ -260,6 +260,13 @@ function Curves({ board }: { board: Board }) {
       </div>
       {board.rows.length > MOST_DRAWN && <p class="hint">The first {MOST_DRAWN} of {board.rows.length} variants are drawn.</p>}
       {loaded.error && <Problem error={loaded.error} onRetry={loaded.reload} />}
+      <Notes
+        title="Without curves"
+        lines={(loaded.data ?? []).flatMap((one) => {
+          const [variant = "", seed = ""] = one.key.split("/");
+          return one.gone === null ? [] : [`${names.get(Number(variant)) ?? variant}, seed ${seed}: ${one.gone}`];
+        })}
+      />
       {loaded.isLoading ? (
         <Loading rows={4} />
       ) : series.length === 0 ? (

@@ -1,14 +1,14 @@
 // A new job: a form and the same as YAML, each following the other, checked by the server as one types.
 import { useEffect, useId, useMemo, useRef, useState } from "preact/hooks";
-import { parseDocument, type Document } from "yaml";
-import { allMethods, type MethodRead, type Schema } from "../api/catalog";
+import { isAlias, isMap, parseDocument, type Document } from "yaml";
+import { allMethods, TASKS, type MethodRead, type Schema } from "../api/catalog";
 import { get, post, ProblemError, randomKey, type Fault, type Json, type Schemas } from "../api/client";
 import { useLoaded } from "../ui/loading";
 import { Faults, Field, Heading, Loading, Notes, Problem, Section, Told } from "../ui/parts";
 import { go, to, type Place } from "../ui/router";
 import { asObject, Choice, faultsAt, read, SchemaForm, type Path } from "../ui/schemaform";
 
-const FIELDS = ["name", "task", "teacher", "teachers", "teacher_weighting", "student", "dataset", "method", "training", "baseline", "resources", "max_attempts", "priority", "labels", "report"];
+const FIELDS = ["name", "task", "teacher", "teachers", "teacher_weighting", "student", "dataset", "method", "training", "baseline", "resources", "max_attempts", "priority", "labels", "report", "exports"];
 const PAUSE_MS = 400;
 const NUMBER: Schema[] = [{ type: "number" }];
 const OFTEN = ["recipe", "epochs", "batch_size", "seed"];
@@ -24,7 +24,13 @@ function drafted(text: string): Draft {
   const document = parseDocument(text);
   const error = document.errors[0];
   if (error !== undefined) return { text, spec: {}, fault: error.message };
-  const value: unknown = document.toJS();
+  let value: unknown;
+  try {
+    value = document.toJS();
+  } catch (unread) {
+    // Such as an alias of nothing, which is found only now.
+    return { text, spec: {}, fault: (unread as Error).message };
+  }
   if (value === null || typeof value !== "object" || Array.isArray(value)) return { text, spec: {}, fault: "A spec is a mapping, such as `name: digits-dkd`." };
   return { text, spec: value as Json, fault: null };
 }
@@ -33,8 +39,15 @@ function drafted(text: string): Draft {
 function changed(text: string, path: Path, value: unknown): string {
   const document: Document = parseDocument(text);
   if (document.contents === null) document.contents = document.createNode({}) as Document["contents"];
-  if (value !== undefined) document.setIn(path, document.createNode(value));
-  else {
+  if (value !== undefined) {
+    for (let depth = 1; depth < path.length; depth += 1) {
+      const parent = path.slice(0, depth);
+      const node = document.getIn(parent, true);
+      // An alias is written out, since a change here is none there; what is no mapping takes no field.
+      if (node !== undefined && !isMap(node)) document.setIn(parent, document.createNode(isAlias(node) ? asObject(node.toJS(document)) : {}));
+    }
+    document.setIn(path, document.createNode(value));
+  } else if (document.hasIn(path)) {
     document.deleteIn(path);
     // A group whose last field was taken out goes too, but for those that a spec must have.
     for (let parent = path.slice(0, -1); parent.length > 0 && !["student", "method"].includes(String(parent.at(-1))); parent = parent.slice(0, -1)) {
@@ -272,7 +285,7 @@ function What({ spec, set, faults }: PartProps) {
         <Field label="Name" faults={faultsAt(faults, ["name"])}>
           {(attributes) => <input {...attributes} value={text(spec["name"])} onInput={(event) => set(["name"], event.currentTarget.value || undefined)} />}
         </Field>
-        <Choice label="Task" faults={faultsAt(faults, ["task"])} options={["classification", "segmentation", "detection"]} preset="classification" value={spec["task"] as string | undefined} onChange={(value) => set(["task"], value)} />
+        <Choice label="Task" faults={faultsAt(faults, ["task"])} options={TASKS} preset="classification" value={text(spec["task"]) || undefined} onChange={(value) => set(["task"], value)} />
         <Suggested label="Data set" faults={faultsAt(faults, ["dataset"])} value={text(spec["dataset"])} options={ready(datasets.data?.data)} onChange={(value) => set(["dataset"], value || undefined)} />
         {several !== "" || isWaiting ? (
           <Field label={isWaiting ? "Teacher" : "Teachers"} hint="As the YAML has it; change it there." faults={[...faultsAt(faults, ["teachers"]), ...faultsAt(faults, ["teacher"])]}>
@@ -323,7 +336,7 @@ function How({ spec, set, faults }: PartProps) {
       {known && (
         <>
           <p class="prose muted small"><Told text={known.description} /></p>
-          <SchemaForm schema={known.params_schema as Schema} value={method} path={["method"]} without={["name"]} set={set} faults={faults} />
+          <SchemaForm schema={known.params_schema as Schema} value={method} path={["method"]} presets={{ balance: "by the recipe" }} without={["name"]} set={set} faults={faults} />
         </>
       )}
     </Section>
@@ -416,7 +429,7 @@ function Rest({ spec, set, faults }: PartProps) {
         {flag("report", true, "Write a report with pictures")}
       </div>
       <div class="grid">
-        <Choice label="Device" faults={faultsAt(faults, ["resources"])} options={["any", "cpu", "cuda"]} preset="any" value={resources["accelerator"] as string | undefined} onChange={(value) => set(["resources", "accelerator"], value)} />
+        <Choice label="Device" faults={faultsAt(faults, ["resources"])} options={["any", "cpu", "cuda"]} preset="any" value={text(resources["accelerator"]) || undefined} onChange={(value) => set(["resources", "accelerator"], value)} />
         <Field label="Longest time in seconds" hint="Of active work; no limit if empty.">
           {(attributes) => <input {...attributes} inputMode="decimal" value={String(resources["max_runtime_seconds"] ?? "")} onChange={(event) => set(["resources", "max_runtime_seconds"], read(event.currentTarget.value, NUMBER))} />}
         </Field>

@@ -1,5 +1,6 @@
 // Upload a model or a data set: sent in parts, then read by a worker, which takes it or says why not.
 import { useEffect, useRef, useState } from "preact/hooks";
+import { DATASET_TASKS, TASKS } from "../api/catalog";
 import { get, post, remove, type Json, type Schemas } from "../api/client";
 import { unfinished, upload, type Purpose, type Sent } from "../api/upload";
 import { bytes, duration, percent } from "../ui/format";
@@ -54,7 +55,7 @@ function modelBody(values: Values, id: string): Json {
     upload: id,
     network: values["network"],
     task: values["task"] || "classification",
-    classes: /^\d+$/.test(classes) ? Number(classes) : classes.split(",").map((one) => one.trim()).filter(Boolean),
+    ...(classes ? { classes: /^\d+$/.test(classes) ? Number(classes) : classes.split(",").map((one) => one.trim()).filter(Boolean) } : {}),
     input: { channels: Number(values["channels"]), height: Number(values["height"]), width: Number(values["width"]), mean: numbers(values["mean"]), std: numbers(values["std"]) },
     ...(values["entry"] ? { entry: values["entry"] } : {}),
     ...(values["arguments"] ? { arguments: argumentsOf(values["arguments"]) } : {}),
@@ -132,11 +133,12 @@ function Form({ purpose, name }: { purpose: Purpose; name: string }) {
       {(attributes) => <input {...attributes} value={values[key] ?? ""} placeholder={more.placeholder} required={more.required} disabled={isBusy} onInput={(event) => setValues({ ...values, [key]: event.currentTarget.value })} />}
     </Field>
   );
+  const isEmbedding = values["task"] === "embedding";
   const task = (
     <Field label="Task" faults={faultsAt(faults, ["task"])}>
       {(attributes) => (
-        <select {...attributes} value={values["task"]} disabled={isBusy} onChange={(event) => setValues({ ...values, task: event.currentTarget.value })}>
-          {["classification", "segmentation", "detection"].map((one) => (
+        <select {...attributes} value={values["task"]} disabled={isBusy} onChange={(event) => setValues({ ...values, task: event.currentTarget.value, ...(event.currentTarget.value === "embedding" ? { classes: "" } : {}) })}>
+          {(purpose === "model" ? TASKS : DATASET_TASKS).map((one) => (
             <option key={one}>{one}</option>
           ))}
         </select>
@@ -155,7 +157,7 @@ function Form({ purpose, name }: { purpose: Purpose; name: string }) {
           {purpose === "model" ? (
             <>
               {input("network", "Network", { hint: "Such as timm/resnet18; retort/onnx for a graph.", required: true })}
-              {input("classes", "Classes", { hint: "How many, or their names with commas, in the order of the logits.", required: true })}
+              {input("classes", "Classes", { hint: isEmbedding ? "None: an embedding has no classes." : "How many, or their names with commas, in the order of the logits.", required: !isEmbedding })}
               {input("channels", "Channels", { at: ["input", "channels"] })}
               {input("height", "Height", { at: ["input", "height"], hint: "In pixels." })}
               {input("width", "Width", { at: ["input", "width"], hint: "In pixels." })}

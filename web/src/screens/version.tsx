@@ -14,7 +14,7 @@ const GENERATIONS = 3;
 
 /** Return the score that decides, as text. */
 export function mainScore(scores: Json): string {
-  for (const name of ["miou", "ap", "accuracy"]) if (typeof scores[name] === "number") return percent(scores[name] as number);
+  for (const name of ["miou", "ap", "knn", "accuracy"]) if (typeof scores[name] === "number") return percent(scores[name] as number);
   return "–";
 }
 
@@ -91,7 +91,7 @@ export function ModelVersion({ place }: { place: Place }) {
         </Section>
       </div>
       {it.state === "ready" && <Lineage name={name} version={version} />}
-      {HAS_EXPORTS && it.state === "ready" && <Exports name={name} version={version} onError={setError} />}
+      {it.state === "ready" && <Exports name={name} version={version} onError={setError} />}
       {it.files.length > 0 && (
         <Section title="Files">
           <Files files={it.files.filter((one) => !one.path.includes("/"))} urlOf={file} onError={setError} />

@@ -63,7 +63,7 @@ export function Workers() {
               ))}
             </tbody>
           </Table>
-          <More has={pages.hasMore} isLoading={pages.isLoadingMore} onMore={pages.more} />
+          <More pages={pages} />
         </>
       )}
     </>

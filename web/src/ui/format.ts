@@ -84,14 +84,14 @@ export function number(value: unknown): string {
 
 /** Return the names of metrics that are shares 0..1. */
 export function isShare(name: string): boolean {
-  return /(^|\/)(accuracy|miou|ap|ap50|ap75|agreement|ece|floor_share)(_|$)/.test(name);
+  return /(^|\/)(accuracy|miou|ap|ap50|ap75|knn|linear_probe|shared_neighbours|agreement|ece|floor_share)(_|$)/.test(name);
 }
 
 export function metric(name: string, value: unknown): string {
   return typeof value === "number" && isShare(name) ? percent(value) : number(value);
 }
 
-const SPOKEN: Record<string, string> = { ece: "calibration error", miou: "mean IoU", ap: "average precision" };
+const SPOKEN: Record<string, string> = { knn: "nearest neighbours", ece: "calibration error", miou: "mean IoU", ap: "average precision" };
 
 /** Return the name of a score as it is spoken. */
 export function spoken(name: string): string {

@@ -68,6 +68,10 @@ export interface Pages<T> {
   error: Error | undefined;
   hasMore: boolean;
   isLoadingMore: boolean;
+  /** Why the next page could not be had; it is asked for again by `more` alone. */
+  moreFailed: Error | undefined;
+  /** Whether so many pages are shown that they are not asked for again. */
+  isStill: boolean;
   more: () => void;
   reload: () => void;
 }
@@ -78,9 +82,18 @@ interface Page<T> {
   has_more?: boolean;
 }
 
+interface Shown<T> {
+  rows: T[];
+  cursor: string | null;
+  pages: number;
+}
+
+// More pages would be a burden for the server at each round.
+const MOST_WALKED = 4;
+
 /**
- * Return the pages of a list that have been asked for. Every `everySeconds` the first page is asked
- * for again: its rows replace the same rows here, and new ones come first.
+ * Return the pages of a list that have been asked for. Every `everySeconds` all that are shown are
+ * asked for again, as long as they are few.
  */
 export function usePages<T>(
   ask: (cursor: string | undefined, signal: AbortSignal) => Promise<Page<T>>,
@@ -88,57 +101,79 @@ export function usePages<T>(
   about: unknown[],
   everySeconds: number | null = null,
 ): Pages<T> {
-  const first = useLoaded((signal) => ask(undefined, signal), about, everySeconds);
   const subject = JSON.stringify(about);
-  const [rest, setRest] = useState<{ for: string; head: T[]; rows: T[]; cursor: string | null } | null>(null);
+  const depth = useRef(1);
+  // What was asked for since the last round.
+  const [later, setLater] = useState<(Shown<T> & { for: string }) | null>(null);
   const [isLoadingMore, setLoading] = useState(false);
-  const [moreError, setMoreError] = useState<Error | undefined>(undefined);
+  const [moreFailed, setMoreFailed] = useState<Error | undefined>(undefined);
   const loading = useRef<AbortController | null>(null);
+  // Before the list is asked for: of another subject its first page.
   useEffect(() => {
-    setRest(null);
-    setMoreError(undefined);
+    depth.current = 1;
+    setLater(null);
+    setMoreFailed(undefined);
     return () => loading.current?.abort();
   }, [subject]);
-  const own = rest?.for === subject ? rest : null;
-  const cursor = own === null ? (first.data?.next_cursor ?? null) : own.cursor;
+  const walk = async (signal: AbortSignal): Promise<Shown<T>> => {
+    const rows: T[] = [];
+    let cursor: string | undefined;
+    let pages = 0;
+    do {
+      const page = await ask(cursor, signal);
+      rows.push(...page.data);
+      cursor = page.next_cursor ?? undefined;
+      pages += 1;
+    } while (cursor !== undefined && pages < depth.current);
+    return { rows, cursor: cursor ?? null, pages };
+  };
+  const isStill = everySeconds !== null && later?.for === subject && later.pages > MOST_WALKED;
+  const walked = useLoaded(walk, about, isStill ? null : everySeconds);
+  const newest = walked.data;
+  const isCovered = newest === undefined || newest.cursor === null || later === null || newest.pages >= later.pages;
+  const own = later?.for === subject && !isCovered ? later : null;
+  const cursor = (own ?? newest)?.cursor ?? null;
   const more = () => {
-    if (isLoadingMore || cursor === null) return;
+    if (isLoadingMore || cursor === null || newest === undefined) return;
     const stop = new AbortController();
     loading.current = stop;
     setLoading(true);
-    setMoreError(undefined);
+    setMoreFailed(undefined);
     ask(cursor, stop.signal)
       .then((page) => {
         if (stop.signal.aborted) return;
-        setRest((last) => {
-          const known = last?.for === subject ? last : null;
-          return {
-            for: subject,
-            head: known?.head ?? first.data?.data ?? [],
-            rows: [...(known?.rows ?? []), ...page.data],
-            cursor: page.next_cursor ?? null,
-          };
-        });
+        const pages = (own ?? newest).pages + 1;
+        depth.current = pages;
+        setLater({ for: subject, rows: [...(own?.rows ?? newest.rows), ...page.data], cursor: page.next_cursor ?? null, pages });
       })
       .catch((error: Error) => {
-        if (!stop.signal.aborted) setMoreError(error);
+        if (!stop.signal.aborted) setMoreFailed(error);
       })
       .finally(() => setLoading(false));
   };
-  const rows = first.data === undefined ? undefined : merged(first.data.data, own, idOf);
+  const reload = () => {
+    if (depth.current > MOST_WALKED) {
+      depth.current = 1;
+      setLater(null);
+      window.scrollTo(0, 0);
+    }
+    setMoreFailed(undefined);
+    walked.reload();
+  };
   return {
-    rows,
-    error: first.error ?? moreError,
+    rows: newest && merged(newest.rows, own?.rows ?? [], idOf),
+    error: walked.error,
     hasMore: cursor !== null,
     isLoadingMore,
+    moreFailed,
+    isStill,
     more,
-    reload: first.reload,
+    reload,
   };
 }
 
-/** Return the newest page, then the rows that were there when further pages were asked for. */
-function merged<T>(newest: T[], rest: { head: T[]; rows: T[] } | null, idOf: (row: T) => string): T[] {
-  if (rest === null) return newest;
-  const seen = new Set(newest.map(idOf));
-  return [...newest, ...[...rest.head, ...rest.rows].filter((row) => !seen.has(idOf(row)))];
+/** Return the newest rows, then the others that were there when further pages were asked for. */
+function merged<T>(newest: T[], later: T[], idOf: (row: T) => string): T[] {
+  const seen = new Set<string>();
+  return [...newest, ...later].filter((row) => !seen.has(idOf(row)) && seen.add(idOf(row)));
 }

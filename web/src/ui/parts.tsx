@@ -3,6 +3,7 @@ import type { ComponentChildren, JSX } from "preact";
 import { useEffect, useId, useRef, useState } from "preact/hooks";
 import { ProblemError, Unreachable, type Fault } from "../api/client";
 import { fullTime, shortTime } from "./format";
+import type { Pages } from "./loading";
 
 export function Time({ at }: { at: string | null | undefined }) {
   if (!at) return <span class="faint">–</span>;
@@ -16,7 +17,7 @@ export function Time({ at }: { at: string | null | undefined }) {
 const TONES: Record<string, string> = {
   running: "run", starting: "run", validating: "run", pausing: "hold", paused: "hold",
   cancelling: "hold", queued: "wait", pending: "wait", succeeded: "good", ready: "good",
-  online: "good", complete: "good", failed: "bad", rejected: "bad", lost: "bad", incomplete: "hold",
+  online: "good", complete: "good", failed: "bad", rejected: "bad", refused: "bad", lost: "bad", incomplete: "hold",
   suspended: "hold", pruned: "wait", cancelled: "wait", stopped: "wait",
 };
 
@@ -256,26 +257,46 @@ export function Do({
 }
 
 /** Asks for more rows when it comes into view; also a button, for keyboards. */
-export function More({ has, isLoading, onMore }: { has: boolean; isLoading: boolean; onMore: () => void }) {
+export function More({ pages }: { pages: Omit<Pages<unknown>, "rows"> }) {
+  const { hasMore, isLoadingMore, moreFailed, isStill } = pages;
   const button = useRef<HTMLButtonElement>(null);
-  const ask = useRef(onMore);
-  ask.current = onMore;
+  const ask = useRef(pages.more);
+  ask.current = pages.more;
+  const isWaiting = moreFailed !== undefined;
   useEffect(() => {
-    if (button.current === null) return;
+    // What has failed in view would fail again at once, and without end: the reader tries again.
+    if (button.current === null || isWaiting || isLoadingMore) return;
+    let isOver = false;
+    // On a busy machine it may be told only after the rows have come that push the button away.
     const seen = new IntersectionObserver(
-      (entries) => entries.some((entry) => entry.isIntersecting) && ask.current(),
+      (entries) => !isOver && entries.at(-1)?.isIntersecting && ask.current(),
       { rootMargin: "300px" },
     );
     seen.observe(button.current);
-    return () => seen.disconnect();
-  }, [has, isLoading]);
-  if (!has) return null;
+    return () => {
+      isOver = true;
+      seen.disconnect();
+    };
+  }, [hasMore, isLoadingMore, isWaiting]);
   return (
-    <div class="more">
-      <button ref={button} type="button" onClick={onMore} disabled={isLoading}>
-        {isLoading ? "Loading…" : "Load more"}
-      </button>
-    </div>
+    <>
+      {isStill && (
+        <p class="small muted">
+          So long a list is not kept up to date.{" "}
+          <button type="button" class="link" onClick={pages.reload}>
+            Load it again from the top
+          </button>
+        </p>
+      )}
+      {moreFailed && <Problem error={moreFailed} onRetry={pages.more} />}
+      {hasMore && !moreFailed && (
+        <div class="more">
+          <button ref={button} type="button" onClick={pages.more} disabled={isLoadingMore}>
+            {isLoadingMore ? "Loading…" : "Load more"}
+          </button>
+        </div>
+      )}
+    </>
   );
 }
 
