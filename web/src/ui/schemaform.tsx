@@ -1,5 +1,5 @@
 // A form made from a JSON Schema, as the catalog has one for each method and for training.
-import { useId } from "preact/hooks";
+import { useId, useState } from "preact/hooks";
 import { domain, resolved, type Schema } from "../api/catalog";
 import type { Fault, Json } from "../api/client";
 import { Field, Hint } from "./parts";
@@ -123,6 +123,34 @@ export function Choice({ label, hint, faults = [], options, value, preset, onCha
   );
 }
 
+interface TypedProps {
+  value: string;
+  onCommit: (text: string) => void;
+  id: string;
+  "aria-describedby": string | undefined;
+  "aria-invalid": boolean;
+  inputMode?: "decimal" | "numeric" | "text";
+  list?: string | undefined;
+  placeholder?: string;
+}
+
+/** An input that is given on when it is left: what is drawn anew meanwhile keeps the text. */
+export function Typed({ value, onCommit, ...attributes }: TypedProps) {
+  const [typed, setTyped] = useState<string | undefined>(undefined);
+  return (
+    <input
+      type="text"
+      {...attributes}
+      value={typed ?? value}
+      onInput={(event) => setTyped(event.currentTarget.value)}
+      onChange={(event) => {
+        onCommit(event.currentTarget.value);
+        setTyped(undefined);
+      }}
+    />
+  );
+}
+
 interface FreeProps {
   label: string;
   hint: string;
@@ -143,7 +171,7 @@ function Free({ label, hint, faults, kinds, words, example, value, onChange }: F
     <Field label={label} hint={hint} faults={faults}>
       {(attributes) => (
         <>
-          <input {...attributes} inputMode={isNumber ? "decimal" : "text"} list={words.length > 0 ? list : undefined} value={shown} placeholder={example} onChange={(event) => onChange(read(event.currentTarget.value, kinds))} />
+          <Typed {...attributes} inputMode={isNumber ? "decimal" : "text"} list={words.length > 0 ? list : undefined} value={shown} placeholder={example} onCommit={(text) => onChange(read(text, kinds))} />
           {words.length > 0 && (
             <datalist id={list}>
               {words.map((one) => (
