@@ -175,7 +175,7 @@ class Hub:
                         for event in rows:
                             after = event.sequence
                             yield event
-                if latest is not None and latest != sent and not _is_final(latest):
+                if latest is not None and latest != sent and _is_news(latest, after):
                     sent = latest
                     yield latest
                 if _is_over(watched, after):
@@ -265,6 +265,11 @@ class Hub:
             shown = {key: numbers.in_json(value) for key, value in metrics[job_id].items()}
             latest[job_id] = Progress(snapshot, shown)
         return latest
+
+
+def _is_news(latest: Progress, after: int) -> bool:
+    # The events that were just read may be younger: after a job's last, no progress is told.
+    return latest.snapshot.last_sequence >= after and not _is_final(latest)
 
 
 def _is_final(latest: Progress) -> bool:

@@ -32,7 +32,7 @@ def blob(storage: Storage, content: bytes) -> tables.BlobRow:
         sha256=stored.sha256,
         size_bytes=stored.size_bytes,
         storage_key=stored.key,
-        created_at=datetime.now(UTC),
+        adopted_at=datetime.now(UTC),
     )
 
 
