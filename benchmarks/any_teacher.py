@@ -27,7 +27,7 @@ from typing import Any
 import rich.console
 import torch
 
-from benchmarks import digit_pairs, digits
+from benchmarks import digit_pairs, digits, line_files
 from models_registry import catalog
 from workers.distill.config import teachers
 from workers.distill.config.job import Input
@@ -55,7 +55,7 @@ def main() -> None:
         sys.stdout.write(json.dumps(speeds(), indent=2) + "\n")
         return
     say = rich.console.Console(stderr=True, highlight=False).print
-    lines = read(asked.output)
+    lines = line_files.read(asked.output)
     with tempfile.TemporaryDirectory(prefix="retort-any-teacher-") as name:
         folder = Path(name)
         digits.prepare(folder)
@@ -65,15 +65,9 @@ def main() -> None:
                 continue
             line, before = run_seed(folder, seed, asked.epochs, before)
             lines.append(line)
-            with asked.output.open("a") as stream:
-                stream.write(json.dumps(line) + "\n")
+            line_files.append(asked.output, line)
             say(line)
     sys.stdout.write(json.dumps(summary(lines), indent=2) + "\n")
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the lines that an earlier run has written."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def run_seed(

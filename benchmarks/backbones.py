@@ -18,7 +18,7 @@ from typing import Any
 
 import rich.console
 
-from benchmarks import any_teacher, digit_pairs, digits
+from benchmarks import any_teacher, digit_pairs, digits, line_files
 from models_registry import catalog
 from workers.distill.files import tensorfile
 from workers.distill.networks import backbones, weights
@@ -46,19 +46,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="file of lines, one a seed")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, help="of teachers and students; by default theirs")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     say = rich.console.Console(stderr=True, highlight=False).print
-    lines = any_teacher.read(asked.output)
+    lines = line_files.read(options.output)
     with tempfile.TemporaryDirectory(prefix="retort-backbones-") as name:
         folder = Path(name)
         digits.prepare(folder)
-        for seed in range(asked.seeds):
+        for seed in range(options.seeds):
             if any(line["seed"] == seed for line in lines):
                 continue
-            line = run_seed(folder, seed, asked.epochs)
+            line = run_seed(folder, seed, options.epochs)
             lines.append(line)
-            with asked.output.open("a") as stream:
-                stream.write(json.dumps(line) + "\n")
+            line_files.append(options.output, line)
             say(line)
     sys.stdout.write(json.dumps(summary(lines), indent=2) + "\n")
 

@@ -36,21 +36,21 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--projects", type=int, default=10)
     parser.add_argument("--claims", type=int, default=60)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     logs.set_up(level="WARNING", as_json=False)  # or each claim would write a line
     with tempfile.TemporaryDirectory(prefix="retort-claims-") as folder:
-        url = asked.database_url or f"sqlite:///{Path(folder) / 'claims.sqlite3'}"
+        url = options.database_url or f"sqlite:///{Path(folder) / 'claims.sqlite3'}"
         engine = database.connect(url, pool_size=1)
         tables.Row.metadata.create_all(engine)
         sessions = database.sessions(engine)
-        fill(sessions, jobs=asked.jobs, projects=asked.projects)
+        fill(sessions, jobs=options.jobs, projects=options.projects)
         if engine.dialect.name == "postgresql":
             with engine.connect() as connection:  # as its own maintenance does before long
                 connection.execution_options(isolation_level="AUTOCOMMIT")
                 connection.execute(sa.text("ANALYZE"))
-        figures = measure(sessions, claims=asked.claims)
+        figures = measure(sessions, claims=options.claims)
         engine.dispose()
-    about = {"database": engine.dialect.name, "jobs": asked.jobs, "projects": asked.projects}
+    about = {"database": engine.dialect.name, "jobs": options.jobs, "projects": options.projects}
     sys.stdout.write(json.dumps({**about, **figures}, indent=2) + "\n")
 
 

@@ -20,13 +20,14 @@ the service ranks methods.
 """
 
 import argparse
+import itertools
 import json
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from typing import Any
 import rich.console
 import torch
 
-from benchmarks import any_teacher, digit_pairs, digits, photographs
+from benchmarks import digit_pairs, digits, line_files, photographs
 from models_registry import catalog
 from models_registry.jobs import ranking
 from models_registry.studies import leaderboard
@@ -138,57 +139,67 @@ def main() -> None:
     )
     parser.add_argument("--markdown", action="store_true", help="a table instead of JSON")
     parser.add_argument("--no-times", action="store_true", help="leave out seconds an epoch")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     say = rich.console.Console(stderr=True, highlight=False).print
-    if (asked.write or asked.read) and asked.lines is None:
+    if (options.write or options.read) and options.lines is None:
         parser.error("--write and --read need the file of --lines")
-    lines = any_teacher.read(asked.lines) if asked.lines else []
-    if asked.write:
+    lines = line_files.read(options.lines)
+    if options.write:
         MEASURED.write_text(json.dumps(measured(lines), indent=2) + "\n")
         return
-    problem = PROBLEMS[asked.data]
-    pairs = asked.pairs.split(",") if asked.pairs else list(problem.students)
+    problem = PROBLEMS[options.data]
+    pairs = options.pairs.split(",") if options.pairs else list(problem.students)
     if unknown := set(pairs) - set(problem.students):
         known = ", ".join(problem.students)
-        parser.error(f"{asked.data} has no pair {unknown.pop()!r}; it has {known}")
-    wanted = rows(set(filter(None, asked.methods.split(","))), asked.balance)
-    seeds = range(asked.first_seed, asked.first_seed + asked.seeds)
+        parser.error(f"{options.data} has no pair {unknown.pop()!r}; it has {known}")
+    wanted = rows(set(filter(None, options.methods.split(","))), options.balance)
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     with tempfile.TemporaryDirectory(prefix="retort-methods-") as name:
         folder = Path(name)
-        if not asked.read:
+        if not options.read:
             problem.prepare(folder)
-            for seed in seeds:
-                for pair in pairs:
-                    key = {"data": asked.data, "balance": asked.balance, "pair": pair, "seed": seed}
-                    missing = [row for row in wanted if row not in scores_of(lines, key)]
-                    if missing == [BASELINE] or not missing:
-                        continue
-                    teacher = taught(folder, asked.data, seed, asked.teachers)
-                    for group in groups(missing, asked.at_once):
-                        choices = {row: wanted[row] for row in wanted if row in group}
-                        scores = run_group(folder, problem, pair, seed, teacher, choices)
-                        lines.append({**key, "scores": scores})
-                        if asked.lines is not None:
-                            with asked.lines.open("a") as file:
-                                file.write(json.dumps(lines[-1]) + "\n")
-                        say(pair, seed, {row: shown(value) for row, value in scores.items()})
+            for seed, pair in itertools.product(seeds, pairs):
+                key = {"data": options.data, "balance": options.balance, "pair": pair, "seed": seed}
+                missing = [row for row in wanted if row not in scores_of(lines, key)]
+                for scores in trained(folder, key, missing, wanted, options):
+                    lines.append({**key, "scores": scores})
+                    line_files.append(options.lines, lines[-1])
+                    say(pair, seed, {row: shown(value) for row, value in scores.items()})
         found: dict[str, Any] = {}
         for pair in pairs:
-            key = {"data": asked.data, "balance": asked.balance, "pair": pair}
+            key = {"data": options.data, "balance": options.balance, "pair": pair}
             # Of a file all its seeds count.
-            counted = {one["seed"] for one in lines} if asked.read else seeds
+            counted = {one["seed"] for one in lines} if options.read else seeds
             runs = [scores_of(lines, {**key, "seed": seed}) for seed in sorted(counted)]
             found[pair] = summary([run for run in runs if run], wanted)
-            for row, choice in {} if asked.read else wanted.items():
+            for row, choice in {} if options.read else wanted.items():
                 found[pair][row]["extra_parameters"] = extra_parameters(
                     folder, problem, pair, choice
                 )
-                if not asked.no_times:
-                    teacher = taught(folder, asked.data, asked.first_seed, asked.teachers)
+                if not options.no_times:
+                    teacher = trained_teacher(
+                        folder, options.data, options.first_seed, options.teachers
+                    )
                     seconds = seconds_an_epoch(folder, problem, pair, row, choice, teacher)
                     found[pair][row]["seconds_per_epoch"] = seconds
-    text = markdown(found, problem) if asked.markdown else json.dumps(found, indent=2)
+    text = markdown(found, problem) if options.markdown else json.dumps(found, indent=2)
     sys.stdout.write(text + "\n")
+
+
+def trained(
+    folder: Path,
+    key: Json,
+    missing: list[str],
+    wanted: dict[str, Json],
+    options: argparse.Namespace,
+) -> Iterator[dict[str, float | str]]:
+    """Train the missing rows of a pair and seed, and yield the scores of each group of them."""
+    if not set(missing) - {BASELINE}:
+        return
+    teacher = trained_teacher(folder, key["data"], key["seed"], options.teachers)
+    for group in groups(missing, options.at_once):
+        choices = {row: wanted[row] for row in wanted if row in group}
+        yield run_group(folder, PROBLEMS[key["data"]], key["pair"], key["seed"], teacher, choices)
 
 
 def scores_of(lines: list[Json], key: Json) -> dict[str, float | str]:
@@ -210,7 +221,7 @@ def groups(missing: list[str], at_once: int) -> list[set[str]]:
     return [{BASELINE, *others[start : start + size]} for start in range(0, len(others), size)]
 
 
-def taught(folder: Path, problem_name: str, seed: int, kept: Path | None) -> Path:
+def trained_teacher(folder: Path, problem_name: str, seed: int, kept: Path | None) -> Path:
     """Return the file of a seed's teacher, trained unless this or an earlier run has it."""
     place = (kept or folder) / f"{problem_name}-teacher-{seed}.safetensors"
     if not place.exists():

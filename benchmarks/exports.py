@@ -23,6 +23,7 @@ from typing import Any
 import rich.console
 import torch
 
+from benchmarks import line_files
 from models_registry import catalog
 from workers.distill.config.exports import FORMATS
 from workers.distill.config.job import JobConfig
@@ -68,23 +69,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="file of lines, one an export")
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--epochs", type=int, help="of every training; by default its own")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     say = rich.console.Console(stderr=True, highlight=False, soft_wrap=True).print
-    lines = [] if asked.output is None else read(asked.output)
-    for name in filter(None, asked.rows.split(",")):
-        for line in measured(name, asked.epochs, [*lines]):
+    lines = line_files.read(options.output)
+    for name in filter(None, options.rows.split(",")):
+        for line in measured(name, options.epochs, [*lines]):
             lines.append(line)
-            if asked.output is not None:
-                with asked.output.open("a") as stream:
-                    stream.write(json.dumps(line) + "\n")
+            line_files.append(options.output, line)
             say(line)
     sys.stdout.write(markdown(lines) + "\n")
-
-
-def read(path: Path) -> list[Json]:
-    """Return the lines that an earlier run has written."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def measured(name: str, epochs: int | None, done: list[Json]) -> Iterator[Json]:

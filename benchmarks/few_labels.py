@@ -25,7 +25,7 @@ from typing import Any
 import rich.console
 import torch
 
-from benchmarks import any_teacher, classification, digits
+from benchmarks import classification, digits, line_files
 from workers.distill.data import dataset, splits
 
 Json = dict[str, Any]  # specs and lines of the engine
@@ -55,13 +55,13 @@ def main() -> None:
     parser.add_argument("--lines", type=Path, help="append scores to this file, and go on from it")
     parser.add_argument("--teachers", type=Path, help="folder that keeps the teachers")
     parser.add_argument("--markdown", action="store_true", help="a table instead of JSON")
-    asked = parser.parse_args()
-    counts = [int(count) for count in asked.labels.split(",")]
+    options = parser.parse_args()
+    counts = [int(count) for count in options.labels.split(",")]
     if not all(BATCH // 2 <= count <= ALL for count in counts):
-        parser.error(f"--labels takes numbers from {BATCH // 2} to {ALL}, got {asked.labels}")
+        parser.error(f"--labels takes numbers from {BATCH // 2} to {ALL}, got {options.labels}")
     say = rich.console.Console(stderr=True, highlight=False).print
-    seeds = range(asked.first_seed, asked.first_seed + asked.seeds)
-    lines = any_teacher.read(asked.lines) if asked.lines else []
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    lines = line_files.read(options.lines)
     lines = [one for one in lines if one["seed"] in seeds and one["labels"] in counts]
     done = {(one["seed"], one["labels"]) for one in lines}
     with tempfile.TemporaryDirectory(prefix="retort-few-labels-") as name:
@@ -71,16 +71,14 @@ def main() -> None:
             missing = [count for count in counts if (seed, count) not in done]
             if not missing:
                 continue
-            teacher = classification.taught(folder, PROBLEM, seed, asked.teachers)
+            teacher = classification.trained_teacher(folder, PROBLEM, seed, options.teachers)
             for count in missing:
                 scores = run_count(folder, seed, count, teacher)
                 lines.append({"seed": seed, "labels": count, "scores": scores})
-                if asked.lines is not None:
-                    with asked.lines.open("a") as stream:
-                        stream.write(json.dumps(lines[-1]) + "\n")
+                line_files.append(options.lines, lines[-1])
                 say(lines[-1])
     found = summary(lines)
-    sys.stdout.write((markdown(found) if asked.markdown else json.dumps(found, indent=2)) + "\n")
+    sys.stdout.write((markdown(found) if options.markdown else json.dumps(found, indent=2)) + "\n")
 
 
 def run_count(folder: Path, seed: int, count: int, teacher: Path) -> dict[str, float]:

@@ -27,18 +27,11 @@ from typing import Any
 import psutil
 import rich.console
 
+from benchmarks.service import SPEC
 from models_registry.access import keys
 from models_registry.persistence import database, schema
 from tests import services
 
-SPEC: dict[str, Any] = {
-    "name": "benchmark",
-    "student": {"network": "retort/resnet8"},
-    "dataset": "digits@1",
-    "method": {"name": "ce"},
-    "training": {"epochs": 40},
-    "report": False,
-}
 LISTED = 100
 
 

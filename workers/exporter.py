@@ -16,14 +16,13 @@ from models_registry.artifacts import exports, models
 from models_registry.artifacts.exports import ExportClaim
 from models_registry.jobs.leases import OutputFile
 from workers import child_files, inspector, staging
-from workers.child_requests import ChildDied, ChildTimedOut, ClaimHold, ask
+from workers.child_requests import LIMIT_SECONDS, ChildDied, ChildTimedOut, ClaimHold, ask
 from workers.context import Context
 from workers.engine_process import Report
 
 log = structlog.get_logger()
 
 MODULE = "workers.distill.export.program"
-LIMIT_SECONDS = 3600.0
 # If the database is unreachable for longer, the outcome is lost; the claim expires, and the
 # export is made again.
 _PATIENCE_SECONDS = 600.0

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from models_registry import errors, ids
 from models_registry.access import quotas
-from models_registry.artifacts import datasets, input_checks, models, uploads
+from models_registry.artifacts import datasets, input_checks, models, postponements, uploads
 from models_registry.errors import Fault
 from models_registry.jobs import submission, transitions, validation
 from models_registry.jobs.leases import OutputFile
@@ -35,12 +35,10 @@ QUEUED, RUNNING, READY, FAILED, REFUSED = "queued", "running", "ready", "failed"
 WAITING = (QUEUED, RUNNING)
 FOLDER = "exports/"
 MOST_ATTEMPTS = 3
-MOST_POSTPONEMENTS = 12
 MOST_OF_A_VERSION = 100
 MOST_WAITING = 32
 """Of a project, that no worker has ended."""
 LEASE_SECONDS = 60.0
-_LONGEST_DELAY_SECONDS = 300.0
 _RETRY_SECONDS = 60.0
 _SPLITS = ("train", "validation", "test")
 _DATA_FREE = "its method saw no training image, and calibration would read some"
@@ -452,24 +450,25 @@ def give_back(session: Session, claimed: ExportClaim, *, counted: bool) -> None:
 def postpone(session: Session, claimed: ExportClaim, *, reason: str) -> None:
     """Give up the claim because a worker lacks something, and let it rest before the next.
 
-    The delay doubles each time, up to five minutes; after `MOST_POSTPONEMENTS` the export fails.
+    The delay doubles each time, up to five minutes; after `postponements.MOST` the export fails.
     Raises: as `finish`.
     """
     row = _held(session, claimed)
     row.attempts -= 1
-    postponements = row.fence - row.attempts
-    if postponements >= MOST_POSTPONEMENTS:
+    count = row.fence - row.attempts
+    if count >= postponements.MOST:
         message = (
-            f"No worker could make it in {MOST_POSTPONEMENTS} tries; the last said: {reason}. Ask "
+            f"No worker could make it in {postponements.MOST} tries; the last said: {reason}. Ask "
             "for it again once that is mended."
         )
         _end(session, row, FAILED, failure={"code": "postponed_too_often", "message": message})
         return
-    delay = min(_LONGEST_DELAY_SECONDS, 2.0 ** (postponements - 1))
+    delay = postponements.delay(count)
     row.state, row.announced_at = QUEUED, None
-    row.claim_expires_at = database.now(session) + timedelta(seconds=delay)
+    row.claim_expires_at = database.now(session) + delay
     session.flush()
-    log.warning("export_postponed", export_id=row.id, reason=reason, delay_seconds=delay)
+    seconds = delay.total_seconds()
+    log.warning("export_postponed", export_id=row.id, reason=reason, delay_seconds=seconds)
 
 
 def republish(session: Session, *, after_seconds: float) -> int:

@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from models_registry import errors
-from models_registry.artifacts import job_teachers, uploads
+from models_registry.artifacts import job_teachers, postponements, uploads
 from models_registry.jobs import submission
 from models_registry.jobs.leases import OutputFile
 from models_registry.jobs.lifecycle import State
@@ -28,9 +28,6 @@ KINDS: tuple[Kind, ...] = ("models", "datasets")
 QUEUE = "inspect"
 MAX_ATTEMPTS = 3
 LEASE_SECONDS = 60.0
-MOST_POSTPONEMENTS = 12
-"""Claims without room on a disk after which a version is rejected."""
-_LONGEST_DELAY_SECONDS = 300.0
 
 Version = tables.ModelVersionRow | tables.DatasetVersionRow
 _ROWS: dict[Kind, type[Version]] = {
@@ -165,18 +162,18 @@ def postpone(
     """Give up the claim because a worker lacks something, and let it rest before the next.
 
     The delay doubles each time, up to five minutes. Where the size of the file may be the cause
-    (`may_be_the_file`), the version is rejected after `MOST_POSTPONEMENTS`, with the reason.
+    (`may_be_the_file`), the version is rejected after `postponements.MOST`, with the reason.
 
     Raises: errors.StaleFence when another inspector has taken over.
     """
     version = _held(session, inspection)
     version.inspection_attempts -= 1
-    postponements = version.inspection_fence - version.inspection_attempts
-    if may_be_the_file and postponements >= MOST_POSTPONEMENTS:
+    count = version.inspection_fence - version.inspection_attempts
+    if may_be_the_file and count >= postponements.MOST:
         _reject(session, version, _no_room(inspection.blob.size_bytes, reason))
         return
-    delay = min(_LONGEST_DELAY_SECONDS, 2.0 ** (postponements - 1))
-    version.inspection_expires_at = database.now(session) + timedelta(seconds=delay)
+    delay = postponements.delay(count)
+    version.inspection_expires_at = database.now(session) + delay
     version.announced_at = None
     session.flush()
     log.warning(
@@ -184,8 +181,8 @@ def postpone(
         kind=inspection.kind,
         version_id=version.id,
         reason=reason,
-        delay_seconds=delay,
-        postponements=postponements,
+        delay_seconds=delay.total_seconds(),
+        postponements=count,
     )
 
 
@@ -280,7 +277,7 @@ def _gave_up() -> dict[str, Any]:
 def _no_room(size_bytes: int, reason: str) -> dict[str, Any]:
     return _rejection(
         "too_large",
-        f"There was no room to inspect this file of {size_bytes} bytes, in {MOST_POSTPONEMENTS} "
+        f"There was no room to inspect this file of {size_bytes} bytes, in {postponements.MOST} "
         f"tries; the last said: {reason}. Upload a smaller file, or have the operator give the "
         "workers and the store more disk, and upload it again.",
     )

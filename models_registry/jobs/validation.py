@@ -308,7 +308,7 @@ def _published_rate(document: Document, network: str) -> Iterator[rules.Violatio
 
 
 def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Violation]:
-    taught = [(role, _described(row)) for role, row in _teacher_roles(inputs)]
+    teacher_models = [(role, _described(row)) for role, row in _teacher_roles(inputs)]
     start = _described(inputs.initial)
     dataset, task = inputs.dataset, document.parts.task
     if dataset is not None and task is not None:
@@ -318,7 +318,7 @@ def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Vio
     first = next(iter(inputs.teachers), None)
     classes = len(classes_of(dataset, first)) or None if dataset is not None and ready else None
     channels = (dataset.input or {}).get("channels") if dataset is not None and ready else None
-    for role, model in (*taught, (rules.START_MODEL, start)):
+    for role, model in (*teacher_models, (rules.START_MODEL, start)):
         if model is not None:
             if task is not None:
                 yield from rules.of_network_task(role, model, task)
@@ -349,7 +349,7 @@ def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Vio
     yield from rules.of_features(description, "student", student, task)
     yield from _chosen_features(description, method, "student", student)
     yield from rules.of_several_teachers(description, [row.network for row in inputs.teachers])
-    teacher = _as_one([model for _, model in taught if model is not None])
+    teacher = _as_one([model for _, model in teacher_models if model is not None])
     if teacher is not None:
         yield from rules.of_gradients(description, teacher)
         yield from rules.of_predictions(description, document.training.document, teacher)

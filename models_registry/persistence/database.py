@@ -165,18 +165,18 @@ def now(session: Session) -> datetime:
     """
     if session.get_bind().dialect.name == "sqlite":
         return datetime.now(UTC)
-    asked: _Asked | None = session.info.get(_Asked)
-    if asked is None or asked.transaction is not session.get_transaction():
+    reading: _ClockReading | None = session.info.get(_ClockReading)
+    if reading is None or reading.transaction is not session.get_transaction():
         moment: datetime = session.scalars(sa.select(sa.func.clock_timestamp())).one()
         transaction = session.get_transaction()
-        asked = _Asked(moment.astimezone(UTC), time.clock_gettime(_ELAPSED), transaction)
-        session.info[_Asked] = asked
-        return asked.moment
-    return asked.moment + timedelta(seconds=time.clock_gettime(_ELAPSED) - asked.elapsed)
+        reading = _ClockReading(moment.astimezone(UTC), time.clock_gettime(_ELAPSED), transaction)
+        session.info[_ClockReading] = reading
+        return reading.moment
+    return reading.moment + timedelta(seconds=time.clock_gettime(_ELAPSED) - reading.elapsed)
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _ClockReading:
     """What the database's clock showed in a transaction, and this machine's at the answer."""
 
     moment: datetime

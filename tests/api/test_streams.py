@@ -1,5 +1,7 @@
 """Streams and long polls over a real server: order, resumption, progress, ends and drains."""
 
+import asyncio
+import contextlib
 import json
 import signal
 import socket
@@ -17,7 +19,7 @@ from fastapi import FastAPI
 
 from api import streams
 from models_registry.access import keys
-from models_registry.jobs import actions, leases, logs, transitions
+from models_registry.jobs import actions, leases, logs, queries, transitions
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
 from models_registry.settings import Settings
@@ -178,6 +180,30 @@ class TestStream:
         progress = [json.loads(found.data) for found in events if found.event == "progress"]
         assert progress
         assert not any("sequence" in told for told in progress)
+
+    @databases.SQLITE_ONLY
+    def test_tells_no_progress_behind_the_event_that_ends_the_job(
+        self, sessions: database.Sessions, job_id: str
+    ) -> None:
+        """What the poller saw may be older than the events that are read after it."""
+        hub = streams.Hub(sessions)
+        with sessions() as session:
+            snapshot = queries.snapshots(session, job_ids=[job_id])[job_id]
+        cancel(sessions, job_id)
+
+        async def follow() -> list[str]:
+            told = []
+            with hub.watching(job_id) as watched:
+                watched.update(streams.Progress(snapshot, {}))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(1):
+                        async for one in hub.follow(job_id, 0, credential_id="key_1"):
+                            told.append(
+                                "progress" if isinstance(one, streams.Progress) else one.type
+                            )
+            return told
+
+        assert asyncio.run(follow())[-1] == "job.cancelled"
 
     def test_of_a_log_carries_lines_as_they_are_shipped_and_resumes(
         self,

@@ -5,7 +5,6 @@ in it, and writes `DIR/model.safetensors` or `DIR/dataset/`. The last line on st
 JSON object: `result` (exit code 0) or `failure` (exit code 1).
 """
 
-import argparse
 import contextlib
 import errno
 import re
@@ -37,7 +36,7 @@ from workers.distill.networks import catalog as networks
 from workers.distill.networks import interface, predictions, shapes, weights
 from workers.distill.networks.graphs.network import OnnxNetwork
 from workers.distill.networks.readings import Choice
-from workers.distill.runtime import events, memory, shutdown
+from workers.distill.runtime import child_options, events, memory, shutdown
 from workers.distill.tasks.catalog import TASKS
 
 BATCH = 2
@@ -252,15 +251,7 @@ def make_builtin(request: BuiltinRequest, workdir: Path) -> dict[str, Any]:  # A
 
 def main(arguments: Sequence[str]) -> int:
     """Process one request, report its result or failure, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m workers.distill.inspection")
-    parser.add_argument("request", type=Path, help="REQUEST.json")
-    parser.add_argument("--workdir", type=Path, required=True, help="folder with `upload` in it")
-    parser.add_argument(
-        "--memory-bytes", type=int, help="memory that may be taken beyond what torch has"
-    )
-    options = parser.parse_args(arguments)
-    if options.memory_bytes is not None:
-        memory.limit(options.memory_bytes)
+    options = child_options.read("workers.distill.inspection", arguments, reads="`upload`")
     return execute(
         options.request, options.workdir, events.open_stream(), memory_bytes=options.memory_bytes
     )

@@ -1,15 +1,12 @@
 """Commands for exports: a model version in the form that deployment takes."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from retort import errors
 from retort.cli import completion, shell
-
-if TYPE_CHECKING:
-    from retort import types
 
 app = typer.Typer()
 
@@ -59,7 +56,7 @@ def export(
     is_mlflow, reference = _meant(words)
     if is_mlflow and format_name != "onnx":
         raise errors.BadOption(f"--format {format_name}: a folder of MLflow holds a graph of onnx")
-    asked = retort.client.models.export(
+    made = retort.client.models.export(
         reference,
         format=format_name,
         precision=precision,
@@ -67,22 +64,22 @@ def export(
         max_drop=max_drop,
     )
     if is_mlflow or output is not None or wait:
-        retort.note(f"{asked.id} is {asked.state}: waiting until a worker has made and checked it")
-        asked = retort.client.models.wait_export(asked)
+        retort.note(f"{made.id} is {made.state}: waiting until a worker has made and checked it")
+        made = retort.client.models.wait_export(made)
     saved: list[Path] = []
     if is_mlflow:
-        folder = output or Path(f"{asked.model.replace('@', '-')}-mlflow")
-        saved = exporting.write_mlflow(retort, asked, folder, force=force)
+        folder = output or Path(f"{made.model.replace('@', '-')}-mlflow")
+        saved = exporting.write_mlflow(retort, made, folder, force=force)
     elif output is not None:
-        saved = exporting.download(retort, asked, output, force=force)
+        saved = exporting.download(retort, made, output, force=force)
     if retort.json:
-        retort.emit({**_plain(asked), "saved": [str(path) for path in saved]})
+        retort.emit({**made.model_dump(mode="json"), "saved": [str(path) for path in saved]})
         return
-    export_display.export(retort.out, asked)
+    export_display.export(retort.out, made)
     for path in saved:
         retort.out.print(str(path), soft_wrap=True)
-    if not asked.is_settled:
-        retort.note(f"see how it goes with: retort exports {asked.model}")
+    if not made.is_settled:
+        retort.note(f"see how it goes with: retort exports {made.model}")
 
 
 @app.command("exports")
@@ -141,10 +138,3 @@ def _meant(words: list[str]) -> tuple[bool, str]:
     if before not in ([], [MLFLOW]):
         raise errors.BadOption(f"{' '.join(words)}: expected MODEL[@V], or mlflow MODEL[@V]")
     return bool(before), reference
-
-
-def _plain(shown: "types.Export") -> "types.Json":
-    import json
-
-    plain: types.Json = json.loads(shown.model_dump_json())
-    return plain

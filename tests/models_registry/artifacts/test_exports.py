@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from models_registry import errors
 from models_registry.access import quotas
-from models_registry.artifacts import exports, models
+from models_registry.artifacts import exports, models, postponements
 from models_registry.artifacts.exports import ExportClaim
 from models_registry.jobs import validation
 from models_registry.jobs.spec import JobSpec
@@ -188,7 +188,7 @@ class TestClaim:
     ) -> None:
         with sessions.begin() as session:
             export_id = ask(session, version).id
-            for _ in range(exports.MOST_POSTPONEMENTS):
+            for _ in range(postponements.MOST):
                 claim = exports.claim(session, export_id)
                 assert claim is not None
                 exports.postpone(session, claim, reason="its disk is full")

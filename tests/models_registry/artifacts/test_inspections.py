@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from models_registry import errors, ids
-from models_registry.artifacts import datasets, inspections, models
+from models_registry.artifacts import datasets, inspections, models, postponements
 from models_registry.artifacts.inspections import Inspection
 from models_registry.jobs import actions, transitions
 from models_registry.jobs.lifecycle import State
@@ -180,7 +180,7 @@ class TestClaim:
         self, sessions: database.Sessions, teacher: tables.ModelVersionRow
     ) -> None:
         delays = []
-        for _ in range(inspections.MOST_POSTPONEMENTS + 1):
+        for _ in range(postponements.MOST + 1):
             with sessions.begin() as session:
                 inspection = claim_model(session, teacher)
                 inspections.postpone(session, inspection, reason="no store", may_be_the_file=False)
@@ -194,7 +194,7 @@ class TestClaim:
     def test_rejects_what_no_worker_has_room_for(
         self, sessions: database.Sessions, teacher: tables.ModelVersionRow
     ) -> None:
-        for _ in range(inspections.MOST_POSTPONEMENTS):
+        for _ in range(postponements.MOST):
             with sessions.begin() as session:
                 inspection = claim_model(session, teacher)
                 inspections.postpone(session, inspection, reason="disk full", may_be_the_file=True)

@@ -3,9 +3,8 @@ import { useState } from "preact/hooks";
 import { download, get, type Json } from "../api/client";
 import { bytes, count, NOTHING } from "../ui/format";
 import { useLoaded, usePages } from "../ui/loading";
-import { Copy, Do, Empty, Facts, Heading, Loading, More, Notes, Problem, Section, State, Table, Time } from "../ui/parts";
+import { Copy, Do, Empty, Facts, Heading, Loading, More, Notes, PagedTable, Problem, SearchField, Section, State, Table, Time } from "../ui/parts";
 import { filtered, replace, to, type Place } from "../ui/router";
-import { Typed } from "./jobs";
 import { Classes, inputOf, Rejected } from "./version";
 
 export function Datasets({ place }: { place: Place }) {
@@ -16,48 +15,40 @@ export function Datasets({ place }: { place: Place }) {
     [prefix],
     10,
   );
-  const { rows } = pages;
   return (
     <>
       <Heading title="Data sets" aside={<a class="button primary" href="#/upload?purpose=dataset">Upload a data set</a>} />
       <form class="filters" role="search" aria-label="Filter data sets" onSubmit={(event) => event.preventDefault()}>
-        <Typed label="Name" hint="begins with" value={prefix} onDone={(text) => replace(filtered(place, { prefix: text }))} />
+        <SearchField label="Name" hint="begins with" value={prefix} onDone={(text) => replace(filtered(place, { prefix: text }))} />
       </form>
-      {pages.error && <Problem error={pages.error} onRetry={pages.reload} />}
-      {rows === undefined && !pages.error && <Loading />}
-      {rows?.length === 0 && (
-        <Empty title={prefix ? "No data set's name begins like that." : "No data sets"}>
-          {!prefix && <p>Upload images as an archive: one folder for each class, or COCO, VOC, masks, arrays.</p>}
-        </Empty>
-      )}
-      {rows !== undefined && rows.length > 0 && (
-        <>
-          <Table caption="Data sets">
-            <thead>
-              <tr>
-                <th scope="col">Data set</th>
-                <th scope="col">Newest version</th>
-                <th scope="col" class="num">Size</th>
-                <th scope="col" class="num">Created</th>
-              </tr>
-            </thead>
-            <tbody>
-              {rows.map((dataset) => (
-                <tr key={dataset.name}>
-                  <td class="name">
-                    <a href={to("datasets", dataset.name)}>{dataset.name}</a>
-                    {dataset.card && <span class="small faint"> {dataset.card.split("\n")[0]?.slice(0, 80)}</span>}
-                  </td>
-                  <td>{dataset.latest_version === null ? <span class="faint">none that is ready</span> : <a href={to("datasets", dataset.name, dataset.latest_version)}>@{dataset.latest_version}</a>}</td>
-                  <td class="num">{dataset.size_bytes > 0 ? bytes(dataset.size_bytes) : "built in"}</td>
-                  <td class="num"><Time at={dataset.created_at} /></td>
-                </tr>
-              ))}
-            </tbody>
-          </Table>
-          <More pages={pages} />
-        </>
-      )}
+      <PagedTable
+        pages={pages}
+        caption="Data sets"
+        empty={
+          <Empty title={prefix ? "No data set's name begins like that." : "No data sets"}>
+            {!prefix && <p>Upload images as an archive: one folder for each class, or COCO, VOC, masks, arrays.</p>}
+          </Empty>
+        }
+        head={
+          <>
+            <th scope="col">Data set</th>
+            <th scope="col">Newest version</th>
+            <th scope="col" class="num">Size</th>
+            <th scope="col" class="num">Created</th>
+          </>
+        }
+        row={(dataset) => (
+          <tr key={dataset.name}>
+            <td class="name">
+              <a href={to("datasets", dataset.name)}>{dataset.name}</a>
+              {dataset.card && <span class="small faint"> {dataset.card.split("\n")[0]?.slice(0, 80)}</span>}
+            </td>
+            <td>{dataset.latest_version === null ? <span class="faint">none that is ready</span> : <a href={to("datasets", dataset.name, dataset.latest_version)}>@{dataset.latest_version}</a>}</td>
+            <td class="num">{dataset.size_bytes > 0 ? bytes(dataset.size_bytes) : "built in"}</td>
+            <td class="num"><Time at={dataset.created_at} /></td>
+          </tr>
+        )}
+      />
     </>
   );
 }

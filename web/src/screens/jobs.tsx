@@ -1,9 +1,9 @@
 // All jobs of the project, newest first, as they are now.
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useState } from "preact/hooks";
 import { get, type Schemas } from "../api/client";
 import { between, duration, metric } from "../ui/format";
 import { usePages } from "../ui/loading";
-import { Empty, Heading, Loading, More, Problem, Progress, State, Table, Time } from "../ui/parts";
+import { Empty, Heading, PagedTable, Progress, SearchField, State, Time } from "../ui/parts";
 import { filtered, replace, to, type Place } from "../ui/router";
 
 type Job = Schemas["JobRead"];
@@ -55,7 +55,6 @@ export function Jobs({ place }: { place: Place }) {
   const choose = (id: string, isOn: boolean) =>
     setChosen((last) => (isOn ? [...last, id].slice(-MOST_COMPARED) : last.filter((one) => one !== id)));
   const hasFilter = states.length > 0 || method !== "" || name !== "" || study !== "" || label !== "";
-  const rows = pages.rows;
   return (
     <>
       <Heading
@@ -79,10 +78,12 @@ export function Jobs({ place }: { place: Place }) {
           Of the study <a href={to("studies", study)}>{study}</a>. <a href={filtered(place, { study: null })}>Show all</a>
         </p>
       )}
-      {pages.error && <Problem error={pages.error} onRetry={pages.reload} />}
-      {rows === undefined && !pages.error && <Loading rows={8} />}
-      {rows?.length === 0 &&
-        (hasFilter ? (
+      <PagedTable
+        pages={pages}
+        caption="Jobs"
+        many
+        empty={
+          hasFilter ? (
           <Empty title="No job fits these filters.">
             <a class="button" href={to("jobs")}>
               Clear the filters
@@ -98,33 +99,26 @@ export function Jobs({ place }: { place: Place }) {
               Upload a teacher
             </a>
           </Empty>
-        ))}
-      {rows !== undefined && rows.length > 0 && (
-        <>
-          <Table caption="Jobs">
-            <thead>
-              <tr>
-                <th scope="col" class="tick">
-                  <span class="hidden">Compare</span>
-                </th>
-                <th scope="col">Job</th>
-                <th scope="col">State</th>
-                <th scope="col" class="mid">Method</th>
-                <th scope="col" class="wide">Student</th>
-                <th scope="col" class="num">Score</th>
-                <th scope="col" class="num wide">Time</th>
-                <th scope="col" class="num">Created</th>
-              </tr>
-            </thead>
-            <tbody class="many">
-              {rows.map((job) => (
-                <Row key={job.id} job={job} isChosen={chosen.includes(job.id)} onChoose={(isOn) => choose(job.id, isOn)} />
-              ))}
-            </tbody>
-          </Table>
-          <More pages={pages} />
-        </>
-      )}
+          )
+        }
+        head={
+          <>
+            <th scope="col" class="tick">
+              <span class="hidden">Compare</span>
+            </th>
+            <th scope="col">Job</th>
+            <th scope="col">State</th>
+            <th scope="col" class="mid">Method</th>
+            <th scope="col" class="wide">Student</th>
+            <th scope="col" class="num">Score</th>
+            <th scope="col" class="num wide">Time</th>
+            <th scope="col" class="num">Created</th>
+          </>
+        }
+        row={(job) => (
+          <Row key={job.id} job={job} isChosen={chosen.includes(job.id)} onChoose={(isOn) => choose(job.id, isOn)} />
+        )}
+      />
     </>
   );
 }
@@ -178,34 +172,9 @@ function Filters({ place, states }: { place: Place; states: string[] }) {
           ))}
         </select>
       </label>
-      <Typed label="Name" hint="exact" value={place.query.get("name") ?? ""} onDone={(name) => set({ name })} />
-      <Typed label="Method" hint="such as dkd" value={place.query.get("method") ?? ""} onDone={(method) => set({ method })} />
-      <Typed label="Label" hint="key=value" value={place.query.get("label") ?? ""} onDone={(label) => set({ label })} />
+      <SearchField label="Name" hint="exact" value={place.query.get("name") ?? ""} onDone={(name) => set({ name })} />
+      <SearchField label="Method" hint="such as dkd" value={place.query.get("method") ?? ""} onDone={(method) => set({ method })} />
+      <SearchField label="Label" hint="key=value" value={place.query.get("label") ?? ""} onDone={(label) => set({ label })} />
     </form>
-  );
-}
-
-/** A text that takes effect once the reader pauses. */
-export function Typed({ label, hint, value, onDone }: { label: string; hint: string; value: string; onDone: (text: string) => void }) {
-  const [text, setText] = useState(value);
-  // What came of typing is no reason to write into the field: the reader may have typed on.
-  const told = useRef(value);
-  useEffect(() => {
-    if (value !== told.current) setText(value);
-    told.current = value;
-  }, [value]);
-  useEffect(() => {
-    if (text.trim() === value) return;
-    const timer = setTimeout(() => {
-      told.current = text.trim();
-      onDone(told.current);
-    }, 350);
-    return () => clearTimeout(timer);
-  }, [text]);
-  return (
-    <label>
-      <span>{label}</span>
-      <input type="search" value={text} placeholder={hint} onInput={(event) => setText(event.currentTarget.value)} />
-    </label>
   );
 }

@@ -1,6 +1,6 @@
 // The methods: what each needs, its paper, its hyper-parameters.
 import { useState } from "preact/hooks";
-import { allMethods, domain, type MethodRead, type Schema } from "../api/catalog";
+import { allMethods, domain, TASKS, type MethodRead, type Schema } from "../api/catalog";
 import { type Json } from "../api/client";
 import { useLoaded } from "../ui/loading";
 import { Empty, Facts, Heading, Loading, Problem, Section, Table, Told } from "../ui/parts";
@@ -34,7 +34,7 @@ export function Methods() {
           <span>Task</span>
           <select value={task} onChange={(event) => setTask(event.currentTarget.value)}>
             <option value="">all</option>
-            {["classification", "segmentation", "detection"].map((one) => (
+            {TASKS.map((one) => (
               <option key={one}>{one}</option>
             ))}
           </select>

@@ -3,9 +3,8 @@ import { useState } from "preact/hooks";
 import { get, put, remove, send, type Schemas } from "../api/client";
 import { short } from "../ui/format";
 import { useLoaded, usePages } from "../ui/loading";
-import { Do, Empty, Field, Heading, Loading, More, Problem, Section, State, Table, Time } from "../ui/parts";
+import { Do, Empty, Field, Heading, Loading, More, PagedTable, Problem, SearchField, Section, State, Table, Time } from "../ui/parts";
 import { filtered, replace, to, type Place } from "../ui/router";
-import { Typed } from "./jobs";
 import { mainScore } from "./version";
 
 export function Models({ place }: { place: Place }) {
@@ -16,58 +15,50 @@ export function Models({ place }: { place: Place }) {
     [prefix],
     10,
   );
-  const { rows } = pages;
   return (
     <>
       <Heading title="Models" aside={<a class="button primary" href="#/upload?purpose=model">Upload a model</a>} />
       <form class="filters" role="search" aria-label="Filter models" onSubmit={(event) => event.preventDefault()}>
-        <Typed label="Name" hint="begins with" value={prefix} onDone={(text) => replace(filtered(place, { prefix: text }))} />
+        <SearchField label="Name" hint="begins with" value={prefix} onDone={(text) => replace(filtered(place, { prefix: text }))} />
       </form>
-      {pages.error && <Problem error={pages.error} onRetry={pages.reload} />}
-      {rows === undefined && !pages.error && <Loading />}
-      {rows?.length === 0 && (
-        <Empty title={prefix ? "No model's name begins like that." : "No models yet"}>
-          {!prefix && <p>Upload a teacher that you have trained, or train one with a job: its student becomes a model here.</p>}
-        </Empty>
-      )}
-      {rows !== undefined && rows.length > 0 && (
-        <>
-          <Table caption="Models">
-            <thead>
-              <tr>
-                <th scope="col">Model</th>
-                <th scope="col">Newest version</th>
-                <th scope="col">Aliases</th>
-                <th scope="col" class="num">Changed</th>
-              </tr>
-            </thead>
-            <tbody>
-              {rows.map((model) => (
-                <tr key={model.name}>
-                  <td class="name"><a href={to("models", model.name)}>{model.name}</a></td>
-                  <td>
-                    {model.newest_version ? (
-                      <>
-                        <a href={to("models", model.name, model.newest_version.version)}>@{model.newest_version.version}</a> <State of={model.newest_version.state} />
-                        {model.newest_version.rejection && <p class="fault">{model.newest_version.rejection.message}</p>}
-                      </>
-                    ) : (
-                      <span class="faint">none</span>
-                    )}
-                  </td>
-                  <td>
-                    {Object.entries(model.aliases).map(([alias, version]) => (
-                      <a key={alias} class="tag" href={to("models", model.name, version)}>{alias} → {version}</a>
-                    ))}
-                  </td>
-                  <td class="num"><Time at={model.updated_at} /></td>
-                </tr>
+      <PagedTable
+        pages={pages}
+        caption="Models"
+        empty={
+          <Empty title={prefix ? "No model's name begins like that." : "No models yet"}>
+            {!prefix && <p>Upload a teacher that you have trained, or train one with a job: its student becomes a model here.</p>}
+          </Empty>
+        }
+        head={
+          <>
+            <th scope="col">Model</th>
+            <th scope="col">Newest version</th>
+            <th scope="col">Aliases</th>
+            <th scope="col" class="num">Changed</th>
+          </>
+        }
+        row={(model) => (
+          <tr key={model.name}>
+            <td class="name"><a href={to("models", model.name)}>{model.name}</a></td>
+            <td>
+              {model.newest_version ? (
+                <>
+                  <a href={to("models", model.name, model.newest_version.version)}>@{model.newest_version.version}</a> <State of={model.newest_version.state} />
+                  {model.newest_version.rejection && <p class="fault">{model.newest_version.rejection.message}</p>}
+                </>
+              ) : (
+                <span class="faint">none</span>
+              )}
+            </td>
+            <td>
+              {Object.entries(model.aliases).map(([alias, version]) => (
+                <a key={alias} class="tag" href={to("models", model.name, version)}>{alias} → {version}</a>
               ))}
-            </tbody>
-          </Table>
-          <More pages={pages} />
-        </>
-      )}
+            </td>
+            <td class="num"><Time at={model.updated_at} /></td>
+          </tr>
+        )}
+      />
     </>
   );
 }

@@ -1,9 +1,8 @@
 // Studies: many jobs that were submitted together to be compared.
 import { get } from "../api/client";
 import { usePages } from "../ui/loading";
-import { Empty, Heading, Loading, More, Problem, Progress, State, Table, Time } from "../ui/parts";
+import { Empty, Heading, PagedTable, Progress, SearchField, State, Time } from "../ui/parts";
 import { filtered, replace, to, type Place } from "../ui/router";
-import { Typed } from "./jobs";
 
 export function Studies({ place }: { place: Place }) {
   const name = place.query.get("name") ?? "";
@@ -14,7 +13,6 @@ export function Studies({ place }: { place: Place }) {
     [name, active],
     5,
   );
-  const { rows } = pages;
   return (
     <>
       <Heading title="Studies" />
@@ -27,43 +25,36 @@ export function Studies({ place }: { place: Place }) {
             <option value="false">ended</option>
           </select>
         </label>
-        <Typed label="Name" hint="exact" value={name} onDone={(text) => replace(filtered(place, { name: text }))} />
+        <SearchField label="Name" hint="exact" value={name} onDone={(text) => replace(filtered(place, { name: text }))} />
       </form>
-      {pages.error && <Problem error={pages.error} onRetry={pages.reload} />}
-      {rows === undefined && !pages.error && <Loading />}
-      {rows?.length === 0 && (
-        <Empty title={name || active ? "No study fits these filters." : "No studies yet"}>
-          <p>A study trains the same student by several methods and seeds, and says which difference is real. Submit one on the command line: <code>retort study submit study.yaml</code></p>
-        </Empty>
-      )}
-      {rows !== undefined && rows.length > 0 && (
-        <>
-          <Table caption="Studies">
-            <thead>
-              <tr>
-                <th scope="col">Study</th>
-                <th scope="col">State</th>
-                <th scope="col">Jobs</th>
-                <th scope="col" class="num">Created</th>
-              </tr>
-            </thead>
-            <tbody>
-              {rows.map((study) => (
-                <tr key={study.id}>
-                  <td class="name"><a href={to("studies", study.id)}>{study.name}</a></td>
-                  <td class="state-cell">
-                    <State of={study.state} />
-                    {study.finished_at === null && <Progress value={study.progress} label={`Progress of ${study.name}`} />}
-                  </td>
-                  <td>{Object.entries(study.jobs).map(([state, jobs]) => `${jobs} ${state}`).join(", ")}</td>
-                  <td class="num"><Time at={study.created_at} /></td>
-                </tr>
-              ))}
-            </tbody>
-          </Table>
-          <More pages={pages} />
-        </>
-      )}
+      <PagedTable
+        pages={pages}
+        caption="Studies"
+        empty={
+          <Empty title={name || active ? "No study fits these filters." : "No studies yet"}>
+            <p>A study trains the same student by several methods and seeds, and says which difference is real. Submit one on the command line: <code>retort study submit study.yaml</code></p>
+          </Empty>
+        }
+        head={
+          <>
+            <th scope="col">Study</th>
+            <th scope="col">State</th>
+            <th scope="col">Jobs</th>
+            <th scope="col" class="num">Created</th>
+          </>
+        }
+        row={(study) => (
+          <tr key={study.id}>
+            <td class="name"><a href={to("studies", study.id)}>{study.name}</a></td>
+            <td class="state-cell">
+              <State of={study.state} />
+              {study.finished_at === null && <Progress value={study.progress} label={`Progress of ${study.name}`} />}
+            </td>
+            <td>{Object.entries(study.jobs).map(([state, jobs]) => `${jobs} ${state}`).join(", ")}</td>
+            <td class="num"><Time at={study.created_at} /></td>
+          </tr>
+        )}
+      />
     </>
   );
 }

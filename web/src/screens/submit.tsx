@@ -6,7 +6,7 @@ import { get, post, ProblemError, randomKey, type Fault, type Json, type Schemas
 import { useLoaded } from "../ui/loading";
 import { Faults, Field, Heading, Loading, Notes, Problem, Section, Told } from "../ui/parts";
 import { go, to, type Place } from "../ui/router";
-import { asObject, Choice, faultsAt, read, SchemaForm, Typed, type Path } from "../ui/schemaform";
+import { asObject, Choice, faultsAt, read, SchemaForm, TextInput, type Path } from "../ui/schemaform";
 
 const FIELDS = ["name", "task", "teacher", "teachers", "teacher_weighting", "student", "dataset", "method", "training", "baseline", "resources", "max_attempts", "priority", "labels", "report", "exports"];
 const PAUSE_MS = 400;
@@ -431,13 +431,13 @@ function Rest({ spec, set, faults }: PartProps) {
       <div class="grid">
         <Choice label="Device" faults={faultsAt(faults, ["resources"])} options={["any", "cpu", "cuda"]} preset="any" value={text(resources["accelerator"]) || undefined} onChange={(value) => set(["resources", "accelerator"], value)} />
         <Field label="Longest time in seconds" hint="Of active work; no limit if empty.">
-          {(attributes) => <Typed {...attributes} inputMode="decimal" value={String(resources["max_runtime_seconds"] ?? "")} onCommit={(text) => set(["resources", "max_runtime_seconds"], read(text, NUMBER))} />}
+          {(attributes) => <TextInput {...attributes} inputMode="decimal" value={String(resources["max_runtime_seconds"] ?? "")} onCommit={(text) => set(["resources", "max_runtime_seconds"], read(text, NUMBER))} />}
         </Field>
         <Field label="Priority" hint="0 to 9; higher goes first." faults={faultsAt(faults, ["priority"])}>
-          {(attributes) => <Typed {...attributes} inputMode="numeric" placeholder="0" value={String(spec["priority"] ?? "")} onCommit={(text) => set(["priority"], read(text, NUMBER))} />}
+          {(attributes) => <TextInput {...attributes} inputMode="numeric" placeholder="0" value={String(spec["priority"] ?? "")} onCommit={(text) => set(["priority"], read(text, NUMBER))} />}
         </Field>
         <Field label="Labels" hint="For filters, such as team=vision." faults={faultsAt(faults, ["labels"])}>
-          {(attributes) => <Typed {...attributes} value={labels} placeholder="key=value, key=value" onCommit={(text) => set(["labels"], labelled(text))} />}
+          {(attributes) => <TextInput {...attributes} value={labels} placeholder="key=value, key=value" onCommit={(text) => set(["labels"], labelled(text))} />}
         </Field>
       </div>
     </Section>

@@ -317,3 +317,51 @@ export function Copy({ text, label }: { text: string; label: string }) {
     </button>
   );
 }
+
+/** A text that takes effect once the reader pauses. */
+export function SearchField({ label, hint, value, onDone }: { label: string; hint: string; value: string; onDone: (text: string) => void }) {
+  const [text, setText] = useState(value);
+  // What came of typing is no reason to write into the field: the reader may have typed on.
+  const told = useRef(value);
+  useEffect(() => {
+    if (value !== told.current) setText(value);
+    told.current = value;
+  }, [value]);
+  useEffect(() => {
+    if (text.trim() === value) return;
+    const timer = setTimeout(() => {
+      told.current = text.trim();
+      onDone(told.current);
+    }, 350);
+    return () => clearTimeout(timer);
+  }, [text]);
+  return (
+    <label>
+      <span>{label}</span>
+      <input type="search" value={text} placeholder={hint} onInput={(event) => setText(event.currentTarget.value)} />
+    </label>
+  );
+}
+
+/** The rows of a list that is loaded page by page, and what stands there while there are none. */
+export function PagedTable<T>({ pages, caption, head, row, empty, many = false }: { pages: Pages<T>; caption: string; head: ComponentChildren; row: (one: T) => ComponentChildren; empty: ComponentChildren; many?: boolean }) {
+  const { rows } = pages;
+  return (
+    <>
+      {pages.error && <Problem error={pages.error} onRetry={pages.reload} />}
+      {rows === undefined && !pages.error && <Loading />}
+      {rows?.length === 0 && empty}
+      {rows !== undefined && rows.length > 0 && (
+        <>
+          <Table caption={caption}>
+            <thead>
+              <tr>{head}</tr>
+            </thead>
+            <tbody class={many ? "many" : undefined}>{rows.map(row)}</tbody>
+          </Table>
+          <More pages={pages} />
+        </>
+      )}
+    </>
+  );
+}

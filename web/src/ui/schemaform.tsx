@@ -123,7 +123,7 @@ export function Choice({ label, hint, faults = [], options, value, preset, onCha
   );
 }
 
-interface TypedProps {
+interface TextInputProps {
   value: string;
   onCommit: (text: string) => void;
   id: string;
@@ -135,7 +135,7 @@ interface TypedProps {
 }
 
 /** An input that is given on when it is left: what is drawn anew meanwhile keeps the text. */
-export function Typed({ value, onCommit, ...attributes }: TypedProps) {
+export function TextInput({ value, onCommit, ...attributes }: TextInputProps) {
   const [typed, setTyped] = useState<string | undefined>(undefined);
   return (
     <input
@@ -171,7 +171,7 @@ function Free({ label, hint, faults, kinds, words, example, value, onChange }: F
     <Field label={label} hint={hint} faults={faults}>
       {(attributes) => (
         <>
-          <Typed {...attributes} inputMode={isNumber ? "decimal" : "text"} list={words.length > 0 ? list : undefined} value={shown} placeholder={example} onCommit={(text) => onChange(read(text, kinds))} />
+          <TextInput {...attributes} inputMode={isNumber ? "decimal" : "text"} list={words.length > 0 ? list : undefined} value={shown} placeholder={example} onCommit={(text) => onChange(read(text, kinds))} />
           {words.length > 0 && (
             <datalist id={list}>
               {words.map((one) => (

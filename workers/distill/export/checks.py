@@ -86,7 +86,8 @@ def compare(
     largest, equal, decided = [0.0] * len(module.output_names), 0, 0
     for rows in _batches(task, module, given):
         images = inputs(given.images[rows])
-        originals, exported = module(images), run(images)
+        originals, original = _original(module, images, steps)
+        exported = run(images)
         for place, (one, other) in enumerate(zip(originals, exported, strict=True)):
             if not bool(torch.isfinite(other).all()):
                 raise errors.NotExportable(
@@ -98,8 +99,6 @@ def compare(
         equal, decided = equal + int(same.sum()), decided + same.numel()
         if given.labels is not None:
             labels = given.labels[rows]
-            features = module.network.observe(module.normalised(images)) if steps else None
-            original = features or Features.from_logits(originals[0])
             metrics[0].update(original, labels)
             metrics[1].update(_features(exported, steps, module.shape), labels)
     found: dict[str, Any] = {
@@ -137,6 +136,17 @@ def _batches(task: BaseTask, module: graph.ExportedGraph, given: CheckImages) ->
     size = min(BATCH, task.evaluation_batch_size(given.classes, positions))
     for start in range(0, len(given.images), size):
         yield slice(start, start + size)
+
+
+def _original(
+    module: graph.ExportedGraph, images: Tensor, steps: Mapping[str, Any] | None
+) -> tuple[tuple[Tensor, ...], Features]:
+    """Return the original's outputs, and what its metric looks at."""
+    if steps is None:
+        outputs = module(images)
+        return outputs, Features.from_logits(outputs[0])
+    features = module.network.observe(module.normalised(images))
+    return module.located(features), features
 
 
 def _decisions(output: Tensor, steps: Mapping[str, Any] | None) -> Tensor:

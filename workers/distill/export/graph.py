@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from workers.distill import errors
 from workers.distill.config.job import Input
 from workers.distill.networks.dense.detectors import DenseDetector, DenseOutput
-from workers.distill.networks.interface import Network
+from workers.distill.networks.interface import Features, Network
 
 EXAMPLES = 2
 """Images that a network is traced with: a batch of one would be taken for a constant."""
@@ -53,10 +53,13 @@ class ExportedGraph(nn.Module):
 
     def forward(self, images: Shaped[Tensor, "N c h w"]) -> tuple[Tensor, ...]:
         """Return the outputs in the order of `output_names`."""
-        inputs = self.normalised(images)
         if not isinstance(self.network, DenseDetector):
-            return (self.network(inputs),)
-        output = self.network.observe(inputs).detector
+            return (self.network(self.normalised(images)),)
+        return self.located(self.network.observe(self.normalised(images)))
+
+    def located(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Return `scores` and `boxes` of what the detector answers."""
+        output = features.detector
         if not isinstance(output, DenseOutput):
             raise TypeError(f"{type(output).__name__} has no boxes at locations")
         return output.scores(), output.boxes_from(self.get_buffer("anchors"))

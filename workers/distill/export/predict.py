@@ -5,7 +5,6 @@
 `result` with one answer a picture (exit code 0) or `failure` (exit code 1).
 """
 
-import argparse
 import base64
 import io
 import json
@@ -27,7 +26,7 @@ from workers.distill.config.job import Input
 from workers.distill.data.formats import classified, letterbox, pictures
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.export import boxes, onnx_graph
-from workers.distill.runtime import events, memory, shutdown
+from workers.distill.runtime import child_options, events, memory, shutdown
 
 PICTURES = "pictures"
 MOST_CLASSES = 5
@@ -173,15 +172,7 @@ def _placed(description: Json, size: tuple[int, int]) -> tuple[int, int]:
 
 def main(arguments: Sequence[str]) -> int:
     """Answer, report result or failure, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m workers.distill.export.predict")
-    parser.add_argument("request", type=Path, help="not read: the pictures are in --workdir")
-    parser.add_argument("--workdir", type=Path, required=True, help="folder with `pictures` in it")
-    parser.add_argument(
-        "--memory-bytes", type=int, help="memory that may be taken beyond what torch has"
-    )
-    options = parser.parse_args(arguments)
-    if options.memory_bytes is not None:
-        memory.limit(options.memory_bytes)
+    options = child_options.read("workers.distill.export.predict", arguments, reads="`pictures`")
     reporter = events.open_stream()
     try:
         reporter.result(**answer(options.workdir))

@@ -6,7 +6,6 @@ last line on standard output is a JSON object: `result` (exit code 0), whose `re
 export is not good enough, or `failure` (exit code 1).
 """
 
-import argparse
 import dataclasses
 import errno
 import importlib.metadata
@@ -38,7 +37,7 @@ from workers.distill.export import checks, graph, hub, onnx_graph, preprocessing
 from workers.distill.networks import catalog as networks
 from workers.distill.networks import weights
 from workers.distill.networks.interface import Network
-from workers.distill.runtime import events, memory, shutdown
+from workers.distill.runtime import child_options, events, memory, shutdown
 from workers.distill.tasks.base import BaseTask
 from workers.distill.tasks.catalog import TASKS
 
@@ -405,15 +404,7 @@ def _temporary_files(folder: Path) -> Iterator[None]:
 
 def main(arguments: Sequence[str]) -> int:
     """Make one export, report its result or failure, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m workers.distill.export.program")
-    parser.add_argument("request", type=Path, help="REQUEST.json")
-    parser.add_argument("--workdir", type=Path, required=True, help="folder with `model` in it")
-    parser.add_argument(
-        "--memory-bytes", type=int, help="memory that may be taken beyond what torch has"
-    )
-    options = parser.parse_args(arguments)
-    if options.memory_bytes is not None:
-        memory.limit(options.memory_bytes)
+    options = child_options.read("workers.distill.export.program", arguments, reads="`model`")
     return execute(options.request, options.workdir, events.open_stream())
 
 
