@@ -9,6 +9,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from workers.distill.networks import interface
 from workers.distill.networks.interface import Features, Network
+from workers.distill.networks.pointwise import SubsampledConv2d
 from workers.distill.runtime import device
 
 EXAMPLES = 4
@@ -45,7 +46,11 @@ def folded(network: Network, example: Tensor) -> Network:
 def _pairs(network: Network, example: Tensor) -> list[tuple[str, str]]:
     """Return names of convolutions and of the norms that read their very output."""
     # Exact types: a subclass may do more than its name says, such as an activation.
-    convolutions = [name for name, module in network.named_modules() if type(module) is nn.Conv2d]
+    convolutions = [
+        name
+        for name, module in network.named_modules()
+        if type(module) in {nn.Conv2d, SubsampledConv2d}
+    ]
     norms = [
         name
         for name, module in network.named_modules()

@@ -24,7 +24,7 @@ from workers.distill.evaluation import evaluate, validation
 from workers.distill.evaluation.evaluate import LabelledImages
 from workers.distill.methods import catalog
 from workers.distill.networks import catalog as networks
-from workers.distill.networks import class_order, weights
+from workers.distill.networks import class_order, pointwise, weights
 from workers.distill.networks.ensemble import Ensemble
 from workers.distill.networks.interface import Network
 from workers.distill.networks.predictions import PredictionsNetwork
@@ -550,4 +550,6 @@ def load_features(network: Network, path: pathlib.Path, choice: NetworkChoice) -
 
 def placed(network: Network, device: torch.device) -> Network:
     """Return the network on the device, channels last."""
+    if device.type == "cpu":
+        pointwise.subsample(network)
     return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # torch's stub
