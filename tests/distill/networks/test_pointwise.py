@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from workers.distill.networks import catalog, folding, pointwise
+from workers.distill.networks.interface import Network
 
 
-def network_with_few_channels() -> nn.Module:
+def network_with_few_channels() -> Network:
     return catalog.build(
         "retort/resnet8",
         classes=3,
@@ -60,6 +61,7 @@ class TestSubsample:
         torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
         for name, value in plain.named_parameters():
             gradient = changed.get_parameter(name).grad
+            assert gradient is not None
             torch.testing.assert_close(gradient.double(), value.grad, rtol=1e-4, atol=1e-3)
 
     def test_still_folds_the_batch_norm_behind_it(self) -> None:
