@@ -40,6 +40,7 @@ from models_registry import catalog
 from models_registry.jobs import ranking
 from models_registry.studies import leaderboard
 from workers.distill import errors
+from workers.distill.config import chosen
 from workers.distill.data import dataset
 from workers.distill.data.types import Batch
 from workers.distill.methods import catalog as engine_catalog
@@ -100,9 +101,9 @@ LSKD: Json = {"name": "kd", "kd_weight": 9.0, "temperature": 2.0, "standardize":
 BESIDE: dict[str, Json] = {
     "kd (0.5 + 0.5)": {"name": "kd", "task_weight": 0.5, "kd_weight": 0.5},
     "kd + lskd": LSKD,
-    "kd + lskd, task_weight 1": {**LSKD, "task_weight": 1.0},
+    "kd + lskd, task_weight 0.1": {**LSKD, "task_weight": 0.1},
     "kd + dot": {"name": "kd"},
-    "mlld, task_weight 1": {"name": "mlld", "task_weight": 1.0},
+    "mlld, task_weight 0.1": {"name": "mlld", "task_weight": 0.1},
     "mlld, reference": {"name": "mlld", "variant": "reference"},
     "crd + kd": {"name": "combine", "methods": [{"name": "crd", "negatives": 512}, {"name": "kd"}]},
 }
@@ -268,7 +269,9 @@ def recipe_of(
         "teacher": {**problem.teacher, "classes": classes, "input": size},
         "student": {**problem.students[pair], "classes": classes, "input": size},
         "initial": False,
-        "method": catalog.complete_method(choice),
+        "method": catalog.complete_method(
+            chosen.method_with_labels(choice, problem.training["recipe"])
+        ),
         "training": catalog.complete_training(
             {**problem.training, **TRAININGS.get(row, {}), **training}
         ),

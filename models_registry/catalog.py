@@ -25,6 +25,7 @@ from workers.distill.config.descriptions import MethodDescription, NetworkDescri
 from workers.distill.config.training import PRESETS, Training, expand, merge_preset
 
 _PATH = Path(__file__).with_name("catalog.json")
+DEFAULT_RECIPE: str = Training.model_fields["recipe"].default
 
 
 @dataclass(frozen=True)
@@ -277,13 +278,13 @@ def baseline_of(method: dict[str, Any]) -> dict[str, Any]:
 
 def read_training(given: dict[str, Any]) -> Reading:
     """Return the training with the values of its preset filled in."""
-    name = given.get("recipe", "small")
+    name = given.get("recipe", DEFAULT_RECIPE)
     if not isinstance(name, str) or name not in PRESETS:
         detail = f"no recipe is called {name!r}{nearest(str(name), PRESETS)}"
         unknown = [errors.Fault("/training/recipe", "unknown_recipe", detail)]
     else:
         unknown = []
-    values = {**given, "recipe": "small"} if unknown else given
+    values = {**given, "recipe": DEFAULT_RECIPE} if unknown else given
     faults = _training_schema().faults(merge_preset(values), "/training")
     faulty = _faulty(faults, "/training")
     # What is left is right by itself.

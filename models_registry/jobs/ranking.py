@@ -92,7 +92,7 @@ def _judged(
     entry = catalog.load().methods[name]
     balance = None
     if "balance" in entry["params_schema"]["properties"]:
-        balance = chosen.balance_of(request.training.get("recipe", "small"))
+        balance = chosen.balance_of(request.training.get("recipe", catalog.DEFAULT_RECIPE))
     found = figures()["methods"].get(name, {}).get(balance or "published")
     is_measured = found is not None and request.task == figures()["task"]
     return Ranked(

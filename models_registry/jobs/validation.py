@@ -108,7 +108,8 @@ def read(parts: SpecParts) -> Document:
     """Return what a spec asks for, and what is wrong with it whatever its references lead to."""
     method, training = catalog.Reading({}), catalog.Reading({})
     if parts.method is not None:
-        method = catalog.read_method(parts.method)
+        recipe = (parts.training or {}).get("recipe", catalog.DEFAULT_RECIPE)
+        method = catalog.read_method(chosen.method_with_labels(parts.method, recipe))
     if parts.training is not None:
         wanted = rounds_as_epochs(parts.method, parts.training)
         if parts.method is not None:
@@ -272,6 +273,7 @@ def _warnings_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.V
     if network is not None:
         yield from rules.of_weights_tag(network)
         yield from _published_rate(document, network)
+    yield from _raised_labels(document)
     task = document.parts.task
     for role, model in (*_teacher_roles(inputs), (rules.START_MODEL, inputs.initial)):
         described = _described(model)
@@ -304,6 +306,21 @@ def _published_rate(document: Document, network: str) -> Iterator[rules.Violatio
             f"learning_rate is {rate:g}, as papers have it for {whose} where recipe "
             f"{training['recipe']} has another one for others; set "
             "training.optimizer.learning_rate to choose it",
+        )
+
+
+def _raised_labels(document: Document) -> Iterator[rules.Violation]:
+    """Yield that the labels do not have their published weight, if so and nobody asked for it."""
+    method, training = document.method.document, document.training.document
+    if not method or not training or "task_weight" in (document.parts.method or {}):
+        return
+    if chosen.labels_are_raised(method, training["recipe"]):
+        yield rules.Violation(
+            "method/task_weight",
+            "raised_labels",
+            f"task_weight is {method['task_weight']:g}, where it is 0.1 as published for method "
+            f"{method['name']}, because balance {method['balance']} holds the teacher's gradient "
+            "within the labels'; set method.task_weight to choose it",
         )
 
 

@@ -157,6 +157,7 @@ class TestOfMethod:
             ({"name": "at", "balance": "auto"}, 1.0),
             ({"name": "rkd", "balance": "auto"}, 1.0),
             ({"name": "dist", "balance": "auto"}, 1.0),
+            ({"name": "dkd", "balance": "auto"}, 1.0),
             ({"name": "kd", "standardize": "population", "balance": "auto"}, 1.0),
             ({"name": "at", "balance": "published"}, None),
             ({"name": "kd", "balance": 2}, 2.0),
@@ -178,7 +179,7 @@ class TestOfMethod:
             {"name": "at", "balance": "auto", "task_weight": 0},
             {"name": "kd", "balance": "auto"},
             {"name": "kd", "balance": "published"},
-            {"name": "combine", "methods": [{"name": "kd"}, {"name": "dkd"}], "balance": "auto"},
+            {"name": "combine", "methods": [{"name": "kd"}, {"name": "ctkd"}], "balance": "auto"},
             {"name": "ce"},
         ],
     )

@@ -57,6 +57,48 @@ class TestBalance:
         assert not document({"name": "at", "task_weight": 0}).faults
 
 
+class TestLabels:
+    @pytest.mark.parametrize(
+        "method",
+        [
+            {"name": "mlld"},
+            {"name": "mlld", "balance": 0.5},
+            {"name": "kd", "standardize": "sample"},
+        ],
+    )
+    def test_have_weight_1_beside_a_teacher_that_is_held(self, method: dict[str, Any]) -> None:
+        read = document(method)
+        assert read.method.document["task_weight"] == 1
+        assert told(read) == ["raised_labels"]
+
+    @pytest.mark.parametrize(
+        ("method", "training"),
+        [
+            ({"name": "kd"}, {}),
+            ({"name": "mlld", "balance": "published"}, {}),
+            ({"name": "kd", "standardize": "sample"}, {"recipe": "cifar100"}),
+            ({"name": "mlld", "task_weight": 0.1}, {}),
+        ],
+    )
+    def test_keep_their_published_weight_elsewhere(
+        self, method: dict[str, Any], training: dict[str, Any]
+    ) -> None:
+        read = document(method, training)
+        assert read.method.document["task_weight"] == 0.1
+        assert not told(read)
+
+    def test_keep_the_weight_that_a_caller_gives(self) -> None:
+        read = document({"name": "mlld", "task_weight": 1.0})
+        assert read.method.document["task_weight"] == 1
+        assert not told(read)
+
+    def test_of_a_combination_are_learned_once(self) -> None:
+        parts = [{"name": "mlld"}, {"name": "kd"}]
+        read = document({"name": "combine", "methods": parts})
+        assert read.method.document["task_weight"] == 1
+        assert not told(read)
+
+
 class TestShareOfEpochs:
     @pytest.mark.parametrize(
         ("method", "field", "epochs", "expected"),
@@ -118,4 +160,4 @@ class TestLearningRate:
     ) -> None:
         read = document({"name": "mlld"}, training)
         assert read.training.document["optimizer"]["learning_rate"] == rate
-        assert told(read) == []
+        assert "published_rate" not in told(read)

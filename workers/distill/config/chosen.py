@@ -1,7 +1,8 @@
 """What is chosen for a caller who did not, where that takes several parts of a job together.
 
-How strong the teacher may be (`balance`) follows from the recipe; what counts epochs in a method
-follows from the length of the training; the learning rate of a recipe follows from the networks and
+How strong the teacher may be (`balance`) follows from the recipe, and with it how much the labels
+count in a method that leaves them little; what counts epochs in a method follows from the length of
+the training; the learning rate of a recipe follows from the networks and
 methods for which its papers use another one. The service writes all of it into the spec that it
 keeps. An engine that is given a config without `balance` neither measures nor balances, since such
 configs were made by versions that did not.
@@ -24,10 +25,11 @@ BALANCE = (
     "How strong the distillation terms may be beside the labels. published: exactly as their "
     "weights say, as in papers. auto: the norm of their gradient on the student's parameters is "
     "kept at most 1 times that of the task's at weight 1, where the loss compares features or "
-    "relations, or has no scale of its own (dist, mlld, standardized logits); other methods stay "
-    "as published. A number: at most that many times, whatever the method. Null takes published "
-    "with the recipes cifar100 and imagenet, and auto with all others. Where task_weight is 0 "
-    "there is nothing to compare with: auto is as published."
+    "relations, has no scale of its own (dist, mlld, standardized logits), or is split at the true "
+    "class (dkd, nkd); other methods stay as published. A number: at most that many times, "
+    "whatever the method. Null takes published with the recipes cifar100 and imagenet, and auto "
+    "with all others. Where task_weight is 0 there is nothing to compare with: auto is as "
+    "published."
 )
 Limit: TypeAlias = Annotated[float, Field(gt=0, le=1e6)]
 Balance: TypeAlias = Annotated[
@@ -65,6 +67,37 @@ def method_in(
         elif SHARE in field and task in field.get(SHARE_TASKS, [task]):
             found[name] = epochs_of(field[SHARE], training["epochs"])
     return found
+
+
+# -- the weight of the labels ----------------------------------------------------------------------
+
+HELD_LABELS = 1.0
+"""Weight of the labels beside a teacher whose gradient is kept within theirs (decision 19)."""
+
+
+def labels_are_raised(method: Json, recipe: object) -> bool:
+    """Return whether labels take weight 1 where a caller's method gives no `task_weight`.
+
+    So it is for methods that leave them 0.1, as published, and are balanced: the teacher is held
+    within the labels' gradient at weight 1, and a tenth of it beside would teach too little.
+    """
+    name, balance = method.get("name"), method.get("balance")
+    if balance is None:
+        balance = balance_of(str(recipe))
+    is_held = balance != "published"
+    return is_held and (name == "mlld" or (name == "kd" and is_standardized(method)))
+
+
+def is_standardized(method: Json) -> bool:
+    """Return whether a method divides logits by their deviation, which leaves them no scale."""
+    return method.get("standardize", "none") != "none"
+
+
+def method_with_labels(method: Json, recipe: object) -> dict[str, Any]:
+    """Return a caller's method with the weight of its labels, where it gives none."""
+    if "task_weight" in method or not labels_are_raised(method, recipe):
+        return dict(method)
+    return {**method, "task_weight": HELD_LABELS}
 
 
 # -- learning rates --------------------------------------------------------------------------------

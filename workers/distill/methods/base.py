@@ -329,7 +329,8 @@ class SupervisedMethod(LabelledMethod):
     auto_balanced: ClassVar[bool] = False
     """Whether the scale of its distillation terms has nothing to do with that of the labels' loss.
 
-    So it is where features or relations are compared, or logits whose scale was removed.
+    So it is where features or relations are compared, or logits whose scale was removed, and where
+    parts of the teacher's answer have weights that were tuned for one data set.
     """
 
     class Params(LabelledMethod.Params):

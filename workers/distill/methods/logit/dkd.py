@@ -68,6 +68,7 @@ class DKD(LogitMethod):
     """Weigh the divergences of the true class and of the others separately."""
 
     name = "dkd"
+    auto_balanced = True  # weights that were tuned for one number of classes
     title = "Decoupled knowledge distillation"
     source = Source(
         "Decoupled Knowledge Distillation", venue="CVPR 2022", arxiv="2203.08679", equations="5-7"
@@ -172,11 +173,6 @@ class DKD(LogitMethod):
             )
         weight = auto.expand(len(batch.index)) if isinstance(auto, Tensor) else auto
         return weight if self.chosen is None else weight * self.chosen[batch.index]
-
-    @property
-    def is_auto_balanced(self) -> bool:
-        """Whether the logits are standardized: their loss has no scale of its own."""
-        return self.params.standardize != "none"
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
         """Return the task term and the decoupled divergence, with its warm-up."""

@@ -70,7 +70,7 @@ class KD(LogitMethod):
             "before the temperature (LSKD, arXiv 2403.01427): none is plain KD; population is how "
             "the paper reads; sample is its authors' code, used there with task_weight 0.1, "
             "kd_weight 9 and temperature 2. Where balance holds the teacher (auto, a number), "
-            "task_weight 1 did better on the digits.",
+            "task_weight is 1 unless it is given.",
         )
 
     params: Params

@@ -126,7 +126,7 @@ class MLLD(LogitMethod):
         task_weight: Weight = Field(
             0.1,
             description="Weight of cross-entropy with the true labels, on each of the two views. "
-            "Where balance holds the teacher (auto, a number), 1 did better on the digits.",
+            "Where balance holds the teacher (auto, a number), it is 1 unless it is given.",
         )
         instance_weight: Weight = Field(
             0.9,

@@ -50,6 +50,7 @@ class NKD(LogitMethod):
     """Weigh the true class by the teacher's probability; match the normalised others."""
 
     name = "nkd"
+    auto_balanced = True  # weights that were tuned for one number of classes
     title = "Normalized knowledge distillation"
     source = Source(
         "From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with "
