@@ -20,6 +20,7 @@ import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 from starlette.routing import BaseRoute
 from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]  # xdist has no types
 
@@ -337,10 +338,25 @@ def storage(tmp_path: Path) -> Storage:
     return LocalStorage(tmp_path / "storage")
 
 
+class GivenSettings(Settings):
+    """Settings that a test gives, and defaults: of the environment that tests run in, nothing."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
 @pytest.fixture
 def settings(database_url: str, tmp_path: Path) -> Settings:
     """Settings without a broker: nothing that the API does may need one."""
-    return Settings(
+    return GivenSettings(
         environment="test",
         data_dir=tmp_path,
         database_url=database_url,
