@@ -19,8 +19,8 @@ API_SOURCES := $(shell find api models_registry workers/distill/config -name '*.
 BROWSER := .venv/.browser
 # Every process would compile what it imports anew, which takes longer than many a test.
 BYTECODE := PYTHONDONTWRITEBYTECODE=
-# Whole running services are shared by the tests of one group, so a group stays in one process.
-SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadgroup
+# What tests share is started once where they run in one process, in the order of tests/conftest.py.
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test test-fast fuzz drill check flower gpu docs catalog web measurements up clean
 

@@ -20,8 +20,9 @@ import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 from starlette.routing import BaseRoute
-from xdist.scheduler import LoadGroupScheduling  # type: ignore[import-untyped]  # xdist has no types
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]  # xdist has no types
 
 from api.app import create_app
 from models_registry.access import keys
@@ -38,15 +39,21 @@ PROJECT = "laboratory"
 NOBODY_LISTENS = "redis://127.0.0.1:1/0"
 # Without this, rows would have to come and go in the order of their references.
 IN_ANY_ORDER = b"SET session_replication_role = replica"
-# What is marked with xdist_group, or shares the fixture of a parameter, by the ids of the tests.
-TOGETHER = re.compile(
-    r"^tests/journeys/.*\[(?:production|embedded)\b|^tests/workers/test_shared_engine\.py::\w+"
-    # The networks of a method are built once.
-    r"|^tests/distill/methods/test_every_method\.py::TestEveryMethod::\w+\[[\w ]+"
-    r"|^tests/workers/test_runner\.py"
-    # Their fixtures of a module are whole runs, or read every file.
-    r"|^tests/distill/(?:run/test_run|reporting/test_report_folder)\.py"
-    r"|^tests/contracts/test_house_rules\.py"
+# What one process runs in a row, so that what its tests share is started once: a file, except for
+# these units, by the ids of tests. All but the last wait most, and come first, in this order.
+UNITS = (
+    # Whole running services.
+    (re.compile(r"tests/journeys/.*\[(embedded|production)\b"), r"\1"),
+    # Engines are forked from one process that has imported torch.
+    (re.compile(r"tests/workers/test_(?:runner|shared_engine|traces)\.py"), "engines"),
+    # One PostgreSQL server.
+    (re.compile(r".*\[.*\bpostgresql\b"), "postgresql"),
+    (re.compile(r"tests/(?:workers/test_outages|.*/test_migrations)\.py"), "postgresql"),
+    # The networks of a method.
+    (
+        re.compile(r"tests/distill/methods/test_every_method\.py::TestEveryMethod::.*\[(.+)\]"),
+        r"\1",
+    ),
 )
 # The kinds of databases and stores that are servers, and the fixtures that start one.
 SERVERS = {"postgresql", "s3"}
@@ -103,17 +110,29 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Medium())
 
 
-class Together(LoadGroupScheduling):  # type: ignore[misc]  # xdist has no types
-    """Keeps the tests of a group in one process, so that what they share is started once.
+def unit_of(nodeid: str) -> tuple[int, str] | None:
+    """Return place and name of the unit that a test belongs to, or None where that is its file."""
+    for place, (pattern, name) in enumerate(UNITS):
+        if found := pattern.match(nodeid):
+            return place, found.expand(name)
+    return None
 
-    Xdist 3.8 writes the group of a test into a field of it that pytest 9.2 no longer reads, and
-    then leaves the tests of all groups to any process.
-    """
+
+class Together(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
+    """Keeps the tests of a unit in one process, in the order in which they were collected."""
 
     def _split_scope(self, nodeid: str) -> str:
-        group = TOGETHER.match(nodeid)
-        # A group is the kind of service or the method, whatever file or test it stands in.
-        return group[0].rpartition("[")[2] if group else super()._split_scope(nodeid)
+        unit = unit_of(nodeid)
+        return unit[1] if unit else str(super()._split_scope(nodeid))
+
+    def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
+        """Forget a unit that is complete: xdist would count all of them again after each test."""
+        nodeid = self.registered_collections[node][item_index]
+        scope, assigned = self._split_scope(nodeid), self.assigned_work[node]
+        assigned[scope][nodeid] = True
+        if all(assigned[scope].values()):
+            del assigned[scope]
+        self._reschedule(node)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -173,20 +192,19 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(trylast=True)  # after the tests were shuffled
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run slow tests first, so that no process waits at the end for another's last one.
+    """Run long units and slow tests first, so that no process waits at the end for another's."""
 
-    Refuse a group that the scheduler would not know.
-    """
-    for item in items:
-        if item.get_closest_marker("xdist_group") and not TOGETHER.match(item.nodeid):
-            raise pytest.UsageError(f"{item.nodeid} is in an xdist_group; add it to TOGETHER")
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    def rank(item: pytest.Item) -> tuple[int, bool]:
+        unit = unit_of(item.nodeid) or (len(UNITS), "")
+        return min(unit[0], len(UNITS) - 1), item.get_closest_marker("slow") is None
+
+    items.sort(key=rank)
 
 
 # Any: xdist has no types.
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together | None:
-    """Schedule with groups where they are asked for."""
-    return Together(config, log) if config.getvalue("dist") == "loadgroup" else None
+    """Schedule with units where files are asked for."""
+    return Together(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")
@@ -320,10 +338,25 @@ def storage(tmp_path: Path) -> Storage:
     return LocalStorage(tmp_path / "storage")
 
 
+class GivenSettings(Settings):
+    """Settings that a test gives, and defaults: of the environment that tests run in, nothing."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
 @pytest.fixture
 def settings(database_url: str, tmp_path: Path) -> Settings:
     """Settings without a broker: nothing that the API does may need one."""
-    return Settings(
+    return GivenSettings(
         environment="test",
         data_dir=tmp_path,
         database_url=database_url,

@@ -148,9 +148,7 @@ def _find(
 ) -> tables.ModelAliasRow:
     row = tables.ModelAliasRow
     query = sa.select(row).where(row.model_id == line.id, row.alias == alias)
-    if lock:
-        query = query.with_for_update()
-    alias_row = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
+    alias_row = session.scalars(database.locked(query, lock=lock)).one_or_none()
     if alias_row is None:
         known = session.scalars(sa.select(row.alias).where(row.model_id == line.id)).all()
         hint = catalog.nearest(alias, known)

@@ -127,9 +127,7 @@ def _line(session: Session, *, project_id: str, name: str, lock: bool = False) -
     row = tables.DatasetRow
     mine = sa.select(row).where(row.project_id == project_id)
     query = mine.where(row.name == name)
-    if lock:
-        query = query.with_for_update()
-    found = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
+    found = session.scalars(database.locked(query, lock=lock)).one_or_none()
     if found is None or tombstones.is_forgotten(session, found.deleted_at):
         alive = mine.with_only_columns(row.name).where(row.deleted_at.is_(None))
         names = session.scalars(alive.order_by(row.created_at.desc()).limit(_CLOSEST_AMONG)).all()
@@ -301,12 +299,7 @@ def _version_of(
 ) -> tables.DatasetVersionRow:
     row, name = tables.DatasetVersionRow, line.name
     query = sa.select(row).where(row.dataset_id == line.id, row.version == version)
-    if lock:
-        query = query.with_for_update()
-    elif hold:
-        # Conflicts with the lock of a deletion, and with nothing else.
-        query = query.with_for_update(read=True, key_share=True)
-    found = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
+    found = session.scalars(database.locked(query, lock=lock, hold=hold)).one_or_none()
     if found is None or tombstones.is_forgotten(session, found.deleted_at):
         newest = latest(session, [line]).get(line.id)
         hint = f"; the latest is {references.write(name, newest)}" if newest else ""

@@ -494,11 +494,7 @@ def _line(
 ) -> tables.ModelRow:
     row = tables.ModelRow
     query = sa.select(row).where(row.project_id == project_id, row.name == name)
-    if lock:
-        query = query.with_for_update()
-    elif hold:
-        query = query.with_for_update(read=True, key_share=True)
-    line = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
+    line = session.scalars(database.locked(query, lock=lock, hold=hold)).one_or_none()
     if line is None or tombstones.is_forgotten(session, line.deleted_at):
         alive = sa.select(row.name).where(row.project_id == project_id, row.deleted_at.is_(None))
         names = session.scalars(alive.order_by(row.updated_at.desc()).limit(_CLOSEST_AMONG)).all()
@@ -530,12 +526,7 @@ def _version_of(
 ) -> tables.ModelVersionRow:
     row, name = tables.ModelVersionRow, line.name
     query = sa.select(row).where(row.model_id == line.id, row.version == version)
-    if lock:
-        query = query.with_for_update()
-    elif hold:
-        # Conflicts with the lock of a deletion, and with nothing else.
-        query = query.with_for_update(read=True, key_share=True)
-    model_version = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
+    model_version = session.scalars(database.locked(query, lock=lock, hold=hold)).one_or_none()
     if model_version is None or tombstones.is_forgotten(session, model_version.deleted_at):
         latest = summaries(session, [line])[line.id].latest_version
         hint = f"; the latest is {references.write(name, latest)}" if latest else ""

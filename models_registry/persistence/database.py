@@ -5,7 +5,7 @@ import sqlite3
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 import sqlalchemy as sa
@@ -16,6 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Session, SessionTransaction, session
 from sqlalchemy.types import TypeDecorator
 
 Sessions = sessionmaker[Session]
+Query = TypeVar("Query", bound=sa.Select[Any])
 _DISK_FULL = "53100"  # PostgreSQL's code of the error
 # Longer than the server's own limit, whose error tells more than a silence.
 _NETWORK_SECONDS = 2.0
@@ -191,6 +192,19 @@ def one_at_a_time(session: Session, lock: int) -> None:
     """
     if session.get_bind().dialect.name == "postgresql":
         session.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
+
+
+def locked(query: Query, *, lock: bool, hold: bool = False) -> Query:
+    """Return the query of a row as it is now, with its lock if that is wanted.
+
+    With `lock` nobody else may change the row until the transaction ends; with `hold` nobody may
+    delete it, which conflicts with the lock of a deletion and with nothing else.
+    """
+    if lock:
+        query = query.with_for_update()
+    elif hold:
+        query = query.with_for_update(read=True, key_share=True)
+    return query.execution_options(populate_existing=True)
 
 
 def has_no_room(error: Exception) -> bool:

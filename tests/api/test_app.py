@@ -1,8 +1,6 @@
 """The application as a whole: what every request gets, and how it starts and stops."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 import structlog
@@ -13,7 +11,6 @@ from api.app import create_app
 from models_registry.persistence import tables
 from models_registry.settings import Settings
 from tests import databases
-from tests.contracts import source
 
 pytestmark = databases.SQLITE_ONLY
 
@@ -25,22 +22,6 @@ class TestCreateApp:
         without = settings.model_copy(update={"cursor_secret": None})
         with pytest.raises(ValueError, match="RETORT_CURSOR_SECRET"):
             create_app(without)
-
-    @pytest.mark.slow
-    def test_starts_within_seconds_and_without_torch(self, database_url: str) -> None:
-        program = (
-            "import sys, time; import api.app; assert 'torch' not in sys.modules;"
-            "print(time.process_time())"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=source.ROOT,
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        # About 1.5 s of processor time; a core that is shared counts up to twice as much.
-        assert float(done.stdout) < 6, database_url
 
     def test_makes_apps_that_count_for_themselves(self, settings: Settings) -> None:
         first, second = create_app(settings), create_app(settings)

@@ -4,18 +4,15 @@ import copy
 import json
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema
 import openapi_spec_validator
 import pytest
-import schemathesis
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
-from schemathesis import checks
-from schemathesis.specs.openapi import checks as openapi_checks
 
 from api import openapi
 from models_registry import catalog
@@ -166,12 +163,6 @@ class TestHoisted:
 
 ODD_REQUESTS = int(os.environ.get("ODD_REQUESTS", "5"))
 """For each route and way; `make fuzz` sends more."""
-CHECKS: list[schemathesis.CheckFunction] = [
-    checks.not_a_server_error,
-    openapi_checks.status_code_conformance,
-    openapi_checks.content_type_conformance,
-    openapi_checks.response_schema_conformance,
-]
 
 
 @pytest.mark.slow
@@ -199,17 +190,19 @@ class TestOddRequests:
         }
         for operation in described(app):
             known = [ids for path, ids in there.items() if operation.path.startswith(path)]
-            exercise(operation, api_key, schemathesis.GenerationMode.POSITIVE, *known[-1:])
+            exercise(operation, api_key, "positive", *known[-1:])
 
     def test_that_are_wrong_meet_no_crash_and_only_what_is_declared(
         self, app: FastAPI, api_key: str
     ) -> None:
         for operation in described(app):
-            exercise(operation, api_key, schemathesis.GenerationMode.NEGATIVE)
+            exercise(operation, api_key, "negative")
 
 
 def described(app: FastAPI) -> Iterator[Any]:
     """Yield the operations of the document; those that delete come last."""
+    import schemathesis  # which takes every process that collects tests a second
+
     schema = schemathesis.openapi.from_asgi("/v1/openapi.json", app)
     # A stream would be read to its end, which never comes for a job that waits.
     wanted = schema.exclude(operation_id="stream_job").get_all_operations()
@@ -221,10 +214,20 @@ def described(app: FastAPI) -> Iterator[Any]:
 def exercise(
     operation: Any,
     api_key: str,
-    mode: schemathesis.GenerationMode,
+    mode: Literal["positive", "negative"],
     ids: dict[str, Any] | None = None,
 ) -> None:
     """Send a few requests to one operation, and hold each answer to the document."""
+    import schemathesis
+    from schemathesis import checks
+    from schemathesis.specs.openapi import checks as openapi_checks
+
+    promises: list[schemathesis.CheckFunction] = [
+        checks.not_a_server_error,
+        openapi_checks.status_code_conformance,
+        openapi_checks.content_type_conformance,
+        openapi_checks.response_schema_conformance,
+    ]
     known = {name: value for name, value in (ids or {}).items() if f"{{{name}}}" in operation.path}
 
     @settings(
@@ -235,13 +238,15 @@ def exercise(
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(case=operation.as_strategy(mode, path_parameters=known or None))
+    @given(
+        case=operation.as_strategy(schemathesis.GenerationMode(mode), path_parameters=known or None)
+    )
     def run(case: schemathesis.Case) -> None:
         headers = {"authorization": f"Bearer {api_key}"}
-        case.call_and_validate(checks=CHECKS, headers=headers)
+        case.call_and_validate(checks=promises, headers=headers)
 
     try:
         run()
     except Unsatisfiable:
         # An operation without parameters cannot be asked wrongly.
-        assert mode is schemathesis.GenerationMode.NEGATIVE
+        assert mode == "negative"

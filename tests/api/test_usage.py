@@ -1,5 +1,6 @@
 """Quotas over HTTP: who may read and set them, and what a refusal says."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,7 @@ class TestRequests:
         self, limited: tuple[TestClient, TestClient]
     ) -> None:
         first, second = limited
+        began = time.monotonic()
         answers = [first.get("/v1/usage"), second.get("/v1/usage"), first.get("/v1/jobs")]
         assert [answer.status_code for answer in answers] == [200] * 3
         assert answers[0].headers["ratelimit-policy"] == '"project";q=3;w=60'
@@ -144,8 +146,8 @@ class TestRequests:
         refused = second.get("/v1/jobs")
         body = refused.json()
         assert (refused.status_code, body["code"], body["retryable"]) == (429, "rate_limited", True)
-        # A token comes every 20 s.
-        assert 15 <= int(refused.headers["retry-after"]) <= 20
+        # A token comes every 20 s, of which a busy machine may have used some.
+        assert 19 - (time.monotonic() - began) <= int(refused.headers["retry-after"]) <= 20
         assert refused.headers["ratelimit"].startswith('"project";r=0;t=')
         assert "requests_per_minute is 3" in body["detail"]
         # Nobody needs a key for these.
@@ -165,10 +167,11 @@ class TestRequests:
         (_, north), (_, south) = remote.invite("north"), remote.invite("south")
         of_north, of_south = ({"authorization": f"Bearer {key}"} for key in (north, south))
         first, second = limited
+        began = time.monotonic()
         for number in range(3):
             answer = limited[number % 2].get(path, headers=of_north)
             assert answer.status_code == (200 if number < 2 else 429)
-        assert 25 <= int(answer.headers["retry-after"]) <= 30
+        assert 29 - (time.monotonic() - began) <= int(answer.headers["retry-after"]) <= 30
         assert answer.headers["ratelimit-policy"] == '"client";q=2;w=60'
         assert "RETORT_QUOTA_CLIENT_REQUESTS_PER_MINUTE" in answer.json()["detail"]
         assert second.get(path, headers=of_south).status_code == 200

@@ -10,7 +10,7 @@ from tests.journeys import stacks
 from tests.journeys.stacks import PATIENCE_SECONDS
 
 
-@pytest.fixture(scope="session", params=[stacks.kind("production"), stacks.kind("embedded")])
+@pytest.fixture(scope="session", params=["production", "embedded"])
 def stack(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[stacks.Stack]:

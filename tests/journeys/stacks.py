@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -32,14 +31,9 @@ PATIENCE_SECONDS = 240.0
 """Longer than any job of a journey takes, where ten processes share two cores."""
 
 
-def kind(name: str) -> Any:  # Any: pytest does not export the type of a parameter
-    """Return a stack's name as a parameter; one process runs all journeys of a stack."""
-    return pytest.param(name, marks=pytest.mark.xdist_group(name))
-
-
 # What does not depend on how the service is put together is tried on one stack.
-ON_PRODUCTION = pytest.mark.parametrize("stack", [kind("production")], indirect=True)
-ON_EMBEDDED = pytest.mark.parametrize("stack", [kind("embedded")], indirect=True)
+ON_PRODUCTION = pytest.mark.parametrize("stack", ["production"], indirect=True)
+ON_EMBEDDED = pytest.mark.parametrize("stack", ["embedded"], indirect=True)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from workers.isolation import Isolation
 
 def quick_settings(database_url: str, folder: Path, broker_url: str | None = None) -> Settings:
     """Return settings under which a test need not wait for a poll or a sweep."""
-    return Settings(
+    return conftest.GivenSettings(
         environment="test",
         data_dir=folder,
         database_url=database_url,

@@ -2,10 +2,7 @@
 
 import json
 import logging
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -219,22 +216,3 @@ class TestQueues:
             envelope = json.loads(client.lindex(key, 0))
         assert envelope["content-type"] == "application/json"
         assert envelope["headers"]["task"] == transitions.RUN_TASK
-
-
-class TestImport:
-    @pytest.mark.slow
-    def test_of_the_tasks_loads_no_engine_library(self) -> None:
-        """The pool is forked, and a fork of a process that has run torch may hang."""
-        code = (
-            "import sys, workers.tasks;"
-            "heavy = {'torch', 'torchvision', 'timm', 'numpy', 'sklearn'} & sys.modules.keys();"
-            "sys.exit(', '.join(sorted(heavy)) or 0)"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            check=False,
-            text=True,
-            cwd=Path(__file__).parents[2],
-        )
-        assert done.returncode == 0, done.stderr

@@ -31,8 +31,7 @@ from workers.context import Context
 from workers.engine_launcher import EngineLauncher
 from workers.machine_health import MachineHealth
 
-# The workshop is prepared, and the first job run, in one process alone.
-pytestmark = [pytest.mark.xdist_group("runner"), pytest.mark.usefixtures("tidiness")]
+pytestmark = pytest.mark.usefixtures("tidiness")
 
 EPOCHS = 3
 SPEC: dict[str, Any] = {"training": {"epochs": EPOCHS, "checkpoint_seconds": 1}}

@@ -18,6 +18,7 @@ DistillError
 └── UploadRefused         an uploaded file cannot become a model or a data set
 """
 
+import errno
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -50,6 +51,20 @@ class DistillError(Exception):
         super().__init__(message)
         self.message = message
         self.details = details
+
+
+def failure_line(error: Exception) -> dict[str, Any]:  # Any: JSON
+    """Return the fields of the line that tells a failure: an own one, or one nobody foresaw."""
+    if isinstance(error, DistillError):
+        return {
+            "code": error.code,
+            "message": error.message,
+            "retryable": error.retryable,
+            "details": error.details,
+        }
+    is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    message = "the disk is full" if is_full else f"{type(error).__name__}: {error}"
+    return {"code": DistillError.code, "message": message, "retryable": is_full, "details": {}}
 
 
 class BadRecipe(DistillError):

@@ -6,7 +6,6 @@ JSON object: `result` (exit code 0) or `failure` (exit code 1).
 """
 
 import contextlib
-import errno
 import re
 import shutil
 import sys
@@ -357,22 +356,14 @@ def _failure(error: Exception, memory_bytes: int | None) -> dict[str, Any]:
             "retryable": False,
             "details": error.details,
         }
-    if isinstance(error, errors.DistillError):
-        return {
-            "code": error.code,
-            "message": error.message,
-            "retryable": error.retryable,
-            "details": error.details,
-            **(error.details if isinstance(error, errors.KeysMismatch) else {}),
-        }
+    if isinstance(error, errors.KeysMismatch):
+        return {**errors.failure_line(error), **error.details}
     if isinstance(error, pydantic.ValidationError):
         fault = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in fault["loc"])
         message = f"the request is malformed at {place or 'its start'}: {fault['msg']}"
         return {"code": "internal_error", "message": message, "retryable": False, "details": {}}
-    is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    message = "the disk is full" if is_full else f"{type(error).__name__}: {error}"
-    return {"code": "internal_error", "message": message, "retryable": is_full, "details": {}}
+    return errors.failure_line(error)
 
 
 if __name__ == "__main__":

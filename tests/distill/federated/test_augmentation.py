@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.distill.federated.parties import Parties, gather
+from tests.distill.federated.scenes import Parties, gather
 from workers.distill import errors
 from workers.distill.config.federation import Augmentation
 from workers.distill.federated import augmentation

@@ -28,8 +28,8 @@ SLOW_ENOUGH = {"epochs": 12, "batch_size": 4, "checkpoint_seconds": 0.02}
 
 @pytest.fixture(scope="module")
 def launcher() -> Iterator[EngineLauncher]:
-    """Forks the engines, so that torch is loaded once for them."""
-    preload = ("workers.distill.run.run", "--")
+    """Forks the engines, so that torch and its compiler are loaded once for them."""
+    preload = ("torch._dynamo", "workers.distill.run.run", "--")
     with contextlib.closing(EngineLauncher(is_warm=True, preload=preload)) as made:
         yield made
 

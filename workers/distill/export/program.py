@@ -7,7 +7,6 @@ export is not good enough, or `failure` (exit code 1).
 """
 
 import dataclasses
-import errno
 import importlib.metadata
 import json
 import shutil
@@ -431,16 +430,7 @@ def _failure(error: Exception) -> dict[str, Any]:
             "RETORT_INSPECTION_MEMORY_BYTES, or export a smaller network"
         )
         return {"code": "out_of_memory", "message": message, "retryable": False, "details": {}}
-    if isinstance(error, errors.DistillError):
-        return {
-            "code": error.code,
-            "message": error.message,
-            "retryable": error.retryable,
-            "details": error.details,
-        }
-    is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    message = "the disk is full" if is_full else f"{type(error).__name__}: {error}"
-    return {"code": "internal_error", "message": message, "retryable": is_full, "details": {}}
+    return errors.failure_line(error)
 
 
 if __name__ == "__main__":

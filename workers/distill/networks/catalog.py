@@ -18,7 +18,7 @@ from workers.distill.config import descriptions, rules, teachers
 from workers.distill.config.descriptions import NetworkDescription
 from workers.distill.config.job import Task
 from workers.distill.networks import backbones, interface, predictions
-from workers.distill.networks.dense import fcn, own_detectors, segmenter
+from workers.distill.networks.dense import fcn, meta, own_detectors, segmenter
 from workers.distill.networks.external import libraries as foreign_networks
 from workers.distill.networks.graphs import network as graph
 from workers.distill.networks.zoo import (
@@ -408,7 +408,7 @@ def _built(
     sizes = interface.Sizes(classes, channels, height, width)
     if arguments and not entry.composed_of:
         # Counted without memory: a few digits in an argument can ask for all that a machine has.
-        with torch.device("meta"):
+        with torch.device("meta"), meta.WithoutDraws():
             _check_size(reference, entry.make(accepted, sizes))
     return entry.make(accepted, sizes)
 

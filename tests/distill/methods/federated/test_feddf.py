@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from tests.distill.federated.parties import Parties, gather
+from tests.distill.federated.scenes import Parties, gather
 from workers.distill.functional.federated import soft_targets
 from workers.distill.networks.interface import Features
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 
-from tests.distill.federated.parties import CLASSES, Parties, gather
+from tests.distill.federated.scenes import QUARTERS, Parties, gather
 from workers.distill.config import rules
 from workers.distill.methods.federated.feddistill import FedDistill
 
@@ -12,7 +12,7 @@ from workers.distill.methods.federated.feddistill import FedDistill
 def sent_rows(parties: Parties, place: int) -> torch.Tensor:
     """Return what a client sent as a row for every label, NaN where it sent none."""
     tensors = parties.replies[place].tensors
-    rows = torch.full((CLASSES, CLASSES), torch.nan)
+    rows = torch.full((QUARTERS, QUARTERS), torch.nan)
     rows[tensors["label_counts"] > 0] = tensors["label_scores"]
     return rows
 

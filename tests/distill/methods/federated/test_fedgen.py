@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 
-from tests.distill.federated.parties import CLASSES, Parties, gather
+from tests.distill.federated.scenes import QUARTERS, Parties, gather
 from workers.distill import errors
 from workers.distill.functional.federated import latent_generation
 from workers.distill.networks.conditional import LatentGenerator
@@ -21,7 +21,7 @@ def weights_of(parties: Parties) -> list[torch.Tensor]:
 
 def received_generator(parties: Parties) -> LatentGenerator:
     """Return the generator that clients have, in evaluation mode."""
-    generator = LatentGenerator(classes=CLASSES, noise_size=32, hidden_size=256, latent_size=6)
+    generator = LatentGenerator(classes=QUARTERS, noise_size=32, hidden_size=256, latent_size=6)
     generator.load_state_dict(parties.consensus.part("generator"))
     return generator.eval()
 
@@ -109,7 +109,7 @@ class TestAggregate:
         draw = parties.server.generator
         noise, positions = torch.randn(32, 32, generator=draw), torch.rand(32, generator=draw)
         labels = latent_generation.labels_at(counts.sum(0).float(), positions)
-        generator = LatentGenerator(classes=CLASSES, noise_size=32, hidden_size=256, latent_size=6)
+        generator = LatentGenerator(classes=QUARTERS, noise_size=32, hidden_size=256, latent_size=6)
         generator.load_state_dict(before)
         latents = generator.train()(noise, labels)
         heads = [reply.part("weights") for reply in parties.replies]
@@ -131,10 +131,10 @@ class TestAggregate:
         parties.method.params = parties.method.params.model_copy(update={"generator_steps": 100})
         parties.run(2)
         assert parties.method.round_metrics()["generator_loss"] < before - 0.2
-        latents = received_generator(parties)(torch.randn(40, 32), torch.arange(40) % CLASSES)
+        latents = received_generator(parties)(torch.randn(40, 32), torch.arange(40) % QUARTERS)
         head = parties.server.network.pooled_classifier()
         assert head is not None
-        right = head(latents).argmax(1) == torch.arange(40) % CLASSES
+        right = head(latents).argmax(1) == torch.arange(40) % QUARTERS
         assert float(right.float().mean()) > 0.9
 
     def test_asks_for_no_label_that_no_client_had(self) -> None:
@@ -176,7 +176,7 @@ class TestAggregate:
     def test_says_where_the_generator_diverges(self) -> None:
         parties = gather("fedgen")
         parties.run(1)
-        parties.replies[0].tensors["weights/fc.weight"] = torch.full((CLASSES, 6), math.inf)
+        parties.replies[0].tensors["weights/fc.weight"] = torch.full((QUARTERS, 6), math.inf)
         with pytest.raises(errors.Diverged, match=r"lower method\.generator_rate"):
             parties.method.aggregate(parties.replies, parties.server)
 
@@ -200,7 +200,7 @@ class TestFacts:
     def test_tell_the_size_of_the_generator(self) -> None:
         facts = gather("fedgen").method.facts()
         # Noise and class to 256, batch norm, to the six values of the embedding.
-        assert facts["generator_parameters"] == (32 + CLASSES + 1) * 256 + 2 * 256 + 257 * 6
+        assert facts["generator_parameters"] == (32 + QUARTERS + 1) * 256 + 2 * 256 + 257 * 6
 
     def test_refuse_a_count_that_changes_nothing(self) -> None:
         with pytest.raises(errors.BadRecipe, match="least_count 1 has no effect"):

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 
-from tests.distill.federated.parties import gather
+from tests.distill.federated.scenes import gather
 from workers.distill.networks.interface import Features
 
 SCORES = torch.tensor([[1.0, 0.0, -1.0], [0.5, 0.5, 0.0]], dtype=torch.float64)

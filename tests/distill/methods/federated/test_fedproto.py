@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from tests.distill.federated.parties import CLASSES, Parties, gather, images_of, network
+from tests.distill.federated.scenes import QUARTERS, Parties, gather, quarters, quarters_network
 from workers.distill import errors
 
 
 def rows_of(parties: Parties, place: int) -> torch.Tensor:
     """Return the prototypes of a client, a row for every label, NaN where it has none."""
     tensors = parties.replies[place].tensors
-    rows = torch.full((CLASSES, 6), torch.nan)
+    rows = torch.full((QUARTERS, 6), torch.nan)
     rows[tensors["label_counts"] > 0] = tensors["prototypes"]
     return rows
 
@@ -31,7 +31,7 @@ class TestPrototypes:
         parties.run(1)
         assert parties.consensus.tensors["label_counts"].tolist() == [1, 3, 0, 1]
         assert parties.clients[0].memory["held"].tolist() == [True, True, False, True]
-        images = images_of(torch.arange(40) % CLASSES, seed=5)
+        images = quarters(torch.arange(40) % QUARTERS, seed=5)
         assert 2 not in parties.clients[0].predict(images).argmax(1).tolist()
 
 
@@ -71,13 +71,13 @@ class TestAnswers:
         for number in range(1, 13):
             parties.run(number)
         client = parties.clients[1]
-        images = images_of(torch.arange(40) % CLASSES, seed=5)
+        images = quarters(torch.arange(40) % QUARTERS, seed=5)
         with torch.no_grad():
             embedded = client.network.observe(parties.shared.preprocess(images)).pooled
         nearest = torch.cdist(embedded, client.memory["rows"]).argmin(1)
         assert torch.equal(client.predict(images).argmax(1), nearest)
         # The client has no image of label 0.
-        assert 0 in nearest[::CLASSES].tolist()
+        assert 0 in nearest[::QUARTERS].tolist()
         trained = client.network.state_dict()["fc.weight"]
         assert not torch.equal(client.model.state_dict()["fc.weight"], trained)
 
@@ -92,4 +92,4 @@ class TestNetworks:
         parties = gather("fedproto", widths=[(8, 6), (6,), (9, 7, 6)])
         parties.run(1)
         with pytest.raises(errors.IncompatibleNetworks, match="have 5 values and the student's 6"):
-            parties.method.check_client(network(widths=(8, 5)))
+            parties.method.check_client(quarters_network(widths=(8, 5)))

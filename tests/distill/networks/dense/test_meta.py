@@ -1,4 +1,4 @@
-"""Sizes of maps are measured without computing the maps."""
+"""Sizes of maps and of weights are known without computing either."""
 
 import torch
 from torch import nn
@@ -26,6 +26,25 @@ class TestMaps:
         assert found["half"].shape == (1, 3, 8, 10)
         assert module.training
         assert all(torch.equal(before[name], now) for name, now in module.state_dict().items())
+
+
+class TestWithoutDraws:
+    def test_leaves_everything_but_the_values(self) -> None:
+        torch.manual_seed(0)
+        before = torch.get_rng_state()
+        with torch.device("meta"), meta.WithoutDraws():
+            conv = nn.Conv2d(2, 3, 3)
+            kept = nn.init.normal_(conv.weight)
+        assert kept is conv.weight
+        assert kept.is_meta
+        assert kept.shape == (3, 2, 3, 3)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_ends_with_its_block(self) -> None:
+        with meta.WithoutDraws():
+            weight = nn.init.normal_(torch.zeros(2))
+        assert torch.equal(weight, torch.zeros(2))
+        assert nn.init.normal_(weight).abs().sum() > 0
 
 
 class TestStage:

@@ -337,3 +337,26 @@ class FederatedMethod(Method):
     def round_metrics(self) -> dict[str, float]:
         """Return what the last `aggregate` measured, such as `target_entropy` in nats."""
         return {}
+
+
+class AveragingMethod(FederatedMethod):
+    """Base of the methods whose server takes the mean of the clients' weights."""
+
+    sends: ClassVar[tuple[str, ...]] = ("weights",)
+    receives: ClassVar[tuple[str, ...]] = ("weights",)
+    shares_weights = True
+
+    class Params(FederatedMethod.Params):
+        """The federation, and how clients count."""
+
+        weighting: Weighting = "samples"
+
+    params: Params
+
+    def reply(self, result: LocalResult) -> Tensors:
+        """Return the client's weights."""
+        return named_weights(result.weights)
+
+    def aggregate(self, replies: Sequence[Reply], server: Server) -> Tensors:
+        """Return the mean of the clients' weights."""
+        return average_weights(replies, server, weighting=self.params.weighting)

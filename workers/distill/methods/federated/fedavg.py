@@ -8,15 +8,11 @@ Differs: running statistics of batch norms are averaged too, so that the server'
 as it is; the code of FedGen (arXiv 2105.10056) leaves them to the clients.
 """
 
-from collections.abc import Sequence
-from typing import ClassVar
-
 from workers.distill.methods.base import Source
-from workers.distill.methods.federated import base
-from workers.distill.methods.federated.base import FederatedMethod, Tensors
+from workers.distill.methods.federated.base import AveragingMethod
 
 
-class FedAvg(FederatedMethod):
+class FedAvg(AveragingMethod):
     """Average the weights of clients."""
 
     name = "fedavg"
@@ -27,21 +23,3 @@ class FedAvg(FederatedMethod):
         arxiv="1602.05629",
         equations="algorithm 1",
     )
-    sends: ClassVar[tuple[str, ...]] = ("weights",)
-    receives: ClassVar[tuple[str, ...]] = ("weights",)
-    shares_weights = True
-
-    class Params(FederatedMethod.Params):
-        """The federation, and how clients count."""
-
-        weighting: base.Weighting = "samples"
-
-    params: Params
-
-    def reply(self, result: base.LocalResult) -> Tensors:
-        """Return the client's weights."""
-        return base.named_weights(result.weights)
-
-    def aggregate(self, replies: Sequence[base.Reply], server: base.Server) -> Tensors:
-        """Return the mean of the clients' weights."""
-        return base.average_weights(replies, server, weighting=self.params.weighting)

@@ -8,15 +8,13 @@ clients; what the ensemble scores stands beside it (`federation/ensemble_accurac
 averaged, not added, which changes no answer.
 """
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 from workers.distill.methods.base import Source
-from workers.distill.methods.federated import base
-from workers.distill.methods.federated.base import Ensemble, FederatedMethod, Tensors
+from workers.distill.methods.federated.base import AveragingMethod, Ensemble
 
 
-class FedEnsemble(FederatedMethod):
+class FedEnsemble(AveragingMethod):
     """Let all clients answer together, trained as by fedavg."""
 
     name = "fedensemble"
@@ -27,22 +25,4 @@ class FedEnsemble(FederatedMethod):
         arxiv="2105.10056",
         equations="section 5, FedEnsemble",
     )
-    sends: ClassVar[tuple[str, ...]] = ("weights",)
-    receives: ClassVar[tuple[str, ...]] = ("weights",)
-    shares_weights = True
     ensemble: ClassVar[Ensemble] = "scores"
-
-    class Params(FederatedMethod.Params):
-        """The federation, and how clients count."""
-
-        weighting: base.Weighting = "samples"
-
-    params: Params
-
-    def reply(self, result: base.LocalResult) -> Tensors:
-        """Return the client's weights."""
-        return base.named_weights(result.weights)
-
-    def aggregate(self, replies: Sequence[base.Reply], server: base.Server) -> Tensors:
-        """Return the mean of the clients' weights."""
-        return base.average_weights(replies, server, weighting=self.params.weighting)

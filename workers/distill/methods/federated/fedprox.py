@@ -8,20 +8,17 @@ Differs: the penalty is a term of the loss, so momentum and clipping see it; wit
 is the paper's.
 """
 
-from collections.abc import Sequence
-from typing import ClassVar
-
 from pydantic import Field
 
 from workers.distill.data.types import Batch
 from workers.distill.functional.federated import averaging
 from workers.distill.methods.base import Source, Terms
 from workers.distill.methods.federated import base
-from workers.distill.methods.federated.base import FederatedMethod, Tensors
+from workers.distill.methods.federated.base import AveragingMethod
 from workers.distill.networks.interface import Features
 
 
-class FedProx(FederatedMethod):
+class FedProx(AveragingMethod):
     """Average the weights of clients that stay near the server's."""
 
     name = "fedprox"
@@ -32,11 +29,8 @@ class FedProx(FederatedMethod):
         arxiv="1812.06127",
         equations="2",
     )
-    sends: ClassVar[tuple[str, ...]] = ("weights",)
-    receives: ClassVar[tuple[str, ...]] = ("weights",)
-    shares_weights = True
 
-    class Params(FederatedMethod.Params):
+    class Params(AveragingMethod.Params):
         """The federation, the pull, and how clients count."""
 
         mu: float = Field(
@@ -46,7 +40,6 @@ class FedProx(FederatedMethod):
             description="Weight of half the squared distance to the server's weights; 0 is fedavg. "
             "Published: 0.001 to 1.",
         )
-        weighting: base.Weighting = "samples"
 
     params: Params
 
@@ -58,11 +51,3 @@ class FedProx(FederatedMethod):
         anchors = {name: local.received[f"weights/{name}"] for name in local.weights}
         penalty = averaging.proximal_penalty(local.weights, anchors, mu=self.params.mu)
         return {**terms, "proximal": penalty}
-
-    def reply(self, result: base.LocalResult) -> Tensors:
-        """Return the client's weights."""
-        return base.named_weights(result.weights)
-
-    def aggregate(self, replies: Sequence[base.Reply], server: base.Server) -> Tensors:
-        """Return the mean of the clients' weights."""
-        return base.average_weights(replies, server, weighting=self.params.weighting)
