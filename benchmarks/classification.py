@@ -40,7 +40,6 @@ from models_registry import catalog
 from models_registry.jobs import ranking
 from models_registry.studies import leaderboard
 from workers.distill import errors
-from workers.distill.config import chosen
 from workers.distill.data import dataset
 from workers.distill.data.types import Batch
 from workers.distill.methods import catalog as engine_catalog
@@ -263,18 +262,15 @@ def recipe_of(
     """Return the engine's recipe of one student."""
     record = json.loads((folder / "dataset" / "dataset.json").read_text())
     size, classes = record["input"], len(record["classes"])
+    complete = catalog.complete_training({**problem.training, **TRAININGS.get(row, {}), **training})
     return {
         "version": 1,
         "task": "classification",
         "teacher": {**problem.teacher, "classes": classes, "input": size},
         "student": {**problem.students[pair], "classes": classes, "input": size},
         "initial": False,
-        "method": catalog.complete_method(
-            chosen.method_with_labels(choice, problem.training["recipe"])
-        ),
-        "training": catalog.complete_training(
-            {**problem.training, **TRAININGS.get(row, {}), **training}
-        ),
+        "method": catalog.method_of_job(choice, task="classification", training=complete),
+        "training": complete,
         "baseline": False,
         "report": False,
         "accelerator": "cpu",

@@ -7,8 +7,8 @@ The small experiment of the guide of dense prediction (8.3): scenes of 96x96 com
 on real photographs, the recipe `small_dense`, a teacher of width 24 with two blocks a stage and a
 student of width 8 with one. Each seed trains its own teacher; all rows of a seed share it, the
 student's start and the order of the images. `ce`, the student alone, is always there.
-Hyper-parameters are the catalog's defaults; a row `a+b` combines two methods, and `rcka_classes` is
-the class term of densepcka alone.
+Hyper-parameters are those that the service takes, with `balance: auto`; a row `a+b` combines two
+methods, and `rcka_classes` is the class term of densepcka alone.
 
 Experiments: `detection` (FCOS), `distributions` (FCOS whose head predicts distributions over the
 sides of boxes, which method ld needs), `proposals` (Faster R-CNN) and `segmentation`. The recipe's
@@ -208,6 +208,7 @@ def recipe_of(folder: Path, experiment: Experiment, method: Json | None, trainin
     """Return the engine's recipe of a student; without a method, that of the teacher."""
     record = json.loads((folder / "dataset" / "dataset.json").read_text())
     beside = {"classes": len(record["classes"]), "input": record["input"]}
+    complete = catalog.complete_training(training)
     has_teacher = method is not None and method["name"] != ALONE
     chosen = experiment.teacher if method is None else experiment.student
     return {
@@ -216,8 +217,10 @@ def recipe_of(folder: Path, experiment: Experiment, method: Json | None, trainin
         "teacher": {**experiment.teacher, **beside} if has_teacher else None,
         "student": {**chosen, **beside},
         "initial": False,
-        "method": method or method_of(ALONE),
-        "training": catalog.complete_training(training),
+        "method": catalog.method_of_job(
+            method or method_of(ALONE), task=experiment.task, training=complete
+        ),
+        "training": complete,
         "baseline": False,
         "report": False,
         "accelerator": "cpu",

@@ -271,6 +271,17 @@ def complete_method(given: dict[str, Any]) -> dict[str, Any]:
     return reading.document
 
 
+def method_of_job(
+    given: dict[str, Any], *, task: str | None, training: dict[str, Any]
+) -> dict[str, Any]:
+    """Return a method as the service writes it into a job with this complete training.
+
+    Raises what `complete_method` does.
+    """
+    complete = complete_method(chosen.method_with_labels(given, training["recipe"]))
+    return with_choices(Reading(complete), task=task, training=training).document
+
+
 def baseline_of(method: dict[str, Any]) -> dict[str, Any]:
     """Return the method that trains the baseline of a complete method, without its defaults."""
     return baseline.baseline_of(method, describe_method(method["name"]).exchange)
