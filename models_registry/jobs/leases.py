@@ -244,10 +244,16 @@ def _add_points(session: Session, lease: Lease, samples: Sequence[MetricSample])
     """
     row = tables.MetricRow
     fields = ("key", "step", "epoch", "value")
-    common = {"job_id": lease.job_id, "attempt": lease.attempt, "at": database.now(session)}
+    constant_values = {
+        "job_id": lease.job_id,
+        "attempt": lease.attempt,
+        "at": database.now(session),
+    }
     insert = database.insert(session, row)
     if session.get_bind().dialect.name != "postgresql":
-        points = [{**common, **{name: getattr(one, name) for name in fields}} for one in samples]
+        points = [
+            {**constant_values, **{name: getattr(one, name) for name in fields}} for one in samples
+        ]
         session.execute(insert.on_conflict_do_nothing(), points)
         return
     kinds = [row.__table__.c[name].type for name in fields]
@@ -261,9 +267,10 @@ def _add_points(session: Session, lease: Lease, samples: Sequence[MetricSample])
         .render_derived()
     )
     constants = [
-        sa.literal(value, row.__table__.c[name].type).label(name) for name, value in common.items()
+        sa.literal(value, row.__table__.c[name].type).label(name)
+        for name, value in constant_values.items()
     ]
-    columns = [*common, *fields]
+    columns = [*constant_values, *fields]
     chosen = sa.select(*constants, *point.c)
     session.execute(insert.from_select(columns, chosen).on_conflict_do_nothing())
 
