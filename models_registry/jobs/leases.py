@@ -239,8 +239,7 @@ def report(
 def _add_points(session: Session, lease: Lease, samples: Sequence[MetricSample]) -> None:
     """Insert points that are not there yet: on PostgreSQL in one statement, as one array a column.
 
-    A statement for each point costs PostgreSQL and this process several times as much
-    (`benchmarks.growth`).
+    `benchmarks.growth` measures what a point costs.
     """
     row = tables.MetricRow
     fields = ("key", "step", "epoch", "value")
