@@ -54,22 +54,26 @@ class Body(Iterator[bytes]):
 
     async def _gather(self) -> bytes:
         # Few large chunks: each costs a switch between threads.
-        gathered = bytearray()
+        loop = asyncio.get_running_loop()
+        pieces: list[bytes] = []
+        gathered = 0
         if self._started_at is None:
             self._started_at = time.monotonic()
         try:
-            while len(gathered) < CHUNK_BYTES:
-                async with asyncio.timeout(self._stall_seconds):
-                    gathered += await anext(self._stream)
-                self._check_rate(self._received + len(gathered), self._started_at)
+            async with asyncio.timeout(self._stall_seconds) as limit:
+                while gathered < CHUNK_BYTES:
+                    pieces.append(await anext(self._stream))
+                    gathered += len(pieces[-1])
+                    limit.reschedule(loop.time() + self._stall_seconds)
+                    self._check_rate(self._received + gathered, self._started_at)
         except StopAsyncIteration:
             self._ended = True
         except TimeoutError as error:
             raise self._stalled() from error
         except ClientDisconnect as error:
             raise errors.Malformed("the client has disconnected", code="body_cut_off") from error
-        self._received += len(gathered)
-        return bytes(gathered)
+        self._received += gathered
+        return b"".join(pieces)
 
     def _check_rate(self, received: int, started_at: float) -> None:
         seconds = time.monotonic() - started_at

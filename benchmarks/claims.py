@@ -87,7 +87,7 @@ def measure(sessions: database.Sessions, *, claims: int) -> dict[str, Any]:
     found: dict[str, Any] = {"claims": claims}
     for name, work in (("choice", choose), ("choice_and_claim", choose_and_claim)):
         work(sessions)  # plans and pages are warm
-        before = _seconds(backend)
+        before = seconds(backend)
         own, clock = [], []
         for _ in range(claims):
             began, began_own = time.perf_counter(), time.process_time()
@@ -96,7 +96,7 @@ def measure(sessions: database.Sessions, *, claims: int) -> dict[str, Any]:
             clock.append(1000 * (time.perf_counter() - began))
         found[name] = {
             "worker_ms": round(statistics.median(own), 2),
-            "database_ms": backend and round(1000 * (_seconds(backend) - before) / claims, 2),
+            "database_ms": backend and round(1000 * (seconds(backend) - before) / claims, 2),
             "clock_ms": round(statistics.median(clock), 2),
         }
     return found
@@ -127,7 +127,8 @@ def _backend(sessions: database.Sessions) -> psutil.Process | None:
         return psutil.Process(session.scalars(sa.text("SELECT pg_backend_pid()")).one())
 
 
-def _seconds(process: psutil.Process | None) -> float:
+def seconds(process: psutil.Process | None) -> float:
+    """Return the processor time that a process has used; 0 for none."""
     if process is None:
         return 0.0
     spent = process.cpu_times()

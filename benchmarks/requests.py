@@ -1,38 +1,34 @@
 """What requests cost: create a job, read one, list 100, beside the least that an answer costs.
 
-    python -m benchmarks.requests [--rounds 3] [--seconds 5] [--clients 8]
+    python -m benchmarks.requests [--rounds 3] [--seconds 5] [--clients 8] [--mlflow]
 
 PostgreSQL, Redis, one API process, and clients in processes of their own that share the cores with
 it. Requests a second therefore say more of the machine than the processor time of the API process,
 which is given beside them: with it, machines and branches can be compared while others work.
+
+With `--mlflow`, MLflow's server (one process, the same PostgreSQL, an environment that is made on
+first use) is asked by the same client in the same rounds for what is nearest: a run is created,
+read, and found among 100.
 """
 
 import argparse
-import contextlib
 import http.client
 import json
 import multiprocessing
-import os
 import pathlib
-import socket
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import psutil
 import rich.console
 
+from benchmarks import servers, tables
 from benchmarks.service import SPEC
-from models_registry.access import keys
-from models_registry.persistence import database, schema
-from tests import services
 
 LISTED = 100
+COLUMNS = ("requests a second", "p50 ms", "p95 ms", "server ms of processor", "PostgreSQL ms")
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,7 @@ class Load:
     """Requests of one kind, sent over and over."""
 
     name: str
-    port: int
+    server: servers.Server
     method: str
     path: str
     body: str | None = None
@@ -54,153 +50,79 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each kind in each round")
     parser.add_argument("--clients", type=int, default=8, help="processes that send")
+    parser.add_argument("--mlflow", action="store_true", help="ask MLflow's server as well")
     parser.add_argument("--serve", action="store_true", help="start, print what to call, and wait")
     wanted = parser.parse_args()
     say = rich.console.Console(stderr=True).print
-    with tempfile.TemporaryDirectory(prefix="retort-requests-") as name, _servers(name) as servers:
-        loads = _loads(servers)
+    with (
+        tempfile.TemporaryDirectory(prefix="retort-requests-") as name,
+        servers.started(pathlib.Path(name), bare=True, mlflow=wanted.mlflow) as running,
+    ):
+        loads = _loads(running)
         if wanted.serve:
-            say(servers, *loads)
+            say(running, *loads)
             input()
             return
         found: dict[str, list[dict[str, float]]] = {load.name: [] for load in loads}
         for number in range(wanted.rounds):
             for load in loads:
                 say(f"round {number + 1} of {wanted.rounds}: {load.name}")
-                found[load.name].append(_measure(load, servers, wanted.seconds, wanted.clients))
-    sys.stdout.write(_table(found))
-
-
-def _table(found: dict[str, list[dict[str, float]]]) -> str:
-    columns = ["requests a second", "p50 ms", "p95 ms", "API ms of processor", "PostgreSQL ms"]
-    lines = [f"| request | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
-    for name, rounds in found.items():
-        cells = []
-        for column in columns:
-            values = [one[column] for one in rounds]
-            cells.append(
-                f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
-            )
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-# -- servers -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Servers:
-    """Where the two APIs answer, and whose processor time counts."""
-
-    port: int
-    bare_port: int
-    api_key: str
-    api: psutil.Process
-    bare: psutil.Process
-    postgres: psutil.Process
-
-
-@contextlib.contextmanager
-def _servers(folder_name: str) -> Iterator[Servers]:
-    folder = pathlib.Path(folder_name)
-    with (
-        services.postgres(folder) as server_url,
-        services.database(server_url) as url,
-        services.redis_server(folder) as broker_url,
-    ):
-        environment = {
-            **os.environ,
-            "RETORT_ENVIRONMENT": "test",
-            "RETORT_DATA_DIR": str(folder),
-            "RETORT_DATABASE_URL": url,
-            "RETORT_BROKER_URL": broker_url,
-            "RETORT_STORAGE_URL": (folder / "storage").as_uri(),
-            "RETORT_QUOTA_REQUESTS_PER_MINUTE": "1000000000",
-            "RETORT_CURSOR_SECRET": "of no importance in a benchmark",
-            "BARE_DATABASE_URL": url,
-        }
-        with (
-            _served("api.app:create_app", environment, folder) as (port, api),
-            _served("benchmarks.bare_api:app", environment, folder) as (bare_port, bare),
-        ):
-            yield Servers(port, bare_port, _api_key(url), api, bare, _postmaster(server_url))
-
-
-def _api_key(url: str) -> str:
-    engine = database.connect(url)
-    with database.sessions(engine).begin() as session:
-        project = keys.create_project(session, name="benchmark")
-        _, text = keys.create_key(
-            session, project_id=project.id, name="benchmark", role="editor", environment="test"
-        )
-    engine.dispose()
-    return text
-
-
-def _postmaster(server_url: str) -> psutil.Process:
-    folder = pathlib.Path(server_url.partition("?host=")[2])
-    return psutil.Process(int((folder / "cluster" / "postmaster.pid").read_text().split()[0]))
-
-
-@contextlib.contextmanager
-def _served(
-    app: str, environment: dict[str, str], folder: pathlib.Path
-) -> Iterator[tuple[int, psutil.Process]]:
-    """Run an application under uvicorn, and yield its port and process once it answers."""
-    is_service = app.startswith("api.")
-    if is_service:
-        engine = database.connect(environment["RETORT_DATABASE_URL"])
-        schema.upgrade(engine)
-        engine.dispose()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    command = [sys.executable, "-m", "uvicorn", app, "--port", str(port), "--no-access-log"]
-    command += ["--factory"] if is_service else []
-    with (
-        (folder / f"{port}.log").open("wb") as log,
-        subprocess.Popen(command, env=environment, stdout=log, stderr=log) as child,
-    ):
-        try:
-            _wait(port, child)
-            yield port, psutil.Process(child.pid)
-        finally:
-            child.terminate()
-
-
-def _wait(port: int, child: "subprocess.Popen[bytes]") -> None:
-    for _ in range(3000):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            return
-        if child.poll() is not None:
-            raise RuntimeError(f"the server at {port} ended with {child.returncode}")
-        time.sleep(0.1)
-    raise RuntimeError(f"the server at {port} does not answer")
+                found[load.name].append(_measure(load, running, wanted.seconds, wanted.clients))
+    sys.stdout.write(tables.of_rounds(found, COLUMNS, "request"))
 
 
 # -- requests ----------------------------------------------------------------------------------
 
 
-def _loads(servers: Servers) -> list[Load]:
-    """Return what is measured, after the jobs that it reads are made."""
+def _loads(running: servers.Servers) -> list[Load]:
+    """Return what is measured, after the jobs and runs that it reads are made."""
+    if running.bare is None:
+        raise RuntimeError("the bare route was not started")
     headers = {
-        "authorization": f"Bearer {servers.api_key}",
+        "authorization": f"Bearer {running.api_key}",
         "content-type": "application/json",
         # A cookie jar or a proxy adds more; this is what the product's own client sends.
         "accept": "application/json",
     }
-    body = json.dumps(SPEC)
-    create = Load("create a job", servers.port, "POST", "/v1/jobs", body, 202, headers)
-    connection = http.client.HTTPConnection("127.0.0.1", servers.port)
-    for _ in range(LISTED):
-        job_id = json.loads(_send(connection, create))["id"]
+    api = running.api
+    create = Load("create a job", api, "POST", "/v1/jobs", json.dumps(SPEC), 202, headers)
+    job_id = [json.loads(_asked(create))["id"] for _ in range(LISTED)][-1]
     listing = f"/v1/jobs?limit={LISTED}"
-    return [
-        Load("bare route, one query", servers.bare_port, "GET", f"/jobs/{job_id}"),
-        Load("read a job", servers.port, "GET", f"/v1/jobs/{job_id}", headers=headers),
-        Load(f"list {LISTED} jobs", servers.port, "GET", listing, headers=headers),
+    loads = [
+        Load("bare route, one query", running.bare, "GET", f"/jobs/{job_id}"),
+        Load("read a job", api, "GET", f"/v1/jobs/{job_id}", headers=headers),
+        Load(f"list {LISTED} jobs", api, "GET", listing, headers=headers),
         create,
     ]
+    return loads if running.mlflow is None else [*loads, *_mlflow_loads(running.mlflow)]
+
+
+def _mlflow_loads(server: servers.Server) -> list[Load]:
+    headers = {"content-type": "application/json"}
+    wanted = json.dumps({"name": "requests"})
+    path = "/api/2.0/mlflow/experiments/create"
+    experiment = Load("", server, "POST", path, wanted, headers=headers)
+    experiment_id = json.loads(_asked(experiment))["experiment_id"]
+    wanted = json.dumps({"experiment_id": experiment_id, "start_time": 0, "run_name": "run"})
+    path = "/api/2.0/mlflow/runs/create"
+    create = Load("MLflow: create a run", server, "POST", path, wanted, headers=headers)
+    answers = [json.loads(_asked(create)) for _ in range(LISTED)]
+    run_id = answers[-1]["run"]["info"]["run_id"]
+    searched = json.dumps({"experiment_ids": [experiment_id], "max_results": LISTED})
+    listing = "/api/2.0/mlflow/runs/search"
+    return [
+        Load("MLflow: read a run", server, "GET", f"/api/2.0/mlflow/runs/get?run_id={run_id}"),
+        Load(f"MLflow: list {LISTED} runs", server, "POST", listing, searched, headers=headers),
+        create,
+    ]
+
+
+def _asked(load: Load) -> bytes:
+    """Send a request once, over a connection of its own, and return the body of its response."""
+    connection = http.client.HTTPConnection("127.0.0.1", load.server.port)
+    content = _send(connection, load)
+    connection.close()
+    return content
 
 
 def _send(connection: http.client.HTTPConnection, load: Load) -> bytes:
@@ -213,7 +135,7 @@ def _send(connection: http.client.HTTPConnection, load: Load) -> bytes:
 
 
 def _repeat(load: Load, seconds: float, start_at: float, told: Any) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", load.port)
+    connection = http.client.HTTPConnection("127.0.0.1", load.server.port)
     _send(connection, load)
     time.sleep(max(0.0, start_at - time.time()))
     latencies = []
@@ -224,8 +146,9 @@ def _repeat(load: Load, seconds: float, start_at: float, told: Any) -> None:
     told.put(latencies)
 
 
-def _measure(load: Load, servers: Servers, seconds: float, clients: int) -> dict[str, float]:
-    process = servers.api if load.port == servers.port else servers.bare
+def _measure(
+    load: Load, running: servers.Servers, seconds: float, clients: int
+) -> dict[str, float]:
     told: Any = multiprocessing.Queue()
     start_at = time.time() + 1.0
     senders = [
@@ -235,28 +158,19 @@ def _measure(load: Load, servers: Servers, seconds: float, clients: int) -> dict
     for sender in senders:
         sender.start()
     time.sleep(max(0.0, start_at - time.time()))
-    used, database_used = _used([process]), _used(servers.postgres.children())
+    used, database_used = load.server.seconds(), running.database_seconds()
     latencies = sorted(one for _ in senders for one in told.get(timeout=seconds + 60))
     for sender in senders:
         sender.join()
     count = len(latencies)
-    return {
-        "requests a second": count / seconds,
-        "p50 ms": 1000 * latencies[count // 2],
-        "p95 ms": 1000 * latencies[int(0.95 * count)],
-        "API ms of processor": 1000 * (_used([process]) - used) / count,
-        "PostgreSQL ms": 1000 * (_used(servers.postgres.children()) - database_used) / count,
-    }
-
-
-def _used(processes: list[psutil.Process]) -> float:
-    """Return the seconds of processor time that processes have used."""
-    total = 0.0
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            times = process.cpu_times()
-            total += times.user + times.system
-    return total
+    figures = (
+        count / seconds,
+        1000 * latencies[count // 2],
+        1000 * latencies[int(0.95 * count)],
+        1000 * (load.server.seconds() - used) / count,
+        1000 * (running.database_seconds() - database_used) / count,
+    )
+    return dict(zip(COLUMNS, figures, strict=True))
 
 
 if __name__ == "__main__":

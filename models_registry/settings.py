@@ -35,6 +35,12 @@ class Settings(BaseSettings):
     s3_region: str = Field("us-east-1", description="Region of the S3 bucket.")
     s3_access_key_id: str | None = Field(None, description="Access key of the S3 bucket.")
     s3_secret_access_key: SecretStr | None = Field(None, description="Secret of that key.")
+    s3_public_endpoint: str | None = Field(
+        None,
+        pattern="^https?://[^/]",
+        description="Where clients reach the bucket: the client then sends parts of uploads there "
+        "by presigned URLs; empty: through the API.",
+    )
     cursor_secret: SecretStr | None = Field(
         None, description="Signs page cursors; the same in every api process (32 bytes or more)."
     )
@@ -81,7 +87,9 @@ class Settings(BaseSettings):
         description="Between the moment that something is found deletable and its deletion.",
     )
 
-    upload_part_bytes: int = Field(8 * 2**20, ge=5 * 2**20, description="Size of an upload's part.")
+    upload_part_bytes: int = Field(
+        16 * 2**20, ge=5 * 2**20, description="Size of an upload's part."
+    )
     upload_max_bytes: int = Field(64 * 2**30, gt=0, description="Largest upload that is accepted.")
     upload_expiry_seconds: float = Field(
         86_400, gt=0, description="Idle uploads expire after this."

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from retort import errors
 
-CHUNK_BYTES = 1 << 18
+CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,12 @@ def measure(path: Path) -> FileDigest:
     except OSError as error:
         raise errors.LocalFileProblem(path, _reason(error)) from error
     return FileDigest(size, digest.hexdigest())
+
+
+def begun(path: Path) -> "hashlib._Hash":
+    """Return a SHA-256 that has taken a file so far, and can take what follows."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256")
 
 
 def of_slice(path: Path, offset: int, length: int) -> bytes:

@@ -4,6 +4,7 @@ The partial file has the digest in its name, so that of another version is never
 of the whole file is checked before the rename.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -71,8 +72,8 @@ class _Download:
         while True:
             before = self._received_bytes()
             try:
-                self._fetch_rest(before)
-                return self._sha256 in (None, digests.measure(self._partial).sha256)
+                sha256 = self._fetch_rest(before)
+                return self._sha256 in (None, sha256)
             except (httpx.TransportError, errors.ProblemError) as error:
                 if isinstance(error, errors.ProblemError) and not error.retryable:
                     raise
@@ -83,7 +84,8 @@ class _Download:
                     raise transport.failed(self._http.url, error) from error
                 self._http.sleep(transport.backoff_seconds(lost))
 
-    def _fetch_rest(self, have: int) -> None:
+    def _fetch_rest(self, have: int) -> str:
+        """Fetch what is missing, and return the SHA-256 of the whole file in hexadecimal."""
         # Identity: a range of compressed bytes would be a range of something else.
         headers = {"accept-encoding": "identity"}
         if have:
@@ -93,16 +95,21 @@ class _Download:
                 self._check_announced(response)
                 goes_on = response.status_code == 206
                 total = _total(response, have if goes_on else 0)
+                # Hashed on the way: to read a large file once more takes as long as to write it.
+                digest = digests.begun(self._partial) if goes_on else hashlib.sha256()
                 with self._partial.open("ab" if goes_on else "wb") as file:
                     for chunk in self._counted(response, have if goes_on else 0, total):
+                        digest.update(chunk)
                         file.write(chunk)
+                return digest.hexdigest()
         except errors.ProblemError as error:
             if error.status != 416 or not have:
                 raise
             # Nothing lies beyond what we have: it was complete, or the digest will tell.
+            return digests.begun(self._partial).hexdigest()
 
     def _counted(self, response: httpx.Response, have: int, total: int | None) -> Iterator[bytes]:
-        for chunk in response.iter_raw(digests.CHUNK_BYTES):
+        for chunk in response.iter_raw():
             yield chunk
             have += len(chunk)
             if self._progress:

@@ -3,6 +3,7 @@
 The server keeps the parts it has; `resume` reads which those are and sends the others.
 """
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -11,6 +12,8 @@ from pathlib import Path
 from retort import digests, errors, transport, types
 
 PARALLEL_PARTS = 4
+# Parts up to this size are read once, and hashed and sent from memory.
+IN_MEMORY_BYTES = 16 * 2**20
 # Called with the bytes that have arrived so far and the bytes in all.
 Progress = Callable[[int, int], object]
 
@@ -118,16 +121,24 @@ class _Sender:
 
     def _send(self, part: types.Part) -> None:
         offset, length = self._span(part)
+        if length <= IN_MEMORY_BYTES:
+            with self._path.open("rb") as file:
+                file.seek(offset)
+                kept = memoryview(file.read(length))
+            digest = hashlib.sha256(kept).digest()
+        else:
+            kept = None
+            digest = digests.of_slice(self._path, offset, length)
         headers = {
             "content-length": str(length),
             "content-type": "application/octet-stream",
-            "repr-digest": digests.header(digests.of_slice(self._path, offset, length)),
+            "repr-digest": digests.header(digest),
         }
         self._http.request(
             "PUT",
             part.url,
             headers=headers,
-            content=lambda: self._bytes(part),
+            content=lambda: self._bytes(part, kept),
             sleep=self._stop.wait,
         )
 
@@ -137,20 +148,23 @@ class _Sender:
             return part.received
         return part.sha256 == digests.of_slice(self._path, *self._span(part)).hex()
 
-    def _bytes(self, part: types.Part) -> Iterator[bytes]:
-        offset, left = self._span(part)
+    def _bytes(self, part: types.Part, kept: memoryview | None) -> Iterator[bytes]:
+        """Yield the bytes of a part: those that are `kept` in memory, else those of the file."""
+        offset, length = self._span(part)
         self._count(part, 0)
+        sent = 0
         with self._path.open("rb") as file:
             file.seek(offset)
-            while left:
-                chunk = file.read(min(digests.CHUNK_BYTES, left))
+            while sent < length:
+                end = min(sent + digests.CHUNK_BYTES, length)
+                chunk = file.read(end - sent) if kept is None else bytes(kept[sent:end])
                 if not chunk:
                     raise errors.LocalFileProblem(self._path, "it became shorter while it was sent")
                 if self._stop.is_set():
                     raise errors.ConnectionFailed(self._http.url, "the upload was stopped")
                 yield chunk
-                left -= len(chunk)
-                self._count(part, self._span(part)[1] - left)
+                sent += len(chunk)
+                self._count(part, sent)
 
     def _span(self, part: types.Part) -> tuple[int, int]:
         offset = (part.number - 1) * self._part_size

@@ -1,5 +1,8 @@
 """Uploads: a file in parts, in any order, until it is complete."""
 
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
@@ -21,6 +24,7 @@ from api.schemas import uploads as bodies
 from models_registry.access import audit
 from models_registry.artifacts import uploads
 from models_registry.persistence import tables
+from models_registry.persistence.storage import Storage, StoredPart
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 
@@ -32,8 +36,14 @@ PART_BODY = {
 }
 
 
-def _read(session: Session, upload: tables.UploadRow) -> bodies.UploadRead:
-    return bodies.UploadRead.of(upload, uploads.parts(session, upload))
+def _read(
+    storage: Storage,
+    upload: tables.UploadRow,
+    received: Mapping[int, tables.UploadPartRow] = MappingProxyType({}),
+    direct: Mapping[int, StoredPart] = MappingProxyType({}),
+) -> bodies.UploadRead:
+    at = datetime.now(UTC)
+    return bodies.UploadRead.of(upload, uploads.statuses(storage, upload, received, direct, at=at))
 
 
 @router.post("", operation_id="create_upload", status_code=201, response_model=bodies.UploadRead)
@@ -50,7 +60,7 @@ def create(
             free_bytes=service.storage.free_bytes,
             **body.model_dump(),
         )
-        return _read(session, row), f"/v1/uploads/{row.id}"
+        return _read(service.storage, row), f"/v1/uploads/{row.id}"
 
     return idempotent.respond(work, status=201)
 
@@ -69,11 +79,15 @@ def index(
 
 
 @router.get("/{upload_id}", operation_id="get_upload")
-def show(upload_id: str, caller: CallerDep, readers: ReadersDep) -> bodies.UploadRead:
+def show(
+    upload_id: str, caller: CallerDep, readers: ReadersDep, storage: StorageDep
+) -> bodies.UploadRead:
     """Return an upload with the parts received so far."""
     with readers() as session:
         row = uploads.get(session, project_id=caller.project_id, upload_id=upload_id)
-        return _read(session, row)
+        received = uploads.parts(session, row)
+    direct = uploads.direct_parts(storage, row) if row.state == uploads.OPEN else {}
+    return _read(storage, row, received, direct)
 
 
 @router.put(
@@ -121,7 +135,7 @@ def complete(upload_id: str, caller: EditorDep, service: ServiceDep) -> bodies.U
         upload_id=upload_id,
         settings=service.settings,
     )
-    return bodies.UploadRead.of(row, {})
+    return _read(service.storage, row)
 
 
 @router.delete("/{upload_id}", operation_id="delete_upload", status_code=204)

@@ -1,6 +1,7 @@
 """Bodies of uploads."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal, Self
 
@@ -30,11 +31,15 @@ class UploadPart(BaseModel):
     """One part of an upload."""
 
     number: int
-    url: str = Field(description="PUT the bytes of the part here.")
+    url: str = Field(
+        description="PUT the bytes of the part here: a path of this API, or a presigned URL of the "
+        "store, which takes no key. The API's own path always works as well."
+    )
     size_bytes: int
     received: bool
     sha256: str | None = Field(
-        description="Of the bytes received; null before, and once completed."
+        description="Of the bytes received; null before, once completed, and of a part that was "
+        "sent to the store itself."
     )
 
 
@@ -66,23 +71,10 @@ class UploadRead(UploadSummary):
     parts: list[UploadPart]
 
     @classmethod
-    def of(cls, upload: tables.UploadRow, received: Mapping[int, tables.UploadPartRow]) -> Self:
-        """Return the body of a row with its received parts."""
-        is_completed = upload.state == uploads.COMPLETED
-        return cls.from_row(
-            upload,
-            blob=_blob(upload),
-            parts=[
-                UploadPart(
-                    number=number,
-                    url=f"/v1/uploads/{upload.id}/parts/{number}",
-                    size_bytes=uploads.part_bytes(upload, number),
-                    received=is_completed or number in received,
-                    sha256=received[number].sha256 if number in received else None,
-                )
-                for number in range(1, uploads.part_count(upload) + 1)
-            ],
-        )
+    def of(cls, upload: tables.UploadRow, parts: Sequence[uploads.PartStatus]) -> Self:
+        """Return the body of a row with its parts."""
+        shown = [UploadPart(**dataclasses.asdict(part)) for part in parts]
+        return cls.from_row(upload, blob=_blob(upload), parts=shown)
 
 
 def _blob(upload: tables.UploadRow) -> str | None:

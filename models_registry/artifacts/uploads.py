@@ -4,9 +4,10 @@
 while bytes are transferred. All other functions run in the caller's transaction.
 """
 
+import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -136,6 +137,64 @@ def parts(session: Session, upload: tables.UploadRow) -> dict[int, tables.Upload
     return {part.number: part for part in session.scalars(query)}
 
 
+@dataclass(frozen=True)
+class PartStatus:
+    """One part of an upload: where to send it, and whether it is there."""
+
+    number: int
+    url: str
+    size_bytes: int
+    received: bool
+    sha256: str | None
+    """Of the bytes received; None before, and of those that were sent to the store itself."""
+
+
+def statuses(
+    store: storage.Storage,
+    upload: tables.UploadRow,
+    received: Mapping[int, tables.UploadPartRow],
+    direct: Mapping[int, storage.StoredPart],
+    *,
+    at: datetime,
+) -> list[PartStatus]:
+    """Return all parts of an upload, given those that came through the API and the `direct` ones.
+
+    A part that is not there yet is sent to the store itself where clients can reach it: to a URL
+    that is valid until the upload expires, `at` being the present time.
+    """
+    is_open = upload.state == OPEN
+    found = []
+    for number in range(1, part_count(upload) + 1):
+        slot = _slot_of(upload, number)
+        is_there = not is_open or number in received or number in direct
+        lifetime = max(upload.expires_at - at, timedelta(seconds=1))
+        url = None if is_there else store.direct_url(slot.place, lifetime=lifetime)
+        found.append(
+            PartStatus(
+                number,
+                url or f"/v1/uploads/{upload.id}/parts/{number}",
+                slot.size_bytes,
+                is_there,
+                received[number].sha256 if number in received else None,
+            )
+        )
+    return found
+
+
+def direct_parts(store: storage.Storage, upload: tables.UploadRow) -> dict[int, storage.StoredPart]:
+    """Return the parts that are in the store without having passed the API, by number.
+
+    It asks the store, so call it outside of transactions. Those of another size than their part
+    are left out: they are missing.
+    """
+    found = {}
+    for offset, part in store.direct_parts(upload.id).items():
+        number, rest = divmod(offset, upload.part_size_bytes)
+        if not rest and part.size_bytes == part_bytes(upload, number + 1):
+            found[number + 1] = part
+    return found
+
+
 def part_count(upload: tables.UploadRow) -> int:
     """Return how many parts the upload has."""
     return -(-upload.size_bytes // upload.part_size_bytes)
@@ -250,15 +309,29 @@ def complete(
 ) -> tables.UploadRow:
     """Join the parts to one verified blob; completing again returns the same.
 
+    Parts of which the store has lost bytes, as after a loss of power, are forgotten: they are then
+    missing like any that were never sent.
+
     Raises: errors.Conflict, naming the parts that are missing; errors.DigestMismatch.
     """
+    with sessions() as session:
+        upload = _find(session, project_id=project_id, upload_id=upload_id, lock=False)
+    direct = direct_parts(store, upload)
     with sessions.begin() as session:
         upload = _find(session, project_id=project_id, upload_id=upload_id, lock=True)
         if upload.state == COMPLETED:
             return upload
-        received = _all_parts(session, upload)
+        received = _all_parts(session, upload, direct)
         _prolong(session, upload, settings)
-    stored = _assemble(store, upload, received)
+    try:
+        stored = _assemble(store, upload, received)
+    except errors.DigestMismatch:
+        _forget_lost(sessions, store, upload)
+        # Which of them differ cannot be known: they came without a digest.
+        forget(store, (part.key for part in direct.values()))
+        raise
+    if stored is None:
+        _forget_lost(sessions, store, upload)
     with sessions.begin() as session:
         upload = _find(session, project_id=project_id, upload_id=upload_id, lock=True)
         if upload.state == COMPLETED:  # by another request, with the same bytes
@@ -277,7 +350,7 @@ def complete(
         upload.state, upload.blob_sha256 = COMPLETED, stored.sha256
         upload.completed_at = _prolong(session, upload, settings)
         keys = _drop_parts(session, upload)
-    forget(store, keys)
+    forget(store, [*keys, *(part.key for part in direct.values())])
     log.info("upload_completed", upload_id=upload_id, size_bytes=stored.size_bytes)
     return upload
 
@@ -405,9 +478,12 @@ def _prolong(session: Session, upload: tables.UploadRow, settings: Settings) -> 
     return now
 
 
-def _all_parts(session: Session, upload: tables.UploadRow) -> list[storage.StoredPart]:
+def _all_parts(
+    session: Session, upload: tables.UploadRow, direct: Mapping[int, storage.StoredPart]
+) -> list[storage.StoredPart]:
     received = parts(session, upload)
-    missing = [n for n in range(1, part_count(upload) + 1) if n not in received]
+    wanted = range(1, part_count(upload) + 1)
+    missing = [n for n in wanted if n not in received and n not in direct]
     if missing:
         shown = ", ".join(str(number) for number in missing[:20])
         more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
@@ -427,7 +503,9 @@ def _all_parts(session: Session, upload: tables.UploadRow) -> list[storage.Store
             _slot_of(upload, number).place,
             part_bytes(upload, number),
         )
-        for number in sorted(received)
+        if number in received
+        else direct[number]
+        for number in wanted
     ]
 
 
@@ -446,6 +524,49 @@ def _assemble(
         )
         fault = Fault("/sha256", error.code, detail)
         raise errors.DigestMismatch(detail, faults=[fault]) from error
+
+
+def _forget_lost(
+    sessions: database.Sessions, store: storage.Storage, upload: tables.UploadRow
+) -> None:
+    """Forget the parts whose bytes are no longer those that were received.
+
+    Raises: errors.Conflict, naming them, if there are any and the upload is still open.
+    """
+    with sessions() as session:
+        received = list(parts(session, upload).values())
+    lost = [part for part in received if not _is_whole(store, upload, part)]
+    with sessions.begin() as session:
+        now = _find(session, project_id=upload.project_id, upload_id=upload.id, lock=True)
+        if now.state != OPEN or not lost:
+            return
+        row = tables.UploadPartRow
+        for part in lost:
+            # One that was sent again in the meantime is another part.
+            session.execute(
+                sa.delete(row).where(
+                    row.upload_id == upload.id,
+                    row.number == part.number,
+                    row.received_at == part.received_at,
+                )
+            )
+    log.warning("parts_lost", upload_id=upload.id, parts=[part.number for part in lost])
+    with sessions() as session:
+        _all_parts(session, upload, direct_parts(store, upload))
+
+
+def _is_whole(store: storage.Storage, upload: tables.UploadRow, part: tables.UploadPartRow) -> bool:
+    """Return whether the store has the bytes of a part as they were received."""
+    place = _slot_of(upload, part.number).place
+    there = storage.stored_part(part.storage_key, place, part.size_bytes)
+    digest = hashlib.sha256()
+    try:
+        with store.open(there.key, start=there.start, end=there.start + there.size_bytes) as stream:
+            for chunk in stream:
+                digest.update(chunk)
+    except storage.BytesNotFound:
+        return False
+    return digest.hexdigest() == part.sha256
 
 
 def _drop_parts(session: Session, upload: tables.UploadRow) -> list[str]:

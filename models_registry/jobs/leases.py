@@ -4,12 +4,13 @@ Every write proves by the fencing token that the worker still holds the job; zer
 means that it does not, and `errors.StaleFence` tells it to stop.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
 from models_registry import errors, ids
@@ -231,23 +232,46 @@ def report(
         columns = {"progress": progress, "estimated_end_at": estimated_end_at}
     state = _touch(session, lease, columns)
     if samples:
-        now = database.now(session)
-        session.execute(
-            database.insert(session, tables.MetricRow).on_conflict_do_nothing(),
-            [
-                {
-                    "job_id": lease.job_id,
-                    "attempt": lease.attempt,
-                    "key": sample.key,
-                    "step": sample.step,
-                    "epoch": sample.epoch,
-                    "value": sample.value,
-                    "at": now,
-                }
-                for sample in samples
-            ],
-        )
+        _add_points(session, lease, samples)
     return state
+
+
+def _add_points(session: Session, lease: Lease, samples: Sequence[MetricSample]) -> None:
+    """Insert points that are not there yet: on PostgreSQL in one statement, as one array a column.
+
+    `benchmarks.growth` measures what a point costs.
+    """
+    row = tables.MetricRow
+    fields = ("key", "step", "epoch", "value")
+    constant_values = {
+        "job_id": lease.job_id,
+        "attempt": lease.attempt,
+        "at": database.now(session),
+    }
+    insert = database.insert(session, row)
+    if session.get_bind().dialect.name != "postgresql":
+        points = [
+            {**constant_values, **{name: getattr(one, name) for name in fields}} for one in samples
+        ]
+        session.execute(insert.on_conflict_do_nothing(), points)
+        return
+    kinds = [row.__table__.c[name].type for name in fields]
+    arrays = [
+        sa.cast([getattr(one, name) for one in samples], postgresql.ARRAY(kind))
+        for name, kind in zip(fields, kinds, strict=True)
+    ]
+    point = (
+        sa.func.unnest(*arrays)
+        .table_valued(*(sa.column(name, kind) for name, kind in zip(fields, kinds, strict=True)))
+        .render_derived()
+    )
+    constants = [
+        sa.literal(value, row.__table__.c[name].type).label(name)
+        for name, value in constant_values.items()
+    ]
+    columns = [*constant_values, *fields]
+    chosen = sa.select(*constants, *point.c)
+    session.execute(insert.from_select(columns, chosen).on_conflict_do_nothing())
 
 
 def prove(session: Session, lease: Lease) -> State:
@@ -283,7 +307,10 @@ def wait_for_storage(session: Session, lease: Lease, *, message: str) -> None:
 def checkpoint(
     session: Session, lease: Lease, file: OutputFile, *, step: int, epoch: int, phase: str
 ) -> None:
-    """Commit a checkpoint whose bytes are stored; delete all but the newest of the policy."""
+    """Commit a checkpoint whose bytes are stored; delete all but the newest few.
+
+    How many those are says the job, else the policy of its project.
+    """
     _touch(session, lease, {})
     if any(
         (known.path, known.sha256) == (file.path, file.sha256)
@@ -308,8 +335,10 @@ def checkpoint(
         )
     )
     session.flush()
-    policy = policies.of(session, project_id=_job(session, lease).project_id)
-    for old in checkpoints(session, job_id=lease.job_id)[policy.checkpoints_last :]:
+    job = _job(session, lease)
+    policy = policies.of(session, project_id=job.project_id)
+    kept = job.checkpoints_last or policy.checkpoints_last
+    for old in checkpoints(session, job_id=lease.job_id)[kept:]:
         session.delete(old)
     facts = {"step": step, "epoch": epoch, "phase": phase, "size_bytes": file.size_bytes}
     transitions.add_event(session, lease.job_id, "checkpoint", facts)

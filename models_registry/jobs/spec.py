@@ -152,6 +152,13 @@ class Request(_Part):
     )
     resources: ResourcesSpec = ResourcesSpec()
     max_attempts: int = Field(3, ge=1, le=10, description="Attempts before a job fails.")
+    checkpoints_last: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="How many checkpoints are kept while it goes on, the newest; null: as many as "
+        "the project's retention policy says.",
+    )
     priority: int = Field(0, ge=0, le=9, description="Higher goes first.")
     labels: dict[str, str] = Field({}, max_length=32, description="For filters; at most 32.")
     report: bool = Field(

@@ -231,6 +231,7 @@ def _row_of(
         attempt=0,
         releases=0,
         max_attempts=completed.max_attempts,
+        checkpoints_last=completed.checkpoints_last,
         max_runtime_seconds=completed.resources.max_runtime_seconds,
         queue_deadline_seconds=completed.resources.queue_deadline_seconds,
         warnings=warnings or None,

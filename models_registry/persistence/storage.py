@@ -12,14 +12,15 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import re
 import shutil
 import tempfile
 import urllib.parse
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Protocol, Self, runtime_checkable
@@ -36,10 +37,12 @@ CHUNK_BYTES = 2**20
 TRANSFER_BYTES = 8 * 2**20
 # In flight at one time, for each put.
 TRANSFERS = 3
+LONGEST_SIGNATURE = timedelta(days=7)
+"""For which S3 takes a presigned URL."""
 
 KEY = re.compile(
     r"sha256/(?P<first>[0-9a-f]{2})/(?P<second>[0-9a-f]{2})/(?P=first)(?P=second)[0-9a-f]{60}"
-    r"|parts/[0-9a-f]{32}"
+    r"|parts/[0-9a-f]{32}(?:/[0-9]{1,15})?"
 )
 
 
@@ -147,6 +150,17 @@ class Storage(Protocol):
         """
         ...
 
+    def direct_url(self, place: PartPlace, *, lifetime: timedelta) -> str | None:
+        """Return a presigned URL to which a client may PUT a part itself; None if there is none.
+
+        Nothing of what is put there is checked, neither its size nor its digest.
+        """
+        ...
+
+    def direct_parts(self, upload_id: str) -> Mapping[int, StoredPart]:
+        """Return the parts that clients have put themselves, by their first byte in the file."""
+        ...
+
     def assemble(self, parts: Sequence[StoredPart], *, expected: str) -> StoredBlob:
         """Make one blob of the parts, one after the other.
 
@@ -205,6 +219,8 @@ class S3Options:
     region: str = "us-east-1"
     access_key_id: str | None = None
     secret_access_key: str | None = None
+    # Where clients reach the bucket; without, they reach it through the API alone.
+    public_endpoint: str | None = None
     # Needs room for the largest blobs being put at one time; must not be a memory file system.
     spool_folder: Path | None = None
 
@@ -229,13 +245,14 @@ def from_settings(settings: Settings) -> Storage:
         region=settings.s3_region,
         access_key_id=settings.s3_access_key_id,
         secret_access_key=secret.get_secret_value() if secret else None,
+        public_endpoint=settings.s3_public_endpoint,
     )
     return from_url(settings.storage_url, options)
 
 
 def stored_part(key: str, place: PartPlace, size_bytes: int) -> StoredPart:
     """Return where a part is that was put at `place`, and has this key since."""
-    return StoredPart(key, place.offset if key == _whole_key(place) else 0, size_bytes)
+    return StoredPart(key, place.offset if key == _whole_key(place.upload_id) else 0, size_bytes)
 
 
 class LocalStorage:
@@ -244,6 +261,10 @@ class LocalStorage:
     The parts of an upload are written into one file, each at its place, which becomes the blob by
     getting a second name: so a file that is uploaded needs its own size on the disk, and a part's
     more while it is received.
+
+    A part is not durable before its upload is assembled, since waiting for the disk once costs less
+    than once for each part. What a machine that loses power has lost of a part is noticed when the
+    parts are assembled (`BytesNotFound`, `errors.DigestMismatch`).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -262,7 +283,7 @@ class LocalStorage:
         self, stream: Source, place: PartPlace, *, expected: str | None = None
     ) -> Iterator[StoredBlob]:
         """Store one part of an upload at its place in the file of the upload."""
-        hashed, key = _HashingStream(stream), _whole_key(place)
+        hashed, key = _HashingStream(stream), _whole_key(place.upload_id)
         # Received beside it first: a slow sender must not keep others out, and a part that is cut
         # short must not damage the one that it was to replace.
         with self._temporary() as received:
@@ -276,9 +297,15 @@ class LocalStorage:
                             code="upload_completed",
                         )
                     _copy(received.fileno(), whole.fileno(), place.offset, stored.size_bytes)
-                    os.fsync(whole.fileno())
-                    _sync_folder(self._path(key).parent)
+                    _begin_writing(whole.fileno(), place.offset, stored.size_bytes)
                 yield stored
+
+    def direct_url(self, place: PartPlace, *, lifetime: timedelta) -> None:
+        """Return None: nobody but the service reaches a folder."""
+
+    def direct_parts(self, upload_id: str) -> Mapping[int, StoredPart]:  # noqa: ARG002 - the protocol's
+        """Return none: nobody but the service reaches a folder."""
+        return {}
 
     def assemble(self, parts: Sequence[StoredPart], *, expected: str) -> StoredBlob:
         """Make one blob of the parts: without a copy where they are in one file."""
@@ -288,9 +315,11 @@ class LocalStorage:
         with self._locked(path, missing_ok=False) as whole:
             if os.fstat(whole.fileno()).st_size != sum(part.size_bytes for part in parts):
                 raise BytesNotFound(f"some bytes of {parts[0].key} are missing")
-            hashed = _HashingStream(whole)
-            for _chunk in hashed:
-                pass
+            with _reported():
+                # The digest is made while the disk takes what it has not taken yet.
+                hashed = _HashingStream(whole)
+                hashed.drain()
+                os.fsync(whole.fileno())
             stored = hashed.stored(expected, _blob_key)
             linked = self._unfinished / uuid.uuid4().hex
             try:
@@ -469,6 +498,14 @@ class S3Storage:
         self._store = _s3_store(
             bucket, prefix, options, timeout=timedelta(minutes=5), patience=timedelta(seconds=60)
         )
+        # Signing needs no connection: the process itself may not reach this endpoint.
+        self._signer = options.public_endpoint and _s3_store(
+            bucket,
+            prefix,
+            replace(options, endpoint=options.public_endpoint),
+            timeout=timedelta(seconds=3),
+            patience=timedelta(0),
+        )
         # Readiness needs an answer soon; the other calls wait for a store that restarts.
         self._impatient = _s3_store(
             bucket, prefix, options, timeout=timedelta(seconds=3), patience=timedelta(0)
@@ -488,6 +525,27 @@ class S3Storage:
     ) -> Iterator[StoredBlob]:
         """Store one part of an upload under a key of its own."""
         yield self._write(_HashingStream(stream), expected, _part_key)
+
+    def direct_url(self, place: PartPlace, *, lifetime: timedelta) -> str | None:
+        """Return a presigned URL to which a client may PUT a part itself; None if there is none."""
+        if not self._signer:
+            return None
+        key = f"{_whole_key(place.upload_id)}/{place.offset}"
+        with _reported():
+            return obstore.sign(self._signer, "PUT", key, min(lifetime, LONGEST_SIGNATURE))
+
+    def direct_parts(self, upload_id: str) -> Mapping[int, StoredPart]:
+        """Return the parts that clients have put themselves, by their first byte in the file."""
+        found: dict[int, StoredPart] = {}
+        if not self._signer:
+            return found
+        with _reported():
+            for page in obstore.list(self._store, _whole_key(upload_id)):
+                for entry in page:
+                    key = entry["path"]
+                    offset = int(key.rpartition("/")[2])
+                    found[offset] = StoredPart(key, 0, entry["size"])
+        return found
 
     def assemble(self, parts: Sequence[StoredPart], *, expected: str) -> StoredBlob:
         """Make one blob of the parts, through this process and none of its disks.
@@ -614,6 +672,15 @@ class _HashingStream:
         self._digest = hashlib.sha256()
         self._size_bytes = 0
 
+    def drain(self) -> None:
+        """Hash a file to its end, in one buffer that is filled again and again."""
+        if not isinstance(self._stream, io.RawIOBase):
+            raise TypeError(f"not a file without a buffer: {self._stream!r}")
+        buffer = memoryview(bytearray(CHUNK_BYTES))
+        while size := self._stream.readinto(buffer):
+            self._digest.update(buffer[:size])
+            self._size_bytes += size
+
     def __iter__(self) -> Iterator[bytes]:
         for chunk in _chunks(self._stream):
             self._digest.update(chunk)
@@ -638,9 +705,12 @@ def _part_key(_sha256: str) -> str:
     return f"parts/{uuid.uuid4().hex}"
 
 
-def _whole_key(place: PartPlace) -> str:
-    """Return the key of the file that holds all parts of an upload, each at its place."""
-    return f"parts/{hashlib.sha256(place.upload_id.encode()).hexdigest()[:32]}"
+def _whole_key(upload_id: str) -> str:
+    """Return the key of the file that holds all parts of an upload, each at its place.
+
+    In a bucket, it is the prefix of the parts that clients have put themselves.
+    """
+    return f"parts/{hashlib.sha256(upload_id.encode()).hexdigest()[:32]}"
 
 
 def _is_one_file(parts: Sequence[StoredPart]) -> bool:
@@ -683,13 +753,35 @@ def _drain(chunks: Iterable[bytes], descriptor: int) -> None:
 
 
 def _copy(source: int, target: int, offset: int, size_bytes: int) -> None:
-    """Copy a file into another one, from `offset` on."""
+    """Copy a file into another one, from `offset` on: by the system where it can.
+
+    Some file systems then share the blocks of both, and nothing is copied at all.
+    """
     done = 0
+    by_system = hasattr(os, "copy_file_range")
     while done < size_bytes:
-        chunk = os.pread(source, CHUNK_BYTES, done)
-        if not chunk:
+        if by_system:
+            try:
+                copied = os.copy_file_range(source, target, size_bytes - done, done, offset + done)
+            except OSError as error:
+                if error.errno not in _CANNOT_COPY:
+                    raise
+                by_system = False
+                continue
+        else:
+            copied = os.pwrite(target, os.pread(source, CHUNK_BYTES, done), offset + done)
+        if not copied:
             raise OSError(errno.EIO, "the part that was received became shorter")
-        done += os.pwrite(target, chunk, offset + done)
+        done += copied
+
+
+def _begin_writing(descriptor: int, offset: int, size_bytes: int) -> None:
+    """Let the disk begin to take these bytes, and wait for nothing.
+
+    Linux begins to write out what is to leave its cache; what it has not written yet stays there.
+    """
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, offset, size_bytes, os.POSIX_FADV_DONTNEED)
 
 
 def _is_at(file: BinaryIO, path: Path) -> bool:
@@ -708,6 +800,10 @@ def _joined(storage: Storage, parts: Sequence[StoredPart]) -> Iterator[bytes]:
 
 # The disk, the owner's quota or the largest size of a file is reached.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# What systems answer that cannot copy from this file system to that one by themselves.
+_CANNOT_COPY = frozenset(
+    {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY}
+)
 # What file systems without a second name for a file answer.
 _NO_SECOND_NAME = frozenset({errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS})
 

@@ -412,6 +412,14 @@ class JobRow(Row):
         sa.Index("ix_jobs_project_id_created_at_id", "project_id", "created_at", "id"),
         sa.Index("ix_jobs_state_not_before", "state", "not_before"),
         sa.Index("ix_jobs_claim_order", "project_id", "state", "claim_order_at", "id"),
+        # For lists with filters that few of a project's jobs pass.
+        sa.Index(
+            "ix_jobs_project_id_state_created_at_id", "project_id", "state", "created_at", "id"
+        ),
+        sa.Index(
+            "ix_jobs_project_id_method_created_at_id", "project_id", "method", "created_at", "id"
+        ),
+        sa.Index("ix_jobs_project_id_name_created_at_id", "project_id", "name", "created_at", "id"),
     )
     id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
     project_id: Mapped[str] = mapped_column(sa.ForeignKey("projects.id"))
@@ -444,6 +452,7 @@ class JobRow(Row):
     attempt: Mapped[int] = mapped_column(default=0)
     releases: Mapped[int] = mapped_column(default=0)  # attempts that did not count
     max_attempts: Mapped[int] = mapped_column(default=3)
+    checkpoints_last: Mapped[int | None]  # to keep, where the spec says it; else the policy
     fence: Mapped[int] = mapped_column(default=0)
     lease_owner: Mapped[str | None] = mapped_column(sa.String(40))
     lease_expires_at: Mapped[datetime | None]

@@ -108,13 +108,14 @@ def _excess(project_id: str, policy: RetentionPolicy) -> sa.Subquery:
     place = sa.func.row_number().over(
         partition_by=row.job_id, order_by=(row.created_at.desc(), row.id.desc())
     )
+    kept = sa.func.coalesce(job.checkpoints_last, policy.checkpoints_last).label("kept")
     ranked = (
-        sa.select(row.id, row.job_id, row.size_bytes, place.label("place"))
+        sa.select(row.id, row.job_id, row.size_bytes, place.label("place"), kept)
         .join(job, job.id == row.job_id)
         .where(job.project_id == project_id, job.state.not_in(lifecycle.FINAL))
         .subquery()
     )
-    return sa.select(ranked).where(ranked.c.place > policy.checkpoints_last).subquery()
+    return sa.select(ranked).where(ranked.c.place > ranked.c.kept).subquery()
 
 
 def _preview_checkpoints(session: Session, project_id: str, policy: RetentionPolicy) -> KindSummary:

@@ -21,13 +21,15 @@ import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from pydantic import SecretStr
 
+import retort
 from api.app import create_app
 from models_registry.artifacts import uploads
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import LocalStorage, Storage
 from models_registry.settings import Settings
-from tests import sending, waiting
+from tests import sending, services, serving, waiting
 from tests.databases import SQLITE_ONLY
 
 MEBIBYTE = 2**20
@@ -566,6 +568,42 @@ class TestProcess:
                 assert b"upload_stalled" in answer
                 # The part can be sent again.
                 assert client.put(path, content=b"weights").status_code == 204
+
+
+@SQLITE_ONLY
+class TestBucket:
+    """A real S3 server that clients reach, and the product's own client."""
+
+    @pytest.fixture
+    def s3(self) -> Iterator[dict[str, str]]:
+        with services.s3_server() as found:
+            yield found
+
+    @pytest.fixture
+    def settings(self, settings: Settings, s3: dict[str, str]) -> Settings:
+        return settings.model_copy(
+            update={
+                **s3,
+                "s3_secret_access_key": SecretStr(s3["s3_secret_access_key"]),
+                "s3_public_endpoint": s3["s3_endpoint"],
+            }
+        )
+
+    def test_takes_parts_from_the_client_itself_and_says_which_it_has(
+        self, app: FastAPI, api_key: str, s3: dict[str, str], tmp_path: Path
+    ) -> None:
+        path = tmp_path / "teacher.safetensors"
+        path.write_bytes(CONTENT)
+        with serving.served(app) as running, retort.connect(running.url, api_key) as own:
+            begun = own.uploads.begin(path, purpose="model")
+            assert [part.url.startswith(s3["s3_endpoint"]) for part in begun.parts] == [True] * 3
+            httpx.put(begun.parts[1].url, content=CONTENT[PART : 2 * PART]).raise_for_status()
+            resumed = own.uploads.resume(path, begun.id)
+            assert [part.received for part in resumed.parts] == [False, True, False]
+
+            done = own.uploads.finish(resumed, path)
+
+        assert done.blob == f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
 
 
 def test_digest_headers_are_written_as_the_standard_says() -> None:

@@ -18,6 +18,7 @@ from models_registry.persistence import database, tables
 from models_registry.persistence.storage import LocalStorage, StoredBlob, StoredPart
 from models_registry.settings import Settings
 from tests import factories
+from tests.databases import SQLITE_ONLY
 
 MEBIBYTE = 2**20
 CONTENT = b"0123456789"
@@ -193,6 +194,81 @@ class TestComplete:
         sender.complete()
         (blob,) = stored_files(tmp_path)
         assert (blob.stat().st_ino, blob.read_bytes()) == (before, CONTENT)
+
+    @pytest.mark.parametrize("left", [None, b"", b"0123", b"0123x56789"])
+    def test_asks_again_for_a_part_of_which_bytes_were_lost(
+        self, sender: Sender, tmp_path: Path, left: bytes | None
+    ) -> None:
+        sender.receive(iter([CONTENT]))
+        (file,) = stored_files(tmp_path)
+        if left is None:
+            file.unlink()
+        else:
+            file.write_bytes(left)
+        with pytest.raises(errors.Conflict, match="parts are missing: 1") as caught:
+            sender.complete()
+        assert [fault.pointer for fault in caught.value.faults] == ["/parts/0"]
+        sender.receive(iter([CONTENT]))
+        assert sender.complete().blob_sha256 == hashlib.sha256(CONTENT).hexdigest()
+
+
+class Bucket(LocalStorage):
+    """A folder that clients reach as they reach a bucket: what they put lies beside the parts."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._folder_of_clients = folder
+
+    def direct_parts(self, upload_id: str) -> dict[int, StoredPart]:
+        found = {}
+        for path in self._folder_of_clients.glob(f"parts/{'c' * 32}/*"):
+            key = path.relative_to(self._folder_of_clients).as_posix()
+            found[int(path.name)] = StoredPart(key, 0, path.stat().st_size)
+        return found
+
+    def put_by_client(self, content: bytes, offset: int = 0) -> None:
+        path = self._folder_of_clients / "parts" / ("c" * 32) / str(offset)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+@SQLITE_ONLY
+class TestPartsThatClientsPut:
+    @pytest.fixture
+    def storage(self, tmp_path: Path) -> Bucket:
+        return Bucket(tmp_path / "storage")
+
+    def test_are_taken_and_deleted(self, sender: Sender, storage: Bucket, tmp_path: Path) -> None:
+        storage.put_by_client(CONTENT)
+        assert sender.complete().blob_sha256 == hashlib.sha256(CONTENT).hexdigest()
+        (blob,) = stored_files(tmp_path)
+        assert blob.read_bytes() == CONTENT
+
+    @pytest.mark.parametrize("wrong", [CONTENT[1:], CONTENT + b"1"])
+    def test_are_missing_when_their_size_is_wrong(
+        self, sender: Sender, storage: Bucket, wrong: bytes
+    ) -> None:
+        storage.put_by_client(wrong)
+        with pytest.raises(errors.Conflict, match="parts are missing: 1"):
+            sender.complete()
+
+    def test_are_missing_after_they_did_not_have_the_digest(
+        self, sender: Sender, storage: Bucket
+    ) -> None:
+        storage.put_by_client(CONTENT[::-1])
+        with pytest.raises(errors.DigestMismatch):
+            sender.complete()
+        with pytest.raises(errors.Conflict, match="parts are missing: 1"):
+            sender.complete()
+        storage.put_by_client(CONTENT)
+        assert sender.complete().state == "completed"
+
+    def test_give_way_to_those_that_came_through_the_service(
+        self, sender: Sender, storage: Bucket
+    ) -> None:
+        storage.put_by_client(CONTENT[::-1])
+        sender.receive(iter([CONTENT]))
+        assert sender.complete().state == "completed"
 
 
 class TestRoom:

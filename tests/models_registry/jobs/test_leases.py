@@ -367,6 +367,27 @@ class TestCheckpoint:
         with sessions.begin() as session:
             assert [row.step for row in leases.checkpoints(session, job_id=job.id)] == [40, 30]
 
+    def test_keeps_as_many_as_the_job_says(
+        self,
+        sessions: database.Sessions,
+        storage: Storage,
+        project: tables.ProjectRow,
+    ) -> None:
+        with sessions.begin() as session:
+            wanted = {"teacher": None, "method": {"name": "ce"}, "checkpoints_last": 3}
+            row = factories.job(session, project_id=project.id, **wanted)
+            running = factories.running(session, row)
+            assert row.spec["checkpoints_last"] == 3
+        for step in (10, 20, 30, 40):
+            with sessions.begin() as session:
+                keep(session, running, storage, step)
+        with sessions.begin() as session:
+            assert [row.step for row in leases.checkpoints(session, job_id=running.job_id)] == [
+                40,
+                30,
+                20,
+            ]
+
     def test_of_a_later_attempt_is_newer_though_its_step_is_lower(
         self, sessions: database.Sessions, storage: Storage, job: tables.JobRow, lease: Lease
     ) -> None:

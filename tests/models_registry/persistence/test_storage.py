@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -625,6 +626,18 @@ class TestPartsOnDisk:
 
         assert content(store, blob.key) == b"onetwo"
 
+    def test_are_copied_where_the_system_cannot_do_it(self, tmp_path, monkeypatch):
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EXDEV, "not between these file systems")
+
+        monkeypatch.setattr(os, "copy_file_range", refuse)
+        store = storage.LocalStorage(tmp_path)
+        big = pseudo_random(storage.CHUNK_BYTES + 1)
+
+        blob = store.assemble(put_parts(store, [b"one", big]), expected=sha256(b"one" + big))
+
+        assert content(store, blob.key) == b"one" + big
+
     def test_are_joined_by_copying_where_a_file_has_one_name(self, tmp_path, monkeypatch):
         store = storage.LocalStorage(tmp_path)
         parts = put_parts(store, [b"one", b"two"])
@@ -636,6 +649,54 @@ class TestPartsOnDisk:
         blob = store.assemble(parts, expected=sha256(b"onetwo"))
 
         assert content(store, blob.key) == b"onetwo"
+
+
+class TestDirectParts:
+    """Of `S3Storage`: parts that clients send to the bucket themselves."""
+
+    HOUR = timedelta(hours=1)
+
+    @pytest.fixture
+    def bucket(self, s3_settings) -> storage.Storage:
+        options = {key.removeprefix("s3_"): text for key, text in s3_settings.items()}
+        url = f"{options.pop('storage_url')}/{uuid.uuid4().hex}"
+        public = options["endpoint"]
+        return storage.from_url(url, storage.S3Options(**options, public_endpoint=public))
+
+    def send(self, bucket: storage.Storage, place: storage.PartPlace, part: bytes) -> None:
+        url = bucket.direct_url(place, lifetime=self.HOUR)
+        assert url is not None
+        assert httpx.put(url, content=part).status_code == 200
+
+    def test_are_found_by_their_place_and_assembled(self, bucket):
+        places = [storage.PartPlace("upl_1", offset) for offset in (0, 3)]
+        for place, part in zip(reversed(places), [b"two", b"one"], strict=True):
+            self.send(bucket, place, part)
+        self.send(bucket, storage.PartPlace("upl_2", 0), b"of another upload")
+
+        found = bucket.direct_parts("upl_1")
+
+        assert {offset: part.size_bytes for offset, part in found.items()} == {0: 3, 3: 3}
+        blob = bucket.assemble([found[0], found[3]], expected=sha256(b"onetwo"))
+        assert content(bucket, blob.key) == b"onetwo"
+        assert {part.key for part in found.values()} < set(all_keys(bucket))
+        for part in found.values():
+            bucket.delete(part.key)
+        assert bucket.direct_parts("upl_1") == {}
+
+    def test_have_an_address_that_names_the_public_endpoint(self, s3_settings):
+        options = {key.removeprefix("s3_"): text for key, text in s3_settings.items()}
+        options.pop("storage_url")
+        public = storage.S3Options(**options, public_endpoint="https://bytes.example.org")
+        bucket = storage.from_url("s3://bucket/prefix", public)
+        url = bucket.direct_url(storage.PartPlace("upl_1", 0), lifetime=timedelta(days=365))
+        assert url is not None
+        assert url.startswith("https://bytes.example.org/bucket/prefix/parts/")
+        assert "X-Amz-Expires=604800" in url
+
+    def test_are_unknown_without_a_public_endpoint(self, store):
+        assert store.direct_url(storage.PartPlace("upl_1", 0), lifetime=self.HOUR) is None
+        assert store.direct_parts("upl_1") == {}
 
 
 class TestS3Storage:

@@ -121,6 +121,24 @@ class TestSweep:
         assert "Its logs_days was 30." in told[1]["message"]
         assert all(one.entries == 0 for one in run(sessions).values())
 
+    def test_leaves_a_job_the_checkpoints_that_its_spec_keeps(
+        self, sessions: database.Sessions, copy: Copy, project: tables.ProjectRow
+    ) -> None:
+        kept = {None: 2, 1: 1, 3: 3, 9: 4}
+        ids_of = {
+            wanted: copy(State.RUNNING, checkpoints=4, checkpoints_last=wanted) for wanted in kept
+        }
+        with sessions() as session:
+            found = sweep.preview(session, project_id=project.id, grace=NO_GRACE)
+        entries = {one.kind: one.entries for one in found}["checkpoints"]
+        assert entries == 4 * len(kept) - sum(kept.values())
+        assert run(sessions)["checkpoints"].entries == entries
+        row = tables.CheckpointRow
+        with sessions() as session:
+            for wanted, count in kept.items():
+                query = sa.select(sa.func.count()).where(row.job_id == ids_of[wanted])
+                assert session.scalars(query).one() == count, wanted
+
     @pytest.mark.slow
     def test_lists_beforehand_exactly_what_it_deletes(
         self, sessions: database.Sessions, copy: Copy, project: tables.ProjectRow

@@ -8,7 +8,7 @@ import { Faults, Field, Heading, Loading, Notes, Problem, Section, Told } from "
 import { go, to, type Place } from "../ui/router";
 import { asObject, Choice, faultsAt, read, SchemaForm, TextInput, type Path } from "../ui/schemaform";
 
-const FIELDS = ["name", "task", "teacher", "teachers", "teacher_weighting", "student", "dataset", "method", "training", "baseline", "resources", "max_attempts", "priority", "labels", "report", "exports"];
+const FIELDS = ["name", "task", "teacher", "teachers", "teacher_weighting", "student", "dataset", "method", "training", "baseline", "resources", "max_attempts", "checkpoints_last", "priority", "labels", "report", "exports"];
 const PAUSE_MS = 400;
 const NUMBER: Schema[] = [{ type: "number" }];
 const OFTEN = ["recipe", "epochs", "batch_size", "seed"];
