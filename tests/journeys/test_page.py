@@ -424,15 +424,34 @@ class TestSamples:
     ) -> None:
         sign_in(page, stack)
         go(page, "#/datasets/digit_scenes/1")
-        pictures = page.locator(".sheet .overlay")
-        expect(pictures.first).to_be_visible()
-        sizes = "all => all.every(one => one.querySelector('img').naturalWidth === 96)"
-        assert pictures.evaluate_all(sizes)
         drawn = page.locator(".sheet .overlay g")
+        expect(drawn.first).to_be_visible()
+        # A picture that cannot be shown has no width.
+        broken = page.locator(".sheet img").evaluate_all(
+            "all => all.filter(one => one.complete && one.naturalWidth !== 96).length"
+        )
+        assert broken == 0
         before = drawn.count()
         page.get_by_role("group", name="Classes that are drawn").get_by_label("3").uncheck()
         expect(drawn.filter(has_text=re.compile("^3$"))).to_have_count(0)
         assert 0 < drawn.count() < before
+
+    def test_with_masks_have_the_pixels_of_a_class_in_its_colour(
+        self, stack: Stack, page: Page
+    ) -> None:
+        sign_in(page, stack)
+        go(page, "#/datasets/digit_scenes_masks/1")
+        painted = """one => {
+            const pixels = one.getContext("2d").getImageData(0, 0, one.width, one.height).data;
+            return pixels.filter((value, at) => at % 4 === 3 && value > 0).length;
+        }"""
+        mask = page.locator(".sheet canvas").first
+        expect(mask).to_be_visible()
+        waiting.until(lambda: mask.evaluate(painted) > 0, "a class is painted")
+        toggles = page.get_by_role("group", name="Classes that are drawn").get_by_role("checkbox")
+        for number in range(toggles.count()):
+            toggles.nth(number).uncheck()
+        waiting.until(lambda: mask.evaluate(painted) == 0, "all classes are hidden")
 
 
 class TestANewStudy:
@@ -470,7 +489,7 @@ class TestANewStudy:
         page.get_by_role("button", name="Submit").click()
         expect(page.get_by_role("heading", name="study-from-the-page")).to_be_visible()
         expect(page.locator(".heading .state")).to_have_text("succeeded")
-        board = page.get_by_role("region", name="Leaderboard")
+        board = page.get_by_role("table", name="Leaderboard")
         expect(board.locator("tbody tr")).to_have_count(3)
         expect(board).to_contain_text("%")
 
@@ -697,6 +716,7 @@ SCREENS = {
     "federation": "#/federations/{federation}",
     "federated-job": "#/jobs/{federated}",
     "dataset-with-boxes": "#/datasets/digit_scenes/1",
+    "dataset-with-masks": "#/datasets/digit_scenes_masks/1",
     "study": "#/studies/{study}",
     "workers": "#/workers",
     "methods": "#/methods",

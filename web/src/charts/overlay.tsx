@@ -21,7 +21,12 @@ interface OverlayProps {
   /** A grey PNG in base64 with the number of each pixel's class. */
   mask?: string | null;
   hidden: string[];
+  /** Shown small: names are written larger. */
+  isThumbnail?: boolean;
 }
+
+/** Pictures up to it are enlarged pixel by pixel; larger ones are smoothed. */
+const TINY_SIDE = 128;
 
 /** Return the name of a class's colour in styles.css; the ninth class looks like the first. */
 export function colourOf(classes: string[], name: string): string {
@@ -29,15 +34,15 @@ export function colourOf(classes: string[], name: string): string {
 }
 
 /** A picture, with what is known or said of it drawn over. */
-export function Overlay({ src, alt, classes, boxes = [], mask, hidden }: OverlayProps) {
+export function Overlay({ src, alt, classes, boxes = [], mask, hidden, isThumbnail = false }: OverlayProps) {
   const [size, setSize] = useState<[number, number]>([1, 1]);
   const shown = boxes.filter((one) => !hidden.includes(one.name));
   const told = [...new Set(shown.map((one) => one.name))].join(", ");
   // Written in the picture's own pixels, so that text keeps its shape whatever the sides are.
   const [wide, tall] = size;
-  const letter = Math.max(wide, tall) / 22;
+  const letter = Math.max(wide, tall) / (isThumbnail ? 11 : 22);
   return (
-    <div class="overlay">
+    <div class={`overlay${Math.max(wide, tall) <= TINY_SIDE ? " tiny" : ""}`}>
       {src !== "" && <img src={src} alt={alt} onLoad={(event) => setSize([event.currentTarget.naturalWidth, event.currentTarget.naturalHeight])} />}
       {mask && <Mask mask={mask} classes={classes} hidden={hidden} />}
       {shown.length > 0 && (

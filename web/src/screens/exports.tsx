@@ -174,6 +174,8 @@ function Try({ name, version, classes }: { name: string; version: number; classe
   const [milliseconds, setMilliseconds] = useState<number | null>(null);
   const [error, setError] = useState<Error | undefined>(undefined);
   const [hidden, setHidden] = useState<string[]>([]);
+  const [least, setLeast] = useState(LEAST_SCORE);
+  const found = tried.flatMap((one) => one.answer.boxes ?? []);
   const drawn = [...new Set(tried.flatMap((one) => [...(one.answer.boxes ?? []), ...(one.answer.shares ?? [])].map((each) => each.class)))];
   useEffect(() => () => tried.forEach((one) => URL.revokeObjectURL(one.url)), [tried]);
   const ask = async () => {
@@ -212,11 +214,17 @@ function Try({ name, version, classes }: { name: string; version: number; classe
       {error && <Problem error={error} />}
       {tried.length > 0 && (
         <>
+          {found.length > 0 && (
+            <label class="check">
+              <input type="range" min={0} max={100} value={100 * least} onInput={(event) => setLeast(Number(event.currentTarget.value) / 100)} />
+              boxes with a score from {percent(least, 0)}: {count(found.filter((one) => one.score >= least).length)} of {count(found.length)}
+            </label>
+          )}
           <ClassToggles classes={classes} shown={drawn} hidden={hidden} onChange={setHidden} />
           <div class="pictures">
             {tried.map((one) => (
               <figure key={one.url} class="picture">
-                <Overlay src={one.url} alt={one.file.name} classes={classes} boxes={boxesOf(one)} mask={one.answer.mask_png ?? null} hidden={hidden} />
+                <Overlay src={one.url} alt={one.file.name} classes={classes} boxes={boxesOf(one, least)} mask={one.answer.mask_png ?? null} hidden={hidden} />
                 <figcaption>
                   {one.file.name}
                   <Said answer={one.answer} />
@@ -240,14 +248,16 @@ async function shownOf(file: File, answer: Answer): Promise<Tried> {
   return { file, url: URL.createObjectURL(file), width, height, answer };
 }
 
-function boxesOf({ answer, width, height }: Tried): DrawnBox[] {
+function boxesOf({ answer, width, height }: Tried, least: number): DrawnBox[] {
   if (width === 0) return [];
-  return (answer.boxes ?? []).map((one) => {
+  return (answer.boxes ?? []).filter((one) => one.score >= least).map((one) => {
     const [x1 = 0, y1 = 0, x2 = 0, y2 = 0] = one.box;
     return { name: one.class, note: percent(one.score, 0), box: [x1 / width, y1 / height, x2 / width, y2 / height] };
   });
 }
 
+// Of a box that is drawn; the reader can change it.
+const LEAST_SCORE = 0.3;
 const MOST_SAID = 10;
 
 function Said({ answer }: { answer: Answer }) {

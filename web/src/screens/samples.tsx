@@ -40,7 +40,7 @@ export function Samples({ name, version, classes }: { name: string; version: num
             <ul>
               {group.pictures.map((one) => (
                 <li key={one.index}>
-                  <Overlay src={urls.get(one) ?? ""} alt={altOf(group.class, one)} classes={classes} boxes={boxesOf(one)} mask={one.mask_png ?? null} hidden={hidden} />
+                  <Overlay src={urls.get(one) ?? ""} alt={altOf(group.class, one)} classes={classes} boxes={boxesOf(one)} mask={one.mask_png ?? null} hidden={hidden} isThumbnail />
                 </li>
               ))}
             </ul>
