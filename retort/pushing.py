@@ -145,7 +145,8 @@ def _mlflow() -> "tuple[str, MlflowClient]":
         from mlflow.tracking import MlflowClient
     except ImportError as error:
         raise _not_installed("mlflow-skinny", "mlflow") from error
-    if not mlflow.is_tracking_uri_set():
+    is_known = mlflow.is_tracking_uri_set()  # type: ignore[no-untyped-call]  # theirs
+    if not is_known:
         raise errors.NotConfigured(
             "no MLflow server is known: set MLFLOW_TRACKING_URI to its address (and its user, "
             "password or token as MLflow's documentation says)"
@@ -175,6 +176,7 @@ def _told_of_hub(endpoint: str, repository: str) -> Iterator[None]:
     """Tell errors of the hub's library as those of this client."""
     from huggingface_hub import errors as of_hub
 
+    lost = _transport_errors()
     try:
         yield
     except of_hub.HFValidationError as error:
@@ -185,7 +187,7 @@ def _told_of_hub(endpoint: str, repository: str) -> Iterator[None]:
             raise _taken(repository) from error
         said = error.server_message or str(error).splitlines()[0]
         raise errors.PushRefused(endpoint, _reason(status, "HF_TOKEN", repository, said)) from error
-    except (ConnectionError, *_transport_errors()) as error:
+    except lost as error:
         raise errors.ConnectionFailed(endpoint, str(error) or type(error).__name__) from error
     except RuntimeError as error:
         # Of a large file whose upload has failed; why stands in its cause.
@@ -194,9 +196,9 @@ def _told_of_hub(endpoint: str, repository: str) -> Iterator[None]:
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:
-    """Return the errors of the HTTP libraries of huggingface_hub 1 and 2, where they are there."""
+    """Return what is raised where a hub cannot be reached, by huggingface_hub 1 and 2."""
     names = [name for name in ("httpx", "httpx2") if importlib.util.find_spec(name)]
-    return tuple(importlib.import_module(name).HTTPError for name in names)
+    return (ConnectionError, *(importlib.import_module(name).HTTPError for name in names))
 
 
 @contextmanager
@@ -208,7 +210,7 @@ def _told_of_mlflow(address: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        status = error.get_http_status_code()
+        status = error.get_http_status_code()  # type: ignore[no-untyped-call]  # theirs
         is_answer = isinstance(error, RestException) or "failed with error code" in error.message
         if not is_answer and "API request to" in error.message:
             raise errors.ConnectionFailed(address, error.message) from error

@@ -16,7 +16,7 @@ from workers.distill.config import samples
 
 log = structlog.get_logger()
 
-MODULE = "workers.distill.data.samples"
+MODULE = "workers.distill.sampling"
 _LIMIT_SECONDS = 120.0
 # A request that nobody reads any more need not be recorded at all costs.
 _PATIENCE_SECONDS = 10.0

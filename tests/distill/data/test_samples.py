@@ -25,7 +25,7 @@ def written(folder: Path, task: Any, classes: list[str], labels: torch.Tensor, s
     record = dataset.DatasetRecord(
         task=task,
         classes=classes,
-        splits=dict.fromkeys(dataset.SPLITS, count),  # type: ignore[arg-type]  # the three names
+        splits=dict.fromkeys(dataset.SPLITS, count),
         labelled=dict.fromkeys(dataset.SPLITS, 0) if is_open else None,
         input=Input(channels=3, height=side, width=side, mean=[0.5] * 3, std=[0.2] * 3),
     )

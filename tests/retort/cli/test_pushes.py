@@ -308,6 +308,7 @@ class TestMlflow:
         version = store.get_model_version("digits-teacher", "1")
         assert version.status == "READY"
         assert version.tags["retort_model"] == "digits-teacher@1"
+        assert version.run_id is not None
         made = store.get_run(version.run_id)
         assert made.info.status == "FINISHED"
         assert made.data.metrics["accuracy"] == ACCURACY

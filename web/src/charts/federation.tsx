@@ -84,7 +84,7 @@ export function FederationCharts({ job, series, told = {} }: FederationChartsPro
         {series === undefined ? (
           <Loading rows={4} />
         ) : rounds.length === 0 ? (
-          <Empty title="Curves begin with the first round." />
+          <Empty title={job.finished_at ? "No round was made." : "Curves begin with the first round."} />
         ) : (
           <div class="charts">
             <Lines title="Accuracy on the validation split, by rounds" series={rounds} look={look(ACCURACIES)} isShare over={ROUNDS} />

@@ -1,28 +1,19 @@
-"""Write a sample sheet: a few small pictures of each class of a data set, with boxes and masks.
-
-`python -m workers.distill.data.samples REQUEST.json --workdir DIR` reads the training split of
-`DIR/dataset` and writes `DIR/samples.json`. The last line on standard output is a JSON object:
-`result` (exit code 0) or `failure` (exit code 1).
-"""
+"""A sample sheet: a few small pictures of each class of a data set, with boxes and masks."""
 
 import base64
 import io
-import json
-import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Integer, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
-from workers.distill import errors
 from workers.distill.config import samples as bounds
 from workers.distill.data import boxes, dataset
-from workers.distill.runtime import child_options, events, memory, shutdown
 
 SPLIT = "train"
 SMALL_SIDE = 40
@@ -120,7 +111,9 @@ def _of_boxes(labels: Shaped[Tensor, "N *T"], looked_at: Sequence[int], classes:
     found: Places = {number: [] for number in range(classes)}
     for index in looked_at:
         rows = labels[index]
-        for number in rows[boxes.is_ordinary(rows)][:, boxes.CLASS].int().unique().tolist():
+        for number in np.unique(
+            rows[boxes.is_ordinary(rows)][:, boxes.CLASS].int().numpy()
+        ).tolist():
             if number in found:
                 found[number].append(index)
     return found
@@ -129,7 +122,7 @@ def _of_boxes(labels: Shaped[Tensor, "N *T"], looked_at: Sequence[int], classes:
 def _of_masks(labels: Shaped[Tensor, "N *T"], looked_at: Sequence[int], classes: int) -> Places:
     found: Places = {number: [] for number in range(classes)}
     for index in looked_at:
-        for number in labels[index].unique().tolist():
+        for number in np.unique(labels[index].numpy()).tolist():
             if number in found:
                 found[number].append(index)
     return found
@@ -173,29 +166,3 @@ TASKS: Mapping[str, tuple[Callable[..., Places], Callable[..., Json]]] = {
     "detection": (_of_boxes, _boxes),
     "segmentation": (_of_masks, _mask),
 }
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Write the sheet, report result or failure, and return the exit code."""
-    options = child_options.read("workers.distill.data.samples", arguments, reads="`dataset`")
-    reporter = events.open_stream()
-    try:
-        made = sheet(options.workdir / "dataset")
-        path = options.workdir / bounds.SHEET_FILE
-        path.write_text(json.dumps(made), encoding="utf-8")
-        reporter.result(classes=len(made["classes"]))
-    # The last line of defence: whatever a data set provokes must end in a line for its owner.
-    except Exception as error:
-        traceback.print_exc()
-        if isinstance(error, errors.DistillError):
-            reporter.failure(error.code, error.message)
-        elif memory.is_exhausted(error):
-            reporter.failure("out_of_memory", "the data set needs more memory than the worker has")
-        else:
-            reporter.failure("internal_error", f"{type(error).__name__}: {error}")
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    shutdown.exit_process(main(sys.argv[1:]))
