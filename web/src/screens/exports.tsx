@@ -13,6 +13,7 @@ type Answer = Schemas["PictureAnswer"];
 const FORMATS: [Schemas["ExportNew"]["format"], string][] = [
   ["onnx", "ONNX graph"],
   ["torch_export", "PyTorch program (.pt2)"],
+  ["openvino", "OpenVINO model"],
   ["torch_state_dict", "PyTorch state dictionary"],
   ["hub", "Hugging Face folder"],
 ];
