@@ -22,7 +22,7 @@ BYTECODE := PYTHONDONTWRITEBYTECODE=
 # What tests share is started once where they run in one process, in the order of tests/conftest.py.
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-fast fuzz drill check flower gpu docs catalog web measurements up clean
+.PHONY: help demo test test-fast fuzz drill check flower gpu docs catalog web package measurements up clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -78,6 +78,11 @@ catalog: $(ENVIRONMENT) ## Write what is generated: catalog.json, docs, formats.
 	@mv .venv/env.example .env.example
 
 web: $(ENVIRONMENT) $(PAGE) ## Build the page that the API serves at / (api/page_files)
+
+package: $(ENVIRONMENT) $(PAGE_IF_ANY) ## The wheel, with the page in it, in dist/
+	@rm -rf build
+	@$(BIN)/uv build --wheel --no-build-isolation --quiet --python $(BIN)/python --out-dir dist
+	@echo "package: $$(ls dist/*.whl)"
 
 measurements: $(ENVIRONMENT) ## Make the tables of docs/measurements.md anew: hours; QUICK=1 tries them
 	@$(BIN)/python -m benchmarks.measurements $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))

@@ -11,6 +11,7 @@ RetortError
 ├── UnexpectedAnswer    something answered, but not a Retort server this client understands
 ├── ProblemError        the server refused, and said why (RFC 9457)
 ├── DamagedTransfer     received bytes do not have the digest that was promised
+├── PushRefused         another service refused an upload, and said why
 ├── Rejected            an uploaded model or data set was inspected and rejected
 ├── JobFailed           a job that something depends on did not succeed
 └── TimedOut            waited as long as the caller allowed
@@ -132,6 +133,15 @@ class ProblemError(RetortError):
             # The message often repeats the only fault, which is then not shown twice.
             parts.append(f"at {where}" if fault.detail in message else f"{where}: {fault.detail}")
         return one_line("; ".join(parts))
+
+
+class PushRefused(RetortError):
+    """A hub or a server of MLflow refused what was pushed to it."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(f"{address}: {reason}")
+        self.address = address
+        self.reason = reason
 
 
 class DamagedTransfer(RetortError):

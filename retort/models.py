@@ -175,9 +175,9 @@ class Models(transport.Resource):
     ) -> types.Export:
         """Have a version written in another form; the same request again returns the same export.
 
-        `format` is `onnx`, `torch_export`, `torch_state_dict` or `hub`; `precision` is `float32`,
-        `float16` or `int8`. An export that loses more than `max_drop` of the task's deciding metric
-        is refused.
+        `format` is `onnx`, `torch_export`, `openvino`, `torch_state_dict` or `hub`; `precision` is
+        `float32`, `float16` or `int8`. An export that loses more than `max_drop` of the task's
+        deciding metric is refused.
         """
         body = {
             "format": format,

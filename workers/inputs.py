@@ -47,7 +47,7 @@ def of(session: Session, job_id: str) -> AttemptInputs:
     return AttemptInputs(
         shared={
             **_teachers(session, job),
-            **_dataset_files(session, dataset, withheld),
+            **(dataset_files(session, dataset, withheld=withheld) if dataset else {}),
         },
         builtin=builtin,
         withheld=withheld,
@@ -66,7 +66,7 @@ def sizes(session: Session, job_id: str) -> dict[str, int]:
     files = (
         _teachers(session, job),
         _weights(session, "initial", initial),
-        _dataset_files(session, dataset, _withheld(job)),
+        dataset_files(session, dataset, withheld=_withheld(job)) if dataset else {},
         _checkpoint_files(session, job.id),
     )
     return {blob.sha256: blob.size_bytes for blobs in files for blob in blobs.values()}
@@ -175,11 +175,10 @@ def _weights(
     return {path: session.get_one(tables.BlobRow, version.sha256)}
 
 
-def _dataset_files(
-    session: Session, dataset: tables.DatasetVersionRow | None, withheld: Collection[str]
+def dataset_files(
+    session: Session, dataset: tables.DatasetVersionRow, *, withheld: Collection[str]
 ) -> dict[str, tables.BlobRow]:
-    if dataset is None:
-        return {}
+    """Return the files of a data set by their path in a working folder, without those withheld."""
     rows = session.query(tables.DatasetFileRow).filter_by(version_id=dataset.id)
     return {
         f"dataset/{row.path}": session.get_one(tables.BlobRow, row.sha256)

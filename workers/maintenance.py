@@ -10,7 +10,7 @@ import structlog
 from models_registry import errors
 from models_registry.access import idempotency
 from models_registry.access.quotas import QuotaLimits
-from models_registry.artifacts import exports, inspections, predictions, uploads
+from models_registry.artifacts import dataset_samples, exports, inspections, predictions, uploads
 from models_registry.federations import federations
 from models_registry.jobs import network_trials, submission, sweeps
 from models_registry.persistence import counters, database, outbox, task_leases
@@ -80,6 +80,7 @@ def sweep(context: Context, send: outbox.Send) -> dict[str, int]:
         done["inspections_republished"] = inspections.republish(session, after_seconds=after)
         done["exports_republished"] = exports.republish(session, after_seconds=after)
         done["predictions_forgotten"] = predictions.sweep(session)
+        done["samples_forgotten"] = dataset_samples.sweep(session)
         done["trials_republished"] = network_trials.republish(session, after_seconds=after)
         done["webhooks_republished"] = deliveries.republish(session, after_seconds=after)
     done["searches_failed"] = _advance_searches(context)

@@ -16,6 +16,7 @@ from workers import (
     maintenance,
     predictor,
     runner,
+    sampler,
     webhooks,
     worker_registration,
 )
@@ -101,6 +102,15 @@ def predict(prediction_id: str) -> None:
         # The whole disk is tidied before longer tasks: somebody waits for this one.
         maintenance.sweep_scratch(_context().settings)
         predictor.answer(_context(), prediction_id)
+
+
+@app.task(name="datasets.sample")
+def sample_dataset(version_id: str) -> None:
+    """Make a few small pictures of each class of a data set."""
+    with logs.bind(version_id=version_id):
+        # The whole disk is tidied before longer tasks: somebody waits for this one.
+        maintenance.sweep_scratch(_context().settings)
+        sampler.make(_context(), version_id)
 
 
 @app.task(name="networks.try")

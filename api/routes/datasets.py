@@ -4,8 +4,12 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
+from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
+from api import answer_waits
+from api import errors as problems
+from api.answer_waits import WaitSeconds
 from api.dependencies import (
     AdminDep,
     CallerDep,
@@ -14,14 +18,16 @@ from api.dependencies import (
     PublishDep,
     ReadersDep,
     SendFileDep,
+    ServiceDep,
     SessionsDep,
     StorageDep,
 )
 from api.idempotency import IdempotentDep
 from api.schemas import datasets as bodies
 from api.schemas import lists
+from models_registry import errors
 from models_registry.access import audit
-from models_registry.artifacts import datasets, synthetic_datasets
+from models_registry.artifacts import dataset_samples, datasets, synthetic_datasets
 from models_registry.persistence import tables
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
@@ -142,6 +148,59 @@ def delete_version(name: str, version: Version, caller: AdminDep, sessions: Sess
     with sessions.begin() as session:
         datasets.delete_version(session, project_id=caller.project_id, name=name, version=version)
         audit.record(session, caller, "dataset_version.deleted", f"{name}@{version}")
+
+
+@router.get(
+    "/{name}/versions/{version}/samples",
+    operation_id="get_dataset_samples",
+    responses={202: {"model": bodies.SamplesRead, "description": "They are not made yet."}},
+)
+async def show_samples(
+    name: str,
+    version: Version,
+    caller: CallerDep,
+    service: ServiceDep,
+    response: Response,
+    wait_seconds: WaitSeconds = 10.0,
+) -> bodies.SamplesRead:
+    """Return a few small pictures of each class, with boxes and masks where the set has them.
+
+    A worker makes them when they are first asked for; they are kept for 30 days. With 202, ask
+    again.
+    """
+
+    def ask() -> bodies.SamplesRead:
+        with service.sessions.begin() as session:
+            row = datasets.get_version(
+                session, project_id=caller.project_id, name=name, version=version
+            )
+            kept = dataset_samples.request(session, project_id=caller.project_id, version=row)
+            return bodies.SamplesRead.of(datasets.reference_of(row), kept)
+
+    asked = await run_in_threadpool(ask)
+
+    def read() -> bodies.SamplesRead | None:
+        with service.readers() as session:
+            row = datasets.get_version(
+                session, project_id=caller.project_id, name=name, version=version
+            )
+            kept = dataset_samples.find(session, row.id)
+            return None if kept is None else bodies.SamplesRead.of(asked.reference, kept)
+
+    # At once, and not after the response: that is what the caller waits for.
+    await run_in_threadpool(service.publisher.publish)
+    found = await answer_waits.until_settled(
+        asked,
+        read=read,
+        is_settled=lambda one: one.state in dataset_samples.SETTLED,
+        wait_seconds=wait_seconds,
+    )
+    if found is None:
+        raise errors.Gone(f"the pictures of {asked.reference} were let go: ask again")
+    if found.state not in dataset_samples.SETTLED:
+        response.status_code = 202
+        response.headers["retry-after"] = str(problems.RETRY_AFTER_SECONDS)
+    return found
 
 
 @router.get(

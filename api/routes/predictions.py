@@ -1,12 +1,12 @@
 """Try a version with a few pictures."""
 
-import asyncio
-import time
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Response
 from fastapi.concurrency import run_in_threadpool
 
+from api import answer_waits
+from api.answer_waits import WaitSeconds
 from api.dependencies import CallerDep, EditorDep, ReadersDep, ServiceDep
 from api.schemas import exports as bodies
 from models_registry import errors
@@ -16,18 +16,7 @@ from models_registry.persistence import database
 router = APIRouter(prefix="/v1/models/{name}/versions/{version}", tags=["models"])
 
 Version = Annotated[int, Path(ge=1, le=999_999_999)]
-LONGEST_WAIT_SECONDS = 25
-POLL_SECONDS = 0.05
-LONGEST_POLL_SECONDS = 0.5
 _SETTLED = (predictions.READY, predictions.FAILED)
-WaitSeconds = Annotated[
-    float,
-    Query(
-        ge=0,
-        le=LONGEST_WAIT_SECONDS,
-        description="How long to wait for the answer; without one by then, 202.",
-    ),
-]
 
 
 @router.post(
@@ -100,13 +89,12 @@ async def _settled(
             row = predictions.find(session, asked.id)
             return None if row is None else bodies.PredictionRead.of(row)
 
-    deadline = time.monotonic() + wait_seconds
-    found: bodies.PredictionRead | None = asked
-    pause = POLL_SECONDS
-    while found is not None and found.state not in _SETTLED and time.monotonic() < deadline:
-        await asyncio.sleep(min(pause, max(0.0, deadline - time.monotonic())))
-        pause = min(1.5 * pause, LONGEST_POLL_SECONDS)
-        found = await run_in_threadpool(read)
+    found = await answer_waits.until_settled(
+        asked,
+        read=read,
+        is_settled=lambda one: one.state in _SETTLED,
+        wait_seconds=wait_seconds,
+    )
     if found is None:
         raise errors.Gone(f"prediction {asked.id} was deleted: send the pictures again")
     return found

@@ -11,6 +11,7 @@ from models_registry.artifacts import datasets, references, synthetic_datasets
 from models_registry.artifacts import input_checks as rules
 from models_registry.artifacts.input_checks import TASKS_OF_DATASETS
 from models_registry.persistence import tables
+from workers.distill.config import samples
 
 FORMATS = catalog.load().formats
 State = Literal["pending", "ready", "rejected"]
@@ -97,6 +98,78 @@ class Archive(BaseModel):
     size_bytes: int
     sha256: str
     url: str = Field(description="GET the bytes here.")
+
+
+class SampleBox(BaseModel):
+    """An object in a picture."""
+
+    name: str = Field(alias="class")
+    box: list[float] = Field(description="x1, y1, x2, y2 as shares 0..1 of the picture's sides.")
+    is_ordinary: bool = Field(description="False for crowds and difficult ones: never trained on.")
+
+
+class SamplePicture(BaseModel):
+    """An image of the training split, made small."""
+
+    index: int = Field(description="Its place in the split, from 0.")
+    content: str = Field(description="The picture's file in base64.")
+    media_type: str
+    height: int = Field(description="Pixels of the stored image, from which it was made.")
+    width: int
+    boxes: list[SampleBox] | None = Field(None, description="In detection.")
+    mask_png: str | None = Field(
+        None,
+        description="In segmentation: a grey PNG in base64 with the number of each pixel's "
+        "class; 255 belongs to no class.",
+    )
+
+
+class SampleClass(BaseModel):
+    """Pictures of one class."""
+
+    name: str | None = Field(alias="class", description="Null where no image has a label.")
+    pictures: list[SamplePicture]
+
+
+class SamplesFailure(BaseModel):
+    """Why there are no pictures."""
+
+    code: str
+    message: str
+
+
+class SamplesRead(BaseModel):
+    """A few small pictures of each class, to look at."""
+
+    reference: str
+    state: Literal["queued", "running", "ready", "failed"]
+    failure: SamplesFailure | None
+    split: str | None = Field(description="Which images they are of; null until they were made.")
+    classes: list[SampleClass] = Field(
+        description=f"The first {samples.MOST_CLASSES} classes; of each up to "
+        f"{samples.MOST_OF_CLASS} pictures, at most {samples.MOST_PICTURES} in all, with sides of "
+        f"up to {samples.LONGEST_SIDE} pixels."
+    )
+    notes: list[str] = Field(description="What was left out.")
+    created_at: datetime
+    expires_at: datetime = Field(description="When they are made anew, if somebody asks then.")
+
+    @classmethod
+    def of(cls, reference: str, row: tables.DatasetSamplesRow) -> Self:
+        """Return the body of a row that belongs to a session."""
+        sheet = (row.sheet if row.state == "ready" else None) or {}
+        return cls.model_validate(
+            {
+                "reference": reference,
+                "state": row.state,
+                "failure": row.failure,
+                "split": sheet.get("split"),
+                "classes": sheet.get("classes", []),
+                "notes": sheet.get("notes", []),
+                "created_at": row.created_at,
+                "expires_at": row.expires_at,
+            }
+        )
 
 
 class DatasetVersionRead(rows.RowRead):

@@ -408,8 +408,8 @@ def _refuse_if_used(session: Session, what: str, chosen: sa.Select[str]) -> None
 
 def _soft_delete(session: Session, version: tables.DatasetVersionRow) -> None:
     """Mark a version as deleted, without its files: the sweep of orphans deletes the bytes."""
-    file = tables.DatasetFileRow
-    session.execute(sa.delete(file).where(file.version_id == version.id))
+    for row in (tables.DatasetFileRow, tables.DatasetSamplesRow):
+        session.execute(sa.delete(row).where(row.version_id == version.id))
     version.archive_sha256, version.deleted_at = None, database.now(session)
     if version.state == "pending":
         # Ends its inspection, whose result is not needed.

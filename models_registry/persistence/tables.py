@@ -300,6 +300,19 @@ class PredictionRow(Row):
     expires_at: Mapped[datetime] = mapped_column(index=True)
 
 
+class DatasetSamplesRow(Row):
+    """A few pictures of each class of a data set version; made when they are first asked for."""
+
+    __tablename__ = "dataset_samples"
+    version_id: Mapped[str] = mapped_column(sa.ForeignKey("dataset_versions.id"), primary_key=True)
+    state: Mapped[str] = mapped_column(sa.String(16))  # queued, running, ready, failed
+    # A megabyte, which only who looks at it reads.
+    sheet: Mapped[dict[str, Any] | None] = mapped_column(deferred=True)
+    failure: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
 class DatasetRow(Row):
     """A line of data set versions under one name."""
 

@@ -239,7 +239,10 @@ def _end_jobs(
 
 
 def _drop_files(session: Session, ids: Sequence[str]) -> Sequence[str]:
-    file = tables.DatasetFileRow
+    file, samples = tables.DatasetFileRow, tables.DatasetSamplesRow
+    # Small pictures of the data, in a row of their own.
+    shown = sa.delete(samples).where(samples.version_id.in_(ids))
+    session.execute(shown.execution_options(synchronize_session=False))
     dropped = sa.delete(file).where(file.version_id.in_(ids)).returning(file.sha256)
     return session.scalars(dropped.execution_options(synchronize_session=False)).all()
 

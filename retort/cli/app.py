@@ -20,6 +20,7 @@ from retort.cli.commands import (
     federations,
     jobs,
     offers,
+    pushes,
     registry,
     retention,
     studies,
@@ -41,6 +42,7 @@ app.add_typer(federations.app, name="federation")
 app.add_typer(federations.client_app, name="client")
 app.add_typer(registry.app)
 app.add_typer(exports.app)
+app.add_typer(pushes.app, name="push")
 app.add_typer(registry.dataset_app, name="dataset")
 app.add_typer(uploads.app, name="upload")
 app.add_typer(offers.app)

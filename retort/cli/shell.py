@@ -198,7 +198,7 @@ def code_of(error: errors.RetortError) -> Code:
         return Code.JOB_FAILED
     if isinstance(error, (errors.LocalFileProblem, errors.CannotStart, errors.TrainingFailed)):
         return Code.LOCAL
-    if isinstance(error, (errors.ProblemError, errors.Rejected)):
+    if isinstance(error, (errors.ProblemError, errors.Rejected, errors.PushRefused)):
         return Code.REFUSED
     if isinstance(error, (errors.NotConfigured, errors.BadOption)):
         return Code.USAGE

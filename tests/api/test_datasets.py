@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from models_registry import catalog
-from models_registry.artifacts import inspections
+from models_registry.artifacts import dataset_samples, inspections
 from models_registry.persistence import database, tables, tombstones
 from models_registry.persistence.storage import Storage
 from tests import factories, sending
@@ -43,6 +43,53 @@ class TestBuiltIn:
         assert set(body["boxes"]) == set(body["splits"])
         assert body["notes"][0] == "composed scenes: real digits on real photographs"
         assert all(len(counts) == len(body["classes"]) for counts in body["boxes"].values())
+
+
+SAMPLES = "/v1/datasets/digits/versions/1/samples"
+NOW = {"wait_seconds": 0}
+
+
+@SQLITE_ONLY
+class TestSamples:
+    def test_are_asked_of_a_worker_once_and_then_kept(
+        self, client: TestClient, sessions: database.Sessions
+    ) -> None:
+        asked = client.get(SAMPLES, params=NOW)
+        assert asked.status_code == 202, asked.text
+        assert asked.headers["retry-after"]
+        assert (asked.json()["state"], asked.json()["classes"]) == ("queued", [])
+        assert client.get(SAMPLES, params=NOW).json() == asked.json()
+        picture = {"index": 4, "content": "AAAA", "media_type": "image/png"}
+        picture |= {"height": 8, "width": 8}
+        group = {"class": "3", "pictures": [picture]}
+        with sessions.begin() as session:
+            version_id = session.scalars(sa.select(tables.DatasetSamplesRow.version_id)).one()
+            assert dataset_samples.claim(session, version_id) is not None
+            sheet = {"split": "train", "classes": [group], "notes": ["few"]}
+            dataset_samples.finish(session, version_id, sheet=sheet)
+        found = client.get(SAMPLES)
+        assert found.status_code == 200
+        body = found.json()
+        assert (body["reference"], body["split"], body["notes"]) == ("digits@1", "train", ["few"])
+        assert body["classes"][0]["class"] == "3"
+        assert body["classes"][0]["pictures"][0] | picture == body["classes"][0]["pictures"][0]
+
+    def test_that_could_not_be_made_say_why(
+        self, client: TestClient, sessions: database.Sessions
+    ) -> None:
+        client.get(SAMPLES, params=NOW)
+        with sessions.begin() as session:
+            version_id = session.scalars(sa.select(tables.DatasetSamplesRow.version_id)).one()
+            failure = {"code": "bad_dataset", "message": "the train split is damaged"}
+            dataset_samples.finish(session, version_id, failure=failure)
+        body = client.get(SAMPLES).json()
+        assert (body["state"], body["failure"]) == ("failed", failure)
+
+    def test_of_a_version_that_waits_are_refused(self, client: TestClient) -> None:
+        register(client)
+        refused = client.get("/v1/datasets/scans/versions/1/samples", params=NOW)
+        assert refused.status_code == 409
+        assert refused.json()["code"] == "version_not_ready"
 
 
 class TestRegister:

@@ -49,6 +49,7 @@ MAY_CATCH_EVERYTHING = {
     "workers/distill/inspection.py": "top of the inspection of uploads",
     "workers/distill/export/program.py": "top of an export",
     "workers/distill/export/predict.py": "top of a prediction",
+    "workers/distill/sampling.py": "top of a sample sheet",
     "workers/engine_server.py": "whatever an import raises: it is told, and engines start cold",
 }
 MAY_WRITE_JOB_STATE = {"models_registry/jobs/transitions.py"}

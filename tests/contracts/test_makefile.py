@@ -22,6 +22,7 @@ TARGETS = [
     "docs",
     "catalog",
     "web",
+    "package",
     "measurements",
     "up",
     "clean",

@@ -30,6 +30,7 @@ from api import page as served_page
 from models_registry import ids
 from models_registry.access import keys
 from models_registry.persistence import database, tables
+from retort import federation as federation_client
 from retort.cli import up
 from tests import factories, waiting
 from tests.contracts import source
@@ -39,6 +40,12 @@ from tests.journeys.stacks import ON_EMBEDDED, Stack
 pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(300), ON_EMBEDDED]
 
 TINY = {"network": "retort/resnet8", "arguments": {"widths": [4, 4, 8, 16]}}
+FEDERATED = {
+    "student": {"network": "retort/mlp"},
+    "dataset": "digits@1",
+    "method": {"name": "dsfl", "federation": {"clients": 3, "rounds": 2, "local_epochs": 1}},
+    "training": {"batch_size": 32},
+}
 AXE = source.ROOT / "web/node_modules/axe-core/axe.min.js"
 MANY = 10_000
 POINTS = 1_000
@@ -113,12 +120,14 @@ def go(page: Page, address: str) -> None:
 
 @dataclass(frozen=True)
 class Shown:
-    """What there is to look at: a job with a report, one that failed, a study."""
+    """What there is to look at: jobs with reports, one that failed, a study, a federation."""
 
     job: str
     failed: str
     study: str
     teacher: str
+    federated: str
+    federation: str
 
 
 @pytest.fixture(scope="module")
@@ -154,10 +163,24 @@ def shown(stack: Stack, teacher: str) -> Shown:
                 "training": {"epochs": 2},
             }
         )
+        federated = retort.jobs.submit({**FEDERATED, "name": "parties-in-one-process"})
+        waiting_for_parties = retort.jobs.submit(
+            {
+                **FEDERATED,
+                "name": "parties-elsewhere",
+                "method": {"name": "dsfl", "federation": {"clients": "remote", "min_clients": 2}},
+                "training": {"epochs": 3, "batch_size": 32},
+            }
+        )
+        federation = next(retort.federations.list(job=waiting_for_parties.id))
+        retort.federations.invite(federation.id, "north")
+        retort.jobs.cancel(waiting_for_parties.id)
         assert retort.jobs.wait(failed.id, timeout=120).state == "failed"
         assert retort.studies.wait(study.id, timeout=120).state == "succeeded"
         assert retort.jobs.wait(job.id, timeout=120).state == "succeeded"
-    return Shown(job.id, failed.id, study.id, teacher)
+        assert retort.jobs.wait(federated.id, timeout=120).state == "succeeded"
+        assert retort.jobs.wait(waiting_for_parties.id, timeout=120).state == "cancelled"
+    return Shown(job.id, failed.id, study.id, teacher, federated.id, federation.id)
 
 
 class TestSignIn:
@@ -340,6 +363,135 @@ class TestAnExport:
         page.get_by_role("button", name="Ask").click()
         expect(page.locator(".picture li")).to_have_count(5)
         expect(page.locator(".picture li").first).to_contain_text("%")
+
+
+class TestAFederation:
+    def test_shows_clients_as_they_come_and_the_key_of_one_that_is_invited(
+        self, stack: Stack, page: Page
+    ) -> None:
+        with stack.client() as retort:
+            job = retort.jobs.submit(
+                {
+                    **FEDERATED,
+                    "name": "open-federation",
+                    "method": {"name": "dsfl", "federation": {"clients": "remote"}},
+                    "training": {"epochs": 2},
+                    "report": False,
+                }
+            )
+        sign_in(page, stack)
+        page.get_by_role("link", name="Federations").click()
+        page.get_by_role("link", name="open-federation").click()
+        page.get_by_label("Invite a party").fill("hospital-north")
+        page.get_by_role("button", name="Invite").click()
+        expect(page.get_by_text("is shown only now")).to_be_visible()
+        command = page.locator(".notice pre").inner_text()
+        row = page.get_by_role("row", name=re.compile("hospital-north"))
+        expect(row).to_contain_text("invited")
+        key, federation = re.findall(r"(?:ck_\w+|fed_\w+)", command)
+        url = command.split("--url ")[1].split()[0]
+        with federation_client.join(url, federation, key, samples=42, classes=10):
+            expect(row).to_contain_text("joined")
+            expect(row).to_contain_text("42")
+        page.once("dialog", lambda dialog: dialog.accept())
+        row.get_by_role("button", name="Revoke").click()
+        expect(row).to_contain_text("revoked")
+        with stack.client() as retort:
+            retort.jobs.cancel(job.id)
+        expect(page.locator(".heading .state")).to_have_text("cancelled")
+
+    def test_in_one_process_is_drawn_with_its_job(
+        self, stack: Stack, page: Page, shown: Shown
+    ) -> None:
+        sign_in(page, stack)
+        go(page, f"#/jobs/{shown.federated}")
+        expect(page.get_by_text("Accuracy on the validation split, by rounds")).to_be_visible()
+        expect(page.get_by_text("By what all clients sent and received")).to_be_visible()
+        cells = page.get_by_role("region", name="Images by client and class").locator("tbody tr")
+        expect(cells).to_have_count(3)
+        with stack.client() as retort:
+            result = retort.jobs.get(shown.federated).result
+        assert result is not None
+        assert result.federation is not None
+        for one in result.federation["by_client"]:
+            row = cells.filter(has_text=one["name"])
+            expect(row.locator("td").last).to_have_text(str(one["images"]))
+
+
+class TestSamples:
+    def test_of_a_class_are_shown_with_boxes_that_can_be_hidden(
+        self, stack: Stack, page: Page
+    ) -> None:
+        sign_in(page, stack)
+        go(page, "#/datasets/digit_scenes/1")
+        drawn = page.locator(".sheet .overlay g")
+        expect(drawn.first).to_be_visible()
+        # A picture that cannot be shown has no width.
+        broken = page.locator(".sheet img").evaluate_all(
+            "all => all.filter(one => one.complete && one.naturalWidth !== 96).length"
+        )
+        assert broken == 0
+        before = drawn.count()
+        page.get_by_role("group", name="Classes that are drawn").get_by_label("3").uncheck()
+        expect(drawn.filter(has_text=re.compile("^3$"))).to_have_count(0)
+        assert 0 < drawn.count() < before
+
+    def test_with_masks_have_the_pixels_of_a_class_in_its_colour(
+        self, stack: Stack, page: Page
+    ) -> None:
+        sign_in(page, stack)
+        go(page, "#/datasets/digit_scenes_masks/1")
+        painted = """one => {
+            const pixels = one.getContext("2d").getImageData(0, 0, one.width, one.height).data;
+            return pixels.filter((value, at) => at % 4 === 3 && value > 0).length;
+        }"""
+        mask = page.locator(".sheet canvas").first
+        expect(mask).to_be_visible()
+        waiting.until(lambda: mask.evaluate(painted) > 0, "a class is painted")
+        toggles = page.get_by_role("group", name="Classes that are drawn").get_by_role("checkbox")
+        for number in range(toggles.count()):
+            toggles.nth(number).uncheck()
+        waiting.until(lambda: mask.evaluate(painted) == 0, "all classes are hidden")
+
+
+class TestANewStudy:
+    def test_has_grids_in_form_and_yaml_and_opens_its_leaderboard(
+        self, stack: Stack, page: Page, shown: Shown
+    ) -> None:
+        sign_in(page, stack)
+        go(page, f"#/studies/new?teacher={shown.teacher}")
+        as_yaml = page.get_by_label("The study as YAML")
+        as_yaml.fill(
+            json.dumps(
+                {
+                    "name": "study-from-the-page",
+                    "teacher": shown.teacher,
+                    "student": TINY,
+                    "dataset": "digits@1",
+                    "methods": [{"name": "kd", "temperature": 2}],
+                    "training": {"epochs": 1},
+                    "seeds": [0],
+                    "report": False,
+                }
+            )
+        )
+        temperature = page.get_by_label("temperature", exact=True)
+        expect(temperature).to_have_value("2")
+        temperature.fill("1, 4")
+        temperature.blur()
+        expect(as_yaml).to_have_value(re.compile(r"grid.*: \[ ?1, 4 ?\]"))
+        page.get_by_label("Seeds").fill("0, 0")
+        page.get_by_label("Seeds").blur()
+        expect(page.get_by_text("seeds must differ").first).to_be_visible()
+        page.get_by_label("Seeds").fill("0, 1")
+        page.get_by_label("Seeds").blur()
+        expect(page.get_by_text("This study would be accepted: 6 jobs")).to_be_visible()
+        page.get_by_role("button", name="Submit").click()
+        expect(page.get_by_role("heading", name="study-from-the-page")).to_be_visible()
+        expect(page.locator(".heading .state")).to_have_text("succeeded")
+        board = page.get_by_role("table", name="Leaderboard")
+        expect(board.locator("tbody tr")).to_have_count(3)
+        expect(board).to_contain_text("%")
 
 
 class TestYaml:
@@ -559,6 +711,12 @@ SCREENS = {
     "datasets": "#/datasets",
     "dataset": "#/datasets/digits/1",
     "studies": "#/studies",
+    "new-study": "#/studies/new?teacher={teacher}",
+    "federations": "#/federations",
+    "federation": "#/federations/{federation}",
+    "federated-job": "#/jobs/{federated}",
+    "dataset-with-boxes": "#/datasets/digit_scenes/1",
+    "dataset-with-masks": "#/datasets/digit_scenes_masks/1",
     "study": "#/studies/{study}",
     "workers": "#/workers",
     "methods": "#/methods",

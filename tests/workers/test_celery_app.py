@@ -137,6 +137,7 @@ class TestSettings:
             "models.inspect",
             "models.export",
             "models.predict",
+            "datasets.sample",
             "datasets.inspect",
             "networks.try",
             "studies.advance",

@@ -111,6 +111,17 @@ def predicted(context: Context, version_id: str, pictures: list[str]) -> tables.
         return session.get_one(tables.PredictionRow, made.id)
 
 
+def test_a_model_of_openvino_is_made_and_run_within_the_isolation(
+    context: Context, project: str
+) -> None:
+    export_id = ask(context, student(context, project), format="openvino")
+    assert exporter.make(context, export_id) == "ready", export(context, export_id).failure
+    row = export(context, export_id)
+    assert row.measured is not None
+    assert row.measured["checks"]["decisions_equal"] == 360
+    assert row.measured["library_versions"]["openvino"]
+
+
 def test_weights_of_an_upload_are_compared_on_noise_and_that_is_told(
     context: Context, project: str
 ) -> None:

@@ -14,6 +14,7 @@ export type Screen = ComponentType<{ place: Place }>;
 const MENU: [string, string][] = [
   ["jobs", "Jobs"],
   ["studies", "Studies"],
+  ["federations", "Federations"],
   ["models", "Models"],
   ["datasets", "Data sets"],
   ["methods", "Methods"],
@@ -28,7 +29,10 @@ const SCREENS: [RegExp, () => Promise<Screen>][] = [
   [/^submit$/, () => import("./screens/submit").then((it) => it.Submit)],
   [/^upload$/, () => import("./screens/upload").then((it) => it.Upload)],
   [/^studies$/, () => import("./screens/studies").then((it) => it.Studies)],
+  [/^studies\/new$/, () => import("./screens/newstudy").then((it) => it.NewStudy)],
   [/^studies\/[^/]+$/, () => import("./screens/study").then((it) => it.Study)],
+  [/^federations$/, () => import("./screens/federations").then((it) => it.Federations)],
+  [/^federations\/[^/]+$/, () => import("./screens/federations").then((it) => it.Federation)],
   [/^models$/, () => import("./screens/models").then((it) => it.Models)],
   [/^models\/[^/]+$/, () => import("./screens/models").then((it) => it.Model)],
   [/^models\/[^/]+\/\d+$/, () => import("./screens/version").then((it) => it.ModelVersion)],

@@ -27,7 +27,7 @@ def export(
         ),
     ],
     format_name: Annotated[
-        Literal["onnx", "torch_export", "torch_state_dict", "hub"],
+        Literal["onnx", "torch_export", "openvino", "torch_state_dict", "hub"],
         typer.Option("--format", help="What to write."),
     ] = "onnx",
     precision: Annotated[
@@ -49,7 +49,7 @@ def export(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
 ) -> None:
-    """Have a version written as ONNX, torch.export, state dict or Hub files, and compared."""
+    """Have a version written in another form, and compared with the original."""
     from retort import exporting
     from retort.cli import export_display
 

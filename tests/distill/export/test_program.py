@@ -15,7 +15,7 @@ from workers.distill.config.exports import ExportChoice
 from workers.distill.config.job import Input
 from workers.distill.data import boxes, dataset
 from workers.distill.export import boxes as chosen_boxes
-from workers.distill.export import checks, graph, onnx_graph, program
+from workers.distill.export import checks, graph, onnx_graph, openvino_model, program
 from workers.distill.networks import catalog, interface, weights
 
 NARROW: dict[str, Any] = {"width": 8, "blocks": 1, "fpn_channels": 32, "score_threshold": 0.0}
@@ -128,6 +128,38 @@ class TestGraphs:
         loaded: Any = torch.export.load(tmp_path / "export" / "model.pt2")
         (logits,) = loaded.module()(torch.rand(1, 3, 32, 32))
         assert logits.shape == (1, 3, 32, 32)
+
+    @pytest.mark.parametrize(("precision", "most"), [("float32", 1e-4), ("float16", 0.05)])
+    def test_of_openvino_answer_as_the_original_for_any_batch(
+        self, tmp_path: Path, precision: str, most: float
+    ) -> None:
+        write_scenes(tmp_path / "dataset", "segmentation")
+        arguments = {name: NARROW[name] for name in ("width", "blocks", "fpn_channels")}
+        size = ("retort/segmenter", arguments, SCENE)
+        report = made(
+            tmp_path,
+            *size,
+            "segmentation",
+            format="openvino",
+            precision=precision,
+            include_preprocessing=True,
+        )
+        found = report["measured"]["checks"]
+        assert found["decisions"] == 6 * 32 * 32
+        assert found["largest_logit_difference"] < most
+        assert report["refusal"] is None
+        assert {"model.xml", "model.bin", "export.json"} == set(report["files"])
+        assert "openvino" in report["measured"]["library_versions"]
+        model = openvino_model.OpenvinoModel(tmp_path / "export" / "model.xml", threads=1)
+        (logits,) = model(torch.zeros(5, 3, 32, 32, dtype=torch.uint8))
+        assert logits.shape == (5, 3, 32, 32)
+
+    def test_of_openvino_need_its_package(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "openvino", None)
+        with pytest.raises(errors.NotExportable, match=r"retort-distill\[openvino\]"):
+            made(tmp_path, *CONVNET, "classification", format="openvino")
 
 
 class TestWeights:

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from models_registry import errors
-from models_registry.artifacts import datasets, uploads
+from models_registry.artifacts import dataset_samples, datasets, uploads
 from models_registry.jobs import actions
 from models_registry.jobs.lifecycle import State
 from models_registry.persistence import database, tables
@@ -134,6 +134,10 @@ class TestErase:
         faces: Faces,
     ) -> None:
         assert all(storage.exists(key) for key in faces.own.values())
+        with sessions.begin() as session:
+            version = session.get_one(tables.DatasetVersionRow, faces.version.id)
+            dataset_samples.request(session, project_id=project.id, version=version)
+            dataset_samples.finish(session, version.id, sheet={"classes": ["a small face"]})
         erased = erase(sessions, project)
         assert erasures.finish(sessions, storage, grace=DAY) == erased.blobs == len(faces.own)
         assert [name for name, key in faces.own.items() if storage.exists(key)] == []
@@ -145,6 +149,7 @@ class TestErase:
         with sessions.begin() as session:
             files = session.query(tables.ModelFileRow).filter_by(version_id=faces.student.id)
             assert {file.path for file in files} == {"model.safetensors", "report/examples.json"}
+            assert session.get(tables.DatasetSamplesRow, faces.version.id) is None
             row = session.get_one(tables.DatasetVersionRow, faces.version.id)
             assert (row.card, row.notes, row.archive_sha256) == ("", None, None)
             assert row.deleted_at is not None

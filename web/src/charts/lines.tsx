@@ -4,15 +4,19 @@ import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
 import { metric, number, short } from "../ui/format";
 import { colour, onColours } from "../ui/theme";
+import { COLOURS } from "./palette";
 import { aligned, type Series } from "./series";
-
-/** Names of the colours of curves in styles.css; the ninth curve looks like the first. */
-export const COLOURS = ["c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8"] as const;
 
 export interface LineLook {
   label: string;
   colour: number;
   isDashed?: boolean;
+}
+
+/** What stands on the horizontal axis, and how its values are written. */
+export interface Axis {
+  name: string;
+  text: (value: number) => string;
 }
 
 interface LinesProps {
@@ -21,12 +25,16 @@ interface LinesProps {
   look: (key: string, index: number) => LineLook;
   isShare?: boolean;
   isLogarithmic?: boolean;
+  /** Of what the series are functions; of steps if none is given. */
+  over?: Axis;
 }
+
+const STEPS: Axis = { name: "step", text: axisText };
 
 const HEIGHT = 220;
 
-/** Draw series over steps. Below it stand the names, with the newest value or the pointer's. */
-export function Lines({ title, series, look, isShare = false, isLogarithmic = false }: LinesProps) {
+/** Draw series over steps, or `over` something else. Below stand names and newest or pointed values. */
+export function Lines({ title, series, look, isShare = false, isLogarithmic = false, over = STEPS }: LinesProps) {
   const holder = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
   const [pointed, setPointed] = useState<number | null>(null);
@@ -51,7 +59,7 @@ export function Lines({ title, series, look, isShare = false, isLogarithmic = fa
         padding: [8, 18, 0, 0],
         scales: { x: { time: false }, y: isLogarithmic ? { distr: 3 } : {} },
         axes: [
-          { ...axis, grid: { show: false }, size: 28, values: (_, ticks) => ticks.map((tick) => axisText(tick)) },
+          { ...axis, grid: { show: false }, size: 28, values: (_, ticks) => ticks.map((tick) => over.text(tick)) },
           { ...axis, size: 56, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : isShare ? `${+(100 * tick).toFixed(1)} %` : axisText(tick))) },
         ],
         series: [
@@ -101,9 +109,9 @@ export function Lines({ title, series, look, isShare = false, isLogarithmic = fa
     <figure class="chart">
       <figcaption>
         {title}
-        <span class="faint">{step === null || step === undefined ? "" : ` · step ${number(step)}`}</span>
+        <span class="faint">{step === null || step === undefined ? "" : ` · ${over.name} ${over === STEPS ? number(step) : over.text(step)}`}</span>
       </figcaption>
-      <div ref={holder} class="plot" role="img" aria-label={`${title} over steps; the newest values stand below`} />
+      <div ref={holder} class="plot" role="img" aria-label={`${title} over ${over.name}s; the newest values stand below`} />
       <ul class="legend">
         {series.map((one, index) => {
           const { label, colour: which, isDashed } = look(one.key, index);

@@ -5,6 +5,7 @@ import { bytes, count, NOTHING } from "../ui/format";
 import { useLoaded, usePages } from "../ui/loading";
 import { Copy, Do, Empty, Facts, Heading, Loading, More, Notes, PagedTable, Problem, SearchField, Section, State, Table, Time } from "../ui/parts";
 import { filtered, replace, to, type Place } from "../ui/router";
+import { Samples } from "./samples";
 import { Classes, inputOf, Rejected } from "./version";
 
 export function Datasets({ place }: { place: Place }) {
@@ -165,6 +166,7 @@ function Version({ name, version }: { name: string; version: number }) {
           />
         </Section>
       </div>
+      {it.state === "ready" && <Samples name={name} version={version} classes={it.classes} />}
       {it.boxes && <Boxes classes={it.classes} boxes={it.boxes} />}
       {it.card && (
         <Section title="Card">

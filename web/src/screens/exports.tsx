@@ -1,6 +1,7 @@
 // A version in other forms: what there is, how it compares with the original, and a new one.
 import { useEffect, useState } from "preact/hooks";
 import { download, get, post, ProblemError, type Fault, type Schemas } from "../api/client";
+import { ClassToggles, Overlay, type DrawnBox } from "../charts/overlay";
 import { bytes, count, number, percent, points } from "../ui/format";
 import { useLoaded } from "../ui/loading";
 import { Copy, Do, Field, Loading, Problem, Section, State, Table } from "../ui/parts";
@@ -12,13 +13,14 @@ type Answer = Schemas["PictureAnswer"];
 const FORMATS: [Schemas["ExportNew"]["format"], string][] = [
   ["onnx", "ONNX graph"],
   ["torch_export", "PyTorch program (.pt2)"],
+  ["openvino", "OpenVINO model"],
   ["torch_state_dict", "PyTorch state dictionary"],
   ["hub", "Hugging Face folder"],
 ];
 const PRECISIONS: Schemas["ExportNew"]["precision"][] = ["float32", "float16", "int8"];
 const MAX_DROP = 0.01;
 
-export function Exports({ name, version, onError }: { name: string; version: number; onError: (error: Error | undefined) => void }) {
+export function Exports({ name, version, classes, onError }: { name: string; version: number; classes: string[]; onError: (error: Error | undefined) => void }) {
   const path = { name, version };
   const [isGoing, setGoing] = useState(false);
   const [format, setFormat] = useState<Schemas["ExportNew"]["format"]>("onnx");
@@ -152,7 +154,7 @@ export function Exports({ name, version, onError }: { name: string; version: num
           </Do>
         </div>
       </div>
-      {loaded.data?.data.some((one: Export) => one.format === "onnx" && one.state === "ready") && <Try name={name} version={version} />}
+      {loaded.data?.data.some((one: Export) => one.format === "onnx" && one.state === "ready") && <Try name={name} version={version} classes={classes} />}
     </Section>
   );
 }
@@ -160,15 +162,22 @@ export function Exports({ name, version, onError }: { name: string; version: num
 interface Tried {
   file: File;
   url: string;
+  /** Of the picture, in pixels. */
+  width: number;
+  height: number;
   answer: Answer;
 }
 
 /** Pictures of the reader's own, and what the version says of them. */
-function Try({ name, version }: { name: string; version: number }) {
+function Try({ name, version, classes }: { name: string; version: number; classes: string[] }) {
   const [files, setFiles] = useState<File[]>([]);
   const [tried, setTried] = useState<Tried[]>([]);
   const [milliseconds, setMilliseconds] = useState<number | null>(null);
   const [error, setError] = useState<Error | undefined>(undefined);
+  const [hidden, setHidden] = useState<string[]>([]);
+  const [least, setLeast] = useState(LEAST_SCORE);
+  const found = tried.flatMap((one) => one.answer.boxes ?? []);
+  const drawn = [...new Set(tried.flatMap((one) => [...(one.answer.boxes ?? []), ...(one.answer.shares ?? [])].map((each) => each.class)))];
   useEffect(() => () => tried.forEach((one) => URL.revokeObjectURL(one.url)), [tried]);
   const ask = async () => {
     const pictures = await Promise.all(files.map(base64));
@@ -181,7 +190,14 @@ function Try({ name, version }: { name: string; version: number }) {
     if (found.failure) throw new Error(found.failure.message);
     const answers = found.answers ?? [];
     setMilliseconds(found.milliseconds);
-    setTried(files.flatMap((file, index) => (answers[index] ? [{ file, url: URL.createObjectURL(file), answer: answers[index] }] : [])));
+    setTried(
+      await Promise.all(
+        files.flatMap((file, index) => {
+          const answer = answers[index];
+          return answer === undefined ? [] : [shownOf(file, answer)];
+        }),
+      ),
+    );
   };
   return (
     <details>
@@ -199,10 +215,17 @@ function Try({ name, version }: { name: string; version: number }) {
       {error && <Problem error={error} />}
       {tried.length > 0 && (
         <>
+          {found.length > 0 && (
+            <label class="check">
+              <input type="range" min={0} max={100} value={100 * least} onInput={(event) => setLeast(Number(event.currentTarget.value) / 100)} />
+              boxes with a score from {percent(least, 0)}: {count(found.filter((one) => one.score >= least).length)} of {count(found.length)}
+            </label>
+          )}
+          <ClassToggles classes={classes} shown={drawn} hidden={hidden} onChange={setHidden} />
           <div class="pictures">
             {tried.map((one) => (
               <figure key={one.url} class="picture">
-                <img src={one.url} alt={one.file.name} />
+                <Overlay src={one.url} alt={one.file.name} classes={classes} boxes={boxesOf(one, least)} mask={one.answer.mask_png ?? null} hidden={hidden} />
                 <figcaption>
                   {one.file.name}
                   <Said answer={one.answer} />
@@ -217,6 +240,25 @@ function Try({ name, version }: { name: string; version: number }) {
   );
 }
 
+/** Return a picture with its answer; where the browser cannot read it, boxes are told as text alone. */
+async function shownOf(file: File, answer: Answer): Promise<Tried> {
+  const { width, height } = await createImageBitmap(file).then(
+    (picture) => picture,
+    () => ({ width: 0, height: 0 }),
+  );
+  return { file, url: URL.createObjectURL(file), width, height, answer };
+}
+
+function boxesOf({ answer, width, height }: Tried, least: number): DrawnBox[] {
+  if (width === 0) return [];
+  return (answer.boxes ?? []).filter((one) => one.score >= least).map((one) => {
+    const [x1 = 0, y1 = 0, x2 = 0, y2 = 0] = one.box;
+    return { name: one.class, note: percent(one.score, 0), box: [x1 / width, y1 / height, x2 / width, y2 / height] };
+  });
+}
+
+// Of a box that is drawn; the reader can change it.
+const LEAST_SCORE = 0.3;
 const MOST_SAID = 10;
 
 function Said({ answer }: { answer: Answer }) {

@@ -8,6 +8,7 @@ import { between, bytes, count, duration, isShare, metric, NOTHING, number, perc
 import { useLoaded } from "../ui/loading";
 import { Copy, Do, Empty, Facts, Heading, Loading, Notes, Problem, Progress, Section, State, Table, Time, Told } from "../ui/parts";
 import { go, to, toReference, type Place } from "../ui/router";
+import { asObject } from "../ui/schemaform";
 import { isFinal, methodOf } from "./jobs";
 
 type JobRead = Schemas["JobRead"];
@@ -52,7 +53,8 @@ export function Job({ place }: { place: Place }) {
         lines={job.warnings.map((warning) => warning.message)}
       />
       {job.result && <Result job={job} />}
-      <Curves series={live.series} isFinal={isFinal(job.state)} error={live.metricsProblem} />
+      <Curves series={isFederated(job) ? live.series?.filter((one) => !FEDERATED.test(one.key)) : live.series} isFinal={isFinal(job.state)} error={live.metricsProblem} />
+      {isFederated(job) && <Federated job={job} series={live.series} />}
       {job.result && job.links.report && <Report job={job} onError={setError} />}
       <div class="columns">
         <Section title="What it does">
@@ -76,13 +78,43 @@ export function Job({ place }: { place: Place }) {
             <pre class="code" tabIndex={0}>{JSON.stringify(job.spec, null, 2)}</pre>
           </details>
           <p>
-            <a href={`#/submit?from=${job.id}`}>A new job like this one</a>
+            <a href={`#/submit?from=${job.id}`}>A new job like this one</a>, or <a href={`#/studies/new?from=${job.id}`}>a study of it</a>
           </p>
         </Section>
         <Events events={live.events} />
       </div>
       <Log job={job} />
       <Attempts job={job} />
+    </>
+  );
+}
+
+// What a section of its own draws, of federated jobs.
+const FEDERATED = /^federation\/(client_accuracy|ensemble_accuracy|mean_entropy|target_entropy|bytes)/;
+type FederationPart = typeof import("../charts/federation");
+
+function isFederated(job: JobRead): boolean {
+  return asObject(job.spec["method"])["federation"] !== undefined;
+}
+
+/** What federated jobs show beside others; its code is fetched for them alone. */
+function Federated({ job, series }: { job: JobRead; series: Series[] | undefined }) {
+  const [part, setPart] = useState<FederationPart | null>(null);
+  const [error, setError] = useState<Error | undefined>(undefined);
+  useEffect(() => {
+    import("../charts/federation").then(setPart, () => setError(new Error("This part of the page could not be loaded. Load the page again.")));
+  }, []);
+  const remote = useLoaded((signal) => get("/v1/federations", { query: { job: job.id, limit: 1 }, signal }), [job.id]);
+  const found = remote.data?.data[0];
+  return (
+    <>
+      {found && (
+        <p class="notice">
+          Its clients are elsewhere: <a href={to("federations", found.id)}>{found.joined} of {found.invited} have joined the federation</a>.
+        </p>
+      )}
+      {(error ?? remote.error) && <Problem error={error ?? (remote.error as Error)} />}
+      {part && <part.FederationCharts job={job} series={series} />}
     </>
   );
 }

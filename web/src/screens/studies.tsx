@@ -15,7 +15,7 @@ export function Studies({ place }: { place: Place }) {
   );
   return (
     <>
-      <Heading title="Studies" />
+      <Heading title="Studies" aside={<a class="button primary" href="#/studies/new">New study</a>} />
       <form class="filters" role="search" aria-label="Filter studies" onSubmit={(event) => event.preventDefault()}>
         <label>
           <span>State</span>
@@ -32,7 +32,7 @@ export function Studies({ place }: { place: Place }) {
         caption="Studies"
         empty={
           <Empty title={name || active ? "No study fits these filters." : "No studies yet"}>
-            <p>A study trains the same student by several methods and seeds, and says which difference is real. Submit one on the command line: <code>retort study submit study.yaml</code></p>
+            <p>A study trains the same student by several methods and seeds, and says which difference is real. Make one here, or on the command line: <code>retort study submit study.yaml</code></p>
           </Empty>
         }
         head={

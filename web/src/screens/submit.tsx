@@ -1,72 +1,14 @@
 // A new job: a form and the same as YAML, each following the other, checked by the server as one types.
-import { useEffect, useId, useMemo, useRef, useState } from "preact/hooks";
-import { isAlias, isMap, parseDocument, type Document } from "yaml";
-import { allMethods, TASKS, type MethodRead, type Schema } from "../api/catalog";
-import { get, post, ProblemError, randomKey, type Fault, type Json, type Schemas } from "../api/client";
+import { useEffect, useMemo, useState } from "preact/hooks";
+import { allMethods, type Schema } from "../api/catalog";
+import { get, post, type Json, type Schemas } from "../api/client";
 import { useLoaded } from "../ui/loading";
-import { Faults, Field, Heading, Loading, Notes, Problem, Section, Told } from "../ui/parts";
-import { go, to, type Place } from "../ui/router";
-import { asObject, Choice, faultsAt, read, SchemaForm, TextInput, type Path } from "../ui/schemaform";
+import { Heading, Loading, Problem, Section, Told } from "../ui/parts";
+import { to, type Place } from "../ui/router";
+import { asObject, faultsAt, SchemaForm } from "../ui/schemaform";
+import { MethodChoice, PAUSE_MS, Rest, SpecForm, text, Training, What, type PartProps } from "./specform";
 
 const FIELDS = ["name", "task", "teacher", "teachers", "teacher_weighting", "student", "dataset", "method", "training", "baseline", "resources", "max_attempts", "checkpoints_last", "priority", "labels", "report", "exports"];
-const PAUSE_MS = 400;
-const NUMBER: Schema[] = [{ type: "number" }];
-const OFTEN = ["recipe", "epochs", "batch_size", "seed"];
-
-interface Draft {
-  text: string;
-  spec: Json;
-  /** Why the text is no YAML of a spec. */
-  fault: string | null;
-}
-
-function drafted(text: string): Draft {
-  const document = parseDocument(text);
-  const error = document.errors[0];
-  if (error !== undefined) return { text, spec: {}, fault: error.message };
-  let value: unknown;
-  try {
-    value = document.toJS();
-  } catch (unread) {
-    // Such as an alias of nothing, which is found only now.
-    return { text, spec: {}, fault: (unread as Error).message };
-  }
-  if (value === null || typeof value !== "object" || Array.isArray(value)) return { text, spec: {}, fault: "A spec is a mapping, such as `name: digits-dkd`." };
-  return { text, spec: value as Json, fault: null };
-}
-
-/** Return the text with one value changed; comments and order stay. */
-function changed(text: string, path: Path, value: unknown): string {
-  const document: Document = parseDocument(text);
-  if (document.contents === null) document.contents = document.createNode({}) as Document["contents"];
-  if (value !== undefined) {
-    for (let depth = 1; depth < path.length; depth += 1) {
-      const parent = path.slice(0, depth);
-      const node = document.getIn(parent, true);
-      // An alias is written out, since a change here is none there; what is no mapping takes no field.
-      if (node !== undefined && !isMap(node)) document.setIn(parent, document.createNode(isAlias(node) ? asObject(node.toJS(document)) : {}));
-    }
-    document.setIn(path, document.createNode(value));
-  } else if (document.hasIn(path)) {
-    document.deleteIn(path);
-    // A group whose last field was taken out goes too, but for those that a spec must have.
-    for (let parent = path.slice(0, -1); parent.length > 0 && !["student", "method"].includes(String(parent.at(-1))); parent = parent.slice(0, -1)) {
-      if (Object.keys(asObject(asJson(document.getIn(parent)))).length > 0) break;
-      document.deleteIn(parent);
-    }
-  }
-  return document.toString({ lineWidth: 0 });
-}
-
-function asJson(node: unknown): unknown {
-  return node !== null && typeof node === "object" && "toJSON" in node ? (node as { toJSON: () => unknown }).toJSON() : node;
-}
-
-function yamlOf(spec: Json): string {
-  const document = parseDocument("");
-  document.contents = document.createNode(spec) as typeof document.contents;
-  return document.toString({ lineWidth: 0 });
-}
 
 export function Submit({ place }: { place: Place }) {
   const from = place.query.get("from");
@@ -97,221 +39,26 @@ export function Submit({ place }: { place: Place }) {
     );
   }
   if (start.data === undefined) return <Loading rows={10} />;
-  return <Form key={from ?? ""} start={start.data} />;
-}
-
-type Verdict =
-  | { kind: "asking" }
-  | { kind: "good"; checked: Schemas["JobChecked"] }
-  | { kind: "bad"; error: Error; faults: Fault[] };
-
-function Form({ start }: { start: Json }) {
-  const [draft, setDraft] = useState(() => drafted(yamlOf(start)));
-  const [verdict, setVerdict] = useState<Verdict>({ kind: "asking" });
-  const [error, setError] = useState<Error | undefined>(undefined);
-  const [isBusy, setBusy] = useState(false);
-  const [round, setRound] = useState(0);
-  // The same spec sent twice is one job: the key changes with the text alone.
-  const once = useRef({ text: "", key: "" });
-  const { spec, text, fault } = draft;
-  useEffect(() => {
-    if (fault !== null) return;
-    let again: number | undefined;
-    const stop = new AbortController();
-    const timer = setTimeout(() => {
-      post("/v1/jobs/validate", { body: spec as Schemas["JobSpec"], signal: stop.signal }).then(
-        (checked) => setVerdict({ kind: "good", checked }),
-        (failed: Error) => {
-          if (stop.signal.aborted) return;
-          const problem = failed instanceof ProblemError ? failed.problem : null;
-          setVerdict({ kind: "bad", error: failed, faults: problem?.errors ?? [] });
-          // Not about the spec: it is checked again once the server can.
-          if (problem === null || problem.retryable) again = window.setTimeout(() => setRound((last) => last + 1), 3000);
-        },
-      );
-    }, PAUSE_MS);
-    return () => {
-      clearTimeout(timer);
-      clearTimeout(again);
-      stop.abort();
-    };
-  }, [text, round]);
-  const set = (path: Path, value: unknown) => setDraft((last) => (last.fault === null ? drafted(changed(last.text, path, value)) : last));
-  const submit = async (event: Event) => {
-    event.preventDefault();
-    if (once.current.text !== text) once.current = { text, key: randomKey() };
-    setBusy(true);
-    setError(undefined);
-    try {
-      const job = await post("/v1/jobs", { body: spec as Schemas["JobSpec"], headers: { "Idempotency-Key": once.current.key } });
-      go(to("jobs", job.id));
-    } catch (failed) {
-      setError(failed as Error);
-      setBusy(false);
-    }
-  };
-  const faults = verdict.kind === "bad" ? verdict.faults : [];
   return (
-    <form onSubmit={(event) => void submit(event)}>
-      <Heading
-        title="New job"
-        aside={
-          <button type="submit" class="primary" disabled={isBusy || fault !== null || verdict.kind === "bad"}>
-            {isBusy ? "Submitting…" : "Submit"}
-          </button>
-        }
-      />
-      {error && (
-        <div style={{ marginTop: "18px" }}>
-          <Problem error={error} />
-        </div>
-      )}
-      <div class="submit" style={{ marginTop: "22px" }}>
-        <div inert={fault !== null}>
-          <What spec={spec} set={set} faults={faults} />
-          <How spec={spec} set={set} faults={faults} />
-          <Training spec={spec} set={set} faults={faults} />
-          <Rest spec={spec} set={set} faults={faults} />
-        </div>
-        <div class="aside">
-          <Judged verdict={verdict} fault={fault} />
-          <Section title="The same as YAML">
-            <Yaml text={text} isWrong={fault !== null} onInput={(written) => setDraft(drafted(written))} />
-          </Section>
-        </div>
-      </div>
-    </form>
-  );
-}
-
-function Yaml({ text, isWrong, onInput }: { text: string; isWrong: boolean; onInput: (text: string) => void }) {
-  const hint = useId();
-  return (
-    <>
-      <textarea class="yaml" aria-label="The job as YAML" aria-invalid={isWrong} aria-describedby={hint} spellcheck={false} value={text} rows={Math.min(36, text.split("\n").length + 2)} onInput={(event) => onInput(event.currentTarget.value)} />
-      <p class="hint" id={hint}>
-        The form follows the text, and the text the form. On the command line: <code>retort submit spec.yaml</code>
-      </p>
-    </>
-  );
-}
-
-function Judged({ verdict, fault }: { verdict: Verdict; fault: string | null }) {
-  if (fault !== null) {
-    return (
-      <div class="notice bad" role="status">
-        <p class="notice-title">The text is no spec yet</p>
-        <pre class="code" tabIndex={0}>{fault}</pre>
-        <p>The form waits until the text can be read.</p>
-      </div>
-    );
-  }
-  if (verdict.kind === "asking") return <p class="notice" role="status">Checking…</p>;
-  if (verdict.kind === "good") {
-    return (
-      <div role="status" style={{ display: "grid", gap: "12px" }}>
-        <div class="notice good">
-          <p class="notice-title">This job would be accepted</p>
-        </div>
-        <Notes title="You should know" lines={verdict.checked.warnings.map((warning) => warning.message)} />
-      </div>
-    );
-  }
-  if (verdict.faults.length === 0) return <Problem error={verdict.error} />;
-  return (
-    <div class="notice bad" role="status">
-      <p class="notice-title">{verdict.faults.length === 1 ? "One thing is not right yet" : `${verdict.faults.length} things are not right yet`}</p>
-      <Faults faults={verdict.faults} />
-    </div>
-  );
-}
-
-interface PartProps {
-  spec: Json;
-  set: (path: Path, value: unknown) => void;
-  faults: Fault[];
-}
-
-/** A text with suggestions, which may be anything. */
-function Suggested({ label, hint, value, faults, options, onInput, onChange }: { label: string; hint?: string; value: string; faults: string[]; options: string[]; onInput?: (text: string) => void; onChange: (text: string) => void }) {
-  const list = useId();
-  return (
-    <Field label={label} hint={hint} faults={faults}>
-      {(attributes) => (
+    <SpecForm
+      key={from ?? ""}
+      title="New job"
+      of="The job"
+      start={start.data}
+      command="retort submit spec.yaml"
+      validate={(spec, signal) => post("/v1/jobs/validate", { body: spec as Schemas["JobSpec"], signal })}
+      submit={async (spec, key) => to("jobs", (await post("/v1/jobs", { body: spec as Schemas["JobSpec"], headers: { "Idempotency-Key": key } })).id)}
+      accepted={() => <p class="notice-title">This job would be accepted</p>}
+    >
+      {(part) => (
         <>
-          <input
-            {...attributes}
-            list={list}
-            value={value}
-            autoComplete="off"
-            spellcheck={false}
-            onInput={(event) => {
-              onInput?.(event.currentTarget.value);
-              onChange(event.currentTarget.value);
-            }}
-          />
-          <datalist id={list}>
-            {options.map((one) => (
-              <option key={one} value={one} />
-            ))}
-          </datalist>
+          <What {...part} />
+          <How {...part} />
+          <Training {...part} />
+          <Rest {...part} />
         </>
       )}
-    </Field>
-  );
-}
-
-function text(value: unknown): string {
-  return typeof value === "string" ? value : "";
-}
-
-function What({ spec, set, faults }: PartProps) {
-  const models = useLoaded((signal) => get("/v1/models", { query: { limit: 100 }, signal }), []);
-  const datasets = useLoaded((signal) => get("/v1/datasets", { query: { limit: 100 }, signal }), []);
-  const student = asObject(spec["student"]);
-  const [search, setSearch] = useState("");
-  const [asked, setAsked] = useState("");
-  useEffect(() => {
-    const timer = setTimeout(() => setAsked(search), PAUSE_MS);
-    return () => clearTimeout(timer);
-  }, [search]);
-  const networks = useLoaded((signal) => get("/v1/networks", { query: { limit: 50, ...(asked ? { search: asked } : {}) }, signal }), [asked]);
-  const ready = (rows: { name: string; latest_version: number | null }[] | undefined) => (rows ?? []).flatMap((one) => (one.latest_version === null ? [] : [`${one.name}@${one.latest_version}`]));
-  const several = Array.isArray(spec["teachers"]) ? (spec["teachers"] as unknown[]).join(", ") : "";
-  const isWaiting = typeof spec["teacher"] === "object" && spec["teacher"] !== null;
-  return (
-    <Section title="What is distilled">
-      <div class="grid">
-        <Field label="Name" faults={faultsAt(faults, ["name"])}>
-          {(attributes) => <input {...attributes} value={text(spec["name"])} onInput={(event) => set(["name"], event.currentTarget.value || undefined)} />}
-        </Field>
-        <Choice label="Task" faults={faultsAt(faults, ["task"])} options={TASKS} preset="classification" value={text(spec["task"]) || undefined} onChange={(value) => set(["task"], value)} />
-        <Suggested label="Data set" faults={faultsAt(faults, ["dataset"])} value={text(spec["dataset"])} options={ready(datasets.data?.data)} onChange={(value) => set(["dataset"], value || undefined)} />
-        {several !== "" || isWaiting ? (
-          <Field label={isWaiting ? "Teacher" : "Teachers"} hint="As the YAML has it; change it there." faults={[...faultsAt(faults, ["teachers"]), ...faultsAt(faults, ["teacher"])]}>
-            {(attributes) => <input {...attributes} readOnly value={isWaiting ? JSON.stringify(spec["teacher"]) : several} />}
-          </Field>
-        ) : (
-          <Suggested label="Teacher" hint="Empty for a method that needs none." faults={faultsAt(faults, ["teacher"])} value={text(spec["teacher"])} options={ready(models.data?.data)} onChange={(value) => set(["teacher"], value || undefined)} />
-        )}
-        <Suggested
-          label="Student network"
-          hint="Type to search, also in timm and torchvision."
-          faults={faultsAt(faults, ["student", "network"])}
-          value={text(student["network"])}
-          options={(networks.data?.data ?? []).map((one) => one.name)}
-          onInput={setSearch}
-          onChange={(value) => set(["student", "network"], value || undefined)}
-        />
-        <Field label="Register as" hint="The model that the student becomes a version of; made from the name if empty." faults={faultsAt(faults, ["student", "register_as"])}>
-          {(attributes) => <input {...attributes} value={text(student["register_as"])} onInput={(event) => set(["student", "register_as"], event.currentTarget.value || undefined)} />}
-        </Field>
-      </div>
-      {(models.error ?? datasets.error ?? networks.error) && <p class="hint">Suggestions could not be loaded: {(models.error ?? datasets.error ?? networks.error)?.message}</p>}
-      {faultsAt(faults, ["student"], false).concat(faultsAt(faults, ["student", "arguments"])).map((one) => (
-        <p key={one} class="fault">{one}</p>
-      ))}
-    </Section>
+    </SpecForm>
   );
 }
 
@@ -343,109 +90,3 @@ function How({ spec, set, faults }: PartProps) {
   );
 }
 
-function MethodChoice({ name, methods, ranked, faults, onChange }: { name: string; methods: MethodRead[]; ranked: Schemas["MethodsRanked"] | null; faults: string[]; onChange: (name: string) => void }) {
-  const fits = ranked?.data.filter((one) => one.refusals.length === 0) ?? [];
-  const others = ranked?.data.filter((one) => one.refusals.length > 0) ?? [];
-  const refused = others.find((one) => one.name === name);
-  const families = [...new Set(methods.map((one) => one.family))];
-  const listed = new Set(ranked?.data.map((one) => one.name));
-  return (
-    <Field label="Method" hint={ranked ? `Best measured first. Measured on: ${ranked.measured_on}` : undefined} faults={refused ? [...new Set([...faults, ...refused.refusals])] : faults}>
-      {(attributes) => (
-        <select {...attributes} value={name} onChange={(event) => onChange(event.currentTarget.value)}>
-          {!methods.some((one) => one.name === name) && <option value={name}>{name}</option>}
-          {ranked ? (
-            <>
-              <optgroup label="Fits this job">
-                {fits.map((one) => (
-                  <option key={one.name} value={one.name}>
-                    {one.name} · {one.title}
-                    {one.measured ? ` (${one.measured.difference > 0 ? "+" : ""}${one.measured.difference.toFixed(1)} points)` : ""}
-                  </option>
-                ))}
-              </optgroup>
-              <optgroup label="Does not fit it as it is">
-                {others.map((one) => (
-                  <option key={one.name} value={one.name}>
-                    {one.name} · {one.title}
-                  </option>
-                ))}
-                {methods.filter((one) => !listed.has(one.name)).map((one) => (
-                  <option key={one.name} value={one.name}>{one.name} · {one.title}</option>
-                ))}
-              </optgroup>
-            </>
-          ) : (
-            families.map((family) => (
-              <optgroup key={family} label={family}>
-                {methods.filter((one) => one.family === family).map((one) => (
-                  <option key={one.name} value={one.name}>{one.name} · {one.title}</option>
-                ))}
-              </optgroup>
-            ))
-          )}
-        </select>
-      )}
-    </Field>
-  );
-}
-
-function Training({ spec, set, faults }: PartProps) {
-  const recipes = useLoaded((signal) => get("/v1/recipes", { signal }), []);
-  const training = asObject(spec["training"]);
-  if (recipes.error) return <Problem error={recipes.error} onRetry={recipes.reload} />;
-  if (recipes.data === undefined) return <Loading />;
-  const schema = recipes.data.training_schema as Schema;
-  const recipe = text(training["recipe"]) || "small";
-  const presets = recipes.data.data.find((one) => one.name === recipe)?.training ?? {};
-  const some = (names: (name: string) => boolean): Schema => ({ ...schema, properties: Object.fromEntries(Object.entries(schema.properties ?? {}).filter(([name]) => names(name))) });
-  return (
-    <Section title="Training">
-      {faultsAt(faults, ["training"], false).map((one) => (
-        <p key={one} class="fault">{one}</p>
-      ))}
-      <SchemaForm schema={some((name) => OFTEN.includes(name))} root={schema} value={training} path={["training"]} presets={presets} set={set} faults={faults} />
-      <details open={Object.keys(training).some((name) => !OFTEN.includes(name)) || faults.some((one) => /^\/training\//.test(one.pointer) && !OFTEN.includes(one.pointer.split("/")[2] ?? ""))}>
-        <summary>All settings of the training</summary>
-        <SchemaForm schema={some((name) => !OFTEN.includes(name))} root={schema} value={training} path={["training"]} presets={presets} set={set} faults={faults} />
-      </details>
-    </Section>
-  );
-}
-
-function Rest({ spec, set, faults }: PartProps) {
-  const resources = asObject(spec["resources"]);
-  const labels = Object.entries(asObject(spec["labels"])).map(([name, value]) => `${name}=${String(value)}`).join(", ");
-  const flag = (name: string, preset: boolean, label: string) => (
-    <label>
-      <input type="checkbox" checked={(spec[name] as boolean | undefined) ?? preset} onChange={(event) => set([name], event.currentTarget.checked === preset ? undefined : event.currentTarget.checked)} />
-      {label}
-    </label>
-  );
-  return (
-    <Section title="Besides">
-      <div class="choice">
-        {flag("baseline", false, "Also train the student without its teacher, to compare")}
-        {flag("report", true, "Write a report with pictures")}
-      </div>
-      <div class="grid">
-        <Choice label="Device" faults={faultsAt(faults, ["resources"])} options={["any", "cpu", "cuda"]} preset="any" value={text(resources["accelerator"]) || undefined} onChange={(value) => set(["resources", "accelerator"], value)} />
-        <Field label="Longest time in seconds" hint="Of active work; no limit if empty.">
-          {(attributes) => <TextInput {...attributes} inputMode="decimal" value={String(resources["max_runtime_seconds"] ?? "")} onCommit={(text) => set(["resources", "max_runtime_seconds"], read(text, NUMBER))} />}
-        </Field>
-        <Field label="Priority" hint="0 to 9; higher goes first." faults={faultsAt(faults, ["priority"])}>
-          {(attributes) => <TextInput {...attributes} inputMode="numeric" placeholder="0" value={String(spec["priority"] ?? "")} onCommit={(text) => set(["priority"], read(text, NUMBER))} />}
-        </Field>
-        <Field label="Labels" hint="For filters, such as team=vision." faults={faultsAt(faults, ["labels"])}>
-          {(attributes) => <TextInput {...attributes} value={labels} placeholder="key=value, key=value" onCommit={(text) => set(["labels"], labelled(text))} />}
-        </Field>
-      </div>
-    </Section>
-  );
-}
-
-function labelled(written: string): Json | undefined {
-  const pairs = written.split(",").map((one) => one.trim()).filter(Boolean);
-  if (pairs.length === 0) return undefined;
-  return Object.fromEntries(pairs.map((pair) => [pair.split("=")[0]?.trim() ?? pair, pair.split("=").slice(1).join("=").trim()]));
-}

@@ -91,7 +91,7 @@ export function ModelVersion({ place }: { place: Place }) {
         </Section>
       </div>
       {it.state === "ready" && <Lineage name={name} version={version} />}
-      {it.state === "ready" && <Exports name={name} version={version} onError={setError} />}
+      {it.state === "ready" && <Exports name={name} version={version} classes={it.classes} onError={setError} />}
       {it.files.length > 0 && (
         <Section title="Files">
           <Files files={it.files.filter((one) => !one.path.includes("/"))} urlOf={file} onError={setError} />

@@ -18,7 +18,7 @@ const TONES: Record<string, string> = {
   running: "run", starting: "run", validating: "run", pausing: "hold", paused: "hold",
   cancelling: "hold", queued: "wait", pending: "wait", succeeded: "good", ready: "good",
   online: "good", complete: "good", failed: "bad", rejected: "bad", refused: "bad", lost: "bad", incomplete: "hold",
-  suspended: "hold", pruned: "wait", cancelled: "wait", stopped: "wait",
+  joined: "run", answered: "good", open: "run", published: "good", left: "hold", revoked: "bad", suspended: "hold", pruned: "wait", cancelled: "wait", stopped: "wait",
 };
 
 /** A state in words and colour; a state that is not known here is shown as it is. */

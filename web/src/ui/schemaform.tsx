@@ -10,6 +10,8 @@ export interface Editing {
   /** Set a value of the spec; undefined takes it out, so that its default holds. */
   set: (path: Path, value: unknown) => void;
   faults: Fault[];
+  /** Whether several values, with commas between, stand for a variant of each, as in a study. */
+  takesGrids?: boolean;
 }
 
 interface SchemaFormProps extends Editing {
@@ -52,12 +54,19 @@ interface SchemaFieldProps extends Editing {
   path: Path;
 }
 
-function SchemaField({ name, schema, root, value, preset, path, set, faults }: SchemaFieldProps) {
+function SchemaField({ name, schema, root, value, preset, path, set, faults, takesGrids = false }: SchemaFieldProps) {
   const it = resolved(schema, root);
   const kinds = (it.anyOf ?? it.oneOf ?? [it]).map((one) => resolved(one, root));
   const label = name.replaceAll("_", " ");
   const hint = it.description ?? kinds.map((one) => one.description ?? "").join(" ").trim();
   const objects = kinds.filter((one) => one.properties !== undefined);
+  if (objects.length > 0 && isGrid(value)) {
+    return (
+      <Field label={label} hint="As the YAML has it; change it there." faults={faultsAt(faults, path)}>
+        {(attributes) => <input {...attributes} readOnly value={JSON.stringify(value)} />}
+      </Field>
+    );
+  }
   if (objects.length > 0) {
     const chosen = objects.find((one) => one.properties?.["name"]?.const === nameOf(value ?? preset)) ?? objects[0];
     if (chosen !== undefined) {
@@ -72,7 +81,7 @@ function SchemaField({ name, schema, root, value, preset, path, set, faults }: S
           {objects.length > 1 && (
             <Choice label="name" options={objects.map((one) => String(one.properties?.["name"]?.const ?? ""))} value={nameOf(value)} preset={nameOf(preset)} onChange={(text) => set(path, text === undefined ? undefined : { name: text })} />
           )}
-          <SchemaForm schema={chosen} root={root} value={given} path={path} presets={nameOf(given) === undefined || nameOf(given) === nameOf(preset) ? asObject(preset) : {}} without={objects.length > 1 || chosen.properties?.["name"]?.const !== undefined ? ["name"] : []} set={set} faults={faults} />
+          <SchemaForm schema={chosen} root={root} value={given} path={path} presets={nameOf(given) === undefined || nameOf(given) === nameOf(preset) ? asObject(preset) : {}} without={objects.length > 1 || chosen.properties?.["name"]?.const !== undefined ? ["name"] : []} set={set} faults={faults} takesGrids={takesGrids} />
         </fieldset>
       );
     }
@@ -81,6 +90,10 @@ function SchemaField({ name, schema, root, value, preset, path, set, faults }: S
   const values = kinds.flatMap((one) => one.enum ?? (one.const === undefined ? [] : [one.const]));
   const isClosed = kinds.every((one) => one.enum !== undefined || one.const !== undefined || one.type === "null");
   const isFlag = kinds.every((one) => one.type === "boolean" || one.type === "null");
+  if (takesGrids) {
+    const words = isFlag ? ["true", "false"] : values.map(String);
+    return <Free label={label} hint={hint} faults={wrong} kinds={kinds} words={words} example={placeholder(preset, schema, root)} value={value} onChange={(text) => set(path, text)} takesGrids />;
+  }
   if (isFlag || isClosed) {
     const options = isFlag ? [true, false] : values;
     return (
@@ -160,18 +173,20 @@ interface FreeProps {
   example: string;
   value: unknown;
   onChange: (value: unknown) => void;
+  takesGrids?: boolean;
 }
 
 /** A number, a word, or a list as JSON; empty takes the field out of the spec. */
-function Free({ label, hint, faults, kinds, words, example, value, onChange }: FreeProps) {
+function Free({ label, hint, faults, kinds, words, example, value, onChange, takesGrids = false }: FreeProps) {
   const list = useId();
   const isNumber = kinds.every((one) => one.type === "number" || one.type === "integer" || one.type === "null");
-  const shown = value === undefined || value === null ? "" : typeof value === "object" ? JSON.stringify(value) : String(value);
+  const shown = isGrid(value) ? value.grid.map(written).join(", ") : written(value);
+  const readAll = takesGrids ? readGrid : read;
   return (
     <Field label={label} hint={hint} faults={faults}>
       {(attributes) => (
         <>
-          <TextInput {...attributes} inputMode={isNumber ? "decimal" : "text"} list={words.length > 0 ? list : undefined} value={shown} placeholder={example} onCommit={(text) => onChange(read(text, kinds))} />
+          <TextInput {...attributes} inputMode={isNumber && !takesGrids ? "decimal" : "text"} list={words.length > 0 ? list : undefined} value={shown} placeholder={example} onCommit={(text) => onChange(readAll(text, kinds))} />
           {words.length > 0 && (
             <datalist id={list}>
               {words.map((one) => (
@@ -185,11 +200,30 @@ function Free({ label, hint, faults, kinds, words, example, value, onChange }: F
   );
 }
 
+/** Return whether a value of a study stands for several. */
+function isGrid(value: unknown): value is { grid: unknown[] } {
+  return Array.isArray(asObject(value)["grid"]);
+}
+
+function written(value: unknown): string {
+  if (value === undefined || value === null) return "";
+  return typeof value === "object" ? JSON.stringify(value) : String(value);
+}
+
+/** Return what a person has typed as one value, or as a grid of those between commas. */
+export function readGrid(text: string, kinds: Schema[]): unknown {
+  const parts = text.split(",").map((part) => part.trim()).filter(Boolean);
+  // Commas within a list or an object separate no values of a grid.
+  if (parts.length < 2 || /^\s*[[{]/.test(text)) return read(text, kinds);
+  return { grid: parts.map((part) => read(part, kinds)) };
+}
+
 /** Return what a person has typed as the value that the schema asks for; the server judges it. */
 export function read(text: string, kinds: Schema[]): unknown {
   const trimmed = text.trim();
   if (trimmed === "") return undefined;
   if (trimmed === "null" && kinds.some((one) => one.type === "null")) return null;
+  if (/^(true|false)$/.test(trimmed) && kinds.some((one) => one.type === "boolean")) return trimmed === "true";
   const takesNumber = kinds.some((one) => one.type === "number" || one.type === "integer");
   if (takesNumber && Number.isFinite(Number(trimmed))) return Number(trimmed);
   if (/^[[{]/.test(trimmed)) {

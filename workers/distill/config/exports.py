@@ -13,12 +13,12 @@ from workers.distill.config.descriptions import WITHOUT_CLASSES
 from workers.distill.config.rules import Violation
 from workers.distill.config.training import Values
 
-Format: TypeAlias = Literal["onnx", "torch_export", "torch_state_dict", "hub"]
+Format: TypeAlias = Literal["onnx", "torch_export", "openvino", "torch_state_dict", "hub"]
 Precision: TypeAlias = Literal["float32", "float16", "int8"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
-GRAPHS: frozenset[Format] = frozenset({"onnx", "torch_export"})
+GRAPHS: frozenset[Format] = frozenset({"onnx", "torch_export", "openvino"})
 """Formats that hold the computation, and not only the weights."""
 TWO_STAGE = ("retort/fasterrcnn", "torchvision/fasterrcnn_")
 """How the names of detectors begin that classify proposals."""
@@ -36,7 +36,8 @@ class ExportChoice(Values):
 
     format: Format = Field(
         description="`onnx`: a graph with a batch of any size; `torch_export`: a `.pt2` program; "
-        "`torch_state_dict`: the weights alone; `hub`: the files of a Hugging Face repository."
+        "`openvino`: a model of OpenVINO, where the workers have it; `torch_state_dict`: the "
+        "weights alone; `hub`: the files of a Hugging Face repository."
     )
     precision: Precision = Field(
         "float32",

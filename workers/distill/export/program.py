@@ -32,7 +32,15 @@ from workers.distill.config.job import Input, Task
 from workers.distill.config.rules import Violation
 from workers.distill.config.training import Values
 from workers.distill.data import dataset
-from workers.distill.export import checks, graph, hub, onnx_graph, preprocessing, torch_program
+from workers.distill.export import (
+    checks,
+    graph,
+    hub,
+    onnx_graph,
+    openvino_model,
+    preprocessing,
+    torch_program,
+)
 from workers.distill.networks import catalog as networks
 from workers.distill.networks import weights
 from workers.distill.networks.interface import Network
@@ -45,6 +53,7 @@ MODEL, DATASET, OUTPUT = "model", "dataset", "export"
 LIBRARIES = {
     "onnx": ("torch", "onnx", "onnxscript", "onnxruntime"),
     "torch_export": ("torch",),
+    "openvino": ("torch", "onnx", "onnxscript", "openvino"),
     "torch_state_dict": ("torch",),
     "hub": ("torch", "safetensors"),
 }
@@ -224,6 +233,16 @@ def _write_program(export: Export, module: graph.ExportedGraph) -> checks.Run:
     return torch_program.TorchProgram(target)
 
 
+def _write_openvino(export: Export, module: graph.ExportedGraph) -> checks.Run:
+    target, source = export.output / openvino_model.FILE, export.workdir / "float32.onnx"
+    half = export.choice.precision == "float16"
+    export.opset = onnx_graph.write(module, source)
+    openvino_model.write(source, target, half=half)
+    if half:
+        export.notes.append(_HALF)
+    return openvino_model.OpenvinoModel(target, threads=torch.get_num_threads())
+
+
 def _write_state_dict(export: Export, _module: graph.ExportedGraph) -> checks.Run:
     target = export.output / hub.STATE_DICT_FILE
     half = export.choice.precision == "float16"
@@ -255,6 +274,7 @@ def _write_hub(export: Export, _module: graph.ExportedGraph) -> checks.Run:
 WRITERS: dict[str, Callable[[Export, graph.ExportedGraph], checks.Run]] = {
     "onnx": _write_onnx,
     "torch_export": _write_program,
+    "openvino": _write_openvino,
     "torch_state_dict": _write_state_dict,
     "hub": _write_hub,
 }
