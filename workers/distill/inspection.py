@@ -336,7 +336,7 @@ def _report(record: dataset.DatasetRecord, folder: Path) -> dict[str, Any]:
     # Read back what was written: the engine must be able to open it.
     stored = dataset.load(folder)
     for name in dataset.SPLITS:
-        TASKS[stored.record.task].read_split(stored, name)
+        TASKS[stored.record.task].open_split(stored, name)
     return {"dataset": record.model_dump(mode="json", exclude_none=True)}
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from workers.distill import errors
 from workers.distill.config.job import Input, Task
+from workers.distill.data.lazy_images import StoredImages
 from workers.distill.files import tensorfile
 
 SPLITS = ("train", "validation", "test")
@@ -63,13 +64,20 @@ class DatasetRecord(pydantic.BaseModel):
 
 
 @dataclass(frozen=True)
-class Split:
-    """Images with their labels, in the form that the task defines."""
+class ImageSplit:
+    """Images, which may be made on demand, with their labels in the form that the task defines."""
 
-    images: UInt8[Tensor, "N c h w"]
+    images: StoredImages
     labels: Shaped[Tensor, "N *T"]
     scales: Float[Tensor, " N"] | None = None
     """In detection: stored pixels per pixel of the original picture, along a side."""
+
+
+@dataclass(frozen=True)
+class Split(ImageSplit):
+    """Images that are stored decoded, with their labels."""
+
+    images: UInt8[Tensor, "N c h w"]
 
 
 @dataclass(frozen=True)
@@ -80,12 +88,30 @@ class StoredDataset:
     folder: Path
 
     def split(self, name: str) -> Split:
+        """Return a split as `open_split` does, of a data set whose images are stored decoded.
+
+        Raises `BadDataset` for another one, too.
+        """
+        return decoded(self.open_split(name), name)
+
+    def open_split(self, name: str) -> ImageSplit:
         """Return a split, mapped from its file, its labels as they are stored.
 
         Raises `BadDataset` when the images are not as recorded. Only the task can check labels:
-        `BaseTask.read_split` does both.
+        `BaseTask.open_split` does both.
         """
         return _read_split(self.folder / f"{name}.safetensors", name, self.record)
+
+
+def decoded(split: ImageSplit, name: str) -> Split:
+    """Return a split whose images are stored decoded; raises `BadDataset` for another one."""
+    if not isinstance(split, Split):
+        raise errors.BadDataset(
+            f"the {name} split is stored as encoded pictures, which is not read here; upload the "
+            'data set anew with input {"storage": "decoded"}',
+            split=name,
+        )
+    return split
 
 
 def load(folder: Path) -> StoredDataset:

@@ -154,10 +154,15 @@ def _add_damaged(files: Iterable[Path], root: Path, problems: Problems) -> None:
             problems.add_unreadable(file, refusal)
 
 
-def fitted(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Scale the picture until it just covers the size, and crop its centre."""
-    scale = max(height / image.height, width / image.width)
-    tall, wide = max(height, round(image.height * scale)), max(width, round(image.width * scale))
+def fitted(image: Image.Image, height: int, width: int, crop_ratio: float = 1.0) -> Image.Image:
+    """Scale the picture until it just covers the size / `crop_ratio`, and crop the size's centre.
+
+    The same as `lazy_images.centre_view` with Pillow, which rounds otherwise by one at most.
+    """
+    covered = int(height / crop_ratio), int(width / crop_ratio)
+    scale = max(covered[0] / image.height, covered[1] / image.width)
+    tall = max(covered[0], round(image.height * scale))
+    wide = max(covered[1], round(image.width * scale))
     if (tall, wide) != (image.height, image.width):
         image = image.resize((wide, tall), Image.Resampling.BILINEAR)
     left, top = (wide - width) // 2, (tall - height) // 2
