@@ -1261,6 +1261,18 @@ def of_classes(description: MethodDescription, classes: int | None) -> Iterator[
         )
 
 
+def of_storage(method: Json, *, is_encoded: bool) -> Iterator[Violation]:
+    """Yield that a method does not read pictures that are stored encoded, if so."""
+    if is_encoded and "federation" in method:
+        yield Violation(
+            "dataset",
+            "dataset_encoded",
+            f"method {method['name']} divides images among clients, which are held in memory, and "
+            "the data set's pictures are stored encoded; upload it anew with input "
+            '{"storage": "decoded"}',
+        )
+
+
 def of_labels(
     description: MethodDescription,
     training: Json,

@@ -7,49 +7,18 @@ give the same bytes in the same order (channels last).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 from jaxtyping import Int, UInt8
-from numpy.typing import NDArray
 from torch import Tensor
 
+from workers.distill.data import crop_writing
+from workers.distill.data.crop_writing import CropSource, Loading
+from workers.distill.data.lazy_images import LazyImages, StoredImages
 from workers.distill.data.transforms import random_crops
 from workers.distill.data.types import AnyCrops, CropRow, Crops, ResizedCropRow, ResizedCrops
-
-
-class Loading(Protocol):
-    """A batch of images that is being made."""
-
-    def result(self) -> UInt8[Tensor, "n c h w"]:
-        """Return the images where networks are, channels last, when they are done."""
-        ...
-
-    def cancel(self) -> None:
-        """Leave out what was not begun: nobody wants the result."""
-        ...
-
-
-class CropSource(Protocol):
-    """Images [N, c, h, w] from which crops are cut; what lies outside of an image is 0."""
-
-    ahead: int
-    """How many batches to begin before the one that is used."""
-    device: torch.device
-    """Where indices and crops are to be."""
-
-    def sizes(self, index: Int[Tensor, " n"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
-        """Return heights and widths of the images that resized crops are cut from.
-
-        `index` and what is returned are on the CPU.
-        """
-        ...
-
-    def begin(self, index: Int[Tensor, " n"], crops: AnyCrops) -> Loading:
-        """Begin to cut a crop of each image that `index` names."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -67,9 +36,11 @@ class AtOnce:
 
 
 def crop_source(
-    images: UInt8[Tensor, "N c h w"], *, pad_y: int, pad_x: int, device: torch.device
+    images: StoredImages, *, pad_y: int, pad_x: int, device: torch.device
 ) -> CropSource:
     """Return the source for a device; no crop reaches beyond the padding."""
+    if isinstance(images, LazyImages):
+        return images.source(device)
     if device.type == "cpu":
         return MappedImages(images)
     return DeviceImages(images, pad_y=pad_y, pad_x=pad_x, device=device)
@@ -116,30 +87,8 @@ class MappedImages(_OneSize):
             return torch.from_numpy(result).permute(0, 3, 1, 2)
         rows: Sequence[CropRow | ResizedCropRow] = crops.rows()
         for place, crop, row in zip(index.tolist(), rows, result, strict=True):
-            cut_one(self._images[place], crop, row.transpose(2, 0, 1))
+            crop_writing.cut_one(self._images[place], crop, row.transpose(2, 0, 1))
         return torch.from_numpy(result).permute(0, 3, 1, 2)
-
-
-def cut_one(
-    image: NDArray[np.uint8], crop: CropRow | ResizedCropRow, target: NDArray[np.uint8]
-) -> None:
-    """Write one crop of an image [c, h, w] into `target` [c, H, W], which is all zeros."""
-    height, width = target.shape[1:]
-    if isinstance(crop, ResizedCropRow):
-        part = (crop.top, crop.left, crop.tall, crop.wide)
-        resized = random_crops.resize_part(
-            torch.from_numpy(image), part, (height, width), crop.interpolation
-        ).numpy()
-        target[:] = resized[:, :, ::-1] if crop.mirrored else resized
-        return
-    # The rows and columns of the crop that the image covers.
-    y1, y2 = max(0, -crop.top), min(height, height - crop.top)
-    x1, x2 = max(0, -crop.left), min(width, width - crop.left)
-    seen = image[:, y1 + crop.top : y2 + crop.top, x1 + crop.left : x2 + crop.left]
-    if crop.mirrored:
-        target[:, y1:y2, width - x2 : width - x1] = seen[:, :, ::-1]
-    else:
-        target[:, y1:y2, x1:x2] = seen
 
 
 class DeviceImages(_OneSize):

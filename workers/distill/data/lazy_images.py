@@ -14,6 +14,8 @@ import torch.nn.functional as F  # noqa: N812 - the name that every reader of Py
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from workers.distill.data.crop_writing import CropSource
+
 Rows: TypeAlias = slice | Tensor | Sequence[int]
 
 
@@ -53,6 +55,10 @@ class LazyImages(ABC):
         other = copy.copy(self)
         other.device = device
         return other
+
+    def source(self, device: torch.device) -> CropSource:
+        """Return what cuts crops of these images for training on a device."""
+        raise NotImplementedError(f"{type(self).__name__} are not trained on")
 
     @abstractmethod
     def at_ratio(self, crop_ratio: float) -> "LazyImages":

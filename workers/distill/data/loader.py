@@ -17,7 +17,8 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from workers.distill.config.training import TeacherCache, Training
-from workers.distill.data import cropping, stateless_rng
+from workers.distill.data import crop_writing, cropping, stateless_rng
+from workers.distill.data.lazy_images import StoredImages
 from workers.distill.data.transforms import (
     erasing,
     mixing,
@@ -59,6 +60,7 @@ class BatchLoader:
     """The training split, cut and augmented in batches on the device.
 
     The CPU reads a batch's images from the split's mapped file; another device holds them all.
+    Of a split that is stored encoded, threads decode the next batches while one is used.
 
     With a teacher cache of k views a visit, a batch holds k views of each of its images. An epoch
     has as many steps as without, so it shows every k-th image; k epochs show each once (and, where
@@ -68,7 +70,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        images: UInt8[Tensor, "N c h w"],
+        images: StoredImages,
         labels: Shaped[Tensor, "N *T"],
         *,
         training: Training,
@@ -263,7 +265,7 @@ class BatchLoader:
 
     def _loaded(self, plans: Iterable[BatchPlan]) -> Iterator[Batch]:
         """Load, augment and yield the batches of plans, some of which are begun early."""
-        begun: deque[tuple[BatchPlan, list[cropping.Loading]]] = deque()
+        begun: deque[tuple[BatchPlan, list[crop_writing.Loading]]] = deque()
         try:
             for plan in plans:
                 begun.append((plan, self._begin(plan)))
@@ -276,13 +278,13 @@ class BatchLoader:
                 for one in loading:
                     one.cancel()
 
-    def _begin(self, plan: BatchPlan) -> list[cropping.Loading]:
+    def _begin(self, plan: BatchPlan) -> list[crop_writing.Loading]:
         """Begin to load what a batch shows: its images, and their second view if it has one."""
         index = plan.places if self._images.device == self._device else plan.index
         both = [plan.crops] if plan.strong is None else [plan.crops, plan.strong[0]]
         return [self._images.begin(index, self._cut_from(crops, index)) for crops in both]
 
-    def _finished(self, plan: BatchPlan, loading: list[cropping.Loading]) -> Batch:
+    def _finished(self, plan: BatchPlan, loading: list[crop_writing.Loading]) -> Batch:
         images = loading[0].result()
         if isinstance(plan.crops, Crops) and plan.crops.scale is not None:
             images = resized_crops.cut_images(images, plan.crops.to(self._device))

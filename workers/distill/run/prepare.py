@@ -56,6 +56,7 @@ def prepare(
     classes = classes_of(stored.record, config)
     for role, choice in teachers_of(config):
         check_classes(role, choice, len(classes), config.task)
+    check_storage(config, is_encoded=stored.record.encoded is not None)
     check_labels(config, stored.record.sizes(), stored.record.labelled)
     check_label_noise(config, len(classes))
     check_class_weights(config, len(classes))
@@ -204,6 +205,13 @@ def classes_of(record: dataset.DatasetRecord, config: JobConfig) -> list[str]:
         return list(record.classes)
     first = config.all_teachers[0]
     return first.class_names or [str(label) for label in range(first.classes)]
+
+
+def check_storage(config: JobConfig, *, is_encoded: bool) -> None:
+    """Raise `BadRecipe` for a method that does not read pictures which are stored encoded."""
+    method, params = catalog.find(config.method)
+    described = {**params.model_dump(), "name": method.describe().name}
+    errors.refuse(rules.of_storage(described, is_encoded=is_encoded))
 
 
 def check_labels(
