@@ -7,12 +7,14 @@ upload is stored, and reads both in turns with as many workers as threads: rando
 
 import argparse
 import json
+import multiprocessing
+import os
 import resource
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +68,7 @@ def ours(stored: dataset.StoredDataset) -> Iterator[Tensor]:
             yield preprocess(batch.images)
 
 
-def theirs(folder: Path, size: int, workers: int) -> Iterator[Tensor]:
+def theirs(folder: Path, size: int, workers: int) -> Generator[Tensor, None, None]:
     """Yield normalised batches of torchvision's reader, epoch after epoch."""
     change = v2.Compose(
         [
@@ -96,6 +98,18 @@ def seconds_of(batches: Iterator[Tensor], count: int) -> float:
     for _ in range(count):
         next(batches)
     return time.perf_counter() - start
+
+
+def cpu_seconds() -> float:
+    """Return the processor time of this process, its threads and its workers.
+
+    Other programs on the machine do not change it, as they change how long a turn takes.
+    """
+    ticks = 0
+    for process in [os.getpid(), *(each.pid for each in multiprocessing.active_children())]:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def resident_bytes() -> int:
@@ -137,10 +151,14 @@ def main(arguments: Sequence[str]) -> int:
         one, other = ours(stored), theirs(pictures, options.size, workers)
         for batches in (one, other):  # threads and processes start
             seconds_of(batches, 2)
-        turns = [
-            (seconds_of(one, options.batches), seconds_of(other, options.batches))
-            for _ in range(options.turns)
-        ]
+        turns, spent = [], []
+        for _ in range(options.turns):
+            before = cpu_seconds()
+            mine = seconds_of(one, options.batches)
+            between = cpu_seconds()
+            library = seconds_of(other, options.batches)
+            turns.append((mine, library))
+            spent.append((between - before, cpu_seconds() - between))
         shown = BATCH * options.batches
         other.close()
         epoch = stored.record.splits["train"] // BATCH
@@ -159,6 +177,10 @@ def main(arguments: Sequence[str]) -> int:
         ),
         "ratio_median": round(statistics.median(library / mine for mine, library in turns), 2),
         "ratios": [round(library / mine, 2) for mine, library in turns],
+        "cpu_ms_per_image": round(1000 * statistics.median(m for m, _ in spent) / shown, 2),
+        "torchvision_cpu_ms_per_image": round(
+            1000 * statistics.median(library for _, library in spent) / shown, 2
+        ),
         "stored_per_second": round(options.images / stored_seconds, 1),
         "resident_mib_by_quarter_epoch": memory,
     }

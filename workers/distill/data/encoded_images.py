@@ -77,7 +77,7 @@ def decode(picture: EncodedPicture, channels: int) -> Pixels:
     return turned(pixels, picture.orientation)
 
 
-def _grey(pixels: Pixels) -> Pixels:
+def _grey(pixels: Pixels) -> UInt8[Tensor, "1 h w"]:
     if len(pixels) < 3:  # grey and alpha
         return pixels[:1]
     red, green, blue = (plane.int() * share for plane, share in zip(pixels[:3], LUMA, strict=True))
@@ -85,7 +85,7 @@ def _grey(pixels: Pixels) -> Pixels:
     return grey.to(torch.uint8)[None]
 
 
-def turned(pixels: Pixels, orientation: int) -> Pixels:
+def turned(pixels: Pixels, orientation: int) -> UInt8[Tensor, "c H W"]:
     """Return pixels upright, by EXIF's orientation (1 to 8)."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 2)

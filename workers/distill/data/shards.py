@@ -67,8 +67,10 @@ class ShardWriter:
     def close(self, labels: Int[Tensor, " N"]) -> None:
         """Finish the last file and write the index with the labels of all pictures."""
         self._end_file()
-        table = torch.tensor(self._rows, dtype=torch.int64).reshape(-1, len(COLUMNS))
-        columns = {name: table[:, place].clone() for place, name in enumerate(COLUMNS)}
+        columns = {
+            name: torch.tensor([row[place] for row in self._rows], dtype=torch.int64)
+            for place, name in enumerate(COLUMNS)
+        }
         path = self._folder / f"{self._split}.safetensors"
         tensorfile.write(path, {**columns, "labels": labels}, header={})
 
