@@ -100,6 +100,23 @@ def seconds_of(batches: Iterator[Tensor], count: int) -> float:
     return time.perf_counter() - start
 
 
+def turn(batches: Iterator[Tensor], count: int, workers: int) -> tuple[float, float]:
+    """Return seconds and processor seconds of so many batches, of one side alone.
+
+    What the side had made in advance is taken first, and not timed; then as much is on its way at
+    the end as at the beginning. At last its threads or workers come to rest.
+    """
+    seconds_of(batches, 2 * workers)
+    spent = cpu_seconds()
+    taken = seconds_of(batches, count)
+    spent = cpu_seconds() - spent
+    last = -1.0
+    while cpu_seconds() - last > 0.02:
+        last = cpu_seconds()
+        time.sleep(1)
+    return taken, spent
+
+
 def cpu_seconds() -> float:
     """Return the processor time of this process, its threads and its workers.
 
@@ -153,12 +170,9 @@ def main(arguments: Sequence[str]) -> int:
             seconds_of(batches, 2)
         turns, spent = [], []
         for _ in range(options.turns):
-            before = cpu_seconds()
-            mine = seconds_of(one, options.batches)
-            between = cpu_seconds()
-            library = seconds_of(other, options.batches)
-            turns.append((mine, library))
-            spent.append((between - before, cpu_seconds() - between))
+            mine, library = (turn(each, options.batches, workers) for each in (one, other))
+            turns.append((mine[0], library[0]))
+            spent.append((mine[1], library[1]))
         shown = BATCH * options.batches
         other.close()
         epoch = stored.record.splits["train"] // BATCH
