@@ -35,7 +35,7 @@ def encode(folder: Path) -> None:
         classes=[f"row {number}" for number in range(3)],
         splits=folders.COUNTS,
         input=Input.model_validate(folders.INPUT),
-        encoded=dataset.EncodedForm(
+        encoded=dataset.EncodedPictures(
             kinds={"png": 73}, size_bytes=9000, smallest=[8, 8], largest=[8, 8], moments_of=41
         ),
     )

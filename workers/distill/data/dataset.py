@@ -36,7 +36,7 @@ BLOCK_PIXELS = 1 << 20
 """Pixels that are counted at a time."""
 
 
-class EncodedForm(pydantic.BaseModel):
+class EncodedPictures(pydantic.BaseModel):
     """How the pictures of a data set are stored that are decoded when they are used."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
@@ -68,7 +68,7 @@ class DatasetRecord(pydantic.BaseModel):
     """Images with a class by split; None where all have one."""
     input: Input
     flip: bool = False
-    encoded: EncodedForm | None = None
+    encoded: EncodedPictures | None = None
     """None where images are stored decoded, all in one size."""
     notes: list[str] = []
 

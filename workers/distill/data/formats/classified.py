@@ -70,7 +70,7 @@ def write(
 
     def finish(
         stored: Mapping[str, Mapping[str, NDArray[np.generic]]],
-        encoded: dataset.EncodedForm | None,
+        encoded: dataset.EncodedPictures | None,
     ) -> dataset.DatasetRecord:
         sizes = (
             _notes_of_sizes(headers.values(), form)

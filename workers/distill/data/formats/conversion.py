@@ -246,7 +246,7 @@ def finish(
     notes: Sequence[str],
     task: Task,
     boxes: dict[str, list[int]] | None = None,
-    encoded: dataset.EncodedForm | None = None,
+    encoded: dataset.EncodedPictures | None = None,
 ) -> dataset.DatasetRecord:
     """Write the record of a data set whose splits `store` has written, and return it.
 

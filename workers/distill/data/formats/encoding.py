@@ -40,7 +40,7 @@ class EncodedWriter:
 
     def write(
         self, splits: Mapping[str, Sequence[tuple[Path, int]]]
-    ) -> tuple[dict[str, dict[str, NDArray[np.generic]]], dataset.EncodedForm]:
+    ) -> tuple[dict[str, dict[str, NDArray[np.generic]]], dataset.EncodedPictures]:
         """Write files with their classes; return labels by split, and how they are stored.
 
         Beside the labels of the training split stand the `images` of its sample. Pictures that
@@ -75,7 +75,7 @@ class EncodedWriter:
         sample = self._sample()
         stored["train"]["images"] = sample
         by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
-        return stored, dataset.EncodedForm(
+        return stored, dataset.EncodedPictures(
             kinds=dict(sorted(kinds.items())),
             size_bytes=total,
             smallest=list(by_area[0]),
@@ -146,7 +146,7 @@ class EncodedWriter:
         return sample
 
 
-def notes_of(encoded: dataset.EncodedForm, hints: conversion.InputHints) -> list[str]:
+def notes_of(encoded: dataset.EncodedPictures, hints: conversion.InputHints) -> list[str]:
     """Return notes about how the pictures are stored, and why so."""
     count = sum(encoded.kinds.values())
     why = (
