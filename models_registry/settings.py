@@ -161,6 +161,12 @@ class Settings(BaseSettings):
         ge=256 * 2**20,
         description="An upload that takes more memory to inspect is rejected (on Linux).",
     )
+    decoded_dataset_bytes: int = Field(
+        2 * 2**30,
+        ge=0,
+        description="Uploaded pictures with one class each that take more than this when they are "
+        "decoded are stored as their files, and decoded while training.",
+    )
     worker_cache_bytes: int = Field(
         50 * 2**30, ge=0, description="Least recently used inputs above this are dropped."
     )

@@ -23,8 +23,8 @@ class Datasets(transport.Resource):
         """Make a new version of a data set from an upload; a worker unpacks it first.
 
         With the format `auto` the worker recognises it; `format` and `notes` of the version tell.
-        `input` may say `height`, `width`, `channels`, `mean`, `std`, `max_value` and
-        `max_bad_share`; what it leaves out is measured.
+        `input` may say `height`, `width`, `channels`, `mean`, `std`, `max_value`,
+        `max_bad_share` and `storage` (auto, decoded, encoded); what it leaves out is measured.
         """
         body = {
             "upload": upload if isinstance(upload, str) else upload.id,

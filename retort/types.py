@@ -677,6 +677,7 @@ class DatasetVersion(Body):
     splits: dict[str, int] = Field(default_factory=dict)
     boxes: dict[str, list[int]] | None = None
     labelled: dict[str, int] | None = None
+    encoded: Json | None = None  # how pictures are stored that are decoded when used
     notes: list[str] | None = None
     format: str | None = None
     input: Json | None = None

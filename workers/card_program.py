@@ -109,10 +109,16 @@ def _picture(given: Json) -> Iterator[str]:
     yield f'    picture = picture.convert("{mode}")'
     yield f"    height, width = {height}, {width}"
     if given["crop_mode"] == "center":
-        yield "    # Scaled until it covers this size, then cut at its centre."
-        yield "    scale = max(height / picture.height, width / picture.width)"
-        yield "    tall = max(height, round(picture.height * scale))"
-        yield "    wide = max(width, round(picture.width * scale))"
+        share = given["crop_pct"]
+        least = (int(height / share), int(width / share))
+        if share == 1:
+            yield "    # Scaled until it covers this size, then cut at its centre."
+        else:
+            yield f"    # Scaled until it covers {least[0]} x {least[1]}, then cut at its centre."
+        names = ("height", "width") if share == 1 else least
+        yield f"    scale = max({names[0]} / picture.height, {names[1]} / picture.width)"
+        yield f"    tall = max({names[0]}, round(picture.height * scale))"
+        yield f"    wide = max({names[1]}, round(picture.width * scale))"
     else:
         yield "    # Scaled until it fits into this size, at the top left; the rest is grey."
         yield "    scale = min(height / picture.height, width / picture.width)"

@@ -183,7 +183,7 @@ def dataset_files(
     return {
         f"dataset/{row.path}": session.get_one(tables.BlobRow, row.sha256)
         for row in rows
-        if row.path not in withheld
+        if not datasets.is_withheld(row.path, withheld)
     }
 
 

@@ -205,6 +205,7 @@ def _request(context: Context, inspection: inspections.Inspection) -> dict[str, 
         "format": version.format,
         "task": version.task,
         "input": version.input,
+        "decoded_bytes": context.settings.decoded_dataset_bytes,
     }
 
 
@@ -250,7 +251,7 @@ def _accepted_dataset(
     folder = workdir / "dataset"
     names = sorted(path.name for path in folder.iterdir())
     files = [_put(context, workdir, f"{folder.name}/{name}") for name in names]
-    told = ("classes", "splits", "boxes", "labelled", "input", "notes")
+    told = ("classes", "splits", "boxes", "labelled", "input", "encoded", "notes")
     facts = {name: report["dataset"].get(name) for name in told}
     facts["format"] = report["format"]  # asked for by name, or recognised
     digest = datasets.digest({file.path: file.sha256 for file in files})

@@ -308,11 +308,14 @@ def _pixels(description: Json) -> Iterator[str]:
     given = description["preprocessing"]
     height, width = given["picture_size"]
     if given["crop_mode"] == "center":
-        fitted = "scaled until they cover it and cut at their centre"
+        share = given["crop_pct"]
+        covered = "it" if share == 1 else f"{int(height / share)} x {int(width / share)}"
+        fitted = f"scaled until they cover {covered} and cut at their centre"
     else:
         fitted = f"scaled until they fit into it and padded with {given['pad_value']}"
     how = f"({given['interpolation']} interpolation)"
-    yield f"- Pictures of another size than {height} x {width} (height x width): {fitted} {how}"
+    which = "Pictures of another size than" if given["crop_pct"] == 1 else "Pictures, for"
+    yield f"- {which} {height} x {width} (height x width): {fitted} {how}"
     if given["input_size"][1:] != given["picture_size"]:
         _, tall, wide = given["input_size"]
         yield f"- Then resized to {tall} x {wide} {how}"

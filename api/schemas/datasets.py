@@ -31,7 +31,7 @@ class DatasetVersionNew(BaseModel):
         + ".",
     )
     task: str = Field("classification", json_schema_extra={"enum": list(TASKS_OF_DATASETS)})
-    input: versions.ImageHints | None = Field(
+    input: versions.DatasetHints | None = Field(
         None, description="Size and normalisation to use; each is measured where it is left out."
     )
     job: str | None = Field(
@@ -172,6 +172,18 @@ class SamplesRead(BaseModel):
         )
 
 
+class EncodedForm(BaseModel):
+    """Pictures that are stored as their files."""
+
+    kinds: dict[str, int] = Field(description="Pictures by their suffix: jpg, png, webp.")
+    size_bytes: int
+    smallest: list[int] = Field(description="Height and width of the smallest, by area.")
+    largest: list[int] = Field(description="Height and width of the largest, by area.")
+    moments_of: int = Field(
+        description="Training images on which mean and standard deviation were measured."
+    )
+
+
 class DatasetVersionRead(rows.RowRead):
     """One immutable version."""
 
@@ -196,6 +208,10 @@ class DatasetVersionRead(rows.RowRead):
     labelled: dict[str, int] | None = Field(
         description="Images with a label in each split; null where all have one. `classes` is "
         "empty where none has."
+    )
+    encoded: EncodedForm | None = Field(
+        description="How the pictures are stored that training decodes each time, with their own "
+        "sizes; null where all images are stored decoded in one size, as `input` says."
     )
     notes: list[str] | None = Field(
         description="What was converted, left out or chosen when the pictures were stored; null "

@@ -1,6 +1,6 @@
 """Bodies that models and data sets share."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -43,6 +43,18 @@ class ImageHints(BaseModel):
         None,
         description="0 to 1: the share of pictures that may be left out because they cannot be "
         "read; 0.01 if left out.",
+    )
+
+
+class DatasetHints(ImageHints):
+    """What an uploader says about the images of a data set; absent ones are measured."""
+
+    storage: Literal["auto", "decoded", "encoded"] | None = Field(
+        None,
+        description="encoded: pictures are kept as their files and decoded while training, each "
+        "with its own size (classification). decoded: all are decoded once to one size. auto, or "
+        "left out: encoded where they would take more than the service's "
+        "RETORT_DECODED_DATASET_BYTES when decoded. The version's `encoded` and `notes` tell.",
     )
 
 

@@ -7,7 +7,7 @@ Deleted data sets and versions stay as tombstones, so that lineage stays complet
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,11 @@ def register(
     if new.input is not None:
         faults += input_checks.faults_of_input(new.input)
     faults += _faults_of_format(new.format, new.task)
+    storage = format_rules.storage_refusal(
+        (new.input or {}).get("storage") or "auto", new.format, new.task
+    )
+    if storage is not None:
+        faults.append(errors.Fault("/input/storage", format_rules.CODE, storage))
     upload = None
     try:
         upload = uploads.completed(
@@ -78,6 +83,15 @@ def register(
     outbox.add(session, task="datasets.inspect", queue="inspect", payload={"version_id": row.id})
     session.flush()
     return row
+
+
+def is_withheld(path: str, withheld: Collection[str]) -> bool:
+    """Return whether a data set's file is withheld, or holds pictures of a split that is.
+
+    A split is withheld by its index, `train.safetensors`; its pictures are `train-00000.tar`, ...
+    """
+    split, dash, _ = path.rpartition("-")
+    return path in withheld or (bool(dash) and f"{split}.safetensors" in withheld)
 
 
 def _faults_of_format(name: str, task: str) -> Iterator[errors.Fault]:

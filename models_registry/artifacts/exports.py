@@ -343,7 +343,7 @@ def _claimed(
     elif dataset is not None:
         file = tables.DatasetFileRow
         for one in session.scalars(sa.select(file).where(file.version_id == dataset.id)):
-            if one.path not in withheld:
+            if not datasets.is_withheld(one.path, withheld):
                 inputs[f"dataset/{one.path}"] = session.get_one(tables.BlobRow, one.sha256)
     config = session.get(tables.ModelFileRow, (version.id, "config.json"))
     return ExportClaim(

@@ -355,6 +355,7 @@ def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Vio
     if description is None:
         return
     if dataset is not None and ready:
+        yield from rules.of_storage(method, is_encoded=dataset.encoded is not None)
         yield from rules.of_labels(
             description,
             document.training.document,

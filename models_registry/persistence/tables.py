@@ -345,6 +345,8 @@ class DatasetVersionRow(Inspected, Row):
     boxes: Mapped[dict[str, Any] | None]
     # Images with a label by split; null where all have one.
     labelled: Mapped[dict[str, Any] | None]
+    # How its pictures are stored that are decoded when used; null where images are decoded.
+    encoded: Mapped[dict[str, Any] | None]
     # What was converted, left out or chosen; unknown of those registered before 0006.
     notes: Mapped[list[Any] | None]
     input: Mapped[dict[str, Any] | None]

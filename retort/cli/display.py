@@ -642,6 +642,7 @@ def dataset_version(console: rich.console.Console, shown: types.DatasetVersion) 
             ("splits", compact(shown.splits)),
             ("labelled", compact(shown.labelled) if shown.labelled else None),
             ("input", compact(shown.input)),
+            ("encoded", compact(shown.encoded) if shown.encoded else None),
             *(("note", note) for note in shown.notes or ()),
             ("digest", shown.digest),
             ("size", size(shown.size_bytes) if shown.size_bytes else None),

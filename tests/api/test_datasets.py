@@ -126,6 +126,16 @@ class TestRegister:
             ({"task": "magic"}, "/task", "unknown_task"),
             ({"input": {"max_value": 70_000}}, "/input/max_value", "out_of_range"),
             ({"input": {"max_bad_share": 1.5}}, "/input/max_bad_share", "out_of_range"),
+            (
+                {"input": {"storage": "encoded"}, "format": "npz"},
+                "/input/storage",
+                "unsupported_format",
+            ),
+            (
+                {"input": {"storage": "encoded"}, "format": "auto", "task": "segmentation"},
+                "/input/storage",
+                "unsupported_format",
+            ),
             ({"card": "x" * 100_001}, "/card", "too_long"),
         ],
     )

@@ -207,6 +207,8 @@ class Case:
     dataset: tuple[str, Images] | None
     labelled: dict[str, int] | None = None
     """Images with a label of the data set's `SPLITS`; None: all."""
+    is_encoded: bool = False
+    """Whether the data set's pictures are stored encoded."""
 
     @property
     def classes(self) -> int | None:
@@ -260,6 +262,7 @@ def a_case(draw: st.DrawFn) -> Case:
         (teacher[1], teacher[0]) if teacher[2] else None,
         (for_task, images) if has_dataset else None,
         draw(LABELLED) if own == for_task == "classification" else None,
+        is_encoded=for_task == "classification" and draw(st.integers(0, 3)) == 0,
     )
 
 
@@ -294,6 +297,7 @@ def told_by_api(case: Case) -> list[tuple[str, str]]:
             classes=[str(label) for label in range(case.classes or 0)],
             splits=SPLITS,
             labelled=case.labelled,
+            encoded={"kinds": {"jpg": 30}} if case.is_encoded else None,
             input=dataset[1].input,
             state="ready",
         ),
@@ -342,6 +346,7 @@ def prepare_on_the_engine(case: Case) -> None:
     if case.dataset:
         prepare.check_task(case.dataset[0], config.task)  # type: ignore[arg-type]  # drawn from both
         if not validation.is_data_free(case.spec.method):
+            prepare.check_storage(config, is_encoded=case.is_encoded)
             prepare.check_labels(config, SPLITS, case.labelled)
         if case.classes is not None:
             prepare.check_label_noise(config, case.classes)

@@ -97,6 +97,28 @@ class TestFiles:
         free = found(sessions, project, dataset="dreams@1", method={"name": "dafl"})
         assert set(free.shared) == (everything | weights) - {"dataset/train.safetensors"}
 
+    def test_of_an_encoded_data_set_lack_the_files_of_training_pictures(
+        self, sessions: database.Sessions, storage: Storage, project: tables.ProjectRow
+    ) -> None:
+        shards = {"train-00000.tar", "train-00001.tar", "test-00000.tar"}
+        with sessions.begin() as session:
+            job = factories.synthetic_job(session, storage, project_id=project.id)
+            new = synthetic_datasets.NewSyntheticDataset(name="dreams", job_id=job.id)
+            row = synthetic_datasets.register(session, storage, project_id=project.id, new=new)
+            session.flush()
+            file = session.query(tables.DatasetFileRow).filter_by(version_id=row.id).first()
+            assert file is not None
+            for path in shards:
+                session.add(
+                    tables.DatasetFileRow(
+                        version_id=row.id, path=path, sha256=file.sha256, size_bytes=1
+                    )
+                )
+        free = found(sessions, project, dataset="dreams@1", method={"name": "dafl"})
+        assert {path for path in free.shared if path.endswith(".tar")} == {"dataset/test-00000.tar"}
+        supervised = found(sessions, project, dataset="dreams@1")
+        assert {f"dataset/{path}" for path in shards} < set(supervised.shared)
+
     def test_of_a_job_without_data_are_the_teachers_weights(
         self, sessions: database.Sessions, project: tables.ProjectRow
     ) -> None:

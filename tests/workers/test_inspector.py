@@ -8,6 +8,7 @@ import os
 import pickle
 import threading
 import time
+import zipfile
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import structlog.testing
 import torch
+from PIL import Image
 
 from models_registry.artifacts import datasets, inspections, models
 from models_registry.jobs import submission
@@ -49,9 +51,10 @@ def uploaded_dataset(
     kind: str,
     name: str,
     task: str = "classification",
+    **changes: Any,  # fields of a new version
 ) -> str:
     made = scenes.upload(context, project, content, purpose="dataset", name=name)
-    new = datasets.NewDatasetVersion(name="mine", upload_id=made, format=kind, task=task)
+    new = datasets.NewDatasetVersion(name="mine", upload_id=made, format=kind, task=task, **changes)
     with context.sessions.begin() as session:
         return datasets.register(session, project_id=project, new=new).id
 
@@ -255,6 +258,27 @@ class TestDatasets:
             *(f"{split}.safetensors" for split in ("train", "validation", "test")),
         }
         assert len(version.sha256 or "") == 64
+
+    def test_of_pictures_can_be_stored_as_their_files(self, context: Context, project: str) -> None:
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w") as archive:
+            for number in range(12):
+                picture = io.BytesIO()
+                Image.new("RGB", (8, 8), (number, 20, 30)).save(picture, "PNG")
+                archive.writestr(
+                    f"{'cat' if number % 2 else 'dog'}/{number}.png", picture.getvalue()
+                )
+        version_id = uploaded_dataset(
+            context, project, stream.getvalue(), "auto", "a.zip", input={"storage": "encoded"}
+        )
+        assert inspector.inspect(context, "datasets", version_id) == "ready"
+        version = dataset(context, version_id)
+        assert version.encoded is not None
+        assert version.encoded["kinds"] == {"png": 12}
+        with context.readers.begin() as session:
+            rows = session.query(tables.DatasetFileRow).filter_by(version_id=version_id).all()
+        names = {row.path for row in rows}
+        assert {"train-00000.tar", "validation-00000.tar", "test-00000.tar"} < names
 
     def test_of_masks_become_ready_for_segmentation(self, context: Context, project: str) -> None:
         masks = np.arange(20 * 64).reshape(20, 8, 8) % 3

@@ -71,6 +71,8 @@ class DatasetRequest(Values):
     format: str = format_rules.AUTO
     task: Task = "classification"
     input: conversion.InputHints | None = None
+    decoded_bytes: int = pydantic.Field(format_rules.DECODED_BYTES, ge=0)
+    """Above it pictures are stored encoded, unless the uploader says how."""
 
 
 class BuiltinRequest(Values):
@@ -228,10 +230,14 @@ def _file_name(given: str) -> str:
 def inspect_dataset(request: DatasetRequest, workdir: Path) -> dict[str, Any]:  # Any: a report line
     """Convert an uploaded archive to the prepared form."""
     folder, hints = workdir / "dataset", request.input or conversion.InputHints()
+    hints = hints.model_copy(update={"decoded_bytes": request.decoded_bytes})
     # Below the working folder: the system's own folder for such files may be small or in memory.
     with tempfile.TemporaryDirectory(dir=workdir) as scratch:
         upload = Upload(workdir / "upload", Path(scratch))
         chosen_format = formats.choose(request.format, request.task, upload)
+        refusal = format_rules.storage_refusal(hints.storage, chosen_format.name, request.task)
+        if refusal is not None:
+            raise errors.UploadRefused(format_rules.CODE, refusal)
         record = chosen_format.convert(upload, folder, hints, request.task)
     return {**_report(record, folder), "format": chosen_format.name}
 
@@ -335,7 +341,7 @@ def _report(record: dataset.DatasetRecord, folder: Path) -> dict[str, Any]:
     # Read back what was written: the engine must be able to open it.
     stored = dataset.load(folder)
     for name in dataset.SPLITS:
-        TASKS[stored.record.task].read_split(stored, name)
+        TASKS[stored.record.task].open_split(stored, name)
     return {"dataset": record.model_dump(mode="json", exclude_none=True)}
 
 

@@ -298,6 +298,13 @@ def upload_dataset(
         float | None,
         typer.Option(metavar="S", help="Share of unreadable pictures to leave out; 0.01."),
     ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="auto, decoded (all in one size), or encoded (as files, for large sets).",
+        ),
+    ] = None,
     task: TaskOption = "classification",
     card: Annotated[str, typer.Option(help="A description, in Markdown.")] = "",
     resume: ResumeOption = None,
@@ -311,6 +318,8 @@ def upload_dataset(
         given["max_value"] = max_value
     if max_bad_share is not None:
         given["max_bad_share"] = max_bad_share
+    if storage is not None:
+        given["storage"] = storage
     upload = _send(retort, file, "dataset", resume)
     datasets = retort.client.datasets
     version = datasets.register(

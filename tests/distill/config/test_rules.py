@@ -20,6 +20,10 @@ class TestOfTaskAndTraining:
         [
             ("augmentation", "autoaugment"),
             ("augmentation", "randaugment"),
+            ("augmentation", "trivialaugment"),
+            ("random_resized_crop", {}),
+            ("random_erasing", {"probability": 0.5}),
+            ("crop_ratio", 0.875),
             ("mixing", {"name": "cutmix"}),
             ("label_noise", 0.1),
         ],
@@ -74,6 +78,21 @@ class TestOfTraining:
         settings = expand({"flip": flip, "augmentation": augmentation}).model_dump()
         faults = [fault.field for fault in rules.of_training(settings)]
         assert faults == (["training/flip"] if refused else [])
+
+    @pytest.mark.parametrize("augmentation", ["none", "flip", "scale_jitter"])
+    def test_a_crop_that_nothing_cuts_is_refused(self, augmentation: str) -> None:
+        settings = expand({"augmentation": augmentation, "random_resized_crop": {}}).model_dump()
+        (fault,) = rules.of_training(settings)
+        assert (fault.field, fault.code) == ("training/random_resized_crop", "crop_without_effect")
+        assert augmentation in fault.message
+
+    def test_bounds_of_crops_are_in_order(self) -> None:
+        crop, erasing = {"scale": [0.5, 0.1]}, {"ratio": [3, 1]}
+        settings = expand({"random_resized_crop": crop, "random_erasing": erasing}).model_dump()
+        assert [fault.field for fault in rules.of_training(settings)] == [
+            "training/random_resized_crop/scale",
+            "training/random_erasing/ratio",
+        ]
 
     def test_factors_of_scale_jitter_are_in_order(self) -> None:
         settings = expand({"scale_jitter": [2.0, 0.5]}).model_dump()

@@ -56,5 +56,6 @@ class TestCropSource:
         source = cropping.crop_source(images, pad_y=PAD_Y, pad_x=PAD_X, device=CPU)
         images[3] = 9
         zeros = torch.zeros(1, dtype=torch.int64)
-        crop = source.cut(torch.tensor([3]), Crops(zeros, zeros, zeros.bool(), 6, 7))
+        crops = Crops(zeros, zeros, zeros.bool(), 6, 7)
+        crop = source.begin(torch.tensor([3]), crops).result()
         assert crop.unique().tolist() == [9]

@@ -11,7 +11,8 @@ from workers.distill.config.job import Input
 from workers.distill.config.training import expand
 from workers.distill.data.loader import BatchLoader, bounds
 from workers.distill.data.preprocessing import Preprocessor
-from workers.distill.data.types import Batch
+from workers.distill.data.transforms import random_crops
+from workers.distill.data.types import Batch, ResizedCrops
 
 CPU = torch.device("cpu")
 Fields = dict[str, Any]
@@ -181,10 +182,20 @@ KINDS: list[Fields] = [
     {"augmentation": "standard"},
     {"augmentation": "autoaugment"},
     {"augmentation": "randaugment", "randaugment_operations": 3, "randaugment_magnitude": 20},
+    {"augmentation": "trivialaugment", "random_erasing": {"probability": 0.5}},
+    {"augmentation": "standard", "random_resized_crop": {}},
+    {"augmentation": "randaugment", "random_resized_crop": {"interpolation": "bicubic"}},
     {"mixing": {"name": "mixup"}},
+    {"mixing": {"name": "mixup_or_cutmix", "mixup_alpha": 0.1}, "random_erasing": {}},
     {"mixing": {"name": "cutmix", "alpha": 0.5}, "augmentation": "autoaugment"},
     {"augmentation": "none", "teacher_cache": {"views": 1}},
     {"augmentation": "randaugment", "teacher_cache": {"views": 5, "per_visit": 2}},
+    {
+        "augmentation": "standard",
+        "random_resized_crop": {},
+        "random_erasing": {},
+        "teacher_cache": {"views": 3},
+    },
 ]
 
 
@@ -240,6 +251,34 @@ class TestEveryKindOfEpoch:
         pairs = zip(plain.epoch(1), other.epoch(1), strict=True)
         equal = [(a.images == b.images).all((1, 2, 3)).sum() for a, b in pairs]
         assert int(torch.stack(equal).sum()) > 20
+
+
+class TestRandomResizedCrop:
+    def test_crops_differ_between_images_epochs_and_seeds(self) -> None:
+        def seen(seed: int, epoch: int) -> dict[int, torch.Tensor]:
+            kept = source(6, seed=seed, augment=True, random_resized_crop={})
+            batches = list(kept.epoch(epoch))
+            return {
+                int(place): image
+                for batch in batches
+                for place, image in zip(batch.index, batch.images, strict=True)
+            }
+
+        first = seen(0, 1)
+        for other in (seen(0, 2), seen(1, 1)):
+            assert not any(torch.equal(first[place], other[place]) for place in first)
+
+    def test_is_what_the_plan_says_of_the_stored_image(self) -> None:
+        kept = source(6, augment=True, flip=True, random_resized_crop={"scale": [0.3, 0.6]})
+        stored = kept.stored().images
+        for plan, batch in zip(kept.plans(3), kept.epoch(3), strict=True):
+            assert isinstance(plan.crops, ResizedCrops)
+            assert torch.equal(plan.index, batch.index)
+            for place, row, image in zip(plan.index, plan.crops.rows(), batch.images, strict=True):
+                part = (row.top, row.left, row.tall, row.wide)
+                resized = random_crops.resize_part(stored[place], part, (8, 8), "bilinear")
+                expected = resized.flip(2) if row.mirrored else resized
+                assert torch.equal(image, expected)
 
 
 class TestTeacherCache:

@@ -85,7 +85,7 @@ class TestValidatorOfMasks:
         assert metrics["accuracy"] == scored["accuracy"]
         assert metrics["miou"] == scored["miou"]
         with torch.no_grad():
-            logits = network.eval()(VIEW(split.samples.images))
+            logits = network.eval()(VIEW(split.samples.every_image()))
         loss = torch.nn.functional.cross_entropy(
             logits, split.samples.labels.long(), ignore_index=255
         )

@@ -10,7 +10,7 @@ import { asObject, faultsAt, read, SchemaForm, TextInput } from "../ui/schemafor
 import { MethodChoice, Rest, SpecForm, text, Training, What, type PartProps } from "./specform";
 
 // Of a job, what a study of it has as well.
-const FIELDS = ["task", "teacher", "teachers", "teacher_weighting", "student", "dataset", "resources", "max_attempts", "priority", "labels", "report"];
+const FIELDS = ["task", "teacher", "teachers", "teacher_weighting", "student", "dataset", "resources", "max_attempts", "checkpoints_last", "priority", "labels", "report"];
 const SEEDS: Schema[] = [{ type: "integer" }];
 const MOST_VARIANTS = 12;
 

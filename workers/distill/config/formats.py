@@ -1,10 +1,33 @@
 """Which upload format holds labels of which task: one rule for the API and for the engine."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
 
 CODE = "unsupported_format"
 AUTO = "auto"
 """Asks that the format of an upload be recognised by its content."""
+
+Storage: TypeAlias = Literal["auto", "decoded", "encoded"]
+"""How images are kept: all in one size, or as the files that were uploaded."""
+ENCODED = ("imagefolder", "csv", "images", "parquet")
+"""Formats of pictures with one class each, which can be stored encoded."""
+DECODED_BYTES = 2 << 30
+"""Images that take more than this when they are decoded are stored encoded by `auto`."""
+
+
+def storage_refusal(storage: str, name: str, task: str) -> str | None:
+    """Return why an upload of format `name` cannot be stored so, or None.
+
+    What `auto` will turn out to be is not known before the upload is looked into.
+    """
+    if storage == "encoded" and task != "classification":
+        return f"storage encoded is for classification, and the task is {task}; leave storage out"
+    if storage == "encoded" and name not in (AUTO, *ENCODED):
+        return (
+            f"storage encoded is for pictures ({', '.join(ENCODED)}), and the format is {name}; "
+            "leave storage out"
+        )
+    return None
 
 
 def refusal(name: str, task: str, formats: Mapping[str, Sequence[str]]) -> str | None:

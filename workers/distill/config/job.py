@@ -147,6 +147,10 @@ class JobConfig(Values):
         if self.training.keep_best_epochs == 1:
             # As before there was a choice.
             del content["training"]["keep_best_epochs"]
+        for added in ("random_resized_crop", "random_erasing", "crop_ratio"):
+            if content["training"][added] is None:
+                # As before there was a choice.
+                del content["training"][added]
         if self.training.class_weights == "none":
             # As before there were any.
             del content["training"]["class_weights"]

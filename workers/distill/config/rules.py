@@ -38,8 +38,10 @@ Json: TypeAlias = Mapping[str, Any]
 START_MODEL = "start model"
 """What the weights that a student starts from are called in messages."""
 SIMPLE_AUGMENTATIONS = ("none", "standard")
-CLASS_AUGMENTATIONS = ("autoaugment", "randaugment")
+CLASS_AUGMENTATIONS = ("autoaugment", "randaugment", "trivialaugment")
 """Those that move parts of an image where its masks and boxes do not follow."""
+CROPPING_AUGMENTATIONS = ("standard", *CLASS_AUGMENTATIONS)
+"""Those that begin with a random crop."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,32 @@ def _scale_jitter(training: Json) -> Iterator[Violation]:
         )
 
 
+def _crop_without_effect(training: Json) -> Iterator[Violation]:
+    augmentation = training["augmentation"]
+    if training["random_resized_crop"] is None or augmentation in CROPPING_AUGMENTATIONS:
+        return
+    yield Violation(
+        "training/random_resized_crop",
+        "crop_without_effect",
+        f"augmentation {augmentation} cuts no part of an image that random_resized_crop could "
+        "replace; set random_resized_crop to null, or choose one of "
+        f"{', '.join(CROPPING_AUGMENTATIONS)}",
+    )
+
+
+def _crop_bounds(training: Json) -> Iterator[Violation]:
+    for name in ("random_resized_crop", "random_erasing"):
+        given = training[name] or {}
+        for field in ("scale", "ratio"):
+            low, high = given.get(field, (0, 0))
+            if low > high:
+                yield Violation(
+                    f"training/{name}/{field}",
+                    "bounds_out_of_order",
+                    f"{name}.{field} takes the smaller number first, got {low:g} and {high:g}",
+                )
+
+
 def _flip(training: Json) -> Iterator[Violation]:
     flip, augmentation = training.get("flip"), training["augmentation"]
     if (flip, augmentation) in ((True, "none"), (False, "flip")):
@@ -234,6 +262,8 @@ _TRAINING: tuple[Rule, ...] = (
     _cached_views,
     _cached_visits,
     _scale_jitter,
+    _crop_without_effect,
+    _crop_bounds,
     _flip,
     _no_class_counts,
 )
@@ -737,6 +767,26 @@ _DENSE = (
         "standard or scale_jitter",
     ),
     Setting(
+        "random_resized_crop",
+        "augmentation_refused",
+        _is_left_out,
+        "random_resized_crop changes the proportions of an image, and {subject} would not follow; "
+        "set it to null, or choose augmentation scale_jitter",
+    ),
+    Setting(
+        "random_erasing",
+        "augmentation_refused",
+        _is_left_out,
+        "random_erasing overwrites parts of an image, and {subject} would not follow; leave it out",
+    ),
+    Setting(
+        "crop_ratio",
+        "augmentation_refused",
+        _is_left_out,
+        "crop_ratio cuts the images that students are scored on, and {subject} would not follow; "
+        "set it to null",
+    ),
+    Setting(
         "mixing",
         "mixing_refused",
         _is_left_out,
@@ -872,6 +922,18 @@ _WITHOUT_DATA = (
         "augmentation_refused",
         lambda value: value in SIMPLE_AUGMENTATIONS,
         "{subject}, for which {value} is not made; choose none or standard",
+    ),
+    Setting(
+        "random_resized_crop",
+        "augmentation_refused",
+        _is_left_out,
+        "{subject}, for which random_resized_crop is not made; set it to null",
+    ),
+    Setting(
+        "random_erasing",
+        "augmentation_refused",
+        _is_left_out,
+        "{subject}, for which random_erasing is not made; leave it out",
     ),
     Setting(
         "patience_epochs",
@@ -1199,6 +1261,18 @@ def of_classes(description: MethodDescription, classes: int | None) -> Iterator[
         )
 
 
+def of_storage(method: Json, *, is_encoded: bool) -> Iterator[Violation]:
+    """Yield that a method does not read pictures that are stored encoded, if so."""
+    if is_encoded and "federation" in method:
+        yield Violation(
+            "dataset",
+            "dataset_encoded",
+            f"method {method['name']} divides images among clients, which are held in memory, and "
+            "the data set's pictures are stored encoded; upload it anew with input "
+            '{"storage": "decoded"}',
+        )
+
+
 def of_labels(
     description: MethodDescription,
     training: Json,
@@ -1451,6 +1525,14 @@ def _predicted_method(description: MethodDescription) -> Iterator[Violation]:
 
 
 def _predicted_images(training: Json, predicted: Json) -> Iterator[Violation]:
+    for field in ("random_resized_crop", "random_erasing", "crop_ratio"):
+        if training[field] is not None:
+            yield Violation(
+                f"training/{field}",
+                "predictions_augmented",
+                "the teacher's predictions are of the images as the data set has them, or of views "
+                f"that training.{field} would change; set it to null",
+            )
     if training["mixing"] is not None:
         yield Violation(
             "training/mixing",

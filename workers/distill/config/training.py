@@ -145,6 +145,67 @@ class CutMix(Values):
     )
 
 
+class MixupOrCutMix(Values):
+    """Mix each image by one of both, drawn for it."""
+
+    name: Literal["mixup_or_cutmix"] = "mixup_or_cutmix"
+    mixup_alpha: float = Field(
+        0.8, gt=0, le=100, description="Both parameters of mixup's Beta distribution."
+    )
+    cutmix_alpha: float = Field(
+        1.0, gt=0, le=100, description="Both parameters of CutMix's Beta distribution."
+    )
+    cutmix_share: float = Field(
+        0.5, ge=0, le=1, description="Share of the images that are mixed by CutMix."
+    )
+
+
+CropShare = Annotated[float, Field(gt=0, le=1)]
+SideRatio = Annotated[float, Field(ge=0.1, le=10)]
+
+
+class RandomResizedCrop(Values):
+    """Cut a random part of each image and resize it to the images' size (Inception's crop)."""
+
+    scale: list[CropShare] = Field(
+        [0.08, 1.0],
+        min_length=2,
+        max_length=2,
+        description="Smallest and largest share of the image's area that is cut.",
+    )
+    ratio: list[SideRatio] = Field(
+        [0.75, 1.3333333333333333],
+        min_length=2,
+        max_length=2,
+        description="Smallest and largest width, in heights, of what is cut; drawn evenly on a "
+        "logarithmic scale.",
+    )
+    interpolation: Literal["bilinear", "bicubic"] = Field(
+        "bilinear", description="How it is resized; both average where they make it smaller."
+    )
+
+
+class RandomErasing(Values):
+    """Overwrite a random rectangle of some images with random pixels, after all else but mixing.
+
+    Zhong et al., AAAI 2020, arXiv 1708.04896, with random values (RE-R).
+    """
+
+    probability: float = Field(0.25, ge=0, le=1, description="Share of the images.")
+    scale: list[CropShare] = Field(
+        [0.02, 0.33],
+        min_length=2,
+        max_length=2,
+        description="Smallest and largest share of the image's area that is overwritten.",
+    )
+    ratio: list[SideRatio] = Field(
+        [0.3, 3.3],
+        min_length=2,
+        max_length=2,
+        description="Smallest and largest height of the rectangle, in widths.",
+    )
+
+
 class TeacherCache(Values):
     """Look at a fixed number of views of each image, so that the teacher sees each only once."""
 
@@ -179,7 +240,7 @@ class PseudoLabels(Values):
 
 Optimizer = Annotated[SGD | AdamW | DOT, Field(discriminator="name")]
 Schedule = Annotated[Step | Cosine | Poly | Constant, Field(discriminator="name")]
-Mixing = Annotated[Mixup | CutMix, Field(discriminator="name")]
+Mixing = Annotated[Mixup | CutMix | MixupOrCutMix, Field(discriminator="name")]
 
 MILESTONE_SHARES: dict[str, tuple[float, ...]] = {
     "small": (0.5, 0.75, 0.9),
@@ -256,15 +317,42 @@ class Training(Values):
     optimizer: Optimizer = Field(default_factory=SGD, description="How weights are moved.")
     schedule: Schedule = Field(default_factory=Step, description="How the rate changes.")
     augmentation: Literal[
-        "none", "flip", "standard", "scale_jitter", "autoaugment", "randaugment"
+        "none",
+        "flip",
+        "standard",
+        "scale_jitter",
+        "autoaugment",
+        "randaugment",
+        "trivialaugment",
     ] = Field(
         "standard",
         description="flip: a horizontal flip where the data set allows mirrored images. standard: "
         "random crop after zero padding (an eighth of the side, 4 pixels at 32), and flip. "
         "scale_jitter: resized by a factor of `scale_jitter`, cut or padded to the image's size at "
         "a random place, and flip. autoaugment: standard, then the policy that was found for "
-        "CIFAR-10. randaugment: standard, then operations drawn anew for each image. Masks and "
-        "boxes move with their images; autoaugment and randaugment are for classification only.",
+        "CIFAR-10. randaugment: standard, then operations drawn anew for each image. "
+        "trivialaugment: standard, then one operation of any strength (TrivialAugmentWide). "
+        "Masks and boxes move with their images; autoaugment, randaugment and trivialaugment are "
+        "for classification only.",
+    )
+    random_resized_crop: RandomResizedCrop | None = Field(
+        None,
+        description="What standard, autoaugment, randaugment and trivialaugment cut, in place of "
+        "the crop after zero padding; null keeps that one. Classification only.",
+    )
+    random_erasing: RandomErasing | None = Field(
+        None,
+        description="Overwrite a random rectangle of some images; null erases nothing. "
+        "Classification only.",
+    )
+    crop_ratio: float | None = Field(
+        None,
+        ge=0.1,
+        le=1,
+        description="Share of the shorter side that validation and test images show: an image is "
+        "resized until it just covers the input's size divided by this share, and cut to that size "
+        "at its centre (224 of 256 is 0.875). null shows them as the data set has them. "
+        "Classification only.",
     )
     flip: bool | None = Field(
         None,
@@ -381,6 +469,8 @@ _IMAGENET: dict[str, Any] = {  # guide 6.4
     "epochs": 100,
     "batch_size": 512,
     "optimizer": {"name": "sgd", "learning_rate": 0.2, "momentum": 0.9, "weight_decay": 1e-4},
+    "random_resized_crop": {},
+    "crop_ratio": 0.875,
 }
 _COCO_1X: dict[str, Any] = {  # guide of dense prediction, 1.4: 16 images, rate of one-stage heads
     "epochs": 12,
@@ -441,7 +531,8 @@ def merge_preset(partial: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in partial.items():
         default = full.get(key)
         if isinstance(default, dict) and isinstance(value, Mapping):
-            same = value.get("name", default["name"]) == default["name"]
+            # Objects of one kind only have no name.
+            same = value.get("name", default.get("name")) == default.get("name")
             full[key] = {**default, **value} if same else dict(value)
         else:
             full[key] = value

@@ -4,7 +4,8 @@ A folder with `dataset.json` (what the set is) and one safetensors file a split,
 [N, C, H, W] and `labels` with a row for each image, whose form the task defines: int64 [N] for
 classification (`UNLABELLED` where an image has no class), masks [N, H, W] for segmentation, boxes
 [N, M, 7] for detection (`boxes.py`), which has `scales` as well. Reading maps the files and copies
-nothing.
+nothing. A classification set may be stored encoded instead: then the pictures are in tar files
+(`shards.py`), the safetensors file is their index, and images are decoded when they are used.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,8 @@ from torch import Tensor
 
 from workers.distill import errors
 from workers.distill.config.job import Input, Task
+from workers.distill.data import encoded_images, shards
+from workers.distill.data.lazy_images import StoredImages
 from workers.distill.files import tensorfile
 
 SPLITS = ("train", "validation", "test")
@@ -31,6 +34,22 @@ UNLABELLED = -1
 """Class of the images that have none."""
 BLOCK_PIXELS = 1 << 20
 """Pixels that are counted at a time."""
+
+
+class EncodedPictures(pydantic.BaseModel):
+    """How the pictures of a data set are stored that are decoded when they are used."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    kinds: dict[str, int]
+    """Pictures by the suffix of their files: `jpg`, `png`, `webp`."""
+    size_bytes: int
+    """Of all their files."""
+    smallest: list[int]
+    """Height and width of the picture with the smallest area."""
+    largest: list[int]
+    moments_of: int
+    """Training images from which mean and standard deviation were measured."""
 
 
 class DatasetRecord(pydantic.BaseModel):
@@ -49,6 +68,8 @@ class DatasetRecord(pydantic.BaseModel):
     """Images with a class by split; None where all have one."""
     input: Input
     flip: bool = False
+    encoded: EncodedPictures | None = None
+    """None where images are stored decoded, all in one size."""
     notes: list[str] = []
 
     def sizes(self) -> dict[str, int]:
@@ -63,13 +84,20 @@ class DatasetRecord(pydantic.BaseModel):
 
 
 @dataclass(frozen=True)
-class Split:
-    """Images with their labels, in the form that the task defines."""
+class ImageSplit:
+    """Images, which may be made on demand, with their labels in the form that the task defines."""
 
-    images: UInt8[Tensor, "N c h w"]
+    images: StoredImages
     labels: Shaped[Tensor, "N *T"]
     scales: Float[Tensor, " N"] | None = None
     """In detection: stored pixels per pixel of the original picture, along a side."""
+
+
+@dataclass(frozen=True)
+class Split(ImageSplit):
+    """Images that are stored decoded, with their labels."""
+
+    images: UInt8[Tensor, "N c h w"]
 
 
 @dataclass(frozen=True)
@@ -80,12 +108,32 @@ class StoredDataset:
     folder: Path
 
     def split(self, name: str) -> Split:
+        """Return a split as `open_split` does, of a data set whose images are stored decoded.
+
+        Raises `BadDataset` for another one, too.
+        """
+        return decoded(self.open_split(name), name)
+
+    def open_split(self, name: str) -> ImageSplit:
         """Return a split, mapped from its file, its labels as they are stored.
 
         Raises `BadDataset` when the images are not as recorded. Only the task can check labels:
-        `BaseTask.read_split` does both.
+        `BaseTask.open_split` does both.
         """
+        if self.record.encoded is not None:
+            return _read_encoded(self.folder, name, self.record)
         return _read_split(self.folder / f"{name}.safetensors", name, self.record)
+
+
+def decoded(split: ImageSplit, name: str) -> Split:
+    """Return a split whose images are stored decoded; raises `BadDataset` for another one."""
+    if not isinstance(split, Split):
+        raise errors.BadDataset(
+            f"the {name} split is stored as encoded pictures, which is not read here; upload the "
+            'data set anew with input {"storage": "decoded"}',
+            split=name,
+        )
+    return split
 
 
 def load(folder: Path) -> StoredDataset:
@@ -171,6 +219,28 @@ def _blocks(plane: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
     step = max(1, BLOCK_PIXELS // max(1, plane.shape[1]))
     for start in range(0, len(plane), step):
         yield plane[start : start + step]
+
+
+def _read_encoded(folder: Path, name: str, record: DatasetRecord) -> ImageSplit:
+    try:
+        index = tensorfile.read(folder / f"{name}.safetensors")
+        labels = index["labels"]
+    except errors.UploadRefused as error:
+        raise errors.BadDataset(f"the {name} split is damaged: {error.message}") from error
+    except (OSError, KeyError) as error:
+        raise errors.BadDataset(
+            f"the {name} split cannot be read: {error!r}", split=name
+        ) from error
+    reader = shards.ShardReader(folder, name, index)
+    if len(reader) != record.sizes().get(name) or labels.shape != (len(reader),):
+        raise errors.BadDataset(
+            f"the {name} split should have {record.sizes().get(name)} pictures, and its index has "
+            f"{len(reader)}, with labels {list(labels.shape)}",
+            split=name,
+        )
+    size = record.input
+    images = encoded_images.EncodedImages(reader, (size.channels, size.height, size.width))
+    return ImageSplit(images, labels)
 
 
 def _read_split(path: Path, name: str, record: DatasetRecord) -> Split:

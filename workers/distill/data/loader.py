@@ -7,7 +7,9 @@ stay uint8 until a network's own `Preprocessor` normalises them.
 
 import copy
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,21 +17,50 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from workers.distill.config.training import TeacherCache, Training
-from workers.distill.data import cropping, stateless_rng
-from workers.distill.data.transforms import mixing, operations, policies, resized_crops
-from workers.distill.data.types import Batch, Crops, CropTargets
+from workers.distill.data import crop_writing, cropping, stateless_rng
+from workers.distill.data.lazy_images import StoredImages
+from workers.distill.data.transforms import (
+    erasing,
+    mixing,
+    operations,
+    policies,
+    random_crops,
+    resized_crops,
+)
+from workers.distill.data.types import AnyCrops, Batch, Crops, CropTargets, ResizedCrops
 
 CROP_SHARE = 8
 """Zero padding of the random crop is this share of the side: 4 pixels at 32."""
 
-AUGMENT, STRONG, MIX, VISIT, VIEW, NOISE, SCALE = range(1, 8)
+AUGMENT, STRONG, MIX, VISIT, VIEW, NOISE, SCALE, CROP, ERASE, VIEW_ERASE = range(1, 11)
 """What random numbers are for; each purpose has its own, so none changes those of another."""
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which images make a batch, and how they are cut; nothing of them is loaded yet.
+
+    It is used once: its random streams go on where the crops have left them.
+    """
+
+    index: Int[Tensor, " n"]
+    """Places in the split; on the CPU."""
+    places: Int[Tensor, " n"]
+    """The same on the loader's device."""
+    crops: AnyCrops
+    policy: stateless_rng.StatelessRNG
+    erasing: stateless_rng.StatelessRNG
+    view: Int[Tensor, " n"] | None = None
+    """Which stored view of an image it is, with a teacher cache; on the CPU."""
+    strong: tuple[Crops, stateless_rng.StatelessRNG] | None = None
+    """How the second view is cut, and its random stream, where there is one."""
 
 
 class BatchLoader:
     """The training split, cut and augmented in batches on the device.
 
     The CPU reads a batch's images from the split's mapped file; another device holds them all.
+    Of a split that is stored encoded, threads decode the next batches while one is used.
 
     With a teacher cache of k views a visit, a batch holds k views of each of its images. An epoch
     has as many steps as without, so it shows every k-th image; k epochs show each once (and, where
@@ -39,7 +70,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        images: UInt8[Tensor, "N c h w"],
+        images: StoredImages,
         labels: Shaped[Tensor, "N *T"],
         *,
         training: Training,
@@ -62,8 +93,11 @@ class BatchLoader:
         self._visited = math.ceil(self.count / self._per_visit)
         self._bounds = bounds(self.rows_per_epoch, training.batch_size)
         self._strong = strong
-        # Scale jitter cuts from the whole image, so nothing is padded for it.
-        self._crops = training.augmentation not in {"none", "flip", "scale_jitter"}
+        self._resizes = training.random_resized_crop is not None
+        # Scale jitter and resized crops cut from the whole image, so nothing is padded for them.
+        self._crops = (
+            training.augmentation not in {"none", "flip", "scale_jitter"} and not self._resizes
+        )
         self._flip = flip
         # A strong view is cropped, whatever the first one is.
         pads = self._crops or strong
@@ -90,19 +124,22 @@ class BatchLoader:
 
     def epoch(self, epoch: int, *, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch (from 1), leaving out those before `first`."""
-        if self._training.teacher_cache:
-            yield from self._visit(epoch, self._training.teacher_cache, first)
-            return
-        order, places, drawn = self._arrange(epoch)
         mixes = self._mixture(epoch)
+        for number, batch in enumerate(self._loaded(self.plans(epoch, first)), first):
+            yield mixes.part(*self._bounds[number]).mix(batch) if mixes else batch
+
+    def plans(self, epoch: int, first: int = 0) -> Iterator[BatchPlan]:
+        """Yield which images each batch of an epoch shows and how they are cut, from `first` on.
+
+        A pure function of seed and epoch, which loads no image.
+        """
+        cache = self._training.teacher_cache
+        if cache:
+            yield from self._visit(epoch, cache, first)
+            return
+        order, places, crops = self._arrange(epoch)
         for start, end in self._bounds[first:]:
-            index, crops = places[start:end], drawn.part(start, end)
-            images = self._cut(index, crops)
-            images = self._augment(images, self._stream(order[start:end], epoch, AUGMENT))
-            strong = self._strong_view(order[start:end], epoch) if self._strong else None
-            labels = self._labels_in(index, crops)
-            batch = self._batch(images, labels, index, strong=strong)
-            yield mixes.part(start, end).mix(batch) if mixes else batch
+            yield self._plan(epoch, order[start:end], places[start:end], crops, (start, end))
 
     def whole_epoch(self, epoch: int) -> Batch:
         """Return the images of an epoch in its order, as one batch; `bounds` says where steps cut.
@@ -110,9 +147,8 @@ class BatchLoader:
         Neither mixed nor with a strong view.
         """
         order, places, crops = self._arrange(epoch)
-        images = self._augment(self._cut(places, crops), self._stream(order, epoch, AUGMENT))
-        labels = self._labels_in(places, crops)
-        return self._batch(images, labels, places)
+        plan = self._plan(epoch, order, places, crops, (0, self.count), strong=False)
+        return next(self._loaded([plan]))
 
     @property
     def shows_stored(self) -> bool:
@@ -137,7 +173,7 @@ class BatchLoader:
         """Return a loader of some of the images, which `training` says how to draw."""
         index = index.to(self._device)
         return BatchLoader(
-            self._cut(index, self._whole(index)),
+            self._shown(index),
             self._labels[index],
             training=training,
             flip=self._flip,
@@ -174,8 +210,7 @@ class BatchLoader:
 
     def images_of(self, index: Int[Tensor, " n"]) -> UInt8[Tensor, "n c h w"]:
         """Return some images as they are stored, unaugmented."""
-        index = index.to(self._device)
-        return self._cut(index, self._whole(index))
+        return self._shown(index)
 
     @property
     def class_weights(self) -> Float[Tensor, " C"] | None:
@@ -210,7 +245,7 @@ class BatchLoader:
         """Yield all images once, unaugmented, in stored order, with the labels of training."""
         for start in range(0, self.count, batch_size):
             index = torch.arange(start, min(start + batch_size, self.count), device=self._device)
-            images = self._cut(index, self._whole(index))
+            images = self._shown(index)
             yield self._batch(images, self._labels[index], index)
 
     def views_in_order(self, batch_size: int) -> Iterator[Batch]:
@@ -220,9 +255,54 @@ class BatchLoader:
         """
         cache = self._training.teacher_cache
         views = cache.views if cache else 1
-        for start in range(0, self.count * views, batch_size):
-            number = torch.arange(start, min(start + batch_size, self.count * views))
-            yield self._views(number // views, number % views)
+        total = self.count * views
+        numbers = (
+            torch.arange(start, min(start + batch_size, total))
+            for start in range(0, total, batch_size)
+        )
+        plans = (self._plan_of_views(number // views, number % views) for number in numbers)
+        yield from self._loaded(plans)
+
+    def _loaded(self, plans: Iterable[BatchPlan]) -> Iterator[Batch]:
+        """Load, augment and yield the batches of plans, some of which are begun early."""
+        begun: deque[tuple[BatchPlan, list[crop_writing.Loading]]] = deque()
+        try:
+            for plan in plans:
+                begun.append((plan, self._begin(plan)))
+                if len(begun) > self._images.ahead:
+                    yield self._finished(*begun.popleft())
+            while begun:
+                yield self._finished(*begun.popleft())
+        finally:
+            for _, loading in begun:
+                for one in loading:
+                    one.cancel()
+
+    def _begin(self, plan: BatchPlan) -> list[crop_writing.Loading]:
+        """Begin to load what a batch shows: its images, and their second view if it has one."""
+        index = plan.places if self._images.device == self._device else plan.index
+        both = [plan.crops] if plan.strong is None else [plan.crops, plan.strong[0]]
+        return [self._images.begin(index, self._cut_from(crops, index)) for crops in both]
+
+    def _finished(self, plan: BatchPlan, loading: list[crop_writing.Loading]) -> Batch:
+        images = loading[0].result()
+        if isinstance(plan.crops, Crops) and plan.crops.scale is not None:
+            images = resized_crops.cut_images(images, plan.crops.to(self._device))
+        images = self._apply_policy(images, plan.policy)
+        if self._training.random_erasing is not None:
+            images = erasing.erase(images, self._training.random_erasing, plan.erasing)
+        strong = None
+        if plan.strong is not None:
+            strong = _strong_view(loading[1].result(), plan.strong[1])
+        labels = self._labels_in(plan.places, plan.crops)
+        view = None if plan.view is None else plan.view.to(self._device, non_blocking=True)
+        return self._batch(images, labels, plan.places, view=view, strong=strong)
+
+    def _cut_from(self, crops: AnyCrops, index: Tensor) -> AnyCrops:
+        """Return what the source is to cut: whole images where they are resized afterwards."""
+        if isinstance(crops, Crops) and crops.scale is not None:
+            return self._whole(index)
+        return crops
 
     def _batch(
         self,
@@ -243,17 +323,45 @@ class BatchLoader:
             has_all_labels=self._has_all_labels,
         )
 
-    def _arrange(self, epoch: int) -> tuple[Tensor, Tensor, Crops]:
-        """Return an epoch's order, on the CPU and on the device, and the crops in that order."""
+    def _arrange(self, epoch: int) -> tuple[Tensor, Tensor, Crops | None]:
+        """Return an epoch's order, on the CPU and on the device, and the crops in that order.
+
+        Crops are None where each batch draws its own.
+        """
         generator = self._generator(epoch)
         order = torch.randperm(self.count, generator=generator)
-        crops = self._draw(generator, self._stream(order, epoch, SCALE)).to(self._device)
+        crops = None
+        if not self._resizes:
+            drawn = self._draw(generator, self._stream(order, epoch, SCALE))
+            crops = drawn.to(self._images.device)
         return order, order.to(self._device, non_blocking=True), crops
+
+    def _plan(
+        self,
+        epoch: int,
+        index: Tensor,
+        places: Tensor,
+        crops: Crops | None,
+        rows: tuple[int, int],
+        *,
+        strong: bool = True,
+    ) -> BatchPlan:
+        """Return the plan of the images at these rows of an epoch, of which `crops` are all."""
+        if crops is None:
+            own: AnyCrops = self._draw_resized_parts(self._stream(index, epoch, CROP), index)
+        else:
+            own = crops.part(*rows)
+        second = None
+        if strong and self._strong:
+            stream = self._stream(index, epoch, STRONG)
+            second = (self._draw_padded(stream).to(self._images.device), stream)
+        policy, erased = (self._stream(index, epoch, use) for use in (AUGMENT, ERASE))
+        return BatchPlan(index, places, own, policy, erased, strong=second)
 
     def _generator(self, epoch: int) -> torch.Generator:
         return torch.Generator().manual_seed(stateless_rng.mix(self._training.seed, epoch))
 
-    def _visit(self, epoch: int, cache: TeacherCache, first: int) -> Iterator[Batch]:
+    def _visit(self, epoch: int, cache: TeacherCache, first: int) -> Iterator[BatchPlan]:
         turn, part = divmod(epoch - 1, cache.per_visit)
         seed = self._training.seed
         generator = torch.Generator().manual_seed(stateless_rng.mix(seed, turn, VISIT))
@@ -262,32 +370,25 @@ class BatchLoader:
         chosen = self._stream(index, epoch, VISIT).some_of(cache.per_visit, cache.views)
         index, view = index.repeat_interleave(cache.per_visit), chosen.flatten()
         for start, end in self._bounds[first:]:
-            yield self._views(index[start:end], view[start:end])
+            yield self._plan_of_views(index[start:end], view[start:end])
 
-    def _views(self, index: Tensor, view: Tensor) -> Batch:
-        stream = stateless_rng.StatelessRNG(
-            stateless_rng.mix(self._training.seed, 0, VIEW), index, view
-        )
+    def _plan_of_views(self, index: Tensor, view: Tensor) -> BatchPlan:
+        stream = self._view_stream(index, view, VIEW)
+        crops = self._draw_views(stream, index).to(self._images.device)
         places = index.to(self._device, non_blocking=True)
-        crops = self._draw_views(stream, len(index)).to(self._device)
-        images = self._augment(self._cut(places, crops), stream)
-        labels = self._labels_in(places, crops)
-        return self._batch(images, labels, places, view=view.to(self._device, non_blocking=True))
+        erased = self._view_stream(index, view, VIEW_ERASE)
+        return BatchPlan(index, places, crops, stream, erased, view)
 
-    def _strong_view(self, index: Tensor, epoch: int) -> Tensor:
-        stream = self._stream(index, epoch, STRONG)
-        crops = self._draw_padded(stream).to(self._device)
-        images = self._cut(index.to(self._device, non_blocking=True), crops)
-        images = operations.apply(images, policies.draw_strong(stream))
-        images = policies.cut_out(images, stream)
-        return images.contiguous(memory_format=torch.channels_last)
+    def _view_stream(self, index: Tensor, view: Tensor, purpose: int) -> stateless_rng.StatelessRNG:
+        seed = stateless_rng.mix(self._training.seed, 0, purpose)
+        return stateless_rng.StatelessRNG(seed, index, view)
 
     def _stream(self, index: Tensor, epoch: int, purpose: int) -> stateless_rng.StatelessRNG:
         return stateless_rng.StatelessRNG(
             stateless_rng.mix(self._training.seed, epoch, purpose), index
         )
 
-    def _augment(self, images: Tensor, stream: stateless_rng.StatelessRNG) -> Tensor:
+    def _apply_policy(self, images: Tensor, stream: stateless_rng.StatelessRNG) -> Tensor:
         match self._training.augmentation:
             case "autoaugment":
                 drawn = policies.draw_autoaugment(stream)
@@ -297,6 +398,8 @@ class BatchLoader:
                     self._training.randaugment_operations,
                     self._training.randaugment_magnitude,
                 )
+            case "trivialaugment":
+                drawn = policies.draw_trivialaugment(stream, self._height, self._width)
             case _:
                 return images
         done = operations.apply(images, drawn)
@@ -325,13 +428,15 @@ class BatchLoader:
             top, left = (whole(2 * pad + 1) - pad for pad in (self._pad_y, self._pad_x))
         return self._moved(top, left, whole(2).bool() if self._flip else mirrored)
 
-    def _draw_views(self, stream: stateless_rng.StatelessRNG, count: int) -> Crops:
-        """Draw crops of so many images from their own streams, as the augmentation wants them."""
+    def _draw_views(self, stream: stateless_rng.StatelessRNG, index: Tensor) -> AnyCrops:
+        """Draw crops of some images from their own streams, as the augmentation wants them."""
+        if self._resizes:
+            return self._draw_resized_parts(stream, index)
         if self._training.augmentation == "scale_jitter":
             return self._draw_resized(stream)
         if self._crops:
             return self._draw_padded(stream)
-        zeros = torch.zeros(count, dtype=torch.int64)
+        zeros = torch.zeros(len(index), dtype=torch.int64)
         mirrored = zeros.bool()
         if self._training.augmentation == "flip":
             mirrored = stream.coins() & self._flip
@@ -351,6 +456,16 @@ class BatchLoader:
             flip=self._flip,
         )
 
+    def _draw_resized_parts(
+        self, stream: stateless_rng.StatelessRNG, index: Tensor
+    ) -> ResizedCrops:
+        settings = self._training.random_resized_crop
+        if settings is None:
+            raise ValueError("the training has no random_resized_crop")
+        heights, widths = self._images.sizes(index)
+        drawn = random_crops.draw(stream, settings, heights=heights, widths=widths, flip=self._flip)
+        return drawn.to(self._images.device)
+
     def _whole(self, index: Tensor) -> Crops:
         zeros = torch.zeros_like(index)
         return self._moved(zeros, zeros, zeros.bool())
@@ -358,15 +473,24 @@ class BatchLoader:
     def _moved(self, top: Tensor, left: Tensor, mirrored: Tensor) -> Crops:
         return Crops(top, left, mirrored, self._height, self._width)
 
-    def _labels_in(self, index: Tensor, crops: Crops) -> Tensor:
+    def _labels_in(self, index: Tensor, crops: AnyCrops) -> Tensor:
         labels = self._labels[index]
-        return labels if self._crop_targets is None else self._crop_targets(labels, crops)
+        # Only images with one class are resized, which keep it.
+        if self._crop_targets is None or isinstance(crops, ResizedCrops):
+            return labels
+        return self._crop_targets(labels, crops.to(self._device))
 
-    def _cut(self, index: Tensor, crops: Crops) -> Tensor:
-        if crops.scale is not None:
-            whole = self._images.cut(index, self._whole(index))
-            return resized_crops.cut_images(whole, crops)
-        return self._images.cut(index, crops)
+    def _shown(self, index: Tensor) -> Tensor:
+        """Return whole images, channels last."""
+        index = index.to(self._images.device)
+        return self._images.begin(index, self._whole(index)).result()
+
+
+def _strong_view(images: Tensor, stream: stateless_rng.StatelessRNG) -> Tensor:
+    """Return images after the operations of a second, strongly augmented view."""
+    images = operations.apply(images, policies.draw_strong(stream))
+    images = policies.cut_out(images, stream)
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def crop_padding(side: int) -> int:

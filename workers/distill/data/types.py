@@ -2,11 +2,30 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int, Real, Shaped, UInt8
 from torch import Tensor
+
+
+class CropRow(NamedTuple):
+    """The crop of one image, as `Crops` has it without a scale."""
+
+    top: int
+    left: int
+    mirrored: bool
+
+
+class ResizedCropRow(NamedTuple):
+    """The crop of one image, as `ResizedCrops` has it."""
+
+    top: int
+    left: int
+    tall: int
+    wide: int
+    mirrored: bool
+    interpolation: str
 
 
 @dataclass(frozen=True)
@@ -44,6 +63,51 @@ class Crops:
         scale = None if self.scale is None else self.scale.to(device, non_blocking=True)
         return Crops(top, left, mirrored, self.height, self.width, scale)
 
+    def rows(self) -> list[CropRow]:
+        """Return the crop of each image, regardless of `scale`."""
+        columns = (self.top.tolist(), self.left.tolist(), self.mirrored.tolist())
+        return list(map(CropRow, *columns))
+
+
+@dataclass(frozen=True)
+class ResizedCrops:
+    """Parts of images, in pixels of each image, that are resized to one size, and then mirrored.
+
+    `tall` and `wide` are the part's height and width.
+    """
+
+    top: Int[Tensor, " N"]
+    left: Int[Tensor, " N"]
+    tall: Int[Tensor, " N"]
+    wide: Int[Tensor, " N"]
+    mirrored: Bool[Tensor, " N"]
+    interpolation: str
+
+    def part(self, start: int, end: int) -> "ResizedCrops":
+        """Return the crops of one batch."""
+        return self._each(lambda column: column[start:end])
+
+    def to(self, device: torch.device) -> "ResizedCrops":
+        """Return the crops on a device."""
+        return self._each(lambda column: column.to(device, non_blocking=True))
+
+    def rows(self) -> list[ResizedCropRow]:
+        """Return the crop of each image."""
+        columns = (self.top, self.left, self.tall, self.wide, self.mirrored)
+        top, left, tall, wide, mirrored = (column.tolist() for column in columns)
+        rows = zip(top, left, tall, wide, mirrored, strict=True)
+        return [
+            ResizedCropRow(top, left, tall, wide, mirrored, self.interpolation)
+            for top, left, tall, wide, mirrored in rows
+        ]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "ResizedCrops":
+        columns = (self.top, self.left, self.tall, self.wide, self.mirrored)
+        top, left, tall, wide, mirrored = map(change, columns)
+        return ResizedCrops(top, left, tall, wide, mirrored, self.interpolation)
+
+
+AnyCrops: TypeAlias = Crops | ResizedCrops
 
 CropTargets: TypeAlias = Callable[[Tensor, Crops], Tensor]
 """Returns targets [N, *T] as they are in crops of their images."""

@@ -6,7 +6,6 @@ rebuilds a student from its file and prints one JSON line.
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import math
 import pathlib
@@ -25,6 +24,7 @@ from workers.distill.config import rules
 from workers.distill.config.job import Input
 from workers.distill.data import catalog as datasets
 from workers.distill.data import dataset
+from workers.distill.data.lazy_images import StoredImages, select, shown
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.networks import weights
 from workers.distill.networks.interface import Features, Network
@@ -43,10 +43,10 @@ TEACHER = "teacher"
 class LabelledImages:
     """Images with labels as the task stores them, on the device, in stored order.
 
-    On the CPU the images are those of the split's mapped file.
+    On the CPU the images are those of the split's mapped file; or they are made on demand.
     """
 
-    images: UInt8[Tensor, "N c h w"]
+    images: StoredImages
     labels: Shaped[Tensor, "N *T"]
     predicted: Float[Tensor, "N C"] | None = None
     """What a teacher that is a table of predictions says of these images."""
@@ -54,6 +54,10 @@ class LabelledImages:
     """Labelled training images that the task's metrics look at first, if it has such metrics."""
     rows: Int[Tensor, " N"] | None = None
     """Which of `images` these are; None: all, in their order."""
+
+    def every_image(self) -> UInt8[Tensor, "N c h w"]:
+        """Return all images, channels last; where they are made on demand, in memory."""
+        return self.some_images(slice(None))
 
     def some_images(self, rows: slice | Int[Tensor, " n"]) -> UInt8[Tensor, "n c h w"]:
         """Return some of the images, channels last."""
@@ -182,23 +186,24 @@ def evaluate_file(student: pathlib.Path, folder: pathlib.Path, split: str) -> di
         )
     task = TASKS[student_task]
     preprocessor = Preprocessor("student", expected, stored.record.input, torch.device("cpu"))
-    content = task.read_split(stored, split)
+    content = task.open_split(stored, split)
     known = ~task.unlabelled(content.labels)
     if not bool(known.any()):
         raise errors.BadDataset(
             f"no image of the {split} split has a label; name a split that has some with --split"
         )
     if not bool(known.all()):
-        content = dataclasses.replace(
-            content,
-            images=content.images[known],
-            labels=content.labels[known],
-            scales=None if content.scales is None else content.scales[known],
+        content = dataset.ImageSplit(
+            select(content.images, known),
+            content.labels[known],
+            None if content.scales is None else content.scales[known],
         )
+    # A student is scored on what its job has scored it on.
+    images = shown(content.images, header.get("crop_ratio"))
     evaluation = evaluate_split(
         task,
         {"student": (network, preprocessor)},
-        LabelledImages(content.images, content.labels, references=references(task, stored, split)),
+        LabelledImages(images, content.labels, references=references(task, stored, split)),
         classes=network.classes or len(stored.record.classes),
     )["student"]
     return {**evaluation.metrics.test_scores(), "correct": evaluation.metrics.correct}
@@ -217,7 +222,7 @@ def references(
     most = task.reference_images.get(split, 0)
     if not most:
         return None
-    train = task.read_split(stored, "train")
+    train = task.open_split(stored, "train")
     rows = (~task.unlabelled(train.labels)).nonzero().flatten()
     if len(rows) > most:
         rows = rows[torch.linspace(0, len(rows) - 1, most).round().long()]

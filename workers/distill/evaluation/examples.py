@@ -66,7 +66,7 @@ def collect(
             Example(
                 place,
                 "worst" if place in worst else "typical",
-                split.images[place].cpu().numpy(),
+                split.images[place : place + 1][0].cpu().numpy(),
                 answers,
             )
             for place, answers in _answers(task, networks, split, [*worst, *typical], classes)

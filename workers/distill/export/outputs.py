@@ -87,6 +87,7 @@ def _texts(described: dict[str, Any]) -> dict[str, str]:
 
 def header(config: JobConfig, classes: list[str], student: Network) -> dict[str, Any]:
     """Return what the student's file says of itself: enough to rebuild it without us."""
+    ratio = config.training.crop_ratio
     return {
         # Not what was asked for: a method may deliver the student as part of another network.
         "network": student.reference,
@@ -94,6 +95,8 @@ def header(config: JobConfig, classes: list[str], student: Network) -> dict[str,
         "classes": classes,
         "input": config.student.input.model_dump(mode="json"),
         "task": config.task,
+        # What share of a picture it was scored on, where that is not all of it.
+        **({} if ratio is None else {"crop_ratio": ratio}),
         "method": config.method,
         **config.lineage(),
     }

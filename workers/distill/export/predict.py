@@ -74,7 +74,7 @@ def _read(
     if given["crop_mode"] == "pad":
         pixels = letterbox.Canvas(height, width).place(image)
     else:
-        pixels = pictures.to_array(classified.fitted(image, height, width))
+        pixels = pictures.to_array(classified.fitted(image, height, width, given["crop_pct"]))
     return torch.from_numpy(pixels.copy()), size
 
 

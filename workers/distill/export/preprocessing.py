@@ -1,9 +1,9 @@
 """How a picture becomes what a student was evaluated on, in words that `config.json` has.
 
-Two steps. A picture gets the size of the data set's images when it is uploaded: in classification
-it is scaled until it just covers that size and cut at its centre, in dense tasks it is scaled until
-it fits and padded (`data.formats.classified`, `data.formats.letterbox`). Then `Preprocessor` brings
-the image to the network's size, where that is another one, and normalises it.
+Two steps. A picture gets the size of the data set's images: in classification it is scaled until
+it just covers that size, divided by `training.crop_ratio`, and cut at its centre, in dense tasks it
+is scaled until it fits and padded (`data.formats.classified`, `data.formats.letterbox`). Then
+`Preprocessor` brings the image to the network's size, where that is another one, and normalises it.
 """
 
 from typing import Any
@@ -13,7 +13,9 @@ from workers.distill.config.job import Input, Task
 from workers.distill.data.formats import letterbox
 
 
-def describe(task: Task, expected: Input, stored: tuple[int, int, int]) -> dict[str, Any]:
+def describe(
+    task: Task, expected: Input, stored: tuple[int, int, int], crop_ratio: float | None = None
+) -> dict[str, Any]:
     """Return the steps; `stored` is channels, height and width of the data set's images."""
     channels, height, width = stored
     colours = {1: "grey", 3: "RGB"}
@@ -23,7 +25,7 @@ def describe(task: Task, expected: Input, stored: tuple[int, int, int]) -> dict[
         "picture_channels": channels,
         "channels_order": colours.get(channels),
         "crop_mode": "center" if is_cropped else "pad",
-        "crop_pct": 1.0,
+        "crop_pct": crop_ratio or 1.0,
         "pad_value": None if is_cropped else letterbox.FILL,
         "interpolation": "bilinear",
         "antialias": True,

@@ -204,7 +204,7 @@ def _calibration(export: Export, module: graph.ExportedGraph) -> list[Any]:
     stored = export.stored
     if stored is None:
         raise ValueError("an export without images is calibrated")
-    images = stored.split("train").images
+    images = stored.open_split("train").images
     rows = checks.some(len(images), onnx_graph.CALIBRATION_IMAGES)
     inputs = checks.Inputs(module, export.request.input, stored.record.input)
     export.notes.append(
@@ -337,7 +337,7 @@ def _images(export: Export) -> checks.CheckImages:
             f"measured: {export.request.why_no_dataset}"
         )
         return checks.noise(export.request.input, classes)
-    split = export.task.read_split(export.stored, "test")
+    split = export.task.open_split(export.stored, "test")
     has_label = ~export.task.unlabelled(split.labels)
     rows = torch.where(has_label)[0]
     if len(rows) == 0:

@@ -431,9 +431,8 @@ class Rounds:
         )
 
     def _answers(self) -> dict[str, Float[Tensor, "N C"]]:
-        return (
-            {} if self._scoring.split is None else self.clients.logits(self._scoring.split.images)
-        )
+        split = self._scoring.split
+        return {} if split is None else self.clients.logits(split.every_image())
 
     def _client_accuracies(self, answers: Mapping[str, Tensor] | None = None) -> dict[str, float]:
         split = self._scoring.split

@@ -174,7 +174,7 @@ class ClientProcess:
     def _accuracy(self) -> float:
         """Return the share of right answers on the owner's validation images."""
         split: LabelledImages = self._validation
-        answers = self._client.predict(split.images).argmax(1)
+        answers = self._client.predict(split.every_image()).argmax(1)
         return float((answers == split.labels).double().mean())
 
 

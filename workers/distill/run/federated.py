@@ -276,7 +276,7 @@ class ClientScores:
 
 def test_scores(context: JobContext, source: Rounds) -> ClientScores:
     """Score the clients' models; empty where there are none here, or no test split."""
-    answers = {} if context.test is None else source.clients.logits(context.test.images)
+    answers = {} if context.test is None else source.clients.logits(context.test.every_image())
     if context.test is None or not answers:
         return ClientScores({}, None)
     together = None

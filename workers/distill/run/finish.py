@@ -104,7 +104,10 @@ def finish(
         facts,
         histories,
         preprocessing=preprocessing.describe(
-            context.config.task, context.config.student.input, evaluated_shape(context)
+            context.config.task,
+            context.config.student.input,
+            evaluated_shape(context),
+            context.config.training.crop_ratio,
         ),
         mirrored=mirrors(context),
         standalone=made,

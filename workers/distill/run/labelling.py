@@ -18,6 +18,7 @@ from workers.distill import errors
 from workers.distill.config.result import LabelSummary, RunWarning
 from workers.distill.config.training import PseudoLabels
 from workers.distill.data import dataset
+from workers.distill.data.lazy_images import StoredImages, select
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.networks.interface import Network
 from workers.distill.networks.predictions import PredictionsNetwork
@@ -41,7 +42,7 @@ class TeacherAnswers:
     """Logits of the images of a split, of a teacher that is a table of them."""
 
     def targets(
-        self, split: str, images: Shaped[Tensor, "N c h w"], rows: Bool[Tensor, " M"]
+        self, split: str, images: StoredImages, rows: Bool[Tensor, " M"]
     ) -> tuple[Shaped[Tensor, "N *T"], Shaped[Tensor, " N"]]:
         """Return what the teacher takes images for, and its probability of that, on the CPU.
 
@@ -51,8 +52,9 @@ class TeacherAnswers:
         if isinstance(self.network, PredictionsNetwork):
             return self._in_table(split, rows)
         targets, confidences = [], []
-        for part in torch.split(images, CACHE_BATCH):
+        for first in range(0, len(images), CACHE_BATCH):
             self.stop.check()
+            part = images[first : first + CACHE_BATCH]
             with torch.no_grad(), self.precision.autocast():
                 inputs = self.preprocessor(part.to(self.device))
                 logits = self.task.answers(self.network, inputs).float()
@@ -92,7 +94,7 @@ class TrainingLabels:
 
 def of_training(
     task: BaseTask,
-    split: dataset.Split,
+    split: dataset.ImageSplit,
     answers: TeacherAnswers | None,
     wanted: PseudoLabels | None,
 ) -> TrainingLabels:
@@ -105,7 +107,7 @@ def of_training(
     labels, missing = split.labels, task.unlabelled(split.labels)
     if wanted is None or answers is None or not bool(missing.any()):
         return TrainingLabels(labels, labels, missing)
-    targets, confidences = answers.targets("train", split.images[missing], missing)
+    targets, confidences = answers.targets("train", select(split.images, missing), missing)
     is_sure = confidences >= wanted.threshold
     used = labels.clone()
     used[missing.nonzero().flatten()[is_sure]] = targets[is_sure]
@@ -116,7 +118,7 @@ def of_training(
 class ScoredSplit:
     """A split as students are scored on it."""
 
-    content: dataset.Split
+    content: dataset.ImageSplit
     left_out: int = 0
     """Images without a label, which do not count."""
     by_teacher: bool = False
@@ -126,7 +128,7 @@ class ScoredSplit:
 
 
 def of_scores(
-    task: BaseTask, name: str, split: dataset.Split, answers: TeacherAnswers | None
+    task: BaseTask, name: str, split: dataset.ImageSplit, answers: TeacherAnswers | None
 ) -> ScoredSplit:
     """Return the validation or test split `name` as students are scored on it.
 
@@ -142,7 +144,7 @@ def of_scores(
         targets, _ = answers.targets(name, split.images, missing)
         labelled = dataclasses.replace(split, labels=targets)
         return ScoredSplit(labelled, by_teacher=True, predicted=predicted)
-    kept = dataset.Split(split.images[~missing], split.labels[~missing])
+    kept = dataset.ImageSplit(select(split.images, ~missing), split.labels[~missing])
     rows = None if predicted is None else predicted[~missing]
     return ScoredSplit(kept, left_out=int(missing.sum()), predicted=rows)
 

@@ -18,6 +18,7 @@ from workers.distill.config import class_names, pyramids, rules, teachers
 from workers.distill.config.descriptions import BACKBONE, NetworkDescription
 from workers.distill.config.job import Input, JobConfig, NetworkChoice, Task
 from workers.distill.data import dataset
+from workers.distill.data.lazy_images import shown
 from workers.distill.data.loader import BatchLoader
 from workers.distill.data.preprocessing import PixelsAsStored, Preprocessor
 from workers.distill.evaluation import evaluate, validation
@@ -32,6 +33,7 @@ from workers.distill.run import labelling
 from workers.distill.run.context import JobContext, JobRequest, Loop, SharedContext
 from workers.distill.runtime import signals
 from workers.distill.runtime.precision import choose_precision
+from workers.distill.tasks.base import BaseTask
 from workers.distill.tasks.catalog import TASKS
 
 
@@ -47,10 +49,14 @@ def prepare(
     stored = dataset.load(workdir / "dataset")
     size = stored.record.input
     check_task(stored.record.task, config.task)
-    train, held_back, tested = (task.read_split(stored, name) for name in dataset.SPLITS)
+    train = task.open_split(stored, "train")
+    held_back, tested = (
+        scored_split(task, stored, name, config) for name in ("validation", "test")
+    )
     classes = classes_of(stored.record, config)
     for role, choice in teachers_of(config):
         check_classes(role, choice, len(classes), config.task)
+    check_storage(config, is_encoded=stored.record.encoded is not None)
     check_labels(config, stored.record.sizes(), stored.record.labelled)
     check_label_noise(config, len(classes))
     check_class_weights(config, len(classes))
@@ -155,7 +161,7 @@ def prepare_without_data(
             task, network, teacher_preprocessor, precision, device, stop
         )
         held_back, tested = (
-            labelling.of_scores(task, name, task.read_split(stored, name), answers)
+            labelling.of_scores(task, name, scored_split(task, stored, name, config), answers)
             for name in ("validation", "test")
         )
         scored = labelling.Labelling(None, held_back, tested, record)
@@ -184,12 +190,28 @@ def prepare_without_data(
     )
 
 
+def scored_split(
+    task: BaseTask, stored: dataset.StoredDataset, name: str, config: JobConfig
+) -> dataset.ImageSplit:
+    """Return the validation or test split, its images cut as the training says."""
+    split = task.open_split(stored, name)
+    images = shown(split.images, config.training.crop_ratio)
+    return dataset.ImageSplit(images, split.labels, split.scales)
+
+
 def classes_of(record: dataset.DatasetRecord, config: JobConfig) -> list[str]:
     """Return the names of the classes: the data set's, else, where it has none, the teacher's."""
     if record.classes or not config.all_teachers:
         return list(record.classes)
     first = config.all_teachers[0]
     return first.class_names or [str(label) for label in range(first.classes)]
+
+
+def check_storage(config: JobConfig, *, is_encoded: bool) -> None:
+    """Raise `BadRecipe` for a method that does not read pictures which are stored encoded."""
+    method, params = catalog.find(config.method)
+    described = {**params.model_dump(), "name": method.describe().name}
+    errors.refuse(rules.of_storage(described, is_encoded=is_encoded))
 
 
 def check_labels(
@@ -254,7 +276,7 @@ def choose_device(accelerator: str) -> torch.device:
 
 
 def on_device(
-    split: dataset.Split,
+    split: dataset.ImageSplit,
     device: torch.device,
     predicted: Tensor | None = None,
     references: LabelledImages | None = None,

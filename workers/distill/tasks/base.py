@@ -127,6 +127,13 @@ class BaseTask(ABC):
         """Raise `BadDataset` unless the targets of a split are stored as this task needs them."""
 
     def read_split(self, stored: dataset.StoredDataset, name: str) -> dataset.Split:
+        """Return a split as `open_split` does, of a data set whose images are stored decoded.
+
+        Raises `BadDataset` for another one, too.
+        """
+        return dataset.decoded(self.open_split(stored, name), name)
+
+    def open_split(self, stored: dataset.StoredDataset, name: str) -> dataset.ImageSplit:
         """Return a split of a data set for this task, its targets checked.
 
         Raises `BadDataset` when images or targets are not as recorded.
@@ -134,7 +141,7 @@ class BaseTask(ABC):
         fault = self.class_count_fault(len(stored.record.classes))
         if fault is not None:
             raise errors.BadDataset(f"{dataset.RECORD_FILE} is malformed: {fault}")
-        split = stored.split(name)
+        split = stored.open_split(name)
         self.check_targets(split.labels, stored.record, name)
         return split
 

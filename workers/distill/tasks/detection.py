@@ -4,6 +4,7 @@ Networks compute their own losses, since assignment and sampling belong to their
 evaluated in pixels of the original pictures, because COCO's sizes are.
 """
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -141,19 +142,19 @@ class Detection(BaseTask):
             split=split,
         )
 
-    def read_split(self, stored: dataset.StoredDataset, name: str) -> dataset.Split:
+    def open_split(self, stored: dataset.StoredDataset, name: str) -> dataset.ImageSplit:
         """Return a split with the size of its images and their scales beside each box.
 
         Raises `BadDataset` when images or boxes are not as recorded.
         """
-        split = super().read_split(stored, name)
+        split = super().open_split(stored, name)
         if split.scales is None:
             raise errors.BadDataset(f"the {name} split has boxes without scales", split=name)
         size = stored.record.input
         beside = split.labels.new_empty(*split.labels.shape[:2], 3)
         beside[..., 0], beside[..., 1] = size.height, size.width
         beside[..., 2] = split.scales[:, None]
-        return dataset.Split(split.images, torch.cat([split.labels, beside], dim=-1), split.scales)
+        return dataclasses.replace(split, labels=torch.cat([split.labels, beside], dim=-1))
 
     def predicted_targets(self, logits: Float[Tensor, "N C *S"]) -> Shaped[Tensor, "N *T"]:
         """Refuse: boxes do not follow from logits alone."""

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from workers.distill.config.training import CutMix, Mixup
+from workers.distill.config.training import CutMix, Mixup, MixupOrCutMix
 from workers.distill.data.transforms import mixing
 from workers.distill.data.types import Batch
 
@@ -27,6 +27,32 @@ class TestDraw:
         assert float(share.mean()) == pytest.approx(0.5, abs=0.02)
         # Variance of Beta(a, a): 1 / (4 (2 a + 1)).
         assert float(share.var()) == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)
+
+
+class TestMixupOrCutMix:
+    def test_each_image_is_mixed_as_one_of_both_would(self) -> None:
+        batch = plain()
+        drawn = mixing.draw(MixupOrCutMix(cutmix_share=0.5), 12, 0)
+        assert drawn.is_cut is not None
+        assert 0 < int(drawn.is_cut.sum()) < 12
+        both = drawn.mix(batch)
+        columns = (drawn.share, drawn.place, drawn.down, drawn.across)
+        for kind, rows in ((CutMix(), drawn.is_cut), (Mixup(), ~drawn.is_cut)):
+            alone = mixing.Mixture(kind, *columns).mix(batch)
+            assert torch.equal(both.images[rows], alone.images[rows])
+            assert both.mixed is not None
+            assert alone.mixed is not None
+            assert torch.equal(both.mixed.labels, alone.mixed.labels)
+            assert torch.equal(both.mixed.share[rows], alone.mixed.share[rows])
+
+    def test_shares_follow_the_alpha_of_their_kind(self) -> None:
+        mixing_of_both = MixupOrCutMix(mixup_alpha=0.1, cutmix_alpha=1.0, cutmix_share=0.25)
+        drawn = mixing.draw(mixing_of_both, 20_000, 0)
+        assert drawn.is_cut is not None
+        assert float(drawn.is_cut.float().mean()) == pytest.approx(0.25, abs=0.01)
+        for rows, alpha in ((drawn.is_cut, 1.0), (~drawn.is_cut, 0.1)):
+            expected = 1 / (4 * (2 * alpha + 1))
+            assert float(drawn.share[rows].var()) == pytest.approx(expected, rel=0.05)
 
 
 class TestMixup:

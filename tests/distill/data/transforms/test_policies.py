@@ -77,6 +77,33 @@ class TestRandAugment:
                 assert amount == pytest.approx(float(strengths[magnitude]), abs=1e-5), name
 
 
+class TestTrivialAugment:
+    def test_strengths_are_torchvisions(self) -> None:
+        for name, (space, _) in v2.TrivialAugmentWide._AUGMENTATION_SPACE.items():
+            strengths = space(31, 64, 48)
+            if strengths is None:
+                continue
+            side = {"TranslateX": 48, "TranslateY": 64}.get(name, 1)
+            for level in range(31):
+                amount = policies.wide_amount(NAMES[name], level, side)
+                expected = float(strengths[level])
+                if name.startswith("Translate"):
+                    assert int(amount * side) == int(expected + 1e-4)
+                else:
+                    factor = 1 / 255 if name == "Solarize" else 1
+                    assert amount * factor == pytest.approx(expected, abs=1e-5), (name, level)
+
+    def test_draws_one_operation_of_every_strength(self) -> None:
+        stream = stateless_rng.StatelessRNG(0, torch.arange(20_000))
+        drawn = policies.draw_trivialaugment(stream, 64, 64)
+        assert drawn.operations.shape == (1, 20_000)
+        counts = drawn.operations[0].bincount(minlength=15)
+        assert counts[14] == 0
+        assert int(counts[:14].min()) > 1250
+        turned = drawn.amounts[drawn.operations == Operation.ROTATE]
+        assert len(set(turned.tolist())) == 61
+
+
 class TestStrong:
     def test_strengths_spread_over_the_published_ranges(self) -> None:
         drawn = policies.draw_strong(stateless_rng.StatelessRNG(0, torch.arange(20_000)))

@@ -13,6 +13,6 @@ class TestFedEnsemble:
         )
         split = ensemble._scoring.split
         assert split is not None
-        scores = torch.stack(list(ensemble.clients.logits(split.images).values())).mean(0)
+        scores = torch.stack(list(ensemble.clients.logits(split.every_image()).values())).mean(0)
         right = float((scores.argmax(1) == split.labels).double().mean())
         assert ensemble.finish_epoch(1, last=True)["federation/ensemble_accuracy"] == right

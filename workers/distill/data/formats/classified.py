@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from workers.distill import errors
 from workers.distill.config.job import Task
 from workers.distill.data import dataset
-from workers.distill.data.formats import conversion, pictures
+from workers.distill.data.formats import conversion, encoding, pictures
 from workers.distill.data.formats.problems import Problems
 
 
@@ -66,6 +67,44 @@ def write(
             raise errors.UploadRefused("no_images", f"the {name} split has no readable pictures")
     labels = np.array([one.label for one in good["train"]], dtype=np.int64)
     complete, divided = conversion.divide(good, labels)
+
+    def finish(
+        stored: Mapping[str, Mapping[str, NDArray[np.generic]]],
+        encoded: dataset.EncodedPictures | None,
+    ) -> dataset.DatasetRecord:
+        sizes = (
+            _notes_of_sizes(headers.values(), form)
+            if encoded is None
+            else encoding.notes_of(encoded, hints)
+        )
+        seen = set(np.unique(stored["train"]["labels"]).tolist())
+        absent = [name for number, name in enumerate(classes) if number not in seen]
+        return conversion.finish(
+            folder,
+            stored,
+            form,
+            classes=classes,
+            flip=flip,
+            hints=hints,
+            notes=[
+                *notes,
+                *problems.notes(),
+                *pictures.notes_of(headers.values(), scale),
+                *sizes,
+                *divided,
+                *conversion.notes_of_absent(absent, "images"),
+            ],
+            task=task,
+            encoded=encoded,
+        )
+
+    if hints.stores_encoded(form, sum(map(len, complete.values()))):
+        writer = encoding.EncodedWriter(folder, root, form, headers, scale.white, problems)
+        stored, encoded = writer.write(
+            {name: [(one.file, one.label) for one in split] for name, split in complete.items()}
+        )
+        problems.refuse()
+        return finish(stored, encoded)
     conversion.check_stored_bytes(form, sum(map(len, complete.values())), labels.itemsize)
 
     def decode(one: LabelledPicture) -> dict[str, Any] | None:  # Any: arrays, or numbers
@@ -88,25 +127,7 @@ def write(
     except errors.UploadRefused as refusal:
         problems.add_refusal(refusal)
     problems.refuse()
-    seen = set(np.unique(stored["train"]["labels"]).tolist())
-    absent = [name for number, name in enumerate(classes) if number not in seen]
-    return conversion.finish(
-        folder,
-        stored,
-        form,
-        classes=classes,
-        flip=flip,
-        hints=hints,
-        notes=[
-            *notes,
-            *problems.notes(),
-            *pictures.notes_of(headers.values(), scale),
-            *_notes_of_sizes(headers.values(), form),
-            *divided,
-            *conversion.notes_of_absent(absent, "images"),
-        ],
-        task=task,
-    )
+    return finish(stored, None)
 
 
 def _headers(
@@ -154,10 +175,15 @@ def _add_damaged(files: Iterable[Path], root: Path, problems: Problems) -> None:
             problems.add_unreadable(file, refusal)
 
 
-def fitted(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Scale the picture until it just covers the size, and crop its centre."""
-    scale = max(height / image.height, width / image.width)
-    tall, wide = max(height, round(image.height * scale)), max(width, round(image.width * scale))
+def fitted(image: Image.Image, height: int, width: int, crop_ratio: float = 1.0) -> Image.Image:
+    """Scale the picture until it just covers the size / `crop_ratio`, and crop the size's centre.
+
+    The same as `lazy_images.centre_view` with Pillow, which rounds otherwise by one at most.
+    """
+    covered = int(height / crop_ratio), int(width / crop_ratio)
+    scale = max(covered[0] / image.height, covered[1] / image.width)
+    tall = max(covered[0], round(image.height * scale))
+    wide = max(covered[1], round(image.width * scale))
     if (tall, wide) != (image.height, image.width):
         image = image.resize((wide, tall), Image.Resampling.BILINEAR)
     left, top = (wide - width) // 2, (tall - height) // 2

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from workers.distill import errors
+from workers.distill.config import formats as format_rules
 from workers.distill.config.job import Input, Task
 from workers.distill.data import dataset, splits
 from workers.distill.files import tensorfile
@@ -52,6 +53,15 @@ class InputHints(pydantic.BaseModel):
     """White in pictures of more than 8 bits, such as 4095 for 12; measured where left out."""
     max_bad_share: float = pydantic.Field(0.01, ge=0, le=1)
     """Share of pictures that may be left out because they cannot be read."""
+    storage: format_rules.Storage = "auto"
+    decoded_bytes: int = pydantic.Field(format_rules.DECODED_BYTES, ge=0)
+    """Above it `auto` stores pictures encoded; the service's setting, not the uploader's."""
+
+    def stores_encoded(self, form: "StoredForm", images: int) -> bool:
+        """Return whether so many images of a form are stored as the pictures that they are."""
+        if self.storage != "auto":
+            return self.storage == "encoded"
+        return form.channels * form.height * form.width * images > self.decoded_bytes
 
     def expect(self, channels: int, height: int, width: int) -> None:
         """Raise `UploadRefused` if the images have another size than the uploader said."""
@@ -236,9 +246,14 @@ def finish(
     notes: Sequence[str],
     task: Task,
     boxes: dict[str, list[int]] | None = None,
+    encoded: dataset.EncodedPictures | None = None,
 ) -> dataset.DatasetRecord:
-    """Write the record of a data set whose splits `store` has written, and return it."""
-    check_classes(classes, sum(len(split["images"]) for split in stored.values()))
+    """Write the record of a data set whose splits `store` has written, and return it.
+
+    Of one that is stored encoded, `images` of the training split are a sample, from which mean and
+    standard deviation are measured.
+    """
+    check_classes(classes, sum(len(split["labels"]) for split in stored.values()))
     images = cast(NDArray[np.uint8], stored["train"]["images"])
     mean, std = hints.normalisation(form.channels, dataset.moments(images))
     labelled = _labelled(task, {name: stored[name]["labels"] for name in dataset.SPLITS})
@@ -246,11 +261,12 @@ def finish(
         task=task,
         classes=list(classes),
         splits={
-            "train": len(stored["train"]["images"]),
-            "validation": len(stored["validation"]["images"]),
-            "test": len(stored["test"]["images"]),
+            "train": len(stored["train"]["labels"]),
+            "validation": len(stored["validation"]["labels"]),
+            "test": len(stored["test"]["labels"]),
         },
         boxes=boxes,
+        encoded=encoded,
         labelled=labelled,
         input=Input(
             channels=form.channels, height=form.height, width=form.width, mean=mean, std=std

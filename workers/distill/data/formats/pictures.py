@@ -65,6 +65,12 @@ class PictureHeader:
     """Whether its grey values have more than 8 bits."""
     is_several: bool = False
     """Whether the file holds more pictures than the first, which is read."""
+    kind: str = ""
+    """Its format, as Pillow calls it."""
+    mode: str = ""
+    """Its pixels' mode, as Pillow calls it."""
+    orientation: int = 1
+    """As EXIF has it, where that is a valid one."""
 
 
 def read_header(file: Path, root: Path) -> PictureHeader:
@@ -77,6 +83,7 @@ def read_header(file: Path, root: Path) -> PictureHeader:
             height, width = image.height, image.width
             is_grey, is_deep = image.mode in GREY_MODES, image.mode in DEEP_MODES
             is_several = bool(getattr(image, "is_animated", False))
+            kind, mode = image.format or "", image.mode
     except DECODER_ERRORS as error:
         raise _not_a_picture(file, root, error) from error
     return PictureHeader(
@@ -87,6 +94,9 @@ def read_header(file: Path, root: Path) -> PictureHeader:
         is_oriented=orientation in ORIENTATIONS,
         is_deep=is_deep,
         is_several=is_several,
+        kind=kind,
+        mode=mode,
+        orientation=orientation if orientation in ORIENTATIONS and orientation else 1,
     )
 
 

@@ -1,9 +1,10 @@
-"""Policies of strong augmentation: AutoAugment, RandAugment, and the strong view of FixMatch.
+"""Policies: AutoAugment, RandAugment, TrivialAugment, and the strong view of FixMatch.
 
 They draw on the CPU from the image's own random stream; `operations` applies them on the device.
 
-Sources: Cubuk et al., arXiv 1805.09501 (AutoAugment) and 1909.13719 (RandAugment); Sohn et al.,
-arXiv 2001.07685 (FixMatch). Checked against: pytorch/vision, transforms/v2.
+Sources: Cubuk et al., arXiv 1805.09501 (AutoAugment) and 1909.13719 (RandAugment); Müller and
+Hutter, ICCV 2021, arXiv 2103.10158 (TrivialAugment); Sohn et al., arXiv 2001.07685 (FixMatch).
+Checked against: pytorch/vision, transforms/v2.
 """
 
 import torch
@@ -19,6 +20,7 @@ SIGNED = 10
 """Operations below this number go either way; all others have one direction."""
 BINS = 9
 MAGNITUDES = 30
+TRIVIAL_LEVELS = 31
 TRANSLATION = 150 / 331
 FIXMATCH_OPERATIONS = 2
 CUTOUT_SHARE = 0.5
@@ -97,6 +99,42 @@ def draw_randaugment(draws: StatelessRNG, count: int, magnitude: int) -> DrawnOp
         operations.append(operation)
         amounts.append(_either_way(operation, strengths[operation], draws))
     return DrawnOperations(torch.stack(operations), torch.stack(amounts))
+
+
+def draw_trivialaugment(draws: StatelessRNG, height: int, width: int) -> DrawnOperations:
+    """Draw one operation of any strength for each image of this size, as TrivialAugmentWide."""
+    operation, level = draws.whole(RANDOM), draws.whole(TRIVIAL_LEVELS)
+    sizes = {_O.TRANSLATE_X: width, _O.TRANSLATE_Y: height}
+    table = [
+        [wide_amount(_O(code), each, sizes.get(_O(code), 1)) for each in range(TRIVIAL_LEVELS)]
+        for code in range(RANDOM)
+    ]
+    strength = torch.tensor(table, dtype=torch.float64)[operation, level]
+    signed = _either_way(operation, strength, draws)
+    return DrawnOperations(operation[None], signed[None])
+
+
+def wide_amount(operation: Operation, level: int, side: int) -> float:
+    """Return the strength of an operation at a level of TrivialAugmentWide (0..30).
+
+    `side` is that along which an image is translated, in pixels.
+    """
+    share = level / (TRIVIAL_LEVELS - 1)
+    match operation:
+        case _O.SHEAR_X | _O.SHEAR_Y | _O.BRIGHTNESS | _O.COLOR | _O.CONTRAST | _O.SHARPNESS:
+            return 0.99 * share
+        case _O.TRANSLATE_X | _O.TRANSLATE_Y:
+            # Whole pixels; the half keeps a product with the side from rounding down to one less.
+            pixels = int(32 * share)
+            return (pixels + 0.5) / side if pixels else 0.0
+        case _O.ROTATE:
+            return 135 * share
+        case _O.POSTERIZE:
+            return float(8 - round(level / 5))
+        case _O.SOLARIZE:
+            return 255 * (1 - share)
+        case _:
+            return 0.0
 
 
 def draw_strong(draws: StatelessRNG) -> DrawnOperations:

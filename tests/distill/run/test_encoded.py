@@ -1,0 +1,81 @@
+"""Runs on pictures that are stored as their files."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.distill import folders
+from tests.distill.folders import StopsAt
+from workers.distill.config.job import Input
+from workers.distill.data import dataset, shards
+
+TRAINING = {
+    "augmentation": "trivialaugment",
+    "random_resized_crop": {"scale": [0.5, 1.0]},
+    "crop_ratio": 0.8,
+    "checkpoint_seconds": 1e-6,
+}
+
+
+def encode(folder: Path) -> None:
+    """Store the set of `folders` as PNG files, in place of the decoded one."""
+    for name, count in folders.COUNTS.items():
+        pixels, labels = folders.images(count, 3, len(name))
+        (folder / f"{name}.safetensors").unlink()
+        writer = shards.ShardWriter(folder, name)
+        for image, label in zip(pixels, labels.tolist(), strict=True):
+            stream = io.BytesIO()
+            Image.fromarray(image[0].numpy()).save(stream, "PNG")
+            writer.add(shards.EncodedPicture(stream.getvalue(), "png", 8, 8), label)
+        writer.close(labels)
+    record = dataset.DatasetRecord(
+        classes=[f"row {number}" for number in range(3)],
+        splits=folders.COUNTS,
+        input=Input.model_validate(folders.INPUT),
+        encoded=dataset.EncodedPictures(
+            kinds={"png": 73}, size_bytes=9000, smallest=[8, 8], largest=[8, 8], moments_of=41
+        ),
+    )
+    dataset.write_record(folder, record)
+
+
+def prepared(folder: Path, *, is_encoded: bool = True, **changes: Any) -> Path:
+    folder.mkdir()
+    recipe = folders.prepare(folder, **{"training": TRAINING, **changes})
+    if is_encoded:
+        encode(folder / "dataset")
+    return recipe
+
+
+@pytest.mark.slow
+class TestEncoded:
+    def test_a_student_is_that_of_decoded_images_and_of_a_run_that_was_stopped(
+        self, tmp_path: Path
+    ) -> None:
+        students = []
+        for name in ("decoded", "encoded", "stopped"):
+            recipe = prepared(tmp_path / name, is_encoded=name != "decoded")
+            if name == "stopped":
+                code, lines = folders.run_here(recipe, StopsAt(14))
+                assert code == 75
+                assert lines[-1]["type"] == "checkpoint"
+                assert lines[-1]["step"] > 0
+            code, lines = folders.run_here(recipe)
+            assert code == 0, lines[-1]
+            students.append((recipe.parent / "student.safetensors").read_bytes())
+        assert students[0] == students[1] == students[2]
+
+    def test_a_cached_teacher_and_a_memory_over_all_images_work(self, tmp_path: Path) -> None:
+        method = {"name": "crd", "negatives": 8}
+        training = {**TRAINING, "epochs": 1, "teacher_cache": {"views": 2}}
+        code, lines = folders.run_here(prepared(tmp_path / "a", method=method, training=training))
+        assert code == 0, lines[-1]
+
+    def test_a_federation_is_refused_with_the_way_out(self, tmp_path: Path) -> None:
+        recipe = prepared(tmp_path / "a", method={"name": "fedavg"}, teacher=None, training={})
+        code, lines = folders.run_here(recipe)
+        assert code == 1
+        assert '{"storage": "decoded"}' in lines[-1]["message"]
