@@ -6,6 +6,7 @@ stay uint8 until a network's own `Preprocessor` normalises them.
 """
 
 import copy
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
+from workers.distill.config.devices import FEWEST_ROWS, WHOLE, Share
 from workers.distill.config.training import TeacherCache, Training
 from workers.distill.data import cropping, stateless_rng
 from workers.distill.data.transforms import mixing, operations, policies, resized_crops
@@ -49,18 +51,21 @@ class BatchLoader:
         crop_targets: CropTargets | None = None,
         class_weights: Float[Tensor, " C"] | None = None,
         has_all_labels: bool = True,
+        share: Share = WHOLE,
     ) -> None:
         """Take a split for a device.
 
         `flip` says that mirrored images keep their labels, `strong` that batches have a strong
         view. `crop_targets` moves labels with the crops; without it a crop keeps its label.
-        `class_weights` and `has_all_labels` go along with every batch.
+        `class_weights` and `has_all_labels` go along with every batch. Of each batch, an epoch
+        yields the rows of `share`.
         """
         self.count, _, self._height, self._width = images.shape
         self._training = training
         self._per_visit = training.teacher_cache.per_visit if training.teacher_cache else 1
         self._visited = math.ceil(self.count / self._per_visit)
-        self._bounds = bounds(self.rows_per_epoch, training.batch_size)
+        self._share = share
+        self._bounds = bounds(self.rows_per_epoch, training.batch_size, share.fewest_rows)
         self._strong = strong
         # Scale jitter cuts from the whole image, so nothing is padded for it.
         self._crops = training.augmentation not in {"none", "flip", "scale_jitter"}
@@ -95,14 +100,20 @@ class BatchLoader:
             return
         order, places, drawn = self._arrange(epoch)
         mixes = self._mixture(epoch)
-        for start, end in self._bounds[first:]:
+        for whole_start, whole_end in self._bounds[first:]:
+            start, end = whole_start, whole_end
+            if mixes is None:  # else each image may meet one of another rank
+                start, end = self._share.bounds(whole_start, whole_end)
             index, crops = places[start:end], drawn.part(start, end)
             images = self._cut(index, crops)
             images = self._augment(images, self._stream(order[start:end], epoch, AUGMENT))
             strong = self._strong_view(order[start:end], epoch) if self._strong else None
             labels = self._labels_in(index, crops)
             batch = self._batch(images, labels, index, strong=strong)
-            yield mixes.part(start, end).mix(batch) if mixes else batch
+            if mixes is not None:
+                mixed = mixes.part(start, end).mix(batch)
+                batch = mixed.part(*self._share.bounds(0, end - start))
+            yield self._as_slice(batch, whole_end - whole_start)
 
     def whole_epoch(self, epoch: int) -> Batch:
         """Return the images of an epoch in its order, as one batch; `bounds` says where steps cut.
@@ -113,6 +124,11 @@ class BatchLoader:
         images = self._augment(self._cut(places, crops), self._stream(order, epoch, AUGMENT))
         labels = self._labels_in(places, crops)
         return self._batch(images, labels, places)
+
+    @property
+    def counts_alike(self) -> bool:
+        """Whether every image counts alike in the task's loss."""
+        return self._class_weights is None and self._has_all_labels
 
     @property
     def shows_stored(self) -> bool:
@@ -262,7 +278,14 @@ class BatchLoader:
         chosen = self._stream(index, epoch, VISIT).some_of(cache.per_visit, cache.views)
         index, view = index.repeat_interleave(cache.per_visit), chosen.flatten()
         for start, end in self._bounds[first:]:
-            yield self._views(index[start:end], view[start:end])
+            own = slice(*self._share.bounds(start, end))
+            yield self._as_slice(self._views(index[own], view[own]), end - start)
+
+    def _as_slice(self, batch: Batch, rows: int) -> Batch:
+        """Return a batch that knows of how many rows it is a slice, where it is one."""
+        if self._share.ranks == 1:
+            return batch
+        return dataclasses.replace(batch, rows_of_all=rows)
 
     def _views(self, index: Tensor, view: Tensor) -> Batch:
         stream = stateless_rng.StatelessRNG(
@@ -374,13 +397,13 @@ def crop_padding(side: int) -> int:
     return max(1, round(side / CROP_SHARE))
 
 
-def bounds(count: int, batch_size: int) -> list[tuple[int, int]]:
+def bounds(count: int, batch_size: int, fewest: int = FEWEST_ROWS) -> list[tuple[int, int]]:
     """Return where each batch of an epoch starts and ends.
 
-    The last batch may be smaller. If a single image would be left, it joins the batch before it:
-    batch norm has no variance to learn from one image.
+    The last batch may be smaller. If fewer than `fewest` images would be left, they join the batch
+    before: batch norm has no variance to learn from one image, and each rank needs some.
     """
     starts = list(range(0, count, batch_size))
-    if len(starts) > 1 and count - starts[-1] == 1:
+    if len(starts) > 1 and count - starts[-1] < fewest:
         starts.pop()
     return list(zip(starts, [*starts[1:], count], strict=True))
