@@ -12,6 +12,8 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from workers.distill.config.devices import MOST_DEVICES
+
 
 class Settings(BaseSettings):
     """Settings of api, worker and maintenance; each is `RETORT_` plus the field's name."""
@@ -138,6 +140,13 @@ class Settings(BaseSettings):
     worker_device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Accelerator that this worker offers."
     )
+    worker_devices: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_DEVICES,
+        description="Devices that one job may use on this worker; empty: its graphics cards, or 1. "
+        "On processors, so many processes share the cores.",
+    )
     engine_warm: bool = Field(
         True,
         description="Fork engines from a process that has loaded torch (on Linux).",
@@ -147,6 +156,11 @@ class Settings(BaseSettings):
         max_length=64,
         description="User (name or number) that engines and inspections run as, if the worker is "
         "root; empty: nobody.",
+    )
+    engine_sockets: bool = Field(
+        False,
+        description="Where an engine can have no network namespace, let those of jobs on several "
+        "devices open sockets of the internet protocols, by which their processes talk.",
     )
     engine_memory_bytes: int | None = Field(
         None,

@@ -72,6 +72,7 @@ class JobResult(Body):
     training_images_read: int | None = None
     labels: Json | None = None
     class_weights: dict[str, float] | None = None
+    parallel: Json | None = None  # how several devices shared the work
     synthesis: Json | None = None
     federation: Json | None = None
 
@@ -716,6 +717,7 @@ class Method(Body):
     source: Json = Field(default_factory=dict)
     tasks: list[str] = Field(default_factory=list)
     needs: list[str] = Field(default_factory=list)
+    across_devices: str | None = None  # gathers, slices, or one
     params_schema: Json = Field(default_factory=dict)
     differs: str | None = None
 
@@ -767,6 +769,7 @@ class Worker(Body):
     fault: Json | None = None  # code, message, since and retry_at, where it takes no jobs
     device: str | None = None
     devices: list[Any] = Field(default_factory=list)  # as the worker announced them
+    offered_devices: int = 1  # to one job, at most
     queues: list[str] = Field(default_factory=list)
     memory_bytes: int | None = None
     versions: Json = Field(default_factory=dict)

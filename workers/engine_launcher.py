@@ -121,18 +121,20 @@ class EngineLauncher:
         workdir: Path,
         device: str,
         shares_cache: bool,
+        talks: bool = False,
         stdout: int,
         stderr: int,
     ) -> Started:
         """Start `python -m MODULE ARGUMENTS...` in a session of its own.
 
-        Isolated, it may write `workdir` alone, and with `shares_cache` what jobs have compiled.
+        Isolated, it may write `workdir` alone, and with `shares_cache` what jobs have compiled;
+        with `talks` the processes that it starts may talk to each other.
         Raises: OSError where no process can be started, or isolated.
         """
         environment = scrubbed_environment(device)
         plan = None
         if self._isolation is not None:
-            plan = self._isolation.plan(workdir, shares_cache=shares_cache)
+            plan = self._isolation.plan(workdir, shares_cache=shares_cache, talks=talks)
             environment |= self._isolation.environment(plan)
         encoded = None if plan is None else plan.encode()
         cold_because = None

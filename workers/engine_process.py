@@ -50,6 +50,7 @@ class EngineProcess:
         launcher: EngineLauncher,
         device: str = "auto",
         shares_cache: bool = False,
+        talks: bool = False,
     ) -> None:
         self.log_path = workdir / "engine.log"
         self._log = self.log_path.open("ab")
@@ -62,6 +63,7 @@ class EngineProcess:
                 workdir=workdir,
                 device=device,
                 shares_cache=shares_cache,
+                talks=talks,
                 stdout=writing,
                 stderr=self._log.fileno(),
             )

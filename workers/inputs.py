@@ -119,6 +119,7 @@ def recipe_of(session: Session, job: tables.JobRow) -> dict[str, Any]:
         "baseline": spec.baseline,
         "report": spec.report,
         "accelerator": spec.resources.accelerator,
+        "devices": spec.resources.devices,
         "provenance": {key: value for key, value in provenance.items() if value},
     }
 

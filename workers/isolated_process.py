@@ -32,6 +32,8 @@ _SETTINGS = tuple(
     )
 )
 _DEVICES = ("null", "zero", "full", "random", "urandom")
+LOOPBACK = "loopback"
+"""The step by which the processes of one job can talk, in a network namespace of their own."""
 GPU_DEVICES = ("nvidia*", "nvhost*", "nvmap", "dri", "kfd", "dxg")
 
 
@@ -46,6 +48,8 @@ class IsolationPlan:
     memory_bytes: int | None = None
     workdir: str = ""
     cache: str = ""
+    may_connect: bool = False
+    """Whether sockets of the internet protocols are not refused: its processes talk by them."""
 
     def encode(self) -> str:
         """Return the plan as JSON."""
@@ -92,6 +96,7 @@ def _restrict_files(plan: IsolationPlan) -> None:
             devices / "shm",
             *([Path(plan.cache)] if plan.cache else []),
         ],
+        may_connect=plan.may_connect,
     )
 
 
@@ -109,6 +114,7 @@ def _libraries() -> Iterator[Path]:
 
 STEPS: dict[str, Callable[[IsolationPlan], None]] = {
     "network_namespace": lambda _: linux_sandbox.leave_network(),
+    LOOPBACK: lambda _: linux_sandbox.raise_loopback(),
     "limits": _limit,
     "user": _become_user,
     "memory": _limit_memory,
@@ -116,7 +122,7 @@ STEPS: dict[str, Callable[[IsolationPlan], None]] = {
     "dumps": lambda _: linux_sandbox.forbid_dumps(),
     "privileges": lambda _: linux_sandbox.forbid_privileges(),
     "landlock": _restrict_files,
-    "seccomp": lambda _: linux_sandbox.filter_calls(),
+    "seccomp": lambda plan: linux_sandbox.filter_calls(may_connect=plan.may_connect),
 }
 """In the order in which they must be taken: each may forbid what an earlier one needs."""
 

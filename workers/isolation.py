@@ -26,6 +26,7 @@ from workers import linux_sandbox
 from workers.distill.config import teachers
 from workers.isolated_process import (
     GPU_DEVICES,
+    LOOPBACK,
     MOST_FILE_BYTES,
     MOST_OPEN_FILES,
     MOST_PROCESSES,
@@ -62,11 +63,17 @@ class Isolation:
     """
 
     def __init__(
-        self, wanted: IsolationPlan, *, because: str | None = None, is_user_named: bool = False
+        self,
+        wanted: IsolationPlan,
+        *,
+        because: str | None = None,
+        is_user_named: bool = False,
+        allows_sockets: bool = False,
     ) -> None:
         self._wanted = wanted
         self._no_user_because = because
         self._is_user_named = is_user_named
+        self._allows_sockets = allows_sockets
         self._failures: dict[str, str] | None = None
         self._lock = threading.Lock()
 
@@ -83,7 +90,7 @@ class Isolation:
         user, because = _user(settings.engine_user)
         steps = tuple(name for name in STEPS if name != "user" or user is not None)
         if not _is_root():
-            steps = tuple(name for name in steps if name != "network_namespace")
+            steps = tuple(name for name in steps if name not in ("network_namespace", LOOPBACK))
         if _has_gpu(settings) and settings.engine_memory_bytes is None:
             steps = tuple(name for name in steps if name != "memory")
         plan = IsolationPlan(
@@ -95,7 +102,12 @@ class Isolation:
             workdir=str(settings.scratch_dir.absolute()),
             cache=str(settings.compile_cache_dir.absolute()),
         )
-        return cls(plan, because=because, is_user_named=settings.engine_user is not None)
+        return cls(
+            plan,
+            because=because,
+            is_user_named=settings.engine_user is not None,
+            allows_sockets=settings.engine_sockets,
+        )
 
     def check_user(self) -> None:
         """Raise ValueError where engines cannot run as the user that was named in the settings."""
@@ -113,13 +125,21 @@ class Isolation:
         except OSError as error:
             log.warning("isolation_unknown", error=str(error))  # the first engine tries again
 
-    def plan(self, workdir: Path, *, shares_cache: bool) -> IsolationPlan:
+    def plan(self, workdir: Path, *, shares_cache: bool, talks: bool = False) -> IsolationPlan:
         """Return what a child with this working folder gives up, and give the folder to its user.
 
-        With `shares_cache` it may use what other jobs have compiled.
-        Raises: OSError where the folder cannot be given away.
+        With `shares_cache` it may use what other jobs have compiled. With `talks` its own processes
+        reach each other over the loopback interface of their network namespace.
+        Raises: OSError where the folder cannot be given away, or its processes could not talk.
         """
         possible = self._possible()
+        if talks and (why_not := self.why_alone()) is not None:
+            raise OSError(errno.EPERM, why_not)
+        if talks:
+            possible = dataclasses.replace(possible, may_connect=True)
+        else:
+            steps = tuple(name for name in possible.steps if name != LOOPBACK)
+            possible = dataclasses.replace(possible, steps=steps)
         (workdir / TEMPORARY).mkdir(exist_ok=True)
         if shares_cache:
             self._make_cache(possible)
@@ -139,8 +159,36 @@ class Isolation:
         possible, failed = self._possible(), self._find_failures()
         return {
             name: {"is_active": is_active, "detail": detail}
-            for name, is_active, detail in _measures(possible, failed, self._no_user_because)
+            for name, is_active, detail in _measures(
+                possible, failed, self._no_user_because, self._talk()
+            )
         }
+
+    def why_alone(self) -> str | None:
+        """Return why the processes of one engine could not talk to each other; None if they can.
+
+        Where sockets are refused, they need a network namespace with a loopback interface, or the
+        operator's word that they may have sockets without one.
+        """
+        steps = set(self._possible().steps)
+        if LOOPBACK in steps or not {"seccomp", "landlock", "network_namespace"} & steps:
+            return None
+        if self._allows_sockets and "network_namespace" not in steps:
+            return None
+        reason = self._find_failures().get(LOOPBACK, "the worker does not run as root")
+        return (
+            "engines may open no socket here, and have no network namespace in which the processes "
+            f"of several devices could talk ({reason}): run the worker as root, with the "
+            "capabilities SYS_ADMIN and NET_ADMIN, or set RETORT_ENGINE_SOCKETS"
+        )
+
+    def _talk(self) -> str:
+        """Return what jobs on several devices may do besides, to end a sentence with."""
+        if self.why_alone() is not None:
+            return "; a job has one device"
+        if LOOPBACK in self._possible().steps:
+            return "; of several devices, the loopback interface of their own namespace alone"
+        return "; of several devices, none (RETORT_ENGINE_SOCKETS)"
 
     def _possible(self) -> IsolationPlan:
         failures = self._find_failures()
@@ -250,7 +298,7 @@ def _gpu_groups() -> tuple[int, ...]:
 
 
 def _measures(
-    plan: IsolationPlan, failures: dict[str, str], no_user_because: str | None
+    plan: IsolationPlan, failures: dict[str, str], no_user_because: str | None, talk: str
 ) -> Iterator[tuple[str, bool, str]]:
     """Yield measure, whether it is active, and how or why not; in the words of `/v1/workers`."""
     has = set(plan.steps).__contains__
@@ -273,7 +321,7 @@ def _measures(
         if has(step)
     ]
     why = missing("seccomp", unknown)
-    yield "network", bool(ways), " and ".join(ways) or why
+    yield "network", bool(ways), " and ".join(ways) + talk if ways else why
     # Sockets of the file system, by which PostgreSQL can be reached, are in no network namespace.
     yield "sockets", has("seccomp"), "refused by seccomp" if has("seccomp") else why
     if has("landlock"):

@@ -7,8 +7,10 @@ it while there is one thread only. No permission is ever given back.
 """
 
 import ctypes
+import fcntl
 import os
 import platform
+import socket
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from pathlib import Path
 _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _CLONE_NEWNET = 0x40000000
+_SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
+_AF_INET, _AF_INET6, _AF_NETLINK, _NETLINK_ROUTE = 2, 10, 16, 0
 _CAPABILITY_VERSION_3 = 0x20080522
 
 # The same numbers on every architecture.
@@ -36,6 +40,8 @@ _SECCOMP_FILTER, _SPEC_ALLOW = 1, 4
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 _ALLOWED, _REFUSED = 0x7FFF0000, 0x00050000 | 13  # EACCES
 _INSTRUCTION = struct.Struct("=HBBI")
+_ARGUMENTS = 16
+"""Where in `seccomp_data` the arguments of a call begin, of eight bytes each (little-endian)."""
 _X32 = 0x40000000
 
 
@@ -89,6 +95,13 @@ def leave_network() -> None:
     _checked(int(_libc.unshare(_CLONE_NEWNET)))
 
 
+def raise_loopback() -> None:
+    """Bring up the loopback interface of this process's own network namespace; needs privilege."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        request = struct.pack("16sH14x", b"lo", _IFF_UP)
+        fcntl.ioctl(control, _SIOCSIFFLAGS, request)
+
+
 def forbid_dumps() -> None:
     """Let no process without privilege read this one's memory or environment, or trace it."""
     _prctl(_PR_SET_DUMPABLE, 0)
@@ -112,19 +125,24 @@ def landlock_version() -> int:
 
 
 def restrict_files(
-    *, readable: Iterable[Path], usable: Iterable[Path], writable: Iterable[Path]
+    *,
+    readable: Iterable[Path],
+    usable: Iterable[Path],
+    writable: Iterable[Path],
+    may_connect: bool = False,
 ) -> None:
     """Let this process open nothing but these files, and what lies below these folders.
 
     `readable` is read and executed, `usable` (devices) is read and written, in `writable` files are
     made and removed as well; what does not exist is left out. Where the kernel knows how, TCP, and
-    signals and abstract sockets that lead to processes outside, are refused too.
+    signals and abstract sockets that lead to processes outside, are refused too; TCP is not with
+    `may_connect`, for a process in a network namespace of its own.
     """
     version = landlock_version()
     handled = _FIRST_RIGHTS | (_REFER if version >= 2 else 0) | (_TRUNCATE if version >= 3 else 0)
     attributes = struct.pack("=Q", handled)
     if version >= 4:
-        attributes += struct.pack("=Q", _TCP)
+        attributes += struct.pack("=Q", 0 if may_connect else _TCP)
     if version >= 6:
         attributes += struct.pack("=Q", _SCOPES)
     rules = _call(_LANDLOCK_CREATE, attributes, len(attributes), 0)
@@ -155,24 +173,27 @@ def _allow(rules: int, path: Path, rights: int) -> None:
         os.close(opened)
 
 
-def filter_calls() -> None:
+def filter_calls(*, may_connect: bool = False) -> None:
     """Refuse sockets, tracing and other system calls that the engine does not use, with EACCES.
 
+    With `may_connect`, sockets of the internet protocols are allowed, and those by which a process
+    lists its interfaces; those of the file system, and all others, stay refused.
     Raises: OSError also on a processor architecture whose numbers are not known here.
     """
     machine = _ARCHITECTURES.get(platform.machine())
     if machine is None:
         raise OSError(f"the numbers of system calls of {platform.machine()} are not known")
-    program = _program(machine)
+    program = _program(machine, may_connect=may_connect)
     code = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("@HP", len(program) // _INSTRUCTION.size, ctypes.addressof(code))
     # Without the flag, older kernels would switch speculation off, which costs speed.
     _call(machine.seccomp, _SECCOMP_FILTER, _SPEC_ALLOW, header)
 
 
-def _program(machine: _Architecture) -> bytes:
+def _program(machine: _Architecture, *, may_connect: bool = False) -> bytes:
     """Return the filter as classic BPF: load a field of `seccomp_data`, compare, jump, return."""
-    numbers = machine.refused
+    # The first number is that of `socket`.
+    numbers = machine.refused[1:] if may_connect else machine.refused
     # Relative jumps: from instruction i to the refusal, which is the last one.
     last = len(numbers) + 5
     lines = [(_LOAD, 0, 0, 4), (_EQUAL, 0, last - 2, machine.audit), (_LOAD, 0, 0, 0)]
@@ -180,4 +201,22 @@ def _program(machine: _Architecture) -> bytes:
     for place, number in enumerate(numbers, start=4):
         lines.append((_EQUAL, last - place - 1, 0, number))
     lines += [(_RETURN, 0, 0, _ALLOWED), (_RETURN, 0, 0, _REFUSED)]
+    if may_connect:
+        # Before all that: of `socket`, the family is argument 0, and the protocol argument 2.
+        check = [
+            (_LOAD, 0, 0, 0),
+            (_EQUAL, 0, 9, machine.refused[0]),
+            (_LOAD, 0, 0, _ARGUMENTS),
+            (_EQUAL, 6, 0, _AF_INET),
+            (_EQUAL, 5, 0, _AF_INET6),
+            (_EQUAL, 0, 3, _AF_NETLINK),
+            (_LOAD, 0, 0, _ARGUMENTS + 16),
+            (_EQUAL, 0, 1, _NETLINK_ROUTE),
+            (_RETURN, 0, 0, _ALLOWED),
+            (_RETURN, 0, 0, _REFUSED),
+            (_RETURN, 0, 0, _ALLOWED),
+        ]
+        # After the check of the architecture, whose numbers these are.
+        lines[2:2] = check
+        lines[1] = (_EQUAL, 0, lines[1][2] + len(check), machine.audit)
     return b"".join(_INSTRUCTION.pack(*line) for line in lines)

@@ -427,6 +427,13 @@ def _training(origin: JobFacts, result: RunResult) -> list[str]:
             f"({_plain(rare)})"
         )
     ran = f"{result.steps:,} steps on {result.device} in {result.precision}"
+    shared = result.parallel
+    if shared is not None:
+        norms = shared.batch_norm.replace("_", " ")
+        ran += (
+            f", on {shared.devices} devices with {shared.batch_size} images a step together "
+            f"(batch norm {norms}, loss of the {shared.loss.replace('_', ' ')})"
+        )
     return [
         *lines,
         f"- Ran: {ran}",

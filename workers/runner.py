@@ -19,7 +19,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from models_registry import errors, logs
-from models_registry.jobs import leases
+from models_registry.jobs import leases, workers
 from models_registry.jobs.lifecycle import Reason, State
 from models_registry.persistence import counters, tables
 from models_registry.persistence.counters import Counter
@@ -101,6 +101,7 @@ class _Choice:
             session,
             announced=self.announced,
             queues=self.context.job_queues,
+            devices=workers.offered_devices(session, worker_id=self.context.worker_id),
             running_limit=self.context.settings.quota_jobs_running,
             skipped=self.skipped,
         )
@@ -301,6 +302,7 @@ class _Run:
                 launcher=launcher,
                 device=device,
                 shares_cache=True,
+                talks=any(attempt.inputs.recipe["devices"] > 1 for attempt in self._open),
             ) as engine,
             self._guard.watching(engine),
         ):

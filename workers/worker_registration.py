@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol  # Any: what the child process prints as JSON
 
@@ -117,7 +117,12 @@ def _run(
         daemon=True,
     )
     describing.start()
-    description: dict[str, Any] = {"devices": [], "versions": {}, "isolation": None}
+    description: dict[str, Any] = {
+        "devices": [],
+        "versions": {},
+        "isolation": None,
+        "offered_devices": 1,
+    }
     # Every project sees it, and the names of machines are the operator's.
     name = settings.worker_name or f"worker-{worker_id[-6:]}"
     host = socket.gethostname()
@@ -218,6 +223,7 @@ def _write(
                     memory_bytes=psutil.virtual_memory().total,
                     versions=description["versions"],
                     isolation=description["isolation"],
+                    offered_devices=description["offered_devices"],
                 )
             elif stopping:
                 workers.stopped(session, worker_id=worker_id)
@@ -239,7 +245,30 @@ def _description(settings: Settings, queues: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {"devices": [], "versions": {"python": platform.python_version()}}
     if set(queues) & set(broker.JOB_QUEUES):
         found = _describe(settings.worker_device)
-    return {**found, "isolation": _isolation(settings)}
+    return {
+        **found,
+        "isolation": _isolation(settings),
+        "offered_devices": _offered_devices(settings, found["devices"]),
+    }
+
+
+def _offered_devices(settings: Settings, devices: Sequence[Mapping[str, Any]]) -> int:
+    """Return how many devices a job may use here, as the settings say, or as there are cards."""
+    cards = sum(device["kind"] == "cuda" for device in devices)
+    wanted = settings.worker_devices or max(cards, 1)
+    if cards and wanted > cards:
+        log.warning("devices_missing", wanted=wanted, found=cards)
+        wanted = cards
+    if wanted == 1 or _stopping.is_set():
+        return 1
+    try:
+        why_not = Isolation.of(settings).why_alone()
+    except OSError as error:
+        why_not = str(error)
+    if why_not is not None:
+        log.warning("jobs_have_one_device", devices=wanted, because=why_not)
+        return 1
+    return wanted
 
 
 def _describe(device: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from models_registry.jobs import ranking
+from workers.distill.config.devices import AcrossDevices
 
 # Schemas and sources are written by the engine's catalog.
 Json = dict[str, Any]
@@ -33,6 +34,12 @@ class MethodRead(BaseModel):
         default=False, description="Whether it uses a second, strongly augmented view."
     )
     combines: bool = Field(default=True, description="Whether it can be part of `combine`.")
+    across_devices: AcrossDevices = Field(
+        default="gathers",
+        description="What it does on several devices (`resources.devices`). `gathers`: outputs of "
+        "all devices are gathered, and the loss is that of the whole batch; `slices`: each device "
+        "computes the loss of its slice; `one`: it runs on one device.",
+    )
     smallest_batch: int = Field(default=1, description="Smallest batch size, in images.")
     params_schema: Json = Field(description="JSON Schema of its hyper-parameters, with defaults.")
     differs: str | None = Field(default=None, description="How it differs from the paper.")

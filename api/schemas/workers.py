@@ -42,6 +42,10 @@ class WorkerRead(rows.RowRead):
         description="As the worker announced them; one that takes no jobs announces none."
     )
     device: str | None = Field(description="The first of them, by name.")
+    offered_devices: int = Field(
+        description="How many devices one job may use here at most; jobs that need more wait for "
+        "another worker."
+    )
     memory_bytes: int
     versions: dict[str, Any]
     isolation: dict[str, IsolationMeasureRead] | None = Field(

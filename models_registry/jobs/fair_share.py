@@ -32,13 +32,15 @@ def next_job(
     session: Session,
     *,
     queues: Collection[str],
+    devices: int = 1,
     running_limit: int | None = None,
     skipped: Collection[str] = (),
 ) -> str | None:
     """Return the id of the job that a worker of these queues should claim now, or None.
 
     One query, in which each project costs two look-ups in an index. `running_limit` is the
-    service's limit on a project's jobs that run; `skipped` are jobs that this worker cannot take.
+    service's limit on a project's jobs that run; `skipped` are jobs that this worker cannot take,
+    and so are those that need more `devices`.
     """
     job, project = tables.JobRow, tables.ProjectRow
     first = (
@@ -48,6 +50,7 @@ def next_job(
             job.state == State.QUEUED,
             job.not_before <= database.now(session),
             job.queue.in_(queues),
+            job.devices <= devices,
             *([job.id.not_in(skipped)] if skipped else []),
         )
         .order_by(job.claim_order_at, job.id)

@@ -62,6 +62,7 @@ def choose(
     *,
     announced: str,
     queues: Collection[str],
+    devices: int = 1,
     running_limit: int | None = None,
     skipped: Collection[str] = (),
 ) -> str | None:
@@ -69,10 +70,15 @@ def choose(
 
     A message says that there is work, not whose turn it is. If another job is next, the announced
     one still needs a message, and gets a new one; if it waits because its project runs as many
-    jobs as it may, it says so, and gets its message when one of them ends.
+    jobs as it may, it says so, and gets its message when one of them ends. A job that needs more
+    than the `devices` that this worker offers says so, and is announced again later.
     """
     chosen = fair_share.next_job(
-        session, queues=queues, running_limit=running_limit, skipped=skipped
+        session,
+        queues=queues,
+        devices=devices,
+        running_limit=running_limit,
+        skipped=skipped,
     )
     if chosen == announced or announced in skipped:
         return chosen
@@ -81,6 +87,13 @@ def choose(
     )
     now = database.now(session)
     if job is None or job.state != State.QUEUED or job.not_before > now:
+        return chosen
+    if job.devices > devices:
+        message = (
+            f"The job needs {job.devices} devices, and the worker that was asked offers {devices}; "
+            "it waits for another one."
+        )
+        decline(session, job_id=job.id, message=message, reason=Reason.TOO_FEW_DEVICES)
         return chosen
     project = session.get_one(tables.ProjectRow, job.project_id, populate_existing=True)
     limit = fair_share.running_limit_of(project, running_limit)
@@ -468,18 +481,20 @@ def release_unfit(session: Session, lease: Lease, *, message: str, log_tail: lis
     return release(session, lease, because=because, message=message, log_tail=log_tail)
 
 
-def decline(session: Session, *, job_id: str, message: str) -> None:
+def decline(
+    session: Session, *, job_id: str, message: str, reason: Reason = Reason.NO_ROOM
+) -> None:
     """Say why a worker left a queued job to others; it is announced again later."""
     job = session.get(
         tables.JobRow, job_id, populate_existing=True, with_for_update={"key_share": True}
     )
     if job is None or job.state != State.QUEUED:
         return
-    is_new = job.state_reason != Reason.NO_ROOM
-    job.state_reason, job.state_message = Reason.NO_ROOM, message
+    is_new = job.state_reason != reason
+    job.state_reason, job.state_message = reason, message
     session.flush()
     if is_new:  # not each time that the same worker looks at it
-        told = {"reason": Reason.NO_ROOM, "message": message}
+        told = {"reason": reason, "message": message}
         transitions.add_event(session, job_id, "declined", told)
 
 

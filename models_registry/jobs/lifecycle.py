@@ -76,6 +76,7 @@ class Reason(StrEnum):
     DATABASE_UNREACHABLE = "database_unreachable"
     WORKER_FAILED = "worker_failed"
     NO_ROOM = "no_room"
+    TOO_FEW_DEVICES = "too_few_devices"
     RUNNING_QUOTA = "running_quota"
     WAITING_FOR_STORAGE = "waiting_for_storage"
     DEADLINE = "deadline"

@@ -24,6 +24,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from models_registry.errors import Fault
 from models_registry.jobs import validation
+from workers.distill.config.devices import MOST_DEVICES
 from workers.distill.config.exports import ExportChoice
 from workers.distill.config.job import Task
 from workers.distill.config.teachers import MOST_TEACHERS, WEIGHTING, Weighting
@@ -92,7 +93,13 @@ class ResourcesSpec(_Part):
     """What the job may use."""
 
     accelerator: Literal["any", "cpu", "cuda"] = Field("any", description="Kind of device.")
-    devices: int = Field(1, ge=1, le=1, description="Number of devices; one for now.")
+    devices: int = Field(
+        1,
+        ge=1,
+        le=MOST_DEVICES,
+        description="Devices of one machine, on each of which a process trains with its slice of "
+        "every batch.",
+    )
     max_runtime_seconds: float | None = Field(
         None, gt=0, le=30 * 86_400, description="Active time after which the job fails."
     )
@@ -208,6 +215,7 @@ class Request(_Part):
             has_teacher=self.teacher is not None,
             has_dataset=self.dataset is not None,
             accelerator=self.resources.accelerator,
+            devices=self.resources.devices,
             several=len(self.teachers),
             has_weighting=self.teacher_weighting is not None,
         )
@@ -279,6 +287,7 @@ def right_parts(value: dict[str, Any], faulty: Container[Any]) -> validation.Spe
         has_teacher=value.get("teacher") is not None,
         has_dataset=value.get("dataset") is not None,
         accelerator=resources.accelerator,
+        devices=resources.devices,
         several=0 if "teachers" in faulty else len(value.get("teachers") or []),
         has_weighting=value.get("teacher_weighting") is not None,
     )

@@ -25,7 +25,14 @@ from models_registry.jobs import (
     workers,
 )
 from models_registry.jobs.lifecycle import Event, Reason, State
-from models_registry.jobs.spec import NAME_PATTERN, VERSION, JobReference, JobSpec, Request
+from models_registry.jobs.spec import (
+    NAME_PATTERN,
+    VERSION,
+    JobReference,
+    JobSpec,
+    Request,
+    ResourcesSpec,
+)
 from models_registry.jobs.validation import JobInputs
 from models_registry.persistence import database, tables
 from models_registry.webhooks import deliveries
@@ -97,7 +104,7 @@ def submit(
         [NewJob(checked.spec, checked.warnings, retry_of, place)],
         project_id=project_id,
         inputs=checked.inputs,
-        notice=notice(session, queue=checked.spec.resources.accelerator),
+        notice=notice(session, checked.spec.resources),
         limits=limits,
     )
     return job
@@ -214,6 +221,7 @@ def _row_of(
         task=completed.task,
         method=completed.method["name"],
         queue=completed.resources.accelerator,
+        devices=completed.resources.devices,
         priority=completed.priority,
         labels=completed.labels,
         spec=spec,
@@ -242,11 +250,18 @@ def _row_of(
     )
 
 
-def notice(session: Session, *, queue: str) -> str | None:
+def notice(session: Session, wanted: ResourcesSpec) -> str | None:
     """Return what the submitter of a job should know of its queue, if anything."""
-    if workers.anyone_takes(session, queue=queue):
+    most = workers.most_devices(session, queue=wanted.accelerator)
+    if most >= wanted.devices:
         return None
-    return f"No worker that takes {queue!r} jobs is online; the job waits for one."
+    if most == 0:
+        return f"No worker that takes {wanted.accelerator!r} jobs is online; the job waits for one."
+    return (
+        f"The job needs {wanted.devices} devices, and no worker that is online offers more than "
+        f"{most}; it waits for one. Lower resources.devices, or start a worker with more "
+        "(RETORT_WORKER_DEVICES)."
+    )
 
 
 def _warn(session: Session, job: tables.JobRow, found: list[errors.Fault]) -> None:
@@ -453,7 +468,7 @@ def settle(session: Session, job: tables.JobRow) -> None:
         job.spec = {**job.spec, **_digests(inputs)}
         session.flush()
         _warn(session, job, validation.warnings_of_inputs(document, inputs))
-        transitions.move(session, job, Event.VALID, message=notice(session, queue=job.queue))
+        transitions.move(session, job, Event.VALID, message=notice(session, spec_of(job).resources))
 
 
 def _take_students(

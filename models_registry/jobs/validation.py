@@ -75,6 +75,7 @@ class SpecParts:
     has_teacher: bool
     has_dataset: bool
     accelerator: str
+    devices: int = 1
     has_baseline: bool = False
     several: int = 0
     """How many models `teachers` names."""
@@ -213,6 +214,10 @@ def _faults_of_document(
         yield from rules.of_rounds(method.description, method.document, training.document)
         yield from rules.of_weighed_labels(method.description, method.document, training.document)
         yield from rules.of_method_and_training(method.description, training.document)
+        if parts.task is not None:
+            yield from rules.of_devices(
+                method.description, training.document, parts.task, parts.devices
+            )
 
 
 def wanted_trial(parts: SpecParts, inputs: JobInputs) -> network_trials.Wanted | None:

@@ -24,10 +24,12 @@ def announce(
     memory_bytes: int,
     versions: dict[str, str],
     isolation: dict[str, Any] | None = None,
+    offered_devices: int = 1,
 ) -> tables.WorkerRow:
     """Register a worker process, or update its registration.
 
     `isolation` has, by measure, whether it `is_active` and a `detail`; None while that is unknown.
+    `offered_devices` is how many a job may use at most.
     """
     now = database.now(session)
     row = session.get(tables.WorkerRow, worker_id)
@@ -36,7 +38,7 @@ def announce(
         session.add(row)
     row.name, row.queues, row.devices = name, queues, devices
     row.memory_bytes, row.versions, row.last_seen_at = memory_bytes, versions, now
-    row.isolation = isolation
+    row.isolation, row.offered_devices = isolation, offered_devices
     session.flush()
     return row
 
@@ -87,14 +89,31 @@ def anyone_takes(session: Session, *, queue: str) -> bool:
     return count_takers(session, queue=queue) > 0
 
 
+def offered_devices(session: Session, *, worker_id: str) -> int:
+    """Return how many devices a job may use on a worker: one until it has said more."""
+    row = tables.WorkerRow
+    offered = session.scalar(sa.select(row.offered_devices).where(row.id == worker_id))
+    return offered or 1
+
+
+def most_devices(session: Session, *, queue: str) -> int:
+    """Return the most devices that an online worker of `queue` offers a job; 0 without any."""
+    return max((most for queues, most in _online(session) if queue in queues), default=0)
+
+
 def count_takers(session: Session, *, queue: str) -> int:
     """Return how many workers that take messages of `queue` are online, and not suspended."""
+    return sum(queue in queues for queues, _ in _online(session))
+
+
+def _online(session: Session) -> Sequence[tuple[list[Any], int]]:
+    """Return queues and offered devices of the workers that are online, and not suspended."""
     row = tables.WorkerRow
     recently = database.now(session) - SILENT_AFTER
-    online = sa.select(row.queues).where(
+    online = sa.select(row.queues, row.offered_devices).where(
         row.stopped_at.is_(None), row.last_seen_at > recently, row.fault.is_(None)
     )
-    return sum(queue in queues for queues in session.scalars(online))
+    return [(queues, devices) for queues, devices in session.execute(online)]
 
 
 def online_names(session: Session) -> list[str]:

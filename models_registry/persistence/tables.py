@@ -442,6 +442,7 @@ class JobRow(Row):
     task: Mapped[str] = mapped_column(sa.String(32))
     method: Mapped[str] = mapped_column(sa.String(64))
     queue: Mapped[str] = mapped_column(sa.String(32))
+    devices: Mapped[int] = mapped_column(default=1)
     priority: Mapped[int] = mapped_column(default=0)
     labels: Mapped[dict[str, Any]] = mapped_column(default=dict)
     spec: Mapped[dict[str, Any]]
@@ -645,6 +646,7 @@ class WorkerRow(Row):
     fault: Mapped[dict[str, Any] | None]
     # How its engines are isolated, by measure: is_active, detail.
     isolation: Mapped[dict[str, Any] | None]
+    offered_devices: Mapped[int] = mapped_column(default=1)  # a job may use so many at most
 
 
 class FederationRow(Row):

@@ -439,7 +439,7 @@ class _Search:
             new,
             project_id=self._study.project_id,
             inputs=inputs,
-            notice=submission.notice(self._session, queue=self._spec.resources.accelerator),
+            notice=submission.notice(self._session, self._spec.resources),
             limits=self._limits,
         )
 

@@ -448,7 +448,7 @@ def submit(
         list(_jobs_of(planned, study.id)),
         project_id=project_id,
         inputs=inputs,
-        notice=submission.notice(session, queue=spec.resources.accelerator),
+        notice=submission.notice(session, spec.resources),
         limits=limits,
     )
     return study

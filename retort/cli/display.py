@@ -695,6 +695,14 @@ def _figures(measured: types.Measured | None) -> tuple[Cell, Cell, Cell]:
     return f"{measured.difference:+.1f}", f"{measured.lowest:+.1f}", counted
 
 
+ACROSS_DEVICES = {
+    "gathers": "yes; outputs of all devices are gathered, the loss is that of the whole batch",
+    "slices": "yes; each device computes the loss of its slice of the batch",
+    "one": "no",
+}
+"""What a method does on several devices, in words."""
+
+
 def method(console: rich.console.Console, shown: types.Method) -> None:
     """Print a method with its hyper-parameters."""
     source = shown.source
@@ -709,6 +717,7 @@ def method(console: rich.console.Console, shown: types.Method) -> None:
             ("differs", shown.differs),
             ("tasks", ", ".join(shown.tasks)),
             ("needs", ", ".join(shown.needs)),
+            ("several devices", ACROSS_DEVICES.get(shown.across_devices or "")),
         ],
     )
     fields = hyper_parameters(shown.params_schema)

@@ -31,6 +31,7 @@ MAY_READ_ENVIRONMENT = {
     "retort/cli/up.py": "hands its own environment to the processes that it starts",
     "workers/engine_launcher.py": "picks the few variables that an engine may see",
     "workers/engine_server.py": "gives each fork the variables that its engine may see",
+    "workers/distill/runtime/ranks.py": "tells NCCL and gloo to use the loopback interface alone",
 }
 MAY_CATCH_EVERYTHING = {
     "api/errors.py": "the API's last handler",

@@ -81,6 +81,7 @@ TRAININGS = st.fixed_dictionaries(
         "compile": st.sampled_from(["auto", "on"]),
         "patience_epochs": st.sampled_from([None, 2]),
         "keep_best_epochs": st.sampled_from([1, 1, 2]),
+        "sync_batch_norm": st.sampled_from([False] * 3 + [True]),
         "evaluate_every_epochs": st.sampled_from([1, 3]),
     },
 )
@@ -251,7 +252,10 @@ def a_case(draw: st.DrawFn) -> Case:
             "dataset": "data@1" if has_dataset else None,
             "method": method,
             "training": draw(st.just({}) | TRAININGS),
-            "resources": {"accelerator": draw(st.sampled_from(["any", "cpu"]))},
+            "resources": {
+                "accelerator": draw(st.sampled_from(["any", "cpu"])),
+                "devices": draw(st.sampled_from([1] * 6 + [2, 16])),
+            },
             "baseline": draw(st.booleans()),
         }
     )
@@ -334,6 +338,7 @@ def recipe_of(case: Case) -> Json:
         "method": spec.method,
         "training": spec.training,
         "accelerator": spec.resources.accelerator,
+        "devices": spec.resources.devices,
         "baseline": spec.baseline,
     }
 

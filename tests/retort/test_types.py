@@ -8,6 +8,7 @@ from workers.distill.config.result import (
     BalanceSummary,
     KeptEpoch,
     LabelSummary,
+    ParallelSummary,
     RunResult,
     RunWarning,
     TeacherResult,
@@ -44,6 +45,7 @@ WHOLE = RunResult(
     teachers=[TeacherResult(network="retort/onnx", kind="graph", scores={"accuracy": 0.9})],
     class_weights={"background": 1.4, "0": 9.0},
     labels=LabelSummary(labelled=9, unlabelled=32, scored_by={"test": "labels"}),
+    parallel=ParallelSummary(devices=2, batch_size=64),
     validation={"last": 0.8, "best": 0.9, "best_epoch": 1},
     federation={"clients": 2, "rounds": 3, "delivered": "server", "by_client": [{"name": "a"}]},
 )

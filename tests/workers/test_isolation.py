@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from models_registry.settings import Settings
-from tests.workers import attacker, scenes
+from tests.workers import attacker, scenes, talking_ranks
 from workers import isolation
 from workers.engine_launcher import EngineLauncher
 from workers.engine_process import EngineProcess
+from workers.isolated_process import IsolationPlan
 from workers.isolation import Isolation
 
 pytestmark = pytest.mark.skipif(
@@ -55,6 +56,7 @@ def code(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the attacker where an engine finds it: of this checkout it may read workers/ only."""
     (place / "code").mkdir()
     shutil.copy(attacker.__file__, place / "code")
+    shutil.copy(talking_ranks.__file__, place / "code")
     monkeypatch.setenv("PYTHONPATH", str(place / "code"))
 
 
@@ -188,3 +190,57 @@ def test_a_user_that_cannot_be_had_stops_the_worker(place: Path) -> None:
         Isolation.of(wrong)
     with pytest.raises(ValueError, match="RETORT_ENGINE_USER is '0'"):
         Isolation.of(Settings(data_dir=place, engine_user="0"))
+
+
+@pytest.mark.slow
+class TestRanks:
+    def test_talk_to_each_other_and_to_nobody_else(self, place: Path) -> None:
+        isolated = Isolation.of(settings_of(place))
+        if isolated.why_alone() is not None:
+            with pytest.raises(OSError, match="could talk"):
+                isolated.plan(place, shares_cache=False, talks=True)
+            return
+        launcher = EngineLauncher(is_warm=False, isolation=isolated)
+        workdir = place / "scratch" / "job"
+        workdir.mkdir(parents=True)
+        with contextlib.ExitStack() as opened:
+            internet = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+            beside = opened.enter_context(socket.socket(socket.AF_UNIX))
+            path = str(place / ".s.PGSQL.5432")
+            beside.bind(path)
+            Path(path).chmod(0o777)
+            beside.listen()
+            targets = {
+                "workdir": str(workdir),
+                "address": internet.getsockname(),
+                "socket": path,
+            }
+            engine = opened.enter_context(
+                EngineProcess(
+                    "talking_ranks",
+                    [json.dumps(targets)],
+                    workdir=workdir,
+                    launcher=launcher,
+                    talks=True,
+                )
+            )
+            report = None
+            while not engine.has_ended:
+                report = engine.next_report(scenes.PATIENCE_SECONDS) or report
+            assert report is not None, engine.log_tail()
+        status = isolated.status()
+        assert report["total"] == 3.0, engine.log_tail()
+        assert (report["internet"] == "done") is not status["network"]["is_active"]
+        assert (report["socket_file"] == "done") is not status["sockets"]["is_active"]
+
+    def test_need_a_network_of_their_own_or_the_operators_word(self, place: Path) -> None:
+        steps = ("landlock", "seccomp")
+        alone = Isolation(IsolationPlan(steps, workdir=str(place)))
+        assert "RETORT_ENGINE_SOCKETS" in str(alone.why_alone())
+        with pytest.raises(OSError, match="no network namespace"):
+            alone.plan(place, shares_cache=False, talks=True)
+        allowed = Isolation(IsolationPlan(steps, workdir=str(place)), allows_sockets=True)
+        assert allowed.why_alone() is None
+        assert allowed.plan(place, shares_cache=False, talks=True).may_connect
+        assert not allowed.plan(place, shares_cache=False).may_connect
+        assert "none (RETORT_ENGINE_SOCKETS)" in allowed.status()["network"]["detail"]

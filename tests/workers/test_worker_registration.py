@@ -184,3 +184,17 @@ class TestWorkerRegistration:
         answer, complaints = worker_registration._output_of(child)
         assert answer == ""
         assert "no torch here" in complaints
+
+    @pytest.mark.parametrize(
+        ("wanted", "cards", "offered"),
+        [(None, 0, 1), (None, 4, 4), (2, 0, 2), (2, 4, 2), (8, 4, 4)],
+    )
+    def test_offers_a_job_its_cards_or_what_the_settings_say(
+        self, context: Context, wanted: int | None, cards: int, offered: int
+    ) -> None:
+        changes = {"worker_devices": wanted, "engine_sockets": True}
+        devices = [{"kind": "cuda"}] * cards + [{"kind": "cpu"}]
+        found = worker_registration._offered_devices(
+            context.settings.model_copy(update=changes), devices
+        )
+        assert found == offered

@@ -12,6 +12,7 @@ DistillError
 ├── OutOfMemory           the device ran out of memory
 ├── HostOutOfMemory       the machine ran out of memory
 ├── MachineFailed         the machine has no room on its disk, or no device
+├── RankLost              one of several processes of the job ended, or could not be reached
 ├── BadMessage            a message between clients and server cannot be read
 ├── TooFewClients         remote clients did not join or answer in time
 ├── NotExportable         no exporter can write a network in the form that was asked for
@@ -36,6 +37,7 @@ RUN_CODES = (
     "bad_message",
     "too_few_clients",
     "worker_failed",
+    "rank_lost",
     "internal_error",
 )
 """Every code with which a distillation can fail; the list is closed."""
@@ -165,6 +167,13 @@ class MachineFailed(DistillError):
 
     def __init__(self, message: str, *, fault: str) -> None:
         super().__init__(message, fault=fault)
+
+
+class RankLost(DistillError):
+    """One of the processes of a job on several devices has ended, or could not be reached."""
+
+    code = "rank_lost"
+    retryable = True
 
 
 class BadMessage(DistillError):

@@ -51,8 +51,14 @@ def list_methods(
     if retort.json:
         retort.emit(methods)
     else:
-        rows = ((m.name, m.family, m.title) for m in methods)
-        display.table(retort.out, ("name", "family", "title"), rows)
+        rows = ((m.name, m.family, _across(m.across_devices), m.title) for m in methods)
+        heads = ("name", "family", "devices", "title")
+        display.table(retort.out, heads, rows)
+
+
+def _across(choice: str | None) -> str:
+    """Return how a method uses several devices, in a word or two."""
+    return {"one": "one", "gathers": "several", "slices": "several"}.get(choice or "", "")
 
 
 @app.command("networks")
@@ -146,10 +152,13 @@ def list_workers(retort: shell.Shell) -> None:
             w.name or w.id,
             w.state if w.fault is None else f"{w.state} ({w.fault.get('code')})",
             w.device,
+            w.offered_devices,
             ",".join(w.queues),
             w.job_id,
             display.age(w.last_seen_at),
         )
         for w in workers
     )
-    display.table(retort.out, ("name", "state", "device", "queues", "job", "seen"), rows)
+    display.table(
+        retort.out, ("name", "state", "device", "devices a job", "queues", "job", "seen"), rows
+    )

@@ -303,6 +303,7 @@ class TestRefusal:
             ({"training": {"seed": 1}}, "differ in training.seed"),
             ({"training": {"batch_size": 4}}, "differ in training.batch_size"),
             ({"training": {"a_later_field": 1}}, "differ in training.a_later_field"),
+            ({"devices": 2}, "other runs on 2 devices"),
             ({"baseline": True}, "other asks for a baseline"),
             ({"training": {"max_seconds": 5}}, "other has max_seconds"),
         ],

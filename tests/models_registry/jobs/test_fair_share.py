@@ -29,7 +29,14 @@ def submit(sessions: database.Sessions, storage: Storage) -> Submit:
     """
     originals: dict[str, dict[str, Any]] = {}
 
-    def run(name: str, *, priority: int = 0, queue: str = "any", at: datetime | None = None) -> str:
+    def run(
+        name: str,
+        *,
+        priority: int = 0,
+        queue: str = "any",
+        devices: int = 1,
+        at: datetime | None = None,
+    ) -> str:
         with sessions.begin() as session:
             if name not in originals:
                 project = keys.create_project(session, name=name)
@@ -43,7 +50,12 @@ def submit(sessions: database.Sessions, storage: Storage) -> Submit:
             submitted = at or database.now(session)
             number = session.scalars(sa.select(sa.func.count()).select_from(Job)).one()
             place = fair_share.claim_order_at(submitted, priority=priority)
-            changes = {"queue": queue, "priority": priority, "claim_order_at": place}
+            changes = {
+                "queue": queue,
+                "devices": devices,
+                "priority": priority,
+                "claim_order_at": place,
+            }
             job_id = f"job_{name}{number}"
             session.add(Job(**{**originals[name], **changes, "id": job_id}))
             return job_id
@@ -204,6 +216,20 @@ class TestWhatIsPassedOver:
             assert fair_share.next_job(session, queues=["cuda"]) == gpu
 
     @SQLITE_ONLY
+    def test_is_what_needs_more_devices_than_this_worker_offers(
+        self, sessions: database.Sessions, submit: Submit
+    ) -> None:
+        large, small = submit("a", devices=2), submit("a")
+        with sessions.begin() as session:
+            assert fair_share.next_job(session, queues=["any"]) == small
+            assert fair_share.next_job(session, queues=["any"], devices=2) == large
+            # Told of the large one, a worker of one device says why it leaves it.
+            assert leases.choose(session, announced=large, queues=["any"]) == small
+            job = session.get_one(Job, large)
+            assert job.state_reason == Reason.TOO_FEW_DEVICES
+            assert "needs 2 devices" in str(job.state_message)
+            assert leases.choose(session, announced=large, queues=["any"], devices=2) == large
+
     def test_is_what_rests_after_a_failure(
         self, sessions: database.Sessions, submit: Submit
     ) -> None:

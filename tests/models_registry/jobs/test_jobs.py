@@ -142,6 +142,28 @@ class TestSubmit:
             assert "No worker that takes 'cuda' jobs" in str(waits.state_message)
             assert factories.job(session, project_id=project.id).state_message is None
 
+    def test_says_when_no_worker_offers_so_many_devices(
+        self, sessions: database.Sessions, project: tables.ProjectRow
+    ) -> None:
+        with sessions.begin() as session:
+            for offered in (1, 2):
+                workers.announce(
+                    session,
+                    worker_id=ids.new("wrk"),
+                    name="w",
+                    queues=["any"],
+                    devices=[],
+                    memory_bytes=1,
+                    versions={},
+                    offered_devices=offered,
+                )
+            two = factories.job(session, project_id=project.id, resources={"devices": 2})
+            four = factories.job(session, project_id=project.id, resources={"devices": 4})
+            assert (two.devices, two.state, two.state_message) == (2, State.QUEUED, None)
+            assert (four.devices, four.state) == (4, State.QUEUED)
+            assert "needs 4 devices" in str(four.state_message)
+            assert "no worker that is online offers more than 2" in str(four.state_message)
+
     @pytest.mark.parametrize(
         ("name", "registered"),
         [

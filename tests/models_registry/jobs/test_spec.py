@@ -44,7 +44,8 @@ class TestJobSpec:
             ({"max_attempts": 11}, ("max_attempts",)),
             ({"priority": 10}, ("priority",)),
             ({"priority": -1}, ("priority",)),
-            ({"resources": {"devices": 2}}, ("resources", "devices")),
+            ({"resources": {"devices": 0}}, ("resources", "devices")),
+            ({"resources": {"devices": 17}}, ("resources", "devices")),
             ({"resources": {"accelerator": "tpu"}}, ("resources", "accelerator")),
             ({"resources": {"max_runtime_seconds": 0}}, ("resources", "max_runtime_seconds")),
             (

@@ -100,6 +100,7 @@ export function Method({ place }: { place: Place }) {
               ["Of the teacher", method.teacher_shows.join(", ").replaceAll("_", " ") || "logits"],
               ["Of the student", method.student_shows.join(", ").replaceAll("_", " ") || "logits"],
               ["Batch size", method.smallest_batch > 1 ? `${method.smallest_batch} or more` : "any"],
+              ["Several devices", method.across_devices === "one" ? "no" : "yes"],
               ["Mixed images", method.accepts_mixed ? "accepted" : "refused"],
               ["In combinations", method.combines ? "yes" : "no"],
             ]}

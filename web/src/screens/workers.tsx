@@ -50,7 +50,10 @@ export function Workers() {
               )}
             </td>
             <td>{worker.queues.join(", ")}</td>
-            <td>{worker.device ?? "–"}</td>
+            <td>
+              {worker.device ?? "–"}
+              {worker.offered_devices > 1 && <p class="small faint">{worker.offered_devices} for one job</p>}
+            </td>
             <td class="num wide">{bytes(worker.memory_bytes)}</td>
             <td>{worker.job_id ? <a href={to("jobs", worker.job_id)}>its job</a> : <span class="faint">none of yours</span>}</td>
             <td class="num wide"><Time at={worker.started_at} /></td>

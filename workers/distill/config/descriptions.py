@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from pydantic import ConfigDict
 
-from workers.distill.config import teachers
+from workers.distill.config import devices, teachers
+from workers.distill.config.devices import AcrossDevices
 from workers.distill.config.training import Values
 
 Task: TypeAlias = Literal["classification", "segmentation", "detection", "embedding"]
@@ -199,6 +200,7 @@ class MethodDescription(_Description):
     """What both networks must show besides, by task."""
     exchange: Exchange | None
     """Of a federated method."""
+    across_devices: AcrossDevices
     task_params: dict[str, tuple[str, ...]]
     """Hyper-parameters that only these tasks have; None in all others."""
     chosen_shows: tuple[ChosenFeature, ...] = ()
@@ -317,6 +319,7 @@ def combined(whole: MethodDescription, parts: Sequence[MethodDescription]) -> Me
             "accepts_mixed": all(part.accepts_mixed for part in parts),
             "wants_strong": any(part.wants_strong for part in parts),
             "reads_labels": any(part.reads_labels for part in parts),
+            "across_devices": devices.of_parts([part.across_devices for part in parts]),
             "smallest_batch": max(part.smallest_batch for part in parts),
             "smallest_classes": max(part.smallest_classes for part in parts),
             "task_shows": {

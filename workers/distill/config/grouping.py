@@ -46,6 +46,8 @@ def refusal(members: Mapping[str, Mapping[str, Any]]) -> str | None:
             return f"member {key} synthesizes its own images; run it alone"
         if "federation" in recipe["method"] and len(members) > 1:
             return f"member {key} divides its images among clients; run it alone"
+        if recipe.get("devices", 1) > 1 and len(members) > 1:
+            return f"member {key} runs on {recipe['devices']} devices; run it alone"
         if recipe.get("baseline"):
             return f"member {key} asks for a baseline, which a group does not train; run it alone"
         if recipe["training"].get("max_seconds") is not None:

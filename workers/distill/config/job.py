@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from workers.distill.config import chosen, class_names, descriptions, rules
+from workers.distill.config.devices import MOST_DEVICES
 from workers.distill.config.federation import rounds_as_epochs
 from workers.distill.config.teachers import MOST_TEACHERS, Weighting
 from workers.distill.config.training import Training, Values, expand, merge_preset
@@ -66,6 +67,7 @@ class JobConfig(Values):
     baseline: bool = False
     report: bool = True
     accelerator: Literal["any", "cpu", "cuda"] = "any"
+    devices: int = Field(1, ge=1, le=MOST_DEVICES)
     class_names: list[str] = Field(default_factory=list)
     """What the teacher's classes are called; for a job that has no data set to name them."""
     provenance: dict[str, str | int | None] = Field(default_factory=dict)
@@ -144,6 +146,12 @@ class JobConfig(Values):
         if self.training.pseudo_labels is None:
             # As before there were any.
             del content["training"]["pseudo_labels"]
+        if not self.training.sync_batch_norm:
+            # As before there was a choice.
+            del content["training"]["sync_batch_norm"]
+        if self.devices == 1:
+            # As before there could be several.
+            del content["devices"]
         if self.training.keep_best_epochs == 1:
             # As before there was a choice.
             del content["training"]["keep_best_epochs"]

@@ -73,6 +73,24 @@ class KeptEpoch(_ResultPart):
     )
 
 
+class ParallelSummary(_ResultPart):
+    """How several devices trained one student (`resources.devices`)."""
+
+    devices: int = Field(default=1, description="Devices, each with a process of its own.")
+    batch_size: int = Field(default=1, description="Images of a step, of all devices together.")
+    loss: Literal["whole_batch", "slices"] = Field(
+        default="whole_batch",
+        description="`whole_batch`: outputs of all devices were gathered, and the loss is that of "
+        "the whole batch; `slices`: the loss is a mean over images, and each device computed it "
+        "for its own.",
+    )
+    batch_norm: Literal["synchronised", "per_device"] = Field(
+        default="per_device",
+        description="Whether batch norms of the student had the statistics of the whole batch, or "
+        "those of the slice of each device.",
+    )
+
+
 class BalanceSummary(_ResultPart):
     """How strong the distillation terms were beside the labels (`method.balance`)."""
 
@@ -331,6 +349,9 @@ class RunResult(BaseModel):
         default=None,
         description="What a pixel of each class counted in the cross-entropy with the masks, by "
         "the name of the class; null where all counted alike.",
+    )
+    parallel: ParallelSummary | None = Field(
+        default=None, description="How several devices shared the work; null for one device."
     )
     labels: LabelSummary | None = Field(
         default=None, description="Null where every image had a label."

@@ -29,6 +29,7 @@ from workers.distill.config.descriptions import (
     NetworkDescription,
     value_at,
 )
+from workers.distill.config.devices import FEWEST_ROWS
 from workers.distill.config.federation import REMOTE
 from workers.distill.config.synthesis import GENERATOR_STRIDES
 
@@ -280,6 +281,86 @@ def _half_precision(training: Json, accelerator: str) -> Iterator[Violation]:
             "training/precision",
             "precision_of_device",
             "precision float16 needs a CUDA device; choose float32 or bfloat16 on the CPU",
+        )
+
+
+# -- several devices -------------------------------------------------------------------------------
+
+
+def of_devices(
+    description: MethodDescription, training: Json, task: str, devices: int
+) -> Iterator[Violation]:
+    """Yield why a job cannot run on so many devices, if so."""
+    yield from _each((_sync_batch_norm,), training, devices)
+    if devices > 1:
+        rules = (_one_device, _one_device_task, _rows_of_each, _compiled_norms)
+        yield from _each(rules, description, training, task, devices)
+
+
+def _sync_batch_norm(training: Json, devices: int) -> Iterator[Violation]:
+    if training["sync_batch_norm"] and devices == 1:
+        yield Violation(
+            "training/sync_batch_norm",
+            "one_device",
+            "sync_batch_norm has no effect on one device; leave it out, or ask for more in "
+            "resources.devices",
+        )
+
+
+def _one_device(
+    description: MethodDescription, _training: Json, _task: str, devices: int
+) -> Iterator[Violation]:
+    if description.across_devices != "one":
+        return
+    if description.is_federated:
+        why = "its clients are trained one after another"
+    elif description.is_data_free:
+        why = "it makes its images one batch at a time, and one replay buffer keeps them"
+    else:
+        why = "it was not made for several"
+    yield Violation(
+        "resources/devices",
+        "one_device_method",
+        f"method {description.name} runs on one device, since {why}; set resources.devices to 1 "
+        f"(now {devices}), or choose a method that learns from images",
+    )
+
+
+def _one_device_task(
+    _description: MethodDescription, _training: Json, task: str, devices: int
+) -> Iterator[Violation]:
+    if task in BOX_TASKS:
+        yield Violation(
+            "resources/devices",
+            "one_device_task",
+            f"task {task} runs on one device, since boxes are matched and counted over the whole "
+            f"batch; set resources.devices to 1 (now {devices})",
+        )
+
+
+def _rows_of_each(
+    _description: MethodDescription, training: Json, _task: str, devices: int
+) -> Iterator[Violation]:
+    fewest = FEWEST_ROWS * devices
+    if training["batch_size"] < fewest:
+        yield Violation(
+            "training/batch_size",
+            "batch_too_small",
+            f"batch_size {training['batch_size']} is the batch of all {devices} devices together, "
+            f"and each needs {FEWEST_ROWS} images of it; set it to {fewest} or more, or lower "
+            "resources.devices",
+        )
+
+
+def _compiled_norms(
+    _description: MethodDescription, training: Json, _task: str, _devices: int
+) -> Iterator[Violation]:
+    if training["sync_batch_norm"] and training["compile"] == "on":
+        yield Violation(
+            "training/compile",
+            "contradiction",
+            "batch norms that are synchronised between devices cannot be compiled; set compile to "
+            "off, or sync_batch_norm to false",
         )
 
 

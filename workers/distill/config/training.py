@@ -424,6 +424,12 @@ class Training(Values):
     evaluate_every_epochs: int = Field(
         1, ge=1, le=100_000, description="Epochs between two looks at the validation split."
     )
+    sync_batch_norm: bool = Field(
+        False,
+        description="On several devices, whether batch norms normalise by the statistics of the "
+        "whole batch, as on one device; else each device normalises its own slice by those of the "
+        "slice. Costs an exchange at each batch norm of each step.",
+    )
     keep_best_epochs: int = Field(
         1,
         ge=1,

@@ -6,6 +6,7 @@ stay uint8 until a network's own `Preprocessor` normalises them.
 """
 
 import copy
+import dataclasses
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
+from workers.distill.config.devices import FEWEST_ROWS, WHOLE, Share
 from workers.distill.config.training import TeacherCache, Training
 from workers.distill.data import crop_writing, cropping, stateless_rng
 from workers.distill.data.lazy_images import StoredImages
@@ -80,18 +82,21 @@ class BatchLoader:
         crop_targets: CropTargets | None = None,
         class_weights: Float[Tensor, " C"] | None = None,
         has_all_labels: bool = True,
+        share: Share = WHOLE,
     ) -> None:
         """Take a split for a device.
 
         `flip` says that mirrored images keep their labels, `strong` that batches have a strong
         view. `crop_targets` moves labels with the crops; without it a crop keeps its label.
-        `class_weights` and `has_all_labels` go along with every batch.
+        `class_weights` and `has_all_labels` go along with every batch. Of each batch, an epoch
+        yields the rows of `share`.
         """
         self.count, _, self._height, self._width = images.shape
         self._training = training
         self._per_visit = training.teacher_cache.per_visit if training.teacher_cache else 1
         self._visited = math.ceil(self.count / self._per_visit)
-        self._bounds = bounds(self.rows_per_epoch, training.batch_size)
+        self._share = share
+        self._bounds = bounds(self.rows_per_epoch, training.batch_size, share.fewest_rows)
         self._strong = strong
         self._resizes = training.random_resized_crop is not None
         # Scale jitter and resized crops cut from the whole image, so nothing is padded for them.
@@ -126,12 +131,17 @@ class BatchLoader:
         """Yield the batches of an epoch (from 1), leaving out those before `first`."""
         mixes = self._mixture(epoch)
         for number, batch in enumerate(self._loaded(self.plans(epoch, first)), first):
-            yield mixes.part(*self._bounds[number]).mix(batch) if mixes else batch
+            start, end = self._bounds[number]
+            if mixes is not None:
+                mixed = mixes.part(start, end).mix(batch)
+                batch = mixed.part(*self._share.bounds(0, end - start))
+            yield self._as_slice(batch, end - start)
 
     def plans(self, epoch: int, first: int = 0) -> Iterator[BatchPlan]:
         """Yield which images each batch of an epoch shows and how they are cut, from `first` on.
 
-        A pure function of seed and epoch, which loads no image.
+        A pure function of seed and epoch, which loads no image. The images are those of the share;
+        where images are mixed they are all, since each may meet one of another rank.
         """
         cache = self._training.teacher_cache
         if cache:
@@ -139,7 +149,9 @@ class BatchLoader:
             return
         order, places, crops = self._arrange(epoch)
         for start, end in self._bounds[first:]:
-            yield self._plan(epoch, order[start:end], places[start:end], crops, (start, end))
+            rows = (start, end) if self._training.mixing else self._share.bounds(start, end)
+            own = slice(*rows)
+            yield self._plan(epoch, order[own], places[own], crops, rows)
 
     def whole_epoch(self, epoch: int) -> Batch:
         """Return the images of an epoch in its order, as one batch; `bounds` says where steps cut.
@@ -149,6 +161,11 @@ class BatchLoader:
         order, places, crops = self._arrange(epoch)
         plan = self._plan(epoch, order, places, crops, (0, self.count), strong=False)
         return next(self._loaded([plan]))
+
+    @property
+    def counts_alike(self) -> bool:
+        """Whether every image counts alike in the task's loss."""
+        return self._class_weights is None and self._has_all_labels
 
     @property
     def shows_stored(self) -> bool:
@@ -370,7 +387,14 @@ class BatchLoader:
         chosen = self._stream(index, epoch, VISIT).some_of(cache.per_visit, cache.views)
         index, view = index.repeat_interleave(cache.per_visit), chosen.flatten()
         for start, end in self._bounds[first:]:
-            yield self._plan_of_views(index[start:end], view[start:end])
+            own = slice(*self._share.bounds(start, end))
+            yield self._plan_of_views(index[own], view[own])
+
+    def _as_slice(self, batch: Batch, rows: int) -> Batch:
+        """Return a batch that knows of how many rows it is a slice, where it is one."""
+        if self._share.ranks == 1:
+            return batch
+        return dataclasses.replace(batch, rows_of_all=rows)
 
     def _plan_of_views(self, index: Tensor, view: Tensor) -> BatchPlan:
         stream = self._view_stream(index, view, VIEW)
@@ -498,13 +522,13 @@ def crop_padding(side: int) -> int:
     return max(1, round(side / CROP_SHARE))
 
 
-def bounds(count: int, batch_size: int) -> list[tuple[int, int]]:
+def bounds(count: int, batch_size: int, fewest: int = FEWEST_ROWS) -> list[tuple[int, int]]:
     """Return where each batch of an epoch starts and ends.
 
-    The last batch may be smaller. If a single image would be left, it joins the batch before it:
-    batch norm has no variance to learn from one image.
+    The last batch may be smaller. If fewer than `fewest` images would be left, they join the batch
+    before: batch norm has no variance to learn from one image, and each rank needs some.
     """
     starts = list(range(0, count, batch_size))
-    if len(starts) > 1 and count - starts[-1] == 1:
+    if len(starts) > 1 and count - starts[-1] < fewest:
         starts.pop()
     return list(zip(starts, [*starts[1:], count], strict=True))

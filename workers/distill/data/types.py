@@ -143,3 +143,31 @@ class Batch:
     weights: Float[Tensor, " N"] | None = None
     class_weights: Float[Tensor, " C"] | None = None
     has_all_labels: bool = True
+    rows_of_all: int | None = None
+    """Rows of the whole batch, where these are one rank's slice of it."""
+
+    @property
+    def rows(self) -> int:
+        """Return the number of images of all ranks together."""
+        return len(self.labels) if self.rows_of_all is None else self.rows_of_all
+
+    def part(self, start: int, end: int) -> "Batch":
+        """Return some rows of the batch, as a slice of it."""
+        rows = slice(start, end)
+
+        def cut(column: Tensor | None) -> Tensor | None:
+            return None if column is None else column[rows]
+
+        mixed = self.mixed
+        return Batch(
+            self.images[rows],
+            self.labels[rows],
+            self.index[rows],
+            view=cut(self.view),
+            mixed=None if mixed is None else Mixed(mixed.labels[rows], mixed.share[rows]),
+            strong=cut(self.strong),
+            weights=cut(self.weights),
+            class_weights=self.class_weights,
+            has_all_labels=self.has_all_labels,
+            rows_of_all=self.rows,
+        )

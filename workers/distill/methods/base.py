@@ -24,6 +24,7 @@ from workers.distill.config.descriptions import (
     MethodDescription,
     NetworkDescription,
 )
+from workers.distill.config.devices import AcrossDevices
 from workers.distill.config.job import Task
 from workers.distill.config.training import Values
 from workers.distill.data.types import Batch
@@ -118,6 +119,8 @@ class Method(nn.Module):
     """Whether its distillation terms need the class of every image."""
     combines: ClassVar[bool] = True
     """Whether its distillation terms may stand beside those of other methods."""
+    across_devices: ClassVar[AcrossDevices] = "gathers"
+    """What it does on several devices; `slices` where its loss is a mean over images."""
     smallest_batch: ClassVar[int] = 1
     smallest_classes: ClassVar[int] = 0
     """Of how many classes a student must at least be able to choose."""
@@ -194,6 +197,7 @@ class Method(nn.Module):
             reads_labels=cls.reads_labels,
             task_params=dict(cls.task_params),
             exchange=None,
+            across_devices=cls.across_devices,
         )
 
     @property
@@ -361,6 +365,7 @@ class FeatureMethod(SupervisedMethod):
     """Methods that compare feature maps, image by image."""
 
     family = "feature"
+    across_devices: ClassVar[AcrossDevices] = "slices"
     auto_balanced = True
     required_student_features: ClassVar[tuple[FeatureName, ...]] = ("stages",)
     required_teacher_features: ClassVar[tuple[FeatureName, ...]] = ("stages",)

@@ -1,6 +1,7 @@
 """A phase of training at its start: student, method, data source, optimizer."""
 
 import logging
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import UInt8
@@ -11,15 +12,18 @@ from workers.distill.data import stateless_rng
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.evaluation import validation
 from workers.distill.methods import catalog
+from workers.distill.methods.base import Method
 from workers.distill.networks.interface import Network, Observe
 from workers.distill.run import prepare
 from workers.distill.run.context import JobContext
+from workers.distill.runtime.ranks import ALONE
 from workers.distill.training import balance
 from workers.distill.training.compilation import allow_several_backward_passes, compile_network
 from workers.distill.training.ema import EMA
 from workers.distill.training.meters import LossMeter
 from workers.distill.training.optimizers import TrainOptimizer
-from workers.distill.training.state import TrainState
+from workers.distill.training.parallel import Parallel, SharedNorms, gathers_maps
+from workers.distill.training.state import TrainState, Validate
 from workers.distill.training.step import DistillationStep
 from workers.distill.training.teachers import NoTeacher
 
@@ -40,7 +44,8 @@ def build(
     torch.manual_seed(stateless_rng.mix(seed, 2))
     observe: Observe = student.observe
     has_labels = context.task.learns_targets and context.labelling.has_task_labels
-    balanced = balance.of_method(method, student, device, has_labels=has_labels)
+    ranks, parallel = context.ranks, share_step(context, method)
+    balanced = balance.of_method(method, student, device, has_labels=has_labels, ranks=ranks)
     if compiles and balanced is not None:
         allow_several_backward_passes()
     if compiles:
@@ -48,21 +53,30 @@ def build(
     trained: dict[str, nn.Module] = {"student": student}
     if loop.trains_method:
         trained["method"] = method
-    validate = None
+    validate: Validate | None = None
     if context.validation is not None:
-        validate = validation.Validator(
-            context.validation, context.student_preprocessor, context.teacher_scores
+        validate = on_first_rank(
+            context,
+            validation.Validator(
+                context.validation, context.student_preprocessor, context.teacher_scores
+            ),
         )
+    norms = None
+    if parallel.is_shared:
+        # A method that reads the gathered outputs sees the whole batch anyway.
+        shared = [student] if parallel.gathers else [student, method]
+        norms = SharedNorms(shared, ranks, synchronise=config.training.sync_batch_norm)
     state = TrainState(
         phase=phase,
         training=config.training,
         student=student,
         method=method,
         source=source,
-        optimizer=TrainOptimizer(trained.values(), config.training, context.precision),
-        meter=LossMeter(device, context.task.count_correct),
+        optimizer=TrainOptimizer(trained.values(), config.training, context.precision, ranks),
+        meter=LossMeter(device, context.task.count_correct, ALONE if parallel.gathers else ranks),
         validate=validate,
         balance=balanced,
+        norms=norms,
         ema=None if config.training.ema_decay is None else EMA(trained, config.training.ema_decay),
         primary_metric=context.task.primary_metric,
         train_metric=loop.train_metric,
@@ -75,8 +89,36 @@ def build(
         context.student_preprocessor,
         context.precision,
         observe=observe,
+        parallel=parallel,
     )
     return state, step
+
+
+def share_step(context: JobContext, method: Method) -> Parallel:
+    """Return how the ranks share a method's steps.
+
+    A method whose loss is a mean over images is computed on slices, unless images count
+    differently: by their class, or not at all where they have no label.
+    """
+    train_data = context.train_data
+    counts_alike = train_data is None or train_data.counts_alike
+    slices = method.across_devices == "slices" and counts_alike and context.task.means_over_images
+    return Parallel(
+        context.ranks,
+        gathers=context.ranks.count > 1 and not slices,
+        with_maps=gathers_maps(method),
+        seed=context.config.training.seed,
+    )
+
+
+def on_first_rank(context: JobContext, validate: validation.Validator) -> Validate:
+    """Return a validation that the first rank makes, and all know the result of."""
+    ranks = context.ranks
+
+    def validate_once(network: Network) -> Mapping[str, float]:
+        return ranks.from_first(validate(network) if ranks.is_first else {})
+
+    return validate if ranks.count == 1 else validate_once
 
 
 def start_network(context: JobContext) -> Network:

@@ -19,6 +19,7 @@ from workers.distill.networks.interface import Network
 from workers.distill.run.labelling import Labelling
 from workers.distill.runtime import events, signals
 from workers.distill.runtime.precision import Precision
+from workers.distill.runtime.ranks import ALONE, Ranks
 from workers.distill.tasks.base import BaseTask
 from workers.distill.training.loop import StudentTrainer
 from workers.distill.training.progress import ProgressReporter
@@ -54,9 +55,18 @@ class Loop(Protocol):
     """Whether networks may be compiled."""
 
     def prepare(
-        self, config: JobConfig, workdir: pathlib.Path, stop: signals.Stop, *, strong: bool
+        self,
+        config: JobConfig,
+        workdir: pathlib.Path,
+        stop: signals.Stop,
+        *,
+        strong: bool,
+        ranks: Ranks = ALONE,
     ) -> "SharedContext":
-        """Return what all students share; `strong` asks for a second, strongly augmented view."""
+        """Return what all students share; `strong` asks for a second, strongly augmented view.
+
+        `ranks` are the processes that train together; only a config of several devices has some.
+        """
         ...
 
     def steps_per_epoch(self, context: "JobContext") -> int:
@@ -131,6 +141,8 @@ class SharedContext:
     teacher: Network | None
     """As loaded; what runs beside the student is a folded copy."""
     teacher_scores: TeacherScores | None
+    ranks: Ranks
+    """The processes that train this job together."""
 
     @property
     def train_loader(self) -> BatchLoader:

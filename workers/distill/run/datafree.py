@@ -13,6 +13,7 @@ from workers.distill.networks.interface import Network
 from workers.distill.run import prepare
 from workers.distill.run.context import JobContext, LoopEvidence, SharedContext
 from workers.distill.runtime import signals
+from workers.distill.runtime.ranks import ALONE, Ranks
 from workers.distill.synthesis import data_source, export, loop
 from workers.distill.synthesis.data_source import SyntheticDataSource
 from workers.distill.synthesis.loop import DataFreeTrainer
@@ -37,10 +38,16 @@ class DataFreeLoop:
     compiles = True
 
     def prepare(
-        self, config: JobConfig, workdir: pathlib.Path, stop: signals.Stop, *, strong: bool
+        self,
+        config: JobConfig,
+        workdir: pathlib.Path,
+        stop: signals.Stop,
+        *,
+        strong: bool,
+        ranks: Ranks = ALONE,
     ) -> SharedContext:
         """Load the teacher; of a data set, read only what is evaluated on."""
-        return prepare.prepare_without_data(config, workdir, stop, loop=self)
+        return prepare.prepare_without_data(config, workdir, stop, loop=self, ranks=ranks)
 
     def steps_per_epoch(self, context: JobContext) -> int:
         """Return the student's steps of all calls of an epoch."""

@@ -46,6 +46,7 @@ from workers.distill.networks.interface import Network
 from workers.distill.run import prepare, remote_federation
 from workers.distill.run.context import JobContext, LoopEvidence, SharedContext
 from workers.distill.runtime import signals
+from workers.distill.runtime.ranks import ALONE, Ranks
 from workers.distill.training.loop import StudentTrainer
 from workers.distill.training.progress import ProgressReporter
 from workers.distill.training.state import TrainState
@@ -66,10 +67,16 @@ class FederatedLoop:
     compiles = False
 
     def prepare(
-        self, config: JobConfig, workdir: pathlib.Path, stop: signals.Stop, *, strong: bool
+        self,
+        config: JobConfig,
+        workdir: pathlib.Path,
+        stop: signals.Stop,
+        *,
+        strong: bool,
+        ranks: Ranks = ALONE,
     ) -> SharedContext:
         """Read the data set, and load a teacher that the student is compared with, if any."""
-        return prepare.prepare(config, workdir, stop, loop=self, strong=strong)
+        return prepare.prepare(config, workdir, stop, loop=self, strong=strong, ranks=ranks)
 
     def steps_per_epoch(self, context: JobContext) -> int:
         """Return 1: a round."""

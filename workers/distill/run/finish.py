@@ -13,7 +13,13 @@ import torch
 from jaxtyping import Int
 
 from workers.distill.config import teachers
-from workers.distill.config.result import KeptEpoch, Latency, RunResult, TeacherResult
+from workers.distill.config.result import (
+    KeptEpoch,
+    Latency,
+    ParallelSummary,
+    RunResult,
+    TeacherResult,
+)
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.evaluation import embedding, evaluate, examples, profiling
 from workers.distill.export import outputs, preprocessing, standalone
@@ -75,6 +81,7 @@ def finish(
         **({} if balance is None else {"balance": balance}),
         **class_weights(context),
         **labels(context),
+        **parallel(context, student.state),
         **kept_epochs(student.state),
         wall_seconds=round(time.monotonic() - began, 3),
         epochs=context.config.training.epochs,
@@ -123,6 +130,22 @@ def finish(
     if last:
         context.stop.ignore()
     context.reporter.result(**facts)
+
+
+def parallel(context: JobContext, state: TrainState) -> dict[str, Any]:
+    """Return how several devices shared the work, or nothing where one did it all."""
+    ranks, training = context.ranks, context.config.training
+    if ranks.count == 1:
+        return {}
+    gathers = build.share_step(context, state.method).gathers
+    return {
+        "parallel": ParallelSummary(
+            devices=ranks.count,
+            batch_size=training.batch_size,
+            loss="whole_batch" if gathers else "slices",
+            batch_norm="synchronised" if training.sync_batch_norm else "per_device",
+        )
+    }
 
 
 def kept_epochs(state: TrainState) -> dict[str, Any]:

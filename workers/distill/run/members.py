@@ -13,6 +13,7 @@ from workers.distill.evaluation.validation import TeacherScores
 from workers.distill.methods import catalog
 from workers.distill.run import finish, outcome, prepare
 from workers.distill.run.context import JobContext
+from workers.distill.runtime.ranks import Ranks
 from workers.distill.training import checkpoint
 from workers.distill.training.compilation import choose_compile
 
@@ -67,6 +68,19 @@ def resume(members: Sequence[GroupMember]) -> None:
         member.finished = dict(member.saved["finished"]) if member.saved else {}
 
 
+def check_ranks(members: Sequence[GroupMember], ranks: Ranks) -> None:
+    """Raise `BadRecipe` unless all ranks go on from the same step; waits for all of them.
+
+    So none writes a checkpoint while another one still looks for the newest.
+    """
+    own = [member.step for member in members]
+    first = ranks.from_first(own)
+    if ranks.from_all(own == first) is False:
+        raise errors.BadRecipe(
+            f"the processes of the job read checkpoints of different steps ({own} and {first})"
+        )
+
+
 def checkpoints(member: GroupMember) -> Iterator[dict[str, Any]]:
     """Yield what a member's checkpoints hold, the newest first."""
     context = member.context
@@ -79,7 +93,7 @@ def report_start(member: GroupMember) -> None:
     """Choose whether a member's networks are compiled, and report how and from where it starts."""
     context, saved = member.context, member.saved
     training = context.config.training
-    may_compile = context.loop.compiles
+    may_compile = context.loop.compiles and not training.sync_batch_norm
     member.compiles = may_compile and choose_compile(training, context.device, context.steps)
     phase = saved["train_state"]["phase"] if saved else "student"
     context.reporter.started(

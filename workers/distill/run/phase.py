@@ -33,7 +33,7 @@ class Phase:
         self._shared = shared
         self._failures = failures
         self._began = began
-        self._throughput = ThroughputMeter(shared.device, shared.precision, None)
+        self._throughput = ThroughputMeter(shared.device, shared.precision, None, measures=False)
         self._students: list[GroupStudent] = []
         self._members_by_student: dict[GroupStudent, GroupMember] = {}
 
@@ -96,6 +96,7 @@ class Phase:
             steps_before=context.phases.index(self._name) * context.steps,
             steps_overall=len(context.phases) * context.steps,
             finished=dict(member.finished),
+            ranks=context.ranks,
         )
         trainer = context.loop.make_trainer(state, step, reporter)
         student = GroupStudent(trainer, RandomState(apart=len(self._members) > 1))
@@ -129,7 +130,10 @@ class Phase:
             step, share = self._position(self._students[0])
             teachers.fill_caches(reporters, step=step, share=share)
         self._throughput = ThroughputMeter(
-            self._shared.device, self._shared.precision, teachers.arithmetic()
+            self._shared.device,
+            self._shared.precision,
+            teachers.arithmetic(),
+            measures=self._shared.ranks.count == 1,
         )
 
     def _position(self, student: GroupStudent) -> tuple[int, float]:
@@ -161,7 +165,8 @@ class Phase:
         member.finished[self._name] = state.final_state_dict()
         share = self._throughput.arithmetic_share
         member.trained[self._name] = finish.Trained(state.load_best(), state, share)
-        if self._name == member.context.phases[-1]:
+        # Each rank has all that was trained; one is enough to score it.
+        if self._name == member.context.phases[-1] and member.context.ranks.is_first:
             finish.finish(
                 member.context,
                 member.trained,

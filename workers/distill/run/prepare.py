@@ -33,18 +33,26 @@ from workers.distill.run import labelling
 from workers.distill.run.context import JobContext, JobRequest, Loop, SharedContext
 from workers.distill.runtime import signals
 from workers.distill.runtime.precision import choose_precision
+from workers.distill.runtime.ranks import Ranks
 from workers.distill.tasks.base import BaseTask
 from workers.distill.tasks.catalog import TASKS
 
 
 def prepare(
-    config: JobConfig, workdir: pathlib.Path, stop: signals.Stop, *, loop: Loop, strong: bool
+    config: JobConfig,
+    workdir: pathlib.Path,
+    stop: signals.Stop,
+    *,
+    loop: Loop,
+    strong: bool,
+    ranks: Ranks,
 ) -> SharedContext:
     """Choose the device, read the data set, load the teacher, and check that they fit.
 
     Of the config it reads what all members of a group agree in. `strong` asks for a second view.
+    Of each batch, the loader yields what is this rank's of `ranks`.
     """
-    device, task = choose_device(config.accelerator), TASKS[config.task]
+    device, task = choose_device(config.accelerator, rank=ranks.share.rank), TASKS[config.task]
     precision = choose_precision(config.training, device)
     stored = dataset.load(workdir / "dataset")
     size = stored.record.input
@@ -60,9 +68,12 @@ def prepare(
     check_labels(config, stored.record.sizes(), stored.record.labelled)
     check_label_noise(config, len(classes))
     check_class_weights(config, len(classes))
-    if len(train.labels) < 2:
+    fewest = ranks.share.fewest_rows
+    if len(train.labels) < fewest:
+        on = "" if ranks.count == 1 else f" on {ranks.count} devices"
         raise errors.BadDataset(
-            f"the train split holds {len(train.labels)} images; at least 2 are needed to learn"
+            f"the train split holds {len(train.labels)} images; at least {fewest} are needed to "
+            f"learn{on}"
         )
     network, teacher_preprocessor = load_teachers(config, workdir, device, classes, size)
     predicted = predictions_of(network, config, stored.record)
@@ -120,17 +131,19 @@ def prepare(
                 train.labels, config.training.class_weights, len(classes)
             ),
             has_all_labels=labels.has_all,
+            share=ranks.share,
         ),
         validation=validation_split,
         test=on_device(test.content, device, test.predicted, references("test", test)),
         teacher_preprocessor=teacher_preprocessor,
         teacher=network,
         teacher_scores=teacher_scores,
+        ranks=ranks,
     )
 
 
 def prepare_without_data(
-    config: JobConfig, workdir: pathlib.Path, stop: signals.Stop, *, loop: Loop
+    config: JobConfig, workdir: pathlib.Path, stop: signals.Stop, *, loop: Loop, ranks: Ranks
 ) -> SharedContext:
     """Choose the device and load the teacher; of a data set, read what is only evaluated on.
 
@@ -187,6 +200,7 @@ def prepare_without_data(
         teacher_preprocessor=teacher_preprocessor,
         teacher=network,
         teacher_scores=teacher_scores,
+        ranks=ranks,
     )
 
 
@@ -258,8 +272,11 @@ def job_context(shared: SharedContext, request: JobRequest) -> JobContext:
     )
 
 
-def choose_device(accelerator: str) -> torch.device:
-    """Return the device to work on, and set it up for repeatable or fast work."""
+def choose_device(accelerator: str, *, rank: int = 0) -> torch.device:
+    """Return the device to work on, and set it up for repeatable or fast work.
+
+    Of several graphics cards, each rank has its own. Raises `MachineFailed`.
+    """
     if accelerator == "cuda" and not torch.cuda.is_available():
         raise errors.MachineFailed(
             "accelerator cuda was asked for, and this machine has no CUDA device; ask for any or "
@@ -267,8 +284,16 @@ def choose_device(accelerator: str) -> torch.device:
             fault="no_device",
         )
     if accelerator != "cpu" and torch.cuda.is_available():
+        found = torch.cuda.device_count()
+        if rank >= found:
+            raise errors.MachineFailed(
+                f"the job needs {rank + 1} CUDA devices or more, and this machine shows {found}; "
+                "lower resources.devices, or start a worker where there are more",
+                fault="no_device",
+            )
         torch.backends.cudnn.benchmark = True
-        return torch.device("cuda", 0)
+        torch.cuda.set_device(rank)
+        return torch.device("cuda", rank)
     # Every CPU run must end with the same bytes; filling fresh memory would only cost time.
     torch.use_deterministic_algorithms(True, warn_only=True)
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
@@ -322,6 +347,7 @@ def check_config(config: JobConfig, *, has_dataset: bool) -> None:
             rules.of_baseline(description, params.model_dump(), student.network, student.arguments)
         )
     errors.refuse(rules.of_precision(training, config.accelerator))
+    errors.refuse(rules.of_devices(description, training, config.task, config.devices))
     given = teachers_of(config)
     errors.refuse(rules.of_several_teachers(description, [one.network for _, one in given]))
     for role, choice in (*given, ("student", config.student)):

@@ -17,6 +17,7 @@ from workers.distill.networks.predictions import PredictionsNetwork
 from workers.distill.run import prepare
 from workers.distill.run.context import JobContext, LoopEvidence, SharedContext
 from workers.distill.runtime import signals
+from workers.distill.runtime.ranks import ALONE, Ranks
 from workers.distill.training import loop
 from workers.distill.training.loop import StudentTrainer
 from workers.distill.training.progress import ProgressReporter
@@ -35,10 +36,16 @@ class SupervisedLoop:
     compiles = True
 
     def prepare(
-        self, config: JobConfig, workdir: pathlib.Path, stop: signals.Stop, *, strong: bool
+        self,
+        config: JobConfig,
+        workdir: pathlib.Path,
+        stop: signals.Stop,
+        *,
+        strong: bool,
+        ranks: Ranks = ALONE,
     ) -> SharedContext:
         """Read the data set, load the teacher, and check that they fit."""
-        return prepare.prepare(config, workdir, stop, loop=self, strong=strong)
+        return prepare.prepare(config, workdir, stop, loop=self, strong=strong, ranks=ranks)
 
     def steps_per_epoch(self, context: JobContext) -> int:
         """Return the number of batches of the training split."""

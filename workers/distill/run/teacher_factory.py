@@ -62,7 +62,13 @@ class TeacherFactory:
             return store
         if method.teacher_trains and shared.teacher_preprocessor is not None:
             self._is_online = True
-            return TrainModeTeacher(shared.teacher, shared.teacher_preprocessor, shared.precision)
+            return TrainModeTeacher(
+                shared.teacher,
+                shared.teacher_preprocessor,
+                shared.precision,
+                ranks=shared.ranks,
+                synchronise=training.sync_batch_norm,
+            )
         if self._images_repeat(context, method):
             return self._cached_teacher
         self._is_online = True

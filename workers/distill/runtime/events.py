@@ -106,6 +106,18 @@ class Reporter:
             self._narrator.tell(kind, {**self._member, **facts})
 
 
+class FailureReporter(Reporter):
+    """Reports failures alone: of a process that is one of several of a job, not the first."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        """Write to the stream of `reporter`."""
+        super().__init__(reporter._descriptor, narrator=reporter._narrator)
+
+    def _write(self, kind: str, facts: Mapping[str, Any]) -> None:
+        if kind == "failure":
+            super()._write(kind, facts)
+
+
 def open_stream(*, narrates: bool = False) -> Reporter:
     """Take standard output for reports, and send all other prints to standard error.
 

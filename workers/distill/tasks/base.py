@@ -89,6 +89,8 @@ class BaseTask(ABC):
     """What accuracy is a share of, in the plural: `images`, `pixels`."""
     primary_metric: ClassVar[str] = "accuracy"
     """The validation score that decides which epoch is delivered: 0 to 1, higher is better."""
+    means_over_images: ClassVar[bool] = False
+    """Whether the loss is a mean over images, in which each of them counts alike."""
     uses_logits_only: ClassVar[bool] = True
     """Whether loss and metrics read the logits and nothing else of a network's features."""
     caches_logits: ClassVar[bool]

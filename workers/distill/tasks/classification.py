@@ -84,6 +84,7 @@ class Classification(BaseTask):
 
     name = "classification"
     network_task = "classification"
+    means_over_images = True
     unit = "images"
     caches_logits = True
     compares_features = True

@@ -28,6 +28,7 @@ from workers.distill.methods.base import (
     distillation_terms,
 )
 from workers.distill.networks.interface import Network
+from workers.distill.runtime.ranks import ALONE, Ranks
 
 FIRST = 5
 """Steps at the start that are all measured: there the ratio is largest and changes fastest."""
@@ -47,7 +48,12 @@ Scale = Callable[[Tensor], Tensor]
 
 
 def of_method(
-    method: Method, student: Network, device: torch.device, *, has_labels: bool = True
+    method: Method,
+    student: Network,
+    device: torch.device,
+    *,
+    has_labels: bool = True,
+    ranks: Ranks = ALONE,
 ) -> "GradientBalance | None":
     """Return what a method's `balance` asks for; None where there is nothing to measure.
 
@@ -70,6 +76,7 @@ def of_method(
         task_weight=method.params.task_weight,
         limit=limit,
         chosen=chosen,
+        ranks=ranks,
     )
 
 
@@ -84,13 +91,15 @@ class GradientBalance:
         task_weight: float,
         limit: float | None,
         chosen: Choose,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Measure on `parameters`.
 
         `task_weight`, above 0, is what the task term was multiplied by. `limit` is the largest
         ratio of both norms, None to measure only. `chosen` returns the names of the terms that
-        are measured and weighed.
+        are measured and weighed. Gradients are means over the ranks.
         """
+        self._ranks = ranks
         self._parameters = [one for one in parameters if one.requires_grad]
         self._weights = torch.tensor([task_weight, 1.0], device=device)
         self._limit = limit
@@ -170,4 +179,5 @@ class GradientBalance:
             allow_unused=True,
         )
         present = [one.float() for one in gradients if one is not None]
+        self._ranks.average(present)
         return nn.utils.get_total_norm(present) if present else torch.zeros_like(self._factor)

@@ -34,10 +34,12 @@ class StudentTrainer:
         if state.balance is not None:
             terms = state.balance(terms, moment, state.optimizer.scaled)
         total = state.optimizer.step(terms, moment)
+        if state.norms is not None:
+            state.norms.average()
         state.method.after_step(moment)
-        labels = self.correct_labels(batch, output)
+        labels = self.correct_labels(output.batch, output)
         state.record_step(moment, total, terms, output.student, labels)
-        self.reporter.after_step(state, moment, len(batch.labels))
+        self.reporter.after_step(state, moment, batch.rows)
         return output
 
     def correct_labels(self, batch: Batch, output: StepOutput) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from workers.distill import errors
 from workers.distill.methods.base import Terms
 from workers.distill.networks.interface import Features
+from workers.distill.runtime.ranks import ALONE, Ranks
 from workers.distill.tasks.base import count_equal_answers
 
 CountCorrect: TypeAlias = Callable[[Features, Tensor], tuple[Tensor, int | Tensor]]
@@ -32,8 +33,13 @@ class LossMeter:
     """Sums of losses and of correct answers, and the first step whose loss was not finite."""
 
     def __init__(
-        self, device: torch.device, count_correct: CountCorrect = count_equal_answers
+        self,
+        device: torch.device,
+        count_correct: CountCorrect = count_equal_answers,
+        ranks: Ranks = ALONE,
     ) -> None:
+        """Count on a device; several `ranks` each count a slice, and read what all have."""
+        self._ranks = ranks
         self._count_correct = count_correct
         self._names: list[str] = []
         self._sums = torch.zeros(0, device=device)
@@ -56,19 +62,31 @@ class LossMeter:
     ) -> None:
         """Add one step, and its answers where output and labels are given."""
         values = torch.stack([total, *terms.values()]).float()
+        correct: int | Tensor = 0
+        answers: int | Tensor = 0
+        if output is not None and labels is not None:
+            correct, answers = self._count_correct(output, labels)
+        if self._ranks.count > 1:
+            values, correct, answers = self._of_all(values, correct, answers)
         if not self._names:
             self._names = ["total", *terms]
             self._sums = torch.zeros_like(values)
             self._bad = torch.zeros_like(values)
         self._sums += values
         self._steps += 1
-        if output is not None and labels is not None:
-            correct, answers = self._count_correct(output, labels)
-            self._correct += correct
-            self._samples = self._samples + answers
+        self._correct += correct
+        self._samples = self._samples + answers
         broke = ~values.isfinite().all() & (self._bad_step < 0)
         self._bad = torch.where(broke, values, self._bad)
         self._bad_step = torch.where(broke, step, self._bad_step)
+
+    def _of_all(
+        self, values: Tensor, correct: int | Tensor, answers: int | Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the means of the losses over the ranks, and the sums of the counts."""
+        counts = [torch.as_tensor(one, device=values.device).double() for one in (correct, answers)]
+        sums = self._ranks.sums(torch.cat([values.double(), torch.stack(counts)]))
+        return (sums[:-2] / self._ranks.count).float(), sums[-2].long(), sums[-1].long()
 
     def compute_and_reset(self) -> dict[str, float]:
         """Return mean losses since the last reading, `total` first; waits for the device."""

@@ -10,14 +10,25 @@ from workers.distill import errors
 from workers.distill.config.training import DOT, AdamW, Training
 from workers.distill.methods.base import Moment, Terms
 from workers.distill.runtime.precision import Precision
+from workers.distill.runtime.ranks import ALONE, Ranks
 from workers.distill.training import dot
 from workers.distill.training.schedules import rate_factor
 
 
 class TrainOptimizer:
-    """Updates the trainable parameters of some modules, each parameter once."""
+    """Updates the trainable parameters of some modules, each parameter once.
 
-    def __init__(self, modules: Iterable[nn.Module], training: Training, precision: Precision):
+    Gradients are averaged over the ranks before anything reads them.
+    """
+
+    def __init__(
+        self,
+        modules: Iterable[nn.Module],
+        training: Training,
+        precision: Precision,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self._ranks = ranks
         self._training = training
         self._parameters = trainable_parameters(modules)
         self._optimizer = make_optimizer(training, self._parameters)
@@ -44,6 +55,7 @@ class TrainOptimizer:
     def _step_on_sum(self, total: Tensor) -> None:
         self._optimizer.zero_grad(set_to_none=True)
         self.scaled(total).backward()  # type: ignore[no-untyped-call]  # torch's stub
+        self._ranks.average([one.grad for one in self._parameters if one.grad is not None])
         if self._training.clip_norm is not None:
             self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self._parameters, self._training.clip_norm)
@@ -69,6 +81,7 @@ class TrainOptimizer:
         gradients = torch.autograd.grad(
             loss, self._parameters, retain_graph=again, allow_unused=True
         )
+        self._ranks.average([one for one in gradients if one is not None])
         return list(gradients)
 
     def learning_rate(self, moment: Moment) -> float:

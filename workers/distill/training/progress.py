@@ -8,6 +8,7 @@ import torch
 
 from workers.distill.methods.base import Moment
 from workers.distill.runtime import events
+from workers.distill.runtime.ranks import ALONE, Ranks
 from workers.distill.training import checkpoint
 from workers.distill.training.state import TrainState
 
@@ -32,12 +33,15 @@ class ProgressReporter:
         steps_before: int,
         steps_overall: int,
         finished: dict[str, Any],
+        ranks: Ranks = ALONE,
     ) -> None:
         """Report to `reporter`, and write checkpoints into `folder`.
 
         `steps_before` are those of earlier phases, `steps_overall` those of all phases; `finished`
-        holds the final states of earlier phases, by name, for the checkpoints.
+        holds the final states of earlier phases, by name, for the checkpoints. Of several `ranks`,
+        whose states are equal, the first one writes checkpoints, and its clock counts.
         """
+        self._ranks = ranks
         self._reporter = reporter
         self._folder = folder
         self._digest = digest
@@ -54,8 +58,10 @@ class ProgressReporter:
         """Report a step of so many images; raises `Diverged` where a loss was not finite."""
         self._images += images
         limit = state.training.max_seconds
-        if limit is not None and state.seconds + time.monotonic() - self._counted_at >= limit:
-            state.time_is_up = True
+        if limit is not None:
+            spent = state.seconds + time.monotonic() - self._counted_at
+            if self._ranks.from_first(spent >= limit):
+                state.time_is_up = True
         every = max(READ_STEPS, state.steps // MOST_POINTS)
         if moment.step % every == 0 or state.epoch_is_over:
             self._read_meter(state, moment)
@@ -67,7 +73,8 @@ class ProgressReporter:
 
     def checkpoint_is_due(self, state: TrainState) -> bool:
         """Whether `training.checkpoint_seconds` have passed since the last checkpoint."""
-        return time.monotonic() - self._saved_at >= state.training.checkpoint_seconds
+        waited = time.monotonic() - self._saved_at
+        return self._ranks.is_first and waited >= state.training.checkpoint_seconds
 
     def finish_epoch(self, state: TrainState) -> None:
         """Finish the epoch, validation included, and report its metrics."""
@@ -81,7 +88,9 @@ class ProgressReporter:
         self._counted_at = min(self._counted_at + now - moment, now)
 
     def save_checkpoint(self, state: TrainState) -> None:
-        """Write a checkpoint and report it."""
+        """Write a checkpoint and report it; of several ranks, the first one does."""
+        if not self._ranks.is_first:
+            return
         self._count_time(state)
         step = self._before + state.step
         content = {

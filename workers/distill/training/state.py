@@ -17,6 +17,7 @@ from workers.distill.training.balance import GradientBalance
 from workers.distill.training.ema import EMA
 from workers.distill.training.meters import LossMeter
 from workers.distill.training.optimizers import TrainOptimizer
+from workers.distill.training.parallel import SharedNorms
 
 Validate = Callable[[Network], Mapping[str, float]]
 """Returns the primary metric, `loss` and more of a network on the validation split, by name."""
@@ -92,6 +93,8 @@ class TrainState:
     ema: EMA | None = None
     balance: GradientBalance | None = None
     """None where the method's terms are neither measured nor weighed."""
+    norms: SharedNorms | None = None
+    """The batch norms of a student that several ranks train."""
     primary_metric: str = "accuracy"
     """The validation metric that decides which weights are best."""
     train_metric: str = "accuracy"
@@ -196,6 +199,8 @@ class TrainState:
 
     def load_kept(self, kept: BestWeights) -> Network:
         """Return the network to deliver, in evaluation mode, with the weights of a kept epoch."""
+        if self.norms is not None:
+            self.norms.release()
         self.student.load_state_dict(kept.student)
         if kept.method:
             self.method.load_state_dict(kept.method)

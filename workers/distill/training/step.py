@@ -10,22 +10,30 @@ from workers.distill.data.types import Batch
 from workers.distill.methods.base import Method, Moment, Terms
 from workers.distill.networks.interface import Features, Network, Observe
 from workers.distill.runtime.precision import Precision
+from workers.distill.training.parallel import Parallel
 from workers.distill.training.teachers import Teacher, at_least_float
 
 
 class StepOutput(NamedTuple):
-    """The terms of the loss by name, and the outputs of both networks that they came from."""
+    """The terms of the loss by name, and the batch and both networks' outputs they came from.
+
+    On several devices that is the whole batch, without pixels, or this rank's slice of it
+    (`training.parallel`).
+    """
 
     terms: Terms
     student: Features
     teacher: Features
+    batch: Batch
 
 
 class DistillationStep(nn.Module):
     """Teacher, student and loss of one step: what DDP, `torch.compile` and autocast wrap.
 
     Student and method are its parts, so their parameters are its own; the teacher is not, since it
-    is never trained. No optimizer, no meter and no file: `training.loop` has those.
+    is never trained. No optimizer, no meter and no file: `training.loop` has those. Gradients of
+    several ranks are averaged where they are made (`training.optimizers`), since some are made
+    without a backward pass of the whole.
     """
 
     def __init__(
@@ -37,14 +45,19 @@ class DistillationStep(nn.Module):
         precision: Precision,
         *,
         observe: Observe | None = None,
+        parallel: Parallel | None = None,
     ) -> None:
-        """Wrap the parts; `observe` is the student's own, or the same compiled."""
+        """Wrap the parts; `observe` is the student's own, or the same compiled.
+
+        `parallel` says how ranks share the step, where there are several.
+        """
         super().__init__()
         self.student = student
         self.method = method
         self.teacher = teacher
         self.preprocess = preprocess
         self.precision = precision
+        self.parallel = parallel or Parallel()
         self._observe = observe or student.observe
 
     def train(self, mode: bool = True) -> "DistillationStep":
@@ -56,10 +69,18 @@ class DistillationStep(nn.Module):
 
     def forward(self, batch: Batch, moment: Moment) -> StepOutput:
         """Return the weighted terms of the loss of a batch, with the outputs behind them."""
-        teacher_out = self.teacher.observe(batch)
-        student_out = self.forward_student(batch)
+        parallel = self.parallel
+        with parallel.own_draws(moment.step, batch.images.device):
+            teacher_out = self.teacher.observe(batch)
+            student_out = self.forward_student(batch)
+        if parallel.gathers:
+            student_out = parallel.gather_features(student_out, batch.rows)
+            teacher_out = parallel.gather_features(teacher_out, batch.rows)
+            batch = parallel.gather_batch(batch)
         terms = self.method.terms(student_out, teacher_out, batch, moment)
-        return StepOutput(terms, student_out, teacher_out)
+        if parallel.is_shared and not parallel.gathers:
+            terms = parallel.weigh(terms, batch)
+        return StepOutput(terms, student_out, teacher_out, batch)
 
     def forward_student(self, batch: Batch) -> Features:
         """Return the student's features, those of the strong view with them where it is used."""

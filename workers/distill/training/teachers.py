@@ -18,6 +18,8 @@ from workers.distill.methods.base import Method
 from workers.distill.networks.interface import Features, Network, Observe
 from workers.distill.networks.predictions import PredictionsNetwork
 from workers.distill.runtime.precision import Precision
+from workers.distill.runtime.ranks import ALONE, Ranks
+from workers.distill.training.parallel import SharedNorms
 
 CACHE_BYTES = 1 << 30
 """Most that a cache which nobody asked for may keep."""
@@ -92,8 +94,18 @@ class TrainModeTeacher(OnlineTeacher):
     It is a copy, since its running statistics change; no result depends on those.
     """
 
-    def __init__(self, network: Network, preprocess: Preprocessor, precision: Precision) -> None:
+    def __init__(
+        self,
+        network: Network,
+        preprocess: Preprocessor,
+        precision: Precision,
+        *,
+        ranks: Ranks = ALONE,
+        synchronise: bool = False,
+    ) -> None:
+        """Copy the network; several ranks synchronise its batch norms as those of the student."""
         own = copy.deepcopy(network).train()
+        SharedNorms([own], ranks, synchronise=synchronise)
         super().__init__(own.observe, preprocess, precision, keeps=FEATURES)
 
 

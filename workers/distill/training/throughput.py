@@ -34,8 +34,14 @@ class ThroughputMeter:
         device: torch.device,
         precision: Precision,
         teacher: Callable[[Tensor], object] | None,
+        *,
+        measures: bool = True,
     ) -> None:
-        """Measure on a device; `teacher` is the teacher's arithmetic of a step, if it has any."""
+        """Measure on a device; `teacher` is the teacher's arithmetic of a step, if it has any.
+
+        Without `measures` nothing is: a rank's step waits for those of others.
+        """
+        self._measures = measures
         self._device = device
         self._precision = precision
         self._teacher = teacher
@@ -79,6 +85,8 @@ class ThroughputMeter:
             (self._shares if self._steps > WARM_STEPS else self._cold).append(share)
 
     def _is_due(self) -> bool:
+        if not self._measures:
+            return False
         budget = COST * (time.monotonic() - self._began)
         first = self._steps == 0 or (self._steps >= WARM_STEPS and not self._shares)
         return first or self._spent < budget

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from workers.distill import errors
 from workers.distill.config import rules
 from workers.distill.config.descriptions import MethodDescription, NetworkDescription
+from workers.distill.config.devices import AcrossDevices
 from workers.distill.config.job import Task
 from workers.distill.config.synthesis import GeneratorSynthesis, Synthesis
 from workers.distill.data.types import Batch
@@ -119,6 +120,7 @@ class DataFreeMethod(Method):
     """
 
     family = "datafree"
+    across_devices: ClassVar[AcrossDevices] = "one"
     loop = "datafree"
     needs: ClassVar[tuple[Need, ...]] = ("teacher", "equal_classes", "batch_norm")
     has_task = False

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workers.distill.config.descriptions import Exchange, MethodDescription
+from workers.distill.config.devices import AcrossDevices
 from workers.distill.config.federation import Federation
 from workers.distill.data.types import Batch
 from workers.distill.functional.federated import averaging
@@ -164,6 +165,7 @@ class FederatedMethod(Method):
     """Base of the methods whose data stay with clients."""
 
     family = "federated"
+    across_devices: ClassVar[AcrossDevices] = "one"
     loop = "federated"
     needs: ClassVar[tuple[Need, ...]] = ("labels",)
     accepts_mixed = False
