@@ -90,7 +90,7 @@ def labels_are_raised(method: Json, recipe: object) -> bool:
 
 def is_standardized(method: Json) -> bool:
     """Return whether a method divides logits by their deviation, which leaves them no scale."""
-    return method.get("standardize", "none") != "none"
+    return bool(method.get("standardize", "none") != "none")
 
 
 def method_with_labels(method: Json, recipe: object) -> dict[str, Any]:
