@@ -94,7 +94,10 @@ class Settings(BaseSettings):
     )
     upload_max_bytes: int = Field(64 * 2**30, gt=0, description="Largest upload that is accepted.")
     upload_expiry_seconds: float = Field(
-        86_400, gt=0, description="Idle uploads expire after this."
+        86_400,
+        gt=0,
+        description="Idle uploads expire after this; those whose parts go straight to a bucket, "
+        "after this from their beginning.",
     )
     upload_stall_seconds: float = Field(60, gt=0, description="A stalled sender is disconnected.")
 

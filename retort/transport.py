@@ -80,6 +80,13 @@ class Transport:
         """Return the address of a path of the API; an absolute address stays as it is."""
         return path if "://" in path else self.url + path
 
+    def _server_of(self, address: str) -> str:
+        """Return whose address it is: our own server's, or that of the store of its files."""
+        if _origin(address) == _origin(self.url):
+            return self.url
+        parts = urlsplit(address)
+        return f"{parts.scheme}://{parts.netloc}"
+
     def headers_for(self, address: str, headers: Mapping[str, str]) -> dict[str, str]:
         """Add the key, but only to requests to our own server (not to a presigned address)."""
         own = _origin(address) == _origin(self.url)
@@ -116,7 +123,7 @@ class Transport:
                 # No connection so far: the address is wrong or the server is not started.
                 absent = isinstance(error, httpx.ConnectError) and not self._reached
                 if last or (absent and attempt >= 1) or not may_help(error):
-                    raise failed(self.url, error) from error
+                    raise failed(self._server_of(address), error) from error
             else:
                 self._reached = True
                 if response.is_success:

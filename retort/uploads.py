@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from retort import digests, errors, transport, types
 
@@ -134,13 +135,23 @@ class _Sender:
             "content-type": "application/octet-stream",
             "repr-digest": digests.header(digest),
         }
-        self._http.request(
-            "PUT",
-            part.url,
-            headers=headers,
-            content=lambda: self._bytes(part, kept),
-            sleep=self._stop.wait,
-        )
+        try:
+            self._http.request(
+                "PUT",
+                part.url,
+                headers=headers,
+                content=lambda: self._bytes(part, kept),
+                sleep=self._stop.wait,
+            )
+        except errors.ProblemError as error:
+            if "://" not in part.url:
+                raise
+            store = urlsplit(part.url).netloc
+            raise errors.UnexpectedAnswer(
+                f"the store {store}, to which parts are sent, refused part {part.number} with "
+                f"status {error.status}: look at this machine's clock and send the upload again, "
+                "or have the operator take RETORT_S3_PUBLIC_ENDPOINT away"
+            ) from error
 
     def _is_there(self, part: types.Part) -> bool:
         """Return whether the server has this part with the same bytes as the file."""

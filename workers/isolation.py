@@ -215,6 +215,9 @@ class Isolation:
         scratch = Path(wanted.workdir)
         scratch.mkdir(parents=True, exist_ok=True)
         failures = _ask_child(wanted)
+        if "network_namespace" in failures:
+            # Without a namespace of its own, it would be the machine's loopback interface.
+            failures[LOOPBACK] = failures["network_namespace"]
         if wanted.uid is not None and wanted.gid is not None and "user" not in failures:
             with tempfile.TemporaryDirectory(dir=scratch) as folder:
                 try:

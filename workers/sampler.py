@@ -9,7 +9,7 @@ import structlog
 from models_registry import errors
 from models_registry.artifacts import dataset_samples, datasets
 from models_registry.persistence import tables
-from workers import child_files, inputs, inspector, staging
+from workers import child_files, inputs, inspector, machine_health, staging
 from workers.child_requests import ChildDied, ask
 from workers.context import Context
 from workers.distill.config import samples
@@ -56,6 +56,14 @@ def make(context: Context, version_id: str) -> str | None:
 def _make(
     context: Context, workdir: Path, blobs: dict[str, tables.BlobRow], builtin: str | None
 ) -> Outcome:
+    needed = sum(blob.size_bytes for blob in blobs.values())
+    free = machine_health.free_bytes(workdir)
+    if free < needed + context.settings.worker_min_free_bytes:
+        return None, _failure(
+            "no_room",
+            f"the worker has {machine_health.gibibytes(free)} of disk free, and the pictures have "
+            f"{machine_health.gibibytes(needed)}: free some of it, or ask again",
+        )
     for path, blob in blobs.items():
         staging.place(context.storage, blob, workdir / path, cache=context.settings.cache_dir)
     must_stop = context.shutting_down.is_set

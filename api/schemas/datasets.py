@@ -114,7 +114,7 @@ class SamplePicture(BaseModel):
     index: int = Field(description="Its place in the split, from 0.")
     content: str = Field(description="The picture's file in base64.")
     media_type: str
-    height: int = Field(description="Pixels of the stored image, from which it was made.")
+    height: int = Field(description="Pixels of the image as it is trained on.")
     width: int
     boxes: list[SampleBox] | None = Field(None, description="In detection.")
     mask_png: str | None = Field(

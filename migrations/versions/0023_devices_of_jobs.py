@@ -10,13 +10,14 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Go up; until now every job needed one device."""
+    """Go up; until now every job needed one device.
+
+    The defaults stay, since processes of the version before go on inserting rows while a new one
+    starts beside them.
+    """
     for table, column in (("jobs", "devices"), ("workers", "offered_devices")):
         with op.batch_alter_table(table) as altered:
             altered.add_column(sa.Column(column, sa.Integer(), nullable=False, server_default="1"))
-    for table, column in (("jobs", "devices"), ("workers", "offered_devices")):
-        with op.batch_alter_table(table) as altered:
-            altered.alter_column(column, existing_type=sa.Integer(), server_default=None)
 
 
 def downgrade() -> None:

@@ -20,6 +20,8 @@ QUEUED, RUNNING, READY, FAILED = "queued", "running", "ready", "failed"
 SETTLED = (READY, FAILED)
 KEPT_FOR = timedelta(days=30)
 """Of a sheet that was made; the next request makes it anew."""
+MADE_WITHIN = timedelta(minutes=30)
+"""Of a request that a worker has begun with: it may have much to fetch."""
 TRIED_FOR = timedelta(minutes=5)
 """Of a request without an answer, and of a failure."""
 
@@ -71,7 +73,7 @@ def claim(session: Session, version_id: str) -> tables.DatasetVersionRow | None:
     claimed = session.scalars(
         sa.update(row)
         .where(row.version_id == version_id, row.state == QUEUED, row.expires_at > now)
-        .values(state=RUNNING)
+        .values(state=RUNNING, expires_at=now + MADE_WITHIN)
         .returning(row.version_id)
         .execution_options(synchronize_session=False)
     ).one_or_none()

@@ -315,9 +315,9 @@ def _published_rate(document: Document, network: str) -> Iterator[rules.Violatio
 
 
 def _raised_labels(document: Document) -> Iterator[rules.Violation]:
-    """Yield that the labels do not have their published weight, if so and nobody asked for it."""
+    """Yield that the labels do not have their published weight beside a teacher that is held."""
     method, training = document.method.document, document.training.document
-    if not method or not training or "task_weight" in (document.parts.method or {}):
+    if not method or not training or method.get("task_weight") != chosen.HELD_LABELS:
         return
     if chosen.labels_are_raised(method, training["recipe"]):
         yield rules.Violation(

@@ -252,7 +252,7 @@ def from_settings(settings: Settings) -> Storage:
 
 def stored_part(key: str, place: PartPlace, size_bytes: int) -> StoredPart:
     """Return where a part is that was put at `place`, and has this key since."""
-    return StoredPart(key, place.offset if key == _whole_key(place.upload_id) else 0, size_bytes)
+    return StoredPart(key, place.offset if key == whole_key(place.upload_id) else 0, size_bytes)
 
 
 class LocalStorage:
@@ -283,7 +283,7 @@ class LocalStorage:
         self, stream: Source, place: PartPlace, *, expected: str | None = None
     ) -> Iterator[StoredBlob]:
         """Store one part of an upload at its place in the file of the upload."""
-        hashed, key = _HashingStream(stream), _whole_key(place.upload_id)
+        hashed, key = _HashingStream(stream), whole_key(place.upload_id)
         # Received beside it first: a slow sender must not keep others out, and a part that is cut
         # short must not damage the one that it was to replace.
         with self._temporary() as received:
@@ -530,7 +530,7 @@ class S3Storage:
         """Return a presigned URL to which a client may PUT a part itself; None if there is none."""
         if not self._signer:
             return None
-        key = f"{_whole_key(place.upload_id)}/{place.offset}"
+        key = f"{whole_key(place.upload_id)}/{place.offset}"
         with _reported():
             return obstore.sign(self._signer, "PUT", key, min(lifetime, LONGEST_SIGNATURE))
 
@@ -540,7 +540,7 @@ class S3Storage:
         if not self._signer:
             return found
         with _reported():
-            for page in obstore.list(self._store, _whole_key(upload_id)):
+            for page in obstore.list(self._store, whole_key(upload_id)):
                 for entry in page:
                     key = entry["path"]
                     offset = int(key.rpartition("/")[2])
@@ -705,7 +705,7 @@ def _part_key(_sha256: str) -> str:
     return f"parts/{uuid.uuid4().hex}"
 
 
-def _whole_key(upload_id: str) -> str:
+def whole_key(upload_id: str) -> str:
     """Return the key of the file that holds all parts of an upload, each at its place.
 
     In a bucket, it is the prefix of the parts that clients have put themselves.

@@ -12,7 +12,8 @@ from datetime import timedelta
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from models_registry.persistence import counters, database, tables
+from models_registry.artifacts import uploads
+from models_registry.persistence import counters, database, storage, tables
 from models_registry.persistence.counters import Counter
 from models_registry.persistence.storage import Storage
 
@@ -134,11 +135,19 @@ def _take_some(
 
 
 def _unknown(sessions: database.Sessions, keys: list[str]) -> list[str]:
-    """Return those of the storage's keys that no row names."""
+    """Return those of the storage's keys that no row names, nor belong to an open upload."""
     with sessions() as session:
         known = {
             key
             for column in (tables.BlobRow.storage_key, tables.UploadPartRow.storage_key)
             for key in session.scalars(sa.select(column).where(column.in_(keys)))
         }
-    return [key for key in keys if key not in known]
+        upload = tables.UploadRow
+        # Parts that clients have put into the bucket themselves have no row until the end.
+        sending = {
+            storage.whole_key(upload_id)
+            for upload_id in session.scalars(
+                sa.select(upload.id).where(upload.state == uploads.OPEN)
+            )
+        }
+    return [key for key in keys if key not in known and key.rpartition("/")[0] not in sending]

@@ -1,16 +1,18 @@
 """Runs on pictures that are stored as their files."""
 
+import base64
 import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.distill import folders
 from tests.distill.folders import StopsAt
 from workers.distill.config.job import Input
-from workers.distill.data import dataset, shards
+from workers.distill.data import dataset, samples, shards
 
 TRAINING = {
     "augmentation": "trivialaugment",
@@ -48,6 +50,20 @@ def prepared(folder: Path, *, is_encoded: bool = True, **changes: Any) -> Path:
     if is_encoded:
         encode(folder / "dataset")
     return recipe
+
+
+def test_pictures_of_each_class_can_be_looked_at(tmp_path: Path) -> None:
+    folder = prepared(tmp_path / "encoded").parent / "dataset"
+    groups = samples.sheet(folder)["classes"]
+    assert [group["class"] for group in groups] == ["row 0", "row 1", "row 2"]
+    shown = groups[0]["pictures"][0]
+    assert (shown["height"], shown["width"]) == (8, 8)
+    split = dataset.load(folder).open_split("train")
+    assert split.labels[shown["index"]] == 0
+    stream = io.BytesIO(base64.b64decode(shown["content"]))
+    pixels = torch.frombuffer(bytearray(Image.open(stream).tobytes()), dtype=torch.uint8)
+    index = shown["index"]
+    assert torch.equal(pixels.view(8, 8), split.images[index : index + 1][0][0])
 
 
 @pytest.mark.slow

@@ -88,9 +88,14 @@ class TestLabels:
         assert not told(read)
 
     def test_keep_the_weight_that_a_caller_gives(self) -> None:
-        read = document({"name": "mlld", "task_weight": 1.0})
-        assert read.method.document["task_weight"] == 1
+        read = document({"name": "mlld", "task_weight": 0.5})
+        assert read.method.document["task_weight"] == 0.5
         assert not told(read)
+
+    def test_are_told_of_in_a_spec_that_was_completed(self) -> None:
+        completed = document({"name": "mlld"})
+        again = document(completed.method.document, completed.training.document)
+        assert told(again) == ["raised_labels"]
 
     def test_of_a_combination_are_learned_once(self) -> None:
         parts = [{"name": "mlld"}, {"name": "kd"}]

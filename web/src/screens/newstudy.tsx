@@ -7,10 +7,10 @@ import { useLoaded } from "../ui/loading";
 import { Field, Heading, Loading, Problem, Section, Told } from "../ui/parts";
 import { to, type Place } from "../ui/router";
 import { asObject, faultsAt, read, SchemaForm, TextInput } from "../ui/schemaform";
-import { MethodChoice, Rest, SpecForm, text, Training, What, type PartProps } from "./specform";
+import { MethodChoice, Rest, SpecForm, text, Training, useRanked, What, type PartProps } from "./specform";
 
 // Of a job, what a study of it has as well.
-const FIELDS = ["task", "teacher", "teachers", "teacher_weighting", "student", "dataset", "resources", "max_attempts", "checkpoints_last", "priority", "labels", "report"];
+const FIELDS = ["task", "teacher", "teachers", "teacher_weighting", "dataset", "resources", "max_attempts", "checkpoints_last", "priority", "labels", "report"];
 const SEEDS: Schema[] = [{ type: "integer" }];
 const MOST_VARIANTS = 12;
 
@@ -20,8 +20,10 @@ export function NewStudy({ place }: { place: Place }) {
     if (from !== null) {
       const job = await get("/v1/jobs/{job_id}", { path: { job_id: from }, signal });
       const { seed: _, ...training } = asObject(job.spec["training"]);
+      // A study's students are no versions of the job's own model.
+      const { register_as: _name, ...student } = asObject(job.spec["student"]);
       const kept = FIELDS.flatMap((name) => (job.spec[name] === undefined || job.spec[name] === null ? [] : [[name, job.spec[name]]]));
-      return { name: `${job.name}-study`, ...Object.fromEntries(kept), methods: [job.spec["method"]], training, seeds: [0, 1, 2] };
+      return { name: `${job.name}-study`, ...Object.fromEntries(kept), student, methods: [job.spec["method"]], training, seeds: [0, 1, 2] };
     }
     const models = place.query.get("teacher") ? null : await get("/v1/models", { query: { limit: 1 }, signal });
     const newest = models?.data[0];
@@ -95,7 +97,7 @@ function Methods({ spec, set, faults, takesGrids = false }: PartProps) {
   const seeds = Array.isArray(spec["seeds"]) ? spec["seeds"].join(", ") : "";
   // What the methods must fit; settings of the training may be grids, which no job has.
   const asked = useMemo(() => Object.fromEntries(["task", "teacher", "teachers", "student", "dataset"].flatMap((name) => (spec[name] === undefined ? [] : [[name, spec[name]]]))), [spec]);
-  const ranked = useLoaded((signal) => post("/v1/methods/rank", { body: { name: "ranking", ...asked } as Schemas["MethodsRequest"], signal }), [asked]);
+  const ranked = useRanked(asked);
   return (
     <Section title="What is compared">
       <Field label="Seeds" hint="One job of every variant for each. Two show a spread, three give a verdict; a p below 0.05 needs six." faults={faultsAt(faults, ["seeds"])}>

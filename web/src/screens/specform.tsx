@@ -3,13 +3,25 @@ import type { ComponentChildren } from "preact";
 import { useEffect, useId, useRef, useState } from "preact/hooks";
 import { isAlias, isMap, isSeq, parseDocument, type Document } from "yaml";
 import { TASKS, type MethodRead, type Schema } from "../api/catalog";
-import { get, ProblemError, randomKey, type Fault, type Json, type Schemas } from "../api/client";
+import { get, post, ProblemError, randomKey, type Fault, type Json, type Schemas } from "../api/client";
 import { useLoaded } from "../ui/loading";
 import { Faults, Field, Heading, Loading, Notes, Problem, Section } from "../ui/parts";
 import { go } from "../ui/router";
 import { asObject, Choice, faultsAt, read, SchemaForm, TextInput, type Editing, type Path } from "../ui/schemaform";
 
-export const PAUSE_MS = 400;
+const PAUSE_MS = 400;
+
+/** Return the methods in the order in which they fit what stands in the form, asked for as typing pauses. */
+export function useRanked(asked: Json) {
+  const [about, setAbout] = useState(asked);
+  const subject = JSON.stringify(asked);
+  useEffect(() => {
+    const timer = setTimeout(() => setAbout(asked), PAUSE_MS);
+    return () => clearTimeout(timer);
+  }, [subject]);
+  return useLoaded((signal) => post("/v1/methods/rank", { body: { name: "ranking", ...about } as Schemas["MethodsRequest"], signal }), [about]);
+}
+
 const NUMBER: Schema[] = [{ type: "number" }];
 const OFTEN = ["recipe", "epochs", "batch_size", "seed"];
 

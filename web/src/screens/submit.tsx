@@ -1,12 +1,12 @@
 // A new job: a form and the same as YAML, each following the other, checked by the server as one types.
-import { useEffect, useMemo, useState } from "preact/hooks";
+import { useMemo } from "preact/hooks";
 import { allMethods, type Schema } from "../api/catalog";
 import { get, post, type Json, type Schemas } from "../api/client";
 import { useLoaded } from "../ui/loading";
 import { Heading, Loading, Problem, Section, Told } from "../ui/parts";
 import { to, type Place } from "../ui/router";
 import { asObject, faultsAt, SchemaForm } from "../ui/schemaform";
-import { MethodChoice, PAUSE_MS, Rest, SpecForm, text, Training, What, type PartProps } from "./specform";
+import { MethodChoice, Rest, SpecForm, text, Training, useRanked, What, type PartProps } from "./specform";
 
 const FIELDS = ["name", "task", "teacher", "teachers", "teacher_weighting", "student", "dataset", "method", "training", "baseline", "resources", "max_attempts", "checkpoints_last", "priority", "labels", "report", "exports"];
 
@@ -69,13 +69,7 @@ function How({ spec, set, faults }: PartProps) {
   const known = methods.data?.find((one) => one.name === name);
   // What a method must fit: all but the method, its name and what concerns the queue.
   const asked = useMemo(() => Object.fromEntries(Object.entries(spec).filter(([key]) => !["method", "baseline", "labels", "priority", "name"].includes(key))), [spec]);
-  const [about, setAbout] = useState(asked);
-  const subject = JSON.stringify(asked);
-  useEffect(() => {
-    const timer = setTimeout(() => setAbout(asked), PAUSE_MS);
-    return () => clearTimeout(timer);
-  }, [subject]);
-  const ranked = useLoaded((signal) => post("/v1/methods/rank", { body: { name: "ranking", ...about } as Schemas["MethodsRequest"], signal }), [about]);
+  const ranked = useRanked(asked);
   return (
     <Section title="How it learns" aside={known && <a href={to("methods", name)} target="_blank" rel="noopener">About {name}</a>}>
       {methods.error && <Problem error={methods.error} onRetry={methods.reload} />}

@@ -31,7 +31,7 @@ def sheet(folder: Path) -> Json:
     Raises `BadDataset` when the training split is not as recorded.
     """
     stored = dataset.load(folder)
-    split, classes = stored.split(SPLIT), stored.record.classes
+    split, classes = stored.open_split(SPLIT), stored.record.classes
     shown = len(classes[: bounds.MOST_CLASSES])
     notes = []
     if shown < len(classes):
@@ -48,16 +48,18 @@ def sheet(folder: Path) -> Json:
     for number in range(shown) if shown else (dataset.UNLABELLED,):
         found = places.get(number, [])
         chosen = [found[place] for place in spread(len(found), most)]
+        # Sliced, since pictures that are stored as their files are decoded so.
+        images = [split.images[index : index + 1][0] for index in chosen]
         groups.append(
             {
                 "class": classes[number] if shown else None,
                 "pictures": [
                     {
                         "index": index,
-                        **picture(split.images[index]),
-                        **describe(split.labels[index], split.images[index], classes),
+                        **picture(image),
+                        **describe(split.labels[index], image, classes),
                     }
-                    for index in chosen
+                    for index, image in zip(chosen, images, strict=True)
                 ],
             }
         )

@@ -59,7 +59,9 @@ def write(
 ) -> list[str]:
     """Write the files of a repository into `folder`, and return what their user should know."""
     tensorfile.write(folder / WEIGHTS_FILE, weights(network, half=half), {"format": "pt"})
-    _json(folder / "config.json", _config(network, task, classes, expected))
+    _json(
+        folder / "config.json", _config(network, task, classes, expected, preprocessing["crop_pct"])
+    )
     _json(folder / "preprocessor_config.json", _preprocessor(preprocessing))
     (folder / "README.md").write_text(_readme(card, name, task, network), encoding="utf-8")
     if network.library_call is not None:
@@ -75,14 +77,14 @@ def write(
 
 
 def _config(
-    network: Network, task: Task, classes: Sequence[str], expected: Input
+    network: Network, task: Task, classes: Sequence[str], expected: Input, crop_pct: float
 ) -> dict[str, Any]:
     labels = {
         "id2label": {str(number): label for number, label in enumerate(classes)},
         "label2id": {label: number for number, label in enumerate(classes)},
     }
     if is_of_timm(network):
-        return {**_timm_config(network, classes, expected), **labels}
+        return {**_timm_config(network, classes, expected, crop_pct), **labels}
     return {
         "model_type": "retort",
         "network": network.reference,
@@ -101,7 +103,9 @@ def is_of_timm(network: Network) -> bool:
     return call is not None and call.function == TIMM and not call.replaced
 
 
-def _timm_config(network: Network, classes: Sequence[str], expected: Input) -> dict[str, Any]:
+def _timm_config(
+    network: Network, classes: Sequence[str], expected: Input, crop_pct: float
+) -> dict[str, Any]:
     call = network.library_call
     if call is None:
         raise errors.NotExportable(f"{network.reference} is no network of timm")
@@ -124,7 +128,7 @@ def _timm_config(network: Network, classes: Sequence[str], expected: Input) -> d
             "input_size": size,
             "fixed_input_size": bool(described.get("fixed_input_size", False)),
             "interpolation": "bilinear",
-            "crop_pct": 1.0,
+            "crop_pct": crop_pct,
             "crop_mode": "center",
             "mean": list(expected.mean),
             "std": list(expected.std),
