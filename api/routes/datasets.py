@@ -161,7 +161,7 @@ async def show_samples(
     caller: CallerDep,
     service: ServiceDep,
     response: Response,
-    wait_seconds: WaitSeconds = 10.0,
+    wait_seconds: WaitSeconds = 0.0,
 ) -> bodies.SamplesRead:
     """Return a few small pictures of each class, with boxes and masks where the set has them.
 

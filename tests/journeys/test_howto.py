@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(900)]
 HOW_TO = source.ROOT / "docs/how-to"
 # Each may need what those before it have made.
 PAGES = ("your-teacher", "few-labels", "no-data", "parties")
-WITHOUT_COMMANDS = {"deploy"}
+WITHOUT_COMMANDS = {"deploy", "devices"}
 # They train on pictures of hundreds of pixels, or export several times, which takes minutes:
 # `test_site.py` parses their commands, and other journeys do the same with smaller files.
 LONG = {"your-images", "backbones", "detectors", "ship"}

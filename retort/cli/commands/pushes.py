@@ -2,12 +2,14 @@
 
 import tempfile
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from retort import types
 from retort.cli import completion, shell
+
+if TYPE_CHECKING:
+    from retort import types
 
 app = typer.Typer(
     help="Upload a version to a Hugging Face hub or an MLflow server where you have an account."
@@ -86,7 +88,7 @@ def mlflow(
 
 def _made(
     retort: shell.Shell, reference: str, form: str, precision: Literal["float32", "float16"]
-) -> types.Export:
+) -> "types.Export":
     """Return an export that is ready; a worker makes it where there is none."""
     made = retort.client.models.export(reference, format=form, precision=precision)
     if not made.is_settled:
@@ -94,7 +96,7 @@ def _made(
     return retort.client.models.wait_export(made)
 
 
-def _tell(retort: shell.Shell, made: types.Export, address: str) -> None:
+def _tell(retort: shell.Shell, made: "types.Export", address: str) -> None:
     if retort.json:
         retort.emit({"model": made.model, "export": made.id, "address": address})
         return

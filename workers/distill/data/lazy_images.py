@@ -73,7 +73,7 @@ StoredImages: TypeAlias = UInt8[Tensor, "N c h w"] | LazyImages
 """Images of a split: in a mapped file or on a device, or made when they are asked for."""
 
 
-def select(images: StoredImages, rows: Tensor) -> StoredImages:
+def select(images: StoredImages, rows: Tensor) -> UInt8[Tensor, "n c h w"] | LazyImages:
     """Return some of the images, without making them."""
     return images[rows] if isinstance(images, Tensor) else images.subset(rows)
 

@@ -170,7 +170,8 @@ class BatchLoader:
     @property
     def shows_stored(self) -> bool:
         """Whether each epoch shows the images as they are stored, in another order."""
-        return self._training.augmentation == "none"
+        training = self._training
+        return training.augmentation == "none" and training.random_erasing is None
 
     def order(self, epoch: int) -> Int[Tensor, " n"]:
         """Return the order of an epoch (from 1), on the CPU."""

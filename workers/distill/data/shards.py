@@ -114,13 +114,13 @@ class ShardReader:
 
         Raises `BadDataset` where a file is missing, or shorter than the index says.
         """
+        self._files: list[int] = []
         missing = [name for name in COLUMNS if name not in index]
         if missing:
             raise errors.BadDataset(
                 f"the index of the {split} split has no column {missing[0]}", split=split
             )
         self._split = split
-        self._files: list[int] = []
         self._columns = {name: index[name] for name in COLUMNS}
         self._open(folder)
 

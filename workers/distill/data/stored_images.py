@@ -61,7 +61,7 @@ def views_of(
     training = expand(
         {"seed": seed, "augmentation": augmentation, "teacher_cache": {"views": views}}
     )
-    split = stored.split("train")
+    split = stored.open_split("train")
     loader = BatchLoader(
         split.images,
         split.labels,
@@ -78,7 +78,7 @@ def views_of(
 def write(stored: dataset.StoredDataset, output: Path, train: NDArray[np.uint8] | None) -> None:
     """Write all splits as an NPZ file; `train` replaces the stored images of that split."""
     arrays: dict[str, Any] = {  # NumPy's stub takes keywords for its own options
-        name: stored.split(name).images.contiguous().numpy() for name in dataset.SPLITS
+        name: stored.open_split(name).images[:].contiguous().numpy() for name in dataset.SPLITS
     }
     if train is not None:
         arrays["train"] = train

@@ -199,11 +199,13 @@ def evaluate_file(student: pathlib.Path, folder: pathlib.Path, split: str) -> di
             None if content.scales is None else content.scales[known],
         )
     # A student is scored on what its job has scored it on.
-    images = shown(content.images, header.get("crop_ratio"))
+    ratio = header.get("crop_ratio")
+    images = shown(content.images, ratio)
+    first = references(task, stored, split, crop_ratio=ratio)
     evaluation = evaluate_split(
         task,
         {"student": (network, preprocessor)},
-        LabelledImages(images, content.labels, references=references(task, stored, split)),
+        LabelledImages(images, content.labels, references=first),
         classes=network.classes or len(stored.record.classes),
     )["student"]
     return {**evaluation.metrics.test_scores(), "correct": evaluation.metrics.correct}
@@ -214,10 +216,13 @@ def references(
     stored: dataset.StoredDataset,
     split: str,
     device: torch.device = CPU,
+    *,
+    crop_ratio: float | None = None,
 ) -> LabelledImages | None:
     """Return the labelled training images that the metrics of a split look at first, if any.
 
-    Of more than the task asks for, as many are taken, evenly spread.
+    Of more than the task asks for, as many are taken, evenly spread. They are shown as those of the
+    split are, with `crop_ratio`.
     """
     most = task.reference_images.get(split, 0)
     if not most:
@@ -229,7 +234,7 @@ def references(
     if not len(rows):
         return None
     # The images stay where they are stored: they may be many.
-    return LabelledImages(train.images, train.labels[rows].to(device), rows=rows)
+    return LabelledImages(shown(train.images, crop_ratio), train.labels[rows].to(device), rows=rows)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -32,6 +32,7 @@ from workers.distill.config.job import Input, Task
 from workers.distill.config.rules import Violation
 from workers.distill.config.training import Values
 from workers.distill.data import dataset
+from workers.distill.data.lazy_images import StoredImages, shown
 from workers.distill.export import (
     checks,
     graph,
@@ -204,7 +205,7 @@ def _calibration(export: Export, module: graph.ExportedGraph) -> list[Any]:
     stored = export.stored
     if stored is None:
         raise ValueError("an export without images is calibrated")
-    images = stored.open_split("train").images
+    images = _shown(export, stored.open_split("train").images)
     rows = checks.some(len(images), onnx_graph.CALIBRATION_IMAGES)
     inputs = checks.Inputs(module, export.request.input, stored.record.input)
     export.notes.append(
@@ -339,14 +340,14 @@ def _images(export: Export) -> checks.CheckImages:
         return checks.noise(export.request.input, classes)
     split = export.task.open_split(export.stored, "test")
     has_label = ~export.task.unlabelled(split.labels)
+    images = _shown(export, split.images)
     rows = torch.where(has_label)[0]
     if len(rows) == 0:
         chosen = checks.some(len(split.images), checks.MOST_IMAGES)
         export.notes.append(
             "no image of the test split has a label: the loss of accuracy was not measured"
         )
-        images = split.images[chosen]
-        return checks.CheckImages(images, None, export.stored.record.input, classes)
+        return checks.CheckImages(images[chosen], None, export.stored.record.input, classes)
     if len(rows) < len(split.images):
         export.notes.append(
             f"{len(split.images) - len(rows)} images of the test split have no label and were left "
@@ -357,9 +358,7 @@ def _images(export: Export) -> checks.CheckImages:
             f"compared on {checks.MOST_IMAGES} of {len(rows)} images of the test split"
         )
     rows = rows[checks.some(len(rows), checks.MOST_IMAGES)]
-    return checks.CheckImages(
-        split.images[rows], split.labels[rows], export.stored.record.input, classes
-    )
+    return checks.CheckImages(images[rows], split.labels[rows], export.stored.record.input, classes)
 
 
 def _in_time(export: Export, given: checks.CheckImages, *, seconds: float) -> checks.CheckImages:
@@ -375,6 +374,12 @@ def _in_time(export: Export, given: checks.CheckImages, *, seconds: float) -> ch
     rows = checks.some(len(given.images), count)
     labels = None if given.labels is None else given.labels[rows]
     return dataclasses.replace(given, images=given.images[rows], labels=labels)
+
+
+def _shown(export: Export, images: StoredImages) -> StoredImages:
+    """Return images as the student's job has scored them, and as its user is told to cut them."""
+    share = _preprocessing(export)["crop_pct"]
+    return shown(images, share if share < 1 else None)
 
 
 def _preprocessing(export: Export) -> dict[str, Any]:

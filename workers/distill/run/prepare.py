@@ -90,7 +90,10 @@ def prepare(
 
     def references(name: str, scored: labelling.ScoredSplit) -> LabelledImages | None:
         # Where the teacher's answers are the labels, nothing is told apart.
-        return None if scored.by_teacher else evaluate.references(task, stored, name, device)
+        if scored.by_teacher:
+            return None
+        ratio = config.training.crop_ratio
+        return evaluate.references(task, stored, name, device, crop_ratio=ratio)
 
     validation_split = validation.ValidationSplit(
         on_device(scored.content, device, scored.predicted, references("validation", scored)),

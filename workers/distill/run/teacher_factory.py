@@ -115,6 +115,7 @@ class TeacherFactory:
         training, network = context.config.training, self._shared.teacher
         train_data = self._shared.train_data
         changes = training.augmentation != "none" or training.mixing is not None
+        changes |= training.random_erasing is not None
         if changes or method.uses_strong_view or uses_feature_maps(method):
             return False
         if network is None or train_data is None or not self._shared.task.caches_logits:

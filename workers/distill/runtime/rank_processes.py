@@ -107,13 +107,14 @@ class RankProcesses:
     def _ended(self) -> Iterator[tuple[int | None, int]]:
         """Yield rank and exit code of each rank that ends; (None, 0) while none has."""
         while self._living:
+            waited = [os.waitpid(pid, os.WNOHANG) for pid in self._living]
+            # All are forgotten before one is told of: the caller may go on to kill the rest.
             ended = [
-                (pid, os.waitstatus_to_exitcode(status))
-                for pid, status in (os.waitpid(pid, os.WNOHANG) for pid in self._living)
+                (self._living.pop(pid), os.waitstatus_to_exitcode(status))
+                for pid, status in waited
                 if pid
             ]
-            for pid, code in ended:
-                yield self._living.pop(pid), code
+            yield from ended
             if not ended:
                 yield None, 0
                 time.sleep(_TICK_SECONDS)

@@ -314,14 +314,15 @@ def larger_share_labels(batch: Batch) -> Tensor:
 
 def random_state() -> dict[str, Any]:
     """Return the state of torch's global generators."""
-    # A run on the CPU leaves the cards alone: asking them would take memory on each.
+    # A run on the CPU leaves the cards alone: asking one would take memory on it. Of several, that
+    # of this process counts: the ranks of a job draw the same.
     initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch's stub
-    cuda = torch.cuda.get_rng_state_all() if initialized else []
+    cuda = [torch.cuda.get_rng_state()] if initialized else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_random_state(state: dict[str, Any]) -> None:
     """Restore torch's global generators."""
     torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if torch.cuda.is_available() and state["cuda"]:
+        torch.cuda.set_rng_state(state["cuda"][0])

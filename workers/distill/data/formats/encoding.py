@@ -5,6 +5,7 @@ other picture (GIF, TIFF, HEIF, more than 8 bits, odd colours) is written anew a
 """
 
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ AT_ONCE = 64
 """Pictures that are read at a time; memory holds no more."""
 SAMPLE = 4096
 """Training images, at most, from which mean and standard deviation are measured."""
+SAMPLE_BYTES = 512 * 2**20
+"""What these take together, at most: of large images there are fewer."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ class EncodedWriter:
         reader = shards.ShardReader.of(self.folder, "train")
         size = (self.form.channels, self.form.height, self.form.width)
         images = encoded_images.EncodedImages(reader, size)
-        count = min(SAMPLE, len(images))
+        count = min(SAMPLE, len(images), max(1, SAMPLE_BYTES // math.prod(size)))
         rows = torch.linspace(0, len(images) - 1, count).round().long()
         sample = np.empty((count, *size), dtype=np.uint8)
         for first in range(0, count, AT_ONCE):
