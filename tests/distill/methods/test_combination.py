@@ -87,3 +87,10 @@ class TestCombination:
         with pytest.raises(errors.BadRecipe) as refused:
             catalog.find({**KD_TWICE, **changes})
         assert message in str(refused.value)
+
+
+def test_reads_labels_where_a_part_does() -> None:
+    choice = {"name": "combine", "methods": [{"name": "at"}, {"name": "crd"}]}
+    found, _ = catalog.find(choice)
+    assert found.describe().reads_labels
+    assert not catalog.find({**choice, "methods": [{"name": "at"}, {"name": "kd"}]})[0].reads_labels

@@ -422,7 +422,9 @@ def check_network(role: str, choice: NetworkChoice, task: Task) -> None:
         )
     elif not networks.is_foreign(choice.network):
         return  # building it says that there is none
-    own_task = networks.task(choice.network) if choice.classes else BACKBONE
+    own_task = networks.task(choice.network)
+    if not choice.classes and own_task == "classification":
+        own_task = BACKBONE
     known = NetworkDescription(choice.network, task=own_task)
     refuse_other_task(role, known, task)
 
