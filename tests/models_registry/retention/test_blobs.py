@@ -2,16 +2,19 @@
 
 import io
 from datetime import timedelta
+from typing import Any
 
+import httpx
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from models_registry.artifacts import uploads
 from models_registry.jobs import leases
 from models_registry.persistence import database, tables
-from models_registry.persistence.storage import Storage
+from models_registry.persistence.storage import PartPlace, S3Options, Storage, from_url
 from models_registry.retention import blobs
-from tests import factories, racing
+from tests import factories, racing, services
 from tests.databases import SQLITE_ONLY
 
 HOUR = timedelta(hours=1)
@@ -153,3 +156,35 @@ class TestSweep:
         storage.put(io.BytesIO(b"lost"))
         found = blobs.preview(sessions, storage, grace=self.NO_GRACE)
         assert (found.orphans, found.orphan_bytes, found.blobs) == (1, 4, 0)
+
+    @SQLITE_ONLY
+    def test_leaves_the_parts_that_clients_put_themselves_while_their_upload_is_open(
+        self, sessions: database.Sessions, project: tables.ProjectRow
+    ) -> None:
+        with sessions.begin() as session:
+            upload = tables.UploadRow(
+                id="upl_open",
+                project_id=project.id,
+                filename="teacher.safetensors",
+                purpose="model",
+                size_bytes=4,
+                sha256="0" * 64,
+                part_size_bytes=4,
+                state=uploads.OPEN,
+                created_at=database.now(session),
+                expires_at=database.now(session) + HOUR,
+            )
+            session.add(upload)
+            upload_id = upload.id
+        with services.s3_server() as found:
+            options: dict[str, Any] = {key.removeprefix("s3_"): text for key, text in found.items()}
+            url = options.pop("storage_url")
+            options["public_endpoint"] = options["endpoint"]
+            bucket = from_url(url, S3Options(**options))
+            address = bucket.direct_url(PartPlace(upload_id, 0), lifetime=HOUR)
+            assert address is not None
+            assert httpx.put(address, content=b"part").status_code == 200
+            assert blobs.preview(sessions, bucket, grace=self.NO_GRACE).orphans == 0
+            with sessions.begin() as session:
+                session.get_one(tables.UploadRow, upload_id).state = uploads.EXPIRED
+            assert blobs.preview(sessions, bucket, grace=self.NO_GRACE).orphans == 1

@@ -7,7 +7,7 @@ import { useLoaded } from "../ui/loading";
 import { Field, Heading, Loading, Problem, Section, Told } from "../ui/parts";
 import { to, type Place } from "../ui/router";
 import { asObject, faultsAt, read, SchemaForm, TextInput } from "../ui/schemaform";
-import { MethodChoice, Rest, SpecForm, text, Training, useRanked, What, type PartProps } from "./specform";
+import { fieldsOf, MethodChoice, newestModel, Rest, SpecForm, text, Training, useRanked, What, type PartProps } from "./specform";
 
 // Of a job, what a study of it has as well.
 const FIELDS = ["task", "teacher", "teachers", "teacher_weighting", "dataset", "resources", "max_attempts", "checkpoints_last", "priority", "labels", "report"];
@@ -22,12 +22,9 @@ export function NewStudy({ place }: { place: Place }) {
       const { seed: _, ...training } = asObject(job.spec["training"]);
       // A study's students are no versions of the job's own model.
       const { register_as: _name, ...student } = asObject(job.spec["student"]);
-      const kept = FIELDS.flatMap((name) => (job.spec[name] === undefined || job.spec[name] === null ? [] : [[name, job.spec[name]]]));
-      return { name: `${job.name}-study`, ...Object.fromEntries(kept), student, methods: [job.spec["method"]], training, seeds: [0, 1, 2] };
+      return { name: `${job.name}-study`, ...fieldsOf(job.spec, FIELDS), student, methods: [job.spec["method"]], training, seeds: [0, 1, 2] };
     }
-    const models = place.query.get("teacher") ? null : await get("/v1/models", { query: { limit: 1 }, signal });
-    const newest = models?.data[0];
-    const teacher = place.query.get("teacher") ?? (newest?.latest_version ? `${newest.name}@${newest.latest_version}` : null);
+    const teacher = place.query.get("teacher") ?? (await newestModel(signal));
     return {
       name: "my-first-study",
       ...(teacher ? { teacher } : {}),

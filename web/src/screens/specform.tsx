@@ -11,6 +11,17 @@ import { asObject, Choice, faultsAt, read, SchemaForm, TextInput, type Editing, 
 
 const PAUSE_MS = 400;
 
+/** Return those of the fields that a stored spec has a value of; it has more than a submitted one, such as digests. */
+export function fieldsOf(spec: Json, fields: string[]): Json {
+  return Object.fromEntries(fields.flatMap((name) => (spec[name] === undefined || spec[name] === null ? [] : [[name, spec[name]]])));
+}
+
+/** Return the reference of the model that was made last, a teacher to begin with; null without one. */
+export async function newestModel(signal: AbortSignal): Promise<string | null> {
+  const newest = (await get("/v1/models", { query: { limit: 1 }, signal })).data[0];
+  return newest?.latest_version ? `${newest.name}@${newest.latest_version}` : null;
+}
+
 /** Return the methods in the order in which they fit what stands in the form, asked for as typing pauses. */
 export function useRanked(asked: Json) {
   const [about, setAbout] = useState(asked);

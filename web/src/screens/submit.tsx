@@ -6,7 +6,7 @@ import { useLoaded } from "../ui/loading";
 import { Heading, Loading, Problem, Section, Told } from "../ui/parts";
 import { to, type Place } from "../ui/router";
 import { asObject, faultsAt, SchemaForm } from "../ui/schemaform";
-import { MethodChoice, Rest, SpecForm, text, Training, useRanked, What, type PartProps } from "./specform";
+import { fieldsOf, MethodChoice, newestModel, Rest, SpecForm, text, Training, useRanked, What, type PartProps } from "./specform";
 
 const FIELDS = ["name", "task", "teacher", "teachers", "teacher_weighting", "student", "dataset", "method", "training", "baseline", "resources", "max_attempts", "checkpoints_last", "priority", "labels", "report", "exports"];
 
@@ -15,12 +15,9 @@ export function Submit({ place }: { place: Place }) {
   const start = useLoaded(async (signal): Promise<Json> => {
     if (from !== null) {
       const job = await get("/v1/jobs/{job_id}", { path: { job_id: from }, signal });
-      // A stored spec has more than a submitted one, such as digests.
-      return Object.fromEntries(FIELDS.flatMap((name) => (job.spec[name] === undefined || job.spec[name] === null ? [] : [[name, job.spec[name]]])));
+      return fieldsOf(job.spec, FIELDS);
     }
-    const models = place.query.get("teacher") ? null : await get("/v1/models", { query: { limit: 1 }, signal });
-    const newest = models?.data[0];
-    const teacher = place.query.get("teacher") ?? (newest?.latest_version ? `${newest.name}@${newest.latest_version}` : null);
+    const teacher = place.query.get("teacher") ?? (await newestModel(signal));
     return {
       name: "my-first-student",
       ...(teacher ? { teacher } : {}),
