@@ -14,7 +14,7 @@ from kombu.entity import Exchange, Queue
 from models_registry import ids, logs, tracing
 from models_registry.persistence import broker
 from models_registry.settings import Settings
-from workers import isolation, liveness, parent_death, worker_registration
+from workers import broker_transport, isolation, liveness, parent_death, worker_registration
 
 settings = Settings()
 tracing.check(settings)
@@ -26,6 +26,7 @@ def _queue(name: str) -> Queue:
     return Queue(name, Exchange(name), routing_key=name)  # type: ignore[no-untyped-call]  # kombu
 
 
+broker_transport.register()
 app = Celery("retort", broker=settings.broker_url, include=["workers.tasks"])
 app.conf.update(
     # Results and states live in the database.

@@ -250,6 +250,7 @@ class TestStaging:
         job = scenes.job(workshop, job_id)
         assert job.state_reason == Reason.ATTEMPT_FAILED
         assert "could not be staged" in (job.state_message or "")
+        assert job.queued_at is not None
         assert job.not_before > job.queued_at
         assert job.lease_owner is None
 
@@ -381,6 +382,7 @@ class TestFailure:
         assert job.state_reason == Reason.ATTEMPT_FAILED
         assert "signal 9" in (job.state_message or "")
         assert "memory" in (job.state_message or "")
+        assert job.queued_at is not None
         assert job.not_before > job.queued_at
 
 

@@ -588,6 +588,7 @@ class TestFail:
             assert fail(session, lease, retryable=True) is State.QUEUED
             row = again(session, job)
             assert (row.state_reason, row.failure) == ("attempt_failed", None)
+            assert row.queued_at is not None
             assert row.not_before > row.queued_at
             # Announced once the back-off has passed, not before.
             assert row.announced_at is None

@@ -54,6 +54,7 @@ class TestReap:
             assert (row.state, row.state_reason) == (State.QUEUED, "attempt_lost")
             assert row.fence == lease.fence + 1
             assert (row.lease_owner, row.lease_expires_at) == (None, None)
+            assert row.queued_at is not None
             assert row.not_before > row.queued_at
             attempt = session.get_one(tables.AttemptRow, (job.id, 1))
             assert attempt.outcome == "attempt_lost"
