@@ -24,12 +24,12 @@ import numpy as np
 import psutil
 import rich.console
 import torch
-from sklearn import datasets
 
 from retort import client, types
 from retort.cli import up
 from workers.distill.config.job import Input
 from workers.distill.data import dataset
+from workers.distill.data.builtin import digits
 
 ALPHA, OPEN, HELD_OUT = 0.5, 300, 360
 INPUT = Input(channels=1, height=8, width=8, mean=[0.3], std=[0.3])
@@ -69,9 +69,8 @@ def main() -> None:
 
 def write_data(folder: Path, clients: int) -> None:
     """Write the open set with the server's validation and test images, and each client's own."""
-    found = datasets.load_digits()
-    pixels = (found.images * 15.9375).astype(np.uint8)[:, None]
-    labels = found.target.astype(np.int64)
+    images, labels = digits.read()
+    pixels = images[:, None]
     draw = np.random.default_rng(0)
     order = draw.permutation(len(labels))
     opened, held, own = np.split(order, [OPEN, OPEN + HELD_OUT])

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+from sqlalchemy.engine import Dialect
 from starlette.routing import BaseRoute
 from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]  # xdist has no types
 
@@ -34,6 +35,24 @@ from tests import factories, services
 # Its 0.2 s an example pass on a busy machine without anything being wrong.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
+
+# What SQLAlchemy has compiled of statements, by the kind of database and by statement.
+DIALECTS: dict[type[Dialect], Dialect] = {}
+COMPILED: dict[type[Dialect], dict[Any, Any]] = {}
+
+
+@sa.event.listens_for(sa.Engine, "engine_connect")
+def share_compiled(connection: sa.Connection) -> None:
+    """Let all engines of a process use what the first one has compiled.
+
+    Each test has engines of its own; to compile every statement for them anew took a third of a
+    test. The key of what is compiled holds the dialect, so that is shared as well; the first one
+    has asked its server what it can by the time of this event.
+    """
+    kind = type(connection.dialect)
+    connection.dialect = DIALECTS.setdefault(kind, connection.dialect)
+    connection.execution_options(compiled_cache=COMPILED.setdefault(kind, {}))
+
 
 PROJECT = "laboratory"
 NOBODY_LISTENS = "redis://127.0.0.1:1/0"

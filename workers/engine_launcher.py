@@ -29,10 +29,10 @@ PRELOAD = (
     "workers.distill.run.run",
     "workers.distill.data.formats.catalog",
     "--",
-    # What engines import late: for evaluation, for networks of libraries, for built-in data sets.
-    "torchmetrics.functional.classification",
+    # What engines import late: for networks of libraries, and for reports.
     "timm",
-    "sklearn.datasets",
+    "workers.distill.reporting.report_folder",
+    "sklearn.manifold",
 )
 """What the server imports: before it forks the first engine, and when it next has nothing to do."""
 # What a child may inherit; nothing else, above all no RETORT_* variable.

@@ -184,8 +184,8 @@ class TestQueue:
             job_id = client.post("/v1/jobs", json=factories.spec(priority=5)).json()["id"]
         with celery_app.app.connection_for_read(redis_url) as connection:
             connection.transport_options = celery_app.app.conf.broker_transport_options
-            with connection.SimpleQueue("any") as waiting:
-                message = waiting.get(timeout=10)
+            with connection.SimpleQueue("any") as queue:
+                message = queue.get(timeout=waiting.PATIENCE_SECONDS)
                 message.ack()
         _, arguments, _ = message.payload
         assert message.headers["task"] == "jobs.run"
@@ -202,9 +202,9 @@ class TestQueue:
         order = []
         with celery_app.app.connection_for_read(redis_url) as connection:
             connection.transport_options = celery_app.app.conf.broker_transport_options
-            with connection.SimpleQueue("cpu") as waiting:
+            with connection.SimpleQueue("cpu") as queue:
                 for _ in range(3):
-                    message = waiting.get(timeout=10)
+                    message = queue.get(timeout=waiting.PATIENCE_SECONDS)
                     message.ack()
                     order.append(message.payload[1]["priority"])
         assert order == [9, 5, 0]

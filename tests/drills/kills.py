@@ -31,7 +31,7 @@ import sqlalchemy as sa
 
 from models_registry.access import keys
 from models_registry.jobs.lifecycle import State
-from models_registry.persistence import database, tables
+from models_registry.persistence import database, schema, tables
 from models_registry.persistence.storage import LocalStorage
 from tests import services
 
@@ -373,8 +373,8 @@ def running(seed: int) -> Iterator[Drill]:
             "RETORT_REPUBLISH_AFTER_SECONDS": "3",
             "OMP_NUM_THREADS": "1",
         }
-        _migrate(environment)
         engine = database.connect(database_url, pool_size=1)
+        schema.upgrade(engine)
         with database.sessions(engine).begin() as session:
             project = keys.create_project(session, name="drill")
             _, api_key = keys.create_key(
@@ -438,11 +438,6 @@ def _redis(url: str) -> psutil.Process:
             if process.name() == "redis-server" and port in " ".join(process.cmdline()):
                 return process
     raise LookupError(f"no Redis on port {port}")
-
-
-def _migrate(environment: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "alembic", "-c", "migrations/alembic.ini", "upgrade", "head"]
-    subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True)
 
 
 def _free_port() -> int:

@@ -164,12 +164,18 @@ def embedded(folder: Path) -> Iterator[Stack]:
     running = Stack(f"http://127.0.0.1:{port}", "", environment, folder, True)
     command = ["-m", "retort", "up", "--data-dir", str(data_dir), "--port", str(port)]
     running.start("up", *command, "--device", "cpu")
+    children: list[psutil.Process] = []
     try:
         _wait_until_ready(running)
         running.api_key = json.loads((data_dir / "client.json").read_text())["api_key"]
         yield running
+        children = psutil.Process(running.processes["up"].pid).children(recursive=True)
     finally:
         running.stop()
+    # Engine servers too: only a service that has run jobs has them.
+    _, left = psutil.wait_procs(children, timeout=waiting.PATIENCE_SECONDS)
+    if left:
+        raise RuntimeError(f"`retort up` has ended and left {left}")
 
 
 def _wait_until_ready(stack: Stack) -> None:

@@ -13,12 +13,12 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from sklearn import datasets
 
 from retort import errors, types
 from retort.client import Client
 from tests import waiting
 from tests.journeys.stacks import ON_EMBEDDED, PATIENCE_SECONDS, Stack
+from workers.distill.data.builtin import digits as handwritten
 from workers.distill.networks import weights
 
 pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(420)]
@@ -29,12 +29,9 @@ ROUNDS = 3
 
 def digits(seed: int, count: int) -> dict[str, Any]:
     """Return arrays of so many handwritten digits."""
-    found = datasets.load_digits()
-    chosen = np.random.default_rng(seed).permutation(len(found.target))[:count]
-    return {
-        "x_train": (found.images[chosen] * 15.9375).astype(np.uint8)[..., None],
-        "y_train": found.target[chosen].astype(np.int64),
-    }
+    pixels, labels = handwritten.read()
+    chosen = np.random.default_rng(seed).permutation(len(labels))[:count]
+    return {"x_train": pixels[chosen, ..., None], "y_train": labels[chosen]}
 
 
 def submit(retort: Client, folder: Path) -> types.Federation:

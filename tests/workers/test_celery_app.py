@@ -12,7 +12,7 @@ from kombu.messaging import Consumer
 
 from models_registry.jobs import transitions
 from models_registry.persistence import broker
-from tests import services
+from tests import services, waiting
 from tests.workers import processes
 from workers import celery_app
 from workers.celery_app import app
@@ -60,7 +60,7 @@ def receive(connection: Connection, queue: str) -> list[str]:
         channel.basic_qos(0, 1, False)
         with Consumer(channel, app.amqp.queues[queue], callbacks=[note]):
             while sum(processes.waiting(connection.as_uri(include_password=True)).values()):
-                connection.drain_events(timeout=5)
+                connection.drain_events(timeout=waiting.PATIENCE_SECONDS)
     return received
 
 

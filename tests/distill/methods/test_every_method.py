@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -97,10 +98,14 @@ def task_of(name: str) -> str:
     return next(task for task in ("classification", "segmentation", "detection") if task in tasks)
 
 
-def a_network(seed: int, widths: list[int], width: int, *, dense: bool) -> Network:
+@functools.cache
+def built_network(seed: int, widths: tuple[int, ...], width: int, *, dense: bool) -> Network:
+    """Return a network that all methods have copies of: to build takes longer than most tests."""
     torch.manual_seed(seed)
     reference, arguments = (
-        ("retort/fcn", {"widths": widths[2:]}) if dense else (folders.NETWORK, {"widths": widths})
+        ("retort/fcn", {"widths": list(widths[2:])})
+        if dense
+        else (folders.NETWORK, {"widths": list(widths)})
     )
     network = networks.build(
         reference, classes=3, channels=1, height=8, width=width, arguments=arguments
@@ -118,13 +123,19 @@ def masks(seed: int, width: int) -> torch.Tensor:
     return drawn.masked_fill(drawn == 3, dataset.IGNORE_INDEX).to(torch.uint8)
 
 
+@functools.cache
+def built_detector(seed: int, reference: str, stem: int, width: int, **arguments: int) -> Network:
+    """Return a detector that all methods have copies of."""
+    # Levels of several patches, of both networks.
+    size = SCALE * 8, SCALE * width
+    return dense_scenes.detector(seed, reference, size=size, width=stem, **arguments)
+
+
 def a_detector(name: str, seed: int, stem: int, width: int) -> Network:
     needed = catalog.find(choice(name))[0].describe().required_features("student", "detection")
     reference = "retort/fasterrcnn" if "proposals" in needed else "retort/fcos"
-    size = SCALE * 8, SCALE * width
     more = {"reg_max": 8} if "distributions" in needed else {}
-    # Levels of several patches, of both networks.
-    return dense_scenes.detector(seed, reference, size=size, width=stem, **more)
+    return copy.deepcopy(built_detector(seed, reference, stem, width, **more))
 
 
 def boxes_of(width: int) -> torch.Tensor:
@@ -163,8 +174,10 @@ class Scene:
             self.input.update(height=SCALE * 8, width=SCALE * width)
         else:
             dense = self.task == "segmentation"
-            self.student = a_network(1, [4, 4, 6, 8], width, dense=dense)
-            self.teacher = a_network(2, [4, 6, 8, 12], width, dense=dense)
+            self.student, self.teacher = (
+                copy.deepcopy(built_network(seed, widths, width, dense=dense))
+                for seed, widths in ((1, (4, 4, 6, 8)), (2, (4, 6, 8, 12)))
+            )
             labels = masks(0, width) if dense else labels
         self.teacher.eval().requires_grad_(False)
         index = torch.arange(IMAGES)

@@ -10,8 +10,7 @@ import PIL.Image
 import pytest
 from matplotlib.figure import Figure
 
-from workers.distill.evaluation import calibration
-from workers.distill.functional import similarity
+from workers.distill.functional import calibration, similarity
 from workers.distill.reporting import figures
 
 HISTORY = [

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn import metrics
 from torch import Tensor, nn
 
 from tests.distill.data.test_dataset import a_record, some_splits
@@ -88,6 +87,8 @@ class TestWilson:
 
 class TestConfusion:
     def test_equals_another_librarys(self) -> None:
+        from sklearn import metrics  # takes every process that collects tests a second
+
         expected = metrics.confusion_matrix(LABELS, LOGITS.argmax(1), labels=range(4))
         assert np.array_equal(classification.confusion(LOGITS, LABELS).numpy(), expected)
 

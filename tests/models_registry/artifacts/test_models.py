@@ -11,7 +11,7 @@ from models_registry import errors
 from models_registry.artifacts import aliases, models, references
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
-from tests import factories
+from tests import factories, waiting
 
 
 def add(
@@ -32,7 +32,7 @@ def together(*works: Callable[[], object]) -> list[object]:
     start = threading.Barrier(len(works))
 
     def run(work: Callable[[], object]) -> object:
-        start.wait(10)
+        start.wait(waiting.PATIENCE_SECONDS)
         try:
             return work()
         except errors.RegistryError as error:

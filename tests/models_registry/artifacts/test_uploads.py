@@ -17,7 +17,7 @@ from models_registry.artifacts import datasets, models, uploads
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import LocalStorage, StoredBlob, StoredPart
 from models_registry.settings import Settings
-from tests import factories
+from tests import factories, waiting
 from tests.databases import SQLITE_ONLY
 
 MEBIBYTE = 2**20
@@ -154,7 +154,7 @@ class TestReceive:
 
         def send(number: int) -> None:
             def chunks() -> Iterator[bytes]:
-                together.wait(10)
+                together.wait(waiting.PATIENCE_SECONDS)
                 yield CONTENT if number % 2 else CONTENT[::-1]
 
             sender.receive(chunks())

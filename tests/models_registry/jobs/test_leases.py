@@ -691,4 +691,5 @@ class TestActiveTime:
                 begun.started_at = database.now(session) - timedelta(seconds=seconds)
                 session.flush()
                 leases.release(session, lease, log_tail=[])
-            assert 120 <= again(session, job).active_seconds < 130
+            # What passes meanwhile counts, too.
+            assert 120 <= again(session, job).active_seconds < 180

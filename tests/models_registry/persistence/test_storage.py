@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from models_registry import errors
 from models_registry.persistence import storage
-from tests import services
+from tests import services, waiting
 
 MEBIBYTE = 2**20
 # Of one S3 request and one local chunk respectively: the places where a stream may tear.
@@ -235,7 +235,7 @@ class TestPut:
 
     def test_accepts_the_same_bytes_from_many_at_once(self, store):
         whole = pseudo_random(3 * MEBIBYTE)
-        together = threading.Barrier(6, timeout=30)
+        together = threading.Barrier(6, timeout=waiting.PATIENCE_SECONDS)
 
         def put() -> storage.StoredBlob:
             def stream() -> Iterator[bytes]:

@@ -9,13 +9,12 @@ import threading
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
 import yaml
 from huggingface_hub import constants
-from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
 from models_registry.artifacts import exports
@@ -26,6 +25,9 @@ from tests import factories
 from tests.api.test_exports import MEASURED
 from tests.databases import SQLITE_ONLY
 from tests.retort.cli.test_exports import DESCRIBED
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
 
 pytestmark = SQLITE_ONLY
 
@@ -291,8 +293,10 @@ class TestHub:
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MlflowClient:
+def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> "MlflowClient":
     """MLflow's own store of files, which its client writes as it would to a server."""
+    from mlflow.tracking import MlflowClient  # takes every process that collects tests a second
+
     address = (tmp_path / "mlruns").as_uri()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -301,7 +305,7 @@ def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MlflowClient:
 
 class TestMlflow:
     def test_registers_a_version_with_files_numbers_and_where_it_is_from(
-        self, run: Callable[..., str], store: MlflowClient, tmp_path: Path
+        self, run: Callable[..., str], store: "MlflowClient", tmp_path: Path
     ) -> None:
         told = json.loads(run("--json", "push", "mlflow", "digits-teacher@1"))
         assert told["address"] == "models:/digits-teacher/1"

@@ -55,18 +55,6 @@ def running(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
         process.communicate(timeout=waiting.PATIENCE_SECONDS)
 
 
-def test_a_port_that_is_taken_is_one_clear_line(tmp_path: Path):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        code, words = complaint("--data-dir", str(tmp_path / "data"), "--port", str(port))
-    assert code == 5
-    assert len(words.splitlines()) == 1
-    assert f"port {port}" in words
-    assert "--port" in words
-
-
 def test_what_keeps_it_from_starting_in_the_background_is_said_here(tmp_path: Path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -407,9 +407,8 @@ def _built(
     accepted = _checked(reference, arguments, entry.arguments)
     sizes = interface.Sizes(classes, channels, height, width)
     if arguments and not entry.composed_of:
-        # Counted without memory: a few digits in an argument can ask for all that a machine has.
-        with torch.device("meta"), meta.WithoutDraws():
-            _check_size(reference, entry.make(accepted, sizes))
+        # A few digits in an argument can ask for all the memory that a machine has.
+        _check_size(reference, _count_parameters(reference, accepted.model_dump_json(), sizes))
     return entry.make(accepted, sizes)
 
 
@@ -483,8 +482,20 @@ def task(reference: str) -> Task:
     return foreign_networks.task(library, name)
 
 
-def _check_size(reference: str, network: interface.Network) -> None:
-    count = sum(parameter.numel() for parameter in network.parameters())
+# A job builds the same network several times: as student, as its baseline, and as its copy.
+@functools.lru_cache(maxsize=256)
+def _count_parameters(reference: str, arguments: str, sizes: interface.Sizes) -> int:
+    """Return how many parameters one of our networks has, without memory for them.
+
+    `arguments` are JSON, with defaults.
+    """
+    entry = NETWORKS[reference]
+    with torch.device("meta"), meta.WithoutDraws():
+        network = entry.make(entry.arguments.model_validate_json(arguments), sizes)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _check_size(reference: str, count: int) -> None:
     if count > MOST_PARAMETERS:
         raise errors.UnknownNetwork(
             f"{reference} with these arguments has {count} parameters, more than {MOST_PARAMETERS}",

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from workers.distill.evaluation import calibration as calibration_bins
+from workers.distill.functional import calibration as calibration_bins
 
 DPI = 110
 FORMATS = ("png", "svg")

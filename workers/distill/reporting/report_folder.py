@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
-from workers.distill.evaluation import calibration as calibration_bins
 from workers.distill.evaluation import embedding as projection
 from workers.distill.evaluation.examples import Examples
+from workers.distill.functional import calibration as calibration_bins
 from workers.distill.functional import detection_metrics, segmentation_metrics, similarity
 from workers.distill.reporting import (
     detection_report,
@@ -29,7 +29,7 @@ from workers.distill.reporting import (
     synthesis_report,
 )
 from workers.distill.runtime import events
-from workers.distill.tasks.base import CALIBRATION_BINS, ReportTopic
+from workers.distill.tasks.base import ReportTopic
 
 FOLDER = "report"
 MOST_CLASSES_DRAWN = 1000
@@ -256,7 +256,7 @@ def calibration(evidence: Evidence) -> Topic:
         for name, outputs in evidence.outputs.items()
     }
     numbers = {
-        "bins": CALIBRATION_BINS,
+        "bins": calibration_bins.CALIBRATION_BINS,
         "networks": {
             name: {
                 "counts": bins.counts.tolist(),

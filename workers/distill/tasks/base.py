@@ -27,7 +27,6 @@ ReportTopic: TypeAlias = Literal[
 """Parts of the report on the test split; those about training are there for every task."""
 
 
-CALIBRATION_BINS = 15
 """Bins of confidence, for the calibration error of the scores and the report's picture alike."""
 
 

@@ -4,7 +4,6 @@ import hashlib
 from pathlib import Path
 
 import torch
-from sklearn import datasets
 
 from workers.distill.data import catalog, dataset
 from workers.distill.data.builtin import digits
@@ -22,6 +21,8 @@ class TestWrite:
             assert counts.max() - counts.min() <= 8
 
     def test_pixels_are_those_of_scikit_learn_scaled_to_a_byte(self, tmp_path: Path) -> None:
+        from sklearn import datasets  # takes every process that collects tests a second
+
         digits.write(tmp_path)
         stored = dataset.load(tmp_path)
         ours = torch.cat([stored.split(name).images for name in dataset.SPLITS])

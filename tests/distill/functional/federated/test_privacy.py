@@ -1,9 +1,9 @@
 import math
+from statistics import NormalDist
 
 import pytest
 import torch
 from scipy.optimize import brentq
-from scipy.stats import norm
 
 from workers.distill.functional.federated import privacy, soft_targets
 
@@ -15,8 +15,9 @@ def exact_epsilon(std: float, delta: float) -> float:
     """
 
     def excess(epsilon: float) -> float:
-        first = norm.cdf(0.5 / std - epsilon * std)
-        return float(first - math.exp(epsilon) * norm.cdf(-0.5 / std - epsilon * std) - delta)
+        cdf = NormalDist().cdf
+        first = cdf(0.5 / std - epsilon * std)
+        return first - math.exp(epsilon) * cdf(-0.5 / std - epsilon * std) - delta
 
     return float(brentq(excess, 0, 100))
 

@@ -7,7 +7,6 @@ colour lie on it, with the digit's intensity as opacity. Training, validation an
 a digit nor a photograph.
 """
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from workers.distill.config.job import Input
 from workers.distill.data import boxes, dataset, splits
+from workers.distill.data.builtin import digits as handwritten
 
 SIDE = 96
 CROP_SIDES = (96, 256)
@@ -33,8 +33,6 @@ MOST_OVERLAP = 2
 """Pixels by which two boxes may overlap along both axes."""
 MOST_TRIES = 50
 """Places tried for a digit before it is left out."""
-HIGHEST = 16
-"""Largest value of scikit-learn's digits."""
 NOTES = [
     "composed scenes: real digits on real photographs",
     "training, validation and test share neither a digit nor a photograph",
@@ -186,25 +184,16 @@ def write_masks(folder: Path) -> dataset.DatasetRecord:
 
 def _photograph(path: str) -> Image.Image:
     """Return a photograph that a package ships as a plain file, named from the package on."""
-    package, _, inside = path.partition("/")
-    # Finding a package does not import it.
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(f"the photographs of {package} are missing", name=package)
-    with Image.open(Path(spec.submodule_search_locations[0]) / inside) as image:
+    with Image.open(handwritten.installed_file(path)) as image:
         return image.convert("RGB")
 
 
 def _digits(name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return a split's digits uint8 [D, 8, 8], scaled to 0..255, and their classes [D]."""
-    # Imported only now: scikit-learn takes longer to load than most uploads to inspect.
-    from sklearn import datasets
-
-    pixels, labels = datasets.load_digits(return_X_y=True)
-    scaled = np.rint(pixels * (255 / HIGHEST)).astype(np.uint8).reshape(-1, 8, 8)
-    parts = splits.stratified(labels.astype(np.int64), [part.digits for part in PARTS.values()])
+    pixels, labels = handwritten.read()
+    parts = splits.stratified(labels, [part.digits for part in PARTS.values()])
     chosen = dict(zip(PARTS, parts, strict=True))[name]
-    return scaled[chosen], labels[chosen].astype(np.int64)
+    return pixels[chosen], labels[chosen]
 
 
 def _background(photograph: Image.Image, draw: np.random.RandomState) -> NDArray[np.float64]:

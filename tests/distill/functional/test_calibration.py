@@ -1,10 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from torchmetrics.functional import classification
 
-from workers.distill.evaluation import calibration
-from workers.distill.tasks.base import CALIBRATION_BINS
+from workers.distill.functional import calibration
 
 RANDOM = np.random.default_rng(0)
 LOGITS = RANDOM.normal(size=(60, 4)).astype(np.float32) * 2
@@ -13,11 +11,14 @@ LABELS = RANDOM.integers(0, 4, size=60)
 
 class TestReliability:
     def test_has_the_error_that_is_reported_as_a_score(self) -> None:
+        # Takes every process that collects tests a second.
+        from torchmetrics.functional import classification
+
         expected = classification.multiclass_calibration_error(
             torch.from_numpy(LOGITS).softmax(1),
             torch.from_numpy(LABELS),
             num_classes=4,
-            n_bins=CALIBRATION_BINS,
+            n_bins=calibration.CALIBRATION_BINS,
         )
         reliability = calibration.reliability(LOGITS, LABELS)
         assert reliability.counts.sum() == 60

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from workers.distill.tasks.base import CALIBRATION_BINS
+CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True)
