@@ -80,26 +80,31 @@ class Service:
     tokens: oidc.TokenVerifier | None
 
 
-# These are asynchronous, though they wait for nothing: FastAPI gives a plain function a thread.
-async def service(request: Request) -> Service:
-    """Return the parts of this app."""
+def _parts(request: Request) -> Service:
     parts: Service = request.app.state.service
     return parts
+
+
+# These are asynchronous, though they wait for nothing: FastAPI gives a plain function a thread.
+# They ask for the request and not for one another: each that is asked for costs 0.1 ms.
+async def service(request: Request) -> Service:
+    """Return the parts of this app."""
+    return _parts(request)
 
 
 ServiceDep = Annotated[Service, Depends(service)]
 
 
-async def _sessions(parts: ServiceDep) -> database.Sessions:
-    return parts.sessions
+async def _sessions(request: Request) -> database.Sessions:
+    return _parts(request).sessions
 
 
-async def _readers(parts: ServiceDep) -> database.Sessions:
-    return parts.readers
+async def _readers(request: Request) -> database.Sessions:
+    return _parts(request).readers
 
 
-async def _storage(parts: ServiceDep) -> Storage:
-    return parts.storage
+async def _storage(request: Request) -> Storage:
+    return _parts(request).storage
 
 
 SessionsDep = Annotated[database.Sessions, Depends(_sessions)]
@@ -126,13 +131,13 @@ BearerDep = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 def caller(
     request: Request,
-    parts: ServiceDep,
     credentials: BearerDep,
 ) -> keys.Caller:
     """Return who calls, if its key has the scope of the route.
 
     Raises: Unauthenticated; Forbidden.
     """
+    parts = _parts(request)
     if credentials is None:
         raise errors.Unauthenticated("send an API key: Authorization: Bearer ak_...")
     text = credentials.credentials
@@ -189,8 +194,8 @@ async def _admin(caller: CallerDep) -> keys.Caller:
     return caller
 
 
-async def _limits(parts: ServiceDep) -> quotas.QuotaLimits:
-    return parts.limits
+async def _limits(request: Request) -> quotas.QuotaLimits:
+    return _parts(request).limits
 
 
 # The limits that the service sets to every project.
@@ -200,8 +205,8 @@ EditorDep = Annotated[keys.Caller, Depends(_editor)]
 AdminDep = Annotated[keys.Caller, Depends(_admin)]
 
 
-async def _publish(parts: ServiceDep, background: BackgroundTasks) -> Callable[[], None]:
-    return lambda: background.add_task(parts.publisher.publish)
+async def _publish(request: Request, background: BackgroundTasks) -> Callable[[], None]:
+    return lambda: background.add_task(_parts(request).publisher.publish)
 
 
 # Call it after the commit; the messages are published after the response was sent.
@@ -210,7 +215,6 @@ PublishDep = Annotated[Callable[[], None], Depends(_publish)]
 
 async def _page(
     request: Request,
-    parts: ServiceDep,
     caller: CallerDep,
     limit: Annotated[
         int, Query(ge=1, le=paging.MAX_LIMIT, description="Most entries to return.")
@@ -225,7 +229,7 @@ async def _page(
         if name not in {"limit", "cursor"}
     )
     binding = f"{caller.project_id} {request.url.path} {filters}"
-    return paging.PageRequest(parts.cursor_secret, binding, limit, cursor)
+    return paging.PageRequest(_parts(request).cursor_secret, binding, limit, cursor)
 
 
 # Bound to the project, the path and every other query parameter of the request.

@@ -6,7 +6,8 @@ held: of two requests for the last place, the second is refused. Limits on jobs 
 the claim (`jobs/fair_share.py`), and limits on requests by `api/rate_limits.py`.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -94,13 +95,16 @@ def check_jobs(session: Session, *, project_id: str, new: int, service: QuotaLim
     Raises: errors.QuotaExceeded.
     """
     limits = _held_limits(session, project_id, service)
+    if limits.jobs_queued is None and limits.storage_bytes is None:
+        return
+    parameters = {"project_id": project_id, "now": database.now(session)}
+    query = _used_by_jobs(counts_bytes=limits.storage_bytes is not None)
+    waiting, *stored = session.execute(query, parameters).one()
     if limits.jobs_queued is not None:
-        used = jobs_waiting(session, project_id=project_id)
-        _refuse_beyond("jobs_queued", limits.jobs_queued, used, new, pointer="")
+        _refuse_beyond("jobs_queued", limits.jobs_queued, waiting, new, pointer="")
     if limits.storage_bytes is not None:
-        used = stored_bytes(session, project_id=project_id)
         # A job needs room for a student, whose size nobody knows yet.
-        _refuse_beyond("storage_bytes", limits.storage_bytes, used, 1, pointer="")
+        _refuse_beyond("storage_bytes", limits.storage_bytes, _sum(stored), 1, pointer="")
 
 
 def check_upload(
@@ -134,10 +138,23 @@ def check_stored(
 
 
 def hold(session: Session, project_id: str) -> tables.ProjectRow:
-    """Lock a project's row, so that nobody else counts what it has until this transaction ends."""
-    return session.get_one(
-        tables.ProjectRow, project_id, populate_existing=True, with_for_update={"key_share": True}
-    )
+    """Lock a project's row, so that nobody else counts what it has until this transaction ends.
+
+    The database's clock is asked in the same exchange.
+    """
+    found = database.first_with_clock(session, _HELD, {"project_id": project_id})
+    if found is None:
+        raise sa.exc.NoResultFound(f"there is no project {project_id}")
+    project: tables.ProjectRow = found[0]
+    return project
+
+
+_HELD = (
+    sa.select(tables.ProjectRow)
+    .where(tables.ProjectRow.id == sa.bindparam("project_id"))
+    .with_for_update(key_share=True)
+    .execution_options(populate_existing=True)
+)
 
 
 def _held_limits(session: Session, project_id: str, service: QuotaLimits) -> QuotaLimits:
@@ -179,27 +196,47 @@ def usage(session: Session, *, project_id: str, service: QuotaLimits) -> list[Us
 
 def jobs_waiting(session: Session, *, project_id: str) -> int:
     """Return how many jobs of a project wait."""
-    job = tables.JobRow
-    waiting = sa.select(sa.func.count()).where(job.project_id == project_id, job.state.in_(WAITING))
-    return session.scalars(waiting).one()
+    return session.scalars(_WAITING_JOBS, {"project_id": project_id}).one()
+
+
+_WAITING_JOBS = sa.select(sa.func.count()).where(
+    tables.JobRow.project_id == sa.bindparam("project_id"), tables.JobRow.state.in_(WAITING)
+)
 
 
 def stored_bytes(session: Session, *, project_id: str) -> int:
     """Return how many bytes a project keeps: each blob once, and what open uploads announce."""
+    parameters = {"project_id": project_id, "now": database.now(session)}
+    return _sum(session.execute(_stored_bytes(), parameters).one())
+
+
+def _sum(stored: Iterable[Any]) -> int:
+    return sum(int(part or 0) for part in stored)  # PostgreSQL sums up to decimals
+
+
+@functools.cache
+def _used_by_jobs(*, counts_bytes: bool) -> sa.Select[Any]:
+    """Return the query of how many jobs wait, and of what is stored where that counts."""
+    waiting = sa.select(_WAITING_JOBS.scalar_subquery())
+    return waiting.add_columns(*_stored_bytes().selected_columns) if counts_bytes else waiting
+
+
+@functools.cache
+def _stored_bytes() -> sa.Select[Any]:
     blob, upload = tables.BlobRow, tables.UploadRow
+    project_id: sa.BindParameter[str] = sa.bindparam("project_id")
     mine = sa.union(*_digests(project_id)).subquery()
     kept = sa.select(sa.func.sum(blob.size_bytes)).where(blob.sha256.in_(sa.select(mine.c[0])))
     announced = sa.select(sa.func.sum(upload.size_bytes)).where(
         upload.project_id == project_id,
         upload.state == "open",
-        upload.expires_at > database.now(session),
+        upload.expires_at > sa.bindparam("now", type_=database.UTCDateTime()),
     )
-    # PostgreSQL sums up to decimals.
-    return sum(int(session.scalars(query).one() or 0) for query in (kept, announced))
+    return sa.select(kept.scalar_subquery(), announced.scalar_subquery())
 
 
 # Any: some of the columns may be null, and others not.
-def _digests(project_id: str) -> list[sa.Select[Any]]:
+def _digests(project_id: sa.BindParameter[str]) -> list[sa.Select[Any]]:
     """Return what a project's rows refer to: the columns that `jobs/sweeps.py` keeps blobs for."""
     model, model_file = tables.ModelVersionRow, tables.ModelFileRow
     dataset, dataset_file = tables.DatasetVersionRow, tables.DatasetFileRow

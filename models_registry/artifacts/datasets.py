@@ -348,6 +348,12 @@ def resolve(session: Session, *, project_id: str, reference: str) -> tables.Data
     Raises: errors.Malformed; errors.NotFound, with a way out; errors.Gone.
     """
     wanted = references.parse(reference)
+    known = references.find(
+        session, tables.DatasetRow, tables.DatasetVersionRow, wanted, project_id=project_id
+    )
+    if known is not None:
+        return known
+    # It needs more looks, or does not exist.
     line = get(session, project_id=project_id, name=wanted.name)
     if wanted.version is not None:
         return _version_of(session, line, wanted.version, hold=True)

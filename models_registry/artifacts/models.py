@@ -441,6 +441,12 @@ def resolve(session: Session, *, project_id: str, reference: str) -> tables.Mode
     Raises: errors.Malformed; errors.NotFound; errors.Gone.
     """
     wanted = references.parse(reference)
+    known = references.find(
+        session, tables.ModelRow, tables.ModelVersionRow, wanted, project_id=project_id
+    )
+    if known is not None:
+        return known
+    # It needs more looks, or does not exist.
     line = _line(session, project_id=project_id, name=wanted.name)
     number = wanted.version
     if wanted.alias is not None:

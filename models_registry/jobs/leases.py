@@ -4,6 +4,7 @@ Every write proves by the fencing token that the worker still holds the job; zer
 means that it does not, and `errors.StaleFence` tells it to stop.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -269,8 +270,10 @@ def _add_points(session: Session, lease: Lease, samples: Sequence[MetricSample])
         session.execute(insert.on_conflict_do_nothing(), points)
         return
     kinds = [row.__table__.c[name].type for name in fields]
+    # As text: the driver would look at each element of a list for what it is.
+    texts = {name: _array_text([getattr(one, name) for one in samples]) for name in fields}
     arrays = [
-        sa.cast([getattr(one, name) for one in samples], postgresql.ARRAY(kind))
+        sa.cast(sa.literal(texts[name], sa.Text()), postgresql.ARRAY(kind))
         for name, kind in zip(fields, kinds, strict=True)
     ]
     point = (
@@ -285,6 +288,17 @@ def _add_points(session: Session, lease: Lease, samples: Sequence[MetricSample])
     columns = [*constant_values, *fields]
     chosen = sa.select(*constants, *point.c)
     session.execute(insert.from_select(columns, chosen).on_conflict_do_nothing())
+
+
+def _array_text(values: Sequence[str | float | None]) -> str:
+    """Return values as PostgreSQL writes an array; NaN is stored as NULL, as `Number` has it."""
+    return "{" + ",".join([_element_text(one) for one in values]) + "}"
+
+
+def _element_text(value: str | float | None) -> str:
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return "NULL" if value is None or math.isnan(value) else repr(value)
 
 
 def prove(session: Session, lease: Lease) -> State:

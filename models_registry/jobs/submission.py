@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from models_registry import errors, ids, tracing
 from models_registry.access import quotas
 from models_registry.access.quotas import UNLIMITED, QuotaLimits
-from models_registry.artifacts import datasets, job_teachers, models
+from models_registry.artifacts import datasets, job_teachers, models, references
 from models_registry.federations import federations
 from models_registry.jobs import (
     dependencies,
@@ -161,9 +161,8 @@ def store(
             event = transitions.queue_new(job, message=notice, at=at)
             occurred.append(deliveries.Occurrence.of(job, event))
             ready.append(job)
-    session.add_all(jobs)
-    session.flush()  # what follows refers to them
-    session.add_all(one.event for one in occurred)
+    messages = transitions.messages_of_new(ready, now)
+    database.add_rows(session, [*jobs, *(one.event for one in occurred), *messages])
     awaited = _awaited(inputs)
     for job, one in zip(jobs, new, strict=True):
         job_teachers.add(session, job.id, [row.id for row in inputs.several])
@@ -172,8 +171,6 @@ def store(
             federations.open_for(session, job)
     session.flush()
     deliveries.record(session, occurred)
-    if ready:
-        transitions.announce_new(session, ready, now)
     return jobs
 
 
@@ -278,12 +275,54 @@ def _examine(session: Session, project_id: str, spec: JobSpec) -> Checked:
     """Check everything that can be known now; collect all faults before refusing."""
     inputs, unresolved = find_inputs(session, project_id=project_id, spec=spec)
     inputs = with_trial(session, spec.parts, inputs)
+    key = None if unresolved else _key_of(spec, inputs)
+    known = _known.get(key) if key is not None else None
+    if known is None:
+        known = _judge(spec, inputs, unresolved)
+        if key is not None:
+            if len(_known) >= _MOST_KNOWN:
+                _known.clear()
+            _known[key] = known
+    return Checked(_completed(spec, inputs, known), inputs, known.warnings)
+
+
+@dataclass(frozen=True)
+class _Judgement:
+    """What a spec without faults is completed with, and what its submitter should know.
+
+    It follows from the spec's parts and from inputs that never change; nobody changes the documents
+    either.
+    """
+
+    method: dict[str, Any]
+    training: dict[str, Any]
+    warnings: list[errors.Fault]
+
+
+_MOST_KNOWN = 1_000
+_known: dict[str, _Judgement] = {}
+
+
+def _key_of(spec: JobSpec, inputs: JobInputs) -> str | None:
+    """Return what a spec is judged by, or None while that can change: an input is not ready."""
+    rows = [row for _, row in inputs.all()]
+    if any(row.state != "ready" for row in rows):
+        return None
+    trial = inputs.trial
+    if trial is not None and trial.state == network_trials.PENDING:
+        return None
+    parts = json.dumps(vars(spec.parts), default=lambda part: part.model_dump(mode="json"))
+    return f"{parts} {[row.id for row in rows]} {trial and trial.digest}"
+
+
+def _judge(spec: JobSpec, inputs: JobInputs, unresolved: list[errors.Fault]) -> _Judgement:
+    """Return what a spec is completed with. Raises: errors.Refused with all faults."""
     completed, faults = complete(spec, inputs)
     faults += unresolved
     if faults:
         raise errors.Refused(summary(faults), code="invalid_spec", faults=faults)
     warnings = validation.warnings_of_inputs(validation.read(completed.parts), inputs)
-    return Checked(completed, inputs, warnings)
+    return _Judgement(completed.method, completed.training, warnings)
 
 
 def find_inputs(
@@ -333,12 +372,18 @@ def complete(spec: JobSpec, inputs: JobInputs) -> tuple[JobSpec, list[errors.Fau
     faults = [*document.faults, *validation.faults_of_inputs(document, inputs)]
     if faults:
         return spec, faults
-    fields = {"method": document.method.document, "training": document.training.document}
-    pinned = _pinned(inputs)
+    judgement = _Judgement(document.method.document, document.training.document, [])
+    return _completed(spec, inputs, judgement), []
+
+
+def _completed(spec: JobSpec, inputs: JobInputs, judgement: _Judgement) -> JobSpec:
+    """Return a spec that was found right, with its defaults filled in and its references pinned."""
+    pinned = _pinned(spec, inputs)
     initial = pinned.pop("initial", None)
     register_as = spec.student.register_as or student_name(spec.name)
     student = spec.student.model_copy(update={"register_as": register_as, "initial": initial})
-    return spec.model_copy(update={**fields, "student": student, **pinned}), []
+    fields = {"method": judgement.method, "training": judgement.training}
+    return spec.model_copy(update={**fields, "student": student, **pinned})
 
 
 def _resolve(
@@ -388,24 +433,34 @@ def student_name(name: str) -> str:
     return slug if re.match(NAME_PATTERN, slug) else "student"
 
 
-def _pinned(inputs: JobInputs) -> dict[str, Any]:
+def _pinned(spec: Request, inputs: JobInputs) -> dict[str, Any]:
     """Return the references by number: what was resolved stays resolved."""
     pinned: dict[str, Any] = {}
     if inputs.teacher is not None:
-        pinned["teacher"] = _reference_of(inputs.teacher)
+        pinned["teacher"] = _by_number(spec.teacher, inputs.teacher)
     if inputs.several:
-        pinned["teachers"] = [models.reference_of(row) for row in inputs.several]
+        pinned["teachers"] = [
+            _by_number(reference, row)
+            for reference, row in zip(spec.teachers, inputs.several, strict=True)
+        ]
     if inputs.initial is not None:
-        pinned["initial"] = _reference_of(inputs.initial)
+        pinned["initial"] = _by_number(spec.student.initial, inputs.initial)
     if inputs.dataset is not None:
-        pinned["dataset"] = datasets.reference_of(inputs.dataset)
+        pinned["dataset"] = _by_number(spec.dataset, inputs.dataset)
     return pinned
 
 
-def _reference_of(model: tables.ModelVersionRow) -> str | JobReference:
-    if dependencies.is_awaited(model):
-        return JobReference(job=str(model.job_id))
-    return models.reference_of(model)
+def _by_number(
+    reference: str | JobReference | None, row: tables.ModelVersionRow | tables.DatasetVersionRow
+) -> str | JobReference:
+    """Return the reference that leads to a row whatever becomes the latest, or has the alias."""
+    if dependencies.is_awaited(row):
+        return JobReference(job=str(row.job_id))
+    if isinstance(reference, str):
+        return references.write(references.parse(reference).name, row.version)
+    if isinstance(row, tables.DatasetVersionRow):
+        return datasets.reference_of(row)
+    return models.reference_of(row)
 
 
 def _digests(inputs: JobInputs) -> dict[str, Any]:

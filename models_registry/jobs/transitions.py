@@ -87,7 +87,8 @@ def move(
 def queue_new(job: tables.JobRow, *, message: str | None, at: datetime) -> tables.EventRow:
     """Queue a job that is not stored yet, as `move` with `valid`, and return the event.
 
-    Nobody else sees it, so no condition is needed. The caller stores both and calls `announce_new`.
+    Nobody else sees it, so no condition is needed. The caller stores both, and the messages of
+    `messages_of_new`.
     """
     old = State(job.state)
     if lifecycle.answer(old, Event.VALID, lifecycle.Situation()) is not State.QUEUED:
@@ -102,10 +103,11 @@ def queue_new(job: tables.JobRow, *, message: str | None, at: datetime) -> table
     return new_event(job, State.QUEUED, facts, at)
 
 
-def announce_new(session: Session, jobs: Sequence[tables.JobRow], now: datetime) -> None:
-    """Write the messages that tell workers of jobs that the caller's transaction has stored."""
-    outbox.add_many(session, [_message(job) for job in jobs], now=now)
-    log.info("jobs_queued", count=len(jobs), job_ids=[job.id for job in jobs])
+def messages_of_new(jobs: Sequence[tables.JobRow], now: datetime) -> list[tables.OutboxRow]:
+    """Return the messages that tell workers of new jobs; the caller stores them with the jobs."""
+    if jobs:
+        log.info("jobs_queued", count=len(jobs), job_ids=[job.id for job in jobs])
+    return [tables.OutboxRow(**_message(job), created_at=now) for job in jobs]
 
 
 def new_event(

@@ -108,12 +108,15 @@ def count_takers(session: Session, *, queue: str) -> int:
 
 def _online(session: Session) -> Sequence[tuple[list[Any], int]]:
     """Return queues and offered devices of the workers that are online, and not suspended."""
-    row = tables.WorkerRow
     recently = database.now(session) - SILENT_AFTER
-    online = sa.select(row.queues, row.offered_devices).where(
-        row.stopped_at.is_(None), row.last_seen_at > recently, row.fault.is_(None)
-    )
-    return [(queues, devices) for queues, devices in session.execute(online)]
+    return [(queues, most) for queues, most in session.execute(_ONLINE, {"recently": recently})]
+
+
+_ONLINE = sa.select(tables.WorkerRow.queues, tables.WorkerRow.offered_devices).where(
+    tables.WorkerRow.stopped_at.is_(None),
+    tables.WorkerRow.last_seen_at > sa.bindparam("recently", type_=database.UTCDateTime()),
+    tables.WorkerRow.fault.is_(None),
+)
 
 
 def online_names(session: Session) -> list[str]:

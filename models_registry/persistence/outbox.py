@@ -6,6 +6,7 @@ its mark, costs latency or a duplicate, never a job: the worker's claim of the j
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -85,32 +86,72 @@ def relay(
             return total  # there were no more
 
 
-def _claim(
-    sessions: database.Sessions, claim: timedelta
-) -> tuple[Sequence[tables.OutboxRow], datetime]:
-    """Claim the next batch, and return it with the time at which the claim expires."""
+@dataclass(frozen=True)
+class _Message:
+    """What is published of a row, and where it stands in the order."""
+
+    id: int
+    task: str
+    queue: str
+    payload: dict[str, Any]
+    priority: int
+    traceparent: str | None
+    created_at: datetime
+
+
+def _claim(sessions: database.Sessions, claim: timedelta) -> tuple[list[_Message], datetime | None]:
+    """Claim the next batch, and return it with the time at which the claim expires, if any."""
+    with database.one_statement(sessions) as session:
+        if session.get_bind().dialect.name == "postgresql":
+            found = session.execute(_CLAIM_BY_SERVER, {"claim": claim}).all()
+        else:
+            now = database.now(session)
+            found = session.execute(_CLAIM, {"now": now, "expires_at": now + claim}).all()
+    messages = [_Message(*columns) for *columns, _ in found]
+    # No database says in which order it returns what it has changed.
+    messages.sort(key=lambda message: (-message.priority, message.id))
+    return messages, found[0][-1] if found else None
+
+
+def _claiming(
+    now: sa.ColumnElement[datetime], expires_at: sa.ColumnElement[datetime]
+) -> sa.UpdateBase:
+    """Return the statement that claims the next batch."""
     row = tables.OutboxRow
-    with sessions.begin() as session:
-        now = database.now(session)
-        free = sa.or_(row.claim_expires_at.is_(None), row.claim_expires_at < now)
-        messages = session.scalars(
-            sa.select(row)
-            .where(row.published_at.is_(None), free)
-            .order_by(row.priority.desc(), row.id)
-            .limit(BATCH)
-            .with_for_update(skip_locked=True)
-        ).all()
-        expires_at = now + claim
-        if messages:
-            claimed = sa.update(row).where(row.id.in_([message.id for message in messages]))
-            session.execute(claimed.values(claim_expires_at=expires_at))
-    return messages, expires_at
+    free = (
+        sa.select(row.id)
+        .where(
+            row.published_at.is_(None),
+            sa.or_(row.claim_expires_at.is_(None), row.claim_expires_at < now),
+        )
+        .order_by(row.priority.desc(), row.id)
+        .limit(BATCH)
+        .with_for_update(skip_locked=True)
+        .cte("free")
+    )
+    columns = [getattr(row, field.name) for field in fields(_Message)]
+    claimed = sa.update(row).where(row.id.in_(sa.select(free.c.id)))
+    return (
+        claimed.values(claim_expires_at=expires_at)
+        .returning(*columns, row.claim_expires_at)
+        .execution_options(synchronize_session=False)
+    )
 
 
-def _traced(send: Send, tracer: Tracer) -> Callable[[tables.OutboxRow], None]:
+_CLAIM = _claiming(
+    sa.bindparam("now", type_=database.UTCDateTime()),
+    sa.bindparam("expires_at", type_=database.UTCDateTime()),
+)
+# The same for all rows of a statement, which is a transaction of its own here.
+_NOW = sa.func.statement_timestamp(type_=database.UTCDateTime())
+# Interval has no UTC, and `+` of a UTCDateTime would take the claim for one.
+_CLAIM_BY_SERVER = _claiming(_NOW, _NOW.op("+")(sa.bindparam("claim", type_=sa.Interval())))
+
+
+def _traced(send: Send, tracer: Tracer) -> Callable[[_Message], None]:
     """Return what sends one message, in a span of the trace that the message belongs to."""
 
-    def send_one(message: tables.OutboxRow) -> None:
+    def send_one(message: _Message) -> None:
         span = tracer.begin(
             f"publish {message.task}",
             parent=message.traceparent,
@@ -134,10 +175,10 @@ def _traced(send: Send, tracer: Tracer) -> Callable[[tables.OutboxRow], None]:
 
 def _publish(
     sessions: database.Sessions,
-    send: Callable[[tables.OutboxRow], None],
-    messages: Sequence[tables.OutboxRow],
+    send: Callable[[_Message], None],
+    messages: Sequence[_Message],
     *,
-    expires_at: datetime,
+    expires_at: datetime | None,
     stop_at: float,
 ) -> int:
     """Send claimed messages until `stop_at`, and return how many were sent; free the others.
@@ -154,15 +195,36 @@ def _publish(
             sent.append(message.id)
     finally:
         # What was sent is marked, even if the broker fails in between.
-        with sessions.begin() as session:
-            published = sa.update(row).where(row.id.in_(sent), row.published_at.is_(None))
-            session.execute(published.values(published_at=database.now(session)))
-            # A claim that another relay has taken over expires later, and is not touched.
-            left = [message.id for message in messages[len(sent) :]]
-            if left:
+        _mark(sessions, sent)
+        # A claim that another relay has taken over expires later, and is not touched.
+        left = [message.id for message in messages[len(sent) :]]
+        if left:
+            with sessions.begin() as session:
                 ours = sa.update(row).where(row.id.in_(left), row.claim_expires_at == expires_at)
                 session.execute(ours.values(claim_expires_at=None))
     return len(sent)
+
+
+def _mark(sessions: database.Sessions, sent: Sequence[int]) -> None:
+    """Record that messages were published now."""
+    if not sent:
+        return
+    with database.one_statement(sessions) as session:
+        is_server = session.get_bind().dialect.name == "postgresql"
+        now = {} if is_server else {"now": database.now(session)}
+        session.execute(_MARK_BY_SERVER if is_server else _MARK, {"sent": sent, **now})
+
+
+def _marking(now: sa.ColumnElement[datetime]) -> sa.UpdateBase:
+    row = tables.OutboxRow
+    sent = sa.bindparam("sent", expanding=True, type_=row.id.type)
+    published = sa.update(row).where(row.id.in_(sent), row.published_at.is_(None))
+    return published.values(published_at=now).execution_options(synchronize_session=False)
+
+
+_MARK, _MARK_BY_SERVER = (
+    _marking(now) for now in (sa.bindparam("now", type_=database.UTCDateTime()), _NOW)
+)
 
 
 def sweep(session: Session) -> int:

@@ -128,10 +128,18 @@ def _payload(kind: str, at: datetime, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _subscribed(session: Session, *, project_id: str) -> Sequence[tables.WebhookEndpointRow]:
-    row = tables.WebhookEndpointRow
-    mine = sa.select(row).where(row.project_id == project_id, row.enabled)
+    return session.scalars(_SUBSCRIBED, {"project_id": project_id}).all()
+
+
+_SUBSCRIBED = (
+    sa.select(tables.WebhookEndpointRow)
+    .where(
+        tables.WebhookEndpointRow.project_id == sa.bindparam("project_id"),
+        tables.WebhookEndpointRow.enabled,
+    )
     # Held, so that none is deleted before its deliveries are there.
-    return session.scalars(mine.with_for_update(read=True, key_share=True)).all()
+    .with_for_update(read=True, key_share=True)
+)
 
 
 def _write(

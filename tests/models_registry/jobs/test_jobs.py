@@ -106,6 +106,47 @@ class TestSubmit:
             assert job.queued_at is not None
             assert job.queued_at == job.announced_at == events(session, job)[1].at
 
+    def test_completes_a_spec_that_it_has_seen_before_as_it_did_then(
+        self, sessions: database.Sessions, project: tables.ProjectRow, job: tables.JobRow
+    ) -> None:
+        with sessions.begin() as session:
+            second = factories.job(session, project_id=project.id)
+        with sessions.begin() as session:
+            stored = again(session, second)
+            assert stored.id != job.id
+            assert (stored.spec, stored.warnings) == (job.spec, job.warnings)
+            assert len(events(session, second)) == 2
+
+    def test_refuses_a_spec_that_it_has_seen_before_once_its_teacher_is_gone(
+        self, sessions: database.Sessions, project: tables.ProjectRow, job: tables.JobRow
+    ) -> None:
+        with sessions.begin() as session:
+            actions.cancel(session, project_id=project.id, job_id=job.id)
+            version = session.get_one(tables.ModelVersionRow, job.teacher_version_id)
+            version.deleted_at = database.now(session)
+        with pytest.raises(errors.Refused) as refused, sessions.begin() as session:
+            factories.job(session, project_id=project.id)
+        assert faults(refused.value) == {"/teacher": "gone"}
+
+    def test_asks_the_database_seldom(
+        self,
+        engine: sa.Engine,
+        sessions: database.Sessions,
+        project: tables.ProjectRow,
+        job: tables.JobRow,
+    ) -> None:
+        """Each statement is a wait of the caller, and a large part of what a submission costs."""
+        statements: list[str] = []
+        sa.event.listen(
+            engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2])
+        )
+        with sessions.begin() as session:
+            factories.job(session, project_id=project.id, name=f"like {job.id}")
+            statements_of_submission = list(statements)
+        # Teacher, data set, the queue's workers, the project, endpoints of webhooks; PostgreSQL
+        # stores all rows in one, SQLite those of each table.
+        assert len(statements_of_submission) <= 9, statements_of_submission
+
     def test_stores_the_spec_with_defaults_filled_in(self, job: tables.JobRow) -> None:
         assert job.spec["version"] == 1
         assert job.spec["method"]["temperature"] > 0

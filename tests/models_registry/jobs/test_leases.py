@@ -322,6 +322,16 @@ class TestReport:
         assert math.isnan(found[0])
         assert found[1:] == values[1:]
 
+    def test_keeps_any_key(self, sessions: database.Sessions, lease: Lease) -> None:
+        keys = ['a"b', "a\\b", "a,b", "{a}", "NULL", "", " a ", "a'b", "\u00e4\u2603", '\\"']
+        with sessions.begin() as session:
+            report(session, lease, *(MetricSample(key, 1, None, 1.0) for key in keys))
+        row = tables.MetricRow
+        with sessions.begin() as session:
+            found = session.execute(sa.select(row.key, row.epoch)).all()
+        assert {key for key, _ in found} == set(keys)
+        assert {epoch for _, epoch in found} == {None}
+
     def test_keeps_attempts_apart(
         self, sessions: database.Sessions, job: tables.JobRow, lease: Lease
     ) -> None:

@@ -203,10 +203,83 @@ class TestConnect:
         connection.close()
         silent.dispose()
 
+    @POSTGRES_ONLY
+    def test_tries_a_connection_that_was_idle(
+        self, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(database, "_IDLE_SECONDS", 0.0)
+        with engine.connect() as lost, engine.connect() as other:
+            number = lost.scalar(sa.text("SELECT pg_backend_pid()"))
+            lost.rollback()
+            lost.close()
+            other.execute(sa.text("SELECT pg_terminate_backend(:number)"), {"number": number})
+            for _ in range(2):
+                with engine.connect() as another:
+                    assert another.scalar(sa.text("SELECT pg_backend_pid()")) != number
+
     @SQLITE_ONLY
     def test_logs_ahead_on_sqlite(self, engine: sa.Engine) -> None:
         with engine.connect() as connection:
             assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+
+
+class TestAddRows:
+    def test_stores_rows_of_several_kinds_with_their_defaults(
+        self, sessions: database.Sessions
+    ) -> None:
+        moment = datetime(2026, 3, 29, 1, 30, 0, 123456, UTC)
+        tenant = project("a", moment)
+        entry = tables.AuditRow(
+            id="aud_1",
+            project_id=tenant.id,
+            at=moment,
+            action='say "{}" \\ \u2603, NULL',
+            subject="",
+            actor="someone",
+        )
+        with sessions.begin() as session:
+            database.add_rows(session, [tenant, entry])
+            assert tenant in session
+            tenant.limit_jobs_queued = 5
+        with sessions.begin() as session:
+            found = session.get_one(tables.ProjectRow, tenant.id)
+            assert (found.created_at, found.limit_jobs_queued) == (moment, 5)
+            assert (found.share_weight, found.limit_storage_bytes) == (1.0, None)
+            stored = session.get_one(tables.AuditRow, entry.id)
+            assert (stored.action, stored.subject, stored.facts) == (entry.action, "", {})
+            assert (stored.at, stored.key_id) == (moment, None)
+
+    def test_lets_the_database_number_rows_in_their_order(
+        self, sessions: database.Sessions
+    ) -> None:
+        moment = datetime(2026, 3, 29, tzinfo=UTC)
+        messages = [
+            tables.OutboxRow(task="t", queue="q", payload={"place": place}, created_at=moment)
+            for place in range(20)
+        ]
+        with sessions.begin() as session:
+            database.add_rows(session, messages)
+        with sessions.begin() as session:
+            found = session.scalars(sa.select(tables.OutboxRow).order_by(tables.OutboxRow.id))
+            assert [row.payload["place"] for row in found] == list(range(20))
+
+    def test_stores_all_or_nothing(self, sessions: database.Sessions) -> None:
+        moment = datetime(2026, 3, 29, tzinfo=UTC)
+        rows = [project("a", moment), tables.AuditRow(id="aud_1", project_id="prj_b", at=moment)]
+        with (
+            pytest.raises(sqlalchemy.exc.IntegrityError),
+            sessions.begin() as session,
+        ):
+            database.add_rows(session, rows)
+        with sessions.begin() as session:
+            assert session.scalars(sa.select(tables.ProjectRow)).all() == []
+
+    def test_refuses_naive_times(self, sessions: database.Sessions) -> None:
+        with (
+            pytest.raises((TypeError, sqlalchemy.exc.StatementError)),
+            sessions.begin() as session,
+        ):
+            database.add_rows(session, [project("a", datetime(2026, 1, 1))])
 
 
 class TestWriters:
