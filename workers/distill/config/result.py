@@ -350,6 +350,11 @@ class RunResult(BaseModel):
         description="What a pixel of each class counted in the cross-entropy with the masks, by "
         "the name of the class; null where all counted alike.",
     )
+    decode_threads: int | None = Field(
+        default=None,
+        description="Threads by which the process of each device decoded pictures: its part of the "
+        "machine's cores, at most 16. Null where pictures are stored decoded.",
+    )
     parallel: ParallelSummary | None = Field(
         default=None, description="How several devices shared the work; null for one device."
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias
 
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -210,13 +210,16 @@ class Method(nn.Module):
         """Whether `read_teacher` is due before training starts."""
         return False
 
-    def prepare(self, batches: Iterable[Batch]) -> None:
-        """Look at the training batches once before training starts."""
+    def prepare(self, labels: Shaped[Tensor, "N *T"]) -> None:
+        """Look at the labels of all training images, in stored order, before training starts.
 
-    def read_teacher(self, outputs: Iterable[tuple[Batch, Tensor]]) -> None:
-        """Look at the teacher's logits [N, C] for all training images, before training starts.
+        Images are not shown: those of a large set would be decoded for it.
+        """
 
-        Images are unaugmented and in stored order, batch by batch.
+    def read_teacher(self, outputs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Look at labels [N] and the teacher's logits [N, C] of all images before training starts.
+
+        Images are unaugmented and in stored order, batch by batch; they are not kept.
         """
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:

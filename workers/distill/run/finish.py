@@ -20,7 +20,7 @@ from workers.distill.config.result import (
     RunResult,
     TeacherResult,
 )
-from workers.distill.data.preprocessing import Preprocessor
+from workers.distill.data import encoded_images
 from workers.distill.evaluation import embedding, evaluate, examples, profiling
 from workers.distill.export import outputs, preprocessing, standalone
 from workers.distill.methods import catalog
@@ -82,6 +82,7 @@ def finish(
         **class_weights(context),
         **labels(context),
         **parallel(context, student.state),
+        **decoding(context),
         **kept_epochs(student.state),
         wall_seconds=round(time.monotonic() - began, 3),
         epochs=context.config.training.epochs,
@@ -146,6 +147,14 @@ def parallel(context: JobContext, state: TrainState) -> dict[str, Any]:
             batch_norm="synchronised" if training.sync_batch_norm else "per_device",
         )
     }
+
+
+def decoding(context: JobContext) -> dict[str, Any]:
+    """Return by how many threads pictures were decoded; nothing where they are stored decoded."""
+    record = context.labelling.record
+    if record is None or record.encoded is None:
+        return {}
+    return {"decode_threads": encoded_images.threads()}
 
 
 def kept_epochs(state: TrainState) -> dict[str, Any]:
@@ -263,7 +272,7 @@ def teacher_results(context: JobContext, test: TestScores) -> dict[str, Any]:
     choices = context.config.all_teachers
     alone = [test.scores["teacher"]]
     if isinstance(context.teacher, Ensemble):
-        alone = [_scores_alone(context, *one) for one in context.teacher.each()]
+        alone = _scores_alone(context, context.teacher)
     if not choices:
         return {}
     return {
@@ -276,19 +285,19 @@ def teacher_results(context: JobContext, test: TestScores) -> dict[str, Any]:
     }
 
 
-def _scores_alone(
-    context: JobContext, network: Network, preprocessor: Preprocessor
-) -> dict[str, Any] | None:
+def _scores_alone(context: JobContext, together: Ensemble) -> list[dict[str, Any] | None]:
+    """Return what each of several teachers scores alone, in one pass over the test split."""
+    each = {teachers.role_of(place, 2): one for place, one in enumerate(together.each())}
     if context.test is None:
-        return None
+        return [None] * len(each)
     found = evaluate.evaluate_split(
         context.task,
-        {"teacher": (network, preprocessor)},
+        each,
         context.test,
         classes=len(context.classes),
         on_batch=evaluation_progress(context),
     )
-    return found["teacher"].metrics.test_scores()
+    return [found[role].metrics.test_scores() for role in each]
 
 
 def evaluated_networks(context: JobContext, trained: dict[str, Trained]) -> evaluate.Networks:
