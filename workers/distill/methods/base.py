@@ -113,6 +113,8 @@ class Method(nn.Module):
     """Whether there is a `task` term."""
     accepts_mixed: ClassVar[bool] = True
     """Whether images may be mixed; not where each must have one true class."""
+    accepts_bce: ClassVar[bool] = False
+    """Whether `training.task_loss` decides what its `task` term is."""
     uses_strong_view: ClassVar[bool] = False
     """Whether the student and the teacher see a second, strongly augmented view."""
     reads_labels: ClassVar[bool] = False
@@ -198,6 +200,7 @@ class Method(nn.Module):
             task_params=dict(cls.task_params),
             exchange=None,
             across_devices=cls.across_devices,
+            accepts_bce=cls.accepts_bce,
         )
 
     @property
@@ -307,6 +310,8 @@ def distillation_terms(terms: Terms) -> frozenset[str]:
 
 class LabelledMethod(Method):
     """Methods that learn from labels: all carry the task's loss as their `task` term."""
+
+    accepts_bce = True
 
     class Params(Method.Params):
         """The weight that all of them share."""

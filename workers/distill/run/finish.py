@@ -18,9 +18,11 @@ from workers.distill.config.result import (
     Latency,
     ParallelSummary,
     RunResult,
+    SizeScores,
     TeacherResult,
 )
 from workers.distill.data import encoded_images
+from workers.distill.data.lazy_images import resized
 from workers.distill.evaluation import embedding, evaluate, examples, profiling
 from workers.distill.export import outputs, preprocessing, standalone
 from workers.distill.methods import catalog
@@ -83,6 +85,7 @@ def finish(
         **labels(context),
         **parallel(context, student.state),
         **decoding(context),
+        **scores_by_size(context, student.network),
         **kept_epochs(student.state),
         wall_seconds=round(time.monotonic() - began, 3),
         epochs=context.config.training.epochs,
@@ -265,6 +268,27 @@ def evaluate_test(context: JobContext, trained: dict[str, Trained]) -> TestScore
     if context.config.baseline and is_own_baseline:
         scores["baseline"] = scores["student"]
     return TestScores(scores, evaluations, labels, mapped)
+
+
+def scores_by_size(context: JobContext, network: Network) -> dict[str, Any]:
+    """Return the student's test scores in each size that was asked for, or nothing without any."""
+    sizes, test = context.config.training.evaluate_sizes, context.test
+    if not sizes or test is None:
+        return {}
+    found = []
+    for side in sizes:
+        images = resized(test.images, side, side)
+        preprocessor = context.student_preprocessor.at_size(side, side)
+        scored = evaluate.evaluate_split(
+            context.task,
+            {"student": (network, preprocessor)},
+            dataclasses.replace(test, images=images),
+            classes=len(context.classes),
+            on_batch=evaluation_progress(context),
+        )
+        scores = scored["student"].metrics.test_scores()
+        found.append(SizeScores(height=side, width=side, scores=scores))
+    return {"scores_by_size": found}
 
 
 def teacher_results(context: JobContext, test: TestScores) -> dict[str, Any]:

@@ -363,6 +363,10 @@ def check_config(config: JobConfig, *, has_dataset: bool) -> None:
         if choice.network == teachers.PREDICTIONS:
             errors.refuse(rules.of_predictions(description, training, described(choice)))
     errors.refuse(rules.of_student_classes(config.task, config.student.classes))
+    if student.network in networks.NETWORKS:
+        known = networks.described(student.network, student.arguments)
+        errors.refuse(rules.of_evaluated_sizes(training, known))
+    errors.refuse(rules.of_sizes_without_dataset(training, has_dataset=has_dataset))
     errors.refuse(
         rules.of_original_images(description, params.model_dump(), has_dataset=has_dataset)
     )

@@ -102,7 +102,9 @@ def teacher_outputs(context: JobContext) -> Iterator[tuple[Tensor, Tensor]]:
         raise ValueError("there is no teacher whose outputs could be read")
     loader = context.train_loader
     if isinstance(teacher, PredictionsNetwork):
-        for index in torch.arange(loader.count, device=context.device).split(CACHE_BATCH):
+        for first in range(0, loader.count, CACHE_BATCH):
+            end = min(first + CACHE_BATCH, loader.count)
+            index = torch.arange(first, end, device=context.device)
             # Of the first view where there are several: none is of the image as it is stored.
             yield loader.labels[index], teacher.rows(index)
         return
