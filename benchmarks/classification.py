@@ -33,7 +33,6 @@ from pathlib import Path
 from typing import Any
 
 import rich.console
-import torch
 
 from benchmarks import digit_pairs, digits, line_files, photographs
 from models_registry import catalog
@@ -41,7 +40,6 @@ from models_registry.jobs import ranking
 from models_registry.studies import leaderboard
 from workers.distill import errors
 from workers.distill.data import dataset
-from workers.distill.data.types import Batch
 from workers.distill.methods import catalog as engine_catalog
 from workers.distill.networks import catalog as networks
 
@@ -333,9 +331,7 @@ def extra_parameters(folder: Path, problem: Problem, pair: str, choice: Json) ->
         method = engine_catalog.build(catalog.complete_method(choice), built[0], built[1])
     except errors.DistillError:
         return None
-    train = found.split("train")
-    index = torch.arange(len(train.labels))
-    method.prepare([Batch(images=train.images, labels=train.labels, index=index)])
+    method.prepare(found.split("train").labels)
     return sum(int(value.numel()) for value in method.state_dict().values())
 
 

@@ -197,6 +197,8 @@ def main(arguments: Sequence[str]) -> int:
         ),
         "stored_per_second": round(options.images / stored_seconds, 1),
         "resident_mib_by_quarter_epoch": memory,
+        # Of the whole run, storing included.
+        "peak_resident_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
     sys.stdout.write(json.dumps(line) + "\n")
     return 0

@@ -210,7 +210,8 @@ def plain_steps(row: Row, folder: Path, device: torch.device) -> Iterator[None]:
     teacher.to(device)
     student.to(device)
     method = catalog.build(asked.method, student, teacher).to(device)
-    method.prepare(in_order(folder, device))
+    train = dataset.load(folder / "dataset").split("train")
+    method.prepare(train.labels.to(device))
     learned = [*student.parameters(), *method.parameters()]
     optimizer = torch.optim.SGD(learned, lr=0.05, momentum=0.9, weight_decay=5e-4)
     on_card = device.type == "cuda"
@@ -241,17 +242,6 @@ def plain_steps(row: Row, folder: Path, device: torch.device) -> Iterator[None]:
             right += (shown.logits.argmax(1) == labels).float().sum().item()
             seen += len(labels)
             yield
-
-
-def in_order(folder: Path, device: torch.device) -> Iterator[Batch]:
-    """Yield all images once, for methods that look at them before training."""
-    train = dataset.load(folder / "dataset").split("train")
-    for start in range(0, len(train.labels), 1024):
-        index = torch.arange(start, min(start + 1024, len(train.labels)))
-        images, labels, places = (
-            part.to(device) for part in (train.images[index], train.labels[index], index)
-        )
-        yield Batch(images, labels, places)
 
 
 def retort_steps(row: Row, folder: Path, device: torch.device) -> Iterator[None]:
@@ -375,10 +365,7 @@ def losses() -> dict[str, Any]:
     }
     for name in sorted(catalog.METHODS):
         method = catalog.build({"name": name}, student, teacher)
-        method.prepare(
-            Batch(pixels, labels, torch.arange(start, start + BATCH))
-            for start in range(0, IMAGES - BATCH + 1, BATCH)
-        )
+        method.prepare(torch.arange(IMAGES) % CLASSES)
         seconds = loss_seconds(method, shown, taught, batch)
         own = flops_of(functools.partial(gradient, method, leaves(shown), taught, batch, 1))
         found["methods"][name] = {

@@ -241,6 +241,13 @@ def _scores(origin: JobFacts, description: Json, result: RunResult) -> list[str]
         "",
     ]
     named = [(names[name], score) for name, score in scores.items()]
+    sized = [
+        f"{one.height} x {one.width} pixels: {one.scores['accuracy']:.2%}"
+        for one in result.scores_by_size
+    ]
+    if sized:
+        named_sizes = f"In other sizes of the images, its accuracy is: {', '.join(sized)}."
+        head = [*head, named_sizes, ""]
     closing = [] if result.conclusion is None else ["", f"**In short:** {result.conclusion}"]
     return [*head, *words.scores(named), *closing]
 

@@ -30,6 +30,10 @@ class MethodRead(BaseModel):
     )
     has_task: bool = Field(default=True, description="Whether it has a loss on labels as well.")
     accepts_mixed: bool = Field(default=True, description="Whether it works with mixed images.")
+    accepts_bce: bool = Field(
+        default=False,
+        description="Whether `training.task_loss` decides its loss on labels, in classification.",
+    )
     wants_strong: bool = Field(
         default=False, description="Whether it uses a second, strongly augmented view."
     )
@@ -103,6 +107,11 @@ class NetworkRead(BaseModel):
     arguments_schema: Json = Field(default={}, description="JSON Schema of keyword arguments.")
     smallest_side: int | None = Field(
         default=None, description="Smallest side of an image, in pixels; null if unknown."
+    )
+    takes_any_size: bool | None = Field(
+        default=None,
+        description="Whether its weights fit images of any size, from the smallest on, as "
+        "`training.evaluate_sizes` needs; null if unknown.",
     )
     shows: list[str] | None = Field(
         default=None,

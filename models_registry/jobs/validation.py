@@ -188,6 +188,7 @@ def _faults_of_document(
         yield from rules.of_precision(training.document, parts.accelerator)
         if parts.task is not None:
             yield from rules.of_task_and_training(parts.task, training.document)
+        yield from rules.of_sizes_without_dataset(training.document, has_dataset=parts.has_dataset)
     if method.description is None:
         return
     yield from rules.of_inputs(
@@ -279,6 +280,7 @@ def _warnings_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.V
         yield from rules.of_weights_tag(network)
         yield from _published_rate(document, network)
     yield from _raised_labels(document)
+    yield from _small_labels(document)
     task = document.parts.task
     for role, model in (*_teacher_roles(inputs), (rules.START_MODEL, inputs.initial)):
         described = _described(model)
@@ -311,6 +313,22 @@ def _published_rate(document: Document, network: str) -> Iterator[rules.Violatio
             f"learning_rate is {rate:g}, as papers have it for {whose} where recipe "
             f"{training['recipe']} has another one for others; set "
             "training.optimizer.learning_rate to choose it",
+        )
+
+
+def _small_labels(document: Document) -> Iterator[rules.Violation]:
+    """Yield that labels weigh little beside a teacher, where their loss is a mean over classes."""
+    description, training = document.method.description, document.training.document
+    if description is None or not training or "teacher" not in description.needs:
+        return
+    if training["task_loss"]["name"] == "bce":
+        yield rules.Violation(
+            "training/task_loss",
+            "small_labels",
+            "bce is the mean over the classes, as timm has it, and as many times smaller than "
+            f"cross-entropy, beside which the weights of method {description.name} were published; "
+            "the result's balance says how strong the teacher was: raise method.task_weight where "
+            "the labels should count more",
         )
 
 
@@ -354,6 +372,7 @@ def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Vio
         yield from pyramids.of_arguments(
             "student", student.reference, document.parts.arguments, student.sides
         )
+        yield from rules.of_evaluated_sizes(document.training.document, student)
     yield from rules.of_label_noise(document.training.document, classes)
     yield from rules.of_class_weights(document.training.document, classes)
     description, method = document.method.description, document.method.document

@@ -61,6 +61,7 @@ SHARED_CLASS_NAMES = {
     "WideArguments": "the same, with factors of width",
     "Block": "the residual block of one architecture, under the name that all papers give it",
     "DOT": "the settings of this optimizer, and the optimizer",
+    "LAMB": "the settings of this optimizer, and the optimizer",
 }
 
 

@@ -44,6 +44,7 @@ NETWORKS = st.sampled_from(
     [
         ("retort/convnet", {}),
         ("retort/convnet", {}),
+        ("retort/mlp", {}),
         ("retort/resnet8", {}),
         ("retort/mobilenetv2", {}),
         ("retort/shufflev2", {}),
@@ -61,6 +62,7 @@ TRAININGS = st.fixed_dictionaries(
         "optimizer": st.sampled_from(
             [
                 {"name": "adamw"},
+                {"name": "lamb"},
                 {"name": "dot"},
                 {"name": "dot", "momentum": 0.9, "delta": 0.1},
                 {"nesterov": True},
@@ -82,6 +84,8 @@ TRAININGS = st.fixed_dictionaries(
         "patience_epochs": st.sampled_from([None, 2]),
         "keep_best_epochs": st.sampled_from([1, 1, 2]),
         "sync_batch_norm": st.sampled_from([False] * 3 + [True]),
+        "task_loss": st.sampled_from([{}, {}, {"name": "bce"}]),
+        "evaluate_sizes": st.sampled_from([[], [], [], [40], [40, 40], [8]]),
         "evaluate_every_epochs": st.sampled_from([1, 3]),
     },
 )
@@ -427,7 +431,13 @@ WITH_ONE_PART = [
 
 @pytest.mark.parametrize("method", WITH_ONE_PART, ids=str)
 @pytest.mark.parametrize(
-    "training", [{"teacher_cache": {}}, {"mixing": {"name": "mixup"}}, {"precision": "float16"}]
+    "training",
+    [
+        {"teacher_cache": {}},
+        {"mixing": {"name": "mixup"}},
+        {"precision": "float16"},
+        {"task_loss": {"name": "bce"}},
+    ],
 )
 def test_both_know_what_each_method_can_be_trained_with(method: Json, training: Json) -> None:
     case = a_job(method, training)

@@ -285,6 +285,10 @@ def _conclude(retort: shell.Shell, job: "types.Job") -> None:
     said = (job.result.model_extra or {}).get("conclusion") if job.result else None
     if said:
         retort.note(str(said))
+    sized = (job.result.model_extra or {}).get("scores_by_size") or [] if job.result else []
+    for one in sized:
+        size = f"{one['height']} x {one['width']}"
+        retort.note(f"on images of {size} its accuracy is {one['scores']['accuracy']:.2%}")
     kept = (job.result.model_extra or {}).get("kept_epochs") or [] if job.result else []
     if len(kept) > 1:
         shown = ", ".join(f"{one['epoch']} ({one['score']:.2%})" for one in kept[1:])

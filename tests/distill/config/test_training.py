@@ -6,7 +6,18 @@ import pytest
 
 from tests.distill import folders
 from workers.distill.config.job import JobConfig
-from workers.distill.config.training import PRESETS, SGD, AdamW, Cosine, Step, Training, expand
+from workers.distill.config.training import (
+    LAMB,
+    PRESETS,
+    SGD,
+    AdamW,
+    BinaryCrossEntropy,
+    Cosine,
+    MixupOrCutMix,
+    Step,
+    Training,
+    expand,
+)
 from workers.distill.methods.base import Moment
 from workers.distill.training.schedules import rate_factor
 
@@ -33,6 +44,15 @@ class TestExpand:
         assert (full.epochs, full.batch_size) == (100, 512)
         assert full.optimizer == SGD(learning_rate=0.2, momentum=0.9, weight_decay=1e-4)
         assert full.schedule == Step(milestones=[30, 60, 90], factor=0.1)
+
+    def test_imagenet_a3_is_the_published_one(self) -> None:
+        full = expand({"recipe": "imagenet_a3"})
+        assert (full.epochs, full.batch_size) == (100, 2048)
+        assert full.optimizer == LAMB(learning_rate=8e-3, weight_decay=0.02)
+        assert full.schedule == Cosine(warmup_epochs=5, final_factor=1.25e-4)
+        assert full.mixing == MixupOrCutMix(mixup_alpha=0.1, cutmix_alpha=1.0)
+        assert full.task_loss == BinaryCrossEntropy(target_threshold=0.2)
+        assert (full.crop_ratio, full.evaluate_sizes) == (0.95, [224])
 
     def test_tiny_imagenet_is_the_published_one(self) -> None:
         full = expand({"recipe": "tiny_imagenet"})

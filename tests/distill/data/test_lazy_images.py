@@ -5,7 +5,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from workers.distill.data.formats import classified
-from workers.distill.data.lazy_images import CentreViews, centre_view, select, shown
+from workers.distill.data.lazy_images import CentreViews, centre_view, resized, select, shown
 
 IMAGES = torch.randint(
     0, 256, (4, 3, 40, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
@@ -48,6 +48,12 @@ class TestCentreViews:
         part = select(views, torch.tensor([False, True, True, False]))
         assert part.shape == (2, 3, 40, 40)
         assert torch.equal(part[0:2], centre_view(IMAGES[1:3], (40, 40), 0.8))
+
+    @pytest.mark.parametrize("ratio", [None, 0.8])
+    def test_in_another_size_are_resized_from_what_is_stored(self, ratio: float | None) -> None:
+        views = resized(shown(IMAGES, ratio), 24, 56)
+        assert views.shape == (4, 3, 24, 56)
+        assert torch.equal(views[1:3], centre_view(IMAGES[1:3], (24, 56), ratio or 1.0))
 
     def test_without_a_ratio_images_are_those_that_are_stored(self) -> None:
         assert shown(IMAGES, None) is IMAGES

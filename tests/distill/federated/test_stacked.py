@@ -66,8 +66,9 @@ class TestRefusal:
                 "retort/convnet has batch norms",
             ),
             ({"training": {"optimizer": {"name": "dot"}}}, "optimizer dot goes backwards twice"),
+            ({"training": {"optimizer": {"name": "lamb"}}}, "optimizer lamb scales a step"),
         ],
-        ids=["batch_norm", "dot"],
+        ids=["batch_norm", "dot", "lamb"],
     )
     def test_what_cannot_be_is_trained_in_the_loop_and_told(
         self, changes: dict[str, Any], reason: str

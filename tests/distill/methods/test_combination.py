@@ -6,7 +6,6 @@ import torch
 from tests.distill.methods.logit.test_ce import batch, features
 from tests.distill.methods.logit.test_kd import network, random_pair
 from workers.distill import errors
-from workers.distill.data.types import Batch
 from workers.distill.methods import catalog, combination
 from workers.distill.methods.base import Method, Moment
 from workers.distill.methods.logit import dkd, kd
@@ -53,8 +52,8 @@ class TestCombination:
         followed = []
 
         class Following(kd.KD):
-            def prepare(self, batches: Any) -> None:
-                followed.append(("prepare", len(list(batches))))
+            def prepare(self, labels: torch.Tensor) -> None:
+                followed.append(("prepare", len(labels)))
 
             def after_step(self, moment: Moment) -> None:
                 followed.append(("after_step", moment.step))
@@ -63,10 +62,9 @@ class TestCombination:
         kind = combination.of(parts)
         params = kind.Params.model_validate({"methods": [{"name": "kd"}] * 2})
         method = kind(params, network(5), network(5))
-        given: list[Batch] = [batch(torch.arange(3)), batch(torch.arange(2))]
-        method.prepare(iter(given))
+        method.prepare(torch.arange(5))
         method.after_step(MOMENT)
-        assert followed == [("prepare", 2), ("prepare", 2), ("after_step", 1), ("after_step", 1)]
+        assert followed == [("prepare", 5), ("prepare", 5), ("after_step", 1), ("after_step", 1)]
 
     @pytest.mark.parametrize(
         ("changes", "message"),

@@ -184,7 +184,7 @@ class Scene:
         self.batch = Batch(images=images, labels=labels, index=index, strong=strong)
         torch.manual_seed(3)
         self.method: Method = catalog.build(choice(name), self.student, self.teacher)
-        self.method.prepare([self.batch])
+        self.method.prepare(labels)
         size = Input.model_validate(self.input)
         self.view = Preprocessor("student", size, size, CPU)
         training = expand({"optimizer": {"learning_rate": 0.01}, "schedule": {"name": "constant"}})

@@ -16,6 +16,7 @@ from tests.distill import folders
 from tests.distill.federated import scenes
 from workers.distill import errors
 from workers.distill.data import dataset
+from workers.distill.evaluation import evaluate
 from workers.distill.federated import protocol
 from workers.distill.federated.protocol import Message
 from workers.distill.files import tensorfile
@@ -103,6 +104,27 @@ class TestTrain:
         assert message.metrics == {}
         assert (message.sender, message.samples) == ("fcl_a", folders.COUNTS["train"])
         assert message.tensors.keys() == {"probabilities"}
+
+
+class TestScoring:
+    def test_cuts_the_owners_images_as_the_server_cuts_its_own(
+        self, tmp_path: Path, reporter: events.Reporter
+    ) -> None:
+        found = {}
+        for ratio in (None, 0.5):
+            folder = prepare(tmp_path / f"ratio-{ratio}")
+            plan = json.loads((folder / "plan.json").read_text())
+            plan["config"]["training"]["crop_ratio"] = ratio
+            (folder / "plan.json").write_text(json.dumps(plan))
+            made = process(folder, reporter)
+            made.train(1, receive(folder, 0))
+            found[ratio] = made.finish(receive(folder, 1))["accuracy"]
+            # The model's file says how its images are cut.
+            scores = evaluate.evaluate_file(
+                folder / "model.safetensors", folder / "dataset", "validation"
+            )
+            assert found[ratio] == scores["accuracy"]
+        assert found[None] != found[0.5]
 
 
 class TestLabels:

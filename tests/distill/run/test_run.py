@@ -173,9 +173,10 @@ class TestWholeRun:
     def test_speed_is_measured(self, undisturbed: tuple[Path, list[dict[str, Any]]]) -> None:
         result = undisturbed[1][-1]
         # Of the worker, of runs with a report, of other families, of methods with facts or that
-        # are balanced, of masks, of images without labels, of several devices.
+        # are balanced, of masks, of images without labels, of several devices, of encoded pictures.
         others = {"shared_with", "report_seconds", "synthesis", "validation", "method"}
         others |= {"federation", "balance", "class_weights", "labels", "kept_epochs", "parallel"}
+        others |= {"decode_threads", "scores_by_size"}
         usual = RunResult.model_fields.keys() - others | {"type", "files"}
         assert set(result) | {"warnings"} == usual  # told only where there are any
         assert 0 < result["floor_share"] <= 1

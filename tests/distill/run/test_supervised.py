@@ -19,7 +19,7 @@ class TestReadingTheTeacherFirst:
 
         def watched(method: dkd.DKD, outputs: Any) -> None:
             kept = list(outputs)
-            seen.extend((batch.index.tolist(), tuple(logits.shape)) for batch, logits in kept)
+            seen.extend((labels.tolist(), tuple(logits.shape)) for labels, logits in kept)
             read(method, kept)
 
         monkeypatch.setattr(supervised, "CACHE_BATCH", 30)
@@ -33,7 +33,8 @@ class TestReadingTheTeacherFirst:
         )
         code, lines = folders.run_here(recipe)
         assert code == 0, lines[-1]
-        assert seen == [(list(range(30)), (30, 3)), (list(range(30, 41)), (11, 3))]
+        labels = folders.images(41, 3, 0)[1].tolist()
+        assert seen == [(labels[:30], (30, 3)), (labels[30:], (11, 3))]
         (result,) = folders.of_type(lines, "result")
         # An untrained teacher is sure of nothing.
         assert result["method"] == {"dkd": {"beta": 1.0, "least_confident": 10}}

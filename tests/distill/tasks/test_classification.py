@@ -1,15 +1,18 @@
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.loss.binary_cross_entropy import BinaryCrossEntropy
 from torch import Tensor, nn
 
 from tests.distill.data.test_dataset import a_record, some_splits
 from workers.distill import errors
+from workers.distill.config import training
 from workers.distill.data import dataset
 from workers.distill.data.types import Batch, Mixed
 from workers.distill.networks.interface import Features
@@ -130,6 +133,51 @@ class TestLoss:
         assert float(TASK.loss(OUTPUT, plain)) == pytest.approx(float(first.mean()), rel=1e-5)
         expected = (share * first + (1 - share) * second).mean()
         assert float(TASK.loss(OUTPUT, mixed)) == pytest.approx(float(expected), rel=1e-5)
+
+
+class TestBinaryCrossEntropy:
+    @pytest.mark.parametrize("threshold", [None, 0.2, 0.5])
+    @pytest.mark.parametrize("is_mixed", [False, True])
+    def test_is_that_of_timm(self, threshold: float | None, is_mixed: bool) -> None:
+        share = torch.linspace(0.05, 0.95, 60)
+        targets, mixed = nn.functional.one_hot(LABELS, 4).float(), None
+        if is_mixed:
+            other = LABELS.flip(0)
+            targets = share[:, None] * targets
+            targets = targets + (1 - share)[:, None] * nn.functional.one_hot(other, 4)
+            mixed = Mixed(other, share)
+        theirs = BinaryCrossEntropy(smoothing=0.0, target_threshold=threshold)(LOGITS, targets)
+        ours = TASK.loss(OUTPUT, self.batch(LABELS, threshold, mixed=mixed))
+        assert torch.allclose(ours, theirs, rtol=1e-6)
+
+    def test_leaves_out_what_has_no_label(self) -> None:
+        labels, other = LABELS.clone(), LABELS.flip(0)
+        labels[:20] = dataset.UNLABELLED
+        other[10:30] = dataset.UNLABELLED
+        share = torch.full((60,), 0.75)
+        mixed = Mixed(other, share)
+        found = TASK.loss(OUTPUT, self.batch(labels, 0.2, mixed=mixed, has_all_labels=False))
+        total, counted = 0.0, 0.0
+        for row in range(60):
+            shares = {int(labels[row]): 0.75, int(other[row]): 0.25}
+            if labels[row] == other[row]:
+                shares = {int(labels[row]): 1.0}
+            known = {label: part for label, part in shares.items() if label >= 0}
+            weight = sum(known.values())
+            if weight:
+                target = torch.tensor([float(label in known) for label in range(4)])
+                loss = nn.functional.binary_cross_entropy_with_logits(LOGITS[row], target)
+                total, counted = total + weight * float(loss), counted + weight
+        assert float(found) == pytest.approx(total / counted, rel=1e-5)
+
+    def test_of_a_batch_without_labels_is_0(self) -> None:
+        nothing = torch.full((60,), dataset.UNLABELLED)
+        assert float(TASK.loss(OUTPUT, self.batch(nothing, None, has_all_labels=False))) == 0
+
+    def batch(self, labels: Tensor, threshold: float | None, **fields: Any) -> Batch:
+        asked = training.BinaryCrossEntropy(target_threshold=threshold)
+        pictures = torch.zeros(60, 1, 1, 1, dtype=torch.uint8)
+        return Batch(pictures, labels, torch.arange(60), task_loss=asked, **fields)
 
 
 class TestTargets:

@@ -139,7 +139,7 @@ class TestStepper:
         # The library divides by the norm plus 1e-6.
         assert float(moved.norm()) == pytest.approx(0.3, rel=1e-5)
 
-    @pytest.mark.parametrize("name", ["sgd", "adamw"])
+    @pytest.mark.parametrize("name", ["sgd", "adamw", "lamb"])
     def test_continues_from_its_state(self, name: str) -> None:
         training = expand({"optimizer": {"name": name}})
         whole = nn.Linear(3, 1)

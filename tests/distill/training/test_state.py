@@ -169,6 +169,14 @@ FEATURES: list[tuple[Fields, type[CE]]] = [
     ({"ema_decay": 0.9}, Adapted),
     ({"ema_decay": 0.9, "optimizer": {"name": "dot"}, "clip_norm": 0.1}, Adapted),
     ({"optimizer": {"name": "adamw"}, "schedule": {"warmup_epochs": 2.5}}, Adapted),
+    (
+        {
+            "optimizer": {"name": "lamb"},
+            "task_loss": {"name": "bce", "target_threshold": 0.2},
+            "mixing": {"name": "mixup_or_cutmix"},
+        },
+        Adapted,
+    ),
     ({"patience_epochs": 1}, Adapted),
     ({"max_steps": 7}, Adapted),
     ({"teacher_cache": {"views": 4, "per_visit": 2}}, Adapted),

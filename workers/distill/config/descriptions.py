@@ -208,6 +208,8 @@ class MethodDescription(_Description):
     """Values of hyper-parameters with which logits are compared, where others compare features."""
     reads_labels: bool = False
     """Whether its distillation terms need the class of every image."""
+    accepts_bce: bool = False
+    """Whether `training.task_loss` decides what it loses by the labels."""
 
     def required_features(self, role: str, task: str | None) -> tuple[FeatureName, ...]:
         """Return what a network must show; `role`: student or teacher, `task`: None if unknown."""
@@ -252,6 +254,8 @@ class NetworkDescription:
     """Height and width."""
     gives_gradients: bool | None = None
     """Whether gradients flow from its logits to its images."""
+    takes_any_size: bool | None = None
+    """Whether its weights fit images of any size, above the smallest."""
     limits: str | None = None
     """Why it shows less than others, to end a sentence with."""
     predicted: Mapping[str, Any] | None = None
@@ -282,6 +286,7 @@ def network_of(
             if arguments.get(argument) is not None
         ),
         smallest_side=entry["smallest_side"],
+        takes_any_size=entry["takes_any_size"],
         has_batch_norm=entry["has_batch_norm"],
     )
     chosen = part_of(entry, arguments)
@@ -292,6 +297,7 @@ def network_of(
         description,
         shows=None if part.shows is None else part.shows & (description.shows or frozenset()),
         smallest_side=part.smallest_side,
+        takes_any_size=part.takes_any_size,
         has_batch_norm=part.has_batch_norm,
     )
 

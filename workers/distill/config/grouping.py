@@ -25,7 +25,7 @@ FREE_TRAINING = frozenset(
     {
         *("recipe", "optimizer", "schedule", "clip_norm", "ema_decay"),
         *("evaluate_every_epochs", "patience_epochs", "max_steps", "max_seconds"),
-        *("checkpoint_seconds", "keep_best_epochs"),
+        *("checkpoint_seconds", "keep_best_epochs", "evaluate_sizes"),
     }
 )
 """What members may choose for themselves; any other field of `training` must be equal."""

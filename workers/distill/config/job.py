@@ -159,6 +159,12 @@ class JobConfig(Values):
             if content["training"][added] is None:
                 # As before there was a choice.
                 del content["training"][added]
+        if self.training.task_loss.name == "cross_entropy":
+            # As before there was a choice.
+            del content["training"]["task_loss"]
+        if not self.training.evaluate_sizes:
+            # As before there were any.
+            del content["training"]["evaluate_sizes"]
         if self.training.class_weights == "none":
             # As before there were any.
             del content["training"]["class_weights"]

@@ -265,6 +265,16 @@ class TeacherResult(BaseModel):
     )
 
 
+class SizeScores(BaseModel):
+    """The student in another size of the test images."""
+
+    model_config = ConfigDict(frozen=True)
+
+    height: int = Field(description="Of the images, in pixels.")
+    width: int
+    scores: dict[str, Any] = Field(description="As `scores.student`.")  # Any: as there
+
+
 class RunResult(BaseModel):
     """What was measured and made by one run; fields that are not declared are left out."""
 
@@ -283,6 +293,11 @@ class RunResult(BaseModel):
         "Embedding: `knn` and `linear_probe` (accuracy by the nearest labelled training images, "
         "and by a linear classifier on embeddings; null without labels) with their intervals, "
         "`reference_images`, and `cka`, `cosine` and `shared_neighbours` with the teacher.",
+    )
+    scores_by_size: list[SizeScores] = Field(
+        default=[],
+        description="The student on the test split once more, in the sizes of "
+        "`training.evaluate_sizes`.",
     )
     conclusion: str | None = Field(
         default=None,
@@ -349,6 +364,11 @@ class RunResult(BaseModel):
         default=None,
         description="What a pixel of each class counted in the cross-entropy with the masks, by "
         "the name of the class; null where all counted alike.",
+    )
+    decode_threads: int | None = Field(
+        default=None,
+        description="Threads by which the process of each device decoded pictures: its part of the "
+        "machine's cores, at most 16. Null where pictures are stored decoded.",
     )
     parallel: ParallelSummary | None = Field(
         default=None, description="How several devices shared the work; null for one device."

@@ -241,6 +241,16 @@ def _flip(training: Json) -> Iterator[Violation]:
         )
 
 
+def _sizes_twice(training: Json) -> Iterator[Violation]:
+    sizes = training["evaluate_sizes"]
+    if len(set(sizes)) < len(sizes):
+        yield Violation(
+            "training/evaluate_sizes",
+            "listed_twice",
+            f"evaluate_sizes lists a size twice: {list(sizes)}; list each once",
+        )
+
+
 def _no_class_counts(training: Json) -> Iterator[Violation]:
     weights = training["class_weights"]
     if not isinstance(weights, str) and not any(weights):
@@ -266,6 +276,7 @@ _TRAINING: tuple[Rule, ...] = (
     _crop_without_effect,
     _crop_bounds,
     _flip,
+    _sizes_twice,
     _no_class_counts,
 )
 
@@ -835,6 +846,10 @@ def _is_zero(value: float) -> bool:
     return value == 0
 
 
+def _is_empty(value: Sequence[object]) -> bool:
+    return not value
+
+
 def _is_none(value: object) -> bool:
     return value == "none"
 
@@ -887,6 +902,20 @@ _DENSE = (
         "{subject} are not one class for each image, so none can be replaced by another; set "
         "label_noise to 0",
     ),
+    Setting(
+        "task_loss",
+        "task_loss_refused",
+        lambda value: value["name"] == "cross_entropy",
+        "bce asks of an image whether it shows each class, and {subject} are not one class for "
+        "each image; leave task_loss out",
+    ),
+    Setting(
+        "evaluate_sizes",
+        "sizes_refused",
+        _is_empty,
+        "evaluate_sizes resizes the images that a student is scored on, and {subject} would not "
+        "follow; leave it out",
+    ),
 )
 _WITHOUT_CLASSES = (
     Setting(
@@ -901,6 +930,20 @@ _WITHOUT_CLASSES = (
         "no_labels",
         _is_zero,
         "in {subject} nothing is learned from labels, got label_noise {value:g}; set it to 0",
+    ),
+    Setting(
+        "task_loss",
+        "no_labels",
+        lambda value: value["name"] == "cross_entropy",
+        "in {subject} nothing is learned from labels, so that bce has no effect; leave task_loss "
+        "out",
+    ),
+    Setting(
+        "evaluate_sizes",
+        "sizes_refused",
+        _is_empty,
+        "in {subject} scores compare test images with training images, which have one size; leave "
+        "evaluate_sizes out",
     ),
 )
 _WITHOUT_MASKS = (
@@ -964,7 +1007,8 @@ def of_method_and_training(description: MethodDescription, training: Json) -> It
         yield from _each((_mixing, _teacher_cache), description, training)
     if description.is_federated:
         yield from _settings(_WITH_CLIENTS, training, f"method {description.name} trains clients")
-    yield from _each((_dot_and_labels, _pseudo_labels, _small_batch), description, training)
+    rules = (_dot_and_labels, _task_loss, _pseudo_labels, _small_batch)
+    yield from _each(rules, description, training)
 
 
 _WITHOUT_DATA = (
@@ -1117,8 +1161,19 @@ def _dot_and_labels(description: MethodDescription, training: Json) -> Iterator[
             "training/optimizer/name",
             "optimizer_refused",
             f"dot keeps one momentum for the labels, and method {description.name} does not learn "
-            "from them; choose sgd or adamw",
+            "from them; choose sgd, adamw or lamb",
         )
+
+
+def _task_loss(description: MethodDescription, training: Json) -> Iterator[Violation]:
+    if training["task_loss"]["name"] == "cross_entropy" or description.accepts_bce:
+        return
+    yield Violation(
+        "training/task_loss",
+        "task_loss_refused",
+        f"method {description.name} has a loss of its own for the labels, or none, so that bce "
+        "would have no effect on it; leave task_loss out, or choose another method, such as kd",
+    )
 
 
 def _pseudo_labels(description: MethodDescription, training: Json) -> Iterator[Violation]:
@@ -1184,6 +1239,48 @@ def of_smallest_side(role: str, network: NetworkDescription) -> Iterator[Violati
             "image_too_small",
             f"{network.reference} needs images of at least {side}x{side}, got {height}x{width}",
         )
+
+
+def of_sizes_without_dataset(training: Json, *, has_dataset: bool) -> Iterator[Violation]:
+    """Yield that there are no images for `evaluate_sizes`, if so."""
+    return _each((_sizes_without_dataset,), training, has_dataset)
+
+
+def _sizes_without_dataset(training: Json, has_dataset: bool) -> Iterator[Violation]:
+    if training["evaluate_sizes"] and not has_dataset:
+        yield Violation(
+            "training/evaluate_sizes",
+            "no_dataset",
+            "evaluate_sizes scores the student on the test split of a data set, and the job has "
+            "none; name one, or leave evaluate_sizes out",
+        )
+
+
+def of_evaluated_sizes(training: Json, student: NetworkDescription) -> Iterator[Violation]:
+    """Yield at which of `evaluate_sizes` a student cannot be scored, as far as that is known."""
+    return _each((_evaluated_sizes,), training, student)
+
+
+def _evaluated_sizes(training: Json, student: NetworkDescription) -> Iterator[Violation]:
+    field = "training/evaluate_sizes"
+    for side in training["evaluate_sizes"]:
+        if student.takes_any_size is False:
+            yield Violation(field, "fixed_size", evaluated_size(student.reference, side))
+        elif student.smallest_side is not None and side < student.smallest_side:
+            yield Violation(
+                field,
+                "image_too_small",
+                f"{student.reference} needs images of at least {student.smallest_side}x"
+                f"{student.smallest_side}, and evaluate_sizes asks for {side}; leave that out",
+            )
+
+
+def evaluated_size(reference: str, side: int) -> str:
+    """Return the sentence about a student that takes no images of such a size."""
+    return (
+        f"evaluate_sizes asks for images of {side}x{side}, and {reference} takes images of the "
+        "size alone that it was built for; leave that size out, or choose another student"
+    )
 
 
 def of_network_task(role: str, network: NetworkDescription, task: str) -> Iterator[Violation]:

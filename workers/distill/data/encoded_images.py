@@ -38,14 +38,30 @@ R = TypeVar("R")
 Pixels = UInt8[Tensor, "c h w"]
 
 
+_processes = 1
+
+
+def share_cores(processes: int) -> None:
+    """Let this process decode with its part of the cores, which so many processes use alike."""
+    global _processes
+    _processes = processes
+
+
 def threads() -> int:
-    """Return how many threads decode: one for each core that this process may use, at most 16."""
-    return min(MOST_THREADS, len(os.sched_getaffinity(0)))
+    """Return how many threads decode: one for each core of this process, from 1 to 16.
+
+    Its cores are those that it may use, divided by the processes of `share_cores`.
+    """
+    return max(1, min(MOST_THREADS, len(os.sched_getaffinity(0)) // _processes))
+
+
+def _pool() -> ThreadPoolExecutor:
+    return _pool_of(threads())
 
 
 @functools.cache
-def _pool() -> ThreadPoolExecutor:
-    before, count = torch.get_num_threads(), threads()
+def _pool_of(count: int) -> ThreadPoolExecutor:
+    before = torch.get_num_threads()
     pool = ThreadPoolExecutor(count, "decode", initializer=torch.set_num_threads, initargs=(1,))
     # Torch's own threads would only compete with these. Part of that number belongs to the
     # process, so all threads start now, and then the caller gets its own back.

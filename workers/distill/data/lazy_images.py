@@ -64,6 +64,12 @@ class LazyImages(ABC):
     def at_ratio(self, crop_ratio: float) -> "LazyImages":
         """Return the same images, of whose shorter side this share is shown."""
 
+    def at_size(self, height: int, width: int) -> Self:
+        """Return the same images, shown in another size."""
+        other = copy.copy(self)
+        other._size = (self._size[0], height, width)
+        return other
+
     @abstractmethod
     def _make(self, index: Int[Tensor, " n"]) -> UInt8[Tensor, "n c h w"]:
         """Return the images with these numbers, channels last."""
@@ -85,6 +91,13 @@ def shown(images: StoredImages, crop_ratio: float | None) -> StoredImages:
     if isinstance(images, Tensor):
         return CentreViews(images, crop_ratio)
     return images.at_ratio(crop_ratio)
+
+
+def resized(images: StoredImages, height: int, width: int) -> LazyImages:
+    """Return images as they are scored in another size, resized from what is stored."""
+    if isinstance(images, Tensor):
+        images = CentreViews(images, 1.0).to(images.device)
+    return images.at_size(height, width)
 
 
 class CentreViews(LazyImages):

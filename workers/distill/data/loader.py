@@ -338,6 +338,7 @@ class BatchLoader:
             view=view,
             strong=strong,
             class_weights=self._class_weights,
+            task_loss=self._training.task_loss,
             has_all_labels=self._has_all_labels,
         )
 

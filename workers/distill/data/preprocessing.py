@@ -1,5 +1,7 @@
 """From stored images to a network's input: size, channels, normalisation."""
 
+import copy
+
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 from jaxtyping import Float, Real
@@ -26,6 +28,12 @@ class Preprocessor:
         std = torch.tensor(expected.std, dtype=torch.float32, device=device)
         self._scale = (1 / (255 * std))[:, None, None]
         self._shift = (-mean / std)[:, None, None]
+
+    def at_size(self, height: int, width: int) -> "Preprocessor":
+        """Return the same with another size of the network's input."""
+        other = copy.copy(self)
+        other._size = (height, width)
+        return other
 
     def __call__(self, images: Real[Tensor, "N c h w"]) -> Float[Tensor, "N C H W"]:
         """Return images with pixels of 0..255 as this network expects them, channels last.

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Real, Shaped, UInt8
 from torch import Tensor
 
+from workers.distill.config.training import CrossEntropy, TaskLoss
+
 
 class CropRow(NamedTuple):
     """The crop of one image, as `Crops` has it without a scale."""
@@ -107,6 +109,8 @@ class ResizedCrops:
         return ResizedCrops(top, left, tall, wide, mirrored, self.interpolation)
 
 
+CROSS_ENTROPY = CrossEntropy()
+
 AnyCrops: TypeAlias = Crops | ResizedCrops
 
 CropTargets: TypeAlias = Callable[[Tensor, Crops], Tensor]
@@ -130,7 +134,8 @@ class Batch:
     padding, where batches of several clients are made equally long). `view` is
     the index of the stored view of an image with a teacher cache. `mixed` is set where images were
     mixed; `strong` holds a second, strongly augmented view of the same images where the method uses
-    one. `class_weights` is what the targets of each class count (None: all alike). Without
+    one. `class_weights` is what the targets of each class count (None: all alike), and
+    `task_loss` which loss the task has. Without
     `has_all_labels` some images may have no class (`dataset.UNLABELLED`).
     """
 
@@ -142,6 +147,7 @@ class Batch:
     strong: UInt8[Tensor, "N c h w"] | None = None
     weights: Float[Tensor, " N"] | None = None
     class_weights: Float[Tensor, " C"] | None = None
+    task_loss: TaskLoss = CROSS_ENTROPY
     has_all_labels: bool = True
     rows_of_all: int | None = None
     """Rows of the whole batch, where these are one rank's slice of it."""
@@ -168,6 +174,7 @@ class Batch:
             strong=cut(self.strong),
             weights=cut(self.weights),
             class_weights=self.class_weights,
+            task_loss=self.task_loss,
             has_all_labels=self.has_all_labels,
             rows_of_all=self.rows,
         )

@@ -24,7 +24,7 @@ from workers.distill.config import rules
 from workers.distill.config.job import Input
 from workers.distill.data import catalog as datasets
 from workers.distill.data import dataset
-from workers.distill.data.lazy_images import StoredImages, select, shown
+from workers.distill.data.lazy_images import StoredImages, resized, select, shown
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.networks import weights
 from workers.distill.networks.interface import Features, Network
@@ -166,10 +166,13 @@ def batch_size_for(task: BaseTask, networks: Networks, split: LabelledImages, cl
     return task.evaluation_batch_size(classes, max(sizes))
 
 
-def evaluate_file(student: pathlib.Path, folder: pathlib.Path, split: str) -> dict[str, Any]:
+def evaluate_file(
+    student: pathlib.Path, folder: pathlib.Path, split: str, *, side: int | None = None
+) -> dict[str, Any]:
     """Rebuild a student from its file alone, and return its scores on a split.
 
-    Raises `IncompatibleNetworks` where it is for another task than the data set.
+    `side` scores it on square images of another size than its own. Raises `IncompatibleNetworks`
+    where it is for another task than the data set.
     """
     network, header = weights.rebuild(student)
     expected = Input.model_validate(header["input"])
@@ -201,6 +204,9 @@ def evaluate_file(student: pathlib.Path, folder: pathlib.Path, split: str) -> di
     # A student is scored on what its job has scored it on.
     ratio = header.get("crop_ratio")
     images = shown(content.images, ratio)
+    if side is not None:
+        images = resized(images, side, side)
+        preprocessor = preprocessor.at_size(side, side)
     first = references(task, stored, split, crop_ratio=ratio)
     evaluation = evaluate_split(
         task,
@@ -243,13 +249,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("student", type=pathlib.Path, help="student.safetensors")
     parser.add_argument("--dataset", required=True, help="prepared folder, or a built-in name")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
+    parser.add_argument("--side", type=int, help="of square images, instead of the student's own")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(options.dataset)
         if options.dataset in datasets.DATASETS and not folder.is_dir():
             folder = pathlib.Path(scratch)
             datasets.DATASETS[options.dataset].write(folder)
-        line = evaluate_file(options.student, folder, options.split)
+        line = evaluate_file(options.student, folder, options.split, side=options.side)
     sys.stdout.write(json.dumps(line) + "\n")
     return 0
 

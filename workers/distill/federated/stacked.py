@@ -58,6 +58,8 @@ def refusal(network: Network, shared: ClientContext) -> str | None:
             return f"{network.reference} has dropout ({name}), whose draws would be other ones"
     if shared.training.optimizer.name == "dot":
         return "optimizer dot goes backwards twice through each step"
+    if shared.training.optimizer.name == "lamb":
+        return "optimizer lamb scales a step by the norm of each client's own weight"
     if shared.precision.name != "float32":
         return f"precision {shared.precision.name} is not float32"
     return _failure(network, shared)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias
 
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -113,6 +113,8 @@ class Method(nn.Module):
     """Whether there is a `task` term."""
     accepts_mixed: ClassVar[bool] = True
     """Whether images may be mixed; not where each must have one true class."""
+    accepts_bce: ClassVar[bool] = False
+    """Whether `training.task_loss` decides what its `task` term is."""
     uses_strong_view: ClassVar[bool] = False
     """Whether the student and the teacher see a second, strongly augmented view."""
     reads_labels: ClassVar[bool] = False
@@ -198,6 +200,7 @@ class Method(nn.Module):
             task_params=dict(cls.task_params),
             exchange=None,
             across_devices=cls.across_devices,
+            accepts_bce=cls.accepts_bce,
         )
 
     @property
@@ -210,13 +213,16 @@ class Method(nn.Module):
         """Whether `read_teacher` is due before training starts."""
         return False
 
-    def prepare(self, batches: Iterable[Batch]) -> None:
-        """Look at the training batches once before training starts."""
+    def prepare(self, labels: Shaped[Tensor, "N *T"]) -> None:
+        """Look at the labels of all training images, in stored order, before training starts.
 
-    def read_teacher(self, outputs: Iterable[tuple[Batch, Tensor]]) -> None:
-        """Look at the teacher's logits [N, C] for all training images, before training starts.
+        Images are not shown: those of a large set would be decoded for it.
+        """
 
-        Images are unaugmented and in stored order, batch by batch.
+    def read_teacher(self, outputs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Look at labels [N] and the teacher's logits [N, C] of all images before training starts.
+
+        Images are unaugmented and in stored order, batch by batch; they are not kept.
         """
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
@@ -304,6 +310,8 @@ def distillation_terms(terms: Terms) -> frozenset[str]:
 
 class LabelledMethod(Method):
     """Methods that learn from labels: all carry the task's loss as their `task` term."""
+
+    accepts_bce = True
 
     class Params(Method.Params):
         """The weight that all of them share."""

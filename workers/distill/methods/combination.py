@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
+from jaxtyping import Shaped
 from pydantic import Field
 from torch import Tensor
 
@@ -90,19 +91,17 @@ class Combination(SupervisedMethod):
         """Whether any part observes the teacher with the batch's own statistics."""
         return any(part.teacher_trains for part in self._parts)
 
-    def prepare(self, batches: Iterable[Batch]) -> None:
-        """Let each part look at the training batches."""
-        preparing = [part for part in self._parts if type(part).prepare is not Method.prepare]
-        shared_batches = batches if len(preparing) == 1 else list(batches) if preparing else ()
-        for part in preparing:
-            part.prepare(shared_batches)
+    def prepare(self, labels: Shaped[Tensor, "N *T"]) -> None:
+        """Let each part look at the labels."""
+        for part in self._parts:
+            part.prepare(labels)
 
     @property
     def reads_teacher_first(self) -> bool:
         """Whether any part reads the teacher's outputs before training starts."""
         return any(part.reads_teacher_first for part in self._parts)
 
-    def read_teacher(self, outputs: Iterable[tuple[Batch, Tensor]]) -> None:
+    def read_teacher(self, outputs: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Let each part that wants it look at the teacher's outputs."""
         shared_outputs = list(outputs)
         for part in self._parts:

@@ -72,6 +72,8 @@ class NetworkEntry:
     shows_with: tuple[tuple[str, str], ...] = ()
     task: Task = "classification"
     has_batch_norm: bool = True
+    takes_any_size: bool = True
+    """Whether its weights fit images of any size, above the smallest."""
 
 
 def _small_resnet(
@@ -258,6 +260,7 @@ NETWORKS: dict[str, NetworkEntry] = {
         description="A perceptron for the smallest images, without batch norm: layers of 64 and 32 "
         "units. Its size grows with the image; parameters are those at 32 x 32.",
         has_batch_norm=False,
+        takes_any_size=False,
     ),
     "retort/fcn": NetworkEntry(
         "fcn",
@@ -423,6 +426,7 @@ def describe() -> list[dict[str, Any]]:  # Any: JSON for the catalog
             "shows": list(entry.shows),
             "smallest_side": entry.smallest_side,
             "has_batch_norm": entry.has_batch_norm,
+            "takes_any_size": entry.takes_any_size,
             "composed_of": entry.composed_of,
             "only_teaches": entry.only_teaches,
             "shows_with": dict(entry.shows_with),

@@ -8,9 +8,10 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from workers.distill import errors
+from workers.distill.config import rules
 from workers.distill.data import stateless_rng
 from workers.distill.data.preprocessing import Preprocessor
-from workers.distill.evaluation import validation
+from workers.distill.evaluation import evaluate, validation
 from workers.distill.methods import catalog
 from workers.distill.methods.base import Method
 from workers.distill.networks.interface import Network, Observe
@@ -38,6 +39,7 @@ def build(
     seed = config.training.seed
     # Both phases draw the same start weights, whatever their methods draw afterwards.
     student = start_network(context)
+    check_sizes(context, student)
     torch.manual_seed(stateless_rng.mix(seed, 1))
     method = catalog.build(context.method_of(phase), student, context.teacher).to(device)
     source = loop.make_source(context, method, student)
@@ -119,6 +121,23 @@ def on_first_rank(context: JobContext, validate: validation.Validator) -> Valida
         return ranks.from_first(validate(network) if ranks.is_first else {})
 
     return validate if ranks.count == 1 else validate_once
+
+
+def check_sizes(context: JobContext, student: Network) -> None:
+    """Raise `IncompatibleNetworks` for a size of `evaluate_sizes` that the student cannot take.
+
+    Tried before training: of networks of other libraries it is not known otherwise.
+    """
+    for side in context.config.training.evaluate_sizes:
+        preprocessor = context.student_preprocessor.at_size(side, side)
+        try:
+            with evaluate.inference({"student": (student, preprocessor)}):
+                student(preprocessor(context.sample(1)))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise errors.IncompatibleNetworks(
+                f"{rules.evaluated_size(student.reference, side)} ({error})",
+                field="training/evaluate_sizes",
+            ) from error
 
 
 def start_network(context: JobContext) -> Network:

@@ -74,7 +74,8 @@ class ClientProcess:
         device = prepare.choose_device(accelerator)
         network, shared = self._build(images, device)
         labels = {name: self._labels(stored, name) for name in ("train", "validation")}
-        self._validation = prepare.on_device(labels["validation"], device)
+        scored = prepare.as_scored(labels["validation"], self._config)
+        self._validation = prepare.on_device(scored, device)
         training = self._config.training
         name = membership["client"]
         own = training.model_copy(update={"seed": client.seed_of(training.seed, name)})

@@ -18,9 +18,11 @@ from workers.distill.config.result import (
     Latency,
     ParallelSummary,
     RunResult,
+    SizeScores,
     TeacherResult,
 )
-from workers.distill.data.preprocessing import Preprocessor
+from workers.distill.data import encoded_images
+from workers.distill.data.lazy_images import resized
 from workers.distill.evaluation import embedding, evaluate, examples, profiling
 from workers.distill.export import outputs, preprocessing, standalone
 from workers.distill.methods import catalog
@@ -82,6 +84,8 @@ def finish(
         **class_weights(context),
         **labels(context),
         **parallel(context, student.state),
+        **decoding(context),
+        **scores_by_size(context, student.network),
         **kept_epochs(student.state),
         wall_seconds=round(time.monotonic() - began, 3),
         epochs=context.config.training.epochs,
@@ -146,6 +150,14 @@ def parallel(context: JobContext, state: TrainState) -> dict[str, Any]:
             batch_norm="synchronised" if training.sync_batch_norm else "per_device",
         )
     }
+
+
+def decoding(context: JobContext) -> dict[str, Any]:
+    """Return by how many threads pictures were decoded; nothing where they are stored decoded."""
+    record = context.labelling.record
+    if record is None or record.encoded is None:
+        return {}
+    return {"decode_threads": encoded_images.threads()}
 
 
 def kept_epochs(state: TrainState) -> dict[str, Any]:
@@ -258,12 +270,33 @@ def evaluate_test(context: JobContext, trained: dict[str, Trained]) -> TestScore
     return TestScores(scores, evaluations, labels, mapped)
 
 
+def scores_by_size(context: JobContext, network: Network) -> dict[str, Any]:
+    """Return the student's test scores in each size that was asked for, or nothing without any."""
+    sizes, test = context.config.training.evaluate_sizes, context.test
+    if not sizes or test is None:
+        return {}
+    found = []
+    for side in sizes:
+        images = resized(test.images, side, side)
+        preprocessor = context.student_preprocessor.at_size(side, side)
+        scored = evaluate.evaluate_split(
+            context.task,
+            {"student": (network, preprocessor)},
+            dataclasses.replace(test, images=images),
+            classes=len(context.classes),
+            on_batch=evaluation_progress(context),
+        )
+        scores = scored["student"].metrics.test_scores()
+        found.append(SizeScores(height=side, width=side, scores=scores))
+    return {"scores_by_size": found}
+
+
 def teacher_results(context: JobContext, test: TestScores) -> dict[str, Any]:
     """Return what kind of teacher each was and what it scores alone; nothing without a teacher."""
     choices = context.config.all_teachers
     alone = [test.scores["teacher"]]
     if isinstance(context.teacher, Ensemble):
-        alone = [_scores_alone(context, *one) for one in context.teacher.each()]
+        alone = _scores_alone(context, context.teacher)
     if not choices:
         return {}
     return {
@@ -276,19 +309,19 @@ def teacher_results(context: JobContext, test: TestScores) -> dict[str, Any]:
     }
 
 
-def _scores_alone(
-    context: JobContext, network: Network, preprocessor: Preprocessor
-) -> dict[str, Any] | None:
+def _scores_alone(context: JobContext, together: Ensemble) -> list[dict[str, Any] | None]:
+    """Return what each of several teachers scores alone, in one pass over the test split."""
+    each = {teachers.role_of(place, 2): one for place, one in enumerate(together.each())}
     if context.test is None:
-        return None
+        return [None] * len(each)
     found = evaluate.evaluate_split(
         context.task,
-        {"teacher": (network, preprocessor)},
+        each,
         context.test,
         classes=len(context.classes),
         on_batch=evaluation_progress(context),
     )
-    return found["teacher"].metrics.test_scores()
+    return [found[role].metrics.test_scores() for role in each]
 
 
 def evaluated_networks(context: JobContext, trained: dict[str, Trained]) -> evaluate.Networks:

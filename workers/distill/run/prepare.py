@@ -17,7 +17,7 @@ from workers.distill import errors
 from workers.distill.config import class_names, pyramids, rules, teachers
 from workers.distill.config.descriptions import BACKBONE, NetworkDescription
 from workers.distill.config.job import Input, JobConfig, NetworkChoice, Task
-from workers.distill.data import dataset
+from workers.distill.data import dataset, encoded_images
 from workers.distill.data.lazy_images import shown
 from workers.distill.data.loader import BatchLoader
 from workers.distill.data.preprocessing import PixelsAsStored, Preprocessor
@@ -52,6 +52,7 @@ def prepare(
     Of the config it reads what all members of a group agree in. `strong` asks for a second view.
     Of each batch, the loader yields what is this rank's of `ranks`.
     """
+    encoded_images.share_cores(ranks.count)
     device, task = choose_device(config.accelerator, rank=ranks.share.rank), TASKS[config.task]
     precision = choose_precision(config.training, device)
     stored = dataset.load(workdir / "dataset")
@@ -211,7 +212,11 @@ def scored_split(
     task: BaseTask, stored: dataset.StoredDataset, name: str, config: JobConfig
 ) -> dataset.ImageSplit:
     """Return the validation or test split, its images cut as the training says."""
-    split = task.open_split(stored, name)
+    return as_scored(task.open_split(stored, name), config)
+
+
+def as_scored(split: dataset.ImageSplit, config: JobConfig) -> dataset.ImageSplit:
+    """Return a split, its images cut as the training says that networks are scored."""
     images = shown(split.images, config.training.crop_ratio)
     return dataset.ImageSplit(images, split.labels, split.scales)
 
@@ -358,6 +363,10 @@ def check_config(config: JobConfig, *, has_dataset: bool) -> None:
         if choice.network == teachers.PREDICTIONS:
             errors.refuse(rules.of_predictions(description, training, described(choice)))
     errors.refuse(rules.of_student_classes(config.task, config.student.classes))
+    if student.network in networks.NETWORKS:
+        known = networks.described(student.network, student.arguments)
+        errors.refuse(rules.of_evaluated_sizes(training, known))
+    errors.refuse(rules.of_sizes_without_dataset(training, has_dataset=has_dataset))
     errors.refuse(
         rules.of_original_images(description, params.model_dump(), has_dataset=has_dataset)
     )

@@ -10,7 +10,6 @@ from torch import Tensor
 from workers.distill.config.baseline import LABELS_ALONE
 from workers.distill.config.job import JobConfig
 from workers.distill.data.loader import BatchLoader
-from workers.distill.data.types import Batch
 from workers.distill.methods.base import Method
 from workers.distill.networks.interface import Network
 from workers.distill.networks.predictions import PredictionsNetwork
@@ -63,7 +62,7 @@ class SupervisedLoop:
         loader, labels = context.train_loader, context.labelling.train
         if labels is not None and labels.pseudo and "teacher" not in method.needs:
             loader = loader.with_labels(labels.given)
-        method.prepare(loader.in_order(context.config.training.batch_size))
+        method.prepare(loader.labels)
         if method.reads_teacher_first:
             method.read_teacher(teacher_outputs(context))
         return loader
@@ -93,20 +92,27 @@ class SupervisedLoop:
         return LoopEvidence()
 
 
-def teacher_outputs(context: JobContext) -> Iterator[tuple[Batch, Tensor]]:
-    """Yield the training split, unaugmented, with the teacher's logits in float32 at least."""
+def teacher_outputs(context: JobContext) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield labels [n] and the teacher's logits [n, C], float32 at least, of the training split.
+
+    Images are unaugmented; those of a teacher that is a table are not loaded.
+    """
     teacher, preprocessor = context.teacher, context.teacher_preprocessor
     if teacher is None or preprocessor is None:
         raise ValueError("there is no teacher whose outputs could be read")
-    for batch in context.train_loader.in_order(CACHE_BATCH):
-        context.stop.check()
-        if isinstance(teacher, PredictionsNetwork):
+    loader = context.train_loader
+    if isinstance(teacher, PredictionsNetwork):
+        for first in range(0, loader.count, CACHE_BATCH):
+            end = min(first + CACHE_BATCH, loader.count)
+            index = torch.arange(first, end, device=context.device)
             # Of the first view where there are several: none is of the image as it is stored.
-            yield batch, teacher.rows(batch.index)
-            continue
+            yield loader.labels[index], teacher.rows(index)
+        return
+    for batch in loader.in_order(CACHE_BATCH):
+        context.stop.check()
         with torch.no_grad(), context.precision.autocast():
             logits = teacher.observe(preprocessor(batch.images)).logits
-        yield batch, at_least_float(logits)
+        yield batch.labels, at_least_float(logits)
 
 
 LOOP = SupervisedLoop()

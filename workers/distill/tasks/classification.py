@@ -10,6 +10,7 @@ from torch import Tensor
 
 from workers.distill import errors
 from workers.distill.config import rules
+from workers.distill.config.training import BinaryCrossEntropy
 from workers.distill.data import dataset, stateless_rng
 from workers.distill.data.loader import NOISE
 from workers.distill.data.types import Batch
@@ -148,8 +149,10 @@ class Classification(BaseTask):
         return noisy
 
     def loss(self, output: Features, batch: Batch) -> Float[Tensor, ""]:
-        """Return the mean cross-entropy, each mixed image with both of its labels."""
+        """Return the mean of the batch's task loss, each mixed image with both of its labels."""
         logits = output.logits
+        if isinstance(batch.task_loss, BinaryCrossEntropy):
+            return _binary_cross_entropy(logits, batch, batch.task_loss.target_threshold)
         if not batch.has_all_labels:
             return _mean_over_labelled(logits, batch)
         if batch.mixed is None:
@@ -186,16 +189,45 @@ def _mean_over_labelled(logits: Float[Tensor, "N C"], batch: Batch) -> Float[Ten
 
     Of a mixed image each part counts by its share, if it has a label.
     """
+    total = counted = logits.new_zeros(())
+    for labels, weights in _labelled_parts(logits, batch):
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        total, counted = total + (weights * losses).sum(), counted + weights.sum()
+    return total / counted.clamp(min=torch.finfo(counted.dtype).tiny)
+
+
+def _binary_cross_entropy(
+    logits: Float[Tensor, "N C"], batch: Batch, threshold: float | None
+) -> Float[Tensor, ""]:
+    """Return the mean over labelled images and classes; 0 where no image has a label.
+
+    Source: Wightman et al., arXiv 2110.00476, section 3.1.
+    Checked against: timm.loss.BinaryCrossEntropy (its mean over all elements).
+    """
+    parts = _labelled_parts(logits, batch)
+    shown = [weights[:, None] * F.one_hot(labels, logits.shape[1]) for labels, weights in parts]
+    # Above 0 and below 1 only for a mixed image of which one part has a label.
+    counts = torch.stack([weights for _, weights in parts]).sum(0)
+    tiny = torch.finfo(counts.dtype).tiny
+    targets = torch.stack(shown).sum(0) / counts.clamp(min=tiny)[:, None]
+    if threshold is not None:
+        targets = (targets > threshold).to(logits.dtype)
+    losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
+    return (counts * losses).sum() / counts.sum().clamp(min=tiny)
+
+
+def _labelled_parts(logits: Float[Tensor, "N C"], batch: Batch) -> list[tuple[Tensor, Tensor]]:
+    """Return the labels [N] of each image's parts and their shares [N]; 0 where one has no label.
+
+    An image that is not mixed has one part.
+    """
     parts = [(batch.labels, logits.new_ones(len(logits)))]
     if batch.mixed is not None:
         share = batch.mixed.share.to(logits.dtype)
         parts = [(batch.labels, share), (batch.mixed.labels, 1 - share)]
-    total = counted = logits.new_zeros(())
-    for labels, share in parts:
-        weights = share * (labels != dataset.UNLABELLED)
-        losses = F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
-        total, counted = total + (weights * losses).sum(), counted + weights.sum()
-    return total / counted.clamp(min=torch.finfo(counted.dtype).tiny)
+    return [
+        (labels.clamp(min=0), share * (labels != dataset.UNLABELLED)) for labels, share in parts
+    ]
 
 
 def scores(

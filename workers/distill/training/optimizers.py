@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from workers.distill import errors
-from workers.distill.config.training import DOT, AdamW, Training
+from workers.distill.config.training import DOT, LAMB, AdamW, Training
 from workers.distill.methods.base import Moment, Terms
 from workers.distill.runtime.precision import Precision
 from workers.distill.runtime.ranks import ALONE, Ranks
-from workers.distill.training import dot
+from workers.distill.training import dot, lamb
 from workers.distill.training.schedules import rate_factor
 
 
@@ -66,7 +66,7 @@ class TrainOptimizer:
         if "task" not in terms:
             raise errors.BadRecipe(
                 "optimizer dot weighs the task against the teacher, and the method has no task "
-                f"term (only {', '.join(terms)}); choose optimizer sgd or adamw"
+                f"term (only {', '.join(terms)}); choose optimizer sgd, adamw or lamb"
             )
         others = [value for name, value in terms.items() if name != "task"]
         task = self._gradients(terms["task"], again=bool(others))
@@ -131,6 +131,13 @@ def make_optimizer(training: Training, parameters: list[nn.Parameter]) -> torch.
             betas=(choice.beta1, choice.beta2),
             weight_decay=choice.weight_decay,
             fused=True,
+        )
+    if isinstance(choice, LAMB):
+        return lamb.LAMB(
+            parameters,
+            lr=choice.learning_rate,
+            betas=(choice.beta1, choice.beta2),
+            weight_decay=choice.weight_decay,
         )
     if isinstance(choice, DOT):
         return dot.DOT(

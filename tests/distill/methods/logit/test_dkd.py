@@ -182,7 +182,7 @@ class TestDKD:
         method = dkd.DKD(params, network(3), network(3))
         # In several parts, and trained on in another order.
         parts = [slice(0, 4), slice(4, 6)]
-        method.read_teacher([(batch_part(whole, part), teacher[part]) for part in parts])
+        method.read_teacher([(labels[part], teacher[part]) for part in parts])
         order = torch.tensor([5, 2, 0, 1, 4, 3])
         terms = method.terms(
             features(student[order]),
@@ -196,7 +196,7 @@ class TestDKD:
         assert torch.allclose(terms["dkd"], expected, rtol=1e-5)
         assert method.facts() == {samples: 3}
         resumed = dkd.DKD(params, network(3), network(3))
-        resumed.read_teacher([(whole, -teacher)])
+        resumed.read_teacher([(labels, -teacher)])
         resumed.load_state_dict(method.state_dict())
         weights = [torch.as_tensor(one.beta_of(whole)) for one in (resumed, method)]
         assert torch.equal(*weights)
@@ -212,7 +212,7 @@ class TestDKD:
         method = dkd.DKD(params, network(3), network(3))
         with pytest.raises(RuntimeError, match="dkd has not read the teacher's outputs"):
             method.beta_of(batch(labels))
-        method.read_teacher([(batch(labels), teacher)])
+        method.read_teacher([(labels, teacher)])
         terms = method.terms(features(student), features(teacher), batch(labels), Moment(1, 1, 1))
         loss = dkd.dkd_loss(student, teacher, labels, alpha=1.0, beta=expected, temperature=4.0)
         assert torch.allclose(terms["dkd"], loss, rtol=1e-5)

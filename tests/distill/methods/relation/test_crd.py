@@ -30,7 +30,7 @@ def batch(*places: int, labels: torch.Tensor = LABELS) -> Batch:
 def method(labels: torch.Tensor = LABELS, **values: float | str) -> crd.CRD:
     params = crd.CRD.Params.model_validate({"width": 4, "negatives": 4, **values})
     made = crd.CRD(params, scenes.network(), scenes.other_network(classes=5))
-    made.prepare([batch(5, 6, labels=labels), batch(4, 0, 1, 2, 3, labels=labels)])
+    made.prepare(labels)
     return made
 
 

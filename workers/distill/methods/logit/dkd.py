@@ -137,10 +137,10 @@ class DKD(LogitMethod):
         """Whether the teacher's confidence decides about beta or the images."""
         return self.params.beta == "auto" or self.params.samples != "all"
 
-    def read_teacher(self, outputs: Iterable[tuple[Batch, Tensor]]) -> None:
+    def read_teacher(self, outputs: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Take beta from the teacher's confidence, and rank the training images by it."""
         params = self.params
-        odds = torch.cat([divergences.log_odds(logits, batch.labels) for batch, logits in outputs])
+        odds = torch.cat([divergences.log_odds(logits, labels) for labels, logits in outputs])
         if params.beta == "auto":
             self.auto_beta = odds.mean().clamp(SMALLEST_BETA, LARGEST_BETA)
         if params.samples != "all":

@@ -35,6 +35,7 @@ class LabelSmoothing(LabelledMethod):
     )
     needs = ("labels",)
     combines = False
+    accepts_bce = False  # its smoothing is that of the softmax
 
     class Params(LabelledMethod.Params):
         """The weight of the loss, and the share that is spread."""

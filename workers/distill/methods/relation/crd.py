@@ -18,7 +18,6 @@ Checked against: megvii-research/mdistiller, mdistiller/distillers/CRD.py (publi
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -212,21 +211,21 @@ class CRD(RelationMethod):
         self._last: tuple[Tensor, Tensor, Tensor] | None = None
         self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]  # torch's stub
 
-    def prepare(self, batches: Iterable[Batch]) -> None:
-        """Read the class of every image, and allocate a memory for each."""
-        parts = [(batch.index, batch.labels) for batch in batches]
-        index, labels = (torch.cat(values) for values in zip(*parts, strict=True))
-        ordered = torch.empty_like(labels).index_copy_(0, index, labels)
-        if bool((ordered == ordered[0]).all()):
+    def prepare(self, labels: Int[Tensor, " N"]) -> None:
+        """Keep the class of every image, and allocate a memory for each.
+
+        Raises `BadDataset` where all images are of one class.
+        """
+        if bool((labels == labels[0]).all()):
             raise errors.BadDataset(
                 "method crd contrasts images with those of other classes, and all "
-                f"{len(ordered)} images of the train split are of one; choose another data set or "
+                f"{len(labels)} images of the train split are of one; choose another data set or "
                 "method"
             )
-        self.pools = Pools(ordered, self.params.negatives)
+        self.pools = Pools(labels, self.params.negatives)
         bound = 1 / math.sqrt(self.params.width / 3)
         for name in ("memory_student", "memory_teacher"):
-            fresh = torch.empty(len(ordered), self.params.width, device=ordered.device)
+            fresh = torch.empty(len(labels), self.params.width, device=labels.device)
             self.register_buffer(name, fresh.uniform_(-bound, bound))
 
     def terms(self, student: Features, teacher: Features, batch: Batch, moment: Moment) -> Terms:
