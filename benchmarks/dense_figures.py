@@ -282,7 +282,7 @@ def scored(last: Json, recipe: Json, experiment: Experiment, *, alone: bool) -> 
     return {
         **{name: 100 * float(got[name]) for name in experiment.scores},
         "seconds_per_step": seconds if alone else None,
-        "interval": got.get("ap_interval"),
+        "interval": got[f"{experiment.scores[0]}_interval"],
         "parameters": last["parameters"]["student"],
     }
 

@@ -61,7 +61,7 @@ class TestRun:
         }
         members = [{"key": f"row-{n}", "recipe": one} for n, one in enumerate(recipes.values())]
         (folder / "recipe.json").write_text(json.dumps({"version": 1, "members": members}))
-        scores = {"student": {"ap": 0.5, "ap50": 0.75, "ap75": 0.25}}
+        scores = {"student": {"ap": 0.5, "ap50": 0.75, "ap75": 0.25, "ap_interval": [0.45, 0.55]}}
         done = {"type": "result", "images_per_second": 4, "parameters": {"student": 9}}
         lines = [
             {**done, "member": "row-1", "scores": scores},
