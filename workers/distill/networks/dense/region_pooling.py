@@ -75,8 +75,9 @@ def align(
     down = _shares(top, bottom, height, cells[0], samples)
     across = _shares(left, right, width, cells[1], samples)
     counts = torch.bincount(boxes[:, 0].long(), minlength=len(maps)).tolist()
+    parts = (torch.split(shares, counts) for shares in (down, across))
     found = []
-    for image, rows, columns in zip(maps, down.split(counts), across.split(counts), strict=True):
+    for image, rows, columns in zip(maps, *parts, strict=True):
         # Channels last, as the engine's maps are stored.
         lines = image.permute(1, 2, 0).reshape(height, width * channels)
         taken = (rows.flatten(0, 1) @ lines).view(len(rows), cells[0], width, channels)
