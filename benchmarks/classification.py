@@ -36,7 +36,7 @@ import rich.console
 
 from benchmarks import digit_pairs, digits, line_files, photographs
 from models_registry import catalog
-from models_registry.jobs import ranking
+from models_registry.jobs import measured_methods
 from models_registry.studies import leaderboard
 from workers.distill import errors
 from workers.distill.data import dataset
@@ -110,7 +110,7 @@ OTHER_FAMILIES = ("datafree", "federated")
 """Those that learn from other images, or from clients'."""
 NO_ROWS = ("combine", "linear_probe")
 """Methods that need others, or a trained student."""
-MEASURED = Path(ranking.__file__).parents[1] / "measured_methods.json"
+MEASURED = measured_methods.PATH
 
 
 def main() -> None:
@@ -143,7 +143,8 @@ def main() -> None:
         parser.error("--write and --read need the file of --lines")
     lines = line_files.read(options.lines)
     if options.write:
-        MEASURED.write_text(json.dumps(measured(lines), indent=2) + "\n")
+        made = {**measured_methods.figures(), "classification": measured(lines)}
+        MEASURED.write_text(json.dumps(made, indent=2) + "\n")
         return
     problem = PROBLEMS[options.data]
     pairs = options.pairs.split(",") if options.pairs else list(problem.students)
@@ -415,7 +416,6 @@ def measured(lines: list[Json]) -> Json:
     return {
         "made_with": "python -m benchmarks.classification --lines FILE --write",
         "measured_on": PROBLEMS["digits"].title,
-        "task": "classification",
         "methods": methods,
     }
 

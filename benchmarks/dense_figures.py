@@ -2,6 +2,7 @@
 
     python -m benchmarks.dense_figures [--experiment detection] [--methods mimic,pkd,mimic+pkd]
         [--seeds 3] [--first-seed 0] [--steps N] [--together] [--folder FOLDER] [--markdown]
+        [--times] [--write]
 
 The small experiment of the guide of dense prediction (8.3): scenes of 96x96 composed of real digits
 on real photographs, the recipe `small_dense`, a teacher of width 24 with two blocks a stage and a
@@ -13,14 +14,17 @@ methods, and `rcka_classes` is the class term of densepcka alone.
 Experiments: `detection` (FCOS), `distributions` (FCOS whose head predicts distributions over the
 sides of boxes, which method ld needs), `proposals` (Faster R-CNN) and `segmentation`. The recipe's
 schedule runs over 750 steps, so with 600 it ends before the rate is zero. Segmentation makes all
-750, at twice the rate and with class weights, and is validated at its end alone.
+750, at twice the rate and with class weights, and is validated at its end alone. Faster R-CNN,
+whose steps are slower, makes one epoch of 250.
 
 Scores are of the test split (250 scenes), which shares neither digit nor photograph with the
 training split; the interval of the JSON is that of the first seed, over test images alone; p is
 the exact paired sign-flip test. `--together` trains the students of a seed side by side, with one
 forward pass of the teacher for all of them: the students are the same, byte for byte, in less time,
-but seconds a step are not known then. `--folder` keeps all runs, and goes on from those that are
-there.
+but seconds a step are not known then; `--times` measures them by a short training of each row of
+the first seed alone. `--folder` keeps all runs, and goes on from those that are
+there. `--write` adds the rows that are one method to the figures by which the service ranks
+methods; those of another experiment of the same task add what is not there yet.
 """
 
 import argparse
@@ -38,6 +42,7 @@ import rich.console
 
 from benchmarks import digits
 from models_registry import catalog, errors
+from models_registry.jobs import measured_methods
 from models_registry.studies import leaderboard
 
 Json = dict[str, Any]  # configs and lines of the engine
@@ -45,6 +50,7 @@ Run = dict[str, float | str | list[float] | None]
 """Scores, seconds a step and the interval of one student, or why it was refused."""
 
 ALONE = "ce"
+TIMED_STEPS = 40
 TEACHER_WIDTH: Json = {"width": 24, "blocks": 2}
 STUDENT_WIDTH: Json = {"width": 8, "blocks": 1}
 
@@ -66,7 +72,15 @@ class Experiment:
     steps: int | None
 
 
-def _detectors(network: str, methods: str, teacher: Json, student: Json) -> Experiment:
+def _detectors(
+    network: str,
+    methods: str,
+    teacher: Json,
+    student: Json,
+    *,
+    training: Json | None = None,
+    steps: int | None = 600,
+) -> Experiment:
     """Return an experiment of detection with a large and a small network of one kind."""
     return Experiment(
         task="detection",
@@ -75,8 +89,8 @@ def _detectors(network: str, methods: str, teacher: Json, student: Json) -> Expe
         student={"network": network, "arguments": {**STUDENT_WIDTH, **DETECTOR, **student}},
         methods=methods,
         scores=("ap", "ap50", "ap75"),
-        training={"recipe": "small_dense"},
-        steps=600,
+        training={"recipe": "small_dense", **(training or {})},
+        steps=steps,
     )
 
 
@@ -99,10 +113,12 @@ EXPERIMENTS = {
     ),
     "proposals": _detectors(
         "retort/fasterrcnn",
-        "roikd,roidkd,reviewkd,roidkd+reviewkd,mimic,pkd",
+        "roikd,roidkd,reviewkd,roidkd+reviewkd",
         {},
         # Else these two layers were four fifths of the student.
         {"representation_size": 64},
+        training={"epochs": 1},
+        steps=None,
     ),
     "segmentation": Experiment(
         task="segmentation",
@@ -120,6 +136,14 @@ EXPERIMENTS = {
         },
         steps=None,
     ),
+}
+TASKS_OWN = ("detection", "segmentation")
+"""Experiments whose rows count where another one of their task has the same method."""
+MEASURED_ON = {
+    "detection": "scenes of 96x96 pixels composed of digits and photographs, small networks, "
+    "600 steps; methods of proposals: 250 steps",
+    "segmentation": "scenes of 96x96 pixels composed of digits and photographs, small networks, "
+    "750 steps, class weights",
 }
 VARIANTS: dict[str, Json] = {
     "rcka_classes": {
@@ -141,8 +165,14 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="of each training; the experiment's if left out")
     parser.add_argument("--together", action="store_true", help="train a seed's rows as one group")
+    parser.add_argument(
+        "--times", action="store_true", help=f"train each row alone for {TIMED_STEPS} steps as well"
+    )
     parser.add_argument("--folder", type=Path, help="keep runs here, and go on from those in it")
     parser.add_argument("--markdown", action="store_true", help="a table instead of JSON")
+    parser.add_argument(
+        "--write", action="store_true", help=f"add the rows to {measured_methods.PATH.name}"
+    )
     asked = parser.parse_args()
     experiment = EXPERIMENTS[asked.experiment]
     rows = [ALONE, *(name for name in (asked.methods or experiment.methods).split(",") if name)]
@@ -160,7 +190,14 @@ def main() -> None:
             runs = run_seed(folder, experiment, seed, choices, asked.steps, asked.together)
             for row, done in runs:
                 keep(found, row, done)
+        if asked.times:
+            for row, choice in choices.items():
+                seconds = seconds_per_step(folder, experiment, asked.first_seed, row, choice)
+                found[row][0]["seconds_per_step"] = seconds
     summary = {row: summarised(runs, found[ALONE], experiment) for row, runs in found.items()}
+    if asked.write:
+        made = measured(measured_methods.figures(), asked.experiment, summary)
+        measured_methods.PATH.write_text(json.dumps(made, indent=2) + "\n")
     text = markdown(summary, experiment) if asked.markdown else json.dumps(summary, indent=2)
     sys.stdout.write(text + "\n")
 
@@ -193,6 +230,21 @@ def run_seed(
     for group in groups:
         name = f"{seed}-{'-'.join(group) if len(group) == 1 else 'together'}"
         yield from run(folder, folder / name, group, place / "student.safetensors", experiment)
+
+
+def seconds_per_step(
+    folder: Path, experiment: Experiment, seed: int, row: str, choice: Json
+) -> float | None:
+    """Return the seconds of a step of a row that is trained alone, with the teacher of a seed.
+
+    None where it was refused.
+    """
+    training = {**experiment.training, "max_steps": TIMED_STEPS, "seed": seed}
+    recipe = recipe_of(folder, experiment, choice, training)
+    place, teacher = folder / f"{seed}-time-{row}", folder / f"{seed}-teacher"
+    [(_, done)] = run(folder, place, {row: recipe}, teacher / "student.safetensors", experiment)
+    seconds = done.get("seconds_per_step")
+    return None if seconds is None else float(seconds)  # type: ignore[arg-type]  # a number
 
 
 def method_of(row: str) -> Json:
@@ -282,7 +334,7 @@ def scored(last: Json, recipe: Json, experiment: Experiment, *, alone: bool) -> 
     return {
         **{name: 100 * float(got[name]) for name in experiment.scores},
         "seconds_per_step": seconds if alone else None,
-        "interval": got.get("ap_interval"),
+        "interval": got.get(f"{experiment.scores[0]}_interval"),
         "parameters": last["parameters"]["student"],
     }
 
@@ -300,6 +352,7 @@ def summarised(runs: list[Run], alone: list[Run], experiment: Experiment) -> Jso
         return {"refused": refused[0]}
     several = len(runs) > 1
     values = {name: [float(run[name]) for run in runs] for name in experiment.scores}  # type: ignore[arg-type]  # scores are numbers
+    seconds = [run["seconds_per_step"] for run in runs if run["seconds_per_step"] is not None]
     first = experiment.scores[0]
     apart = [
         one - float(other[first])  # type: ignore[arg-type]  # scores are numbers
@@ -315,11 +368,35 @@ def summarised(runs: list[Run], alone: list[Run], experiment: Experiment) -> Jso
         "differences": apart,
         "seeds": len(runs),
         "p_value": leaderboard.sign_flip_p_value(apart) if several else None,
-        "seconds_per_step": None
-        if runs[0]["seconds_per_step"] is None
-        else statistics.median(float(run["seconds_per_step"]) for run in runs),  # type: ignore[arg-type]  # numbers
+        "seconds_per_step": statistics.median(map(float, seconds)) if seconds else None,  # type: ignore[arg-type]  # numbers
         "parameters": runs[0]["parameters"],
     }
+
+
+def measured(figures: Json, name: str, summary: dict[str, Json]) -> Json:
+    """Return the figures by which the service ranks methods, with those of an experiment.
+
+    Rows that combine methods, or change what a method takes by default, are no methods.
+    """
+    experiment = EXPERIMENTS[name]
+    training = catalog.complete_training(experiment.training)
+    known = figures.get(experiment.task, {}).get("methods", {})
+    methods = dict(known)
+    for row, value in summary.items():
+        if row not in catalog.load().methods or row == ALONE or "refused" in value:
+            continue
+        if row in known and name not in TASKS_OWN:
+            continue
+        method = catalog.method_of_job(method_of(row), task=experiment.task, training=training)
+        difference = round(statistics.fmean(value["differences"]), 2)
+        found = {"difference": difference, "lowest": difference, "seeds": value["seeds"]}
+        methods[row] = {method.get("balance") or "published": {**found, "pairs": 1}}
+    section = {
+        "made_with": "python -m benchmarks.dense_figures --experiment NAME --write",
+        "measured_on": MEASURED_ON[experiment.task],
+        "methods": dict(sorted(methods.items())),
+    }
+    return {**figures, experiment.task: section}
 
 
 def markdown(summary: dict[str, Json], experiment: Experiment) -> str:

@@ -723,7 +723,7 @@ class Method(Body):
 
 
 class Measured(Body):
-    """How far a method ended from the student alone, in points of accuracy."""
+    """How far a method ended from the student alone, in points of the deciding metric."""
 
     difference: float
     lowest: float
@@ -746,7 +746,8 @@ class MethodRanking(Body):
     """Methods for a job: those that fit first."""
 
     data: list[RankedMethod]
-    measured_on: str = ""
+    metric: str = "accuracy"
+    measured_on: str | None = None
 
 
 class Network(Body):

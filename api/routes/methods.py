@@ -30,7 +30,7 @@ def rank(
     """
     with sessions.begin() as session:
         ranked = ranking.rank(session, project_id=caller.project_id, request=request)
-    return bodies.MethodsRanked.of(ranked)
+    return bodies.MethodsRanked.of(ranked, request.task)
 
 
 @router.get("/methods/{name}", operation_id="get_method")

@@ -5,7 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from models_registry.jobs import ranking
+from models_registry.jobs import measured_methods, ranking
+from workers.distill.config import descriptions
 from workers.distill.config.devices import AcrossDevices
 
 # Schemas and sources are written by the engine's catalog.
@@ -50,9 +51,11 @@ class MethodRead(BaseModel):
 
 
 class MeasuredRead(BaseModel):
-    """How far a method ended from the same student without a teacher, on the digits."""
+    """How far a method ended from the same student without a teacher, on a small set."""
 
-    difference: float = Field(description="In points of accuracy, mean of all pairs and seeds.")
+    difference: float = Field(
+        description="In points of the task's deciding metric, mean of all pairs and seeds."
+    )
     lowest: float = Field(description="The same of the pair of networks where it is lowest.")
     seeds: int = Field(
         description="Seeds of each pair; with 1 or 2, differences of a few points say little."
@@ -76,14 +79,21 @@ class MethodRanked(BaseModel):
 
 
 class MethodsRanked(BaseModel):
-    """Methods for a job: those that fit first, and among them the best measured first."""
+    """Methods for a job: those that fit first, and among them the best measured first.
+
+    Of those that fit, methods that were measured below the student alone come last.
+    """
 
     data: list[MethodRanked]
-    measured_on: str = Field(description="What the figures were measured on; a first guess only.")
+    metric: str = Field(description="The task's deciding metric, of whose points figures tell.")
+    measured_on: str | None = Field(
+        description="What the figures were measured on; a first guess only. Null where nothing was "
+        "measured of the task."
+    )
 
     @classmethod
-    def of(cls, ranked: list[ranking.Ranked]) -> "MethodsRanked":
-        """Return a ranking as it is answered."""
+    def of(cls, ranked: list[ranking.Ranked], task: descriptions.Task) -> "MethodsRanked":
+        """Return a ranking for a task as it is answered."""
         rows = [
             MethodRanked.model_validate(
                 {
@@ -93,7 +103,11 @@ class MethodsRanked(BaseModel):
             )
             for one in ranked
         ]
-        return cls(data=rows, measured_on=ranking.figures()["measured_on"])
+        return cls(
+            data=rows,
+            metric=descriptions.PRIMARY_METRICS[task],
+            measured_on=measured_methods.measured_on(task),
+        )
 
 
 class NetworkRead(BaseModel):

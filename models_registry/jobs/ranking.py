@@ -1,25 +1,19 @@
 """Which methods fit a job, best first by what was measured here; without torch.
 
-Whether a method fits is what submission would say of it with default hyper-parameters. How good it
-was comes from `measured_methods.json`, which `python -m benchmarks.classification --write` makes:
-on the digits, so the order is a first guess for other data and not a promise.
+Whether a method fits is what submission would say of it with default hyper-parameters; how good it
+was is what `measured_methods` has of the task.
 """
 
 import dataclasses
-import functools
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from models_registry import catalog, errors
-from models_registry.jobs import submission, validation
+from models_registry.jobs import measured_methods, submission, validation
 from models_registry.jobs.spec import Request, right_parts
 from workers.distill.config import chosen, descriptions
-
-_PATH = Path(__file__).parents[1] / "measured_methods.json"
 
 
 class MethodsRequest(Request):
@@ -32,17 +26,6 @@ class MethodsRequest(Request):
 
 
 @dataclass(frozen=True)
-class Measured:
-    """How far a method ended from the same student alone, in points (percent), with one balance."""
-
-    difference: float
-    lowest: float
-    """Of the means of the pairs of networks."""
-    seeds: int
-    pairs: int
-
-
-@dataclass(frozen=True)
 class Ranked:
     """A method, whether it fits, and what is known of it."""
 
@@ -51,20 +34,15 @@ class Ranked:
     title: str
     balance: str | None
     """What the recipe takes; None for methods without it."""
-    measured: Measured | None
+    measured: measured_methods.Measured | None
     refusals: tuple[errors.Fault, ...] = ()
     """Why it does not fit; empty where it does."""
 
 
-@functools.cache
-def figures() -> dict[str, Any]:
-    """Return what was measured: `made_with`, and `methods` by name and balance."""
-    content: dict[str, Any] = json.loads(_PATH.read_text())
-    return content
-
-
 def rank(session: Session, *, project_id: str, request: MethodsRequest) -> list[Ranked]:
     """Return every method: those that fit, measured ones first by their difference, then the rest.
+
+    Those that ended below the student alone are the last that fit.
 
     Raises: errors.Refused where the request itself is at fault, whatever the method.
     """
@@ -93,18 +71,17 @@ def _judged(
     balance = None
     if "balance" in entry["params_schema"]["properties"]:
         balance = chosen.balance_of(request.training.get("recipe", catalog.DEFAULT_RECIPE))
-    found = figures()["methods"].get(name, {}).get(balance or "published")
-    is_measured = found is not None and request.task == figures()["task"]
     return Ranked(
         name=name,
         family=entry["family"],
         title=entry["title"],
         balance=balance,
-        measured=Measured(**found) if found and is_measured else None,
+        measured=measured_methods.of(name, balance=balance, task=request.task),
         refusals=tuple(faults),
     )
 
 
-def _place(one: Ranked) -> tuple[bool, bool, float, str]:
+def _place(one: Ranked) -> tuple[bool, int, float, str]:
     difference = one.measured.difference if one.measured else 0.0
-    return bool(one.refusals), one.measured is None, -difference, one.name
+    order = 1 if one.measured is None else 0 if difference >= 0 else 2
+    return bool(one.refusals), order, -difference, one.name

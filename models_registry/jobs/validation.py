@@ -17,7 +17,7 @@ from sqlalchemy.orm import object_session
 
 from models_registry import catalog, errors
 from models_registry.artifacts import references
-from models_registry.jobs import network_trials
+from models_registry.jobs import measured_methods, network_trials
 from models_registry.persistence import tables
 from workers.distill.config import (
     chosen,
@@ -31,6 +31,9 @@ from workers.distill.config import (
 from workers.distill.config.descriptions import NetworkDescription
 from workers.distill.config.exports import ExportChoice
 from workers.distill.config.federation import rounds_as_epochs
+
+HARM_POINTS = 2.0
+"""A method that ended so far below the student alone is told of before it is tried again."""
 
 
 @dataclass(frozen=True)
@@ -281,6 +284,7 @@ def _warnings_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.V
         yield from _published_rate(document, network)
     yield from _raised_labels(document)
     yield from _small_labels(document)
+    yield from _measured_below(document)
     task = document.parts.task
     for role, model in (*_teacher_roles(inputs), (rules.START_MODEL, inputs.initial)):
         described = _described(model)
@@ -344,6 +348,26 @@ def _raised_labels(document: Document) -> Iterator[rules.Violation]:
             f"task_weight is {method['task_weight']:g}, where it is 0.1 as published for method "
             f"{method['name']}, because balance {method['balance']} holds the teacher's gradient "
             "within the labels'; set method.task_weight to choose it",
+        )
+
+
+def _measured_below(document: Document) -> Iterator[rules.Violation]:
+    """Yield that the method did harm where it was measured in this task, if so."""
+    method, task = document.method.document, document.parts.task
+    if not method:
+        return
+    balance = method.get("balance")
+    found = measured_methods.of(
+        method["name"], balance=None if balance is None else str(balance), task=task
+    )
+    if found is not None and found.difference <= -HARM_POINTS:
+        yield rules.Violation(
+            "method/name",
+            "measured_below",
+            f"method {method['name']} ended {-found.difference:.1f} points below the same student "
+            f"without a teacher where it was measured with its defaults "
+            f"({measured_methods.measured_on(task)}; seeds: {found.seeds}); retort methods --for "
+            "lists what was better, and baseline true tells what it does here",
         )
 
 

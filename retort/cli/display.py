@@ -679,9 +679,11 @@ def method_ranking(console: rich.console.Console, shown: types.MethodRanking) ->
         ((one.name, one.family, *_figures(one.measured), one.title) for one in fitting),
     )
     if any(one.measured for one in fitting):
-        console.print(
-            f"\nPoints of accuracy, measured on {shown.measured_on}: a first guess for other data."
+        told = (
+            f"\nPoints of {shown.metric}, measured on {shown.measured_on}: a first guess for other "
+            "data. Methods that ended below the student alone are the last that fit."
         )
+        console.print(told, soft_wrap=True)
     refused = [one for one in shown.data if one.refusals]
     if refused:
         console.print("\nThese do not fit:")

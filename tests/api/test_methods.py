@@ -59,10 +59,23 @@ class TestRanking:
         ]
         assert len(measured) > 10
         assert measured == sorted(measured, reverse=True)
+        assert measured[-1] < 0
+        # Those that did harm come after those of which nothing is known.
+        unknown = [one["measured"] is None for one in found["data"] if not one["refusals"]]
+        assert unknown.index(True) == sum(value >= 0 for value in measured)
+        assert not unknown[-1]
         names = {one["name"]: one for one in found["data"]}
         assert set(names) == set(catalog.load().methods) - {"combine"}
         assert names["rkd"]["balance"] == "auto"
         assert "and the task is classification" in names["cwd"]["refusals"][0]
+
+    def test_knows_each_task_by_its_own_figures(self, client: TestClient) -> None:
+        found = self.ranked(client, task="segmentation", student={"network": "retort/segmenter"})
+        assert found["metric"] == "miou"
+        assert "scenes" in found["measured_on"]
+        measured = {one["name"]: one["measured"] for one in found["data"]}
+        assert measured["cwd"]["difference"] > 0
+        assert measured["kd"] is None
 
     def test_says_why_a_method_does_not_fit_and_follows_the_recipe(
         self, client: TestClient

@@ -1,4 +1,5 @@
 import json
+from typing import ClassVar
 
 import pytest
 
@@ -61,7 +62,7 @@ class TestRun:
         }
         members = [{"key": f"row-{n}", "recipe": one} for n, one in enumerate(recipes.values())]
         (folder / "recipe.json").write_text(json.dumps({"version": 1, "members": members}))
-        scores = {"student": {"ap": 0.5, "ap50": 0.75, "ap75": 0.25}}
+        scores = {"student": {"ap": 0.5, "ap50": 0.75, "ap75": 0.25, "ap_interval": [0.45, 0.55]}}
         done = {"type": "result", "images_per_second": 4, "parameters": {"student": 9}}
         lines = [
             {**done, "member": "row-1", "scores": scores},
@@ -76,7 +77,29 @@ class TestRun:
             dense_figures.run(folder, folder, recipes, None, DETECTION)
 
 
+class TestSecondsPerStep:
+    def test_are_those_of_a_short_training_of_the_row_alone(self, folder):
+        place = folder / "3-time-pkd"
+        place.mkdir()
+        steps = {"recipe": "small_dense", "max_steps": dense_figures.TIMED_STEPS, "seed": 3}
+        choice = dense_figures.method_of("pkd")
+        recipe = dense_figures.recipe_of(folder, DETECTION, choice, steps)
+        (place / "recipe.json").write_text(json.dumps(recipe))
+        scores = {"student": {"ap": 0.5, "ap50": 0.75, "ap75": 0.25}}
+        done = {"images_per_second": 16, "parameters": {"student": 9}, "scores": scores}
+        (place / "lines.json").write_text(json.dumps([{"type": "result", **done}]))
+        found = dense_figures.seconds_per_step(folder, DETECTION, 3, "pkd", choice)
+        assert found == recipe["training"]["batch_size"] / 16 == 0.5
+        failure = {"type": "failure", "message": "for images"}
+        (place / "lines.json").write_text(json.dumps([failure]))
+        assert dense_figures.seconds_per_step(folder, DETECTION, 3, "pkd", choice) is None
+
+
 class TestSummary:
+    def test_has_the_seconds_of_the_seeds_where_they_were_measured(self):
+        runs = [run(50.0), {**run(52.0), "seconds_per_step": None}]
+        assert dense_figures.summarised(runs, runs, DETECTION)["seconds_per_step"] == 0.1
+
     def test_compares_with_the_student_alone_by_seed(self):
         alone = [run(50.0), run(52.0)]
         found = dense_figures.summarised([run(55.0), run(55.0)], alone, DETECTION)
@@ -103,3 +126,36 @@ class TestSummary:
         assert lines[2] == "| ce | 50.0 | 50.0 | 70.0 | 60.0 |  |  | 0.100 |"
         assert lines[3] == "| pkd | 55.0 | 55.0 | 75.0 | 65.0 | +5.0 |  | 0.100 |"
         assert lines[4].startswith("| crd | refused: for images |")
+
+
+class TestMeasured:
+    FIGURES: ClassVar = {
+        "classification": {"methods": {}},
+        "detection": {"methods": {"pkd": {"auto": {"difference": 1.0}}}},
+    }
+
+    def summary(self, **rows):
+        alone = [run(50.0)]
+        found = {"ce": alone, **{name: [run(value)] for name, value in rows.items()}}
+        return {
+            name: dense_figures.summarised(runs, alone, DETECTION) for name, runs in found.items()
+        }
+
+    def test_are_of_rows_that_are_one_method(self):
+        summary = self.summary(pkd=55.5, teacher=70.0, rcka_classes=40.0, headkd=49.0)
+        summary["pkd+mimic"] = summary["pkd"]
+        summary["mimic"] = {"refused": "for images"}
+        made = dense_figures.measured(self.FIGURES, "detection", summary)
+        assert made["classification"] == self.FIGURES["classification"]
+        counted = {"seeds": 1, "pairs": 1}
+        assert made["detection"]["methods"] == {
+            "headkd": {"auto": {"difference": -1.0, "lowest": -1.0, **counted}},
+            "pkd": {"auto": {"difference": 5.5, "lowest": 5.5, **counted}},
+        }
+        assert "composed" in made["detection"]["measured_on"]
+
+    def test_of_another_experiment_add_what_is_missing(self):
+        summary = self.summary(pkd=55.5, roikd=52.0)
+        made = dense_figures.measured(self.FIGURES, "proposals", summary)["detection"]["methods"]
+        assert made["pkd"] == {"auto": {"difference": 1.0}}
+        assert made["roikd"]["auto"]["difference"] == 2.0

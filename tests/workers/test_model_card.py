@@ -277,14 +277,24 @@ class TestDataFree:
 
 class TestSegmentation:
     def test_tells_of_pixels(self) -> None:
-        score = {"accuracy": 0.9, "miou": 0.75, "iou": [0.7, 0.8], "samples": 12, "pixels": 768}
+        score = {
+            "accuracy": 0.9,
+            "miou": 0.75,
+            "miou_interval": [0.7, 0.79],
+            "iou": [0.7, 0.8],
+            "samples": 12,
+            "pixels": 768,
+        }
+        # As versions without intervals of segmenters stored it.
+        former = {name: value for name, value in score.items() if name != "miou_interval"}
         result = {
             **RESULT,
-            "scores": {"teacher": score, "student": {**score, "agreement": 0.8}, "baseline": None},
+            "scores": {"teacher": former, "student": {**score, "agreement": 0.8}, "baseline": None},
             "class_weights": {"ground": 1.43, "cat_": 9.2, "dog": 5.0},
         }
         text = card(result=result, description={**DESCRIPTION, "task": "segmentation"})
-        assert "| **student (this model)** | 90.00% | 75.00% | 80.00% |" in text
+        assert "| **student (this model)** | 90.00% | 75.00% (70.00% to 79.00%) | 80.00% |" in text
+        assert "| teacher | 90.00% | 75.00% | – |" in text
         assert "A segmentation network" in text
         assert "- Pixels counted by their class: from 1.43 (ground) to 9.2 (cat\\_)" in text
         assert "chosen by validation mean IoU: 1 of 2." in text

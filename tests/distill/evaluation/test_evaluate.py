@@ -101,11 +101,20 @@ class TestDenseScores:
             expected.append(int((there & said).sum()) / int((there | said).sum()))
         assert scores["iou"] == expected
         assert scores["miou"] == pytest.approx(sum(expected) / 2, rel=1e-12)
+        low, high = scores["miou_interval"]
+        assert low < scores["miou"] < high
 
     def test_say_nothing_of_agreement_without_a_teacher(self) -> None:
         images, truth = masks(3)
         scores = dense_scores({"student": (a_dense_network(1), a_view())}, images, truth)["student"]
-        assert list(scores) == ["accuracy", "miou", "iou", "samples", "pixels"]
+        assert list(scores) == [
+            "accuracy",
+            "miou",
+            "miou_interval",
+            "iou",
+            "samples",
+            "pixels",
+        ]
 
     def test_a_network_of_another_size_is_judged_at_the_size_of_the_masks(self) -> None:
         images, truth = masks(3)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.distill.golden import CASES, DENSE
-from workers.distill.functional import segmentation_metrics
+from workers.distill.functional import bootstrap, segmentation_metrics
 
 CPU = torch.device("cpu")
 CASE = CASES.case("seg", "miou")
@@ -61,6 +61,7 @@ class TestCounts:
         assert torch.equal(whole.confusion, parts.confusion)
         assert whole.agreement == parts.agreement
         assert whole.loss == pytest.approx(parts.loss, rel=1e-12)
+        assert whole.miou_interval() == parts.miou_interval()
 
     def test_loss_is_the_mean_over_judged_pixels(self) -> None:
         logits, _, masks = scene(1)
@@ -104,6 +105,33 @@ class TestCounts:
         # At pixel centres the second class has 0, 1/4, 3/4 and 1.
         assert counts.confusion.tolist() == [[8, 0], [0, 8]]
         assert counts.agreement == 0
+
+
+class TestInterval:
+    def test_is_that_of_the_counts_of_the_images_that_were_drawn(self) -> None:
+        logits, _, masks = scene(5, count=9)
+        counts = segmentation_metrics.Counts(4, CPU)
+        counts.add(logits, masks)
+        draw, scores = np.random.default_rng(bootstrap.SEED), []
+        for _ in range(bootstrap.RESAMPLES):
+            chosen = torch.from_numpy(draw.integers(0, 9, 9))
+            drawn = segmentation_metrics.Counts(4, CPU)
+            drawn.add(logits[chosen], masks[chosen])
+            scores.append(segmentation_metrics.miou(drawn.confusion))
+        found = counts.miou_interval()
+        assert found == pytest.approx(np.percentile(scores, [2.5, 97.5]), rel=1e-12)
+        assert found[0] < segmentation_metrics.miou(counts.confusion) < found[1]
+
+    def test_of_one_image_is_its_score_and_of_none_unknown(self) -> None:
+        logits, _, masks = scene(6, count=1)
+        counts = segmentation_metrics.Counts(4, CPU)
+        assert counts.miou_interval() is None
+        counts.add(logits, torch.full_like(masks, 255))
+        assert counts.miou_interval() is None
+        counts = segmentation_metrics.Counts(4, CPU)
+        counts.add(logits, masks)
+        score = segmentation_metrics.miou(counts.confusion)
+        assert counts.miou_interval() == pytest.approx((score, score), rel=1e-12)
 
 
 class TestIoU:

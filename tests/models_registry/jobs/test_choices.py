@@ -1,6 +1,6 @@
 """What a submission chooses for its caller, and what it says of that."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -102,6 +102,34 @@ class TestLabels:
         read = document({"name": "combine", "methods": parts})
         assert read.method.document["task_weight"] == 1
         assert not told(read)
+
+
+class TestMeasuredBelow:
+    SEGMENTER: ClassVar[dict[str, Any]] = {
+        "task": "segmentation",
+        "student": {"network": "retort/segmenter"},
+    }
+
+    def test_is_told_of_a_method_that_did_harm_in_the_task(self) -> None:
+        read = document({"name": "densepcka"}, **self.SEGMENTER)
+        inputs = validation.JobInputs(teacher=None, initial=None, dataset=None)
+        [fault] = validation.warnings_of_inputs(read, inputs)
+        assert (fault.code, fault.pointer) == ("measured_below", "/method/name")
+        assert "method densepcka ended" in fault.detail
+        assert "scenes of 96x96 pixels" in fault.detail
+        assert told(document({"name": "simkd"})) == ["measured_below"]
+
+    @pytest.mark.parametrize(
+        ("method", "changes"),
+        [
+            ({"name": "cwd"}, SEGMENTER),
+            ({"name": "densepcka", "balance": "published"}, SEGMENTER),
+            ({"name": "densepcka"}, {"task": "detection", "student": {"network": "retort/fcos"}}),
+            ({"name": "dkd"}, {}),
+        ],
+    )
+    def test_is_not_told_of_others(self, method: dict[str, Any], changes: dict[str, Any]) -> None:
+        assert not told(document(method, **changes))
 
 
 class TestShareOfEpochs:

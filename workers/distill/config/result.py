@@ -287,9 +287,9 @@ class RunResult(BaseModel):
         "that decides (`accuracy`, `miou`, `ap` or `knn`, 0..1) and `samples` of every task, "
         "`agreement` with the teacher (0..1), and the task's own. Classification: "
         "`accuracy_interval` (95 %), `ece` and `loss` (nats). Segmentation: `accuracy` of pixels, "
-        "`iou` by class and `pixels`. Detection: COCO's other figures (`ap50`, `ap75`, `ap_small` "
-        "and so on), `ap_interval` (95 %), `ap_by_class`, `voc_ap50`, number of `boxes`, and "
-        "`detections` by kind of error. "
+        "`miou_interval` (95 %), `iou` by class and `pixels`. Detection: COCO's other figures "
+        "(`ap50`, `ap75`, `ap_small` and so on), `ap_interval` (95 %), `ap_by_class`, `voc_ap50`, "
+        "number of `boxes`, and `detections` by kind of error. "
         "Embedding: `knn` and `linear_probe` (accuracy by the nearest labelled training images, "
         "and by a linear classifier on embeddings; null without labels) with their intervals, "
         "`reference_images`, and `cka`, `cosine` and `shared_neighbours` with the teacher.",

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.distill.functional import bootstrap
+
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
 MOST_DETECTIONS = 100
@@ -24,8 +26,6 @@ MOST_DETECTIONS = 100
 SHOWN_SCORE = 0.3
 """Detections from this score on count for agreement and for kinds of errors."""
 FAINT_IOU = 0.1
-RESAMPLES = 200
-BOOTSTRAP_SEED = 0
 STATISTICS = (
     "ap",
     "ap50",
@@ -240,26 +240,20 @@ class Matches:
 
 
 def ap_interval(
-    images: Sequence[Image], classes: int, *, resamples: int = RESAMPLES
+    images: Sequence[Image], classes: int, *, resamples: int = bootstrap.RESAMPLES
 ) -> tuple[float, float] | None:
     """Return the 95 % percentile interval of COCO's AP, by drawing images with replacement."""
     matches = [
         Matches.of(images, label, thresholds=IOU_THRESHOLDS, most=MOST_DETECTIONS)
         for label in range(classes)
     ]
-    draw = np.random.default_rng(BOOTSTRAP_SEED)
-    values = []
-    for _ in range(resamples):
-        chosen = draw.integers(0, len(images), len(images))
-        weights = np.bincount(chosen, minlength=len(images)).astype(np.float64)
+
+    def ap(weights: NDArray[np.float64]) -> float | None:
         by_class = [one.average_precision(weights) for one in matches]
         known = [value for value in by_class if value is not None]
-        if known:
-            values.append(float(np.mean(known)))
-    if not values:
-        return None
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+        return float(np.mean(known)) if known else None
+
+    return bootstrap.interval(ap, len(images), resamples=resamples)
 
 
 def agreement(images: Sequence[Image]) -> float | None:

@@ -131,7 +131,7 @@ def _below_baseline(
     metric: str, student: Scores, baseline: Scores, advice: str
 ) -> Iterator[RunWarning]:
     interval = student.get(f"{metric}_interval")
-    # Without an interval, as for mIoU, a point is taken for noise.
+    # Without an interval a point is taken for noise.
     upper = interval[1] if interval else student[metric] + 0.01
     if baseline[metric] > upper:
         yield RunWarning(

@@ -63,13 +63,15 @@ class SegmentationMetrics(SplitMetrics):
     def test_scores(self) -> dict[str, Any]:
         """Return pixel accuracy, IoU by class, their mean, and agreement with a teacher.
 
-        `iou` has None for a class that neither the masks nor the answers have; it is left out of
-        `miou`.
+        `miou_interval` is the 95 % interval by bootstrap over images. `iou` has None for a class
+        that neither the masks nor the answers have; it is left out of `miou`.
         """
         confusion = self.confusion()
+        interval = self._counts.miou_interval()
         result: dict[str, Any] = {
             "accuracy": segmentation_metrics.accuracy(confusion),
             "miou": segmentation_metrics.miou(confusion),
+            "miou_interval": None if interval is None else list(interval),
             "iou": segmentation_metrics.iou(confusion),
             "samples": self._samples,
             "pixels": int(confusion.sum()),

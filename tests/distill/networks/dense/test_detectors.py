@@ -86,7 +86,9 @@ class TestDetector:
         losses = output(network).losses(rows)
         assert losses.keys() == expected.keys()
         for name, loss in losses.items():
-            assert torch.equal(loss, expected[name]), name
+            # What is pooled in boxes equals the library's to rounding alone (`region_pooling`).
+            rounding = 1e-5 if name in ("loss_classifier", "loss_box_reg") else 0
+            torch.testing.assert_close(loss, expected[name], rtol=rounding, atol=0, msg=name)
 
     @pytest.mark.parametrize("reference", BUILT)
     def test_finds_the_boxes_that_torchvision_finds(self, reference: str) -> None:

@@ -27,7 +27,13 @@ from torch.nn import functional
 
 from workers.distill.data import boxes
 from workers.distill.networks import interface
-from workers.distill.networks.dense import branches, distribution_head, meta
+from workers.distill.networks.dense import (
+    branches,
+    distribution_head,
+    meta,
+    region_pooling,
+    region_proposals,
+)
 
 ACCEPTED = ("detections_per_image", "score_threshold")
 """Arguments of torchvision's detectors."""
@@ -493,7 +499,7 @@ class TwoStageOutput:
 
     def _classified(self, boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         heads = self._network.roi_heads
-        regions = heads.box_roi_pool(self._maps, list(boxes), self._sizes())
+        regions = region_pooling.pool(heads.box_roi_pool, self._maps, boxes, self._sizes())
         logits, deltas = heads.box_predictor(heads.box_head(regions))
         return logits, deltas
 
@@ -730,6 +736,8 @@ def adopt(module: nn.Module, *, classes: int, channels: int, size: tuple[int, in
     widened: Any = module
     widened.__class__ = _widened(widened.__class__)
     network: Detector = widened
+    if isinstance(network, TwoStageDetector):
+        region_proposals.adopt(network.rpn)
     network.classes = classes
     # Unlike a pyramid, the last layers of SSD do not take all sizes.
     probed = size if isinstance(network, SSDDetector) else (meta.PROBE_SIDE, meta.PROBE_SIDE)
