@@ -25,16 +25,17 @@ import torch
 
 from benchmarks import line_files
 from models_registry import catalog
-from workers.distill.config.exports import FORMATS
+from workers.distill.config.exports import FORMATS, Format, Precision
 from workers.distill.config.job import JobConfig
 from workers.distill.data import catalog as datasets
 from workers.distill.data import dataset
 from workers.distill.export import program
 
 Json = dict[str, Any]
-PRECISIONS = {
+PRECISIONS: dict[Format, tuple[Precision, ...]] = {
     "onnx": ("float32", "float16", "int8"),
     "torch_export": ("float32",),
+    "openvino": ("float32", "float16"),
     "torch_state_dict": ("float32", "float16"),
     "hub": ("float32",),
 }

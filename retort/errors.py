@@ -130,8 +130,9 @@ class ProblemError(RetortError):
         parts = [f"{message} ({self.status} {self.code})"]
         for fault in self.errors:
             where = fault.pointer or "/"
-            # The message often repeats the only fault, which is then not shown twice.
-            parts.append(f"at {where}" if fault.detail in message else f"{where}: {fault.detail}")
+            # The message often repeats the first fault, as a sentence: it is not shown twice.
+            is_said = fault.detail.casefold() in message.casefold()
+            parts.append(f"at {where}" if is_said else f"{where}: {fault.detail}")
         return one_line("; ".join(parts))
 
 

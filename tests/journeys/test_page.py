@@ -47,6 +47,8 @@ FEDERATED = {
     "training": {"batch_size": 32},
 }
 AXE = source.ROOT / "web/node_modules/axe-core/axe.min.js"
+PART_BYTES = 16 * 2**20
+"""`upload_part_bytes` of the service, as it is where nobody has set it."""
 MANY = 10_000
 POINTS = 1_000
 WIDE: ViewportSize = {"width": 1440, "height": 900}
@@ -331,6 +333,50 @@ class TestAWholeDay:
         expect(table).to_contain_text("from-the-page")
         expect(table.get_by_role("row", name=re.compile("^accuracy"))).to_contain_text("%")
         expect(page.locator(".chart canvas")).to_be_visible()
+
+
+class TestAnUpload:
+    def test_goes_on_after_a_reload_and_is_told_why_it_is_rejected(
+        self, stack: Stack, page: Page, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "no-weights.safetensors"
+        file.write_bytes(b"no header".ljust(64, b".") + os.urandom(PART_BYTES))
+        sign_in(page, stack)
+        go(page, "#/upload?purpose=model")
+
+        def hold(_: Route) -> None:
+            """Let a part never leave, as where a tab is closed in the middle."""
+
+        page.route(re.compile(r"/v1/uploads/\w+/parts/2$"), hold)
+
+        def send() -> None:
+            page.get_by_label("File").set_input_files(file)
+            page.get_by_label("Name", exact=True).fill("no-weights")
+            page.get_by_role("button", name="Upload", exact=True).click()
+
+        send()
+        with stack.client() as retort:
+
+            def first_is_there() -> bool:
+                begun = [one for one in retort.uploads.list() if one.filename == file.name]
+                parts = retort.uploads.get(begun[0].id).parts if begun else []
+                return [part.received for part in parts] == [True, False]
+
+            waiting.until(first_is_there, "the first of two parts has arrived")
+        page.reload()
+        # Only now: what is held would leave where nothing holds it any more.
+        page.unroute_all(behavior="ignoreErrors")
+        expect(page.get_by_role("heading", name="Begun and not finished")).to_be_visible()
+        expect(page.get_by_role("row", name=re.compile(file.name))).to_contain_text("16.8 MB")
+        sent: list[str] = []
+        page.on("request", lambda one: sent.append(one.url.rpartition("/parts/")[2]))
+        send()
+        expect(page.get_by_text("16.8 MB had arrived before")).to_be_visible()
+        rejected = page.get_by_role("alert").filter(has_text="Rejected")
+        expect(rejected).to_contain_text("no-weights.safetensors")
+        assert "2" in sent
+        assert "1" not in sent
+        expect(page.get_by_role("row", name=re.compile(file.name))).to_have_count(0)
 
 
 class TestAnEndedJob:

@@ -24,6 +24,10 @@ class TestProblemError:
         fault = errors.FieldProblem("/network", "no network is called 'x'")
         error = errors.ProblemError(422, "invalid", "Refused", fault.detail, errors=[fault])
         assert str(error) == "no network is called 'x' (422 invalid); at /network"
+        sentence = "No network is called 'x' (and 1 more)"
+        other = errors.FieldProblem("/name", "it is taken")
+        error = errors.ProblemError(422, "invalid", "Refused", sentence, errors=[fault, other])
+        assert str(error) == f"{sentence} (422 invalid); at /network; /name: it is taken"
 
     def test_falls_back_to_its_title(self):
         assert str(errors.ProblemError(404, "not_found", "Not found")) == (

@@ -28,6 +28,12 @@ def announced(received: tuple[int, ...] = (), **more: object) -> dict[str, Any]:
     }
 
 
+def elsewhere(store: str) -> dict[str, Any]:
+    """Return an upload of one part, which the client puts into a bucket itself."""
+    part = {"number": 1, "url": f"{store}/bucket/x?signature=y", "received": False}
+    return {**announced(), "parts": [part], "part_size_bytes": 4096}
+
+
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "teacher.pt"
@@ -88,13 +94,31 @@ class TestSend:
     def test_sends_parts_to_a_presigned_address_without_the_key(self, server, http, file):
         with wires.running() as store:
             store.on("PUT", "/bucket/x", wires.Reply(200))
-            parts = [{"number": 1, "url": f"{store.url}/bucket/x?signature=y", "received": False}]
-            reply = {**announced(), "parts": parts, "part_size_bytes": 4096}
-            server.on("POST", "/v1/uploads", told(reply, 201))
+            server.on("POST", "/v1/uploads", told(elsewhere(store.url), 201))
             uploads.Uploads(http).send(file, purpose="model")
             [request] = store.requests
         assert request.body == CONTENT
         assert "authorization" not in request.headers
+
+    def test_names_the_bucket_that_refuses_a_part(self, server, http, file):
+        with wires.running() as store:
+            store.on("PUT", "/bucket/x", wires.Reply(403, b"<Code>RequestTimeTooSkewed</Code>"))
+            server.on("POST", "/v1/uploads", told(elsewhere(store.url), 201))
+            with pytest.raises(errors.UnexpectedAnswer) as caught:
+                uploads.Uploads(http).send(file, purpose="model")
+        host = store.url.removeprefix("http://")
+        assert f"the store {host}, to which parts are sent, refused part 1" in str(caught.value)
+        assert "status 403: look at this machine's clock" in str(caught.value)
+        assert "signature" not in str(caught.value)
+
+    def test_names_the_bucket_that_cannot_be_reached(self, server, http, file):
+        with wires.running() as store:
+            url = store.url
+        server.on("POST", "/v1/uploads", told(elsewhere(url), 201))
+        with pytest.raises(errors.UploadInterrupted) as caught:
+            uploads.Uploads(http).send(file, purpose="model")
+        assert caught.value.url == url
+        assert "resume upl_1" in str(caught.value)
 
     def test_refuses_an_empty_file_before_asking_the_server(self, server, http, tmp_path):
         (tmp_path / "empty.pt").touch()

@@ -28,6 +28,8 @@ pytestmark = pytest.mark.skipif(
 )
 IS_ROOT = os.geteuid() == 0
 SECRET = "postgresql://user:secret@database"
+# Of <linux/capability.h> and <linux/prctl.h>.
+CAP_SYS_ADMIN, PR_CAPBSET_DROP = 21, 24
 PRELOAD = ("workers.engine_process", "--")
 
 # Which attempts each measure refuses.
@@ -244,3 +246,29 @@ class TestRanks:
         assert allowed.plan(place, shares_cache=False, talks=True).may_connect
         assert not allowed.plan(place, shares_cache=False).may_connect
         assert "none (RETORT_ENGINE_SOCKETS)" in allowed.status()["network"]["detail"]
+
+    def test_never_have_the_machines_own_loopback_interface(self, place: Path) -> None:
+        """Whoever may change networks, but make none, could raise that of the machine."""
+        found = (
+            "import json, pathlib, sys; from models_registry.settings import Settings; "
+            "from workers.isolation import Isolation; "
+            "isolated = Isolation.of(Settings(data_dir=pathlib.Path(sys.argv[1]))); "
+            "print(json.dumps([isolated._possible().steps, isolated.why_alone()]))"
+        )
+        weaker = (
+            "import ctypes, os, sys; libc = ctypes.CDLL(None, use_errno=True); "
+            f"assert libc.prctl({PR_CAPBSET_DROP}, {CAP_SYS_ADMIN}, 0, 0, 0) == 0 "
+            "or os.geteuid() != 0; "
+            "os.execv(sys.executable, [sys.executable, '-c', *sys.argv[1:]])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", weaker, found, str(place)],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parents[2],
+        )
+        steps, why_alone = json.loads(done.stdout.splitlines()[-1])
+        assert "network_namespace" not in steps
+        assert isolation.LOOPBACK not in steps
+        assert "no network namespace" in why_alone

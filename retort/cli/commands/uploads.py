@@ -198,7 +198,7 @@ def upload_teacher(
         classes=classes,
         like=like,
         given=_input(channels, height, width, mean, std),
-        needed={"--height": height, "--mean": mean, "--std": std},
+        needed={"--height": height, "--mean (or --pixels)": mean, "--std": std},
         task=task,
     )
     ports = {

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distill import folders
+from tests.distill import folders, graphs
 from workers.distill.config.job import Input
 from workers.distill.data import dataset
 from workers.distill.evaluation import evaluate
-from workers.distill.networks import weights
+from workers.distill.networks import catalog, weights
 
 BACKBONE = folders.network(0)
 SMALL = folders.network(0, network="retort/convnet", arguments={"widths": [4, 8]})
@@ -208,3 +208,36 @@ class TestRefused:
         code, lines = folders.run_here(prepare(tmp_path, **changes))
         assert code == 1
         assert sentence in lines[-1]["message"]
+
+    def test_several_backbones_together(self, tmp_path: Path) -> None:
+        recipe = prepare(tmp_path, teacher=None, teachers=[BACKBONE, BACKBONE])
+        for place in (1, 2):
+            folders.teacher(tmp_path / f"teacher-{place}", 0)
+        code, lines = folders.run_here(recipe)
+        assert code == 1
+        assert lines[-1]["details"]["field"] == "teachers"
+        assert "several teachers have logits in common, and no features" in lines[-1]["message"]
+        assert lines[-1]["message"].endswith("; name one of them as teacher")
+
+    def test_maps_of_a_graph_without_classes(self, tmp_path: Path) -> None:
+        arguments: dict[str, Any] = {"widths": [12, 6]}
+        mlp = catalog.build(
+            "retort/mlp", classes=3, channels=1, height=8, width=8, arguments=arguments
+        )
+        prepare(tmp_path, teacher=None)
+        made = graphs.of_mlp(mlp, outputs=("pooled",))
+        graphs.save(made, tmp_path / "teacher" / "model.onnx")
+        choice = folders.network(0, network="retort/onnx", arguments={"output": "pooled"})
+        path = tmp_path / "recipe.json"
+        for method, code in (("fitnet", 1), ("embedkd", 0)):
+            changed = {"teacher": choice, "method": {"name": method}}
+            path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+            ended, lines = folders.run_here(path)
+            assert ended == code, lines[-1]
+            if code:
+                assert lines[-1]["details"]["field"] == "teacher"
+                assert lines[-1]["message"].endswith(
+                    "the teacher retort/onnx shows none (of a graph without classes, nothing but "
+                    "its embedding is read); choose another teacher, or a method that compares "
+                    "embeddings"
+                )

@@ -321,9 +321,11 @@ def of_backbone(
     task: str = "embedding",
     teacher_classes: int = 0,
     start_classes: int | None = None,
-    shows: list[str] | None = None,
+    network: str = "timm/vit_tiny_patch16_224",
+    traits: dict[str, Any] | None = None,
+    count: int = 1,
 ) -> tuple[list[str], list[str]]:
-    """Return the sentences of the faults and warnings of a job whose teacher is a backbone."""
+    """Return the sentences of the faults and warnings of a job with so many backbones to teach."""
     spec = JobSpec.model_validate(
         {
             "name": "n",
@@ -333,8 +335,12 @@ def of_backbone(
                 "network": "retort/resnet8",
                 "initial": None if start_classes is None else "start@1",
             },
-            "teacher": "dino@1",
             "dataset": "data@1",
+            **(
+                {"teacher": "dino@1"}
+                if count == 1
+                else {"teachers": [f"dino@{number + 1}" for number in range(count)]}
+            ),
         }
     )
 
@@ -346,11 +352,16 @@ def of_backbone(
             classes=[str(label) for label in range(classes)],
             input=IMAGES,
             state="ready",
-            traits={"shows": shows or ["embedding", "stages"], "has_batch_norm": False},
+            traits={
+                "shows": ["embedding", "stages"],
+                "has_batch_norm": False,
+                **(traits or {}),
+            },
         )
 
     inputs = validation.JobInputs(
-        teacher=model("timm/vit_tiny_patch16_224", teacher_classes),
+        teacher=model(network, teacher_classes) if count == 1 else None,
+        several=tuple(model(network, 0) for _ in range(count)) if count > 1 else (),
         initial=None if start_classes is None else model("retort/resnet8", start_classes),
         dataset=tables.DatasetVersionRow(
             task="classification",
@@ -386,9 +397,22 @@ class TestBackbone:
         assert sentence in fault
 
     def test_whose_maps_are_unknown_is_refused_by_methods_of_maps(self) -> None:
-        [fault] = of_backbone({"name": "fitnet"}, shows=["embedding"])[0]
+        [fault] = of_backbone({"name": "fitnet"}, traits={"shows": ["embedding"]})[0]
         assert "needs feature maps of its stages" in fault
         assert fault.endswith("choose another teacher, or a method that compares embeddings")
+
+    def test_that_is_a_graph_is_refused_by_methods_of_maps_with_the_reason(self) -> None:
+        """As an inspection describes it; `test_inspection.py` has where that comes from."""
+        limits = "of a graph without classes, nothing but its embedding is read"
+        graph = {"shows": ["embedding"], "gives_gradients": False, "limits": limits}
+        [fault] = of_backbone({"name": "fitnet"}, network="retort/onnx", traits=graph)[0]
+        assert f"shows none ({limits}); choose another teacher, or a method" in fault
+        assert of_backbone({"name": "embedkd"}, network="retort/onnx", traits=graph)[0] == []
+
+    def test_is_alone(self) -> None:
+        [fault] = of_backbone({"name": "embedkd"}, count=2)[0]
+        assert "several teachers have logits in common, and no features" in fault
+        assert fault.endswith("; name one of them as teacher")
 
     def test_is_refused_in_another_task_with_a_way_out(self) -> None:
         [fault, *_] = of_backbone({"name": "fitnet"}, task="classification")[0]

@@ -219,6 +219,8 @@ class TestErrors:
             )
             assert result.exit_code == 2
             assert words in one_error(result)
+        result = run("upload", "teacher", "a", str(file), "--classes", "2", "--height", "8")
+        assert "--mean (or --pixels) and --std missing" in one_error(result)
         assert known.requests == []
 
 

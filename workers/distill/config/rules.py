@@ -1345,15 +1345,20 @@ def of_features(
     """Yield what a method wants to see of a network that the network does not show."""
     if network.shows is None:
         return
-    others = f", or a method that compares {'embeddings' if task in WITHOUT_CLASSES else 'logits'}"
+    others = f"a method that compares {'embeddings' if task in WITHOUT_CLASSES else 'logits'}"
+    field, way_out = field_of(role), f"choose another {role}"
+    if network.limits == teachers.SEVERAL_LIMITS:
+        field, way_out = "teachers", "name one of them as teacher"
+        others = f"choose {others}"
     for name in description.required_features(role, network.task):
         if name not in network.shows:
+            alone = task in WITHOUT_CLASSES and (name == "embedding" or field == "teachers")
             yield Violation(
-                field_of(role),
+                field,
                 "not_shown",
                 f"method {description.name} needs {FEATURES[name]}, and the {role} "
-                f"{network.reference} shows none{_because(network)}; choose another {role}"
-                f"{'' if task in WITHOUT_CLASSES and name == 'embedding' else others}",
+                f"{network.reference} shows none{_because(network)}; {way_out}"
+                f"{'' if alone else f', or {others}'}",
             )
 
 

@@ -72,6 +72,11 @@ class TestConvert:
         )
         assert labels_by_value(tmp_path, "test") == {30: 0, 31: 0, 32: 1, 33: 1}
 
+    def test_without_pictures(self, tmp_path: Path) -> None:
+        refusal = uploads.refused("images", tmp_path, {"a/notes.txt": b"x"}, task="classification")
+        assert refusal.refusal == "no_images"
+        assert "no pictures, but 1 ending in .txt; pictures end in .avif" in refusal.message
+
     def test_without_pictures_to_train_on(self, tmp_path: Path) -> None:
         files = pictures("test/", range(4))
         refusal = uploads.refused("images", tmp_path, files, task="classification")

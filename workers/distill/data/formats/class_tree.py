@@ -189,7 +189,7 @@ def find(root: Path) -> Found:
     """
     tree = scan(root)
     if not tree.total:
-        raise errors.UploadRefused("no_images", f"the archive has no pictures{_what_else(tree)}")
+        raise without_pictures(tree)
     splits, reasons = _find_splits(tree)
     if not splits:
         splits, reasons = _find_classes(tree)
@@ -578,10 +578,12 @@ def _kinds(files: Sequence[Path]) -> str:
     )
 
 
-def _what_else(tree: Folder) -> str:
+def without_pictures(tree: Folder) -> errors.UploadRefused:
+    """Return the refusal of an archive that has no pictures: what it has instead, and a way out."""
     others = tree.all_others()
-    if not others:
-        return ""
     packed = [file for file in others if file.suffix.lower() in (".zip", ".tar", ".gz", ".tgz")]
-    way_out = "; unpack the archives in it, and pack their files" if packed else ""
-    return f", but {_kinds(others)}{way_out}"
+    way_out = f"; pictures end in {', '.join(sorted(folders.PICTURE_SUFFIXES))}"
+    if packed:
+        way_out = "; unpack the archives in it, and pack their files"
+    but = f", but {_kinds(others)}" if others else ""
+    return errors.UploadRefused("no_images", f"the archive has no pictures{but}{way_out}")

@@ -33,7 +33,7 @@ def convert(
     root = upload.root
     pictures = folders.pictures(root)
     if not pictures:
-        raise errors.UploadRefused("no_images", "the archive has no pictures")
+        raise class_tree.without_pictures(class_tree.scan(root))
     classes, labelled, notes = _labelled(upload)
     used = {one.file for split in labelled.values() for one in split}
     given = {name: list(split) for name, split in labelled.items()}

@@ -76,7 +76,8 @@ def read(path: Path) -> Graph:
     except Exception as error:
         raise errors.UploadRefused(
             "unreadable",
-            f"{path.name} is no ONNX file that can be read ({type(error).__name__}: {error})",
+            f"{path.name} is no ONNX file that can be read ({type(error).__name__}: {error}); "
+            "export the network again, or upload its state dictionary as a model",
         ) from error
     if not proto.graph.node or not proto.opset_import:
         raise errors.UploadRefused(
