@@ -8,7 +8,7 @@ import gc
 import os
 import re
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -54,6 +54,7 @@ def share_compiled(connection: sa.Connection) -> None:
     connection.execution_options(compiled_cache=COMPILED.setdefault(kind, {}))
 
 
+MakeApp = Callable[[Settings], FastAPI]
 PROJECT = "laboratory"
 NOBODY_LISTENS = "redis://127.0.0.1:1/0"
 # Without this, rows would have to come and go in the order of their references.
@@ -418,38 +419,39 @@ def api_key(sessions: database.Sessions, project: tables.ProjectRow) -> str:
 
 
 @pytest.fixture(scope="session")
-def included_routes() -> dict[int, BaseRoute]:
-    """The included routes of the first application, by their places."""
-    return {}
-
-
-@pytest.fixture(scope="session")
 def openapi_document() -> dict[str, Any]:
     """The OpenAPI document of the first application; not to be changed."""
     return {}
 
 
-@pytest.fixture
-def app(
-    settings: Settings,
-    included_routes: dict[int, BaseRoute],
-    openapi_document: dict[str, Any],
-) -> FastAPI:
-    """The application, not started.
+@pytest.fixture(scope="session")
+def make_app(openapi_document: dict[str, Any]) -> MakeApp:
+    """Make applications, not started.
 
     FastAPI works out the parameters of all routes at an application's first request, and query
     parameters are checked by its document, each of which takes longer than most tests; what they
     have worked out holds nothing of the application, and is kept.
     """
-    made = create_app(settings)
-    if not openapi_document:
-        openapi_document |= made.openapi()
-    # FastAPI's own way to replace the document.
-    made.openapi = lambda: openapi_document  # type: ignore[method-assign]
-    for place, route in enumerate(made.router.routes):
-        if hasattr(route, "original_router"):
-            made.router.routes[place] = included_routes.setdefault(place, route)
-    return made
+    routes: dict[int, BaseRoute] = {}
+
+    def make(settings: Settings) -> FastAPI:
+        made = create_app(settings)
+        if not openapi_document:
+            openapi_document.update(made.openapi())
+        # FastAPI's own way to replace the document.
+        made.openapi = lambda: openapi_document  # type: ignore[method-assign]
+        for place, route in enumerate(made.router.routes):
+            if hasattr(route, "original_router"):
+                made.router.routes[place] = routes.setdefault(place, route)
+        return made
+
+    return make
+
+
+@pytest.fixture
+def app(settings: Settings, make_app: MakeApp) -> FastAPI:
+    """The application, not started."""
+    return make_app(settings)
 
 
 @pytest.fixture

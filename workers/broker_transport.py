@@ -15,7 +15,7 @@ class _QoS(redis.QoS):
     def ack(self, delivery_tag: str) -> None:
         """Acknowledge a message; whatever Redis answers, another one may be taken."""
         try:
-            super().ack(delivery_tag)  # type: ignore[no-untyped-call]  # kombu
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]  # no types in kombu
         except BaseException:
             # The message is delivered again after the visibility timeout, and each names a row
             # that says whether there is anything left to do.
@@ -25,7 +25,7 @@ class _QoS(redis.QoS):
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Refuse a message; whatever Redis answers, another one may be taken."""
         try:
-            super().reject(delivery_tag, requeue=requeue)  # type: ignore[no-untyped-call]  # kombu
+            super().reject(delivery_tag, requeue=requeue)  # type: ignore[no-untyped-call]  # no types in kombu
         except BaseException:
             self._quick_ack(delivery_tag)
             raise

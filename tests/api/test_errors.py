@@ -10,10 +10,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from api import errors as api_errors
-from api.app import create_app
 from models_registry import errors
 from models_registry.settings import Settings
 from tests import databases
+from tests.conftest import MakeApp
 
 
 def check(answer: Any, status: int, code: str) -> dict[str, Any]:
@@ -104,10 +104,10 @@ def raised(app: FastAPI, error: Exception) -> Any:
 @databases.SQLITE_ONLY
 class TestLostDatabase:
     def test_is_unavailable_and_not_a_fault_of_the_caller(
-        self, settings: Settings, tmp_path: Path
+        self, settings: Settings, tmp_path: Path, make_app: MakeApp
     ) -> None:
         nowhere = "postgresql+psycopg://retort@/retort?host=" + str(tmp_path)
-        app = create_app(settings.model_copy(update={"database_url": nowhere}))
+        app = make_app(settings.model_copy(update={"database_url": nowhere}))
         headers = {"authorization": f"Bearer ak_test_{'0' * 26}_{'0' * 64}"}
         with TestClient(app, headers=headers) as client:
             answer = client.get("/v1/jobs")

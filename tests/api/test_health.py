@@ -11,12 +11,12 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
-from api.app import create_app
 from api.queue import CeleryQueue
 from models_registry.persistence import database, outbox, tables
 from models_registry.persistence.storage import Storage
 from models_registry.settings import Settings
 from tests import databases, factories, services, waiting
+from tests.conftest import MakeApp
 from workers import celery_app
 
 
@@ -29,9 +29,9 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 class TestHealthz:
     @databases.SQLITE_ONLY
-    def test_asks_nobody(self, settings: Settings, tmp_path: Path) -> None:
+    def test_asks_nobody(self, settings: Settings, tmp_path: Path, make_app: MakeApp) -> None:
         nowhere = f"sqlite:///{tmp_path}/no/such/folder/x.sqlite3"
-        app = create_app(settings.model_copy(update={"database_url": nowhere}))
+        app = make_app(settings.model_copy(update={"database_url": nowhere}))
         with TestClient(app) as client:
             assert client.get("/healthz").json() == {"status": "alive"}
 
@@ -46,15 +46,17 @@ class TestReadyz:
         assert answer.json()["checks"]["broker"] == "cannot be reached"
         assert answer.json()["checks"]["database"] == "ok"
 
-    def test_is_ready_with_one(self, settings: Settings, redis_url: str) -> None:
-        app = create_app(settings.model_copy(update={"broker_url": redis_url}))
+    def test_is_ready_with_one(self, settings: Settings, redis_url: str, make_app: MakeApp) -> None:
+        app = make_app(settings.model_copy(update={"broker_url": redis_url}))
         with TestClient(app) as client:
             assert client.get("/readyz").json()["status"] == "ready"
 
     @databases.SQLITE_ONLY
-    def test_names_a_database_that_is_down(self, settings: Settings, tmp_path: Path) -> None:
+    def test_names_a_database_that_is_down(
+        self, settings: Settings, tmp_path: Path, make_app: MakeApp
+    ) -> None:
         nowhere = f"sqlite:///{tmp_path}/no/such/folder/x.sqlite3"
-        app = create_app(settings.model_copy(update={"database_url": nowhere}))
+        app = make_app(settings.model_copy(update={"database_url": nowhere}))
         with TestClient(app) as client:
             answer = client.get("/readyz")
         assert answer.status_code == 503
@@ -88,10 +90,10 @@ class TestReadyz:
 
     @databases.POSTGRES_ONLY
     def test_names_a_database_that_does_not_answer_within_two_seconds(
-        self, settings: Settings, database_url: str
+        self, settings: Settings, database_url: str, make_app: MakeApp
     ) -> None:
         with services.Line(database_url) as line:
-            app = create_app(settings.model_copy(update={"database_url": line.url}))
+            app = make_app(settings.model_copy(update={"database_url": line.url}))
             with TestClient(app) as client:
                 assert client.get("/readyz").status_code == 200
                 with line.silence():
@@ -120,9 +122,11 @@ def samples(text: str) -> dict[tuple[str, ...], float]:
 
 class TestMetrics:
     @databases.SQLITE_ONLY
-    def test_may_ask_for_a_token_of_the_operator(self, settings: Settings, api_key: str) -> None:
+    def test_may_ask_for_a_token_of_the_operator(
+        self, settings: Settings, api_key: str, make_app: MakeApp
+    ) -> None:
         closed = settings.model_copy(update={"metrics_token": SecretStr("between-us")})
-        with TestClient(create_app(closed)) as client:
+        with TestClient(make_app(closed)) as client:
             refused = client.get("/metrics", headers={"authorization": f"Bearer {api_key}"})
             assert refused.status_code == client.get("/metrics").status_code == 401
             assert "RETORT_METRICS_TOKEN" in refused.json()["detail"]
@@ -159,9 +163,11 @@ class TestMetrics:
         assert found[("retort_outbox_lag_seconds",)] >= 0
 
     @databases.SQLITE_ONLY
-    def test_survive_a_database_that_is_down(self, settings: Settings, tmp_path: Path) -> None:
+    def test_survive_a_database_that_is_down(
+        self, settings: Settings, tmp_path: Path, make_app: MakeApp
+    ) -> None:
         nowhere = f"sqlite:///{tmp_path}/no/such/folder/x.sqlite3"
-        app = create_app(settings.model_copy(update={"database_url": nowhere}))
+        app = make_app(settings.model_copy(update={"database_url": nowhere}))
         with TestClient(app) as client:
             client.get("/nowhere")
             assert "retort_http_request_seconds" in client.get("/metrics").text
@@ -176,10 +182,11 @@ class TestQueue:
         storage: Storage,
         project: tables.ProjectRow,
         api_key: str,
+        make_app: MakeApp,
     ) -> None:
         with sessions.begin() as session:
             factories.teacher(session, storage, project_id=project.id)
-        app = create_app(settings.model_copy(update={"broker_url": redis_url}))
+        app = make_app(settings.model_copy(update={"broker_url": redis_url}))
         with TestClient(app, headers={"authorization": f"Bearer {api_key}"}) as client:
             job_id = client.post("/v1/jobs", json=factories.spec(priority=5)).json()["id"]
         with celery_app.app.connection_for_read(redis_url) as connection:

@@ -24,12 +24,12 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 import retort
-from api.app import create_app
 from models_registry.artifacts import uploads
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import LocalStorage, Storage
 from models_registry.settings import Settings
 from tests import sending, services, serving, waiting
+from tests.conftest import MakeApp
 from tests.databases import SQLITE_ONLY
 
 MEBIBYTE = 2**20
@@ -129,9 +129,9 @@ class TestCreate:
         assert set(sending.faults(answer)) == {"/size_bytes"}
 
     def test_refuses_a_file_that_the_disk_has_no_room_for(
-        self, settings: Settings, api_key: str
+        self, settings: Settings, api_key: str, make_app: MakeApp
     ) -> None:
-        vast = create_app(settings.model_copy(update={"upload_max_bytes": 2**62}))
+        vast = make_app(settings.model_copy(update={"upload_max_bytes": 2**62}))
         with TestClient(vast, headers={"authorization": f"Bearer {api_key}"}) as client:
             answer = client.post(
                 "/v1/uploads", json={**sending.announcement(b"x"), "size_bytes": 2**60}

@@ -9,11 +9,11 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from api.app import create_app
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
 from models_registry.settings import Settings
 from tests import factories, federation_scenes, sending, services
+from tests.conftest import MakeApp
 from tests.databases import SQLITE_ONLY
 
 pytestmark = SQLITE_ONLY
@@ -117,7 +117,7 @@ class TestRequestsWithoutRedis:
 class TestRequests:
     @pytest.fixture
     def limited(
-        self, settings: Settings, api_key: str, tmp_path: Path
+        self, settings: Settings, api_key: str, tmp_path: Path, make_app: MakeApp
     ) -> Iterator[tuple[TestClient, TestClient]]:
         """Two api processes, as it were, over one Redis; three requests a minute."""
         with services.redis_server(tmp_path) as broker_url:
@@ -129,8 +129,8 @@ class TestRequests:
             headers = {"authorization": f"Bearer {api_key}"}
             config = settings.model_copy(update=changes)
             with (
-                TestClient(create_app(config), headers=headers) as first,
-                TestClient(create_app(config), headers=headers) as second,
+                TestClient(make_app(config), headers=headers) as first,
+                TestClient(make_app(config), headers=headers) as second,
             ):
                 yield first, second
 

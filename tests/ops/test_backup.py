@@ -11,13 +11,13 @@ import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
-from api.app import create_app
 from models_registry import backup
 from models_registry.jobs import actions, recovery
 from models_registry.persistence import database, tables
 from models_registry.persistence.storage import Storage
 from models_registry.settings import Settings
 from tests import factories, services
+from tests.conftest import MakeApp
 from tests.databases import SQLITE_ONLY
 
 
@@ -67,7 +67,12 @@ def restored_jobs(config: Settings) -> dict[str, tables.JobRow]:
 
 
 def test_every_listed_student_downloads_with_its_digest(
-    settings: Settings, elsewhere: Settings, students: list[str], api_key: str, tmp_path: Path
+    settings: Settings,
+    elsewhere: Settings,
+    students: list[str],
+    api_key: str,
+    tmp_path: Path,
+    make_app: MakeApp,
 ) -> None:
     made = backup.create(settings, tmp_path / "backup")
     assert made["copied"] == made["blobs"] >= 4
@@ -75,7 +80,7 @@ def test_every_listed_student_downloads_with_its_digest(
     shutil.rmtree(tmp_path / "storage")  # the old service is gone
     assert backup.restore(elsewhere, tmp_path / "backup")["copied"] == made["blobs"]
     headers = {"authorization": f"Bearer {api_key}"}
-    with TestClient(create_app(elsewhere), headers=headers) as client:
+    with TestClient(make_app(elsewhere), headers=headers) as client:
         assert client.get("/readyz").status_code == 200
         listed = client.get("/v1/models/digits-student/versions").json()["data"]
         assert len(listed) == len(students)

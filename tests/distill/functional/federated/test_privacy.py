@@ -3,7 +3,6 @@ from statistics import NormalDist
 
 import pytest
 import torch
-from scipy.optimize import brentq
 
 from workers.distill.functional.federated import privacy, soft_targets
 
@@ -13,6 +12,7 @@ def exact_epsilon(std: float, delta: float) -> float:
 
     Several releases are one whose std is divided by the square root of their number.
     """
+    from scipy.optimize import brentq  # takes every process that collects tests a second
 
     def excess(epsilon: float) -> float:
         cdf = NormalDist().cdf
