@@ -11,6 +11,7 @@ from workers.distill.config.result import (
     ParallelSummary,
     RunResult,
     RunWarning,
+    SizeScores,
     TeacherResult,
 )
 
@@ -46,6 +47,8 @@ WHOLE = RunResult(
     class_weights={"background": 1.4, "0": 9.0},
     labels=LabelSummary(labelled=9, unlabelled=32, scored_by={"test": "labels"}),
     parallel=ParallelSummary(devices=2, batch_size=64),
+    decode_threads=8,
+    scores_by_size=[SizeScores(height=224, width=224, scores={"accuracy": 0.91})],
     validation={"last": 0.8, "best": 0.9, "best_epoch": 1},
     federation={"clients": 2, "rounds": 3, "delivered": "server", "by_client": [{"name": "a"}]},
 )

@@ -60,6 +60,9 @@ class Staff:
                         {"epoch": 7, "score": 0.97, "path": None},
                         {"epoch": 5, "score": 0.96, "path": "epochs/epoch-0005.safetensors"},
                     ],
+                    "scores_by_size": [
+                        {"height": 224, "width": 224, "scores": {"accuracy": 0.975}}
+                    ],
                     "parameters": {"teacher": 1_234_567, "student": 78_042},
                 },
                 student=factories.new_version(

@@ -117,6 +117,15 @@ class TestWrite:
         assert "| baseline" not in text
         assert "360 images of the test split" in text
 
+    def test_scores_other_sizes_of_the_images(self) -> None:
+        sizes = [
+            {"height": side, "width": side, "scores": {"accuracy": score}}
+            for side, score in ((160, 0.8), (224, 0.825))
+        ]
+        text = card(result={**RESULT, "scores_by_size": sizes})
+        told = "its accuracy is: 160 x 160 pixels: 80.00%, 224 x 224 pixels: 82.50%."
+        assert f"In other sizes of the images, {told}" in text
+
     def test_tells_of_data_teacher_and_method_with_their_sources(self) -> None:
         text = card()
         assert "- Data set: `digits@1`, `sha256:bb`" in text

@@ -26,7 +26,7 @@ def gradients(made: nn.Module, step: int) -> None:
     made(images).square().mean().backward()
 
 
-def last_weight(made: nn.Sequential) -> nn.Parameter:
+def last_weight(made: nn.Sequential) -> torch.Tensor:
     last = made[3]
     assert isinstance(last, nn.Linear)
     return last.weight

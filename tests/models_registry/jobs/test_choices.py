@@ -92,6 +92,12 @@ class TestLabels:
         assert read.method.document["task_weight"] == 0.5
         assert not told(read)
 
+    @pytest.mark.parametrize(("name", "codes"), [("kd", ["small_labels"]), ("ce", [])])
+    def test_weigh_little_beside_a_teacher_with_a_mean_over_classes(
+        self, name: str, codes: list[str]
+    ) -> None:
+        assert told(document({"name": name}, {"task_loss": {"name": "bce"}})) == codes
+
     def test_are_told_of_in_a_spec_that_was_completed(self) -> None:
         completed = document({"name": "mlld"})
         again = document(completed.method.document, completed.training.document)

@@ -443,6 +443,7 @@ class TestWatch:
         assert "succeeded as digits-student@1" in result.stderr
         assert "The student matches the baseline." in result.stderr
         assert "other epochs are kept: 5 (96.00%); retort download" in result.stderr
+        assert "on images of 224 x 224 its accuracy is 97.50%" in result.stderr
 
     def test_explains_a_failure_and_ends_with_1(self, job, staff):
         lease = staff.start(job.id)

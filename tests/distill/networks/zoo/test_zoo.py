@@ -172,6 +172,16 @@ class TestCatalog:
         seen = shapes.measure(without_weights(name, classes=2, side=side))
         assert all(min(stage[1:]) >= 1 for stage in seen.stages)
 
+    @pytest.mark.parametrize("name", [*TABLE, "mlp", "convnet"])
+    def test_takes_images_of_another_size_where_the_catalog_says_so(self, name: str) -> None:
+        network = without_weights(name, classes=2, side=32).eval()
+        fits = True
+        try:
+            network(torch.zeros(1, 3, 40, 48, device="meta"))
+        except RuntimeError:
+            fits = False
+        assert fits == catalog.NETWORKS[f"retort/{name}"].takes_any_size
+
 
 # One of each family, as small as its arguments allow, at a size of image that is not the published.
 SMALL: dict[str, tuple[int, dict[str, object]]] = {
