@@ -9,7 +9,8 @@ on real photographs, the recipe `small_dense`, a teacher of width 24 with two bl
 student of width 8 with one. Each seed trains its own teacher; all rows of a seed share it, the
 student's start and the order of the images. `ce`, the student alone, is always there.
 Hyper-parameters are those that the service takes, with `balance: auto`; a row `a+b` combines two
-methods, and `rcka_classes` is the class term of densepcka alone.
+methods, `rcka_classes` is the class term of densepcka alone, and `densepcka_images` has a centred
+kernel for each image.
 
 Experiments: `detection` (FCOS), `distributions` (FCOS whose head predicts distributions over the
 sides of boxes, which method ld needs), `proposals` (Faster R-CNN) and `segmentation`. The recipe's
@@ -151,6 +152,13 @@ VARIANTS: dict[str, Json] = {
         "pcka_weight": 0,
         "transposed_weight": 0,
         "classes_weight": 10,
+    },
+    # A kernel for each image tells a segmenter's pictures apart, one for each class does not.
+    "densepcka_images": {
+        "name": "densepcka",
+        "axis": "batch",
+        "centered": True,
+        "transposed_weight": 0,
     },
 }
 """Rows that are a method with other hyper-parameters than its defaults."""

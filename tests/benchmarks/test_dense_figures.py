@@ -4,6 +4,7 @@ from typing import ClassVar
 import pytest
 
 from benchmarks import dense_figures
+from tests.distill.methods.dense import scenes as dense_scenes
 from workers.distill.config.job import JobConfig
 from workers.distill.data.builtin import digit_scenes
 from workers.distill.methods import catalog as methods
@@ -46,6 +47,15 @@ class TestRecipes:
             "densepcka",
             0,
             10,
+        )
+
+    @pytest.mark.parametrize("row", dense_figures.VARIANTS)
+    def test_of_a_variant_are_hyper_parameters_that_the_method_has(self, row):
+        choice = dense_figures.method_of(row)
+        assert dense_figures.VARIANTS[row].items() <= choice.items()
+        assert methods.build(
+            choice,
+            *(dense_scenes.segmenter(seed, 4) for seed in (1, 2)),
         )
 
     def test_of_a_sum_combine(self):

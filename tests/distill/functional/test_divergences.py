@@ -53,6 +53,14 @@ class TestScaledKLOfPixels:
         found = divergences.scaled_kl(*DENSE.pair(self.NAME), temperature=1.0, counted=counted)
         assert DENSE.close(found, DENSE.expected(self.NAME)["tau1_ignore_masked"])
 
+    def test_weighs_pixels_by_what_each_counts(self) -> None:
+        student, teacher = DENSE.pair(self.NAME)
+        weights = torch.arange(8, dtype=student.dtype).reshape(2, 2, 2) / 10
+        apart = (teacher.softmax(1) * (teacher.log_softmax(1) - student.log_softmax(1))).sum(1)
+        wanted = float((apart * weights).sum()) / 2.8
+        found = divergences.scaled_kl(student, teacher, temperature=1.0, counted=weights)
+        assert float(found) == pytest.approx(wanted, rel=1e-12)
+
     def test_is_zero_where_no_pixel_counts(self) -> None:
         student, teacher = DENSE.pair(self.NAME)
         student.requires_grad_()

@@ -119,6 +119,7 @@ class TestInterval:
             drawn.add(logits[chosen], masks[chosen])
             scores.append(segmentation_metrics.miou(drawn.confusion))
         found = counts.miou_interval()
+        assert found is not None
         assert found == pytest.approx(np.percentile(scores, [2.5, 97.5]), rel=1e-12)
         assert found[0] < segmentation_metrics.miou(counts.confusion) < found[1]
 

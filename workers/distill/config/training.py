@@ -439,8 +439,9 @@ class Training(Values):
         description="What a pixel of each class counts in the cross-entropy with the masks. none: "
         "all alike. auto: 1 / ln(1.02 + the class's share of the training pixels), from 1.4 to 50 "
         "(ENet, arXiv:1606.02147); rare classes are then found sooner, and a little too often. A "
-        "list has one weight a class, in the data set's order. Validation and test weigh nothing. "
-        "Segmentation only.",
+        "list has one weight a class, in the data set's order. Methods that imitate the teacher's "
+        "classes pixel by pixel (pixelkd, pixeldkd, and parts of skd and cirkd) weigh pixels the "
+        "same way. Validation and test weigh nothing. Segmentation only.",
     )
     pseudo_labels: PseudoLabels | None = Field(
         None,

@@ -32,12 +32,13 @@ def scaled_kl(
     teacher_logits: Float[Tensor, "N C *S"],
     *,
     temperature: float,
-    counted: Bool[Tensor, "N *S"] | None = None,
+    counted: Bool[Tensor, "N *S"] | Float[Tensor, "N *S"] | None = None,
 ) -> Float[Tensor, ""]:
     """Return temperature^2 * KL(teacher || student), averaged over images and positions.
 
     Units: nats times temperature squared, so that gradients keep their size (Hinton et al., 2015).
-    Only images and positions that are `counted` are averaged; None counts all.
+    `counted` says which images and positions are averaged, or what each of them counts; None counts
+    all alike.
     """
     apart = softened_kl(rows(student_logits), rows(teacher_logits), temperature=temperature)
     return temperature**2 * (apart.mean() if counted is None else mean_of(apart, counted))
@@ -66,11 +67,17 @@ def binary_kl(
     return temperature**2 * divergence
 
 
-def mean_of(values: Float[Tensor, " R"], counted: Bool[Tensor, "N *S"]) -> Float[Tensor, ""]:
-    """Return the mean of the values that are counted, or 0 without a gradient where none is."""
+def mean_of(
+    values: Float[Tensor, " R"], counted: Bool[Tensor, "N *S"] | Float[Tensor, "N *S"]
+) -> Float[Tensor, ""]:
+    """Return the mean of the values that are counted, or 0 without a gradient where none is.
+
+    `counted` may also be what each value counts, 0 or more; the mean is then the weighted one.
+    """
     # Multiplied, not selected: to select waits for the GPU.
     share = counted.flatten().to(values.dtype)
-    return (values * share).sum() / share.sum().clamp_min(1)
+    total = share.sum()
+    return (values * share).sum() / torch.where(total > 0, total, 1)
 
 
 def channel_kl(

@@ -122,23 +122,24 @@ def softened(
     *,
     temperature: float,
     counted: Bool[Tensor, "#sets P D"] | None = None,
+    set_weights: Float[Tensor, " sets"] | None = None,
 ) -> Float[Tensor, ""]:
     """Return temperature^2 * KL(teacher || student) of a patch's values, averaged over patches.
 
     Only values that are `counted` have a share in a patch's distribution; None counts all. Patches
-    without any are left out.
+    without any are left out. `set_weights` is what the patches of each set count; None: all alike.
     """
-    if counted is None:
-        return divergences.scaled_kl(
-            student_rows.flatten(0, 1), teacher_rows.flatten(0, 1), temperature=temperature
-        )
-    known = counted.expand_as(student_rows).flatten(0, 1)
-    one, other = (
-        torch.where(known, rows.flatten(0, 1), torch.finfo(rows.dtype).min / 4)
-        for rows in (student_rows, teacher_rows)
-    )
-    apart = divergences.softened_kl(one, other, temperature=temperature)
-    return temperature**2 * divergences.mean_of(apart, known.any(1))
+    one, other = student_rows, teacher_rows
+    shares = one.new_ones(one.shape[:2])
+    if counted is not None:
+        known = counted.expand_as(one)
+        smallest = torch.finfo(one.dtype).min / 4
+        one, other = (torch.where(known, rows, smallest) for rows in (one, other))
+        shares = known.any(2).to(one.dtype)
+    if set_weights is not None:
+        shares = shares * set_weights[:, None]
+    apart = divergences.softened_kl(one.flatten(0, 1), other.flatten(0, 1), temperature=temperature)
+    return temperature**2 * divergences.mean_of(apart, shares)
 
 
 def standardized(

@@ -68,11 +68,12 @@ def boxes_batch(*images: list[list[float]], size: tuple[int, int] = (32, 32)) ->
     return Batch(images=black, labels=labels, index=torch.arange(len(rows)))
 
 
-def batch(masks: Any) -> Batch:
-    """Return a batch of black pictures with these masks."""
+def batch(masks: Any, class_weights: torch.Tensor | None = None) -> Batch:
+    """Return a batch of black pictures with these masks, and what their classes count."""
     labels = torch.as_tensor(masks)
     images = torch.zeros(len(labels), 1, *labels.shape[1:], dtype=torch.uint8)
-    return Batch(images=images, labels=labels, index=torch.arange(len(labels)))
+    index = torch.arange(len(labels))
+    return Batch(images=images, labels=labels, index=index, class_weights=class_weights)
 
 
 def terms(
@@ -82,6 +83,7 @@ def terms(
     masks: Any = MASKS,
     *,
     finals: tuple[torch.Tensor, torch.Tensor] | None = None,
+    class_weights: torch.Tensor | None = None,
 ) -> Terms:
     """Return a method's terms for these logits, and last maps of equally many channels."""
     method = catalog.build(choice, segmenter(1, 4), segmenter(2, 4))
@@ -89,7 +91,7 @@ def terms(
     return method.terms(
         scenes.features(student, final=ours),
         scenes.features(teacher, final=theirs),
-        batch(masks),
+        batch(masks, class_weights),
         scenes.MOMENT,
     )
 

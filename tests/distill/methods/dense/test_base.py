@@ -51,6 +51,71 @@ class TestResolution:
         assert torch.allclose(found["task"], F.cross_entropy(full, masks))
 
 
+class TestPixelWeights:
+    WEIGHTS = torch.tensor([1.5, 4.0, 20.0])
+
+    @pytest.mark.parametrize(
+        "choice",
+        [
+            {"name": "pixelkd"},
+            {"name": "pixelkd", "temperature": 4},
+            {"name": "pixeldkd"},
+            {"name": "skd"},
+            {"name": "cirkd", **WITHOUT_MEMORIES},
+        ],
+    )
+    def test_are_those_of_the_classes_in_the_loss_of_the_labels(
+        self, choice: dict[str, Any]
+    ) -> None:
+        student, teacher = DENSE.pair("pixel_kd_2x3x2x2")
+        term = next(name for name in scenes.terms(choice, student, teacher) if name != "task")
+        each = []
+        for index in range(8):
+            masks = torch.full((2, 2, 2), 255)
+            labels = torch.tensor(scenes.MASKS)
+            masks.view(-1)[index] = labels.view(-1)[index]
+            weight = float(self.WEIGHTS[label]) if (label := int(masks.view(-1)[index])) < 3 else 0
+            each.append((weight, float(scenes.terms(choice, student, teacher, masks)[term])))
+        wanted = sum(weight * loss for weight, loss in each) / sum(weight for weight, _ in each)
+        found = scenes.terms(choice, student, teacher, class_weights=self.WEIGHTS)[term]
+        assert float(found) == pytest.approx(wanted, rel=1e-6)  # weights are float32
+
+    def test_of_pixels_without_a_label_are_those_of_the_teachers_classes(self) -> None:
+        student, teacher = DENSE.pair("pixel_kd_2x3x2x2")
+        choice = {"name": "pixelkd", "only_labelled": False}
+        likely, ours = teacher.softmax(1), student.softmax(1)
+        known = torch.tensor(scenes.MASKS)
+        expected = (likely * self.WEIGHTS[:, None, None]).sum(1)
+        weights = torch.where(known == 255, expected, self.WEIGHTS[known.clamp(max=2)])
+        apart = (likely * (likely / ours).log()).sum(1)
+        found = scenes.terms(choice, student, teacher, class_weights=self.WEIGHTS)["pixelkd"]
+        wanted = float((apart * weights).sum() / weights.sum())
+        assert float(found) == pytest.approx(wanted, rel=1e-6)
+
+    def test_of_equal_size_change_nothing(self) -> None:
+        pair = DENSE.pair("pixel_kd_2x3x2x2")
+        choices: list[dict[str, Any]] = [
+            {"name": "pixelkd"},
+            {"name": "pixelkd", "patch": 2},
+            {"name": "pixeldkd"},
+        ]
+        for choice in choices:
+            one, other = (
+                scenes.terms(choice, *pair, class_weights=weights)
+                for weights in (None, torch.full((3,), 7.0))
+            )
+            assert torch.allclose(one[choice["name"]], other[choice["name"]], rtol=1e-6)
+
+    def test_of_patches_are_those_of_the_class_whose_map_is_cut(self) -> None:
+        student, teacher = DENSE.pair("pixel_kd_2x3x2x2")
+        choice = {"name": "pixelkd", "patch": 2, "only_labelled": False}
+        chances = [each.movedim(1, 0).flatten(1).softmax(1) for each in (student, teacher)]
+        apart = (chances[1] * (chances[1] / chances[0]).log()).sum(1)
+        found = scenes.terms(choice, student, teacher, class_weights=self.WEIGHTS)["pixelkd"]
+        wanted = float((apart * self.WEIGHTS).sum() / self.WEIGHTS.sum())
+        assert float(found) == pytest.approx(wanted, rel=1e-6)
+
+
 class TestPixelLabels:
     def test_pixels_without_a_label_have_class_0_and_do_not_count(self) -> None:
         method = catalog.build({"name": "cwd"}, scenes.segmenter(1, 4), scenes.segmenter(2, 4))

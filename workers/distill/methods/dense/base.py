@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import ClassVar
 
+import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor, nn
 
@@ -73,6 +74,24 @@ class DenseMethod(SupervisedMethod):
         known = labels != dataset.IGNORE_INDEX
         return labels * known, known
 
+    def pixel_weights(
+        self, batch: Batch, teacher_logits: Float[Tensor, "N C h w"], *, only_labelled: bool = True
+    ) -> Bool[Tensor, "N h w"] | Float[Tensor, "N h w"]:
+        """Return which pixels count, or what each counts where classes have weights.
+
+        A pixel counts what its class does in the loss of the labels. One without a label counts
+        nothing, or, unless `only_labelled`, what the teacher's classes of it count on average.
+        """
+        labels, known = self.pixel_labels(batch, teacher_logits)
+        weights = batch.class_weights
+        if weights is None:
+            return known if only_labelled else torch.ones_like(known)
+        found = weights[labels]
+        if only_labelled:
+            return found * known
+        expected = teacher_logits.softmax(1).movedim(1, 3) @ weights.to(teacher_logits.dtype)
+        return torch.where(known, found, expected)
+
     def pixel_kl(
         self,
         student: Features,
@@ -84,15 +103,14 @@ class DenseMethod(SupervisedMethod):
     ) -> Float[Tensor, ""]:
         """Return temperature^2 * KL(teacher || student) of a pixel's classes, the mean of pixels.
 
-        Pixels without a label are left out, or count as all others do.
+        Pixels count as `pixel_weights` says.
         """
         student_logits, teacher_logits = self.class_maps(student, teacher)
-        _, known = self.pixel_labels(batch, student_logits)
         return divergences.scaled_kl(
             student_logits,
             teacher_logits,
             temperature=temperature,
-            counted=known if only_labelled else None,
+            counted=self.pixel_weights(batch, teacher_logits, only_labelled=only_labelled),
         )
 
 

@@ -6,11 +6,12 @@ the batch, its own among them, and to memories of earlier images: of single posi
 Memories hold the teacher's vectors; a trained projector brings the student's to its width.
 
 Source: Yang et al., CVPR 2022, arXiv:2204.06986, equations 3 to 14.
-Differs: pixels without a label are left out of the imitation, and of what meets the memories. Maps
-are pooled (average) by 2, as the authors' code can, or by more where more than 256 positions would
-remain: memory grows with the square of batch and positions. The authors meet the memories with maps
-that are not pooled. Their memory of positions is 20,000 a class; as a checkpoint holds it, 2,000 is
-the default here, still more than are compared in a step.
+Differs: pixels without a label are left out of the imitation, and of what meets the memories; with
+`training.class_weights` a pixel counts in the imitation what its class does in the loss of the
+labels. Maps are pooled (average) by 2, as the authors' code can, or by more where more than 256
+positions would remain: memory grows with the square of batch and positions. The authors meet the
+memories with maps that are not pooled. Their memory of positions is 20,000 a class; as a checkpoint
+holds it, 2,000 is the default here, still more than are compared in a step.
 Checked against: winycg/CIRKD, losses/cirkd_mini_batch.py and losses/cirkd_memory.py (projector,
 what enters the memories, what is drawn from them).
 """

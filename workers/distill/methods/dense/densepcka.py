@@ -13,7 +13,10 @@ batch has too few, and a kernel of all logits of an image with each other, which
 here classes are the channels of the patch-based loss. Losses are 1 - CKA, not -CKA. Patches are
 smaller than 16x16 where maps are too small for 16 of them, since few patches are alike whatever the
 features are; maps of fewer than 2 patches (3 if centred) give 0. A class whose logits are 0
-everywhere counts as not aligned, without a gradient, where the released code divides 0 by 0.
+everywhere counts as not aligned, without a gradient, where the released code divides 0 by 0. On a
+segmenter's logits the defaults did harm where they were measured (docs/measurements.md): a kernel
+for each class does not tell images apart; `axis` batch, `centered` and a `transposed_weight` of 0
+helped.
 Checked against: Klayand/PCKA, released code (published values of the patch-based loss).
 """
 

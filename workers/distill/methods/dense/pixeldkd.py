@@ -6,7 +6,8 @@ among all other classes have their own weights.
 Source: Zhao et al., CVPR 2022, arXiv:2203.08679, equations 5 to 7.
 Differs: the paper has classification and detection only; the default weights and temperature are
 those of its detectors (megvii-research/mdistiller, detection). Pixels without a label have no true
-class and are left out.
+class and are left out. Where `training.class_weights` weigh the classes in the loss of the labels,
+a pixel counts here what its class does there; without them all count alike.
 """
 
 from workers.distill.data.types import Batch
@@ -34,7 +35,8 @@ class PixelDKD(base.DenseMethod):
         """Return the task term and the decoupled divergence, with its warm-up."""
         params = self.params
         student_logits, teacher_logits = self.class_maps(student, teacher)
-        labels, known = self.pixel_labels(batch, student_logits)
+        labels, _ = self.pixel_labels(batch, student_logits)
+        counted = self.pixel_weights(batch, teacher_logits)
         divergence = divergences.decoupled_kl(
             rows(student_logits),
             rows(teacher_logits),
@@ -46,5 +48,5 @@ class PixelDKD(base.DenseMethod):
         weight = moment.ramp(params.warmup_epochs)
         return {
             **self.task(student, batch),
-            "pixeldkd": weight * divergences.mean_of(divergence, known),
+            "pixeldkd": weight * divergences.mean_of(divergence, counted),
         }

@@ -8,7 +8,11 @@ Source: Hinton et al., 2015, arXiv:1503.02531, equation 1, on the pixels of Liu 
 arXiv:1903.04197; Zhou et al., IJCAI 2024, arXiv:2401.11824, for patches.
 Differs: averaged over pixels and images; Liu et al. divide by the pixels of one image alone, so
 their weight of 10 belongs to a sum over the batch. The default weight and temperature are those of
-winycg/CIRKD.
+winycg/CIRKD. Where `training.class_weights` weigh the classes in the loss of the labels, a pixel
+counts here what its class does there, else imitating the commonest class undoes what the weights
+do; with `patch`, the maps of a class count so; a pixel without a label (`only_labelled` false)
+counts what the teacher's probabilities of its classes come to. Without class weights all count
+alike, as published.
 """
 
 from jaxtyping import Float
@@ -72,4 +76,9 @@ class PixelKD(DenseMethod):
             height, width = known.shape[1:]
             resized = maps.nearest(known.byte(), patches.padded_size(height, width, side=side))
             counted = patches.patch_rows(resized[:, None].float(), side=side) > 0
-        return patches.softened(*cut, temperature=self.params.temperature, counted=counted)
+        return patches.softened(
+            *cut,
+            temperature=self.params.temperature,
+            counted=counted,
+            set_weights=batch.class_weights,
+        )

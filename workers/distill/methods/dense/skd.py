@@ -6,12 +6,13 @@ positions, squared. A third, adversarial part ("holistic") lets a critic learn t
 maps of classes from the teacher's, and the student to deceive it.
 
 Source: Liu et al., CVPR 2019, arXiv:1903.04197, sections 3.1 to 3.3.
-Differs: the first part is averaged over pixels and images, without pixels that have no label; the
-authors divide by the pixels of one image. They pool maps to 2x2 positions; winycg/CIRKD pools by 2,
-which is the default here, or more where more than 1024 positions would remain. The third part is
-off unless asked for (the authors' weight is 0.1): the student's optimizer trains the critic in the
-same step, where the authors alternate with an Adam of its own, and the usual rates of SGD are too
-high for it. The critic sees probabilities, as the paper's condition on the image is not in the
+Differs: the first part is averaged over pixels and images, without pixels that have no label, and
+with `training.class_weights` a pixel counts in it what its class does in the loss of the labels;
+the authors divide by the pixels of one image. They pool maps to 2x2 positions; winycg/CIRKD pools
+by 2, which is the default here, or more where more than 1024 positions would remain. The third part
+is off unless asked for (the authors' weight is 0.1): the student's optimizer trains the critic in
+the same step, where the authors alternate with an Adam of its own, and the usual rates of SGD are
+too high for it. The critic sees probabilities, as the paper's condition on the image is not in the
 released code either, of maps of at most 64 pixels a side, and has no spectral norm.
 Checked against: winycg/CIRKD, losses/skd.py (the pair-wise part);
 irfanICMLL/structure_knowledge_distillation, networks/sagan_models.py (the critic's layers).
