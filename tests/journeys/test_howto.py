@@ -1,8 +1,9 @@
-"""The commands of how-to pages run as they are printed, in order, on small data.
+"""The commands of the how-to pages and of the README run as they are printed, on small data.
 
 Files are named as the pages name them. Specs are those of `examples/`, trained for an epoch or a
-round: what is tried is that commands, names and files fit together, not what is learned. The
-commands of `docs/start.md` are those of the README, which `test_readme.py` runs.
+round: what is tried is that commands, names and files fit together, not what is learned. Those of
+the README are those of `docs/start.md` too; `test_readme.py` runs the first of them on the examples
+as they are.
 """
 
 import os
@@ -10,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,32 +21,55 @@ import onnx
 import pytest
 import safetensors.torch
 import timm
+import torch
 import yaml
 from onnx import helper
+from PIL import Image
 
 from retort import types
 from retort.client import Client
 from tests.contracts import source, test_site
+from tests.journeys import test_detection
 from tests.journeys.stacks import ON_EMBEDDED, PATIENCE_SECONDS, Stack
 from workers.distill.data.builtin import digits
 
-pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 HOW_TO = source.ROOT / "docs/how-to"
-# Each may need what those before it have made.
-PAGES = ("your-teacher", "few-labels", "no-data", "parties")
+README = "README"
+# Each may need what those before it have made: `ship` a student of the digits, `your-images` a
+# teacher of two classes.
+PAGES = (
+    README,
+    "ship",
+    "your-teacher",
+    "your-images",
+    "few-labels",
+    "no-data",
+    "backbones",
+    "detectors",
+    "parties",
+)
 WITHOUT_COMMANDS = {"deploy", "devices"}
-# They train on pictures of hundreds of pixels, or export several times, which takes minutes:
-# `test_site.py` parses their commands, and other journeys do the same with smaller files.
-LONG = {"your-images", "backbones", "detectors", "ship"}
 RUN = re.compile(r"^(?:\w+=\S+ )*(?:retort|python -m) [^#\n]*", re.MULTILINE)
 PARTIES = ("north", "south")
 TINY = {"widths": [4, 4, 8, 16]}
+TINY_DETECTORS = {
+    "detector-alone": test_detection.TEACHER,
+    "detector-mimic": test_detection.STUDENT,
+}
+# `upload model` of the README names this network, whose weights come from `digits-alone`.
+WHOLE = "retort/resnet8x4"
+EXPORTED = "digits-dkd"
+"""Its student leaves as int8, which must lose little of what it has learned."""
 
 
 def lines(page: str) -> list[str]:
     """Return the command lines of a page's blocks, continued lines joined."""
-    text = (HOW_TO / f"{page}.md").read_text()
+    if page == README:
+        text = source.text(Path("README.md")).split("<!-- --8<-- [start:start] -->")[1]
+    else:
+        text = (HOW_TO / f"{page}.md").read_text()
     blocks = test_site.BLOCK.findall(text)
     return [line.strip() for block in blocks for line in RUN.findall(block.replace("\\\n", " "))]
 
@@ -53,6 +78,8 @@ def shrunk(spec: dict[str, Any]) -> dict[str, Any]:
     """Return a spec that trains for an epoch or a round, with a small student."""
     method = spec["method"]
     training = {**spec.get("training", {}), "epochs": 1}
+    if spec["name"] == EXPORTED:
+        training["epochs"] = 6
     if "federation" in method:
         federation = method["federation"]
         rounds = {} if federation["clients"] == "remote" else {"clients": 2, "rounds": 1}
@@ -65,16 +92,34 @@ def shrunk(spec: dict[str, Any]) -> dict[str, Any]:
         least = {"steps": 1, "student_steps": 1, "warmup_calls": 1}
         method = {**method, "synthesis": {**method["synthesis"], **least}}
     student = spec["student"]
-    if student["network"].startswith("retort/resnet"):
+    if student["network"].startswith("retort/resnet") and student["network"] != WHOLE:
         student = {**student, "arguments": TINY}
+    # A ViT looks at pictures of 224 pixels: a few of them, not all of the digits.
+    dataset = {"dataset": "pets@latest"} if spec.get("task") == "embedding" else {}
     return {
         **spec,
-        "student": student,
+        **dataset,
+        "student": {**student, **TINY_DETECTORS.get(spec["name"], {})},
         "method": method,
         "training": training,
         "baseline": False,
-        "report": False,
+        "report": spec["name"] == EXPORTED,
     }
+
+
+def shrunk_study(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return a study of few jobs, each of them short."""
+    training = {**spec["training"], "epochs": 2}
+    methods = [
+        {**one, **({"warmup_epochs": 1} if "warmup_epochs" in one else {})}
+        for one in spec["methods"]
+    ]
+    if "search" not in spec:
+        methods = methods[-1:]
+        return {**spec, "methods": methods, "training": training, "seeds": [0]}
+    pruning = {**spec["search"]["pruning"], "min_epochs": 1}
+    search = {**spec["search"], "trials": 2, "confirm_seeds": 1, "pruning": pruning}
+    return {**spec, "methods": methods, "training": training, "search": search}
 
 
 def graph(path: Path) -> None:
@@ -116,28 +161,63 @@ def party(path: Path, seed: int) -> None:
     np.savez(path, x_train=images[chosen].numpy(), y_train=labels[chosen].numpy())
 
 
+def pictures(path: Path, *, each: int) -> None:
+    """Write an archive with a folder of pictures for each class, of several sizes."""
+    draw = np.random.default_rng(0)
+    picture = path.with_name("picture.png")
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("cat", "dog"):
+            for number in range(each):
+                pixels = draw.integers(0, 256, (100 + number, 120, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(picture)
+                archive.write(picture, f"{name}/{number}.png")
+
+
+def write(path: Path, spec: dict[str, Any]) -> None:
+    """Write a spec."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(spec, sort_keys=False))
+
+
+def write_examples(folder: Path) -> None:
+    """Write the examples, small ones."""
+    for path in (source.ROOT / "examples").rglob("*.yaml"):
+        spec = yaml.safe_load(path.read_text())
+        spec = shrunk_study(spec) if "methods" in spec else shrunk(spec)
+        write(folder / path.relative_to(source.ROOT), spec)
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the reader works: with the files that the pages speak of, and small examples."""
-    made = tmp_path_factory.mktemp("reader")
-    (made / "examples").mkdir()
-    for path in (source.ROOT / "examples").glob("*.yaml"):
-        spec = shrunk(yaml.safe_load(path.read_text()))
-        (made / "examples" / path.name).write_text(yaml.safe_dump(spec, sort_keys=False))
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Where the reader works on each page: in a checkout, then beside files of their own."""
+    checkout, made = (tmp_path_factory.mktemp(name) for name in ("checkout", "reader"))
+    for folder in (checkout, made):
+        write_examples(folder)
+    # The reader's own spec, for pictures of the reader's own.
+    student = {"network": "retort/resnet8", "arguments": TINY}
+    own = {"name": "own", "student": student, "dataset": "photos@latest", "method": {"name": "ce"}}
+    write(made / "job.yaml", {**own, "report": False})
     teacher = timm.create_model("resnet18", num_classes=2)
     safetensors.torch.save_file(teacher.state_dict(), made / "teacher.safetensors")
     graph(made / "teacher.onnx")
     answers(made / "answers.npz")
+    pictures(made / "pets.zip", each=10)
+    pictures(made / "photos.zip", each=6)
+    backbone = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    torch.save(backbone.state_dict(), made / "vit.pth")
+    test_detection.archive(made / "street.zip")
     for seed, name in enumerate(PARTIES):
         party(made / f"{name}.npz", seed)
-    return made
+    return {page: checkout if page == README else made for page in PAGES}
 
 
 class Reader:
     """Somebody who types the commands, and fills in what the pages leave open."""
 
-    def __init__(self, stack: Stack, retort: Client, folder: Path) -> None:
-        self.stack, self.retort, self.folder = stack, retort, folder
+    def __init__(self, stack: Stack, retort: Client) -> None:
+        self.stack, self.retort = stack, retort
+        self.others = {job.id for job in retort.jobs.list()}
+        """Jobs of other journeys with the same service."""
         self.keys: list[str] = []
         self.failed: list[str] = []
         """What went wrong, by line: all of it is told at once."""
@@ -150,6 +230,13 @@ class Reader:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(source.ROOT),
         }
+
+    def read(self, page: str, folder: Path) -> None:
+        """Run the lines of a page in a folder, to their end."""
+        self.folder = folder
+        for line in lines(page):
+            self.type(line)
+        self.finish()
 
     def type(self, line: str) -> None:
         """Run a line; each party runs its own."""
@@ -165,12 +252,18 @@ class Reader:
         self.keys += re.findall(r"ck_\w+", said)
 
     def finish(self) -> None:
-        """Wait for the parties."""
+        """Wait for the parties, and for jobs that were submitted without waiting for them."""
         for client in self.clients:
             _, told = client.communicate(timeout=PATIENCE_SECONDS)
             if client.returncode != 0:
                 self.failed.append(told[-3000:])
         self.clients.clear()
+        for job in self.retort.jobs.list():
+            if job.id in self.others:
+                continue
+            ended = self.retort.jobs.wait(job.id, timeout=PATIENCE_SECONDS)
+            if ended.state != "succeeded":
+                self.failed.append(f"{ended.name}: {ended.state}, {ended.failure}")
 
     def _start(self, line: str) -> subprocess.Popen[str]:
         words = shlex.split(self._filled(line))
@@ -198,8 +291,8 @@ class Reader:
 
 
 @pytest.fixture
-def reader(stack: Stack, retort: Client, folder: Path) -> Iterator[Reader]:
-    made = Reader(stack, retort, folder)
+def reader(stack: Stack, retort: Client) -> Iterator[Reader]:
+    made = Reader(stack, retort)
     yield made
     for client in made.clients:
         client.kill()
@@ -209,18 +302,16 @@ def reader(stack: Stack, retort: Client, folder: Path) -> Iterator[Reader]:
 class TestPages:
     def test_with_commands_are_all_here(self) -> None:
         written = {path.stem for path in HOW_TO.glob("*.md")}
-        assert written == {*PAGES, *WITHOUT_COMMANDS, *LONG}
+        assert {*written, README} == {*PAGES, *WITHOUT_COMMANDS}
         assert not any(lines(page) for page in WITHOUT_COMMANDS)
-        assert all(lines(page) for page in (*PAGES, *LONG))
+        assert all(lines(page) for page in PAGES)
 
 
 @ON_EMBEDDED
 class TestCommands:
-    def test_run_in_order_as_printed(self, reader: Reader) -> None:
+    def test_run_in_order_as_printed(self, reader: Reader, folders: dict[str, Path]) -> None:
         for page in PAGES:
-            for line in lines(page):
-                reader.type(line)
-            reader.finish()
+            reader.read(page, folders[page])
         assert not reader.failed, "\n\n".join(reader.failed)
         for name in PARTIES:
             assert (reader.folder / f"client-{name}" / "model.safetensors").is_file(), name

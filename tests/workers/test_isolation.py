@@ -20,7 +20,7 @@ from tests.workers import attacker, scenes, talking_ranks
 from workers import isolation
 from workers.engine_launcher import EngineLauncher
 from workers.engine_process import EngineProcess
-from workers.isolated_process import IsolationPlan
+from workers.isolated_process import LOOPBACK, IsolationPlan
 from workers.isolation import Isolation
 
 pytestmark = pytest.mark.skipif(
@@ -270,5 +270,5 @@ class TestRanks:
         )
         steps, why_alone = json.loads(done.stdout.splitlines()[-1])
         assert "network_namespace" not in steps
-        assert isolation.LOOPBACK not in steps
+        assert LOOPBACK not in steps
         assert "no network namespace" in why_alone
