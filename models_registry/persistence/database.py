@@ -24,7 +24,6 @@ from sqlalchemy.orm import (
     make_transient_to_detached,
     sessionmaker,
 )
-from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.types import TypeDecorator
 
 Sessions = sessionmaker[Session]
@@ -32,8 +31,6 @@ Query = TypeVar("Query", bound=sa.Select[Any])
 _DISK_FULL = "53100"  # PostgreSQL's code of the error
 # Longer than the server's own limit, whose error tells more than a silence.
 _NETWORK_SECONDS = 2.0
-# A connection that was used so short a time ago is not asked whether it still is one.
-_IDLE_SECONDS = 1.0
 # Goes on while the machine sleeps, where the system has such a clock.
 _ELAPSED = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -104,6 +101,7 @@ def connect(
         hide_parameters=True,  # they hold secrets of webhooks, and errors are logged
         pool_size=pool_size,
         max_overflow=pool_size,
+        pool_pre_ping=True,
         json_deserializer=pydantic_core.from_json,  # half the time of Python's own
         # A request waits no longer for a connection than for an answer over one.
         pool_timeout=answer_seconds,
@@ -127,23 +125,7 @@ def connect(
         connection.answer_seconds = answer_seconds
         return connection
 
-    event.listen(engine, "checkin", _note_use)
-
-    @event.listens_for(engine, "checkout")
-    def try_idle(connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
-        used_at = record.info.get(_note_use)
-        if used_at is None or time.monotonic() - used_at < _IDLE_SECONDS:
-            return
-        try:
-            engine.dialect.do_ping(connection)
-        except psycopg.Error as error:
-            raise sa.exc.DisconnectionError(str(error)) from error  # the pool opens another one
-
     return engine
-
-
-def _note_use(_connection: Any, record: ConnectionPoolEntry) -> None:
-    record.info[_note_use] = time.monotonic()
 
 
 class _LimitedConnection(psycopg.Connection[Any]):

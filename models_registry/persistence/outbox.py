@@ -87,7 +87,7 @@ def relay(
 
 
 @dataclass(frozen=True)
-class _Message:
+class _ClaimedMessage:
     """What is published of a row, and where it stands in the order."""
 
     id: int
@@ -99,7 +99,9 @@ class _Message:
     created_at: datetime
 
 
-def _claim(sessions: database.Sessions, claim: timedelta) -> tuple[list[_Message], datetime | None]:
+def _claim(
+    sessions: database.Sessions, claim: timedelta
+) -> tuple[list[_ClaimedMessage], datetime | None]:
     """Claim the next batch, and return it with the time at which the claim expires, if any."""
     with database.one_statement(sessions) as session:
         if session.get_bind().dialect.name == "postgresql":
@@ -107,7 +109,7 @@ def _claim(sessions: database.Sessions, claim: timedelta) -> tuple[list[_Message
         else:
             now = database.now(session)
             found = session.execute(_CLAIM, {"now": now, "expires_at": now + claim}).all()
-    messages = [_Message(*columns) for *columns, _ in found]
+    messages = [_ClaimedMessage(*columns) for *columns, _ in found]
     # No database says in which order it returns what it has changed.
     messages.sort(key=lambda message: (-message.priority, message.id))
     return messages, found[0][-1] if found else None
@@ -129,7 +131,7 @@ def _claiming(
         .with_for_update(skip_locked=True)
         .cte("free")
     )
-    columns = [getattr(row, field.name) for field in fields(_Message)]
+    columns = [getattr(row, field.name) for field in fields(_ClaimedMessage)]
     claimed = sa.update(row).where(row.id.in_(sa.select(free.c.id)))
     return (
         claimed.values(claim_expires_at=expires_at)
@@ -148,10 +150,10 @@ _NOW = sa.func.statement_timestamp(type_=database.UTCDateTime())
 _CLAIM_BY_SERVER = _claiming(_NOW, _NOW.op("+")(sa.bindparam("claim", type_=sa.Interval())))
 
 
-def _traced(send: Send, tracer: Tracer) -> Callable[[_Message], None]:
+def _traced(send: Send, tracer: Tracer) -> Callable[[_ClaimedMessage], None]:
     """Return what sends one message, in a span of the trace that the message belongs to."""
 
-    def send_one(message: _Message) -> None:
+    def send_one(message: _ClaimedMessage) -> None:
         span = tracer.begin(
             f"publish {message.task}",
             parent=message.traceparent,
@@ -175,8 +177,8 @@ def _traced(send: Send, tracer: Tracer) -> Callable[[_Message], None]:
 
 def _publish(
     sessions: database.Sessions,
-    send: Callable[[_Message], None],
-    messages: Sequence[_Message],
+    send: Callable[[_ClaimedMessage], None],
+    messages: Sequence[_ClaimedMessage],
     *,
     expires_at: datetime | None,
     stop_at: float,

@@ -203,20 +203,6 @@ class TestConnect:
         connection.close()
         silent.dispose()
 
-    @POSTGRES_ONLY
-    def test_tries_a_connection_that_was_idle(
-        self, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(database, "_IDLE_SECONDS", 0.0)
-        with engine.connect() as lost, engine.connect() as other:
-            number = lost.scalar(sa.text("SELECT pg_backend_pid()"))
-            lost.rollback()
-            lost.close()
-            other.execute(sa.text("SELECT pg_terminate_backend(:number)"), {"number": number})
-            for _ in range(2):
-                with engine.connect() as another:
-                    assert another.scalar(sa.text("SELECT pg_backend_pid()")) != number
-
     @SQLITE_ONLY
     def test_logs_ahead_on_sqlite(self, engine: sa.Engine) -> None:
         with engine.connect() as connection:
