@@ -19,6 +19,8 @@ class Offers(transport.Resource):
     def methods_for(self, spec: Mapping[str, object]) -> types.MethodRanking:
         """Return every method for a job's spec: those that fit first, best measured first.
 
+        Of those that fit, the ones that did harm where they were measured come last.
+
         The spec's own `method` and `baseline` do not matter.
         """
         rest = {key: value for key, value in spec.items() if key not in ("method", "baseline")}

@@ -17,8 +17,8 @@ class _QoS(redis.QoS):
         try:
             super().ack(delivery_tag)  # type: ignore[no-untyped-call]  # no types in kombu
         except BaseException:
-            # The message is delivered again after the visibility timeout, and each names a row
-            # that says whether there is anything left to do.
+            # It may be delivered again, as any message: each names a row, which says whether there
+            # is anything left to do, and maintenance announces what nobody has taken up.
             self._quick_ack(delivery_tag)
             raise
 

@@ -23,7 +23,9 @@ def index(wanted: PageDep) -> lists.ListRead[bodies.MethodRead]:
 def rank(
     request: ranking.MethodsRequest, caller: CallerDep, sessions: SessionsDep
 ) -> bodies.MethodsRanked:
-    """List every method for a job without its method: those that fit first, best measured first.
+    """List every method for a job without its method: those that fit first.
+
+    The best measured come first, and of those that fit the ones that did harm come last.
 
     Nothing is stored. A method fits if a job with it and its default hyper-parameters would be
     accepted; the others say why not.

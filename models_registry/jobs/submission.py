@@ -1,5 +1,6 @@
 """Submission: complete and check a spec, resolve its inputs, store the job."""
 
+import copy
 import dataclasses
 import json
 import re
@@ -9,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.orm import Session
 
 from models_registry import errors, ids, tracing
@@ -37,6 +39,8 @@ from models_registry.jobs.validation import JobInputs
 from models_registry.persistence import database, tables
 from models_registry.webhooks import deliveries
 from workers.distill.config import teachers
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,8 @@ def store(
             ready.append(job)
     messages = transitions.messages_of_new(ready, now)
     database.add_rows(session, [*jobs, *(one.event for one in occurred), *messages])
+    if ready:
+        log.info("jobs_queued", count=len(ready), job_ids=[job.id for job in ready])
     awaited = _awaited(inputs)
     for job, one in zip(jobs, new, strict=True):
         job_teachers.add(session, job.id, [row.id for row in inputs.several])
@@ -290,8 +296,7 @@ def _examine(session: Session, project_id: str, spec: JobSpec) -> Checked:
 class _Judgement:
     """What a spec without faults is completed with, and what its submitter should know.
 
-    It follows from the spec's parts and from inputs that never change; nobody changes the documents
-    either.
+    It follows from the spec's parts and from inputs that never change.
     """
 
     method: dict[str, Any]
@@ -382,7 +387,8 @@ def _completed(spec: JobSpec, inputs: JobInputs, judgement: _Judgement) -> JobSp
     initial = pinned.pop("initial", None)
     register_as = spec.student.register_as or student_name(spec.name)
     student = spec.student.model_copy(update={"register_as": register_as, "initial": initial})
-    fields = {"method": judgement.method, "training": judgement.training}
+    # Copies: a judgement serves other specs too.
+    fields = copy.deepcopy({"method": judgement.method, "training": judgement.training})
     return spec.model_copy(update={**fields, "student": student, **pinned})
 
 

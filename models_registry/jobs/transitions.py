@@ -105,8 +105,6 @@ def queue_new(job: tables.JobRow, *, message: str | None, at: datetime) -> table
 
 def messages_of_new(jobs: Sequence[tables.JobRow], now: datetime) -> list[tables.OutboxRow]:
     """Return the messages that tell workers of new jobs; the caller stores them with the jobs."""
-    if jobs:
-        log.info("jobs_queued", count=len(jobs), job_ids=[job.id for job in jobs])
     return [tables.OutboxRow(**_message(job), created_at=now) for job in jobs]
 
 

@@ -21,6 +21,7 @@ from sqlalchemy.orm import (
     DeclarativeBase,
     Session,
     SessionTransaction,
+    aliased,
     make_transient_to_detached,
     sessionmaker,
 )
@@ -202,7 +203,10 @@ def _note_clock(session: Session, moment: datetime) -> datetime:
 def first_with_clock(
     session: Session, query: sa.Select[Any], parameters: dict[str, Any]
 ) -> sa.Row[Any] | None:
-    """Return a query's first row, and ask in the same exchange what `now` answers from then on."""
+    """Return a query's first row, read anew, and its clock, in the same exchange.
+
+    `query` is of one kind of row; where it waits for a lock, the clock is that of its end.
+    """
     if session.get_bind().dialect.name == "sqlite":
         return session.execute(query, parameters).first()
     found = session.execute(_with_clock(query), parameters).first()
@@ -213,7 +217,10 @@ def first_with_clock(
 
 @functools.cache
 def _with_clock(query: sa.Select[Any]) -> sa.Select[Any]:
-    return query.add_columns(*_CLOCK.selected_columns)
+    # Around the query: beside it, the clock would be read before a lock is waited for.
+    found = aliased(query.column_descriptions[0]["entity"], query.subquery())
+    around = sa.select(found, *_CLOCK.selected_columns)
+    return around.execution_options(populate_existing=True)
 
 
 @dataclass(frozen=True)

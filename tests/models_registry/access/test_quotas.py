@@ -1,8 +1,11 @@
 """What a project may use is counted where it is used, also by two at the same time."""
 
+from concurrent import futures
+from datetime import datetime
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from models_registry import errors
@@ -16,7 +19,7 @@ from models_registry.persistence.storage import Storage
 from models_registry.settings import Settings
 from models_registry.studies import studies
 from models_registry.studies.spec import StudySpec
-from tests import factories, racing
+from tests import factories, racing, waiting
 from tests.databases import POSTGRES_ONLY, SQLITE_ONLY
 
 SPEC = JobSpec.model_validate(factories.spec())
@@ -210,3 +213,33 @@ class TestChange:
 def test_every_service_limit_has_the_setting_that_its_refusal_names() -> None:
     for name, variable in quotas._SETTINGS.items():
         assert variable.removeprefix("RETORT_").lower() in Settings.model_fields, name
+
+
+class TestHold:
+    @POSTGRES_ONLY
+    def test_that_waits_reads_the_clock_when_it_has_waited(
+        self, sessions: database.Sessions, job: tables.JobRow
+    ) -> None:
+        def held(session: Session) -> tuple[tables.ProjectRow, datetime]:
+            # A reading from before the wait is replaced.
+            database.now(session)
+            return quotas.hold(session, job.project_id), database.now(session)
+
+        def waits() -> bool:
+            with sessions() as session:
+                waiting_for = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+                return bool(session.scalars(waiting_for).one())
+
+        def late() -> tuple[tables.ProjectRow, datetime]:
+            with sessions.begin() as session:
+                return held(session)
+
+        with futures.ThreadPoolExecutor(1) as pool:
+            with sessions.begin() as session:
+                quotas.hold(session, job.project_id)
+                running = pool.submit(late)
+                waiting.until(waits, "the second one waits for the project")
+                released_after = database.now(session)
+            project, now = running.result(waiting.PATIENCE_SECONDS)
+        assert project.id == job.project_id
+        assert now >= released_after

@@ -320,7 +320,7 @@ export function MethodChoice({ name, methods, ranked, faults, onChange }: { name
   const families = [...new Set(methods.map((one) => one.family))];
   const listed = new Set(ranked?.data.map((one) => one.name));
   return (
-    <Field label="Method" hint={ranked?.measured_on ? `Best measured first. Measured on: ${ranked.measured_on}` : undefined} faults={refused ? [...new Set([...faults, ...refused.refusals])] : faults}>
+    <Field label="Method" hint={ranked?.measured_on ? `Best measured first, those below the student alone last. Points of ${ranked.metric}, measured on: ${ranked.measured_on}` : undefined} faults={refused ? [...new Set([...faults, ...refused.refusals])] : faults}>
       {(attributes) => (
         <select {...attributes} value={name} onChange={(event) => onChange(event.currentTarget.value)}>
           {!methods.some((one) => one.name === name) && <option value={name}>{name}</option>}
