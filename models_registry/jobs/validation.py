@@ -331,8 +331,8 @@ def _small_labels(document: Document) -> Iterator[rules.Violation]:
             "small_labels",
             "bce is the mean over the classes, as timm has it, and as many times smaller than "
             f"cross-entropy, beside which the weights of method {description.name} were published; "
-            "the result's balance says how strong the teacher was: raise method.task_weight where "
-            "the labels should count more",
+            "raise method.task_weight, or set method.balance to a number such as 1, which holds "
+            "the teacher's gradient within the labels' and measures both",
         )
 
 
@@ -360,7 +360,8 @@ def _measured_below(document: Document) -> Iterator[rules.Violation]:
     found = measured_methods.of(
         method["name"], balance=None if balance is None else str(balance), task=task
     )
-    if found is not None and found.difference <= -HARM_POINTS:
+    is_harmful = found is not None and found.difference <= -HARM_POINTS
+    if found is not None and is_harmful and not _is_changed(method):
         yield rules.Violation(
             "method/name",
             "measured_below",
@@ -369,6 +370,18 @@ def _measured_below(document: Document) -> Iterator[rules.Violation]:
             f"({measured_methods.measured_on(task)}; seeds: {found.seeds}); retort methods --for "
             "lists what was better, and baseline true tells what it does here",
         )
+
+
+def _is_changed(method: dict[str, Any]) -> bool:
+    """Return whether a method has other values than its defaults, which are what was measured."""
+    defaults = catalog.complete_method({"name": method["name"]})
+    # What is null is filled in by the recipe; both weights are chosen beside the balance.
+    chosen_later = {"balance", "task_weight"}
+    return any(
+        method[name] != value
+        for name, value in defaults.items()
+        if value is not None and name not in chosen_later
+    )
 
 
 def _faults_of_rows(document: Document, inputs: JobInputs) -> Iterator[rules.Violation]:

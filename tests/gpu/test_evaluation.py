@@ -51,6 +51,13 @@ def dense(workdir: Path, accelerator: str) -> Path:
 
 
 class TestEvaluation:
+    def test_other_sizes_are_scored_as_on_the_cpu(self, tmp_path: Path) -> None:
+        outcome, expected = scenes.on_both(
+            tmp_path, training={**scenes.TRAINING, "evaluate_sizes": [12]}
+        )
+        one, other = (ended.result["scores_by_size"][0]["scores"] for ended in (outcome, expected))
+        assert one["accuracy"] == pytest.approx(other["accuracy"], abs=0.1)
+
     def test_scores_and_report_are_those_of_the_cpu(self, tmp_path: Path) -> None:
         outcome, expected = scenes.on_both(tmp_path, report=True, baseline=True)
         assert folders.of_type(outcome.lines, "warning") == []

@@ -45,19 +45,31 @@ class TestOfTaskAndTraining:
 
 
 class TestOfWeighedLabels:
-    def test_weights_of_classes_need_the_loss_of_the_labels(self) -> None:
-        method, params = catalog.find({"name": "pixelkd", "task_weight": 0})
-        weighed = expand({"class_weights": [1, 2.5]}).model_dump()
-        (fault,) = rules.of_weighed_labels(method.describe(), params.model_dump(), weighed)
+    def of(self, method: dict[str, Any], **training: Any) -> list[rules.Violation]:
+        kind, params = catalog.find(method)
+        asked = expand(training).model_dump()
+        return list(rules.of_weighed_labels(kind.describe(), params.model_dump(), asked))
+
+    def test_weights_of_classes_need_a_loss_that_they_weigh(self) -> None:
+        (fault,) = self.of({"name": "cwd", "task_weight": 0}, class_weights=[1, 2.5])
         assert fault.field == "training/class_weights"
         assert fault.message == (
             "class_weights [1.0, 2.5] weigh the classes in the loss of the labels, and task_weight "
-            "0 leaves that out of method pixelkd; raise task_weight, or leave class_weights out"
+            "0 leaves that out of method cwd; raise task_weight, or leave class_weights out"
         )
-        alike = expand({}).model_dump()
-        assert not list(rules.of_weighed_labels(method.describe(), params.model_dump(), alike))
-        _, learns = catalog.find({"name": "pixelkd"})
-        assert not list(rules.of_weighed_labels(method.describe(), learns.model_dump(), weighed))
+        assert not self.of({"name": "cwd", "task_weight": 0})
+        assert not self.of({"name": "cwd"}, class_weights=[1, 2.5])
+
+    @pytest.mark.parametrize("name", ["pixelkd", "pixeldkd", "skd", "cirkd"])
+    def test_imitated_pixels_are_weighed_without_the_labels(self, name: str) -> None:
+        assert not self.of({"name": name, "task_weight": 0}, class_weights=[1, 2.5])
+
+    def test_another_loss_of_the_labels_needs_the_labels(self) -> None:
+        (fault,) = self.of({"name": "fkd"}, task_loss={"name": "bce"})
+        assert fault.field == "training/task_loss"
+        assert "task_weight 0 leaves the loss of the labels out of method fkd" in fault.message
+        assert not self.of({"name": "fkd", "task_weight": 1}, task_loss={"name": "bce"})
+        assert not self.of({"name": "fkd"})
 
 
 class TestOfTraining:

@@ -1,3 +1,5 @@
+from typing import Any, ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +56,22 @@ class TestCentreViews:
         views = resized(shown(IMAGES, ratio), 24, 56)
         assert views.shape == (4, 3, 24, 56)
         assert torch.equal(views[1:3], centre_view(IMAGES[1:3], (24, 56), ratio or 1.0))
+
+    def test_are_resized_on_the_cpu_wherever_they_are_stored(self) -> None:
+        """An image on a device that cannot resize whole numbers is copied first."""
+
+        class Card(torch.Tensor):
+            """Images of another device, which know no kernel of resizing."""
+
+            asked: ClassVar[list[str]] = []
+
+            def cpu(self, *_: Any, **__: Any) -> torch.Tensor:
+                self.asked.append("cpu")
+                return self.as_subclass(torch.Tensor)
+
+        views = CentreViews(IMAGES.as_subclass(Card), 0.5)
+        assert torch.equal(views[1:3], centre_view(IMAGES[1:3], (40, 40), 0.5))
+        assert Card.asked == ["cpu"]
 
     def test_without_a_ratio_images_are_those_that_are_stored(self) -> None:
         assert shown(IMAGES, None) is IMAGES

@@ -28,6 +28,24 @@ class TestScoreFile:
         assert scores["samples"] == 12
         assert scores["accuracy"] == scores["correct"] / 12
 
+    def test_in_a_size_that_the_network_does_not_take_is_refused(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folders.prepare(tmp_path, teacher=None, method={"name": "ce"})
+        network = catalog.build(
+            "retort/mlp", classes=3, channels=1, height=8, width=8, arguments={}
+        )
+        said = {"network": network.reference, "arguments": {}, "classes": 3, "input": folders.INPUT}
+        student = tmp_path / "student.safetensors"
+        weights.save_student(student, network, {weights.HEADER_KEY: json.dumps(said)})
+        arguments = [str(student), "--dataset", str(tmp_path / "dataset")]
+        assert evaluate.main(arguments) == 0
+        capsys.readouterr()
+        assert evaluate.main([*arguments, "--side", "12"]) == 1
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert "12x12, and retort/mlp takes images of the size alone that it was" in told.err
+
 
 CPU = torch.device("cpu")
 DENSE_SIZE = Input(channels=1, height=8, width=8, mean=[0.3], std=[0.3])
@@ -164,6 +182,8 @@ class TestScoreFileOfMasks:
         assert scores == dense_scores({"student": (network, a_view())}, *masks(3))["student"]
         assert scores["accuracy"] == correct / scores["pixels"]
         assert scores["samples"] == 3
+        assert evaluate.main([*arguments, "--side", "12"]) == 1
+        assert "--side 12 scores classifiers alone" in capsys.readouterr().err
 
     def test_student_of_another_task_is_refused(self, tmp_path: Path) -> None:
         torch.manual_seed(0)

@@ -219,3 +219,11 @@ class TestLabelNoise:
     def test_needs_a_second_class(self) -> None:
         with pytest.raises(errors.BadRecipe, match="second class"):
             TASK.add_label_noise(torch.zeros(4, dtype=torch.int64), 0.5, classes=1, seed=0)
+
+
+class TestEvaluationBatch:
+    @pytest.mark.parametrize(
+        ("side", "expected"), [(8, 256), (224, 256), (448, 64), (1024, 12), (8192, 1)]
+    )
+    def test_holds_fewer_images_where_they_are_large(self, side: int, expected: int) -> None:
+        assert TASKS["classification"].evaluation_batch_size(10, side * side) == expected

@@ -130,6 +130,7 @@ class TestMeasuredBelow:
         [
             ({"name": "cwd"}, SEGMENTER),
             ({"name": "densepcka", "balance": "published"}, SEGMENTER),
+            ({"name": "densepcka", "axis": "batch", "centered": True}, SEGMENTER),
             ({"name": "densepcka"}, {"task": "detection", "student": {"network": "retort/fcos"}}),
             ({"name": "dkd"}, {}),
         ],

@@ -210,6 +210,8 @@ class MethodDescription(_Description):
     """Whether its distillation terms need the class of every image."""
     accepts_bce: bool = False
     """Whether `training.task_loss` decides what it loses by the labels."""
+    weighs_classes: bool = False
+    """Whether `training.class_weights` weigh its distillation terms too."""
 
     def required_features(self, role: str, task: str | None) -> tuple[FeatureName, ...]:
         """Return what a network must show; `role`: student or teacher, `task`: None if unknown."""
@@ -325,6 +327,7 @@ def combined(whole: MethodDescription, parts: Sequence[MethodDescription]) -> Me
             "accepts_mixed": all(part.accepts_mixed for part in parts),
             "wants_strong": any(part.wants_strong for part in parts),
             "reads_labels": any(part.reads_labels for part in parts),
+            "weighs_classes": any(part.weighs_classes for part in parts),
             "across_devices": devices.of_parts([part.across_devices for part in parts]),
             "smallest_batch": max(part.smallest_batch for part in parts),
             "smallest_classes": max(part.smallest_classes for part in parts),

@@ -712,14 +712,16 @@ def _rounds(description: MethodDescription, method: Json, training: Json) -> Ite
 def of_weighed_labels(
     description: MethodDescription, method: Json, training: Json
 ) -> Iterator[Violation]:
-    """Yield that classes have weights in a loss that a method leaves out, if so."""
-    return _each((_weighed_labels,), description, method, training)
+    """Yield what is asked of the loss of the labels that a method leaves out, if anything."""
+    return _each((_weighed_labels, _loss_without_labels), description, method, training)
 
 
 def _weighed_labels(
     description: MethodDescription, method: Json, training: Json
 ) -> Iterator[Violation]:
     weights = training["class_weights"]
+    if description.weighs_classes:
+        return
     if weights != "none" and "task_weight" in method and method["task_weight"] == 0:
         shown = weights if isinstance(weights, str) else list(weights)
         yield Violation(
@@ -728,6 +730,18 @@ def _weighed_labels(
             f"class_weights {shown} weigh the classes in the loss of the labels, and task_weight 0 "
             f"leaves that out of method {description.name}; raise task_weight, or leave "
             "class_weights out",
+        )
+
+
+def _loss_without_labels(
+    description: MethodDescription, method: Json, training: Json
+) -> Iterator[Violation]:
+    if training["task_loss"]["name"] != "cross_entropy" and method.get("task_weight") == 0:
+        yield Violation(
+            "training/task_loss",
+            "loss_without_task",
+            f"task_weight 0 leaves the loss of the labels out of method {description.name}, so "
+            "that bce would have no effect; raise task_weight, or leave task_loss out",
         )
 
 

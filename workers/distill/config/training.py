@@ -186,7 +186,7 @@ class BinaryCrossEntropy(Values):
     """Is it this class or not, for each class on its own; the mean over images and classes.
 
     Wightman et al., arXiv 2110.00476. With C classes it is some C times smaller than cross-entropy,
-    so beside a teacher `method.task_weight` may be raised, or `method.balance` set to auto.
+    so beside a teacher `method.task_weight` may be raised, or `method.balance` set to a number.
     """
 
     name: Literal["bce"] = "bce"

@@ -115,7 +115,9 @@ class CentreViews(LazyImages):
         return other
 
     def _make(self, index: Int[Tensor, " n"]) -> UInt8[Tensor, "n c h w"]:
-        return centre_view(self._images[index], self._size[1:], self._ratio)
+        # Resized on the CPU, where whole numbers can be, so that all devices score the same pixels.
+        images = self._images[index.to(self._images.device)].cpu()
+        return centre_view(images, self._size[1:], self._ratio)
 
 
 def centre_view(

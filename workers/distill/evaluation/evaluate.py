@@ -166,6 +166,24 @@ def batch_size_for(task: BaseTask, networks: Networks, split: LabelledImages, cl
     return task.evaluation_batch_size(classes, max(sizes))
 
 
+def check_side(network: Network, preprocessor: Preprocessor, images: Tensor, side: int) -> None:
+    """Raise `IncompatibleNetworks` where a network takes no square images of `side` pixels.
+
+    Tried on some images, since of networks of other libraries it is not known otherwise.
+    """
+    try:
+        preprocessor = preprocessor.at_size(side, side)
+        with inference({"student": (network, preprocessor)}):
+            network(preprocessor(images))
+    except torch.OutOfMemoryError:
+        raise  # nothing that the network is to blame for
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise errors.IncompatibleNetworks(
+            f"{rules.evaluated_size(network.reference, side)} ({error})",
+            field="training/evaluate_sizes",
+        ) from error
+
+
 def evaluate_file(
     student: pathlib.Path, folder: pathlib.Path, split: str, *, side: int | None = None
 ) -> dict[str, Any]:
@@ -205,6 +223,13 @@ def evaluate_file(
     ratio = header.get("crop_ratio")
     images = shown(content.images, ratio)
     if side is not None:
+        if student_task != "classification":
+            raise errors.IncompatibleNetworks(
+                f"--side {side} scores classifiers alone, and the student {network.reference} is "
+                f"for {student_task}; leave --side out",
+                field="side",
+            )
+        check_side(network, preprocessor, images[:1], side)
         images = resized(images, side, side)
         preprocessor = preprocessor.at_size(side, side)
     first = references(task, stored, split, crop_ratio=ratio)
@@ -256,7 +281,11 @@ def main(arguments: Sequence[str]) -> int:
         if options.dataset in datasets.DATASETS and not folder.is_dir():
             folder = pathlib.Path(scratch)
             datasets.DATASETS[options.dataset].write(folder)
-        line = evaluate_file(options.student, folder, options.split, side=options.side)
+        try:
+            line = evaluate_file(options.student, folder, options.split, side=options.side)
+        except errors.DistillError as error:
+            sys.stderr.write(f"{error}\n")
+            return 1
     sys.stdout.write(json.dumps(line) + "\n")
     return 0
 

@@ -115,6 +115,8 @@ class Method(nn.Module):
     """Whether images may be mixed; not where each must have one true class."""
     accepts_bce: ClassVar[bool] = False
     """Whether `training.task_loss` decides what its `task` term is."""
+    weighs_classes: ClassVar[bool] = False
+    """Whether `training.class_weights` weigh its distillation terms too."""
     uses_strong_view: ClassVar[bool] = False
     """Whether the student and the teacher see a second, strongly augmented view."""
     reads_labels: ClassVar[bool] = False
@@ -201,6 +203,7 @@ class Method(nn.Module):
             exchange=None,
             across_devices=cls.across_devices,
             accepts_bce=cls.accepts_bce,
+            weighs_classes=cls.weighs_classes,
         )
 
     @property

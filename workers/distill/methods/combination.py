@@ -150,6 +150,7 @@ def of(parts: Sequence[Part]) -> type[Combination]:
         accepts_mixed = description.accepts_mixed
         uses_strong_view = description.wants_strong
         reads_labels = description.reads_labels
+        weighs_classes = description.weighs_classes
         across_devices = description.across_devices
         smallest_batch = description.smallest_batch
         smallest_classes = description.smallest_classes

@@ -8,7 +8,6 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from workers.distill import errors
-from workers.distill.config import rules
 from workers.distill.data import stateless_rng
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.evaluation import evaluate, validation
@@ -124,20 +123,9 @@ def on_first_rank(context: JobContext, validate: validation.Validator) -> Valida
 
 
 def check_sizes(context: JobContext, student: Network) -> None:
-    """Raise `IncompatibleNetworks` for a size of `evaluate_sizes` that the student cannot take.
-
-    Tried before training: of networks of other libraries it is not known otherwise.
-    """
+    """Raise `IncompatibleNetworks` for a size of `evaluate_sizes` that the student cannot take."""
     for side in context.config.training.evaluate_sizes:
-        preprocessor = context.student_preprocessor.at_size(side, side)
-        try:
-            with evaluate.inference({"student": (student, preprocessor)}):
-                student(preprocessor(context.sample(1)))
-        except (RuntimeError, ValueError, AssertionError) as error:
-            raise errors.IncompatibleNetworks(
-                f"{rules.evaluated_size(student.reference, side)} ({error})",
-                field="training/evaluate_sizes",
-            ) from error
+        evaluate.check_side(student, context.student_preprocessor, context.sample(1), side)
 
 
 def start_network(context: JobContext) -> Network:

@@ -24,6 +24,8 @@ from workers.distill.tasks.base import (
 
 BATCH = 256
 """Images at a time; part of the result, since sums in another order round differently."""
+BATCH_PIXELS = BATCH * 224 * 224
+"""Larger images are fewer at a time: a network's maps are many times as large."""
 Z95 = 1.959963984540054
 
 
@@ -176,8 +178,8 @@ class Classification(BaseTask):
         return targets == dataset.UNLABELLED
 
     def evaluation_batch_size(self, classes: int, positions: int) -> int:
-        """Return the same number for all networks."""
-        return BATCH
+        """Return the same number for all networks, and fewer for images above 224 x 224."""
+        return max(1, min(BATCH, BATCH_PIXELS // positions))
 
     def metrics(self, classes: int, device: torch.device) -> ClassificationMetrics:
         """Return empty sums."""

@@ -42,6 +42,7 @@ class CIRKD(base.DenseFeatureMethod):
     """Match the similarities between the positions of all images, and to those of earlier ones."""
 
     name = "cirkd"
+    weighs_classes = True
     title = "Cross-image relational distillation"
     source = Source(
         "Cross-Image Relational Knowledge Distillation for Semantic Segmentation",

@@ -22,6 +22,7 @@ class PixelDKD(base.DenseMethod):
     """Weigh the divergences of a pixel's true class and of the others separately."""
 
     name = "pixeldkd"
+    weighs_classes = True
     title = "Decoupled knowledge distillation of pixels"
     source = base.DKD_SOURCE
     smallest_classes = 2

@@ -31,6 +31,7 @@ class PixelKD(DenseMethod):
     """Imitate the teacher's softened outputs at every pixel."""
 
     name = "pixelkd"
+    weighs_classes = True
     title = "Knowledge distillation of pixels"
     source = Source(
         "Structured Knowledge Distillation for Semantic Segmentation",

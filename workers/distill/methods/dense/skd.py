@@ -41,6 +41,7 @@ class SKD(base.DenseFeatureMethod):
     """Match the cosines between the positions of an image."""
 
     name = "skd"
+    weighs_classes = True
     title = "Structured knowledge distillation"
     source = Source(
         "Structured Knowledge Distillation for Semantic Segmentation",
