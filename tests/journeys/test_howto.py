@@ -262,7 +262,8 @@ class Reader:
             if job.id in self.others:
                 continue
             ended = self.retort.jobs.wait(job.id, timeout=PATIENCE_SECONDS)
-            if ended.state != "succeeded":
+            # A search ends the trials that it does not keep.
+            if ended.state != "succeeded" and ended.state_reason != "pruned":
                 self.failed.append(f"{ended.name}: {ended.state}, {ended.failure}")
 
     def _start(self, line: str) -> subprocess.Popen[str]:
