@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 CALIBRATION_BINS = 15
+"""Bins of confidence, for the calibration error of the scores and the report's picture alike."""
 
 
 @dataclass(frozen=True)

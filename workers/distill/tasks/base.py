@@ -27,9 +27,6 @@ ReportTopic: TypeAlias = Literal[
 """Parts of the report on the test split; those about training are there for every task."""
 
 
-"""Bins of confidence, for the calibration error of the scores and the report's picture alike."""
-
-
 class SplitMetrics(ABC):
     """Sums over one split for one network, filled batch by batch like a torchmetrics `Metric`."""
 
