@@ -1,5 +1,6 @@
 """Clients that are other processes: what the engine writes and awaits, and what messages hold."""
 
+import contextlib
 import json
 import threading
 from collections.abc import Sequence
@@ -85,35 +86,64 @@ def clients_of(
 
 
 class Carrier(threading.Thread):
-    """The worker's side: clients that answer each round as soon as its task is written."""
+    """The worker's side: clients that answer each round as soon as its task is written.
 
-    def __init__(self, workdir: Path, parties: Sequence[LocalClient], rounds: int) -> None:
+    As in other processes, its clients share nothing with the server: a method's modules are
+    changed while `functional_call` runs, so no two threads may have one.
+    """
+
+    def __init__(self, workdir: Path, name: str, rounds: int) -> None:
         super().__init__()
+        shared = shared_by(name)
         self.folder = workdir / "federation"
-        self.parties = parties
+        self.parties = [party(one, shared, number) for number, one in enumerate(NAMES)]
         self.rounds = rounds
-        self.sent: list[bytes] = []
+        self._left = threading.Event()
+
+    def __enter__(self) -> "Carrier":
+        self.start()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:  # Nothing more is published.
+            self._left.set()
+        self.join()
 
     def run(self) -> None:
         """Join, answer all rounds, and take what is published last."""
+        with contextlib.suppress(Left):
+            self._answer()
+
+    def _answer(self) -> None:
         names = [one.name for one in self.parties]
         written(self.folder / "clients.json", json.dumps(names).encode())
         for number in range(1, self.rounds + 1):
             self.receive(number - 1)
             round_folder = self.folder / "rounds" / f"{number:04d}"
-            wait_for(round_folder / "task.json")
+            self._wait_for(round_folder / "task.json")
             for one in self.parties:
                 content = protocol.encode(one.train(number))
-                self.sent.append(content)
                 written(round_folder / "replies" / f"{one.name}.safetensors", content)
             written(round_folder / "closed.json", json.dumps({"clients": names}).encode())
         self.receive(self.rounds)
 
     def receive(self, number: int) -> None:
         path = self.folder / "rounds" / f"{number:04d}" / "consensus.safetensors"
-        wait_for(path)
+        self._wait_for(path)
         for one in self.parties:
             one.receive(protocol.decode(path.read_bytes()))
+
+    def _wait_for(self, path: Path) -> None:
+        def is_there() -> bool:
+            if self._left.is_set():
+                raise Left
+            return path.exists()
+
+        waiting.until(is_there, f"{path} comes", pause_seconds=0.005)
+
+
+class Left(Exception):
+    """The test that started a carrier has failed."""
 
 
 def written(path: Path, content: bytes) -> None:
@@ -121,10 +151,6 @@ def written(path: Path, content: bytes) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(content)
     temporary.replace(path)
-
-
-def wait_for(path: Path) -> None:
-    waiting.until(path.exists, f"{path} comes", pause_seconds=0.005)
 
 
 def rounds_of(remote: RemoteClients, shared: ClientContext, own: LocalClient | None) -> Rounds:
@@ -158,15 +184,10 @@ class TestRounds:
         self, name: str, tmp_path: Path
     ) -> None:
         shared = shared_by(name)
-        own = None
-        parties = [party(one, shared, number) for number, one in enumerate(NAMES)]
-        if shared.method.delivered == "client":
-            own = party(NAME, shared, 2)
-        carrier = Carrier(tmp_path, parties, rounds=2)
+        own = party(NAME, shared, 2) if shared.method.delivered == "client" else None
         remote = clients_of(tmp_path, shared, own=own)
-        carrier.start()
-        rounds = scenes.run(rounds_of(remote, shared, own), 2)
-        carrier.join()
+        with Carrier(tmp_path, name, rounds=2) as carrier:
+            rounds = scenes.run(rounds_of(remote, shared, own), 2)
 
         alike = shared_by(name)
         simulated = [party(one, alike, number) for number, one in enumerate(NAMES)]
@@ -181,7 +202,7 @@ class TestRounds:
         ours = {key: value for key, value in told.items() if "accuracy" not in key}
         assert ours == {key: known[key] for key in ours}
         assert scenes.weights(rounds.server.network).equal(scenes.weights(expected.server.network))
-        for one, other in zip(parties, simulated, strict=False):
+        for one, other in zip(carrier.parties, simulated, strict=False):
             assert scenes.weights(one.network).equal(scenes.weights(other.network))
 
     @pytest.mark.parametrize("name", ["dsfl", "fd", "fedavg"])
@@ -236,12 +257,9 @@ class TestWait:
 
     def test_goes_on_after_a_kill_with_the_same_replies(self, tmp_path: Path) -> None:
         shared = shared_by("dsfl")
-        parties = [party(one, shared, number) for number, one in enumerate(NAMES)]
-        carrier = Carrier(tmp_path, parties, rounds=1)
         remote = clients_of(tmp_path, shared)
-        carrier.start()
-        rounds = scenes.run(rounds_of(remote, shared, None), 1)
-        carrier.join()
+        with Carrier(tmp_path, "dsfl", rounds=1):
+            rounds = scenes.run(rounds_of(remote, shared, None), 1)
         again = rounds_of(clients_of(tmp_path, shared), shared, None)
         assert scenes.weights(scenes.run(again, 1).server.network).equal(
             scenes.weights(rounds.server.network)
