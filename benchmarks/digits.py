@@ -48,7 +48,7 @@ def prepare(folder: Path, name: str = "digits") -> None:
     """Write a built-in data set in the engine's form."""
     request = folder / "request.json"
     request.write_text(json.dumps({"kind": "builtin", "name": name}))
-    _run("workers.distill.inspection", str(request), "--workdir", str(folder))
+    _run("workers.distill.inspection.uploads", str(request), "--workdir", str(folder))
 
 
 def run_seed(folder: Path, seed: int) -> Scores:

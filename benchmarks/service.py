@@ -137,7 +137,7 @@ def _recipe(job: types.Job, folder: Path) -> Path:
     workdir.mkdir()
     request = workdir / "request.json"
     request.write_text(json.dumps({"kind": "builtin", "name": "digits"}))
-    prepare = [sys.executable, "-m", "workers.distill.inspection", str(request)]
+    prepare = [sys.executable, "-m", "workers.distill.inspection.uploads", str(request)]
     subprocess.run([*prepare, "--workdir", str(workdir)], check=True, stdout=subprocess.DEVNULL)
     dataset = json.loads((workdir / "dataset" / "dataset.json").read_text())
     recipe = {

@@ -24,7 +24,7 @@ from retort import errors, federation, types
 
 CLIENT_MODULE, CONVERSION_MODULE = (
     "workers.distill.run.client_process",
-    "workers.distill.inspection",
+    "workers.distill.inspection.uploads",
 )
 SPLITS = ("train", "training")
 _STOP_SECONDS = 10.0

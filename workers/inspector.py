@@ -28,7 +28,7 @@ from workers.engine_process import Report
 
 log = structlog.get_logger()
 
-_MODULE = "workers.distill.inspection"
+_MODULE = "workers.distill.inspection.uploads"
 # If the database is unreachable for longer, the outcome is lost; the claim expires, and the
 # inspection is repeated.
 _PATIENCE_SECONDS = 600.0

@@ -10,7 +10,7 @@ from workers.context import Context
 from workers.distill.config import samples
 from workers.waiting_requests import Answer, Unanswered
 
-MODULE = "workers.distill.sampling"
+MODULE = "workers.distill.inspection.samples"
 _LIMIT_SECONDS = 120.0
 _OTHER_SPLITS = frozenset({"validation.safetensors", "test.safetensors"})
 _AGAIN = "ask again"

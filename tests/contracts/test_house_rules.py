@@ -47,10 +47,10 @@ MAY_CATCH_EVERYTHING = {
     "workers/distill/run/finish.py": "a drawing library that fails in any way",
     "workers/distill/networks/graphs/onnx_file.py": "compiled libraries may raise anything",
     "workers/distill/training/checkpoint.py": "a damaged file: the one before is tried",
-    "workers/distill/inspection.py": "top of the inspection of uploads",
+    "workers/distill/inspection/uploads.py": "top of the inspection of uploads",
     "workers/distill/export/program.py": "top of an export",
     "workers/distill/export/predict.py": "top of a prediction",
-    "workers/distill/sampling.py": "top of a sample sheet",
+    "workers/distill/inspection/samples.py": "top of a sample sheet",
     "workers/engine_server.py": "whatever an import raises: it is told, and engines start cold",
 }
 MAY_WRITE_JOB_STATE = {"models_registry/jobs/transitions.py"}

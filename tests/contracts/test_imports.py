@@ -105,6 +105,17 @@ class TestContracts:
         }
         assert outside == set()
 
+    def test_the_rooms_of_the_engine_stay_few_arrows_apart(self) -> None:
+        """A room is a file or folder of the engine, an arrow what one room imports of another."""
+        graph = grimp.build_graph(*source.PACKAGES, cache_dir=None)
+        arrows = {
+            (room, other)
+            for module in graph.find_descendants("workers.distill")
+            for imported in graph.find_modules_directly_imported_by(module)
+            if (room := module.split(".")[2]) != (other := imported.split(".")[2])
+        }
+        assert len(arrows) <= MOST_ARROWS, sorted(arrows)
+
     def test_everything_that_is_imported_is_declared(self) -> None:
         """A base install must be able to load the API: no import hides in an extra."""
         graph = grimp.build_graph(*source.PACKAGES, include_external_packages=True, cache_dir=None)
@@ -126,6 +137,7 @@ class TestContracts:
             assert importers == {module}
 
 
+MOST_ARROWS = 90
 OPTIONAL = {"opentelemetry": "models_registry.tracing"}
 """What only an extra brings, and the one module that imports it, where a setting asks for it."""
 

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from tests.drills import uploads
-from workers.distill import inspection
+from workers.distill.inspection import uploads as inspection
 from workers.distill.runtime import events, memory
 
 SLOW_SECONDS = 10.0

@@ -9,7 +9,7 @@ from tests.workers import scenes
 from workers import child_requests
 from workers.context import Context
 
-MODULE = "workers.distill.inspection"
+MODULE = "workers.distill.inspection.uploads"
 
 
 @SQLITE_ONLY

@@ -1,27 +1,8 @@
-"""The engine's command line: `python -m workers.distill RECIPE.json --workdir DIR`."""
+"""The engine as a program: `python -m workers.distill RECIPE.json --workdir DIR`."""
 
-import argparse
-import pathlib
 import sys
-from collections.abc import Sequence
 
-from workers.distill.runtime import events, shutdown, signals
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Distil one recipe in a folder, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m workers.distill", description=__doc__)
-    parser.add_argument("recipe", type=pathlib.Path, help="what to do")
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="inputs and outputs")
-    options = parser.parse_args(arguments)
-    reporter = events.open_stream(narrates=True)
-    stop = signals.Stop()
-    stop.listen()
-    # Imported only now: torch takes seconds to load, and a SIGTERM in them must be answered.
-    from workers.distill.run import run
-
-    return run.execute(options.recipe, options.workdir, reporter, stop)
-
+from workers.distill.run import program
 
 if __name__ == "__main__":
-    shutdown.exit_process(main(sys.argv[1:]))
+    program.main(sys.argv[1:])

@@ -37,7 +37,7 @@ def scene(seed: int, count: int = 6) -> tuple[Tensor, Tensor, Tensor]:
 class TestCounts:
     def test_equals_the_guides_case(self) -> None:
         answers, masks = the_case()
-        counts = segmentation_metrics.Counts(3, CPU)
+        counts = segmentation_metrics.Counts(3, CPU, 255)
         counts.add(decided(answers), masks)
         assert counts.confusion.tolist() == CASE["confusion[gt][pred]"]
         assert segmentation_metrics.iou(counts.confusion) == pytest.approx(
@@ -53,7 +53,10 @@ class TestCounts:
 
     def test_batches_add_up(self) -> None:
         logits, teacher_logits, masks = scene(0)
-        whole, parts = segmentation_metrics.Counts(4, CPU), segmentation_metrics.Counts(4, CPU)
+        whole, parts = (
+            segmentation_metrics.Counts(4, CPU, 255),
+            segmentation_metrics.Counts(4, CPU, 255),
+        )
         whole.add(logits, masks, teacher_logits)
         for first in (0, 1, 4):
             here = slice(first, {0: 1, 1: 4, 4: 6}[first])
@@ -65,7 +68,7 @@ class TestCounts:
 
     def test_loss_is_the_mean_over_judged_pixels(self) -> None:
         logits, _, masks = scene(1)
-        counts = segmentation_metrics.Counts(4, CPU)
+        counts = segmentation_metrics.Counts(4, CPU, 255)
         counts.add(logits, masks)
         likely = logits.double().log_softmax(1).numpy()
         judged = np.argwhere(masks.numpy() != 255)
@@ -75,14 +78,14 @@ class TestCounts:
 
     def test_agreement_counts_equal_answers_on_judged_pixels(self) -> None:
         logits, teacher_logits, masks = scene(2)
-        counts = segmentation_metrics.Counts(4, CPU)
+        counts = segmentation_metrics.Counts(4, CPU, 255)
         counts.add(logits, masks, teacher_logits)
         same = (logits.argmax(1) == teacher_logits.argmax(1))[masks != 255]
         assert counts.agreement == int(same.sum()) / len(same)
 
     def test_says_nothing_of_agreement_without_a_teacher(self) -> None:
         logits, _, masks = scene(2)
-        counts = segmentation_metrics.Counts(4, CPU)
+        counts = segmentation_metrics.Counts(4, CPU, 255)
         counts.add(logits, masks)
         assert counts.agreement is None
 
@@ -91,7 +94,7 @@ class TestCounts:
         other = torch.where((masks == 255)[:, None], -logits, logits)
         totals = []
         for one in (logits, other):
-            counts = segmentation_metrics.Counts(4, CPU)
+            counts = segmentation_metrics.Counts(4, CPU, 255)
             counts.add(one, masks.to(torch.uint8), teacher_logits)
             totals.append((counts.confusion.tolist(), counts.loss, counts.agreement))
         assert totals[0] == totals[1]
@@ -100,7 +103,7 @@ class TestCounts:
         coarse = torch.tensor([[0.0, 1.0], [0.0, 1.0]])[None, None]
         logits = torch.cat([torch.full_like(coarse, 0.5), coarse], dim=1)
         masks = torch.tensor([[0, 0, 1, 1]] * 4)[None]
-        counts = segmentation_metrics.Counts(2, CPU)
+        counts = segmentation_metrics.Counts(2, CPU, 255)
         counts.add(logits, masks, -logits)
         # At pixel centres the second class has 0, 1/4, 3/4 and 1.
         assert counts.confusion.tolist() == [[8, 0], [0, 8]]
@@ -110,12 +113,12 @@ class TestCounts:
 class TestInterval:
     def test_is_that_of_the_counts_of_the_images_that_were_drawn(self) -> None:
         logits, _, masks = scene(5, count=9)
-        counts = segmentation_metrics.Counts(4, CPU)
+        counts = segmentation_metrics.Counts(4, CPU, 255)
         counts.add(logits, masks)
         draw, scores = np.random.default_rng(bootstrap.SEED), []
         for _ in range(bootstrap.RESAMPLES):
             chosen = torch.from_numpy(draw.integers(0, 9, 9))
-            drawn = segmentation_metrics.Counts(4, CPU)
+            drawn = segmentation_metrics.Counts(4, CPU, 255)
             drawn.add(logits[chosen], masks[chosen])
             scores.append(segmentation_metrics.miou(drawn.confusion))
         found = counts.miou_interval()
@@ -125,11 +128,11 @@ class TestInterval:
 
     def test_of_one_image_is_its_score_and_of_none_unknown(self) -> None:
         logits, _, masks = scene(6, count=1)
-        counts = segmentation_metrics.Counts(4, CPU)
+        counts = segmentation_metrics.Counts(4, CPU, 255)
         assert counts.miou_interval() is None
         counts.add(logits, torch.full_like(masks, 255))
         assert counts.miou_interval() is None
-        counts = segmentation_metrics.Counts(4, CPU)
+        counts = segmentation_metrics.Counts(4, CPU, 255)
         counts.add(logits, masks)
         score = segmentation_metrics.miou(counts.confusion)
         assert counts.miou_interval() == pytest.approx((score, score), rel=1e-12)

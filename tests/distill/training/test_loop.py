@@ -15,6 +15,7 @@ from workers.distill.methods.logit.kd import KD
 from workers.distill.networks import catalog
 from workers.distill.networks.interface import Features, Network
 from workers.distill.runtime.precision import Precision
+from workers.distill.tasks.base import count_equal_answers
 from workers.distill.training.meters import LossMeter
 from workers.distill.training.optimizers import TrainOptimizer
 from workers.distill.training.state import TrainState, larger_share_labels
@@ -173,7 +174,7 @@ class TestLossMeter:
         counted.update(step, torch.tensor(total), terms, output, torch.tensor([1, 1]))
 
     def test_averages_since_the_last_look(self) -> None:
-        counted = LossMeter(CPU)
+        counted = LossMeter(CPU, count_equal_answers)
         for step, total in enumerate([1.0, 2.0], start=1):
             self.add(counted, step, total)
         assert counted.compute_and_reset() == {"total": 1.5, "task": 1.5}
@@ -184,7 +185,11 @@ class TestLossMeter:
         assert closed.losses == {"total": 7 / 3, "task": 7 / 3}
 
     def test_an_epochs_losses_survive_a_pause_inside_it(self) -> None:
-        whole, first, second = LossMeter(CPU), LossMeter(CPU), LossMeter(CPU)
+        whole, first, second = (
+            LossMeter(CPU, count_equal_answers),
+            LossMeter(CPU, count_equal_answers),
+            LossMeter(CPU, count_equal_answers),
+        )
         for step, total in enumerate([1.0, 2.0, 4.0], start=1):
             self.add(whole, step, total)
         self.add(first, 1, 1.0)
@@ -197,14 +202,14 @@ class TestLossMeter:
         assert second.compute_and_reset_epoch() == whole.compute_and_reset_epoch()
 
     def test_remembers_the_first_step_that_was_not_finite(self) -> None:
-        counted = LossMeter(CPU)
+        counted = LossMeter(CPU, count_equal_answers)
         for step, total in enumerate([1.0, float("inf"), float("nan")], start=1):
             self.add(counted, step, total)
         with pytest.raises(errors.Diverged, match=r"at step 2 .*total inf.*learning_rate"):
             counted.check_finite()
 
     def test_is_silent_while_all_is_finite(self) -> None:
-        counted = LossMeter(CPU)
+        counted = LossMeter(CPU, count_equal_answers)
         self.add(counted, 1, 1.0)
         counted.check_finite()
 

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import pydantic
 import torch
-from jaxtyping import Float, Integer, Shaped, UInt8
+from jaxtyping import Float, Int, Integer, Shaped, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -212,6 +212,15 @@ def labelled_counts(labels: Mapping[str, NDArray[np.generic]]) -> dict[str, int]
 def in_blocks(masks: Integer[Tensor, "N h w"]) -> Iterator[Integer[Tensor, "n h w"]]:
     """Yield masks a few at a time, `BLOCK_PIXELS` or one mask, so that a large set costs little."""
     yield from torch.split(masks, max(1, BLOCK_PIXELS // masks[0].numel()))
+
+
+def class_counts(masks: Integer[Tensor, "N h w"], classes: int) -> Int[Tensor, " C"]:
+    """Return how many pixels each class has; those of `IGNORE_INDEX` have none."""
+    counts = torch.zeros(classes, dtype=torch.int64)
+    for some in in_blocks(masks):
+        known = some[some != IGNORE_INDEX]
+        counts += torch.bincount(known.flatten(), minlength=classes).cpu()
+    return counts
 
 
 def _blocks(plane: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:

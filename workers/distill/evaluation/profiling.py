@@ -1,13 +1,10 @@
 """How much arithmetic one image costs a network, and how long it takes."""
 
-import math
-import statistics
-
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from workers.distill.config.result import Latency, Timing
+from workers.distill.config.result import Latency
 from workers.distill.networks.interface import Network
 from workers.distill.runtime import device
 
@@ -37,7 +34,7 @@ def latency(network: Network, example: Tensor) -> Latency:
     if one.device.type != "cpu":
         return Latency(
             one_thread=None,
-            all_threads=timing(
+            all_threads=device.timing(
                 device.call_seconds(forward, one.device, device.MEASURE_SECONDS), threads
             ),
         )
@@ -46,18 +43,7 @@ def latency(network: Network, example: Tensor) -> Latency:
         for count in sorted({1, threads}):
             torch.set_num_threads(count)
             seconds = device.MEASURE_SECONDS / len({1, threads})
-            found[count] = timing(device.call_seconds(forward, one.device, seconds), count)
+            found[count] = device.timing(device.call_seconds(forward, one.device, seconds), count)
     finally:
         torch.set_num_threads(threads)
     return Latency(one_thread=found[1], all_threads=found[threads])
-
-
-def timing(seconds: list[float], threads: int) -> Timing:
-    """Return median and 99th percentile (nearest rank) of the seconds of some calls."""
-    ordered = sorted(seconds)
-    return Timing(
-        p50_ms=round(1000 * statistics.median(ordered), 4),
-        p99_ms=round(1000 * ordered[math.ceil(0.99 * len(ordered)) - 1], 4),
-        threads=threads,
-        calls=len(ordered),
-    )

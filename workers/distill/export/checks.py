@@ -11,7 +11,6 @@ from torch import Tensor
 from workers.distill import errors
 from workers.distill.config.job import Input
 from workers.distill.data.preprocessing import Preprocessor
-from workers.distill.evaluation import profiling
 from workers.distill.export import boxes, graph
 from workers.distill.networks.interface import Features
 from workers.distill.runtime import device
@@ -127,7 +126,7 @@ def latency(run: Run, image: Tensor) -> dict[str, Any]:  # Any: JSON
 
     seconds = device.call_seconds(forward, torch.device("cpu"), device.MEASURE_SECONDS)
     threads = torch.get_num_threads()
-    measured = profiling.timing(seconds, threads)
+    measured = device.timing(seconds, threads)
     return {"ms": measured.p50_ms, "device": "cpu", "batch": 1, "threads": threads}
 
 

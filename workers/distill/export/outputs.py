@@ -12,8 +12,7 @@ from workers.distill.config.result import EPOCHS
 from workers.distill.export.standalone import FILE, Standalone
 from workers.distill.networks import weights
 from workers.distill.networks.interface import Network
-from workers.distill.runtime import events
-from workers.distill.training import checkpoint
+from workers.distill.runtime import durability, events
 
 FILES = ("student.safetensors", "model.json", "metrics.json")
 MEASURED = ("parameters", "flops", "latency_ms", "latency", "scores", "versions")
@@ -60,7 +59,7 @@ def write(
         _whole(workdir / FILE, lambda path: path.write_text(source, encoding="utf-8"))
     metrics = {"version": 1, "result": facts, "history": histories}
     _whole(workdir / name_metrics, lambda path: _json(path, metrics))
-    checkpoint.sync_folder(workdir)
+    durability.sync_folder(workdir)
 
 
 def epoch_path(epoch: int) -> str:
@@ -76,7 +75,7 @@ def write_epoch(
     path.parent.mkdir(exist_ok=True)
     texts = _texts(header(config, classes, student))
     _whole(path, lambda part: weights.save_student(part, student, texts))
-    checkpoint.sync_folder(path.parent)
+    durability.sync_folder(path.parent)
 
 
 def _texts(described: dict[str, Any]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Int, UInt8
@@ -22,6 +23,11 @@ class OpenSet:
     images: UInt8[Tensor, "N c h w"]
     per_round: int | None
     seed: int
+
+    @classmethod
+    def read(cls, path: Path, per_round: int | None, seed: int, device: torch.device) -> "OpenSet":
+        """Return the images of a file, which the server has written, on a device."""
+        return cls(tensorfile.read(path)["images"].to(device), per_round, seed)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -6,18 +6,18 @@ killed and continued from a checkpoint, ends with the same bytes.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from workers.distill.config import federation as config
 from workers.distill.data import stateless_rng
-from workers.distill.evaluation.evaluate import LabelledImages
 from workers.distill.federated import augmentation, partition, protocol
 from workers.distill.federated.augmentation import Augmented
 from workers.distill.federated.client import ClientContext
@@ -25,6 +25,7 @@ from workers.distill.federated.clients import Clients
 from workers.distill.federated.partition import ClientPartition
 from workers.distill.federated.protocol import Message
 from workers.distill.federated.server import ServerModel
+from workers.distill.functional.federated import privacy
 from workers.distill.methods.base import Terms
 from workers.distill.networks.interface import Network
 
@@ -78,11 +79,22 @@ class Round:
     skipped: bool = False
 
 
+class ScoredImages(Protocol):
+    """Images on which clients are scored (`evaluation.evaluate.LabelledImages`)."""
+
+    @property
+    def labels(self) -> Int[Tensor, " N"]:
+        """Return their classes."""
+
+    def every_image(self) -> UInt8[Tensor, "N c h w"]:
+        """Return all images."""
+
+
 @dataclass(frozen=True)
 class Scoring:
     """On what clients are scored after a round, and whose models may be delivered."""
 
-    split: LabelledImages | None
+    split: ScoredImages | None
     deliverable: Sequence[str]
     """Clients whose network is the student's."""
 
@@ -422,6 +434,17 @@ class Rounds:
         if model is not None:
             self.best_clients[number] = best
             self._student.load_state_dict(model.state_dict())
+
+    def epsilon(self) -> float | None:
+        """Return epsilon for the client that replied most often, or None without privacy."""
+        wanted = self.shared.federation.privacy
+        if wanted is None:
+            return None
+        releases = max((record.replies for record in self.records.values()), default=0)
+        value = privacy.epsilon(
+            noise_multiplier=wanted.noise_multiplier, releases=releases, delta=wanted.delta
+        )
+        return value if math.isfinite(value) else None
 
     def _is_scored(self, number: int) -> bool:
         every = self.shared.training.evaluate_every_epochs

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.distill import errors
+from workers.distill.config.messages import SUM_TOLERANCE
 from workers.distill.files import tensorfile
 
 SPLITS = ("train", "validation", "test")
@@ -27,8 +29,8 @@ WORDS = ("logits", "probabilities", "predictions")
 INDEX = "index"
 MOST_BYTES = 4 << 30
 MOST_LISTED = 5
-SUM_TOLERANCE = 1e-3
 SMALLEST_PROBABILITY = 1e-12
+"""Taken for 0, whose logarithm no loss could take."""
 PARQUET = b"PAR1"
 
 
@@ -249,20 +251,22 @@ def _placed(
     return ordered
 
 
+def are_probabilities(table: Float[np.ndarray, "*N C"]) -> bool:
+    """Return whether each row is not negative and has the sum 1, within `SUM_TOLERANCE`."""
+    return bool((table >= 0).all() and np.allclose(table.sum(-1), 1, atol=SUM_TOLERANCE))
+
+
 def _as_logits(
     tables: Mapping[str, NDArray[np.float32]], outputs: str | None
 ) -> tuple[dict[str, Tensor], list[str]]:
-    are_probabilities = all(
-        bool((table >= 0).all() and np.allclose(table.sum(-1), 1, atol=SUM_TOLERANCE))
-        for table in tables.values()
-    )
-    if outputs == "probabilities" and not are_probabilities:
+    is_probable = all(are_probabilities(table) for table in tables.values())
+    if outputs == "probabilities" and not is_probable:
         raise errors.UploadRefused(
             "no_probabilities",
             "arguments.outputs says probabilities, and there are rows whose numbers are negative "
             "or do not add up to 1; leave it out to have them taken as logits",
         )
-    if outputs == "logits" or not are_probabilities:
+    if outputs == "logits" or not is_probable:
         return {split: torch.from_numpy(table) for split, table in tables.items()}, []
     told = (
         "the rows are probabilities: their logarithm is taken as the logits (arguments.outputs: "

@@ -10,15 +10,15 @@ from jaxtyping import Float, Int, Integer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.distill.data import dataset
 from workers.distill.functional import bootstrap, maps
 
 
 class Counts:
     """Pixels by true and by predicted class, kept on the device; ignored pixels do not count."""
 
-    def __init__(self, classes: int, device: torch.device) -> None:
+    def __init__(self, classes: int, device: torch.device, ignore_index: int) -> None:
         self._classes = classes
+        self._ignore_index = ignore_index
         # One row more than classes: that of ignored pixels, which is dropped in the end.
         self._cells = torch.zeros((classes + 1) * classes, dtype=torch.int64, device=device)
         self._by_image: list[Tensor] = []
@@ -33,7 +33,7 @@ class Counts:
     ) -> None:
         """Count a batch; logits are brought to the size of the masks."""
         truth = masks.long()
-        is_judged = truth != dataset.IGNORE_INDEX
+        is_judged = truth != self._ignore_index
         resized = resize(logits, masks)
         predicted = resized.argmax(1)
         row = torch.where(is_judged, truth, self._classes)
@@ -44,9 +44,7 @@ class Counts:
         self._cells += counts.sum(0).flatten()
         right = counts.diagonal(dim1=1, dim2=2)
         self._by_image.append(torch.stack([right, _either(counts[:, :-1])]))
-        losses = F.cross_entropy(
-            resized, truth, ignore_index=dataset.IGNORE_INDEX, reduction="none"
-        )
+        losses = F.cross_entropy(resized, truth, ignore_index=self._ignore_index, reduction="none")
         self._loss += losses.double().sum()
         if teacher_logits is not None:
             same = (resize(teacher_logits, masks).argmax(1) == predicted) & is_judged
@@ -86,15 +84,6 @@ class Counts:
     @property
     def _counted(self) -> int:
         return int(self.confusion.sum())
-
-
-def class_counts(masks: Integer[Tensor, "N h w"], classes: int) -> Int[Tensor, " C"]:
-    """Return how many pixels each class has, read a few masks at a time; ignored ones are none."""
-    counts = torch.zeros(classes, dtype=torch.int64)
-    for some in dataset.in_blocks(masks):
-        known = some[some != dataset.IGNORE_INDEX]
-        counts += torch.bincount(known.flatten(), minlength=classes).cpu()
-    return counts
 
 
 def resize(logits: Float[Tensor, "N C i j"], masks: Integer[Tensor, "N h w"]) -> Tensor:

@@ -1,7 +1,7 @@
 """Networks whose batch norms are part of their convolutions: the same outputs in less time."""
 
 import copy
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from workers.distill.networks import interface
 from workers.distill.networks.interface import Features, Network
 from workers.distill.networks.pointwise import SubsampledConv2d
-from workers.distill.runtime import device
 
 EXAMPLES = 4
 """Images on which a folded network is compared with the plain one."""
@@ -27,7 +26,7 @@ def folded(network: Network, example: Tensor) -> Network:
     plain.requires_grad_(False)
     changed = copy.deepcopy(plain)
     # Rounded to TF32, as CUDA convolutions are, equal networks would look different.
-    exact = device.without_tf32() if example.is_cuda else nullcontext()
+    exact = _without_tf32() if example.is_cuda else nullcontext()
     # Not in inference mode: weights made there could never be loaded or compiled.
     with torch.no_grad(), exact:
         expected = plain.observe(example)
@@ -41,6 +40,19 @@ def folded(network: Network, example: Tensor) -> Network:
         except (AttributeError, TypeError, RuntimeError):  # it looked inside a norm that is gone
             same = False
     return changed if same else plain
+
+
+def _without_tf32() -> AbstractContextManager[None]:
+    """Return a context in which CUDA's convolutions keep all bits of float32."""
+    cudnn = torch.backends.cudnn
+    # What is not named would be switched off, cuDNN itself first of all.
+    context: AbstractContextManager[None] = cudnn.flags(
+        enabled=cudnn.enabled,
+        benchmark=cudnn.benchmark,
+        deterministic=cudnn.deterministic,
+        allow_tf32=False,
+    )
+    return context
 
 
 def _pairs(network: Network, example: Tensor) -> list[tuple[str, str]]:

@@ -36,7 +36,6 @@ from workers.distill.federated import client, protocol
 from workers.distill.federated.client import ClientContext, LocalClient
 from workers.distill.federated.open_set import OpenSet
 from workers.distill.federated.protocol import Message
-from workers.distill.files import tensorfile
 from workers.distill.methods import catalog
 from workers.distill.methods.federated.base import FederatedMethod
 from workers.distill.networks import weights
@@ -146,9 +145,9 @@ class ClientProcess:
     def _open_set(self, method: FederatedMethod, device: torch.device) -> OpenSet | None:
         if not method.uses_open_set:
             return None
-        images = tensorfile.read(self._folder / OPEN_SET)["images"]
         per_round = method.params.federation.open_images_per_round
-        return OpenSet(images.to(device), per_round, self._config.training.seed)
+        seed = self._config.training.seed
+        return OpenSet.read(self._folder / OPEN_SET, per_round, seed, device)
 
     def _labels(self, stored: dataset.StoredDataset, name: str) -> dataset.Split:
         """Return a split whose labels count the federation's classes, not those of the folder."""

@@ -1,7 +1,6 @@
 """How methods whose data stay with clients are trained."""
 
 import copy
-import math
 import pathlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -38,7 +37,6 @@ from workers.distill.federated.open_set import OpenSet
 from workers.distill.federated.partition import ClientPartition
 from workers.distill.federated.rounds import Rounds, Scoring
 from workers.distill.federated.server import ServerModel
-from workers.distill.functional.federated import privacy
 from workers.distill.methods import catalog
 from workers.distill.methods.base import Method
 from workers.distill.methods.federated.base import FederatedMethod
@@ -322,7 +320,7 @@ def summary(context: JobContext, state: TrainState) -> FederationSummary:
         bytes_down=sum(record.down.encoded_bytes for record in records),
         payload_bytes_up=sum(record.up.payload_bytes for record in records),
         payload_bytes_down=sum(record.down.payload_bytes for record in records),
-        epsilon=epsilon(method.params.federation, source),
+        epsilon=source.epsilon(),
         by_client=[
             client_summary(context, name, source, scores.by_client.get(name))
             for name in local.names()
@@ -366,18 +364,6 @@ def client_augmentation(
     }
     figures = ("seed_images", "generated_images", "device_server_leakage", "inter_device_leakage")
     return ClientAugmentation(**labels, **{figure: found[figure] for figure in figures})
-
-
-def epsilon(federation: Federation, source: Rounds) -> float | None:
-    """Return epsilon for the client that replied most often, or None without privacy."""
-    wanted = federation.privacy
-    if wanted is None:
-        return None
-    releases = max((record.replies for record in source.records.values()), default=0)
-    value = privacy.epsilon(
-        noise_multiplier=wanted.noise_multiplier, releases=releases, delta=wanted.delta
-    )
-    return value if math.isfinite(value) else None
 
 
 LOOP = FederatedLoop()

@@ -1,12 +1,14 @@
 """What the engine asks of a device: to wait, to be exact, to be timed; and of the allocator."""
 
 import ctypes
+import math
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 import torch
+
+from workers.distill.config.result import Timing
 
 MEASURE_SECONDS = 0.5
 # Numbers of <malloc.h>; glibc takes no larger threshold than 32 MiB.
@@ -22,19 +24,6 @@ def wait_for(device: torch.device) -> None:
 def generators(device: torch.device) -> list[torch.device]:
     """Return the devices whose random numbers `fork_rng` keeps, besides the CPU."""
     return [device] if device.type == "cuda" else []
-
-
-def without_tf32() -> AbstractContextManager[None]:
-    """Return a context in which CUDA's convolutions keep all bits of float32."""
-    cudnn = torch.backends.cudnn
-    # What is not named would be switched off, cuDNN itself first of all.
-    context: AbstractContextManager[None] = cudnn.flags(
-        enabled=cudnn.enabled,
-        benchmark=cudnn.benchmark,
-        deterministic=cudnn.deterministic,
-        allow_tf32=False,
-    )
-    return context
 
 
 def median_seconds(work: Callable[[], None], device: torch.device) -> float:
@@ -58,6 +47,17 @@ def call_seconds(work: Callable[[], None], device: torch.device, limit: float) -
         wait_for(device)
         times.append(time.perf_counter() - start)
     return times
+
+
+def timing(seconds: list[float], threads: int) -> Timing:
+    """Return median and 99th percentile (nearest rank) of the seconds of some calls."""
+    ordered = sorted(seconds)
+    return Timing(
+        p50_ms=round(1000 * statistics.median(ordered), 4),
+        p99_ms=round(1000 * ordered[math.ceil(0.99 * len(ordered)) - 1], 4),
+        threads=threads,
+        calls=len(ordered),
+    )
 
 
 def keep_memory() -> None:

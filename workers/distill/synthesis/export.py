@@ -7,17 +7,17 @@ Labels are the teacher's answers, so accuracy on it is agreement with that teach
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Protocol
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from workers.distill.config.job import Input
+from workers.distill.config.job import Input, Task
 from workers.distill.data.formats import conversion
 from workers.distill.data.preprocessing import Preprocessor
 from workers.distill.networks.interface import Network
 from workers.distill.synthesis.replay_buffer import ReplayBuffer
-from workers.distill.tasks.base import BaseTask
 
 FOLDER = "synthetic"
 FEWEST = 3
@@ -29,12 +29,24 @@ NOTES = (
 )
 
 
+class Targets(Protocol):
+    """What an export asks of a task (`tasks.base.BaseTask`)."""
+
+    name: ClassVar[Task]
+
+    def class_count_fault(self, classes: int) -> str | None:
+        """Return why there cannot be so many classes, or None."""
+
+    def predicted_targets(self, logits: Tensor) -> Tensor:
+        """Return a network's answers in the form in which targets are stored."""
+
+
 @dataclass(frozen=True)
 class ExportContext:
     """What an export needs to know besides the images."""
 
     workdir: Path
-    task: BaseTask
+    task: Targets
     classes: list[str]
     size: Input
     flip: bool

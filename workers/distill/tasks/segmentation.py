@@ -32,7 +32,7 @@ class SegmentationMetrics(SplitMetrics):
     """Pixels by true and predicted class; those of `IGNORE_INDEX` count nowhere."""
 
     def __init__(self, classes: int, device: torch.device) -> None:
-        self._counts = segmentation_metrics.Counts(classes, device)
+        self._counts = segmentation_metrics.Counts(classes, device, dataset.IGNORE_INDEX)
         self._samples = 0
 
     def update(
@@ -133,7 +133,7 @@ class Segmentation(BaseTask):
 
     def constant_score(self, targets: Shaped[Tensor, "N H W"], classes: int) -> float:
         """Return the mean IoU of the commonest class everywhere: its share of its own class's."""
-        counts = segmentation_metrics.class_counts(targets, classes)
+        counts = dataset.class_counts(targets, classes)
         present = int((counts > 0).sum())
         return float(counts.max() / counts.sum()) / present if present else 0.0
 
@@ -149,7 +149,7 @@ class Segmentation(BaseTask):
             return None
         if not isinstance(asked, str):
             return torch.tensor(list(asked), dtype=torch.float32)
-        counts = segmentation_metrics.class_counts(targets, classes).double()
+        counts = dataset.class_counts(targets, classes).double()
         return (1 / torch.log(ENET_OFFSET + counts / counts.sum())).float()
 
     def predicted_targets(self, logits: Float[Tensor, "N C h w"]) -> UInt8[Tensor, "N h w"]:

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import torch
 
-from workers.distill.runtime import events
+from workers.distill.runtime import durability, events
 
 KEPT = 2
 FORMAT = 2
@@ -62,7 +62,7 @@ def write(folder: pathlib.Path, step: int, recipe_digest: str, state: dict[str, 
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    sync_folder(folder)
+    durability.sync_folder(folder)
     for old in newest_first(folder)[KEPT:]:
         old.unlink(missing_ok=True)
     return Written(path, hashing.size, hashing.digest.hexdigest())
@@ -150,12 +150,3 @@ def newest_first(folder: pathlib.Path) -> list[pathlib.Path]:
         if (match := _NAME.fullmatch(path.name))
     }
     return sorted(steps, key=steps.__getitem__, reverse=True)
-
-
-def sync_folder(folder: pathlib.Path) -> None:
-    """Make renames in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,7 +12,6 @@ from workers.distill import errors
 from workers.distill.methods.base import Terms
 from workers.distill.networks.interface import Features
 from workers.distill.runtime.ranks import ALONE, Ranks
-from workers.distill.tasks.base import count_equal_answers
 
 CountCorrect: TypeAlias = Callable[[Features, Tensor], tuple[Tensor, int | Tensor]]
 """Takes a network's output and labels; returns the number of right answers, and of all."""
@@ -35,10 +34,13 @@ class LossMeter:
     def __init__(
         self,
         device: torch.device,
-        count_correct: CountCorrect = count_equal_answers,
+        count_correct: CountCorrect | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        """Count on a device; several `ranks` each count a slice, and read what all have."""
+        """Count on a device; several `ranks` each count a slice, and read what all have.
+
+        Without `count_correct` no answers are counted.
+        """
         self._ranks = ranks
         self._count_correct = count_correct
         self._names: list[str] = []
@@ -64,7 +66,7 @@ class LossMeter:
         values = torch.stack([total, *terms.values()]).float()
         correct: int | Tensor = 0
         answers: int | Tensor = 0
-        if output is not None and labels is not None:
+        if self._count_correct and output is not None and labels is not None:
             correct, answers = self._count_correct(output, labels)
         if self._ranks.count > 1:
             values, correct, answers = self._of_all(values, correct, answers)

@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 
 from tests.distill.data.formats import uploads
 from workers import export_catalog
-from workers.distill import errors, inspection
+from workers.distill import errors
 from workers.distill.config import formats as rules
 from workers.distill.config.job import Task
 from workers.distill.data import dataset
 from workers.distill.data.formats import catalog, conversion
 from workers.distill.data.formats.base import Format
 from workers.distill.data.formats.upload import Upload
+from workers.distill.inspection import uploads as inspection
 from workers.distill.runtime import events
 
 

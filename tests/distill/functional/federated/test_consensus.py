@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from tests.distill.functional.federated import probabilities
 from tests.distill.golden import FEDERATED
 from workers.distill.functional.federated import consensus, poisoning, soft_targets
 
@@ -35,7 +36,7 @@ class TestMean:
         found = consensus.mean(spoiled, sent)
         for sample in range(8):
             assert torch.allclose(found[sample], probs[sent[:, sample], sample].mean(0), rtol=1e-12)
-        assert bool(soft_targets.are_probabilities(found).all())
+        assert bool(probabilities.are_probabilities(found).all())
 
     def test_names_a_sample_that_nobody_sent(self) -> None:
         sent = some_sent(5, 8)
@@ -116,7 +117,7 @@ class TestPower:
 
     def test_of_an_impossible_class_is_finite(self) -> None:
         found = consensus.power(torch.tensor([[1.0, 0.0, 0.0]]))
-        assert bool(soft_targets.are_probabilities(found).all())
+        assert bool(probabilities.are_probabilities(found).all())
 
 
 class TestVote:
@@ -189,7 +190,7 @@ class TestEveryRule:
     def test_gives_probabilities_whatever_the_order_of_clients(self, rule) -> None:
         probs = drawn(7, 8, 4)
         found = rule(probs)
-        assert bool(soft_targets.are_probabilities(found).all())
+        assert bool(probabilities.are_probabilities(found).all())
         assert torch.allclose(rule(probs[torch.randperm(7)]), found, rtol=1e-12)
 
 

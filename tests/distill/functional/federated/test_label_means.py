@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
 
+from tests.distill.functional.federated import probabilities
 from tests.distill.golden import FEDERATED
-from workers.distill.functional.federated import label_means, soft_targets
+from workers.distill.functional.federated import label_means
 from workers.distill.functional.federated.label_means import LabelMeans, LabelSums
 
 CLIENTS = ("A", "B", "C")
@@ -122,14 +123,14 @@ class TestLeaveOneOut:
         expected = FEDERATED.expected("fd", "loo_holders_only")
         assert FEDERATED.close(found.rows, [expected[name] for name in CLIENTS])
         assert bool(found.held.all())
-        assert bool(soft_targets.are_probabilities(found.rows).all())
+        assert bool(probabilities.are_probabilities(found.rows).all())
 
     def test_over_all_others_equals_the_guide_and_is_no_row_of_probabilities(self) -> None:
         found = label_means.leave_one_out_all(uploads())
         expected = FEDERATED.expected("fd", "loo_paper_Mminus1")
         assert FEDERATED.close(found.rows, [expected[name] for name in CLIENTS])
         assert float(found.rows[0, 0].sum()) == pytest.approx(0.5)
-        assert not bool(soft_targets.are_probabilities(found.rows[0, 0]))
+        assert not bool(probabilities.are_probabilities(found.rows[0, 0]))
 
     def test_over_all_others_is_the_same_where_every_client_holds_every_label(self) -> None:
         given = drawn(4, 5)
@@ -197,7 +198,7 @@ class TestMeanOfHolders:
         found = label_means.mean_of_holders(drawn(6, 5))
         assert not bool(found.held[0])
         assert not bool(found.rows[0].any())
-        assert bool(soft_targets.are_probabilities(found.rows[1:]).all())
+        assert bool(probabilities.are_probabilities(found.rows[1:]).all())
 
 
 class TestMeanOfAll:

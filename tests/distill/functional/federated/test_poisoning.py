@@ -1,6 +1,7 @@
 import torch
 
-from workers.distill.functional.federated import poisoning, soft_targets
+from tests.distill.functional.federated import probabilities
+from workers.distill.functional.federated import poisoning
 
 PROBS = torch.rand(2000, 3, generator=torch.Generator().manual_seed(0)).softmax(1)
 
@@ -9,7 +10,7 @@ class TestNoiseRows:
     def test_pass_every_check_and_are_even_over_all_rows(self) -> None:
         seeded = torch.Generator().manual_seed(0)
         found = poisoning.noise_rows(PROBS, generator=seeded)
-        assert bool(soft_targets.are_probabilities(found).all())
+        assert bool(probabilities.are_probabilities(found).all())
         # A coordinate of an even draw from the simplex: mean 1/3, variance 1/18.
         assert torch.allclose(found.mean(0), torch.full((3,), 1 / 3), atol=0.02)
         assert torch.allclose(found.var(0), torch.full((3,), 1 / 18), rtol=0.1)

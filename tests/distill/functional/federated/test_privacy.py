@@ -4,7 +4,8 @@ from statistics import NormalDist
 import pytest
 import torch
 
-from workers.distill.functional.federated import privacy, soft_targets
+from tests.distill.functional.federated import probabilities
+from workers.distill.functional.federated import privacy
 
 
 def exact_epsilon(std: float, delta: float) -> float:
@@ -56,14 +57,14 @@ class TestPrivatize:
     def test_of_probabilities_gives_probabilities_that_say_less(self) -> None:
         probs = torch.eye(4).double()
         clipped = privacy.privatize_probabilities(probs, clip=0.5, noise_multiplier=0.0)
-        assert bool(soft_targets.are_probabilities(clipped).all())
+        assert bool(probabilities.are_probabilities(clipped).all())
         assert clipped.argmax(1).tolist() == [0, 1, 2, 3]
         assert float((clipped - 0.25).norm()) == pytest.approx(0.5)
         seeded = torch.Generator().manual_seed(0)
         noisy = privacy.privatize_probabilities(
             probs, clip=0.5, noise_multiplier=3.0, generator=seeded
         )
-        assert bool(soft_targets.are_probabilities(noisy).all())
+        assert bool(probabilities.are_probabilities(noisy).all())
 
 
 class TestEpsilon:

@@ -54,17 +54,3 @@ class TestEntropies:
         assert torch.allclose(found, torch.tensor(special.entr(probs.numpy()).sum(-1)), rtol=1e-12)
         assert float(soft_targets.entropies(torch.eye(3)).abs().max()) == 0
         assert float(soft_targets.entropies(torch.full((8,), 1 / 8))) == pytest.approx(math.log(8))
-
-
-class TestAreProbabilities:
-    def test_refuse_what_is_no_row_of_probabilities(self) -> None:
-        rows = [
-            [0.5, 0.5, 0.0],
-            [0.5, 0.4995, 0.0],
-            [0.5, 0.498, 0.0],
-            [1.1, -0.1, 0.0],
-            [math.nan, 0.5, 0.5],
-            [math.inf, 0.0, 0.0],
-        ]
-        found = soft_targets.are_probabilities(torch.tensor(rows))
-        assert found.tolist() == [True, True, False, False, False, False]

@@ -6,10 +6,8 @@ not negative and with sum 1. What has not passed a softmax is called `logits` or
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every reader of PyTorch knows
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
-
-from workers.distill.config.messages import SUM_TOLERANCE
 
 
 def cross_entropies(
@@ -33,9 +31,3 @@ def kl_divergences(
 def entropies(probs: Float[Tensor, "*N C"]) -> Float[Tensor, "*N"]:
     """Return -sum_c p_c log p_c of each row, between 0 and log C."""
     return -torch.xlogy(probs, probs).sum(-1)
-
-
-def are_probabilities(probs: Float[Tensor, "*N C"]) -> Bool[Tensor, "*N"]:
-    """Return for each row whether it is finite, not negative, and has the sum 1 within 1e-3."""
-    sound = probs.isfinite().all(-1) & (probs >= 0).all(-1)
-    return sound & ((probs.sum(-1) - 1).abs() <= SUM_TOLERANCE)

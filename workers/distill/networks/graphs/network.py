@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from workers.distill import errors
+from workers.distill.files import prediction_table
 from workers.distill.networks import interface
 from workers.distill.networks.external import observation, planning
 from workers.distill.networks.graphs import onnx_file
@@ -31,8 +32,6 @@ IMAGES = 3
 """On so many images a graph is tried when it is read."""
 TOLERANCE = 1e-3
 """onnxruntime and torch agree so far, relative to the largest number."""
-SMALLEST_PROBABILITY = 1e-12
-SUM_TOLERANCE = 1e-3
 CONVERSION_ERRORS = (
     ArithmeticError,
     AttributeError,
@@ -300,17 +299,15 @@ class OnnxNetwork(interface.FileNetwork):
             )
 
     def _recognise_probabilities(self, path: Path, answers: NDArray[np.float32]) -> None:
-        are_probabilities = bool(
-            (answers >= 0).all() and np.allclose(answers.sum(1), 1, atol=SUM_TOLERANCE)
-        )
-        if self._accepted.outputs == "probabilities" and not are_probabilities:
+        is_probable = prediction_table.are_probabilities(answers)
+        if self._accepted.outputs == "probabilities" and not is_probable:
             raise errors.UploadRefused(
                 "no_probabilities",
                 f"arguments.outputs says probabilities, and the rows of {self._ports.output} in "
                 f"{path.name} are not (from {answers.min():.4g} to {answers.max():.4g}, sums from "
                 f"{answers.sum(1).min():.4g} to {answers.sum(1).max():.4g}); leave it out",
             )
-        if are_probabilities and self._accepted.outputs is None:
+        if is_probable and self._accepted.outputs is None:
             self._ports = dataclasses.replace(self._ports, outputs="probabilities")
             self.notes.append(
                 f"the output {self._ports.output} holds probabilities: their logarithm is taken as "
@@ -484,7 +481,7 @@ class OnnxNetwork(interface.FileNetwork):
             return raw
         if of is not None and of.end != self._ports.output:
             return torch.log_softmax(raw.float(), dim=-1)
-        return raw.float().clamp_min(SMALLEST_PROBABILITY).log()
+        return raw.float().clamp_min(prediction_table.SMALLEST_PROBABILITY).log()
 
     def _ordered(self, logits: Tensor) -> Tensor:
         return logits if self._order is None else logits[:, self._order]

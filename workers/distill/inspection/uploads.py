@@ -1,8 +1,8 @@
 """Convert an upload to a model or a data set, or report why that is impossible.
 
-`python -m workers.distill.inspection REQUEST.json --workdir DIR` reads `DIR/upload`, trusts nothing
-in it, and writes `DIR/model.safetensors` or `DIR/dataset/`. The last line on standard output is a
-JSON object: `result` (exit code 0) or `failure` (exit code 1).
+`python -m workers.distill.inspection.uploads REQUEST.json --workdir DIR` reads `DIR/upload`, trusts
+nothing in it, and writes `DIR/model.safetensors` or `DIR/dataset/`. The last line on standard
+output is a JSON object: `result` (exit code 0) or `failure` (exit code 1).
 """
 
 import contextlib
@@ -256,7 +256,7 @@ def make_builtin(request: BuiltinRequest, workdir: Path) -> dict[str, Any]:  # A
 
 def main(arguments: Sequence[str]) -> int:
     """Process one request, report its result or failure, and return the exit code."""
-    options = child_options.read("workers.distill.inspection", arguments, reads="`upload`")
+    options = child_options.read("workers.distill.inspection.uploads", arguments, reads="`upload`")
     return execute(
         options.request, options.workdir, events.open_stream(), memory_bytes=options.memory_bytes
     )

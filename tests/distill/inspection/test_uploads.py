@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 
 from tests.distill import graphs
-from workers.distill import inspection
 from workers.distill.data import dataset
+from workers.distill.inspection import uploads
 from workers.distill.networks import catalog, interface, weights
 from workers.distill.runtime import events
 
@@ -72,7 +72,7 @@ def inspect(tmp_path: Path) -> Callable[[dict[str, Any]], Inspected]:
         (tmp_path / "request.json").write_text(json.dumps(request))
         lines = tmp_path / "lines"
         with lines.open("wb") as stream:
-            code = inspection.execute(
+            code = uploads.execute(
                 tmp_path / "request.json", tmp_path, events.Reporter(stream.fileno())
             )
         return Inspected(code, lines.read_text())
@@ -432,7 +432,7 @@ class TestMain:
             [
                 sys.executable,
                 "-m",
-                "workers.distill.inspection",
+                "workers.distill.inspection.uploads",
                 str(tmp_path / "request.json"),
                 "--workdir",
                 str(tmp_path),

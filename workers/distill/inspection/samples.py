@@ -1,7 +1,7 @@
 """Write the sample sheet of a data set, or report why that is impossible.
 
-`python -m workers.distill.sampling REQUEST.json --workdir DIR` reads the training split of
-`DIR/dataset` and writes `DIR/samples.json`. The last line on standard output is a JSON object:
+`python -m workers.distill.inspection.samples REQUEST.json --workdir DIR` reads the training split
+of `DIR/dataset` and writes `DIR/samples.json`. The last line on standard output is a JSON object:
 `result` (exit code 0) or `failure` (exit code 1).
 """
 
@@ -18,7 +18,7 @@ from workers.distill.runtime import child_options, events, memory, shutdown
 
 def main(arguments: Sequence[str]) -> int:
     """Write the sheet, report result or failure, and return the exit code."""
-    options = child_options.read("workers.distill.sampling", arguments, reads="`dataset`")
+    options = child_options.read("workers.distill.inspection.samples", arguments, reads="`dataset`")
     reporter = events.open_stream()
     try:
         made = samples.sheet(options.workdir / "dataset")
