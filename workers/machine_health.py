@@ -6,10 +6,8 @@ supervisor meets the failure, its main process speaks of it and tries again.
 """
 
 import contextlib
-import ctypes
 import errno
 import json
-import multiprocessing
 import shutil
 import tempfile
 import time
@@ -21,6 +19,7 @@ import psutil
 import structlog
 
 from models_registry.settings import Settings
+from workers.forked_state import ForkedBytes
 
 log = structlog.get_logger()
 
@@ -77,7 +76,7 @@ class MachineHealth:
     ) -> None:
         self._first_pause = first_pause_seconds
         self._clock = clock
-        self._shared = multiprocessing.get_context("fork").Array(ctypes.c_char, _STATE_BYTES)
+        self._shared = ForkedBytes(_STATE_BYTES)
 
     @property
     def suspension(self) -> Suspension | None:
@@ -115,11 +114,11 @@ class MachineHealth:
         return min(self._first_pause * 2.0 ** min(tries, 30), _LONGEST_PAUSE_SECONDS)
 
     def _read(self) -> Suspension | None:
-        content = bytes(self._shared.value)
+        content = self._shared.get()
         return Suspension(**json.loads(content)) if content else None
 
     def _write(self, state: Suspension) -> None:
-        self._shared.value = json.dumps(asdict(state)).encode()
+        self._shared.put(json.dumps(asdict(state)).encode())
 
 
 def of_error(error: OSError) -> MachineFault:

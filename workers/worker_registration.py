@@ -8,7 +8,6 @@ broker, says why, and tries the machine again.
 import contextlib
 import functools
 import json
-import multiprocessing
 import os
 import platform
 import queue
@@ -31,13 +30,14 @@ from models_registry.persistence import broker, database
 from models_registry.settings import Settings
 from workers import engine_launcher, gpu_utilisation, machine_health
 from workers.erased_inputs import ErasedInputs
+from workers.forked_state import ForkedFlag
 from workers.isolation import Isolation
 from workers.machine_health import MachineFault, MachineHealth, Suspension
 
 log = structlog.get_logger()
 
-# Shared with the forked supervisor, which polls it: SIGTERM reaches only the main process.
-shutting_down = multiprocessing.get_context("fork").Event()
+# Shared with the forked supervisor, which waits for it: SIGTERM reaches only the main process.
+shutting_down = ForkedFlag()
 # Shared in the same way: the supervisor meets what is wrong with the machine.
 health = MachineHealth()
 

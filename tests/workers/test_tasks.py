@@ -122,6 +122,19 @@ class TestKilledWorker:
 
 
 @SQLITE_ONLY
+class TestWorkerWhoseSupervisorWasKilled:
+    def test_leaves_when_told(self, context: Context, project: str) -> None:
+        with processes.worker(context.settings, "-Q", "maintenance", "-B") as worker:
+            scenes.submit(context, project)
+            scenes.wait_until(lambda: "sweep_done" in worker.log(), "a supervisor has done a task")
+            # It waits for the shutdown in a thread; beat has none.
+            max(worker.family()[1:], key=psutil.Process.num_threads).kill()
+            scenes.wait_until(lambda: "SIGKILL" in worker.log(), "its end is noticed")
+            assert processes.stop(worker) < 20
+            assert worker.process.returncode == 0
+
+
+@SQLITE_ONLY
 class TestSuspendedWorker:
     def test_leaves_messages_to_others(self, context: Context, project: str) -> None:
         """Its disk has less room than its settings ask for: real for any user."""
